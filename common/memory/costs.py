@@ -1,0 +1,178 @@
+"""Costs that only a measurement can give, each taken once in a child process and cached.
+
+A ``Probe`` names a function ``module:function`` of this suite and its JSON arguments; the function returns numbers
+by name. The cache's key is the probe, the library versions it depends on, the CPU's flags and the thread count.
+The child is walled (``RLIMIT_DATA``), so that measuring never exceeds the ceiling either.
+"""
+
+import hashlib
+import importlib
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from common.memory import allocator
+from common.memory.budget import format_size
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """One thing to be known."""
+
+    function: str
+    """``"package.module:function"``, one of ours; called with the arguments, returns ``dict[str, int | float]``."""
+    arguments: str = "{}"
+    """JSON object, keys sorted (``Probe.of`` writes it)."""
+    libraries: tuple[str, ...] = ()
+    """Distributions whose versions the answer depends on."""
+    threads: int = 1
+    """Thread count it is measured with."""
+
+    @classmethod
+    def of(cls, function: str, *, libraries: Sequence[str] = (), threads: int = 1, **arguments: Any) -> "Probe":
+        """Build from plain values."""
+        return cls(function, json.dumps(arguments, sort_keys=True), tuple(libraries), threads)
+
+    @property
+    def key(self) -> str:
+        """Cache key."""
+        facts = [self.function, self.arguments, self.threads, _cpu(), platform.python_version(), CODE_VERSION]
+        facts += [f"{name}={_version(name)}" for name in self.libraries]
+        return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
+
+
+CODE_VERSION = 1
+"""Raise when what a probe measures changes; old cache entries are then ignored."""
+
+Costs = Mapping[Probe, Mapping[str, float]]
+"""Probe -> its numbers. Bytes are whole numbers; seconds may have a fraction."""
+
+
+class ProbeFailed(Exception):
+    """A cost could not be measured under the ceiling; the message says why."""
+
+
+def _version(distribution: str) -> str:
+    try:
+        return version(distribution)
+    except PackageNotFoundError:
+        return "absent"
+
+
+@cache
+def _cpu() -> str:
+    """The CPU's feature flags: kernels, and with them workspaces, are chosen by these."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith(("flags", "Features")):
+                return hashlib.sha256(line.encode()).hexdigest()[:16]
+    except OSError:
+        pass
+    return platform.machine()
+
+
+def cache_directory() -> Path:
+    """``$XDG_CACHE_HOME/peakline/costs``."""
+    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return Path(base) / "peakline" / "costs"
+
+
+class CostStore:
+    """Looks costs up, and measures what is missing."""
+
+    def __init__(self, directory: Path | None = None) -> None:
+        self.directory = directory if directory is not None else cache_directory()
+        self.child_peak_bytes = 0
+        """The largest resident peak of any probe child so far: part of this command's own measured peak."""
+
+    def cached(self, probes: Iterable[Probe]) -> dict[Probe, Mapping[str, float]]:
+        """Of these, what is known already."""
+        return {probe: costs for probe in dict.fromkeys(probes) if (costs := self._read(probe)) is not None}
+
+    def known(self, probes: Iterable[Probe], *, ceiling: int) -> Costs:
+        """All of these, measuring what is missing under ``ceiling``.
+
+        Raises
+        ------
+        ProbeFailed
+            If one could not be measured.
+        """
+        wanted = list(dict.fromkeys(probes))
+        have = self.cached(wanted)
+        for probe in wanted:
+            if probe not in have:
+                have[probe] = self._measure(probe, ceiling)
+                self._write(probe, have[probe])
+        return have
+
+    def _read(self, probe: Probe) -> Mapping[str, float] | None:
+        try:
+            costs: dict[str, float] = json.loads((self.directory / f"{probe.key}.json").read_text())["costs"]
+        except (OSError, ValueError, KeyError):
+            return None
+        return costs
+
+    def _write(self, probe: Probe, costs: Mapping[str, float]) -> None:
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            part = self.directory / f".{probe.key}.{os.getpid()}"
+            part.write_text(json.dumps({"function": probe.function, "arguments": probe.arguments, "costs": costs}))
+            part.replace(self.directory / f"{probe.key}.json")
+        except OSError:
+            pass  # a read-only cache costs time, not correctness
+
+    def _measure(self, probe: Probe, ceiling: int) -> Mapping[str, float]:
+        environment = os.environ | allocator.environment(probe.threads)
+        # -X importtime and the like must not reach stdout; the answer is the last line.
+        with subprocess.Popen(
+            [sys.executable, "-m", "common.memory.costs", probe.function, probe.arguments, str(ceiling)],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as child:
+            out, err = child.communicate()
+        answer = _last_json(out)
+        if answer is None or "costs" not in answer:
+            lines = [line for line in err.strip().splitlines() if line.strip()]
+            why = f"killed by signal {-child.returncode}" if child.returncode < 0 else (lines or ["no answer"])[-1]
+            name = probe.function.rsplit(":", 1)[-1]
+            raise ProbeFailed(f"cannot be measured under {format_size(ceiling)} ({name}: {why})")
+        self.child_peak_bytes = max(self.child_peak_bytes, int(answer["peak_bytes"]))
+        costs: dict[str, float] = answer["costs"]
+        return costs
+
+
+def _last_json(text: str) -> dict[str, Any] | None:
+    try:
+        answer = json.loads(text.strip().splitlines()[-1])
+    except (ValueError, IndexError):
+        return None
+    return answer if isinstance(answer, dict) else None
+
+
+def _child(function: str, arguments: str, ceiling: str) -> None:
+    """Run one probe in this process and write its answer as the last line of stdout."""
+    from common.memory import guard, meter
+
+    allocator.tame()
+    module, name = function.split(":")
+    if module.split(".")[0] not in ("common", "apps"):
+        raise SystemExit(f"{function}: probes are functions of this suite")
+    target = getattr(importlib.import_module(module), name)
+    guard.soft_wall(int(ceiling))
+    costs = target(**json.loads(arguments))
+    sys.stdout.write("\n" + json.dumps({"costs": costs, "peak_bytes": meter.lifetime_peak()}) + "\n")
+
+
+if __name__ == "__main__":
+    _child(*sys.argv[1:])

@@ -1,0 +1,45 @@
+"""The floor: what a process holds once its libraries are loaded and have run once, before any data.
+
+Imports are the smaller part of it: first use loads code lazily, starts thread pools and fills kernel caches. So the
+floor is measured by a warm-up function that imports what a command needs and runs each library on something tiny;
+the command calls the same function before its soft wall is set.
+"""
+
+import importlib
+from collections.abc import Callable, Sequence
+
+from common.memory import allocator
+from common.memory.costs import Costs, Probe
+from common.memory.footprint import Term
+from common.memory.meter import lifetime_peak
+
+
+def resolve(warm_up: str) -> Callable[[], None]:
+    """The function named by ``"package.module:function"``."""
+    module, name = warm_up.split(":")
+    function: Callable[[], None] = getattr(importlib.import_module(module), name)
+    return function
+
+
+def measure(warm_up: str) -> dict[str, float]:
+    """Run a warm-up in this process and read its peak. Called in a probe's child."""
+    resolve(warm_up)()
+    allocator.trim()
+    return {"bytes": lifetime_peak()}
+
+
+def probe(warm_up: str, *, libraries: Sequence[str], threads: int) -> Probe:
+    """The probe that measures the floor of one warm-up function."""
+    return Probe.of("common.memory.floor:measure", libraries=libraries, threads=threads, warm_up=warm_up)
+
+
+SUPERVISOR_BYTES = 8 << 20
+"""The parent process's share (PSS) while the child runs; measured 5 to 7 MiB."""
+
+
+def terms(known: Costs, floor: Probe) -> tuple[Term, ...]:
+    """What every command's footprint starts with."""
+    return (
+        Term("interpreter and libraries", int(known[floor]["bytes"]), "measured"),
+        Term("supervisor", SUPERVISOR_BYTES, "measured"),
+    )

@@ -1,0 +1,149 @@
+"""Keep the ceiling while running: a soft wall that raises, a hard wall that kills, and a supervisor that explains.
+
+The soft wall is ``RLIMIT_DATA``: private writable mappings of this process. Set after the imports, it turns an
+allocation beyond the ceiling into an exception that a smaller micro-batch can answer. The hard wall is a memory
+cgroup of the ceiling's size, where one can be written. The supervisor is the small parent process that turns a
+kernel kill into one line.
+"""
+
+import gc
+import os
+import resource
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import NoReturn
+
+from common.memory import allocator
+from common.memory.budget import MIB, memory_cgroups
+from common.memory.meter import _status, resident
+
+SUPERVISED = "PEAKLINE_SUPERVISOR"
+"""Environment variable by which a child knows its supervisor's pid."""
+WALL = "PEAKLINE_HARD_WALL"
+"""Environment variable in which the supervisor tells the child whether a cgroup holds it."""
+
+THREAD_STACK = 8 * MIB
+"""Address space that each further thread reserves and hardly touches."""
+SLACK = 32 * MIB
+"""Writable mappings that are reserved and not touched: allocator headers, library pools (measured 9 to 27 MiB)."""
+
+_OOM_MESSAGES = (
+    "can't allocate memory",  # torch DefaultCPUAllocator
+    "not enough memory",  # torch on some platforms
+    "could not create a primitive",  # oneDNN
+    "could not create a memory object",  # oneDNN
+    "unable to allocate",  # NumPy's ArrayMemoryError and others
+    "std::bad_alloc",  # C++ in OpenVINO, implicit, Arrow
+    "cannot allocate memory",  # errno ENOMEM as text
+    "malloc of size",  # Arrow
+    "out of memory",  # CUDA, cuBLAS
+)
+
+
+def soft_wall(ceiling: int, *, threads: int = 2, slack: int = SLACK) -> bool:
+    """Limit this process's private memory to ``ceiling``, counting what is resident now.
+
+    Parameters
+    ----------
+    ceiling
+        Bytes that this process may hold resident.
+    threads
+        Threads that may still start; their stacks are reserved but hardly touched.
+    slack
+        Reserved, untouched mappings of the libraries in use.
+
+    Returns
+    -------
+    bool
+        ``False`` where the limit cannot be set; the meter then still tells.
+    """
+    limit = _status("VmData") + max(0, ceiling - resident()) + slack + threads * THREAD_STACK
+    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    if hard != resource.RLIM_INFINITY:
+        limit = min(limit, hard)
+    try:
+        resource.setrlimit(resource.RLIMIT_DATA, (limit, hard))
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception is an allocation failure, by its type and by the messages of the libraries we use."""
+    if isinstance(error, MemoryError):
+        return True
+    if type(error).__name__ in ("OutOfMemoryError", "ArrowMemoryError"):
+        return True
+    return isinstance(error, (RuntimeError, OSError)) and any(m in str(error).lower() for m in _OOM_MESSAGES)
+
+
+def release() -> None:
+    """Give memory back after a failed step; outside the ``except`` block, whose traceback pins the step's tensors."""
+    gc.collect()
+    allocator.trim()
+
+
+def hard_wall(ceiling: int) -> Path | None:
+    """Make a cgroup limited to ``ceiling`` bytes below our own; ``None`` where none can be made.
+
+    Write a pid to ``cgroup.procs`` in it to put a process behind the wall; remove the directory afterwards.
+    """
+    parent = next(memory_cgroups(), None)
+    if parent is None or not parent.is_dir():
+        return None
+    place = parent / f"peakline-{os.getpid()}"
+    try:
+        place.mkdir()
+    except OSError:
+        return None
+    for name in ("memory.max", "memory.limit_in_bytes"):
+        with suppress(OSError):
+            if (place / name).exists():
+                (place / name).write_text(str(ceiling))
+                with suppress(OSError):  # no escape into swap, where swap is accounted
+                    swap = place / ("memory.swap.max" if name == "memory.max" else "memory.memsw.limit_in_bytes")
+                    if swap.exists():
+                        swap.write_text("0" if name == "memory.max" else str(ceiling))
+                return place
+    with suppress(OSError):
+        place.rmdir()
+    return None
+
+
+def supervise(command: Sequence[str], *, name: str, ceiling: int, threads: int, json: bool) -> NoReturn:
+    """Run ``command`` as a child behind both walls, and become its supervisor.
+
+    The child starts with what must be set before ``main``: thread counts and the allocator's tunables. This process
+    then replaces itself by ``supervisor.py``, which ends with the child's exit code.
+    """
+    place = hard_wall(ceiling)
+    environment = os.environ | allocator.environment(threads)
+    environment |= {SUPERVISED: str(os.getpid()), WALL: "cgroup" if place else ""}
+    signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
+
+    def behind_the_wall() -> None:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT, signal.SIGTERM))
+        if place is not None:
+            with suppress(OSError):
+                (place / "cgroup.procs").write_text(str(os.getpid()))
+
+    child = subprocess.Popen(command, env=environment, preexec_fn=behind_the_wall)
+    script = str(Path(__file__).with_name("supervisor.py"))
+    arguments = [str(child.pid), str(place or ""), name, str(ceiling), "json" if json else ""]
+    sys.stdout.flush()
+    os.execv(sys.executable, [sys.executable, "-I", "-S", script, *arguments])
+
+
+def supervisor_pid() -> int | None:
+    """The pid of our supervisor, if we have one."""
+    pid = os.environ.get(SUPERVISED, "")
+    return int(pid) if pid.isdigit() and int(pid) == os.getppid() else None
+
+
+def python_command(module: str, arguments: Sequence[str]) -> list[str]:
+    """The command line that runs ``module`` of this suite in a fresh interpreter."""
+    return [sys.executable, "-m", module, *arguments]

@@ -1,0 +1,169 @@
+"""True peaks, per phase.
+
+A single process has the kernel's own high-water mark (VmHWM), which writing ``5`` to ``/proc/self/clear_refs``
+resets: exact, and 13 microseconds. Children are counted by summing PSS over the live tree at every sample, so pages
+shared between processes count once.
+"""
+
+import os
+import resource
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from common.memory.budget import KIB, page_size
+
+TIMELINE_POINTS = 1000
+"""At most so many samples are kept; beyond it every second one is dropped and the interval doubles."""
+FIRST_INTERVAL = 0.05
+"""Seconds between samples at the start."""
+
+
+def _status(field: str, pid: int | str = "self") -> int:
+    with open(f"/proc/{pid}/status", "rb") as stream:
+        for line in stream:
+            if line.startswith(field.encode() + b":"):
+                return int(line.split()[1]) * KIB
+    return 0
+
+
+def resident(pid: int | str = "self") -> int:
+    """Resident bytes of a process, now."""
+    with open(f"/proc/{pid}/statm", "rb") as stream:
+        return int(stream.read().split()[1]) * page_size()
+
+
+def proportional(pid: int | str = "self") -> int:
+    """PSS of a process: its private pages plus its share of the shared ones. 0 once it is gone."""
+    with suppress(OSError), open(f"/proc/{pid}/smaps_rollup", "rb") as stream:
+        for line in stream:
+            if line.startswith(b"Pss:"):
+                return int(line.split()[1]) * KIB
+    return 0
+
+
+def lifetime_peak() -> int:
+    """High-water mark of this process since the last reset."""
+    with suppress(OSError):
+        if peak := _status("VmHWM"):
+            return peak
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (KIB if sys.platform != "darwin" else 1)
+
+
+def reset_peak() -> bool:
+    """Start a new high-water mark at the present resident size; ``False`` where the kernel does not allow it."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return False
+    return True
+
+
+def children() -> list[int]:
+    """Live descendants of this process."""
+    found: list[int] = []
+    pending = [os.getpid()]
+    while pending:
+        pid = pending.pop()
+        with suppress(OSError):
+            for task in os.listdir(f"/proc/{pid}/task"):
+                below = [int(c) for c in Path(f"/proc/{pid}/task/{task}/children").read_text().split()]
+                found += below
+                pending += below
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """One measured phase."""
+
+    name: str
+    seconds: float
+    peak_bytes: int
+
+
+class PeakMeter:
+    """Peak of this process tree, by phase, with a sampled timeline.
+
+    Examples
+    --------
+    >>> with PeakMeter() as meter:
+    ...     with meter.phase("work"):
+    ...         block = bytearray(64 << 20)
+    >>> meter.phases[0].peak_bytes > 64 << 20
+    True
+    """
+
+    def __init__(self, *, companions: tuple[int, ...] = ()) -> None:
+        self.phases: list[Phase] = []
+        self.timeline: list[tuple[float, int]] = []
+        self.method: Literal["hwm", "pss"] = "hwm"
+        self.floor_bytes = 0
+        """Resident size when the work began: interpreter and libraries."""
+        self._companions = companions
+        self._companion_bytes = 0
+        self._tree_peak = 0
+        self._started = time.monotonic()
+        self._interval = FIRST_INTERVAL
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._sample_until_stopped, name="peakline-meter", daemon=True)
+
+    def __enter__(self) -> "PeakMeter":
+        self._companion_bytes = sum(proportional(pid) for pid in self._companions)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+        self.sample()
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Measure a block of work. Phases do not nest."""
+        began = time.monotonic()
+        reset_peak()
+        self._tree_peak = 0
+        try:
+            yield
+        finally:
+            self.sample()
+            self._record(name, time.monotonic() - began)
+
+    def add_child_peak(self, name: str, seconds: float, peak_bytes: int) -> None:
+        """Count a child that has already ended, on top of what this process held meanwhile."""
+        self.phases.append(Phase(name, seconds, peak_bytes + resident() + self._companion_bytes))
+
+    def _record(self, name: str, seconds: float) -> None:
+        own = lifetime_peak() + self._companion_bytes
+        if self._tree_peak > own:
+            self.method = "pss"
+        self.phases.append(Phase(name, seconds, max(own, self._tree_peak)))
+
+    @property
+    def peak_bytes(self) -> int:
+        """The run's peak: the maximum over phases."""
+        return max((phase.peak_bytes for phase in self.phases), default=lifetime_peak() + self._companion_bytes)
+
+    def sample(self) -> int:
+        """Take one sample of the tree's size; returns it."""
+        below = [pid for pid in children()]
+        if below:
+            size = proportional() + sum(proportional(pid) for pid in below)
+            self._tree_peak = max(self._tree_peak, size + self._companion_bytes)
+        else:
+            size = resident()
+        self.timeline.append((round(time.monotonic() - self._started, 3), size + self._companion_bytes))
+        if len(self.timeline) > TIMELINE_POINTS:
+            self.timeline = self.timeline[::2]
+            self._interval *= 2
+        return size
+
+    def _sample_until_stopped(self) -> None:
+        while not self._stop.wait(self._interval):
+            self.sample()

@@ -1,0 +1,76 @@
+"""``run.json``: what was planned, what was measured, how it ended. No path, no identifier."""
+
+import time
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from common.memory.budget import MemoryBudget, format_size
+from common.memory.meter import PeakMeter
+from common.memory.planner import Plan
+
+
+@dataclass(slots=True)
+class RunRecord:
+    """One run of one command."""
+
+    version: str
+    """The suite's version."""
+    command: str
+    """``"imaging infer"``"""
+    budget: MemoryBudget
+    """The ceiling."""
+    plan: Plan | None = None
+    """What was chosen; ``None`` before planning."""
+    results: dict[str, Any] = field(default_factory=dict)
+    """What the command reports (DESIGN 4)."""
+    exit_code: int = 0
+    """How it ended."""
+    error: dict[str, str] | None = None
+    """Kind and public message of a failure."""
+    smallest_feasible_bytes: int | None = None
+    """On a refusal only."""
+    started: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+    """ISO 8601, UTC."""
+    began: float = field(default_factory=time.monotonic)
+    """For the duration."""
+
+    def to_json(self, meter: PeakMeter) -> dict[str, Any]:
+        """The record, with what ``meter`` saw."""
+        record: dict[str, Any] = {
+            "peakline": self.version,
+            "command": self.command,
+            "started": self.started,
+            "seconds": round(time.monotonic() - self.began, 3),
+            "exit_code": self.exit_code,
+            "budget": {
+                "host_bytes": self.budget.host_bytes,
+                "device_bytes": self.budget.device_bytes,
+                "source": self.budget.source,
+            },
+            "plan": self.plan.to_json() if self.plan else None,
+            "measured": {
+                "peak_bytes": meter.peak_bytes,
+                "method": meter.method,
+                "floor_bytes": meter.floor_bytes,
+                "phases": [
+                    {"name": p.name, "seconds": round(p.seconds, 3), "peak_bytes": p.peak_bytes} for p in meter.phases
+                ],
+                "timeline": [list(point) for point in meter.timeline],
+            },
+            "within_budget": meter.peak_bytes <= self.budget.host_bytes,
+            "results": self.results,
+        }
+        if self.smallest_feasible_bytes is not None:
+            record["smallest_feasible_bytes"] = self.smallest_feasible_bytes
+        if self.error is not None:
+            record["error"] = self.error
+        return record
+
+
+def memory_line(budget: MemoryBudget, plan: Plan, measured_bytes: int) -> str:
+    """The terminal's last line: ceiling, predicted, measured."""
+    return (
+        f"memory: ceiling {format_size(budget.host_bytes)}, predicted {format_size(plan.predicted_peak_bytes)},"
+        f" measured {format_size(measured_bytes)}"
+    )
