@@ -242,6 +242,8 @@ def _name(args: argparse.Namespace) -> str:
 def _run(args: argparse.Namespace, budget: MemoryBudget, supervisor: int) -> int:
     """The child: plan, run, and end in one of the ways of DESIGN 1."""
     allocator.tame()
+    # SIGTERM unwinds like SIGINT, so that nothing half-written stays behind.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     command: Command = args.command
     record = RunRecord(__version__, command.name, budget)
     line: str | None = None

@@ -1,7 +1,7 @@
 """The smallest command that makes the promise: fill blocks of memory under a ceiling.
 
 It has every part of a real one (workload, plan, warm-up, wall, record), so the contract is tested on it first:
-``python -m common.bench.promise --bytes 200MiB --memory 400MiB``.
+``python -m common.bench.fill --bytes 200MiB --memory 400MiB``.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from common.memory.costs import Costs, Probe
 from common.memory.footprint import Footprint, Term
 from common.memory.planner import Setting
 
-WARM_UP = "common.bench.promise:warm_up"
+WARM_UP = "common.bench.fill:warm_up"
 
 
 def warm_up() -> None:
@@ -35,7 +35,7 @@ class FillWorkload:
 
     size: int
     threads: int = 1
-    name: str = "promise fill"
+    name: str = "bench fill"
 
     def settings(self) -> Iterator[Setting]:
         """More blocks need less memory and take longer."""
@@ -79,16 +79,16 @@ def _execute(args: argparse.Namespace, session: cli.Session) -> Mapping[str, Any
 
 def parser() -> argparse.ArgumentParser:
     """The command line of this module."""
-    top = argparse.ArgumentParser(prog="python -m common.bench.promise", description=__doc__)
+    top = argparse.ArgumentParser(prog="python -m common.bench.fill", description=__doc__)
     top.add_argument("--bytes", default="200MiB", help="how much to write in all")
     top.add_argument("--hostile", action="store_true", help="allocate eight times what was planned")
     top.add_argument("--output", type=Path, help="where the record goes")
     cli.add_common_options(top)
     top.set_defaults(
-        command=cli.Command("promise fill", _workload, lambda args: WARM_UP, _execute, lambda args: args.output)
+        command=cli.Command("bench fill", _workload, lambda args: WARM_UP, _execute, lambda args: args.output)
     )
     return top
 
 
 if __name__ == "__main__":
-    sys.exit(cli.main(parser(), "common.bench.promise"))
+    sys.exit(cli.main(parser(), "common.bench.fill"))

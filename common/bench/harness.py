@@ -1,0 +1,262 @@
+"""The one harness: every benchmark is a case in a suite, run in a fresh process under a kernel limit.
+
+A suite is a module that declares cases and ratios and ends in ``sys.exit(suite.main())``. Each run of a case appends
+one JSON line to ``bench/<suite>.jsonl``; a case that was done for this commit is not run again (``--again`` forces).
+Cases of one group run in turn, A B A B, so that a ratio between them holds although the machine's speed drifts.
+"""
+
+import argparse
+import fnmatch
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import distributions
+from pathlib import Path
+from typing import Any
+
+from common.memory import guard
+from common.memory.budget import KIB, format_size
+
+VERSIONS = ("torch", "monai", "implicit", "openvino", "numpy", "scipy", "pyarrow", "pandas", "pydicom", "nibabel")
+"""Distributions whose versions every line carries."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """What a number must be for the case to pass."""
+
+    metric: str
+    """A name in the case's line: ``seconds``, ``peak``, ``predicted_over_measured``, or ``result.<key>``."""
+    at_least: float | None = None
+    """Lower bound, inclusive."""
+    at_most: float | None = None
+    """Upper bound, inclusive."""
+
+    def holds(self, value: float) -> bool:
+        """Whether ``value`` is within."""
+        return (self.at_least is None or value >= self.at_least) and (self.at_most is None or value <= self.at_most)
+
+    def __str__(self) -> str:
+        low = "" if self.at_least is None else f"{self.at_least:g} <= "
+        high = "" if self.at_most is None else f" <= {self.at_most:g}"
+        return f"{low}{self.metric}{high}"
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One thing to measure."""
+
+    name: str
+    """Unique in the suite."""
+    argv: tuple[str, ...]
+    """The command; its last line on stdout may be a JSON object: a run record, or a plain result."""
+    ceiling: int | None
+    """Bytes of the cgroup it runs in; ``None``: no wall."""
+    repeats: int
+    """How often."""
+    group: str
+    """Cases of one group run in turn."""
+    bounds: tuple[Bound, ...]
+    """What must hold for the median of the repeats."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ratio:
+    """A comparison between two cases of one group: the median of the pairwise ratios."""
+
+    name: str
+    over: str
+    under: str
+    bound: Bound
+
+
+@dataclass(slots=True)
+class Suite:
+    """A named list of cases."""
+
+    name: str
+    directory: Path = field(default_factory=lambda: Path("bench"))
+    cases: list[Case] = field(default_factory=list)
+    ratios: list[Ratio] = field(default_factory=list)
+
+    def case(
+        self,
+        name: str,
+        argv: Sequence[object],
+        *,
+        ceiling: int | None = None,
+        repeats: int = 1,
+        group: str | None = None,
+        bounds: Sequence[Bound] = (),
+    ) -> None:
+        """Declare a case; ``argv`` starting with ``-m`` runs with this interpreter."""
+        command = [str(part) for part in argv]
+        if command[0] == "-m":
+            command.insert(0, sys.executable)
+        self.cases.append(Case(name, tuple(command), ceiling, repeats, group or name, tuple(bounds)))
+
+    def ratio(self, name: str, over: str, under: str, bound: Bound) -> None:
+        """Declare that ``over``'s metric divided by ``under``'s is bounded."""
+        self.ratios.append(Ratio(name, over, under, bound))
+
+    def main(self, argv: Sequence[str] | None = None) -> int:
+        """Run what is asked for and print the table; 0 if every bound holds."""
+        parser = argparse.ArgumentParser(prog=f"bench {self.name}")
+        parser.add_argument("--only", default="*", metavar="PATTERN", help="cases whose name matches")
+        parser.add_argument("--again", action="store_true", help="run cases that were done for this commit too")
+        parser.add_argument("--list", action="store_true", help="name the cases and stop")
+        args = parser.parse_args(argv)
+        chosen = [case for case in self.cases if fnmatch.fnmatch(case.name, args.only)]
+        if args.list:
+            sys.stdout.write("\n".join(case.name for case in chosen) + "\n")
+            return 0
+        commit = _commit()
+        done = [] if args.again else [line for line in self._lines() if line["commit"] == commit]
+        for group in dict.fromkeys(case.group for case in chosen):
+            members = [case for case in chosen if case.group == group]
+            if all(sum(line["name"] == case.name for line in done) >= case.repeats for case in members):
+                continue
+            done += self._run_group(members, commit)
+        return _report(chosen, self.ratios, done)
+
+    def _run_group(self, members: Sequence[Case], commit: str) -> list[dict[str, Any]]:
+        lines = []
+        for turn in range(max(case.repeats for case in members)):
+            for case in members:
+                if turn < case.repeats:
+                    sys.stderr.write(f"{self.name}: {case.name} ({turn + 1}/{case.repeats}) ...\n")
+                    lines.append(measure(case) | {"commit": commit})
+                    self._append(lines[-1])
+        return lines
+
+    @property
+    def _path(self) -> Path:
+        return self.directory / f"{self.name}.jsonl"
+
+    def _append(self, line: Mapping[str, Any]) -> None:
+        self.directory.mkdir(parents=True, exist_ok=True)
+        with self._path.open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(line) + "\n")
+
+    def _lines(self) -> list[dict[str, Any]]:
+        with suppress(OSError):
+            return [json.loads(line) for line in self._path.read_text(encoding="utf-8").splitlines()]
+        return []
+
+
+def measure(case: Case) -> dict[str, Any]:
+    """Run a case once, behind its wall; returns its line."""
+    place = guard.hard_wall(case.ceiling) if case.ceiling else None
+
+    def behind_the_wall() -> None:
+        if place is not None:
+            (place / "cgroup.procs").write_text(str(os.getpid()))
+
+    began = time.monotonic()
+    child = subprocess.Popen(
+        case.argv, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True, preexec_fn=behind_the_wall
+    )
+    assert child.stdout is not None
+    out = child.stdout.read()
+    _, status, usage = os.wait4(child.pid, 0)
+    seconds = time.monotonic() - began
+    child.returncode = os.waitstatus_to_exitcode(status)
+    if place is not None:
+        with suppress(OSError):
+            place.rmdir()
+    line: dict[str, Any] = {
+        "name": case.name,
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "machine": f"{platform.machine()} {len(os.sched_getaffinity(0))} cpus",
+        "versions": {d.name: d.version for d in distributions() if d.name.lower() in VERSIONS},
+        "exit": child.returncode,
+        "seconds": round(seconds, 3),
+        "ceiling": case.ceiling,
+        "walled": place is not None,
+        "peak": usage.ru_maxrss * KIB,
+    }
+    return line | _of_record(_last_object(out))
+
+
+def _last_object(text: str) -> dict[str, Any]:
+    for line in reversed(text.strip().splitlines()):
+        with suppress(ValueError):
+            value = json.loads(line)
+            if isinstance(value, dict):
+                return value
+    return {}
+
+
+def _of_record(record: dict[str, Any]) -> dict[str, Any]:
+    """What a line takes from the command's own answer: a run record's figures, or the plain result."""
+    if "measured" not in record:
+        return {"result": record}
+    peak, floor = record["measured"]["peak_bytes"], record["measured"]["floor_bytes"]
+    line = {"peak": peak, "floor": floor, "result": record["results"]}
+    if record["plan"]:
+        predicted = record["plan"]["predicted_peak_bytes"]
+        line |= {
+            "predicted": predicted,
+            "knobs": record["plan"]["knobs"],
+            "predicted_over_measured": round(predicted / peak, 4),
+            "above_floor": round((predicted - floor) / max(1, peak - floor), 4),
+        }
+    return line
+
+
+def value_of(line: Mapping[str, Any], metric: str) -> float:
+    """A number of a line by its dotted name; ``nan`` where it is absent."""
+    found: Any = line
+    for part in metric.split("."):
+        if not isinstance(found, Mapping) or part not in found:
+            return float("nan")
+        found = found[part]
+    return float(found)
+
+
+def _report(cases: Iterable[Case], ratios: Iterable[Ratio], lines: Sequence[Mapping[str, Any]]) -> int:
+    failed = 0
+    by_name = {case.name: [line for line in lines if line["name"] == case.name][-case.repeats :] for case in cases}
+    for case in cases:
+        runs = by_name[case.name]
+        seconds = [run["seconds"] for run in runs]
+        peak = max(run["peak"] for run in runs)
+        text = f"{case.name}: {statistics.median(seconds):.2f} s ({min(seconds):.2f} to {max(seconds):.2f}, n={len(runs)}), peak {format_size(peak)}"  # noqa: E501
+        if "predicted" in runs[-1]:
+            text += f", predicted {format_size(runs[-1]['predicted'])} ({runs[-1]['predicted_over_measured']:.3f})"
+        sys.stdout.write(text + "\n")
+        implied = [Bound("exit", 0, 0)] + ([Bound("peak", at_most=case.ceiling)] if case.ceiling else [])
+        for bound in (*implied, *case.bounds):
+            failed += _judge(bound, statistics.median(value_of(run, bound.metric) for run in runs))
+    for ratio in ratios:
+        if ratio.over in by_name and ratio.under in by_name:
+            pairs = list(zip(by_name[ratio.over], by_name[ratio.under], strict=False))
+            values = [value_of(a, ratio.bound.metric) / value_of(b, ratio.bound.metric) for a, b in pairs]
+            sys.stdout.write(f"{ratio.name}: {ratio.over} / {ratio.under}\n")
+            failed += _judge(ratio.bound, statistics.median(values))
+    sys.stdout.write(f"{'FAIL' if failed else 'PASS'}: {failed} bounds missed\n")
+    return 1 if failed else 0
+
+
+def _judge(bound: Bound, value: float) -> int:
+    holds = bound.holds(value)
+    sys.stdout.write(f"  {'pass' if holds else 'FAIL'}  {value:.6g}  ({bound})\n")
+    return 0 if holds else 1
+
+
+def _commit() -> str:
+    """The commit, marked when the tree differs from it."""
+    try:
+        head = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True)
+        dirty = subprocess.run(["git", "status", "--porcelain"], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return head.stdout.strip() + ("-dirty" if dirty.stdout.strip() else "")

@@ -1,0 +1,55 @@
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from common.memory import costs
+from common.memory.budget import GIB, MIB
+from common.memory.costs import CostStore, Probe, ProbeFailed
+
+HERE = "common.memory.costs:_test_only"
+
+
+def test_key_depends_on_everything_that_matters(monkeypatch: pytest.MonkeyPatch) -> None:
+    base = Probe.of("common.x:f", libraries=("numpy",), threads=2, size=3, name="a")
+    assert base.key == Probe.of("common.x:f", libraries=("numpy",), threads=2, name="a", size=3).key
+    others = [
+        Probe.of("common.x:g", libraries=("numpy",), threads=2, size=3, name="a"),
+        Probe.of("common.x:f", libraries=("scipy",), threads=2, size=3, name="a"),
+        Probe.of("common.x:f", libraries=("numpy",), threads=1, size=3, name="a"),
+        Probe.of("common.x:f", libraries=("numpy",), threads=2, size=4, name="a"),
+    ]
+    assert len({probe.key for probe in [base, *others]}) == 5
+    monkeypatch.setattr(costs, "CODE_VERSION", costs.CODE_VERSION + 1)
+    assert base.key not in {probe.key for probe in others}
+
+
+def test_measured_once_then_read(tmp_path: Path) -> None:
+    probe = Probe.of("common.memory.floor:measure", warm_up="common.bench.fill:warm_up")
+    store = CostStore(tmp_path)
+    assert store.cached([probe]) == {}
+    first = store.known([probe], ceiling=GIB)
+    assert 20 * MIB < first[probe]["bytes"] < 80 * MIB
+    assert store.child_peak_bytes >= first[probe]["bytes"]
+    again = CostStore(tmp_path)
+    assert again.known([probe], ceiling=GIB) == first
+    assert again.child_peak_bytes == 0
+
+
+def test_a_damaged_entry_is_measured_again(tmp_path: Path) -> None:
+    probe = Probe.of("common.memory.floor:measure", warm_up="common.bench.fill:warm_up")
+    (tmp_path / f"{probe.key}.json").write_text("{")
+    CostStore(tmp_path).known([probe], ceiling=GIB)
+    assert json.loads((tmp_path / f"{probe.key}.json").read_text())["costs"]["bytes"] > 0
+
+
+def test_only_this_suite_is_run(tmp_path: Path) -> None:
+    with pytest.raises(ProbeFailed, match="probes are functions of this suite"):
+        CostStore(tmp_path).known([Probe.of("os:getcwd")], ceiling=GIB)
+    assert os.listdir(tmp_path) == []
+
+
+def test_failure_says_why(tmp_path: Path) -> None:
+    with pytest.raises(ProbeFailed, match=r"under 1\.00 GiB \(measure: .*nowhere"):
+        CostStore(tmp_path).known([Probe.of("common.memory.floor:measure", warm_up="common.nowhere:f")], ceiling=GIB)

@@ -1,0 +1,50 @@
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from common.memory import meter
+from common.memory.budget import MIB
+from common.memory.meter import PeakMeter
+
+TOLERANCE = 6 * MIB
+"""What the interpreter and pytest's threads may move meanwhile."""
+
+
+@pytest.fixture(autouse=True)
+def _resettable() -> None:
+    if not meter.reset_peak():
+        pytest.skip("this kernel does not reset VmHWM")
+
+
+def test_each_phase_has_its_own_peak() -> None:
+    with PeakMeter() as gauge:
+        base = meter.resident()
+        with gauge.phase("large"):
+            np.ones(128 * MIB, np.uint8)
+        with gauge.phase("small"):
+            np.ones(32 * MIB, np.uint8)
+    large, small = (phase.peak_bytes - base for phase in gauge.phases)
+    assert abs(large - 128 * MIB) < TOLERANCE
+    assert abs(small - 32 * MIB) < TOLERANCE
+    assert gauge.peak_bytes == gauge.phases[0].peak_bytes
+    assert gauge.method == "hwm"
+
+
+def test_children_are_counted_by_their_share() -> None:
+    code = "import time; block = bytearray(b'x') * (96 << 20); time.sleep(1.5)"
+    with PeakMeter() as gauge, gauge.phase("child"):
+        base = meter.proportional()
+        subprocess.run([sys.executable, "-c", code], check=True)
+    assert gauge.method == "pss"
+    # Pages that the child shares with us leave our own share as it starts.
+    assert 96 * MIB - 2 * TOLERANCE < gauge.peak_bytes - base < 96 * MIB + 16 * MIB
+
+
+def test_timeline_is_bounded() -> None:
+    gauge = PeakMeter()
+    for _ in range(3 * meter.TIMELINE_POINTS):
+        gauge.sample()
+    assert len(gauge.timeline) <= meter.TIMELINE_POINTS
+    assert gauge.timeline == sorted(gauge.timeline, key=lambda point: point[0])

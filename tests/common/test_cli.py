@@ -1,0 +1,127 @@
+"""The four endings, on the smallest command that has them all."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from common import cli
+from common.errors import UsageError
+from common.memory.budget import MIB
+
+FILL = "common.bench.fill"
+
+
+def test_it_fits(run: Callable[..., Any], tmp_path: Path) -> None:
+    ended = run(FILL, "--bytes", "100MiB", "--memory", "250MiB", "--json", "--output", tmp_path / "run.json")
+    assert ended.code == 0
+    record = ended.record
+    assert record["results"] == {"written": 100 * MIB}
+    assert record["plan"]["knobs"] == {"blocks": 1}
+    assert record["within_budget"] and record["measured"]["peak_bytes"] <= 250 * MIB
+    predicted, measured = record["plan"]["predicted_peak_bytes"], record["measured"]["peak_bytes"]
+    assert measured <= predicted <= 1.15 * measured
+    assert [phase["name"] for phase in record["measured"]["phases"]][-2:] == ["start", "fill"]
+    assert json.loads((tmp_path / "run.json").read_text()) == record
+    assert "memory: ceiling 250.0 MiB, predicted" in ended.err.splitlines()[-1]
+
+
+def test_less_memory_means_smaller_blocks(run: Callable[..., Any]) -> None:
+    record = run(FILL, "--bytes", "100MiB", "--memory", "100MiB", "--json").record
+    assert record["plan"]["knobs"]["blocks"] > 1
+    assert record["within_budget"]
+
+
+def test_refusal_names_a_ceiling_that_then_works(run: Callable[..., Any]) -> None:
+    refused = run(FILL, "--bytes", "400MiB", "--memory", "60MiB", "--json")
+    assert refused.code == 3
+    assert len(refused.err.splitlines()) == 1 and "Remedy: --memory" in refused.err
+    smallest = refused.record["smallest_feasible_bytes"]
+    accepted = run(FILL, "--bytes", "400MiB", "--memory", smallest, "--json")
+    assert accepted.code == 0 and accepted.record["within_budget"]
+    assert run(FILL, "--bytes", "400MiB", "--memory", smallest - 2 * MIB).code == 3
+
+
+def test_a_broken_plan_meets_the_soft_wall(run: Callable[..., Any]) -> None:
+    ended = run(FILL, "--bytes", "200MiB", "--memory", "300MiB", "--hostile", "--json")
+    assert ended.code == 1
+    assert ended.record["error"]["kind"] == "out of memory"
+    assert ended.record["measured"]["peak_bytes"] <= 300 * MIB
+    assert "traceback in" in ended.err
+
+
+def test_a_plan_can_be_printed_edited_and_fed_back(run: Callable[..., Any], tmp_path: Path) -> None:
+    shown = run(FILL, "--bytes", "100MiB", "--memory", "250MiB", "--dry-run", "--json")
+    assert shown.code == 0 and shown.record["results"] == {}
+    edited = shown.record["plan"]
+    edited["knobs"]["blocks"] = 5
+    (tmp_path / "plan.json").write_text(json.dumps(edited))
+    fed = run(FILL, "--bytes", "100MiB", "--memory", "250MiB", "--plan", tmp_path / "plan.json", "--json")
+    assert fed.code == 0 and fed.record["plan"]["knobs"] == {"blocks": 5}
+    edited["knobs"]["wings"] = 2
+    (tmp_path / "plan.json").write_text(json.dumps(edited))
+    assert run(FILL, "--plan", tmp_path / "plan.json").code == 2
+    assert run(FILL, "--plan", tmp_path / "absent.json").code == 2
+
+
+@pytest.mark.parametrize("size", ["3XB", "0", "-1", "1.5"])
+def test_a_ceiling_that_does_not_parse(run: Callable[..., Any], size: str) -> None:
+    ended = run(FILL, f"--memory={size}", "--json")
+    assert (ended.code, len(ended.err.splitlines())) == (2, 1)
+    assert ended.record["error"]["kind"] == "usage"
+
+
+def test_more_than_the_machine_has_is_a_warning(run: Callable[..., Any]) -> None:
+    ended = run(FILL, "--memory", "100TiB", "--bytes", "1MiB")
+    assert ended.code == 0 and "more than this machine has" in ended.err
+
+
+def _start(*arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", FILL, "--bytes", "4GiB", "--memory", "2GiB", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def _child_of(pid: int) -> int:
+    for _ in range(200):
+        found = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        if found and b"-I" in Path(f"/proc/{pid}/cmdline").read_bytes():
+            return int(found[0])
+        time.sleep(0.02)
+    raise AssertionError("the supervisor did not start its child")
+
+
+def test_a_kernel_kill_is_explained() -> None:
+    with _start("--json") as parent:
+        subprocess.run(["kill", "-9", str(_child_of(parent.pid))], check=True)
+        out, err = parent.communicate(timeout=30)
+    assert parent.returncode == 1
+    assert "killed at" in err and "of 2048.0 MiB" in err
+    assert json.loads(out)["error"]["kind"] == "killed"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_is_130(number: signal.Signals) -> None:
+    with _start() as parent:
+        _child_of(parent.pid)
+        time.sleep(0.2)
+        parent.send_signal(number)
+        _, err = parent.communicate(timeout=30)
+    assert parent.returncode == 130, err
+
+
+def test_settings_take_the_type_of_their_default() -> None:
+    defaults = {"alpha": 1.0, "iterations": 15, "loss": "bce"}
+    assert cli.parse_settings(["alpha=2", "iterations=3"], defaults) == {"alpha": 2.0, "iterations": 3, "loss": "bce"}
+    for wrong in ("beta=1", "alpha", "iterations=1.5", "alpha=x"):
+        with pytest.raises(UsageError, match="--set"):
+            cli.parse_settings([wrong], defaults)

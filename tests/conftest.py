@@ -1,0 +1,85 @@
+"""Fixtures that every test may use: real data sets by name, and the command lines as a user runs them."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def absent(what: str) -> None:
+    """Skip, saying what is absent; where everything must be present, fail instead."""
+    message = f"{what} is not at hand"
+    if os.environ.get("PEAKLINE_REQUIRE") == "all":
+        pytest.fail(message)
+    pytest.skip(message)
+
+
+@pytest.fixture(scope="session")
+def dataset() -> Callable[[str], Path]:
+    """``dataset("ml-1m")`` is the folder of a real data set below ``PEAKLINE_DATA``."""
+
+    def find(name: str) -> Path:
+        base = os.environ.get("PEAKLINE_DATA", "").split()
+        path = Path(base[0]) / name if base else None
+        if path is None or not path.is_dir():
+            absent(f"data set {name} (PEAKLINE_DATA)")
+        assert path is not None
+        return path
+
+    return find
+
+
+@dataclass(frozen=True)
+class Run:
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """The record that ``--json`` writes on stdout."""
+        return json.loads(self.out)
+
+
+@pytest.fixture(scope="session")
+def run() -> Callable[..., Run]:
+    """``run("apps.recsys", "train", path, ...)`` runs a module of the suite in a fresh process."""
+
+    def call(module: str, *arguments: object, timeout: float = 300, env: dict[str, str] | None = None) -> Run:
+        done = subprocess.run(
+            [sys.executable, "-m", module, *map(str, arguments)],
+            cwd=ROOT,
+            env=os.environ | (env or {}),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+        )
+        return Run(done.returncode, done.stdout, done.stderr)
+
+    return call
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _cost_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Measured costs are shared by the workers of one test run, and by nothing else."""
+    shared = tmp_path_factory.getbasetemp()
+    if os.environ.get("PYTEST_XDIST_WORKER"):
+        shared = shared.parent
+    old = os.environ.get("XDG_CACHE_HOME")
+    os.environ["XDG_CACHE_HOME"] = str(shared / "cache")
+    yield
+    if old is None:
+        del os.environ["XDG_CACHE_HOME"]
+    else:
+        os.environ["XDG_CACHE_HOME"] = old
