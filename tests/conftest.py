@@ -27,8 +27,8 @@ def dataset() -> Callable[[str], Path]:
     """``dataset("ml-1m")`` is the folder of a real data set below ``PEAKLINE_DATA``."""
 
     def find(name: str) -> Path:
-        base = os.environ.get("PEAKLINE_DATA", "").split()
-        path = Path(base[0]) / name if base else None
+        base = os.environ.get("PEAKLINE_DATA", "")
+        path = (ROOT / base).resolve() / name if base else None
         if path is None or not path.is_dir():
             absent(f"data set {name} (PEAKLINE_DATA)")
         assert path is not None

@@ -1,0 +1,42 @@
+# Everything sets itself up: a bare machine needs Python 3.11, make and the package registries.
+export PEAKLINE_DATA ?= $(wildcard ../shared/datasets)
+
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+JOBS ?= 2
+
+.PHONY: help setup demo test lint clean
+.DEFAULT_GOAL := help
+
+help:  ## what there is
+	@grep -hE '^[a-z%-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+setup: $(STAMP)  ## make .venv and install into it
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch==2.13.0
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[serve,engines,test]'
+	@touch $@
+
+demo: setup  ## both applications on real data where it is at hand, each under a ceiling
+	$(BIN)/python -m apps.demo
+
+test: setup  ## every test, in parallel
+	$(BIN)/python -m pytest -n $(JOBS)
+
+lint: setup  ## ruff, format, mypy on common/, the house rules
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m tests.house
+
+bench-%: setup  ## a benchmark suite: bench-ground; ONLY=pattern, AGAIN=1
+	@for suite in $$(ls apps/*/bench/$*.py common/bench/$*.py 2>/dev/null); do \
+	  $(BIN)/python -m $$(echo $${suite%.py} | tr / .) --only '$(or $(ONLY),*)' $(if $(AGAIN),--again) || status=1; \
+	done; exit $${status:-0}
+
+clean:  ## remove what setup and the demo made
+	rm -rf $(VENV) demo-output build *.egg-info

@@ -1,0 +1,46 @@
+"""The rules of the house, and what every command line owes its user before it does anything."""
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from tests import house
+
+
+def test_no_rule_is_broken() -> None:
+    assert list(house.problems()) == []
+
+
+def test_arrows_are_seen() -> None:
+    assert house._arrow("common/engines/base.py", "apps.imaging.model") is not None
+    assert house._arrow("apps/recsys/cli.py", "apps.imaging.model") is not None
+    assert house._arrow("common/memory/guard.py", "common.files") is not None
+    assert house._arrow("apps/recsys/cli.py", "common.memory.guard") is None
+
+
+@pytest.mark.parametrize("application", ["recsys", "imaging"])
+def test_help_is_instant(application: str, run: Callable[..., Any]) -> None:
+    seconds = []
+    for _ in range(3):
+        began = time.monotonic()
+        ended = run(f"apps.{application}", "--help")
+        seconds.append(time.monotonic() - began)
+        assert ended.code == 0 and "train" in ended.out
+    # 0.3 s on an idle machine; the tests share theirs, so the import list below is the exact claim.
+    assert min(seconds) < 0.6
+
+
+@pytest.mark.parametrize("application", ["recsys", "imaging"])
+def test_parsing_loads_nothing_heavy(application: str) -> None:
+    code = f"import sys, apps.{application}.cli as c; c.parser(); print(sorted({house.HEAVY!r} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=house.ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("application", ["recsys", "imaging"])
+def test_no_command_is_a_usage_error(application: str, run: Callable[..., Any]) -> None:
+    assert run(f"apps.{application}").code == 2
