@@ -1,0 +1,248 @@
+"""The networks that can be trained and loaded, by name: MONAI's, with checked arguments, never an import path.
+
+MONAI comes in through ``import_monai`` only. Importing it as it stands pulls in every optional library it finds
+(pandas, nibabel, pydicom, scipy, PIL): 159 MiB on top of torch, against 23 MiB without them.
+"""
+
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+from common.errors import InputError, UsageError
+
+if TYPE_CHECKING:
+    import torch
+
+Arguments = Mapping[str, Any]
+"""Keyword arguments of a network: integers, booleans and lists of integers only, so that they are JSON."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One row of the table."""
+
+    module: str
+    """Where MONAI keeps it."""
+    type: str
+    """MONAI's class."""
+    defaults: Arguments
+    """Every argument that may be given, with the value that ``imaging train`` starts from."""
+    fixed: Arguments
+    """Arguments that are always the same."""
+    head: str | None
+    """Name of the final 1x1x1 convolution; ``None`` where there is none."""
+    strides: str
+    """Which argument says how often the grid is halved: ``blocks_down``, ``features`` or ``strides``."""
+
+
+NETWORKS: Mapping[str, Entry] = MappingProxyType(
+    {
+        "segresnet": Entry(
+            "monai.networks.nets.segresnet",
+            "SegResNet",
+            {"init_filters": 16, "blocks_down": [1, 2, 2], "blocks_up": [1, 1]},
+            {"spatial_dims": 3},
+            "conv_final.2.conv",
+            "blocks_down",
+        ),
+        "dynunet": Entry(
+            "monai.networks.nets.dynunet",
+            "DynUNet",
+            {"filters": [16, 32, 64, 128], "strides": [1, 2, 2, 2], "res_block": False},
+            {"spatial_dims": 3, "norm_name": "instance"},
+            "output_block.conv.conv",
+            "strides",
+        ),
+        "basicunet": Entry(
+            "monai.networks.nets.basic_unet",
+            "BasicUNet",
+            {"features": [16, 16, 32, 64, 128, 16]},
+            {"spatial_dims": 3},
+            "final_conv",
+            "features",
+        ),
+        "unet": Entry(
+            "monai.networks.nets.unet",
+            "UNet",
+            {"channels": [16, 32, 64, 128], "strides": [2, 2, 2], "num_res_units": 1},
+            {"spatial_dims": 3},
+            None,
+            "strides",
+        ),
+    }
+)
+
+_OPTIONAL = (
+    "PIL cucim cupy einops fire gdown h5py huggingface_hub ignite itk lmdb matplotlib mlflow nibabel ninja nrrd numba "
+    "onnx onnxruntime openslide pandas psutil pyarrow pydicom pynvml requests scipy skimage sklearn tensorboard "
+    "tensorboardX tensorrt tifffile torchvision transformers zarr"
+).split()
+
+
+@contextmanager
+def _absent(names: list[str]) -> Iterator[None]:
+    """Within the block importing ``names`` fails, unless they are loaded already."""
+    hidden = [name for name in names if name not in sys.modules]
+    sys.modules.update(dict.fromkeys(hidden))  # None: the documented way to make an import fail
+    try:
+        yield
+    finally:
+        for name in hidden:
+            if sys.modules.get(name, ...) is None:
+                del sys.modules[name]
+
+
+def import_monai() -> None:
+    """Import MONAI without its optional libraries; every use of MONAI in this suite comes after this call."""
+    if "monai" not in sys.modules:
+        with _absent(_OPTIONAL):
+            import monai.networks.nets  # noqa: F401
+
+
+def arguments(name: str, given: Arguments, *, in_channels: int, out_channels: int) -> dict[str, Any]:
+    """Complete arguments of a network: the table's defaults, overridden by ``given``.
+
+    Raises
+    ------
+    UsageError
+        Unknown network, unknown argument, or a value of another type or beyond sense.
+    """
+    if name not in NETWORKS:
+        raise UsageError(f"no network {name!r}; there are {', '.join(NETWORKS)}")
+    defaults = NETWORKS[name].defaults
+    for key, value in given.items():
+        if key not in defaults:
+            raise UsageError(f"{name} has no argument {key!r}; it has {', '.join(defaults)}")
+        if not _like(value, defaults[key]):
+            raise UsageError(f"{name}: {key}={value!r} is not like {defaults[key]!r}")
+    complete = {**defaults, **given, "in_channels": in_channels, "out_channels": out_channels}
+    expected = {"blocks_up": ("blocks_down", -1), "filters": ("strides", 0), "channels": ("strides", 1)}
+    for key, (other, more) in expected.items():
+        if key in complete and len(complete[key]) != len(complete[other]) + more:
+            raise UsageError(f"{name}: {key} must have {len(complete[other]) + more} numbers, as {other} has")
+    if name == "basicunet" and len(complete["features"]) != 6:
+        raise UsageError("basicunet: features must have 6 numbers")
+    return complete
+
+
+def _like(value: object, example: object) -> bool:
+    """Same kind as the default, positive, and small enough to be a size in a network."""
+    if isinstance(example, list):
+        return isinstance(value, list) and 0 < len(value) <= 16 and all(_like(item, example[0]) for item in value)
+    return type(value) is type(example) and (isinstance(value, bool) or (isinstance(value, int) and 0 < value <= 4096))
+
+
+def divisor(name: str, complete: Arguments) -> int:
+    """Patch sides must be multiples of this, because the grid is halved that often on the way down."""
+    steps = complete[NETWORKS[name].strides]
+    if NETWORKS[name].strides == "strides":
+        return prod(steps)
+    return int(2 ** (len(steps) - 1 if name == "segresnet" else len(steps) - 2))
+
+
+def build(name: str, complete: Arguments) -> "torch.nn.Module":
+    """A network with freshly drawn weights.
+
+    Parameters
+    ----------
+    name, complete
+        As in ``model.json``; the arguments are checked again, because a model folder is an input.
+
+    Raises
+    ------
+    InputError
+        Arguments that do not make such a network.
+    """
+    import_monai()
+    from importlib import import_module
+
+    channels = {key: complete.get(key) for key in ("in_channels", "out_channels")}
+    given = {key: value for key, value in complete.items() if key not in channels}
+    if not all(_like(value, 1) for value in channels.values()):
+        raise InputError(f"network {name!r}: in_channels and out_channels must be positive numbers")
+    try:
+        checked = arguments(name, given, **channels)  # type: ignore[arg-type]
+    except UsageError as error:
+        raise InputError(f"network: {error}") from None
+    entry = NETWORKS[name]
+    if name == "dynunet":
+        checked |= {"kernel_size": [3] * len(checked["strides"]), "upsample_kernel_size": checked["strides"][1:]}
+    network: torch.nn.Module = getattr(import_module(entry.module), entry.type)(**checked, **entry.fixed)
+    return network
+
+
+def split_head(name: str, network: "torch.nn.Module") -> "tuple[torch.nn.Module, torch.nn.Conv3d] | None":
+    """The network without its final 1x1x1 convolution, and that convolution.
+
+    The trunk shares its weights with ``network``, which itself stays as it is.
+
+    Returns
+    -------
+    tuple or None
+        ``trunk``: (B, Cin, x, y, z) -> (B, F, x, y, z) features; ``head``: weight (C, F, 1, 1, 1), bias (C,).
+        ``None`` where the network does not end in such a convolution.
+    """
+    import copy
+
+    import torch
+
+    path = NETWORKS[name].head
+    if path is None:
+        return None
+    head = network.get_submodule(path)
+    if not isinstance(head, torch.nn.Conv3d) or any(size != 1 for size in head.kernel_size):
+        return None
+    memo: dict[int, Any] = {id(tensor): tensor for tensor in (*network.parameters(), *network.buffers())}
+    trunk = copy.deepcopy(network, memo)
+    parent, _, last = path.rpartition(".")
+    setattr(trunk.get_submodule(parent), last, torch.nn.Identity())
+    return trunk, head
+
+
+def export_onnx(name: str, network: "torch.nn.Module", path: Path, *, tile: tuple[int, int, int]) -> str:
+    """Write the network as float32 ONNX with dynamic batch and spatial axes, its head taken off where it has one.
+
+    Parameters
+    ----------
+    name, network
+        As for ``build``; put into evaluation mode here.
+    path
+        The file to write; not atomic, the caller writes into its own place.
+    tile
+        Spatial shape to trace with; the smallest valid one will do and costs the least memory.
+
+    Returns
+    -------
+    str
+        The output's name: ``"features"`` or ``"logits"``.
+    """
+    import warnings
+
+    import torch
+
+    network.eval()
+    split = split_head(name, network)
+    output = "features" if split else "logits"
+    channels = next(network.parameters()).shape[1]
+    axes = {0: "batch", 2: "x", 3: "y", 4: "z"}
+    with torch.no_grad(), warnings.catch_warnings():
+        # The older exporter traces in half the memory of the newer one, which wants onnxscript as well.
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            split[0] if split else network,
+            (torch.zeros(1, channels, *tile),),
+            str(path),
+            dynamo=False,
+            opset_version=17,
+            input_names=["image"],
+            output_names=[output],
+            dynamic_axes={"image": axes, output: axes},
+        )
+    return output
+
+
