@@ -1,0 +1,130 @@
+"""Intensity operations, shared by training and inference so that both see the same numbers.
+
+An operation is a row of a model's ``intensity`` list, ``{"op": NAME, ...}``. ``resolve`` turns each into plain numbers
+by passing over the volume where statistics are needed; ``apply`` is then element-wise, on a tile as on a volume.
+
+``{"op": "zscore"}``                            (v - mean) / standard deviation, over all voxels
+``{"op": "zscore", "nonzero": true}``           statistics over voxels that are not zero; zero voxels stay zero
+``{"op": "clip", "low": A, "high": B}``
+``{"op": "scale", "low": A, "high": B}``        A -> 0, B -> 1, linear
+``{"op": "percentiles", "low": P, "high": Q}``  clip to these percentiles (0 to 100) of the volume
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[np.float32]
+Operation = Mapping[str, Any]
+Blocks = Callable[[], Iterable[npt.NDArray[Any]]]
+"""Called for each pass over the volume: yields it in blocks of any shape, already in the file's scale."""
+
+_FIELDS = {"zscore": {"nonzero"}, "clip": {"low", "high"}, "scale": {"low", "high"}, "percentiles": {"low", "high"}}
+
+HISTOGRAM_BINS = 1 << 16
+"""Percentiles are read from a histogram of this many bins between the extremes."""
+
+LEAST_DEVIATION = 1e-8
+"""A constant volume is only centred."""
+
+
+def check_operations(operations: Sequence[Operation]) -> None:
+    """Raise ``ValueError`` for an unknown operation or field, or limits that make no sense."""
+    for operation in operations:
+        name = operation["op"]
+        if name not in _FIELDS:
+            raise ValueError(f"unknown intensity operation {name!r}; known: {', '.join(_FIELDS)}")
+        given = set(operation) - {"op"}
+        if given - _FIELDS[name] or (name != "zscore" and given != _FIELDS[name]):
+            raise ValueError(f"intensity operation {name!r} takes {', '.join(sorted(_FIELDS[name]))}")
+        if name != "zscore" and not float(operation["low"]) < float(operation["high"]):
+            raise ValueError(f"intensity operation {name!r}: low must be below high")
+
+
+def resolve(operations: Sequence[Operation], blocks: Blocks) -> tuple[Operation, ...]:
+    """Replace statistics by numbers, passing over the volume once or twice for each operation that needs them.
+
+    Parameters
+    ----------
+    blocks
+        The volume on its own grid, before any resampling.
+
+    Returns
+    -------
+    tuple
+        ``clip``, ``affine`` (``shift``, ``factor``, ``nonzero``) operations for ``apply``.
+    """
+    done: list[Operation] = []
+    for operation in operations:
+        name = operation["op"]
+        so_far = tuple(done)
+
+        def passed(so_far: tuple[Operation, ...] = so_far) -> Iterator[Array]:
+            for block in blocks():
+                values = np.asarray(block, np.float32)
+                yield apply(so_far, values.copy() if values is block else values)
+
+        if name == "clip":
+            done.append(operation)
+        elif name == "scale":
+            low, high = float(operation["low"]), float(operation["high"])
+            done.append({"op": "affine", "shift": low, "factor": 1 / (high - low), "nonzero": False})
+        elif name == "zscore":
+            nonzero = bool(operation.get("nonzero", False))
+            mean, deviation = moments(passed(), nonzero=nonzero)
+            done.append({"op": "affine", "shift": mean, "factor": 1 / deviation, "nonzero": nonzero})
+        else:
+            low, high = percentiles(passed, (float(operation["low"]), float(operation["high"])))
+            done.append({"op": "clip", "low": low, "high": high})
+    return tuple(done)
+
+
+def apply(resolved: Sequence[Operation], values: Array) -> Array:
+    """Apply resolved operations in place; values that are not finite count as zero."""
+    np.nan_to_num(values, copy=False, nan=0.0, posinf=0.0, neginf=0.0)
+    for operation in resolved:
+        if operation["op"] == "clip":
+            np.clip(values, np.float32(operation["low"]), np.float32(operation["high"]), out=values)
+        else:
+            zero = values == 0 if operation["nonzero"] else None
+            values -= np.float32(operation["shift"])
+            values *= np.float32(operation["factor"])
+            if zero is not None:
+                values[zero] = 0
+    return values
+
+
+def moments(blocks: Iterable[Array], *, nonzero: bool) -> tuple[float, float]:
+    """Mean and standard deviation, in double precision; (0, 1) where nothing counts."""
+    count, mean, squares = 0, 0.0, 0.0
+    for block in blocks:
+        chosen = block[block != 0] if nonzero else block.reshape(-1)
+        if not chosen.size:
+            continue
+        # Chan's update: exact where the plain sum of squares cancels.
+        part_mean = float(chosen.mean(dtype=np.float64))
+        part_squares = float(np.square(chosen - np.float32(part_mean), dtype=np.float32).sum(dtype=np.float64))
+        total = count + chosen.size
+        squares += part_squares + (part_mean - mean) ** 2 * count * chosen.size / total
+        mean += (part_mean - mean) * chosen.size / total
+        count = total
+    deviation = (squares / count) ** 0.5 if count else 1.0
+    return mean, deviation if deviation > LEAST_DEVIATION else 1.0
+
+
+def percentiles(blocks: Callable[[], Iterable[Array]], shares: tuple[float, float]) -> tuple[float, float]:
+    """Two percentiles (0 to 100) from a histogram between the extremes: off by one bin's width at most."""
+    low, high = np.inf, -np.inf
+    for block in blocks():
+        low, high = min(low, float(block.min())), max(high, float(block.max()))
+    if not low < high:
+        return low, low + 1.0
+    counts = np.zeros(HISTOGRAM_BINS, np.int64)
+    for block in blocks():
+        counts += np.histogram(block, HISTOGRAM_BINS, (low, high))[0]
+    cumulated = np.cumsum(counts)
+    edges = np.linspace(low, high, HISTOGRAM_BINS + 1)
+    first, last = (float(edges[np.searchsorted(cumulated, share / 100 * cumulated[-1])]) for share in shares)
+    return first, last if last > first else first + (high - low) / HISTOGRAM_BINS

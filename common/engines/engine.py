@@ -1,0 +1,150 @@
+"""One inference interface over the libraries that run a network.
+
+``open_engine`` reads a model folder: ``network.onnx`` for OpenVINO, ``weights.safetensors`` and the application's own
+network for PyTorch. What such a library allocates cannot be computed from outside, so ``probe`` asks for it to be
+measured once, in a child (``common.memory.costs``).
+"""
+
+import time
+from collections.abc import Callable, Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from common.memory import allocator, floor
+from common.memory.costs import Probe
+from common.memory.meter import lifetime_peak, reset_peak, resident
+
+Array = npt.NDArray[np.float32]
+Output = Literal["features", "logits"]
+Tile = tuple[int, int, int]
+
+NETWORK = "network.onnx"
+WEIGHTS = "weights.safetensors"
+ENGINES = ("openvino", "torch")
+LIBRARIES: Mapping[str, tuple[str, ...]] = {"openvino": ("openvino", "numpy"), "torch": ("torch", "monai", "numpy")}
+"""Distributions whose versions an engine's cost depends on."""
+
+_RUNS = 2
+"""Tiles per probe: the first run allocates, the second is timed."""
+
+
+class Engine(Protocol):
+    """A network made ready for tiles of one shape."""
+
+    in_channels: int
+    out_channels: int
+    output: Output
+
+    def __call__(self, tiles: Array) -> Array:
+        """(batch, in_channels, *tile) -> (batch, out_channels, *tile), valid until the next call."""
+        ...
+
+
+def choose(name: str) -> str:
+    """The engine that ``auto`` stands for here: OpenVINO where it is installed, else PyTorch."""
+    if name == "auto":
+        return "openvino" if find_spec("openvino") else "torch"
+    return name
+
+
+def open_engine(
+    model_dir: Path,
+    *,
+    name: str,
+    precision: str,
+    tile: Tile,
+    batch: int,
+    threads: int,
+    output: Output = "logits",
+    head: Mapping[str, str] | None = None,
+    builder: str | None = None,
+) -> Engine:
+    """Load the network of a model folder.
+
+    Parameters
+    ----------
+    name
+        ``"openvino"`` or ``"torch"``.
+    precision
+        ``"float32"``; always set explicitly, because OpenVINO's own default is bfloat16 where the CPU has it.
+    tile, batch, threads
+        Fixed for the life of the engine.
+    output
+        ``"features"`` leaves the final 1x1x1 convolution to the caller; needs ``head``.
+    head
+        Names of that convolution's ``weight`` and ``bias`` in ``weights.safetensors``, where there is one.
+    builder
+        For PyTorch: ``"package.module:function"`` of the application, called with (model_dir, output), which returns
+        the module with its weights.
+
+    Raises
+    ------
+    ValueError
+        For a name, precision or output that is not available.
+    """
+    if precision != "float32":
+        raise ValueError(f"precision {precision!r}: this version runs float32")
+    if output == "features" and head is None:
+        raise ValueError("features were asked for, but the network has no 1x1x1 head")
+    if name == "openvino":
+        from common.engines.openvino import OpenVinoEngine
+
+        return OpenVinoEngine(model_dir, tile=tile, batch=batch, threads=threads, output=output, head=head)
+    if name == "torch" and builder is not None:
+        from common.engines.pytorch import TorchEngine
+
+        return TorchEngine(_resolve(builder)(model_dir, output), threads=threads, output=output)
+    raise ValueError(f"engine {name!r}: choose one of {', '.join(ENGINES)}")
+
+
+def read_head(model_dir: Path, head: Mapping[str, str]) -> tuple[Array, Array]:
+    """Weight (classes, features) and bias (classes) of the final 1x1x1 convolution."""
+    from safetensors import safe_open
+
+    with safe_open(model_dir / WEIGHTS, framework="np") as tensors:
+        weight, bias = (np.asarray(tensors.get_tensor(head[key]), np.float32) for key in ("weight", "bias"))
+    return np.ascontiguousarray(weight.reshape(weight.shape[0], -1)), bias
+
+
+def _resolve(function: str) -> Callable[..., Any]:
+    return floor.resolve(function)
+
+
+def probe(*, warm_up: str, threads: int, sha256: str, **arguments: Any) -> Probe:
+    """What an engine needs above the floor of ``warm_up``; ``arguments`` are those of ``open_engine``.
+
+    The answer has ``open_bytes`` (while loading), ``run_bytes`` (while running, without the input) and ``seconds``
+    for one batch.
+    """
+    return Probe.of(
+        "common.engines.engine:measure",
+        libraries=LIBRARIES[arguments["name"]],
+        threads=threads,
+        warm_up=warm_up,
+        workers=threads,
+        network=sha256,
+        **arguments,
+    )
+
+
+def measure(*, warm_up: str, workers: int, network: str, model_dir: str, **arguments: Any) -> dict[str, float]:
+    """Open an engine and run it on noise; called in a probe's child."""
+    floor.resolve(warm_up)()
+    allocator.trim()
+    base = resident()
+    reset_peak()
+    tile: Tile = tuple(arguments.pop("tile"))
+    engine = open_engine(Path(model_dir), tile=tile, threads=workers, **arguments)
+    opened = lifetime_peak() - base
+    tiles = np.random.default_rng(0).standard_normal((arguments["batch"], engine.in_channels, *tile), np.float32)
+    reset_peak()
+    for _ in range(_RUNS):
+        began = time.perf_counter()
+        engine(tiles)
+        seconds = time.perf_counter() - began
+    running = lifetime_peak() - base - tiles.nbytes
+    return {"open_bytes": max(0, opened), "run_bytes": max(0, running), "seconds": seconds}

@@ -1,0 +1,66 @@
+"""OpenVINO on the CPU: the default engine. PyTorch is not imported."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from common.engines.engine import NETWORK, Array, Output, Tile, read_head
+
+
+class OpenVinoEngine:
+    """``network.onnx`` compiled for one static shape."""
+
+    def __init__(
+        self,
+        model_dir: Path,
+        *,
+        tile: Tile,
+        batch: int,
+        threads: int,
+        output: Output,
+        head: Mapping[str, str] | None,
+    ) -> None:
+        import openvino as ov
+
+        core = ov.Core()
+        model = core.read_model(model_dir / NETWORK)
+        found: Output = "features" if "features" in model.output(0).names else "logits"
+        if found == "logits" and output == "features":
+            raise ValueError(f"{NETWORK} has no features")
+        if found == "features" and output == "logits":
+            assert head is not None
+            model = _with_head(model, *read_head(model_dir, head))
+        channels = model.input(0).partial_shape[1].get_length()
+        model.reshape([batch, channels, *tile])
+        settings: dict[str, Any] = {
+            "INFERENCE_PRECISION_HINT": "f32",
+            "INFERENCE_NUM_THREADS": threads,
+            "NUM_STREAMS": 1,
+            "PERFORMANCE_HINT": "LATENCY",
+            "ENABLE_CPU_PINNING": False,  # pinned threads of two runs on one machine would share a core
+        }
+        compiled = core.compile_model(model, "CPU", settings)
+        self.in_channels = int(channels)
+        self.out_channels = int(compiled.output(0).shape[1])
+        self.output: Output = output
+        self._request = compiled.create_infer_request()
+
+    def __call__(self, tiles: Array) -> Array:
+        """Run one batch; the result is OpenVINO's own buffer."""
+        self._request.infer([tiles], share_inputs=True, share_outputs=True)
+        result: Array = self._request.get_output_tensor(0).data
+        return result
+
+
+def _with_head(model: Any, weight: Array, bias: Array) -> Any:
+    """The model with its final 1x1x1 convolution appended, so that it is fused and features need no second buffer."""
+    import openvino as ov
+    from openvino import opset13 as ops
+
+    kernel = ops.constant(weight[:, :, None, None, None])
+    ones, none = [1, 1, 1], [0, 0, 0]
+    logits = ops.convolution(model.output(0), kernel, ones, none, none, ones)
+    shifted = ops.add(logits, ops.constant(np.ascontiguousarray(bias[None, :, None, None, None])))
+    return ov.Model([shifted], model.get_parameters())

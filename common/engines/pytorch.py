@@ -1,0 +1,27 @@
+"""PyTorch in eager mode: for machines without OpenVINO, and to compare with."""
+
+from typing import Any
+
+from common.engines.engine import Array, Output
+
+
+class TorchEngine:
+    """A module with its weights, in float32 on the CPU."""
+
+    def __init__(self, module: Any, *, threads: int, output: Output) -> None:
+        import torch
+
+        torch.set_num_threads(threads)
+        self._module = module.float().eval()
+        for parameter in self._module.parameters():
+            parameter.requires_grad_(False)
+        self.in_channels, self.out_channels = int(module.in_channels), int(module.out_channels)
+        self.output: Output = output
+
+    def __call__(self, tiles: Array) -> Array:
+        """Run one batch; the result is freed at the next call."""
+        import torch
+
+        with torch.inference_mode():
+            result: Array = self._module(torch.from_numpy(tiles)).numpy()
+        return result

@@ -1,0 +1,103 @@
+"""Tile positions and importance weights, exactly as MONAI's ``sliding_window_inference`` computes them, in NumPy.
+
+Axes are (x, y, z) as the file counts them; z is the slowest on disk, so tiles are enumerated with z outermost and a
+volume can be read once, front to back.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+Shape = tuple[int, int, int]
+Weighting = Literal["gaussian", "constant"]
+
+SIGMA_SCALE = 0.125
+"""Standard deviation of the Gaussian as a share of the tile's edge."""
+LEAST_WEIGHT = 1e-3
+"""Weights are raised to this, so that a corner voxel that only one tile covers does not divide by nearly nothing."""
+
+
+def starts(size: int, tile: int, overlap: float) -> tuple[int, ...]:
+    """Where tiles begin along one axis of ``size`` voxels; the last one is moved back to end with the volume.
+
+    Examples
+    --------
+    >>> starts(100, 40, 0.25)
+    (0, 30, 60)
+    >>> starts(110, 40, 0.25)
+    (0, 30, 60, 70)
+    """
+    if tile >= size:
+        return (0,)
+    interval = max(1, int(tile * (1 - overlap)))
+    count = math.ceil((size - tile) / interval) + 1
+    return tuple(min(index * interval, size - tile) for index in range(count))
+
+
+@dataclass(frozen=True, slots=True)
+class TileGrid:
+    """The tiles of one volume, in file axes."""
+
+    shape: Shape
+    """The volume, in voxels."""
+    tile: Shape
+    """A tile, in voxels."""
+    overlap: float
+    """Share of a tile's edge that the next tile covers again, in [0, 1)."""
+    flips: tuple[bool, bool, bool] = (False, False, False)
+    """Axes that the network sees reversed: its tiles are counted from the far end, as if the volume were flipped."""
+
+    @property
+    def padded(self) -> Shape:
+        """The volume after symmetric padding to at least one tile."""
+        x, y, z = (max(size, tile) for size, tile in zip(self.shape, self.tile, strict=True))
+        return x, y, z
+
+    @property
+    def before(self) -> Shape:
+        """Voxels of padding in front of the volume along each axis."""
+        x, y, z = (self._before(axis) for axis in range(3))
+        return x, y, z
+
+    def _before(self, axis: int) -> int:
+        missing = max(0, self.tile[axis] - self.shape[axis])
+        return missing - missing // 2 if self.flips[axis] else missing // 2
+
+    def starts(self, axis: int) -> tuple[int, ...]:
+        """Ascending tile positions along one axis of the padded volume."""
+        size, tile = self.padded[axis], self.tile[axis]
+        found = starts(size, tile, self.overlap)
+        return tuple(sorted(size - tile - start for start in found)) if self.flips[axis] else found
+
+    @property
+    def per_row(self) -> int:
+        """Tiles that share one position along z."""
+        return len(self.starts(0)) * len(self.starts(1))
+
+    def __len__(self) -> int:
+        return self.per_row * len(self.starts(2))
+
+    def __iter__(self) -> Iterator[Shape]:
+        """Tile positions in the padded volume, z outermost."""
+        xs, ys = self.starts(0), self.starts(1)
+        return ((x, y, z) for z in self.starts(2) for x in xs for y in ys)
+
+
+def importance(tile: Shape, weighting: Weighting = "gaussian") -> npt.NDArray[np.float32]:
+    """How much each voxel of a tile counts in the blend, shape ``tile``."""
+    if weighting == "constant":
+        return np.ones(tile, np.float32)
+    profiles = [_gaussian(size) for size in tile]
+    weights: npt.NDArray[Any] = profiles[0][:, None, None] * profiles[1][None, :, None] * profiles[2][None, None, :]
+    result: npt.NDArray[np.float32] = np.maximum(weights, max(float(weights.min()), LEAST_WEIGHT), dtype=np.float32)
+    return result
+
+
+def _gaussian(size: int) -> npt.NDArray[np.float32]:
+    distance = np.arange(size, dtype=np.float32) - np.float32((size - 1) / 2)
+    profile: npt.NDArray[np.float32] = np.exp(distance**2 / np.float32(-2 * (SIGMA_SCALE * size) ** 2))
+    return profile
