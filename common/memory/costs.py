@@ -2,7 +2,8 @@
 
 A ``Probe`` names a function ``module:function`` of this suite and its JSON arguments; the function returns numbers
 by name. The cache's key is the probe, the library versions it depends on, the CPU's flags and the thread count.
-The child is walled (``RLIMIT_DATA``), so that measuring never exceeds the ceiling either.
+The child is walled (``RLIMIT_DATA``), so that measuring never exceeds the ceiling either; an argument ``warm_up``
+names what it loads first (``common.memory.floor``).
 """
 
 import hashlib
@@ -162,15 +163,19 @@ def _last_json(text: str) -> dict[str, Any] | None:
 
 def _child(function: str, arguments: str, ceiling: str) -> None:
     """Run one probe in this process and write its answer as the last line of stdout."""
-    from common.memory import guard, meter
+    from common.memory import floor, guard, meter
 
     allocator.tame()
     module, name = function.split(":")
     if module.split(".")[0] not in ("common", "apps"):
         raise SystemExit(f"{function}: probes are functions of this suite")
     target = getattr(importlib.import_module(module), name)
+    given = json.loads(arguments)
+    # As in the command itself, libraries load before the wall stands: what they reserve at first use is not data.
+    if "warm_up" in given:
+        floor.resolve(given["warm_up"])()
     guard.soft_wall(int(ceiling))
-    costs = target(**json.loads(arguments))
+    costs = target(**given)
     sys.stdout.write("\n" + json.dumps({"costs": costs, "peak_bytes": meter.lifetime_peak()}) + "\n")
 
 

@@ -22,8 +22,7 @@ def resolve(warm_up: str) -> Callable[[], None]:
 
 
 def measure(warm_up: str) -> dict[str, float]:
-    """Run a warm-up in this process and read its peak. Called in a probe's child."""
-    resolve(warm_up)()
+    """Read the peak of this process, which has run ``warm_up`` and nothing else: a probe's child."""
     allocator.trim()
     return {"bytes": lifetime_peak()}
 

@@ -28,8 +28,9 @@ WALL = "PEAKLINE_HARD_WALL"
 
 THREAD_STACK = 8 * MIB
 """Address space that each further thread reserves and hardly touches."""
-SLACK = 32 * MIB
-"""Writable mappings that are reserved and not touched: allocator headers, library pools (measured 9 to 27 MiB)."""
+SLACK = 96 * MIB
+"""Writable mappings that are reserved and hardly touched. OpenBLAS maps 32 MiB for each concurrent caller when it first
+needs them, and spins for ever when it cannot: the wall must leave it that."""
 
 _OOM_MESSAGES = (
     "can't allocate memory",  # torch DefaultCPUAllocator
