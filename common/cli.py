@@ -69,6 +69,8 @@ class Session:
     threads: int
     seed: int
     quiet: bool = False
+    results: dict[str, Any] = field(default_factory=dict)
+    """The record's ``results``; what is in here is kept when the command then raises."""
     _stop: int | None = field(default=None)
 
     @property
@@ -287,12 +289,14 @@ def _plan_and_execute(args: argparse.Namespace, record: RunRecord, gauge: meter.
         sys.stderr.write(f"{record.plan}\n")
     session = Session(record.budget, record.plan, workload, gauge, args.threads, args.seed, quiet=args.quiet)
     with gauge.phase("start"):
+        guard.lift_soft_wall()
         floor.resolve(command.warm_up(args))()
         allocator.trim()
     gauge.floor_bytes = gauge.phases[-1].peak_bytes
     if not guard.soft_wall(record.budget.host_bytes - floor.SUPERVISOR_BYTES, threads=args.threads):
         log.warning("no soft wall: RLIMIT_DATA cannot be set here; going on with the meter alone")
-    record.results = dict(command.execute(args, session))
+    record.results = session.results
+    session.results.update(command.execute(args, session))
 
 
 def _choose(args: argparse.Namespace, workload: Workload, budget: MemoryBudget, costs: CostStore) -> Plan:

@@ -172,6 +172,7 @@ def _child(function: str, arguments: str, ceiling: str) -> None:
     target = getattr(importlib.import_module(module), name)
     given = json.loads(arguments)
     # As in the command itself, libraries load before the wall stands: what they reserve at first use is not data.
+    guard.lift_soft_wall()
     if "warm_up" in given:
         floor.resolve(given["warm_up"])()
     guard.soft_wall(int(ceiling))

@@ -73,6 +73,13 @@ def soft_wall(ceiling: int, *, threads: int = 2, slack: int = SLACK) -> bool:
     return True
 
 
+def lift_soft_wall() -> None:
+    """Take the soft wall away, before libraries are loaded; a child inherits its parent's."""
+    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    with suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_DATA, (hard, hard))
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an exception is an allocation failure, by its type and by the messages of the libraries we use."""
     if isinstance(error, MemoryError):
