@@ -90,7 +90,7 @@ class NiftiReader:
     def skip(self, count: int) -> None:
         """Pass over the header."""
         while count:
-            got = len(self._guarded(lambda: self._stream.read(min(count, 1 << 16))))
+            got = len(self._guarded(self._stream.read, min(count, 1 << 16)))
             if not got:
                 raise _truncated(self._path)
             count -= got
@@ -100,14 +100,14 @@ class NiftiReader:
         view = memoryview(out.reshape(-1).view(np.uint8))
         filled = 0
         while filled < len(view):
-            got = self._guarded(lambda: self._stream.readinto(view[filled:]))  # type: ignore[attr-defined]
+            got = self._guarded(self._stream.readinto, view[filled:])  # type: ignore[attr-defined]
             if not got:
                 raise _truncated(self._path)
             filled += got
 
-    def _guarded(self, action: Any) -> Any:
+    def _guarded(self, action: Any, argument: Any) -> Any:
         try:
-            return action()
+            return action(argument)
         except EOFError:
             raise _truncated(self._path) from None
         except (gzip.BadGzipFile, zlib.error) as error:

@@ -1,5 +1,6 @@
 """OpenVINO on the CPU: the default engine. PyTorch is not imported."""
 
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,20 @@ from typing import Any
 import numpy as np
 
 from common.engines.engine import NETWORK, Array, Output, Tile, read_head
+
+
+def import_openvino() -> Any:
+    """Import OpenVINO without its model converter; every use of OpenVINO in this suite comes after this call.
+
+    The converter is not needed, costs memory, and on import sends usage statistics to its maker from a thread that
+    forks: a request over the network that nobody asked for, and a deadlock with OpenBLAS.
+    """
+    converter = "openvino.tools.ovc"
+    if converter not in sys.modules:
+        sys.modules[converter] = None  # type: ignore[assignment]  # the documented way to make an import fail
+    import openvino
+
+    return openvino
 
 
 class OpenVinoEngine:
@@ -22,9 +37,7 @@ class OpenVinoEngine:
         output: Output,
         head: Mapping[str, str] | None,
     ) -> None:
-        import openvino as ov
-
-        core = ov.Core()
+        core = import_openvino().Core()
         model = core.read_model(model_dir / NETWORK)
         found: Output = "features" if "features" in model.output(0).names else "logits"
         if found == "logits" and output == "features":
@@ -56,11 +69,11 @@ class OpenVinoEngine:
 
 def _with_head(model: Any, weight: Array, bias: Array) -> Any:
     """The model with its final 1x1x1 convolution appended, so that it is fused and features need no second buffer."""
-    import openvino as ov
+    ov = import_openvino()
     from openvino import opset13 as ops
 
     kernel = ops.constant(weight[:, :, None, None, None])
     ones, none = [1, 1, 1], [0, 0, 0]
-    logits = ops.convolution(model.output(0), kernel, ones, none, none, ones)
+    logits = ops.convolution(model.output(0).get_node().input_value(0), kernel, ones, none, none, ones)
     shifted = ops.add(logits, ops.constant(np.ascontiguousarray(bias[None, :, None, None, None])))
     return ov.Model([shifted], model.get_parameters())

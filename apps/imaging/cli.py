@@ -1,0 +1,164 @@
+"""The command line ``imaging``: options, and which function does what. Heavy modules are imported when they are used."""
+
+import argparse
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from apps.imaging import train_options, warm
+from common import __version__, cli
+from common.errors import InputError, UsageError
+
+if TYPE_CHECKING:
+    from common.memory.planner import Workload
+
+
+def parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    top = argparse.ArgumentParser(prog="imaging", description="3D medical image segmentation inside a stated ceiling.")
+    top.add_argument("--version", action="version", version=f"peakline {__version__}")
+    commands = top.add_subparsers(metavar="COMMAND", required=True)
+    train_options.add(commands)
+    _infer(commands)
+    _inspect(commands)
+    return top
+
+
+def triple(text: str) -> tuple[int, int, int]:
+    """An argparse type: ``96`` or ``96,96,64``."""
+    sizes = [cli.positive(part) for part in text.split(",")]
+    if len(sizes) == 1:
+        sizes *= 3
+    if len(sizes) != 3:
+        raise argparse.ArgumentTypeError(f"{text} is not X,Y,Z")
+    return sizes[0], sizes[1], sizes[2]
+
+
+def share(text: str) -> float:
+    """An argparse type: a number in [0, 1)."""
+    value = float(text)
+    if not 0 <= value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not in [0, 1)")
+    return value
+
+
+def _infer(commands: Any) -> None:
+    one = commands.add_parser("infer", help="segment studies", description="Segment NIfTI files and DICOM series.")
+    one.add_argument("input", nargs="+", type=Path, help="NIfTI file, DICOM folder, or folder of these")
+    one.add_argument("-m", "--model", type=Path, required=True, help="model folder")
+    one.add_argument("-o", "--output", type=Path, required=True, metavar="OUT", help="output folder")
+    one.add_argument("--output-type", default="nifti", choices=["nifti"], help="what to write (default nifti)")
+    one.add_argument("--series", metavar="N|UID", help="which series, where a DICOM folder has several")
+    one.add_argument("--overlap", type=share, default=0.5, help="share of a tile covered again (default 0.5)")
+    one.add_argument("--tile", type=triple, metavar="X,Y,Z", help="tile in voxels (default: the model's patch)")
+    one.add_argument("--batch", type=cli.positive, metavar="N", help="tiles per call of the engine")
+    one.add_argument("--engine", default="auto", choices=["auto", "openvino", "torch"], help="default auto")
+    one.add_argument("--precision", default="float32", choices=["float32"], help="default float32")
+    one.add_argument("--preview", action="store_true", help="also a picture of each segmentation")
+    cli.add_common_options(one)
+    one.set_defaults(
+        command=cli.Command(
+            "imaging infer", _infer_workload, _infer_warm_up, _infer_run, lambda args: args.output / "run.json"
+        )
+    )
+
+
+def _infer_workload(args: argparse.Namespace) -> "Workload":
+    from apps.imaging.infer import open_cases
+    from apps.imaging.model import read_model
+    from apps.imaging.networks import divisor
+    from apps.imaging.studies import find_studies
+    from apps.imaging.workloads import InferWorkload
+    from common.engines.engine import choose
+
+    model = read_model(args.model)
+    if len(model.channels) != 1:
+        raise InputError(
+            f"{args.model}: a model of {len(model.channels)} channels; this version reads one image a study"
+        )
+    tile = args.tile or model.patch
+    if any(size % divisor(model.network, model.arguments) for size in tile):
+        step = divisor(model.network, model.arguments)
+        raise UsageError(f"--tile: each side must be a multiple of {step} for this network")
+    studies = find_studies(args.input)
+    cases = open_cases(studies, model, series=args.series, tile=tile, overlap=args.overlap)
+    return InferWorkload(
+        model=model,
+        studies=tuple(studies),
+        cases=cases,
+        engine=choose(args.engine),
+        precision=args.precision,
+        tile=tile,
+        overlap=args.overlap,
+        batch=args.batch,
+        previews=args.preview,
+        threads=args.threads,
+    )
+
+
+def _infer_warm_up(args: argparse.Namespace) -> str:
+    from common.engines.engine import choose
+
+    return warm.OPENVINO if choose(args.engine) == "openvino" else warm.TORCH
+
+
+def _infer_run(args: argparse.Namespace, session: cli.Session) -> Mapping[str, Any]:
+    from apps.imaging.infer import Job, run
+    from apps.imaging.model import TORCH_NETWORK
+    from apps.imaging.streams import LabelMaker
+    from apps.imaging.studies import StudyTable
+    from apps.imaging.workloads import InferWorkload
+    from common.engines.engine import open_engine, read_head
+
+    work = session.workload
+    assert isinstance(work, InferWorkload)
+    if args.engine == "auto" and work.engine != "openvino":
+        session.say(f"imaging infer: OpenVINO is not installed, using {work.engine}")
+    try:
+        args.output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"-o {args.output}: {error.strerror}") from None
+    plan, model = session.plan, work.model
+    with session.phase("open"):
+        engine = open_engine(
+            model.directory,
+            name=work.engine,
+            precision=work.precision,
+            tile=work.tile,
+            batch=plan["batch"],
+            threads=args.threads,
+            output=plan["space"],
+            head=model.head,
+            builder=TORCH_NETWORK,
+        )
+    head = read_head(model.directory, model.head) if model.head and plan["space"] == "features" else None
+    maker = LabelMaker([label.value for label in model.labels], head)
+    table = StudyTable.open(args.output, work.studies)
+    return run(Job(model, engine, maker, plan["batch"], args.preview, session, table, work.cases))
+
+
+def _inspect(commands: Any) -> None:
+    one = commands.add_parser(
+        "inspect", help="say what a study or a model is", description="Says what was found, without any identifier."
+    )
+    one.add_argument("path", type=Path, metavar="INPUT|MODEL")
+    one.add_argument("--series", metavar="N|UID", help="which series, where a DICOM folder has several")
+    one.set_defaults(run=_inspect_run, name="imaging inspect")
+
+
+def _inspect_run(args: argparse.Namespace) -> int:
+    import sys
+
+    from common.model_folder import MANIFEST, load, verify
+
+    if (args.path / MANIFEST).is_file():
+        from apps.imaging.model import APPLICATION, inspect_lines, read_model
+
+        verify(args.path, load(args.path, application=APPLICATION))
+        lines = inspect_lines(read_model(args.path))
+    else:
+        from apps.imaging.studies import open_volume
+
+        lines = open_volume(args.path, args.series).describe()
+    sys.stdout.write("\n".join(lines) + "\n")
+    return 0

@@ -1,0 +1,90 @@
+"""From the file's grid to the model's: which axis is which, which run backwards, and how many voxels there are."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from apps.imaging.volume import Affine, Shape, spacing
+
+SPACING_TOLERANCE = 0.01
+"""Spacings that differ by less than this share count as equal; headers often hold rounded numbers."""
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """How the model's axes lie in the file's."""
+
+    axes: tuple[int, int, int]
+    """For each file axis, the model axis that runs along it."""
+    flips: tuple[bool, bool, bool]
+    """For each file axis, whether the model's runs the other way."""
+
+    @classmethod
+    def between(cls, affine: Affine, orientation: str) -> "Frame":
+        """For a volume's affine and a model's orientation (``"RAS"``); oblique volumes take the nearest axes."""
+        from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
+
+        found = ornt_transform(io_orientation(affine), axcodes2ornt(tuple(orientation)))
+        x, y, z = (int(row[0]) for row in found)
+        fx, fy, fz = (bool(row[1] < 0) for row in found)
+        return cls((x, y, z), (fx, fy, fz))
+
+    def to_file(self, values: tuple[Any, Any, Any]) -> tuple[Any, Any, Any]:
+        """Per-axis values of the model (patch, spacing), in file order."""
+        x, y, z = (values[axis] for axis in self.axes)
+        return x, y, z
+
+    def view(self, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """(..., model axes) seen as (..., file axes); writing into it writes the array."""
+        lead = array.ndim - 3
+        turned = array.transpose(*range(lead), *(lead + axis for axis in self.axes))
+        return turned[(..., *(slice(None, None, -1) if flip else slice(None) for flip in self.flips))]
+
+
+def network_grid(shape: Shape, affine: Affine, wanted: tuple[float, float, float]) -> Shape:
+    """Voxels on the network's grid, in file axes: ``shape`` itself where the spacing is right already.
+
+    Both grids span the same field of view (voxel edges are aligned, not centres).
+    """
+    have = spacing(affine)
+    x, y, z = (
+        size if abs(old / new - 1) < SPACING_TOLERANCE else max(1, round(size * old / new))
+        for size, old, new in zip(shape, have, wanted, strict=True)
+    )
+    return x, y, z
+
+
+@dataclass(frozen=True, slots=True)
+class Taps:
+    """Linear interpolation along one axis: each output is ``(1 - weight) * lower + weight * upper``."""
+
+    lower: npt.NDArray[np.intp]
+    upper: npt.NDArray[np.intp]
+    weight: npt.NDArray[np.float32]
+
+    @classmethod
+    def between(cls, size: int, new: int) -> "Taps":
+        """From ``size`` voxels to ``new`` over the same length; beyond the outermost centres the edge is repeated."""
+        place = np.clip((np.arange(new) + 0.5) * (size / new) - 0.5, 0, size - 1)
+        lower = np.floor(place).astype(np.intp)
+        return cls(lower, np.minimum(lower + 1, size - 1), (place - lower).astype(np.float32))
+
+    def __call__(self, values: npt.NDArray[np.float32], axis: int) -> npt.NDArray[np.float32]:
+        """Interpolate an array along ``axis``."""
+        weight = self.weight.reshape([-1 if index == axis else 1 for index in range(values.ndim)])
+        result = np.take(values, self.lower, axis)
+        step = np.take(values, self.upper, axis)
+        step -= result
+        step *= weight
+        result += step
+        return result
+
+
+def resample(values: npt.NDArray[np.float32], shape: Shape) -> npt.NDArray[np.float32]:
+    """A small volume (x, y, z) onto another grid over the same field of view; the streams give the same numbers."""
+    for axis in (1, 0, 2):
+        if values.shape[axis] != shape[axis]:
+            values = Taps.between(values.shape[axis], shape[axis])(values, axis)
+    return values

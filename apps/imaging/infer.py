@@ -1,0 +1,196 @@
+"""``imaging infer``: studies in, label files out, through tiles and finished slabs."""
+
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from apps.imaging import intensity, nifti, preview
+from apps.imaging.geometry import Frame, network_grid
+from apps.imaging.model import ImagingModel
+from apps.imaging.streams import LabelMaker, Window, back_to
+from apps.imaging.studies import Study, StudyTable, open_volume, resume_key
+from apps.imaging.volume import Shape, Volume, blocks
+from common.cli import Session
+from common.engines.engine import Engine
+from common.errors import InputError
+from common.memory import guard
+from common.tiling.blend import BoundedBlend, Slab
+from common.tiling.grid import TileGrid, importance
+
+log = logging.getLogger("peakline")
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One volume on the network's grid: pure arithmetic on its header, shared by the price and the work."""
+
+    volume: Volume
+    frame: Frame
+    grid: TileGrid
+    """In file axes."""
+    tile: Shape
+    """Along the model's axes."""
+
+    @classmethod
+    def of(cls, volume: Volume, model: ImagingModel, *, tile: Shape, overlap: float) -> "Case":
+        """Lay the model's grid and tiles over a volume."""
+        frame = Frame.between(volume.affine, model.orientation)
+        shape = network_grid(volume.shape, volume.affine, frame.to_file(model.spacing))
+        return cls(volume, frame, TileGrid(shape, frame.to_file(tile), overlap, frame.flips), tile)
+
+    @property
+    def resampled(self) -> bool:
+        """Whether the network's grid is not the file's."""
+        return self.grid.shape != self.volume.shape
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What all studies of one command share."""
+
+    model: ImagingModel
+    engine: Engine
+    maker: LabelMaker
+    batch: int
+    previews: bool
+    session: Session
+    table: StudyTable
+    cases: Mapping[str, Case | InputError]
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What changes the outputs, besides input and tiling."""
+        return {
+            "model": self.model.network_sha256,
+            "labels": [label.value for label in self.model.labels],
+            "intensity": [dict(operation) for operation in self.model.intensity],
+            "preview": self.previews,
+        }
+
+
+def finished_values(
+    case: Case,
+    engine: Engine,
+    operations: Sequence[intensity.Operation],
+    *,
+    batch: int = 1,
+    tick: Callable[[int], Any] = lambda count: None,
+) -> Iterator[Slab]:
+    """Finished slabs of the engine's blended output on the network's grid; ``tick`` is told how many tiles are done."""
+    grid, frame = case.grid, case.frame
+    weights = importance(grid.tile)
+    blend = BoundedBlend(grid.shape, grid.tile, grid.overlap, engine.out_channels, weights, flips=grid.flips)
+    tiles = np.zeros((batch, engine.in_channels, *case.tile), np.float32)
+    positions = list(grid)
+    with case.volume.open() as reader:
+        window = Window(case.volume, reader, grid, operations)
+        for row in range(0, len(positions), grid.per_row):
+            window.advance(positions[row][2])
+            for first in range(row, row + grid.per_row, batch):
+                chosen = range(first, min(first + batch, row + grid.per_row))
+                for slot, index in enumerate(chosen):
+                    window.fill(positions[index], frame.view(tiles[slot, 0]))
+                outputs = engine(tiles)
+                for slot, index in enumerate(chosen):
+                    yield from blend.add(index, frame.view(outputs[slot]))
+                tick(len(chosen))
+
+
+def label_slabs(
+    case: Case, slabs: Iterator[Slab], maker: LabelMaker
+) -> Iterator[tuple[int, npt.NDArray[np.unsignedinteger]]]:
+    """(first plane, labels (x, y, k)) on the file's own grid, in order."""
+    if case.resampled:
+        slabs = back_to(slabs, case.grid.shape, case.volume.shape)
+    return ((slab.start, maker(slab.values)) for slab in slabs)
+
+
+def segment(job: Job, study: Study, case: Case) -> tuple[str, ...]:
+    """Segment one study; returns the names of its outputs."""
+    session, volume, out = job.session, case.volume, job.table.directory
+    with session.phase("statistics"):
+        operations = intensity.resolve(job.model.intensity, lambda: blocks(volume))
+    name = f"{study.study}.nii.gz"
+    header = nifti.label_header(volume.affine, job.maker.dtype, volume.shape, getattr(volume, "header", None))
+    centre = preview.Centre(volume.shape)
+    with (
+        session.phase("infer"),
+        session.progress(total=len(case.grid), unit="tile", label=study.study) as bar,
+        nifti.write_labels(out / name, header) as writer,
+    ):
+        slabs = finished_values(case, job.engine, operations, batch=job.batch, tick=bar.update)
+        for start, labels in label_slabs(case, slabs, job.maker):
+            writer.write(labels)
+            centre.add(start, labels)
+    if not job.previews:
+        return (name,)
+    with session.phase("preview"):
+        preview.write(out / f"{study.study}.png", volume, out / name, centre, job.model.labels)
+    return name, f"{study.study}.png"
+
+
+def run(job: Job) -> dict[str, Any]:
+    """Work through the studies; each ends as done, skipped or failed, and the table says so at once.
+
+    Raises
+    ------
+    InputError
+        If a study failed by its input, after all were tried; ``job.session.results`` has the rest.
+    """
+    table, session = job.table, job.session
+    unforeseen: Exception | None = None
+    bad: InputError | None = None
+    for index, study in enumerate(table.rows):
+        try:
+            _one(job, index, study)
+        except InputError as error:
+            bad = bad or error
+            table.update(index, status="failed", reason=error.public)
+            if len(table.rows) > 1:
+                session.say(f"{study.study}: {error}")
+        except Exception as error:
+            unforeseen = unforeseen or error
+            table.update(index, status="failed", reason=type(error).__name__)
+            log.error("%s: %s", study.study, type(error).__name__, exc_info=log.isEnabledFor(logging.DEBUG))
+            guard.release()
+        session.results["studies"] = [row.public() for row in table.rows]
+    if unforeseen is not None:
+        raise unforeseen
+    if bad is not None:
+        failed = sum(row.status == "failed" for row in table.rows)
+        raise bad if len(table.rows) == 1 else InputError(f"{failed} of {len(table.rows)} studies failed")
+    return session.results
+
+
+def _one(job: Job, index: int, study: Study) -> None:
+    case = job.cases[study.study]
+    if isinstance(case, InputError):
+        raise case
+    tiling = {"tile": list(case.tile), "overlap": case.grid.overlap}
+    key = resume_key(case.volume, job.settings | tiling)
+    if before := job.table.finished(study, key):
+        job.session.say(f"{study.study}: done before, skipped")
+        job.table.update(index, status="skipped", outputs=before.outputs, key=key)
+        return
+    job.table.update(index, status="done", outputs=segment(job, study, case), key=key)
+
+
+def open_cases(
+    studies: list[Study], model: ImagingModel, *, series: str | None, tile: Shape, overlap: float
+) -> dict[str, Case | InputError]:
+    """Read every header; a study that cannot be used keeps its error, unless it is the only one."""
+    cases: dict[str, Case | InputError] = {}
+    for study in studies:
+        try:
+            cases[study.study] = Case.of(open_volume(Path(study.input), series), model, tile=tile, overlap=overlap)
+        except InputError as error:
+            cases[study.study] = error
+    errors = [case for case in cases.values() if isinstance(case, InputError)]
+    if errors and len(errors) == len(cases):
+        raise errors[0]
+    return cases

@@ -1,0 +1,178 @@
+"""A volume as a stream: planes in, tiles for the network, finished slabs out as labels. Never the whole volume."""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from apps.imaging.geometry import Taps
+from apps.imaging.intensity import Operation, apply
+from apps.imaging.volume import PlaneReader, Shape, Volume, scaled
+from common.tiling.blend import FLOAT, SLAB_PLANES, Slab
+from common.tiling.grid import TileGrid
+
+Array = npt.NDArray[np.float32]
+
+
+class Window:
+    """The planes that the present row of tiles needs, as stored, in a ring one tile deep."""
+
+    def __init__(self, volume: Volume, reader: PlaneReader, grid: TileGrid, operations: Sequence[Operation]) -> None:
+        self._volume, self._grid, self._operations = volume, grid, operations
+        self._reader = reader if grid.shape == volume.shape else ResamplingReader(volume, reader, grid.shape)
+        self._scaled = grid.shape != volume.shape
+        dtype = np.dtype(np.float32) if self._scaled else volume.dtype
+        x, y, _ = grid.shape
+        self._planes = np.empty((grid.tile[2], y, x), dtype)
+        self._read = 0
+
+    def advance(self, row: int) -> None:
+        """Read on until the row of tiles at ``row`` (in the padded volume) is covered."""
+        depth = self._grid.tile[2]
+        stop = min(row - self._grid.before[2] + depth, self._grid.shape[2])
+        while self._read < stop:
+            slot = self._read % depth
+            count = min(stop - self._read, depth - slot)
+            self._reader.read(self._planes[slot : slot + count])
+            self._read += count
+
+    def fill(self, position: Shape, out: Array) -> None:
+        """Write one tile, ready for the network, into ``out``: (x, y, z) in file axes. Padding is zero."""
+        low = [start - before for start, before in zip(position, self._grid.before, strict=True)]
+        high = [start + size for start, size in zip(low, self._grid.tile, strict=True)]
+        kept = [slice(max(0, a), min(b, n)) for a, b, n in zip(low, high, self._grid.shape, strict=True)]
+        place = tuple(slice(k.start - a, k.stop - a) for k, a in zip(kept, low, strict=True))
+        inside = out[place]
+        if inside.shape != out.shape:
+            out[...] = 0
+        x, y, z = kept
+        slots = np.arange(z.start, z.stop) % len(self._planes)
+        wrap = int(np.argmin(slots))
+        for part, planes in ((slice(0, wrap), slots[:wrap]), (slice(wrap, len(slots)), slots[wrap:])):
+            if len(planes):
+                block = self._planes[planes[0] : planes[-1] + 1, y, x]
+                inside[..., part] = block.transpose(2, 1, 0)
+        if not self._scaled:
+            if self._volume.slope != 1:
+                inside *= np.float32(self._volume.slope)
+            if self._volume.intercept != 0:
+                inside += np.float32(self._volume.intercept)
+        apply(self._operations, inside)
+
+
+def window_bytes(volume: Volume, grid: TileGrid) -> int:
+    """What a ``Window`` holds."""
+    x, y, _ = grid.shape
+    if grid.shape == volume.shape:
+        return x * y * grid.tile[2] * volume.dtype.itemsize
+    return x * y * grid.tile[2] * FLOAT + _resampling_bytes(volume, grid.shape)
+
+
+class ResamplingReader:
+    """Planes of a volume on another grid over the same field of view, float32 in the image's own scale."""
+
+    def __init__(self, volume: Volume, reader: PlaneReader, shape: Shape) -> None:
+        self._volume, self._reader = volume, reader
+        self._x, self._y, self._z = (Taps.between(a, b) for a, b in zip(volume.shape, shape, strict=True))
+        self._stored = np.empty((1, volume.shape[1], volume.shape[0]), volume.dtype)
+        self._lower = self._upper = np.empty((0, 0), np.float32)
+        self._have, self._given = -1, 0
+
+    def read(self, out: npt.NDArray[np.float32]) -> None:
+        """Fill ``out``, (k, y, x), with the next k planes."""
+        for plane in out:
+            lower, upper = int(self._z.lower[self._given]), int(self._z.upper[self._given])
+            while self._have < upper:
+                self._reader.read(self._stored)
+                self._lower = self._upper
+                self._upper = self._x(self._y(scaled(self._volume, self._stored[0]), 0), 1)
+                self._have += 1
+            first = self._lower if lower < self._have else self._upper
+            np.subtract(self._upper, first, out=plane)
+            plane *= self._z.weight[self._given]
+            plane += first
+            self._given += 1
+
+
+def _resampling_bytes(volume: Volume, shape: Shape) -> int:
+    x, y, _ = volume.shape
+    plane = shape[0] * shape[1] * FLOAT
+    between = x * max(y, shape[1]) * FLOAT
+    return x * y * volume.dtype.itemsize + 2 * plane + 2 * max(plane, between) + between
+
+
+def back_to(slabs: Iterator[Slab], have: Shape, shape: Shape) -> Iterator[Slab]:
+    """Finished slabs of values on the network's grid, interpolated onto the file's grid, one plane at a time."""
+    along_x, along_y, along_z = (Taps.between(a, b) for a, b in zip(have, shape, strict=True))
+    previous: Array | None = None
+    given = 0
+    for slab in slabs:
+        while given < shape[2] and int(along_z.upper[given]) < slab.stop:
+            lower, upper = int(along_z.lower[given]), int(along_z.upper[given])
+            first = slab.values[..., lower - slab.start] if lower >= slab.start else previous
+            assert first is not None
+            plane = slab.values[..., upper - slab.start] - first
+            plane *= along_z.weight[given]
+            plane += first
+            yield Slab(given, given + 1, along_y(along_x(plane, 1), 2)[..., None])
+            given += 1
+        previous = slab.values[..., -1].copy()
+
+
+def back_bytes(have: Shape, shape: Shape, channels: int) -> int:
+    """What ``back_to`` holds at most: the previous plane, the present one, and interpolation along x and y."""
+    plane, wide, full = have[0] * have[1], shape[0] * have[1], shape[0] * shape[1]
+    return FLOAT * channels * (2 * plane + wide + max(2 * wide, 2 * full) + full)
+
+
+LABEL_BLOCK = 2 << 20
+"""Logits are looked at in blocks of about this many bytes."""
+
+
+class LabelMaker:
+    """From finished values to labels: the 1x1x1 head where there is one, then the class with the largest logit."""
+
+    def __init__(self, values: Sequence[int], head: tuple[Array, Array] | None = None) -> None:
+        self.dtype = np.dtype(np.uint8 if max(values) < 256 else np.uint16)
+        self._values = np.asarray(values, self.dtype)
+        self._identical = bool((self._values == np.arange(len(values))).all())
+        self._head = head
+
+    def __call__(self, values: Array) -> npt.NDArray[np.unsignedinteger]:
+        """(channels, x, y, k) -> labels (x, y, k); of equal logits the first class wins, as in ``argmax``."""
+        _, x, y, planes = values.shape
+        rows = label_rows(len(self._values), values.shape[0], y, planes)
+        labels = np.empty((x, y, planes), self.dtype)
+        for start in range(0, x, rows):
+            part = values[:, start : start + rows]
+            block = part.reshape(part.shape[0], -1)
+            if self._head is not None:
+                block = self._head[0] @ block
+                block += self._head[1][:, None]
+            index = _largest(block, self.dtype)
+            labels[start : start + rows] = (index if self._identical else self._values[index]).reshape(part.shape[1:])
+        return labels
+
+
+def label_rows(classes: int, channels: int, y: int, planes: int) -> int:
+    """Rows along x per block."""
+    return max(1, LABEL_BLOCK // (max(classes, channels) * y * planes * FLOAT))
+
+
+def _largest(block: Array, dtype: np.dtype[np.unsignedinteger]) -> npt.NDArray[np.unsignedinteger]:
+    """``block.argmax(axis=0)`` in a byte or two per voxel instead of eight."""
+    best, index = block[0].copy(), np.zeros(block.shape[1], dtype)
+    larger = np.empty(block.shape[1], bool)
+    for number, logits in enumerate(block[1:], start=1):
+        np.greater(logits, best, out=larger)
+        np.copyto(index, dtype.type(number), where=larger)
+        np.maximum(best, logits, out=best)
+    return index
+
+
+def label_bytes(shape: Shape, classes: int, channels: int, dtype: np.dtype[np.unsignedinteger]) -> int:
+    """What making the labels of one slab needs: the labels, a contiguous block, its logits, and the comparison."""
+    x, y, z = shape
+    planes = min(SLAB_PLANES, z)
+    voxels = min(x, label_rows(classes, channels, y, planes)) * y * planes
+    return x * y * planes * dtype.itemsize + voxels * ((channels + classes) * FLOAT + FLOAT + 2 + dtype.itemsize)

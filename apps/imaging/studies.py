@@ -1,0 +1,152 @@
+"""Which studies a command line names, and how far each has come (``OUT/studies.csv``)."""
+
+import csv
+import hashlib
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from apps.imaging import nifti
+from apps.imaging.volume import Volume
+from common.errors import InputError
+from common.files import atomic_file
+
+TABLE = "studies.csv"
+
+
+@dataclass(frozen=True, slots=True)
+class Study:
+    """One input and its outcome; a row of the table."""
+
+    study: str
+    """``study-0001``, in input order: the name in records, logs and outputs."""
+    input: str
+    """The user's path; in the table only, which only its owner may read."""
+    status: str = "waiting"
+    """waiting, done, skipped or failed."""
+    reason: str = ""
+    """Why it failed, without path or identifier."""
+    outputs: tuple[str, ...] = ()
+    """File names in OUT."""
+    key: str = ""
+    """Digest of input, model and settings: the same key need not be done again."""
+
+    def public(self) -> dict[str, Any]:
+        """For the record."""
+        return {
+            "study": self.study,
+            "status": self.status,
+            "reason": self.reason or None,
+            "outputs": list(self.outputs),
+        }
+
+
+def find_studies(inputs: Sequence[Path]) -> list[Study]:
+    """Expand the command line: a file is a study, a DICOM folder is one, a folder of either is several.
+
+    Raises
+    ------
+    InputError
+        A path that does not exist, or a folder with nothing in it that could be read.
+    """
+    paths = [found for path in inputs for found in _expand(path)]
+    return [Study(f"study-{number:04d}", str(path)) for number, path in enumerate(paths, start=1)]
+
+
+def _expand(path: Path) -> list[Path]:
+    if not path.exists():
+        raise InputError(f"{path}: no such file or folder", public="no such input")
+    if path.is_file():
+        return [path]
+    from apps.imaging.dicom import holds_dicom
+
+    if holds_dicom(path):
+        return [path]
+    entries = sorted(entry for entry in path.iterdir() if not entry.name.startswith("."))
+    images = [entry for entry in entries if entry.is_file() and nifti.is_nifti(entry)]
+    folders = [entry for entry in entries if entry.is_dir() and holds_dicom(entry)]
+    if not images and not folders:
+        raise InputError(
+            f"{path}: no images: neither DICOM nor NIfTI in it, nor DICOM in its folders", public="no images in folder"
+        )
+    return images + folders
+
+
+def open_volume(path: Path, series: str | None = None) -> Volume:
+    """Read the headers of an input.
+
+    Raises
+    ------
+    InputError
+        If it cannot be used.
+    """
+    if path.is_dir():
+        from apps.imaging.dicom import open_series
+
+        return open_series(path, series)
+    if path.is_file() and not nifti.is_nifti(path):
+        raise InputError(f"{path}: neither .nii, .nii.gz nor a DICOM folder", public="unknown file type")
+    return nifti.open_nifti(path)
+
+
+def resume_key(volume: Volume, settings: Mapping[str, Any]) -> str:
+    """Digest of an input and of everything that changes its outputs."""
+    text = json.dumps([volume.identity(), dict(settings)], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+@dataclass(slots=True)
+class StudyTable:
+    """The table in OUT, rewritten after each study."""
+
+    directory: Path
+    rows: list[Study]
+    earlier: Mapping[str, Study] = field(default_factory=dict)
+    """What a previous run left, by name."""
+
+    @classmethod
+    def open(cls, directory: Path, studies: Sequence[Study]) -> "StudyTable":
+        """Take up what an earlier run of the same command left."""
+        return cls(directory, list(studies), {row.study: row for row in read_table(directory)})
+
+    def finished(self, study: Study, key: str) -> Study | None:
+        """The earlier row, if it has the same key and its outputs are all there."""
+        row = self.earlier.get(study.study)
+        if row is None or row.key != key or row.status not in ("done", "skipped"):
+            return None
+        return row if all((self.directory / name).is_file() for name in row.outputs) else None
+
+    def update(self, index: int, **changes: Any) -> Study:
+        """Change a row and write the table."""
+        self.rows[index] = replace(self.rows[index], **changes)
+        self.write()
+        return self.rows[index]
+
+    def write(self) -> None:
+        """Write the table, readable by its owner only: it names the inputs. Unfinished rows keep their history."""
+        kept = [
+            self.earlier[row.study] if row.status == "waiting" and row.study in self.earlier else row
+            for row in self.rows
+        ]
+        text = io.StringIO()
+        writer = csv.DictWriter(text, ["study", "input", "status", "reason", "outputs", "key"])
+        writer.writeheader()
+        writer.writerows(asdict(row) | {"outputs": ";".join(row.outputs)} for row in kept)
+        with atomic_file(self.directory / TABLE) as part:
+            part.touch(mode=0o600)
+            part.write_text(text.getvalue(), encoding="utf-8")
+
+
+def read_table(directory: Path) -> list[Study]:
+    """The rows of an earlier run; empty where there is no readable table."""
+    try:
+        with (directory / TABLE).open(encoding="utf-8", newline="") as stream:
+            return [
+                Study(**{**row, "outputs": tuple(name for name in row["outputs"].split(";") if name)})  # type: ignore[arg-type]
+                for row in csv.DictReader(stream)
+            ]
+    except (OSError, TypeError, KeyError, ValueError):
+        return []
