@@ -53,6 +53,9 @@ class Probe:
 CODE_VERSION = 1
 """Raise when what a probe measures changes; old cache entries are then ignored."""
 
+LONGEST_SECONDS = 600
+"""A probe that takes longer than this has gone wrong."""
+
 Costs = Mapping[Probe, Mapping[str, float]]
 """Probe -> its numbers. Bytes are whole numbers; seconds may have a fraction."""
 
@@ -93,6 +96,7 @@ class CostStore:
         self.directory = directory if directory is not None else cache_directory()
         self.child_peak_bytes = 0
         """The largest resident peak of any probe child so far: part of this command's own measured peak."""
+        self._failures: dict[Probe, str] = {}
 
     def cached(self, probes: Iterable[Probe]) -> dict[Probe, Mapping[str, float]]:
         """Of these, what is known already."""
@@ -109,6 +113,8 @@ class CostStore:
         wanted = list(dict.fromkeys(probes))
         have = self.cached(wanted)
         for probe in wanted:
+            if probe in self._failures:
+                raise ProbeFailed(self._failures[probe])
             if probe not in have:
                 have[probe] = self._measure(probe, ceiling)
                 self._write(probe, have[probe])
@@ -141,13 +147,18 @@ class CostStore:
             stderr=subprocess.PIPE,
             text=True,
         ) as child:
-            out, err = child.communicate()
+            try:
+                out, err = child.communicate(timeout=LONGEST_SECONDS)
+            except subprocess.TimeoutExpired:
+                child.kill()
+                out, err = "", f"not done after {LONGEST_SECONDS} s"
         answer = _last_json(out)
         if answer is None or "costs" not in answer:
             lines = [line for line in err.strip().splitlines() if line.strip()]
-            why = f"killed by signal {-child.returncode}" if child.returncode < 0 else (lines or ["no answer"])[-1]
+            why = lines[-1] if lines else f"killed by signal {-(child.returncode or 0)}"
             name = probe.function.rsplit(":", 1)[-1]
-            raise ProbeFailed(f"cannot be measured under {format_size(ceiling)} ({name}: {why})")
+            self._failures[probe] = f"cannot be measured under {format_size(ceiling)} ({name}: {why})"
+            raise ProbeFailed(self._failures[probe])
         self.child_peak_bytes = max(self.child_peak_bytes, int(answer["peak_bytes"]))
         costs: dict[str, float] = answer["costs"]
         return costs
