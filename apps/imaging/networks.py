@@ -5,9 +5,9 @@ MONAI comes in through ``import_monai`` only. Importing it as it stands pulls in
 """
 
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.abc import MetaPathFinder
 from math import prod
 from pathlib import Path
 from types import MappingProxyType
@@ -36,6 +36,8 @@ class Entry:
     """Arguments that are always the same."""
     head: str | None
     """Name of the final 1x1x1 convolution; ``None`` where there is none."""
+    block: str
+    """Class of the blocks whose activations are recomputed under activation checkpointing."""
     strides: str
     """Which argument says how often the grid is halved: ``blocks_down``, ``features`` or ``strides``."""
 
@@ -48,6 +50,7 @@ NETWORKS: Mapping[str, Entry] = MappingProxyType(
             {"init_filters": 16, "blocks_down": [1, 2, 2], "blocks_up": [1, 1]},
             {"spatial_dims": 3},
             "conv_final.2.conv",
+            "ResBlock",
             "blocks_down",
         ),
         "dynunet": Entry(
@@ -56,6 +59,7 @@ NETWORKS: Mapping[str, Entry] = MappingProxyType(
             {"filters": [16, 32, 64, 128], "strides": [1, 2, 2, 2], "res_block": False},
             {"spatial_dims": 3, "norm_name": "instance"},
             "output_block.conv.conv",
+            "UnetBasicBlock",
             "strides",
         ),
         "basicunet": Entry(
@@ -64,6 +68,7 @@ NETWORKS: Mapping[str, Entry] = MappingProxyType(
             {"features": [16, 16, 32, 64, 128, 16]},
             {"spatial_dims": 3},
             "final_conv",
+            "TwoConv",
             "features",
         ),
         "unet": Entry(
@@ -72,36 +77,36 @@ NETWORKS: Mapping[str, Entry] = MappingProxyType(
             {"channels": [16, 32, 64, 128], "strides": [2, 2, 2], "num_res_units": 1},
             {"spatial_dims": 3},
             None,
+            "ResidualUnit",
             "strides",
         ),
     }
 )
 
-_OPTIONAL = (
-    "PIL cucim cupy einops fire gdown h5py huggingface_hub ignite itk lmdb matplotlib mlflow nibabel ninja nrrd numba "
-    "onnx onnxruntime openslide pandas psutil pyarrow pydicom pynvml requests scipy skimage sklearn tensorboard "
-    "tensorboardX tensorrt tifffile torchvision transformers zarr"
-).split()
+class _Refuse(MetaPathFinder):
+    """Makes MONAI believe that its optional libraries are not installed; what is loaded already stays loaded."""
 
+    names = frozenset(
+        "PIL cucim cupy einops fire gdown h5py huggingface_hub ignite itk lmdb matplotlib mlflow nibabel ninja nrrd "
+        "numba onnx onnxruntime openslide pandas psutil pyarrow pydicom pynvml requests scipy skimage sklearn "
+        "tensorboard tensorboardX tensorrt tifffile torchvision transformers zarr".split()
+    )
 
-@contextmanager
-def _absent(names: list[str]) -> Iterator[None]:
-    """Within the block importing ``names`` fails, unless they are loaded already."""
-    hidden = [name for name in names if name not in sys.modules]
-    sys.modules.update(dict.fromkeys(hidden))  # None: the documented way to make an import fail
-    try:
-        yield
-    finally:
-        for name in hidden:
-            if sys.modules.get(name, ...) is None:
-                del sys.modules[name]
+    def find_spec(self, fullname: str, path: object, target: object = None) -> None:
+        if fullname.partition(".")[0] in self.names:
+            raise ModuleNotFoundError(f"{fullname} is not wanted here", name=fullname)
 
 
 def import_monai() -> None:
     """Import MONAI without its optional libraries; every use of MONAI in this suite comes after this call."""
-    if "monai" not in sys.modules:
-        with _absent(_OPTIONAL):
-            import monai.networks.nets  # noqa: F401
+    if "monai" in sys.modules:
+        return
+    refuse = _Refuse()
+    sys.meta_path.insert(0, refuse)
+    try:
+        import monai.networks.nets  # noqa: F401
+    finally:
+        sys.meta_path.remove(refuse)
 
 
 def arguments(name: str, given: Arguments, *, in_channels: int, out_channels: int) -> dict[str, Any]:
@@ -176,6 +181,17 @@ def build(name: str, complete: Arguments) -> "torch.nn.Module":
     return network
 
 
+def checkpoint_blocks(name: str, network: "torch.nn.Module") -> None:
+    """Recompute the activations inside each block in the backward pass instead of keeping them."""
+    from functools import partial
+
+    from torch.utils.checkpoint import checkpoint
+
+    for module in network.modules():
+        if type(module).__name__ == NETWORKS[name].block:
+            module.forward = partial(checkpoint, module.forward, use_reentrant=False)  # type: ignore[method-assign]
+
+
 def split_head(name: str, network: "torch.nn.Module") -> "tuple[torch.nn.Module, torch.nn.Conv3d] | None":
     """The network without its final 1x1x1 convolution, and that convolution.
 
@@ -244,5 +260,3 @@ def export_onnx(name: str, network: "torch.nn.Module", path: Path, *, tile: tupl
             dynamic_axes={"image": axes, output: axes},
         )
     return output
-
-

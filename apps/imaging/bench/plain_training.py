@@ -48,6 +48,8 @@ def main() -> None:
     parser.add_argument("--learning-rate", type=float, default=2e-3)
     parser.add_argument("--weight-decay", type=float, default=1e-4)
     parser.add_argument("--precision", choices=("bf16", "float32"), default="bf16")
+    parser.add_argument("--mirror", type=int, nargs="*", default=(0,))
+    parser.add_argument("--affine", type=float, default=0.3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
@@ -74,14 +76,14 @@ def main() -> None:
             SpatialPadd(both, patch),
             RandAffined(
                 both,
-                prob=0.5,
+                prob=args.affine,
                 rotate_range=[0.25] * 3,
                 scale_range=[0.15] * 3,
                 mode=("bilinear", "nearest"),
                 padding_mode=("zeros", "zeros"),
             ),
             RandSpatialCropd(both, patch, random_size=False),
-            *[RandFlipd(both, prob=0.5, spatial_axis=axis) for axis in range(3)],
+            *[RandFlipd(both, prob=0.5, spatial_axis=axis) for axis in args.mirror],
             RandScaleIntensityd("image", factors=0.2, prob=0.5),
             RandShiftIntensityd("image", offsets=0.2, prob=0.5),
             RandAdjustContrastd("image", prob=0.3, gamma=(0.7, 1.5), retain_stats=True),
