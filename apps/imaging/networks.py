@@ -83,14 +83,17 @@ NETWORKS: Mapping[str, Entry] = MappingProxyType(
     }
 )
 
+_OPTIONAL = """
+PIL cucim cupy einops fire gdown h5py huggingface_hub ignite itk lmdb matplotlib mlflow nibabel ninja nrrd numba onnx
+onnxruntime openslide pandas psutil pyarrow pydicom pynvml requests scipy skimage sklearn tensorboard tensorboardX
+tensorrt tifffile torchvision transformers zarr
+"""
+
+
 class _Refuse(MetaPathFinder):
     """Makes MONAI believe that its optional libraries are not installed; what is loaded already stays loaded."""
 
-    names = frozenset(
-        "PIL cucim cupy einops fire gdown h5py huggingface_hub ignite itk lmdb matplotlib mlflow nibabel ninja nrrd "
-        "numba onnx onnxruntime openslide pandas psutil pyarrow pydicom pynvml requests scipy skimage sklearn "
-        "tensorboard tensorboardX tensorrt tifffile torchvision transformers zarr".split()
-    )
+    names = frozenset(_OPTIONAL.split())
 
     def find_spec(self, fullname: str, path: object, target: object = None) -> None:
         if fullname.partition(".")[0] in self.names:

@@ -1,0 +1,116 @@
+"""What each command loads before its soft wall is set, each library run once on something tiny.
+
+A command's floor is measured by the same function in a child (``common.memory.floor``).
+"""
+
+OPENVINO = "apps.imaging.warm:openvino"
+TORCH = "apps.imaging.warm:torch"
+TRAIN = "apps.imaging.warm:train"
+EVALUATE = "apps.imaging.warm:evaluate"
+
+
+def _images() -> None:
+    """Reading and writing images, and the arithmetic around them."""
+    import gzip
+    import zlib
+
+    import nibabel
+    import numpy as np
+    import PIL.Image
+    import PIL.ImageDraw
+    import PIL.ImageFont
+    import pydicom
+    import pydicom.pixels
+    import safetensors.numpy
+
+    import apps.imaging.dicom
+    import apps.imaging.infer
+    import apps.imaging.preview
+
+    block = np.ones((256, 256), np.float32)
+    block = block @ block  # starts the BLAS threads
+    gzip.decompress(gzip.compress(zlib.compress(bytes(1 << 16))))
+    nibabel.Nifti1Header().set_qform(np.eye(4))
+    picture = PIL.Image.fromarray(np.zeros((16, 16, 3), np.uint8)).resize((32, 32))
+    PIL.ImageDraw.Draw(picture).text((0, 0), "x", font=PIL.ImageFont.load_default(12))
+    del pydicom, safetensors, apps
+
+
+def openvino() -> None:
+    """Inference with OpenVINO."""
+    import numpy as np
+
+    from common.engines.openvino import import_openvino
+
+    ov = import_openvino()
+    from openvino import opset13 as ops
+
+    _images()
+    image = ops.parameter([1, 1, 8, 8, 8], np.float32)
+    kernel = ops.constant(np.ones((8, 1, 3, 3, 3), np.float32))
+    model = ov.Model([ops.convolution(image, kernel, [1] * 3, [1] * 3, [1] * 3, [1] * 3)], [image])
+    compiled = ov.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    compiled(np.ones((1, 1, 8, 8, 8), np.float32))
+
+
+def torch() -> None:
+    """Inference with PyTorch."""
+    import numpy as np
+    import torch as library
+
+    from apps.imaging.networks import import_monai
+
+    _images()
+    import_monai()
+    with library.inference_mode():
+        library.nn.Conv3d(1, 8, 3, padding=1)(library.from_numpy(np.ones((1, 1, 8, 8, 8), np.float32)))
+
+
+def evaluate() -> None:
+    """Comparing segmentations."""
+    import nibabel
+    import numpy as np
+    from scipy.spatial import cKDTree
+
+    import apps.imaging.evaluate
+
+    cKDTree(np.eye(3)).query(np.eye(3))
+    nibabel.Nifti1Header().set_qform(np.eye(4))
+    del apps
+
+
+def train() -> None:
+    """Training: one step and one checkpoint of a tiny network, in both precisions."""
+    import numpy as np
+    import torch as library
+    from safetensors.torch import save
+
+    import apps.imaging.train
+    from apps.imaging.dataset import Frame
+    from apps.imaging.patches import Sampler, Volumes
+
+    volumes, side = Volumes(), (16, 16, 16)
+    volumes.add(np.ones(side, np.float32), np.ones(side, np.uint8))
+    recipe = apps.imaging.train.Recipe(
+        network="segresnet",
+        arguments={"init_filters": 8, "blocks_down": [1, 1], "blocks_up": [1], "in_channels": 1, "out_channels": 2},
+        patch=side,
+        batch=2,
+        steps=1,
+        seconds=None,
+        learning_rate=1e-3,
+        weight_decay=0.0,
+        clip=1.0,
+        mirror="xyz",
+        validation_cases=1,
+        fold=None,
+        seed=0,
+    )
+    for amp in ("off", "bf16"):
+        network, _, step = apps.imaging.train.make_step(recipe, micro_batch=1, amp=amp, checkpoint="none")
+        for number in range(4):  # so that every kind of variation has run
+            step(Sampler(volumes, side, 2, 0)(number))
+        apps.imaging.train.validate(network, volumes, [0], side, 2, amp)
+        save(network.state_dict())
+    Frame.between(np.eye(4), "RAS")
+    library.manual_seed(0)

@@ -1,0 +1,255 @@
+"""What each command of ``imaging`` needs: pure prices, beside the code that allocates.
+
+``InferWorkload``: floor + engine (probed) + the window of stored planes + the blend's frontier + tiles + one slab's
+labels. The largest study decides each term, because they run one after the other.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from math import prod
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from apps.imaging import warm
+from apps.imaging.dataset import loading_bytes
+from apps.imaging.infer import Case
+from apps.imaging.model import TORCH_NETWORK, ImagingModel
+from apps.imaging.streams import back_bytes, label_bytes, window_bytes
+from apps.imaging.studies import Study
+from apps.imaging.volume import block_planes
+from common.engines import engine
+from common.errors import InputError
+from common.memory import floor
+from common.memory.budget import MIB
+from common.memory.costs import Costs, Probe
+from common.memory.footprint import Footprint, Term
+from common.memory.planner import Setting
+from common.tiling.blend import FLOAT, SLAB_PLANES, blend_bytes
+from common.training import amp, checkpointing
+
+if TYPE_CHECKING:
+    from apps.imaging.train import Job
+
+WARM_UPS = {"openvino": warm.OPENVINO, "torch": warm.TORCH}
+LIBRARIES = ("nibabel", "pydicom", "pillow", "safetensors")
+
+LOAD, TRAIN, VALIDATE, CHECKPOINT, EXPORT = "load", "train", "validate", "checkpoint", "export"
+OPEN, STATISTICS, INFER, PREVIEW = "open", "statistics", "infer", "preview"
+
+PREVIEW_BYTES = 6 * MIB
+"""Panels and picture, which do not grow with the volume (measured 3 to 5 MiB)."""
+
+EXPORT_BYTES = 48 * MIB
+"""Tracing and serialising, beside copies of the weights (measured 33 MiB)."""
+
+
+def text(triple: Sequence[int]) -> str:
+    """A shape as the command line writes it."""
+    return ",".join(map(str, triple))
+
+
+@dataclass(frozen=True, slots=True)
+class InferWorkload:
+    """``imaging infer``."""
+
+    model: ImagingModel
+    studies: tuple[Study, ...]
+    cases: Mapping[str, Case | InputError]
+    engine: str
+    precision: str
+    tile: tuple[int, int, int]
+    overlap: float
+    batch: int | None
+    """``None``: the planner's choice."""
+    previews: bool
+    threads: int
+    name: str = "imaging infer"
+
+    @property
+    def usable(self) -> list[Case]:
+        """Studies whose headers were readable."""
+        return [case for case in self.cases.values() if isinstance(case, Case)]
+
+    def settings(self) -> Iterator[Setting]:
+        """Batch and what is blended. Tile, overlap and precision change the labels and are the user's."""
+        spaces = ["logits", "features"] if self.model.head else ["logits"]
+        for batch in (1,) if self.batch is None else (self.batch,):
+            for space in spaces:
+                yield {
+                    "tile": text(self.tile),
+                    "overlap": self.overlap,
+                    "batch": batch,
+                    "space": space,
+                    "engine": self.engine,
+                    "precision": self.precision,
+                }
+
+    def probes(self, setting: Setting) -> Sequence[Probe]:
+        """The floor and the engine."""
+        warm_up = WARM_UPS[self.engine]
+        libraries = (*LIBRARIES, *engine.LIBRARIES[self.engine])
+        return [
+            floor.probe(warm_up, libraries=libraries, threads=self.threads),
+            engine.probe(
+                warm_up=warm_up,
+                threads=self.threads,
+                sha256=self.model.network_sha256,
+                model_dir=str(self.model.directory.resolve()),
+                name=self.engine,
+                precision=self.precision,
+                tile=self.tile,
+                batch=int(setting["batch"]),
+                output=setting["space"],
+                head=self.model.head,
+                builder=TORCH_NETWORK,
+            ),
+        ]
+
+    def footprint(self, setting: Setting, known: Costs) -> Footprint:
+        """Floor, engine, and what each place that grows with the data holds."""
+        measured = known[self.probes(setting)[1]]
+        batch, channels = int(setting["batch"]), self.channels(setting)
+        tile = prod(self.tile)
+        running = (STATISTICS, INFER, PREVIEW)
+        terms = [
+            Term("engine, loading", int(measured["open_bytes"]), "measured", (OPEN,)),
+            Term("engine, running", int(measured["run_bytes"]), "measured", running),
+            Term("head", (self.model.features + 1) * len(self.model.labels) * FLOAT, "analytic", running),
+            Term(
+                "blend", self._largest(lambda c: blend_bytes(c.grid.shape, c.grid.tile, channels)), "analytic", (INFER,)
+            ),
+            Term("input planes", self._largest(lambda c: window_bytes(c.volume, c.grid)), "analytic", (INFER,)),
+            Term("tiles", (batch * len(self.model.channels) * FLOAT + FLOAT + 4) * tile, "analytic", (INFER,)),
+            Term("finished slab", self._largest(lambda c: self._slab(c, channels)), "analytic", (INFER,)),
+            Term("reading", self._largest(lambda c: c.volume.reader_bytes), "measured", running),
+            Term("statistics", self._largest(_pass_bytes), "analytic", (STATISTICS, PREVIEW)),
+            Term("preview", PREVIEW_BYTES if self.previews else 0, "measured", (PREVIEW,)),
+        ]
+        return Footprint.of([*floor.terms(known, self.probes(setting)[0]), *terms])
+
+    def channels(self, setting: Setting) -> int:
+        """Values per voxel in the blend."""
+        return self.model.features if setting["space"] == "features" else len(self.model.labels)
+
+    def seconds(self, setting: Setting, known: Costs) -> float:
+        """The blend's additions decide: the engine does the same work in every setting."""
+        return float(sum(len(case.grid) for case in self.usable) * prod(self.tile) * self.channels(setting))
+
+    def _largest(self, price: Any) -> int:
+        return max((int(price(case)) for case in self.usable), default=0)
+
+    def _slab(self, case: Case, channels: int) -> int:
+        classes = len(self.model.labels)
+        dtype = np.dtype(np.uint8 if max(label.value for label in self.model.labels) < 256 else np.uint16)
+        back = back_bytes(case.grid.shape, case.volume.shape, channels) if case.resampled else 0
+        return back + label_bytes(case.volume.shape, classes, channels, dtype)
+
+
+def _pass_bytes(case: Case) -> int:
+    """One block of a pass over the volume: as stored, in float32, and two more while moments are taken."""
+    x, y, _ = case.volume.shape
+    voxels = block_planes(case.volume) * x * y
+    return voxels * (case.volume.dtype.itemsize + 3 * FLOAT)
+
+
+@dataclass(frozen=True, slots=True)
+class TrainWorkload:
+    """``imaging train``."""
+
+    job: "Job"
+    micro_batch: int | None
+    """``None``: the planner's choice; so for ``amp`` and ``cache``."""
+    amp: str | None
+    cache: str | None
+    threads: int
+    name: str = "imaging train"
+
+    def settings(self) -> Iterator[Setting]:
+        """Micro-batch and accumulation, precision, recomputed activations, and where the prepared cases are kept."""
+        batch = self.job.recipe.batch
+        sizes = sorted({-(-batch // 2**halvings) for halvings in range(batch.bit_length())}, reverse=True)
+        precisions = [self.amp] if self.amp else (["bf16", "off"] if amp.likely() else ["off"])
+        for micro_batch in [self.micro_batch] if self.micro_batch else sizes:
+            for precision in precisions:
+                for checkpoint in ("none", "blocks"):
+                    for cache in [self.cache] if self.cache else ["memory", "disk"]:
+                        yield {
+                            "micro_batch": micro_batch,
+                            "accumulate": -(-batch // micro_batch),
+                            "amp": precision,
+                            "checkpoint": checkpoint,
+                            "cache": cache,
+                        }
+
+    def probes(self, setting: Setting) -> Sequence[Probe]:
+        """The floor, the traced step, and whether bfloat16 pays, unless the user has decided that."""
+        recipe = asdict(self.job.recipe)
+        # Only what decides shapes: a plan is then known for every seed, fold and length.
+        neutral = {
+            "steps": 1,
+            "seconds": None,
+            "seed": 0,
+            "fold": None,
+            "batch": 1,
+            "validation_cases": 0,
+            "mirror": "",
+        }
+        step = Probe.of(
+            "apps.imaging.pricing:measure",
+            libraries=("torch", "monai"),
+            threads=self.threads,
+            workers=self.threads,
+            recipe=recipe | neutral | {"learning_rate": 1e-3, "weight_decay": 0.0},
+            micro_batch=setting["micro_batch"],
+            parts=min(2, int(setting["accumulate"])),
+            amp=setting["amp"],
+            checkpoint=setting["checkpoint"],
+        )
+        base = floor.probe(
+            warm.TRAIN, libraries=("torch", "monai", "numpy", "nibabel", "safetensors"), threads=self.threads
+        )
+        checks = [amp.probe(self.threads)] if setting["amp"] == "bf16" and self.amp is None else []
+        return [*checks, base, step]
+
+    def footprint(self, setting: Setting, known: Costs) -> Footprint:
+        """Floor, model states, the step, the data, and what validation and export hold instead of the step."""
+        *_, base, step = self.probes(setting)
+        cost = {name: int(value) for name, value in known[step].items()}
+        job, recipe = self.job, self.job.recipe
+        voxels, classes = prod(recipe.patch), len(job.dataset.labels)
+        sizes = [prod(case.shape(job.dataset.spacing)) for case in (*job.training, *job.held_out)]
+        whole = [case.image for case in (*job.training, *job.held_out)]
+        traced = int(setting["micro_batch"]) * min(2, int(setting["accumulate"]))
+        states = cost["parameters"] + cost["optimizer"]
+        shapes = [case.shape(job.dataset.spacing) for case in job.held_out]
+        blend = max((blend_bytes(shape, recipe.patch, classes) for shape in shapes), default=0)
+        slab = max((shape[0] * shape[1] for shape in shapes), default=0) * SLAB_PLANES * (FLOAT + 3 * 8)
+        terms = [
+            Term("parameters", cost["parameters"], "analytic", (TRAIN, VALIDATE, EXPORT)),
+            Term("gradients", cost["gradients"], "analytic", (TRAIN,)),
+            Term("optimizer states", cost["optimizer"], "analytic", (TRAIN, VALIDATE, EXPORT)),
+            Term("activations", cost["activations"], "replayed", (TRAIN,)),
+            Term("operator workspace", cost["workspace"], "replayed", (TRAIN,)),
+            Term("compiled kernels", cost["kernels"], "replayed", (TRAIN, VALIDATE, EXPORT)),
+            Term("batch", max(0, recipe.batch - traced) * voxels * (FLOAT + 1), "analytic", (TRAIN,)),
+            Term("cases in memory", sum(sizes) * (FLOAT + 1) if setting["cache"] == "memory" else 0, "analytic"),
+            Term("loading a case", max(map(loading_bytes, whole)) + max(sizes) * (FLOAT + 1), "analytic", (LOAD,)),
+            Term("blend", blend + slab + voxels * FLOAT * (classes + 3), "analytic", (VALIDATE,)),
+            Term("tile's forward pass", cost["forward"], "replayed", (VALIDATE,)),
+            Term("checkpoint", checkpointing.bytes_needed(states), "analytic", (CHECKPOINT,)),
+            Term("parameters and optimizer", states, "analytic", (CHECKPOINT,)),
+            Term("ONNX export", EXPORT_BYTES + 4 * cost["parameters"], "measured", (EXPORT,)),
+        ]
+        return Footprint.of([*floor.terms(known, base), *terms])
+
+    def seconds(self, setting: Setting, known: Costs) -> float:
+        """Relative: the traced step's operators where they were measured, otherwise what is usual."""
+        forward = 1.3 if setting["checkpoint"] == "blocks" else 1.0
+        precision = 0.6 if setting["amp"] == "bf16" else 1.0
+        return (
+            forward
+            * precision
+            * (1 + 0.02 * int(setting["accumulate"]))
+            * (1.05 if setting["cache"] == "disk" else 1.0)
+        )
