@@ -62,11 +62,11 @@ class _Call:
         return args, kwargs
 
 
-class _Live(TorchDispatchMode):
+class _Live(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Adds up live storages, and notes after each operator how much there was and which call it had been."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.bytes = 0
         self.history: list[tuple[int, _Call | None]] = []
         self._storages: dict[int, weakref.ref[torch.UntypedStorage]] = {}

@@ -97,7 +97,7 @@ class TrainingStep:
             sums = self.loss.sums(outputs, part)
             loss = torch.stack([term / count.clamp(min=1) for term, count in zip(sums, counts, strict=True)]).sum()
             del outputs, sums  # the graph keeps what backward needs, and lets go of it as it goes
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             total += loss.detach()
         if self.clip:
             torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.clip)
