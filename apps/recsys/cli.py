@@ -1,0 +1,129 @@
+"""The ``recsys`` command line: options, and which function does the work. Light: nothing heavy is imported here."""
+
+import argparse
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from apps.recsys import answer, ials, model, serve, split, train, workloads
+from common import cli, model_folder
+from common.cli import Command
+from common.errors import UsageError
+
+EPILOG = "Every command keeps the ceiling given with --memory, or says at once what would do. Exit codes: docs/cli.md."
+
+
+def parser() -> argparse.ArgumentParser:
+    """The parser with all commands."""
+    top = argparse.ArgumentParser(
+        prog="recsys", description="Recommend inside a stated number of bytes.", epilog=EPILOG
+    )
+    commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    _train(commands.add_parser("train", help="interactions in, model folder out"))
+    _evaluate(commands.add_parser("evaluate", help="rank all items for held-out users"))
+    _recommend(commands.add_parser("recommend", help="the best items for a user or a history"))
+    _similar(commands.add_parser("similar", help="the items nearest to one"))
+    _inspect(commands.add_parser("inspect", help="what a model folder holds; checks its digests"))
+    _serve(commands.add_parser("serve", help="answer over HTTP"))
+    return top
+
+
+def _ids(text: str) -> list[str]:
+    ids = [id_.strip() for id_ in text.split(",") if id_.strip()]
+    if not ids:
+        raise argparse.ArgumentTypeError("expected ids separated by commas")
+    return ids
+
+
+def _model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", type=Path, metavar="MODEL_DIR")
+
+
+def _train(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("interactions", nargs="+", type=Path, metavar="INTERACTIONS", help="CSV (.gz too) or Parquet, a row a pair")
+    add("-o", "--output", required=True, type=Path, metavar="MODEL_DIR")
+    add("--model", choices=("ials", "popularity"), default="ials")
+    add("--factors", type=cli.positive, default=64, metavar="N", help="numbers per item (default 64)")
+    add("--user-col", metavar="NAME", help="default: by common names, else the first column")
+    add("--item-col", metavar="NAME", help="default: by common names, else the next column")
+    add("--value-col", metavar="NAME", help="default: by common names, else every row counts 1")
+    add("--time-col", metavar="NAME", help="for --split leave-last; default: by common names, else the rows' order")
+    add("--items", type=Path, metavar="ITEMS.csv", help="a table with the items' ids and titles")
+    add("--min-value", type=float, metavar="X", help="leave out rows with a smaller value")
+    add("--min-user", type=cli.positive, default=1, metavar="N", help="leave out users with fewer rows")
+    add("--min-item", type=cli.positive, default=1, metavar="N", help="leave out items with fewer rows")
+    add("--split", choices=split.KINDS, default="none", help="hold some out, and evaluate on it (default none)")
+    cli.add_settings_option(parser, ials.HYPER)
+    cli.add_common_options(parser)
+    command = Command("recsys train", train.workload, lambda args: workloads.TRAINING, train.execute, train.record)
+    parser.set_defaults(command=command)
+
+
+def _evaluate(parser: argparse.ArgumentParser) -> None:
+    _model(parser)
+    parser.add_argument("--protocol", choices=split.KINDS[1:], help="must be the model's --split (the default)")
+    cli.add_common_options(parser)
+    command = Command("recsys evaluate", _evaluation, lambda args: workloads.SCORING, _run_evaluation, _evaluation_json)
+    parser.set_defaults(command=command)
+
+
+def _evaluation(args: argparse.Namespace) -> workloads.EvaluateWorkload:
+    manifest = model.load_manifest(args.model)
+    scored = model.heldout_count(args.model, manifest)
+    if args.protocol not in (None, manifest["split"]):
+        raise UsageError(f"--protocol {args.protocol}: the model was trained with --split {manifest['split']}")
+    return workloads.EvaluateWorkload(args.model, manifest, scored, args.threads)
+
+
+def _run_evaluation(args: argparse.Namespace, session: cli.Session) -> Mapping[str, Any]:
+    work = session.workload
+    assert isinstance(work, workloads.EvaluateWorkload)
+    with session.deferred_signals(), session.phase("evaluate"):
+        metrics = train.score(session, args.model, work.manifest)
+    session.say(train.table(metrics))
+    return {"users": work.scored_users, "metrics": dict(metrics)}
+
+
+def _evaluation_json(args: argparse.Namespace) -> Path | None:
+    path: Path = args.model / "evaluation.json"
+    return path if (args.model / model_folder.MANIFEST).is_file() else None
+
+
+def _recommend(parser: argparse.ArgumentParser) -> None:
+    _model(parser)
+    who = parser.add_mutually_exclusive_group(required=True)
+    who.add_argument("--user", metavar="ID", help="a user of the training data")
+    who.add_argument("--history", type=_ids, metavar="ID,ID,...", help="items that someone had")
+    _depth(parser)
+    parser.add_argument("--exclude", type=_ids, metavar="ID,ID,...", help="items never to show")
+    parser.add_argument("--only", type=_ids, metavar="ID,ID,...", help="items to choose from")
+    _answering(parser, "recsys recommend", answer.recommend)
+
+
+def _similar(parser: argparse.ArgumentParser) -> None:
+    _model(parser)
+    parser.add_argument("--item", required=True, metavar="ID")
+    _depth(parser)
+    _answering(parser, "recsys similar", answer.similar)
+
+
+def _depth(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-k", type=cli.positive, default=10, metavar="N", help="how many (default 10)")
+
+
+def _answering(parser: argparse.ArgumentParser, name: str, execute: Any, warm_up: str = workloads.SCORING) -> None:
+    cli.add_common_options(parser)
+    parser.set_defaults(command=Command(name, answer.workload(name, warm_up), lambda args: warm_up, execute))
+
+
+def _inspect(parser: argparse.ArgumentParser) -> None:
+    _model(parser)
+    parser.set_defaults(run=answer.inspect, name="recsys inspect")
+
+
+def _serve(parser: argparse.ArgumentParser) -> None:
+    _model(parser)
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default %(default)s)")
+    parser.add_argument("--port", type=int, default=8000, help="default %(default)s; 0: any free one")
+    _answering(parser, "recsys serve", serve.execute, workloads.SERVING)

@@ -1,0 +1,123 @@
+"""Interactions as a CSR matrix on disk: who had what, read by rows with ``pread``-like calls, never mapped.
+
+``NAME.indptr.npy`` (int64, rows + 1), ``NAME.items.npy`` (int32) and, where there are weights, ``NAME.values.npy``
+(float32): plain ``.npy`` files that any tool reads. Only ``indptr`` is held in memory.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+
+class NpyWriter:
+    """A one-dimensional ``.npy`` file written piece by piece; its length is filled in at the end."""
+
+    def __init__(self, path: Path, dtype: str) -> None:
+        import numpy as np
+
+        self.dtype = np.dtype(dtype)
+        self.length = 0
+        self._stream = path.open("wb")
+        self._header_bytes = self._write_header(10**15)
+
+    def append(self, values: NDArray[Any]) -> None:
+        """Add the values, converted to the file's type."""
+        values.astype(self.dtype, copy=False).tofile(self._stream)
+        self.length += len(values)
+
+    def __enter__(self) -> NpyWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self._stream.seek(0)
+            # The format pads headers to a multiple of 64 bytes, so a shorter number does not move the data.
+            if self._write_header(self.length) != self._header_bytes:
+                raise AssertionError("the .npy header changed its size")
+        self._stream.close()
+
+    def _write_header(self, length: int) -> int:
+        from numpy.lib import format as npy
+
+        described = {"descr": npy.dtype_to_descr(self.dtype), "fortran_order": False, "shape": (length,)}
+        npy.write_array_header_1_0(self._stream, described)
+        return self._stream.tell()
+
+
+class NpyReader:
+    """Slices of a one-dimensional ``.npy`` file, each read into an array of its own."""
+
+    def __init__(self, path: Path) -> None:
+        from numpy.lib import format as npy
+
+        self._stream = path.open("rb")
+        npy.read_magic(self._stream)
+        shape, _, self.dtype = npy.read_array_header_1_0(self._stream)
+        self.length: int = shape[0]
+        self._offset = self._stream.tell()
+
+    def __getitem__(self, part: slice) -> NDArray[Any]:
+        import numpy as np
+
+        start, stop, _ = part.indices(self.length)
+        self._stream.seek(self._offset + start * self.dtype.itemsize)
+        return np.fromfile(self._stream, self.dtype, max(0, stop - start))
+
+    def close(self) -> None:
+        """Close the file."""
+        self._stream.close()
+
+
+class History:
+    """A CSR matrix on disk, read by rows.
+
+    Parameters
+    ----------
+    directory
+        Where the files are.
+    name
+        ``"history"``: all that is known; ``"heldout"``: what evaluation scores.
+    """
+
+    def __init__(self, directory: Path, name: str = "history") -> None:
+        self.indptr: NDArray[np.int64] = NpyReader(directory / f"{name}.indptr.npy")[:]
+        self._items = NpyReader(directory / f"{name}.items.npy")
+        values = directory / f"{name}.values.npy"
+        self._values = NpyReader(values) if values.exists() else None
+
+    @property
+    def rows(self) -> int:
+        """How many users."""
+        return len(self.indptr) - 1
+
+    @property
+    def size(self) -> int:
+        """How many interactions."""
+        return int(self.indptr[-1])
+
+    def items(self, start: int, stop: int | None = None) -> NDArray[np.int32]:
+        """Item indices of the rows ``start`` to ``stop`` (default: one row), concatenated, increasing in each row."""
+        return self._items[self._span(start, stop)]
+
+    def values(self, start: int, stop: int | None = None) -> NDArray[np.float32]:
+        """Their weights."""
+        if self._values is None:
+            raise ValueError("this matrix has no weights")
+        return self._values[self._span(start, stop)]
+
+    def close(self) -> None:
+        """Close the files."""
+        for reader in (self._items, self._values):
+            if reader is not None:
+                reader.close()
+
+    def _span(self, start: int, stop: int | None) -> slice:
+        return slice(int(self.indptr[start]), int(self.indptr[start + 1 if stop is None else stop]))

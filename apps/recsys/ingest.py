@@ -1,0 +1,192 @@
+"""From input files to a model folder in the making: read, filter, split; exact sizes come out.
+
+This runs before the plan, because only it knows the sizes that the plan prices. Its own memory is bounded by the
+modules it uses, walled, and priced in the plan's first phase.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+import shutil
+import weakref
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from apps.recsys import arrow, interactions, reading, split
+from apps.recsys.interactions import Filters, Vocabulary
+from apps.recsys.model import write_table
+from apps.recsys.reading import Source
+from common.errors import InputError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """Sizes of the data, for the plan and for people."""
+
+    rows: int
+    """Rows read."""
+    users: int
+    items: int
+    interactions: int
+    """Distinct pairs of user and item."""
+    ids: int
+    """Distinct ids before the filters: what was in memory while reading."""
+    bucket: int
+    """Rows of the largest bucket that was sorted."""
+    dropped: tuple[tuple[str, int], ...] = ()
+    """(reason, rows)."""
+    scored_users: int = 0
+    """Users with held-out items."""
+    scored_items: int = 0
+    """Held-out interactions in all."""
+    held_interactions: int = 0
+    """Interactions that training does not see."""
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """What the command line says about the data, headers checked."""
+
+    sources: tuple[Source, ...]
+    titles: tuple[Source, str] | None
+    filters: Filters
+    split: str
+    seed: int
+
+
+class Workspace:
+    """A scratch folder beside the output, gone when the process ends in any way but a kill.
+
+    Folders that killed runs of the same output left behind are removed first.
+    """
+
+    def __init__(self, output: Path, scratch: Path | None = None) -> None:
+        parent = scratch or output.absolute().parent
+        while not parent.is_dir():
+            parent = parent.parent
+        for old in parent.glob(f".{output.name}.*.scratch"):
+            if not _alive(old.name.split(".")[-2]):
+                shutil.rmtree(old, ignore_errors=True)
+        self.path = parent / f".{output.name}.{os.getpid()}.scratch"
+        self.path.mkdir(mode=0o700)
+        self._remove = weakref.finalize(self, shutil.rmtree, self.path, ignore_errors=True)
+
+    def close(self) -> None:
+        """Remove the folder now."""
+        self._remove()
+
+
+def _alive(pid: str) -> bool:
+    return pid.isdigit() and Path(f"/proc/{pid}").exists()
+
+
+def ingest(inputs: Inputs, directory: Path) -> Facts:
+    """Write history, ids, titles and what is held out into ``directory``.
+
+    Raises
+    ------
+    InputError
+        As ``interactions.stage``.
+    """
+    timed = inputs.split == "leave-last"
+    users, items = Vocabulary(), Vocabulary()
+    staged = interactions.stage(inputs.sources, directory, users, items, filters=inputs.filters, timed=timed)
+    assert staged.user_rows is not None and staged.item_rows is not None
+    ids = len(users) + len(items)
+    write_table(directory / "users.parquet", users.table(staged.user_rows > 0))
+    write_table(directory / "items.parquet", *_item_columns(inputs, items, staged.item_rows > 0))
+    del users, items
+    sizes = interactions.build(staged, directory, timed=timed)
+    scored_users, scored_items, unseen = _hold_out(inputs, directory)
+    for path in directory.glob("history.times.npy"):
+        path.unlink()
+    return Facts(
+        rows=staged.rows,
+        ids=ids,
+        bucket=staged.largest_bucket,
+        dropped=tuple(staged.dropped.items()),
+        scored_users=scored_users,
+        scored_items=scored_items,
+        held_interactions=unseen,
+        **sizes,
+    )
+
+
+def _hold_out(inputs: Inputs, directory: Path) -> tuple[int, int, int]:
+    """Users scored, interactions scored, and interactions that training must not see."""
+    import numpy as np
+
+    if inputs.split == "none":
+        return 0, 0, 0
+    users = split.hold_out(directory, inputs.split, inputs.seed)
+    heldout, history = split.HeldOut(directory), split.History(directory)
+    unseen = heldout.size
+    if inputs.split == "user-holdout":
+        unseen = int(np.diff(history.indptr)[heldout.users].sum())
+        if unseen >= history.size:
+            raise InputError("--split user-holdout: no user is left to train on", public="nothing to train on")
+    scored = heldout.size
+    heldout.close()
+    history.close()
+    return users, scored, unseen
+
+
+def _item_columns(inputs: Inputs, items: Vocabulary, keep: NDArray[np.bool_]) -> tuple[Any, Any]:
+    """Ids of the kept items and, where a table of items is given, their titles in the same order."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    ids = items.table(keep)
+    if inputs.titles is None:
+        return ids, None
+    source, column = inputs.titles
+    titles: list[str | None] = [None] * len(keep)
+    for batch in reading.batches(source, [str(source.columns.item), column]):
+        for id_, title in zip(
+            pc.cast(batch.column(0), pa.string()).to_pylist(), batch.column(1).to_pylist(), strict=True
+        ):
+            if (number := items.number(id_)) is not None:
+                titles[number] = str(title)
+    return ids, arrow.text(title for title, kept in zip(titles, keep, strict=True) if kept)
+
+
+def count(inputs: Inputs) -> Facts:
+    """Upper bounds of the sizes with next to no memory: for a ceiling under which Arrow itself cannot be loaded.
+
+    Filters and splits are not applied, so the true sizes are at most these. Text files only.
+    """
+    users: set[str] = set()
+    items: set[str] = set()
+    rows = 0
+    for source in inputs.sources:
+        if source.parquet:
+            raise InputError(f"{source.path}: Parquet cannot be read under this ceiling", public="ceiling too small")
+        with reading.open_text(source.path) as stream, suppress(UnicodeDecodeError, EOFError):
+            for row in csv.DictReader(stream, delimiter=source.delimiter):
+                rows += 1
+                users.add(row.get(str(source.columns.user)) or "")
+                items.add(row.get(str(source.columns.item)) or "")
+    ids = len(users) + len(items)
+    return Facts(rows, len(users), len(items), rows, ids, min(rows, 2 * interactions.BUCKET_ROWS))
+
+
+def open_inputs(
+    paths: Sequence[Path], columns: reading.Columns, titles: Path | None, filters: Filters, split: str, seed: int
+) -> Inputs:
+    """Check the headers of all files.
+
+    Raises
+    ------
+    InputError
+        As ``reading.open_source``.
+    """
+    sources = tuple(reading.open_source(path, columns) for path in paths)
+    return Inputs(sources, reading.open_titles(titles) if titles else None, filters, split, seed)

@@ -1,0 +1,327 @@
+"""From rows of text to a CSR matrix on disk, in three passes of bounded memory.
+
+1. ``stage``: every row becomes (user, item, value[, time]) numbers, appended to scratch files; ids get numbers in
+   the order of their first appearance.
+2. ``keep``: users and items with too few rows are dropped, again and again until none is left.
+3. ``build``: rows are dealt into buckets of neighbouring users, and each bucket is sorted and its repeated pairs
+   summed, on its own.
+
+What grows with the data is the two tables of ids and a few numbers per user and item; rows only pass through.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from apps.recsys import arrow
+from apps.recsys.history import NpyReader, NpyWriter
+from apps.recsys.reading import Source, batches
+from common.errors import InputError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+BUCKET_ROWS = 1 << 18
+"""Rows sorted at a time."""
+MOST_BUCKETS = 256
+"""Beyond this the buckets grow instead: each is a file."""
+STAGED = {"user": "<i4", "item": "<i4", "value": "<f4", "time": "<f8"}
+"""Scratch columns."""
+
+
+@dataclass(frozen=True, slots=True)
+class Filters:
+    """What to leave out."""
+
+    min_value: float | None = None
+    """Rows with a smaller value."""
+    min_user: int = 1
+    """Users with fewer rows."""
+    min_item: int = 1
+    """Items with fewer rows."""
+
+
+@dataclass(slots=True)
+class Staged:
+    """What the first two passes found."""
+
+    rows: int = 0
+    """Rows read."""
+    kept: int = 0
+    """Rows that go into the matrix."""
+    dropped: dict[str, int] = field(default_factory=dict)
+    """Reason -> rows."""
+    user_rows: NDArray[np.int64] | None = None
+    """Rows of each user; 0 once the user is dropped."""
+    item_rows: NDArray[np.int64] | None = None
+    """Rows of each item."""
+    largest_bucket: int = 0
+    """Rows of the largest bucket that was sorted at once."""
+
+
+class Vocabulary:
+    """Ids, numbered in the order of their first appearance."""
+
+    def __init__(self) -> None:
+        self._numbers: dict[str, int] = {}
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def encode(self, column: Any) -> NDArray[np.int32]:
+        """Numbers of a column's ids; new ids get the next ones."""
+        import numpy as np
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        encoded = column if pa.types.is_dictionary(column.type) else column.dictionary_encode()
+        numbers = self._numbers
+        here = pc.cast(encoded.dictionary, pa.string()).to_pylist()
+        table = np.fromiter((numbers.setdefault(id_, len(numbers)) for id_ in here), np.int32, len(here))
+        return table[arrow.values(encoded.indices)]
+
+    def table(self, keep: NDArray[np.bool_]) -> Any:
+        """Arrow array of the kept ids in order: int64 where every id is a plain integer, else text."""
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        text = arrow.text(id_ for id_, kept in zip(self._numbers, keep, strict=True) if kept)
+        try:
+            numbers = pc.cast(text, pa.int64())
+        except pa.ArrowInvalid:
+            return text
+        return numbers if pc.all(pc.equal(pc.cast(numbers, pa.string()), text)).as_py() else text
+
+    def number(self, id_: str) -> int | None:
+        """The number of an id, if it is known."""
+        return self._numbers.get(id_)
+
+
+def stage(
+    sources: Sequence[Source], directory: Path, users: Vocabulary, items: Vocabulary, *, filters: Filters, timed: bool
+) -> Staged:
+    """First and second pass: number the ids, write the rows to scratch, decide who stays.
+
+    Parameters
+    ----------
+    timed
+        Keep the time column; where a file has none, the order of its rows stands for it.
+
+    Raises
+    ------
+    InputError
+        As ``reading.batches``; a negative or infinite value; nothing left; one user or one item only.
+    """
+    found = Staged()
+    columns = [name for name in STAGED if timed or name != "time"]
+    writers = {name: NpyWriter(directory / f"staged.{name}.npy", STAGED[name]) for name in columns}
+    for source in sources:
+        for batch in _checked(source, found, filters, timed=timed):
+            coded = dict(batch)
+            coded["user"] = users.encode(batch["user"])
+            coded["item"] = items.encode(batch["item"])
+            for name, writer in writers.items():
+                writer.append(coded[name])
+    for writer in writers.values():
+        writer.__exit__(None, None, None)
+    if not found.rows:
+        raise InputError(f"{sources[0].path}: no rows below the header", public="no rows")
+    _count(found, directory, len(users), len(items), filters)
+    for what, rows in (("user", found.user_rows), ("item", found.item_rows)):
+        assert rows is not None
+        if (left := int((rows > 0).sum())) < 2:
+            dropped = ", ".join(f"{n} rows {why}" for why, n in found.dropped.items()) or "none"
+            raise InputError(
+                f"{sources[0].path}: {left} {what}{'' if left == 1 else 's'} left; at least two are needed"
+                f" (dropped: {dropped})",
+                public="too few users or items",
+            )
+    return found
+
+
+def _checked(source: Source, found: Staged, filters: Filters, *, timed: bool) -> Iterator[dict[str, Any]]:
+    """Batches of usable rows: ids present, values positive and finite."""
+    import numpy as np
+    import pyarrow.compute as pc
+
+    named = source.columns
+    time = named.time if timed else None
+    names = [str(name) for name in (named.user, named.item, named.value, time) if name is not None]
+    for batch in batches(source, names, number=named.value, time=time):
+        if not (count := batch.num_rows):
+            continue
+        user, item = batch.column(str(named.user)), batch.column(str(named.item))
+        good = np.ones(count, bool)
+        for column in (user, item):
+            good &= present(column)
+        value = np.ones(count, np.float32)
+        if named.value is not None:
+            value = arrow.floats(batch.column(named.value))
+            bad = np.isinf(value) | (value < 0)
+            if bad.any():
+                row = int(bad.argmax())
+                raise InputError(
+                    f"{source.path}: row {found.rows + row + 1}, column {named.value!r}: {value[row]:g} is not a"
+                    " finite number of zero or more",
+                    public="value out of range",
+                )
+            good &= ~np.isnan(value)
+        when = arrow.floats(batch.column(time)) if time else np.arange(found.rows, found.rows + count)
+        good &= ~np.isnan(when)
+        _drop(found, "with an empty cell", count - int(good.sum()))
+        small = good & (value < filters.min_value if filters.min_value is not None else value == 0)
+        _drop(found, "below --min-value" if filters.min_value is not None else "of value 0", int(small.sum()))
+        good &= ~small
+        found.rows += count
+        if good.all():
+            yield {"user": user, "item": item, "value": value, "time": when}
+        elif good.any():
+            yield {
+                "user": pc.filter(user, good),
+                "item": pc.filter(item, good),
+                "value": value[good],
+                "time": when[good],
+            }
+
+
+def present(column: Any) -> NDArray[np.bool_]:
+    """Which ids are neither null nor empty text."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    here = arrow.valid(column)
+    return here & (arrow.values(pc.binary_length(column)) > 0) if pa.types.is_string(column.type) else here
+
+
+def _drop(found: Staged, why: str, rows: int) -> None:
+    if rows:
+        found.dropped[why] = found.dropped.get(why, 0) + rows
+
+
+def _pairs(directory: Path) -> Iterator[tuple[NDArray[np.int32], NDArray[np.int32]]]:
+    user, item = (NpyReader(directory / f"staged.{name}.npy") for name in ("user", "item"))
+    for start in range(0, user.length, BUCKET_ROWS):
+        yield user[start : start + BUCKET_ROWS], item[start : start + BUCKET_ROWS]
+    user.close()
+    item.close()
+
+
+def _count(found: Staged, directory: Path, users: int, items: int, filters: Filters) -> None:
+    """Rows by user and item, repeated until every one left has enough of them (a k-core where both are asked)."""
+    import numpy as np
+
+    keep_user, keep_item = np.ones(users, bool), np.ones(items, bool)
+    while True:
+        user_rows, item_rows = np.zeros(users, np.int64), np.zeros(items, np.int64)
+        for user, item in _pairs(directory):
+            good = keep_user[user] & keep_item[item]
+            user_rows += np.bincount(user[good], minlength=users)
+            item_rows += np.bincount(item[good], minlength=items)
+        now_user, now_item = user_rows >= filters.min_user, item_rows >= filters.min_item
+        if (now_user == keep_user).all() and (now_item == keep_item).all():
+            break
+        keep_user, keep_item = now_user & (user_rows > 0), now_item & (item_rows > 0)
+    found.user_rows, found.item_rows = user_rows, item_rows
+    found.kept = int(user_rows.sum())
+    usable = found.rows - sum(found.dropped.values())
+    _drop(found, "of users or items below --min-user, --min-item", usable - found.kept)
+
+
+def build(found: Staged, directory: Path, *, timed: bool) -> Mapping[str, int]:
+    """Third pass: ``history.*.npy`` in ``directory``, repeated pairs summed; with ``timed``, ``history.times.npy``.
+
+    Returns
+    -------
+    Mapping
+        ``users``, ``items``, ``interactions`` (distinct pairs).
+    """
+    import numpy as np
+
+    assert found.user_rows is not None and found.item_rows is not None
+    user_of = _renumber(found.user_rows)
+    item_of = _renumber(found.item_rows)
+    ends = np.cumsum(found.user_rows[found.user_rows > 0])
+    users = len(ends)
+    bounds = _buckets(ends)
+    found.largest_bucket = int(np.diff(np.concatenate([[0], ends])[bounds]).max())
+    _deal(directory, user_of, item_of, bounds, timed=timed)
+    names = {"items": "<i4", "values": "<f4"} | ({"times": "<f8"} if timed else {})
+    out = {name: NpyWriter(directory / f"history.{name}.npy", dtype) for name, dtype in names.items()}
+    lengths = np.zeros(users, np.int64)
+    for number in range(len(bounds) - 1):
+        user, columns = _merge(directory / f"bucket.{number}", timed=timed)
+        lengths += np.bincount(user, minlength=users)
+        for name, writer in out.items():
+            writer.append(columns[name])
+    for writer in out.values():
+        writer.__exit__(None, None, None)
+    with NpyWriter(directory / "history.indptr.npy", "<i8") as indptr:
+        indptr.append(np.zeros(1, np.int64))
+        indptr.append(np.cumsum(lengths))
+    for path in directory.glob("staged.*.npy"):
+        path.unlink()
+    return {"users": users, "items": int((found.item_rows > 0).sum()), "interactions": int(lengths.sum())}
+
+
+def _renumber(rows: NDArray[np.int64]) -> NDArray[np.int32]:
+    """Old number -> new number, -1 for those dropped; the order stays."""
+    import numpy as np
+
+    return np.where(rows > 0, np.cumsum(rows > 0) - 1, -1).astype(np.int32)
+
+
+def _buckets(ends: NDArray[np.int64]) -> NDArray[np.int64]:
+    """First user of each bucket, and the number of users: neighbours together up to about ``BUCKET_ROWS`` rows."""
+    import numpy as np
+
+    rows = max(BUCKET_ROWS, -(-int(ends[-1]) // MOST_BUCKETS))
+    cuts = np.searchsorted(ends, np.arange(rows, int(ends[-1]), rows), side="left") + 1
+    return np.unique(np.concatenate([[0], cuts, [len(ends)]]))
+
+
+def _deal(
+    directory: Path, user_of: NDArray[np.int32], item_of: NDArray[np.int32], bounds: NDArray[np.int64], *, timed: bool
+) -> None:
+    """Append every kept row to its bucket's file."""
+    import numpy as np
+
+    names = [name for name in STAGED if timed or name != "time"]
+    readers = {name: NpyReader(directory / f"staged.{name}.npy") for name in names}
+    kind = np.dtype([(name, STAGED[name]) for name in names])
+    for start in range(0, readers["user"].length, BUCKET_ROWS):
+        part = slice(start, start + BUCKET_ROWS)
+        user, item = user_of[readers["user"][part]], item_of[readers["item"][part]]
+        kept = (user >= 0) & (item >= 0)
+        rows = np.empty(int(kept.sum()), kind)
+        rows["user"], rows["item"] = user[kept], item[kept]
+        for name in names[2:]:
+            rows[name] = readers[name][part][kept]
+        bucket = np.searchsorted(bounds, rows["user"], side="right") - 1
+        for number in np.unique(bucket):
+            with (directory / f"bucket.{number}").open("ab") as stream:
+                rows[bucket == number].tofile(stream)
+    for reader in readers.values():
+        reader.close()
+
+
+def _merge(path: Path, *, timed: bool) -> tuple[NDArray[np.int32], dict[str, NDArray[Any]]]:
+    """Sort one bucket by user and item and sum repeated pairs; the last time of a pair counts."""
+    import numpy as np
+
+    names = [name for name in STAGED if timed or name != "time"]
+    rows = np.fromfile(path, np.dtype([(name, STAGED[name]) for name in names]))
+    path.unlink()
+    order = np.lexsort((rows["item"], rows["user"]))
+    rows = rows[order]
+    del order
+    first = np.ones(len(rows), bool)
+    first[1:] = (rows["user"][1:] != rows["user"][:-1]) | (rows["item"][1:] != rows["item"][:-1])
+    starts = np.flatnonzero(first)
+    columns = {"items": rows["item"][starts], "values": np.add.reduceat(rows["value"], starts)}
+    if timed:
+        columns["times"] = np.maximum.reduceat(rows["time"], starts)
+    return rows["user"][starts], columns

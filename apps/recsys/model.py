@@ -1,0 +1,227 @@
+"""A recommender on disk and in memory: item factors, ids, titles and the history; users' vectors are computed.
+
+MODEL_DIR (see ``common.model_folder``)::
+
+    model.json           written last: factors, table, items, users, interactions, hyper, split, seed
+    weights.safetensors  item_factors (items, factors) float32
+    items.parquet        row, id, title          users.parquet   row, id
+    history.*.npy        who had what (apps.recsys.history)
+    heldout.*.npy        what evaluation scores (apps.recsys.split), where there was a split
+    card.md, run.json
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from apps.recsys import arrow
+from apps.recsys.history import History, NpyReader
+from common import model_folder
+from common.errors import InputError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+WEIGHTS = "weights.safetensors"
+TENSOR = "item_factors"
+
+
+class Table:
+    """Ids, and for items titles, by row: one Arrow table, looked up by a scan rather than a second copy as a dict."""
+
+    def __init__(self, path: Path) -> None:
+        arrow.use_system_memory()
+        table = arrow.read_parquet(path).combine_chunks()
+        self._ids = table["id"].chunk(0)
+        self._titles = table["title"] if "title" in table.column_names else None
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def row(self, id_: str) -> int | None:
+        """Row of an id given as text, if it is known."""
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        try:
+            wanted = pc.cast(arrow.text([id_]), self._ids.type)[0]
+        except pa.ArrowInvalid:  # not an integer, where all ids are
+            return None
+        found: int = pc.index(self._ids, wanted).as_py()
+        return found if found >= 0 else None
+
+    def id(self, row: int) -> int | str:
+        """The id of a row, as it was given."""
+        answer: int | str = self._ids[int(row)].as_py()
+        return answer
+
+    def title(self, row: int) -> str:
+        """The title of a row, or nothing."""
+        return "" if self._titles is None else str(self._titles[int(row)].as_py() or "")
+
+
+def write_table(path: Path, ids: Any, titles: Any = None) -> None:
+    """Write a table of ids. Uncompressed, so that the file's size tells what loading it takes."""
+    import numpy as np
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    columns = {"row": arrow.numbers(np.arange(len(ids), dtype=np.int32)), "id": ids}
+    if titles is not None:
+        columns["title"] = titles
+    pq.write_table(pa.table(columns), path, compression="none", use_dictionary=False, row_group_size=1 << 16)
+
+
+def write_weights(path: Path, item_factors: NDArray[np.float32]) -> None:
+    """Write the factors as safetensors."""
+    from safetensors.numpy import save_file
+
+    save_file({TENSOR: item_factors}, path)
+
+
+def read_weights(path: Path) -> NDArray[np.float32]:
+    """Read the factors into one array.
+
+    The library's loader maps the file and copies it, so both would be resident; the format is a length, a JSON
+    header and the bytes.
+    """
+    import numpy as np
+
+    with path.open("rb") as stream:
+        header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
+        entry = header[TENSOR]
+        factors = np.empty(entry["shape"], np.float32)
+        stream.seek(entry["data_offsets"][0], os.SEEK_CUR)
+        if entry["dtype"] != "F32" or stream.readinto(factors.data) != factors.nbytes:  # type: ignore[arg-type]
+            raise InputError(f"{path}: not float32 factors of the size its header says", public="weights unreadable")
+    return factors
+
+
+class Recommender:
+    """A loaded model that answers.
+
+    Parameters
+    ----------
+    directory
+        A model folder.
+    manifest
+        Its ``model.json``, checked by ``common.model_folder.load``.
+    """
+
+    def __init__(self, directory: Path, manifest: Mapping[str, Any]) -> None:
+        from apps.recsys import ials
+
+        self.directory, self.manifest = directory, manifest
+        self.hyper: Mapping[str, Any] = manifest["hyper"]
+        self.popularity = manifest["kind"] == "popularity"
+        self.item_factors = read_weights(directory / WEIGHTS)
+        self.history = History(directory)
+        self._shared = None if self.popularity else ials.gramian(self.item_factors, self.hyper["regularization"])
+
+    def user_vector(self, items: NDArray[Any], values: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Fold a history in; shape (factors,)."""
+        import numpy as np
+
+        from apps.recsys import ials
+
+        if self._shared is None:
+            return np.ones(1, np.float32)
+        return ials.fold_in(self._shared, self.item_factors, items, ials.confidence(values, self.hyper))
+
+    def recommend(
+        self,
+        items: NDArray[Any],
+        values: NDArray[np.float32],
+        k: int,
+        *,
+        exclude: NDArray[Any] | None = None,
+        only: NDArray[Any] | None = None,
+    ) -> list[tuple[int, float]]:
+        """The ``k`` best items (row, score) for a history, without the history's own.
+
+        Parameters
+        ----------
+        exclude, only
+            Item rows never to show; item rows to choose from.
+        """
+        import numpy as np
+
+        scores = self.item_factors @ self.user_vector(items, values)
+        scores[items] = -np.inf
+        if exclude is not None:
+            scores[exclude] = -np.inf
+        if only is not None:
+            rest = np.ones(len(scores), bool)
+            rest[only] = False
+            scores[rest] = -np.inf
+        return _best(scores, k)
+
+    def similar(self, row: int, k: int) -> list[tuple[int, float]]:
+        """The ``k`` items (row, cosine) nearest to one item, without itself."""
+        import numpy as np
+
+        wanted = self.item_factors[row]
+        norms = np.sqrt(np.einsum("ij,ij->i", self.item_factors, self.item_factors))
+        scores = self.item_factors @ wanted
+        scores /= np.maximum(norms * norms[row], np.float32(1e-12))
+        scores[row] = -np.inf
+        return _best(scores, k)
+
+
+def _best(scores: NDArray[np.float32], k: int) -> list[tuple[int, float]]:
+    from apps.recsys.evaluate import top_k
+
+    return [(int(row), float(scores[row])) for row in top_k(scores, k)]
+
+
+def heldout_count(directory: Path, manifest: Mapping[str, Any]) -> int:
+    """How many users the model's split scores; reads a header only.
+
+    Raises
+    ------
+    InputError
+        If it was trained without a split.
+    """
+    if manifest["split"] == "none":
+        raise InputError(
+            f"{directory}: trained without --split, so nothing was held out to evaluate on; train with"
+            " --split user-holdout or leave-last",
+            public="model without held-out data",
+        )
+    return NpyReader(directory / "heldout.users.npy").length
+
+
+def load_manifest(directory: Path) -> dict[str, Any]:
+    """``model.json`` of a recommender's folder."""
+    return model_folder.load(directory, application="recsys")
+
+
+def seal(directory: Path, *, kind: str, fields: Mapping[str, Any]) -> None:
+    """Write ``model.json`` over what is in the folder."""
+    names = (path.name for path in directory.iterdir() if path.is_file() and not path.name.startswith("."))
+    files = sorted(name for name in names if name not in (model_folder.MANIFEST, "run.json", "evaluation.json"))
+    model_folder.seal(directory, application="recsys", kind=kind, files=files, fields=fields)
+
+
+def write_card(directory: Path, kind: str, fields: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
+    """Write ``card.md``: what the model is, what it was trained on, how good it is, how to use it."""
+    hyper = ", ".join(f"{name}={value}" for name, value in fields["hyper"].items())
+    lines = [
+        f"# Recommender ({kind})",
+        "",
+        f"- Data: {fields['users']:,} users, {fields['items']:,} items, {fields['interactions']:,} interactions",
+        f"- Factors: {fields['factors']} (float32); {hyper}; seed {fields['seed']}",
+        "- Users are not stored as vectors: each is computed from its history (`history.*.npy`) when asked for",
+        "",
+    ]
+    if metrics:
+        lines += [f"Full ranking, split `{fields['split']}`:", "", "| metric | value |", "|---|---|"]
+        lines += [f"| {name} | {value:.4f} |" for name, value in metrics.items()]
+        lines.append("")
+    lines += ["Use: `recsys recommend MODEL_DIR --user ID`, `recsys similar MODEL_DIR --item ID`", ""]
+    (directory / "card.md").write_text("\n".join(lines), encoding="utf-8")

@@ -1,0 +1,198 @@
+"""``recsys train``: read, plan, fit, evaluate what the split held out, reveal the model folder."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from apps.recsys import ials, ingest, model, popularity, workloads
+from apps.recsys.evaluate import evaluate
+from apps.recsys.history import History
+from apps.recsys.interactions import Filters
+from apps.recsys.reading import Columns
+from apps.recsys.split import HeldOut, known_rows
+from common import cli, model_folder
+from common.errors import UsageError
+from common.memory import guard
+from common.memory.budget import MIB, MemoryBudget
+from common.memory.costs import CostStore, ProbeFailed
+from common.memory.meter import resident
+from common.memory.planner import DoesNotFit
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+ARROW_BYTES = 64 * MIB
+"""What NumPy, Arrow and their blocks add to a bare interpreter: below it the input is only counted, to refuse."""
+
+
+def workload(args: argparse.Namespace) -> workloads.TrainWorkload:
+    """Check the command line, read the input into a scratch folder beside the output, describe the work."""
+    hyper = hyper_parameters(args)
+    if args.output.exists() and not args.output.is_dir():
+        raise UsageError(f"-o {args.output}: is a file; a model is a folder")
+    _refuse_foreign(args.output)
+    wanted = Columns(args.user_col, args.item_col, args.value_col, args.time_col)
+    filters = Filters(args.min_value, args.min_user, args.min_item)
+    inputs = ingest.open_inputs(args.interactions, wanted, args.items, filters, args.split, args.seed)
+    budget = MemoryBudget.parse(args.memory)
+    factors = args.factors if args.model == "ials" else 1
+    described = {"kind": args.model, "factors": factors, "hyper": hyper, "split": args.split, "threads": args.threads}
+    with suppress(ProbeFailed):
+        # Before the data is read, because a probe's child counts on top of what this process holds.
+        CostStore().known(workloads.training_probes(args.threads), ceiling=budget.host_bytes)
+    if budget.host_bytes < resident() + ARROW_BYTES:
+        return workloads.TrainWorkload(ingest.count(inputs), **described)
+    workspace = ingest.Workspace(args.output)
+    guard.soft_wall(budget.host_bytes - workloads.floor.SUPERVISOR_BYTES, threads=args.threads)
+    try:
+        facts = ingest.ingest(inputs, workspace.path)
+    except Exception as error:
+        if not guard.is_out_of_memory(error):
+            raise
+        raise DoesNotFit(budget, None, ["the ids of the input alone need more"]) from None
+    return workloads.TrainWorkload(facts, workspace=workspace, **described)
+
+
+def hyper_parameters(args: argparse.Namespace) -> dict[str, Any]:
+    """The ``--set`` pairs, checked."""
+    hyper = cli.parse_settings(args.set, ials.HYPER)
+    if hyper["weight"] not in ials.WEIGHTS:
+        raise UsageError(f"--set weight={hyper['weight']}: expected one of {', '.join(ials.WEIGHTS)}")
+    if not (hyper["alpha"] > 0 and hyper["regularization"] >= 0 and hyper["iterations"] >= 1):
+        raise UsageError("--set: alpha must be above 0, regularization at least 0, iterations at least 1")
+    return hyper
+
+
+def execute(args: argparse.Namespace, session: cli.Session) -> Mapping[str, Any]:
+    """Fit, evaluate, write; the model folder appears at the end."""
+    work = session.workload
+    assert isinstance(work, workloads.TrainWorkload)
+    if work.workspace is None:
+        raise DoesNotFit(session.budget, session.plan, [])
+    directory, facts = work.workspace.path, work.facts
+    _tell(session, facts)
+    fields = {
+        "factors": work.factors,
+        "table": "full",
+        "items": facts.items,
+        "users": facts.users,
+        "interactions": facts.interactions,
+        "hyper": dict(work.hyper),
+        "split": work.split,
+        "seed": args.seed,
+    }
+    metrics: Mapping[str, float] = {}
+    with session.deferred_signals():
+        with session.phase("fit"):
+            factors = _fit(work, session, directory)
+        with session.phase("write"):
+            model.write_weights(directory / model.WEIGHTS, factors)
+            del factors
+        if work.split != "none":
+            with session.phase("evaluate"):
+                metrics = score(session, directory, {"kind": work.kind, **fields})
+            session.say(table(metrics))
+        with session.phase("write"):
+            model.write_card(directory, work.kind, fields, metrics)
+            _reveal(directory, args.output, work.kind, fields)
+    work.workspace.close()
+    steps = int(work.hyper["iterations"]) if work.kind == "ials" else 1
+    data = {**asdict(facts), "dropped": dict(facts.dropped)}
+    return {"metrics": dict(metrics), "steps": steps, "model": {"kind": work.kind, **fields}, "data": data}
+
+
+def _tell(session: cli.Session, facts: ingest.Facts) -> None:
+    session.say(
+        f"data: {facts.rows:,} rows, {facts.users:,} users, {facts.items:,} items, {facts.interactions:,} interactions"
+    )
+    for why, rows in facts.dropped:
+        session.say(f"dropped: {rows:,} rows {why}")
+
+
+def _fit(work: workloads.TrainWorkload, session: cli.Session, directory: Path) -> NDArray[np.float32]:
+    history = History(directory)
+    heldout = HeldOut(directory) if work.split != "none" else None
+    whole = work.split == "user-holdout"
+    if work.kind == "popularity":
+        return popularity.fit(history, heldout, whole_users=whole, items=work.facts.items)
+    matrix = ials.training_matrix(history, heldout, whole_users=whole, items=work.facts.items, hyper=work.hyper)
+    with session.progress(total=int(work.hyper["iterations"]), unit="iteration", label="fit") as bar:
+
+        def after_iteration() -> None:
+            bar.update(1)
+            if session.stopping:
+                raise KeyboardInterrupt
+
+        return ials.fit(
+            matrix,
+            factors=work.factors,
+            hyper=work.hyper,
+            threads=session.threads,
+            seed=session.seed,
+            after_iteration=after_iteration,
+        )
+
+
+def score(session: cli.Session, directory: Path, manifest: Mapping[str, Any]) -> Mapping[str, float]:
+    """Metrics on the held-out part, for ``train`` and ``evaluate`` alike."""
+    heldout = HeldOut(directory)
+    recommender = model.Recommender(directory, manifest)
+    with session.progress(total=len(heldout), unit="user", label="evaluate") as bar:
+
+        def after_block(users: int) -> None:
+            bar.update(users)
+            if session.stopping:
+                raise KeyboardInterrupt
+
+        return evaluate(
+            _scored_users(recommender, heldout),
+            recommender.item_factors,
+            block=int(session.plan["user_block"]),
+            after_block=after_block,
+        )
+
+
+def _scored_users(recommender: model.Recommender, heldout: HeldOut) -> Iterator[Any]:
+    for row, user in enumerate(heldout.users):
+        scored = heldout.items(row)
+        items, values = known_rows(recommender.history, scored, int(user))
+        yield recommender.user_vector(items, values), items, scored
+
+
+def table(metrics: Mapping[str, float]) -> str:
+    """The metrics for people."""
+    return "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
+
+
+def _reveal(directory: Path, output: Path, kind: str, fields: Mapping[str, Any]) -> None:
+    """Move the files to their place and seal them; until then the folder does not count as a model."""
+    output.mkdir(parents=True, exist_ok=True)
+    model_folder.unseal(output)
+    for name in ("heldout.users.npy", "heldout.indptr.npy", "heldout.items.npy", "evaluation.json"):
+        (output / name).unlink(missing_ok=True)
+    for path in sorted(directory.iterdir()):
+        with path.open("rb") as stream:
+            os.fsync(stream.fileno())
+        path.replace(output / path.name)
+    model.seal(output, kind=kind, fields=fields)
+
+
+def record(args: argparse.Namespace) -> Path:
+    """Where the run's record goes."""
+    output: Path = args.output
+    return output / "run.json"
+
+
+def _refuse_foreign(output: Path) -> None:
+    """A folder that holds another application's model must not be overwritten."""
+    with suppress(OSError, ValueError):
+        if json.loads((output / model_folder.MANIFEST).read_text())["application"] != "recsys":
+            raise UsageError(f"-o {output}: holds another application's model; choose another folder")

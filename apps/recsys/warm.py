@@ -1,0 +1,108 @@
+"""Warm-ups: load and run once, on something tiny, all that a command uses (see ``common.memory.floor``).
+
+What runs here becomes the floor that the plan starts from; what a command loads only later would be missing in it.
+"""
+
+import os
+
+
+def reading() -> None:
+    """Ingest: NumPy, and Arrow's CSV and Parquet readers and kernels."""
+    import io
+
+    import numpy as np
+    import pyarrow as pa
+    import pyarrow.compute as pc
+    import pyarrow.csv
+    import pyarrow.parquet as pq
+
+    from apps.recsys import arrow
+    from apps.recsys.interactions import Vocabulary, present
+
+    arrow.use_system_memory()
+    text = b"user,item,value\n" + b"".join(b"%d,%d,1\n" % (n % 7, n) for n in range(64))
+    types = {"user": pa.string(), "item": pa.string(), "value": pa.float64()}
+    for batch in pyarrow.csv.open_csv(
+        io.BytesIO(text),
+        read_options=pyarrow.csv.ReadOptions(use_threads=False),
+        convert_options=pyarrow.csv.ConvertOptions(column_types=types),
+    ):
+        good = present(batch["user"])
+        vocabulary = Vocabulary()
+        codes = vocabulary.encode(pc.filter(batch["user"], arrow.mask(good)))
+        ids = vocabulary.table(np.ones(len(vocabulary), bool))
+        np.lexsort((codes, codes))
+        np.add.reduceat(np.bincount(codes), [0])
+    file = io.BytesIO()
+    pq.write_table(pa.table({"id": ids}), file, compression="none", use_dictionary=False)
+    arrow.read_parquet(pa.BufferReader(file.getvalue()))
+    np.random.default_rng([0, 1]).permutation(3)
+
+
+def scoring() -> None:
+    """Evaluate and recommend: Arrow's Parquet reader, the solver and a matrix product on all threads."""
+    import io
+
+    import numpy as np
+    import pyarrow as pa
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    from apps.recsys import arrow
+    from apps.recsys.evaluate import Tally, top_k
+    from apps.recsys.ials import confidence, fold_in, gramian
+
+    arrow.use_system_memory()
+    file = io.BytesIO()
+    pq.write_table(pa.table({"id": arrow.text(["a", "b"])}), file)
+    column = arrow.read_parquet(pa.BufferReader(file.getvalue()))["id"].chunk(0)
+    pc.index(column, column[1]).as_py()
+    factors = np.ones((4096, 256), np.float32)
+    shared = gramian(factors, 1.0)
+    hyper = {"alpha": 2.0, "weight": "log"}
+    vector = fold_in(shared, factors, np.arange(64), confidence(np.ones(64, np.float32), hyper))
+    scores = np.broadcast_to(vector, (256, 256)) @ factors.T
+    Tally(4096).add(top_k(scores[0], 100), np.arange(3))
+
+
+def training() -> None:
+    """Train: reading, scoring, SciPy and ``implicit`` with its threads."""
+    import numpy as np
+    import scipy.sparse
+    from safetensors.numpy import save
+
+    from apps.recsys.ials import HYPER, fit
+
+    reading()
+    scoring()
+    ones = np.ones(256, np.float32)
+    matrix = scipy.sparse.csr_matrix((ones, (np.arange(256) % 16, np.arange(256) // 16)))
+    threads = int(os.environ.get("OMP_NUM_THREADS", "1"))
+    factors = fit(matrix, factors=64, hyper={**HYPER, "iterations": 1}, threads=threads, seed=0, after_iteration=int)
+    save({"item_factors": factors})
+
+
+def serving() -> None:
+    """Serve: scoring, FastAPI and uvicorn, and one request through a tiny application."""
+    import asyncio
+
+    import fastapi
+    import uvicorn
+
+    scoring()
+    app = fastapi.FastAPI(openapi_url=None)
+
+    @app.get("/")
+    async def answer(k: int = 1) -> dict[str, int]:
+        return {"k": k}
+
+    scope = {"type": "http", "method": "GET", "path": "/", "headers": [], "query_string": b"k=2"}
+
+    async def receive() -> dict[str, object]:
+        return {"type": "http.request"}
+
+    async def send(message: object) -> None:
+        pass
+
+    asyncio.run(app({"asgi": {"version": "3.0"}, **scope}, receive, send))
+    uvicorn.Config(app, log_level="warning").load()

@@ -1,0 +1,211 @@
+"""What each command needs, in bytes: the planner's workloads. Arithmetic only; the executors are beside the data.
+
+Sizes are those of the ingested data or of a model's manifest, so most terms are exact; the constants below are
+measured (``tests/apps/recsys/test_memory.py`` holds them against real runs).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from apps.recsys.ingest import Facts
+from common.memory import floor
+from common.memory.costs import Costs, Probe
+from common.memory.footprint import Footprint, Term
+from common.memory.planner import Setting
+
+ID_BYTES = 176
+"""An id in memory while reading: a str (about 56), its place in a dict (100) and its Arrow copy (20)."""
+STAGE_BYTES = 12 << 20
+"""Arrow's blocks while parsing: text, columns, dictionaries (for ``reading.BLOCK_BYTES``)."""
+SORT_BYTES = {False: 45, True: 69}
+"""A row while its bucket is sorted: two copies of the record, the order, the merged columns; with times or without."""
+USER_BLOCKS = (256, 128, 64, 32, 16, 8)
+"""Users ranked at a time: the knob. Beyond 256 nothing gets faster."""
+
+READING = "apps.recsys.warm:reading"
+TRAINING = "apps.recsys.warm:training"
+SCORING = "apps.recsys.warm:scoring"
+SERVING = "apps.recsys.warm:serving"
+LIBRARIES = ("numpy", "scipy", "pyarrow", "implicit", "safetensors")
+
+
+def _floor(known: Costs, probe: Probe, *phases: str) -> list[Term]:
+    return [Term(term.name, term.bytes, term.source, phases) for term in floor.terms(known, probe)]
+
+
+def training_probes(threads: int) -> list[Probe]:
+    """The floors of ``recsys train``: of reading, and of all the rest."""
+    return [floor.probe(name, libraries=LIBRARIES, threads=threads) for name in (READING, TRAINING)]
+
+
+def model_terms(*, users: int, items: int, factors: int, phases: Sequence[str]) -> list[Term]:
+    """A loaded ``model.Recommender``: factors, row starts of the history, the Gramian."""
+    where = tuple(phases)
+    return [
+        Term("item factors", 4 * items * factors, "analytic", where),
+        Term("history index", 8 * (users + 1), "analytic", where),
+        Term("Gramian", 4 * factors * factors, "analytic", where),
+    ]
+
+
+def ranking_terms(*, items: int, factors: int, scored: int, block: int, phases: Sequence[str]) -> list[Term]:
+    """``evaluate.evaluate``: a block of scores, and the work on one row."""
+    where = tuple(phases)
+    return [
+        Term("scores", 4 * block * (items + factors), "analytic", where),
+        # The partitioned copy, comparisons, the negated copy in the worst case of ties.
+        Term("top-k workspace", 6 * items, "analytic", where),
+        Term("fold-in workspace", 4 * 4 * factors * factors, "analytic", where),
+        Term("held-out index", 12 * (scored + 1), "analytic", where),
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class TrainWorkload:
+    """``recsys train``: read (already done when this is planned), fit, evaluate, write."""
+
+    facts: Facts
+    kind: str
+    factors: int
+    hyper: Mapping[str, Any]
+    split: str
+    threads: int
+    workspace: Any = None
+    """The ``ingest.Workspace`` that holds what was read; ``None`` if only counted."""
+    name: str = "recsys train"
+
+    @property
+    def fit_users(self) -> int:
+        """Users that training sees."""
+        return self.facts.users - (self.facts.scored_users if self.split == "user-holdout" else 0)
+
+    @property
+    def fit_interactions(self) -> int:
+        """Interactions that training sees."""
+        return self.facts.interactions - self.facts.held_interactions
+
+    def settings(self) -> Iterator[Setting]:
+        """The users ranked at a time; nothing is ranked without a split."""
+        for block in USER_BLOCKS if self.split != "none" else USER_BLOCKS[:1]:
+            yield {"user_block": block}
+
+    def probes(self, setting: Setting) -> Sequence[Probe]:
+        """The floors of reading and of all the rest."""
+        return training_probes(self.threads)
+
+    def footprint(self, setting: Setting, known: Costs) -> Footprint:
+        """Reading grows with ids; fitting with interactions (twice, by user and by item) and factors."""
+        facts, factors = self.facts, self.factors
+        reading, training = self.probes(setting)
+        after = ("fit", "evaluate", "write") if self.split != "none" else ("fit", "write")
+        terms = [*_floor(known, reading, "plan"), *_floor(known, training, *after)]
+        terms += [
+            Term("ids", ID_BYTES * facts.ids, "analytic", ("plan",)),
+            Term(
+                "rows read",
+                max(STAGE_BYTES, SORT_BYTES[self.split == "leave-last"] * facts.bucket),
+                "measured",
+                ("plan",),
+            ),
+            Term("row counts", 8 * 4 * facts.ids, "analytic", ("plan",)),
+        ]
+        if self.kind == "ials":
+            terms += [
+                Term("interactions by user", 8 * self.fit_interactions + 4 * self.fit_users, "analytic", ("fit",)),
+                Term("interactions by item", 8 * self.fit_interactions + 4 * facts.items, "analytic", ("fit",)),
+                Term("user factors", 4 * self.fit_users * factors, "analytic", ("fit",)),
+                Term("solver", 4 * factors * (factors + 8 * self.threads), "analytic", ("fit",)),
+            ]
+        terms += [
+            Term("item factors", 4 * facts.items * factors, "analytic", ("fit",)),
+            Term("history index", 8 * (facts.users + 1), "analytic", ("fit",)),
+            # safetensors serialises a copy
+            Term("item factors to write", 2 * 4 * facts.items * factors, "analytic", ("write",)),
+        ]
+        if self.split != "none":
+            sizes = {"items": facts.items, "factors": factors, "phases": ("evaluate",)}
+            terms += model_terms(users=facts.users, **sizes)
+            terms += ranking_terms(scored=facts.scored_users, block=int(setting["user_block"]), **sizes)
+        return Footprint.of(terms)
+
+    def seconds(self, setting: Setting, known: Costs) -> float:
+        """Only the ranking depends on the knob: a fixed cost a block."""
+        return 1.0 + self.facts.scored_users / int(setting["user_block"])
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluateWorkload:
+    """``recsys evaluate``: fold held-out users in, rank all items."""
+
+    directory: Path
+    manifest: Mapping[str, Any]
+    scored_users: int
+    threads: int
+    name: str = "recsys evaluate"
+
+    def settings(self) -> Iterator[Setting]:
+        """The users ranked at a time."""
+        for block in USER_BLOCKS:
+            yield {"user_block": block}
+
+    def probes(self, setting: Setting) -> Sequence[Probe]:
+        """The floor."""
+        return [floor.probe(SCORING, libraries=LIBRARIES, threads=self.threads)]
+
+    def footprint(self, setting: Setting, known: Costs) -> Footprint:
+        """The model and one block of scores."""
+        sizes = {"items": self.manifest["items"], "factors": self.manifest["factors"], "phases": ("evaluate",)}
+        return Footprint.of(
+            [
+                *floor.terms(known, self.probes(setting)[0]),
+                *model_terms(users=self.manifest["users"], **sizes),
+                *ranking_terms(scored=self.scored_users, block=int(setting["user_block"]), **sizes),
+            ]
+        )
+
+    def seconds(self, setting: Setting, known: Costs) -> float:
+        """A fixed cost a block."""
+        return 1.0 + self.scored_users / int(setting["user_block"])
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerWorkload:
+    """``recsys recommend``, ``similar`` and ``serve``: the model, its ids and titles, and one answer at a time."""
+
+    name: str
+    directory: Path
+    manifest: Mapping[str, Any]
+    threads: int
+    warm_up: str = SCORING
+
+    def settings(self) -> Iterator[Setting]:
+        """Nothing is left to choose."""
+        yield {}
+
+    def probes(self, setting: Setting) -> Sequence[Probe]:
+        """The floor."""
+        libraries = (*LIBRARIES, "fastapi", "uvicorn") if self.warm_up == SERVING else LIBRARIES
+        return [floor.probe(self.warm_up, libraries=libraries, threads=self.threads)]
+
+    def footprint(self, setting: Setting, known: Costs) -> Footprint:
+        """The model and one answer."""
+        files, items, factors = self.manifest["files"], self.manifest["items"], self.manifest["factors"]
+        tables = sum(files[name]["bytes"] for name in ("items.parquet", "users.parquet"))
+        return Footprint.of(
+            [
+                *floor.terms(known, self.probes(setting)[0]),
+                *model_terms(users=self.manifest["users"], items=items, factors=factors, phases=("answer",)),
+                # Written uncompressed: the file while it is read, and the table.
+                Term("ids and titles", 2 * tables, "analytic", ("answer",)),
+                # Scores, the partitioned copy, norms, masks.
+                Term("one answer", 20 * items + 16 * factors * factors, "analytic", ("answer",)),
+            ]
+        )
+
+    def seconds(self, setting: Setting, known: Costs) -> float:
+        """There is one setting."""
+        return 1.0
