@@ -1,6 +1,7 @@
-"""The command line ``imaging``: options, and which function does what. Heavy modules are imported when they are used."""
+"""The command line ``imaging``: options, and which function does what. Heavy modules load when they are used."""
 
 import argparse
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(metavar="COMMAND", required=True)
     train_options.add(commands)
     _infer(commands)
+    _evaluate(commands)
     _inspect(commands)
     return top
 
@@ -137,6 +139,46 @@ def _infer_run(args: argparse.Namespace, session: cli.Session) -> Mapping[str, A
     return run(Job(model, engine, maker, plan["batch"], args.preview, session, table, work.cases))
 
 
+def _evaluate(commands: Any) -> None:
+    about = "Dice, HD95, surface Dice at 1 mm and volume error, per class and case."
+    one = commands.add_parser("evaluate", help="compare with references", description=about)
+    one.add_argument("predictions", type=Path, help="label file, or folder (an output of imaging infer)")
+    one.add_argument("references", type=Path, help="label file, or folder with files of the same names")
+    cli.add_common_options(one)
+    one.set_defaults(
+        command=cli.Command(
+            "imaging evaluate", _evaluate_workload, lambda args: warm.EVALUATE, _evaluate_run, _evaluation_json
+        )
+    )
+
+
+def _evaluation_json(args: argparse.Namespace) -> Path:
+    """Beside what is evaluated."""
+    beside: Path = args.predictions if args.predictions.is_dir() else args.predictions.parent
+    return beside / "evaluation.json"
+
+
+def _evaluate_workload(args: argparse.Namespace) -> "Workload":
+    from apps.imaging.evaluate import find_pairs, scan
+    from apps.imaging.workloads import EvaluateWorkload
+
+    pairs = find_pairs(args.predictions, args.references)
+    return EvaluateWorkload(pairs, [scan(pair) for pair in pairs], args.threads)
+
+
+def _evaluate_run(args: argparse.Namespace, session: cli.Session) -> Mapping[str, Any]:
+    from apps.imaging.evaluate import evaluate, table
+    from apps.imaging.workloads import EvaluateWorkload
+
+    work = session.workload
+    assert isinstance(work, EvaluateWorkload)
+    with session.phase("evaluate"), session.progress(total=len(work.pairs), unit="case", label="evaluate") as bar:
+        results = evaluate(work.pairs, work.scans, bar.update)
+    if not args.json:
+        sys.stdout.write(table(results) + "\n")
+    return results
+
+
 def _inspect(commands: Any) -> None:
     one = commands.add_parser(
         "inspect", help="say what a study or a model is", description="Says what was found, without any identifier."
@@ -147,8 +189,6 @@ def _inspect(commands: Any) -> None:
 
 
 def _inspect_run(args: argparse.Namespace) -> int:
-    import sys
-
     from common.model_folder import MANIFEST, load, verify
 
     if (args.path / MANIFEST).is_file():

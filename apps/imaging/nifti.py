@@ -182,6 +182,7 @@ def label_header(affine: Affine, dtype: np.dtype[Any], shape: Shape, like: Any =
     header.set_data_shape(shape)
     header.set_data_dtype(dtype)
     header.set_xyzt_units("mm")
+    header["vox_offset"] = int(header["sizeof_hdr"]) + 4
     if like is None:
         header.set_qform(affine, code="scanner")
         header.set_sform(affine, code="scanner")
@@ -210,8 +211,7 @@ class LabelWriter:
 @contextmanager
 def write_labels(path: Path, header: Any) -> Iterator[LabelWriter]:
     """Write a label file (gzipped if so named) that appears only when the block ends well."""
-    start = bytes(header.binaryblock)
-    start += bytes(int(header["vox_offset"] or len(start) + 4) - len(start))
+    start = bytes(header.binaryblock) + bytes(4)  # four more: no extensions
     with atomic_file(path) as part, part.open("wb") as raw:
         if path.name.endswith(".gz"):
             # No name and no time inside: the same labels make the same bytes.

@@ -13,6 +13,7 @@ import numpy as np
 
 from apps.imaging import warm
 from apps.imaging.dataset import loading_bytes
+from apps.imaging.evaluate import COORDINATE, QUERY, TOLERANCE, Pair, Scan
 from apps.imaging.infer import Case
 from apps.imaging.model import TORCH_NETWORK, ImagingModel
 from apps.imaging.streams import back_bytes, label_bytes, window_bytes
@@ -253,3 +254,59 @@ class TrainWorkload:
             * (1 + 0.02 * int(setting["accumulate"]))
             * (1.05 if setting["cache"] == "disk" else 1.0)
         )
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluateWorkload:
+    """``imaging evaluate``: the scan in the planning phase has counted the surfaces that the distances need."""
+
+    pairs: Sequence[Pair]
+    scans: Sequence[Scan]
+    threads: int
+    name: str = "imaging evaluate"
+
+    def settings(self) -> Iterator[Setting]:
+        """Nothing is left open."""
+        yield {"tolerance_mm": TOLERANCE}
+
+    def probes(self, setting: Setting) -> Sequence[Probe]:
+        """Only the floor."""
+        return [floor.probe(warm.EVALUATE, libraries=("nibabel", "scipy", "numpy"), threads=self.threads)]
+
+    def footprint(self, setting: Setting, known: Costs) -> Footprint:
+        """Floor, a few planes of both files, and the surfaces of the largest case."""
+        terms = [
+            Term("planes", max(_plane_bytes(pair) for pair in self.pairs), "analytic", ("evaluate",)),
+            Term("surfaces", max(_surface_bytes(found) for found in self.scans), "analytic", ("evaluate",)),
+            Term("distances", max(_distance_bytes(found) for found in self.scans), "measured", ("evaluate",)),
+            Term("reading", 2 * max(pair.reference.reader_bytes for pair in self.pairs), "measured", ("evaluate",)),
+        ]
+        return Footprint.of([*floor.terms(known, self.probes(setting)[0]), *terms])
+
+    def seconds(self, setting: Setting, known: Costs) -> float:
+        """There is one setting."""
+        return 1.0
+
+
+POINT_BYTES = 3 * np.dtype(COORDINATE).itemsize
+TREE_POINT_BYTES = 56
+"""A k-d tree's coordinates, order and nodes for one point (measured 48 to 56)."""
+QUERY_POINT_BYTES = 40
+"""Coordinates, distance and index of a point being asked for."""
+
+
+def _plane_bytes(pair: Pair) -> int:
+    """Three label planes as int32 with the next as read and in float32, and masks."""
+    x, y, _ = pair.prediction.shape
+    return x * y * (3 * 4 + 3 * FLOAT + 4)
+
+
+def _surface_bytes(found: Scan) -> int:
+    return POINT_BYTES * sum(sum(side.values()) for side in found.surface)
+
+
+def _distance_bytes(found: Scan) -> int:
+    """The class with the most surface: one tree at a time, and both results."""
+    sizes = [tuple(side.get(value, 0) for side in found.surface) for value in found.values] or [(0, 0)]
+    largest = max(TREE_POINT_BYTES * max(pair) + 8 * sum(pair) for pair in sizes)
+    return largest + QUERY_POINT_BYTES * min(QUERY, max(max(pair) for pair in sizes))

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from common.memory.budget import MIB, MemoryBudget, format_size
 from common.memory.costs import Costs, CostStore, Probe, ProbeFailed
-from common.memory.footprint import Footprint, Source
+from common.memory.footprint import ALL, Footprint, Source, Term
 
 Knob = int | float | str
 Setting = Mapping[str, Knob]
@@ -86,6 +86,12 @@ class Plan:
     def needed_bytes(self) -> int:
         """The smallest ceiling under which this plan is allowed to run."""
         return self.predicted_peak_bytes + self.reserve_bytes
+
+    def including(self, phase: str, size: int) -> "Plan":
+        """The plan with a phase that is over already and held ``size`` bytes: measuring costs in a child."""
+        shared = sum(term.bytes for term in self.footprint.terms if ALL in term.phases)
+        term = Term("measuring costs", max(0, size - shared), "measured", (phase,))
+        return replace(self, footprint=Footprint.of([*self.footprint.terms, term]))
 
     def to_json(self) -> dict[str, Any]:
         """The ``plan`` object of ``run.json``, with the workload's name so that ``--plan`` can check it."""

@@ -1,0 +1,68 @@
+"""Small models and volumes that the imaging tests make for themselves."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import numpy.typing as npt
+
+from apps.imaging import networks
+from apps.imaging.model import labels_from_names, write_model
+
+
+def random_model(
+    directory: Path,
+    *,
+    classes: int = 3,
+    patch: Sequence[int] = (16, 24, 16),
+    network: str = "segresnet",
+    arguments: dict[str, Any] | None = None,
+    orientation: str = "RAS",
+    spacing: Sequence[float] = (1.0, 1.0, 1.0),
+    intensity: Sequence[dict[str, Any]] = ({"op": "zscore"},),
+    seed: int = 0,
+) -> Any:
+    """Write a model folder with random weights; returns the PyTorch network itself."""
+    import torch
+
+    directory.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(seed)
+    small = {"init_filters": 8, "blocks_down": [1, 1], "blocks_up": [1]} if network == "segresnet" else {}
+    complete = networks.arguments(network, arguments or small, in_channels=1, out_channels=classes)
+    module = networks.build(network, complete).eval()
+    edge = networks.divisor(network, complete) * 2
+    networks.export_onnx(network, module, directory / "network.onnx", tile=(edge, edge, edge))
+    head = networks.NETWORKS[network].head
+    write_model(
+        directory,
+        network=network,
+        arguments=complete,
+        state={name: tensor.numpy() for name, tensor in module.state_dict().items()},
+        channels=["image"],
+        spacing=spacing,
+        orientation=orientation,
+        intensity=intensity,
+        patch=patch,
+        head={"weight": f"{head}.weight", "bias": f"{head}.bias"} if head else None,
+        labels=labels_from_names(["background", *(f"class {number}" for number in range(1, classes))]),
+        card="# Random weights\n",
+    )
+    return module
+
+
+def write_nifti(
+    path: Path, values: npt.NDArray[Any], affine: npt.NDArray[np.float64] | None = None, **header: Any
+) -> Path:
+    """Write a NIfTI file with nibabel."""
+    image = nib.Nifti1Image(values, np.eye(4) if affine is None else affine)  # type: ignore[no-untyped-call]
+    for field, value in header.items():
+        image.header[field] = value
+    nib.save(image, path)  # type: ignore[attr-defined]
+    return path
+
+
+def read_labels(path: Path) -> npt.NDArray[Any]:
+    """The label file's voxels, by nibabel."""
+    return np.asarray(nib.load(path).dataobj)  # type: ignore[attr-defined]
