@@ -5,6 +5,8 @@ slices in one place. Nothing it says or returns holds a patient's identifier.
 """
 
 import hashlib
+import logging
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -157,8 +159,17 @@ class DicomReader:
                 plane += np.float32(part.intercept)
 
 
-def _pixels(volume: DicomVolume, part: Slice) -> npt.NDArray[Any]:
+def _pydicom() -> Any:
+    """pydicom, without its warnings: they quote the values they complain about, which may identify a patient."""
     import pydicom
+
+    logging.getLogger("pydicom").setLevel(logging.CRITICAL)
+    warnings.filterwarnings("ignore", module="pydicom")
+    return pydicom
+
+
+def _pixels(volume: DicomVolume, part: Slice) -> npt.NDArray[Any]:
+    pydicom = _pydicom()
     from pydicom.pixels import pixel_array
 
     x, y, _ = volume.shape
@@ -227,7 +238,7 @@ def _choose(path: Path, groups: dict[str, list[_Row]], wanted: str | None) -> li
 
 def _read_row(path: Path) -> _Row | None:
     """One header as a small row; ``None`` for what is not an image."""
-    import pydicom
+    pydicom = _pydicom()
     from pydicom.filereader import read_file_meta_info
     from pydicom.uid import DeflatedExplicitVRLittleEndian, ImplicitVRLittleEndian
 

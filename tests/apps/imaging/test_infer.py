@@ -121,7 +121,8 @@ def test_openvino_runs_without_torch_monai_and_telemetry(model, tmp_path: Path) 
 
     code = (
         "import sys; from apps.imaging import warm; warm.openvino();"
-        "from common.engines.engine import open_engine; from apps.imaging.model import read_model; from pathlib import Path;"
+        "from common.engines.engine import open_engine; from apps.imaging.model import read_model;"
+        "from pathlib import Path;"
         f"d = Path({str(model[0])!r}); m = read_model(d);"
         "open_engine(d, name='openvino', precision='float32', tile=m.patch, batch=1, threads=1, head=m.head);"
         "print([n for n in sys.modules if n.split('.')[0] in ('torch', 'monai', 'openvino_telemetry', 'pandas')"
@@ -149,7 +150,7 @@ def test_a_ceiling_too_small_is_refused_and_the_named_one_works(run, model, tmp_
     refused = run(*command, "--memory", "100MiB")
     assert refused.code == 3, refused.err
     assert not (tmp_path / "out").exists()
-    smallest = refused.record["smallest_feasible_bytes"] if "smallest_feasible_bytes" in refused.record else None
+    smallest = refused.record.get("smallest_feasible_bytes")
     if smallest is None:  # the floor itself could not be measured there: ask with room, then again just below
         needed = run(*command, "--memory", "800MiB", "--dry-run").record["plan"]
         smallest = needed["predicted_peak_bytes"] + needed["reserve_bytes"]
