@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -85,15 +86,19 @@ def _parsed(name: str) -> tuple[str, int]:
     return kind, int(k)
 
 
-User = tuple["NDArray[np.float32]", "NDArray[Any]", "NDArray[Any]"]
-"""A user's vector (factors,), the items it is known to have (not ranked), and its scored items."""
+User = tuple["NDArray[Any]", "NDArray[np.float32]", "NDArray[Any]"]
+"""A user's known items (not ranked) with their values, and its scored items."""
+Fold = Callable[["NDArray[Any]", "NDArray[np.float32]"], "NDArray[np.float32]"]
+"""From known items and values to a vector of shape (factors,)."""
 
 
 def evaluate(
     users: Iterator[User],
+    fold_in: Fold,
     item_factors: NDArray[np.float32],
     *,
     block: int,
+    threads: int = 1,
     metrics: tuple[str, ...] = METRICS,
     after_block: Callable[[int], None] = lambda users: None,
 ) -> Mapping[str, float]:
@@ -103,31 +108,39 @@ def evaluate(
     ----------
     users
         The users, lazily.
+    fold_in
+        Called in several threads.
     item_factors
         Shape (items, factors).
     block
-        Users scored at a time: ``block * items`` scores of 4 bytes are alive.
+        Users ranked at a time: ``block * items`` scores of 4 bytes are alive.
+    threads
+        They share the block; BLAS runs one thread in each.
     after_block
         Called with the number of users just counted.
     """
-    import numpy as np
+    from concurrent.futures import ThreadPoolExecutor
 
-    items, factors = item_factors.shape
-    tally = Tally(items, metrics)
-    vectors = np.empty((block, factors), np.float32)
-    scores = np.empty((block, items), np.float32)
-    while True:
-        waiting: list[tuple[Any, Any]] = []
-        for vector, known, scored in users:
-            vectors[len(waiting)] = vector
-            waiting.append((known, scored))
-            if len(waiting) == block:
-                break
-        if not waiting:
-            return tally.means()
-        count = len(waiting)
-        np.matmul(vectors[:count], item_factors.T, out=scores[:count])
-        for row, (known, scored) in zip(scores[:count], waiting, strict=True):
+    import numpy as np
+    from threadpoolctl import threadpool_limits
+
+    tally = Tally(len(item_factors), metrics)
+    scores = np.empty((block, len(item_factors)), np.float32)
+    share = -(-block // threads)
+
+    def rank(part: Sequence[User], scores: NDArray[np.float32]) -> list[NDArray[np.intp]]:
+        vectors = np.stack([fold_in(known, values) for known, values, _ in part])
+        scores = np.matmul(vectors, item_factors.T, out=scores[: len(part)])
+        for row, (known, _, _) in zip(scores, part, strict=True):
             row[known] = -np.inf
-            tally.add(top_k(row, tally.depth), scored)
-        after_block(count)
+        return [top_k(row, tally.depth) for row in scores]
+
+    with ThreadPoolExecutor(threads) as pool, threadpool_limits(1, "blas"):
+        while batch := list(islice(users, block)):
+            starts = range(0, len(batch), share)
+            parts = [batch[start : start + share] for start in starts]
+            rankings = chain.from_iterable(pool.map(rank, parts, [scores[start : start + share] for start in starts]))
+            for ranking, (_, _, scored) in zip(rankings, batch, strict=True):
+                tally.add(ranking, scored)
+            after_block(len(batch))
+    return tally.means()

@@ -37,6 +37,8 @@ class Facts:
     items: int
     interactions: int
     """Distinct pairs of user and item."""
+    longest: int
+    """The most items that one user has."""
     ids: int
     """Distinct ids before the filters: what was in memory while reading."""
     bucket: int
@@ -175,7 +177,7 @@ def count(inputs: Inputs) -> Facts:
                 users.add(row.get(str(source.columns.user)) or "")
                 items.add(row.get(str(source.columns.item)) or "")
     ids = len(users) + len(items)
-    return Facts(rows, len(users), len(items), rows, ids, min(rows, 2 * interactions.BUCKET_ROWS))
+    return Facts(rows, len(users), len(items), rows, len(items), ids, min(rows, 2 * interactions.BUCKET_ROWS))
 
 
 def open_inputs(

@@ -237,7 +237,7 @@ def build(found: Staged, directory: Path, *, timed: bool) -> Mapping[str, int]:
     Returns
     -------
     Mapping
-        ``users``, ``items``, ``interactions`` (distinct pairs).
+        ``users``, ``items``, ``interactions`` (distinct pairs), ``longest`` (the most items of one user).
     """
     import numpy as np
 
@@ -264,7 +264,8 @@ def build(found: Staged, directory: Path, *, timed: bool) -> Mapping[str, int]:
         indptr.append(np.cumsum(lengths))
     for path in directory.glob("staged.*.npy"):
         path.unlink()
-    return {"users": users, "items": int((found.item_rows > 0).sum()), "interactions": int(lengths.sum())}
+    items = int((found.item_rows > 0).sum())
+    return {"users": users, "items": items, "interactions": int(lengths.sum()), "longest": int(lengths.max())}
 
 
 def _renumber(rows: NDArray[np.int64]) -> NDArray[np.int32]:

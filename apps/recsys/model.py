@@ -35,7 +35,6 @@ class Table:
     """Ids, and for items titles, by row: one Arrow table, looked up by a scan rather than a second copy as a dict."""
 
     def __init__(self, path: Path) -> None:
-        arrow.use_system_memory()
         table = arrow.read_parquet(path).combine_chunks()
         self._ids = table["id"].chunk(0)
         self._titles = table["title"] if "title" in table.column_names else None

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from apps.recsys import arrow
 from common.errors import InputError
 
 BLOCK_BYTES = 1 << 19
@@ -165,7 +164,6 @@ def batches(
     """
     import pyarrow as pa
 
-    arrow.use_system_memory()
     read = _parquet_batches(source, list(names)) if source.parquet else _csv_batches(source, list(names), number)
     try:
         for batch in read:

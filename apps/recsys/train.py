@@ -66,8 +66,8 @@ def hyper_parameters(args: argparse.Namespace) -> dict[str, Any]:
     hyper = cli.parse_settings(args.set, ials.HYPER)
     if hyper["weight"] not in ials.WEIGHTS:
         raise UsageError(f"--set weight={hyper['weight']}: expected one of {', '.join(ials.WEIGHTS)}")
-    if not (hyper["alpha"] > 0 and hyper["regularization"] >= 0 and hyper["iterations"] >= 1):
-        raise UsageError("--set: alpha must be above 0, regularization at least 0, iterations at least 1")
+    if not (hyper["alpha"] > 0 and hyper["regularization"] > 0 and hyper["iterations"] >= 1):
+        raise UsageError("--set: alpha and regularization must be above 0, iterations at least 1")
     return hyper
 
 
@@ -85,6 +85,7 @@ def execute(args: argparse.Namespace, session: cli.Session) -> Mapping[str, Any]
         "items": facts.items,
         "users": facts.users,
         "interactions": facts.interactions,
+        "longest_history": facts.longest,
         "hyper": dict(work.hyper),
         "split": work.split,
         "seed": args.seed,
@@ -154,8 +155,10 @@ def score(session: cli.Session, directory: Path, manifest: Mapping[str, Any]) ->
 
         return evaluate(
             _scored_users(recommender, heldout),
+            recommender.user_vector,
             recommender.item_factors,
             block=int(session.plan["user_block"]),
+            threads=session.threads,
             after_block=after_block,
         )
 
@@ -164,7 +167,7 @@ def _scored_users(recommender: model.Recommender, heldout: HeldOut) -> Iterator[
     for row, user in enumerate(heldout.users):
         scored = heldout.items(row)
         items, values = known_rows(recommender.history, scored, int(user))
-        yield recommender.user_vector(items, values), items, scored
+        yield items, values, scored
 
 
 def table(metrics: Mapping[str, float]) -> str:

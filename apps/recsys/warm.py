@@ -4,6 +4,7 @@ What runs here becomes the floor that the plan starts from; what a command loads
 """
 
 import os
+from typing import Any
 
 
 def reading() -> None:
@@ -19,7 +20,6 @@ def reading() -> None:
     from apps.recsys import arrow
     from apps.recsys.interactions import Vocabulary, present
 
-    arrow.use_system_memory()
     text = b"user,item,value\n" + b"".join(b"%d,%d,1\n" % (n % 7, n) for n in range(64))
     types = {"user": pa.string(), "item": pa.string(), "value": pa.float64()}
     for batch in pyarrow.csv.open_csv(
@@ -49,20 +49,22 @@ def scoring() -> None:
     import pyarrow.parquet as pq
 
     from apps.recsys import arrow
-    from apps.recsys.evaluate import Tally, top_k
+    from apps.recsys.evaluate import evaluate
     from apps.recsys.ials import confidence, fold_in, gramian
 
-    arrow.use_system_memory()
     file = io.BytesIO()
     pq.write_table(pa.table({"id": arrow.text(["a", "b"])}), file)
     column = arrow.read_parquet(pa.BufferReader(file.getvalue()))["id"].chunk(0)
     pc.index(column, column[1]).as_py()
-    factors = np.ones((4096, 256), np.float32)
+    factors = np.ones((1024, 64), np.float32)
     shared = gramian(factors, 1.0)
     hyper = {"alpha": 2.0, "weight": "log"}
-    vector = fold_in(shared, factors, np.arange(64), confidence(np.ones(64, np.float32), hyper))
-    scores = np.broadcast_to(vector, (256, 256)) @ factors.T
-    Tally(4096).add(top_k(scores[0], 100), np.arange(3))
+
+    def vector(items: Any, values: Any) -> Any:
+        return fold_in(shared, factors, items, confidence(values, hyper))
+
+    users = [(np.arange(8), np.ones(8, np.float32), np.arange(9, 12))] * 8
+    evaluate(iter(users), vector, factors, block=8, threads=int(os.environ.get("OMP_NUM_THREADS", "1")))
 
 
 def training() -> None:

@@ -23,6 +23,10 @@ STAGE_BYTES = 12 << 20
 """Arrow's blocks while parsing: text, columns, dictionaries (for ``reading.BLOCK_BYTES``)."""
 SORT_BYTES = {False: 45, True: 69}
 """A row while its bucket is sorted: two copies of the record, the order, the merged columns; with times or without."""
+SOLVER_BYTES = 2 << 20
+"""What ``implicit``'s solver and BLAS below it take, beside matrices of factors x factors."""
+PACKING_BYTES = 4096
+"""What one BLAS thread packs, by the inner dimension of its product."""
 USER_BLOCKS = (256, 128, 64, 32, 16, 8)
 """Users ranked at a time: the knob. Beyond 256 nothing gets faster."""
 
@@ -52,14 +56,20 @@ def model_terms(*, users: int, items: int, factors: int, phases: Sequence[str]) 
     ]
 
 
-def ranking_terms(*, items: int, factors: int, scored: int, block: int, phases: Sequence[str]) -> list[Term]:
-    """``evaluate.evaluate``: a block of scores, and the work on one row."""
+def ranking_terms(
+    *, items: int, factors: int, scored: int, longest: int, mean: float, block: int, threads: int, phases: Sequence[str]
+) -> list[Term]:
+    """``evaluate.evaluate``: a block of scores; in each thread the work on one user."""
     where = tuple(phases)
+    block = min(block, scored)  # what is not used of the block is never touched
     return [
         Term("scores", 4 * block * (items + factors), "analytic", where),
-        # The partitioned copy, comparisons, the negated copy in the worst case of ties.
-        Term("top-k workspace", 6 * items, "analytic", where),
-        Term("fold-in workspace", 4 * 4 * factors * factors, "analytic", where),
+        Term("waiting histories", int(block * (12 * mean + 1024)), "analytic", where),
+        # One history's rows of the factors, and weighted; the system, solved in a copy.
+        Term("fold-in workspace", threads * 4 * factors * (2 * longest + 3 * factors), "analytic", where),
+        Term("BLAS packing", threads * PACKING_BYTES * factors, "measured", where),
+        # The partitioned copy and two comparisons.
+        Term("top-k workspace", threads * 6 * items, "analytic", where),
         Term("held-out index", 12 * (scored + 1), "analytic", where),
     ]
 
@@ -118,7 +128,9 @@ class TrainWorkload:
                 Term("interactions by user", 8 * self.fit_interactions + 4 * self.fit_users, "analytic", ("fit",)),
                 Term("interactions by item", 8 * self.fit_interactions + 4 * facts.items, "analytic", ("fit",)),
                 Term("user factors", 4 * self.fit_users * factors, "analytic", ("fit",)),
-                Term("solver", 4 * factors * (factors + 8 * self.threads), "analytic", ("fit",)),
+                Term("solver", SOLVER_BYTES + 12 * factors * factors, "measured", ("fit",)),
+                # implicit ends with a search for NaN: a boolean for every factor
+                Term("check for NaN", factors * max(self.fit_users, facts.items), "analytic", ("fit",)),
             ]
         terms += [
             Term("item factors", 4 * facts.items * factors, "analytic", ("fit",)),
@@ -127,9 +139,18 @@ class TrainWorkload:
             Term("item factors to write", 2 * 4 * facts.items * factors, "analytic", ("write",)),
         ]
         if self.split != "none":
-            sizes = {"items": facts.items, "factors": factors, "phases": ("evaluate",)}
-            terms += model_terms(users=facts.users, **sizes)
-            terms += ranking_terms(scored=facts.scored_users, block=int(setting["user_block"]), **sizes)
+            where = ("evaluate",)
+            terms += model_terms(users=facts.users, items=facts.items, factors=factors, phases=where)
+            terms += ranking_terms(
+                items=facts.items,
+                factors=factors,
+                scored=facts.scored_users,
+                longest=facts.longest,
+                mean=facts.interactions / facts.users,
+                block=int(setting["user_block"]),
+                threads=self.threads,
+                phases=where,
+            )
         return Footprint.of(terms)
 
     def seconds(self, setting: Setting, known: Costs) -> float:
@@ -158,12 +179,22 @@ class EvaluateWorkload:
 
     def footprint(self, setting: Setting, known: Costs) -> Footprint:
         """The model and one block of scores."""
-        sizes = {"items": self.manifest["items"], "factors": self.manifest["factors"], "phases": ("evaluate",)}
+        made, where = self.manifest, ("evaluate",)
+        items, factors = made["items"], made["factors"]
         return Footprint.of(
             [
                 *floor.terms(known, self.probes(setting)[0]),
-                *model_terms(users=self.manifest["users"], **sizes),
-                *ranking_terms(scored=self.scored_users, block=int(setting["user_block"]), **sizes),
+                *model_terms(users=made["users"], items=items, factors=factors, phases=where),
+                *ranking_terms(
+                    items=items,
+                    factors=factors,
+                    scored=self.scored_users,
+                    longest=made["longest_history"],
+                    mean=made["interactions"] / made["users"],
+                    block=int(setting["user_block"]),
+                    threads=self.threads,
+                    phases=where,
+                ),
             ]
         )
 
