@@ -56,7 +56,7 @@ class NiftiVolume:
         """Start reading at the first plane."""
         opener = gzip.open if self.path.name.lower().endswith(".gz") else open
         with opener(self.path, "rb") as stream:
-            reader = NiftiReader(self.path, stream)
+            reader = NiftiReader(self.path, stream, self.shape[2])
             reader.skip(self.offset)
             yield reader
 
@@ -84,8 +84,8 @@ class NiftiVolume:
 class NiftiReader:
     """Planes of an open file, in order."""
 
-    def __init__(self, path: Path, stream: IO[bytes]) -> None:
-        self._path, self._stream = path, stream
+    def __init__(self, path: Path, stream: IO[bytes], planes: int) -> None:
+        self._path, self._stream, self._left = path, stream, planes
 
     def skip(self, count: int) -> None:
         """Pass over the header."""
@@ -104,6 +104,9 @@ class NiftiReader:
             if not got:
                 raise _truncated(self._path)
             filled += got
+        self._left -= len(out)
+        if not self._left:
+            self._guarded(self._stream.read, 1 << 16)  # gzip compares its checksum only at the end
 
     def _guarded(self, action: Any, argument: Any) -> Any:
         try:
@@ -138,7 +141,8 @@ def open_nifti(path: Path) -> NiftiVolume:
         header = image.header
         # Trailing axes of length one are common and mean nothing.
         sizes = [int(size) for size in header.get_data_shape()]
-        slope, intercept = header.get_slope_inter()
+        # nibabel clears these fields of the header and keeps them here.
+        slope, intercept = image.dataobj.slope, image.dataobj.inter
         dtype, offset = header.get_data_dtype(), int(image.dataobj.offset)
     except (ImageFileError, EOFError, zlib.error, OSError, ValueError, KeyError, AttributeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -159,8 +163,8 @@ def open_nifti(path: Path) -> NiftiVolume:
         shape=(sizes[0], sizes[1], sizes[2]),
         affine=affine,
         dtype=dtype,
-        slope=1.0 if slope is None else float(slope),
-        intercept=0.0 if intercept is None else float(intercept),
+        slope=float(slope),
+        intercept=float(intercept),
         header=header,
         offset=offset,
     )

@@ -1,0 +1,170 @@
+"""Windows, resampling and labels as streams: the numbers of the whole volume in memory, in the priced bytes."""
+
+import tracemalloc
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from apps.imaging.geometry import Frame, Taps, network_grid, resample
+from apps.imaging.intensity import apply, check_operations, resolve
+from apps.imaging.nifti import open_nifti
+from apps.imaging.streams import LabelMaker, ResamplingReader, Window, back_bytes, back_to, label_bytes, window_bytes
+from apps.imaging.volume import blocks
+from common.tiling.blend import Slab
+from common.tiling.grid import TileGrid
+from tests.apps.imaging.helpers import write_nifti
+
+
+def stored(tmp_path: Path, shape: tuple[int, int, int] = (23, 17, 29), dtype: str = "int16", **header: float) -> Path:
+    values = np.random.default_rng(0).integers(-100, 1000, shape).astype(dtype)
+    return write_nifti(tmp_path / "image.nii.gz", values, **header)
+
+
+@pytest.mark.parametrize("dtype", ["int16", "uint8", ">i2", "float32", "float64"])
+def test_window_tiles_are_the_whole_volumes(tmp_path: Path, dtype: str) -> None:
+    volume = open_nifti(stored(tmp_path, dtype=dtype))
+    whole = np.pad(np.concatenate(list(blocks(volume))).transpose(2, 1, 0), ((0, 0), (1, 2), (0, 0)))
+    grid = TileGrid(volume.shape, (8, 20, 12), 0.4)
+    out = np.empty(grid.tile, np.float32)
+    with volume.open() as reader:
+        window = Window(volume, reader, grid, ())
+        for position in grid:
+            window.advance(position[2])
+            window.fill(position, out)
+            x, y, z = (slice(start, start + size) for start, size in zip(position, grid.tile, strict=True))
+            np.testing.assert_array_equal(out, whole[x, y, z])
+    assert window._planes.nbytes == window_bytes(volume, grid)
+
+
+def test_resampled_planes_are_the_resampled_volume(tmp_path: Path) -> None:
+    volume = open_nifti(stored(tmp_path))
+    whole = np.concatenate(list(blocks(volume))).transpose(2, 1, 0)
+    for shape in [(20, 31, 40), (23, 9, 11), (46, 17, 29), (5, 5, 1)]:
+        out = np.empty(shape[::-1], np.float32)
+        with volume.open() as reader:
+            stream = ResamplingReader(volume, reader, shape)
+            for start in range(0, shape[2], 3):
+                stream.read(out[start : start + 3])
+        np.testing.assert_allclose(out.transpose(2, 1, 0), resample(whole, shape), rtol=1e-5, atol=1e-3)
+
+
+def test_linear_interpolation_is_torchs() -> None:
+    torch = pytest.importorskip("torch")
+    values = np.random.default_rng(1).standard_normal((9, 14, 6)).astype(np.float32)
+    for shape in [(12, 7, 6), (3, 28, 11)]:
+        expected = torch.nn.functional.interpolate(
+            torch.from_numpy(values)[None, None], shape, mode="trilinear", align_corners=False
+        )[0, 0]
+        np.testing.assert_allclose(resample(values, shape), expected.numpy(), atol=2e-6)
+
+
+@pytest.mark.parametrize("shape", [(20, 31, 40), (11, 9, 7), (10, 8, 12), (10, 8, 1)])
+def test_slabs_go_back_to_the_files_grid(shape: tuple[int, int, int]) -> None:
+    have = (10, 8, 12)
+    values = np.random.default_rng(2).standard_normal((3, *have)).astype(np.float32)
+    pieces = [(0, 5), (5, 6), (6, 12)]
+    slabs = (Slab(a, b, values[..., a:b]) for a, b in pieces)
+    found = list(back_to(slabs, have, shape))
+    assert [slab.start for slab in found] == list(range(shape[2]))
+    expected = np.stack([resample(channel, shape) for channel in values])
+    np.testing.assert_allclose(np.concatenate([s.values for s in found], axis=3), expected, atol=1e-5)
+
+
+def test_taps_keep_a_constant_and_the_mean_position() -> None:
+    taps = Taps.between(10, 25)
+    np.testing.assert_array_equal(taps(np.full(10, 3.0, np.float32), 0), np.full(25, 3.0, np.float32))
+    ramp = taps(np.arange(10, dtype=np.float32), 0)
+    assert ramp.mean() == pytest.approx(4.5, abs=1e-5)
+
+
+@pytest.mark.parametrize("head", [False, True])
+def test_labels_are_the_argmax(head: bool) -> None:
+    random = np.random.default_rng(3)
+    values = random.standard_normal((6, 33, 40, 5)).astype(np.float32)
+    weight, bias = random.standard_normal((9, 6)).astype(np.float32), random.standard_normal(9).astype(np.float32)
+    numbers = [0, 3, 4, 7, 500, 12, 13, 14, 15] if head else [0, 1, 2, 3, 4, 5]
+    maker = LabelMaker(numbers, (weight, bias) if head else None)
+    logits = np.einsum("cf,fxyz->cxyz", weight, values) + bias[:, None, None, None] if head else values
+    found = maker(values)
+    assert found.dtype == (np.uint16 if head else np.uint8)
+    assert (found != np.asarray(numbers)[logits.argmax(axis=0)]).mean() < 1e-4
+    tied = LabelMaker([0, 1, 2])(np.zeros((3, 2, 2, 1), np.float32))
+    assert not tied.any()
+
+
+def test_prices_of_the_last_steps_hold() -> None:
+    """What NumPy really allocates stays within the priced bytes, and near them."""
+    have, shape, channels, classes = (120, 100, 40), (150, 170, 50), 8, 20
+    buffer = np.random.default_rng(4).standard_normal((channels, *have[:2], 40)).astype(np.float32)
+    values = buffer[..., 7:23]  # the blend's slabs are such views
+    maker = LabelMaker(range(classes), (np.ones((classes, channels), np.float32), np.zeros(classes, np.float32)))
+    tracemalloc.start()
+    maker(values)
+    used = tracemalloc.get_traced_memory()[1]
+    priced = label_bytes((120, 100, 40), classes, channels, maker.dtype)
+    assert used <= priced * 1.02 and priced <= used * 1.3
+    tracemalloc.reset_peak()
+    base = tracemalloc.get_traced_memory()[0]
+    for _ in back_to(iter([Slab(0, 16, values), Slab(16, 32, values), Slab(32, 40, values[..., :8])]), have, shape):
+        pass
+    used = tracemalloc.get_traced_memory()[1] - base
+    tracemalloc.stop()
+    priced = back_bytes(have, shape, channels)
+    assert used <= priced * 1.02 and priced <= used * 1.4
+
+
+def test_grid_and_frame() -> None:
+    affine = np.diag([-0.9, 0.9, 1.005, 1.0])
+    assert network_grid((100, 100, 50), affine, (1.0, 1.0, 1.0)) == (90, 90, 50)
+    frame = Frame.between(np.diag([-1.0, 1, 1, 1])[[1, 2, 0, 3]], "RAS")
+    tile = np.arange(24).reshape(2, 3, 4)
+    assert frame.view(tile).shape == frame.to_file((2, 3, 4))
+    frame.view(tile)[0, 0, 0] = 99
+    assert (tile == 99).sum() == 1
+
+
+OPERATIONS = [
+    ([{"op": "zscore"}], lambda v: (v - v.mean()) / v.std()),
+    (
+        [{"op": "zscore", "nonzero": True}],
+        lambda v: np.where(v == 0, 0, (v - v[v != 0].mean()) / v[v != 0].std()),
+    ),
+    (
+        [{"op": "clip", "low": 0, "high": 500}, {"op": "scale", "low": 0, "high": 500}],
+        lambda v: np.clip(v, 0, 500) / 500,
+    ),
+    (
+        [{"op": "clip", "low": 0, "high": 500}, {"op": "zscore"}],
+        lambda v: (np.clip(v, 0, 500) - np.clip(v, 0, 500).mean()) / np.clip(v, 0, 500).std(),
+    ),
+]
+
+
+@pytest.mark.parametrize(("operations", "expected"), OPERATIONS)
+def test_intensity_streams_give_the_whole_volumes_numbers(operations, expected) -> None:  # type: ignore[no-untyped-def]
+    values = np.random.default_rng(5).integers(-100, 1000, (30, 20, 10)).astype(np.float64)
+    values[:5] = 0
+    resolved = resolve(operations, lambda: (values[start : start + 7] for start in range(0, 30, 7)))
+    np.testing.assert_allclose(apply(resolved, values.astype(np.float32)), expected(values), atol=2e-5)
+
+
+def test_percentiles_are_within_a_bin() -> None:
+    values = np.random.default_rng(6).gamma(2, 100, (40, 30, 20)).astype(np.float32)
+    (clip,) = resolve([{"op": "percentiles", "low": 0.5, "high": 99.5}], lambda: np.array_split(values, 7))
+    expected = np.percentile(values, (0.5, 99.5))
+    np.testing.assert_allclose([clip["low"], clip["high"]], expected, atol=2 * np.ptp(values) / 65536)
+
+
+def test_intensity_survives_constants_and_broken_voxels() -> None:
+    flat = resolve([{"op": "zscore"}], lambda: [np.full((4, 4), 7.0)])
+    assert (apply(flat, np.full((4, 4), 7.0, np.float32)) == 0).all()
+    assert np.isfinite(apply((), np.array([np.nan, np.inf, -np.inf, 1], np.float32))).all()
+
+
+@pytest.mark.parametrize(
+    "bad", [{"op": "exec"}, {"op": "clip", "low": 1}, {"op": "zscore", "x": 1}, {"op": "scale", "low": 2, "high": 1}]
+)
+def test_unknown_operations_are_refused(bad: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match="intensity operation"):
+        check_operations([bad])
