@@ -1,0 +1,78 @@
+"""Engines agree with PyTorch and with each other; their probe tells what they really need."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from apps.imaging.model import TORCH_NETWORK, read_model
+from common.engines.engine import choose, measure, open_engine, read_head
+from tests.apps.imaging.helpers import random_model
+
+TILE = (16, 24, 16)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
+    directory = tmp_path_factory.mktemp("model")
+    return directory, random_model(directory, classes=5)
+
+
+def tiles(count: int = 2) -> np.ndarray:
+    return np.random.default_rng(0).standard_normal((count, 1, *TILE)).astype(np.float32)
+
+
+@pytest.mark.parametrize("name", ["openvino", "torch"])
+def test_logits_and_features_are_the_networks(model: tuple[Path, Any], name: str) -> None:
+    import torch
+
+    directory, network = model
+    head = read_model(directory).head
+    options = {"precision": "float32", "tile": TILE, "batch": 2, "threads": 1, "head": head, "builder": TORCH_NETWORK}
+    engine = open_engine(directory, name=name, **options)
+    assert (engine.in_channels, engine.out_channels, engine.output) == (1, 5, "logits")
+    with torch.inference_mode():
+        expected = network(torch.from_numpy(tiles())).numpy()
+    logits = engine(tiles()).copy()
+    np.testing.assert_allclose(logits, expected, atol=2e-5)
+    features = open_engine(directory, name=name, output="features", **options)(tiles())
+    weight, bias = read_head(directory, head)
+    through = np.einsum("cf,bfxyz->bcxyz", weight, features) + bias[:, None, None, None]
+    np.testing.assert_allclose(through, expected, atol=2e-5)
+
+
+def test_a_network_without_a_head_gives_logits(tmp_path: Path) -> None:
+    import torch
+
+    arguments = {"channels": [8, 16], "strides": [2], "num_res_units": 1}
+    network = random_model(tmp_path, network="unet", arguments=arguments)
+    model = read_model(tmp_path)
+    assert model.head is None and model.features == 3
+    options = {"name": "openvino", "precision": "float32", "tile": TILE, "batch": 1, "threads": 1}
+    with torch.inference_mode():
+        expected = network(torch.from_numpy(tiles(1))).numpy()
+    np.testing.assert_allclose(open_engine(tmp_path, **options)(tiles(1)), expected, atol=2e-5)
+    with pytest.raises(ValueError, match="no 1x1x1 head"):
+        open_engine(tmp_path, output="features", **options)
+
+
+def test_the_probe_measures_bytes_and_time(model: tuple[Path, Any]) -> None:
+    head = read_model(model[0]).head
+    found = measure(
+        warm_up="apps.imaging.warm:openvino", workers=1, network="x", model_dir=str(model[0]), name="openvino",
+        precision="float32", tile=list(TILE), batch=1, output="logits", head=head, builder=None,
+    )  # fmt: skip
+    assert set(found) == {"open_bytes", "run_bytes", "seconds"} and found["seconds"] > 0
+
+
+@pytest.mark.parametrize(("name", "precision"), [("openvino", "int3"), ("tensorrt", "float32")])
+def test_what_is_not_there_is_refused(model: tuple[Path, Any], name: str, precision: str) -> None:
+    with pytest.raises(ValueError, match=r"this version runs float32|choose one of"):
+        open_engine(model[0], name=name, precision=precision, tile=TILE, batch=1, threads=1)
+
+
+def test_auto_falls_back_to_torch_where_openvino_is_absent(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert choose("torch") == "torch"
+    monkeypatch.setattr("common.engines.engine.find_spec", lambda name: None)
+    assert choose("auto") == "torch"
