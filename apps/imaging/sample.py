@@ -17,7 +17,7 @@ from common.files import write_text
 CASES = 40
 EDGES = ((31, 43), (40, 59), (24, 47))
 """Least and most voxels along x, y, z; those of the hippocampus set."""
-NOISE = 0.06
+NOISE = 0.08
 BIAS = 0.25
 
 Array = npt.NDArray[np.float32]
@@ -39,8 +39,8 @@ def case(random: np.random.Generator) -> tuple[npt.NDArray[np.int16], npt.NDArra
     )
     labels = np.where(front < 1, 1, np.where(back < 1, 2, 0)).astype(np.uint8)
     shell = np.minimum(front, back)
-    image = 0.45 + 0.2 * _waves(random, x, y, z)
-    image = np.where(labels > 0, 0.75 + 0.06 * (labels == 2), np.where(shell < 1.5, 0.25, image))
+    image = 0.5 + 0.35 * _waves(random, x, y, z)
+    image = np.where(labels > 0, 0.68 + 0.06 * (labels == 2), np.where(shell < 1.5, 0.25, image))
     image *= 1 + BIAS * _waves(random, x / 3, y / 3, z / 3)
     image += random.normal(0, NOISE, shape)
     scale = float(random.choice([150, 600, 4000]))

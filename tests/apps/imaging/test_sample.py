@@ -23,7 +23,7 @@ def test_layout_values_and_bytes(tmp_path: Path) -> None:
         assert set(np.unique(labels)) == {0, 1, 2}
         # Told apart by brightness on average, but not voxel by voxel.
         inside, outside = image[labels > 0], image[labels == 0]
-        assert inside.mean() > outside.mean() + outside.std() * 0.5
+        assert inside.mean() > outside.mean()
         assert np.quantile(outside, 0.99) > np.quantile(inside, 0.05)
     assert (write_sample(tmp_path / "c", cases=1, seed=1) / "imagesTr" / "sample_001.nii.gz").read_bytes() != (
         one / "imagesTr" / "sample_001.nii.gz"
