@@ -49,7 +49,7 @@ def split(rows: sp.csr_matrix, held: np.ndarray, seed: int) -> tuple[sp.csr_matr
 def main(path: str, factors: int = 64, iterations: int = 15, seed: int = 0) -> None:
     """Read, fit on nine tenths of the users, evaluate on a fifth of the others' items."""
     matrix = read(path)
-    users, items = matrix.shape
+    users = matrix.shape[0]
     confidence = matrix.copy()
     confidence.data = np.float32(ALPHA) * np.log1p(matrix.data)
     held = np.sort(np.random.default_rng(seed).permutation(users)[: int(0.1 * users)])

@@ -1,0 +1,123 @@
+"""The ranking and its metrics against a naive float64 reference; the fold-in and the training against ``implicit``."""
+
+import math
+
+import numpy as np
+import pytest
+import scipy.sparse as sp
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from apps.recsys import ials
+from apps.recsys.evaluate import METRICS, Tally, evaluate, top_k
+
+Users = list[tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.int64]]]
+
+
+def naive(vectors: NDArray[np.float64], factors: NDArray[np.float64], users: Users) -> dict[str, float]:
+    """Every score at once, sorted whole; the definitions written out."""
+    sums = dict.fromkeys(METRICS, 0.0)
+    shown: set[int] = set()
+    for vector, (known, _, scored) in zip(vectors, users, strict=True):
+        scores = factors @ vector
+        ranking = [i for i in sorted(range(len(scores)), key=lambda i: (-scores[i], i)) if i not in set(known)]
+        hits = [item in set(scored) for item in ranking]
+        shown |= set(ranking[:10])
+        for name in METRICS:
+            kind, _, depth = name.partition("@")
+            k = int(depth)
+            if kind == "ndcg":
+                gain = sum(1 / math.log2(r + 2) for r, hit in enumerate(hits[:k]) if hit)
+                sums[name] += gain / sum(1 / math.log2(r + 2) for r in range(min(k, len(scored))))
+            elif kind == "recall":
+                sums[name] += sum(hits[:k]) / min(k, len(scored))
+            elif kind == "hr":
+                sums[name] += any(hits[:k])
+            elif kind == "mrr":
+                sums[name] += next((1 / (r + 1) for r, hit in enumerate(hits[:k]) if hit), 0.0)
+    means = {name: total / len(users) for name, total in sums.items()}
+    return means | {"coverage@10": len(shown) / len(factors)}
+
+
+@st.composite
+def problems(draw: st.DrawFn) -> tuple[NDArray[np.float32], NDArray[np.float32], Users]:
+    """Small integers as factors: their products are exact in float32, and ties are common."""
+    items, count, width = draw(st.integers(3, 150)), draw(st.integers(1, 20)), draw(st.integers(1, 4))
+    random = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    factors = random.integers(-3, 4, (items, width)).astype(np.float32)
+    vectors = random.integers(-3, 4, (count, width)).astype(np.float32)
+    users: Users = []
+    for number in range(count):
+        order = random.permutation(items)
+        known, scored = random.integers(0, items - 1), random.integers(1, items)
+        # the user's number stands in place of its values, for the test's fold-in
+        users.append((order[:known], np.array([number], np.float32), np.sort(order[known : known + scored])))
+    return vectors, factors, users
+
+
+@settings(max_examples=60, deadline=None)
+@given(problem=problems(), block=st.integers(1, 9), threads=st.integers(1, 3))
+def test_metrics_equal_a_naive_reference(
+    problem: tuple[NDArray[np.float32], NDArray[np.float32], Users], block: int, threads: int
+) -> None:
+    vectors, factors, users = problem
+    ours = evaluate(iter(users), lambda _, values: vectors[int(values[0])], factors, block=block, threads=threads)
+    reference = naive(vectors.astype(np.float64), factors.astype(np.float64), users)
+    assert ours.keys() == reference.keys()
+    for name, value in reference.items():
+        assert ours[name] == pytest.approx(value, abs=1e-9), name
+
+
+@given(st.lists(st.sampled_from([-np.inf, -1.0, 0.0, 1.0, 2.0]), min_size=1, max_size=30), st.integers(1, 40))
+def test_top_k_is_a_stable_sort(scores: list[float], k: int) -> None:
+    best = top_k(np.array(scores, np.float32), k)
+    order = sorted((i for i, s in enumerate(scores) if s > -np.inf), key=lambda i: (-scores[i], i))
+    assert list(best) == order[:k]
+
+
+def test_unknown_metrics_are_refused() -> None:
+    with pytest.raises(ValueError, match="not a metric"):
+        Tally(3, ("auc@10",))
+
+
+@pytest.fixture(scope="module")
+def matrix() -> sp.csr_matrix:
+    """Confidences of 80 users and 50 items."""
+    random = np.random.default_rng(3)
+    made = sp.random(80, 50, 0.2, format="csr", dtype=np.float32, random_state=3)
+    made.data = random.integers(1, 9, made.nnz).astype(np.float32)
+    return made
+
+
+def test_training_is_that_of_implicit(matrix: sp.csr_matrix) -> None:
+    from implicit.cpu.als import AlternatingLeastSquares
+
+    hyper = {**ials.HYPER, "regularization": 2.0, "iterations": 4}
+    theirs = AlternatingLeastSquares(factors=8, regularization=2.0, iterations=4, num_threads=1, random_state=5)
+    theirs.fit(matrix.copy(), show_progress=False)
+    calls: list[int] = []
+    ours = ials.fit(matrix, factors=8, hyper=hyper, threads=1, seed=5, after_iteration=lambda: calls.append(1))
+    np.testing.assert_allclose(ours, theirs.item_factors, rtol=1e-5, atol=1e-6)
+    assert len(calls) == 4
+
+
+def test_fold_in_is_that_of_implicit(matrix: sp.csr_matrix) -> None:
+    from implicit.cpu.als import AlternatingLeastSquares
+
+    model = AlternatingLeastSquares(factors=8, regularization=2.0, iterations=4, num_threads=1, random_state=5)
+    model.fit(matrix, show_progress=False)
+    shared = ials.gramian(model.item_factors, 2.0)
+    for user in range(0, 80, 7):
+        row = matrix[user]
+        ours = ials.fold_in(shared, model.item_factors, row.indices, row.data)
+        np.testing.assert_allclose(ours, model.recalculate_user(user, row), atol=1e-4)
+    assert not ials.fold_in(shared, model.item_factors, np.zeros(0, int), np.zeros(0, np.float32)).any()
+
+
+def test_confidences() -> None:
+    values = np.array([1.0, 7.0], np.float32)
+    expected = {"log": 2 * np.log1p(values), "value": 2 * values, "binary": [2, 2]}
+    for weight, right in expected.items():
+        np.testing.assert_allclose(ials.confidence(values, {"alpha": 2.0, "weight": weight}), right, rtol=1e-6)
+    np.testing.assert_array_equal(values, [1, 7])

@@ -1,0 +1,88 @@
+"""The promise: predictions against true peaks, refusals that name a ceiling that works, and the wall itself."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from apps.recsys.bench import ground
+from apps.recsys.ingest import Facts
+from apps.recsys.workloads import TrainWorkload, training_probes
+from common.memory.budget import MIB
+from tests.apps.recsys.conftest import Trained
+
+Run = Callable[..., Any]
+
+
+def test_terms_are_the_sizes_of_the_arrays() -> None:
+    facts = Facts(rows=2000, users=100, items=50, interactions=1000, longest=30, ids=150, bucket=2000)
+    work = TrainWorkload(facts, "ials", 8, {}, "none", 1)
+    known = {probe: {"bytes": 1.0} for probe in training_probes(1)}
+    terms = {term.name: term.bytes for term in work.footprint({"user_block": 8}, known).terms}
+    assert terms["interactions by user"] == 1000 * 8 + 100 * 4
+    assert terms["interactions by item"] == 1000 * 8 + 50 * 4
+    assert (terms["user factors"], terms["item factors"]) == (100 * 8 * 4, 50 * 8 * 4)
+
+
+def held(record: dict[str, Any]) -> None:
+    """The prediction is not below the truth, and near it."""
+    predicted, measured = record["plan"]["predicted_peak_bytes"], record["measured"]["peak_bytes"]
+    floor = record["measured"]["floor_bytes"]
+    told = f"predicted {predicted / MIB:.1f}, measured {measured / MIB:.1f}, floor {floor / MIB:.1f} MiB"
+    assert record["within_budget"], told
+    assert measured <= predicted + record["plan"]["reserve_bytes"], told
+    assert predicted <= 1.15 * measured, told
+    if measured - floor >= 128 * MIB:
+        assert predicted - floor <= 1.25 * (measured - floor), told
+
+
+@pytest.mark.parametrize(
+    ("name", "ceiling", "options"),
+    [
+        ("lastfm", "250MiB", ("--factors", "256", "--set", "iterations=1")),
+        ("ml-1m", "160MiB", ("--factors", "32", "--set", "iterations=1")),
+        ("gowalla", "250MiB", ("--factors", "64", "--set", "iterations=1")),
+    ],
+)
+def test_predictions_on_real_data(
+    run: Run, dataset: Callable[[str], Path], tmp_path: Path, name: str, ceiling: str, options: tuple[str, ...]
+) -> None:
+    dataset(name)
+    path, model = ground.source(name, tmp_path), tmp_path / "model"
+    common = ("--memory", ceiling, "--json", "-q")
+    done = run("apps.recsys", "train", path, "-o", model, "--split", "user-holdout", *options, *common)
+    assert done.code == 0, done.err
+    held(done.record)
+    done = run("apps.recsys", "evaluate", model, *common)
+    assert done.code == 0, done.err
+    held(done.record)
+
+
+@pytest.mark.parametrize("ceiling", ["60MiB", "105MiB"])
+def test_a_refusal_names_a_ceiling_that_works(trained: Trained, run: Run, tmp_path: Path, ceiling: str) -> None:
+    command = ("apps.recsys", "train", trained.interactions, "-o", tmp_path / "model", "--factors", 16, "--json")
+    done = run(*command, "--memory", ceiling)
+    assert done.code == 3 and done.err.count("\n") == 1, done.err
+    assert not (tmp_path / "model").exists()
+    smallest = done.record["smallest_feasible_bytes"]
+    assert f"--memory {smallest // MIB}MiB" in done.err
+    done = run(*command, "--memory", smallest)
+    assert done.code == 0, done.err
+    assert done.record["measured"]["peak_bytes"] <= smallest
+
+
+def test_a_small_ceiling_takes_smaller_blocks(run: Run, dataset: Callable[[str], Path], tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    path = dataset("lastfm") / "plays.csv"
+    options = ("--split", "user-holdout", "--factors", 32, "--set", "iterations=1", "-q", "--json")
+    wide = run("apps.recsys", "train", path, "-o", model, *options, "--memory", "300MiB").record
+    least = run("apps.recsys", "train", path, "-o", model, *options, "--memory", "100MiB").record
+    tight = run(
+        "apps.recsys", "train", path, "-o", model, *options, "--memory", least["smallest_feasible_bytes"]
+    ).record
+    assert (wide["exit_code"], least["exit_code"], tight["exit_code"]) == (0, 3, 0)
+    assert tight["plan"]["knobs"]["user_block"] < wide["plan"]["knobs"]["user_block"]
+    assert tight["results"]["metrics"] == pytest.approx(wide["results"]["metrics"], abs=1e-3)
+    assert json.loads((model / "run.json").read_text())["within_budget"]

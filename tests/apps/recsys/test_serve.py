@@ -1,0 +1,76 @@
+"""Serving over real HTTP, from start to a clean stop."""
+
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import httpx
+import pytest
+
+from tests.apps.recsys.conftest import Trained
+
+
+@pytest.fixture(scope="module")
+def server(trained: Trained) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """A running server and its address."""
+    command = [sys.executable, "-m", "apps.recsys", "serve", str(trained.model), "--port", "0", "--memory", "300MiB"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        line = process.stderr.readline()
+        found = re.search(r"http://127\.0\.0\.1:\d+", line)
+        assert found, line
+        yield process, found[0]
+        process.terminate()
+
+
+def test_answers(server: tuple[subprocess.Popen[str], str], trained: Trained) -> None:
+    with httpx.Client(base_url=server[1], timeout=30) as client:
+        health = client.get("/health").json()
+        assert (health["status"], health["users"], health["items"]) == ("ok", 300, 200)
+        items = client.get("/recommend", params={"user": "u00003", "k": 4}).json()["items"]
+        assert len(items) == 4 and items[0].keys() == {"id", "title", "score"}
+        assert client.get("/recommend", params={"history": "8,16,24"}).status_code == 200
+        near = client.get("/similar", params={"item": "8", "k": 3}).json()["items"]
+        assert len(near) == 3 and all(item["id"] != 8 for item in near)
+
+
+@pytest.mark.parametrize(
+    ("path", "status", "detail"),
+    [
+        ("/recommend?user=nobody", 404, "user 'nobody' is not in the model"),
+        ("/recommend?history=3,99999", 404, "item '99999' is not in the model"),
+        ("/similar?item=none", 404, "item 'none' is not in the model"),
+        ("/recommend", 422, "either user or history"),
+        ("/recommend?history=,", 422, "history is empty"),
+        ("/recommend?user=u00003&k=0", 422, "greater_than_equal"),
+        ("/recommend?user=u00003&k=many", 422, "int_parsing"),
+        ("/nothing", 404, "Not Found"),
+    ],
+)
+def test_bad_questions(server: tuple[subprocess.Popen[str], str], path: str, status: int, detail: str) -> None:
+    answer = httpx.get(server[1] + path, timeout=30)
+    assert answer.status_code == status and detail in str(answer.json()["detail"])
+
+
+def test_many_questions_and_a_clean_stop(server: tuple[subprocess.Popen[str], str]) -> None:
+    process, address = server
+    with httpx.Client(base_url=address, timeout=30) as client:
+        for number in range(300):
+            assert client.get("/recommend", params={"user": f"u{number:05}", "k": 50}).status_code == 200
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 0
+    line = re.fullmatch(r"memory: ceiling 300\.0 MiB, predicted ([\d.]+) MiB, measured ([\d.]+) MiB\n", err)
+    assert line and float(line[2]) <= float(line[1]) + 6  # the plan's reserve
+
+
+def test_a_port_in_use_is_a_usage_error(trained: Trained) -> None:
+    import socket
+
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        command = [sys.executable, "-m", "apps.recsys", "serve", str(trained.model), "--port", port, "-q"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and "choose another --port" in done.stderr and done.stderr.count("\n") == 1
