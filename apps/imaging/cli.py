@@ -73,6 +73,8 @@ def _infer_workload(args: argparse.Namespace) -> "Workload":
     from apps.imaging.workloads import InferWorkload
     from common.engines.engine import choose
 
+    if args.output.resolve() in [path.resolve() for path in args.input]:
+        raise UsageError(f"-o {args.output}: is an input too; its results would be taken for images the next time")
     model = read_model(args.model)
     if len(model.channels) != 1:
         raise InputError(

@@ -109,7 +109,9 @@ class StudyTable:
 
     @classmethod
     def open(cls, directory: Path, studies: Sequence[Study]) -> "StudyTable":
-        """Take up what an earlier run of the same command left."""
+        """Take up what an earlier run of the same command left, and clear away what a killed one had half written."""
+        for part in (*directory.glob(".study-*.part"), *directory.glob(f".{TABLE}.*.part")):
+            part.unlink(missing_ok=True)
         return cls(directory, list(studies), {row.study: row for row in read_table(directory)})
 
     def finished(self, study: Study, key: str) -> Study | None:
