@@ -16,19 +16,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from apps.imaging.slices import stack
 from apps.imaging.volume import Affine, Shape, spacing
 from common.errors import InputError
 
 ORIENTATION_TOLERANCE = 1e-3
 """Largest difference between direction cosines of slices of one series (0.06 degrees)."""
-POSITION_TOLERANCE = 0.05
-"""Slices this share of the spacing off their place still count as evenly spaced; headers are rounded."""
-DUPLICATE_DISTANCE = 1e-2
-"""Millimetres below which two slices lie in one place."""
-TILT_TOLERANCE = 0.05
-"""Millimetres that a slice may lie beside the line through the first one: more is a tilted gantry."""
-MISSING_FACTOR = 1.5
-"""A gap of more than so many spacings is a missing slice rather than uneven spacing."""
 LEAST_SLICES = 2
 
 _HEADER_TAGS = [
@@ -293,7 +286,9 @@ def _floats(header: Any, name: str, count: int) -> tuple[float, ...] | None:
 def _volume(path: Path, rows: Sequence[_Row]) -> DicomVolume:
     first = rows[0]
     _refuse_unless_plain(path, rows)
-    affine, order = _geometry(path, rows)
+    orientation = np.array([row.orientation for row in rows]).mean(axis=0)
+    positions = np.array([row.slice.position for row in rows])
+    affine, order = stack(path, positions, orientation, first.pixel_spacing or (1.0, 1.0))
     slices = tuple(rows[index].slice for index in order)
     kind, stored = first.dtype.split(":")
     stored_dtype = np.dtype(kind)
@@ -343,56 +338,3 @@ def _refuse_unless_plain(path: Path, rows: Sequence[_Row]) -> None:
             raise InputError(f"{path}: slices of different orientations in one series", public="mixed orientations")
     if len(rows) < LEAST_SLICES:
         raise InputError(f"{path}: one slice is not a volume", public="one slice only")
-
-
-def _geometry(path: Path, rows: Sequence[_Row]) -> tuple[Affine, npt.NDArray[np.intp]]:
-    """Affine (right, anterior, superior) and the order of the slices along their normal."""
-    cosines = np.array([row.orientation for row in rows]).mean(axis=0)
-    along_x, along_y = cosines[:3], cosines[3:]
-    if (
-        abs(np.linalg.norm(along_x) - 1) > 1e-2
-        or abs(np.linalg.norm(along_y) - 1) > 1e-2
-        or abs(along_x @ along_y) > 1e-2
-    ):
-        raise InputError(f"{path}: its direction cosines are not perpendicular unit vectors", public="DICOM geometry")
-    normal = np.cross(along_x, along_y)
-    positions = np.array([row.slice.position for row in rows])
-    order = np.argsort(positions @ normal, kind="stable")
-    positions = positions[order]
-    heights = positions @ normal
-    _check_spacing(path, np.diff(heights))
-    step = (positions[-1] - positions[0]) / (len(rows) - 1)
-    beside = positions - positions[0] - np.outer(heights - heights[0], normal)
-    if np.abs(beside).max() > TILT_TOLERANCE:
-        shift = np.linalg.norm(beside, axis=1).max()
-        line = f"{path}: slices are shifted sideways by up to {shift:.1f} mm (tilted gantry)"
-        raise InputError(line, public="tilted gantry")
-    row_spacing, column_spacing = rows[0].pixel_spacing or (1.0, 1.0)
-    affine = np.eye(4)
-    affine[:3, 0] = along_x * column_spacing  # PixelSpacing is (between rows, between columns)
-    affine[:3, 1] = along_y * row_spacing
-    affine[:3, 2] = step
-    affine[:3, 3] = positions[0]
-    return np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine, order
-
-
-def _check_spacing(path: Path, gaps: npt.NDArray[np.float64]) -> None:
-    typical = float(np.median(gaps))
-    if gaps.min() < DUPLICATE_DISTANCE:
-        number = int(gaps.argmin()) + 1
-        raise InputError(f"{path}: slices {number} and {number + 1} lie in the same place", public="duplicate slices")
-    worst = int(np.abs(gaps - typical).argmax())
-    if abs(gaps[worst] - typical) <= POSITION_TOLERANCE * typical:
-        return
-    between = f"between slices {worst + 1} and {worst + 2} of {len(gaps) + 1}"
-    many = int((np.abs(gaps - typical) > POSITION_TOLERANCE * typical).sum())
-    whole = abs(gaps[worst] / typical - round(gaps[worst] / typical)) < 2 * POSITION_TOLERANCE
-    if gaps[worst] > MISSING_FACTOR * typical and whole:
-        raise InputError(
-            f"{path}: a slice is missing {between}: {gaps[worst]:.2f} mm apart, {typical:.2f} mm elsewhere",
-            public="missing slice",
-        )
-    raise InputError(
-        f"{path}: uneven spacing: {gaps[worst]:.2f} mm {between}, {typical:.2f} mm typically ({many} gaps differ)",
-        public="uneven spacing",
-    )

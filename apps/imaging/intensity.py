@@ -83,7 +83,8 @@ def resolve(operations: Sequence[Operation], blocks: Blocks) -> tuple[Operation,
 
 def apply(resolved: Sequence[Operation], values: Array) -> Array:
     """Apply resolved operations in place; values that are not finite count as zero."""
-    np.nan_to_num(values, copy=False, nan=0.0, posinf=0.0, neginf=0.0)
+    if not np.isfinite(values.sum(dtype=np.float64)):  # one pass without masks, where there is nothing to mend
+        np.nan_to_num(values, copy=False, nan=0.0, posinf=0.0, neginf=0.0)
     for operation in resolved:
         if operation["op"] == "clip":
             np.clip(values, np.float32(operation["low"]), np.float32(operation["high"]), out=values)
