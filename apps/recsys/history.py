@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+
+BLOCK = 1 << 16
+"""Interactions read at a time where all are."""
 
 
 class NpyWriter:
@@ -112,6 +117,15 @@ class History:
         if self._values is None:
             raise ValueError("this matrix has no weights")
         return self._values[self._span(start, stop)]
+
+    def blocks(self, size: int = BLOCK) -> Iterator[tuple[int, int]]:
+        """Ranges of rows (start, stop) of about ``size`` interactions each, at least one row."""
+        start = 0
+        while start < self.rows:
+            stop = int(self.indptr.searchsorted(self.indptr[start] + size, side="right")) - 1
+            stop = min(max(stop, start + 1), self.rows)
+            yield start, stop
+            start = stop
 
     def close(self) -> None:
         """Close the files."""

@@ -20,8 +20,6 @@ HYPER: Mapping[str, Any] = {"alpha": 2.0, "regularization": 10.0, "iterations": 
 """Hyper-parameters with their defaults (chosen on MovieLens-1M and Last.fm, see ``apps/recsys/bench``)."""
 WEIGHTS = ("log", "value", "binary")
 """How a value becomes a weight: log(1 + value), the value itself, or 1."""
-READ_ROWS = 1 << 12
-"""Users whose history is read at a time."""
 FIRST_SCALE = 0.01
 """Factors start uniform in [0, 0.01), as ``implicit`` starts them."""
 
@@ -61,8 +59,7 @@ def training_matrix(
     np.cumsum(lengths[users], out=indptr[1:])
     indices, data = np.empty(indptr[-1], np.int32), np.empty(indptr[-1], np.float32)
     at = 0
-    for start in range(0, history.rows, READ_ROWS):
-        stop = min(start + READ_ROWS, history.rows)
+    for start, stop in history.blocks():
         keep = kept(history, heldout, start, stop, whole_users=whole_users)
         part = history.items(start, stop)[keep]
         indices[at : at + len(part)] = part

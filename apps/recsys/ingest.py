@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from apps.recsys import arrow, interactions, reading, split
+from apps.recsys.history import History
 from apps.recsys.interactions import Filters, Vocabulary
 from apps.recsys.model import write_table
 from apps.recsys.reading import Source
@@ -49,6 +50,8 @@ class Facts:
     """Users with held-out items."""
     scored_items: int = 0
     """Held-out interactions in all."""
+    scored_longest: int = 0
+    """The most items that one of them has."""
     held_interactions: int = 0
     """Interactions that training does not see."""
 
@@ -107,7 +110,7 @@ def ingest(inputs: Inputs, directory: Path) -> Facts:
     write_table(directory / "items.parquet", *_item_columns(inputs, items, staged.item_rows > 0))
     del users, items
     sizes = interactions.build(staged, directory, timed=timed)
-    scored_users, scored_items, unseen = _hold_out(inputs, directory)
+    held = _hold_out(inputs, directory) if inputs.split != "none" else {}
     for path in directory.glob("history.times.npy"):
         path.unlink()
     return Facts(
@@ -115,30 +118,25 @@ def ingest(inputs: Inputs, directory: Path) -> Facts:
         ids=ids,
         bucket=staged.largest_bucket,
         dropped=tuple(staged.dropped.items()),
-        scored_users=scored_users,
-        scored_items=scored_items,
-        held_interactions=unseen,
         **sizes,
+        **held,
     )
 
 
-def _hold_out(inputs: Inputs, directory: Path) -> tuple[int, int, int]:
-    """Users scored, interactions scored, and interactions that training must not see."""
+def _hold_out(inputs: Inputs, directory: Path) -> dict[str, int]:
+    """Write what the split holds out; its sizes, as ``Facts`` names them."""
     import numpy as np
 
-    if inputs.split == "none":
-        return 0, 0, 0
     users = split.hold_out(directory, inputs.split, inputs.seed)
-    heldout, history = split.HeldOut(directory), split.History(directory)
-    unseen = heldout.size
-    if inputs.split == "user-holdout":
-        unseen = int(np.diff(history.indptr)[heldout.users].sum())
-        if unseen >= history.size:
-            raise InputError("--split user-holdout: no user is left to train on", public="nothing to train on")
-    scored = heldout.size
+    heldout, history = split.HeldOut(directory), History(directory)
+    lengths = np.diff(history.indptr)[heldout.users]
+    unseen = int(lengths.sum()) if inputs.split == "user-holdout" else heldout.size
+    if unseen >= history.size:
+        raise InputError(f"--split {inputs.split}: nothing is left to train on", public="nothing to train on")
+    sizes = {"scored_users": users, "scored_items": heldout.size, "scored_longest": int(lengths.max())}
     heldout.close()
     history.close()
-    return users, scored, unseen
+    return {**sizes, "held_interactions": unseen}
 
 
 def _item_columns(inputs: Inputs, items: Vocabulary, keep: NDArray[np.bool_]) -> tuple[Any, Any]:
@@ -163,14 +161,19 @@ def _item_columns(inputs: Inputs, items: Vocabulary, keep: NDArray[np.bool_]) ->
 def count(inputs: Inputs) -> Facts:
     """Upper bounds of the sizes with next to no memory: for a ceiling under which Arrow itself cannot be loaded.
 
-    Filters and splits are not applied, so the true sizes are at most these. Text files only.
+    Filters and splits are not applied, so the true sizes are at most these.
+
+    Raises
+    ------
+    MemoryError
+        For a Parquet file, which takes Arrow to read.
     """
     users: set[str] = set()
     items: set[str] = set()
     rows = 0
     for source in inputs.sources:
         if source.parquet:
-            raise InputError(f"{source.path}: Parquet cannot be read under this ceiling", public="ceiling too small")
+            raise MemoryError
         with reading.open_text(source.path) as stream, suppress(UnicodeDecodeError, EOFError):
             for row in csv.DictReader(stream, delimiter=source.delimiter):
                 rows += 1

@@ -82,7 +82,8 @@ class Vocabulary:
         numbers = self._numbers
         here = pc.cast(encoded.dictionary, pa.string()).to_pylist()
         table = np.fromiter((numbers.setdefault(id_, len(numbers)) for id_ in here), np.int32, len(here))
-        return table[arrow.values(encoded.indices)]
+        coded: NDArray[np.int32] = table[arrow.values(encoded.indices)]
+        return coded
 
     def table(self, keep: NDArray[np.bool_]) -> Any:
         """Arrow array of the kept ids in order: int64 where every id is a plain integer, else text."""

@@ -96,7 +96,7 @@ def read_weights(path: Path) -> NDArray[np.float32]:
         entry = header[TENSOR]
         factors = np.empty(entry["shape"], np.float32)
         stream.seek(entry["data_offsets"][0], os.SEEK_CUR)
-        if entry["dtype"] != "F32" or stream.readinto(factors.data) != factors.nbytes:  # type: ignore[arg-type]
+        if entry["dtype"] != "F32" or stream.readinto(factors.data) != factors.nbytes:
             raise InputError(f"{path}: not float32 factors of the size its header says", public="weights unreadable")
     return factors
 

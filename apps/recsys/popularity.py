@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from apps.recsys.history import History
-from apps.recsys.ials import READ_ROWS, kept
+from apps.recsys.ials import kept
 from apps.recsys.split import HeldOut
 
 if TYPE_CHECKING:
@@ -18,8 +18,7 @@ def fit(history: History, heldout: HeldOut | None, *, whole_users: bool, items: 
     import numpy as np
 
     counts = np.zeros(items, np.int64)
-    for start in range(0, history.rows, READ_ROWS):
-        stop = min(start + READ_ROWS, history.rows)
+    for start, stop in history.blocks():
         keep = kept(history, heldout, start, stop, whole_users=whole_users)
         counts += np.bincount(history.items(start, stop)[keep], minlength=items)
     return (counts / history.rows).astype(np.float32)[:, None]

@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from apps.recsys import ials, ingest, model, popularity, workloads
+from apps.recsys import child, ials, ingest, model, popularity, workloads
 from apps.recsys.evaluate import evaluate
 from apps.recsys.history import History
 from apps.recsys.interactions import Filters
@@ -22,6 +22,7 @@ from common.errors import UsageError
 from common.memory import guard
 from common.memory.budget import MIB, MemoryBudget
 from common.memory.costs import CostStore, ProbeFailed
+from common.memory.floor import SUPERVISOR_BYTES
 from common.memory.meter import resident
 from common.memory.planner import DoesNotFit
 
@@ -49,13 +50,20 @@ def workload(args: argparse.Namespace) -> workloads.TrainWorkload:
         # Before the data is read, because a probe's child counts on top of what this process holds.
         CostStore().known(workloads.training_probes(args.threads), ceiling=budget.host_bytes)
     if budget.host_bytes < resident() + ARROW_BYTES:
-        return workloads.TrainWorkload(ingest.count(inputs), **described)
+        try:
+            return workloads.TrainWorkload(ingest.count(inputs), **described)
+        except MemoryError:
+            raise DoesNotFit(budget, None, [f"to read Parquet alone takes {ARROW_BYTES // MIB} MiB more"]) from None
     workspace = ingest.Workspace(args.output)
-    guard.soft_wall(budget.host_bytes - workloads.floor.SUPERVISOR_BYTES, threads=args.threads)
+
+    def read() -> ingest.Facts:
+        guard.soft_wall(budget.host_bytes - SUPERVISOR_BYTES - resident(), threads=args.threads)
+        return ingest.ingest(inputs, workspace.path)
+
     try:
-        facts = ingest.ingest(inputs, workspace.path)
+        facts = child.run(read)
     except Exception as error:
-        if not guard.is_out_of_memory(error):
+        if not (isinstance(error, child.ChildKilled) or guard.is_out_of_memory(error)):
             raise
         raise DoesNotFit(budget, None, ["the ids of the input alone need more"]) from None
     return workloads.TrainWorkload(facts, workspace=workspace, **described)
@@ -85,7 +93,7 @@ def execute(args: argparse.Namespace, session: cli.Session) -> Mapping[str, Any]
         "items": facts.items,
         "users": facts.users,
         "interactions": facts.interactions,
-        "longest_history": facts.longest,
+        "longest_history": facts.scored_longest or facts.longest,
         "hyper": dict(work.hyper),
         "split": work.split,
         "seed": args.seed,

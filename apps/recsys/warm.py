@@ -80,7 +80,9 @@ def training() -> None:
     ones = np.ones(256, np.float32)
     matrix = scipy.sparse.csr_matrix((ones, (np.arange(256) % 16, np.arange(256) // 16)))
     threads = int(os.environ.get("OMP_NUM_THREADS", "1"))
-    factors = fit(matrix, factors=64, hyper={**HYPER, "iterations": 1}, threads=threads, seed=0, after_iteration=int)
+    factors = fit(
+        matrix, factors=64, hyper={**HYPER, "iterations": 1}, threads=threads, seed=0, after_iteration=lambda: None
+    )
     save({"item_factors": factors})
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from apps.recsys.history import BLOCK
 from apps.recsys.ingest import Facts
 from common.memory import floor
 from common.memory.costs import Costs, Probe
@@ -27,6 +28,8 @@ SOLVER_BYTES = 2 << 20
 """What ``implicit``'s solver and BLAS below it take, beside matrices of factors x factors."""
 PACKING_BYTES = 4096
 """What one BLAS thread packs, by the inner dimension of its product."""
+THREAD_BYTES = 256 << 10
+"""A thread's stack and its part of the heap."""
 USER_BLOCKS = (256, 128, 64, 32, 16, 8)
 """Users ranked at a time: the knob. Beyond 256 nothing gets faster."""
 
@@ -67,6 +70,7 @@ def ranking_terms(
         Term("waiting histories", int(block * (12 * mean + 1024)), "analytic", where),
         # One history's rows of the factors, and weighted; the system, solved in a copy.
         Term("fold-in workspace", threads * 4 * factors * (2 * longest + 3 * factors), "analytic", where),
+        Term("threads", threads * THREAD_BYTES, "measured", where),
         Term("BLAS packing", threads * PACKING_BYTES * factors, "measured", where),
         # The partitioned copy and two comparisons.
         Term("top-k workspace", threads * 6 * items, "analytic", where),
@@ -135,6 +139,7 @@ class TrainWorkload:
         terms += [
             Term("item factors", 4 * facts.items * factors, "analytic", ("fit",)),
             Term("history index", 8 * (facts.users + 1), "analytic", ("fit",)),
+            Term("history block", 24 * (BLOCK + facts.longest), "analytic", ("fit",)),
             # safetensors serialises a copy
             Term("item factors to write", 2 * 4 * facts.items * factors, "analytic", ("write",)),
         ]
@@ -145,7 +150,7 @@ class TrainWorkload:
                 items=facts.items,
                 factors=factors,
                 scored=facts.scored_users,
-                longest=facts.longest,
+                longest=facts.scored_longest,
                 mean=facts.interactions / facts.users,
                 block=int(setting["user_block"]),
                 threads=self.threads,

@@ -128,7 +128,7 @@ def _prediction(name: str, record: dict[str, Any]) -> dict[str, Any]:
 
 if __name__ == "__main__":
     chosen = sys.argv[1:] or ["against_implicit", "predictions"]
-    for case in chosen:
-        answer = {"against_implicit": against_implicit, "predictions": predictions}[case]()
-        for row in answer if isinstance(answer, list) else [answer]:
-            print(json.dumps(row))
+    for line in (predictions() if "predictions" in chosen else []) + (
+        [against_implicit()] if "against_implicit" in chosen else []
+    ):
+        print(json.dumps(line), flush=True)
