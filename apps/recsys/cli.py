@@ -10,7 +10,10 @@ from common import cli, model_folder
 from common.cli import Command
 from common.errors import UsageError
 
-EPILOG = "Every command keeps the ceiling given with --memory, or says at once what would do. Exit codes: docs/cli.md."
+EPILOG = (
+    "Every command keeps the ceiling given with --memory, or says at once which ceiling would do. Exit codes: 0 done,"
+    " 1 unforeseen, 2 usage, 3 does not fit, 4 bad input, 130 interrupted."
+)
 
 
 def parser() -> argparse.ArgumentParser:

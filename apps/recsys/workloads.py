@@ -18,8 +18,10 @@ from common.memory.costs import Costs, Probe
 from common.memory.footprint import Footprint, Term
 from common.memory.planner import Setting
 
-ID_BYTES = 176
-"""An id in memory while reading: a str (about 56), its place in a dict (100) and its Arrow copy (20)."""
+ID_BYTES = 152
+"""An id in memory while reading: a str (56 to 64), its number (28 to 32), its place in a dict (40 to 80)."""
+WAITING_BYTES = 16 << 20
+"""The parent while its child reads, without what they share."""
 STAGE_BYTES = 12 << 20
 """Arrow's blocks while parsing: text, columns, dictionaries (for ``reading.BLOCK_BYTES``)."""
 SORT_BYTES = {False: 45, True: 69}
@@ -125,7 +127,8 @@ class TrainWorkload:
                 "measured",
                 ("plan",),
             ),
-            Term("row counts", 8 * 4 * facts.ids, "analytic", ("plan",)),
+            Term("row counts", 16 * facts.ids, "analytic", ("plan",)),
+            Term("waiting parent", WAITING_BYTES, "measured", ("plan",)),
         ]
         if self.kind == "ials":
             terms += [

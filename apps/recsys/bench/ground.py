@@ -128,7 +128,8 @@ def _prediction(name: str, record: dict[str, Any]) -> dict[str, Any]:
 
 if __name__ == "__main__":
     chosen = sys.argv[1:] or ["against_implicit", "predictions"]
-    for line in (predictions() if "predictions" in chosen else []) + (
-        [against_implicit()] if "against_implicit" in chosen else []
-    ):
-        print(json.dumps(line), flush=True)
+    if "against_implicit" in chosen:
+        print(json.dumps(against_implicit()), flush=True)
+    if "predictions" in chosen:
+        for row in predictions():
+            print(json.dumps(row), flush=True)
