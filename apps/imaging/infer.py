@@ -66,7 +66,7 @@ class Job:
     def settings(self) -> dict[str, Any]:
         """What changes the outputs, besides input and tiling."""
         return {
-            "model": self.model.network_sha256,
+            "model": [self.model.network_sha256, self.model.weights_sha256],
             "labels": [label.value for label in self.model.labels],
             "intensity": [dict(operation) for operation in self.model.intensity],
             "preview": self.previews,

@@ -60,6 +60,8 @@ class ImagingModel:
     """Channels before the head; the number of labels where there is none."""
     labels: tuple[Label, ...]
     network_sha256: str
+    weights_sha256: str
+    """The head's weights are in this file only."""
     weights_bytes: int
 
 
@@ -173,6 +175,7 @@ def _from_manifest(directory: Path, manifest: Mapping[str, Any]) -> ImagingModel
         features=_features(directory / WEIGHTS, head["weight"]) if head else len(labels),
         labels=labels,
         network_sha256=str(manifest["files"][NETWORK]["sha256"]),
+        weights_sha256=str(manifest["files"][WEIGHTS]["sha256"]),
         weights_bytes=int(manifest["files"][WEIGHTS]["bytes"]),
     )
 
