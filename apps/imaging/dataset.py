@@ -8,7 +8,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
 import numpy as np
@@ -144,15 +144,14 @@ def _pairs(directory: Path, described: Mapping[str, Any]) -> list[tuple[Path, Pa
     if listed is None:
         images = sorted(p for p in (directory / IMAGES).iterdir() if is_nifti(p) and not p.name.startswith("."))
         return [(image, directory / LABELS / image.name) for image in images]
-    root = directory.resolve()
     try:
-        pairs = sorted((root / entry["image"], root / entry["label"]) for entry in listed)
+        names = sorted((PurePosixPath(entry["image"]), PurePosixPath(entry["label"])) for entry in listed)
     except (TypeError, KeyError):
         raise InputError(f"{directory / DESCRIPTION}: training must be a list of image and label names") from None
-    for path in (path for pair in pairs for path in pair):
-        if not path.resolve().is_relative_to(root):
-            raise InputError(f"{directory / DESCRIPTION}: {path} is outside the data set")
-    return pairs
+    for name in (name for pair in names for name in pair):
+        if name.is_absolute() or ".." in name.parts:
+            raise InputError(f"{directory / DESCRIPTION}: {name} is outside the data set")
+    return [(directory / image, directory / label) for image, label in names]
 
 
 def _usable(items: Iterable[T], make: Callable[[T], R], *, skip_bad: bool, warn: Warn) -> list[R]:

@@ -18,6 +18,7 @@ from apps.imaging.volume import Shape
 from apps.imaging.workloads import EXPORT, LOAD, TRAIN, VALIDATE
 from common.cli import Session
 from common.errors import InputError, UsageError
+from common.memory import allocator
 from common.tiling.blend import BoundedBlend
 from common.tiling.grid import importance
 from common.training import checkpointing
@@ -102,11 +103,12 @@ def run(job: Job, session: Session) -> dict[str, Any]:
     torch.set_num_threads(session.threads)
     torch.manual_seed(job.recipe.seed)
     work = job.output / WORK
-    work.mkdir(parents=True, exist_ok=True)
+    caches = (work / "training.cache", work / "held-out.cache") if session.plan["cache"] == "disk" else (None, None)
     with session.phase(LOAD):
-        on_disk = session.plan["cache"] == "disk"
-        training = load_volumes(job, job.training, work / "training.cache" if on_disk else None, session)
-        held_out = load_volumes(job, job.held_out, work / "held-out.cache" if on_disk else None, session)
+        training = load_volumes(job, job.training, caches[0], session)
+        held_out = load_volumes(job, job.held_out, caches[1], session)
+    if session.plan["allocator"] == "heap":
+        allocator.relax()
     with session.deferred_signals():
         network, steps = _train(job, session, training, held_out)
     return _finish(job, session, network, held_out, steps)
@@ -121,6 +123,7 @@ def load_volumes(job: Job, cases: Sequence[Case], file: Path | None, session: Se
         The first case that cannot be used; with ``skip_bad``, only if none is left.
     """
     if file is not None:
+        file.parent.mkdir(parents=True, exist_ok=True)
         file.unlink(missing_ok=True)
     volumes = Volumes(file)
     with session.progress(total=len(cases), unit="case", label="loading") as bar:
@@ -129,6 +132,8 @@ def load_volumes(job: Job, cases: Sequence[Case], file: Path | None, session: Se
                 volumes.add(*load_case(case, job.dataset, job.operations))
             except InputError as error:
                 if not job.skip_bad:
+                    if file is not None:
+                        file.unlink()
                     raise
                 session.say(f"skipped: {error}")
             bar.update()
@@ -189,7 +194,8 @@ def _train(job: Job, session: Session, training: Volumes, held_out: Volumes) -> 
                     some = range(min(len(held_out), recipe.validation_cases))
                     dice = float(np.nanmean(validate(network, held_out, some, recipe.patch, classes, plan["amp"])))
                 network.train()
-        save()
+            save()
+            saved = time.monotonic()
     return network, done
 
 

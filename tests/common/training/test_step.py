@@ -35,7 +35,12 @@ class Keep(torch.optim.SGD):
 
 def network(classes: int = 3) -> torch.nn.Module:
     torch.manual_seed(1)
-    layers = torch.nn.Conv3d(1, 4, 3, padding=1), torch.nn.InstanceNorm3d(4), torch.nn.Tanh(), torch.nn.Conv3d(4, classes, 1)
+    layers = (
+        torch.nn.Conv3d(1, 4, 3, padding=1),
+        torch.nn.InstanceNorm3d(4),
+        torch.nn.Tanh(),
+        torch.nn.Conv3d(4, classes, 1),
+    )
     return torch.nn.Sequential(*layers).double()
 
 

@@ -1,0 +1,73 @@
+"""The table of networks: checked arguments, heads that split exactly, ONNX that says the same as torch."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from apps.imaging import networks
+from common.errors import InputError, UsageError
+
+
+@pytest.mark.parametrize("name", list(networks.NETWORKS))
+def test_onnx_equals_torch_on_another_size(name: str, tmp_path: Path):
+    import openvino as ov
+
+    torch.manual_seed(0)
+    complete = networks.arguments(name, {}, in_channels=1, out_channels=3)
+    network, step = networks.build(name, complete), networks.divisor(name, complete)
+    path = tmp_path / "network.onnx"
+    output = networks.export_onnx(name, network, path, tile=(2 * step,) * 3)
+    image = torch.randn(2, 1, 2 * step, 3 * step, 4 * step)
+    core = ov.Core()
+    compiled = core.compile_model(core.read_model(path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    assert compiled.output(0).get_any_name() == output
+    split = networks.split_head(name, network)
+    assert output == ("features" if split else "logits")
+    with torch.inference_mode():
+        logits = network(image)
+        expected = logits
+        if split:
+            trunk, head = split
+            expected = trunk(image)
+            assert torch.equal(head(expected), logits)
+    assert np.abs(compiled(image.numpy())[0] - expected.numpy()).max() <= 1e-4 * float(expected.abs().max())
+
+
+@pytest.mark.parametrize("name", list(networks.NETWORKS))
+def test_recomputed_activations_give_the_same_gradients(name: str):
+    complete = networks.arguments(name, {}, in_channels=1, out_channels=3)
+    side = 2 * networks.divisor(name, complete)
+    image, gradients = torch.randn(1, 1, side, side, side), []
+    for recompute in (False, True):
+        torch.manual_seed(0)
+        network = networks.build(name, complete)
+        if recompute:
+            networks.checkpoint_blocks(name, network)
+        network(image).square().mean().backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in network.parameters()]))
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-4, atol=1e-7)
+
+
+def test_arguments_are_checked():
+    with pytest.raises(UsageError, match="no network"):
+        networks.arguments("os.system", {}, in_channels=1, out_channels=2)
+    with pytest.raises(UsageError, match="no argument 'norm'"):
+        networks.arguments("segresnet", {"norm": "batch"}, in_channels=1, out_channels=2)
+    with pytest.raises(UsageError, match="not like"):
+        networks.arguments("segresnet", {"init_filters": "many"}, in_channels=1, out_channels=2)
+    with pytest.raises(UsageError, match="blocks_up must have 2"):
+        networks.arguments("segresnet", {"blocks_up": [1]}, in_channels=1, out_channels=2)
+    with pytest.raises(InputError, match="init_filters"):
+        networks.build("segresnet", {"init_filters": 1 << 40, "in_channels": 1, "out_channels": 2})
+
+
+def test_monai_comes_without_its_optional_libraries():
+    import subprocess
+    import sys
+
+    code = "import sys; from apps.imaging.networks import import_monai; import_monai(); print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert not {"pandas", "nibabel", "scipy", "PIL", "pydicom"} & {name.partition(".")[0] for name in loaded}
+    assert "monai.networks.nets" in loaded
