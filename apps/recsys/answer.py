@@ -82,7 +82,7 @@ class Desk:
         ]
 
 
-def workload(name: str, warm_up: str = workloads.SCORING) -> Any:
+def workload(name: str, warm_up: str = workloads.ANSWERING) -> Any:
     """The function that describes one of these commands to the planner."""
 
     def describe(args: argparse.Namespace) -> workloads.AnswerWorkload:

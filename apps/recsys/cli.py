@@ -115,7 +115,7 @@ def _depth(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-k", type=cli.positive, default=10, metavar="N", help="how many (default 10)")
 
 
-def _answering(parser: argparse.ArgumentParser, name: str, execute: Any, warm_up: str = workloads.SCORING) -> None:
+def _answering(parser: argparse.ArgumentParser, name: str, execute: Any, warm_up: str = workloads.ANSWERING) -> None:
     cli.add_common_options(parser)
     parser.set_defaults(command=Command(name, answer.workload(name, warm_up), lambda args: warm_up, execute))
 

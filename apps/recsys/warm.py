@@ -40,22 +40,12 @@ def reading() -> None:
 
 
 def scoring() -> None:
-    """Evaluate and recommend: Arrow's Parquet reader, the solver and a matrix product on all threads."""
-    import io
-
+    """Evaluate: the solver, matrix products and the pool of threads."""
     import numpy as np
-    import pyarrow as pa
-    import pyarrow.compute as pc
-    import pyarrow.parquet as pq
 
-    from apps.recsys import arrow
     from apps.recsys.evaluate import evaluate
     from apps.recsys.ials import confidence, fold_in, gramian
 
-    file = io.BytesIO()
-    pq.write_table(pa.table({"id": arrow.text(["a", "b"])}), file)
-    column = arrow.read_parquet(pa.BufferReader(file.getvalue()))["id"].chunk(0)
-    pc.index(column, column[1]).as_py()
     factors = np.ones((1024, 64), np.float32)
     shared = gramian(factors, 1.0)
     hyper = {"alpha": 2.0, "weight": "log"}
@@ -65,6 +55,23 @@ def scoring() -> None:
 
     users = [(np.arange(8), np.ones(8, np.float32), np.arange(9, 12))] * 8
     evaluate(iter(users), vector, factors, block=8, threads=int(os.environ.get("OMP_NUM_THREADS", "1")))
+
+
+def answering() -> None:
+    """Recommend and similar: scoring, and Arrow for ids and titles."""
+    import io
+
+    import pyarrow as pa
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    from apps.recsys import arrow
+
+    scoring()
+    file = io.BytesIO()
+    pq.write_table(pa.table({"id": arrow.text(["a", "b"])}), file)
+    column = arrow.read_parquet(pa.BufferReader(file.getvalue()))["id"].chunk(0)
+    pc.index(column, column[1]).as_py()
 
 
 def training() -> None:
@@ -87,13 +94,13 @@ def training() -> None:
 
 
 def serving() -> None:
-    """Serve: scoring, FastAPI and uvicorn, and one request through a tiny application."""
+    """Serve: answering, FastAPI and uvicorn, and one request through a tiny application."""
     import asyncio
 
     import fastapi
     import uvicorn
 
-    scoring()
+    answering()
     app = fastapi.FastAPI(openapi_url=None)
 
     @app.get("/")

@@ -38,6 +38,7 @@ USER_BLOCKS = (256, 128, 64, 32, 16, 8)
 READING = "apps.recsys.warm:reading"
 TRAINING = "apps.recsys.warm:training"
 SCORING = "apps.recsys.warm:scoring"
+ANSWERING = "apps.recsys.warm:answering"
 SERVING = "apps.recsys.warm:serving"
 LIBRARIES = ("numpy", "scipy", "pyarrow", "implicit", "safetensors")
 
@@ -219,7 +220,7 @@ class AnswerWorkload:
     directory: Path
     manifest: Mapping[str, Any]
     threads: int
-    warm_up: str = SCORING
+    warm_up: str = ANSWERING
 
     def settings(self) -> Iterator[Setting]:
         """Nothing is left to choose."""
