@@ -5,31 +5,31 @@ comes after reading should not pay for that.
 """
 
 import ctypes
+import json
 import os
-import pickle
 import signal
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any
 
-Answer = TypeVar("Answer")
+from common.errors import InputError
+from common.memory import guard
+
 _PR_SET_PDEATHSIG = 1
 
 
-class ChildKilled(Exception):
-    """The child ended without an answer; the message says by which signal."""
+def run(function: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Call ``function`` in a fork of this process and return what it returns, by way of JSON.
 
-
-def run(function: Callable[[], Answer]) -> Answer:
-    """Call ``function`` in a fork of this process and return what it returns.
-
-    The child dies with its parent. Both are small when this is called: what the function imports stays with it.
+    The child dies with its parent. The parent should be small: what the function imports stays with the child.
 
     Raises
     ------
-    ChildKilled
-        If it was killed.
-    BaseException
-        Whatever the function raised.
+    InputError
+        As the function raised it.
+    MemoryError
+        If the child ran out of memory, or the kernel killed it.
+    RuntimeError
+        Any other failure, in words.
     """
     receive, send = os.pipe()
     pid = os.fork()
@@ -39,40 +39,38 @@ def run(function: Callable[[], Answer]) -> Answer:
     os.close(send)
     try:
         with open(receive, "rb") as stream:
-            answer = stream.read()
+            text = stream.read()
     except BaseException:
         os.kill(pid, signal.SIGKILL)
         raise
     finally:
-        _, status = os.waitpid(pid, 0)
-    if not answer:
-        raise ChildKilled(f"signal {os.WTERMSIG(status)}" if os.WIFSIGNALED(status) else "no answer")
-    failed, value = pickle.loads(answer)
-    if failed:
-        raise value
-    result: Answer = value
+        os.waitpid(pid, 0)
+    answer: dict[str, Any] = json.loads(text) if text else {"memory": "killed"}
+    if "memory" in answer:
+        raise MemoryError(answer["memory"])
+    if "input" in answer:
+        raise InputError(answer["input"], public=answer["public"])
+    if "failure" in answer:
+        raise RuntimeError(answer["failure"])
+    result: dict[str, Any] = answer["result"]
     return result
 
 
-def _answer(function: Callable[[], Answer], send: int) -> None:
+def _answer(function: Callable[[], dict[str, Any]], send: int) -> None:
     """The child's whole life; it must not run the parent's clean-up."""
     try:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        try:
-            answer = pickle.dumps((False, function()))
-        except BaseException as error:
-            answer = _pickled(error)
-        with open(send, "wb") as stream:
-            stream.write(answer)
+        with open(send, "w", encoding="utf-8") as stream:
+            json.dump(_outcome(function), stream)
     finally:
         os._exit(0)
 
 
-def _pickled(error: BaseException) -> bytes:
-    """An exception as bytes; one that does not survive it becomes a RuntimeError with its text."""
+def _outcome(function: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     try:
-        answer = pickle.dumps((True, error))
-        pickle.loads(answer)
-    except Exception:
-        return pickle.dumps((True, RuntimeError(f"{type(error).__name__}: {error}")))
-    return answer
+        return {"result": function()}
+    except InputError as error:
+        return {"input": str(error), "public": error.public}
+    except Exception as error:
+        kind = "memory" if guard.is_out_of_memory(error) else "failure"
+        return {kind: f"{type(error).__name__}: {error}"}

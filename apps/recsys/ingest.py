@@ -90,7 +90,10 @@ class Workspace:
 
 
 def _alive(pid: str) -> bool:
-    return pid.isdigit() and Path(f"/proc/{pid}").exists()
+    """Whether the process runs; one that waits to be reaped has no command line any more."""
+    with suppress(OSError):
+        return pid.isdigit() and bool(Path(f"/proc/{pid}/cmdline").read_bytes())
+    return False
 
 
 def ingest(inputs: Inputs, directory: Path) -> Facts:

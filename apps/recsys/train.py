@@ -56,15 +56,13 @@ def workload(args: argparse.Namespace) -> workloads.TrainWorkload:
             raise DoesNotFit(budget, None, [f"to read Parquet alone takes {ARROW_BYTES // MIB} MiB more"]) from None
     workspace = ingest.Workspace(args.output)
 
-    def read() -> ingest.Facts:
+    def read() -> dict[str, Any]:
         guard.soft_wall(budget.host_bytes - SUPERVISOR_BYTES - resident(), threads=args.threads)
-        return ingest.ingest(inputs, workspace.path)
+        return asdict(ingest.ingest(inputs, workspace.path))
 
     try:
-        facts = child.run(read)
-    except Exception as error:
-        if not (isinstance(error, child.ChildKilled) or guard.is_out_of_memory(error)):
-            raise
+        facts = ingest.Facts(**child.run(read))
+    except MemoryError:
         raise DoesNotFit(budget, None, ["the ids of the input alone need more"]) from None
     return workloads.TrainWorkload(facts, workspace=workspace, **described)
 
