@@ -49,9 +49,8 @@ def add_cases(suite: Suite, work: Path) -> None:
     data = work / "hippocampus"
     plain = ["-m", "apps.imaging.bench.plain_training", data, "--steps", 2000, "--precision", "bf16"]
     suite.case("plain-training", plain, group="train", bounds=(PLAIN_DICE,))
-    suite.case(
-        "train", _train(work, "train", "--amp bf16"), ceiling=GIB, group="train", bounds=(DICE, NEVER_UNDER, ABOVE_FLOOR)
-    )
+    train, bounds = _train(work, "train", "--amp bf16"), (DICE, NEVER_UNDER, ABOVE_FLOOR)
+    suite.case("train", train, ceiling=GIB, group="train", bounds=bounds)
     suite.ratio("train: time against the plain script", "train", "plain-training", AS_FAST)
     for name, options in PREDICTIONS:
         command = _train(work, name, f"--steps 8 {options}")

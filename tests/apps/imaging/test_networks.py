@@ -22,7 +22,7 @@ def test_onnx_equals_torch_on_another_size(name: str, tmp_path: Path):
     image = torch.randn(2, 1, 2 * step, 3 * step, 4 * step)
     core = ov.Core()
     compiled = core.compile_model(core.read_model(path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-    assert compiled.output(0).get_any_name() == output
+    assert output in compiled.output(0).get_names()
     split = networks.split_head(name, network)
     assert output == ("features" if split else "logits")
     with torch.inference_mode():
