@@ -324,11 +324,18 @@ def _unforeseen(args: argparse.Namespace, error: Exception) -> str:
     return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''} (traceback in {path})"
 
 
+def _keeps(path: Path, exit_code: int) -> bool:
+    """Whether the record at ``path`` is of a run that ended well, and this one did not: its output is still there."""
+    with suppress(OSError, ValueError, TypeError):
+        return exit_code != EXIT_OK and json.loads(path.read_text("utf-8"))["exit_code"] == EXIT_OK
+    return exit_code == EXIT_USAGE
+
+
 def _finish(args: argparse.Namespace, record: RunRecord, gauge: meter.PeakMeter, line: str | None) -> None:
     command: Command = args.command
     written = record.to_json(gauge)
     path = command.record(args)
-    if path is not None and path.parent.is_dir() and not args.dry_run and record.exit_code != EXIT_USAGE:
+    if path is not None and path.parent.is_dir() and not args.dry_run and not _keeps(path, record.exit_code):
         with suppress(OSError):
             write_json(path, written)
     if line is not None:

@@ -56,6 +56,16 @@ def test_a_broken_plan_meets_the_soft_wall(run: Callable[..., Any]) -> None:
     assert "traceback in" in ended.err
 
 
+def test_a_failure_leaves_the_record_of_what_is_still_there(run: Callable[..., Any], tmp_path: Path) -> None:
+    output = ("--output", tmp_path / "run.json")
+    assert run(FILL, "--bytes", "900MiB", "--memory", "60MiB", *output).code == 3
+    assert json.loads((tmp_path / "run.json").read_text())["exit_code"] == 3
+    assert run(FILL, "--bytes", "10MiB", "--memory", "200MiB", *output).code == 0
+    good = (tmp_path / "run.json").read_text()
+    assert run(FILL, "--bytes", "900MiB", "--memory", "60MiB", *output).code == 3
+    assert (tmp_path / "run.json").read_text() == good
+
+
 def test_a_plan_can_be_printed_edited_and_fed_back(run: Callable[..., Any], tmp_path: Path) -> None:
     shown = run(FILL, "--bytes", "100MiB", "--memory", "250MiB", "--dry-run", "--json")
     assert shown.code == 0 and shown.record["results"] == {}

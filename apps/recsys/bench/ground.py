@@ -1,49 +1,47 @@
-"""The ground floor's measurements of ``recsys``: quality and time against ``implicit``, predicted against measured.
+"""The ground floor's suite for ``recsys``: quality and time against ``implicit``, predicted against measured.
 
-Plain functions that return numbers; ``common.bench.harness`` runs them and holds them against their bounds.
+``make bench-ground``; needs the real sets below ``PEAKLINE_DATA``.
 """
 
 import gzip
-import json
-import os
-import subprocess
 import sys
-import tempfile
-import time
 from pathlib import Path
-from typing import Any
 
+from common import datasets
+from common.bench.harness import Bound, Suite
+from common.memory.budget import parse_size
+
+WORK = Path("bench/work/recsys")
 PREDICTIONS = (
-    # data set, ceiling, further options
-    ("lastfm", "200MiB", ("--split", "user-holdout")),
-    ("lastfm", "400MiB", ("--split", "user-holdout", "--factors", "256", "--set", "iterations=3")),
-    ("ml-1m", "400MiB", ("--split", "user-holdout")),
-    ("ml-1m", "200MiB", ("--split", "leave-last", "--factors", "128", "--set", "iterations=3")),
-    ("gowalla", "1GiB", ("--split", "user-holdout", "--set", "iterations=3")),
-    ("gowalla", "400MiB", ("--split", "user-holdout", "--factors", "256", "--set", "iterations=1")),
+    ("lastfm", "64", "200MiB", "--split user-holdout"),
+    ("lastfm", "256", "400MiB", "--split user-holdout --set iterations=3"),
+    ("ml-1m", "64", "300MiB", "--split user-holdout"),
+    ("ml-1m", "128", "200MiB", "--split leave-last --set iterations=3"),
+    ("gowalla", "64", "1GiB", "--split user-holdout --set iterations=3"),
+    ("gowalla", "256", "400MiB", "--split user-holdout --set iterations=1"),
 )
-"""Runs of ``train``, each followed by ``evaluate`` under the same ceiling."""
+"""Data set, factors, ceiling and options of a ``train``; each is followed by an ``evaluate`` under the same ceiling."""
+NEVER_UNDER = Bound("predicted_over_measured", 1.0, 1.15)
+ABOVE_FLOOR = Bound("above_floor", 1.0, 1.25)
+AS_GOOD = Bound("result.metrics.ndcg@100", 0.99, 1.01)
+AS_FAST = Bound("seconds", at_most=1.3)
 
 
-def source(name: str, scratch: Path) -> Path:
-    """The interactions of a real data set as a file that ``recsys train`` reads.
-
-    Raises
-    ------
-    FileNotFoundError
-        If ``PEAKLINE_DATA`` has no such data set.
-    """
-    base = Path(os.environ.get("PEAKLINE_DATA", "")).resolve() / name
+def source(name: str) -> Path:
+    """The interactions of a real data set as a file that ``recsys train`` reads."""
+    base = datasets.find(name)
+    if base is None:
+        raise SystemExit(f"data set {name} is not at hand: set PEAKLINE_DATA")
     if name == "gowalla":
-        return _pairs(base / "train_lightgcn.txt.gz", scratch / "gowalla.csv")
-    path = base / {"ml-1m": "ratings.csv.gz", "lastfm": "plays.csv"}[name]
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: set PEAKLINE_DATA")
-    return path
+        return _pairs(base / "train_lightgcn.txt.gz", WORK / "gowalla.csv")
+    return base / {"ml-1m": "ratings.csv.gz", "lastfm": "plays.csv"}[name]
 
 
 def _pairs(lists: Path, out: Path) -> Path:
     """A line ``user item item ...`` becomes rows ``user,item``."""
+    if out.is_file():
+        return out
+    out.parent.mkdir(parents=True, exist_ok=True)
     with gzip.open(lists, "rt") as stream, out.open("w") as rows:
         rows.write("user,item\n")
         for line in stream:
@@ -52,84 +50,32 @@ def _pairs(lists: Path, out: Path) -> Path:
     return out
 
 
-def recsys(*arguments: object) -> dict[str, Any]:
-    """Run a command in a fresh process; its record, with ``wall_seconds`` as a user's clock sees it."""
-    began = time.monotonic()
-    command = [sys.executable, "-m", "apps.recsys", *map(str, arguments), "--json", "-q"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(f"{' '.join(command[2:])}: exit {done.returncode}: {done.stderr}")
-    return {**json.loads(done.stdout), "wall_seconds": time.monotonic() - began}
-
-
-def against_implicit(repeats: int = 3) -> dict[str, float]:
-    """MovieLens-1M under 400 MiB, and the peer on the same file, in turns; the fastest of each counts.
-
-    Returns
-    -------
-    dict
-        ``ndcg_ratio`` (at least 0.99 is wanted), ``time_ratio`` (at most 1.3), and the figures behind them.
-    """
-    with tempfile.TemporaryDirectory() as folder:
-        path = source("ml-1m", Path(folder))
-        ours, theirs = [], []
-        for _ in range(repeats):
-            model = Path(folder, "model")
-            ours.append(recsys("train", path, "-o", model, "--split", "user-holdout", "--memory", "400MiB"))
-            began = time.monotonic()
-            peer = [sys.executable, "-m", "apps.recsys.bench.peer_implicit", str(path)]
-            answer = json.loads(subprocess.run(peer, capture_output=True, text=True, check=True).stdout)
-            theirs.append({**answer, "wall_seconds": time.monotonic() - began})
-    mine, other = (min(runs, key=lambda run: run["wall_seconds"]) for runs in (ours, theirs))
-    ndcg, peer_ndcg = mine["results"]["metrics"]["ndcg@100"], other["metrics"]["ndcg@100"]
-    return {
-        "ndcg_ratio": ndcg / peer_ndcg,
-        "time_ratio": mine["wall_seconds"] / other["wall_seconds"],
-        "ndcg@100": ndcg,
-        "peer_ndcg@100": peer_ndcg,
-        "seconds": mine["wall_seconds"],
-        "peer_seconds": other["wall_seconds"],
-        "peak_bytes": mine["measured"]["peak_bytes"],
-        "peer_peak_bytes": other["peak_bytes"],
-    }
-
-
-def predictions() -> list[dict[str, Any]]:
-    """Predicted and measured peaks of ``train`` and ``evaluate`` over ``PREDICTIONS``.
-
-    Returns
-    -------
-    list
-        For each run ``ratio`` (predicted / measured: from 1 to 1.15 is wanted) and ``above_floor`` (the same of what
-        is above the floor: at most 1.25).
-    """
-    rows = []
-    with tempfile.TemporaryDirectory() as folder:
-        for number, (name, ceiling, options) in enumerate(PREDICTIONS):
-            path, model = source(name, Path(folder)), Path(folder, f"model-{number}")
-            runs = (("train", path, "-o", model, *options), ("evaluate", model))
-            rows += [_prediction(name, recsys(*run, "--memory", ceiling)) for run in runs]
-    return rows
-
-
-def _prediction(name: str, record: dict[str, Any]) -> dict[str, Any]:
-    predicted, measured = record["plan"]["predicted_peak_bytes"], record["measured"]["peak_bytes"]
-    floor = record["measured"]["floor_bytes"]
-    return {
-        "command": record["command"],
-        "data": name,
-        "predicted_bytes": predicted,
-        "measured_bytes": measured,
-        "floor_bytes": floor,
-        "ratio": predicted / measured,
-        "above_floor": (predicted - floor) / max(1, measured - floor),
-    }
+def suite() -> Suite:
+    """The cases."""
+    ground = Suite("ground")
+    ratings = source("ml-1m")
+    ours = ["-m", "apps.recsys", "train", ratings, "-o", WORK / "ml-1m", "--split", "user-holdout", "-q", "--json"]
+    pair = {"repeats": 3, "group": "recsys-ml-1m"}
+    ceiling = parse_size("400MiB")
+    bounds = (NEVER_UNDER, ABOVE_FLOOR)
+    ground.case("recsys-train-ml-1m", [*ours, "--memory", "400MiB"], ceiling=ceiling, bounds=bounds, **pair)
+    ground.case("implicit-ml-1m", ["-m", "apps.recsys.bench.peer_implicit", ratings], **pair)
+    ground.ratio("recsys train: NDCG@100 against implicit", "recsys-train-ml-1m", "implicit-ml-1m", AS_GOOD)
+    ground.ratio("recsys train: time against implicit", "recsys-train-ml-1m", "implicit-ml-1m", AS_FAST)
+    for name, factors, size, options in PREDICTIONS:
+        label, model = f"{name}-{factors}", WORK / f"{name}-{factors}"
+        common = ["--memory", size, "-q", "--json"]
+        train = ["train", source(name), "-o", model, "--factors", factors, *options.split(), *common]
+        for command, arguments in (("train", train), ("evaluate", ["evaluate", model, *common])):
+            ground.case(
+                f"recsys-{command}-{label}",
+                ["-m", "apps.recsys", *arguments],
+                ceiling=parse_size(size),
+                group=f"recsys-{label}",
+                bounds=bounds,
+            )
+    return ground
 
 
 if __name__ == "__main__":
-    chosen = sys.argv[1:] or ["against_implicit", "predictions"]
-    if "against_implicit" in chosen:
-        print(json.dumps(against_implicit()), flush=True)
-    if "predictions" in chosen:
-        for row in predictions():
-            print(json.dumps(row), flush=True)
+    sys.exit(suite().main())
