@@ -111,6 +111,8 @@ def run(job: Job, session: Session) -> dict[str, Any]:
         allocator.relax()
     with session.deferred_signals():
         network, steps = _train(job, session, training, held_out)
+    allocator.tame()
+    allocator.trim()
     return _finish(job, session, network, held_out, steps)
 
 
@@ -190,6 +192,7 @@ def _train(job: Job, session: Session, training: Volumes, held_out: Volumes) -> 
                         saved = time.monotonic()
             next_validation += 1 / VALIDATIONS
             if progress() < 1 and len(held_out):
+                allocator.trim()  # what the heap kept free between the step's tensors
                 with session.phase(VALIDATE):
                     some = range(min(len(held_out), recipe.validation_cases))
                     dice = float(np.nanmean(validate(network, held_out, some, recipe.patch, classes, plan["amp"])))

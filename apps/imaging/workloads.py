@@ -249,6 +249,7 @@ class TrainWorkload:
             Term("cases in memory", sum(sizes) * (FLOAT + 1) if setting["cache"] == "memory" else 0, "analytic"),
             Term("loading a case", max(map(loading_bytes, whole)) + max(sizes) * (FLOAT + 1), "analytic", (LOAD,)),
             Term("blend", blend + slab + voxels * FLOAT * (classes + 3), "analytic", (VALIDATE,)),
+            Term("heap fragments, validation", int(fragments * cost["forward"]), "measured", (VALIDATE,)),
             Term("tile's forward pass", cost["forward"], "replayed", (VALIDATE,)),
             Term("checkpoint", checkpointing.bytes_needed(states), "analytic", (CHECKPOINT,)),
             Term("parameters and optimizer", states, "analytic", (CHECKPOINT,)),

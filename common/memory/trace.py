@@ -12,16 +12,15 @@ import logging
 import time
 import weakref
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
-
-import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten, tree_unflatten
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 from common.memory import allocator, guard
 from common.memory.budget import MIB
 from common.memory.meter import lifetime_peak, reset_peak, resident
+
+if TYPE_CHECKING:
+    import torch
 
 log = logging.getLogger("peakline.trace")
 
@@ -31,7 +30,7 @@ REPLAY_FROM = 1 * MIB
 SMALL_BLOCKS = 6 * MIB
 """Blocks below the mmap threshold and code of small operators, which no trace or replay sees (measured 1 to 4)."""
 
-Prepared = tuple[torch.nn.Module, torch.optim.Optimizer, Callable[[], object]]
+Prepared = tuple["torch.nn.Module", "torch.optim.Optimizer", Callable[[], object]]
 """A network, its optimiser, and a function that does one whole step with them."""
 
 
@@ -41,9 +40,11 @@ class _Like:
 
     size: tuple[int, ...]
     stride: tuple[int, ...]
-    dtype: torch.dtype
+    dtype: "torch.dtype"
 
-    def real(self) -> torch.Tensor:
+    def real(self) -> "torch.Tensor":
+        import torch
+
         extent = 1 + sum((n - 1) * s for n, s in zip(self.size, self.stride, strict=True)) if all(self.size) else 0
         storage = torch.zeros(extent, dtype=self.dtype)
         if self.dtype.is_floating_point:
@@ -60,37 +61,33 @@ class _Call:
     layout: Any
 
     def arguments(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        from torch.utils._pytree import tree_unflatten
+
         real = [leaf.real() if isinstance(leaf, _Like) else leaf for leaf in self.leaves]
         args, kwargs = tree_unflatten(real, self.layout)
         return args, kwargs
 
 
-class _Live(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Adds up live storages, and notes after each operator how much there was and which call it had been."""
+@dataclass(slots=True)
+class _Live:
+    """Bytes of live storages, and after each operator how much that was and which call it had been."""
 
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.bytes = 0
-        self.history: list[tuple[int, _Call | None]] = []
-        self._storages: dict[int, weakref.ref[torch.UntypedStorage]] = {}
+    bytes: int = 0
+    history: list[tuple[int, _Call | None]] = field(default_factory=list)
+    _storages: dict[int, Any] = field(default_factory=dict)
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        result = func(*args, **kwargs)
-        leaves, layout = tree_flatten((args, kwargs))
-        made = [t for t in tree_flatten(result)[0] if isinstance(t, torch.Tensor) and self._is_new(t)]
+    def record(self, function: Any, leaves: list[Any], layout: Any, results: list[Any]) -> None:
+        """Note one operator that has just run."""
+        made = [tensor for tensor in _tensors(results) if self._is_new(tensor)]
         if made:
-            tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
-            heavy = any(t.untyped_storage().nbytes() >= REPLAY_FROM for t in (*tensors, *made))
-            self.history.append((self.bytes, _call(func, leaves, layout) if heavy else None))
-        return result
+            heavy = any(t.untyped_storage().nbytes() >= REPLAY_FROM for t in (*_tensors(leaves), *made))
+            self.history.append((self.bytes, _call(function, leaves, layout) if heavy else None))
 
-    def _is_new(self, tensor: torch.Tensor) -> bool:
+    def _is_new(self, tensor: "torch.Tensor") -> bool:
         storage = tensor.untyped_storage()
-        key = id(storage)
+        key, size = id(storage), storage.nbytes()
         if key in self._storages:
             return False
-        size = storage.nbytes()
 
         def freed(_: object) -> None:
             self.bytes -= size
@@ -101,7 +98,29 @@ class _Live(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return True
 
 
+def _watch(live: _Live) -> Any:
+    """A context in which every operator is recorded."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+    from torch.utils._pytree import tree_flatten
+
+    class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            result = func(*args, **(kwargs or {}))
+            live.record(func, *tree_flatten((args, kwargs or {})), tree_flatten(result)[0])
+            return result
+
+    return Watch()  # type: ignore[no-untyped-call]
+
+
+def _tensors(values: Any) -> list["torch.Tensor"]:
+    import torch
+
+    return [value for value in values if isinstance(value, torch.Tensor)]
+
+
 def _call(function: Any, leaves: list[Any], layout: Any) -> _Call | None:
+    import torch
+
     described = tuple(
         _Like(tuple(x.shape), tuple(x.stride()), x.dtype) if isinstance(x, torch.Tensor) else x for x in leaves
     )
@@ -113,11 +132,14 @@ def _call(function: Any, leaves: list[Any], layout: Any) -> _Call | None:
 
 
 def _bytes_of(tensors: Any) -> int:
-    return sum(t.untyped_storage().nbytes() for t in tensors if isinstance(t, torch.Tensor))
+    return sum(tensor.untyped_storage().nbytes() for tensor in _tensors(tensors))
 
 
 def _replay(call: _Call) -> tuple[int, float]:
     """Bytes that the operator allocates beyond its result, and its seconds."""
+    import torch
+    from torch.utils._pytree import tree_flatten
+
     args, kwargs = call.arguments()
     with torch.no_grad():
         try:
@@ -154,7 +176,8 @@ def price(prepare: Callable[[], Prepared]) -> dict[str, float]:
     """
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    with FakeTensorMode(), _Live() as live:
+    live = _Live()
+    with FakeTensorMode(), _watch(live):
         network, optimizer, step = prepare()
         step()  # makes the optimiser's state
         live.history.clear()
