@@ -30,6 +30,8 @@ SOLVER_BYTES = 2 << 20
 """What ``implicit``'s solver and BLAS below it take, beside matrices of factors x factors."""
 PACKING_BYTES = 4096
 """What one BLAS thread packs, by the inner dimension of its product."""
+HEAP_BYTES = 1 << 20
+"""What a new thread's own malloc heap holds at first; in ``train`` the solver's threads have left theirs."""
 THREAD_BYTES = 256 << 10
 """A thread's stack and its part of the heap."""
 USER_BLOCKS = (256, 128, 64, 32, 16, 8)
@@ -204,6 +206,7 @@ class EvaluateWorkload:
                     threads=self.threads,
                     phases=where,
                 ),
+                Term("heaps of new threads", self.threads * HEAP_BYTES, "measured", where),
             ]
         )
 

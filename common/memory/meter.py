@@ -114,7 +114,7 @@ class PeakMeter:
         self._thread = threading.Thread(target=self._sample_until_stopped, name="peakline-meter", daemon=True)
 
     def __enter__(self) -> "PeakMeter":
-        self._companion_bytes = sum(proportional(pid) for pid in self._companions)
+        self._weigh_companions()
         self._thread.start()
         return self
 
@@ -139,7 +139,12 @@ class PeakMeter:
         """Count a child that has already ended, on top of what this process held meanwhile."""
         self.phases.append(Phase(name, seconds, peak_bytes + resident() + self._companion_bytes))
 
+    def _weigh_companions(self) -> None:
+        """Their share settles as both processes come to map the same libraries."""
+        self._companion_bytes = sum(proportional(pid) for pid in self._companions)
+
     def _record(self, name: str, seconds: float) -> None:
+        self._weigh_companions()
         own = lifetime_peak() + self._companion_bytes
         if self._tree_peak > own:
             self.method = "pss"
