@@ -36,7 +36,6 @@ def save(
     import torch
     from safetensors.torch import save_file
 
-    # save_file takes no views and no sharing, and it copies: `bytes_needed` prices that.
     tensors: dict[str, Tensor] = {_NETWORK + name: tensor for name, tensor in network.state_dict().items()}
     tensors |= {
         f"{_OPTIMIZER}{index}.{key}": value
@@ -44,8 +43,13 @@ def save(
         for key, value in values.items()
     }
     tensors[_RANDOM] = torch.get_rng_state()
+    seen: set[int] = set()
+    for name, tensor in tensors.items():
+        # A module that a network holds twice (DynUNet's blocks) appears under both names.
+        tensors[name] = tensor.clone() if tensor.data_ptr() in seen else tensor.contiguous()
+        seen.add(tensor.data_ptr())
     with atomic_file(path) as part:
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, part, {"state": json.dumps(state)})
+        save_file(tensors, part, {"state": json.dumps(state)})
 
 
 def read_state(path: Path) -> dict[str, Any]:
