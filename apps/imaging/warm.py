@@ -9,8 +9,19 @@ TRAIN = "apps.imaging.warm:train"
 EVALUATE = "apps.imaging.warm:evaluate"
 
 
+def _command_line() -> None:
+    """What a command holds before it starts: its own parser, and the progress bar's library."""
+    import tqdm
+
+    from apps.imaging import cli
+
+    cli.parser()
+    del tqdm
+
+
 def _images() -> None:
     """Reading and writing images, and the arithmetic around them."""
+    _command_line()
     import gzip
     import zlib
 
@@ -68,6 +79,7 @@ def torch() -> None:
 
 def evaluate() -> None:
     """Comparing segmentations."""
+    _command_line()
     import nibabel
     import numpy as np
     from scipy.spatial import cKDTree
@@ -81,6 +93,7 @@ def evaluate() -> None:
 
 def train() -> None:
     """Training: one step and one checkpoint of a tiny network, in both precisions."""
+    _command_line()
     import numpy as np
     import torch as library
     from safetensors.torch import save

@@ -7,8 +7,19 @@ import os
 from typing import Any
 
 
+def _command_line() -> None:
+    """What a command holds before it starts: its own parser, and the progress bar's library."""
+    import tqdm
+
+    from apps.recsys import cli
+
+    cli.parser()
+    del tqdm
+
+
 def reading() -> None:
     """Ingest: NumPy, and Arrow's CSV and Parquet readers and kernels."""
+    _command_line()
     import io
 
     import numpy as np
@@ -41,6 +52,7 @@ def reading() -> None:
 
 def scoring() -> None:
     """Evaluate: the solver, matrix products and the pool of threads."""
+    _command_line()
     import numpy as np
 
     from apps.recsys.evaluate import evaluate

@@ -110,11 +110,12 @@ class Suite:
     def main(self, argv: Sequence[str] | None = None) -> int:
         """Run what is asked for and print the table; 0 if every bound holds."""
         parser = argparse.ArgumentParser(prog=f"bench {self.name}")
-        parser.add_argument("--only", default="*", metavar="PATTERN", help="cases whose name matches")
+        parser.add_argument("--only", default="*", metavar="PATTERN", help="cases whose name matches one of these (commas)")
         parser.add_argument("--again", action="store_true", help="run cases that were done for this commit too")
         parser.add_argument("--list", action="store_true", help="name the cases and stop")
         args = parser.parse_args(argv)
-        chosen = [case for case in self.cases if fnmatch.fnmatch(case.name, args.only)]
+        patterns = args.only.split(",")
+        chosen = [case for case in self.cases if any(fnmatch.fnmatch(case.name, pattern) for pattern in patterns)]
         if args.list:
             sys.stdout.write("\n".join(case.name for case in chosen) + "\n")
             return 0

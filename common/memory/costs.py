@@ -50,7 +50,7 @@ class Probe:
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
 
 
-CODE_VERSION = 1
+CODE_VERSION = 2
 """Raise when what a probe measures changes; old cache entries are then ignored."""
 
 LONGEST_SECONDS = 600
