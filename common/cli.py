@@ -55,6 +55,8 @@ class Command:
     """Do the work; returns the record's ``results``."""
     record: Callable[[argparse.Namespace], Path | None] = lambda args: None
     """Where the record goes; ``None``: nowhere but ``--json``."""
+    huge_pages: bool = False
+    """Whether its tensors are large (``allocator.huge_pages``)."""
 
 
 @dataclass(slots=True)
@@ -212,7 +214,8 @@ def _budget(args: argparse.Namespace, *, supervised: bool) -> MemoryBudget:
 
 def _supervise(args: argparse.Namespace, budget: MemoryBudget, command: list[str]) -> NoReturn:
     os.environ[_CEILING] = f"{budget.host_bytes} {budget.source}"
-    guard.supervise(command, name=_name(args), ceiling=budget.host_bytes, threads=args.threads, json=args.json)
+    variables = allocator.environment(args.threads) | (allocator.huge_pages() if args.command.huge_pages else {})
+    guard.supervise(command, name=_name(args), ceiling=budget.host_bytes, variables=variables, json=args.json)
 
 
 def _simple(args: argparse.Namespace) -> int:

@@ -58,11 +58,9 @@ def _infer(commands: Any) -> None:
     one.add_argument("--precision", default="float32", choices=["float32"], help="default float32")
     one.add_argument("--preview", action="store_true", help="also a picture of each segmentation")
     cli.add_common_options(one)
-    one.set_defaults(
-        command=cli.Command(
-            "imaging infer", _infer_workload, _infer_warm_up, _infer_run, lambda args: args.output / "run.json"
-        )
-    )
+    record = lambda args: args.output / "run.json"  # noqa: E731
+    command = cli.Command("imaging infer", _infer_workload, _infer_warm_up, _infer_run, record, huge_pages=True)
+    one.set_defaults(command=command)
 
 
 def _infer_workload(args: argparse.Namespace) -> "Workload":
@@ -147,11 +145,11 @@ def _evaluate(commands: Any) -> None:
     one.add_argument("predictions", type=Path, help="label file, or folder (an output of imaging infer)")
     one.add_argument("references", type=Path, help="label file, or folder with files of the same names")
     cli.add_common_options(one)
-    one.set_defaults(
-        command=cli.Command(
-            "imaging evaluate", _evaluate_workload, lambda args: warm.EVALUATE, _evaluate_run, _evaluation_json
-        )
+    floor = lambda args: warm.EVALUATE  # noqa: E731
+    command = cli.Command(
+        "imaging evaluate", _evaluate_workload, floor, _evaluate_run, _evaluation_json, huge_pages=True
     )
+    one.set_defaults(command=command)
 
 
 def _evaluation_json(args: argparse.Namespace) -> Path:

@@ -57,7 +57,8 @@ def add(commands: Any) -> None:
     cli.add_settings_option(one, HYPER)
     cli.add_common_options(one)
     record = lambda args: args.output / "run.json"  # noqa: E731
-    one.set_defaults(command=cli.Command("imaging train", _workload, lambda args: warm.TRAIN, _run, record))
+    command = cli.Command("imaging train", _workload, lambda args: warm.TRAIN, _run, record, huge_pages=True)
+    one.set_defaults(command=command)
 
 
 def sizes(text: str) -> tuple[int, int, int]:

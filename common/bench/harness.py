@@ -110,7 +110,7 @@ class Suite:
     def main(self, argv: Sequence[str] | None = None) -> int:
         """Run what is asked for and print the table; 0 if every bound holds."""
         parser = argparse.ArgumentParser(prog=f"bench {self.name}")
-        parser.add_argument("--only", default="*", metavar="PATTERN", help="cases whose name matches one of these (commas)")
+        parser.add_argument("--only", default="*", metavar="PATTERN", help="cases by name; several with commas")
         parser.add_argument("--again", action="store_true", help="run cases that were done for this commit too")
         parser.add_argument("--list", action="store_true", help="name the cases and stop")
         args = parser.parse_args(argv)

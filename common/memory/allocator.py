@@ -17,6 +17,9 @@ RELAXED_MMAP_THRESHOLD = 32 * MIB
 TRIM_THRESHOLD = 1 * MIB
 """Free heap above this is returned at once."""
 
+TUNABLES = "GLIBC_TUNABLES"
+"""The variable that glibc reads at process start; children inherit it."""
+
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
@@ -57,11 +60,18 @@ def trim() -> None:
 
 def environment(threads: int) -> dict[str, str]:
     """Variables that a child must start with: what is read before ``main`` cannot be set later."""
-    tunables = [t for t in os.environ.get("GLIBC_TUNABLES", "").split(":") if t and "malloc.hugetlb" not in t]
     variables = dict.fromkeys(_THREAD_VARIABLES, str(threads))
-    # Transparent huge pages by madvise for what malloc maps: fewer faults, the same peak.
     # Waiting threads spin briefly, then sleep: with libgomp's own 300,000 turns a training step takes two to ten times
     # as long when the machine is shared; with none it is a tenth slower on a quiet one.
     variables["GOMP_SPINCOUNT"] = os.environ.get("GOMP_SPINCOUNT", "1000")
-    variables["GLIBC_TUNABLES"] = ":".join([*tunables, "glibc.malloc.hugetlb=1"])
     return variables
+
+
+def huge_pages() -> dict[str, str]:
+    """The same, for a child whose tensors are large: what malloc maps asks for transparent huge pages.
+
+    Fewer page faults at the same peak. Buffers that are touched only in part (BLAS) grow by whole huge pages, so a
+    command without large tensors is better off without.
+    """
+    tunables = [t for t in os.environ.get(TUNABLES, "").split(":") if t and "malloc.hugetlb" not in t]
+    return {TUNABLES: ":".join([*tunables, "glibc.malloc.hugetlb=1"])}

@@ -46,6 +46,7 @@ class Probe:
     def key(self) -> str:
         """Cache key."""
         facts = [self.function, self.arguments, self.threads, _cpu(), platform.python_version(), CODE_VERSION]
+        facts.append(os.environ.get(allocator.TUNABLES, ""))
         facts += [f"{name}={_version(name)}" for name in self.libraries]
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
 

@@ -12,7 +12,7 @@ import resource
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
@@ -122,15 +122,14 @@ def hard_wall(ceiling: int) -> Path | None:
     return None
 
 
-def supervise(command: Sequence[str], *, name: str, ceiling: int, threads: int, json: bool) -> NoReturn:
+def supervise(command: Sequence[str], *, name: str, ceiling: int, variables: Mapping[str, str], json: bool) -> NoReturn:
     """Run ``command`` as a child behind both walls, and become its supervisor.
 
-    The child starts with what must be set before ``main``: thread counts and the allocator's tunables. This process
-    then replaces itself by ``supervisor.py``, which ends with the child's exit code.
+    The child starts with ``variables``: what must be set before ``main`` (``allocator.environment``). This process then
+    replaces itself by ``supervisor.py``, which ends with the child's exit code.
     """
     place = hard_wall(ceiling)
-    environment = os.environ | allocator.environment(threads)
-    environment |= {SUPERVISED: str(os.getpid()), WALL: "cgroup" if place else ""}
+    environment = os.environ | variables | {SUPERVISED: str(os.getpid()), WALL: "cgroup" if place else ""}
     signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
 
     def behind_the_wall() -> None:

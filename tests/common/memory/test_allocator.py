@@ -44,6 +44,6 @@ def test_tamed_memory_follows_live_memory() -> None:
 
 def test_environment_keeps_foreign_tunables(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.check=1:glibc.malloc.hugetlb=2")
-    variables = allocator.environment(3)
+    variables = allocator.environment(3) | allocator.huge_pages()
     assert variables["GLIBC_TUNABLES"] == "glibc.malloc.check=1:glibc.malloc.hugetlb=1"
     assert variables["OMP_NUM_THREADS"] == variables["OPENBLAS_NUM_THREADS"] == "3"
