@@ -22,6 +22,7 @@ from typing import Any
 
 from common.memory import allocator
 from common.memory.budget import format_size
+from common.memory.meter import resident
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +55,8 @@ class Probe:
 CODE_VERSION = 2
 """Raise when what a probe measures changes; old cache entries are then ignored."""
 
+NO_WALL = "no wall"
+"""What a child is told instead of a ceiling."""
 LONGEST_SECONDS = 600
 """A probe that takes longer than this has gone wrong."""
 
@@ -96,15 +99,21 @@ class CostStore:
     def __init__(self, directory: Path | None = None) -> None:
         self.directory = directory if directory is not None else cache_directory()
         self.child_peak_bytes = 0
-        """The largest resident peak of any probe child so far: part of this command's own measured peak."""
+        """The largest resident peak of any walled child so far: part of this command's own measured peak."""
         self._failures: dict[Probe, str] = {}
 
     def cached(self, probes: Iterable[Probe]) -> dict[Probe, Mapping[str, float]]:
         """Of these, what is known already."""
         return {probe: costs for probe in dict.fromkeys(probes) if (costs := self._read(probe)) is not None}
 
-    def known(self, probes: Iterable[Probe], *, ceiling: int) -> Costs:
-        """All of these, measuring what is missing under ``ceiling``.
+    def known(self, probes: Iterable[Probe], *, ceiling: int | None) -> Costs:
+        """All of these, measuring what is missing.
+
+        Parameters
+        ----------
+        ceiling
+            Bytes for this process and the child together; ``None``: the child leaves the walls, which only a refusal
+            may do, to name the ceiling that would have been enough.
 
         Raises
         ------
@@ -114,7 +123,7 @@ class CostStore:
         wanted = list(dict.fromkeys(probes))
         have = self.cached(wanted)
         for probe in wanted:
-            if probe in self._failures:
+            if probe in self._failures and ceiling is not None:
                 raise ProbeFailed(self._failures[probe])
             if probe not in have:
                 have[probe] = self._measure(probe, ceiling)
@@ -137,11 +146,12 @@ class CostStore:
         except OSError:
             pass  # a read-only cache costs time, not correctness
 
-    def _measure(self, probe: Probe, ceiling: int) -> Mapping[str, float]:
+    def _measure(self, probe: Probe, ceiling: int | None) -> Mapping[str, float]:
         environment = os.environ | allocator.environment(probe.threads)
+        wall = NO_WALL if ceiling is None else str(max(0, ceiling - resident()))
         # -X importtime and the like must not reach stdout; the answer is the last line.
         with subprocess.Popen(
-            [sys.executable, "-m", "common.memory.costs", probe.function, probe.arguments, str(ceiling)],
+            [sys.executable, "-m", "common.memory.costs", probe.function, probe.arguments, wall],
             env=environment,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -158,9 +168,11 @@ class CostStore:
             lines = [line for line in err.strip().splitlines() if line.strip()]
             why = lines[-1] if lines else f"killed by signal {-(child.returncode or 0)}"
             name = probe.function.rsplit(":", 1)[-1]
-            self._failures[probe] = f"cannot be measured under {format_size(ceiling)} ({name}: {why})"
+            under = "without a wall" if ceiling is None else f"under {format_size(ceiling)}"
+            self._failures[probe] = f"cannot be measured {under} ({name}: {why})"
             raise ProbeFailed(self._failures[probe])
-        self.child_peak_bytes = max(self.child_peak_bytes, int(answer["peak_bytes"]))
+        if ceiling is not None:
+            self.child_peak_bytes = max(self.child_peak_bytes, int(answer["peak_bytes"]))
         costs: dict[str, float] = answer["costs"]
         return costs
 
@@ -185,9 +197,12 @@ def _child(function: str, arguments: str, ceiling: str) -> None:
     given = json.loads(arguments)
     # As in the command itself, libraries load before the wall stands: what they reserve at first use is not data.
     guard.lift_soft_wall()
+    if ceiling == NO_WALL:
+        guard.leave_hard_wall()
     if "warm_up" in given:
         floor.resolve(given["warm_up"])()
-    guard.soft_wall(int(ceiling))
+    if ceiling != NO_WALL:
+        guard.soft_wall(int(ceiling))
     costs = target(**given)
     sys.stdout.write("\n" + json.dumps({"costs": costs, "peak_bytes": meter.lifetime_peak()}) + "\n")
 

@@ -24,7 +24,9 @@ from common.memory.meter import _status, resident
 SUPERVISED = "PEAKLINE_SUPERVISOR"
 """Environment variable by which a child knows its supervisor's pid."""
 WALL = "PEAKLINE_HARD_WALL"
-"""Environment variable in which the supervisor tells the child whether a cgroup holds it."""
+"""Environment variable in which the supervisor tells the child which cgroup holds it."""
+LEAST_WALL = 64 * MIB
+"""A smaller cgroup would kill the interpreter before it could refuse."""
 
 THREAD_STACK = 8 * MIB
 """Address space that each further thread reserves and hardly touches."""
@@ -122,14 +124,21 @@ def hard_wall(ceiling: int) -> Path | None:
     return None
 
 
+def leave_hard_wall() -> None:
+    """Move this process out of the cgroup that its supervisor made."""
+    if place := os.environ.get(WALL):
+        with suppress(OSError):
+            (Path(place).parent / "cgroup.procs").write_text(str(os.getpid()))
+
+
 def supervise(command: Sequence[str], *, name: str, ceiling: int, variables: Mapping[str, str], json: bool) -> NoReturn:
     """Run ``command`` as a child behind both walls, and become its supervisor.
 
     The child starts with ``variables``: what must be set before ``main`` (``allocator.environment``). This process then
     replaces itself by ``supervisor.py``, which ends with the child's exit code.
     """
-    place = hard_wall(ceiling)
-    environment = os.environ | variables | {SUPERVISED: str(os.getpid()), WALL: "cgroup" if place else ""}
+    place = hard_wall(max(ceiling, LEAST_WALL))
+    environment = os.environ | variables | {SUPERVISED: str(os.getpid()), WALL: str(place or "")}
     signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
 
     def behind_the_wall() -> None:

@@ -7,6 +7,7 @@ fastest; when none does, it names the smallest ceiling that would do.
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from types import MappingProxyType
 from typing import Any, Protocol
@@ -148,8 +149,8 @@ def _describe(setting: Setting) -> str:
     return " ".join(f"{name}={value}" for name, value in setting.items())
 
 
-def price(workload: Workload, setting: Setting, costs: CostStore, *, ceiling: int) -> Plan:
-    """Measure what is missing, then price one setting.
+def price(workload: Workload, setting: Setting, costs: CostStore, *, ceiling: int | None) -> Plan:
+    """Measure what is missing (``CostStore.known``), then price one setting.
 
     Raises
     ------
@@ -184,6 +185,10 @@ def plan(workload: Workload, budget: MemoryBudget, costs: CostStore) -> Plan:
         rejected.append(f"{_describe(setting)}: needs {format_size(candidate.needed_bytes)}")
         if smallest is None or candidate.needed_bytes < smallest.needed_bytes:
             smallest = candidate
+    if smallest is None and ordered:
+        # Not even the libraries could be loaded. The slowest setting is the one that needs least; a refusal names it.
+        with suppress(ProbeFailed):
+            smallest = price(workload, ordered[-1], costs, ceiling=None)
     raise DoesNotFit(budget, smallest, rejected)
 
 

@@ -48,6 +48,15 @@ def test_refusal_names_a_ceiling_that_then_works(run: Callable[..., Any]) -> Non
     assert run(FILL, "--bytes", "400MiB", "--memory", smallest - 2 * MIB).code == 3
 
 
+def test_a_ceiling_below_the_interpreter_is_refused_with_a_number(run: Callable[..., Any], tmp_path: Path) -> None:
+    env = {"XDG_CACHE_HOME": str(tmp_path)}  # nothing is known yet, and nothing can be measured under 10 MiB
+    refused = run(FILL, "--bytes", "8MiB", "--memory", "10MiB", "--json", env=env)
+    assert refused.code == 3, refused.err
+    smallest = refused.record["smallest_feasible_bytes"]
+    assert 40 * MIB < smallest < 80 * MIB
+    assert run(FILL, "--bytes", "8MiB", "--memory", smallest, env=env).code == 0
+
+
 def test_a_broken_plan_meets_the_soft_wall(run: Callable[..., Any]) -> None:
     ended = run(FILL, "--bytes", "200MiB", "--memory", "300MiB", "--hostile", "--json")
     assert ended.code == 1

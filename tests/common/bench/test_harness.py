@@ -55,3 +55,20 @@ def test_a_failing_command_fails_its_case(suite: Suite) -> None:
 def test_an_absent_metric_never_passes(suite: Suite) -> None:
     suite.case("plain", [sys.executable, "-c", "pass"], bounds=[Bound("result.dice", at_least=0.5)])
     assert suite.main([]) == 1
+
+
+def test_what_measuring_costs_held_is_not_called_a_prediction() -> None:
+    def term(name: str, size: int, phase: str) -> dict[str, object]:
+        return {"name": name, "bytes": size, "source": "measured", "phases": [phase]}
+
+    def phase(name: str, size: int) -> dict[str, object]:
+        return {"name": name, "seconds": 1.0, "peak_bytes": size}
+
+    plan = {"terms": [term("floor", 100, "*"), term("block", 50, "fill"), term("measuring costs", 400, "probe")]}
+    phases = [phase("plan", 480), phase("probe", 500), phase("fill", 140)]
+    assert harness._compared({"plan": plan, "measured": {"phases": phases}}) == (150, 140)
+    warm = {"terms": plan["terms"][:2]}
+    assert harness._compared({"plan": warm, "measured": {"phases": [phase("plan", 60), phase("fill", 140)]}}) == (
+        150,
+        140,
+    )
