@@ -164,6 +164,15 @@ def positive(text: str) -> int:
     return value
 
 
+def triple(text: str) -> tuple[int, int, int]:
+    """An argparse type: three sizes, ``96`` or ``96,96,64``."""
+    sizes = [positive(part) for part in text.split(",")]
+    if len(sizes) not in (1, 3):
+        raise argparse.ArgumentTypeError(f"{text} is not X,Y,Z")
+    x, y, z = sizes * 3 if len(sizes) == 1 else sizes
+    return x, y, z
+
+
 def _default_threads() -> int:
     return len(os.sched_getaffinity(0))
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from apps.imaging import train_options, warm
-from common import __version__, cli
+from common import __version__, cli, front_ends
 from common.errors import InputError, UsageError
 
 if TYPE_CHECKING:
@@ -23,17 +23,9 @@ def parser() -> argparse.ArgumentParser:
     _infer(commands)
     _evaluate(commands)
     _inspect(commands)
+    front_ends.add_fetch(commands, "imaging")
+    front_ends.add_bench(commands, "imaging")
     return top
-
-
-def triple(text: str) -> tuple[int, int, int]:
-    """An argparse type: ``96`` or ``96,96,64``."""
-    sizes = [cli.positive(part) for part in text.split(",")]
-    if len(sizes) == 1:
-        sizes *= 3
-    if len(sizes) != 3:
-        raise argparse.ArgumentTypeError(f"{text} is not X,Y,Z")
-    return sizes[0], sizes[1], sizes[2]
 
 
 def share(text: str) -> float:
@@ -52,7 +44,7 @@ def _infer(commands: Any) -> None:
     one.add_argument("--output-type", default="nifti", choices=["nifti"], help="what to write (default nifti)")
     one.add_argument("--series", metavar="N|UID", help="which series, where a DICOM folder has several")
     one.add_argument("--overlap", type=share, default=0.5, help="share of a tile covered again (default 0.5)")
-    one.add_argument("--tile", type=triple, metavar="X,Y,Z", help="tile in voxels (default: the model's patch)")
+    one.add_argument("--tile", type=cli.triple, metavar="X,Y,Z", help="tile in voxels (default: the model's patch)")
     one.add_argument("--batch", type=cli.positive, metavar="N", help="tiles per call of the engine")
     one.add_argument("--engine", default="auto", choices=["auto", "openvino", "torch"], help="default auto")
     one.add_argument("--precision", default="float32", choices=["float32"], help="default float32")

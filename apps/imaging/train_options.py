@@ -37,7 +37,7 @@ def add(commands: Any) -> None:
     folds.add_argument("--fold", type=fold, default=(0, 5), metavar="K/N", help="hold out part K of N (default 0/5)")
     folds.add_argument("--no-fold", dest="fold", action="store_const", const=None, help="train on every case")
     one.add_argument("--network", choices=NETWORKS, default="segresnet", help="default segresnet")
-    one.add_argument("--patch", type=sizes, metavar="X,Y,Z", help="voxels per patch (default: the median case)")
+    one.add_argument("--patch", type=cli.triple, metavar="X,Y,Z", help="voxels per patch (default: the median case)")
     length = one.add_mutually_exclusive_group()
     length.add_argument("--steps", type=cli.positive, metavar="N", help=f"optimiser steps (default {STEPS})")
     length.add_argument("--epochs", type=cli.positive, metavar="N", help="passes over the training cases")
@@ -59,15 +59,6 @@ def add(commands: Any) -> None:
     record = lambda args: args.output / "run.json"  # noqa: E731
     command = cli.Command("imaging train", _workload, lambda args: warm.TRAIN, _run, record, huge_pages=True)
     one.set_defaults(command=command)
-
-
-def sizes(text: str) -> tuple[int, int, int]:
-    """An argparse type: ``96`` or ``96,96,64``."""
-    numbers = [cli.positive(part) for part in text.split(",")]
-    if len(numbers) not in (1, 3):
-        raise argparse.ArgumentTypeError(f"{text} is not X,Y,Z")
-    x, y, z = numbers * 3 if len(numbers) == 1 else numbers
-    return x, y, z
 
 
 def fold(text: str) -> tuple[int, int]:

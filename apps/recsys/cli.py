@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from apps.recsys import answer, ials, model, serve, split, train, workloads
-from common import cli, model_folder
+from common import cli, front_ends, model_folder
 from common.cli import Command
 from common.errors import UsageError
 
@@ -28,6 +28,8 @@ def parser() -> argparse.ArgumentParser:
     _similar(commands.add_parser("similar", help="the items nearest to one"))
     _inspect(commands.add_parser("inspect", help="what a model folder holds; checks its digests"))
     _serve(commands.add_parser("serve", help="answer over HTTP"))
+    front_ends.add_fetch(commands, "recsys")
+    front_ends.add_bench(commands, "recsys")
     return top
 
 
