@@ -1,6 +1,7 @@
 """The peer of ``imaging infer``: what one writes with MONAI, from file to file, eager float32 on the CPU.
 
-``python -m apps.imaging.bench.peer_monai IMAGE MODEL_DIR OUT.nii.gz --tile 96 --overlap 0.25``; prints its seconds.
+``python -m apps.imaging.bench.peer_monai IMAGE MODEL_DIR OUT.nii.gz --tile 96 --overlap 0.25``; prints the seconds
+until the labels were written.
 """
 
 import argparse
@@ -44,7 +45,7 @@ def main() -> None:
     if args.margin:
         best = torch.topk(logits.as_tensor(), 2, dim=0).values
         np.save(args.margin, (best[0] - best[1]).numpy())
-    print(json.dumps({"seconds": round(seconds, 3)}))
+    print(json.dumps({"elapsed": round(seconds, 3)}))
 
 
 if __name__ == "__main__":
