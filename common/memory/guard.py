@@ -25,8 +25,8 @@ SUPERVISED = "PEAKLINE_SUPERVISOR"
 """Environment variable by which a child knows its supervisor's pid."""
 WALL = "PEAKLINE_HARD_WALL"
 """Environment variable in which the supervisor tells the child which cgroup holds it."""
-LEAST_WALL = 64 * MIB
-"""A smaller cgroup would kill the interpreter before it could refuse."""
+LEAST_WALL = 128 * MIB
+"""A smaller cgroup would kill the planning process (25 to 60 MiB, and a child) before it could refuse."""
 
 THREAD_STACK = 8 * MIB
 """Address space that each further thread reserves and hardly touches."""

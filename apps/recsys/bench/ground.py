@@ -27,13 +27,13 @@ AS_GOOD = Bound("result.metrics.ndcg@100", 0.99, 1.01)
 AS_FAST = Bound("seconds", at_most=1.3)
 
 
-def source(name: str) -> Path:
-    """The interactions of a real data set as a file that ``recsys train`` reads."""
+def source(name: str, scratch: Path) -> Path:
+    """The interactions of a real data set as a file that ``recsys train`` reads, made below ``scratch`` if need be."""
     base = datasets.find(name)
     if base is None:
         raise SystemExit(f"data set {name} is not at hand: set PEAKLINE_DATA")
     if name == "gowalla":
-        return _pairs(base / "train_lightgcn.txt.gz", WORK / "gowalla.csv")
+        return _pairs(base / "train_lightgcn.txt.gz", scratch / "gowalla.csv")
     return base / {"ml-1m": "ratings.csv.gz", "lastfm": "plays.csv"}[name]
 
 
@@ -53,7 +53,7 @@ def _pairs(lists: Path, out: Path) -> Path:
 def suite() -> Suite:
     """The cases."""
     ground = Suite("ground")
-    ratings = source("ml-1m")
+    ratings = source("ml-1m", WORK)
     ours = ["-m", "apps.recsys", "train", ratings, "-o", WORK / "ml-1m", "--split", "user-holdout", "-q", "--json"]
     pair = {"repeats": 3, "group": "recsys-ml-1m"}
     ceiling = parse_size("400MiB")
@@ -65,7 +65,7 @@ def suite() -> Suite:
     for name, factors, size, options in PREDICTIONS:
         label, model = f"{name}-{factors}", WORK / f"{name}-{factors}"
         common = ["--memory", size, "-q", "--json"]
-        train = ["train", source(name), "-o", model, "--factors", factors, *options.split(), *common]
+        train = ["train", source(name, WORK), "-o", model, "--factors", factors, *options.split(), *common]
         for command, arguments in (("train", train), ("evaluate", ["evaluate", model, *common])):
             ground.case(
                 f"recsys-{command}-{label}",
