@@ -291,8 +291,8 @@ def _plan_and_execute(args: argparse.Namespace, record: RunRecord, gauge: meter.
     with gauge.phase("plan"):
         workload = command.workload(args)
         record.plan = _choose(args, workload, record.budget, costs)
-    if costs.child_peak_bytes:
-        gauge.add_child_peak("probe", 0.0, costs.child_peak_bytes)
+    if costs.measured:
+        gauge.rename_last("probe")
         record.plan = record.plan.including("probe", gauge.phases[-1].peak_bytes)
     if args.dry_run:
         if not args.json:

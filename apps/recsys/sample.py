@@ -5,6 +5,7 @@ Users and items belong to clusters of taste; within all, a few items are had by 
 
 from __future__ import annotations
 
+import argparse
 import csv
 from pathlib import Path
 
@@ -57,3 +58,16 @@ def write(
         rows.writerow(["item", "title"])
         rows.writerows([item, f"{TASTES[taste[item]]} No. {item // clusters + 1}"] for item in range(items))
     return pairs, names
+
+
+def main() -> None:
+    """``python -m apps.recsys.sample DIRECTORY``."""
+    parser = argparse.ArgumentParser(prog="python -m apps.recsys.sample", description=__doc__)
+    parser.add_argument("directory", type=Path)
+    directory: Path = parser.parse_args().directory
+    directory.mkdir(parents=True, exist_ok=True)
+    write(directory)
+
+
+if __name__ == "__main__":
+    main()

@@ -21,7 +21,6 @@ from common import cli, model_folder
 from common.errors import UsageError
 from common.memory import guard
 from common.memory.budget import MIB, MemoryBudget
-from common.memory.costs import CostStore, ProbeFailed
 from common.memory.floor import SUPERVISOR_BYTES
 from common.memory.meter import resident
 from common.memory.planner import DoesNotFit
@@ -46,9 +45,6 @@ def workload(args: argparse.Namespace) -> workloads.TrainWorkload:
     budget = MemoryBudget.parse(args.memory)
     factors = args.factors if args.model == "ials" else 1
     described = {"kind": args.model, "factors": factors, "hyper": hyper, "split": args.split, "threads": args.threads}
-    with suppress(ProbeFailed):
-        # Before the data is read, because a probe's child counts on top of what this process holds.
-        CostStore().known(workloads.training_probes(args.threads), ceiling=budget.host_bytes)
     if budget.host_bytes < resident() + ARROW_BYTES:
         try:
             return workloads.TrainWorkload(ingest.count(inputs), **described)

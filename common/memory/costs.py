@@ -98,8 +98,8 @@ class CostStore:
 
     def __init__(self, directory: Path | None = None) -> None:
         self.directory = directory if directory is not None else cache_directory()
-        self.child_peak_bytes = 0
-        """The largest resident peak of any walled child so far: part of this command's own measured peak."""
+        self.measured = 0
+        """Probes measured behind the wall so far; their memory is this command's too."""
         self._failures: dict[Probe, str] = {}
 
     def cached(self, probes: Iterable[Probe]) -> dict[Probe, Mapping[str, float]]:
@@ -171,8 +171,7 @@ class CostStore:
             under = "without a wall" if ceiling is None else f"under {format_size(ceiling)}"
             self._failures[probe] = f"cannot be measured {under} ({name}: {why})"
             raise ProbeFailed(self._failures[probe])
-        if ceiling is not None:
-            self.child_peak_bytes = max(self.child_peak_bytes, int(answer["peak_bytes"]))
+        self.measured += ceiling is not None
         costs: dict[str, float] = answer["costs"]
         return costs
 
@@ -187,7 +186,7 @@ def _last_json(text: str) -> dict[str, Any] | None:
 
 def _child(function: str, arguments: str, ceiling: str) -> None:
     """Run one probe in this process and write its answer as the last line of stdout."""
-    from common.memory import floor, guard, meter
+    from common.memory import floor, guard
 
     allocator.tame()
     module, name = function.split(":")
@@ -204,7 +203,7 @@ def _child(function: str, arguments: str, ceiling: str) -> None:
     if ceiling != NO_WALL:
         guard.soft_wall(int(ceiling))
     costs = target(**given)
-    sys.stdout.write("\n" + json.dumps({"costs": costs, "peak_bytes": meter.lifetime_peak()}) + "\n")
+    sys.stdout.write("\n" + json.dumps({"costs": costs}) + "\n")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -135,9 +135,9 @@ class PeakMeter:
             self.sample()
             self._record(name, time.monotonic() - began)
 
-    def add_child_peak(self, name: str, seconds: float, peak_bytes: int) -> None:
-        """Count a child that has already ended, on top of what this process held meanwhile."""
-        self.phases.append(Phase(name, seconds, peak_bytes + resident() + self._companion_bytes))
+    def rename_last(self, name: str) -> None:
+        """Give the phase that just ended another name, once it is known what it was."""
+        self.phases[-1] = replace(self.phases[-1], name=name)
 
     def _weigh_companions(self) -> None:
         """Their share settles as both processes come to map the same libraries."""
