@@ -30,7 +30,7 @@ SOLVER_BYTES = 7 << 19
 """What ``implicit``'s solver and BLAS below it take (measured 2.7 to 3.3 MiB, for 64 to 256 factors)."""
 PACKING_BYTES = 4096
 """What one BLAS thread packs, by the inner dimension of its product."""
-HEAP_BYTES = 1 << 20
+HEAP_BYTES = 3 << 18
 """What a new thread's own malloc heap holds at first; in ``train`` the solver's threads have left theirs."""
 THREAD_BYTES = 256 << 10
 """A thread's stack and its part of the heap."""
