@@ -48,7 +48,7 @@ PREVIEW_BYTES = 6 * MIB
 EXPORT_BYTES = 48 * MIB
 """Tracing and serialising, beside copies of the weights (measured 33 MiB)."""
 FRAGMENTATION = {"segresnet": 0.75}
-"""What a fragmented heap holds beside live tensors, as a share of them (measured 0.34 to 0.50 for SegResNet); networks
+"""What a fragmented heap holds beside live tensors, as a share of them (measured 0.36 to 0.50 for SegResNet); networks
 for which no bound is known keep their tensors mapped."""
 
 
