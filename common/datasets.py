@@ -5,7 +5,6 @@ before anything is unpacked, and unpacks only the members the catalogue lists, w
 """
 
 import csv
-import hashlib
 import io
 import os
 import shutil
@@ -23,7 +22,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from common.errors import InputError
-from common.files import scratch_directory
+from common.files import digest, scratch_directory
+from common.memory import costs
 
 CATALOG = Path(__file__).resolve().parents[1] / "data" / "catalog.toml"
 CONNECT_SECONDS = 3.0
@@ -59,9 +59,8 @@ def catalog(path: Path = CATALOG) -> dict[str, Dataset]:
 
 
 def cache_directory() -> Path:
-    """Where fetched sets lie: ``$XDG_CACHE_HOME/peakline/datasets``."""
-    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return Path(base) / "peakline" / "datasets"
+    """Where fetched sets lie: ``$XDG_CACHE_HOME/peakline/datasets``, beside the measured costs."""
+    return costs.cache_directory().parent / "datasets"
 
 
 def find(name: str) -> Path | None:
@@ -95,7 +94,7 @@ def fetch(dataset: Dataset, directory: Path, *, progress: Callable[[int, int | N
     archive = directory / f".{dataset.name}.download"
     _download(dataset.url, archive, progress or (lambda done, total: None))
     algorithm, _, expected = dataset.checksum.partition(":")
-    if (found := _digest(archive, algorithm)) != expected:
+    if (found := digest(archive, algorithm)) != expected:
         archive.unlink()
         raise InputError(f"{dataset.url}: {algorithm} is {found}, the catalogue says {expected}; nothing was kept")
     with scratch_directory(directory, dataset.name) as scratch:
@@ -103,14 +102,6 @@ def fetch(dataset: Dataset, directory: Path, *, progress: Callable[[int, int | N
         scratch.rename(target)
     archive.unlink()
     return target
-
-
-def _digest(path: Path, algorithm: str) -> str:
-    digest = hashlib.new(algorithm)
-    with path.open("rb") as stream:
-        while block := stream.read(_BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _download(url: str, archive: Path, progress: Callable[[int, int | None], None]) -> None:

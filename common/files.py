@@ -62,10 +62,15 @@ def scratch_directory(parent: Path, name: str) -> Iterator[Path]:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def sha256(path: Path) -> str:
-    """Hex digest of a file, read in blocks of one MiB."""
-    digest = hashlib.sha256()
+def digest(path: Path, algorithm: str) -> str:
+    """Hex digest of a file by any algorithm of ``hashlib``, read in blocks of one MiB."""
+    running = hashlib.new(algorithm)
     with path.open("rb") as stream:
         while block := stream.read(_HASH_BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
+            running.update(block)
+    return running.hexdigest()
+
+
+def sha256(path: Path) -> str:
+    """Hex SHA-256 of a file."""
+    return digest(path, "sha256")
