@@ -16,7 +16,8 @@ ROOT = Path(__file__).resolve().parents[1]
 HEAVY = {"torch", "monai", "openvino", "implicit", "pandas", "pyarrow", "onnx", "onnxruntime", "scipy", "nibabel"}
 MAX_LINES = 400
 MAX_MEDIAN = 150
-MAX_SUITE = 8_000
+MAX_SUITE = 12_000
+"""Lines of code without tests and benchmarks (``docs/architecture.md`` says why not 8,000)."""
 MAX_FILE_BYTES = 10 << 20
 DATA_SUFFIXES = (".nii", ".nii.gz", ".dcm", ".npz", ".dat", ".tar.xz")
 
@@ -95,7 +96,7 @@ def problems() -> Iterator[str]:
             yield f"{name}: {length} lines, at most {MAX_LINES}"
         if re.search(r"\b(pickle|cPickle|joblib)\b", text):
             yield f"{name}: names pickle"
-    code = [lines_of_code(name) for name in modules]
+    code = [lines_of_code(name) for name in modules if "/bench/" not in name]
     if sum(code) > MAX_SUITE or statistics.median(code) > MAX_MEDIAN:
         yield f"the suite has {sum(code)} lines of code, median {statistics.median(code)}"
     for name in _tracked():
@@ -107,8 +108,10 @@ def problems() -> Iterator[str]:
 
 def main() -> int:
     """Print the suite's size and every broken rule."""
-    code = [lines_of_code(name) for name in suite_modules()]
-    sys.stdout.write(f"{sum(code)} lines of code in {len(code)} modules, median {statistics.median(code):g}\n")
+    code = [lines_of_code(name) for name in suite_modules() if "/bench/" not in name]
+    bench = sum(lines_of_code(name) for name in suite_modules() if "/bench/" in name)
+    sys.stdout.write(f"{sum(code)} lines of code in {len(code)} modules, median {statistics.median(code):g};")
+    sys.stdout.write(f" benchmarks {bench}\n")
     found = list(problems())
     sys.stdout.write("".join(f"{line}\n" for line in found))
     return 1 if found else 0
