@@ -33,8 +33,8 @@ lint: setup  ## ruff, format, mypy on common/, the house rules
 	$(BIN)/mypy
 	$(BIN)/python -m tests.house
 
-bench-%: setup  ## a benchmark suite: bench-ground; ONLY=pattern, AGAIN=1
-	@for suite in $$(ls apps/*/bench/$*.py common/bench/$*.py 2>/dev/null); do \
+bench-%: setup  ## a benchmark suite: bench-ground, bench-promise; ONLY=pattern, AGAIN=1
+	@for suite in $$(grep -ls 'suite().main' $(foreach place,common apps/*,$(place)/bench/$*.py $(place)/bench/$*_*.py)); do \
 	  $(BIN)/python -m $$(echo $${suite%.py} | tr / .) --only '$(or $(ONLY),*)' $(if $(AGAIN),--again) || status=1; \
 	done; exit $${status:-0}
 

@@ -47,8 +47,8 @@ class Command:
 
     name: str
     """``"imaging train"``"""
-    workload: Callable[[argparse.Namespace], Workload]
-    """Look at the input's headers and describe the work. Raises ``InputError``."""
+    workload: Callable[[argparse.Namespace, MemoryBudget], Workload]
+    """Look at the input's headers, inside the ceiling, and describe the work. Raises ``InputError``."""
     warm_up: Callable[[argparse.Namespace], str]
     """Names the function that loads what the command needs (``common.memory.floor``)."""
     execute: Callable[[argparse.Namespace, "Session"], Mapping[str, Any]]
@@ -289,7 +289,7 @@ def _plan_and_execute(args: argparse.Namespace, record: RunRecord, gauge: meter.
     command: Command = args.command
     costs = CostStore()
     with gauge.phase("plan"):
-        workload = command.workload(args)
+        workload = command.workload(args, record.budget)
         record.plan = _choose(args, workload, record.budget, costs)
     if costs.measured:
         gauge.rename_last("probe")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from apps.imaging import train_options, warm
 from common import __version__, cli, front_ends
 from common.errors import InputError, UsageError
+from common.memory.budget import MemoryBudget
 
 if TYPE_CHECKING:
     from common.memory.planner import Workload
@@ -55,7 +56,7 @@ def _infer(commands: Any) -> None:
     one.set_defaults(command=command)
 
 
-def _infer_workload(args: argparse.Namespace) -> "Workload":
+def _infer_workload(args: argparse.Namespace, budget: MemoryBudget) -> "Workload":
     from apps.imaging.infer import open_cases
     from apps.imaging.model import read_model
     from apps.imaging.networks import divisor
@@ -150,7 +151,7 @@ def _evaluation_json(args: argparse.Namespace) -> Path:
     return beside / "evaluation.json"
 
 
-def _evaluate_workload(args: argparse.Namespace) -> "Workload":
+def _evaluate_workload(args: argparse.Namespace, budget: MemoryBudget) -> "Workload":
     from apps.imaging.evaluate import find_pairs, scan
     from apps.imaging.workloads import EvaluateWorkload
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from apps.imaging import warm
 from common import cli
 from common.errors import InputError, UsageError
+from common.memory.budget import MemoryBudget
 
 if TYPE_CHECKING:
     from common.memory.planner import Workload
@@ -77,7 +78,7 @@ def duration(text: str) -> float:
     return float(match[1]) * _UNITS[match[2]]
 
 
-def _workload(args: argparse.Namespace) -> "Workload":
+def _workload(args: argparse.Namespace, budget: MemoryBudget) -> "Workload":
     """Read the data set's headers and settle everything but what the planner chooses."""
     from apps.imaging import networks
     from apps.imaging.dataset import intensity_operations, read_dataset

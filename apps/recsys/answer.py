@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from apps.recsys import model, workloads
 from common import cli, model_folder
 from common.errors import InputError
-from common.memory.budget import format_size
+from common.memory.budget import MemoryBudget, format_size
 
 if TYPE_CHECKING:
     import numpy as np
@@ -85,7 +85,7 @@ class Desk:
 def workload(name: str, warm_up: str = workloads.ANSWERING) -> Any:
     """The function that describes one of these commands to the planner."""
 
-    def describe(args: argparse.Namespace) -> workloads.AnswerWorkload:
+    def describe(args: argparse.Namespace, budget: MemoryBudget) -> workloads.AnswerWorkload:
         manifest = model.load_manifest(args.model)
         return workloads.AnswerWorkload(name, args.model, manifest, args.threads, warm_up)
 

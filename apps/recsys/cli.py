@@ -9,6 +9,7 @@ from apps.recsys import answer, ials, model, serve, split, train, workloads
 from common import cli, front_ends, model_folder
 from common.cli import Command
 from common.errors import UsageError
+from common.memory.budget import MemoryBudget
 
 EPILOG = (
     "Every command keeps the ceiling given with --memory, or says at once which ceiling would do. Exit codes: 0 done,"
@@ -73,7 +74,7 @@ def _evaluate(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(command=command)
 
 
-def _evaluation(args: argparse.Namespace) -> workloads.EvaluateWorkload:
+def _evaluation(args: argparse.Namespace, budget: MemoryBudget) -> workloads.EvaluateWorkload:
     manifest = model.load_manifest(args.model)
     scored = model.heldout_count(args.model, manifest)
     if args.protocol not in (None, manifest["split"]):

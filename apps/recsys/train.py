@@ -33,7 +33,7 @@ ARROW_BYTES = 64 * MIB
 """What NumPy, Arrow and their blocks add to a bare interpreter: below it the input is only counted, to refuse."""
 
 
-def workload(args: argparse.Namespace) -> workloads.TrainWorkload:
+def workload(args: argparse.Namespace, budget: MemoryBudget) -> workloads.TrainWorkload:
     """Check the command line, read the input into a scratch folder beside the output, describe the work."""
     hyper = hyper_parameters(args)
     if args.output.exists() and not args.output.is_dir():
@@ -42,7 +42,6 @@ def workload(args: argparse.Namespace) -> workloads.TrainWorkload:
     wanted = Columns(args.user_col, args.item_col, args.value_col, args.time_col)
     filters = Filters(args.min_value, args.min_user, args.min_item)
     inputs = ingest.open_inputs(args.interactions, wanted, args.items, filters, args.split, args.seed)
-    budget = MemoryBudget.parse(args.memory)
     factors = args.factors if args.model == "ials" else 1
     described = {"kind": args.model, "factors": factors, "hyper": hyper, "split": args.split, "threads": args.threads}
     if budget.host_bytes < resident() + ARROW_BYTES:

@@ -14,7 +14,7 @@ from typing import Any
 from common import cli
 from common.errors import UsageError
 from common.memory import floor
-from common.memory.budget import BudgetError, parse_size
+from common.memory.budget import BudgetError, MemoryBudget, parse_size
 from common.memory.costs import Costs, Probe
 from common.memory.footprint import Footprint, Term
 from common.memory.planner import Setting
@@ -56,7 +56,7 @@ class FillWorkload:
         return float(setting["blocks"])
 
 
-def _workload(args: argparse.Namespace) -> FillWorkload:
+def _workload(args: argparse.Namespace, budget: MemoryBudget) -> FillWorkload:
     try:
         return FillWorkload(parse_size(args.bytes), args.threads)
     except BudgetError as error:
