@@ -29,7 +29,7 @@ from common.errors import (
     UsageError,
 )
 from common.files import write_json
-from common.memory import allocator, floor, guard, meter
+from common.memory import allocator, explain, floor, guard, meter
 from common.memory.budget import BudgetError, MemoryBudget, format_size, total_memory
 from common.memory.costs import CostStore, cache_directory
 from common.memory.planner import DoesNotFit, Plan, Workload, plan, read_plan
@@ -296,10 +296,10 @@ def _plan_and_execute(args: argparse.Namespace, record: RunRecord, gauge: meter.
         record.plan = record.plan.including("probe", gauge.phases[-1].peak_bytes)
     if args.dry_run:
         if not args.json:
-            sys.stdout.write(f"{record.plan}\n")
+            sys.stdout.write(explain.plan_text(record.plan, record.budget.host_bytes) + "\n")
         return
     if args.verbose:
-        sys.stderr.write(f"{record.plan}\n")
+        sys.stderr.write(explain.plan_text(record.plan, record.budget.host_bytes) + "\n")
     session = Session(record.budget, record.plan, workload, gauge, args.threads, args.seed, quiet=args.quiet)
     with gauge.phase("start"):
         guard.lift_soft_wall()

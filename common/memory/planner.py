@@ -2,17 +2,18 @@
 
 A workload lists the settings that the user's flags leave open, says what must be known to price one (probes), and
 prices it by arithmetic. The planner asks in the order of predicted time, so the first setting that fits is the
-fastest; when none does, it names the smallest ceiling that would do.
+fastest; when none does, it names the smallest ceiling that would do. ``common.memory.explain`` puts both into words.
 """
 
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from types import MappingProxyType
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
-from common.memory.budget import MIB, MemoryBudget, format_size
+from common.memory import explain
+from common.memory.budget import MIB, MemoryBudget
 from common.memory.costs import Costs, CostStore, Probe, ProbeFailed
 from common.memory.footprint import ALL, Footprint, Source, Term
 
@@ -26,6 +27,8 @@ RESERVE_SHARE = 0.01
 """The least reserve as a share of the prediction."""
 UNDER_PREDICTION: Mapping[Source, float] = MappingProxyType({"analytic": 0.005, "replayed": 0.02, "measured": 0.01})
 """99th percentile of (measured - predicted) / predicted of a term, by the source of its number."""
+REMEDIES_TRIED = 4
+"""Changes of the command line that a refusal prices at most: each may need a measurement of some seconds."""
 
 
 class Workload(Protocol):
@@ -53,6 +56,37 @@ class Workload(Protocol):
         ...
 
 
+@runtime_checkable
+class Laddered(Protocol):
+    """A workload with knobs along which the slower setting never needs more bytes: the planner bisects these."""
+
+    @property
+    def monotone(self) -> Sequence[str]:
+        """Names of such knobs."""
+        ...
+
+
+@runtime_checkable
+class Remedied(Protocol):
+    """A workload that knows which changes of its command line would need less."""
+
+    def remedies(self) -> Iterator[tuple[str, Workload]]:
+        """``("--factors 32", the workload that it makes)``, the smallest loss first."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """A setting that was priced and not taken."""
+
+    knobs: tuple[tuple[str, Knob], ...]
+    """In the workload's order."""
+    needed_bytes: int | None
+    """The ceiling it would need; ``None`` where it could not be measured."""
+    why: str | None = None
+    """Why it could not be measured."""
+
+
 @dataclass(frozen=True, slots=True)
 class Plan:
     """A setting with its price: immutable, printable, JSON."""
@@ -63,8 +97,12 @@ class Plan:
     """The chosen setting, as sorted pairs so that the plan is hashable."""
     footprint: Footprint
     """Its terms."""
-    rejected: tuple[str, ...] = ()
-    """Why each faster setting was not taken, a line each."""
+    rejected: tuple[Rejected, ...] = ()
+    """The faster settings, and why each was not taken."""
+    offered: int = 1
+    """How many settings there were to choose from."""
+    slowdown: float = 1.0
+    """Predicted time over that of the fastest setting offered."""
 
     def __getitem__(self, knob: str) -> Any:
         return dict(self.knobs)[knob]
@@ -102,51 +140,28 @@ class Plan:
             "terms": [asdict(term) for term in self.footprint.terms],
             "predicted_peak_bytes": self.predicted_peak_bytes,
             "reserve_bytes": self.reserve_bytes,
-            "rejected": list(self.rejected),
+            "offered": self.offered,
+            "slowdown": round(self.slowdown, 4),
+            "rejected": [group.to_json() for group in explain.grouped(self.rejected, dict(self.knobs))],
         }
 
     def __str__(self) -> str:
-        knobs = ", ".join(f"{name}={value}" for name, value in self.knobs)
-        lines = [f"plan for {self.workload}: {knobs or 'nothing left to choose'}"]
-        width = max(len(term.name) for term in self.footprint.terms)
-        lines += [
-            f"  {term.name:<{width}}  {format_size(term.bytes):>11}  {term.source}" for term in self.footprint.at_peak()
-        ]
-        lines.append(
-            f"  predicted peak {format_size(self.predicted_peak_bytes)} in phase {self.footprint.peak_phase!r},"
-            f" reserve {format_size(self.reserve_bytes)}"
-        )
-        lines += [f"  rejected: {why}" for why in self.rejected]
-        return "\n".join(lines)
+        return explain.plan_text(self)
 
 
 class DoesNotFit(Exception):
     """No setting fits (exit 3). ``smallest`` is the plan that needs the least, where one could be priced."""
 
-    def __init__(self, budget: MemoryBudget, smallest: Plan | None, rejected: Sequence[str]) -> None:
-        self.budget, self.smallest, self.rejected = budget, smallest, tuple(rejected)
-        super().__init__(self._message())
+    def __init__(
+        self, budget: MemoryBudget, smallest: Plan | None, reasons: Sequence[str] = (), remedies: Sequence[str] = ()
+    ) -> None:
+        self.budget, self.smallest, self.reasons, self.remedies = budget, smallest, tuple(reasons), tuple(remedies)
+        super().__init__(explain.refusal_text(self))
 
     @property
     def smallest_feasible_bytes(self) -> int | None:
         """The smallest ceiling that would do, rounded up to a whole MiB; ``None`` if nothing could be priced."""
         return -(-self.smallest.needed_bytes // MIB) * MIB if self.smallest else None
-
-    def _message(self) -> str:
-        ceiling = format_size(self.budget.host_bytes)
-        if self.smallest is None or self.smallest_feasible_bytes is None:
-            return f"does not fit in {ceiling}: " + ("; ".join(self.rejected) or "no setting could be priced")
-        terms = ", ".join(f"{t.name} {format_size(t.bytes)}" for t in self.smallest.footprint.at_peak()[:3])
-        need = self.smallest_feasible_bytes
-        knobs = " ".join(f"{name}={value}" for name, value in self.smallest.knobs)
-        return (
-            f"does not fit in {ceiling}; largest terms: {terms}. "
-            f"Remedy: --memory {need // MIB}MiB is the smallest ceiling that would do ({knobs or 'no other setting'})"
-        )
-
-
-def _describe(setting: Setting) -> str:
-    return " ".join(f"{name}={value}" for name, value in setting.items())
 
 
 def price(workload: Workload, setting: Setting, costs: CostStore, *, ceiling: int | None) -> Plan:
@@ -167,29 +182,126 @@ def plan(workload: Workload, budget: MemoryBudget, costs: CostStore) -> Plan:
     Raises
     ------
     DoesNotFit
-        Carrying the plan that needs the least.
+        Carrying the plan that needs the least, and what else would help.
     """
-    ceiling = budget.host_bytes
-    known = costs.cached(probe for setting in workload.settings() for probe in workload.probes(setting))
-    ordered = sorted(workload.settings(), key=lambda setting: workload.seconds(setting, known))
-    rejected: list[str] = []
-    smallest: Plan | None = None
-    for setting in ordered:
+    search = _Search(workload, budget.host_bytes, costs)
+    chosen = search.fastest()
+    if chosen is not None:
+        return chosen
+    smallest = search.smallest()
+    raise DoesNotFit(budget, smallest, search.failures, _remedies(workload, budget, costs, smallest))
+
+
+class _Search:
+    """One pass over the settings, pricing as few as it can: pricing may mean seconds of measuring."""
+
+    def __init__(self, workload: Workload, ceiling: int, costs: CostStore) -> None:
+        self.workload, self.ceiling, self.costs = workload, ceiling, costs
+        offered = list(workload.settings())
+        known = costs.cached(probe for setting in offered for probe in workload.probes(setting))
+        self._seconds = [workload.seconds(setting, known) for setting in offered]
+        order = sorted(range(len(offered)), key=self._seconds.__getitem__)
+        self._ordered = [offered[index] for index in order]
+        self._seconds.sort()
+        self._priced: dict[int, Plan | None] = {}
+        """By place in the order; ``None``: could not be measured under the ceiling."""
+        self._failures: dict[int, str] = {}
+
+    @property
+    def failures(self) -> list[str]:
+        """Why settings could not be measured, each reason once."""
+        return list(dict.fromkeys(self._failures.values()))
+
+    def fastest(self) -> Plan | None:
+        """The first setting that fits, in the order of predicted time."""
+        first = len(self._ordered)
+        for ladder in self._ladders():
+            if ladder[0] < first:
+                first = min(first, self._first_that_fits([rung for rung in ladder if rung < first], first))
+        found = self._priced.get(first)
+        if found is None:
+            return None
+        slowdown = self._seconds[first] / self._seconds[0] if self._seconds[0] > 0 else math.nan
+        return replace(found, rejected=self._rejected(first), offered=len(self._ordered), slowdown=slowdown)
+
+    def smallest(self) -> Plan | None:
+        """The plan that needs least of all; what could not be measured under the ceiling is measured beyond it."""
+        for place in [ladder[-1] for ladder in self._ladders()]:
+            if self._price(place) is None:
+                try:
+                    self._priced[place] = price(self.workload, self._ordered[place], self.costs, ceiling=None)
+                except ProbeFailed as failure:
+                    self._failures[place] = str(failure)
+        plans = [found for found in self._priced.values() if found is not None]
+        least = min(plans, key=lambda found: found.needed_bytes, default=None)
+        rejected = self._rejected(len(self._ordered))
+        return replace(least, rejected=rejected, offered=len(self._ordered)) if least else None
+
+    def _ladders(self) -> list[list[int]]:
+        """Places of settings alike but for the monotone knobs, the fastest first; the ladders likewise."""
+        loose = set(self.workload.monotone) if isinstance(self.workload, Laddered) else set()
+        ladders: dict[tuple[Any, ...], list[int]] = {}
+        for place, setting in enumerate(self._ordered):
+            alike = tuple((name, value) for name, value in setting.items() if name not in loose)
+            ladders.setdefault(alike if loose else (place,), []).append(place)
+        return list(ladders.values())
+
+    def _first_that_fits(self, ladder: Sequence[int], none: int) -> int:
+        """The fastest rung that fits, by bisection; ``none`` if even the slowest does not."""
+        if self._fits(ladder[0]):
+            return ladder[0]
+        if len(ladder) == 1 or not self._fits(ladder[-1]):
+            return none
+        too_large, fits = 0, len(ladder) - 1
+        while fits - too_large > 1:
+            middle = (too_large + fits) // 2
+            if self._fits(ladder[middle]):
+                fits = middle
+            else:
+                too_large = middle
+        return ladder[fits]
+
+    def _fits(self, place: int) -> bool:
+        found = self._price(place)
+        return found is not None and found.needed_bytes <= self.ceiling
+
+    def _price(self, place: int) -> Plan | None:
+        if place not in self._priced:
+            try:
+                found = price(self.workload, self._ordered[place], self.costs, ceiling=self.ceiling)
+            except ProbeFailed as failure:
+                found, self._failures[place] = None, str(failure)
+            self._priced[place] = found
+        return self._priced[place]
+
+    def _rejected(self, before: int) -> tuple[Rejected, ...]:
+        """What was priced and is faster than the choice."""
+        return tuple(
+            Rejected(
+                tuple(self._ordered[place].items()), found.needed_bytes if found else None, self._failures.get(place)
+            )
+            for place, found in sorted(self._priced.items())
+            if place < before
+        )
+
+
+def _remedies(workload: Workload, budget: MemoryBudget, costs: CostStore, smallest: Plan | None) -> list[str]:
+    """Changes of the command line that would fit, with what they need; few, and only where the libraries alone fit."""
+    if smallest is None or not isinstance(workload, Remedied):
+        return []
+    always = sum(term.bytes for term in smallest.footprint.terms if ALL in term.phases)
+    found: list[str] = []
+    for tried, (change, variant) in enumerate(workload.remedies()):
+        if tried == REMEDIES_TRIED or len(found) == 2 or always + RESERVE_BYTES > budget.host_bytes:
+            break
+        nearest = min(variant.settings(), key=lambda setting: len(dict(smallest.knobs).items() - setting.items()))
         try:
-            candidate = price(workload, setting, costs, ceiling=ceiling)
-        except ProbeFailed as failure:
-            rejected.append(f"{_describe(setting)}: {failure}")
+            candidate = price(variant, nearest, costs, ceiling=budget.host_bytes)
+        except ProbeFailed:
             continue
-        if candidate.needed_bytes <= ceiling:
-            return replace(candidate, rejected=tuple(rejected))
-        rejected.append(f"{_describe(setting)}: needs {format_size(candidate.needed_bytes)}")
-        if smallest is None or candidate.needed_bytes < smallest.needed_bytes:
-            smallest = candidate
-    if smallest is None and ordered:
-        # Not even the libraries could be loaded. The slowest setting is the one that needs least; a refusal names it.
-        with suppress(ProbeFailed):
-            smallest = price(workload, ordered[-1], costs, ceiling=None)
-    raise DoesNotFit(budget, smallest, rejected)
+        if candidate.needed_bytes <= budget.host_bytes:
+            found.append(explain.remedy_text(change, candidate.needed_bytes))
+    return found
 
 
 def read_plan(text: str, workload: Workload, budget: MemoryBudget, costs: CostStore) -> Plan:
@@ -198,7 +310,7 @@ def read_plan(text: str, workload: Workload, budget: MemoryBudget, costs: CostSt
     Raises
     ------
     ValueError
-        If it is not a plan, is for another command, or sets a knob that this command does not have.
+        If it is not a plan, is for another command, or sets a knob to what the command line does not leave open.
     DoesNotFit
         If the edited setting does not fit.
     """
@@ -206,19 +318,49 @@ def read_plan(text: str, workload: Workload, budget: MemoryBudget, costs: CostSt
         data = json.loads(text)
         name, knobs = data["workload"], dict(data["knobs"])
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"not a plan: {error!r}") from None
+        raise ValueError(f"not a plan: {type(error).__name__} {error}") from None
     if name != workload.name:
         raise ValueError(f"a plan for {name!r}, not for {workload.name!r}")
-    template = next(workload.settings())
-    if unknown := sorted(set(knobs) ^ set(template)):
-        raise ValueError(f"unknown or missing knobs: {', '.join(unknown)}; expected {', '.join(sorted(template))}")
-    for knob, value in knobs.items():
-        if type(value) is not type(template[knob]):
-            raise ValueError(f"knob {knob}: {value!r} is not {type(template[knob]).__name__}")
+    offered = list(workload.settings())
+    _check(knobs, offered)
     try:
         candidate = price(workload, MappingProxyType(knobs), costs, ceiling=budget.host_bytes)
     except ProbeFailed as failure:
         raise DoesNotFit(budget, None, [str(failure)]) from None
     if candidate.needed_bytes > budget.host_bytes:
-        raise DoesNotFit(budget, candidate, [])
+        raise DoesNotFit(budget, candidate)
     return candidate
+
+
+def _check(knobs: Mapping[str, Any], offered: Sequence[Setting]) -> None:
+    """Whether a setting is one of those offered, or lies between two that differ from it in one number only.
+
+    Raises
+    ------
+    ValueError
+        Naming the knob, its value, and what it may be.
+    """
+    if unknown := sorted(set(knobs) ^ set(offered[0])):
+        raise ValueError(f"unknown or missing knobs: {', '.join(unknown)}; expected {', '.join(sorted(offered[0]))}")
+    for knob, value in knobs.items():
+        choices = list(dict.fromkeys(setting[knob] for setting in offered))
+        if type(value) is not type(choices[0]):
+            raise ValueError(f"knob {knob}: {value!r} is not {type(choices[0]).__name__}")
+        if not _within(value, choices):
+            allowed = ", ".join(map(str, choices))
+            raise ValueError(f"knob {knob}: {value!r} is not among what the command line leaves open ({allowed})")
+    if any(dict(setting) == knobs for setting in offered):
+        return
+    for knob, value in knobs.items():
+        line = [s[knob] for s in offered if all(s[name] == other for name, other in knobs.items() if name != knob)]
+        if _within(value, line):
+            return
+    nearest = max(offered, key=lambda setting: len(knobs.items() & setting.items()))
+    wrong = ", ".join(f"{name}={value}" for name, value in nearest.items() if knobs[name] != value)
+    raise ValueError(f"its knobs do not go together; the nearest that do have {wrong}")
+
+
+def _within(value: Knob, choices: Sequence[Knob]) -> bool:
+    """Whether a value is one of the choices, or a number between the least and the greatest of them."""
+    numbers = [choice for choice in choices if not isinstance(choice, str)]
+    return value in choices or (bool(numbers) and not isinstance(value, str) and min(numbers) <= value <= max(numbers))

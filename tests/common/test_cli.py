@@ -41,7 +41,7 @@ def test_less_memory_means_smaller_blocks(run: Callable[..., Any]) -> None:
 def test_refusal_names_a_ceiling_that_then_works(run: Callable[..., Any]) -> None:
     refused = run(FILL, "--bytes", "400MiB", "--memory", "60MiB", "--json")
     assert refused.code == 3
-    assert len(refused.err.splitlines()) == 1 and "Remedy: --memory" in refused.err
+    assert len(refused.err.splitlines()) == 2 and "1. --memory" in refused.err
     smallest = refused.record["smallest_feasible_bytes"]
     accepted = run(FILL, "--bytes", "400MiB", "--memory", smallest, "--json")
     assert accepted.code == 0 and accepted.record["within_budget"]

@@ -8,7 +8,7 @@ import pytest
 from common.memory.budget import MIB, MemoryBudget
 from common.memory.costs import Costs, CostStore, Probe, ProbeFailed
 from common.memory.footprint import Footprint, Term
-from common.memory.planner import DoesNotFit, Plan, Setting, plan, read_plan
+from common.memory.planner import DoesNotFit, Plan, Setting, plan, price, read_plan
 
 PROBE = Probe.of("tests.common.memory.test_planner:nothing")
 
@@ -43,7 +43,7 @@ class Known(CostStore):
 
     asked = 0
 
-    def known(self, probes: object, *, ceiling: int) -> Costs:
+    def known(self, probes: object, *, ceiling: int | None) -> Costs:
         self.asked += 1
         return {PROBE: {"bytes": 50 * MIB}}
 
@@ -59,7 +59,8 @@ def test_takes_the_fastest_that_fits_and_prices_no_further(costs: Known) -> None
     assert chosen.predicted_peak_bytes == 100 * MIB
     assert chosen.reserve_bytes == 4 * MIB + MIB
     assert costs.asked == 2
-    assert chosen.rejected == ("blocks=1: needs 155.5 MiB",)
+    assert [(dict(one.knobs), one.needed_bytes) for one in chosen.rejected] == [({"blocks": 1}, 155 * MIB + MIB // 2)]
+    assert (chosen.offered, chosen.slowdown) == (4, 2.0)
 
 
 def test_reserve_decides_at_the_edge(costs: Known) -> None:
@@ -93,6 +94,8 @@ def test_plan_is_hashable_printable_and_json(costs: Known) -> None:
     chosen = plan(Blocks(), MemoryBudget(110 * MIB), costs)
     assert len({chosen, plan(Blocks(), MemoryBudget(110 * MIB), costs)}) == 1
     assert "predicted peak 100.0 MiB in phase 'work', reserve 5.0 MiB" in str(chosen)
+    assert "the fastest of 4 settings that fits, 2.00 times the fastest's time" in str(chosen)
+    assert "rejected: blocks=1: needs 155.5 MiB" in str(chosen)
     assert json.loads(json.dumps(chosen.to_json()))["knobs"] == {"blocks": 2}
 
 
@@ -114,9 +117,102 @@ def test_an_edited_plan_is_priced_anew(costs: Known) -> None:
         ({"knobs": {"blocks": 2, "wings": 1}}, "unknown or missing knobs: wings"),
         ({"knobs": {}}, "unknown or missing knobs: blocks"),
         ({"knobs": {"blocks": "two"}}, "'two' is not int"),
+        ({"knobs": {"blocks": True}}, "True is not int"),
+        ({"knobs": {"blocks": [2]}}, "is not int"),
+        ({"knobs": {"blocks": 0}}, r"0 is not among what the command line leaves open \(8, 1, 4, 2\)"),
+        ({"knobs": {"blocks": -1}}, "-1 is not among"),
+        ({"knobs": {"blocks": 10**9}}, "1000000000 is not among"),
         ({"knobs": 3}, "not a plan"),
     ],
 )
 def test_nonsense_is_refused_with_its_reason(costs: Known, change: dict[str, object], why: str) -> None:
     with pytest.raises(ValueError, match=why):
         _feed(costs, **change)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Two knobs that follow from one another, one that is monotone, and one that decides little."""
+
+    floor: int = 50 * MIB
+    name: str = "test grid"
+    monotone: tuple[str, ...] = ("size", "parts")
+
+    def settings(self) -> Iterator[Setting]:
+        for size in (64, 32, 16, 8, 4, 2, 1):
+            for store in ("memory", "disk"):
+                yield {"size": size, "parts": 64 // size, "store": store}
+
+    def probes(self, setting: Setting) -> Sequence[Probe]:
+        return [PROBE]
+
+    def footprint(self, setting: Setting, known: Costs) -> Footprint:
+        held = int(setting["size"]) * MIB + (16 * MIB if setting["store"] == "memory" else 0)
+        return Footprint.of([Term("floor", self.floor, "measured"), Term("held", held, "analytic", ("work",))])
+
+    def seconds(self, setting: Setting, known: Costs) -> float:
+        return int(setting["parts"]) * (1.0 if setting["store"] == "memory" else 1.5)
+
+    def remedies(self) -> Iterator[tuple[str, "Grid"]]:
+        yield "--smaller", Grid(floor=45 * MIB)
+        yield "--smallest", Grid(floor=20 * MIB)
+
+
+@pytest.mark.parametrize("ceiling", [56, 57, 60, 64, 70, 71, 75, 80, 88, 104, 120, 140])
+def test_bisection_finds_what_pricing_everything_finds(costs: Known, ceiling: int) -> None:
+    budget, grid = MemoryBudget(ceiling * MIB), Grid()
+    fitting = [s for s in grid.settings() if price(grid, s, costs, ceiling=None).needed_bytes <= budget.host_bytes]
+    costs.asked = 0
+    if not fitting:
+        with pytest.raises(DoesNotFit):
+            plan(grid, budget, costs)
+    else:
+        best = min(fitting, key=lambda setting: grid.seconds(setting, {}))
+        assert dict(plan(grid, budget, costs).knobs) == best
+    assert costs.asked <= 10  # of 14
+
+
+def test_rejected_settings_are_told_in_groups(costs: Known) -> None:
+    plain = Grid(monotone=())
+    chosen = plan(plain, MemoryBudget(76 * MIB), costs)
+    assert dict(chosen.knobs) == {"size": 16, "parts": 4, "store": "disk"}
+    lines = [line.strip() for line in str(chosen).splitlines() if "rejected" in line]
+    assert lines == [
+        "rejected: size=64|32 (4 settings): need 86.8 MiB to 135.3 MiB",
+        "rejected: size=16 store=memory: needs 86.8 MiB",
+    ]
+    groups = chosen.to_json()["rejected"]
+    assert groups[1]["knobs"] == {"size": [16], "store": ["memory"]} and groups[0]["settings"] == 4
+
+
+def test_a_refusal_numbers_remedies_that_fit(costs: Known) -> None:
+    with pytest.raises(DoesNotFit) as refusal:
+        plan(Grid(), MemoryBudget(40 * MIB), costs)
+    assert refusal.value.smallest_feasible_bytes == 56 * MIB  # 51 MiB, 4 MiB and 1 %
+    # The floor of 50 MiB is a term of every phase here, so no change of the data would help.
+    assert refusal.value.remedies == ()
+    with pytest.raises(DoesNotFit) as refusal:
+        plan(Grid(), MemoryBudget(55 * MIB), costs)
+    lines = str(refusal.value).splitlines()
+    assert lines[1].startswith("  1. --memory 56MiB is the smallest ceiling that would do (parts=64 size=1 store=disk)")
+    assert lines[2:] == ["  2. --smaller (needs 50.5 MiB)", "  3. --smallest (needs 25.2 MiB)"]
+
+
+def test_what_could_only_be_measured_beyond_the_ceiling_says_so(tmp_path: Path) -> None:
+    class Greedy(CostStore):
+        def known(self, probes: object, *, ceiling: int | None) -> Costs:
+            if ceiling is not None:
+                raise ProbeFailed("cannot be measured under 70.0 MiB")
+            return {PROBE: {"bytes": 50 * MIB}}
+
+    with pytest.raises(DoesNotFit) as refusal:
+        plan(Blocks(), MemoryBudget(70 * MIB), Greedy(tmp_path))
+    assert refusal.value.smallest_feasible_bytes == 68 * MIB
+    assert "1. the same command again: measuring needed more than the ceiling" in str(refusal.value)
+
+
+def test_knobs_that_do_not_go_together_are_refused(costs: Known) -> None:
+    knobs = {"size": 16, "parts": 2, "store": "disk"}
+    text = json.dumps({"workload": "test grid", "knobs": knobs})
+    with pytest.raises(ValueError, match="do not go together; the nearest that do have size=32"):
+        read_plan(text, Grid(), MemoryBudget(1 << 40), costs)
