@@ -224,7 +224,10 @@ def _budget(args: argparse.Namespace, *, supervised: bool) -> MemoryBudget:
 def _supervise(args: argparse.Namespace, budget: MemoryBudget, command: list[str]) -> NoReturn:
     os.environ[_CEILING] = f"{budget.host_bytes} {budget.source}"
     variables = allocator.environment(args.threads) | (allocator.huge_pages() if args.command.huge_pages else {})
-    guard.supervise(command, name=_name(args), ceiling=budget.host_bytes, variables=variables, json=args.json)
+    path = None if args.dry_run else args.command.record(args)
+    guard.supervise(
+        command, name=_name(args), ceiling=budget.host_bytes, variables=variables, json=args.json, record=path
+    )
 
 
 def _simple(args: argparse.Namespace) -> int:
@@ -306,8 +309,8 @@ def _plan_and_execute(args: argparse.Namespace, record: RunRecord, gauge: meter.
         floor.resolve(command.warm_up(args))()
         allocator.trim()
     gauge.floor_bytes = gauge.phases[-1].peak_bytes
-    if not guard.soft_wall(record.budget.host_bytes - floor.SUPERVISOR_BYTES, threads=args.threads):
-        log.warning("no soft wall: RLIMIT_DATA cannot be set here; going on with the meter alone")
+    soft = guard.soft_wall(record.budget.host_bytes - floor.SUPERVISOR_BYTES, threads=args.threads)
+    record.missing_walls = guard.missing_walls(soft=soft)
     record.results = session.results
     session.results.update(command.execute(args, session))
 
@@ -353,6 +356,6 @@ def _finish(args: argparse.Namespace, record: RunRecord, gauge: meter.PeakMeter,
     if line is not None:
         sys.stderr.write(f"{command.name}: {line}\n")
     if record.exit_code == EXIT_OK and record.plan is not None and not args.dry_run and not args.quiet:
-        sys.stderr.write(memory_line(record.budget, record.plan, gauge.peak_bytes) + "\n")
+        sys.stderr.write(memory_line(record, gauge.peak_bytes) + "\n")
     if args.json:
         sys.stdout.write(json.dumps(written) + "\n")

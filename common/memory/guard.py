@@ -6,6 +6,7 @@ cgroup of the ceiling's size, where one can be written. The supervisor is the sm
 kernel kill into one line.
 """
 
+import ctypes
 import gc
 import os
 import resource
@@ -33,6 +34,14 @@ THREAD_STACK = 8 * MIB
 SLACK = 96 * MIB
 """Writable mappings that are reserved and hardly touched. OpenBLAS maps 32 MiB for each concurrent caller when it first
 needs them, and spins for ever when it cannot: the wall must leave it that."""
+
+NO_HARD_WALL = "no hard wall: no memory cgroup can be written here"
+NO_SOFT_WALL = "no soft wall: RLIMIT_DATA cannot be set here"
+LOW_SOFT_WALL = "soft wall below the ceiling: RLIMIT_DATA is limited from outside (ulimit -d)"
+
+_PREFIX = "peakline-"
+"""Names of our cgroups: this, and the supervisor's pid."""
+_PR_SET_PDEATHSIG = 1
 
 _OOM_MESSAGES = (
     "can't allocate memory",  # torch DefaultCPUAllocator
@@ -75,6 +84,17 @@ def soft_wall(ceiling: int, *, threads: int = 2, slack: int = SLACK) -> bool:
     return True
 
 
+def missing_walls(*, soft: bool) -> list[str]:
+    """Which walls do not stand, in words; ``soft`` is what ``soft_wall`` returned."""
+    missing = [] if os.environ.get(WALL) else [NO_HARD_WALL]
+    limit, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    if not soft:
+        missing.append(NO_SOFT_WALL)
+    elif limit == hard != resource.RLIM_INFINITY:
+        missing.append(LOW_SOFT_WALL)
+    return missing
+
+
 def lift_soft_wall() -> None:
     """Take the soft wall away, before libraries are loaded; a child inherits its parent's."""
     _, hard = resource.getrlimit(resource.RLIMIT_DATA)
@@ -105,9 +125,10 @@ def hard_wall(ceiling: int) -> Path | None:
     parent = next(memory_cgroups(), None)
     if parent is None or not parent.is_dir():
         return None
-    place = parent / f"peakline-{os.getpid()}"
+    _remove_stale(parent)
+    place = parent / f"{_PREFIX}{os.getpid()}"
     try:
-        place.mkdir()
+        place.mkdir(exist_ok=True)
     except OSError:
         return None
     for name in ("memory.max", "memory.limit_in_bytes"):
@@ -124,6 +145,15 @@ def hard_wall(ceiling: int) -> Path | None:
     return None
 
 
+def _remove_stale(parent: Path) -> None:
+    """Remove the empty cgroups of supervisors that are gone: killed ones could not."""
+    for place in parent.glob(f"{_PREFIX}*"):
+        pid = place.name.removeprefix(_PREFIX)
+        if pid.isdigit() and not Path("/proc", pid).exists():
+            with suppress(OSError):  # not empty: its child lives on
+                place.rmdir()
+
+
 def leave_hard_wall() -> None:
     """Move this process out of the cgroup that its supervisor made."""
     if place := os.environ.get(WALL):
@@ -131,11 +161,14 @@ def leave_hard_wall() -> None:
             (Path(place).parent / "cgroup.procs").write_text(str(os.getpid()))
 
 
-def supervise(command: Sequence[str], *, name: str, ceiling: int, variables: Mapping[str, str], json: bool) -> NoReturn:
+def supervise(
+    command: Sequence[str], *, name: str, ceiling: int, variables: Mapping[str, str], json: bool, record: Path | None
+) -> NoReturn:
     """Run ``command`` as a child behind both walls, and become its supervisor.
 
     The child starts with ``variables``: what must be set before ``main`` (``allocator.environment``). This process then
-    replaces itself by ``supervisor.py``, which ends with the child's exit code.
+    replaces itself by ``supervisor.py``, which ends with the child's exit code, and writes ``record`` in its place if
+    the kernel kills it. If the supervisor dies, the child is interrupted.
     """
     place = hard_wall(max(ceiling, LEAST_WALL))
     environment = os.environ | variables | {SUPERVISED: str(os.getpid()), WALL: str(place or "")}
@@ -143,13 +176,15 @@ def supervise(command: Sequence[str], *, name: str, ceiling: int, variables: Map
 
     def behind_the_wall() -> None:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT, signal.SIGTERM))
+        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
         if place is not None:
             with suppress(OSError):
                 (place / "cgroup.procs").write_text(str(os.getpid()))
 
+    libc = ctypes.CDLL(None)
     child = subprocess.Popen(command, env=environment, preexec_fn=behind_the_wall)
     script = str(Path(__file__).with_name("supervisor.py"))
-    arguments = [str(child.pid), str(place or ""), name, str(ceiling), "json" if json else ""]
+    arguments = [str(child.pid), str(place or ""), name, str(ceiling), "json" if json else "", str(record or "")]
     sys.stdout.flush()
     os.execv(sys.executable, [sys.executable, "-I", "-S", script, *arguments])
 

@@ -28,6 +28,8 @@ class RunRecord:
     """How it ended."""
     error: dict[str, str] | None = None
     """Kind and public message of a failure."""
+    missing_walls: list[str] = field(default_factory=list)
+    """Which walls could not be set; the run then went on with the meter."""
     smallest_feasible_bytes: int | None = None
     """On a refusal only."""
     started: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
@@ -58,6 +60,7 @@ class RunRecord:
                 ],
                 "timeline": [list(point) for point in meter.timeline],
             },
+            "missing_walls": self.missing_walls,
             "within_budget": meter.peak_bytes <= self.budget.host_bytes,
             "results": self.results,
         }
@@ -68,9 +71,13 @@ class RunRecord:
         return record
 
 
-def memory_line(budget: MemoryBudget, plan: Plan, measured_bytes: int) -> str:
-    """The terminal's last line: ceiling, predicted, measured."""
-    return (
-        f"memory: ceiling {format_size(budget.host_bytes)}, predicted {format_size(plan.predicted_peak_bytes)},"
-        f" measured {format_size(measured_bytes)}"
+def memory_line(record: RunRecord, measured_bytes: int) -> str:
+    """The terminal's last line: ceiling, predicted, measured, and which wall did not stand."""
+    predicted = format_size(record.plan.predicted_peak_bytes) if record.plan else "nothing"
+    return "; ".join(
+        [
+            f"memory: ceiling {format_size(record.budget.host_bytes)}, predicted {predicted},"
+            f" measured {format_size(measured_bytes)}",
+            *record.missing_walls,
+        ]
     )

@@ -9,7 +9,7 @@ import signal
 import sys
 
 
-def main(pid: int, cgroup: str, name: str, ceiling: int, json: bool) -> int:
+def main(pid: int, cgroup: str, name: str, ceiling: int, json: bool, path: str) -> int:
     """Wait for ``pid``; returns the exit code of DESIGN 1."""
 
     def pass_on(number: int, frame: object) -> None:
@@ -39,11 +39,29 @@ def main(pid: int, cgroup: str, name: str, ceiling: int, json: bool) -> int:
             f"killed at {peak:.1f} MiB of {limit:.1f} MiB; finished work is kept, the same command goes on from there"
         )
     sys.stderr.write(f"{name}: {message}\n")
+    record = f'{{"command": "{name}", "exit_code": 1, "error": {{"kind": "killed", "message": "{message}"}}}}\n'
     if json:
-        record = f'{{"command": "{name}", "exit_code": 1, "error": {{"kind": "killed", "message": "{message}"}}}}\n'
         sys.stdout.write(record)
+    if path:
+        keep(path, record)
     return 1
 
 
+def keep(path: str, record: str) -> None:
+    """Write the record, unless there is no folder for it, or one of a run that ended well stands there."""
+    try:
+        with open(path, encoding="utf-8") as stream:
+            if '"exit_code": 0,' in stream.read():
+                return
+    except OSError:
+        pass
+    try:
+        with open(f"{path}.part", "w", encoding="utf-8") as stream:
+            stream.write(record)
+        os.replace(f"{path}.part", path)
+    except OSError:
+        pass
+
+
 if __name__ == "__main__":
-    sys.exit(main(int(sys.argv[1]), sys.argv[2], sys.argv[3], int(sys.argv[4]), sys.argv[5] == "json"))
+    sys.exit(main(int(sys.argv[1]), sys.argv[2], sys.argv[3], int(sys.argv[4]), sys.argv[5] == "json", sys.argv[6]))

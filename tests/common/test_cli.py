@@ -1,11 +1,13 @@
 """The four endings, on the smallest command that has them all."""
 
 import json
+import os
+import resource
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,8 @@ import pytest
 
 from common import cli
 from common.errors import UsageError
-from common.memory.budget import MIB
+from common.memory import guard
+from common.memory.budget import MIB, memory_cgroups
 
 FILL = "common.bench.fill"
 
@@ -126,6 +129,76 @@ def test_a_kernel_kill_is_explained() -> None:
     assert parent.returncode == 1
     assert "killed at" in err and "of 2048.0 MiB" in err
     assert json.loads(out)["error"]["kind"] == "killed"
+
+
+def test_a_kernel_kill_leaves_a_record(tmp_path: Path) -> None:
+    with _start("--output", str(tmp_path / "run.json")) as parent:
+        subprocess.run(["kill", "-9", str(_child_of(parent.pid))], check=True)
+        parent.communicate(timeout=30)
+    record = json.loads((tmp_path / "run.json").read_text())
+    assert (record["exit_code"], record["error"]["kind"]) == (1, "killed")
+
+
+def test_a_killed_supervisor_takes_its_child_along() -> None:
+    with _start() as parent:
+        child = _child_of(parent.pid)
+        parent.kill()
+        parent.communicate(timeout=30)
+    for _ in range(500):
+        if not Path(f"/proc/{child}").exists():
+            return
+        time.sleep(0.02)
+    raise AssertionError("the child lives on")
+
+
+@pytest.fixture
+def container() -> Iterator[Path]:
+    """A memory cgroup of 300 MiB, as a container has."""
+    place = guard.hard_wall(300 * MIB)
+    if place is None:
+        pytest.skip("no memory cgroup can be written here")
+    yield place
+    place.rmdir()
+
+
+def _inside(place: Path, *arguments: str) -> dict[str, Any]:
+    command = [sys.executable, "-m", FILL, *arguments, "--json"]
+    enter = lambda: (place / "cgroup.procs").write_text(str(os.getpid()))  # noqa: E731
+    done = subprocess.run(command, preexec_fn=enter, capture_output=True, text=True, check=False)
+    assert done.stdout, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_auto_inside_a_container_is_what_its_limit_leaves(container: Path) -> None:
+    record = _inside(container, "--bytes", "400MiB")
+    assert record["budget"]["source"] == "auto"
+    assert 250 * MIB < record["budget"]["host_bytes"] <= 300 * MIB
+    assert record["exit_code"] == 0 and record["within_budget"]
+    assert record["plan"]["knobs"]["blocks"] == 2  # 200 MiB beside the interpreter
+    half = _inside(container, "--bytes", "100MiB", "--memory", "50%")
+    assert half["budget"]["host_bytes"] == 150 * MIB and half["exit_code"] == 0
+
+
+def test_a_read_only_cgroup_is_said_and_the_run_goes_on(tmp_path: Path) -> None:
+    output = tmp_path / "run.json"
+    nested = next(memory_cgroups(), None)
+    if nested is None:
+        pytest.skip("no memory cgroup")
+    script = f'mount --bind {nested} {nested} && mount -o remount,ro,bind {nested} && exec "$@"'
+    command = [sys.executable, "-m", FILL, "--bytes", "50MiB", "--memory", "200MiB", "--output", str(output)]
+    done = subprocess.run(["unshare", "-m", "sh", "-c", script, "sh", *command], capture_output=True, text=True)
+    if "Operation not permitted" in done.stderr or "permission denied" in done.stderr:
+        pytest.skip("no right to mount here")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.splitlines()[-1].endswith("; no hard wall: no memory cgroup can be written here")
+    assert json.loads(output.read_text())["missing_walls"] == ["no hard wall: no memory cgroup can be written here"]
+
+
+def test_a_low_limit_from_outside_is_said(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", FILL, "--bytes", "20MiB", "--memory", "4GiB", "--json"]
+    low = lambda: resource.setrlimit(resource.RLIMIT_DATA, (512 * MIB, 512 * MIB))  # noqa: E731
+    done = subprocess.run(command, preexec_fn=low, capture_output=True, text=True, check=True)
+    assert "ulimit -d" in json.loads(done.stdout)["missing_walls"][-1]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

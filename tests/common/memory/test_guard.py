@@ -1,6 +1,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -78,3 +79,58 @@ block = bytearray(b"x") * (200 << 20)
         assert subprocess.run([sys.executable, "-c", code]).returncode == -9
     finally:
         os.rmdir(place)
+
+
+def _place() -> Path:
+    place = guard.hard_wall(64 * MIB)
+    if place is None:
+        pytest.skip("no memory cgroup can be written here")
+    return place
+
+
+def test_a_cgroup_left_by_a_killed_supervisor_is_removed() -> None:
+    place = _place()
+    gone = subprocess.Popen([sys.executable, "-c", "pass"])
+    gone.wait()
+    stale = place.with_name(f"peakline-{gone.pid}")
+    foreign = place.with_name("peakline-not-a-pid")
+    for folder in (stale, foreign):
+        folder.mkdir()
+    try:
+        assert guard.hard_wall(64 * MIB) == place  # ours is alive, and stays
+        assert not stale.exists() and foreign.exists()
+    finally:
+        foreign.rmdir()
+        place.rmdir()
+
+
+def test_no_hard_wall_where_the_cgroup_cannot_be_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guard, "memory_cgroups", lambda: iter([Path("/proc/self/fdinfo")]))
+    assert guard.hard_wall(64 * MIB) is None
+    monkeypatch.setenv(guard.WALL, "")
+    assert guard.missing_walls(soft=False) == [guard.NO_HARD_WALL, guard.NO_SOFT_WALL]
+    monkeypatch.setenv(guard.WALL, "/some/cgroup")
+    assert guard.missing_walls(soft=True) == []
+
+
+def test_a_limit_from_outside_is_kept_and_said() -> None:
+    code = """
+import resource
+from common.memory import guard, meter
+MIB = 1 << 20
+low = meter._status("VmData") + 32 * MIB
+resource.setrlimit(resource.RLIMIT_DATA, (low, low))
+assert guard.soft_wall(4096 * MIB)
+assert resource.getrlimit(resource.RLIMIT_DATA) == (low, low)
+assert guard.LOW_SOFT_WALL in guard.missing_walls(soft=True)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_limit_that_cannot_be_set_is_not_fatal(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise ValueError("not allowed to raise maximum limit")
+
+    monkeypatch.setattr(guard.resource, "setrlimit", refuse)
+    assert guard.soft_wall(1 << 40) is False
+    guard.lift_soft_wall()
