@@ -29,10 +29,10 @@ from common.errors import (
     UsageError,
 )
 from common.files import write_json
-from common.memory import allocator, explain, floor, guard, meter
+from common.memory import allocator, explain, floor, guard, meter, planner
 from common.memory.budget import BudgetError, MemoryBudget, format_size, total_memory
 from common.memory.costs import CostStore, cache_directory
-from common.memory.planner import DoesNotFit, Plan, Workload, plan, read_plan
+from common.memory.planner import DoesNotFit, Plan, Workload
 from common.memory.record import RunRecord, memory_line
 
 log = logging.getLogger("peakline")
@@ -317,9 +317,9 @@ def _plan_and_execute(args: argparse.Namespace, record: RunRecord, gauge: meter.
 
 def _choose(args: argparse.Namespace, workload: Workload, budget: MemoryBudget, costs: CostStore) -> Plan:
     if args.plan is None:
-        return plan(workload, budget, costs)
+        return planner.plan(workload, budget, costs)
     try:
-        return read_plan(args.plan.read_text(encoding="utf-8"), workload, budget, costs)
+        return planner.read_plan(args.plan.read_text(encoding="utf-8"), workload, budget, costs)
     except OSError as error:
         raise UsageError(f"--plan {args.plan}: {error.strerror}") from None
     except ValueError as error:

@@ -10,6 +10,8 @@ import fnmatch
 import json
 import os
 import platform
+import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -22,6 +24,7 @@ from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
+from common.errors import EXIT_DOES_NOT_FIT
 from common.memory import guard
 from common.memory.budget import KIB, format_size
 from common.memory.footprint import Footprint, Term
@@ -67,6 +70,10 @@ class Case:
     """Cases of one group run in turn."""
     bounds: tuple[Bound, ...]
     """What must hold for the median of the repeats."""
+    exits: tuple[int, ...] = (0,)
+    """Exit codes that are right; of a refusal (3) only the ceiling is judged."""
+    fresh: Path | None = None
+    """An output that is removed before each run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,12 +104,15 @@ class Suite:
         repeats: int = 1,
         group: str | None = None,
         bounds: Sequence[Bound] = (),
+        exits: Sequence[int] = (0,),
+        fresh: Path | None = None,
     ) -> None:
         """Declare a case; ``argv`` starting with ``-m`` runs with this interpreter."""
         command = [str(part) for part in argv]
         if command[0] == "-m":
             command.insert(0, sys.executable)
-        self.cases.append(Case(name, tuple(command), ceiling, repeats, group or name, tuple(bounds)))
+        case = Case(name, tuple(command), ceiling, repeats, group or name, tuple(bounds), tuple(exits), fresh)
+        self.cases.append(case)
 
     def ratio(self, name: str, over: str, under: str, bound: Bound) -> None:
         """Declare that ``over``'s metric divided by ``under``'s is bounded."""
@@ -156,6 +166,8 @@ class Suite:
 
 def measure(case: Case) -> dict[str, Any]:
     """Run a case once, behind its wall; returns its line."""
+    if case.fresh is not None:
+        shutil.rmtree(case.fresh, ignore_errors=True)
     place = guard.hard_wall(case.ceiling) if case.ceiling else None
 
     def behind_the_wall() -> None:
@@ -171,7 +183,9 @@ def measure(case: Case) -> dict[str, Any]:
     _, status, usage = os.wait4(child.pid, 0)
     seconds = time.monotonic() - began
     child.returncode = os.waitstatus_to_exitcode(status)
+    kills = 0
     if place is not None:
+        kills = guard.kernel_kills(place)
         with suppress(OSError):
             place.rmdir()
     line: dict[str, Any] = {
@@ -184,6 +198,8 @@ def measure(case: Case) -> dict[str, Any]:
         "ceiling": case.ceiling,
         "walled": place is not None,
         "peak": usage.ru_maxrss * KIB,
+        # A probe that was killed is only told in the plan's account of what was rejected.
+        "kills": kills + out.count("killed by signal 9") + (child.returncode == -signal.SIGKILL),
     }
     line |= _of_record(_last_object(out))
     # A peer that goes on after its work, to leave evidence, says itself when the work was done.
@@ -204,7 +220,9 @@ def _of_record(record: dict[str, Any]) -> dict[str, Any]:
     if "measured" not in record:
         return {"result": record}
     peak, floor = record["measured"]["peak_bytes"], record["measured"]["floor_bytes"]
-    line = {"peak": peak, "floor": floor, "result": record["results"]}
+    line = {"peak": peak, "floor": floor, "result": record["results"], "kind": record.get("error", {}).get("kind")}
+    if "smallest_feasible_bytes" in record:
+        line["smallest"] = record["smallest_feasible_bytes"]
     if record["plan"]:
         predicted, measured = _compared(record)
         line |= {
@@ -247,11 +265,15 @@ def _report(cases: Iterable[Case], ratios: Iterable[Ratio], lines: Sequence[Mapp
         seconds = [run["seconds"] for run in runs]
         peak = max(run["peak"] for run in runs)
         text = f"{case.name}: {statistics.median(seconds):.2f} s ({min(seconds):.2f} to {max(seconds):.2f}, n={len(runs)}), peak {format_size(peak)}"  # noqa: E501
-        if "predicted" in runs[-1]:
+        refused = runs[-1]["exit"] == EXIT_DOES_NOT_FIT
+        if refused:
+            text += f", refused: {format_size(runs[-1].get('smallest', 0))} would do"
+        elif "predicted" in runs[-1]:
             text += f", predicted {format_size(runs[-1]['predicted'])} ({runs[-1]['predicted_over_measured']:.3f})"
         sys.stdout.write(text + "\n")
-        implied = [Bound("exit", 0, 0)] + ([Bound("peak", at_most=case.ceiling)] if case.ceiling else [])
-        for bound in (*implied, *case.bounds):
+        failed += _judge_exit(case, [run["exit"] for run in runs])
+        implied = [Bound("peak", at_most=case.ceiling), Bound("kills", at_most=0)] if case.ceiling else []
+        for bound in (*implied, *(() if refused else case.bounds)):
             failed += _judge(bound, statistics.median(value_of(run, bound.metric) for run in runs))
     for ratio in ratios:
         if ratio.over in by_name and ratio.under in by_name:
@@ -261,6 +283,13 @@ def _report(cases: Iterable[Case], ratios: Iterable[Ratio], lines: Sequence[Mapp
             failed += _judge(ratio.bound, statistics.median(values))
     sys.stdout.write(f"{'FAIL' if failed else 'PASS'}: {failed} bounds missed\n")
     return 1 if failed else 0
+
+
+def _judge_exit(case: Case, exits: Sequence[int]) -> int:
+    wrong = [code for code in exits if code not in case.exits]
+    if wrong:
+        sys.stdout.write(f"  FAIL  exit {', '.join(map(str, wrong))}\n")
+    return bool(wrong)
 
 
 def _judge(bound: Bound, value: float) -> int:

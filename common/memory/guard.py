@@ -145,6 +145,15 @@ def hard_wall(ceiling: int) -> Path | None:
     return None
 
 
+def kernel_kills(place: Path) -> int:
+    """How often the kernel killed a process in a cgroup for its limit."""
+    for name in ("memory.events", "memory.oom_control"):
+        with suppress(OSError):
+            fields = dict(line.split() for line in (place / name).read_text().splitlines())
+            return int(fields.get("oom_kill", 0))
+    return 0
+
+
 def _remove_stale(parent: Path) -> None:
     """Remove the empty cgroups of supervisors that are gone: killed ones could not."""
     for place in parent.glob(f"{_PREFIX}*"):

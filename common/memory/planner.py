@@ -192,6 +192,21 @@ def plan(workload: Workload, budget: MemoryBudget, costs: CostStore) -> Plan:
     raise DoesNotFit(budget, smallest, search.failures, _remedies(workload, budget, costs, smallest))
 
 
+def leanest(workload: Workload, budget: MemoryBudget, costs: CostStore) -> Plan:
+    """The setting that needs least, whether it fits or not.
+
+    Raises
+    ------
+    DoesNotFit
+        If nothing could be priced.
+    """
+    search = _Search(workload, budget.host_bytes, costs)
+    found = search.smallest()
+    if found is None:
+        raise DoesNotFit(budget, None, search.failures)
+    return found
+
+
 class _Search:
     """One pass over the settings, pricing as few as it can: pricing may mean seconds of measuring."""
 

@@ -32,8 +32,8 @@ def source(name: str, scratch: Path) -> Path:
     base = datasets.find(name)
     if base is None:
         raise SystemExit(f"data set {name} is not at hand: set PEAKLINE_DATA")
-    if name == "gowalla":
-        return _pairs(base / "train_lightgcn.txt.gz", scratch / "gowalla.csv")
+    if lists := {"gowalla": "train_lightgcn.txt.gz", "epinions": "train.txt"}.get(name):
+        return _pairs(base / lists, scratch / f"{name}.csv")
     return base / {"ml-1m": "ratings.csv.gz", "lastfm": "plays.csv"}[name]
 
 
@@ -42,7 +42,7 @@ def _pairs(lists: Path, out: Path) -> Path:
     if out.is_file():
         return out
     out.parent.mkdir(parents=True, exist_ok=True)
-    with gzip.open(lists, "rt") as stream, out.open("w") as rows:
+    with gzip.open(lists, "rt") if lists.suffix == ".gz" else lists.open() as stream, out.open("w") as rows:
         rows.write("user,item\n")
         for line in stream:
             user, *items = line.split()

@@ -76,7 +76,9 @@ open({str(place / "cgroup.procs")!r}, "w").write(str(os.getpid()))
 block = bytearray(b"x") * (200 << 20)
 """
     try:
+        assert guard.kernel_kills(place) == 0
         assert subprocess.run([sys.executable, "-c", code]).returncode == -9
+        assert guard.kernel_kills(place) == 1
     finally:
         os.rmdir(place)
 

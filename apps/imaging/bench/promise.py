@@ -1,0 +1,79 @@
+"""The promise's grid for ``imaging``: its commands on real images at every ceiling.
+
+``make bench-promise``; needs ``msd-hippocampus`` and ``ct-sample`` below ``PEAKLINE_DATA``. The CT's network has random
+weights: only memory is measured on it.
+"""
+
+import shutil
+import sys
+from pathlib import Path
+
+from apps.imaging.bench import ground_infer, ground_train
+from common import datasets
+from common.bench import promise
+from common.bench.harness import Suite
+from common.memory.budget import MIB
+
+WORK = Path("bench/work/promise-imaging")
+SHIPPED = Path("data/models/hippocampus")
+CASES = 3
+"""Hippocampus volumes that the short commands take."""
+TRAIN = (
+    ("segresnet", "--steps 6"),
+    ("segresnet-float32", "--steps 6 --amp off --set batch=4"),
+    ("dynunet", "--steps 4 --network dynunet --patch 48,64,48"),
+    ("basicunet", "--steps 4 --network basicunet --amp off"),
+    ("unet", "--steps 6 --network unet"),
+)
+TRAIN_CEILINGS = tuple(ceiling for ceiling in promise.CEILINGS if ceiling >= 512 * MIB)
+
+
+def prepare(work: Path, data: Path) -> None:
+    """Lay out inputs below ``work``; what is there is kept."""
+    work.mkdir(parents=True, exist_ok=True)
+    ground_train.prepare(work, data)
+    ground_infer.make_model(work / "ct-model")
+    for part, where in (("imagesTr", "images"), ("labelsTr", "labels")):
+        (work / where).mkdir(exist_ok=True)
+        for path in sorted((data / "msd-hippocampus" / part).glob("*.nii.gz"))[:CASES]:
+            shutil.copyfile(path, work / where / path.name)
+    for name, source in (("prediction", "example_seg_fast_force_split"), ("reference", "example_seg")):
+        shutil.copyfile(data / "ct-sample" / f"{source}.nii.gz", work / f"{name}.nii.gz")
+    if not (work / "predictions" / "run.json").is_file():
+        import subprocess
+
+        command = [sys.executable, "-m", "apps.imaging", "infer", work / "images", "-m", SHIPPED]
+        subprocess.run([*map(str, command), "-o", str(work / "predictions"), "-q"], check=True)
+
+
+def suite() -> Suite:
+    """The cases."""
+    found = [datasets.find(name) for name in ("msd-hippocampus", "ct-sample")]
+    if None in found or found[1] is None:
+        raise SystemExit("data sets msd-hippocampus and ct-sample are not at hand: set PEAKLINE_DATA")
+    ct = found[1]
+    grid = Suite("promise")
+    prepare(WORK, ct.parent)
+    for name, options in TRAIN:
+        out = WORK / f"out-{name}"
+        argv = ["apps.imaging", "train", WORK / "hippocampus", "-o", out, "--fold", "0/5", *options.split(), "-q"]
+        promise.add_command(grid, f"imaging-train-{name}", argv, ceilings=TRAIN_CEILINGS, fresh=out)
+    for name, inputs, model, options in (
+        ("hippocampus", WORK / "images", SHIPPED, "--preview"),
+        ("ct", ct / "example_ct.nii.gz", WORK / "ct-model", "--tile 64 --overlap 0.25"),
+        ("dicom", ct / "example_ct_dicom", WORK / "ct-model", "--tile 32 --overlap 0"),
+    ):
+        out = WORK / f"out-{name}"
+        argv = ["apps.imaging", "infer", inputs, "-m", model, "-o", out, *options.split(), "-q"]
+        promise.add_command(grid, f"imaging-infer-{name}", argv, fresh=out)
+    for name, pair in (
+        ("hippocampus", ("predictions", "labels")),
+        ("61-classes", ("prediction.nii.gz", "reference.nii.gz")),
+    ):
+        argv = ["apps.imaging", "evaluate", *(WORK / part for part in pair), "-q"]
+        promise.add_command(grid, f"imaging-evaluate-{name}", argv)
+    return grid
+
+
+if __name__ == "__main__":
+    sys.exit(suite().main())

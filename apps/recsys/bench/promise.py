@@ -1,0 +1,58 @@
+"""The promise's grid for ``recsys``: its commands on real data at every ceiling.
+
+``make bench-promise``; needs the real sets below ``PEAKLINE_DATA``.
+"""
+
+import sys
+from pathlib import Path
+
+from apps.recsys.bench.ground import source
+from common.bench import promise
+from common.bench.harness import Suite
+
+WORK = Path("bench/work/promise-recsys")
+TRAIN = (
+    ("ials-lastfm", "lastfm", "--factors 64 --split user-holdout --set iterations=3"),
+    ("ials-ml-1m", "ml-1m", "--factors 64 --split user-holdout --set iterations=2"),
+    ("ials-gowalla", "gowalla", "--factors 128 --split user-holdout --set iterations=1"),
+    ("ials-epinions", "epinions", "--factors 64 --split user-holdout --set iterations=1"),
+    ("ials-ml-1m-last", "ml-1m", "--factors 32 --split leave-last --set iterations=1"),
+    ("popularity-ml-1m", "ml-1m", "--model popularity --split user-holdout"),
+    ("popularity-gowalla", "gowalla", "--model popularity"),
+)
+"""Name, data set and options of a ``train``; the models of the first four answer the other commands."""
+ANSWERS = (
+    ("recommend-ml-1m", "ials-ml-1m", ("recommend", "--user", "1")),
+    ("recommend-epinions", "ials-epinions", ("recommend", "--history", "1,2,3")),
+    ("similar-lastfm", "ials-lastfm", ("similar", "--item", "289")),
+    ("similar-gowalla", "ials-gowalla", ("similar", "--item", "10")),
+)
+
+
+def prepare(work: Path) -> None:
+    """Train the models that the other commands use; what is there is kept."""
+    import subprocess
+
+    for name, data, options in TRAIN[:4]:
+        if not (work / name / "model.json").is_file():
+            command = [sys.executable, "-m", "apps.recsys", "train", source(data, work), "-o", work / name]
+            subprocess.run([*map(str, command), *options.split(), "-q"], check=True)
+
+
+def suite() -> Suite:
+    """The cases."""
+    grid = Suite("promise")
+    prepare(WORK)
+    for name, data, options in TRAIN:
+        out = WORK / f"out-{name}"
+        argv = ["apps.recsys", "train", source(data, WORK), "-o", out, *options.split(), "-q"]
+        promise.add_command(grid, f"recsys-train-{name}", argv, fresh=out)
+    for name, _, _ in TRAIN[:4]:
+        promise.add_command(grid, f"recsys-evaluate-{name}", ["apps.recsys", "evaluate", WORK / name, "-q"])
+    for name, model, (command, *options) in ANSWERS:
+        promise.add_command(grid, f"recsys-{name}", ["apps.recsys", command, WORK / model, *options, "-q"])
+    return grid
+
+
+if __name__ == "__main__":
+    sys.exit(suite().main())
