@@ -1,0 +1,112 @@
+"""Rows of numbers in few bytes that can still be trained: float32, int8 and int4 codes with stochastic rounding.
+
+Rounding to nearest would swallow every step smaller than half a code; rounding up with the probability of the
+remainder is right on average (Gupta et al. 2015, arXiv 1502.02551). A row's scale stays as it is while its numbers fit
+it, so that a number that did not move keeps its code exactly, and noise comes only from the steps.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+BLOCK_ROWS = 1 << 14
+"""Rows encoded at a time when a table is first filled: no float32 copy of it ever exists."""
+SCALE_BYTES = 2
+"""A row's float16 scale."""
+TOO_SMALL, TOO_LARGE = 0.7, 1.5
+"""A row gets a new scale once its own spread has left this range around the scale's."""
+
+
+@dataclass(frozen=True, slots=True)
+class Format:
+    """How a row is stored.
+
+    Attributes
+    ----------
+    bits
+        Of a number: 32 (float32, no scale), 8 or 4.
+    spread
+        Largest magnitude that can be stored, in standard deviations of the row; numbers beyond are clipped.
+    """
+
+    bits: int
+    spread: float = 0.0
+
+    @property
+    def levels(self) -> int:
+        """Codes run from ``-levels`` to ``levels``."""
+        return (1 << (self.bits - 1)) - 1
+
+    def bytes_per_row(self, width: int) -> int:
+        """What is stored of one row."""
+        return 4 * width if self.bits == 32 else width * self.bits // 8 + SCALE_BYTES
+
+
+FORMATS = {"full": Format(32), "int8": Format(8, spread=4.0), "int4": Format(4, spread=2.5)}
+
+
+def empty(rows: int, width: int, form: Format) -> tuple[Tensor, Tensor | None]:
+    """Storage for ``rows`` rows: codes (or the numbers themselves) and scales.
+
+    Raises
+    ------
+    ValueError
+        If an odd number of 4-bit codes would not fill whole bytes.
+    """
+    import torch
+
+    if form.bits == 32:
+        return torch.empty(rows, width), None
+    if width * form.bits % 8:
+        raise ValueError(f"{width} numbers of {form.bits} bits do not fill whole bytes")
+    kind = torch.int8 if form.bits == 8 else torch.uint8
+    return torch.empty(rows, width * form.bits // 8, dtype=kind), torch.empty(rows, dtype=torch.float16)
+
+
+def decode(codes: Tensor, scales: Tensor | None, form: Format) -> Tensor:
+    """Stored rows as float32, shape (rows, width)."""
+    import torch
+
+    if scales is None:
+        return codes
+    if form.bits == 4:
+        codes = torch.stack([codes & 15, codes >> 4], -1).flatten(1).to(torch.int8) - 8
+    return codes.float() * scales.float()[:, None]
+
+
+def encode(values: Tensor, scales: Tensor | None, form: Format) -> tuple[Tensor, Tensor | None]:
+    """Round rows stochastically.
+
+    Parameters
+    ----------
+    values
+        Shape (rows, width), float32.
+    scales
+        The rows' present scales, kept where they still fit; ``None``: they have none yet.
+
+    Returns
+    -------
+    codes, scales
+        As ``decode`` takes them.
+    """
+    import torch
+
+    if form.bits == 32:
+        return values, None
+    wanted = values.square().mean(1).sqrt().clamp(min=1e-7) * (form.spread / form.levels)
+    if scales is not None:
+        present = scales.float()
+        fits = (wanted < TOO_LARGE * present) & (wanted > TOO_SMALL * present)
+        wanted = torch.where(fits, present, wanted)
+    kept = wanted.to(torch.float16)
+    codes = values / kept.float()[:, None]
+    codes += torch.rand_like(codes)
+    codes = codes.floor_().clamp_(-form.levels, form.levels).to(torch.int8)
+    if form.bits == 4:
+        pairs = (codes + 8).to(torch.uint8)
+        codes = pairs[:, 0::2] | (pairs[:, 1::2] << 4)
+    return codes, kept
