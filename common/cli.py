@@ -28,7 +28,7 @@ from common.errors import (
     InputError,
     UsageError,
 )
-from common.files import write_json
+from common.files import write_json, write_text
 from common.memory import allocator, explain, floor, guard, meter, planner
 from common.memory.budget import BudgetError, MemoryBudget, format_size, total_memory
 from common.memory.costs import CostStore, cache_directory
@@ -124,6 +124,7 @@ def add_common_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--threads", type=positive, default=_default_threads(), metavar="N", help=threads)
     group.add_argument("--seed", type=int, default=0, metavar="N", help="random seed (default 0)")
     group.add_argument("--json", action="store_true", help="the record on stdout at every ending, nothing else there")
+    group.add_argument("--report", action="store_true", help="also write report.html beside the record")
     group.add_argument("-q", "--quiet", action="store_true", help="errors only")
     group.add_argument("-v", "--verbose", action="store_true", help="say more; tracebacks on stderr")
 
@@ -195,6 +196,8 @@ def main(parser: argparse.ArgumentParser, module: str, argv: Sequence[str] | Non
         budget = _budget(args, supervised=supervisor is not None)
     except BudgetError as error:
         return _fail(args, "usage", str(error), EXIT_USAGE)
+    if args.report and args.command.record(args) is None:
+        return _fail(args, "usage", "--report: this command keeps no record; --json prints it", EXIT_USAGE)
     if supervisor is None:
         _supervise(args, budget, guard.python_command(module, arguments))
     return _run(args, budget, supervisor)
@@ -339,6 +342,13 @@ def _unforeseen(args: argparse.Namespace, error: Exception) -> str:
     return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''} (traceback in {path})"
 
 
+def _write_report(path: Path, written: Mapping[str, Any]) -> None:
+    """``report.html`` beside ``run.json``, ``evaluation.html`` beside ``evaluation.json``."""
+    from common.memory.report import render
+
+    write_text(path.with_name("report.html") if path.stem == "run" else path.with_suffix(".html"), render(written))
+
+
 def _keeps(path: Path, exit_code: int) -> bool:
     """Whether the record at ``path`` is of a run that ended well, and this one did not: its output is still there."""
     with suppress(OSError, ValueError, TypeError):
@@ -353,6 +363,8 @@ def _finish(args: argparse.Namespace, record: RunRecord, gauge: meter.PeakMeter,
     if path is not None and path.parent.is_dir() and not args.dry_run and not _keeps(path, record.exit_code):
         with suppress(OSError):
             write_json(path, written)
+            if args.report:
+                _write_report(path, written)
     if line is not None:
         sys.stderr.write(f"{command.name}: {line}\n")
     if record.exit_code == EXIT_OK and record.plan is not None and not args.dry_run and not args.quiet:

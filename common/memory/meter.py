@@ -85,6 +85,8 @@ class Phase:
     name: str
     seconds: float
     peak_bytes: int
+    start: float = 0.0
+    """Seconds after the meter was made."""
 
 
 class PeakMeter:
@@ -133,7 +135,7 @@ class PeakMeter:
             yield
         finally:
             self.sample()
-            self._record(name, time.monotonic() - began)
+            self._record(name, began)
 
     def rename_last(self, name: str) -> None:
         """Give the phase that just ended another name, once it is known what it was."""
@@ -143,12 +145,13 @@ class PeakMeter:
         """Their share settles as both processes come to map the same libraries."""
         self._companion_bytes = sum(proportional(pid) for pid in self._companions)
 
-    def _record(self, name: str, seconds: float) -> None:
+    def _record(self, name: str, began: float) -> None:
         self._weigh_companions()
         own = lifetime_peak() + self._companion_bytes
         if self._tree_peak > own:
             self.method = "pss"
-        self.phases.append(Phase(name, seconds, max(own, self._tree_peak)))
+        peak, seconds = max(own, self._tree_peak), time.monotonic() - began
+        self.phases.append(Phase(name, seconds, peak, began - self._started))
 
     @property
     def peak_bytes(self) -> int:

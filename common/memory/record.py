@@ -56,7 +56,13 @@ class RunRecord:
                 "method": meter.method,
                 "floor_bytes": meter.floor_bytes,
                 "phases": [
-                    {"name": p.name, "seconds": round(p.seconds, 3), "peak_bytes": p.peak_bytes} for p in meter.phases
+                    {
+                        "name": phase.name,
+                        "start": round(phase.start, 3),
+                        "seconds": round(phase.seconds, 3),
+                        "peak_bytes": phase.peak_bytes,
+                    }
+                    for phase in meter.phases
                 ],
                 "timeline": [list(point) for point in meter.timeline],
             },
