@@ -37,13 +37,25 @@ def share(text: str) -> float:
     return value
 
 
+REPAIR_HELP = "resample a tilted gantry or uneven spacing instead of refusing: tilt,spacing"
+
+
+def repairs(text: str) -> frozenset[str]:
+    """An argparse type: a list of defects that may be resampled away."""
+    chosen = frozenset(text.split(","))
+    if unknown := chosen - {"tilt", "spacing"}:
+        raise argparse.ArgumentTypeError(f"{', '.join(sorted(unknown))}: choose from tilt, spacing")
+    return chosen
+
+
 def _infer(commands: Any) -> None:
     one = commands.add_parser("infer", help="segment studies", description="Segment NIfTI files and DICOM series.")
-    one.add_argument("input", nargs="+", type=Path, help="NIfTI file, DICOM folder, or folder of these")
+    one.add_argument("input", nargs="+", type=Path, help="NIfTI file, DICOM folder or zip, or folder of these")
     one.add_argument("-m", "--model", type=Path, required=True, help="model folder")
     one.add_argument("-o", "--output", type=Path, required=True, metavar="OUT", help="output folder")
     one.add_argument("--output-type", default="nifti", choices=["nifti"], help="what to write (default nifti)")
     one.add_argument("--series", metavar="N|UID", help="which series, where a DICOM folder has several")
+    one.add_argument("--repair", type=repairs, default=frozenset(), metavar="WHAT", help=REPAIR_HELP)
     one.add_argument("--overlap", type=share, default=0.5, help="share of a tile covered again (default 0.5)")
     one.add_argument("--tile", type=cli.triple, metavar="X,Y,Z", help="tile in voxels (default: the model's patch)")
     one.add_argument("--batch", type=cli.positive, metavar="N", help="tiles per call of the engine")
@@ -76,7 +88,7 @@ def _infer_workload(args: argparse.Namespace, budget: MemoryBudget) -> "Workload
         step = divisor(model.network, model.arguments)
         raise UsageError(f"--tile: each side must be a multiple of {step} for this network")
     studies = find_studies(args.input)
-    cases = open_cases(studies, model, series=args.series, tile=tile, overlap=args.overlap)
+    cases = open_cases(studies, model, series=args.series, repair=args.repair, tile=tile, overlap=args.overlap)
     return InferWorkload(
         model=model,
         studies=tuple(studies),
@@ -178,6 +190,7 @@ def _inspect(commands: Any) -> None:
     )
     one.add_argument("path", type=Path, metavar="INPUT|MODEL")
     one.add_argument("--series", metavar="N|UID", help="which series, where a DICOM folder has several")
+    one.add_argument("--repair", type=repairs, default=frozenset(), metavar="WHAT", help=REPAIR_HELP)
     one.set_defaults(run=_inspect_run, name="imaging inspect")
 
 
@@ -192,6 +205,6 @@ def _inspect_run(args: argparse.Namespace) -> int:
     else:
         from apps.imaging.studies import open_volume
 
-        lines = open_volume(args.path, args.series).describe()
+        lines = open_volume(args.path, args.series, args.repair).describe()
     sys.stdout.write("\n".join(lines) + "\n")
     return 0

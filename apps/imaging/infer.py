@@ -181,13 +181,20 @@ def _one(job: Job, index: int, study: Study) -> None:
 
 
 def open_cases(
-    studies: list[Study], model: ImagingModel, *, series: str | None, tile: Shape, overlap: float
+    studies: list[Study],
+    model: ImagingModel,
+    *,
+    series: str | None,
+    repair: frozenset[str],
+    tile: Shape,
+    overlap: float,
 ) -> dict[str, Case | InputError]:
     """Read every header; a study that cannot be used keeps its error, unless it is the only one."""
     cases: dict[str, Case | InputError] = {}
     for study in studies:
         try:
-            cases[study.study] = Case.of(open_volume(Path(study.input), series), model, tile=tile, overlap=overlap)
+            volume = open_volume(Path(study.input), series, repair)
+            cases[study.study] = Case.of(volume, model, tile=tile, overlap=overlap)
         except InputError as error:
             cases[study.study] = error
     errors = [case for case in cases.values() if isinstance(case, InputError)]

@@ -4,12 +4,13 @@ import csv
 import hashlib
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from apps.imaging import nifti
+from apps.imaging.containers import is_zip
 from apps.imaging.volume import Volume
 from common.errors import InputError
 from common.files import atomic_file
@@ -45,7 +46,7 @@ class Study:
 
 
 def find_studies(inputs: Sequence[Path]) -> list[Study]:
-    """Expand the command line: a file is a study, a DICOM folder is one, a folder of either is several.
+    """Expand the command line: a file or zip is a study, a DICOM folder is one, a folder of these is several.
 
     Raises
     ------
@@ -61,21 +62,31 @@ def _expand(path: Path) -> list[Path]:
         raise InputError(f"{path}: no such file or folder", public="no such input")
     if path.is_file():
         return [path]
+    found = list(_below(path))
+    if not found:
+        raise InputError(
+            f"{path}: no images: neither DICOM nor NIfTI in it, nor in its folders", public="no images in folder"
+        )
+    return found
+
+
+def _below(path: Path) -> Iterator[Path]:
+    """Studies in a folder and the folders below it, in the order of their names; links to folders are not followed."""
     from apps.imaging.dicom import holds_dicom
 
     if holds_dicom(path):
-        return [path]
-    entries = sorted(entry for entry in path.iterdir() if not entry.name.startswith("."))
-    images = [entry for entry in entries if entry.is_file() and nifti.is_nifti(entry)]
-    folders = [entry for entry in entries if entry.is_dir() and holds_dicom(entry)]
-    if not images and not folders:
-        raise InputError(
-            f"{path}: no images: neither DICOM nor NIfTI in it, nor DICOM in its folders", public="no images in folder"
-        )
-    return images + folders
+        yield path
+        return
+    for entry in sorted(path.iterdir()):
+        if entry.name.startswith("."):
+            continue
+        if entry.is_file() and (nifti.is_nifti(entry) or is_zip(entry)):
+            yield entry
+        elif entry.is_dir() and not entry.is_symlink():
+            yield from _below(entry)
 
 
-def open_volume(path: Path, series: str | None = None) -> Volume:
+def open_volume(path: Path, series: str | None = None, repair: frozenset[str] = frozenset()) -> Volume:
     """Read the headers of an input.
 
     Raises
@@ -83,12 +94,12 @@ def open_volume(path: Path, series: str | None = None) -> Volume:
     InputError
         If it cannot be used.
     """
-    if path.is_dir():
+    if path.is_dir() or (path.is_file() and is_zip(path)):
         from apps.imaging.dicom import open_series
 
-        return open_series(path, series)
+        return open_series(path, series, repair)
     if path.is_file() and not nifti.is_nifti(path):
-        raise InputError(f"{path}: neither .nii, .nii.gz nor a DICOM folder", public="unknown file type")
+        raise InputError(f"{path}: neither .nii, .nii.gz, .zip nor a DICOM folder", public="unknown file type")
     return nifti.open_nifti(path)
 
 
