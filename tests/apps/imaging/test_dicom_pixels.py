@@ -63,8 +63,9 @@ def test_real_enhanced_multi_frame_is_in_the_order_of_its_places(archives: Calla
 
 PYDICOM_FILES = [
     "CT_small.dcm", "MR_small.dcm", "MR_small_RLE.dcm", "MR_small_bigendian.dcm", "MR_small_implicit.dcm",
-    "MR_small_jp2klossless.dcm", "MR_small_jpeg_ls_lossless.dcm", "JPEG2000.dcm", "image_dfl.dcm", "MR_truncated.dcm", "rtdose_1frame.dcm",
-    "JPEG-lossy.dcm", "no_meta.dcm", "ExplVR_BigEnd.dcm", "badVR.dcm", "liver_1frame.dcm",
+    "MR_small_jp2klossless.dcm", "MR_small_jpeg_ls_lossless.dcm", "JPEG2000.dcm", "image_dfl.dcm",
+    "MR_truncated.dcm", "rtdose_1frame.dcm", "JPEG-lossy.dcm", "no_meta.dcm", "ExplVR_BigEnd.dcm",
+    "badVR.dcm", "liver_1frame.dcm",
 ]  # fmt: skip
 
 
