@@ -17,6 +17,7 @@ import numpy as np
 from common import cli
 from common.bench import cifar
 from common.memory import allocator, floor
+from common.memory.budget import MemoryBudget
 from common.memory.costs import Costs, Probe
 from common.memory.footprint import Footprint, Term
 from common.memory.planner import Setting
@@ -258,7 +259,7 @@ def report(curve: Mapping[str, Sequence[float]], *, peak: int, floor: int) -> di
     }
 
 
-def _workload(args: argparse.Namespace) -> CifarWorkload:
+def _workload(args: argparse.Namespace, budget: MemoryBudget) -> CifarWorkload:
     files = {part: cifar.stored(part, limit=args.limit) for part in ("train", "test")}
     return CifarWorkload(args.network, args.batch, files, args.threads)
 
