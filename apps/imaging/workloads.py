@@ -6,6 +6,7 @@ labels. The largest study decides each term, because they run one after the othe
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from math import prod
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ from apps.imaging.infer import Case
 from apps.imaging.model import TORCH_NETWORK, ImagingModel
 from apps.imaging.streams import back_bytes, label_bytes, window_bytes
 from apps.imaging.studies import Study
-from apps.imaging.volume import block_planes
+from apps.imaging.volume import Shape, block_planes
 from common.engines import engine
 from common.errors import InputError
 from common.memory import floor
@@ -162,7 +163,7 @@ def _pass_bytes(case: Case) -> int:
     return voxels * (case.volume.dtype.itemsize + 3 * FLOAT)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class TrainWorkload:
     """``imaging train``."""
 
@@ -173,6 +174,13 @@ class TrainWorkload:
     cache: str | None
     threads: int
     name: str = "imaging train"
+
+    @cached_property
+    def shapes(self) -> tuple[list[Shape], list[Shape]]:
+        """Of all cases and of those held out, on the network's grid: asked for once, priced with every setting."""
+        job = self.job
+        held_out = [case.shape(job.dataset.spacing) for case in job.held_out]
+        return [*(case.shape(job.dataset.spacing) for case in job.training), *held_out], held_out
 
     def settings(self) -> Iterator[Setting]:
         """Micro-batch and accumulation, precision, recomputed activations, where the prepared cases are kept, and
@@ -232,11 +240,11 @@ class TrainWorkload:
         cost = {name: int(value) for name, value in known[step].items()}
         job, recipe = self.job, self.job.recipe
         voxels, classes = prod(recipe.patch), len(job.dataset.labels)
-        sizes = [prod(case.shape(job.dataset.spacing)) for case in (*job.training, *job.held_out)]
+        every, shapes = self.shapes
+        sizes = [prod(shape) for shape in every]
         whole = [case.image for case in (*job.training, *job.held_out)]
         traced = int(setting["micro_batch"]) * min(2, int(setting["accumulate"]))
         states = cost["parameters"] + cost["optimizer"]
-        shapes = [case.shape(job.dataset.spacing) for case in job.held_out]
         blend = max((blend_bytes(shape, recipe.patch, classes) for shape in shapes), default=0)
         slab = max((shape[0] * shape[1] for shape in shapes), default=0) * SLAB_PLANES * (FLOAT + 3 * 8)
         fragments = FRAGMENTATION[recipe.network] if setting["allocator"] == "heap" else 0.0

@@ -26,10 +26,12 @@ IT_RUNS = Bound("result.runs", 1, 1)
 
 IMPOSSIBLE = 32 * MIB
 """A ceiling that every command refuses, and so names the smallest that would do."""
-RESOLUTION = 0.005
+RESOLUTION = 0.01
 """The bisection ends when its interval is this share of the ceiling."""
 LOWEST_SHARE = 0.8
 """Of the smallest ceiling named; where a command runs even under this, the bisection goes no further down."""
+FIRST_TRIES = (1.005, 0.985)
+"""Where the bisection looks first, by the peak measured at the ceiling named: most often the minimum lies between."""
 
 
 def add_command(
@@ -68,8 +70,11 @@ def smallest(argv: Sequence[str], fresh: Path | None) -> dict[str, Any]:
     named = int(refused["smallest"])
     ran = _run("named", ["-m", *argv], named, named, fresh)
     fails, works = int(LOWEST_SHARE * named), named
+    tries = [int(share * ran["peak"]) for share in FIRST_TRIES]
     while works - fails > RESOLUTION * named:
-        middle = (fails + works) // 2
+        middle = tries.pop(0) if tries else (fails + works) // 2
+        if not fails < middle < works:
+            continue
         done = _run("forced", ["-m", "common.bench.forced", *argv], middle, middle, fresh)
         if done["exit"] == EXIT_OK and done["peak"] <= middle:
             works = middle

@@ -68,6 +68,7 @@ class ProbeFailed(Exception):
     """A cost could not be measured under the ceiling; the message says why."""
 
 
+@cache
 def _version(distribution: str) -> str:
     try:
         return version(distribution)

@@ -4,6 +4,7 @@
 weights: only memory is measured on it.
 """
 
+import json
 import shutil
 import sys
 from pathlib import Path
@@ -16,8 +17,8 @@ from common.memory.budget import MIB
 
 WORK = Path("bench/work/promise-imaging")
 SHIPPED = Path("data/models/hippocampus")
-CASES = 3
-"""Hippocampus volumes that the short commands take."""
+CASES, TRAINING_CASES = 3, 12
+"""Hippocampus volumes that inference and training take: few, because every command runs at every ceiling."""
 TRAIN = (
     ("segresnet", "--steps 6"),
     ("segresnet-float32", "--steps 6 --amp off --set batch=4"),
@@ -31,12 +32,13 @@ TRAIN_CEILINGS = tuple(ceiling for ceiling in promise.CEILINGS if ceiling >= 512
 def prepare(work: Path, data: Path) -> None:
     """Lay out inputs below ``work``; what is there is kept."""
     work.mkdir(parents=True, exist_ok=True)
-    ground_train.prepare(work, data)
     ground_infer.make_model(work / "ct-model")
     for part, where in (("imagesTr", "images"), ("labelsTr", "labels")):
-        (work / where).mkdir(exist_ok=True)
-        for path in sorted((data / "msd-hippocampus" / part).glob("*.nii.gz"))[:CASES]:
-            shutil.copyfile(path, work / where / path.name)
+        for folder, cases in ((work / where, CASES), (work / "hippocampus" / part, TRAINING_CASES)):
+            folder.mkdir(parents=True, exist_ok=True)
+            for path in sorted((data / "msd-hippocampus" / part).glob("*.nii.gz"))[:cases]:
+                shutil.copyfile(path, folder / path.name)
+    (work / "hippocampus" / "dataset.json").write_text(json.dumps(ground_train.DESCRIPTION))
     for name, source in (("prediction", "example_seg_fast_force_split"), ("reference", "example_seg")):
         shutil.copyfile(data / "ct-sample" / f"{source}.nii.gz", work / f"{name}.nii.gz")
     if not (work / "predictions" / "run.json").is_file():
@@ -56,7 +58,7 @@ def suite() -> Suite:
     prepare(WORK, ct.parent)
     for name, options in TRAIN:
         out = WORK / f"out-{name}"
-        argv = ["apps.imaging", "train", WORK / "hippocampus", "-o", out, "--fold", "0/5", *options.split(), "-q"]
+        argv = ["apps.imaging", "train", WORK / "hippocampus", "-o", out, "--fold", "0/4", *options.split(), "-q"]
         promise.add_command(grid, f"imaging-train-{name}", argv, ceilings=TRAIN_CEILINGS, fresh=out)
     for name, inputs, model, options in (
         ("hippocampus", WORK / "images", SHIPPED, "--preview"),
