@@ -184,15 +184,9 @@ def build(name: str, complete: Arguments) -> "torch.nn.Module":
     return network
 
 
-def checkpoint_blocks(name: str, network: "torch.nn.Module") -> None:
-    """Recompute the activations inside each block in the backward pass instead of keeping them."""
-    from functools import partial
-
-    from torch.utils.checkpoint import checkpoint
-
-    for module in network.modules():
-        if type(module).__name__ == NETWORKS[name].block:
-            module.forward = partial(checkpoint, module.forward, use_reentrant=False)  # type: ignore[method-assign]
+def blocks(name: str, network: "torch.nn.Module") -> "list[torch.nn.Module]":
+    """The blocks whose activations may be recomputed (``common.training.policies``), in the network's order."""
+    return [module for module in network.modules() if type(module).__name__ == NETWORKS[name].block]
 
 
 def split_head(name: str, network: "torch.nn.Module") -> "tuple[torch.nn.Module, torch.nn.Conv3d] | None":

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from apps.imaging import networks
 from apps.imaging.dataset import Case, Dataset, load_case
-from apps.imaging.losses import DiceCrossEntropy
+from apps.imaging.losses import SAMPLE, dice_cross_entropy
 from apps.imaging.patches import Sampler, Volumes
 from apps.imaging.volume import Shape
 from apps.imaging.workloads import EXPORT, LOAD, TRAIN, VALIDATE
@@ -21,7 +21,7 @@ from common.errors import InputError, UsageError
 from common.memory import allocator
 from common.tiling.blend import BoundedBlend
 from common.tiling.grid import importance
-from common.training import checkpointing
+from common.training import checkpointing, optimizers, policies
 from common.training.step import TrainingStep
 
 if TYPE_CHECKING:
@@ -57,6 +57,8 @@ class Recipe:
     validation_cases: int
     fold: tuple[int, int] | None
     seed: int
+    optimizer: str = optimizers.DEFAULT
+    dice: str = SAMPLE
 
     def rate(self, progress: float) -> float:
         """Learning rate at a share of the training: a short linear warm-up, then a cosine to zero."""
@@ -81,19 +83,20 @@ class Job:
 
 
 def make_step(
-    recipe: Recipe, *, micro_batch: int, amp: str, checkpoint: str
+    recipe: Recipe, *, micro_batch: int, amp: str, checkpoint: str, step_in_backward: bool = False
 ) -> tuple["torch.nn.Module", "torch.optim.Optimizer", TrainingStep]:
     """Network, optimiser and step; also what ``apps.imaging.pricing`` traces, so that both are the same."""
-    import torch
-
     network = networks.build(recipe.network, recipe.arguments)
-    if checkpoint == "blocks":
-        networks.checkpoint_blocks(recipe.network, network)
-    # Fused: one pass over each tensor, no copies.
-    optimizer = torch.optim.AdamW(
-        network.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay, fused=True
+    policies.apply(checkpoint, networks.blocks(recipe.network, network))
+    optimizer = optimizers.build(
+        recipe.optimizer,
+        network.parameters(),
+        learning_rate=recipe.learning_rate,
+        weight_decay=recipe.weight_decay,
     )
-    return network, optimizer, TrainingStep(network, optimizer, DiceCrossEntropy(), micro_batch, amp, recipe.clip)
+    loss = dice_cross_entropy(recipe.dice)
+    step = TrainingStep(network, optimizer, loss, micro_batch, amp, recipe.clip, step_in_backward=step_in_backward)
+    return network, optimizer, step
 
 
 def run(job: Job, session: Session) -> dict[str, Any]:

@@ -1,12 +1,17 @@
 """Whether bfloat16 pays on this CPU: a small measurement of time and of numbers, cached as a probe.
 
 Autocast is a win where the CPU multiplies bfloat16 (2x on AVX512-BF16), and tens of times slower where a kernel has
-to emulate it, so it is tried before it is used. float16 has no fast kernels on CPUs and is not offered.
+to emulate it, so it is tried before it is used. float16 is refused where oneDNN has no kernels for it (12x slower).
 """
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from common.errors import UsageError
 from common.memory.costs import Probe
+
+if TYPE_CHECKING:
+    import torch
 
 LEAST_GAIN = 0.8
 """float32 time over bfloat16 time below which bfloat16 is clearly slower; it saves memory in any case."""
@@ -22,6 +27,27 @@ def likely() -> bool:
         return any(flag in Path("/proc/cpuinfo").read_text().split() for flag in _FLAGS)
     except OSError:
         return False
+
+
+def require(name: str, device: str) -> None:
+    """Refuse a precision that this device has no kernels for.
+
+    Raises
+    ------
+    UsageError
+        float16 on a CPU for which oneDNN has no kernels; oneDNN is asked, not the CPU's name.
+    """
+    import torch
+
+    if name == "fp16" and device == "cpu" and not torch.ops.mkldnn._is_mkldnn_fp16_supported():
+        raise UsageError("fp16: oneDNN has no float16 kernels for this CPU; bf16 or off will do")
+
+
+def precision(name: str) -> "torch.dtype | None":
+    """The type that autocast computes in; ``None`` for ``"off"``."""
+    import torch
+
+    return {"bf16": torch.bfloat16, "fp16": torch.float16, "off": None}[name]
 
 
 def probe(threads: int) -> Probe:
