@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 
 IGNORED = 255
 """A voxel with this class counts neither in the Dice term nor in the cross-entropy."""
-SAMPLE, BATCH = "sample", "batch"
+
 _SMOOTH = 1e-5
 
 
 def dice_cross_entropy(dice: str) -> "Loss | CoupledLoss":
     """The loss whose Dice is taken of each ``"sample"``, or of the ``"batch"``."""
-    return {SAMPLE: DiceCrossEntropy(), BATCH: BatchDiceCrossEntropy()}[dice]
+    return {"sample": DiceCrossEntropy(), "batch": BatchDiceCrossEntropy()}[dice]
 
 
 @dataclass(frozen=True, slots=True)

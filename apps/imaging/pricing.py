@@ -5,7 +5,14 @@ from typing import Any
 
 
 def measure(
-    *, recipe: Mapping[str, Any], micro_batch: int, parts: int, amp: str, checkpoint: str, workers: int
+    *,
+    recipe: Mapping[str, Any],
+    micro_batch: int,
+    parts: int,
+    amp: str,
+    checkpoint: str,
+    step_in_backward: str,
+    workers: int,
 ) -> dict[str, float]:
     """Price a training step and the forward pass of one tile; called in a probe's child.
 
@@ -33,7 +40,13 @@ def measure(
     channels = what.arguments["in_channels"]
 
     def step() -> trace.Prepared:
-        network, optimizer, one = make_step(what, micro_batch=micro_batch, amp=amp, checkpoint=checkpoint)
+        network, optimizer, one = make_step(
+            what,
+            micro_batch=micro_batch,
+            amp=amp,
+            checkpoint=checkpoint,
+            step_in_backward=step_in_backward == "on",
+        )
         images = torch.zeros(micro_batch * parts, channels, *what.patch)
         classes = torch.zeros(micro_batch * parts, *what.patch, dtype=torch.uint8)
         return network, optimizer, lambda: one([images, classes])

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from apps.imaging import networks
 from apps.imaging.dataset import Case, Dataset, load_case
-from apps.imaging.losses import SAMPLE, dice_cross_entropy
+from apps.imaging.losses import dice_cross_entropy
 from apps.imaging.patches import Sampler, Volumes
 from apps.imaging.volume import Shape
 from apps.imaging.workloads import EXPORT, LOAD, TRAIN, VALIDATE
@@ -22,6 +22,8 @@ from common.memory import allocator
 from common.tiling.blend import BoundedBlend
 from common.tiling.grid import importance
 from common.training import checkpointing, optimizers, policies
+from common.training.amp import precision
+from common.training.recovery import repeated
 from common.training.step import TrainingStep
 
 if TYPE_CHECKING:
@@ -58,7 +60,7 @@ class Recipe:
     fold: tuple[int, int] | None
     seed: int
     optimizer: str = optimizers.DEFAULT
-    dice: str = SAMPLE
+    dice: str = "sample"
 
     def rate(self, progress: float) -> float:
         """Learning rate at a share of the training: a short linear warm-up, then a cosine to zero."""
@@ -150,7 +152,11 @@ def load_volumes(job: Job, cases: Sequence[Case], file: Path | None, session: Se
 def _train(job: Job, session: Session, training: Volumes, held_out: Volumes) -> tuple["torch.nn.Module", int]:
     recipe, plan = job.recipe, session.plan
     network, optimizer, step = make_step(
-        recipe, micro_batch=plan["micro_batch"], amp=plan["amp"], checkpoint=plan["checkpoint"]
+        recipe,
+        micro_batch=plan["micro_batch"],
+        amp=plan["amp"],
+        checkpoint=plan["checkpoint"],
+        step_in_backward=plan["step_in_backward"] == "on",
     )
     step.on_shrink = lambda size: session.say(f"an allocation failed: going on with micro-batches of {size}")
     last = job.output / WORK / checkpointing.LAST
@@ -159,6 +165,7 @@ def _train(job: Job, session: Session, training: Volumes, held_out: Volumes) -> 
     if state := _continued(last, settings, job.resume, session):
         checkpointing.restore(last, network=network, optimizer=optimizer)
         start, before = state["step"], state["seconds"]
+        step.load_state_dict(state["scaler"])
         session.say(f"continuing after step {start}")
 
     sampler = Sampler(training, recipe.patch, recipe.batch, recipe.seed, recipe.mirror)
@@ -169,7 +176,8 @@ def _train(job: Job, session: Session, training: Volumes, held_out: Volumes) -> 
         return done / recipe.steps if recipe.steps else (time.monotonic() - began) / float(recipe.seconds or 1)
 
     def save() -> None:
-        state = {"step": done, "seconds": time.monotonic() - began, "settings": settings}
+        elapsed = time.monotonic() - began
+        state = {"step": done, "seconds": elapsed, "settings": settings, "scaler": step.state_dict()}
         checkpointing.save(last, network=network, optimizer=optimizer, state=state)
 
     network.train()
@@ -195,14 +203,26 @@ def _train(job: Job, session: Session, training: Volumes, held_out: Volumes) -> 
                         saved = time.monotonic()
             next_validation += 1 / VALIDATIONS
             if progress() < 1 and len(held_out):
-                allocator.trim()  # what the heap kept free between the step's tensors
                 with session.phase(VALIDATE):
-                    some = range(min(len(held_out), recipe.validation_cases))
-                    dice = float(np.nanmean(validate(network, held_out, some, recipe.patch, classes, plan["amp"])))
-                network.train()
+                    dice = _on_the_way(network, held_out, recipe, classes, plan)
             save()
             saved = time.monotonic()
     return network, done
+
+
+def _on_the_way(
+    network: "torch.nn.Module", held_out: Volumes, recipe: Recipe, classes: int, plan: Mapping[str, Any]
+) -> float:
+    """Mean Dice of some held-out cases; should that not fit, once more without a heap that fragments."""
+    allocator.trim()  # what the heap kept free between the step's tensors
+    some = range(min(len(held_out), recipe.validation_cases))
+    dice = repeated(
+        lambda: validate(network, held_out, some, recipe.patch, classes, plan["amp"]), before_again=allocator.tame
+    )
+    if plan["allocator"] == "heap":
+        allocator.relax()
+    network.train()
+    return float(np.nanmean(dice))
 
 
 def _continued(last: Path, settings: Mapping[str, Any], resume: bool, session: Session) -> dict[str, Any] | None:
@@ -241,7 +261,7 @@ def validate(
         blend = BoundedBlend(shape, patch, OVERLAP, classes, weights)
         for number, position in enumerate(blend.grid):
             tile = torch.from_numpy(_tile(volumes, index, position, blend))[None, None]
-            with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=amp == "bf16"):
+            with torch.inference_mode(), torch.autocast("cpu", precision(amp), enabled=amp != "off"):
                 logits = network(tile).float()[0].numpy()
             for slab in blend.add(number, logits):
                 _, truth = volumes.read(index, (0, 0, slab.start), (shape[0], shape[1], slab.stop))
@@ -282,7 +302,8 @@ def _finish(job: Job, session: Session, network: "torch.nn.Module", held_out: Vo
     metrics: dict[str, Any] = {}
     if len(held_out):
         with session.phase(VALIDATE):
-            dice = validate(network, held_out, range(len(held_out)), recipe.patch, len(dataset.labels), "off")
+            every = range(len(held_out))
+            dice = repeated(lambda: validate(network, held_out, every, recipe.patch, len(dataset.labels), "off"))
         names = list(dataset.labels.values())[1:]
         per_class = dict(zip(names, np.nanmean(dice, 0).round(4).tolist(), strict=True))
         metrics = {"mean_dice": round(float(np.nanmean(dice, 0).mean()), 4), "per_class": per_class, "cases": len(dice)}

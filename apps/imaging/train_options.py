@@ -11,6 +11,7 @@ from apps.imaging import warm
 from common import cli
 from common.errors import InputError, UsageError
 from common.memory.budget import MemoryBudget
+from common.training import amp, optimizers
 
 if TYPE_CHECKING:
     from common.memory.planner import Workload
@@ -22,9 +23,12 @@ HYPER: Mapping[str, Any] = {
     "clip": 5.0,
     "mirror": "x",
     "validation_cases": 8,
+    "optimizer": optimizers.DEFAULT,
+    "dice": "sample",
 }
 """Hyper-parameters that ``--set`` can change."""
 NETWORKS = ("segresnet", "dynunet", "basicunet", "unet")
+DICE = ("sample", "batch")
 STEPS = 2000
 _UNITS = {"s": 1.0, "": 1.0, "min": 60.0, "m": 60.0, "h": 3600.0}
 
@@ -48,7 +52,7 @@ def add(commands: Any) -> None:
     )
     one.add_argument("--accumulate", type=cli.positive, metavar="N", help="forward passes per step (default: planned)")
     one.add_argument(
-        "--amp", choices=["auto", "off", "bf16"], default="auto", help="default auto: bf16 if it pays here"
+        "--amp", choices=["auto", "off", "bf16", "fp16"], default="auto", help="default auto: bf16 if it pays here"
     )
     one.add_argument(
         "--cache", choices=["auto", "memory", "disk"], default="auto", help="where prepared cases are kept"
@@ -85,6 +89,8 @@ def _workload(args: argparse.Namespace, budget: MemoryBudget) -> "Workload":
     from apps.imaging.train import Job, Recipe, default_patch
     from apps.imaging.workloads import TrainWorkload
 
+    if args.amp == "fp16":
+        amp.require(args.amp, "cpu")
     hyper = cli.parse_settings(args.set, HYPER)
     batch, micro_batch = _batch(args, hyper)
     _check(hyper)
@@ -113,6 +119,8 @@ def _workload(args: argparse.Namespace, budget: MemoryBudget) -> "Workload":
         validation_cases=hyper["validation_cases"],
         fold=args.fold,
         seed=args.seed,
+        optimizer=hyper["optimizer"],
+        dice=hyper["dice"],
     )
     operations = intensity_operations(dataset, training)
     job = Job(dataset, training, held_out, recipe, operations, args.output, args.skip_bad, args.resume, _typed())
@@ -141,6 +149,9 @@ def _check(hyper: Mapping[str, Any]) -> None:
             raise UsageError(f"--set {name}={value}: must not be negative")
     if hyper["batch"] < 1 or set(hyper["mirror"]) - set("xyz"):
         raise UsageError("--set: batch must be at least 1, and mirror made of x, y and z")
+    optimizers.kind(hyper["optimizer"])
+    if hyper["dice"] not in DICE:
+        raise UsageError(f"--set dice={hyper['dice']}: Dice is of each sample or of the batch")
 
 
 def _typed() -> str:

@@ -7,6 +7,7 @@ labels. The largest study decides each term, because they run one after the othe
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from itertools import product
 from math import prod
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +29,7 @@ from common.memory.costs import Costs, Probe
 from common.memory.footprint import Footprint, Term
 from common.memory.planner import Setting
 from common.tiling.blend import FLOAT, SLAB_PLANES, blend_bytes
-from common.training import amp, checkpointing
+from common.training import amp, checkpointing, policies
 
 if TYPE_CHECKING:
     from apps.imaging.train import Job
@@ -51,6 +52,10 @@ EXPORT_BYTES = 48 * MIB
 FRAGMENTATION = {"segresnet": 0.75}
 """What a fragmented heap holds beside live tensors, as a share of them (measured 0.36 to 0.50 for SegResNet); networks
 for which no bound is known keep their tensors mapped."""
+
+
+RECOMPUTING = {"none": 1.0, "cheap": 1.08, "alternate": 1.17, "blocks": 1.22}
+"""Time of a step by checkpointing policy (measured for SegResNet, patch 96 cubed, float32)."""
 
 
 def text(triple: Sequence[int]) -> str:
@@ -183,26 +188,33 @@ class TrainWorkload:
         return [*(case.shape(job.dataset.spacing) for case in job.training), *held_out], held_out
 
     def settings(self) -> Iterator[Setting]:
-        """Micro-batch and accumulation, precision, recomputed activations, where the prepared cases are kept, and
-        whether tensors of less than 32 MiB live in the heap (fast, fragments) or are mapped one by one."""
-        batch = self.job.recipe.batch
+        """Micro-batch and accumulation, precision, recomputed activations, gradients that are used up at once, where
+        the prepared cases are kept, and whether tensors of less than 32 MiB live in the heap (fast, fragments) or are
+        mapped one by one."""
+        recipe = self.job.recipe
+        batch = recipe.batch
         sizes = sorted({-(-batch // 2**halvings) for halvings in range(batch.bit_length())}, reverse=True)
         precisions = [self.amp] if self.amp else (["bf16", "off"] if amp.likely() else ["off"])
-        for micro_batch in [self.micro_batch] if self.micro_batch else sizes:
-            for precision in precisions:
-                for checkpoint in ("none", "blocks"):
-                    for cache in [self.cache] if self.cache else ["memory", "disk"]:
-                        for allocator in (
-                            ("heap", "mapped") if self.job.recipe.network in FRAGMENTATION else ("mapped",)
-                        ):
-                            yield {
-                                "micro_batch": micro_batch,
-                                "accumulate": -(-batch // micro_batch),
-                                "amp": precision,
-                                "checkpoint": checkpoint,
-                                "cache": cache,
-                                "allocator": allocator,
-                            }
+        choices = product(
+            [self.micro_batch] if self.micro_batch else sizes,
+            precisions,
+            policies.POLICIES,
+            ("off", "on"),
+            [self.cache] if self.cache else ["memory", "disk"],
+            ("heap", "mapped") if recipe.network in FRAGMENTATION else ("mapped",),
+        )
+        for micro_batch, precision, checkpoint, step_in_backward, cache, allocator in choices:
+            if step_in_backward == "on" and (micro_batch < batch or recipe.clip or precision == "fp16"):
+                continue
+            yield {
+                "micro_batch": micro_batch,
+                "accumulate": -(-batch // micro_batch),
+                "amp": precision,
+                "checkpoint": checkpoint,
+                "step_in_backward": step_in_backward,
+                "cache": cache,
+                "allocator": allocator,
+            }
 
     def probes(self, setting: Setting) -> Sequence[Probe]:
         """The floor, the traced step, and whether bfloat16 pays, unless the user has decided that."""
@@ -227,6 +239,7 @@ class TrainWorkload:
             parts=min(2, int(setting["accumulate"])),
             amp=setting["amp"],
             checkpoint=setting["checkpoint"],
+            step_in_backward=setting["step_in_backward"],
         )
         base = floor.probe(
             warm.TRAIN, libraries=("torch", "monai", "numpy", "nibabel", "safetensors"), threads=self.threads
@@ -270,11 +283,11 @@ class TrainWorkload:
 
     def seconds(self, setting: Setting, known: Costs) -> float:
         """Relative: the traced step's operators where they were measured, otherwise what is usual."""
-        forward = 1.3 if setting["checkpoint"] == "blocks" else 1.0
         precision = 0.6 if setting["amp"] == "bf16" else 1.0
         return (
-            forward
+            RECOMPUTING[setting["checkpoint"]]
             * precision
+            * (1.01 if setting["step_in_backward"] == "on" else 1.0)
             * (1 + 0.02 * int(setting["accumulate"]))
             * (1.05 if setting["cache"] == "disk" else 1.0)
         )

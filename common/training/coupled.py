@@ -8,7 +8,7 @@ pass.
 """
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Protocol, TypeAlias, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
 
 from common.training.batch_norm import frozen_statistics
 from common.training.random_state import RandomState
@@ -27,7 +27,7 @@ Outputs: TypeAlias = "Tensor | tuple[Tensor, ...]"
 class CoupledLoss(Protocol):
     """A loss of the whole batch that is no sum over its samples."""
 
-    def rows(self, outputs: Outputs, batch: Batch, /) -> "tuple[Tensor, ...]":
+    def rows(self, outputs: Any, batch: Batch, /) -> "tuple[Tensor, ...]":
         """What the loss depends on, samples along axis 0: the outputs themselves, or fewer numbers made of them."""
         ...
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from common.training.coupled import Batch, Outputs
+from common.training.coupled import Batch
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,11 +28,10 @@ class CrossEntropy:
         """Targets that count."""
         return ((batch[self.target] != self.ignored).sum(),)
 
-    def sums(self, outputs: Outputs, batch: Batch) -> tuple["Tensor"]:
+    def sums(self, outputs: "Tensor", batch: Batch) -> tuple["Tensor"]:
         """Their cross-entropy."""
         from torch.nn.functional import cross_entropy
 
-        assert not isinstance(outputs, tuple)
         return (cross_entropy(outputs, batch[self.target], ignore_index=self.ignored, reduction="sum"),)
 
 
@@ -50,7 +49,7 @@ class SampledSoftmax:
         """Samples."""
         return (_number(batch),)
 
-    def sums(self, outputs: Outputs, batch: Batch) -> tuple["Tensor"]:
+    def sums(self, outputs: "tuple[Tensor, Tensor, Tensor]", batch: Batch) -> tuple["Tensor"]:
         """Sum of each query's cross-entropy."""
         import torch
 
@@ -75,9 +74,8 @@ class InBatchSoftmax:
     temperature: float = 1.0
     ids: int | None = None
 
-    def rows(self, outputs: Outputs, batch: Batch) -> "tuple[Tensor, ...]":
+    def rows(self, outputs: "tuple[Tensor, Tensor]", batch: Batch) -> "tuple[Tensor, ...]":
         """Queries and keys."""
-        assert isinstance(outputs, tuple)
         return outputs
 
     def value(self, rows: "tuple[Tensor, ...]", batch: Batch) -> "Tensor":

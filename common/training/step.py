@@ -34,8 +34,8 @@ class Loss(Protocol):
         """Each term's denominator, a scalar; additive over samples, and known before the forward pass."""
         ...
 
-    def sums(self, outputs: Outputs, batch: Batch, /) -> tuple["Tensor", ...]:
-        """Each term's numerator; ``outputs`` are in float32 or wider."""
+    def sums(self, outputs: Any, batch: Batch, /) -> tuple["Tensor", ...]:
+        """Each term's numerator; ``outputs`` are the network's, a tensor or a tuple of them, float32 or wider."""
         ...
 
 
@@ -110,7 +110,7 @@ class TrainingStep:
         """
         device = batch[0].device
         random, failed = RandomState.now(device), 0
-        scaling = self.scaler.state_dict() if self.scaler is not None else {}
+        scaling = self.state_dict()
         while isinstance(loss := attempt(partial(self._gradients, batch)), Failure):
             failed += 1
             self._unlucky += 1
@@ -130,6 +130,15 @@ class TrainingStep:
         if self.scaler is not None:
             self.scaler.update()
         return loss
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the step itself remembers, as JSON: the gradient scaler's state under fp16."""
+        return self.scaler.state_dict() if self.scaler is not None else {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from ``state_dict``."""
+        if self.scaler is not None and state:
+            self.scaler.load_state_dict(state)
 
     def _gradients(self, batch: Batch) -> "Tensor":
         """Forward and backward; the batch's gradients are in the parameters, its loss is returned."""

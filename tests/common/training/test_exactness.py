@@ -8,7 +8,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from apps.imaging.losses import IGNORED, BatchDiceCrossEntropy, DiceCrossEntropy
-from common.training import batch_norm
 from common.training.losses import CrossEntropy, InBatchSoftmax, SampledSoftmax
 from common.training.step import TrainingStep
 
