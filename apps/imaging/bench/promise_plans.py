@@ -1,0 +1,184 @@
+"""Plans of ``imaging``: how long planning takes, and whether the chosen setting is as fast as the best there is.
+
+``python -m apps.imaging.bench.promise_plans search DATASET OPTIONS...`` runs training steps of *every* setting in
+turn, A B C A B C, and compares, for each ceiling at which the choice could change, the planner's choice with the
+fastest setting that fits.
+"""
+
+import inspect
+import json
+import os
+import statistics
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from apps.imaging.bench import promise
+from common import datasets
+from common.bench.harness import Bound, Suite
+from common.memory.budget import GIB, MIB
+
+if TYPE_CHECKING:
+    from apps.imaging.patches import Volumes
+    from apps.imaging.workloads import TrainWorkload
+    from common.memory.planner import Setting
+
+WORK = promise.WORK
+SEARCHES = (
+    ("segresnet", "--patch 32,32,32"),
+    ("segresnet-batch-4", "--set batch=4 --patch 24,24,24"),
+    ("unet", "--network unet --patch 32,32,32"),
+)
+"""Name and options of the small networks whose whole grid is run."""
+ROUNDS, STEPS = 2, 2
+"""Each setting's steps, in so many rounds; the median round counts."""
+NOT_WASTEFUL = Bound("result.worst_throughput", at_least=0.95)
+NEW_TRAINING, NEW_INFERENCE = Bound("seconds", at_most=60), Bound("seconds", at_most=10)
+CACHED, NO_TORCH = Bound("result.cached_ms", at_most=50), Bound("result.imports_torch", at_most=0)
+CACHED_TRIES = 7
+
+
+def suite() -> Suite:
+    """The cases."""
+    found = datasets.find("msd-hippocampus")
+    if found is None:
+        raise SystemExit("data set msd-hippocampus is not at hand: set PEAKLINE_DATA")
+    plans = Suite("promise")
+    promise.prepare(WORK, found.parent)
+    train = ["train", WORK / "hippocampus", "-o", WORK / "out-plans", "--fold", "0/4"]
+    infer = ["infer", WORK / "images", "-m", promise.SHIPPED, "-o", WORK / "out-plans"]
+    for name, command, ceilings, bound in (
+        ("train", train, (GIB, 512 * MIB), NEW_TRAINING),
+        ("infer", infer, (GIB, 256 * MIB), NEW_INFERENCE),
+    ):
+        for ceiling in ceilings:
+            argv = [str(part) for part in (*command, "--dry-run", "--json", "--memory", ceiling)]
+            line = f"exec env XDG_CACHE_HOME=$(mktemp -d) {sys.executable} -m apps.imaging {' '.join(argv)}"
+            suite_name = f"plan-new-{name}@{ceiling // MIB}MiB"
+            plans.case(suite_name, ["sh", "-c", line], ceiling=ceiling, bounds=(bound,), exits=(0, 3))
+        judge = ["-m", "apps.imaging.bench.promise_plans", "cached", *command]
+        plans.case(f"plan-cached-{name}", judge, bounds=(CACHED, NO_TORCH))
+    for name, options in SEARCHES:
+        search = ["-m", "apps.imaging.bench.promise_plans", "search", *train, *options.split()]
+        plans.case(f"plan-search-{name}", search, bounds=(NOT_WASTEFUL,))
+    return plans
+
+
+def _workload(argv: Sequence[str]) -> Any:
+    from apps.imaging.cli import parser
+    from common.memory.budget import MemoryBudget
+
+    args = parser().parse_args([*argv, "--memory", "1TiB", "-q"])
+    return args.command.workload(args, MemoryBudget(1 << 40))
+
+
+def cached(argv: Sequence[str]) -> dict[str, Any]:
+    """Seconds of planning when everything is known: the median of some, each with a new store."""
+    from common.memory import planner
+    from common.memory.budget import MemoryBudget
+    from common.memory.costs import CostStore
+
+    work, budget = _workload(argv), MemoryBudget(1 << 40)
+    planner.plan(work, budget, CostStore())  # measures what is missing, in children
+    times = []
+    for _ in range(CACHED_TRIES):
+        began = time.perf_counter()
+        planner.plan(work, budget, CostStore())
+        times.append(1000 * (time.perf_counter() - began))
+    return {"cached_ms": round(statistics.median(times), 2), "imports_torch": int("torch" in sys.modules)}
+
+
+def search(argv: Sequence[str]) -> dict[str, Any]:
+    """Run every setting; the worst ratio of the choice's throughput to the best's, over all ceilings that matter."""
+    from common.memory import planner
+    from common.memory.budget import MemoryBudget
+    from common.memory.costs import CostStore
+
+    work, costs = _workload(argv), CostStore()
+    settings = [dict(setting) for setting in work.settings()]
+    needs = [planner.price(work, setting, costs, ceiling=None).needed_bytes for setting in settings]
+    seconds = run_all(work, settings)
+    rows = []
+    for ceiling in sorted(set(needs)):
+        chosen = settings.index(dict(planner.plan(work, MemoryBudget(ceiling), costs).knobs))
+        best = min((place for place, need in enumerate(needs) if need <= ceiling), key=seconds.__getitem__)
+        ratio = round(seconds[best] / seconds[chosen], 4)
+        rows.append({"ceiling": ceiling, "chosen": settings[chosen], "best": settings[best], "throughput": ratio})
+    table = [{**s, "needs": n, "seconds": round(t, 4)} for s, n, t in zip(settings, needs, seconds, strict=True)]
+    worst = min(row["throughput"] for row in rows)
+    return {"worst_throughput": worst, "settings": len(settings), "ceilings": rows, "table": table}
+
+
+def run_all(work: "TrainWorkload", settings: Sequence["Setting"]) -> list[float]:
+    """Seconds of an optimiser step by setting, run in turn in this process."""
+    import tempfile
+
+    import torch
+
+    from apps.imaging import warm
+
+    torch.set_num_threads(work.threads)
+    warm.train()
+    with tempfile.TemporaryDirectory() as scratch:
+        stores = {"memory": _load(work, None), "disk": _load(work, Path(scratch) / "cases")}
+        rounds = []
+        for number in range(ROUNDS):
+            began = time.monotonic()
+            rounds.append([_seconds(work, setting, stores) for setting in settings])
+            sys.stderr.write(f"round {number + 1}: {time.monotonic() - began:.1f} s\n")
+    return [statistics.median(times) for times in zip(*rounds, strict=True)]
+
+
+def _load(work: "TrainWorkload", file: Path | None) -> "Volumes":
+    from apps.imaging.dataset import load_case
+    from apps.imaging.patches import Volumes
+
+    volumes = Volumes(file)
+    for case in work.job.training:
+        volumes.add(*load_case(case, work.job.dataset, work.job.operations))
+    return volumes
+
+
+def _seconds(work: "TrainWorkload", setting: "Setting", stores: dict[str, "Volumes"]) -> float:
+    from apps.imaging.patches import Sampler
+    from apps.imaging.train import make_step
+    from common.memory import allocator
+
+    recipe = work.job.recipe
+    options: dict[str, Any] = {n: setting[n] for n in inspect.signature(make_step).parameters if n in setting}
+    _, _, step = make_step(recipe, **options)
+    sampler = Sampler(stores[str(setting["cache"])], recipe.patch, recipe.batch, recipe.seed, recipe.mirror)
+    allocator.relax() if setting["allocator"] == "heap" else allocator.tame()
+    step(sampler(0))
+    times = list(_timed(lambda number: step(sampler(number)), range(1, 1 + STEPS)))
+    allocator.tame()
+    allocator.trim()
+    return min(times)
+
+
+def _timed(action: Any, numbers: Sequence[int]) -> Iterator[float]:
+    for number in numbers:
+        began = time.perf_counter()
+        action(number)
+        yield time.perf_counter() - began
+
+
+def _as_a_command_starts() -> None:
+    """Start again with what is read before ``main`` set as the supervisor sets it: page faults depend on it."""
+    from common.cli import _default_threads
+    from common.memory import allocator
+
+    wanted = allocator.environment(_default_threads()) | allocator.huge_pages()
+    if any(os.environ.get(name) != value for name, value in wanted.items()):
+        os.execve(sys.executable, [sys.executable, "-m", __spec__.name, *sys.argv[1:]], os.environ | wanted)
+
+
+if __name__ == "__main__":
+    if len(sys.argv) > 1 and sys.argv[1] in ("search", "cached"):
+        _as_a_command_starts()
+        result = {"search": search, "cached": cached}[sys.argv[1]](sys.argv[2:])
+        sys.stdout.write(json.dumps(result) + "\n")
+        sys.exit(0)
+    sys.exit(suite().main())
