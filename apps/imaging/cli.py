@@ -48,12 +48,30 @@ def repairs(text: str) -> frozenset[str]:
     return chosen
 
 
+OUTPUT_HELP = "what to write: nifti, dicom-seg, or both (default nifti)"
+
+
+def output_types(text: str) -> tuple[str, ...]:
+    """An argparse type: a list of file types."""
+    chosen = tuple(dict.fromkeys(text.split(",")))
+    if unknown := set(chosen) - {"nifti", "dicom-seg"}:
+        raise argparse.ArgumentTypeError(f"{', '.join(sorted(unknown))}: choose from nifti, dicom-seg")
+    return chosen
+
+
+def names(text: str) -> list[str]:
+    """An argparse type: names with commas between them."""
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
 def _infer(commands: Any) -> None:
     one = commands.add_parser("infer", help="segment studies", description="Segment NIfTI files and DICOM series.")
     one.add_argument("input", nargs="+", type=Path, help="NIfTI file, DICOM folder or zip, or folder of these")
     one.add_argument("-m", "--model", type=Path, required=True, help="model folder")
     one.add_argument("-o", "--output", type=Path, required=True, metavar="OUT", help="output folder")
-    one.add_argument("--output-type", default="nifti", choices=["nifti"], help="what to write (default nifti)")
+    one.add_argument("--output-type", type=output_types, default=("nifti",), metavar="TYPES", help=OUTPUT_HELP)
+    seg_types = ["auto", "binary", "labelmap"]
+    one.add_argument("--seg-type", default="auto", choices=seg_types, help="of DICOM SEG (auto: labelmap if many)")
     one.add_argument("--series", metavar="N|UID", help="which series, where a DICOM folder has several")
     one.add_argument("--repair", type=repairs, default=frozenset(), metavar="WHAT", help=REPAIR_HELP)
     one.add_argument("--overlap", type=share, default=0.5, help="share of a tile covered again (default 0.5)")
@@ -61,6 +79,8 @@ def _infer(commands: Any) -> None:
     one.add_argument("--batch", type=cli.positive, metavar="N", help="tiles per call of the engine")
     one.add_argument("--engine", default="auto", choices=["auto", "openvino", "torch"], help="default auto")
     one.add_argument("--precision", default="float32", choices=["float32"], help="default float32")
+    one.add_argument("--roi-subset", type=names, metavar="NAME,...", help="only these classes (default: all)")
+    one.add_argument("--statistics", action="store_true", help="also volume and intensity of each class, CSV and JSON")
     one.add_argument("--preview", action="store_true", help="also a picture of each segmentation")
     cli.add_common_options(one)
     record = lambda args: args.output / "run.json"  # noqa: E731
@@ -72,6 +92,7 @@ def _infer_workload(args: argparse.Namespace, budget: MemoryBudget) -> "Workload
     from apps.imaging.infer import open_cases
     from apps.imaging.model import read_model
     from apps.imaging.networks import divisor
+    from apps.imaging.outputs import Wanted, chosen_labels
     from apps.imaging.studies import find_studies
     from apps.imaging.workloads import InferWorkload
     from common.engines.engine import choose
@@ -87,8 +108,12 @@ def _infer_workload(args: argparse.Namespace, budget: MemoryBudget) -> "Workload
     if any(size % divisor(model.network, model.arguments) for size in tile):
         step = divisor(model.network, model.arguments)
         raise UsageError(f"--tile: each side must be a multiple of {step} for this network")
+    chosen_labels(model, args.roi_subset)
+    wanted = Wanted(args.output_type, args.seg_type, args.preview, args.statistics)
     studies = find_studies(args.input)
-    cases = open_cases(studies, model, series=args.series, repair=args.repair, tile=tile, overlap=args.overlap)
+    cases = open_cases(
+        studies, model, series=args.series, repair=args.repair, wanted=wanted, tile=tile, overlap=args.overlap
+    )
     return InferWorkload(
         model=model,
         studies=tuple(studies),
@@ -98,7 +123,7 @@ def _infer_workload(args: argparse.Namespace, budget: MemoryBudget) -> "Workload
         tile=tile,
         overlap=args.overlap,
         batch=args.batch,
-        previews=args.preview,
+        wanted=wanted,
         threads=args.threads,
     )
 
@@ -112,6 +137,7 @@ def _infer_warm_up(args: argparse.Namespace) -> str:
 def _infer_run(args: argparse.Namespace, session: cli.Session) -> Mapping[str, Any]:
     from apps.imaging.infer import Job, run
     from apps.imaging.model import TORCH_NETWORK
+    from apps.imaging.outputs import chosen_labels
     from apps.imaging.streams import LabelMaker
     from apps.imaging.studies import StudyTable
     from apps.imaging.workloads import InferWorkload
@@ -139,9 +165,11 @@ def _infer_run(args: argparse.Namespace, session: cli.Session) -> Mapping[str, A
             builder=TORCH_NETWORK,
         )
     head = read_head(model.directory, model.head) if model.head and plan["space"] == "features" else None
-    maker = LabelMaker([label.value for label in model.labels], head)
+    chosen = chosen_labels(model, args.roi_subset)
+    kept = [label.value for label in chosen.labels]
+    maker = LabelMaker([label.value for label in model.labels], head, kept)
     table = StudyTable.open(args.output, work.studies)
-    return run(Job(model, engine, maker, plan["batch"], args.preview, session, table, work.cases))
+    return run(Job(chosen, engine, maker, plan["batch"], work.wanted, session, table, work.cases))
 
 
 def _evaluate(commands: Any) -> None:

@@ -11,7 +11,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from io import BytesIO
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 from apps.imaging.containers import Container
 from apps.imaging.defects import Defect, Refusal
@@ -27,6 +27,7 @@ UNDEFINED = 0xFFFFFFFF
 
 DEFLATED = "1.2.840.10008.1.2.1.99"
 IMPLICIT = "1.2.840.10008.1.2"
+EXPLICIT = "1.2.840.10008.1.2.1"
 BIG_ENDIAN = "1.2.840.10008.1.2.2"
 
 _SHARED, _PER_FRAME, _PIXELS = 0x52009229, 0x52009230, 0x7FE00010
@@ -164,7 +165,8 @@ class HeaderReader:
         where = self._container.path / name
         pydicom_module()
         polyglot = _is_foreign(file.read(4))
-        syntax = begin(file)
+        meta = begin(file)
+        syntax = meta.syntax
         implicit, little = syntax == IMPLICIT, syntax != BIG_ENDIAN
         stream: BinaryIO = file
         size = self._container.size(name)
@@ -176,9 +178,10 @@ class HeaderReader:
         bomb = size == UNDEFINED
         if "Rows" not in head and bomb:
             raise Refusal(where, Defect.BOMB, _BOMB)
-        if "Rows" not in head and "SOPClassUID" not in head:
+        sop_class = str(head.get("SOPClassUID", "")) or meta.sop_class
+        if "Rows" not in head and not sop_class:
             raise Refusal(where, Defect.CORRUPT, "not a readable DICOM file (neither an image nor another object)")
-        if "Rows" not in head or str(head.get("SOPClassUID", "")).startswith(_NOT_IMAGES):
+        if "Rows" not in head or sop_class.startswith(_NOT_IMAGES):
             return
         per_frame = list(self._per_frame(stream, implicit, little))
         read_dataset(
@@ -189,7 +192,7 @@ class HeaderReader:
             defect, line = (Defect.BOMB, _BOMB) if bomb else (Defect.TRUNCATED, "truncated: it ends before its pixels")
             raise Refusal(where, defect, line)
         tag, length = element
-        kind = self._kind(head, syntax, float_pixels=tag != _PIXELS)
+        kind = self._kind(head, syntax, sop_class, float_pixels=tag != _PIXELS)
         count = int(head.get("NumberOfFrames", 1) or 1)
         offset = stream.tell()
         if not 1 <= count <= MAX_FRAMES:
@@ -200,7 +203,7 @@ class HeaderReader:
             raise Refusal(where, Defect.TRUNCATED, line)
         shared = _first(head, "SharedFunctionalGroupsSequence")
         whole = _Place.of(head) if shared is None else _Place.of_groups(shared)
-        instance = str(head.get("SOPInstanceUID", name))
+        instance = str(head.get("SOPInstanceUID", "")) or meta.instance or name
         for number in range(count):
             place = whole.overlaid(per_frame[number]) if number < len(per_frame) else whole
             orientation, spacing = self._one(place.orientation), self._one(place.pixel_spacing)
@@ -226,13 +229,13 @@ class HeaderReader:
                 return
             yield _Place.of_groups(item)
 
-    def _kind(self, head: Any, syntax: str, *, float_pixels: bool) -> Kind:
+    def _kind(self, head: Any, syntax: str, sop_class: str, *, float_pixels: bool) -> Kind:
         allocated = int(head.get("BitsAllocated", 0))
         stored = int(head.get("BitsStored", allocated))
         kind = Kind(
             series=str(head.get("SeriesInstanceUID", "")),
             modality=str(head.get("Modality", "?")),
-            sop_class=str(head.get("SOPClassUID", "")),
+            sop_class=sop_class,
             frame_of_reference=str(head.get("FrameOfReferenceUID", "")),
             localizer="LOCALIZER" in [str(value).upper() for value in _values(head, "ImageType")],
             rows=int(head.Rows),
@@ -293,8 +296,16 @@ def _is_foreign(start: bytes) -> bool:
     return start[:2] in (b"MZ", b"PK", b"#!") or start in (b"\x7fELF", b"%PDF")
 
 
-def begin(stream: BinaryIO) -> str:
-    """Pass over preamble and meta group, to the data set; the transfer syntax is theirs or, without, a guess."""
+class Meta(NamedTuple):
+    """What stands before the data set."""
+
+    syntax: str
+    sop_class: str = ""
+    instance: str = ""
+
+
+def begin(stream: BinaryIO) -> Meta:
+    """Pass over preamble and meta group, to the data set; without them the transfer syntax is guessed."""
     from pydicom.filereader import read_dataset
 
     stream.seek(0)
@@ -303,9 +314,10 @@ def begin(stream: BinaryIO) -> str:
     first = stream.read(8)
     stream.seek(start)
     if first[:2] != b"\x02\x00":
-        return "1.2.840.10008.1.2.1" if first[4:6].isupper() else IMPLICIT
+        return Meta(EXPLICIT if first[4:6].isupper() else IMPLICIT)
     meta = read_dataset(stream, False, True, stop_when=lambda tag, vr, length: tag >> 16 != 2, defer_size=VALUE_LIMIT)
-    return str(meta.get("TransferSyntaxUID", IMPLICIT))
+    names = ("MediaStorageSOPClassUID", "MediaStorageSOPInstanceUID")
+    return Meta(str(meta.get("TransferSyntaxUID", IMPLICIT)), *(str(meta.get(name, "")) for name in names))
 
 
 def _element(stream: BinaryIO, implicit: bool, little: bool) -> tuple[int, int] | None:

@@ -18,6 +18,7 @@ from apps.imaging.defects import Defect, Refusal
 from apps.imaging.dicom_headers import (
     BIG_ENDIAN,
     DEFLATED,
+    EXPLICIT,
     HEADER_LIMIT,
     IMPLICIT,
     UNDEFINED,
@@ -31,7 +32,6 @@ from common.errors import InputError
 
 Array = npt.NDArray[Any]
 
-EXPLICIT = "1.2.840.10008.1.2.1"
 RLE = "1.2.840.10008.1.2.5"
 NATIVE = (IMPLICIT, EXPLICIT, BIG_ENDIAN)
 JPEG = ("1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.51", "1.2.840.10008.1.2.4.57", "1.2.840.10008.1.2.4.70")

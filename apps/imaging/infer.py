@@ -2,16 +2,17 @@
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from apps.imaging import intensity, nifti, preview
+from apps.imaging import intensity
 from apps.imaging.geometry import Frame, network_grid
 from apps.imaging.model import ImagingModel
+from apps.imaging.outputs import Outputs, Wanted
 from apps.imaging.streams import LabelMaker, Window, back_to
 from apps.imaging.studies import Study, StudyTable, open_volume, resume_key
 from apps.imaging.volume import Shape, Volume, blocks
@@ -54,22 +55,23 @@ class Job:
     """What all studies of one command share."""
 
     model: ImagingModel
+    """With the labels that are written."""
     engine: Engine
     maker: LabelMaker
     batch: int
-    previews: bool
+    wanted: Wanted
     session: Session
     table: StudyTable
     cases: Mapping[str, Case | InputError]
 
-    @property
-    def settings(self) -> dict[str, Any]:
-        """What changes the outputs, besides input and tiling."""
+    def settings(self, case: Case) -> dict[str, Any]:
+        """What changes the labels, besides the input."""
         return {
             "model": [self.model.network_sha256, self.model.weights_sha256],
             "labels": [label.value for label in self.model.labels],
             "intensity": [dict(operation) for operation in self.model.intensity],
-            "preview": self.previews,
+            "tile": list(case.tile),
+            "overlap": case.grid.overlap,
         }
 
 
@@ -112,26 +114,27 @@ def label_slabs(
 
 def segment(job: Job, study: Study, case: Case) -> tuple[str, ...]:
     """Segment one study; returns the names of its outputs."""
-    session, volume, out = job.session, case.volume, job.table.directory
+    session, volume = job.session, case.volume
     with session.phase("statistics"):
         operations = intensity.resolve(job.model.intensity, lambda: blocks(volume))
-    name = f"{study.study}.nii.gz"
-    header = nifti.label_header(volume.affine, job.maker.dtype, volume.shape, getattr(volume, "header", None))
-    centre = preview.Centre(volume.shape)
+    key = resume_key(volume, job.settings(case))
+    outputs = Outputs(job.wanted, job.table.directory, study.study, volume, job.model, key, job.maker.dtype)
+    if "dicom-seg" in job.wanted.types:
+        with session.phase("template"):
+            outputs.prepare()
     with (
         session.phase("infer"),
         session.progress(total=len(case.grid), unit="tile", label=study.study) as bar,
-        nifti.write_labels(out / name, header) as writer,
+        outputs,
     ):
         slabs = finished_values(case, job.engine, operations, batch=job.batch, tick=bar.update)
-        for start, labels in label_slabs(case, slabs, job.maker):
-            writer.write(labels)
-            centre.add(start, labels)
-    if not job.previews:
-        return (name,)
-    with session.phase("preview"):
-        preview.write(out / f"{study.study}.png", volume, out / name, centre, job.model.labels)
-    return name, f"{study.study}.png"
+        for _, labels in label_slabs(case, slabs, job.maker):
+            outputs.write(labels)
+        outputs.save_statistics()
+    if job.wanted.preview:
+        with session.phase("preview"):
+            outputs.draw()
+    return tuple(outputs.names)
 
 
 def run(job: Job) -> dict[str, Any]:
@@ -171,8 +174,7 @@ def _one(job: Job, index: int, study: Study) -> None:
     case = job.cases[study.study]
     if isinstance(case, InputError):
         raise case
-    tiling = {"tile": list(case.tile), "overlap": case.grid.overlap}
-    key = resume_key(case.volume, job.settings | tiling)
+    key = resume_key(case.volume, job.settings(case) | {"outputs": asdict(job.wanted)})
     if before := job.table.finished(study, key):
         job.session.say(f"{study.study}: done before, skipped")
         job.table.update(index, status="skipped", outputs=before.outputs, key=key)
@@ -186,6 +188,7 @@ def open_cases(
     *,
     series: str | None,
     repair: frozenset[str],
+    wanted: Wanted,
     tile: Shape,
     overlap: float,
 ) -> dict[str, Case | InputError]:
@@ -194,6 +197,7 @@ def open_cases(
     for study in studies:
         try:
             volume = open_volume(Path(study.input), series, repair)
+            wanted.check(volume, Path(study.input))
             cases[study.study] = Case.of(volume, model, tile=tile, overlap=overlap)
         except InputError as error:
             cases[study.study] = error

@@ -29,15 +29,16 @@ class Centre:
     def __init__(self, shape: Shape) -> None:
         self._shape = shape
         self._counts = [np.zeros(size, np.int64) for size in shape]
-        self.voxels = 0
+        self.voxels = self._planes = 0
 
-    def add(self, start: int, labels: npt.NDArray[Any]) -> None:
-        """Take in the labels (x, y, k) of planes from ``start`` on."""
-        inside = labels != 0
+    def write(self, slab: npt.NDArray[Any]) -> None:
+        """Take in the labels of the next planes, (x, y, k)."""
+        inside = slab != 0
         across, along = inside.sum(axis=2), inside.sum(axis=(0, 1))
         self._counts[0] += across.sum(axis=1)
         self._counts[1] += across.sum(axis=0)
-        self._counts[2][start : start + len(along)] += along
+        self._counts[2][self._planes : self._planes + len(along)] += along
+        self._planes += len(along)
         self.voxels += int(along.sum())
 
     @property

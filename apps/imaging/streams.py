@@ -132,9 +132,12 @@ LABEL_BLOCK = 2 << 20
 class LabelMaker:
     """From finished values to labels: the 1x1x1 head where there is one, then the class with the largest logit."""
 
-    def __init__(self, values: Sequence[int], head: tuple[Array, Array] | None = None) -> None:
+    def __init__(
+        self, values: Sequence[int], head: tuple[Array, Array] | None = None, kept: Sequence[int] | None = None
+    ) -> None:
         self.dtype = np.dtype(np.uint8 if max(values) < 256 else np.uint16)
-        self._values = np.asarray(values, self.dtype)
+        # All classes compete; those that are not kept then count as background.
+        self._values = np.asarray([value if kept is None or value in kept else 0 for value in values], self.dtype)
         self._identical = bool((self._values == np.arange(len(values))).all())
         self._head = head
 

@@ -121,7 +121,11 @@ class StudyTable:
     @classmethod
     def open(cls, directory: Path, studies: Sequence[Study]) -> "StudyTable":
         """Take up what an earlier run of the same command left, and clear away what a killed one had half written."""
-        for part in (*directory.glob(".study-*.part"), *directory.glob(f".{TABLE}.*.part")):
+        for part in (
+            part
+            for name in (".study-*.part", ".study-*.labels.nii.gz", f".{TABLE}.*.part")
+            for part in directory.glob(name)
+        ):
             part.unlink(missing_ok=True)
         return cls(directory, list(studies), {row.study: row for row in read_table(directory)})
 

@@ -15,9 +15,11 @@ import numpy as np
 
 from apps.imaging import warm
 from apps.imaging.dataset import loading_bytes
+from apps.imaging.dicom_template import CHILD_BYTES
 from apps.imaging.evaluate import COORDINATE, QUERY, TOLERANCE, Pair, Scan
 from apps.imaging.infer import Case
 from apps.imaging.model import TORCH_NETWORK, ImagingModel
+from apps.imaging.outputs import Wanted, outputs_bytes
 from apps.imaging.streams import back_bytes, label_bytes, window_bytes
 from apps.imaging.studies import Study
 from apps.imaging.volume import Shape, block_planes
@@ -38,7 +40,7 @@ WARM_UPS = {"openvino": warm.OPENVINO, "torch": warm.TORCH}
 LIBRARIES = ("nibabel", "pydicom", "pillow", "safetensors")
 
 LOAD, TRAIN, VALIDATE, CHECKPOINT, EXPORT = "load", "train", "validate", "checkpoint", "export"
-OPEN, STATISTICS, INFER, PREVIEW = "open", "statistics", "infer", "preview"
+OPEN, STATISTICS, TEMPLATE, INFER, PREVIEW = "open", "statistics", "template", "infer", "preview"
 
 OBJECTS_BYTES = 4 * MIB
 """Python objects, headers and buffers that are too small to price one by one (measured 0 to 3 MiB)."""
@@ -76,7 +78,7 @@ class InferWorkload:
     overlap: float
     batch: int | None
     """``None``: the planner's choice."""
-    previews: bool
+    wanted: Wanted
     threads: int
     name: str = "imaging infer"
 
@@ -125,7 +127,7 @@ class InferWorkload:
         measured = known[self.probes(setting)[1]]
         batch, channels = int(setting["batch"]), self.channels(setting)
         tile = prod(self.tile)
-        running = (STATISTICS, INFER, PREVIEW)
+        running = (STATISTICS, TEMPLATE, INFER, PREVIEW)
         terms = [
             Term("engine, loading", int(ENGINE_SPREAD * measured["open_bytes"]), "measured", (OPEN,)),
             Term("engine, running", int(ENGINE_SPREAD * measured["run_bytes"]), "measured", running),
@@ -139,7 +141,9 @@ class InferWorkload:
             Term("finished slab", self._largest(lambda c: self._slab(c, channels)), "analytic", (INFER,)),
             Term("reading", self._largest(lambda c: c.volume.reader_bytes), "measured", running),
             Term("statistics", self._largest(_pass_bytes), "analytic", (STATISTICS, PREVIEW)),
-            Term("preview", PREVIEW_BYTES if self.previews else 0, "measured", (PREVIEW,)),
+            Term("outputs", self._largest(lambda c: outputs_bytes(self.wanted, c.volume)), "measured", (INFER,)),
+            Term("SEG template", CHILD_BYTES if "dicom-seg" in self.wanted.types else 0, "measured", (TEMPLATE,)),
+            Term("preview", PREVIEW_BYTES if self.wanted.preview else 0, "measured", (PREVIEW,)),
         ]
         return Footprint.of([*floor.terms(known, self.probes(setting)[0]), *terms])
 

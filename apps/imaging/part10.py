@@ -1,0 +1,124 @@
+"""A DICOM file written in pieces: sequences item by item, pixels from a spool, never whole in memory.
+
+Explicit VR little endian. Sequences have undefined length, so that nothing need be counted beforehand.
+"""
+
+import struct
+from collections.abc import Iterable
+from typing import Any, BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+
+COPY_BYTES = 1 << 20
+LARGEST_PIXELS = 0xFFFFFFFE
+"""Bytes of an uncompressed pixel element; its length field has 32 bits."""
+
+_ITEM, _ITEM_END, _SEQUENCE_END = (0xFFFE, 0xE000), (0xFFFE, 0xE00D), (0xFFFE, 0xE0DD)
+_UNDEFINED = 0xFFFFFFFF
+
+
+def begin_file(stream: BinaryIO, meta: Any) -> None:
+    """Preamble (zeros: nothing of a source's is carried over), mark and meta group."""
+    from pydicom.filewriter import write_file_meta_info
+
+    stream.write(bytes(128) + b"DICM")
+    write_file_meta_info(stream, meta)
+
+
+def write_elements(stream: BinaryIO, dataset: Any, first: int, last: int) -> None:
+    """The elements of ``dataset`` with ``first`` <= tag < ``last``."""
+    from pydicom.dataset import Dataset
+
+    part = Dataset()
+    part.SpecificCharacterSet = dataset.SpecificCharacterSet
+    for element in dataset:
+        if first <= element.tag < last:
+            part.add(element)
+    content = encoded(part)
+    if not first <= 0x00080005 < last:
+        content = content[len(_charset(part)) :]
+    stream.write(content)
+
+
+def encoded(dataset: Any) -> bytes:
+    """A data set's elements."""
+    from pydicom.filebase import DicomBytesIO
+    from pydicom.filewriter import write_dataset
+
+    out = DicomBytesIO()
+    out.is_implicit_VR, out.is_little_endian = False, True
+    write_dataset(out, dataset)
+    return out.getvalue()
+
+
+def _charset(dataset: Any) -> bytes:
+    from pydicom.dataset import Dataset
+
+    only = Dataset()
+    only.SpecificCharacterSet = dataset.SpecificCharacterSet
+    return encoded(only)
+
+
+def item(content: bytes) -> bytes:
+    """A sequence's item."""
+    return struct.pack("<HHL", *_ITEM, len(content)) + content
+
+
+def begin_sequence(stream: BinaryIO, tag: int) -> None:
+    """Open a sequence of undefined length."""
+    stream.write(struct.pack("<HH2sHL", tag >> 16, tag & 0xFFFF, b"SQ", 0, _UNDEFINED))
+
+
+def begin_item(stream: BinaryIO) -> None:
+    """Open an item of undefined length, for what is not counted beforehand."""
+    stream.write(struct.pack("<HHL", *_ITEM, _UNDEFINED))
+
+
+def end_item(stream: BinaryIO) -> None:
+    """Close it."""
+    stream.write(struct.pack("<HHL", *_ITEM_END, 0))
+
+
+def end_sequence(stream: BinaryIO) -> None:
+    """Close a sequence."""
+    stream.write(struct.pack("<HHL", *_SEQUENCE_END, 0))
+
+
+def write_sequence(stream: BinaryIO, tag: int, contents: Iterable[bytes]) -> None:
+    """A sequence of items, each encoded."""
+    begin_sequence(stream, tag)
+    for content in contents:
+        stream.write(item(content))
+    end_sequence(stream)
+
+
+def begin_pixels(stream: BinaryIO, length: int, *, words: bool) -> None:
+    """The pixel element's header; ``length`` bytes and, where that is odd, a padding byte follow."""
+    stream.write(struct.pack("<HH2sHL", 0x7FE0, 0x0010, b"OW" if words else b"OB", 0, length + length % 2))
+
+
+def copy(source: BinaryIO, stream: BinaryIO) -> None:
+    """All of a spool."""
+    source.seek(0)
+    while block := source.read(COPY_BYTES):
+        stream.write(block)
+
+
+class BitPacker:
+    """Frames of bits in a row, the first in the lowest place of a byte, with no gap between frames (PS3.5 8.1.1)."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream = stream
+        self._rest = np.empty(0, np.uint8)
+
+    def write(self, frame: npt.NDArray[np.bool_]) -> None:
+        """Append a frame; up to seven bits wait for the next."""
+        bits = np.concatenate([self._rest, frame.reshape(-1).view(np.uint8)])
+        whole = len(bits) // 8 * 8
+        self._stream.write(np.packbits(bits[:whole], bitorder="little").tobytes())
+        self._rest = bits[whole:]
+
+    def close(self) -> None:
+        """Fill the last byte with zeros."""
+        self._stream.write(np.packbits(self._rest, bitorder="little").tobytes())
