@@ -46,9 +46,7 @@ class Probe:
     @property
     def key(self) -> str:
         """Cache key."""
-        facts = [self.function, self.arguments, self.threads, _cpu(), platform.python_version(), CODE_VERSION]
-        facts.append(os.environ.get(allocator.TUNABLES, ""))
-        facts += [f"{name}={_version(name)}" for name in self.libraries]
+        facts = [self.function, self.arguments, self.threads, *environment_facts(self.libraries)]
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
 
 
@@ -86,6 +84,12 @@ def _cpu() -> str:
     except OSError:
         pass
     return platform.machine()
+
+
+def environment_facts(libraries: Iterable[str]) -> list[str | int]:
+    """What a measurement depends on beside what is measured: CPU, allocator and the versions of everything."""
+    versions = [f"{name}={_version(name)}" for name in libraries]
+    return [_cpu(), platform.python_version(), CODE_VERSION, os.environ.get(allocator.TUNABLES, ""), *versions]
 
 
 def cache_directory() -> Path:
