@@ -125,9 +125,7 @@ def train() -> None:
             seed=0,
         )
         for amp, micro_batch in kinds:
-            network, _, step = apps.imaging.train.make_step(
-                recipe, micro_batch=micro_batch, amp=amp, checkpoint="none"
-            )
+            network, _, step = apps.imaging.train.make_step(recipe, micro_batch=micro_batch, amp=amp, checkpoint="none")
             step(draw(0))
     for number in range(8):  # so that every kind of variation has run
         draw(number)

@@ -50,7 +50,7 @@ class Probe:
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
 
 
-CODE_VERSION = 2
+CODE_VERSION = 3
 """Raise when what a probe measures changes; old cache entries are then ignored."""
 
 NO_WALL = "no wall"

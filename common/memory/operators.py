@@ -156,7 +156,7 @@ VERSION = 1
 
 
 def default_file() -> Path:
-    """``operators-HASH.jsonl`` beside the other costs: one file per library version, CPU, thread count and allocator."""
+    """``operators-HASH.jsonl`` beside the other costs: one file per torch, CPU, thread count and allocator."""
     facts = [*environment_facts(("torch",)), os.environ.get("OMP_NUM_THREADS", ""), VERSION]
     return cache_directory() / f"operators-{hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]}.jsonl"
 

@@ -7,11 +7,13 @@ allocates inside itself. The peak is the largest sum of live storages and the ru
 
 import importlib
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from common.memory.budget import MIB
+from common.memory.allocator import MMAP_THRESHOLD
+from common.memory.budget import MIB, page_size
+from common.memory.costs import Probe
 from common.memory.operators import Call, OperatorCosts, tensors
 
 if TYPE_CHECKING:
@@ -20,8 +22,15 @@ if TYPE_CHECKING:
 REPLAY_FROM = 1 * MIB
 """Operators that touch no storage of this size are not replayed: their workspaces are smaller still."""
 
+BLOCK_OVERHEAD = 64 + 16
+"""Alignment that torch asks for, and malloc's own header."""
+
 SMALL_BLOCKS = 6 * MIB
 """Blocks below the mmap threshold and code of small operators, which no trace or replay sees (measured 1 to 4)."""
+
+UNSHARED = (4, 2)
+"""References to a gradient and to its storage, seen from a dispatch mode, when autograd is the only holder; a test
+compares the outcome with what torch really allocates."""
 
 Prepared = tuple["torch.nn.Module", "torch.optim.Optimizer", Callable[[], object]]
 """A network, its optimiser, and a function that does one whole step with them."""
@@ -44,7 +53,7 @@ class _Live:
 
     def _is_new(self, tensor: "torch.Tensor") -> bool:
         storage = tensor.untyped_storage()
-        key, size = id(storage), storage.nbytes()
+        key, size = id(storage), resident_bytes(storage.nbytes())
         if key in self._storages:
             return False
 
@@ -55,6 +64,12 @@ class _Live:
         self._storages[key] = weakref.ref(storage, freed)
         self.bytes += size
         return True
+
+
+def resident_bytes(size: int) -> int:
+    """What a block of ``size`` bytes takes of memory: from the mmap threshold on, whole pages of its own."""
+    size += BLOCK_OVERHEAD
+    return size if size < MMAP_THRESHOLD else -(-size // page_size()) * page_size()
 
 
 def _watch(live: _Live) -> Any:
@@ -69,9 +84,7 @@ def _watch(live: _Live) -> Any:
                 return 1.0
             in_place = _accumulates_in_place(func, args)
             result = func(*args, **(kwargs or {}))
-            live.record(
-                func, *tree_flatten((args, kwargs or {})), tree_flatten(result)[0], in_place=in_place
-            )
+            live.record(func, *tree_flatten((args, kwargs or {})), tree_flatten(result)[0], in_place=in_place)
             return result
 
     return Watch()  # type: ignore[no-untyped-call]
@@ -87,13 +100,8 @@ def _accumulates_in_place(func: Any, args: Any) -> bool:
 
     if func is not torch.ops.aten.add.Tensor or torch._C._current_graph_task_id() < 0 or torch.is_grad_enabled():
         return False
-    return _holders(args[0]) == (4, 2)
-
-
-def _holders(tensor: "torch.Tensor") -> tuple[int, int]:
-    import torch
-
-    return tensor._use_count(), torch._C._storage_Use_Count(tensor.untyped_storage()._cdata)
+    storage = args[0].untyped_storage()
+    return (args[0]._use_count(), torch._C._storage_Use_Count(storage._cdata)) == UNSHARED
 
 
 def _bytes_of(values: Any) -> int:
@@ -150,8 +158,19 @@ def price(prepare: Callable[[], Prepared], *, costs: OperatorCosts | None = None
 
 
 def measure(*, prepare: str, arguments: Mapping[str, Any], warm_up: str) -> dict[str, float]:
-    """The probe: ``price`` of the step that ``prepare`` (``"module:function"``) makes; called in a probe's child,
-    which has run ``warm_up``."""
+    """Price the step that ``prepare`` (``"module:function"``) makes; a probe's child, which has run ``warm_up``."""
     module, name = prepare.split(":")
     function = getattr(importlib.import_module(module), name)
     return price(lambda: function(**arguments))
+
+
+def probe(prepare: str, *, warm_up: str, libraries: Sequence[str], threads: int, **arguments: Any) -> Probe:
+    """The probe that prices what ``prepare(**arguments)`` makes, in a process warmed up like the command's."""
+    return Probe.of(
+        "common.memory.trace:measure",
+        libraries=libraries,
+        threads=threads,
+        prepare=prepare,
+        arguments=arguments,
+        warm_up=warm_up,
+    )
