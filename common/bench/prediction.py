@@ -67,7 +67,9 @@ class Configuration:
     """Whether the seed made it."""
 
     @classmethod
-    def of(cls, labels: Mapping[str, object], prepare: str, arguments: Mapping[str, Any], drawn: bool = False) -> Any:
+    def of(
+        cls, labels: Mapping[str, object], prepare: str, arguments: Mapping[str, Any], drawn: bool = False
+    ) -> "Configuration":
         """Build from plain values."""
         named = tuple((axis, str(value)) for axis, value in labels.items())
         return cls(named, prepare, json.dumps(arguments, sort_keys=True), drawn)
@@ -142,7 +144,7 @@ def run(grid: Grid, file: Path, *, seed: int, quick: bool) -> list[dict[str, Any
             some = ahead[start : start + AT_ONCE]
             known = costs.known([grid.base, *map(grid.traced, some)], ceiling=None)
             for each in some:
-                line = _compare(each, grid, known) | key | {"seed": seed if each.drawn else None}
+                line = compare(each, grid, known) | key | {"seed": seed if each.drawn else None}
                 lines.append(line)
                 with file.open("a", encoding="utf-8") as stream:
                     stream.write(json.dumps(line) + "\n")
@@ -157,7 +159,7 @@ def read(file: Path) -> list[dict[str, Any]]:
     return []
 
 
-def _compare(each: Configuration, grid: Grid, known: Costs) -> dict[str, Any]:
+def compare(each: Configuration, grid: Grid, known: Costs) -> dict[str, Any]:
     """One line: bytes above the floor predicted and measured, and of the whole process."""
     priced = known[grid.traced(each)]
     terms = {name: int(priced[name]) for name in TERMS}
