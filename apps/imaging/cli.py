@@ -193,7 +193,7 @@ def _evaluation_json(args: argparse.Namespace) -> Path:
 
 def _evaluate_workload(args: argparse.Namespace, budget: MemoryBudget) -> "Workload":
     from apps.imaging.evaluate import find_pairs, scan
-    from apps.imaging.workloads import EvaluateWorkload
+    from apps.imaging.evaluate_workload import EvaluateWorkload
 
     pairs = find_pairs(args.predictions, args.references)
     return EvaluateWorkload(pairs, [scan(pair) for pair in pairs], args.threads)
@@ -201,7 +201,7 @@ def _evaluate_workload(args: argparse.Namespace, budget: MemoryBudget) -> "Workl
 
 def _evaluate_run(args: argparse.Namespace, session: cli.Session) -> Mapping[str, Any]:
     from apps.imaging.evaluate import evaluate, table
-    from apps.imaging.workloads import EvaluateWorkload
+    from apps.imaging.evaluate_workload import EvaluateWorkload
 
     work = session.workload
     assert isinstance(work, EvaluateWorkload)

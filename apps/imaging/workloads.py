@@ -5,7 +5,7 @@ labels. The largest study decides each term, because they run one after the othe
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from itertools import product
 from math import prod
@@ -13,23 +13,23 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from apps.imaging import pricing, warm
+from apps.imaging import warm
 from apps.imaging.dataset import loading_bytes
 from apps.imaging.dicom_template import CHILD_BYTES
-from apps.imaging.evaluate import COORDINATE, QUERY, TOLERANCE, Pair, Scan
 from apps.imaging.infer import Case
 from apps.imaging.model import TORCH_NETWORK, ImagingModel
+from apps.imaging.networks import divisor
 from apps.imaging.outputs import Wanted, outputs_bytes
 from apps.imaging.streams import back_bytes, label_bytes, window_bytes
 from apps.imaging.studies import Study
 from apps.imaging.volume import Shape, block_planes
 from common.engines import engine
 from common.errors import InputError
-from common.memory import floor, trace
+from common.memory import floor
 from common.memory.budget import MIB
 from common.memory.costs import Costs, Probe
 from common.memory.footprint import Footprint, Term
-from common.memory.planner import Setting
+from common.memory.planner import Setting, Workload
 from common.tiling.blend import FLOAT, SLAB_PLANES, blend_bytes
 from common.training import amp, checkpointing, policies
 
@@ -63,6 +63,13 @@ RECOMPUTING = {"none": 1.0, "cheap": 1.08, "alternate": 1.17, "blocks": 1.22}
 def text(triple: Sequence[int]) -> str:
     """A shape as the command line writes it."""
     return ",".join(map(str, triple))
+
+
+def smaller(sides: Shape, step: int) -> Iterator[Shape]:
+    """Shapes of about two thirds and a half of each side, in whole steps."""
+    for share in (2 / 3, 1 / 2):
+        x, y, z = (max(step, int(share * side) // step * step) for side in sides)
+        yield x, y, z
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +158,16 @@ class InferWorkload:
         """Values per voxel in the blend."""
         return self.model.features if setting["space"] == "features" else len(self.model.labels)
 
+    def remedies(self) -> Iterator[tuple[str, Workload]]:
+        """Smaller tiles: the same labels but for what a tile's border sees."""
+        for tile in smaller(self.tile, divisor(self.model.network, self.model.arguments)):
+            cases = {
+                study: Case.of(case.volume, self.model, tile=tile, overlap=self.overlap)
+                for study, case in self.cases.items()
+                if isinstance(case, Case)
+            }
+            yield f"--tile {text(tile)}", replace(self, tile=tile, cases=cases)
+
     def seconds(self, setting: Setting, known: Costs) -> float:
         """The blend's additions decide: the engine does the same work in every setting."""
         return float(sum(len(case.grid) for case in self.usable) * prod(self.tile) * self.channels(setting))
@@ -233,35 +250,28 @@ class TrainWorkload:
             "validation_cases": 0,
             "mirror": "",
         }
-        shaping = recipe | neutral | {"learning_rate": 1e-3, "weight_decay": 0.0}
-        step = self._traced(
-            pricing.STEP,
-            recipe=shaping,
+        step = Probe.of(
+            "apps.imaging.pricing:measure",
+            libraries=("torch", "monai"),
+            threads=self.threads,
+            workers=self.threads,
+            recipe=recipe | neutral | {"learning_rate": 1e-3, "weight_decay": 0.0},
             micro_batch=setting["micro_batch"],
             parts=min(2, int(setting["accumulate"])),
             amp=setting["amp"],
             checkpoint=setting["checkpoint"],
             step_in_backward=setting["step_in_backward"],
         )
-        # Held-out cases are looked at in the training's precision on the way, and in float32 at the end.
-        tiles = [self._traced(pricing.TILE, recipe=shaping, amp=kind) for kind in sorted({"off", str(setting["amp"])})]
         base = floor.probe(
             warm.TRAIN, libraries=("torch", "monai", "numpy", "nibabel", "safetensors"), threads=self.threads
         )
         checks = [amp.probe(self.threads)] if setting["amp"] == "bf16" and self.amp is None else []
-        return [*checks, base, step, *tiles]
-
-    def _traced(self, prepare: str, **arguments: Any) -> Probe:
-        return trace.probe(prepare, warm_up=warm.TRAIN, libraries=("torch", "monai"), threads=self.threads, **arguments)
+        return [*checks, base, step]
 
     def footprint(self, setting: Setting, known: Costs) -> Footprint:
         """Floor, model states, the step, the data, and what validation and export hold instead of the step."""
-        probes = self.probes(setting)
-        base = next(probe for probe in probes if probe.function == floor.MEASURE)
-        step, *tiles = probes[probes.index(base) + 1 :]
+        *_, base, step = self.probes(setting)
         cost = {name: int(value) for name, value in known[step].items()}
-        forward = max(int(known[tile]["activations"] + known[tile]["workspace"]) for tile in tiles)
-        kernels = sum(int(known[tile]["kernels"]) for tile in tiles)
         job, recipe = self.job, self.job.recipe
         voxels, classes = prod(recipe.patch), len(job.dataset.labels)
         every, shapes = self.shapes
@@ -280,18 +290,24 @@ class TrainWorkload:
             Term("operator workspace", cost["workspace"], "replayed", (TRAIN,)),
             Term("heap fragments", int(fragments * (cost["activations"] + cost["workspace"])), "measured", (TRAIN,)),
             Term("compiled kernels", cost["kernels"], "replayed", (TRAIN, VALIDATE, EXPORT)),
-            Term("kernels of validation", kernels, "replayed", (VALIDATE, EXPORT)),
             Term("batch", max(0, recipe.batch - traced) * voxels * (FLOAT + 1), "analytic", (TRAIN,)),
             Term("cases in memory", sum(sizes) * (FLOAT + 1) if setting["cache"] == "memory" else 0, "analytic"),
             Term("loading a case", max(map(loading_bytes, whole)) + max(sizes) * (FLOAT + 1), "analytic", (LOAD,)),
             Term("blend", blend + slab + voxels * FLOAT * (classes + 3), "analytic", (VALIDATE,)),
-            Term("heap fragments, validation", int(fragments * forward), "measured", (VALIDATE,)),
-            Term("tile's forward pass", forward, "replayed", (VALIDATE,)),
+            Term("heap fragments, validation", int(fragments * cost["forward"]), "measured", (VALIDATE,)),
+            Term("tile's forward pass", cost["forward"], "replayed", (VALIDATE,)),
             Term("checkpoint", checkpointing.bytes_needed(states), "analytic", (CHECKPOINT,)),
             Term("parameters and optimizer", states, "analytic", (CHECKPOINT,)),
             Term("ONNX export", EXPORT_BYTES + 4 * cost["parameters"], "measured", (EXPORT,)),
         ]
         return Footprint.of([*floor.terms(known, base), *terms])
+
+    def remedies(self) -> Iterator[tuple[str, Workload]]:
+        """Smaller patches: the network then sees less around each voxel."""
+        recipe = self.job.recipe
+        for patch in smaller(recipe.patch, divisor(recipe.network, recipe.arguments)):
+            job = replace(self.job, recipe=replace(recipe, patch=patch))
+            yield f"--patch {text(patch)}", replace(self, job=job)
 
     def seconds(self, setting: Setting, known: Costs) -> float:
         """Relative: the traced step's operators where they were measured, otherwise what is usual."""
@@ -303,59 +319,3 @@ class TrainWorkload:
             * (1 + 0.02 * int(setting["accumulate"]))
             * (1.05 if setting["cache"] == "disk" else 1.0)
         )
-
-
-@dataclass(frozen=True, slots=True)
-class EvaluateWorkload:
-    """``imaging evaluate``: the scan in the planning phase has counted the surfaces that the distances need."""
-
-    pairs: Sequence[Pair]
-    scans: Sequence[Scan]
-    threads: int
-    name: str = "imaging evaluate"
-
-    def settings(self) -> Iterator[Setting]:
-        """Nothing is left open."""
-        yield {"tolerance_mm": TOLERANCE}
-
-    def probes(self, setting: Setting) -> Sequence[Probe]:
-        """Only the floor."""
-        return [floor.probe(warm.EVALUATE, libraries=("nibabel", "scipy", "numpy"), threads=self.threads)]
-
-    def footprint(self, setting: Setting, known: Costs) -> Footprint:
-        """Floor, a few planes of both files, and the surfaces of the largest case."""
-        terms = [
-            Term("planes", max(_plane_bytes(pair) for pair in self.pairs), "analytic", ("evaluate",)),
-            Term("surfaces", max(_surface_bytes(found) for found in self.scans), "analytic", ("evaluate",)),
-            Term("distances", max(_distance_bytes(found) for found in self.scans), "measured", ("evaluate",)),
-            Term("reading", 2 * max(pair.reference.reader_bytes for pair in self.pairs), "measured", ("evaluate",)),
-        ]
-        return Footprint.of([*floor.terms(known, self.probes(setting)[0]), *terms])
-
-    def seconds(self, setting: Setting, known: Costs) -> float:
-        """There is one setting."""
-        return 1.0
-
-
-POINT_BYTES = 3 * np.dtype(COORDINATE).itemsize
-TREE_POINT_BYTES = 56
-"""A k-d tree's coordinates, order and nodes for one point (measured 48 to 56)."""
-QUERY_POINT_BYTES = 40
-"""Coordinates, distance and index of a point being asked for."""
-
-
-def _plane_bytes(pair: Pair) -> int:
-    """Three label planes as int32 with the next as read and in float32, and masks."""
-    x, y, _ = pair.prediction.shape
-    return x * y * (3 * 4 + 3 * FLOAT + 4)
-
-
-def _surface_bytes(found: Scan) -> int:
-    return POINT_BYTES * sum(sum(side.values()) for side in found.surface)
-
-
-def _distance_bytes(found: Scan) -> int:
-    """The class with the most surface: one tree at a time, and both results."""
-    sizes = [tuple(side.get(value, 0) for side in found.surface) for value in found.values] or [(0, 0)]
-    largest = max(TREE_POINT_BYTES * max(pair) + 8 * sum(pair) for pair in sizes)
-    return largest + QUERY_POINT_BYTES * min(QUERY, max(max(pair) for pair in sizes))

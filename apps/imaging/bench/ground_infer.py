@@ -29,7 +29,7 @@ NEVER_UNDER = Bound("predicted_over_measured", 1.0, 1.15)
 ABOVE_FLOOR = Bound("above_floor", 1.0, 1.25)
 
 
-def make_model(directory: Path, *, classes: int = CLASSES, seed: int = 0) -> Path:
+def make_model(directory: Path, *, classes: int = CLASSES, spacing: float = 1.0, seed: int = 0) -> Path:
     """A SegResNet of MONAI's own default depth with random weights, as a model folder."""
     import torch
 
@@ -51,7 +51,7 @@ def make_model(directory: Path, *, classes: int = CLASSES, seed: int = 0) -> Pat
         arguments=complete,
         state={name: tensor.numpy() for name, tensor in network.state_dict().items()},
         channels=["CT"],
-        spacing=(1.0, 1.0, 1.0),
+        spacing=(spacing,) * 3,
         orientation="RAS",
         intensity=[{"op": "zscore"}],
         patch=(TILE,) * 3,

@@ -17,6 +17,8 @@ from common.memory.budget import GIB, MIB
 
 WORK = Path("bench/work/promise-imaging")
 SHIPPED = Path("data/models/hippocampus")
+CT_SPACING = 3.0
+"""Millimetres of the CT's own grid, which is then not resampled; the DICOM series is."""
 CASES, TRAINING_CASES = 3, 12
 """Hippocampus volumes that inference and training take: few, because every command runs at every ceiling."""
 TRAIN = (
@@ -34,7 +36,7 @@ FEW_CEILINGS = (1 * GIB, 512 * MIB)
 def prepare(work: Path, data: Path) -> None:
     """Lay out inputs below ``work``; what is there is kept."""
     work.mkdir(parents=True, exist_ok=True)
-    ground_infer.make_model(work / "ct-model")
+    ground_infer.make_model(work / "ct-model", spacing=CT_SPACING)
     for part, where in (("imagesTr", "images"), ("labelsTr", "labels")):
         for folder, cases in ((work / where, CASES), (work / "hippocampus" / part, TRAINING_CASES)):
             folder.mkdir(parents=True, exist_ok=True)
@@ -65,8 +67,8 @@ def suite() -> Suite:
         promise.add_command(grid, f"imaging-train-{name}", argv, ceilings=ceilings, fresh=out)
     for name, inputs, model, options in (
         ("hippocampus", WORK / "images", SHIPPED, "--preview"),
-        ("ct", ct / "example_ct.nii.gz", WORK / "ct-model", "--tile 64 --overlap 0.25"),
-        ("dicom", ct / "example_ct_dicom", WORK / "ct-model", "--tile 32 --overlap 0"),
+        ("ct", ct / "example_ct.nii.gz", WORK / "ct-model", "--tile 64 --overlap 0"),
+        ("dicom", ct / "example_ct_dicom", WORK / "ct-model", "--tile 64 --overlap 0"),
     ):
         out = WORK / f"out-{name}"
         argv = ["apps.imaging", "infer", inputs, "-m", model, "-o", out, *options.split(), "-q"]

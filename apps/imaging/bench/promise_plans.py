@@ -32,8 +32,10 @@ SEARCHES = (
     ("unet", "--network unet --patch 32,32,32"),
 )
 """Name and options of the small networks whose whole grid is run."""
-ROUNDS, STEPS = 2, 2
+ROUNDS, STEPS = 3, 3
 """Each setting's steps, in so many rounds; the median round counts."""
+ENOUGH_SECONDS = 60.0
+"""No further round is begun after this."""
 NOT_WASTEFUL = Bound("result.worst_throughput", at_least=0.95)
 NEW_TRAINING, NEW_INFERENCE = Bound("seconds", at_most=60), Bound("seconds", at_most=10)
 CACHED, NO_TORCH = Bound("result.cached_ms", at_most=50), Bound("result.imports_torch", at_most=0)
@@ -123,11 +125,11 @@ def run_all(work: "TrainWorkload", settings: Sequence["Setting"]) -> list[float]
     warm.train()
     with tempfile.TemporaryDirectory() as scratch:
         stores = {"memory": _load(work, None), "disk": _load(work, Path(scratch) / "cases")}
-        rounds = []
-        for number in range(ROUNDS):
-            began = time.monotonic()
+        rounds: list[list[float]] = []
+        began = time.monotonic()
+        while len(rounds) < ROUNDS and time.monotonic() - began < ENOUGH_SECONDS:
             rounds.append([_seconds(work, setting, stores) for setting in settings])
-            sys.stderr.write(f"round {number + 1}: {time.monotonic() - began:.1f} s\n")
+            sys.stderr.write(f"round {len(rounds)}: done after {time.monotonic() - began:.1f} s\n")
     return [statistics.median(times) for times in zip(*rounds, strict=True)]
 
 
