@@ -311,7 +311,7 @@ def _plan_and_execute(args: argparse.Namespace, record: RunRecord, gauge: meter.
         guard.lift_soft_wall()
         floor.resolve(command.warm_up(args))()
         allocator.trim()
-    gauge.floor_bytes = gauge.phases[-1].peak_bytes
+    gauge.floor_bytes = gauge.sample()
     soft = guard.soft_wall(record.budget.host_bytes - floor.SUPERVISOR_BYTES, threads=args.threads)
     record.missing_walls = guard.missing_walls(soft=soft)
     record.results = session.results

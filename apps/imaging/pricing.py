@@ -1,70 +1,61 @@
-"""The probe behind ``imaging train``'s plan: its own step, traced on fake tensors (``common.memory.trace``)."""
+"""What ``imaging train`` is priced by: its own step and its own validation, for ``common.memory.trace``."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from apps.imaging.train import Recipe
+    from common.memory.trace import Prepared
+
+STEP, TILE = "apps.imaging.pricing:step", "apps.imaging.pricing:tile"
 
 
-def measure(
-    *,
-    recipe: Mapping[str, Any],
-    micro_batch: int,
-    parts: int,
-    amp: str,
-    checkpoint: str,
-    step_in_backward: str,
-    workers: int,
-) -> dict[str, float]:
-    """Price a training step and the forward pass of one tile; called in a probe's child.
+def step(
+    *, recipe: Mapping[str, Any], micro_batch: int, parts: int, step_in_backward: str = "off", **knobs: Any
+) -> "Prepared":
+    """A training step.
 
     Parameters
     ----------
     recipe
         ``apps.imaging.train.Recipe`` as a dictionary.
     parts
-        Micro-batches to trace: 1, or 2 where gradients are held while another one runs.
-
-    Returns
-    -------
-    dict
-        What ``trace.price`` says of the step, and ``forward``: bytes of a tile's forward pass with its workspace.
+        Micro-batches: 1, or 2 where gradients are held while another one runs.
+    knobs
+        The plan's other knobs that ``make_step`` takes.
     """
     import torch
 
-    from apps.imaging import warm
-    from apps.imaging.train import Recipe, make_step
-    from common.memory import trace
+    from apps.imaging.train import make_step
 
-    torch.set_num_threads(workers)
-    warm.train()
-    what = Recipe(**{**recipe, "patch": tuple(recipe["patch"])})
-    channels = what.arguments["in_channels"]
+    what = _recipe(recipe)
+    network, optimizer, one = make_step(
+        what, micro_batch=micro_batch, step_in_backward=step_in_backward == "on", **knobs
+    )
+    samples, channels = micro_batch * parts, what.arguments["in_channels"]
+    images = torch.zeros(samples, channels, *what.patch)
+    classes = torch.zeros(samples, *what.patch, dtype=torch.uint8)
+    return network, optimizer, lambda: one([images, classes])
 
-    def step() -> trace.Prepared:
-        network, optimizer, one = make_step(
-            what,
-            micro_batch=micro_batch,
-            amp=amp,
-            checkpoint=checkpoint,
-            step_in_backward=step_in_backward == "on",
-        )
-        images = torch.zeros(micro_batch * parts, channels, *what.patch)
-        classes = torch.zeros(micro_batch * parts, *what.patch, dtype=torch.uint8)
-        return network, optimizer, lambda: one([images, classes])
 
-    def forward() -> trace.Prepared:
-        network, optimizer, _ = make_step(what, micro_batch=1, amp="off", checkpoint="none")
-        tile = torch.zeros(1, channels, *what.patch)
+def tile(*, recipe: Mapping[str, Any], amp: str) -> "Prepared":
+    """The forward pass of one tile, as in validation."""
+    import torch
 
-        def infer() -> None:
-            with torch.no_grad():
-                network(tile)
+    from apps.imaging import networks
 
-        return network, optimizer, infer
+    what = _recipe(recipe)
+    network = networks.build(what.network, what.arguments).eval()
+    image = torch.zeros(1, what.arguments["in_channels"], *what.patch)
 
-    priced = trace.price(step)
-    tile = trace.price(forward)
-    return {
-        **priced,
-        "forward": tile["activations"] + tile["workspace"],
-        "kernels": priced["kernels"] + tile["kernels"],
-    }
+    def infer() -> None:
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=amp == "bf16"):
+            network(image).float()
+
+    return network, torch.optim.SGD(network.parameters()), infer
+
+
+def _recipe(recipe: Mapping[str, Any]) -> "Recipe":
+    from apps.imaging.train import Recipe
+
+    return Recipe(**{**recipe, "patch": tuple(recipe["patch"])})

@@ -92,7 +92,7 @@ def evaluate() -> None:
 
 
 def train() -> None:
-    """Training: one step and one checkpoint of a tiny network, in both precisions."""
+    """Training: a step, a validation and a checkpoint of tiny networks, through every kind of kernel."""
     _command_line()
     import numpy as np
     import torch as library
@@ -100,30 +100,36 @@ def train() -> None:
 
     import apps.imaging.train
     from apps.imaging.dataset import Frame
+    from apps.imaging.networks import arguments
     from apps.imaging.patches import Sampler, Volumes
 
     volumes, side = Volumes(), (16, 16, 16)
     volumes.add(np.ones(side, np.float32), np.ones(side, np.uint8))
-    recipe = apps.imaging.train.Recipe(
-        network="segresnet",
-        arguments={"init_filters": 8, "blocks_down": [1, 1], "blocks_up": [1], "in_channels": 1, "out_channels": 2},
-        patch=side,
-        batch=2,
-        steps=1,
-        seconds=None,
-        learning_rate=1e-3,
-        weight_decay=0.0,
-        clip=1.0,
-        mirror="xyz",
-        validation_cases=1,
-        fold=None,
-        seed=0,
-    )
-    for amp in ("off", "bf16"):
-        network, _, step = apps.imaging.train.make_step(recipe, micro_batch=1, amp=amp, checkpoint="none")
-        for number in range(4):  # so that every kind of variation has run
-            step(Sampler(volumes, side, 2, 0)(number))
-        apps.imaging.train.validate(network, volumes, [0], side, 2, amp)
-        save(network.state_dict())
+    draw = Sampler(volumes, side, 2, 0)
+    # Single small samples in float32 are convolved by matrix products, all others by oneDNN.
+    kinds = (("off", 1), ("off", 2), ("bf16", 2))
+    for name in ("segresnet", "dynunet", "unet"):  # between them, all layers that the table of networks has
+        recipe = apps.imaging.train.Recipe(
+            network=name,
+            arguments=arguments(name, {}, in_channels=1, out_channels=2),
+            patch=side,
+            batch=2,
+            steps=1,
+            seconds=None,
+            learning_rate=1e-3,
+            weight_decay=0.0,
+            clip=1.0,
+            mirror="xyz",
+            validation_cases=1,
+            fold=None,
+            seed=0,
+        )
+        for amp, micro_batch in kinds:
+            network, _, step = apps.imaging.train.make_step(recipe, micro_batch=micro_batch, amp=amp, checkpoint="none")
+            step(draw(0))
+    for number in range(8):  # so that every kind of variation has run
+        draw(number)
+    apps.imaging.train.validate(network, volumes, [0], side, 2, "bf16")
+    save(network.state_dict())
     Frame.between(np.eye(4), "RAS")
     library.manual_seed(0)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from apps.imaging import warm
+from apps.imaging import pricing, warm
 from apps.imaging.dataset import loading_bytes
 from apps.imaging.dicom_template import CHILD_BYTES
 from apps.imaging.infer import Case
@@ -25,7 +25,7 @@ from apps.imaging.studies import Study
 from apps.imaging.volume import Shape, block_planes
 from common.engines import engine
 from common.errors import InputError
-from common.memory import floor
+from common.memory import floor, trace
 from common.memory.budget import MIB
 from common.memory.costs import Costs, Probe
 from common.memory.footprint import Footprint, Term
@@ -250,28 +250,35 @@ class TrainWorkload:
             "validation_cases": 0,
             "mirror": "",
         }
-        step = Probe.of(
-            "apps.imaging.pricing:measure",
-            libraries=("torch", "monai"),
-            threads=self.threads,
-            workers=self.threads,
-            recipe=recipe | neutral | {"learning_rate": 1e-3, "weight_decay": 0.0},
+        shaping = recipe | neutral | {"learning_rate": 1e-3, "weight_decay": 0.0}
+        step = self._traced(
+            pricing.STEP,
+            recipe=shaping,
             micro_batch=setting["micro_batch"],
             parts=min(2, int(setting["accumulate"])),
             amp=setting["amp"],
             checkpoint=setting["checkpoint"],
             step_in_backward=setting["step_in_backward"],
         )
+        # Held-out cases are looked at in the training's precision on the way, and in float32 at the end.
+        tiles = [self._traced(pricing.TILE, recipe=shaping, amp=kind) for kind in sorted({"off", str(setting["amp"])})]
         base = floor.probe(
             warm.TRAIN, libraries=("torch", "monai", "numpy", "nibabel", "safetensors"), threads=self.threads
         )
         checks = [amp.probe(self.threads)] if setting["amp"] == "bf16" and self.amp is None else []
-        return [*checks, base, step]
+        return [*checks, base, step, *tiles]
+
+    def _traced(self, prepare: str, **arguments: Any) -> Probe:
+        return trace.probe(prepare, warm_up=warm.TRAIN, libraries=("torch", "monai"), threads=self.threads, **arguments)
 
     def footprint(self, setting: Setting, known: Costs) -> Footprint:
         """Floor, model states, the step, the data, and what validation and export hold instead of the step."""
-        *_, base, step = self.probes(setting)
+        probes = self.probes(setting)
+        base = next(probe for probe in probes if probe.function == floor.MEASURE)
+        step, *tiles = probes[probes.index(base) + 1 :]
         cost = {name: int(value) for name, value in known[step].items()}
+        forward = max(int(known[tile]["activations"] + known[tile]["workspace"]) for tile in tiles)
+        kernels = sum(int(known[tile]["kernels"]) for tile in tiles)
         job, recipe = self.job, self.job.recipe
         voxels, classes = prod(recipe.patch), len(job.dataset.labels)
         every, shapes = self.shapes
@@ -290,12 +297,13 @@ class TrainWorkload:
             Term("operator workspace", cost["workspace"], "replayed", (TRAIN,)),
             Term("heap fragments", int(fragments * (cost["activations"] + cost["workspace"])), "measured", (TRAIN,)),
             Term("compiled kernels", cost["kernels"], "replayed", (TRAIN, VALIDATE, EXPORT)),
+            Term("kernels of validation", kernels, "replayed", (VALIDATE, EXPORT)),
             Term("batch", max(0, recipe.batch - traced) * voxels * (FLOAT + 1), "analytic", (TRAIN,)),
             Term("cases in memory", sum(sizes) * (FLOAT + 1) if setting["cache"] == "memory" else 0, "analytic"),
             Term("loading a case", max(map(loading_bytes, whole)) + max(sizes) * (FLOAT + 1), "analytic", (LOAD,)),
             Term("blend", blend + slab + voxels * FLOAT * (classes + 3), "analytic", (VALIDATE,)),
-            Term("heap fragments, validation", int(fragments * cost["forward"]), "measured", (VALIDATE,)),
-            Term("tile's forward pass", cost["forward"], "replayed", (VALIDATE,)),
+            Term("heap fragments, validation", int(fragments * forward), "measured", (VALIDATE,)),
+            Term("tile's forward pass", forward, "replayed", (VALIDATE,)),
             Term("checkpoint", checkpointing.bytes_needed(states), "analytic", (CHECKPOINT,)),
             Term("parameters and optimizer", states, "analytic", (CHECKPOINT,)),
             Term("ONNX export", EXPORT_BYTES + 4 * cost["parameters"], "measured", (EXPORT,)),

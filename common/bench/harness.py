@@ -130,7 +130,7 @@ class Suite:
         if args.list:
             sys.stdout.write("\n".join(case.name for case in chosen) + "\n")
             return 0
-        commit = _commit()
+        commit = current_commit()
         done = [] if args.again else [line for line in self._lines() if line["commit"] == commit]
         for group in dict.fromkeys(case.group for case in chosen):
             members = [case for case in chosen if case.group == group]
@@ -298,7 +298,7 @@ def _judge(bound: Bound, value: float) -> int:
     return 0 if holds else 1
 
 
-def _commit() -> str:
+def current_commit() -> str:
     """The commit, marked when the tree differs from it."""
     try:
         head = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True)

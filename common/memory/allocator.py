@@ -64,6 +64,9 @@ def environment(threads: int) -> dict[str, str]:
     # Waiting threads spin briefly, then sleep: with libgomp's own 300,000 turns a training step takes two to ten times
     # as long when the machine is shared; with none it is a tenth slower on a quiet one.
     variables["GOMP_SPINCOUNT"] = os.environ.get("GOMP_SPINCOUNT", "1000")
+    # MKL keeps the buffers of its matrix products for ever (25 MiB on two threads); freed after each product, they are
+    # part of that operator's workspace. 40 microseconds a call at most.
+    variables["MKL_DISABLE_FAST_MM"] = "1"
     return variables
 
 

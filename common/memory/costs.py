@@ -13,7 +13,8 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -46,13 +47,11 @@ class Probe:
     @property
     def key(self) -> str:
         """Cache key."""
-        facts = [self.function, self.arguments, self.threads, _cpu(), platform.python_version(), CODE_VERSION]
-        facts.append(os.environ.get(allocator.TUNABLES, ""))
-        facts += [f"{name}={_version(name)}" for name in self.libraries]
+        facts = [self.function, self.arguments, self.threads, *environment_facts(self.libraries)]
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
 
 
-CODE_VERSION = 2
+CODE_VERSION = 3
 """Raise when what a probe measures changes; old cache entries are then ignored."""
 
 NO_WALL = "no wall"
@@ -86,6 +85,12 @@ def _cpu() -> str:
     except OSError:
         pass
     return platform.machine()
+
+
+def environment_facts(libraries: Iterable[str]) -> list[str | int]:
+    """What a measurement depends on beside what is measured: CPU, allocator and the versions of everything."""
+    versions = [f"{name}={_version(name)}" for name in libraries]
+    return [_cpu(), platform.python_version(), CODE_VERSION, os.environ.get(allocator.TUNABLES, ""), *versions]
 
 
 def cache_directory() -> Path:
@@ -123,12 +128,14 @@ class CostStore:
         """
         wanted = list(dict.fromkeys(probes))
         have = self.cached(wanted)
-        for probe in wanted:
+        missing = [probe for probe in wanted if probe not in have]
+        for probe in missing:
             if probe in self._failures and ceiling is not None:
                 raise ProbeFailed(self._failures[probe])
-            if probe not in have:
-                have[probe] = self._measure(probe, ceiling)
-                self._write(probe, have[probe])
+        for group in _alike(missing):
+            for probe, costs in self._measure(group, ceiling):
+                have[probe] = costs
+                self._write(probe, costs)
         return have
 
     def _read(self, probe: Probe) -> Mapping[str, float] | None:
@@ -147,64 +154,77 @@ class CostStore:
         except OSError:
             pass  # a read-only cache costs time, not correctness
 
-    def _measure(self, probe: Probe, ceiling: int | None) -> Mapping[str, float]:
-        environment = os.environ | allocator.environment(probe.threads)
+    def _measure(self, probes: Sequence[Probe], ceiling: int | None) -> Iterator[tuple[Probe, Mapping[str, float]]]:
+        """Measure probes that are alike, one after the other in one child, which warms up once."""
+        environment = os.environ | allocator.environment(probes[0].threads)
         wall = NO_WALL if ceiling is None else str(max(0, ceiling - resident()))
-        # -X importtime and the like must not reach stdout; the answer is the last line.
+        work = json.dumps([(probe.function, probe.arguments) for probe in probes])
         with subprocess.Popen(
-            [sys.executable, "-m", "common.memory.costs", probe.function, probe.arguments, wall],
+            [sys.executable, "-m", "common.memory.costs", wall],
             env=environment,
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         ) as child:
             try:
-                out, err = child.communicate(timeout=LONGEST_SECONDS)
+                out, err = child.communicate(work, timeout=LONGEST_SECONDS * len(probes))
             except subprocess.TimeoutExpired:
                 child.kill()
-                out, err = "", f"not done after {LONGEST_SECONDS} s"
-        answer = _last_json(out)
-        if answer is None or "costs" not in answer:
+                out, err = "", f"not done after {LONGEST_SECONDS * len(probes)} s"
+        answers = [line["costs"] for line in _json_lines(out) if "costs" in line]
+        self.measured += len(answers) * (ceiling is not None)
+        yield from zip(probes, answers, strict=False)
+        if len(answers) < len(probes):
+            failed = probes[len(answers)]
             lines = [line for line in err.strip().splitlines() if line.strip()]
             why = lines[-1] if lines else f"killed by signal {-(child.returncode or 0)}"
-            name = probe.function.rsplit(":", 1)[-1]
+            name = failed.function.rsplit(":", 1)[-1]
             under = "without a wall" if ceiling is None else f"under {format_size(ceiling)}"
-            self._failures[probe] = f"cannot be measured {under} ({name}: {why})"
-            raise ProbeFailed(self._failures[probe])
-        self.measured += ceiling is not None
-        costs: dict[str, float] = answer["costs"]
-        return costs
+            self._failures[failed] = f"cannot be measured {under} ({name}: {why})"
+            raise ProbeFailed(self._failures[failed])
 
 
-def _last_json(text: str) -> dict[str, Any] | None:
-    try:
-        answer = json.loads(text.strip().splitlines()[-1])
-    except (ValueError, IndexError):
-        return None
-    return answer if isinstance(answer, dict) else None
+def _alike(probes: Iterable[Probe]) -> list[list[Probe]]:
+    """Probes that warm up in the same way and use as many threads, together; those that do not warm up, alone."""
+    groups: dict[object, list[Probe]] = {}
+    for probe in probes:
+        warm_up = json.loads(probe.arguments).get("warm_up")
+        groups.setdefault((warm_up, probe.threads) if warm_up else probe, []).append(probe)
+    return list(groups.values())
 
 
-def _child(function: str, arguments: str, ceiling: str) -> None:
-    """Run one probe in this process and write its answer as the last line of stdout."""
+def _json_lines(text: str) -> Iterator[dict[str, Any]]:
+    """The lines that are JSON objects; libraries may have written others."""
+    for line in text.splitlines():
+        with suppress(ValueError):
+            value = json.loads(line)
+            if isinstance(value, dict):
+                yield value
+
+
+def _child(ceiling: str) -> None:
+    """Run the probes given on stdin in this process, and write each answer as a line on stdout."""
     from common.memory import floor, guard
 
     allocator.tame()
-    module, name = function.split(":")
-    if module.split(".")[0] not in ("common", "apps"):
-        raise SystemExit(f"{function}: probes are functions of this suite")
-    target = getattr(importlib.import_module(module), name)
-    given = json.loads(arguments)
+    work = [(function, json.loads(arguments)) for function, arguments in json.load(sys.stdin)]
+    for function, _ in work:
+        if function.split(".")[0] not in ("common", "apps"):
+            raise SystemExit(f"{function}: probes are functions of this suite")
     # As in the command itself, libraries load before the wall stands: what they reserve at first use is not data.
     guard.lift_soft_wall()
     if ceiling == NO_WALL:
         guard.leave_hard_wall()
-    if "warm_up" in given:
-        floor.resolve(given["warm_up"])()
+    if warm_up := work[0][1].get("warm_up"):
+        floor.resolve(warm_up)()
     if ceiling != NO_WALL:
         guard.soft_wall(int(ceiling))
-    costs = target(**given)
-    sys.stdout.write("\n" + json.dumps({"costs": costs}) + "\n")
+    for function, arguments in work:
+        module, name = function.split(":")
+        costs = getattr(importlib.import_module(module), name)(**arguments)
+        sys.stdout.write("\n" + json.dumps({"costs": costs}) + "\n")
+        sys.stdout.flush()
 
 
 if __name__ == "__main__":

@@ -11,7 +11,11 @@ from collections.abc import Callable, Sequence
 from common.memory import allocator
 from common.memory.costs import Costs, Probe
 from common.memory.footprint import Term
-from common.memory.meter import lifetime_peak
+from common.memory.meter import lifetime_peak, resident
+
+MEASURE = "common.memory.floor:measure"
+START = "start"
+"""The phase in which a command warms up."""
 
 
 def resolve(warm_up: str) -> Callable[[], None]:
@@ -22,14 +26,20 @@ def resolve(warm_up: str) -> Callable[[], None]:
 
 
 def measure(warm_up: str) -> dict[str, float]:
-    """Read the peak of this process, which has run ``warm_up`` and nothing else: a probe's child."""
+    """Read this process, which has run ``warm_up`` and nothing else: a probe's child.
+
+    Returns
+    -------
+    dict
+        ``bytes`` resident now, and ``peak``, what the warm-up itself took.
+    """
     allocator.trim()
-    return {"bytes": lifetime_peak()}
+    return {"bytes": resident(), "peak": lifetime_peak()}
 
 
 def probe(warm_up: str, *, libraries: Sequence[str], threads: int) -> Probe:
     """The probe that measures the floor of one warm-up function."""
-    return Probe.of("common.memory.floor:measure", libraries=libraries, threads=threads, warm_up=warm_up)
+    return Probe.of(MEASURE, libraries=libraries, threads=threads, warm_up=warm_up)
 
 
 SUPERVISOR_BYTES = 6 << 20
@@ -41,7 +51,10 @@ which the supervisor's term covers the rest."""
 
 def terms(known: Costs, floor: Probe) -> tuple[Term, ...]:
     """What every command's footprint starts with."""
+    resting = int(known[floor]["bytes"])
+    loading = int(known[floor].get("peak", resting)) - resting
     return (
-        Term("interpreter and libraries", int(known[floor]["bytes"]) + SPREAD_BYTES, "measured"),
+        Term("interpreter and libraries", resting + SPREAD_BYTES, "measured"),
         Term("supervisor", SUPERVISOR_BYTES, "measured"),
+        Term("warming up", loading, "measured", (START,)),
     )

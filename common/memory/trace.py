@@ -1,71 +1,39 @@
 """What a training step will hold, without running it.
 
-The step runs once on fake tensors, which have shapes and storages but no bytes, while a dispatch mode adds up the
-storages that are alive. That misses what an operator allocates inside itself (63 of 169 MiB for a small 3D U-Net), so
-each distinct operator is also replayed once, alone, on real tensors, and the kernel's high-water mark is read. The
-peak is the largest sum of live storages and the running operator's workspace.
-
-Measuring costs the memory of the largest single operator, never that of the step.
+The step runs on fake tensors, which have shapes and storages but no bytes, while a dispatch mode adds up the storages
+that are alive. Each distinct operator is also replayed once, alone (``common.memory.operators``), for what its kernel
+allocates inside itself. The peak is the largest sum of live storages and the running operator's workspace.
 """
 
-import logging
-import time
+import importlib
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from common.memory import allocator, guard
-from common.memory.budget import MIB
-from common.memory.meter import lifetime_peak, reset_peak, resident
+from common.memory.allocator import MMAP_THRESHOLD
+from common.memory.budget import MIB, page_size
+from common.memory.costs import Probe
+from common.memory.operators import Call, OperatorCosts, tensors
 
 if TYPE_CHECKING:
     import torch
 
-log = logging.getLogger("peakline.trace")
-
 REPLAY_FROM = 1 * MIB
 """Operators that touch no storage of this size are not replayed: their workspaces are smaller still."""
+
+BLOCK_OVERHEAD = 64 + 16
+"""Alignment that torch asks for, and malloc's own header."""
 
 SMALL_BLOCKS = 6 * MIB
 """Blocks below the mmap threshold and code of small operators, which no trace or replay sees (measured 1 to 4)."""
 
+UNSHARED = (4, 2)
+"""References to a gradient and to its storage, seen from a dispatch mode, when autograd is the only holder; a test
+compares the outcome with what torch really allocates."""
+
 Prepared = tuple["torch.nn.Module", "torch.optim.Optimizer", Callable[[], object]]
 """A network, its optimiser, and a function that does one whole step with them."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Like:
-    """Enough of a tensor to make another one that runs the same kernel."""
-
-    size: tuple[int, ...]
-    stride: tuple[int, ...]
-    dtype: "torch.dtype"
-
-    def real(self) -> "torch.Tensor":
-        import torch
-
-        extent = 1 + sum((n - 1) * s for n, s in zip(self.size, self.stride, strict=True)) if all(self.size) else 0
-        storage = torch.zeros(extent, dtype=self.dtype)
-        if self.dtype.is_floating_point:
-            storage.normal_()  # zeros would be as large, but not as slow
-        return storage.as_strided(self.size, self.stride)
-
-
-@dataclass(frozen=True, slots=True)
-class _Call:
-    """One operator with its arguments; equal calls allocate the same."""
-
-    function: Any
-    leaves: tuple[Any, ...]
-    layout: Any
-
-    def arguments(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        from torch.utils._pytree import tree_unflatten
-
-        real = [leaf.real() if isinstance(leaf, _Like) else leaf for leaf in self.leaves]
-        args, kwargs = tree_unflatten(real, self.layout)
-        return args, kwargs
 
 
 @dataclass(slots=True)
@@ -73,19 +41,19 @@ class _Live:
     """Bytes of live storages, and after each operator how much that was and which call it had been."""
 
     bytes: int = 0
-    history: list[tuple[int, _Call | None]] = field(default_factory=list)
+    history: list[tuple[int, Call | None]] = field(default_factory=list)
     _storages: dict[int, Any] = field(default_factory=dict)
 
-    def record(self, function: Any, leaves: list[Any], layout: Any, results: list[Any]) -> None:
-        """Note one operator that has just run."""
-        made = [tensor for tensor in _tensors(results) if self._is_new(tensor)]
-        if made:
-            heavy = any(t.untyped_storage().nbytes() >= REPLAY_FROM for t in (*_tensors(leaves), *made))
-            self.history.append((self.bytes, _call(function, leaves, layout) if heavy else None))
+    def record(self, function: Any, leaves: list[Any], layout: Any, results: list[Any], *, in_place: bool) -> None:
+        """Note one operator that has just run; ``in_place``: a real step reuses its first operand for the result."""
+        made = [tensor for tensor in tensors(results) if self._is_new(tensor)]
+        if made and not in_place:
+            heavy = any(t.untyped_storage().nbytes() >= REPLAY_FROM for t in (*tensors(leaves), *made))
+            self.history.append((self.bytes, Call.of(function, leaves, layout) if heavy else None))
 
     def _is_new(self, tensor: "torch.Tensor") -> bool:
         storage = tensor.untyped_storage()
-        key, size = id(storage), storage.nbytes()
+        key, size = id(storage), resident_bytes(storage.nbytes())
         if key in self._storages:
             return False
 
@@ -98,6 +66,12 @@ class _Live:
         return True
 
 
+def resident_bytes(size: int) -> int:
+    """What a block of ``size`` bytes takes of memory: from the mmap threshold on, whole pages of its own."""
+    size += BLOCK_OVERHEAD
+    return size if size < MMAP_THRESHOLD else -(-size // page_size()) * page_size()
+
+
 def _watch(live: _Live) -> Any:
     """A context in which every operator is recorded, and a value that is read (``item``) is 1: a fake one has none."""
     import torch
@@ -108,67 +82,41 @@ def _watch(live: _Live) -> Any:
         def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             if func is torch.ops.aten._local_scalar_dense.default:
                 return 1.0
+            in_place = _accumulates_in_place(func, args)
             result = func(*args, **(kwargs or {}))
-            live.record(func, *tree_flatten((args, kwargs or {})), tree_flatten(result)[0])
+            live.record(func, *tree_flatten((args, kwargs or {})), tree_flatten(result)[0], in_place=in_place)
             return result
 
     return Watch()  # type: ignore[no-untyped-call]
 
 
-def _tensors(values: Any) -> list["torch.Tensor"]:
+def _accumulates_in_place(func: Any, args: Any) -> bool:
+    """Whether this is autograd adding two gradients, and a real step would add into the first.
+
+    Autograd reuses the first gradient's memory if nobody else holds it, but never under a dispatch mode
+    (``InputBuffer::accumulate`` in torch/csrc/autograd/input_buffer.cpp).
+    """
     import torch
 
-    return [value for value in values if isinstance(value, torch.Tensor)]
+    if func is not torch.ops.aten.add.Tensor or torch._C._current_graph_task_id() < 0 or torch.is_grad_enabled():
+        return False
+    storage = args[0].untyped_storage()
+    return (args[0]._use_count(), torch._C._storage_Use_Count(storage._cdata)) == UNSHARED
 
 
-def _call(function: Any, leaves: list[Any], layout: Any) -> _Call | None:
-    import torch
-
-    described = tuple(
-        _Like(tuple(x.shape), tuple(x.stride()), x.dtype) if isinstance(x, torch.Tensor) else x for x in leaves
-    )
-    try:
-        hash(described)
-    except TypeError:
-        return None
-    return _Call(function, described, layout)
+def _bytes_of(values: Any) -> int:
+    return sum(tensor.untyped_storage().nbytes() for tensor in tensors(values))
 
 
-def _bytes_of(tensors: Any) -> int:
-    return sum(tensor.untyped_storage().nbytes() for tensor in _tensors(tensors))
-
-
-def _replay(call: _Call) -> tuple[int, float]:
-    """Bytes that the operator allocates beyond its result, and its seconds."""
-    import torch
-    from torch.utils._pytree import tree_flatten
-
-    args, kwargs = call.arguments()
-    with torch.no_grad():
-        try:
-            call.function(*args, **kwargs)  # the first run compiles the kernel
-        except RuntimeError as error:
-            if guard.is_out_of_memory(error):
-                raise
-            log.debug("not replayed: %s: %s", call.function, error)
-            return 0, 0.0
-        allocator.trim()
-        before = resident()
-        reset_peak()
-        began = time.perf_counter()
-        result = call.function(*args, **kwargs)
-        seconds = time.perf_counter() - began
-    kept = _bytes_of(tree_flatten(result)[0])
-    return max(0, lifetime_peak() - before - kept), seconds
-
-
-def price(prepare: Callable[[], Prepared]) -> dict[str, float]:
+def price(prepare: Callable[[], Prepared], *, costs: OperatorCosts | None = None) -> dict[str, float]:
     """Price one training step in its steady state.
 
     Parameters
     ----------
     prepare
         Makes network, optimiser and step; called under fake tensors, of which every value that is read is 1.
+    costs
+        Where operators' costs are looked up; the user's cache if not given.
 
     Returns
     -------
@@ -191,17 +139,11 @@ def price(prepare: Callable[[], Prepared]) -> dict[str, float]:
     history = live.history
     del network, optimizer, step
 
-    allocator.trim()
-    loaded = resident()
-    replayed: dict[_Call, tuple[int, float]] = {}
-    for _, call in history:
-        if call is not None and call not in replayed:
-            replayed[call] = _replay(call)
-    allocator.trim()
-    kernels = SMALL_BLOCKS + max(0, resident() - loaded)
+    costs = costs if costs is not None else OperatorCosts()
+    found = {call: costs[call] for call in dict.fromkeys(call for _, call in history) if call is not None}
 
-    def workspace(call: _Call | None) -> int:
-        return replayed[call][0] if call is not None else 0
+    def workspace(call: Call | None) -> int:
+        return found[call].workspace if call is not None else 0
 
     held, last = max(history, key=lambda entry: entry[0] + workspace(entry[1]))
     return {
@@ -210,6 +152,25 @@ def price(prepare: Callable[[], Prepared]) -> dict[str, float]:
         "optimizer": states,
         "activations": max(0, held - parameters - gradients - states),
         "workspace": workspace(last),
-        "kernels": kernels,
-        "seconds": sum(replayed[call][1] for _, call in history if call is not None),
+        "kernels": SMALL_BLOCKS + sum(cost.kept for cost in found.values()),
+        "seconds": sum(found[call].seconds for _, call in history if call is not None),
     }
+
+
+def measure(*, prepare: str, arguments: Mapping[str, Any], warm_up: str) -> dict[str, float]:
+    """Price the step that ``prepare`` (``"module:function"``) makes; a probe's child, which has run ``warm_up``."""
+    module, name = prepare.split(":")
+    function = getattr(importlib.import_module(module), name)
+    return price(lambda: function(**arguments))
+
+
+def probe(prepare: str, *, warm_up: str, libraries: Sequence[str], threads: int, **arguments: Any) -> Probe:
+    """The probe that prices what ``prepare(**arguments)`` makes, in a process warmed up like the command's."""
+    return Probe.of(
+        "common.memory.trace:measure",
+        libraries=libraries,
+        threads=threads,
+        prepare=prepare,
+        arguments=arguments,
+        warm_up=warm_up,
+    )

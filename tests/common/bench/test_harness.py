@@ -11,7 +11,7 @@ from common.memory.budget import MIB
 
 @pytest.fixture
 def suite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Suite:
-    monkeypatch.setattr(harness, "_commit", lambda: "c0ffee")
+    monkeypatch.setattr(harness, "current_commit", lambda: "c0ffee")
     return Suite("test", directory=tmp_path)
 
 

@@ -37,6 +37,25 @@ def test_measured_once_then_read(tmp_path: Path) -> None:
     assert again.measured == 0
 
 
+def test_probes_that_warm_up_alike_share_a_child(tmp_path: Path) -> None:
+    here = "common.memory.floor:measure"
+    both = [Probe.of(here, warm_up="common.bench.fill:warm_up", libraries=names) for names in ((), ("numpy",))]
+    other = Probe.of("common.training.amp:check")
+    assert [len(group) for group in costs._alike([both[0], other, both[1]])] == [2, 1]
+    store = CostStore(tmp_path)
+    found = store.known(both, ceiling=GIB)
+    assert store.measured == 2 and found[both[0]]["bytes"] == pytest.approx(found[both[1]]["bytes"], abs=MIB)
+
+
+def test_what_was_measured_before_a_failure_is_kept(tmp_path: Path) -> None:
+    good = Probe.of("common.memory.floor:measure", warm_up="common.bench.fill:warm_up")
+    bad = Probe.of("common.memory.floor:nothing", warm_up="common.bench.fill:warm_up")
+    store = CostStore(tmp_path)
+    with pytest.raises(ProbeFailed, match="nothing"):
+        store.known([good, bad], ceiling=GIB)
+    assert good in store.cached([good, bad])
+
+
 def test_a_damaged_entry_is_measured_again(tmp_path: Path) -> None:
     probe = Probe.of("common.memory.floor:measure", warm_up="common.bench.fill:warm_up")
     (tmp_path / f"{probe.key}.json").write_text("{")

@@ -1,0 +1,194 @@
+"""What one operator costs beyond its result: run once, alone, on real tensors of the same layout, and remembered.
+
+Fake tensors know an operator's inputs and outputs; what its kernel allocates in between (im2col buffers, reordered
+weights, oneDNN's scratch: 63 of 169 MiB for a small 3D U-Net) only a run can tell. The answers are kept in a file that
+all plans share, one line each, so that a new plan replays only the operators that no plan before it had.
+
+Replaying costs the memory of the largest single operator, never that of the step.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from common.memory import allocator, guard
+from common.memory.costs import cache_directory, environment_facts
+from common.memory.meter import lifetime_peak, reset_peak, resident
+
+if TYPE_CHECKING:
+    import torch
+
+log = logging.getLogger("peakline.operators")
+
+FILL = 0.5
+"""What operands hold while an operator is replayed: zeros would be as large, but not as slow."""
+
+
+@dataclass(frozen=True, slots=True)
+class Like:
+    """Enough of a tensor to make another one that runs the same kernel."""
+
+    size: tuple[int, ...]
+    stride: tuple[int, ...]
+    dtype: "torch.dtype"
+
+    @classmethod
+    def of(cls, tensor: "torch.Tensor") -> "Like":
+        """Describe a tensor."""
+        return cls(tuple(tensor.shape), tuple(tensor.stride()), tensor.dtype)
+
+    def real(self) -> "torch.Tensor":
+        """A tensor of this layout, with its pages touched."""
+        import torch
+
+        extent = 1 + sum((n - 1) * s for n, s in zip(self.size, self.stride, strict=True)) if all(self.size) else 0
+        value = FILL if self.dtype.is_floating_point else 0
+        return torch.full((extent,), value, dtype=self.dtype).as_strided(self.size, self.stride)
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One operator with its arguments; equal calls allocate the same."""
+
+    function: Any
+    leaves: tuple[Any, ...]
+    layout: Any
+
+    @classmethod
+    def of(cls, function: Any, leaves: Sequence[Any], layout: Any) -> "Call | None":
+        """Describe a call by its flattened arguments; ``None`` where one of them cannot be compared."""
+        import torch
+
+        described = tuple(Like.of(leaf) if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves)
+        try:
+            hash(described)
+        except TypeError:
+            return None
+        return cls(function, described, layout)
+
+    def arguments(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Real arguments to call the function with."""
+        from torch.utils._pytree import tree_unflatten
+
+        real = [leaf.real() if isinstance(leaf, Like) else leaf for leaf in self.leaves]
+        args, kwargs = tree_unflatten(real, self.layout)
+        return args, kwargs
+
+    @property
+    def key(self) -> str:
+        """Name for the cache: operator, shapes, strides, dtypes and all other arguments."""
+        return hashlib.sha256(repr((str(self.function), self.leaves, str(self.layout))).encode()).hexdigest()[:24]
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What a replay says."""
+
+    workspace: int
+    """Bytes that the operator allocates beyond its result, and frees again."""
+    kept: int
+    """Bytes that stay after its first use: compiled code, primitives, libraries loaded late."""
+    seconds: float
+    """Time of the second run."""
+
+
+def replay(call: Call) -> Cost:
+    """Run the operator twice, first to compile its kernel, then to measure.
+
+    Raises
+    ------
+    RuntimeError, MemoryError
+        If there is not enough memory for this one operator.
+    """
+    import torch
+
+    allocator.trim()
+    empty = resident()
+    args, kwargs = call.arguments()
+    with torch.no_grad():
+        try:
+            call.function(*args, **kwargs)
+        except RuntimeError as error:
+            if guard.is_out_of_memory(error):
+                raise
+            log.debug("not replayed: %s: %s", call.function, error)
+            return Cost(0, 0, 0.0)
+        allocator.trim()
+        before = resident()
+        reset_peak()
+        began = time.perf_counter()
+        result = call.function(*args, **kwargs)
+        seconds = time.perf_counter() - began
+    peak = lifetime_peak()
+    made = _storages(result)
+    for storage in _storages((args, kwargs)):
+        made.pop(storage, None)  # views and in-place results
+    workspace = max(0, peak - before - sum(made.values()))
+    del args, kwargs, result
+    allocator.trim()
+    return Cost(workspace, max(0, resident() - empty), seconds)
+
+
+def _storages(values: Any) -> dict[int, int]:
+    """Bytes of each distinct storage, by its address."""
+    from torch.utils._pytree import tree_flatten
+
+    storages = [tensor.untyped_storage() for tensor in tensors(tree_flatten(values)[0])]
+    return {storage.data_ptr(): storage.nbytes() for storage in storages}
+
+
+def tensors(values: Any) -> "list[torch.Tensor]":
+    """Those of the flattened values that are tensors."""
+    import torch
+
+    return [value for value in values if isinstance(value, torch.Tensor)]
+
+
+VERSION = 1
+"""Raise when what a replay measures changes."""
+
+
+def default_file() -> Path:
+    """``operators-HASH.jsonl`` beside the other costs: one file per torch, CPU, thread count and allocator."""
+    facts = [*environment_facts(("torch",)), os.environ.get("OMP_NUM_THREADS", ""), VERSION]
+    return cache_directory() / f"operators-{hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]}.jsonl"
+
+
+@dataclass(slots=True)
+class OperatorCosts:
+    """Looks operators up, and replays those that are missing.
+
+    Lines are appended whole, so processes may share the file; a line that cannot be read is ignored.
+    """
+
+    file: Path = field(default_factory=default_file)
+    replayed: int = 0
+    """Operators that had to be run."""
+    _known: dict[str, Cost] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        with suppress(OSError):
+            for line in self.file.read_text(encoding="utf-8", errors="replace").splitlines():
+                with suppress(ValueError, TypeError, KeyError):
+                    entry = json.loads(line)
+                    self._known[str(entry.pop("key"))] = Cost(**entry)
+
+    def __getitem__(self, call: Call) -> Cost:
+        if (cost := self._known.get(call.key)) is None:
+            cost = self._known[call.key] = replay(call)
+            self.replayed += 1
+            self._append({"key": call.key, **asdict(cost)})
+        return cost
+
+    def _append(self, entry: dict[str, Any]) -> None:
+        with suppress(OSError):  # a read-only cache costs time, not correctness
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            with self.file.open("ab", buffering=0) as stream:
+                stream.write((json.dumps(entry) + "\n").encode())
