@@ -110,6 +110,7 @@ class PeakMeter:
         self._companions = companions
         self._companion_bytes = 0
         self._tree_peak = 0
+        self._ended_child_peak = 0
         self._started = time.monotonic()
         self._interval = FIRST_INTERVAL
         self._stop = threading.Event()
@@ -148,6 +149,11 @@ class PeakMeter:
     def _record(self, name: str, began: float) -> None:
         self._weigh_companions()
         own = lifetime_peak() + self._companion_bytes
+        ended = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * (KIB if sys.platform != "darwin" else 1)
+        if ended > self._ended_child_peak:
+            # A child that grew and ended between two samples: the tree held at least what it held.
+            self._ended_child_peak = ended
+            self._tree_peak = max(self._tree_peak, ended + self._companion_bytes)
         if self._tree_peak > own:
             self.method = "pss"
         peak, seconds = max(own, self._tree_peak), time.monotonic() - began

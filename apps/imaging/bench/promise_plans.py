@@ -5,7 +5,6 @@ turn, A B C A B C, and compares, for each ceiling at which the choice could chan
 fastest setting that fits.
 """
 
-import inspect
 import json
 import os
 import statistics
@@ -149,8 +148,13 @@ def _seconds(work: "TrainWorkload", setting: "Setting", stores: dict[str, "Volum
     from common.memory import allocator
 
     recipe = work.job.recipe
-    options: dict[str, Any] = {n: setting[n] for n in inspect.signature(make_step).parameters if n in setting}
-    _, _, step = make_step(recipe, **options)
+    _, _, step = make_step(
+        recipe,
+        micro_batch=int(setting["micro_batch"]),
+        amp=str(setting["amp"]),
+        checkpoint=str(setting["checkpoint"]),
+        step_in_backward=setting["step_in_backward"] == "on",
+    )
     sampler = Sampler(stores[str(setting["cache"])], recipe.patch, recipe.batch, recipe.seed, recipe.mirror)
     allocator.relax() if setting["allocator"] == "heap" else allocator.tame()
     step(sampler(0))

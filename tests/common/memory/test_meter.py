@@ -58,3 +58,11 @@ def test_timeline_is_bounded() -> None:
         gauge.sample()
     assert len(gauge.timeline) <= meter.TIMELINE_POINTS
     assert gauge.timeline == sorted(gauge.timeline, key=lambda point: point[0])
+
+
+def test_a_child_that_grows_between_samples_is_not_missed() -> None:
+    code = CHILDREN.replace("; time.sleep(1.5)", "")
+    code = code.replace("with meter", "meter.FIRST_INTERVAL = 60\nwith meter")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    method, above = done.stdout.split()
+    assert method == "pss" and int(above) > 90 * MIB - TOLERANCE

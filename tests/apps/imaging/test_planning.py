@@ -1,0 +1,139 @@
+"""Planning ``imaging train`` from known costs: quick, without torch, with remedies, and closed to nonsense.
+
+The costs are made up, so that nothing needs to be measured; what is tested is what the planner does with them.
+"""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from apps.imaging.bench.ground_train import DESCRIPTION
+from apps.imaging.cli import parser
+from common.memory import allocator, planner
+from common.memory.budget import MIB, MemoryBudget
+from common.memory.costs import CostStore, Probe, cache_directory
+from common.memory.planner import DoesNotFit
+
+Run = Callable[..., Any]
+OPTIONS = ("--fold", "0/4", "--patch", "48,48,48", "--amp", "off")
+
+
+@pytest.fixture(scope="module")
+def hippocampus(dataset: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Eight cases in Decathlon layout."""
+    target = tmp_path_factory.mktemp("hippocampus")
+    for part in ("imagesTr", "labelsTr"):
+        (target / part).mkdir()
+        for path in sorted((dataset("msd-hippocampus") / part).glob("*.nii.gz"))[:8]:
+            shutil.copyfile(path, target / part / path.name)
+    (target / "dataset.json").write_text(json.dumps(DESCRIPTION))
+    return target
+
+
+def _made_up(probe: Probe) -> dict[str, float]:
+    given = json.loads(probe.arguments)
+    if "recipe" not in given:
+        return {"bytes": 300 * MIB}
+    values = given["micro_batch"] * prod(given["recipe"]["patch"])
+    kept = {"none": 1.0, "cheap": 0.7, "alternate": 0.5, "blocks": 0.4}[given["checkpoint"]]
+    names = ("parameters", "gradients", "optimizer", "workspace", "kernels")
+    return dict.fromkeys(names, 2.0 * MIB) | {"activations": 4000 * values * kept, "forward": 200.0 * values}
+
+
+@pytest.fixture
+def workload(hippocampus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """The workload, with every cost that any of its settings or remedies needs in the cache that commands use."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    for name, value in allocator.huge_pages().items():
+        monkeypatch.setenv(name, value)  # as the command's own process has it: costs are kept by it
+    args = parser().parse_args(["train", str(hippocampus), "-o", str(tmp_path / "model"), *OPTIONS])
+    work = args.command.workload(args, MemoryBudget(1 << 40))
+    store = CostStore(cache_directory())
+    for one in (work, *(variant for _, variant in work.remedies())):
+        for setting in one.settings():
+            for probe in one.probes(setting):
+                store._write(probe, _made_up(probe))
+    return work
+
+
+def _command(hippocampus: Path, tmp_path: Path) -> list[str]:
+    return ["train", str(hippocampus), "-o", str(tmp_path / "model"), *OPTIONS, "--memory", "2GiB"]
+
+
+def test_a_known_plan_imports_no_torch(workload: Any, hippocampus: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "apps.imaging", *_command(hippocampus, tmp_path), "--dry-run", "--json"]
+    env = os.environ | {"PYTHONPROFILEIMPORTTIME": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=env, check=False)
+    assert done.returncode == 0 and json.loads(done.stdout)["plan"]["knobs"]["micro_batch"] == 2
+    modules = set(re.findall(r"^import time:.*\|\s+(\S+)$", done.stderr, flags=re.M))
+    assert "common.memory.planner" in modules and "nibabel" in modules  # of both processes, the child's too
+    assert modules & {"torch", "monai", "openvino", "scipy", "pandas", "onnx"} == set()
+
+
+def test_a_known_plan_takes_milliseconds(workload: Any) -> None:
+    """The bound of 50 ms is the benchmark's, on a quiet machine; here it is CPU time, which others cannot take."""
+    import time
+
+    budget = MemoryBudget(600 * MIB)
+    planner.plan(workload, budget, CostStore())  # headers are looked at once
+    began = time.process_time()
+    chosen = planner.plan(workload, budget, CostStore())
+    assert time.process_time() - began < 0.1
+    assert chosen.offered == 32 and len(chosen.rejected) > 3
+
+
+def test_the_choice_is_the_fastest_that_fits(workload: Any) -> None:
+    costs = CostStore()
+    for ceiling in (550, 600, 700, 900, 1300):
+        budget = MemoryBudget(ceiling * MIB)
+        fitting = [
+            setting
+            for setting in workload.settings()
+            if planner.price(workload, setting, costs, ceiling=None).needed_bytes <= budget.host_bytes
+        ]
+        best = min(workload.seconds(setting, {}) for setting in fitting)
+        assert workload.seconds(dict(planner.plan(workload, budget, costs).knobs), {}) == best
+
+
+def test_a_refusal_names_smaller_patches_that_fit(workload: Any) -> None:
+    with pytest.raises(DoesNotFit) as refusal:
+        planner.plan(workload, MemoryBudget(340 * MIB), CostStore())
+    smallest = refusal.value.smallest_feasible_bytes
+    needs = [planner.price(workload, s, CostStore(), ceiling=None).needed_bytes for s in workload.settings()]
+    assert smallest == -(-min(needs) // MIB) * MIB
+    with pytest.raises(DoesNotFit) as refusal:
+        planner.plan(workload, MemoryBudget(smallest - MIB), CostStore())
+    lines = str(refusal.value).splitlines()
+    assert lines[1].startswith(f"  1. --memory {smallest // MIB}MiB is the smallest ceiling that would do")
+    changes = [re.fullmatch(r"  \d\. --patch (\d+),\d+,\d+ \(needs ([\d.]+) MiB\)", line) for line in lines[2:]]
+    assert [int(change[1]) for change in changes if change] == [32, 24]
+    assert all(float(change[2]) <= smallest / MIB - 1 for change in changes if change)
+
+
+def test_a_plan_edited_into_nonsense(workload: Any, hippocampus: Path, tmp_path: Path, run: Run) -> None:
+    chosen = planner.plan(workload, MemoryBudget(1 << 40), CostStore()).to_json()
+    file = tmp_path / "plan.json"
+    for knob, value, why in (
+        ("micro_batch", 0, "knob micro_batch: 0 is not among"),
+        ("micro_batch", 10**12, "is not among what the command line leaves open"),
+        ("accumulate", 2, "do not go together"),
+        ("amp", "int2", "knob amp: 'int2' is not among what the command line leaves open (off)"),
+    ):
+        file.write_text(json.dumps(chosen | {"knobs": chosen["knobs"] | {knob: value}}))
+        with pytest.raises(ValueError, match=re.escape(why)):
+            planner.read_plan(file.read_text(), workload, MemoryBudget(1 << 40), CostStore())
+    done = run("apps.imaging", *_command(hippocampus, tmp_path), "--plan", file)
+    assert done.code == 2 and done.err.count("\n") == 1 and "knob amp" in done.err
+    assert not (tmp_path / "model").exists()
+    file.write_text(json.dumps(chosen))
+    done = run("apps.imaging", *_command(hippocampus, tmp_path), "--plan", file, "--memory", "330MiB")
+    assert done.code == 3 and "does not fit in 330.0 MiB" in done.err
