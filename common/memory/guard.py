@@ -48,11 +48,14 @@ _OOM_MESSAGES = (
     "not enough memory",  # torch on some platforms
     "could not create a primitive",  # oneDNN
     "could not create a memory object",  # oneDNN
+    "failed to allocate",  # OpenVINO's CPU plugin, ONNX Runtime
     "unable to allocate",  # NumPy's ArrayMemoryError and others
     "std::bad_alloc",  # C++ in OpenVINO, implicit, Arrow
     "cannot allocate memory",  # errno ENOMEM as text
     "malloc of size",  # Arrow
-    "out of memory",  # CUDA, cuBLAS
+    "out of memory",  # CUDA
+    "_alloc_failed",  # cuBLAS, cuDNN
+    "can't start new thread",  # its stack does not fit
 )
 
 

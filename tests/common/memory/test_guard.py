@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from common.memory import guard
 from common.memory.budget import MIB
@@ -57,6 +58,10 @@ else:
         (RuntimeError("could not create a primitive"), True),
         (RuntimeError("std::bad_alloc"), True),
         (np._core._exceptions._ArrayMemoryError((1 << 40,), np.dtype("u1")), True),  # type: ignore[attr-defined]
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
+        (RuntimeError("CUDA error: out of memory"), True),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."), True),
+        (RuntimeError("can't start new thread"), True),
         (RuntimeError("shape mismatch"), False),
         (ValueError("out of memory"), False),
         (OSError(12, "Cannot allocate memory"), True),
@@ -64,6 +69,39 @@ else:
 )
 def test_recognises_allocation_failures(error: BaseException, expected: bool) -> None:
     assert guard.is_out_of_memory(error) is expected
+
+
+OPENVINO = """
+import numpy as np
+from common.memory import allocator, guard, meter
+allocator.tame()
+from common.engines.openvino import import_openvino
+ov = import_openvino()
+from openvino import opset13 as ops
+
+def model(side):
+    image = ops.parameter([1, 8, side, side, side], np.float32)
+    kernels = [ops.constant(np.ones((32, channels, 3, 3, 3), np.float32)) for channels in (8, 32)]
+    inner = ops.convolution(image, kernels[0], [1] * 3, [1] * 3, [1] * 3, [1] * 3)
+    return ov.Model([ops.convolution(inner, kernels[1], [1] * 3, [1] * 3, [1] * 3, [1] * 3)], [image])
+
+core, options = ov.Core(), {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}
+core.compile_model(model(8), "CPU", options)(np.ones((1, 8, 8, 8, 8), np.float32))
+for room in (8, 64):  # the weights' copies fail, then the activations
+    guard.soft_wall(meter.resident() + (room << 20), threads=0, slack=0)
+    try:
+        core.compile_model(model(96), "CPU", options)(np.ones((1, 8, 96, 96, 96), np.float32))
+    except (RuntimeError, MemoryError) as error:
+        assert guard.is_out_of_memory(error), error
+    else:
+        raise SystemExit("the wall did not hold")
+    guard.lift_soft_wall()
+"""
+
+
+def test_soft_wall_makes_openvino_raise_what_we_recognise() -> None:
+    done = subprocess.run([sys.executable, "-c", OPENVINO], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_hard_wall_kills_and_is_removed() -> None:
