@@ -56,7 +56,9 @@ class Command:
     record: Callable[[argparse.Namespace], Path | None] = lambda args: None
     """Where the record goes; ``None``: nowhere but ``--json``."""
     huge_pages: bool = False
-    """Whether its tensors are large (``allocator.huge_pages``)."""
+    """Whether its tensors are large (``allocator.tunables``)."""
+    merge: bool = False
+    """Whether it trains in the heap (``common.memory.heap``)."""
 
 
 @dataclass(slots=True)
@@ -226,7 +228,8 @@ def _budget(args: argparse.Namespace, *, supervised: bool) -> MemoryBudget:
 
 def _supervise(args: argparse.Namespace, budget: MemoryBudget, command: list[str]) -> NoReturn:
     os.environ[_CEILING] = f"{budget.host_bytes} {budget.source}"
-    variables = allocator.environment(args.threads) | (allocator.huge_pages() if args.command.huge_pages else {})
+    tunables = allocator.tunables(huge_pages=args.command.huge_pages, merge=args.command.merge)
+    variables = allocator.environment(args.threads) | tunables
     path = None if args.dry_run else args.command.record(args)
     guard.supervise(
         command, name=_name(args), ceiling=budget.host_bytes, variables=variables, json=args.json, record=path

@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ from apps.imaging.workloads import EXPORT, LOAD, TRAIN, VALIDATE
 from common.cli import Session
 from common.errors import InputError, UsageError
 from common.memory import allocator
+from common.memory.heap import BoundedHeap
 from common.tiling.blend import BoundedBlend
 from common.tiling.grid import importance
 from common.training import checkpointing, optimizers, policies
@@ -112,11 +114,8 @@ def run(job: Job, session: Session) -> dict[str, Any]:
     with session.phase(LOAD):
         training = load_volumes(job, job.training, caches[0], session)
         held_out = load_volumes(job, job.held_out, caches[1], session)
-    if session.plan["allocator"] == "heap":
-        allocator.relax()
     with session.deferred_signals():
         network, steps = _train(job, session, training, held_out)
-    allocator.tame()
     allocator.trim()
     return _finish(job, session, network, held_out, steps)
 
@@ -182,7 +181,8 @@ def _train(job: Job, session: Session, training: Volumes, held_out: Volumes) -> 
 
     network.train()
     next_validation = (math.floor(progress() * VALIDATIONS) + 1) / VALIDATIONS
-    with session.progress(total=recipe.steps, unit="step", label="training") as bar:
+    heap = BoundedHeap(network) if plan["allocator"] == "heap" else nullcontext()
+    with heap, session.progress(total=recipe.steps, unit="step", label="training") as bar:
         bar.update(start)
         while progress() < 1:
             with session.phase(TRAIN):

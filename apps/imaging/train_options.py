@@ -62,7 +62,9 @@ def add(commands: Any) -> None:
     cli.add_settings_option(one, HYPER)
     cli.add_common_options(one)
     record = lambda args: args.output / "run.json"  # noqa: E731
-    command = cli.Command("imaging train", _workload, lambda args: warm.TRAIN, _run, record, huge_pages=True)
+    command = cli.Command(
+        "imaging train", _workload, lambda args: warm.TRAIN, _run, record, huge_pages=True, merge=True
+    )
     one.set_defaults(command=command)
 
 

@@ -25,37 +25,40 @@ _M_MMAP_THRESHOLD = -3
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 
 
-def _libc() -> ctypes.CDLL | None:
+def libc() -> ctypes.CDLL | None:
+    """The C library, where its allocator can be set."""
     try:
-        libc = ctypes.CDLL(None)
-        return libc if hasattr(libc, "mallopt") else None
+        library = ctypes.CDLL(None)
     except OSError:
         return None
+    return library if hasattr(library, "mallopt") else None
 
 
 def tame() -> bool:
     """Pin glibc's thresholds in this process; ``False`` where the allocator has no ``mallopt`` (musl, macOS)."""
-    libc = _libc()
-    if libc is None:
+    library = libc()
+    if library is None:
         return False
-    return bool(libc.mallopt(_M_MMAP_THRESHOLD, MMAP_THRESHOLD) and libc.mallopt(_M_TRIM_THRESHOLD, TRIM_THRESHOLD))
+    return bool(
+        library.mallopt(_M_MMAP_THRESHOLD, MMAP_THRESHOLD) and library.mallopt(_M_TRIM_THRESHOLD, TRIM_THRESHOLD)
+    )
 
 
 def relax() -> bool:
     """Let blocks of up to 32 MiB live in the heap again, where they are reused without page faults.
 
-    Pinned, a training step on small patches takes 1.4 to 1.6 times as long as this; relaxed, the heap fragments. A plan
-    that relaxes must price that.
+    Pinned, a training step on small patches takes 1.4 to 1.6 times as long as this; relaxed, the heap fragments, unless
+    ``common.memory.heap`` bounds it. A plan that relaxes must price that.
     """
-    libc = _libc()
-    return libc is not None and bool(libc.mallopt(_M_MMAP_THRESHOLD, RELAXED_MMAP_THRESHOLD))
+    library = libc()
+    return library is not None and bool(library.mallopt(_M_MMAP_THRESHOLD, RELAXED_MMAP_THRESHOLD))
 
 
 def trim() -> None:
     """Return free heap to the kernel."""
-    libc = _libc()
-    if libc is not None and hasattr(libc, "malloc_trim"):
-        libc.malloc_trim(0)
+    library = libc()
+    if library is not None and hasattr(library, "malloc_trim"):
+        library.malloc_trim(0)
 
 
 def environment(threads: int) -> dict[str, str]:
@@ -70,11 +73,21 @@ def environment(threads: int) -> dict[str, str]:
     return variables
 
 
-def huge_pages() -> dict[str, str]:
-    """The same, for a child whose tensors are large: what malloc maps asks for transparent huge pages.
+def tunables(*, huge_pages: bool, merge: bool = False) -> dict[str, str]:
+    """The same, for a child whose tensors are large; other tunables in the environment stay as they are.
 
-    Fewer page faults at the same peak. Buffers that are touched only in part (BLAS) grow by whole huge pages, so a
-    command without large tensors is better off without.
+    Parameters
+    ----------
+    huge_pages
+        What malloc maps asks for transparent huge pages: fewer page faults at the same peak. Buffers that are touched
+        only in part (BLAS) grow by whole huge pages, so a command without large tensors is better off without.
+    merge
+        Freed blocks merge with their neighbours at once (``common.memory.heap`` says why that matters); small blocks
+        are then not cached.
     """
-    tunables = [t for t in os.environ.get(TUNABLES, "").split(":") if t and "malloc.hugetlb" not in t]
-    return {TUNABLES: ":".join([*tunables, "glibc.malloc.hugetlb=1"])}
+    wanted = {"glibc.malloc.hugetlb": "1"} if huge_pages else {}
+    wanted |= {"glibc.malloc.tcache_count": "0", "glibc.malloc.mxfast": "0"} if merge else {}
+    if not wanted:
+        return {}
+    present = [t for t in os.environ.get(TUNABLES, "").split(":") if t and t.partition("=")[0] not in wanted]
+    return {TUNABLES: ":".join([*present, *(f"{name}={value}" for name, value in wanted.items())])}

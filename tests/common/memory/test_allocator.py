@@ -44,6 +44,9 @@ def test_tamed_memory_follows_live_memory() -> None:
 
 def test_environment_keeps_foreign_tunables(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.check=1:glibc.malloc.hugetlb=2")
-    variables = allocator.environment(3) | allocator.huge_pages()
+    variables = allocator.environment(3) | allocator.tunables(huge_pages=True)
     assert variables["GLIBC_TUNABLES"] == "glibc.malloc.check=1:glibc.malloc.hugetlb=1"
     assert variables["OMP_NUM_THREADS"] == variables["OPENBLAS_NUM_THREADS"] == "3"
+    merging = allocator.tunables(huge_pages=False, merge=True)["GLIBC_TUNABLES"]
+    assert merging.split(":")[2:] == ["glibc.malloc.tcache_count=0", "glibc.malloc.mxfast=0"]
+    assert allocator.tunables(huge_pages=False) == {}

@@ -1,0 +1,125 @@
+"""One 3D training step under one setting of the allocator, in a process of its own.
+
+``python -m common.bench.allocation --setting heap --network segresnet --patch 64`` ends with one JSON line: peak above
+the floor, what is left after the step, seconds and CPU seconds of a step. ``stock`` is torch as it comes.
+"""
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from importlib import import_module
+from statistics import median
+from typing import TYPE_CHECKING, Any, cast
+
+from common.memory import allocator, meter
+from common.memory.heap import BoundedHeap
+from common.training.step import TrainingStep
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+SETTINGS = ("stock", "mapped", "heap")
+NETWORKS = ("segresnet", "unet", "basicunet")
+CLASSES = 3
+
+
+@dataclass(frozen=True, slots=True)
+class CrossEntropy:
+    """The mean over voxels."""
+
+    def counts(self, batch: Sequence["Tensor"], /) -> tuple["Tensor", ...]:
+        """Voxels."""
+        import torch
+
+        return (torch.tensor(batch[1].numel()),)
+
+    def sums(self, outputs: "Tensor", batch: Sequence["Tensor"], /) -> tuple["Tensor", ...]:
+        """Over voxels."""
+        from torch.nn import functional
+
+        return (functional.cross_entropy(outputs, batch[1], reduction="sum"),)
+
+
+def build(name: str) -> "nn.Module":
+    """One of MONAI's networks, small."""
+    nets = import_module("monai.networks.nets")
+    if name == "segresnet":
+        shape = {"blocks_down": (1, 2, 2), "blocks_up": (1, 1)}
+        network = nets.SegResNet(init_filters=16, in_channels=1, out_channels=CLASSES, **shape)
+    elif name == "unet":
+        network = nets.UNet(3, 1, CLASSES, (16, 32, 64, 128), (2, 2, 2), num_res_units=2)
+    else:
+        network = nets.BasicUNet(3, 1, CLASSES, features=(16, 16, 32, 64, 128, 16))
+    return cast("nn.Module", network)
+
+
+def train(network: "nn.Module", *, patch: int, batch: int, amp: str, steps: int) -> list[tuple[float, float]]:
+    """Wall and CPU seconds of each step."""
+    import torch
+
+    step = TrainingStep(network, torch.optim.AdamW(network.parameters(), fused=True), CrossEntropy(), batch, amp)
+    images = torch.randn(batch, 1, patch, patch, patch)
+    classes = torch.randint(CLASSES, (batch, patch, patch, patch))
+    times = []
+    for _ in range(steps):
+        began, busy = time.perf_counter(), time.process_time()
+        step([images, classes])
+        times.append((time.perf_counter() - began, time.process_time() - busy))
+    return times
+
+
+def measure(args: argparse.Namespace) -> dict[str, Any]:
+    """Peak and times in the steady state; the first step is not timed."""
+    import torch
+
+    torch.manual_seed(0)
+    torch.set_num_threads(args.threads)
+    train(build(args.network), patch=16, batch=1, amp=args.amp, steps=1)
+    allocator.trim()
+    floor = meter.resident()
+    meter.reset_peak()
+    network = build(args.network)
+    heap = BoundedHeap(network) if args.setting == "heap" else nullcontext()
+    with heap:
+        times = train(network, patch=args.patch, batch=args.batch, amp=args.amp, steps=args.steps)
+        left = meter.resident() - floor
+    wall, busy = zip(*times[1:], strict=True)
+    return {
+        "above_floor_bytes": meter.lifetime_peak() - floor,
+        "left_bytes": left,
+        "step_seconds": median(wall),
+        "step_cpu_seconds": median(busy),
+        "trims": getattr(heap, "trims", 0),
+    }
+
+
+def main() -> int:
+    """Set what must be set at process start, measure, say so."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--setting", choices=SETTINGS, default="stock")
+    parser.add_argument("--network", choices=NETWORKS, default="segresnet")
+    parser.add_argument("--patch", type=int, default=64)
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--amp", choices=("off", "bf16"), default="off")
+    parser.add_argument("--steps", type=int, default=6)
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    args = parser.parse_args()
+    variables = allocator.environment(args.threads)
+    if args.setting != "stock":
+        variables |= allocator.tunables(huge_pages=True, merge=args.setting == "heap")
+    if any(os.environ.get(name) != value for name, value in variables.items()):
+        os.environ.update(variables)
+        os.execv(sys.executable, [sys.executable, "-m", "common.bench.allocation", *sys.argv[1:]])
+    if args.setting != "stock":
+        allocator.tame()
+    sys.stdout.write(json.dumps(measure(args)) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
