@@ -79,7 +79,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
 
     torch.manual_seed(0)
     torch.set_num_threads(args.threads)
-    train(build(args.network), patch=16, batch=1, amp=args.amp, steps=1)
+    train(build(args.network), patch=32, batch=1, amp=args.amp, steps=1)
     allocator.trim()
     floor = meter.resident()
     meter.reset_peak()
