@@ -96,7 +96,7 @@ def unusable() -> str | None:
         return "PyTorch is not installed"
     import torch
 
-    if not torch.backends.cuda.is_built():
+    if torch.version.cuda is None:
         return f"this PyTorch ({torch.__version__}) is built without CUDA"
     if not torch.cuda.is_available():
         return "no CUDA device is visible (no driver, or CUDA_VISIBLE_DEVICES hides it)"
