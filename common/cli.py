@@ -13,7 +13,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -29,9 +29,10 @@ from common.errors import (
     UsageError,
 )
 from common.files import write_json, write_text
-from common.memory import allocator, explain, floor, guard, meter, planner
+from common.memory import allocator, device, explain, floor, guard, meter, planner
 from common.memory.budget import BudgetError, MemoryBudget, format_size, total_memory
 from common.memory.costs import CostStore, cache_directory
+from common.memory.device import Device
 from common.memory.planner import DoesNotFit, Plan, Workload
 from common.memory.record import RunRecord, memory_line
 
@@ -72,6 +73,8 @@ class Session:
     meter: meter.PeakMeter
     threads: int
     seed: int
+    device: Device | None = None
+    """The CUDA device to compute on; ``None``: the host."""
     quiet: bool = False
     results: dict[str, Any] = field(default_factory=dict)
     """The record's ``results``; what is in here is kept when the command then raises."""
@@ -129,6 +132,16 @@ def add_common_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--report", action="store_true", help="also write report.html beside the record")
     group.add_argument("-q", "--quiet", action="store_true", help="errors only")
     group.add_argument("-v", "--verbose", action="store_true", help="say more; tracebacks on stderr")
+
+
+def add_device_options(parser: argparse.ArgumentParser) -> None:
+    """For the commands that can compute on a CUDA device."""
+    group = parser.add_argument_group("CUDA device")
+    group.add_argument("--device", default="cpu", metavar="cpu|cuda|cuda:N|auto", help="where to compute (default cpu)")
+    gpu_memory = (
+        "ceiling on the device beside CUDA's own context: a size, N%% of what is free, auto (the default: 90%%)"
+    )
+    group.add_argument("--gpu-memory", metavar="SIZE", help=gpu_memory)
 
 
 def add_settings_option(parser: argparse.ArgumentParser, settings: Mapping[str, Any]) -> None:
@@ -230,6 +243,8 @@ def _supervise(args: argparse.Namespace, budget: MemoryBudget, command: list[str
     os.environ[_CEILING] = f"{budget.host_bytes} {budget.source}"
     tunables = allocator.tunables(huge_pages=args.command.huge_pages, merge=args.command.merge)
     variables = allocator.environment(args.threads) | tunables
+    if getattr(args, "device", device.HOST) != device.HOST:
+        variables |= device.environment()
     path = None if args.dry_run else args.command.record(args)
     guard.supervise(
         command, name=_name(args), ceiling=budget.host_bytes, variables=variables, json=args.json, record=path
@@ -280,7 +295,7 @@ def _run(args: argparse.Namespace, budget: MemoryBudget, supervisor: int) -> int
             record.smallest_feasible_bytes = refusal.smallest_feasible_bytes
             record.plan = refusal.smallest
             record.error = {"kind": "does not fit", "message": line}
-        except UsageError as error:
+        except (UsageError, BudgetError) as error:
             record.exit_code, line = EXIT_USAGE, str(error)
             record.error = {"kind": "usage", "message": line}
         except InputError as error:
@@ -298,6 +313,9 @@ def _plan_and_execute(args: argparse.Namespace, record: RunRecord, gauge: meter.
     command: Command = args.command
     costs = CostStore()
     with gauge.phase("plan"):
+        if hasattr(args, "device"):
+            record.device, size = device.open_device(args.device, args.gpu_memory)
+            record.budget = replace(record.budget, device_bytes=size)
         workload = command.workload(args, record.budget)
         record.plan = _choose(args, workload, record.budget, costs)
     if costs.measured:
@@ -309,7 +327,7 @@ def _plan_and_execute(args: argparse.Namespace, record: RunRecord, gauge: meter.
         return
     if args.verbose:
         sys.stderr.write(explain.plan_text(record.plan, record.budget.host_bytes) + "\n")
-    session = Session(record.budget, record.plan, workload, gauge, args.threads, args.seed, quiet=args.quiet)
+    session = Session(record.budget, record.plan, workload, gauge, args.threads, args.seed, record.device, args.quiet)
     with gauge.phase("start"):
         guard.lift_soft_wall()
         floor.resolve(command.warm_up(args))()

@@ -82,10 +82,22 @@ def _infer(commands: Any) -> None:
     one.add_argument("--roi-subset", type=names, metavar="NAME,...", help="only these classes (default: all)")
     one.add_argument("--statistics", action="store_true", help="also volume and intensity of each class, CSV and JSON")
     one.add_argument("--preview", action="store_true", help="also a picture of each segmentation")
+    cli.add_device_options(one)
     cli.add_common_options(one)
     record = lambda args: args.output / "run.json"  # noqa: E731
     command = cli.Command("imaging infer", _infer_workload, _infer_warm_up, _infer_run, record, huge_pages=True)
     one.set_defaults(command=command)
+
+
+def _engine(args: argparse.Namespace) -> str:
+    """The engine that was asked for, or the best that runs on the device that was."""
+    from common.engines.engine import choose
+
+    if not args.device.startswith("cuda"):
+        return choose(args.engine)
+    if args.engine not in ("auto", "torch"):
+        raise UsageError(f"--device {args.device}: {args.engine} runs on the CPU here; only --engine torch does not")
+    return "torch"
 
 
 def _infer_workload(args: argparse.Namespace, budget: MemoryBudget) -> "Workload":
@@ -95,7 +107,6 @@ def _infer_workload(args: argparse.Namespace, budget: MemoryBudget) -> "Workload
     from apps.imaging.outputs import Wanted, chosen_labels
     from apps.imaging.studies import find_studies
     from apps.imaging.workloads import InferWorkload
-    from common.engines.engine import choose
 
     if args.output.resolve() in [path.resolve() for path in args.input]:
         raise UsageError(f"-o {args.output}: is an input too; its results would be taken for images the next time")
@@ -118,7 +129,7 @@ def _infer_workload(args: argparse.Namespace, budget: MemoryBudget) -> "Workload
         model=model,
         studies=tuple(studies),
         cases=cases,
-        engine=choose(args.engine),
+        engine=_engine(args),
         precision=args.precision,
         tile=tile,
         overlap=args.overlap,
@@ -129,9 +140,7 @@ def _infer_workload(args: argparse.Namespace, budget: MemoryBudget) -> "Workload
 
 
 def _infer_warm_up(args: argparse.Namespace) -> str:
-    from common.engines.engine import choose
-
-    return warm.OPENVINO if choose(args.engine) == "openvino" else warm.TORCH
+    return warm.OPENVINO if _engine(args) == "openvino" else warm.TORCH
 
 
 def _infer_run(args: argparse.Namespace, session: cli.Session) -> Mapping[str, Any]:
@@ -145,7 +154,7 @@ def _infer_run(args: argparse.Namespace, session: cli.Session) -> Mapping[str, A
 
     work = session.workload
     assert isinstance(work, InferWorkload)
-    if args.engine == "auto" and work.engine != "openvino":
+    if args.engine == "auto" and work.engine != "openvino" and session.device is None:
         session.say(f"imaging infer: OpenVINO is not installed, using {work.engine}")
     try:
         args.output.mkdir(parents=True, exist_ok=True)
@@ -163,6 +172,7 @@ def _infer_run(args: argparse.Namespace, session: cli.Session) -> Mapping[str, A
             output=plan["space"],
             head=model.head,
             builder=TORCH_NETWORK,
+            device=session.device.name if session.device and work.engine == "torch" else "cpu",
         )
     head = read_head(model.directory, model.head) if model.head and plan["space"] == "features" else None
     chosen = chosen_labels(model, args.roi_subset)

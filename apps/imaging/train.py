@@ -87,10 +87,10 @@ class Job:
 
 
 def make_step(
-    recipe: Recipe, *, micro_batch: int, amp: str, checkpoint: str, step_in_backward: bool = False
+    recipe: Recipe, *, micro_batch: int, amp: str, checkpoint: str, step_in_backward: bool = False, device: str = "cpu"
 ) -> tuple["torch.nn.Module", "torch.optim.Optimizer", TrainingStep]:
     """Network, optimiser and step; also what ``apps.imaging.pricing`` traces, so that both are the same."""
-    network = networks.build(recipe.network, recipe.arguments)
+    network = networks.build(recipe.network, recipe.arguments).to(device)
     policies.apply(checkpoint, networks.blocks(recipe.network, network))
     optimizer = optimizers.build(
         recipe.optimizer,
@@ -150,12 +150,14 @@ def load_volumes(job: Job, cases: Sequence[Case], file: Path | None, session: Se
 
 def _train(job: Job, session: Session, training: Volumes, held_out: Volumes) -> tuple["torch.nn.Module", int]:
     recipe, plan = job.recipe, session.plan
+    where = session.device.name if session.device else "cpu"
     network, optimizer, step = make_step(
         recipe,
         micro_batch=plan["micro_batch"],
         amp=plan["amp"],
         checkpoint=plan["checkpoint"],
         step_in_backward=plan["step_in_backward"] == "on",
+        device=where,
     )
     step.on_shrink = lambda size: session.say(f"an allocation failed: going on with micro-batches of {size}")
     last = job.output / WORK / checkpointing.LAST
@@ -181,7 +183,7 @@ def _train(job: Job, session: Session, training: Volumes, held_out: Volumes) -> 
 
     network.train()
     next_validation = (math.floor(progress() * VALIDATIONS) + 1) / VALIDATIONS
-    heap = BoundedHeap(network) if plan["allocator"] == "heap" else nullcontext()
+    heap = BoundedHeap(network) if plan["allocator"] == "heap" and session.device is None else nullcontext()
     with heap, session.progress(total=recipe.steps, unit="step", label="training") as bar:
         bar.update(start)
         while progress() < 1:
@@ -189,7 +191,7 @@ def _train(job: Job, session: Session, training: Volumes, held_out: Volumes) -> 
                 while progress() < min(1, next_validation):
                     for group in optimizer.param_groups:
                         group["lr"] = recipe.rate(progress())
-                    loss = float(step(sampler(done)))
+                    loss = float(step([tensor.to(where) for tensor in sampler(done)]))
                     if not math.isfinite(loss):
                         raise ArithmeticError(f"the loss is {loss} at step {done}; try a smaller learning_rate")
                     done += 1
@@ -254,15 +256,16 @@ def validate(
     import torch
 
     network.eval()
+    where = next(network.parameters()).device
     weights = importance(patch)
     overlap, sizes = np.zeros((len(indices), classes)), np.zeros((len(indices), classes))
     for row, index in enumerate(indices):
         shape = volumes.shapes[index]
         blend = BoundedBlend(shape, patch, OVERLAP, classes, weights)
         for number, position in enumerate(blend.grid):
-            tile = torch.from_numpy(_tile(volumes, index, position, blend))[None, None]
-            with torch.inference_mode(), torch.autocast("cpu", precision(amp), enabled=amp != "off"):
-                logits = network(tile).float()[0].numpy()
+            tile = torch.from_numpy(_tile(volumes, index, position, blend))[None, None].to(where)
+            with torch.inference_mode(), torch.autocast(where.type, precision(amp), enabled=amp != "off"):
+                logits = network(tile).float()[0].cpu().numpy()
             for slab in blend.add(number, logits):
                 _, truth = volumes.read(index, (0, 0, slab.start), (shape[0], shape[1], slab.stop))
                 guess = slab.values.argmax(0)
@@ -296,7 +299,7 @@ def _finish(job: Job, session: Session, network: "torch.nn.Module", held_out: Vo
 
     recipe, dataset = job.recipe, job.dataset
     # A plain network again (no activation checkpointing), with the half-precision weights that are written.
-    state = {name: tensor.half() for name, tensor in network.state_dict().items()}
+    state = {name: tensor.half().cpu() for name, tensor in network.state_dict().items()}
     network = networks.build(recipe.network, recipe.arguments)
     network.load_state_dict({name: tensor.to(network.state_dict()[name].dtype) for name, tensor in state.items()})
     metrics: dict[str, Any] = {}

@@ -60,6 +60,7 @@ def add(commands: Any) -> None:
     one.add_argument("--skip-bad", action="store_true", help="leave unusable cases out instead of stopping")
     one.add_argument("--resume", action="store_true", help="insist on continuing an unfinished training")
     cli.add_settings_option(one, HYPER)
+    cli.add_device_options(one)
     cli.add_common_options(one)
     record = lambda args: args.output / "run.json"  # noqa: E731
     command = cli.Command(

@@ -62,6 +62,7 @@ def open_engine(
     output: Output = "logits",
     head: Mapping[str, str] | None = None,
     builder: str | None = None,
+    device: str = "cpu",
 ) -> Engine:
     """Load the network of a model folder.
 
@@ -81,6 +82,9 @@ def open_engine(
         For PyTorch: ``"package.module:function"`` of the application, called with (model_dir, output), which returns
         the module with its weights.
 
+    device
+        Where PyTorch computes: ``"cpu"`` or ``"cuda:N"``.
+
     Raises
     ------
     ValueError
@@ -97,7 +101,7 @@ def open_engine(
     if name == "torch" and builder is not None:
         from common.engines.pytorch import TorchEngine
 
-        return TorchEngine(_resolve(builder)(model_dir, output), threads=threads, output=output)
+        return TorchEngine(_resolve(builder)(model_dir, output), threads=threads, output=output, device=device)
     raise ValueError(f"engine {name!r}: choose one of {', '.join(ENGINES)}")
 
 

@@ -6,22 +6,23 @@ from common.engines.engine import Array, Output
 
 
 class TorchEngine:
-    """A module with its weights, in float32 on the CPU."""
+    """A module with its weights, in float32, on the CPU or a CUDA device."""
 
-    def __init__(self, module: Any, *, threads: int, output: Output) -> None:
+    def __init__(self, module: Any, *, threads: int, output: Output, device: str = "cpu") -> None:
         import torch
 
         torch.set_num_threads(threads)
-        self._module = module.float().eval()
+        self._module = module.float().eval().to(device)
         for parameter in self._module.parameters():
             parameter.requires_grad_(False)
         self.in_channels, self.out_channels = int(module.in_channels), int(module.out_channels)
         self.output: Output = output
+        self._device = device
 
     def __call__(self, tiles: Array) -> Array:
         """Run one batch; the result is freed at the next call."""
         import torch
 
         with torch.inference_mode():
-            result: Array = self._module(torch.from_numpy(tiles)).numpy()
+            result: Array = self._module(torch.from_numpy(tiles).to(self._device)).cpu().numpy()
         return result

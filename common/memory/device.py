@@ -90,6 +90,25 @@ def discover(text: str) -> Device | None:
     raise BudgetError(f"--device {text}: {problem}")
 
 
+def open_device(text: str, gpu_memory: str | None) -> tuple[Device | None, int | None]:
+    """The device of ``--device`` and the ceiling of ``--gpu-memory``, with the limit set and the peak begun.
+
+    Raises
+    ------
+    BudgetError
+        If the device or that much of it is not there, or a ceiling was given for none.
+    """
+    found = discover(text)
+    if found is None:
+        if gpu_memory is not None:
+            raise BudgetError(f"--gpu-memory {gpu_memory}: no CUDA device is used; add --device cuda")
+        return None, None
+    size = found.budget(gpu_memory)
+    limit(found, size)
+    reset_peak(found)
+    return found, size
+
+
 def unusable() -> str | None:
     """Why no CUDA device can be used here; ``None`` where one can."""
     if find_spec("torch") is None:

@@ -5,7 +5,9 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
+from common.memory import device
 from common.memory.budget import MemoryBudget, format_size
+from common.memory.device import Device
 from common.memory.meter import PeakMeter
 from common.memory.planner import Plan
 
@@ -28,6 +30,8 @@ class RunRecord:
     """How it ended."""
     error: dict[str, str] | None = None
     """Kind and public message of a failure."""
+    device: Device | None = None
+    """The CUDA device it ran on, if any."""
     missing_walls: list[str] = field(default_factory=list)
     """Which walls could not be set; the run then went on with the meter."""
     smallest_feasible_bytes: int | None = None
@@ -39,6 +43,7 @@ class RunRecord:
 
     def to_json(self, meter: PeakMeter) -> dict[str, Any]:
         """The record, with what ``meter`` saw."""
+        on_device = device.peak(self.device) if self.device else None
         record: dict[str, Any] = {
             "peakline": self.version,
             "command": self.command,
@@ -65,9 +70,11 @@ class RunRecord:
                     for phase in meter.phases
                 ],
                 "timeline": [list(point) for point in meter.timeline],
+                **({"device_peak_bytes": on_device} if on_device is not None else {}),
             },
             "missing_walls": self.missing_walls,
-            "within_budget": meter.peak_bytes <= self.budget.host_bytes,
+            "within_budget": meter.peak_bytes <= self.budget.host_bytes
+            and (on_device or 0) <= (self.budget.device_bytes or 0),
             "results": self.results,
         }
         if self.smallest_feasible_bytes is not None:
@@ -84,6 +91,12 @@ def memory_line(record: RunRecord, measured_bytes: int) -> str:
         [
             f"memory: ceiling {format_size(record.budget.host_bytes)}, predicted {predicted},"
             f" measured {format_size(measured_bytes)}",
+            *([_device_line(record.device, record.budget)] if record.device else []),
             *record.missing_walls,
         ]
     )
+
+
+def _device_line(used: Device, budget: MemoryBudget) -> str:
+    ceiling, measured = format_size(budget.device_bytes or 0), format_size(device.peak(used))
+    return f"{used.name}: ceiling {ceiling}, measured {measured}"

@@ -217,3 +217,19 @@ def test_settings_take_the_type_of_their_default() -> None:
     for wrong in ("beta=1", "alpha", "iterations=1.5", "alpha=x"):
         with pytest.raises(UsageError, match="--set"):
             cli.parse_settings([wrong], defaults)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (("--device", "gpu"), "--device gpu: choose cpu, cuda, cuda:N or auto"),
+        (("--gpu-memory", "4GiB"), "--gpu-memory 4GiB: no CUDA device is used; add --device cuda"),
+        (("--device", "cuda:7"), "--device cuda:7: "),
+    ],
+)
+def test_a_device_that_is_not_there(run: Callable, tmp_path: Path, options: tuple[str, ...], says: str) -> None:
+    done = run("apps.imaging", "train", tmp_path, "-o", tmp_path / "out", "--json", *options)
+    assert done.code == 2
+    assert done.err.count("\n") == 1 and says in done.err
+    assert done.record["error"]["kind"] == "usage" and done.record["budget"]["device_bytes"] is None
+    assert not (tmp_path / "out").exists()
