@@ -20,6 +20,7 @@ from apps.imaging.workloads import EXPORT, LOAD, TRAIN, VALIDATE
 from common.cli import Session
 from common.errors import InputError, UsageError
 from common.memory import allocator
+from common.memory.device import HOST
 from common.memory.heap import BoundedHeap
 from common.tiling.blend import BoundedBlend
 from common.tiling.grid import importance
@@ -87,10 +88,12 @@ class Job:
 
 
 def make_step(
-    recipe: Recipe, *, micro_batch: int, amp: str, checkpoint: str, step_in_backward: bool = False, device: str = "cpu"
+    recipe: Recipe, *, micro_batch: int, amp: str, checkpoint: str, step_in_backward: bool = False, device: str = HOST
 ) -> tuple["torch.nn.Module", "torch.optim.Optimizer", TrainingStep]:
     """Network, optimiser and step; also what ``apps.imaging.pricing`` traces, so that both are the same."""
-    network = networks.build(recipe.network, recipe.arguments).to(device)
+    network = networks.build(recipe.network, recipe.arguments)
+    if device != HOST:  # fake tensors, on which this is traced, cannot be moved
+        network.to(device)
     policies.apply(checkpoint, networks.blocks(recipe.network, network))
     optimizer = optimizers.build(
         recipe.optimizer,
@@ -150,7 +153,7 @@ def load_volumes(job: Job, cases: Sequence[Case], file: Path | None, session: Se
 
 def _train(job: Job, session: Session, training: Volumes, held_out: Volumes) -> tuple["torch.nn.Module", int]:
     recipe, plan = job.recipe, session.plan
-    where = session.device.name if session.device else "cpu"
+    where = session.device.name if session.device else HOST
     network, optimizer, step = make_step(
         recipe,
         micro_batch=plan["micro_batch"],

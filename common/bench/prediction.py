@@ -127,7 +127,7 @@ class Grid:
     @property
     def environment(self) -> dict[str, str]:
         """What the command's process is started with."""
-        return allocator.environment(self.threads) | (allocator.huge_pages() if self.huge_pages else {})
+        return allocator.environment(self.threads) | (allocator.tunables(huge_pages=True) if self.huge_pages else {})
 
 
 def run(grid: Grid, file: Path, *, seed: int, quick: bool) -> list[dict[str, Any]]:
