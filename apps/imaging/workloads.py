@@ -337,7 +337,7 @@ class TrainWorkload:
             passes
             * (0.6 if precision == "bf16" else 1.0)
             * RECOMPUTING.get(precision, RECOMPUTING["off"])[str(setting["checkpoint"])]
-            * (MAPPED if setting["allocator"] == "mapped" and recipe.network in FRAGMENTATION else 1.0)
+            * (MAPPED if setting["allocator"] == "mapped" and recipe.network in IN_HEAP else 1.0)
             * (1.01 if setting["step_in_backward"] == "on" else 1.0)
             * (1.05 if setting["cache"] == "disk" else 1.0)
         )
