@@ -1,13 +1,14 @@
 """The ``recsys`` command line: options, and which function does the work. Light: nothing heavy is imported here."""
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from apps.recsys import answer, ials, model, serve, split, train, workloads
+from apps.recsys import answer, ials, model, recipe, serve, split, train, workloads
 from common import cli, front_ends, model_folder
 from common.cli import Command
+from common.compression import prices
 from common.errors import UsageError
 from common.memory.budget import MemoryBudget
 
@@ -49,8 +50,9 @@ def _train(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("interactions", nargs="+", type=Path, metavar="INTERACTIONS", help="CSV (.gz too) or Parquet, a row a pair")
     add("-o", "--output", required=True, type=Path, metavar="MODEL_DIR")
-    add("--model", choices=("ials", "popularity"), default="ials")
+    add("--model", choices=("ials", "embedding", "popularity"), default="ials")
     add("--factors", type=cli.positive, default=64, metavar="N", help="numbers per item (default 64)")
+    add("--epochs", type=cli.positive, metavar="N", help="passes over the data (default: ials 15, embedding 20)")
     add("--user-col", metavar="NAME", help="default: by common names, else the first column")
     add("--item-col", metavar="NAME", help="default: by common names, else the next column")
     add("--value-col", metavar="NAME", help="default: by common names, else every row counts 1")
@@ -60,10 +62,27 @@ def _train(parser: argparse.ArgumentParser) -> None:
     add("--min-user", type=cli.positive, default=1, metavar="N", help="leave out users with fewer rows")
     add("--min-item", type=cli.positive, default=1, metavar="N", help="leave out items with fewer rows")
     add("--split", choices=split.KINDS, default="none", help="hold some out, and evaluate on it (default none)")
-    cli.add_settings_option(parser, ials.HYPER)
+    cli.add_settings_option(parser, {**ials.HYPER, **recipe.HYPER})
+    _embedding(parser.add_argument_group("embedding").add_argument)
     cli.add_common_options(parser)
-    command = Command("recsys train", train.workload, lambda args: workloads.TRAINING, train.execute, train.record)
+    command = Command(
+        "recsys train",
+        train.workload,
+        lambda args: workloads.training_warm_up(args.model),
+        train.execute,
+        train.record,
+    )
     parser.set_defaults(command=command)
+
+
+def _embedding(add: Callable[..., Any]) -> None:
+    """Options of ``--model embedding``; without a default, so that others can say they do not have them."""
+    add("--loss", choices=recipe.LOSSES, help="default softmax")
+    add("--table", choices=prices.KINDS, help="how vectors are stored, while they train too (default full)")
+    add("--amp", choices=("off", "bf16"), help="products with negatives in bfloat16 (default off)")
+    add("--micro-batch", type=cli.positive, metavar="N", help="windows of items at a time (default: the plan's choice)")
+    add("--accumulate", type=cli.positive, metavar="N", help="or: micro-batches in a step")
+    add("--resume", action="store_true", help="a checkpoint must be there; without it, one that is there is continued")
 
 
 def _evaluate(parser: argparse.ArgumentParser) -> None:

@@ -1,9 +1,9 @@
 """The ``embedding`` model: a user is the sum of the items it had, and scores every item by a product with it.
 
-Two tables of vectors: ``taste``, what having an item says about a user, and ``items``, what is shown. No user has a
-vector of its own, so that nothing grows with the users and a new one is served like any other (FISM, Kabbur et al.
-2013; the aggregation of SimpleX, Mao et al. 2021, without the user's own part). An item never helps to predict
-itself: in training it is left out of its own user's sum.
+No user has a vector of its own, so that nothing grows with the users and a new one is served like any other (FISM,
+Kabbur et al. 2013; the aggregation of SimpleX, Mao et al. 2021, without the user's own part). An item never helps to
+predict itself: in training it is taken out of its own user's sum. What having an item says about a user may be learnt
+in a second table, ``taste``, or be the same vector as the one that is shown.
 
 What is trained here is also what is priced (``make_step``); ``apps.recsys.batches`` feeds it.
 """
@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 
 from apps.recsys import losses
+from apps.recsys.recipe import ABSENT, TARGETS, Recipe
 from common.compression.embeddings import EmbeddingTable, TableOptimizer
 from common.training.step import TrainingStep
 
@@ -25,74 +26,33 @@ if TYPE_CHECKING:
 
 FIRST_NORM = 0.8
 """Expected length of a vector before training."""
-ABSENT = -1
-"""Fills up histories that are shorter than the longest."""
-
-
-@dataclass(frozen=True, slots=True)
-class Recipe:
-    """All that decides the result beside the data.
-
-    Attributes
-    ----------
-    loss
-        ``"softmax"``, ``"ccl"`` or ``"bpr"``.
-    table
-        How both tables are stored while they train (``common.compression.prices.KINDS``).
-    batch
-        Pairs of user and item in a step.
-    negatives
-        Items sampled for a step; every pair is compared with all of them.
-    history
-        Most items of a user that are summed.
-    popularity
-        Negatives are drawn in proportion to an item's count to this power; 0: all alike.
-    temperature
-        Divides the cosines of ``softmax``.
-    margin, negative_weight
-        Of ``ccl`` (``losses.contrastive``).
-    """
-
-    items: int
-    factors: int
-    loss: str = "softmax"
-    table: str = "full"
-    batch: int = 2048
-    negatives: int = 1024
-    history: int = 50
-    popularity: float = 0.0
-    learning_rate: float = 0.2
-    temperature: float = 0.1
-    margin: float = 0.4
-    negative_weight: float = 150.0
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """What one step trains on; int64 tensors.
+    """What one step trains on.
 
     Attributes
     ----------
-    items, taste
-        Rows of the two tables that are touched, each once.
-    pairs
-        Shape (batch, 1 + history). First the pair's item, as its place in ``items``; then the user's other items, as
-        places in ``taste``, filled up with ``ABSENT``.
+    rows
+        Rows of the tables that are touched, each once; int64.
+    windows
+        Shape (batch, 1 + window), int64. First how many targets there are; then places in ``rows`` of one user's
+        items, the targets first, filled up with ``ABSENT``.
     negatives
-        Shape (negatives,): places in ``items``.
+        Shape (negatives,), int64: places in ``rows``.
     correction
         Shape (negatives,): the logarithm of how often each was to be expected in the sample, for ``softmax``.
     """
 
-    items: Tensor
-    taste: Tensor
-    pairs: Tensor
+    rows: Tensor
+    windows: Tensor
     negatives: Tensor
     correction: Tensor
 
 
 class ItemSums(torch.nn.Module):
-    """Scores of pairs by the product of the user's sum with an item's vector, or by its cosine.
+    """Scores of users' targets and of negatives: by the product of the user's sum with an item's vector, or its cosine.
 
     Parameters
     ----------
@@ -102,42 +62,53 @@ class ItemSums(torch.nn.Module):
 
     def __init__(self, recipe: Recipe) -> None:
         super().__init__()
-        self.cosine = recipe.loss != "bpr"
+        self.cosine = recipe.cosine
         self.scale = 1 / recipe.temperature if recipe.loss == "softmax" else 1.0
         deviation = FIRST_NORM / recipe.factors**0.5
-        self.items = EmbeddingTable(recipe.table, recipe.items, recipe.factors, deviation=deviation)
-        self.taste = EmbeddingTable(recipe.table, recipe.items, recipe.factors, deviation=deviation)
-        self._negatives: Tensor | None = None
-        self._correction: Tensor | None = None
+        shape = (recipe.table, recipe.items, recipe.factors)
+        self.items = EmbeddingTable(*shape, deviation=deviation)
+        self.taste = EmbeddingTable(*shape, deviation=deviation) if recipe.tables == 2 else None
+        self._corrected = recipe.loss == "softmax"
+        self._batch: Batch | None = None
+
+    @property
+    def tables(self) -> list[EmbeddingTable]:
+        """One table or two."""
+        return [self.items] if self.taste is None else [self.items, self.taste]
 
     def load(self, batch: Batch) -> None:
         """Make the rows of a batch ready."""
-        self.items.load(batch.items)
-        self.taste.load(batch.taste)
-        self._negatives = batch.negatives
-        self._correction = batch.correction if self.scale != 1 else None
+        for table in self.tables:
+            table.load(batch.rows)
+        self._batch = batch
 
-    def forward(self, pairs: Tensor) -> Tensor:
-        """Scores, shape (pairs, 1 + negatives): the pair's own first; ``-inf`` where a negative is that very item."""
-        assert self._negatives is not None
-        user = self._sum(pairs[:, 1:])
-        item, others = self.items(pairs[:, 0]), self.items(self._negatives)
+    def forward(self, windows: Tensor) -> Tensor:
+        """Scores, shape (windows * TARGETS, 1 + negatives): the target's own first; ``-inf`` for a negative that is it.
+
+        Rows of targets that are not there mean nothing (``losses.MeanOverTargets`` leaves them out).
+        """
+        assert self._batch is not None
+        known = windows[:, 1:]
+        targets = known[:, :TARGETS].clamp(min=0)
+        item, others = self.items(targets), self.items(self._batch.negatives)
+        user = self._others_of(known, targets)
         if self.cosine:
-            user, item, others = (F.normalize(vectors, dim=1) for vectors in (user, item, others))
-        user = user * self.scale
+            user, item, others = (F.normalize(vectors, dim=-1) for vectors in (user, item, others))
+        user = (user * self.scale).flatten(0, 1)
         scores = user @ others.T
-        if self._correction is not None:
-            scores = scores - self._correction
-        own = (user * item).sum(1, keepdim=True)
-        itself = pairs[:, :1] == self._negatives
+        if self._corrected:
+            scores = scores - self._batch.correction
+        itself = targets.flatten()[:, None] == self._batch.negatives
+        own = (user * item.flatten(0, 1)).sum(1, keepdim=True)
         return torch.cat([own.to(scores.dtype), scores.masked_fill(itself, -torch.inf)], 1)
 
-    def _sum(self, history: Tensor) -> Tensor:
-        """Sums of the loaded ``taste`` vectors over the root of their number, shape (pairs, factors)."""
-        present = (history != ABSENT).float()
-        present /= present.sum(1, keepdim=True).clamp(min=1).sqrt()
-        assert self.taste.loaded is not None
-        return F.embedding_bag(history.clamp(min=0), self.taste.loaded, per_sample_weights=present, mode="sum")
+    def _others_of(self, known: Tensor, targets: Tensor) -> Tensor:
+        """For each target the sum of its user's other items over the root of their number."""
+        taste = self.tables[-1]
+        present = (known != ABSENT).float()
+        total = F.embedding_bag(known.clamp(min=0), taste.loaded, per_sample_weights=present, mode="sum")
+        many = present.sum(1).sub(1).clamp(min=1).sqrt()
+        return (total[:, None] - taste(targets)) / many[:, None, None]
 
 
 class Step:
@@ -147,9 +118,9 @@ class Step:
         self.network, self.training = network, training
 
     def __call__(self, batch: Batch) -> Tensor:
-        """Do it; returns the mean loss over the pairs."""
+        """Do it; returns the mean loss over the targets."""
         self.network.load(batch)
-        return self.training([batch.pairs])
+        return self.training([batch.windows])
 
 
 def make_step(recipe: Recipe, *, micro_batch: int, amp: str = "off") -> tuple[ItemSums, TableOptimizer, Step]:
@@ -158,7 +129,7 @@ def make_step(recipe: Recipe, *, micro_batch: int, amp: str = "off") -> tuple[It
     Parameters
     ----------
     micro_batch
-        Pairs that go forward and backward together.
+        Windows that go forward and backward together.
     amp
         ``"bf16"``: products with the negatives in bfloat16; ``"off"``.
     """
@@ -168,21 +139,18 @@ def make_step(recipe: Recipe, *, micro_batch: int, amp: str = "off") -> tuple[It
         "bpr": losses.ranking,
     }[recipe.loss]
     network = ItemSums(recipe)
-    optimizer = TableOptimizer([network.items, network.taste], recipe.learning_rate)
-    training = TrainingStep(network, optimizer, losses.MeanOverPairs(each), micro_batch, amp)
+    optimizer = TableOptimizer(network.tables, recipe.learning_rate)
+    training = TrainingStep(network, optimizer, losses.MeanOverTargets(each, TARGETS), micro_batch, amp)
     return network, optimizer, Step(network, training)
 
 
 def largest_batch(recipe: Recipe) -> Batch:
     """A batch that touches as many rows as one can: what prices are made for."""
-    items = min(recipe.items, recipe.batch + recipe.negatives)
-    taste = min(recipe.items, recipe.batch * recipe.history)
-    places = torch.arange(recipe.batch)
-    history = torch.arange(recipe.batch * recipe.history).view(recipe.batch, -1) % taste
+    rows = recipe.touched_rows
+    windows = torch.arange(recipe.batch * recipe.window).view(recipe.batch, -1) % rows
     return Batch(
-        items=torch.arange(items),
-        taste=torch.arange(taste),
-        pairs=torch.cat([places[:, None] % items, history], 1),
-        negatives=torch.arange(recipe.negatives) % items,
+        rows=torch.arange(rows),
+        windows=torch.cat([torch.full((recipe.batch, 1), TARGETS), windows], 1),
+        negatives=torch.arange(recipe.negatives) % rows,
         correction=torch.zeros(recipe.negatives),
     )

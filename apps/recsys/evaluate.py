@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
 
+from apps.recsys.encoders import Fold
+
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
@@ -88,8 +90,6 @@ def _parsed(name: str) -> tuple[str, int]:
 
 User = tuple["NDArray[Any]", "NDArray[np.float32]", "NDArray[Any]"]
 """A user's known items (not ranked) with their values, and its scored items."""
-Fold = Callable[["NDArray[Any]", "NDArray[np.float32]"], "NDArray[np.float32]"]
-"""From known items and values to a vector of shape (factors,)."""
 
 
 def evaluate(

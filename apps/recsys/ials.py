@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from apps.recsys.history import History
-from apps.recsys.split import HeldOut
+from apps.recsys.split import Kept
 
 if TYPE_CHECKING:
     import numpy as np
@@ -35,52 +35,27 @@ def confidence(values: NDArray[np.float32], hyper: Mapping[str, Any]) -> NDArray
     return weights
 
 
-def training_matrix(
-    history: History, heldout: HeldOut | None, *, whole_users: bool, items: int, hyper: Mapping[str, Any]
-) -> Any:
-    """The confidences to train on as a SciPy CSR matrix (users, items), allocated once at its final size.
-
-    Parameters
-    ----------
-    whole_users
-        Leave held-out users out altogether (user-holdout), not only their held-out items (leave-last).
-    """
+def training_matrix(history: History, kept: Kept, *, items: int, hyper: Mapping[str, Any]) -> Any:
+    """The confidences to train on as a SciPy CSR matrix (users, items), allocated once at its final size."""
     import numpy as np
     import scipy.sparse
 
-    lengths = np.diff(history.indptr)
-    if heldout is not None:
-        if whole_users:
-            lengths[heldout.users] = 0
-        else:
-            lengths[heldout.users] -= 1
+    lengths = np.zeros(history.rows, np.int64)
+    for start, stop in history.blocks():
+        before = np.concatenate([[0], np.cumsum(kept.mask(start, stop))])
+        lengths[start:stop] = np.diff(before[history.indptr[start : stop + 1] - history.indptr[start]])
     users = lengths > 0
     indptr = np.zeros(int(users.sum()) + 1, np.int32 if lengths.sum() < 2**31 else np.int64)
     np.cumsum(lengths[users], out=indptr[1:])
     indices, data = np.empty(indptr[-1], np.int32), np.empty(indptr[-1], np.float32)
     at = 0
     for start, stop in history.blocks():
-        keep = kept(history, heldout, start, stop, whole_users=whole_users)
+        keep = kept.mask(start, stop)
         part = history.items(start, stop)[keep]
         indices[at : at + len(part)] = part
         data[at : at + len(part)] = confidence(history.values(start, stop)[keep], hyper)
         at += len(part)
     return scipy.sparse.csr_matrix((data, indices, indptr), shape=(len(indptr) - 1, items), copy=False)
-
-
-def kept(history: History, heldout: HeldOut | None, start: int, stop: int, *, whole_users: bool) -> NDArray[np.bool_]:
-    """Which interactions of the rows ``start`` to ``stop`` are trained on."""
-    import numpy as np
-
-    base = int(history.indptr[start])
-    keep = np.ones(int(history.indptr[stop]) - base, bool)
-    if heldout is None:
-        return keep
-    for row in range(*np.searchsorted(heldout.users, [start, stop])):
-        user = int(heldout.users[row])
-        part = slice(int(history.indptr[user]) - base, int(history.indptr[user + 1]) - base)
-        keep[part] = False if whole_users else ~np.isin(history.items(user), heldout.items(row))
-    return keep
 
 
 def fit(

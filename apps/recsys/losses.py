@@ -16,21 +16,30 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class MeanOverPairs:
-    """A ``common.training.step.Loss``: the mean of ``each`` over the pairs of a batch."""
+class MeanOverTargets:
+    """A ``common.training.step.Loss``: the mean of ``each`` over the targets of a batch.
+
+    Attributes
+    ----------
+    each
+        From scores (pairs, 1 + negatives) to a loss for each pair.
+    most
+        Rows of scores for each row of the batch, whose first number says how many of them count.
+    """
 
     each: Callable[[Tensor], Tensor]
-    """From scores (pairs, 1 + negatives) to a loss for each pair."""
+    most: int
 
     def counts(self, batch: Batch) -> tuple[Tensor]:
-        """How many pairs."""
-        import torch
-
-        return (torch.tensor(float(len(batch[0]))),)
+        """How many targets."""
+        return (batch[0][:, 0].sum().float(),)
 
     def sums(self, scores: Tensor, batch: Batch) -> tuple[Tensor]:
         """Their losses' sum."""
-        return (self.each(scores).sum(),)
+        import torch
+
+        there = torch.arange(self.most) < batch[0][:, :1]
+        return (self.each(scores).mul(there.flatten()).sum(),)
 
 
 def softmax(scores: Tensor) -> Tensor:

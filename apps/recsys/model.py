@@ -3,7 +3,7 @@
 MODEL_DIR (see ``common.model_folder``)::
 
     model.json           written last: factors, table, items, users, interactions, hyper, split, seed
-    weights.safetensors  item_factors (items, factors) float32
+    weights.safetensors  item_factors (items, factors); see apps.recsys.weights
     items.parquet        row, id, title          users.parquet   row, id
     history.*.npy        who had what (apps.recsys.history)
     heldout.*.npy        what evaluation scores (apps.recsys.split), where there was a split
@@ -12,13 +12,11 @@ MODEL_DIR (see ``common.model_folder``)::
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from apps.recsys import arrow
+from apps.recsys import arrow, encoders, weights
 from apps.recsys.history import History, NpyReader
 from common import model_folder
 from common.errors import InputError
@@ -26,9 +24,6 @@ from common.errors import InputError
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
-
-WEIGHTS = "weights.safetensors"
-TENSOR = "item_factors"
 
 
 class Table:
@@ -76,31 +71,6 @@ def write_table(path: Path, ids: Any, titles: Any = None) -> None:
     pq.write_table(pa.table(columns), path, compression="none", use_dictionary=False, row_group_size=1 << 16)
 
 
-def write_weights(path: Path, item_factors: NDArray[np.float32]) -> None:
-    """Write the factors as safetensors."""
-    from safetensors.numpy import save_file
-
-    save_file({TENSOR: item_factors}, path)
-
-
-def read_weights(path: Path) -> NDArray[np.float32]:
-    """Read the factors into one array.
-
-    The library's loader maps the file and copies it, so both would be resident; the format is a length, a JSON
-    header and the bytes.
-    """
-    import numpy as np
-
-    with path.open("rb") as stream:
-        header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
-        entry = header[TENSOR]
-        factors = np.empty(entry["shape"], np.float32)
-        stream.seek(entry["data_offsets"][0], os.SEEK_CUR)
-        if entry["dtype"] != "F32" or stream.readinto(factors.data) != factors.nbytes:
-            raise InputError(f"{path}: not float32 factors of the size its header says", public="weights unreadable")
-    return factors
-
-
 class Recommender:
     """A loaded model that answers.
 
@@ -113,24 +83,11 @@ class Recommender:
     """
 
     def __init__(self, directory: Path, manifest: Mapping[str, Any]) -> None:
-        from apps.recsys import ials
-
         self.directory, self.manifest = directory, manifest
-        self.hyper: Mapping[str, Any] = manifest["hyper"]
-        self.popularity = manifest["kind"] == "popularity"
-        self.item_factors = read_weights(directory / WEIGHTS)
+        self.item_factors = weights.read(directory / weights.WEIGHTS)
         self.history = History(directory)
-        self._shared = None if self.popularity else ials.gramian(self.item_factors, self.hyper["regularization"])
-
-    def user_vector(self, items: NDArray[Any], values: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Fold a history in; shape (factors,)."""
-        import numpy as np
-
-        from apps.recsys import ials
-
-        if self._shared is None:
-            return np.ones(1, np.float32)
-        return ials.fold_in(self._shared, self.item_factors, items, ials.confidence(values, self.hyper))
+        self.user_vector = _encoder(directory, manifest, self.item_factors)
+        """From a history's items and values to a vector of shape (factors,)."""
 
     def recommend(
         self,
@@ -170,6 +127,16 @@ class Recommender:
         scores /= np.maximum(norms * norms[row], np.float32(1e-12))
         scores[row] = -np.inf
         return _best(scores, k)
+
+
+def _encoder(directory: Path, manifest: Mapping[str, Any], item_factors: NDArray[np.float32]) -> encoders.Fold:
+    kind, hyper = manifest["kind"], manifest["hyper"]
+    if kind == "popularity":
+        return encoders.constant()
+    if kind == "ials":
+        return encoders.ridge(item_factors, hyper)
+    taste = weights.read(directory / weights.WEIGHTS, weights.TASTE) if hyper["tables"] == 2 else None
+    return encoders.sums(item_factors, taste, cosine=manifest["cosine"])
 
 
 def _best(scores: NDArray[np.float32], k: int) -> list[tuple[int, float]]:
@@ -214,7 +181,7 @@ def write_card(directory: Path, kind: str, fields: Mapping[str, Any], metrics: M
         f"# Recommender ({kind})",
         "",
         f"- Data: {fields['users']:,} users, {fields['items']:,} items, {fields['interactions']:,} interactions",
-        f"- Factors: {fields['factors']} (float32); {hyper}; seed {fields['seed']}",
+        f"- Factors: {fields['factors']}, table {fields['table']}; {hyper}; seed {fields['seed']}",
         "- Users are not stored as vectors: each is computed from its history (`history.*.npy`) when asked for",
         "",
     ]

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,8 @@ HOLDOUT_SHARE = 0.1
 """Users held out of training (user-holdout)."""
 SCORED_SHARE = 0.2
 """Share of a held-out user's items that is scored; the rest is folded in."""
+MOST_VALIDATION_USERS = 2000
+"""Users whose hidden items training looks at after each epoch."""
 LEAST_ITEMS = 5
 """A held-out user with fewer items is not scored: a fifth of it would be nothing."""
 
@@ -39,11 +41,20 @@ def hold_out(directory: Path, kind: str, seed: int) -> int:
     """
     history = History(directory)
     chosen = _user_holdout(history, seed) if kind == "user-holdout" else _leave_last(history, directory)
+    users = write(directory, "heldout", chosen)
+    history.close()
+    if not users:
+        raise InputError(f"--split {kind}: no user has enough items to hold some out", public="nothing to hold out")
+    return users
+
+
+def write(directory: Path, name: str, chosen: Iterable[tuple[int, NDArray[Any]]]) -> int:
+    """Write scored items, user by user in increasing order, as ``HeldOut`` reads them; returns how many users."""
     total = users = 0
     with (
-        NpyWriter(directory / "heldout.users.npy", "<i4") as rows,
-        NpyWriter(directory / "heldout.indptr.npy", "<i8") as indptr,
-        NpyWriter(directory / "heldout.items.npy", "<i4") as items,
+        NpyWriter(directory / f"{name}.users.npy", "<i4") as rows,
+        NpyWriter(directory / f"{name}.indptr.npy", "<i8") as indptr,
+        NpyWriter(directory / f"{name}.items.npy", "<i4") as items,
     ):
         indptr.append(_array([0]))
         for user, scored in chosen:
@@ -51,9 +62,6 @@ def hold_out(directory: Path, kind: str, seed: int) -> int:
             items.append(scored)
             total, users = total + len(scored), users + 1
             indptr.append(_array([total]))
-    history.close()
-    if not users:
-        raise InputError(f"--split {kind}: no user has enough items to hold some out", public="nothing to hold out")
     return users
 
 
@@ -72,15 +80,11 @@ def held_out_users(users: int, seed: int) -> NDArray[np.int64]:
 
 
 def _user_holdout(history: History, seed: int) -> Iterator[tuple[int, NDArray[Any]]]:
-    import numpy as np
-
     for user in held_out_users(history.rows, seed):
         items = history.items(user)
         if len(items) < LEAST_ITEMS:
             continue
-        # A generator per user: the choice does not depend on who else is in the data.
-        order = np.random.default_rng([seed, int(user)]).permutation(len(items))
-        yield int(user), np.sort(items[order[: int(SCORED_SHARE * len(items))]])
+        yield int(user), _some(items, [seed, int(user)])
 
 
 def _leave_last(history: History, directory: Path) -> Iterator[tuple[int, NDArray[Any]]]:
@@ -97,27 +101,108 @@ def _leave_last(history: History, directory: Path) -> Iterator[tuple[int, NDArra
 
 
 class HeldOut:
-    """The held-out items of a model folder, read row by row."""
+    """Scored items of a model folder, read row by row.
 
-    def __init__(self, directory: Path) -> None:
-        self.users: NDArray[np.int32] = NpyReader(directory / "heldout.users.npy")[:]
-        self._items = History(directory, "heldout")
+    Parameters
+    ----------
+    name
+        ``"heldout"``: what the model's split held out; ``"validation"``: what training itself looks at.
+    """
+
+    def __init__(self, directory: Path, name: str = "heldout") -> None:
+        self.users: NDArray[np.int32] = NpyReader(directory / f"{name}.users.npy")[:]
+        self._items = History(directory, name)
 
     def __len__(self) -> int:
         return len(self.users)
 
     @property
     def size(self) -> int:
-        """Held-out interactions in all."""
+        """Scored interactions in all."""
         return self._items.size
 
     def items(self, row: int) -> NDArray[np.int32]:
         """Scored items of the user ``users[row]``, increasing."""
         return self._items.items(row)
 
+    def pairs(self, start: int, stop: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+        """Users from ``start`` to ``stop`` and their scored items, in order."""
+        import numpy as np
+
+        first, last = np.searchsorted(self.users, [start, stop])
+        lengths = np.diff(self._items.indptr[first : last + 1])
+        return np.repeat(self.users[first:last], lengths), self._items.items(int(first), int(last))
+
     def close(self) -> None:
         """Close the files."""
         self._items.close()
+
+
+class Kept:
+    """Which interactions are trained on.
+
+    Parameters
+    ----------
+    heldout
+        What the split scores, if there is one.
+    whole_users
+        Leave held-out users out altogether (user-holdout), not only their scored items (leave-last).
+    validation
+        What training itself looks at.
+    """
+
+    def __init__(
+        self, history: History, heldout: HeldOut | None, *, whole_users: bool, validation: HeldOut | None = None
+    ) -> None:
+        self._history = history
+        self._users = heldout.users if heldout is not None and whole_users else None
+        self._hidden = [part for part in (validation, None if whole_users else heldout) if part is not None]
+
+    def mask(self, start: int, stop: int) -> NDArray[np.bool_]:
+        """For each interaction of the users ``start`` to ``stop`` whether it is."""
+        import numpy as np
+
+        indptr = self._history.indptr[start : stop + 1]
+        user = np.repeat(np.arange(start, stop, dtype=np.int32), np.diff(indptr))
+        keep = np.ones(len(user), bool)
+        if self._users is not None:
+            keep &= ~np.isin(user, self._users[slice(*np.searchsorted(self._users, [start, stop]))])
+        if self._hidden:
+            keys = _keys(user, self._history.items(start, stop))
+            for part in self._hidden:
+                keep[keys.searchsorted(_keys(*part.pairs(start, stop)))] = False
+        return keep
+
+
+def _keys(users: NDArray[np.int32], items: NDArray[np.int32]) -> NDArray[np.int64]:
+    """A number for each pair, increasing where they are in order."""
+    import numpy as np
+
+    return (users.astype(np.int64) << 32) | items
+
+
+def hide_for_validation(directory: Path, kept: Kept, history: History, seed: int) -> int:
+    """Write ``validation.*.npy``: a fifth of the items of some training users; returns how many users."""
+    import numpy as np
+
+    count = min(MOST_VALIDATION_USERS, max(1, int(HOLDOUT_SHARE * history.rows)))
+    sample = np.sort(np.random.default_rng([seed, 1]).permutation(history.rows)[:count])
+
+    def chosen() -> Iterator[tuple[int, NDArray[Any]]]:
+        for user in sample:
+            items = history.items(user)[kept.mask(user, user + 1)]
+            if len(items) >= LEAST_ITEMS:
+                yield int(user), _some(items, [seed, 1, int(user)])
+
+    return write(directory, "validation", chosen())
+
+
+def _some(items: NDArray[Any], seed: list[int]) -> NDArray[Any]:
+    """A fifth of the items, increasing. A generator per user: the choice does not depend on who else is there."""
+    import numpy as np
+
+    order = np.random.default_rng(seed).permutation(len(items))
+    return np.sort(items[order[: int(SCORED_SHARE * len(items))]])
 
 
 def known_rows(history: History, scored: NDArray[Any], user: int) -> tuple[NDArray[np.int32], NDArray[np.float32]]:

@@ -5,19 +5,21 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from apps.recsys import child, ials, ingest, model, popularity, workloads
+from apps.recsys import child, ials, ingest, model, popularity, recipe, weights, workloads
 from apps.recsys.evaluate import evaluate
 from apps.recsys.history import History
 from apps.recsys.interactions import Filters
 from apps.recsys.reading import Columns
-from apps.recsys.split import HeldOut, known_rows
+from apps.recsys.split import HeldOut, Kept, known_rows
 from common import cli, model_folder
+from common.compression.rows import FORMATS
 from common.errors import UsageError
 from common.memory import guard
 from common.memory.budget import MIB, MemoryBudget
@@ -29,24 +31,30 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+WORK = ".training"
+"""Folder in the model folder that holds what an unfinished training needs."""
+EPOCHS = 20
+"""Of an embedding, unless ``--epochs`` says otherwise."""
+MICRO_BATCHES = (512, 256, 128, 64, 32, 16)
+"""Windows that may go through the network together."""
+SIZES = ("items", "factors")
+"""What a recipe has beside hyper-parameters."""
 ARROW_BYTES = 64 * MIB
 """What NumPy, Arrow and their blocks add to a bare interpreter: below it the input is only counted, to refuse."""
 
 
 def workload(args: argparse.Namespace, budget: MemoryBudget) -> workloads.TrainWorkload:
     """Check the command line, read the input into a scratch folder beside the output, describe the work."""
-    hyper = hyper_parameters(args)
+    described = _described(args)
     if args.output.exists() and not args.output.is_dir():
         raise UsageError(f"-o {args.output}: is a file; a model is a folder")
     _refuse_foreign(args.output)
     wanted = Columns(args.user_col, args.item_col, args.value_col, args.time_col)
     filters = Filters(args.min_value, args.min_user, args.min_item)
     inputs = ingest.open_inputs(args.interactions, wanted, args.items, filters, args.split, args.seed)
-    factors = args.factors if args.model == "ials" else 1
-    described = {"kind": args.model, "factors": factors, "hyper": hyper, "split": args.split, "threads": args.threads}
     if budget.host_bytes < resident() + ARROW_BYTES:
         try:
-            return workloads.TrainWorkload(ingest.count(inputs), **described)
+            return _work(ingest.count(inputs), described)
         except MemoryError:
             raise DoesNotFit(budget, None, [f"to read Parquet alone takes {ARROW_BYTES // MIB} MiB more"]) from None
     workspace = ingest.Workspace(args.output)
@@ -59,12 +67,51 @@ def workload(args: argparse.Namespace, budget: MemoryBudget) -> workloads.TrainW
         facts = ingest.Facts(**child.run(read))
     except MemoryError:
         raise DoesNotFit(budget, None, ["the ids of the input alone need more"]) from None
-    return workloads.TrainWorkload(facts, workspace=workspace, **described)
+    return _work(facts, described, workspace)
+
+
+def _described(args: argparse.Namespace) -> dict[str, Any]:
+    """What the command line says about the model, checked."""
+    given = {"split": args.split, "threads": args.threads, "kind": args.model}
+    if args.model != "embedding":
+        for name in ("loss", "table", "micro_batch", "accumulate", "amp"):
+            if getattr(args, name) is not None:
+                raise UsageError(f"--{name.replace('_', '-')} is for --model embedding")
+    if args.model == "popularity":
+        return {**given, "factors": 1, "hyper": cli.parse_settings(args.set, {})}
+    if args.model == "ials":
+        return {**given, "factors": args.factors, "hyper": hyper_parameters(args)}
+    hyper = cli.parse_settings(args.set, recipe.HYPER)
+    if hyper["tables"] not in (1, 2) or min(hyper["batch"], hyper["negatives"], hyper["window"] - 1) < 1:
+        raise UsageError("--set: tables is 1 or 2; batch and negatives are at least 1, window at least 2")
+    if min(hyper["learning_rate"], hyper["temperature"]) <= 0:
+        raise UsageError("--set: learning_rate and temperature must be above 0")
+    table = args.table or "full"
+    if args.factors * FORMATS[table].bits % 8:
+        raise UsageError(f"--factors {args.factors}: numbers of {FORMATS[table].bits} bits must fill whole bytes")
+    sizes = [size for size in MICRO_BATCHES if size <= hyper["batch"]] or [hyper["batch"]]
+    if args.micro_batch or args.accumulate:
+        sizes = [args.micro_batch or -(-hyper["batch"] // args.accumulate)]
+    hyper |= {"loss": args.loss or "softmax", "table": table, "epochs": args.epochs or EPOCHS}
+    own = {"factors": args.factors, "hyper": hyper, "amp": args.amp or "off", "micro_batches": tuple(sizes)}
+    return {**given, **own}
+
+
+def _work(
+    facts: ingest.Facts, described: Mapping[str, Any], workspace: ingest.Workspace | None = None
+) -> workloads.TrainWorkload:
+    made = None
+    if described["kind"] == "embedding":
+        named = {name: described["hyper"][name] for name in recipe.Recipe.__dataclass_fields__ if name not in SIZES}
+        made = recipe.Recipe(items=facts.items, factors=described["factors"], **named)
+    return workloads.TrainWorkload(facts, workspace=workspace, recipe=made, **described)
 
 
 def hyper_parameters(args: argparse.Namespace) -> dict[str, Any]:
-    """The ``--set`` pairs, checked."""
+    """The ``--set`` pairs of ``ials``, checked."""
     hyper = cli.parse_settings(args.set, ials.HYPER)
+    if args.epochs is not None:
+        hyper["iterations"] = args.epochs
     if hyper["weight"] not in ials.WEIGHTS:
         raise UsageError(f"--set weight={hyper['weight']}: expected one of {', '.join(ials.WEIGHTS)}")
     if not (hyper["alpha"] > 0 and hyper["regularization"] > 0 and hyper["iterations"] >= 1):
@@ -82,7 +129,8 @@ def execute(args: argparse.Namespace, session: cli.Session) -> Mapping[str, Any]
     _tell(session, facts)
     fields = {
         "factors": work.factors,
-        "table": "full",
+        "table": work.recipe.table if work.recipe is not None else "full",
+        "cosine": work.recipe is not None and work.recipe.cosine,
         "items": facts.items,
         "users": facts.users,
         "interactions": facts.interactions,
@@ -93,11 +141,10 @@ def execute(args: argparse.Namespace, session: cli.Session) -> Mapping[str, Any]
     }
     metrics: Mapping[str, float] = {}
     with session.deferred_signals():
-        with session.phase("fit"):
-            factors = _fit(work, session, directory)
+        tensors = _learn(args, work, session) if work.recipe is not None else _fit(work, session, directory)
         with session.phase("write"):
-            model.write_weights(directory / model.WEIGHTS, factors)
-            del factors
+            weights.write(directory / weights.WEIGHTS, tensors)
+            del tensors
         if work.split != "none":
             with session.phase("evaluate"):
                 metrics = score(session, directory, {"kind": work.kind, **fields})
@@ -105,8 +152,9 @@ def execute(args: argparse.Namespace, session: cli.Session) -> Mapping[str, Any]
         with session.phase("write"):
             model.write_card(directory, work.kind, fields, metrics)
             _reveal(directory, args.output, work.kind, fields)
+        shutil.rmtree(args.output / WORK, ignore_errors=True)
     work.workspace.close()
-    steps = int(work.hyper["iterations"]) if work.kind == "ials" else 1
+    steps = int(work.hyper.get("iterations", work.hyper.get("epochs", 1)))
     data = {**asdict(facts), "dropped": dict(facts.dropped)}
     return {"metrics": dict(metrics), "steps": steps, "model": {"kind": work.kind, **fields}, "data": data}
 
@@ -119,13 +167,42 @@ def _tell(session: cli.Session, facts: ingest.Facts) -> None:
         session.say(f"dropped: {rows:,} rows {why}")
 
 
-def _fit(work: workloads.TrainWorkload, session: cli.Session, directory: Path) -> NDArray[np.float32]:
-    history = History(directory)
-    heldout = HeldOut(directory) if work.split != "none" else None
-    whole = work.split == "user-holdout"
-    if work.kind == "popularity":
-        return popularity.fit(history, heldout, whole_users=whole, items=work.facts.items)
-    matrix = ials.training_matrix(history, heldout, whole_users=whole, items=work.facts.items, hyper=work.hyper)
+def _learn(args: argparse.Namespace, work: workloads.TrainWorkload, session: cli.Session) -> Mapping[str, Any]:
+    """Train an embedding; its weights by name."""
+    from apps.recsys import learning
+
+    assert work.recipe is not None and work.workspace is not None
+    course = learning.Course(
+        recipe=work.recipe,
+        epochs=work.hyper["epochs"],
+        patience=work.hyper["patience"],
+        validation=bool(work.hyper["validation"]),
+        directory=work.workspace.path,
+        work=args.output / WORK,
+        held_out=work.split != "none",
+        whole_users=work.split == "user-holdout",
+        seed=session.seed,
+        resume=args.resume,
+    )
+    tensors = learning.tensors(learning.Learner(course, session).run())
+    for path in work.workspace.path.glob("validation.*.npy"):
+        path.unlink()
+    return tensors
+
+
+def _fit(work: workloads.TrainWorkload, session: cli.Session, directory: Path) -> Mapping[str, Any]:
+    """Train ``ials`` or ``popularity``; its weights by name."""
+    with session.phase("fit"):
+        history = History(directory)
+        heldout = HeldOut(directory) if work.split != "none" else None
+        kept = Kept(history, heldout, whole_users=work.split == "user-holdout")
+        if work.kind == "popularity":
+            return {weights.ITEMS: popularity.fit(history, kept, items=work.facts.items)}
+        matrix = ials.training_matrix(history, kept, items=work.facts.items, hyper=work.hyper)
+        return {weights.ITEMS: _solve(work, session, matrix)}
+
+
+def _solve(work: workloads.TrainWorkload, session: cli.Session, matrix: Any) -> NDArray[np.float32]:
     with session.progress(total=int(work.hyper["iterations"]), unit="iteration", label="fit") as bar:
 
         def after_iteration() -> None:

@@ -87,7 +87,7 @@ def answering() -> None:
 
 
 def training() -> None:
-    """Train: reading, scoring, SciPy and ``implicit`` with its threads."""
+    """Train ``ials``: reading, scoring, SciPy and ``implicit`` with its threads."""
     import numpy as np
     import scipy.sparse
     from safetensors.numpy import save
@@ -103,6 +103,23 @@ def training() -> None:
         matrix, factors=64, hyper={**HYPER, "iterations": 1}, threads=threads, seed=0, after_iteration=lambda: None
     )
     save({"item_factors": factors})
+
+
+def learning() -> None:
+    """Train an embedding: reading, scoring, and torch with one step of the network."""
+    import torch
+
+    from apps.recsys import learning as loop
+    from apps.recsys.embedding import largest_batch, make_step
+    from apps.recsys.recipe import Recipe
+
+    reading()
+    scoring()
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    recipe = Recipe(items=64, factors=64, batch=16, negatives=32, window=4)
+    network, _, step = make_step(recipe, micro_batch=8)
+    step(largest_batch(recipe))
+    loop.tensors(network)
 
 
 def serving() -> None:

@@ -11,8 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from apps.recsys import pricing
 from apps.recsys.history import BLOCK
 from apps.recsys.ingest import Facts
+from apps.recsys.recipe import Recipe
+from apps.recsys.split import MOST_VALIDATION_USERS
 from common.memory import floor
 from common.memory.costs import Costs, Probe
 from common.memory.footprint import Footprint, Term
@@ -39,6 +42,7 @@ USER_BLOCKS = (256, 128, 64, 32, 16, 8)
 
 READING = "apps.recsys.warm:reading"
 TRAINING = "apps.recsys.warm:training"
+LEARNING = "apps.recsys.warm:learning"
 SCORING = "apps.recsys.warm:scoring"
 ANSWERING = "apps.recsys.warm:answering"
 SERVING = "apps.recsys.warm:serving"
@@ -49,9 +53,15 @@ def _floor(known: Costs, probe: Probe, *phases: str) -> list[Term]:
     return [Term(term.name, term.bytes, term.source, phases) for term in floor.terms(known, probe)]
 
 
-def training_probes(threads: int) -> list[Probe]:
+def training_warm_up(kind: str) -> str:
+    """The floor of ``recsys train`` once it has read."""
+    return LEARNING if kind == "embedding" else TRAINING
+
+
+def training_probes(kind: str, threads: int) -> list[Probe]:
     """The floors of ``recsys train``: of reading, and of all the rest."""
-    return [floor.probe(name, libraries=LIBRARIES, threads=threads) for name in (READING, TRAINING)]
+    libraries = (*LIBRARIES, "torch") if kind == "embedding" else LIBRARIES
+    return [floor.probe(name, libraries=libraries, threads=threads) for name in (READING, training_warm_up(kind))]
 
 
 def model_terms(*, users: int, items: int, factors: int, phases: Sequence[str]) -> list[Term]:
@@ -93,6 +103,11 @@ class TrainWorkload:
     hyper: Mapping[str, Any]
     split: str
     threads: int
+    recipe: Recipe | None = None
+    """Of an embedding."""
+    amp: str = "off"
+    micro_batches: tuple[int, ...] = ()
+    """What an embedding may run at a time, in windows."""
     workspace: Any = None
     """The ``ingest.Workspace`` that holds what was read; ``None`` if only counted."""
     name: str = "recsys train"
@@ -107,66 +122,107 @@ class TrainWorkload:
         """Interactions that training sees."""
         return self.facts.interactions - self.facts.held_interactions
 
+    @property
+    def ranks(self) -> bool:
+        """Whether anything is ranked: what a split holds out, or the hidden items of a validation."""
+        return self.split != "none" or (self.recipe is not None and bool(self.hyper["validation"]))
+
     def settings(self) -> Iterator[Setting]:
-        """The users ranked at a time; nothing is ranked without a split."""
-        for block in USER_BLOCKS if self.split != "none" else USER_BLOCKS[:1]:
-            yield {"user_block": block}
+        """The users ranked at a time; for embeddings, the windows that go through the network together."""
+        for block in USER_BLOCKS if self.ranks else USER_BLOCKS[:1]:
+            if self.recipe is None:
+                yield {"user_block": block}
+                continue
+            for size in self.micro_batches:
+                accumulate = -(-self.recipe.batch // size)
+                yield {"micro_batch": size, "accumulate": accumulate, "amp": self.amp, "user_block": block}
 
     def probes(self, setting: Setting) -> Sequence[Probe]:
-        """The floors of reading and of all the rest."""
-        return training_probes(self.threads)
+        """The floors of reading and of all the rest, and an embedding's step."""
+        floors = training_probes(self.kind, self.threads)
+        if self.recipe is None:
+            return floors
+        step = pricing.probe(
+            self.recipe, micro_batch=int(setting["micro_batch"]), amp=str(setting["amp"]), threads=self.threads
+        )
+        return [*floors, step]
 
     def footprint(self, setting: Setting, known: Costs) -> Footprint:
         """Reading grows with ids; fitting with interactions (twice, by user and by item) and factors."""
-        facts, factors = self.facts, self.factors
-        reading, training = self.probes(setting)
-        after = ("fit", "evaluate", "write") if self.split != "none" else ("fit", "write")
-        terms = [*_floor(known, reading, "plan"), *_floor(known, training, *after)]
-        terms += [
-            Term("ids", ID_BYTES * facts.ids, "analytic", ("plan",)),
-            Term(
-                "rows read",
-                max(STAGE_BYTES, SORT_BYTES[self.split == "leave-last"] * facts.bucket),
-                "measured",
-                ("plan",),
-            ),
-            Term("row counts", 16 * facts.ids, "analytic", ("plan",)),
-            Term("waiting parent", WAITING_BYTES, "measured", ("plan",)),
+        facts = self.facts
+        probes = self.probes(setting)
+        after = [
+            "fit",
+            *(["validate"] if self.recipe else []),
+            *(["evaluate"] if self.split != "none" else []),
+            "write",
         ]
-        if self.kind == "ials":
-            terms += [
-                Term("interactions by user", 8 * self.fit_interactions + 4 * self.fit_users, "analytic", ("fit",)),
-                Term("interactions by item", 8 * self.fit_interactions + 4 * facts.items, "analytic", ("fit",)),
-                Term("user factors", 4 * self.fit_users * factors, "analytic", ("fit",)),
-                Term("solver", SOLVER_BYTES, "measured", ("fit",)),
-                # implicit ends with a search for NaN: a boolean for every factor
-                Term("check for NaN", factors * max(self.fit_users, facts.items), "analytic", ("fit",)),
-            ]
+        terms = [*_floor(known, probes[0], "plan"), *_floor(known, probes[1], *after), *self._reading_terms()]
         terms += [
-            Term("item factors", 4 * facts.items * factors, "analytic", ("fit",)),
             Term("history index", 8 * (facts.users + 1), "analytic", ("fit",)),
             Term("history block", 24 * (BLOCK + facts.longest), "analytic", ("fit",)),
+        ]
+        if self.recipe is not None:
+            terms += pricing.table_terms(self.recipe, phases=("fit", "validate", "write"))
+            terms += pricing.step_terms(
+                self.recipe, known[probes[2]], interactions=self.fit_interactions, longest=facts.longest
+            )
+            terms += self._ranking_terms(setting, "validate", min(MOST_VALIDATION_USERS, facts.users), facts.longest)
+        else:
+            terms += self._solver_terms()
+        if self.split != "none":
+            terms += self._ranking_terms(setting, "evaluate", facts.scored_users, facts.scored_longest)
+        return Footprint.of(terms)
+
+    def _reading_terms(self) -> list[Term]:
+        facts, where = self.facts, ("plan",)
+        rows = max(STAGE_BYTES, SORT_BYTES[self.split == "leave-last"] * facts.bucket)
+        return [
+            Term("ids", ID_BYTES * facts.ids, "analytic", where),
+            Term("rows read", rows, "measured", where),
+            Term("row counts", 16 * facts.ids, "analytic", where),
+            Term("waiting parent", WAITING_BYTES, "measured", where),
+        ]
+
+    def _solver_terms(self) -> list[Term]:
+        facts, factors, where = self.facts, self.factors, ("fit",)
+        terms = [
+            Term("item factors", 4 * facts.items * factors, "analytic", where),
             # safetensors serialises a copy
             Term("item factors to write", 2 * 4 * facts.items * factors, "analytic", ("write",)),
         ]
-        if self.split != "none":
-            where = ("evaluate",)
-            terms += model_terms(users=facts.users, items=facts.items, factors=factors, phases=where)
-            terms += ranking_terms(
+        if self.kind == "ials":
+            terms += [
+                Term("interactions by user", 8 * self.fit_interactions + 4 * self.fit_users, "analytic", where),
+                Term("interactions by item", 8 * self.fit_interactions + 4 * facts.items, "analytic", where),
+                Term("user factors", 4 * self.fit_users * factors, "analytic", where),
+                Term("solver", SOLVER_BYTES, "measured", where),
+                # implicit ends with a search for NaN: a boolean for every factor
+                Term("check for NaN", factors * max(self.fit_users, facts.items), "analytic", where),
+            ]
+        return terms
+
+    def _ranking_terms(self, setting: Setting, phase: str, scored: int, longest: int) -> list[Term]:
+        facts, where = self.facts, (phase,)
+        tables = self.recipe.tables if self.recipe is not None else 1
+        return [
+            *model_terms(users=facts.users, items=facts.items, factors=tables * self.factors, phases=where),
+            *ranking_terms(
                 items=facts.items,
-                factors=factors,
-                scored=facts.scored_users,
-                longest=facts.scored_longest,
+                factors=self.factors,
+                scored=scored,
+                longest=longest,
                 mean=facts.interactions / facts.users,
                 block=int(setting["user_block"]),
                 threads=self.threads,
                 phases=where,
-            )
-        return Footprint.of(terms)
+            ),
+        ]
 
     def seconds(self, setting: Setting, known: Costs) -> float:
-        """Only the ranking depends on the knob: a fixed cost a block."""
-        return 1.0 + self.facts.scored_users / int(setting["user_block"])
+        """A fixed cost for each block that is ranked and each micro-batch that is run; the rest is the same."""
+        ranked = 1.0 + self.facts.scored_users / int(setting["user_block"])
+        return ranked + (int(setting["accumulate"]) * self.facts.users if self.recipe is not None else 0)
 
 
 @dataclass(frozen=True, slots=True)

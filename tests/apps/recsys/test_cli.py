@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from apps.recsys import sample
-from apps.recsys.model import read_weights
+from apps.recsys.weights import read as read_weights
 from common import model_folder
 from tests.apps.recsys.conftest import Trained
 

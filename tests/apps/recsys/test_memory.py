@@ -19,7 +19,7 @@ Run = Callable[..., Any]
 def test_terms_are_the_sizes_of_the_arrays() -> None:
     facts = Facts(rows=2000, users=100, items=50, interactions=1000, longest=30, ids=150, bucket=2000)
     work = TrainWorkload(facts, "ials", 8, {}, "none", 1)
-    known = {probe: {"bytes": 1.0} for probe in training_probes(1)}
+    known = {probe: {"bytes": 1.0} for probe in training_probes("ials", 1)}
     terms = {term.name: term.bytes for term in work.footprint({"user_block": 8}, known).terms}
     assert terms["interactions by user"] == 1000 * 8 + 100 * 4
     assert terms["interactions by item"] == 1000 * 8 + 50 * 4

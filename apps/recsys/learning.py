@@ -1,0 +1,225 @@
+"""Train an ``embedding`` model: epochs, a look at hidden items after each, checkpoints; continued where it stopped."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from apps.recsys import encoders, split
+from apps.recsys.batches import Batches
+from apps.recsys.embedding import ItemSums, make_step
+from apps.recsys.evaluate import User, evaluate
+from apps.recsys.history import History
+from apps.recsys.recipe import Recipe
+from apps.recsys.split import HeldOut, Kept, known_rows
+from common.errors import InputError, UsageError
+from common.memory import allocator
+from common.training import checkpointing
+
+if TYPE_CHECKING:
+    from common.cli import Session
+
+BEST = "best.safetensors"
+CHECKPOINT_SECONDS = 30.0
+METRIC = "ndcg@20"
+"""What decides which epoch was the best."""
+
+
+@dataclass(frozen=True, slots=True)
+class Course:
+    """One training.
+
+    Attributes
+    ----------
+    directory
+        Where the history is.
+    work
+        Where checkpoints go.
+    held_out
+        Name of the split whose scored items are left out; ``whole_users`` as for ``split.Kept``.
+    patience
+        Epochs without a better validation after which it ends; without ``validation`` it never does.
+    resume
+        A checkpoint must be there.
+    """
+
+    recipe: Recipe
+    epochs: int
+    patience: int
+    validation: bool
+    directory: Path
+    work: Path
+    held_out: bool
+    whole_users: bool
+    seed: int
+    resume: bool = False
+
+
+@dataclass(slots=True)
+class Progress:
+    """How far it is: what a checkpoint keeps beside the tensors."""
+
+    epoch: int = 0
+    batches: int = 0
+    """Of the current epoch."""
+    best: float = -math.inf
+    best_epoch: int = 0
+    seconds: float = 0.0
+
+
+def rate(recipe: Recipe, progress: float) -> float:
+    """Learning rate at a share of the training: half a cosine down to zero."""
+    return recipe.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+class Learner:
+    """The loop, and all that it holds."""
+
+    def __init__(self, course: Course, session: Session) -> None:
+        torch.set_num_threads(session.threads)
+        torch.manual_seed(course.seed)
+        self.course, self.session = course, session
+        self.history = History(course.directory)
+        heldout = HeldOut(course.directory) if course.held_out else None
+        kept = Kept(self.history, heldout, whole_users=course.whole_users)
+        self.validation = self._hide(kept) if course.validation else None
+        kept = Kept(self.history, heldout, whole_users=course.whole_users, validation=self.validation)
+        self.batches = Batches(self.history, kept, course.recipe, seed=course.seed)
+        if not self.batches.windows:
+            raise InputError("no user has two items to learn from", public="nothing to learn from")
+        plan = session.plan
+        self.network, self.optimizer, self.step = make_step(
+            course.recipe, micro_batch=plan["micro_batch"], amp=plan["amp"]
+        )
+        self.step.training.on_shrink = lambda size: session.say(
+            f"an allocation failed: going on with micro-batches of {size}"
+        )
+        self.at = Progress()
+        self._began = self._saved = time.monotonic()
+
+    def _hide(self, kept: Kept) -> HeldOut | None:
+        users = split.hide_for_validation(self.course.directory, kept, self.history, self.course.seed)
+        return HeldOut(self.course.directory, "validation") if users else None
+
+    def run(self) -> ItemSums:
+        """Train to the end; returns the network as it was at its best."""
+        self._continue()
+        course, at = self.course, self.at
+        with self.session.progress(total=course.epochs, unit="epoch", label="fit") as bar:
+            bar.update(at.epoch)
+            while at.epoch < course.epochs and at.epoch - at.best_epoch < course.patience:
+                with self.session.phase("fit"):
+                    loss = self._epoch(bar)
+                at.epoch, at.batches = at.epoch + 1, 0
+                if self.validation is None:
+                    at.best_epoch = at.epoch
+                else:
+                    allocator.trim()
+                    with self.session.phase("validate"):
+                        self._validate(loss)
+                self._save()
+        if self.validation is not None and at.best_epoch < at.epoch:
+            checkpointing.restore(course.work / BEST, network=self.network, optimizer=self.optimizer)
+        return self.network
+
+    def _epoch(self, bar: Any) -> float:
+        """The rest of an epoch; returns the mean loss over its batches."""
+        at, course = self.at, self.course
+        total, seen = 0.0, 0
+        for batch in self.batches.epoch(at.epoch, after=at.batches):
+            share = min(1.0, at.batches * course.recipe.batch / self.batches.windows)
+            self.optimizer.param_groups[0]["lr"] = rate(course.recipe, (at.epoch + share) / course.epochs)
+            total, seen = total + self.step(batch).item(), seen + 1
+            if not math.isfinite(total):
+                raise ArithmeticError(f"the loss is not finite in epoch {at.epoch + 1}; try a smaller learning_rate")
+            at.batches += 1
+            if self.session.stopping:
+                self._save()
+                raise KeyboardInterrupt
+            if time.monotonic() - self._saved > CHECKPOINT_SECONDS:
+                self._save()
+        bar.update()
+        return total / seen if seen else math.nan
+
+    def _validate(self, loss: float) -> None:
+        """Rank for the users whose items were hidden; keep the network if it was never better."""
+        at = self.at
+        reached = validate(self.network, self.history, self.validation, self.session)
+        if reached > at.best:
+            at.best, at.best_epoch = reached, at.epoch
+            self._write(self.course.work / BEST)
+        self.session.say(
+            f"epoch {at.epoch}: loss {loss:.4f}, {METRIC} {reached:.4f} on hidden items"
+            + ("" if at.best_epoch == at.epoch else f" (best {at.best:.4f} in epoch {at.best_epoch})")
+        )
+
+    def _settings(self) -> dict[str, Any]:
+        course = self.course
+        sizes = [self.history.rows, self.history.size, self.batches.windows]
+        return {**asdict(course.recipe), "epochs": course.epochs, "seed": course.seed, "sizes": sizes}
+
+    def _write(self, path: Path) -> None:
+        self.course.work.mkdir(parents=True, exist_ok=True)
+        state = {"progress": asdict(self.at), "settings": self._settings()}
+        checkpointing.save(path, network=self.network, optimizer=self.optimizer, state=state)
+
+    def _save(self) -> None:
+        now = time.monotonic()
+        self.at.seconds += now - self._began
+        self._began = self._saved = now
+        self._write(self.course.work / checkpointing.LAST)
+
+    def _continue(self) -> None:
+        """Take up the checkpoint, if there is one and it is of the same training."""
+        last = self.course.work / checkpointing.LAST
+        if not last.is_file():
+            if self.course.resume:
+                raise InputError(f"{self.course.work.parent}: nothing to resume", public="nothing to resume")
+            return
+        state = checkpointing.read_state(last)
+        wanted = self._settings()
+        if differing := [name for name, value in wanted.items() if state["settings"].get(name) != value]:
+            what = f"another training ({', '.join(differing)})"
+            if self.course.resume:
+                raise UsageError(f"--resume: the checkpoint is of {what}")
+            self.session.say(f"the checkpoint found is of {what}; starting anew")
+            return
+        checkpointing.restore(last, network=self.network, optimizer=self.optimizer)
+        self.at = Progress(**state["progress"])
+        self.session.say(f"continuing in epoch {self.at.epoch + 1}, after {self.at.batches} batches")
+
+
+def validate(network: ItemSums, history: History, hidden: HeldOut | None, session: Session) -> float:
+    """``METRIC`` on the hidden items."""
+    assert hidden is not None
+    every = torch.arange(network.items.rows)
+    items = network.items.read(every).numpy()
+    taste = None if network.taste is None else network.taste.read(every).numpy()
+    fold = encoders.sums(items, taste, cosine=network.cosine)
+
+    def users() -> Iterator[User]:
+        for row, user in enumerate(hidden.users):
+            scored = hidden.items(row)
+            yield *known_rows(history, scored, int(user)), scored
+
+    found: Mapping[str, float] = evaluate(
+        users(), fold, items, block=int(session.plan["user_block"]), threads=session.threads, metrics=(METRIC,)
+    )
+    return found[METRIC]
+
+
+def tensors(network: ItemSums) -> dict[str, Any]:
+    """The network's weights as NumPy arrays, by the names of the model folder (``apps.recsys.weights``)."""
+    named = {}
+    for name, table in (("item_factors", network.items), ("taste_factors", network.taste)):
+        if table is not None:
+            named[name] = table.codes.numpy()
+            if table.scales is not None:
+                named[f"{name}.scales"] = table.scales.numpy()
+    return named

@@ -1,0 +1,78 @@
+"""What fitting an ``embedding`` model holds: its own step, traced on fake tensors, and the arrays beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from apps.recsys.batches import POOL, POOL_BYTES
+from apps.recsys.history import BLOCK
+from apps.recsys.recipe import Recipe
+from common.compression.prices import table_bytes
+from common.memory.costs import Probe
+from common.memory.footprint import Term
+
+LIBRARIES = ("torch", "numpy")
+CATALOGUE_BYTES = 37
+"""An item in ``batches.Batches``: counts, shares, their sums, the correction, two arrays of scratch."""
+WINDOW_BYTES = 48
+"""A place in the windows of a batch while they are made."""
+
+
+def probe(recipe: Recipe, *, micro_batch: int, amp: str, threads: int) -> Probe:
+    """The traced step as a probe."""
+    parts = 1 if micro_batch >= recipe.batch else 2
+    return Probe.of(
+        "apps.recsys.pricing:measure",
+        libraries=LIBRARIES,
+        threads=threads,
+        recipe=asdict(recipe),
+        micro_batch=micro_batch,
+        parts=parts,
+        amp=amp,
+        workers=threads,
+    )
+
+
+def measure(*, recipe: Mapping[str, Any], micro_batch: int, parts: int, amp: str, workers: int) -> dict[str, float]:
+    """Price a training step on the largest batch (``common.memory.trace``); called in a probe's child."""
+    import torch
+
+    from apps.recsys.embedding import largest_batch, make_step
+    from common.memory import trace
+
+    torch.set_num_threads(workers)
+    what = Recipe(**recipe)
+
+    def prepare() -> trace.Prepared:
+        network, optimizer, step = make_step(what, micro_batch=micro_batch, amp=amp)
+        batch = largest_batch(what)
+        return network, optimizer, lambda: step(batch)
+
+    return trace.price(prepare)
+
+
+def table_terms(recipe: Recipe, *, phases: tuple[str, ...]) -> list[Term]:
+    """The tables while they train: weights, and one number a row for the optimiser."""
+    price = table_bytes(recipe.table, rows=recipe.items, width=recipe.factors)
+    return [
+        Term("tables", recipe.tables * price.weights, "analytic", phases),
+        Term("optimizer state", recipe.tables * price.optimizer, "analytic", phases),
+    ]
+
+
+def step_terms(recipe: Recipe, step: Mapping[str, float], *, interactions: int, longest: int) -> list[Term]:
+    """A step with its batch, and what the batches are made from, in the phase ``fit``."""
+    fit = ("fit",)
+    table = table_bytes(recipe.table, rows=recipe.items, width=recipe.factors)
+    pool = min(interactions, POOL + BLOCK + longest)
+    return [
+        Term("activations", int(step["activations"]), "replayed", fit),
+        Term("workspace", int(step["workspace"]), "replayed", fit),
+        Term("kernels", int(step["kernels"]), "measured", ("fit", "validate", "evaluate", "write")),
+        Term("pool of pairs", POOL_BYTES * pool, "analytic", fit),
+        Term("next batch", WINDOW_BYTES * recipe.batch * recipe.window, "analytic", fit),
+        Term("catalogue", CATALOGUE_BYTES * recipe.items, "analytic", fit),
+        Term("checkpoint", recipe.tables * table.total, "analytic", ("fit", "validate")),
+    ]
