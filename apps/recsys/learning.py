@@ -41,8 +41,8 @@ class Course:
         Where the history is.
     work
         Where checkpoints go.
-    held_out
-        Name of the split whose scored items are left out; ``whole_users`` as for ``split.Kept``.
+    held_out, whole_users
+        Whether there is a split, and whether its users are left out altogether (``split.Kept``).
     patience
         Epochs without a better validation after which it ends; without ``validation`` it never does.
     resume
@@ -115,7 +115,9 @@ class Learner:
             bar.update(at.epoch)
             while at.epoch < course.epochs and at.epoch - at.best_epoch < course.patience:
                 with self.session.phase("fit"):
+                    allocator.relax()  # mapped anew at each use, a step's tensors cost as much again in page faults
                     loss = self._epoch(bar)
+                    allocator.tame()
                 at.epoch, at.batches = at.epoch + 1, 0
                 if self.validation is None:
                     at.best_epoch = at.epoch
@@ -161,8 +163,9 @@ class Learner:
 
     def _settings(self) -> dict[str, Any]:
         course = self.course
-        sizes = [self.history.rows, self.history.size, self.batches.windows]
-        return {**asdict(course.recipe), "epochs": course.epochs, "seed": course.seed, "sizes": sizes}
+        data = {"users": self.history.rows, "interactions": self.history.size}
+        named = ("epochs", "validation", "held_out", "whole_users", "seed")
+        return {**asdict(course.recipe), **data, **{name: getattr(course, name) for name in named}}
 
     def _write(self, path: Path) -> None:
         self.course.work.mkdir(parents=True, exist_ok=True)

@@ -14,6 +14,8 @@ from common.memory.costs import Probe
 from common.memory.footprint import Term
 
 LIBRARIES = ("torch", "numpy")
+FRAGMENTATION = 0.5
+"""What the heap holds beside a step's live tensors, as a share of them."""
 CATALOGUE_BYTES = 37
 """An item in ``batches.Batches``: counts, shares, their sums, the correction, two arrays of scratch."""
 WINDOW_BYTES = 48
@@ -69,6 +71,7 @@ def step_terms(recipe: Recipe, step: Mapping[str, float], *, interactions: int, 
     pool = min(interactions, POOL + BLOCK + longest)
     return [
         Term("activations", int(step["activations"]), "replayed", fit),
+        Term("fragments of the heap", int(FRAGMENTATION * step["activations"]), "measured", fit),
         Term("workspace", int(step["workspace"]), "replayed", fit),
         Term("kernels", int(step["kernels"]), "measured", ("fit", "validate", "evaluate", "write")),
         Term("pool of pairs", POOL_BYTES * pool, "analytic", fit),
