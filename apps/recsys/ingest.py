@@ -10,7 +10,7 @@ import csv
 import os
 import shutil
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -178,12 +178,23 @@ def count(inputs: Inputs) -> Facts:
         if source.parquet:
             raise MemoryError
         with reading.open_text(source.path) as stream, suppress(UnicodeDecodeError, EOFError):
-            for row in csv.DictReader(stream, delimiter=source.delimiter):
-                rows += 1
-                users.add(row.get(str(source.columns.user)) or "")
-                items.add(row.get(str(source.columns.item)) or "")
+            for user, *had in _plain_rows(source, stream):
+                rows += len(had)
+                users.add(user)
+                items.update(had)
     ids = len(users) + len(items)
     return Facts(rows, len(users), len(items), rows, len(items), ids, min(rows, 2 * interactions.BUCKET_ROWS))
+
+
+def _plain_rows(source: Source, stream: Any) -> Iterator[list[str]]:
+    """A user and its items, from each row of a text."""
+    if source.lists:
+        yield from (line.split() for line in stream if line.strip())
+        return
+    lines = (line.replace("::", "\t") for line in stream) if source.delimiter == "::" else stream
+    delimiter = "\t" if source.delimiter == "::" else source.delimiter
+    for row in csv.DictReader(lines, fieldnames=source.names, delimiter=delimiter):
+        yield [row.get(str(source.columns.user)) or "", row.get(str(source.columns.item)) or ""]
 
 
 def open_inputs(

@@ -166,3 +166,57 @@ def test_dates_order_the_rows(tmp_path: Path) -> None:
     facts = read(tmp_path, path, split="leave-last")
     assert facts.scored_users == 2
     np.testing.assert_array_equal(np.load(tmp_path / "out" / "heldout.items.npy"), [2, 2])
+
+
+PAIRS = [("7", "x"), ("7", "y"), ("8", "x"), ("9", "z")]
+
+
+def layouts(folder: Path) -> dict[str, Path]:
+    """The same rows in every layout that is read."""
+    import pyarrow as pa
+    import pyarrow.feather
+    import pyarrow.parquet
+
+    numbered = [(int(user), ord(item)) for user, item in PAIRS]
+    table = pa.table({"user": [u for u, _ in numbered], "item": [i for _, i in numbered]})
+    pyarrow.parquet.write_table(table, folder / "a.parquet")
+    pyarrow.feather.write_feather(table, folder / "a.arrow", compression="uncompressed")
+    texts = {
+        "csv": "user,item\n" + "".join(f"{u},{i}\n" for u, i in numbered),
+        "movielens": "".join(f"{u}::{i}::1::978300760\n" for u, i in numbered),
+        "tabs": "".join(f"{u}\t{i}\t1\t978300760\n" for u, i in numbered),
+        "lists": "7 120 121\n8 120\n6\n9 122\n",
+    }
+    paths = {name: write(folder / f"{name}.txt", text) for name, text in texts.items()}
+    return paths | {"parquet": folder / "a.parquet", "arrow": folder / "a.arrow"}
+
+
+def test_all_layouts_give_the_same_matrix(tmp_path: Path) -> None:
+    import gzip
+
+    paths = layouts(tmp_path)
+    for name in ("movielens", "lists"):
+        paths[f"{name}.gz"] = tmp_path / f"{name}.gz"
+        paths[f"{name}.gz"].write_bytes(gzip.compress(paths[name].read_bytes()))
+    for name, path in paths.items():
+        place = tmp_path / f"out-{name}"
+        place.mkdir()
+        facts = read(place, path)
+        assert (facts.users, facts.items, facts.interactions) == (3, 3, 4), name
+        users, items = (Table(place / "out" / f"{kind}.parquet") for kind in ("users", "items"))
+        history = History(place / "out")
+        found = [(users.id(u), items.id(i)) for u in range(3) for i in history.items(u)]
+        assert found == [(7, 120), (7, 121), (8, 120), (9, 122)], name
+        if not path.suffix.startswith((".pa", ".ar")):
+            inputs = ingest.open_inputs([path], reading.Columns(), None, interactions.Filters(), "none", 0)
+            assert ingest.count(inputs).interactions == 4, name
+
+
+def test_a_delimiter_of_two_characters_may_lie_across_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path / "ratings.dat", "".join(f"{n}::{n % 7}::3::4\n" for n in range(500)))
+    for size in (64, 65, 66, 67):
+        monkeypatch.setattr(reading, "BLOCK_BYTES", size)
+        place = tmp_path / str(size)
+        place.mkdir()
+        facts = read(place, path)
+        assert (facts.users, facts.items, facts.rows) == (500, 7, 500)
