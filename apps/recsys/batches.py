@@ -11,19 +11,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from apps.recsys.embedding import Batch
 from apps.recsys.history import History
-from apps.recsys.recipe import ABSENT, TARGETS, Recipe
+from apps.recsys.recipe import ABSENT, POOL, TARGETS, Recipe
 from apps.recsys.split import Kept
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-POOL = 1 << 19
-"""Interactions that are shuffled together."""
-POOL_BYTES = 24
-"""A pair in the pool: its item, its user, its place in the shuffled order, and what making those took."""
+    from apps.recsys.embedding import Batch
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +102,8 @@ class Batches:
     def _batch(self, pool: _Pool, part: slice, random: np.random.Generator) -> Batch:
         import numpy as np
         import torch
+
+        from apps.recsys.embedding import Batch
 
         recipe = self._recipe
         if recipe.popularity:

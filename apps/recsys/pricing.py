@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from apps.recsys.batches import POOL, POOL_BYTES
 from apps.recsys.history import BLOCK
-from apps.recsys.recipe import Recipe
+from apps.recsys.recipe import POOL, Recipe
 from common.compression.prices import table_bytes
 from common.memory.costs import Probe
 from common.memory.footprint import Term
@@ -16,6 +15,8 @@ from common.memory.footprint import Term
 LIBRARIES = ("torch", "numpy")
 FRAGMENTATION = 0.5
 """What the heap holds beside a step's live tensors, as a share of them."""
+POOL_BYTES = 24
+"""A pair in the pool of ``batches``: item, user, place in the shuffled order, and what making those took."""
 CATALOGUE_BYTES = 37
 """An item in ``batches.Batches``: counts, shares, their sums, the correction, two arrays of scratch."""
 WINDOW_BYTES = 48

@@ -276,9 +276,11 @@ class _Tabbed:
 
     def read(self, size: int = BLOCK_BYTES) -> bytes:
         """About ``size`` bytes; none at the end."""
-        block = self._rest + self._stream.read(size if size > 0 else BLOCK_BYTES)
-        # A colon at the end may be half of a delimiter.
-        self._rest = b":" if block.endswith(b":") and len(block) > 1 else b""
+        more = self._stream.read(size if size > 0 else BLOCK_BYTES)
+        block = self._rest + more
+        # Of an odd number of colons at the end, the last may be half of a delimiter.
+        odd = (len(block) - len(block.rstrip(b":"))) % 2
+        self._rest = b":" if more and odd else b""
         return block[: len(block) - len(self._rest)].replace(b"::", b"\t")
 
     def __enter__(self) -> "_Tabbed":

@@ -8,6 +8,8 @@ TARGETS = 4
 """Items of a user that are predicted together, each from all the others: the sum is made once for them."""
 ABSENT = -1
 """Fills up the windows of users with few items."""
+POOL = 1 << 19
+"""Interactions that are shuffled together."""
 LOSSES = ("softmax", "ccl", "bpr")
 
 

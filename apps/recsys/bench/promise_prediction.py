@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
+from apps.recsys.recipe import TARGETS, Recipe
 from common.bench import prediction
 from common.bench.harness import Bound, Suite
 from common.bench.prediction import Configuration, Grid
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     import torch
 
     from common.memory.trace import Prepared
+    from common.training.step import Batch
 
 TABLES = ("full", "int8", "int4")
 LOSSES = ("softmax", "ccl", "bpr")
@@ -35,7 +37,7 @@ def own(*, micro_batch: int, amp: str, **recipe: Any) -> "Prepared":
     """The step of ``recsys train --model embedding``."""
     from apps.recsys import embedding
 
-    what = embedding.Recipe(**recipe)
+    what = Recipe(**recipe)
     network, optimizer, step = embedding.make_step(what, micro_batch=micro_batch, amp=amp)
     batch = embedding.largest_batch(what)
     return network, optimizer, lambda: step(batch)
@@ -47,9 +49,16 @@ def towers(
     """A table of users and a table of items, each followed by a hidden layer, with sampled softmax."""
     import torch
 
-    from apps.recsys.losses import MeanOverPairs, softmax
+    from apps.recsys.losses import softmax
     from common.training import optimizers
     from common.training.step import TrainingStep
+
+    class MeanOverPairs:
+        def counts(self, batch: "Batch") -> "tuple[torch.Tensor]":
+            return (torch.tensor(float(len(batch[0]))),)
+
+        def sums(self, scores: "torch.Tensor", batch: "Batch") -> "tuple[torch.Tensor]":
+            return (softmax(scores).sum(),)
 
     class Towers(torch.nn.Module):
         def __init__(self) -> None:
@@ -68,7 +77,7 @@ def towers(
         made = torch.optim.AdamW(network.parameters(), foreach=True)
     else:
         made = optimizers.build(optimizer, network.parameters(), learning_rate=0.1)
-    step = TrainingStep(network, made, MeanOverPairs(softmax), micro_batch, amp)
+    step = TrainingStep(network, made, MeanOverPairs(), micro_batch, amp)
     pairs = torch.arange(batch * (2 + negatives)).view(batch, -1) % (rows // 2)
     return network, made, lambda: step([pairs])
 
@@ -82,13 +91,13 @@ def warm_up() -> None:
         *_, step = towers(rows=64, factors=8, batch=8, micro_batch=4, negatives=2, amp=amp, optimizer=optimizer)
         step()
     for table, loss, amp in product(TABLES, LOSSES, ("off", "bf16")):
-        sizes = {"items": 256, "factors": 8, "batch": 8, "negatives": 4, "history": 4}
+        sizes = {"items": 256, "factors": 8, "batch": 8, "negatives": 4, "window": 4}
         *_, step = own(micro_batch=4, amp=amp, table=table, loss=loss, **sizes)
         step()
 
 
 def _own(table: str, rows: int, factors: int, drawn: bool = False, **changes: Any) -> Configuration:
-    given = {"loss": "softmax", "batch": 2048, "parts": 1, "negatives": 1024, "history": 50, "amp": "off"} | changes
+    given = {"loss": "softmax", "batch": 512, "parts": 1, "negatives": 1024, "window": 50, "amp": "off"} | changes
     parts = given.pop("parts")
     labels = {
         "network": "embedding",
@@ -98,7 +107,7 @@ def _own(table: str, rows: int, factors: int, drawn: bool = False, **changes: An
         "loss": given["loss"],
         "batch": f"{given['batch'] // parts}x{parts}",
         "precision": "float32" if given["amp"] == "off" else given["amp"],
-        "history": f"h{given['history']}-n{given['negatives']}",
+        "history": f"w{given['window']}-n{given['negatives']}",
     }
     arguments = given | {"items": rows, "factors": factors, "table": table, "micro_batch": given["batch"] // parts}
     return Configuration.of(labels, "apps.recsys.bench.promise_prediction:own", arguments, drawn)
@@ -130,8 +139,8 @@ def listed() -> Iterator[Configuration]:
     for table, rows in product(TABLES, ROWS):
         yield _own(table, rows, 64 if table == "full" else 128)
     for table, loss in product(TABLES, LOSSES):
-        yield _own(table, 500_000, 128, loss=loss, batch=4096)
-        yield _own(table, 250_000, 128, loss=loss, batch=4096, parts=4, amp="bf16")
+        yield _own(table, 500_000, 128, loss=loss, batch=1024)
+        yield _own(table, 250_000, 128, loss=loss, batch=1024, parts=4, amp="bf16")
     for optimizer in OPTIMIZERS:
         for rows, factors in ((100_000, 128), (250_000, 128), (500_000, 64), (1_000_000, 64)):
             yield _towers(optimizer, rows, factors)
@@ -152,10 +161,10 @@ def draw(source: random.Random) -> Configuration:
                 factors,
                 drawn=True,
                 loss=source.choice(LOSSES),
-                history=source.choice((20, 50, 80)),
+                window=source.choice((20, 50, 80)),
                 negatives=source.choice((256, 1024, 2048)),
                 amp=amp,
-                **batch,
+                **(batch | {"batch": batch["batch"] // TARGETS}),  # windows hold as many pairs each
             )
         if rows * factors * 4 * 6 < MOST_BYTES:
             negatives = source.choice((8, 16, 32))
