@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +16,7 @@ from apps.recsys.batches import Batches
 from apps.recsys.embedding import ItemSums, make_step
 from apps.recsys.evaluate import User, evaluate
 from apps.recsys.history import History
+from apps.recsys.metrics import Tally
 from apps.recsys.recipe import Recipe
 from apps.recsys.split import HeldOut, Kept, known_rows
 from common.errors import InputError, UsageError
@@ -211,10 +212,9 @@ def validate(network: ItemSums, history: History, hidden: HeldOut | None, sessio
             scored = hidden.items(row)
             yield *known_rows(history, scored, int(user)), scored
 
-    found: Mapping[str, float] = evaluate(
-        users(), fold, items, block=int(session.plan["user_block"]), threads=session.threads, metrics=(METRIC,)
-    )
-    return found[METRIC]
+    tally = Tally(len(items), (METRIC,))
+    evaluate(users(), fold, items, block=int(session.plan["user_block"]), threads=session.threads, tally=tally)
+    return tally.means()[METRIC]
 
 
 def tensors(network: ItemSums) -> dict[str, Any]:

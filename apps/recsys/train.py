@@ -16,6 +16,7 @@ from apps.recsys import child, ials, ingest, model, popularity, recipe, weights,
 from apps.recsys.evaluate import evaluate
 from apps.recsys.history import History
 from apps.recsys.interactions import Filters
+from apps.recsys.metrics import Tally
 from apps.recsys.reading import Columns
 from apps.recsys.split import HeldOut, Kept, known_rows
 from common import cli, model_folder
@@ -231,14 +232,17 @@ def score(session: cli.Session, directory: Path, manifest: Mapping[str, Any]) ->
             if session.stopping:
                 raise KeyboardInterrupt
 
-        return evaluate(
+        tally = Tally(len(recommender.item_factors))
+        evaluate(
             _scored_users(recommender, heldout),
             recommender.user_vector,
             recommender.item_factors,
             block=int(session.plan["user_block"]),
             threads=session.threads,
+            tally=tally,
             after_block=after_block,
         )
+    return tally.means()
 
 
 def _scored_users(recommender: model.Recommender, heldout: HeldOut) -> Iterator[Any]:

@@ -57,6 +57,7 @@ def scoring() -> None:
 
     from apps.recsys.evaluate import evaluate
     from apps.recsys.ials import confidence, fold_in, gramian
+    from apps.recsys.metrics import Tally
 
     factors = np.ones((1024, 64), np.float32)
     shared = gramian(factors, 1.0)
@@ -66,7 +67,10 @@ def scoring() -> None:
         return fold_in(shared, factors, items, confidence(values, hyper))
 
     users = [(np.arange(8), np.ones(8, np.float32), np.arange(9, 12))] * 8
-    evaluate(iter(users), vector, factors, block=8, threads=int(os.environ.get("OMP_NUM_THREADS", "1")))
+    tally = Tally(len(factors))
+    evaluate(iter(users), vector, factors, block=8, threads=int(os.environ.get("OMP_NUM_THREADS", "1")), tally=tally)
+    tally.means()
+    tally.intervals()
 
 
 def answering() -> None:

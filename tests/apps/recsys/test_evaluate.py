@@ -10,34 +10,51 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from apps.recsys import ials
-from apps.recsys.evaluate import METRICS, Tally, evaluate, top_k
+from apps.recsys.evaluate import evaluate, top_k
+from apps.recsys.metrics import METRICS, Tally, gini
 
+OWNERS = 200
+"""Users there are, for ``novelty``."""
 Users = list[tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.int64]]]
 
 
 def naive(vectors: NDArray[np.float64], factors: NDArray[np.float64], users: Users) -> dict[str, float]:
     """Every score at once, sorted whole; the definitions written out."""
-    sums = dict.fromkeys(METRICS, 0.0)
-    shown: set[int] = set()
+    sums = dict.fromkeys((*METRICS, "novelty@10"), 0.0)
+    shown: list[int] = []
     for vector, (known, _, scored) in zip(vectors, users, strict=True):
         scores = factors @ vector
         ranking = [i for i in sorted(range(len(scores)), key=lambda i: (-scores[i], i)) if i not in set(known)]
         hits = [item in set(scored) for item in ranking]
-        shown |= set(ranking[:10])
-        for name in METRICS:
+        shown += ranking[:10]
+        for name in sums:
             kind, _, depth = name.partition("@")
-            k = int(depth)
-            if kind == "ndcg":
-                gain = sum(1 / math.log2(r + 2) for r, hit in enumerate(hits[:k]) if hit)
-                sums[name] += gain / sum(1 / math.log2(r + 2) for r in range(min(k, len(scored))))
-            elif kind == "recall":
-                sums[name] += sum(hits[:k]) / min(k, len(scored))
-            elif kind == "hr":
-                sums[name] += any(hits[:k])
-            elif kind == "mrr":
-                sums[name] += next((1 / (r + 1) for r, hit in enumerate(hits[:k]) if hit), 0.0)
+            sums[name] += naive_value(kind, int(depth), ranking, hits, len(scored))
     means = {name: total / len(users) for name, total in sums.items()}
-    return means | {"coverage@10": len(shown) / len(factors)}
+    counts = [shown.count(item) for item in range(len(factors))]
+    differences = sum(abs(one - other) for one in counts for other in counts)
+    means["coverage@10"] = len(set(shown)) / len(factors)
+    means["gini@10"] = differences / (2 * len(factors) * sum(counts)) if shown else 0.0
+    return means
+
+
+def naive_value(kind: str, k: int, ranking: list[int], hits: list[bool], scored: int) -> float:
+    """One user's value."""
+    found = [rank for rank, hit in enumerate(hits[:k], 1) if hit]
+    if kind == "ndcg":
+        best = sum(1 / math.log2(rank + 1) for rank in range(1, min(k, scored) + 1))
+        return sum(1 / math.log2(rank + 1) for rank in found) / best
+    if kind == "novelty":
+        return sum(-math.log2((item + 1) / OWNERS) for item in ranking[:k]) / max(1, len(ranking[:k]))
+    if kind == "map":
+        return sum(sum(hits[:rank]) / rank for rank in found) / min(k, scored)
+    values = {
+        "recall": len(found) / min(k, scored),
+        "precision": len(found) / k,
+        "mrr": 1 / found[0] if found else 0.0,
+        "hr": float(bool(found)),
+    }
+    return values.get(kind, 0.0)
 
 
 @st.composite
@@ -62,7 +79,10 @@ def test_metrics_equal_a_naive_reference(
     problem: tuple[NDArray[np.float32], NDArray[np.float32], Users], block: int, threads: int
 ) -> None:
     vectors, factors, users = problem
-    ours = evaluate(iter(users), lambda _, values: vectors[int(values[0])], factors, block=block, threads=threads)
+    owners = np.arange(1, len(factors) + 1)  # item n is had by n + 1 of the users
+    tally = Tally(len(factors), (*METRICS, "novelty@10"), owners=owners, users=OWNERS)
+    evaluate(iter(users), lambda _, values: vectors[int(values[0])], factors, block=block, threads=threads, tally=tally)
+    ours = tally.means()
     reference = naive(vectors.astype(np.float64), factors.astype(np.float64), users)
     assert ours.keys() == reference.keys()
     for name, value in reference.items():
@@ -74,6 +94,29 @@ def test_top_k_is_a_stable_sort(scores: list[float], k: int) -> None:
     best = top_k(np.array(scores, np.float32), k)
     order = sorted((i for i, s in enumerate(scores) if s > -np.inf), key=lambda i: (-scores[i], i))
     assert list(best) == order[:k]
+
+
+def test_values_and_intervals_of_users() -> None:
+    tally = Tally(5, ("recall@2", "hr@1"), plain_recall=True)
+    for scored in ([0], [1, 2, 3], [4]):
+        tally.add(np.array([0, 1]), np.array(scored))
+    assert tally.users == 3
+    np.testing.assert_allclose(tally.per_user()["recall@2"], [1, 1 / 3, 0])
+    np.testing.assert_array_equal(tally.per_user()["hr@1"], [1, 0, 0])
+    low, high = tally.intervals()["recall@2"]
+    assert 0 <= low < 4 / 9 < high <= 1
+    many = Tally(2, ("hr@1",))
+    for user in range(400):
+        many.add(np.array([0]), np.array([user % 2]))
+    low, high = many.intervals()["hr@1"]
+    # a share of one half over 400 users has a deviation of 0.025
+    assert (low, high) == pytest.approx((0.5 - 1.96 * 0.025, 0.5 + 1.96 * 0.025), abs=0.006)
+
+
+def test_gini_of_extremes() -> None:
+    assert gini(np.array([3, 3, 3])) == pytest.approx(0)
+    assert gini(np.array([0, 0, 0, 8])) == pytest.approx(0.75)
+    assert gini(np.zeros(4, int)) == 0
 
 
 def test_unknown_metrics_are_refused() -> None:
