@@ -215,6 +215,8 @@ def test_skip_bad_trains_on_the_rest(balls: Path, tmp_path: Path, run: Runner):
         (("--patch", "17"), 2, "multiple of 4"),
         (("--set", "learning_rte=1"), 2, "learning_rate"),
         (("--set", "mirror=up"), 2, "mirror"),
+        (("--set", "optimizer=adam"), 2, "no optimizer 'adam'; there are adamw, "),
+        (("--set", "dice=both"), 2, "of each sample or of the batch"),
         (("--micro-batch", "4"), 2, "batch"),
         (("--time", "soon"), 2, "30min"),
         (("--memory", "lots"), 2, "not a size"),
@@ -224,6 +226,27 @@ def test_usage_errors(balls: Path, tmp_path: Path, run: Runner, arguments: tuple
     done = run("apps.imaging", "train", balls, "-o", tmp_path / "m", *arguments)
     assert done.code == code and message in done.err
     assert not (tmp_path / "m").exists()
+
+
+def test_fp16_is_refused_where_onednn_has_no_kernels(balls: Path, tmp_path: Path, run: Runner):
+    import torch
+
+    if torch.ops.mkldnn._is_mkldnn_fp16_supported():
+        pytest.skip("this CPU has float16 kernels")
+    done = run("apps.imaging", "train", balls, "-o", tmp_path / "m", "--amp", "fp16")
+    assert done.code == 2 and "fp16: oneDNN has no float16 kernels for this CPU" in done.err
+    assert not (tmp_path / "m").exists()
+
+
+def test_what_changes_the_result_is_the_users_and_is_kept(balls: Path, tmp_path: Path, run: Runner):
+    """8-bit AdamW and Dice of the batch, in accumulated micro-batches: planned, trained, and in the plan as given."""
+    out, chosen = tmp_path / "m", ("--set", "optimizer=adamw8bit", "--set", "dice=batch", "--set", "clip=0")
+    options = ("--patch", "16", "--fold", "0/5", "--amp", "off", "--cache", "memory", "--json", "--accumulate", 2)
+    done = run("apps.imaging", "train", balls, "-o", out, "--steps", 3, *chosen, *options)
+    assert done.code == 0, done.err
+    knobs = done.record["plan"]["knobs"]
+    assert knobs["accumulate"] == 2 and knobs["step_in_backward"] == "off"  # two micro-batches need all gradients
+    assert done.record["within_budget"]
 
 
 def test_a_missing_data_set(tmp_path: Path, run: Runner):

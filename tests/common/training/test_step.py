@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from apps.imaging.losses import IGNORED, DiceCrossEntropy
+from apps.imaging.losses import IGNORED, BatchDiceCrossEntropy, DiceCrossEntropy
 from common.training.step import TrainingStep
 
 Tensor = torch.Tensor
@@ -84,16 +84,20 @@ def test_accumulated_masked_cross_entropy_equals_the_full_batch(lengths, micro_b
     assert relative(parts, full) <= 1e-12
 
 
-def test_loss_equals_monai():
+def test_losses_equal_monai():
     from monai.losses import DiceCELoss
 
     torch.manual_seed(0)
     logits, classes = torch.randn(3, 4, 6, 6, 6, dtype=torch.float64), torch.randint(0, 4, (3, 6, 6, 6))
-    ours = DiceCrossEntropy()
     batch = [logits, classes.to(torch.uint8)]
-    value = sum(s / c for s, c in zip(ours.sums(logits, batch), ours.counts(batch), strict=True))
-    reference = DiceCELoss(to_onehot_y=True, softmax=True, include_background=False)(logits, classes[:, None])
-    assert abs(float(value - reference)) < 1e-4  # MONAI's smoothing constants are float32
+    ours, coupled = DiceCrossEntropy(), BatchDiceCrossEntropy()
+    of_samples = sum(s / c for s, c in zip(ours.sums(logits, batch), ours.counts(batch), strict=True))
+    of_batch = coupled.value(coupled.rows(logits, batch), batch)
+    for value, together in ((of_samples, False), (of_batch, True)):
+        reference = DiceCELoss(to_onehot_y=True, softmax=True, include_background=False, batch=together)
+        # MONAI's smoothing constants are float32.
+        assert abs(float(value - reference(logits, classes[:, None]))) < 1e-4
+    assert abs(float(of_samples - of_batch)) > 1e-4
 
 
 def test_ignored_voxels_change_nothing():
