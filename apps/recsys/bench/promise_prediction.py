@@ -83,16 +83,16 @@ def towers(
 
 
 def warm_up() -> None:
-    """One step of everything, tiny."""
+    """One step of everything, small; its products are large enough (16 cubed) for torch to give them to oneDNN."""
     from apps.recsys import warm
 
     warm.reading()
     for optimizer, amp in product(OPTIMIZERS, ("off", "bf16")):
-        *_, step = towers(rows=64, factors=8, batch=8, micro_batch=4, negatives=2, amp=amp, optimizer=optimizer)
+        *_, step = towers(rows=256, factors=32, batch=64, micro_batch=32, negatives=2, amp=amp, optimizer=optimizer)
         step()
     for table, loss, amp in product(TABLES, LOSSES, ("off", "bf16")):
-        sizes = {"items": 256, "factors": 8, "batch": 8, "negatives": 4, "window": 4}
-        *_, step = own(micro_batch=4, amp=amp, table=table, loss=loss, **sizes)
+        sizes = {"items": 256, "factors": 32, "batch": 64, "negatives": 32, "window": 4}
+        *_, step = own(micro_batch=32, amp=amp, table=table, loss=loss, **sizes)
         step()
 
 
