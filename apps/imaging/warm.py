@@ -106,8 +106,8 @@ def train() -> None:
     volumes, side = Volumes(), (16, 16, 16)
     volumes.add(np.ones(side, np.float32), np.ones(side, np.uint8))
     draw = Sampler(volumes, side, 2, 0)
-    # Single small samples in float32 are convolved by matrix products, all others by oneDNN.
-    kinds = (("off", 1), ("off", 2), ("bf16", 2))
+    # Single small samples in float32 are convolved by matrix products, all others by oneDNN; recomputing loads code too.
+    kinds = (("off", 1, "none"), ("off", 2, "blocks"), ("bf16", 2, "cheap"))
     for name in ("segresnet", "dynunet", "unet"):  # between them, all layers that the table of networks has
         recipe = apps.imaging.train.Recipe(
             network=name,
@@ -124,8 +124,10 @@ def train() -> None:
             fold=None,
             seed=0,
         )
-        for amp, micro_batch in kinds:
-            network, _, step = apps.imaging.train.make_step(recipe, micro_batch=micro_batch, amp=amp, checkpoint="none")
+        for amp, micro_batch, checkpoint in kinds:
+            network, _, step = apps.imaging.train.make_step(
+                recipe, micro_batch=micro_batch, amp=amp, checkpoint=checkpoint
+            )
             step(draw(0))
     for number in range(8):  # so that every kind of variation has run
         draw(number)
