@@ -36,6 +36,8 @@ log = logging.getLogger("peakline.prediction")
 
 LEAST_BYTES = 128 * MIB
 """Runs whose peak is less above the floor than this are kept, and not judged."""
+LEAST_RUNS = 4
+"""Fewer make no row of the table of errors."""
 STEPS = 2
 """The first makes the optimiser's state, the second is the first with it; later ones are alike."""
 AT_ONCE = 10
@@ -218,10 +220,10 @@ def measure(prepare: str, arguments: str, warm_up: str) -> dict[str, Any]:
     return {"floor": base, "peak": max(peaks), "steps": [peak - base for peak in peaks]}
 
 
-def summary(lines: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+def summary(lines: Iterable[Mapping[str, Any]], *, least: int = LEAST_BYTES) -> dict[str, Any]:
     """The issue's numbers, of the runs that are large enough to be judged."""
     everything = list(lines)
-    judged = [line for line in everything if line["measured"] >= LEAST_BYTES]
+    judged = [line for line in everything if line["measured"] >= least]
     errors = sorted(abs(line["error"]) for line in judged)
     whole = sorted(abs(line["whole_error"]) for line in judged)
     drawn = sorted(abs(line["error"]) for line in judged if line["drawn"])
@@ -247,19 +249,19 @@ def quantile(ordered: Sequence[float], share: float) -> float:
 
 
 def families(lines: Iterable[Mapping[str, Any]]) -> list[str]:
-    """A table: for each value of each axis, how many runs, median and largest error, and how many were under."""
+    """A table: for each value of each axis with a few runs, errors in per cent, and how many runs were under."""
     groups: dict[tuple[str, str], list[float]] = {}
     for line in lines:
         if line["measured"] >= LEAST_BYTES:
             for label in line["labels"].items():
                 groups.setdefault(label, []).append(line["error"])
-    rows = [f"{'':30}   runs  median  p95   under"]
+    rows = [f"{'':32} {'runs':>4} {'median':>7} {'p95':>6} {'under':>5}"]
     for (axis, value), errors in sorted(groups.items()):
-        absolute = sorted(map(abs, errors))
-        rows.append(
-            f"{axis + ' ' + value:30} {len(errors):6} {100 * statistics.median(absolute):6.2f} "
-            f"{100 * quantile(absolute, 0.95):6.2f} {sum(error < 0 for error in errors):5}"
-        )
+        if len(errors) >= LEAST_RUNS:
+            absolute = sorted(100 * abs(error) for error in errors)
+            under = sum(error < 0 for error in errors)
+            median, p95 = statistics.median(absolute), quantile(absolute, 0.95)
+            rows.append(f"{axis + ' ' + value:32} {len(errors):4} {median:7.2f} {p95:6.2f} {under:5}")
     return rows
 
 

@@ -176,9 +176,10 @@ class OperatorCosts:
     def __post_init__(self) -> None:
         with suppress(OSError):
             for line in self.file.read_text(encoding="utf-8", errors="replace").splitlines():
-                with suppress(ValueError, TypeError, KeyError):
+                with suppress(ValueError, TypeError, KeyError, AttributeError):
                     entry = json.loads(line)
-                    self._known[str(entry.pop("key"))] = Cost(**entry)
+                    key = entry.pop("key")
+                    self._known[key] = Cost(**entry)
 
     def __getitem__(self, call: Call) -> Cost:
         if (cost := self._known.get(call.key)) is None:

@@ -1,0 +1,83 @@
+"""Replays of single operators, and the file that remembers them."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from common.memory import allocator, operators
+from common.memory.operators import Call, OperatorCosts
+
+MIB = 1 << 20
+
+
+def call(function: Any, *arguments: Any) -> Call:
+    from torch.utils._pytree import tree_flatten
+
+    found = Call.of(function, *tree_flatten((arguments, {})))
+    assert found is not None
+    return found
+
+
+PRODUCT = call(torch.ops.aten.mm.default, torch.empty(512, 256), torch.empty(256, 512))
+
+
+def test_key_is_operator_shapes_strides_dtypes_and_other_arguments() -> None:
+    mm, a, b = torch.ops.aten.mm.default, torch.empty(8, 8), torch.empty(8, 8)
+    others = [
+        call(mm, torch.empty(8, 4), torch.empty(4, 8)),
+        call(mm, a.t(), b),
+        call(mm, a.double(), b.double()),
+        call(torch.ops.aten.add.Tensor, a, b),
+        call(torch.ops.aten.softmax.int, a, 0),
+        call(torch.ops.aten.softmax.int, a, 1),
+    ]
+    assert len({each.key for each in [call(mm, a, b), *others]}) == 7
+    assert call(mm, a, b).key == call(mm, torch.ones(8, 8), torch.ones(8, 8)).key
+
+
+def test_replayed_once_for_all_plans(tmp_path: Path) -> None:
+    file = tmp_path / "new" / "operators.jsonl"
+    first, again = OperatorCosts(file), OperatorCosts(file)
+    cost = first[PRODUCT]
+    assert first[PRODUCT] == cost and first.replayed == 1
+    assert OperatorCosts(file)[PRODUCT] == cost and OperatorCosts(file).replayed == 0
+    assert again[PRODUCT].workspace == pytest.approx(cost.workspace, abs=4 * MIB) and again.replayed == 1
+
+
+@pytest.mark.parametrize("damage", ["", "{", '{"key": "KEY"}', "null", '{"key": "KEY", "workspace": 1, "more": 2}'])
+def test_a_damaged_line_is_replayed_and_the_others_stay(tmp_path: Path, damage: str) -> None:
+    file, other = tmp_path / "operators.jsonl", call(torch.ops.aten.sin.default, torch.empty(8))
+    OperatorCosts(file)[other]
+    with file.open("a") as stream:
+        stream.write(damage.replace("KEY", PRODUCT.key) + "\n")
+    costs = OperatorCosts(file)
+    costs[other], costs[PRODUCT]
+    assert costs.replayed == 1
+
+
+def test_another_version_is_another_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = operators.default_file()
+    monkeypatch.setattr(operators, "VERSION", operators.VERSION + 1)
+    after = operators.default_file()
+    monkeypatch.setattr("common.memory.costs._version", lambda distribution: "9.9")
+    assert len({before, after, operators.default_file()}) == 3
+
+
+def test_a_place_that_cannot_be_written_costs_time_only(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    assert OperatorCosts(tmp_path / "file" / "operators.jsonl")[PRODUCT].seconds > 0
+
+
+def test_workspace_is_what_is_taken_beyond_the_result() -> None:
+    """A single small sample is convolved by a matrix of 27 shifted copies; a pointwise operator takes nothing."""
+    allocator.tame()
+    image, kernel = torch.empty(1, 4, 32, 32, 32), torch.empty(4, 4, 3, 3, 3)
+    options = ([1, 1, 1], [1, 1, 1], [1, 1, 1], False, [0, 0, 0], 1)
+    unfolded = 27 * image.nbytes
+    convolved = operators.replay(call(torch.ops.aten.convolution.default, image, kernel, None, *options))
+    assert unfolded - MIB <= convolved.workspace <= unfolded + 32 * MIB  # and the buffers of the matrix product
+    large = torch.empty(4096, 1024)
+    for function in (torch.ops.aten.sin.default, torch.ops.aten.sin_.default):
+        assert operators.replay(call(function, large)).workspace <= 1 * MIB
