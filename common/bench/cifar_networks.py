@@ -19,6 +19,8 @@ RATE, DECAY, MOMENTUM = 0.375, 1.3e-3, 0.85
 BIAS_RATE = 64
 """BatchNorm's biases learn so many times as fast (airbench94)."""
 LOGIT_SCALE = 1 / 9
+WHITENING_BLOCK = 64
+"""Images whose patches exist at a time (6 MiB), less than a step holds."""
 WHITENING_FLOOR = 5e-4
 """Added to the patches' eigenvalues, so that directions of almost no variance are not blown up."""
 
@@ -102,9 +104,11 @@ def whiten(network: nn.Sequential, pixels: cifar.Pixels) -> None:
     """
     weight = network[1].weight
     assert isinstance(weight, Tensor)
-    patches = cifar.normalise(torch.from_numpy(pixels)).unfold(2, 2, 1).unfold(3, 2, 1)
-    patches = patches.movedim(1, 3).reshape(-1, 12)
-    variances, directions = torch.linalg.eigh(patches.T @ patches / len(patches))
+    covariance = torch.zeros(12, 12)
+    for block in torch.split(torch.from_numpy(pixels), WHITENING_BLOCK):
+        patches = cifar.normalise(block).unfold(2, 2, 1).unfold(3, 2, 1).movedim(1, 3).reshape(-1, 12)
+        covariance += patches.T @ patches / (len(patches) * len(pixels) / len(block))
+    variances, directions = torch.linalg.eigh(covariance)
     filters = (directions / torch.sqrt(variances + WHITENING_FLOOR)).T.reshape(12, 3, 2, 2)
     with torch.no_grad():
         weight.copy_(torch.cat([filters, -filters]))

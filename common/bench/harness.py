@@ -43,6 +43,8 @@ class Bound:
     """Lower bound, inclusive."""
     at_most: float | None = None
     """Upper bound, inclusive."""
+    spread: bool = False
+    """Whether it is of (largest - smallest) / median over the repeats, instead of the median."""
 
     def holds(self, value: float) -> bool:
         """Whether ``value`` is within."""
@@ -51,7 +53,12 @@ class Bound:
     def __str__(self) -> str:
         low = "" if self.at_least is None else f"{self.at_least:g} <= "
         high = "" if self.at_most is None else f" <= {self.at_most:g}"
-        return f"{low}{self.metric}{high}"
+        return f"{low}{'spread of ' if self.spread else ''}{self.metric}{high}"
+
+    def of(self, values: Sequence[float]) -> float:
+        """The number that is judged, from one value a run."""
+        middle = statistics.median(values)
+        return (max(values) - min(values)) / middle if self.spread else middle
 
 
 @dataclass(frozen=True, slots=True)
@@ -274,7 +281,7 @@ def _report(cases: Iterable[Case], ratios: Iterable[Ratio], lines: Sequence[Mapp
         failed += _judge_exit(case, [run["exit"] for run in runs])
         implied = [Bound("peak", at_most=case.ceiling), Bound("kills", at_most=0)] if case.ceiling else []
         for bound in (*implied, *(() if refused else case.bounds)):
-            failed += _judge(bound, statistics.median(value_of(run, bound.metric) for run in runs))
+            failed += _judge(bound, bound.of([value_of(run, bound.metric) for run in runs]))
     for ratio in ratios:
         if ratio.over in by_name and ratio.under in by_name:
             pairs = list(zip(by_name[ratio.over], by_name[ratio.under], strict=False))

@@ -9,7 +9,7 @@ from common.bench.harness import Bound, Suite
 from common.memory.budget import MIB
 
 SMALL_CEILING = 448 * MIB
-"""Below what the plain run's data alone would take."""
+"""The floor and a quarter of what the plain run's training set takes."""
 LARGE_CEILING = 1000 * MIB
 """Less than the plain run's peak, the process included."""
 TIMED_RUNS = 3

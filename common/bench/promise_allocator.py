@@ -1,0 +1,36 @@
+"""The allocator's bounds on one 3D step: memory near what is live, at the speed of torch as it comes.
+
+``make bench-promise_allocator``. 20 runs each, in turn; other sizes and networks are shown beside it.
+"""
+
+import sys
+
+from common.bench.harness import Bound, Suite
+
+RUNS = 20
+PEAK, SECONDS = "result.above_floor_bytes", "result.step_seconds"
+STEADY = Bound(PEAK, at_most=0.01, spread=True)
+OTHERS = (("segresnet", 48, 2, "bf16"), ("segresnet", 96, 1, "bf16"), ("basicunet", 64, 1, "off"))
+"""Network, patch, batch and precision."""
+
+
+def suite() -> Suite:
+    """Declare the cases."""
+    made = Suite("promise-allocator")
+    step = ("-m", "common.bench.allocation", "--network", "segresnet", "--patch", 64)
+    for setting in ("stock", "mapped", "heap"):
+        bounds = (STEADY,) if setting == "heap" else ()
+        made.case(f"step-{setting}", (*step, "--setting", setting), repeats=RUNS, group="step", bounds=bounds)
+    made.ratio("bounded heap: peak", "step-heap", "step-stock", Bound(PEAK, at_most=0.75))
+    made.ratio("bounded heap: time", "step-heap", "step-stock", Bound(SECONDS, at_most=1.05))
+    for network, patch, batch, amp in OTHERS:
+        name = f"{network}-{patch}-{batch}-{amp}"
+        options = ("--network", network, "--patch", patch, "--batch", batch, "--amp", amp)
+        for setting in ("stock", "mapped", "heap"):
+            command = ("-m", "common.bench.allocation", *options, "--setting", setting)
+            made.case(f"{name}-{setting}", command, repeats=3, group=name)
+    return made
+
+
+if __name__ == "__main__":
+    sys.exit(suite().main())
