@@ -208,6 +208,7 @@ def _train(job: Job, session: Session, training: Volumes, held_out: Volumes) -> 
                         saved = time.monotonic()
             next_validation += 1 / VALIDATIONS
             if progress() < 1 and len(held_out):
+                allocator.trim()  # what the heap kept free between the step's tensors is not validation's
                 with session.phase(VALIDATE):
                     dice = _on_the_way(network, held_out, recipe, classes, plan)
             save()
@@ -219,7 +220,6 @@ def _on_the_way(
     network: "torch.nn.Module", held_out: Volumes, recipe: Recipe, classes: int, plan: Mapping[str, Any]
 ) -> float:
     """Mean Dice of some held-out cases; should that not fit, once more without a heap that fragments."""
-    allocator.trim()  # what the heap kept free between the step's tensors
     some = range(min(len(held_out), recipe.validation_cases))
     dice = repeated(
         lambda: validate(network, held_out, some, recipe.patch, classes, plan["amp"]), before_again=allocator.tame
@@ -313,6 +313,7 @@ def _finish(job: Job, session: Session, network: "torch.nn.Module", held_out: Vo
         names = list(dataset.labels.values())[1:]
         per_class = dict(zip(names, np.nanmean(dice, 0).round(4).tolist(), strict=True))
         metrics = {"mean_dice": round(float(np.nanmean(dice, 0).mean()), 4), "per_class": per_class, "cases": len(dice)}
+    allocator.trim()
     with session.phase(EXPORT):
         draft = job.output / WORK / NETWORK
         step = networks.divisor(recipe.network, recipe.arguments)
