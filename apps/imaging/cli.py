@@ -59,6 +59,11 @@ def output_types(text: str) -> tuple[str, ...]:
     return chosen
 
 
+def existing(path: Path) -> Path:
+    """The nearest directory that is there already: on the same disk, as a rule."""
+    return next(place for place in (path, *path.absolute().parents) if place.is_dir())
+
+
 def names(text: str) -> list[str]:
     """An argparse type: names with commas between them."""
     return [name.strip() for name in text.split(",") if name.strip()]
@@ -79,6 +84,8 @@ def _infer(commands: Any) -> None:
     one.add_argument("--batch", type=cli.positive, metavar="N", help="tiles per call of the engine")
     one.add_argument("--engine", default="auto", choices=["auto", "openvino", "torch"], help="default auto")
     one.add_argument("--precision", default="float32", choices=["float32"], help="default float32")
+    tta_help = "also average over the tile mirrored along the axes of training (slower)"
+    one.add_argument("--tta", default="none", choices=["none", "mirror"], help=tta_help)
     one.add_argument("--roi-subset", type=names, metavar="NAME,...", help="only these classes (default: all)")
     one.add_argument("--statistics", action="store_true", help="also volume and intensity of each class, CSV and JSON")
     one.add_argument("--preview", action="store_true", help="also a picture of each segmentation")
@@ -120,6 +127,8 @@ def _infer_workload(args: argparse.Namespace, budget: MemoryBudget) -> "Workload
         step = divisor(model.network, model.arguments)
         raise UsageError(f"--tile: each side must be a multiple of {step} for this network")
     chosen_labels(model, args.roi_subset)
+    if args.tta == "mirror" and not model.mirror:
+        raise UsageError(f"--tta mirror: {args.model} does not say along which axes it was trained to be mirrored")
     wanted = Wanted(args.output_type, args.seg_type, args.preview, args.statistics)
     studies = find_studies(args.input)
     cases = open_cases(
@@ -135,6 +144,8 @@ def _infer_workload(args: argparse.Namespace, budget: MemoryBudget) -> "Workload
         overlap=args.overlap,
         batch=args.batch,
         wanted=wanted,
+        mirror=model.mirror if args.tta == "mirror" else "",
+        scratch=existing(args.output),
         threads=args.threads,
     )
 
@@ -145,12 +156,13 @@ def _infer_warm_up(args: argparse.Namespace) -> str:
 
 def _infer_run(args: argparse.Namespace, session: cli.Session) -> Mapping[str, Any]:
     from apps.imaging.infer import Job, run
+    from apps.imaging.labels import LabelMaker
     from apps.imaging.model import TORCH_NETWORK
     from apps.imaging.outputs import chosen_labels
-    from apps.imaging.streams import LabelMaker
     from apps.imaging.studies import StudyTable
     from apps.imaging.workloads import InferWorkload
     from common.engines.engine import open_engine, read_head
+    from common.engines.mirror import MirrorEngine
 
     work = session.workload
     assert isinstance(work, InferWorkload)
@@ -174,12 +186,26 @@ def _infer_run(args: argparse.Namespace, session: cli.Session) -> Mapping[str, A
             builder=TORCH_NETWORK,
             device=session.device.name if session.device and work.engine == "torch" else "cpu",
         )
+    if work.mirror:
+        engine = MirrorEngine(engine, ["xyz".index(axis) for axis in work.mirror])
     head = read_head(model.directory, model.head) if model.head and plan["space"] == "features" else None
     chosen = chosen_labels(model, args.roi_subset)
     kept = [label.value for label in chosen.labels]
     maker = LabelMaker([label.value for label in model.labels], head, kept)
     table = StudyTable.open(args.output, work.studies)
-    return run(Job(chosen, engine, maker, plan["batch"], work.wanted, session, table, work.cases))
+    job = Job(
+        model=chosen,
+        engine=engine,
+        maker=maker,
+        batch=plan["batch"],
+        spill=plan["spill"] == "disk",
+        mirror=work.mirror,
+        wanted=work.wanted,
+        session=session,
+        table=table,
+        cases=work.cases,
+    )
+    return run(job)
 
 
 def _evaluate(commands: Any) -> None:

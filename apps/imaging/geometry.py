@@ -71,6 +71,11 @@ class Taps:
         lower = np.floor(place).astype(np.intp)
         return cls(lower, np.minimum(lower + 1, size - 1), (place - lower).astype(np.float32))
 
+    def part(self, first: int, stop: int, origin: int) -> "Taps":
+        """Outputs ``first`` to ``stop``, of values that begin at ``origin``."""
+        cut = slice(first, stop)
+        return Taps(self.lower[cut] - origin, self.upper[cut] - origin, self.weight[cut])
+
     def __call__(self, values: npt.NDArray[np.float32], axis: int) -> npt.NDArray[np.float32]:
         """Interpolate an array along ``axis``."""
         weight = self.weight.reshape([-1 if index == axis else 1 for index in range(values.ndim)])

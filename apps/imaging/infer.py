@@ -11,16 +11,17 @@ import numpy.typing as npt
 
 from apps.imaging import intensity
 from apps.imaging.geometry import Frame, network_grid
+from apps.imaging.labels import BackToFile, LabelMaker, LabelPlanes, row_depth
 from apps.imaging.model import ImagingModel
 from apps.imaging.outputs import Outputs, Wanted
-from apps.imaging.streams import LabelMaker, Window, back_to
+from apps.imaging.streams import Window
 from apps.imaging.studies import Study, StudyTable, open_volume, resume_key
 from apps.imaging.volume import Shape, Volume, blocks
 from common.cli import Session
 from common.engines.engine import Engine
 from common.errors import InputError
 from common.memory import guard
-from common.tiling.blend import BoundedBlend, Slab
+from common.tiling.blend import Block, BoundedBlend
 from common.tiling.grid import TileGrid, importance
 
 log = logging.getLogger("peakline")
@@ -59,6 +60,10 @@ class Job:
     engine: Engine
     maker: LabelMaker
     batch: int
+    spill: bool
+    """Whether the blend's overlap along z waits on disk."""
+    mirror: str
+    """Axes over whose mirrorings the engine averages."""
     wanted: Wanted
     session: Session
     table: StudyTable
@@ -72,6 +77,7 @@ class Job:
             "intensity": [dict(operation) for operation in self.model.intensity],
             "tile": list(case.tile),
             "overlap": case.grid.overlap,
+            "mirror": self.mirror,
         }
 
 
@@ -81,15 +87,23 @@ def finished_values(
     operations: Sequence[intensity.Operation],
     *,
     batch: int = 1,
+    scratch: Path | None = None,
     tick: Callable[[int], Any] = lambda count: None,
-) -> Iterator[Slab]:
-    """Finished slabs of the engine's blended output on the network's grid; ``tick`` is told how many tiles are done."""
+) -> Iterator[Block]:
+    """Finished blocks of the engine's blended output on the network's grid; ``tick`` is told how many tiles are done.
+
+    With ``scratch`` the overlap along z waits in a file there.
+    """
     grid, frame = case.grid, case.frame
     weights = importance(grid.tile)
-    blend = BoundedBlend(grid.shape, grid.tile, grid.overlap, engine.out_channels, weights, flips=grid.flips)
     tiles = np.zeros((batch, engine.in_channels, *case.tile), np.float32)
     positions = list(grid)
-    with case.volume.open() as reader:
+    with (
+        case.volume.open() as reader,
+        BoundedBlend(
+            grid.shape, grid.tile, grid.overlap, engine.out_channels, weights, flips=grid.flips, scratch=scratch
+        ) as blend,
+    ):
         window = Window(case.volume, reader, grid, operations)
         for row in range(0, len(positions), grid.per_row):
             window.advance(positions[row][2])
@@ -103,13 +117,16 @@ def finished_values(
                 tick(len(chosen))
 
 
-def label_slabs(
-    case: Case, slabs: Iterator[Slab], maker: LabelMaker
-) -> Iterator[tuple[int, npt.NDArray[np.unsignedinteger]]]:
-    """(first plane, labels (x, y, k)) on the file's own grid, in order."""
-    if case.resampled:
-        slabs = back_to(slabs, case.grid.shape, case.volume.shape)
-    return ((slab.start, maker(slab.values)) for slab in slabs)
+def label_planes(
+    case: Case, channels: int, blocks: Iterator[Block], maker: LabelMaker
+) -> Iterator[npt.NDArray[np.unsignedinteger]]:
+    """Labels (x, y, k) on the file's own grid, in order."""
+    shape = case.volume.shape
+    back = BackToFile(channels, case.grid.shape, shape, case.grid.tile[2]) if case.resampled else None
+    planes = LabelPlanes(shape, row_depth(case.grid, shape), maker.dtype)
+    for block in blocks:
+        for piece in back(block) if back is not None else (block,):
+            yield from planes.add(piece, maker(piece.values))
 
 
 def segment(job: Job, study: Study, case: Case) -> tuple[str, ...]:
@@ -127,8 +144,9 @@ def segment(job: Job, study: Study, case: Case) -> tuple[str, ...]:
         session.progress(total=len(case.grid), unit="tile", label=study.study) as bar,
         outputs,
     ):
-        slabs = finished_values(case, job.engine, operations, batch=job.batch, tick=bar.update)
-        for _, labels in label_slabs(case, slabs, job.maker):
+        scratch = job.table.directory if job.spill else None
+        values = finished_values(case, job.engine, operations, batch=job.batch, scratch=scratch, tick=bar.update)
+        for labels in label_planes(case, job.engine.out_channels, values, job.maker):
             outputs.write(labels)
         outputs.save_statistics()
     if job.wanted.preview:

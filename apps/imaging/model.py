@@ -59,6 +59,8 @@ class ImagingModel:
     features: int
     """Channels before the head; the number of labels where there is none."""
     labels: tuple[Label, ...]
+    mirror: str
+    """Axes (of ``"xyz"``) along which it was trained to be mirrored; empty where that is not known."""
     network_sha256: str
     weights_sha256: str
     """The head's weights are in this file only."""
@@ -174,6 +176,7 @@ def _from_manifest(directory: Path, manifest: Mapping[str, Any]) -> ImagingModel
         head={key: str(head[key]) for key in ("weight", "bias")} if head else None,
         features=_features(directory / WEIGHTS, head["weight"]) if head else len(labels),
         labels=labels,
+        mirror="".join(axis for axis in "xyz" if axis in str(manifest.get("mirror", ""))),
         network_sha256=str(manifest["files"][NETWORK]["sha256"]),
         weights_sha256=str(manifest["files"][WEIGHTS]["sha256"]),
         weights_bytes=int(manifest["files"][WEIGHTS]["bytes"]),

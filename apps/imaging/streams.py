@@ -1,6 +1,6 @@
-"""A volume as a stream: planes in, tiles for the network, finished slabs out as labels. Never the whole volume."""
+"""A volume as a stream: planes in, on the network's grid, as tiles for the network. Never the whole volume."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -8,7 +8,7 @@ import numpy.typing as npt
 from apps.imaging.geometry import Taps
 from apps.imaging.intensity import Operation, apply
 from apps.imaging.volume import PlaneReader, Shape, Volume, scaled
-from common.tiling.blend import FLOAT, SLAB_PLANES, Slab
+from common.tiling.blend import FLOAT
 from common.tiling.grid import TileGrid
 
 Array = npt.NDArray[np.float32]
@@ -99,83 +99,3 @@ def _resampling_bytes(volume: Volume, shape: Shape) -> int:
     plane = shape[0] * shape[1] * FLOAT
     between = x * max(y, shape[1]) * FLOAT
     return x * y * volume.dtype.itemsize + 2 * plane + 2 * max(plane, between) + between
-
-
-def back_to(slabs: Iterator[Slab], have: Shape, shape: Shape) -> Iterator[Slab]:
-    """Finished slabs of values on the network's grid, interpolated onto the file's grid, one plane at a time."""
-    along_x, along_y, along_z = (Taps.between(a, b) for a, b in zip(have, shape, strict=True))
-    previous: Array | None = None
-    given = 0
-    for slab in slabs:
-        while given < shape[2] and int(along_z.upper[given]) < slab.stop:
-            lower, upper = int(along_z.lower[given]), int(along_z.upper[given])
-            first = slab.values[..., lower - slab.start] if lower >= slab.start else previous
-            assert first is not None
-            plane = slab.values[..., upper - slab.start] - first
-            plane *= along_z.weight[given]
-            plane += first
-            yield Slab(given, given + 1, along_y(along_x(plane, 1), 2)[..., None])
-            given += 1
-        previous = slab.values[..., -1].copy()
-
-
-def back_bytes(have: Shape, shape: Shape, channels: int) -> int:
-    """What ``back_to`` holds at most: the previous plane, the present one, and interpolation along x and y."""
-    plane, wide, full = have[0] * have[1], shape[0] * have[1], shape[0] * shape[1]
-    return FLOAT * channels * (2 * plane + wide + max(2 * wide, 2 * full) + full)
-
-
-LABEL_BLOCK = 2 << 20
-"""Logits are looked at in blocks of about this many bytes."""
-
-
-class LabelMaker:
-    """From finished values to labels: the 1x1x1 head where there is one, then the class with the largest logit."""
-
-    def __init__(
-        self, values: Sequence[int], head: tuple[Array, Array] | None = None, kept: Sequence[int] | None = None
-    ) -> None:
-        self.dtype = np.dtype(np.uint8 if max(values) < 256 else np.uint16)
-        # All classes compete; those that are not kept then count as background.
-        self._values = np.asarray([value if kept is None or value in kept else 0 for value in values], self.dtype)
-        self._identical = bool((self._values == np.arange(len(values))).all())
-        self._head = head
-
-    def __call__(self, values: Array) -> npt.NDArray[np.unsignedinteger]:
-        """(channels, x, y, k) -> labels (x, y, k); of equal logits the first class wins, as in ``argmax``."""
-        _, x, y, planes = values.shape
-        rows = label_rows(len(self._values), values.shape[0], y, planes)
-        labels = np.empty((x, y, planes), self.dtype)
-        for start in range(0, x, rows):
-            part = values[:, start : start + rows]
-            block = part.reshape(part.shape[0], -1)
-            if self._head is not None:
-                block = self._head[0] @ block
-                block += self._head[1][:, None]
-            index = _largest(block, self.dtype)
-            labels[start : start + rows] = (index if self._identical else self._values[index]).reshape(part.shape[1:])
-        return labels
-
-
-def label_rows(classes: int, channels: int, y: int, planes: int) -> int:
-    """Rows along x per block."""
-    return max(1, LABEL_BLOCK // (max(classes, channels) * y * planes * FLOAT))
-
-
-def _largest(block: Array, dtype: np.dtype[np.unsignedinteger]) -> npt.NDArray[np.unsignedinteger]:
-    """``block.argmax(axis=0)`` in a byte or two per voxel instead of eight."""
-    best, index = block[0].copy(), np.zeros(block.shape[1], dtype)
-    larger = np.empty(block.shape[1], bool)
-    for number, logits in enumerate(block[1:], start=1):
-        np.greater(logits, best, out=larger)
-        np.copyto(index, dtype.type(number), where=larger)
-        np.maximum(best, logits, out=best)
-    return index
-
-
-def label_bytes(shape: Shape, classes: int, channels: int, dtype: np.dtype[np.unsignedinteger]) -> int:
-    """What making the labels of one slab needs: the labels, a contiguous block, its logits, and the comparison."""
-    x, y, z = shape
-    planes = min(SLAB_PLANES, z)
-    voxels = min(x, label_rows(classes, channels, y, planes)) * y * planes
-    return x * y * planes * dtype.itemsize + voxels * ((channels + classes) * FLOAT + FLOAT + 2 + dtype.itemsize)

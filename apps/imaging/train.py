@@ -269,9 +269,9 @@ def validate(
             tile = torch.from_numpy(_tile(volumes, index, position, blend))[None, None].to(where)
             with torch.inference_mode(), torch.autocast(where.type, precision(amp), enabled=amp != "off"):
                 logits = network(tile).float()[0].cpu().numpy()
-            for slab in blend.add(number, logits):
-                _, truth = volumes.read(index, (0, 0, slab.start), (shape[0], shape[1], slab.stop))
-                guess = slab.values.argmax(0)
+            for block in blend.add(number, logits):
+                _, truth = volumes.read(index, block.low, block.high)
+                guess = block.values.argmax(0)
                 overlap[row] += np.bincount(truth[guess == truth], minlength=classes)
                 sizes[row] += np.bincount(guess.ravel(), minlength=classes) + np.bincount(
                     truth.ravel(), minlength=classes
@@ -338,7 +338,7 @@ def _finish(job: Job, session: Session, network: "torch.nn.Module", held_out: Vo
             head={"weight": f"{head}.weight", "bias": f"{head}.bias"} if head else None,
             labels=labels,
             card=render(job, session, metrics, steps),
-            extra={"training": {"steps": steps, "metrics": metrics}},
+            extra={"mirror": job.recipe.mirror, "training": {"steps": steps, "metrics": metrics}},
         )
     shutil.rmtree(job.output / WORK)
     return {"metrics": metrics, "steps": steps, "model": "."}

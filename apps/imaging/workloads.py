@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from itertools import product
 from math import prod
+from pathlib import Path
+from shutil import disk_usage
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,13 +19,15 @@ from apps.imaging import pricing, warm
 from apps.imaging.dataset import loading_bytes
 from apps.imaging.dicom_template import CHILD_BYTES
 from apps.imaging.infer import Case
+from apps.imaging.labels import back_bytes, label_bytes
 from apps.imaging.model import TORCH_NETWORK, ImagingModel
 from apps.imaging.networks import divisor
 from apps.imaging.outputs import Wanted, outputs_bytes
-from apps.imaging.streams import back_bytes, label_bytes, window_bytes
+from apps.imaging.streams import window_bytes
 from apps.imaging.studies import Study
 from apps.imaging.volume import Shape, block_planes
 from common.engines import engine
+from common.engines.mirror import mirror_bytes
 from common.errors import InputError
 from common.memory import floor, trace
 from common.memory.budget import MIB
@@ -31,7 +35,8 @@ from common.memory.costs import Costs, Probe
 from common.memory.footprint import Footprint, Term
 from common.memory.heap import SLACK
 from common.memory.planner import Setting, Workload
-from common.tiling.blend import FLOAT, SLAB_PLANES, blend_bytes
+from common.tiling.blend import FLOAT, Carried, carried
+from common.tiling.grid import TileGrid
 from common.training import amp, checkpointing, policies
 
 if TYPE_CHECKING:
@@ -49,6 +54,11 @@ ENGINE_SPREAD = 1.02
 """An engine's peak differs from run to run by up to this factor."""
 PREVIEW_BYTES = 6 * MIB
 """Panels and picture, which do not grow with the volume (measured 3 to 5 MiB)."""
+
+ADDITION_SECONDS = 1e-9
+"""One value of one tile blended (measured 0.7 to 1.3 ns, two cores)."""
+SPILL_SECONDS = 1e-9
+"""One byte spilled or read back, about the speed of a plain disk; only the order of the settings depends on it."""
 
 EXPORT_BYTES = 48 * MIB
 """Tracing and serialising, beside copies of the weights (measured 33 MiB)."""
@@ -98,6 +108,10 @@ class InferWorkload:
     batch: int | None
     """``None``: the planner's choice."""
     wanted: Wanted
+    mirror: str
+    """Axes over whose mirrorings the engine averages."""
+    scratch: Path
+    """An existing directory on the disk to which the blend may spill."""
     threads: int
     name: str = "imaging infer"
 
@@ -107,18 +121,21 @@ class InferWorkload:
         return [case for case in self.cases.values() if isinstance(case, Case)]
 
     def settings(self) -> Iterator[Setting]:
-        """Batch and what is blended. Tile, overlap and precision change the labels and are the user's."""
-        spaces = ["logits", "features"] if self.model.head else ["logits"]
-        for batch in (1,) if self.batch is None else (self.batch,):
-            for space in spaces:
-                yield {
+        """What is blended, and where the overlap along z waits, if there is room. Tile, overlap and precision change
+        the labels and are the user's."""
+        for space in ["logits", "features"] if self.model.head else ["logits"]:
+            for spill in ("memory", "disk"):
+                setting = {
                     "tile": text(self.tile),
                     "overlap": self.overlap,
-                    "batch": batch,
+                    "batch": self.batch or 1,
                     "space": space,
+                    "spill": spill,
                     "engine": self.engine,
                     "precision": self.precision,
                 }
+                if spill == "memory" or 0 < self._disk_bytes(setting) <= disk_usage(self.scratch).free:
+                    yield setting
 
     def probes(self, setting: Setting) -> Sequence[Probe]:
         """The floor and the engine."""
@@ -152,12 +169,11 @@ class InferWorkload:
             Term("engine, running", int(ENGINE_SPREAD * measured["run_bytes"]), "measured", running),
             Term("small objects", OBJECTS_BYTES, "measured", running),
             Term("head", (self.model.features + 1) * len(self.model.labels) * FLOAT, "analytic", running),
-            Term(
-                "blend", self._largest(lambda c: blend_bytes(c.grid.shape, c.grid.tile, channels)), "analytic", (INFER,)
-            ),
+            Term("blend", self._largest(lambda c: self._carried(c, setting).memory), "analytic", (INFER,)),
+            Term("mirrored tiles", self._mirror_bytes(setting), "analytic", (INFER,)),
             Term("input planes", self._largest(lambda c: window_bytes(c.volume, c.grid)), "analytic", (INFER,)),
-            Term("tiles", (batch * len(self.model.channels) * FLOAT + FLOAT + 4) * tile, "analytic", (INFER,)),
-            Term("finished slab", self._largest(lambda c: self._slab(c, channels)), "analytic", (INFER,)),
+            Term("tiles", (batch * len(self.model.channels) * FLOAT + 2 * FLOAT + 4) * tile, "analytic", (INFER,)),
+            Term("finished labels", self._largest(lambda c: self._labels(c, channels)), "analytic", (INFER,)),
             Term("reading", self._largest(lambda c: c.volume.reader_bytes), "measured", running),
             Term("statistics", self._largest(_pass_bytes), "analytic", (STATISTICS, PREVIEW)),
             Term("outputs", self._largest(lambda c: outputs_bytes(self.wanted, c.volume)), "measured", (INFER,)),
@@ -181,17 +197,30 @@ class InferWorkload:
             yield f"--tile {text(tile)}", replace(self, tile=tile, cases=cases)
 
     def seconds(self, setting: Setting, known: Costs) -> float:
-        """The blend's additions decide: the engine does the same work in every setting."""
-        return float(sum(len(case.grid) for case in self.usable) * prod(self.tile) * self.channels(setting))
+        """The blend's additions and what it writes and reads decide: the engine does the same work in every setting."""
+        added = sum(len(case.grid) for case in self.usable) * prod(self.tile) * self.channels(setting)
+        rows = max((len(case.grid.starts(2)) for case in self.usable), default=0)
+        spilled = 2 * rows * self._disk_bytes(setting) if setting["spill"] == "disk" else 0
+        return ADDITION_SECONDS * added + SPILL_SECONDS * spilled
+
+    def _mirror_bytes(self, setting: Setting) -> int:
+        channels = {"in_channels": len(self.model.channels), "out_channels": self.channels(setting)}
+        return mirror_bytes(batch=int(setting["batch"]), voxels=prod(self.tile), **channels) if self.mirror else 0
+
+    def _carried(self, case: Case, setting: Setting) -> Carried:
+        return carried(case.grid, self.channels(setting), spill=setting["spill"] == "disk")
+
+    def _disk_bytes(self, setting: Setting) -> int:
+        return self._largest(lambda c: self._carried(c, setting).disk)
 
     def _largest(self, price: Any) -> int:
         return max((int(price(case)) for case in self.usable), default=0)
 
-    def _slab(self, case: Case, channels: int) -> int:
+    def _labels(self, case: Case, channels: int) -> int:
         classes = len(self.model.labels)
         dtype = np.dtype(np.uint8 if max(label.value for label in self.model.labels) < 256 else np.uint16)
-        back = back_bytes(case.grid.shape, case.volume.shape, channels) if case.resampled else 0
-        return back + label_bytes(case.volume.shape, classes, channels, dtype)
+        back = back_bytes(case.grid, case.volume.shape, channels) if case.resampled else 0
+        return back + label_bytes(case.grid, case.volume.shape, classes, channels, dtype)
 
 
 def _pass_bytes(case: Case) -> int:
@@ -285,6 +314,8 @@ class TrainWorkload:
 
     def footprint(self, setting: Setting, known: Costs) -> Footprint:
         """Floor, model states, the step, the data, and what validation and export hold instead of the step."""
+        from apps.imaging.train import OVERLAP
+
         probes = self.probes(setting)
         base = next(probe for probe in probes if probe.function == floor.MEASURE)
         step, *tiles = probes[probes.index(base) + 1 :]
@@ -298,8 +329,9 @@ class TrainWorkload:
         whole = [case.image for case in (*job.training, *job.held_out)]
         traced = int(setting["micro_batch"]) * min(2, int(setting["accumulate"]))
         states = cost["parameters"] + cost["optimizer"]
-        blend = max((blend_bytes(shape, recipe.patch, classes) for shape in shapes), default=0)
-        slab = max((shape[0] * shape[1] for shape in shapes), default=0) * SLAB_PLANES * (FLOAT + 3 * 8)
+        grids = [TileGrid(shape, recipe.patch, OVERLAP) for shape in shapes]
+        blend = max((carried(grid, classes, spill=False).memory for grid in grids), default=0)
+        block = voxels * (FLOAT + 3 * 8)  # a finished block's image, and its labels compared as int64
         heap = setting["allocator"] == "heap"
         terms = [
             Term("parameters", cost["parameters"], "analytic", (TRAIN, VALIDATE, EXPORT)),
@@ -313,7 +345,7 @@ class TrainWorkload:
             Term("batch", max(0, recipe.batch - traced) * voxels * (FLOAT + 1), "analytic", (TRAIN,)),
             Term("cases in memory", sum(sizes) * (FLOAT + 1) if setting["cache"] == "memory" else 0, "analytic"),
             Term("loading a case", max(map(loading_bytes, whole)) + max(sizes) * (FLOAT + 1), "analytic", (LOAD,)),
-            Term("blend", blend + slab + voxels * FLOAT * (classes + 3), "analytic", (VALIDATE,)),
+            Term("blend", blend + block + voxels * FLOAT * (classes + 3), "analytic", (VALIDATE,)),
             Term("heap fragments, validation", _heap_bytes(heap, forward), "measured", (VALIDATE,)),
             Term("tile's forward pass", forward, "replayed", (VALIDATE,)),
             Term("checkpoint", checkpointing.bytes_needed(states), "analytic", (CHECKPOINT,)),

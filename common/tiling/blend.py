@@ -1,37 +1,82 @@
 """Weighted means of overlapping tiles, holding only what a later tile can still change.
 
-A voxel is final once no later tile covers it. Tiles arrive with z outermost, so after each row of tiles (one position
-along z) the planes in front of the next row are final: they leave as slabs, and their place in the buffer is used
-again. The buffer is one tile deep, whatever the length of the volume.
+The edges of all tiles cut the volume into cells: boxes whose voxels are covered by the same tiles. After its first tile
+a cell is carried, as a partial sum, until its last tile has come; then it is final and leaves. Tiles arrive with z
+outermost, so most cells are short-lived, and what is carried does not grow with the length of the volume. Cells that
+wait for the next row of tiles along z may be spilled to a file. Sums are taken in the order of the tiles, whatever is
+carried where: the result is that of an accumulator over the whole volume, bit for bit.
 """
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import lru_cache
+from itertools import product
+from pathlib import Path
+from types import TracebackType
 
 import numpy as np
 import numpy.typing as npt
 
 from common.tiling.grid import Shape, TileGrid
-
-SLAB_PLANES = 16
-"""Planes per slab at most: what the consumer needs beside the blend grows with it; 16 floats fill a cache line."""
+from common.tiling.spill import Spill
 
 FLOAT = 4
 """Bytes of a float32."""
+Array = npt.NDArray[np.float32]
+Cell = tuple[int, int, int]
 
 
 @dataclass(frozen=True, slots=True)
-class Slab:
-    """Finished planes ``start`` to ``stop`` along z."""
+class Block:
+    """A finished box of the volume."""
 
-    start: int
-    stop: int
-    values: npt.NDArray[np.float32]
-    """(channels, x, y, stop - start); a view that is valid until the next slab is taken."""
+    low: Shape
+    """Its first voxel."""
+    values: Array
+    """(channels, x, y, z); a view of the tile that finished it, valid as long as that."""
+    last: bool
+    """Whether it is the last one of its row: all planes in front of the next row of tiles are then finished."""
+
+    @property
+    def high(self) -> Shape:
+        """One beyond its last voxel."""
+        x, y, z = (start + size for start, size in zip(self.low, self.values.shape[1:], strict=True))
+        return x, y, z
 
 
-class BoundedBlend:
-    """The weighted mean of tiles, plane by plane.
+@dataclass(frozen=True, slots=True)
+class _Axis:
+    """How the edges of tiles cut one axis into intervals."""
+
+    starts: tuple[int, ...]
+    edges: npt.NDArray[np.int64]
+    """(n + 1): interval i is [edges[i], edges[i + 1])."""
+    first: npt.NDArray[np.int64]
+    """(n): number of the first tile, in ascending order, that covers an interval."""
+    last: npt.NDArray[np.int64]
+    """(n): of the last one."""
+
+    @classmethod
+    def of(cls, starts: tuple[int, ...], tile: int) -> "_Axis":
+        edges = np.array(sorted({*starts, *(start + tile for start in starts)}), np.int64)
+        first = np.searchsorted(np.array(starts) + tile, edges[:-1], side="right")
+        last = np.searchsorted(np.array(starts), edges[:-1], side="right") - 1
+        return cls(starts, edges, first.astype(np.int64), last.astype(np.int64))
+
+    def pieces(self, number: int, tile: int) -> list[tuple[int, slice]]:
+        """The intervals of a tile, and where each lies in it."""
+        start = self.starts[number]
+        low, high = np.searchsorted(self.edges, [start, start + tile])
+        return [(int(i), slice(int(self.edges[i]) - start, int(self.edges[i + 1]) - start)) for i in range(low, high)]
+
+    def next_start(self, number: int, tile: int) -> int:
+        """Where the following tile begins, or this one ends."""
+        return self.starts[number + 1] if number + 1 < len(self.starts) else self.starts[number] + tile
+
+
+class BoundedBlend(AbstractContextManager["BoundedBlend"]):
+    """The weighted mean of tiles, box by box.
 
     Parameters
     ----------
@@ -41,6 +86,8 @@ class BoundedBlend:
         Values per voxel: logits, or features before a 1x1x1 head.
     weights
         Importance of each voxel of a tile, shape ``tile``.
+    scratch
+        Directory of the file for cells that wait for the next row along z; without it they stay in memory.
     """
 
     def __init__(
@@ -49,27 +96,34 @@ class BoundedBlend:
         tile: Shape,
         overlap: float,
         channels: int,
-        weights: npt.NDArray[np.float32],
+        weights: Array,
         *,
         flips: tuple[bool, bool, bool] = (False, False, False),
+        scratch: Path | None = None,
     ) -> None:
         self.grid = TileGrid(shape, tile, overlap, flips)
-        self._positions = list(self.grid)
-        self._rows = self.grid.starts(2)
-        self._weights = weights
-        x, y, _ = self.grid.padded
-        self._sum = np.zeros((channels, x, y, tile[2]), np.float32)
-        self._weight = np.zeros((x, y, tile[2]), np.float32)
-        self._scratch = np.empty(tile, np.float32)
+        self._axes = tuple(_Axis.of(self.grid.starts(axis), tile[axis]) for axis in range(3))
+        self._order = list(product(*(range(len(self._axes[axis].starts)) for axis in (2, 0, 1))))
+        self._weights, self._channels = weights, channels
+        self._cells: dict[Cell, Array] = {}
+        self._spill = Spill(scratch) if scratch is not None else None
         self._next = 0
+        self.held_bytes = self.peak_bytes = 0
+        """What the carried cells in memory hold, now and at most."""
 
     @property
-    def nbytes(self) -> int:
-        """What the buffers hold."""
-        return self._sum.nbytes + self._weight.nbytes + self._scratch.nbytes
+    def spilled_bytes(self) -> int:
+        """Size of the scratch file."""
+        return self._spill.size if self._spill is not None else 0
 
-    def add(self, index: int, tile: npt.NDArray[np.float32]) -> Iterator[Slab]:
-        """Add one tile, (channels, *tile); yields the slabs that this finishes. The iterator must be exhausted.
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._spill is not None:
+            self._spill.close()
+
+    def add(self, index: int, tile: Array) -> Iterator[Block]:
+        """Add one tile, (channels, *tile), which is overwritten; yields the block that this finishes, if any.
 
         Raises
         ------
@@ -79,46 +133,100 @@ class BoundedBlend:
         if index != self._next:
             raise ValueError(f"tile {index} arrived, tile {self._next} was expected")
         self._next += 1
-        x, y, z = self._positions[index]
-        plane = np.s_[x : x + self.grid.tile[0], y : y + self.grid.tile[1]]
-        pieces = list(self._ring(z, z + self.grid.tile[2]))
-        for depth, slots in pieces:
-            self._weight[(*plane, slots)] += self._weights[..., depth]
-        for total, values in zip(self._sum, tile, strict=True):
-            np.multiply(values, self._weights, out=self._scratch)
-            for depth, slots in pieces:
-                total[(*plane, slots)] += self._scratch[..., depth]
-        return self._finish(z) if self._next % self.grid.per_row == 0 else iter(())
+        k, i, j = self._order[index]
+        numbers = (i, j, k)
+        tile *= self._weights
+        weight = self._weights.copy()
+        pieces = [self._axes[axis].pieces(numbers[axis], self.grid.tile[axis]) for axis in range(3)]
+        for (a, along_x), (b, along_y), (c, along_z) in product(*pieces):
+            self._add_cell((a, b, c), numbers, tile[:, along_x, along_y, along_z], weight[along_x, along_y, along_z])
+        return self._finish(numbers, tile, weight)
 
-    def _ring(self, start: int, stop: int) -> Iterator[tuple[slice, slice]]:
-        """Planes ``start`` to ``stop`` as (planes counted from ``start``, slots in the buffer)."""
-        depth, plane = self.grid.tile[2], start
-        while plane < stop:
-            slot = plane % depth
-            count = min(stop - plane, depth - slot)
-            yield slice(plane - start, plane - start + count), slice(slot, slot + count)
-            plane += count
+    def _add_cell(self, cell: Cell, numbers: Shape, values: Array, weight: Array) -> None:
+        """Add what is carried of a cell to this tile's part; carry it on if another tile follows."""
+        first = tuple(int(axis.first[place]) for axis, place in zip(self._axes, cell, strict=True))
+        last = tuple(int(axis.last[place]) for axis, place in zip(self._axes, cell, strict=True))
+        if numbers != first:
+            carried = self._take(cell, (len(values) + 1, *weight.shape))
+            values += carried[:-1]
+            weight += carried[-1]
+        elif numbers != last:
+            carried = np.empty((len(values) + 1, *weight.shape), np.float32)
+        if numbers != last:
+            carried[:-1], carried[-1] = values, weight
+            self._put(cell, carried, waits=numbers[:2] == last[:2])
 
-    def _finish(self, z: int) -> Iterator[Slab]:
-        """Yield and forget the planes in front of the row of tiles that follows the one at ``z``."""
-        later = [row for row in self._rows if row > z]
-        stop = later[0] if later else self.grid.padded[2]
-        before, shape = self.grid.before, self.grid.shape
-        inside = np.s_[before[0] : before[0] + shape[0], before[1] : before[1] + shape[1]]
-        for first in range(z, stop, SLAB_PLANES):
-            for depth, slots in self._ring(first, min(first + SLAB_PLANES, stop)):
-                low, high = first + depth.start - before[2], first + depth.stop - before[2]
-                cut = slice(max(0, -low), depth.stop - depth.start - max(0, high - shape[2]))
-                values = self._sum[..., slots]
-                if cut.start < cut.stop:
-                    kept = values[(slice(None), *inside, cut)]
-                    np.divide(kept, self._weight[..., slots][(*inside, cut)], out=kept)
-                    yield Slab(low + cut.start, low + cut.stop, kept)
-                values[...] = 0
-                self._weight[..., slots] = 0
+    def _put(self, cell: Cell, carried: Array, *, waits: bool) -> None:
+        if waits and self._spill is not None:
+            self._spill.put(cell, carried)
+            return
+        self._cells[cell] = carried
+        self.held_bytes += carried.nbytes
+        self.peak_bytes = max(self.peak_bytes, self.held_bytes)
+
+    def _take(self, cell: Cell, shape: tuple[int, ...]) -> Array:
+        carried = self._cells.pop(cell, None)
+        if carried is None:
+            assert self._spill is not None
+            return self._spill.take(cell, shape)
+        self.held_bytes -= carried.nbytes
+        return carried
+
+    def _finish(self, numbers: Shape, tile: Array, weight: Array) -> Iterator[Block]:
+        """The box between this tile's corner and the next tile's along each axis, without padding."""
+        cut, low = [], []
+        for axis, number in enumerate(numbers):
+            start, before = self._axes[axis].starts[number], self.grid.before[axis]
+            stop = self._axes[axis].next_start(number, self.grid.tile[axis])
+            inside = max(start, before), min(stop, before + self.grid.shape[axis])
+            if inside[0] >= inside[1]:
+                return
+            cut.append(slice(inside[0] - start, inside[1] - start))
+            low.append(inside[0] - before)
+        values = tile[(slice(None), *cut)]
+        values /= weight[tuple(cut)]
+        last = all(number + 1 == len(axis.starts) for number, axis in zip(numbers[:2], self._axes[:2], strict=True))
+        yield Block((low[0], low[1], low[2]), values, last)
 
 
-def blend_bytes(shape: Shape, tile: Shape, channels: int) -> int:
-    """What a ``BoundedBlend`` of these allocates, without the weights."""
-    x, y = max(shape[0], tile[0]), max(shape[1], tile[1])
-    return FLOAT * (x * y * tile[2] * (channels + 1) + tile[0] * tile[1] * tile[2])
+@dataclass(frozen=True, slots=True)
+class Carried:
+    """What a blend holds at most, in bytes."""
+
+    memory: int
+    disk: int
+
+
+@lru_cache(maxsize=4096)
+def carried(grid: TileGrid, channels: int, *, spill: bool) -> Carried:
+    """The exact peak of a ``BoundedBlend``'s cells, from when each begins and ends to be carried."""
+    x, y, z = (_Axis.of(grid.starts(axis), grid.tile[axis]) for axis in range(3))
+    columns, per_row, rows = len(y.starts), grid.per_row, len(z.starts)
+    plane = np.multiply.outer(np.diff(x.edges), np.diff(y.edges))
+    begins, ends = np.add.outer(x.first * columns, y.first), np.add.outer(x.last * columns, y.last)
+    change = np.zeros(per_row * rows + 1, np.int64)
+    waiting = np.zeros(rows + 1, np.int64)
+    for depth, first, last in zip(np.diff(z.edges), z.first, z.last, strict=True):
+        if not spill:
+            _mark(change, first * per_row + begins, last * per_row + ends, plane * depth)
+            continue
+        for row in range(int(first), int(last) + 1):
+            _mark(change, row * per_row + begins, row * per_row + ends, plane * depth)
+        waiting[first] += plane.sum() * depth
+        waiting[last] -= plane.sum() * depth
+    cell = FLOAT * (channels + 1)
+    # A spilled cell that is taken back is in memory beside the others while it is added.
+    taken = max(int(plane.max()) * int(np.diff(z.edges).max()), 0)
+    memory = int(np.cumsum(change).max()) + taken
+    return Carried(cell * memory, cell * int(np.cumsum(waiting).max()))
+
+
+def _mark(
+    change: npt.NDArray[np.int64],
+    begins: npt.NDArray[np.int64],
+    ends: npt.NDArray[np.int64],
+    sizes: npt.NDArray[np.int64],
+) -> None:
+    """Held from the step ``begins`` on, until before the step ``ends``."""
+    np.add.at(change, begins.ravel(), sizes.ravel())
+    np.subtract.at(change, ends.ravel(), sizes.ravel())

@@ -1,6 +1,5 @@
-"""Windows, resampling and labels as streams: the numbers of the whole volume in memory, in the priced bytes."""
+"""Windows and resampling as streams: the numbers of the whole volume in memory, in the priced bytes."""
 
-import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +8,8 @@ import pytest
 from apps.imaging.geometry import Frame, Taps, network_grid, resample
 from apps.imaging.intensity import apply, check_operations, resolve
 from apps.imaging.nifti import open_nifti
-from apps.imaging.streams import LabelMaker, ResamplingReader, Window, back_bytes, back_to, label_bytes, window_bytes
+from apps.imaging.streams import ResamplingReader, Window, window_bytes
 from apps.imaging.volume import blocks
-from common.tiling.blend import Slab
 from common.tiling.grid import TileGrid
 from tests.apps.imaging.helpers import write_nifti
 
@@ -59,59 +57,11 @@ def test_linear_interpolation_is_torchs() -> None:
         np.testing.assert_allclose(resample(values, shape), expected.numpy(), atol=2e-6)
 
 
-@pytest.mark.parametrize("shape", [(20, 31, 40), (11, 9, 7), (10, 8, 12), (10, 8, 1)])
-def test_slabs_go_back_to_the_files_grid(shape: tuple[int, int, int]) -> None:
-    have = (10, 8, 12)
-    values = np.random.default_rng(2).standard_normal((3, *have)).astype(np.float32)
-    pieces = [(0, 5), (5, 6), (6, 12)]
-    slabs = (Slab(a, b, values[..., a:b]) for a, b in pieces)
-    found = list(back_to(slabs, have, shape))
-    assert [slab.start for slab in found] == list(range(shape[2]))
-    expected = np.stack([resample(channel, shape) for channel in values])
-    np.testing.assert_allclose(np.concatenate([s.values for s in found], axis=3), expected, atol=1e-5)
-
-
 def test_taps_keep_a_constant_and_the_mean_position() -> None:
     taps = Taps.between(10, 25)
     np.testing.assert_array_equal(taps(np.full(10, 3.0, np.float32), 0), np.full(25, 3.0, np.float32))
     ramp = taps(np.arange(10, dtype=np.float32), 0)
     assert ramp.mean() == pytest.approx(4.5, abs=1e-5)
-
-
-@pytest.mark.parametrize("head", [False, True])
-def test_labels_are_the_argmax(head: bool) -> None:
-    random = np.random.default_rng(3)
-    values = random.standard_normal((6, 33, 40, 5)).astype(np.float32)
-    weight, bias = random.standard_normal((9, 6)).astype(np.float32), random.standard_normal(9).astype(np.float32)
-    numbers = [0, 3, 4, 7, 500, 12, 13, 14, 15] if head else [0, 1, 2, 3, 4, 5]
-    maker = LabelMaker(numbers, (weight, bias) if head else None)
-    logits = np.einsum("cf,fxyz->cxyz", weight, values) + bias[:, None, None, None] if head else values
-    found = maker(values)
-    assert found.dtype == (np.uint16 if head else np.uint8)
-    assert (found != np.asarray(numbers)[logits.argmax(axis=0)]).mean() < 1e-4
-    tied = LabelMaker([0, 1, 2])(np.zeros((3, 2, 2, 1), np.float32))
-    assert not tied.any()
-
-
-def test_prices_of_the_last_steps_hold() -> None:
-    """What NumPy really allocates stays within the priced bytes, and near them."""
-    have, shape, channels, classes = (120, 100, 40), (150, 170, 50), 8, 20
-    buffer = np.random.default_rng(4).standard_normal((channels, *have[:2], 40)).astype(np.float32)
-    values = buffer[..., 7:23]  # the blend's slabs are such views
-    maker = LabelMaker(range(classes), (np.ones((classes, channels), np.float32), np.zeros(classes, np.float32)))
-    tracemalloc.start()
-    maker(values)
-    used = tracemalloc.get_traced_memory()[1]
-    priced = label_bytes((120, 100, 40), classes, channels, maker.dtype)
-    assert used <= priced * 1.02 and priced <= used * 1.3
-    tracemalloc.reset_peak()
-    base = tracemalloc.get_traced_memory()[0]
-    for _ in back_to(iter([Slab(0, 16, values), Slab(16, 32, values), Slab(32, 40, values[..., :8])]), have, shape):
-        pass
-    used = tracemalloc.get_traced_memory()[1] - base
-    tracemalloc.stop()
-    priced = back_bytes(have, shape, channels)
-    assert used <= priced * 1.02 and priced <= used * 1.4
 
 
 def test_grid_and_frame() -> None:

@@ -1,0 +1,58 @@
+"""Arrays in an unnamed scratch file: written once, read once, their places used again."""
+
+import os
+import tempfile
+from collections import defaultdict
+from collections.abc import Hashable
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[np.float32]
+
+
+class Spill:
+    """A store on disk. The file has no name, so it is gone with the process, however that ends.
+
+    Parameters
+    ----------
+    directory
+        On a disk, not a memory file system.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._file = tempfile.TemporaryFile(dir=directory, buffering=0)  # noqa: SIM115
+        self._places: dict[Hashable, tuple[int, int]] = {}
+        self._free: defaultdict[int, list[int]] = defaultdict(list)
+        self.size = 0
+
+    def close(self) -> None:
+        """Give the disk back."""
+        self._file.close()
+
+    def put(self, key: Hashable, array: Array) -> None:
+        """Write an array, contiguous."""
+        length = array.nbytes
+        free = self._free[length]
+        offset = free.pop() if free else self.size
+        self.size = max(self.size, offset + length)
+        self._places[key] = offset, length
+        view = array.reshape(-1).view(np.uint8).data
+        while view:
+            count = os.pwrite(self._file.fileno(), view, offset)
+            view, offset = view[count:], offset + count
+
+    def take(self, key: Hashable, shape: tuple[int, ...]) -> Array:
+        """Read an array back and free its place; its pages leave the page cache."""
+        offset, length = self._places.pop(key)
+        self._free[length].append(offset)
+        array = np.empty(shape, np.float32)
+        view, at = array.reshape(-1).view(np.uint8).data, offset
+        while view:
+            count = os.preadv(self._file.fileno(), [view], at)
+            if not count:
+                raise OSError("the scratch file ends early")
+            view, at = view[count:], at + count
+        os.posix_fadvise(self._file.fileno(), offset, length, os.POSIX_FADV_DONTNEED)
+        return array
