@@ -76,7 +76,7 @@ def back_bytes(grid: TileGrid, shape: Shape, channels: int) -> int:
     before = x * y + y * tile[2] + tile[0] * tile[2]
     scale = [max(1.0, new / old) for old, new in zip(grid.shape, shape, strict=True)]
     plane = int((tile[0] * scale[0] + 1) * (tile[1] * scale[1] + 1))
-    pieces = 4 * max(INTERPOLATION_BYTES, FLOAT * channels * plane)
+    pieces = 3 * max(INTERPOLATION_BYTES, FLOAT * channels * plane)
     return FLOAT * channels * (before + tile[0] * tile[1] * tile[2]) + pieces
 
 
