@@ -1,16 +1,14 @@
 """The ``recsys`` command line: options, and which function does the work. Light: nothing heavy is imported here."""
 
 import argparse
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from apps.recsys import answer, ials, model, recipe, serve, split, train, workloads
-from common import cli, front_ends, model_folder
+from apps.recsys import answer, evaluation, ials, recipe, serve, split, train, workloads
+from common import cli, front_ends
 from common.cli import Command
 from common.compression import prices
-from common.errors import UsageError
-from common.memory.budget import MemoryBudget
 
 EPILOG = (
     "Every command keeps the ceiling given with --memory, or says at once which ceiling would do. Exit codes: 0 done,"
@@ -87,32 +85,22 @@ def _embedding(add: Callable[..., Any]) -> None:
 
 def _evaluate(parser: argparse.ArgumentParser) -> None:
     _model(parser)
-    parser.add_argument("--protocol", choices=split.KINDS[1:], help="must be the model's --split (the default)")
+    add = parser.add_argument
+    add("--test", nargs="+", type=Path, metavar="FILE", help="pairs to score, in any layout that train reads")
+    add("--negatives", type=Path, metavar="FILE", help="NCF's file: a scored pair and sampled items in each line")
+    protocol = (
+        "the model's --split (the default); with --test: split, or lightgcn for its recall; with --negatives: ncf"
+    )
+    add("--protocol", choices=evaluation.PROTOCOLS, help=protocol)
     cli.add_common_options(parser)
-    command = Command("recsys evaluate", _evaluation, lambda args: workloads.SCORING, _run_evaluation, _evaluation_json)
+    command = Command(
+        "recsys evaluate",
+        evaluation.workload,
+        lambda args: workloads.SCORING,
+        evaluation.execute,
+        evaluation.record,
+    )
     parser.set_defaults(command=command)
-
-
-def _evaluation(args: argparse.Namespace, budget: MemoryBudget) -> workloads.EvaluateWorkload:
-    manifest = model.load_manifest(args.model)
-    scored = model.heldout_count(args.model, manifest)
-    if args.protocol not in (None, manifest["split"]):
-        raise UsageError(f"--protocol {args.protocol}: the model was trained with --split {manifest['split']}")
-    return workloads.EvaluateWorkload(args.model, manifest, scored, args.threads)
-
-
-def _run_evaluation(args: argparse.Namespace, session: cli.Session) -> Mapping[str, Any]:
-    work = session.workload
-    assert isinstance(work, workloads.EvaluateWorkload)
-    with session.deferred_signals(), session.phase("evaluate"):
-        metrics = train.score(session, args.model, work.manifest)
-    session.say(train.table(metrics))
-    return {"users": work.scored_users, "metrics": dict(metrics)}
-
-
-def _evaluation_json(args: argparse.Namespace) -> Path | None:
-    path: Path = args.model / "evaluation.json"
-    return path if (args.model / model_folder.MANIFEST).is_file() else None
 
 
 def _recommend(parser: argparse.ArgumentParser) -> None:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-KINDS = ("none", "user-holdout", "leave-last")
+KINDS = ("none", "user-holdout", "leave-last", "random")
 HOLDOUT_SHARE = 0.1
 """Users held out of training (user-holdout)."""
 SCORED_SHARE = 0.2
@@ -32,7 +32,7 @@ def hold_out(directory: Path, kind: str, seed: int) -> int:
 
     ``user-holdout`` is strong generalisation (Liang et al., "Variational autoencoders for collaborative filtering",
     2018): a tenth of the users is unknown in training; 80 % of a held-out user's items are folded in, 20 % scored.
-    ``leave-last`` scores every user's last item in time.
+    ``leave-last`` scores every user's last item in time; ``random`` a fifth of every user's items (LightGCN's split).
 
     Returns
     -------
@@ -40,7 +40,11 @@ def hold_out(directory: Path, kind: str, seed: int) -> int:
         How many users are scored.
     """
     history = History(directory)
-    chosen = _user_holdout(history, seed) if kind == "user-holdout" else _leave_last(history, directory)
+    if kind == "leave-last":
+        chosen = _leave_last(history, directory)
+    else:
+        users_of = held_out_users(history.rows, seed) if kind == "user-holdout" else range(history.rows)
+        chosen = _fifths(history, users_of, seed)
     users = write(directory, "heldout", chosen)
     history.close()
     if not users:
@@ -79,8 +83,8 @@ def held_out_users(users: int, seed: int) -> NDArray[np.int64]:
     return np.sort(np.random.default_rng(seed).permutation(users)[:count])
 
 
-def _user_holdout(history: History, seed: int) -> Iterator[tuple[int, NDArray[Any]]]:
-    for user in held_out_users(history.rows, seed):
+def _fifths(history: History, users: Iterable[int], seed: int) -> Iterator[tuple[int, NDArray[Any]]]:
+    for user in users:
         items = history.items(user)
         if len(items) < LEAST_ITEMS:
             continue

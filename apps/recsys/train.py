@@ -6,19 +6,17 @@ import argparse
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from apps.recsys import child, ials, ingest, model, popularity, recipe, weights, workloads
-from apps.recsys.evaluate import evaluate
+from apps.recsys import child, evaluation, ials, ingest, model, popularity, recipe, weights, workloads
 from apps.recsys.history import History
 from apps.recsys.interactions import Filters
-from apps.recsys.metrics import Tally
 from apps.recsys.reading import Columns
-from apps.recsys.split import HeldOut, Kept, known_rows
+from apps.recsys.split import HeldOut, Kept
 from common import cli, model_folder
 from common.compression.rows import FORMATS
 from common.errors import UsageError
@@ -148,8 +146,9 @@ def execute(args: argparse.Namespace, session: cli.Session) -> Mapping[str, Any]
             del tensors
         if work.split != "none":
             with session.phase("evaluate"):
-                metrics = score(session, directory, {"kind": work.kind, **fields})
-            session.say(table(metrics))
+                scored = {"kind": work.kind, **fields}
+                metrics = evaluation.score(session, directory, scored, heldout=directory).means()
+            session.say(evaluation.table(metrics))
         with session.phase("write"):
             model.write_card(directory, work.kind, fields, metrics)
             _reveal(directory, args.output, work.kind, fields)
@@ -219,42 +218,6 @@ def _solve(work: workloads.TrainWorkload, session: cli.Session, matrix: Any) -> 
             seed=session.seed,
             after_iteration=after_iteration,
         )
-
-
-def score(session: cli.Session, directory: Path, manifest: Mapping[str, Any]) -> Mapping[str, float]:
-    """Metrics on the held-out part, for ``train`` and ``evaluate`` alike."""
-    heldout = HeldOut(directory)
-    recommender = model.Recommender(directory, manifest)
-    with session.progress(total=len(heldout), unit="user", label="evaluate") as bar:
-
-        def after_block(users: int) -> None:
-            bar.update(users)
-            if session.stopping:
-                raise KeyboardInterrupt
-
-        tally = Tally(len(recommender.item_factors))
-        evaluate(
-            _scored_users(recommender, heldout),
-            recommender.user_vector,
-            recommender.item_factors,
-            block=int(session.plan["user_block"]),
-            threads=session.threads,
-            tally=tally,
-            after_block=after_block,
-        )
-    return tally.means()
-
-
-def _scored_users(recommender: model.Recommender, heldout: HeldOut) -> Iterator[Any]:
-    for row, user in enumerate(heldout.users):
-        scored = heldout.items(row)
-        items, values = known_rows(recommender.history, scored, int(user))
-        yield items, values, scored
-
-
-def table(metrics: Mapping[str, float]) -> str:
-    """The metrics for people."""
-    return "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
 
 
 def _reveal(directory: Path, output: Path, kind: str, fields: Mapping[str, Any]) -> None:

@@ -7,7 +7,7 @@ measured (``tests/apps/recsys/test_memory.py`` holds them against real runs).
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +90,9 @@ def ranking_terms(
         # The partitioned copy and two comparisons.
         Term("top-k workspace", threads * 6 * items, "analytic", where),
         Term("held-out index", 12 * (scored + 1), "analytic", where),
+        Term("counts of items", 24 * items, "analytic", where),
+        # A list of numbers for each user, then a table of them; resampled users.
+        Term("values of users", 1024 * scored, "analytic", where),
     ]
 
 
@@ -233,6 +236,11 @@ class EvaluateWorkload:
     manifest: Mapping[str, Any]
     scored_users: int
     threads: int
+    workspace: Any = None
+    """The ``ingest.Workspace`` that holds a test file's pairs."""
+    test_pairs: int = 0
+    found: Mapping[str, int] = field(default_factory=dict)
+    """What the test file held (``given.Given``)."""
     name: str = "recsys evaluate"
 
     def settings(self) -> Iterator[Setting]:
@@ -241,17 +249,34 @@ class EvaluateWorkload:
             yield {"user_block": block}
 
     def probes(self, setting: Setting) -> Sequence[Probe]:
-        """The floor."""
-        return [floor.probe(SCORING, libraries=LIBRARIES, threads=self.threads)]
+        """The floor; reading a test file has one of its own."""
+        names = [SCORING] if self.workspace is None else [SCORING, READING]
+        return [floor.probe(name, libraries=LIBRARIES, threads=self.threads) for name in names]
+
+    def _reading_terms(self, known: Costs, setting: Setting) -> list[Term]:
+        """A test file: the model's ids, its pairs, sorted in a copy, and Arrow's blocks."""
+        if self.workspace is None:
+            return []
+        where, files = ("plan",), self.manifest["files"]
+        ids = sum(files[name]["bytes"] for name in ("items.parquet", "users.parquet"))
+        return [
+            *_floor(known, self.probes(setting)[1], *where),
+            Term("ids", 4 * ids, "analytic", where),
+            Term("test pairs", 32 * self.test_pairs, "analytic", where),
+            Term("rows read", STAGE_BYTES, "measured", where),
+            Term("waiting parent", WAITING_BYTES, "measured", where),
+        ]
 
     def footprint(self, setting: Setting, known: Costs) -> Footprint:
         """The model and one block of scores."""
         made, where = self.manifest, ("evaluate",)
         items, factors = made["items"], made["factors"]
+        tables = made["hyper"].get("tables", 1)
         return Footprint.of(
             [
-                *floor.terms(known, self.probes(setting)[0]),
-                *model_terms(users=made["users"], items=items, factors=factors, phases=where),
+                *self._reading_terms(known, setting),
+                *_floor(known, self.probes(setting)[0], *where),
+                *model_terms(users=made["users"], items=items, factors=tables * factors, phases=where),
                 *ranking_terms(
                     items=items,
                     factors=factors,
