@@ -88,7 +88,7 @@ def warm_up() -> None:
 
     noise = np.random.default_rng(0).integers(256, size=(64, *cifar.SHAPE)).astype(np.uint8)
     for name in RECIPES:
-        module, step = make_step(name, micro_batch=1)
+        module, step = make_step(name, micro_batch=2)
         step([torch.from_numpy(noise[:2]), torch.zeros(2, dtype=torch.uint8)])
     whiten(module, noise)
     PIL.Image.init()

@@ -3,13 +3,14 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 import torch
 from torch.nn import functional
 
-from common.bench import cifar, cifar_networks
+from common.bench import cifar, cifar_figure, cifar_networks
 from common.bench.cifar_train import RECIPES, SHIFT, CifarWorkload, augmented, make_step
 from common.memory.budget import MIB
 
@@ -149,3 +150,15 @@ def test_without_the_set_one_line_says_so(run: Callable, tmp_path: Path) -> None
     done = run("common.bench.cifar_train", "--memory", "1GiB", env=nowhere)
     assert done.code == 4
     assert "train.npz: not an archive" in done.err
+
+
+def test_the_figure_has_a_curve_and_a_bar_for_each_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plain = {"accuracies": [0.4, 0.6], "accuracy": 0.6, "above_floor_bytes": 800 * MIB}
+    (tmp_path / "plain.json").write_text(json.dumps(plain))
+    (tmp_path / "run.json").write_text(json.dumps({"results": plain | {"above_floor_bytes": 200 * MIB}}, indent=1))
+    assert cifar_figure.main([f"plain={tmp_path / 'plain.json'}", f"controlled={tmp_path / 'run.json'}"]) == 0
+    drawn = capsys.readouterr().out
+    tree = ElementTree.fromstring(drawn)
+    widths = [float(box.attrib["width"]) for box in tree.iter("{http://www.w3.org/2000/svg}rect")][1:]
+    assert widths == [220, 55]
+    assert drawn.count("<polyline") == 2 and "800 MiB" in drawn and "200 MiB" in drawn
