@@ -242,6 +242,10 @@ class TrainWorkload:
     threads: int
     name: str = "imaging train"
 
+    monotone: tuple[str, ...] = ("checkpoint",)
+    """The more is recomputed, the less is held. Not so the micro-batch: small ones take other kernels, which may need
+    more."""
+
     @cached_property
     def shapes(self) -> tuple[list[Shape], list[Shape]]:
         """Of all cases and of those held out, on the network's grid: asked for once, priced with every setting."""

@@ -232,12 +232,10 @@ def _of_record(record: dict[str, Any]) -> dict[str, Any]:
         line["smallest"] = record["smallest_feasible_bytes"]
     if record["plan"]:
         predicted, measured = _compared(record)
-        line |= {
-            "predicted": predicted,
-            "knobs": record["plan"]["knobs"],
-            "predicted_over_measured": round(predicted / measured, 4),
-            "above_floor": round((predicted - floor) / max(1, measured - floor), 4),
-        }
+        line |= {"predicted": predicted, "knobs": record["plan"]["knobs"]}
+        if measured:
+            line["predicted_over_measured"] = round(predicted / measured, 4)
+            line["above_floor"] = round((predicted - floor) / max(1, measured - floor), 4)
     return line
 
 
@@ -251,7 +249,8 @@ def _compared(record: Mapping[str, Any]) -> tuple[int, int]:
     probed = {"plan", "probe"} if any(phase["name"] == "probe" for phase in phases) else set()
     terms = [Term(**{**term, "phases": tuple(term["phases"])}) for term in record["plan"]["terms"]]
     footprint = Footprint.of(term for term in terms if not probed & set(term.phases))
-    return footprint.peak_bytes, max(phase["peak_bytes"] for phase in phases if phase["name"] not in probed)
+    measured = [phase["peak_bytes"] for phase in phases if phase["name"] not in probed]
+    return footprint.peak_bytes, max(measured, default=0)  # 0: only planned
 
 
 def value_of(line: Mapping[str, Any], metric: str) -> float:
@@ -275,7 +274,7 @@ def _report(cases: Iterable[Case], ratios: Iterable[Ratio], lines: Sequence[Mapp
         refused = runs[-1]["exit"] == EXIT_DOES_NOT_FIT
         if refused:
             text += f", refused: {format_size(runs[-1].get('smallest', 0))} would do"
-        elif "predicted" in runs[-1]:
+        elif "predicted_over_measured" in runs[-1]:
             text += f", predicted {format_size(runs[-1]['predicted'])} ({runs[-1]['predicted_over_measured']:.3f})"
         sys.stdout.write(text + "\n")
         failed += _judge_exit(case, [run["exit"] for run in runs])

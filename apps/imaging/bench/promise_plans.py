@@ -11,6 +11,7 @@ import statistics
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -146,9 +147,11 @@ def _seconds(work: "TrainWorkload", setting: "Setting", stores: dict[str, "Volum
     from apps.imaging.patches import Sampler
     from apps.imaging.train import make_step
     from common.memory import allocator
+    from common.memory.heap import BoundedHeap
 
     recipe = work.job.recipe
-    _, _, step = make_step(
+    allocator.tame()
+    network, _, step = make_step(
         recipe,
         micro_batch=int(setting["micro_batch"]),
         amp=str(setting["amp"]),
@@ -156,9 +159,9 @@ def _seconds(work: "TrainWorkload", setting: "Setting", stores: dict[str, "Volum
         step_in_backward=setting["step_in_backward"] == "on",
     )
     sampler = Sampler(stores[str(setting["cache"])], recipe.patch, recipe.batch, recipe.seed, recipe.mirror)
-    allocator.relax() if setting["allocator"] == "heap" else allocator.tame()
-    step(sampler(0))
-    times = list(_timed(lambda number: step(sampler(number)), range(1, 1 + STEPS)))
+    with BoundedHeap(network) if setting["allocator"] == "heap" else nullcontext():
+        step(sampler(0))
+        times = list(_timed(lambda number: step(sampler(number)), range(1, 1 + STEPS)))
     allocator.tame()
     allocator.trim()
     return min(times)
@@ -176,7 +179,7 @@ def _as_a_command_starts() -> None:
     from common.cli import _default_threads
     from common.memory import allocator
 
-    wanted = allocator.environment(_default_threads()) | allocator.huge_pages()
+    wanted = allocator.environment(_default_threads()) | allocator.tunables(huge_pages=True, merge=True)
     if any(os.environ.get(name) != value for name, value in wanted.items()):
         os.execve(sys.executable, [sys.executable, "-m", __spec__.name, *sys.argv[1:]], os.environ | wanted)
 
