@@ -53,7 +53,7 @@ def _made_up(probe: Probe) -> dict[str, float]:
 def workload(hippocampus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """The workload, with every cost that any of its settings or remedies needs in the cache that commands use."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    for name, value in allocator.tunables(huge_pages=True).items():
+    for name, value in allocator.tunables(huge_pages=True, merge=True).items():
         monkeypatch.setenv(name, value)  # as the command's own process has it: costs are kept by it
     args = parser().parse_args(["train", str(hippocampus), "-o", str(tmp_path / "model"), *OPTIONS])
     work = args.command.workload(args, MemoryBudget(1 << 40))

@@ -1,7 +1,7 @@
 """The promise: predictions against true peaks, refusals that name a ceiling that works, and the wall itself."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,9 @@ import pytest
 from apps.recsys.bench import ground
 from apps.recsys.ingest import Facts
 from apps.recsys.workloads import TrainWorkload, training_probes
-from common.memory.budget import MIB
+from common.memory.budget import MIB, MemoryBudget
+from common.memory.costs import Costs, CostStore, Probe
+from common.memory.planner import DoesNotFit, plan
 from tests.apps.recsys.conftest import Trained
 
 Run = Callable[..., Any]
@@ -86,3 +88,16 @@ def test_a_small_ceiling_takes_smaller_blocks(run: Run, dataset: Callable[[str],
     assert tight["plan"]["knobs"]["user_block"] < wide["plan"]["knobs"]["user_block"]
     assert tight["results"]["metrics"] == pytest.approx(wide["results"]["metrics"], abs=1e-3)
     assert json.loads((model / "run.json").read_text())["within_budget"]
+
+
+def test_a_refusal_names_fewer_factors_that_fit(tmp_path: Path) -> None:
+    class Known(CostStore):
+        def known(self, probes: Iterable[Probe], *, ceiling: int | None) -> Costs:
+            return {probe: {"bytes": 100 * MIB} for probe in probes}
+
+    facts = Facts(rows=1, users=100_000, items=500_000, interactions=1_000_000, longest=30, ids=600_000, bucket=1000)
+    work = TrainWorkload(facts, "ials", 64, {}, "none", 1)
+    with pytest.raises(DoesNotFit) as refusal:
+        plan(work, MemoryBudget(300 * MIB), Known(tmp_path))
+    assert refusal.value.remedies[0].startswith("--factors 32 (needs ")
+    assert refusal.value.remedies[1].startswith("--factors 16 (needs ")
