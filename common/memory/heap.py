@@ -9,7 +9,7 @@ a third more than is live. Three things together keep it near, at the speed of t
   tensor is then a little too small for the next one of its size. Without both caches (``allocator.tunables``, read
   at process start) a step of SegResNet on 64^3 peaks at 401 to 408 MiB instead of 440 to 564.
 - **Free pages go back when they would raise the peak**, and only then: ``BoundedHeap`` compares, after each layer's
-  forward and backward, what is resident with the most that was ever live. That gives 345 to 348 MiB; 324 are live.
+  forward and backward, what is resident with the most that was ever live. That gives 341 to 355 MiB; 324 are live.
 - **Huge pages** make what comes back cheap: 512 times fewer page faults.
 """
 
