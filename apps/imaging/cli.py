@@ -198,7 +198,7 @@ def _infer_run(args: argparse.Namespace, session: cli.Session) -> Mapping[str, A
         engine=engine,
         maker=maker,
         batch=plan["batch"],
-        spill=plan["spill"] == "disk",
+        spill=plan["spill"],
         mirror=work.mirror,
         wanted=work.wanted,
         session=session,

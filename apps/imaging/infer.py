@@ -21,7 +21,7 @@ from common.cli import Session
 from common.engines.engine import Engine
 from common.errors import InputError
 from common.memory import guard
-from common.tiling.blend import Block, BoundedBlend
+from common.tiling.blend import Block, BoundedBlend, Spilled
 from common.tiling.grid import TileGrid, importance
 
 log = logging.getLogger("peakline")
@@ -60,8 +60,8 @@ class Job:
     engine: Engine
     maker: LabelMaker
     batch: int
-    spill: bool
-    """Whether the blend's overlap along z waits on disk."""
+    spill: Spilled
+    """What of the blend waits on disk, beside the outputs."""
     mirror: str
     """Axes over whose mirrorings the engine averages."""
     wanted: Wanted
@@ -87,12 +87,13 @@ def finished_values(
     operations: Sequence[intensity.Operation],
     *,
     batch: int = 1,
+    spill: Spilled = "memory",
     scratch: Path | None = None,
     tick: Callable[[int], Any] = lambda count: None,
 ) -> Iterator[Block]:
     """Finished blocks of the engine's blended output on the network's grid; ``tick`` is told how many tiles are done.
 
-    With ``scratch`` the overlap along z waits in a file there.
+    ``spill`` and ``scratch`` are the blend's.
     """
     grid, frame = case.grid, case.frame
     weights = importance(grid.tile)
@@ -101,7 +102,14 @@ def finished_values(
     with (
         case.volume.open() as reader,
         BoundedBlend(
-            grid.shape, grid.tile, grid.overlap, engine.out_channels, weights, flips=grid.flips, scratch=scratch
+            grid.shape,
+            grid.tile,
+            grid.overlap,
+            engine.out_channels,
+            weights,
+            flips=grid.flips,
+            spill=spill,
+            scratch=scratch,
         ) as blend,
     ):
         window = Window(case.volume, reader, grid, operations)
@@ -144,8 +152,8 @@ def segment(job: Job, study: Study, case: Case) -> tuple[str, ...]:
         session.progress(total=len(case.grid), unit="tile", label=study.study) as bar,
         outputs,
     ):
-        scratch = job.table.directory if job.spill else None
-        values = finished_values(case, job.engine, operations, batch=job.batch, scratch=scratch, tick=bar.update)
+        place: dict[str, Any] = {"spill": job.spill, "scratch": job.table.directory}
+        values = finished_values(case, job.engine, operations, batch=job.batch, tick=bar.update, **place)
         for labels in label_planes(case, job.engine.out_channels, values, job.maker):
             outputs.write(labels)
         outputs.save_statistics()

@@ -57,6 +57,8 @@ PREVIEW_BYTES = 6 * MIB
 
 ADDITION_SECONDS = 1e-9
 """One value of one tile blended (measured 0.7 to 1.3 ns, two cores)."""
+SPILL_PASSES = {"memory": 0, "rows": 2, "columns": 4}
+"""How often a waiting overlap is written or read for each row of tiles."""
 SPILL_SECONDS = 1e-9
 """One byte spilled or read back, about the speed of a plain disk; only the order of the settings depends on it."""
 
@@ -124,7 +126,7 @@ class InferWorkload:
         """What is blended, and where the overlap along z waits, if there is room. Tile, overlap and precision change
         the labels and are the user's."""
         for space in ["logits", "features"] if self.model.head else ["logits"]:
-            for spill in ("memory", "disk"):
+            for spill in ("memory", "rows", "columns"):
                 setting = {
                     "tile": text(self.tile),
                     "overlap": self.overlap,
@@ -200,7 +202,9 @@ class InferWorkload:
         """The blend's additions and what it writes and reads decide: the engine does the same work in every setting."""
         added = sum(len(case.grid) for case in self.usable) * prod(self.tile) * self.channels(setting)
         rows = max((len(case.grid.starts(2)) for case in self.usable), default=0)
-        spilled = 2 * rows * self._disk_bytes(setting) if setting["spill"] == "disk" else 0
+        spilled = (
+            SPILL_PASSES[setting["spill"]] * rows * self._disk_bytes(setting) if setting["spill"] != "memory" else 0
+        )
         return ADDITION_SECONDS * added + SPILL_SECONDS * spilled
 
     def _mirror_bytes(self, setting: Setting) -> int:
@@ -208,7 +212,7 @@ class InferWorkload:
         return mirror_bytes(batch=int(setting["batch"]), voxels=prod(self.tile), **channels) if self.mirror else 0
 
     def _carried(self, case: Case, setting: Setting) -> Carried:
-        return carried(case.grid, self.channels(setting), spill=setting["spill"] == "disk")
+        return carried(case.grid, self.channels(setting), setting["spill"])
 
     def _disk_bytes(self, setting: Setting) -> int:
         return self._largest(lambda c: self._carried(c, setting).disk)
@@ -334,7 +338,7 @@ class TrainWorkload:
         traced = int(setting["micro_batch"]) * min(2, int(setting["accumulate"]))
         states = cost["parameters"] + cost["optimizer"]
         grids = [TileGrid(shape, recipe.patch, OVERLAP) for shape in shapes]
-        blend = max((carried(grid, classes, spill=False).memory for grid in grids), default=0)
+        blend = max((carried(grid, classes).memory for grid in grids), default=0)
         block = voxels * (FLOAT + 3 * 8)  # a finished block's image, and its labels compared as int64
         heap = setting["allocator"] == "heap"
         terms = [

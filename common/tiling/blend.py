@@ -3,8 +3,9 @@
 The edges of all tiles cut the volume into cells: boxes whose voxels are covered by the same tiles. After its first tile
 a cell is carried, as a partial sum, until its last tile has come; then it is final and leaves. Tiles arrive with z
 outermost, so most cells are short-lived, and what is carried does not grow with the length of the volume. Cells that
-wait for the next row of tiles along z may be spilled to a file. Sums are taken in the order of the tiles, whatever is
-carried where: the result is that of an accumulator over the whole volume, bit for bit.
+wait for the next row of tiles along z, or also those that wait for the next column along x, may be spilled to a file.
+Sums are taken in the order of the tiles, whatever is carried where: the result is that of an accumulator over the whole
+volume, bit for bit.
 """
 
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from functools import lru_cache
 from itertools import product
 from pathlib import Path
 from types import TracebackType
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +26,8 @@ from common.tiling.spill import Spill
 FLOAT = 4
 """Bytes of a float32."""
 Array = npt.NDArray[np.float32]
+Spilled = Literal["memory", "rows", "columns"]
+"""What is in a file: nothing, cells that wait for the next row of tiles, also those that wait for the next column."""
 Cell = tuple[int, int, int]
 
 
@@ -86,8 +90,8 @@ class BoundedBlend(AbstractContextManager["BoundedBlend"]):
         Values per voxel: logits, or features before a 1x1x1 head.
     weights
         Importance of each voxel of a tile, shape ``tile``.
-    scratch
-        Directory of the file for cells that wait for the next row along z; without it they stay in memory.
+    spill, scratch
+        Which cells wait in a file, and its directory.
     """
 
     def __init__(
@@ -99,6 +103,7 @@ class BoundedBlend(AbstractContextManager["BoundedBlend"]):
         weights: Array,
         *,
         flips: tuple[bool, bool, bool] = (False, False, False),
+        spill: Spilled = "memory",
         scratch: Path | None = None,
     ) -> None:
         self.grid = TileGrid(shape, tile, overlap, flips)
@@ -106,7 +111,8 @@ class BoundedBlend(AbstractContextManager["BoundedBlend"]):
         self._order = list(product(*(range(len(self._axes[axis].starts)) for axis in (2, 0, 1))))
         self._weights, self._channels = weights, channels
         self._cells: dict[Cell, Array] = {}
-        self._spill = Spill(scratch) if scratch is not None else None
+        self._same = 1 if spill == "columns" else 0
+        self._spill = None if spill == "memory" or scratch is None else Spill(scratch)
         self._next = 0
         self.held_bytes = self.peak_bytes = 0
         """What the carried cells in memory hold, now and at most."""
@@ -154,7 +160,7 @@ class BoundedBlend(AbstractContextManager["BoundedBlend"]):
             carried = np.empty((len(values) + 1, *weight.shape), np.float32)
         if numbers != last:
             carried[:-1], carried[-1] = values, weight
-            self._put(cell, carried, waits=numbers[:2] == last[:2])
+            self._put(cell, carried, waits=numbers[self._same : 2] == last[self._same : 2])
 
     def _put(self, cell: Cell, carried: Array, *, waits: bool) -> None:
         if waits and self._spill is not None:
@@ -198,27 +204,32 @@ class Carried:
 
 
 @lru_cache(maxsize=4096)
-def carried(grid: TileGrid, channels: int, *, spill: bool) -> Carried:
-    """The exact peak of a ``BoundedBlend``'s cells, from when each begins and ends to be carried."""
+def carried(grid: TileGrid, channels: int, spill: Spilled = "memory") -> Carried:
+    """The peak of a ``BoundedBlend``'s cells, from when each begins and ends to be carried."""
     x, y, z = (_Axis.of(grid.starts(axis), grid.tile[axis]) for axis in range(3))
     columns, per_row, rows = len(y.starts), grid.per_row, len(z.starts)
     plane = np.multiply.outer(np.diff(x.edges), np.diff(y.edges))
-    begins, ends = np.add.outer(x.first * columns, y.first), np.add.outer(x.last * columns, y.last)
-    change = np.zeros(per_row * rows + 1, np.int64)
-    waiting = np.zeros(rows + 1, np.int64)
+    held, waiting = np.zeros(per_row * rows + 1, np.int64), np.zeros(per_row * rows + 1, np.int64)
     for depth, first, last in zip(np.diff(z.edges), z.first, z.last, strict=True):
-        if not spill:
-            _mark(change, first * per_row + begins, last * per_row + ends, plane * depth)
+        begins = np.add.outer(x.first * columns, y.first)
+        ends = np.add.outer(x.last * columns, y.last)
+        if spill == "memory":
+            _mark(held, first * per_row + begins, last * per_row + ends, plane * depth)
             continue
+        _mark(waiting, first * per_row + begins, last * per_row + ends, plane * depth)
         for row in range(int(first), int(last) + 1):
-            _mark(change, row * per_row + begins, row * per_row + ends, plane * depth)
-        waiting[first] += plane.sum() * depth
-        waiting[last] -= plane.sum() * depth
+            if spill == "rows":
+                _mark(held, row * per_row + begins, row * per_row + ends, plane * depth)
+                continue
+            for column in range(len(x.starts)):
+                inside = ((x.first <= column) & (column <= x.last))[:, None] * plane * depth
+                start = row * per_row + column * columns
+                low, high = (np.broadcast_to(start + place, plane.shape) for place in (y.first, y.last))
+                _mark(held, low, high, inside)
     cell = FLOAT * (channels + 1)
-    # A spilled cell that is taken back is in memory beside the others while it is added.
-    taken = max(int(plane.max()) * int(np.diff(z.edges).max()), 0)
-    memory = int(np.cumsum(change).max()) + taken
-    return Carried(cell * memory, cell * int(np.cumsum(waiting).max()))
+    # A cell that is taken from the file is in memory beside the others while it is added.
+    taken = int(plane.max()) * int(np.diff(z.edges).max())
+    return Carried(cell * (int(np.cumsum(held).max()) + taken), cell * int(np.cumsum(waiting).max()))
 
 
 def _mark(

@@ -1,0 +1,105 @@
+"""500 random volumes: labels from carried and spilled cells against a float32 accumulator over the whole volume.
+
+``python -m apps.imaging.bench.exact [CASES]``; prints how many labels differ (0 is the bound). Shape, tile, overlap,
+classes, spacing (a resampling factor for each axis) and orientation (reversed axes) are drawn; the reference resamples
+the whole volume of values. The feature space is compared where the two best logits are 1e-5 apart.
+"""
+
+import json
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from apps.imaging.geometry import Taps
+from apps.imaging.labels import BackToFile, LabelMaker, LabelPlanes, row_depth
+from common.tiling.blend import BoundedBlend
+from common.tiling.grid import TileGrid, importance
+
+CASES = 500
+MARGIN = 1e-5
+Array = npt.NDArray[np.float32]
+
+
+def draw(random: np.random.Generator) -> tuple[TileGrid, tuple[int, int, int], int, int]:
+    """A grid, the file's shape, features and classes."""
+    shape = tuple(int(size) for size in random.integers(1, 41, 3))
+    tile = tuple(int(size) for size in random.integers(4, 21, 3))
+    overlap = float(random.choice([0.0, 0.1, 0.25, 0.5, 0.6]))
+    flips = tuple(bool(flip) for flip in random.integers(0, 2, 3))
+    same = random.random() < 0.4
+    factors = np.ones(3) if same else random.uniform(0.4, 1.8, 3)
+    x, y, z = (max(1, round(size * factor)) for size, factor in zip(shape, factors, strict=True))
+    return TileGrid(shape, tile, overlap, flips), (x, y, z), int(random.integers(2, 9)), int(random.integers(2, 13))  # type: ignore[arg-type]
+
+
+def whole_volume(grid: TileGrid, tiles: list[Array], weights: Array, shape: tuple[int, int, int]) -> Array:
+    """The reference: everything in memory."""
+    total, count = np.zeros((len(tiles[0]), *grid.padded), np.float32), np.zeros(grid.padded, np.float32)
+    for position, tile in zip(grid, tiles, strict=True):
+        place = tuple(slice(p, p + t) for p, t in zip(position, grid.tile, strict=True))
+        total[(slice(None), *place)] += tile * weights
+        count[place] += weights
+    inside = tuple(slice(b, b + s) for b, s in zip(grid.before, grid.shape, strict=True))
+    values = (total / count)[(slice(None), *inside)]
+    if shape != grid.shape:
+        for axis in (2, 0, 1):
+            values = Taps.between(values.shape[axis + 1], shape[axis])(values, axis + 1)
+    return values
+
+
+def streamed(
+    grid: TileGrid,
+    tiles: list[Array],
+    weights: Array,
+    shape: tuple[int, int, int],
+    maker: LabelMaker,
+    spill: Any,
+    scratch: Path | None,
+) -> npt.NDArray[Any]:
+    """What ``imaging infer`` does."""
+    channels = len(tiles[0])
+    back = BackToFile(channels, grid.shape, shape, grid.tile[2]) if shape != grid.shape else None
+    planes, found = LabelPlanes(shape, row_depth(grid, shape), maker.dtype), []
+    with BoundedBlend(
+        grid.shape, grid.tile, grid.overlap, channels, weights, flips=grid.flips, spill=spill, scratch=scratch
+    ) as blend:
+        for index, tile in enumerate(tiles):
+            for block in blend.add(index, tile.copy()):
+                for piece in back(block) if back is not None else (block,):
+                    found += [labels.copy() for labels in planes.add(piece, maker(piece.values))]
+    return np.concatenate(found, axis=2)
+
+
+def compare(cases: int, scratch: Path) -> dict[str, int]:
+    """Differing labels by mode."""
+    different = {"carry": 0, "rows": 0, "columns": 0, "features": 0, "voxels": 0, "cases": 0}
+    for number in range(cases):
+        random = np.random.default_rng([7, number])
+        grid, shape, features, classes = draw(random)
+        weights = importance(grid.tile)
+        tiles = [random.standard_normal((features, *grid.tile), np.float32) for _ in range(len(grid))]
+        weight = random.standard_normal((classes, features)).astype(np.float32)
+        bias = random.standard_normal(classes).astype(np.float32)
+        values = whole_volume(grid, tiles, weights, shape)
+        plain = LabelMaker(range(features))
+        for mode, place in (("carry", None), ("rows", scratch), ("columns", scratch)):
+            found = streamed(grid, tiles, weights, shape, plain, mode if place else "memory", place)
+            different[mode] += int((found != values.argmax(axis=0)).sum())
+        logits = [np.einsum("cf,fxyz->cxyz", weight, tile) + bias[:, None, None, None] for tile in tiles]
+        logits = whole_volume(grid, [part.astype(np.float32) for part in logits], weights, shape)
+        found = streamed(grid, tiles, weights, shape, LabelMaker(range(classes), (weight, bias)), "memory", None)
+        best = np.sort(logits, axis=0)
+        clear = best[-1] - best[-2] > MARGIN
+        different["features"] += int(((found != logits.argmax(axis=0)) & clear).sum())
+        different["voxels"] += found.size
+        different["cases"] += 1
+    return different
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as directory:
+        print(json.dumps(compare(int(sys.argv[1]) if len(sys.argv) > 1 else CASES, Path(directory))))

@@ -1,0 +1,56 @@
+"""The suite ``imaging``: what inference on any volume promises, each figure with its bound.
+
+``make bench-imaging``. The long cases (118 classes on 1,000 slices, the series of 2,000 slices) take hours on 2 cores;
+``ONLY=exact`` takes a minute.
+"""
+
+import sys
+from pathlib import Path
+
+from apps.imaging.bench import large
+from common import datasets
+from common.bench.harness import Bound, Suite
+from common.memory.budget import GIB
+
+WORK = Path("bench/work/imaging-large")
+EXACT = tuple(Bound(f"result.{mode}", at_most=0) for mode in ("carry", "rows", "columns", "features"))
+FLAT = Bound("result.mib_per_100", at_most=1.0)
+AS_FAST = Bound("seconds", at_most=1.15)
+NEVER_UNDER = Bound("predicted_over_measured", 1.0, 1.15)
+
+
+def suite() -> Suite:
+    """The cases; series and models are made first, unless they are there."""
+    imaging = Suite("imaging")
+    imaging.case("exact", ["-m", "apps.imaging.bench.exact"], bounds=EXACT)
+    sample = datasets.find("ct-sample")
+    source = sample / "example_ct.nii.gz" if sample is not None else None
+    small = WORK / "model-small"
+    many = WORK / "model-118"
+    if _wanted("flat"):
+        large.make_model(small, classes=30, filters=8, tile=96)
+        folders = [large.make_series(WORK / f"ct-{length}", length, source) for length in large.LONG_LENGTHS]
+        command = ["-m", "apps.imaging.bench.large", *folders, small, WORK / "out-flat"]
+        imaging.case("flat", command, bounds=(FLAT,))
+    if _wanted("classes"):
+        large.make_model(many, classes=118, filters=32, tile=96)
+        for length, ceiling in ((250, 1), (250, 8), (1000, 1)):
+            folder = large.make_series(WORK / f"ct-{length}", length, source)
+            command = large.infer_command(
+                folder, many, WORK / f"out-{length}-{ceiling}", f"--overlap 0.25 --memory {ceiling}GiB"
+            )
+            name, group = f"classes-118-{length}-{ceiling}GiB", f"classes-{length}"
+            imaging.case(name, command, ceiling=ceiling * GIB, group=group, bounds=(NEVER_UNDER,))
+        title = "118 classes: time in 1 GiB against 8 GiB"
+        imaging.ratio(title, "classes-118-250-1GiB", "classes-118-250-8GiB", AS_FAST)
+    return imaging
+
+
+def _wanted(name: str) -> bool:
+    """Whether cases of this name can be meant: what they need takes minutes to make."""
+    chosen = sys.argv[sys.argv.index("--only") + 1] if "--only" in sys.argv else "*"
+    return any(part.startswith((name[:3], "*")) for part in chosen.split(","))
+
+
+if __name__ == "__main__":
+    sys.exit(suite().main())

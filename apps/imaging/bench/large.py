@@ -1,0 +1,120 @@
+"""What the suite ``imaging`` measures on: large synthetic CT series and networks with random weights.
+
+Slices are a real CT (where ``PEAKLINE_DATA`` has one, else smooth noise) tiled to 512 x 512 with noise, written as
+single-frame DICOM. Only memory, time and equality are measured on them.
+"""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from common.memory.budget import MIB
+
+EDGE = 512
+LONG_LENGTHS = (200, 600, 1000, 2000)
+"""Slices of the series between which the peak's slope is taken."""
+
+
+def make_series(folder: Path, slices: int, source: Path | None, *, seed: int = 0) -> Path:
+    """Write a series, slice by slice; a complete one is kept."""
+    import pydicom
+    from pydicom.dataset import FileMetaDataset
+    from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
+
+    from apps.imaging.nifti import read_whole
+
+    if folder.is_dir() and len(list(folder.iterdir())) == slices:
+        return folder
+    folder.mkdir(parents=True, exist_ok=True)
+    random = np.random.default_rng(seed)
+    base = read_whole(source)[0] if source is not None else random.normal(0, 300, (64, 64, 64)).astype(np.float32)
+    x, y = (np.arange(EDGE) % size for size in base.shape[:2])
+    for z in range(slices):
+        plane = base[..., z % base.shape[2]][np.ix_(x, y)].T + random.normal(0, 20, (EDGE, EDGE))
+        data = pydicom.Dataset()
+        data.file_meta = FileMetaDataset()
+        data.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+        data.SOPClassUID, data.SOPInstanceUID = CTImageStorage, f"1.2.826.0.1.3680043.8.498.{slices}.{z + 1}"
+        data.file_meta.MediaStorageSOPClassUID = CTImageStorage
+        data.file_meta.MediaStorageSOPInstanceUID = data.SOPInstanceUID
+        data.StudyInstanceUID, data.SeriesInstanceUID, data.FrameOfReferenceUID = (
+            f"1.2.826.0.1.3680043.8.498.{kind}.{slices}" for kind in (1, 2, 3)
+        )
+        data.PatientName, data.PatientID, data.Modality = "SYNTHETIC^VOLUME", "SYNTHETIC", "CT"
+        data.Rows = data.Columns = EDGE
+        data.ImagePositionPatient, data.ImageOrientationPatient = [0.0, 0.0, float(z)], [1, 0, 0, 0, 1, 0]
+        data.PixelSpacing, data.SliceThickness = [1.0, 1.0], 1.0
+        data.SamplesPerPixel, data.PhotometricInterpretation = 1, "MONOCHROME2"
+        data.BitsAllocated, data.BitsStored, data.HighBit, data.PixelRepresentation = 16, 16, 15, 1
+        data.RescaleSlope, data.RescaleIntercept = 1, 0
+        data.PixelData = np.clip(plane, -2000, 3000).astype(np.int16).tobytes()
+        data.save_as(folder / f"{z:05d}.dcm", enforce_file_format=True)
+    return folder
+
+
+def make_model(directory: Path, *, classes: int, filters: int, tile: int, seed: int = 0) -> Path:
+    """A SegResNet of two levels with a 1x1x1 head after ``filters`` features and random weights."""
+    import torch
+
+    from apps.imaging import networks
+    from apps.imaging.model import labels_from_names, write_model
+
+    if (directory / "model.json").is_file():
+        return directory
+    directory.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(seed)
+    given = {"init_filters": filters, "blocks_down": [1, 2], "blocks_up": [1]}
+    complete = networks.arguments("segresnet", given, in_channels=1, out_channels=classes)
+    network = networks.build("segresnet", complete)
+    networks.export_onnx("segresnet", network, directory / "network.onnx", tile=(16, 16, 16))
+    head = networks.NETWORKS["segresnet"].head
+    write_model(
+        directory,
+        network="segresnet",
+        arguments=complete,
+        state={name: tensor.numpy() for name, tensor in network.state_dict().items()},
+        channels=["CT"],
+        spacing=(1.0, 1.0, 1.0),
+        orientation="LPS",
+        intensity=[{"op": "clip", "low": -1000, "high": 1000}, {"op": "scale", "low": -1000, "high": 1000}],
+        patch=(tile,) * 3,
+        head={"weight": f"{head}.weight", "bias": f"{head}.bias"},
+        labels=labels_from_names(["background", *(f"class {number}" for number in range(1, classes))]),
+        card="# Random weights, for measuring memory and time only\n",
+    )
+    return directory
+
+
+def infer_command(series: Path, model: Path, out: Path, *options: object) -> list[str]:
+    """``imaging infer`` into a folder that is made anew: a finished study would be skipped."""
+    command = (
+        f"rm -rf '{out}' && exec '{sys.executable}' -m apps.imaging infer '{series}' -m '{model}' -o '{out}' --json"
+    )
+    return ["sh", "-c", " ".join([command, *map(str, options)])]
+
+
+def slope(series: list[Path], model: Path, out: Path) -> dict[str, Any]:
+    """Peaks of one command over series of growing length, and their slope in MiB per 100 slices."""
+    options = ["--overlap", 0, "--memory", "1GiB", "--output-type", "nifti,dicom-seg", "--seg-type", "labelmap"]
+    peaks, lengths = [], []
+    for folder in series:
+        command = infer_command(folder, model, out, *options, "--statistics", "--preview")
+        record = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+        working = [phase for phase in record["measured"]["phases"] if phase["name"] != "probe"]
+        peaks.append(max(phase["peak_bytes"] for phase in working) / MIB)
+        lengths.append(len(list(folder.iterdir())))
+    per_slice = float(np.polyfit(lengths, peaks, 1)[0])
+    return {
+        "slices": lengths,
+        "peaks_mib": [round(peak, 1) for peak in peaks],
+        "mib_per_100": round(100 * per_slice, 3),
+    }
+
+
+if __name__ == "__main__":
+    *folders, chosen_model, output = map(Path, sys.argv[1:])
+    sys.stdout.write(json.dumps(slope(folders, chosen_model, output)) + "\n")
