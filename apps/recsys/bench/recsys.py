@@ -1,0 +1,79 @@
+"""The suite ``recsys``: published protocols from the command line, each under a ceiling.
+
+``make bench-recsys``; needs the real sets below ``PEAKLINE_DATA``. Hyper-parameters come from hidden parts of the
+training data; test files are only evaluated on.
+"""
+
+import gzip
+import sys
+from pathlib import Path
+
+from common import datasets
+from common.bench.harness import Bound, Suite
+from common.memory.budget import parse_size
+
+WORK = Path("bench/work/recsys")
+NCF_OPTIONS = ("--factors", 64, "--set", "weight=binary", "--set", "alpha=3", "--set", "regularization=3")
+
+
+def data(name: str) -> Path:
+    """The folder of a real data set."""
+    base = datasets.find(name)
+    if base is None:
+        raise SystemExit(f"data set {name} is not at hand: set PEAKLINE_DATA")
+    return base
+
+
+def ncf_training(scratch: Path) -> Path:
+    """NCF's training file of MovieLens-1M: all ratings but the test pairs, ids by order of first appearance."""
+    base, out = data("ml-1m"), scratch / "ml-1m.train.rating"
+    if out.is_file():
+        return out
+    with gzip.open(base / "ncf" / "ml-1m.test.rating.gz", "rt") as stream:
+        tested = dict(tuple(map(int, line.split("\t")[:2])) for line in stream)
+    users: dict[str, int] = {}
+    items: dict[str, int] = {}
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with gzip.open(base / "ratings.csv.gz", "rt") as stream, out.open("w") as rows:
+        next(stream)
+        for line in stream:
+            user, item, rating, when = line.split(",")
+            pair = users.setdefault(user, len(users)), items.setdefault(item, len(items))
+            if tested[pair[0]] != pair[1]:
+                rows.write(f"{pair[0]}\t{pair[1]}\t{rating}\t{when}")
+    return out
+
+
+def suite() -> Suite:
+    """The cases."""
+    recsys = Suite("recsys")
+    common = ["-q", "--json"]
+
+    size = "256MiB"
+    model, group = WORK / "ncf-ials", {"ceiling": parse_size(size), "group": "ncf"}
+    train = ["-m", "apps.recsys", "train", ncf_training(WORK), "-o", model, *NCF_OPTIONS, "--memory", size, *common]
+    recsys.case("ncf-ml-1m-train", train, bounds=(Bound("seconds", at_most=120),), **group)
+    negatives = data("ml-1m") / "ncf" / "ml-1m.test.negative.gz"
+    judge = ["-m", "apps.recsys", "evaluate", model, "--protocol", "ncf", "--negatives", negatives, "--memory", size]
+    bounds = (Bound("result.metrics.hr@10", at_least=0.722), Bound("result.metrics.ndcg@10", at_least=0.445))
+    recsys.case("ncf-ml-1m-ials", [*judge, *common], bounds=bounds, **group)
+
+    gowalla, size = data("gowalla"), "1GiB"
+    runs = (
+        ("embedding", ["--model", "embedding", "--factors", 64, "--epochs", 8], (0.1837, 0.1493)),
+        ("ials", ["--factors", 256, "--set", "weight=binary"], (0.168, None)),
+    )
+    for name, options, (recall, ndcg) in runs:
+        model, group = WORK / f"gowalla-{name}", {"ceiling": parse_size(size), "group": f"gowalla-{name}"}
+        train = ["-m", "apps.recsys", "train", gowalla / "train_lightgcn.txt.gz", "-o", model, *options]
+        recsys.case(f"gowalla-{name}-train", [*train, "--memory", size, *common], **group)
+        judge = ["-m", "apps.recsys", "evaluate", model, "--test", gowalla / "test.txt", "--protocol", "lightgcn"]
+        bounds = [Bound("result.metrics.recall@20", at_least=recall)]
+        if ndcg is not None:
+            bounds.append(Bound("result.metrics.ndcg@20", at_least=ndcg))
+        recsys.case(f"gowalla-{name}", [*judge, "--memory", size, *common], bounds=bounds, **group)
+    return recsys
+
+
+if __name__ == "__main__":
+    sys.exit(suite().main())
