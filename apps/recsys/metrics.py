@@ -18,6 +18,7 @@ gini        Gini coefficient of how often each item is shown: 0 all alike, 1 one
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -74,12 +75,10 @@ class Tally:
         self._surprise = None if owners is None else -np.log2(np.maximum(owners, 1) / max(users, 1))
         if self._surprise is None and any(kind == "novelty" for kind, _ in parsed.values()):
             raise ValueError("novelty needs to know how many users have each item")
-        self._values: list[list[float]] = []
-
-    @property
-    def users(self) -> int:
+        self.users = 0
         """How many have been counted."""
-        return len(self._values)
+        self._values = array("d")
+        """Theirs, one after the other."""
 
     def add(self, ranking: NDArray[np.intp], scored: NDArray[Any]) -> None:
         """Count one user: its ranking (the best first) and the items that were held out."""
@@ -87,7 +86,8 @@ class Tally:
 
         ranking = ranking[: self.depth]
         hits = np.isin(ranking, scored)
-        self._values.append([self._one(kind, k, ranking, hits, len(scored)) for kind, k in self._each.values()])
+        self.users += 1
+        self._values.extend(self._one(kind, k, ranking, hits, len(scored)) for kind, k in self._each.values())
         for k, shown in self._shown.items():
             shown[ranking[:k]] += 1
 
@@ -115,7 +115,7 @@ class Tally:
         """Each user's values, in the order in which they were counted."""
         import numpy as np
 
-        table = np.array(self._values).reshape(-1, len(self._each))
+        table = np.array(self._values).reshape(self.users, len(self._each))
         return dict(zip(self._each, table.T, strict=True))
 
     def means(self) -> dict[str, float]:

@@ -39,6 +39,8 @@ THREAD_BYTES = 256 << 10
 """A thread's stack and its part of the heap."""
 LEAST_FACTORS = 8
 """Fewer are not suggested."""
+VALUE_BYTES = 320
+"""What evaluation keeps of a user: its metrics, twice, and its place among those drawn again."""
 USER_BLOCKS = (256, 128, 64, 32, 16, 8)
 """Users ranked at a time: the knob. Beyond 256 nothing gets faster."""
 
@@ -93,8 +95,8 @@ def ranking_terms(
         Term("top-k workspace", threads * 6 * items, "analytic", where),
         Term("held-out index", 12 * (scored + 1), "analytic", where),
         Term("counts of items", 24 * items, "analytic", where),
-        # A list of numbers for each user, then a table of them; resampled users.
-        Term("values of users", 1024 * scored, "analytic", where),
+        # A dozen numbers for each user, copied once or twice; users drawn again for the intervals.
+        Term("values of users", VALUE_BYTES * scored, "analytic", where),
     ]
 
 
