@@ -42,7 +42,7 @@ def test_its_options_are_checked(trained: Trained, run: Run, tmp_path: Path) -> 
         (("--model", "embedding", "--set", "tables=3"), "tables is 1 or 2"),
         (("--model", "embedding", "--table", "int4", "--factors", 3), "whole bytes"),
         (("--model", "embedding", "--set", "alpha=1"), "learning_rate"),
-        (("--model", "embedding", "--memory", "300MiB", "--resume"), "nothing to resume"),
+        (("--model", "embedding", "--memory", "600MiB", "--resume"), "nothing to resume"),
     ):
         done = run(*command, *options)
         assert done.code == (4 if "resume" in expected else 2), (options, done.err)
