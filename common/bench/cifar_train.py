@@ -274,7 +274,9 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--output", type=Path, help="where the record goes")
     cli.add_common_options(top)
     top.set_defaults(
-        command=cli.Command("bench cifar", _workload, lambda args: WARM_UP, _execute, lambda args: args.output)
+        command=cli.Command(
+            "bench cifar", _workload, lambda args: WARM_UP, _execute, lambda args: args.output, huge_pages=True
+        )
     )
     return top
 
