@@ -5,6 +5,7 @@ item, because pydicom's own data sets cost 56 KiB a slice. What a header says is
 """
 
 import logging
+import re
 import struct
 import warnings
 import zlib
@@ -58,6 +59,8 @@ _TAGS = [
 _BOMB = f"its pixels do not begin within {HEADER_LIMIT >> 20} MiB of inflated header"
 _NOT_IMAGES = ("1.2.840.10008.5.1.4.1.1.66", "1.2.840.10008.5.1.4.1.1.481.3", "1.2.840.10008.5.1.4.1.1.88")
 """SOP classes that begin so hold segmentations, registrations, structure sets and reports: never a source image."""
+
+_UID = re.compile(r"[0-9.]{1,64}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,7 +182,7 @@ class HeaderReader:
         if "Rows" not in head and bomb:
             raise Refusal(where, Defect.BOMB, _BOMB)
         sop_class = str(head.get("SOPClassUID", "")) or meta.sop_class
-        if "Rows" not in head and not sop_class:
+        if "Rows" not in head and not _UID.fullmatch(sop_class):
             raise Refusal(where, Defect.CORRUPT, "not a readable DICOM file (neither an image nor another object)")
         if "Rows" not in head or sop_class.startswith(_NOT_IMAGES):
             return

@@ -89,6 +89,11 @@ class Phase:
     """Seconds after the meter was made."""
 
 
+def _largest_child() -> int:
+    """The most that any child which has ended so far held."""
+    return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * (KIB if sys.platform != "darwin" else 1)
+
+
 class PeakMeter:
     """Peak of this process tree, by phase, with a sampled timeline.
 
@@ -110,7 +115,7 @@ class PeakMeter:
         self._companions = companions
         self._companion_bytes = 0
         self._tree_peak = 0
-        self._ended_child_peak = 0
+        self._ended_child_peak = _largest_child()  # those that ended before are not this meter's
         self._started = time.monotonic()
         self._interval = FIRST_INTERVAL
         self._stop = threading.Event()
@@ -149,7 +154,7 @@ class PeakMeter:
     def _record(self, name: str, began: float) -> None:
         self._weigh_companions()
         own = lifetime_peak() + self._companion_bytes
-        ended = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * (KIB if sys.platform != "darwin" else 1)
+        ended = _largest_child()
         if ended > self._ended_child_peak:
             # A child that grew and ended between two samples: the tree held at least what it held.
             self._ended_child_peak = ended

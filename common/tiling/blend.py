@@ -203,9 +203,15 @@ class Carried:
     disk: int
 
 
+PRICED_TILES = 1 << 20
+"""Grids of more tiles are priced by a bound: a header that claims 65,535 x 65,535 must not cost what it claims."""
+
+
 @lru_cache(maxsize=4096)
 def carried(grid: TileGrid, channels: int, spill: Spilled = "memory") -> Carried:
     """The peak of a ``BoundedBlend``'s cells, from when each begins and ends to be carried."""
+    if len(grid) > PRICED_TILES:
+        return _bound(grid, channels, spill)
     x, y, z = (_Axis.of(grid.starts(axis), grid.tile[axis]) for axis in range(3))
     columns, per_row, rows = len(y.starts), grid.per_row, len(z.starts)
     plane = np.multiply.outer(np.diff(x.edges), np.diff(y.edges))
@@ -230,6 +236,16 @@ def carried(grid: TileGrid, channels: int, spill: Spilled = "memory") -> Carried
     # A cell that is taken from the file is in memory beside the others while it is added.
     taken = int(plane.max()) * int(np.diff(z.edges).max())
     return Carried(cell * (int(np.cumsum(held).max()) + taken), cell * int(np.cumsum(waiting).max()))
+
+
+def _bound(grid: TileGrid, channels: int, spill: Spilled) -> Carried:
+    """At least what is carried: all that one row of tiles covers, of which a spilled blend holds a strip or a tile."""
+    x, y, _ = grid.padded
+    width, height, depth = grid.tile
+    plane, strip, tile = (FLOAT * (channels + 1) * area * depth for area in (x * y, width * y, width * height))
+    if spill == "memory":
+        return Carried(plane + tile, 0)
+    return Carried((strip if spill == "rows" else tile) + tile, plane)
 
 
 def _mark(

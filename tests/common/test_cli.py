@@ -203,7 +203,7 @@ def test_a_low_limit_from_outside_is_said(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupt_is_130(number: signal.Signals) -> None:
-    with _start() as parent:
+    with _start("--bytes", "12GiB") as parent:
         _child_of(parent.pid)
         time.sleep(0.2)
         parent.send_signal(number)

@@ -145,6 +145,6 @@ def test_a_fresh_process_holds_what_is_predicted(tmp_path: Path) -> None:
         known = CostStore(tmp_path).known([grid.base, *map(grid.traced, cases)], ceiling=None)
         lines = [prediction.compare(case, grid, known) for case in cases]
     for line in lines:
-        assert line["measured"] > 100 * MIB
-        # Small as they are, what no trace sees (``trace.SMALL_BLOCKS``) is up to 6 % of them.
-        assert -0.01 <= line["error"] <= 0.07, line
+        assert line["measured"] > 64 * MIB
+        # Small as they are, what no trace sees (``trace.SMALL_BLOCKS``) is up to 8 % of them.
+        assert -0.01 <= line["error"] <= 0.08, line

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from common.tiling import blend
 from common.tiling.blend import BoundedBlend, carried
 from common.tiling.grid import TileGrid, importance
 from common.tiling.spill import Spill
@@ -102,3 +103,17 @@ def test_spilled_places_are_used_again(tmp_path: Path) -> None:
     assert spill.size == 3 * arrays[0].nbytes and list(tmp_path.iterdir()) == []
     np.testing.assert_array_equal(spill.take(4, (3, 5)), arrays[4])
     spill.close()
+
+
+@pytest.mark.parametrize("spill", ["memory", "rows", "columns"])
+@pytest.mark.parametrize("overlap", [0.0, 0.25, 0.5, 0.8])
+def test_the_bound_of_huge_grids_is_one(monkeypatch: pytest.MonkeyPatch, spill: blend.Spilled, overlap: float) -> None:
+    grids = [TileGrid(shape, (16, 12, 8), overlap) for shape in ((40, 50, 60), (16, 100, 30), (70, 12, 8), (5, 90, 9))]
+    exact = [carried(grid, 3, spill) for grid in grids]
+    monkeypatch.setattr(blend, "PRICED_TILES", 0)
+    carried.cache_clear()
+    for grid, price in zip(grids, exact, strict=True):
+        bound = carried(grid, 3, spill)
+        assert price.memory <= bound.memory and price.disk <= bound.disk
+    carried.cache_clear()
+    assert carried(TileGrid((65535, 65535, 2), (8, 8, 4), 0.5), 3, spill).memory > 0
