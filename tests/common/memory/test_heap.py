@@ -33,6 +33,7 @@ with heap.BoundedHeap(layer, slack=int(sys.argv[1])) as bounded:
     looked = bounded.trims
 layer[0].kept = None
 layer(torch.ones(1, 1)).sum().backward()
+allocator.trim()  # holes that the kept blocks left in the heap may have been used again
 print(json.dumps({"inside": inside, "trims": looked, "after": bounded.trims, "mapped": meter.resident() - before}))
 """
 
@@ -55,7 +56,7 @@ def test_free_pages_go_back_when_they_add_up() -> None:
     assert bounded["inside"] <= 4 * 16 * MIB + SLACK
     assert unbounded["inside"] >= 10 * 16 * MIB  # the freed blocks between the kept ones
     assert bounded["after"] == bounded["trims"]  # the hooks are gone
-    assert bounded["mapped"] < 4 * 16 * MIB + 8 * MIB  # tensors are mapped again
+    assert bounded["mapped"] < 4 * 16 * MIB + 8 * MIB  # all but the kept blocks
 
 
 def test_a_real_step_stays_near_the_mapped_one() -> None:
