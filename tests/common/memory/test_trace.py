@@ -117,14 +117,25 @@ CASES = {
 }
 
 
+ATTEMPTS = 5
+"""A workspace is what the process grew by, and this process holds other tests' threads and heaps, which only add."""
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_live_bytes_are_those_that_torch_allocates(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trace, "resident_bytes", lambda size: size)  # torch counts bytes, not pages
     prepare = CASES[name]
-    real, priced = allocated(prepare), traced(prepare, OperatorCosts(tmp_path / "operators.jsonl"))
+    real = allocated(prepare)
     assert real > 8 * MIB
     # Scalars are made on either side; a workspace is read in pages.
-    assert abs(priced - real) <= max(64 << 10, 0.002 * real), (priced / MIB, real / MIB)
+    tolerance = max(64 << 10, int(0.002 * real))
+    for attempt in range(ATTEMPTS):
+        priced = traced(prepare, OperatorCosts(tmp_path / f"operators-{attempt}.jsonl"))
+        assert priced >= real - tolerance, (priced / MIB, real / MIB)
+        if priced <= real + tolerance:
+            break
+    else:
+        raise AssertionError((priced / MIB, real / MIB))
 
 
 def test_a_fresh_process_holds_what_is_predicted(tmp_path: Path) -> None:
