@@ -7,13 +7,24 @@ import uuid
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from apps.imaging.dicom import DicomVolume
-from apps.imaging.dicom_headers import VALUE_LIMIT, begin, pydicom_module
+from apps.imaging.dicom_headers import (
+    BIG_ENDIAN,
+    DEFLATED,
+    EXPLICIT,
+    HEADER_LIMIT,
+    IMPLICIT,
+    VALUE_LIMIT,
+    begin,
+    inflate,
+    pydicom_module,
+)
 from apps.imaging.model import ImagingModel
 from apps.imaging.volume import Volume, spacing
 from common import __version__
@@ -59,12 +70,8 @@ def source_header(volume: DicomVolume) -> Any:
     frame = volume.slices[0]
     with volume.container.open(frame.name) as stream:
         meta = begin(stream)
-        implicit, little = meta.syntax == "1.2.840.10008.1.2", meta.syntax != "1.2.840.10008.1.2.2"
-        if meta.syntax == "1.2.840.10008.1.2.1.99":
-            from io import BytesIO
-
-            from apps.imaging.dicom_headers import HEADER_LIMIT, inflate
-
+        implicit, little = meta.syntax == IMPLICIT, meta.syntax != BIG_ENDIAN
+        if meta.syntax == DEFLATED:
             stream = BytesIO(inflate(stream, HEADER_LIMIT)[0])
         head = read_dataset(stream, implicit, little, stop_when=_beyond, defer_size=VALUE_LIMIT)
     for keyword in ("NumberOfFrames", "SharedFunctionalGroupsSequence", "DimensionIndexSequence"):
@@ -72,7 +79,7 @@ def source_header(volume: DicomVolume) -> Any:
     for element in [element for element in head if element.tag.is_private or element.value is None]:
         del head[element.tag]
     head.file_meta = FileMetaDataset()
-    head.file_meta.TransferSyntaxUID = "1.2.840.10008.1.2.1"
+    head.file_meta.TransferSyntaxUID = EXPLICIT
     kind = frame.kind
     head.SOPClassUID, head.SOPInstanceUID = _PLAIN_CLASS.get(kind.modality, kind.sop_class), frame.instance
     head.ImageOrientationPatient, head.ImagePositionPatient = list(frame.orientation or ()), list(frame.position or ())

@@ -7,7 +7,9 @@ The network has seeded random weights; only memory, time and equality with MONAI
 import json
 import shutil
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -31,6 +33,30 @@ ABOVE_FLOOR = Bound("above_floor", 1.0, 1.25)
 
 def make_model(directory: Path, *, classes: int = CLASSES, spacing: float = 1.0, seed: int = 0) -> Path:
     """A SegResNet of MONAI's own default depth with random weights, as a model folder."""
+    return random_segresnet(
+        directory,
+        {"init_filters": 16, "blocks_down": [1, 2, 2, 4], "blocks_up": [1, 1, 1]},
+        classes=classes,
+        tile=TILE,
+        spacing=spacing,
+        orientation="RAS",
+        intensity=[{"op": "zscore"}],
+        seed=seed,
+    )
+
+
+def random_segresnet(
+    directory: Path,
+    arguments: Mapping[str, Any],
+    *,
+    classes: int,
+    tile: int,
+    spacing: float,
+    orientation: str,
+    intensity: Sequence[Mapping[str, Any]],
+    seed: int,
+) -> Path:
+    """A model folder of a SegResNet with random weights; one that is there is kept."""
     import torch
 
     from apps.imaging import networks
@@ -40,8 +66,7 @@ def make_model(directory: Path, *, classes: int = CLASSES, spacing: float = 1.0,
         return directory
     directory.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(seed)
-    given = {"init_filters": 16, "blocks_down": [1, 2, 2, 4], "blocks_up": [1, 1, 1]}
-    complete = networks.arguments("segresnet", given, in_channels=1, out_channels=classes)
+    complete = networks.arguments("segresnet", arguments, in_channels=1, out_channels=classes)
     network = networks.build("segresnet", complete)
     networks.export_onnx("segresnet", network, directory / "network.onnx", tile=(16, 16, 16))
     head = networks.NETWORKS["segresnet"].head
@@ -52,9 +77,9 @@ def make_model(directory: Path, *, classes: int = CLASSES, spacing: float = 1.0,
         state={name: tensor.numpy() for name, tensor in network.state_dict().items()},
         channels=["CT"],
         spacing=(spacing,) * 3,
-        orientation="RAS",
-        intensity=[{"op": "zscore"}],
-        patch=(TILE,) * 3,
+        orientation=orientation,
+        intensity=intensity,
+        patch=(tile,) * 3,
         head={"weight": f"{head}.weight", "bias": f"{head}.bias"},
         labels=labels_from_names(["background", *(f"class {number}" for number in range(1, classes))]),
         card="# Random weights, for measuring memory and time only\n",

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from apps.imaging.bench.ground_infer import random_segresnet
 from common.memory.budget import MIB
 
 EDGE = 512
@@ -58,35 +59,16 @@ def make_series(folder: Path, slices: int, source: Path | None, *, seed: int = 0
 
 def make_model(directory: Path, *, classes: int, filters: int, tile: int, seed: int = 0) -> Path:
     """A SegResNet of two levels with a 1x1x1 head after ``filters`` features and random weights."""
-    import torch
-
-    from apps.imaging import networks
-    from apps.imaging.model import labels_from_names, write_model
-
-    if (directory / "model.json").is_file():
-        return directory
-    directory.mkdir(parents=True, exist_ok=True)
-    torch.manual_seed(seed)
-    given = {"init_filters": filters, "blocks_down": [1, 2], "blocks_up": [1]}
-    complete = networks.arguments("segresnet", given, in_channels=1, out_channels=classes)
-    network = networks.build("segresnet", complete)
-    networks.export_onnx("segresnet", network, directory / "network.onnx", tile=(16, 16, 16))
-    head = networks.NETWORKS["segresnet"].head
-    write_model(
+    return random_segresnet(
         directory,
-        network="segresnet",
-        arguments=complete,
-        state={name: tensor.numpy() for name, tensor in network.state_dict().items()},
-        channels=["CT"],
-        spacing=(1.0, 1.0, 1.0),
+        {"init_filters": filters, "blocks_down": [1, 2], "blocks_up": [1]},
+        classes=classes,
+        tile=tile,
+        spacing=1.0,
         orientation="LPS",
         intensity=[{"op": "clip", "low": -1000, "high": 1000}, {"op": "scale", "low": -1000, "high": 1000}],
-        patch=(tile,) * 3,
-        head={"weight": f"{head}.weight", "bias": f"{head}.bias"},
-        labels=labels_from_names(["background", *(f"class {number}" for number in range(1, classes))]),
-        card="# Random weights, for measuring memory and time only\n",
+        seed=seed,
     )
-    return directory
 
 
 def infer_command(series: Path, model: Path, out: Path, *options: object) -> list[str]:
