@@ -60,6 +60,7 @@ def _train(parser: argparse.ArgumentParser) -> None:
     add("--min-user", type=cli.positive, default=1, metavar="N", help="leave out users with fewer rows")
     add("--min-item", type=cli.positive, default=1, metavar="N", help="leave out items with fewer rows")
     add("--split", choices=split.KINDS, default="none", help="hold some out, and evaluate on it (default none)")
+    add("--resume", action="store_true", help="a checkpoint must be there; without it, one that is there is continued")
     cli.add_settings_option(parser, {**ials.HYPER, **recipe.HYPER})
     _embedding(parser.add_argument_group("embedding").add_argument)
     cli.add_common_options(parser)
@@ -80,7 +81,6 @@ def _embedding(add: Callable[..., Any]) -> None:
     add("--amp", choices=("off", "bf16"), help="products with negatives in bfloat16 (default off)")
     add("--micro-batch", type=cli.positive, metavar="N", help="windows of items at a time (default: the plan's choice)")
     add("--accumulate", type=cli.positive, metavar="N", help="or: micro-batches in a step")
-    add("--resume", action="store_true", help="a checkpoint must be there; without it, one that is there is continued")
 
 
 def _evaluate(parser: argparse.ArgumentParser) -> None:

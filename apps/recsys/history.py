@@ -81,6 +81,16 @@ class NpyReader:
         self._stream.close()
 
 
+def ranges(indptr: NDArray[Any], size: int, after: int = 0) -> Iterator[tuple[int, int]]:
+    """Ranges of rows (start, stop) of at most ``size`` interactions each, but at least one row."""
+    rows, start = len(indptr) - 1, after
+    while start < rows:
+        stop = int(indptr.searchsorted(indptr[start] + size, side="right")) - 1
+        stop = min(max(stop, start + 1), rows)
+        yield start, stop
+        start = stop
+
+
 class History:
     """A CSR matrix on disk, read by rows.
 
@@ -119,13 +129,8 @@ class History:
         return self._values[self._span(start, stop)]
 
     def blocks(self, size: int = BLOCK) -> Iterator[tuple[int, int]]:
-        """Ranges of rows (start, stop) of about ``size`` interactions each, at least one row."""
-        start = 0
-        while start < self.rows:
-            stop = int(self.indptr.searchsorted(self.indptr[start] + size, side="right")) - 1
-            stop = min(max(stop, start + 1), self.rows)
-            yield start, stop
-            start = stop
+        """``ranges`` of these rows."""
+        return ranges(self.indptr, size)
 
     def close(self) -> None:
         """Close the files."""

@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from apps.recsys.history import History
-from apps.recsys.split import Kept
+from apps.recsys.pause import State
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+    from apps.recsys.sides import Sides
 
 HYPER: Mapping[str, Any] = {"alpha": 2.0, "regularization": 10.0, "iterations": 15, "weight": "log"}
 """Hyper-parameters with their defaults (chosen on MovieLens-1M and Last.fm, see ``apps/recsys/bench``)."""
@@ -35,60 +36,54 @@ def confidence(values: NDArray[np.float32], hyper: Mapping[str, Any]) -> NDArray
     return weights
 
 
-def training_matrix(history: History, kept: Kept, *, items: int, hyper: Mapping[str, Any]) -> Any:
-    """The confidences to train on as a SciPy CSR matrix (users, items), allocated once at its final size."""
+def first_state(sides: Sides, *, factors: int, seed: int) -> State:
+    """The factors that ``AlternatingLeastSquares(random_state=seed)`` starts from, drawn in place."""
     import numpy as np
-    import scipy.sparse
 
-    lengths = np.zeros(history.rows, np.int64)
-    for start, stop in history.blocks():
-        before = np.concatenate([[0], np.cumsum(kept.mask(start, stop))])
-        lengths[start:stop] = np.diff(before[history.indptr[start : stop + 1] - history.indptr[start]])
-    users = lengths > 0
-    indptr = np.zeros(int(users.sum()) + 1, np.int32 if lengths.sum() < 2**31 else np.int64)
-    np.cumsum(lengths[users], out=indptr[1:])
-    indices, data = np.empty(indptr[-1], np.int32), np.empty(indptr[-1], np.float32)
-    at = 0
-    for start, stop in history.blocks():
-        keep = kept.mask(start, stop)
-        part = history.items(start, stop)[keep]
-        indices[at : at + len(part)] = part
-        data[at : at + len(part)] = confidence(history.values(start, stop)[keep], hyper)
-        at += len(part)
-    return scipy.sparse.csr_matrix((data, indices, indptr), shape=(len(indptr) - 1, items), copy=False)
+    random = np.random.default_rng(seed)
+    return State(*(_first_factors(random, side.rows, factors) for side in (sides.users, sides.items)))
 
 
 def fit(
-    matrix: Any, *, factors: int, hyper: Mapping[str, Any], threads: int, seed: int, after_iteration: Callable[[], None]
+    sides: Sides, state: State, *, hyper: Mapping[str, Any], threads: int, after_block: Callable[[State], None]
 ) -> NDArray[np.float32]:
-    """Train, and return the items' factors, shape (items, factors).
+    """Train on from a state, and return the items' factors, shape (items, factors).
 
-    The result is that of ``AlternatingLeastSquares(random_state=seed).fit(matrix)``: the first factors are the same
-    numbers, drawn in place because ``implicit`` draws them into a copy.
+    The result is that of ``AlternatingLeastSquares(random_state=seed).fit(matrix)`` to the bit, however the sides are
+    cut into blocks: a row is solved on its own, from the other side's factors and from what it was before.
 
     Parameters
     ----------
-    after_iteration
-        Called after each iteration; what it raises ends the training.
+    state
+        Where to begin (``first_state``); changed in place.
+    after_block
+        Called with the state after each block of rows; what it raises ends the training.
+
+    Raises
+    ------
+    ArithmeticError
+        If factors are not finite in the end.
     """
     import numpy as np
     from implicit.cpu.als import AlternatingLeastSquares
     from threadpoolctl import threadpool_limits
 
-    random = np.random.default_rng(seed)
     # implicit runs its own threads; BLAS below them must not (its check warns of a tenfold slowdown).
     with threadpool_limits(1, "blas"):
-        model = AlternatingLeastSquares(
-            factors=factors,
-            regularization=hyper["regularization"],
-            alpha=1.0,  # the confidences have it already: implicit would multiply into a copy
-            iterations=hyper["iterations"],
-            num_threads=threads,
-        )
-        model.user_factors, model.item_factors = (_first_factors(random, n, factors) for n in matrix.shape)
-        model.fit(matrix, show_progress=False, callback=lambda *_: after_iteration())
-    result: NDArray[np.float32] = model.item_factors
-    return result
+        solve = AlternatingLeastSquares(factors=state.items.shape[1], num_threads=threads).solver
+        while state.sweep < 2 * hyper["iterations"]:
+            by_item = state.sweep % 2
+            side = sides.items if by_item else sides.users
+            solved, fixed = (state.items, state.users) if by_item else (state.users, state.items)
+            for start, stop, block in side.blocks(state.row):
+                solve(block, solved[start:stop], fixed, hyper["regularization"], num_threads=threads)
+                del block  # before the next one is read
+                state.row = stop
+                after_block(state)
+            state.sweep, state.row = state.sweep + 1, 0
+    if not np.isfinite(state.items.sum(dtype=np.float64)):
+        raise ArithmeticError("the factors are not finite; try a larger regularization")
+    return state.items
 
 
 def _first_factors(random: np.random.Generator, rows: int, factors: int) -> NDArray[np.float32]:

@@ -1,10 +1,11 @@
-"""An interrupted factorisation goes on where it stopped: both factor matrices as they stood after an iteration."""
+"""An interrupted factorisation goes on where it stopped: both factor matrices as they stood after a block of rows."""
 
 from __future__ import annotations
 
-import hashlib
 import json
+import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,35 +17,80 @@ if TYPE_CHECKING:
 
 FILE = "ials.state"
 """In the model folder's ``.training``: a JSON line, then the two matrices as NumPy writes them."""
+SHARE = 0.01
+"""Saving may take this share of the time: after every sweep, unless a sweep is shorter than 100 savings."""
 
 
-def key(matrix: Any, settings: Mapping[str, Any]) -> str:
-    """What a state belongs to: the interactions as they are trained on, and all settings."""
-    running = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
-    for part in (matrix.indptr, matrix.indices, matrix.data):
-        running.update(memoryview(part).cast("B"))
-    return running.hexdigest()
+@dataclass(slots=True)
+class State:
+    """How far a training is."""
+
+    users: NDArray[np.float32]
+    """Factors, shape (users, factors)."""
+    items: NDArray[np.float32]
+    """Factors, shape (items, factors)."""
+    sweep: int = 0
+    """Sweeps done; even ones solve the users, odd ones the items."""
+    row: int = 0
+    """Rows of the next sweep that are done already."""
 
 
-def save(path: Path, key: str, done: int, *matrices: NDArray[np.float32]) -> None:
-    """Write atomically and without a copy."""
-    import numpy as np
+class Checkpoint:
+    """The file that keeps a state. It takes no memory: arrays are written from, and read into, where they are.
 
-    with atomic_file(path) as part, part.open("wb") as stream:
-        stream.write(json.dumps({"key": key, "done": done}).encode() + b"\n")
-        for matrix in matrices:
-            np.save(stream, matrix, allow_pickle=False)
+    Parameters
+    ----------
+    path
+        The file.
+    settings
+        All that decides the result, the data's digest among it; a state with other ones is not taken up.
+    """
 
+    def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
+        # Through JSON, so that what was read compares equal to what is asked for.
+        self.path, self.settings = path, json.loads(json.dumps(settings))
+        self._saved, self._cost = time.monotonic(), 0.0
 
-def load(path: Path, key: str) -> tuple[int, list[NDArray[np.float32]]] | None:
-    """Iterations done and the two matrices, if there is a state and it is of the same training."""
-    import numpy as np
+    def due(self) -> bool:
+        """Whether so much time has passed since the last ``save`` that another is within ``SHARE``."""
+        return time.monotonic() - self._saved >= self._cost / SHARE
 
-    try:
-        with path.open("rb") as stream:
-            state = json.loads(stream.readline())
-            if state["key"] != key:
+    def save(self, state: State) -> None:
+        """Write atomically."""
+        import numpy as np
+
+        began = time.monotonic()
+        head = {"settings": self.settings, "sweep": state.sweep, "row": state.row}
+        with atomic_file(self.path) as part, part.open("wb") as stream:
+            stream.write(json.dumps(head).encode() + b"\n")
+            for matrix in (state.users, state.items):
+                np.save(stream, matrix, allow_pickle=False)
+        self._saved = time.monotonic()
+        self._cost = self._saved - began
+
+    def differing(self) -> list[str]:
+        """Names of the settings in which the state at ``path`` is of another training; empty if of this one.
+
+        Raises
+        ------
+        FileNotFoundError
+            If there is none.
+        """
+        with self.path.open("rb") as stream:
+            try:
+                found = json.loads(stream.readline())["settings"]
+                return [name for name, value in self.settings.items() if found.get(name) != value]
+            except (ValueError, KeyError, TypeError, AttributeError):
+                return ["file"]
+
+    def load(self) -> State | None:
+        """The state at ``path``; ``None`` if it is damaged."""
+        import numpy as np
+
+        with self.path.open("rb") as stream:
+            try:
+                head = json.loads(stream.readline())
+                matrices = [np.load(stream, allow_pickle=False) for _ in range(2)]
+                return State(*matrices, sweep=int(head["sweep"]), row=int(head["row"]))
+            except (ValueError, KeyError, TypeError, EOFError):
                 return None
-            return int(state["done"]), [np.load(stream, allow_pickle=False) for _ in range(2)]
-    except (OSError, ValueError, KeyError, TypeError, EOFError):
-        return None  # none, or not one of ours: start anew

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import shutil
@@ -12,14 +13,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from apps.recsys import child, evaluation, ials, ingest, model, popularity, recipe, weights, workloads
+from apps.recsys import child, evaluation, ials, ingest, model, pause, popularity, recipe, sides, weights, workloads
 from apps.recsys.history import History
 from apps.recsys.interactions import Filters
 from apps.recsys.reading import Columns
 from apps.recsys.split import HeldOut, Kept
-from common import cli, model_folder
+from common import cli, files, model_folder
 from common.compression.rows import FORMATS
-from common.errors import UsageError
+from common.errors import InputError, UsageError
 from common.memory import guard
 from common.memory.budget import MIB, MemoryBudget
 from common.memory.floor import SUPERVISOR_BYTES
@@ -140,7 +141,7 @@ def execute(args: argparse.Namespace, session: cli.Session) -> Mapping[str, Any]
     }
     metrics: Mapping[str, float] = {}
     with session.deferred_signals():
-        tensors = _learn(args, work, session) if work.recipe is not None else _fit(work, session, directory)
+        tensors = _learn(args, work, session) if work.recipe is not None else _fit(args, work, session)
         with session.phase("write"):
             weights.write(directory / weights.WEIGHTS, tensors)
             del tensors
@@ -190,34 +191,76 @@ def _learn(args: argparse.Namespace, work: workloads.TrainWorkload, session: cli
     return tensors
 
 
-def _fit(work: workloads.TrainWorkload, session: cli.Session, directory: Path) -> Mapping[str, Any]:
+def _fit(args: argparse.Namespace, work: workloads.TrainWorkload, session: cli.Session) -> Mapping[str, Any]:
     """Train ``ials`` or ``popularity``; its weights by name."""
-    with session.phase("fit"):
+    assert work.workspace is not None
+    directory: Path = work.workspace.path
+    with session.phase("arrange"):
         history = History(directory)
         heldout = HeldOut(directory) if work.split != "none" else None
         kept = Kept(history, heldout, whole_users=work.split == "user-holdout")
         if work.kind == "popularity":
             return {weights.ITEMS: popularity.fit(history, kept, items=work.facts.items)}
-        matrix = ials.training_matrix(history, kept, items=work.facts.items, hyper=work.hyper)
-        return {weights.ITEMS: _solve(work, session, matrix)}
+        shared = {"items": work.facts.items, "hyper": work.hyper}
+        block = int(session.plan["fit_block"])
+        if block >= work.fit_interactions:
+            arranged = sides.hold(history, kept, **shared)
+        else:
+            arranged = sides.store(directory, history, kept, block=block, **shared)
+        del history, heldout, kept
+    with session.phase("fit"):
+        factors = _solve(args, work, session, arranged)
+    sides.remove(directory)
+    return {weights.ITEMS: factors}
 
 
-def _solve(work: workloads.TrainWorkload, session: cli.Session, matrix: Any) -> NDArray[np.float32]:
-    with session.progress(total=int(work.hyper["iterations"]), unit="iteration", label="fit") as bar:
+def _solve(
+    args: argparse.Namespace, work: workloads.TrainWorkload, session: cli.Session, arranged: sides.Sides
+) -> NDArray[np.float32]:
+    """Sweep on from the checkpoint or from the start; the items' factors."""
+    assert work.workspace is not None
+    settings = {"data": _digest(work.workspace.path), "factors": work.factors, "seed": session.seed, **work.hyper}
+    checkpoint = pause.Checkpoint(args.output / WORK / pause.FILE, settings)
+    state = _paused(checkpoint, session, resume=args.resume)
+    if state is None:
+        state = ials.first_state(arranged, factors=work.factors, seed=session.seed)
+    sweeps = 2 * int(work.hyper["iterations"])
+    with session.progress(total=sweeps, unit="sweep", label="fit") as bar:
+        bar.update(state.sweep)
 
-        def after_iteration() -> None:
-            bar.update(1)
+        def after_block(state: pause.State) -> None:
+            swept = state.row == len(state.items if state.sweep % 2 else state.users)
+            bar.update(swept)
+            if session.stopping or (swept and checkpoint.due()):
+                checkpoint.save(state)
             if session.stopping:
                 raise KeyboardInterrupt
 
-        return ials.fit(
-            matrix,
-            factors=work.factors,
-            hyper=work.hyper,
-            threads=session.threads,
-            seed=session.seed,
-            after_iteration=after_iteration,
-        )
+        return ials.fit(arranged, state, hyper=work.hyper, threads=session.threads, after_block=after_block)
+
+
+def _digest(directory: Path) -> str:
+    """Of the interactions and of what is held out."""
+    names = sorted([*directory.glob("history.*.npy"), *directory.glob("heldout.*.npy")])
+    return hashlib.sha256("".join(files.sha256(path) for path in names).encode()).hexdigest()
+
+
+def _paused(checkpoint: pause.Checkpoint, session: cli.Session, *, resume: bool) -> pause.State | None:
+    """What an interrupted run of the same training left; ``None``: start anew."""
+    state = None
+    if not checkpoint.path.is_file():
+        if resume:
+            raise InputError(f"{checkpoint.path.parents[1]}: nothing to resume", public="nothing to resume")
+    elif differing := checkpoint.differing():
+        what = f"another training ({', '.join(differing)})"
+        if resume:
+            raise UsageError(f"--resume: the checkpoint is of {what}")
+        session.say(f"the checkpoint found is of {what}; starting anew")
+    elif (state := checkpoint.load()) is None:
+        session.say("the checkpoint found is damaged; starting anew")
+    else:
+        session.say(f"continuing after {state.sweep} sweeps and {state.row:,} rows")
+    return state
 
 
 def _reveal(directory: Path, output: Path, kind: str, fields: Mapping[str, Any]) -> None:

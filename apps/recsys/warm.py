@@ -94,19 +94,18 @@ def training() -> None:
     """Train ``ials``: reading, scoring, SciPy and ``implicit`` with its threads."""
     import numpy as np
     import scipy.sparse
-    from safetensors.numpy import save
 
-    from apps.recsys.ials import HYPER, fit
+    from apps.recsys import ials, sides
 
     reading()
     scoring()
     ones = np.ones(256, np.float32)
     matrix = scipy.sparse.csr_matrix((ones, (np.arange(256) % 16, np.arange(256) // 16)))
     threads = int(os.environ.get("OMP_NUM_THREADS", "1"))
-    factors = fit(
-        matrix, factors=64, hyper={**HYPER, "iterations": 1}, threads=threads, seed=0, after_iteration=lambda: None
-    )
-    save({"item_factors": factors})
+    both = sides.Sides(sides.Held(matrix), sides.Held(matrix.T.tocsr()))
+    state = ials.first_state(both, factors=64, seed=0)
+    hyper = {**ials.HYPER, "iterations": 1}
+    ials.fit(both, state, hyper=hyper, threads=threads, after_block=lambda state: None)
 
 
 def learning() -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from apps.recsys import pricing
+from apps.recsys import pricing, pricing_ials
 from apps.recsys.history import BLOCK
 from apps.recsys.ingest import Facts
 from apps.recsys.recipe import Recipe
@@ -29,8 +29,6 @@ STAGE_BYTES = 12 << 20
 """Arrow's blocks while parsing: text, columns, dictionaries (for ``reading.BLOCK_BYTES``)."""
 SORT_BYTES = {False: 45, True: 69}
 """A row while its bucket is sorted: two copies of the record, the order, the merged columns; with times or without."""
-SOLVER_BYTES = 7 << 19
-"""What ``implicit``'s solver and BLAS below it take (measured 2.7 to 3.3 MiB, for 64 to 256 factors)."""
 PACKING_BYTES = 4096
 """What one BLAS thread packs, by the inner dimension of its product."""
 HEAP_BYTES = 3 << 18
@@ -41,6 +39,8 @@ LEAST_FACTORS = 8
 """Fewer are not suggested."""
 VALUE_BYTES = 320
 """What evaluation keeps of a user: its metrics, twice, and its place among those drawn again."""
+RANKED_SECONDS = 2e-3
+"""Fixed cost of a block of users that is ranked: the unit of ``seconds``."""
 USER_BLOCKS = (256, 128, 64, 32, 16, 8)
 """Users ranked at a time: the knob. Beyond 256 nothing gets faster."""
 
@@ -130,6 +130,12 @@ class TrainWorkload:
         return self.facts.interactions - self.facts.held_interactions
 
     @property
+    def sizes(self) -> pricing_ials.Sizes:
+        """Of the matrix that ``ials`` factorises."""
+        facts = self.facts
+        return pricing_ials.Sizes(self.fit_users, facts.items, self.fit_interactions, facts.longest, self.factors)
+
+    @property
     def ranks(self) -> bool:
         """Whether anything is ranked: what a split holds out, or the hidden items of a validation."""
         return self.split != "none" or (self.recipe is not None and bool(self.hyper["validation"]))
@@ -141,14 +147,16 @@ class TrainWorkload:
                 yield f"--factors {factors}", replace(self, factors=factors)
 
     def settings(self) -> Iterator[Setting]:
-        """The users ranked at a time; for embeddings, the windows that go through the network together."""
+        """The users ranked at a time; how much of the data ``ials`` holds, or what an embedding runs together."""
         for block in USER_BLOCKS if self.ranks else USER_BLOCKS[:1]:
-            if self.recipe is None:
-                yield {"user_block": block}
-                continue
-            for size in self.micro_batches:
-                accumulate = -(-self.recipe.batch // size)
-                yield {"micro_batch": size, "accumulate": accumulate, "amp": self.amp, "user_block": block}
+            yield from ({**fitted, "user_block": block} for fitted in self._fit_settings())
+
+    def _fit_settings(self) -> list[Setting]:
+        if self.recipe is not None:
+            shared = {"amp": self.amp}
+            batch = self.recipe.batch
+            return [{"micro_batch": size, "accumulate": -(-batch // size), **shared} for size in self.micro_batches]
+        return [{"fit_block": size} for size in pricing_ials.blocks(self.sizes)] if self.kind == "ials" else [{}]
 
     def probes(self, setting: Setting) -> Sequence[Probe]:
         """The floors of reading and of all the rest, and an embedding's step."""
@@ -165,15 +173,17 @@ class TrainWorkload:
         facts = self.facts
         probes = self.probes(setting)
         after = [
+            *(["arrange"] if self.recipe is None else []),
             "fit",
             *(["validate"] if self.recipe else []),
             *(["evaluate"] if self.split != "none" else []),
             "write",
         ]
         terms = [*_floor(known, probes[0], "plan"), *_floor(known, probes[1], *after), *self._reading_terms()]
+        read = ("arrange",) if self.recipe is None else ("fit",)
         terms += [
-            Term("history index", 8 * (facts.users + 1), "analytic", ("fit",)),
-            Term("history block", 24 * (BLOCK + facts.longest), "analytic", ("fit",)),
+            Term("history index", 8 * (facts.users + 1), "analytic", read),
+            Term("history block", 24 * (BLOCK + facts.longest), "analytic", read),
         ]
         if self.recipe is not None:
             terms += pricing.table_terms(self.recipe, phases=("fit", "validate", "write"))
@@ -182,7 +192,7 @@ class TrainWorkload:
             )
             terms += self._ranking_terms(setting, "validate", min(MOST_VALIDATION_USERS, facts.users), facts.longest)
         else:
-            terms += self._solver_terms()
+            terms += self._solver_terms(setting)
         if self.split != "none":
             terms += self._ranking_terms(setting, "evaluate", facts.scored_users, facts.scored_longest)
         return Footprint.of(terms)
@@ -197,23 +207,13 @@ class TrainWorkload:
             Term("waiting parent", WAITING_BYTES, "measured", where),
         ]
 
-    def _solver_terms(self) -> list[Term]:
-        facts, factors, where = self.facts, self.factors, ("fit",)
+    def _solver_terms(self, setting: Setting) -> list[Term]:
+        factors = 4 * self.facts.items * self.factors
         terms = [
-            Term("item factors", 4 * facts.items * factors, "analytic", where),
-            # safetensors serialises a copy
-            Term("item factors to write", 2 * 4 * facts.items * factors, "analytic", ("write",)),
+            Term("item factors", factors, "analytic", ("arrange",) if self.kind == "popularity" else ("fit",)),
+            Term("item factors to write", factors, "analytic", ("write",)),
         ]
-        if self.kind == "ials":
-            terms += [
-                Term("interactions by user", 8 * self.fit_interactions + 4 * self.fit_users, "analytic", where),
-                Term("interactions by item", 8 * self.fit_interactions + 4 * facts.items, "analytic", where),
-                Term("user factors", 4 * self.fit_users * factors, "analytic", where),
-                Term("solver", SOLVER_BYTES, "measured", where),
-                # implicit ends with a search for NaN: a boolean for every factor
-                Term("check for NaN", factors * max(self.fit_users, facts.items), "analytic", where),
-            ]
-        return terms
+        return terms + (pricing_ials.terms(self.sizes, int(setting["fit_block"])) if self.kind == "ials" else [])
 
     def _ranking_terms(self, setting: Setting, phase: str, scored: int, longest: int) -> list[Term]:
         facts, where = self.facts, (phase,)
@@ -233,9 +233,15 @@ class TrainWorkload:
         ]
 
     def seconds(self, setting: Setting, known: Costs) -> float:
-        """A fixed cost for each block that is ranked and each micro-batch that is run; the rest is the same."""
+        """A fixed cost for each block that is ranked or solved and each micro-batch; the rest is the same."""
         ranked = 1.0 + self.facts.scored_users / int(setting["user_block"])
-        return ranked + (int(setting["accumulate"]) * self.facts.users if self.recipe is not None else 0)
+        if self.recipe is not None:
+            return ranked + int(setting["accumulate"]) * self.facts.users
+        if self.kind != "ials":
+            return ranked
+        iterations = int(self.hyper["iterations"])
+        fitted = pricing_ials.seconds(self.sizes, int(setting["fit_block"]), iterations=iterations)
+        return ranked + fitted / RANKED_SECONDS
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,10 +22,17 @@ def test_terms_are_the_sizes_of_the_arrays() -> None:
     facts = Facts(rows=2000, users=100, items=50, interactions=1000, longest=30, ids=150, bucket=2000)
     work = TrainWorkload(facts, "ials", 8, {}, "none", 1)
     known = {probe: {"bytes": 1.0} for probe in training_probes("ials", 1)}
-    terms = {term.name: term.bytes for term in work.footprint({"user_block": 8}, known).terms}
-    assert terms["interactions by user"] == 1000 * 8 + 100 * 4
-    assert terms["interactions by item"] == 1000 * 8 + 50 * 4
-    assert (terms["user factors"], terms["item factors"]) == (100 * 8 * 4, 50 * 8 * 4)
+    held, stored = (
+        {term.name: term.bytes for term in work.footprint({"user_block": 8, "fit_block": size}, known).terms}
+        for size in (1000, 400)
+    )
+    assert held["interactions by user"] == 1000 * 8 + 100 * 4
+    assert held["interactions by item"] == 1000 * 8 + 50 * 4
+    assert (held["user factors"], held["item factors"]) == (100 * 8 * 4, 50 * 8 * 4)
+    assert "interactions by user" not in stored
+    # an item may have all of the users, so a block may be longer by that much
+    assert stored["block of interactions"] == (400 + 100) * 12
+    assert stored["row starts"] == (100 + 50 + 2) * 8
 
 
 def held(record: dict[str, Any]) -> None:
@@ -96,8 +103,8 @@ def test_a_refusal_names_fewer_factors_that_fit(tmp_path: Path) -> None:
             return {probe: {"bytes": 100 * MIB} for probe in probes}
 
     facts = Facts(rows=1, users=100_000, items=500_000, interactions=1_000_000, longest=30, ids=600_000, bucket=1000)
-    work = TrainWorkload(facts, "ials", 64, {}, "none", 1)
+    work = TrainWorkload(facts, "ials", 64, {"iterations": 15}, "none", 1)
     with pytest.raises(DoesNotFit) as refusal:
-        plan(work, MemoryBudget(300 * MIB), Known(tmp_path))
+        plan(work, MemoryBudget(250 * MIB), Known(tmp_path))
     assert refusal.value.remedies[0].startswith("--factors 32 (needs ")
     assert refusal.value.remedies[1].startswith("--factors 16 (needs ")
