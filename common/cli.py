@@ -29,7 +29,7 @@ from common.errors import (
     UsageError,
 )
 from common.files import write_json, write_text
-from common.memory import allocator, device, explain, floor, guard, meter, planner
+from common.memory import allocator, device, explain, floor, guard, meter, parts, planner
 from common.memory.budget import BudgetError, MemoryBudget, format_size, total_memory
 from common.memory.costs import CostStore, cache_directory
 from common.memory.device import Device
@@ -317,7 +317,7 @@ def _plan_and_execute(args: argparse.Namespace, record: RunRecord, gauge: meter.
             record.device, size = device.open_device(args.device, args.gpu_memory)
             record.budget = replace(record.budget, device_bytes=size)
         workload = command.workload(args, record.budget)
-        record.plan = _choose(args, workload, record.budget, costs)
+        record.plan, workload = _choose(args, workload, record.budget, costs)
     if costs.measured:
         gauge.rename_last("probe")
         record.plan = record.plan.including("probe", gauge.phases[-1].peak_bytes)
@@ -339,11 +339,14 @@ def _plan_and_execute(args: argparse.Namespace, record: RunRecord, gauge: meter.
     session.results.update(command.execute(args, session))
 
 
-def _choose(args: argparse.Namespace, workload: Workload, budget: MemoryBudget, costs: CostStore) -> Plan:
+def _choose(
+    args: argparse.Namespace, workload: Workload, budget: MemoryBudget, costs: CostStore
+) -> tuple[Plan, Workload]:
+    """The plan, and the work that it is for: perhaps without the parts that do not fit."""
     if args.plan is None:
-        return planner.plan(workload, budget, costs)
+        return parts.plan(workload, budget, costs)
     try:
-        return planner.read_plan(args.plan.read_text(encoding="utf-8"), workload, budget, costs)
+        return planner.read_plan(args.plan.read_text(encoding="utf-8"), workload, budget, costs), workload
     except OSError as error:
         raise UsageError(f"--plan {args.plan}: {error.strerror}") from None
     except ValueError as error:

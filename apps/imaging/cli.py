@@ -109,11 +109,11 @@ def _engine(args: argparse.Namespace) -> str:
 
 def _infer_workload(args: argparse.Namespace, budget: MemoryBudget) -> "Workload":
     from apps.imaging.infer import open_cases
+    from apps.imaging.infer_workload import InferWorkload
     from apps.imaging.model import read_model
     from apps.imaging.networks import divisor
     from apps.imaging.outputs import Wanted, chosen_labels
     from apps.imaging.studies import find_studies
-    from apps.imaging.workloads import InferWorkload
 
     if args.output.resolve() in [path.resolve() for path in args.input]:
         raise UsageError(f"-o {args.output}: is an input too; its results would be taken for images the next time")
@@ -156,11 +156,11 @@ def _infer_warm_up(args: argparse.Namespace) -> str:
 
 def _infer_run(args: argparse.Namespace, session: cli.Session) -> Mapping[str, Any]:
     from apps.imaging.infer import Job, run
+    from apps.imaging.infer_workload import InferWorkload
     from apps.imaging.labels import LabelMaker
     from apps.imaging.model import TORCH_NETWORK
     from apps.imaging.outputs import chosen_labels
     from apps.imaging.studies import StudyTable
-    from apps.imaging.workloads import InferWorkload
     from common.engines.engine import open_engine, read_head
     from common.engines.mirror import MirrorEngine
 

@@ -43,6 +43,7 @@ class Defect(StrEnum):
     MIXED_SLICES = "mixed slices"
     COLOUR = "colour images"
     PIXEL_TYPE = "pixel type"
+    SCALE = "scale of values"
     SINGLE_SLICE = "one slice only"
 
 

@@ -26,6 +26,8 @@ from common.errors import InputError
 
 ORIENTATION_TOLERANCE = 1e-3
 """Largest difference between direction cosines of slices of one series (0.06 degrees)."""
+LARGEST_SCALE = 1e30
+"""Slopes and intercepts beyond this leave float32 no room."""
 LEAST_SLICES = 2
 LEAST_BITS = 2
 _HEADER_BYTES = 1 << 20
@@ -247,17 +249,7 @@ def _refuse_unless_plain(path: Path, frames: Sequence[Frame]) -> None:
     first, kind = frames[0], frames[0].kind
     check_syntax(path, kind)
     for frame in frames:
-        if frame.orientation is None or frame.pixel_spacing is None or not _finite(frame.position):
-            line = "slices without ImageOrientation, ImagePosition or PixelSpacing"
-            raise Refusal(path, Defect.GEOMETRY, line)
-        if frame.kind != kind:
-            line = "slices of different sizes, types or frames of reference in one series"
-            raise Refusal(path, Defect.MIXED_SLICES, line)
-        same = np.allclose(frame.orientation, first.orientation or (), atol=ORIENTATION_TOLERANCE, rtol=0)
-        if not same:
-            raise Refusal(path, Defect.MIXED_ORIENTATION, "slices of different orientations in one series")
-        if not np.allclose(frame.pixel_spacing, first.pixel_spacing or (), rtol=1e-3):
-            raise Refusal(path, Defect.MIXED_SLICES, "slices of different pixel spacings in one series")
+        _refuse_frame(path, frame, first)
     if kind.float_pixels or kind.allocated not in (8, 16, 32) or not LEAST_BITS <= kind.stored <= kind.allocated:
         what = "floating-point" if kind.float_pixels else f"{kind.stored} of {kind.allocated} bit"
         raise Refusal(path, Defect.PIXEL_TYPE, f"{what} pixels are not supported")
@@ -271,6 +263,24 @@ def _refuse_unless_plain(path: Path, frames: Sequence[Frame]) -> None:
         raise InputError(f"{path}: deflated multi-frame files are not read", public="DICOM transfer syntax")
     if len(frames) < LEAST_SLICES:
         raise Refusal(path, Defect.SINGLE_SLICE, "one slice is not a volume")
+
+
+def _refuse_frame(path: Path, frame: Frame, first: Frame) -> None:
+    """What would make one frame no part of the first one's volume."""
+    if frame.orientation is None or frame.pixel_spacing is None or not _finite(frame.position):
+        line = "slices without ImageOrientation, ImagePosition or PixelSpacing"
+        raise Refusal(path, Defect.GEOMETRY, line)
+    if frame.kind != first.kind:
+        line = "slices of different sizes, types or frames of reference in one series"
+        raise Refusal(path, Defect.MIXED_SLICES, line)
+    same = np.allclose(frame.orientation, first.orientation or (), atol=ORIENTATION_TOLERANCE, rtol=0)
+    if not same:
+        raise Refusal(path, Defect.MIXED_ORIENTATION, "slices of different orientations in one series")
+    if not np.allclose(frame.pixel_spacing, first.pixel_spacing or (), rtol=1e-3):
+        raise Refusal(path, Defect.MIXED_SLICES, "slices of different pixel spacings in one series")
+    if not (0 < abs(frame.slope) <= LARGEST_SCALE and abs(frame.intercept) <= LARGEST_SCALE):
+        line = f"RescaleSlope {frame.slope:g} and RescaleIntercept {frame.intercept:g} leave no values"
+        raise Refusal(path, Defect.SCALE, line)
 
 
 def _finite(position: tuple[float, ...] | None) -> bool:

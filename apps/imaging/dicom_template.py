@@ -25,6 +25,7 @@ from apps.imaging.dicom_source import (
 from apps.imaging.model import ImagingModel
 from apps.imaging.volume import spacing
 from common import __version__
+from common.errors import InputError
 
 CHILD_BYTES = 144 << 20
 """The child's peak (measured 129 MiB)."""
@@ -39,14 +40,19 @@ def seg_template(volume: DicomVolume, model: ImagingModel, key: str, kind: str) 
 
     Raises
     ------
-    RuntimeError
-        With highdicom's kind of complaint (never its words: they may quote the patient's name).
+    InputError
+        If highdicom does not take the series' header; with its kind of complaint, never its words: they may quote the
+        patient's name.
     """
     command = [sys.executable, "-m", "apps.imaging.dicom_template"]
     question = json.dumps(seg_question(volume, model, key, kind)).encode()
     done = subprocess.run(command, input=question, capture_output=True)
     if done.returncode:
-        raise RuntimeError(f"no SEG can be derived from this series ({done.stderr.decode().strip()[-100:]})")
+        kind_of_error = done.stderr.decode().strip()[-100:] or f"exit {done.returncode}"
+        if kind_of_error == MemoryError.__name__ or done.returncode < 0:
+            raise MemoryError("the process that makes the SEG's header")
+        line = f"{volume.path}: no SEG can be derived from its header ({kind_of_error})"
+        raise InputError(line, public="DICOM header unfit for SEG")
     import pydicom
 
     with discreet():

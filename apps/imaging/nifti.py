@@ -2,6 +2,7 @@
 
 import gzip
 import hashlib
+import logging
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -131,7 +132,10 @@ def open_nifti(path: Path) -> NiftiVolume:
     """
     import nibabel as nib
     from nibabel.filebasedimages import ImageFileError
+    from nibabel.orientations import aff2axcodes
+    from nibabel.spatialimages import HeaderDataError
 
+    logging.getLogger("nibabel.global").setLevel(logging.CRITICAL)  # it reports what it mends in a header
     if not path.is_file():
         raise InputError(f"{path}: no such file", public="no such file")
     if path.stat().st_size == 0:
@@ -144,7 +148,17 @@ def open_nifti(path: Path) -> NiftiVolume:
         # nibabel clears these fields of the header and keeps them here.
         slope, intercept = image.dataobj.slope, image.dataobj.inter
         dtype, offset = header.get_data_dtype(), int(image.dataobj.offset)
-    except (ImageFileError, EOFError, zlib.error, OSError, ValueError, KeyError, AttributeError) as error:
+    except (
+        ImageFileError,
+        HeaderDataError,
+        EOFError,
+        zlib.error,
+        OSError,
+        ValueError,
+        KeyError,
+        AttributeError,
+        OverflowError,
+    ) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(f"{path}: not a readable NIfTI file ({reason})", public="NIfTI unreadable") from None
     while len(sizes) > 3 and sizes[-1] == 1:
@@ -155,7 +169,7 @@ def open_nifti(path: Path) -> NiftiVolume:
     if dtype.kind not in "iuf":
         raise InputError(f"{path}: voxels of type {dtype} are not supported", public="NIfTI voxel type")
     affine = np.asarray(image.affine, np.float64)
-    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
+    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9 or None in aff2axcodes(affine):
         raise InputError(f"{path}: its affine has no inverse", public="NIfTI geometry")
     _check_length(path, offset + int(np.prod(sizes, dtype=np.int64)) * dtype.itemsize)
     return NiftiVolume(

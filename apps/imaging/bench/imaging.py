@@ -7,10 +7,10 @@
 import sys
 from pathlib import Path
 
-from apps.imaging.bench import large
+from apps.imaging.bench import hostile, large
 from common import datasets
 from common.bench.harness import Bound, Suite
-from common.memory.budget import GIB
+from common.memory.budget import GIB, MIB
 
 WORK = Path("bench/work/imaging-large")
 EXACT = tuple(Bound(f"result.{mode}", at_most=0) for mode in ("carry", "rows", "columns", "features"))
@@ -32,6 +32,14 @@ def suite() -> Suite:
         folders = [large.make_series(WORK / f"ct-{length}", length, source) for length in large.LONG_LENGTHS]
         command = ["-m", "apps.imaging.bench.large", *folders, small, WORK / "out-flat"]
         imaging.case("flat", command, bounds=(FLAT,))
+    whole = [Bound(f"result.{name}", at_most=0) for name in ("crashes", "untyped")]
+    in_time = Bound("result.slowest_seconds", at_most=hostile.HANG)
+    small_enough = Bound("result.peak_mib", at_most=hostile.CEILING / MIB)
+    imaging.case("hostile-read", ["-m", "apps.imaging.bench.hostile", "read"], bounds=(*whole, in_time, small_enough))
+    quiet = [Bound(f"result.{name}", at_most=0) for name in ("wrong_endings", "above_ceiling", "leaks")]
+    imaging.case("hostile-infer", ["-m", "apps.imaging.bench.hostile", "infer", WORK], bounds=quiet)
+    nothing = [Bound(f"result.{name}", at_most=0) for name in ("lost", "repeated", "partial", "left_over")]
+    imaging.case("kills", ["-m", "apps.imaging.bench.kills", WORK], bounds=nothing)
     if _wanted("classes"):
         large.make_model(many, classes=118, filters=32, tile=96)
         for length, ceiling in ((250, 1), (250, 8), (1000, 1)):

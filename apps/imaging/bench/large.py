@@ -20,8 +20,8 @@ LONG_LENGTHS = (200, 600, 1000, 2000)
 """Slices of the series between which the peak's slope is taken."""
 
 
-def make_series(folder: Path, slices: int, source: Path | None, *, seed: int = 0) -> Path:
-    """Write a series, slice by slice; a complete one is kept."""
+def make_series(folder: Path, slices: int, source: Path | None, *, seed: int = 0, edge: int = EDGE) -> Path:
+    """Write a series of slices of ``edge`` squared, one by one; a complete one is kept."""
     import pydicom
     from pydicom.dataset import FileMetaDataset
     from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
@@ -33,20 +33,20 @@ def make_series(folder: Path, slices: int, source: Path | None, *, seed: int = 0
     folder.mkdir(parents=True, exist_ok=True)
     random = np.random.default_rng(seed)
     base = read_whole(source)[0] if source is not None else random.normal(0, 300, (64, 64, 64)).astype(np.float32)
-    x, y = (np.arange(EDGE) % size for size in base.shape[:2])
+    x, y = (np.arange(edge) % size for size in base.shape[:2])
     for z in range(slices):
-        plane = base[..., z % base.shape[2]][np.ix_(x, y)].T + random.normal(0, 20, (EDGE, EDGE))
+        plane = base[..., z % base.shape[2]][np.ix_(x, y)].T + random.normal(0, 20, (edge, edge))
         data = pydicom.Dataset()
         data.file_meta = FileMetaDataset()
         data.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-        data.SOPClassUID, data.SOPInstanceUID = CTImageStorage, f"1.2.826.0.1.3680043.8.498.{slices}.{z + 1}"
+        data.SOPClassUID, data.SOPInstanceUID = CTImageStorage, f"1.2.826.0.1.3680043.8.498.{seed}.{slices}.{z + 1}"
         data.file_meta.MediaStorageSOPClassUID = CTImageStorage
         data.file_meta.MediaStorageSOPInstanceUID = data.SOPInstanceUID
         data.StudyInstanceUID, data.SeriesInstanceUID, data.FrameOfReferenceUID = (
-            f"1.2.826.0.1.3680043.8.498.{kind}.{slices}" for kind in (1, 2, 3)
+            f"1.2.826.0.1.3680043.8.498.{kind}.{seed}.{slices}" for kind in (1, 2, 3)
         )
         data.PatientName, data.PatientID, data.Modality = "SYNTHETIC^VOLUME", "SYNTHETIC", "CT"
-        data.Rows = data.Columns = EDGE
+        data.Rows = data.Columns = edge
         data.ImagePositionPatient, data.ImageOrientationPatient = [0.0, 0.0, float(z)], [1, 0, 0, 0, 1, 0]
         data.PixelSpacing, data.SliceThickness = [1.0, 1.0], 1.0
         data.SamplesPerPixel, data.PhotometricInterpretation = 1, "MONOCHROME2"

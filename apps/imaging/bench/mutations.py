@@ -1,0 +1,213 @@
+"""Damaged DICOM and NIfTI files, each made anew from its number: what ``hostile`` reads.
+
+A sound file is drawn (NIfTI plain and zipped, DICOM in every transfer syntax that pydicom's own files cover, single-
+and multi-frame), and then damaged in one to three ways: bits, runs of bytes, lengths, cuts, pieces that move, and
+elements with values that no scanner would write. Of a DICOM series one slice of three is damaged.
+"""
+
+import gzip
+import io
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+PLANTED = "PLANTED^NAME"
+"""The patient in every DICOM file here."""
+SLICES = 3
+DICOM_SEEDS = (
+    "MR_small.dcm", "MR_small_implicit.dcm", "MR_small_bigendian.dcm", "MR_small_RLE.dcm",
+    "MR_small_jp2klossless.dcm", "MR_small_jpeg_ls_lossless.dcm", "JPEG-lossy.dcm", "CT_small.dcm",
+)  # fmt: skip
+NIFTI_SEEDS = tuple((dtype, ending) for dtype in ("int16", "float32", "uint8") for ending in (".nii", ".nii.gz"))
+DICOM_SHARE = 0.6
+"""Of the files that are DICOM."""
+TELLING = (0, 1, 2, 127, 128, 255, 256, 32767, 32768, 65535, 65536, 2**31 - 1, 2**31, 2**32 - 2, 2**32 - 1)
+"""Numbers at which readers go wrong."""
+ELEMENTS: dict[str, tuple[Any, ...]] = {
+    "Rows": (0, 1, 63, 65535),
+    "Columns": (0, 65535),
+    "BitsAllocated": (0, 1, 7, 12, 64, 65535),
+    "BitsStored": (0, 1, 17, 65535),
+    "HighBit": (0, 65535),
+    "PixelRepresentation": (1, 2, 65535),
+    "SamplesPerPixel": (0, 3, 65535),
+    "NumberOfFrames": ("0", "-1", "2", "99999999999", "1e9"),
+    "PhotometricInterpretation": ("MONOCHROME1", "RGB", "PALETTE COLOR", ""),
+    "PixelSpacing": ([0, 0], [-1, 1], ["1e300", "1e300"], ["1e-300", "1e-300"], ["nan", "1"], [1]),
+    "ImagePositionPatient": (["1e300"] * 3, ["nan", "0", "0"], [0, 0], ["inf", "0", "0"]),
+    "ImageOrientationPatient": ([0] * 6, [1, 0, 0, 1, 0, 0], ["nan"] * 6, [1, 0, 0]),
+    "RescaleSlope": ("0", "1e300", "nan", "-1"),
+    "RescaleIntercept": ("inf", "-1e300"),
+    "SOPInstanceUID": ("", "x" * 64, "1." * 32),
+    "SeriesInstanceUID": ("", "1.2"),
+    "Modality": ("", "PLAN" * 4),
+    "ImageType": ("LOCALIZER", ["ORIGINAL", "PRIMARY", "LOCALIZER"]),
+}
+"""Values of an element, one of which is written into a sound header."""
+
+Bytes = bytearray
+Random = np.random.Generator
+
+
+def write_case(folder: Path, number: int) -> Path:
+    """Write the damaged input of this number below ``folder``; returns the study's path, a file or a folder."""
+    random = np.random.default_rng([20, number])
+    if random.random() >= DICOM_SHARE:
+        dtype, ending = NIFTI_SEEDS[int(random.integers(len(NIFTI_SEEDS)))]
+        path = folder / f"{number:05d}{ending}"
+        path.write_bytes(_damaged_nifti(sound_nifti(dtype), ending, random))
+        return path
+    path = folder / f"{number:05d}"
+    path.mkdir(parents=True, exist_ok=True)
+    seed = str(random.choice((*DICOM_SEEDS, "enhanced", "deflated")))
+    names = ("0.dcm",) if seed == "enhanced" else tuple(f"{place}.dcm" for place in range(SLICES))
+    hit = int(random.integers(len(names)))
+    for place, name in enumerate(names):
+        content = sound_dicom(seed, place)
+        (path / name).write_bytes(_damaged_dicom(content, random) if place == hit else content)
+    return path
+
+
+def _damaged_nifti(content: bytes, ending: str, random: Random) -> bytes:
+    if ending == ".nii":
+        return damaged(content, random, header=352)
+    if random.random() < 0.5:  # the zip holds a damaged file
+        return gzip.compress(damaged(content, random, header=352), mtime=0)
+    return damaged(gzip.compress(content, mtime=0), random, header=32)
+
+
+def _damaged_dicom(content: bytes, random: Random) -> bytes:
+    if random.random() < 0.3:
+        import pydicom
+
+        dataset = pydicom.dcmread(io.BytesIO(content))
+        keyword = str(random.choice(sorted(ELEMENTS)))
+        choices = ELEMENTS[keyword]
+        value = choices[int(random.integers(len(choices)))]
+        dataset[keyword] = pydicom.DataElement(
+            pydicom.datadict.tag_for_keyword(keyword), _vr(keyword), value, validation_mode=0
+        )
+        return _saved(dataset)
+    return damaged(content, random, header=2000)
+
+
+def _vr(keyword: str) -> str:
+    import pydicom
+
+    return pydicom.datadict.dictionary_VR(keyword)
+
+
+def damaged(content: bytes, random: Random, *, header: int) -> bytes:
+    """One to three changes; most of them among the first ``header`` bytes, where they matter most."""
+    changed = bytearray(content)
+    for _ in range(int(random.integers(1, 4))):
+        end = min(header, len(changed)) if random.random() < 0.7 else len(changed)
+        if end < 16:
+            break
+        change = CHANGES[int(random.integers(len(CHANGES)))]
+        changed = change(changed, int(random.integers(end - 8)), random)
+    return bytes(changed)
+
+
+def _bit(content: Bytes, at: int, random: Random) -> Bytes:
+    content[at] ^= 1 << int(random.integers(8))
+    return content
+
+
+def _noise(content: Bytes, at: int, random: Random) -> Bytes:
+    length = min(int(random.integers(1, 64)), len(content) - at)
+    content[at : at + length] = random.bytes(length)
+    return content
+
+
+def _number(content: Bytes, at: int, random: Random) -> Bytes:
+    size = int(random.choice((1, 2, 4)))
+    value = TELLING[int(random.integers(len(TELLING)))] % 256**size
+    content[at : at + size] = value.to_bytes(size, "big" if random.random() < 0.3 else "little")
+    return content
+
+
+def _float(content: Bytes, at: int, random: Random) -> Bytes:
+    value = np.float32(random.choice((np.nan, np.inf, -np.inf, 0.0, 1e38, 1e-45)))
+    content[at : at + 4] = value.tobytes()
+    return content
+
+
+def _cut(content: Bytes, at: int, random: Random) -> Bytes:
+    return content[:at] if random.random() < 0.5 else content[:at] + content[at + int(random.integers(1, 200)) :]
+
+
+def _moved(content: Bytes, at: int, random: Random) -> Bytes:
+    start, length = int(random.integers(len(content))), int(random.integers(1, 400))
+    return content[:at] + content[start : start + length] + content[at:]
+
+
+def _zeros(content: Bytes, at: int, random: Random) -> Bytes:
+    length = int(random.integers(1, 200))
+    return content[:at] + bytes(length) + content[at + length :]
+
+
+CHANGES: tuple[Callable[[Bytes, int, Random], Bytes], ...] = (_bit, _noise, _number, _float, _cut, _moved, _zeros)
+
+
+@cache
+def sound_nifti(dtype: str) -> bytes:
+    """A small volume."""
+    import nibabel as nib
+
+    values = np.random.default_rng(0).integers(0, 200, (14, 12, 10)).astype(dtype)
+    image: Any = nib.Nifti1Image(values, np.diag([1.0, 1.0, 2.0, 1.0]))  # type: ignore[no-untyped-call]
+    image.header["descrip"] = PLANTED.encode()
+    content: bytes = image.to_bytes()
+    return content
+
+
+@cache
+def sound_dicom(seed: str, place: int) -> bytes:
+    """One slice of a series made from a file that comes with pydicom; ``enhanced`` has all slices in it."""
+    import pydicom
+    from pydicom.data import get_testdata_file
+    from pydicom.uid import DeflatedExplicitVRLittleEndian
+
+    dataset: Any = pydicom.dcmread(str(get_testdata_file("MR_small.dcm" if seed in _MADE else seed, download=False)))
+    dataset.PatientName = dataset.PatientID = PLANTED
+    dataset.StudyInstanceUID, dataset.SeriesInstanceUID, dataset.FrameOfReferenceUID = "1.2.1", "1.2.2", "1.2.3"
+    dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID = f"1.2.4.{place + 1}"
+    dataset.ImageOrientationPatient, dataset.PixelSpacing = [1, 0, 0, 0, 1, 0], [1, 1]
+    dataset.ImagePositionPatient = [0, 0, place]
+    if seed == "enhanced":
+        _make_enhanced(dataset)
+    if seed == "deflated":
+        dataset.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
+    return _saved(dataset)
+
+
+_MADE = ("enhanced", "deflated")
+
+
+def _make_enhanced(dataset: Any) -> None:
+    """The slice as a multi-frame object."""
+    from pydicom.dataset import Dataset
+    from pydicom.uid import EnhancedMRImageStorage
+
+    dataset.SOPClassUID = dataset.file_meta.MediaStorageSOPClassUID = EnhancedMRImageStorage
+    dataset.NumberOfFrames, dataset.PixelData = SLICES, SLICES * dataset.PixelData
+    shared, turn, measures = Dataset(), Dataset(), Dataset()
+    turn.ImageOrientationPatient, measures.PixelSpacing = [1, 0, 0, 0, 1, 0], [1, 1]
+    shared.PlaneOrientationSequence, shared.PixelMeasuresSequence = [turn], [measures]
+    dataset.SharedFunctionalGroupsSequence = [shared]
+    dataset.PerFrameFunctionalGroupsSequence = []
+    for place in range(SLICES):
+        item, position = Dataset(), Dataset()
+        position.ImagePositionPatient = [0, 0, place]
+        item.PlanePositionSequence = [position]
+        dataset.PerFrameFunctionalGroupsSequence.append(item)
+
+
+def _saved(dataset: Any) -> bytes:
+    out = io.BytesIO()
+    dataset.save_as(out)
+    return out.getvalue()

@@ -1,0 +1,227 @@
+"""What ``imaging infer`` needs: a pure price, beside the code that allocates.
+
+Floor + engine (probed) + the window of stored planes + the blend's frontier + tiles + one slab's labels. The largest
+study decides each term, because they run one after the other.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import prod
+from pathlib import Path
+from shutil import disk_usage
+from typing import Any
+
+import numpy as np
+
+from apps.imaging import warm
+from apps.imaging.dicom_template import CHILD_BYTES
+from apps.imaging.infer import Case
+from apps.imaging.labels import back_bytes, label_bytes
+from apps.imaging.model import TORCH_NETWORK, ImagingModel
+from apps.imaging.networks import divisor
+from apps.imaging.outputs import Wanted, outputs_bytes
+from apps.imaging.streams import window_bytes
+from apps.imaging.studies import Study
+from apps.imaging.volume import block_planes
+from apps.imaging.workloads import smaller, text
+from common.engines import engine
+from common.engines.mirror import mirror_bytes
+from common.errors import InputError
+from common.memory import floor
+from common.memory.budget import MIB, MemoryBudget, format_size
+from common.memory.costs import Costs, Probe
+from common.memory.footprint import Footprint, Term
+from common.memory.planner import Setting, Workload
+from common.tiling.blend import FLOAT, Carried, carried
+
+WARM_UPS = {"openvino": warm.OPENVINO, "torch": warm.TORCH}
+LIBRARIES = ("nibabel", "pydicom", "pillow", "safetensors")
+
+OPEN, STATISTICS, TEMPLATE, INFER, PREVIEW = "open", "statistics", "template", "infer", "preview"
+
+OBJECTS_BYTES = 4 * MIB
+"""Python objects, headers and buffers that are too small to price one by one (measured 0 to 3 MiB)."""
+ENGINE_SPREAD = 1.02
+"""An engine's peak differs from run to run by up to this factor."""
+PREVIEW_BYTES = 6 * MIB
+"""Panels and picture, which do not grow with the volume (measured 3 to 5 MiB)."""
+
+ADDITION_SECONDS = 1e-9
+"""One value of one tile blended (measured 0.7 to 1.3 ns, two cores)."""
+SPILL_PASSES = {"memory": 0, "rows": 2, "columns": 4}
+"""How often a waiting overlap is written or read for each row of tiles."""
+SPILL_SECONDS = 1e-9
+"""One byte spilled or read back, about the speed of a plain disk; only the order of the settings depends on it."""
+
+
+@dataclass(frozen=True, slots=True)
+class InferWorkload:
+    """``imaging infer``."""
+
+    model: ImagingModel
+    studies: tuple[Study, ...]
+    cases: Mapping[str, Case | InputError]
+    engine: str
+    precision: str
+    tile: tuple[int, int, int]
+    overlap: float
+    batch: int | None
+    """``None``: the planner's choice."""
+    wanted: Wanted
+    mirror: str
+    """Axes over whose mirrorings the engine averages."""
+    scratch: Path
+    """An existing directory on the disk to which the blend may spill."""
+    threads: int
+    name: str = "imaging infer"
+
+    @property
+    def usable(self) -> list[Case]:
+        """Studies whose headers were readable."""
+        return [case for case in self.cases.values() if isinstance(case, Case)]
+
+    @property
+    def parts(self) -> int:
+        """Studies that can be tried."""
+        return len(self.usable)
+
+    def smallest(self, count: int, budget: MemoryBudget) -> "InferWorkload":
+        """The ``count`` studies that need least; the others fail, each by itself."""
+
+        def own_bytes(study: str) -> int:
+            return self._study_bytes(cases[study])
+
+        cases = {study: case for study, case in self.cases.items() if isinstance(case, Case)}
+        kept = set(sorted(cases, key=own_bytes)[:count])
+        size = format_size(budget.host_bytes)
+        refused: dict[str, Case | InputError] = {
+            study.study: InputError(
+                f"{study.input}: does not fit in {size}; alone, with --dry-run, it is said what would do",
+                public="does not fit",
+            )
+            for study in self.studies
+            if study.study in cases and study.study not in kept
+        }
+        return replace(self, cases={**self.cases, **refused})
+
+    def settings(self) -> Iterator[Setting]:
+        """What is blended, and where the overlap along z waits, if there is room. Tile, overlap and precision change
+        the labels and are the user's."""
+        for space in ["logits", "features"] if self.model.head else ["logits"]:
+            for spill in ("memory", "rows", "columns"):
+                setting = {
+                    "tile": text(self.tile),
+                    "overlap": self.overlap,
+                    "batch": self.batch or 1,
+                    "space": space,
+                    "spill": spill,
+                    "engine": self.engine,
+                    "precision": self.precision,
+                }
+                if spill == "memory" or 0 < self._disk_bytes(setting) <= disk_usage(self.scratch).free:
+                    yield setting
+
+    def probes(self, setting: Setting) -> Sequence[Probe]:
+        """The floor and the engine."""
+        warm_up = WARM_UPS[self.engine]
+        libraries = (*LIBRARIES, *engine.LIBRARIES[self.engine])
+        return [
+            floor.probe(warm_up, libraries=libraries, threads=self.threads),
+            engine.probe(
+                warm_up=warm_up,
+                threads=self.threads,
+                sha256=self.model.network_sha256,
+                model_dir=str(self.model.directory.resolve()),
+                name=self.engine,
+                precision=self.precision,
+                tile=self.tile,
+                batch=int(setting["batch"]),
+                output=setting["space"],
+                head=self.model.head,
+                builder=TORCH_NETWORK,
+            ),
+        ]
+
+    def footprint(self, setting: Setting, known: Costs) -> Footprint:
+        """Floor, engine, and what each place that grows with the data holds."""
+        measured = known[self.probes(setting)[1]]
+        batch, channels = int(setting["batch"]), self.channels(setting)
+        tile = prod(self.tile)
+        running = (STATISTICS, TEMPLATE, INFER, PREVIEW)
+        terms = [
+            Term("engine, loading", int(ENGINE_SPREAD * measured["open_bytes"]), "measured", (OPEN,)),
+            Term("engine, running", int(ENGINE_SPREAD * measured["run_bytes"]), "measured", running),
+            Term("small objects", OBJECTS_BYTES, "measured", running),
+            Term("head", (self.model.features + 1) * len(self.model.labels) * FLOAT, "analytic", running),
+            Term("blend", self._largest(lambda c: self._carried(c, setting).memory), "analytic", (INFER,)),
+            Term("mirrored tiles", self._mirror_bytes(setting), "analytic", (INFER,)),
+            Term("input planes", self._largest(lambda c: window_bytes(c.volume, c.grid)), "analytic", (INFER,)),
+            Term("tiles", (batch * len(self.model.channels) * FLOAT + 2 * FLOAT + 4) * tile, "analytic", (INFER,)),
+            Term("finished labels", self._largest(lambda c: self._labels(c, channels)), "analytic", (INFER,)),
+            Term("reading", self._largest(lambda c: c.volume.reader_bytes), "measured", running),
+            Term("statistics", self._largest(_pass_bytes), "analytic", (STATISTICS, PREVIEW)),
+            Term("outputs", self._largest(lambda c: outputs_bytes(self.wanted, c.volume)), "measured", (INFER,)),
+            Term("SEG template", CHILD_BYTES if "dicom-seg" in self.wanted.types else 0, "measured", (TEMPLATE,)),
+            Term("preview", PREVIEW_BYTES if self.wanted.preview else 0, "measured", (PREVIEW,)),
+        ]
+        return Footprint.of([*floor.terms(known, self.probes(setting)[0]), *terms])
+
+    def channels(self, setting: Setting) -> int:
+        """Values per voxel in the blend."""
+        return self.model.features if setting["space"] == "features" else len(self.model.labels)
+
+    def remedies(self) -> Iterator[tuple[str, Workload]]:
+        """Smaller tiles: the same labels but for what a tile's border sees."""
+        for tile in smaller(self.tile, divisor(self.model.network, self.model.arguments)):
+            cases = {
+                study: Case.of(case.volume, self.model, tile=tile, overlap=self.overlap)
+                for study, case in self.cases.items()
+                if isinstance(case, Case)
+            }
+            yield f"--tile {text(tile)}", replace(self, tile=tile, cases=cases)
+
+    def seconds(self, setting: Setting, known: Costs) -> float:
+        """The blend's additions and what it writes and reads decide: the engine does the same work in every setting."""
+        added = sum(len(case.grid) for case in self.usable) * prod(self.tile) * self.channels(setting)
+        rows = max((len(case.grid.starts(2)) for case in self.usable), default=0)
+        spilled = (
+            SPILL_PASSES[setting["spill"]] * rows * self._disk_bytes(setting) if setting["spill"] != "memory" else 0
+        )
+        return ADDITION_SECONDS * added + SPILL_SECONDS * spilled
+
+    def _mirror_bytes(self, setting: Setting) -> int:
+        channels = {"in_channels": len(self.model.channels), "out_channels": self.channels(setting)}
+        return mirror_bytes(batch=int(setting["batch"]), voxels=prod(self.tile), **channels) if self.mirror else 0
+
+    def _carried(self, case: Case, setting: Setting) -> Carried:
+        return carried(case.grid, self.channels(setting), setting["spill"])
+
+    def _disk_bytes(self, setting: Setting) -> int:
+        return self._largest(lambda c: self._carried(c, setting).disk)
+
+    def _study_bytes(self, case: Case) -> int:
+        """What one study holds in the leanest setting, to put studies in order."""
+        channels = self.model.features
+        return (
+            carried(case.grid, channels, "columns").memory
+            + window_bytes(case.volume, case.grid)
+            + self._labels(case, channels)
+            + case.volume.reader_bytes
+            + _pass_bytes(case)
+        )
+
+    def _largest(self, price: Any) -> int:
+        return max((int(price(case)) for case in self.usable), default=0)
+
+    def _labels(self, case: Case, channels: int) -> int:
+        classes = len(self.model.labels)
+        dtype = np.dtype(np.uint8 if max(label.value for label in self.model.labels) < 256 else np.uint16)
+        back = back_bytes(case.grid, case.volume.shape, channels) if case.resampled else 0
+        return back + label_bytes(case.grid, case.volume.shape, classes, channels, dtype)
+
+
+def _pass_bytes(case: Case) -> int:
+    """One block of a pass over the volume: as stored, in float32, and two more while moments are taken."""
+    x, y, _ = case.volume.shape
+    voxels = block_planes(case.volume) * x * y
+    return voxels * (case.volume.dtype.itemsize + 3 * FLOAT)
