@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -56,6 +56,8 @@ class Command:
     """Do the work; returns the record's ``results``."""
     record: Callable[[argparse.Namespace], Path | None] = lambda args: None
     """Where the record goes; ``None``: nowhere but ``--json``."""
+    sections: Callable[[Mapping[str, Any], Path], Iterable[str]] = lambda written, directory: ()
+    """Its own part of the report, from the record and the directory in which that is."""
     huge_pages: bool = False
     """Whether its tensors are large (``allocator.tunables``)."""
     merge: bool = False
@@ -366,11 +368,12 @@ def _unforeseen(args: argparse.Namespace, error: Exception) -> str:
     return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''} (traceback in {path})"
 
 
-def _write_report(path: Path, written: Mapping[str, Any]) -> None:
+def _write_report(command: Command, path: Path, written: Mapping[str, Any]) -> None:
     """``report.html`` beside ``run.json``, ``evaluation.html`` beside ``evaluation.json``."""
     from common.memory.report import render
 
-    write_text(path.with_name("report.html") if path.stem == "run" else path.with_suffix(".html"), render(written))
+    page = render(written, command.sections(written, path.parent))
+    write_text(path.with_name("report.html") if path.stem == "run" else path.with_suffix(".html"), page)
 
 
 def _keeps(path: Path, exit_code: int) -> bool:
@@ -388,7 +391,7 @@ def _finish(args: argparse.Namespace, record: RunRecord, gauge: meter.PeakMeter,
         with suppress(OSError):
             write_json(path, written)
             if args.report:
-                _write_report(path, written)
+                _write_report(command, path, written)
     if line is not None:
         sys.stderr.write(f"{command.name}: {line}\n")
     if record.exit_code == EXIT_OK and record.plan is not None and not args.dry_run and not args.quiet:

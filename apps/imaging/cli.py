@@ -2,7 +2,7 @@
 
 import argparse
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -88,11 +88,13 @@ def _infer(commands: Any) -> None:
     one.add_argument("--tta", default="none", choices=["none", "mirror"], help=tta_help)
     one.add_argument("--roi-subset", type=names, metavar="NAME,...", help="only these classes (default: all)")
     one.add_argument("--statistics", action="store_true", help="also volume and intensity of each class, CSV and JSON")
-    one.add_argument("--preview", action="store_true", help="also a picture of each segmentation")
+    one.add_argument("--preview", action="store_true", help="also a picture of each segmentation (--report has both)")
     cli.add_device_options(one)
     cli.add_common_options(one)
     record = lambda args: args.output / "run.json"  # noqa: E731
-    command = cli.Command("imaging infer", _infer_workload, _infer_warm_up, _infer_run, record, huge_pages=True)
+    command = cli.Command(
+        "imaging infer", _infer_workload, _infer_warm_up, _infer_run, record, _infer_sections, huge_pages=True
+    )
     one.set_defaults(command=command)
 
 
@@ -129,7 +131,7 @@ def _infer_workload(args: argparse.Namespace, budget: MemoryBudget) -> "Workload
     chosen_labels(model, args.roi_subset)
     if args.tta == "mirror" and not model.mirror:
         raise UsageError(f"--tta mirror: {args.model} does not say along which axes it was trained to be mirrored")
-    wanted = Wanted(args.output_type, args.seg_type, args.preview, args.statistics)
+    wanted = Wanted(args.output_type, args.seg_type, args.preview or args.report, args.statistics or args.report)
     studies = find_studies(args.input)
     cases = open_cases(
         studies, model, series=args.series, repair=args.repair, wanted=wanted, tile=tile, overlap=args.overlap
@@ -148,6 +150,12 @@ def _infer_workload(args: argparse.Namespace, budget: MemoryBudget) -> "Workload
         scratch=existing(args.output),
         threads=args.threads,
     )
+
+
+def _infer_sections(written: Mapping[str, Any], directory: Path) -> Iterable[str]:
+    from apps.imaging.report import studies
+
+    return studies(written, directory)
 
 
 def _infer_warm_up(args: argparse.Namespace) -> str:

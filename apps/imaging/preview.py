@@ -17,7 +17,7 @@ PANEL = 320
 """Pixels of the longest side of all three panels."""
 OPACITY = 0.5
 SHOWN_LABELS = 24
-"""Names in the legend at most."""
+"""Names in the legend at most; first those of labels that are in the picture."""
 _ROW = 18
 _GAP = 8
 _TITLES = ("sagittal", "coronal", "axial")
@@ -71,8 +71,10 @@ def write(path: Path, volume: Volume, labels_path: Path, centre: Centre, labels:
         panel = np.asarray(PIL.Image.fromarray(grey).resize(size, PIL.Image.Resampling.BILINEAR).convert("RGB"))
         chosen = PIL.Image.fromarray(mask.astype(np.uint16)).resize(size, PIL.Image.Resampling.NEAREST)
         panels.append((frame.axes[axis], _overlay(panel, np.asarray(chosen), labels)))
+    seen = {int(value) for mask in masks for value in np.unique(mask)}
+    named = sorted(labels[1:], key=lambda label: label.value not in seen)
     with atomic_file(path) as part:
-        _compose([panel for _, panel in sorted(panels, key=lambda p: p[0])], labels, centre).save(part, format="PNG")
+        _compose([panel for _, panel in sorted(panels, key=lambda p: p[0])], named, centre).save(part, format="PNG")
 
 
 def three_planes(volume: Volume, index: Shape) -> list[npt.NDArray[np.float32]]:
@@ -113,7 +115,7 @@ def _compose(panels: Sequence[npt.NDArray[np.uint8]], labels: Sequence[Label], c
     import PIL.ImageFont
 
     font = PIL.ImageFont.load_default(12)
-    named = list(labels[1 : 1 + SHOWN_LABELS])
+    named = labels[:SHOWN_LABELS]
     width = sum(panel.shape[1] for panel in panels) + _GAP * (len(panels) + 1)
     columns = max(1, width // 160)
     top = _ROW + max(panel.shape[0] for panel in panels) + _GAP
@@ -130,5 +132,7 @@ def _compose(panels: Sequence[npt.NDArray[np.uint8]], labels: Sequence[Label], c
         draw.rectangle((x, y + 2, x + 12, y + 14), fill=label.color)
         draw.text((x + 18, y), label.name[:22], fill=(230, 230, 230), font=font)
     note = "research use, not a medical device" if centre.voxels else "nothing was found; research use"
+    if left_out := len(labels) - len(named):
+        note = f"and {left_out} more classes; {note}"
     draw.text((_GAP, height - _ROW + 2), note, fill=(130, 130, 130), font=font)
     return picture

@@ -32,15 +32,22 @@ ENDINGS = {
 }
 
 
-def render(record: Mapping[str, Any]) -> str:
-    """The page for one record (``run.json`` or ``evaluation.json``), whole or not."""
+def render(record: Mapping[str, Any], more: Iterable[str] = ()) -> str:
+    """The page for one record (``run.json`` or ``evaluation.json``), whole or not.
+
+    Parameters
+    ----------
+    more
+        An application's own sections, which come before those about memory.
+    """
     title = str(record.get("command", "peakline"))
     style = files("common.memory").joinpath("report.css").read_text(encoding="utf-8")
-    body = "".join(section for section in (_head(record, title), *_sections(record), _foot(record)) if section)
+    body = "".join(part for part in (_head(record, title), *more, *_sections(record), _foot(record)) if part)
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">\n"
+        '<meta http-equiv="Content-Security-Policy"'
+        " content=\"default-src 'none'; style-src 'unsafe-inline'; img-src data:\">\n"
         f"<title>{escape(title)}: memory report</title>\n<style>\n{style}</style>\n</head>\n"
         f"<body>\n<main>\n{body}</main>\n</body>\n</html>\n"
     )
@@ -119,7 +126,8 @@ def _duration(seconds: float) -> str:
     return f"{minutes} min {rest} s" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
 
 
-def _section(title: str, *parts: str) -> str:
+def section(title: str, *parts: str) -> str:
+    """A titled box; ``parts`` are HTML already."""
     return f"<section>\n<h2>{escape(title)}</h2>\n" + "\n".join(parts) + "\n</section>\n"
 
 
@@ -133,7 +141,7 @@ def _timeline(record: Mapping[str, Any]) -> str:
         key('<line class="predicted" x1="0" x2="26" y1="5" y2="5"/>', "predicted for the phase"),
         key('<line class="ceiling" x1="0" x2="26" y1="5" y2="5"/>', "ceiling"),
     ]
-    return _section(
+    return section(
         "Memory over time",
         f'<div class="scroll">{charts.timeline(record)}</div>',
         f'<div class="legend">{"".join(legend)}</div>',
@@ -160,11 +168,11 @@ def _composition(record: Mapping[str, Any]) -> str:
     what = (
         "The diamond is the phase's measured peak." if charts.spans(record) else "Nothing ran, so nothing is measured."
     )
-    return _section(
+    return section(
         "What the plan is made of",
         f'<p class="note">Terms that are alive in each phase. {what}</p>',
         f'<div class="scroll">{charts.composition(record)}</div>',
-        _table(("Term", "Bytes", "Of the peak", "Known how", "Alive in"), rows, numbers=(1, 2)),
+        table(("Term", "Bytes", "Of the peak", "Known how", "Alive in"), rows, numbers=(1, 2)),
         f'<p class="note">Reserve beside the prediction: {format_size(plan["reserve_bytes"])}, for what the kernel'
         " holds and what the sources are known to miss.</p>",
     )
@@ -180,7 +188,7 @@ def _choice(plan: Mapping[str, Any]) -> str:
         (f"<code>{escape(str(name))}</code>", f"<code>{escape(str(value))}</code>")
         for name, value in plan["knobs"].items()
     ]
-    parts = [_table(("Knob", "Chosen"), rows)] if rows else ['<p class="note">Nothing was left open.</p>']
+    parts = [table(("Knob", "Chosen"), rows)] if rows else ['<p class="note">Nothing was left open.</p>']
     if plan.get("offered", 1) > 1:
         slowdown = plan.get("slowdown", 1.0)
         slower = f", at {slowdown:.2f} times the fastest setting's predicted time" if slowdown > 1.005 else ""
@@ -188,7 +196,7 @@ def _choice(plan: Mapping[str, Any]) -> str:
     if plan.get("rejected"):
         entries = "".join(f"<li>{_rejected(entry)}</li>" for entry in plan["rejected"])
         parts.append(f'<p class="note">Faster settings that were rejected:</p><ul class="note">{entries}</ul>')
-    return _section("What was chosen, and why", *parts)
+    return section("What was chosen, and why", *parts)
 
 
 def _rejected(entry: Any) -> str:
@@ -216,7 +224,7 @@ def _phases(record: Mapping[str, Any]) -> str:
         seconds = _duration(sum(span.seconds for span in same))
         rows.append((escape(name), times, seconds, format_size(planned) if planned else "", format_size(peak), error))
     heads = ("Phase", "", "Time", "Predicted", "Measured peak", "Difference")
-    return _section("Phases", f'<div class="scroll">{_table(heads, rows, numbers=(1, 2, 3, 4, 5))}</div>')
+    return section("Phases", f'<div class="scroll">{table(heads, rows, numbers=(1, 2, 3, 4, 5))}</div>')
 
 
 def _results(results: Mapping[str, Any]) -> str:
@@ -224,7 +232,7 @@ def _results(results: Mapping[str, Any]) -> str:
     rows = [(f"<code>{escape(name)}</code>", escape(value)) for name, value in found[:MOST_RESULTS]]
     more = len(found) - len(rows)
     note = [f'<p class="note">{more} more in the record.</p>'] if more > 0 else []
-    return _section("Results", _table(("", ""), rows, numbers=(1,)), *note)
+    return section("Results", table(("", ""), rows, numbers=(1,)), *note)
 
 
 def _flat(value: Any, name: str = "") -> Iterable[tuple[str, str]]:
@@ -241,8 +249,8 @@ def _flat(value: Any, name: str = "") -> Iterable[tuple[str, str]]:
         yield from _flat(part, f"{name}.{key}" if name else str(key))
 
 
-def _table(heads: Sequence[str], rows: Sequence[Sequence[str]], *, numbers: Sequence[int] = ()) -> str:
-    """Rows are HTML already; columns in ``numbers`` stand right."""
+def table(heads: Sequence[str], rows: Sequence[Sequence[str]], *, numbers: Sequence[int] = ()) -> str:
+    """A table; rows are HTML already, columns in ``numbers`` stand right."""
 
     def cells(kind: str, row: Sequence[str]) -> str:
         return "".join(f"<{kind}{' class=n' if at in numbers else ''}>{cell}</{kind}>" for at, cell in enumerate(row))
