@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from common.bench import cifar
 
-WIDTHS = (32, 128, 128)
+WIDTHS = (32, 64, 128)
 RATE, DECAY, MOMENTUM = 0.375, 1.3e-3, 0.85
 BIAS_RATE = 64
 """BatchNorm's biases learn so many times as fast (airbench94)."""

@@ -8,6 +8,7 @@ import argparse
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,9 +18,10 @@ import numpy as np
 from common import cli
 from common.bench import cifar
 from common.memory import allocator, floor
-from common.memory.budget import MemoryBudget
+from common.memory.budget import MIB, MemoryBudget
 from common.memory.costs import Costs, Probe
 from common.memory.footprint import Footprint, Term
+from common.memory.heap import BoundedHeap
 from common.memory.planner import Setting
 
 if TYPE_CHECKING:
@@ -34,6 +36,11 @@ SHIFT = 2
 """Pixels by which an image is moved at most."""
 WARM_UP_SHARE = 0.2
 WHITENING_IMAGES = 5000
+HEAP_SLACK = 48 * MIB
+"""Free pages that the bounded heap may keep: with 32 MiB it returned some in each step of ``small`` and took 1.6 times
+as long; with this in hardly any."""
+MAPPED = 1.8
+"""A step whose tensors are mapped anew at each use, against one that reuses them in the heap."""
 LEAST_MICRO_BATCH = 16
 """The step then holds 3 MiB; still smaller ones would save less than the floor differs from start to start."""
 
@@ -124,13 +131,15 @@ class CifarWorkload:
     name: str = "bench cifar"
 
     def settings(self) -> Iterator[Setting]:
-        """Samples computed at a time, and whether images are decoded once or at each use."""
+        """Samples computed at a time, whether images are decoded once or at each use, and where tensors live."""
         sizes = [self.batch]
         while RECIPES[self.network].splits and sizes[-1] > LEAST_MICRO_BATCH:
             sizes.append(-(-sizes[-1] // 2))
         for micro_batch in sizes:
+            split = {"micro_batch": micro_batch, "accumulate": -(-self.batch // micro_batch)}
             for images in ("pixels", "jpeg"):
-                yield {"micro_batch": micro_batch, "accumulate": -(-self.batch // micro_batch), "images": images}
+                for place in ("heap", "mapped"):
+                    yield {**split, "images": images, "allocator": place}
 
     def probes(self, setting: Setting) -> Sequence[Probe]:
         """The floor and the step."""
@@ -165,6 +174,7 @@ class CifarWorkload:
             Term("optimizer states", cost["optimizer"], "analytic", (TRAIN,)),
             Term("activations", cost["activations"], "replayed", (TRAIN,)),
             Term("operator workspace", cost["workspace"], "replayed", (TRAIN,)),
+            Term("heap's free pages", HEAP_SLACK if setting["allocator"] == "heap" else 0, "analytic", (TRAIN,)),
             Term("compiled kernels", cost["kernels"], "replayed", (TRAIN,)),
             Term("batch", int(copies * max(0, self.batch - traced)) * cifar.IMAGE_BYTES, "analytic", (TRAIN,)),
         ]
@@ -172,7 +182,10 @@ class CifarWorkload:
 
     def seconds(self, setting: Setting, known: Costs) -> float:
         """Relative: decoding takes as long again as the step, smaller micro-batches a little longer each."""
-        return (1.0 if setting["images"] == "pixels" else 2.0) * (1 + 0.02 * int(setting["accumulate"]))
+        decoding = 0.0 if setting["images"] == "pixels" else 1.0
+        return decoding + (MAPPED if setting["allocator"] == "mapped" else 1.0) * (
+            1 + 0.02 * int(setting["accumulate"])
+        )
 
 
 def augmented(pixels: cifar.Pixels, random: np.random.Generator) -> cifar.Pixels:
@@ -220,7 +233,8 @@ def _execute(args: argparse.Namespace, session: cli.Session) -> Mapping[str, Any
     curve: dict[str, list[float]] = {"losses": [], "accuracies": [], "seconds": [], "cpu_seconds": []}
     module, step = make_step(args.network, micro_batch=plan["micro_batch"])
     highest = [group["lr"] for group in step.optimizer.param_groups]
-    with session.phase(TRAIN):
+    heap = BoundedHeap(module, slack=HEAP_SLACK) if plan["allocator"] == "heap" else nullcontext()
+    with session.phase(TRAIN), heap:
         if recipe.augment:
             whiten(module, train[np.linspace(0, len(train) - 1, min(WHITENING_IMAGES, len(train)), dtype=np.int64)])
         for epoch in range(args.epochs):
@@ -275,7 +289,13 @@ def parser() -> argparse.ArgumentParser:
     cli.add_common_options(top)
     top.set_defaults(
         command=cli.Command(
-            "bench cifar", _workload, lambda args: WARM_UP, _execute, lambda args: args.output, huge_pages=True
+            "bench cifar",
+            _workload,
+            lambda args: WARM_UP,
+            _execute,
+            lambda args: args.output,
+            huge_pages=True,
+            merge=True,
         )
     )
     return top
