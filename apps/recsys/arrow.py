@@ -30,6 +30,28 @@ def text(values: Iterable[str | None]) -> Any:
     return builder.finish()
 
 
+def strings(letters: NDArray[np.uint8], ends: NDArray[np.int32]) -> Any:
+    """A string array of texts that follow one another, by where each ends; without copying the text."""
+    import numpy as np
+    import pyarrow as pa
+
+    offsets = np.concatenate([np.zeros(1, np.int32), ends])
+    return pa.StringArray.from_buffers(len(ends), pa.py_buffer(offsets), pa.py_buffer(letters))
+
+
+def letters(texts: Any) -> tuple[NDArray[np.uint8], NDArray[np.int32]]:
+    """The bytes of a string array, one text after the other, and len + 1 places where texts begin and end in them.
+
+    Over the same memory: the first place is 0 only if the array is not a slice. There must be no nulls.
+    """
+    import numpy as np
+
+    _, places, data = texts.buffers()
+    bounds = np.frombuffer(places, np.int32, len(texts) + 1, texts.offset * 4)
+    text = np.frombuffer(data, np.uint8) if data is not None else np.zeros(0, np.uint8)
+    return text[bounds[0] : bounds[-1]], bounds
+
+
 def numbers(values: NDArray[Any]) -> Any:
     """A numeric array over the same memory; no nulls."""
     import pyarrow as pa

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
@@ -36,6 +37,19 @@ class NpyWriter:
         values.astype(self.dtype, copy=False).tofile(self._stream)
         self.length += len(values)
 
+    def flush(self) -> None:
+        """Make what was written so far a whole file, as ``__exit__`` does in the end."""
+        self._stream.seek(0)
+        # The format pads headers to a multiple of 64 bytes, so a shorter number does not move the data.
+        if self._write_header(self.length) != self._header_bytes:
+            raise AssertionError("the .npy header changed its size")
+        self._stream.seek(0, os.SEEK_END)
+        self._stream.flush()
+
+    def close(self) -> None:
+        """Close the file as it is."""
+        self._stream.close()
+
     def __enter__(self) -> NpyWriter:
         return self
 
@@ -43,11 +57,8 @@ class NpyWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
     ) -> None:
         if kind is None:
-            self._stream.seek(0)
-            # The format pads headers to a multiple of 64 bytes, so a shorter number does not move the data.
-            if self._write_header(self.length) != self._header_bytes:
-                raise AssertionError("the .npy header changed its size")
-        self._stream.close()
+            self.flush()
+        self.close()
 
     def _write_header(self, length: int) -> int:
         from numpy.lib import format as npy

@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING, Any
 
 from apps.recsys import arrow, interactions, reading, split
 from apps.recsys.history import History
-from apps.recsys.interactions import Filters, Vocabulary
+from apps.recsys.interactions import Filters
 from apps.recsys.model import write_table
 from apps.recsys.reading import Source
+from apps.recsys.vocabulary import EMPTY, Vocabulary
 from common.errors import InputError
 
 if TYPE_CHECKING:
@@ -105,13 +106,16 @@ def ingest(inputs: Inputs, directory: Path) -> Facts:
         As ``interactions.stage``.
     """
     timed = inputs.split == "leave-last"
-    users, items = Vocabulary(), Vocabulary()
+    users, items = Vocabulary(directory, "user"), Vocabulary(directory, "item")
     staged = interactions.stage(inputs.sources, directory, users, items, filters=inputs.filters, timed=timed)
     assert staged.user_rows is not None and staged.item_rows is not None
     ids = len(users) + len(items)
-    write_table(directory / "users.parquet", users.table(staged.user_rows > 0))
-    write_table(directory / "items.parquet", *_item_columns(inputs, items, staged.item_rows > 0))
-    del users, items
+    write_table(directory / "users.parquet", users.ids(staged.user_rows > 0))
+    kept = staged.item_rows > 0
+    write_table(directory / "items.parquet", items.ids(kept), _titles(inputs.titles, items, kept))
+    users.close()
+    items.close()
+    del users, items, kept
     sizes = interactions.build(staged, directory, timed=timed)
     held = _hold_out(inputs, directory) if inputs.split != "none" else {}
     for path in directory.glob("history.times.npy"):
@@ -142,23 +146,17 @@ def _hold_out(inputs: Inputs, directory: Path) -> dict[str, int]:
     return {**sizes, "held_interactions": unseen}
 
 
-def _item_columns(inputs: Inputs, items: Vocabulary, keep: NDArray[np.bool_]) -> tuple[Any, Any]:
-    """Ids of the kept items and, where a table of items is given, their titles in the same order."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    ids = items.table(keep)
-    if inputs.titles is None:
-        return ids, None
-    source, column = inputs.titles
-    titles: list[str | None] = [None] * len(keep)
+def _titles(titles: tuple[Source, str] | None, items: Vocabulary, keep: NDArray[np.bool_]) -> Any:
+    """Titles of the kept items in their order, where a table of items is given."""
+    if titles is None:
+        return None
+    source, column = titles
+    found: list[str | None] = [None] * len(keep)
     for batch in reading.batches(source, [str(source.columns.item), column]):
-        for id_, title in zip(
-            pc.cast(batch.column(0), pa.string()).to_pylist(), batch.column(1).to_pylist(), strict=True
-        ):
-            if (number := items.number(id_)) is not None:
-                titles[number] = str(title)
-    return ids, arrow.text(title for title, kept in zip(titles, keep, strict=True) if kept)
+        for number, title in zip(items.find(batch.column(0)), batch.column(1).to_pylist(), strict=True):
+            if number != EMPTY:
+                found[number] = str(title)
+    return arrow.text(title for title, kept in zip(found, keep, strict=True) if kept)
 
 
 def count(inputs: Inputs) -> Facts:

@@ -20,6 +20,7 @@ from apps.recsys import arrow
 from apps.recsys.buckets import Buckets
 from apps.recsys.history import NpyReader, NpyWriter
 from apps.recsys.reading import Source, batches
+from apps.recsys.vocabulary import Vocabulary
 from common.errors import InputError
 
 if TYPE_CHECKING:
@@ -60,45 +61,6 @@ class Staged:
     """Rows of each item."""
     largest_bucket: int = 0
     """Rows of the largest bucket that was sorted at once."""
-
-
-class Vocabulary:
-    """Ids, numbered in the order of their first appearance."""
-
-    def __init__(self) -> None:
-        self._numbers: dict[str, int] = {}
-
-    def __len__(self) -> int:
-        return len(self._numbers)
-
-    def encode(self, column: Any) -> NDArray[np.int32]:
-        """Numbers of a column's ids; new ids get the next ones."""
-        import numpy as np
-        import pyarrow as pa
-        import pyarrow.compute as pc
-
-        encoded = column if pa.types.is_dictionary(column.type) else column.dictionary_encode()
-        numbers = self._numbers
-        here = pc.cast(encoded.dictionary, pa.string()).to_pylist()
-        table = np.fromiter((numbers.setdefault(id_, len(numbers)) for id_ in here), np.int32, len(here))
-        coded: NDArray[np.int32] = table[arrow.values(encoded.indices)]
-        return coded
-
-    def table(self, keep: NDArray[np.bool_]) -> Any:
-        """Arrow array of the kept ids in order: int64 where every id is a plain integer, else text."""
-        import pyarrow as pa
-        import pyarrow.compute as pc
-
-        text = arrow.text(id_ for id_, kept in zip(self._numbers, keep, strict=True) if kept)
-        try:
-            numbers = pc.cast(text, pa.int64())
-        except pa.ArrowInvalid:
-            return text
-        return numbers if pc.all(pc.equal(pc.cast(numbers, pa.string()), text)).as_py() else text
-
-    def number(self, id_: str) -> int | None:
-        """The number of an id, if it is known."""
-        return self._numbers.get(id_)
 
 
 def stage(

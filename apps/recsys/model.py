@@ -12,7 +12,7 @@ MODEL_DIR (see ``common.model_folder``)::
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -59,16 +59,26 @@ class Table:
         return "" if self._titles is None else str(self._titles[int(row)].as_py() or "")
 
 
-def write_table(path: Path, ids: Any, titles: Any = None) -> None:
-    """Write a table of ids. Uncompressed, so that the file's size tells what loading it takes."""
+def write_table(path: Path, ids: Iterable[Any], titles: Any = None) -> None:
+    """Write a table of ids, given as arrays one after the other, and titles.
+
+    Uncompressed, so that the file's size tells what loading it takes.
+    """
     import numpy as np
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    columns = {"row": arrow.numbers(np.arange(len(ids), dtype=np.int32)), "id": ids}
-    if titles is not None:
-        columns["title"] = titles
-    pq.write_table(pa.table(columns), path, compression="none", use_dictionary=False, row_group_size=1 << 16)
+    writer, rows = None, 0
+    for part in ids:
+        columns = {"row": arrow.numbers(np.arange(rows, rows + len(part), dtype=np.int32)), "id": part}
+        if titles is not None:
+            columns["title"] = titles.slice(rows, len(part))
+        rows += len(part)
+        table = pa.table(columns)
+        writer = writer or pq.ParquetWriter(path, table.schema, compression="none", use_dictionary=False)
+        writer.write_table(table)
+    if writer is not None:
+        writer.close()
 
 
 class Recommender:

@@ -4,6 +4,7 @@ What runs here becomes the floor that the plan starts from; what a command loads
 """
 
 import os
+from pathlib import Path
 from typing import Any
 
 
@@ -21,6 +22,7 @@ def reading() -> None:
     """Ingest: NumPy, and Arrow's CSV and Parquet readers and kernels."""
     _command_line()
     import io
+    import tempfile
 
     import numpy as np
     import pyarrow as pa
@@ -29,7 +31,8 @@ def reading() -> None:
     import pyarrow.parquet as pq
 
     from apps.recsys import arrow
-    from apps.recsys.interactions import Vocabulary, present
+    from apps.recsys.interactions import present
+    from apps.recsys.vocabulary import Vocabulary
 
     text = b"user,item,value\n" + b"".join(b"%d,%d,1\n" % (n % 7, n) for n in range(64))
     types = {"user": pa.string(), "item": pa.string(), "value": pa.float64()}
@@ -39,9 +42,11 @@ def reading() -> None:
         convert_options=pyarrow.csv.ConvertOptions(column_types=types),
     ):
         good = present(batch["user"])
-        vocabulary = Vocabulary()
-        codes = vocabulary.encode(pc.filter(batch["user"], arrow.mask(good)))
-        ids = vocabulary.table(np.ones(len(vocabulary), bool))
+        with tempfile.TemporaryDirectory() as folder:
+            vocabulary = Vocabulary(Path(folder), "user")
+            codes = vocabulary.encode(pc.filter(batch["user"], arrow.mask(good)))
+            (ids,) = vocabulary.ids(np.ones(len(vocabulary), bool))
+            vocabulary.close()
         np.lexsort((codes, codes))
         np.add.reduceat(np.bincount(codes), [0])
     file = io.BytesIO()

@@ -21,8 +21,8 @@ from common.memory.costs import Costs, Probe
 from common.memory.footprint import Footprint, Term
 from common.memory.planner import Setting, Workload
 
-ID_BYTES = 152
-"""An id in memory while reading: a str (56 to 64), its number (28 to 32), its place in a dict (40 to 80)."""
+ID_BYTES = 48
+"""An id in memory while reading (``vocabulary``): two hashes and up to four slots, in arrays that double in size."""
 WAITING_BYTES = 16 << 20
 """The parent while its child reads, without what they share."""
 STAGE_BYTES = 12 << 20

@@ -18,8 +18,8 @@ MANIFEST = {"kind": "popularity", "hyper": {}, "cosine": False}
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A model by popularity of users 10, 11, 12 and items a to f, the first the best; everybody had ``a``."""
-    model.write_table(tmp_path / "users.parquet", arrow.numbers(np.array([10, 11, 12])))
-    model.write_table(tmp_path / "items.parquet", arrow.text("abcdef"))
+    model.write_table(tmp_path / "users.parquet", [arrow.numbers(np.array([10, 11, 12]))])
+    model.write_table(tmp_path / "items.parquet", [arrow.text("abcdef")])
     weights.write(tmp_path / weights.WEIGHTS, {weights.ITEMS: np.arange(6, 0, -1, dtype=np.float32)[:, None]})
     for name, kind, values in (
         ("indptr", "<i8", [0, 1, 2, 3]),
