@@ -20,8 +20,8 @@ def ridge(item_factors: NDArray[np.float32], hyper: Mapping[str, Any]) -> Fold:
     """``ials``: the least-squares solution for one user (``ials.fold_in``)."""
     from apps.recsys import ials
 
-    shared = ials.gramian(item_factors, hyper["regularization"])
-    return lambda items, values: ials.fold_in(shared, item_factors, items, ials.confidence(values, hyper))
+    shared = ials.gramian(item_factors)
+    return lambda items, values: ials.fold_in(shared, item_factors, items, ials.confidence(values, hyper), hyper)
 
 
 def constant() -> Fold:

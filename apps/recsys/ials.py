@@ -7,8 +7,10 @@ with confidence 1 and preference 0, an interaction with confidence ``alpha * wei
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from apps.recsys import exact
 from apps.recsys.pause import State
 
 if TYPE_CHECKING:
@@ -17,8 +19,9 @@ if TYPE_CHECKING:
 
     from apps.recsys.sides import Sides
 
-HYPER: Mapping[str, Any] = {"alpha": 2.0, "regularization": 10.0, "iterations": 15, "weight": "log"}
-"""Hyper-parameters with their defaults (chosen on MovieLens-1M and Last.fm, see ``apps/recsys/bench``)."""
+HYPER: Mapping[str, Any] = {"alpha": 2.0, "regularization": 10.0, "iterations": 15, "weight": "log", "frequency": 0.0}
+"""Hyper-parameters with their defaults (chosen on MovieLens-1M and Last.fm, see ``apps/recsys/bench``);
+``frequency``: the exponent of ``exact.ridge``, 0 for the same regularisation everywhere, which ``implicit`` solves."""
 WEIGHTS = ("log", "value", "binary")
 """How a value becomes a weight: log(1 + value), the value itself, or 1."""
 FIRST_SCALE = 0.01
@@ -49,8 +52,9 @@ def fit(
 ) -> NDArray[np.float32]:
     """Train on from a state, and return the items' factors, shape (items, factors).
 
-    The result is that of ``AlternatingLeastSquares(random_state=seed).fit(matrix)`` to the bit, however the sides are
-    cut into blocks: a row is solved on its own, from the other side's factors and from what it was before.
+    Without ``frequency`` the result is that of ``AlternatingLeastSquares(random_state=seed).fit(matrix)`` to the bit,
+    however the sides are cut into blocks: a row is solved on its own, from the other side's factors and from what it
+    was before.
 
     Parameters
     ----------
@@ -65,18 +69,17 @@ def fit(
         If factors are not finite in the end.
     """
     import numpy as np
-    from implicit.cpu.als import AlternatingLeastSquares
     from threadpoolctl import threadpool_limits
 
-    # implicit runs its own threads; BLAS below them must not (its check warns of a tenfold slowdown).
+    # The solvers run their own threads; BLAS below them must not (implicit's check warns of a tenfold slowdown).
     with threadpool_limits(1, "blas"):
-        solve = AlternatingLeastSquares(factors=state.items.shape[1], num_threads=threads).solver
+        solve = _solver(hyper, threads)
         while state.sweep < 2 * hyper["iterations"]:
             by_item = state.sweep % 2
             side = sides.items if by_item else sides.users
             solved, fixed = (state.items, state.users) if by_item else (state.users, state.items)
             for start, stop, block in side.blocks(state.row):
-                solve(block, solved[start:stop], fixed, hyper["regularization"], num_threads=threads)
+                solve(block, solved[start:stop], fixed)
                 del block  # before the next one is read
                 state.row = stop
                 after_block(state)
@@ -84,6 +87,16 @@ def fit(
     if not np.isfinite(state.items.sum(dtype=np.float64)):
         raise ArithmeticError("the factors are not finite; try a larger regularization")
     return state.items
+
+
+def _solver(hyper: Mapping[str, Any], threads: int) -> Callable[[Any, Any, Any], None]:
+    """Solves rows in place, from their confidences and the other side's factors."""
+    if hyper["frequency"]:
+        ridge = {"regularization": hyper["regularization"], "exponent": hyper["frequency"]}
+        return partial(exact.solve, **ridge, threads=threads)
+    from implicit.cpu.als import AlternatingLeastSquares
+
+    return partial(AlternatingLeastSquares().solver, regularization=hyper["regularization"], num_threads=threads)
 
 
 def _first_factors(random: np.random.Generator, rows: int, factors: int) -> NDArray[np.float32]:
@@ -95,13 +108,9 @@ def _first_factors(random: np.random.Generator, rows: int, factors: int) -> NDAr
     return first
 
 
-def gramian(item_factors: NDArray[np.float32], regularization: float) -> NDArray[np.float32]:
-    """``Y'Y + regularization * I``, shape (factors, factors): the part of the fold-in that all users share."""
-    import numpy as np
-
-    shared = item_factors.T @ item_factors
-    shared[np.diag_indices_from(shared)] += np.float32(regularization)
-    return shared
+def gramian(item_factors: NDArray[np.float32]) -> NDArray[np.float32]:
+    """``Y'Y``, shape (factors, factors): the part of the fold-in that all users share."""
+    return item_factors.T @ item_factors
 
 
 def fold_in(
@@ -109,6 +118,7 @@ def fold_in(
     item_factors: NDArray[np.float32],
     items: NDArray[np.integer[Any]],
     confidences: NDArray[np.float32],
+    hyper: Mapping[str, Any],
 ) -> NDArray[np.float32]:
     """A user's vector from its history: ``(Y'Y + λI + Y'(C - I)Y)⁻¹ Y'Cp`` (Hu et al. 2008, equation 4).
 
@@ -128,5 +138,9 @@ def fold_in(
 
     rows = item_factors[items]
     system = shared + rows.T @ (rows * (confidences - 1)[:, None])
+    weight = float((confidences - 1).sum())
+    exponent = hyper.get("frequency", 0.0)
+    ridge = exact.ridge(hyper["regularization"], exponent, weight=weight, others=len(item_factors))
+    system[np.diag_indices_from(system)] += np.float32(ridge)
     solved: NDArray[np.float32] = np.linalg.solve(system, confidences @ rows)
     return solved

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from apps.recsys.buckets import MOST_BUCKETS
+from apps.recsys.exact import workspace_bytes
 from apps.recsys.sides import HELD_BLOCK, SORTED_SHARE
 from common.memory.footprint import Term
 
@@ -14,6 +15,8 @@ SOLVER_BYTES = 7 << 19
 """What ``implicit``'s solver and BLAS below it take (measured 2.7 to 3.3 MiB, for 64 to 256 factors)."""
 SOLVED_BYTES = 12
 """An interaction of a block: item, confidence, and the solver's copy of the confidence."""
+INDEX_BYTES = 64
+"""A row of the side that is solved by ``exact``: its length, weight and ridge, its place in the order by length."""
 PAIR_BYTES = 48
 """A pair while its bucket is sorted: two copies of the record, the key or the order, the dealt columns."""
 GRAMIAN_SPEED = 2.5e10
@@ -32,6 +35,9 @@ class Sizes:
     longest: int
     """The most interactions of one user."""
     factors: int
+    exact: bool = False
+    """Rows are solved by ``exact.solve`` instead of ``implicit``."""
+    threads: int = 1
 
     @property
     def longest_row(self) -> int:
@@ -50,6 +56,10 @@ def terms(sizes: Sizes, fit_block: int) -> list[Term]:
         Term("user factors", 4 * sizes.users * sizes.factors, "analytic", ("fit",)),
         Term("solver", SOLVER_BYTES, "measured", ("fit",)),
     ]
+    if sizes.exact:
+        work = workspace_bytes(rows=max(sizes.users, sizes.items), factors=sizes.factors, threads=sizes.threads)
+        indices = INDEX_BYTES * max(sizes.users, sizes.items)
+        factors.append(Term("exact solver", work + indices, "analytic", ("fit",)))
     return factors + (_held(sizes) if fit_block >= sizes.interactions else _stored(sizes, fit_block))
 
 

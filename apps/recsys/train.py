@@ -116,6 +116,8 @@ def hyper_parameters(args: argparse.Namespace) -> dict[str, Any]:
         raise UsageError(f"--set weight={hyper['weight']}: expected one of {', '.join(ials.WEIGHTS)}")
     if not (hyper["alpha"] > 0 and hyper["regularization"] > 0 and hyper["iterations"] >= 1):
         raise UsageError("--set: alpha and regularization must be above 0, iterations at least 1")
+    if not 0 <= hyper["frequency"] <= 2:
+        raise UsageError("--set: frequency must be from 0 (one regularisation for all) to 2")
     return hyper
 
 

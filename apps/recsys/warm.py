@@ -65,11 +65,11 @@ def scoring() -> None:
     from apps.recsys.metrics import Tally
 
     factors = np.ones((1024, 64), np.float32)
-    shared = gramian(factors, 1.0)
-    hyper = {"alpha": 2.0, "weight": "log"}
+    shared = gramian(factors)
+    hyper = {"alpha": 2.0, "weight": "log", "regularization": 1.0}
 
     def vector(items: Any, values: Any) -> Any:
-        return fold_in(shared, factors, items, confidence(values, hyper))
+        return fold_in(shared, factors, items, confidence(values, hyper), hyper)
 
     users = [(np.arange(8), np.ones(8, np.float32), np.arange(9, 12))] * 8
     tally = Tally(len(factors))
@@ -110,7 +110,10 @@ def training() -> None:
     both = sides.Sides(sides.Held(matrix), sides.Held(matrix.T.tocsr()))
     state = ials.first_state(both, factors=64, seed=0)
     hyper = {**ials.HYPER, "iterations": 1}
-    ials.fit(both, state, hyper=hyper, threads=threads, after_block=lambda state: None)
+    for frequency in (0.0, 1.0):  # by implicit, and by our own solver
+        state.sweep = 0
+        how = {**hyper, "frequency": frequency}
+        ials.fit(both, state, hyper=how, threads=threads, after_block=lambda state: None)
 
 
 def learning() -> None:

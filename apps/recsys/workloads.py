@@ -133,7 +133,9 @@ class TrainWorkload:
     def sizes(self) -> pricing_ials.Sizes:
         """Of the matrix that ``ials`` factorises."""
         facts = self.facts
-        return pricing_ials.Sizes(self.fit_users, facts.items, self.fit_interactions, facts.longest, self.factors)
+        exact = bool(self.hyper.get("frequency", 0.0))
+        counts = (self.fit_users, facts.items, self.fit_interactions, facts.longest)
+        return pricing_ials.Sizes(*counts, self.factors, exact=exact, threads=self.threads)
 
     @property
     def ranks(self) -> bool:

@@ -152,12 +152,13 @@ def test_fold_in_is_that_of_implicit(matrix: sp.csr_matrix) -> None:
 
     model = AlternatingLeastSquares(factors=8, regularization=2.0, iterations=4, num_threads=1, random_state=5)
     model.fit(matrix, show_progress=False)
-    shared = ials.gramian(model.item_factors, 2.0)
+    shared, hyper = ials.gramian(model.item_factors), {**ials.HYPER, "regularization": 2.0}
     for user in range(0, 80, 7):
         row = matrix[user]
-        ours = ials.fold_in(shared, model.item_factors, row.indices, row.data)
+        ours = ials.fold_in(shared, model.item_factors, row.indices, row.data, hyper)
         np.testing.assert_allclose(ours, model.recalculate_user(user, row), atol=1e-4)
-    assert not ials.fold_in(shared, model.item_factors, np.zeros(0, int), np.zeros(0, np.float32)).any()
+    nothing = np.zeros(0, int), np.zeros(0, np.float32)
+    assert not ials.fold_in(shared, model.item_factors, *nothing, hyper).any()
 
 
 def test_confidences() -> None:
@@ -166,3 +167,16 @@ def test_confidences() -> None:
     for weight, right in expected.items():
         np.testing.assert_allclose(ials.confidence(values, {"alpha": 2.0, "weight": weight}), right, rtol=1e-6)
     np.testing.assert_array_equal(values, [1, 7])
+
+
+def test_fold_in_with_a_frequency_is_that_of_the_exact_solver(matrix: sp.csr_matrix) -> None:
+    from apps.recsys import exact
+
+    hyper = {**ials.HYPER, "regularization": 2.0, "frequency": 1.0}
+    factors = np.random.default_rng(3).normal(0, 0.3, (matrix.shape[1], 8)).astype(np.float32)
+    solved = np.empty((matrix.shape[0], 8), np.float32)
+    exact.solve(matrix, solved, factors, regularization=2.0, exponent=1.0, threads=1)
+    for user in range(0, 80, 7):
+        row = matrix[user]
+        ours = ials.fold_in(ials.gramian(factors), factors, row.indices, row.data, hyper)
+        np.testing.assert_allclose(ours, solved[user], rtol=1e-3, atol=1e-4)

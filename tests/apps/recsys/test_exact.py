@@ -1,5 +1,7 @@
 """Rows with a regularisation each: equal to the system written out in float64, whatever their length."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import scipy.sparse
@@ -7,7 +9,9 @@ import scipy.sparse
 from apps.recsys import exact
 
 
-def naive(confidences: scipy.sparse.csr_matrix, fixed: np.ndarray, regularization: float, exponent: float) -> np.ndarray:
+def naive(
+    confidences: scipy.sparse.csr_matrix, fixed: np.ndarray, regularization: float, exponent: float
+) -> np.ndarray:
     """Equation 4 of Hu et al. 2008, row by row."""
     factors = fixed.astype(np.float64)
     found = np.zeros((confidences.shape[0], factors.shape[1]))
@@ -62,7 +66,7 @@ def test_it_lowers_the_objective_of_a_whole_factorisation() -> None:
         exact.solve(confidences, users, items, regularization=1.0, exponent=1.0, threads=1)
         exact.solve(confidences.T.tocsr(), items, users, regularization=1.0, exponent=1.0, threads=1)
         seen.append(objective(confidences, users, items))
-    assert all(later <= earlier * (1 + 1e-6) for earlier, later in zip(seen, seen[1:], strict=False))
+    assert all(later <= earlier * (1 + 1e-6) for earlier, later in pairwise(seen))
     assert seen[-1] < seen[0]
 
 
