@@ -15,7 +15,7 @@ from common.memory.budget import parse_size
 
 WORK = Path("bench/work/recsys")
 NCF = {"weight": "binary", "alpha": 4.33, "regularization": 34, "frequency": 1, "iterations": 12}
-"""Of iALS on NCF's MovieLens-1M: unobserved weight 0.3 and ridge of Rendle et al. (2021), in ``implicit``'s terms, among
+"""Of iALS on MovieLens-1M: unobserved weight 0.3 and ridge of Rendle et al. (2021), in ``implicit``'s terms, among
 settings that were compared on each user's last item before the tested one, with 99 sampled others."""
 
 
