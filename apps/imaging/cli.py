@@ -37,6 +37,14 @@ def share(text: str) -> float:
     return value
 
 
+def millilitres(text: str) -> float:
+    """An argparse type: a volume that is not negative."""
+    value = float(text)
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not a volume in millilitres")
+    return value
+
+
 REPAIR_HELP = "resample a tilted gantry or uneven spacing instead of refusing: tilt,spacing"
 
 
@@ -89,6 +97,11 @@ def _infer(commands: Any) -> None:
     one.add_argument("--roi-subset", type=names, metavar="NAME,...", help="only these classes (default: all)")
     one.add_argument("--statistics", action="store_true", help="also volume and intensity of each class, CSV and JSON")
     one.add_argument("--preview", action="store_true", help="also a picture of each segmentation (--report has both)")
+    small_help = "make connected parts of less than so many millilitres background"
+    one.add_argument("--remove-small", type=millilitres, default=0.0, metavar="ML", help=small_help)
+    one.add_argument(
+        "--fast", action="store_true", help="at half the model's resolution; labels on the image's own grid"
+    )
     cli.add_device_options(one)
     cli.add_common_options(one)
     record = lambda args: args.output / "run.json"  # noqa: E731
@@ -112,7 +125,7 @@ def _engine(args: argparse.Namespace) -> str:
 def _infer_workload(args: argparse.Namespace, budget: MemoryBudget) -> "Workload":
     from apps.imaging.infer import open_cases
     from apps.imaging.infer_workload import InferWorkload
-    from apps.imaging.model import read_model
+    from apps.imaging.model import at_half_resolution, read_model
     from apps.imaging.networks import divisor
     from apps.imaging.outputs import Wanted, chosen_labels
     from apps.imaging.studies import find_studies
@@ -124,6 +137,8 @@ def _infer_workload(args: argparse.Namespace, budget: MemoryBudget) -> "Workload
         raise InputError(
             f"{args.model}: a model of {len(model.channels)} channels; this version reads one image a study"
         )
+    if args.fast:
+        model = at_half_resolution(model)
     tile = args.tile or model.patch
     if any(size % divisor(model.network, model.arguments) for size in tile):
         step = divisor(model.network, model.arguments)
@@ -147,6 +162,7 @@ def _infer_workload(args: argparse.Namespace, budget: MemoryBudget) -> "Workload
         batch=args.batch,
         wanted=wanted,
         mirror=model.mirror if args.tta == "mirror" else "",
+        remove_small=args.remove_small,
         scratch=existing(args.output),
         threads=args.threads,
     )
@@ -208,6 +224,7 @@ def _infer_run(args: argparse.Namespace, session: cli.Session) -> Mapping[str, A
         batch=plan["batch"],
         spill=plan["spill"],
         mirror=work.mirror,
+        remove_small=work.remove_small,
         wanted=work.wanted,
         session=session,
         table=table,

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from apps.imaging import intensity
+from apps.imaging import components, intensity
 from apps.imaging.geometry import Frame, network_grid
 from apps.imaging.labels import BackToFile, LabelMaker, LabelPlanes, row_depth
 from apps.imaging.model import ImagingModel
@@ -64,6 +64,8 @@ class Job:
     """What of the blend waits on disk, beside the outputs."""
     mirror: str
     """Axes over whose mirrorings the engine averages."""
+    remove_small: float
+    """Millilitres below which a connected part becomes background; 0: none."""
     wanted: Wanted
     session: Session
     table: StudyTable
@@ -78,6 +80,8 @@ class Job:
             "tile": list(case.tile),
             "overlap": case.grid.overlap,
             "mirror": self.mirror,
+            "spacing": list(self.model.spacing),
+            "remove_small": self.remove_small,
         }
 
 
@@ -154,7 +158,11 @@ def segment(job: Job, study: Study, case: Case) -> tuple[str, ...]:
     ):
         place: dict[str, Any] = {"spill": job.spill, "scratch": job.table.directory}
         values = finished_values(case, job.engine, operations, batch=job.batch, tick=bar.update, **place)
-        for labels in label_planes(case, job.engine.out_channels, values, job.maker):
+        planes = label_planes(case, job.engine.out_channels, values, job.maker)
+        if job.remove_small:
+            least = components.least_voxels(job.remove_small, volume.affine)
+            planes = components.without_small(planes, least, job.table.directory)
+        for labels in planes:
             outputs.write(labels)
         outputs.save_statistics()
     if job.wanted.preview:
