@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.abc import MetaPathFinder
 from math import prod
-from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -189,6 +188,14 @@ def blocks(name: str, network: "torch.nn.Module") -> "list[torch.nn.Module]":
     return [module for module in network.modules() if type(module).__name__ == NETWORKS[name].block]
 
 
+def twin(network: "torch.nn.Module") -> "torch.nn.Module":
+    """A copy of the modules around the same tensors."""
+    import copy
+
+    memo: dict[int, Any] = {id(tensor): tensor for tensor in (*network.parameters(), *network.buffers())}
+    return copy.deepcopy(network, memo)
+
+
 def split_head(name: str, network: "torch.nn.Module") -> "tuple[torch.nn.Module, torch.nn.Conv3d] | None":
     """The network without its final 1x1x1 convolution, and that convolution.
 
@@ -200,8 +207,6 @@ def split_head(name: str, network: "torch.nn.Module") -> "tuple[torch.nn.Module,
         ``trunk``: (B, Cin, x, y, z) -> (B, F, x, y, z) features; ``head``: weight (C, F, 1, 1, 1), bias (C,).
         ``None`` where the network does not end in such a convolution.
     """
-    import copy
-
     import torch
 
     path = NETWORKS[name].head
@@ -210,50 +215,7 @@ def split_head(name: str, network: "torch.nn.Module") -> "tuple[torch.nn.Module,
     head = network.get_submodule(path)
     if not isinstance(head, torch.nn.Conv3d) or any(size != 1 for size in head.kernel_size):
         return None
-    memo: dict[int, Any] = {id(tensor): tensor for tensor in (*network.parameters(), *network.buffers())}
-    trunk = copy.deepcopy(network, memo)
+    trunk = twin(network)
     parent, _, last = path.rpartition(".")
     setattr(trunk.get_submodule(parent), last, torch.nn.Identity())
     return trunk, head
-
-
-def export_onnx(name: str, network: "torch.nn.Module", path: Path, *, tile: tuple[int, int, int]) -> str:
-    """Write the network as float32 ONNX with dynamic batch and spatial axes, its head taken off where it has one.
-
-    Parameters
-    ----------
-    name, network
-        As for ``build``; put into evaluation mode here.
-    path
-        The file to write; not atomic, the caller writes into its own place.
-    tile
-        Spatial shape to trace with; the smallest valid one will do and costs the least memory.
-
-    Returns
-    -------
-    str
-        The output's name: ``"features"`` or ``"logits"``.
-    """
-    import warnings
-
-    import torch
-
-    network.eval()
-    split = split_head(name, network)
-    output = "features" if split else "logits"
-    channels = next(network.parameters()).shape[1]
-    axes = {0: "batch", 2: "x", 3: "y", 4: "z"}
-    with torch.no_grad(), warnings.catch_warnings():
-        # The older exporter traces in half the memory of the newer one, which wants onnxscript as well.
-        warnings.simplefilter("ignore")
-        torch.onnx.export(
-            split[0] if split else network,
-            (torch.zeros(1, channels, *tile),),
-            str(path),
-            dynamo=False,
-            opset_version=17,
-            input_names=["image"],
-            output_names=[output],
-            dynamic_axes={"image": axes, output: axes},
-        )
-    return output

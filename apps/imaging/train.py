@@ -296,6 +296,7 @@ def _finish(job: Job, session: Session, network: "torch.nn.Module", held_out: Vo
     import shutil
 
     from apps.imaging.card import render
+    from apps.imaging.export import export_onnx
     from apps.imaging.model import labels_from_names, write_model
     from common import model_folder
     from common.engines.engine import NETWORK
@@ -317,7 +318,7 @@ def _finish(job: Job, session: Session, network: "torch.nn.Module", held_out: Vo
     with session.phase(EXPORT):
         draft = job.output / WORK / NETWORK
         step = networks.divisor(recipe.network, recipe.arguments)
-        networks.export_onnx(recipe.network, network, draft, tile=(2 * step, 2 * step, 2 * step))
+        export_onnx(recipe.network, network, draft, tile=(2 * step, 2 * step, 2 * step))
         head = networks.NETWORKS[recipe.network].head
         labels = [
             type(label)(value, label.name, label.code, label.color)

@@ -60,6 +60,7 @@ def random_segresnet(
     import torch
 
     from apps.imaging import networks
+    from apps.imaging.export import export_onnx
     from apps.imaging.model import labels_from_names, write_model
 
     if (directory / "model.json").is_file():
@@ -68,7 +69,7 @@ def random_segresnet(
     torch.manual_seed(seed)
     complete = networks.arguments("segresnet", arguments, in_channels=1, out_channels=classes)
     network = networks.build("segresnet", complete)
-    networks.export_onnx("segresnet", network, directory / "network.onnx", tile=(16, 16, 16))
+    export_onnx("segresnet", network, directory / "network.onnx", tile=(16, 16, 16))
     head = networks.NETWORKS["segresnet"].head
     write_model(
         directory,

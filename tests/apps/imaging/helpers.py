@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from apps.imaging import networks
+from apps.imaging.export import export_onnx
 from apps.imaging.model import labels_from_names, write_model
 
 
@@ -33,7 +34,7 @@ def random_model(
     complete = networks.arguments(network, arguments or small, in_channels=1, out_channels=classes)
     module = networks.build(network, complete).eval()
     edge = networks.divisor(network, complete) * 2
-    networks.export_onnx(network, module, directory / "network.onnx", tile=(edge, edge, edge))
+    export_onnx(network, module, directory / "network.onnx", tile=(edge, edge, edge))
     head = networks.NETWORKS[network].head
     write_model(
         directory,

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from apps.imaging import networks
+from apps.imaging.export import GroupNormByReductions, export_onnx
 from common.errors import InputError, UsageError
 from common.training import policies
 
@@ -19,7 +20,7 @@ def test_onnx_equals_torch_on_another_size(name: str, tmp_path: Path):
     complete = networks.arguments(name, {}, in_channels=1, out_channels=3)
     network, step = networks.build(name, complete), networks.divisor(name, complete)
     path = tmp_path / "network.onnx"
-    output = networks.export_onnx(name, network, path, tile=(2 * step,) * 3)
+    output = export_onnx(name, network, path, tile=(2 * step,) * 3)
     image = torch.randn(2, 1, 2 * step, 3 * step, 4 * step)
     core = ov.Core()
     compiled = core.compile_model(core.read_model(path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
@@ -75,3 +76,15 @@ def test_monai_comes_without_its_optional_libraries():
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert not {"pandas", "nibabel", "scipy", "PIL", "pydicom"} & {name.partition(".")[0] for name in loaded}
     assert "monai.networks.nets" in loaded
+
+
+def test_group_normalisation_by_reductions_is_as_exact_far_from_zero():
+    norm = torch.nn.GroupNorm(4, 12)
+    torch.nn.init.normal_(norm.weight)
+    torch.nn.init.normal_(norm.bias)
+    values = torch.randn(2, 12, 24, 16, 20) + 300 * torch.randn(12, 1, 1, 1)
+    exact = norm.double()(values.double())
+    norm.float()
+    with torch.inference_mode():
+        assert (GroupNormByReductions(norm)(values) - exact).abs().max() < 2e-5
+        assert (norm(values) - exact).abs().max() < 2e-5
