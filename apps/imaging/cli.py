@@ -89,7 +89,7 @@ def _infer(commands: Any) -> None:
     one.add_argument("--repair", type=repairs, default=frozenset(), metavar="WHAT", help=REPAIR_HELP)
     one.add_argument("--overlap", type=share, default=0.5, help="share of a tile covered again (default 0.5)")
     one.add_argument("--tile", type=cli.triple, metavar="X,Y,Z", help="tile in voxels (default: the model's patch)")
-    one.add_argument("--batch", type=cli.positive, metavar="N", help="tiles per call of the engine")
+    one.add_argument("--batch", type=cli.positive, metavar="N", help="tiles at a time, each in a share of the threads")
     one.add_argument("--engine", default="auto", choices=["auto", "openvino", "torch"], help="default auto")
     one.add_argument("--precision", default="float32", choices=["float32"], help="default float32")
     tta_help = "also average over the tile mirrored along the axes of training (slower)"
@@ -211,7 +211,7 @@ def _infer_run(args: argparse.Namespace, session: cli.Session) -> Mapping[str, A
             device=session.device.name if session.device and work.engine == "torch" else "cpu",
         )
     if work.mirror:
-        engine = MirrorEngine(engine, ["xyz".index(axis) for axis in work.mirror])
+        engine = MirrorEngine(engine, ["xyz".index(axis) for axis in work.mirror], batch=plan["batch"])
     head = read_head(model.directory, model.head) if model.head and plan["space"] == "features" else None
     chosen = chosen_labels(model, args.roi_subset)
     kept = [label.value for label in chosen.labels]

@@ -18,7 +18,8 @@ from apps.imaging.streams import Window
 from apps.imaging.studies import Study, StudyTable, open_volume, resume_key
 from apps.imaging.volume import Shape, Volume, blocks
 from common.cli import Session
-from common.engines.engine import Engine
+from common.engines.engine import Array as Tiles
+from common.engines.engine import Engine, answers, result_arrays
 from common.errors import InputError
 from common.memory import guard
 from common.tiling.blend import Block, BoundedBlend, Spilled
@@ -100,9 +101,11 @@ def finished_values(
     ``spill`` and ``scratch`` are the blend's.
     """
     grid, frame = case.grid, case.frame
-    weights = importance(grid.tile)
-    tiles = np.zeros((batch, engine.in_channels, *case.tile), np.float32)
-    positions = list(grid)
+    batches = [
+        range(first, min(first + batch, row + grid.per_row))
+        for row in range(0, len(grid), grid.per_row)
+        for first in range(row, row + grid.per_row, batch)
+    ]
     with (
         case.volume.open() as reader,
         BoundedBlend(
@@ -110,23 +113,30 @@ def finished_values(
             grid.tile,
             grid.overlap,
             engine.out_channels,
-            weights,
+            importance(grid.tile),
             flips=grid.flips,
             spill=spill,
             scratch=scratch,
         ) as blend,
     ):
-        window = Window(case.volume, reader, grid, operations)
-        for row in range(0, len(positions), grid.per_row):
-            window.advance(positions[row][2])
-            for first in range(row, row + grid.per_row, batch):
-                chosen = range(first, min(first + batch, row + grid.per_row))
-                for slot, index in enumerate(chosen):
-                    window.fill(positions[index], frame.view(tiles[slot, 0]))
-                outputs = engine(tiles)
-                for slot, index in enumerate(chosen):
-                    yield from blend.add(index, frame.view(outputs[slot]))
-                tick(len(chosen))
+        tiles = _tiles(case, Window(case.volume, reader, grid, operations), batches, batch, engine.in_channels)
+        for chosen, outputs in zip(batches, answers(engine, tiles, ahead=batch > 1), strict=True):
+            for index, output in zip(chosen, outputs, strict=True):
+                yield from blend.add(index, frame.view(output))
+            tick(len(chosen))
+
+
+def _tiles(case: Case, window: Window, batches: Sequence[range], batch: int, channels: int) -> Iterator[Tiles]:
+    """The network's input, batch by batch, in arrays that are used by turns."""
+    positions = list(case.grid)
+    arrays = [np.zeros((batch, channels, *case.tile), np.float32) for _ in range(result_arrays(batch))]
+    for chosen in batches:
+        window.advance(positions[chosen[0]][2])
+        arrays.reverse()
+        tiles = arrays[0][: len(chosen)]
+        for slot, index in enumerate(chosen):
+            window.fill(positions[index], case.frame.view(tiles[slot, 0]))
+        yield tiles
 
 
 def label_planes(

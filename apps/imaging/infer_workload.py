@@ -6,6 +6,7 @@ study decides each term, because they run one after the other.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from math import prod
 from pathlib import Path
 from shutil import disk_usage
@@ -52,6 +53,10 @@ ENGINE_SECONDS = 6e-8
 setting, it only says how much the rest matters."""
 ADDITION_SECONDS = 1e-9
 """One value of one tile blended (measured 0.7 to 1.3 ns, two cores)."""
+BESIDE = 0.5
+"""Share of the blend's time that is left where the engine runs beside it on the same cores."""
+WAITING = 1.08
+"""Time of an engine whose threads share a tile and wait for each other, over a tile each (measured 1.07 to 1.11)."""
 SPILL_PASSES = {"memory": 0, "rows": 2, "columns": 4}
 """How often a waiting overlap is written or read for each row of tiles."""
 SPILL_SECONDS = 1e-9
@@ -113,19 +118,26 @@ class InferWorkload:
     def settings(self) -> Iterator[Setting]:
         """What is blended, and where the overlap along z waits, if there is room. Tile, overlap and precision change
         the labels and are the user's."""
-        for space in ["logits", "features"] if self.model.head else ["logits"]:
-            for spill in ("memory", "rows", "columns"):
-                setting = {
-                    "tile": text(self.tile),
-                    "overlap": self.overlap,
-                    "batch": self.batch or 1,
-                    "space": space,
-                    "spill": spill,
-                    "engine": self.engine,
-                    "precision": self.precision,
-                }
-                if spill == "memory" or 0 < self._disk_bytes(setting) <= disk_usage(self.scratch).free:
-                    yield setting
+        spaces = ["logits", "features"] if self.model.head else ["logits"]
+        for space, spill, batch in product(spaces, ("memory", "rows", "columns"), self._batches):
+            setting = {
+                "tile": text(self.tile),
+                "overlap": self.overlap,
+                "batch": batch,
+                "space": space,
+                "spill": spill,
+                "engine": self.engine,
+                "precision": self.precision,
+            }
+            if spill == "memory" or 0 < self._disk_bytes(setting) <= disk_usage(self.scratch).free:
+                yield setting
+
+    @property
+    def _batches(self) -> list[int]:
+        """A tile for each thread or one for all; PyTorch gains nothing from batches."""
+        if self.batch:
+            return [self.batch]
+        return sorted({1, self.threads if self.engine != "torch" else 1}, reverse=True)
 
     def probes(self, setting: Setting) -> Sequence[Probe]:
         """The floor and the engine."""
@@ -152,7 +164,7 @@ class InferWorkload:
         """Floor, engine, and what each place that grows with the data holds."""
         measured = known[self.probes(setting)[1]]
         batch, channels = int(setting["batch"]), self.channels(setting)
-        tile = prod(self.tile)
+        tile, inputs = prod(self.tile), batch * engine.result_arrays(batch)
         running = (STATISTICS, TEMPLATE, INFER, PREVIEW)
         terms = [
             Term("engine, loading", int(ENGINE_SPREAD * measured["open_bytes"]), "measured", (OPEN,)),
@@ -162,7 +174,7 @@ class InferWorkload:
             Term("blend", self._largest(lambda c: self._carried(c, setting).memory), "analytic", (INFER,)),
             Term("mirrored tiles", self._mirror_bytes(setting), "analytic", (INFER,)),
             Term("input planes", self._largest(lambda c: window_bytes(c.volume, c.grid)), "analytic", (INFER,)),
-            Term("tiles", (batch * len(self.model.channels) * FLOAT + 2 * FLOAT + 4) * tile, "analytic", (INFER,)),
+            Term("tiles", (inputs * len(self.model.channels) * FLOAT + 2 * FLOAT + 4) * tile, "analytic", (INFER,)),
             Term("finished labels", self._largest(lambda c: self._labels(c, channels)), "analytic", (INFER,)),
             Term("small parts", self._largest(self._small_parts), "measured", (INFER,)),
             Term("reading", self._largest(lambda c: c.volume.reader_bytes), "measured", running),
@@ -188,14 +200,16 @@ class InferWorkload:
             yield f"--tile {text(tile)}", replace(self, tile=tile, cases=cases)
 
     def seconds(self, setting: Setting, known: Costs) -> float:
-        """The blend's additions and what it writes and reads decide: the engine does the same work in every setting."""
+        """What differs between settings: how well the engine's threads are used, the blend's additions, which batches
+        hide behind the engine, and what the blend writes and reads."""
         voxels = sum(len(case.grid) for case in self.usable) * prod(self.tile)
-        added = voxels * self.channels(setting)
+        batched = int(setting["batch"]) > 1
+        added = voxels * self.channels(setting) * (BESIDE if batched else 1)
         rows = max((len(case.grid.starts(2)) for case in self.usable), default=0)
         spilled = (
             SPILL_PASSES[setting["spill"]] * rows * self._disk_bytes(setting) if setting["spill"] != "memory" else 0
         )
-        computed = voxels * self.model.features
+        computed = voxels * self.model.features * (1 if batched else WAITING)
         return ENGINE_SECONDS * computed + ADDITION_SECONDS * added + SPILL_SECONDS * spilled
 
     def _mirror_bytes(self, setting: Setting) -> int:

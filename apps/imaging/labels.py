@@ -139,12 +139,12 @@ class LabelMaker:
         labels = np.empty((x, y, planes), self.dtype)
         for start in range(0, x, rows):
             part = values[:, start : start + rows]
-            block = part.reshape(part.shape[0], -1)
             if self._head is not None:
-                block = self._head[0] @ block
-                block += self._head[1][:, None]
-            index = _largest(block, self.dtype)
-            labels[start : start + rows] = (index if self._identical else self._values[index]).reshape(part.shape[1:])
+                logits = self._head[0] @ part.reshape(part.shape[0], -1)
+                logits += self._head[1][:, None]
+                part = logits.reshape(-1, *part.shape[1:])
+            index = _largest(part, self.dtype)
+            labels[start : start + rows] = index if self._identical else self._values[index]
         return labels
 
 
@@ -153,14 +153,14 @@ def label_rows(classes: int, channels: int, y: int, planes: int) -> int:
     return max(1, LABEL_BLOCK // max(1, max(classes, channels) * y * planes * FLOAT))
 
 
-def _largest(block: Array, dtype: np.dtype[np.unsignedinteger]) -> npt.NDArray[np.unsignedinteger]:
-    """``block.argmax(axis=0)`` in a byte or two per voxel instead of eight."""
-    best, index = block[0].copy(), np.zeros(block.shape[1], dtype)
-    larger = np.empty(block.shape[1], bool)
-    for number, logits in enumerate(block[1:], start=1):
-        np.greater(logits, best, out=larger)
+def _largest(logits: Array, dtype: np.dtype[np.unsignedinteger]) -> npt.NDArray[np.unsignedinteger]:
+    """``logits.argmax(axis=0)`` in a byte or two per voxel instead of eight."""
+    best, index = logits[0].copy(), np.zeros(logits.shape[1:], dtype)
+    larger = np.empty(logits.shape[1:], bool)
+    for number, others in enumerate(logits[1:], start=1):
+        np.greater(others, best, out=larger)
         np.copyto(index, dtype.type(number), where=larger)
-        np.maximum(best, logits, out=best)
+        np.maximum(best, others, out=best)
     return index
 
 

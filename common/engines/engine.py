@@ -6,7 +6,8 @@ measured once, in a child (``common.memory.costs``).
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -40,8 +41,50 @@ class Engine(Protocol):
     output: Output
 
     def __call__(self, tiles: Array) -> Array:
-        """(batch, in_channels, *tile) -> (batch, out_channels, *tile), valid until the next call."""
+        """(n, in_channels, *tile) -> (n, out_channels, *tile), n at most the batch.
+
+        The answer is valid until the next call; of an engine for batches, until the one after that.
+        """
         ...
+
+
+class Results:
+    """Arrays for an engine's answers: one for single tiles, two by turns for batches, which are computed ahead."""
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        self._arrays = [np.empty(shape, np.float32) for _ in range(result_arrays(shape[0]))]
+
+    def next(self, count: int) -> Array:
+        """The first ``count`` rows of the array whose turn it is."""
+        self._arrays.reverse()
+        return self._arrays[0][:count]
+
+
+def result_arrays(batch: int) -> int:
+    """How many arrays ``Results`` has for a batch."""
+    return min(batch, 2)
+
+
+def answers(engine: Engine, batches: Iterable[Array], *, ahead: bool) -> Iterator[Array]:
+    """The engine's answer to each batch; ``ahead``: the next one is computed meanwhile, by a thread beside this one.
+
+    Parameters
+    ----------
+    batches
+        Ahead, a batch is asked for before the answer to the one before it is given, and must stay as it is until then.
+    """
+    if not ahead:
+        yield from map(engine, batches)
+        return
+    with ThreadPoolExecutor(1) as worker:
+        running: Future[Array] | None = None
+        for tiles in batches:
+            done = running.result() if running is not None else None
+            running = worker.submit(engine, tiles)
+            if done is not None:
+                yield done
+        if running is not None:
+            yield running.result()
 
 
 def choose(name: str) -> str:
@@ -73,7 +116,7 @@ def open_engine(
     precision
         ``"float32"``; always set explicitly, because OpenVINO's own default is bfloat16 where the CPU has it.
     tile, batch, threads
-        Fixed for the life of the engine.
+        Fixed for the life of the engine; fewer tiles than a batch may be given.
     output
         ``"features"`` leaves the final 1x1x1 convolution to the caller; needs ``head``.
     head

@@ -9,7 +9,7 @@ from itertools import combinations
 
 import numpy as np
 
-from common.engines.engine import Array, Engine
+from common.engines.engine import Array, Engine, Results, result_arrays
 
 
 class MirrorEngine:
@@ -21,21 +21,24 @@ class MirrorEngine:
         What runs each of them.
     axes
         Of the network's x, y, z (0, 1, 2); only those along which it was trained to be mirrored make sense.
+    batch
+        Tiles per call, at most.
     """
 
-    def __init__(self, engine: Engine, axes: Sequence[int]) -> None:
+    def __init__(self, engine: Engine, axes: Sequence[int], *, batch: int = 1) -> None:
         self._engine = engine
         spatial = [axis + 2 for axis in axes]  # after batch and channels
         self._flips = [chosen for count in range(1, len(spatial) + 1) for chosen in combinations(spatial, count)]
         self.in_channels, self.out_channels, self.output = engine.in_channels, engine.out_channels, engine.output
-        self._sum: Array | None = None
+        self._batch = batch
+        self._sums: Results | None = None
 
     def __call__(self, tiles: Array) -> Array:
-        """(batch, in_channels, *tile) -> (batch, out_channels, *tile), valid until the next call."""
+        """The mean of the engine's answers."""
         first = self._engine(tiles)
-        if self._sum is None:
-            self._sum = np.empty_like(first)
-        total = self._sum
+        if self._sums is None:
+            self._sums = Results((self._batch, *first.shape[1:]))
+        total = self._sums.next(len(first))
         total[...] = first
         for axes in self._flips:
             total += np.flip(self._engine(np.ascontiguousarray(np.flip(tiles, axes))), axes)
@@ -44,5 +47,5 @@ class MirrorEngine:
 
 
 def mirror_bytes(*, batch: int, in_channels: int, out_channels: int, voxels: int) -> int:
-    """What a ``MirrorEngine`` holds beside the engine: the sum, and one mirrored input."""
-    return 4 * batch * voxels * (in_channels + out_channels)
+    """What a ``MirrorEngine`` holds beside the engine: the sums, and one mirrored input."""
+    return 4 * batch * voxels * (in_channels + result_arrays(batch) * out_channels)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from common.engines.engine import NETWORK, Array, Output, Tile, read_head
+from common.engines.engine import NETWORK, Array, Output, Results, Tile, read_head
 
 
 def import_openvino() -> Any:
@@ -25,7 +25,11 @@ def import_openvino() -> Any:
 
 
 class OpenVinoEngine:
-    """``network.onnx`` compiled for one static shape."""
+    """``network.onnx`` compiled for one static shape.
+
+    Each tile of a batch runs in a stream of its own, with its share of the threads: a tenth faster than one stream
+    whose threads wait for each other at every layer, for the price of one more tile's activations.
+    """
 
     def __init__(
         self,
@@ -37,7 +41,8 @@ class OpenVinoEngine:
         output: Output,
         head: Mapping[str, str] | None,
     ) -> None:
-        core = import_openvino().Core()
+        self._ov = import_openvino()
+        core = self._ov.Core()
         model = core.read_model(model_dir / NETWORK)
         found: Output = "features" if "features" in model.output(0).names else "logits"
         if found == "logits" and output == "features":
@@ -46,25 +51,31 @@ class OpenVinoEngine:
             assert head is not None
             model = _with_head(model, *read_head(model_dir, head))
         channels = model.input(0).partial_shape[1].get_length()
-        model.reshape([batch, channels, *tile])
+        model.reshape([1, channels, *tile])
         settings: dict[str, Any] = {
             "INFERENCE_PRECISION_HINT": "f32",
             "INFERENCE_NUM_THREADS": threads,
-            "NUM_STREAMS": 1,
-            "PERFORMANCE_HINT": "LATENCY",
+            "NUM_STREAMS": batch,
             "ENABLE_CPU_PINNING": False,  # pinned threads of two runs on one machine would share a core
         }
         compiled = core.compile_model(model, "CPU", settings)
         self.in_channels = int(channels)
         self.out_channels = int(compiled.output(0).shape[1])
         self.output: Output = output
-        self._request = compiled.create_infer_request()
+        self._requests = [compiled.create_infer_request() for _ in range(batch)]
+        self._results = Results((batch, self.out_channels, *tile))
 
     def __call__(self, tiles: Array) -> Array:
-        """Run one batch; the result is OpenVINO's own buffer."""
-        self._request.infer([tiles], share_inputs=True, share_outputs=True)
-        result: Array = self._request.get_output_tensor(0).data
-        return result
+        """Run up to one batch."""
+        results = self._results.next(len(tiles))
+        running = list(zip(self._requests, tiles, results, strict=False))
+        for request, tile, result in running:
+            request.set_input_tensor(self._ov.Tensor(tile[None], shared_memory=True))
+            request.set_output_tensor(self._ov.Tensor(result[None], shared_memory=True))
+            request.start_async()
+        for request, _, _ in running:
+            request.wait()
+        return results
 
 
 def _with_head(model: Any, weight: Array, bias: Array) -> Any:

@@ -13,7 +13,7 @@ import nibabel as nib
 import numpy as np
 import torch
 from monai.inferers import sliding_window_inference
-from monai.networks.nets import SegResNet
+from monai.networks import nets
 from monai.transforms import Compose, EnsureChannelFirst, LoadImage, NormalizeIntensity
 from safetensors.torch import load_file
 
@@ -31,7 +31,10 @@ def main() -> None:
     args = parser.parse_args()
     began = time.monotonic()
     torch.set_num_threads(args.threads)
-    network = SegResNet(spatial_dims=3, **json.loads((args.model / "model.json").read_text())["network"]["arguments"])
+    described = json.loads((args.model / "model.json").read_text())["network"]
+    network = {"segresnet": nets.SegResNet, "unet": nets.UNet}[described["name"]](
+        spatial_dims=3, **described["arguments"]
+    )
     network.load_state_dict(load_file(args.model / "weights.safetensors"))
     network.eval()
     image = Compose([LoadImage(image_only=True), EnsureChannelFirst(), NormalizeIntensity()])(args.image)
