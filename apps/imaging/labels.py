@@ -138,14 +138,16 @@ class LabelMaker:
         rows = label_rows(len(self._values), values.shape[0], y, planes)
         labels = np.empty((x, y, planes), self.dtype)
         for start in range(0, x, rows):
-            part = values[:, start : start + rows]
-            if self._head is not None:
-                logits = self._head[0] @ part.reshape(part.shape[0], -1)
-                logits += self._head[1][:, None]
-                part = logits.reshape(-1, *part.shape[1:])
-            index = _largest(part, self.dtype)
-            labels[start : start + rows] = index if self._identical else self._values[index]
+            labels[start : start + rows] = self._of_rows(values[:, start : start + rows])
         return labels
+
+    def _of_rows(self, values: Array) -> Labels:
+        if self._head is not None:
+            logits = self._head[0] @ values.reshape(values.shape[0], -1)
+            logits += self._head[1][:, None]
+            values = logits.reshape(-1, *values.shape[1:])
+        index = _largest(values, self.dtype)
+        return index if self._identical else self._values[index]
 
 
 def label_rows(classes: int, channels: int, y: int, planes: int) -> int:

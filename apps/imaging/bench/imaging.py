@@ -7,7 +7,7 @@
 import sys
 from pathlib import Path
 
-from apps.imaging.bench import hostile, large
+from apps.imaging.bench import hostile, large, speed
 from common import datasets
 from common.bench.harness import Bound, Suite
 from common.memory.budget import GIB, MIB
@@ -27,6 +27,8 @@ def suite() -> Suite:
     source = sample / "example_ct.nii.gz" if sample is not None else None
     small = WORK / "model-small"
     many = WORK / "model-118"
+    if _wanted("speed"):
+        speed.add_cases(imaging, WORK, source)
     if _wanted("flat"):
         large.make_model(small, classes=30, filters=8, tile=96)
         folders = [large.make_series(WORK / f"ct-{length}", length, source) for length in large.LONG_LENGTHS]

@@ -1,5 +1,6 @@
 """Engines agree with PyTorch and with each other; their probe tells what they really need."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 
 from apps.imaging.model import TORCH_NETWORK, read_model
-from common.engines.engine import choose, measure, open_engine, read_head
+from common.engines.engine import Results, answers, choose, measure, open_engine, read_head
 from tests.apps.imaging.helpers import random_model
 
 TILE = (16, 24, 16)
@@ -76,3 +77,47 @@ def test_auto_falls_back_to_torch_where_openvino_is_absent(monkeypatch: pytest.M
     assert choose("torch") == "torch"
     monkeypatch.setattr("common.engines.engine.find_spec", lambda name: None)
     assert choose("auto") == "torch"
+
+
+@pytest.mark.parametrize("name", ["openvino"])
+def test_tiles_beside_each_other_give_what_each_gives_alone(model: tuple[Path, Any], name: str) -> None:
+    directory, _ = model
+    head = read_model(directory).head
+    options = {"precision": "float32", "tile": TILE, "head": head, "builder": TORCH_NETWORK}
+    alone = open_engine(directory, name=name, batch=1, threads=1, **options)
+    beside = open_engine(directory, name=name, batch=2, threads=2, **options)
+    expected = np.concatenate([alone(tiles(3)[slot : slot + 1]).copy() for slot in range(3)])
+    first = beside(tiles(3)[:2])
+    second = beside(tiles(3)[2:])  # fewer than a batch; the first answer is still there
+    np.testing.assert_allclose(np.concatenate([first, second]), expected, atol=1e-6)
+    assert not np.shares_memory(first, second)
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+def test_answers_come_in_order_and_from_arrays_that_are_used_by_turns(ahead: bool) -> None:
+    class Double:
+        results = Results((2, 1, 1, 1, 1))
+
+        def __call__(self, given: np.ndarray) -> np.ndarray:
+            found = self.results.next(len(given))
+            found[...] = 2 * given
+            return found
+
+    inputs = [np.zeros((2, 1, 1, 1, 1), np.float32) for _ in range(2)]
+
+    def batches() -> Iterator[np.ndarray]:
+        for number in range(7):
+            inputs[number % 2][...] = number
+            yield inputs[number % 2][: 1 + (number < 6)]
+
+    found = [(float(answer[0, 0, 0, 0, 0]), len(answer)) for answer in answers(Double(), batches(), ahead=ahead)]
+    assert found == [(2.0 * number, 2) for number in range(6)] + [(12.0, 1)]
+    assert list(answers(Double(), iter(()), ahead=ahead)) == []
+
+
+def test_an_error_in_the_engine_ends_the_answers() -> None:
+    def fail(given: np.ndarray) -> np.ndarray:
+        raise MemoryError("no room")
+
+    with pytest.raises(MemoryError, match="no room"):
+        list(answers(fail, [np.zeros(1, np.float32)], ahead=True))  # type: ignore[arg-type]

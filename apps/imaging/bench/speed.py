@@ -1,0 +1,94 @@
+"""Cases of speed on the CPU, end to end: ``imaging infer`` against MONAI's eager float32 script, file to file.
+
+A real CT tiled to 256x256x256 with noise, 14 classes, tiles of 96 cubed, overlap 0.25: 64 tiles. The networks have
+random weights: only time and equality of labels are read.
+"""
+
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from apps.imaging.bench.ground_infer import make_volume
+from common.bench.harness import Bound, Suite
+
+CLASSES, TILE, OVERLAP = 14, 96, 0.25
+SHAPE = (256, 256, 256)
+NETWORKS: Mapping[str, Mapping[str, Any]] = {
+    "segresnet": {"init_filters": 16, "blocks_down": [1, 2, 2, 4], "blocks_up": [1, 1, 1]},
+    "unet": {"channels": [16, 32, 64, 128, 256], "strides": [2, 2, 2, 2], "num_res_units": 2},
+}
+BOUNDS = {
+    "segresnet": Bound("seconds", at_most=1 / 2),
+    "unet": Bound("seconds", at_most=1 / 3),
+}
+"""Our time over MONAI's."""
+EQUAL = Bound("result.share", at_most=1e-5)
+REPEATS = 3
+
+
+def make_model(directory: Path, name: str) -> Path:
+    """A model folder with random weights; one that is there is kept."""
+    import torch
+
+    from apps.imaging import networks
+    from apps.imaging.export import export_onnx
+    from apps.imaging.model import labels_from_names, write_model
+
+    if (directory / "model.json").is_file():
+        return directory
+    directory.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(0)
+    complete = networks.arguments(name, NETWORKS[name], in_channels=1, out_channels=CLASSES)
+    network, step = networks.build(name, complete), networks.divisor(name, complete)
+    export_onnx(name, network, directory / "network.onnx", tile=(2 * step,) * 3)
+    head = networks.NETWORKS[name].head
+    write_model(
+        directory,
+        network=name,
+        arguments=complete,
+        state={key: tensor.numpy() for key, tensor in network.state_dict().items()},
+        channels=["CT"],
+        spacing=(1.0, 1.0, 1.0),
+        orientation="RAS",
+        intensity=[{"op": "zscore"}],
+        patch=(TILE,) * 3,
+        head={"weight": f"{head}.weight", "bias": f"{head}.bias"} if head else None,
+        labels=labels_from_names(["background", *(f"class {number}" for number in range(1, CLASSES))]),
+        card="# Random weights, for measuring time only\n",
+    )
+    return directory
+
+
+def add_cases(suite: Suite, work: Path, source: Path | None) -> None:
+    """Make what the cases need, and declare them."""
+    work.mkdir(parents=True, exist_ok=True)
+    volume = make_volume(work / "speed.nii.gz", SHAPE, source)
+    for name, bound in BOUNDS.items():
+        model, out, theirs = (
+            make_model(work / f"speed-{name}", name),
+            work / f"out-{name}",
+            work / f"monai-{name}.nii.gz",
+        )
+        options = f"--overlap {OVERLAP} --memory 3GiB --json".split()
+        ours = ["-m", "apps.imaging", "infer", volume, "-m", model, "-o", out, *options]
+        group = f"speed-{name}"
+        suite.case(f"speed-{name}", ours, group=group, repeats=REPEATS, fresh=out)
+        peer = ["-m", "apps.imaging.bench.peer_monai", volume, model, theirs, "--tile", TILE, "--overlap", OVERLAP]
+        suite.case(f"speed-monai-{name}", peer, group=group, repeats=REPEATS)
+        suite.ratio(f"{name}: time against MONAI's sliding_window_inference", group, f"speed-monai-{name}", bound)
+        compared = ["-m", "apps.imaging.bench.speed", out / "study-0001.nii.gz", theirs]
+        suite.case(f"speed-equal-{name}", compared, bounds=(EQUAL,))
+
+
+def differing(ours: Path, theirs: Path) -> dict[str, float]:
+    """Voxels whose labels differ, and their share."""
+    from apps.imaging.nifti import read_whole
+
+    unequal = read_whole(ours)[0] != read_whole(theirs)[0]
+    return {"different": int(unequal.sum()), "share": float(unequal.mean())}
+
+
+if __name__ == "__main__":
+    sys.stdout.write(json.dumps(differing(*map(Path, sys.argv[1:]))) + "\n")
