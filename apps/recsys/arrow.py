@@ -53,9 +53,11 @@ def letters(texts: Any) -> tuple[NDArray[np.uint8], NDArray[np.int32]]:
 
 
 def numbers(values: NDArray[Any]) -> Any:
-    """A numeric array over the same memory; no nulls."""
+    """A numeric array over the same memory where it is contiguous; no nulls."""
+    import numpy as np
     import pyarrow as pa
 
+    values = np.ascontiguousarray(values)
     return pa.Array.from_buffers(pa.from_numpy_dtype(values.dtype), len(values), [None, pa.py_buffer(values)])
 
 

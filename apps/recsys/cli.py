@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from apps.recsys import answer, evaluation, ials, recipe, serve, split, train, workloads
+from apps.recsys import answer, batch, evaluation, ials, recipe, serve, split, train, workloads
 from common import cli, front_ends
 from common.cli import Command
 from common.compression import prices
@@ -107,11 +107,15 @@ def _recommend(parser: argparse.ArgumentParser) -> None:
     _model(parser)
     who = parser.add_mutually_exclusive_group(required=True)
     who.add_argument("--user", metavar="ID", help="a user of the training data")
+    who.add_argument("--all-users", action="store_true", help="of the training data, into a Parquet file (-o)")
     who.add_argument("--history", type=_ids, metavar="ID,ID,...", help="items that someone had")
     _depth(parser)
     parser.add_argument("--exclude", type=_ids, metavar="ID,ID,...", help="items never to show")
     parser.add_argument("--only", type=_ids, metavar="ID,ID,...", help="items to choose from")
-    _answering(parser, "recsys recommend", answer.recommend)
+    parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="for --all-users: user, rank, item, score")
+    cli.add_common_options(parser)
+    command = Command("recsys recommend", batch.workload, lambda args: workloads.ANSWERING, batch.execute, batch.record)
+    parser.set_defaults(command=command)
 
 
 def _similar(parser: argparse.ArgumentParser) -> None:

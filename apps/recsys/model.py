@@ -54,6 +54,10 @@ class Table:
         answer: int | str = self._ids[int(row)].as_py()
         return answer
 
+    def ids(self, rows: NDArray[np.int32]) -> Any:
+        """The ids of several rows as an Arrow array."""
+        return self._ids.take(arrow.numbers(rows))
+
     def title(self, row: int) -> str:
         """The title of a row, or nothing."""
         return "" if self._titles is None else str(self._titles[int(row)].as_py() or "")

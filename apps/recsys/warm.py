@@ -82,17 +82,22 @@ def answering() -> None:
     """Recommend and similar: scoring, and Arrow for ids and titles."""
     import io
 
+    import numpy as np
     import pyarrow as pa
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
     from apps.recsys import arrow
+    from apps.recsys.ranking import Catalogue
 
     scoring()
     file = io.BytesIO()
     pq.write_table(pa.table({"id": arrow.text(["a", "b"])}), file)
     column = arrow.read_parquet(pa.BufferReader(file.getvalue()))["id"].chunk(0)
     pc.index(column, column[1]).as_py()
+    vectors = np.eye(64, dtype=np.float32)
+    rows, _ = Catalogue(vectors).best(vectors[:8], (np.arange(8), np.arange(8)), 3)
+    column.take(arrow.numbers(rows[0] % 2))
 
 
 def training() -> None:
