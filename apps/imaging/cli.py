@@ -56,14 +56,15 @@ def repairs(text: str) -> frozenset[str]:
     return chosen
 
 
-OUTPUT_HELP = "what to write: nifti, dicom-seg, or both (default nifti)"
+OUTPUT_TYPES = ("nifti", "dicom-seg", "dicom-rtstruct")
+OUTPUT_HELP = f"what to write, of {', '.join(OUTPUT_TYPES)} (default nifti)"
 
 
 def output_types(text: str) -> tuple[str, ...]:
     """An argparse type: a list of file types."""
     chosen = tuple(dict.fromkeys(text.split(",")))
-    if unknown := set(chosen) - {"nifti", "dicom-seg"}:
-        raise argparse.ArgumentTypeError(f"{', '.join(sorted(unknown))}: choose from nifti, dicom-seg")
+    if unknown := set(chosen) - set(OUTPUT_TYPES):
+        raise argparse.ArgumentTypeError(f"{', '.join(sorted(unknown))}: choose from {', '.join(OUTPUT_TYPES)}")
     return chosen
 
 
@@ -123,6 +124,7 @@ def _engine(args: argparse.Namespace) -> str:
 
 
 def _infer_workload(args: argparse.Namespace, budget: MemoryBudget) -> "Workload":
+    from apps.imaging.dicom_rtstruct import structures
     from apps.imaging.infer import open_cases
     from apps.imaging.infer_workload import InferWorkload
     from apps.imaging.model import at_half_resolution, read_model
@@ -143,7 +145,9 @@ def _infer_workload(args: argparse.Namespace, budget: MemoryBudget) -> "Workload
     if any(size % divisor(model.network, model.arguments) for size in tile):
         step = divisor(model.network, model.arguments)
         raise UsageError(f"--tile: each side must be a multiple of {step} for this network")
-    chosen_labels(model, args.roi_subset)
+    chosen = chosen_labels(model, args.roi_subset)
+    if "dicom-rtstruct" in args.output_type:
+        structures(chosen)
     if args.tta == "mirror" and not model.mirror:
         raise UsageError(f"--tta mirror: {args.model} does not say along which axes it was trained to be mirrored")
     wanted = Wanted(args.output_type, args.seg_type, args.preview or args.report, args.statistics or args.report)

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from apps.imaging import part10
 from apps.imaging.dicom import DicomVolume
-from apps.imaging.dicom_source import plane_position
+from apps.imaging.dicom_source import only, plane_position
 from apps.imaging.model import ImagingModel
 from common.errors import InputError
 from common.files import atomic_file
@@ -145,7 +145,7 @@ def _join(stream: BinaryIO, dataset: Any, volume: DicomVolume, items: Any, pixel
     part10.begin_sequence(stream, _REFERENCED_SERIES)
     part10.begin_item(stream)
     part10.write_sequence(stream, _REFERENCED_INSTANCES, _references(volume))
-    stream.write(part10.encoded(_only(SeriesInstanceUID=volume.slices[0].kind.series)))
+    stream.write(part10.encoded(only(SeriesInstanceUID=volume.slices[0].kind.series)))
     part10.end_item(stream)
     part10.end_sequence(stream)
     part10.write_elements(stream, dataset, _REFERENCED_SERIES + 1, _PER_FRAME)
@@ -160,21 +160,12 @@ def _join(stream: BinaryIO, dataset: Any, volume: DicomVolume, items: Any, pixel
 def _references(volume: DicomVolume) -> Iterator[bytes]:
     once = dict.fromkeys((frame.kind.sop_class, frame.instance) for frame in volume.slices)
     for sop_class, instance in once:
-        yield part10.encoded(_only(ReferencedSOPClassUID=sop_class, ReferencedSOPInstanceUID=instance))
-
-
-def _only(**elements: Any) -> Any:
-    from pydicom.dataset import Dataset
-
-    dataset = Dataset()
-    for keyword, value in elements.items():
-        setattr(dataset, keyword, value)
-    return dataset
+        yield part10.encoded(only(ReferencedSOPClassUID=sop_class, ReferencedSOPInstanceUID=instance))
 
 
 def _code(code: tuple[str, str, str]) -> Any:
     scheme, value, meaning = code
-    return _only(CodeValue=value, CodingSchemeDesignator=scheme, CodeMeaning=meaning)
+    return only(CodeValue=value, CodingSchemeDesignator=scheme, CodeMeaning=meaning)
 
 
 def _decimal(value: float) -> str:

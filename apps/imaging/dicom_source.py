@@ -114,6 +114,16 @@ def fix_dates(dataset: Any, head: Any) -> None:
             equipment.ContributionDateTime = date + time.split(".")[0]
 
 
+def only(**elements: Any) -> Any:
+    """A data set of these elements."""
+    from pydicom.dataset import Dataset
+
+    dataset = Dataset()
+    for keyword, value in elements.items():
+        setattr(dataset, keyword, value)
+    return dataset
+
+
 def algorithm(model: ImagingModel) -> dict[str, str]:
     """Name, version and digest of what made the labels, as the standard's attributes hold them."""
     return {

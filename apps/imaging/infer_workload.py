@@ -179,7 +179,12 @@ class InferWorkload:
             Term("small parts", self._largest(self._small_parts), "measured", (INFER,)),
             Term("reading", self._largest(lambda c: c.volume.reader_bytes), "measured", running),
             Term("statistics", self._largest(_pass_bytes), "analytic", (STATISTICS, PREVIEW)),
-            Term("outputs", self._largest(lambda c: outputs_bytes(self.wanted, c.volume)), "measured", (INFER,)),
+            Term(
+                "outputs",
+                self._largest(lambda c: outputs_bytes(self.wanted, c.volume, self.model)),
+                "measured",
+                (INFER,),
+            ),
             Term("SEG template", CHILD_BYTES if "dicom-seg" in self.wanted.types else 0, "measured", (TEMPLATE,)),
             Term("preview", PREVIEW_BYTES if self.wanted.preview else 0, "measured", (PREVIEW,)),
         ]

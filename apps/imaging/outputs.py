@@ -9,15 +9,12 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from apps.imaging import dicom_seg, nifti, preview, statistics
+from apps.imaging import dicom_rtstruct, dicom_seg, nifti, preview, statistics
 from apps.imaging.dicom import DicomVolume
 from apps.imaging.dicom_source import dicom_series
 from apps.imaging.model import ImagingModel, Label
 from apps.imaging.volume import Volume
 from common.errors import UsageError
-
-TYPES = ("nifti", "dicom-seg")
-"""What ``--output-type`` can name."""
 
 
 class Sink(Protocol):
@@ -40,7 +37,7 @@ class Wanted:
 
     def check(self, volume: Volume, path: Path) -> None:
         """Raise ``InputError`` where this volume cannot give it."""
-        if "dicom-seg" in self.types:
+        if {"dicom-seg", "dicom-rtstruct"} & set(self.types):
             dicom_series(volume, path)
 
 
@@ -104,6 +101,12 @@ class Outputs:
                 writer = dicom_seg.write_seg(self._directory / name, volume, model, self._template, kind)
                 self._sinks.append(stack.enter_context(writer))
                 self.names.append(name)
+            if "dicom-rtstruct" in wanted.types:
+                assert isinstance(volume, DicomVolume)
+                name = f"{self._name}.rtstruct.dcm"
+                structures = dicom_rtstruct.write_rtstruct(self._directory / name, volume, model, self._key)
+                self._sinks.append(stack.enter_context(structures))
+                self.names.append(name)
             if wanted.preview:
                 self._sinks.append(self._centre)
             if wanted.statistics:
@@ -158,7 +161,10 @@ def chosen_labels(model: ImagingModel, names: Sequence[str] | None) -> ImagingMo
     return replace(model, labels=kept)
 
 
-def outputs_bytes(wanted: Wanted, volume: Volume) -> int:
+def outputs_bytes(wanted: Wanted, volume: Volume, model: ImagingModel) -> int:
     """What the sinks hold beside the labels."""
-    seg = dicom_seg.seg_bytes(volume) if "dicom-seg" in wanted.types and isinstance(volume, DicomVolume) else 0
-    return seg + (statistics.statistics_bytes(volume) if wanted.statistics else 0)
+    found = 0
+    if isinstance(volume, DicomVolume):
+        found += dicom_seg.seg_bytes(volume) if "dicom-seg" in wanted.types else 0
+        found += dicom_rtstruct.rtstruct_bytes(volume, model) if "dicom-rtstruct" in wanted.types else 0
+    return found + (statistics.statistics_bytes(volume) if wanted.statistics else 0)

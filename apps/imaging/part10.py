@@ -1,6 +1,6 @@
 """A DICOM file written in pieces: sequences item by item, pixels from a spool, never whole in memory.
 
-Explicit VR little endian. Sequences have undefined length, so that nothing need be counted beforehand.
+Little endian, explicit VR unless ``implicit``. Sequences have undefined length: nothing need be counted beforehand.
 """
 
 import struct
@@ -26,7 +26,7 @@ def begin_file(stream: BinaryIO, meta: Any) -> None:
     write_file_meta_info(stream, meta)
 
 
-def write_elements(stream: BinaryIO, dataset: Any, first: int, last: int) -> None:
+def write_elements(stream: BinaryIO, dataset: Any, first: int, last: int, *, implicit: bool = False) -> None:
     """The elements of ``dataset`` with ``first`` <= tag < ``last``."""
     from pydicom.dataset import Dataset
 
@@ -35,29 +35,29 @@ def write_elements(stream: BinaryIO, dataset: Any, first: int, last: int) -> Non
     for element in dataset:
         if first <= element.tag < last:
             part.add(element)
-    content = encoded(part)
+    content = encoded(part, implicit=implicit)
     if not first <= 0x00080005 < last:
-        content = content[len(_charset(part)) :]
+        content = content[len(_charset(part, implicit)) :]
     stream.write(content)
 
 
-def encoded(dataset: Any) -> bytes:
+def encoded(dataset: Any, *, implicit: bool = False) -> bytes:
     """A data set's elements."""
     from pydicom.filebase import DicomBytesIO
     from pydicom.filewriter import write_dataset
 
     out = DicomBytesIO()
-    out.is_implicit_VR, out.is_little_endian = False, True
+    out.is_implicit_VR, out.is_little_endian = implicit, True
     write_dataset(out, dataset)
     return out.getvalue()
 
 
-def _charset(dataset: Any) -> bytes:
+def _charset(dataset: Any, implicit: bool) -> bytes:
     from pydicom.dataset import Dataset
 
     only = Dataset()
     only.SpecificCharacterSet = dataset.SpecificCharacterSet
-    return encoded(only)
+    return encoded(only, implicit=implicit)
 
 
 def item(content: bytes) -> bytes:
@@ -65,9 +65,10 @@ def item(content: bytes) -> bytes:
     return struct.pack("<HHL", *_ITEM, len(content)) + content
 
 
-def begin_sequence(stream: BinaryIO, tag: int) -> None:
+def begin_sequence(stream: BinaryIO, tag: int, *, implicit: bool = False) -> None:
     """Open a sequence of undefined length."""
-    stream.write(struct.pack("<HH2sHL", tag >> 16, tag & 0xFFFF, b"SQ", 0, _UNDEFINED))
+    stream.write(struct.pack("<HH", tag >> 16, tag & 0xFFFF) + (b"" if implicit else b"SQ\0\0"))
+    stream.write(struct.pack("<L", _UNDEFINED))
 
 
 def begin_item(stream: BinaryIO) -> None:
