@@ -125,16 +125,17 @@ def _engine(args: argparse.Namespace) -> str:
 
 def _infer_workload(args: argparse.Namespace, budget: MemoryBudget) -> "Workload":
     from apps.imaging.dicom_rtstruct import structures
+    from apps.imaging.imports import imported
     from apps.imaging.infer import open_cases
     from apps.imaging.infer_workload import InferWorkload
     from apps.imaging.model import at_half_resolution, read_model
-    from apps.imaging.networks import divisor
+    from apps.imaging.networks import steps
     from apps.imaging.outputs import Wanted, chosen_labels
     from apps.imaging.studies import find_studies
 
     if args.output.resolve() in [path.resolve() for path in args.input]:
         raise UsageError(f"-o {args.output}: is an input too; its results would be taken for images the next time")
-    model = read_model(args.model)
+    model = read_model(imported(args.model, budget))
     if len(model.channels) != 1:
         raise InputError(
             f"{args.model}: a model of {len(model.channels)} channels; this version reads one image a study"
@@ -142,9 +143,9 @@ def _infer_workload(args: argparse.Namespace, budget: MemoryBudget) -> "Workload
     if args.fast:
         model = at_half_resolution(model)
     tile = args.tile or model.patch
-    if any(size % divisor(model.network, model.arguments) for size in tile):
-        step = divisor(model.network, model.arguments)
-        raise UsageError(f"--tile: each side must be a multiple of {step} for this network")
+    step = steps(model.network, model.arguments)
+    if any(size % of for size, of in zip(tile, step, strict=True)):
+        raise UsageError(f"--tile: sides must be multiples of {','.join(map(str, step))} for this network")
     chosen = chosen_labels(model, args.roi_subset)
     if "dicom-rtstruct" in args.output_type:
         structures(chosen)

@@ -8,6 +8,8 @@ import numpy.typing as npt
 
 from apps.imaging.volume import Affine, Shape, spacing
 
+AS_STORED = "file:"
+"""How an orientation begins that does not depend on the patient."""
 SPACING_TOLERANCE = 0.01
 """Spacings that differ by less than this share count as equal; headers often hold rounded numbers."""
 
@@ -23,7 +25,13 @@ class Frame:
 
     @classmethod
     def between(cls, affine: Affine, orientation: str) -> "Frame":
-        """For a volume's affine and a model's orientation (``"RAS"``); oblique volumes take the nearest axes."""
+        """For a volume's affine and a model's orientation (``"RAS"``); oblique volumes take the nearest axes.
+
+        ``"file:zyx"``: the model's axes are the file's, in this order, wherever they point (nnU-Net).
+        """
+        if orientation.startswith(AS_STORED):
+            order = orientation.removeprefix(AS_STORED)
+            return cls((order.index("x"), order.index("y"), order.index("z")), (False, False, False))
         from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 
         found = ornt_transform(io_orientation(affine), axcodes2ornt(tuple(orientation)))
@@ -43,14 +51,16 @@ class Frame:
         return turned[(..., *(slice(None, None, -1) if flip else slice(None) for flip in self.flips))]
 
 
-def network_grid(shape: Shape, affine: Affine, wanted: tuple[float, float, float]) -> Shape:
+def network_grid(
+    shape: Shape, affine: Affine, wanted: tuple[float, float, float], tolerance: float = SPACING_TOLERANCE
+) -> Shape:
     """Voxels on the network's grid, in file axes: ``shape`` itself where the spacing is right already.
 
     Both grids span the same field of view (voxel edges are aligned, not centres).
     """
     have = spacing(affine)
     x, y, z = (
-        size if abs(old / new - 1) < SPACING_TOLERANCE else max(1, round(size * old / new))
+        size if abs(old / new - 1) < tolerance else max(1, round(size * old / new))
         for size, old, new in zip(shape, have, wanted, strict=True)
     )
     return x, y, z
@@ -70,6 +80,12 @@ class Taps:
         place = np.clip((np.arange(new) + 0.5) * (size / new) - 0.5, 0, size - 1)
         lower = np.floor(place).astype(np.intp)
         return cls(lower, np.minimum(lower + 1, size - 1), (place - lower).astype(np.float32))
+
+    @classmethod
+    def nearest(cls, size: int, new: int) -> "Taps":
+        """The same grids, each output the nearest input."""
+        place = np.clip(np.floor((np.arange(new) + 0.5) * (size / new)), 0, size - 1).astype(np.intp)
+        return cls(place, place, np.zeros(new, np.float32))
 
     def part(self, first: int, stop: int, origin: int) -> "Taps":
         """Outputs ``first`` to ``stop``, of values that begin at ``origin``."""

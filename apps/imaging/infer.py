@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +10,15 @@ import numpy as np
 import numpy.typing as npt
 
 from apps.imaging import components, intensity
+from apps.imaging.crop import Content, Cropped, content, uncropped
 from apps.imaging.geometry import Frame, network_grid
 from apps.imaging.labels import BackToFile, LabelMaker, LabelPlanes, row_depth
 from apps.imaging.model import ImagingModel
 from apps.imaging.outputs import Outputs, Wanted
+from apps.imaging.spline import SplineReader, nearest_axis
 from apps.imaging.streams import Window
 from apps.imaging.studies import Study, StudyTable, open_volume, resume_key
-from apps.imaging.volume import Shape, Volume, blocks
+from apps.imaging.volume import Shape, Volume, blocks, spacing
 from common.cli import Session
 from common.engines.engine import Array as Tiles
 from common.engines.engine import Engine, answers, result_arrays
@@ -38,13 +40,27 @@ class Case:
     """In file axes."""
     tile: Shape
     """Along the model's axes."""
+    nnunet: bool = False
+    """Whether boxes, tiles, weights and resampling are nnU-Net's."""
+    nearest: int | None = None
+    """The file's axis along which resampling takes the nearest voxel."""
+    limits: tuple[float, float] = (-np.inf, np.inf)
+    """Least and largest value of the volume, where they are known."""
 
     @classmethod
     def of(cls, volume: Volume, model: ImagingModel, *, tile: Shape, overlap: float) -> "Case":
         """Lay the model's grid and tiles over a volume."""
         frame = Frame.between(volume.affine, model.orientation)
-        shape = network_grid(volume.shape, volume.affine, frame.to_file(model.spacing))
-        return cls(volume, frame, TileGrid(shape, frame.to_file(tile), overlap, frame.flips), tile)
+        wanted, nnunet = frame.to_file(model.spacing), model.convention == "nnunet"
+        tolerance = {"tolerance": 0.0} if nnunet else {}
+        shape = network_grid(volume.shape, volume.affine, wanted, **tolerance)
+        grid = TileGrid(shape, frame.to_file(tile), overlap, frame.flips, nnunet)
+        return cls(volume, frame, grid, tile, nnunet, nearest_axis(spacing(volume.affine), wanted) if nnunet else None)
+
+    def within(self, found: Content, model: ImagingModel) -> "Case":
+        """The case of the box that is not zero, as nnU-Net takes it."""
+        box = Cropped(self.volume, found.low, found.high)
+        return replace(Case.of(box, model, tile=self.tile, overlap=self.grid.overlap), limits=found.limits)
 
     @property
     def resampled(self) -> bool:
@@ -113,13 +129,18 @@ def finished_values(
             grid.tile,
             grid.overlap,
             engine.out_channels,
-            importance(grid.tile),
+            importance(grid.tile, "half" if case.nnunet else "gaussian"),
             flips=grid.flips,
+            even=grid.even,
             spill=spill,
             scratch=scratch,
         ) as blend,
     ):
-        tiles = _tiles(case, Window(case.volume, reader, grid, operations), batches, batch, engine.in_channels)
+        if case.nnunet and case.resampled:
+            reader = SplineReader(case.volume, reader, grid.shape, operations, nearest=case.nearest, limits=case.limits)
+            operations = ()
+        window = Window(case.volume, reader, grid, operations, ready=isinstance(reader, SplineReader))
+        tiles = _tiles(case, window, batches, batch, engine.in_channels)
         for chosen, outputs in zip(batches, answers(engine, tiles, ahead=batch > 1), strict=True):
             for index, output in zip(chosen, outputs, strict=True):
                 yield from blend.add(index, frame.view(output))
@@ -144,8 +165,8 @@ def label_planes(
 ) -> Iterator[npt.NDArray[np.unsignedinteger]]:
     """Labels (x, y, k) on the file's own grid, in order."""
     shape = case.volume.shape
-    back = BackToFile(channels, case.grid.shape, shape, case.grid.tile[2]) if case.resampled else None
-    planes = LabelPlanes(shape, row_depth(case.grid, shape), maker.dtype)
+    back = BackToFile(channels, case.grid.shape, shape, case.grid.tile[2], case.nearest) if case.resampled else None
+    planes = LabelPlanes(shape, row_depth(case.grid, shape, case.nearest), maker.dtype)
     for block in blocks:
         for piece in back(block) if back is not None else (block,):
             yield from planes.add(piece, maker(piece.values))
@@ -155,7 +176,9 @@ def segment(job: Job, study: Study, case: Case) -> tuple[str, ...]:
     """Segment one study; returns the names of its outputs."""
     session, volume = job.session, case.volume
     with session.phase("statistics"):
-        operations = intensity.resolve(job.model.intensity, lambda: blocks(volume))
+        found = content(volume.shape, blocks(volume)) if case.nnunet else None
+        inside = case.within(found, job.model) if found is not None else case
+        operations = intensity.resolve(job.model.intensity, lambda: blocks(inside.volume))
     key = resume_key(volume, job.settings(case))
     outputs = Outputs(job.wanted, job.table.directory, study.study, volume, job.model, key, job.maker.dtype)
     if "dicom-seg" in job.wanted.types:
@@ -163,12 +186,14 @@ def segment(job: Job, study: Study, case: Case) -> tuple[str, ...]:
             outputs.prepare()
     with (
         session.phase("infer"),
-        session.progress(total=len(case.grid), unit="tile", label=study.study) as bar,
+        session.progress(total=len(inside.grid), unit="tile", label=study.study) as bar,
         outputs,
     ):
         place: dict[str, Any] = {"spill": job.spill, "scratch": job.table.directory}
-        values = finished_values(case, job.engine, operations, batch=job.batch, tick=bar.update, **place)
-        planes = label_planes(case, job.engine.out_channels, values, job.maker)
+        values = finished_values(inside, job.engine, operations, batch=job.batch, tick=bar.update, **place)
+        planes = label_planes(inside, job.engine.out_channels, values, job.maker)
+        if found is not None:
+            planes = uncropped(planes, volume.shape, found.low, job.maker.dtype)
         if job.remove_small:
             least = components.least_voxels(job.remove_small, volume.affine)
             planes = components.without_small(planes, least, job.table.directory)

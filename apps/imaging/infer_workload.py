@@ -16,12 +16,14 @@ import numpy as np
 
 from apps.imaging import warm
 from apps.imaging.components import components_bytes
+from apps.imaging.crop import cropped_bytes
 from apps.imaging.dicom_template import CHILD_BYTES
 from apps.imaging.infer import Case
 from apps.imaging.labels import back_bytes, label_bytes
 from apps.imaging.model import TORCH_NETWORK, ImagingModel
-from apps.imaging.networks import divisor
+from apps.imaging.networks import steps
 from apps.imaging.outputs import Wanted, outputs_bytes
+from apps.imaging.spline import spline_bytes
 from apps.imaging.streams import window_bytes
 from apps.imaging.studies import Study
 from apps.imaging.volume import block_planes
@@ -173,11 +175,16 @@ class InferWorkload:
             Term("head", (self.model.features + 1) * len(self.model.labels) * FLOAT, "analytic", running),
             Term("blend", self._largest(lambda c: self._carried(c, setting).memory), "analytic", (INFER,)),
             Term("mirrored tiles", self._mirror_bytes(setting), "analytic", (INFER,)),
-            Term("input planes", self._largest(lambda c: window_bytes(c.volume, c.grid)), "analytic", (INFER,)),
+            Term("input planes", self._largest(_window_bytes), "analytic", (INFER,)),
             Term("tiles", (inputs * len(self.model.channels) * FLOAT + 2 * FLOAT + 4) * tile, "analytic", (INFER,)),
             Term("finished labels", self._largest(lambda c: self._labels(c, channels)), "analytic", (INFER,)),
             Term("small parts", self._largest(self._small_parts), "measured", (INFER,)),
-            Term("reading", self._largest(lambda c: c.volume.reader_bytes), "measured", running),
+            Term(
+                "reading",
+                self._largest(lambda c: cropped_bytes(c.volume) if c.nnunet else c.volume.reader_bytes),
+                "measured",
+                running,
+            ),
             Term("statistics", self._largest(_pass_bytes), "analytic", (STATISTICS, PREVIEW)),
             Term(
                 "outputs",
@@ -196,7 +203,7 @@ class InferWorkload:
 
     def remedies(self) -> Iterator[tuple[str, Workload]]:
         """Smaller tiles: the same labels but for what a tile's border sees."""
-        for tile in smaller(self.tile, divisor(self.model.network, self.model.arguments)):
+        for tile in smaller(self.tile, steps(self.model.network, self.model.arguments)):
             cases = {
                 study: Case.of(case.volume, self.model, tile=tile, overlap=self.overlap)
                 for study, case in self.cases.items()
@@ -249,6 +256,14 @@ class InferWorkload:
         dtype = np.dtype(np.uint8 if max(label.value for label in self.model.labels) < 256 else np.uint16)
         back = back_bytes(case.grid, case.volume.shape, channels) if case.resampled else 0
         return back + label_bytes(case.grid, case.volume.shape, classes, channels, dtype)
+
+
+def _window_bytes(case: Case) -> int:
+    """What reading holds between a volume and the tiles."""
+    if case.nnunet and case.resampled:
+        x, y, _ = case.grid.shape
+        return x * y * case.grid.tile[2] * FLOAT + spline_bytes(case.volume, case.grid.shape)
+    return window_bytes(case.volume, case.grid)
 
 
 def _pass_bytes(case: Case) -> int:

@@ -17,6 +17,11 @@ INTERPOLATION_BYTES = 8 << 20
 """Values on the file's grid are made in pieces of about this many bytes."""
 
 
+def taps(axis: int, have: int, new: int, nearest: int | None) -> Taps:
+    """Along one axis: linear, but for the axis along which the nearest voxel is taken."""
+    return Taps.nearest(have, new) if axis == nearest else Taps.between(have, new)
+
+
 class BackToFile:
     """Finished blocks interpolated onto the file's grid, block by block.
 
@@ -25,8 +30,8 @@ class BackToFile:
     one row of blocks along x, of one block along y.
     """
 
-    def __init__(self, channels: int, have: Shape, shape: Shape, depth: int) -> None:
-        self._taps = tuple(Taps.between(a, b) for a, b in zip(have, shape, strict=True))
+    def __init__(self, channels: int, have: Shape, shape: Shape, depth: int, nearest: int | None = None) -> None:
+        self._taps = tuple(taps(axis, a, b, nearest) for axis, (a, b) in enumerate(zip(have, shape, strict=True)))
         self._before_x = np.empty((channels, have[1], depth + 1), np.float32)
         self._before_y = np.empty((channels, 0, 0), np.float32)
         self._before_z = np.empty((channels, have[0], have[1]), np.float32)
@@ -104,14 +109,14 @@ class LabelPlanes:
             self._start = z_stop
 
 
-def row_depth(grid: TileGrid, shape: Shape) -> int:
+def row_depth(grid: TileGrid, shape: Shape, nearest: int | None = None) -> int:
     """Planes of the file's grid that one row of blocks finishes at most."""
     starts = [max(0, start - grid.before[2]) for start in grid.starts(2)]
     starts[0] = 0
     stops = [*starts[1:], grid.shape[2]]
     if shape == grid.shape:
         return max(stop - start for start, stop in zip(starts, stops, strict=True))
-    upper = Taps.between(grid.shape[2], shape[2]).upper
+    upper = taps(2, grid.shape[2], shape[2], nearest).upper
     edges = np.searchsorted(upper, [0, *stops])
     return int(np.diff(edges).max())
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from apps.imaging.geometry import AS_STORED
 from apps.imaging.intensity import check_operations
 from common import model_folder
 from common.engines.engine import NETWORK, WEIGHTS, Output
@@ -59,6 +60,8 @@ class ImagingModel:
     features: int
     """Channels before the head; the number of labels where there is none."""
     labels: tuple[Label, ...]
+    convention: str
+    """Whose tiles, weights and resampling: ``"monai"`` or ``"nnunet"``."""
     mirror: str
     """Axes (of ``"xyz"``) along which it was trained to be mirrored; empty where that is not known."""
     network_sha256: str
@@ -158,7 +161,7 @@ def _from_manifest(directory: Path, manifest: Mapping[str, Any]) -> ImagingModel
     if manifest["combine"] != "logits":
         raise ValueError(f"combine {manifest['combine']!r} is not supported")
     orientation, head = str(manifest["orientation"]), manifest["head"]
-    if sorted(_AXES.get(letter, "?") for letter in orientation) != ["x", "y", "z"]:
+    if sorted(_AXES.get(letter, letter) for letter in orientation.removeprefix(AS_STORED)) != ["x", "y", "z"]:
         raise ValueError(f"orientation {orientation!r}")
     spacing, patch = _three(manifest["spacing"], float), _three(manifest["patch"], int)
     if min(spacing) <= 0 or min(patch) < 1:
@@ -176,6 +179,7 @@ def _from_manifest(directory: Path, manifest: Mapping[str, Any]) -> ImagingModel
         head={key: str(head[key]) for key in ("weight", "bias")} if head else None,
         features=_features(directory / WEIGHTS, head["weight"]) if head else len(labels),
         labels=labels,
+        convention=_convention(manifest),
         mirror="".join(axis for axis in "xyz" if axis in str(manifest.get("mirror", ""))),
         network_sha256=str(manifest["files"][NETWORK]["sha256"]),
         weights_sha256=str(manifest["files"][WEIGHTS]["sha256"]),
@@ -190,6 +194,13 @@ def at_half_resolution(model: ImagingModel) -> ImagingModel:
 
 
 _AXES = {"R": "x", "L": "x", "A": "y", "P": "y", "S": "z", "I": "z"}
+
+
+def _convention(manifest: Mapping[str, Any]) -> str:
+    convention = str(manifest.get("convention", "monai"))
+    if convention not in ("monai", "nnunet"):
+        raise ValueError(f"convention {convention!r}")
+    return convention
 
 
 def _three(values: Sequence[Any], kind: type) -> Any:
@@ -219,7 +230,7 @@ def torch_network(directory: Path, output: Output) -> "torch.nn.Module":
 
     model = read_model(directory)
     network = networks.build(model.network, model.arguments)
-    network.load_state_dict({name: tensor.float() for name, tensor in load_file(directory / WEIGHTS).items()})
+    networks.load_weights(network, {name: tensor.float() for name, tensor in load_file(directory / WEIGHTS).items()})
     split = networks.split_head(model.network, network) if output == "features" else None
     module, channels = (split[0], model.features) if split else (network, len(model.labels))
     # What the engine cannot see from outside.

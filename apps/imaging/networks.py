@@ -12,6 +12,7 @@ from math import prod
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from apps.imaging import nnunet_networks
 from common.errors import InputError, UsageError
 
 if TYPE_CHECKING:
@@ -152,6 +153,13 @@ def divisor(name: str, complete: Arguments) -> int:
     return int(2 ** (len(steps) - 1 if name == "segresnet" else len(steps) - 2))
 
 
+def steps(name: str, complete: Arguments) -> tuple[int, int, int]:
+    """Of what the sides of a tile must be multiples, along the network's axes."""
+    if name in nnunet_networks.NETWORKS:
+        return nnunet_networks.steps(complete)
+    return (divisor(name, complete),) * 3
+
+
 def build(name: str, complete: Arguments) -> "torch.nn.Module":
     """A network with freshly drawn weights.
 
@@ -165,9 +173,13 @@ def build(name: str, complete: Arguments) -> "torch.nn.Module":
     InputError
         Arguments that do not make such a network.
     """
+    if name in nnunet_networks.NETWORKS:
+        return nnunet_networks.build(name, complete)
     import_monai()
     from importlib import import_module
 
+    if name not in NETWORKS:
+        raise InputError(f"no network {name!r}; there are {', '.join(NETWORKS)}")
     channels = {key: complete.get(key) for key in ("in_channels", "out_channels")}
     given = {key: value for key, value in complete.items() if key not in channels}
     if not all(_like(value, 1) for value in channels.values()):
@@ -188,12 +200,35 @@ def blocks(name: str, network: "torch.nn.Module") -> "list[torch.nn.Module]":
     return [module for module in network.modules() if type(module).__name__ == NETWORKS[name].block]
 
 
+def weights(network: "torch.nn.Module") -> "dict[str, torch.Tensor]":
+    """Every tensor once, by its first name."""
+    return {**dict(network.named_parameters()), **dict(network.named_buffers())}
+
+
+def load_weights(network: "torch.nn.Module", state: "Mapping[str, torch.Tensor]") -> None:
+    """Put the tensors of ``weights`` into a network of the same kind.
+
+    Raises
+    ------
+    InputError
+        Missing or further names.
+    """
+    if different := sorted(set(weights(network)) ^ set(state)):
+        raise InputError(f"weights: {different[0]!r} and {len(different) - 1} more are missing or not of this network")
+    network.load_state_dict(state, strict=False)
+
+
 def twin(network: "torch.nn.Module") -> "torch.nn.Module":
     """A copy of the modules around the same tensors."""
     import copy
 
     memo: dict[int, Any] = {id(tensor): tensor for tensor in (*network.parameters(), *network.buffers())}
     return copy.deepcopy(network, memo)
+
+
+def head_name(name: str, network: "torch.nn.Module") -> str | None:
+    """Where the final 1x1x1 convolution is; ``None`` where there is none."""
+    return nnunet_networks.head(network) if name in nnunet_networks.NETWORKS else NETWORKS[name].head
 
 
 def split_head(name: str, network: "torch.nn.Module") -> "tuple[torch.nn.Module, torch.nn.Conv3d] | None":
@@ -209,7 +244,7 @@ def split_head(name: str, network: "torch.nn.Module") -> "tuple[torch.nn.Module,
     """
     import torch
 
-    path = NETWORKS[name].head
+    path = head_name(name, network)
     if path is None:
         return None
     head = network.get_submodule(path)

@@ -15,11 +15,26 @@ Array = npt.NDArray[np.float32]
 
 
 class Window:
-    """The planes that the present row of tiles needs, as stored, in a ring one tile deep."""
+    """The planes that the present row of tiles needs, as stored, in a ring one tile deep.
 
-    def __init__(self, volume: Volume, reader: PlaneReader, grid: TileGrid, operations: Sequence[Operation]) -> None:
+    Parameters
+    ----------
+    ready
+        Whether ``reader`` gives float32 planes on the network's grid already.
+    """
+
+    def __init__(
+        self,
+        volume: Volume,
+        reader: PlaneReader,
+        grid: TileGrid,
+        operations: Sequence[Operation],
+        *,
+        ready: bool = False,
+    ) -> None:
         self._volume, self._grid, self._operations = volume, grid, operations
-        self._reader = reader if grid.shape == volume.shape else ResamplingReader(volume, reader, grid.shape)
+        as_it_is = ready or grid.shape == volume.shape
+        self._reader = reader if as_it_is else ResamplingReader(volume, reader, grid.shape)
         self._scaled = grid.shape != volume.shape
         dtype = np.dtype(np.float32) if self._scaled else volume.dtype
         x, y, _ = grid.shape

@@ -52,10 +52,10 @@ def text(triple: Sequence[int]) -> str:
     return ",".join(map(str, triple))
 
 
-def smaller(sides: Shape, step: int) -> Iterator[Shape]:
+def smaller(sides: Shape, steps: Shape) -> Iterator[Shape]:
     """Shapes of about two thirds and a half of each side, in whole steps."""
     for share in (2 / 3, 1 / 2):
-        x, y, z = (max(step, int(share * side) // step * step) for side in sides)
+        x, y, z = (max(step, int(share * side) // step * step) for side, step in zip(sides, steps, strict=True))
         yield x, y, z
 
 
@@ -190,7 +190,7 @@ class TrainWorkload:
     def remedies(self) -> Iterator[tuple[str, Workload]]:
         """Smaller patches: the network then sees less around each voxel."""
         recipe = self.job.recipe
-        for patch in smaller(recipe.patch, divisor(recipe.network, recipe.arguments)):
+        for patch in smaller(recipe.patch, (divisor(recipe.network, recipe.arguments),) * 3):
             job = replace(self.job, recipe=replace(recipe, patch=patch))
             yield f"--patch {text(patch)}", replace(self, job=job)
 

@@ -84,7 +84,7 @@ class BoundedBlend(AbstractContextManager["BoundedBlend"]):
 
     Parameters
     ----------
-    shape, tile, overlap, flips
+    shape, tile, overlap, flips, even
         As in ``TileGrid``; tiles must be added in its order.
     channels
         Values per voxel: logits, or features before a 1x1x1 head.
@@ -103,10 +103,11 @@ class BoundedBlend(AbstractContextManager["BoundedBlend"]):
         weights: Array,
         *,
         flips: tuple[bool, bool, bool] = (False, False, False),
+        even: bool = False,
         spill: Spilled = "memory",
         scratch: Path | None = None,
     ) -> None:
-        self.grid = TileGrid(shape, tile, overlap, flips)
+        self.grid = TileGrid(shape, tile, overlap, flips, even)
         self._axes = tuple(_Axis.of(self.grid.starts(axis), tile[axis]) for axis in range(3))
         self._order = list(product(*(range(len(self._axes[axis].starts)) for axis in (2, 0, 1))))
         self._weights, self._channels = weights, channels

@@ -13,10 +13,12 @@ import numpy as np
 import numpy.typing as npt
 
 Shape = tuple[int, int, int]
-Weighting = Literal["gaussian", "constant"]
+Weighting = Literal["gaussian", "constant", "half"]
 
 SIGMA_SCALE = 0.125
 """Standard deviation of the Gaussian as a share of the tile's edge."""
+HALF_SCALE = 10
+"""The largest of nnU-Net's weights."""
 LEAST_WEIGHT = 1e-3
 """Weights are raised to this, so that a corner voxel that only one tile covers does not divide by nearly nothing."""
 
@@ -38,6 +40,21 @@ def starts(size: int, tile: int, overlap: float) -> tuple[int, ...]:
     return tuple(min(index * interval, size - tile) for index in range(count))
 
 
+def even_starts(size: int, tile: int, overlap: float) -> tuple[int, ...]:
+    """As nnU-Net places tiles: as few as the overlap asks for, at even distances.
+
+    Examples
+    --------
+    >>> even_starts(110, 64, 0.5)
+    (0, 23, 46)
+    """
+    if tile >= size:
+        return (0,)
+    last = size - tile
+    count = math.ceil(last / (tile * (1 - overlap))) + 1
+    return tuple(round(last / (count - 1) * index) for index in range(count))
+
+
 @dataclass(frozen=True, slots=True)
 class TileGrid:
     """The tiles of one volume, in file axes."""
@@ -50,6 +67,8 @@ class TileGrid:
     """Share of a tile's edge that the next tile covers again, in [0, 1)."""
     flips: tuple[bool, bool, bool] = (False, False, False)
     """Axes that the network sees reversed: its tiles are counted from the far end, as if the volume were flipped."""
+    even: bool = False
+    """Whether tiles lie at even distances (nnU-Net) instead of the last one being moved back (MONAI)."""
 
     @property
     def padded(self) -> Shape:
@@ -70,7 +89,7 @@ class TileGrid:
     def starts(self, axis: int) -> tuple[int, ...]:
         """Ascending tile positions along one axis of the padded volume."""
         size, tile = self.padded[axis], self.tile[axis]
-        found = starts(size, tile, self.overlap)
+        found = (even_starts if self.even else starts)(size, tile, self.overlap)
         return tuple(sorted(size - tile - start for start in found)) if self.flips[axis] else found
 
     @property
@@ -88,11 +107,19 @@ class TileGrid:
 
 
 def importance(tile: Shape, weighting: Weighting = "gaussian") -> npt.NDArray[np.float32]:
-    """How much each voxel of a tile counts in the blend, shape ``tile``."""
+    """How much each voxel of a tile counts in the blend, shape ``tile``.
+
+    ``"gaussian"`` as MONAI's; ``"half"`` as nnU-Net's, which keeps its Gaussian in half precision.
+    """
     if weighting == "constant":
         return np.ones(tile, np.float32)
-    profiles = [_gaussian(size) for size in tile]
+    profiles = [_filtered(size) if weighting == "half" else _gaussian(size) for size in tile]
     weights: npt.NDArray[Any] = profiles[0][:, None, None] * profiles[1][None, :, None] * profiles[2][None, None, :]
+    if weighting == "half":
+        half = (HALF_SCALE * weights / weights.max()).astype(np.float16)
+        least = half[half > 0].min()
+        raised: npt.NDArray[np.float32] = np.maximum(half, least).astype(np.float32)
+        return raised
     result: npt.NDArray[np.float32] = np.maximum(weights, max(float(weights.min()), LEAST_WEIGHT), dtype=np.float32)
     return result
 
@@ -100,4 +127,13 @@ def importance(tile: Shape, weighting: Weighting = "gaussian") -> npt.NDArray[np
 def _gaussian(size: int) -> npt.NDArray[np.float32]:
     distance = np.arange(size, dtype=np.float32) - np.float32((size - 1) / 2)
     profile: npt.NDArray[np.float32] = np.exp(distance**2 / np.float32(-2 * (SIGMA_SCALE * size) ** 2))
+    return profile
+
+
+def _filtered(size: int) -> npt.NDArray[np.float64]:
+    """A point in the middle after ``scipy.ndimage.gaussian_filter``, which looks no further than four deviations."""
+    distance = np.arange(size) - size // 2
+    sigma = SIGMA_SCALE * size
+    profile: npt.NDArray[np.float64] = np.exp(-0.5 * (distance / sigma) ** 2)
+    profile[np.abs(distance) > int(4 * sigma + 0.5)] = 0
     return profile

@@ -232,4 +232,4 @@ def test_other_folders_are_not_models(run, model, tmp_path: Path) -> None:  # ty
     done = run(MODULE, "infer", path, "-m", tmp_path, "-o", tmp_path / "out")
     assert done.code == 4 and "not a complete model folder" in done.err
     usage = run(MODULE, "infer", path, "-m", model[0], "-o", tmp_path / "out", "--tile", "15")
-    assert usage.code == 2 and "multiple of 2" in usage.err
+    assert usage.code == 2 and "multiples of 2" in usage.err

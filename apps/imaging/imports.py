@@ -1,0 +1,174 @@
+"""Models from elsewhere, converted once into a peakline model folder in the cache.
+
+Nothing in their files runs: JSON is parsed, names are looked up in tables, weights are read by
+``torch.load(weights_only=True)``, which builds tensors and plain containers only. The conversion runs in a child behind
+a soft wall, and is refused beforehand where the ceiling is too small for it.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from apps.imaging import nnunet
+from common import __version__
+from common.errors import InputError
+from common.files import scratch_directory, sha256
+from common.memory import allocator
+from common.memory.budget import MIB, MemoryBudget
+
+if TYPE_CHECKING:
+    import torch
+
+FLOOR_BYTES = 400 * MIB
+"""Interpreter, torch and its exporter after the tracing of a small network (measured 312 to 340 MiB)."""
+COPIES = 3
+"""Of the weights at once: as read, in the network, in the exporter's file. A checkpoint holds the optimiser's state
+too, so that its size bounds three copies of the weights."""
+LONGEST_SECONDS = 600
+
+
+def imported(directory: Path, budget: MemoryBudget) -> Path:
+    """The folder itself if it is ours, else its conversion, from the cache where it is there already.
+
+    Raises
+    ------
+    InputError
+        A model that cannot be read, or is not supported.
+    DoesNotFit
+        If the ceiling is too small for the conversion.
+    """
+    if not nnunet.is_nnunet(directory):
+        return directory
+    nnunet.read_plan(directory)
+    files = [directory / nnunet.PLANS, directory / nnunet.DATASET, *nnunet.checkpoints(directory)]
+    place = _cache() / _key(directory, files)
+    if not (place / "model.json").is_file():
+        _convert(directory, place, budget, price(files))
+    return place
+
+
+def price(files: list[Path]) -> int:
+    """Bytes that a conversion needs: all folds are in one network."""
+    return FLOOR_BYTES + COPIES * sum(path.stat().st_size for path in files)
+
+
+def _cache() -> Path:
+    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return Path(base) / "peakline" / "models"
+
+
+def _key(directory: Path, files: list[Path]) -> str:
+    import hashlib
+
+    facts = [__version__, directory.resolve().name, *(sha256(path) for path in files)]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
+
+
+def _convert(directory: Path, place: Path, budget: MemoryBudget, needed: int) -> None:
+    """In a child, into a folder beside its place."""
+    from common.memory.footprint import Footprint, Term
+    from common.memory.planner import DoesNotFit, Plan
+
+    if needed > budget.host_bytes:
+        terms = [
+            Term("interpreter and libraries", FLOOR_BYTES, "measured", ("import",)),
+            Term("weights, converted", needed - FLOOR_BYTES, "analytic", ("import",)),
+        ]
+        raise DoesNotFit(budget, Plan("imaging infer (import of the model)", (), Footprint.of(terms)))
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with scratch_directory(place.parent, place.name) as draft:
+        command = [sys.executable, "-m", "apps.imaging.imports", str(directory), str(draft), str(budget.host_bytes)]
+        environment = os.environ | allocator.environment(1)
+        try:
+            done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=LONGEST_SECONDS)
+        except subprocess.TimeoutExpired:
+            raise InputError(f"{directory}: not imported after {LONGEST_SECONDS} s", public="import failed") from None
+        if done.returncode:
+            lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
+            unsafe = [line for line in lines if "unsupported" in line.lower()]
+            why = (unsafe or lines or [f"exit {done.returncode}"])[0 if unsafe else -1]
+            raise InputError(f"{directory}: cannot be imported ({why[:300]})", public="model cannot be imported")
+        os.rename(draft, place)
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """A checkpoint's tensors and plain values; NumPy's scalars are allowed, because nnU-Net logs with them."""
+    import numpy as np
+    import torch
+
+    scalars = [np._core.multiarray.scalar, np.dtype, *(type(np.dtype(kind)) for kind in ("f4", "f8", "i4", "i8", "?"))]  # type: ignore[attr-defined]
+    with torch.serialization.safe_globals(scalars):
+        found: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    return found
+
+
+def convert_nnunet(directory: Path, out: Path) -> None:
+    """Write the model folder; called in the child."""
+    import torch
+
+    from apps.imaging import networks
+    from apps.imaging.export import export_onnx
+    from apps.imaging.model import labels_from_names, write_model
+
+    plan, states, axes = nnunet.read_plan(directory), [], []
+    for path in nnunet.checkpoints(directory):
+        checkpoint = read_checkpoint(path)
+        states.append(checkpoint["network_weights"])
+        axes = checkpoint.get("inference_allowed_mirroring_axes") or []
+        del checkpoint
+    arguments = {**plan.arguments, "members": len(states)}
+    network = networks.build(plan.network, arguments)
+    members = [network] if len(states) == 1 else list(network.members)  # type: ignore[arg-type]
+    for member, state in zip(members, states, strict=True):
+        _load(member, state)
+    states.clear()
+    step = networks.steps(plan.network, arguments)
+    x, y, z = (max(2 * size, 8) for size in step)
+    with torch.no_grad():
+        output = export_onnx(plan.network, network, out / "network.onnx", tile=(x, y, z))
+    head = networks.split_head(plan.network, network) if output == "features" else None
+    name = networks.head_name(plan.network, network)
+    labels = labels_from_names(list(plan.labels))
+    write_model(
+        out,
+        network=plan.network,
+        arguments=arguments,
+        state={key: tensor.detach().numpy() for key, tensor in networks.weights(network).items()},
+        channels=plan.channels,
+        spacing=plan.spacing,
+        orientation=plan.orientation,
+        intensity=plan.intensity,
+        patch=plan.patch,
+        head={"weight": f"{name}.weight", "bias": f"{name}.bias"} if head else None,
+        labels=[
+            type(label)(value, label.name, label.code, label.color)
+            for label, value in zip(labels, plan.labels.values(), strict=True)
+        ],
+        card=f"# Imported from nnU-Net\n\n{plan.network}, {len(members)} fold(s). Research use only.\n",
+        extra={"convention": "nnunet", "mirror": "".join("xyz"[int(axis)] for axis in axes)},
+    )
+
+
+def _load(network: "torch.nn.Module", state: dict[str, Any]) -> None:
+    """nnU-Net's names: a compiled network's begin with ``_orig_mod.``."""
+    network.load_state_dict({key.removeprefix("_orig_mod."): tensor for key, tensor in state.items()})
+
+
+def main() -> None:
+    """``python -m apps.imaging.imports MODEL OUT CEILING``: the child."""
+    from common.memory import guard
+
+    directory, out, ceiling = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
+    allocator.tame()
+    import torch  # before the wall: what it reserves is not data
+
+    torch.set_num_threads(1)
+    guard.soft_wall(ceiling)
+    convert_nnunet(directory, out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,132 @@
+"""nnU-Net's networks, by name: its own classes (``dynamic-network-architectures``), only those in these tables.
+
+A ``plans.json`` names classes by import path. Nothing is imported from there: names are looked up here, all other
+arguments are numbers. Folds of an ensemble are one network whose logits are the mean of theirs.
+"""
+
+from collections.abc import Mapping
+from math import prod
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+from common.errors import InputError, UsageError
+
+if TYPE_CHECKING:
+    import torch
+
+Arguments = Mapping[str, Any]
+
+NETWORKS: Mapping[str, str] = MappingProxyType(
+    {"plainconvunet": "PlainConvUNet", "residualencoderunet": "ResidualEncoderUNet"}
+)
+"""Our name, and the class in ``dynamic_network_architectures.architectures.unet``."""
+OPERATORS: Mapping[str, str] = MappingProxyType(
+    {
+        "torch.nn.modules.conv.Conv3d": "Conv3d",
+        "torch.nn.modules.instancenorm.InstanceNorm3d": "InstanceNorm3d",
+        "torch.nn.modules.batchnorm.BatchNorm3d": "BatchNorm3d",
+        "torch.nn.LeakyReLU": "LeakyReLU",
+        "torch.nn.modules.activation.LeakyReLU": "LeakyReLU",
+        "torch.nn.ReLU": "ReLU",
+        "torch.nn.modules.activation.ReLU": "ReLU",
+    }
+)
+"""Layers that a plan may name, and their names in ``torch.nn``."""
+NUMBERS = frozenset(
+    {"n_stages", "features_per_stage", "kernel_sizes", "strides", "n_conv_per_stage", "n_blocks_per_stage"}
+    | {"n_conv_per_stage_decoder", "conv_bias"}
+)
+LAYERS = frozenset({"conv_op", "norm_op", "dropout_op", "nonlin"})
+LAYER_ARGUMENTS = frozenset({"norm_op_kwargs", "dropout_op_kwargs", "nonlin_kwargs"})
+LARGEST = 4096
+"""No number in a plan's network is larger."""
+
+
+def checked(complete: Arguments) -> dict[str, Any]:
+    """The arguments with layers by their names in ``torch.nn``.
+
+    Raises
+    ------
+    InputError
+        An argument that is not known, a layer that is not in the table, or a value that is no number.
+    """
+    found: dict[str, Any] = {}
+    for key, value in complete.items():
+        if key in LAYERS:
+            if value is not None and value not in OPERATORS and value not in OPERATORS.values():
+                raise InputError(f"nnU-Net plan: {key} {value!r} is not one of {', '.join(OPERATORS)}")
+            found[key] = OPERATORS.get(value, value) if value is not None else None
+        elif key in LAYER_ARGUMENTS:
+            numbers = isinstance(value, dict) and all(isinstance(item, bool | int | float) for item in value.values())
+            if value is not None and not numbers:
+                raise InputError(f"nnU-Net plan: {key} {value!r} holds more than numbers")
+            found[key] = value
+        elif key in NUMBERS | {"in_channels", "out_channels", "members"}:
+            if not _numbers(value):
+                raise InputError(f"nnU-Net plan: {key} {value!r} is no number in range")
+            found[key] = value
+        else:
+            raise InputError(f"nnU-Net plan: the network's argument {key!r} is not known")
+    return found
+
+
+def _numbers(value: object) -> bool:
+    if isinstance(value, list):
+        return 0 < len(value) <= 16 and all(map(_numbers, value))
+    return isinstance(value, bool) or (isinstance(value, int) and 0 < value <= LARGEST)
+
+
+def steps(complete: Arguments) -> tuple[int, int, int]:
+    """Of what the sides of a tile must be multiples."""
+    x, y, z = (prod(stride[axis] for stride in complete["strides"]) for axis in range(3))
+    return x, y, z
+
+
+def build(name: str, complete: Arguments) -> "torch.nn.Module":
+    """The network of a plan; with ``members``, the mean of so many.
+
+    Raises
+    ------
+    UsageError
+        nnU-Net's library of networks is not installed.
+    """
+    import torch
+
+    try:
+        from dynamic_network_architectures.architectures import unet
+    except ImportError:
+        raise UsageError("nnU-Net's networks need the extra 'nnunet' (dynamic-network-architectures)") from None
+    found = checked(complete)
+    members = found.pop("members", 1)
+    for key in LAYERS & set(found):
+        found[key] = getattr(torch.nn, found[key]) if found[key] is not None else None
+    channels = {"input_channels": found.pop("in_channels"), "num_classes": found.pop("out_channels")}
+    made = [getattr(unet, NETWORKS[name])(**channels, **found, deep_supervision=False) for _ in range(members)]
+    return made[0] if members == 1 else _mean_of(made)
+
+
+def _mean_of(networks: "list[torch.nn.Module]") -> "torch.nn.Module":
+    import torch
+
+    class Mean(torch.nn.Module):
+        """nnU-Net's ensemble: the mean of the logits."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.members = torch.nn.ModuleList(networks)
+
+        def forward(self, image: torch.Tensor) -> torch.Tensor:
+            first, *others = self.members
+            total = first(image)
+            for network in others:
+                total = total + network(image)
+            return total / len(self.members)
+
+    return Mean()
+
+
+def head(network: "torch.nn.Module") -> str | None:
+    """Name of the last 1x1x1 convolution; an ensemble has several."""
+    if hasattr(network, "members"):
+        return None
+    return f"decoder.seg_layers.{len(network.decoder.seg_layers) - 1}"  # type: ignore[arg-type, union-attr]
