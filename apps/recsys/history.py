@@ -87,6 +87,14 @@ class NpyReader:
         self._stream.seek(self._offset + start * self.dtype.itemsize)
         return np.fromfile(self._stream, self.dtype, max(0, stop - start))
 
+    def announce(self, part: slice) -> None:
+        """Let the kernel read a slice ahead, into its own memory."""
+        start, stop, _ = part.indices(self.length)
+        size = self.dtype.itemsize
+        os.posix_fadvise(
+            self._stream.fileno(), self._offset + start * size, (stop - start) * size, os.POSIX_FADV_WILLNEED
+        )
+
     def close(self) -> None:
         """Close the file."""
         self._stream.close()
@@ -138,6 +146,12 @@ class History:
         if self._values is None:
             raise ValueError("this matrix has no weights")
         return self._values[self._span(start, stop)]
+
+    def announce(self, start: int, stop: int) -> None:
+        """Say which rows will be read next."""
+        for reader in (self._items, self._values):
+            if reader is not None:
+                reader.announce(self._span(start, stop))
 
     def blocks(self, size: int = BLOCK) -> Iterator[tuple[int, int]]:
         """``ranges`` of these rows."""

@@ -20,7 +20,7 @@ from apps.recsys import arrow
 from apps.recsys.buckets import Buckets
 from apps.recsys.history import NpyReader, NpyWriter
 from apps.recsys.reading import Source, batches
-from apps.recsys.vocabulary import Vocabulary
+from apps.recsys.vocabulary import BadId, Vocabulary
 from common.errors import InputError
 
 if TYPE_CHECKING:
@@ -84,8 +84,8 @@ def stage(
     for source in sources:
         for batch in _checked(source, found, filters, timed=timed):
             coded = dict(batch)
-            coded["user"] = users.encode(batch["user"])
-            coded["item"] = items.encode(batch["item"])
+            for name, vocabulary in (("user", users), ("item", items)):
+                coded[name] = _encoded(vocabulary, batch[name], source, str(getattr(source.columns, name)))
             for name, writer in writers.items():
                 writer.append(coded[name])
     for writer in writers.values():
@@ -103,6 +103,21 @@ def stage(
                 public="too few users or items",
             )
     return found
+
+
+def _encoded(vocabulary: Vocabulary, column: Any, source: Source, name: str) -> NDArray[np.int32]:
+    """Numbers of a column's ids, or whose fault it is that there are none."""
+    import pyarrow as pa
+
+    try:
+        return vocabulary.encode(column)
+    except BadId as error:
+        raise InputError(f"{source.path}: column {name!r}: an id {error}", public="unusable id") from None
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError):
+        raise InputError(
+            f"{source.path}: column {name!r}: {column.type} cannot be an id; text or numbers can",
+            public="unusable id",
+        ) from None
 
 
 def _checked(source: Source, found: Staged, filters: Filters, *, timed: bool) -> Iterator[dict[str, Any]]:
@@ -123,12 +138,13 @@ def _checked(source: Source, found: Staged, filters: Filters, *, timed: bool) ->
         value = np.ones(count, np.float32)
         if named.value is not None:
             value = arrow.floats(batch.column(named.value))
-            bad = np.isinf(value) | (value < 0)
+            bad = np.isinf(value) | ((value < 0) & (filters.min_value is None))
             if bad.any():
                 row = int(bad.argmax())
                 raise InputError(
                     f"{source.path}: row {found.rows + row + 1}, column {named.value!r}: {value[row]:g} is not a"
-                    " finite number of zero or more",
+                    " finite number of zero or more; a value says how much of an item someone had: leave rows out"
+                    " with --min-value, or name another column with --value-col",
                     public="value out of range",
                 )
             good &= ~np.isnan(value)

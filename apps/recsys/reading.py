@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from apps.recsys.unpacking import Unpacked, packed
 from common.errors import InputError
 
 BLOCK_BYTES = 1 << 19
@@ -171,7 +172,7 @@ def _schema(path: Path) -> list[str]:
 
 def open_text(path: Path) -> Any:
     """A text stream of a plain or gzip file, without its byte order mark."""
-    if path.suffix.lower() == ".gz":
+    if packed(path):
         return gzip.open(path, "rt", encoding="utf-8-sig", newline="")
     return path.open("rt", encoding="utf-8-sig", newline="")
 
@@ -242,11 +243,13 @@ def _csv_batches(source: Source, names: list[str], number: str | None) -> Iterat
     import pyarrow as pa
     import pyarrow.csv
 
-    compression = "gzip" if source.path.suffix.lower() == ".gz" else None
+    opened: Any
     if source.delimiter == "::":
         opened = _Tabbed(source.path)
+    elif packed(source.path):
+        opened = Unpacked(source.path)
     else:
-        opened = pa.input_stream(str(source.path), compression=compression, buffer_size=BLOCK_BYTES)
+        opened = pa.input_stream(str(source.path), buffer_size=BLOCK_BYTES)
     delimiter = "\t" if source.delimiter == "::" else source.delimiter
     with opened as stream:
         # One thread: errors then carry row numbers, and no block is parsed ahead of its use.
@@ -264,30 +267,19 @@ def _csv_batches(source: Source, names: list[str], number: str | None) -> Iterat
         )
 
 
-class _Tabbed:
+class _Tabbed(Unpacked):
     """A file object in which every ``::`` is a tab, for a parser that knows delimiters of one character only."""
 
-    closed = False
-
-    def __init__(self, path: Path) -> None:
-        opener = gzip.open if path.suffix.lower() == ".gz" else open
-        self._stream: Any = opener(path, "rb")
-        self._rest = b""
+    _rest = b""
 
     def read(self, size: int = BLOCK_BYTES) -> bytes:
         """About ``size`` bytes; none at the end."""
-        more = self._stream.read(size if size > 0 else BLOCK_BYTES)
+        more = super().read(size if size > 0 else BLOCK_BYTES)
         block = self._rest + more
         # Of an odd number of colons at the end, the last may be half of a delimiter.
         odd = (len(block) - len(block.rstrip(b":"))) % 2
         self._rest = b":" if more and odd else b""
         return block[: len(block) - len(self._rest)].replace(b"::", b"\t")
-
-    def __enter__(self) -> "_Tabbed":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stream.close()
 
 
 def _list_batches(source: Source) -> Iterator[Any]:
@@ -329,6 +321,7 @@ def _parquet_batches(source: Source, names: list[str]) -> Iterator[Any]:
 
 
 _CONVERSION = re.compile(r"In CSV column #(\d+): (?:Row #(\d+): )?CSV conversion error to double: invalid value '(.*)'")
+_SCALAR = re.compile(r"Failed to parse string: '(.*)' as a scalar of type (double|timestamp)")
 _SHAPE = re.compile(r"CSV parse error: (?:Row #(\d+): )?Expected (\d+) columns, got (\d+)")
 
 
@@ -341,4 +334,10 @@ def _explain(message: str, source: Source) -> str:
     if match := _SHAPE.search(message):
         where = f"line {match[1]}: " if match[1] else ""
         return f"{where}{match[3]} columns where the header has {match[2]}"
+    if match := _SCALAR.search(message):
+        if match[2] == "double":
+            return f"column {source.columns.value!r}: {match[1]!r} is not a number"
+        return f"column {source.columns.time!r}: {match[1]!r} is neither a number nor a date as ISO 8601 writes it"
+    if "straddl" in message:
+        return f"a row of more than {BLOCK_BYTES:,} bytes"
     return f"cannot be read ({message.splitlines()[0]})"

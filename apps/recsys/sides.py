@@ -74,9 +74,12 @@ class Stored:
         import numpy as np
 
         history = self._history
-        for start, stop in ranges(history.indptr, self._block, after):
+        parts = list(ranges(history.indptr, self._block, after))
+        for (start, stop), following in zip(parts, [*parts[1:], None], strict=True):
             indptr = (history.indptr[start : stop + 1] - history.indptr[start]).astype(np.int32)
             block = _csr(history.values(start, stop), history.items(start, stop), indptr, self._columns)
+            if following is not None:
+                history.announce(*following)
             yield start, stop, block
             del block  # before the next one is read
 

@@ -30,8 +30,8 @@ READ_IDS = 1 << 15
 EMPTY = -1
 
 
-class TooLong(ValueError):
-    """An id of more than ``LONGEST`` bytes."""
+class BadId(ValueError):
+    """An id that cannot be one, in words."""
 
 
 class Vocabulary:
@@ -64,8 +64,8 @@ class Vocabulary:
 
         Raises
         ------
-        TooLong
-            Naming the beginning of the id.
+        BadId
+            More than ``LONGEST`` bytes, or with a NUL, which means that the file is not text.
         """
         import numpy as np
         import pyarrow as pa
@@ -128,11 +128,14 @@ class Vocabulary:
         letters, bounds = arrow.letters(texts)
         lengths = np.diff(bounds)
         if len(lengths) and lengths.max() > LONGEST:
-            raise TooLong(texts[int(lengths.argmax())].as_py()[:20])
+            row = int(lengths.argmax())
+            raise BadId(f"{texts[row].as_py()[:20]!r}... has {lengths[row]:,} bytes, at most {LONGEST:,} are read")
         first, second = np.zeros(len(texts), np.uint64), np.zeros(len(texts), np.uint64)
         for start, stop in ranges(bounds, HASHED_BYTES):
             text = letters[bounds[start] - bounds[0] : bounds[stop] - bounds[0]].astype(np.uint64)
             text += 1
+            if (text == 1).any():
+                raise BadId("with a NUL byte: the file is not text in UTF-8, or is damaged")
             starts = bounds[start:stop] - bounds[start]
             place = np.arange(len(text)) - np.repeat(starts, lengths[start:stop])
             for part, coefficients in zip((first, second), self._coefficients, strict=True):

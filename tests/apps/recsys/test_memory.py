@@ -108,3 +108,37 @@ def test_a_refusal_names_fewer_factors_that_fit(tmp_path: Path) -> None:
         plan(work, MemoryBudget(250 * MIB), Known(tmp_path))
     assert refusal.value.remedies[0].startswith("--factors 32 (needs ")
     assert refusal.value.remedies[1].startswith("--factors 16 (needs ")
+
+
+def test_a_ceiling_below_the_index_alone_names_the_term(tmp_path: Path) -> None:
+    class Known(CostStore):
+        def known(self, probes: Iterable[Probe], *, ceiling: int | None) -> Costs:
+            return {probe: {"bytes": 100 * MIB} for probe in probes}
+
+    facts = Facts(rows=1, users=90_000_000, items=500, interactions=1, longest=1, ids=0, bucket=1)
+    work = TrainWorkload(facts, "ials", 1, {"iterations": 15}, "none", 1)
+    with pytest.raises(DoesNotFit) as refusal:
+        plan(work, MemoryBudget(300 * MIB), Known(tmp_path))
+    told, smallest = str(refusal.value), refusal.value.smallest_feasible_bytes
+    assert "largest terms: history index 686.6 MiB" in told
+    assert smallest is not None and f"--memory {smallest // MIB}MiB" in told
+    assert plan(work, MemoryBudget(smallest), Known(tmp_path)).needed_bytes <= smallest
+
+
+def test_reading_grows_by_what_is_priced(run: Run, tmp_path: Path) -> None:
+    """Half a million ids of 40 letters: their text stays on disk."""
+    path, model = tmp_path / "a.csv", tmp_path / "model"
+    with path.open("w") as rows:
+        rows.write("user,item\n")
+        rows.writelines(f"{n:040d},{n % 1000}\n" for n in range(500_000))
+    options = ("--factors", 8, "--set", "iterations=1", "--memory", "400MiB", "--json", "-q")
+    for _ in range(2):  # the first run measures costs in its phase "plan"
+        done = run("apps.recsys", "train", path, "-o", model, *options)
+    assert done.code == 0, done.err
+    reading = done.record["measured"]["phases"][0]
+    terms = [term for term in done.record["plan"]["terms"] if {"plan", "*"} & set(term["phases"])]
+    predicted = sum(term["bytes"] for term in terms)
+    assert reading["name"] == "plan"
+    assert reading["peak_bytes"] <= predicted + done.record["plan"]["reserve_bytes"]
+    assert predicted <= 1.35 * reading["peak_bytes"]
+    assert {term["name"]: term["bytes"] for term in terms}["ids"] == 48 * 501_000

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from apps.recsys import ingest, interactions, reading
+from apps.recsys import ingest, interactions, reading, unpacking
 from apps.recsys.history import History, NpyReader, NpyWriter
 from apps.recsys.interactions import Filters
 from apps.recsys.model import Table
@@ -47,6 +47,18 @@ def test_columns_are_found_by_common_names_and_then_by_place(tmp_path: Path) -> 
         ("user,item,rating\na,b,1\na,c\n", Columns(), "line 3: 2 columns where the header has 3"),
         ("user,item,rating\na,b,-1\n", Columns(), "row 1, column 'rating': -1 is not a finite number"),
         ("user,item,rating\na,b,inf\n", Columns(), "row 1, column 'rating': inf is not a finite number"),
+        ("user,item,rating\na,b,1\nc,d,-2\n", Columns(), "with --min-value, or name another column"),
+        ("user,item,rating\na,b,0\nc,d,0\n", Columns(), "0 users left; at least two are needed (dropped: 2 rows of"),
+        ("user,item\na,b\nc\x00,d\n", Columns(), "column 'user': an id with a NUL byte"),
+        (
+            "user,item\na,b\nc," + "d" * 10_240 + "\n",
+            Columns(),
+            "column 'item': an id 'dddddddddddddddddddd'... has",
+        ),
+        ("user,item\na,b\nc," + "d" * 2_000_000 + "\n", Columns(), "a row of more than 524,288 bytes"),
+        ("user,item,rating\na,b,1\nc,d,2\ne,f", Columns(), "line 4: 2 columns where the header has 3"),
+        ("user,item,rating\na,b,1\nc,d,2,9\n", Columns(), "line 3: 4 columns where the header has 3"),
+        ("user,item,rating\na,b,1\nc,d,two\n", Columns(), "line 3, column 'rating': 'two' is not a number"),
         ("user,item\na,b\na,c\n", Columns(), "1 user left"),
         ("user,item\na,b\nc,b\n", Columns(), "1 item left"),
         ("user\na\n", Columns(), "one column only"),
@@ -60,6 +72,57 @@ def test_defects_are_named(tmp_path: Path, text: str, columns: Columns, expected
         read(tmp_path, path, columns=columns)
     assert str(path) in str(caught.value) and expected in str(caught.value)
     assert "\n" not in str(caught.value) and str(path) not in caught.value.public
+
+
+@pytest.mark.parametrize(
+    ("date", "expected"), [("soon", "'soon' is neither a number nor a date"), ("2024-13-01", "'2024-13-01' is neither")]
+)
+def test_times_that_are_none(tmp_path: Path, date: str, expected: str) -> None:
+    path = write(tmp_path / "a.csv", f"user,item,date\na,b,2024-01-01\nc,d,{date}\n")
+    with pytest.raises(InputError, match=f"column 'date': {expected}"):
+        read(tmp_path, path, split="leave-last")
+
+
+def test_a_minimum_leaves_negative_values_out(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.csv", "user,item,rating\na,b,1\nc,d,-2\ne,f,3\n")
+    facts = read(tmp_path, path, min_value=1)
+    assert (facts.users, dict(facts.dropped)) == (2, {"below --min-value": 1})
+
+
+def test_a_file_that_expands_without_end_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(unpacking, "LEAST_BYTES", 1 << 20)
+    for number, (name, rows) in enumerate((("a.csv.gz", b"1,2\n"), ("a.dat.gz", b"1::2::3\n"), ("b.csv.gz", b"1,"))):
+        path = tmp_path / name
+        path.write_bytes(gzip.compress((b"" if b"::" in rows else b"user,item\n") + rows * ((16 << 20) // len(rows))))
+        place = tmp_path / str(number)
+        place.mkdir()
+        with pytest.raises(InputError, match=f"{name}: (expands to more than 250 times its size|a row of more than)"):
+            read(place, path)
+
+
+def test_types_of_ids(tmp_path: Path) -> None:
+    """Numbers in one file are the same ids as their text in another; what is no id is named."""
+    import pyarrow as pa
+    import pyarrow.parquet
+
+    pyarrow.parquet.write_table(pa.table({"user": [1, 2], "item": [10, 20]}), tmp_path / "a.parquet")
+    text = write(tmp_path / "b.csv", "user,item\n2,10\nbob,20\n")
+    facts = read(tmp_path, tmp_path / "a.parquet", text)
+    assert (facts.users, facts.items, facts.interactions) == (3, 2, 4)
+    users = Table(tmp_path / "out" / "users.parquet")
+    assert [users.id(row) for row in range(3)] == ["1", "2", "bob"]
+    lists = pa.table({"user": [[1], [2]], "item": [1, 2]})
+    pyarrow.parquet.write_table(lists, tmp_path / "c.parquet")
+    place = tmp_path / "c"
+    place.mkdir()
+    with pytest.raises(InputError, match=r"column 'user': list.* cannot be an id"):
+        read(place, tmp_path / "c.parquet")
+    values = pa.table({"user": ["a", "b"], "item": ["x", "y"], "value": ["1", "much"]})
+    pyarrow.parquet.write_table(values, tmp_path / "d.parquet")
+    place = tmp_path / "d"
+    place.mkdir()
+    with pytest.raises(InputError, match="column 'value': 'much' is not a number"):
+        read(place, tmp_path / "d.parquet")
 
 
 def test_damaged_files_are_named(tmp_path: Path) -> None:

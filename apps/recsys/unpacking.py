@@ -1,0 +1,63 @@
+"""Text files as streams of bytes, unpacked where they are gzip; a file that never ends is refused, not followed."""
+
+from __future__ import annotations
+
+import gzip
+from pathlib import Path
+from typing import Any
+
+from common.errors import InputError
+
+MOST_EXPANSION = 250
+"""A table of interactions packs 3 to 30 times smaller; what packs better than this many times is not one."""
+LEAST_BYTES = 64 << 20
+"""So much may be unpacked of any file."""
+
+
+def packed(path: Path) -> bool:
+    """Whether it is read through gzip."""
+    return path.suffix.lower() == ".gz"
+
+
+class Unpacked:
+    """A binary file object over a plain or gzip file, for readers that take one.
+
+    Raises
+    ------
+    InputError
+        From ``read``, when a gzip file expands beyond all measure.
+    """
+
+    closed = False
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._stream: Any = gzip.GzipFile(path) if packed(path) else path.open("rb")
+        self._left = max(LEAST_BYTES, MOST_EXPANSION * path.stat().st_size) if packed(path) else None
+
+    def read(self, size: int = -1) -> bytes:
+        """Up to ``size`` bytes; none at the end."""
+        block: bytes = self._stream.read(size)
+        if self._left is not None:
+            self._left -= len(block)
+            if self._left < 0:
+                raise InputError(
+                    f"{self._path}: expands to more than {MOST_EXPANSION} times its size; not a table of interactions",
+                    public="file expands without end",
+                )
+        return block
+
+    def readable(self) -> bool:
+        """It is."""
+        return True
+
+    def close(self) -> None:
+        """Close the file."""
+        self.closed = True
+        self._stream.close()
+
+    def __enter__(self) -> Unpacked:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
