@@ -10,6 +10,7 @@ import csv
 import os
 import shutil
 import weakref
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -169,19 +170,18 @@ def count(inputs: Inputs) -> Facts:
     MemoryError
         For a Parquet file, which takes Arrow to read.
     """
-    users: set[str] = set()
+    users: Counter[str] = Counter()
     items: set[str] = set()
-    rows = 0
     for source in inputs.sources:
         if source.parquet:
             raise MemoryError
         with reading.open_text(source.path) as stream, suppress(UnicodeDecodeError, EOFError):
             for user, *had in _plain_rows(source, stream):
-                rows += len(had)
-                users.add(user)
+                users[user] += len(had)
                 items.update(had)
-    ids = len(users) + len(items)
-    return Facts(rows, len(users), len(items), rows, len(items), ids, min(rows, 2 * interactions.BUCKET_ROWS))
+    rows, longest = users.total(), max(users.values(), default=0)
+    bucket = min(rows, interactions.BUCKET_ROWS + longest)  # a bucket ends with a whole user
+    return Facts(rows, len(users), len(items), rows, longest, len(users) + len(items), bucket)
 
 
 def _plain_rows(source: Source, stream: Any) -> Iterator[list[str]]:
