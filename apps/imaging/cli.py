@@ -45,6 +45,8 @@ def millilitres(text: str) -> float:
     return value
 
 
+ENGINES = ("openvino", "onnxruntime", "torch")
+"""``common.engines.engine.ENGINES``, which is not imported for ``--help``."""
 REPAIR_HELP = "resample a tilted gantry or uneven spacing instead of refusing: tilt,spacing"
 
 
@@ -91,8 +93,8 @@ def _infer(commands: Any) -> None:
     one.add_argument("--overlap", type=share, default=0.5, help="share of a tile covered again (default 0.5)")
     one.add_argument("--tile", type=cli.triple, metavar="X,Y,Z", help="tile in voxels (default: the model's patch)")
     one.add_argument("--batch", type=cli.positive, metavar="N", help="tiles at a time, each in a share of the threads")
-    one.add_argument("--engine", default="auto", choices=["auto", "openvino", "torch"], help="default auto")
-    one.add_argument("--precision", default="float32", choices=["float32"], help="default float32")
+    one.add_argument("--engine", default="auto", choices=["auto", *ENGINES], help="default auto")
+    one.add_argument("--precision", default="float32", choices=["float32", "bf16"], help="bf16: OpenVINO only")
     tta_help = "also average over the tile mirrored along the axes of training (slower)"
     one.add_argument("--tta", default="none", choices=["none", "mirror"], help=tta_help)
     one.add_argument("--roi-subset", type=names, metavar="NAME,...", help="only these classes (default: all)")
@@ -132,6 +134,7 @@ def _infer_workload(args: argparse.Namespace, budget: MemoryBudget) -> "Workload
     from apps.imaging.networks import steps
     from apps.imaging.outputs import Wanted, chosen_labels
     from apps.imaging.studies import find_studies
+    from common.engines.engine import PRECISIONS
 
     if args.output.resolve() in [path.resolve() for path in args.input]:
         raise UsageError(f"-o {args.output}: is an input too; its results would be taken for images the next time")
@@ -146,6 +149,8 @@ def _infer_workload(args: argparse.Namespace, budget: MemoryBudget) -> "Workload
     step = steps(model.network, model.arguments)
     if any(size % of for size, of in zip(tile, step, strict=True)):
         raise UsageError(f"--tile: sides must be multiples of {','.join(map(str, step))} for this network")
+    if args.precision not in PRECISIONS[_engine(args)]:
+        raise UsageError(f"--precision {args.precision}: not with the engine {_engine(args)}")
     chosen = chosen_labels(model, args.roi_subset)
     if "dicom-rtstruct" in args.output_type:
         structures(chosen)
@@ -180,7 +185,9 @@ def _infer_sections(written: Mapping[str, Any], directory: Path) -> Iterable[str
 
 
 def _infer_warm_up(args: argparse.Namespace) -> str:
-    return warm.OPENVINO if _engine(args) == "openvino" else warm.TORCH
+    from apps.imaging.infer_workload import WARM_UPS
+
+    return WARM_UPS[_engine(args)]
 
 
 def _infer_run(args: argparse.Namespace, session: cli.Session) -> Mapping[str, Any]:

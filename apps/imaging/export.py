@@ -26,15 +26,18 @@ class GroupNormByReductions(nn.Module):
         size = norm.num_channels // norm.num_groups
         same_group = torch.block_diag(*[torch.full((size, size), 1 / size)] * norm.num_groups)
         self.register_buffer("over_groups", same_group[:, :, None, None, None])
-        self.weight, self.bias, self.eps = norm.weight, norm.bias, norm.eps
+        # As buffers of the right shape: what the exporter folds itself, it may leave out of the file.
+        self.register_buffer("weight", norm.weight.detach()[:, None, None, None])
+        self.register_buffer("bias", norm.bias.detach()[:, None, None, None])
+        self.eps = norm.eps
 
     def forward(self, values: torch.Tensor) -> torch.Tensor:
         """Subtract the mean, then divide by the deviation from it: no difference of large squares."""
         centred = values - self._group_mean(_mean(values))
         along_z = torch.linalg.vector_norm(centred, 2, 4, keepdim=True).square() / values.shape[4]
         variance = self._group_mean(_mean(along_z))
-        scale = self.weight[:, None, None, None] * torch.rsqrt(variance + self.eps)
-        return centred * scale + self.bias[:, None, None, None]
+        scale = self.weight * torch.rsqrt(variance + self.eps)
+        return centred * scale + self.bias
 
     def _group_mean(self, of_channels: torch.Tensor) -> torch.Tensor:
         return nn.functional.conv3d(of_channels, self.over_groups)

@@ -38,7 +38,7 @@ from common.memory.footprint import Footprint, Term
 from common.memory.planner import Setting, Workload
 from common.tiling.blend import FLOAT, Carried, carried
 
-WARM_UPS = {"openvino": warm.OPENVINO, "torch": warm.TORCH}
+WARM_UPS = {"openvino": warm.OPENVINO, "onnxruntime": warm.ONNXRUNTIME, "torch": warm.TORCH}
 LIBRARIES = ("nibabel", "pydicom", "pillow", "safetensors")
 
 OPEN, STATISTICS, TEMPLATE, INFER, PREVIEW = "open", "statistics", "template", "infer", "preview"
@@ -136,10 +136,10 @@ class InferWorkload:
 
     @property
     def _batches(self) -> list[int]:
-        """A tile for each thread or one for all; PyTorch gains nothing from batches."""
+        """A tile for each thread or one for all; only OpenVINO gains from batches."""
         if self.batch:
             return [self.batch]
-        return sorted({1, self.threads if self.engine != "torch" else 1}, reverse=True)
+        return sorted({1, self.threads if self.engine == "openvino" else 1}, reverse=True)
 
     def probes(self, setting: Setting) -> Sequence[Probe]:
         """The floor and the engine."""

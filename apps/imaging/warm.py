@@ -4,6 +4,7 @@ A command's floor is measured by the same function in a child (``common.memory.f
 """
 
 OPENVINO = "apps.imaging.warm:openvino"
+ONNXRUNTIME = "apps.imaging.warm:onnxruntime"
 TORCH = "apps.imaging.warm:torch"
 TRAIN = "apps.imaging.warm:train"
 EVALUATE = "apps.imaging.warm:evaluate"
@@ -62,6 +63,26 @@ def openvino() -> None:
     model = ov.Model([ops.convolution(image, kernel, [1] * 3, [1] * 3, [1] * 3, [1] * 3)], [image])
     compiled = ov.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     compiled(np.ones((1, 1, 8, 8, 8), np.float32))
+
+
+TINY_ONNX = (
+    "CAg6sAEKMQoBcxIBayIPQ29uc3RhbnRPZlNoYXBlKhgKBXZhbHVlKgwIARABIgQAAIA/QgCgAQQKJgoBeAoBaxIBeSIEQ29udioVCgRwYWRzQAFA"
+    "AUABQAFAAUABoAEHEgFnKg4IBRAHOgUIAQMDA0IBc1ofCgF4EhoKGAgBEhQKAggBCgIIAQoCCAgKAggICgIICGIfCgF5EhoKGAgBEhQKAggBCgII"
+    "CAoCCAgKAggICgIICEIECgAQEQ=="
+)
+"""One convolution, (1, 1, 8, 8, 8) -> (1, 8, 8, 8, 8), made by ``onnx``, whose import would be part of the floor."""
+
+
+def onnxruntime() -> None:
+    """Inference with ONNX Runtime."""
+    from base64 import b64decode
+
+    import numpy as np
+    import onnxruntime as library
+
+    _images()
+    session = library.InferenceSession(b64decode(TINY_ONNX), providers=["CPUExecutionProvider"])
+    session.run(None, {"x": np.ones((1, 1, 8, 8, 8), np.float32)})
 
 
 def torch() -> None:

@@ -25,9 +25,20 @@ Tile = tuple[int, int, int]
 
 NETWORK = "network.onnx"
 WEIGHTS = "weights.safetensors"
-ENGINES = ("openvino", "torch")
-LIBRARIES: Mapping[str, tuple[str, ...]] = {"openvino": ("openvino", "numpy"), "torch": ("torch", "monai", "numpy")}
+ENGINES = ("openvino", "onnxruntime", "torch")
+LIBRARIES: Mapping[str, tuple[str, ...]] = {
+    "openvino": ("openvino", "numpy"),
+    "onnxruntime": ("onnxruntime", "numpy"),
+    "torch": ("torch", "monai", "numpy"),
+}
 """Distributions whose versions an engine's cost depends on."""
+
+PRECISIONS: Mapping[str, tuple[str, ...]] = {
+    "openvino": ("float32", "bf16"),
+    "onnxruntime": ("float32",),
+    "torch": ("float32",),
+}
+"""In what each engine computes."""
 
 _RUNS = 2
 """Tiles per probe: the first run allocates, the second is timed."""
@@ -112,9 +123,10 @@ def open_engine(
     Parameters
     ----------
     name
-        ``"openvino"`` or ``"torch"``.
+        One of ``ENGINES``.
     precision
-        ``"float32"``; always set explicitly, because OpenVINO's own default is bfloat16 where the CPU has it.
+        One of ``PRECISIONS``; always set explicitly, because OpenVINO's own default is bfloat16 where the CPU has it.
+        What is given and returned stays float32.
     tile, batch, threads
         Fixed for the life of the engine; fewer tiles than a batch may be given.
     output
@@ -133,14 +145,21 @@ def open_engine(
     ValueError
         For a name, precision or output that is not available.
     """
-    if precision != "float32":
-        raise ValueError(f"precision {precision!r}: this version runs float32")
+    if precision not in PRECISIONS.get(name, ()):
+        known = ", ".join(PRECISIONS.get(name, PRECISIONS["openvino"]))
+        raise ValueError(f"engine {name!r}, precision {precision!r}: choose one of {', '.join(ENGINES)}; {known}")
     if output == "features" and head is None:
         raise ValueError("features were asked for, but the network has no 1x1x1 head")
     if name == "openvino":
         from common.engines.openvino import OpenVinoEngine
 
-        return OpenVinoEngine(model_dir, tile=tile, batch=batch, threads=threads, output=output, head=head)
+        return OpenVinoEngine(
+            model_dir, tile=tile, batch=batch, threads=threads, output=output, head=head, precision=precision
+        )
+    if name == "onnxruntime":
+        from common.engines.onnx import OnnxEngine
+
+        return OnnxEngine(model_dir, tile=tile, batch=batch, threads=threads, output=output, head=head)
     if name == "torch" and builder is not None:
         from common.engines.pytorch import TorchEngine
 

@@ -40,6 +40,7 @@ class OpenVinoEngine:
         threads: int,
         output: Output,
         head: Mapping[str, str] | None,
+        precision: str = "float32",
     ) -> None:
         self._ov = import_openvino()
         core = self._ov.Core()
@@ -53,7 +54,7 @@ class OpenVinoEngine:
         channels = model.input(0).partial_shape[1].get_length()
         model.reshape([1, channels, *tile])
         settings: dict[str, Any] = {
-            "INFERENCE_PRECISION_HINT": "f32",
+            "INFERENCE_PRECISION_HINT": {"float32": "f32", "bf16": "bf16"}[precision],
             "INFERENCE_NUM_THREADS": threads,
             "NUM_STREAMS": batch,
             "ENABLE_CPU_PINNING": False,  # pinned threads of two runs on one machine would share a core
