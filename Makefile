@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 JOBS ?= 2
 
-.PHONY: help setup demo test lint clean
+.PHONY: help setup peers demo test lint clean
 .DEFAULT_GOAL := help
 
 help:  ## what there is
@@ -20,6 +20,11 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch==2.13.0
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[serve,engines,dicom,nnunet,jpeg,test]'
 	@touch $@
+
+peers:  ## make .venv-peers: what imported models are compared with
+	$(PYTHON) -m venv .venv-peers
+	.venv-peers/bin/python -m pip install --quiet torch==2.13.0
+	.venv-peers/bin/python -m pip install --quiet nnunetv2==2.8.1
 
 demo: setup  ## both applications on real data where it is at hand, each under a ceiling
 	$(BIN)/python -m apps.demo
