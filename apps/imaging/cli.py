@@ -58,6 +58,9 @@ def repairs(text: str) -> frozenset[str]:
     return chosen
 
 
+INPUT_HELP = (
+    "NIfTI file, DICOM folder or zip, folder of these, or DICOMweb address (.../studies/UID or .../studies?...)"
+)
 OUTPUT_TYPES = ("nifti", "dicom-seg", "dicom-rtstruct")
 OUTPUT_HELP = f"what to write, of {', '.join(OUTPUT_TYPES)} (default nifti)"
 
@@ -68,6 +71,11 @@ def output_types(text: str) -> tuple[str, ...]:
     if unknown := set(chosen) - set(OUTPUT_TYPES):
         raise argparse.ArgumentTypeError(f"{', '.join(sorted(unknown))}: choose from {', '.join(OUTPUT_TYPES)}")
     return chosen
+
+
+def source(text: str) -> Path | str:
+    """An argparse type: a path, or the address of a DICOMweb server."""
+    return text if text.startswith(("http://", "https://")) else Path(text)
 
 
 def existing(path: Path) -> Path:
@@ -82,7 +90,7 @@ def names(text: str) -> list[str]:
 
 def _infer(commands: Any) -> None:
     one = commands.add_parser("infer", help="segment studies", description="Segment NIfTI files and DICOM series.")
-    one.add_argument("input", nargs="+", type=Path, help="NIfTI file, DICOM folder or zip, or folder of these")
+    one.add_argument("input", nargs="+", type=source, help=INPUT_HELP)
     one.add_argument("-m", "--model", type=Path, required=True, help="model folder")
     one.add_argument("-o", "--output", type=Path, required=True, metavar="OUT", help="output folder")
     one.add_argument("--output-type", type=output_types, default=("nifti",), metavar="TYPES", help=OUTPUT_HELP)
@@ -105,6 +113,8 @@ def _infer(commands: Any) -> None:
     one.add_argument(
         "--fast", action="store_true", help="at half the model's resolution; labels on the image's own grid"
     )
+    stow_help = "also send the DICOM objects to this DICOMweb server (https://HOST/dicom-web)"
+    one.add_argument("--stow", default="", metavar="URL", help=stow_help)
     cli.add_device_options(one)
     cli.add_common_options(one)
     record = lambda args: args.output / "run.json"  # noqa: E731
@@ -127,6 +137,7 @@ def _engine(args: argparse.Namespace) -> str:
 
 def _infer_workload(args: argparse.Namespace, budget: MemoryBudget) -> "Workload":
     from apps.imaging.dicom_rtstruct import structures
+    from apps.imaging.dicomweb import Downloads, check_address
     from apps.imaging.imports import imported
     from apps.imaging.infer import open_cases
     from apps.imaging.infer_workload import InferWorkload
@@ -136,7 +147,7 @@ def _infer_workload(args: argparse.Namespace, budget: MemoryBudget) -> "Workload
     from apps.imaging.studies import find_studies
     from common.engines.engine import PRECISIONS
 
-    if args.output.resolve() in [path.resolve() for path in args.input]:
+    if args.output.resolve() in [place.resolve() for place in args.input if isinstance(place, Path)]:
         raise UsageError(f"-o {args.output}: is an input too; its results would be taken for images the next time")
     model = read_model(imported(args.model, budget))
     if len(model.channels) != 1:
@@ -156,10 +167,16 @@ def _infer_workload(args: argparse.Namespace, budget: MemoryBudget) -> "Workload
         structures(chosen)
     if args.tta == "mirror" and not model.mirror:
         raise UsageError(f"--tta mirror: {args.model} does not say along which axes it was trained to be mirrored")
-    wanted = Wanted(args.output_type, args.seg_type, args.preview or args.report, args.statistics or args.report)
+    if args.stow:
+        check_address(args.stow)
+        if not any(kind.startswith("dicom") for kind in args.output_type):
+            raise UsageError("--stow sends DICOM objects: --output-type dicom-seg or dicom-rtstruct makes them")
+    pictures, numbers = args.preview or args.report, args.statistics or args.report
+    wanted = Wanted(args.output_type, args.seg_type, pictures, numbers, args.stow)
     studies = find_studies(args.input)
+    downloads = Downloads(existing(args.output), args.series)
     cases = open_cases(
-        studies, model, series=args.series, repair=args.repair, wanted=wanted, tile=tile, overlap=args.overlap
+        studies, model, downloads=downloads, repair=args.repair, wanted=wanted, tile=tile, overlap=args.overlap
     )
     return InferWorkload(
         model=model,
@@ -174,6 +191,7 @@ def _infer_workload(args: argparse.Namespace, budget: MemoryBudget) -> "Workload
         mirror=model.mirror if args.tta == "mirror" else "",
         remove_small=args.remove_small,
         scratch=existing(args.output),
+        downloads=downloads,
         threads=args.threads,
     )
 
@@ -289,7 +307,7 @@ def _inspect(commands: Any) -> None:
     one = commands.add_parser(
         "inspect", help="say what a study or a model is", description="Says what was found, without any identifier."
     )
-    one.add_argument("path", type=Path, metavar="INPUT|MODEL")
+    one.add_argument("path", type=source, metavar="INPUT|MODEL")
     one.add_argument("--series", metavar="N|UID", help="which series, where a DICOM folder has several")
     one.add_argument("--repair", type=repairs, default=frozenset(), metavar="WHAT", help=REPAIR_HELP)
     one.set_defaults(run=_inspect_run, name="imaging inspect")
@@ -298,14 +316,18 @@ def _inspect(commands: Any) -> None:
 def _inspect_run(args: argparse.Namespace) -> int:
     from common.model_folder import MANIFEST, load, verify
 
-    if (args.path / MANIFEST).is_file():
+    if isinstance(args.path, Path) and (args.path / MANIFEST).is_file():
         from apps.imaging.model import APPLICATION, inspect_lines, read_model
 
         verify(args.path, load(args.path, application=APPLICATION))
         lines = inspect_lines(read_model(args.path))
     else:
+        import tempfile
+
+        from apps.imaging.dicomweb import Downloads
         from apps.imaging.studies import open_volume
 
-        lines = open_volume(args.path, args.series, args.repair).describe()
+        downloads = Downloads(Path(tempfile.gettempdir()), args.series)
+        lines = open_volume(*downloads.path(str(args.path)), args.repair).describe()
     sys.stdout.write("\n".join(lines) + "\n")
     return 0

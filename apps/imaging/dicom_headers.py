@@ -60,6 +60,10 @@ _BOMB = f"its pixels do not begin within {HEADER_LIMIT >> 20} MiB of inflated he
 _NOT_IMAGES = ("1.2.840.10008.5.1.4.1.1.66", "1.2.840.10008.5.1.4.1.1.481.3", "1.2.840.10008.5.1.4.1.1.88")
 """SOP classes that begin so hold segmentations, registrations, structure sets and reports: never a source image."""
 
+MODALITIES = frozenset(
+    ("CT", "MR", "PT", "NM", "US", "CR", "DX", "MG", "XA", "RF", "OCT", "OPT", "IVUS", "IVOCT", "OP", "RTIMAGE", "SM")
+)
+"""Those of images; any other is shown as OT, so that what is shown cannot be somebody's name."""
 _UID = re.compile(r"[0-9.]{1,64}")
 
 
@@ -237,7 +241,7 @@ class HeaderReader:
         stored = int(head.get("BitsStored", allocated))
         kind = Kind(
             series=str(head.get("SeriesInstanceUID", "")),
-            modality=str(head.get("Modality", "?")),
+            modality=modality if (modality := str(head.get("Modality", ""))) in MODALITIES else "OT",
             sop_class=sop_class,
             frame_of_reference=str(head.get("FrameOfReferenceUID", "")),
             localizer="LOCALIZER" in [str(value).upper() for value in _values(head, "ImageType")],

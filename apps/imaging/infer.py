@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from apps.imaging import components, intensity
 from apps.imaging.crop import Content, Cropped, content, uncropped
+from apps.imaging.dicomweb import Downloads
 from apps.imaging.geometry import Frame, network_grid
 from apps.imaging.labels import BackToFile, LabelMaker, LabelPlanes, row_depth
 from apps.imaging.model import ImagingModel
@@ -203,6 +204,9 @@ def segment(job: Job, study: Study, case: Case) -> tuple[str, ...]:
     if job.wanted.preview:
         with session.phase("preview"):
             outputs.draw()
+    if job.wanted.stow:
+        with session.phase("stow"):
+            outputs.send()
     return tuple(outputs.names)
 
 
@@ -255,7 +259,7 @@ def open_cases(
     studies: list[Study],
     model: ImagingModel,
     *,
-    series: str | None,
+    downloads: Downloads,
     repair: frozenset[str],
     wanted: Wanted,
     tile: Shape,
@@ -265,8 +269,9 @@ def open_cases(
     cases: dict[str, Case | InputError] = {}
     for study in studies:
         try:
-            volume = open_volume(Path(study.input), series, repair)
-            wanted.check(volume, Path(study.input))
+            path, series = downloads.path(study.input)
+            volume = open_volume(path, series, repair)
+            wanted.check(volume, path)
             cases[study.study] = Case.of(volume, model, tile=tile, overlap=overlap)
         except InputError as error:
             cases[study.study] = error

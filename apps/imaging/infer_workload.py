@@ -18,6 +18,7 @@ from apps.imaging import warm
 from apps.imaging.components import components_bytes
 from apps.imaging.crop import cropped_bytes
 from apps.imaging.dicom_template import CHILD_BYTES
+from apps.imaging.dicomweb import NETWORK_BYTES, Downloads, is_address
 from apps.imaging.infer import Case
 from apps.imaging.labels import back_bytes, label_bytes
 from apps.imaging.model import TORCH_NETWORK, ImagingModel
@@ -42,6 +43,7 @@ WARM_UPS = {"openvino": warm.OPENVINO, "onnxruntime": warm.ONNXRUNTIME, "torch":
 LIBRARIES = ("nibabel", "pydicom", "pillow", "safetensors")
 
 OPEN, STATISTICS, TEMPLATE, INFER, PREVIEW = "open", "statistics", "template", "infer", "preview"
+STOW = "stow"
 
 OBJECTS_BYTES = 4 * MIB
 """Python objects, headers and buffers that are too small to price one by one (measured 0 to 3 MiB)."""
@@ -83,6 +85,8 @@ class InferWorkload:
     """Axes over whose mirrorings the engine averages."""
     remove_small: float
     """Millilitres below which a connected part becomes background."""
+    downloads: Downloads
+    """Holds what was brought from a server until the process ends."""
     scratch: Path
     """An existing directory on the disk to which the blend may spill."""
     threads: int
@@ -167,7 +171,7 @@ class InferWorkload:
         measured = known[self.probes(setting)[1]]
         batch, channels = int(setting["batch"]), self.channels(setting)
         tile, inputs = prod(self.tile), batch * engine.result_arrays(batch)
-        running = (STATISTICS, TEMPLATE, INFER, PREVIEW)
+        running = (STATISTICS, TEMPLATE, INFER, PREVIEW, STOW)
         terms = [
             Term("engine, loading", int(ENGINE_SPREAD * measured["open_bytes"]), "measured", (OPEN,)),
             Term("engine, running", int(ENGINE_SPREAD * measured["run_bytes"]), "measured", running),
@@ -192,6 +196,7 @@ class InferWorkload:
                 "measured",
                 (INFER,),
             ),
+            Term("network", NETWORK_BYTES if self._networked else 0, "measured", running),
             Term("SEG template", CHILD_BYTES if "dicom-seg" in self.wanted.types else 0, "measured", (TEMPLATE,)),
             Term("preview", PREVIEW_BYTES if self.wanted.preview else 0, "measured", (PREVIEW,)),
         ]
@@ -227,6 +232,10 @@ class InferWorkload:
     def _mirror_bytes(self, setting: Setting) -> int:
         channels = {"in_channels": len(self.model.channels), "out_channels": self.channels(setting)}
         return mirror_bytes(batch=int(setting["batch"]), voxels=prod(self.tile), **channels) if self.mirror else 0
+
+    @property
+    def _networked(self) -> bool:
+        return bool(self.wanted.stow) or any(is_address(study.input) for study in self.studies)
 
     def _small_parts(self, case: Case) -> int:
         return components_bytes(case.volume.shape) if self.remove_small else 0

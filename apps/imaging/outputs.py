@@ -34,6 +34,8 @@ class Wanted:
     """``auto``, ``binary`` or ``labelmap``."""
     preview: bool = False
     statistics: bool = False
+    stow: str = ""
+    """Address to which DICOM objects are sent; none if empty."""
 
     def check(self, volume: Volume, path: Path) -> None:
         """Raise ``InputError`` where this volume cannot give it."""
@@ -132,6 +134,13 @@ class Outputs:
         """After the last plane."""
         if self._statistics is not None:
             self.names += self._statistics.save(self._directory / f"{self._name}-statistics")
+
+    def send(self) -> None:
+        """DICOM objects to the server, after all else is closed. Raises ``InputError`` where it does not take them."""
+        if self._wanted.stow:
+            from apps.imaging.dicomweb import store
+
+            store(self._wanted.stow, [self._directory / name for name in self.names if name.endswith(".dcm")])
 
     def draw(self) -> None:
         """The preview, after all else is closed."""

@@ -45,16 +45,23 @@ class Study:
         }
 
 
-def find_studies(inputs: Sequence[Path]) -> list[Study]:
-    """Expand the command line: a file or zip is a study, a DICOM folder is one, a folder of these is several.
+def find_studies(inputs: Sequence[Path | str]) -> list[Study]:
+    """Expand the command line: a file or zip is a study, a DICOM folder is one, a folder of these is several; an
+    address (``str``) is a study on a server, or a search for some.
 
     Raises
     ------
     InputError
         A path that does not exist, or a folder with nothing in it that could be read.
     """
-    paths = [found for path in inputs for found in _expand(path)]
+    paths = [found for place in inputs for found in (_expand(place) if isinstance(place, Path) else _addresses(place))]
     return [Study(f"study-{number:04d}", str(path)) for number, path in enumerate(paths, start=1)]
+
+
+def _addresses(address: str) -> list[str]:
+    from apps.imaging.dicomweb import find_studies
+
+    return find_studies(address)
 
 
 def _expand(path: Path) -> list[Path]:
