@@ -1,0 +1,79 @@
+"""The suite ``recsys_scale``: time and memory against ``implicit``, catalogues and histories beyond memory.
+
+Part of ``make bench-recsys``; needs the real sets below ``PEAKLINE_DATA``. What is called fractal or grown is synthetic.
+"""
+
+import subprocess
+import sys
+from pathlib import Path
+
+from apps.recsys.bench.ground import source
+from common.bench.harness import Bound, Suite
+from common.memory.budget import parse_size
+
+WORK = Path("bench/work/recsys")
+FRACTAL, EVENTS, SIDE = WORK / "fractal-60m.parquet", 60_000_000, 12
+AS_FAST, AS_SMALL = Bound("seconds", at_most=1.05), Bound("peak", at_most=0.6)
+TWICE = Bound("seconds", at_most=2.0)
+SCRATCH = Bound("result.scratch_mib", at_most=64)
+
+
+def _train(interactions: Path, out: Path, size: str, *options: object) -> list[object]:
+    return ["-m", "apps.recsys", "train", interactions, "-o", out, *options, "--memory", size, "-q", "--json"]
+
+
+def within_memory(suite: Suite) -> None:
+    """The same CSV, the same settings, no split: to the model folder, or to factors in memory."""
+    for name, size in (("gowalla", "300MiB"), ("ml-1m", "300MiB")):
+        pair = {"repeats": 3, "group": f"within-{name}"}
+        data, ours, theirs = source(name, WORK), f"within-{name}", f"within-{name}-implicit"
+        suite.case(ours, _train(data, WORK / ours, size), ceiling=parse_size(size), fresh=WORK / ours, **pair)
+        suite.case(theirs, ["-m", "apps.recsys.bench.peer_fit", data], **pair)
+        suite.ratio(f"{name}: time against implicit", ours, theirs, AS_FAST)
+        suite.ratio(f"{name}: peak against implicit", ours, theirs, AS_SMALL)
+
+
+def beyond_memory(suite: Suite) -> None:
+    """Sixty million events under 1 GiB; ``implicit`` has all the memory it wants."""
+    size, out, factors = "1GiB", WORK / "fractal", WORK / "fractal.npy"
+    group = {"group": "fractal"}
+    if not FRACTAL.is_file():
+        made = ["apps.recsys.bench.fractal", FRACTAL, "--side", SIDE, "--events", EVENTS]
+        subprocess.run([sys.executable, "-m", *map(str, made)], check=True)
+    suite.case("fractal", _train(FRACTAL, out, size), ceiling=parse_size(size), fresh=out, **group)
+    suite.case("fractal-implicit", ["-m", "apps.recsys.bench.peer_fit", FRACTAL, "--out", factors], **group)
+    suite.ratio("fractal: time against implicit", "fractal", "fractal-implicit", TWICE)
+    judge = ["-m", "apps.recsys.bench.objective", out, factors, "--every", 200]
+    suite.case("fractal-objective", judge, bounds=(Bound("result.ratio", 0.999, 1.001),), **group)
+
+
+def lists(suite: Suite) -> None:
+    """Batch recommendation and evaluation of 139,738 real items and of a million grown ones."""
+    size, model = "400MiB", WORK / "epinions-lists"
+    group = {"group": "epinions"}
+    training = _train(source("epinions", WORK), model, size, "--split", "random")
+    suite.case("epinions-train", training, ceiling=parse_size(size), **group)
+    evaluate = ["-m", "apps.recsys", "evaluate", model, "--memory", "230MiB", "-q", "--json"]
+    suite.case("epinions-evaluate", evaluate, ceiling=parse_size("230MiB"), **group)
+    exact = Bound("result.recall", at_least=1.0)
+    suite.case("epinions-lists", ["-m", "apps.recsys.bench.lists", model], bounds=(SCRATCH, exact), **group)
+
+    base, grown = WORK / "gowalla-lists", WORK / "million"
+    group = {"group": "million"}
+    suite.case("million-base", _train(source("gowalla", WORK), base, size, "--set", "weight=binary"), **group)
+    judge = ["-m", "apps.recsys.bench.lists", base, "--items", 1_000_000, "--out", grown]
+    bounds = (SCRATCH, Bound("result.recall", at_least=0.995), Bound("result.user_ms", at_most=1.5))
+    suite.case("million-lists", judge, bounds=bounds, **group)
+
+
+def suite() -> Suite:
+    """The cases."""
+    made = Suite("recsys_scale")
+    within_memory(made)
+    beyond_memory(made)
+    lists(made)
+    return made
+
+
+if __name__ == "__main__":
+    sys.exit(suite().main())
