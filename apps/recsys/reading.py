@@ -10,11 +10,13 @@ works and ``007`` stays ``007``.
 import csv
 import gzip
 import re
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from apps.recsys import child
 from apps.recsys.unpacking import Unpacked, packed
 from common.errors import InputError
 
@@ -127,7 +129,9 @@ def header(path: Path) -> tuple[list[str], str, bool]:
     if path.stat().st_size == 0:
         raise InputError(f"{path}: the file is empty", public="empty file")
     if _is_parquet(path) or _is_arrow(path):
-        return _schema(path), ",", True
+        # In a child, so that Arrow does not stay in a process that only plans and fits.
+        names = _schema(path) if "pyarrow" in sys.modules else child.run(lambda: {"names": _schema(path)})["names"]
+        return names, ",", True
     try:
         with open_text(path) as stream:
             line = stream.readline(1 << 16)

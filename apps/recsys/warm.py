@@ -101,13 +101,12 @@ def answering() -> None:
 
 
 def training() -> None:
-    """Train ``ials``: reading, scoring, SciPy and ``implicit`` with its threads."""
+    """Train ``ials``: scoring, SciPy and ``implicit`` with its threads; what was read is in NumPy's files by then."""
     import numpy as np
     import scipy.sparse
 
     from apps.recsys import ials, sides
 
-    reading()
     scoring()
     ones = np.ones(256, np.float32)
     matrix = scipy.sparse.csr_matrix((ones, (np.arange(256) % 16, np.arange(256) // 16)))

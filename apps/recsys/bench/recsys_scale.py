@@ -1,6 +1,6 @@
 """The suite ``recsys_scale``: time and memory against ``implicit``, catalogues and histories beyond memory.
 
-Part of ``make bench-recsys``; needs the real sets below ``PEAKLINE_DATA``. What is called fractal or grown is synthetic.
+Part of ``make bench-recsys``; needs the real sets below ``PEAKLINE_DATA``. Fractal and grown data are synthetic.
 """
 
 import subprocess
@@ -24,13 +24,15 @@ def _train(interactions: Path, out: Path, size: str, *options: object) -> list[o
 
 def within_memory(suite: Suite) -> None:
     """The same CSV, the same settings, no split: to the model folder, or to factors in memory."""
-    for name, size in (("gowalla", "300MiB"), ("ml-1m", "300MiB")):
-        pair = {"repeats": 3, "group": f"within-{name}"}
-        data, ours, theirs = source(name, WORK), f"within-{name}", f"within-{name}-implicit"
-        suite.case(ours, _train(data, WORK / ours, size), ceiling=parse_size(size), fresh=WORK / ours, **pair)
-        suite.case(theirs, ["-m", "apps.recsys.bench.peer_fit", data], **pair)
-        suite.ratio(f"{name}: time against implicit", ours, theirs, AS_FAST)
-        suite.ratio(f"{name}: peak against implicit", ours, theirs, AS_SMALL)
+    for data, factors in (("gowalla", 64), ("gowalla", 256), ("ml-1m", 64)):
+        ours = f"within-{data}-{factors}"
+        theirs, size, path = f"{ours}-implicit", "300MiB", source(data, WORK)
+        pair = {"repeats": 2, "group": ours}
+        training = _train(path, WORK / ours, size, "--factors", factors)
+        suite.case(ours, training, ceiling=parse_size(size), fresh=WORK / ours, **pair)
+        suite.case(theirs, ["-m", "apps.recsys.bench.peer_fit", path, "--factors", factors], **pair)
+        suite.ratio(f"{ours}: time against implicit", ours, theirs, AS_FAST)
+        suite.ratio(f"{ours}: peak against implicit", ours, theirs, AS_SMALL)
 
 
 def beyond_memory(suite: Suite) -> None:
