@@ -84,9 +84,9 @@ def test_a_refusal_names_a_ceiling_that_works(trained: Trained, run: Run, tmp_pa
 
 def test_a_small_ceiling_takes_smaller_blocks(run: Run, dataset: Callable[[str], Path], tmp_path: Path) -> None:
     model = tmp_path / "model"
-    path = dataset("lastfm") / "plays.csv"
+    path = dataset("epinions") / "train.txt"
     options = ("--split", "user-holdout", "--factors", 32, "--set", "iterations=1", "-q", "--json")
-    wide = run("apps.recsys", "train", path, "-o", model, *options, "--memory", "300MiB").record
+    wide = run("apps.recsys", "train", path, "-o", model, *options, "--memory", "500MiB").record
     least = run("apps.recsys", "train", path, "-o", model, *options, "--memory", "100MiB").record
     tight = run(
         "apps.recsys", "train", path, "-o", model, *options, "--memory", least["smallest_feasible_bytes"]
