@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from apps.recsys.history import History
-from apps.recsys.recipe import ABSENT, POOL, TARGETS, Recipe
+from apps.recsys.recipe import ABSENT, POOL, Recipe
 from apps.recsys.split import Kept
 
 if TYPE_CHECKING:
@@ -22,11 +22,16 @@ if TYPE_CHECKING:
     from apps.recsys.embedding import Batch
 
 
+_Part = tuple["NDArray[np.int32]", "NDArray[np.int64]", "NDArray[np.int64]"]
+
+
 @dataclass(frozen=True, slots=True)
 class _Pool:
     """Users' items in memory, one user after the other and each user's in random order, and the windows to train on."""
 
     items: NDArray[np.int32]
+    users: NDArray[np.int64]
+    """Their rows."""
     starts: NDArray[np.int64]
     """Where each user's items begin, and the end."""
     owner: NDArray[np.int32]
@@ -54,9 +59,9 @@ class Batches:
         """Windows in an epoch."""
         counts = np.zeros(recipe.items, np.int64)
         for start, stop in history.blocks():
-            items, lengths = self._read(start, stop)
+            items, lengths, _ = self._read(start, stop)
             counts += np.bincount(items, minlength=recipe.items)
-            self.windows += int((-(-lengths[lengths > 1] // TARGETS)).sum())
+            self.windows += int((-(-lengths[lengths > 1] // recipe.targets)).sum())
         share = np.maximum(counts, 1) ** recipe.popularity  # every item may be drawn, also one that nobody had
         self._until = np.cumsum(share / share.sum())
         self._correction = np.log(share / share.sum() * recipe.negatives).astype(np.float32)
@@ -76,28 +81,28 @@ class Batches:
                     random = np.random.default_rng([self._seed, number, done])
                     yield self._batch(pool, slice(start, start + size), random)
 
-    def _read(self, start: int, stop: int) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
-        """Kept items of a range of users, and how many each has."""
+    def _read(self, start: int, stop: int) -> _Part:
+        """Kept items of a range of users, how many each has, and the users."""
         import numpy as np
 
         keep = self._kept.mask(start, stop)
         ends = self._history.indptr[start : stop + 1] - self._history.indptr[start]
         before = np.concatenate([[0], np.cumsum(keep)])[ends]
-        return self._history.items(start, stop)[keep], np.diff(before)
+        return self._history.items(start, stop)[keep], np.diff(before), np.arange(start, stop)
 
     def _pools(self, random: np.random.Generator) -> Iterator[_Pool]:
 
         blocks = list(self._history.blocks())
-        waiting: list[tuple[NDArray[np.int32], NDArray[np.int64]]] = []
+        waiting: list[_Part] = []
         size = 0
         for number in random.permutation(len(blocks)):
             waiting.append(self._read(*blocks[number]))
             size += len(waiting[-1][0])
             if size >= POOL:
-                yield _pool(waiting, random)
+                yield _pool(waiting, self._recipe.targets, random)
                 waiting, size = [], 0
         if size:
-            yield _pool(waiting, random)
+            yield _pool(waiting, self._recipe.targets, random)
 
     def _batch(self, pool: _Pool, part: slice, random: np.random.Generator) -> Batch:
         import numpy as np
@@ -113,14 +118,16 @@ class Batches:
         owner, first = pool.owner[part], pool.first[part, None]
         many = np.diff(pool.starts)[owner][:, None]
         # Users with more items than a window holds are seen through another one for each group of targets.
-        step = np.arange(recipe.window)
+        step = np.arange(recipe.width)
         known = pool.items[pool.starts[owner][:, None] + (first + step) % many]
         rows, (places, negatives) = self._loaded(known, drawn)
         places[(step >= many).nonzero()] = ABSENT
-        targets = np.minimum(many - first, min(TARGETS, recipe.window))
+        targets = np.minimum(many - first, min(recipe.targets, recipe.width))
+        users, place = np.unique(pool.users[owner], return_inverse=True)
         return Batch(
             rows=torch.from_numpy(rows),
-            windows=torch.from_numpy(np.concatenate([targets, places], 1)),
+            users=torch.from_numpy(users),
+            windows=torch.from_numpy(np.concatenate([targets, place[:, None], places], 1)),
             negatives=torch.from_numpy(negatives),
             correction=torch.from_numpy(self._correction[drawn]),
         )
@@ -137,15 +144,15 @@ class Batches:
         return rows, [self._place[group] for group in groups]
 
 
-def _pool(parts: list[tuple[NDArray[np.int32], NDArray[np.int64]]], random: np.random.Generator) -> _Pool:
+def _pool(parts: list[_Part], targets: int, random: np.random.Generator) -> _Pool:
     import numpy as np
 
-    items = np.concatenate([items for items, _ in parts])
-    lengths = np.concatenate([lengths for _, lengths in parts])
+    items, lengths, users = (np.concatenate(column) for column in zip(*parts, strict=True))
     # Shuffled within each user: sorted by user, then by a random number.
     items = items[np.argsort(np.repeat(np.arange(len(lengths)), lengths) + random.random(len(items)))]
-    groups = np.where(lengths > 1, -(-lengths // TARGETS), 0)  # a single item has nothing to be predicted from
+    groups = np.where(lengths > 1, -(-lengths // targets), 0)  # a single item has nothing to be predicted from
     owner = np.repeat(np.arange(len(lengths), dtype=np.int32), groups)
-    first = TARGETS * (np.arange(len(owner), dtype=np.int32) - np.repeat(np.cumsum(groups) - groups, groups))
+    first = targets * (np.arange(len(owner), dtype=np.int32) - np.repeat(np.cumsum(groups) - groups, groups))
     order = random.permutation(len(owner))
-    return _Pool(items, np.concatenate([[0], np.cumsum(lengths)]), owner[order], first[order].astype(np.int32))
+    starts = np.concatenate([[0], np.cumsum(lengths)])
+    return _Pool(items, users, starts, owner[order], first[order].astype(np.int32))

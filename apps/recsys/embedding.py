@@ -1,9 +1,15 @@
-"""The ``embedding`` model: a user is the sum of the items it had, and scores every item by a product with it.
+"""The ``embedding`` model: items and users as vectors, trained by comparing a user's items with sampled ones.
 
-No user has a vector of its own, so that nothing grows with the users and a new one is served like any other (FISM,
-Kabbur et al. 2013; the aggregation of SimpleX, Mao et al. 2021, without the user's own part). An item never helps to
-predict itself: in training it is taken out of its own user's sum. What having an item says about a user may be learnt
-in a second table, ``taste``, or be the same vector as the one that is shown.
+Two kinds of users, by ``Recipe.users``:
+
+- **own**: matrix factorisation. Each user has a vector while the items are trained; rows of both tables are directions.
+  With a cosine loss this is MF-CCL (Mao et al. 2021).
+- **sum**: a user is the sum of the items it had (FISM, Kabbur et al. 2013; SimpleX without the user's own part). An
+  item never helps to predict itself: it is taken out of its own user's sum. What having an item says about a user may
+  be learnt in a second table, ``taste``.
+
+Either way only items are kept in the end: users are computed from what they had (``apps.recsys.encoders``), so that
+nothing grows with the users and a new one is served like any other.
 
 What is trained here is also what is priced (``make_step``); ``apps.recsys.batches`` feeds it.
 """
@@ -17,7 +23,7 @@ import torch
 import torch.nn.functional as F
 
 from apps.recsys import losses
-from apps.recsys.recipe import ABSENT, TARGETS, Recipe
+from apps.recsys.recipe import ABSENT, Recipe
 from common.compression.embeddings import EmbeddingTable, TableOptimizer
 from common.training.step import TrainingStep
 
@@ -26,6 +32,8 @@ if TYPE_CHECKING:
 
 FIRST_NORM = 0.8
 """Expected length of a vector before training."""
+MEMORY = 0.99
+"""Of the optimiser where rows are directions: share of a row's mean squared gradient that stays at each step."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,11 +42,11 @@ class Batch:
 
     Attributes
     ----------
-    rows
-        Rows of the tables that are touched, each once; int64.
+    rows, users
+        Rows of the items' and of the users' tables that are touched, each once; int64.
     windows
-        Shape (batch, 1 + window), int64. First how many targets there are; then places in ``rows`` of one user's
-        items, the targets first, filled up with ``ABSENT``.
+        Shape (batch, 2 + width), int64. First how many targets there are, then the user's place in ``users``; then
+        places in ``rows`` of its items, the targets first, filled up with ``ABSENT``.
     negatives
         Shape (negatives,), int64: places in ``rows``.
     correction
@@ -46,13 +54,14 @@ class Batch:
     """
 
     rows: Tensor
+    users: Tensor
     windows: Tensor
     negatives: Tensor
     correction: Tensor
 
 
-class ItemSums(torch.nn.Module):
-    """Scores of users' targets and of negatives: by the product of the user's sum with an item's vector, or its cosine.
+class Network(torch.nn.Module):
+    """Scores of users' targets and of negatives: by the product of the user's vector with an item's, or its cosine.
 
     Parameters
     ----------
@@ -62,49 +71,53 @@ class ItemSums(torch.nn.Module):
 
     def __init__(self, recipe: Recipe) -> None:
         super().__init__()
-        self.cosine = recipe.cosine
+        self.cosine, self.targets = recipe.cosine, recipe.targets
         self.scale = 1 / recipe.temperature if recipe.loss == "softmax" else 1.0
-        deviation = FIRST_NORM / recipe.factors**0.5
-        shape = (recipe.table, recipe.items, recipe.factors)
-        self.items = EmbeddingTable(*shape, deviation=deviation)
-        self.taste = EmbeddingTable(*shape, deviation=deviation) if recipe.tables == 2 else None
+        made = {"deviation": FIRST_NORM / recipe.factors**0.5}
+        if recipe.users:
+            made |= {"memory": MEMORY, "unit": recipe.cosine}
+        self.items = EmbeddingTable(recipe.table, recipe.items, recipe.factors, **made)
+        self.users = EmbeddingTable(recipe.table, recipe.users, recipe.factors, **made) if recipe.users else None
+        self.taste = EmbeddingTable(recipe.table, recipe.items, recipe.factors, **made) if recipe.tables == 2 else None
         self._corrected = recipe.loss == "softmax"
         self._batch: Batch | None = None
 
     @property
     def tables(self) -> list[EmbeddingTable]:
-        """One table or two."""
-        return [self.items] if self.taste is None else [self.items, self.taste]
+        """All that is trained."""
+        return [table for table in (self.items, self.taste, self.users) if table is not None]
 
     def load(self, batch: Batch) -> None:
         """Make the rows of a batch ready."""
         for table in self.tables:
-            table.load(batch.rows)
+            table.load(batch.users if table is self.users else batch.rows)
         self._batch = batch
 
-    def forward(self, windows: Tensor) -> Tensor:
-        """Scores, shape (windows * TARGETS, 1 + negatives): the target's own first; ``-inf`` for a negative that is it.
+    def forward(self, windows: Tensor) -> tuple[Tensor, Tensor]:
+        """Scores of the targets, shape (windows, targets), and of the negatives, (windows, targets or 1, negatives).
 
-        Rows of targets that are not there mean nothing (``losses.MeanOverTargets`` leaves them out).
+        Rows of targets that are not there mean nothing (``losses.MeanOverTargets`` leaves them out). A user's sum is
+        another one for each target, and a negative that is the target has the score ``-inf``; a user of its own has
+        one set of scores for all its targets, in which the few negatives that are among them stay.
         """
         assert self._batch is not None
-        known = windows[:, 1:]
-        targets = known[:, :TARGETS].clamp(min=0)
+        known = windows[:, 2:]
+        targets = known[:, : self.targets].clamp(min=0)
         item, others = self.items(targets), self.items(self._batch.negatives)
-        user = self._others_of(known, targets)
+        user = self._others_of(known, targets) if self.users is None else self.users(windows[:, 1:2])
         if self.cosine:
             user, item, others = (F.normalize(vectors, dim=-1) for vectors in (user, item, others))
-        user = (user * self.scale).flatten(0, 1)
+        user = user * self.scale
         scores = user @ others.T
         if self._corrected:
             scores = scores - self._batch.correction
-        itself = targets.flatten()[:, None] == self._batch.negatives
-        own = (user * item.flatten(0, 1)).sum(1, keepdim=True)
-        return torch.cat([own.to(scores.dtype), scores.masked_fill(itself, -torch.inf)], 1)
+        if self.users is None:
+            scores = scores.masked_fill(targets[..., None] == self._batch.negatives, -torch.inf)
+        return (user * item).sum(-1), scores
 
     def _others_of(self, known: Tensor, targets: Tensor) -> Tensor:
         """For each target the sum of its user's other items over the root of their number."""
-        taste = self.tables[-1]
+        taste = self.items if self.taste is None else self.taste
         present = (known != ABSENT).float()
         total = F.embedding_bag(known.clamp(min=0), taste.loaded, per_sample_weights=present, mode="sum")
         many = present.sum(1).sub(1).clamp(min=1).sqrt()
@@ -114,7 +127,7 @@ class ItemSums(torch.nn.Module):
 class Step:
     """One optimiser step on a batch: ``TrainingStep`` between reading rows and writing them."""
 
-    def __init__(self, network: ItemSums, training: TrainingStep) -> None:
+    def __init__(self, network: Network, training: TrainingStep) -> None:
         self.network, self.training = network, training
 
     def __call__(self, batch: Batch) -> Tensor:
@@ -123,7 +136,7 @@ class Step:
         return self.training([batch.windows])
 
 
-def make_step(recipe: Recipe, *, micro_batch: int, amp: str = "off") -> tuple[ItemSums, TableOptimizer, Step]:
+def make_step(recipe: Recipe, *, micro_batch: int, amp: str = "off") -> tuple[Network, TableOptimizer, Step]:
     """Network, optimiser and step; what trains and what is priced are the same.
 
     Parameters
@@ -138,19 +151,21 @@ def make_step(recipe: Recipe, *, micro_batch: int, amp: str = "off") -> tuple[It
         "ccl": losses.contrastive(recipe.margin, recipe.negative_weight),
         "bpr": losses.ranking,
     }[recipe.loss]
-    network = ItemSums(recipe)
+    network = Network(recipe)
     optimizer = TableOptimizer(network.tables, recipe.learning_rate)
-    training = TrainingStep(network, optimizer, losses.MeanOverTargets(each, TARGETS), micro_batch, amp)
+    training = TrainingStep(network, optimizer, losses.MeanOverTargets(each), micro_batch, amp)
     return network, optimizer, Step(network, training)
 
 
 def largest_batch(recipe: Recipe) -> Batch:
     """A batch that touches as many rows as one can: what prices are made for."""
-    rows = recipe.touched_rows
-    windows = torch.arange(recipe.batch * recipe.window).view(recipe.batch, -1) % rows
+    rows, users = recipe.touched_rows, recipe.touched_users
+    places = torch.arange(recipe.batch * recipe.width).view(recipe.batch, -1) % rows
+    user = torch.arange(recipe.batch)[:, None] % max(1, users)
     return Batch(
         rows=torch.arange(rows),
-        windows=torch.cat([torch.full((recipe.batch, 1), TARGETS), windows], 1),
+        users=torch.arange(users),
+        windows=torch.cat([torch.full((recipe.batch, 1), recipe.targets), user, places], 1),
         negatives=torch.arange(recipe.negatives) % rows,
         correction=torch.zeros(recipe.negatives),
     )

@@ -13,7 +13,7 @@ import torch
 
 from apps.recsys import encoders, split
 from apps.recsys.batches import Batches
-from apps.recsys.embedding import ItemSums, make_step
+from apps.recsys.embedding import Network, make_step
 from apps.recsys.evaluate import User, evaluate
 from apps.recsys.history import History
 from apps.recsys.metrics import Tally
@@ -108,7 +108,7 @@ class Learner:
         users = split.hide_for_validation(self.course.directory, kept, self.history, self.course.seed)
         return HeldOut(self.course.directory, "validation") if users else None
 
-    def run(self) -> ItemSums:
+    def run(self) -> Network:
         """Train to the end; returns the network as it was at its best."""
         self._continue()
         course, at = self.course, self.at
@@ -153,7 +153,7 @@ class Learner:
     def _validate(self, loss: float) -> None:
         """Rank for the users whose items were hidden; keep the network if it was never better."""
         at = self.at
-        reached = validate(self.network, self.history, self.validation, self.session)
+        reached = validate(self.network, self.course.recipe, self.history, self.validation, self.session)
         if reached > at.best:
             at.best, at.best_epoch = reached, at.epoch
             self._write(self.course.work / BEST)
@@ -199,13 +199,13 @@ class Learner:
         self.session.say(f"continuing in epoch {self.at.epoch + 1}, after {self.at.batches} batches")
 
 
-def validate(network: ItemSums, history: History, hidden: HeldOut | None, session: Session) -> float:
+def validate(network: Network, recipe: Recipe, history: History, hidden: HeldOut | None, session: Session) -> float:
     """``METRIC`` on the hidden items."""
     assert hidden is not None
     every = torch.arange(network.items.rows)
     items = network.items.read(every).numpy()
     taste = None if network.taste is None else network.taste.read(every).numpy()
-    fold = encoders.sums(items, taste, cosine=network.cosine)
+    fold = encoders.embedding(items, taste, {**asdict(recipe), "user": recipe.user})
 
     def users() -> Iterator[User]:
         for row, user in enumerate(hidden.users):
@@ -217,7 +217,7 @@ def validate(network: ItemSums, history: History, hidden: HeldOut | None, sessio
     return tally.means()[METRIC]
 
 
-def tensors(network: ItemSums) -> dict[str, Any]:
+def tensors(network: Network) -> dict[str, Any]:
     """The network's weights as NumPy arrays, by the names of the model folder (``apps.recsys.weights``)."""
     named = {}
     for name, table in (("item_factors", network.items), ("taste_factors", network.taste)):

@@ -1,6 +1,7 @@
-"""Losses that compare a pair's score with those of sampled items; ``scores[:, 0]`` is the pair's own.
+"""Losses that compare a pair's score with those of sampled items.
 
-A negative that is the pair's own item has the score ``-inf`` and adds nothing to any of them.
+``own`` has a score for each pair, ``others`` one more axis for the negatives, and may be the same for all pairs of a
+row. A negative of score ``-inf`` adds nothing to any of them.
 """
 
 from __future__ import annotations
@@ -14,47 +15,42 @@ if TYPE_CHECKING:
 
     from common.training.step import Batch
 
+Each = Callable[["Tensor", "Tensor"], "Tensor"]
+"""From ``own`` (rows, pairs) and ``others`` (rows, pairs or 1, negatives) to a loss for each pair."""
+
 
 @dataclass(frozen=True, slots=True)
 class MeanOverTargets:
-    """A ``common.training.step.Loss``: the mean of ``each`` over the targets of a batch.
+    """A ``common.training.step.Loss``: the mean of ``each`` over the targets of a batch, whose rows say how many."""
 
-    Attributes
-    ----------
-    each
-        From scores (pairs, 1 + negatives) to a loss for each pair.
-    most
-        Rows of scores for each row of the batch, whose first number says how many of them count.
-    """
-
-    each: Callable[[Tensor], Tensor]
-    most: int
+    each: Each
 
     def counts(self, batch: Batch) -> tuple[Tensor]:
         """How many targets."""
         return (batch[0][:, 0].sum().float(),)
 
-    def sums(self, scores: Tensor, batch: Batch) -> tuple[Tensor]:
+    def sums(self, scores: tuple[Tensor, Tensor], batch: Batch) -> tuple[Tensor]:
         """Their losses' sum."""
         import torch
 
-        there = torch.arange(self.most) < batch[0][:, :1]
-        return (self.each(scores).mul(there.flatten()).sum(),)
+        own, others = scores
+        there = torch.arange(own.shape[1]) < batch[0][:, :1]
+        return (self.each(own, others).mul(there).sum(),)
 
 
-def softmax(scores: Tensor) -> Tensor:
+def softmax(own: Tensor, others: Tensor) -> Tensor:
     """Sampled softmax: cross-entropy of the own item among all; the scores hold the logQ correction already."""
-    return scores.logsumexp(1) - scores[:, 0]
+    return own.logaddexp(others.logsumexp(-1)) - own
 
 
-def ranking(scores: Tensor) -> Tensor:
+def ranking(own: Tensor, others: Tensor) -> Tensor:
     """BPR (Rendle et al. 2009): how surely the own item is above each negative, averaged over the negatives."""
     import torch.nn.functional as F
 
-    return F.softplus(scores[:, 1:] - scores[:, :1]).mean(1)
+    return F.softplus(others - own[..., None]).mean(-1)
 
 
-def contrastive(margin: float, weight: float) -> Callable[[Tensor], Tensor]:
+def contrastive(margin: float, weight: float) -> Each:
     """Cosine contrastive loss (SimpleX, Mao et al. 2021, equation 1): the own cosine towards 1, others below a margin.
 
     Parameters
@@ -65,7 +61,7 @@ def contrastive(margin: float, weight: float) -> Callable[[Tensor], Tensor]:
         Of the negatives' mean against the own item's term.
     """
 
-    def each(scores: Tensor) -> Tensor:
-        return 1 - scores[:, 0] + weight * (scores[:, 1:] - margin).relu().mean(1)
+    def each(own: Tensor, others: Tensor) -> Tensor:
+        return 1 - own + weight * (others - margin).relu().mean(-1)
 
     return each

@@ -150,7 +150,7 @@ def _encoder(directory: Path, manifest: Mapping[str, Any], item_factors: NDArray
     if kind == "ials":
         return encoders.ridge(item_factors, hyper)
     taste = weights.read(directory / weights.WEIGHTS, weights.TASTE) if hyper["tables"] == 2 else None
-    return encoders.sums(item_factors, taste, cosine=manifest["cosine"])
+    return encoders.embedding(item_factors, taste, hyper)
 
 
 def _best(scores: NDArray[np.float32], k: int) -> list[tuple[int, float]]:

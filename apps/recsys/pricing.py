@@ -8,7 +8,7 @@ from typing import Any
 
 from apps.recsys.history import BLOCK
 from apps.recsys.recipe import POOL, Recipe
-from common.compression.prices import table_bytes
+from common.compression.prices import TableBytes, table_bytes
 from common.memory.costs import Probe
 from common.memory.footprint import Term
 
@@ -58,17 +58,21 @@ def measure(*, recipe: Mapping[str, Any], micro_batch: int, parts: int, amp: str
 
 def table_terms(recipe: Recipe, *, phases: tuple[str, ...]) -> list[Term]:
     """The tables while they train: weights, and one number a row for the optimiser."""
-    price = table_bytes(recipe.table, rows=recipe.items, width=recipe.factors)
+    price = _tables(recipe)
     return [
-        Term("tables", recipe.tables * price.weights, "analytic", phases),
-        Term("optimizer state", recipe.tables * price.optimizer, "analytic", phases),
+        Term("tables", price.weights, "analytic", phases),
+        Term("optimizer state", price.optimizer, "analytic", phases),
     ]
+
+
+def _tables(recipe: Recipe) -> TableBytes:
+    """All of them as if they were one."""
+    return table_bytes(recipe.table, rows=recipe.tables * recipe.items + recipe.users, width=recipe.factors)
 
 
 def step_terms(recipe: Recipe, step: Mapping[str, float], *, interactions: int, longest: int) -> list[Term]:
     """A step with its batch, and what the batches are made from, in the phase ``fit``."""
     fit = ("fit",)
-    table = table_bytes(recipe.table, rows=recipe.items, width=recipe.factors)
     pool = min(interactions, POOL + BLOCK + longest)
     return [
         Term("activations", int(step["activations"]), "replayed", fit),
@@ -76,7 +80,7 @@ def step_terms(recipe: Recipe, step: Mapping[str, float], *, interactions: int, 
         Term("workspace", int(step["workspace"]), "replayed", fit),
         Term("kernels", int(step["kernels"]), "measured", ("fit", "validate", "evaluate", "write")),
         Term("pool of pairs", POOL_BYTES * pool, "analytic", fit),
-        Term("next batch", WINDOW_BYTES * recipe.batch * recipe.window, "analytic", fit),
+        Term("next batch", WINDOW_BYTES * recipe.batch * recipe.width, "analytic", fit),
         Term("catalogue", CATALOGUE_BYTES * recipe.items, "analytic", fit),
-        Term("checkpoint", recipe.tables * table.total, "analytic", ("fit", "validate")),
+        Term("checkpoint", _tables(recipe).total, "analytic", ("fit", "validate")),
     ]

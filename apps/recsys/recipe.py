@@ -6,11 +6,17 @@ from dataclasses import dataclass
 
 TARGETS = 4
 """Items of a user that are predicted together, each from all the others: the sum is made once for them."""
+OWN_TARGETS = 8
+"""The same where users have vectors of their own: scores with the negatives are made once for them."""
 ABSENT = -1
 """Fills up the windows of users with few items."""
 POOL = 1 << 19
 """Interactions that are shuffled together."""
 LOSSES = ("softmax", "ccl", "bpr")
+USERS = ("own", "sum")
+"""What a user is while the items are trained: a vector of its own, or the sum of its items."""
+RATES = {"own": 0.02, "sum": 0.2}
+"""Learning rates: of steps on directions, and of row-wise Adagrad."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +25,8 @@ class Recipe:
 
     Attributes
     ----------
+    users
+        Users that have vectors of their own while the items are trained; 0: they are sums of their items.
     loss
         ``"softmax"`` (sampled, logQ-corrected), ``"ccl"`` (cosine contrastive) or ``"bpr"``.
     tables
@@ -26,11 +34,11 @@ class Recipe:
     table
         How they are stored while they train (``common.compression.prices.KINDS``).
     batch
-        Windows in a step: up to ``TARGETS`` pairs of user and item each.
+        Windows in a step: up to ``targets`` pairs of user and item each.
     negatives
         Items sampled for a step; every pair is compared with all of them.
     window
-        Most items of a user that are looked at together.
+        Most items of a user that are summed.
     popularity
         Negatives are drawn in proportion to an item's count to this power; 0: all alike.
     temperature
@@ -41,11 +49,12 @@ class Recipe:
 
     items: int
     factors: int
+    users: int = 0
     loss: str = "softmax"
     tables: int = 1
     table: str = "full"
     batch: int = 512
-    negatives: int = 512
+    negatives: int = 1024
     window: int = 50
     popularity: float = 0.0
     learning_rate: float = 0.2
@@ -59,23 +68,45 @@ class Recipe:
         return self.loss != "bpr"
 
     @property
+    def user(self) -> str:
+        """One of ``USERS``."""
+        return "own" if self.users else "sum"
+
+    @property
+    def targets(self) -> int:
+        """Items of a user that are predicted together."""
+        return OWN_TARGETS if self.users else TARGETS
+
+    @property
+    def width(self) -> int:
+        """Items of a user in a batch: its targets, and where it is their sum all others too."""
+        return OWN_TARGETS if self.users else self.window
+
+    @property
     def touched_rows(self) -> int:
-        """The most rows of a table that one batch can touch."""
-        return min(self.items, self.batch * self.window + self.negatives)
+        """The most items that one batch can touch."""
+        return min(self.items, self.batch * self.width + self.negatives)
+
+    @property
+    def touched_users(self) -> int:
+        """The most users."""
+        return min(self.users, self.batch)
 
 
 HYPER = {
+    "user": "auto",
     "tables": 1,
     "batch": 512,
-    "negatives": 512,
+    "negatives": 1024,
     "window": 50,
     "popularity": 0.0,
-    "learning_rate": 0.2,
+    "learning_rate": 0.0,
     "temperature": 0.1,
     "margin": 0.4,
     "negative_weight": 150.0,
     "validation": 1,
     "patience": 5,
 }
-"""``--set`` of the embedding model, with defaults; ``validation=0``: no items are hidden to stop by; ``patience``:
+"""``--set`` of the embedding model, with defaults; ``user``: one of ``USERS``, by itself own for cosines;
+``learning_rate=0``: that of ``RATES``; ``validation=0``: no items are hidden to stop by; ``patience``:
 epochs without a better validation after which training ends."""

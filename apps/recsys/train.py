@@ -37,7 +37,7 @@ EPOCHS = 20
 """Of an embedding, unless ``--epochs`` says otherwise."""
 MICRO_BATCHES = (512, 256, 128, 64, 32, 16)
 """Windows that may go through the network together."""
-SIZES = ("items", "factors")
+SIZES = ("items", "factors", "users")
 """What a recipe has beside hyper-parameters."""
 ARROW_BYTES = 64 * MIB
 """What NumPy, Arrow and their blocks add to a bare interpreter: below it the input is only counted, to refuse."""
@@ -81,18 +81,14 @@ def _described(args: argparse.Namespace) -> dict[str, Any]:
         return {**given, "factors": 1, "hyper": cli.parse_settings(args.set, {})}
     if args.model == "ials":
         return {**given, "factors": args.factors, "hyper": hyper_parameters(args)}
-    hyper = cli.parse_settings(args.set, recipe.HYPER)
-    if hyper["tables"] not in (1, 2) or min(hyper["batch"], hyper["negatives"], hyper["window"] - 1) < 1:
-        raise UsageError("--set: tables is 1 or 2; batch and negatives are at least 1, window at least 2")
-    if min(hyper["learning_rate"], hyper["temperature"]) <= 0:
-        raise UsageError("--set: learning_rate and temperature must be above 0")
+    hyper = embedding_parameters(args)
     table = args.table or "full"
     if args.factors * FORMATS[table].bits % 8:
         raise UsageError(f"--factors {args.factors}: numbers of {FORMATS[table].bits} bits must fill whole bytes")
     sizes = [size for size in MICRO_BATCHES if size <= hyper["batch"]] or [hyper["batch"]]
     if args.micro_batch or args.accumulate:
         sizes = [args.micro_batch or -(-hyper["batch"] // args.accumulate)]
-    hyper |= {"loss": args.loss or "softmax", "table": table, "epochs": args.epochs or EPOCHS}
+    hyper |= {"table": table, "epochs": args.epochs or EPOCHS}
     own = {"factors": args.factors, "hyper": hyper, "amp": args.amp or "off", "micro_batches": tuple(sizes)}
     return {**given, **own}
 
@@ -103,8 +99,27 @@ def _work(
     made = None
     if described["kind"] == "embedding":
         named = {name: described["hyper"][name] for name in recipe.Recipe.__dataclass_fields__ if name not in SIZES}
-        made = recipe.Recipe(items=facts.items, factors=described["factors"], **named)
+        users = facts.users if described["hyper"]["user"] == "own" else 0
+        made = recipe.Recipe(items=facts.items, factors=described["factors"], users=users, **named)
     return workloads.TrainWorkload(facts, workspace=workspace, recipe=made, **described)
+
+
+def embedding_parameters(args: argparse.Namespace) -> dict[str, Any]:
+    """The ``--set`` pairs of ``embedding`` and its loss, checked; what was left to itself is decided."""
+    hyper = cli.parse_settings(args.set, recipe.HYPER)
+    hyper["loss"] = args.loss or "softmax"
+    if hyper["user"] == "auto":
+        hyper["user"] = "sum" if hyper["loss"] == "bpr" or hyper["tables"] == 2 else "own"
+    if hyper["user"] not in recipe.USERS:
+        raise UsageError(f"--set user={hyper['user']}: expected one of {', '.join(recipe.USERS)}")
+    if hyper["user"] == "own" and (hyper["loss"] == "bpr" or hyper["tables"] != 1):
+        raise UsageError("--set user=own: takes --loss softmax or ccl, and tables=1")
+    if hyper["tables"] not in (1, 2) or min(hyper["batch"], hyper["negatives"], hyper["window"] - 1) < 1:
+        raise UsageError("--set: tables is 1 or 2; batch and negatives are at least 1, window at least 2")
+    hyper["learning_rate"] = hyper["learning_rate"] or recipe.RATES[hyper["user"]]
+    if min(hyper["learning_rate"], hyper["temperature"]) <= 0:
+        raise UsageError("--set: learning_rate and temperature must be above 0")
+    return hyper
 
 
 def hyper_parameters(args: argparse.Namespace) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 A step touches few rows of a large table. ``load`` decompresses those into a float32 leaf, forward and backward see
 only that leaf, and ``descend`` takes its gradient and compresses the rows again. So there is no gradient of the whole
-table, and the optimiser keeps one number a row (row-wise Adagrad).
+table, and the optimiser keeps one number a row.
 """
 
 from __future__ import annotations
@@ -29,15 +29,23 @@ class EmbeddingTable(torch.nn.Module):
         How many vectors, and numbers in each.
     deviation
         Standard deviation of the first numbers.
+    memory
+        1: row-wise Adagrad, a row's squared gradients are summed up. Less: their moving average, of which this share
+        stays at each step, so that steps do not shrink by themselves.
+    unit
+        Rows are directions: each is stored with the length that its first numbers are expected to have.
     """
 
     codes: Tensor
     scales: Tensor | None
     state: Tensor
 
-    def __init__(self, kind: str, rows: int, width: int, *, deviation: float) -> None:
+    def __init__(
+        self, kind: str, rows: int, width: int, *, deviation: float, memory: float = 1.0, unit: bool = False
+    ) -> None:
         super().__init__()
-        self.rows, self.width = rows, width
+        self.rows, self.width, self.memory = rows, width, memory
+        self.length = deviation * width**0.5 if unit else 0.0
         self.form = storage.FORMATS[kind]
         codes, scales = storage.empty(rows, width, self.form)
         self.register_buffer("codes", codes)
@@ -66,17 +74,25 @@ class EmbeddingTable(torch.nn.Module):
         return torch.nn.functional.embedding(positions, self.loaded)
 
     def descend(self, rate: float) -> None:
-        """One step of row-wise Adagrad on the loaded rows, by the gradient that ``backward`` left; unloads them."""
+        """One step on the loaded rows by the gradient that ``backward`` left, over its row's size; unloads them."""
         loaded, ids = self.loaded, self._ids
         self.loaded = self._ids = None
         if loaded is None or ids is None or loaded.grad is None:
             return
         gradient = loaded.grad
-        state = self.state[ids] + gradient.square().mean(1)
+        state = self._remember(self.state[ids], gradient.square().mean(1))
         self.state[ids] = state
         gradient *= (-rate / (state.sqrt() + 1e-10))[:, None]
         gradient += loaded.detach()
+        if self.length:
+            gradient *= self.length / gradient.norm(dim=1, keepdim=True).clamp(min=1e-10)
         self._write(ids, gradient, None if self.scales is None else self.scales[ids])
+
+    def _remember(self, state: Tensor, new: Tensor) -> Tensor:
+        """A row's squared gradients so far; the first one counts in full."""
+        if self.memory == 1:
+            return state + new
+        return torch.where(state > 0, self.memory * state + (1 - self.memory) * new, new)
 
     def _write(self, ids: Tensor | slice, values: Tensor, scales: Tensor | None) -> None:
         codes, scales = storage.encode(values, scales, self.form)

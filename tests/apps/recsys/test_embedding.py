@@ -6,32 +6,35 @@ import torch.nn.functional as F
 
 from apps.recsys import losses
 from apps.recsys.embedding import Batch, largest_batch, make_step
-from apps.recsys.recipe import ABSENT, TARGETS, Recipe
+from apps.recsys.recipe import ABSENT, RATES, Recipe
 from common.memory import trace
 
 
 def batch(recipe: Recipe, *, seed: int = 0) -> Batch:
     """Random windows of different lengths and numbers of targets; a negative that is a target itself."""
     torch.manual_seed(seed)
-    places = torch.stack([torch.randperm(recipe.items)[: recipe.window] for _ in range(recipe.batch)])
-    length = torch.randint(2, recipe.window + 1, (recipe.batch, 1))
-    places[torch.arange(recipe.window) >= length] = ABSENT
-    targets = torch.minimum(torch.randint(1, TARGETS + 1, (recipe.batch, 1)), length)
+    places = torch.stack([torch.randperm(recipe.items)[: recipe.width] for _ in range(recipe.batch)])
+    length = torch.randint(2, recipe.width + 1, (recipe.batch, 1))
+    places[torch.arange(recipe.width) >= length] = ABSENT
+    targets = torch.minimum(torch.randint(1, recipe.targets + 1, (recipe.batch, 1)), length)
+    user = torch.randint(max(1, recipe.users), (recipe.batch, 1))
     negatives = torch.randint(recipe.items, (recipe.negatives,))
     negatives[0] = places[1, 0]
-    windows = torch.cat([targets, places], 1)
-    return Batch(torch.arange(recipe.items), windows, negatives, torch.randn(recipe.negatives))
+    windows = torch.cat([targets, user, places], 1)
+    rows, users = torch.arange(recipe.items), torch.arange(recipe.users)
+    return Batch(rows, users, windows, negatives, torch.randn(recipe.negatives))
 
 
-def naive(recipe: Recipe, items: torch.Tensor, taste: torch.Tensor, data: Batch) -> torch.Tensor:
+def naive(recipe: Recipe, tables: list[torch.Tensor], data: Batch) -> torch.Tensor:
     """The mean loss in float64, pair by pair."""
+    items, last = tables[0], tables[-1]
     losses_ = []
     for row in data.windows:
-        known = row[1:][row[1:] != ABSENT]
+        known = row[2:][row[2:] != ABSENT]
         for target in known[: row[0]]:
             rest = known[known != target]
-            user = taste[rest].sum(0) / len(rest) ** 0.5
-            others = data.negatives != target
+            user = last[row[1]] if recipe.users else last[rest].sum(0) / len(rest) ** 0.5
+            others = torch.ones_like(data.negatives, dtype=torch.bool) if recipe.users else data.negatives != target
             losses_.append(naive_loss(recipe, user, items[target], items[data.negatives], others, data.correction))
     return torch.stack(losses_).mean()
 
@@ -49,15 +52,15 @@ def naive_loss(
     return torch.cat([score[None], scores]).logsumexp(0) - score
 
 
-@pytest.mark.parametrize("tables", [1, 2])
+@pytest.mark.parametrize(("users", "tables"), [(0, 1), (0, 2), (20, 1)])
 @pytest.mark.parametrize("loss", ["softmax", "ccl", "bpr"])
-def test_loss_and_step_equal_a_naive_reference(loss: str, tables: int) -> None:
-    recipe = Recipe(30, 8, loss, tables, batch=12, negatives=9, window=6, margin=0.1, negative_weight=3.0)
+def test_loss_and_step_equal_a_naive_reference(loss: str, tables: int, users: int) -> None:
+    recipe = Recipe(30, 8, users, loss, tables, batch=12, negatives=9, window=6, margin=0.1, negative_weight=3.0)
     torch.manual_seed(1)
     network, _, step = make_step(recipe, micro_batch=5)
     before = [table.codes.double().clone().requires_grad_() for table in network.tables]
     data = batch(recipe)
-    expected = naive(recipe, before[0], before[-1], data)
+    expected = naive(recipe, before, data)
     expected.backward()
     assert step(data).item() == pytest.approx(float(expected), rel=1e-5)
     for table, leaf in zip(network.tables, before, strict=True):
@@ -65,12 +68,16 @@ def test_loss_and_step_equal_a_naive_reference(loss: str, tables: int) -> None:
         # After its first step a row has moved by the rate times its gradient over the gradient's root mean square.
         size = leaf.grad.square().mean(1, keepdim=True).sqrt()
         moved = torch.where(size > 1e-9, recipe.learning_rate * leaf.grad / size.clamp(min=1e-12), 0.0)
-        torch.testing.assert_close(table.codes.double(), leaf.detach() - moved, atol=1e-4, rtol=1e-4)
+        there = leaf.detach() - moved
+        if table.length:
+            there *= table.length / there.norm(dim=1, keepdim=True)
+            assert recipe.cosine and users
+        torch.testing.assert_close(table.codes.double(), there, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("loss", ["softmax", "ccl", "bpr"])
 def test_micro_batches_give_the_same_step(loss: str) -> None:
-    recipe = Recipe(40, 8, loss, batch=32, negatives=16, window=6)
+    recipe = Recipe(40, 8, loss=loss, batch=32, negatives=16, window=6)
     results = []
     for micro_batch in (32, 7):
         torch.manual_seed(1)
@@ -82,26 +89,30 @@ def test_micro_batches_give_the_same_step(loss: str) -> None:
 
 
 def test_losses_ignore_a_negative_of_minus_infinity() -> None:
-    scores = torch.tensor([[0.3, -torch.inf, 0.2]], requires_grad=True)
+    own = torch.tensor([[0.3]], requires_grad=True)
+    others = torch.tensor([[[-torch.inf, 0.2]]], requires_grad=True)
     for each, expected in (
         (losses.softmax, float(torch.tensor([0.3, 0.2]).logsumexp(0) - 0.3)),
         (losses.ranking, float(F.softplus(torch.tensor(-0.1)) / 2)),
         (losses.contrastive(0.1, 4.0), 0.7 + 4 * 0.1 / 2),
     ):
-        value = each(scores).sum()
+        value = each(own, others).sum()
         assert float(value) == pytest.approx(expected)
         value.backward()
-        assert scores.grad is not None and scores.grad.isfinite().all()
-        scores.grad = None
+        for leaf in (own, others):
+            assert leaf.grad is not None and leaf.grad.isfinite().all()
+            leaf.grad = None
 
 
+@pytest.mark.parametrize("users", [0, 32])
 @pytest.mark.parametrize("kind", ["full", "int8", "int4"])
-def test_training_lowers_the_loss(kind: str) -> None:
-    recipe = Recipe(40, 16, table=kind, batch=32, negatives=32, window=6)
+def test_training_lowers_the_loss(kind: str, users: int) -> None:
+    rate = RATES["own" if users else "sum"]
+    recipe = Recipe(40, 16, users, table=kind, batch=32, negatives=32, window=6, learning_rate=rate)
     torch.manual_seed(1)
     _, _, step = make_step(recipe, micro_batch=32)
     seen = [step(batch(recipe)).item() for _ in range(40)]
-    assert seen[-1] < 0.5 * seen[0]
+    assert seen[-1] < (0.7 if users else 0.5) * seen[0]
 
 
 def test_the_step_is_priced_without_running_it() -> None:

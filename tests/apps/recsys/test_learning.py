@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from apps.recsys import batches, encoders, learning, weights
+from apps.recsys import batches, encoders, learning, losses, weights
 from apps.recsys.batches import Batches
 from apps.recsys.embedding import Batch, make_step
 from apps.recsys.history import History, NpyWriter
@@ -45,7 +45,7 @@ def pairs(epoch: Iterator[Batch]) -> list[tuple[tuple[int, ...], int]]:
     found = []
     for batch in epoch:
         for row in batch.windows.tolist():
-            known = [int(batch.rows[place]) for place in row[1:] if place != ABSENT]
+            known = [int(batch.rows[place]) for place in row[2:] if place != ABSENT]
             assert len(set(known)) == len(known)
             found += [(tuple(sorted(known)), target) for target in known[: row[0]]]
     return sorted(found)
@@ -73,6 +73,21 @@ def test_an_epoch_goes_on_after_any_batch(directory: Path) -> None:
         assert torch.equal(one.windows, other.windows) and torch.equal(
             one.rows[one.negatives], other.rows[other.negatives]
         )
+
+
+def test_users_of_their_own_have_every_pair_once(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batches, "POOL", 150)
+    history = History(directory)
+    recipe = Recipe(ITEMS, 4, USERS, batch=16, negatives=8)
+    made = Batches(history, Kept(history, None, whole_users=False), recipe, seed=3)
+    rows = [history.items(user).tolist() for user in range(USERS)]
+    expected = sorted((user, item) for user, row in enumerate(rows) if len(row) > 1 for item in row)
+    found = []
+    for batch in made.epoch(0):
+        for count, place, *places in batch.windows.tolist():
+            assert len(places) == recipe.width
+            found += [(int(batch.users[place]), int(batch.rows[item])) for item in places[:count]]
+    assert sorted(found) == expected
 
 
 def test_long_histories_are_seen_through_windows(directory: Path) -> None:
@@ -141,20 +156,21 @@ class Session:
 
 def course(directory: Path, **changes: Any) -> Course:
     """Three epochs on the fixture's data."""
-    recipe = Recipe(ITEMS, 8, batch=16, negatives=16, table=changes.pop("table", "full"))
+    sizes = {"users": changes.pop("users", 0), "table": changes.pop("table", "full")}
+    recipe = Recipe(ITEMS, 8, batch=16, negatives=16, **sizes)
     usual = {"epochs": 3, "patience": 5, "validation": True, "held_out": False, "whole_users": False, "seed": 1}
     return Course(recipe=recipe, directory=directory, work=directory / "work", **(usual | changes))
 
 
-@pytest.mark.parametrize("table", ["full", "int8"])
-def test_a_stopped_training_goes_on_as_if_it_had_not(directory: Path, table: str) -> None:
-    whole = Learner(course(directory, table=table), Session()).run()
+@pytest.mark.parametrize(("table", "users"), [("full", 0), ("int8", 0), ("int8", USERS)])
+def test_a_stopped_training_goes_on_as_if_it_had_not(directory: Path, table: str, users: int) -> None:
+    whole = Learner(course(directory, table=table, users=users), Session()).run()
     for path in (directory / "work").iterdir():
         path.unlink()
     with pytest.raises(KeyboardInterrupt):
-        Learner(course(directory, table=table), Session(stop_after=9)).run()
+        Learner(course(directory, table=table, users=users), Session(stop_after=9)).run()
     session = Session()
-    again = Learner(course(directory, table=table, resume=True), session).run()
+    again = Learner(course(directory, table=table, users=users, resume=True), session).run()
     assert session.said[0].startswith("continuing in epoch")
     for name, tensor in whole.state_dict().items():
         assert torch.equal(tensor, again.state_dict()[name]), name
@@ -201,15 +217,44 @@ def test_what_is_written_is_what_was_trained(directory: Path, table: str) -> Non
 @pytest.mark.parametrize(("loss", "tables"), [("softmax", 1), ("ccl", 2), ("bpr", 1)])
 def test_a_served_score_is_a_trained_score(loss: str, tables: int) -> None:
     """The score of a target in training, up to the temperature, is that of the served model for the other items."""
-    recipe = Recipe(ITEMS, 8, loss, tables, batch=1, negatives=3, temperature=0.5)
+    recipe = Recipe(ITEMS, 8, 0, loss, tables, batch=1, negatives=3, temperature=0.5)
     torch.manual_seed(0)
     network, _, _ = make_step(recipe, micro_batch=1)
-    row = torch.full((1, 1 + recipe.window), ABSENT)
-    row[0, :6] = torch.tensor([1, 9, 4, 7, 8, 2])  # target 9 from items 4, 7, 8, 2
-    network.load(Batch(torch.arange(ITEMS), row, torch.tensor([0, 1, 2]), torch.zeros(3)))
-    score = network(row)[0, 0].item() * (recipe.temperature if loss == "softmax" else 1)
+    row = torch.full((1, 2 + recipe.window), ABSENT)
+    row[0, :7] = torch.tensor([1, 0, 9, 4, 7, 8, 2])  # target 9 from items 4, 7, 8, 2
+    network.load(Batch(torch.arange(ITEMS), torch.arange(0), row, torch.tensor([0, 1, 2]), torch.zeros(3)))
+    own, _ = network(row)
+    score = own[0, 0].item() * (recipe.temperature if loss == "softmax" else 1)
     items = network.items.read(torch.arange(ITEMS)).numpy()
     taste = None if network.taste is None else network.taste.read(torch.arange(ITEMS)).numpy()
-    fold = encoders.sums(items, taste, cosine=recipe.cosine)
+    fold = encoders.embedding(items, taste, {"user": "sum", "loss": loss})
     vector = fold(np.array([2, 4, 7, 8]), np.ones(4, np.float32))
     assert float(items[9] @ vector) == pytest.approx(score, rel=1e-4)
+
+
+@pytest.mark.parametrize("loss", ["softmax", "ccl"])
+def test_a_user_is_found_where_its_loss_is_least(loss: str) -> None:
+    """Folded in, a user has a smaller loss over the whole catalogue than the mean of its items, and near the least."""
+    torch.manual_seed(0)
+    items = torch.nn.functional.normalize(torch.randn(200, 8))
+    had = torch.arange(10)
+    items[had] = torch.nn.functional.normalize(items[had] + 0.5)
+    hyper = {"user": "own", "loss": loss, "temperature": 0.2, "margin": 0.2, "negative_weight": 5.0}
+    each = losses.softmax if loss == "softmax" else losses.contrastive(hyper["margin"], hyper["negative_weight"])
+    sharp = 1 / hyper["temperature"] if loss == "softmax" else 1.0
+
+    def loss_of(vector: torch.Tensor) -> torch.Tensor:
+        scores = sharp * torch.nn.functional.normalize(vector, dim=0) @ items.T
+        return each(scores[None, had], scores[None, None]).mean()
+
+    folded = torch.from_numpy(encoders.embedding(items.numpy().copy(), None, hyper)(had.numpy(), np.ones(10)))
+    mean = items[had].mean(0)
+    least = mean.clone().requires_grad_()
+    optimizer = torch.optim.Adam([least], 0.02)
+    for _ in range(500):
+        optimizer.zero_grad()
+        loss_of(least).backward()
+        optimizer.step()
+    assert float(folded.norm()) == pytest.approx(1, rel=1e-5)
+    gained = float(loss_of(mean) - loss_of(folded)), float(loss_of(mean) - loss_of(least.detach()))
+    assert gained[0] > 0.8 * gained[1] > 0
