@@ -54,7 +54,7 @@ class Recipe:
     tables: int = 1
     table: str = "full"
     batch: int = 512
-    negatives: int = 1024
+    negatives: int = 512
     window: int = 50
     popularity: float = 0.0
     learning_rate: float = 0.2
@@ -94,10 +94,10 @@ class Recipe:
 
 
 HYPER = {
-    "user": "auto",
+    "user": "sum",
     "tables": 1,
     "batch": 512,
-    "negatives": 1024,
+    "negatives": 512,
     "window": 50,
     "popularity": 0.0,
     "learning_rate": 0.0,
@@ -107,6 +107,6 @@ HYPER = {
     "validation": 1,
     "patience": 5,
 }
-"""``--set`` of the embedding model, with defaults; ``user``: one of ``USERS``, by itself own for cosines;
+"""``--set`` of the embedding model, with defaults; ``user``: one of ``USERS``;
 ``learning_rate=0``: that of ``RATES``; ``validation=0``: no items are hidden to stop by; ``patience``:
 epochs without a better validation after which training ends."""

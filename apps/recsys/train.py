@@ -105,11 +105,9 @@ def _work(
 
 
 def embedding_parameters(args: argparse.Namespace) -> dict[str, Any]:
-    """The ``--set`` pairs of ``embedding`` and its loss, checked; what was left to itself is decided."""
+    """The ``--set`` pairs of ``embedding`` and its loss, checked."""
     hyper = cli.parse_settings(args.set, recipe.HYPER)
     hyper["loss"] = args.loss or "softmax"
-    if hyper["user"] == "auto":
-        hyper["user"] = "sum" if hyper["loss"] == "bpr" or hyper["tables"] == 2 else "own"
     if hyper["user"] not in recipe.USERS:
         raise UsageError(f"--set user={hyper['user']}: expected one of {', '.join(recipe.USERS)}")
     if hyper["user"] == "own" and (hyper["loss"] == "bpr" or hyper["tables"] != 1):
