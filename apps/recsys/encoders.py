@@ -49,7 +49,7 @@ def descent(item_factors: NDArray[np.float32], hyper: Mapping[str, Any]) -> Fold
     """Users that had vectors of their own: down the loss from the mean direction of the items.
 
     A user's vector was never more than what training had found for its items so far. Found anew for the finished items
-    it ranks better, and nothing has to be kept of anybody (the figures are in ``docs/recsys.md``).
+    it ranks better (``docs/recsys.md``), and nothing has to be kept of anybody.
 
     Parameters
     ----------
