@@ -54,7 +54,11 @@ def _train(parser: argparse.ArgumentParser) -> None:
     add("--user-col", metavar="NAME", help="default: by common names, else the first column")
     add("--item-col", metavar="NAME", help="default: by common names, else the next column")
     add("--value-col", metavar="NAME", help="default: by common names, else every row counts 1")
-    add("--time-col", metavar="NAME", help="for --split leave-last; default: by common names, else the rows' order")
+    add(
+        "--time-col",
+        metavar="NAME",
+        help="for --split leave-last and temporal; default: by common names, else the rows' order",
+    )
     add("--items", type=Path, metavar="ITEMS.csv", help="a table with the items' ids and titles")
     add("--min-value", type=float, metavar="X", help="leave out rows with a smaller value")
     add("--min-user", type=cli.positive, default=1, metavar="N", help="leave out users with fewer rows")

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-PROTOCOLS = ("user-holdout", "leave-last", "random", "split", "lightgcn", "ncf")
+PROTOCOLS = ("user-holdout", "leave-last", "temporal", "random", "split", "lightgcn", "ncf")
 """The model's own splits; a test file, with this suite's recall or LightGCN's; NCF's sampled negatives."""
 NCF_DEPTH = 10
 

@@ -106,7 +106,7 @@ def ingest(inputs: Inputs, directory: Path) -> Facts:
     InputError
         As ``interactions.stage``.
     """
-    timed = inputs.split == "leave-last"
+    timed = inputs.split in split.TIMED
     users, items = Vocabulary(directory, "user"), Vocabulary(directory, "item")
     staged = interactions.stage(inputs.sources, directory, users, items, filters=inputs.filters, timed=timed)
     assert staged.user_rows is not None and staged.item_rows is not None

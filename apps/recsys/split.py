@@ -9,14 +9,18 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from apps.recsys.history import History, NpyReader, NpyWriter
+from apps.recsys.history import BLOCK, History, NpyReader, NpyWriter
 from common.errors import InputError
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-KINDS = ("none", "user-holdout", "leave-last", "random")
+KINDS = ("none", "user-holdout", "leave-last", "temporal", "random")
+TIMED = ("leave-last", "temporal")
+"""Those that look at when something was had."""
+SAMPLED_TIMES = 1 << 20
+"""Times that stand for all where there are more: evenly spread over the users."""
 HOLDOUT_SHARE = 0.1
 """Users held out of training (user-holdout)."""
 SCORED_SHARE = 0.2
@@ -32,7 +36,9 @@ def hold_out(directory: Path, kind: str, seed: int) -> int:
 
     ``user-holdout`` is strong generalisation (Liang et al., "Variational autoencoders for collaborative filtering",
     2018): a tenth of the users is unknown in training; 80 % of a held-out user's items are folded in, 20 % scored.
-    ``leave-last`` scores every user's last item in time; ``random`` a fifth of every user's items (LightGCN's split).
+    ``leave-last`` scores every user's last item in time; ``temporal`` all that was had after one moment, the same for
+    everyone: a fifth of it. Users who only come after it are scored with nothing known about them: to leave them out
+    would flatter, to train on them would look ahead. ``random`` scores a fifth of every user's items (LightGCN's).
 
     Returns
     -------
@@ -42,6 +48,8 @@ def hold_out(directory: Path, kind: str, seed: int) -> int:
     history = History(directory)
     if kind == "leave-last":
         chosen = _leave_last(history, directory)
+    elif kind == "temporal":
+        chosen = _after(history, directory)
     else:
         users_of = held_out_users(history.rows, seed) if kind == "user-holdout" else range(history.rows)
         chosen = _fifths(history, users_of, seed)
@@ -102,6 +110,29 @@ def _leave_last(history: History, directory: Path) -> Iterator[tuple[int, NDArra
         last = len(when) - 1 - int(when[::-1].argmax())
         yield user, items[last : last + 1]
     times.close()
+
+
+def _after(history: History, directory: Path) -> Iterator[tuple[int, NDArray[Any]]]:
+    times = NpyReader(directory / "history.times.npy")
+    moment = _moment(times)
+    for start, stop in history.blocks():
+        late = times[slice(int(history.indptr[start]), int(history.indptr[stop]))] > moment
+        items, ends = history.items(start, stop), history.indptr[start : stop + 1] - history.indptr[start]
+        for user, first, last in zip(range(start, stop), ends[:-1], ends[1:], strict=True):
+            if (scored := items[first:last][late[first:last]]).size:
+                yield user, scored
+    times.close()
+
+
+def _moment(times: NpyReader) -> float:
+    """After it comes ``SCORED_SHARE`` of all interactions, or as near to it as equal times allow."""
+    import numpy as np
+
+    step = -(-times.length // SAMPLED_TIMES)
+    starts = range(0, times.length, BLOCK)
+    some = np.concatenate([times[start : start + BLOCK][-start % step :: step] for start in starts])
+    place = int((1 - SCORED_SHARE) * len(some))
+    return float(np.partition(some, place)[place])
 
 
 class HeldOut:

@@ -15,7 +15,7 @@ from apps.recsys import pricing, pricing_ials
 from apps.recsys.history import BLOCK
 from apps.recsys.ingest import Facts
 from apps.recsys.recipe import Recipe
-from apps.recsys.split import MOST_VALIDATION_USERS
+from apps.recsys.split import MOST_VALIDATION_USERS, SAMPLED_TIMES, TIMED
 from common.memory import floor
 from common.memory.costs import Costs, Probe
 from common.memory.footprint import Footprint, Term
@@ -201,12 +201,14 @@ class TrainWorkload:
 
     def _reading_terms(self) -> list[Term]:
         facts, where = self.facts, ("plan",)
-        rows = max(STAGE_BYTES, SORT_BYTES[self.split == "leave-last"] * facts.bucket)
+        rows = max(STAGE_BYTES, SORT_BYTES[self.split in TIMED] * facts.bucket)
         return [
             Term("ids", ID_BYTES * facts.ids, "analytic", where),
             Term("rows read", rows, "measured", where),
             Term("row counts", 16 * facts.ids, "analytic", where),
             Term("waiting parent", WAITING_BYTES, "measured", where),
+            # For the moment that splits in time, when the ids and rows are there no more: seldom the peak.
+            *([Term("times", 16 * SAMPLED_TIMES, "analytic", where)] if self.split == "temporal" else []),
         ]
 
     def _solver_terms(self, setting: Setting) -> list[Term]:

@@ -102,3 +102,32 @@ def test_a_random_split_scores_a_fifth_of_everybody(tmp_path: Path) -> None:
     assert heldout.users.tolist() == [0, 2] and [len(heldout.items(row)) for row in range(2)] == [2, 1]
     kept = split.Kept(History(tmp_path), heldout, whole_users=False).mask(0, 3)
     assert kept.sum() == 15
+
+
+@pytest.mark.parametrize("sampled", [1 << 20, 100])
+def test_a_temporal_split_scores_what_came_after_one_moment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sampled: int
+) -> None:
+    monkeypatch.setattr(split, "SAMPLED_TIMES", sampled)
+    monkeypatch.setattr(split, "BLOCK", 64)
+    random = np.random.default_rng(0)
+    had = [np.sort(random.choice(60, random.integers(1, 30), replace=False)) for _ in range(50)]
+    when = [random.uniform(0, 1000, len(items)) for items in had]
+    when[7][:] = 999.5  # came only at the end
+    with NpyWriter(tmp_path / "history.indptr.npy", "<i8") as out:
+        out.append(np.concatenate([[0], np.cumsum([len(items) for items in had])]))
+    for name, kind, values in (("items", "<i4", had), ("times", "<f8", when)):
+        with NpyWriter(tmp_path / f"history.{name}.npy", kind) as out:
+            out.append(np.concatenate(values))
+    users = split.hold_out(tmp_path, "temporal", seed=0)
+    heldout = split.HeldOut(tmp_path)
+    scored = {int(user): set(heldout.items(row).tolist()) for row, user in enumerate(heldout.users)}
+    assert len(scored) == users and scored[7] == set(had[7].tolist())
+    times = [
+        (time, item in scored.get(user, set()))
+        for user in range(50)
+        for item, time in zip(had[user], when[user], strict=True)
+    ]
+    first_scored, last_known = min(time for time, held in times if held), max(time for time, held in times if not held)
+    assert last_known < first_scored
+    assert heldout.size == pytest.approx(0.2 * len(times), abs=2 if sampled > 1000 else 0.05 * len(times))
