@@ -55,8 +55,8 @@ def lists(suite: Suite) -> None:
     group = {"group": "epinions"}
     training = _train(source("epinions", WORK), model, size, "--split", "random")
     suite.case("epinions-train", training, ceiling=parse_size(size), **group)
-    evaluate = ["-m", "apps.recsys", "evaluate", model, "--memory", "230MiB", "-q", "--json"]
-    suite.case("epinions-evaluate", evaluate, ceiling=parse_size("230MiB"), **group)
+    evaluate = ["-m", "apps.recsys", "evaluate", model, "--memory", "140MiB", "-q", "--json"]
+    suite.case("epinions-evaluate", evaluate, ceiling=parse_size("140MiB"), **group)
     exact = Bound("result.recall", at_least=1.0)
     suite.case("epinions-lists", ["-m", "apps.recsys.bench.lists", model], bounds=(SCRATCH, exact), **group)
 
