@@ -89,6 +89,7 @@ def slope(series: list[Path], model: Path, out: Path) -> dict[str, Any]:
         working = [phase for phase in record["measured"]["phases"] if phase["name"] != "probe"]
         peaks.append(max(phase["peak_bytes"] for phase in working) / MIB)
         lengths.append(len(list(folder.iterdir())))
+        sys.stderr.write(f"flat: {lengths[-1]} slices, {peaks[-1]:.1f} MiB\n")  # kept, should a later one be cut off
     per_slice = float(np.polyfit(lengths, peaks, 1)[0])
     return {
         "slices": lengths,
