@@ -68,6 +68,7 @@ def fit(
     ArithmeticError
         If factors are not finite in the end.
     """
+    import implicit.cpu.als  # noqa: F401  BLAS must be loaded before it can be limited
     import numpy as np
     from threadpoolctl import threadpool_limits
 

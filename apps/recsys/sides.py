@@ -75,11 +75,11 @@ class Stored:
 
         history = self._history
         parts = list(ranges(history.indptr, self._block, after))
-        for (start, stop), following in zip(parts, [*parts[1:], None], strict=True):
+        for number, (start, stop) in enumerate(parts, 1):
             indptr = (history.indptr[start : stop + 1] - history.indptr[start]).astype(np.int32)
             block = _csr(history.values(start, stop), history.items(start, stop), indptr, self._columns)
-            if following is not None:
-                history.announce(*following)
+            if number < len(parts):
+                history.announce(*parts[number])
             yield start, stop, block
             del block  # before the next one is read
 

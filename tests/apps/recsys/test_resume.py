@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,9 @@ Run = Callable[..., Any]
 OPTIONS = ("--factors", "32", "--split", "user-holdout", "--set", "iterations=8", "--threads", "1", "--seed", "3")
 
 
-def started(interactions: Path, model: Path, ceiling: str) -> subprocess.Popen[bytes]:
+def started(interactions: Path, model: Path, ceiling: str, options: Sequence[str]) -> subprocess.Popen[bytes]:
     """The training in a process group of its own, so that a kill reaches all of it."""
-    command = [sys.executable, "-m", "apps.recsys", "train", interactions, "-o", model, *OPTIONS, "--memory", ceiling]
+    command = [sys.executable, "-m", "apps.recsys", "train", interactions, "-o", model, *options, "--memory", ceiling]
     return subprocess.Popen([*map(str, command), "-q"], start_new_session=True)
 
 
@@ -59,15 +59,17 @@ def test_a_disturbed_training_ends_as_an_undisturbed_one(
     run: Run, dataset: Callable[[str], Path], undisturbed: Path, tmp_path: Path, place: str, signals: tuple[int, int]
 ) -> None:
     interactions, model = dataset("ml-1m") / "ratings.csv.gz", tmp_path / "model"
-    ceiling = "300MiB"
+    ceiling, options = "300MiB", list(OPTIONS)
     if place == "disk":
-        refused = run("apps.recsys", "train", interactions, "-o", model, *OPTIONS, "--memory", "100MiB", "--json")
-        ceiling = str(refused.record["smallest_feasible_bytes"])
+        planned = run("apps.recsys", "train", interactions, "-o", model, *OPTIONS, "--dry-run", "--json").record["plan"]
+        planned["knobs"]["fit_block"] = 1 << 18
+        (tmp_path / "plan.json").write_text(json.dumps(planned))
+        options += ["--plan", str(tmp_path / "plan.json")]
     state = model / ".training" / pause.FILE
     reached = []
     for number in signals:
         before = sweeps(state)
-        with started(interactions, model, ceiling) as process:
+        with started(interactions, model, ceiling, options) as process:
             wait_for(lambda before=before: sweeps(state) > before, process)  # type: ignore[misc]
             if number == signal.SIGKILL:
                 os.killpg(process.pid, number)
@@ -78,7 +80,7 @@ def test_a_disturbed_training_ends_as_an_undisturbed_one(
         reached.append(sweeps(state))
         assert not (model / "model.json").exists()
     assert 0 < reached[0] < reached[1] < 16
-    done = run("apps.recsys", "train", interactions, "-o", model, *OPTIONS, "--memory", ceiling, "--json")
+    done = run("apps.recsys", "train", interactions, "-o", model, *options, "--memory", ceiling, "--json")
     assert done.code == 0, done.err
     assert f"continuing after {reached[-1]} sweeps" in done.err
     held = done.record["plan"]["knobs"]["fit_block"] >= 800_000

@@ -60,6 +60,7 @@ def test_sides_on_disk_are_those_in_memory(
         np.testing.assert_array_equal(left.indices, right.indices)
         np.testing.assert_array_equal(left.data, right.data)
         assert (whole(other, after=3) != left[3:]).nnz == 0
+        assert list(other.blocks(other.rows)) == []
         assert all(stop - start == 1 or made.nnz <= block for start, stop, made in other.blocks())
     assert not list(directory.glob("bucket.*"))
     sides.remove(directory)
