@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from common.tiling import blend
@@ -40,6 +40,16 @@ def reference(grid: TileGrid, tiles: list[Array], weights: Array) -> Array:
     spill=st.sampled_from(["memory", "rows", "columns"]),
     seed=st.integers(0, 2**32 - 1),
 )
+@example(
+    shape=(3, 1, 15),
+    tile=(2, 1, 5),
+    overlap=0.1,
+    channels=1,
+    weighting="gaussian",
+    flips=(False, False, False),
+    spill="columns",
+    seed=0,
+)
 def test_bit_for_bit_the_full_accumulator(  # type: ignore[no-untyped-def]
     tmp_path_factory, shape, tile, overlap, channels, weighting, flips, spill, seed
 ) -> None:
@@ -66,7 +76,7 @@ def test_bit_for_bit_the_full_accumulator(  # type: ignore[no-untyped-def]
         price = carried(grid, channels, spill=spill)
         largest = 4 * (channels + 1) * np.prod(tile)
         assert blend.peak_bytes <= price.memory <= blend.peak_bytes + largest
-        assert blend.spilled_bytes <= 2 * price.disk
+        assert blend.spilled_bytes <= 2 * price.disk + largest
 
 
 def test_the_length_of_the_volume_costs_nothing() -> None:
