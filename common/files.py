@@ -4,8 +4,9 @@ import hashlib
 import json
 import os
 import shutil
+import weakref
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -54,12 +55,42 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
 @contextmanager
 def scratch_directory(parent: Path, name: str) -> Iterator[Path]:
     """A private directory below ``parent`` that is gone when the block ends, however it ends."""
-    path = parent / f".{name}.{os.getpid()}.scratch"
+    path = _scratch(parent, name)
     path.mkdir(mode=0o700, parents=True)
     try:
         yield path
     finally:
         shutil.rmtree(path, ignore_errors=True)
+
+
+class Workspace:
+    """A private directory below ``parent``, gone when the process ends in any way but a kill.
+
+    Those that killed processes left under the same name are removed first.
+    """
+
+    def __init__(self, parent: Path, name: str) -> None:
+        for old in parent.glob(f".{name}.*.scratch"):
+            if not _alive(old.name.split(".")[-2]):
+                shutil.rmtree(old, ignore_errors=True)
+        self.path = _scratch(parent, name)
+        self.path.mkdir(mode=0o700)
+        self._remove = weakref.finalize(self, shutil.rmtree, self.path, ignore_errors=True)
+
+    def close(self) -> None:
+        """Remove the directory now."""
+        self._remove()
+
+
+def _scratch(parent: Path, name: str) -> Path:
+    return parent / f".{name}.{os.getpid()}.scratch"
+
+
+def _alive(pid: str) -> bool:
+    """Whether the process runs; one that waits to be reaped has no command line any more."""
+    with suppress(OSError):
+        return pid.isdigit() and bool(Path(f"/proc/{pid}/cmdline").read_bytes())
+    return False
 
 
 def digest(path: Path, algorithm: str) -> str:

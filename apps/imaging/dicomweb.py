@@ -10,7 +10,6 @@ import json
 import os
 import re
 import shutil
-import tempfile
 import uuid
 from base64 import b64encode
 from collections.abc import Iterator, Sequence
@@ -20,6 +19,7 @@ from typing import Any, BinaryIO
 from urllib.parse import urlsplit
 
 from common.errors import InputError, UsageError
+from common.files import Workspace
 
 NETWORK_BYTES = 6 << 20
 """The standard library's HTTP and TLS, and the buffers below (measured 3.3 MiB while 200 MiB came over plain HTTP)."""
@@ -224,27 +224,18 @@ class Downloads:
 
     def __init__(self, parent: Path, series: str | None) -> None:
         self._parent, self._series = parent, series
-        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._folder: Workspace | None = None
 
     def path(self, source: str) -> tuple[Path, str | None]:
         """Where an input lies, and which of its series is still to be chosen. Raises ``InputError``."""
         if not is_address(source):
             return Path(source), self._series
         if self._folder is None:
-            _remove_abandoned(self._parent)
-            self._folder = tempfile.TemporaryDirectory(dir=self._parent, prefix=f".dicomweb.{os.getpid()}.")
-        folder = Path(self._folder.name, uuid.uuid4().hex)
+            self._folder = Workspace(self._parent, "dicomweb")  # those of killed processes hold patients' images
+        folder = self._folder.path / uuid.uuid4().hex
         folder.mkdir()
         download(source, folder, self._series)
         return folder, None
-
-
-def _remove_abandoned(parent: Path) -> None:
-    """Folders of processes that were killed: they hold patients' images."""
-    for folder in parent.glob(".dicomweb.*"):
-        process = folder.name.split(".")[2]
-        if process.isdigit() and not Path("/proc", process).exists():
-            shutil.rmtree(folder, ignore_errors=True)
 
 
 def store(address: str, files: Sequence[Path]) -> None:

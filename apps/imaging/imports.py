@@ -18,6 +18,7 @@ from common.errors import InputError
 from common.files import scratch_directory, sha256
 from common.memory import allocator
 from common.memory.budget import MIB, MemoryBudget
+from common.memory.costs import cache_directory
 
 if TYPE_CHECKING:
     import torch
@@ -44,7 +45,7 @@ def imported(directory: Path, budget: MemoryBudget) -> Path:
         return directory
     nnunet.read_plan(directory)
     files = [directory / nnunet.PLANS, directory / nnunet.DATASET, *nnunet.checkpoints(directory)]
-    place = _cache() / _key(directory, files)
+    place = cache_directory().parent / "models" / _key(directory, files)
     if not (place / "model.json").is_file():
         _convert(directory, place, budget, price(files))
     return place
@@ -53,11 +54,6 @@ def imported(directory: Path, budget: MemoryBudget) -> Path:
 def price(files: list[Path]) -> int:
     """Bytes that a conversion needs: all folds are in one network."""
     return FLOOR_BYTES + COPIES * sum(path.stat().st_size for path in files)
-
-
-def _cache() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return Path(base) / "peakline" / "models"
 
 
 def _key(directory: Path, files: list[Path]) -> str:

@@ -22,7 +22,7 @@ from apps.imaging.studies import Study, StudyTable, open_volume, resume_key
 from apps.imaging.volume import Shape, Volume, blocks, spacing
 from common.cli import Session
 from common.engines.engine import Array as Tiles
-from common.engines.engine import Engine, answers, result_arrays
+from common.engines.engine import Engine, Turns, answers
 from common.errors import InputError
 from common.memory import guard
 from common.tiling.blend import Block, BoundedBlend, Spilled
@@ -151,11 +151,10 @@ def finished_values(
 def _tiles(case: Case, window: Window, batches: Sequence[range], batch: int, channels: int) -> Iterator[Tiles]:
     """The network's input, batch by batch, in arrays that are used by turns."""
     positions = list(case.grid)
-    arrays = [np.zeros((batch, channels, *case.tile), np.float32) for _ in range(result_arrays(batch))]
+    inputs = Turns((batch, channels, *case.tile))
     for chosen in batches:
         window.advance(positions[chosen[0]][2])
-        arrays.reverse()
-        tiles = arrays[0][: len(chosen)]
+        tiles = inputs.next(len(chosen))
         for slot, index in enumerate(chosen):
             window.fill(positions[index], case.frame.view(tiles[slot, 0]))
         yield tiles

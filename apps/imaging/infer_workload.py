@@ -170,7 +170,7 @@ class InferWorkload:
         """Floor, engine, and what each place that grows with the data holds."""
         measured = known[self.probes(setting)[1]]
         batch, channels = int(setting["batch"]), self.channels(setting)
-        tile, inputs = prod(self.tile), batch * engine.result_arrays(batch)
+        tile, inputs = prod(self.tile), batch * engine.turns(batch)
         running = (STATISTICS, TEMPLATE, INFER, PREVIEW, STOW)
         terms = [
             Term("engine, loading", int(ENGINE_SPREAD * measured["open_bytes"]), "measured", (OPEN,)),

@@ -42,7 +42,7 @@ def workload(args: argparse.Namespace, budget: MemoryBudget) -> workloads.Evalua
             )
         return workloads.EvaluateWorkload(scored_users=model.heldout_count(args.model, manifest), **described)
     _check_files(args)
-    workspace = ingest.Workspace(args.model)
+    workspace = ingest.workspace(args.model)
 
     def read() -> dict[str, Any]:
         from apps.recsys import given, reading

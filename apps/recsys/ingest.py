@@ -7,9 +7,6 @@ modules it uses, walled, and priced in the plan's first phase.
 from __future__ import annotations
 
 import csv
-import os
-import shutil
-import weakref
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -24,6 +21,7 @@ from apps.recsys.model import write_table
 from apps.recsys.reading import Source
 from apps.recsys.vocabulary import EMPTY, Vocabulary
 from common.errors import InputError
+from common.files import Workspace
 
 if TYPE_CHECKING:
     import numpy as np
@@ -69,33 +67,9 @@ class Inputs:
     seed: int
 
 
-class Workspace:
-    """A scratch folder beside the output, gone when the process ends in any way but a kill.
-
-    Folders that killed runs of the same output left behind are removed first.
-    """
-
-    def __init__(self, output: Path, scratch: Path | None = None) -> None:
-        parent = scratch or output.absolute().parent
-        while not parent.is_dir():
-            parent = parent.parent
-        for old in parent.glob(f".{output.name}.*.scratch"):
-            if not _alive(old.name.split(".")[-2]):
-                shutil.rmtree(old, ignore_errors=True)
-        self.path = parent / f".{output.name}.{os.getpid()}.scratch"
-        self.path.mkdir(mode=0o700)
-        self._remove = weakref.finalize(self, shutil.rmtree, self.path, ignore_errors=True)
-
-    def close(self) -> None:
-        """Remove the folder now."""
-        self._remove()
-
-
-def _alive(pid: str) -> bool:
-    """Whether the process runs; one that waits to be reaped has no command line any more."""
-    with suppress(OSError):
-        return pid.isdigit() and bool(Path(f"/proc/{pid}/cmdline").read_bytes())
-    return False
+def workspace(output: Path) -> Workspace:
+    """A scratch folder beside the output, or above it where its own folder is still to be made."""
+    return Workspace(next(place for place in output.absolute().parents if place.is_dir()), output.name)
 
 
 def ingest(inputs: Inputs, directory: Path) -> Facts:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from apps.recsys import encoders, split
+from apps.recsys import encoders, pause, split
 from apps.recsys.batches import Batches
 from apps.recsys.embedding import Network, make_step
 from apps.recsys.evaluate import User, evaluate
@@ -19,7 +19,7 @@ from apps.recsys.history import History
 from apps.recsys.metrics import Tally
 from apps.recsys.recipe import Recipe
 from apps.recsys.split import HeldOut, Kept, known_rows
-from common.errors import InputError, UsageError
+from common.errors import InputError
 from common.memory import allocator
 from common.training import checkpointing
 
@@ -184,15 +184,11 @@ class Learner:
         last = self.course.work / checkpointing.LAST
         if not last.is_file():
             if self.course.resume:
-                raise InputError(f"{self.course.work.parent}: nothing to resume", public="nothing to resume")
+                raise pause.nothing_to_resume(self.course.work.parent)
             return
         state = checkpointing.read_state(last)
-        wanted = self._settings()
-        if differing := [name for name, value in wanted.items() if state["settings"].get(name) != value]:
-            what = f"another training ({', '.join(differing)})"
-            if self.course.resume:
-                raise UsageError(f"--resume: the checkpoint is of {what}")
-            self.session.say(f"the checkpoint found is of {what}; starting anew")
+        differing = pause.differing(self._settings(), state["settings"])
+        if pause.refused(differing, self.session, resume=self.course.resume):
             return
         checkpointing.restore(last, network=self.network, optimizer=self.optimizer)
         self.at = Progress(**state["progress"])

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from common.errors import InputError, UsageError
 from common.files import atomic_file
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+    from common.cli import Session
 
 FILE = "ials.state"
 """In the model folder's ``.training``: a JSON line, then the two matrices as NumPy writes them."""
@@ -78,8 +81,7 @@ class Checkpoint:
         """
         with self.path.open("rb") as stream:
             try:
-                found = json.loads(stream.readline())["settings"]
-                return [name for name, value in self.settings.items() if found.get(name) != value]
+                return differing(self.settings, json.loads(stream.readline())["settings"])
             except (ValueError, KeyError, TypeError, AttributeError):
                 return ["file"]
 
@@ -94,3 +96,30 @@ class Checkpoint:
                 return State(*matrices, sweep=int(head["sweep"]), row=int(head["row"]))
             except (ValueError, KeyError, TypeError, EOFError):
                 return None
+
+
+def differing(wanted: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
+    """Names of the settings in which a checkpoint is of another training."""
+    return [name for name, value in wanted.items() if found.get(name) != value]
+
+
+def refused(names: Sequence[str], session: Session, *, resume: bool) -> bool:
+    """Whether a checkpoint that differs in so much is left alone, which is said. ``--resume`` takes no other.
+
+    Raises
+    ------
+    UsageError
+        With ``resume``.
+    """
+    if not names:
+        return False
+    what = f"another training ({', '.join(names)})"
+    if resume:
+        raise UsageError(f"--resume: the checkpoint is of {what}")
+    session.say(f"the checkpoint found is of {what}; starting anew")
+    return True
+
+
+def nothing_to_resume(output: Path) -> InputError:
+    """For ``--resume`` where there is no checkpoint."""
+    return InputError(f"{output}: nothing to resume", public="nothing to resume")

@@ -20,7 +20,7 @@ from apps.recsys.reading import Columns
 from apps.recsys.split import HeldOut, Kept
 from common import cli, files, model_folder
 from common.compression.rows import FORMATS
-from common.errors import InputError, UsageError
+from common.errors import UsageError
 from common.memory import guard
 from common.memory.budget import MIB, MemoryBudget
 from common.memory.floor import SUPERVISOR_BYTES
@@ -57,7 +57,7 @@ def workload(args: argparse.Namespace, budget: MemoryBudget) -> workloads.TrainW
             return _work(ingest.count(inputs), described)
         except MemoryError:
             raise DoesNotFit(budget, None, [f"to read Parquet alone takes {ARROW_BYTES // MIB} MiB more"]) from None
-    workspace = ingest.Workspace(args.output)
+    workspace = ingest.workspace(args.output)
 
     def read() -> dict[str, Any]:
         guard.soft_wall(budget.host_bytes - SUPERVISOR_BYTES - resident(), threads=args.threads)
@@ -94,7 +94,7 @@ def _described(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _work(
-    facts: ingest.Facts, described: Mapping[str, Any], workspace: ingest.Workspace | None = None
+    facts: ingest.Facts, described: Mapping[str, Any], workspace: files.Workspace | None = None
 ) -> workloads.TrainWorkload:
     made = None
     if described["kind"] == "embedding":
@@ -262,16 +262,14 @@ def _digest(directory: Path) -> str:
 
 def _paused(checkpoint: pause.Checkpoint, session: cli.Session, *, resume: bool) -> pause.State | None:
     """What an interrupted run of the same training left; ``None``: start anew."""
-    state = None
     if not checkpoint.path.is_file():
         if resume:
-            raise InputError(f"{checkpoint.path.parents[1]}: nothing to resume", public="nothing to resume")
-    elif differing := checkpoint.differing():
-        what = f"another training ({', '.join(differing)})"
-        if resume:
-            raise UsageError(f"--resume: the checkpoint is of {what}")
-        session.say(f"the checkpoint found is of {what}; starting anew")
-    elif (state := checkpoint.load()) is None:
+            raise pause.nothing_to_resume(checkpoint.path.parents[1])
+        return None
+    if pause.refused(checkpoint.differing(), session, resume=resume):
+        return None
+    state = checkpoint.load()
+    if state is None:
         session.say("the checkpoint found is damaged; starting anew")
     else:
         session.say(f"continuing after {state.sweep} sweeps and {state.row:,} rows")

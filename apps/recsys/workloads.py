@@ -116,7 +116,7 @@ class TrainWorkload:
     micro_batches: tuple[int, ...] = ()
     """What an embedding may run at a time, in windows."""
     workspace: Any = None
-    """The ``ingest.Workspace`` that holds what was read; ``None`` if only counted."""
+    """The ``files.Workspace`` that holds what was read; ``None`` if only counted."""
     name: str = "recsys train"
 
     @property
@@ -257,7 +257,7 @@ class EvaluateWorkload:
     scored_users: int
     threads: int
     workspace: Any = None
-    """The ``ingest.Workspace`` that holds a test file's pairs."""
+    """The ``files.Workspace`` that holds a test file's pairs."""
     test_pairs: int = 0
     found: Mapping[str, int] = field(default_factory=dict)
     """What the test file held (``given.Given``)."""

@@ -59,11 +59,11 @@ class Engine(Protocol):
         ...
 
 
-class Results:
-    """Arrays for an engine's answers: one for single tiles, two by turns for batches, which are computed ahead."""
+class Turns:
+    """Zeroed arrays for what goes in or out of an engine: one for single tiles, two for batches, computed ahead."""
 
     def __init__(self, shape: tuple[int, ...]) -> None:
-        self._arrays = [np.empty(shape, np.float32) for _ in range(result_arrays(shape[0]))]
+        self._arrays = [np.zeros(shape, np.float32) for _ in range(turns(shape[0]))]
 
     def next(self, count: int) -> Array:
         """The first ``count`` rows of the array whose turn it is."""
@@ -71,8 +71,8 @@ class Results:
         return self._arrays[0][:count]
 
 
-def result_arrays(batch: int) -> int:
-    """How many arrays ``Results`` has for a batch."""
+def turns(batch: int) -> int:
+    """How many arrays ``Turns`` has for a batch."""
     return min(batch, 2)
 
 

@@ -9,7 +9,7 @@ from itertools import combinations
 
 import numpy as np
 
-from common.engines.engine import Array, Engine, Results, result_arrays
+from common.engines.engine import Array, Engine, Turns, turns
 
 
 class MirrorEngine:
@@ -31,13 +31,13 @@ class MirrorEngine:
         self._flips = [chosen for count in range(1, len(spatial) + 1) for chosen in combinations(spatial, count)]
         self.in_channels, self.out_channels, self.output = engine.in_channels, engine.out_channels, engine.output
         self._batch = batch
-        self._sums: Results | None = None
+        self._sums: Turns | None = None
 
     def __call__(self, tiles: Array) -> Array:
         """The mean of the engine's answers."""
         first = self._engine(tiles)
         if self._sums is None:
-            self._sums = Results((self._batch, *first.shape[1:]))
+            self._sums = Turns((self._batch, *first.shape[1:]))
         total = self._sums.next(len(first))
         total[...] = first
         for axes in self._flips:
@@ -48,4 +48,4 @@ class MirrorEngine:
 
 def mirror_bytes(*, batch: int, in_channels: int, out_channels: int, voxels: int) -> int:
     """What a ``MirrorEngine`` holds beside the engine: the sums, and one mirrored input."""
-    return 4 * batch * voxels * (in_channels + result_arrays(batch) * out_channels)
+    return 4 * batch * voxels * (in_channels + turns(batch) * out_channels)

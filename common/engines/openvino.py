@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from common.engines.engine import NETWORK, Array, Output, Results, Tile, read_head
+from common.engines.engine import NETWORK, Array, Output, Tile, Turns, read_head
 
 
 def import_openvino() -> Any:
@@ -64,7 +64,7 @@ class OpenVinoEngine:
         self.out_channels = int(compiled.output(0).shape[1])
         self.output: Output = output
         self._requests = [compiled.create_infer_request() for _ in range(batch)]
-        self._results = Results((batch, self.out_channels, *tile))
+        self._results = Turns((batch, self.out_channels, *tile))
 
     def __call__(self, tiles: Array) -> Array:
         """Run up to one batch."""

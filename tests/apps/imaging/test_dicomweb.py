@@ -18,6 +18,7 @@ import pytest
 
 from apps.imaging import dicomweb
 from common.errors import InputError, UsageError
+from common.files import Workspace
 from tests.apps.imaging.dicom_files import NAME, series
 from tests.apps.imaging.helpers import random_model
 from tests.apps.imaging.test_dicom_seg import WHOLE
@@ -198,8 +199,8 @@ def test_credentials_stay_where_they_belong(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_folders_of_killed_processes_are_removed(tmp_path: Path) -> None:
-    dead, alive = tmp_path / ".dicomweb.999999999.x", tmp_path / f".dicomweb.{os.getpid()}.x"
+    dead, alive = tmp_path / ".dicomweb.999999999.scratch", tmp_path / f".dicomweb.{os.getppid()}.scratch"
     dead.mkdir()
     alive.mkdir()
-    dicomweb._remove_abandoned(tmp_path)
+    Workspace(tmp_path, "dicomweb")
     assert not dead.exists() and alive.exists()

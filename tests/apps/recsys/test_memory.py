@@ -97,11 +97,14 @@ def test_a_small_ceiling_takes_smaller_blocks(run: Run, dataset: Callable[[str],
     assert json.loads((model / "run.json").read_text())["within_budget"]
 
 
-def test_a_refusal_names_fewer_factors_that_fit(tmp_path: Path) -> None:
-    class Known(CostStore):
-        def known(self, probes: Iterable[Probe], *, ceiling: int | None) -> Costs:
-            return {probe: {"bytes": 100 * MIB} for probe in probes}
+class Known(CostStore):
+    """Every floor is 100 MiB."""
 
+    def known(self, probes: Iterable[Probe], *, ceiling: int | None) -> Costs:
+        return {probe: {"bytes": 100 * MIB} for probe in probes}
+
+
+def test_a_refusal_names_fewer_factors_that_fit(tmp_path: Path) -> None:
     facts = Facts(rows=1, users=100_000, items=500_000, interactions=1_000_000, longest=30, ids=600_000, bucket=1000)
     work = TrainWorkload(facts, "ials", 64, {"iterations": 15}, "none", 1)
     with pytest.raises(DoesNotFit) as refusal:
@@ -111,10 +114,6 @@ def test_a_refusal_names_fewer_factors_that_fit(tmp_path: Path) -> None:
 
 
 def test_a_ceiling_below_the_index_alone_names_the_term(tmp_path: Path) -> None:
-    class Known(CostStore):
-        def known(self, probes: Iterable[Probe], *, ceiling: int | None) -> Costs:
-            return {probe: {"bytes": 100 * MIB} for probe in probes}
-
     facts = Facts(rows=1, users=90_000_000, items=500, interactions=1, longest=1, ids=0, bucket=1)
     work = TrainWorkload(facts, "ials", 1, {"iterations": 15}, "none", 1)
     with pytest.raises(DoesNotFit) as refusal:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from apps.imaging.model import TORCH_NETWORK, read_model
-from common.engines.engine import Results, answers, choose, measure, open_engine, read_head
+from common.engines.engine import Turns, answers, choose, measure, open_engine, read_head
 from tests.apps.imaging.helpers import random_model
 
 TILE = (16, 24, 16)
@@ -106,7 +106,7 @@ def test_tiles_beside_each_other_give_what_each_gives_alone(model: tuple[Path, A
 @pytest.mark.parametrize("ahead", [False, True])
 def test_answers_come_in_order_and_from_arrays_that_are_used_by_turns(ahead: bool) -> None:
     class Double:
-        results = Results((2, 1, 1, 1, 1))
+        results = Turns((2, 1, 1, 1, 1))
 
         def __call__(self, given: np.ndarray) -> np.ndarray:
             found = self.results.next(len(given))
