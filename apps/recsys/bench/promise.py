@@ -8,7 +8,9 @@ from pathlib import Path
 
 from apps.recsys.bench.ground import source
 from common.bench import promise
-from common.bench.harness import Suite
+from common.bench.harness import Bound, Suite
+from common.errors import EXIT_DOES_NOT_FIT, EXIT_OK
+from common.memory.budget import GIB
 
 WORK = Path("bench/work/promise-recsys")
 TRAIN = (
@@ -27,6 +29,9 @@ ANSWERS = (
     ("similar-lastfm", "ials-lastfm", ("similar", "--item", "289")),
     ("similar-gowalla", "ials-gowalla", ("similar", "--item", "10")),
 )
+
+SERVED = (("ml-1m", "ials-ml-1m", "1"), ("epinions", "ials-epinions", "1"))
+"""Name, model and an item that is asked for."""
 
 
 def prepare(work: Path) -> None:
@@ -51,6 +56,15 @@ def suite() -> Suite:
         promise.add_command(grid, f"recsys-evaluate-{name}", ["apps.recsys", "evaluate", WORK / name, "-q"])
     for name, model, (command, *options) in ANSWERS:
         promise.add_command(grid, f"recsys-{name}", ["apps.recsys", command, WORK / model, *options, "-q"])
+    for name, model, item in SERVED:
+        for ceiling in promise.CEILINGS:
+            grid.case(
+                f"recsys-serve-{name}@{ceiling / GIB:.2g}GiB",
+                ["-m", "apps.recsys.bench.serving", ceiling, WORK / model, item],
+                group=f"recsys-serve-{name}",
+                bounds=(promise.WITHIN_5_PERCENT, Bound("peak", at_most=ceiling)),
+                exits=(EXIT_OK,) if ceiling >= promise.NEVER_REFUSED else (EXIT_OK, EXIT_DOES_NOT_FIT),
+            )
     return grid
 
 

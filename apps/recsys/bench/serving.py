@@ -1,0 +1,56 @@
+"""``recsys serve`` as a command that ends: a server behind its wall is asked some questions and stopped.
+
+``python -m apps.recsys.bench.serving CEILING MODEL --item ID``: the wall is around the server alone, and its run
+record is passed on. For the promise's grid.
+"""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import urllib.request
+from contextlib import suppress
+from pathlib import Path
+
+from common.memory import guard
+
+QUESTIONS = ("health", "recommend?history={0}&k=100", "similar?item={0}&k=100")
+ROUNDS = 20
+"""How often each is asked."""
+
+
+def run(ceiling: int, model: Path, item: str) -> int:
+    """Serve, ask, stop; the server's exit code."""
+    place = guard.hard_wall(ceiling)
+
+    def behind_the_wall() -> None:
+        if place is not None:
+            (place / "cgroup.procs").write_text(str(os.getpid()))
+
+    command = [sys.executable, "-m", "apps.recsys", "serve", model, "--port", "0", "--memory", ceiling, "--json"]
+    with subprocess.Popen(
+        [*map(str, command)], stderr=subprocess.PIPE, text=True, preexec_fn=behind_the_wall
+    ) as server:
+        assert server.stderr is not None
+        for line in server.stderr:
+            if address := re.search(r"http://[\d.]+:\d+", line):
+                _ask(address[0], item)
+                server.send_signal(signal.SIGTERM)
+    killed = 0
+    if place is not None:
+        killed = guard.kernel_kills(place)
+        with suppress(OSError):
+            place.rmdir()
+    return server.returncode or killed
+
+
+def _ask(address: str, item: str) -> None:
+    for _ in range(ROUNDS):
+        for question in QUESTIONS:
+            with urllib.request.urlopen(f"{address}/{question.format(item)}", timeout=60) as answer:
+                answer.read()
+
+
+if __name__ == "__main__":
+    sys.exit(run(int(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]))
