@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from apps.recsys import answer, batch, evaluation, ials, recipe, serve, split, train, workloads
+from apps.recsys import answer, batch, bpr, evaluation, ials, recipe, serve, split, train, workloads
 from common import cli, front_ends
 from common.cli import Command
 from common.compression import prices
@@ -48,9 +48,14 @@ def _train(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("interactions", nargs="+", type=Path, metavar="INTERACTIONS", help="CSV (.gz too) or Parquet, a row a pair")
     add("-o", "--output", required=True, type=Path, metavar="MODEL_DIR")
-    add("--model", choices=("ials", "embedding", "popularity"), default="ials")
+    add(
+        "--model",
+        choices=("ials", "bpr", "embedding", "popularity"),
+        default="ials",
+        help="default ials; bpr: the same model again only with --threads 1",
+    )
     add("--factors", type=cli.positive, default=64, metavar="N", help="numbers per item (default 64)")
-    add("--epochs", type=cli.positive, metavar="N", help="passes over the data (default: ials 15, embedding 20)")
+    add("--epochs", type=cli.positive, metavar="N", help="passes over the data (default: ials 15, bpr 40, else 20)")
     add("--user-col", metavar="NAME", help="default: by common names, else the first column")
     add("--item-col", metavar="NAME", help="default: by common names, else the next column")
     add("--value-col", metavar="NAME", help="default: by common names, else every row counts 1")
@@ -65,7 +70,12 @@ def _train(parser: argparse.ArgumentParser) -> None:
     add("--min-item", type=cli.positive, default=1, metavar="N", help="leave out items with fewer rows")
     add("--split", choices=split.KINDS, default="none", help="hold some out, and evaluate on it (default none)")
     add("--resume", action="store_true", help="a checkpoint must be there; without it, one that is there is continued")
-    cli.add_settings_option(parser, {**ials.HYPER, **recipe.HYPER})
+    kinds = {"ials": ials.HYPER, "bpr": bpr.HYPER, "embedding": recipe.HYPER}
+    known = "; ".join(
+        f"{kind}: " + ", ".join(f"{name}={value}" for name, value in hyper.items()) for kind, hyper in kinds.items()
+    )
+    text = f"hyper-parameter; known, with defaults: {known}"
+    add("--set", action="append", default=[], metavar="KEY=VALUE", help=text)
     _embedding(parser.add_argument_group("embedding").add_argument)
     cli.add_common_options(parser)
     command = Command(

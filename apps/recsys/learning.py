@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from apps.recsys import encoders, pause, split
+from apps.recsys import encoders, hidden, pause, split
 from apps.recsys.batches import Batches
 from apps.recsys.embedding import Network, make_step
-from apps.recsys.evaluate import User, evaluate
 from apps.recsys.history import History
-from apps.recsys.metrics import Tally
 from apps.recsys.recipe import Recipe
-from apps.recsys.split import HeldOut, Kept, known_rows
+from apps.recsys.split import HeldOut, Kept
 from common.errors import InputError
 from common.memory import allocator
 from common.training import checkpointing
@@ -90,8 +88,8 @@ class Learner:
         heldout = HeldOut(course.directory) if course.held_out else None
         kept = Kept(self.history, heldout, whole_users=course.whole_users)
         self.validation = self._hide(kept) if course.validation else None
-        kept = Kept(self.history, heldout, whole_users=course.whole_users, validation=self.validation)
-        self.batches = Batches(self.history, kept, course.recipe, seed=course.seed)
+        self.kept = Kept(self.history, heldout, whole_users=course.whole_users, validation=self.validation)
+        self.batches = Batches(self.history, self.kept, course.recipe, seed=course.seed)
         if not self.batches.windows:
             raise InputError("no user has two items to learn from", public="nothing to learn from")
         plan = session.plan
@@ -153,7 +151,8 @@ class Learner:
     def _validate(self, loss: float) -> None:
         """Rank for the users whose items were hidden; keep the network if it was never better."""
         at = self.at
-        reached = validate(self.network, self.course.recipe, self.history, self.validation, self.session)
+        scores = validate(self)
+        reached = scores[METRIC]
         if reached > at.best:
             at.best, at.best_epoch = reached, at.epoch
             self._write(self.course.work / BEST)
@@ -195,22 +194,16 @@ class Learner:
         self.session.say(f"continuing in epoch {self.at.epoch + 1}, after {self.at.batches} batches")
 
 
-def validate(network: Network, recipe: Recipe, history: History, hidden: HeldOut | None, session: Session) -> float:
-    """``METRIC`` on the hidden items."""
-    assert hidden is not None
+def validate(learner: Learner) -> Mapping[str, float]:
+    """``hidden.METRICS`` of its network as it is."""
+    network, recipe = learner.network, learner.course.recipe
+    assert learner.validation is not None
     every = torch.arange(network.items.rows)
     items = network.items.read(every).numpy()
     taste = None if network.taste is None else network.taste.read(every).numpy()
     fold = encoders.embedding(items, taste, {**asdict(recipe), "user": recipe.user})
-
-    def users() -> Iterator[User]:
-        for row, user in enumerate(hidden.users):
-            scored = hidden.items(row)
-            yield *known_rows(history, scored, int(user)), scored
-
-    tally = Tally(len(items), (METRIC,))
-    evaluate(users(), fold, items, block=int(session.plan["user_block"]), threads=session.threads, tally=tally)
-    return tally.means()[METRIC]
+    known = {"history": learner.history, "kept": learner.kept, "hidden": learner.validation}
+    return hidden.score(items, fold, session=learner.session, **known)
 
 
 def tensors(network: Network) -> dict[str, Any]:

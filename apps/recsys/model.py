@@ -145,10 +145,9 @@ class Recommender:
 
 def _encoder(directory: Path, manifest: Mapping[str, Any], item_factors: NDArray[np.float32]) -> encoders.Fold:
     kind, hyper = manifest["kind"], manifest["hyper"]
-    if kind == "popularity":
-        return encoders.constant()
-    if kind == "ials":
-        return encoders.ridge(item_factors, hyper)
+    if kind != "embedding":
+        others = weights.read_compared(directory / weights.WEIGHTS) if kind == "bpr" else None
+        return encoders.of_kind(kind, item_factors, hyper, others=others)
     taste = weights.read(directory / weights.WEIGHTS, weights.TASTE) if hyper["tables"] == 2 else None
     return encoders.embedding(item_factors, taste, hyper)
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from common.cli import Session
 
-FILE = "ials.state"
+FILE = "factors.state"
 """In the model folder's ``.training``: a JSON line, then the two matrices as NumPy writes them."""
 SHARE = 0.01
 """Saving may take this share of the time: after every sweep, unless a sweep is shorter than 100 savings."""
@@ -33,7 +33,7 @@ class State:
     items: NDArray[np.float32]
     """Factors, shape (items, factors)."""
     sweep: int = 0
-    """Sweeps done; even ones solve the users, odd ones the items."""
+    """Sweeps done; even ones solve the users, odd ones the items. Of ``bpr``: epochs."""
     row: int = 0
     """Rows of the next sweep that are done already."""
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import os
 import shutil
@@ -11,13 +10,11 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from apps.recsys import child, evaluation, ials, ingest, model, pause, popularity, recipe, sides, weights, workloads
-from apps.recsys.history import History
+from apps.recsys import bpr, child, evaluation, factorizing, ials, ingest, model, pause, recipe, weights, workloads
 from apps.recsys.interactions import Filters
 from apps.recsys.reading import Columns
-from apps.recsys.split import HeldOut, Kept
 from common import cli, files, model_folder
 from common.compression.rows import FORMATS
 from common.errors import UsageError
@@ -26,10 +23,6 @@ from common.memory.budget import MIB, MemoryBudget
 from common.memory.floor import SUPERVISOR_BYTES
 from common.memory.meter import resident
 from common.memory.planner import DoesNotFit
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
 
 WORK = ".training"
 """Folder in the model folder that holds what an unfinished training needs."""
@@ -79,8 +72,9 @@ def _described(args: argparse.Namespace) -> dict[str, Any]:
                 raise UsageError(f"--{name.replace('_', '-')} is for --model embedding")
     if args.model == "popularity":
         return {**given, "factors": 1, "hyper": cli.parse_settings(args.set, {})}
-    if args.model == "ials":
-        return {**given, "factors": args.factors, "hyper": hyper_parameters(args)}
+    if args.model in ("ials", "bpr"):
+        made = solver_parameters(args) if args.model == "ials" else ranking_parameters(args)
+        return {**given, "factors": args.factors, "hyper": made}
     hyper = embedding_parameters(args)
     table = args.table or "full"
     if args.factors * FORMATS[table].bits % 8:
@@ -120,7 +114,7 @@ def embedding_parameters(args: argparse.Namespace) -> dict[str, Any]:
     return hyper
 
 
-def hyper_parameters(args: argparse.Namespace) -> dict[str, Any]:
+def solver_parameters(args: argparse.Namespace) -> dict[str, Any]:
     """The ``--set`` pairs of ``ials``, checked."""
     hyper = cli.parse_settings(args.set, ials.HYPER)
     if args.epochs is not None:
@@ -131,6 +125,18 @@ def hyper_parameters(args: argparse.Namespace) -> dict[str, Any]:
         raise UsageError("--set: alpha and regularization must be above 0, iterations at least 1")
     if not 0 <= hyper["frequency"] <= 2:
         raise UsageError("--set: frequency must be from 0 (one regularisation for all) to 2")
+    return hyper
+
+
+def ranking_parameters(args: argparse.Namespace) -> dict[str, Any]:
+    """The ``--set`` pairs of ``bpr``, checked."""
+    hyper = cli.parse_settings(args.set, bpr.HYPER)
+    if args.epochs is not None:
+        hyper["iterations"] = args.epochs
+    if min(hyper["learning_rate"], hyper["user_regularization"]) <= 0 or hyper["regularization"] < 0:
+        raise UsageError("--set: learning_rate and user_regularization must be above 0, regularization not below")
+    if hyper["iterations"] < 1 or args.factors < 2:
+        raise UsageError("--model bpr: takes an iteration at least, and 2 factors, one of which is an item's bias")
     return hyper
 
 
@@ -207,73 +213,8 @@ def _learn(args: argparse.Namespace, work: workloads.TrainWorkload, session: cli
 
 
 def _fit(args: argparse.Namespace, work: workloads.TrainWorkload, session: cli.Session) -> Mapping[str, Any]:
-    """Train ``ials`` or ``popularity``; its weights by name."""
-    assert work.workspace is not None
-    directory: Path = work.workspace.path
-    with session.phase("arrange"):
-        history = History(directory)
-        heldout = HeldOut(directory) if work.split != "none" else None
-        kept = Kept(history, heldout, whole_users=work.split == "user-holdout")
-        if work.kind == "popularity":
-            return {weights.ITEMS: popularity.fit(history, kept, items=work.facts.items)}
-        shared = {"items": work.facts.items, "hyper": work.hyper}
-        block = int(session.plan["fit_block"])
-        if block >= work.fit_interactions:
-            arranged = sides.hold(history, kept, **shared)
-        else:
-            arranged = sides.store(directory, history, kept, block=block, **shared)
-        del history, heldout, kept
-    with session.phase("fit"):
-        factors = _solve(args, work, session, arranged)
-    sides.remove(directory)
-    return {weights.ITEMS: factors}
-
-
-def _solve(
-    args: argparse.Namespace, work: workloads.TrainWorkload, session: cli.Session, arranged: sides.Sides
-) -> NDArray[np.float32]:
-    """Sweep on from the checkpoint or from the start; the items' factors."""
-    assert work.workspace is not None
-    settings = {"data": _digest(work.workspace.path), "factors": work.factors, "seed": session.seed, **work.hyper}
-    checkpoint = pause.Checkpoint(args.output / WORK / pause.FILE, settings)
-    state = _paused(checkpoint, session, resume=args.resume)
-    if state is None:
-        state = ials.first_state(arranged, factors=work.factors, seed=session.seed)
-    sweeps = 2 * int(work.hyper["iterations"])
-    with session.progress(total=sweeps, unit="sweep", label="fit") as bar:
-        bar.update(state.sweep)
-
-        def after_block(state: pause.State) -> None:
-            swept = state.row == len(state.items if state.sweep % 2 else state.users)
-            bar.update(swept)
-            if session.stopping or (swept and checkpoint.due()):
-                checkpoint.save(state)
-            if session.stopping:
-                raise KeyboardInterrupt
-
-        return ials.fit(arranged, state, hyper=work.hyper, threads=session.threads, after_block=after_block)
-
-
-def _digest(directory: Path) -> str:
-    """Of the interactions and of what is held out."""
-    names = sorted([*directory.glob("history.*.npy"), *directory.glob("heldout.*.npy")])
-    return hashlib.sha256("".join(files.sha256(path) for path in names).encode()).hexdigest()
-
-
-def _paused(checkpoint: pause.Checkpoint, session: cli.Session, *, resume: bool) -> pause.State | None:
-    """What an interrupted run of the same training left; ``None``: start anew."""
-    if not checkpoint.path.is_file():
-        if resume:
-            raise pause.nothing_to_resume(checkpoint.path.parents[1])
-        return None
-    if pause.refused(checkpoint.differing(), session, resume=resume):
-        return None
-    state = checkpoint.load()
-    if state is None:
-        session.say("the checkpoint found is damaged; starting anew")
-    else:
-        session.say(f"continuing after {state.sweep} sweeps and {state.row:,} rows")
-    return state
+    """Train a model of factors; its weights by name."""
+    return factorizing.Training(work, session, args.output / WORK / pause.FILE, resume=args.resume).run()
 
 
 def _reveal(directory: Path, output: Path, kind: str, fields: Mapping[str, Any]) -> None:

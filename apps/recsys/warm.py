@@ -120,6 +120,23 @@ def training() -> None:
         ials.fit(both, state, hyper=how, threads=threads, after_block=lambda state: None)
 
 
+def pairing() -> None:
+    """Train ``bpr``: scoring, SciPy and ``implicit`` with its threads."""
+    import numpy as np
+    import scipy.sparse
+
+    from apps.recsys import bpr, encoders
+
+    scoring()
+    ones = np.ones(256, np.float32)
+    pairs = bpr.Pairs.of(scipy.sparse.csr_matrix((ones, (np.arange(256) % 16, np.arange(256) // 16))))
+    state = bpr.first_state(pairs, items=16, factors=64, seed=0)
+    threads = int(os.environ.get("OMP_NUM_THREADS", "1"))
+    hyper = {**bpr.HYPER, "iterations": 1}
+    bpr.fit(pairs, state, hyper=hyper, threads=threads, seed=0, after_epoch=lambda state: None)
+    encoders.of_kind("bpr", state.items, hyper, others=pairs.compared())(np.arange(8), ones[:8])
+
+
 def learning() -> None:
     """Train an embedding: reading, scoring, and torch with one step of the network."""
     import torch

@@ -1,7 +1,7 @@
 """``weights.safetensors`` of a recommender: written whole, read tensor by tensor into arrays of their own.
 
 ``item_factors`` and, for embeddings with two tables, ``taste_factors``, shape (items, factors): float32, or int8 or
-int4 codes (two a byte) with ``NAME.scales``, a float16 a row.
+int4 codes (two a byte) with ``NAME.scales``, a float16 a row. ``compared_items``, int32: rows that ``bpr`` looks at.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 WEIGHTS = "weights.safetensors"
-ITEMS, TASTE = "item_factors", "taste_factors"
-_TYPES = {"F32": "<f4", "F16": "<f2", "I8": "<i1", "U8": "<u1"}
+ITEMS, TASTE, COMPARED = "item_factors", "taste_factors", "compared_items"
+_TYPES = {"F32": "<f4", "F16": "<f2", "I8": "<i1", "U8": "<u1", "I32": "<i4"}
 DECODED_ROWS = 1 << 13
 """Rows of codes turned into numbers at a time."""
 
@@ -67,6 +67,17 @@ def read(path: Path, name: str = ITEMS) -> NDArray[np.float32]:
             out[:] = part
         out *= scales[start : start + DECODED_ROWS, None]
     return factors
+
+
+def read_compared(path: Path) -> NDArray[np.int32]:
+    """The rows of items that ``bpr`` compares a user's with.
+
+    Raises
+    ------
+    InputError
+        As ``read``.
+    """
+    return _tensor(path, COMPARED)
 
 
 def _tensor(path: Path, name: str) -> NDArray[Any]:

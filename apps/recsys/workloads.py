@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from apps.recsys import pricing, pricing_ials
+from apps.recsys import pricing, pricing_bpr, pricing_ials
 from apps.recsys.history import BLOCK
 from apps.recsys.ingest import Facts
 from apps.recsys.recipe import Recipe
@@ -52,6 +52,7 @@ USER_BLOCKS = (256, 128, 64, 32, 16, 8)
 READING = "apps.recsys.warm:reading"
 TRAINING = "apps.recsys.warm:training"
 LEARNING = "apps.recsys.warm:learning"
+PAIRING = "apps.recsys.warm:pairing"
 SCORING = "apps.recsys.warm:scoring"
 ANSWERING = "apps.recsys.warm:answering"
 SERVING = "apps.recsys.warm:serving"
@@ -64,7 +65,7 @@ def _floor(known: Costs, probe: Probe, *phases: str) -> list[Term]:
 
 def training_warm_up(kind: str) -> str:
     """The floor of ``recsys train`` once it has read."""
-    return LEARNING if kind == "embedding" else TRAINING
+    return {"embedding": LEARNING, "bpr": PAIRING}.get(kind, TRAINING)
 
 
 def training_probes(kind: str, threads: int) -> list[Probe]:
@@ -150,7 +151,7 @@ class TrainWorkload:
     def remedies(self) -> Iterator[tuple[str, Workload]]:
         """Fewer numbers per item: cheaper in everything, and a little less exact."""
         for factors in (self.factors // 2, self.factors // 4):
-            if self.kind == "ials" and factors >= LEAST_FACTORS:
+            if self.kind in ("ials", "bpr") and factors >= LEAST_FACTORS:
                 yield f"--factors {factors}", replace(self, factors=factors)
 
     def settings(self) -> Iterator[Setting]:
@@ -225,7 +226,12 @@ class TrainWorkload:
             Term("item factors", factors, "analytic", ("arrange",) if self.kind == "popularity" else ("fit",)),
             Term("item factors to write", factors, "analytic", ("write",)),
         ]
-        return terms + (pricing_ials.terms(self.sizes, int(setting["fit_block"])) if self.kind == "ials" else [])
+        if self.kind == "ials":
+            return terms + pricing_ials.terms(self.sizes, int(setting["fit_block"]))
+        if self.kind == "bpr":
+            sizes = {"users": self.fit_users, "interactions": self.fit_interactions}
+            terms += pricing_bpr.terms(factors=self.factors, **sizes)
+        return terms
 
     def _ranking_terms(self, setting: Setting, phase: str, scored: int, longest: int) -> list[Term]:
         facts, where = self.facts, (phase,)
@@ -242,6 +248,7 @@ class TrainWorkload:
                 threads=self.threads,
                 phases=where,
             ),
+            *pricing_bpr.fold_terms(self.kind, factors=self.factors, threads=self.threads, phases=where),
         ]
 
     def seconds(self, setting: Setting, known: Costs) -> float:
@@ -315,6 +322,7 @@ class EvaluateWorkload:
                     threads=self.threads,
                     phases=where,
                 ),
+                *pricing_bpr.fold_terms(made["kind"], factors=factors, threads=self.threads, phases=where),
                 Term("heaps of new threads", self.threads * HEAP_BYTES, "measured", where),
             ]
         )
@@ -355,6 +363,7 @@ class AnswerWorkload:
                 Term("ids and titles", 2 * tables, "analytic", ("answer",)),
                 # Scores, the partitioned copy, norms, masks.
                 Term("one answer", 20 * items + 16 * factors * factors, "analytic", ("answer",)),
+                *pricing_bpr.fold_terms(self.manifest["kind"], factors=factors, threads=1, phases=("answer",)),
             ]
         )
 

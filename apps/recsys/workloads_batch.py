@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from apps.recsys.pricing_bpr import fold_terms
 from apps.recsys.ranking import MARGIN, TILE
 from apps.recsys.workloads import (
     ANSWERING,
@@ -79,6 +80,7 @@ class BatchWorkload:
                 ),
                 Term("tile of items", self.threads * 4 * TILE * factors, "analytic", rank),
                 Term("fold-in", self.threads * 4 * factors * (2 * longest + 3 * factors), "analytic", rank),
+                *fold_terms(made["kind"], factors=factors, threads=self.threads, phases=rank),
                 Term("part of the answer", ANSWER_BYTES * PART_USERS * (self.k + MARGIN), "measured", (*rank, "join")),
                 Term("threads", self.threads * (THREAD_BYTES + HEAP_BYTES), "measured", rank),
                 Term("BLAS packing", self.threads * PACKING_BYTES * factors, "measured", rank),

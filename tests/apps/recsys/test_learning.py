@@ -191,7 +191,7 @@ def test_training_ends_when_it_no_longer_helps_and_keeps_the_best(
     directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     values = iter([0.1, 0.3, 0.2, 0.1, 0.9])
-    monkeypatch.setattr(learning, "validate", lambda *_: next(values))
+    monkeypatch.setattr(learning, "validate", lambda learner: {learning.METRIC: next(values)})
     learner = Learner(course(directory, epochs=5, patience=2), Session())
     network = learner.run()
     assert (learner.at.epoch, learner.at.best_epoch, learner.at.best) == (4, 2, 0.3)
