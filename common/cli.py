@@ -140,9 +140,7 @@ def add_device_options(parser: argparse.ArgumentParser) -> None:
     """For the commands that can compute on a CUDA device."""
     group = parser.add_argument_group("CUDA device")
     group.add_argument("--device", default="cpu", metavar="cpu|cuda|cuda:N|auto", help="where to compute (default cpu)")
-    gpu_memory = (
-        "ceiling on the device beside CUDA's own context: a size, N%% of what is free, auto (the default: 90%%)"
-    )
+    gpu_memory = "ceiling on the device beside CUDA's context: a size, N%% of what is free, auto (the default: 90%%)"
     group.add_argument("--gpu-memory", metavar="SIZE", help=gpu_memory)
 
 
@@ -339,6 +337,7 @@ def _plan_and_execute(args: argparse.Namespace, record: RunRecord, gauge: meter.
     record.missing_walls = guard.missing_walls(soft=soft)
     record.results = session.results
     session.results.update(command.execute(args, session))
+    record.plan = session.plan  # another one where settings were searched
 
 
 def _choose(

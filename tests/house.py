@@ -13,7 +13,19 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-HEAVY = {"torch", "monai", "openvino", "implicit", "pandas", "pyarrow", "onnx", "onnxruntime", "scipy", "nibabel"}
+HEAVY = {
+    "torch",
+    "monai",
+    "openvino",
+    "implicit",
+    "pandas",
+    "pyarrow",
+    "onnx",
+    "onnxruntime",
+    "scipy",
+    "nibabel",
+    "optuna",
+}
 MAX_LINES = 400
 MAX_MEDIAN = 150
 MAX_SUITE = 17_000

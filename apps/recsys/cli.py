@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from apps.recsys import answer, batch, bpr, evaluation, ials, recipe, serve, split, train, workloads
+from apps.recsys import answer, batch, bpr, evaluation, ials, recipe, serve, split, train, tuning, workloads
 from common import cli, front_ends
 from common.cli import Command
 from common.compression import prices
@@ -54,8 +54,10 @@ def _train(parser: argparse.ArgumentParser) -> None:
         default="ials",
         help="default ials; bpr: the same model again only with --threads 1",
     )
-    add("--factors", type=cli.positive, default=64, metavar="N", help="numbers per item (default 64)")
+    add("--factors", type=cli.positive, metavar="N", help="numbers per item (default 64)")
     add("--epochs", type=cli.positive, metavar="N", help="passes over the data (default: ials 15, bpr 40, else 20)")
+    tune = "first try N settings on hidden items of the training data; what the command line fixes is not searched"
+    add("--tune", type=cli.positive, default=0, metavar="N", help=tune)
     add("--user-col", metavar="NAME", help="default: by common names, else the first column")
     add("--item-col", metavar="NAME", help="default: by common names, else the next column")
     add("--value-col", metavar="NAME", help="default: by common names, else every row counts 1")
@@ -84,6 +86,7 @@ def _train(parser: argparse.ArgumentParser) -> None:
         lambda args: workloads.training_warm_up(args.model),
         train.execute,
         train.record,
+        tuning.section,
     )
     parser.set_defaults(command=command)
 

@@ -66,9 +66,10 @@ class Training:
         with self.session.phase("fit"):
             if isinstance(arranged, bpr.Pairs):
                 return self._rank_pairs(arranged, known)
-            factors = self._solve_sides(arranged, known)
-        sides.remove(self.directory)
-        return factors
+            try:
+                return self._solve_sides(arranged, known)
+            finally:
+                sides.remove(self.directory)
 
     def _pairs(self, history: History, kept: Kept) -> bpr.Pairs:
         matrix = sides.training_matrix(history, kept, items=self.work.facts.items, hyper=bpr.ALIKE)

@@ -14,6 +14,7 @@ import torch
 from apps.recsys import encoders, hidden, pause, split
 from apps.recsys.batches import Batches
 from apps.recsys.embedding import Network, make_step
+from apps.recsys.factorizing import Watch, unwatched
 from apps.recsys.history import History
 from apps.recsys.recipe import Recipe
 from apps.recsys.split import HeldOut, Kept
@@ -80,10 +81,10 @@ def rate(recipe: Recipe, progress: float) -> float:
 class Learner:
     """The loop, and all that it holds."""
 
-    def __init__(self, course: Course, session: Session) -> None:
+    def __init__(self, course: Course, session: Session, watch: Watch = unwatched) -> None:
         torch.set_num_threads(session.threads)
         torch.manual_seed(course.seed)
-        self.course, self.session = course, session
+        self.course, self.session, self.watch = course, session, watch
         self.history = History(course.directory)
         heldout = HeldOut(course.directory) if course.held_out else None
         kept = Kept(self.history, heldout, whole_users=course.whole_users)
@@ -160,6 +161,7 @@ class Learner:
             f"epoch {at.epoch}: loss {loss:.4f}, {METRIC} {reached:.4f} on hidden items"
             + ("" if at.best_epoch == at.epoch else f" (best {at.best:.4f} in epoch {at.best_epoch})")
         )
+        self.watch(at.epoch, lambda: scores)
 
     def _settings(self) -> dict[str, Any]:
         course = self.course

@@ -8,26 +8,50 @@ import os
 import shutil
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from apps.recsys import bpr, child, evaluation, factorizing, ials, ingest, model, pause, recipe, weights, workloads
+from apps.recsys import (
+    bpr,
+    child,
+    evaluation,
+    factorizing,
+    ials,
+    ingest,
+    model,
+    pause,
+    recipe,
+    space,
+    split,
+    tuning,
+    weights,
+    workloads,
+)
+from apps.recsys.history import History
 from apps.recsys.interactions import Filters
 from apps.recsys.reading import Columns
+from apps.recsys.split import HeldOut, Kept
 from common import cli, files, model_folder
 from common.compression.rows import FORMATS
-from common.errors import UsageError
+from common.errors import InputError, UsageError
 from common.memory import guard
 from common.memory.budget import MIB, MemoryBudget
 from common.memory.floor import SUPERVISOR_BYTES
 from common.memory.meter import resident
 from common.memory.planner import DoesNotFit
 
+if TYPE_CHECKING:
+    from apps.recsys import learning
+
 WORK = ".training"
 """Folder in the model folder that holds what an unfinished training needs."""
+FACTORS = 64
+"""Numbers an item, unless ``--factors`` says otherwise."""
 EPOCHS = 20
 """Of an embedding, unless ``--epochs`` says otherwise."""
+TRIAL = "trial"
+"""In it, the embedding that is being tried."""
 MICRO_BATCHES = (512, 256, 128, 64, 32, 16)
 """Windows that may go through the network together."""
 SIZES = ("items", "factors", "users")
@@ -65,26 +89,40 @@ def workload(args: argparse.Namespace, budget: MemoryBudget) -> workloads.TrainW
 
 def _described(args: argparse.Namespace) -> dict[str, Any]:
     """What the command line says about the model, checked."""
-    given = {"split": args.split, "threads": args.threads, "kind": args.model}
+    factors = args.factors or FACTORS
+    given = {"split": args.split, "threads": args.threads, "kind": args.model, "factors": factors}
     if args.model != "embedding":
         for name in ("loss", "table", "micro_batch", "accumulate", "amp"):
             if getattr(args, name) is not None:
                 raise UsageError(f"--{name.replace('_', '-')} is for --model embedding")
     if args.model == "popularity":
+        if args.tune:
+            raise UsageError("--tune: popularity has no settings")
         return {**given, "factors": 1, "hyper": cli.parse_settings(args.set, {})}
     if args.model in ("ials", "bpr"):
-        made = solver_parameters(args) if args.model == "ials" else ranking_parameters(args)
-        return {**given, "factors": args.factors, "hyper": made}
+        made = solver_parameters(args) if args.model == "ials" else ranking_parameters(args, factors)
+        return {**given, "hyper": made, **_searched(args, made)}
     hyper = embedding_parameters(args)
     table = args.table or "full"
-    if args.factors * FORMATS[table].bits % 8:
-        raise UsageError(f"--factors {args.factors}: numbers of {FORMATS[table].bits} bits must fill whole bytes")
+    if factors * FORMATS[table].bits % 8:
+        raise UsageError(f"--factors {factors}: numbers of {FORMATS[table].bits} bits must fill whole bytes")
     sizes = [size for size in MICRO_BATCHES if size <= hyper["batch"]] or [hyper["batch"]]
     if args.micro_batch or args.accumulate:
         sizes = [args.micro_batch or -(-hyper["batch"] // args.accumulate)]
     hyper |= {"table": table, "epochs": args.epochs or EPOCHS}
-    own = {"factors": args.factors, "hyper": hyper, "amp": args.amp or "off", "micro_batches": tuple(sizes)}
-    return {**given, **own}
+    own = {"hyper": hyper, "amp": args.amp or "off", "micro_batches": tuple(sizes)}
+    return {**given, **own, **_searched(args, hyper)}
+
+
+def _searched(args: argparse.Namespace, hyper: Mapping[str, Any]) -> dict[str, Any]:
+    """What ``--tune`` asks for: all that the command line does not fix."""
+    if not args.tune:
+        return {}
+    fixed = {pair.partition("=")[0] for pair in args.set} | ({"factors"} if args.factors else set())
+    searched = space.of(args.model, hyper, fixed)
+    if not searched:
+        raise UsageError("--tune: the command line fixes all that could be searched")
+    return {"trials": args.tune, "space": searched}
 
 
 def _work(
@@ -128,14 +166,14 @@ def solver_parameters(args: argparse.Namespace) -> dict[str, Any]:
     return hyper
 
 
-def ranking_parameters(args: argparse.Namespace) -> dict[str, Any]:
+def ranking_parameters(args: argparse.Namespace, factors: int) -> dict[str, Any]:
     """The ``--set`` pairs of ``bpr``, checked."""
     hyper = cli.parse_settings(args.set, bpr.HYPER)
     if args.epochs is not None:
         hyper["iterations"] = args.epochs
     if min(hyper["learning_rate"], hyper["user_regularization"]) <= 0 or hyper["regularization"] < 0:
         raise UsageError("--set: learning_rate and user_regularization must be above 0, regularization not below")
-    if hyper["iterations"] < 1 or args.factors < 2:
+    if hyper["iterations"] < 1 or factors < 2:
         raise UsageError("--model bpr: takes an iteration at least, and 2 factors, one of which is an item's bias")
     return hyper
 
@@ -148,20 +186,13 @@ def execute(args: argparse.Namespace, session: cli.Session) -> Mapping[str, Any]
         raise DoesNotFit(session.budget, session.plan, [])
     directory, facts = work.workspace.path, work.facts
     _tell(session, facts)
-    fields = {
-        "factors": work.factors,
-        "table": work.recipe.table if work.recipe is not None else "full",
-        "cosine": work.recipe is not None and work.recipe.cosine,
-        "items": facts.items,
-        "users": facts.users,
-        "interactions": facts.interactions,
-        "longest_history": facts.scored_longest or facts.longest,
-        "hyper": dict(work.hyper),
-        "split": work.split,
-        "seed": args.seed,
-    }
     metrics: Mapping[str, float] = {}
+    results: dict[str, Any] = {}
     with session.deferred_signals():
+        if work.trials:
+            found = _tune(args, work, session)
+            work, session.plan, results["tuning"] = found.work, found.plan, found.results
+        fields = _fields(work, session.seed)
         tensors = _learn(args, work, session) if work.recipe is not None else _fit(args, work, session)
         with session.phase("write"):
             weights.write(directory / weights.WEIGHTS, tensors)
@@ -178,7 +209,25 @@ def execute(args: argparse.Namespace, session: cli.Session) -> Mapping[str, Any]
     work.workspace.close()
     steps = int(work.hyper.get("iterations", work.hyper.get("epochs", 1)))
     data = {**asdict(facts), "dropped": dict(facts.dropped)}
-    return {"metrics": dict(metrics), "steps": steps, "model": {"kind": work.kind, **fields}, "data": data}
+    results |= {"metrics": dict(metrics), "steps": steps, "model": {"kind": work.kind, **fields}, "data": data}
+    return results
+
+
+def _fields(work: workloads.TrainWorkload, seed: int) -> dict[str, Any]:
+    """What ``model.json`` says beside its files."""
+    facts = work.facts
+    return {
+        "factors": work.factors,
+        "table": work.recipe.table if work.recipe is not None else "full",
+        "cosine": work.recipe is not None and work.recipe.cosine,
+        "items": facts.items,
+        "users": facts.users,
+        "interactions": facts.interactions,
+        "longest_history": facts.scored_longest or facts.longest,
+        "hyper": dict(work.hyper),
+        "split": work.split,
+        "seed": seed,
+    }
 
 
 def _tell(session: cli.Session, facts: ingest.Facts) -> None:
@@ -189,12 +238,44 @@ def _tell(session: cli.Session, facts: ingest.Facts) -> None:
         session.say(f"dropped: {rows:,} rows {why}")
 
 
-def _learn(args: argparse.Namespace, work: workloads.TrainWorkload, session: cli.Session) -> Mapping[str, Any]:
-    """Train an embedding; its weights by name."""
+def _tune(args: argparse.Namespace, work: workloads.TrainWorkload, session: cli.Session) -> tuning.Outcome:
+    """Try settings; what training then goes on with."""
+    assert work.workspace is not None
+    directory, place = work.workspace.path, args.output / WORK
+    if args.resume and not (place / tuning.FILE).is_file():
+        raise pause.nothing_to_resume(args.output)
+    history = History(directory)
+    heldout = HeldOut(directory) if work.split != "none" else None
+    kept = Kept(history, heldout, whole_users=work.split == "user-holdout")
+    if not split.hide_for_validation(directory, kept, history, session.seed):
+        raise InputError("--tune: no user has enough items to hide some", public="nothing to hide")
+
+    def fit(trial: workloads.TrainWorkload, quiet: tuning.TrialSession, watch: factorizing.Watch) -> None:
+        if trial.recipe is None:
+            hidden = HeldOut(directory, "validation")
+            factorizing.Training(trial, quiet, None, validation=hidden, watch=watch).run()
+        else:
+            from apps.recsys import learning
+
+            shutil.rmtree(place / TRIAL, ignore_errors=True)
+            # It is stopped by what others reached, not by its own patience.
+            own = {"validation": True, "patience": trial.hyper["epochs"], "work": place / TRIAL, "resume": False}
+            learning.Learner(replace(_course(args, trial), **own), quiet, watch).run()
+
+    about = {"data": factorizing.digest(directory), "seed": session.seed, "space": space.to_json(work.space)}
+    settings = {"kind": work.kind, "factors": work.factors, "hyper": dict(work.hyper), "split": work.split}
+    book = tuning.Notebook(place / tuning.FILE, {**about, **settings})
+    found = tuning.Search(work, session, book, fit).run()
+    for path in directory.glob("validation.*.npy"):
+        path.unlink()
+    return found
+
+
+def _course(args: argparse.Namespace, work: workloads.TrainWorkload) -> learning.Course:
     from apps.recsys import learning
 
     assert work.recipe is not None and work.workspace is not None
-    course = learning.Course(
+    return learning.Course(
         recipe=work.recipe,
         epochs=work.hyper["epochs"],
         patience=work.hyper["patience"],
@@ -203,10 +284,17 @@ def _learn(args: argparse.Namespace, work: workloads.TrainWorkload, session: cli
         work=args.output / WORK,
         held_out=work.split != "none",
         whole_users=work.split == "user-holdout",
-        seed=session.seed,
-        resume=args.resume,
+        seed=args.seed,
+        resume=args.resume and not args.tune,
     )
-    tensors = learning.tensors(learning.Learner(course, session).run())
+
+
+def _learn(args: argparse.Namespace, work: workloads.TrainWorkload, session: cli.Session) -> Mapping[str, Any]:
+    """Train an embedding; its weights by name."""
+    from apps.recsys import learning
+
+    assert work.workspace is not None
+    tensors = learning.tensors(learning.Learner(_course(args, work), session).run())
     for path in work.workspace.path.glob("validation.*.npy"):
         path.unlink()
     return tensors
@@ -214,7 +302,9 @@ def _learn(args: argparse.Namespace, work: workloads.TrainWorkload, session: cli
 
 def _fit(args: argparse.Namespace, work: workloads.TrainWorkload, session: cli.Session) -> Mapping[str, Any]:
     """Train a model of factors; its weights by name."""
-    return factorizing.Training(work, session, args.output / WORK / pause.FILE, resume=args.resume).run()
+    return factorizing.Training(
+        work, session, args.output / WORK / pause.FILE, resume=args.resume and not args.tune
+    ).run()
 
 
 def _reveal(directory: Path, output: Path, kind: str, fields: Mapping[str, Any]) -> None:

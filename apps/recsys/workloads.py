@@ -15,6 +15,7 @@ from apps.recsys import pricing, pricing_bpr, pricing_ials
 from apps.recsys.history import BLOCK
 from apps.recsys.ingest import Facts
 from apps.recsys.recipe import Recipe
+from apps.recsys.space import Space
 from apps.recsys.split import MOST_VALIDATION_USERS, SAMPLED_TIMES, TIMED
 from common.memory import floor
 from common.memory.costs import Costs, Probe
@@ -24,8 +25,8 @@ from common.memory.planner import Setting, Workload
 ID_BYTES = 48
 """An id in memory while reading (``vocabulary``): two hashes and up to four slots, in arrays that double in size."""
 WAITING_BYTES = 8 << 20
-"""The parent while its child reads: 9 MiB private on three data sets, less what the supervisor shares with two processes
-instead of one."""
+"""The parent while its child reads: 9 MiB private on three data sets, less what the supervisor shares with two
+processes instead of one."""
 STAGE_BYTES = 12 << 20
 """Arrow's blocks while parsing: text, columns, dictionaries (for ``reading.BLOCK_BYTES``)."""
 STAGED_ROW_BYTES = 64
@@ -36,6 +37,8 @@ SORT_FIXED_BYTES = 1 << 20
 """What is not by rows: a few buffers of files."""
 PACKING_BYTES = 4096
 """What one BLAS thread packs, by the inner dimension of its product."""
+SAMPLER_BYTES = 32 << 20
+"""The process that is asked for the next settings, beside what it shares: Optuna, and the pages that it writes to."""
 HEAP_BYTES = 3 << 18
 """What a new thread's own malloc heap holds at first; in ``train`` the solver's threads have left theirs."""
 THREAD_BYTES = 256 << 10
@@ -123,6 +126,10 @@ class TrainWorkload:
     """What an embedding may run at a time, in windows."""
     workspace: Any = None
     """The ``files.Workspace`` that holds what was read; ``None`` if only counted."""
+    trials: int = 0
+    """Settings to try before (``tuning``), each a training that looks at hidden items."""
+    space: Space = field(default_factory=dict)
+    """What is searched."""
     name: str = "recsys train"
 
     @property
@@ -146,7 +153,8 @@ class TrainWorkload:
     @property
     def ranks(self) -> bool:
         """Whether anything is ranked: what a split holds out, or the hidden items of a validation."""
-        return self.split != "none" or (self.recipe is not None and bool(self.hyper["validation"]))
+        hides = self.trials > 0 or (self.recipe is not None and bool(self.hyper["validation"]))
+        return self.split != "none" or hides
 
     def remedies(self) -> Iterator[tuple[str, Workload]]:
         """Fewer numbers per item: cheaper in everything, and a little less exact."""
@@ -188,6 +196,8 @@ class TrainWorkload:
             "write",
         ]
         terms = [*_floor(known, probes[0], "plan"), *_floor(known, probes[1], *after), *self._reading_terms()]
+        if self.trials:
+            terms += [*_floor(known, probes[1], "suggest"), Term("sampler", SAMPLER_BYTES, "measured", ("suggest",))]
         read = ("arrange",) if self.recipe is None else ("fit",)
         terms += [
             Term("history index", 8 * (facts.users + 1), "analytic", read),
@@ -201,6 +211,9 @@ class TrainWorkload:
             terms += self._ranking_terms(setting, "validate", min(MOST_VALIDATION_USERS, facts.users), facts.longest)
         else:
             terms += self._solver_terms(setting)
+            if self.trials:  # looked at while all is held that fitting holds
+                hidden = min(MOST_VALIDATION_USERS, facts.users)
+                terms += self._ranking_terms(setting, "fit", hidden, facts.longest)[1:]
         if self.split != "none":
             terms += self._ranking_terms(setting, "evaluate", facts.scored_users, facts.scored_longest)
         return Footprint.of(terms)
