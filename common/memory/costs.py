@@ -1,7 +1,8 @@
 """Costs that only a measurement can give, each taken once in a child process and cached.
 
 A ``Probe`` names a function ``module:function`` of this suite and its JSON arguments; the function returns numbers
-by name. The cache's key is the probe, the library versions it depends on, the CPU's flags and the thread count.
+by name. The cache's key is the probe, the text of its module, the library versions it depends on, the CPU's flags and
+the thread count.
 The child is walled (``RLIMIT_DATA``), so that measuring never exceeds the ceiling either; an argument ``warm_up``
 names what it loads first (``common.memory.floor``).
 """
@@ -18,6 +19,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -47,12 +49,14 @@ class Probe:
     @property
     def key(self) -> str:
         """Cache key."""
-        facts = [self.function, self.arguments, self.threads, *environment_facts(self.libraries)]
+        warm_up = json.loads(self.arguments).get("warm_up", self.function)
+        code = [_source(name.split(":")[0]) for name in (self.function, warm_up)]
+        facts = [self.function, self.arguments, self.threads, *code, *environment_facts(self.libraries)]
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
 
 
 CODE_VERSION = 3
-"""Raise when what a probe measures changes; old cache entries are then ignored."""
+"""Raise when what a probe measures changes elsewhere than in its own and its warm-up's module, which are in the key."""
 
 NO_WALL = "no wall"
 """What a child is told instead of a ceiling."""
@@ -85,6 +89,15 @@ def _cpu() -> str:
     except OSError:
         pass
     return platform.machine()
+
+
+@cache
+def _source(module: str) -> str:
+    """A module's text, which is not executed for that: another warm-up has another floor."""
+    found = find_spec(module)
+    if found is None or found.origin is None:
+        return "absent"
+    return hashlib.sha256(Path(found.origin).read_bytes()).hexdigest()[:16]
 
 
 def environment_facts(libraries: Iterable[str]) -> list[str | int]:

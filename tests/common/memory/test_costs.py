@@ -1,5 +1,6 @@
 import json
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,17 @@ def test_key_depends_on_everything_that_matters(monkeypatch: pytest.MonkeyPatch)
     assert len({probe.key for probe in [base, *others]}) == 5
     monkeypatch.setattr(costs, "CODE_VERSION", costs.CODE_VERSION + 1)
     assert base.key not in {probe.key for probe in others}
+
+
+def test_another_warm_up_is_measured_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    keys = set()
+    for text in ("def warm_up() -> None: ...", "def warm_up() -> None:\n    import json"):
+        (tmp_path / "warming.py").write_text(text)
+        costs._source.cache_clear()
+        keys.add(Probe.of("common.memory.floor:measure", warm_up="warming:warm_up").key)
+        keys.add(Probe.of("common.memory.floor:measure", warm_up="warming:warm_up").key)
+    assert len(keys) == 2 and "warming" not in sys.modules
 
 
 def test_measured_once_then_read(tmp_path: Path) -> None:
