@@ -32,26 +32,50 @@ class Desk:
         self.items = model.Table(work.directory / "items.parquet")
         self.users = model.Table(work.directory / "users.parquet")
 
-    def for_user(self, user: str, k: int, **limits: NDArray[Any] | None) -> list[dict[str, Any]]:
+    def for_user(self, user: str, k: int, *, explained: int = 0, **limits: NDArray[Any] | None) -> list[dict[str, Any]]:
         """The best items for a known user.
+
+        Parameters
+        ----------
+        explained
+            How many items of the history are named for each, those that added most to its score.
 
         Raises
         ------
         Unknown
             No such user.
+        UsageError
+            As ``model.Recommender.explain``.
         """
         row = self.users.row(user)
         if row is None:
             raise Unknown("user", user)
         history = self.recommender.history
-        return self._shown(self.recommender.recommend(history.items(row), history.values(row), k, **limits))
+        return self._best(history.items(row), history.values(row), k, explained, limits)
 
-    def for_history(self, ids: Sequence[str], k: int, **limits: NDArray[Any] | None) -> list[dict[str, Any]]:
+    def for_history(
+        self, ids: Sequence[str], k: int, *, explained: int = 0, **limits: NDArray[Any] | None
+    ) -> list[dict[str, Any]]:
         """The best items for someone who had these items (once each)."""
         import numpy as np
 
         rows = self.rows(ids)
-        return self._shown(self.recommender.recommend(rows, np.ones(len(rows), np.float32), k, **limits))
+        return self._best(rows, np.ones(len(rows), np.float32), k, explained, limits)
+
+    def _best(
+        self, items: NDArray[Any], values: NDArray[np.float32], k: int, explained: int, limits: Mapping[str, Any]
+    ) -> list[dict[str, Any]]:
+        import numpy as np
+
+        best = self.recommender.recommend(items, values, k, **limits)
+        shown = self._shown(best)
+        if explained:
+            added = self.recommender.explain(items, values, np.array([row for row, _ in best], np.int64))
+            for answer, each in zip(shown, added, strict=True):
+                most = np.argsort(-each, kind="stable")[:explained]
+                answer["because"] = self._shown([(int(items[place]), float(each[place])) for place in most])
+                answer["others"] = round(float(each.sum() - each[most].sum()), 6)
+        return shown
 
     def similar(self, item: str, k: int) -> list[dict[str, Any]]:
         """The items nearest to one."""
@@ -87,7 +111,8 @@ def workload(name: str, warm_up: str = workloads.ANSWERING) -> Any:
 
     def describe(args: argparse.Namespace, budget: MemoryBudget) -> workloads.AnswerWorkload:
         manifest = model.load_manifest(args.model)
-        return workloads.AnswerWorkload(name, args.model, manifest, args.threads, warm_up)
+        explains = warm_up == workloads.SERVING or bool(getattr(args, "explain", 0))
+        return workloads.AnswerWorkload(name, args.model, manifest, args.threads, warm_up, explains)
 
     return describe
 
@@ -98,9 +123,9 @@ def recommend(args: argparse.Namespace, session: cli.Session) -> Mapping[str, An
         desk = _desk(session)
         limits = {name: desk.rows(ids) for name in ("exclude", "only") if (ids := getattr(args, name))}
         if args.user is not None:
-            found = desk.for_user(args.user, args.k, **limits)
+            found = desk.for_user(args.user, args.k, explained=args.explain, **limits)
         else:
-            found = desk.for_history(args.history, args.k, **limits)
+            found = desk.for_history(args.history, args.k, explained=args.explain, **limits)
     return _answer(args, found)
 
 
@@ -122,7 +147,16 @@ def _answer(args: argparse.Namespace, found: list[dict[str, Any]]) -> Mapping[st
         sys.stdout.write(f"{'#':>3}  {'id':<{width}}  {'score':>8}  title\n")
         for rank, item in enumerate(found, 1):
             sys.stdout.write(f"{rank:>3}  {item['id']!s:<{width}}  {item['score']:>8.4f}  {item['title']}\n")
-    return {"items": [{"id": item["id"], "score": item["score"]} for item in found]}
+            if "because" in item:
+                named = ", ".join(f"{had['title'] or had['id']} {had['score']:+.4f}" for had in item["because"])
+                sys.stdout.write(f"{'':>3}  {'':<{width}}  because: {named}, all others {item['others']:+.4f}\n")
+    return {"items": [_bare(item) for item in found]}
+
+
+def _bare(item: Mapping[str, Any]) -> dict[str, Any]:
+    """An answer without titles, for the record."""
+    kept = {name: item[name] for name in ("id", "score", "others") if name in item}
+    return kept | ({"because": [_bare(had) for had in item["because"]]} if "because" in item else {})
 
 
 def inspect(args: argparse.Namespace) -> int:

@@ -43,6 +43,8 @@ def workload(args: argparse.Namespace, budget: MemoryBudget) -> workloads.Answer
         return one
     if args.output is None:
         raise UsageError("--all-users needs -o FILE")
+    if args.explain:
+        raise UsageError("--explain is for one user")
     if args.output.is_dir():
         raise UsageError(f"-o {args.output}: is a folder; expected a file")
     return BatchWorkload(args.model, model.load_manifest(args.model), args.k, args.threads)

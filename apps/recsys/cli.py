@@ -129,6 +129,8 @@ def _recommend(parser: argparse.ArgumentParser) -> None:
     _depth(parser)
     parser.add_argument("--exclude", type=_ids, metavar="ID,ID,...", help="items never to show")
     parser.add_argument("--only", type=_ids, metavar="ID,ID,...", help="items to choose from")
+    explain = "with each, the N items of the history that added most to its score (ials, embedding)"
+    parser.add_argument("--explain", type=cli.positive, default=0, metavar="N", help=explain)
     parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="for --all-users: user, rank, item, score")
     cli.add_common_options(parser)
     command = Command("recsys recommend", batch.workload, lambda args: workloads.ANSWERING, batch.execute, batch.record)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -11,6 +12,21 @@ if TYPE_CHECKING:
 
 Fold = Callable[["NDArray[Any]", "NDArray[np.float32]"], "NDArray[np.float32]"]
 """From items and their values to a vector of shape (factors,)."""
+Parts = Callable[["NDArray[Any]", "NDArray[np.float32]"], "NDArray[np.float64]"]
+"""From the same to what each item adds to the vector: shape (items, factors), with the vector as its sum."""
+
+
+@dataclass(frozen=True, slots=True)
+class Encoder:
+    """A ``Fold``; where a user's vector is the sum of what each of its items adds to it, that too."""
+
+    fold: Fold
+    parts: Parts | None = None
+
+    def __call__(self, items: NDArray[Any], values: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The user's vector."""
+        return self.fold(items, values)
+
 
 DESCENTS, FIRST_DESCENT = 10, 0.3
 """Steps to a user's vector, the first of which turns it by about this angle; they shrink evenly."""
@@ -24,22 +40,29 @@ SHORTEST = 1e-12
 """Vectors are taken to be at least this long when they are divided by their length."""
 
 
-def ridge(item_factors: NDArray[np.float32], hyper: Mapping[str, Any]) -> Fold:
+def ridge(item_factors: NDArray[np.float32], hyper: Mapping[str, Any]) -> Encoder:
     """``ials``: the least-squares solution for one user (``ials.fold_in``)."""
     from apps.recsys import ials
 
     shared = ials.gramian(item_factors)
-    return lambda items, values: ials.fold_in(shared, item_factors, items, ials.confidence(values, hyper), hyper)
+
+    def fold(items: NDArray[Any], values: NDArray[np.float32]) -> NDArray[np.float32]:
+        return ials.fold_in(shared, item_factors, items, ials.confidence(values, hyper), hyper)
+
+    def parts(items: NDArray[Any], values: NDArray[np.float32]) -> NDArray[np.float64]:
+        return ials.parts(shared, item_factors, items, ials.confidence(values, hyper), hyper)
+
+    return Encoder(fold, parts)
 
 
-def constant() -> Fold:
+def constant() -> Encoder:
     """``popularity``: all users are alike."""
     import numpy as np
 
-    return lambda items, values: np.ones(1, np.float32)
+    return Encoder(lambda items, values: np.ones(1, np.float32))
 
 
-def pairwise(item_factors: NDArray[np.float32], others: NDArray[np.float32], hyper: Mapping[str, Any]) -> Fold:
+def pairwise(item_factors: NDArray[np.float32], others: NDArray[np.float32], hyper: Mapping[str, Any]) -> Encoder:
     """``bpr``: the vector that ranks a user's items best above others, by Newton's method.
 
     It is the least of ``mean(log(1 + exp(other - own))) + user_regularization / 2 * |x|²`` over all pairs of an own and
@@ -78,7 +101,7 @@ def pairwise(item_factors: NDArray[np.float32], others: NDArray[np.float32], hyp
             vector[:free] -= np.linalg.solve(curvature, gradient)
         return vector
 
-    return fold
+    return Encoder(fold)
 
 
 def _lengths(item_factors: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -91,7 +114,7 @@ def _lengths(item_factors: NDArray[np.float32]) -> NDArray[np.float32]:
     return lengths
 
 
-def descent(item_factors: NDArray[np.float32], hyper: Mapping[str, Any]) -> Fold:
+def descent(item_factors: NDArray[np.float32], hyper: Mapping[str, Any]) -> Encoder:
     """Users that had vectors of their own: down the loss from the mean direction of the items.
 
     A user's vector was never more than what training had found for its items so far. Found anew for the finished items
@@ -129,26 +152,28 @@ def descent(item_factors: NDArray[np.float32], hyper: Mapping[str, Any]) -> Fold
             vector /= max(np.linalg.norm(vector), SHORTEST)
         return vector
 
-    return fold
+    return Encoder(fold)
 
 
 def of_kind(
     kind: str, item_factors: NDArray[np.float32], hyper: Mapping[str, Any], *, others: NDArray[np.int32] | None = None
-) -> Fold:
+) -> Encoder:
     """For a model of factors alone; ``others``: rows of the items that ``pairwise`` compares with."""
     if kind == "popularity":
         return constant()
     return ridge(item_factors, hyper) if others is None else pairwise(item_factors, item_factors[others], hyper)
 
 
-def embedding(item_factors: NDArray[np.float32], taste: NDArray[np.float32] | None, hyper: Mapping[str, Any]) -> Fold:
+def embedding(
+    item_factors: NDArray[np.float32], taste: NDArray[np.float32] | None, hyper: Mapping[str, Any]
+) -> Encoder:
     """``embedding``: as its users were trained (``recipe.USERS``)."""
     if hyper.get("user", "sum") == "own":
         return descent(item_factors, hyper)
     return sums(item_factors, taste, cosine=hyper["loss"] != "bpr")
 
 
-def sums(item_factors: NDArray[np.float32], taste: NDArray[np.float32] | None, *, cosine: bool) -> Fold:
+def sums(item_factors: NDArray[np.float32], taste: NDArray[np.float32] | None, *, cosine: bool) -> Encoder:
     """The sum of the items' vectors, over the root of their number or, for cosines, over its length.
 
     Parameters
@@ -168,4 +193,10 @@ def sums(item_factors: NDArray[np.float32], taste: NDArray[np.float32] | None, *
         vector: NDArray[np.float32] = total / np.float32(max(size, SHORTEST))
         return vector
 
-    return fold
+    def parts(items: NDArray[Any], values: NDArray[np.float32]) -> NDArray[np.float64]:
+        rows = item_factors[items] * lengths[items, None] if taste is None else taste[items]
+        rows = rows.astype(np.float64)
+        size = np.linalg.norm(rows.sum(0)) if cosine else len(items) ** 0.5
+        return rows / max(size, SHORTEST)
+
+    return Encoder(fold, parts)

@@ -138,10 +138,48 @@ def fold_in(
     import numpy as np
 
     rows = item_factors[items]
-    system = shared + rows.T @ (rows * (confidences - 1)[:, None])
-    weight = float((confidences - 1).sum())
-    exponent = hyper.get("frequency", 0.0)
-    ridge = exact.ridge(hyper["regularization"], exponent, weight=weight, others=len(item_factors))
-    system[np.diag_indices_from(system)] += np.float32(ridge)
+    system = _system(shared, rows, confidences, hyper, others=len(item_factors))
     solved: NDArray[np.float32] = np.linalg.solve(system, confidences @ rows)
     return solved
+
+
+def parts(
+    shared: NDArray[np.float32],
+    item_factors: NDArray[np.float32],
+    items: NDArray[np.integer[Any]],
+    confidences: NDArray[np.float32],
+    hyper: Mapping[str, Any],
+) -> NDArray[np.float64]:
+    """What each item of a history adds to the user's vector, which is linear in them for fixed confidences.
+
+    A part's product with an item's factors is what it adds to that item's score (Hu et al. 2008, section 5).
+
+    Returns
+    -------
+    NDArray
+        Shape (n, factors); the rows' sum is ``fold_in`` of the same arguments.
+    """
+    import numpy as np
+
+    rows = item_factors[items].astype(np.float64)
+    system = _system(shared, rows, confidences, hyper, others=len(item_factors))
+    found: NDArray[np.float64] = np.linalg.solve(system, (rows * confidences[:, None]).T).T
+    return found
+
+
+def _system(
+    shared: NDArray[np.float32],
+    rows: NDArray[Any],
+    confidences: NDArray[np.float32],
+    hyper: Mapping[str, Any],
+    *,
+    others: int,
+) -> NDArray[Any]:
+    """``Y'Y + λI + Y'(C - I)Y`` for the ``rows`` of one user's items, in their precision."""
+    import numpy as np
+
+    system = shared + rows.T @ (rows * (confidences - 1)[:, None])
+    weight = float((confidences - 1).sum())
+    ridge = exact.ridge(hyper["regularization"], hyper.get("frequency", 0.0), weight=weight, others=others)
+    system[np.diag_indices_from(system)] += np.float32(ridge)
+    return system

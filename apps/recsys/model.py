@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from apps.recsys import arrow, encoders, weights
 from apps.recsys.history import History, NpyReader
 from common import model_folder
-from common.errors import InputError
+from common.errors import InputError, UsageError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -131,6 +131,23 @@ class Recommender:
             scores[rest] = -np.inf
         return _best(scores, k)
 
+    def explain(self, items: NDArray[Any], values: NDArray[np.float32], rows: NDArray[Any]) -> NDArray[np.float64]:
+        """What each item of a history adds to the scores of some items, which are the sums: shape (rows, items).
+
+        Raises
+        ------
+        UsageError
+            If a score of this kind of model is no such sum.
+        """
+        if self.user_vector.parts is None:
+            kind = self.manifest["kind"] + (" with user=own" if self.manifest["kind"] == "embedding" else "")
+            raise UsageError(
+                f"{kind}: a score is not a sum over the history, so nothing can be explained; ials and embedding can"
+            )
+        parts = self.user_vector.parts(items, values)
+        found: NDArray[np.float64] = self.item_factors[rows] @ parts.T
+        return found
+
     def similar(self, row: int, k: int) -> list[tuple[int, float]]:
         """The ``k`` items (row, cosine) nearest to one item, without itself."""
         import numpy as np
@@ -143,7 +160,7 @@ class Recommender:
         return _best(scores, k)
 
 
-def _encoder(directory: Path, manifest: Mapping[str, Any], item_factors: NDArray[np.float32]) -> encoders.Fold:
+def _encoder(directory: Path, manifest: Mapping[str, Any], item_factors: NDArray[np.float32]) -> encoders.Encoder:
     kind, hyper = manifest["kind"], manifest["hyper"]
     if kind != "embedding":
         others = weights.read_compared(directory / weights.WEIGHTS) if kind == "bpr" else None

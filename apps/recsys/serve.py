@@ -1,6 +1,7 @@
 """``recsys serve``: the model over HTTP, inside the ceiling.
 
 GET /recommend?user=ID&k=10, GET /recommend?history=ID,ID&k=10, GET /similar?item=ID&k=10, GET /health.
+With ``explain=3`` a recommendation names the three items of the history that added most to its score.
 An unknown id is 404, a malformed question 422, each with ``{"detail": why}``.
 """
 
@@ -34,20 +35,26 @@ def application(desk: Desk) -> Any:
     async def unknown(request: Request, error: Unknown) -> JSONResponse:
         return JSONResponse({"detail": str(error)}, 404)
 
+    @app.exception_handler(UsageError)
+    async def unanswerable(request: Request, error: UsageError) -> JSONResponse:
+        return JSONResponse({"detail": str(error)}, 422)
+
     @app.get("/health")
     async def health() -> dict[str, Any]:
         return {"status": "ok", **{name: manifest[name] for name in ("kind", "users", "items", "factors")}}
 
     @app.get("/recommend")
-    async def recommend(user: str | None = None, history: str | None = None, k: int = depth) -> dict[str, Any]:
+    async def recommend(
+        user: str | None = None, history: str | None = None, k: int = depth, explain: int = Query(0, ge=0, le=MOST)
+    ) -> dict[str, Any]:
         if (user is None) == (history is None):
             raise HTTPException(422, "give either user or history (ids separated by commas)")
         if user is not None:
-            return {"items": desk.for_user(user, k)}
+            return {"items": desk.for_user(user, k, explained=explain)}
         ids = [id_ for id_ in str(history).split(",") if id_]
         if not ids:
             raise HTTPException(422, "history is empty")
-        return {"items": desk.for_history(ids, k)}
+        return {"items": desk.for_history(ids, k, explained=explain)}
 
     @app.get("/similar")
     async def similar(item: str, k: int = depth) -> dict[str, Any]:

@@ -224,6 +224,7 @@ def _fields(work: workloads.TrainWorkload, seed: int) -> dict[str, Any]:
         "users": facts.users,
         "interactions": facts.interactions,
         "longest_history": facts.scored_longest or facts.longest,
+        "longest": facts.longest,
         "hyper": dict(work.hyper),
         "split": work.split,
         "seed": seed,

@@ -354,6 +354,8 @@ class AnswerWorkload:
     manifest: Mapping[str, Any]
     threads: int
     warm_up: str = ANSWERING
+    explains: bool = False
+    """Whether it may be asked which items of a history carried a score."""
 
     def settings(self) -> Iterator[Setting]:
         """Nothing is left to choose."""
@@ -368,6 +370,9 @@ class AnswerWorkload:
         """The model and one answer."""
         files, items, factors = self.manifest["files"], self.manifest["items"], self.manifest["factors"]
         tables = sum(files[name]["bytes"] for name in ("items.parquet", "users.parquet"))
+        # A history's rows in float64: themselves, weighted, turned, and what the solution adds of each.
+        longest = self.manifest.get("longest", self.manifest["longest_history"])
+        explanation = 8 * 4 * factors * longest if self.explains else 0
         return Footprint.of(
             [
                 *floor.terms(known, self.probes(setting)[0]),
@@ -376,6 +381,7 @@ class AnswerWorkload:
                 Term("ids and titles", 2 * tables, "analytic", ("answer",)),
                 # Scores, the partitioned copy, norms, masks.
                 Term("one answer", 20 * items + 16 * factors * factors, "analytic", ("answer",)),
+                Term("explanation", explanation, "analytic", ("answer",)),
                 *pricing_bpr.fold_terms(self.manifest["kind"], factors=factors, threads=1, phases=("answer",)),
             ]
         )

@@ -61,7 +61,7 @@ class BatchWorkload:
         items, users, factors = made["items"], made["users"], made["factors"]
         both, block = ("load", *rank), int(setting["user_block"])
         tables = made["hyper"].get("tables", 1)
-        longest, mean = made["longest_history"], made["interactions"] / users
+        longest, mean = made.get("longest", made["longest_history"]), made["interactions"] / users
         return Footprint.of(
             [
                 *floor.terms(known, self.probes(setting)[0]),

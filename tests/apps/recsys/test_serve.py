@@ -31,6 +31,9 @@ def test_answers(server: tuple[subprocess.Popen[str], str], trained: Trained) ->
         assert (health["status"], health["users"], health["items"]) == ("ok", 300, 200)
         items = client.get("/recommend", params={"user": "u00003", "k": 4}).json()["items"]
         assert len(items) == 4 and items[0].keys() == {"id", "title", "score"}
+        (item,) = client.get("/recommend", params={"user": "u00003", "k": 1, "explain": 2}).json()["items"]
+        added = [had["score"] for had in item["because"]]
+        assert len(added) == 2 and sum(added) + item["others"] == pytest.approx(item["score"], abs=4e-6)
         assert client.get("/recommend", params={"history": "8,16,24"}).status_code == 200
         near = client.get("/similar", params={"item": "8", "k": 3}).json()["items"]
         assert len(near) == 3 and all(item["id"] != 8 for item in near)
