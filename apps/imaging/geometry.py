@@ -60,7 +60,7 @@ def network_grid(
     """
     have = spacing(affine)
     x, y, z = (
-        size if abs(old / new - 1) < tolerance else max(1, round(size * old / new))
+        size if abs(old / new - 1) < tolerance else max(1, round(old / new * size))
         for size, old, new in zip(shape, have, wanted, strict=True)
     )
     return x, y, z
@@ -83,8 +83,9 @@ class Taps:
 
     @classmethod
     def nearest(cls, size: int, new: int) -> "Taps":
-        """The same grids, each output the nearest input."""
-        place = np.clip(np.floor((np.arange(new) + 0.5) * (size / new)), 0, size - 1).astype(np.intp)
+        """The same grids, each output the nearest input: of two at equal distance, SciPy's choice."""
+        place = np.floor((np.arange(new) + 0.5) * (size / new) - 0.5 + 0.5)
+        place = np.clip(place, 0, size - 1).astype(np.intp)
         return cls(place, place, np.zeros(new, np.float32))
 
     def part(self, first: int, stop: int, origin: int) -> "Taps":

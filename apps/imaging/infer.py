@@ -44,7 +44,9 @@ class Case:
     nnunet: bool = False
     """Whether boxes, tiles, weights and resampling are nnU-Net's."""
     nearest: int | None = None
-    """The file's axis along which resampling takes the nearest voxel."""
+    """The file's axis along which the image's resampling takes the nearest voxel."""
+    nearest_back: int | None = None
+    """The same on the way back: nnU-Net asks the grid that it comes from first."""
     limits: tuple[float, float] = (-np.inf, np.inf)
     """Least and largest value of the volume, where they are known."""
 
@@ -56,7 +58,9 @@ class Case:
         tolerance = {"tolerance": 0.0} if nnunet else {}
         shape = network_grid(volume.shape, volume.affine, wanted, **tolerance)
         grid = TileGrid(shape, frame.to_file(tile), overlap, frame.flips, nnunet)
-        return cls(volume, frame, grid, tile, nnunet, nearest_axis(spacing(volume.affine), wanted) if nnunet else None)
+        have = spacing(volume.affine)
+        there, back = (nearest_axis(have, wanted), nearest_axis(wanted, have)) if nnunet else (None, None)
+        return cls(volume, frame, grid, tile, nnunet, there, back)
 
     def within(self, found: Content, model: ImagingModel) -> "Case":
         """The case of the box that is not zero, as nnU-Net takes it."""
@@ -165,8 +169,10 @@ def label_planes(
 ) -> Iterator[npt.NDArray[np.unsignedinteger]]:
     """Labels (x, y, k) on the file's own grid, in order."""
     shape = case.volume.shape
-    back = BackToFile(channels, case.grid.shape, shape, case.grid.tile[2], case.nearest) if case.resampled else None
-    planes = LabelPlanes(shape, row_depth(case.grid, shape, case.nearest), maker.dtype)
+    back = (
+        BackToFile(channels, case.grid.shape, shape, case.grid.tile[2], case.nearest_back) if case.resampled else None
+    )
+    planes = LabelPlanes(shape, row_depth(case.grid, shape, case.nearest_back), maker.dtype)
     for block in blocks:
         for piece in back(block) if back is not None else (block,):
             yield from planes.add(piece, maker(piece.values))

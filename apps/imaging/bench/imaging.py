@@ -7,7 +7,7 @@
 import sys
 from pathlib import Path
 
-from apps.imaging.bench import hostile, large, speed
+from apps.imaging.bench import hostile, large, memory, peer_nnunet, speed
 from common import datasets
 from common.bench.harness import Bound, Suite
 from common.memory.budget import GIB, MIB
@@ -29,6 +29,10 @@ def suite() -> Suite:
     many = WORK / "model-118"
     if _wanted("speed"):
         speed.add_cases(imaging, WORK, source)
+    if _wanted("memory"):
+        memory.add_cases(imaging, WORK, source)
+    if _wanted("parity") and (hippocampus := datasets.find("msd-hippocampus")) is not None:
+        peer_nnunet.add_cases(imaging, WORK, hippocampus)
     if _wanted("flat"):
         large.make_model(small, classes=30, filters=8, tile=96)
         folders = [large.make_series(WORK / f"ct-{length}", length, source) for length in large.LONG_LENGTHS]

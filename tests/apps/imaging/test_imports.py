@@ -2,13 +2,16 @@
 
 import json
 import os
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from apps.imaging import nnunet, nnunet_networks
+from apps.imaging.bench import nnunet_folder
 from apps.imaging.crop import Cropped, content, uncropped
+from apps.imaging.geometry import Taps, network_grid
 from apps.imaging.imports import imported, price
 from apps.imaging.model import TORCH_NETWORK, read_model
 from apps.imaging.nifti import open_nifti
@@ -19,7 +22,6 @@ from common.errors import InputError
 from common.memory.budget import GIB, MIB, MemoryBudget
 from common.memory.planner import DoesNotFit
 from common.tiling.grid import TileGrid, importance
-from tests.apps.imaging import nnunet_folder
 from tests.apps.imaging.helpers import read_labels, write_nifti
 
 pytest.importorskip("dynamic_network_architectures")
@@ -155,6 +157,26 @@ def test_which_axis_is_not_interpolated() -> None:
     assert nearest_axis((1, 1, 3.5), (1, 1, 1)) == 2
     assert nearest_axis((1, 1, 1), (4, 1, 1)) == 0
     assert nearest_axis((0.2, 1.25, 1.25), (1, 1, 1)) is None
+    # There and back: the grid that it comes from is asked first.
+    assert (nearest_axis((1, 1, 3.5), (4, 1, 1)), nearest_axis((4, 1, 1), (1, 1, 3.5))) == (2, 0)
+
+
+@pytest.mark.parametrize(
+    ("size", "new"), [(17, 15), (15, 17), (18, 20), (24, 36), (36, 24), (3, 100), (50, 50), (7, 1)]
+)
+def test_the_nearest_planes_are_scipys(size: int, new: int) -> None:
+    from scipy.ndimage import map_coordinates
+
+    places = size / new * (np.arange(new) + 0.5) - 0.5
+    expected = map_coordinates(np.arange(float(size)), [places], order=0, mode="nearest")
+    np.testing.assert_array_equal(Taps.nearest(size, new).lower, expected)
+
+
+def test_the_grid_is_nnunets_where_a_size_lies_between_two() -> None:
+    """Halves are rounded from the same product, taken in the same order, as by ``compute_new_shape``."""
+    for old, new, size in product((0.7, 0.8, 0.9, 1.1, 3.6), (0.8, 1.0, 1.2), range(1, 80)):
+        found = network_grid((size, size, size), np.diag([old, old, old, 1.0]), (new, new, new), 0.0)
+        assert found[0] == max(1, round(old / new * size))
 
 
 def test_the_box_that_is_not_zero(tmp_path: Path) -> None:

@@ -1,7 +1,9 @@
-"""nnU-Net v2 trained-model folders with random weights, as nnU-Net lays them out."""
+"""nnU-Net v2 trained-model folders with random weights, as nnU-Net lays them out: for tests, and where only memory and
+time are measured.
+"""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,34 +27,46 @@ ARCHITECTURE = {
 }
 OPTIONS = {"is_seg": False, "order_z": 0, "force_separate_z": None}
 
+INTENSITIES = {"mean": 0.0, "std": 1.0, "percentile_00_5": -1.0, "percentile_99_5": 1.0}
+"""What is known of each channel; a z-score does not look at it."""
 
-def plans(**changes: Any) -> dict[str, Any]:
+
+def plans(*, architecture: Mapping[str, Any] = ARCHITECTURE, channels: int = 1, **changes: Any) -> dict[str, Any]:
     """``plans.json``; ``changes`` are of the configuration."""
     configuration = {
+        "data_identifier": "nnUNetPlans_3d_fullres",
+        "preprocessor_name": "DefaultPreprocessor",
+        "batch_size": 2,
         "patch_size": [8, 16, 24],
         "spacing": [3.6, 0.8, 0.8],
-        "normalization_schemes": ["ZScoreNormalization"],
-        "use_mask_for_norm": [False],
+        "normalization_schemes": ["ZScoreNormalization"] * channels,
+        "use_mask_for_norm": [False] * channels,
         "resampling_fn_data": "resample_data_or_seg_to_shape",
         "resampling_fn_data_kwargs": {**OPTIONS, "order": 3},
+        "resampling_fn_seg": "resample_data_or_seg_to_shape",
+        "resampling_fn_seg_kwargs": {**OPTIONS, "is_seg": True, "order": 1},
         "resampling_fn_probabilities": "resample_data_or_seg_to_shape",
         "resampling_fn_probabilities_kwargs": {**OPTIONS, "order": 1},
         "architecture": {
             "network_class_name": "dynamic_network_architectures.architectures.unet.PlainConvUNet",
-            "arch_kwargs": ARCHITECTURE,
+            "arch_kwargs": dict(architecture),
             "_kw_requires_import": ["conv_op", "norm_op", "dropout_op", "nonlin"],
         },
         **changes,
     }
     return {
+        "dataset_name": "Dataset999_random",
+        "plans_name": "nnUNetPlans",
         "image_reader_writer": "SimpleITKIO",
+        "label_manager": "LabelManager",
         "transpose_forward": [0, 1, 2],
         "transpose_backward": [0, 1, 2],
+        "foreground_intensity_properties_per_channel": {str(number): INTENSITIES for number in range(channels)},
         "configurations": {"3d_fullres": configuration},
     }
 
 
-def network(seed: int, architecture: Mapping[str, Any] = ARCHITECTURE, classes: int = 3) -> Any:
+def network(seed: int, architecture: Mapping[str, Any] = ARCHITECTURE, *, classes: int = 3, channels: int = 1) -> Any:
     """nnU-Net's own network, built from its own library."""
     import torch
     from dynamic_network_architectures.architectures.unet import PlainConvUNet
@@ -60,18 +74,34 @@ def network(seed: int, architecture: Mapping[str, Any] = ARCHITECTURE, classes: 
 
     torch.manual_seed(seed)
     layers = {"conv_op": nn.Conv3d, "norm_op": nn.InstanceNorm3d, "nonlin": nn.LeakyReLU}
-    return PlainConvUNet(input_channels=1, num_classes=classes, **{**architecture, **layers}, deep_supervision=False)
+    return PlainConvUNet(
+        input_channels=channels, num_classes=classes, **{**architecture, **layers}, deep_supervision=False
+    )
 
 
-def write(directory: Path, *, seeds: tuple[int, ...] = (0,), extra: Any = None, **changes: Any) -> list[Any]:
+def write(
+    directory: Path,
+    *,
+    seeds: Sequence[int] = (0,),
+    extra: Any = None,
+    architecture: Mapping[str, Any] = ARCHITECTURE,
+    classes: int = 3,
+    channels: int = 1,
+    **changes: Any,
+) -> list[Any]:
     """A trained-model folder with one fold for each seed; returns the networks."""
     import torch
 
     directory.mkdir(parents=True, exist_ok=True)
-    (directory / "plans.json").write_text(json.dumps(plans(**changes)))
-    dataset = {"channel_names": {"0": "MRI"}, "labels": {"background": 0, "one": 1, "two": 2}, "file_ending": ".nii.gz"}
+    described = plans(architecture=architecture, channels=channels, **changes)
+    (directory / "plans.json").write_text(json.dumps(described))
+    dataset = {
+        "channel_names": {str(number): f"MRI {number}" for number in range(channels)},
+        "labels": {"background": 0, **{f"class {number}": number for number in range(1, classes)}},
+        "file_ending": ".nii.gz",
+    }
     (directory / "dataset.json").write_text(json.dumps(dataset))
-    made = [network(seed).eval() for seed in seeds]
+    made = [network(seed, architecture, classes=classes, channels=channels).eval() for seed in seeds]
     for fold, each in enumerate(made):
         place = directory / f"fold_{fold}"
         place.mkdir(exist_ok=True)

@@ -1,0 +1,72 @@
+"""Cases of memory against the peers: 25 classes on 512 x 512 x 400, the same small nnU-Net network and tiles in all.
+
+Compared is what each holds above its own floor (interpreter and libraries). The network is as small as it may be,
+because it is what surrounds it that is compared; all peers run to the end. A peer that is not installed in
+``.venv-peers``, or does not fit, is a row that fails.
+"""
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from apps.imaging.bench import nnunet_folder
+from apps.imaging.bench.ground_infer import make_volume
+from common.bench.harness import Bound, Suite
+from common.memory.budget import GIB, MIB
+
+PEER_PYTHON = Path(".venv-peers/bin/python")
+SHAPE, CLASSES, TILE, OVERLAP = (512, 512, 400), 25, 96, 0.25
+ARCHITECTURE = {
+    **nnunet_folder.ARCHITECTURE,
+    "features_per_stage": [8, 8, 8],
+    "kernel_sizes": [[3, 3, 3]] * 3,
+    "strides": [[1, 1, 1], [2, 2, 2], [2, 2, 2]],
+    "n_conv_per_stage": [1, 1, 1],
+    "n_conv_per_stage_decoder": [1, 1],
+}
+PEERS: Mapping[str, float] = {"monai": 1 / 8, "nnunet": 1 / 6, "konfai": 1 / 2}
+"""Our memory over theirs, at most."""
+
+
+def make_model(directory: Path) -> Path:
+    """An nnU-Net folder at 1 mm; one that is there is kept."""
+    if not (directory / "plans.json").is_file():
+        spacing = {"spacing": [1.0] * 3, "patch_size": [TILE] * 3}
+        nnunet_folder.write(directory, architecture=ARCHITECTURE, classes=CLASSES, **spacing)
+    return directory
+
+
+def add_cases(suite: Suite, work: Path, source: Path | None) -> None:
+    """Make what the cases need, and declare them."""
+    work = work / "memory"
+    work.mkdir(parents=True, exist_ok=True)
+    image = make_volume(work / "image.nii.gz", SHAPE, source)
+    model = make_model(work / "nnUNetTrainer__nnUNetPlans__3d_fullres")
+    group = "memory"
+    ours = ["-m", "apps.imaging.bench.memory", image, model, work / "out"]
+    suite.case("memory-peakline", ours, group=group)
+    for name, share in PEERS.items():
+        peer = [PEER_PYTHON, "-m", "apps.imaging.bench.peer_memory", name, image, model, work, "--tile", TILE]
+        suite.case(f"memory-{name}", peer, ceiling=24 * GIB, group=group)
+        title = f"memory above the floor, 25 classes: against {name}"
+        suite.ratio(title, "memory-peakline", f"memory-{name}", Bound("result.above_mib", at_most=share))
+
+
+def measure(image: Path, model: Path, out: Path) -> dict[str, Any]:
+    """``imaging infer``'s peak and floor, as its record says."""
+    shutil.rmtree(out, ignore_errors=True)
+    options = ["--overlap", str(OVERLAP), "--memory", "1GiB", "--json"]
+    command = [sys.executable, "-m", "apps.imaging", "infer", str(image), "-m", str(model), "-o", str(out), *options]
+    record = json.loads(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout)
+    working = [phase["peak_bytes"] for phase in record["measured"]["phases"] if phase["name"] not in ("plan", "probe")]
+    peak, floor = max(working) / MIB, record["measured"]["floor_bytes"] / MIB
+    found = {"elapsed": record["seconds"], "floor_mib": floor, "peak_mib": peak, "above_mib": peak - floor}
+    return {name: round(value, 1) for name, value in found.items()} | {"knobs": record["plan"]["knobs"]}
+
+
+if __name__ == "__main__":
+    sys.stdout.write(json.dumps(measure(*map(Path, sys.argv[1:]))) + "\n")
