@@ -2,7 +2,7 @@
 
 A single process has the kernel's own high-water mark (VmHWM), which writing ``5`` to ``/proc/self/clear_refs``
 resets: exact, and 13 microseconds. Children are counted by summing PSS over the live tree at every sample, so pages
-shared between processes count once.
+shared between processes count once; what a child reached between two samples is known when it has ended.
 """
 
 import os
@@ -40,10 +40,18 @@ def resident(pid: int | str = "self") -> int:
 
 def proportional(pid: int | str = "self") -> int:
     """PSS of a process: its private pages plus its share of the shared ones. 0 once it is gone."""
+    return _mapped(pid, b"Pss:")
+
+
+def private(pid: int | str = "self") -> int:
+    """Bytes of a process that no other maps. 0 once it is gone."""
+    return _mapped(pid, b"Private_")
+
+
+def _mapped(pid: int | str, field: bytes) -> int:
+    """Sum of the fields that begin so, over all mappings."""
     with suppress(OSError), open(f"/proc/{pid}/smaps_rollup", "rb") as stream:
-        for line in stream:
-            if line.startswith(b"Pss:"):
-                return int(line.split()[1]) * KIB
+        return sum(int(line.split()[1]) * KIB for line in stream if line.startswith(field))
     return 0
 
 
@@ -115,6 +123,8 @@ class PeakMeter:
         self._companions = companions
         self._companion_bytes = 0
         self._tree_peak = 0
+        self._beside_children: int | None = None
+        """The least that was private to this process while it had children, in this phase."""
         self._ended_child_peak = _largest_child()  # those that ended before are not this meter's
         self._started = time.monotonic()
         self._interval = FIRST_INTERVAL
@@ -136,7 +146,7 @@ class PeakMeter:
         """Measure a block of work. Phases do not nest."""
         began = time.monotonic()
         reset_peak()
-        self._tree_peak = 0
+        self._tree_peak, self._beside_children = 0, None
         try:
             yield
         finally:
@@ -156,9 +166,9 @@ class PeakMeter:
         own = lifetime_peak() + self._companion_bytes
         ended = _largest_child()
         if ended > self._ended_child_peak:
-            # A child that grew and ended between two samples: the tree held at least what it held.
+            # A child that grew between two samples: the tree held at least what it held, and what is ours alone.
             self._ended_child_peak = ended
-            self._tree_peak = max(self._tree_peak, ended + self._companion_bytes)
+            self._tree_peak = max(self._tree_peak, ended + (self._beside_children or 0) + self._companion_bytes)
         if self._tree_peak > own:
             self.method = "pss"
         peak, seconds = max(own, self._tree_peak), time.monotonic() - began
@@ -175,6 +185,8 @@ class PeakMeter:
         if below:
             size = proportional() + sum(proportional(pid) for pid in below)
             self._tree_peak = max(self._tree_peak, size + self._companion_bytes)
+            ours = private()
+            self._beside_children = min(ours, self._beside_children or ours)
         else:
             size = resident()
         self.timeline.append((round(time.monotonic() - self._started, 3), size + self._companion_bytes))

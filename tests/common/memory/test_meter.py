@@ -66,3 +66,11 @@ def test_a_child_that_grows_between_samples_is_not_missed() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     method, above = done.stdout.split()
     assert method == "pss" and int(above) > 90 * MIB - TOLERANCE
+
+
+def test_what_a_child_held_for_a_moment_adds_to_what_is_ours() -> None:
+    code = CHILDREN.replace("; block", "; time.sleep(0.5); block").replace("time.sleep(1.5)", "del block")
+    code = code.replace("    subprocess", "    ours = bytearray(b'x') * (64 << 20)\n    subprocess")
+    code = code.replace("with meter", "meter.FIRST_INTERVAL = 0.3\nwith meter")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(done.stdout.split()[1]) > (64 + 96) * MIB - TOLERANCE
