@@ -8,11 +8,18 @@ from typing import Any
 from apps.recsys import answer, batch, bpr, evaluation, ials, recipe, serve, split, train, tuning, workloads
 from common import cli, front_ends
 from common.cli import Command
-from common.compression import prices
+from common.compression import layouts
 
 EPILOG = (
     "Every command keeps the ceiling given with --memory, or says at once which ceiling would do. Exit codes: 0 done,"
     " 1 unforeseen, 2 usage, 3 does not fit, 4 bad input, 130 interrupted."
+)
+
+
+TABLE_HELP = (
+    "what vectors are while they train (default full): a row each of float32, int8 or int4 numbers, or made to --set"
+    " row_bytes: hash (sums of shared rows), qr (products of two), tt (two cores), lowrank, pq (pieces picked by codes"
+    " from an SVD), frequency (popular rows wider); weights are written as float32 then"
 )
 
 
@@ -94,7 +101,7 @@ def _train(parser: argparse.ArgumentParser) -> None:
 def _embedding(add: Callable[..., Any]) -> None:
     """Options of ``--model embedding``; without a default, so that others can say they do not have them."""
     add("--loss", choices=recipe.LOSSES, help="default softmax")
-    add("--table", choices=prices.KINDS, help="how vectors are stored, while they train too (default full)")
+    add("--table", choices=layouts.KINDS, help=TABLE_HELP)
     add("--amp", choices=("off", "bf16"), help="products with negatives in bfloat16 (default off)")
     add("--micro-batch", type=cli.positive, metavar="N", help="windows of items at a time (default: the plan's choice)")
     add("--accumulate", type=cli.positive, metavar="N", help="or: micro-batches in a step")

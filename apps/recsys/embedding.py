@@ -16,15 +16,17 @@ What is trained here is also what is priced (``make_step``); ``apps.recsys.batch
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 
 from apps.recsys import losses
+from apps.recsys.known import NOTHING, Known
 from apps.recsys.recipe import ABSENT, Recipe
 from common.compression.embeddings import EmbeddingTable, TableOptimizer
+from common.compression.stored import Start
 from common.training.step import TrainingStep
 
 if TYPE_CHECKING:
@@ -67,18 +69,21 @@ class Network(torch.nn.Module):
     ----------
     recipe
         Sizes and form of the tables, and the loss, which decides on product or cosine.
+    known
+        What the tables are told beforehand.
     """
 
-    def __init__(self, recipe: Recipe) -> None:
+    def __init__(self, recipe: Recipe, known: Known) -> None:
         super().__init__()
         self.cosine, self.targets = recipe.cosine, recipe.targets
         self.scale = 1 / recipe.temperature if recipe.loss == "softmax" else 1.0
-        made = {"deviation": FIRST_NORM / recipe.factors**0.5}
+        start = Start(FIRST_NORM / recipe.factors**0.5)
         if recipe.users:
-            made |= {"memory": MEMORY, "unit": recipe.cosine}
-        self.items = EmbeddingTable(recipe.table, recipe.items, recipe.factors, **made)
-        self.users = EmbeddingTable(recipe.table, recipe.users, recipe.factors, **made) if recipe.users else None
-        self.taste = EmbeddingTable(recipe.table, recipe.items, recipe.factors, **made) if recipe.tables == 2 else None
+            start = replace(start, memory=MEMORY, unit=recipe.cosine)
+        items, users = recipe.item_table, recipe.user_table
+        self.items = EmbeddingTable(items, start, known.items)
+        self.users = None if users is None else EmbeddingTable(users, start, known.users)
+        self.taste = EmbeddingTable(items, start, known.items) if recipe.tables == 2 else None
         self._corrected = recipe.loss == "softmax"
         self._batch: Batch | None = None
 
@@ -136,7 +141,9 @@ class Step:
         return self.training([batch.windows])
 
 
-def make_step(recipe: Recipe, *, micro_batch: int, amp: str = "off") -> tuple[Network, TableOptimizer, Step]:
+def make_step(
+    recipe: Recipe, *, micro_batch: int, amp: str = "off", known: Known = NOTHING
+) -> tuple[Network, TableOptimizer, Step]:
     """Network, optimiser and step; what trains and what is priced are the same.
 
     Parameters
@@ -145,13 +152,15 @@ def make_step(recipe: Recipe, *, micro_batch: int, amp: str = "off") -> tuple[Ne
         Windows that go forward and backward together.
     amp
         ``"bf16"``: products with the negatives in bfloat16; ``"off"``.
+    known
+        What the tables are told beforehand.
     """
     each = {
         "softmax": losses.softmax,
         "ccl": losses.contrastive(recipe.margin, recipe.negative_weight),
         "bpr": losses.ranking,
     }[recipe.loss]
-    network = Network(recipe)
+    network = Network(recipe, known)
     optimizer = TableOptimizer(network.tables, recipe.learning_rate)
     training = TrainingStep(network, optimizer, losses.MeanOverTargets(each), micro_batch, amp)
     return network, optimizer, Step(network, training)

@@ -16,8 +16,10 @@ from apps.recsys.batches import Batches
 from apps.recsys.embedding import Network, make_step
 from apps.recsys.factorizing import Watch, unwatched
 from apps.recsys.history import History
+from apps.recsys.known import gather
 from apps.recsys.recipe import Recipe
 from apps.recsys.split import HeldOut, Kept
+from common.compression.stored import StoredRows
 from common.errors import InputError
 from common.memory import allocator
 from common.training import checkpointing
@@ -94,8 +96,10 @@ class Learner:
         if not self.batches.windows:
             raise InputError("no user has two items to learn from", public="nothing to learn from")
         plan = session.plan
+        with session.phase("arrange"):
+            known = gather(self.history, self.kept, course.recipe, seed=course.seed)
         self.network, self.optimizer, self.step = make_step(
-            course.recipe, micro_batch=plan["micro_batch"], amp=plan["amp"]
+            course.recipe, micro_batch=plan["micro_batch"], amp=plan["amp"], known=known
         )
         self.step.training.on_shrink = lambda size: session.say(
             f"an allocation failed: going on with micro-batches of {size}"
@@ -200,9 +204,8 @@ def validate(learner: Learner) -> Mapping[str, float]:
     """``hidden.METRICS`` of its network as it is."""
     network, recipe = learner.network, learner.course.recipe
     assert learner.validation is not None
-    every = torch.arange(network.items.rows)
-    items = network.items.read(every).numpy()
-    taste = None if network.taste is None else network.taste.read(every).numpy()
+    items = network.items.dense()
+    taste = None if network.taste is None else network.taste.dense()
     fold = encoders.embedding(items, taste, {**asdict(recipe), "user": recipe.user})
     known = {"history": learner.history, "kept": learner.kept, "hidden": learner.validation}
     return hidden.score(items, fold, session=learner.session, **known)
@@ -212,8 +215,12 @@ def tensors(network: Network) -> dict[str, Any]:
     """The network's weights as NumPy arrays, by the names of the model folder (``apps.recsys.weights``)."""
     named = {}
     for name, table in (("item_factors", network.items), ("taste_factors", network.taste)):
-        if table is not None:
-            named[name] = table.codes.numpy()
-            if table.scales is not None:
-                named[f"{name}.scales"] = table.scales.numpy()
+        if table is None:
+            continue
+        if not isinstance(table.form, StoredRows):
+            named[name] = table.dense()
+            continue
+        named[name] = table.form.codes.numpy()
+        if table.form.scales is not None:
+            named[f"{name}.scales"] = table.form.scales.numpy()
     return named

@@ -8,7 +8,7 @@ from typing import Any
 
 from apps.recsys.history import BLOCK
 from apps.recsys.recipe import POOL, Recipe
-from common.compression.prices import TableBytes, table_bytes
+from common.compression.rows import FORMATS
 from common.memory.costs import Probe
 from common.memory.footprint import Term
 
@@ -19,6 +19,10 @@ POOL_BYTES = 24
 """A pair in the pool of ``batches``: item, user, place in the shuffled order, and what making those took."""
 CATALOGUE_BYTES = 37
 """An item in ``batches.Batches``: counts, shares, their sums, the correction, two arrays of scratch."""
+PLACES_BYTES = 28
+"""A row of a ``frequency`` table while its place is found: its count, in order, and places."""
+SVD_COPIES = 5
+"""Singular vectors held at once: the basis, its product, and what turning that into a basis takes."""
 WINDOW_BYTES = 48
 """A place in the windows of a batch while they are made."""
 
@@ -62,16 +66,29 @@ def measure(*, recipe: Mapping[str, Any], micro_batch: int, parts: int, amp: str
 
 def table_terms(recipe: Recipe, *, phases: tuple[str, ...]) -> list[Term]:
     """The tables while they train: weights, and one number a row for the optimiser."""
-    price = _tables(recipe)
-    return [
-        Term("tables", price.weights, "analytic", phases),
-        Term("optimizer state", price.optimizer, "analytic", phases),
+    tables = recipe.layouts
+    terms = [
+        Term("tables", sum(table.weights for table in tables), "analytic", phases),
+        Term("optimizer state", sum(table.optimizer for table in tables), "analytic", phases),
     ]
+    if recipe.table not in FORMATS:
+        dense = 4 * recipe.tables * recipe.items * recipe.factors
+        terms.append(Term("item factors to write", dense, "analytic", ("write",)))
+    return terms
 
 
-def _tables(recipe: Recipe) -> TableBytes:
-    """All of them as if they were one."""
-    return table_bytes(recipe.table, rows=recipe.tables * recipe.items + recipe.users, width=recipe.factors)
+def known_terms(recipe: Recipe) -> list[Term]:
+    """What ``known.gather`` holds, in the phase ``arrange``: counts and their order, or a truncated SVD of a block."""
+    arrange, rows = ("arrange",), recipe.items + recipe.users
+    if recipe.table == "frequency":
+        return [Term("frequencies", PLACES_BYTES * rows, "analytic", arrange)]
+    if recipe.table == "pq":
+        rank = max(table.fixed for table in recipe.layouts)
+        return [
+            Term("singular vectors", SVD_COPIES * 4 * rank * rows, "analytic", arrange),
+            Term("block of the SVD", 4 * rank * BLOCK, "analytic", arrange),
+        ]
+    return []
 
 
 def step_terms(recipe: Recipe, step: Mapping[str, float], *, interactions: int, longest: int) -> list[Term]:
@@ -86,5 +103,5 @@ def step_terms(recipe: Recipe, step: Mapping[str, float], *, interactions: int, 
         Term("pool of pairs", POOL_BYTES * pool, "analytic", fit),
         Term("next batch", WINDOW_BYTES * recipe.batch * recipe.width, "analytic", fit),
         Term("catalogue", CATALOGUE_BYTES * recipe.items, "analytic", fit),
-        Term("checkpoint", _tables(recipe).total, "analytic", ("fit", "validate")),
+        Term("checkpoint", sum(table.total for table in recipe.layouts), "analytic", ("fit", "validate")),
     ]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from common.compression.layouts import Layout, layout
+
 TARGETS = 4
 """Items of a user that are predicted together, each from all the others: the sum is made once for them."""
 OWN_TARGETS = 8
@@ -15,6 +17,8 @@ POOL = 1 << 19
 LOSSES = ("softmax", "ccl", "bpr")
 USERS = ("own", "sum")
 """What a user is while the items are trained: a vector of its own, or the sum of its items."""
+ROW_BYTES = 38
+"""Of a row of weights and optimiser: what ``int4`` takes at 64 factors."""
 RATES = {"own": 0.02, "sum": 0.2}
 """Learning rates: of steps on directions, and of row-wise Adagrad."""
 
@@ -32,7 +36,9 @@ class Recipe:
     tables
         1: an item has one vector; 2: another one where it is part of a user.
     table
-        How they are stored while they train (``common.compression.prices.KINDS``).
+        What they are made of while they train (``common.compression.layouts.KINDS``).
+    row_bytes
+        What a row may take then, for the tables that can be made to it.
     batch
         Windows in a step: up to ``targets`` pairs of user and item each.
     negatives
@@ -53,6 +59,7 @@ class Recipe:
     loss: str = "softmax"
     tables: int = 1
     table: str = "full"
+    row_bytes: int = ROW_BYTES
     batch: int = 512
     negatives: int = 512
     window: int = 50
@@ -83,6 +90,24 @@ class Recipe:
         return OWN_TARGETS if self.users else self.window
 
     @property
+    def item_table(self) -> Layout:
+        """What a table of items is made of."""
+        return layout(self.table, rows=self.items, width=self.factors, row_bytes=self.row_bytes)
+
+    @property
+    def user_table(self) -> Layout | None:
+        """What the table of users is made of."""
+        if not self.users:
+            return None
+        return layout(self.table, rows=self.users, width=self.factors, row_bytes=self.row_bytes)
+
+    @property
+    def layouts(self) -> list[Layout]:
+        """All tables that are trained."""
+        users = [self.user_table] if self.user_table is not None else []
+        return [self.item_table] * self.tables + users
+
+    @property
     def touched_rows(self) -> int:
         """The most items that one batch can touch."""
         return min(self.items, self.batch * self.width + self.negatives)
@@ -96,6 +121,7 @@ class Recipe:
 HYPER = {
     "user": "sum",
     "tables": 1,
+    "row_bytes": ROW_BYTES,
     "batch": 512,
     "negatives": 512,
     "window": 50,
@@ -107,6 +133,9 @@ HYPER = {
     "validation": 1,
     "patience": 5,
 }
-"""``--set`` of the embedding model, with defaults; ``user``: one of ``USERS``;
-``learning_rate=0``: that of ``RATES``; ``validation=0``: no items are hidden to stop by; ``patience``:
-epochs without a better validation after which training ends."""
+"""``--set`` of the embedding model, with defaults.
+
+``user``: one of ``USERS``; ``row_bytes``: of tables that can be made to it; ``learning_rate=0``: that of ``RATES``;
+``validation=0``: no items are hidden to stop by; ``patience``: epochs without a better validation after which training
+ends.
+"""

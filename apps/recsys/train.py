@@ -33,7 +33,7 @@ from apps.recsys.interactions import Filters
 from apps.recsys.reading import Columns
 from apps.recsys.split import HeldOut, Kept
 from common import cli, files, model_folder
-from common.compression.rows import FORMATS
+from common.compression import layouts
 from common.errors import InputError, UsageError
 from common.memory import guard
 from common.memory.budget import MIB, MemoryBudget
@@ -104,8 +104,10 @@ def _described(args: argparse.Namespace) -> dict[str, Any]:
         return {**given, "hyper": made, **_searched(args, made)}
     hyper = embedding_parameters(args)
     table = args.table or "full"
-    if factors * FORMATS[table].bits % 8:
-        raise UsageError(f"--factors {factors}: numbers of {FORMATS[table].bits} bits must fill whole bytes")
+    try:
+        layouts.layout(table, rows=2, width=factors, row_bytes=hyper["row_bytes"])
+    except ValueError as error:
+        raise UsageError(f"--factors {factors}: {error}") from None
     sizes = [size for size in MICRO_BATCHES if size <= hyper["batch"]] or [hyper["batch"]]
     if args.micro_batch or args.accumulate:
         sizes = [args.micro_batch or -(-hyper["batch"] // args.accumulate)]
@@ -146,6 +148,8 @@ def embedding_parameters(args: argparse.Namespace) -> dict[str, Any]:
         raise UsageError("--set user=own: takes --loss softmax or ccl, and tables=1")
     if hyper["tables"] not in (1, 2) or min(hyper["batch"], hyper["negatives"], hyper["window"] - 1) < 1:
         raise UsageError("--set: tables is 1 or 2; batch and negatives are at least 1, window at least 2")
+    if hyper["row_bytes"] < 1:
+        raise UsageError("--set row_bytes: at least 1")
     hyper["learning_rate"] = hyper["learning_rate"] or recipe.RATES[hyper["user"]]
     if min(hyper["learning_rate"], hyper["temperature"]) <= 0:
         raise UsageError("--set: learning_rate and temperature must be above 0")

@@ -189,7 +189,7 @@ class TrainWorkload:
         facts = self.facts
         probes = self.probes(setting)
         after = [
-            *(["arrange"] if self.recipe is None else []),
+            "arrange",
             "fit",
             *(["validate"] if self.recipe else []),
             *(["evaluate"] if self.split != "none" else []),
@@ -198,12 +198,13 @@ class TrainWorkload:
         terms = [*_floor(known, probes[0], "plan"), *_floor(known, probes[1], *after), *self._reading_terms()]
         if self.trials:
             terms += [*_floor(known, probes[1], "suggest"), Term("sampler", SAMPLER_BYTES, "measured", ("suggest",))]
-        read = ("arrange",) if self.recipe is None else ("fit",)
+        read = ("arrange",) if self.recipe is None else ("arrange", "fit")
         terms += [
             Term("history index", 8 * (facts.users + 1), "analytic", read),
             Term("history block", 24 * (BLOCK + facts.longest), "analytic", read),
         ]
         if self.recipe is not None:
+            terms += pricing.known_terms(self.recipe)
             terms += pricing.table_terms(self.recipe, phases=("fit", "validate", "write"))
             terms += pricing.step_terms(
                 self.recipe, known[probes[2]], interactions=self.fit_interactions, longest=facts.longest

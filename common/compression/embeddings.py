@@ -1,8 +1,8 @@
 """Embedding tables that stay small while they train, behind one interface.
 
 A step touches few rows of a large table. ``load`` decompresses those into a float32 leaf, forward and backward see
-only that leaf, and ``descend`` takes its gradient and compresses the rows again. So there is no gradient of the whole
-table, and the optimiser keeps one number a row.
+only that leaf, and ``descend`` takes its gradient and changes what the rows are stored as or made of. So there is no
+gradient of the whole table, and the optimiser keeps one number for each stored row.
 """
 
 from __future__ import annotations
@@ -12,60 +12,58 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from common.compression import rows as storage
+from common.compression.compositions import RULES, ComposedRows
+from common.compression.layouts import Layout
+from common.compression.rows import BLOCK_ROWS
+from common.compression.stored import Start, StoredRows
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from torch import Tensor
 
 
 class EmbeddingTable(torch.nn.Module):
-    """A table whose rows are stored one by one: float32, int8 or int4.
+    """A table of any kind (``layouts.KINDS``).
 
     Parameters
     ----------
-    kind
-        ``"full"``, ``"int8"`` or ``"int4"``.
-    rows, width
-        How many vectors, and numbers in each.
-    deviation
-        Standard deviation of the first numbers.
-    memory
-        1: row-wise Adagrad, a row's squared gradients are summed up. Less: their moving average, of which this share
-        stays at each step, so that steps do not shrink by themselves.
-    unit
-        Rows are directions: each is stored with the length that its first numbers are expected to have.
+    layout
+        Its size, and what it is made of.
+    start
+        How its rows begin and step.
+    fixed
+        For the kinds in ``compositions.FIXED``: what is known beforehand of every row.
     """
 
-    codes: Tensor
-    scales: Tensor | None
-    state: Tensor
+    form: StoredRows | ComposedRows
 
-    def __init__(
-        self, kind: str, rows: int, width: int, *, deviation: float, memory: float = 1.0, unit: bool = False
-    ) -> None:
+    def __init__(self, layout: Layout, start: Start, fixed: Tensor | None = None) -> None:
         super().__init__()
-        self.rows, self.width, self.memory = rows, width, memory
-        self.length = deviation * width**0.5 if unit else 0.0
-        self.form = storage.FORMATS[kind]
-        codes, scales = storage.empty(rows, width, self.form)
-        self.register_buffer("codes", codes)
-        self.register_buffer("scales", scales)
-        self.register_buffer("state", torch.zeros(rows))
+        self.rows, self.width = layout.rows, layout.width
+        composed = layout.kind in RULES
+        self.form = ComposedRows(layout, start, fixed) if composed else StoredRows(layout.parts[0], start)
         self.loaded: Tensor | None = None
         self._ids: Tensor | None = None
-        for start in range(0, rows, storage.BLOCK_ROWS):
-            stop = min(start + storage.BLOCK_ROWS, rows)
-            self._write(slice(start, stop), torch.randn(stop - start, width) * deviation, None)
 
     def load(self, ids: Tensor) -> None:
         """Decompress the rows ``ids``, each once, shape (n,), int64: what ``forward`` picks from."""
         self._ids = ids
-        self.loaded = self.read(ids).requires_grad_()
+        self.loaded = self.form.read(ids).requires_grad_()
 
     def read(self, ids: Tensor) -> Tensor:
         """Rows as float32, shape (n, width), in a new tensor."""
-        codes = torch.nn.functional.embedding(ids, self.codes)
-        return storage.decode(codes, None if self.scales is None else self.scales[ids], self.form)
+        return self.form.read(ids)
+
+    def dense(self) -> NDArray[np.float32]:
+        """All rows, shape (rows, width), decompressed block by block."""
+        import numpy as np
+
+        every = np.empty((self.rows, self.width), np.float32)
+        for start in range(0, self.rows, BLOCK_ROWS):
+            ids = torch.arange(start, min(start + BLOCK_ROWS, self.rows))
+            every[start : start + BLOCK_ROWS] = self.form.read(ids).numpy()
+        return every
 
     def forward(self, positions: Tensor) -> Tensor:
         """Loaded rows by their place among the loaded; shape ``positions.shape + (width,)``."""
@@ -74,31 +72,11 @@ class EmbeddingTable(torch.nn.Module):
         return torch.nn.functional.embedding(positions, self.loaded)
 
     def descend(self, rate: float) -> None:
-        """One step on the loaded rows by the gradient that ``backward`` left, over its row's size; unloads them."""
+        """One step by the gradient that ``backward`` left of the loaded rows; unloads them."""
         loaded, ids = self.loaded, self._ids
         self.loaded = self._ids = None
-        if loaded is None or ids is None or loaded.grad is None:
-            return
-        gradient = loaded.grad
-        state = self._remember(self.state[ids], gradient.square().mean(1))
-        self.state[ids] = state
-        gradient *= (-rate / (state.sqrt() + 1e-10))[:, None]
-        gradient += loaded.detach()
-        if self.length:
-            gradient *= self.length / gradient.norm(dim=1, keepdim=True).clamp(min=1e-10)
-        self._write(ids, gradient, None if self.scales is None else self.scales[ids])
-
-    def _remember(self, state: Tensor, new: Tensor) -> Tensor:
-        """A row's squared gradients so far; the first one counts in full."""
-        if self.memory == 1:
-            return state + new
-        return torch.where(state > 0, self.memory * state + (1 - self.memory) * new, new)
-
-    def _write(self, ids: Tensor | slice, values: Tensor, scales: Tensor | None) -> None:
-        codes, scales = storage.encode(values, scales, self.form)
-        self.codes[ids] = codes
-        if self.scales is not None and scales is not None:
-            self.scales[ids] = scales
+        if loaded is not None and ids is not None and loaded.grad is not None:
+            self.form.step(ids, loaded.detach(), loaded.grad, rate)
 
 
 class TableOptimizer(torch.optim.Optimizer):
@@ -106,7 +84,7 @@ class TableOptimizer(torch.optim.Optimizer):
 
     def __init__(self, tables: Sequence[EmbeddingTable], rate: float) -> None:
         self.tables = tables
-        super().__init__([table.codes for table in tables], {"lr": rate})
+        super().__init__([next(table.buffers()) for table in tables], {"lr": rate})
 
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """Step every table that has loaded rows."""

@@ -68,14 +68,14 @@ def empty(rows: int, width: int, form: Format) -> tuple[Tensor, Tensor | None]:
 
 
 def decode(codes: Tensor, scales: Tensor | None, form: Format) -> Tensor:
-    """Stored rows as float32, shape (rows, width)."""
+    """Stored rows as float32, shape (..., width)."""
     import torch
 
     if scales is None:
         return codes
     if form.bits == 4:
-        codes = torch.stack([codes & 15, codes >> 4], -1).flatten(1).to(torch.int8) - 8
-    return codes.float() * scales.float()[:, None]
+        codes = torch.stack([codes & 15, codes >> 4], -1).flatten(-2).to(torch.int8) - 8
+    return codes.float() * scales.float()[..., None]
 
 
 def encode(values: Tensor, scales: Tensor | None, form: Format) -> tuple[Tensor, Tensor | None]:

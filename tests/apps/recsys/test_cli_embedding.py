@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from common import model_folder
+from common.compression.layouts import layout
 from tests.apps.recsys.conftest import Trained
 from tests.apps.recsys.test_memory import held
 
@@ -42,6 +43,7 @@ def test_its_options_are_checked(trained: Trained, run: Run, tmp_path: Path) -> 
         (("--model", "embedding", "--set", "tables=3"), "tables is 1 or 2"),
         (("--model", "embedding", "--table", "int4", "--factors", 3), "whole bytes"),
         (("--model", "embedding", "--set", "alpha=1"), "learning_rate"),
+        (("--model", "embedding", "--table", "hash", "--set", "row_bytes=0"), "at least 1"),
         (("--model", "embedding", "--memory", "600MiB", "--resume"), "nothing to resume"),
     ):
         done = run(*command, *options)
@@ -55,3 +57,20 @@ def test_a_plan_has_its_knobs(trained: Trained, run: Run, tmp_path: Path) -> Non
     assert plan["knobs"] == {"accumulate": 4, "amp": "off", "micro_batch": 16, "user_block": 256}
     terms = {term["name"]: term["bytes"] for term in plan["terms"]}
     assert (terms["tables"], terms["optimizer state"]) == (200 * 16 * 4, 200 * 4)
+
+
+def test_a_made_table_is_as_large_as_planned_and_the_same_each_time(trained: Trained, run: Run, tmp_path: Path) -> None:
+    made = layout("pq", rows=200, width=16, row_bytes=60)
+    options = ("--epochs", 3, "--table", "pq", "--set", "row_bytes=60", "--memory", "600MiB", "--threads", 1, "--json")
+    found = []
+    for name in ("one", "other"):
+        model = tmp_path / name
+        done = run("apps.recsys", "train", trained.interactions, "-o", model, *SMALL, *options)
+        assert done.code == 0, done.err
+        held(done.record)
+        terms = {term["name"]: term["bytes"] for term in done.record["plan"]["terms"]}
+        assert (terms["tables"], terms["optimizer state"]) == (made.weights, made.optimizer)
+        found.append((model / "weights.safetensors").read_bytes())
+    assert found[0] == found[1]
+    shown = run("apps.recsys", "recommend", model, "--history", "0,8,16", "-k", 5, "--json")
+    assert len(shown.record["results"]["items"]) == 5

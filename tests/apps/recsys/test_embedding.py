@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from apps.recsys import losses
 from apps.recsys.embedding import Batch, largest_batch, make_step
 from apps.recsys.recipe import ABSENT, RATES, Recipe
+from common.compression.layouts import KINDS
 from common.memory import trace
 
 
@@ -58,7 +59,7 @@ def test_loss_and_step_equal_a_naive_reference(loss: str, tables: int, users: in
     recipe = Recipe(30, 8, users, loss, tables, batch=12, negatives=9, window=6, margin=0.1, negative_weight=3.0)
     torch.manual_seed(1)
     network, _, step = make_step(recipe, micro_batch=5)
-    before = [table.codes.double().clone().requires_grad_() for table in network.tables]
+    before = [table.form.codes.double().clone().requires_grad_() for table in network.tables]
     data = batch(recipe)
     expected = naive(recipe, before, data)
     expected.backward()
@@ -69,10 +70,10 @@ def test_loss_and_step_equal_a_naive_reference(loss: str, tables: int, users: in
         size = leaf.grad.square().mean(1, keepdim=True).sqrt()
         moved = torch.where(size > 1e-9, recipe.learning_rate * leaf.grad / size.clamp(min=1e-12), 0.0)
         there = leaf.detach() - moved
-        if table.length:
-            there *= table.length / there.norm(dim=1, keepdim=True)
+        if table.form.length:
+            there *= table.form.length / there.norm(dim=1, keepdim=True)
             assert recipe.cosine and users
-        torch.testing.assert_close(table.codes.double(), there, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(table.form.codes.double(), there, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("loss", ["softmax", "ccl", "bpr"])
@@ -84,7 +85,7 @@ def test_micro_batches_give_the_same_step(loss: str) -> None:
         network, _, step = make_step(recipe, micro_batch=micro_batch)
         for seed in range(3):
             step(batch(recipe, seed=seed))
-        results.append(network.items.codes)
+        results.append(network.items.form.codes)
     torch.testing.assert_close(results[0], results[1], atol=1e-5, rtol=1e-4)
 
 
@@ -105,7 +106,7 @@ def test_losses_ignore_a_negative_of_minus_infinity() -> None:
 
 
 @pytest.mark.parametrize("users", [0, 32])
-@pytest.mark.parametrize("kind", ["full", "int8", "int4"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_training_lowers_the_loss(kind: str, users: int) -> None:
     rate = RATES["own" if users else "sum"]
     recipe = Recipe(40, 16, users, table=kind, batch=32, negatives=32, window=6, learning_rate=rate)

@@ -17,6 +17,7 @@ from apps.recsys.history import History, NpyWriter
 from apps.recsys.learning import Course, Learner
 from apps.recsys.recipe import ABSENT, Recipe
 from apps.recsys.split import HeldOut, Kept, hide_for_validation, write
+from common.compression.layouts import KINDS
 from common.errors import InputError, UsageError
 from common.training import checkpointing
 
@@ -162,7 +163,9 @@ def course(directory: Path, **changes: Any) -> Course:
     return Course(recipe=recipe, directory=directory, work=directory / "work", **(usual | changes))
 
 
-@pytest.mark.parametrize(("table", "users"), [("full", 0), ("int8", 0), ("int8", USERS)])
+@pytest.mark.parametrize(
+    ("table", "users"), [("full", 0), ("int8", USERS), ("hash", 0), ("pq", USERS), ("frequency", 0)]
+)
 def test_a_stopped_training_goes_on_as_if_it_had_not(directory: Path, table: str, users: int) -> None:
     whole = Learner(course(directory, table=table, users=users), Session()).run()
     for path in (directory / "work").iterdir():
@@ -199,10 +202,10 @@ def test_training_ends_when_it_no_longer_helps_and_keeps_the_best(
     assert best["epoch"] == 2
     kept, _, _ = make_step(learner.course.recipe, micro_batch=8)
     checkpointing.restore(directory / "work" / learning.BEST, network=kept, optimizer=learner.optimizer)
-    assert torch.equal(kept.items.codes, network.items.codes)
+    assert torch.equal(kept.items.form.codes, network.items.form.codes)
 
 
-@pytest.mark.parametrize("table", ["full", "int8", "int4"])
+@pytest.mark.parametrize("table", KINDS)
 def test_what_is_written_is_what_was_trained(directory: Path, table: str) -> None:
     recipe = Recipe(ITEMS, 8, tables=2, table=table)
     network, _, _ = make_step(recipe, micro_batch=8)

@@ -1,0 +1,90 @@
+"""Rows stored one by one, float32, int8 or int4, that step by their gradient over one number a row."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from common.compression import rows as storage
+from common.compression.layouts import Part
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """How rows begin, and how they step.
+
+    Attributes
+    ----------
+    deviation
+        Standard deviation of the first numbers.
+    memory
+        1: row-wise Adagrad, a row's squared gradients are summed up. Less: their moving average, of which this share
+        stays at each step, so that steps do not shrink by themselves.
+    unit
+        Rows are directions: each is stored with the length that its first numbers are expected to have.
+    """
+
+    deviation: float
+    memory: float = 1.0
+    unit: bool = False
+
+
+class StoredRows(torch.nn.Module):
+    """Rows in the format of a ``Part``, with the optimiser's state."""
+
+    codes: Tensor
+    scales: Tensor | None
+    state: Tensor
+
+    def __init__(self, part: Part, start: Start) -> None:
+        super().__init__()
+        self.rows, self.memory = part.rows, start.memory
+        self.length = start.deviation * part.width**0.5 if start.unit else 0.0
+        self.form = storage.FORMATS[part.kind]
+        codes, scales = storage.empty(part.rows, part.width, self.form)
+        self.register_buffer("codes", codes)
+        self.register_buffer("scales", scales)
+        self.register_buffer("state", torch.zeros(part.rows))
+        for first in range(0, part.rows, storage.BLOCK_ROWS):
+            last = min(first + storage.BLOCK_ROWS, part.rows)
+            self._write(slice(first, last), torch.randn(last - first, part.width) * start.deviation, None)
+
+    def read(self, ids: Tensor) -> Tensor:
+        """Rows as float32, shape ``ids.shape + (width,)``, in a new tensor."""
+        codes = torch.nn.functional.embedding(ids, self.codes)
+        return storage.decode(codes, None if self.scales is None else self.scales[ids], self.form)
+
+    def step(self, ids: Tensor, values: Tensor, gradient: Tensor, rate: float) -> None:
+        """One step on distinct rows.
+
+        Parameters
+        ----------
+        values
+            What ``read`` gave, shape (n, width).
+        gradient
+            The same shape; overwritten.
+        """
+        state = self._remember(self.state[ids], gradient.square().mean(1))
+        self.state[ids] = state
+        gradient *= (-rate / (state.sqrt() + 1e-10))[:, None]
+        gradient += values
+        if self.length:
+            gradient *= self.length / gradient.norm(dim=1, keepdim=True).clamp(min=1e-10)
+        self._write(ids, gradient, None if self.scales is None else self.scales[ids])
+
+    def _remember(self, state: Tensor, new: Tensor) -> Tensor:
+        """A row's squared gradients so far; the first one counts in full."""
+        if self.memory == 1:
+            return state + new
+        return torch.where(state > 0, self.memory * state + (1 - self.memory) * new, new)
+
+    def _write(self, ids: Tensor | slice, values: Tensor, scales: Tensor | None) -> None:
+        codes, scales = storage.encode(values, scales, self.form)
+        self.codes[ids] = codes
+        if self.scales is not None and scales is not None:
+            self.scales[ids] = scales
