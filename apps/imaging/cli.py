@@ -98,7 +98,7 @@ def _infer(commands: Any) -> None:
     one.add_argument("--seg-type", default="auto", choices=seg_types, help="of DICOM SEG (auto: labelmap if many)")
     one.add_argument("--series", metavar="N|UID", help="which series, where a DICOM folder has several")
     one.add_argument("--repair", type=repairs, default=frozenset(), metavar="WHAT", help=REPAIR_HELP)
-    one.add_argument("--overlap", type=share, default=0.5, help="share of a tile covered again (default 0.5)")
+    one.add_argument("--overlap", type=share, help="share of a tile covered again (default: the model's, 0.5 for ours)")
     one.add_argument("--tile", type=cli.triple, metavar="X,Y,Z", help="tile in voxels (default: the model's patch)")
     one.add_argument("--batch", type=cli.positive, metavar="N", help="tiles at a time, each in a share of the threads")
     one.add_argument("--engine", default="auto", choices=["auto", *ENGINES], help="default auto")
@@ -154,8 +154,11 @@ def _infer_workload(args: argparse.Namespace, budget: MemoryBudget) -> "Workload
         raise InputError(
             f"{args.model}: a model of {len(model.channels)} channels; this version reads one image a study"
         )
+    if args.fast and not all(model.spacing):
+        raise UsageError("--fast: this model takes images at their own spacing")
     if args.fast:
         model = at_half_resolution(model)
+    overlap = model.inference.overlap if args.overlap is None else args.overlap
     tile = args.tile or model.patch
     step = steps(model.network, model.arguments)
     if any(size % of for size, of in zip(tile, step, strict=True)):
@@ -176,7 +179,7 @@ def _infer_workload(args: argparse.Namespace, budget: MemoryBudget) -> "Workload
     studies = find_studies(args.input)
     downloads = Downloads(existing(args.output), args.series)
     cases = open_cases(
-        studies, model, downloads=downloads, repair=args.repair, wanted=wanted, tile=tile, overlap=args.overlap
+        studies, model, downloads=downloads, repair=args.repair, wanted=wanted, tile=tile, overlap=overlap
     )
     return InferWorkload(
         model=model,
@@ -185,7 +188,7 @@ def _infer_workload(args: argparse.Namespace, budget: MemoryBudget) -> "Workload
         engine=_engine(args),
         precision=args.precision,
         tile=tile,
-        overlap=args.overlap,
+        overlap=overlap,
         batch=args.batch,
         wanted=wanted,
         mirror=model.mirror if args.tta == "mirror" else "",

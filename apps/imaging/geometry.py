@@ -66,6 +66,34 @@ def network_grid(
     return x, y, z
 
 
+CENTRED_TOLERANCE = 1e-3
+"""Of MONAI's ``Spacingd``: spacings that differ by less (in millimetres) count as equal."""
+
+
+def centred_grid(
+    shape: Shape, affine: Affine, wanted: tuple[float, float, float]
+) -> tuple[Shape, tuple[float, float, float] | None]:
+    """Voxels on the network's grid, as MONAI's ``Spacingd`` lays it: the centres of the first voxels coincide.
+
+    Parameters
+    ----------
+    wanted
+        Millimetres along the file's axes; 0: as the file has them.
+
+    Returns
+    -------
+    tuple
+        The shape, and the network's voxel over the file's along each axis; ``None`` where nothing is to be done.
+    """
+    steps = []
+    for new, old in zip(wanted, spacing(affine), strict=True):
+        steps.append(1.0 if not new or abs(new - old) <= CENTRED_TOLERANCE else new / old)
+    x, y, z = (round((size - 1) / step + 1.0) for size, step in zip(shape, steps, strict=True))
+    if (x, y, z) == shape and all(abs(step - 1) <= CENTRED_TOLERANCE for step in steps):
+        return shape, None
+    return (x, y, z), (steps[0], steps[1], steps[2])
+
+
 @dataclass(frozen=True, slots=True)
 class Taps:
     """Linear interpolation along one axis: each output is ``(1 - weight) * lower + weight * upper``."""
@@ -87,6 +115,17 @@ class Taps:
         place = np.floor((np.arange(new) + 0.5) * (size / new) - 0.5 + 0.5)
         place = np.clip(place, 0, size - 1).astype(np.intp)
         return cls(place, place, np.zeros(new, np.float32))
+
+    @classmethod
+    def centred(cls, size: int, new: int, step: float, *, flipped: bool, nearest: bool = False) -> "Taps":
+        """Outputs ``step`` inputs apart, the first where the first input is; the last, where the axis is flipped."""
+        place = np.clip(np.arange(new) * step, 0, size - 1)
+        if nearest:
+            place = np.rint(place)
+        if flipped:
+            place = size - 1 - place[::-1]
+        lower = np.floor(place).astype(np.intp)
+        return cls(lower, np.minimum(lower + 1, size - 1), (place - lower).astype(np.float32))
 
     def part(self, first: int, stop: int, origin: int) -> "Taps":
         """Outputs ``first`` to ``stop``, of values that begin at ``origin``."""

@@ -5,6 +5,7 @@ Nothing in their files runs: JSON is parsed, names are looked up in tables, weig
 a soft wall, and is refused beforehand where the ceiling is too small for it.
 """
 
+import hashlib
 import json
 import os
 import subprocess
@@ -12,10 +13,10 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from apps.imaging import nnunet
+from apps.imaging import bundle, nnunet
 from common import __version__
 from common.errors import InputError
-from common.files import scratch_directory, sha256
+from common.files import scratch_directory, sha256, write_text
 from common.memory import allocator
 from common.memory.budget import MIB, MemoryBudget
 from common.memory.costs import cache_directory
@@ -41,10 +42,13 @@ def imported(directory: Path, budget: MemoryBudget) -> Path:
     DoesNotFit
         If the ceiling is too small for the conversion.
     """
-    if not nnunet.is_nnunet(directory):
+    if nnunet.is_nnunet(directory):
+        nnunet.read_plan(directory)
+        files = [directory / nnunet.PLANS, directory / nnunet.DATASET, *nnunet.checkpoints(directory)]
+    elif bundle.is_bundle(directory):
+        files = bundle.files(directory, bundle.read_plan(directory))
+    else:
         return directory
-    nnunet.read_plan(directory)
-    files = [directory / nnunet.PLANS, directory / nnunet.DATASET, *nnunet.checkpoints(directory)]
     place = cache_directory().parent / "models" / _key(directory, files)
     if not (place / "model.json").is_file():
         _convert(directory, place, budget, price(files))
@@ -57,9 +61,17 @@ def price(files: list[Path]) -> int:
 
 
 def _key(directory: Path, files: list[Path]) -> str:
-    import hashlib
+    """Of what the files hold. Hashing weights takes seconds, so it is remembered beside their sizes and times."""
+    seen = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    note = cache_directory().parent / "models" / f"{_digest([__version__, seen])}.seen"
+    if note.is_file():
+        return note.read_text("utf-8")
+    key = _digest([__version__, directory.resolve().name, *(sha256(path) for path in files)])
+    write_text(note, key)
+    return key
 
-    facts = [__version__, directory.resolve().name, *(sha256(path) for path in files)]
+
+def _digest(facts: list[Any]) -> str:
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
 
 
@@ -101,13 +113,69 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     return found
 
 
-def convert_nnunet(directory: Path, out: Path) -> None:
-    """Write the model folder; called in the child."""
+def convert_bundle(directory: Path, out: Path) -> None:
+    """Write the model folder of a MONAI bundle; called in the child."""
+    from apps.imaging import networks
+    from apps.imaging.model import labels_from_names
+
+    plan = bundle.read_plan(directory)
+    state: Any = read_checkpoint(plan.weights)
+    for name in ("model", "state_dict"):
+        if isinstance(state, dict) and isinstance(state.get(name), dict):
+            state = state[name]
+    network = networks.build(plan.network, plan.arguments)
+    network.load_state_dict({key.removeprefix("module."): tensor for key, tensor in state.items()})
+    _write(
+        out,
+        plan,
+        network,
+        patch=plan.inferer.patch,
+        labels=labels_from_names(list(plan.labels)),
+        card=f"# Imported from a MONAI bundle\n\n{plan.network}. Research use only.\n",
+        extra={
+            "convention": "bundle",
+            "inference": {
+                "overlap": plan.inferer.overlap,
+                "importance": plan.inferer.importance,
+                "padding": plan.inferer.padding,
+                "restored": plan.restored,
+            },
+        },
+    )
+
+
+def _write(out: Path, plan: Any, network: "torch.nn.Module", *, arguments: Any = None, **fields: Any) -> None:
+    """The network as ONNX, then the folder around it."""
     import torch
 
     from apps.imaging import networks
     from apps.imaging.export import export_onnx
-    from apps.imaging.model import labels_from_names, write_model
+    from apps.imaging.model import write_model
+
+    arguments = plan.arguments if arguments is None else arguments
+    x, y, z = (max(2 * size, 8) for size in networks.steps(plan.network, arguments))
+    with torch.no_grad():
+        output = export_onnx(plan.network, network, out / "network.onnx", tile=(x, y, z))
+    head = networks.split_head(plan.network, network) if output == "features" else None
+    name = networks.head_name(plan.network, network)
+    write_model(
+        out,
+        network=plan.network,
+        arguments=arguments,
+        state={key: tensor.detach().numpy() for key, tensor in networks.weights(network).items()},
+        channels=plan.channels,
+        spacing=plan.spacing,
+        orientation=plan.orientation,
+        intensity=plan.intensity,
+        head={"weight": f"{name}.weight", "bias": f"{name}.bias"} if head else None,
+        **fields,
+    )
+
+
+def convert_nnunet(directory: Path, out: Path) -> None:
+    """Write the model folder of an nnU-Net model; called in the child."""
+    from apps.imaging import networks
+    from apps.imaging.model import labels_from_names
 
     plan, states, axes = nnunet.read_plan(directory), [], []
     for path in nnunet.checkpoints(directory):
@@ -121,24 +189,13 @@ def convert_nnunet(directory: Path, out: Path) -> None:
     for member, state in zip(members, states, strict=True):
         _load(member, state)
     states.clear()
-    step = networks.steps(plan.network, arguments)
-    x, y, z = (max(2 * size, 8) for size in step)
-    with torch.no_grad():
-        output = export_onnx(plan.network, network, out / "network.onnx", tile=(x, y, z))
-    head = networks.split_head(plan.network, network) if output == "features" else None
-    name = networks.head_name(plan.network, network)
     labels = labels_from_names(list(plan.labels))
-    write_model(
+    _write(
         out,
-        network=plan.network,
+        plan,
+        network,
         arguments=arguments,
-        state={key: tensor.detach().numpy() for key, tensor in networks.weights(network).items()},
-        channels=plan.channels,
-        spacing=plan.spacing,
-        orientation=plan.orientation,
-        intensity=plan.intensity,
         patch=plan.patch,
-        head={"weight": f"{name}.weight", "bias": f"{name}.bias"} if head else None,
         labels=[
             type(label)(value, label.name, label.code, label.color)
             for label, value in zip(labels, plan.labels.values(), strict=True)
@@ -163,7 +220,7 @@ def main() -> None:
 
     torch.set_num_threads(1)
     guard.soft_wall(ceiling)
-    convert_nnunet(directory, out)
+    (convert_nnunet if nnunet.is_nnunet(directory) else convert_bundle)(directory, out)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,20 +12,20 @@ import numpy.typing as npt
 from apps.imaging import components, intensity
 from apps.imaging.crop import Content, Cropped, content, uncropped
 from apps.imaging.dicomweb import Downloads
-from apps.imaging.geometry import Frame, network_grid
+from apps.imaging.geometry import Frame, Taps, centred_grid, network_grid
 from apps.imaging.labels import BackToFile, LabelMaker, LabelPlanes, row_depth
-from apps.imaging.model import ImagingModel
+from apps.imaging.model import ImagingModel, Inference
 from apps.imaging.outputs import Outputs, Wanted
 from apps.imaging.spline import SplineReader, nearest_axis
-from apps.imaging.streams import Window
+from apps.imaging.streams import ResamplingReader, Window
 from apps.imaging.studies import Study, StudyTable, open_volume, resume_key
-from apps.imaging.volume import Shape, Volume, blocks, spacing
+from apps.imaging.volume import BLOCK_BYTES, PlaneReader, Shape, Volume, blocks, spacing
 from common.cli import Session
 from common.engines.engine import Array as Tiles
 from common.engines.engine import Engine, Turns, answers
 from common.errors import InputError
 from common.memory import guard
-from common.tiling.blend import Block, BoundedBlend, Spilled
+from common.tiling.blend import FLOAT, Block, BoundedBlend, Spilled
 from common.tiling.grid import TileGrid, importance
 
 log = logging.getLogger("peakline")
@@ -49,18 +49,24 @@ class Case:
     """The same on the way back: nnU-Net asks the grid that it comes from first."""
     limits: tuple[float, float] = (-np.inf, np.inf)
     """Least and largest value of the volume, where they are known."""
+    steps: tuple[float, float, float] | None = None
+    """The network's voxels over the file's, where the centres of the first ones coincide instead of their edges."""
+    inference: Inference = field(default_factory=Inference)
 
     @classmethod
     def of(cls, volume: Volume, model: ImagingModel, *, tile: Shape, overlap: float) -> "Case":
         """Lay the model's grid and tiles over a volume."""
         frame = Frame.between(volume.affine, model.orientation)
-        wanted, nnunet = frame.to_file(model.spacing), model.convention == "nnunet"
-        tolerance = {"tolerance": 0.0} if nnunet else {}
-        shape = network_grid(volume.shape, volume.affine, wanted, **tolerance)
+        wanted, nnunet, steps = frame.to_file(model.spacing), model.convention == "nnunet", None
+        if model.convention == "bundle":
+            shape, steps = centred_grid(volume.shape, volume.affine, wanted)
+        else:
+            tolerance = {"tolerance": 0.0} if nnunet else {}
+            shape = network_grid(volume.shape, volume.affine, wanted, **tolerance)
         grid = TileGrid(shape, frame.to_file(tile), overlap, frame.flips, nnunet)
         have = spacing(volume.affine)
         there, back = (nearest_axis(have, wanted), nearest_axis(wanted, have)) if nnunet else (None, None)
-        return cls(volume, frame, grid, tile, nnunet, there, back)
+        return cls(volume, frame, grid, tile, nnunet, there, back, steps=steps, inference=model.inference)
 
     def within(self, found: Content, model: ImagingModel) -> "Case":
         """The case of the box that is not zero, as nnU-Net takes it."""
@@ -70,7 +76,33 @@ class Case:
     @property
     def resampled(self) -> bool:
         """Whether the network's grid is not the file's."""
-        return self.grid.shape != self.volume.shape
+        return self.grid.shape != self.volume.shape or self.steps is not None
+
+    @property
+    def taps(self) -> tuple[Taps, ...]:
+        """From the file's grid to the network's, along the file's axes; not for nnU-Net's, which takes splines."""
+        pairs = list(zip(self.volume.shape, self.grid.shape, strict=True))
+        if self.steps is None:
+            return tuple(Taps.between(size, new) for size, new in pairs)
+        return tuple(
+            Taps.centred(size, new, step, flipped=flip)
+            for (size, new), step, flip in zip(pairs, self.steps, self.frame.flips, strict=True)
+        )
+
+    @property
+    def taps_back(self) -> tuple[Taps, ...]:
+        """From the network's grid to the file's."""
+        pairs = list(zip(self.grid.shape, self.volume.shape, strict=True))
+        if self.steps is None:
+            return tuple(
+                Taps.nearest(size, new) if axis == self.nearest_back else Taps.between(size, new)
+                for axis, (size, new) in enumerate(pairs)
+            )
+        nearest = self.inference.restored == "labels"
+        return tuple(
+            Taps.centred(size, new, 1 / step, flipped=flip, nearest=nearest)
+            for (size, new), step, flip in zip(pairs, self.steps, self.frame.flips, strict=True)
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +136,7 @@ class Job:
             "mirror": self.mirror,
             "spacing": list(self.model.spacing),
             "remove_small": self.remove_small,
+            "inference": asdict(self.model.inference),
         }
 
 
@@ -112,6 +145,7 @@ def finished_values(
     engine: Engine,
     operations: Sequence[intensity.Operation],
     *,
+    before: Sequence[intensity.Operation] = (),
     batch: int = 1,
     spill: Spilled = "memory",
     scratch: Path | None = None,
@@ -119,7 +153,8 @@ def finished_values(
 ) -> Iterator[Block]:
     """Finished blocks of the engine's blended output on the network's grid; ``tick`` is told how many tiles are done.
 
-    ``spill`` and ``scratch`` are the blend's.
+    ``before`` is done to voxels before they are resampled, ``operations`` after that. ``spill`` and ``scratch`` are the
+    blend's.
     """
     grid, frame = case.grid, case.frame
     batches = [
@@ -134,7 +169,7 @@ def finished_values(
             grid.tile,
             grid.overlap,
             engine.out_channels,
-            importance(grid.tile, "half" if case.nnunet else "gaussian"),
+            importance(grid.tile, "half" if case.nnunet else case.inference.importance),
             flips=grid.flips,
             even=grid.even,
             spill=spill,
@@ -144,7 +179,12 @@ def finished_values(
         if case.nnunet and case.resampled:
             reader = SplineReader(case.volume, reader, grid.shape, operations, nearest=case.nearest, limits=case.limits)
             operations = ()
-        window = Window(case.volume, reader, grid, operations, ready=isinstance(reader, SplineReader))
+        elif case.resampled:
+            reader = _resampling(case, reader, before)
+        else:
+            operations = (*before, *operations)
+        edge = case.inference.padding == "edge"
+        window = Window(case.volume, reader, grid, operations, ready=case.resampled, edge=edge)
         tiles = _tiles(case, window, batches, batch, engine.in_channels)
         for chosen, outputs in zip(batches, answers(engine, tiles, ahead=batch > 1), strict=True):
             for index, output in zip(chosen, outputs, strict=True):
@@ -169,13 +209,66 @@ def label_planes(
 ) -> Iterator[npt.NDArray[np.unsignedinteger]]:
     """Labels (x, y, k) on the file's own grid, in order."""
     shape = case.volume.shape
-    back = (
-        BackToFile(channels, case.grid.shape, shape, case.grid.tile[2], case.nearest_back) if case.resampled else None
-    )
-    planes = LabelPlanes(shape, row_depth(case.grid, shape, case.nearest_back), maker.dtype)
+    if not case.resampled:
+        planes = LabelPlanes(shape, row_depth(case.grid, shape), maker.dtype)
+        for block in blocks:
+            yield from planes.add(block, maker(block.values))
+        return
+    taps, restored = case.taps_back, case.inference.restored
+    planes = LabelPlanes(shape, row_depth(case.grid, shape, taps[2]), maker.dtype)
+    back = BackToFile(restored_channels(case, channels, maker.classes), case.grid.shape, shape, case.grid.tile[2], taps)
     for block in blocks:
-        for piece in back(block) if back is not None else (block,):
-            yield from planes.add(piece, maker(piece.values))
+        if restored == "labels":
+            block = replace(block, values=maker(block.values)[None].astype(np.float32))
+        elif restored != "logits":
+            block = replace(block, values=maker.probabilities(block.values, restored))
+        for piece in back(block):
+            if restored == "labels":
+                labels = piece.values[0].astype(maker.dtype)
+            else:
+                labels = (maker if restored == "logits" else maker.without_head())(piece.values)
+            yield from planes.add(piece, labels)
+
+
+def restored_channels(case: Case, channels: int, classes: int) -> int:
+    """Values for each voxel that are brought back onto the file's grid; ``channels`` are the blend's."""
+    return {"logits": channels, "labels": 1}.get(case.inference.restored, classes)
+
+
+def resolved(case: Case, operations: Sequence[intensity.Operation]) -> tuple[Sequence[intensity.Operation], ...]:
+    """What is done to voxels before and after resampling, with numbers instead of statistics."""
+    before, after = intensity.split(operations)
+    if intensity.RESAMPLE not in operations:
+        return (), intensity.resolve(after, lambda: blocks(case.volume))
+    early = intensity.resolve(before, lambda: blocks(case.volume))
+    return early, intensity.resolve(after, lambda: _blocks_on_grid(case, early))
+
+
+def _blocks_on_grid(case: Case, before: Sequence[intensity.Operation]) -> Iterator[Tiles]:
+    """One pass over the volume on the network's grid, (k, y, x) float32."""
+    if not case.resampled:
+        yield from (intensity.apply(before, block) for block in blocks(case.volume))
+        return
+    x, y, z = case.grid.shape
+    buffer = np.empty((min(z, pass_planes(case)), y, x), np.float32)
+    with case.volume.open() as stored:
+        reader = _resampling(case, stored, before)
+        for start in range(0, z, len(buffer)):
+            planes = buffer[: min(len(buffer), z - start)]
+            reader.read(planes)
+            yield planes
+
+
+def _resampling(case: Case, reader: PlaneReader, before: Sequence[intensity.Operation]) -> ResamplingReader:
+    """Zeros count where grids are MONAI's: its double precision sums hardly ever cancel."""
+    keep = case.steps is not None
+    return ResamplingReader(case.volume, reader, case.grid.shape, case.taps, before, keep_zeros=keep)
+
+
+def pass_planes(case: Case) -> int:
+    """Planes of the network's grid that a pass holds at a time."""
+    x, y, _ = case.grid.shape
+    return max(1, BLOCK_BYTES // (x * y * FLOAT))
 
 
 def segment(job: Job, study: Study, case: Case) -> tuple[str, ...]:
@@ -184,7 +277,7 @@ def segment(job: Job, study: Study, case: Case) -> tuple[str, ...]:
     with session.phase("statistics"):
         found = content(volume.shape, blocks(volume)) if case.nnunet else None
         inside = case.within(found, job.model) if found is not None else case
-        operations = intensity.resolve(job.model.intensity, lambda: blocks(inside.volume))
+        before, operations = resolved(inside, job.model.intensity)
     key = resume_key(volume, job.settings(case))
     outputs = Outputs(job.wanted, job.table.directory, study.study, volume, job.model, key, job.maker.dtype)
     if "dicom-seg" in job.wanted.types:
@@ -195,7 +288,7 @@ def segment(job: Job, study: Study, case: Case) -> tuple[str, ...]:
         session.progress(total=len(inside.grid), unit="tile", label=study.study) as bar,
         outputs,
     ):
-        place: dict[str, Any] = {"spill": job.spill, "scratch": job.table.directory}
+        place: dict[str, Any] = {"spill": job.spill, "scratch": job.table.directory, "before": before}
         values = finished_values(inside, job.engine, operations, batch=job.batch, tick=bar.update, **place)
         planes = label_planes(inside, job.engine.out_channels, values, job.maker)
         if found is not None:

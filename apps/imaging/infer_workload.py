@@ -19,13 +19,13 @@ from apps.imaging.components import components_bytes
 from apps.imaging.crop import cropped_bytes
 from apps.imaging.dicom_template import CHILD_BYTES
 from apps.imaging.dicomweb import NETWORK_BYTES, Downloads, is_address
-from apps.imaging.infer import Case
+from apps.imaging.infer import Case, pass_planes, restored_channels
 from apps.imaging.labels import back_bytes, label_bytes
 from apps.imaging.model import TORCH_NETWORK, ImagingModel
 from apps.imaging.networks import steps
 from apps.imaging.outputs import Wanted, outputs_bytes
 from apps.imaging.spline import spline_bytes
-from apps.imaging.streams import window_bytes
+from apps.imaging.streams import resampling_bytes, window_bytes
 from apps.imaging.studies import Study
 from apps.imaging.volume import block_planes
 from apps.imaging.workloads import smaller, text
@@ -251,7 +251,7 @@ class InferWorkload:
         channels = self.model.features
         return (
             carried(case.grid, channels, "columns").memory
-            + window_bytes(case.volume, case.grid)
+            + _window_bytes(case)
             + self._labels(case, channels)
             + case.volume.reader_bytes
             + _pass_bytes(case)
@@ -261,10 +261,17 @@ class InferWorkload:
         return max((int(price(case)) for case in self.usable), default=0)
 
     def _labels(self, case: Case, channels: int) -> int:
-        classes = len(self.model.labels)
+        classes, shape = len(self.model.labels), case.volume.shape
         dtype = np.dtype(np.uint8 if max(label.value for label in self.model.labels) < 256 else np.uint16)
-        back = back_bytes(case.grid, case.volume.shape, channels) if case.resampled else 0
-        return back + label_bytes(case.grid, case.volume.shape, classes, channels, dtype)
+        if not case.resampled:
+            return label_bytes(case.grid, shape, classes, channels, dtype)
+        restored = restored_channels(case, channels, classes)
+        block = prod(map(min, case.grid.tile, case.grid.shape)) if case.inference.restored != "logits" else 0
+        return (
+            back_bytes(case.grid, shape, restored)
+            + label_bytes(case.grid, shape, classes, channels, dtype, case.taps_back[2])
+            + block * restored * FLOAT
+        )
 
 
 def _window_bytes(case: Case) -> int:
@@ -272,11 +279,16 @@ def _window_bytes(case: Case) -> int:
     if case.nnunet and case.resampled:
         x, y, _ = case.grid.shape
         return x * y * case.grid.tile[2] * FLOAT + spline_bytes(case.volume, case.grid.shape)
-    return window_bytes(case.volume, case.grid)
+    return window_bytes(case.volume, case.grid, resampled=case.resampled)
 
 
 def _pass_bytes(case: Case) -> int:
     """One block of a pass over the volume: as stored, in float32, and two more while moments are taken."""
     x, y, _ = case.volume.shape
     voxels = block_planes(case.volume) * x * y
-    return voxels * (case.volume.dtype.itemsize + 3 * FLOAT)
+    stored = voxels * (case.volume.dtype.itemsize + 3 * FLOAT)
+    if case.steps is None:
+        return stored
+    x, y, z = case.grid.shape
+    on_grid = min(z, pass_planes(case)) * x * y * 4 * FLOAT
+    return max(stored, on_grid + resampling_bytes(case.volume, case.grid.shape))

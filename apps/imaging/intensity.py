@@ -8,6 +8,9 @@ by passing over the volume where statistics are needed; ``apply`` is then elemen
 ``{"op": "clip", "low": A, "high": B}``
 ``{"op": "scale", "low": A, "high": B}``        A -> 0, B -> 1, linear
 ``{"op": "percentiles", "low": P, "high": Q}``  clip to these percentiles (0 to 100) of the volume
+``{"op": "range", "low": A, "high": B}``        least value -> A, largest -> B, linear; ``"from": [P, Q]``: percentiles
+``{"op": "resample"}``                          where the volume is brought onto the network's grid; without it,
+                                                statistics are of the file's grid and all else comes after resampling
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -21,7 +24,17 @@ Operation = Mapping[str, Any]
 Blocks = Callable[[], Iterable[npt.NDArray[Any]]]
 """Called for each pass over the volume: yields it in blocks of any shape, already in the file's scale."""
 
-_FIELDS = {"zscore": {"nonzero"}, "clip": {"low", "high"}, "scale": {"low", "high"}, "percentiles": {"low", "high"}}
+_LIMITS = {"low", "high"}
+_FIELDS = {
+    "zscore": {"nonzero"},
+    "clip": _LIMITS,
+    "scale": _LIMITS,
+    "percentiles": _LIMITS,
+    "range": {*_LIMITS, "from"},
+    "resample": set(),
+}
+_OPTIONAL = {"nonzero", "from"}
+RESAMPLE: Operation = {"op": "resample"}
 
 HISTOGRAM_BINS = 1 << 16
 """Percentiles are read from a histogram of this many bins between the extremes."""
@@ -37,10 +50,23 @@ def check_operations(operations: Sequence[Operation]) -> None:
         if name not in _FIELDS:
             raise ValueError(f"unknown intensity operation {name!r}; known: {', '.join(_FIELDS)}")
         given = set(operation) - {"op"}
-        if given - _FIELDS[name] or (name != "zscore" and given != _FIELDS[name]):
+        if given - _FIELDS[name] or _FIELDS[name] - given - _OPTIONAL:
             raise ValueError(f"intensity operation {name!r} takes {', '.join(sorted(_FIELDS[name]))}")
-        if name != "zscore" and not float(operation["low"]) < float(operation["high"]):
+        if "low" in given and not float(operation["low"]) < float(operation["high"]):
             raise ValueError(f"intensity operation {name!r}: low must be below high")
+        first, last = operation.get("from", (0, 100))
+        if not 0 <= float(first) < float(last) <= 100:
+            raise ValueError(f"intensity operation {name!r}: {first} and {last} are not two percentiles")
+    if list(operations).count(RESAMPLE) > 1:
+        raise ValueError("intensity operation 'resample' twice")
+
+
+def split(operations: Sequence[Operation]) -> tuple[Sequence[Operation], Sequence[Operation]]:
+    """What comes before and after resampling; all after where it is not in the list."""
+    if RESAMPLE not in operations:
+        return (), operations
+    place = list(operations).index(RESAMPLE)
+    return operations[:place], operations[place + 1 :]
 
 
 def resolve(operations: Sequence[Operation], blocks: Blocks) -> tuple[Operation, ...]:
@@ -75,6 +101,12 @@ def resolve(operations: Sequence[Operation], blocks: Blocks) -> tuple[Operation,
             nonzero = bool(operation.get("nonzero", False))
             mean, deviation = moments(passed(), nonzero=nonzero)
             done.append({"op": "affine", "shift": mean, "factor": 1 / deviation, "nonzero": nonzero})
+        elif name == "range":
+            low, high = (float(operation[key]) for key in ("low", "high"))
+            least, largest = percentiles(passed, operation["from"]) if "from" in operation else extremes(passed())
+            factor = (high - low) / (largest - least) if largest > least else 0.0
+            shift = least - low / factor if factor else 0.0
+            done.append({"op": "affine", "shift": shift, "factor": factor, "nonzero": False})
         else:
             low, high = percentiles(passed, (float(operation["low"]), float(operation["high"])))
             done.append({"op": "clip", "low": low, "high": high})
@@ -115,11 +147,17 @@ def moments(blocks: Iterable[Array], *, nonzero: bool) -> tuple[float, float]:
     return mean, deviation if deviation > LEAST_DEVIATION else 1.0
 
 
+def extremes(blocks: Iterable[Array]) -> tuple[float, float]:
+    """Least and largest value."""
+    low, high = np.inf, -np.inf
+    for block in blocks:
+        low, high = min(low, float(block.min())), max(high, float(block.max()))
+    return low, high
+
+
 def percentiles(blocks: Callable[[], Iterable[Array]], shares: tuple[float, float]) -> tuple[float, float]:
     """Two percentiles (0 to 100) from a histogram between the extremes: off by one bin's width at most."""
-    low, high = np.inf, -np.inf
-    for block in blocks():
-        low, high = min(low, float(block.min())), max(high, float(block.max()))
+    low, high = extremes(blocks())
     if not low < high:
         return low, low + 1.0
     counts = np.zeros(HISTOGRAM_BINS, np.int64)

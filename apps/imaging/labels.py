@@ -1,6 +1,8 @@
 """From finished blocks of values to label planes: onto the file's grid, the head, the class with the largest logit."""
 
 from collections.abc import Iterator, Sequence
+from copy import copy
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -17,21 +19,23 @@ INTERPOLATION_BYTES = 8 << 20
 """Values on the file's grid are made in pieces of about this many bytes."""
 
 
-def taps(axis: int, have: int, new: int, nearest: int | None) -> Taps:
-    """Along one axis: linear, but for the axis along which the nearest voxel is taken."""
-    return Taps.nearest(have, new) if axis == nearest else Taps.between(have, new)
-
-
 class BackToFile:
     """Finished blocks interpolated onto the file's grid, block by block.
 
     An output voxel lies between two voxels of the network's grid along each axis; it belongs to the block of the upper
     one. So each block needs the last plane before it along each axis, which is kept: of the whole volume along z, of
     one row of blocks along x, of one block along y.
+
+    Parameters
+    ----------
+    taps
+        Along x, y, z; by default linear between grids with the same field of view.
     """
 
-    def __init__(self, channels: int, have: Shape, shape: Shape, depth: int, nearest: int | None = None) -> None:
-        self._taps = tuple(taps(axis, a, b, nearest) for axis, (a, b) in enumerate(zip(have, shape, strict=True)))
+    def __init__(
+        self, channels: int, have: Shape, shape: Shape, depth: int, taps: Sequence[Taps] | None = None
+    ) -> None:
+        self._taps = tuple(taps or (Taps.between(a, b) for a, b in zip(have, shape, strict=True)))
         self._before_x = np.empty((channels, have[1], depth + 1), np.float32)
         self._before_y = np.empty((channels, 0, 0), np.float32)
         self._before_z = np.empty((channels, have[0], have[1]), np.float32)
@@ -109,14 +113,14 @@ class LabelPlanes:
             self._start = z_stop
 
 
-def row_depth(grid: TileGrid, shape: Shape, nearest: int | None = None) -> int:
-    """Planes of the file's grid that one row of blocks finishes at most."""
+def row_depth(grid: TileGrid, shape: Shape, along_z: Taps | None = None) -> int:
+    """Planes of the file's grid that one row of blocks finishes at most; ``along_z`` as for ``BackToFile``."""
     starts = [max(0, start - grid.before[2]) for start in grid.starts(2)]
     starts[0] = 0
     stops = [*starts[1:], grid.shape[2]]
-    if shape == grid.shape:
+    if shape == grid.shape and along_z is None:
         return max(stop - start for start, stop in zip(starts, stops, strict=True))
-    upper = taps(2, grid.shape[2], shape[2], nearest).upper
+    upper = (along_z or Taps.between(grid.shape[2], shape[2])).upper
     edges = np.searchsorted(upper, [0, *stops])
     return int(np.diff(edges).max())
 
@@ -131,7 +135,7 @@ class LabelMaker:
     def __init__(
         self, values: Sequence[int], head: tuple[Array, Array] | None = None, kept: Sequence[int] | None = None
     ) -> None:
-        self.dtype = np.dtype(np.uint8 if max(values) < 256 else np.uint16)
+        self.dtype, self.classes = np.dtype(np.uint8 if max(values) < 256 else np.uint16), len(values)
         # All classes compete; those that are not kept then count as background.
         self._values = np.asarray([value if kept is None or value in kept else 0 for value in values], self.dtype)
         self._identical = bool((self._values == np.arange(len(values))).all())
@@ -147,12 +151,37 @@ class LabelMaker:
         return labels
 
     def _of_rows(self, values: Array) -> Labels:
-        if self._head is not None:
-            logits = self._head[0] @ values.reshape(values.shape[0], -1)
-            logits += self._head[1][:, None]
-            values = logits.reshape(-1, *values.shape[1:])
-        index = _largest(values, self.dtype)
+        index = _largest(self._logits(values), self.dtype)
         return index if self._identical else self._values[index]
+
+    def _logits(self, values: Array) -> Array:
+        if self._head is None:
+            return values
+        logits: Array = self._head[0] @ values.reshape(values.shape[0], -1)
+        logits += self._head[1][:, None]
+        return logits.reshape(-1, *values.shape[1:])
+
+    def probabilities(self, values: Array, kind: Literal["softmax", "sigmoid"]) -> Array:
+        """(channels, x, y, k) -> the same of each class after an activation, in float32."""
+        _, x, y, planes = values.shape
+        rows = label_rows(len(self._values), values.shape[0], y, planes)
+        found = np.empty((len(self._values), x, y, planes), np.float32)
+        for start in range(0, x, rows):
+            part = found[:, start : start + rows]
+            part[...] = self._logits(values[:, start : start + rows])
+            if kind == "softmax":
+                part -= part.max(axis=0)
+                np.exp(part, out=part)
+                part /= part.sum(axis=0)
+            else:
+                part[...] = 1 / (1 + np.exp(-part))
+        return found
+
+    def without_head(self) -> "LabelMaker":
+        """The same for values that are of classes already."""
+        found = copy(self)
+        found._head = None
+        return found
 
 
 def label_rows(classes: int, channels: int, y: int, planes: int) -> int:
@@ -171,9 +200,16 @@ def _largest(logits: Array, dtype: np.dtype[np.unsignedinteger]) -> npt.NDArray[
     return index
 
 
-def label_bytes(grid: TileGrid, shape: Shape, classes: int, channels: int, dtype: np.dtype[np.unsignedinteger]) -> int:
+def label_bytes(
+    grid: TileGrid,
+    shape: Shape,
+    classes: int,
+    channels: int,
+    dtype: np.dtype[np.unsignedinteger],
+    along_z: Taps | None = None,
+) -> int:
     """The planes being gathered, one block's labels, and its logits piece by piece."""
-    depth = row_depth(grid, shape)
+    depth = row_depth(grid, shape, along_z)
     plane, block = shape[0] * shape[1], [min(tile, size) for tile, size in zip(grid.tile, grid.shape, strict=True)]
     rows = min(block[0], label_rows(classes, channels, block[1], block[2]))
     voxels = rows * block[1] * block[2]

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_type_hints
 
 import numpy as np
 import numpy.typing as npt
@@ -39,6 +39,20 @@ class Label:
 
 
 @dataclass(frozen=True, slots=True)
+class Inference:
+    """How an image is taken apart into tiles and labels come back onto its grid; the defaults are ours."""
+
+    overlap: float = 0.5
+    """Share of a tile that the next one covers again, if the user does not say."""
+    importance: Literal["gaussian", "constant"] = "gaussian"
+    """How much the voxels of a tile count."""
+    padding: Literal["zero", "edge"] = "zero"
+    """What is around an image that is smaller than a tile."""
+    restored: Literal["logits", "softmax", "sigmoid", "labels"] = "logits"
+    """What is brought back onto the image's grid: interpolated values, or the nearest label."""
+
+
+@dataclass(frozen=True, slots=True)
 class ImagingModel:
     """What ``model.json`` says."""
 
@@ -48,7 +62,7 @@ class ImagingModel:
     arguments: Mapping[str, Any]
     channels: tuple[str, ...]
     spacing: tuple[float, float, float]
-    """Millimetres along the model's axes."""
+    """Millimetres along the model's axes; 0: as the image has them."""
     orientation: str
     """The model's axes: ``"RAS"`` means that x grows to the patient's right, y to anterior, z to superior."""
     intensity: tuple[Operation, ...]
@@ -61,13 +75,15 @@ class ImagingModel:
     """Channels before the head; the number of labels where there is none."""
     labels: tuple[Label, ...]
     convention: str
-    """Whose tiles, weights and resampling: ``"monai"`` or ``"nnunet"``."""
+    """Whose tiles, weights and resampling: ``"monai"``, ``"nnunet"`` or ``"bundle"``, whose grids have the centres of
+    their first voxels in common."""
     mirror: str
     """Axes (of ``"xyz"``) along which it was trained to be mirrored; empty where that is not known."""
     network_sha256: str
     weights_sha256: str
     """The head's weights are in this file only."""
     weights_bytes: int
+    inference: Inference = Inference()
 
 
 def labels_from_names(names: Sequence[str]) -> list[Label]:
@@ -164,7 +180,7 @@ def _from_manifest(directory: Path, manifest: Mapping[str, Any]) -> ImagingModel
     if sorted(_AXES.get(letter, letter) for letter in orientation.removeprefix(AS_STORED)) != ["x", "y", "z"]:
         raise ValueError(f"orientation {orientation!r}")
     spacing, patch = _three(manifest["spacing"], float), _three(manifest["patch"], int)
-    if min(spacing) <= 0 or min(patch) < 1:
+    if min(spacing) < 0 or min(patch) < 1 or (min(spacing) == 0 and manifest.get("convention") != "bundle"):
         raise ValueError("spacing and patch must be positive")
     return ImagingModel(
         directory=directory,
@@ -184,6 +200,7 @@ def _from_manifest(directory: Path, manifest: Mapping[str, Any]) -> ImagingModel
         network_sha256=str(manifest["files"][NETWORK]["sha256"]),
         weights_sha256=str(manifest["files"][WEIGHTS]["sha256"]),
         weights_bytes=int(manifest["files"][WEIGHTS]["bytes"]),
+        inference=_inference(manifest.get("inference", {})),
     )
 
 
@@ -198,9 +215,20 @@ _AXES = {"R": "x", "L": "x", "A": "y", "P": "y", "S": "z", "I": "z"}
 
 def _convention(manifest: Mapping[str, Any]) -> str:
     convention = str(manifest.get("convention", "monai"))
-    if convention not in ("monai", "nnunet"):
+    if convention not in ("monai", "nnunet", "bundle"):
         raise ValueError(f"convention {convention!r}")
     return convention
+
+
+def _inference(fields: Mapping[str, Any]) -> Inference:
+    found = Inference(**fields)
+    choices = {name: get_args(kind) for name, kind in get_type_hints(Inference).items()}
+    for name, allowed in choices.items():
+        if allowed and getattr(found, name) not in allowed:
+            raise ValueError(f"{name} {getattr(found, name)!r}")
+    if not 0 <= float(found.overlap) < 1:
+        raise ValueError(f"overlap {found.overlap!r}")
+    return found
 
 
 def _three(values: Sequence[Any], kind: type) -> Any:
@@ -243,7 +271,7 @@ def inspect_lines(model: ImagingModel) -> list[str]:
     named = ", ".join(f"{label.value} {label.name}" for label in model.labels)
     operations = ", ".join(" ".join(str(value) for value in op.values()) for op in model.intensity)
     where: Output = "features" if model.head else "logits"
-    patch, spacing = "x".join(map(str, model.patch)), "x".join(f"{size:g}" for size in model.spacing)
+    patch, spacing = "x".join(map(str, model.patch)), "x".join(f"{size:g}" if size else "own" for size in model.spacing)
     return [
         f"kind        {model.kind} {dict(model.arguments)}",
         f"channels    {', '.join(model.channels)}",

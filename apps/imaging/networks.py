@@ -12,7 +12,7 @@ from math import prod
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from apps.imaging import nnunet_networks
+from apps.imaging import bundle_networks, nnunet_networks
 from common.errors import InputError, UsageError
 
 if TYPE_CHECKING:
@@ -157,6 +157,8 @@ def steps(name: str, complete: Arguments) -> tuple[int, int, int]:
     """Of what the sides of a tile must be multiples, along the network's axes."""
     if name in nnunet_networks.NETWORKS:
         return nnunet_networks.steps(complete)
+    if name in bundle_networks.NETWORKS:
+        return bundle_networks.steps(name, complete)
     return (divisor(name, complete),) * 3
 
 
@@ -175,6 +177,8 @@ def build(name: str, complete: Arguments) -> "torch.nn.Module":
     """
     if name in nnunet_networks.NETWORKS:
         return nnunet_networks.build(name, complete)
+    if name in bundle_networks.NETWORKS:
+        return bundle_networks.build(name, complete)
     import_monai()
     from importlib import import_module
 
@@ -228,7 +232,9 @@ def twin(network: "torch.nn.Module") -> "torch.nn.Module":
 
 def head_name(name: str, network: "torch.nn.Module") -> str | None:
     """Where the final 1x1x1 convolution is; ``None`` where there is none."""
-    return nnunet_networks.head(network) if name in nnunet_networks.NETWORKS else NETWORKS[name].head
+    if name in nnunet_networks.NETWORKS:
+        return nnunet_networks.head(network)
+    return (bundle_networks.NETWORKS if name in bundle_networks.NETWORKS else NETWORKS)[name].head
 
 
 def split_head(name: str, network: "torch.nn.Module") -> "tuple[torch.nn.Module, torch.nn.Conv3d] | None":

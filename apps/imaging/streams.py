@@ -21,6 +21,8 @@ class Window:
     ----------
     ready
         Whether ``reader`` gives float32 planes on the network's grid already.
+    edge
+        Whether the outermost voxels are repeated around a volume that is smaller than a tile, instead of zeros.
     """
 
     def __init__(
@@ -31,11 +33,12 @@ class Window:
         operations: Sequence[Operation],
         *,
         ready: bool = False,
+        edge: bool = False,
     ) -> None:
-        self._volume, self._grid, self._operations = volume, grid, operations
+        self._volume, self._grid, self._operations, self._edge = volume, grid, operations, edge
         as_it_is = ready or grid.shape == volume.shape
         self._reader = reader if as_it_is else ResamplingReader(volume, reader, grid.shape)
-        self._scaled = grid.shape != volume.shape
+        self._scaled = ready or grid.shape != volume.shape
         dtype = np.dtype(np.float32) if self._scaled else volume.dtype
         x, y, _ = grid.shape
         self._planes = np.empty((grid.tile[2], y, x), dtype)
@@ -73,24 +76,66 @@ class Window:
             if self._volume.intercept != 0:
                 inside += np.float32(self._volume.intercept)
         apply(self._operations, inside)
+        if self._edge and inside.shape != out.shape:
+            _repeat_edges(out, place)
 
 
-def window_bytes(volume: Volume, grid: TileGrid) -> int:
-    """What a ``Window`` holds."""
+def _repeat_edges(tile: Array, inside: tuple[slice, ...]) -> None:
+    """Fill what is around the inside with its outermost voxels, axis by axis."""
+    for axis, kept in enumerate(inside):
+        view = np.moveaxis(tile, axis, 0)
+        view[: kept.start] = view[kept.start]
+        view[kept.stop :] = view[kept.stop - 1]
+
+
+def window_bytes(volume: Volume, grid: TileGrid, *, resampled: bool = False) -> int:
+    """What a ``Window`` holds; ``resampled``: also where the shape stays the same."""
     x, y, _ = grid.shape
-    if grid.shape == volume.shape:
+    if grid.shape == volume.shape and not resampled:
         return x * y * grid.tile[2] * volume.dtype.itemsize
-    return x * y * grid.tile[2] * FLOAT + _resampling_bytes(volume, grid.shape)
+    return x * y * grid.tile[2] * FLOAT + resampling_bytes(volume, grid.shape)
+
+
+TINY = np.finfo(np.float32).tiny
+"""Nothing, but not zero."""
+
+
+def _some(mask: npt.NDArray[np.bool_], taps: Taps, axis: int) -> npt.NDArray[np.bool_]:
+    """Whether any of the voxels is set between which an interpolated one lies."""
+    found: npt.NDArray[np.bool_] = np.take(mask, taps.lower, axis) | np.take(mask, taps.upper, axis)
+    return found
 
 
 class ResamplingReader:
-    """Planes of a volume on another grid over the same field of view, float32 in the image's own scale."""
+    """Planes of a volume on another grid, float32 in the image's own scale.
 
-    def __init__(self, volume: Volume, reader: PlaneReader, shape: Shape) -> None:
-        self._volume, self._reader = volume, reader
-        self._x, self._y, self._z = (Taps.between(a, b) for a, b in zip(volume.shape, shape, strict=True))
+    Parameters
+    ----------
+    taps
+        Along x, y, z; by default both grids have the same field of view.
+    operations
+        What is done to voxels before they are interpolated.
+    keep_zeros
+        Whether a voxel may become zero only where all that it is made of is zero: where zeros are not normalised, a
+        sum that happens to cancel must not count as one.
+    """
+
+    def __init__(
+        self,
+        volume: Volume,
+        reader: PlaneReader,
+        shape: Shape,
+        taps: Sequence[Taps] | None = None,
+        operations: Sequence[Operation] = (),
+        *,
+        keep_zeros: bool = False,
+    ) -> None:
+        self._volume, self._reader, self._operations, self._keep_zeros = volume, reader, operations, keep_zeros
+        same_view = (Taps.between(a, b) for a, b in zip(volume.shape, shape, strict=True))
+        self._x, self._y, self._z = taps or same_view
         self._stored = np.empty((1, volume.shape[1], volume.shape[0]), volume.dtype)
         self._lower = self._upper = np.empty((0, 0), np.float32)
+        self._some_lower = self._some_upper = np.empty((0, 0), np.bool_)
         self._have, self._given = -1, 0
 
     def read(self, out: npt.NDArray[np.float32]) -> None:
@@ -100,17 +145,28 @@ class ResamplingReader:
             while self._have < upper:
                 self._reader.read(self._stored)
                 self._lower = self._upper
-                self._upper = self._x(self._y(scaled(self._volume, self._stored[0]), 0), 1)
+                values = scaled(self._volume, self._stored[0])
+                if self._operations:
+                    apply(self._operations, values)
+                if self._keep_zeros:
+                    self._some_lower = self._some_upper
+                    self._some_upper = _some(_some(values != 0, self._y, 0), self._x, 1)
+                self._upper = self._x(self._y(values, 0), 1)
                 self._have += 1
             first = self._lower if lower < self._have else self._upper
             np.subtract(self._upper, first, out=plane)
             plane *= self._z.weight[self._given]
             plane += first
+            if self._keep_zeros:
+                below = self._some_lower if lower < self._have else self._some_upper
+                plane[(below | self._some_upper) & (plane == 0)] = TINY
             self._given += 1
 
 
-def _resampling_bytes(volume: Volume, shape: Shape) -> int:
+def resampling_bytes(volume: Volume, shape: Shape) -> int:
+    """What a ``ResamplingReader`` holds."""
     x, y, _ = volume.shape
     plane = shape[0] * shape[1] * FLOAT
     between = x * max(y, shape[1]) * FLOAT
-    return x * y * volume.dtype.itemsize + 2 * plane + 2 * max(plane, between) + between
+    masks = 4 * shape[0] * shape[1] + x * max(y, shape[1])
+    return x * y * volume.dtype.itemsize + 2 * plane + 2 * max(plane, between) + between + masks

@@ -1,0 +1,134 @@
+"""MONAI bundles with random weights, laid out as those of MONAI's model zoo; as a program, MONAI's own inference."""
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+NETWORK: Mapping[str, Any] = {
+    "_target_": "UNet",
+    "spatial_dims": 3,
+    "in_channels": 1,
+    "out_channels": 3,
+    "channels": [8, 16, 32],
+    "strides": [2, 2],
+    "num_res_units": 1,
+    "norm": "batch",
+}
+RANGE = {"_target_": "ScaleIntensityRanged", "a_min": -200, "a_max": 300, "b_min": -1, "b_max": 1, "clip": True}
+LOAD = ({"_target_": "LoadImaged"}, {"_target_": "EnsureChannelFirstd"})
+SOFTMAX = {"_target_": "Activationsd", "softmax": True}
+ARGMAX = {"_target_": "AsDiscreted", "argmax": True}
+INVERT = {"_target_": "Invertd", "transform": "@preprocessing", "orig_keys": "@image_key", "nearest_interp": False}
+
+
+def spaced(*pixdim: float, orientation: str = "RAS") -> list[dict[str, Any]]:
+    """Transforms that bring an image onto a grid."""
+    turned = {"_target_": "Orientationd", "axcodes": orientation}
+    return [turned, {"_target_": "Spacingd", "pixdim": list(pixdim), "mode": "bilinear"}]
+
+
+def configuration(
+    *,
+    network: Mapping[str, Any] = NETWORK,
+    before: Sequence[Mapping[str, Any]] = (*spaced(2.0, 2.5, 3.4), RANGE),
+    after: Sequence[Mapping[str, Any]] = (SOFTMAX, INVERT, ARGMAX),
+    inferer: Mapping[str, Any] | None = None,
+    **further: Any,
+) -> dict[str, Any]:
+    """``inference.json``."""
+
+    def keyed(key: str, transforms: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        return {"_target_": "Compose", "transforms": [{"keys": key, **one} for one in transforms]}
+
+    device = "$torch.device('cuda:0' if torch.cuda.is_available() else 'cpu')"
+    return {
+        "imports": ["$import glob", "$import os"],
+        "bundle_root": ".",
+        "image_key": "image",
+        "overlap": 0.25,
+        "modelname": "$'model.pt' if @overlap < 0.5 else 'another.pt'",
+        "device": device,
+        "network_def": dict(network),
+        "network": "$@network_def.to(@device)",
+        "preprocessing": keyed("@image_key", [*LOAD, *before, {"_target_": "EnsureTyped", "device": "@device"}]),
+        "inferer": {
+            "_target_": "SlidingWindowInferer",
+            "roi_size": [32, 32, 24],
+            "sw_batch_size": 2,
+            "overlap": "@overlap",
+            "mode": "gaussian",
+            "device": device,
+            **(inferer or {}),
+        },
+        "postprocessing": keyed("pred", [*after, {"_target_": "SaveImaged", "output_dir": "$@bundle_root + '/eval'"}]),
+        "checkpointloader": {
+            "_target_": "CheckpointLoader",
+            "load_path": "$@bundle_root + '/models/' + @modelname",
+            "load_dict": {"model": "@network"},
+        },
+        "initialize": ["$monai.utils.set_determinism(seed=123)", "$@checkpointloader(@evaluator)"],
+        "run": ["$@evaluator.run()"],
+        **further,
+    }
+
+
+def write(directory: Path, *, seed: int = 0, weights: bool = True, **changes: Any) -> Path:
+    """A bundle; ``changes`` are of the configuration."""
+    content = configuration(**changes)
+    for folder in ("configs", "models"):
+        (directory / folder).mkdir(parents=True, exist_ok=True)
+    (directory / "configs" / "inference.json").write_text(json.dumps(content))
+    names = ["background", "liver", "spleen", "kidney"][: content["network_def"].get("out_channels", 2)]
+    definition = {"pred": {"channel_def": {str(index): name for index, name in enumerate(names)}}}
+    formats = {"inputs": {"image": {"channel_def": {"0": "CT"}}}, "outputs": definition}
+    (directory / "configs" / "metadata.json").write_text(json.dumps({"network_data_format": formats}))
+    if weights:
+        import torch
+
+        torch.manual_seed(seed)
+        torch.save(_network(content["network_def"]).state_dict(), directory / "models" / "model.pt")
+    return directory
+
+
+def _network(description: Mapping[str, Any]) -> Any:
+    """MONAI's network, normalised by what it sees of noise, so that its classes are all found somewhere."""
+    import torch
+
+    from apps.imaging.networks import import_monai
+
+    import_monai()
+    import monai.networks.nets as nets
+
+    arguments = {key: value for key, value in description.items() if key != "_target_"}
+    network = getattr(nets, str(description["_target_"]).rpartition(".")[2])(**arguments)
+    with torch.no_grad():
+        for _ in range(20):
+            network.train()(torch.randn(2, 1, 32, 32, 32))
+    return network.eval()
+
+
+def infer(bundle: Path, image: Path, out: Path) -> None:
+    """What MONAI itself makes of a bundle: its parser, its transforms, its inferer. Writes the labels as ``.npy``."""
+    import monai.transforms  # noqa: F401
+    import numpy as np
+    import torch
+    from monai.bundle import ConfigParser
+
+    parser = ConfigParser(json.loads((bundle / "configs" / "inference.json").read_text()))
+    parser["postprocessing"]["transforms"].pop()  # SaveImaged
+    network = parser.get_parsed_content("network_def").eval()
+    network.load_state_dict(torch.load(bundle / "models" / "model.pt", weights_only=True))
+    data = parser.get_parsed_content("preprocessing")({"image": str(image)})
+    with torch.inference_mode():
+        data["pred"] = parser.get_parsed_content("inferer")(data["image"][None], network)[0]
+    data["pred"].applied_operations = data["image"].applied_operations
+    labels = parser.get_parsed_content("postprocessing")(data)["pred"]
+    np.save(out, labels[0].numpy().astype(np.uint8))
+
+
+if __name__ == "__main__":
+    image_path, *folders = map(Path, sys.argv[1:])
+    for folder in folders:
+        infer(folder, image_path, folder / "expected.npy")
