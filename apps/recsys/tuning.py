@@ -190,8 +190,16 @@ class Search:
         return Outcome(work, self._including(plan), self._results(best))
 
     def best(self) -> Trial:
-        """Of those that came to their end, the one that reached most, the earliest of equals."""
+        """Of those that came to their end, the one that reached most, the earliest of equals.
+
+        Raises
+        ------
+        ArithmeticError
+            If none did.
+        """
         done = [trial for trial in self.notebook.trials if trial.state == "done"]
+        if not done:
+            raise ArithmeticError("no trial came to its end; --set other settings to begin with")
         return max(done, key=lambda trial: (trial.reached, -trial.number))
 
     def _settings(self, number: int) -> dict[str, Any]:
@@ -250,11 +258,14 @@ class Search:
         return replace(plan, footprint=Footprint.of([*plan.footprint.terms, *spent]))
 
     def _results(self, best: Trial) -> dict[str, Any]:
+        first = self.notebook.trials[0]
         return {
             "metric": METRIC,
             "rungs": self.rungs,
             "space": space.to_json(self.work.space),
             "best": best.number,
+            "reached": best.reached,
+            "gain": best.reached / first.reached if first.scores else None,
             "trials": [asdict(trial) for trial in self.notebook.trials],
         }
 

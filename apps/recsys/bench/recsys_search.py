@@ -1,0 +1,37 @@
+"""The suite ``recsys_search``: what twenty trials gain over the defaults, under the same ceiling.
+
+Part of ``make bench-recsys``; needs MovieLens-1M below ``PEAKLINE_DATA``. Settings are chosen on hidden items of the
+training data; what the split holds out is only evaluated on.
+"""
+
+import sys
+from pathlib import Path
+
+from apps.recsys.bench.ground import source
+from common.bench.harness import Bound, Suite
+from common.memory.budget import parse_size
+
+WORK = Path("bench/work/recsys")
+SIZE = "160MiB"
+TRIALS = 20
+GAIN = Bound("result.metrics.ndcg@10", at_least=1.0)
+HIDDEN_GAIN = Bound("result.tuning.gain", at_least=1.0)
+
+
+def suite() -> Suite:
+    """The cases."""
+    made = Suite("recsys_search")
+    for kind in ("ials", "bpr"):
+        group = {"ceiling": parse_size(SIZE), "group": kind}
+        ends = ["--memory", SIZE, "--split", "random", "-q", "--json"]
+        names = f"ml-1m-{kind}", f"ml-1m-{kind}-tuned"
+        for name, options, bounds in ((names[0], [], ()), (names[1], ["--tune", TRIALS], (HIDDEN_GAIN,))):
+            out = WORK / f"search-{name}"
+            train = ["-m", "apps.recsys", "train", source("ml-1m", WORK), "-o", out, "--model", kind, *options, *ends]
+            made.case(name, train, bounds=bounds, fresh=out, **group)
+        made.ratio(f"{kind}: tuned over defaults, held out", names[1], names[0], GAIN)
+    return made
+
+
+if __name__ == "__main__":
+    sys.exit(suite().main())
