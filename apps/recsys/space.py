@@ -25,20 +25,20 @@ class Range:
 Dimension = Choice | Range
 Space = Mapping[str, Dimension]
 
-FACTORS = Choice((16, 32, 64, 128, 256))
+FACTORS = Choice((32, 64, 128, 256))
 
 IALS: Space = {
     "factors": FACTORS,
-    "alpha": Range(0.2, 20.0),
-    "regularization": Range(1.0, 200.0),
-    "weight": Choice(("log", "value", "binary")),
-    "frequency": Choice((0.0, 0.5, 1.0)),
+    "alpha": Range(0.5, 20.0),
+    "regularization": Range(3.0, 100.0),
+    "weight": Choice(("log", "binary")),
+    "frequency": Choice((0.0, 1.0)),
 }
 BPR: Space = {
     "factors": FACTORS,
-    "learning_rate": Range(0.002, 0.1),
-    "regularization": Range(0.0003, 0.1),
-    "user_regularization": Range(0.03, 1.0),
+    "learning_rate": Range(0.003, 0.1),
+    "regularization": Range(0.001, 0.1),
+    "user_regularization": Range(0.05, 1.0),
 }
 EMBEDDING: Space = {
     "factors": FACTORS,

@@ -1,8 +1,8 @@
 """``recsys train --tune N``: other settings tried under the same ceiling, judged on hidden items of the training data.
 
 The first trial has the settings of the command line. Each is planned before it is tried: one that does not fit is
-skipped. Half-way ones that fall behind are stopped by asynchronous successive halving (Li et al., "A system for
-massively parallel hyperparameter tuning", 2020): of those that reached a rung the best third goes on. What a trial
+skipped. Those that fall behind on the way are stopped by asynchronous successive halving (Li et al., "A system for
+massively parallel hyperparameter tuning", 2020): of those that reached a rung the best half goes on. What a trial
 reached is a line in a file as soon as it ends, so that a search that was killed goes on with the next one.
 """
 
@@ -34,8 +34,8 @@ FILE = "tuning.jsonl"
 """In the model folder's ``.training``: a line of what is searched, then a line for each trial."""
 METRIC = "ndcg@10"
 """What decides."""
-REDUCTION = 3
-"""A rung has three times the iterations of the one below it, and lets a third pass."""
+REDUCTION = 2
+"""A rung has twice the iterations of the one below it, and lets half pass."""
 RUNGS = 3
 FITTING = ("arrange", "fit", "validate")
 """Phases of a training that a trial goes through."""
@@ -136,7 +136,7 @@ def rungs(iterations: int) -> list[int]:
 
 
 def promising(score: float, others: Sequence[float]) -> bool:
-    """Whether a score is among the best third of all that were reached at this rung; a first one is."""
+    """Whether a score is among the best half of all that were reached at this rung; a first one is."""
     better = sum(other > score for other in others)
     return better < max(1, (len(others) + 1) // REDUCTION)
 

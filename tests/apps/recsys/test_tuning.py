@@ -96,7 +96,7 @@ def test_a_search_ends_with_the_best_of_its_trials(search: Callable[..., Search]
         fits = trial.settings["factors"] <= 128
         assert (trial.state == "skipped") == (not fits)
         assert bool(trial.scores) == (trial.state in ("done", "stopped"))
-        assert trial.state != "done" or sorted(trial.scores) == made.rungs == [2, 5, 15]
+        assert trial.state != "done" or sorted(trial.scores) == made.rungs == [4, 8, 15]
         assert trial.state != "failed" or trial.settings["weight"] == "binary"
     done = [trial for trial in trials if trial.state == "done"]
     best = max(done, key=lambda trial: trial.reached)
@@ -129,16 +129,16 @@ def test_a_search_that_was_killed_goes_on_as_it_would_have(search: Callable[...,
 
 
 def test_rungs() -> None:
-    assert [tuning.rungs(n) for n in (1, 2, 15, 40)] == [[1], [1, 2], [2, 5, 15], [4, 13, 40]]
+    assert [tuning.rungs(n) for n in (1, 2, 15, 40)] == [[1], [1, 2], [4, 8, 15], [10, 20, 40]]
 
 
 @given(st.lists(st.floats(0, 1), max_size=30), st.floats(0, 1))
-def test_no_more_than_a_third_of_those_known_is_better_than_one_that_goes_on(others: list[float], score: float) -> None:
+def test_less_than_half_of_those_known_is_better_than_one_that_goes_on(others: list[float], score: float) -> None:
     better = sum(other > score for other in others)
     if better == 0:
         assert tuning.promising(score, others)
     if tuning.promising(score, others):
-        assert better == 0 or better + 1 <= (len(others) + 1) / 3
+        assert better == 0 or better + 1 <= (len(others) + 1) / 2
 
 
 def test_every_space_is_of_settings_that_exist() -> None:
@@ -154,7 +154,7 @@ def test_every_space_is_of_settings_that_exist() -> None:
 
 
 def test_settings_lie_in_the_space() -> None:
-    trials = [Trial(n, {**tuning.present(work()), "alpha": 1.0 + n}, {2: 0.1 * n}, "stopped") for n in range(10)]
+    trials = [Trial(n, {**tuning.present(work()), "alpha": 1.0 + n}, {4: 0.1 * n}, "stopped") for n in range(10)]
     settings = sampling.ask(space.IALS, trials, seed=1)
     assert settings == sampling.ask(space.IALS, trials, seed=1) != sampling.ask(space.IALS, trials, seed=2)
     for name, dimension in space.IALS.items():
