@@ -199,7 +199,7 @@ def test_killed_and_continued_from_the_command_line(trained: Trained, run: Run, 
 
 @pytest.mark.parametrize("kind", ["bpr", "embedding"])
 def test_other_models_are_tuned_too(trained: Trained, run: Run, tmp_path: Path, kind: str) -> None:
-    options = ("--model", kind, "--tune", 3, "--epochs", 4, "--factors", 16, "--memory", "600MiB", "--json")
+    options = ("--model", kind, "--tune", 2, "--epochs", 2, "--factors", 16, "--memory", "600MiB", "--json")
     done = run("apps.recsys", "train", trained.interactions, "-o", tmp_path / "model", *options)
     assert done.code == 0, done.err
     found = done.record["results"]["tuning"]
