@@ -23,8 +23,8 @@ $(STAMP): pyproject.toml constraints.txt
 
 peers:  ## make .venv-peers: what imported models are compared with
 	$(PYTHON) -m venv .venv-peers
-	.venv-peers/bin/python -m pip install --quiet torch==2.13.0
-	.venv-peers/bin/python -m pip install --quiet nnunetv2==2.8.1
+	.venv-peers/bin/python -m pip install --quiet torch==2.14.1
+	.venv-peers/bin/python -m pip install --quiet torch==2.14.1 nnunetv2==2.8.1 monai==1.6.1 konfai==1.8.7
 
 demo: setup  ## both applications on real data where it is at hand, each under a ceiling
 	$(BIN)/python -m apps.demo

@@ -29,10 +29,10 @@ def suite() -> Suite:
     many = WORK / "model-118"
     if _wanted("speed"):
         speed.add_cases(imaging, WORK, source)
-    if _wanted("memory"):
-        memory.add_cases(imaging, WORK, source)
-    if _wanted("parity") and (hippocampus := datasets.find("msd-hippocampus")) is not None:
-        peer_nnunet.add_cases(imaging, WORK, hippocampus)
+    if not memory.PEER_PYTHON.is_file():
+        sys.stderr.write("imaging: no cases against nnU-Net and KonfAI, which `make peers` installs\n")
+    else:
+        _add_peers(imaging, source)
     if _wanted("flat"):
         large.make_model(small, classes=30, filters=8, tile=96)
         folders = [large.make_series(WORK / f"ct-{length}", length, source) for length in large.LONG_LENGTHS]
@@ -58,6 +58,14 @@ def suite() -> Suite:
         title = "118 classes: time in 1 GiB against 8 GiB"
         imaging.ratio(title, "classes-118-250-1GiB", "classes-118-250-8GiB", AS_FAST)
     return imaging
+
+
+def _add_peers(imaging: Suite, source: Path | None) -> None:
+    """Cases that need ``.venv-peers``."""
+    if _wanted("memory") or _wanted("konfai"):
+        memory.add_cases(imaging, WORK, source)
+    if _wanted("parity") and (hippocampus := datasets.find("msd-hippocampus")) is not None:
+        peer_nnunet.add_cases(imaging, WORK, hippocampus)
 
 
 def _wanted(name: str) -> bool:

@@ -6,6 +6,7 @@ because it is what surrounds it that is compared; all peers run to the end. A pe
 """
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -28,6 +29,8 @@ ARCHITECTURE = {
     "n_conv_per_stage": [1, 1, 1],
     "n_conv_per_stage_decoder": [1, 1],
 }
+SMALLER = (192, 192, 160)
+"""For time."""
 PEERS: Mapping[str, float] = {"monai": 1 / 8, "nnunet": 1 / 6, "konfai": 1 / 2}
 """Our memory over theirs, at most."""
 
@@ -54,6 +57,20 @@ def add_cases(suite: Suite, work: Path, source: Path | None) -> None:
         suite.case(f"memory-{name}", peer, ceiling=24 * GIB, group=group)
         title = f"memory above the floor, 25 classes: against {name}"
         suite.ratio(title, "memory-peakline", f"memory-{name}", Bound("result.above_mib", at_most=share))
+    _add_speed(suite, work, source, model)
+
+
+def _add_speed(suite: Suite, work: Path, source: Path | None, model: Path) -> None:
+    """Time against KonfAI on a smaller volume; KonfAI's is counted without its imports and its conversion."""
+    image = make_volume(work / "smaller.nii.gz", SMALLER, source)
+    ours = ["-m", "apps.imaging.bench.memory", image, model, work / "out-smaller"]
+    suite.case("konfai-speed-peakline", ours, group="konfai-speed", repeats=2)
+    threads = len(os.sched_getaffinity(0))
+    peer = [PEER_PYTHON, "-m", "apps.imaging.bench.peer_memory", "konfai", image, model, work / "smaller"]
+    options = ["--tile", TILE, "--threads", threads]
+    suite.case("konfai-speed", [*peer, *options], group="konfai-speed", repeats=2)
+    bound = Bound("seconds", at_most=1 / 1.5)
+    suite.ratio("an nnU-Net model: time against KonfAI", "konfai-speed-peakline", "konfai-speed", bound)
 
 
 def measure(image: Path, model: Path, out: Path) -> dict[str, Any]:

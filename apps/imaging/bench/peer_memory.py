@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -121,10 +122,11 @@ def main() -> None:
     parser.add_argument("model", type=Path)
     parser.add_argument("work", type=Path)
     parser.add_argument("--tile", type=int, default=96)
+    parser.add_argument("--threads", type=int, default=1, help="memory hardly depends on them")
     args = parser.parse_args()
     import torch
 
-    torch.set_num_threads(1)  # memory hardly depends on it
+    torch.set_num_threads(args.threads)
     run = PEERS[args.peer](args.image, args.model, args.work, args.tile)
     warm_up()
     floor, began = meter.resident(), time.monotonic()
@@ -132,7 +134,8 @@ def main() -> None:
     peak = meter.lifetime_peak()
     found = {"elapsed": time.monotonic() - began, "floor_mib": floor / MIB, "peak_mib": peak / MIB}
     found["above_mib"] = found["peak_mib"] - found["floor_mib"]
-    print(json.dumps({name: round(value, 1) for name, value in found.items()}))
+    versions = {name: version(name) for name in ("torch", "monai", "nnunetv2", "konfai")}
+    print(json.dumps({name: round(value, 1) for name, value in found.items()} | {"versions": versions}))
 
 
 if __name__ == "__main__":

@@ -91,7 +91,7 @@ def add_cases(suite: Suite, work: Path, source: Path) -> None:
             suite.case(name, command, bounds=(EQUAL,))
     kind, model, images = next(nnunet_models.models(work))
     command = ["-m", "apps.imaging.bench.peer_nnunet", model, images, work / "speed", "--tta", "--repeats", 2]
-    suite.case("speed-nnunet", command, bounds=(FASTER,))
+    suite.case("parity-speed", command, bounds=(FASTER,))
 
 
 def main() -> None:

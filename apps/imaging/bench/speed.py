@@ -24,6 +24,8 @@ BOUNDS = {
     "unet": Bound("seconds", at_most=1 / 3),
 }
 """Our time over MONAI's."""
+TORCH = Bound("seconds", at_most=1.0)
+"""The same with PyTorch as the engine: what remains is reading, blending and writing."""
 EQUAL = Bound("result.share", at_most=1e-5)
 REPEATS = 3
 
@@ -66,19 +68,17 @@ def add_cases(suite: Suite, work: Path, source: Path | None) -> None:
     work.mkdir(parents=True, exist_ok=True)
     volume = make_volume(work / "speed.nii.gz", SHAPE, source)
     for name, bound in BOUNDS.items():
-        model, out, theirs = (
-            make_model(work / f"speed-{name}", name),
-            work / f"out-{name}",
-            work / f"monai-{name}.nii.gz",
-        )
-        options = f"--overlap {OVERLAP} --memory 3GiB --json".split()
-        ours = ["-m", "apps.imaging", "infer", volume, "-m", model, "-o", out, *options]
-        group = f"speed-{name}"
-        suite.case(f"speed-{name}", ours, group=group, repeats=REPEATS, fresh=out)
+        model, theirs, group = make_model(work / f"speed-{name}", name), work / f"monai-{name}.nii.gz", f"speed-{name}"
+        for engine, case in (("openvino", group), ("torch", f"speed-torch-{name}")):
+            out = work / f"out-{case}"
+            options = f"--overlap {OVERLAP} --memory 3GiB --engine {engine} --json".split()
+            ours = ["-m", "apps.imaging", "infer", volume, "-m", model, "-o", out, *options]
+            suite.case(case, ours, group=group, repeats=REPEATS, fresh=out)
         peer = ["-m", "apps.imaging.bench.peer_monai", volume, model, theirs, "--tile", TILE, "--overlap", OVERLAP]
         suite.case(f"speed-monai-{name}", peer, group=group, repeats=REPEATS)
         suite.ratio(f"{name}: time against MONAI's sliding_window_inference", group, f"speed-monai-{name}", bound)
-        compared = ["-m", "apps.imaging.bench.speed", out / "study-0001.nii.gz", theirs]
+        suite.ratio(f"{name}: with the torch engine", f"speed-torch-{name}", f"speed-monai-{name}", TORCH)
+        compared = ["-m", "apps.imaging.bench.speed", work / f"out-{group}" / "study-0001.nii.gz", theirs]
         suite.case(f"speed-equal-{name}", compared, bounds=(EQUAL,))
 
 
