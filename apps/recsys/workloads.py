@@ -37,8 +37,9 @@ SORT_FIXED_BYTES = 1 << 20
 """What is not by rows: a few buffers of files."""
 PACKING_BYTES = 4096
 """What one BLAS thread packs, by the inner dimension of its product."""
-SAMPLER_BYTES = 32 << 20
-"""The process that is asked for the next settings, beside what it shares: Optuna, and the pages that it writes to."""
+SAMPLER_BYTES = 24 << 20
+"""The process that is asked for the next settings, without what it shares: Optuna, and the pages that it writes to
+(21 MiB, with 20 trials to look at)."""
 HEAP_BYTES = 3 << 18
 """What a new thread's own malloc heap holds at first; in ``train`` the solver's threads have left theirs."""
 THREAD_BYTES = 256 << 10

@@ -105,7 +105,7 @@ def test_a_search_ends_with_the_best_of_its_trials(search: Callable[..., Search]
     assert found.work.trials == 0 and found.results["best"] == best.number
     phases = found.plan.footprint.phases()
     # a floor, what the sampler takes; what the largest trial takes, ranking included
-    assert phases["suggest"] == 100 * MIB + (32 << 20) + 6 * MIB + (512 << 10)
+    assert phases["suggest"] == 100 * MIB + (24 << 20) + 6 * MIB + (512 << 10)
     assert phases["tune"] > phases["fit"]
     said = made.session.said  # type: ignore[attr-defined]
     assert sum("skipped: far too large" in line for line in said) == sum(t.state == "skipped" for t in trials)
