@@ -11,7 +11,7 @@ import pytest
 import scipy.sparse
 from implicit.cpu.bpr import BayesianPersonalizedRanking
 
-from apps.recsys import bpr, encoders, pause, weights
+from apps.recsys import bpr, encoders, pause, pricing_bpr, weights
 from apps.recsys.bpr import Pairs
 from common import model_folder
 from tests.apps.recsys.conftest import Trained
@@ -86,6 +86,19 @@ def test_a_user_is_found_where_its_loss_is_least(had: int, monkeypatch: pytest.M
     monkeypatch.setattr(encoders, "NEWTON_STEPS", 5)
     least = fold(own, np.ones(had, np.float32)).astype(np.float64)
     assert np.abs(gradient(least)).max() < 1e-5 * np.abs(gradient(first)).max() + 1e-6
+
+
+def test_terms_are_the_sizes_of_the_arrays() -> None:
+    made = matrix()
+    pairs = Pairs.of(matrix())
+    state = bpr.first_state(pairs, items=40, factors=9, seed=5)
+    priced = {term.name: term.bytes for term in pricing_bpr.terms(users=50, interactions=made.nnz, factors=9)}
+    assert priced["user factors"] == state.users.nbytes
+    rows = pairs.users.nbytes + pairs.items.nbytes
+    assert rows <= rows + pairs.indptr.nbytes <= priced["interactions"] == rows + 8 * 50
+    assert pricing_bpr.fold_terms("ials", factors=9, threads=2, phases=("evaluate",)) == []
+    (fold,) = pricing_bpr.fold_terms("bpr", factors=9, threads=2, phases=("evaluate",))
+    assert fold.bytes > 2 * 5 * encoders.KNOWN_ROWS * bpr.COMPARED * 4
 
 
 def test_train_evaluate_answer(trained: Trained, run: Run, tmp_path: Path) -> None:
