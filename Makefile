@@ -18,7 +18,7 @@ setup: $(STAMP)  ## make .venv and install into it
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch==2.13.0
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[serve,engines,dicom,nnunet,bundle,jpeg,test]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[serve,engines,int8,dicom,nnunet,bundle,jpeg,test]'
 	@touch $@
 
 peers:  ## make .venv-peers: what imported models are compared with

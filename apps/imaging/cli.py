@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from apps.imaging import train_options, warm
+from apps.imaging import compress_options, train_options, warm
 from common import __version__, cli, front_ends
 from common.errors import InputError, UsageError
 from common.memory.budget import MemoryBudget
@@ -22,6 +22,7 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(metavar="COMMAND", required=True)
     train_options.add(commands)
     _infer(commands)
+    compress_options.add(commands)
     _evaluate(commands)
     _inspect(commands)
     front_ends.add_fetch(commands, "imaging")
@@ -102,7 +103,8 @@ def _infer(commands: Any) -> None:
     one.add_argument("--tile", type=cli.triple, metavar="X,Y,Z", help="tile in voxels (default: the model's patch)")
     one.add_argument("--batch", type=cli.positive, metavar="N", help="tiles at a time, each in a share of the threads")
     one.add_argument("--engine", default="auto", choices=["auto", *ENGINES], help="default auto")
-    one.add_argument("--precision", default="float32", choices=["float32", "bf16"], help="bf16: OpenVINO only")
+    precision_help = "OpenVINO has all (default: int8 where the model was made so, else float32)"
+    one.add_argument("--precision", choices=["float32", "bf16", "int8"], help=precision_help)
     tta_help = "also average over the tile mirrored along the axes of training (slower)"
     one.add_argument("--tta", default="none", choices=["none", "mirror"], help=tta_help)
     one.add_argument("--roi-subset", type=names, metavar="NAME,...", help="only these classes (default: all)")
@@ -163,8 +165,12 @@ def _infer_workload(args: argparse.Namespace, budget: MemoryBudget) -> "Workload
     step = steps(model.network, model.arguments)
     if any(size % of for size, of in zip(tile, step, strict=True)):
         raise UsageError(f"--tile: sides must be multiples of {','.join(map(str, step))} for this network")
-    if args.precision not in PRECISIONS[_engine(args)]:
-        raise UsageError(f"--precision {args.precision}: not with the engine {_engine(args)}")
+    engine = _engine(args)
+    precision = args.precision or ("int8" if model.int8 and engine == "openvino" else "float32")
+    if precision not in PRECISIONS[engine]:
+        raise UsageError(f"--precision {precision}: not with the engine {engine}")
+    if precision == "int8" and not model.int8:
+        raise UsageError(f"--precision int8: {args.model} is not quantised; imaging compress --int8 makes one that is")
     chosen = chosen_labels(model, args.roi_subset)
     if "dicom-rtstruct" in args.output_type:
         structures(chosen)
@@ -185,8 +191,8 @@ def _infer_workload(args: argparse.Namespace, budget: MemoryBudget) -> "Workload
         model=model,
         studies=tuple(studies),
         cases=cases,
-        engine=_engine(args),
-        precision=args.precision,
+        engine=engine,
+        precision=precision,
         tile=tile,
         overlap=overlap,
         batch=args.batch,
@@ -259,6 +265,7 @@ def _infer_run(args: argparse.Namespace, session: cli.Session) -> Mapping[str, A
         mirror=work.mirror,
         remove_small=work.remove_small,
         wanted=work.wanted,
+        precision=work.precision,
         session=session,
         table=table,
         cases=work.cases,

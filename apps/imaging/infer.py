@@ -121,6 +121,7 @@ class Job:
     remove_small: float
     """Millilitres below which a connected part becomes background; 0: none."""
     wanted: Wanted
+    precision: str
     session: Session
     table: StudyTable
     cases: Mapping[str, Case | InputError]
@@ -137,6 +138,7 @@ class Job:
             "spacing": list(self.model.spacing),
             "remove_small": self.remove_small,
             "inference": asdict(self.model.inference),
+            "precision": self.precision,
         }
 
 
@@ -176,24 +178,37 @@ def finished_values(
             scratch=scratch,
         ) as blend,
     ):
-        if case.nnunet and case.resampled:
-            reader = SplineReader(case.volume, reader, grid.shape, operations, nearest=case.nearest, limits=case.limits)
-            operations = ()
-        elif case.resampled:
-            reader = _resampling(case, reader, before)
-        else:
-            operations = (*before, *operations)
-        edge = case.inference.padding == "edge"
-        window = Window(case.volume, reader, grid, operations, ready=case.resampled, edge=edge)
-        tiles = _tiles(case, window, batches, batch, engine.in_channels)
+        window = open_window(case, reader, operations, before)
+        tiles = network_tiles(case, window, batches, batch, engine.in_channels)
         for chosen, outputs in zip(batches, answers(engine, tiles, ahead=batch > 1), strict=True):
             for index, output in zip(chosen, outputs, strict=True):
                 yield from blend.add(index, frame.view(output))
             tick(len(chosen))
 
 
-def _tiles(case: Case, window: Window, batches: Sequence[range], batch: int, channels: int) -> Iterator[Tiles]:
-    """The network's input, batch by batch, in arrays that are used by turns."""
+def open_window(
+    case: Case,
+    reader: PlaneReader,
+    operations: Sequence[intensity.Operation],
+    before: Sequence[intensity.Operation] = (),
+) -> Window:
+    """The volume on the network's grid, as the model's convention brings it there."""
+    grid = case.grid
+    if case.nnunet and case.resampled:
+        reader = SplineReader(case.volume, reader, grid.shape, operations, nearest=case.nearest, limits=case.limits)
+        operations = ()
+    elif case.resampled:
+        reader = _resampling(case, reader, before)
+    else:
+        operations = (*before, *operations)
+    edge = case.inference.padding == "edge"
+    return Window(case.volume, reader, grid, operations, ready=case.resampled, edge=edge)
+
+
+def network_tiles(
+    case: Case, window: Window, batches: Sequence[Sequence[int]], batch: int, channels: int
+) -> Iterator[Tiles]:
+    """The network's input, batch by batch (numbers of tiles), in arrays that are used by turns."""
     positions = list(case.grid)
     inputs = Turns((batch, channels, *case.tile))
     for chosen in batches:
@@ -271,12 +286,19 @@ def pass_planes(case: Case) -> int:
     return max(1, BLOCK_BYTES // (x * y * FLOAT))
 
 
+def within_content(case: Case, model: ImagingModel) -> tuple[Case, Content | None]:
+    """The case that is worked on: nnU-Net looks only at the box that is not zero."""
+    if not case.nnunet:
+        return case, None
+    found = content(case.volume.shape, blocks(case.volume))
+    return case.within(found, model), found
+
+
 def segment(job: Job, study: Study, case: Case) -> tuple[str, ...]:
     """Segment one study; returns the names of its outputs."""
     session, volume = job.session, case.volume
     with session.phase("statistics"):
-        found = content(volume.shape, blocks(volume)) if case.nnunet else None
-        inside = case.within(found, job.model) if found is not None else case
+        inside, found = within_content(case, job.model)
         before, operations = resolved(inside, job.model.intensity)
     key = resume_key(volume, job.settings(case))
     outputs = Outputs(job.wanted, job.table.directory, study.study, volume, job.model, key, job.maker.dtype)

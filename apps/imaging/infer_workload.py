@@ -179,7 +179,7 @@ class InferWorkload:
             Term("head", (self.model.features + 1) * len(self.model.labels) * FLOAT, "analytic", running),
             Term("blend", self._largest(lambda c: self._carried(c, setting).memory), "analytic", (INFER,)),
             Term("mirrored tiles", self._mirror_bytes(setting), "analytic", (INFER,)),
-            Term("input planes", self._largest(_window_bytes), "analytic", (INFER,)),
+            Term("input planes", self._largest(input_bytes), "analytic", (INFER,)),
             Term("tiles", (inputs * len(self.model.channels) * FLOAT + 2 * FLOAT + 4) * tile, "analytic", (INFER,)),
             Term("finished labels", self._largest(lambda c: self._labels(c, channels)), "analytic", (INFER,)),
             Term("small parts", self._largest(self._small_parts), "measured", (INFER,)),
@@ -189,7 +189,7 @@ class InferWorkload:
                 "measured",
                 running,
             ),
-            Term("statistics", self._largest(_pass_bytes), "analytic", (STATISTICS, PREVIEW)),
+            Term("statistics", self._largest(pass_bytes), "analytic", (STATISTICS, PREVIEW)),
             Term(
                 "outputs",
                 self._largest(lambda c: outputs_bytes(self.wanted, c.volume, self.model)),
@@ -251,10 +251,10 @@ class InferWorkload:
         channels = self.model.features
         return (
             carried(case.grid, channels, "columns").memory
-            + _window_bytes(case)
+            + input_bytes(case)
             + self._labels(case, channels)
             + case.volume.reader_bytes
-            + _pass_bytes(case)
+            + pass_bytes(case)
         )
 
     def _largest(self, price: Any) -> int:
@@ -274,7 +274,7 @@ class InferWorkload:
         )
 
 
-def _window_bytes(case: Case) -> int:
+def input_bytes(case: Case) -> int:
     """What reading holds between a volume and the tiles."""
     if case.nnunet and case.resampled:
         x, y, _ = case.grid.shape
@@ -282,7 +282,7 @@ def _window_bytes(case: Case) -> int:
     return window_bytes(case.volume, case.grid, resampled=case.resampled)
 
 
-def _pass_bytes(case: Case) -> int:
+def pass_bytes(case: Case) -> int:
     """One block of a pass over the volume: as stored, in float32, and two more while moments are taken."""
     x, y, _ = case.volume.shape
     voxels = block_planes(case.volume) * x * y

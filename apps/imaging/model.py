@@ -11,7 +11,7 @@ import numpy.typing as npt
 from apps.imaging.geometry import AS_STORED
 from apps.imaging.intensity import check_operations
 from common import model_folder
-from common.engines.engine import NETWORK, WEIGHTS, Output
+from common.engines.engine import INT8, NETWORK, WEIGHTS, Output
 from common.errors import InputError
 
 if TYPE_CHECKING:
@@ -84,6 +84,8 @@ class ImagingModel:
     """The head's weights are in this file only."""
     weights_bytes: int
     inference: Inference = Inference()
+    int8: bool = False
+    """Whether the network is there in 8-bit integers too (``imaging compress --int8``)."""
 
 
 def labels_from_names(names: Sequence[str]) -> list[Label]:
@@ -201,6 +203,7 @@ def _from_manifest(directory: Path, manifest: Mapping[str, Any]) -> ImagingModel
         weights_sha256=str(manifest["files"][WEIGHTS]["sha256"]),
         weights_bytes=int(manifest["files"][WEIGHTS]["bytes"]),
         inference=_inference(manifest.get("inference", {})),
+        int8=all(name in manifest["files"] for name in INT8),
     )
 
 

@@ -6,6 +6,7 @@ A command's floor is measured by the same function in a child (``common.memory.f
 OPENVINO = "apps.imaging.warm:openvino"
 ONNXRUNTIME = "apps.imaging.warm:onnxruntime"
 TORCH = "apps.imaging.warm:torch"
+COMPRESS = "apps.imaging.warm:compress"
 TRAIN = "apps.imaging.warm:train"
 EVALUATE = "apps.imaging.warm:evaluate"
 
@@ -63,6 +64,14 @@ def openvino() -> None:
     model = ov.Model([ops.convolution(image, kernel, [1] * 3, [1] * 3, [1] * 3, [1] * 3)], [image])
     compiled = ov.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     compiled(np.ones((1, 1, 8, 8, 8), np.float32))
+
+
+def compress() -> None:
+    """Quantisation: OpenVINO, and the library that finds the ranges."""
+    from common.engines.quantise import import_nncf
+
+    openvino()
+    import_nncf()
 
 
 TINY_ONNX = (

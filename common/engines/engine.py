@@ -25,6 +25,8 @@ Tile = tuple[int, int, int]
 
 NETWORK = "network.onnx"
 WEIGHTS = "weights.safetensors"
+INT8 = ("network-int8.xml", "network-int8.bin")
+"""OpenVINO's own format; there where a model was quantised (``common.engines.quantise``)."""
 ENGINES = ("openvino", "onnxruntime", "torch")
 LIBRARIES: Mapping[str, tuple[str, ...]] = {
     "openvino": ("openvino", "numpy"),
@@ -34,7 +36,7 @@ LIBRARIES: Mapping[str, tuple[str, ...]] = {
 """Distributions whose versions an engine's cost depends on."""
 
 PRECISIONS: Mapping[str, tuple[str, ...]] = {
-    "openvino": ("float32", "bf16"),
+    "openvino": ("float32", "bf16", "int8"),
     "onnxruntime": ("float32",),
     "torch": ("float32",),
 }

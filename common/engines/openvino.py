@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from common.engines.engine import NETWORK, Array, Output, Tile, Turns, read_head
+from common.engines.engine import INT8, NETWORK, Array, Output, Tile, Turns, read_head
 
 
 def import_openvino() -> Any:
@@ -25,7 +25,7 @@ def import_openvino() -> Any:
 
 
 class OpenVinoEngine:
-    """``network.onnx`` compiled for one static shape.
+    """``network.onnx``, or the network in int8, compiled for one static shape.
 
     Each tile of a batch runs in a stream of its own, with its share of the threads: a tenth faster than one stream
     whose threads wait for each other at every layer, for the price of one more tile's activations.
@@ -44,7 +44,7 @@ class OpenVinoEngine:
     ) -> None:
         self._ov = import_openvino()
         core = self._ov.Core()
-        model = core.read_model(model_dir / NETWORK)
+        model = core.read_model(model_dir / (INT8[0] if precision == "int8" else NETWORK))
         found: Output = "features" if "features" in model.output(0).names else "logits"
         if found == "logits" and output == "features":
             raise ValueError(f"{NETWORK} has no features")
@@ -54,7 +54,7 @@ class OpenVinoEngine:
         channels = model.input(0).partial_shape[1].get_length()
         model.reshape([1, channels, *tile])
         settings: dict[str, Any] = {
-            "INFERENCE_PRECISION_HINT": {"float32": "f32", "bf16": "bf16"}[precision],
+            "INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32",
             "INFERENCE_NUM_THREADS": threads,
             "NUM_STREAMS": batch,
             "ENABLE_CPU_PINNING": False,  # pinned threads of two runs on one machine would share a core

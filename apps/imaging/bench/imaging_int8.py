@@ -1,0 +1,87 @@
+"""The suite ``imaging-int8``: a network in 8-bit integers, what it costs in Dice and what it needs.
+
+The model is the shipped one of the hippocampus; its ranges are found on cases that it was trained on, and Dice is of
+the 42 that were held out. Needs the Decathlon's hippocampus data.
+"""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from apps.imaging.bench.ground_infer import make_volume
+from common import datasets
+from common.bench.harness import Bound, Suite
+from common.memory.budget import MIB
+
+WORK = Path("bench/work/imaging-int8")
+MODEL = Path("data/models/hippocampus")
+FOLDS = 5
+"""Every fifth case was held out when the model was trained."""
+SHAPE = (256, 256, 256)
+FEW = ("--overlap", "0.25")
+"""Tiles: memory does not depend on it, time does."""
+
+SMALLEST = Bound("peak", at_most=300 * MIB)
+DICE_DROP = Bound("result.drop", at_most=0.003)
+"""Of the mean Dice of held-out cases, float32's less int8's."""
+NEVER_UNDER = Bound("predicted_over_measured", 1.0, 1.15)
+
+
+def suite() -> Suite:
+    """The cases, in the order in which they need each other."""
+    int8 = Suite("imaging-int8")
+    hippocampus, sample = datasets.find("msd-hippocampus"), datasets.find("ct-sample")
+    if hippocampus is None:
+        sys.stderr.write("imaging-int8: no msd-hippocampus data\n")
+        return int8
+    links(hippocampus)
+    quantised = WORK / "model"
+    command = ["-m", "apps.imaging", "compress", MODEL, "-o", quantised, "--int8", "--calibration", WORK / "training"]
+    int8.case("int8-compress", [*command, "--memory", "600MiB", "--json"], bounds=(NEVER_UNDER,))
+    int8.case("int8-dice", ["-m", "apps.imaging.bench.imaging_int8", quantised], bounds=(DICE_DROP,))
+    volume = make_volume(WORK / "volume.nii.gz", SHAPE, sample / "example_ct.nii.gz" if sample else None)
+    for precision in ("int8", "float32"):
+        out = WORK / f"out-{precision}"
+        infer = ["-m", "apps.imaging", "infer", volume, "-m", quantised, "-o", out, "--precision", precision, *FEW]
+        bounds = (SMALLEST, NEVER_UNDER) if precision == "int8" else (NEVER_UNDER,)
+        int8.case(f"int8-smallest-{precision}", [*infer, "--memory", "300MiB", "--json"], fresh=out, bounds=bounds)
+    return int8
+
+
+def links(hippocampus: Path) -> None:
+    """Folders of links: images that were trained on, images and labels that were held out."""
+    for number, image in enumerate(sorted((hippocampus / "imagesTr").glob("*.nii.gz"))):
+        held_out = number % FOLDS == 0
+        places = (
+            {"held-out": image, "labels": hippocampus / "labelsTr" / image.name} if held_out else {"training": image}
+        )
+        for folder, target in places.items():
+            link = WORK / folder / image.name
+            link.parent.mkdir(parents=True, exist_ok=True)
+            if not link.is_symlink():
+                link.symlink_to(target.resolve())
+
+
+def dice(model: Path) -> dict[str, Any]:
+    """Mean Dice of the held-out cases in both precisions, by ``imaging infer`` and ``imaging evaluate``."""
+    found: dict[str, Any] = {}
+    for precision in ("float32", "int8"):
+        out = WORK / f"labels-{precision}"
+        _run("infer", WORK / "held-out", "-m", model, "-o", out, "--precision", precision)
+        results = _run("evaluate", out, WORK / "labels")["results"]
+        found |= {precision: results["mean_dice"], "cases": results["cases"]}
+    return found | {"drop": found["float32"] - found["int8"]}
+
+
+def _run(*arguments: object) -> Any:
+    command = [sys.executable, "-m", "apps.imaging", *map(str, arguments), "--json"]
+    return json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
+
+
+if __name__ == "__main__":
+    if len(sys.argv) > 1 and not sys.argv[1].startswith("-"):
+        sys.stdout.write(json.dumps(dice(Path(sys.argv[1]))) + "\n")
+        sys.exit(0)
+    sys.exit(suite().main())
