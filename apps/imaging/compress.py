@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from apps.imaging.infer import Case, network_tiles, open_window, resolved, within_content
+from apps.imaging.cases import Case, network_tiles, open_window, resolved, within_content
 from apps.imaging.model import APPLICATION, CARD, ImagingModel, read_model
 from common import model_folder
 from common.cli import Session

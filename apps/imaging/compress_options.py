@@ -33,10 +33,10 @@ def add(commands: Any) -> None:
 
 def _workload(args: argparse.Namespace, budget: MemoryBudget) -> "Workload":
     """Read the volumes' headers; those beyond the number of tiles are not needed."""
+    from apps.imaging.cases import Case
     from apps.imaging.compress import OVERLAP, Job
     from apps.imaging.compress_workload import CompressWorkload
     from apps.imaging.imports import imported
-    from apps.imaging.infer import Case
     from apps.imaging.model import read_model
     from apps.imaging.studies import find_studies, open_volume
 

@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 
 from apps.imaging import warm
+from apps.imaging.cases import Case, pass_planes, restored_channels
 from apps.imaging.components import components_bytes
 from apps.imaging.crop import cropped_bytes
 from apps.imaging.dicom_template import CHILD_BYTES
 from apps.imaging.dicomweb import NETWORK_BYTES, Downloads, is_address
-from apps.imaging.infer import Case, pass_planes, restored_channels
 from apps.imaging.labels import back_bytes, label_bytes
 from apps.imaging.model import TORCH_NETWORK, ImagingModel
 from apps.imaging.networks import steps

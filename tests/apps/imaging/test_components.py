@@ -95,7 +95,7 @@ def test_remove_small_and_fast_of_a_run(run, tmp_path: Path) -> None:  # type: i
 
 
 def test_fast_sees_half_the_resolution(tmp_path: Path) -> None:
-    from apps.imaging.infer import Case
+    from apps.imaging.cases import Case
     from apps.imaging.model import at_half_resolution, read_model
     from apps.imaging.nifti import open_nifti
     from tests.apps.imaging.helpers import random_model, write_nifti

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from apps.imaging.cases import Case
 from apps.imaging.compress import Job
-from apps.imaging.infer import Case
 from apps.imaging.model import read_model
 from apps.imaging.nifti import open_nifti
 from tests.apps.imaging.helpers import random_model, read_labels, write_nifti
