@@ -27,11 +27,14 @@ class Start:
         stays at each step, so that steps do not shrink by themselves.
     unit
         Rows are directions: each is stored with the length that its first numbers are expected to have.
+    pace
+        Their share of the learning rate.
     """
 
     deviation: float
     memory: float = 1.0
     unit: bool = False
+    pace: float = 1.0
 
 
 class StoredRows(torch.nn.Module):
@@ -43,7 +46,7 @@ class StoredRows(torch.nn.Module):
 
     def __init__(self, part: Part, start: Start) -> None:
         super().__init__()
-        self.rows, self.memory = part.rows, start.memory
+        self.rows, self.memory, self.pace = part.rows, start.memory, start.pace
         self.length = start.deviation * part.width**0.5 if start.unit else 0.0
         self.form = storage.FORMATS[part.kind]
         codes, scales = storage.empty(part.rows, part.width, self.form)
@@ -71,7 +74,7 @@ class StoredRows(torch.nn.Module):
         """
         state = self._remember(self.state[ids], gradient.square().mean(1))
         self.state[ids] = state
-        gradient *= (-rate / (state.sqrt() + 1e-10))[:, None]
+        gradient *= (-rate * self.pace / (state.sqrt() + 1e-10))[:, None]
         gradient += values
         if self.length:
             gradient *= self.length / gradient.norm(dim=1, keepdim=True).clamp(min=1e-10)

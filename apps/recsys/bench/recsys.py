@@ -11,6 +11,7 @@ from pathlib import Path
 
 from common import datasets
 from common.bench.harness import Bound, Suite
+from common.compression import layouts
 from common.memory.budget import parse_size
 
 WORK = Path("bench/work/recsys")
@@ -24,6 +25,10 @@ users after 8 epochs. Which epoch is kept is decided in training, also on hidden
 
 GOWALLA = {"weight": "binary", "alpha": 80, "regularization": 100, "frequency": 1, "iterations": 8}
 """Of iALS on Gowalla; compared with 64 factors on hidden items of 3,000 users."""
+
+TABLES = ["--model", "embedding", "--factors", 64, "--epochs", 12, "--min-value", 4, "--split", "user-holdout"]
+"""Of the tables on MovieLens-1M: ratings from 4 on, a tenth of the users held out; no choice was made on them."""
+TABLES += ["--set", "user=own", "--set", "negatives=512", "--set", "validation=0", "--threads", 1]
 
 
 def settings(hyper: Mapping[str, object]) -> list[str]:
@@ -93,7 +98,21 @@ def suite() -> Suite:
     for table, kept in (("int8", 0.99), ("int4", 0.97)):
         bound = Bound("result.metrics.ndcg@20", at_least=kept)
         recsys.ratio(f"gowalla-{table}-over-full", f"gowalla-embedding-{table}", "gowalla-embedding", bound)
+    _tables(recsys, common)
     return recsys
+
+
+def _tables(recsys: Suite, common: list[str]) -> None:
+    """What a table of each kind keeps of the ranking; the training is the same for all."""
+    size, metric = "1GiB", "result.metrics.ndcg@20"
+    for kind in layouts.KINDS:
+        group = {"ceiling": parse_size(size), "group": f"table-ml-1m-{kind}"}
+        train = ["-m", "apps.recsys", "train", data("ml-1m") / "ratings.csv.gz", "-o", WORK / f"ml-1m-{kind}", *TABLES]
+        recsys.case(f"table-ml-1m-{kind}", [*train, "--table", kind, "--memory", size, *common], **group)
+    for kind, kept in (("int8", 0.99), ("int4", 0.97), ("hash", 0.97)):
+        recsys.ratio(
+            f"table-ml-1m-{kind}-over-full", f"table-ml-1m-{kind}", "table-ml-1m-full", Bound(metric, at_least=kept)
+        )
 
 
 if __name__ == "__main__":

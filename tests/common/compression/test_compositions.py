@@ -37,10 +37,11 @@ def naive(table: EmbeddingTable, ids: torch.Tensor, gradient: torch.Tensor, rate
         loss = loss + (row[0] * gradient[number].double()).sum()
     loss.backward()
     after = []
-    for leaf in leaves:
+    for part, leaf in zip(form.parts, leaves, strict=True):
         assert leaf.grad is not None
         size = leaf.grad.square().mean(1, keepdim=True).sqrt()
-        after.append(leaf.detach() - torch.where(size > 0, rate * leaf.grad / size.clamp(min=1e-300), 0.0))
+        step = rate * part.pace * leaf.grad / size.clamp(min=1e-300)
+        after.append(leaf.detach() - torch.where(size > 0, step, 0.0))
     return after
 
 
