@@ -185,7 +185,7 @@ class Search:
             session.say(self._told(trial))
         best = self.best()
         session.say(f"best: trial {best.number + 1}, {METRIC} {best.reached:.4f}: {_pairs(best.settings)}")
-        work = replace(changed(self.work, best.settings), trials=0)
+        work = changed(self.work, best.settings)
         plan = planner.plan(work, session.budget, CostStore())
         return Outcome(work, self._including(plan), self._results(best))
 
@@ -252,9 +252,7 @@ class Search:
 
     def _including(self, plan: Plan) -> Plan:
         """The plan with what the search took before it."""
-        asking = [term for term in self.session.plan.footprint.terms if "suggest" in term.phases]
-        spent = [replace(term, phases=("suggest",)) for term in asking]
-        spent += [replace(term, phases=("tune",)) for term in self.largest]
+        spent = [replace(term, phases=("tune",)) for term in self.largest]
         return replace(plan, footprint=Footprint.of([*plan.footprint.terms, *spent]))
 
     def _results(self, best: Trial) -> dict[str, Any]:

@@ -37,6 +37,8 @@ SORT_FIXED_BYTES = 1 << 20
 """What is not by rows: a few buffers of files."""
 PACKING_BYTES = 4096
 """What one BLAS thread packs, by the inner dimension of its product."""
+LEFT_BYTES = 10 << 20
+"""What trials leave behind in each thread, mostly buffers of BLAS (17 MiB in two threads, after 256 factors)."""
 SAMPLER_BYTES = 24 << 20
 """The process that is asked for the next settings, without what it shares: Optuna, and the pages that it writes to
 (21 MiB, with 20 trials to look at)."""
@@ -199,6 +201,8 @@ class TrainWorkload:
         terms = [*_floor(known, probes[0], "plan"), *_floor(known, probes[1], *after), *self._reading_terms()]
         if self.trials:
             terms += [*_floor(known, probes[1], "suggest"), Term("sampler", SAMPLER_BYTES, "measured", ("suggest",))]
+            left = self.threads * LEFT_BYTES
+            terms.append(Term("left behind by trials", left, "measured", ("suggest", *after)))
         read = ("arrange",) if self.recipe is None else ("arrange", "fit")
         terms += [
             Term("history index", 8 * (facts.users + 1), "analytic", read),

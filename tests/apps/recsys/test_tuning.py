@@ -102,11 +102,15 @@ def test_a_search_ends_with_the_best_of_its_trials(search: Callable[..., Search]
     best = max(done, key=lambda trial: trial.reached)
     assert best.reached > trials[0].reached
     assert (found.work.factors, found.work.hyper["alpha"]) == (best.settings["factors"], best.settings["alpha"])
-    assert found.work.trials == 0 and found.results["best"] == best.number
+    assert found.results["best"] == best.number
     phases = found.plan.footprint.phases()
-    # a floor, what the sampler takes; what the largest trial takes, ranking included
-    assert phases["suggest"] == 100 * MIB + (24 << 20) + 6 * MIB + (512 << 10)
-    assert phases["tune"] > phases["fit"]
+    # a floor, what the sampler takes, what trials left behind
+    assert phases["suggest"] == 100 * MIB + (24 << 20) + (10 << 20) + 6 * MIB + (512 << 10)
+    assert phases["tune"] == max(
+        planned(tuning.changed(work(), trial.settings)).footprint.phases()["fit"]
+        for trial in trials
+        if trial.state != "skipped"
+    )
     said = made.session.said  # type: ignore[attr-defined]
     assert sum("skipped: far too large" in line for line in said) == sum(t.state == "skipped" for t in trials)
     assert said[-1].startswith(f"best: trial {best.number + 1}, ndcg@10 ")
@@ -181,7 +185,7 @@ def test_killed_and_continued_from_the_command_line(trained: Trained, run: Run, 
     )
     assert record["within_budget"] and [p["name"] for p in record["measured"]["phases"]].count("tune") == 7
     for phase in record["measured"]["phases"]:
-        if phase["name"] in ("suggest", "tune", "fit"):
+        if phase["name"] not in ("plan", "probe", "start"):
             terms = [term for term in record["plan"]["terms"] if phase["name"] in term["phases"]]
             predicted = sum(term["bytes"] for term in terms) + record["plan"]["reserve_bytes"]
             assert phase["peak_bytes"] <= predicted, phase
