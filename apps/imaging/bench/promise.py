@@ -43,13 +43,23 @@ def prepare(work: Path, data: Path) -> None:
             for path in sorted((data / "msd-hippocampus" / part).glob("*.nii.gz"))[:cases]:
                 shutil.copyfile(path, folder / path.name)
     (work / "hippocampus" / "dataset.json").write_text(json.dumps(ground_train.DESCRIPTION))
-    for name, source in (("prediction", "example_seg_fast_force_split"), ("reference", "example_seg")):
-        shutil.copyfile(data / "ct-sample" / f"{source}.nii.gz", work / f"{name}.nii.gz")
+    shutil.copyfile(data / "ct-sample" / "example_seg_fast_force_split.nii.gz", work / "reference.nii.gz")
+    _move(work / "reference.nii.gz", work / "prediction.nii.gz")
     if not (work / "predictions" / "run.json").is_file():
         import subprocess
 
         command = [sys.executable, "-m", "apps.imaging", "infer", work / "images", "-m", SHIPPED]
         subprocess.run([*map(str, command), "-o", str(work / "predictions"), "-q"], check=True)
+
+
+def _move(labels: Path, out: Path) -> None:
+    """Write a segmentation that is wrong by a voxel."""
+    import nibabel
+    import numpy as np
+
+    image = nibabel.load(labels)
+    moved = np.roll(np.asarray(image.dataobj), 1, axis=0)
+    nibabel.save(nibabel.Nifti1Image(moved, image.affine, image.header), out)
 
 
 def suite() -> Suite:
