@@ -52,7 +52,7 @@ CASES: dict[str, dict[str, Any]] = {
         "network": SEGRESNET,
         "before": (*spaced(2.3, 2.5, 3.4), {**ZSCORE, "nonzero": False}, TO_ONE),
         "after": (SOFTMAX, ARGMAX, NEAREST),
-        "inferer": {"padding_mode": "replicate", "roi_size": [64, 64, 128]},
+        "inferer": {"padding_mode": "replicate", "roi_size": [64, 64, 64]},
     },
     "own-spacing-percentiles": {
         "before": ({"_target_": "Orientationd", "axcodes": "LPS"}, PERCENTILES),
@@ -70,7 +70,7 @@ CASES: dict[str, dict[str, Any]] = {
 @pytest.fixture(scope="session")
 def compared(dataset: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A real CT and a folder of bundles, each with the labels that MONAI gives it in a process of its own."""
-    image, folder = dataset("ct-sample") / "example_ct.nii.gz", tmp_path_factory.mktemp("bundles")
+    image, folder = dataset("ct-sample") / "example_ct_sm.nii.gz", tmp_path_factory.mktemp("bundles")
     bundles = [bundle_folder.write(folder / name, **changes) for name, changes in CASES.items()]
     command = [sys.executable, "-W", "ignore", "-m", "tests.apps.imaging.bundle_folder", image, *bundles]
     subprocess.run(list(map(str, command)), check=True, capture_output=True, timeout=300)
