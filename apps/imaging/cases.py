@@ -1,12 +1,13 @@
 """One volume on the network's grid, and how its voxels come there: what pricing, inference and quantisation share."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from apps.imaging import intensity
-from apps.imaging.crop import Content, Cropped, content
+from apps.imaging.crop import Content, Cropped, content, union
 from apps.imaging.geometry import Frame, Taps, centred_grid, network_grid
 from apps.imaging.model import ImagingModel, Inference
 from apps.imaging.spline import SplineReader, nearest_axis
@@ -14,8 +15,12 @@ from apps.imaging.streams import ResamplingReader, Window
 from apps.imaging.volume import BLOCK_BYTES, PlaneReader, Shape, Volume, blocks, spacing
 from common.engines.engine import Array as Tiles
 from common.engines.engine import Turns
+from common.errors import InputError
 from common.tiling.blend import FLOAT
 from common.tiling.grid import TileGrid
+
+GRID_TOLERANCE = 1e-3
+"""Millimetres by which the grids of a study's channels may differ."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,10 +44,14 @@ class Case:
     steps: tuple[float, float, float] | None = None
     """The network's voxels over the file's, where the centres of the first ones coincide instead of their edges."""
     inference: Inference = field(default_factory=Inference)
+    further: tuple["Case", ...] = ()
+    """The images of the other channels, on the same grid."""
 
     @classmethod
-    def of(cls, volume: Volume, model: ImagingModel, *, tile: Shape, overlap: float) -> "Case":
-        """Lay the model's grid and tiles over a volume."""
+    def of(
+        cls, volume: Volume, model: ImagingModel, *, tile: Shape, overlap: float, further: Sequence[Volume] = ()
+    ) -> "Case":
+        """Lay the model's grid and tiles over a volume, and over the other channels' volumes."""
         frame = Frame.between(volume.affine, model.orientation)
         wanted, nnunet, steps = frame.to_file(model.spacing), model.convention == "nnunet", None
         if model.convention == "bundle":
@@ -53,12 +62,27 @@ class Case:
         grid = TileGrid(shape, frame.to_file(tile), overlap, frame.flips, nnunet)
         have = spacing(volume.affine)
         there, back = (nearest_axis(have, wanted), nearest_axis(wanted, have)) if nnunet else (None, None)
-        return cls(volume, frame, grid, tile, nnunet, there, back, steps=steps, inference=model.inference)
+        others = tuple(cls.of(other, model, tile=tile, overlap=overlap) for other in further)
+        return cls(
+            volume, frame, grid, tile, nnunet, there, back, steps=steps, inference=model.inference, further=others
+        )
 
-    def within(self, found: Content, model: ImagingModel) -> "Case":
-        """The case of the box that is not zero, as nnU-Net takes it."""
-        box = Cropped(self.volume, found.low, found.high)
-        return replace(Case.of(box, model, tile=self.tile, overlap=self.grid.overlap), limits=found.limits)
+    @property
+    def channels(self) -> tuple["Case", ...]:
+        """One case for each of the network's input channels."""
+        return (self, *self.further)
+
+    def with_tiles(self, model: ImagingModel, tile: Shape, overlap: float) -> "Case":
+        """The same images under other tiles."""
+        return Case.of(self.volume, model, tile=tile, overlap=overlap, further=[each.volume for each in self.further])
+
+    def within(self, found: Sequence[Content], model: ImagingModel) -> "Case":
+        """The case of the box that is not zero in some channel, as nnU-Net takes it; ``found`` is by channel."""
+        low, high = union(found)
+        boxes = [Cropped(each.volume, low, high) for each in self.channels]
+        case = Case.of(boxes[0], model, tile=self.tile, overlap=self.grid.overlap, further=boxes[1:])
+        first, *others = (replace(each, limits=one.limits) for each, one in zip(case.channels, found, strict=True))
+        return replace(first, further=tuple(others))
 
     @property
     def resampled(self) -> bool:
@@ -92,21 +116,35 @@ class Case:
         )
 
 
-def within_content(case: Case, model: ImagingModel) -> tuple[Case, Content | None]:
-    """The case that is worked on: nnU-Net looks only at the box that is not zero."""
+def within_content(case: Case, model: ImagingModel) -> tuple[Case, Shape | None]:
+    """The case that is worked on: nnU-Net looks only at the box that is not zero. Also the box's first voxel."""
     if not case.nnunet:
         return case, None
-    found = content(case.volume.shape, blocks(case.volume))
-    return case.within(found, model), found
+    found = [content(each.volume.shape, blocks(each.volume)) for each in case.channels]
+    return case.within(found, model), union(found)[0]
 
 
-def resolved(case: Case, operations: Sequence[intensity.Operation]) -> tuple[Sequence[intensity.Operation], ...]:
-    """What is done to voxels before and after resampling, with numbers instead of statistics."""
+@dataclass(frozen=True, slots=True)
+class Operations:
+    """What is done to the voxels of one channel, in numbers."""
+
+    after: Sequence[intensity.Operation]
+    """On the network's grid."""
+    before: Sequence[intensity.Operation] = ()
+    """On the file's."""
+
+
+def resolved(case: Case, model: ImagingModel) -> list[Operations]:
+    """What is done to each channel's voxels, with numbers instead of statistics."""
+    return [_resolved(each, own) for each, own in zip(case.channels, model.intensities, strict=True)]
+
+
+def _resolved(case: Case, operations: Sequence[intensity.Operation]) -> Operations:
     before, after = intensity.split(operations)
     if intensity.RESAMPLE not in operations:
-        return (), intensity.resolve(after, lambda: blocks(case.volume))
+        return Operations(intensity.resolve(after, lambda: blocks(case.volume)))
     early = intensity.resolve(before, lambda: blocks(case.volume))
-    return early, intensity.resolve(after, lambda: _blocks_on_grid(case, early))
+    return Operations(intensity.resolve(after, lambda: _blocks_on_grid(case, early)), early)
 
 
 def _blocks_on_grid(case: Case, before: Sequence[intensity.Operation]) -> Iterator[Tiles]:
@@ -136,37 +174,47 @@ def pass_planes(case: Case) -> int:
     return max(1, BLOCK_BYTES // (x * y * FLOAT))
 
 
-def open_window(
-    case: Case,
-    reader: PlaneReader,
-    operations: Sequence[intensity.Operation],
-    before: Sequence[intensity.Operation] = (),
-) -> Window:
-    """The volume on the network's grid, as the model's convention brings it there."""
-    grid = case.grid
+@contextmanager
+def open_windows(case: Case, operations: Sequence[Operations]) -> Iterator[list[Window]]:
+    """Each channel on the network's grid, as the model's convention brings it there."""
+    with ExitStack() as opened:
+        readers = [opened.enter_context(each.volume.open()) for each in case.channels]
+        yield [_window(*each) for each in zip(case.channels, readers, operations, strict=True)]
+
+
+def _window(case: Case, reader: PlaneReader, operations: Operations) -> Window:
+    grid, after = case.grid, operations.after
     if case.nnunet and case.resampled:
-        reader = SplineReader(case.volume, reader, grid.shape, operations, nearest=case.nearest, limits=case.limits)
-        operations = ()
+        reader = SplineReader(case.volume, reader, grid.shape, after, nearest=case.nearest, limits=case.limits)
+        after = ()
     elif case.resampled:
-        reader = _resampling(case, reader, before)
+        reader = _resampling(case, reader, operations.before)
     else:
-        operations = (*before, *operations)
-    edge = case.inference.padding == "edge"
-    return Window(case.volume, reader, grid, operations, ready=case.resampled, edge=edge)
+        after = (*operations.before, *after)
+    return Window(case.volume, reader, grid, after, ready=case.resampled, edge=case.inference.padding == "edge")
 
 
 def network_tiles(
-    case: Case, window: Window, batches: Sequence[Sequence[int]], batch: int, channels: int
+    case: Case, windows: Sequence[Window], batches: Sequence[Sequence[int]], batch: int
 ) -> Iterator[Tiles]:
     """The network's input, batch by batch (numbers of tiles), in arrays that are used by turns."""
     positions = list(case.grid)
-    inputs = Turns((batch, channels, *case.tile))
+    inputs = Turns((batch, len(windows), *case.tile))
     for chosen in batches:
-        window.advance(positions[chosen[0]][2])
         tiles = inputs.next(len(chosen))
-        for slot, index in enumerate(chosen):
-            window.fill(positions[index], case.frame.view(tiles[slot, 0]))
+        for channel, window in enumerate(windows):
+            window.advance(positions[chosen[0]][2])
+            for slot, index in enumerate(chosen):
+                window.fill(positions[index], case.frame.view(tiles[slot, channel]))
         yield tiles
+
+
+def same_grid(first: Volume, others: Sequence[Volume]) -> None:
+    """Raise ``InputError`` where a channel's volume does not lie where the first one's does."""
+    for volume in others:
+        if volume.shape != first.shape or not np.allclose(volume.affine, first.affine, atol=GRID_TOLERANCE):
+            line = "an image of a further channel is not on the grid of the study's first channel"
+            raise InputError(line, public="channels on different grids")
 
 
 def restored_channels(case: Case, channels: int, classes: int) -> int:

@@ -146,16 +146,15 @@ def _infer_workload(args: argparse.Namespace, budget: MemoryBudget) -> "Workload
     from apps.imaging.model import at_half_resolution, read_model
     from apps.imaging.networks import steps
     from apps.imaging.outputs import Wanted, chosen_labels
-    from apps.imaging.studies import find_studies
+    from apps.imaging.studies import find_studies, of_several_channels
     from common.engines.engine import PRECISIONS
 
     if args.output.resolve() in [place.resolve() for place in args.input if isinstance(place, Path)]:
         raise UsageError(f"-o {args.output}: is an input too; its results would be taken for images the next time")
     model = read_model(imported(args.model, budget))
-    if len(model.channels) != 1:
-        raise InputError(
-            f"{args.model}: a model of {len(model.channels)} channels; this version reads one image a study"
-        )
+    several = len(model.channels) > 1
+    if len(model.channels) != len(model.intensities):
+        raise InputError(f"{args.model}: a model of {len(model.channels)} channels, of which only nnU-Net's are read")
     if args.fast and not all(model.spacing):
         raise UsageError("--fast: this model takes images at their own spacing")
     if args.fast:
@@ -182,7 +181,7 @@ def _infer_workload(args: argparse.Namespace, budget: MemoryBudget) -> "Workload
             raise UsageError("--stow sends DICOM objects: --output-type dicom-seg or dicom-rtstruct makes them")
     pictures, numbers = args.preview or args.report, args.statistics or args.report
     wanted = Wanted(args.output_type, args.seg_type, pictures, numbers, args.stow)
-    studies = find_studies(args.input)
+    studies = of_several_channels(find_studies(args.input)) if several else find_studies(args.input)
     downloads = Downloads(existing(args.output), args.series)
     cases = open_cases(
         studies, model, downloads=downloads, repair=args.repair, wanted=wanted, tile=tile, overlap=overlap

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from apps.imaging.cases import Case, network_tiles, open_window, resolved, within_content
+from apps.imaging.cases import Case, network_tiles, open_windows, resolved, within_content
 from apps.imaging.model import APPLICATION, CARD, ImagingModel, read_model
 from common import model_folder
 from common.cli import Session
@@ -72,11 +72,9 @@ def run(job: Job, session: Session) -> dict[str, Any]:
 def _tiles(case: Case, model: ImagingModel, numbers: Sequence[int]) -> Iterator[Array]:
     """Tiles as the network sees them, one by one; each is valid until the next."""
     inside, _ = within_content(case, model)
-    before, operations = resolved(inside, model.intensity)
     kept = [number for number in numbers if number < len(inside.grid)]
-    with inside.volume.open() as reader:
-        window = open_window(inside, reader, operations, before)
-        yield from network_tiles(inside, window, [[number] for number in kept], 1, len(model.channels))
+    with open_windows(inside, resolved(inside, model)) as windows:
+        yield from network_tiles(inside, windows, [[number] for number in kept], 1)
 
 
 def _write(job: Job, draft: Path, count: int) -> dict[str, int]:

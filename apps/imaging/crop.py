@@ -1,6 +1,6 @@
 """nnU-Net looks only at the box around what is not zero: the box, the volume inside it, and the way back."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -41,6 +41,14 @@ def content(shape: Shape, blocks: Iterable[npt.NDArray[np.float32]]) -> Content:
     (x, y, z) = (np.flatnonzero(axis) for axis in seen)
     low, high = (int(x[0]), int(y[0]), int(z[0])), (int(x[-1]) + 1, int(y[-1]) + 1, int(z[-1]) + 1)
     return Content(low, high, (least, largest))
+
+
+def union(found: Sequence[Content]) -> tuple[Shape, Shape]:
+    """First voxel and one beyond the last of the smallest box around several; an empty one does not count."""
+    found = [each for each in found if each.limits != (0.0, 0.0)] or found
+    low_x, low_y, low_z = (min(each.low[axis] for each in found) for axis in range(3))
+    high_x, high_y, high_z = (max(each.high[axis] for each in found) for axis in range(3))
+    return (low_x, low_y, low_z), (high_x, high_y, high_z)
 
 
 class Cropped:

@@ -201,7 +201,11 @@ def convert_nnunet(directory: Path, out: Path) -> None:
             for label, value in zip(labels, plan.labels.values(), strict=True)
         ],
         card=f"# Imported from nnU-Net\n\n{plan.network}, {len(members)} fold(s). Research use only.\n",
-        extra={"convention": "nnunet", "mirror": "".join("xyz"[int(axis)] for axis in axes)},
+        extra={
+            "convention": "nnunet",
+            "mirror": "".join("xyz"[int(axis)] for axis in axes),
+            "further_intensity": plan.further_intensity,
+        },
     )
 
 

@@ -9,14 +9,23 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from apps.imaging import components, intensity
-from apps.imaging.cases import Case, network_tiles, open_window, resolved, restored_channels, within_content
+from apps.imaging import components
+from apps.imaging.cases import (
+    Case,
+    Operations,
+    network_tiles,
+    open_windows,
+    resolved,
+    restored_channels,
+    same_grid,
+    within_content,
+)
 from apps.imaging.crop import uncropped
 from apps.imaging.dicomweb import Downloads
 from apps.imaging.labels import BackToFile, LabelMaker, LabelPlanes, row_depth
 from apps.imaging.model import ImagingModel
 from apps.imaging.outputs import Outputs, Wanted
-from apps.imaging.studies import Study, StudyTable, open_volume, resume_key
+from apps.imaging.studies import Study, StudyTable, further_channels, open_volume, resume_key
 from apps.imaging.volume import Shape
 from common.cli import Session
 from common.engines.engine import Engine, answers
@@ -54,13 +63,14 @@ class Job:
         return {
             "model": [self.model.network_sha256, self.model.weights_sha256],
             "labels": [label.value for label in self.model.labels],
-            "intensity": [dict(operation) for operation in self.model.intensity],
+            "intensity": [[dict(operation) for operation in channel] for channel in self.model.intensities],
             "tile": list(case.tile),
             "overlap": case.grid.overlap,
             "mirror": self.mirror,
             "spacing": list(self.model.spacing),
             "remove_small": self.remove_small,
             "inference": asdict(self.model.inference),
+            "further": [each.volume.identity() for each in case.further],
             "precision": self.precision,
         }
 
@@ -68,9 +78,8 @@ class Job:
 def finished_values(
     case: Case,
     engine: Engine,
-    operations: Sequence[intensity.Operation],
+    operations: Sequence[Operations],
     *,
-    before: Sequence[intensity.Operation] = (),
     batch: int = 1,
     spill: Spilled = "memory",
     scratch: Path | None = None,
@@ -78,8 +87,7 @@ def finished_values(
 ) -> Iterator[Block]:
     """Finished blocks of the engine's blended output on the network's grid; ``tick`` is told how many tiles are done.
 
-    ``before`` is done to voxels before they are resampled, ``operations`` after that. ``spill`` and ``scratch`` are the
-    blend's.
+    ``operations`` are by channel; ``spill`` and ``scratch`` are the blend's.
     """
     grid, frame = case.grid, case.frame
     batches = [
@@ -88,7 +96,7 @@ def finished_values(
         for first in range(row, row + grid.per_row, batch)
     ]
     with (
-        case.volume.open() as reader,
+        open_windows(case, operations) as windows,
         BoundedBlend(
             grid.shape,
             grid.tile,
@@ -101,8 +109,7 @@ def finished_values(
             scratch=scratch,
         ) as blend,
     ):
-        window = open_window(case, reader, operations, before)
-        tiles = network_tiles(case, window, batches, batch, engine.in_channels)
+        tiles = network_tiles(case, windows, batches, batch)
         for chosen, outputs in zip(batches, answers(engine, tiles, ahead=batch > 1), strict=True):
             for index, output in zip(chosen, outputs, strict=True):
                 yield from blend.add(index, frame.view(output))
@@ -139,8 +146,8 @@ def segment(job: Job, study: Study, case: Case) -> tuple[str, ...]:
     """Segment one study; returns the names of its outputs."""
     session, volume = job.session, case.volume
     with session.phase("statistics"):
-        inside, found = within_content(case, job.model)
-        before, operations = resolved(inside, job.model.intensity)
+        inside, first = within_content(case, job.model)
+        operations = resolved(inside, job.model)
     key = resume_key(volume, job.settings(case))
     outputs = Outputs(job.wanted, job.table.directory, study.study, volume, job.model, key, job.maker.dtype)
     if "dicom-seg" in job.wanted.types:
@@ -151,11 +158,11 @@ def segment(job: Job, study: Study, case: Case) -> tuple[str, ...]:
         session.progress(total=len(inside.grid), unit="tile", label=study.study) as bar,
         outputs,
     ):
-        place: dict[str, Any] = {"spill": job.spill, "scratch": job.table.directory, "before": before}
+        place: dict[str, Any] = {"spill": job.spill, "scratch": job.table.directory}
         values = finished_values(inside, job.engine, operations, batch=job.batch, tick=bar.update, **place)
         planes = label_planes(inside, job.engine.out_channels, values, job.maker)
-        if found is not None:
-            planes = uncropped(planes, volume.shape, found.low, job.maker.dtype)
+        if first is not None:
+            planes = uncropped(planes, volume.shape, first, job.maker.dtype)
         if job.remove_small:
             least = components.least_voxels(job.remove_small, volume.affine)
             planes = components.without_small(planes, least, job.table.directory)
@@ -233,7 +240,9 @@ def open_cases(
             path, series = downloads.path(study.input)
             volume = open_volume(path, series, repair)
             wanted.check(volume, path)
-            cases[study.study] = Case.of(volume, model, tile=tile, overlap=overlap)
+            further = [open_volume(other) for other in further_channels(path, len(model.channels))]
+            same_grid(volume, further)
+            cases[study.study] = Case.of(volume, model, tile=tile, overlap=overlap, further=further)
         except InputError as error:
             cases[study.study] = error
     errors = [case for case in cases.values() if isinstance(case, InputError)]

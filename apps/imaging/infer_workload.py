@@ -183,12 +183,7 @@ class InferWorkload:
             Term("tiles", (inputs * len(self.model.channels) * FLOAT + 2 * FLOAT + 4) * tile, "analytic", (INFER,)),
             Term("finished labels", self._largest(lambda c: self._labels(c, channels)), "analytic", (INFER,)),
             Term("small parts", self._largest(self._small_parts), "measured", (INFER,)),
-            Term(
-                "reading",
-                self._largest(lambda c: cropped_bytes(c.volume) if c.nnunet else c.volume.reader_bytes),
-                "measured",
-                running,
-            ),
+            Term("reading", self._largest(_reading_bytes), "measured", running),
             Term("statistics", self._largest(pass_bytes), "analytic", (STATISTICS, PREVIEW)),
             Term(
                 "outputs",
@@ -210,7 +205,7 @@ class InferWorkload:
         """Smaller tiles: the same labels but for what a tile's border sees."""
         for tile in smaller(self.tile, steps(self.model.network, self.model.arguments)):
             cases = {
-                study: Case.of(case.volume, self.model, tile=tile, overlap=self.overlap)
+                study: case.with_tiles(self.model, tile, self.overlap)
                 for study, case in self.cases.items()
                 if isinstance(case, Case)
             }
@@ -253,7 +248,7 @@ class InferWorkload:
             carried(case.grid, channels, "columns").memory
             + input_bytes(case)
             + self._labels(case, channels)
-            + case.volume.reader_bytes
+            + _reading_bytes(case)
             + pass_bytes(case)
         )
 
@@ -274,8 +269,17 @@ class InferWorkload:
         )
 
 
+def _reading_bytes(case: Case) -> int:
+    """What the open readers of all channels hold."""
+    return sum(cropped_bytes(each.volume) if case.nnunet else each.volume.reader_bytes for each in case.channels)
+
+
 def input_bytes(case: Case) -> int:
-    """What reading holds between a volume and the tiles."""
+    """What reading holds between the volumes and the tiles."""
+    return sum(map(_channel_bytes, case.channels))
+
+
+def _channel_bytes(case: Case) -> int:
     if case.nnunet and case.resampled:
         x, y, _ = case.grid.shape
         return x * y * case.grid.tile[2] * FLOAT + spline_bytes(case.volume, case.grid.shape)
@@ -283,7 +287,14 @@ def input_bytes(case: Case) -> int:
 
 
 def pass_bytes(case: Case) -> int:
-    """One block of a pass over the volume: as stored, in float32, and two more while moments are taken."""
+    """One block of a pass over the volume: as stored, in float32, and two more while moments are taken.
+
+    One channel is passed over after the other.
+    """
+    return max(map(_channel_pass, case.channels))
+
+
+def _channel_pass(case: Case) -> int:
     x, y, _ = case.volume.shape
     voxels = block_planes(case.volume) * x * y
     stored = voxels * (case.volume.dtype.itemsize + 3 * FLOAT)

@@ -66,7 +66,7 @@ class ImagingModel:
     orientation: str
     """The model's axes: ``"RAS"`` means that x grows to the patient's right, y to anterior, z to superior."""
     intensity: tuple[Operation, ...]
-    """See ``apps.imaging.intensity``."""
+    """See ``apps.imaging.intensity``; of the first channel."""
     patch: tuple[int, int, int]
     """What it was trained on, in voxels along the model's axes."""
     head: Mapping[str, str] | None
@@ -86,6 +86,13 @@ class ImagingModel:
     inference: Inference = Inference()
     int8: bool = False
     """Whether the network is there in 8-bit integers too (``imaging compress --int8``)."""
+    further_intensity: tuple[tuple[Operation, ...], ...] = ()
+    """Of the other channels."""
+
+    @property
+    def intensities(self) -> tuple[tuple[Operation, ...], ...]:
+        """Operations by channel."""
+        return (self.intensity, *self.further_intensity)
 
 
 def labels_from_names(names: Sequence[str]) -> list[Label]:
@@ -160,7 +167,8 @@ def read_model(directory: Path) -> ImagingModel:
     manifest = model_folder.load(directory, application=APPLICATION)
     try:
         model = _from_manifest(directory, manifest)
-        check_operations(model.intensity)
+        for operations in model.intensities:
+            check_operations(operations)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         line = f"{directory / model_folder.MANIFEST}: not an imaging model ({error})"
         raise InputError(line, public="model manifest unreadable") from None
@@ -193,6 +201,9 @@ def _from_manifest(directory: Path, manifest: Mapping[str, Any]) -> ImagingModel
         spacing=spacing,
         orientation=orientation,
         intensity=tuple(dict(operation) for operation in manifest["intensity"]),
+        further_intensity=tuple(
+            tuple(dict(operation) for operation in channel) for channel in manifest.get("further_intensity", ())
+        ),
         patch=patch,
         head={key: str(head[key]) for key in ("weight", "bias")} if head else None,
         features=_features(directory / WEIGHTS, head["weight"]) if head else len(labels),

@@ -33,6 +33,9 @@ class Plan:
     spacing: tuple[float, ...]
     orientation: str
     intensity: tuple[Operation, ...]
+    """Of the first channel."""
+    further_intensity: tuple[tuple[Operation, ...], ...]
+    """Of the others."""
     patch: tuple[int, ...]
     labels: Mapping[str, int]
 
@@ -116,6 +119,7 @@ def _plan(directory: Path, plans: Mapping[str, Any], dataset: Mapping[str, Any])
             f"network {architecture['network_class_name']!r}; only {', '.join(NETWORKS.values())} are read"
         )
     arguments = {**architecture["arch_kwargs"], "in_channels": len(channels), "out_channels": len(labels)}
+    intensities = [tuple(_intensity(plans, configuration, channel)) for channel in range(len(channels))]
     axes = [("z", "y", "x")[axis] for axis in plans["transpose_forward"]]
     return Plan(
         network=network,
@@ -123,7 +127,8 @@ def _plan(directory: Path, plans: Mapping[str, Any], dataset: Mapping[str, Any])
         channels=tuple(str(channels[key]) for key in sorted(channels, key=int)),
         spacing=tuple(map(float, configuration["spacing"])),
         orientation=_orientation(str(plans["image_reader_writer"]), axes),
-        intensity=tuple(_intensity(plans, configuration)),
+        intensity=intensities[0],
+        further_intensity=tuple(intensities[1:]),
         patch=tuple(map(int, configuration["patch_size"])),
         labels=dict(sorted(labels.items(), key=lambda item: item[1])),
     )
@@ -137,14 +142,14 @@ def _orientation(reader: str, axes: list[str]) -> str:
     raise InputError(f"images read by {reader}; only {', '.join(sorted(AS_STORED | REORIENTING))} are imitated")
 
 
-def _intensity(plans: Mapping[str, Any], configuration: Mapping[str, Any]) -> list[Operation]:
-    """The first channel's normalisation; more channels are refused where a study is one image."""
-    scheme = configuration["normalization_schemes"][0]
+def _intensity(plans: Mapping[str, Any], configuration: Mapping[str, Any], channel: int) -> list[Operation]:
+    """A channel's normalisation."""
+    scheme = configuration["normalization_schemes"][channel]
     if scheme == "ZScoreNormalization":
-        masked = bool(configuration["use_mask_for_norm"][0])
+        masked = bool(configuration["use_mask_for_norm"][channel])
         return [{"op": "zscore", "nonzero": True}] if masked else [{"op": "zscore"}]
     if scheme == "CTNormalization":
-        facts = plans["foreground_intensity_properties_per_channel"]["0"]
+        facts = plans["foreground_intensity_properties_per_channel"][str(channel)]
         low, high = float(facts["percentile_00_5"]), float(facts["percentile_99_5"])
         mean, deviation = float(facts["mean"]), max(float(facts["std"]), 1e-8)
         return [{"op": "clip", "low": low, "high": high}, {"op": "scale", "low": mean, "high": mean + deviation}]

@@ -4,6 +4,7 @@ import csv
 import hashlib
 import io
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -56,6 +57,30 @@ def find_studies(inputs: Sequence[Path | str]) -> list[Study]:
     """
     paths = [found for place in inputs for found in (_expand(place) if isinstance(place, Path) else _addresses(place))]
     return [Study(f"study-{number:04d}", str(path)) for number, path in enumerate(paths, start=1)]
+
+
+CHANNEL = re.compile(r"_(\d{4})(?=\.nii(\.gz)?$)")
+"""How nnU-Net's file names end in the number of the channel."""
+
+
+def of_several_channels(studies: Sequence[Study]) -> list[Study]:
+    """For a model of several channels: only the files of the first one, ``CASE_0000.nii.gz``, are studies.
+
+    Raises
+    ------
+    InputError
+        If there are none.
+    """
+    first = [study.input for study in studies if (found := CHANNEL.search(study.input)) and int(found[1]) == 0]
+    if not first:
+        line = "a model of several channels takes CASE_0000.nii.gz and finds CASE_0001.nii.gz, ... beside it"
+        raise InputError(f"{studies[0].input}: {line}", public="no file of a first channel")
+    return [Study(f"study-{number:04d}", path) for number, path in enumerate(first, start=1)]
+
+
+def further_channels(path: Path, count: int) -> list[Path]:
+    """The files of the second to the last of ``count`` channels, beside that of the first."""
+    return [path.with_name(CHANNEL.sub(f"_{channel:04d}", path.name)) for channel in range(1, count)]
 
 
 def _addresses(address: str) -> list[str]:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from itertools import product
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 
 from apps.imaging import nnunet, nnunet_networks
 from apps.imaging.bench import nnunet_folder
-from apps.imaging.crop import Cropped, content, uncropped
+from apps.imaging.crop import Content, Cropped, content, uncropped, union
 from apps.imaging.geometry import Taps, network_grid
 from apps.imaging.imports import imported, price
 from apps.imaging.model import TORCH_NETWORK, read_model
@@ -204,3 +205,54 @@ def test_inference_with_an_imported_model(run, tmp_path: Path) -> None:  # type:
     assert done.code == 0, done.err
     labels = read_labels(tmp_path / "out" / "study-0001.nii.gz")
     assert labels.shape == values.shape and labels.any() and not labels[:4].any() and not labels[..., 12:].any()
+
+
+def test_a_model_of_two_channels_finds_the_second_beside_the_first(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    import torch
+
+    (network,) = nnunet_folder.write(tmp_path / "model", channels=2, seeds=(3,))
+    random = np.random.default_rng(2)
+    channels = [random.normal(100 * (number + 1), 20, (24, 16, 8)).astype(np.int16) for number in range(2)]
+    channels[0][:6] = channels[1][:3] = 0  # the box is that of both
+    affine = np.diag([0.8, 0.8, 3.6, 1.0])
+    (tmp_path / "images").mkdir()
+    for number, values in enumerate(channels):
+        write_nifti(tmp_path / "images" / f"case_{number:04d}.nii.gz", values, affine)
+    done = run("apps.imaging", "infer", tmp_path / "images", "-m", tmp_path / "model", "-o", tmp_path / "out")
+    assert done.code == 0, done.err
+    assert not (tmp_path / "out" / "study-0002.nii.gz").exists()
+    box = np.stack(channels)[:, 3:].astype(np.float32)
+    scaled = [(values - values.mean()) / values.std() for values in box]
+    padded = np.pad(np.stack(scaled), ((0, 0), (1, 2), (0, 0), (0, 0)))
+    with torch.inference_mode():
+        logits = network(torch.from_numpy(padded.transpose(0, 3, 2, 1))[None])[0].numpy().transpose(0, 3, 2, 1)
+    expected = np.zeros((24, 16, 8), np.uint8)
+    expected[3:] = logits.argmax(axis=0)[1:-2]
+    np.testing.assert_array_equal(read_labels(tmp_path / "out" / "study-0001.nii.gz"), expected)
+
+
+@pytest.mark.parametrize(
+    ("names", "shape", "says"),
+    [
+        (("case_0000.nii.gz",), (24, 16, 8), "case_0001"),
+        (("case_0000.nii.gz", "case_0001.nii.gz"), (24, 16, 7), "not on the grid"),
+        (("case_0001.nii.gz",), (24, 16, 8), "case_0000|CASE_0000"),
+    ],
+)
+def test_channels_that_are_missing_or_do_not_match_are_refused(
+    run, tmp_path: Path, names: tuple[str, ...], shape: tuple[int, int, int], says: str
+) -> None:  # type: ignore[no-untyped-def]
+    nnunet_folder.write(tmp_path / "model", channels=2, seeds=(3,))
+    for name, size in zip(names, ((24, 16, 8), shape), strict=False):
+        write_nifti(tmp_path / name, np.ones(size, np.int16), np.diag([0.8, 0.8, 3.6, 1.0]))
+    done = run("apps.imaging", "infer", tmp_path / names[0], "-m", tmp_path / "model", "-o", tmp_path / "out")
+    assert done.code == 4 and re.search(says, done.err), done.err
+    assert not (tmp_path / "out" / "study-0001.nii.gz").exists()
+
+
+def test_the_box_of_several_channels() -> None:
+    one, two = Content((2, 1, 3), (7, 5, 9), (0.0, 4.0)), Content((4, 0, 3), (8, 4, 9), (-1.0, 0.0))
+    assert union([one, two]) == ((2, 0, 3), (8, 5, 9))
+    empty = Content((0, 0, 0), (20, 20, 20), (0.0, 0.0))
+    assert union([one, empty]) == ((2, 1, 3), (7, 5, 9))
+    assert union([empty, empty]) == ((0, 0, 0), (20, 20, 20))
