@@ -4,7 +4,7 @@ import sys
 import numpy as np
 import pytest
 
-from common.memory import meter
+from common.memory import allocator, meter
 from common.memory.budget import MIB
 from common.memory.meter import PeakMeter
 
@@ -19,6 +19,7 @@ def _resettable() -> None:
 
 
 def test_each_phase_has_its_own_peak() -> None:
+    allocator.tame()  # whatever ran before in this process: what is freed goes back at once
     with PeakMeter() as gauge:
         base = meter.resident()
         with gauge.phase("large"):
@@ -34,7 +35,7 @@ def test_each_phase_has_its_own_peak() -> None:
 
 CHILDREN = """
 import subprocess, sys
-from common.memory import meter
+from common.memory import allocator, meter
 child = "import time; block = bytearray(b'x') * (96 << 20); time.sleep(1.5)"
 with meter.PeakMeter() as gauge, gauge.phase("child"):
     base = meter.proportional()
