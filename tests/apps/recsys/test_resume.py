@@ -16,7 +16,7 @@ import pytest
 from apps.recsys import pause
 
 Run = Callable[..., Any]
-OPTIONS = ("--factors", "32", "--split", "user-holdout", "--set", "iterations=8", "--threads", "1", "--seed", "3")
+OPTIONS = ("--factors", "32", "--split", "user-holdout", "--set", "iterations=20", "--threads", "1", "--seed", "3")
 
 
 def started(interactions: Path, model: Path, ceiling: str, options: Sequence[str]) -> subprocess.Popen[bytes]:
