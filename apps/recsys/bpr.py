@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from apps.recsys.ials import uniform
 from apps.recsys.pause import State
 
 if TYPE_CHECKING:
@@ -80,8 +81,7 @@ def first_state(pairs: Pairs, *, items: int, factors: int, seed: int) -> State:
 def _first_factors(random: np.random.Generator, rows: int, factors: int) -> NDArray[np.float32]:
     import numpy as np
 
-    first = np.empty((rows, factors), np.float32)
-    random.random(out=first, dtype=np.float32)
+    first = uniform(random, rows, factors)
     first -= np.float32(0.5)
     first /= np.float32(factors - 1)
     return first

@@ -55,14 +55,12 @@ class Training:
         """Arrange the data, fit, and return the weights by name."""
         with self.session.phase("arrange"):
             history = History(self.directory)
-            heldout = HeldOut(self.directory) if self.work.split != "none" else None
-            whole = self.work.split == "user-holdout"
-            kept = Kept(history, heldout, whole_users=whole, validation=self.validation)
+            kept = Kept.of(history, self.directory, self.work.split, validation=self.validation)
             if self.work.kind == "popularity":
                 return {weights.ITEMS: popularity.fit(history, kept, items=self.work.facts.items)}
             arranged = self._pairs(history, kept) if self.work.kind == "bpr" else self._sides(history, kept)
         known = (history, kept) if self.validation is not None else None
-        del history, heldout, kept
+        del history, kept
         with self.session.phase("fit"):
             if isinstance(arranged, bpr.Pairs):
                 return self._rank_pairs(arranged, known)

@@ -44,7 +44,10 @@ def first_state(sides: Sides, *, factors: int, seed: int) -> State:
     import numpy as np
 
     random = np.random.default_rng(seed)
-    return State(*(_first_factors(random, side.rows, factors) for side in (sides.users, sides.items)))
+    drawn = [uniform(random, side.rows, factors) for side in (sides.users, sides.items)]
+    for first in drawn:
+        first *= FIRST_SCALE
+    return State(*drawn)
 
 
 def fit(
@@ -100,13 +103,13 @@ def _solver(hyper: Mapping[str, Any], threads: int) -> Callable[[Any, Any, Any],
     return partial(AlternatingLeastSquares().solver, regularization=hyper["regularization"], num_threads=threads)
 
 
-def _first_factors(random: np.random.Generator, rows: int, factors: int) -> NDArray[np.float32]:
+def uniform(random: np.random.Generator, rows: int, factors: int) -> NDArray[np.float32]:
+    """Numbers in [0, 1), shape (rows, factors), drawn in place as ``implicit`` draws them."""
     import numpy as np
 
-    first = np.empty((rows, factors), np.float32)
-    random.random(out=first, dtype=np.float32)
-    first *= FIRST_SCALE
-    return first
+    drawn = np.empty((rows, factors), np.float32)
+    random.random(out=drawn, dtype=np.float32)
+    return drawn
 
 
 def gramian(item_factors: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -193,6 +193,12 @@ class Kept:
         self._users = heldout.users if heldout is not None and whole_users else None
         self._hidden = [part for part in (validation, None if whole_users else heldout) if part is not None]
 
+    @classmethod
+    def of(cls, history: History, directory: Path, split: str, *, validation: HeldOut | None = None) -> Kept:
+        """Of a split by its name, as it stands in ``directory``."""
+        heldout = HeldOut(directory) if split != "none" else None
+        return cls(history, heldout, whole_users=split == "user-holdout", validation=validation)
+
     def mask(self, start: int, stop: int) -> NDArray[np.bool_]:
         """For each interaction of the users ``start`` to ``stop`` whether it is."""
         import numpy as np
@@ -230,6 +236,12 @@ def hide_for_validation(directory: Path, kept: Kept, history: History, seed: int
                 yield int(user), _some(items, [seed, 1, int(user)])
 
     return write(directory, "validation", chosen())
+
+
+def forget_validation(directory: Path) -> None:
+    """Remove what ``hide_for_validation`` wrote."""
+    for path in directory.glob("validation.*.npy"):
+        path.unlink()
 
 
 def _some(items: NDArray[Any], seed: list[int]) -> NDArray[Any]:

@@ -250,8 +250,7 @@ def _tune(args: argparse.Namespace, work: workloads.TrainWorkload, session: cli.
     if args.resume and not (place / tuning.FILE).is_file():
         raise pause.nothing_to_resume(args.output)
     history = History(directory)
-    heldout = HeldOut(directory) if work.split != "none" else None
-    kept = Kept(history, heldout, whole_users=work.split == "user-holdout")
+    kept = Kept.of(history, directory, work.split)
     if not split.hide_for_validation(directory, kept, history, session.seed):
         raise InputError("--tune: no user has enough items to hide some", public="nothing to hide")
 
@@ -271,8 +270,7 @@ def _tune(args: argparse.Namespace, work: workloads.TrainWorkload, session: cli.
     settings = {"kind": work.kind, "factors": work.factors, "hyper": dict(work.hyper), "split": work.split}
     book = tuning.Notebook(place / tuning.FILE, {**about, **settings})
     found = tuning.Search(work, session, book, fit).run()
-    for path in directory.glob("validation.*.npy"):
-        path.unlink()
+    split.forget_validation(directory)
     return found
 
 
@@ -300,8 +298,7 @@ def _learn(args: argparse.Namespace, work: workloads.TrainWorkload, session: cli
 
     assert work.workspace is not None
     tensors = learning.tensors(learning.Learner(_course(args, work), session).run())
-    for path in work.workspace.path.glob("validation.*.npy"):
-        path.unlink()
+    split.forget_validation(work.workspace.path)
     return tensors
 
 

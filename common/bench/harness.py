@@ -20,6 +20,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
@@ -176,25 +177,16 @@ def measure(case: Case) -> dict[str, Any]:
     if case.fresh is not None:
         shutil.rmtree(case.fresh, ignore_errors=True)
     place = guard.hard_wall(case.ceiling) if case.ceiling else None
-
-    def behind_the_wall() -> None:
-        if place is not None:
-            (place / "cgroup.procs").write_text(str(os.getpid()))
-
     began = time.monotonic()
     child = subprocess.Popen(
-        case.argv, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True, preexec_fn=behind_the_wall
+        case.argv, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True, preexec_fn=partial(guard.enter, place)
     )
     assert child.stdout is not None
     out = child.stdout.read()
     _, status, usage = os.wait4(child.pid, 0)
     seconds = time.monotonic() - began
     child.returncode = os.waitstatus_to_exitcode(status)
-    kills = 0
-    if place is not None:
-        kills = guard.kernel_kills(place)
-        with suppress(OSError):
-            place.rmdir()
+    kills = guard.take_down(place)
     line: dict[str, Any] = {
         "name": case.name,
         "time": datetime.now(UTC).isoformat(timespec="seconds"),

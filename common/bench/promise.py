@@ -48,20 +48,26 @@ def add_command(
     """
     for ceiling in ceilings:
         suite.case(
-            f"{name}@{_short(ceiling)}",
+            at(name, ceiling),
             ["-m", *argv, "--memory", ceiling, "--json"],
             ceiling=ceiling,
             group=name,
             bounds=(WITHIN_5_PERCENT,),
-            exits=(EXIT_OK,) if ceiling >= NEVER_REFUSED else (EXIT_OK, EXIT_DOES_NOT_FIT),
+            exits=exits(ceiling),
             fresh=fresh,
         )
     judge = ["-m", "common.bench.promise", fresh or "-", *argv]
     suite.case(f"{name}@smallest", judge, group=name, bounds=(IT_RUNS, NEAR_THE_MINIMUM))
 
 
-def _short(ceiling: int) -> str:
-    return f"{ceiling / GIB:.2g}GiB"
+def at(name: str, ceiling: int) -> str:
+    """A case's name."""
+    return f"{name}@{ceiling / GIB:.2g}GiB"
+
+
+def exits(ceiling: int) -> tuple[int, ...]:
+    """How a command may end at a ceiling."""
+    return (EXIT_OK,) if ceiling >= NEVER_REFUSED else (EXIT_OK, EXIT_DOES_NOT_FIT)
 
 
 def smallest(argv: Sequence[str], fresh: Path | None) -> dict[str, Any]:

@@ -47,10 +47,15 @@ class Probe:
         return cls(function, json.dumps(arguments, sort_keys=True), tuple(libraries), threads)
 
     @property
+    def warm_up(self) -> str | None:
+        """The function that its child runs first, if any."""
+        found: str | None = json.loads(self.arguments).get("warm_up")
+        return found
+
+    @property
     def key(self) -> str:
         """Cache key."""
-        warm_up = json.loads(self.arguments).get("warm_up", self.function)
-        code = [_source(name.split(":")[0]) for name in (self.function, warm_up)]
+        code = [_source(name.split(":")[0]) for name in (self.function, self.warm_up or self.function)]
         facts = [self.function, self.arguments, self.threads, *code, *environment_facts(self.libraries)]
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
 
@@ -202,8 +207,7 @@ def _alike(probes: Iterable[Probe]) -> list[list[Probe]]:
     """Probes that warm up in the same way and use as many threads, together; those that do not warm up, alone."""
     groups: dict[object, list[Probe]] = {}
     for probe in probes:
-        warm_up = json.loads(probe.arguments).get("warm_up")
-        groups.setdefault((warm_up, probe.threads) if warm_up else probe, []).append(probe)
+        groups.setdefault((probe.warm_up, probe.threads) if probe.warm_up else probe, []).append(probe)
     return list(groups.values())
 
 

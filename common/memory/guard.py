@@ -123,7 +123,7 @@ def release() -> None:
 def hard_wall(ceiling: int) -> Path | None:
     """Make a cgroup limited to ``ceiling`` bytes below our own; ``None`` where none can be made.
 
-    Write a pid to ``cgroup.procs`` in it to put a process behind the wall; remove the directory afterwards.
+    A process that ``enter``s is behind the wall; ``take_down`` removes it.
     """
     parent = next(memory_cgroups(), None)
     if parent is None or not parent.is_dir():
@@ -146,6 +146,22 @@ def hard_wall(ceiling: int) -> Path | None:
     with suppress(OSError):
         place.rmdir()
     return None
+
+
+def enter(place: Path | None) -> None:
+    """Put this process behind a wall, if there is one."""
+    if place is not None:
+        (place / "cgroup.procs").write_text(str(os.getpid()))
+
+
+def take_down(place: Path | None) -> int:
+    """Remove a wall that nobody is behind any more; returns how often the kernel killed for it."""
+    if place is None:
+        return 0
+    kills = kernel_kills(place)
+    with suppress(OSError):
+        place.rmdir()
+    return kills
 
 
 def kernel_kills(place: Path) -> int:
@@ -189,9 +205,8 @@ def supervise(
     def behind_the_wall() -> None:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT, signal.SIGTERM))
         libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-        if place is not None:
-            with suppress(OSError):
-                (place / "cgroup.procs").write_text(str(os.getpid()))
+        with suppress(OSError):
+            enter(place)
 
     libc = ctypes.CDLL(None)
     child = subprocess.Popen(command, env=environment, preexec_fn=behind_the_wall)

@@ -9,8 +9,6 @@ from pathlib import Path
 from apps.recsys.bench.ground import source
 from common.bench import promise
 from common.bench.harness import Bound, Suite
-from common.errors import EXIT_DOES_NOT_FIT, EXIT_OK
-from common.memory.budget import GIB
 
 WORK = Path("bench/work/promise-recsys")
 TRAIN = (
@@ -59,11 +57,11 @@ def suite() -> Suite:
     for name, model, item in SERVED:
         for ceiling in promise.CEILINGS:
             grid.case(
-                f"recsys-serve-{name}@{ceiling / GIB:.2g}GiB",
+                promise.at(f"recsys-serve-{name}", ceiling),
                 ["-m", "apps.recsys.bench.serving", ceiling, WORK / model, item],
                 group=f"recsys-serve-{name}",
                 bounds=(promise.WITHIN_5_PERCENT, Bound("peak", at_most=ceiling)),
-                exits=(EXIT_OK,) if ceiling >= promise.NEVER_REFUSED else (EXIT_OK, EXIT_DOES_NOT_FIT),
+                exits=promise.exits(ceiling),
             )
     return grid
 

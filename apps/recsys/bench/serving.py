@@ -4,13 +4,12 @@
 record is passed on. For the promise's grid.
 """
 
-import os
 import re
 import signal
 import subprocess
 import sys
 import urllib.request
-from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 from common.memory import guard
@@ -23,25 +22,16 @@ ROUNDS = 20
 def run(ceiling: int, model: Path, item: str) -> int:
     """Serve, ask, stop; the server's exit code."""
     place = guard.hard_wall(ceiling)
-
-    def behind_the_wall() -> None:
-        if place is not None:
-            (place / "cgroup.procs").write_text(str(os.getpid()))
-
     command = [sys.executable, "-m", "apps.recsys", "serve", model, "--port", "0", "--memory", ceiling, "--json"]
     with subprocess.Popen(
-        [*map(str, command)], stderr=subprocess.PIPE, text=True, preexec_fn=behind_the_wall
+        [*map(str, command)], stderr=subprocess.PIPE, text=True, preexec_fn=partial(guard.enter, place)
     ) as server:
         assert server.stderr is not None
         for line in server.stderr:
             if address := re.search(r"http://[\d.]+:\d+", line):
                 _ask(address[0], item)
                 server.send_signal(signal.SIGTERM)
-    killed = 0
-    if place is not None:
-        killed = guard.kernel_kills(place)
-        with suppress(OSError):
-            place.rmdir()
+    killed = guard.take_down(place)
     return server.returncode or killed
 
 

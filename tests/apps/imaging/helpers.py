@@ -1,5 +1,6 @@
 """Small models and volumes that the imaging tests make for themselves."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,16 @@ import numpy.typing as npt
 from apps.imaging import networks
 from apps.imaging.export import export_onnx
 from apps.imaging.model import labels_from_names, write_model
+
+
+class Planted:
+    """What a hostile checkpoint holds: a call of ``os.system``."""
+
+    def __init__(self, trace: Path) -> None:
+        self.trace = trace
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return os.system, (f"touch '{self.trace}'",)
 
 
 def random_model(

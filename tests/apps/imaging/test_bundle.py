@@ -21,7 +21,7 @@ from common.memory.budget import GIB, MIB, MemoryBudget
 from common.memory.planner import DoesNotFit
 from tests.apps.imaging import bundle_folder
 from tests.apps.imaging.bundle_folder import ARGMAX, INVERT, NETWORK, RANGE, SOFTMAX, spaced
-from tests.apps.imaging.helpers import read_labels, write_nifti
+from tests.apps.imaging.helpers import Planted, read_labels, write_nifti
 
 BUDGET = MemoryBudget(2 * GIB)
 SEGRESNET = {
@@ -144,16 +144,6 @@ def test_what_a_bundle_says_is_in_the_model_folder(tmp_path: Path) -> None:
         {"op": "resample"}, {"op": "scale", "low": 50.0, "high": 300.0}, {"op": "clip", "low": -1.0, "high": 1.0},
     )  # fmt: skip
     assert imported(tmp_path, BUDGET) == place
-
-
-class Planted:
-    """What a hostile checkpoint holds: a call of ``os.system``."""
-
-    def __init__(self, trace: Path) -> None:
-        self.trace = trace
-
-    def __reduce__(self) -> tuple[object, ...]:
-        return os.system, (f"touch '{self.trace}'",)
 
 
 def planted_weights(directory: Path, trace: Path) -> None:

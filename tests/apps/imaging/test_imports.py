@@ -1,7 +1,6 @@
 """nnU-Net's trained models: the same logits, its own resampling, and nothing of theirs runs."""
 
 import json
-import os
 import re
 from itertools import product
 from pathlib import Path
@@ -23,7 +22,7 @@ from common.errors import InputError
 from common.memory.budget import GIB, MIB, MemoryBudget
 from common.memory.planner import DoesNotFit
 from common.tiling.grid import TileGrid, importance
-from tests.apps.imaging.helpers import read_labels, write_nifti
+from tests.apps.imaging.helpers import Planted, read_labels, write_nifti
 
 pytest.importorskip("dynamic_network_architectures")
 
@@ -52,16 +51,6 @@ def test_logits_are_those_of_the_networks_own_library(tmp_path: Path, seeds: tup
         np.testing.assert_allclose(engine(tile), expected, atol=2e-5)
     assert imported(folder, BUDGET) == place  # from the cache
     assert imported(place, BUDGET) == place
-
-
-class Planted:
-    """What a hostile checkpoint holds: a call of ``os.system``."""
-
-    def __init__(self, trace: Path) -> None:
-        self.trace = trace
-
-    def __reduce__(self) -> tuple[object, ...]:
-        return os.system, (f"touch '{self.trace}'",)
 
 
 def test_a_planted_command_does_not_run(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
