@@ -31,7 +31,7 @@ from common.errors import (
 from common.files import write_json, write_text
 from common.memory import allocator, device, explain, floor, guard, meter, parts, planner
 from common.memory.budget import BudgetError, MemoryBudget, format_size, total_memory
-from common.memory.costs import CostStore, cache_directory
+from common.memory.costs import CostStore, cache_directory, resolve
 from common.memory.device import Device
 from common.memory.planner import DoesNotFit, Plan, Workload
 from common.memory.record import RunRecord, memory_line
@@ -330,7 +330,7 @@ def _plan_and_execute(args: argparse.Namespace, record: RunRecord, gauge: meter.
     session = Session(record.budget, record.plan, workload, gauge, args.threads, args.seed, record.device, args.quiet)
     with gauge.phase("start"):
         guard.lift_soft_wall()
-        floor.resolve(command.warm_up(args))()
+        resolve(command.warm_up(args))()
         allocator.trim()
     gauge.floor_bytes = gauge.sample()
     soft = guard.soft_wall(record.budget.host_bytes - floor.SUPERVISOR_BYTES, threads=args.threads)

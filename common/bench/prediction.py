@@ -29,7 +29,7 @@ from typing import Any
 from common.bench.harness import Bound, current_commit
 from common.memory import allocator, floor, trace
 from common.memory.budget import MIB
-from common.memory.costs import Costs, CostStore, Probe
+from common.memory.costs import Costs, CostStore, Probe, resolve
 from common.memory.meter import lifetime_peak, reset_peak, resident
 
 log = logging.getLogger("peakline.prediction")
@@ -208,7 +208,7 @@ def measure(prepare: str, arguments: str, warm_up: str) -> dict[str, Any]:
     module, name = prepare.split(":")
     function = getattr(importlib.import_module(module), name)
     allocator.tame()
-    floor.resolve(warm_up)()
+    resolve(warm_up)()
     allocator.trim()
     base, peaks = resident(), []
     reset_peak()

@@ -6,7 +6,7 @@ measured once, in a child (``common.memory.costs``).
 """
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,8 +15,8 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from common.memory import allocator, floor
-from common.memory.costs import Probe
+from common.memory import allocator
+from common.memory.costs import Probe, resolve
 from common.memory.meter import lifetime_peak, reset_peak
 
 Array = npt.NDArray[np.float32]
@@ -165,7 +165,7 @@ def open_engine(
     if name == "torch" and builder is not None:
         from common.engines.pytorch import TorchEngine
 
-        return TorchEngine(_resolve(builder)(model_dir, output), threads=threads, output=output, device=device)
+        return TorchEngine(resolve(builder)(model_dir, output), threads=threads, output=output, device=device)
     raise ValueError(f"engine {name!r}: choose one of {', '.join(ENGINES)}")
 
 
@@ -176,10 +176,6 @@ def read_head(model_dir: Path, head: Mapping[str, str]) -> tuple[Array, Array]:
     with safe_open(model_dir / WEIGHTS, framework="np") as tensors:
         weight, bias = (np.asarray(tensors.get_tensor(head[key]), np.float32) for key in ("weight", "bias"))
     return np.ascontiguousarray(weight.reshape(weight.shape[0], -1)), bias
-
-
-def _resolve(function: str) -> Callable[..., Any]:
-    return floor.resolve(function)
 
 
 def probe(*, warm_up: str, threads: int, sha256: str, **arguments: Any) -> Probe:

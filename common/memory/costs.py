@@ -3,8 +3,8 @@
 A ``Probe`` names a function ``module:function`` of this suite and its JSON arguments; the function returns numbers
 by name. The cache's key is the probe, the text of its module, the library versions it depends on, the CPU's flags and
 the thread count.
-The child is walled (``RLIMIT_DATA``), so that measuring never exceeds the ceiling either; an argument ``warm_up``
-names what it loads first (``common.memory.floor``).
+The child is walled (``RLIMIT_DATA``) and patrolled, so that measuring never exceeds the ceiling either; an argument
+``warm_up`` names what it loads first (``common.memory.floor``).
 """
 
 import hashlib
@@ -14,9 +14,9 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -74,6 +74,26 @@ Costs = Mapping[Probe, Mapping[str, float]]
 
 class ProbeFailed(Exception):
     """A cost could not be measured under the ceiling; the message says why."""
+
+
+class Needs(Exception):
+    """Raised by a probe in its child: what others measure, in children that hold less than this one, is needed first.
+
+    ``finish`` (``"module:function"``, called with ``state`` and the others' numbers in order) makes the answer then, by
+    arithmetic alone: nothing is done twice.
+    """
+
+    def __init__(self, probes: Sequence[Probe], finish: str, state: Mapping[str, Any]) -> None:
+        self.probes, self.finish, self.state = tuple(probes), finish, state
+        super().__init__(f"{len(self.probes)} measurements of others")
+
+    def to_json(self) -> dict[str, Any]:
+        """What the child answers."""
+        return {"needs": [asdict(probe) for probe in self.probes], "finish": self.finish, "state": self.state}
+
+
+IN_CHILD = "PEAKLINE_PROBE"
+"""Environment variable by which a probe knows that it may raise ``Needs``."""
 
 
 @cache
@@ -151,7 +171,14 @@ class CostStore:
             if probe in self._failures and ceiling is not None:
                 raise ProbeFailed(self._failures[probe])
         for group in _alike(missing):
-            for probe, costs in self._measure(group, ceiling):
+            waiting: dict[Probe, Mapping[str, Any]] = {}
+            for probe, answer in self._measure(group, ceiling):
+                if "costs" in answer:
+                    have[probe] = answer["costs"]
+                    self._write(probe, have[probe])
+                else:
+                    waiting[probe] = answer
+            for probe, costs in self._finish(waiting, ceiling):
                 have[probe] = costs
                 self._write(probe, costs)
         return have
@@ -172,9 +199,27 @@ class CostStore:
         except OSError:
             pass  # a read-only cache costs time, not correctness
 
-    def _measure(self, probes: Sequence[Probe], ceiling: int | None) -> Iterator[tuple[Probe, Mapping[str, float]]]:
-        """Measure probes that are alike, one after the other in one child, which warms up once."""
-        environment = os.environ | allocator.environment(probes[0].threads)
+    def _finish(
+        self, waiting: Mapping[Probe, Mapping[str, Any]], ceiling: int | None
+    ) -> Iterator[tuple[Probe, Mapping[str, float]]]:
+        """Measure what these need of others, then let them make their answers."""
+        needs = {probe: [_probe(each) for each in answer["needs"]] for probe, answer in waiting.items()}
+        found: dict[Probe, Mapping[str, float]] = {}
+        try:
+            for group in _alike(dict.fromkeys(each for some in needs.values() for each in some)):
+                found |= {probe: answer["costs"] for probe, answer in self._measure(group, ceiling)}
+        except ProbeFailed as failure:
+            self._failures |= dict.fromkeys(waiting, str(failure))
+            raise
+        for probe, answer in waiting.items():
+            yield probe, resolve(answer["finish"])(answer["state"], [found[each] for each in needs[probe]])
+
+    def _measure(self, probes: Sequence[Probe], ceiling: int | None) -> Iterator[tuple[Probe, Mapping[str, Any]]]:
+        """Measure probes that are alike, one after the other in one child, which warms up once.
+
+        Yields each with its ``costs``, or with what it ``needs`` (``Needs.to_json``).
+        """
+        environment = os.environ | allocator.environment(probes[0].threads) | {IN_CHILD: "1"}
         wall = NO_WALL if ceiling is None else str(max(0, ceiling - resident()))
         work = json.dumps([(probe.function, probe.arguments) for probe in probes])
         with subprocess.Popen(
@@ -190,7 +235,7 @@ class CostStore:
             except subprocess.TimeoutExpired:
                 child.kill()
                 out, err = "", f"not done after {LONGEST_SECONDS * len(probes)} s"
-        answers = [line["costs"] for line in _json_lines(out) if "costs" in line]
+        answers = [line for line in _json_lines(out) if "costs" in line or "needs" in line]
         self.measured += len(answers) * (ceiling is not None)
         yield from zip(probes, answers, strict=False)
         if len(answers) < len(probes):
@@ -220,27 +265,42 @@ def _json_lines(text: str) -> Iterator[dict[str, Any]]:
                 yield value
 
 
+def resolve(name: str) -> Callable[..., Any]:
+    """The function ``"module:function"``, of this suite only."""
+    module, function = name.split(":")
+    if module.split(".")[0] not in ("common", "apps"):
+        raise SystemExit(f"{name}: probes are functions of this suite")
+    found: Callable[..., Any] = getattr(importlib.import_module(module), function)
+    return found
+
+
+def _probe(fields: Mapping[str, Any]) -> Probe:
+    """From its JSON."""
+    return Probe(**{**fields, "libraries": tuple(fields["libraries"])})
+
+
 def _child(ceiling: str) -> None:
     """Run the probes given on stdin in this process, and write each answer as a line on stdout."""
-    from common.memory import floor, guard
+    from common.memory import costs, floor, guard  # this module is __main__ here, and its exceptions are others
 
     allocator.tame()
     work = [(function, json.loads(arguments)) for function, arguments in json.load(sys.stdin)]
-    for function, _ in work:
-        if function.split(".")[0] not in ("common", "apps"):
-            raise SystemExit(f"{function}: probes are functions of this suite")
     # As in the command itself, libraries load before the wall stands: what they reserve at first use is not data.
     guard.lift_soft_wall()
     if ceiling == NO_WALL:
         guard.leave_hard_wall()
+    else:
+        guard.patrol(int(ceiling) - floor.SUPERVISOR_BYTES)
     if warm_up := work[0][1].get("warm_up"):
-        floor.resolve(warm_up)()
+        resolve(warm_up)()
     if ceiling != NO_WALL:
         guard.soft_wall(int(ceiling))
     for function, arguments in work:
-        module, name = function.split(":")
-        costs = getattr(importlib.import_module(module), name)(**arguments)
-        sys.stdout.write("\n" + json.dumps({"costs": costs}) + "\n")
+        try:
+            answer = {"costs": resolve(function)(**arguments)}
+        except costs.Needs as needs:
+            answer = needs.to_json()
+        sys.stdout.write("\n" + json.dumps(answer) + "\n")
         sys.stdout.flush()
 
 

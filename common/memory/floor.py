@@ -5,8 +5,7 @@ floor is measured by a warm-up function that imports what a command needs and ru
 the command calls the same function before its soft wall is set.
 """
 
-import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from common.memory import allocator
 from common.memory.costs import Costs, Probe
@@ -16,13 +15,6 @@ from common.memory.meter import lifetime_peak, resident
 MEASURE = "common.memory.floor:measure"
 START = "start"
 """The phase in which a command warms up."""
-
-
-def resolve(warm_up: str) -> Callable[[], None]:
-    """The function named by ``"package.module:function"``."""
-    module, name = warm_up.split(":")
-    function: Callable[[], None] = getattr(importlib.import_module(module), name)
-    return function
 
 
 def measure(warm_up: str) -> dict[str, float]:

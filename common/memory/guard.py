@@ -13,13 +13,15 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
 from common.memory import allocator
-from common.memory.budget import MIB, memory_cgroups
+from common.memory.budget import MIB, format_size, memory_cgroups
 from common.memory.meter import _status, resident
 
 SUPERVISED = "PEAKLINE_SUPERVISOR"
@@ -34,6 +36,11 @@ THREAD_STACK = 8 * MIB
 SLACK = 96 * MIB
 """Writable mappings that are reserved and hardly touched. OpenBLAS maps 32 MiB for each concurrent caller when it first
 needs them, and spins for ever when it cannot: the wall must leave it that."""
+
+PATROL_SECONDS = 0.002
+"""Between two looks of a patrol."""
+PATROL_MARGIN = 4 * MIB
+"""What a process may take between two looks (a core touches about 2 GiB/s)."""
 
 NO_HARD_WALL = "no hard wall: no memory cgroup can be written here"
 NO_SOFT_WALL = "no soft wall: RLIMIT_DATA cannot be set here"
@@ -85,6 +92,26 @@ def soft_wall(ceiling: int, *, threads: int = 2, slack: int = SLACK) -> bool:
     except (OSError, ValueError):
         return False
     return True
+
+
+def patrol(ceiling: int) -> None:
+    """End this process, with a line on stderr, once it is seen to hold nearly ``ceiling`` bytes.
+
+    For one that may just die, such as a probe: the soft wall must leave libraries what they reserve and hardly touch,
+    and something too large would fill that. Where the kernel has to kill, it takes this process before its parents.
+    """
+    most = ceiling - PATROL_MARGIN
+    with suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("1000")
+
+    def look() -> None:
+        while (size := resident()) <= most:
+            time.sleep(PATROL_SECONDS)
+        sys.stderr.write(f"\nit holds {format_size(size)} of {format_size(max(0, ceiling))}\n")
+        sys.stderr.flush()
+        os._exit(1)
+
+    threading.Thread(target=look, name="peakline-patrol", daemon=True).start()
 
 
 def missing_walls(*, soft: bool) -> list[str]:

@@ -4,7 +4,8 @@ Fake tensors know an operator's inputs and outputs; what its kernel allocates in
 weights, oneDNN's scratch: 63 of 169 MiB for a small 3D U-Net) only a run can tell. The answers are kept in a file that
 all plans share, one line each, so that a new plan replays only the operators that no plan before it had.
 
-Replaying costs the memory of the largest single operator, never that of the step.
+Replaying costs the memory of the largest single operator, never that of the step; a probe's child leaves it to another
+(``common.memory.costs.Needs``) that has loaded nothing but torch.
 """
 
 import hashlib
@@ -12,14 +13,14 @@ import json
 import logging
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common.memory import allocator, guard
-from common.memory.costs import cache_directory, environment_facts
+from common.memory.costs import Probe, cache_directory, environment_facts
 from common.memory.meter import lifetime_peak, reset_peak, resident
 
 if TYPE_CHECKING:
@@ -82,9 +83,61 @@ class Call:
         return args, kwargs
 
     @property
+    def probe(self) -> Probe | None:
+        """What replays it in a child of its own; ``None`` where an argument cannot be written down."""
+        from torch.utils._pytree import tree_unflatten
+
+        try:
+            args, kwargs = _written(tree_unflatten(list(self.leaves), self.layout))
+        except TypeError:
+            return None
+        named = {"key": self.key, "operator": str(self.function), "args": args, "kwargs": kwargs}
+        threads = int(os.environ.get("OMP_NUM_THREADS", 1))
+        return Probe.of(MEASURE, libraries=("torch",), threads=threads, warm_up=WARM_UP, **named)
+
+    @property
     def key(self) -> str:
         """Name for the cache: operator, shapes, strides, dtypes and all other arguments."""
         return hashlib.sha256(repr((str(self.function), self.leaves, str(self.layout))).encode()).hexdigest()[:24]
+
+
+def _written(value: Any) -> Any:
+    """An argument as JSON; names of torch (``torch.float32``) and descriptions of tensors become objects.
+
+    Raises
+    ------
+    TypeError
+        If there is no such form.
+    """
+    import torch
+
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, Like):
+        return {"tensor": [value.size, value.stride, _written(value.dtype)]}
+    if isinstance(value, (torch.dtype, torch.layout, torch.memory_format)):
+        return {"torch": str(value).removeprefix("torch.")}
+    if isinstance(value, torch.device):
+        return {"device": str(value)}
+    if isinstance(value, (list, tuple)):
+        return [_written(each) for each in value]
+    if isinstance(value, dict) and all(isinstance(name, str) for name in value):
+        return {name: _written(each) for name, each in value.items()}
+    raise TypeError(f"{type(value).__name__} has no written form")
+
+
+def _real(value: Any) -> Any:
+    """An argument to call with, from its written form."""
+    import torch
+
+    if isinstance(value, list):
+        return [_real(each) for each in value]
+    if not isinstance(value, dict):
+        return value
+    if "tensor" in value:
+        size, stride, dtype = value["tensor"]
+        return Like(tuple(size), tuple(stride), _real(dtype)).real()
+    return torch.device(value["device"]) if "device" in value else getattr(torch, value["torch"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,8 +152,13 @@ class Cost:
     """Time of the second run."""
 
 
-def replay(call: Call) -> Cost:
-    """Run the operator twice, first to compile its kernel, then to measure.
+def replay(function: Any, arguments: Callable[[], tuple[Sequence[Any], Mapping[str, Any]]]) -> Cost:
+    """Run an operator twice, first to compile its kernel, then to measure.
+
+    Parameters
+    ----------
+    arguments
+        Makes what it is called with: their memory is not there yet.
 
     Raises
     ------
@@ -111,20 +169,20 @@ def replay(call: Call) -> Cost:
 
     allocator.trim()
     empty = resident()
-    args, kwargs = call.arguments()
+    args, kwargs = arguments()
     with torch.no_grad():
         try:
-            call.function(*args, **kwargs)
+            function(*args, **kwargs)
         except RuntimeError as error:
             if guard.is_out_of_memory(error):
                 raise
-            log.debug("not replayed: %s: %s", call.function, error)
+            log.debug("not replayed: %s: %s", function, error)
             return Cost(0, 0, 0.0)
         allocator.trim()
         before = resident()
         reset_peak()
         began = time.perf_counter()
-        result = call.function(*args, **kwargs)
+        result = function(*args, **kwargs)
         seconds = time.perf_counter() - began
     peak = lifetime_peak()
     made = _storages(result)
@@ -151,7 +209,39 @@ def tensors(values: Any) -> "list[torch.Tensor]":
     return [value for value in values if isinstance(value, torch.Tensor)]
 
 
-VERSION = 1
+MEASURE = "common.memory.operators:measure"
+WARM_UP = "common.memory.operators:warm_up"
+
+
+def warm_up() -> None:
+    """Load torch, start its threads, and run the libraries below it once: no operator has to answer for them."""
+    import torch
+    import torch.nn.functional as F
+
+    for amp, samples in ((False, 1), (False, 2), (True, 2)):
+        with torch.autocast("cpu", torch.bfloat16, enabled=amp):
+            image = torch.ones(samples, 4, 16, 16, 16, requires_grad=True)
+            kernel = torch.ones(4, 4, 3, 3, 3, requires_grad=True)
+            features = F.instance_norm(F.group_norm(F.conv3d(image, kernel, padding=1), 2))
+            features = F.conv_transpose3d(F.leaky_relu(features), kernel, stride=2, padding=1)
+            features = torch.cat([F.interpolate(features, scale_factor=0.5), F.max_pool3d(features, 2)], 1)
+            (features.flatten(1) @ torch.ones(features[0].numel(), 8)).softmax(1).sum().backward()  # type: ignore[no-untyped-call]
+    F.embedding_bag(torch.zeros(4, 4, dtype=torch.int64), torch.ones(8, 8), mode="sum")
+
+
+def measure(*, key: str, operator: str, args: Any, kwargs: Any, warm_up: str) -> dict[str, float]:
+    """Replay a call that is written down; a probe's child, which has run ``warm_up``."""
+    import torch
+
+    found: Any = torch.ops
+    for name in operator.split("."):
+        found = getattr(found, name)
+    cost = replay(found, lambda: (_real(args), {name: _real(value) for name, value in kwargs.items()}))
+    OperatorCosts().add(key, cost)
+    return asdict(cost)
+
+
+VERSION = 2
 """Raise when what a replay measures changes."""
 
 
@@ -183,10 +273,18 @@ class OperatorCosts:
 
     def __getitem__(self, call: Call) -> Cost:
         if (cost := self._known.get(call.key)) is None:
-            cost = self._known[call.key] = replay(call)
+            cost = replay(call.function, call.arguments)
+            self.add(call.key, cost)
             self.replayed += 1
-            self._append({"key": call.key, **asdict(cost)})
         return cost
+
+    def __contains__(self, call: Call) -> bool:
+        return call.key in self._known
+
+    def add(self, key: str, cost: Cost) -> None:
+        """Remember what a replay said."""
+        self._known[key] = cost
+        self._append({"key": key, **asdict(cost)})
 
     def _append(self, entry: dict[str, Any]) -> None:
         with suppress(OSError):  # a read-only cache costs time, not correctness

@@ -5,15 +5,15 @@ that are alive. Each distinct operator is also replayed once, alone (``common.me
 allocates inside itself. The peak is the largest sum of live storages and the running operator's workspace.
 """
 
-import importlib
+import os
 import weakref
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from common.memory.allocator import MMAP_THRESHOLD
 from common.memory.budget import MIB, page_size
-from common.memory.costs import Probe
+from common.memory.costs import IN_CHILD, Needs, Probe, resolve
 from common.memory.operators import Call, OperatorCosts, tensors
 
 if TYPE_CHECKING:
@@ -124,6 +124,11 @@ def price(prepare: Callable[[], Prepared], *, costs: OperatorCosts | None = None
         Bytes of ``parameters``, ``gradients``, ``optimizer``, ``activations`` (with the batch) and ``workspace``, which
         add up to the step's peak; ``kernels``, code and caches that stay after first use; ``seconds``, the sum
         of the replayed operators' times.
+
+    Raises
+    ------
+    Needs
+        In a probe's child, where operators are to be replayed: another does that, and ``finish`` the rest.
     """
     from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -140,27 +145,50 @@ def price(prepare: Callable[[], Prepared], *, costs: OperatorCosts | None = None
     del network, optimizer, step
 
     costs = costs if costs is not None else OperatorCosts()
-    found = {call: costs[call] for call in dict.fromkeys(call for _, call in history) if call is not None}
-
-    def workspace(call: Call | None) -> int:
-        return found[call].workspace if call is not None else 0
-
-    held, last = max(history, key=lambda entry: entry[0] + workspace(entry[1]))
-    return {
+    calls = list(dict.fromkeys(call for _, call in history if call is not None))
+    place = {call: number for number, call in enumerate(calls)}
+    state = {
         "parameters": parameters,
         "gradients": gradients,
         "optimizer": states,
-        "activations": max(0, held - parameters - gradients - states),
+        "history": [(held, place.get(call) if call is not None else None) for held, call in history],
+    }
+    apart = {call: probe for call in calls if call not in costs and (probe := call.probe) is not None}
+    if apart and os.environ.get(IN_CHILD):
+        state["known"] = [None if call in apart else asdict(costs[call]) for call in calls]
+        raise Needs(list(apart.values()), "common.memory.trace:finish", state)
+    return finish(state | {"known": [asdict(costs[call]) for call in calls]}, [])
+
+
+def finish(state: Mapping[str, Any], replayed: Iterable[Mapping[str, float]]) -> dict[str, float]:
+    """The price of a step that has been traced, once all its operators' costs are known.
+
+    Parameters
+    ----------
+    state
+        ``parameters``, ``gradients`` and ``optimizer``: bytes; ``known``: the distinct operators' costs, ``None`` where
+        they come from ``replayed``, in order; ``history``: live bytes and place in ``known`` after each operator.
+    """
+    missing = iter(replayed)
+    costs = [cost if cost is not None else next(missing) for cost in state["known"]]
+
+    def workspace(number: int | None) -> float:
+        return costs[number]["workspace"] if number is not None else 0
+
+    held, last = max(state["history"], key=lambda entry: entry[0] + workspace(entry[1]))
+    lasting = {name: state[name] for name in ("parameters", "gradients", "optimizer")}
+    return {
+        **lasting,
+        "activations": max(0, held - sum(lasting.values())),
         "workspace": workspace(last),
-        "kernels": SMALL_BLOCKS + sum(cost.kept for cost in found.values()),
-        "seconds": sum(found[call].seconds for _, call in history if call is not None),
+        "kernels": SMALL_BLOCKS + sum(cost["kept"] for cost in costs),
+        "seconds": sum(costs[number]["seconds"] for _, number in state["history"] if number is not None),
     }
 
 
 def measure(*, prepare: str, arguments: Mapping[str, Any], warm_up: str) -> dict[str, float]:
     """Price the step that ``prepare`` (``"module:function"``) makes; a probe's child, which has run ``warm_up``."""
-    module, name = prepare.split(":")
-    function = getattr(importlib.import_module(module), name)
+    function = resolve(prepare)
     return price(lambda: function(**arguments))
 
 

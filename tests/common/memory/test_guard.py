@@ -50,6 +50,25 @@ else:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+def test_a_patrol_ends_what_reserved_little_and_took_too_much() -> None:
+    code = """
+import sys, numpy as np
+from common.memory import guard, meter
+MIB = 1 << 20
+guard.patrol(meter.resident() + 64 * MIB)
+room = np.empty(400 * MIB, np.uint8)  # reserved only
+room[: 40 * MIB] = 1
+print("within", flush=True)
+for start in range(0, 400, 4):
+    room[start * MIB : (start + 4) * MIB] = 1
+    print(start, flush=True)
+"""
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert ended.returncode == 1
+    assert ended.stdout.startswith("within") and "396" not in ended.stdout
+    assert ended.stderr.strip().startswith("it holds ") and ended.stderr.count("\n") == 2
+
+
 @pytest.mark.parametrize(
     ("error", "expected"),
     [

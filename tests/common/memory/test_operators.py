@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from common.memory import allocator, operators
+from common.memory.costs import CostStore
 from common.memory.operators import Call, OperatorCosts
 
 MIB = 1 << 20
@@ -18,6 +19,10 @@ def call(function: Any, *arguments: Any) -> Call:
     found = Call.of(function, *tree_flatten((arguments, {})))
     assert found is not None
     return found
+
+
+def replayed(each: Call) -> operators.Cost:
+    return operators.replay(each.function, each.arguments)
 
 
 PRODUCT = call(torch.ops.aten.mm.default, torch.empty(512, 256), torch.empty(256, 512))
@@ -76,8 +81,39 @@ def test_workspace_is_what_is_taken_beyond_the_result() -> None:
     image, kernel = torch.empty(1, 4, 32, 32, 32), torch.empty(4, 4, 3, 3, 3)
     options = ([1, 1, 1], [1, 1, 1], [1, 1, 1], False, [0, 0, 0], 1)
     unfolded = 27 * image.nbytes
-    convolved = operators.replay(call(torch.ops.aten.convolution.default, image, kernel, None, *options))
+    convolved = replayed(call(torch.ops.aten.convolution.default, image, kernel, None, *options))
     assert unfolded - MIB <= convolved.workspace <= unfolded + 32 * MIB  # and the buffers of the matrix product
     large = torch.empty(4096, 1024)
     for function in (torch.ops.aten.sin.default, torch.ops.aten.sin_.default):
-        assert operators.replay(call(function, large)).workspace <= 1 * MIB
+        assert replayed(call(function, large)).workspace <= 1 * MIB
+
+
+def test_a_call_written_down_is_replayed_in_a_child_that_has_only_torch(tmp_path: Path) -> None:
+    image, kernel = torch.empty(1, 4, 32, 32, 32), torch.empty(4, 4, 3, 3, 3)
+    convolution = call(
+        torch.ops.aten.convolution.default, image, kernel, None, [1] * 3, [1] * 3, [1] * 3, False, [0] * 3, 1
+    )
+    cast = call(torch.ops.aten._to_copy.default, torch.empty(1024, 1024).t())
+    cast = Call.of(cast.function, [*cast.leaves, torch.bfloat16], _layout((torch.empty(0),), {"dtype": 0}))  # type: ignore
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path))
+        patch.setenv("OMP_NUM_THREADS", "1")  # costs are remembered for each number of threads
+        probes = [each.probe for each in (convolution, cast)]
+        found = CostStore().known(probes, ceiling=1024 * MIB)
+        remembered = OperatorCosts()
+    for each, probe in zip((convolution, cast), probes, strict=True):
+        assert found[probe]["workspace"] == pytest.approx(replayed(each).workspace, abs=4 * MIB)
+        assert remembered[each].workspace == found[probe]["workspace"]
+    assert remembered.replayed == 0
+    assert found[probes[0]]["workspace"] > 26 * image.nbytes
+
+
+def test_what_cannot_be_written_down_has_no_probe() -> None:
+    assert call(torch.ops.aten.add.Tensor, torch.empty(8), torch.empty(8)).probe is not None
+    assert call(torch.ops.aten.add.Tensor, torch.empty(8), 1j).probe is None
+
+
+def _layout(args: Any, kwargs: Any) -> Any:
+    from torch.utils._pytree import tree_flatten
+
+    return tree_flatten((args, kwargs))[1]

@@ -148,8 +148,9 @@ def test_a_fresh_process_holds_what_is_predicted(tmp_path: Path) -> None:
         lines = [prediction.compare(case, grid, known) for case in cases]
     for line in lines:
         assert line["measured"] > 64 * MIB
-        # Small as they are, what no trace sees (``trace.SMALL_BLOCKS``) is up to 8 % of them.
-        assert -0.01 <= line["error"] <= 0.08, line
+        # Small as they are, what no trace sees (``trace.SMALL_BLOCKS``) and code that replays load is much of them.
+        over = line["predicted"] - line["measured"]
+        assert -0.01 * line["measured"] <= over <= 0.02 * line["measured"] + 2 * trace.SMALL_BLOCKS, line
 
 
 if __name__ == "__main__":
