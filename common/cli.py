@@ -91,6 +91,19 @@ class Session:
         """Measure a block of work; the names are those of the footprint's phases."""
         return self.meter.phase(name)
 
+    def wall(self) -> bool:
+        """Let this process hold no more than the ceiling, from what it holds now; whether that can be set."""
+        return guard.soft_wall(self.budget.host_bytes - floor.SUPERVISOR_BYTES, threads=self.threads)
+
+    @contextmanager
+    def reserving(self) -> Iterator[None]:
+        """A block behind the hard wall only: its peak was measured, and it reserves far more than it takes."""
+        guard.lift_soft_wall()
+        try:
+            yield
+        finally:
+            self.wall()
+
     def say(self, message: str) -> None:
         """One line for the person at the terminal (stderr)."""
         if not self.quiet:
@@ -333,8 +346,7 @@ def _plan_and_execute(args: argparse.Namespace, record: RunRecord, gauge: meter.
         resolve(command.warm_up(args))()
         allocator.trim()
     gauge.floor_bytes = gauge.sample()
-    soft = guard.soft_wall(record.budget.host_bytes - floor.SUPERVISOR_BYTES, threads=args.threads)
-    record.missing_walls = guard.missing_walls(soft=soft)
+    record.missing_walls = guard.missing_walls(soft=session.wall())
     record.results = session.results
     session.results.update(command.execute(args, session))
     record.plan = session.plan  # another one where settings were searched

@@ -235,7 +235,7 @@ def _infer_run(args: argparse.Namespace, session: cli.Session) -> Mapping[str, A
     except OSError as error:
         raise UsageError(f"-o {args.output}: {error.strerror}") from None
     plan, model = session.plan, work.model
-    with session.phase("open"):
+    with session.phase("open"), session.reserving():  # compiled code and scratch that is hardly touched
         engine = open_engine(
             model.directory,
             name=work.engine,

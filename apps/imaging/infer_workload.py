@@ -5,6 +5,7 @@ study decides each term, because they run one after the other.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import product
 from math import prod
@@ -28,13 +29,13 @@ from apps.imaging.spline import spline_bytes
 from apps.imaging.streams import resampling_bytes, window_bytes
 from apps.imaging.studies import Study
 from apps.imaging.volume import block_planes
-from apps.imaging.workloads import smaller, text
+from apps.imaging.workloads import halves, smaller, text
 from common.engines import engine
 from common.engines.mirror import mirror_bytes
 from common.errors import InputError
 from common.memory import floor
 from common.memory.budget import MIB, MemoryBudget, format_size
-from common.memory.costs import Costs, Probe
+from common.memory.costs import Costs, CostStore, Probe, ProbeFailed
 from common.memory.footprint import Footprint, Term
 from common.memory.planner import Setting, Workload
 from common.tiling.blend import FLOAT, Carried, carried
@@ -49,6 +50,9 @@ OBJECTS_BYTES = 4 * MIB
 """Python objects, headers and buffers that are too small to price one by one (measured 0 to 3 MiB)."""
 ENGINE_SPREAD = 1.02
 """An engine's peak differs from run to run by up to this factor."""
+HALVINGS = 3
+"""Of a tile, at most, to estimate it: of less than an eighth, code and weights say more than voxels. And between the
+two tiles of the estimate."""
 PREVIEW_BYTES = 6 * MIB
 """Panels and picture, which do not grow with the volume (measured 3 to 5 MiB)."""
 
@@ -149,22 +153,37 @@ class InferWorkload:
         """The floor and the engine."""
         warm_up = WARM_UPS[self.engine]
         libraries = (*LIBRARIES, *engine.LIBRARIES[self.engine])
-        return [
-            floor.probe(warm_up, libraries=libraries, threads=self.threads),
-            engine.probe(
-                warm_up=warm_up,
-                threads=self.threads,
-                sha256=self.model.network_sha256,
-                model_dir=str(self.model.directory.resolve()),
-                name=self.engine,
-                precision=self.precision,
-                tile=self.tile,
-                batch=int(setting["batch"]),
-                output=setting["space"],
-                head=self.model.head,
-                builder=TORCH_NETWORK,
-            ),
-        ]
+        return [floor.probe(warm_up, libraries=libraries, threads=self.threads), self._engine(setting, self.tile)]
+
+    def _engine(self, setting: Setting, tile: tuple[int, int, int]) -> Probe:
+        return engine.probe(
+            warm_up=WARM_UPS[self.engine],
+            threads=self.threads,
+            sha256=self.model.network_sha256,
+            model_dir=str(self.model.directory.resolve()),
+            name=self.engine,
+            precision=self.precision,
+            tile=tile,
+            batch=int(setting["batch"]),
+            output=setting["space"],
+            head=self.model.head,
+            builder=TORCH_NETWORK,
+        )
+
+    def estimate(self, setting: Setting, costs: CostStore, ceiling: int) -> Footprint | None:
+        """With an engine on the line through the largest tile whose engine can be measured and an eighth of that: what
+        it holds beside its weights and code grows with the voxels."""
+        base, whole = self.probes(setting)
+        tiles = list(halves(self.tile, steps(self.model.network, self.model.arguments)))
+        for large, small in zip(tiles[:HALVINGS], tiles[HALVINGS:], strict=False):
+            parts = [self._engine(setting, tile) for tile in (large, small)]
+            with suppress(ProbeFailed):
+                # In children of their own: an engine's peak would hide that of a smaller one after it.
+                more, less = (costs.known([part], ceiling=ceiling)[part] for part in parts)
+                ahead = (prod(self.tile) - prod(large)) / (prod(large) - prod(small))
+                line = {name: more[name] + max(0.0, more[name] - less[name]) * ahead for name in more}
+                return self.footprint(setting, {**costs.known([base], ceiling=ceiling), whole: line})
+        return None
 
     def footprint(self, setting: Setting, known: Costs) -> Footprint:
         """Floor, engine, and what each place that grows with the data holds."""

@@ -60,6 +60,17 @@ def smaller(sides: Shape, steps: Shape) -> Iterator[Shape]:
         yield x, y, z
 
 
+def halves(sides: Shape, steps: Shape) -> Iterator[Shape]:
+    """Shapes with one side after the other halved, the longest first, as long as that is whole steps."""
+    while True:
+        halved = [axis for axis in range(3) if sides[axis] % (2 * steps[axis]) == 0]
+        if not halved:
+            return
+        longest = max(halved, key=sides.__getitem__)
+        x, y, z = (side // 2 if axis == longest else side for axis, side in enumerate(sides))
+        yield (sides := (x, y, z))
+
+
 @dataclass(frozen=True)
 class TrainWorkload:
     """``imaging train``."""

@@ -3,8 +3,8 @@
 A ``Probe`` names a function ``module:function`` of this suite and its JSON arguments; the function returns numbers
 by name. The cache's key is the probe, the text of its module, the library versions it depends on, the CPU's flags and
 the thread count.
-The child is walled (``RLIMIT_DATA``) and patrolled, so that measuring never exceeds the ceiling either; an argument
-``warm_up`` names what it loads first (``common.memory.floor``).
+The child is walled (``RLIMIT_DATA``, and a cgroup of its own) and patrolled, so that measuring never exceeds the
+ceiling either; an argument ``warm_up`` names what it loads first (``common.memory.floor``).
 """
 
 import hashlib
@@ -23,9 +23,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from common.memory import allocator
-from common.memory.budget import format_size
-from common.memory.meter import resident
+from common.memory import allocator, guard
+from common.memory.budget import MIB, format_size, total_memory
+from common.memory.meter import anonymous, resident
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +65,11 @@ CODE_VERSION = 3
 
 NO_WALL = "no wall"
 """What a child is told instead of a ceiling."""
+RESERVED = 512 * MIB
+"""What a probe may reserve beyond its ceiling: engines reserve much that they hardly touch, and the patrol looks at
+what is touched."""
+FENCE_MARGIN = 4 * MIB
+"""What page tables and a process that is being killed may hold beyond its cgroup's limit."""
 LONGEST_SECONDS = 600
 """A probe that takes longer than this has gone wrong."""
 
@@ -220,10 +225,11 @@ class CostStore:
         Yields each with its ``costs``, or with what it ``needs`` (``Needs.to_json``).
         """
         environment = os.environ | allocator.environment(probes[0].threads) | {IN_CHILD: "1"}
-        wall = NO_WALL if ceiling is None else str(max(0, ceiling - resident()))
+        wall = NO_WALL if ceiling is None else str(max(0, ceiling - anonymous()))
+        fence = guard.hard_wall(total_memory()) if ceiling is not None else None
         work = json.dumps([(probe.function, probe.arguments) for probe in probes])
         with subprocess.Popen(
-            [sys.executable, "-m", "common.memory.costs", wall],
+            [sys.executable, "-m", "common.memory.costs", wall, str(fence or "")],
             env=environment,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -235,6 +241,7 @@ class CostStore:
             except subprocess.TimeoutExpired:
                 child.kill()
                 out, err = "", f"not done after {LONGEST_SECONDS * len(probes)} s"
+        stopped = guard.take_down(fence)
         answers = [line for line in _json_lines(out) if "costs" in line or "needs" in line]
         self.measured += len(answers) * (ceiling is not None)
         yield from zip(probes, answers, strict=False)
@@ -242,6 +249,7 @@ class CostStore:
             failed = probes[len(answers)]
             lines = [line for line in err.strip().splitlines() if line.strip()]
             why = lines[-1] if lines else f"killed by signal {-(child.returncode or 0)}"
+            why = "it needs more" if stopped else why
             name = failed.function.rsplit(":", 1)[-1]
             under = "without a wall" if ceiling is None else f"under {format_size(ceiling)}"
             self._failures[failed] = f"cannot be measured {under} ({name}: {why})"
@@ -279,9 +287,9 @@ def _probe(fields: Mapping[str, Any]) -> Probe:
     return Probe(**{**fields, "libraries": tuple(fields["libraries"])})
 
 
-def _child(ceiling: str) -> None:
+def _child(ceiling: str, fence: str) -> None:
     """Run the probes given on stdin in this process, and write each answer as a line on stdout."""
-    from common.memory import costs, floor, guard  # this module is __main__ here, and its exceptions are others
+    from common.memory import costs, floor  # this module is __main__ here, and its exceptions are others
 
     allocator.tame()
     work = [(function, json.loads(arguments)) for function, arguments in json.load(sys.stdin)]
@@ -290,11 +298,15 @@ def _child(ceiling: str) -> None:
     if ceiling == NO_WALL:
         guard.leave_hard_wall()
     else:
-        guard.patrol(int(ceiling) - floor.SUPERVISOR_BYTES)
+        wall = int(ceiling) - floor.SUPERVISOR_BYTES
+        guard.patrol(wall, margin=FENCE_MARGIN if fence else guard.PATROL_MARGIN)
     if warm_up := work[0][1].get("warm_up"):
         resolve(warm_up)()
     if ceiling != NO_WALL:
-        guard.soft_wall(int(ceiling))
+        guard.soft_wall(wall, slack=RESERVED)
+        room = wall - FENCE_MARGIN - resident()  # nothing of what it holds is charged to the fence
+        if fence and guard.limit(Path(fence), max(0, room)):
+            guard.enter(Path(fence))
     for function, arguments in work:
         try:
             answer = {"costs": resolve(function)(**arguments)}

@@ -148,8 +148,6 @@ def refusal_text(refusal: DoesNotFit) -> str:
     terms = ", ".join(f"{term.name} {format_size(term.bytes)}" for term in smallest.footprint.at_peak()[:3])
     knobs = _pairs(dict(smallest.knobs)) or "no other setting"
     remedies = [f"--memory {need // MIB}MiB is the smallest ceiling that would do ({knobs})", *refusal.remedies]
-    if need <= ceiling:  # measuring took more than running does; what was measured is kept
-        remedies[0] = f"the same command again: measuring needed more than the ceiling, running needs {need // MIB} MiB"
     return "\n".join(
         [
             f"does not fit in {format_size(ceiling)}; largest terms: {terms}. Remedies:",

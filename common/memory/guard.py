@@ -37,10 +37,10 @@ SLACK = 96 * MIB
 """Writable mappings that are reserved and hardly touched. OpenBLAS maps 32 MiB for each concurrent caller when it first
 needs them, and spins for ever when it cannot: the wall must leave it that."""
 
-PATROL_SECONDS = 0.002
+PATROL_SECONDS = 0.001
 """Between two looks of a patrol."""
-PATROL_MARGIN = 4 * MIB
-"""What a process may take between two looks (a core touches about 2 GiB/s)."""
+PATROL_MARGIN = 16 * MIB
+"""What a process may take between two looks: measured up to 12 where all cores are busy."""
 
 NO_HARD_WALL = "no hard wall: no memory cgroup can be written here"
 NO_SOFT_WALL = "no soft wall: RLIMIT_DATA cannot be set here"
@@ -94,13 +94,13 @@ def soft_wall(ceiling: int, *, threads: int = 2, slack: int = SLACK) -> bool:
     return True
 
 
-def patrol(ceiling: int) -> None:
-    """End this process, with a line on stderr, once it is seen to hold nearly ``ceiling`` bytes.
+def patrol(ceiling: int, *, margin: int = PATROL_MARGIN) -> None:
+    """End this process, with a line on stderr, once it is seen to hold ``ceiling`` bytes but for the margin.
 
     For one that may just die, such as a probe: the soft wall must leave libraries what they reserve and hardly touch,
     and something too large would fill that. Where the kernel has to kill, it takes this process before its parents.
     """
-    most = ceiling - PATROL_MARGIN
+    most = ceiling - margin
     with suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("1000")
 
@@ -161,6 +161,15 @@ def hard_wall(ceiling: int) -> Path | None:
         place.mkdir(exist_ok=True)
     except OSError:
         return None
+    if limit(place, ceiling):
+        return place
+    with suppress(OSError):
+        place.rmdir()
+    return None
+
+
+def limit(place: Path, ceiling: int) -> bool:
+    """Set what those behind a wall may hold together; ``False`` where it cannot be set."""
     for name in ("memory.max", "memory.limit_in_bytes"):
         with suppress(OSError):
             if (place / name).exists():
@@ -169,10 +178,8 @@ def hard_wall(ceiling: int) -> Path | None:
                     swap = place / ("memory.swap.max" if name == "memory.max" else "memory.memsw.limit_in_bytes")
                     if swap.exists():
                         swap.write_text("0" if name == "memory.max" else str(ceiling))
-                return place
-    with suppress(OSError):
-        place.rmdir()
-    return None
+                return True
+    return False
 
 
 def enter(place: Path | None) -> None:

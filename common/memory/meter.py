@@ -38,6 +38,15 @@ def resident(pid: int | str = "self") -> int:
         return int(stream.read().split()[1]) * page_size()
 
 
+def anonymous() -> int:
+    """Of what this process holds, what is in no file: what another that loads the same libraries holds again."""
+    with suppress(OSError), open("/proc/self/smaps_rollup", "rb") as stream:
+        for line in stream:
+            if line.startswith(b"Anonymous:"):
+                return int(line.split()[1]) * KIB
+    return resident()
+
+
 def proportional(pid: int | str = "self") -> int:
     """PSS of a process: its private pages plus its share of the shared ones. 0 once it is gone."""
     return _shares(pid)[0]
