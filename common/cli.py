@@ -11,9 +11,9 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -29,12 +29,13 @@ from common.errors import (
     UsageError,
 )
 from common.files import write_json, write_text
-from common.memory import allocator, device, explain, floor, guard, meter, parts, planner
+from common.memory import allocator, device, explain, guard, meter, parts
 from common.memory.budget import BudgetError, MemoryBudget, format_size, total_memory
 from common.memory.costs import CostStore, cache_directory, resolve
-from common.memory.device import Device
+from common.memory.edited import read_plan
 from common.memory.planner import DoesNotFit, Plan, Workload
 from common.memory.record import RunRecord, memory_line
+from common.session import Session
 
 log = logging.getLogger("peakline")
 
@@ -52,7 +53,7 @@ class Command:
     """Look at the input's headers, inside the ceiling, and describe the work. Raises ``InputError``."""
     warm_up: Callable[[argparse.Namespace], str]
     """Names the function that loads what the command needs (``common.memory.floor``)."""
-    execute: Callable[[argparse.Namespace, "Session"], Mapping[str, Any]]
+    execute: Callable[[argparse.Namespace, Session], Mapping[str, Any]]
     """Do the work; returns the record's ``results``."""
     record: Callable[[argparse.Namespace], Path | None] = lambda args: None
     """Where the record goes; ``None``: nowhere but ``--json``."""
@@ -62,75 +63,6 @@ class Command:
     """Whether its tensors are large (``allocator.tunables``)."""
     merge: bool = False
     """Whether it trains in the heap (``common.memory.heap``)."""
-
-
-@dataclass(slots=True)
-class Session:
-    """What a running command needs from its surroundings."""
-
-    budget: MemoryBudget
-    plan: Plan
-    workload: Workload
-    """The object ``Command.workload`` returned, with what it read of the input."""
-    meter: meter.PeakMeter
-    threads: int
-    seed: int
-    device: Device | None = None
-    """The CUDA device to compute on; ``None``: the host."""
-    quiet: bool = False
-    results: dict[str, Any] = field(default_factory=dict)
-    """The record's ``results``; what is in here is kept when the command then raises."""
-    _stop: int | None = field(default=None)
-
-    @property
-    def stopping(self) -> bool:
-        """Whether SIGINT or SIGTERM asked us to stop: write a checkpoint, then raise ``KeyboardInterrupt``."""
-        return self._stop is not None
-
-    def phase(self, name: str) -> Any:
-        """Measure a block of work; the names are those of the footprint's phases."""
-        return self.meter.phase(name)
-
-    def wall(self) -> bool:
-        """Let this process hold no more than the ceiling, from what it holds now; whether that can be set."""
-        return guard.soft_wall(self.budget.host_bytes - floor.SUPERVISOR_BYTES, threads=self.threads)
-
-    @contextmanager
-    def reserving(self) -> Iterator[None]:
-        """A block behind the hard wall only: its peak was measured, and it reserves far more than it takes."""
-        guard.lift_soft_wall()
-        try:
-            yield
-        finally:
-            self.wall()
-
-    def say(self, message: str) -> None:
-        """One line for the person at the terminal (stderr)."""
-        if not self.quiet:
-            sys.stderr.write(message + "\n")
-
-    def progress(self, *, total: float | None, unit: str, label: str) -> Any:
-        """A progress bar on stderr, drawn only on a terminal; used as a context manager with ``update``."""
-        from tqdm import tqdm
-
-        silent = self.quiet or not sys.stderr.isatty()
-        return tqdm(total=total, unit=unit, desc=label, disable=silent, leave=False)
-
-    @contextmanager
-    def deferred_signals(self) -> Iterator[None]:
-        """Within the block the first SIGINT or SIGTERM only sets ``stopping``; a second one interrupts at once."""
-
-        def remember(number: int, _frame: object) -> None:
-            if self._stop is not None:
-                raise KeyboardInterrupt
-            self._stop = number
-
-        old = {number: signal.signal(number, remember) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for number, handler in old.items():
-                signal.signal(number, handler)
 
 
 def add_common_options(parser: argparse.ArgumentParser) -> None:
@@ -359,7 +291,7 @@ def _choose(
     if args.plan is None:
         return parts.plan(workload, budget, costs)
     try:
-        return planner.read_plan(args.plan.read_text(encoding="utf-8"), workload, budget, costs), workload
+        return read_plan(args.plan.read_text(encoding="utf-8"), workload, budget, costs), workload
     except OSError as error:
         raise UsageError(f"--plan {args.plan}: {error.strerror}") from None
     except ValueError as error:

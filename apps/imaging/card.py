@@ -7,7 +7,7 @@ from common import __version__
 
 if TYPE_CHECKING:
     from apps.imaging.train import Job
-    from common.cli import Session
+    from common.session import Session
 
 
 def render(job: "Job", session: "Session", metrics: Mapping[str, Any], steps: int) -> str:

@@ -10,6 +10,7 @@ from apps.imaging import compress_options, train_options, warm
 from common import __version__, cli, front_ends
 from common.errors import InputError, UsageError
 from common.memory.budget import MemoryBudget
+from common.session import Session
 
 if TYPE_CHECKING:
     from common.memory.planner import Workload
@@ -216,7 +217,7 @@ def _infer_warm_up(args: argparse.Namespace) -> str:
     return WARM_UPS[_engine(args)]
 
 
-def _infer_run(args: argparse.Namespace, session: cli.Session) -> Mapping[str, Any]:
+def _infer_run(args: argparse.Namespace, session: Session) -> Mapping[str, Any]:
     from apps.imaging.infer import Job, run
     from apps.imaging.infer_workload import InferWorkload
     from apps.imaging.labels import LabelMaker
@@ -299,7 +300,7 @@ def _evaluate_workload(args: argparse.Namespace, budget: MemoryBudget) -> "Workl
     return EvaluateWorkload(pairs, [scan(pair) for pair in pairs], args.threads)
 
 
-def _evaluate_run(args: argparse.Namespace, session: cli.Session) -> Mapping[str, Any]:
+def _evaluate_run(args: argparse.Namespace, session: Session) -> Mapping[str, Any]:
     from apps.imaging.evaluate import evaluate, table
     from apps.imaging.evaluate_workload import EvaluateWorkload
 

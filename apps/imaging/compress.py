@@ -12,10 +12,10 @@ import numpy as np
 from apps.imaging.cases import Case, network_tiles, open_windows, resolved, within_content
 from apps.imaging.model import APPLICATION, CARD, ImagingModel, read_model
 from common import model_folder
-from common.cli import Session
 from common.engines.engine import INT8, NETWORK, WEIGHTS, Array
 from common.engines.quantise import quantise
 from common.files import scratch_directory
+from common.session import Session
 
 TILES = 32
 """Tiles that ranges are found on, of all volumes together (NNCF's own default is 300 pictures, far smaller ones)."""

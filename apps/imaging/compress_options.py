@@ -9,6 +9,7 @@ from apps.imaging import warm
 from common import cli
 from common.errors import InputError, UsageError
 from common.memory.budget import MemoryBudget
+from common.session import Session
 
 if TYPE_CHECKING:
     from common.memory.planner import Workload
@@ -53,7 +54,7 @@ def _workload(args: argparse.Namespace, budget: MemoryBudget) -> "Workload":
     return CompressWorkload(Job(model, cases, args.output, args.tiles), args.threads)
 
 
-def _run(args: argparse.Namespace, session: cli.Session) -> Mapping[str, Any]:
+def _run(args: argparse.Namespace, session: Session) -> Mapping[str, Any]:
     from apps.imaging.compress import run
     from apps.imaging.compress_workload import CompressWorkload
 

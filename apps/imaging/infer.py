@@ -27,10 +27,10 @@ from apps.imaging.model import ImagingModel
 from apps.imaging.outputs import Outputs, Wanted
 from apps.imaging.studies import Study, StudyTable, further_channels, open_volume, resume_key
 from apps.imaging.volume import Shape
-from common.cli import Session
 from common.engines.engine import Engine, answers
 from common.errors import InputError
 from common.memory import guard
+from common.session import Session
 from common.tiling.blend import Block, BoundedBlend, Spilled
 from common.tiling.grid import importance
 

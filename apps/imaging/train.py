@@ -17,11 +17,11 @@ from apps.imaging.losses import dice_cross_entropy
 from apps.imaging.patches import Sampler, Volumes
 from apps.imaging.volume import Shape
 from apps.imaging.workloads import EXPORT, LOAD, TRAIN, VALIDATE
-from common.cli import Session
 from common.errors import InputError, UsageError
 from common.memory import allocator
 from common.memory.device import HOST
 from common.memory.heap import BoundedHeap
+from common.session import Session
 from common.tiling.blend import BoundedBlend
 from common.tiling.grid import importance
 from common.training import checkpointing, optimizers, policies

@@ -11,6 +11,7 @@ from apps.imaging import warm
 from common import cli
 from common.errors import InputError, UsageError
 from common.memory.budget import MemoryBudget
+from common.session import Session
 from common.training import amp, optimizers
 
 if TYPE_CHECKING:
@@ -163,7 +164,7 @@ def _typed() -> str:
     return " ".join(["imaging", *words])
 
 
-def _run(args: argparse.Namespace, session: cli.Session) -> Mapping[str, Any]:
+def _run(args: argparse.Namespace, session: Session) -> Mapping[str, Any]:
     from apps.imaging.train import run
     from apps.imaging.workloads import TrainWorkload
 

@@ -8,9 +8,10 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from apps.recsys import model, workloads
-from common import cli, model_folder
+from common import model_folder
 from common.errors import InputError
 from common.memory.budget import MemoryBudget, format_size
+from common.session import Session
 
 if TYPE_CHECKING:
     import numpy as np
@@ -117,7 +118,7 @@ def workload(name: str, warm_up: str = workloads.ANSWERING) -> Any:
     return describe
 
 
-def recommend(args: argparse.Namespace, session: cli.Session) -> Mapping[str, Any]:
+def recommend(args: argparse.Namespace, session: Session) -> Mapping[str, Any]:
     """For a known user or a history given on the command line."""
     with session.phase("answer"):
         desk = _desk(session)
@@ -129,14 +130,14 @@ def recommend(args: argparse.Namespace, session: cli.Session) -> Mapping[str, An
     return _answer(args, found)
 
 
-def similar(args: argparse.Namespace, session: cli.Session) -> Mapping[str, Any]:
+def similar(args: argparse.Namespace, session: Session) -> Mapping[str, Any]:
     """The items nearest to one."""
     with session.phase("answer"):
         found = _desk(session).similar(args.item, args.k)
     return _answer(args, found)
 
 
-def _desk(session: cli.Session) -> Desk:
+def _desk(session: Session) -> Desk:
     assert isinstance(session.workload, workloads.AnswerWorkload)
     return Desk(session.workload)
 

@@ -18,10 +18,11 @@ from typing import TYPE_CHECKING, Any
 from apps.recsys import answer, arrow, model, workloads
 from apps.recsys.ranking import Catalogue
 from apps.recsys.workloads_batch import PART_USERS, BatchWorkload
-from common import cli, files, model_folder
+from common import files, model_folder
 from common.errors import UsageError
 from common.memory import allocator
 from common.memory.budget import MemoryBudget
+from common.session import Session
 
 if TYPE_CHECKING:
     import numpy as np
@@ -55,7 +56,7 @@ def record(args: argparse.Namespace) -> Path | None:
     return args.output.with_suffix(".run.json") if args.all_users and args.output is not None else None
 
 
-def execute(args: argparse.Namespace, session: cli.Session) -> Mapping[str, Any]:
+def execute(args: argparse.Namespace, session: Session) -> Mapping[str, Any]:
     """For one user, or for all."""
     work = session.workload
     if not isinstance(work, BatchWorkload):
@@ -79,7 +80,7 @@ def execute(args: argparse.Namespace, session: cli.Session) -> Mapping[str, Any]
 class Ranker:
     """The model, ready to answer for blocks of users."""
 
-    def __init__(self, work: BatchWorkload, session: cli.Session, args: argparse.Namespace) -> None:
+    def __init__(self, work: BatchWorkload, session: Session, args: argparse.Namespace) -> None:
         self.work, self.session, self.k = work, session, args.k
         self.items = model.Table(work.directory / "items.parquet")
         self.recommender = model.Recommender(work.directory, work.manifest)

@@ -12,13 +12,14 @@ from apps.recsys import child, ingest, metrics, model, workloads
 from apps.recsys.evaluate import User, evaluate
 from apps.recsys.metrics import Tally
 from apps.recsys.split import HeldOut, known_rows
-from common import cli, model_folder
+from common import model_folder
 from common.errors import UsageError
 from common.memory import guard
 from common.memory.budget import MemoryBudget
 from common.memory.floor import SUPERVISOR_BYTES
 from common.memory.meter import resident
 from common.memory.planner import DoesNotFit
+from common.session import Session
 
 if TYPE_CHECKING:
     import numpy as np
@@ -70,7 +71,7 @@ def _check_files(args: argparse.Namespace) -> None:
         raise UsageError(f"--protocol {args.protocol}: expected {' or '.join(fitting)} with this file")
 
 
-def execute(args: argparse.Namespace, session: cli.Session) -> Mapping[str, Any]:
+def execute(args: argparse.Namespace, session: Session) -> Mapping[str, Any]:
     """Rank, and say how well."""
     work = session.workload
     assert isinstance(work, workloads.EvaluateWorkload)
@@ -98,7 +99,7 @@ def execute(args: argparse.Namespace, session: cli.Session) -> Mapping[str, Any]
     return results
 
 
-def _tell(session: cli.Session, found: Mapping[str, int]) -> None:
+def _tell(session: Session, found: Mapping[str, int]) -> None:
     session.say(f"test: {found['users']:,} users, {found['pairs']:,} pairs")
     for what in ("users", "items"):
         if count := found[f"unknown_{what}"]:
@@ -112,7 +113,7 @@ def record(args: argparse.Namespace) -> Path | None:
 
 
 def score(
-    session: cli.Session,
+    session: Session,
     directory: Path,
     manifest: Mapping[str, Any],
     *,
@@ -168,7 +169,7 @@ def _users(recommender: model.Recommender, heldout: HeldOut, *, trained_on_all: 
 
 
 def among_candidates(
-    session: cli.Session, directory: Path, manifest: Mapping[str, Any], place: Path
+    session: Session, directory: Path, manifest: Mapping[str, Any], place: Path
 ) -> Mapping[str, float]:
     """HR and NDCG of one scored item among its sampled negatives (He et al. 2017, NCF); ties count against it."""
     import numpy as np

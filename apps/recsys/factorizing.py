@@ -15,7 +15,7 @@ from common import files
 
 if TYPE_CHECKING:
     from apps.recsys.workloads import TrainWorkload
-    from common.cli import Session
+    from common.session import Session
 
 Watch = Callable[[int, Callable[[], Mapping[str, float]]], None]
 """Called after each iteration with how many are done, and with what measures the model on the hidden items. What it

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from apps.recsys.encoders import Fold
     from apps.recsys.history import History
     from apps.recsys.split import HeldOut, Kept
-    from common.cli import Session
+    from common.session import Session
 
 METRICS = ("ndcg@10", "ndcg@20")
 

@@ -25,7 +25,7 @@ from common.memory import allocator
 from common.training import checkpointing
 
 if TYPE_CHECKING:
-    from common.cli import Session
+    from common.session import Session
 
 BEST = "best.safetensors"
 CHECKPOINT_SECONDS = 30.0

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from common.cli import Session
+    from common.session import Session
 
 FILE = "factors.state"
 """In the model folder's ``.training``: a JSON line, then the two matrices as NumPy writes them."""

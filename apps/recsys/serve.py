@@ -12,8 +12,9 @@ from typing import Any
 
 from apps.recsys.answer import Desk, Unknown
 from apps.recsys.workloads import AnswerWorkload
-from common import __version__, cli
+from common import __version__
 from common.errors import UsageError
+from common.session import Session
 
 MOST = 1000
 """The largest ``k`` that is answered."""
@@ -63,7 +64,7 @@ def application(desk: Desk) -> Any:
     return app
 
 
-def execute(args: argparse.Namespace, session: cli.Session) -> Mapping[str, Any]:
+def execute(args: argparse.Namespace, session: Session) -> Mapping[str, Any]:
     """Serve until SIGINT or SIGTERM."""
     import uvicorn
 

@@ -40,6 +40,7 @@ from common.memory.budget import MIB, MemoryBudget
 from common.memory.floor import SUPERVISOR_BYTES
 from common.memory.meter import resident
 from common.memory.planner import DoesNotFit
+from common.session import Session
 
 if TYPE_CHECKING:
     from apps.recsys import learning
@@ -182,7 +183,7 @@ def ranking_parameters(args: argparse.Namespace, factors: int) -> dict[str, Any]
     return hyper
 
 
-def execute(args: argparse.Namespace, session: cli.Session) -> Mapping[str, Any]:
+def execute(args: argparse.Namespace, session: Session) -> Mapping[str, Any]:
     """Fit, evaluate, write; the model folder appears at the end."""
     work = session.workload
     assert isinstance(work, workloads.TrainWorkload)
@@ -235,7 +236,7 @@ def _fields(work: workloads.TrainWorkload, seed: int) -> dict[str, Any]:
     }
 
 
-def _tell(session: cli.Session, facts: ingest.Facts) -> None:
+def _tell(session: Session, facts: ingest.Facts) -> None:
     session.say(
         f"data: {facts.rows:,} rows, {facts.users:,} users, {facts.items:,} items, {facts.interactions:,} interactions"
     )
@@ -243,7 +244,7 @@ def _tell(session: cli.Session, facts: ingest.Facts) -> None:
         session.say(f"dropped: {rows:,} rows {why}")
 
 
-def _tune(args: argparse.Namespace, work: workloads.TrainWorkload, session: cli.Session) -> tuning.Outcome:
+def _tune(args: argparse.Namespace, work: workloads.TrainWorkload, session: Session) -> tuning.Outcome:
     """Try settings; what training then goes on with."""
     assert work.workspace is not None
     directory, place = work.workspace.path, args.output / WORK
@@ -292,7 +293,7 @@ def _course(args: argparse.Namespace, work: workloads.TrainWorkload) -> learning
     )
 
 
-def _learn(args: argparse.Namespace, work: workloads.TrainWorkload, session: cli.Session) -> Mapping[str, Any]:
+def _learn(args: argparse.Namespace, work: workloads.TrainWorkload, session: Session) -> Mapping[str, Any]:
     """Train an embedding; its weights by name."""
     from apps.recsys import learning
 
@@ -302,7 +303,7 @@ def _learn(args: argparse.Namespace, work: workloads.TrainWorkload, session: cli
     return tensors
 
 
-def _fit(args: argparse.Namespace, work: workloads.TrainWorkload, session: cli.Session) -> Mapping[str, Any]:
+def _fit(args: argparse.Namespace, work: workloads.TrainWorkload, session: Session) -> Mapping[str, Any]:
     """Train a model of factors; its weights by name."""
     return factorizing.Training(
         work, session, args.output / WORK / pause.FILE, resume=args.resume and not args.tune

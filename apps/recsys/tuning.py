@@ -28,7 +28,7 @@ from common.memory.planner import DoesNotFit, Plan
 
 if TYPE_CHECKING:
     from apps.recsys.workloads import TrainWorkload
-    from common.cli import Session
+    from common.session import Session
 
 FILE = "tuning.jsonl"
 """In the model folder's ``.training``: a line of what is searched, then a line for each trial."""
@@ -49,7 +49,7 @@ class Stopped(Exception):
 
 
 class TrialSession:
-    """What a training needs of ``common.cli.Session``, quietly: all trials are the one phase ``tune``."""
+    """What a training needs of ``common.session.Session``, quietly: all trials are the one phase ``tune``."""
 
     def __init__(self, session: Session, plan: Plan) -> None:
         self._session, self.plan = session, plan

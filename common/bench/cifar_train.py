@@ -23,6 +23,7 @@ from common.memory.costs import Costs, Probe
 from common.memory.footprint import Footprint, Term
 from common.memory.heap import BoundedHeap
 from common.memory.planner import Setting
+from common.session import Session
 
 if TYPE_CHECKING:
     from torch import nn
@@ -218,7 +219,7 @@ def accuracy(module: "nn.Module", images: cifar.Images, *, batch: int, recipe: R
     return correct / len(images)
 
 
-def _execute(args: argparse.Namespace, session: cli.Session) -> Mapping[str, Any]:
+def _execute(args: argparse.Namespace, session: Session) -> Mapping[str, Any]:
     import torch
 
     from common.bench.cifar_networks import whiten

@@ -18,6 +18,7 @@ from common.memory.budget import BudgetError, MemoryBudget, parse_size
 from common.memory.costs import Costs, Probe
 from common.memory.footprint import Footprint, Term
 from common.memory.planner import Setting
+from common.session import Session
 
 WARM_UP = "common.bench.fill:warm_up"
 
@@ -63,7 +64,7 @@ def _workload(args: argparse.Namespace, budget: MemoryBudget) -> FillWorkload:
         raise UsageError(f"--bytes: {error}") from None
 
 
-def _execute(args: argparse.Namespace, session: cli.Session) -> Mapping[str, Any]:
+def _execute(args: argparse.Namespace, session: Session) -> Mapping[str, Any]:
     import numpy as np
 
     workload = session.workload

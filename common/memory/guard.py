@@ -212,6 +212,7 @@ def _remove_stale(parent: Path) -> None:
     for place in parent.glob(f"{_PREFIX}*"):
         pid = place.name.removeprefix(_PREFIX)
         if pid.isdigit() and not Path("/proc", pid).exists():
+            _remove_stale(place)  # fences of its probes
             with suppress(OSError):  # not empty: its child lives on
                 place.rmdir()
 

@@ -133,7 +133,7 @@ def infer(work: Path, files: int, *, seg: bool = False) -> dict[str, Any]:
     codes: Counter[str] = Counter()
     states: Counter[str] = Counter()
     above = leaks = named = 0
-    peaks = []
+    peaks, errors = [], []
     for place, first in enumerate(range(0, files, FOLDER)):
         with tempfile.TemporaryDirectory(dir=work) as directory:
             source, out = Path(directory, "in"), Path(directory, "out")
@@ -147,9 +147,12 @@ def infer(work: Path, files: int, *, seg: bool = False) -> dict[str, Any]:
             done = subprocess.run([*map(str, command)], capture_output=True, text=True)
             record = json.loads(done.stdout)
             codes[f"exit {done.returncode}"] += 1
-            states.update(row["status"] for row in record["results"].get("studies", ()))
+            if "measured" in record:
+                states.update(row["status"] for row in record["results"].get("studies", ()))
+                peaks.append(record["measured"]["peak_bytes"])
+            else:  # written by the supervisor, in the place of a command that was killed
+                errors.append(record["error"])
             above += not record.get("within_budget", False)
-            peaks.append(record["measured"]["peak_bytes"])
             leaks += leaking(out, done.stdout + done.stderr)
             named += sum(_NAME in path.read_bytes() for path in out.glob("*.seg.dcm"))
     return {
@@ -161,6 +164,7 @@ def infer(work: Path, files: int, *, seg: bool = False) -> dict[str, Any]:
         "peak_mib": round(max(peaks) / MIB, 1),
         "leaks": leaks,
         "named_segs": named,
+        "errors": errors[:10],
     }
 
 

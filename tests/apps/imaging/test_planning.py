@@ -21,6 +21,7 @@ from apps.imaging.cli import parser
 from common.memory import allocator, floor, planner
 from common.memory.budget import MIB, MemoryBudget
 from common.memory.costs import CostStore, Probe, cache_directory
+from common.memory.edited import read_plan
 from common.memory.planner import DoesNotFit
 
 Run = Callable[..., Any]
@@ -130,7 +131,7 @@ def test_a_plan_edited_into_nonsense(workload: Any, hippocampus: Path, tmp_path:
     ):
         file.write_text(json.dumps(chosen | {"knobs": chosen["knobs"] | {knob: value}}))
         with pytest.raises(ValueError, match=re.escape(why)):
-            planner.read_plan(file.read_text(), workload, MemoryBudget(1 << 40), CostStore())
+            read_plan(file.read_text(), workload, MemoryBudget(1 << 40), CostStore())
     done = run("apps.imaging", *_command(hippocampus, tmp_path), "--plan", file)
     assert done.code == 2 and done.err.count("\n") == 1 and "knob amp" in done.err
     assert not (tmp_path / "model").exists()

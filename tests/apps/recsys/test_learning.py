@@ -122,7 +122,7 @@ def test_hidden_items_are_not_trained_on(directory: Path) -> None:
 
 @dataclass
 class Session:
-    """What a training needs of ``common.cli.Session``; asks to stop after so many batches."""
+    """What a training needs of ``common.session.Session``; asks to stop after so many batches."""
 
     stop_after: int = 10**9
     threads: int = 1

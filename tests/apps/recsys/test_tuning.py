@@ -35,7 +35,7 @@ def work(trials: int = 20) -> TrainWorkload:
 
 @dataclass
 class Session:
-    """What a search needs of ``common.cli.Session``."""
+    """What a search needs of ``common.session.Session``."""
 
     budget: MemoryBudget = field(default_factory=lambda: MemoryBudget(300 * MIB))
     threads: int = 1

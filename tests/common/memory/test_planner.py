@@ -7,8 +7,9 @@ import pytest
 
 from common.memory.budget import MIB, MemoryBudget
 from common.memory.costs import Costs, CostStore, Probe, ProbeFailed
+from common.memory.edited import read_plan
 from common.memory.footprint import Footprint, Term
-from common.memory.planner import DoesNotFit, Plan, Setting, plan, price, read_plan
+from common.memory.planner import DoesNotFit, Plan, Setting, plan, price
 
 PROBE = Probe.of("tests.common.memory.test_planner:nothing")
 
