@@ -24,14 +24,17 @@ def test_arrows_are_seen() -> None:
 
 @pytest.mark.parametrize("application", ["recsys", "imaging"])
 def test_help_is_instant(application: str, run: Callable[..., Any]) -> None:
-    seconds = []
+    seconds, bare = [], []
     for _ in range(3):
         began = time.monotonic()
         ended = run(f"apps.{application}", "--help")
         seconds.append(time.monotonic() - began)
         assert ended.code == 0 and "train" in ended.out
-    # 0.3 s on an idle machine; the tests share theirs, so the import list below is the exact claim.
-    assert min(seconds) < 0.6
+        began = time.monotonic()
+        subprocess.run([sys.executable, "-c", "pass"], check=True)
+        bare.append(time.monotonic() - began)
+    # 0.3 s on an idle machine, nine times the interpreter's own; the import list below is the exact claim.
+    assert min(seconds) < max(0.6, 20 * min(bare))
 
 
 @pytest.mark.parametrize("application", ["recsys", "imaging"])
