@@ -8,6 +8,7 @@ ONNXRUNTIME = "apps.imaging.warm:onnxruntime"
 TORCH = "apps.imaging.warm:torch"
 COMPRESS = "apps.imaging.warm:compress"
 TRAIN = "apps.imaging.warm:train"
+TRACE = "apps.imaging.warm:trace"
 EVALUATE = "apps.imaging.warm:evaluate"
 
 
@@ -119,6 +120,17 @@ def evaluate() -> None:
     cKDTree(np.eye(3)).query(np.eye(3))
     nibabel.Nifti1Header().set_qform(np.eye(4))
     del apps
+
+
+def trace() -> None:
+    """Building networks and steps that are only traced: nothing is run, so nothing has to run first."""
+    import torch
+
+    import apps.imaging.train
+    from apps.imaging.networks import import_monai
+
+    import_monai()
+    del torch, apps
 
 
 def train() -> None:

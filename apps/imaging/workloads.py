@@ -155,7 +155,7 @@ class TrainWorkload:
         return [*checks, base, step, *tiles]
 
     def _traced(self, prepare: str, **arguments: Any) -> Probe:
-        return trace.probe(prepare, warm_up=warm.TRAIN, libraries=("torch", "monai"), threads=self.threads, **arguments)
+        return trace.probe(prepare, warm_up=warm.TRACE, libraries=("torch", "monai"), threads=self.threads, **arguments)
 
     def footprint(self, setting: Setting, known: Costs) -> Footprint:
         """Floor, model states, the step, the data, and what validation and export hold instead of the step."""
@@ -166,7 +166,8 @@ class TrainWorkload:
         step, *tiles = probes[probes.index(base) + 1 :]
         cost = {name: int(value) for name, value in known[step].items()}
         forward = max(int(known[tile]["activations"] + known[tile]["workspace"]) for tile in tiles)
-        kernels = sum(int(known[tile]["kernels"]) for tile in tiles)
+        # What no trace sees is in the step's kernels already.
+        kernels = sum(int(known[tile]["kernels"]) - trace.SMALL_BLOCKS for tile in tiles)
         job, recipe = self.job, self.job.recipe
         voxels, classes = prod(recipe.patch), len(job.dataset.labels)
         every, shapes = self.shapes
