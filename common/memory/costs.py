@@ -68,7 +68,7 @@ NO_WALL = "no wall"
 RESERVED = 512 * MIB
 """What a probe may reserve beyond its ceiling: engines reserve much that they hardly touch, and the patrol looks at
 what is touched."""
-FENCE_MARGIN = 4 * MIB
+FENCE_MARGIN = 6 * MIB
 """What page tables and a process that is being killed may hold beyond its cgroup's limit."""
 LONGEST_SECONDS = 600
 """A probe that takes longer than this has gone wrong."""
