@@ -65,6 +65,8 @@ class Batches:
         share = np.maximum(counts, 1) ** recipe.popularity  # every item may be drawn, also one that nobody had
         self._until = np.cumsum(share / share.sum())
         self._correction = np.log(share / share.sum() * recipe.negatives).astype(np.float32)
+        self.prior = (recipe.prior * np.log(counts + 1)).astype(np.float32)
+        """What each item's score has beforehand."""
         # Scratch, as long as the catalogue: which rows a batch touches, and where they are among the loaded.
         self._touched = np.zeros(recipe.items, bool)
         self._place = np.zeros(recipe.items, np.int64)
@@ -130,6 +132,7 @@ class Batches:
             windows=torch.from_numpy(np.concatenate([targets, place[:, None], places], 1)),
             negatives=torch.from_numpy(negatives),
             correction=torch.from_numpy(self._correction[drawn]),
+            prior=torch.from_numpy(self.prior[rows]),
         )
 
     def _loaded(self, *groups: NDArray[Any]) -> tuple[NDArray[np.int64], list[NDArray[np.int64]]]:

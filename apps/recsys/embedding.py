@@ -53,6 +53,8 @@ class Batch:
         Shape (negatives,), int64: places in ``rows``.
     correction
         Shape (negatives,): the logarithm of how often each was to be expected in the sample, for ``softmax``.
+    prior
+        Shape (rows,): what the score of each item has beforehand, whoever the user.
     """
 
     rows: Tensor
@@ -60,6 +62,7 @@ class Batch:
     windows: Tensor
     negatives: Tensor
     correction: Tensor
+    prior: Tensor
 
 
 class Network(torch.nn.Module):
@@ -84,7 +87,7 @@ class Network(torch.nn.Module):
         self.items = EmbeddingTable(items, start, known.items)
         self.users = None if users is None else EmbeddingTable(users, start, known.users)
         self.taste = EmbeddingTable(items, start, known.items) if recipe.tables == 2 else None
-        self._corrected = recipe.loss == "softmax"
+        self._corrected, self._prior = recipe.loss == "softmax", recipe.prior > 0
         self._batch: Batch | None = None
 
     @property
@@ -113,12 +116,15 @@ class Network(torch.nn.Module):
         if self.cosine:
             user, item, others = (F.normalize(vectors, dim=-1) for vectors in (user, item, others))
         user = user * self.scale
-        scores = user @ others.T
+        own, scores = (user * item).sum(-1), user @ others.T
+        if self._prior:
+            prior = self._batch.prior
+            own, scores = own + prior[targets], scores + prior[self._batch.negatives]
         if self._corrected:
             scores = scores - self._batch.correction
         if self.users is None:
             scores = scores.masked_fill(targets[..., None] == self._batch.negatives, -torch.inf)
-        return (user * item).sum(-1), scores
+        return own, scores
 
     def _others_of(self, known: Tensor, targets: Tensor) -> Tensor:
         """For each target the sum of its user's other items over the root of their number."""
@@ -177,4 +183,5 @@ def largest_batch(recipe: Recipe) -> Batch:
         windows=torch.cat([torch.full((recipe.batch, 1), recipe.targets), user, places], 1),
         negatives=torch.arange(recipe.negatives) % rows,
         correction=torch.zeros(recipe.negatives),
+        prior=torch.zeros(rows),
     )

@@ -32,6 +32,8 @@ DESCENTS, FIRST_DESCENT = 10, 0.3
 """Steps to a user's vector, the first of which turns it by about this angle; they shrink evenly."""
 COMPARED = 4096
 """Items that stand for the whole catalogue meanwhile, drawn once."""
+COMPARED_POPULARITY = 0.5
+"""Power of their counts to which they are drawn, where there is a prior."""
 KNOWN_ROWS = 256
 """Items of a history that ``pairwise`` looks at together."""
 NEWTON_STEPS = 2
@@ -123,13 +125,21 @@ def descent(item_factors: NDArray[np.float32], hyper: Mapping[str, Any]) -> Enco
     Parameters
     ----------
     item_factors
-        Shape (items, factors); each is divided by its length, in place.
+        Shape (items, factors), and a last column where the recipe has a ``prior``. Each row without that is divided by
+        its length, in place.
     """
     import numpy as np
 
-    _lengths(item_factors)
-    chosen = np.random.default_rng(0).permutation(len(item_factors))[:COMPARED]
-    others = item_factors[np.sort(chosen)]
+    prior = item_factors[:, -1] if hyper.get("prior") else None
+    vectors = item_factors if prior is None else item_factors[:, :-1]
+    _lengths(vectors)
+    if prior is None:
+        chosen, base = _drawn(np.zeros(len(vectors)))
+    else:
+        # The popular ones are most of the softmax: drawn more often, each stands for fewer.
+        chosen, base = _drawn(COMPARED_POPULARITY / (hyper["prior"] * hyper["temperature"]) * prior.astype(np.float64))
+        base += prior[chosen] / np.float32(hyper["temperature"])
+    others = vectors[chosen]
     softmax, margin = hyper["loss"] == "softmax", np.float32(hyper["margin"])
     sharp, push = np.float32(1 / hyper["temperature"]), np.float32(hyper["negative_weight"] / len(others))
 
@@ -137,12 +147,13 @@ def descent(item_factors: NDArray[np.float32], hyper: Mapping[str, Any]) -> Enco
         """How much each compared item pushes the vector away from itself."""
         if not softmax:
             return push * (scores > margin)
-        shares = np.exp((scores - scores.max()) * sharp)
+        shares = scores * sharp + base
+        shares = np.exp(shares - shares.max())
         shares /= shares.sum()
         return shares
 
     def fold(items: NDArray[Any], values: NDArray[np.float32]) -> NDArray[np.float32]:
-        mean = item_factors[items].sum(0) / np.float32(max(1, len(items)))
+        mean = vectors[items].sum(0) / np.float32(max(1, len(items)))
         vector = mean / max(np.linalg.norm(mean), SHORTEST)
         for step in range(DESCENTS):
             gradient = away(others @ vector) @ others - mean
@@ -150,9 +161,28 @@ def descent(item_factors: NDArray[np.float32], hyper: Mapping[str, Any]) -> Enco
             rate = FIRST_DESCENT * (1 - step / DESCENTS) / max(np.linalg.norm(gradient), SHORTEST)
             vector = vector - np.float32(rate) * gradient
             vector /= max(np.linalg.norm(vector), SHORTEST)
-        return vector
+        return vector if prior is None else np.append(vector, np.float32(1))
 
     return Encoder(fold)
+
+
+def _drawn(logarithms: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """``COMPARED`` of the items without repetition, in order, by the logarithms of their weights; and the logarithm of
+    how many each then stands for.
+
+    The smallest of exponential numbers divided by the weights (Efraimidis and Spirakis 2006); an item is drawn if its
+    own is below the first that is not, given which that has a known probability (Duffield, Lund and Thorup 2007).
+    """
+    import numpy as np
+
+    size = len(logarithms)
+    keys = np.log(np.random.default_rng(0).exponential(size=size)) - logarithms
+    order = np.argsort(keys)
+    if size <= COMPARED:
+        return np.arange(size), np.zeros(size, np.float32)
+    chosen = np.sort(order[:COMPARED])
+    probability = -np.expm1(-np.exp(logarithms[chosen] + keys[order[COMPARED]]))
+    return chosen, -np.log(probability).astype(np.float32)
 
 
 def of_kind(

@@ -25,6 +25,9 @@ from common.memory import allocator
 from common.training import checkpointing
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from common.session import Session
 
 BEST = "best.safetensors"
@@ -200,20 +203,29 @@ class Learner:
         self.session.say(f"continuing in epoch {self.at.epoch + 1}, after {self.at.batches} batches")
 
 
+def priors(learner: Learner) -> NDArray[np.float32] | None:
+    """What each item's cosine with a user has added: shape (items,); ``None``: nothing."""
+    recipe = learner.course.recipe
+    return learner.batches.prior * recipe.temperature if recipe.prior else None
+
+
 def validate(learner: Learner) -> Mapping[str, float]:
     """``hidden.METRICS`` of its network as it is."""
     network, recipe = learner.network, learner.course.recipe
     assert learner.validation is not None
-    items = network.items.dense()
+    prior = priors(learner)
+    items = network.items.dense(more=int(prior is not None))
+    if prior is not None:
+        items[:, -1] = prior
     taste = None if network.taste is None else network.taste.dense()
     fold = encoders.embedding(items, taste, {**asdict(recipe), "user": recipe.user})
     known = {"history": learner.history, "kept": learner.kept, "hidden": learner.validation}
     return hidden.score(items, fold, session=learner.session, **known)
 
 
-def tensors(network: Network) -> dict[str, Any]:
+def tensors(network: Network, prior: NDArray[np.float32] | None) -> dict[str, Any]:
     """The network's weights as NumPy arrays, by the names of the model folder (``apps.recsys.weights``)."""
-    named = {}
+    named = {} if prior is None else {"item_prior": prior}
     for name, table in (("item_factors", network.items), ("taste_factors", network.taste)):
         if table is None:
             continue

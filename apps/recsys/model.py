@@ -98,7 +98,8 @@ class Recommender:
 
     def __init__(self, directory: Path, manifest: Mapping[str, Any]) -> None:
         self.directory, self.manifest = directory, manifest
-        self.item_factors = weights.read(directory / weights.WEIGHTS)
+        self._prior = has_prior(manifest)
+        self.item_factors = weights.read_items(directory / weights.WEIGHTS, prior=self._prior)
         self.history = History(directory)
         self.user_vector = _encoder(directory, manifest, self.item_factors)
         """From a history's items and values to a vector of shape (factors,)."""
@@ -152,12 +153,17 @@ class Recommender:
         """The ``k`` items (row, cosine) nearest to one item, without itself."""
         import numpy as np
 
-        wanted = self.item_factors[row]
-        norms = np.sqrt(np.einsum("ij,ij->i", self.item_factors, self.item_factors))
-        scores = self.item_factors @ wanted
+        vectors = self.item_factors[:, :-1] if self._prior else self.item_factors
+        norms = np.sqrt(np.einsum("ij,ij->i", vectors, vectors))
+        scores = vectors @ vectors[row]
         scores /= np.maximum(norms * norms[row], np.float32(1e-12))
         scores[row] = -np.inf
         return _best(scores, k)
+
+
+def has_prior(manifest: Mapping[str, Any]) -> bool:
+    """Whether an item's score has something added whoever the user: another column of the factors."""
+    return bool(manifest["hyper"].get("prior"))
 
 
 def _encoder(directory: Path, manifest: Mapping[str, Any], item_factors: NDArray[np.float32]) -> encoders.Encoder:

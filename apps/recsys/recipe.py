@@ -47,6 +47,8 @@ class Recipe:
         Most items of a user that are summed.
     popularity
         Negatives are drawn in proportion to an item's count to this power; 0: all alike.
+    prior
+        Of ``softmax`` with users of their own: an item's score has the logarithm of its count, times this, beforehand.
     temperature
         Divides the cosines of ``softmax``.
     margin, negative_weight
@@ -64,6 +66,7 @@ class Recipe:
     negatives: int = 512
     window: int = 50
     popularity: float = 0.0
+    prior: float = 0.0
     learning_rate: float = 0.2
     temperature: float = 0.1
     margin: float = 0.4
@@ -118,6 +121,9 @@ class Recipe:
         return min(self.users, self.batch)
 
 
+PRIOR = 0.3
+"""Cosines cannot say how popular an item is beside what it is like; chosen on hidden items of Gowalla."""
+
 HYPER = {
     "user": "sum",
     "tables": 1,
@@ -126,6 +132,7 @@ HYPER = {
     "negatives": 512,
     "window": 50,
     "popularity": 0.0,
+    "prior": PRIOR,
     "learning_rate": 0.0,
     "temperature": 0.1,
     "margin": 0.4,
@@ -135,7 +142,7 @@ HYPER = {
 }
 """``--set`` of the embedding model, with defaults.
 
-``user``: one of ``USERS``; ``row_bytes``: of tables that can be made to it; ``learning_rate=0``: that of ``RATES``;
-``validation=0``: no items are hidden to stop by; ``patience``: epochs without a better validation after which training
-ends.
+``user``: one of ``USERS``; ``row_bytes``: of tables that can be made to it; ``prior``: 0 where it has no meaning;
+``learning_rate=0``: that of ``RATES``; ``validation=0``: no items are hidden to stop by; ``patience``: epochs without a
+better validation after which training ends.
 """

@@ -151,6 +151,10 @@ def embedding_parameters(args: argparse.Namespace) -> dict[str, Any]:
         raise UsageError("--set: tables is 1 or 2; batch and negatives are at least 1, window at least 2")
     if hyper["row_bytes"] < 1:
         raise UsageError("--set row_bytes: at least 1")
+    if hyper["prior"] < 0:
+        raise UsageError("--set prior: not below 0")
+    if hyper["user"] != "own" or hyper["loss"] != "softmax":
+        hyper["prior"] = 0.0
     hyper["learning_rate"] = hyper["learning_rate"] or recipe.RATES[hyper["user"]]
     if min(hyper["learning_rate"], hyper["temperature"]) <= 0:
         raise UsageError("--set: learning_rate and temperature must be above 0")
@@ -298,7 +302,8 @@ def _learn(args: argparse.Namespace, work: workloads.TrainWorkload, session: Ses
     from apps.recsys import learning
 
     assert work.workspace is not None
-    tensors = learning.tensors(learning.Learner(_course(args, work), session).run())
+    learner = learning.Learner(_course(args, work), session)
+    tensors = learning.tensors(learner.run(), learning.priors(learner))
     split.forget_validation(work.workspace.path)
     return tensors
 

@@ -1,16 +1,16 @@
 """``weights.safetensors`` of a recommender: written whole, read tensor by tensor into arrays of their own.
 
 ``item_factors`` and, for embeddings with two tables, ``taste_factors``, shape (items, factors): float32, or int8 or
-int4 codes (two a byte) with ``NAME.scales``, a float16 a row. ``compared_items``, int32: rows that ``bpr`` looks at.
+int4 codes (two a byte) with ``NAME.scales``, a float16 a row. ``item_prior``, float32: what an item's score has added
+whoever the user. ``compared_items``, int32: rows that ``bpr`` looks at.
 """
 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from common.errors import InputError
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 WEIGHTS = "weights.safetensors"
-ITEMS, TASTE, COMPARED = "item_factors", "taste_factors", "compared_items"
+ITEMS, TASTE, PRIOR, COMPARED = "item_factors", "taste_factors", "item_prior", "compared_items"
 _TYPES = {"F32": "<f4", "F16": "<f2", "I8": "<i1", "U8": "<u1", "I32": "<i4"}
 DECODED_ROWS = 1 << 13
 """Rows of codes turned into numbers at a time."""
@@ -42,30 +42,46 @@ def write(path: Path, tensors: Mapping[str, NDArray[Any]]) -> None:
             np.ascontiguousarray(values).tofile(stream)
 
 
-def read(path: Path, name: str = ITEMS) -> NDArray[np.float32]:
-    """A matrix of factors as float32.
+def read(path: Path, name: str = ITEMS, *, more: int = 0) -> NDArray[np.float32]:
+    """A matrix of factors as float32; ``more`` columns after them are not set.
 
     Raises
     ------
     InputError
         If the file does not hold it, in the size that its header says.
     """
-    stored = _tensor(path, name)
-    if stored.dtype.kind == "f":
-        return stored
     import numpy as np
 
-    scales = _tensor(path, f"{name}.scales").astype(np.float32)
-    packed = stored.dtype == np.uint8
-    factors = np.empty((len(stored), stored.shape[1] * (2 if packed else 1)), np.float32)
-    for start in range(0, len(stored), DECODED_ROWS):
-        part = stored[start : start + DECODED_ROWS]
-        out = factors[start : start + DECODED_ROWS]
-        if packed:
-            out[:, 0::2], out[:, 1::2] = (part & 15).astype(np.int8) - 8, (part >> 4).astype(np.int8) - 8
-        else:
-            out[:] = part
-        out *= scales[start : start + DECODED_ROWS, None]
+    (rows, columns), kind, place = _entry(path, name)
+    packed, scales = kind == np.uint8, None if kind.kind == "f" else _tensor(path, f"{name}.scales").astype(np.float32)
+    width = columns * (2 if packed else 1)
+    factors = np.empty((rows, width + more), np.float32)
+    with path.open("rb") as stream:
+        stream.seek(place)
+        for start in range(0, rows, DECODED_ROWS):
+            part = np.empty((min(DECODED_ROWS, rows - start), columns), kind)
+            _fill(stream, part, path, name)
+            out = factors[start : start + len(part), :width]
+            if packed:
+                out[:, 0::2], out[:, 1::2] = (part & 15).astype(np.int8) - 8, (part >> 4).astype(np.int8) - 8
+            else:
+                out[:] = part
+            if scales is not None:
+                out *= scales[start : start + len(part), None]
+    return factors
+
+
+def read_items(path: Path, *, prior: bool) -> NDArray[np.float32]:
+    """The items' factors; with a ``prior``, that as a last column.
+
+    Raises
+    ------
+    InputError
+        As ``read``.
+    """
+    factors = read(path, more=int(prior))
+    if prior:
+        factors[:, -1] = _tensor(path, PRIOR)
     return factors
 
 
@@ -80,6 +96,24 @@ def read_compared(path: Path) -> NDArray[np.int32]:
     return _tensor(path, COMPARED)
 
 
+def _entry(path: Path, name: str) -> tuple[tuple[int, ...], np.dtype[Any], int]:
+    """A tensor's shape and type, and where in the file it begins."""
+    import numpy as np
+
+    with path.open("rb") as stream:
+        size = int.from_bytes(stream.read(8), "little")
+        header = json.loads(stream.read(size))
+    if name not in header or header[name]["dtype"] not in _TYPES:
+        raise InputError(f"{path}: holds no {name} of a known type", public="weights unreadable")
+    entry = header[name]
+    return tuple(entry["shape"]), np.dtype(_TYPES[entry["dtype"]]), 8 + size + entry["data_offsets"][0]
+
+
+def _fill(stream: BinaryIO, values: NDArray[Any], path: Path, name: str) -> None:
+    if stream.readinto(values.data) != values.nbytes:  # type: ignore[attr-defined]
+        raise InputError(f"{path}: {name} is not of the size its header says", public="weights unreadable")
+
+
 def _tensor(path: Path, name: str) -> NDArray[Any]:
     """One tensor as it is stored.
 
@@ -88,13 +122,9 @@ def _tensor(path: Path, name: str) -> NDArray[Any]:
     """
     import numpy as np
 
+    shape, kind, place = _entry(path, name)
+    values = np.empty(shape, kind)
     with path.open("rb") as stream:
-        header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
-        if name not in header or header[name]["dtype"] not in _TYPES:
-            raise InputError(f"{path}: holds no {name} of a known type", public="weights unreadable")
-        entry = header[name]
-        values = np.empty(entry["shape"], _TYPES[entry["dtype"]])
-        stream.seek(entry["data_offsets"][0], os.SEEK_CUR)
-        if stream.readinto(values.data) != values.nbytes:
-            raise InputError(f"{path}: {name} is not of the size its header says", public="weights unreadable")
+        stream.seek(place)
+        _fill(stream, values, path, name)
     return values

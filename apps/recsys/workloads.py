@@ -90,6 +90,16 @@ def model_terms(*, users: int, items: int, factors: int, phases: Sequence[str]) 
     ]
 
 
+PRIOR_COLUMNS = 9
+"""A prior, and in bytes of float32 what drawing the compared items by it holds for a moment."""
+
+
+def columns(made: Mapping[str, Any]) -> int:
+    """Numbers of an item in a loaded model, by its manifest."""
+    hyper = made["hyper"]
+    return int(made["factors"]) * int(hyper.get("tables", 1)) + (PRIOR_COLUMNS if hyper.get("prior") else 0)
+
+
 def ranking_terms(
     *, items: int, factors: int, scored: int, longest: int, mean: float, block: int, threads: int, phases: Sequence[str]
 ) -> list[Term]:
@@ -254,9 +264,9 @@ class TrainWorkload:
 
     def _ranking_terms(self, setting: Setting, phase: str, scored: int, longest: int) -> list[Term]:
         facts, where = self.facts, (phase,)
-        tables = self.recipe.tables if self.recipe is not None else 1
+        size = columns({"factors": self.factors, "hyper": self.hyper})
         return [
-            *model_terms(users=facts.users, items=facts.items, factors=tables * self.factors, phases=where),
+            *model_terms(users=facts.users, items=facts.items, factors=size, phases=where),
             *ranking_terms(
                 items=facts.items,
                 factors=self.factors,
@@ -325,12 +335,11 @@ class EvaluateWorkload:
         """The model and one block of scores."""
         made, where = self.manifest, ("evaluate",)
         items, factors = made["items"], made["factors"]
-        tables = made["hyper"].get("tables", 1)
         return Footprint.of(
             [
                 *self._reading_terms(known, setting),
                 *_floor(known, self.probes(setting)[0], *where),
-                *model_terms(users=made["users"], items=items, factors=tables * factors, phases=where),
+                *model_terms(users=made["users"], items=items, factors=columns(made), phases=where),
                 *ranking_terms(
                     items=items,
                     factors=factors,
@@ -382,7 +391,9 @@ class AnswerWorkload:
         return Footprint.of(
             [
                 *floor.terms(known, self.probes(setting)[0]),
-                *model_terms(users=self.manifest["users"], items=items, factors=factors, phases=("answer",)),
+                *model_terms(
+                    users=self.manifest["users"], items=items, factors=columns(self.manifest), phases=("answer",)
+                ),
                 # Written uncompressed: the file while it is read, and the table.
                 Term("ids and titles", 2 * tables, "analytic", ("answer",)),
                 # Scores, the partitioned copy, norms, masks.

@@ -16,6 +16,7 @@ from apps.recsys.workloads import (
     PACKING_BYTES,
     THREAD_BYTES,
     USER_BLOCKS,
+    columns,
     model_terms,
 )
 from common.memory import floor
@@ -60,12 +61,11 @@ class BatchWorkload:
         made, rank = self.manifest, ("rank",)
         items, users, factors = made["items"], made["users"], made["factors"]
         both, block = ("load", *rank), int(setting["user_block"])
-        tables = made["hyper"].get("tables", 1)
         longest, mean = made.get("longest", made["longest_history"]), made["interactions"] / users
         return Footprint.of(
             [
                 *floor.terms(known, self.probes(setting)[0]),
-                *model_terms(users=users, items=items, factors=tables * factors, phases=both),
+                *model_terms(users=users, items=items, factors=columns(made), phases=both),
                 Term("order of items", 8 * items, "analytic", both),
                 # Lengths, negated, and their order in 64 bits.
                 Term("putting in order", 24 * items, "analytic", ("load",)),

@@ -55,14 +55,14 @@ class EmbeddingTable(torch.nn.Module):
         """Rows as float32, shape (n, width), in a new tensor."""
         return self.form.read(ids)
 
-    def dense(self) -> NDArray[np.float32]:
-        """All rows, shape (rows, width), decompressed block by block."""
+    def dense(self, *, more: int = 0) -> NDArray[np.float32]:
+        """All rows, shape (rows, width), decompressed block by block; ``more`` columns after them are not set."""
         import numpy as np
 
-        every = np.empty((self.rows, self.width), np.float32)
+        every = np.empty((self.rows, self.width + more), np.float32)
         for start in range(0, self.rows, BLOCK_ROWS):
             ids = torch.arange(start, min(start + BLOCK_ROWS, self.rows))
-            every[start : start + BLOCK_ROWS] = self.form.read(ids).numpy()
+            every[start : start + BLOCK_ROWS, : self.width] = self.form.read(ids).numpy()
         return every
 
     def forward(self, positions: Tensor) -> Tensor:

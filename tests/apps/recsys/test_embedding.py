@@ -23,7 +23,7 @@ def batch(recipe: Recipe, *, seed: int = 0) -> Batch:
     negatives[0] = places[1, 0]
     windows = torch.cat([targets, user, places], 1)
     rows, users = torch.arange(recipe.items), torch.arange(recipe.users)
-    return Batch(rows, users, windows, negatives, torch.randn(recipe.negatives))
+    return Batch(rows, users, windows, negatives, torch.randn(recipe.negatives), torch.randn(recipe.items))
 
 
 def naive(recipe: Recipe, tables: list[torch.Tensor], data: Batch) -> torch.Tensor:
@@ -36,7 +36,9 @@ def naive(recipe: Recipe, tables: list[torch.Tensor], data: Batch) -> torch.Tens
             rest = known[known != target]
             user = last[row[1]] if recipe.users else last[rest].sum(0) / len(rest) ** 0.5
             others = torch.ones_like(data.negatives, dtype=torch.bool) if recipe.users else data.negatives != target
-            losses_.append(naive_loss(recipe, user, items[target], items[data.negatives], others, data.correction))
+            priors = (data.prior[target], data.prior[data.negatives]) if recipe.prior else (0, 0)
+            log_q = data.correction - priors[1] + priors[0]  # what all scores have alike does not matter
+            losses_.append(naive_loss(recipe, user, items[target], items[data.negatives], others, log_q))
     return torch.stack(losses_).mean()
 
 
@@ -53,10 +55,14 @@ def naive_loss(
     return torch.cat([score[None], scores]).logsumexp(0) - score
 
 
-@pytest.mark.parametrize(("users", "tables"), [(0, 1), (0, 2), (20, 1)])
-@pytest.mark.parametrize("loss", ["softmax", "ccl", "bpr"])
-def test_loss_and_step_equal_a_naive_reference(loss: str, tables: int, users: int) -> None:
-    recipe = Recipe(30, 8, users, loss, tables, batch=12, negatives=9, window=6, margin=0.1, negative_weight=3.0)
+@pytest.mark.parametrize(
+    ("loss", "tables", "users", "prior"),
+    [(loss, *rest, 0.0) for loss in ("softmax", "ccl", "bpr") for rest in ((1, 0), (2, 0), (1, 20))]
+    + [("softmax", 1, 20, 0.3)],
+)
+def test_loss_and_step_equal_a_naive_reference(loss: str, tables: int, users: int, prior: float) -> None:
+    sizes = {"batch": 12, "negatives": 9, "window": 6}
+    recipe = Recipe(30, 8, users, loss, tables, prior=prior, margin=0.1, negative_weight=3.0, **sizes)
     torch.manual_seed(1)
     network, _, step = make_step(recipe, micro_batch=5)
     before = [table.form.codes.double().clone().requires_grad_() for table in network.tables]

@@ -210,11 +210,15 @@ def test_what_is_written_is_what_was_trained(directory: Path, table: str) -> Non
     recipe = Recipe(ITEMS, 8, tables=2, table=table)
     network, _, _ = make_step(recipe, micro_batch=8)
     path = directory / weights.WEIGHTS
-    weights.write(path, learning.tensors(network))
+    prior = np.linspace(0, 1, ITEMS, dtype=np.float32)
+    weights.write(path, learning.tensors(network, prior))
     every = torch.arange(ITEMS)
     for name, part in ((weights.ITEMS, network.items), (weights.TASTE, network.taste)):
         assert part is not None
         np.testing.assert_allclose(weights.read(path, name), part.read(every).numpy(), rtol=1e-6)
+    found = weights.read_items(path, prior=True)
+    np.testing.assert_array_equal(found[:, :-1], weights.read(path))
+    np.testing.assert_array_equal(found[:, -1], prior)
 
 
 @pytest.mark.parametrize(("loss", "tables"), [("softmax", 1), ("ccl", 2), ("bpr", 1)])
@@ -225,7 +229,9 @@ def test_a_served_score_is_a_trained_score(loss: str, tables: int) -> None:
     network, _, _ = make_step(recipe, micro_batch=1)
     row = torch.full((1, 2 + recipe.window), ABSENT)
     row[0, :7] = torch.tensor([1, 0, 9, 4, 7, 8, 2])  # target 9 from items 4, 7, 8, 2
-    network.load(Batch(torch.arange(ITEMS), torch.arange(0), row, torch.tensor([0, 1, 2]), torch.zeros(3)))
+    network.load(
+        Batch(torch.arange(ITEMS), torch.arange(0), row, torch.tensor([0, 1, 2]), torch.zeros(3), torch.zeros(ITEMS))
+    )
     own, _ = network(row)
     score = own[0, 0].item() * (recipe.temperature if loss == "softmax" else 1)
     items = network.items.read(torch.arange(ITEMS)).numpy()
@@ -235,22 +241,29 @@ def test_a_served_score_is_a_trained_score(loss: str, tables: int) -> None:
     assert float(items[9] @ vector) == pytest.approx(score, rel=1e-4)
 
 
-@pytest.mark.parametrize("loss", ["softmax", "ccl"])
-def test_a_user_is_found_where_its_loss_is_least(loss: str) -> None:
+@pytest.mark.parametrize(("loss", "prior"), [("softmax", 0.0), ("softmax", 0.3), ("ccl", 0.0)])
+def test_a_user_is_found_where_its_loss_is_least(loss: str, prior: float) -> None:
     """Folded in, a user has a smaller loss over the whole catalogue than the mean of its items, and near the least."""
     torch.manual_seed(0)
     items = torch.nn.functional.normalize(torch.randn(200, 8))
     had = torch.arange(10)
     items[had] = torch.nn.functional.normalize(items[had] + 0.5)
-    hyper = {"user": "own", "loss": loss, "temperature": 0.2, "margin": 0.2, "negative_weight": 5.0}
+    hyper = {"user": "own", "loss": loss, "temperature": 0.2, "margin": 0.2, "negative_weight": 5.0, "prior": prior}
+    before = prior * torch.linspace(0, 5, 200)
     each = losses.softmax if loss == "softmax" else losses.contrastive(hyper["margin"], hyper["negative_weight"])
     sharp = 1 / hyper["temperature"] if loss == "softmax" else 1.0
 
     def loss_of(vector: torch.Tensor) -> torch.Tensor:
-        scores = sharp * torch.nn.functional.normalize(vector, dim=0) @ items.T
+        scores = sharp * torch.nn.functional.normalize(vector, dim=0) @ items.T + before
         return each(scores[None, had], scores[None, None]).mean()
 
-    folded = torch.from_numpy(encoders.embedding(items.numpy().copy(), None, hyper)(had.numpy(), np.ones(10)))
+    stored = items.numpy().copy()
+    if prior:
+        stored = np.column_stack([stored, hyper["temperature"] * before.numpy()])
+    folded = torch.from_numpy(encoders.embedding(stored, None, hyper)(had.numpy(), np.ones(10)))
+    if prior:
+        assert folded[-1] == 1
+        folded = folded[:-1]
     mean = items[had].mean(0)
     least = mean.clone().requires_grad_()
     optimizer = torch.optim.Adam([least], 0.02)
@@ -261,3 +274,15 @@ def test_a_user_is_found_where_its_loss_is_least(loss: str) -> None:
     assert float(folded.norm()) == pytest.approx(1, rel=1e-5)
     gained = float(loss_of(mean) - loss_of(folded)), float(loss_of(mean) - loss_of(least.detach()))
     assert gained[0] > 0.8 * gained[1] > 0
+
+
+def test_items_that_are_compared_stand_for_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(encoders, "COMPARED", 400)
+    counts = np.sort(np.random.default_rng(1).pareto(1.0, 5000))[::-1] + 1
+    for logarithms in (np.zeros(5000), 0.5 * np.log(counts)):
+        chosen, stands_for = encoders._drawn(logarithms)
+        assert len(chosen) == 400 and (np.diff(chosen) > 0).all() and stands_for.min() >= 0
+        assert np.exp(stands_for.astype(float)).sum() == pytest.approx(5000, rel=0.15)
+        total = (np.exp(stands_for.astype(float)) * counts[chosen]).sum() / counts.sum()
+        assert abs(total - 1) < (0.8 if logarithms.max() == 0 else 0.1)
+    assert chosen[0] == 0 and stands_for[chosen < 10].max() < stands_for.mean()  # the popular ones stand for few
