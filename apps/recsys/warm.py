@@ -151,7 +151,7 @@ def learning() -> None:
     recipe = Recipe(items=64, factors=64, batch=16, negatives=32, window=4)
     network, _, step = make_step(recipe, micro_batch=8)
     step(largest_batch(recipe))
-    loop.tensors(network)
+    loop.tensors(network, None)
 
 
 def serving() -> None:
