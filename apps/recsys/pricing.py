@@ -64,6 +64,16 @@ def measure(*, recipe: Mapping[str, Any], micro_batch: int, parts: int, amp: str
     return trace.price(prepare)
 
 
+PRIOR_COLUMNS = 9
+"""A prior, and in bytes of float32 what drawing the compared items by it holds for a moment."""
+
+
+def columns(made: Mapping[str, Any]) -> int:
+    """Numbers of an item in a loaded model, by its manifest."""
+    hyper = made["hyper"]
+    return int(made["factors"]) * int(hyper.get("tables", 1)) + (PRIOR_COLUMNS if hyper.get("prior") else 0)
+
+
 def table_terms(recipe: Recipe, *, phases: tuple[str, ...]) -> list[Term]:
     """The tables while they train: weights, and one number a row for the optimiser."""
     tables = recipe.layouts

@@ -90,16 +90,6 @@ def model_terms(*, users: int, items: int, factors: int, phases: Sequence[str]) 
     ]
 
 
-PRIOR_COLUMNS = 9
-"""A prior, and in bytes of float32 what drawing the compared items by it holds for a moment."""
-
-
-def columns(made: Mapping[str, Any]) -> int:
-    """Numbers of an item in a loaded model, by its manifest."""
-    hyper = made["hyper"]
-    return int(made["factors"]) * int(hyper.get("tables", 1)) + (PRIOR_COLUMNS if hyper.get("prior") else 0)
-
-
 def ranking_terms(
     *, items: int, factors: int, scored: int, longest: int, mean: float, block: int, threads: int, phases: Sequence[str]
 ) -> list[Term]:
@@ -264,7 +254,7 @@ class TrainWorkload:
 
     def _ranking_terms(self, setting: Setting, phase: str, scored: int, longest: int) -> list[Term]:
         facts, where = self.facts, (phase,)
-        size = columns({"factors": self.factors, "hyper": self.hyper})
+        size = pricing.columns({"factors": self.factors, "hyper": self.hyper})
         return [
             *model_terms(users=facts.users, items=facts.items, factors=size, phases=where),
             *ranking_terms(
@@ -339,7 +329,7 @@ class EvaluateWorkload:
             [
                 *self._reading_terms(known, setting),
                 *_floor(known, self.probes(setting)[0], *where),
-                *model_terms(users=made["users"], items=items, factors=columns(made), phases=where),
+                *model_terms(users=made["users"], items=items, factors=pricing.columns(made), phases=where),
                 *ranking_terms(
                     items=items,
                     factors=factors,
@@ -383,7 +373,7 @@ class AnswerWorkload:
 
     def footprint(self, setting: Setting, known: Costs) -> Footprint:
         """The model and one answer."""
-        files, items, factors = self.manifest["files"], self.manifest["items"], self.manifest["factors"]
+        files, users, items, factors = (self.manifest[name] for name in ("files", "users", "items", "factors"))
         tables = sum(files[name]["bytes"] for name in ("items.parquet", "users.parquet"))
         # A history's rows in float64: themselves, weighted, turned, and what the solution adds of each.
         longest = self.manifest.get("longest", self.manifest["longest_history"])
@@ -391,9 +381,7 @@ class AnswerWorkload:
         return Footprint.of(
             [
                 *floor.terms(known, self.probes(setting)[0]),
-                *model_terms(
-                    users=self.manifest["users"], items=items, factors=columns(self.manifest), phases=("answer",)
-                ),
+                *model_terms(users=users, items=items, factors=pricing.columns(self.manifest), phases=("answer",)),
                 # Written uncompressed: the file while it is read, and the table.
                 Term("ids and titles", 2 * tables, "analytic", ("answer",)),
                 # Scores, the partitioned copy, norms, masks.

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from apps.recsys.pricing import columns
 from apps.recsys.pricing_bpr import fold_terms
 from apps.recsys.ranking import MARGIN, TILE
 from apps.recsys.workloads import (
@@ -16,7 +17,6 @@ from apps.recsys.workloads import (
     PACKING_BYTES,
     THREAD_BYTES,
     USER_BLOCKS,
-    columns,
     model_terms,
 )
 from common.memory import floor
