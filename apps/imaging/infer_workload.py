@@ -50,9 +50,10 @@ OBJECTS_BYTES = 6 * MIB
 """Python objects, headers and buffers that are too small to price one by one (measured 1 to 5 MiB)."""
 ENGINE_SPREAD = 1.02
 """An engine's peak differs from run to run by up to this factor."""
-HALVINGS = 3
-"""Of a tile, at most, to estimate it: of less than an eighth, code and weights say more than voxels. And between the
-two tiles of the estimate."""
+HALVINGS = 2
+"""Of a tile, at most, to estimate it: of an eighth, a MiB more or less is eight of the whole."""
+EIGHTH = 3
+"""Halvings between the two tiles of the estimate."""
 PREVIEW_BYTES = 6 * MIB
 """Panels and picture, which do not grow with the volume (measured 3 to 5 MiB)."""
 
@@ -175,7 +176,7 @@ class InferWorkload:
         it holds beside its weights and code grows with the voxels."""
         base, whole = self.probes(setting)
         tiles = list(halves(self.tile, steps(self.model.network, self.model.arguments)))
-        for large, small in zip(tiles[:HALVINGS], tiles[HALVINGS:], strict=False):
+        for large, small in zip(tiles[:HALVINGS], tiles[EIGHTH:], strict=False):
             parts = [self._engine(setting, tile) for tile in (large, small)]
             with suppress(ProbeFailed):
                 # In children of their own: an engine's peak would hide that of a smaller one after it.

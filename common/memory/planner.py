@@ -7,6 +7,7 @@ fastest; when none does, it names the smallest ceiling that would do. ``common.m
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from types import MappingProxyType
 from typing import Any, Protocol, runtime_checkable
@@ -242,10 +243,12 @@ class _Search:
 
     def fastest(self) -> Plan | None:
         """The first setting that fits, in the order of predicted time."""
-        first = len(self._ordered)
-        for ladder in self._ladders():
+        first, ladders = len(self._ordered), self._ladders()
+        for number, ladder in enumerate(ladders):
             if ladder[0] < first:
                 first = min(first, self._first_that_fits([rung for rung in ladder if rung < first], first))
+            if number == 0 and first == len(self._ordered) and isinstance(self.workload, Laddered):
+                self._measure_ahead([place for other in ladders[1:] for place in (other[0], other[-1])])
         found = self._priced.get(first)
         if found is None:
             return None
@@ -269,6 +272,12 @@ class _Search:
             error = Term("estimate's error", int(ESTIMATE_ERROR * least.predicted_peak_bytes), "measured")
             least = replace(least, footprint=Footprint.of([*least.footprint.terms, error]))
         return replace(least, rejected=self._rejected(len(self._ordered)), offered=len(self._ordered))
+
+    def _measure_ahead(self, places: Sequence[int]) -> None:
+        """What the ends of the other ladders need, in one child for all: each child loads its libraries anew."""
+        probes = [probe for place in places for probe in self.workload.probes(self._ordered[place])]
+        with suppress(ProbeFailed):  # each is then asked for by itself
+            self.costs.known(probes, ceiling=self.ceiling)
 
     def _ladders(self) -> list[list[int]]:
         """Places of settings alike but for the monotone knobs, the fastest first; the ladders likewise."""
