@@ -176,14 +176,7 @@ class CostStore:
             if probe in self._failures and ceiling is not None:
                 raise ProbeFailed(self._failures[probe])
         for group in _alike(missing):
-            waiting: dict[Probe, Mapping[str, Any]] = {}
-            for probe, answer in self._measure(group, ceiling):
-                if "costs" in answer:
-                    have[probe] = answer["costs"]
-                    self._write(probe, have[probe])
-                else:
-                    waiting[probe] = answer
-            for probe, costs in self._finish(waiting, ceiling):
+            for probe, costs in self._answered(group, ceiling):
                 have[probe] = costs
                 self._write(probe, costs)
         return have
@@ -203,6 +196,16 @@ class CostStore:
             part.replace(self.directory / f"{probe.key}.json")
         except OSError:
             pass  # a read-only cache costs time, not correctness
+
+    def _answered(self, probes: Sequence[Probe], ceiling: int | None) -> Iterator[tuple[Probe, Mapping[str, float]]]:
+        """The numbers of probes that are alike: at once, or when what they need of others is known."""
+        waiting: dict[Probe, Mapping[str, Any]] = {}
+        for probe, answer in self._measure(probes, ceiling):
+            if "costs" in answer:
+                yield probe, answer["costs"]
+            else:
+                waiting[probe] = answer
+        yield from self._finish(waiting, ceiling)
 
     def _finish(
         self, waiting: Mapping[Probe, Mapping[str, Any]], ceiling: int | None

@@ -40,11 +40,7 @@ def resident(pid: int | str = "self") -> int:
 
 def anonymous() -> int:
     """Of what this process holds, what is in no file: what another that loads the same libraries holds again."""
-    with suppress(OSError), open("/proc/self/smaps_rollup", "rb") as stream:
-        for line in stream:
-            if line.startswith(b"Anonymous:"):
-                return int(line.split()[1]) * KIB
-    return resident()
+    return _status("RssAnon") or resident()
 
 
 def proportional(pid: int | str = "self") -> int:
