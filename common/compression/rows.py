@@ -2,7 +2,8 @@
 
 Rounding to nearest would swallow every step smaller than half a code; rounding up with the probability of the
 remainder is right on average (Gupta et al. 2015, arXiv 1502.02551). A row's scale stays as it is while its numbers fit
-it, so that a number that did not move keeps its code exactly, and noise comes only from the steps.
+it, so that a number that did not move keeps its code exactly, and noise comes only from the steps. It is halved by
+thresholds that are not random but spread evenly over a number's steps: what one step rounded down, the next rounds up.
 """
 
 from __future__ import annotations
@@ -17,6 +18,10 @@ BLOCK_ROWS = 1 << 14
 """Rows encoded at a time when a table is first filled: no float32 copy of it ever exists."""
 SCALE_BYTES = 2
 """A row's float16 scale."""
+_RESOLUTION = 24
+"""Bits of a threshold: those of a float32."""
+_ROW, _COLUMN, _TURN = (int(share * (1 << _RESOLUTION)) | 1 for share in (0.7548776662, 0.5698402910, 0.6180339887))
+"""Multiples of each are spread evenly: powers of the plastic number (Roberts 2018); over time, the golden section."""
 TOO_SMALL, TOO_LARGE = 0.7, 1.5
 """A row gets a new scale once its own spread has left this range around the scale's."""
 
@@ -46,7 +51,7 @@ class Format:
         return 4 * width if self.bits == 32 else width * self.bits // 8 + SCALE_BYTES
 
 
-FORMATS = {"full": Format(32), "int8": Format(8, spread=4.0), "int4": Format(4, spread=2.5)}
+FORMATS = {"full": Format(32), "int8": Format(8, spread=3.0), "int4": Format(4, spread=2.5)}
 
 
 def empty(rows: int, width: int, form: Format) -> tuple[Tensor, Tensor | None]:
@@ -78,8 +83,18 @@ def decode(codes: Tensor, scales: Tensor | None, form: Format) -> Tensor:
     return codes.float() * scales.float()[..., None]
 
 
-def encode(values: Tensor, scales: Tensor | None, form: Format) -> tuple[Tensor, Tensor | None]:
-    """Round rows stochastically.
+def thresholds(ids: Tensor, width: int, turn: Tensor) -> Tensor:
+    """For ``encode``: numbers from 0 to 1, shape (rows, width), that are spread evenly over the turns of each place."""
+    import torch
+
+    places = (ids * _ROW + turn * _TURN)[:, None] + torch.arange(width) * _COLUMN
+    return places.bitwise_and_((1 << _RESOLUTION) - 1).float().div_(1 << _RESOLUTION)
+
+
+def encode(
+    values: Tensor, scales: Tensor | None, form: Format, up: Tensor | None = None
+) -> tuple[Tensor, Tensor | None]:
+    """Round rows: up where the remainder and the threshold are together at least one.
 
     Parameters
     ----------
@@ -87,6 +102,8 @@ def encode(values: Tensor, scales: Tensor | None, form: Format) -> tuple[Tensor,
         Shape (rows, width), float32.
     scales
         The rows' present scales, kept where they still fit; ``None``: they have none yet.
+    up
+        Thresholds, shape (rows, width); ``None``: random ones.
 
     Returns
     -------
@@ -104,7 +121,7 @@ def encode(values: Tensor, scales: Tensor | None, form: Format) -> tuple[Tensor,
         wanted = torch.where(fits, present, wanted)
     kept = wanted.to(torch.float16)
     codes = values / kept.float()[:, None]
-    codes += torch.rand_like(codes)
+    codes += torch.rand_like(codes) if up is None else up
     codes = codes.floor_().clamp_(-form.levels, form.levels).to(torch.int8)
     if form.bits == 4:
         pairs = (codes + 8).to(torch.uint8)

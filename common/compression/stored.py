@@ -43,6 +43,8 @@ class StoredRows(torch.nn.Module):
     codes: Tensor
     scales: Tensor | None
     state: Tensor
+    turn: Tensor
+    """Steps so far, one number for the table; only where rows are rounded."""
 
     def __init__(self, part: Part, start: Start) -> None:
         super().__init__()
@@ -53,9 +55,11 @@ class StoredRows(torch.nn.Module):
         self.register_buffer("codes", codes)
         self.register_buffer("scales", scales)
         self.register_buffer("state", torch.zeros(part.rows))
+        if scales is not None:
+            self.register_buffer("turn", torch.zeros((), dtype=torch.int64))
         for first in range(0, part.rows, storage.BLOCK_ROWS):
             last = min(first + storage.BLOCK_ROWS, part.rows)
-            self._write(slice(first, last), torch.randn(last - first, part.width) * start.deviation, None)
+            self._write(slice(first, last), torch.randn(last - first, part.width) * start.deviation)
 
     def read(self, ids: Tensor) -> Tensor:
         """Rows as float32, shape ``ids.shape + (width,)``, in a new tensor."""
@@ -78,7 +82,11 @@ class StoredRows(torch.nn.Module):
         gradient += values
         if self.length:
             gradient *= self.length / gradient.norm(dim=1, keepdim=True).clamp(min=1e-10)
-        self._write(ids, gradient, None if self.scales is None else self.scales[ids])
+        if self.scales is None:
+            self._write(ids, gradient)
+            return
+        self.turn += 1
+        self._write(ids, gradient, self.scales[ids], storage.thresholds(ids, gradient.shape[1], self.turn))
 
     def _remember(self, state: Tensor, new: Tensor) -> Tensor:
         """A row's squared gradients so far; the first one counts in full."""
@@ -86,8 +94,10 @@ class StoredRows(torch.nn.Module):
             return state + new
         return torch.where(state > 0, self.memory * state + (1 - self.memory) * new, new)
 
-    def _write(self, ids: Tensor | slice, values: Tensor, scales: Tensor | None) -> None:
-        codes, scales = storage.encode(values, scales, self.form)
+    def _write(
+        self, ids: Tensor | slice, values: Tensor, scales: Tensor | None = None, up: Tensor | None = None
+    ) -> None:
+        codes, scales = storage.encode(values, scales, self.form, up)
         self.codes[ids] = codes
         if self.scales is not None and scales is not None:
             self.scales[ids] = scales

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common.compression.rows import FORMATS, decode, empty, encode
+from common.compression.rows import FORMATS, decode, empty, encode, thresholds
 
 SMALL = ["int8", "int4"]
 
@@ -43,6 +43,23 @@ def test_rounding_is_right_on_average(kind: str) -> None:
     mean = decode(codes, scales, FORMATS[kind]).mean(0)
     # a uniform remainder has a deviation of at most half a code; five standard errors
     assert torch.allclose(mean, values[0], atol=5 * 0.5 * float(scales[0]) / 20_000**0.5)
+
+
+@pytest.mark.parametrize("kind", SMALL)
+def test_thresholds_that_are_spread_evenly_keep_a_thousand_small_steps_together(kind: str) -> None:
+    """Random ones would be some 15 codes away after steps of 0.3 codes; these never more than three."""
+    form, ids = FORMATS[kind], torch.tensor([3, 41, 1_000_003])
+    step = torch.tensor([0.3, -0.3, 0.11])[:, None]
+    codes, scales = encode(torch.rand(3, 16) - 0.5, None, form)
+    assert scales is not None
+    moved = torch.zeros(3, 16)
+    for turn in range(1000):
+        up = thresholds(ids, 16, torch.tensor(turn))
+        assert float(up.min()) >= 0 and float(up.max()) < 1
+        before = decode(codes, scales, form)
+        after, _ = encode(before + step * scales.float()[:, None], scales, form, up)
+        moved += (decode(after, scales, form) - before) / scales.float()[:, None]
+        assert (moved - (turn + 1) * step).abs().max() < 3
 
 
 @pytest.mark.parametrize("kind", SMALL)
