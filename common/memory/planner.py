@@ -6,9 +6,10 @@ fastest; when none does, it names the smallest ceiling that would do. ``common.m
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
+from itertools import islice
 from types import MappingProxyType
 from typing import Any, Protocol, runtime_checkable
 
@@ -31,6 +32,8 @@ ESTIMATE_ERROR = 0.015
 """Of a whole process's peak, where the largest part was estimated (measured 1.3 % over to 1.4 % under)."""
 REMEDIES_TRIED = 4
 """Changes of the command line that a refusal prices at most: each may need a measurement of some seconds."""
+REMEDIES_NAMED = 2
+"""Of those that would do."""
 
 
 class Workload(Protocol):
@@ -244,11 +247,12 @@ class _Search:
     def fastest(self) -> Plan | None:
         """The first setting that fits, in the order of predicted time."""
         first, ladders = len(self._ordered), self._ladders()
-        for number, ladder in enumerate(ladders):
+        if isinstance(self.workload, Laddered) and ladders and not self._fits(ladders[0][0]):
+            ends = [place for ladder in ladders for place in (ladder[0], ladder[-1])]
+            _measure_ahead([(self.workload, self._ordered[place]) for place in ends], self.ceiling, self.costs)
+        for ladder in ladders:
             if ladder[0] < first:
                 first = min(first, self._first_that_fits([rung for rung in ladder if rung < first], first))
-            if number == 0 and first == len(self._ordered) and isinstance(self.workload, Laddered):
-                self._measure_ahead([place for other in ladders[1:] for place in (other[0], other[-1])])
         found = self._priced.get(first)
         if found is None:
             return None
@@ -272,12 +276,6 @@ class _Search:
             error = Term("estimate's error", int(ESTIMATE_ERROR * least.predicted_peak_bytes), "measured")
             least = replace(least, footprint=Footprint.of([*least.footprint.terms, error]))
         return replace(least, rejected=self._rejected(len(self._ordered)), offered=len(self._ordered))
-
-    def _measure_ahead(self, places: Sequence[int]) -> None:
-        """What the ends of the other ladders need, in one child for all: each child loads its libraries anew."""
-        probes = [probe for place in places for probe in self.workload.probes(self._ordered[place])]
-        with suppress(ProbeFailed):  # each is then asked for by itself
-            self.costs.known(probes, ceiling=self.ceiling)
 
     def _ladders(self) -> list[list[int]]:
         """Places of settings alike but for the monotone knobs, the fastest first; the ladders likewise."""
@@ -344,16 +342,31 @@ class _Search:
         )
 
 
+def _measure_ahead(offers: Iterable[tuple[Workload, Setting]], ceiling: int, costs: CostStore) -> None:
+    """What several settings need, in one child for all: each child loads its libraries anew."""
+    probes = [probe for workload, setting in offers for probe in workload.probes(setting)]
+    with suppress(ProbeFailed):  # each is then asked for by itself
+        costs.known(probes, ceiling=ceiling)
+
+
 def _remedies(workload: Workload, budget: MemoryBudget, costs: CostStore, smallest: Plan | None) -> list[str]:
     """Changes of the command line that would fit, with what they need; few, and only where the libraries alone fit."""
     if smallest is None or not isinstance(workload, Remedied):
         return []
     always = sum(term.bytes for term in smallest.footprint.terms if ALL in term.phases)
-    found: list[str] = []
-    for tried, (change, variant) in enumerate(workload.remedies()):
-        if tried == REMEDIES_TRIED or len(found) == 2 or always + RESERVE_BYTES > budget.host_bytes:
-            break
+    if always + RESERVE_BYTES > budget.host_bytes:
+        return []
+    changes, offers = [], []
+    for change, variant in islice(workload.remedies(), REMEDIES_TRIED):
         nearest = min(variant.settings(), key=lambda setting: len(dict(smallest.knobs).items() - setting.items()))
+        changes.append(change)
+        offers.append((variant, nearest))
+    if isinstance(workload, Laddered):
+        _measure_ahead(offers[:REMEDIES_NAMED], budget.host_bytes, costs)
+    found: list[str] = []
+    for change, (variant, nearest) in zip(changes, offers, strict=True):
+        if len(found) == REMEDIES_NAMED:
+            break
         try:
             candidate = price(variant, nearest, costs, ceiling=budget.host_bytes)
         except ProbeFailed:
