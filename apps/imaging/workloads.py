@@ -37,13 +37,15 @@ IN_HEAP = ("segresnet", "basicunet")
 
 RECOMPUTING = {
     "off": {"none": 1.0, "cheap": 1.08, "alternate": 1.17, "blocks": 1.22},
-    "bf16": {"none": 1.0, "cheap": 1.08, "alternate": 1.10, "blocks": 1.12},
+    "bf16": {"none": 1.0, "cheap": 1.20, "alternate": 1.11, "blocks": 1.16},
 }
 """Time of a step by precision and checkpointing policy (SegResNet: float32 measured at a patch of 96 cubed, bf16 at 32
-cubed)."""
-PASS_VOXELS = 11_000
-"""What a forward and backward pass costs beside its voxels, in voxels: two passes over one patch of 32 cubed each took
-1.14 times as long as one over both."""
+and 24 cubed: cheap 1.08 to 1.35, alternate 1.10 to 1.20, blocks 1.12 to 1.26)."""
+BF16 = 0.6
+"""Time of a voxel in bfloat16 against float32."""
+PASS_VOXELS = 16_000
+"""What a forward and backward pass costs beside its voxels, in voxels of float32, whatever the precision (measured:
+11,000 at a patch of 32 cubed, 19,000 and 22,000 at 24 cubed)."""
 MAPPED = 1.19
 """Time of a step whose tensors are mapped one by one, against the heap (measured 1.08 to 1.27, patch 32 cubed)."""
 
@@ -210,10 +212,9 @@ class TrainWorkload:
     def seconds(self, setting: Setting, known: Costs) -> float:
         """Relative, from what was measured of each knob: a traced step's own seconds depend on who else was busy."""
         precision, recipe = str(setting["amp"]), self.job.recipe
-        passes = recipe.batch * prod(recipe.patch) + PASS_VOXELS * int(setting["accumulate"])
+        voxels = recipe.batch * prod(recipe.patch) * (BF16 if precision == "bf16" else 1.0)
         return (
-            passes
-            * (0.6 if precision == "bf16" else 1.0)
+            (voxels + PASS_VOXELS * int(setting["accumulate"]))
             * RECOMPUTING.get(precision, RECOMPUTING["off"])[str(setting["checkpoint"])]
             * (MAPPED if setting["allocator"] == "mapped" and recipe.network in IN_HEAP else 1.0)
             * (1.01 if setting["step_in_backward"] == "on" else 1.0)
