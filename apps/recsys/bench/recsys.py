@@ -9,6 +9,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+from apps.recsys.bench import tables
 from common import datasets
 from common.bench.harness import Bound, Suite
 from common.compression import layouts
@@ -27,10 +28,6 @@ rate falls to the end, so nothing is said before it: no patience."""
 
 GOWALLA = {"weight": "binary", "alpha": 80, "regularization": 100, "frequency": 1, "iterations": 8}
 """Of iALS on Gowalla; compared with 64 factors on hidden items of 3,000 users."""
-
-TABLES = ["--model", "embedding", "--factors", 64, "--epochs", 12, "--min-value", 4, "--split", "user-holdout"]
-"""Of the tables on MovieLens-1M: ratings from 4 on, a tenth of the users held out; no choice was made on them."""
-TABLES += ["--set", "user=own", "--set", "negatives=512", "--set", "validation=0", "--threads", 1]
 
 
 def settings(hyper: Mapping[str, object]) -> list[str]:
@@ -100,20 +97,21 @@ def suite() -> Suite:
     for table, kept in (("int8", 0.99), ("int4", 0.97)):
         bound = Bound("result.metrics.ndcg@20", at_least=kept)
         recsys.ratio(f"gowalla-{table}-over-full", f"gowalla-embedding-{table}", "gowalla-embedding", bound)
-    _tables(recsys, common)
+    _tables(recsys)
     return recsys
 
 
-def _tables(recsys: Suite, common: list[str]) -> None:
+def _tables(recsys: Suite) -> None:
     """What a table of each kind keeps of the ranking; the training is the same for all."""
-    size, metric = "1GiB", "result.metrics.ndcg@20"
     for kind in layouts.KINDS:
-        group = {"ceiling": parse_size(size), "group": f"table-ml-1m-{kind}"}
-        train = ["-m", "apps.recsys", "train", data("ml-1m") / "ratings.csv.gz", "-o", WORK / f"ml-1m-{kind}", *TABLES]
-        recsys.case(f"table-ml-1m-{kind}", [*train, "--table", kind, "--memory", size, *common], **group)
+        trainings = ["-m", "apps.recsys.bench.tables", data("ml-1m") / "ratings.csv.gz", WORK / "tables", kind]
+        recsys.case(f"table-ml-1m-{kind}", trainings)
     for kind, kept in (("int8", 0.99), ("int4", 0.97), ("hash", 0.97)):
         recsys.ratio(
-            f"table-ml-1m-{kind}-over-full", f"table-ml-1m-{kind}", "table-ml-1m-full", Bound(metric, at_least=kept)
+            f"table-ml-1m-{kind}-over-full",
+            f"table-ml-1m-{kind}",
+            "table-ml-1m-full",
+            Bound(f"result.{tables.METRIC}", at_least=kept),
         )
 
 
