@@ -356,19 +356,18 @@ def _remedies(workload: Workload, budget: MemoryBudget, costs: CostStore, smalle
     always = sum(term.bytes for term in smallest.footprint.terms if ALL in term.phases)
     if always + RESERVE_BYTES > budget.host_bytes:
         return []
-    changes, offers = [], []
+    offers: dict[str, tuple[Workload, Setting]] = {}
     for change, variant in islice(workload.remedies(), REMEDIES_TRIED):
         nearest = min(variant.settings(), key=lambda setting: len(dict(smallest.knobs).items() - setting.items()))
-        changes.append(change)
-        offers.append((variant, nearest))
+        offers[change] = variant, nearest
     if isinstance(workload, Laddered):
-        _measure_ahead(offers[:REMEDIES_NAMED], budget.host_bytes, costs)
+        _measure_ahead(list(offers.values())[:REMEDIES_NAMED], budget.host_bytes, costs)
     found: list[str] = []
-    for change, (variant, nearest) in zip(changes, offers, strict=True):
+    for change, offer in offers.items():
         if len(found) == REMEDIES_NAMED:
             break
         try:
-            candidate = price(variant, nearest, costs, ceiling=budget.host_bytes)
+            candidate = price(*offer, costs, ceiling=budget.host_bytes)
         except ProbeFailed:
             continue
         if candidate.needed_bytes <= budget.host_bytes:
