@@ -2,8 +2,8 @@
 
 Rounding to nearest would swallow every step smaller than half a code; rounding up with the probability of the
 remainder is right on average (Gupta et al. 2015, arXiv 1502.02551). A row's scale stays as it is while its numbers fit
-it, so that a number that did not move keeps its code exactly, and noise comes only from the steps. It is halved by
-thresholds that are not random but spread evenly over a number's steps: what one step rounded down, the next rounds up.
+it, so that a number that did not move keeps its code exactly, and noise comes only from the steps. There is less of it
+with thresholds that are spread evenly over a number's steps, not random: what one step rounded down the next rounds up.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ NCF = {"weight": "binary", "alpha": 4.33, "regularization": 34, "frequency": 1, 
 """Of iALS on MovieLens-1M: unobserved weight 0.3 and ridge of Rendle et al. (2021), in ``implicit``'s terms, among
 settings that were compared on each user's last item before the tested one, with 99 sampled others."""
 
-OWN_USERS = ["--model", "embedding", "--factors", 64, "--epochs", 160, "--set", "user=own", "--set", "negatives=1024"]
+OWN_USERS = ["--model", "embedding", "--factors", 64, "--epochs", 160, "--set", "user=own", "--set", "negatives=4096"]
 OWN_USERS += ["--set", "popularity=0.5", "--set", "patience=1000", "--threads", 1]
 """Of the embedding on Gowalla: users with vectors of their own, sampled softmax, a prior by popularity; compared on
 hidden items of 2,000 users (``docs/recsys.md``). Which epoch is kept is decided in training, also on hidden items. The
