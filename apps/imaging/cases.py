@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import numpy as np
 
@@ -21,6 +22,9 @@ from common.tiling.grid import TileGrid
 
 GRID_TOLERANCE = 1e-3
 """Millimetres by which the grids of a study's channels may differ."""
+LONGEST_AXIS = 65_535
+"""Voxels along an axis of the network's grid, as many as DICOM allows along a picture's: a header may claim spacings at
+which a small file would have billions."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +70,16 @@ class Case:
         return cls(
             volume, frame, grid, tile, nnunet, there, back, steps=steps, inference=model.inference, further=others
         )
+
+    def check(self, path: Path) -> None:
+        """Refuse a grid that no picture has, before anything is as long as one of its axes."""
+        if max(self.grid.shape) > LONGEST_AXIS:
+            voxels, sizes = (
+                " x ".join(format(each, ".6g") for each in triple)
+                for triple in (self.grid.shape, spacing(self.volume.affine))
+            )
+            reason = f"{voxels} voxels on the model's grid, at most {LONGEST_AXIS} an axis"
+            raise InputError(f"{path}: {reason}; is its spacing, {sizes}, in mm?", public="too large a grid")
 
     @property
     def channels(self) -> tuple["Case", ...]:

@@ -242,7 +242,9 @@ def open_cases(
             wanted.check(volume, path)
             further = [open_volume(other) for other in further_channels(path, len(model.channels))]
             same_grid(volume, further)
-            cases[study.study] = Case.of(volume, model, tile=tile, overlap=overlap, further=further)
+            case = Case.of(volume, model, tile=tile, overlap=overlap, further=further)
+            case.check(path)
+            cases[study.study] = case
         except InputError as error:
             cases[study.study] = error
     errors = [case for case in cases.values() if isinstance(case, InputError)]

@@ -43,6 +43,19 @@ def test_the_command_ends_well_and_says_no_name(tmp_path: Path) -> None:
     assert found["named_segs"] >= 1  # the SEG does carry its patient
 
 
+def test_a_spacing_that_no_picture_has_is_refused_at_once(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    """Ten planes that would be ten billion at the model's spacing: the list of their tiles filled the memory."""
+    import numpy as np
+
+    from tests.apps.imaging.helpers import random_model, write_nifti
+
+    random_model(tmp_path / "model")
+    image = write_nifti(tmp_path / "image.nii", np.zeros((8, 9, 10), np.int16), affine=np.diag([1, 1, 1e9, 1]))
+    done = run("apps.imaging", "infer", image, "-m", tmp_path / "model", "-o", tmp_path / "out", "--memory", "400MiB")
+    assert done.code == 4
+    assert "image.nii: 8 x 9 x 1e+10 voxels on the model's grid, at most 65535 an axis; is its spacing" in done.err
+
+
 def test_a_study_that_does_not_fit_fails_alone(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     """A header that claims 30,000 x 30,000 x 2 beside a sound study."""
     import gzip
