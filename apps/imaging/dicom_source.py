@@ -76,8 +76,7 @@ def source_header(volume: DicomVolume) -> Any:
         head = read_dataset(stream, implicit, little, stop_when=_beyond, defer_size=VALUE_LIMIT)
     for keyword in ("NumberOfFrames", "SharedFunctionalGroupsSequence", "DimensionIndexSequence"):
         head.pop(keyword, None)
-    for element in [element for element in head if element.tag.is_private or element.value is None]:
-        del head[element.tag]
+    head = _copied(head)
     head.file_meta = FileMetaDataset()
     head.file_meta.TransferSyntaxUID = EXPLICIT
     kind = frame.kind
@@ -91,6 +90,21 @@ def source_header(volume: DicomVolume) -> Any:
         if keyword not in head:  # type 2: present, perhaps empty
             setattr(head, keyword, "")
     return head
+
+
+def _copied(head: Any) -> Any:
+    """Its public attributes that have a value, in a dataset that no longer knows in which byte order it was read."""
+    from pydicom import Dataset
+
+    copy = Dataset()
+    for tag in list(head.keys()):
+        try:
+            element = head[tag]
+        except Exception:  # whatever pydicom makes of a damaged value: it says so on first use
+            continue
+        if not tag.is_private and element.value is not None:
+            copy[tag] = element
+    return copy
 
 
 def _beyond(tag: int, vr: str | None, length: int) -> bool:

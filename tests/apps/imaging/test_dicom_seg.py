@@ -16,7 +16,7 @@ from apps.imaging.dicom_source import STATEMENT, dicom_series
 from apps.imaging.dicom_template import build, seg_question
 from apps.imaging.model import ImagingModel, Label, read_model
 from common.errors import InputError
-from tests.apps.imaging.dicom_files import NAME, OBLIQUE, series
+from tests.apps.imaging.dicom_files import NAME, OBLIQUE, read, series
 from tests.apps.imaging.helpers import random_model, write_nifti
 from tests.conftest import absent
 
@@ -174,6 +174,32 @@ def test_many_segments_are_a_labelmap(model: ImagingModel) -> None:
     many = replace(model, labels=tuple(Label(value, f"class {value}") for value in range(118)))
     assert (choose_kind("auto", model), choose_kind("auto", many)) == ("BINARY", "LABELMAP")
     assert choose_kind("binary", many) == "BINARY"
+
+
+def test_a_big_endian_source_with_a_damaged_attribute(tmp_path: Path, model: ImagingModel) -> None:
+    """Found by fuzzing: pydicom writes no header in another byte order than it was read in, and fails on unknown types."""
+    import pydicom
+    from pydicom.uid import ExplicitVRBigEndian
+
+    stored = series(tmp_path / "study", ProtocolName="damaged", **WHOLE)
+    for path in (tmp_path / "study").iterdir():
+        little = pydicom.dcmread(path)
+        big = pydicom.Dataset()
+        big.update({element.tag: element for element in little})
+        big.PixelData = np.frombuffer(little.PixelData, "<i2").astype(">i2").tobytes()
+        big.RequestAttributesSequence = [pydicom.Dataset()]
+        big.RequestAttributesSequence[0].ScheduledProcedureStepID = "step"
+        big.file_meta = little.file_meta
+        big.file_meta.TransferSyntaxUID = ExplicitVRBigEndian
+        big.save_as(path, enforce_file_format=True)
+        content = path.read_bytes()
+        assert content.count(b"\x00\x18\x10\x30LO") == 1
+        path.write_bytes(content.replace(b"\x00\x18\x10\x30LO", b"\x00\x18\x10\x30LM"))
+    volume = open_series(tmp_path / "study")
+    np.testing.assert_array_equal(read(volume), stored - 1024.0)
+    path = write(tmp_path / "seg.dcm", volume, model, some_labels(volume.shape), "BINARY")
+    data = pydicom.dcmread(path)
+    assert data.PatientName == NAME and data.FrameOfReferenceUID == WHOLE["FrameOfReferenceUID"]
 
 
 def test_nifti_and_series_without_uids_cannot_give_it(run: Any, tmp_path: Path, model: ImagingModel) -> None:
