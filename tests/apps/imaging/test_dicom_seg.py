@@ -177,7 +177,7 @@ def test_many_segments_are_a_labelmap(model: ImagingModel) -> None:
 
 
 def test_a_big_endian_source_with_a_damaged_attribute(tmp_path: Path, model: ImagingModel) -> None:
-    """Found by fuzzing: pydicom writes no header in another byte order than it was read in, and fails on unknown types."""
+    """Found by fuzzing: pydicom writes a header only in the byte order it was read in, and fails on unknown types."""
     import pydicom
     from pydicom.uid import ExplicitVRBigEndian
 
