@@ -49,9 +49,11 @@ def _workload(args: argparse.Namespace, budget: MemoryBudget) -> "Workload":
     images = args.calibration / "imagesTr"
     studies = find_studies([images if images.is_dir() else args.calibration])
     step = -(-len(studies) // args.tiles)
-    volumes = [open_volume(Path(study.input)) for study in studies[::step]]
-    cases = tuple(Case.of(volume, model, tile=model.patch, overlap=OVERLAP) for volume in volumes)
-    return CompressWorkload(Job(model, cases, args.output, args.tiles), args.threads)
+    cases = []
+    for path in (Path(study.input) for study in studies[::step]):
+        cases.append(Case.of(open_volume(path), model, tile=model.patch, overlap=OVERLAP))
+        cases[-1].check(path)
+    return CompressWorkload(Job(model, tuple(cases), args.output, args.tiles), args.threads)
 
 
 def _run(args: argparse.Namespace, session: Session) -> Mapping[str, Any]:

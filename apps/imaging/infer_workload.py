@@ -237,7 +237,7 @@ class InferWorkload:
         voxels = sum(len(case.grid) for case in self.usable) * prod(self.tile)
         batched = int(setting["batch"]) > 1
         added = voxels * self.channels(setting) * (BESIDE if batched else 1)
-        rows = max((len(case.grid.starts(2)) for case in self.usable), default=0)
+        rows = max((case.grid.count(2) for case in self.usable), default=0)
         spilled = (
             SPILL_PASSES[setting["spill"]] * rows * self._disk_bytes(setting) if setting["spill"] != "memory" else 0
         )

@@ -35,9 +35,8 @@ def starts(size: int, tile: int, overlap: float) -> tuple[int, ...]:
     """
     if tile >= size:
         return (0,)
-    interval = max(1, int(tile * (1 - overlap)))
-    count = math.ceil((size - tile) / interval) + 1
-    return tuple(min(index * interval, size - tile) for index in range(count))
+    interval = _interval(tile, overlap)
+    return tuple(min(index * interval, size - tile) for index in range(count(size, tile, overlap)))
 
 
 def even_starts(size: int, tile: int, overlap: float) -> tuple[int, ...]:
@@ -50,9 +49,19 @@ def even_starts(size: int, tile: int, overlap: float) -> tuple[int, ...]:
     """
     if tile >= size:
         return (0,)
-    last = size - tile
-    count = math.ceil(last / (tile * (1 - overlap))) + 1
-    return tuple(round(last / (count - 1) * index) for index in range(count))
+    last, tiles = size - tile, count(size, tile, overlap, even=True)
+    return tuple(round(last / (tiles - 1) * index) for index in range(tiles))
+
+
+def count(size: int, tile: int, overlap: float, *, even: bool = False) -> int:
+    """How many tiles ``starts`` or ``even_starts`` place, without listing them: a header may claim billions."""
+    if tile >= size:
+        return 1
+    return math.ceil((size - tile) / (tile * (1 - overlap) if even else _interval(tile, overlap))) + 1
+
+
+def _interval(tile: int, overlap: float) -> int:
+    return max(1, int(tile * (1 - overlap)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,13 +101,17 @@ class TileGrid:
         found = (even_starts if self.even else starts)(size, tile, self.overlap)
         return tuple(sorted(size - tile - start for start in found)) if self.flips[axis] else found
 
+    def count(self, axis: int) -> int:
+        """Tile positions along one axis."""
+        return count(self.padded[axis], self.tile[axis], self.overlap, even=self.even)
+
     @property
     def per_row(self) -> int:
         """Tiles that share one position along z."""
-        return len(self.starts(0)) * len(self.starts(1))
+        return self.count(0) * self.count(1)
 
     def __len__(self) -> int:
-        return self.per_row * len(self.starts(2))
+        return self.per_row * self.count(2)
 
     def __iter__(self) -> Iterator[Shape]:
         """Tile positions in the padded volume, z outermost."""

@@ -2,8 +2,10 @@
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from common.tiling.grid import TileGrid, importance, starts
+from common.tiling.grid import TileGrid, count, even_starts, importance, starts
 
 SHAPES = [
     ((100, 90, 80), (40, 32, 48)),
@@ -49,3 +51,13 @@ def test_flipped_axes_count_from_the_far_end() -> None:
 
 def test_a_tile_larger_than_the_volume_starts_at_zero() -> None:
     assert starts(5, 8, 0.5) == (0,)
+
+
+@given(size=st.integers(1, 400), tile=st.integers(1, 130), overlap=st.floats(0, 0.95), even=st.booleans())
+def test_tiles_are_counted_as_they_are_placed(size: int, tile: int, overlap: float, even: bool) -> None:
+    place = even_starts if even else starts
+    assert count(size, tile, overlap, even=even) == len(place(size, tile, overlap))
+
+
+def test_counting_lists_nothing() -> None:
+    assert len(TileGrid((10, 10, 10**10), (5, 5, 5), 0.0)) == 2 * 2 * 2 * 10**9
