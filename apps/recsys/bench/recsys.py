@@ -105,7 +105,7 @@ def _tables(recsys: Suite) -> None:
     """What a table of each kind keeps of the ranking; the training is the same for all."""
     for kind in layouts.KINDS:
         trainings = ["-m", "apps.recsys.bench.tables", data("ml-1m") / "ratings.csv.gz", WORK / "tables", kind]
-        recsys.case(f"table-ml-1m-{kind}", trainings)
+        recsys.case(f"table-ml-1m-{kind}", trainings, ceiling=parse_size(tables.CEILING))
     for kind, kept in (("int8", 0.99), ("int4", 0.97), ("hash", 0.97)):
         recsys.ratio(
             f"table-ml-1m-{kind}-over-full",
