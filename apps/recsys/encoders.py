@@ -176,10 +176,10 @@ def _drawn(logarithms: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[
     import numpy as np
 
     size = len(logarithms)
-    keys = np.log(np.random.default_rng(0).exponential(size=size)) - logarithms
-    order = np.argsort(keys)
     if size <= COMPARED:
         return np.arange(size), np.zeros(size, np.float32)
+    keys = np.log(np.random.default_rng(0).exponential(size=size)) - logarithms
+    order = np.argsort(keys)
     chosen = np.sort(order[:COMPARED])
     probability = -np.expm1(-np.exp(logarithms[chosen] + keys[order[COMPARED]]))
     return chosen, -np.log(probability).astype(np.float32)
