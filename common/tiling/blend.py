@@ -234,9 +234,16 @@ def carried(grid: TileGrid, channels: int, spill: Spilled = "memory") -> Carried
                 low, high = (np.broadcast_to(start + place, plane.shape) for place in (y.first, y.last))
                 _mark(held, low, high, inside)
     cell = FLOAT * (channels + 1)
-    # A cell that is taken from the file is in memory beside the others while it is added.
-    taken = int(plane.max()) * int(np.diff(z.edges).max())
+    # A cell that is taken is in memory beside the others while it is added.
+    taken = max(_largest_shared(axes) for axes in ((x, y, z), (y, z, x), (z, x, y)))
     return Carried(cell * (int(np.cumsum(held).max()) + taken), cell * int(np.cumsum(waiting).max()))
+
+
+def _largest_shared(axes: tuple[_Axis, _Axis, _Axis]) -> int:
+    """Voxels of the largest cell that two tiles share along the first axis; others are never carried."""
+    lengths = [np.diff(axis.edges) for axis in axes]
+    shared = lengths[0][axes[0].first != axes[0].last]
+    return int(shared.max() * lengths[1].max() * lengths[2].max()) if len(shared) else 0
 
 
 def _bound(grid: TileGrid, channels: int, spill: Spilled) -> Carried:
