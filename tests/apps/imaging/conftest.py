@@ -15,8 +15,8 @@ def archives(dataset: Any, tmp_path_factory: pytest.TempPathFactory) -> Callable
 
     def folder(archive: str, name: str) -> Path:
         if archive not in unpacked:
-            unpacked[archive] = tmp_path_factory.mktemp("dicom")
             (found,) = dataset("dicom").glob(f"{archive}*.tar.xz")
+            unpacked[archive] = tmp_path_factory.mktemp("dicom")
             with tarfile.open(found) as tar:
                 tar.extractall(unpacked[archive], filter="data")
         return unpacked[archive] / name
