@@ -140,6 +140,7 @@ def label_planes(
             else:
                 labels = (maker if restored == "logits" else maker.without_head())(piece.values)
             yield from planes.add(piece, labels)
+            del piece  # before the next one is made
 
 
 def segment(job: Job, study: Study, case: Case) -> tuple[str, ...]:

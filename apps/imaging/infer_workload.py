@@ -21,12 +21,12 @@ from apps.imaging.components import components_bytes
 from apps.imaging.crop import cropped_bytes
 from apps.imaging.dicom_template import CHILD_BYTES
 from apps.imaging.dicomweb import NETWORK_BYTES, Downloads, is_address
-from apps.imaging.labels import back_bytes, label_bytes
+from apps.imaging.labels import Price, back_bytes, label_bytes, piece_bytes
 from apps.imaging.model import TORCH_NETWORK, ImagingModel
 from apps.imaging.networks import steps
 from apps.imaging.outputs import Wanted, outputs_bytes
 from apps.imaging.spline import spline_bytes
-from apps.imaging.streams import resampling_bytes, window_bytes
+from apps.imaging.streams import resampling_bytes, window_bytes, window_depth
 from apps.imaging.studies import Study
 from apps.imaging.volume import block_planes
 from apps.imaging.workloads import halves, smaller, text
@@ -54,8 +54,8 @@ HALVINGS = 2
 """Of a tile, at most, to estimate it: of an eighth, a MiB more or less is eight of the whole."""
 EIGHTH = 3
 """Halvings between the two tiles of the estimate."""
-PREVIEW_BYTES = 6 * MIB
-"""Panels and picture, which do not grow with the volume (measured 3 to 5 MiB)."""
+PREVIEW_BYTES = 5 * MIB
+"""Panels and picture, which do not grow with the volume (measured 2 to 5 MiB)."""
 
 ENGINE_SECONDS = 6e-8
 """One feature of one voxel computed (measured 5.6e-8 and 7e-8, SegResNets of two levels, two cores): the same in every
@@ -189,7 +189,7 @@ class InferWorkload:
     def footprint(self, setting: Setting, known: Costs) -> Footprint:
         """Floor, engine, and what each place that grows with the data holds."""
         measured = known[self.probes(setting)[1]]
-        batch, channels = int(setting["batch"]), self.channels(setting)
+        batch = int(setting["batch"])
         tile, inputs = prod(self.tile), batch * engine.turns(batch)
         running = (STATISTICS, TEMPLATE, INFER, PREVIEW, STOW)
         terms = [
@@ -201,9 +201,14 @@ class InferWorkload:
             Term("mirrored tiles", self._mirror_bytes(setting), "analytic", (INFER,)),
             Term("input planes", self._largest(input_bytes), "analytic", (INFER,)),
             Term("tiles", (inputs * len(self.model.channels) * FLOAT + 2 * FLOAT + 4) * tile, "analytic", (INFER,)),
-            Term("finished labels", self._largest(lambda c: self._labels(c, channels)), "analytic", (INFER,)),
+            Term(
+                "finished labels", self._largest(lambda c: self._labels(c, setting["space"]).held), "analytic", (INFER,)
+            ),
+            Term(
+                "reading or labelling", self._largest(lambda c: self._turns(c, setting["space"])), "measured", (INFER,)
+            ),
             Term("small parts", self._largest(self._small_parts), "measured", (INFER,)),
-            Term("reading", self._largest(_reading_bytes), "measured", running),
+            Term("reading", self._largest(_reading_bytes), "measured", (STATISTICS, TEMPLATE, PREVIEW, STOW)),
             Term("statistics", self._largest(pass_bytes), "analytic", (STATISTICS, PREVIEW)),
             Term(
                 "outputs",
@@ -263,30 +268,35 @@ class InferWorkload:
 
     def _study_bytes(self, case: Case) -> int:
         """What one study holds in the leanest setting, to put studies in order."""
-        channels = self.model.features
+        space = "features" if self.model.head else "logits"
         return (
-            carried(case.grid, channels, "columns").memory
+            self._carried(case, {"space": space, "spill": "columns"}).memory
             + input_bytes(case)
-            + self._labels(case, channels)
-            + _reading_bytes(case)
+            + self._labels(case, space).held
+            + self._turns(case, space)
             + pass_bytes(case)
         )
 
     def _largest(self, price: Any) -> int:
         return max((int(price(case)) for case in self.usable), default=0)
 
-    def _labels(self, case: Case, channels: int) -> int:
-        classes, shape = len(self.model.labels), case.volume.shape
+    def _turns(self, case: Case, space: str) -> int:
+        """A plane is read, or a block becomes labels; one waits for the other."""
+        return max(_reading_bytes(case), self._labels(case, space).passing)
+
+    def _labels(self, case: Case, space: str) -> Price:
+        classes, channels, shape = len(self.model.labels), self.channels({"space": space}), case.volume.shape
         dtype = np.dtype(np.uint8 if max(label.value for label in self.model.labels) < 256 else np.uint16)
+        along_z = case.taps_back[2] if case.resampled else None
+        copied = space == "features" or case.inference.restored != "logits"
+        labels = label_bytes(case.grid, shape, classes, channels, dtype, along_z, copied=copied)
         if not case.resampled:
-            return label_bytes(case.grid, shape, classes, channels, dtype)
+            return labels
         restored = restored_channels(case, channels, classes)
+        back, piece = back_bytes(case.grid, shape, restored), piece_bytes(case.grid, shape, restored)
         block = prod(map(min, case.grid.tile, case.grid.shape)) if case.inference.restored != "logits" else 0
-        return (
-            back_bytes(case.grid, shape, restored)
-            + label_bytes(case.grid, shape, classes, channels, dtype, case.taps_back[2])
-            + block * restored * FLOAT
-        )
+        held = back.held + labels.held + block * restored * FLOAT
+        return Price(held, max(back.passing, piece + labels.passing))
 
 
 def _reading_bytes(case: Case) -> int:
@@ -302,7 +312,7 @@ def input_bytes(case: Case) -> int:
 def _channel_bytes(case: Case) -> int:
     if case.nnunet and case.resampled:
         x, y, _ = case.grid.shape
-        return x * y * case.grid.tile[2] * FLOAT + spline_bytes(case.volume, case.grid.shape)
+        return x * y * window_depth(case.grid) * FLOAT + spline_bytes(case.volume, case.grid.shape)
     return window_bytes(case.volume, case.grid, resampled=case.resampled)
 
 

@@ -2,6 +2,8 @@
 
 from collections.abc import Iterator, Sequence
 from copy import copy
+from dataclasses import dataclass
+from math import prod
 from typing import Literal
 
 import numpy as np
@@ -14,6 +16,17 @@ from common.tiling.grid import TileGrid
 
 Array = npt.NDArray[np.float32]
 Labels = npt.NDArray[np.unsignedinteger]
+
+
+@dataclass(frozen=True, slots=True)
+class Price:
+    """Bytes of one of these steps."""
+
+    held: int
+    """From block to block."""
+    passing: int
+    """While one block is worked on, beside that."""
+
 
 INTERPOLATION_BYTES = 8 << 20
 """Values on the file's grid are made in pieces of about this many bytes."""
@@ -57,8 +70,8 @@ class BackToFile:
         step = max(1, INTERPOLATION_BYTES // max(1, plane_bytes))
         for first in range(0, planes, step):
             stop = min(first + step, planes)
-            piece = along_y(along_x(along_z.part(first, stop, 0)(values, 3), 1), 2)
-            yield Block((starts[0], starts[1], starts[2] + first), piece, block.last and stop == planes)
+            low, last = (starts[0], starts[1], starts[2] + first), block.last and stop == planes
+            yield Block(low, along_y(along_x(along_z.part(first, stop, 0)(values, 3), 1), 2), last)
 
     def _extended(self, block: Block) -> Array:
         """The block with the planes before it, which are then replaced by its own last ones."""
@@ -78,15 +91,22 @@ class BackToFile:
         return whole
 
 
-def back_bytes(grid: TileGrid, shape: Shape, channels: int) -> int:
-    """What a ``BackToFile`` holds: the planes before, an extended block, and interpolation's copies of one piece."""
+def back_bytes(grid: TileGrid, shape: Shape, channels: int) -> Price:
+    """The planes before and an extended block; interpolation's copies of one piece."""
     x, y, _ = grid.shape
     tile = [min(size, whole) + 1 for size, whole in zip(grid.tile, grid.shape, strict=True)]
     before = x * y + y * tile[2] + tile[0] * tile[2]
-    scale = [max(1.0, new / old) for old, new in zip(grid.shape, shape, strict=True)]
-    plane = int((tile[0] * scale[0] + 1) * (tile[1] * scale[1] + 1))
-    pieces = 3 * max(INTERPOLATION_BYTES, FLOAT * channels * plane)
-    return FLOAT * channels * (before + tile[0] * tile[1] * tile[2]) + pieces
+    # Along y, the last axis: what is interpolated, and twice what becomes of it.
+    copies = 1 / max(1.0, shape[1] / y) + 2
+    passing = int(copies * piece_bytes(grid, shape, channels))
+    return Price(FLOAT * channels * (before + prod(tile)), passing)
+
+
+def piece_bytes(grid: TileGrid, shape: Shape, channels: int) -> int:
+    """One of the pieces in which a ``BackToFile`` gives a block."""
+    sizes = zip(grid.tile, grid.shape, shape, strict=True)
+    x, y, _ = (int((min(tile, old) + 1) * max(1.0, new / old)) + 1 for tile, old, new in sizes)
+    return max(INTERPOLATION_BYTES, FLOAT * channels * x * y)
 
 
 class LabelPlanes:
@@ -207,11 +227,18 @@ def label_bytes(
     channels: int,
     dtype: np.dtype[np.unsignedinteger],
     along_z: Taps | None = None,
-) -> int:
-    """The planes being gathered, one block's labels, and its logits piece by piece."""
+    *,
+    copied: bool,
+) -> Price:
+    """The planes being gathered and one block's labels; what is made of its values, rows by rows.
+
+    Parameters
+    ----------
+    copied
+        Whether the values become others first: logits by the head, or probabilities.
+    """
     depth = row_depth(grid, shape, along_z)
     plane, block = shape[0] * shape[1], [min(tile, size) for tile, size in zip(grid.tile, grid.shape, strict=True)]
     rows = min(block[0], label_rows(classes, channels, block[1], block[2]))
-    voxels = rows * block[1] * block[2]
-    pieces = voxels * ((channels + classes) * FLOAT + FLOAT + 2 + dtype.itemsize)
-    return (plane * depth + block[0] * block[1] * block[2]) * dtype.itemsize + pieces
+    voxel = (channels + classes if copied else 0) * FLOAT + FLOAT + 2 + dtype.itemsize
+    return Price((plane * depth + prod(block)) * dtype.itemsize, rows * block[1] * block[2] * voxel)

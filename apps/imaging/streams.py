@@ -41,13 +41,13 @@ class Window:
         self._scaled = ready or grid.shape != volume.shape
         dtype = np.dtype(np.float32) if self._scaled else volume.dtype
         x, y, _ = grid.shape
-        self._planes = np.empty((grid.tile[2], y, x), dtype)
+        self._planes = np.empty((window_depth(grid), y, x), dtype)
         self._read = 0
 
     def advance(self, row: int) -> None:
         """Read on until the row of tiles at ``row`` (in the padded volume) is covered."""
-        depth = self._grid.tile[2]
-        stop = min(row - self._grid.before[2] + depth, self._grid.shape[2])
+        depth = len(self._planes)
+        stop = min(row - self._grid.before[2] + self._grid.tile[2], self._grid.shape[2])
         while self._read < stop:
             slot = self._read % depth
             count = min(stop - self._read, depth - slot)
@@ -88,12 +88,17 @@ def _repeat_edges(tile: Array, inside: tuple[slice, ...]) -> None:
         view[kept.stop :] = view[kept.stop - 1]
 
 
+def window_depth(grid: TileGrid) -> int:
+    """Planes of a ``Window``."""
+    return min(grid.tile[2], grid.shape[2])
+
+
 def window_bytes(volume: Volume, grid: TileGrid, *, resampled: bool = False) -> int:
     """What a ``Window`` holds; ``resampled``: also where the shape stays the same."""
-    x, y, _ = grid.shape
+    voxels = grid.shape[0] * grid.shape[1] * window_depth(grid)
     if grid.shape == volume.shape and not resampled:
-        return x * y * grid.tile[2] * volume.dtype.itemsize
-    return x * y * grid.tile[2] * FLOAT + resampling_bytes(volume, grid.shape)
+        return voxels * volume.dtype.itemsize
+    return voxels * FLOAT + resampling_bytes(volume, grid.shape)
 
 
 TINY = np.finfo(np.float32).tiny

@@ -115,8 +115,8 @@ class BoundedBlend(AbstractContextManager["BoundedBlend"]):
         self._same = 1 if spill == "columns" else 0
         self._spill = None if spill == "memory" or scratch is None else Spill(scratch)
         self._next = 0
-        self.held_bytes = self.peak_bytes = 0
-        """What the carried cells in memory hold, now and at most."""
+        self.held_bytes = 0
+        """What the carried cells in memory hold now."""
 
     @property
     def spilled_bytes(self) -> int:
@@ -169,7 +169,6 @@ class BoundedBlend(AbstractContextManager["BoundedBlend"]):
             return
         self._cells[cell] = carried
         self.held_bytes += carried.nbytes
-        self.peak_bytes = max(self.peak_bytes, self.held_bytes)
 
     def _take(self, cell: Cell, shape: tuple[int, ...]) -> Array:
         carried = self._cells.pop(cell, None)
@@ -234,8 +233,9 @@ def carried(grid: TileGrid, channels: int, spill: Spilled = "memory") -> Carried
                 low, high = (np.broadcast_to(start + place, plane.shape) for place in (y.first, y.last))
                 _mark(held, low, high, inside)
     cell = FLOAT * (channels + 1)
-    # A cell that is taken is in memory beside the others while it is added.
-    taken = max(_largest_shared(axes) for axes in ((x, y, z), (y, z, x), (z, x, y)))
+    # What comes from the file or goes there is in memory beside the others; in memory a cell is where it was.
+    waits = {"memory": (), "rows": ((z, x, y),), "columns": ((z, x, y), (x, y, z))}[spill]
+    taken = max((_largest_shared(axes) for axes in waits), default=0)
     return Carried(cell * (int(np.cumsum(held).max()) + taken), cell * int(np.cumsum(waiting).max()))
 
 
