@@ -14,7 +14,7 @@ from common.memory.budget import GIB, MIB
 
 WORK = Path("bench/work/imaging-large")
 EXACT = tuple(Bound(f"result.{mode}", at_most=0) for mode in ("carry", "rows", "columns", "features"))
-FLAT = Bound("result.mib_per_100", at_most=1.0)
+FLAT = (Bound("result.mib_per_100", at_most=1.0), Bound("result.plans", 1, 1))
 AS_FAST = Bound("seconds", at_most=1.15)
 NEVER_UNDER = Bound("predicted_over_measured", 1.0, 1.15)
 
@@ -37,7 +37,7 @@ def suite() -> Suite:
         large.make_model(small, classes=30, filters=8, tile=96)
         folders = [large.make_series(WORK / f"ct-{length}", length, source) for length in large.LONG_LENGTHS]
         command = ["-m", "apps.imaging.bench.large", *folders, small, WORK / "out-flat"]
-        imaging.case("flat", command, bounds=(FLAT,))
+        imaging.case("flat", command, bounds=FLAT)
     whole = [Bound(f"result.{name}", at_most=0) for name in ("crashes", "untyped")]
     in_time = Bound("result.slowest_seconds", at_most=hostile.HANG)
     small_enough = Bound("result.peak_mib", at_most=hostile.CEILING / MIB)

@@ -18,6 +18,9 @@ from common.memory.budget import MIB
 EDGE = 512
 LONG_LENGTHS = (200, 600, 1000, 2000)
 """Slices of the series between which the peak's slope is taken."""
+FLAT_CEILING = "700MiB"
+"""All lengths are planned alike under it. With more memory those whose last tiles happen to overlap little are blended
+in memory, the others on disk."""
 
 
 def make_series(folder: Path, slices: int, source: Path | None, *, seed: int = 0, edge: int = EDGE) -> Path:
@@ -81,20 +84,22 @@ def infer_command(series: Path, model: Path, out: Path, *options: object) -> lis
 
 def slope(series: list[Path], model: Path, out: Path) -> dict[str, Any]:
     """Peaks of one command over series of growing length, and their slope in MiB per 100 slices."""
-    options = ["--overlap", 0, "--memory", "1GiB", "--output-type", "nifti,dicom-seg", "--seg-type", "labelmap"]
-    peaks, lengths = [], []
+    options = ["--overlap", 0, "--memory", FLAT_CEILING, "--output-type", "nifti,dicom-seg", "--seg-type", "labelmap"]
+    peaks, lengths, plans = [], [], set()
     for folder in series:
         command = infer_command(folder, model, out, *options, "--statistics", "--preview")
         record = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
         working = [phase for phase in record["measured"]["phases"] if phase["name"] != "probe"]
         peaks.append(max(phase["peak_bytes"] for phase in working) / MIB)
         lengths.append(len(list(folder.iterdir())))
+        plans.add(json.dumps(record["plan"]["knobs"], sort_keys=True))
         sys.stderr.write(f"flat: {lengths[-1]} slices, {peaks[-1]:.1f} MiB\n")  # kept, should a later one be cut off
     per_slice = float(np.polyfit(lengths, peaks, 1)[0])
     return {
         "slices": lengths,
         "peaks_mib": [round(peak, 1) for peak in peaks],
         "mib_per_100": round(100 * per_slice, 3),
+        "plans": len(plans),
     }
 
 
