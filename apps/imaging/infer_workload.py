@@ -37,7 +37,7 @@ from common.memory import floor
 from common.memory.budget import MIB, MemoryBudget, format_size
 from common.memory.costs import Costs, CostStore, Probe, ProbeFailed
 from common.memory.footprint import Footprint, Term
-from common.memory.planner import Setting, Workload
+from common.memory.planner import Knob, Setting, Workload
 from common.tiling.blend import FLOAT, Carried, carried
 
 WARM_UPS = {"openvino": warm.OPENVINO, "onnxruntime": warm.ONNXRUNTIME, "torch": warm.TORCH}
@@ -46,15 +46,15 @@ LIBRARIES = ("nibabel", "pydicom", "pillow", "safetensors")
 OPEN, STATISTICS, TEMPLATE, INFER, PREVIEW = "open", "statistics", "template", "infer", "preview"
 STOW = "stow"
 
-OBJECTS_BYTES = 6 * MIB
-"""Python objects, headers and buffers that are too small to price one by one (measured 1 to 5 MiB)."""
-ENGINE_SPREAD = 1.02
-"""An engine's peak differs from run to run by up to this factor."""
+OBJECTS_BYTES = 2 * MIB
+"""Python objects, headers and buffers that are too small to price one by one."""
+ENGINE_SPREAD = 1.01
+"""An engine's peak differs from run to run by up to this factor (measured 0.2 to 0.5 %)."""
 HALVINGS = 2
 """Of a tile, at most, to estimate it: of an eighth, a MiB more or less is eight of the whole."""
 EIGHTH = 3
 """Halvings between the two tiles of the estimate."""
-PREVIEW_BYTES = 5 * MIB
+PREVIEW_BYTES = 4 * MIB
 """Panels and picture, which do not grow with the volume (measured 2 to 5 MiB)."""
 
 ENGINE_SECONDS = 6e-8
@@ -204,9 +204,7 @@ class InferWorkload:
             Term(
                 "finished labels", self._largest(lambda c: self._labels(c, setting["space"]).held), "analytic", (INFER,)
             ),
-            Term(
-                "reading or labelling", self._largest(lambda c: self._turns(c, setting["space"])), "measured", (INFER,)
-            ),
+            Term("reading, labelling", self._largest(lambda c: self._turns(c, setting)), "measured", (INFER,)),
             Term("small parts", self._largest(self._small_parts), "measured", (INFER,)),
             Term("reading", self._largest(_reading_bytes), "measured", (STATISTICS, TEMPLATE, PREVIEW, STOW)),
             Term("statistics", self._largest(pass_bytes), "analytic", (STATISTICS, PREVIEW)),
@@ -268,23 +266,24 @@ class InferWorkload:
 
     def _study_bytes(self, case: Case) -> int:
         """What one study holds in the leanest setting, to put studies in order."""
-        space = "features" if self.model.head else "logits"
+        setting = {"space": "features" if self.model.head else "logits", "spill": "columns"}
         return (
-            self._carried(case, {"space": space, "spill": "columns"}).memory
+            self._carried(case, setting).memory
             + input_bytes(case)
-            + self._labels(case, space).held
-            + self._turns(case, space)
+            + self._labels(case, setting["space"]).held
+            + self._turns(case, setting)
             + pass_bytes(case)
         )
 
     def _largest(self, price: Any) -> int:
         return max((int(price(case)) for case in self.usable), default=0)
 
-    def _turns(self, case: Case, space: str) -> int:
-        """A plane is read, or a block becomes labels; one waits for the other."""
-        return max(_reading_bytes(case), self._labels(case, space).passing)
+    def _turns(self, case: Case, setting: Setting) -> int:
+        """A plane is read, or a tile is added, or a block becomes labels; one waits for the other."""
+        adding, labelling = self._carried(case, setting).passing, self._labels(case, setting["space"]).passing
+        return max(_reading_bytes(case), adding, labelling)
 
-    def _labels(self, case: Case, space: str) -> Price:
+    def _labels(self, case: Case, space: Knob) -> Price:
         classes, channels, shape = len(self.model.labels), self.channels({"space": space}), case.volume.shape
         dtype = np.dtype(np.uint8 if max(label.value for label in self.model.labels) < 256 else np.uint16)
         along_z = case.taps_back[2] if case.resampled else None

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from common.memory import allocator
 from common.memory.costs import Probe, resolve
-from common.memory.meter import lifetime_peak, reset_peak
+from common.memory.meter import lifetime_peak, reset_peak, resident
 
 Array = npt.NDArray[np.float32]
 Output = Literal["features", "logits"]
@@ -199,7 +199,7 @@ def probe(*, warm_up: str, threads: int, sha256: str, **arguments: Any) -> Probe
 def measure(*, warm_up: str, workers: int, network: str, model_dir: str, **arguments: Any) -> dict[str, float]:
     """Open an engine and run it on noise; called in a probe's child, which has run ``warm_up``."""
     allocator.trim()
-    base = lifetime_peak()  # as the floor is measured, so that floor + engine is this process's peak
+    base = resident()  # as the floor is measured, so that floor + engine is this process's peak
     reset_peak()
     tile: Tile = tuple(arguments.pop("tile"))
     engine = open_engine(Path(model_dir), tile=tile, threads=workers, **arguments)

@@ -19,7 +19,7 @@ from common.engines.openvino import import_openvino
 from common.errors import UsageError
 from common.memory import allocator
 from common.memory.costs import Probe
-from common.memory.meter import lifetime_peak, reset_peak
+from common.memory.meter import lifetime_peak, reset_peak, resident
 
 LIBRARIES = ("nncf", "openvino", "numpy")
 MEANS = ("over_groups",)
@@ -118,7 +118,7 @@ def measure(*, warm_up: str, network: str, model_dir: str, tile: list[int]) -> d
     import tempfile
 
     allocator.trim()
-    base = lifetime_peak()
+    base = resident()
     reset_peak()
     x, y, z = tile
     model = import_openvino().Core().read_model(Path(model_dir) / NETWORK)

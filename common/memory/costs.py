@@ -60,7 +60,7 @@ class Probe:
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
 
 
-CODE_VERSION = 3
+CODE_VERSION = 4
 """Raise when what a probe measures changes elsewhere than in its own and its warm-up's module, which are in the key."""
 
 NO_WALL = "no wall"

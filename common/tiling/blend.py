@@ -201,6 +201,8 @@ class Carried:
 
     memory: int
     disk: int
+    passing: int = 0
+    """In memory too, while one tile is added: a cell that comes from the file or goes there."""
 
 
 PRICED_TILES = 1 << 20
@@ -233,10 +235,9 @@ def carried(grid: TileGrid, channels: int, spill: Spilled = "memory") -> Carried
                 low, high = (np.broadcast_to(start + place, plane.shape) for place in (y.first, y.last))
                 _mark(held, low, high, inside)
     cell = FLOAT * (channels + 1)
-    # What comes from the file or goes there is in memory beside the others; in memory a cell is where it was.
     waits = {"memory": (), "rows": ((z, x, y),), "columns": ((z, x, y), (x, y, z))}[spill]
     taken = max((_largest_shared(axes) for axes in waits), default=0)
-    return Carried(cell * (int(np.cumsum(held).max()) + taken), cell * int(np.cumsum(waiting).max()))
+    return Carried(cell * int(np.cumsum(held).max()), cell * int(np.cumsum(waiting).max()), cell * taken)
 
 
 def _largest_shared(axes: tuple[_Axis, _Axis, _Axis]) -> int:
@@ -253,7 +254,7 @@ def _bound(grid: TileGrid, channels: int, spill: Spilled) -> Carried:
     plane, strip, tile = (FLOAT * (channels + 1) * area * depth for area in (x * y, width * y, width * height))
     if spill == "memory":
         return Carried(plane + tile, 0)
-    return Carried((strip if spill == "rows" else tile) + tile, plane)
+    return Carried(strip if spill == "rows" else tile, plane, tile)
 
 
 def _mark(
