@@ -28,6 +28,7 @@ from typing import Any
 from common.errors import EXIT_DOES_NOT_FIT
 from common.memory import guard
 from common.memory.budget import KIB, format_size
+from common.memory.floor import START
 from common.memory.footprint import Footprint, Term
 
 VERSIONS = ("torch", "monai", "implicit", "openvino", "numpy", "scipy", "pyarrow", "pandas", "pydicom", "nibabel")
@@ -39,7 +40,8 @@ class Bound:
     """What a number must be for the case to pass."""
 
     metric: str
-    """A name in the case's line: ``seconds``, ``peak``, ``predicted_over_measured``, or ``result.<key>``."""
+    """A name in the case's line: ``seconds``, ``process_seconds``, ``working_seconds``, ``peak``,
+    ``predicted_over_measured``, or ``result.<key>``."""
     at_least: float | None = None
     """Lower bound, inclusive."""
     at_most: float | None = None
@@ -193,7 +195,7 @@ def measure(case: Case) -> dict[str, Any]:
         "machine": f"{platform.machine()} {len(os.sched_getaffinity(0))} cpus",
         "versions": {d.name: d.version for d in distributions() if d.name.lower() in VERSIONS},
         "exit": child.returncode,
-        "seconds": round(seconds, 3),
+        "process_seconds": round(seconds, 3),
         "ceiling": case.ceiling,
         "walled": place is not None,
         "peak": usage.ru_maxrss * KIB,
@@ -202,7 +204,8 @@ def measure(case: Case) -> dict[str, Any]:
     }
     line |= _of_record(_last_object(out))
     # A peer that goes on after its work, to leave evidence, says itself when the work was done.
-    return line | {"seconds": line["result"].get("elapsed", line["seconds"])}
+    said = line["result"].get("elapsed", line["process_seconds"])
+    return {"working_seconds": said} | line | {"seconds": said}
 
 
 def _last_object(text: str) -> dict[str, Any]:
@@ -220,6 +223,9 @@ def _of_record(record: dict[str, Any]) -> dict[str, Any]:
         return {"result": record}
     peak, floor = record["measured"]["peak_bytes"], record["measured"]["floor_bytes"]
     line = {"peak": peak, "floor": floor, "result": record["results"], "kind": record.get("error", {}).get("kind")}
+    loaded = [phase["start"] + phase["seconds"] for phase in record["measured"]["phases"] if phase["name"] == START]
+    if loaded:  # what scripts measure, which start their clocks behind their imports
+        line["working_seconds"] = round(record["seconds"] - loaded[0], 3)
     if "smallest_feasible_bytes" in record:
         line["smallest"] = record["smallest_feasible_bytes"]
     if record["plan"]:

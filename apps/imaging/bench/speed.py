@@ -19,12 +19,11 @@ NETWORKS: Mapping[str, Mapping[str, Any]] = {
     "segresnet": {"init_filters": 16, "blocks_down": [1, 2, 2, 4], "blocks_up": [1, 1, 1]},
     "unet": {"channels": [16, 32, 64, 128, 256], "strides": [2, 2, 2, 2], "num_res_units": 2},
 }
-BOUNDS = {
-    "segresnet": Bound("seconds", at_most=1 / 2),
-    "unet": Bound("seconds", at_most=1 / 3),
-}
+CLOCKS: Mapping[str, str] = {"working_seconds": "read to written", "process_seconds": "the whole process"}
+"""Both clocks: behind what either loads before it reads the image, and from its start."""
+BOUNDS = {"segresnet": 1 / 2, "unet": 1 / 3}
 """Our time over MONAI's."""
-TORCH = Bound("seconds", at_most=1.0)
+TORCH = 1.0
 """The same with PyTorch as the engine: what remains is reading, blending and writing."""
 EQUAL = Bound("result.share", at_most=1e-5)
 REPEATS = 3
@@ -76,8 +75,10 @@ def add_cases(suite: Suite, work: Path, source: Path | None) -> None:
             suite.case(case, ours, group=group, repeats=REPEATS, fresh=out)
         peer = ["-m", "apps.imaging.bench.peer_monai", volume, model, theirs, "--tile", TILE, "--overlap", OVERLAP]
         suite.case(f"speed-monai-{name}", peer, group=group, repeats=REPEATS)
-        suite.ratio(f"{name}: time against MONAI's sliding_window_inference", group, f"speed-monai-{name}", bound)
-        suite.ratio(f"{name}: with the torch engine", f"speed-torch-{name}", f"speed-monai-{name}", TORCH)
+        for clock, title in CLOCKS.items():
+            for engine, case, most in (("openvino", group, bound), ("torch", f"speed-torch-{name}", TORCH)):
+                title_of_both = f"{name} with {engine}, {title}: against MONAI's sliding_window_inference"
+                suite.ratio(title_of_both, case, f"speed-monai-{name}", Bound(clock, at_most=most))
         compared = ["-m", "apps.imaging.bench.speed", work / f"out-{group}" / "study-0001.nii.gz", theirs]
         suite.case(f"speed-equal-{name}", compared, bounds=(EQUAL,))
 

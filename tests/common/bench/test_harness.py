@@ -1,6 +1,7 @@
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,7 +16,7 @@ def suite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Suite:
     return Suite("test", directory=tmp_path)
 
 
-def _lines(suite: Suite) -> list[dict[str, object]]:
+def _lines(suite: Suite) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (suite.directory / "test.jsonl").read_text().splitlines()]
 
 
@@ -28,6 +29,7 @@ def test_a_command_with_a_record(suite: Suite, capsys: pytest.CaptureFixture[str
     assert [line["name"] for line in lines] == ["fill", "fill"]
     assert lines[0]["commit"] == "c0ffee" and lines[0]["peak"] <= 200 * MIB
     assert lines[0]["predicted"] > lines[0]["floor"] > 0
+    assert 0 < lines[0]["working_seconds"] < lines[0]["process_seconds"] == lines[0]["seconds"]
     assert "n=2" in capsys.readouterr().out
     # Done for this commit: not run again, unless forced.
     assert suite.main([]) == 0 and len(_lines(suite)) == 2
@@ -44,6 +46,13 @@ def test_ratios_run_in_turn_and_bounds_can_fail(suite: Suite, capsys: pytest.Cap
     suite.ratio("too high", "a", "b", Bound("result.x", at_most=2.9))
     assert suite.main([]) == 1
     assert "FAIL  3  (result.x <= 2.9)" in capsys.readouterr().out
+
+
+def test_a_script_says_when_its_work_was_done(suite: Suite) -> None:
+    suite.case("script", [sys.executable, "-c", """import time; time.sleep(0.2); print('{"elapsed": 0.1}')"""])
+    assert suite.main([]) == 0
+    (line,) = _lines(suite)
+    assert line["seconds"] == line["working_seconds"] == 0.1 and line["process_seconds"] > 0.2
 
 
 def test_a_failing_command_fails_its_case(suite: Suite) -> None:
