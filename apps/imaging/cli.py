@@ -3,6 +3,7 @@
 import argparse
 import sys
 from collections.abc import Iterable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -142,12 +143,12 @@ def _infer_workload(args: argparse.Namespace, budget: MemoryBudget) -> "Workload
     from apps.imaging.dicom_rtstruct import structures
     from apps.imaging.dicomweb import Downloads, check_address
     from apps.imaging.imports import imported
-    from apps.imaging.infer import open_cases
+    from apps.imaging.infer import asked, open_cases
     from apps.imaging.infer_workload import InferWorkload
     from apps.imaging.model import at_half_resolution, read_model
     from apps.imaging.networks import steps
     from apps.imaging.outputs import Wanted, chosen_labels
-    from apps.imaging.studies import find_studies, of_several_channels
+    from apps.imaging.studies import fetched_before, find_studies, of_several_channels
     from common.engines.engine import PRECISIONS
 
     if args.output.resolve() in [place.resolve() for place in args.input if isinstance(place, Path)]:
@@ -184,20 +185,32 @@ def _infer_workload(args: argparse.Namespace, budget: MemoryBudget) -> "Workload
     wanted = Wanted(args.output_type, args.seg_type, pictures, numbers, args.stow)
     studies = of_several_channels(find_studies(args.input)) if several else find_studies(args.input)
     downloads = Downloads(existing(args.output), args.series)
+    mirror = model.mirror if args.tta == "mirror" else ""
+    settings = asked(chosen, precision, overlap, mirror, args.remove_small)
+    settings |= {"tile": tile, "repair": sorted(args.repair), "outputs": asdict(wanted)}
+    studies = [study.listed(downloads.listed(study.input), settings) for study in studies]
+    finished = fetched_before(args.output, studies)
     cases = open_cases(
-        studies, model, downloads=downloads, repair=args.repair, wanted=wanted, tile=tile, overlap=overlap
+        [study for study in studies if study.study not in finished],
+        model,
+        downloads=downloads,
+        repair=args.repair,
+        wanted=wanted,
+        tile=tile,
+        overlap=overlap,
     )
     return InferWorkload(
         model=model,
         studies=tuple(studies),
         cases=cases,
+        finished=finished,
         engine=engine,
         precision=precision,
         tile=tile,
         overlap=overlap,
         batch=args.batch,
         wanted=wanted,
-        mirror=model.mirror if args.tta == "mirror" else "",
+        mirror=mirror,
         remove_small=args.remove_small,
         scratch=existing(args.output),
         downloads=downloads,
@@ -269,6 +282,7 @@ def _infer_run(args: argparse.Namespace, session: Session) -> Mapping[str, Any]:
         session=session,
         table=table,
         cases=work.cases,
+        finished=work.finished,
     )
     return run(job)
 

@@ -5,6 +5,7 @@ memory is bounded. Redirects are not followed. Credentials come from the environ
 or ``PEAKLINE_DICOMWEB_USER`` and ``PEAKLINE_DICOMWEB_PASSWORD``), and never go over plain HTTP but to this machine.
 """
 
+import hashlib
 import http.client
 import json
 import os
@@ -35,7 +36,9 @@ TIMEOUT = 60
 """Seconds of silence."""
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _NOT_IMAGES = {"SEG", "RTSTRUCT", "RTPLAN", "RTDOSE", "SR", "PR", "KO", "DOC", "REG"}
-_MODALITY, _STUDY, _SERIES, _FAILED = "00080060", "0020000D", "0020000E", "00081198"
+_MODALITY, _STUDY, _SERIES, _INSTANCE, _FAILED = "00080060", "0020000D", "0020000E", "00080018", "00081198"
+_PART_ONLY = "299"
+"""With this warning a server gives only some of what a search finds (PS3.18 8.3.4.4)."""
 _DICOM = 'multipart/related; type="application/dicom"'
 
 
@@ -91,7 +94,10 @@ def _credentials(private: bool) -> dict[str, str]:
 def _search(address: str) -> list[dict[str, Any]]:
     """QIDO-RS: a list of objects by tag."""
     with _answer("GET", address, accept="application/dicom+json") as response:
-        content = response.read(ANSWER_LIMIT + 1)
+        content, warning = response.read(ANSWER_LIMIT + 1), response.headers.get("Warning", "")
+    if warning.startswith(_PART_ONLY):
+        line = f"{address}: the server gives only a part of what it finds; narrow the search, or add limit= to it"
+        raise InputError(line, public="DICOMweb answer in part")
     try:
         found = json.loads(content or b"[]") if len(content) <= ANSWER_LIMIT else None
     except ValueError:
@@ -143,6 +149,19 @@ def _series(address: str, wanted: str | None) -> str:
         kinds = "; ".join(f"{number}: {_value(one, _MODALITY)}" for number, one in enumerate(listed, 1))
         raise InputError(f"{address}: {len(uids)} series ({kinds}); --series N|UID picks one", public="several series")
     return f"{address}/series/{uids[chosen]}"
+
+
+def listing(address: str, wanted: str | None = None) -> str:
+    """Digest of the instances that the server lists for a series: another one must be fetched anew.
+
+    Raises
+    ------
+    InputError
+        If it does not list them.
+    """
+    source = _series(address, wanted)
+    found = sorted(_value(one, _INSTANCE) for one in _search(f"{source}/instances"))
+    return hashlib.sha256("\n".join([source, *found]).encode()).hexdigest()
 
 
 def download(address: str, folder: Path, wanted: str | None = None) -> None:
@@ -225,6 +244,15 @@ class Downloads:
     def __init__(self, parent: Path, series: str | None) -> None:
         self._parent, self._series = parent, series
         self._folder: Workspace | None = None
+
+    def listed(self, source: str) -> str:
+        """What a server lists for an input (``listing``); empty for files, and where it does not say."""
+        if not is_address(source):
+            return ""
+        try:
+            return listing(source, self._series)
+        except InputError:
+            return ""  # fetching it will say what is wrong
 
     def path(self, source: str) -> tuple[Path, str | None]:
         """Where an input lies, and which of its series is still to be chosen. Raises ``InputError``."""

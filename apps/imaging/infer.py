@@ -57,22 +57,31 @@ class Job:
     session: Session
     table: StudyTable
     cases: Mapping[str, Case | InputError]
+    finished: Mapping[str, Study]
+    """Studies on servers that were done before, and were not fetched again."""
 
     def settings(self, case: Case) -> dict[str, Any]:
         """What changes the labels, besides the input."""
         return {
-            "model": [self.model.network_sha256, self.model.weights_sha256],
-            "labels": [label.value for label in self.model.labels],
-            "intensity": [[dict(operation) for operation in channel] for channel in self.model.intensities],
+            **asked(self.model, self.precision, case.grid.overlap, self.mirror, self.remove_small),
             "tile": list(case.tile),
-            "overlap": case.grid.overlap,
-            "mirror": self.mirror,
-            "spacing": list(self.model.spacing),
-            "remove_small": self.remove_small,
-            "inference": asdict(self.model.inference),
             "further": [each.volume.identity() for each in case.further],
-            "precision": self.precision,
         }
+
+
+def asked(model: ImagingModel, precision: str, overlap: float, mirror: str, remove_small: float) -> dict[str, Any]:
+    """What changes the labels and is known before the input is."""
+    return {
+        "model": [model.network_sha256, model.weights_sha256],
+        "labels": [label.value for label in model.labels],
+        "intensity": [[dict(operation) for operation in channel] for channel in model.intensities],
+        "overlap": overlap,
+        "mirror": mirror,
+        "spacing": list(model.spacing),
+        "remove_small": remove_small,
+        "inference": asdict(model.inference),
+        "precision": precision,
+    }
 
 
 def finished_values(
@@ -213,13 +222,16 @@ def run(job: Job) -> dict[str, Any]:
 
 
 def _one(job: Job, index: int, study: Study) -> None:
-    case = job.cases[study.study]
-    if isinstance(case, InputError):
-        raise case
-    key = resume_key(case.volume, job.settings(case) | {"outputs": asdict(job.wanted)})
-    if before := job.table.finished(study, key):
+    before = job.finished.get(study.study)
+    if before is None:
+        case = job.cases[study.study]
+        if isinstance(case, InputError):
+            raise case
+        key = resume_key(case.volume, job.settings(case) | {"outputs": asdict(job.wanted)})
+        before = job.table.finished(study, key)
+    if before is not None:
         job.session.say(f"{study.study}: done before, skipped")
-        job.table.update(index, status="skipped", outputs=before.outputs, key=key)
+        job.table.update(index, status="skipped", outputs=before.outputs, key=before.key)
         return
     job.table.update(index, status="done", outputs=segment(job, study, case), key=key)
 

@@ -48,8 +48,8 @@ STOW = "stow"
 
 OBJECTS_BYTES = 2 * MIB
 """Python objects, headers and buffers that are too small to price one by one."""
-ENGINE_SPREAD = 1.01
-"""An engine's peak differs from run to run by up to this factor (measured 0.2 to 0.5 %)."""
+ENGINE_SPREAD = 1.005
+"""An engine's peak differs from run to run by up to this factor (measured 0.1 to 0.5 %)."""
 HALVINGS = 2
 """Of a tile, at most, to estimate it: of an eighth, a MiB more or less is eight of the whole."""
 EIGHTH = 3
@@ -79,6 +79,8 @@ class InferWorkload:
     model: ImagingModel
     studies: tuple[Study, ...]
     cases: Mapping[str, Case | InputError]
+    finished: Mapping[str, Study]
+    """Of the studies, those that are not cases because they were done before."""
     engine: str
     precision: str
     tile: tuple[int, int, int]

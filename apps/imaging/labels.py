@@ -28,7 +28,7 @@ class Price:
     """While one block is worked on, beside that."""
 
 
-INTERPOLATION_BYTES = 4 << 20
+INTERPOLATION_BYTES = 2 << 20
 """Values on the file's grid are made in pieces of about this many bytes."""
 
 

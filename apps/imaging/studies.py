@@ -35,6 +35,13 @@ class Study:
     """File names in OUT."""
     key: str = ""
     """Digest of input, model and settings: the same key need not be done again."""
+    source: str = ""
+    """Of an input on a server, digest of what is listed there and of what was asked for: known before it is fetched."""
+
+    def listed(self, listing: str, settings: Mapping[str, Any]) -> "Study":
+        """With its ``source``, if a server lists it; ``settings`` are all that decides the outputs beside the input."""
+        text = json.dumps([listing, settings], sort_keys=True)
+        return replace(self, source=hashlib.sha256(text.encode()).hexdigest()) if listing else self
 
     def public(self) -> dict[str, Any]:
         """For the record."""
@@ -164,9 +171,7 @@ class StudyTable:
     def finished(self, study: Study, key: str) -> Study | None:
         """The earlier row, if it has the same key and its outputs are all there."""
         row = self.earlier.get(study.study)
-        if row is None or row.key != key or row.status not in ("done", "skipped"):
-            return None
-        return row if all((self.directory / name).is_file() for name in row.outputs) else None
+        return row if row is not None and row.key == key and _complete(self.directory, row) else None
 
     def update(self, index: int, **changes: Any) -> Study:
         """Change a row and write the table."""
@@ -181,12 +186,24 @@ class StudyTable:
             for row in self.rows
         ]
         text = io.StringIO()
-        writer = csv.DictWriter(text, ["study", "input", "status", "reason", "outputs", "key"])
+        writer = csv.DictWriter(text, ["study", "input", "status", "reason", "outputs", "key", "source"])
         writer.writeheader()
         writer.writerows(asdict(row) | {"outputs": ";".join(row.outputs)} for row in kept)
         with atomic_file(self.directory / TABLE) as part:
             part.touch(mode=0o600)
             part.write_text(text.getvalue(), encoding="utf-8")
+
+
+def _complete(directory: Path, row: Study) -> bool:
+    """Whether a row's work was done, and all of it is still there."""
+    return row.status in ("done", "skipped") and all((directory / name).is_file() for name in row.outputs)
+
+
+def fetched_before(directory: Path, studies: Sequence[Study]) -> dict[str, Study]:
+    """By name, the earlier rows of studies on servers that need not be fetched again."""
+    earlier = {row.study: row for row in read_table(directory) if row.source and _complete(directory, row)}
+    wanted = {study.study: study.source for study in studies}
+    return {name: row for name, row in earlier.items() if wanted.get(name) == row.source}
 
 
 def read_table(directory: Path) -> list[Study]:

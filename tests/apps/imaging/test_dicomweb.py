@@ -8,7 +8,9 @@ import socket
 import subprocess
 import threading
 import time
+import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -36,12 +38,12 @@ def free_port() -> int:
         return int(one.getsockname()[1])
 
 
-@pytest.fixture(scope="module")
-def orthanc(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The root of a server with a password."""
+@contextmanager
+def serving(folder: Path) -> Iterator[str]:
+    """The root of a server with a password, which keeps what it has in ``folder``."""
     if ORTHANC is None or not PLUGIN.exists():
         absent("Orthanc with DICOMweb (Debian packages orthanc, orthanc-dicomweb)")
-    folder, port = tmp_path_factory.mktemp("orthanc"), free_port()
+    port = free_port()
     settings = {
         "StorageDirectory": str(folder / "storage"),
         "IndexDirectory": str(folder / "storage"),
@@ -66,16 +68,23 @@ def orthanc(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         server.wait()
 
 
-@pytest.fixture(scope="module")
-def stocked(orthanc: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
-    """The server with one series in it, and that series."""
-    folder = tmp_path_factory.mktemp("series")
-    series(folder, count=20, **WHOLE)
+def stock(root: str, folder: Path, **fields: Any) -> Path:
+    """Make a series in a new folder and send it."""
+    folder.mkdir()
+    series(folder, count=20, **WHOLE | fields)
     with pytest.MonkeyPatch.context() as patch:
         for name, value in USER.items():
             patch.setenv(name, value)
-        dicomweb.store(orthanc, sorted(folder.iterdir()))
-    return orthanc, folder
+        dicomweb.store(root, sorted(folder.iterdir()))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def stocked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
+    """The server with one series in it, and that series."""
+    place = tmp_path_factory.mktemp("orthanc")
+    with serving(place) as root:
+        yield root, stock(root, place / "series")
 
 
 def test_a_study_goes_through_a_server_and_its_result_back(run, stocked, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
@@ -129,6 +138,63 @@ def test_a_search_a_choice_and_inspect(run, stocked, tmp_path: Path) -> None:  #
     assert denied.code == 4 and "401" in denied.err and len(denied.err.splitlines()) == 1
 
 
+@contextmanager
+def watched(root: str) -> Iterator[tuple[str, list[str]]]:
+    """Another address of the server, and the paths of all objects that were fetched there."""
+    fetched: list[str] = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            accept = self.headers["Accept"]
+            if "multipart" in accept:
+                fetched.append(self.path)
+            headers = {"Accept": accept, "Authorization": self.headers["Authorization"]}
+            with urllib.request.urlopen(urllib.request.Request(root + self.path, headers=headers)) as answer:
+                self.send_response(answer.status)
+                self.send_header("Content-Type", answer.headers["Content-Type"])
+                self.end_headers()
+                shutil.copyfileobj(answer, self.wfile)
+
+        def log_message(self, *arguments: Any) -> None:
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_address[1]}", fetched
+    server.shutdown()
+
+
+def test_what_was_done_is_not_fetched_again(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    random_model(tmp_path / "model")
+    with serving(tmp_path) as direct, watched(direct) as (root, fetched):
+        folder = stock(direct, tmp_path / "series")
+
+        def infer(*options: object) -> str:
+            """Run, and say what became of the study."""
+            command = ("apps.imaging", "infer", f"{root}/studies/{STUDY}", "-m", tmp_path / "model")
+            done = run(*command, "-o", tmp_path / "out", "--json", *options, env=USER)
+            assert done.code == 0, done.err
+            return str(done.record["results"]["studies"][0]["status"])
+
+        assert infer() == "done" and len(fetched) == 1
+        first = (tmp_path / "out" / "study-0001.nii.gz").read_bytes()
+        assert infer() == "skipped" and len(fetched) == 1
+        assert infer("--overlap", "0.25") == "done" and len(fetched) == 2, "other labels were asked for"
+        assert infer() == "done" and len(fetched) == 3
+        assert (tmp_path / "out" / "study-0001.nii.gz").read_bytes() == first
+        (tmp_path / "out" / "study-0001.nii.gz").unlink()
+        assert infer() == "done" and len(fetched) == 4, "the output was gone"
+        one = pydicom.dcmread(sorted(folder.iterdir())[0])
+        one.SOPInstanceUID = one.file_meta.MediaStorageSOPInstanceUID = f"{STUDY}.999"
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in USER.items():
+                patch.setenv(name, value)
+            before = dicomweb.listing(f"{root}/studies/{STUDY}")
+            one.save_as(tmp_path / "more.dcm")
+            dicomweb.store(direct, [tmp_path / "more.dcm"])
+            assert dicomweb.listing(f"{root}/studies/{STUDY}") != before
+
+
 BODY = b"--B\r\nContent-Type: application/dicom\r\n\r\none\r\n--A\r\n--B\r\n\r\n" + bytes(600_000) + b"\r\n--B--\r\n"
 ANSWERS: dict[str, tuple[int, str, bytes]] = {
     "good": (200, 'multipart/related; boundary="B"', BODY),
@@ -137,6 +203,7 @@ ANSWERS: dict[str, tuple[int, str, bytes]] = {
     "endless": (200, "multipart/related; boundary=B", b"--B\r\n" + b"x" * 100_000),
     "moved": (302, "text/plain", b""),
     "list": (200, "application/dicom+json", b'{"not": "a list"}'),
+    "some": (200, "application/dicom+json", b"[]"),
 }
 
 
@@ -151,6 +218,8 @@ def odd() -> Iterator[str]:
             self.send_header("Content-Type", kind)
             if code == 302:
                 self.send_header("Location", "http://example.org/")
+            if body == b"[]":
+                self.send_header("Warning", '299 here: "There are 7 additional results that can be requested"')
             self.end_headers()
             self.wfile.write(body)
 
@@ -185,6 +254,8 @@ def test_odd_answers_are_one_line(odd: str, tmp_path: Path, name: str, says: str
     assert "\n" not in str(refusal.value) and "127.0.0.1" not in refusal.value.public
     with pytest.raises(InputError, match="not an answer"):
         dicomweb.find_studies(f"{odd}/list/studies?a=b")
+    with pytest.raises(InputError, match="only a part"):
+        dicomweb.find_studies(f"{odd}/some/studies?a=b")
     with pytest.raises(InputError):
         dicomweb.find_studies(f"http://127.0.0.1:{free_port()}/studies?a=b")
 

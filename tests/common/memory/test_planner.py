@@ -11,6 +11,7 @@ from common.memory.edited import read_plan
 from common.memory.footprint import Footprint, Term
 from common.memory.planner import DoesNotFit, Plan, Setting, plan, price
 
+OTHER = Probe.of("tests.common.memory.test_planner:nothing", other=True)
 PROBE = Probe.of("tests.common.memory.test_planner:nothing")
 
 
@@ -218,7 +219,7 @@ def test_what_could_only_be_measured_beyond_the_ceiling_runs_if_it_fits(tmp_path
 def test_an_estimate_comes_before_measuring_beyond_the_ceiling(tmp_path: Path) -> None:
     class Estimating(Blocks):
         def estimate(self, setting: Setting, costs: CostStore, ceiling: int) -> Footprint | None:
-            return self.footprint(setting, {PROBE: {"bytes": 90 * MIB}}) if setting["blocks"] == 4 else None
+            return self.footprint(setting, {PROBE: {"bytes": 50 * MIB}}) if setting["blocks"] == 4 else None
 
     class Strict(Greedy):
         def known(self, probes: object, *, ceiling: int | None) -> Costs:
@@ -227,9 +228,32 @@ def test_an_estimate_comes_before_measuring_beyond_the_ceiling(tmp_path: Path) -
 
     with pytest.raises(DoesNotFit) as refusal:
         plan(Estimating(), MemoryBudget(60 * MIB), Strict(tmp_path))
-    # 115 MiB, which may be 1.5 % more, 4 MiB and 1 %; it runs where the estimate itself fits.
-    assert refusal.value.smallest_feasible_bytes == 122 * MIB
-    assert plan(Estimating(), MemoryBudget(121 * MIB), Strict(tmp_path))["blocks"] == 4
+    # 75 MiB, which may be 2.5 % more, 4 MiB and 1 %; it runs where the estimate itself fits.
+    assert refusal.value.smallest_feasible_bytes == 82 * MIB
+    assert plan(Estimating(), MemoryBudget(80 * MIB), Strict(tmp_path))["blocks"] == 4
+    # Where the libraries alone are beyond the ceiling, nothing is guessed.
+    with pytest.raises(DoesNotFit) as refusal:
+        plan(Estimating(), MemoryBudget(40 * MIB), Greedy(tmp_path))
+    assert refusal.value.smallest_feasible_bytes == 68 * MIB
+
+
+def test_beyond_the_libraries_a_refusal_measures_what_is_not_known_yet(tmp_path: Path) -> None:
+    """Else it would name what happens to be known, not the smallest."""
+
+    class Half(Greedy):
+        def known(self, probes: object, *, ceiling: int | None) -> Costs:
+            return {PROBE: {"bytes": 50 * MIB}} if list(probes) == [PROBE] else super().known(probes, ceiling=ceiling)
+
+    class Apart(Blocks):
+        def probes(self, setting: Setting) -> Sequence[Probe]:
+            return [PROBE] if setting["blocks"] == 2 else [PROBE, OTHER]
+
+    with pytest.raises(DoesNotFit) as refusal:
+        plan(Apart(), MemoryBudget(40 * MIB), Half(tmp_path))
+    assert refusal.value.smallest_feasible_bytes == 68 * MIB
+    with pytest.raises(DoesNotFit) as refusal:
+        plan(Apart(), MemoryBudget(60 * MIB), Half(tmp_path))
+    assert refusal.value.smallest_feasible_bytes == 105 * MIB  # of two blocks: nothing is measured outside the walls
 
 
 def test_knobs_that_do_not_go_together_are_refused(costs: Known) -> None:
