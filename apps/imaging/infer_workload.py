@@ -45,8 +45,10 @@ LIBRARIES = ("nibabel", "pydicom", "pillow", "safetensors")
 
 OPEN, STATISTICS, TEMPLATE, INFER, PREVIEW = "open", "statistics", "template", "infer", "preview"
 STOW = "stow"
+BEFORE, FROM_THE_FIRST_TILE = (STATISTICS, TEMPLATE), (INFER, PREVIEW, STOW)
+"""The phases of one study."""
 
-OBJECTS_BYTES = 2 * MIB
+OBJECTS_BYTES = 3 * MIB
 """Python objects, headers and buffers that are too small to price one by one."""
 ENGINE_SPREAD = 1.005
 """An engine's peak differs from run to run by up to this factor (measured 0.1 to 0.5 %)."""
@@ -54,8 +56,8 @@ HALVINGS = 2
 """Of a tile, at most, to estimate it: of an eighth, a MiB more or less is eight of the whole."""
 EIGHTH = 3
 """Halvings between the two tiles of the estimate."""
-PREVIEW_BYTES = 4 * MIB
-"""Panels and picture, which do not grow with the volume (measured 2 to 5 MiB)."""
+PREVIEW_BYTES = 3 * MIB
+"""Panels and picture, which do not grow with the volume (measured 2 to 3 MiB beside small objects)."""
 
 ENGINE_SECONDS = 6e-8
 """One feature of one voxel computed (measured 5.6e-8 and 7e-8, SegResNets of two levels, two cores): the same in every
@@ -193,10 +195,18 @@ class InferWorkload:
         measured = known[self.probes(setting)[1]]
         batch = int(setting["batch"])
         tile, inputs = prod(self.tile), batch * engine.turns(batch)
-        running = (STATISTICS, TEMPLATE, INFER, PREVIEW, STOW)
+        happens = {
+            TEMPLATE: "dicom-seg" in self.wanted.types,
+            PREVIEW: self.wanted.preview,
+            STOW: bool(self.wanted.stow),
+        }
+        first, last = (tuple(p for p in part if happens.get(p, True)) for part in (BEFORE, FROM_THE_FIRST_TILE))
+        running, pictures = (*first, *last), (PREVIEW,) if self.wanted.preview else ()
+        # An engine keeps what its first tile made it allocate; before that, a single study's first phases are over.
+        opened, ran = (first, last) if self.parts == 1 else ((), running)
         terms = [
-            Term("engine, loading", int(ENGINE_SPREAD * measured["open_bytes"]), "measured", (OPEN,)),
-            Term("engine, running", int(ENGINE_SPREAD * measured["run_bytes"]), "measured", running),
+            Term("engine, loading", int(ENGINE_SPREAD * measured["open_bytes"]), "measured", (OPEN, *opened)),
+            Term("engine, running", int(ENGINE_SPREAD * measured["run_bytes"]), "measured", ran),
             Term("small objects", OBJECTS_BYTES, "measured", (OPEN, *running)),
             Term("head", (self.model.features + 1) * len(self.model.labels) * FLOAT, "analytic", running),
             Term("blend", self._largest(lambda c: self._carried(c, setting).memory), "analytic", (INFER,)),
@@ -206,19 +216,19 @@ class InferWorkload:
             Term(
                 "finished labels", self._largest(lambda c: self._labels(c, setting["space"]).held), "analytic", (INFER,)
             ),
-            Term("reading, labelling", self._largest(lambda c: self._turns(c, setting)), "measured", (INFER,)),
+            Term("reading, labelling, writing", self._largest(lambda c: self._turns(c, setting)), "measured", (INFER,)),
             Term("small parts", self._largest(self._small_parts), "measured", (INFER,)),
-            Term("reading", self._largest(_reading_bytes), "measured", (STATISTICS, TEMPLATE, PREVIEW, STOW)),
-            Term("statistics", self._largest(pass_bytes), "analytic", (STATISTICS, PREVIEW)),
+            Term("reading", self._largest(_reading_bytes), "measured", (*first, *last[1:])),
+            Term("statistics", self._largest(pass_bytes), "analytic", (STATISTICS, *pictures)),
             Term(
                 "outputs",
-                self._largest(lambda c: outputs_bytes(self.wanted, c.volume, self.model)),
+                self._largest(lambda c: outputs_bytes(self.wanted, c.volume, self.model).held),
                 "measured",
                 (INFER,),
             ),
             Term("network", NETWORK_BYTES if self._networked else 0, "measured", running),
-            Term("SEG template", CHILD_BYTES if "dicom-seg" in self.wanted.types else 0, "measured", (TEMPLATE,)),
-            Term("preview", PREVIEW_BYTES if self.wanted.preview else 0, "measured", (PREVIEW,)),
+            Term("SEG template", CHILD_BYTES if happens[TEMPLATE] else 0, "measured", (TEMPLATE,)),
+            Term("preview", PREVIEW_BYTES if pictures else 0, "measured", pictures),
         ]
         return Footprint.of([*floor.terms(known, self.probes(setting)[0]), *terms])
 
@@ -281,9 +291,20 @@ class InferWorkload:
         return max((int(price(case)) for case in self.usable), default=0)
 
     def _turns(self, case: Case, setting: Setting) -> int:
-        """A plane is read, or a tile is added, or a block becomes labels; one waits for the other."""
-        adding, labelling = self._carried(case, setting).passing, self._labels(case, setting["space"]).passing
-        return max(_reading_bytes(case), adding, labelling)
+        """A plane is read, or a tile added, or a block labelled, or a plane written: one waits for the other."""
+        labels, blend = self._labels(case, setting["space"]), self._carried(case, setting)
+        reading = _reading_bytes(case)
+        if case.grid.count(2) == 1:  # all is read before anything is carried or finished
+            reading -= blend.memory + labels.held
+        writing = outputs_bytes(self.wanted, case.volume, self.model).passing
+        return max(reading, blend.passing, labels.passing, self._piece(case, setting["space"]) + writing)
+
+    def _piece(self, case: Case, space: Knob) -> int:
+        """What is labelled last is still held while planes are written."""
+        if not case.resampled:
+            return 0
+        channels = restored_channels(case, self.channels({"space": space}), len(self.model.labels))
+        return piece_bytes(case.grid, case.volume.shape, channels)
 
     def _labels(self, case: Case, space: Knob) -> Price:
         classes, channels, shape = len(self.model.labels), self.channels({"space": space}), case.volume.shape
@@ -294,7 +315,7 @@ class InferWorkload:
         if not case.resampled:
             return labels
         restored = restored_channels(case, channels, classes)
-        back, piece = back_bytes(case.grid, shape, restored), piece_bytes(case.grid, shape, restored)
+        back, piece = back_bytes(case.grid, shape, restored), self._piece(case, space)
         block = prod(map(min, case.grid.tile, case.grid.shape)) if case.inference.restored != "logits" else 0
         held = back.held + labels.held + block * restored * FLOAT
         return Price(held, max(back.passing, piece + labels.passing))

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from apps.imaging import dicom_rtstruct, dicom_seg, nifti, preview, statistics
 from apps.imaging.dicom import DicomVolume
 from apps.imaging.dicom_source import dicom_series
+from apps.imaging.labels import Price
 from apps.imaging.model import ImagingModel, Label
 from apps.imaging.volume import Volume
 from common.errors import UsageError
@@ -170,10 +171,14 @@ def chosen_labels(model: ImagingModel, names: Sequence[str] | None) -> ImagingMo
     return replace(model, labels=kept)
 
 
-def outputs_bytes(wanted: Wanted, volume: Volume, model: ImagingModel) -> int:
-    """What the sinks hold beside the labels."""
-    found = 0
+def outputs_bytes(wanted: Wanted, volume: Volume, model: ImagingModel) -> Price:
+    """What the sinks hold beside the labels; planes go to one after the other."""
+    held, passing = 0, [0]
     if isinstance(volume, DicomVolume):
-        found += dicom_seg.seg_bytes(volume) if "dicom-seg" in wanted.types else 0
-        found += dicom_rtstruct.rtstruct_bytes(volume, model) if "dicom-rtstruct" in wanted.types else 0
-    return found + (statistics.statistics_bytes(volume) if wanted.statistics else 0)
+        passing.append(dicom_seg.seg_bytes(volume) if "dicom-seg" in wanted.types else 0)
+        held += dicom_rtstruct.rtstruct_bytes(volume, model) if "dicom-rtstruct" in wanted.types else 0
+    if wanted.statistics:
+        price = statistics.statistics_bytes(volume)
+        held += price.held
+        passing.append(price.passing)
+    return Price(held, max(passing))

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from apps.imaging.labels import Price
 from apps.imaging.model import Label
 from apps.imaging.volume import PlaneReader, Volume, scaled
 from common.files import write_text
@@ -96,7 +97,7 @@ def open_statistics(volume: Volume, labels: Sequence[Label]) -> Iterator[Statist
         yield Statistics(volume, reader, labels)
 
 
-def statistics_bytes(volume: Volume) -> int:
-    """A reader, a plane as stored and in float32, and the double-precision copies of one plane."""
+def statistics_bytes(volume: Volume) -> Price:
+    """A plane as stored; it is read, and then taken apart in float32 and in double precision."""
     x, y, _ = volume.shape
-    return volume.reader_bytes + x * y * (volume.dtype.itemsize + 2 * 4 + 6 * 8 + 2)
+    return Price(x * y * volume.dtype.itemsize, max(volume.reader_bytes, x * y * (2 * 4 + 6 * 8 + 2)))
