@@ -12,7 +12,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
@@ -28,7 +28,7 @@ from common.errors import (
     InputError,
     UsageError,
 )
-from common.files import write_json, write_text
+from common.files import sole_writer, write_json, write_text
 from common.memory import allocator, device, explain, guard, meter, parts
 from common.memory.budget import BudgetError, MemoryBudget, format_size, total_memory
 from common.memory.costs import CostStore, cache_directory, resolve
@@ -63,6 +63,8 @@ class Command:
     """Whether its tensors are large (``allocator.tunables``)."""
     merge: bool = False
     """Whether it trains in the heap (``common.memory.heap``)."""
+    alone: bool = False
+    """Whether no other command may write where its record goes meanwhile."""
 
 
 def add_common_options(parser: argparse.ArgumentParser) -> None:
@@ -280,7 +282,9 @@ def _plan_and_execute(args: argparse.Namespace, record: RunRecord, gauge: meter.
     gauge.floor_bytes = gauge.sample()
     record.missing_walls = guard.missing_walls(soft=session.wall())
     record.results = session.results
-    session.results.update(command.execute(args, session))
+    place = command.record(args) if command.alone else None
+    with sole_writer(place.parent) if place is not None else nullcontext():
+        session.results.update(command.execute(args, session))
     record.plan = session.plan  # another one where settings were searched
 
 

@@ -1,5 +1,6 @@
 """Outputs that appear whole or not at all: written beside their place, synced, renamed."""
 
+import fcntl
 import hashlib
 import json
 import os
@@ -9,6 +10,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+from common.errors import UsageError
 
 _HASH_BLOCK = 1 << 20
 
@@ -50,6 +53,39 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """Write a JSON object atomically, indented, in UTF-8."""
     write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+
+
+@contextmanager
+def sole_writer(directory: Path) -> Iterator[None]:
+    """Hold a directory, which is made if need be, against other processes that write into it.
+
+    The kernel lets go of it when the process ends, however it ends. A file system without locks is written to without.
+
+    Raises
+    ------
+    UsageError
+        If another process holds it.
+    """
+    made = not directory.exists()
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        handle = os.open(directory, os.O_RDONLY)
+    except OSError as error:
+        raise UsageError(f"{directory}: {error.strerror}") from None
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            line = f"{directory}: another command is writing there; wait for it, or choose another folder"
+            raise UsageError(line) from None
+        except OSError:
+            pass
+        yield
+    finally:
+        os.close(handle)
+        if made:
+            with suppress(OSError):
+                directory.rmdir()  # nothing was written
 
 
 @contextmanager

@@ -123,7 +123,14 @@ def _infer(commands: Any) -> None:
     cli.add_common_options(one)
     record = lambda args: args.output / "run.json"  # noqa: E731
     command = cli.Command(
-        "imaging infer", _infer_workload, _infer_warm_up, _infer_run, record, _infer_sections, huge_pages=True
+        "imaging infer",
+        _infer_workload,
+        _infer_warm_up,
+        _infer_run,
+        record,
+        _infer_sections,
+        huge_pages=True,
+        alone=True,
     )
     one.set_defaults(command=command)
 
@@ -244,10 +251,6 @@ def _infer_run(args: argparse.Namespace, session: Session) -> Mapping[str, Any]:
     assert isinstance(work, InferWorkload)
     if args.engine == "auto" and work.engine != "openvino" and session.device is None:
         session.say(f"imaging infer: OpenVINO is not installed, using {work.engine}")
-    try:
-        args.output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"-o {args.output}: {error.strerror}") from None
     plan, model = session.plan, work.model
     with session.phase("open"), session.reserving():  # compiled code and scratch that is hardly touched
         engine = open_engine(

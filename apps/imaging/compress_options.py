@@ -28,7 +28,9 @@ def add(commands: Any) -> None:
     one.add_argument("--tiles", type=cli.positive, default=32, metavar="N", help="of all volumes (default 32)")
     cli.add_common_options(one)
     record = lambda args: args.output / "run.json"  # noqa: E731
-    command = cli.Command("imaging compress", _workload, lambda args: warm.COMPRESS, _run, record, huge_pages=True)
+    command = cli.Command(
+        "imaging compress", _workload, lambda args: warm.COMPRESS, _run, record, huge_pages=True, alone=True
+    )
     one.set_defaults(command=command)
 
 

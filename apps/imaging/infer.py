@@ -118,10 +118,12 @@ def finished_values(
             scratch=scratch,
         ) as blend,
     ):
-        tiles = network_tiles(case, windows, batches, batch)
-        for chosen, outputs in zip(batches, answers(engine, tiles, ahead=batch > 1), strict=True):
-            for index, output in zip(chosen, outputs, strict=True):
-                yield from blend.add(index, frame.view(output))
+        found = answers(engine, network_tiles(case, windows, batches, batch), ahead=batch > 1)
+        for chosen in batches:
+            outputs = next(found)
+            for slot, index in enumerate(chosen):
+                yield from blend.add(index, frame.view(outputs[slot]))
+            del outputs  # before the next answer is made: not every engine has an array for it
             tick(len(chosen))
 
 
@@ -134,6 +136,7 @@ def label_planes(
         planes = LabelPlanes(shape, row_depth(case.grid, shape), maker.dtype)
         for block in blocks:
             yield from planes.add(block, maker(block.values))
+            del block  # with the answer that it is a view of
         return
     taps, restored = case.taps_back, case.inference.restored
     planes = LabelPlanes(shape, row_depth(case.grid, shape, taps[2]), maker.dtype)
@@ -150,6 +153,7 @@ def label_planes(
                 labels = (maker if restored == "logits" else maker.without_head())(piece.values)
             yield from planes.add(piece, labels)
             del piece  # before the next one is made
+        del block
 
 
 def segment(job: Job, study: Study, case: Case) -> tuple[str, ...]:

@@ -65,7 +65,7 @@ def add(commands: Any) -> None:
     cli.add_common_options(one)
     record = lambda args: args.output / "run.json"  # noqa: E731
     command = cli.Command(
-        "imaging train", _workload, lambda args: warm.TRAIN, _run, record, huge_pages=True, merge=True
+        "imaging train", _workload, lambda args: warm.TRAIN, _run, record, huge_pages=True, merge=True, alone=True
     )
     one.set_defaults(command=command)
 

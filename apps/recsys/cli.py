@@ -94,6 +94,7 @@ def _train(parser: argparse.ArgumentParser) -> None:
         train.execute,
         train.record,
         tuning.section,
+        alone=True,
     )
     parser.set_defaults(command=command)
 

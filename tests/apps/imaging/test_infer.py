@@ -2,6 +2,7 @@
 
 import csv
 import stat
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,11 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from apps.imaging.cases import Case, resolved
+from apps.imaging.infer import finished_values, label_planes
+from apps.imaging.labels import LabelMaker
+from apps.imaging.model import read_model
+from apps.imaging.nifti import open_nifti
 from tests.apps.imaging.helpers import random_model, read_labels, write_nifti
 
 MODULE = "apps.imaging"
@@ -47,6 +53,36 @@ def assert_labels(found: np.ndarray, logits: np.ndarray) -> None:
     best = np.sort(logits, axis=0)
     wrong = (found != expected) & (best[-1] - best[-2] > MARGIN)
     assert not wrong.any(), f"{wrong.sum()} of {wrong.size} labels differ"
+
+
+class Forgetful:
+    """An engine that makes a new array for each answer, and knows whether the one before it is still held."""
+
+    in_channels, out_channels, output = 1, 4, "logits"
+
+    def __init__(self) -> None:
+        self.calls, self.held = 0, 0
+        self._last: Any = lambda: None
+
+    def __call__(self, tiles: np.ndarray) -> np.ndarray:
+        self.held += self._last() is not None
+        self.calls += 1
+        answer = np.repeat(tiles, 4, axis=1)
+        self._last = weakref.ref(answer)
+        return answer
+
+
+@pytest.mark.parametrize("spacing", [1.0, 1.5])
+def test_an_answer_is_gone_before_the_next_is_made(model, tmp_path: Path, spacing: float) -> None:  # type: ignore[no-untyped-def]
+    folder = read_model(model[0])
+    affine = np.diag([spacing, spacing, spacing, 1.0])
+    image = write_nifti(tmp_path / "image.nii.gz", volume(1, (40, 50, 45)), affine)
+    case = Case.of(open_nifti(image), folder, tile=(16, 24, 16), overlap=0.25)
+    assert case.resampled == (spacing != 1.0)
+    engine = Forgetful()
+    blocks = finished_values(case, engine, resolved(case, folder))
+    planes = sum(slab.shape[2] for slab in label_planes(case, 4, blocks, LabelMaker(range(4))))
+    assert planes == 45 and engine.calls == len(case.grid) and engine.held == 0
 
 
 @pytest.mark.parametrize("engine", ["openvino", "torch"])
