@@ -264,6 +264,7 @@ def _infer_run(args: argparse.Namespace, session: Session) -> Mapping[str, Any]:
             head=model.head,
             builder=TORCH_NETWORK,
             device=session.device.name if session.device and work.engine == "torch" else "cpu",
+            heap=plan["allocator"] == "heap",
         )
     if work.mirror:
         engine = MirrorEngine(engine, ["xyz".index(axis) for axis in work.mirror], batch=plan["batch"])

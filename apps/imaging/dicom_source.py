@@ -93,7 +93,10 @@ def source_header(volume: DicomVolume) -> Any:
 
 
 def _copied(head: Any) -> Any:
-    """Its public attributes that have a value, in a dataset that no longer knows in which byte order it was read."""
+    """Its public attributes that have a value, in a dataset that no longer knows in which byte order it was read.
+
+    Groups below 0008 are of messages, file headers and directories; a damaged file may have them anywhere.
+    """
     from pydicom import Dataset
 
     copy = Dataset()
@@ -102,7 +105,7 @@ def _copied(head: Any) -> Any:
             element = head[tag]
         except Exception:  # whatever pydicom makes of a damaged value: it says so on first use
             continue
-        if not tag.is_private and element.value is not None:
+        if tag.group >= 0x0008 and not tag.is_private and element.value is not None:
             copy[tag] = element
     return copy
 

@@ -37,6 +37,7 @@ from common.memory import floor
 from common.memory.budget import MIB, MemoryBudget, format_size
 from common.memory.costs import Costs, CostStore, Probe, ProbeFailed
 from common.memory.footprint import Footprint, Term
+from common.memory.heap import SLACK
 from common.memory.planner import Knob, Setting, Workload
 from common.tiling.blend import FLOAT, Carried, carried
 
@@ -68,6 +69,8 @@ BESIDE = 0.5
 """Share of the blend's time that is left where the engine runs beside it on the same cores."""
 WAITING = 1.08
 """Time of an engine whose threads share a tile and wait for each other, over a tile each (measured 1.07 to 1.11)."""
+MAPPING = 1.4
+"""Time of PyTorch whose tensors are mapped anew for each tile (measured 1.2 to 1.5)."""
 SPILL_PASSES = {"memory": 0, "rows": 2, "columns": 4}
 """How often a waiting overlap is written or read for each row of tiles."""
 SPILL_SECONDS = 1e-9
@@ -134,7 +137,8 @@ class InferWorkload:
         """What is blended, and where the overlap along z waits, if there is room. Tile, overlap and precision change
         the labels and are the user's."""
         spaces = ["logits", "features"] if self.model.head else ["logits"]
-        for space, spill, batch in product(spaces, ("memory", "rows", "columns"), self._batches):
+        allocators = ("heap", "mapped") if self.engine == "torch" else ("mapped",)
+        for space, spill, batch, allocator in product(spaces, ("memory", "rows", "columns"), self._batches, allocators):
             setting = {
                 "tile": text(self.tile),
                 "overlap": self.overlap,
@@ -143,6 +147,7 @@ class InferWorkload:
                 "spill": spill,
                 "engine": self.engine,
                 "precision": self.precision,
+                "allocator": allocator,
             }
             if spill == "memory" or 0 < self._disk_bytes(setting) <= disk_usage(self.scratch).free:
                 yield setting
@@ -173,6 +178,7 @@ class InferWorkload:
             output=setting["space"],
             head=self.model.head,
             builder=TORCH_NETWORK,
+            heap=setting["allocator"] == "heap",
         )
 
     def estimate(self, setting: Setting, costs: CostStore, ceiling: int) -> Footprint | None:
@@ -207,6 +213,7 @@ class InferWorkload:
         terms = [
             Term("engine, loading", int(ENGINE_SPREAD * measured["open_bytes"]), "measured", (OPEN, *opened)),
             Term("engine, running", int(ENGINE_SPREAD * measured["run_bytes"]), "measured", ran),
+            Term("free heap", SLACK if setting["allocator"] == "heap" else 0, "analytic", ran),
             Term("small objects", OBJECTS_BYTES, "measured", (OPEN, *running)),
             Term("head", (self.model.features + 1) * len(self.model.labels) * FLOAT, "analytic", running),
             Term("blend", self._largest(lambda c: self._carried(c, setting).memory), "analytic", (INFER,)),
@@ -256,7 +263,8 @@ class InferWorkload:
         spilled = (
             SPILL_PASSES[setting["spill"]] * rows * self._disk_bytes(setting) if setting["spill"] != "memory" else 0
         )
-        computed = voxels * self.model.features * (1 if batched else WAITING)
+        mapped = MAPPING if self.engine == "torch" and setting["allocator"] == "mapped" else 1
+        computed = voxels * self.model.features * (1 if batched else WAITING) * mapped
         return ENGINE_SECONDS * computed + ADDITION_SECONDS * added + SPILL_SECONDS * spilled
 
     def _mirror_bytes(self, setting: Setting) -> int:

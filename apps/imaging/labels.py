@@ -179,7 +179,7 @@ class LabelMaker:
             return values
         logits: Array = self._head[0] @ values.reshape(values.shape[0], -1)
         logits += self._head[1][:, None]
-        return logits.reshape(-1, *values.shape[1:])
+        return logits.reshape(len(logits), *values.shape[1:])  # which may be empty: no voxel of the file is there
 
     def probabilities(self, values: Array, kind: Literal["softmax", "sigmoid"]) -> Array:
         """(channels, x, y, k) -> the same of each class after an activation, in float32."""

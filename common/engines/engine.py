@@ -120,6 +120,7 @@ def open_engine(
     head: Mapping[str, str] | None = None,
     builder: str | None = None,
     device: str = "cpu",
+    heap: bool = False,
 ) -> Engine:
     """Load the network of a model folder.
 
@@ -142,6 +143,8 @@ def open_engine(
 
     device
         Where PyTorch computes: ``"cpu"`` or ``"cuda:N"``.
+    heap
+        Whether PyTorch keeps a tile's memory for the next one.
 
     Raises
     ------
@@ -166,7 +169,8 @@ def open_engine(
     if name == "torch" and builder is not None:
         from common.engines.pytorch import TorchEngine
 
-        return TorchEngine(resolve(builder)(model_dir, output), threads=threads, output=output, device=device)
+        network = resolve(builder)(model_dir, output)
+        return TorchEngine(network, threads=threads, output=output, device=device, heap=heap)
     raise ValueError(f"engine {name!r}: choose one of {', '.join(ENGINES)}")
 
 

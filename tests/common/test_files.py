@@ -41,7 +41,7 @@ def test_a_directory_that_was_made_for_nothing_goes_again(tmp_path: Path) -> Non
 def test_a_second_training_into_the_same_folder_is_refused(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     events = tmp_path / "events.csv"
     events.write_text("user,item\n" + "".join(f"{user},{user * item % 7}\n" for user in range(20) for item in range(9)))
-    command = ("apps.recsys", "train", events, "-o", tmp_path / "model", "--model", "ials", "--set", "factors=4")
+    command = ("apps.recsys", "train", events, "-o", tmp_path / "model", "--model", "ials", "--set", "iterations=2")
     with sole_writer(tmp_path / "model"):
         second = run(*command)
         assert second.code == 2 and "another command is writing there" in second.err

@@ -176,12 +176,13 @@ def test_many_segments_are_a_labelmap(model: ImagingModel) -> None:
     assert choose_kind("binary", many) == "BINARY"
 
 
-def test_a_big_endian_source_with_a_damaged_attribute(tmp_path: Path, model: ImagingModel) -> None:
-    """Found by fuzzing: pydicom writes a header only in the byte order it was read in, and fails on unknown types."""
+def test_a_big_endian_source_with_damaged_attributes(tmp_path: Path, model: ImagingModel) -> None:
+    """Found by fuzzing: pydicom writes a header only in the byte order it was read in, and fails on unknown types and on
+    attributes of messages."""
     import pydicom
     from pydicom.uid import ExplicitVRBigEndian
 
-    stored = series(tmp_path / "study", ProtocolName="damaged", **WHOLE)
+    stored = series(tmp_path / "study", ProtocolName="damaged", StudyDescription="moved", **WHOLE)
     for path in (tmp_path / "study").iterdir():
         little = pydicom.dcmread(path)
         big = pydicom.Dataset()
@@ -194,7 +195,9 @@ def test_a_big_endian_source_with_a_damaged_attribute(tmp_path: Path, model: Ima
         big.save_as(path, enforce_file_format=True)
         content = path.read_bytes()
         assert content.count(b"\x00\x18\x10\x30LO") == 1
-        path.write_bytes(content.replace(b"\x00\x18\x10\x30LO", b"\x00\x18\x10\x30LM"))
+        content = content.replace(b"\x00\x18\x10\x30LO", b"\x00\x18\x10\x30LM")
+        assert content.count(b"\x00\x08\x10\x30LO") == 1
+        path.write_bytes(content.replace(b"\x00\x08\x10\x30LO", b"\x00\x00\xee\xeeLO"))
     volume = open_series(tmp_path / "study")
     np.testing.assert_array_equal(read(volume), stored - 1024.0)
     path = write(tmp_path / "seg.dcm", volume, model, some_labels(volume.shape), "BINARY")

@@ -83,6 +83,7 @@ def test_labels_are_the_argmax(head: bool) -> None:
     found = maker(values)
     assert found.dtype == (np.uint16 if head else np.uint8)
     assert (found != np.asarray(numbers)[logits.argmax(axis=0)]).mean() < 1e-4
+    assert maker(values[:, :, :0]).shape == (33, 0, 5)  # a block in which no voxel of the file lies
     tied = LabelMaker([0, 1, 2])(np.zeros((3, 2, 2, 1), np.float32))
     assert not tied.any()
 
