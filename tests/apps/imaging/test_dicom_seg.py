@@ -177,8 +177,8 @@ def test_many_segments_are_a_labelmap(model: ImagingModel) -> None:
 
 
 def test_a_big_endian_source_with_damaged_attributes(tmp_path: Path, model: ImagingModel) -> None:
-    """Found by fuzzing: pydicom writes a header only in the byte order it was read in, and fails on unknown types and on
-    attributes of messages."""
+    """Found by fuzzing: pydicom writes a header only in the byte order it was read in, and fails on unknown types and
+    on attributes of messages."""
     import pydicom
     from pydicom.uid import ExplicitVRBigEndian
 
