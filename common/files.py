@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import shutil
+import time
 import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -14,6 +15,8 @@ from typing import Any
 from common.errors import UsageError
 
 _HASH_BLOCK = 1 << 20
+PATIENCE = 2.0
+"""Seconds: what a killed command started needs a moment to end."""
 
 
 def _beside(path: Path) -> Path:
@@ -73,19 +76,30 @@ def sole_writer(directory: Path) -> Iterator[None]:
     except OSError as error:
         raise UsageError(f"{directory}: {error.strerror}") from None
     try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            line = f"{directory}: another command is writing there; wait for it, or choose another folder"
-            raise UsageError(line) from None
-        except OSError:
-            pass
+        if not _locked(handle):
+            raise UsageError(f"{directory}: another command is writing there; wait for it, or choose another folder")
         yield
     finally:
         os.close(handle)
         if made:
             with suppress(OSError):
                 directory.rmdir()  # nothing was written
+
+
+def _locked(handle: int) -> bool:
+    """Lock an open file; ``False`` if another process still holds it after a while."""
+    until = time.monotonic() + PATIENCE
+    while True:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > until:
+                return False
+            time.sleep(0.05)
+        except OSError:
+            return True
+        else:
+            return True
 
 
 @contextmanager
