@@ -156,5 +156,5 @@ def test_an_engine_that_cannot_be_measured_is_estimated(
         named.append(refused.record["smallest_feasible_bytes"])
         known = run(*command, "--memory", "1GiB", env=cache)
         assert known.code == 0, known.err
-    # What is named must run, so it errs upwards: here from a quarter of the tile, whose bytes grow faster than the whole's.
+    # What is named must run, so it errs upwards: here a quarter of the tile is all that can be measured.
     assert 0.99 <= named[0] / named[1] <= 1.08
