@@ -36,9 +36,9 @@ from common.errors import InputError
 from common.memory import floor
 from common.memory.budget import MIB, MemoryBudget, format_size
 from common.memory.costs import Costs, CostStore, Probe, ProbeFailed
-from common.memory.footprint import Footprint, Term
+from common.memory.footprint import Footprint, Source, Term
 from common.memory.heap import SLACK
-from common.memory.planner import Knob, Setting, Workload
+from common.memory.planner import Setting, Workload
 from common.tiling.blend import FLOAT, Carried, carried
 
 WARM_UPS = {"openvino": warm.OPENVINO, "onnxruntime": warm.ONNXRUNTIME, "torch": warm.TORCH}
@@ -48,6 +48,15 @@ OPEN, STATISTICS, TEMPLATE, INFER, PREVIEW = "open", "statistics", "template", "
 STOW = "stow"
 BEFORE, FROM_THE_FIRST_TILE = (STATISTICS, TEMPLATE), (INFER, PREVIEW, STOW)
 """The phases of one study."""
+WORKING: Mapping[str, Source] = {
+    "blend": "analytic",
+    "input planes": "analytic",
+    "finished labels": "analytic",
+    "reading, labelling, writing": "measured",
+    "small parts": "measured",
+    "outputs": "measured",
+}
+"""Terms of one study while its tiles are run, and where their numbers come from."""
 
 OBJECTS_BYTES = 3 * MIB
 """Python objects, headers and buffers that are too small to price one by one."""
@@ -216,23 +225,11 @@ class InferWorkload:
             Term("free heap", SLACK if setting["allocator"] == "heap" else 0, "analytic", ran),
             Term("small objects", OBJECTS_BYTES, "measured", (OPEN, *running)),
             Term("head", (self.model.features + 1) * len(self.model.labels) * FLOAT, "analytic", running),
-            Term("blend", self._largest(lambda c: self._carried(c, setting).memory), "analytic", (INFER,)),
+            *(Term(name, size, WORKING[name], (INFER,)) for name, size in self._largest_working(setting).items()),
             Term("mirrored tiles", self._mirror_bytes(setting), "analytic", (INFER,)),
-            Term("input planes", self._largest(input_bytes), "analytic", (INFER,)),
             Term("tiles", (inputs * len(self.model.channels) * FLOAT + 2 * FLOAT + 4) * tile, "analytic", (INFER,)),
-            Term(
-                "finished labels", self._largest(lambda c: self._labels(c, setting["space"]).held), "analytic", (INFER,)
-            ),
-            Term("reading, labelling, writing", self._largest(lambda c: self._turns(c, setting)), "measured", (INFER,)),
-            Term("small parts", self._largest(self._small_parts), "measured", (INFER,)),
             Term("reading", self._largest(_reading_bytes), "measured", (*first, *last[1:])),
             Term("statistics", self._largest(pass_bytes), "analytic", (STATISTICS, *pictures)),
-            Term(
-                "outputs",
-                self._largest(lambda c: outputs_bytes(self.wanted, c.volume, self.model).held),
-                "measured",
-                (INFER,),
-            ),
             Term("network", NETWORK_BYTES if self._networked else 0, "measured", running),
             Term("SEG template", CHILD_BYTES if happens[TEMPLATE] else 0, "measured", (TEMPLATE,)),
             Term("preview", PREVIEW_BYTES if pictures else 0, "measured", pictures),
@@ -275,9 +272,6 @@ class InferWorkload:
     def _networked(self) -> bool:
         return bool(self.wanted.stow) or any(is_address(study.input) for study in self.studies)
 
-    def _small_parts(self, case: Case) -> int:
-        return components_bytes(case.volume.shape) if self.remove_small else 0
-
     def _carried(self, case: Case, setting: Setting) -> Carried:
         return carried(case.grid, self.channels(setting), setting["spill"])
 
@@ -286,44 +280,46 @@ class InferWorkload:
 
     def _study_bytes(self, case: Case) -> int:
         """What one study holds in the leanest setting, to put studies in order."""
-        setting = {"space": "features" if self.model.head else "logits", "spill": "columns"}
-        return (
-            self._carried(case, setting).memory
-            + input_bytes(case)
-            + self._labels(case, setting["space"]).held
-            + self._turns(case, setting)
-            + pass_bytes(case)
-        )
+        leanest = {"space": "features" if self.model.head else "logits", "spill": "columns"}
+        return sum(self._working(case, leanest).values()) + pass_bytes(case)
 
     def _largest(self, price: Any) -> int:
         return max((int(price(case)) for case in self.usable), default=0)
 
-    def _turns(self, case: Case, setting: Setting) -> int:
-        """A plane is read, or a tile added, or a block labelled, or a plane written: one waits for the other."""
-        labels, blend = self._labels(case, setting["space"]), self._carried(case, setting)
-        reading = _reading_bytes(case)
+    def _largest_working(self, setting: Setting) -> dict[str, int]:
+        """The terms of ``_working``, each of the study that decides it."""
+        studies = [self._working(case, setting) for case in self.usable]
+        return {name: max((study[name] for study in studies), default=0) for name in WORKING}
+
+    def _working(self, case: Case, setting: Setting) -> dict[str, int]:
+        """What one study holds while its tiles are run."""
+        channels, blend = self.channels(setting), self._carried(case, setting)
+        outputs = outputs_bytes(self.wanted, case.volume, self.model)
+        restored = restored_channels(case, channels, len(self.model.labels))
+        # What was labelled last is still held while planes are written.
+        piece = piece_bytes(case.grid, case.volume.shape, restored) if case.resampled else 0
+        labels, reading = self._labels(case, setting, restored, piece), _reading_bytes(case)
         if case.grid.count(2) == 1:  # all is read before anything is carried or finished
             reading -= blend.memory + labels.held
-        writing = outputs_bytes(self.wanted, case.volume, self.model).passing
-        return max(reading, blend.passing, labels.passing, self._piece(case, setting["space"]) + writing)
+        return {
+            "blend": blend.memory,
+            "input planes": input_bytes(case),
+            "finished labels": labels.held,
+            # A plane is read, or a tile added, or a block labelled, or a plane written: one waits for the other.
+            "reading, labelling, writing": max(reading, blend.passing, labels.passing, piece + outputs.passing),
+            "small parts": components_bytes(case.volume.shape) if self.remove_small else 0,
+            "outputs": outputs.held,
+        }
 
-    def _piece(self, case: Case, space: Knob) -> int:
-        """What is labelled last is still held while planes are written."""
-        if not case.resampled:
-            return 0
-        channels = restored_channels(case, self.channels({"space": space}), len(self.model.labels))
-        return piece_bytes(case.grid, case.volume.shape, channels)
-
-    def _labels(self, case: Case, space: Knob) -> Price:
-        classes, channels, shape = len(self.model.labels), self.channels({"space": space}), case.volume.shape
+    def _labels(self, case: Case, setting: Setting, restored: int, piece: int) -> Price:
+        classes, channels, shape = len(self.model.labels), self.channels(setting), case.volume.shape
         dtype = np.dtype(np.uint8 if max(label.value for label in self.model.labels) < 256 else np.uint16)
         along_z = case.taps_back[2] if case.resampled else None
-        copied = space == "features" or case.inference.restored != "logits"
+        copied = setting["space"] == "features" or case.inference.restored != "logits"
         labels = label_bytes(case.grid, shape, classes, channels, dtype, along_z, copied=copied)
         if not case.resampled:
             return labels
-        restored = restored_channels(case, channels, classes)
-        back, piece = back_bytes(case.grid, shape, restored), self._piece(case, space)
+        back = back_bytes(case.grid, shape, restored)
         block = prod(map(min, case.grid.tile, case.grid.shape)) if case.inference.restored != "logits" else 0
         held = back.held + labels.held + block * restored * FLOAT
         return Price(held, max(back.passing, piece + labels.passing))

@@ -26,7 +26,7 @@ class TorchEngine:
         self.in_channels, self.out_channels = int(module.in_channels), int(module.out_channels)
         self.output: Output = output
         self._device = device
-        if heap:
+        if heap and device == "cpu":  # a device's tensors are not in it
             BoundedHeap(self._module).__enter__()
 
     def __call__(self, tiles: Array) -> Array:
