@@ -106,7 +106,7 @@ def main() -> int:
     parser.add_argument("--patch", type=int, default=64)
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--amp", choices=("off", "bf16"), default="off")
-    parser.add_argument("--steps", type=int, default=6)
+    parser.add_argument("--steps", type=int, default=9)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     args = parser.parse_args()
     variables = allocator.environment(args.threads)

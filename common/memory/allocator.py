@@ -37,6 +37,24 @@ def libc() -> ctypes.CDLL | None:
     return library if hasattr(library, "mallopt") else None
 
 
+class Statistics(ctypes.Structure):
+    """glibc's ``struct mallinfo2``: ``uordblks`` bytes of the heap are in use, ``hblkhd`` are mapped one by one,
+    ``keepcost`` are free at the heap's end."""
+
+    _names = ("arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks", "fordblks", "keepcost")
+    _fields_ = tuple((name, ctypes.c_size_t) for name in _names)
+
+
+def statistics() -> Statistics | None:
+    """What the heap holds now; ``None`` where the C library does not say (musl, glibc before 2.33)."""
+    library = libc()
+    if library is None or not hasattr(library, "mallinfo2"):
+        return None
+    library.mallinfo2.restype = Statistics
+    found: Statistics = library.mallinfo2()
+    return found
+
+
 def tame() -> bool:
     """Pin glibc's thresholds in this process; ``False`` where the allocator has no ``mallopt`` (musl, macOS)."""
     library = libc()

@@ -37,7 +37,8 @@ def test_single_precision_errs_as_a_permutation_of_the_samples_does(name: str, s
     full, _ = gradient(problem, batch, samples, dtype)
     error = relative(gradient(problem, batch, micro_batch, dtype)[0], full)
     assert error <= 1e-4
-    assert error <= 2 * max(RESOLUTION, permuted(problem, batch, full))
+    # Twice, where MKL's kernels are fixed (the benchmark does it); here they change with the number of rows.
+    assert error <= 4 * max(RESOLUTION, permuted(problem, batch, full))
 
 
 def test_naive_accumulation_of_coupled_losses_is_not_exact():
