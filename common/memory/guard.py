@@ -46,6 +46,9 @@ NO_HARD_WALL = "no hard wall: no memory cgroup can be written here"
 NO_SOFT_WALL = "no soft wall: RLIMIT_DATA cannot be set here"
 LOW_SOFT_WALL = "soft wall below the ceiling: RLIMIT_DATA is limited from outside (ulimit -d)"
 
+_standing: list[tuple[int, int, int]] = []
+"""The soft wall's ceiling, threads and slack, while this process has one."""
+
 _PREFIX = "peakline-"
 """Names of our cgroups: this, and the supervisor's pid."""
 _PR_SET_PDEATHSIG = 1
@@ -83,6 +86,7 @@ def soft_wall(ceiling: int, *, threads: int = 2, slack: int = SLACK) -> bool:
     bool
         ``False`` where the limit cannot be set; the meter then still tells.
     """
+    _standing[:] = [(ceiling, threads, slack)]
     limit = _status("VmData") + max(0, ceiling - resident()) + slack + threads * THREAD_STACK
     _, hard = resource.getrlimit(resource.RLIMIT_DATA)
     if hard != resource.RLIM_INFINITY:
@@ -127,6 +131,7 @@ def missing_walls(*, soft: bool) -> list[str]:
 
 def lift_soft_wall() -> None:
     """Take the soft wall away, before libraries are loaded; a child inherits its parent's."""
+    _standing.clear()
     _, hard = resource.getrlimit(resource.RLIMIT_DATA)
     with suppress(OSError, ValueError):
         resource.setrlimit(resource.RLIMIT_DATA, (hard, hard))
@@ -142,9 +147,15 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def release() -> None:
-    """Give memory back after a failed step; outside the ``except`` block, whose traceback pins the step's tensors."""
+    """Give memory back after a failed step; outside the ``except`` block, whose traceback pins the step's tensors.
+
+    Where mapping fails, glibc grows the heap instead, and keeps the addresses when its pages go back: the kernel counts
+    them as data. The soft wall is therefore set anew, by what is resident.
+    """
     gc.collect()
     allocator.trim()
+    for ceiling, threads, slack in list(_standing):
+        soft_wall(ceiling, threads=threads, slack=slack)
 
 
 def hard_wall(ceiling: int) -> Path | None:

@@ -1,13 +1,13 @@
 """Allocation failures made by the kernel in the middle of a training, and what is left of them afterwards.
 
 A short training in float64 is done once undisturbed, and then again for each failure: at some operator of its forward
-pass, its backward pass, its optimiser's step or its validation, ``RLIMIT_DATA`` falls to what the process has mapped
-(a passing failure: the wall is lifted when memory is released), or to a fraction of what the step takes (a lasting one:
-only smaller micro-batches fit). ``python -m apps.imaging.bench.promise_training recoveries`` prints what came of it.
+pass, its backward pass, its optimiser's step or its validation, the soft wall falls to what the process holds (a
+passing failure: the wall is lifted when memory is released), or to a fraction of what the step takes beyond what was
+there (a lasting one: only smaller micro-batches fit). ``python -m apps.imaging.bench.promise_training recoveries``
+prints what came of it.
 """
 
 import copy
-import resource
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -33,7 +33,7 @@ NETWORK = {"init_filters": 16, "blocks_down": [1, 1, 1], "blocks_up": [1, 1]}
 ROOM = 256 * KIB
 """What a passing wall leaves: enough for Python, less than a tensor of this network."""
 SHARE = 0.45
-"""Of what the step maps, what a lasting wall leaves: too little for the whole batch, enough for a sample."""
+"""Of what the step takes, what a lasting wall leaves: too little for the whole batch, enough for a sample."""
 
 
 @dataclass
@@ -42,7 +42,7 @@ class Failure(TorchDispatchMode):
 
     at: int
     wall: Callable[[], int]
-    """The limit on private memory then, in bytes."""
+    """What the process may hold then, in bytes."""
     seen: int = 0
 
     def __post_init__(self) -> None:
@@ -52,8 +52,7 @@ class Failure(TorchDispatchMode):
         """Run the operator, behind the wall if its turn has come."""
         self.seen += 1
         if self.seen == self.at:
-            _, hard = resource.getrlimit(resource.RLIMIT_DATA)
-            resource.setrlimit(resource.RLIMIT_DATA, (self.wall(), hard))
+            guard.soft_wall(self.wall(), threads=0, slack=0)
         return func(*args, **(kwargs or {}))
 
 
@@ -115,8 +114,8 @@ def train(at: int, *, lasting: int = 0) -> Outcome:
     volumes.add(images[0, 0].float().numpy(), classes[0].numpy())
     for _ in range(STEPS - 1):
         step([images, classes])
-    base, mapped = meter.resident(), _mapped()
-    failure = Failure(at, lambda: mapped + lasting if lasting else _mapped() + ROOM)
+    base = meter.resident()
+    failure = Failure(at, lambda: base + lasting if lasting else meter.resident() + ROOM)
     marks = _marked(step, failure)
     meter.reset_peak()
     with counted_failures(bool(lasting)) as messages:
@@ -132,11 +131,6 @@ def train(at: int, *, lasting: int = 0) -> Outcome:
         guard.lift_soft_wall()
     weights = torch.cat([parameter.detach().flatten() for parameter in network.parameters()])
     return Outcome(weights, dice, step.micro_batch, len(messages), taken, marks)
-
-
-def _mapped() -> int:
-    """What ``RLIMIT_DATA`` counts."""
-    return meter._status("VmData")
 
 
 def _marked(step: TrainingStep, failure: Failure) -> list[int]:

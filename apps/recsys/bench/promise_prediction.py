@@ -58,7 +58,7 @@ def towers(
             return (torch.tensor(float(len(batch[0]))),)
 
         def sums(self, scores: "torch.Tensor", batch: "Batch") -> "tuple[torch.Tensor]":
-            return (softmax(scores).sum(),)
+            return (softmax(scores[:, 0], scores[:, 1:]).sum(),)
 
     class Towers(torch.nn.Module):
         def __init__(self) -> None:

@@ -33,6 +33,29 @@ def test_soft_wall_raises_and_recovers() -> None:
     subprocess.run([sys.executable, "-c", WALLED], check=True)
 
 
+def test_addresses_without_pages_do_not_count_once_memory_was_released() -> None:
+    code = """
+import numpy as np
+from common.memory import guard, meter
+MIB = 1 << 20
+assert guard.soft_wall(meter.resident() + 64 * MIB, threads=0, slack=0)
+hole = np.empty(48 * MIB, np.uint8)  # never touched
+try:
+    np.ones(40 * MIB, np.uint8)
+except MemoryError:
+    guard.release()
+else:
+    raise SystemExit("the wall did not hold")
+np.ones(40 * MIB, np.uint8)
+try:
+    np.ones(80 * MIB, np.uint8)
+except MemoryError:
+    raise SystemExit(0)
+raise SystemExit("the wall fell")
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_soft_wall_makes_torch_raise_what_we_recognise() -> None:
     code = """
 import sys, torch
