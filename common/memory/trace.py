@@ -25,8 +25,8 @@ REPLAY_FROM = 1 * MIB
 BLOCK_OVERHEAD = 64 + 16
 """Alignment that torch asks for, and malloc's own header."""
 
-SMALL_BLOCKS = 6 * MIB
-"""Blocks below the mmap threshold and code of small operators, which no trace or replay sees (measured 1 to 4)."""
+SMALL_BLOCKS = 4 * MIB
+"""Blocks below the mmap threshold and code of small operators, which no trace or replay sees (measured 0 to 2)."""
 
 UNSHARED = (4, 2)
 """References to a gradient and to its storage, seen from a dispatch mode, when autograd is the only holder; a test
