@@ -169,7 +169,7 @@ class TrainWorkload:
         cost = {name: int(value) for name, value in known[step].items()}
         forward = max(int(known[tile]["activations"] + known[tile]["workspace"]) for tile in tiles)
         # What no trace sees is in the step's kernels already.
-        kernels = sum(int(known[tile]["kernels"]) - trace.SMALL_BLOCKS for tile in tiles)
+        kernels = sum(int(known[tile]["kernels"]) - trace.unseen() for tile in tiles)
         job, recipe = self.job, self.job.recipe
         voxels, classes = prod(recipe.patch), len(job.dataset.labels)
         every, shapes = self.shapes

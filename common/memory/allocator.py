@@ -117,3 +117,8 @@ def tunables(*, huge_pages: bool, merge: bool = False) -> dict[str, str]:
         return {}
     present = [t for t in os.environ.get(TUNABLES, "").split(":") if t and t.partition("=")[0] not in wanted]
     return {TUNABLES: ":".join([*present, *(f"{name}={value}" for name, value in wanted.items())])}
+
+
+def huge_pages() -> bool:
+    """Whether this process was started with ``tunables(huge_pages=True)``."""
+    return "glibc.malloc.hugetlb=1" in os.environ.get(TUNABLES, "").split(":")

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from common.memory import allocator
 from common.memory.allocator import MMAP_THRESHOLD
 from common.memory.budget import MIB, page_size
 from common.memory.costs import IN_CHILD, Needs, Probe, resolve
@@ -27,6 +28,8 @@ BLOCK_OVERHEAD = 64 + 16
 
 SMALL_BLOCKS = 4 * MIB
 """Blocks below the mmap threshold and code of small operators, which no trace or replay sees (measured 0 to 2)."""
+HUGE_PAGE = 2 * MIB
+"""By which the heap grows where it asks for huge pages."""
 
 UNSHARED = (4, 2)
 """References to a gradient and to its storage, seen from a dispatch mode, when autograd is the only holder; a test
@@ -70,6 +73,11 @@ def resident_bytes(size: int) -> int:
     """What a block of ``size`` bytes takes of memory: from the mmap threshold on, whole pages of its own."""
     size += BLOCK_OVERHEAD
     return size if size < MMAP_THRESHOLD else -(-size // page_size()) * page_size()
+
+
+def unseen() -> int:
+    """What no trace or replay sees of a step, in bytes, with this process's tunables."""
+    return SMALL_BLOCKS + (HUGE_PAGE if allocator.huge_pages() else 0)
 
 
 def _watch(live: _Live) -> Any:
@@ -181,7 +189,7 @@ def finish(state: Mapping[str, Any], replayed: Iterable[Mapping[str, float]]) ->
         **lasting,
         "activations": max(0, held - sum(lasting.values())),
         "workspace": workspace(last),
-        "kernels": SMALL_BLOCKS + sum(cost["kept"] for cost in costs),
+        "kernels": unseen() + sum(cost["kept"] for cost in costs),
         "seconds": sum(costs[number]["seconds"] for _, number in state["history"] if number is not None),
     }
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from common.memory import trace
+from common.memory import allocator, trace
 from common.memory.operators import OperatorCosts
 
 MIB = 1 << 20
@@ -148,9 +148,17 @@ def test_a_fresh_process_holds_what_is_predicted(tmp_path: Path) -> None:
         lines = [prediction.compare(case, grid, known) for case in cases]
     for line in lines:
         assert line["measured"] > 64 * MIB
-        # Small as they are, what no trace sees (``trace.SMALL_BLOCKS``) and code that replays load is much of them.
+        # Small as they are, what no trace sees (``trace.unseen``) and code that replays load is much of them.
         over = line["predicted"] - line["measured"]
         assert -0.01 * line["measured"] <= over <= 0.02 * line["measured"] + 2 * trace.SMALL_BLOCKS, line
+
+
+def test_a_heap_of_huge_pages_may_be_one_of_them_larger(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv(allocator.TUNABLES, raising=False)
+    plain = trace.unseen()
+    for name, value in allocator.tunables(huge_pages=True, merge=True).items():
+        monkeypatch.setenv(name, value)
+    assert trace.unseen() - plain == trace.HUGE_PAGE == 2 * MIB
 
 
 if __name__ == "__main__":
