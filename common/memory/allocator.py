@@ -7,6 +7,7 @@ is page faults; transparent huge pages for malloc (a tunable read at process sta
 
 import ctypes
 import os
+from functools import cache
 
 from common.memory.budget import KIB, MIB
 
@@ -28,6 +29,7 @@ _M_MMAP_THRESHOLD = -3
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 
 
+@cache
 def libc() -> ctypes.CDLL | None:
     """The C library, where its allocator can be set."""
     try:

@@ -46,8 +46,8 @@ NO_HARD_WALL = "no hard wall: no memory cgroup can be written here"
 NO_SOFT_WALL = "no soft wall: RLIMIT_DATA cannot be set here"
 LOW_SOFT_WALL = "soft wall below the ceiling: RLIMIT_DATA is limited from outside (ulimit -d)"
 
-_standing: list[tuple[int, int, int]] = []
-"""The soft wall's ceiling, threads and slack, while this process has one."""
+_standing: dict[str, int] = {}
+"""What the soft wall was set with, while this process has one."""
 
 _PREFIX = "peakline-"
 """Names of our cgroups: this, and the supervisor's pid."""
@@ -86,7 +86,7 @@ def soft_wall(ceiling: int, *, threads: int = 2, slack: int = SLACK) -> bool:
     bool
         ``False`` where the limit cannot be set; the meter then still tells.
     """
-    _standing[:] = [(ceiling, threads, slack)]
+    _standing.update(ceiling=ceiling, threads=threads, slack=slack)
     limit = _status("VmData") + max(0, ceiling - resident()) + slack + threads * THREAD_STACK
     _, hard = resource.getrlimit(resource.RLIMIT_DATA)
     if hard != resource.RLIM_INFINITY:
@@ -154,8 +154,8 @@ def release() -> None:
     """
     gc.collect()
     allocator.trim()
-    for ceiling, threads, slack in list(_standing):
-        soft_wall(ceiling, threads=threads, slack=slack)
+    if _standing:
+        soft_wall(**_standing)
 
 
 def hard_wall(ceiling: int) -> Path | None:

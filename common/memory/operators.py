@@ -34,6 +34,7 @@ LARGE_WORKSPACE = 16 * MIB
 AGREE = 1 * MIB
 """Two runs that differ by no more are the same."""
 REPEATS = 3
+"""Runs beyond the measured one, at most."""
 FILL = 0.5
 """What operands hold while an operator is replayed: zeros would be as large, but not as slow."""
 
@@ -187,12 +188,11 @@ def replay(function: Any, arguments: Callable[[], tuple[Sequence[Any], Mapping[s
             log.debug("not replayed: %s: %s", function, error)
             return Cost(0, 0, 0.0)
         workspace, seconds = _run(function, args, kwargs)
-        for _ in range(REPEATS):
-            if workspace < LARGE_WORKSPACE:
-                break
-            last, (again, least) = workspace, _run(function, args, kwargs)
-            workspace, seconds = max(workspace, again), min(seconds, least)
-            if abs(again - last) <= AGREE:
+        for _ in range(REPEATS if workspace >= LARGE_WORKSPACE else 0):
+            again, took = _run(function, args, kwargs)
+            settled = abs(again - workspace) <= AGREE
+            workspace, seconds = max(workspace, again), min(seconds, took)
+            if settled:
                 break
     del args, kwargs
     return Cost(workspace, max(0, _held() - empty), seconds)
