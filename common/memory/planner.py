@@ -23,9 +23,11 @@ Setting = Mapping[str, Knob]
 """Knob -> value, immutable; the command line's own names with "_"."""
 
 RESERVE_BYTES = 4 * MIB
-"""The least reserve: what the kernel holds for us (page tables, sockets) and the meter cannot see."""
+"""Reserve for what the kernel holds for us (page tables, sockets) and the meter cannot see: measured up to 1.2 MiB."""
+KERNEL_SHARE = 0.02
+"""Of a prediction so small that ``RESERVE_BYTES`` would be more than it: 0.6 MiB were measured of 60."""
 RESERVE_SHARE = 0.01
-"""The least reserve as a share of the prediction."""
+"""The reserve beside that, as a share of the prediction."""
 UNDER_PREDICTION: Mapping[Source, float] = MappingProxyType({"analytic": 0.005, "replayed": 0.02, "measured": 0.01})
 """99th percentile of (measured - predicted) / predicted of a term, by the source of its number."""
 ESTIMATE_ERROR = 0.025
@@ -129,9 +131,9 @@ class Plan:
     @property
     def reserve_bytes(self) -> int:
         """What must stay free above the prediction."""
-        terms = self.footprint.at_peak()
+        peak, terms = self.predicted_peak_bytes, self.footprint.at_peak()
         return max(
-            RESERVE_BYTES + int(RESERVE_SHARE * self.predicted_peak_bytes),
+            min(RESERVE_BYTES, int(KERNEL_SHARE * peak)) + int(RESERVE_SHARE * peak),
             sum(int(term.bytes * UNDER_PREDICTION[term.source]) for term in terms),
         )
 
@@ -360,7 +362,7 @@ def _remedies(workload: Workload, budget: MemoryBudget, costs: CostStore, smalle
     """Changes of the command line that would fit, with what they need; few, and only where the libraries alone fit."""
     if smallest is None or not isinstance(workload, Remedied):
         return []
-    if _always(smallest) + RESERVE_BYTES > budget.host_bytes:
+    if _always(smallest) > budget.host_bytes:
         return []
     offers: dict[str, tuple[Workload, Setting]] = {}
     for change, variant in islice(workload.remedies(), REMEDIES_TRIED):

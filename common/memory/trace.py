@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 REPLAY_FROM = 1 * MIB
 """Operators that touch no storage of this size are not replayed: their workspaces are smaller still."""
+COMPILED = "convolution"
+"""In the names of operators that are replayed at any size: each shape has code of its own, which stays (BasicUNet's
+small ones in bfloat16: 10 MiB)."""
 
 BLOCK_OVERHEAD = 64 + 16
 """Alignment that torch asks for, and malloc's own header."""
@@ -51,8 +54,9 @@ class _Live:
         """Note one operator that has just run; ``in_place``: a real step reuses its first operand for the result."""
         made = [tensor for tensor in tensors(results) if self._is_new(tensor)]
         if made and not in_place:
-            heavy = any(t.untyped_storage().nbytes() >= REPLAY_FROM for t in (*tensors(leaves), *made))
-            self.history.append((self.bytes, Call.of(function, leaves, layout) if heavy else None))
+            large = any(t.untyped_storage().nbytes() >= REPLAY_FROM for t in (*tensors(leaves), *made))
+            replayed = large or COMPILED in function.__name__
+            self.history.append((self.bytes, Call.of(function, leaves, layout) if replayed else None))
 
     def _is_new(self, tensor: "torch.Tensor") -> bool:
         storage = tensor.untyped_storage()
