@@ -168,8 +168,7 @@ class TrainWorkload:
         step, *tiles = probes[probes.index(base) + 1 :]
         cost = {name: int(value) for name, value in known[step].items()}
         forward = max(int(known[tile]["activations"] + known[tile]["workspace"]) for tile in tiles)
-        # What no trace sees is in the step's kernels already.
-        kernels = sum(int(known[tile]["kernels"]) - trace.unseen() for tile in tiles)
+        kernels = sum(int(known[tile]["kernels"]) for tile in tiles)
         job, recipe = self.job, self.job.recipe
         voxels, classes = prod(recipe.patch), len(job.dataset.labels)
         every, shapes = self.shapes
@@ -190,6 +189,7 @@ class TrainWorkload:
             Term("heap fragments", _heap_bytes(heap, cost["activations"] + cost["workspace"]), "measured", (TRAIN,)),
             Term("compiled kernels", cost["kernels"], "replayed", (TRAIN, VALIDATE, EXPORT)),
             Term("kernels of validation", kernels, "replayed", (VALIDATE, EXPORT)),
+            Term("small blocks", cost["unseen"], "measured", (TRAIN, VALIDATE, EXPORT)),
             Term("batch", max(0, recipe.batch - traced) * voxels * (FLOAT + 1), "analytic", (TRAIN,)),
             Term("cases in memory", sum(sizes) * (FLOAT + 1) if setting["cache"] == "memory" else 0, "analytic"),
             Term("loading a case", max(map(loading_bytes, whole)) + max(sizes) * (FLOAT + 1), "analytic", (LOAD,)),

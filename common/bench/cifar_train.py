@@ -177,6 +177,7 @@ class CifarWorkload:
             Term("operator workspace", cost["workspace"], "replayed", (TRAIN,)),
             Term("heap's free pages", HEAP_SLACK if setting["allocator"] == "heap" else 0, "analytic", (TRAIN,)),
             Term("compiled kernels", cost["kernels"], "replayed", (TRAIN,)),
+            Term("small blocks", cost["unseen"], "measured", (TRAIN,)),
             Term("batch", int(copies * max(0, self.batch - traced)) * cifar.IMAGE_BYTES, "analytic", (TRAIN,)),
         ]
         return Footprint.of([*floor.terms(known, base), *terms])

@@ -44,7 +44,7 @@ AT_ONCE = 10
 """Configurations that one child predicts, so that it warms up once for all of them."""
 DRAWN_SHARE = 5
 """One in so many configurations is drawn from the seed."""
-TERMS = ("parameters", "gradients", "optimizer", "activations", "workspace", "kernels")
+TERMS = ("parameters", "gradients", "optimizer", "activations", "workspace", "kernels", "unseen")
 """Which of a traced step's numbers add up to its peak above the floor."""
 
 BOUNDS = (

@@ -134,8 +134,8 @@ def price(prepare: Callable[[], Prepared], *, costs: OperatorCosts | None = None
     -------
     dict
         Bytes of ``parameters``, ``gradients``, ``optimizer``, ``activations`` (with the batch) and ``workspace``, which
-        add up to the step's peak; ``kernels``, code and caches that stay after first use; ``seconds``, the sum
-        of the replayed operators' times.
+        add up to the step's peak; ``kernels``, code and caches that stay after first use; ``unseen``, the allowance
+        for the rest; ``seconds``, the sum of the replayed operators' times.
 
     Raises
     ------
@@ -193,7 +193,8 @@ def finish(state: Mapping[str, Any], replayed: Iterable[Mapping[str, float]]) ->
         **lasting,
         "activations": max(0, held - sum(lasting.values())),
         "workspace": workspace(last),
-        "kernels": unseen() + sum(cost["kept"] for cost in costs),
+        "kernels": sum(cost["kept"] for cost in costs),
+        "unseen": unseen(),
         "seconds": sum(costs[number]["seconds"] for _, number in state["history"] if number is not None),
     }
 
