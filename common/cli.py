@@ -279,7 +279,7 @@ def _plan_and_execute(args: argparse.Namespace, record: RunRecord, gauge: meter.
         guard.lift_soft_wall()
         resolve(command.warm_up(args))()
         allocator.trim()
-    gauge.floor_bytes = gauge.sample()
+    gauge.floor_bytes = meter.resident()
     record.missing_walls = guard.missing_walls(soft=session.wall())
     record.results = session.results
     place = command.record(args) if command.alone else None

@@ -44,8 +44,8 @@ SAMPLER_BYTES = 24 << 20
 (21 MiB, with 20 trials to look at)."""
 HEAP_BYTES = 3 << 18
 """What a new thread's own malloc heap holds at first; in ``train`` the solver's threads have left theirs."""
-THREAD_BYTES = 256 << 10
-"""A thread's stack and its part of the heap."""
+THREAD_BYTES = 128 << 10
+"""A thread's stack and its part of the heap, beyond what the warm-up's threads left."""
 LEAST_FACTORS = 8
 """Fewer are not suggested."""
 VALUE_BYTES = 320
@@ -341,7 +341,6 @@ class EvaluateWorkload:
                     phases=where,
                 ),
                 *pricing_bpr.fold_terms(made["kind"], factors=factors, threads=self.threads, phases=where),
-                Term("heaps of new threads", self.threads * HEAP_BYTES, "measured", where),
             ]
         )
 

@@ -147,7 +147,7 @@ def refusal_text(refusal: DoesNotFit) -> str:
         return f"does not fit in {format_size(ceiling)}: " + ("; ".join(refusal.reasons) or "nothing could be priced")
     terms = ", ".join(f"{term.name} {format_size(term.bytes)}" for term in smallest.footprint.at_peak()[:3])
     knobs = _pairs(dict(smallest.knobs)) or "no other setting"
-    remedies = [f"--memory {need // MIB}MiB is the smallest ceiling that would do ({knobs})", *refusal.remedies]
+    remedies = [f"--memory {need / MIB:.10g}MiB is the smallest ceiling that would do ({knobs})", *refusal.remedies]
     return "\n".join(
         [
             f"does not fit in {format_size(ceiling)}; largest terms: {terms}. Remedies:",

@@ -2,7 +2,8 @@
 
 A single process has the kernel's own high-water mark (VmHWM), which writing ``5`` to ``/proc/self/clear_refs``
 resets: exact, and 13 microseconds. Children are counted by summing PSS over the live tree at every sample, so pages
-shared between processes count once; what a child reached between two samples is known when it has ended.
+shared between processes count once; what a child reached between two samples is known when it has ended. Of the
+supervisor only what is private is added to a single process, whose own mark has the files that both map.
 """
 
 import os
@@ -126,7 +127,7 @@ class PeakMeter:
         self.floor_bytes = 0
         """Resident size when the work began: interpreter and libraries."""
         self._companions = companions
-        self._companion_bytes = 0
+        self._companion_share = self._companion_private = 0
         self._tree_peak = 0
         self._beside_children: int | None = None
         """The least that was private to this process while it had children, in this phase."""
@@ -164,17 +165,18 @@ class PeakMeter:
 
     def _weigh_companions(self) -> None:
         """Their share settles as both processes come to map the same libraries."""
-        self._companion_bytes = sum(proportional(pid) for pid in self._companions)
+        shares = [_shares(pid) for pid in self._companions]
+        self._companion_share, self._companion_private = (sum(column) for column in zip((0, 0), *shares, strict=True))
 
     def _record(self, name: str, began: float) -> None:
         self._weigh_companions()
-        own = lifetime_peak() + self._companion_bytes
+        own = lifetime_peak() + self._companion_private
         before, self._ended_child_peak = self._ended_child_peak, _largest_child()
         # A child that grew between two samples: the tree held at least what it held, and what is ours alone. The kernel
         # counts what a process was before ``exec`` as its own: up to our peak it may be us.
         if self._ended_child_peak > max(before, lifetime_peak()):
             child = self._ended_child_peak + (self._beside_children or 0)
-            self._tree_peak = max(self._tree_peak, child + self._companion_bytes)
+            self._tree_peak = max(self._tree_peak, child + self._companion_private)
         if self._tree_peak > own:
             self.method = "pss"
         peak, seconds = max(own, self._tree_peak), time.monotonic() - began
@@ -183,23 +185,22 @@ class PeakMeter:
     @property
     def peak_bytes(self) -> int:
         """The run's peak: the maximum over phases."""
-        return max((phase.peak_bytes for phase in self.phases), default=lifetime_peak() + self._companion_bytes)
+        return max((phase.peak_bytes for phase in self.phases), default=lifetime_peak() + self._companion_private)
 
-    def sample(self) -> int:
-        """Take one sample of the tree's size; returns it."""
+    def sample(self) -> None:
+        """Take one sample of the tree's size."""
         below = [pid for pid in children()]
         if below:
             share, ours = _shares()
-            size = share + sum(proportional(pid) for pid in below)
-            self._tree_peak = max(self._tree_peak, size + self._companion_bytes)
+            size = share + sum(proportional(pid) for pid in below) + self._companion_share
+            self._tree_peak = max(self._tree_peak, size)
             self._beside_children = min(ours, self._beside_children or ours)
         else:
-            size = resident()
-        self.timeline.append((round(time.monotonic() - self._started, 3), size + self._companion_bytes))
+            size = resident() + self._companion_private
+        self.timeline.append((round(time.monotonic() - self._started, 3), size))
         if len(self.timeline) > TIMELINE_POINTS:
             self.timeline = self.timeline[::2]
             self._interval *= 2
-        return size
 
     def _sample_until_stopped(self) -> None:
         while not self._stop.wait(self._interval):

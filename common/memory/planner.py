@@ -30,6 +30,8 @@ RESERVE_SHARE = 0.01
 """The reserve beside that, as a share of the prediction."""
 UNDER_PREDICTION: Mapping[Source, float] = MappingProxyType({"analytic": 0.005, "replayed": 0.02, "measured": 0.01})
 """99th percentile of (measured - predicted) / predicted of a term, by the source of its number."""
+WHOLE_FROM = 128 * MIB
+"""A ceiling that is named is rounded up to a whole MiB; below this, where that could be 2 %, to a quarter of one."""
 ESTIMATE_ERROR = 0.025
 """Of a whole process's peak, where the largest part was estimated (measured 1.3 % over to 2.1 % under)."""
 REMEDIES_TRIED = 4
@@ -176,8 +178,12 @@ class DoesNotFit(Exception):
 
     @property
     def smallest_feasible_bytes(self) -> int | None:
-        """The smallest ceiling that would do, rounded up to a whole MiB; ``None`` if nothing could be priced."""
-        return -(-self.smallest.needed_bytes // MIB) * MIB if self.smallest else None
+        """The smallest ceiling that would do, rounded up; ``None`` if nothing could be priced."""
+        if self.smallest is None:
+            return None
+        needed = self.smallest.needed_bytes
+        unit = MIB if needed >= WHOLE_FROM else MIB // 4
+        return -(-needed // unit) * unit
 
 
 def price(workload: Workload, setting: Setting, costs: CostStore, *, ceiling: int | None) -> Plan:

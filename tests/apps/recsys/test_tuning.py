@@ -105,7 +105,7 @@ def test_a_search_ends_with_the_best_of_its_trials(search: Callable[..., Search]
     assert found.results["best"] == best.number
     phases = found.plan.footprint.phases()
     # a floor, what the sampler takes, what trials left behind
-    assert phases["suggest"] == 100 * MIB + (24 << 20) + (10 << 20) + (9 << 19) + (512 << 10)
+    assert phases["suggest"] == 100 * MIB + (24 << 20) + (10 << 20) + (4 << 20) + (512 << 10)
     assert phases["tune"] == max(
         planned(tuning.changed(work(), trial.settings)).footprint.phases()["fit"]
         for trial in trials

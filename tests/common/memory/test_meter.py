@@ -63,6 +63,28 @@ def test_children_are_counted_by_their_share() -> None:
     assert 96 * MIB - TOLERANCE < int(above) < 96 * MIB + 16 * MIB
 
 
+COMPANION = """
+import subprocess, sys
+child = '''
+import os
+from common.memory import meter
+share, private = meter._shares(os.getppid())
+with meter.PeakMeter(companions=(os.getppid(),)) as gauge, gauge.phase("work"):
+    block = bytearray(b"x") * (32 << 20)
+print(gauge.method, gauge.peak_bytes - meter.lifetime_peak() - private, share - private)
+'''
+subprocess.run([sys.executable, "-c", child], check=True)
+"""
+
+
+def test_of_a_companion_only_what_is_its_own_is_added_to_a_single_process() -> None:
+    """The files that both map are in the process's own mark."""
+    done = subprocess.run([sys.executable, "-c", COMPANION], capture_output=True, text=True, check=True)
+    method, beyond, shared = done.stdout.split()
+    assert method == "hwm" and int(shared) > MIB // 2
+    assert abs(int(beyond)) < 256 << 10
+
+
 def test_timeline_is_bounded() -> None:
     gauge = PeakMeter()
     for _ in range(3 * meter.TIMELINE_POINTS):
