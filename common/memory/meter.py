@@ -2,7 +2,8 @@
 
 A single process has the kernel's own high-water mark (VmHWM), which writing ``5`` to ``/proc/self/clear_refs``
 resets: exact, and 13 microseconds. Children are counted by summing PSS over the live tree at every sample, so pages
-shared between processes count once; what a child reached between two samples is known when it has ended. Of the
+shared between processes count once; what a child reached between two samples is known when it has ended. Files that a
+process outside the tree maps too (another Python) count in full: PSS alone would depend on what else runs. Of the
 supervisor only what is private is added to a single process, whose own mark has the files that both map.
 """
 
@@ -11,18 +12,21 @@ import resource
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
-from common.memory.budget import KIB, page_size
+from common.memory.budget import KIB, MIB, page_size
 
 TIMELINE_POINTS = 1000
 """At most so many samples are kept; beyond it every second one is dropped and the interval doubles."""
 FIRST_INTERVAL = 0.05
 """Seconds between samples at the start."""
+COUNTED_LATE = 1 * MIB
+"""The kernel adds up a process's pages in batches by CPU: a fork may seem larger than its parent ever was."""
 
 
 def _status(field: str, pid: int | str = "self") -> int:
@@ -44,21 +48,38 @@ def anonymous() -> int:
     return _status("RssAnon") or resident()
 
 
-def proportional(pid: int | str = "self") -> int:
-    """PSS of a process: its private pages plus its share of the shared ones. 0 once it is gone."""
-    return _shares(pid)[0]
+class Pages(NamedTuple):
+    """What a process holds, in bytes."""
+
+    proportional: int = 0
+    """PSS: its private pages plus its share of the shared ones."""
+    private: int = 0
+    """What no other process maps."""
+    shared: int = 0
+    """What another maps too, in full."""
 
 
-def _shares(pid: int | str = "self") -> tuple[int, int]:
-    """PSS of a process, and what of it no other maps, of one look (2.5 ms). 0 once it is gone."""
-    share = private = 0
+def pages(pid: int | str = "self") -> Pages:
+    """What a process holds, of one look (2.5 ms); nothing once it is gone."""
+    found: Counter[bytes] = Counter()
     with suppress(OSError), open(f"/proc/{pid}/smaps_rollup", "rb") as stream:
         for line in stream:
-            if line.startswith(b"Pss:"):
-                share = int(line.split()[1]) * KIB
-            elif line.startswith(b"Private_"):
-                private += int(line.split()[1]) * KIB
-    return share, private
+            name, *values = line.split()
+            if name in (b"Pss:", b"Private_Clean:", b"Private_Dirty:", b"Shared_Clean:", b"Shared_Dirty:"):
+                found[name.partition(b"_")[0]] += int(values[0]) * KIB
+    return Pages(found[b"Pss:"], found[b"Private"], found[b"Shared"])
+
+
+def proportional(pid: int | str = "self") -> int:
+    """PSS of a process. 0 once it is gone."""
+    return pages(pid).proportional
+
+
+def together(tree: Iterable[Pages]) -> int:
+    """What the processes of a tree hold: their PSS, or more where others share it, but each shared page once."""
+    looks = list(tree)
+    once = sum(look.private for look in looks) + max(look.shared for look in looks)
+    return max(once, sum(look.proportional for look in looks))
 
 
 def lifetime_peak() -> int:
@@ -127,7 +148,8 @@ class PeakMeter:
         self.floor_bytes = 0
         """Resident size when the work began: interpreter and libraries."""
         self._companions = companions
-        self._companion_share = self._companion_private = 0
+        self._companion_pages: list[Pages] = []
+        self._companion_private = 0
         self._tree_peak = 0
         self._beside_children: int | None = None
         """The least that was private to this process while it had children, in this phase."""
@@ -165,8 +187,8 @@ class PeakMeter:
 
     def _weigh_companions(self) -> None:
         """Their share settles as both processes come to map the same libraries."""
-        shares = [_shares(pid) for pid in self._companions]
-        self._companion_share, self._companion_private = (sum(column) for column in zip((0, 0), *shares, strict=True))
+        self._companion_pages = [pages(pid) for pid in self._companions]
+        self._companion_private = sum(look.private for look in self._companion_pages)
 
     def _record(self, name: str, began: float) -> None:
         self._weigh_companions()
@@ -174,7 +196,7 @@ class PeakMeter:
         before, self._ended_child_peak = self._ended_child_peak, _largest_child()
         # A child that grew between two samples: the tree held at least what it held, and what is ours alone. The kernel
         # counts what a process was before ``exec`` as its own: up to our peak it may be us.
-        if self._ended_child_peak > max(before, lifetime_peak()):
+        if self._ended_child_peak > max(before, lifetime_peak() + COUNTED_LATE):
             child = self._ended_child_peak + (self._beside_children or 0)
             self._tree_peak = max(self._tree_peak, child + self._companion_private)
         if self._tree_peak > own:
@@ -191,10 +213,10 @@ class PeakMeter:
         """Take one sample of the tree's size."""
         below = [pid for pid in children()]
         if below:
-            share, ours = _shares()
-            size = share + sum(proportional(pid) for pid in below) + self._companion_share
+            ours = pages()
+            size = together([ours, *map(pages, below), *self._companion_pages])
             self._tree_peak = max(self._tree_peak, size)
-            self._beside_children = min(ours, self._beside_children or ours)
+            self._beside_children = min(ours.private, self._beside_children or ours.private)
         else:
             size = resident() + self._companion_private
         self.timeline.append((round(time.monotonic() - self._started, 3), size))

@@ -24,7 +24,7 @@ Setting = Mapping[str, Knob]
 
 RESERVE_BYTES = 4 * MIB
 """Reserve for what the kernel holds for us (page tables, sockets) and the meter cannot see: measured up to 1.2 MiB."""
-KERNEL_SHARE = 0.02
+KERNEL_SHARE = 0.015
 """Of a prediction so small that ``RESERVE_BYTES`` would be more than it: 0.6 MiB were measured of 60."""
 RESERVE_SHARE = 0.01
 """The reserve beside that, as a share of the prediction."""

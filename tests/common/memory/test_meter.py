@@ -68,7 +68,7 @@ import subprocess, sys
 child = '''
 import os
 from common.memory import meter
-share, private = meter._shares(os.getppid())
+share, private, _ = meter.pages(os.getppid())
 with meter.PeakMeter(companions=(os.getppid(),)) as gauge, gauge.phase("work"):
     block = bytearray(b"x") * (32 << 20)
 print(gauge.method, gauge.peak_bytes - meter.lifetime_peak() - private, share - private)

@@ -59,25 +59,25 @@ def test_takes_the_fastest_that_fits_and_prices_no_further(costs: Known) -> None
     chosen = plan(Blocks(), MemoryBudget(110 * MIB), costs)
     assert chosen["blocks"] == 2
     assert chosen.predicted_peak_bytes == 100 * MIB
-    assert chosen.reserve_bytes == int(0.03 * 100 * MIB)
+    assert chosen.reserve_bytes == int(0.025 * 100 * MIB)
     assert costs.asked == 2
-    needed = 150 * MIB + int(0.03 * 150 * MIB)
+    needed = 150 * MIB + int(0.015 * 150 * MIB) + int(0.01 * 150 * MIB)
     assert [(dict(one.knobs), one.needed_bytes) for one in chosen.rejected] == [({"blocks": 1}, needed)]
     assert (chosen.offered, chosen.slowdown) == (4, 2.0)
 
 
 def test_reserve_decides_at_the_edge(costs: Known) -> None:
-    assert plan(Blocks(), MemoryBudget(103 * MIB), costs)["blocks"] == 2
-    assert plan(Blocks(), MemoryBudget(103 * MIB - 1), costs)["blocks"] == 4
+    assert plan(Blocks(), MemoryBudget(int(102.5 * MIB)), costs)["blocks"] == 2
+    assert plan(Blocks(), MemoryBudget(int(102.5 * MIB) - 1), costs)["blocks"] == 4
 
 
 def test_refusal_names_the_smallest_ceiling_and_that_one_works(costs: Known) -> None:
     with pytest.raises(DoesNotFit) as refusal:
         plan(Blocks(), MemoryBudget(60 * MIB), costs)
     smallest = refusal.value.smallest_feasible_bytes
-    # 62.5 MiB and a reserve of 3 % of it, rounded up to a quarter of a MiB.
-    assert smallest == int(64.5 * MIB)
-    assert "--memory 64.5MiB" in str(refusal.value)
+    # 62.5 MiB and a reserve of 2.5 % of it, rounded up to a quarter of a MiB.
+    assert smallest == int(64.25 * MIB)
+    assert "--memory 64.25MiB" in str(refusal.value)
     assert "floor 50.0 MiB, block 12.5 MiB" in str(refusal.value)
     assert plan(Blocks(), MemoryBudget(smallest), costs)["blocks"] == 8
 
@@ -96,9 +96,9 @@ def test_an_unmeasurable_setting_is_rejected_not_fatal(tmp_path: Path) -> None:
 def test_plan_is_hashable_printable_and_json(costs: Known) -> None:
     chosen = plan(Blocks(), MemoryBudget(110 * MIB), costs)
     assert len({chosen, plan(Blocks(), MemoryBudget(110 * MIB), costs)}) == 1
-    assert "predicted peak 100.0 MiB in phase 'work', reserve 3.0 MiB" in str(chosen)
+    assert "predicted peak 100.0 MiB in phase 'work', reserve 2.5 MiB" in str(chosen)
     assert "the fastest of 4 settings that fits, 2.00 times the fastest's time" in str(chosen)
-    assert "rejected: blocks=1: needs 154.5 MiB" in str(chosen)
+    assert "rejected: blocks=1: needs 153.8 MiB" in str(chosen)
     assert json.loads(json.dumps(chosen.to_json()))["knobs"] == {"blocks": 2}
 
 
@@ -181,8 +181,8 @@ def test_rejected_settings_are_told_in_groups(costs: Known) -> None:
     assert dict(chosen.knobs) == {"size": 16, "parts": 4, "store": "disk"}
     lines = [line.strip() for line in str(chosen).splitlines() if "rejected" in line]
     assert lines == [
-        "rejected: size=64|32 (4 settings): need 84.5 MiB to 133.9 MiB",
-        "rejected: size=16 store=memory: needs 84.5 MiB",
+        "rejected: size=64|32 (4 settings): need 84.0 MiB to 133.2 MiB",
+        "rejected: size=16 store=memory: needs 84.0 MiB",
     ]
     groups = chosen.to_json()["rejected"]
     assert groups[1]["knobs"] == {"size": [16], "store": ["memory"]} and groups[0]["settings"] == 4
@@ -191,15 +191,15 @@ def test_rejected_settings_are_told_in_groups(costs: Known) -> None:
 def test_a_refusal_numbers_remedies_that_fit(costs: Known) -> None:
     with pytest.raises(DoesNotFit) as refusal:
         plan(Grid(), MemoryBudget(40 * MIB), costs)
-    assert refusal.value.smallest_feasible_bytes == int(52.75 * MIB)  # 51 MiB and 3 %
+    assert refusal.value.smallest_feasible_bytes == int(52.5 * MIB)  # 51 MiB and 2.5 %
     # The floor of 50 MiB is a term of every phase here, so no change of the data would help.
     assert refusal.value.remedies == ()
     with pytest.raises(DoesNotFit) as refusal:
         plan(Grid(), MemoryBudget(52 * MIB), costs)
     lines = str(refusal.value).splitlines()
-    assert lines[1].startswith("  1. --memory 52.75MiB is the smallest ceiling that would do (")
+    assert lines[1].startswith("  1. --memory 52.5MiB is the smallest ceiling that would do (")
     assert lines[1].endswith("(parts=64 size=1 store=disk)")
-    assert lines[2:] == ["  2. --smaller (needs 47.4 MiB)", "  3. --smallest (needs 21.6 MiB)"]
+    assert lines[2:] == ["  2. --smaller (needs 47.1 MiB)", "  3. --smallest (needs 21.5 MiB)"]
 
 
 class Greedy(CostStore):
@@ -215,7 +215,7 @@ def test_what_could_only_be_measured_beyond_the_ceiling_runs_if_it_fits(tmp_path
     assert plan(Blocks(), MemoryBudget(70 * MIB), Greedy(tmp_path)).needed_bytes <= 70 * MIB
     with pytest.raises(DoesNotFit) as refusal:
         plan(Blocks(), MemoryBudget(60 * MIB), Greedy(tmp_path))
-    assert refusal.value.smallest_feasible_bytes == int(64.5 * MIB)
+    assert refusal.value.smallest_feasible_bytes == int(64.25 * MIB)
 
 
 def test_an_estimate_comes_before_measuring_beyond_the_ceiling(tmp_path: Path) -> None:
@@ -230,13 +230,13 @@ def test_an_estimate_comes_before_measuring_beyond_the_ceiling(tmp_path: Path) -
 
     with pytest.raises(DoesNotFit) as refusal:
         plan(Estimating(), MemoryBudget(60 * MIB), Strict(tmp_path))
-    # 75 MiB, which may be 2.5 % more, and 3 %; it runs where the estimate itself fits.
-    assert refusal.value.smallest_feasible_bytes == int(79.25 * MIB)
+    # 75 MiB, which may be 2.5 % more, and 2.5 %; it runs where the estimate itself fits.
+    assert refusal.value.smallest_feasible_bytes == 79 * MIB
     assert plan(Estimating(), MemoryBudget(80 * MIB), Strict(tmp_path))["blocks"] == 4
     # Where the libraries alone are beyond the ceiling, nothing is guessed.
     with pytest.raises(DoesNotFit) as refusal:
         plan(Estimating(), MemoryBudget(40 * MIB), Greedy(tmp_path))
-    assert refusal.value.smallest_feasible_bytes == int(64.5 * MIB)
+    assert refusal.value.smallest_feasible_bytes == int(64.25 * MIB)
 
 
 def test_beyond_the_libraries_a_refusal_measures_what_is_not_known_yet(tmp_path: Path) -> None:
@@ -252,10 +252,12 @@ def test_beyond_the_libraries_a_refusal_measures_what_is_not_known_yet(tmp_path:
 
     with pytest.raises(DoesNotFit) as refusal:
         plan(Apart(), MemoryBudget(40 * MIB), Half(tmp_path))
-    assert refusal.value.smallest_feasible_bytes == int(64.5 * MIB)
+    assert refusal.value.smallest_feasible_bytes == int(64.25 * MIB)
     with pytest.raises(DoesNotFit) as refusal:
         plan(Apart(), MemoryBudget(60 * MIB), Half(tmp_path))
-    assert refusal.value.smallest_feasible_bytes == 103 * MIB  # of two blocks: nothing is measured outside the walls
+    assert refusal.value.smallest_feasible_bytes == int(
+        102.5 * MIB
+    )  # of two blocks: nothing is measured outside the walls
 
 
 def test_knobs_that_do_not_go_together_are_refused(costs: Known) -> None:
