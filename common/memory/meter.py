@@ -19,14 +19,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from common.memory.budget import KIB, MIB, page_size
+from common.memory.budget import KIB, page_size
 
 TIMELINE_POINTS = 1000
 """At most so many samples are kept; beyond it every second one is dropped and the interval doubles."""
 FIRST_INTERVAL = 0.05
 """Seconds between samples at the start."""
-COUNTED_LATE = 1 * MIB
-"""The kernel adds up a process's pages in batches by CPU: a fork may seem larger than its parent ever was."""
 
 
 def _status(field: str, pid: int | str = "self") -> int:
@@ -150,6 +148,8 @@ class PeakMeter:
         self._companions = companions
         self._companion_pages: list[Pages] = []
         self._companion_private = 0
+        self._children: set[int] = set()
+        """Those that lived at the last sample."""
         self._tree_peak = 0
         self._beside_children: int | None = None
         """The least that was private to this process while it had children, in this phase."""
@@ -196,7 +196,7 @@ class PeakMeter:
         before, self._ended_child_peak = self._ended_child_peak, _largest_child()
         # A child that grew between two samples: the tree held at least what it held, and what is ours alone. The kernel
         # counts what a process was before ``exec`` as its own: up to our peak it may be us.
-        if self._ended_child_peak > max(before, lifetime_peak() + COUNTED_LATE):
+        if self._ended_child_peak > max(before, lifetime_peak()):
             child = self._ended_child_peak + (self._beside_children or 0)
             self._tree_peak = max(self._tree_peak, child + self._companion_private)
         if self._tree_peak > own:
@@ -211,14 +211,16 @@ class PeakMeter:
 
     def sample(self) -> None:
         """Take one sample of the tree's size."""
-        below = [pid for pid in children()]
+        below, seen = set(children()), self._children
+        self._children = below
+        size = resident() + self._companion_private
         if below:
             ours = pages()
-            size = together([ours, *map(pages, below), *self._companion_pages])
-            self._tree_peak = max(self._tree_peak, size)
             self._beside_children = min(ours.private, self._beside_children or ours.private)
-        else:
-            size = resident() + self._companion_private
+            # Until it has become another program, a new child may be this very process, seen twice (``vfork``).
+            if grown := below & seen:
+                size = together([ours, *map(pages, grown), *self._companion_pages])
+                self._tree_peak = max(self._tree_peak, size)
         self.timeline.append((round(time.monotonic() - self._started, 3), size))
         if len(self.timeline) > TIMELINE_POINTS:
             self.timeline = self.timeline[::2]
