@@ -151,8 +151,8 @@ class PeakMeter:
         self._children: set[int] = set()
         """Those that lived at the last sample."""
         self._tree_peak = 0
-        self._beside_children: int | None = None
-        """The least that was private to this process while it had children, in this phase."""
+        self._beside_child: int | None = None
+        """The least that the tree held beside its largest child, in this phase."""
         self._ended_child_peak = _largest_child()  # those that ended before are not this meter's
         self._started = time.monotonic()
         self._interval = FIRST_INTERVAL
@@ -174,7 +174,7 @@ class PeakMeter:
         """Measure a block of work. Phases do not nest."""
         began = time.monotonic()
         reset_peak()
-        self._tree_peak, self._beside_children = 0, None
+        self._tree_peak, self._beside_child = 0, None
         try:
             yield
         finally:
@@ -194,11 +194,11 @@ class PeakMeter:
         self._weigh_companions()
         own = lifetime_peak() + self._companion_private
         before, self._ended_child_peak = self._ended_child_peak, _largest_child()
-        # A child that grew between two samples: the tree held at least what it held, and what is ours alone. The kernel
-        # counts what a process was before ``exec`` as its own: up to our peak it may be us.
+        # A child that grew between two samples: the tree held at least what it held, and the rest. The kernel counts
+        # what a process was before ``exec`` as its own: up to our peak it may be us.
         if self._ended_child_peak > max(before, lifetime_peak()):
-            child = self._ended_child_peak + (self._beside_children or 0)
-            self._tree_peak = max(self._tree_peak, child + self._companion_private)
+            rest = self._companion_private if self._beside_child is None else self._beside_child
+            self._tree_peak = max(self._tree_peak, self._ended_child_peak + rest)
         if self._tree_peak > own:
             self.method = "pss"
         peak, seconds = max(own, self._tree_peak), time.monotonic() - began
@@ -211,15 +211,18 @@ class PeakMeter:
 
     def sample(self) -> None:
         """Take one sample of the tree's size."""
-        below, seen = set(children()), self._children
+        below, before = set(children()), self._children
         self._children = below
         size = resident() + self._companion_private
         if below:
-            ours = pages()
-            self._beside_children = min(ours.private, self._beside_children or ours.private)
             # Until it has become another program, a new child may be this very process, seen twice (``vfork``).
-            if grown := below & seen:
-                size = together([ours, *map(pages, grown), *self._companion_pages])
+            grown = below & before
+            looks = [pages(pid) for pid in grown or below]
+            whole = together([pages(), *looks, *self._companion_pages])
+            rest = whole - max(look.private + look.shared for look in looks)
+            self._beside_child = min(rest, self._beside_child or rest)
+            if grown:
+                size = whole
                 self._tree_peak = max(self._tree_peak, size)
         self.timeline.append((round(time.monotonic() - self._started, 3), size))
         if len(self.timeline) > TIMELINE_POINTS:
