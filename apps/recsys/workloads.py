@@ -43,8 +43,6 @@ LEFT_BYTES = 10 << 20
 SAMPLER_BYTES = 24 << 20
 """The process that is asked for the next settings, without what it shares: Optuna, and the pages that it writes to
 (21 MiB, with 20 trials to look at)."""
-HEAP_BYTES = 3 << 18
-"""What a new thread's own malloc heap holds at first; in ``train`` the solver's threads have left theirs."""
 THREAD_BYTES = 128 << 10
 """A thread's stack and its part of the heap, beyond what the warm-up's threads left."""
 LEAST_FACTORS = 8

@@ -10,15 +10,7 @@ from typing import Any
 from apps.recsys.pricing import columns
 from apps.recsys.pricing_bpr import fold_terms
 from apps.recsys.ranking import MARGIN, TILE
-from apps.recsys.workloads import (
-    ANSWERING,
-    HEAP_BYTES,
-    LIBRARIES,
-    PACKING_BYTES,
-    THREAD_BYTES,
-    USER_BLOCKS,
-    model_terms,
-)
+from apps.recsys.workloads import ANSWERING, LIBRARIES, PACKING_BYTES, THREAD_BYTES, USER_BLOCKS, model_terms
 from common.memory import floor
 from common.memory.costs import Costs, Probe
 from common.memory.footprint import Footprint, Term
@@ -28,6 +20,8 @@ PART_USERS = 1 << 12
 """Users in a part of the answer: after each, a killed run can go on."""
 SCORE_BYTES = 16
 """A score of a tile: itself, whether it is wanted, and before the first tile two copies that are partitioned."""
+HEAP_BYTES = 3 << 18
+"""What a new thread's own malloc heap holds at first: the warm-up has not ranked in threads."""
 ANSWER_BYTES = 160
 """A line of the answer: candidates and order while it is found, ids, columns and what Parquet makes of them."""
 
