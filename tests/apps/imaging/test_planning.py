@@ -114,7 +114,7 @@ def test_a_refusal_names_smaller_patches_that_fit(workload: Any) -> None:
     with pytest.raises(DoesNotFit) as refusal:
         planner.plan(workload, MemoryBudget(smallest - MIB), CostStore())
     lines = str(refusal.value).splitlines()
-    assert lines[1].startswith(f"  1. --memory {smallest // MIB}MiB is the smallest ceiling that would do")
+    assert lines[1].startswith(f"  1. --memory {smallest / MIB:.10g}MiB is the smallest ceiling that would do")
     changes = [re.fullmatch(r"  \d\. --patch (\d+),\d+,\d+ \(needs ([\d.]+) MiB\)", line) for line in lines[2:]]
     assert [int(change[1]) for change in changes if change] == [32, 24]
     assert all(float(change[2]) <= smallest / MIB - 1 for change in changes if change)

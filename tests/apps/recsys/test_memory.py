@@ -120,7 +120,7 @@ def test_a_ceiling_below_the_index_alone_names_the_term(tmp_path: Path) -> None:
         plan(work, MemoryBudget(300 * MIB), Known(tmp_path))
     told, smallest = str(refusal.value), refusal.value.smallest_feasible_bytes
     assert "largest terms: history index 686.6 MiB" in told
-    assert smallest is not None and f"--memory {smallest // MIB}MiB" in told
+    assert smallest is not None and f"--memory {smallest / MIB:.10g}MiB" in told
     assert plan(work, MemoryBudget(smallest), Known(tmp_path)).needed_bytes <= smallest
 
 
