@@ -43,11 +43,14 @@ RECOMPUTING = {
 and 24 cubed: cheap 1.08 to 1.35, alternate 1.10 to 1.20, blocks 1.12 to 1.26)."""
 BF16 = 0.6
 """Time of a voxel in bfloat16 against float32."""
-PASS_VOXELS = 16_000
-"""What a forward and backward pass costs beside its voxels, in voxels of float32, whatever the precision (measured:
-11,000 at a patch of 32 cubed, 19,000 and 22,000 at 24 cubed)."""
-MAPPED = 1.19
-"""Time of a step whose tensors are mapped one by one, against the heap (measured 1.08 to 1.27, patch 32 cubed)."""
+PASS_VOXELS = {"unet": 49_000}
+"""What a forward and backward pass costs beside its voxels, in voxels of float32, whatever the precision: 20 ms, which
+are more voxels of a network that takes less for each."""
+USUAL_PASS_VOXELS = 16_000
+"""The same, where it was not measured (SegResNet: 11,000 at a patch of 32 cubed, 19,000 and 22,000 at 24 cubed)."""
+MAPPED = {"off": 1.15, "bf16": 1.08}
+"""Time of a step whose tensors are mapped one by one, against the heap, by precision (patches of 24 and 32 cubed,
+measured 1.08 to 1.27 and 1.07)."""
 
 
 def text(triple: Sequence[int]) -> str:
@@ -213,10 +216,12 @@ class TrainWorkload:
         """Relative, from what was measured of each knob: a traced step's own seconds depend on who else was busy."""
         precision, recipe = str(setting["amp"]), self.job.recipe
         voxels = recipe.batch * prod(recipe.patch) * (BF16 if precision == "bf16" else 1.0)
+        passes = int(setting["accumulate"]) * PASS_VOXELS.get(recipe.network, USUAL_PASS_VOXELS)
+        mapped = setting["allocator"] == "mapped" and recipe.network in IN_HEAP
         return (
-            (voxels + PASS_VOXELS * int(setting["accumulate"]))
+            (voxels + passes)
             * RECOMPUTING.get(precision, RECOMPUTING["off"])[str(setting["checkpoint"])]
-            * (MAPPED if setting["allocator"] == "mapped" and recipe.network in IN_HEAP else 1.0)
+            * (MAPPED.get(precision, MAPPED["off"]) if mapped else 1.0)
             * (1.01 if setting["step_in_backward"] == "on" else 1.0)
             * (1.05 if setting["cache"] == "disk" else 1.0)
         )
