@@ -41,8 +41,8 @@ RECOMPUTING = {
 }
 """Time of a step by precision and checkpointing policy (SegResNet: float32 measured at a patch of 96 cubed, bf16 at 32
 and 24 cubed: cheap 1.08 to 1.35, alternate 1.10 to 1.20, blocks 1.12 to 1.26)."""
-BF16 = 0.6
-"""Time of a voxel in bfloat16 against float32."""
+VOXEL = {"off": 1.0, "bf16": 0.6}
+"""Time of a voxel by precision, against float32."""
 PASS_VOXELS = {"unet": 49_000}
 """What a forward and backward pass costs beside its voxels, in voxels of float32, whatever the precision: 20 ms, which
 are more voxels of a network that takes less for each."""
@@ -214,14 +214,14 @@ class TrainWorkload:
 
     def seconds(self, setting: Setting, known: Costs) -> float:
         """Relative, from what was measured of each knob: a traced step's own seconds depend on who else was busy."""
-        precision, recipe = str(setting["amp"]), self.job.recipe
-        voxels = recipe.batch * prod(recipe.patch) * (BF16 if precision == "bf16" else 1.0)
+        precision, recipe = "bf16" if setting["amp"] == "bf16" else "off", self.job.recipe  # fp16 is as float32
+        voxels = recipe.batch * prod(recipe.patch) * VOXEL[precision]
         passes = int(setting["accumulate"]) * PASS_VOXELS.get(recipe.network, USUAL_PASS_VOXELS)
         mapped = setting["allocator"] == "mapped" and recipe.network in IN_HEAP
         return (
             (voxels + passes)
-            * RECOMPUTING.get(precision, RECOMPUTING["off"])[str(setting["checkpoint"])]
-            * (MAPPED.get(precision, MAPPED["off"]) if mapped else 1.0)
+            * RECOMPUTING[precision][str(setting["checkpoint"])]
+            * (MAPPED[precision] if mapped else 1.0)
             * (1.01 if setting["step_in_backward"] == "on" else 1.0)
             * (1.05 if setting["cache"] == "disk" else 1.0)
         )

@@ -147,7 +147,6 @@ class PeakMeter:
         """Resident size when the work began: interpreter and libraries."""
         self._companions = companions
         self._companion_pages: list[Pages] = []
-        self._companion_private = 0
         self._children: set[int] = set()
         """Those that lived at the last sample."""
         self._tree_peak = 0
@@ -188,7 +187,10 @@ class PeakMeter:
     def _weigh_companions(self) -> None:
         """Their share settles as both processes come to map the same libraries."""
         self._companion_pages = [pages(pid) for pid in self._companions]
-        self._companion_private = sum(look.private for look in self._companion_pages)
+
+    @property
+    def _companion_private(self) -> int:
+        return sum(look.private for look in self._companion_pages)
 
     def _record(self, name: str, began: float) -> None:
         self._weigh_companions()

@@ -76,7 +76,7 @@ def test_a_refusal_names_a_ceiling_that_works(trained: Trained, run: Run, tmp_pa
     assert done.code == 3 and done.err.count("Remedies:") == 1, done.err
     assert not (tmp_path / "model").exists()
     smallest = done.record["smallest_feasible_bytes"]
-    assert f"--memory {smallest / MIB:g}MiB" in done.err
+    assert f"--memory {smallest / MIB:.10g}MiB" in done.err
     done = run(*command, "--memory", smallest)
     assert done.code == 0, done.err
     assert done.record["measured"]["peak_bytes"] <= smallest
