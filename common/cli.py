@@ -265,6 +265,8 @@ def _plan_and_execute(args: argparse.Namespace, record: RunRecord, gauge: meter.
             record.budget = replace(record.budget, device_bytes=size)
         workload = command.workload(args, record.budget)
         record.plan, workload = _choose(args, workload, record.budget, costs)
+        if costs.exceeded:  # a run has never been above its ceiling, not even to measure
+            raise DoesNotFit(record.budget, record.plan)
     if costs.measured:
         gauge.rename_last("probe")
         record.plan = record.plan.including("probe", gauge.phases[-1].peak_bytes)

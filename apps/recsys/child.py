@@ -13,14 +13,23 @@ from typing import Any
 
 from common.errors import InputError
 from common.memory import guard
+from common.memory.floor import SUPERVISOR_BYTES
+from common.memory.meter import resident
 
 _PR_SET_PDEATHSIG = 1
 
 
-def run(function: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+def run(function: Callable[[], dict[str, Any]], *, ceiling: int | None = None, threads: int = 1) -> dict[str, Any]:
     """Call ``function`` in a fork of this process and return what it returns, by way of JSON.
 
     The child dies with its parent. The parent should be small: what the function imports stays with the child.
+
+    Parameters
+    ----------
+    ceiling
+        Bytes that the child, this process and the supervisor may hold together; ``None``: as many as this process.
+    threads
+        How many threads it will compute with.
 
     Raises
     ------
@@ -35,6 +44,8 @@ def run(function: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     pid = os.fork()
     if pid == 0:
         os.close(receive)
+        if ceiling is not None:
+            guard.soft_wall(ceiling - SUPERVISOR_BYTES - resident(), threads=threads)
         _answer(function, send)
     os.close(send)
     try:

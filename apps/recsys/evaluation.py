@@ -14,10 +14,7 @@ from apps.recsys.metrics import Tally
 from apps.recsys.split import HeldOut, known_rows
 from common import model_folder
 from common.errors import UsageError
-from common.memory import guard
 from common.memory.budget import MemoryBudget
-from common.memory.floor import SUPERVISOR_BYTES
-from common.memory.meter import resident
 from common.memory.planner import DoesNotFit
 from common.session import Session
 
@@ -48,14 +45,13 @@ def workload(args: argparse.Namespace, budget: MemoryBudget) -> workloads.Evalua
     def read() -> dict[str, Any]:
         from apps.recsys import given, reading
 
-        guard.soft_wall(budget.host_bytes - SUPERVISOR_BYTES - resident(), threads=args.threads)
         if args.negatives is not None:
             return asdict(given.write_candidates(args.negatives, args.model, workspace.path))
         sources = tuple(reading.open_source(path, reading.Columns()) for path in args.test)
         return asdict(given.write(sources, args.model, workspace.path))
 
     try:
-        found = child.run(read)
+        found = child.run(read, ceiling=budget.host_bytes, threads=args.threads)
     except MemoryError:
         raise DoesNotFit(budget, None, ["the test file's pairs alone need more"]) from None
     return workloads.EvaluateWorkload(

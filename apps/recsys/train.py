@@ -35,9 +35,7 @@ from apps.recsys.split import HeldOut, Kept
 from common import cli, files, model_folder
 from common.compression import layouts
 from common.errors import InputError, UsageError
-from common.memory import guard
 from common.memory.budget import MIB, MemoryBudget
-from common.memory.floor import SUPERVISOR_BYTES
 from common.memory.meter import resident
 from common.memory.planner import DoesNotFit
 from common.session import Session
@@ -76,13 +74,9 @@ def workload(args: argparse.Namespace, budget: MemoryBudget) -> workloads.TrainW
         except MemoryError:
             raise DoesNotFit(budget, None, [f"to read Parquet alone takes {ARROW_BYTES // MIB} MiB more"]) from None
     workspace = ingest.workspace(args.output)
-
-    def read() -> dict[str, Any]:
-        guard.soft_wall(budget.host_bytes - SUPERVISOR_BYTES - resident(), threads=args.threads)
-        return asdict(ingest.ingest(inputs, workspace.path))
-
+    walls = {"ceiling": budget.host_bytes, "threads": args.threads}
     try:
-        facts = ingest.Facts(**child.run(read))
+        facts = ingest.Facts(**child.run(lambda: asdict(ingest.ingest(inputs, workspace.path)), **walls))
     except MemoryError:
         raise DoesNotFit(budget, None, ["the ids of the input alone need more"]) from None
     return _work(facts, described, workspace)

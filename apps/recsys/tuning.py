@@ -186,7 +186,7 @@ class Search:
         best = self.best()
         session.say(f"best: trial {best.number + 1}, {METRIC} {best.reached:.4f}: {_pairs(best.settings)}")
         work = changed(self.work, best.settings)
-        plan = planner.plan(work, session.budget, CostStore())
+        plan = planner.plan(work, session.budget, CostStore(walled=True))
         return Outcome(work, self._including(plan), self._results(best))
 
     def best(self) -> Trial:
@@ -214,7 +214,7 @@ class Search:
         trial = Trial(number, settings)
         work = changed(self.work, settings)
         try:
-            plan = planner.plan(work, self.session.budget, CostStore())
+            plan = planner.plan(work, self.session.budget, CostStore(walled=True))
         except DoesNotFit as refusal:
             trial.state, trial.why = "skipped", _short(refusal)
             return trial

@@ -68,8 +68,9 @@ NO_WALL = "no wall"
 RESERVED = 512 * MIB
 """What a probe may reserve beyond its ceiling: engines reserve much that they hardly touch, and the patrol looks at
 what is touched."""
-FENCE_MARGIN = 6 * MIB
-"""What page tables and a process that is being killed may hold beyond its cgroup's limit."""
+FENCE_MARGIN = 8 * MIB
+"""What page tables and a process that is being killed may hold beyond its cgroup's limit, and its parent of files that
+it does not map (measured up to 7 MiB together)."""
 LONGEST_SECONDS = 600
 """A probe that takes longer than this has gone wrong."""
 
@@ -145,10 +146,14 @@ def cache_directory() -> Path:
 class CostStore:
     """Looks costs up, and measures what is missing."""
 
-    def __init__(self, directory: Path | None = None) -> None:
+    def __init__(self, directory: Path | None = None, *, walled: bool = False) -> None:
         self.directory = directory if directory is not None else cache_directory()
+        self.walled = walled
+        """Whether nothing may leave the walls, not even for a refusal: the command is running already."""
         self.measured = 0
         """Probes measured behind the wall so far; their memory is this command's too."""
+        self.exceeded = False
+        """Whether one was measured outside it."""
         self._failures: dict[Probe, str] = {}
 
     def cached(self, probes: Iterable[Probe]) -> dict[Probe, Mapping[str, float]]:
@@ -175,6 +180,10 @@ class CostStore:
         for probe in missing:
             if probe in self._failures and ceiling is not None:
                 raise ProbeFailed(self._failures[probe])
+        if missing and ceiling is None:
+            if self.walled:
+                raise ProbeFailed(self._failures.get(missing[0], "would have to be measured without a wall"))
+            self.exceeded = True
         for group in _alike(missing):
             for probe, costs in self._answered(group, ceiling):
                 have[probe] = costs

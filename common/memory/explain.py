@@ -145,6 +145,11 @@ def refusal_text(refusal: DoesNotFit) -> str:
     ceiling, smallest, need = refusal.budget.host_bytes, refusal.smallest, refusal.smallest_feasible_bytes
     if smallest is None or need is None:
         return f"does not fit in {format_size(ceiling)}: " + ("; ".join(refusal.reasons) or "nothing could be priced")
+    if need <= ceiling:
+        return (
+            f"to measure what it needs took more than {format_size(ceiling)}; it is known now:"
+            f" {format_size(need)}, so the same command runs if given again"
+        )
     terms = ", ".join(f"{term.name} {format_size(term.bytes)}" for term in smallest.footprint.at_peak()[:3])
     knobs = _pairs(dict(smallest.knobs)) or "no other setting"
     remedies = [f"--memory {need / MIB:.10g}MiB is the smallest ceiling that would do ({knobs})", *refusal.remedies]

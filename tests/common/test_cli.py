@@ -58,6 +58,12 @@ def test_a_ceiling_below_the_interpreter_is_refused_with_a_number(run: Callable[
     smallest = refused.record["smallest_feasible_bytes"]
     assert 40 * MIB < smallest < 80 * MIB
     assert run(FILL, "--bytes", "8MiB", "--memory", smallest, env=env).code == 0
+    # A child beside this process takes more than this process will: the ceiling would do, if that were known.
+    unknown = {"XDG_CACHE_HOME": str(tmp_path / "empty")}
+    refused = run(FILL, "--bytes", "8MiB", "--memory", smallest, "--json", env=unknown)
+    assert refused.code == 3 and "the same command runs if given again" in refused.err
+    assert refused.record["smallest_feasible_bytes"] <= smallest
+    assert run(FILL, "--bytes", "8MiB", "--memory", smallest, env=unknown).code == 0
 
 
 def test_a_broken_plan_meets_the_soft_wall(run: Callable[..., Any]) -> None:

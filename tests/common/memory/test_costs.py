@@ -75,6 +75,20 @@ def test_a_damaged_entry_is_measured_again(tmp_path: Path) -> None:
     assert json.loads((tmp_path / f"{probe.key}.json").read_text())["costs"]["bytes"] > 0
 
 
+def test_a_running_command_measures_nothing_without_a_wall(tmp_path: Path) -> None:
+    probe = Probe.of("common.memory.floor:measure", warm_up="common.bench.fill:warm_up")
+    running = CostStore(tmp_path, walled=True)
+    with pytest.raises(ProbeFailed, match="without a wall"):
+        running.known([probe], ceiling=None)
+    refusing = CostStore(tmp_path)
+    refusing.known([probe], ceiling=None)
+    assert (running.exceeded, refusing.exceeded, running.known([probe], ceiling=None)[probe]["bytes"] > 0) == (
+        False,
+        True,
+        True,
+    )
+
+
 def test_only_this_suite_is_run(tmp_path: Path) -> None:
     with pytest.raises(ProbeFailed, match="probes are functions of this suite"):
         CostStore(tmp_path).known([Probe.of("os:getcwd")], ceiling=GIB)
