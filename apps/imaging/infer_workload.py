@@ -21,7 +21,7 @@ from apps.imaging.components import components_bytes
 from apps.imaging.crop import cropped_bytes
 from apps.imaging.dicom_template import CHILD_BYTES
 from apps.imaging.dicomweb import NETWORK_BYTES, Downloads, is_address
-from apps.imaging.labels import Price, back_bytes, label_bytes, piece_bytes
+from apps.imaging.labels import back_bytes, extended_bytes, label_bytes, piece_bytes
 from apps.imaging.model import TORCH_NETWORK, ImagingModel
 from apps.imaging.networks import steps
 from apps.imaging.outputs import Wanted, outputs_bytes
@@ -36,7 +36,7 @@ from common.errors import InputError
 from common.memory import floor
 from common.memory.budget import MIB, MemoryBudget, format_size
 from common.memory.costs import Costs, CostStore, Probe, ProbeFailed
-from common.memory.footprint import Footprint, Source, Term
+from common.memory.footprint import Footprint, Price, Source, Term
 from common.memory.heap import SLACK
 from common.memory.planner import Setting, Workload
 from common.tiling.blend import FLOAT, Carried, carried
@@ -295,23 +295,32 @@ class InferWorkload:
         """What one study holds while its tiles are run."""
         channels, blend = self.channels(setting), self._carried(case, setting)
         outputs = outputs_bytes(self.wanted, case.volume, self.model)
-        restored = restored_channels(case, channels, len(self.model.labels))
-        # What was labelled last is still held while planes are written.
-        piece = piece_bytes(case.grid, case.volume.shape, restored) if case.resampled else 0
-        labels, reading = self._labels(case, setting, restored, piece), _reading_bytes(case)
+        planes, labels = input_bytes(case), self._labels(case, setting)
+        restoring = self._restoring_bytes(case, channels)
+        reading = planes.passing + _reading_bytes(case)
         if case.grid.count(2) == 1:  # all is read before anything is carried or finished
             reading -= blend.memory + labels.held
         return {
             "blend": blend.memory,
-            "input planes": input_bytes(case),
+            "input planes": planes.held,
             "finished labels": labels.held,
-            # A plane is read, or a tile added, or a block labelled, or a plane written: one waits for the other.
-            "reading, labelling, writing": max(reading, blend.passing, labels.passing, piece + outputs.passing),
+            # A plane is read, or a tile added, or a block labelled, or a plane written: one waits for the other. What
+            # was labelled last is still held while planes are written.
+            "reading, labelling, writing": max(reading, blend.passing, labels.passing, restoring + outputs.passing),
             "small parts": components_bytes(case.volume.shape) if self.remove_small else 0,
             "outputs": outputs.held,
         }
 
-    def _labels(self, case: Case, setting: Setting, restored: int, piece: int) -> Price:
+    def _restoring_bytes(self, case: Case, channels: int) -> int:
+        """A block on its way to the file's grid: its probabilities, the block with what is before it, and a piece."""
+        if not case.resampled:
+            return 0
+        restored = restored_channels(case, channels, len(self.model.labels))
+        block = prod(map(min, case.grid.tile, case.grid.shape)) if case.inference.restored != "logits" else 0
+        extended = extended_bytes(case.grid, restored)
+        return block * restored * FLOAT + extended + piece_bytes(case.grid, case.volume.shape, restored)
+
+    def _labels(self, case: Case, setting: Setting) -> Price:
         classes, channels, shape = len(self.model.labels), self.channels(setting), case.volume.shape
         dtype = np.dtype(np.uint8 if max(label.value for label in self.model.labels) < 256 else np.uint16)
         along_z = case.taps_back[2] if case.resampled else None
@@ -319,10 +328,10 @@ class InferWorkload:
         labels = label_bytes(case.grid, shape, classes, channels, dtype, along_z, copied=copied)
         if not case.resampled:
             return labels
-        back = back_bytes(case.grid, shape, restored)
-        block = prod(map(min, case.grid.tile, case.grid.shape)) if case.inference.restored != "logits" else 0
-        held = back.held + labels.held + block * restored * FLOAT
-        return Price(held, max(back.passing, piece + labels.passing))
+        restored, restoring = restored_channels(case, channels, classes), self._restoring_bytes(case, channels)
+        back, piece = back_bytes(case.grid, shape, restored), piece_bytes(case.grid, shape, restored)
+        # Interpolating makes the piece; before it is labelled, what it was made through is gone.
+        return Price(back.held + labels.held, restoring + max(back.passing - piece, labels.passing))
 
 
 def _reading_bytes(case: Case) -> int:
@@ -330,15 +339,17 @@ def _reading_bytes(case: Case) -> int:
     return sum(cropped_bytes(each.volume) if case.nnunet else each.volume.reader_bytes for each in case.channels)
 
 
-def input_bytes(case: Case) -> int:
-    """What reading holds between the volumes and the tiles."""
-    return sum(map(_channel_bytes, case.channels))
+def input_bytes(case: Case) -> Price:
+    """What reading holds between the volumes and the tiles; one channel is read after the other."""
+    prices = [_channel_bytes(each) for each in case.channels]
+    return Price(sum(price.held for price in prices), max(price.passing for price in prices))
 
 
-def _channel_bytes(case: Case) -> int:
+def _channel_bytes(case: Case) -> Price:
     if case.nnunet and case.resampled:
         x, y, _ = case.grid.shape
-        return x * y * window_depth(case.grid) * FLOAT + spline_bytes(case.volume, case.grid.shape)
+        reader = spline_bytes(case.volume, case.grid.shape)
+        return Price(x * y * window_depth(case.grid) * FLOAT + reader.held, reader.passing)
     return window_bytes(case.volume, case.grid, resampled=case.resampled)
 
 
@@ -358,4 +369,5 @@ def _channel_pass(case: Case) -> int:
         return stored
     x, y, z = case.grid.shape
     on_grid = min(z, pass_planes(case)) * x * y * 4 * FLOAT
-    return max(stored, on_grid + resampling_bytes(case.volume, case.grid.shape))
+    reader = resampling_bytes(case.volume, case.grid.shape)
+    return max(stored, on_grid + reader.held + reader.passing)

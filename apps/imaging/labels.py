@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 from copy import copy
-from dataclasses import dataclass
 from math import prod
 from typing import Literal
 
@@ -11,21 +10,12 @@ import numpy.typing as npt
 
 from apps.imaging.geometry import Taps
 from apps.imaging.volume import Shape
+from common.memory.footprint import Price
 from common.tiling.blend import FLOAT, Block
 from common.tiling.grid import TileGrid
 
 Array = npt.NDArray[np.float32]
 Labels = npt.NDArray[np.unsignedinteger]
-
-
-@dataclass(frozen=True, slots=True)
-class Price:
-    """Bytes of one of these steps."""
-
-    held: int
-    """From block to block."""
-    passing: int
-    """While one block is worked on, beside that."""
 
 
 INTERPOLATION_BYTES = 2 << 20
@@ -92,14 +82,19 @@ class BackToFile:
 
 
 def back_bytes(grid: TileGrid, shape: Shape, channels: int) -> Price:
-    """The planes before and an extended block; interpolation's copies of one piece."""
+    """The planes before; interpolation's copies of one piece, beside the block (``extended_bytes``)."""
     x, y, _ = grid.shape
-    tile = [min(size, whole) + 1 for size, whole in zip(grid.tile, grid.shape, strict=True)]
-    before = x * y + y * tile[2] + tile[0] * tile[2]
+    width, _, depth = (min(size, whole) + 1 for size, whole in zip(grid.tile, grid.shape, strict=True))
+    before = x * y + y * depth + width * depth
     # Along y, the last axis: what is interpolated, and twice what becomes of it.
     copies = 1 / max(1.0, shape[1] / y) + 2
     passing = int(copies * piece_bytes(grid, shape, channels))
-    return Price(FLOAT * channels * (before + prod(tile)), passing)
+    return Price(FLOAT * channels * before, passing)
+
+
+def extended_bytes(grid: TileGrid, channels: int) -> int:
+    """A block with the planes before it, which ``BackToFile`` holds while its pieces are taken."""
+    return FLOAT * channels * prod(min(size, whole) + 1 for size, whole in zip(grid.tile, grid.shape, strict=True))
 
 
 def piece_bytes(grid: TileGrid, shape: Shape, channels: int) -> int:
@@ -230,7 +225,7 @@ def label_bytes(
     *,
     copied: bool,
 ) -> Price:
-    """The planes being gathered and one block's labels; what is made of its values, rows by rows.
+    """The planes being gathered; one block's labels, and what is made of its values, rows by rows.
 
     Parameters
     ----------
@@ -241,4 +236,4 @@ def label_bytes(
     plane, block = shape[0] * shape[1], [min(tile, size) for tile, size in zip(grid.tile, grid.shape, strict=True)]
     rows = min(block[0], label_rows(classes, channels, block[1], block[2]))
     voxel = (channels + classes if copied else 0) * FLOAT + FLOAT + 2 + dtype.itemsize
-    return Price((plane * depth + prod(block)) * dtype.itemsize, rows * block[1] * block[2] * voxel)
+    return Price(plane * depth * dtype.itemsize, prod(block) * dtype.itemsize + rows * block[1] * block[2] * voxel)

@@ -12,10 +12,10 @@ import numpy.typing as npt
 from apps.imaging import dicom_rtstruct, dicom_seg, nifti, preview, statistics
 from apps.imaging.dicom import DicomVolume
 from apps.imaging.dicom_source import dicom_series
-from apps.imaging.labels import Price
 from apps.imaging.model import ImagingModel, Label
 from apps.imaging.volume import Volume
 from common.errors import UsageError
+from common.memory.footprint import Price
 
 
 class Sink(Protocol):

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from apps.imaging.geometry import Taps
 from apps.imaging.intensity import Operation, apply
 from apps.imaging.volume import PlaneReader, Shape, Volume, scaled
+from common.memory.footprint import Price
 from common.tiling.blend import FLOAT
 
 ANISOTROPIC = 3
@@ -112,9 +113,9 @@ def ring_planes(planes: int) -> int:
     return min(planes, 2 * REACH + 1)
 
 
-def spline_bytes(volume: Volume, shape: Shape) -> int:
-    """What a ``SplineReader`` holds: matrices, the planes in reach, and one plane on its way."""
+def spline_bytes(volume: Volume, shape: Shape) -> Price:
+    """A ``SplineReader``: matrices, the planes in reach and one as stored; what one plane passes through."""
     x, y, z = volume.shape
     matrices = sum(have * new for have, new in zip(volume.shape, shape, strict=True))
-    passing = x * y * (volume.dtype.itemsize + 3 * FLOAT) + 3 * max(x, shape[0]) * max(y, shape[1]) * FLOAT
-    return (2 * matrices + ring_planes(z) * shape[0] * shape[1]) * FLOAT + passing
+    held = (2 * matrices + ring_planes(z) * shape[0] * shape[1]) * FLOAT + x * y * volume.dtype.itemsize
+    return Price(held, 3 * (x * y + max(x, shape[0]) * max(y, shape[1])) * FLOAT)

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from apps.imaging.labels import Price
 from apps.imaging.model import Label
 from apps.imaging.volume import PlaneReader, Volume, scaled
 from common.files import write_text
+from common.memory.footprint import Price
 
 COLUMNS = ("value", "name", "voxels", "volume_ml", "mean", "sd")
 

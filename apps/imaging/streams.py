@@ -8,6 +8,7 @@ import numpy.typing as npt
 from apps.imaging.geometry import Taps
 from apps.imaging.intensity import Operation, apply
 from apps.imaging.volume import PlaneReader, Shape, Volume, scaled
+from common.memory.footprint import Price
 from common.tiling.blend import FLOAT
 from common.tiling.grid import TileGrid
 
@@ -93,12 +94,13 @@ def window_depth(grid: TileGrid) -> int:
     return min(grid.tile[2], grid.shape[2])
 
 
-def window_bytes(volume: Volume, grid: TileGrid, *, resampled: bool = False) -> int:
-    """What a ``Window`` holds; ``resampled``: also where the shape stays the same."""
+def window_bytes(volume: Volume, grid: TileGrid, *, resampled: bool = False) -> Price:
+    """The planes of a ``Window``, and its reader's work; ``resampled``: also where the shape stays the same."""
     voxels = grid.shape[0] * grid.shape[1] * window_depth(grid)
     if grid.shape == volume.shape and not resampled:
-        return voxels * volume.dtype.itemsize
-    return voxels * FLOAT + resampling_bytes(volume, grid.shape)
+        return Price(voxels * volume.dtype.itemsize, 0)
+    reader = resampling_bytes(volume, grid.shape)
+    return Price(voxels * FLOAT + reader.held, reader.passing)
 
 
 TINY = np.finfo(np.float32).tiny
@@ -168,10 +170,9 @@ class ResamplingReader:
             self._given += 1
 
 
-def resampling_bytes(volume: Volume, shape: Shape) -> int:
-    """What a ``ResamplingReader`` holds."""
+def resampling_bytes(volume: Volume, shape: Shape) -> Price:
+    """A ``ResamplingReader``: a stored plane and two of the grid's with their masks; what one plane passes through."""
     x, y, _ = volume.shape
-    plane = shape[0] * shape[1] * FLOAT
-    between = x * max(y, shape[1]) * FLOAT
-    masks = 4 * shape[0] * shape[1] + x * max(y, shape[1])
-    return x * y * volume.dtype.itemsize + 2 * plane + 2 * max(plane, between) + between + masks
+    area, between = shape[0] * shape[1], x * max(y, shape[1])
+    held = x * y * volume.dtype.itemsize + 2 * area * (FLOAT + 1)
+    return Price(held, (2 * max(area, between) + between) * FLOAT + 2 * area + between)

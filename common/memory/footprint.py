@@ -61,6 +61,16 @@ class Footprint:
         return tuple(sorted((t for t in self.terms if peak in t.phases or ALL in t.phases), key=lambda t: -t.bytes))
 
 
+@dataclass(frozen=True, slots=True)
+class Price:
+    """Bytes of something that goes step by step."""
+
+    held: int
+    """From step to step."""
+    passing: int
+    """During a step, beside that."""
+
+
 def plain_model(
     *, parameters: int, parameter_bytes: int, samples: int, values_per_sample: int, value_bytes: int
 ) -> int:

@@ -1,11 +1,11 @@
 """Weighted means of overlapping tiles, holding only what a later tile can still change.
 
-The edges of all tiles cut the volume into cells: boxes whose voxels are covered by the same tiles. After its first tile
-a cell is carried, as a partial sum, until its last tile has come; then it is final and leaves. Tiles arrive with z
-outermost, so most cells are short-lived, and what is carried does not grow with the length of the volume. Cells that
-wait for the next row of tiles along z, or also those that wait for the next column along x, may be spilled to a file.
-Sums are taken in the order of the tiles, whatever is carried where: the result is that of an accumulator over the whole
-volume, bit for bit.
+The edges of all tiles cut the volume, without its padding, into cells: boxes whose voxels are covered by the same
+tiles. After its first tile a cell is carried, as a partial sum, until its last tile has come; then it is final and
+leaves. Tiles arrive with z outermost, so most cells are short-lived, and what is carried does not grow with the length
+of the volume. Cells that wait for the next row of tiles along z, or also those that wait for the next column along x,
+may be spilled to a file. Sums are taken in the order of the tiles, whatever is carried where: the result is that of an
+accumulator over the whole volume, bit for bit.
 """
 
 from collections.abc import Iterator
@@ -51,9 +51,11 @@ class Block:
 
 @dataclass(frozen=True, slots=True)
 class _Axis:
-    """How the edges of tiles cut one axis into intervals."""
+    """How the edges of tiles cut one axis of the volume into intervals; padding around it is in none."""
 
     starts: tuple[int, ...]
+    tile: int
+    """Length of a tile."""
     edges: npt.NDArray[np.int64]
     """(n + 1): interval i is [edges[i], edges[i + 1])."""
     first: npt.NDArray[np.int64]
@@ -62,21 +64,23 @@ class _Axis:
     """(n): of the last one."""
 
     @classmethod
-    def of(cls, starts: tuple[int, ...], tile: int) -> "_Axis":
-        edges = np.array(sorted({*starts, *(start + tile for start in starts)}), np.int64)
+    def of(cls, grid: TileGrid, axis: int) -> "_Axis":
+        starts, tile, before = grid.starts(axis), grid.tile[axis], grid.before[axis]
+        borders = np.array([*starts, *(start + tile for start in starts)], np.int64)
+        edges = np.unique(borders.clip(before, before + grid.shape[axis]))
         first = np.searchsorted(np.array(starts) + tile, edges[:-1], side="right")
         last = np.searchsorted(np.array(starts), edges[:-1], side="right") - 1
-        return cls(starts, edges, first.astype(np.int64), last.astype(np.int64))
+        return cls(starts, tile, edges, first.astype(np.int64), last.astype(np.int64))
 
-    def pieces(self, number: int, tile: int) -> list[tuple[int, slice]]:
+    def pieces(self, number: int) -> list[tuple[int, slice]]:
         """The intervals of a tile, and where each lies in it."""
         start = self.starts[number]
-        low, high = np.searchsorted(self.edges, [start, start + tile])
+        low, high = np.searchsorted(self.edges, np.clip([start, start + self.tile], self.edges[0], self.edges[-1]))
         return [(int(i), slice(int(self.edges[i]) - start, int(self.edges[i + 1]) - start)) for i in range(low, high)]
 
-    def next_start(self, number: int, tile: int) -> int:
+    def next_start(self, number: int) -> int:
         """Where the following tile begins, or this one ends."""
-        return self.starts[number + 1] if number + 1 < len(self.starts) else self.starts[number] + tile
+        return self.starts[number + 1] if number + 1 < len(self.starts) else self.starts[number] + self.tile
 
 
 class BoundedBlend(AbstractContextManager["BoundedBlend"]):
@@ -108,7 +112,7 @@ class BoundedBlend(AbstractContextManager["BoundedBlend"]):
         scratch: Path | None = None,
     ) -> None:
         self.grid = TileGrid(shape, tile, overlap, flips, even)
-        self._axes = tuple(_Axis.of(self.grid.starts(axis), tile[axis]) for axis in range(3))
+        self._axes = tuple(_Axis.of(self.grid, axis) for axis in range(3))
         self._order = list(product(*(range(len(self._axes[axis].starts)) for axis in (2, 0, 1))))
         self._weights, self._channels = weights, channels
         self._cells: dict[Cell, Array] = {}
@@ -144,7 +148,7 @@ class BoundedBlend(AbstractContextManager["BoundedBlend"]):
         numbers = (i, j, k)
         tile *= self._weights
         weight = self._weights.copy()
-        pieces = [self._axes[axis].pieces(numbers[axis], self.grid.tile[axis]) for axis in range(3)]
+        pieces = [self._axes[axis].pieces(numbers[axis]) for axis in range(3)]
         for (a, along_x), (b, along_y), (c, along_z) in product(*pieces):
             self._add_cell((a, b, c), numbers, tile[:, along_x, along_y, along_z], weight[along_x, along_y, along_z])
         return self._finish(numbers, tile, weight)
@@ -183,7 +187,7 @@ class BoundedBlend(AbstractContextManager["BoundedBlend"]):
         cut, low = [], []
         for axis, number in enumerate(numbers):
             start, before = self._axes[axis].starts[number], self.grid.before[axis]
-            stop = self._axes[axis].next_start(number, self.grid.tile[axis])
+            stop = self._axes[axis].next_start(number)
             inside = max(start, before), min(stop, before + self.grid.shape[axis])
             if inside[0] >= inside[1]:
                 return
@@ -214,7 +218,7 @@ def carried(grid: TileGrid, channels: int, spill: Spilled = "memory") -> Carried
     """The peak of a ``BoundedBlend``'s cells, from when each begins and ends to be carried."""
     if len(grid) > PRICED_TILES:
         return _bound(grid, channels, spill)
-    x, y, z = (_Axis.of(grid.starts(axis), grid.tile[axis]) for axis in range(3))
+    x, y, z = (_Axis.of(grid, axis) for axis in range(3))
     columns, per_row, rows = len(y.starts), grid.per_row, len(z.starts)
     plane = np.multiply.outer(np.diff(x.edges), np.diff(y.edges))
     held, waiting = np.zeros(per_row * rows + 1, np.int64), np.zeros(per_row * rows + 1, np.int64)

@@ -10,6 +10,7 @@ from apps.imaging.intensity import apply, check_operations, resolve
 from apps.imaging.nifti import open_nifti
 from apps.imaging.streams import ResamplingReader, Window, window_bytes
 from apps.imaging.volume import blocks
+from common.memory.footprint import Price
 from common.tiling.grid import TileGrid
 from tests.apps.imaging.helpers import write_nifti
 
@@ -32,7 +33,7 @@ def test_window_tiles_are_the_whole_volumes(tmp_path: Path, dtype: str) -> None:
             window.fill(position, out)
             x, y, z = (slice(start, start + size) for start, size in zip(position, grid.tile, strict=True))
             np.testing.assert_array_equal(out, whole[x, y, z])
-    assert window._planes.nbytes == window_bytes(volume, grid)
+    assert window_bytes(volume, grid) == Price(window._planes.nbytes, 0)
 
 
 def test_resampled_planes_are_the_resampled_volume(tmp_path: Path) -> None:

@@ -100,6 +100,14 @@ def test_the_length_of_the_volume_costs_nothing() -> None:
         assert prices[0] == prices[1]
 
 
+def test_padding_is_not_carried() -> None:
+    """Of thin volumes most of a tile is padding."""
+    thin, thick = (TileGrid((167, 167, planes), (64, 64, 64), 0.25) for planes in (13, 64))
+    for spill in ("memory", "rows", "columns"):
+        less, more = carried(thin, 14, spill=spill), carried(thick, 14, spill=spill)
+        assert 64 * less.memory == 13 * more.memory and 64 * less.disk == 13 * more.disk
+
+
 def test_118_classes_on_a_large_plane() -> None:
     """What DESIGN asks of 512 x 512 x 1000: features instead of logits, and the overlap along z on disk."""
     grid = TileGrid((512, 512, 1000), (96, 96, 96), 0.25)
