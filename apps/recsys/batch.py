@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from apps.recsys import answer, arrow, model, workloads
 from apps.recsys.ranking import Catalogue
-from apps.recsys.workloads_batch import PART_USERS, BatchWorkload
+from apps.recsys.workloads_batch import BatchWorkload
 from common import files, model_folder
 from common.errors import UsageError
 from common.memory import allocator
@@ -71,6 +71,8 @@ def execute(args: argparse.Namespace, session: Session) -> Mapping[str, Any]:
             allocator.trim()
         with session.phase("rank"):
             rows = ranker.write(parts)
+            del ranker
+            allocator.trim()
         with session.phase("join"):
             _join(parts, args.output)
     shutil.rmtree(parts)
@@ -95,7 +97,7 @@ class Ranker:
         users = pq.ParquetFile(self.work.directory / "users.parquet", pre_buffer=False)
         bar = self.session.progress(total=self.recommender.history.rows, unit="user", label="recommend")
         with users, bar:
-            for batch in users.iter_batches(batch_size=PART_USERS, columns=["id"], use_threads=False):
+            for batch in users.iter_batches(batch_size=self.work.part_users, columns=["id"], use_threads=False):
                 path = _part(parts, start)
                 if not path.exists():
                     with files.atomic_file(path) as part:
@@ -115,7 +117,9 @@ class Ranker:
         import pyarrow as pa
         from threadpoolctl import threadpool_limits
 
-        block = int(self.session.plan["user_block"])
+        # As many blocks as keep every thread busy to the end, none larger than planned.
+        rounds = -(-len(ids) // (int(self.session.plan["user_block"]) * self.session.threads))
+        block = -(-len(ids) // (rounds * self.session.threads))
         firsts = range(start, start + len(ids), block)
         # Read in this thread: others must not share a file's position.
         histories = [self.read(first, min(first + block, start + len(ids))) for first in firsts]
@@ -172,7 +176,7 @@ def _part(parts: Path, start: int) -> Path:
 def _continue(parts: Path, args: argparse.Namespace, work: BatchWorkload) -> int:
     """Make the folder of parts, empty it if they are of another answer, and say how many there are."""
     manifest = hashlib.sha256((args.model / model_folder.MANIFEST).read_bytes()).hexdigest()
-    key = {"model": manifest, "k": args.k, "exclude": args.exclude, "only": args.only, "part": PART_USERS}
+    key = {"model": manifest, "k": args.k, "exclude": args.exclude, "only": args.only, "part": work.part_users}
     with suppress(OSError, ValueError):
         if json.loads((parts / KEY).read_text()) == key:
             return len(list(parts.glob("users-*.parquet")))

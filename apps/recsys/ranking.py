@@ -128,8 +128,10 @@ class _Found:
             # Before the first tile nothing is known; later this is never below what is known.
             empty = np.isneginf(least)
             if empty.any():
-                place = scores.shape[1] - wanted
-                least[empty] = np.partition(scores[empty], place, axis=1)[:, place]
+                place, copied = scores.shape[1] - wanted, scores[empty]
+                copied.partition(place, axis=1)
+                least[empty] = copied[:, place]
+                del copied
         user, column = np.nonzero(scores >= least[:, None])
         changed = np.unique(user)
         if not len(changed):

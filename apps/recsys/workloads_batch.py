@@ -9,21 +9,30 @@ from typing import Any
 
 from apps.recsys.pricing import columns
 from apps.recsys.pricing_bpr import fold_terms
-from apps.recsys.ranking import MARGIN, TILE
-from apps.recsys.workloads import ANSWERING, LIBRARIES, PACKING_BYTES, THREAD_BYTES, USER_BLOCKS, model_terms
+from apps.recsys.ranking import TILE
+from apps.recsys.workloads import (
+    ANSWERING,
+    LIBRARIES,
+    PACKING_BYTES,
+    THREAD_BYTES,
+    USER_BLOCKS,
+    WARM_FACTORS,
+    model_terms,
+)
 from common.memory import floor
 from common.memory.costs import Costs, Probe
 from common.memory.footprint import Footprint, Term
 from common.memory.planner import Setting
 
-PART_USERS = 1 << 12
-"""Users in a part of the answer: after each, a killed run can go on."""
-SCORE_BYTES = 16
-"""A score of a tile: itself, whether it is wanted, and before the first tile two copies that are partitioned."""
-HEAP_BYTES = 3 << 18
-"""What a new thread's own malloc heap holds at first: the warm-up has not ranked in threads."""
-ANSWER_BYTES = 160
-"""A line of the answer: candidates and order while it is found, ids, columns and what Parquet makes of them."""
+PART_USERS, PART_LINES = 1 << 12, 1 << 16
+"""Users and lines in a part of the answer, at most: after each, a killed run can go on."""
+SCORE_BYTES = 9
+"""A score of a tile: itself, whether it is wanted, and before the first tile a copy that is partitioned."""
+FOUND_BYTES = 12
+"""A line of the answer while others are looked for: an item and its score."""
+ANSWER_BYTES, PARQUET_BYTES = 104, 8 << 20
+"""A line of the answer when it is written, with its ids and columns; and what Parquet takes for any (9 to 14 MiB
+measured of 40,960 to 65,536 lines)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +44,11 @@ class BatchWorkload:
     k: int
     threads: int
     name: str = "recsys recommend"
+
+    @property
+    def part_users(self) -> int:
+        """Users in a part of the answer."""
+        return min(PART_USERS, max(1, PART_LINES // self.k))
 
     @property
     def monotone(self) -> Sequence[str]:
@@ -51,11 +65,17 @@ class BatchWorkload:
         return [floor.probe(ANSWERING, libraries=LIBRARIES, threads=self.threads)]
 
     def footprint(self, setting: Setting, known: Costs) -> Footprint:
-        """The model; then what each thread works on, and a part of the answer."""
+        """The model; then what each thread works on, or a part of the answer."""
         made, rank = self.manifest, ("rank",)
         items, users, factors = made["items"], made["users"], made["factors"]
         both, block = ("load", *rank), int(setting["user_block"])
         longest, mean = made.get("longest", made["longest_history"]), made["interactions"] / users
+        part, tile = min(self.part_users, users), min(TILE, items)
+        lines = part * min(self.k, items)
+        folding = 4 * factors * (2 * longest + 3 * factors)
+        # Pairs that are not to be ranked, sorted; a user's vector, or the scores of a tile.
+        each = 48 * (block * mean + longest) + max(folding, tile * (SCORE_BYTES * block + 4 * factors))
+        ranking, writing = int(self.threads * each) + FOUND_BYTES * lines, PARQUET_BYTES + ANSWER_BYTES * lines
         return Footprint.of(
             [
                 *floor.terms(known, self.probes(setting)[0]),
@@ -65,19 +85,12 @@ class BatchWorkload:
                 Term("putting in order", 24 * items, "analytic", ("load",)),
                 # Written uncompressed: the file while it is read, and the table.
                 Term("item ids", 2 * made["files"]["items.parquet"]["bytes"], "analytic", rank),
-                Term("scores", self.threads * SCORE_BYTES * block * min(TILE, items), "analytic", rank),
-                Term(
-                    "histories",
-                    int(8 * PART_USERS * mean + 48 * self.threads * (block * mean + longest)),
-                    "analytic",
-                    rank,
-                ),
-                Term("tile of items", self.threads * 4 * TILE * factors, "analytic", rank),
-                Term("fold-in", self.threads * 4 * factors * (2 * longest + 3 * factors), "analytic", rank),
+                Term("histories", int(8 * part * mean), "analytic", rank),
                 *fold_terms(made["kind"], factors=factors, threads=self.threads, phases=rank),
-                Term("part of the answer", ANSWER_BYTES * PART_USERS * (self.k + MARGIN), "measured", (*rank, "join")),
-                Term("threads", self.threads * (THREAD_BYTES + HEAP_BYTES), "measured", rank),
-                Term("BLAS packing", self.threads * PACKING_BYTES * factors, "measured", rank),
+                Term("ranking or writing", max(ranking, writing), "measured", rank),
+                Term("part of the answer", writing, "measured", ("join",)),
+                Term("threads", self.threads * THREAD_BYTES, "measured", rank),
+                Term("BLAS packing", self.threads * PACKING_BYTES * max(0, factors - WARM_FACTORS), "measured", rank),
             ]
         )
 

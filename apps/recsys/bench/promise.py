@@ -23,6 +23,8 @@ TRAIN = (
 """Name, data set and options of a ``train``; the models of the first four answer the other commands."""
 ANSWERS = (
     ("recommend-ml-1m", "ials-ml-1m", ("recommend", "--user", "1")),
+    ("recommend-all-ml-1m", "ials-ml-1m", ("recommend", "--all-users", "-o", WORK / "all-ml-1m.parquet")),
+    ("recommend-all-gowalla", "ials-gowalla", ("recommend", "--all-users", "-o", WORK / "all-gowalla.parquet")),
     ("recommend-epinions", "ials-epinions", ("recommend", "--history", "1,2,3")),
     ("similar-lastfm", "ials-lastfm", ("similar", "--item", "289")),
     ("similar-gowalla", "ials-gowalla", ("similar", "--item", "10")),
