@@ -8,6 +8,7 @@ prints what came of it.
 """
 
 import copy
+import ctypes
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -21,7 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from apps.imaging import networks
 from apps.imaging.patches import Volumes
 from apps.imaging.train import Recipe, make_step, validate
-from common.memory import guard, meter
+from common.memory import allocator, guard, meter
 from common.memory.budget import KIB, MIB
 from common.training import recovery
 from common.training.step import TrainingStep
@@ -34,6 +35,30 @@ ROOM = 256 * KIB
 """What a passing wall leaves: enough for Python, less than a tensor of this network."""
 SHARE = 0.45
 """Of what the step takes, what a lasting wall leaves: too little for the whole batch, enough for a sample."""
+FILLING = 64 * KIB
+"""Of a block that fills the heap: below glibc's mmap threshold, and less than a tensor of this network."""
+TRIES = 100
+"""Trainings until one fails: late in a phase, what is left to allocate may fit after all."""
+
+
+class FilledHeap:
+    """Take, untouched, the addresses that the heap keeps free, so that only the kernel can give a tensor memory.
+
+    Where mapping was refused once, glibc has grown its heap instead, and a later wall would not be met.
+    """
+
+    def __init__(self) -> None:
+        libc, before = allocator.libc(), allocator.statistics()
+        assert libc is not None and before is not None
+        self._free, libc.malloc.restype = libc.free, ctypes.c_void_p
+        self._blocks: list[int] = []
+        while (now := allocator.statistics()) and now.arena == before.arena and (block := libc.malloc(FILLING)):
+            self._blocks.append(block)
+
+    def free(self) -> None:
+        """Give them back."""
+        while self._blocks:
+            self._free(ctypes.c_void_p(self._blocks.pop()))
 
 
 @dataclass
@@ -44,6 +69,7 @@ class Failure(TorchDispatchMode):
     wall: Callable[[], int]
     """What the process may hold then, in bytes."""
     seen: int = 0
+    filled: FilledHeap | None = None
 
     def __post_init__(self) -> None:
         super().__init__()
@@ -52,6 +78,7 @@ class Failure(TorchDispatchMode):
         """Run the operator, behind the wall if its turn has come."""
         self.seen += 1
         if self.seen == self.at:
+            self.filled = FilledHeap()
             guard.soft_wall(self.wall(), threads=0, slack=0)
         return func(*args, **(kwargs or {}))
 
@@ -129,6 +156,8 @@ def train(at: int, *, lasting: int = 0) -> Outcome:
             dice = recovery.repeated(lambda: validate(single, volumes, [0], (SIDE,) * 3, CLASSES, "off"))
         marks.append(failure.seen)
         guard.lift_soft_wall()
+    if failure.filled is not None:
+        failure.filled.free()
     weights = torch.cat([parameter.detach().flatten() for parameter in network.parameters()])
     return Outcome(weights, dice, step.micro_batch, len(messages), taken, marks)
 
@@ -170,9 +199,12 @@ def report() -> dict[str, Any]:
         phase = number % len(PHASES)
         # Every other failure of forward and backward leaves room for smaller micro-batches only.
         lasting = int(SHARE * calm.taken) if phase < 2 and number // len(PHASES) % 2 else 0
-        done = calm
-        while not done.failures or done is calm:  # late in a phase, what is left to allocate may fit after all
+        for _ in range(TRIES):
             done = train(int(random.integers(starts[phase] + 1, starts[phase + 1] + 1)), lasting=lasting)
+            if done.failures:
+                break
+        else:
+            raise RuntimeError(f"no allocation of {PHASES[phase]} failed in {TRIES} trainings")
         counts[PHASES[phase]] += 1
         error = max(error, float((done.weights - calm.weights).norm() / calm.weights.norm()))
         if done.micro_batch == BATCH:
