@@ -34,6 +34,11 @@ ANSWER_BYTES, PARQUET_BYTES = 104, 8 << 20
 """A line of the answer when it is written, with its ids and columns; and what Parquet takes for any (9 to 14 MiB
 measured of 40,960 to 65,536 lines)."""
 
+READ_BYTES = 32
+"""A line that is read back to join the parts."""
+GROUP_BYTES = 8 << 10
+"""What the end of a Parquet file says of one part (6.5 KiB measured, of 288 parts)."""
+
 
 @dataclass(frozen=True, slots=True)
 class BatchWorkload:
@@ -68,9 +73,9 @@ class BatchWorkload:
         """The model; then what each thread works on, or a part of the answer."""
         made, rank = self.manifest, ("rank",)
         items, users, factors = made["items"], made["users"], made["factors"]
-        both, block = ("load", *rank), int(setting["user_block"])
+        both, part, tile = ("load", *rank), min(self.part_users, users), min(TILE, items)
+        block = min(int(setting["user_block"]), -(-part // self.threads))
         longest, mean = made.get("longest", made["longest_history"]), made["interactions"] / users
-        part, tile = min(self.part_users, users), min(TILE, items)
         lines = part * min(self.k, items)
         folding = 4 * factors * (2 * longest + 3 * factors)
         # Pairs that are not to be ranked, sorted; a user's vector, or the scores of a tile.
@@ -88,7 +93,8 @@ class BatchWorkload:
                 Term("histories", int(8 * part * mean), "analytic", rank),
                 *fold_terms(made["kind"], factors=factors, threads=self.threads, phases=rank),
                 Term("ranking or writing", max(ranking, writing), "measured", rank),
-                Term("part of the answer", writing, "measured", ("join",)),
+                Term("part of the answer", READ_BYTES * lines + writing, "measured", ("join",)),
+                Term("parts", GROUP_BYTES * -(-users // self.part_users), "measured", ("join",)),
                 Term("threads", self.threads * THREAD_BYTES, "measured", rank),
                 Term("BLAS packing", self.threads * PACKING_BYTES * max(0, factors - WARM_FACTORS), "measured", rank),
             ]
