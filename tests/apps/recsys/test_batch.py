@@ -137,6 +137,9 @@ def test_a_large_catalogue_in_little_memory(run: Run, epinions: Path, tmp_path: 
     measured = done.record["measured"]
     assert measured["peak_bytes"] - measured["floor_bytes"] - own <= 64 * MIB
     assert measured["peak_bytes"] <= done.record["plan"]["predicted_peak_bytes"]
+    # Long lists are written in smaller parts: they need no more.
+    long = run("apps.recsys", *arguments, "-k", 1000, "--dry-run", "--json").record["plan"]
+    assert long["predicted_peak_bytes"] <= done.record["plan"]["predicted_peak_bytes"] + 4 * MIB
 
     table = pq.read_table(out)
     users, items = (pq.read_table(epinions / f"{name}s.parquet")["id"].to_numpy() for name in ("user", "item"))
