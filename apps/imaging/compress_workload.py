@@ -53,7 +53,7 @@ class CompressWorkload:
         reading = max(cropped_bytes(c.volume) if c.nnunet else c.volume.reader_bytes for c in cases)
         terms = [
             Term("small objects", OBJECTS_BYTES, "measured", (CALIBRATE, QUANTISE)),
-            Term("input planes", max(p.held + p.passing for p in map(input_bytes, cases)), "analytic", (CALIBRATE,)),
+            Term("input planes", max(input_bytes(case).most for case in cases), "analytic", (CALIBRATE,)),
             Term("statistics", max(map(pass_bytes, cases)), "analytic", (CALIBRATE,)),
             Term("reading", reading, "measured", (CALIBRATE,)),
             Term("tiles", 2 * tile, "analytic", (CALIBRATE, QUANTISE)),

@@ -295,8 +295,8 @@ class InferWorkload:
         """What one study holds while its tiles are run."""
         channels, blend = self.channels(setting), self._carried(case, setting)
         outputs = outputs_bytes(self.wanted, case.volume, self.model)
-        planes, labels = input_bytes(case), self._labels(case, setting)
-        restoring = self._restoring_bytes(case, channels)
+        planes, restoring = input_bytes(case), self._restoring_bytes(case, channels)
+        labels = self._labels(case, setting, restoring)
         reading = planes.passing + _reading_bytes(case)
         if case.grid.count(2) == 1:  # all is read before anything is carried or finished
             reading -= blend.memory + labels.held
@@ -320,7 +320,7 @@ class InferWorkload:
         extended = extended_bytes(case.grid, restored)
         return block * restored * FLOAT + extended + piece_bytes(case.grid, case.volume.shape, restored)
 
-    def _labels(self, case: Case, setting: Setting) -> Price:
+    def _labels(self, case: Case, setting: Setting, restoring: int) -> Price:
         classes, channels, shape = len(self.model.labels), self.channels(setting), case.volume.shape
         dtype = np.dtype(np.uint8 if max(label.value for label in self.model.labels) < 256 else np.uint16)
         along_z = case.taps_back[2] if case.resampled else None
@@ -328,7 +328,7 @@ class InferWorkload:
         labels = label_bytes(case.grid, shape, classes, channels, dtype, along_z, copied=copied)
         if not case.resampled:
             return labels
-        restored, restoring = restored_channels(case, channels, classes), self._restoring_bytes(case, channels)
+        restored = restored_channels(case, channels, classes)
         back, piece = back_bytes(case.grid, shape, restored), piece_bytes(case.grid, shape, restored)
         # Interpolating makes the piece; before it is labelled, what it was made through is gone.
         return Price(back.held + labels.held, restoring + max(back.passing - piece, labels.passing))
@@ -369,5 +369,4 @@ def _channel_pass(case: Case) -> int:
         return stored
     x, y, z = case.grid.shape
     on_grid = min(z, pass_planes(case)) * x * y * 4 * FLOAT
-    reader = resampling_bytes(case.volume, case.grid.shape)
-    return max(stored, on_grid + reader.held + reader.passing)
+    return max(stored, on_grid + resampling_bytes(case.volume, case.grid.shape).most)

@@ -74,9 +74,12 @@ def workload(args: argparse.Namespace, budget: MemoryBudget) -> workloads.TrainW
         except MemoryError:
             raise DoesNotFit(budget, None, [f"to read Parquet alone takes {ARROW_BYTES // MIB} MiB more"]) from None
     workspace = ingest.workspace(args.output)
-    walls = {"ceiling": budget.host_bytes, "threads": args.threads}
+
+    def read() -> dict[str, Any]:
+        return asdict(ingest.ingest(inputs, workspace.path))
+
     try:
-        facts = ingest.Facts(**child.run(lambda: asdict(ingest.ingest(inputs, workspace.path)), **walls))
+        facts = ingest.Facts(**child.run(read, ceiling=budget.host_bytes, threads=args.threads))
     except MemoryError:
         raise DoesNotFit(budget, None, ["the ids of the input alone need more"]) from None
     return _work(facts, described, workspace)

@@ -70,6 +70,11 @@ class Price:
     passing: int
     """During a step, beside that."""
 
+    @property
+    def most(self) -> int:
+        """Both."""
+        return self.held + self.passing
+
 
 def plain_model(
     *, parameters: int, parameter_bytes: int, samples: int, values_per_sample: int, value_bytes: int
