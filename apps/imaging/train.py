@@ -219,13 +219,9 @@ def _train(job: Job, session: Session, training: Volumes, held_out: Volumes) -> 
 def _on_the_way(
     network: "torch.nn.Module", held_out: Volumes, recipe: Recipe, classes: int, plan: Mapping[str, Any]
 ) -> float:
-    """Mean Dice of some held-out cases; should that not fit, once more without a heap that fragments."""
+    """Mean Dice of some held-out cases."""
     some = range(min(len(held_out), recipe.validation_cases))
-    dice = repeated(
-        lambda: validate(network, held_out, some, recipe.patch, classes, plan["amp"]), before_again=allocator.tame
-    )
-    if plan["allocator"] == "heap":
-        allocator.relax()
+    dice = repeated(lambda: validate(network, held_out, some, recipe.patch, classes, plan["amp"]))
     network.train()
     return float(np.nanmean(dice))
 

@@ -15,7 +15,7 @@ from common.memory import floor, trace
 from common.memory.budget import MIB
 from common.memory.costs import Costs, Probe
 from common.memory.footprint import Footprint, Term
-from common.memory.heap import SLACK
+from common.memory.heap import SHARE, allowance
 from common.memory.planner import Setting, Workload
 from common.tiling.blend import FLOAT, carried
 from common.tiling.grid import TileGrid
@@ -28,11 +28,8 @@ LOAD, TRAIN, VALIDATE, CHECKPOINT, EXPORT = "load", "train", "validate", "checkp
 EXPORT_BYTES = 24 * MIB
 """Tracing and serialising, beside copies of the weights (measured with them: 7 to 15 MiB above the other terms, with
 UNet, SegResNet and DynUNet)."""
-HEAP_SHARE = 0.1
-"""What the bounded heap holds beside live tensors and its slack, as a share of them: its growth between two looks
-(measured above the slack: 20 of 541 MiB with SegResNet at 96^3 in bfloat16, nothing at 48^3 and 64^3)."""
-IN_HEAP = ("segresnet", "basicunet")
-"""Networks for which that was measured; others keep their tensors mapped."""
+HEAP_SHARE = {"unet": 0.0, "basicunet": 0.05}
+"""What the bounded heap may hold beside tensors, as a share of them, where it was measured to be less than usual."""
 
 
 RECOMPUTING = {
@@ -101,8 +98,8 @@ class TrainWorkload:
 
     def settings(self) -> Iterator[Setting]:
         """Micro-batch and accumulation, precision, recomputed activations, gradients that are used up at once, where
-        the prepared cases are kept, and whether tensors of less than 32 MiB live in the heap (fast, holds more) or are
-        mapped one by one."""
+        the prepared cases are kept, and whether tensors of less than 32 MiB live in the heap (fast, holds a little
+        more) or are mapped one by one."""
         recipe = self.job.recipe
         batch = recipe.batch
         sizes = sorted({-(-batch // 2**halvings) for halvings in range(batch.bit_length())}, reverse=True)
@@ -113,7 +110,7 @@ class TrainWorkload:
             policies.POLICIES,
             ("off", "on"),
             [self.cache] if self.cache else ["memory", "disk"],
-            ("heap", "mapped") if recipe.network in IN_HEAP else ("mapped",),
+            ("heap", "mapped"),
         )
         for micro_batch, precision, checkpoint, step_in_backward, cache, allocator in choices:
             if step_in_backward == "on" and (micro_batch < batch or recipe.clip or precision == "fp16"):
@@ -182,14 +179,15 @@ class TrainWorkload:
         grids = [TileGrid(shape, recipe.patch, OVERLAP) for shape in shapes]
         blend = max((carried(grid, classes).memory for grid in grids), default=0)
         block = voxels * (FLOAT + 3 * 8)  # a finished block's image, and its labels compared as int64
-        heap = setting["allocator"] == "heap"
+        tensors = cost["activations"] + cost["workspace"]
+        heap, share = setting["allocator"] == "heap", HEAP_SHARE.get(recipe.network, SHARE)
         terms = [
             Term("parameters", cost["parameters"], "analytic", (TRAIN, VALIDATE, EXPORT)),
             Term("gradients", cost["gradients"], "analytic", (TRAIN,)),
             Term("optimizer states", cost["optimizer"], "analytic", (TRAIN, VALIDATE, EXPORT)),
             Term("activations", cost["activations"], "replayed", (TRAIN,)),
             Term("operator workspace", cost["workspace"], "replayed", (TRAIN,)),
-            Term("heap fragments", _heap_bytes(heap, cost["activations"] + cost["workspace"]), "measured", (TRAIN,)),
+            Term("heap fragments", allowance(tensors, share=share) if heap else 0, "measured", (TRAIN,)),
             Term("compiled kernels", cost["kernels"], "replayed", (TRAIN, VALIDATE, EXPORT)),
             Term("kernels of validation", kernels, "replayed", (VALIDATE, EXPORT)),
             Term("small blocks", cost["unseen"], "measured", (TRAIN, VALIDATE, EXPORT)),
@@ -197,7 +195,7 @@ class TrainWorkload:
             Term("cases in memory", sum(sizes) * (FLOAT + 1) if setting["cache"] == "memory" else 0, "analytic"),
             Term("loading a case", max(map(loading_bytes, whole)) + max(sizes) * (FLOAT + 1), "analytic", (LOAD,)),
             Term("blend", blend + block + voxels * FLOAT * (classes + 3), "analytic", (VALIDATE,)),
-            Term("heap fragments, validation", _heap_bytes(heap, forward), "measured", (VALIDATE,)),
+            Term("heap fragments, validation", allowance(forward, share=share) if heap else 0, "measured", (VALIDATE,)),
             Term("tile's forward pass", forward, "replayed", (VALIDATE,)),
             Term("checkpoint", checkpointing.bytes_needed(states), "analytic", (CHECKPOINT,)),
             Term("parameters and optimizer", states, "analytic", (CHECKPOINT,)),
@@ -217,16 +215,10 @@ class TrainWorkload:
         precision, recipe = "bf16" if setting["amp"] == "bf16" else "off", self.job.recipe  # fp16 is as float32
         voxels = recipe.batch * prod(recipe.patch) * VOXEL[precision]
         passes = int(setting["accumulate"]) * PASS_VOXELS.get(recipe.network, USUAL_PASS_VOXELS)
-        mapped = setting["allocator"] == "mapped" and recipe.network in IN_HEAP
         return (
             (voxels + passes)
             * RECOMPUTING[precision][str(setting["checkpoint"])]
-            * (MAPPED[precision] if mapped else 1.0)
+            * (MAPPED[precision] if setting["allocator"] == "mapped" else 1.0)
             * (1.01 if setting["step_in_backward"] == "on" else 1.0)
             * (1.05 if setting["cache"] == "disk" else 1.0)
         )
-
-
-def _heap_bytes(used: bool, live: int) -> int:
-    """What the bounded heap may hold beside ``live`` bytes of tensors."""
-    return SLACK + int(HEAP_SHARE * live) if used else 0

@@ -1,12 +1,13 @@
 """One 3D training step under one setting of the allocator, in a process of its own.
 
 ``python -m common.bench.allocation --setting heap --network segresnet --patch 64`` ends with one JSON line: peak above
-the floor, what is left after the step, seconds and CPU seconds of a step. ``stock`` is torch as it comes.
+the floor, what is left after the step, seconds, CPU seconds and page faults of a step. ``stock`` is torch as it comes.
 """
 
 import argparse
 import json
 import os
+import resource
 import sys
 import time
 from collections.abc import Sequence
@@ -17,7 +18,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any, cast
 
 from common.memory import allocator, meter
-from common.memory.heap import BoundedHeap
+from common.memory.heap import PASSES, BoundedHeap
 from common.training.step import TrainingStep
 
 if TYPE_CHECKING:
@@ -58,8 +59,8 @@ def build(name: str) -> "nn.Module":
     return cast("nn.Module", network)
 
 
-def train(network: "nn.Module", *, patch: int, batch: int, amp: str, steps: int) -> list[tuple[float, float]]:
-    """Wall and CPU seconds of each step."""
+def train(network: "nn.Module", *, patch: int, batch: int, amp: str, steps: int) -> list[tuple[float, float, int]]:
+    """Wall and CPU seconds of each step, and its page faults."""
     import torch
 
     step = TrainingStep(network, torch.optim.AdamW(network.parameters(), fused=True), CrossEntropy(), batch, amp)
@@ -67,14 +68,18 @@ def train(network: "nn.Module", *, patch: int, batch: int, amp: str, steps: int)
     classes = torch.randint(CLASSES, (batch, patch, patch, patch))
     times = []
     for _ in range(steps):
-        began, busy = time.perf_counter(), time.process_time()
+        began, busy, faults = time.perf_counter(), time.process_time(), _faults()
         step([images, classes])
-        times.append((time.perf_counter() - began, time.process_time() - busy))
+        times.append((time.perf_counter() - began, time.process_time() - busy, _faults() - faults))
     return times
 
 
+def _faults() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+
 def measure(args: argparse.Namespace) -> dict[str, Any]:
-    """Peak and times in the steady state; the first step is not timed."""
+    """Peak, and times in the steady state: not of the first step, nor of those in which the heap learns."""
     import torch
 
     torch.manual_seed(0)
@@ -88,12 +93,13 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     with heap:
         times = train(network, patch=args.patch, batch=args.batch, amp=args.amp, steps=args.steps)
         left = meter.resident() - floor
-    wall, busy = zip(*times[1:], strict=True)
+    wall, busy, faults = zip(*times[1 + PASSES :], strict=True)
     return {
         "above_floor_bytes": meter.lifetime_peak() - floor,
         "left_bytes": left,
         "step_seconds": median(wall),
         "step_cpu_seconds": median(busy),
+        "step_faults": median(faults),
         "trims": getattr(heap, "trims", 0),
     }
 
@@ -106,7 +112,7 @@ def main() -> int:
     parser.add_argument("--patch", type=int, default=64)
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--amp", choices=("off", "bf16"), default="off")
-    parser.add_argument("--steps", type=int, default=9)
+    parser.add_argument("--steps", type=int, default=11)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     args = parser.parse_args()
     variables = allocator.environment(args.threads)

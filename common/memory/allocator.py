@@ -17,9 +17,8 @@ RELAXED_MMAP_THRESHOLD = 32 * MIB
 """The largest that glibc accepts; larger blocks are mapped in any case."""
 TRIM_THRESHOLD = 1 * MIB
 """Free heap above this is returned at once."""
-RELAXED_TRIM_THRESHOLD = 256 * MIB
-"""So that the heap's end is not returned and faulted in again at each layer: ``common.memory.heap`` returns what is too
-much. With 1 MiB the same step peaks at 338 to 356 MiB instead of 337 to 339."""
+RELAXED_TRIM_THRESHOLD = -1
+"""Never: a step's end would return what the next one begins with. ``common.memory.heap`` returns what is too much."""
 
 TUNABLES = "GLIBC_TUNABLES"
 """The variable that glibc reads at process start; children inherit it."""
@@ -57,29 +56,31 @@ def statistics() -> Statistics | None:
     return found
 
 
-def tame() -> bool:
-    """Pin glibc's thresholds in this process; ``False`` where the allocator has no ``mallopt`` (musl, macOS)."""
+def map_from(size: int) -> bool:
+    """Map blocks from ``size`` bytes on one by one, others live in the heap; ``False`` where the allocator has no
+    ``mallopt`` (musl, macOS)."""
     library = libc()
-    if library is None:
-        return False
-    return bool(
-        library.mallopt(_M_MMAP_THRESHOLD, MMAP_THRESHOLD) and library.mallopt(_M_TRIM_THRESHOLD, TRIM_THRESHOLD)
-    )
+    return library is not None and bool(library.mallopt(_M_MMAP_THRESHOLD, size))
+
+
+def return_from(size: int) -> bool:
+    """Return the heap's end at once where ``size`` bytes of it are free."""
+    library = libc()
+    return library is not None and bool(library.mallopt(_M_TRIM_THRESHOLD, size))
+
+
+def tame() -> bool:
+    """Pin glibc's thresholds in this process; ``False`` as in ``map_from``."""
+    return map_from(MMAP_THRESHOLD) and return_from(TRIM_THRESHOLD)
 
 
 def relax() -> bool:
     """Let blocks of up to 32 MiB live in the heap again, where they are reused without page faults.
 
     Pinned, a training step on small patches takes 1.4 to 1.6 times as long as this; relaxed, the heap fragments, unless
-    ``common.memory.heap`` bounds it. A plan that relaxes must price that.
+    ``common.memory.heap`` decides from layer to layer.
     """
-    library = libc()
-    if library is None:
-        return False
-    return bool(
-        library.mallopt(_M_MMAP_THRESHOLD, RELAXED_MMAP_THRESHOLD)
-        and library.mallopt(_M_TRIM_THRESHOLD, RELAXED_TRIM_THRESHOLD)
-    )
+    return map_from(RELAXED_MMAP_THRESHOLD) and return_from(RELAXED_TRIM_THRESHOLD)
 
 
 def trim() -> None:

@@ -80,21 +80,42 @@ def together(tree: Iterable[Pages]) -> int:
     return max(once, sum(look.proportional for look in looks))
 
 
-def lifetime_peak() -> int:
-    """High-water mark of this process since the last reset."""
+_before_laps = 0
+"""The highest mark before the last lap, since the last reset."""
+
+
+def _mark() -> int:
+    """The kernel's high-water mark."""
     with suppress(OSError):
         if peak := _status("VmHWM"):
             return peak
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (KIB if sys.platform != "darwin" else 1)
 
 
+def lifetime_peak() -> int:
+    """High-water mark of this process since the last reset."""
+    return max(_before_laps, _mark())
+
+
 def reset_peak() -> bool:
     """Start a new high-water mark at the present resident size; ``False`` where the kernel does not allow it."""
+    global _before_laps
+    _before_laps = 0
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:
         return False
     return True
+
+
+def lap() -> int:
+    """The high-water mark since the last lap; ``lifetime_peak`` goes on."""
+    global _before_laps
+    peak = _mark()
+    before = max(_before_laps, peak)
+    reset_peak()
+    _before_laps = before
+    return peak
 
 
 def children() -> list[int]:

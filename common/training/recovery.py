@@ -33,15 +33,13 @@ def attempt(work: Callable[[], Result]) -> Result | Failure:
     return failure
 
 
-def repeated(work: Callable[[], Result], *, before_again: Callable[[], None] = lambda: None) -> Result:
+def repeated(work: Callable[[], Result]) -> Result:
     """Do ``work``, and once more if an allocation fails: what the heap kept, or others held for a moment, may be gone.
 
     Parameters
     ----------
     work
         Something that may be done again from its start.
-    before_again
-        Called between the two attempts.
 
     Raises
     ------
@@ -50,7 +48,6 @@ def repeated(work: Callable[[], Result], *, before_again: Callable[[], None] = l
     """
     done = attempt(work)
     if isinstance(done, Failure):
-        before_again()
         done = attempt(work)
     if isinstance(done, Failure):
         raise done.error

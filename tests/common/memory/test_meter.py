@@ -43,6 +43,32 @@ def test_each_phase_has_its_own_peak() -> None:
     assert method == "hwm"
 
 
+LAPS = """
+import json
+import numpy as np
+from common.memory import allocator, meter
+allocator.tame()
+meter.reset_peak()
+base = meter.resident()
+np.ones(128 << 20, np.uint8)
+first = meter.lap()
+np.ones(32 << 20, np.uint8)
+second = meter.lap()
+whole = meter.lifetime_peak()
+meter.reset_peak()
+print(json.dumps([base, first, second, whole, meter.lifetime_peak()]))
+"""
+
+
+def test_a_lap_starts_a_new_mark_and_the_peak_goes_on() -> None:
+    done = subprocess.run([sys.executable, "-c", LAPS], capture_output=True, text=True, check=True)
+    base, first, second, whole, after = json.loads(done.stdout)
+    assert abs(first - base - 128 * MIB) < TOLERANCE
+    assert abs(second - base - 32 * MIB) < TOLERANCE
+    assert whole == first
+    assert abs(after - base) < TOLERANCE
+
+
 CHILDREN = """
 import subprocess, sys
 from common.memory import allocator, meter
