@@ -180,6 +180,7 @@ def _train(job: Job, session: Session, training: Volumes, held_out: Volumes) -> 
         return done / recipe.steps if recipe.steps else (time.monotonic() - began) / float(recipe.seconds or 1)
 
     def save() -> None:
+        allocator.trim()  # what the heap keeps free between the step's tensors is not the checkpoint's
         elapsed = time.monotonic() - began
         state = {"step": done, "seconds": elapsed, "settings": settings, "scaler": step.state_dict()}
         checkpointing.save(last, network=network, optimizer=optimizer, state=state)
@@ -208,7 +209,7 @@ def _train(job: Job, session: Session, training: Volumes, held_out: Volumes) -> 
                         saved = time.monotonic()
             next_validation += 1 / VALIDATIONS
             if progress() < 1 and len(held_out):
-                allocator.trim()  # what the heap kept free between the step's tensors is not validation's
+                allocator.trim()  # nor validation's
                 with session.phase(VALIDATE):
                     dice = _on_the_way(network, held_out, recipe, classes, plan)
             save()

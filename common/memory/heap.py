@@ -39,7 +39,8 @@ REUSED = 0.5
 316 MiB, as mapped, but zeroes 540 MiB of returned pages; with 0.5 at 340 and 290, with 1 at 370 and 150."""
 SLACK, SHARE = 8 * MIB, 0.1
 """What may be held beside tensors: bytes, and a share of them. Measured, 18 steps of four networks from 24^3 to 96^3 in
-both precisions: 0 to 56 MiB, at most 12 %; UNet 0 to 2 MiB, BasicUNet at most 4 %."""
+both precisions: 0 to 56 MiB, at most 12 %; UNet 0 to 2 MiB, BasicUNet at most 4 %. Where the reuse that was counted on
+does not come, it is up to half of what is free once more, for one interval."""
 
 
 def allowance(tensors: int, *, share: float = SHARE) -> int:
@@ -143,7 +144,7 @@ class BoundedHeap:
         if self._measured is not None:
             peak = meter.lap()
             self._most = max(self._most, peak)
-            self._measured.growth = peak - self._base
+            self._measured.growth = max(0, peak - self._base)  # a phase's end starts the mark anew
             self._measured.passes += 1
 
     def _open(self) -> None:
