@@ -37,7 +37,7 @@ from common.memory import floor
 from common.memory.budget import MIB, MemoryBudget, format_size
 from common.memory.costs import Costs, CostStore, Probe, ProbeFailed
 from common.memory.footprint import Footprint, Price, Source, Term
-from common.memory.heap import allowance
+from common.memory.heap import SLACK
 from common.memory.planner import Setting, Workload
 from common.tiling.blend import FLOAT, Carried, carried
 
@@ -219,11 +219,10 @@ class InferWorkload:
         running, pictures = (*first, *last), (PREVIEW,) if self.wanted.preview else ()
         # An engine keeps what its first tile made it allocate; before that, a single study's first phases are over.
         opened, ran = (first, last) if self.parts == 1 else ((), running)
-        free = allowance(int(measured["run_bytes"])) if setting["allocator"] == "heap" else 0
         terms = [
             Term("engine, loading", int(ENGINE_SPREAD * measured["open_bytes"]), "measured", (OPEN, *opened)),
             Term("engine, running", int(ENGINE_SPREAD * measured["run_bytes"]), "measured", ran),
-            Term("free heap", free, "measured", ran),
+            Term("free heap", SLACK if setting["allocator"] == "heap" else 0, "measured", ran),
             Term("small objects", OBJECTS_BYTES, "measured", (OPEN, *running)),
             Term("head", (self.model.features + 1) * len(self.model.labels) * FLOAT, "analytic", running),
             *(Term(name, size, WORKING[name], (INFER,)) for name, size in self._largest_working(setting).items()),

@@ -15,7 +15,7 @@ from common.memory import floor, trace
 from common.memory.budget import MIB
 from common.memory.costs import Costs, Probe
 from common.memory.footprint import Footprint, Term
-from common.memory.heap import SHARE, allowance
+from common.memory.heap import SLACK
 from common.memory.planner import Setting, Workload
 from common.tiling.blend import FLOAT, carried
 from common.tiling.grid import TileGrid
@@ -28,8 +28,6 @@ LOAD, TRAIN, VALIDATE, CHECKPOINT, EXPORT = "load", "train", "validate", "checkp
 EXPORT_BYTES = 24 * MIB
 """Tracing and serialising, beside copies of the weights (measured with them: 7 to 15 MiB above the other terms, with
 UNet, SegResNet and DynUNet)."""
-HEAP_SHARE = {"unet": 0.0, "basicunet": 0.05}
-"""What the bounded heap may hold beside tensors, as a share of them, where it was measured to be less than usual."""
 
 
 RECOMPUTING = {
@@ -179,15 +177,14 @@ class TrainWorkload:
         grids = [TileGrid(shape, recipe.patch, OVERLAP) for shape in shapes]
         blend = max((carried(grid, classes).memory for grid in grids), default=0)
         block = voxels * (FLOAT + 3 * 8)  # a finished block's image, and its labels compared as int64
-        tensors = cost["activations"] + cost["workspace"]
-        heap, share = setting["allocator"] == "heap", HEAP_SHARE.get(recipe.network, SHARE)
+        heap = SLACK if setting["allocator"] == "heap" else 0
         terms = [
             Term("parameters", cost["parameters"], "analytic", (TRAIN, VALIDATE, EXPORT)),
             Term("gradients", cost["gradients"], "analytic", (TRAIN,)),
             Term("optimizer states", cost["optimizer"], "analytic", (TRAIN, VALIDATE, EXPORT)),
             Term("activations", cost["activations"], "replayed", (TRAIN,)),
             Term("operator workspace", cost["workspace"], "replayed", (TRAIN,)),
-            Term("heap fragments", allowance(tensors, share=share) if heap else 0, "measured", (TRAIN,)),
+            Term("free heap", heap, "measured", (TRAIN, VALIDATE)),
             Term("compiled kernels", cost["kernels"], "replayed", (TRAIN, VALIDATE, EXPORT)),
             Term("kernels of validation", kernels, "replayed", (VALIDATE, EXPORT)),
             Term("small blocks", cost["unseen"], "measured", (TRAIN, VALIDATE, EXPORT)),
@@ -195,7 +192,6 @@ class TrainWorkload:
             Term("cases in memory", sum(sizes) * (FLOAT + 1) if setting["cache"] == "memory" else 0, "analytic"),
             Term("loading a case", max(map(loading_bytes, whole)) + max(sizes) * (FLOAT + 1), "analytic", (LOAD,)),
             Term("blend", blend + block + voxels * FLOAT * (classes + 3), "analytic", (VALIDATE,)),
-            Term("heap fragments, validation", allowance(forward, share=share) if heap else 0, "measured", (VALIDATE,)),
             Term("tile's forward pass", forward, "replayed", (VALIDATE,)),
             Term("checkpoint", checkpointing.bytes_needed(states), "analytic", (CHECKPOINT,)),
             Term("parameters and optimizer", states, "analytic", (CHECKPOINT,)),

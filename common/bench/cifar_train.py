@@ -21,7 +21,7 @@ from common.memory import allocator, floor
 from common.memory.budget import MemoryBudget
 from common.memory.costs import Costs, Probe
 from common.memory.footprint import Footprint, Term
-from common.memory.heap import BoundedHeap, allowance
+from common.memory.heap import SLACK, BoundedHeap
 from common.memory.planner import Setting
 from common.session import Session
 
@@ -163,7 +163,6 @@ class CifarWorkload:
         decoded = setting["images"] == "pixels"
         traced = int(setting["micro_batch"]) * min(2, int(setting["accumulate"]))
         padded = (1 + 2 * SHIFT / cifar.SHAPE[1]) ** 2
-        heap, tensors = setting["allocator"] == "heap", cost["activations"] + cost["workspace"]
         copies = 2 + padded if RECIPES[self.network].augment else 1
         terms = [
             Term("JPEG files", largest if decoded else files, "analytic", (LOAD,) if decoded else (LOAD, TRAIN)),
@@ -173,7 +172,7 @@ class CifarWorkload:
             Term("optimizer states", cost["optimizer"], "analytic", (TRAIN,)),
             Term("activations", cost["activations"], "replayed", (TRAIN,)),
             Term("operator workspace", cost["workspace"], "replayed", (TRAIN,)),
-            Term("heap's free pages", allowance(tensors) if heap else 0, "measured", (TRAIN,)),
+            Term("heap's free pages", SLACK if setting["allocator"] == "heap" else 0, "measured", (TRAIN,)),
             Term("compiled kernels", cost["kernels"], "replayed", (TRAIN,)),
             Term("small blocks", cost["unseen"], "measured", (TRAIN,)),
             Term("batch", int(copies * max(0, self.batch - traced)) * cifar.IMAGE_BYTES, "analytic", (TRAIN,)),

@@ -6,7 +6,7 @@ a third more than is live. ``BoundedHeap`` takes from each what it is good at. I
 forward and backward, and learns by how much it grows from one look to the next while all blocks are mapped: the most
 that is ever held so is what the step needs. From then on tensors live in the heap, and only where what is resident and
 the growth to come would exceed that most, free pages go back, and where that is not enough, blocks are mapped until the
-next look. In a step of SegResNet on 64^3 that is at 3 of 160 looks.
+next look. In a step of SegResNet on 64^3 that is at 6 of 160 looks.
 
 Two settings at process start (``allocator.tunables``) make the heap worth it:
 
@@ -31,21 +31,14 @@ if TYPE_CHECKING:
 PASSES = 2
 """Of each kind, while which all blocks are mapped: what the first one makes may stay for good (optimiser states, code),
 the second is like all others."""
-FRAGMENTS = 1.5
-"""By what the heap may grow from one look to the next, in what mapped blocks do: a hole may be too small for the block
-that follows (64 and 48 MiB, SegResNet's largest growth)."""
-REUSED = 0.5
-"""Share of the heap's free pages that is counted on for the growth to come. With 0 a step of SegResNet on 64^3 peaks at
-316 MiB, as mapped, but zeroes 540 MiB of returned pages; with 0.5 at 340 and 290, with 1 at 370 and 150."""
-SLACK, SHARE = 8 * MIB, 0.1
-"""What may be held beside tensors: bytes, and a share of them. Measured, 18 steps of four networks from 24^3 to 96^3 in
-both precisions: 0 to 56 MiB, at most 12 %; UNet 0 to 2 MiB, BasicUNet at most 4 %. Where the reuse that was counted on
-does not come, it is up to half of what is free once more, for one interval."""
-
-
-def allowance(tensors: int, *, share: float = SHARE) -> int:
-    """What the bounded heap may hold beside ``tensors``, in bytes: the price of it."""
-    return SLACK + int(share * tensors)
+FRAGMENTS, REUSED = 3, 0.75
+"""What a look expects: growth of so many times that of mapped blocks (holes may be too small for what follows), and of
+the heap's free pages such a share to be used for it. Measured on SegResNet's step at 64^3: 324 MiB and 336 MiB zeroed a
+step; 2 and 0.75 give 340 and 304, 1.5 and 0.5 340 and 290 but 361 in one run of seven, 1.5 and 0 as mapped, 316 and
+540."""
+SLACK = 8 * MIB
+"""What may be held beside tensors: 0 to 7 MiB were, in 15 steps of four networks from 24^3 to 96^3, in float32 and
+bfloat16, with and without recomputation."""
 
 
 @dataclass(slots=True)
@@ -159,7 +152,7 @@ class BoundedHeap:
             meter.lap()
             self._base = self._resident()
             return
-        growth = int(FRAGMENTS * interval.growth)
+        growth = FRAGMENTS * interval.growth
         mapped = self._at + 1 == len(self._pass)  # what follows is not the network's: as everywhere else
         if self._exceeds(growth):
             allocator.trim()

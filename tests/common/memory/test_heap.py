@@ -10,7 +10,7 @@ import pytest
 
 from common.memory import allocator
 from common.memory.budget import MIB
-from common.memory.heap import PASSES, SLACK, allowance
+from common.memory.heap import PASSES, SLACK
 
 # Kept blocks between freed ones, and then some that are too large for the holes: what activations do to the heap.
 FRAGMENTING = """
@@ -88,7 +88,7 @@ def test_the_heap_peaks_as_mapped_blocks_do() -> None:
     tensors = (8 * 16 + 8 * 24) * MIB
     assert max(mapped["peaks"]) == pytest.approx(tensors, abs=4 * MIB)
     assert max(heap["peaks"]) > tensors + 64 * MIB  # the large blocks lie behind the holes
-    assert max(bounded["peaks"]) <= tensors + allowance(tensors)
+    assert max(bounded["peaks"]) <= tensors + SLACK
     assert bounded["trims"][:PASSES] == [0] * PASSES
     assert bounded["trims"][-1] == bounded["trims"][-2]  # the hooks are gone
     assert bounded["left"] < SLACK  # and so is the heap
@@ -110,5 +110,5 @@ def test_a_real_step_peaks_near_the_mapped_one_and_reuses_pages() -> None:
         found[setting] = json.loads(done.stdout)
     peak, bounded = (found[setting]["above_floor_bytes"] for setting in ("mapped", "heap"))
     assert peak > 48 * MIB
-    assert 0.9 * peak < bounded < peak + allowance(peak)
+    assert 0.9 * peak < bounded < peak + SLACK
     assert found["heap"]["step_faults"] < 0.6 * found["mapped"]["step_faults"]
