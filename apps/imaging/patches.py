@@ -190,10 +190,3 @@ def _vary(random: np.random.Generator, image: "Tensor") -> None:
     if random.random() < 0.2:
         noise = random.standard_normal(tuple(image.shape), np.float32)
         image += torch.from_numpy(noise) * random.uniform(0, 0.1)
-
-
-def staging_bytes(patch: Shape, batch: int) -> int:
-    """What drawing a batch holds: the batch itself, and the regions, grid and copies of one patch."""
-    voxels = prod(patch)
-    region = prod(round(edge * MARGIN) for edge in patch)
-    return batch * voxels * (FLOAT + 1) + region * (3 * FLOAT + 2) + voxels * (3 * FLOAT + 2 * FLOAT)

@@ -18,7 +18,6 @@ Two settings at process start (``allocator.tunables``) make the heap worth it:
 
 import os
 from dataclasses import dataclass
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from common.memory import allocator, meter
@@ -80,7 +79,6 @@ class BoundedHeap:
         self._at = 0
         self._measured: _Interval | None = None
         self._outside = self._base = self._most = 0
-        self._from = RELAXED_MMAP_THRESHOLD
         self._pages = -1
         """``/proc/self/statm``, kept open: a look costs a tenth of opening it, and a step has a hundred."""
 
@@ -101,9 +99,7 @@ class BoundedHeap:
         self._hooks += [register_optimizer_step_pre_hook(self._look), register_optimizer_step_post_hook(self._look)]
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         for hook in self._hooks:
             hook.remove()
         self._hooks.clear()
@@ -147,7 +143,7 @@ class BoundedHeap:
         interval = self._pass[self._at]
         self._measured = interval if interval.passes < PASSES else None
         if self._measured is not None:
-            self._map_from(MMAP_THRESHOLD)
+            allocator.map_from(MMAP_THRESHOLD)
             allocator.trim()
             meter.lap()
             self._base = self._resident()
@@ -159,7 +155,7 @@ class BoundedHeap:
             self.trims += 1
             mapped |= self._resident() + growth > self._most
             self._most = max(self._most, self._resident() + interval.growth)
-        self._map_from(MMAP_THRESHOLD if mapped else RELAXED_MMAP_THRESHOLD)
+        allocator.map_from(MMAP_THRESHOLD if mapped else RELAXED_MMAP_THRESHOLD)
 
     def _exceeds(self, growth: int) -> bool:
         """Whether free pages are in the way of ``growth`` bytes."""
@@ -168,11 +164,6 @@ class BoundedHeap:
             return False
         free = held - self._outside - self._live()
         return held + growth - REUSED * free > self._most
-
-    def _map_from(self, size: int) -> None:
-        if size != self._from:
-            allocator.map_from(size)
-            self._from = size
 
     def _live(self) -> int:
         """Bytes in use, in the heap and in mapped blocks."""

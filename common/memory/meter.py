@@ -68,11 +68,6 @@ def pages(pid: int | str = "self") -> Pages:
     return Pages(found[b"Pss:"], found[b"Private"], found[b"Shared"])
 
 
-def proportional(pid: int | str = "self") -> int:
-    """PSS of a process. 0 once it is gone."""
-    return pages(pid).proportional
-
-
 def together(tree: Iterable[Pages]) -> int:
     """What the processes of a tree hold: their PSS, or more where others share it, but each shared page once."""
     looks = list(tree)

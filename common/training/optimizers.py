@@ -102,16 +102,6 @@ def kind(name: str) -> Kind:
     return KINDS[name]
 
 
-def state_bytes(name: str, shapes: Iterable[Shape]) -> int:
-    """What the states of these parameters hold."""
-    return sum(kind(name).state(shape) for shape in shapes)
-
-
-def transient_bytes(name: str, shapes: Iterable[Shape]) -> int:
-    """What one step takes for a moment: parameters are updated one after the other."""
-    return max((kind(name).transient(shape) for shape in shapes), default=0)
-
-
 def build(
     name: str, parameters: "Iterable[torch.nn.Parameter]", *, learning_rate: float, weight_decay: float = 0.0
 ) -> "torch.optim.Optimizer":

@@ -74,7 +74,7 @@ import subprocess, sys
 from common.memory import allocator, meter
 child = "import time; block = bytearray(b'x') * (96 << 20); time.sleep(1.5)"
 with meter.PeakMeter() as gauge, gauge.phase("child"):
-    base = meter.proportional()
+    base = meter.pages().proportional
     subprocess.run([sys.executable, "-c", child], check=True)
 print(gauge.method, gauge.peak_bytes - base)
 """

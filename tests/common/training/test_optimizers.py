@@ -41,7 +41,7 @@ def test_states_are_as_large_as_the_table_says(name: str):
     net = network()
     optimizer = optimizers.build(name, net.parameters(), learning_rate=1e-3)
     learn(optimizer, net, 1)
-    assert bytes_of(optimizer) == optimizers.state_bytes(name, [p.shape for p in net.parameters()])
+    assert bytes_of(optimizer) == sum(optimizers.kind(name).state(p.shape) for p in net.parameters())
 
 
 @pytest.mark.parametrize("name", list(optimizers.KINDS))
@@ -62,7 +62,7 @@ def test_a_step_takes_what_the_table_says(name: str):
 
         return net, optimizer, step
 
-    traced, priced = trace.price(prepare)["activations"], optimizers.transient_bytes(name, [shape])
+    traced, priced = trace.price(prepare)["activations"], optimizers.kind(name).transient(shape)
     assert abs(traced - priced) <= 0.2 * MIB
 
 
