@@ -58,6 +58,8 @@ class BoundedHeap:
     network
         Its layers are where the process is looked at: after each one's forward pass, when the gradient of its output is
         ready, and that of each parameter. So are the ends of the optimiser's steps.
+    slack
+        Bytes that may be held beyond what mapped blocks need: fewer pages go back.
 
     Notes
     -----
@@ -69,10 +71,10 @@ class BoundedHeap:
     not reset its mark of a process's peak, tensors stay mapped.
     """
 
-    def __init__(self, network: "torch.nn.Module") -> None:
+    def __init__(self, network: "torch.nn.Module", *, slack: int = 0) -> None:
         self.trims = 0
         """How often free pages were returned, since passes of this kind are known."""
-        self._network = network
+        self._network, self._slack = network, slack
         self._hooks: list[Any] = []
         self._kinds: dict[Any, list[_Interval]] = {}
         self._pass: list[_Interval] = []
@@ -153,17 +155,17 @@ class BoundedHeap:
         if self._exceeds(growth):
             allocator.trim()
             self.trims += 1
-            mapped |= self._resident() + growth > self._most
+            mapped |= self._resident() + growth > self._most + self._slack
             self._most = max(self._most, self._resident() + interval.growth)
         allocator.map_from(MMAP_THRESHOLD if mapped else RELAXED_MMAP_THRESHOLD)
 
     def _exceeds(self, growth: int) -> bool:
         """Whether free pages are in the way of ``growth`` bytes."""
         held = self._resident()
-        if held + growth <= self._most:
+        if held + growth <= self._most + self._slack:
             return False
         free = held - self._outside - self._live()
-        return held + growth - REUSED * free > self._most
+        return held + growth - REUSED * free > self._most + self._slack
 
     def _live(self) -> int:
         """Bytes in use, in the heap and in mapped blocks."""
