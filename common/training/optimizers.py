@@ -32,8 +32,6 @@ class Kind:
 
     state: Callable[[Shape], int]
     """Bytes of state for a parameter of this shape."""
-    transient: Callable[[Shape], int]
-    """Bytes that updating this parameter takes beyond parameter, gradient and state."""
     sparse: bool = False
     """Whether it takes sparse gradients, and then touches only their rows."""
 
@@ -45,11 +43,6 @@ def _factored(shape: Shape) -> int:
     return FLOAT * (prod(shape[:-1]) + prod(shape[:-2]) * shape[-1]) + FLOAT
 
 
-def _adafactor_step(shape: Shape) -> int:
-    """The update, and the copy to go back to; for a vector, also the squared gradient."""
-    return (2 if len(shape) > 1 else 3) * FLOAT * prod(shape) + 2 * _factored(shape)
-
-
 def _eight_bits(shape: Shape) -> int:
     if prod(shape) < SMALLEST:
         return 2 * FLOAT * prod(shape) + FLOAT
@@ -57,19 +50,8 @@ def _eight_bits(shape: Shape) -> int:
     return 2 * blocks * (BLOCK + FLOAT) + FLOAT
 
 
-def _chunk(shape: Shape) -> int:
-    if prod(shape) < SMALLEST:
-        return FLOAT * prod(shape)
-    return (SCRATCH + 1) * FLOAT * min(CHUNK, -(-prod(shape) // BLOCK) * BLOCK)
-
-
 def _rows(shape: Shape) -> int:
     return FLOAT * (shape[0] if shape else 1)
-
-
-def _rows_step(shape: Shape) -> int:
-    """Dense: three values a row. (Sparse: a coalesced copy of the gradient's rows, and the change of each.)"""
-    return 3 * _rows(shape)
 
 
 def _nothing(shape: Shape) -> int:
@@ -78,11 +60,11 @@ def _nothing(shape: Shape) -> int:
 
 KINDS: Mapping[str, Kind] = MappingProxyType(
     {
-        "adamw": Kind(lambda shape: 2 * FLOAT * prod(shape) + FLOAT, _nothing),
-        "adamw8bit": Kind(_eight_bits, _chunk),
-        "adafactor": Kind(_factored, _adafactor_step),
-        "rowwise_adagrad": Kind(_rows, _rows_step, sparse=True),
-        "sgd": Kind(_nothing, _nothing, sparse=True),
+        "adamw": Kind(lambda shape: 2 * FLOAT * prod(shape) + FLOAT),
+        "adamw8bit": Kind(_eight_bits),
+        "adafactor": Kind(_factored),
+        "rowwise_adagrad": Kind(_rows, sparse=True),
+        "sgd": Kind(_nothing, sparse=True),
     }
 )
 DEFAULT = "adamw"

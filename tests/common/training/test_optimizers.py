@@ -44,16 +44,27 @@ def test_states_are_as_large_as_the_table_says(name: str):
     assert bytes_of(optimizer) == sum(optimizers.kind(name).state(p.shape) for p in net.parameters())
 
 
-@pytest.mark.parametrize("name", list(optimizers.KINDS))
-def test_a_step_takes_what_the_table_says(name: str):
+SHAPE = (1024, 768)
+VALUES, MEANS = 4 * 1024 * 768, 4 * (1024 + 768) + 4
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("adamw", 0),
+        ("adamw8bit", 4 * (optimizers.SCRATCH + 1) * optimizers.CHUNK),
+        ("adafactor", 2 * (VALUES + MEANS)),  # the update, and the copy to go back to
+        ("rowwise_adagrad", 3 * 4 * 1024),
+        ("sgd", 0),
+    ],
+)
+def test_what_a_step_takes_for_a_moment(name: str, expected: int):
     from common.memory import trace
 
-    shape = (1024, 768)
-
     def prepare() -> trace.Prepared:
-        net = torch.nn.Linear(shape[1], shape[0], bias=False)
+        net = torch.nn.Linear(SHAPE[1], SHAPE[0], bias=False)
         optimizer = optimizers.build(name, net.parameters(), learning_rate=1e-3, weight_decay=0.1)
-        inputs = torch.zeros(1, shape[1])
+        inputs = torch.zeros(1, SHAPE[1])
 
         def step() -> None:
             net(inputs).sum().backward()
@@ -62,8 +73,7 @@ def test_a_step_takes_what_the_table_says(name: str):
 
         return net, optimizer, step
 
-    traced, priced = trace.price(prepare)["activations"], optimizers.kind(name).transient(shape)
-    assert abs(traced - priced) <= 0.2 * MIB
+    assert abs(trace.price(prepare)["activations"] - expected) <= 0.2 * MIB
 
 
 def test_no_other_names():
