@@ -153,7 +153,7 @@ def _check(hyper: Mapping[str, Any]) -> None:
             raise UsageError(f"--set {name}={value}: must not be negative")
     if hyper["batch"] < 1 or set(hyper["mirror"]) - set("xyz"):
         raise UsageError("--set: batch must be at least 1, and mirror made of x, y and z")
-    optimizers.kind(hyper["optimizer"])
+    optimizers.check(hyper["optimizer"])
     if hyper["dice"] not in DICE:
         raise UsageError(f"--set dice={hyper['dice']}: Dice is of each sample or of the batch")
 

@@ -46,7 +46,7 @@ def trained(nth: int, name: str, accumulate: int, clip: float = 0.5) -> tuple[Te
     return torch.cat([p.detach().flatten() for p in net.parameters()]), step, raised
 
 
-@pytest.mark.parametrize("name", list(optimizers.KINDS))
+@pytest.mark.parametrize("name", optimizers.NAMES)
 @settings(max_examples=15, deadline=None)
 @given(nth=st.integers(1, 180), accumulate=st.sampled_from([1, 3]))
 def test_one_failure_changes_no_bit(name: str, nth: int, accumulate: int):
