@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,11 +16,12 @@ from apps.imaging.dataset import Case, Dataset, load_case
 from apps.imaging.losses import dice_cross_entropy
 from apps.imaging.patches import Sampler, Volumes
 from apps.imaging.volume import Shape
-from apps.imaging.workloads import EXPORT, LOAD, TRAIN, VALIDATE
+from apps.imaging.workloads import EXPORT, FREE_HEAP, LOAD, TRAIN, VALIDATE
 from common.errors import InputError, UsageError
 from common.memory import allocator
 from common.memory.device import HOST
-from common.memory.heap import BoundedHeap
+from common.memory.heap import SLACK, BoundedHeap
+from common.memory.planner import Plan
 from common.session import Session
 from common.tiling.blend import BoundedBlend
 from common.tiling.grid import importance
@@ -151,6 +152,12 @@ def load_volumes(job: Job, cases: Sequence[Case], file: Path | None, session: Se
     return volumes
 
 
+def bounded_heap(network: "torch.nn.Module", plan: Plan) -> AbstractContextManager[object]:
+    """Where the step's tensors live, with the room that the plan has for free pages."""
+    free = sum(term.bytes for term in plan.footprint.terms if term.name == FREE_HEAP)
+    return BoundedHeap(network, slack=free - SLACK) if free else nullcontext()
+
+
 def _train(job: Job, session: Session, training: Volumes, held_out: Volumes) -> tuple["torch.nn.Module", int]:
     recipe, plan = job.recipe, session.plan
     where = session.device.name if session.device else HOST
@@ -187,7 +194,7 @@ def _train(job: Job, session: Session, training: Volumes, held_out: Volumes) -> 
 
     network.train()
     next_validation = (math.floor(progress() * VALIDATIONS) + 1) / VALIDATIONS
-    heap = BoundedHeap(network) if plan["allocator"] == "heap" and session.device is None else nullcontext()
+    heap = bounded_heap(network, plan) if session.device is None else nullcontext()
     with heap, session.progress(total=recipe.steps, unit="step", label="training") as bar:
         bar.update(start)
         while progress() < 1:

@@ -18,6 +18,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any, cast
 
 from common.memory import allocator, meter
+from common.memory.budget import MIB
 from common.memory.heap import PASSES, BoundedHeap
 from common.training.step import TrainingStep
 
@@ -89,7 +90,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     floor = meter.resident()
     meter.reset_peak()
     network = build(args.network)
-    heap = BoundedHeap(network) if args.setting == "heap" else nullcontext()
+    heap = BoundedHeap(network, slack=args.slack * MIB) if args.setting == "heap" else nullcontext()
     with heap:
         times = train(network, patch=args.patch, batch=args.batch, amp=args.amp, steps=args.steps)
         left = meter.resident() - floor
@@ -112,6 +113,7 @@ def main() -> int:
     parser.add_argument("--patch", type=int, default=64)
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--amp", choices=("off", "bf16"), default="off")
+    parser.add_argument("--slack", type=int, default=0, metavar="MIB", help="that the bounded heap may hold free")
     parser.add_argument("--steps", type=int, default=11)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     args = parser.parse_args()

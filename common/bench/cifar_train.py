@@ -37,7 +37,7 @@ SHIFT = 2
 """Pixels by which an image is moved at most."""
 WARM_UP_SHARE = 0.2
 WHITENING_IMAGES = 5000
-HEAP_SLACK = 48 * MIB
+HEAP_SLACK = 32 * MIB
 """Free pages that the bounded heap may keep: with none beyond its need a step of ``small`` takes twice as long."""
 MAPPED = 1.8
 """A step whose tensors are mapped anew at each use, against one that reuses them in the heap."""
@@ -234,8 +234,7 @@ def _execute(args: argparse.Namespace, session: Session) -> Mapping[str, Any]:
     curve: dict[str, list[float]] = {"losses": [], "accuracies": [], "seconds": [], "cpu_seconds": []}
     module, step = make_step(args.network, micro_batch=plan["micro_batch"])
     highest = [group["lr"] for group in step.optimizer.param_groups]
-    # Twice that, because a look expects three times the growth that comes: 14 to 32 MiB are held.
-    heap = BoundedHeap(module, slack=2 * HEAP_SLACK) if plan["allocator"] == "heap" else nullcontext()
+    heap = BoundedHeap(module, slack=HEAP_SLACK) if plan["allocator"] == "heap" else nullcontext()
     with session.phase(TRAIN), heap:
         if recipe.augment:
             whiten(module, train[np.linspace(0, len(train) - 1, min(WHITENING_IMAGES, len(train)), dtype=np.int64)])
@@ -253,7 +252,7 @@ def _execute(args: argparse.Namespace, session: Session) -> Mapping[str, Any]:
                 loss = step([torch.from_numpy(pixels), torch.from_numpy(train.labels[chosen])])
                 total += float(loss) * len(chosen)
             curve["losses"].append(total / len(train))
-            curve["accuracies"].append(accuracy(module, test, batch=args.batch, recipe=recipe))
+            curve["accuracies"].append(accuracy(module, test, batch=plan["micro_batch"], recipe=recipe))
             curve["seconds"].append(time.perf_counter() - began)
             curve["cpu_seconds"].append(time.process_time() - busy)
             session.say(

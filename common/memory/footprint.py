@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-Source = Literal["analytic", "replayed", "measured"]
+Source = Literal["analytic", "replayed", "measured", "estimated"]
 
 ALL = "*"
 """A term with this phase is alive during the whole job."""

@@ -35,9 +35,21 @@ FRAGMENTS, REUSED = 3, 0.75
 the heap's free pages such a share to be used for it. Measured on SegResNet's step at 64^3: 324 MiB and 336 MiB zeroed a
 step; 2 and 0.75 give 340 and 304, 1.5 and 0.5 340 and 290 but 361 in one run of seven, 1.5 and 0 as mapped, 316 and
 540."""
+FRAGMENTS_WITH_SLACK = 2
+"""The same where there is slack, which has what grows more: 0.5 to 1.3 of ``room``."""
+ROOM, MOST_ROOM = 0.25, 160 * MIB
+"""Slack as a share of a step's tensors with which it takes 1.0 to 1.15 of the time of a heap that is never trimmed,
+without it 1.1 to 1.35 (SegResNet, UNet and BasicUNet, 32^3 to 96^3, float32 and bfloat16: such a heap holds 0.27 to
+0.36 of them free); and the most, because blocks of more than 32 MiB are mapped anyway (SegResNet at 96^3 in float32:
+107 MiB of 1,003)."""
 SLACK = 8 * MIB
 """What may be held beside tensors: 0 to 7 MiB were, in 15 steps of four networks from 24^3 to 96^3, in float32 and
 bfloat16, with and without recomputation."""
+
+
+def room(tensors: int) -> int:
+    """The slack that is worth its price, of a step whose tensors take so many bytes."""
+    return min(int(ROOM * tensors), MOST_ROOM)
 
 
 @dataclass(slots=True)
@@ -75,6 +87,7 @@ class BoundedHeap:
         self.trims = 0
         """How often free pages were returned, since passes of this kind are known."""
         self._network, self._slack = network, slack
+        self._fragments = FRAGMENTS_WITH_SLACK if slack else FRAGMENTS
         self._hooks: list[Any] = []
         self._kinds: dict[Any, list[_Interval]] = {}
         self._pass: list[_Interval] = []
@@ -150,7 +163,7 @@ class BoundedHeap:
             meter.lap()
             self._base = self._resident()
             return
-        growth = FRAGMENTS * interval.growth
+        growth = self._fragments * interval.growth
         mapped = self._at + 1 == len(self._pass)  # what follows is not the network's: as everywhere else
         if self._exceeds(growth):
             allocator.trim()

@@ -28,8 +28,11 @@ KERNEL_SHARE = 0.015
 """Of a prediction so small that ``RESERVE_BYTES`` would be more than it: 0.6 MiB were measured of 60."""
 RESERVE_SHARE = 0.01
 """The reserve beside that, as a share of the prediction."""
-UNDER_PREDICTION: Mapping[Source, float] = MappingProxyType({"analytic": 0.005, "replayed": 0.02, "measured": 0.01})
-"""99th percentile of (measured - predicted) / predicted of a term, by the source of its number."""
+UNDER_PREDICTION: Mapping[Source, float] = MappingProxyType(
+    {"analytic": 0.005, "replayed": 0.02, "measured": 0.01, "estimated": 0.3}
+)
+"""99th percentile of (measured - predicted) / predicted of a term, by the source of its number; estimated are the holes
+that a heap will have."""
 WHOLE_FROM = 128 * MIB
 """A ceiling that is named is rounded up to a whole MiB; below this, where that could be 2 %, to a quarter of one."""
 ESTIMATE_ERROR = 0.025

@@ -102,13 +102,26 @@ def test_what_the_optimizer_holds_is_in_the_bound() -> None:
     assert max(bounded["peaks"]) <= tensors + SLACK
 
 
-def test_a_real_step_peaks_near_the_mapped_one_and_reuses_pages() -> None:
-    found = {}
-    for setting in ("mapped", "heap"):
-        command = [sys.executable, "-m", "common.bench.allocation", "--setting", setting, "--patch", "40"]
-        done = subprocess.run([*command, "--steps", "7"], capture_output=True, text=True, check=True)
-        found[setting] = json.loads(done.stdout)
-    peak, bounded = (found[setting]["above_floor_bytes"] for setting in ("mapped", "heap"))
+def test_a_real_step_peaks_near_the_mapped_one_and_reuses_pages_more_so_with_slack() -> None:
+    found, slack = {}, 20
+    options = {"mapped": ["mapped"], "heap": ["heap"], "roomy": ["heap", "--slack", str(slack)]}
+    for name, setting in options.items():
+        command = [
+            sys.executable,
+            "-m",
+            "common.bench.allocation",
+            "--patch",
+            "40",
+            "--steps",
+            "7",
+            "--setting",
+            *setting,
+        ]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        found[name] = json.loads(done.stdout)
+    peak, bounded, roomy = (found[name]["above_floor_bytes"] for name in options)
+    mapped_faults, faults, roomy_faults = (found[name]["step_faults"] for name in options)
     assert peak > 48 * MIB
     assert 0.9 * peak < bounded < peak + SLACK
-    assert found["heap"]["step_faults"] < 0.6 * found["mapped"]["step_faults"]
+    assert bounded < roomy < peak + slack * MIB + SLACK
+    assert roomy_faults < faults < 0.6 * mapped_faults

@@ -71,6 +71,12 @@ def test_reserve_decides_at_the_edge(costs: Known) -> None:
     assert plan(Blocks(), MemoryBudget(int(102.5 * MIB) - 1), costs)["blocks"] == 4
 
 
+def test_estimated_terms_have_a_reserve_of_their_own() -> None:
+    """Of the holes in a heap it is only known about how large they will be."""
+    terms = [Term("floor", 400 * MIB, "measured"), Term("free heap", 100 * MIB, "estimated")]
+    assert Plan("blocks", (), Footprint.of(terms)).reserve_bytes == 4 * MIB + 30 * MIB
+
+
 def test_refusal_names_the_smallest_ceiling_and_that_one_works(costs: Known) -> None:
     with pytest.raises(DoesNotFit) as refusal:
         plan(Blocks(), MemoryBudget(60 * MIB), costs)
