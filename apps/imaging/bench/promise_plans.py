@@ -3,16 +3,18 @@
 ``python -m apps.imaging.bench.promise_plans search DATASET OPTIONS...`` runs training steps of *every* setting in
 turn, A B C A B C, and compares, for each ceiling at which the choice could change, the planner's choice with the
 fastest setting that fits. Choices and fastest run some more rounds: of 96 settings one is always the fastest by chance.
+Each run has a process of its own: where one before has left a heap, glibc takes from it what it would map.
 """
 
 import json
 import math
+import multiprocessing
 import os
 import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +26,7 @@ from common.memory.budget import GIB, MIB
 if TYPE_CHECKING:
     from apps.imaging.patches import Volumes
     from apps.imaging.workloads import TrainWorkload
-    from common.memory.planner import Setting
+    from common.memory.planner import Plan
 
 WORK = promise.WORK
 SEARCHES = (
@@ -33,7 +35,7 @@ SEARCHES = (
     ("unet", "--network unet --patch 32,32,32"),
 )
 """Name and options of the small networks whose whole grid is run."""
-ROUNDS, STEPS = 4, 3
+ROUNDS, STEPS = 3, 4
 """Each setting's steps, in so many rounds; the fastest counts, because what else runs here only adds to it."""
 FINALS = 5
 """Further rounds of the settings that are compared."""
@@ -102,11 +104,11 @@ def search(argv: Sequence[str]) -> dict[str, Any]:
     from common.memory.costs import CostStore, ProbeFailed
 
     work, costs = _workload(argv), CostStore()
-    settings, needs = [], []
+    plans = []
     for setting in work.settings():
         with suppress(ProbeFailed):  # not to be had here: bfloat16 where it is slower, say
-            needs.append(planner.price(work, setting, costs, ceiling=None).needed_bytes)
-            settings.append(dict(setting))
+            plans.append(planner.price(work, setting, costs, ceiling=None))
+    settings, needs = [dict(plan.knobs) for plan in plans], [plan.needed_bytes for plan in plans]
     choices = {
         ceiling: settings.index(dict(planner.plan(work, MemoryBudget(ceiling), costs).knobs))
         for ceiling in sorted(set(needs))
@@ -118,7 +120,7 @@ def search(argv: Sequence[str]) -> dict[str, Any]:
     def compared(seconds: Sequence[float]) -> set[int]:
         return {*choices.values(), *(fastest(ceiling, seconds) for ceiling in choices)}
 
-    seconds = run_all(work, settings, compared)
+    seconds = run_all(work, plans, compared)
     rows = []
     for ceiling, chosen in choices.items():
         best = fastest(ceiling, seconds)
@@ -130,32 +132,45 @@ def search(argv: Sequence[str]) -> dict[str, Any]:
 
 
 def run_all(
-    work: "TrainWorkload", settings: Sequence["Setting"], finalists: Callable[[Sequence[float]], set[int]]
+    work: "TrainWorkload", plans: Sequence["Plan"], finalists: Callable[[Sequence[float]], set[int]]
 ) -> list[float]:
-    """Seconds of an optimiser step by setting, run in turn in this process; those of the finalists more often."""
+    """Seconds of an optimiser step by plan, run in turn; those of the finalists more often."""
     import tempfile
 
     import torch
 
     from apps.imaging import warm
+    from common.memory import allocator
 
-    torch.set_num_threads(work.threads)
+    allocator.tame()
+    torch.set_num_threads(1)  # others would not be in the children
     warm.train()
     with tempfile.TemporaryDirectory() as scratch:
         stores = {"memory": _load(work, None), "disk": _load(work, Path(scratch) / "cases")}
-        seconds, began, rounds = [math.inf] * len(settings), time.monotonic(), 0
+        seconds, began, rounds = [math.inf] * len(plans), time.monotonic(), 0
 
         def run(places: Sequence[int]) -> None:
             for place in places:
-                seconds[place] = min(seconds[place], _seconds(work, settings[place], stores))
-            sys.stderr.write(f"{len(places)} settings: done after {time.monotonic() - began:.1f} s\n")
+                seconds[place] = min(seconds[place], _in_a_child(lambda at=place: _seconds(work, plans[at], stores)))
+            sys.stderr.write(f"{len(places)} plans: done after {time.monotonic() - began:.1f} s\n")
 
         while rounds < ROUNDS and time.monotonic() - began < ENOUGH_SECONDS:
-            run(range(len(settings)))
+            run(range(len(plans)))
             rounds += 1
         for _ in range(FINALS):
             run(sorted(finalists(seconds)))
     return seconds
+
+
+def _in_a_child(measure: Callable[[], float]) -> float:
+    context = multiprocessing.get_context("fork")
+    receiving, sending = context.Pipe(duplex=False)
+    child = context.Process(target=lambda: sending.send(measure()))
+    child.start()
+    sending.close()
+    found = float(receiving.recv())
+    child.join()
+    return found
 
 
 def _load(work: "TrainWorkload", file: Path | None) -> "Volumes":
@@ -168,28 +183,27 @@ def _load(work: "TrainWorkload", file: Path | None) -> "Volumes":
     return volumes
 
 
-def _seconds(work: "TrainWorkload", setting: "Setting", stores: dict[str, "Volumes"]) -> float:
-    from apps.imaging.patches import Sampler
-    from apps.imaging.train import make_step
-    from common.memory import allocator
-    from common.memory.heap import BoundedHeap
+def _seconds(work: "TrainWorkload", plan: "Plan", stores: dict[str, "Volumes"]) -> float:
+    import torch
 
+    from apps.imaging.patches import Sampler
+    from apps.imaging.train import bounded_heap, make_step
+    from common.memory.heap import PASSES
+
+    torch.set_num_threads(work.threads)
     recipe = work.job.recipe
-    allocator.tame()
     network, _, step = make_step(
         recipe,
-        micro_batch=int(setting["micro_batch"]),
-        amp=str(setting["amp"]),
-        checkpoint=str(setting["checkpoint"]),
-        step_in_backward=setting["step_in_backward"] == "on",
+        micro_batch=plan["micro_batch"],
+        amp=plan["amp"],
+        checkpoint=plan["checkpoint"],
+        step_in_backward=plan["step_in_backward"] == "on",
     )
-    sampler = Sampler(stores[str(setting["cache"])], recipe.patch, recipe.batch, recipe.seed, recipe.mirror)
-    with BoundedHeap(network) if setting["allocator"] == "heap" else nullcontext():
-        step(sampler(0))
-        times = list(_timed(lambda number: step(sampler(number)), range(1, 1 + STEPS)))
-    allocator.tame()
-    allocator.trim()
-    return min(times)
+    sampler = Sampler(stores[plan["cache"]], recipe.patch, recipe.batch, recipe.seed, recipe.mirror)
+    with bounded_heap(network, plan):
+        for number in range(PASSES):  # until the heap has learned
+            step(sampler(number))
+        return min(_timed(lambda number: step(sampler(number)), range(PASSES, PASSES + STEPS)))
 
 
 def _timed(action: Any, numbers: Sequence[int]) -> Iterator[float]:
