@@ -64,8 +64,9 @@ def test_a_few_steps_on_real_cases_learn(dataset: Callable[[str], Path], tmp_pat
     assert record["results"]["steps"] == 80
     assert record["results"]["metrics"]["mean_dice"] > 0.4  # untrained: below 0.05
     assert record["within_budget"]
-    predicted, measured = record["plan"]["predicted_peak_bytes"], record["measured"]["peak_bytes"]
-    assert measured <= predicted <= 1.15 * measured
+    plan, measured = record["plan"], record["measured"]["peak_bytes"]
+    assert plan["knobs"]["allocator"] == "roomy"  # what a heap fills of its room is estimated: the reserve is for that
+    assert measured <= plan["predicted_peak_bytes"] + plan["reserve_bytes"] <= 1.15 * measured
 
     model = tmp_path / "model"
     names = {"model.json", "weights.safetensors", "network.onnx", "card.md", "run.json"}
