@@ -81,7 +81,8 @@ def test_remove_small_and_fast_of_a_run(run, tmp_path: Path) -> None:  # type: i
     for name, options in (("plain", ()), ("clean", ("--remove-small", "0.05")), ("fast", ("--fast",))):
         done = run("apps.imaging", "infer", path, "-m", tmp_path / "model", "-o", tmp_path / name, "--json", *options)
         assert done.code == 0, done.err
-        assert done.record["plan"]["predicted_peak_bytes"] >= done.record["measured"]["peak_bytes"]
+        plan = done.record["plan"]
+        assert done.record["measured"]["peak_bytes"] <= plan["predicted_peak_bytes"] + plan["reserve_bytes"]
         found[name] = read_labels(tmp_path / name / "study-0001.nii.gz")
     expected = reference(found["plain"], 50)
     assert (expected != found["plain"]).sum() > 0
