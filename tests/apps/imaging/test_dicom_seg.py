@@ -232,8 +232,7 @@ def test_infer_writes_all_it_is_asked_for(run: Any, tmp_path: Path, model: Imagi
                "--memory", "600MiB")  # fmt: skip
     assert done.code == 0, done.err
     record = done.record
-    plan = record["plan"]
-    assert record["measured"]["peak_bytes"] <= plan["predicted_peak_bytes"] + plan["reserve_bytes"]
+    assert record["plan"]["predicted_peak_bytes"] >= record["measured"]["peak_bytes"]
     labels = read_labels(out / "study-0001.nii.gz")
     assert set(np.unique(labels)) <= {0, 1, 3}
     with (out / "study-0001-statistics.csv").open() as stream:

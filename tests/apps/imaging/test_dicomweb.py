@@ -96,8 +96,7 @@ def test_a_study_goes_through_a_server_and_its_result_back(run, stocked, tmp_pat
         "apps.imaging", "infer", f"{root}/studies/{STUDY}", "-o", out, "--stow", root, "--json", *options, env=USER
     )
     assert done.code == 0, done.err
-    plan = done.record["plan"]
-    assert done.record["measured"]["peak_bytes"] <= plan["predicted_peak_bytes"] + plan["reserve_bytes"]
+    assert done.record["plan"]["predicted_peak_bytes"] >= done.record["measured"]["peak_bytes"]
     assert sorted(path.name for path in out.iterdir()) == [
         "run.json", "studies.csv", "study-0001.nii.gz", "study-0001.rtstruct.dcm", "study-0001.seg.dcm"
     ]  # fmt: skip

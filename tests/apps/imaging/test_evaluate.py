@@ -123,7 +123,6 @@ def test_the_command_matches_studies_by_their_table(run: Any, tmp_path: Path) ->
     assert done.code == 0, done.err
     record = json.loads((out / "evaluation.json").read_text())
     assert record["results"]["cases"] == 1 and record["within_budget"]
-    plan = record["plan"]
-    assert record["measured"]["peak_bytes"] <= plan["predicted_peak_bytes"] + plan["reserve_bytes"]
+    assert record["plan"]["predicted_peak_bytes"] >= record["measured"]["peak_bytes"]
     assert 0.5 < record["results"]["mean_dice"] < 1
     assert "hippocampus_007" not in (out / "evaluation.json").read_text()

@@ -99,8 +99,7 @@ def test_labels_are_monais(run, model, tmp_path: Path, engine: str, shape, overl
     assert_labels(found, monai_logits(network, image, (16, 24, 16), overlap))
     record = done.record
     assert record["within_budget"]
-    plan = record["plan"]
-    assert record["measured"]["peak_bytes"] <= plan["predicted_peak_bytes"] + plan["reserve_bytes"]
+    assert record["plan"]["predicted_peak_bytes"] >= record["measured"]["peak_bytes"]
     assert record["results"]["studies"] == [
         {"study": "study-0001", "status": "done", "reason": None, "outputs": ["study-0001.nii.gz"]}
     ]
