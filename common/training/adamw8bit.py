@@ -16,9 +16,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from common.training.optimizers import BLOCK, CHUNK, SCRATCH, SMALLEST
 from common.training.updates import OneByOne
 
+BLOCK = 256
+"""Values of an 8-bit state that share a scale."""
+CHUNK = 1 << 18
+"""Values of an 8-bit state that are updated at a time; a multiple of ``BLOCK``."""
+SMALLEST = 4096
+"""Tensors with fewer values (biases, norms) keep float32 moments in ``adamw8bit``, as in bitsandbytes."""
+SCRATCH = 5
+"""Float32 buffers of a chunk's length that a step of ``adamw8bit`` holds, beside one of the rounding's turns."""
 _GOLDEN = 0.6180339887498949
 """The fractional parts of its multiples are spread evenly over 0 to 1."""
 _LEAST_SCALE = 1e-30

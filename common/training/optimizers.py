@@ -11,14 +11,6 @@ from common.errors import UsageError
 if TYPE_CHECKING:
     import torch
 
-BLOCK = 256
-"""Values of an 8-bit state that share a scale."""
-CHUNK = 1 << 18
-"""Values of an 8-bit state that are updated at a time; a multiple of ``BLOCK``."""
-SMALLEST = 4096
-"""Tensors with fewer values (biases, norms) keep float32 moments in ``adamw8bit``, as in bitsandbytes."""
-SCRATCH = 5
-"""Float32 buffers of a chunk's length that a step of ``adamw8bit`` holds, beside one of the rounding's turns."""
 NAMES = ("adamw", "adamw8bit", "adafactor", "rowwise_adagrad", "sgd")
 DEFAULT = "adamw"
 """Any other changes what is learned, and is never chosen for the user."""

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from common.errors import UsageError
-from common.training import checkpointing, optimizers
+from common.training import adamw8bit, checkpointing, optimizers
 from common.training.step import TrainingStep
 from common.training.updates import OneByOne
 from tests.common.training.failing import Failing
@@ -37,9 +37,9 @@ def learn(optimizer: torch.optim.Optimizer, net: torch.nn.Module, steps: int) ->
 
 
 def moments_in_8_bits(values: int) -> int:
-    if values < optimizers.SMALLEST:
+    if values < adamw8bit.SMALLEST:
         return 2 * 4 * values + 4
-    return 2 * -(-values // optimizers.BLOCK) * (optimizers.BLOCK + 4) + 4
+    return 2 * -(-values // adamw8bit.BLOCK) * (adamw8bit.BLOCK + 4) + 4
 
 
 def factored(shape: torch.Size) -> int:
@@ -75,7 +75,7 @@ VALUES, MEANS = 4 * 1024 * 768, 4 * (1024 + 768) + 4
     ("name", "expected"),
     [
         ("adamw", 0),
-        ("adamw8bit", 4 * (optimizers.SCRATCH + 1) * optimizers.CHUNK),
+        ("adamw8bit", 4 * (adamw8bit.SCRATCH + 1) * adamw8bit.CHUNK),
         ("adafactor", 2 * (VALUES + MEANS)),  # the update, and the copy to go back to
         ("rowwise_adagrad", 3 * 4 * 1024),
         ("sgd", 0),
