@@ -29,7 +29,7 @@ from apps.imaging.spline import spline_bytes
 from apps.imaging.streams import resampling_bytes, window_bytes, window_depth
 from apps.imaging.studies import Study
 from apps.imaging.volume import block_planes
-from apps.imaging.workloads import halves, smaller, text
+from apps.imaging.workloads import FREE_HEAP, halves, smaller, text
 from common.engines import engine
 from common.engines.mirror import mirror_bytes
 from common.errors import InputError
@@ -222,7 +222,7 @@ class InferWorkload:
         terms = [
             Term("engine, loading", int(ENGINE_SPREAD * measured["open_bytes"]), "measured", (OPEN, *opened)),
             Term("engine, running", int(ENGINE_SPREAD * measured["run_bytes"]), "measured", ran),
-            Term("free heap", SLACK if setting["allocator"] == "heap" else 0, "measured", ran),
+            Term(FREE_HEAP, SLACK if setting["allocator"] == "heap" else 0, "measured", ran),
             Term("small objects", OBJECTS_BYTES, "measured", (OPEN, *running)),
             Term("head", (self.model.features + 1) * len(self.model.labels) * FLOAT, "analytic", running),
             *(Term(name, size, WORKING[name], (INFER,)) for name, size in self._largest_working(setting).items()),
