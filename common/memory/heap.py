@@ -40,8 +40,8 @@ FRAGMENTS_WITH_SLACK = 2
 ROOM, MOST_ROOM = 0.25, 160 * MIB
 """Slack as a share of a step's tensors with which it takes 1.0 to 1.15 of the time of a heap that is never trimmed,
 without it 1.1 to 1.35 (SegResNet, UNet and BasicUNet, 32^3 to 96^3, float32 and bfloat16: such a heap holds 0.27 to
-0.36 of them free); and the most, because blocks of more than 32 MiB are mapped anyway (SegResNet at 96^3 in float32:
-107 MiB of 1,003)."""
+0.38 of them free, SegResNet's at 48^3 in float32 0.6); and the most, because blocks of more than 32 MiB are mapped
+anyway (SegResNet at 96^3 in float32: 107 MiB of 1,003)."""
 SLACK = 8 * MIB
 """What may be held beside tensors: 0 to 7 MiB were, in 15 steps of four networks from 24^3 to 96^3, in float32 and
 bfloat16, with and without recomputation."""
