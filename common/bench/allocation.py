@@ -114,12 +114,13 @@ def main() -> int:
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--amp", choices=("off", "bf16"), default="off")
     parser.add_argument("--slack", type=int, default=0, metavar="MIB", help="that the bounded heap may hold free")
+    parser.add_argument("--small-pages", action="store_true", help="4 KiB ones, so that faults count what is zeroed")
     parser.add_argument("--steps", type=int, default=11)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     args = parser.parse_args()
     variables = allocator.environment(args.threads)
     if args.setting != "stock":
-        variables |= allocator.tunables(huge_pages=True, merge=args.setting == "heap")
+        variables |= allocator.tunables(huge_pages=not args.small_pages, merge=args.setting == "heap")
     if any(os.environ.get(name) != value for name, value in variables.items()):
         os.environ.update(variables)
         os.execv(sys.executable, [sys.executable, "-m", "common.bench.allocation", *sys.argv[1:]])
