@@ -154,7 +154,7 @@ def open_series(path: Path, series: str | None = None, repair: frozenset[str] = 
     series
         Number (from 1, as listed) or SeriesInstanceUID, where there are several.
     repair
-        Defects to interpolate away: of ``slices.REPAIRS``.
+        Defects to interpolate away: ``tilt``, ``spacing``.
 
     Raises
     ------

@@ -272,21 +272,18 @@ class _Place:
 
     @classmethod
     def of(cls, head: Any) -> "_Place":
-        return cls(
-            _floats(head, "ImagePositionPatient", 3),
-            _floats(head, "ImageOrientationPatient", 6),
-            _floats(head, "PixelSpacing", 2),
-            _number(head, "RescaleSlope"),
-            _number(head, "RescaleIntercept"),
-        )
+        return cls._read(head, head, head, head)
 
     @classmethod
     def of_groups(cls, groups: Any) -> "_Place":
-        plane, turn = _first(groups, "PlanePositionSequence"), _first(groups, "PlaneOrientationSequence")
-        measures, scale = _first(groups, "PixelMeasuresSequence"), _first(groups, "PixelValueTransformationSequence")
+        places = ("PlanePositionSequence", "PlaneOrientationSequence", "PixelMeasuresSequence")
+        return cls._read(*(_first(groups, name) for name in (*places, "PixelValueTransformationSequence")))
+
+    @classmethod
+    def _read(cls, position: Any, orientation: Any, measures: Any, scale: Any) -> "_Place":
         return cls(
-            _floats(plane, "ImagePositionPatient", 3),
-            _floats(turn, "ImageOrientationPatient", 6),
+            _floats(position, "ImagePositionPatient", 3),
+            _floats(orientation, "ImageOrientationPatient", 6),
             _floats(measures, "PixelSpacing", 2),
             _number(scale, "RescaleSlope"),
             _number(scale, "RescaleIntercept"),

@@ -239,15 +239,3 @@ def write_labels(path: Path, header: Any) -> Iterator[LabelWriter]:
         with stream:
             stream.write(start)
             yield LabelWriter(stream, np.dtype(header.get_data_dtype()))
-
-
-def read_whole(path: Path) -> tuple[npt.NDArray[np.float32], Affine]:
-    """A small volume in memory, (x, y, z) in its own scale: for training and tests."""
-    from apps.imaging.volume import scaled
-
-    volume = open_nifti(path)
-    x, y, z = volume.shape
-    stored = np.empty((z, y, x), volume.dtype)
-    with volume.open() as reader:
-        reader.read(stored)
-    return scaled(volume, stored).transpose(2, 1, 0), volume.affine

@@ -25,8 +25,6 @@ TILT_TOLERANCE = 0.05
 """Millimetres that a slice may lie beside the line through the first one: more is a tilted gantry."""
 MISSING_FACTOR = 1.5
 """A gap of more than so many spacings is a missing slice rather than uneven spacing."""
-REPAIRS = ("tilt", "spacing")
-"""What ``--repair`` can name."""
 
 _TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 """DICOM counts to the left and posterior, NIfTI to the right and anterior."""
@@ -71,7 +69,7 @@ def stack(
     pixel_spacing
         Between rows, between columns, in millimetres.
     repair
-        Of ``REPAIRS``: defects to interpolate away instead of refusing them.
+        Defects (``tilt``, ``spacing``) to interpolate away instead of refusing them.
 
     Raises
     ------

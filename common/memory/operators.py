@@ -12,7 +12,6 @@ import hashlib
 import json
 import logging
 import os
-import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
@@ -155,8 +154,6 @@ class Cost:
     """Bytes that the operator allocates beyond its result, and frees again."""
     kept: int
     """Bytes that stay after its first use: compiled code, primitives, libraries loaded late."""
-    seconds: float
-    """Time of a run, but for the first."""
 
 
 def replay(function: Any, arguments: Callable[[], tuple[Sequence[Any], Mapping[str, Any]]]) -> Cost:
@@ -186,31 +183,29 @@ def replay(function: Any, arguments: Callable[[], tuple[Sequence[Any], Mapping[s
             if guard.is_out_of_memory(error):
                 raise
             log.debug("not replayed: %s: %s", function, error)
-            return Cost(0, 0, 0.0)
-        workspace, seconds = _run(function, args, kwargs)
+            return Cost(0, 0)
+        workspace = _run(function, args, kwargs)
         for _ in range(REPEATS if workspace >= LARGE_WORKSPACE else 0):
-            again, took = _run(function, args, kwargs)
+            again = _run(function, args, kwargs)
             settled = abs(again - workspace) <= AGREE
-            workspace, seconds = max(workspace, again), min(seconds, took)
+            workspace = max(workspace, again)
             if settled:
                 break
     del args, kwargs
-    return Cost(workspace, max(0, _held() - empty), seconds)
+    return Cost(workspace, max(0, _held() - empty))
 
 
-def _run(function: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[int, float]:
-    """Bytes that one run takes beyond what it returns, and its seconds."""
+def _run(function: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> int:
+    """Bytes that one run takes beyond what it returns."""
     allocator.trim()
     before = resident()
     reset_peak()
-    began = time.perf_counter()
     result = function(*args, **kwargs)
-    seconds = time.perf_counter() - began
     peak = lifetime_peak()
     made = _storages(result)
     for storage in _storages((args, kwargs)):
         made.pop(storage, None)  # views and in-place results
-    return max(0, peak - before - sum(made.values())), seconds
+    return max(0, peak - before - sum(made.values()))
 
 
 def _held() -> int:
@@ -278,7 +273,7 @@ def measure(*, key: str, operator: str, args: Any, kwargs: Any, warm_up: str) ->
     return asdict(cost)
 
 
-VERSION = 5
+VERSION = 6
 """Raise when what a replay measures changes."""
 
 

@@ -135,7 +135,7 @@ def price(prepare: Callable[[], Prepared], *, costs: OperatorCosts | None = None
     dict
         Bytes of ``parameters``, ``gradients``, ``optimizer``, ``activations`` (with the batch) and ``workspace``, which
         add up to the step's peak; ``kernels``, code and caches that stay after first use; ``unseen``, the allowance
-        for the rest; ``seconds``, the sum of the replayed operators' times.
+        for the rest.
 
     Raises
     ------
@@ -195,7 +195,6 @@ def finish(state: Mapping[str, Any], replayed: Iterable[Mapping[str, float]]) ->
         "workspace": workspace(last),
         "kernels": sum(cost["kept"] for cost in costs),
         "unseen": unseen(),
-        "seconds": sum(costs[number]["seconds"] for _, number in state["history"] if number is not None),
     }
 
 

@@ -122,11 +122,6 @@ class BoundedBlend(AbstractContextManager["BoundedBlend"]):
         self.held_bytes = 0
         """What the carried cells in memory hold now."""
 
-    @property
-    def spilled_bytes(self) -> int:
-        """Size of the scratch file."""
-        return self._spill.size if self._spill is not None else 0
-
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:

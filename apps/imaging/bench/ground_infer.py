@@ -91,12 +91,13 @@ def random_segresnet(
 def make_volume(path: Path, shape: tuple[int, int, int], source: Path | None, *, seed: int = 0) -> Path:
     """Tile a real volume (or smooth noise) to ``shape`` with noise, int16, written plane by plane."""
     from apps.imaging import nifti
+    from apps.imaging.bench.volumes import read_whole
 
     if path.is_file():
         return path
     random = np.random.default_rng(seed)
     if source is not None:
-        base = nifti.read_whole(source)[0]
+        base = read_whole(source)[0]
     else:
         coarse = random.normal(0, 300, (16, 16, 16)).astype(np.float32)
         base = coarse.repeat(8, 0).repeat(8, 1).repeat(8, 2)
@@ -159,7 +160,7 @@ def compare(work: Path) -> dict[str, int]:
 
 def differences(ours: Path, theirs: Path, margin: Path) -> dict[str, int]:
     """Labels that differ, in all and beyond the margin."""
-    from apps.imaging.nifti import read_whole
+    from apps.imaging.bench.volumes import read_whole
 
     margins: npt.NDArray[np.float32] = np.load(margin)
     unequal = read_whole(ours)[0] != read_whole(theirs)[0]

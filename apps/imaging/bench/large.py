@@ -29,7 +29,7 @@ def make_series(folder: Path, slices: int, source: Path | None, *, seed: int = 0
     from pydicom.dataset import FileMetaDataset
     from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 
-    from apps.imaging.nifti import read_whole
+    from apps.imaging.bench.volumes import read_whole
 
     if folder.is_dir() and len(list(folder.iterdir())) == slices:
         return folder

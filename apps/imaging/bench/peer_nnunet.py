@@ -72,7 +72,7 @@ def _seconds(command: list[object], out: Path, environment: Mapping[str, str]) -
 
 def _different(theirs: Path, ours: Path) -> tuple[int, int, int]:
     """Voxels that differ, voxels, and voxels of foreground."""
-    from apps.imaging.nifti import read_whole
+    from apps.imaging.bench.volumes import read_whole
 
     expected = read_whole(theirs)[0]
     unequal = expected != read_whole(ours)[0]

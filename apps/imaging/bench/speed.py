@@ -85,7 +85,7 @@ def add_cases(suite: Suite, work: Path, source: Path | None) -> None:
 
 def differing(ours: Path, theirs: Path) -> dict[str, float]:
     """Voxels whose labels differ, and their share."""
-    from apps.imaging.nifti import read_whole
+    from apps.imaging.bench.volumes import read_whole
 
     unequal = read_whole(ours)[0] != read_whole(theirs)[0]
     return {"different": int(unequal.sum()), "share": float(unequal.mean())}

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from apps.imaging import nifti
+from apps.imaging.bench.volumes import read_whole
 from common.errors import InputError
 from tests.apps.imaging.helpers import write_nifti
 
@@ -18,7 +19,7 @@ OBLIQUE = np.array([[-0.9, 0.1, 0.0, 20], [0.1, 0.85, -0.3, -31], [0.05, 0.25, 1
 def test_planes_are_nibabels(tmp_path: Path, name: str, dtype: str) -> None:
     values = np.random.default_rng(0).integers(0, 200, (7, 5, 11)).astype(dtype)
     path = write_nifti(tmp_path / name, values, OBLIQUE)
-    found, affine = nifti.read_whole(path)
+    found, affine = read_whole(path)
     np.testing.assert_array_equal(found, values.astype(np.float32))
     np.testing.assert_allclose(affine, nib.load(path).affine)
 
@@ -27,7 +28,7 @@ def test_slope_and_intercept_are_applied(tmp_path: Path) -> None:
     image = nib.Nifti1Image(np.arange(60, dtype=np.int16).reshape(3, 4, 5), np.eye(4))
     image.header.set_slope_inter(0.5, -3)
     nib.save(image, tmp_path / "a.nii.gz")
-    np.testing.assert_allclose(nifti.read_whole(tmp_path / "a.nii.gz")[0], nib.load(tmp_path / "a.nii.gz").get_fdata())
+    np.testing.assert_allclose(read_whole(tmp_path / "a.nii.gz")[0], nib.load(tmp_path / "a.nii.gz").get_fdata())
 
 
 @pytest.mark.parametrize("name", ["out.nii", "out.nii.gz"])
@@ -84,12 +85,12 @@ def test_damage_in_the_middle_of_gzip_is_found(tmp_path: Path) -> None:
     content[len(content) // 2 : len(content) // 2 + 40] = bytes(40)
     path.write_bytes(content)
     with pytest.raises(InputError, match=r"damaged|truncated"):
-        nifti.read_whole(path)
+        read_whole(path)
 
 
 def test_a_hippocampus_volume(dataset, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     path = sorted((dataset("msd-hippocampus") / "imagesTr").glob("*.nii.gz"))[0]
-    found, affine = nifti.read_whole(path)
+    found, affine = read_whole(path)
     image = nib.load(path)
     np.testing.assert_allclose(found, image.get_fdata(), rtol=1e-6)
     np.testing.assert_array_equal(affine, image.affine)

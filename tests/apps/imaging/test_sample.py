@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from apps.imaging.nifti import read_whole
+from apps.imaging.bench.volumes import read_whole
 from apps.imaging.sample import write_sample
 
 

@@ -1,0 +1,19 @@
+"""Whole volumes, which the application never holds: for benchmarks and tests."""
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from apps.imaging.nifti import open_nifti
+from apps.imaging.volume import Affine, scaled
+
+
+def read_whole(path: Path) -> tuple[npt.NDArray[np.float32], Affine]:
+    """A NIfTI file in memory, (x, y, z) in its own scale."""
+    volume = open_nifti(path)
+    x, y, z = volume.shape
+    stored = np.empty((z, y, x), volume.dtype)
+    with volume.open() as reader:
+        reader.read(stored)
+    return scaled(volume, stored).transpose(2, 1, 0), volume.affine
