@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from apps.imaging.components import least_voxels, plane_parts, without_small
+from tests.promise import kept
 
 
 def reference(labels: np.ndarray, least: int) -> np.ndarray:
@@ -81,8 +82,7 @@ def test_remove_small_and_fast_of_a_run(run, tmp_path: Path) -> None:  # type: i
     for name, options in (("plain", ()), ("clean", ("--remove-small", "0.05")), ("fast", ("--fast",))):
         done = run("apps.imaging", "infer", path, "-m", tmp_path / "model", "-o", tmp_path / name, "--json", *options)
         assert done.code == 0, done.err
-        plan = done.record["plan"]
-        assert done.record["measured"]["peak_bytes"] <= plan["predicted_peak_bytes"] + plan["reserve_bytes"]
+        kept(done.record)
         found[name] = read_labels(tmp_path / name / "study-0001.nii.gz")
     expected = reference(found["plain"], 50)
     assert (expected != found["plain"]).sum() > 0

@@ -19,6 +19,7 @@ from common.errors import InputError
 from tests.apps.imaging.dicom_files import NAME, OBLIQUE, read, series
 from tests.apps.imaging.helpers import random_model, write_nifti
 from tests.conftest import absent
+from tests.promise import kept
 
 LABELS = (
     Label(0, "background"),
@@ -232,7 +233,7 @@ def test_infer_writes_all_it_is_asked_for(run: Any, tmp_path: Path, model: Imagi
                "--memory", "600MiB")  # fmt: skip
     assert done.code == 0, done.err
     record = done.record
-    assert record["plan"]["predicted_peak_bytes"] >= record["measured"]["peak_bytes"]
+    kept(record)
     labels = read_labels(out / "study-0001.nii.gz")
     assert set(np.unique(labels)) <= {0, 1, 3}
     with (out / "study-0001-statistics.csv").open() as stream:

@@ -25,6 +25,7 @@ from tests.apps.imaging.dicom_files import NAME, series
 from tests.apps.imaging.helpers import random_model
 from tests.apps.imaging.test_dicom_seg import WHOLE
 from tests.conftest import absent
+from tests.promise import kept
 
 ORTHANC = shutil.which("Orthanc", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
 PLUGIN = Path("/usr/share/orthanc/plugins/libOrthancDicomWeb.so")
@@ -96,7 +97,7 @@ def test_a_study_goes_through_a_server_and_its_result_back(run, stocked, tmp_pat
         "apps.imaging", "infer", f"{root}/studies/{STUDY}", "-o", out, "--stow", root, "--json", *options, env=USER
     )
     assert done.code == 0, done.err
-    assert done.record["plan"]["predicted_peak_bytes"] >= done.record["measured"]["peak_bytes"]
+    kept(done.record)
     assert sorted(path.name for path in out.iterdir()) == [
         "run.json", "studies.csv", "study-0001.nii.gz", "study-0001.rtstruct.dcm", "study-0001.seg.dcm"
     ]  # fmt: skip

@@ -12,6 +12,7 @@ import pytest
 from apps.imaging.evaluate import TOLERANCE, evaluate, find_pairs, scan
 from common.errors import InputError
 from tests.apps.imaging.helpers import write_nifti
+from tests.promise import kept
 
 EDGE = (0.8, 1.0, 1.5)
 
@@ -122,7 +123,7 @@ def test_the_command_matches_studies_by_their_table(run: Any, tmp_path: Path) ->
     done = run("apps.imaging", "evaluate", out, refs, "--memory", "400MiB", "--json")
     assert done.code == 0, done.err
     record = json.loads((out / "evaluation.json").read_text())
-    assert record["results"]["cases"] == 1 and record["within_budget"]
-    assert record["plan"]["predicted_peak_bytes"] >= record["measured"]["peak_bytes"]
+    assert record["results"]["cases"] == 1
+    kept(record)
     assert 0.5 < record["results"]["mean_dice"] < 1
     assert "hippocampus_007" not in (out / "evaluation.json").read_text()

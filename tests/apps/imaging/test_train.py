@@ -15,6 +15,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from tests.promise import kept
+
 Runner = Callable[..., Any]
 LABELS = {"0": "background", "1": "ball", "2": "shell"}
 
@@ -63,10 +65,10 @@ def test_a_few_steps_on_real_cases_learn(dataset: Callable[[str], Path], tmp_pat
     record = done.record
     assert record["results"]["steps"] == 80
     assert record["results"]["metrics"]["mean_dice"] > 0.4  # untrained: below 0.05
-    assert record["within_budget"]
-    plan, measured = record["plan"], record["measured"]["peak_bytes"]
-    assert plan["knobs"]["allocator"] == "roomy"  # what a heap fills of its room is estimated: the reserve is for that
-    assert measured <= plan["predicted_peak_bytes"] + plan["reserve_bytes"] <= 1.15 * measured
+    kept(record)
+    plan = record["plan"]
+    assert plan["knobs"]["allocator"] == "roomy"
+    assert plan["predicted_peak_bytes"] + plan["reserve_bytes"] <= 1.15 * record["measured"]["peak_bytes"]
 
     model = tmp_path / "model"
     names = {"model.json", "weights.safetensors", "network.onnx", "card.md", "run.json"}

@@ -21,6 +21,7 @@ from apps.recsys.history import History
 from apps.recsys.ranking import Catalogue
 from common.memory.budget import MIB
 from tests.apps.recsys.conftest import Trained
+from tests.promise import kept
 
 Run = Callable[..., Any]
 
@@ -136,7 +137,7 @@ def test_a_large_catalogue_in_little_memory(run: Run, epinions: Path, tmp_path: 
     own = 4 * 64 * manifest["items"] + 8 * (manifest["users"] + 1)
     measured = done.record["measured"]
     assert measured["peak_bytes"] - measured["floor_bytes"] - own <= 64 * MIB
-    assert measured["peak_bytes"] <= done.record["plan"]["predicted_peak_bytes"]
+    kept(done.record)
     # Long lists are written in smaller parts: they need no more.
     long = run("apps.recsys", *arguments, "-k", 1000, "--dry-run", "--json").record["plan"]
     assert long["predicted_peak_bytes"] <= done.record["plan"]["predicted_peak_bytes"] + 4 * MIB

@@ -16,14 +16,9 @@ from apps.recsys.bpr import Pairs
 from common import model_folder
 from tests.apps.recsys.conftest import Trained
 from tests.apps.recsys.test_resume import started, sweeps, wait_for
+from tests.promise import kept
 
 Run = Callable[..., Any]
-
-
-def kept(record: dict[str, Any]) -> None:
-    """No more was used than was said."""
-    assert record["within_budget"]
-    assert record["measured"]["peak_bytes"] <= record["plan"]["predicted_peak_bytes"] + record["plan"]["reserve_bytes"]
 
 
 HYPER = {"learning_rate": 0.05, "regularization": 0.02, "iterations": 3, "user_regularization": 0.1}
