@@ -175,6 +175,12 @@ def build(name: str, complete: Arguments) -> "torch.nn.Module":
     InputError
         Arguments that do not make such a network.
     """
+    from common.training.convolutions import speed_up
+
+    return speed_up(_build(name, complete))
+
+
+def _build(name: str, complete: Arguments) -> "torch.nn.Module":
     if name in nnunet_networks.NETWORKS:
         return nnunet_networks.build(name, complete)
     if name in bundle_networks.NETWORKS:

@@ -148,7 +148,7 @@ def train() -> None:
     volumes, side = Volumes(), (16, 16, 16)
     volumes.add(np.ones(side, np.float32), np.ones(side, np.uint8))
     draw = Sampler(volumes, side, 2, 0)
-    # Single small samples in float32 are convolved by matrix products, all others by oneDNN; recomputing loads code.
+    # Of single samples in float32, some layers are matrix products, all others oneDNN's; recomputing loads code.
     kinds = (("off", 1, "none"), ("off", 2, "blocks"), ("bf16", 2, "cheap"))
     for name in ("segresnet", "dynunet", "unet"):  # between them, all layers that the table of networks has
         recipe = apps.imaging.train.Recipe(

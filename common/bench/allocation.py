@@ -47,8 +47,10 @@ class CrossEntropy:
         return (functional.cross_entropy(outputs, batch[1], reduction="sum"),)
 
 
-def build(name: str) -> "nn.Module":
-    """One of MONAI's networks, small."""
+def build(name: str, *, plain: bool = False) -> "nn.Module":
+    """One of MONAI's networks, small; ``plain``: as MONAI makes it."""
+    from common.training.convolutions import speed_up
+
     nets = import_module("monai.networks.nets")
     if name == "segresnet":
         shape = {"blocks_down": (1, 2, 2), "blocks_up": (1, 1)}
@@ -57,7 +59,7 @@ def build(name: str) -> "nn.Module":
         network = nets.UNet(3, 1, CLASSES, (16, 32, 64, 128), (2, 2, 2), num_res_units=2)
     else:
         network = nets.BasicUNet(3, 1, CLASSES, features=(16, 16, 32, 64, 128, 16))
-    return cast("nn.Module", network)
+    return cast("nn.Module", network if plain else speed_up(network))
 
 
 def train(network: "nn.Module", *, patch: int, batch: int, amp: str, steps: int) -> list[tuple[float, float, int]]:
@@ -85,11 +87,11 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
 
     torch.manual_seed(0)
     torch.set_num_threads(args.threads)
-    train(build(args.network), patch=32, batch=1, amp=args.amp, steps=1)
+    train(build(args.network, plain=args.plain), patch=32, batch=1, amp=args.amp, steps=1)
     allocator.trim()
     floor = meter.resident()
     meter.reset_peak()
-    network = build(args.network)
+    network = build(args.network, plain=args.plain)
     heap = BoundedHeap(network, slack=args.slack * MIB) if args.setting == "heap" else nullcontext()
     with heap:
         times = train(network, patch=args.patch, batch=args.batch, amp=args.amp, steps=args.steps)
@@ -115,6 +117,7 @@ def main() -> int:
     parser.add_argument("--amp", choices=("off", "bf16"), default="off")
     parser.add_argument("--slack", type=int, default=0, metavar="MIB", help="that the bounded heap may hold free")
     parser.add_argument("--small-pages", action="store_true", help="4 KiB ones, so that faults count what is zeroed")
+    parser.add_argument("--plain", action="store_true", help="single samples are convolved as torch does it")
     parser.add_argument("--steps", type=int, default=11)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     args = parser.parse_args()

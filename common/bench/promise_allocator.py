@@ -18,6 +18,8 @@ OTHERS = (
     ("basicunet", 64, 1, "off", 72),
 )
 """Network, patch, batch, precision, and MiB of slack with which the bounded heap is "roomy": ``heap.room``."""
+SINGLE = (("segresnet", 48, 0.6), ("unet", 64, 0.7), ("unet", 96, 0.9), ("basicunet", 64, 0.8))
+"""Network and patch of single samples in float32, and the time they may take of what torch's own kernels take."""
 
 
 def suite() -> Suite:
@@ -36,6 +38,12 @@ def suite() -> Suite:
             place = ("heap", "--slack", slack) if setting == "roomy" else (setting,)
             command = ("-m", "common.bench.allocation", *options, "--setting", *place)
             made.case(f"{name}-{setting}", command, repeats=3, group=name)
+    for network, patch, most in SINGLE:
+        name = f"single-{network}-{patch}"
+        single = ("-m", "common.bench.allocation", "--network", network, "--patch", patch, "--setting", "heap")
+        made.case(f"{name}-torch", (*single, "--plain"), repeats=3, group=name)
+        made.case(f"{name}-onednn", single, repeats=3, group=name)
+        made.ratio(f"{name}: time", f"{name}-onednn", f"{name}-torch", Bound(SECONDS, at_most=most))
     return made
 
 
