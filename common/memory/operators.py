@@ -291,8 +291,6 @@ class OperatorCosts:
     """
 
     file: Path = field(default_factory=default_file)
-    replayed: int = 0
-    """Operators that had to be run."""
     _known: dict[str, Cost] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -307,7 +305,6 @@ class OperatorCosts:
         if (cost := self._known.get(call.key)) is None:
             cost = replay(call.function, call.arguments)
             self.add(call.key, cost)
-            self.replayed += 1
         return cost
 
     def __contains__(self, call: Call) -> bool:

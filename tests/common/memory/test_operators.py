@@ -46,9 +46,10 @@ def test_replayed_once_for_all_plans(tmp_path: Path) -> None:
     file = tmp_path / "new" / "operators.jsonl"
     first, again = OperatorCosts(file), OperatorCosts(file)
     cost = first[PRODUCT]
-    assert first[PRODUCT] == cost and first.replayed == 1
-    assert OperatorCosts(file)[PRODUCT] == cost and OperatorCosts(file).replayed == 0
-    assert again[PRODUCT].workspace == pytest.approx(cost.workspace, abs=4 * MIB) and again.replayed == 1
+    assert first[PRODUCT] == cost and OperatorCosts(file)[PRODUCT] == cost
+    assert len(file.read_text().splitlines()) == 1  # a line a replay
+    assert again[PRODUCT].workspace == pytest.approx(cost.workspace, abs=4 * MIB)
+    assert len(file.read_text().splitlines()) == 2
 
 
 @pytest.mark.parametrize("damage", ["", "{", '{"key": "KEY"}', "null", '{"key": "KEY", "workspace": 1, "more": 2}'])
@@ -59,7 +60,7 @@ def test_a_damaged_line_is_replayed_and_the_others_stay(tmp_path: Path, damage: 
         stream.write(damage.replace("KEY", PRODUCT.key) + "\n")
     costs = OperatorCosts(file)
     costs[other], costs[PRODUCT]
-    assert costs.replayed == 1
+    assert len(file.read_text().splitlines()) == 3
 
 
 def test_another_version_is_another_file(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -72,7 +73,8 @@ def test_another_version_is_another_file(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_a_place_that_cannot_be_written_costs_time_only(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    assert OperatorCosts(tmp_path / "file" / "operators.jsonl")[PRODUCT].kept < MIB
+    costs = OperatorCosts(tmp_path / "file" / "operators.jsonl")
+    assert costs[PRODUCT] == costs[PRODUCT] and PRODUCT in costs
 
 
 def test_workspace_is_what_is_taken_beyond_the_result() -> None:
@@ -101,10 +103,10 @@ def test_a_call_written_down_is_replayed_in_a_child_that_has_only_torch(tmp_path
         probes = [each.probe for each in (convolution, cast)]
         found = CostStore().known(probes, ceiling=1024 * MIB)
         remembered = OperatorCosts()
+        assert convolution in remembered and cast in remembered
     for each, probe in zip((convolution, cast), probes, strict=True):
         assert found[probe]["workspace"] == pytest.approx(replayed(each).workspace, abs=4 * MIB)
         assert remembered[each].workspace == found[probe]["workspace"]
-    assert remembered.replayed == 0
     assert found[probes[0]]["workspace"] > 26 * image.nbytes
 
 

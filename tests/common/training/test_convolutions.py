@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from apps.imaging import networks
 from common.training.convolutions import speed_up
@@ -21,7 +23,7 @@ def layers() -> torch.nn.Sequential:
     torch.manual_seed(0)
     return torch.nn.Sequential(
         torch.nn.Conv3d(1, 8, 3, padding=1),  # few channels: torch's own is faster
-        torch.nn.Conv3d(8, 8, 3, padding=1, stride=2),
+        torch.nn.Conv3d(8, 8, 3, padding=1, stride=2),  # strided: left alone
         torch.nn.Conv3d(8, 8, 3, padding=1, bias=False),
         torch.nn.Conv3d(8, 8, 3, padding=1, groups=2),  # always oneDNN's
         torch.nn.Conv3d(8, 4, 1),  # torch's own is faster
@@ -31,23 +33,28 @@ def layers() -> torch.nn.Sequential:
 def test_single_samples_go_to_onednn():
     image = torch.randn(1, 1, 16, 20, 24)
     assert ran(layers(), image) == {OWN: 4, ONEDNN: 1}  # if this fails, torch's rule has changed
-    assert ran(speed_up(layers()), image) == {OWN: 2, ONEDNN: 3}
+    assert ran(speed_up(layers()), image) == {OWN: 3, ONEDNN: 2}
 
 
-def test_the_result_and_its_gradients_are_the_same():
+@settings(max_examples=50, deadline=None)
+@given(st.tuples(*[st.integers(1, 12)] * 3), st.booleans())
+def test_the_result_and_its_gradients_are_the_same(shape, bias):
     found = []
-    for network in (layers(), speed_up(layers())):
-        torch.manual_seed(1)
-        image = torch.randn(1, 1, 16, 20, 24, requires_grad=True)
-        result = network(image)
-        assert result.shape == (1, 4, 8, 10, 12)
+    for change in (lambda layer: layer, speed_up):
+        torch.manual_seed(0)
+        layer = change(torch.nn.Conv3d(5, 4, 3, padding=1, bias=bias))
+        image = torch.randn(1, 5, *shape, requires_grad=True)
+        result = layer(image)
+        assert result.is_contiguous()
+        result += 1  # blocks add what went around them, in place
         result.square().sum().backward()
-        values = (result, image.grad, *(p.grad for p in network.parameters()))
-        found.append(torch.cat([value.flatten() for value in values]))
-    assert (found[0] - found[1]).norm() <= 1e-6 * found[0].norm()
+        assert image.grad.is_contiguous()
+        found.append([result, image.grad, *(p.grad for p in layer.parameters())])
+    for one, other in zip(*found, strict=True):
+        assert one.shape == other.shape and (one - other).norm() <= 1e-5 * one.norm()
 
 
-def test_the_zeros_are_not_kept():
+def test_the_halves_are_not_kept():
     layer, kept = speed_up(torch.nn.Conv3d(8, 4, 3, padding=1)), []
     image = torch.ones(1, 8, 6, 6, 6, requires_grad=True)
     with torch.autograd.graph.saved_tensors_hooks(lambda saved: kept.append(saved) or saved, lambda saved: saved):
