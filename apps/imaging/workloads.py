@@ -49,8 +49,8 @@ ALLOCATORS = {
     "bf16": {"roomy": 1.0, "heap": 1.08, "mapped": 1.6},
 }
 """Time of a step by precision and where its tensors live: in the bounded heap with room for free pages, without, or
-mapped one by one (SegResNet and UNet at 24 and 32 cubed; float32: heap 1.07 to 1.10, mapped 1.38 to 1.64; bf16: 0.98 to
-1.10, 1.32 to 1.68)."""
+mapped one by one (SegResNet and UNet at 24 and 32 cubed; float32: heap 1.00 to 1.10, mapped 1.38 to 1.64; bf16: 0.98 to
+1.10, 1.32 to 1.68; on another machine mapped was 1.7 to 2.0 and 1.3 to 1.9: what a page fault takes differs)."""
 
 
 def text(triple: Sequence[int]) -> str:
