@@ -87,7 +87,8 @@ def test_workspace_is_what_is_taken_beyond_the_result() -> None:
     assert unfolded - MIB <= convolved.workspace <= unfolded + 32 * MIB  # and the buffers of the matrix product
     large = torch.empty(4096, 1024)
     for function in (torch.ops.aten.sin.default, torch.ops.aten.sin_.default):
-        assert replayed(call(function, large)).workspace <= 1 * MIB
+        # Of 16 MiB; this process, in which other tests ran, may grow by something of its own meanwhile (1.1 once).
+        assert replayed(call(function, large)).workspace <= 2 * MIB
 
 
 def test_a_call_written_down_is_replayed_in_a_child_that_has_only_torch(tmp_path: Path) -> None:
