@@ -38,8 +38,8 @@ lint: setup  ## ruff, format, mypy on common/, the house rules
 	$(BIN)/mypy
 	$(BIN)/python -m tests.house
 
-bench-%: setup  ## a benchmark suite: bench-ground, bench-promise; ONLY=pattern, AGAIN=1
-	@for suite in $$(grep -ls 'suite().main' $(foreach place,common apps/*,$(place)/bench/$*.py $(place)/bench/$*_*.py)); do \
+bench-%: setup  ## a benchmark suite: bench-headline, bench-promise; ONLY=pattern, AGAIN=1
+	@for suite in $$(grep -ls 'suite().main' $(foreach place,common apps/*,$(place)/bench/$*.py $(place)/bench/$*_*.py $(place)/bench/$*/*.py)); do \
 	  $(BIN)/python -m $$(echo $${suite%.py} | tr / .) --only '$(or $(ONLY),*)' $(if $(AGAIN),--again) || status=1; \
 	done; exit $${status:-0}
 

@@ -70,7 +70,7 @@ def real_or_sample(name: str, sample_module: str) -> tuple[Path, bool]:
 def recommender() -> None:
     """Train, evaluate, ask, serve."""
     say("=== recsys: artists people play, under a ceiling ===")
-    data, real = real_or_sample("lastfm", "apps.recsys.sample")
+    data, real = real_or_sample("lastfm", "apps.recsys.data.synthetic")
     plays, items = (
         (data / "plays.csv", data / "artists.csv") if real else (data / "interactions.csv", data / "items.csv")
     )
@@ -135,7 +135,7 @@ def wait_until_healthy(server: subprocess.Popen[bytes], address: str) -> None:
 def segmentation() -> None:
     """Train for a fixed number of steps, infer held-out volumes, evaluate, show a preview."""
     say("\n=== imaging: the hippocampus in MR volumes, under a ceiling ===")
-    data, _ = real_or_sample("msd-hippocampus", "apps.imaging.sample")
+    data, _ = real_or_sample("msd-hippocampus", "apps.imaging.training.synthetic")
     model, predictions, inputs = OUTPUT / "imaging-model", OUTPUT / "predictions", OUTPUT / "held-out"
     run("imaging", "train", data, "-o", model, "--fold", "0/5", "--steps", TRAIN_STEPS, "--memory", TRAIN_CEILING)
     held_out = sorted(path.name for path in (data / "labelsTr").glob("*.nii*"))[0::5][:INFERRED_CASES]

@@ -23,7 +23,7 @@ from typing import IO, Any
 
 from common.errors import InputError
 from common.files import digest, scratch_directory
-from common.memory import costs
+from common.memory.costs import store
 
 CATALOG = Path(__file__).resolve().parents[1] / "data" / "catalog.toml"
 CONNECT_SECONDS = 3.0
@@ -60,7 +60,7 @@ def catalog(path: Path = CATALOG) -> dict[str, Dataset]:
 
 def cache_directory() -> Path:
     """Where fetched sets lie: ``$XDG_CACHE_HOME/peakline/datasets``, beside the measured costs."""
-    return costs.cache_directory().parent / "datasets"
+    return store.cache_directory().parent / "datasets"
 
 
 def find(name: str) -> Path | None:

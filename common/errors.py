@@ -1,4 +1,4 @@
-"""The endings a command can have, as exceptions. ``common.cli`` turns each into its exit code and its one line."""
+"""The endings a command can have, as exceptions. ``common.cli.main`` turns each into its exit code and its one line."""
 
 EXIT_OK = 0
 EXIT_UNFORESEEN = 1

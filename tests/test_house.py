@@ -16,10 +16,10 @@ def test_no_rule_is_broken() -> None:
 
 
 def test_arrows_are_seen() -> None:
-    assert house._arrow("common/engines/base.py", "apps.imaging.model") is not None
-    assert house._arrow("apps/recsys/cli.py", "apps.imaging.model") is not None
-    assert house._arrow("common/memory/guard.py", "common.files") is not None
-    assert house._arrow("apps/recsys/cli.py", "common.memory.guard") is None
+    assert house._arrow("common/engines/base.py", "apps.imaging.models.model_folder") is not None
+    assert house._arrow("apps/recsys/cli.py", "apps.imaging.models.model_folder") is not None
+    assert house._arrow("common/memory/process/guard.py", "common.files") is not None
+    assert house._arrow("apps/recsys/cli.py", "common.memory.process.guard") is None
 
 
 @pytest.mark.parametrize("application", ["recsys", "imaging"])

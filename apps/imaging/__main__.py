@@ -3,7 +3,7 @@
 import sys
 
 from apps.imaging.cli import parser
-from common import cli
+from common.cli import main as cli
 
 
 def main() -> int:

@@ -7,14 +7,16 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from apps.imaging import compress_options, train_options, warm
-from common import __version__, cli, front_ends
+from apps.imaging import warm_up
+from apps.imaging.commands import compress, train
+from common import __version__
+from common.cli import fetch_bench, main
+from common.cli.session import Session
 from common.errors import InputError, UsageError
-from common.memory.budget import MemoryBudget
-from common.session import Session
+from common.memory.process.budget import MemoryBudget
 
 if TYPE_CHECKING:
-    from common.memory.planner import Workload
+    from common.memory.plan.planner import Workload
 
 
 def parser() -> argparse.ArgumentParser:
@@ -22,13 +24,13 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="imaging", description="3D medical image segmentation inside a stated ceiling.")
     top.add_argument("--version", action="version", version=f"peakline {__version__}")
     commands = top.add_subparsers(metavar="COMMAND", required=True)
-    train_options.add(commands)
+    train.add(commands)
     _infer(commands)
-    compress_options.add(commands)
+    compress.add(commands)
     _evaluate(commands)
     _inspect(commands)
-    front_ends.add_fetch(commands, "imaging")
-    front_ends.add_bench(commands, "imaging")
+    fetch_bench.add_fetch(commands, "imaging")
+    fetch_bench.add_bench(commands, "imaging")
     return top
 
 
@@ -49,7 +51,7 @@ def millilitres(text: str) -> float:
 
 
 ENGINES = ("openvino", "onnxruntime", "torch")
-"""``common.engines.engine.ENGINES``, which is not imported for ``--help``."""
+"""``common.engines.registry.ENGINES``, which is not imported for ``--help``."""
 REPAIR_HELP = "resample a tilted gantry or uneven spacing instead of refusing: tilt,spacing"
 
 
@@ -102,8 +104,8 @@ def _infer(commands: Any) -> None:
     one.add_argument("--series", metavar="N|UID", help="which series, where a DICOM folder has several")
     one.add_argument("--repair", type=repairs, default=frozenset(), metavar="WHAT", help=REPAIR_HELP)
     one.add_argument("--overlap", type=share, help="share of a tile covered again (default: the model's, 0.5 for ours)")
-    one.add_argument("--tile", type=cli.triple, metavar="X,Y,Z", help="tile in voxels (default: the model's patch)")
-    one.add_argument("--batch", type=cli.positive, metavar="N", help="tiles at a time, each in a share of the threads")
+    one.add_argument("--tile", type=main.triple, metavar="X,Y,Z", help="tile in voxels (default: the model's patch)")
+    one.add_argument("--batch", type=main.positive, metavar="N", help="tiles at a time, each in a share of the threads")
     one.add_argument("--engine", default="auto", choices=["auto", *ENGINES], help="default auto")
     precision_help = "OpenVINO has all (default: int8 where the model was made so, else float32)"
     one.add_argument("--precision", choices=["float32", "bf16", "int8"], help=precision_help)
@@ -119,10 +121,10 @@ def _infer(commands: Any) -> None:
     )
     stow_help = "also send the DICOM objects to this DICOMweb server (https://HOST/dicom-web)"
     one.add_argument("--stow", default="", metavar="URL", help=stow_help)
-    cli.add_device_options(one)
-    cli.add_common_options(one)
+    main.add_device_options(one)
+    main.add_common_options(one)
     record = lambda args: args.output / "run.json"  # noqa: E731
-    command = cli.Command(
+    command = main.Command(
         "imaging infer",
         _infer_workload,
         _infer_warm_up,
@@ -137,7 +139,7 @@ def _infer(commands: Any) -> None:
 
 def _engine(args: argparse.Namespace) -> str:
     """The engine that was asked for, or the best that runs on the device that was."""
-    from common.engines.engine import choose
+    from common.engines.registry import choose
 
     if not args.device.startswith("cuda"):
         return choose(args.engine)
@@ -147,16 +149,16 @@ def _engine(args: argparse.Namespace) -> str:
 
 
 def _infer_workload(args: argparse.Namespace, budget: MemoryBudget) -> "Workload":
-    from apps.imaging.dicom_rtstruct import structures
-    from apps.imaging.dicomweb import Downloads, check_address
-    from apps.imaging.imports import imported
-    from apps.imaging.infer import asked, open_cases
-    from apps.imaging.infer_workload import InferWorkload
-    from apps.imaging.model import at_half_resolution, read_model
-    from apps.imaging.networks import steps
-    from apps.imaging.outputs import Wanted, chosen_labels
-    from apps.imaging.studies import fetched_before, find_studies, of_several_channels
-    from common.engines.engine import PRECISIONS
+    from apps.imaging.dicom.rtstruct import structures
+    from apps.imaging.dicom.web import Downloads, check_address
+    from apps.imaging.importers.convert import imported
+    from apps.imaging.inference.outputs import Wanted, chosen_labels
+    from apps.imaging.inference.pipeline import asked, open_cases
+    from apps.imaging.inference.studies import fetched_before, find_studies, of_several_channels
+    from apps.imaging.models.model_folder import at_half_resolution, read_model
+    from apps.imaging.models.networks.registry import steps
+    from apps.imaging.planning.infer import InferWorkload
+    from common.engines.registry import PRECISIONS
 
     if args.output.resolve() in [place.resolve() for place in args.input if isinstance(place, Path)]:
         raise UsageError(f"-o {args.output}: is an input too; its results would be taken for images the next time")
@@ -226,26 +228,26 @@ def _infer_workload(args: argparse.Namespace, budget: MemoryBudget) -> "Workload
 
 
 def _infer_sections(written: Mapping[str, Any], directory: Path) -> Iterable[str]:
-    from apps.imaging.report import studies
+    from apps.imaging.inference.report import studies
 
     return studies(written, directory)
 
 
 def _infer_warm_up(args: argparse.Namespace) -> str:
-    from apps.imaging.infer_workload import WARM_UPS
+    from apps.imaging.planning.infer import WARM_UPS
 
     return WARM_UPS[_engine(args)]
 
 
 def _infer_run(args: argparse.Namespace, session: Session) -> Mapping[str, Any]:
-    from apps.imaging.infer import Job, run
-    from apps.imaging.infer_workload import InferWorkload
-    from apps.imaging.labels import LabelMaker
-    from apps.imaging.model import TORCH_NETWORK
-    from apps.imaging.outputs import chosen_labels
-    from apps.imaging.studies import StudyTable
-    from common.engines.engine import open_engine, read_head
-    from common.engines.mirror import MirrorEngine
+    from apps.imaging.inference.labeling import LabelMaker
+    from apps.imaging.inference.outputs import chosen_labels
+    from apps.imaging.inference.pipeline import Job, run
+    from apps.imaging.inference.studies import StudyTable
+    from apps.imaging.models.model_folder import TORCH_NETWORK
+    from apps.imaging.planning.infer import InferWorkload
+    from common.engines.mirroring import MirrorEngine
+    from common.engines.registry import open_engine, read_head
 
     work = session.workload
     assert isinstance(work, InferWorkload)
@@ -296,9 +298,9 @@ def _evaluate(commands: Any) -> None:
     one = commands.add_parser("evaluate", help="compare with references", description=about)
     one.add_argument("predictions", type=Path, help="label file, or folder (an output of imaging infer)")
     one.add_argument("references", type=Path, help="label file, or folder with files of the same names")
-    cli.add_common_options(one)
-    floor = lambda args: warm.EVALUATE  # noqa: E731
-    command = cli.Command(
+    main.add_common_options(one)
+    floor = lambda args: warm_up.EVALUATE  # noqa: E731
+    command = main.Command(
         "imaging evaluate", _evaluate_workload, floor, _evaluate_run, _evaluation_json, huge_pages=True
     )
     one.set_defaults(command=command)
@@ -311,16 +313,16 @@ def _evaluation_json(args: argparse.Namespace) -> Path:
 
 
 def _evaluate_workload(args: argparse.Namespace, budget: MemoryBudget) -> "Workload":
-    from apps.imaging.evaluate import find_pairs, scan
-    from apps.imaging.evaluate_workload import EvaluateWorkload
+    from apps.imaging.evaluation.metrics import find_pairs, scan
+    from apps.imaging.planning.evaluate import EvaluateWorkload
 
     pairs = find_pairs(args.predictions, args.references)
     return EvaluateWorkload(pairs, [scan(pair) for pair in pairs], args.threads)
 
 
 def _evaluate_run(args: argparse.Namespace, session: Session) -> Mapping[str, Any]:
-    from apps.imaging.evaluate import evaluate, table
-    from apps.imaging.evaluate_workload import EvaluateWorkload
+    from apps.imaging.evaluation.metrics import evaluate, table
+    from apps.imaging.planning.evaluate import EvaluateWorkload
 
     work = session.workload
     assert isinstance(work, EvaluateWorkload)
@@ -345,15 +347,15 @@ def _inspect_run(args: argparse.Namespace) -> int:
     from common.model_folder import MANIFEST, load, verify
 
     if isinstance(args.path, Path) and (args.path / MANIFEST).is_file():
-        from apps.imaging.model import APPLICATION, inspect_lines, read_model
+        from apps.imaging.models.model_folder import APPLICATION, inspect_lines, read_model
 
         verify(args.path, load(args.path, application=APPLICATION))
         lines = inspect_lines(read_model(args.path))
     else:
         import tempfile
 
-        from apps.imaging.dicomweb import Downloads
-        from apps.imaging.studies import open_volume
+        from apps.imaging.dicom.web import Downloads
+        from apps.imaging.inference.studies import open_volume
 
         downloads = Downloads(Path(tempfile.gettempdir()), args.series)
         lines = open_volume(*downloads.path(str(args.path)), args.repair).describe()

@@ -4,7 +4,7 @@ import sys
 from typing import NoReturn
 
 from apps.recsys import cli
-from common.cli import main as run
+from common.cli.main import main as run
 
 
 def main() -> NoReturn:

@@ -5,9 +5,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from apps.recsys import answer, batch, bpr, evaluation, ials, recipe, serve, split, train, tuning, workloads
-from common import cli, front_ends
-from common.cli import Command
+from apps.recsys.commands import evaluate, recommend, recommend_all, serve, train
+from apps.recsys.data import splits
+from apps.recsys.models import bpr
+from apps.recsys.models.als import ials
+from apps.recsys.models.embedding import embedding_config
+from apps.recsys.planning import workloads
+from apps.recsys.training import tuning
+from common.cli import fetch_bench, main
+from common.cli.main import Command
 from common.compression import layouts
 
 EPILOG = (
@@ -35,8 +41,8 @@ def parser() -> argparse.ArgumentParser:
     _similar(commands.add_parser("similar", help="the items nearest to one"))
     _inspect(commands.add_parser("inspect", help="what a model folder holds; checks its digests"))
     _serve(commands.add_parser("serve", help="answer over HTTP"))
-    front_ends.add_fetch(commands, "recsys")
-    front_ends.add_bench(commands, "recsys")
+    fetch_bench.add_fetch(commands, "recsys")
+    fetch_bench.add_bench(commands, "recsys")
     return top
 
 
@@ -61,10 +67,10 @@ def _train(parser: argparse.ArgumentParser) -> None:
         default="ials",
         help="default ials; bpr: the same model again only with --threads 1",
     )
-    add("--factors", type=cli.positive, metavar="N", help="numbers per item (default 64)")
-    add("--epochs", type=cli.positive, metavar="N", help="passes over the data (default: ials 15, bpr 40, else 20)")
+    add("--factors", type=main.positive, metavar="N", help="numbers per item (default 64)")
+    add("--epochs", type=main.positive, metavar="N", help="passes over the data (default: ials 15, bpr 40, else 20)")
     tune = "first try N settings on hidden items of the training data; what the command line fixes is not searched"
-    add("--tune", type=cli.positive, default=0, metavar="N", help=tune)
+    add("--tune", type=main.positive, default=0, metavar="N", help=tune)
     add("--user-col", metavar="NAME", help="default: by common names, else the first column")
     add("--item-col", metavar="NAME", help="default: by common names, else the next column")
     add("--value-col", metavar="NAME", help="default: by common names, else every row counts 1")
@@ -75,18 +81,18 @@ def _train(parser: argparse.ArgumentParser) -> None:
     )
     add("--items", type=Path, metavar="ITEMS.csv", help="a table with the items' ids and titles")
     add("--min-value", type=float, metavar="X", help="leave out rows with a smaller value")
-    add("--min-user", type=cli.positive, default=1, metavar="N", help="leave out users with fewer rows")
-    add("--min-item", type=cli.positive, default=1, metavar="N", help="leave out items with fewer rows")
-    add("--split", choices=split.KINDS, default="none", help="hold some out, and evaluate on it (default none)")
+    add("--min-user", type=main.positive, default=1, metavar="N", help="leave out users with fewer rows")
+    add("--min-item", type=main.positive, default=1, metavar="N", help="leave out items with fewer rows")
+    add("--split", choices=splits.KINDS, default="none", help="hold some out, and evaluate on it (default none)")
     add("--resume", action="store_true", help="a checkpoint must be there; without it, one that is there is continued")
-    kinds = {"ials": ials.HYPER, "bpr": bpr.HYPER, "embedding": recipe.HYPER}
+    kinds = {"ials": ials.HYPER, "bpr": bpr.HYPER, "embedding": embedding_config.HYPER}
     known = "; ".join(
         f"{kind}: " + ", ".join(f"{name}={value}" for name, value in hyper.items()) for kind, hyper in kinds.items()
     )
     text = f"hyper-parameter; known, with defaults: {known}"
     add("--set", action="append", default=[], metavar="KEY=VALUE", help=text)
     _embedding(parser.add_argument_group("embedding").add_argument)
-    cli.add_common_options(parser)
+    main.add_common_options(parser)
     command = Command(
         "recsys train",
         train.workload,
@@ -101,11 +107,13 @@ def _train(parser: argparse.ArgumentParser) -> None:
 
 def _embedding(add: Callable[..., Any]) -> None:
     """Options of ``--model embedding``; without a default, so that others can say they do not have them."""
-    add("--loss", choices=recipe.LOSSES, help="default softmax")
+    add("--loss", choices=embedding_config.LOSSES, help="default softmax")
     add("--table", choices=layouts.KINDS, help=TABLE_HELP)
     add("--amp", choices=("off", "bf16"), help="products with negatives in bfloat16 (default off)")
-    add("--micro-batch", type=cli.positive, metavar="N", help="windows of items at a time (default: the plan's choice)")
-    add("--accumulate", type=cli.positive, metavar="N", help="or: micro-batches in a step")
+    add(
+        "--micro-batch", type=main.positive, metavar="N", help="windows of items at a time (default: the plan's choice)"
+    )
+    add("--accumulate", type=main.positive, metavar="N", help="or: micro-batches in a step")
 
 
 def _evaluate(parser: argparse.ArgumentParser) -> None:
@@ -116,14 +124,14 @@ def _evaluate(parser: argparse.ArgumentParser) -> None:
     protocol = (
         "the model's --split (the default); with --test: split, or lightgcn for its recall; with --negatives: ncf"
     )
-    add("--protocol", choices=evaluation.PROTOCOLS, help=protocol)
-    cli.add_common_options(parser)
+    add("--protocol", choices=evaluate.PROTOCOLS, help=protocol)
+    main.add_common_options(parser)
     command = Command(
         "recsys evaluate",
-        evaluation.workload,
+        evaluate.workload,
         lambda args: workloads.SCORING,
-        evaluation.execute,
-        evaluation.record,
+        evaluate.execute,
+        evaluate.record,
     )
     parser.set_defaults(command=command)
 
@@ -138,10 +146,16 @@ def _recommend(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--exclude", type=_ids, metavar="ID,ID,...", help="items never to show")
     parser.add_argument("--only", type=_ids, metavar="ID,ID,...", help="items to choose from")
     explain = "with each, the N items of the history that added most to its score (ials, embedding)"
-    parser.add_argument("--explain", type=cli.positive, default=0, metavar="N", help=explain)
+    parser.add_argument("--explain", type=main.positive, default=0, metavar="N", help=explain)
     parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="for --all-users: user, rank, item, score")
-    cli.add_common_options(parser)
-    command = Command("recsys recommend", batch.workload, lambda args: workloads.ANSWERING, batch.execute, batch.record)
+    main.add_common_options(parser)
+    command = Command(
+        "recsys recommend",
+        recommend_all.workload,
+        lambda args: workloads.ANSWERING,
+        recommend_all.execute,
+        recommend_all.record,
+    )
     parser.set_defaults(command=command)
 
 
@@ -149,21 +163,21 @@ def _similar(parser: argparse.ArgumentParser) -> None:
     _model(parser)
     parser.add_argument("--item", required=True, metavar="ID")
     _depth(parser)
-    _answering(parser, "recsys similar", answer.similar)
+    _answering(parser, "recsys similar", recommend.similar)
 
 
 def _depth(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("-k", type=cli.positive, default=10, metavar="N", help="how many (default 10)")
+    parser.add_argument("-k", type=main.positive, default=10, metavar="N", help="how many (default 10)")
 
 
 def _answering(parser: argparse.ArgumentParser, name: str, execute: Any, warm_up: str = workloads.ANSWERING) -> None:
-    cli.add_common_options(parser)
-    parser.set_defaults(command=Command(name, answer.workload(name, warm_up), lambda args: warm_up, execute))
+    main.add_common_options(parser)
+    parser.set_defaults(command=Command(name, recommend.workload(name, warm_up), lambda args: warm_up, execute))
 
 
 def _inspect(parser: argparse.ArgumentParser) -> None:
     _model(parser)
-    parser.set_defaults(run=answer.inspect, name="recsys inspect")
+    parser.set_defaults(run=recommend.inspect, name="recsys inspect")
 
 
 def _serve(parser: argparse.ArgumentParser) -> None:

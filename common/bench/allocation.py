@@ -17,9 +17,9 @@ from importlib import import_module
 from statistics import median
 from typing import TYPE_CHECKING, Any, cast
 
-from common.memory import allocator, meter
-from common.memory.budget import MIB
-from common.memory.heap import PASSES, BoundedHeap
+from common.memory.process import glibc, meter
+from common.memory.process.bounded_heap import PASSES, BoundedHeap
+from common.memory.process.budget import MIB
 from common.training.step import TrainingStep
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ class CrossEntropy:
 
 def build(name: str, *, plain: bool = False) -> "nn.Module":
     """One of MONAI's networks, small; ``plain``: as MONAI makes it."""
-    from common.training.convolutions import speed_up
+    from common.training.conv3d_workaround import speed_up
 
     nets = import_module("monai.networks.nets")
     if name == "segresnet":
@@ -88,7 +88,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     torch.manual_seed(0)
     torch.set_num_threads(args.threads)
     train(build(args.network, plain=args.plain), patch=32, batch=1, amp=args.amp, steps=1)
-    allocator.trim()
+    glibc.trim()
     floor = meter.resident()
     meter.reset_peak()
     network = build(args.network, plain=args.plain)
@@ -121,14 +121,14 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=11)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     args = parser.parse_args()
-    variables = allocator.environment(args.threads)
+    variables = glibc.environment(args.threads)
     if args.setting != "stock":
-        variables |= allocator.tunables(huge_pages=not args.small_pages, merge=args.setting == "heap")
+        variables |= glibc.tunables(huge_pages=not args.small_pages, merge=args.setting == "heap")
     if any(os.environ.get(name) != value for name, value in variables.items()):
         os.environ.update(variables)
         os.execv(sys.executable, [sys.executable, "-m", "common.bench.allocation", *sys.argv[1:]])
     if args.setting != "stock":
-        allocator.tame()
+        glibc.tame()
     sys.stdout.write(json.dumps(measure(args)) + "\n")
     return 0
 

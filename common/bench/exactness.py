@@ -20,7 +20,7 @@ from common.training.losses import CrossEntropy, InBatchSoftmax, SampledSoftmax
 from common.training.step import TrainingStep
 
 if TYPE_CHECKING:
-    from common.training.coupled import CoupledLoss
+    from common.training.gradcache import CoupledLoss
     from common.training.step import Loss
 
 SAMPLES = (1, 2, 3, 4, 7, 16)

@@ -26,10 +26,10 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import EXIT_DOES_NOT_FIT
-from common.memory import guard
-from common.memory.budget import KIB, format_size
-from common.memory.floor import START
+from common.memory.costs.floor import START
 from common.memory.footprint import Footprint, Term
+from common.memory.process import guard
+from common.memory.process.budget import KIB, format_size
 
 VERSIONS = ("torch", "monai", "implicit", "openvino", "numpy", "scipy", "pyarrow", "pandas", "pydicom", "nibabel")
 """Distributions whose versions every line carries."""

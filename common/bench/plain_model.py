@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING
 
 from common.bench import prediction
 from common.bench.prediction import Configuration, Grid
-from common.memory.budget import MIB
-from common.memory.costs import CostStore
+from common.memory.costs.store import CostStore
 from common.memory.footprint import plain_model
+from common.memory.process.budget import MIB
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from common.memory.trace import Prepared
+    from common.memory.costs.trace import Prepared
 
 IMAGES = ((1, 28), (3, 32))
 """Channels and side: MNIST, CIFAR-10."""

@@ -27,10 +27,11 @@ from pathlib import Path
 from typing import Any
 
 from common.bench.harness import Bound, current_commit
-from common.memory import allocator, floor, trace
-from common.memory.budget import MIB
-from common.memory.costs import Costs, CostStore, Probe, resolve
-from common.memory.meter import lifetime_peak, reset_peak, resident
+from common.memory.costs import floor, trace
+from common.memory.costs.store import Costs, CostStore, Probe, resolve
+from common.memory.process import glibc
+from common.memory.process.budget import MIB
+from common.memory.process.meter import lifetime_peak, reset_peak, resident
 
 log = logging.getLogger("peakline.prediction")
 
@@ -91,7 +92,7 @@ class Grid:
     draw: Callable[[random.Random], Configuration]
     """Makes one from a source of random numbers."""
     warm_up: str
-    """As the command's (``common.memory.floor``)."""
+    """As the command's (``common.memory.costs.floor``)."""
     libraries: tuple[str, ...]
     """Distributions whose versions the numbers depend on."""
     huge_pages: bool
@@ -129,7 +130,7 @@ class Grid:
     @property
     def environment(self) -> dict[str, str]:
         """What the command's process is started with."""
-        return allocator.environment(self.threads) | (allocator.tunables(huge_pages=True) if self.huge_pages else {})
+        return glibc.environment(self.threads) | (glibc.tunables(huge_pages=True) if self.huge_pages else {})
 
 
 def run(grid: Grid, file: Path, *, seed: int, quick: bool) -> list[dict[str, Any]]:
@@ -207,9 +208,9 @@ def measure(prepare: str, arguments: str, warm_up: str) -> dict[str, Any]:
     """
     module, name = prepare.split(":")
     function = getattr(importlib.import_module(module), name)
-    allocator.tame()
+    glibc.tame()
     resolve(warm_up)()
-    allocator.trim()
+    glibc.trim()
     base, peaks = resident(), []
     reset_peak()
     *_kept, step = function(**json.loads(arguments))

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from common.bench.prediction import LEAST_BYTES, read
 from common.files import atomic_file
-from common.memory.budget import MIB
+from common.memory.process.budget import MIB
 
 SIDE, MARGIN = 480, 56
 COLOURS = ("#1f6fb2", "#c4541b", "#3b8f3b", "#7a4fa3")

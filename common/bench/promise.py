@@ -14,7 +14,7 @@ from typing import Any
 
 from common.bench.harness import Bound, Case, Suite, measure
 from common.errors import EXIT_DOES_NOT_FIT, EXIT_OK
-from common.memory.budget import GIB, MIB, format_size
+from common.memory.process.budget import GIB, MIB, format_size
 
 CEILINGS = (4 * GIB, 2 * GIB, 1 * GIB, 768 * MIB, 512 * MIB, 410 * MIB, 256 * MIB)
 """0.4 GiB is 410 MiB. From the largest down: what is measured for one serves the next."""
@@ -81,7 +81,7 @@ def smallest(argv: Sequence[str], fresh: Path | None) -> dict[str, Any]:
         middle = tries.pop(0) if tries else (fails + works) // 2
         if not fails < middle < works:
             continue
-        done = _run("forced", ["-m", "common.bench.forced", *argv], middle, middle, fresh)
+        done = _run("forced", ["-m", "common.bench.forced_failures", *argv], middle, middle, fresh)
         if done["exit"] == EXIT_OK and done["peak"] <= middle:
             works = middle
         else:

@@ -6,7 +6,7 @@ The same curve from a fraction of the memory; and what a network can learn in th
 import sys
 
 from common.bench.harness import Bound, Suite
-from common.memory.budget import MIB
+from common.memory.process.budget import MIB
 
 SMALL_CEILING = 680 * MIB
 """The whole batch at once and pixels as bytes: the plain run's arithmetic, so its curve bit for bit."""
@@ -23,7 +23,7 @@ ONE_EPOCH = ("--epochs", 1)
 def suite() -> Suite:
     """Declare the cases."""
     made = Suite("promise-seed")
-    plain, controlled = ("-m", "common.bench.cifar_plain"), ("-m", "common.bench.cifar_train", "--json")
+    plain, controlled = ("-m", "common.bench.cifar.plain"), ("-m", "common.bench.cifar.train", "--json")
     small = (*controlled, "--network", "small", "--memory", SMALL_CEILING)
     large = (*controlled, "--network", "large", "--memory", LARGE_CEILING)
     made.case("seed-plain", plain, group="seed")

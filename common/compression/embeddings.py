@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from common.compression.compositions import RULES, ComposedRows
+from common.compression.composed import RULES, ComposedRows
 from common.compression.layouts import Layout
-from common.compression.rows import BLOCK_ROWS
+from common.compression.row_formats import BLOCK_ROWS
 from common.compression.stored import Start, StoredRows
 
 if TYPE_CHECKING:

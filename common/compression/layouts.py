@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from math import gcd, isqrt
 
-from common.compression.rows import FORMATS
+from common.compression.row_formats import FORMATS
 
 STATE_BYTES = 4
 """The optimiser's float32 number for each stored row."""

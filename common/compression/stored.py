@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from common.compression import rows as storage
+from common.compression import row_formats as storage
 from common.compression.layouts import Part
 
 if TYPE_CHECKING:

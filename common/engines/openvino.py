@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from common.engines.engine import INT8, NETWORK, Array, Output, Tile, Turns, read_head
-from common.memory import allocator
+from common.engines.registry import INT8, NETWORK, Array, Output, Tile, Turns, read_head
+from common.memory.process import glibc
 
 
 def import_openvino() -> Any:
@@ -66,7 +66,7 @@ class OpenVinoEngine:
         self.output: Output = output
         self._requests = [compiled.create_infer_request() for _ in range(batch)]
         self._results = Turns((batch, self.out_channels, *tile))
-        allocator.trim()  # what the compiler kept free, 4 MiB, would be counted twice: here, and where it is used again
+        glibc.trim()  # what the compiler kept free, 4 MiB, would be counted twice: here, and where it is used again
 
     def __call__(self, tiles: Array) -> Array:
         """Run up to one batch."""

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from common.engines.engine import Array, Output
-from common.memory.heap import BoundedHeap
+from common.engines.registry import Array, Output
+from common.memory.process.bounded_heap import BoundedHeap
 
 
 class TorchEngine:
@@ -12,8 +12,8 @@ class TorchEngine:
     Parameters
     ----------
     heap
-        Whether a tile's tensors are kept in the heap for the next tile (``common.memory.heap``) instead of mapped anew:
-        a third less time, for what the heap may hold beside them. For the rest of the process.
+        Whether a tile's tensors are kept in the heap for the next tile (``common.memory.process.bounded_heap``) instead
+        of mapped anew: a third less time, for what the heap may hold beside them. For the rest of the process.
     """
 
     def __init__(self, module: Any, *, threads: int, output: Output, device: str = "cpu", heap: bool = False) -> None:

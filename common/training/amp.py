@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from common.errors import UsageError
-from common.memory.costs import Probe
+from common.memory.costs.store import Probe
 
 if TYPE_CHECKING:
     import torch

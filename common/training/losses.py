@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from common.training.coupled import Batch
+from common.training.gradcache import Batch
 
 if TYPE_CHECKING:
     from torch import Tensor

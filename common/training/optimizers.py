@@ -1,6 +1,6 @@
 """The optimisers that training knows, by name. This module imports no torch; ``build`` does.
 
-What each holds is traced with the step (``common.memory.trace``); ``docs/training.md`` has a table.
+What each holds is traced with the step (``common.memory.costs.trace``); ``docs/training.md`` has a table.
 """
 
 from collections.abc import Callable, Iterable
@@ -41,14 +41,14 @@ def build(
     check(name)
     import torch
 
-    from common.training import adamw8bit, rowwise_adagrad, updates
+    from common.training import adamw8bit, retryable, rowwise_adagrad
 
     types: dict[str, Callable[..., torch.optim.Optimizer]] = {
-        "adamw": updates.AdamW,
+        "adamw": retryable.AdamW,
         "adamw8bit": adamw8bit.AdamW8bit,
-        "adafactor": updates.Adafactor,
+        "adafactor": retryable.Adafactor,
         "rowwise_adagrad": rowwise_adagrad.RowwiseAdagrad,
-        "sgd": updates.SGD,
+        "sgd": retryable.SGD,
     }
     return types[name](parameters, lr=learning_rate, weight_decay=weight_decay)
 

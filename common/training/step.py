@@ -12,10 +12,10 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 from common.errors import UsageError
-from common.training import amp, batch_norm, coupled, optimizers
-from common.training.coupled import Batch, CoupledLoss, Outputs
+from common.training import amp, batch_norm, gradcache, optimizers
+from common.training.gradcache import Batch, CoupledLoss, Outputs
+from common.training.oom_retry import Failure, attempt, repeated
 from common.training.random_state import RandomState
-from common.training.recovery import Failure, attempt, repeated
 
 if TYPE_CHECKING:
     import torch
@@ -147,7 +147,7 @@ class TrainingStep:
         self._stepped = 0
         parts = self._parts(batch)
         if isinstance(self.loss, CoupledLoss):
-            total = coupled.backward(self.network, self._forward, self.loss, batch, parts, self._scaled)
+            total = gradcache.backward(self.network, self._forward, self.loss, batch, parts, self._scaled)
         else:
             counts = self.loss.counts(batch)
             total = torch.zeros((), dtype=torch.float64, device=batch[0].device)

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from apps.imaging.geometry import Taps
-from apps.imaging.labels import BackToFile, LabelMaker, LabelPlanes, row_depth
+from apps.imaging.inference.labeling import BackToFile, LabelMaker, LabelPlanes, row_depth
+from apps.imaging.volumes.geometry import Taps
 from common.tiling.blend import BoundedBlend
 from common.tiling.grid import TileGrid, importance
 

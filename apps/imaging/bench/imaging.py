@@ -7,10 +7,12 @@
 import sys
 from pathlib import Path
 
-from apps.imaging.bench import hostile, large, memory, peer_nnunet, speed
+from apps.imaging.bench import large, memory, speed
+from apps.imaging.bench.peers import nnunet
+from apps.imaging.bench.robustness import hostile
 from common import datasets
 from common.bench.harness import Bound, Suite
-from common.memory.budget import GIB, MIB
+from common.memory.process.budget import GIB, MIB
 
 WORK = Path("bench/work/imaging-large")
 EXACT = tuple(Bound(f"result.{mode}", at_most=0) for mode in ("carry", "rows", "columns", "features"))
@@ -41,11 +43,13 @@ def suite() -> Suite:
     whole = [Bound(f"result.{name}", at_most=0) for name in ("crashes", "untyped")]
     in_time = Bound("result.slowest_seconds", at_most=hostile.HANG)
     small_enough = Bound("result.peak_mib", at_most=hostile.CEILING / MIB)
-    imaging.case("hostile-read", ["-m", "apps.imaging.bench.hostile", "read"], bounds=(*whole, in_time, small_enough))
+    imaging.case(
+        "hostile-read", ["-m", "apps.imaging.bench.robustness.hostile", "read"], bounds=(*whole, in_time, small_enough)
+    )
     quiet = [Bound(f"result.{name}", at_most=0) for name in ("wrong_endings", "above_ceiling", "leaks")]
-    imaging.case("hostile-infer", ["-m", "apps.imaging.bench.hostile", "infer", WORK], bounds=quiet)
+    imaging.case("hostile-infer", ["-m", "apps.imaging.bench.robustness.hostile", "infer", WORK], bounds=quiet)
     nothing = [Bound(f"result.{name}", at_most=0) for name in ("lost", "repeated", "partial", "left_over")]
-    imaging.case("kills", ["-m", "apps.imaging.bench.kills", WORK], bounds=nothing)
+    imaging.case("kills", ["-m", "apps.imaging.bench.robustness.kills", WORK], bounds=nothing)
     if _wanted("classes"):
         large.make_model(many, classes=118, filters=32, tile=96)
         for length, ceiling in ((250, 1), (250, 8), (1000, 1)):
@@ -65,7 +69,7 @@ def _add_peers(imaging: Suite, source: Path | None) -> None:
     if _wanted("memory") or _wanted("konfai"):
         memory.add_cases(imaging, WORK, source)
     if _wanted("parity") and (hippocampus := datasets.find("msd-hippocampus")) is not None:
-        peer_nnunet.add_cases(imaging, WORK, hippocampus)
+        nnunet.add_cases(imaging, WORK, hippocampus)
 
 
 def _wanted(name: str) -> bool:

@@ -10,10 +10,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from apps.imaging.bench.ground_infer import make_volume
+from apps.imaging.bench.headline_infer import make_volume
 from common import datasets
 from common.bench.harness import Bound, Suite
-from common.memory.budget import MIB
+from common.memory.process.budget import MIB
 
 WORK = Path("bench/work/imaging-int8")
 MODEL = Path("data/models/hippocampus")

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from apps.imaging.bench.ground_infer import random_segresnet
-from common.memory.budget import MIB
+from apps.imaging.bench.headline_infer import random_segresnet
+from common.memory.process.budget import MIB
 
 EDGE = 512
 LONG_LENGTHS = (200, 600, 1000, 2000)

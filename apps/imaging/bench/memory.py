@@ -14,10 +14,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from apps.imaging.bench import nnunet_folder
-from apps.imaging.bench.ground_infer import make_volume
+from apps.imaging.bench.headline_infer import make_volume
+from apps.imaging.bench.peers import nnunet_folder
 from common.bench.harness import Bound, Suite
-from common.memory.budget import GIB, MIB
+from common.memory.process.budget import GIB, MIB
 
 PEER_PYTHON = Path(".venv-peers/bin/python")
 SHAPE, CLASSES, TILE, OVERLAP = (512, 512, 400), 25, 96, 0.25
@@ -57,7 +57,7 @@ def add_cases(suite: Suite, work: Path, source: Path | None) -> None:
     ours = ["-m", "apps.imaging.bench.memory", image, model, work / "out"]
     suite.case("memory-peakline", ours, group=group)
     for name, share in PEERS.items():
-        peer = [PEER_PYTHON, "-m", "apps.imaging.bench.peer_memory", name, image, model, work, "--tile", TILE]
+        peer = [PEER_PYTHON, "-m", "apps.imaging.bench.peers.memory", name, image, model, work, "--tile", TILE]
         suite.case(f"memory-{name}", peer, ceiling=PEER_CEILING, group=group)
         title = f"memory above the floor, 25 classes: against {name}"
         suite.ratio(title, "memory-peakline", f"memory-{name}", Bound("result.above_mib", at_most=share))
@@ -70,7 +70,7 @@ def _add_speed(suite: Suite, work: Path, source: Path | None, model: Path) -> No
     ours = ["-m", "apps.imaging.bench.memory", image, model, work / "out-smaller"]
     suite.case("konfai-speed-peakline", ours, group="konfai-speed", repeats=2)
     threads = len(os.sched_getaffinity(0))
-    peer = [PEER_PYTHON, "-m", "apps.imaging.bench.peer_memory", "konfai", image, model, work / "smaller"]
+    peer = [PEER_PYTHON, "-m", "apps.imaging.bench.peers.memory", "konfai", image, model, work / "smaller"]
     options = ["--tile", TILE, "--threads", threads]
     suite.case("konfai-speed", [*peer, *options], group="konfai-speed", repeats=2)
     bound = Bound("seconds", at_most=1 / 1.5)

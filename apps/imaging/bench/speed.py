@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from apps.imaging.bench.ground_infer import make_volume
+from apps.imaging.bench.headline_infer import make_volume
 from common.bench.harness import Bound, Suite
 
 CLASSES, TILE, OVERLAP = 14, 96, 0.25
@@ -33,18 +33,18 @@ def make_model(directory: Path, name: str) -> Path:
     """A model folder with random weights; one that is there is kept."""
     import torch
 
-    from apps.imaging import networks
-    from apps.imaging.export import export_onnx
-    from apps.imaging.model import labels_from_names, write_model
+    from apps.imaging.models.model_folder import labels_from_names, write_model
+    from apps.imaging.models.networks import registry
+    from apps.imaging.models.onnx_export import export_onnx
 
     if (directory / "model.json").is_file():
         return directory
     directory.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
-    complete = networks.arguments(name, NETWORKS[name], in_channels=1, out_channels=CLASSES)
-    network, step = networks.build(name, complete), networks.divisor(name, complete)
+    complete = registry.arguments(name, NETWORKS[name], in_channels=1, out_channels=CLASSES)
+    network, step = registry.build(name, complete), registry.divisor(name, complete)
     export_onnx(name, network, directory / "network.onnx", tile=(2 * step,) * 3)
-    head = networks.NETWORKS[name].head
+    head = registry.NETWORKS[name].head
     write_model(
         directory,
         network=name,
@@ -73,7 +73,7 @@ def add_cases(suite: Suite, work: Path, source: Path | None) -> None:
             options = f"--overlap {OVERLAP} --memory 3GiB --engine {engine} --json".split()
             ours = ["-m", "apps.imaging", "infer", volume, "-m", model, "-o", out, *options]
             suite.case(case, ours, group=group, repeats=REPEATS, fresh=out)
-        peer = ["-m", "apps.imaging.bench.peer_monai", volume, model, theirs, "--tile", TILE, "--overlap", OVERLAP]
+        peer = ["-m", "apps.imaging.bench.peers.monai", volume, model, theirs, "--tile", TILE, "--overlap", OVERLAP]
         suite.case(f"speed-monai-{name}", peer, group=group, repeats=REPEATS)
         for clock, title in CLOCKS.items():
             for engine, case, most in (("openvino", group, bound), ("torch", f"speed-torch-{name}", TORCH)):

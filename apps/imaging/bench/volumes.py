@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from apps.imaging.nifti import open_nifti
-from apps.imaging.volume import Affine, scaled
+from apps.imaging.volumes.nifti import open_nifti
+from apps.imaging.volumes.volume import Affine, scaled
 
 
 def read_whole(path: Path) -> tuple[npt.NDArray[np.float32], Affine]:

@@ -14,8 +14,10 @@ from pathlib import Path
 
 import numpy as np
 
-from apps.recsys import arrow, model, weights
-from apps.recsys.history import History, NpyWriter
+from apps.recsys.data import arrow_numpy
+from apps.recsys.data.csr_store import History, NpyWriter
+from apps.recsys.models import recommender as model
+from apps.recsys.models import weights
 
 DEPTH = 20
 JUDGED = 200
@@ -38,8 +40,8 @@ def grow(source: Path, out: Path, items: int, seed: int) -> None:
             values.append(history.values(user))
     with NpyWriter(out / "history.indptr.npy", "<i8") as indptr:
         indptr.append(history.indptr)
-    model.write_table(out / "items.parquet", [arrow.numbers(np.arange(items))])
-    model.write_table(out / "users.parquet", [arrow.numbers(np.arange(history.rows))])
+    model.write_table(out / "items.parquet", [arrow_numpy.numbers(np.arange(items))])
+    model.write_table(out / "users.parquet", [arrow_numpy.numbers(np.arange(history.rows))])
     fields = ("factors", "table", "users", "interactions", "longest_history", "hyper", "split", "seed")
     kept = {name: made[name] for name in fields} | {"cosine": made.get("cosine", False), "items": items}
     model.seal(out, kind=made["kind"], fields=kept)

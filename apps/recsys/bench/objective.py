@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from apps.recsys import ials, model, weights
-from apps.recsys.history import History
+from apps.recsys.data.csr_store import History
+from apps.recsys.models import recommender, weights
+from apps.recsys.models.als import ials
 
 
 def objective(history: History, items: NDArray[np.float64], hyper: dict[str, float], every: int) -> float:
@@ -42,7 +43,7 @@ def main() -> None:
     parser.add_argument("factors", type=Path)
     parser.add_argument("--every", type=int, default=20)
     args = parser.parse_args()
-    hyper = model.load_manifest(args.model)["hyper"]
+    hyper = recommender.load_manifest(args.model)["hyper"]
     history = History(args.model)
     ours, theirs = weights.read(args.model / weights.WEIGHTS), np.load(args.factors)
     reached = [objective(history, items.astype(np.float64), hyper, args.every) for items in (ours, theirs)]

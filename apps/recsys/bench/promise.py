@@ -6,7 +6,7 @@
 import sys
 from pathlib import Path
 
-from apps.recsys.bench.ground import source
+from apps.recsys.bench.headline import source
 from common.bench import promise
 from common.bench.harness import Bound, Suite
 

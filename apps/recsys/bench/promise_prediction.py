@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
-from apps.recsys.recipe import TARGETS, Recipe
+from apps.recsys.models.embedding.embedding_config import TARGETS, Recipe
 from common.bench import prediction
 from common.bench.harness import Bound, Suite
 from common.bench.prediction import Configuration, Grid
@@ -19,7 +19,7 @@ from common.bench.prediction import Configuration, Grid
 if TYPE_CHECKING:
     import torch
 
-    from common.memory.trace import Prepared
+    from common.memory.costs.trace import Prepared
     from common.training.step import Batch
 
 TABLES = ("full", "int8", "int4")
@@ -35,11 +35,11 @@ WARM_UP = "apps.recsys.bench.promise_prediction:warm_up"
 
 def own(*, micro_batch: int, amp: str, **recipe: Any) -> "Prepared":
     """The step of ``recsys train --model embedding``."""
-    from apps.recsys import embedding
+    from apps.recsys.models.embedding import model
 
     what = Recipe(**recipe)
-    network, optimizer, step = embedding.make_step(what, micro_batch=micro_batch, amp=amp)
-    batch = embedding.largest_batch(what)
+    network, optimizer, step = model.make_step(what, micro_batch=micro_batch, amp=amp)
+    batch = model.largest_batch(what)
     return network, optimizer, lambda: step(batch)
 
 
@@ -49,7 +49,7 @@ def towers(
     """A table of users and a table of items, each followed by a hidden layer, with sampled softmax."""
     import torch
 
-    from apps.recsys.losses import softmax
+    from apps.recsys.models.embedding.losses import softmax
     from common.training import optimizers
     from common.training.step import TrainingStep
 
@@ -84,7 +84,7 @@ def towers(
 
 def warm_up() -> None:
     """One step of everything, small; its products are large enough (16 cubed) for torch to give them to oneDNN."""
-    from apps.recsys import warm
+    from apps.recsys import warm_up as warm
 
     warm.reading()
     for optimizer, amp in product(OPTIMIZERS, ("off", "bf16")):

@@ -13,7 +13,7 @@ from apps.recsys.bench import tables
 from common import datasets
 from common.bench.harness import Bound, Suite
 from common.compression import layouts
-from common.memory.budget import parse_size
+from common.memory.process.budget import parse_size
 
 WORK = Path("bench/work/recsys")
 NCF = {"weight": "binary", "alpha": 4.33, "regularization": 34, "frequency": 1, "iterations": 12}

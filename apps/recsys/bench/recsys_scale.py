@@ -7,9 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from apps.recsys.bench.ground import source
+from apps.recsys.bench.headline import source
 from common.bench.harness import Bound, Suite
-from common.memory.budget import parse_size
+from common.memory.process.budget import parse_size
 
 WORK = Path("bench/work/recsys")
 FRACTAL, EVENTS, SIDE = WORK / "fractal-60m.parquet", 60_000_000, 12
@@ -40,7 +40,7 @@ def beyond_memory(suite: Suite) -> None:
     size, out, factors = "1GiB", WORK / "fractal", WORK / "fractal.npy"
     group = {"group": "fractal"}
     if not FRACTAL.is_file():
-        made = ["apps.recsys.bench.fractal", FRACTAL, "--side", SIDE, "--events", EVENTS]
+        made = ["apps.recsys.bench.synthetic_scale_up", FRACTAL, "--side", SIDE, "--events", EVENTS]
         subprocess.run([sys.executable, "-m", *map(str, made)], check=True)
     suite.case("fractal", _train(FRACTAL, out, size), ceiling=parse_size(size), fresh=out, **group)
     suite.case("fractal-implicit", ["-m", "apps.recsys.bench.peer_fit", FRACTAL, "--out", factors], **group)

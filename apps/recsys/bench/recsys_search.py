@@ -7,9 +7,9 @@ training data; what the split holds out is only evaluated on.
 import sys
 from pathlib import Path
 
-from apps.recsys.bench.ground import source
+from apps.recsys.bench.headline import source
 from common.bench.harness import Bound, Suite
-from common.memory.budget import parse_size
+from common.memory.process.budget import parse_size
 
 WORK = Path("bench/work/recsys")
 SIZE = "160MiB"

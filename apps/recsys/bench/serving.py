@@ -12,7 +12,7 @@ import urllib.request
 from functools import partial
 from pathlib import Path
 
-from common.memory import guard
+from common.memory.process import guard
 
 QUESTIONS = ("health", "recommend?history={0}&k=100", "similar?item={0}&k=100")
 ROUNDS = 20

@@ -96,7 +96,7 @@ def _network(description: Mapping[str, Any]) -> Any:
     """MONAI's network, normalised by what it sees of noise, so that its classes are all found somewhere."""
     import torch
 
-    from apps.imaging.networks import import_monai
+    from apps.imaging.models.networks.registry import import_monai
 
     import_monai()
     import monai.networks.nets as nets

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from apps.imaging.volume import scaled
+from apps.imaging.volumes.volume import scaled
 
 NAME = "PLANTED^NAME"
 

@@ -9,9 +9,9 @@ import nibabel as nib
 import numpy as np
 import numpy.typing as npt
 
-from apps.imaging import networks
-from apps.imaging.export import export_onnx
-from apps.imaging.model import labels_from_names, write_model
+from apps.imaging.models.model_folder import labels_from_names, write_model
+from apps.imaging.models.networks import registry
+from apps.imaging.models.onnx_export import export_onnx
 
 
 class Planted:
@@ -42,11 +42,11 @@ def random_model(
     directory.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(seed)
     small = {"init_filters": 8, "blocks_down": [1, 1], "blocks_up": [1]} if network == "segresnet" else {}
-    complete = networks.arguments(network, arguments or small, in_channels=1, out_channels=classes)
-    module = networks.build(network, complete).eval()
-    edge = networks.divisor(network, complete) * 2
+    complete = registry.arguments(network, arguments or small, in_channels=1, out_channels=classes)
+    module = registry.build(network, complete).eval()
+    edge = registry.divisor(network, complete) * 2
     export_onnx(network, module, directory / "network.onnx", tile=(edge, edge, edge))
-    head = networks.NETWORKS[network].head
+    head = registry.NETWORKS[network].head
     write_model(
         directory,
         network=network,

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from apps.recsys import sample
+from apps.recsys.data import synthetic
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Trained:
 def trained(tmp_path_factory: pytest.TempPathFactory, run: Callable[..., Any]) -> Trained:
     """The generated sample, trained with a user holdout."""
     folder = tmp_path_factory.mktemp("trained")
-    interactions, titles = sample.write(folder, users=300, items=200)
+    interactions, titles = synthetic.write(folder, users=300, items=200)
     model = folder / "model"
     options = ("--split", "user-holdout", "--factors", 16, "--memory", "300MiB", "--json")
     done = run("apps.recsys", "train", interactions, "--items", titles, "-o", model, *options)

@@ -10,9 +10,10 @@ import pytest
 import torch
 from torch.nn import functional
 
-from common.bench import cifar, cifar_figure, cifar_networks
-from common.bench.cifar_train import HEAP_SLACK, RECIPES, SHIFT, CifarWorkload, augmented, make_step
-from common.memory.budget import MIB
+from common.bench.cifar import dataset as cifar
+from common.bench.cifar import figure, networks
+from common.bench.cifar.train import HEAP_SLACK, RECIPES, SHIFT, CifarWorkload, augmented, make_step
+from common.memory.process.budget import MIB
 
 BATCH, STEPS = 48, 4
 
@@ -30,7 +31,7 @@ def images() -> cifar.Images:
 def _plain(images: cifar.Images) -> list[float]:
     """The loop of ``cifar_plain``: everything as float32, the mean loss of the whole batch."""
     torch.manual_seed(0)
-    network = cifar_networks.small()
+    network = networks.small()
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
     pixels = cifar.normalise(torch.from_numpy(images[range(len(images))]))
     labels = torch.from_numpy(images.labels).long()
@@ -92,8 +93,8 @@ def test_augmented_images_are_windows_of_the_padded_ones(images: cifar.Images) -
 
 
 def test_the_large_network_starts_white(images: cifar.Images) -> None:
-    network = cifar_networks.build("large")
-    cifar_networks.whiten(network, images[range(len(images))])
+    network = networks.build("large")
+    networks.whiten(network, images[range(len(images))])
     with torch.no_grad():
         network[1].bias.zero_()
         first = network[1](network[0](torch.from_numpy(images[range(len(images))])))[:, :12]
@@ -114,7 +115,7 @@ def test_batch_normalisation_is_never_split() -> None:
 
 def test_a_run_is_predicted_and_a_low_ceiling_refused(run: Callable) -> None:
     short = ("--limit", 2000, "--epochs", 1, "--threads", 1, "--json")
-    done = run("common.bench.cifar_train", "--memory", "1GiB", *short)
+    done = run("common.bench.cifar.train", "--memory", "1GiB", *short)
     assert done.code == 0, done.err
     measured, plan = done.record["measured"], done.record["plan"]
     assert plan["knobs"] == {"micro_batch": 256, "accumulate": 1, "images": "pixels", "allocator": "heap"}
@@ -124,14 +125,14 @@ def test_a_run_is_predicted_and_a_low_ceiling_refused(run: Callable) -> None:
     predicted = sum(t["bytes"] for t in plan["terms"] if "train" in t["phases"] or "*" in t["phases"])
     assert phases["train"] <= predicted <= phases["train"] + 24 * MIB + HEAP_SLACK
     assert len(done.record["results"]["losses"]) == 1
-    refused = run("common.bench.cifar_train", "--memory", "200MiB", *short)
+    refused = run("common.bench.cifar.train", "--memory", "200MiB", *short)
     assert refused.code == 3
     assert "smallest ceiling" in refused.err
     assert refused.record["smallest_feasible_bytes"] > 200 * MIB
 
 
 def test_the_plain_script_says_what_it_holds(run: Callable) -> None:
-    done = run("common.bench.cifar_plain", "--limit", 600, "--epochs", 1)
+    done = run("common.bench.cifar.plain", "--limit", 600, "--epochs", 1)
     assert done.code == 0, done.err
     result = json.loads(done.out)
     # 1,200 images as float32, and a batch's activations; nothing near the whole set's 705 MiB.
@@ -141,13 +142,13 @@ def test_the_plain_script_says_what_it_holds(run: Callable) -> None:
 
 def test_without_the_set_one_line_says_so(run: Callable, tmp_path: Path) -> None:
     nowhere = {"PEAKLINE_DATA": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path)}
-    done = run("common.bench.cifar_train", "--memory", "1GiB", env=nowhere)
+    done = run("common.bench.cifar.train", "--memory", "1GiB", env=nowhere)
     assert done.code == 4
     assert done.err.count("\n") == 1 and "cifar10: not found" in done.err
     (tmp_path / "cifar10").mkdir()
     for part in ("train", "test"):
         (tmp_path / "cifar10" / f"{part}.npz").write_bytes(b"not an archive")
-    done = run("common.bench.cifar_train", "--memory", "1GiB", env=nowhere)
+    done = run("common.bench.cifar.train", "--memory", "1GiB", env=nowhere)
     assert done.code == 4
     assert "train.npz: not an archive" in done.err
 
@@ -156,7 +157,7 @@ def test_the_figure_has_a_curve_and_a_bar_for_each_run(tmp_path: Path, capsys: p
     plain = {"accuracies": [0.4, 0.6], "accuracy": 0.6, "above_floor_bytes": 800 * MIB}
     (tmp_path / "plain.json").write_text(json.dumps(plain))
     (tmp_path / "run.json").write_text(json.dumps({"results": plain | {"above_floor_bytes": 200 * MIB}}, indent=1))
-    assert cifar_figure.main([f"plain={tmp_path / 'plain.json'}", f"controlled={tmp_path / 'run.json'}"]) == 0
+    assert figure.main([f"plain={tmp_path / 'plain.json'}", f"controlled={tmp_path / 'run.json'}"]) == 0
     drawn = capsys.readouterr().out
     tree = ElementTree.fromstring(drawn)
     widths = [float(box.attrib["width"]) for box in tree.iter("{http://www.w3.org/2000/svg}rect")][1:]

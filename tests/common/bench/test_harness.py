@@ -7,7 +7,7 @@ import pytest
 
 from common.bench import harness
 from common.bench.harness import Bound, Suite
-from common.memory.budget import MIB
+from common.memory.process.budget import MIB
 
 
 @pytest.fixture
@@ -21,7 +21,7 @@ def _lines(suite: Suite) -> list[dict[str, Any]]:
 
 
 def test_a_command_with_a_record(suite: Suite, capsys: pytest.CaptureFixture[str]) -> None:
-    argv = ["-m", "common.bench.fill", "--bytes", "64MiB", "--memory", "200MiB", "--json"]
+    argv = ["-m", "common.bench.demo_allocation", "--bytes", "64MiB", "--memory", "200MiB", "--json"]
     near = Bound("predicted_over_measured", at_least=1.0, at_most=1.25)
     suite.case("fill", argv, ceiling=200 * MIB, repeats=2, bounds=[near, Bound("result.written", 64 * MIB, 64 * MIB)])
     assert suite.main([]) == 0

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from apps.imaging.bench import promise_prediction as imaging
+from apps.imaging.bench.promise import prediction as imaging
 from apps.recsys.bench import promise_prediction as recsys
 from common.bench import prediction, prediction_plot
 

@@ -5,7 +5,7 @@ import torch
 
 from common.compression.embeddings import EmbeddingTable, TableOptimizer
 from common.compression.layouts import layout
-from common.compression.rows import FORMATS
+from common.compression.row_formats import FORMATS
 from common.compression.stored import Start, StoredRows
 
 

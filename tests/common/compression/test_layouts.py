@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from common.compression.embeddings import EmbeddingTable
 from common.compression.layouts import KINDS, layout
-from common.compression.rows import FORMATS
+from common.compression.row_formats import FORMATS
 from common.compression.stored import Start
 
 MADE = [kind for kind in KINDS if kind not in FORMATS]

@@ -11,10 +11,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from apps.imaging.bench.training_problems import DICE
+from apps.imaging.bench.promise.training_problems import DICE
 from common.bench.exactness import KERNELS_OF_ANY_SIZE, PROBLEMS, RESOLUTION, gradient, permuted, relative
 from common.training import batch_norm
-from common.training.coupled import backward
+from common.training.gradcache import backward
 from common.training.losses import CrossEntropy, InBatchSoftmax
 from common.training.step import TrainingStep
 
@@ -146,14 +146,14 @@ def test_batch_norm_replaced_is_exact():
 
 def test_a_second_forward_pass_updates_no_running_average():
     """Neither where activations are computed again, nor in gradient caching's second pass (pytorch#96136)."""
-    from common.training import policies
+    from common.training import activation_checkpointing
 
     torch.manual_seed(0)
     image = torch.randn(4, 5)
     states = []
     for policy in ("none", "blocks", "cheap"):
         net = normed()
-        policies.apply(policy, [net])
+        activation_checkpointing.apply(policy, [net])
         net(image).square().mean().backward()
         states.append((net[1].running_mean.clone(), net[1].running_var.clone(), int(net[1].num_batches_tracked)))
     for mean, variance, tracked in states[1:]:

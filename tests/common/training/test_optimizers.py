@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from common.errors import UsageError
-from common.training import adamw8bit, checkpointing, optimizers
+from common.training import adamw8bit, checkpoint, optimizers
+from common.training.retryable import OneByOne
 from common.training.step import TrainingStep
-from common.training.updates import OneByOne
 from tests.common.training.failing import Failing
 
 MIB = 1 << 20
@@ -82,7 +82,7 @@ VALUES, MEANS = 4 * 1024 * 768, 4 * (1024 + 768) + 4
     ],
 )
 def test_what_a_step_takes_for_a_moment(name: str, expected: int):
-    from common.memory import trace
+    from common.memory.costs import trace
 
     def prepare() -> trace.Prepared:
         net = torch.nn.Linear(SHAPE[1], SHAPE[0], bias=False)
@@ -236,15 +236,15 @@ def test_a_failed_step_goes_on_where_it_stopped(name: str):
 @pytest.mark.parametrize("name", optimizers.NAMES)
 def test_checkpoints_hold_every_state(name: str, tmp_path: Path):
     """Going on from a checkpoint is going on: bit for bit, 8-bit states included."""
-    path = tmp_path / checkpointing.LAST
+    path = tmp_path / checkpoint.LAST
     net = network()
     optimizer = optimizers.build(name, net.parameters(), learning_rate=1e-2, weight_decay=0.1)
     learn(optimizer, net, 2)
-    checkpointing.save(path, network=net, optimizer=optimizer, state={})
+    checkpoint.save(path, network=net, optimizer=optimizer, state={})
     learn(optimizer, net, 2)
     other = network()
     second = optimizers.build(name, other.parameters(), learning_rate=1e-2, weight_decay=0.1)
-    checkpointing.restore(path, network=other, optimizer=second)
+    checkpoint.restore(path, network=other, optimizer=second)
     learn(second, other, 2)
     for a, b in zip(net.parameters(), other.parameters(), strict=True):
         assert torch.equal(a, b)

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from apps.recsys.bench import promise_prediction
-from common.memory import trace
+from common.memory.costs import trace
 
 
 @pytest.mark.parametrize("optimizer", promise_prediction.OPTIMIZERS)

@@ -1,0 +1,232 @@
+"""Plans of ``imaging``: how long planning takes, and whether the chosen setting is as fast as the best there is.
+
+``python -m apps.imaging.bench.promise.plans search DATASET OPTIONS...`` runs training steps of *every* setting in
+turn, A B C A B C, and compares, for each ceiling at which the choice could change, the planner's choice with the
+fastest setting that fits. Choices and fastest run some more rounds: of 96 settings one is always the fastest by chance.
+Each run has a process of its own: where one before has left a heap, glibc takes from it what it would map.
+"""
+
+import json
+import math
+import multiprocessing
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from apps.imaging.bench.promise import grid
+from common import datasets
+from common.bench.harness import Bound, Suite
+from common.memory.process.budget import GIB, MIB
+
+if TYPE_CHECKING:
+    from apps.imaging.planning.train import TrainWorkload
+    from apps.imaging.training.patch_sampling import Volumes
+    from common.memory.plan.planner import Plan
+
+WORK = grid.WORK
+SEARCHES = (
+    ("segresnet", "--patch 32,32,32"),
+    ("segresnet-batch-4", "--set batch=4 --patch 24,24,24"),
+    ("unet", "--network unet --patch 32,32,32"),
+)
+"""Name and options of the small networks whose whole grid is run."""
+ROUNDS, STEPS = 3, 4
+"""Each setting's steps, in so many rounds; the fastest counts, because what else runs here only adds to it."""
+FINALS = 5
+"""Further rounds of the settings that are compared."""
+ENOUGH_SECONDS = 300.0
+"""No further round is begun after this."""
+NOT_WASTEFUL = Bound("result.worst_throughput", at_least=0.95)
+NEW_TRAINING, NEW_INFERENCE = Bound("seconds", at_most=60), Bound("seconds", at_most=10)
+CACHED, NO_TORCH = Bound("result.cached_ms", at_most=50), Bound("result.imports_torch", at_most=0)
+CACHED_TRIES = 7
+
+
+def suite() -> Suite:
+    """The cases."""
+    found = datasets.find("msd-hippocampus")
+    if found is None:
+        raise SystemExit("data set msd-hippocampus is not at hand: set PEAKLINE_DATA")
+    plans = Suite("promise")
+    grid.prepare(WORK, found.parent)
+    train = ["train", WORK / "hippocampus", "-o", WORK / "out-plans", "--fold", "0/4"]
+    infer = ["infer", WORK / "images", "-m", grid.SHIPPED, "-o", WORK / "out-plans"]
+    for name, command, ceilings, bound in (
+        ("train", train, (GIB, 512 * MIB), NEW_TRAINING),
+        ("infer", infer, (GIB, 256 * MIB), NEW_INFERENCE),
+    ):
+        for ceiling in ceilings:
+            argv = [str(part) for part in (*command, "--dry-run", "--json", "--memory", ceiling)]
+            line = f"exec env XDG_CACHE_HOME=$(mktemp -d) {sys.executable} -m apps.imaging {' '.join(argv)}"
+            suite_name = f"plan-new-{name}@{ceiling // MIB}MiB"
+            plans.case(suite_name, ["sh", "-c", line], ceiling=ceiling, bounds=(bound,), exits=(0, 3))
+        judge = ["-m", "apps.imaging.bench.promise.plans", "cached", *command]
+        plans.case(f"plan-cached-{name}", judge, bounds=(CACHED, NO_TORCH))
+    for name, options in SEARCHES:
+        search = ["-m", "apps.imaging.bench.promise.plans", "search", *train, *options.split()]
+        plans.case(f"plan-search-{name}", search, bounds=(NOT_WASTEFUL,))
+    return plans
+
+
+def _workload(argv: Sequence[str]) -> Any:
+    from apps.imaging.cli import parser
+    from common.memory.process.budget import MemoryBudget
+
+    args = parser().parse_args([*argv, "--memory", "1TiB", "-q"])
+    return args.command.workload(args, MemoryBudget(1 << 40))
+
+
+def cached(argv: Sequence[str]) -> dict[str, Any]:
+    """Seconds of planning when everything is known: the median of some, each with a new store."""
+    from common.memory.costs.store import CostStore
+    from common.memory.plan import planner
+    from common.memory.process.budget import MemoryBudget
+
+    work, budget = _workload(argv), MemoryBudget(1 << 40)
+    planner.plan(work, budget, CostStore())  # measures what is missing, in children
+    times = []
+    for _ in range(CACHED_TRIES):
+        began = time.perf_counter()
+        planner.plan(work, budget, CostStore())
+        times.append(1000 * (time.perf_counter() - began))
+    return {"cached_ms": round(statistics.median(times), 2), "imports_torch": int("torch" in sys.modules)}
+
+
+def search(argv: Sequence[str]) -> dict[str, Any]:
+    """Run every setting; the worst ratio of the choice's throughput to the best's, over all ceilings that matter."""
+    from common.memory.costs.store import CostStore, ProbeFailed
+    from common.memory.plan import planner
+    from common.memory.process.budget import MemoryBudget
+
+    work, costs = _workload(argv), CostStore()
+    plans = []
+    for setting in work.settings():
+        with suppress(ProbeFailed):  # not to be had here: bfloat16 where it is slower, say
+            plans.append(planner.price(work, setting, costs, ceiling=None))
+    settings, needs = [dict(plan.knobs) for plan in plans], [plan.needed_bytes for plan in plans]
+    choices = {
+        ceiling: settings.index(dict(planner.plan(work, MemoryBudget(ceiling), costs).knobs))
+        for ceiling in sorted(set(needs))
+    }
+
+    def fastest(ceiling: int, seconds: Sequence[float]) -> int:
+        return min((place for place, need in enumerate(needs) if need <= ceiling), key=seconds.__getitem__)
+
+    def compared(seconds: Sequence[float]) -> set[int]:
+        return {*choices.values(), *(fastest(ceiling, seconds) for ceiling in choices)}
+
+    seconds = run_all(work, plans, compared)
+    rows = []
+    for ceiling, chosen in choices.items():
+        best = fastest(ceiling, seconds)
+        ratio = round(seconds[best] / seconds[chosen], 4)
+        rows.append({"ceiling": ceiling, "chosen": settings[chosen], "best": settings[best], "throughput": ratio})
+    table = [{**s, "needs": n, "seconds": round(t, 4)} for s, n, t in zip(settings, needs, seconds, strict=True)]
+    worst = min(row["throughput"] for row in rows)
+    return {"worst_throughput": worst, "settings": len(settings), "ceilings": rows, "table": table}
+
+
+def run_all(
+    work: "TrainWorkload", plans: Sequence["Plan"], finalists: Callable[[Sequence[float]], set[int]]
+) -> list[float]:
+    """Seconds of an optimiser step by plan, run in turn; those of the finalists more often."""
+    import tempfile
+
+    import torch
+
+    from apps.imaging import warm_up
+    from common.memory.process import glibc
+
+    glibc.tame()
+    torch.set_num_threads(1)  # others would not be in the children
+    warm_up.train()
+    with tempfile.TemporaryDirectory() as scratch:
+        stores = {"memory": _load(work, None), "disk": _load(work, Path(scratch) / "cases")}
+        seconds, began, rounds = [math.inf] * len(plans), time.monotonic(), 0
+
+        def run(places: Sequence[int]) -> None:
+            for place in places:
+                seconds[place] = min(seconds[place], _in_a_child(lambda at=place: _seconds(work, plans[at], stores)))
+            sys.stderr.write(f"{len(places)} plans: done after {time.monotonic() - began:.1f} s\n")
+
+        while rounds < ROUNDS and time.monotonic() - began < ENOUGH_SECONDS:
+            run(range(len(plans)))
+            rounds += 1
+        for _ in range(FINALS):
+            run(sorted(finalists(seconds)))
+    return seconds
+
+
+def _in_a_child(measure: Callable[[], float]) -> float:
+    context = multiprocessing.get_context("fork")
+    receiving, sending = context.Pipe(duplex=False)
+    child = context.Process(target=lambda: sending.send(measure()))
+    child.start()
+    sending.close()
+    found = float(receiving.recv())
+    child.join()
+    return found
+
+
+def _load(work: "TrainWorkload", file: Path | None) -> "Volumes":
+    from apps.imaging.training.dataset import load_case
+    from apps.imaging.training.patch_sampling import Volumes
+
+    volumes = Volumes(file)
+    for case in work.job.training:
+        volumes.add(*load_case(case, work.job.dataset, work.job.operations))
+    return volumes
+
+
+def _seconds(work: "TrainWorkload", plan: "Plan", stores: dict[str, "Volumes"]) -> float:
+    import torch
+
+    from apps.imaging.training.loop import bounded_heap, make_step
+    from apps.imaging.training.patch_sampling import Sampler
+    from common.memory.process.bounded_heap import PASSES
+
+    torch.set_num_threads(work.threads)
+    recipe = work.job.recipe
+    network, _, step = make_step(
+        recipe,
+        micro_batch=plan["micro_batch"],
+        amp=plan["amp"],
+        checkpoint=plan["checkpoint"],
+        step_in_backward=plan["step_in_backward"] == "on",
+    )
+    sampler = Sampler(stores[plan["cache"]], recipe.patch, recipe.batch, recipe.seed, recipe.mirror)
+    with bounded_heap(network, plan):
+        for number in range(PASSES):  # until the heap has learned
+            step(sampler(number))
+        return min(_timed(lambda number: step(sampler(number)), range(PASSES, PASSES + STEPS)))
+
+
+def _timed(action: Any, numbers: Sequence[int]) -> Iterator[float]:
+    for number in numbers:
+        began = time.perf_counter()
+        action(number)
+        yield time.perf_counter() - began
+
+
+def _as_a_command_starts() -> None:
+    """Start again with what is read before ``main`` set as the supervisor sets it: page faults depend on it."""
+    from common.cli.main import _default_threads
+    from common.memory.process import glibc
+
+    wanted = glibc.environment(_default_threads()) | glibc.tunables(huge_pages=True, merge=True)
+    if any(os.environ.get(name) != value for name, value in wanted.items()):
+        os.execve(sys.executable, [sys.executable, "-m", __spec__.name, *sys.argv[1:]], os.environ | wanted)
+
+
+if __name__ == "__main__":
+    if len(sys.argv) > 1 and sys.argv[1] in ("search", "cached"):
+        _as_a_command_starts()
+        result = {"search": search, "cached": cached}[sys.argv[1]](sys.argv[2:])
+        sys.stdout.write(json.dumps(result) + "\n")
+        sys.exit(0)
+    sys.exit(suite().main())

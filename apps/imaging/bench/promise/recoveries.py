@@ -1,0 +1,224 @@
+"""Allocation failures made by the kernel in the middle of a training, and what is left of them afterwards.
+
+A short training in float64 is done once undisturbed, and then again for each failure: at some operator of its forward
+pass, its backward pass, its optimiser's step or its validation, the soft wall falls to what the process holds (a
+passing failure: the wall is lifted when memory is released), or to a fraction of what the step takes beyond what was
+there (a lasting one: only smaller micro-batches fit). ``python -m apps.imaging.bench.promise.training recoveries``
+prints what came of it.
+"""
+
+import copy
+import ctypes
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from apps.imaging.models.networks import registry
+from apps.imaging.training.loop import Recipe, make_step, validate
+from apps.imaging.training.patch_sampling import Volumes
+from common.memory.process import glibc, guard, meter
+from common.memory.process.budget import KIB, MIB
+from common.training import oom_retry
+from common.training.step import TrainingStep
+
+FAILURES = 50
+PHASES = ("forward", "backward", "step", "validation")
+SIDE, BATCH, STEPS, CLASSES = 16, 4, 2, 3
+NETWORK = {"init_filters": 16, "blocks_down": [1, 1, 1], "blocks_up": [1, 1]}
+ROOM = 256 * KIB
+"""What a passing wall leaves: enough for Python, less than a tensor of this network."""
+SHARE = 0.45
+"""Of what the step takes, what a lasting wall leaves: too little for the whole batch, enough for a sample."""
+FILLING = 64 * KIB
+"""Of a block that fills the heap: below glibc's mmap threshold, and less than a tensor of this network."""
+TRIES = 100
+"""Trainings until one fails: late in a phase, what is left to allocate may fit after all."""
+
+
+class FilledHeap:
+    """Take, untouched, the addresses that the heap keeps free, so that only the kernel can give a tensor memory.
+
+    Where mapping was refused once, glibc has grown its heap instead, and a later wall would not be met.
+    """
+
+    def __init__(self) -> None:
+        libc, before = glibc.libc(), glibc.statistics()
+        assert libc is not None and before is not None
+        self._free, libc.malloc.restype = libc.free, ctypes.c_void_p
+        self._blocks: list[int] = []
+        while (now := glibc.statistics()) and now.arena == before.arena and (block := libc.malloc(FILLING)):
+            self._blocks.append(block)
+
+    def free(self) -> None:
+        """Give them back."""
+        while self._blocks:
+            self._free(ctypes.c_void_p(self._blocks.pop()))
+
+
+@dataclass
+class Failure(TorchDispatchMode):
+    """Lets the wall fall before the ``at``-th operator; counts operators all along."""
+
+    at: int
+    wall: Callable[[], int]
+    """What the process may hold then, in bytes."""
+    seen: int = 0
+    filled: FilledHeap | None = None
+
+    def __post_init__(self) -> None:
+        super().__init__()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run the operator, behind the wall if its turn has come."""
+        self.seen += 1
+        if self.seen == self.at:
+            self.filled = FilledHeap()
+            guard.soft_wall(self.wall(), threads=0, slack=0)
+        return func(*args, **(kwargs or {}))
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What a training ended with."""
+
+    weights: torch.Tensor
+    dice: Any
+    micro_batch: int
+    failures: int
+    """Allocations that the kernel refused."""
+    taken: int
+    """Bytes that the last step held at its peak, beyond what was there before."""
+    marks: list[int] = field(default_factory=list)
+    """Operators done by the end of the last step's forward pass, its backward pass, its update, and validation."""
+
+
+def recipe() -> Recipe:
+    """The network, its optimiser and its loss."""
+    complete = registry.arguments("segresnet", NETWORK, in_channels=1, out_channels=CLASSES)
+    return Recipe("segresnet", complete, (SIDE,) * 3, BATCH, STEPS, None, 1e-3, 1e-2, 1.0, "", 1, None, 0, "adafactor")
+
+
+@contextmanager
+def counted_failures(lasting: bool) -> Iterator[list[str]]:
+    """Collect the refused allocations' messages; unless ``lasting``, each release lifts the wall."""
+    messages: list[str] = []
+    found = guard.is_out_of_memory
+
+    def recognised(error: BaseException) -> bool:
+        if is_one := found(error):
+            messages.append(str(error).splitlines()[0][:80])
+        return is_one
+
+    def release() -> None:
+        if not lasting:
+            guard.lift_soft_wall()
+        guard.release()
+
+    with mock.patch.object(oom_retry, "is_out_of_memory", recognised), mock.patch.object(oom_retry, "release", release):
+        yield messages
+
+
+def train(at: int, *, lasting: int = 0) -> Outcome:
+    """Two steps and a validation; the failure comes at the ``at``-th operator after the first step (0: none).
+
+    Parameters
+    ----------
+    lasting
+        Bytes that the rest of the step may take; 0: a passing failure.
+    """
+    torch.manual_seed(0)
+    network, _, step = make_step(recipe(), micro_batch=BATCH, amp="off", checkpoint="none")
+    network.double()
+    images = torch.randn(BATCH, 1, SIDE, SIDE, SIDE, dtype=torch.float64)
+    classes = torch.randint(0, CLASSES, (BATCH, SIDE, SIDE, SIDE)).to(torch.uint8)
+    volumes = Volumes()
+    volumes.add(images[0, 0].float().numpy(), classes[0].numpy())
+    for _ in range(STEPS - 1):
+        step([images, classes])
+    base = meter.resident()
+    failure = Failure(at, lambda: base + lasting if lasting else meter.resident() + ROOM)
+    marks = _marked(step, failure)
+    meter.reset_peak()
+    with counted_failures(bool(lasting)) as messages:
+        with failure:
+            step([images, classes])
+        marks.append(failure.seen)
+        taken = meter.lifetime_peak() - base
+        guard.lift_soft_wall()
+        single = copy.deepcopy(network).float()
+        with failure:
+            dice = oom_retry.repeated(lambda: validate(single, volumes, [0], (SIDE,) * 3, CLASSES, "off"))
+        marks.append(failure.seen)
+        guard.lift_soft_wall()
+    if failure.filled is not None:
+        failure.filled.free()
+    weights = torch.cat([parameter.detach().flatten() for parameter in network.parameters()])
+    return Outcome(weights, dice, step.micro_batch, len(messages), taken, marks)
+
+
+def _marked(step: TrainingStep, failure: Failure) -> list[int]:
+    """A list that gets the operators done when the last forward pass and the backward pass have ended."""
+    marks: list[int] = []
+    sums, update = step.loss.sums, step.optimizer.step  # type: ignore[union-attr]
+
+    class Loss:
+        counts = staticmethod(step.loss.counts)  # type: ignore[union-attr]
+
+        @staticmethod
+        def sums(*arguments: Any) -> Any:
+            found = sums(*arguments)
+            marks[:] = [failure.seen]
+            return found
+
+    def marked_update() -> Any:
+        marks[1:] = [failure.seen]
+        return update()
+
+    step.loss = Loss()
+    step.optimizer.step = marked_update  # type: ignore[method-assign]
+    return marks
+
+
+def report() -> dict[str, Any]:
+    """Make the failures and compare: what the suite bounds."""
+    torch.set_num_threads(1)
+    train(0)  # loads code
+    calm = train(0)
+    random, starts = np.random.default_rng(0), (0, *calm.marks)
+    counts = dict.fromkeys(PHASES, 0)
+    error, differ, same, left = 0.0, 0, 0, 0
+    guard.release()
+    base = meter.resident()
+    for number in range(FAILURES):
+        phase = number % len(PHASES)
+        # Every other failure of forward and backward leaves room for smaller micro-batches only.
+        lasting = int(SHARE * calm.taken) if phase < 2 and number // len(PHASES) % 2 else 0
+        for _ in range(TRIES):
+            done = train(int(random.integers(starts[phase] + 1, starts[phase + 1] + 1)), lasting=lasting)
+            if done.failures:
+                break
+        else:
+            raise RuntimeError(f"no allocation of {PHASES[phase]} failed in {TRIES} trainings")
+        counts[PHASES[phase]] += 1
+        error = max(error, float((done.weights - calm.weights).norm() / calm.weights.norm()))
+        if done.micro_batch == BATCH:
+            same += 1
+            exact = torch.equal(done.weights, calm.weights) and np.array_equal(done.dice, calm.dice, equal_nan=True)
+            differ += not exact
+        del done
+        guard.release()
+        left = max(left, meter.resident() - base)
+    return {
+        "recovered": sum(counts.values()),
+        "by_phase": counts,
+        "error": error,
+        "same_micro_batch": same,
+        "bits_differ": differ,
+        "left_mib": round(left / MIB, 2),
+    }

@@ -1,0 +1,191 @@
+"""10,000 damaged files: each is read to its end or refused in one line, in time, under a ceiling, and no name gets out.
+
+``python -m apps.imaging.bench.robustness.hostile read [FILES]`` reads each file as ``imaging infer`` does, header and
+pixels, with an alarm; ``infer WORK [FILES]`` runs the command itself on all of them, in folders of ``FOLDER`` studies.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from apps.imaging.bench.robustness import mutations
+from common.errors import InputError
+from common.memory.process import guard, meter
+from common.memory.process.budget import MIB
+
+FILES = 10_000
+FOLDER = 500
+"""Studies of one command."""
+SEG_FOLDERS = 20
+"""Every so many folders, DICOM SEG is written too: a process of its own for each study."""
+HANG = 5
+"""Seconds within which a file must be done with."""
+CEILING = 256 * MIB
+"""Of a reading process."""
+COMMAND_CEILING = "400MiB"
+ACCEPTED = "accepted"
+_NAME = mutations.PLANTED.split("^")[0].encode()
+
+
+def read_one(path: Path) -> str:
+    """Header and all planes; what came of it."""
+    from apps.imaging.inference.studies import open_volume, resume_key
+    from apps.imaging.volumes.volume import blocks
+
+    try:
+        volume = open_volume(path)
+        volume.describe()
+        resume_key(volume, {})
+        if volume.reader_bytes + 8 * volume.shape[0] * volume.shape[1] > CEILING // 2:
+            return "priced out"  # the planner's refusal: nothing of that size is allocated
+        for _ in blocks(volume):
+            pass
+    except InputError as error:
+        return error.public
+    return ACCEPTED
+
+
+@contextmanager
+def _alarm() -> Iterator[None]:
+    """SIGALRM kills a process that hangs: its default action."""
+    signal.alarm(HANG)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+
+
+def read_some(first: int, stop: int) -> None:
+    """Read files of these numbers; one line of JSON for each, so that a crash shows which one it was."""
+    import apps.imaging.dicom.series
+    from apps.imaging import warm_up
+
+    warm_up._images()
+    del apps
+    guard.soft_wall(CEILING, threads=1)
+    with tempfile.TemporaryDirectory() as directory:
+        for number in range(first, stop):
+            path = mutations.write_case(Path(directory), number)
+            began = time.monotonic()
+            with _alarm():
+                try:
+                    found = read_one(path)
+                except Exception as error:  # which is what is looked for
+                    found = f"! {type(error).__name__}: {str(error)[:80]}"
+            line = {"file": number, "found": found, "seconds": time.monotonic() - began, "peak": meter.lifetime_peak()}
+            sys.stdout.write(json.dumps(line) + "\n")
+            sys.stdout.flush()
+
+
+def read(files: int) -> dict[str, Any]:
+    """All files, in children; a child that ends badly has crashed or hung at the file after its last line."""
+    lines: list[dict[str, Any]] = []
+    crashes: list[int] = []
+    number = 0
+    while number < files:
+        stop = min(number + FOLDER, files)
+        child = subprocess.run(
+            [sys.executable, "-m", "apps.imaging.bench.robustness.hostile", "some", str(number), str(stop)],
+            stdout=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
+        )
+        found = [json.loads(line) for line in child.stdout.splitlines()]
+        lines += found
+        number += len(found)
+        if child.returncode or number < stop:
+            crashes.append(number)
+            number += 1
+    outcomes = Counter(line["found"] for line in lines)
+    untyped = [line for line in lines if line["found"].startswith("!")]
+    return {
+        "files": len(lines) + len(crashes),
+        "crashes": len(crashes),
+        "untyped": len(untyped),
+        "slowest_seconds": round(max(line["seconds"] for line in lines), 3),
+        "peak_mib": round(max(line["peak"] for line in lines) / MIB, 1),
+        "accepted": outcomes[ACCEPTED],
+        "outcomes": dict(outcomes.most_common(40)),
+        "worst": crashes[:10] + [{**line} for line in untyped[:10]],
+    }
+
+
+def infer(work: Path, files: int, *, seg: bool = False) -> dict[str, Any]:
+    """The command itself: endings, peaks against the ceiling, and where the planted name is found.
+
+    Parameters
+    ----------
+    seg
+        Whether every folder's studies become DICOM SEG too, instead of every ``SEG_FOLDERS``th.
+    """
+    from apps.imaging.bench.large import make_model
+
+    model = make_model(work / "model-tiny", classes=3, filters=8, tile=16)
+    codes: Counter[str] = Counter()
+    states: Counter[str] = Counter()
+    above = leaks = named = 0
+    peaks, errors = [], []
+    for place, first in enumerate(range(0, files, FOLDER)):
+        with tempfile.TemporaryDirectory(dir=work) as directory:
+            source, out = Path(directory, "in"), Path(directory, "out")
+            source.mkdir()
+            for number in range(first, min(first + FOLDER, files)):
+                mutations.write_case(source, number)
+            types = "dicom-seg" if seg or place % SEG_FOLDERS == SEG_FOLDERS - 1 else "nifti"
+            command = [sys.executable, "-m", "apps.imaging", "infer", source, "-m", model, "-o", out, "--json",
+                       "--memory", COMMAND_CEILING, "--statistics", "--preview", "--report", "--output-type", types,
+                       "--threads", "1", "--overlap", "0"]  # fmt: skip
+            done = subprocess.run([*map(str, command)], capture_output=True, text=True)
+            record = json.loads(done.stdout)
+            codes[f"exit {done.returncode}"] += 1
+            if "measured" in record:
+                states.update(row["status"] for row in record["results"].get("studies", ()))
+                peaks.append(record["measured"]["peak_bytes"])
+            else:  # written by the supervisor, in the place of a command that was killed
+                errors.append(record["error"])
+            above += not record.get("within_budget", False)
+            leaks += leaking(out, done.stdout + done.stderr)
+            named += sum(_NAME in path.read_bytes() for path in out.glob("*.seg.dcm"))
+    return {
+        "files": files,
+        "codes": dict(codes),
+        "studies": dict(states),
+        "wrong_endings": sum(count for code, count in codes.items() if code not in ("exit 0", "exit 4")),
+        "above_ceiling": above,
+        "peak_mib": round(max(peaks) / MIB, 1),
+        "leaks": leaks,
+        "named_segs": named,
+        "errors": errors[:10],
+    }
+
+
+def leaking(out: Path, said: str) -> int:
+    """How many files other than SEG objects, and whether the output, have the planted name in them."""
+    files = [path for path in out.rglob("*") if path.is_file() and not path.name.endswith(".seg.dcm")]
+    return sum(_NAME in path.read_bytes() for path in files) + (_NAME in said.encode())
+
+
+def main(argv: list[str]) -> int:
+    """``read [FILES]``, ``infer WORK [FILES]``, or, of a child, ``some FIRST STOP``."""
+    if argv[0] == "some":
+        read_some(int(argv[1]), int(argv[2]))
+        return 0
+    if argv[0] == "read":
+        answer = read(int(argv[1]) if len(argv) > 1 else FILES)
+    else:
+        answer = infer(Path(argv[1]), int(argv[2]) if len(argv) > 2 else FILES)
+    sys.stdout.write(json.dumps(answer) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

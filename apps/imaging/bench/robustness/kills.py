@@ -1,0 +1,143 @@
+"""A run of several studies, killed at random moments and started again: is anything lost, repeated or partial?
+
+``python -m apps.imaging.bench.robustness.kills WORK [KILLS]``. The run is done once undisturbed, for its time and its
+bytes. Then it is started, killed (SIGKILL: every process of it, or only the one that works) at a moment drawn from that
+time, looked at, and started again with the same command, until all kills are spent; one that comes to its end is begun
+anew.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from apps.imaging.inference.studies import TABLE, Study, read_table
+
+STUDIES = 12
+KILLS = 20
+SLICES, EDGE = 24, 96
+
+
+def make_studies(folder: Path, count: int) -> Path:
+    """DICOM series, each with voxels and UIDs of its own."""
+    from apps.imaging.bench.large import make_series
+
+    for number in range(count):
+        make_series(folder / f"{number:02d}", SLICES, None, seed=number, edge=EDGE)
+    return folder
+
+
+def digests(out: Path) -> dict[str, str]:
+    """Of all outputs of studies, by name."""
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in out.glob("study-*")}
+
+
+def start(command: Sequence[str]) -> "subprocess.Popen[bytes]":
+    """The command in a session of its own."""
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+
+
+def _members(session: int) -> list[int]:
+    """Processes of a session."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                fields = (entry / "stat").read_text().rpartition(")")[2].split()
+            except OSError:
+                continue
+            if int(fields[3]) == session:
+                found.append(int(entry.name))
+    return found
+
+
+def kill(process: "subprocess.Popen[bytes]", *, all_of_it: bool) -> None:
+    """All processes, or only the youngest: the worker, or a child that it is waiting for."""
+    members = _members(process.pid)
+    for member in members if all_of_it else [max(members, default=process.pid)]:
+        try:
+            os.kill(member, signal.SIGKILL)
+        except ProcessLookupError:
+            continue
+    process.wait()
+    while _members(process.pid):  # what lost its parent ends by itself
+        time.sleep(0.02)
+
+
+def finished(out: Path) -> dict[str, Study]:
+    """Studies that the table calls done, by name."""
+    return {row.study: row for row in read_table(out) if row.status in ("done", "skipped")}
+
+
+def disturb(command: Sequence[str], out: Path, kills: int, seconds: float, expected: dict[str, str]) -> dict[str, Any]:
+    """Kill and start again; counts what should not be."""
+    random = np.random.default_rng(0)
+    lost = repeated = partial = done_kills = complete = 0
+    after: list[int] = []
+    while done_kills < kills:
+        before = finished(out)
+        times = {name: (out / name).stat().st_mtime_ns for row in before.values() for name in row.outputs}
+        process = start(command)
+        try:
+            process.wait(timeout=float(random.uniform(0, seconds)))
+        except subprocess.TimeoutExpired:
+            kill(process, all_of_it=bool(random.random() < 0.5))
+            done_kills += 1
+        now = finished(out)
+        after.append(len(now))
+        lost += len(before.keys() - now.keys())
+        repeated += sum(
+            (out / name).exists() and (out / name).stat().st_mtime_ns != when for name, when in times.items()
+        )
+        lost += sum(not (out / name).exists() for name in times)
+        found = digests(out) if out.is_dir() else {}
+        partial += sum(expected.get(name) != digest for name, digest in found.items())
+        lost += sum(name not in found for row in now.values() for name in row.outputs)
+        if process.returncode == 0:
+            complete += 1
+            shutil.rmtree(out)
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    final = digests(out)
+    left = [path.name for path in out.iterdir() if path.name not in {*expected, TABLE, "run.json"}]
+    return {
+        "kills": done_kills,
+        "finished_after_each": after,
+        "runs_that_ended": complete,
+        "lost": lost + len(expected.keys() - final.keys()),
+        "repeated": repeated,
+        "partial": partial + sum(final.get(name) != digest for name, digest in expected.items()),
+        "left_over": len(left),
+    }
+
+
+def main(argv: Sequence[str]) -> int:
+    """``WORK [KILLS]``"""
+    from apps.imaging.bench.large import make_model
+
+    work, kills = Path(argv[0]), int(argv[1]) if len(argv) > 1 else KILLS
+    model = make_model(work / "model-tiny", classes=3, filters=8, tile=16)
+    source, out = make_studies(work / "twelve", STUDIES), work / "out-twelve"
+    shutil.rmtree(out, ignore_errors=True)
+    command = [sys.executable, "-m", "apps.imaging", "infer", str(source), "-m", str(model), "-o", str(out), "--tile",
+               "32", "--output-type", "nifti,dicom-seg", "--statistics", "--preview", "-q"]  # fmt: skip
+    subprocess.run(command, check=True)  # measures what the plan needs to know
+    shutil.rmtree(out)
+    began = time.monotonic()
+    subprocess.run(command, check=True)
+    seconds, expected = time.monotonic() - began, digests(out)
+    shutil.rmtree(out)
+    sys.stdout.write(json.dumps(disturb(command, out, kills, seconds, expected)) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

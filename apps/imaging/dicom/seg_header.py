@@ -1,0 +1,168 @@
+"""The frame-less SEG that ``dicom_seg`` fills, made by highdicom in a child process.
+
+highdicom and the code dictionaries that it loads hold 130 MiB; in a child they are gone before the first tile is run.
+The child is asked in JSON and answers with a DICOM file, on its standard streams; patient data never reaches a disk.
+"""
+
+import json
+import subprocess
+import sys
+from base64 import b64decode, b64encode
+from collections.abc import Mapping
+from io import BytesIO
+from typing import Any
+
+from apps.imaging.dicom.derived import (
+    MANUFACTURER,
+    STATEMENT,
+    algorithm,
+    derived_uid,
+    discreet,
+    fix_dates,
+    source_header,
+)
+from apps.imaging.dicom.series import DicomVolume
+from apps.imaging.models.model_folder import ImagingModel
+from apps.imaging.volumes.volume import spacing
+from common import __version__
+from common.errors import InputError
+
+CHILD_BYTES = 160 << 20
+"""What the child adds at its peak: 179 MiB, of which it shares 21 with its parent."""
+ANATOMY = ("SCT", "123037004", "Anatomical Structure")
+TISSUE = ("SCT", "85756007", "Tissue")
+"""Of a label without a code."""
+ARTIFICIAL_INTELLIGENCE = ("DCM", "123110", "Artificial Intelligence")
+
+
+def seg_template(volume: DicomVolume, model: ImagingModel, key: str, kind: str) -> Any:
+    """A SEG with the source's modules, all segments and the volume's geometry, but no frames.
+
+    Raises
+    ------
+    InputError
+        If highdicom does not take the series' header; with its kind of complaint, never its words: they may quote the
+        patient's name.
+    """
+    command = [sys.executable, "-m", "apps.imaging.dicom.seg_header"]
+    question = json.dumps(seg_question(volume, model, key, kind)).encode()
+    done = subprocess.run(command, input=question, capture_output=True)
+    if done.returncode:
+        kind_of_error = done.stderr.decode().strip()[-100:] or f"exit {done.returncode}"
+        if kind_of_error == MemoryError.__name__ or done.returncode < 0:
+            raise MemoryError("the process that makes the SEG's header")
+        line = f"{volume.path}: no SEG can be derived from its header ({kind_of_error})"
+        raise InputError(line, public="DICOM header unfit for SEG")
+    import pydicom
+
+    with discreet():
+        return pydicom.dcmread(BytesIO(done.stdout))
+
+
+def seg_question(volume: DicomVolume, model: ImagingModel, key: str, kind: str) -> dict[str, Any]:
+    """Everything that ``build`` needs to know, as JSON has it."""
+    return {
+        "head": b64encode(_file_bytes(source_header(volume))).decode(),
+        "key": key,
+        "kind": kind,
+        "network": model.kind,
+        "serial": model.network_sha256[:16],
+        "algorithm": algorithm(model),
+        "segments": [
+            {"name": label.name, "code": label.code, "color": label.color} for label in model.labels if label.value
+        ],
+        "shape": volume.shape,
+        "spacing": spacing(volume.affine),
+    }
+
+
+def _file_bytes(dataset: Any) -> bytes:
+    out = BytesIO()
+    dataset.save_as(out, implicit_vr=False, little_endian=True)
+    return out.getvalue()
+
+
+def build(question: Mapping[str, Any]) -> Any:
+    """In the child: the object on two by two pixels, by highdicom, then without its frames."""
+    import highdicom as hd
+    import numpy as np
+    import pydicom
+
+    head = pydicom.dcmread(BytesIO(b64decode(question["head"])), force=True)
+    x, y, z = question["spacing"]
+    columns, rows, _ = question["shape"]
+    dataset = hd.seg.Segmentation(
+        source_images=[head],
+        pixel_array=np.ones((1, 2, 2), np.uint8 if len(question["segments"]) < 256 else np.uint16),
+        segmentation_type=question["kind"],
+        segment_descriptions=_descriptions(question),
+        series_instance_uid=derived_uid(question["key"], "series"),
+        series_number=1000 + int(head.get("SeriesNumber", None) or 0),
+        sop_instance_uid=derived_uid(question["key"], f"seg/{question['kind']}"),
+        instance_number=1,
+        manufacturer=MANUFACTURER,
+        manufacturer_model_name="imaging infer",
+        software_versions=__version__,
+        device_serial_number=question["serial"],
+        content_description=STATEMENT,
+        content_label="SEGMENTATION",
+        omit_empty_frames=False,
+        specific_character_set="ISO_IR 192",
+        pixel_measures=hd.PixelMeasuresSequence((y, x), slice_thickness=z, spacing_between_slices=z),
+    )
+    # With one plane at hand highdicom takes 1 mm for the distance between planes.
+    dataset.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0].SpacingBetweenSlices = f"{z:.10g}"
+    dataset.SeriesDescription = f"Segmentation, {question['network']}"[:64]
+    dataset.Rows, dataset.Columns = rows, columns
+    organization = derived_uid(question["key"], "dimensions")
+    for item in (*dataset.DimensionOrganizationSequence, *dataset.DimensionIndexSequence):
+        item.DimensionOrganizationUID = organization
+    fix_dates(dataset, head)
+    for keyword in ("SourceImageSequence", "ReferencedSeriesSequence", "PerFrameFunctionalGroupsSequence", "PixelData"):
+        dataset.pop(keyword, None)
+    return dataset
+
+
+def _descriptions(question: Mapping[str, Any]) -> list[Any]:
+    import highdicom as hd
+
+    made = question["algorithm"]
+    identification = hd.AlgorithmIdentificationSequence(
+        name=made["name"], family=_concept(ARTIFICIAL_INTELLIGENCE), version=made["version"]
+    )
+    identification[0].AlgorithmParameters = made["parameters"]
+    return [
+        hd.seg.SegmentDescription(
+            segment_number=number,
+            segment_label=segment["name"].replace("\\", " ")[:64],
+            segmented_property_category=_concept(ANATOMY),
+            segmented_property_type=_concept(segment["code"] or TISSUE),
+            algorithm_type="AUTOMATIC",
+            algorithm_identification=identification,
+            display_color=hd.color.CIELabColor.from_rgb(*segment["color"]),
+        )
+        for number, segment in enumerate(question["segments"], start=1)
+    ]
+
+
+def _concept(code: tuple[str, str, str]) -> Any:
+    import highdicom as hd
+
+    scheme, value, meaning = code
+    return hd.sr.CodedConcept(value, scheme, meaning[:64])
+
+
+def main() -> int:
+    """Answer one question. Only the kind of an error is said."""
+    try:
+        with discreet():
+            dataset = build(json.load(sys.stdin))
+            sys.stdout.buffer.write(_file_bytes(dataset))
+    except Exception as error:
+        sys.stderr.write(type(error).__name__)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,262 @@
+"""``imaging evaluate``: segmentations against references, case by case, plane by plane.
+
+Overlap and volumes are counts. Surface distances come from the surfaces' points in a k-d tree, which needs memory in
+proportion to the surface, not to the volume. A surface voxel has a face neighbour of another label; distances are
+between voxel centres in millimetres. HD95 is the larger of the two directed 95th percentiles, and surface Dice the
+share of both surfaces that lies within the tolerance of the other, as MONAI defines them.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from apps.imaging.inference.studies import TABLE, read_table
+from apps.imaging.volumes import nifti
+from apps.imaging.volumes.volume import Volume, scaled, spacing
+from common.errors import InputError
+
+TOLERANCE = 1.0
+"""Millimetres within which two surfaces agree (surface Dice)."""
+AFFINE_TOLERANCE = 1e-2
+"""Millimetres by which voxel positions of prediction and reference may differ."""
+COORDINATE = np.int16
+
+Points = npt.NDArray[np.int16]
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """A prediction and its reference, with checked headers."""
+
+    case: str
+    """A number only: names may identify."""
+    prediction: Volume
+    reference: Volume
+
+
+@dataclass(slots=True)
+class Scan:
+    """What one pass over a pair finds, by label value."""
+
+    overlap: dict[int, int]
+    """Voxels that both give this label."""
+    voxels: tuple[dict[int, int], dict[int, int]]
+    """Voxels of prediction and reference."""
+    surface: tuple[dict[int, int], dict[int, int]]
+    """Surface voxels of prediction and reference."""
+
+    @property
+    def values(self) -> list[int]:
+        """Labels that occur, without background."""
+        return sorted({*self.voxels[0], *self.voxels[1]} - {0})
+
+
+def find_pairs(predictions: Path, references: Path) -> list[Pair]:
+    """Match files by name; ``study-NNNN`` outputs of ``imaging infer`` by the inputs in ``studies.csv``.
+
+    Raises
+    ------
+    InputError
+        Nothing to compare, a prediction without reference, or grids that differ.
+    """
+    for path in (predictions, references):
+        if not path.exists():
+            raise InputError(f"{path}: no such file or folder", public="no such input")
+    if predictions.is_file() and references.is_file():
+        named = [(predictions, references)]
+    elif predictions.is_dir() and references.is_dir():
+        named = _by_name(predictions, references)
+    else:
+        raise InputError(f"{predictions} and {references}: compare two files, or two folders", public="file and folder")
+    return [_pair(number, *paths) for number, paths in enumerate(named, start=1)]
+
+
+def _by_name(predictions: Path, references: Path) -> list[tuple[Path, Path]]:
+    wanted = {nifti.stem(path): path for path in sorted(references.iterdir()) if nifti.is_nifti(path)}
+    inputs = {row.study: nifti.stem(Path(row.input)) for row in read_table(predictions)}
+    found = [path for path in sorted(predictions.iterdir()) if nifti.is_nifti(path) and not path.name.startswith(".")]
+    if not found:
+        raise InputError(f"{predictions}: no .nii or .nii.gz files in it", public="nothing to evaluate")
+    named = []
+    for path in found:
+        name = nifti.stem(path)
+        name = inputs.get(name, name)
+        if name not in wanted:
+            hint = f" (looked for {name} by {TABLE})" if inputs else ""
+            raise InputError(f"{path}: no reference of that name in {references}{hint}", public="reference missing")
+        named.append((path, wanted[name]))
+    return named
+
+
+def _pair(number: int, prediction: Path, reference: Path) -> Pair:
+    one, two = nifti.open_nifti(prediction), nifti.open_nifti(reference)
+    if one.shape != two.shape:
+        raise InputError(
+            f"{prediction}: its shape {one.shape} is not the reference's {two.shape}", public="shapes differ"
+        )
+    corners = np.array([[x, y, z, 1] for x in (0, one.shape[0]) for y in (0, one.shape[1]) for z in (0, one.shape[2])])
+    if np.abs((one.affine - two.affine) @ corners.T).max() > AFFINE_TOLERANCE:
+        raise InputError(f"{prediction}: lies elsewhere than its reference {reference}", public="geometry differs")
+    return Pair(f"case-{number:04d}", one, two)
+
+
+def planes(volume: Volume) -> Iterator[npt.NDArray[np.int32]]:
+    """Label planes (y, x), one at a time."""
+    x, y, z = volume.shape
+    buffer = np.empty((1, y, x), volume.dtype)
+    with volume.open() as reader:
+        for _ in range(z):
+            reader.read(buffer)
+            yield np.rint(scaled(volume, buffer[0])).astype(np.int32)
+
+
+def edges(labels: Iterator[npt.NDArray[np.int32]]) -> Iterator[tuple[npt.NDArray[np.int32], npt.NDArray[np.bool_]]]:
+    """Each plane with its surface voxels: a face neighbour, or the volume's border, is of another label."""
+    before: npt.NDArray[np.int32] | None = None
+    plane = next(labels, None)
+    while plane is not None:
+        after = next(labels, None)
+        edge = np.ones(plane.shape, bool)
+        inner = plane[1:-1, 1:-1]
+        edge[1:-1, 1:-1] = (
+            (inner != plane[:-2, 1:-1])
+            | (inner != plane[2:, 1:-1])
+            | (inner != plane[1:-1, :-2])
+            | (inner != plane[1:-1, 2:])
+        )
+        for neighbour in (before, after):
+            edge |= True if neighbour is None else plane != neighbour
+        yield plane, edge & (plane != 0)
+        before, plane = plane, after
+
+
+def scan(pair: Pair) -> Scan:
+    """Count overlaps, voxels and surface voxels in one pass over both files."""
+    found = Scan({}, ({}, {}), ({}, {}))
+    for sides in zip(edges(planes(pair.prediction)), edges(planes(pair.reference)), strict=True):
+        for side, (plane, edge) in enumerate(sides):
+            _count(found.voxels[side], plane)
+            _count(found.surface[side], plane[edge])
+        one, two = sides[0][0], sides[1][0]
+        _count(found.overlap, one[one == two])
+    return found
+
+
+def _count(into: dict[int, int], labels: npt.NDArray[np.int32]) -> None:
+    for value, number in zip(*np.unique(labels, return_counts=True), strict=True):
+        into[int(value)] = into.get(int(value), 0) + int(number)
+
+
+def surfaces(volume: Volume, counts: Mapping[int, int]) -> dict[int, Points]:
+    """Voxel indices (n, 3) of each label's surface, in buffers of exactly the counted size."""
+    points = {value: np.empty((number, 3), COORDINATE) for value, number in counts.items() if value != 0}
+    filled = dict.fromkeys(points, 0)
+    for z, (plane, edge) in enumerate(edges(planes(volume))):
+        y, x = np.nonzero(edge)
+        values = plane[y, x]
+        for value in np.unique(values):
+            chosen = values == value
+            start, stop = filled[value], filled[value] + int(chosen.sum())
+            points[value][start:stop] = np.stack([x[chosen], y[chosen], np.full(stop - start, z)], axis=1)
+            filled[value] = stop
+    return points
+
+
+def distances(of: Points, to: Points, edge: Sequence[float]) -> npt.NDArray[np.float64]:
+    """From each point of one surface to the nearest of the other, in millimetres."""
+    from scipy.spatial import cKDTree
+
+    tree = cKDTree(to * np.asarray(edge), balanced_tree=False, compact_nodes=False)
+    result = np.empty(len(of))
+    for start in range(0, len(of), QUERY):
+        part = of[start : start + QUERY] * np.asarray(edge)
+        result[start : start + QUERY] = tree.query(part)[0]
+    return result
+
+
+QUERY = 1 << 16
+"""Points asked for at a time."""
+
+
+def compare(pair: Pair, found: Scan) -> dict[int, dict[str, float | None]]:
+    """All measures by label value; distances are ``None`` where a side has no such label."""
+    edge = spacing(pair.reference.affine)
+    millilitres = float(np.prod(edge)) / 1000
+    sides = [
+        surfaces(volume, counts)
+        for volume, counts in zip((pair.prediction, pair.reference), found.surface, strict=True)
+    ]
+    results: dict[int, dict[str, float | None]] = {}
+    for value in found.values:
+        one, two = (voxels.get(value, 0) for voxels in found.voxels)
+        row: dict[str, float | None] = {
+            "dice": 2 * found.overlap.get(value, 0) / (one + two),
+            "volume_ml": one * millilitres,
+            "reference_ml": two * millilitres,
+            "volume_error": (one - two) / two if two else None,
+            "hd95_mm": None,
+            "surface_dice": 0.0,
+        }
+        if one and two:
+            row |= _surface_measures(sides[0].pop(value), sides[1].pop(value), edge)
+        results[value] = row
+    return results
+
+
+def _surface_measures(one: Points, two: Points, edge: Sequence[float]) -> dict[str, float | None]:
+    forth, back = distances(one, two, edge), distances(two, one, edge)
+    near = int((forth <= TOLERANCE).sum()) + int((back <= TOLERANCE).sum())
+    return {
+        "hd95_mm": float(max(np.percentile(forth, 95), np.percentile(back, 95))),
+        "surface_dice": near / (len(forth) + len(back)),
+    }
+
+
+def evaluate(
+    pairs: Sequence[Pair], scans: Sequence[Scan], tick: Callable[[int], Any] = lambda count: None
+) -> dict[str, Any]:
+    """Results of all cases, per class (mean over the cases that have it) and per case (DESIGN 4)."""
+    cases: list[dict[str, Any]] = []
+    for pair, found in zip(pairs, scans, strict=True):
+        measures = compare(pair, found)
+        dice = [row["dice"] for row in measures.values() if row["dice"] is not None]
+        classes = {str(value): row for value, row in measures.items()}
+        cases.append({"case": pair.case, "dice": float(np.mean(dice)) if dice else None, "classes": classes})
+        tick(1)
+    values = sorted({value for case in cases for value in case["classes"]}, key=int)
+    per_class = {value: _mean([c["classes"][value] for c in cases if value in c["classes"]]) for value in values}
+    all_dice = [row["dice"] for row in per_class.values()]
+    return {
+        "cases": len(cases),
+        "mean_dice": float(np.mean(all_dice)) if all_dice else None,
+        "tolerance_mm": TOLERANCE,
+        "per_class": per_class,
+        "per_case": cases,
+    }
+
+
+def _mean(rows: Sequence[Mapping[str, float | None]]) -> dict[str, float | None]:
+    means: dict[str, float | None] = {}
+    for name in ("dice", "hd95_mm", "surface_dice", "volume_error"):
+        known = [value for row in rows if (value := row[name]) is not None]
+        means[name] = float(np.mean(known)) if known else None
+    return means
+
+
+def table(results: Mapping[str, Any]) -> str:
+    """The per-class means for a terminal."""
+    lines = [f"{'label':>6} {'Dice':>7} {'HD95 mm':>8} {'surface':>8} {'volume':>8}"]
+    for value, row in results["per_class"].items():
+        cells = [
+            f"{row['dice']:7.4f}",
+            f"{row['hd95_mm']:8.2f}" if row["hd95_mm"] is not None else f"{'-':>8}",
+            f"{row['surface_dice']:8.4f}",
+            f"{row['volume_error']:+8.1%}" if row["volume_error"] is not None else f"{'-':>8}",
+        ]
+        lines.append(f"{value:>6} {' '.join(cells)}")
+    mean = results["mean_dice"]
+    return "\n".join([*lines, f"{results['cases']} cases, mean Dice {mean if mean is None else round(mean, 4)}"])

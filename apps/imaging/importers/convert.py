@@ -1,0 +1,238 @@
+"""Models from elsewhere, converted once into a peakline model folder in the cache.
+
+Nothing in their files runs: JSON is parsed, names are looked up in tables, weights are read by
+``torch.load(weights_only=True)``, which builds tensors and plain containers only. The conversion runs in a child behind
+a soft wall, and is refused beforehand where the ceiling is too small for it.
+"""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from apps.imaging.importers import monai_bundle, nnunet
+from common import __version__
+from common.errors import InputError
+from common.files import scratch_directory, sha256, write_text
+from common.memory.costs.store import cache_directory
+from common.memory.process import glibc
+from common.memory.process.budget import MIB, MemoryBudget
+
+if TYPE_CHECKING:
+    import torch
+
+FLOOR_BYTES = 400 * MIB
+"""Interpreter, torch and its exporter: a checkpoint of 100 kB peaks at 251 MiB, and tracing grows with the layers."""
+COPIES = 3
+"""Of the weights at once: as read, in the network, in the exporter's file. A checkpoint holds the optimiser's state
+too, so that its size bounds three copies of the weights."""
+LONGEST_SECONDS = 600
+
+
+def imported(directory: Path, budget: MemoryBudget) -> Path:
+    """The folder itself if it is ours, else its conversion, from the cache where it is there already.
+
+    Raises
+    ------
+    InputError
+        A model that cannot be read, or is not supported.
+    DoesNotFit
+        If the ceiling is too small for the conversion.
+    """
+    if nnunet.is_nnunet(directory):
+        nnunet.read_plan(directory)
+        files = [directory / nnunet.PLANS, directory / nnunet.DATASET, *nnunet.checkpoints(directory)]
+    elif monai_bundle.is_bundle(directory):
+        files = monai_bundle.files(directory, monai_bundle.read_plan(directory))
+    else:
+        return directory
+    place = cache_directory().parent / "models" / _key(directory, files)
+    if not (place / "model.json").is_file():
+        _convert(directory, place, budget, price(files))
+    return place
+
+
+def price(files: list[Path]) -> int:
+    """Bytes that a conversion needs: all folds are in one network."""
+    return FLOOR_BYTES + COPIES * sum(path.stat().st_size for path in files)
+
+
+def _key(directory: Path, files: list[Path]) -> str:
+    """Of what the files hold. Hashing weights takes seconds, so it is remembered beside their sizes and times."""
+    seen = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    note = cache_directory().parent / "models" / f"{_digest([__version__, seen])}.seen"
+    if note.is_file():
+        return note.read_text("utf-8")
+    key = _digest([__version__, directory.resolve().name, *(sha256(path) for path in files)])
+    write_text(note, key)
+    return key
+
+
+def _digest(facts: list[Any]) -> str:
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
+
+
+def _convert(directory: Path, place: Path, budget: MemoryBudget, needed: int) -> None:
+    """In a child, into a folder beside its place."""
+    from common.memory.footprint import Footprint, Term
+    from common.memory.plan.planner import DoesNotFit, Plan
+
+    if needed > budget.host_bytes:
+        terms = [
+            Term("interpreter and libraries", FLOOR_BYTES, "measured", ("import",)),
+            Term("weights, converted", needed - FLOOR_BYTES, "analytic", ("import",)),
+        ]
+        raise DoesNotFit(budget, Plan("imaging infer (import of the model)", (), Footprint.of(terms)))
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with scratch_directory(place.parent, place.name) as draft:
+        command = [
+            sys.executable,
+            "-m",
+            "apps.imaging.importers.convert",
+            str(directory),
+            str(draft),
+            str(budget.host_bytes),
+        ]
+        environment = os.environ | glibc.environment(1)
+        try:
+            done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=LONGEST_SECONDS)
+        except subprocess.TimeoutExpired:
+            raise InputError(f"{directory}: not imported after {LONGEST_SECONDS} s", public="import failed") from None
+        if done.returncode:
+            lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
+            unsafe = [line for line in lines if "unsupported" in line.lower()]
+            why = (unsafe or lines or [f"exit {done.returncode}"])[0 if unsafe else -1]
+            raise InputError(f"{directory}: cannot be imported ({why[:300]})", public="model cannot be imported")
+        os.rename(draft, place)
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """A checkpoint's tensors and plain values; NumPy's scalars are allowed, because nnU-Net logs with them."""
+    import numpy as np
+    import torch
+
+    scalars = [np._core.multiarray.scalar, np.dtype, *(type(np.dtype(kind)) for kind in ("f4", "f8", "i4", "i8", "?"))]  # type: ignore[attr-defined]
+    with torch.serialization.safe_globals(scalars):
+        found: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    return found
+
+
+def convert_bundle(directory: Path, out: Path) -> None:
+    """Write the model folder of a MONAI bundle; called in the child."""
+    from apps.imaging.models.model_folder import labels_from_names
+    from apps.imaging.models.networks import registry
+
+    plan = monai_bundle.read_plan(directory)
+    state: Any = read_checkpoint(plan.weights)
+    for name in ("model", "state_dict"):
+        if isinstance(state, dict) and isinstance(state.get(name), dict):
+            state = state[name]
+    network = registry.build(plan.network, plan.arguments)
+    network.load_state_dict({key.removeprefix("module."): tensor for key, tensor in state.items()})
+    _write(
+        out,
+        plan,
+        network,
+        patch=plan.inferer.patch,
+        labels=labels_from_names(list(plan.labels)),
+        card=f"# Imported from a MONAI bundle\n\n{plan.network}. Research use only.\n",
+        extra={
+            "convention": "bundle",
+            "inference": {
+                "overlap": plan.inferer.overlap,
+                "importance": plan.inferer.importance,
+                "padding": plan.inferer.padding,
+                "restored": plan.restored,
+            },
+        },
+    )
+
+
+def _write(out: Path, plan: Any, network: "torch.nn.Module", *, arguments: Any = None, **fields: Any) -> None:
+    """The network as ONNX, then the folder around it."""
+    import torch
+
+    from apps.imaging.models.model_folder import write_model
+    from apps.imaging.models.networks import registry
+    from apps.imaging.models.onnx_export import export_onnx
+
+    arguments = plan.arguments if arguments is None else arguments
+    x, y, z = (max(2 * size, 8) for size in registry.steps(plan.network, arguments))
+    with torch.no_grad():
+        output = export_onnx(plan.network, network, out / "network.onnx", tile=(x, y, z))
+    head = registry.split_head(plan.network, network) if output == "features" else None
+    name = registry.head_name(plan.network, network)
+    write_model(
+        out,
+        network=plan.network,
+        arguments=arguments,
+        state={key: tensor.detach().numpy() for key, tensor in registry.weights(network).items()},
+        channels=plan.channels,
+        spacing=plan.spacing,
+        orientation=plan.orientation,
+        intensity=plan.intensity,
+        head={"weight": f"{name}.weight", "bias": f"{name}.bias"} if head else None,
+        **fields,
+    )
+
+
+def convert_nnunet(directory: Path, out: Path) -> None:
+    """Write the model folder of an nnU-Net model; called in the child."""
+    from apps.imaging.models.model_folder import labels_from_names
+    from apps.imaging.models.networks import registry
+
+    plan, states, axes = nnunet.read_plan(directory), [], []
+    for path in nnunet.checkpoints(directory):
+        checkpoint = read_checkpoint(path)
+        states.append(checkpoint["network_weights"])
+        axes = checkpoint.get("inference_allowed_mirroring_axes") or []
+        del checkpoint
+    arguments = {**plan.arguments, "members": len(states)}
+    network = registry.build(plan.network, arguments)
+    members = [network] if len(states) == 1 else list(network.members)  # type: ignore[arg-type]
+    for member, state in zip(members, states, strict=True):
+        _load(member, state)
+    states.clear()
+    labels = labels_from_names(list(plan.labels))
+    _write(
+        out,
+        plan,
+        network,
+        arguments=arguments,
+        patch=plan.patch,
+        labels=[
+            type(label)(value, label.name, label.code, label.color)
+            for label, value in zip(labels, plan.labels.values(), strict=True)
+        ],
+        card=f"# Imported from nnU-Net\n\n{plan.network}, {len(members)} fold(s). Research use only.\n",
+        extra={
+            "convention": "nnunet",
+            "mirror": "".join("xyz"[int(axis)] for axis in axes),
+            "further_intensity": plan.further_intensity,
+        },
+    )
+
+
+def _load(network: "torch.nn.Module", state: dict[str, Any]) -> None:
+    """nnU-Net's names: a compiled network's begin with ``_orig_mod.``."""
+    network.load_state_dict({key.removeprefix("_orig_mod."): tensor for key, tensor in state.items()})
+
+
+def main() -> None:
+    """``python -m apps.imaging.importers.convert MODEL OUT CEILING``: the child."""
+    from common.memory.process import guard
+
+    directory, out, ceiling = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
+    glibc.tame()
+    import torch  # before the wall: what it reserves is not data
+
+    torch.set_num_threads(1)
+    guard.soft_wall(ceiling)
+    (convert_nnunet if nnunet.is_nnunet(directory) else convert_bundle)(directory, out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,208 @@
+"""MONAI bundles: what ``configs/inference.json`` and ``configs/metadata.json`` say, in our model folder's words.
+
+Only four parts of the configuration are looked at: the network, the transforms before and after it, and the inferer.
+Data sets, handlers and what a bundle wants to be run stay text. Weights are read by ``imports``, in a child.
+"""
+
+import json
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from apps.imaging.importers.monai_expressions import Configuration
+from apps.imaging.importers.monai_transforms import (
+    HARMLESS,
+    IGNORED,
+    Inferer,
+    inferer,
+    preprocessing,
+    restoring,
+    transform_name,
+)
+from apps.imaging.models.networks import monai_bundle
+from apps.imaging.volumes.intensity import Operation
+from common.errors import InputError, UsageError
+
+METADATA, WEIGHTS = "configs/metadata.json", "models/model.pt"
+CONFIGURATIONS = ("configs/inference.json", "configs/inference.yaml", "configs/inference.yml")
+LARGEST_FILE = 4 << 20
+"""Bytes of a configuration."""
+UNREAD = frozenset({"device", "sw_device", "transform", "orig_keys", "orig_meta_keys", "to_tensor"}) | IGNORED
+"""Arguments that are not even worked out: where things are computed, and names in MONAI's dictionaries."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a bundle expects and gives."""
+
+    network: str
+    arguments: Mapping[str, Any]
+    channels: tuple[str, ...]
+    labels: tuple[str, ...]
+    spacing: tuple[float, ...]
+    """0: the image's own."""
+    orientation: str
+    intensity: tuple[Operation, ...]
+    inferer: Inferer
+    restored: str
+    """What is brought back onto the image's grid: ``logits``, ``softmax``, ``sigmoid`` or ``labels``."""
+    weights: Path
+
+
+def is_bundle(directory: Path) -> bool:
+    """Whether a folder is a MONAI bundle with something to infer with."""
+    return (directory / METADATA).is_file() and any((directory / name).is_file() for name in CONFIGURATIONS)
+
+
+def files(directory: Path, plan: Plan) -> list[Path]:
+    """All that the conversion reads."""
+    found = [directory / name for name in (METADATA, *CONFIGURATIONS) if (directory / name).is_file()]
+    return [*found[:2], plan.weights]
+
+
+def read_plan(directory: Path) -> Plan:
+    """Read and check the two files.
+
+    Raises
+    ------
+    InputError
+        Unreadable, or something that is not supported, by its name.
+    """
+    path = next(directory / name for name in CONFIGURATIONS if (directory / name).is_file())
+    try:
+        metadata, content = _parsed(directory / METADATA), _parsed(path)
+        return _plan(directory, metadata, Configuration(content))
+    except UsageError:
+        raise
+    except InputError as error:
+        raise InputError(f"{path}: {error}", public="bundle not supported") from None
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, RecursionError) as error:
+        raise InputError(f"{path}: not a bundle's configuration ({error!r})", public="bundle unreadable") from None
+
+
+def _parsed(path: Path) -> dict[str, Any]:
+    if path.stat().st_size > LARGEST_FILE:
+        raise InputError(f"{path.name} is larger than {LARGEST_FILE} bytes")
+    text = path.read_text("utf-8")
+    if path.suffix == ".json":
+        found = json.loads(text)
+    else:
+        try:
+            import yaml
+        except ImportError:
+            raise UsageError(f"{path.name} is YAML, which needs the extra 'bundle' (PyYAML); JSON needs none") from None
+        try:
+            found = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise InputError(f"not YAML ({' '.join(str(error).split())[:200]})") from None
+    if not isinstance(found, dict):
+        raise InputError(f"{path.name} holds no mapping")
+    return found
+
+
+def _plan(directory: Path, metadata: Mapping[str, Any], configuration: Configuration) -> Plan:
+    network, arguments = _network(configuration)
+    before = preprocessing(_transforms(configuration, "preprocessing"))
+    after = restoring(_transforms(configuration, "postprocessing"))
+    formats = metadata.get("network_data_format", {})
+    return Plan(
+        network=network,
+        arguments=arguments,
+        channels=_names(formats.get("inputs"), arguments["in_channels"], "image"),
+        labels=_names(formats.get("outputs"), arguments["out_channels"], "class"),
+        spacing=tuple(before.spacing or (0.0, 0.0, 0.0)),
+        orientation=before.orientation,
+        intensity=tuple(before.intensity),
+        inferer=inferer(_arguments(configuration, configuration["inferer"])),
+        restored=after,
+        weights=_weights(directory, configuration),
+    )
+
+
+def _network(configuration: Configuration) -> tuple[str, dict[str, Any]]:
+    """Its name in the table, and its checked arguments."""
+    key = "network_def" if "network_def" in configuration else "network"
+    found = configuration[key]
+    if not isinstance(found, dict):
+        raise InputError(f"{key} is not a network's description")
+    given = _arguments(configuration, found)
+    target = str(given.pop("_target_", None))
+    module, _, name = target.rpartition(".")
+    if name not in monai_bundle.NETWORKS or not (module == "" or f"{module}.".startswith("monai.networks.nets.")):
+        raise InputError(f"network {target!r}; only MONAI's {', '.join(monai_bundle.NETWORKS)} are read")
+    dimensions = given.pop("spatial_dims", given.pop("dimensions", 3))
+    if dimensions != 3:
+        raise InputError(f"network {name}: {dimensions} dimensions; only 3 are read")
+    channels = {"in_channels": given.pop("in_channels", 1), "out_channels": given.pop("out_channels", 2)}
+    return name, monai_bundle.checked(name, given | channels)
+
+
+def _arguments(configuration: Configuration, found: Any) -> dict[str, Any]:
+    """``_target_`` and what is worked out of a component's arguments."""
+    if not isinstance(found, dict) or "_target_" not in found:
+        raise InputError("a component has no _target_")
+    if found.get("_mode_", "default") != "default":
+        raise InputError(f"_mode_ {found['_mode_']!r} is not read")
+    unread = UNREAD | {"_mode_", "_desc_", "_requires_", "_disabled_"}
+    return {key: configuration.plain(value) for key, value in found.items() if key not in unread}
+
+
+def _transforms(configuration: Configuration, key: str) -> list[dict[str, Any]]:
+    """The components of a ``Compose``; of those that change nothing here only the name."""
+    composed = configuration[key]
+    if not isinstance(composed, dict) or transform_name(composed.get("_target_")) != "Compose":
+        raise InputError(f"{key} is not a Compose of transforms")
+    found = []
+    for item in configuration.value(composed["transforms"]):
+        component = configuration.value(item)
+        if configuration.value(component.get("_disabled_", False)) is True:
+            continue
+        target = configuration.value(component.get("_target_"))
+        harmless = transform_name(target) in HARMLESS | {"SaveImage"}
+        found.append({"_target_": target} if harmless else _arguments(configuration, component))
+    return found
+
+
+def _names(formats: Any, count: int, default: str) -> tuple[str, ...]:
+    """Of channels or classes, as ``channel_def`` has them; numbered where it has not as many."""
+    definition = next(iter(formats.values()), {}).get("channel_def", {}) if isinstance(formats, dict) else {}
+    names = [str(definition.get(str(index), "")) for index in range(count)]
+    if len(definition) == count and all(names) and len(set(names)) == count:
+        return tuple(names)
+    return tuple("background" if default == "class" and not index else f"{default} {index}" for index in range(count))
+
+
+def _weights(directory: Path, configuration: Configuration) -> Path:
+    """Where ``CheckpointLoader`` would read them; never outside the bundle.
+
+    Raises
+    ------
+    InputError
+        There are none, or they are TorchScript, which is a program.
+    """
+    found = [configuration.get("checkpointloader", None), *configuration.get("handlers", [])]
+    loaders = [one for one in found if isinstance(one, dict) and "load_path" in one]
+    place = WEIGHTS
+    if loaders:
+        place = str(configuration.value(loaders[0]["load_path"]))
+    parts = PurePosixPath(place)
+    if parts.is_absolute() or ".." in parts.parts:
+        raise InputError(f"weights in {place!r}, which is outside the bundle")
+    path = directory / parts
+    if not path.is_file():
+        scripts = [name.name for name in sorted((directory / "models").glob("*.ts"))]
+        only = f"; {scripts[0]} is TorchScript, a program, which is not run" if scripts else ""
+        raise InputError(f"no weights in {place}{only}")
+    if is_torchscript(path):
+        raise InputError(f"{place} is TorchScript, a program, which is not run; only weights are read")
+    return path
+
+
+def is_torchscript(path: Path) -> bool:
+    """Whether a file is an archive with code in it, as ``torch.jit.save`` writes."""
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any("/code/" in name or name.endswith("/constants.pkl") for name in archive.namelist())

@@ -1,0 +1,239 @@
+"""From finished blocks of values to label planes: onto the file's grid, the head, the class with the largest logit."""
+
+from collections.abc import Iterator, Sequence
+from copy import copy
+from math import prod
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from apps.imaging.volumes.geometry import Taps
+from apps.imaging.volumes.volume import Shape
+from common.memory.footprint import Price
+from common.tiling.blend import FLOAT, Block
+from common.tiling.grid import TileGrid
+
+Array = npt.NDArray[np.float32]
+Labels = npt.NDArray[np.unsignedinteger]
+
+
+INTERPOLATION_BYTES = 2 << 20
+"""Values on the file's grid are made in pieces of about this many bytes."""
+
+
+class BackToFile:
+    """Finished blocks interpolated onto the file's grid, block by block.
+
+    An output voxel lies between two voxels of the network's grid along each axis; it belongs to the block of the upper
+    one. So each block needs the last plane before it along each axis, which is kept: of the whole volume along z, of
+    one row of blocks along x, of one block along y.
+
+    Parameters
+    ----------
+    taps
+        Along x, y, z; by default linear between grids with the same field of view.
+    """
+
+    def __init__(
+        self, channels: int, have: Shape, shape: Shape, depth: int, taps: Sequence[Taps] | None = None
+    ) -> None:
+        self._taps = tuple(taps or (Taps.between(a, b) for a, b in zip(have, shape, strict=True)))
+        self._before_x = np.empty((channels, have[1], depth + 1), np.float32)
+        self._before_y = np.empty((channels, 0, 0), np.float32)
+        self._before_z = np.empty((channels, have[0], have[1]), np.float32)
+
+    def __call__(self, block: Block) -> Iterator[Block]:
+        """The block on the file's grid, in pieces along z; possibly none."""
+        values = self._extended(block)
+        lead = [int(start > 0) for start in block.low]
+        parts, starts = [], []
+        for taps, low, high, before in zip(self._taps, block.low, block.high, lead, strict=True):
+            first, stop = (int(place) for place in np.searchsorted(taps.upper, [low, high]))
+            parts.append(taps.part(first, stop, low - before))
+            starts.append(first)
+        along_x, along_y, along_z = parts
+        planes = len(along_z.lower)
+        plane_bytes = (
+            FLOAT * len(values) * max(len(along_x.lower), values.shape[1]) * max(len(along_y.lower), values.shape[2])
+        )
+        step = max(1, INTERPOLATION_BYTES // max(1, plane_bytes))
+        for first in range(0, planes, step):
+            stop = min(first + step, planes)
+            low, last = (starts[0], starts[1], starts[2] + first), block.last and stop == planes
+            yield Block(low, along_y(along_x(along_z.part(first, stop, 0)(values, 3), 1), 2), last)
+
+    def _extended(self, block: Block) -> Array:
+        """The block with the planes before it, which are then replaced by its own last ones."""
+        (x, y, _), (lead_x, lead_y, lead_z) = block.low, (int(start > 0) for start in block.low)
+        channels, size_x, size_y, size_z = block.values.shape
+        whole = np.empty((channels, size_x + lead_x, size_y + lead_y, size_z + lead_z), np.float32)
+        whole[:, lead_x:, lead_y:, lead_z:] = block.values
+        if lead_z:
+            whole[:, lead_x:, lead_y:, 0] = self._before_z[:, x : x + size_x, y : y + size_y]
+        if lead_x:
+            whole[:, 0, lead_y:] = self._before_x[:, y : y + size_y, : size_z + lead_z]
+        if lead_y:
+            whole[:, :, 0] = self._before_y
+        self._before_y = whole[:, :, -1].copy()
+        self._before_x[:, y : y + size_y, : size_z + lead_z] = whole[:, -1, lead_y:]
+        self._before_z[:, x : x + size_x, y : y + size_y] = whole[:, lead_x:, lead_y:, -1]
+        return whole
+
+
+def back_bytes(grid: TileGrid, shape: Shape, channels: int) -> Price:
+    """The planes before; interpolation's copies of one piece, beside the block (``extended_bytes``)."""
+    x, y, _ = grid.shape
+    width, _, depth = (min(size, whole) + 1 for size, whole in zip(grid.tile, grid.shape, strict=True))
+    before = x * y + y * depth + width * depth
+    # Along y, the last axis: what is interpolated, and twice what becomes of it.
+    copies = 1 / max(1.0, shape[1] / y) + 2
+    passing = int(copies * piece_bytes(grid, shape, channels))
+    return Price(FLOAT * channels * before, passing)
+
+
+def extended_bytes(grid: TileGrid, channels: int) -> int:
+    """A block with the planes before it, which ``BackToFile`` holds while its pieces are taken."""
+    return FLOAT * channels * prod(min(size, whole) + 1 for size, whole in zip(grid.tile, grid.shape, strict=True))
+
+
+def piece_bytes(grid: TileGrid, shape: Shape, channels: int) -> int:
+    """One of the pieces in which a ``BackToFile`` gives a block."""
+    sizes = zip(grid.tile, grid.shape, shape, strict=True)
+    x, y, _ = (int((min(tile, old) + 1) * max(1.0, new / old)) + 1 for tile, old, new in sizes)
+    return max(INTERPOLATION_BYTES, FLOAT * channels * x * y)
+
+
+class LabelPlanes:
+    """Gathers labels block by block until planes are whole.
+
+    Parameters
+    ----------
+    shape
+        Of the file's grid.
+    depth
+        Planes that one row of blocks has at most.
+    """
+
+    def __init__(self, shape: Shape, depth: int, dtype: np.dtype[np.unsignedinteger]) -> None:
+        self._planes = np.empty((*shape[:2], depth), dtype)
+        self._start = 0
+
+    def add(self, block: Block, labels: Labels) -> Iterator[Labels]:
+        """Put in a block's labels; after the last of a row yields its planes, (x, y, k), valid until the next call."""
+        (x, y, z), (x_stop, y_stop, z_stop) = block.low, block.high
+        self._planes[x:x_stop, y:y_stop, z - self._start : z_stop - self._start] = labels
+        if block.last:
+            yield self._planes[..., : z_stop - self._start]
+            self._start = z_stop
+
+
+def row_depth(grid: TileGrid, shape: Shape, along_z: Taps | None = None) -> int:
+    """Planes of the file's grid that one row of blocks finishes at most; ``along_z`` as for ``BackToFile``."""
+    starts = [max(0, start - grid.before[2]) for start in grid.starts(2)]
+    starts[0] = 0
+    stops = [*starts[1:], grid.shape[2]]
+    if shape == grid.shape and along_z is None:
+        return max(stop - start for start, stop in zip(starts, stops, strict=True))
+    upper = (along_z or Taps.between(grid.shape[2], shape[2])).upper
+    edges = np.searchsorted(upper, [0, *stops])
+    return int(np.diff(edges).max())
+
+
+LABEL_BLOCK = 2 << 20
+"""Logits are looked at in blocks of about this many bytes."""
+
+
+class LabelMaker:
+    """From finished values to labels: the 1x1x1 head where there is one, then the class with the largest logit."""
+
+    def __init__(
+        self, values: Sequence[int], head: tuple[Array, Array] | None = None, kept: Sequence[int] | None = None
+    ) -> None:
+        self.dtype, self.classes = np.dtype(np.uint8 if max(values) < 256 else np.uint16), len(values)
+        # All classes compete; those that are not kept then count as background.
+        self._values = np.asarray([value if kept is None or value in kept else 0 for value in values], self.dtype)
+        self._identical = bool((self._values == np.arange(len(values))).all())
+        self._head = head
+
+    def __call__(self, values: Array) -> npt.NDArray[np.unsignedinteger]:
+        """(channels, x, y, k) -> labels (x, y, k); of equal logits the first class wins, as in ``argmax``."""
+        _, x, y, planes = values.shape
+        rows = label_rows(len(self._values), values.shape[0], y, planes)
+        labels = np.empty((x, y, planes), self.dtype)
+        for start in range(0, x, rows):
+            labels[start : start + rows] = self._of_rows(values[:, start : start + rows])
+        return labels
+
+    def _of_rows(self, values: Array) -> Labels:
+        index = _largest(self._logits(values), self.dtype)
+        return index if self._identical else self._values[index]
+
+    def _logits(self, values: Array) -> Array:
+        if self._head is None:
+            return values
+        logits: Array = self._head[0] @ values.reshape(values.shape[0], -1)
+        logits += self._head[1][:, None]
+        return logits.reshape(len(logits), *values.shape[1:])  # which may be empty: no voxel of the file is there
+
+    def probabilities(self, values: Array, kind: Literal["softmax", "sigmoid"]) -> Array:
+        """(channels, x, y, k) -> the same of each class after an activation, in float32."""
+        _, x, y, planes = values.shape
+        rows = label_rows(len(self._values), values.shape[0], y, planes)
+        found = np.empty((len(self._values), x, y, planes), np.float32)
+        for start in range(0, x, rows):
+            part = found[:, start : start + rows]
+            part[...] = self._logits(values[:, start : start + rows])
+            if kind == "softmax":
+                part -= part.max(axis=0)
+                np.exp(part, out=part)
+                part /= part.sum(axis=0)
+            else:
+                part[...] = 1 / (1 + np.exp(-part))
+        return found
+
+    def without_head(self) -> "LabelMaker":
+        """The same for values that are of classes already."""
+        found = copy(self)
+        found._head = None
+        return found
+
+
+def label_rows(classes: int, channels: int, y: int, planes: int) -> int:
+    """Rows along x per block."""
+    return max(1, LABEL_BLOCK // max(1, max(classes, channels) * y * planes * FLOAT))
+
+
+def _largest(logits: Array, dtype: np.dtype[np.unsignedinteger]) -> npt.NDArray[np.unsignedinteger]:
+    """``logits.argmax(axis=0)`` in a byte or two per voxel instead of eight."""
+    best, index = logits[0].copy(), np.zeros(logits.shape[1:], dtype)
+    larger = np.empty(logits.shape[1:], bool)
+    for number, others in enumerate(logits[1:], start=1):
+        np.greater(others, best, out=larger)
+        np.copyto(index, dtype.type(number), where=larger)
+        np.maximum(best, others, out=best)
+    return index
+
+
+def label_bytes(
+    grid: TileGrid,
+    shape: Shape,
+    classes: int,
+    channels: int,
+    dtype: np.dtype[np.unsignedinteger],
+    along_z: Taps | None = None,
+    *,
+    copied: bool,
+) -> Price:
+    """The planes being gathered; one block's labels, and what is made of its values, rows by rows.
+
+    Parameters
+    ----------
+    copied
+        Whether the values become others first: logits by the head, or probabilities.
+    """
+    depth = row_depth(grid, shape, along_z)
+    plane, block = shape[0] * shape[1], [min(tile, size) for tile, size in zip(grid.tile, grid.shape, strict=True)]
+    rows = min(block[0], label_rows(classes, channels, block[1], block[2]))
+    voxel = (channels + classes if copied else 0) * FLOAT + FLOAT + 2 + dtype.itemsize
+    return Price(plane * depth * dtype.itemsize, prod(block) * dtype.itemsize + rows * block[1] * block[2] * voxel)

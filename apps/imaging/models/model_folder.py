@@ -1,0 +1,296 @@
+"""The imaging model folder (``model.json`` and its files), written by training and read by inference."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_type_hints
+
+import numpy as np
+import numpy.typing as npt
+
+from apps.imaging.volumes.geometry import AS_STORED
+from apps.imaging.volumes.intensity import check_operations
+from common import model_folder
+from common.engines.registry import INT8, NETWORK, WEIGHTS, Output
+from common.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
+
+APPLICATION = "imaging"
+CARD = "card.md"
+Operation = Mapping[str, Any]
+
+PALETTE = ((230, 75, 53), (77, 187, 213), (0, 160, 135), (243, 155, 127), (145, 209, 194), (132, 145, 180))
+"""Colours for labels that come without one; repeated where there are more labels."""
+
+
+@dataclass(frozen=True, slots=True)
+class Label:
+    """One class."""
+
+    value: int
+    """In the label file; the network's output channels are in the order of the labels."""
+    name: str
+    code: tuple[str, str, str] | None = None
+    """Coding scheme, value, meaning."""
+    color: tuple[int, int, int] = (0, 0, 0)
+    """RGB, 0 to 255."""
+
+
+@dataclass(frozen=True, slots=True)
+class Inference:
+    """How an image is taken apart into tiles and labels come back onto its grid; the defaults are ours."""
+
+    overlap: float = 0.5
+    """Share of a tile that the next one covers again, if the user does not say."""
+    importance: Literal["gaussian", "constant"] = "gaussian"
+    """How much the voxels of a tile count."""
+    padding: Literal["zero", "edge"] = "zero"
+    """What is around an image that is smaller than a tile."""
+    restored: Literal["logits", "softmax", "sigmoid", "labels"] = "logits"
+    """What is brought back onto the image's grid: interpolated values, or the nearest label."""
+
+
+@dataclass(frozen=True, slots=True)
+class ImagingModel:
+    """What ``model.json`` says."""
+
+    directory: Path
+    kind: str
+    network: str
+    arguments: Mapping[str, Any]
+    channels: tuple[str, ...]
+    spacing: tuple[float, float, float]
+    """Millimetres along the model's axes; 0: as the image has them."""
+    orientation: str
+    """The model's axes: ``"RAS"`` means that x grows to the patient's right, y to anterior, z to superior."""
+    intensity: tuple[Operation, ...]
+    """See ``apps.imaging.volumes.intensity``; of the first channel."""
+    patch: tuple[int, int, int]
+    """What it was trained on, in voxels along the model's axes."""
+    head: Mapping[str, str] | None
+    """Names of the final 1x1x1 convolution's ``weight`` and ``bias``; ``None`` where there is none."""
+    features: int
+    """Channels before the head; the number of labels where there is none."""
+    labels: tuple[Label, ...]
+    convention: str
+    """Whose tiles, weights and resampling: ``"monai"``, ``"nnunet"`` or ``"bundle"``, whose grids have the centres of
+    their first voxels in common."""
+    mirror: str
+    """Axes (of ``"xyz"``) along which it was trained to be mirrored; empty where that is not known."""
+    network_sha256: str
+    weights_sha256: str
+    """The head's weights are in this file only."""
+    weights_bytes: int
+    inference: Inference = Inference()
+    int8: bool = False
+    """Whether the network is there in 8-bit integers too (``imaging compress --int8``)."""
+    further_intensity: tuple[tuple[Operation, ...], ...] = ()
+    """Of the other channels."""
+
+    @property
+    def intensities(self) -> tuple[tuple[Operation, ...], ...]:
+        """Operations by channel."""
+        return (self.intensity, *self.further_intensity)
+
+
+def labels_from_names(names: Sequence[str]) -> list[Label]:
+    """Labels 0, 1, 2, ... with these names and colours from the palette; the first is background."""
+    colors = [(0, 0, 0), *(PALETTE[index % len(PALETTE)] for index in range(len(names) - 1))]
+    return [Label(value, name, None, color) for value, (name, color) in enumerate(zip(names, colors, strict=True))]
+
+
+def write_model(
+    directory: Path,
+    *,
+    network: str,
+    arguments: Mapping[str, Any],
+    state: Mapping[str, npt.NDArray[Any]],
+    channels: Sequence[str],
+    spacing: Sequence[float],
+    orientation: str,
+    intensity: Sequence[Operation],
+    patch: Sequence[int],
+    head: Mapping[str, str] | None,
+    labels: Sequence[Label],
+    card: str,
+    extra: Mapping[str, Any] | None = None,
+) -> None:
+    """Write the folder around ``network.onnx``, which is in ``directory`` already.
+
+    Parameters
+    ----------
+    network, arguments
+        Name and arguments for ``apps.imaging.models.networks.registry.build``.
+    state
+        Tensors by name, as arrays; half precision is fine.
+    head
+        ``{"weight": NAME, "bias": NAME}`` of the 1x1x1 head in ``state``, or ``None``.
+    card
+        The model card, Markdown.
+    extra
+        Further fields of ``model.json`` (metrics, training settings).
+    """
+    from safetensors.numpy import save_file
+
+    model_folder.unseal(directory)
+    save_file({name: np.ascontiguousarray(tensor) for name, tensor in state.items()}, directory / WEIGHTS)
+    (directory / CARD).write_text(card, encoding="utf-8")
+    fields: dict[str, Any] = {
+        "network": {"name": network, "arguments": dict(arguments)},
+        "channels": list(channels),
+        "spacing": [float(size) for size in spacing],
+        "orientation": orientation,
+        "intensity": [dict(operation) for operation in intensity],
+        "patch": [int(size) for size in patch],
+        "head": dict(head) if head is not None else None,
+        "combine": "logits",
+        "labels": [
+            {"value": label.value, "name": label.name, "code": label.code, "color": label.color}  # tuples become lists
+            for label in labels
+        ],
+        **(extra or {}),
+    }
+    files = [WEIGHTS, NETWORK, CARD]
+    model_folder.seal(directory, application=APPLICATION, kind=network, files=files, fields=fields)
+
+
+def read_model(directory: Path) -> ImagingModel:
+    """Read and check ``model.json``; the weights stay on disk.
+
+    Raises
+    ------
+    InputError
+        Incomplete folder, another application's, or fields that make no sense.
+    """
+    manifest = model_folder.load(directory, application=APPLICATION)
+    try:
+        model = _from_manifest(directory, manifest)
+        for operations in model.intensities:
+            check_operations(operations)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        line = f"{directory / model_folder.MANIFEST}: not an imaging model ({error})"
+        raise InputError(line, public="model manifest unreadable") from None
+    return model
+
+
+def _from_manifest(directory: Path, manifest: Mapping[str, Any]) -> ImagingModel:
+    labels = tuple(
+        Label(int(e["value"]), str(e["name"]), tuple(e["code"]) if e["code"] else None, _three(e["color"], int))
+        for e in manifest["labels"]
+    )
+    if len(labels) < 2 or len({label.value for label in labels}) != len(labels):
+        raise ValueError("two or more labels with distinct values are needed")
+    if not all(0 <= label.value <= 65535 for label in labels):
+        raise ValueError("label values must be 0 to 65535")
+    if manifest["combine"] != "logits":
+        raise ValueError(f"combine {manifest['combine']!r} is not supported")
+    orientation, head = str(manifest["orientation"]), manifest["head"]
+    if sorted(_AXES.get(letter, letter) for letter in orientation.removeprefix(AS_STORED)) != ["x", "y", "z"]:
+        raise ValueError(f"orientation {orientation!r}")
+    spacing, patch = _three(manifest["spacing"], float), _three(manifest["patch"], int)
+    if min(spacing) < 0 or min(patch) < 1 or (min(spacing) == 0 and manifest.get("convention") != "bundle"):
+        raise ValueError("spacing and patch must be positive")
+    return ImagingModel(
+        directory=directory,
+        kind=str(manifest["kind"]),
+        network=str(manifest["network"]["name"]),
+        arguments=dict(manifest["network"]["arguments"]),
+        channels=tuple(map(str, manifest["channels"])),
+        spacing=spacing,
+        orientation=orientation,
+        intensity=tuple(dict(operation) for operation in manifest["intensity"]),
+        further_intensity=tuple(
+            tuple(dict(operation) for operation in channel) for channel in manifest.get("further_intensity", ())
+        ),
+        patch=patch,
+        head={key: str(head[key]) for key in ("weight", "bias")} if head else None,
+        features=_features(directory / WEIGHTS, head["weight"]) if head else len(labels),
+        labels=labels,
+        convention=_convention(manifest),
+        mirror="".join(axis for axis in "xyz" if axis in str(manifest.get("mirror", ""))),
+        network_sha256=str(manifest["files"][NETWORK]["sha256"]),
+        weights_sha256=str(manifest["files"][WEIGHTS]["sha256"]),
+        weights_bytes=int(manifest["files"][WEIGHTS]["bytes"]),
+        inference=_inference(manifest.get("inference", {})),
+        int8=all(name in manifest["files"] for name in INT8),
+    )
+
+
+def at_half_resolution(model: ImagingModel) -> ImagingModel:
+    """The model on images of half the resolution that it was trained on: an eighth of the voxels."""
+    x, y, z = (2 * size for size in model.spacing)
+    return replace(model, spacing=(x, y, z))
+
+
+_AXES = {"R": "x", "L": "x", "A": "y", "P": "y", "S": "z", "I": "z"}
+
+
+def _convention(manifest: Mapping[str, Any]) -> str:
+    convention = str(manifest.get("convention", "monai"))
+    if convention not in ("monai", "nnunet", "bundle"):
+        raise ValueError(f"convention {convention!r}")
+    return convention
+
+
+def _inference(fields: Mapping[str, Any]) -> Inference:
+    found = Inference(**fields)
+    choices = {name: get_args(kind) for name, kind in get_type_hints(Inference).items()}
+    for name, allowed in choices.items():
+        if allowed and getattr(found, name) not in allowed:
+            raise ValueError(f"{name} {getattr(found, name)!r}")
+    if not 0 <= float(found.overlap) < 1:
+        raise ValueError(f"overlap {found.overlap!r}")
+    return found
+
+
+def _three(values: Sequence[Any], kind: type) -> Any:
+    first, second, third = (kind(value) for value in values)
+    return first, second, third
+
+
+def _features(weights: Path, name: str) -> int:
+    from safetensors import safe_open
+
+    try:
+        with safe_open(weights, framework="np") as tensors:
+            return int(tensors.get_slice(name).get_shape()[1])
+    except Exception as error:  # safetensors has its own exception type
+        raise ValueError(f"{weights.name}: {error}") from None
+
+
+TORCH_NETWORK = "apps.imaging.models.model_folder:torch_network"
+"""The builder that ``common.engines`` calls."""
+
+
+def torch_network(directory: Path, output: Output) -> "torch.nn.Module":
+    """The network with its weights, in float32; without its head where ``output`` is ``"features"``."""
+    from safetensors.torch import load_file
+
+    from apps.imaging.models.networks import registry
+
+    model = read_model(directory)
+    network = registry.build(model.network, model.arguments)
+    registry.load_weights(network, {name: tensor.float() for name, tensor in load_file(directory / WEIGHTS).items()})
+    split = registry.split_head(model.network, network) if output == "features" else None
+    module, channels = (split[0], model.features) if split else (network, len(model.labels))
+    # What the engine cannot see from outside.
+    module.in_channels, module.out_channels = len(model.channels), channels  # type: ignore[assignment]
+    return module
+
+
+def inspect_lines(model: ImagingModel) -> list[str]:
+    """What ``imaging inspect`` prints."""
+    named = ", ".join(f"{label.value} {label.name}" for label in model.labels)
+    operations = ", ".join(" ".join(str(value) for value in op.values()) for op in model.intensity)
+    where: Output = "features" if model.head else "logits"
+    patch, spacing = "x".join(map(str, model.patch)), "x".join(f"{size:g}" if size else "own" for size in model.spacing)
+    return [
+        f"kind        {model.kind} {dict(model.arguments)}",
+        f"channels    {', '.join(model.channels)}",
+        f"labels      {named}",
+        f"patch       {patch} voxels of {spacing} mm, {model.orientation}",
+        f"intensity   {operations or 'none'}",
+        f"output      {where} ({model.features} channels), weights {model.weights_bytes / 1e6:.2f} MB",
+    ]

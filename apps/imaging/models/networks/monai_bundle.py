@@ -1,0 +1,229 @@
+"""Networks of MONAI bundles, by name: MONAI's own classes, only those in this table, with all their arguments.
+
+A bundle names a class and arguments. Nothing is imported by what it says: the name is looked up here, and an argument
+is a number, a list of numbers, or a layer's name that is in a table too.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from math import prod
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+from common.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
+
+Arguments = Mapping[str, Any]
+Check = Callable[[object], bool]
+
+LARGEST, DEEPEST = 4096, 2
+"""No number in a network is larger, no list of numbers nested deeper."""
+ACTIVATIONS = frozenset({"elu", "relu", "leakyrelu", "prelu", "relu6", "selu", "celu", "gelu", "swish", "mish"})
+NORMALISATIONS = frozenset({"instance", "batch", "group"})
+"""Names in MONAI's factories of layers, in small letters as MONAI compares them."""
+UPSAMPLINGS = frozenset({"deconv", "nontrainable", "pixelshuffle"})
+
+
+def _boolean(value: object) -> bool:
+    return isinstance(value, bool)
+
+
+def _numbers(value: object, depth: int = 0) -> bool:
+    """A size, or a list of sizes, possibly along each axis."""
+    if isinstance(value, list):
+        return depth < DEEPEST and 0 < len(value) <= 16 and all(_numbers(item, depth + 1) for item in value)
+    return isinstance(value, int) and not isinstance(value, bool) and 0 < value <= LARGEST
+
+
+def _count(value: object) -> bool:
+    """A number of layers, possibly none."""
+    return value == 0 or (_numbers(value) and not isinstance(value, list))
+
+
+def _share(value: object) -> bool:
+    """A dropout rate; inference does without."""
+    if isinstance(value, list):
+        return len(value) <= 16 and all(isinstance(item, int | float) or item is None for item in value)
+    return value is None or (isinstance(value, int | float) and 0 <= value <= 1)
+
+
+def _layer(names: frozenset[str]) -> Check:
+    """A layer's name, alone or with its numbers."""
+
+    def check(value: object) -> bool:
+        if isinstance(value, list) and len(value) == 2 and isinstance(value[1], dict):
+            numbers = all(isinstance(item, bool | int | float) for item in value[1].values())
+            return numbers and check(value[0])
+        return isinstance(value, str) and value.lower() in names
+
+    return check
+
+
+def _upsampling(value: object) -> bool:
+    return isinstance(value, str) and value.lower() in UPSAMPLINGS
+
+
+_ACT, _NORM = _layer(ACTIVATIONS), _layer(NORMALISATIONS)
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One row of the table."""
+
+    module: str
+    """Where MONAI keeps it."""
+    arguments: Mapping[str, Check]
+    """What may be given, beside the channels."""
+    head: str | None
+    """Name of the final 1x1x1 convolution; ``None`` where there is none."""
+    halvings: str | int
+    """The argument that says how often the grid is halved, or how often it always is."""
+
+
+_UNET_SIZES: Mapping[str, Check] = {
+    "channels": _numbers,
+    "strides": _numbers,
+    "kernel_size": _numbers,
+    "up_kernel_size": _numbers,
+    "dropout": _share,
+}
+
+NETWORKS: Mapping[str, Entry] = MappingProxyType(
+    {
+        "UNet": Entry(
+            "monai.networks.nets.unet",
+            {
+                **_UNET_SIZES,
+                "num_res_units": _count,
+                "act": _ACT,
+                "norm": _NORM,
+                "bias": _boolean,
+                "adn_ordering": lambda value: value in ("NDA", "NAD", "AND", "ADN", "DNA", "DAN", "NA", "AN", "A"),
+            },
+            None,
+            "strides",
+        ),
+        "AttentionUnet": Entry("monai.networks.nets.attentionunet", _UNET_SIZES, None, "strides"),
+        "BasicUNet": Entry(
+            "monai.networks.nets.basic_unet",
+            {
+                "features": _numbers,
+                "act": _ACT,
+                "norm": _NORM,
+                "bias": _boolean,
+                "dropout": _share,
+                "upsample": _upsampling,
+            },
+            "final_conv",
+            4,
+        ),
+        "SegResNet": Entry(
+            "monai.networks.nets.segresnet",
+            {
+                "init_filters": _numbers,
+                "dropout_prob": _share,
+                "act": _ACT,
+                "norm": _NORM,
+                "norm_name": _layer(frozenset({"group", ""})),
+                "num_groups": _numbers,
+                "blocks_down": _numbers,
+                "blocks_up": _numbers,
+                "upsample_mode": _upsampling,
+            },
+            "conv_final.2.conv",
+            "blocks_down",
+        ),
+        "DynUNet": Entry(
+            "monai.networks.nets.dynunet",
+            {
+                "kernel_size": _numbers,
+                "strides": _numbers,
+                "upsample_kernel_size": _numbers,
+                "filters": _numbers,
+                "dropout": _share,
+                "norm_name": _NORM,
+                "act_name": _ACT,
+                "deep_supervision": _boolean,
+                "deep_supr_num": _numbers,
+                "res_block": _boolean,
+                "trans_bias": _boolean,
+            },
+            "output_block.conv.conv",
+            "strides",
+        ),
+        "VNet": Entry(
+            "monai.networks.nets.vnet",
+            {
+                "act": _ACT,
+                "dropout_prob": _share,
+                "dropout_prob_down": _share,
+                "dropout_prob_up": _share,
+                "dropout_dim": _numbers,
+                "bias": _boolean,
+            },
+            None,
+            4,
+        ),
+    }
+)
+"""MONAI's own names, which are not those of the networks that ``imaging train`` makes."""
+
+
+def checked(name: str, given: Arguments) -> dict[str, Any]:
+    """The arguments as they are, if every one is known and harmless.
+
+    Raises
+    ------
+    InputError
+        An unknown network or argument, or a value that is no number in range or layer of the tables.
+    """
+    if name not in NETWORKS:
+        raise InputError(f"network {name!r}; only {', '.join(NETWORKS)} are read")
+    known = NETWORKS[name].arguments
+    for key, value in given.items():
+        if key in ("in_channels", "out_channels"):
+            if not (_numbers(value) and isinstance(value, int) and value):
+                raise InputError(f"network {name}: {key} {value!r} is no number in range")
+        elif key not in known:
+            raise InputError(f"network {name}: the argument {key!r} is not read")
+        elif not known[key](value):
+            raise InputError(f"network {name}: {key} {value!r} is not read")
+    return dict(given)
+
+
+def steps(name: str, complete: Arguments) -> tuple[int, int, int]:
+    """Of what the sides of a tile must be multiples."""
+    halvings = NETWORKS[name].halvings
+    if isinstance(halvings, int):
+        return (2**halvings,) * 3
+    sizes = complete.get(halvings, [1, 2, 2, 4])  # SegResNet's default; the others have none
+    if halvings == "blocks_down":
+        return (2 ** (len(sizes) - 1),) * 3
+    x, y, z = (prod(size[axis] if isinstance(size, list) else size for size in sizes) for axis in range(3))
+    return x, y, z
+
+
+def build(name: str, complete: Arguments) -> "torch.nn.Module":
+    """The network with freshly drawn weights.
+
+    Raises
+    ------
+    InputError
+        Arguments that are not read, or that do not make such a network.
+    """
+    from importlib import import_module
+
+    from apps.imaging.models.networks.registry import import_monai
+
+    arguments = checked(name, complete)
+    import_monai()
+    layers = {key: tuple(value) for key, value in arguments.items() if isinstance(value, list)}
+    try:
+        network: torch.nn.Module = getattr(import_module(NETWORKS[name].module), name)(
+            spatial_dims=3, **(arguments | layers)
+        )
+    except (TypeError, ValueError, IndexError, KeyError, AssertionError, RuntimeError) as error:
+        raise InputError(f"network {name}: MONAI does not make it of these arguments ({error})") from None
+    return network

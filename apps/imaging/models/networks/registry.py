@@ -1,0 +1,269 @@
+"""The networks that can be trained and loaded, by name: MONAI's, with checked arguments, never an import path.
+
+MONAI comes in through ``import_monai`` only. Importing it as it stands pulls in every optional library it finds
+(pandas, nibabel, pydicom, scipy, PIL): 159 MiB on top of torch, against 23 MiB without them.
+"""
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.abc import MetaPathFinder
+from math import prod
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+from apps.imaging.models.networks import monai_bundle, nnunet
+from common.errors import InputError, UsageError
+
+if TYPE_CHECKING:
+    import torch
+
+Arguments = Mapping[str, Any]
+"""Keyword arguments of a network: integers, booleans and lists of integers only, so that they are JSON."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One row of the table."""
+
+    module: str
+    """Where MONAI keeps it."""
+    type: str
+    """MONAI's class."""
+    defaults: Arguments
+    """Every argument that may be given, with the value that ``imaging train`` starts from."""
+    fixed: Arguments
+    """Arguments that are always the same."""
+    head: str | None
+    """Name of the final 1x1x1 convolution; ``None`` where there is none."""
+    block: str
+    """Class of the blocks whose activations are recomputed under activation checkpointing."""
+    strides: str
+    """Which argument says how often the grid is halved: ``blocks_down``, ``features`` or ``strides``."""
+
+
+NETWORKS: Mapping[str, Entry] = MappingProxyType(
+    {
+        "segresnet": Entry(
+            "monai.networks.nets.segresnet",
+            "SegResNet",
+            {"init_filters": 16, "blocks_down": [1, 2, 2], "blocks_up": [1, 1]},
+            {"spatial_dims": 3},
+            "conv_final.2.conv",
+            "ResBlock",
+            "blocks_down",
+        ),
+        "dynunet": Entry(
+            "monai.networks.nets.dynunet",
+            "DynUNet",
+            {"filters": [16, 32, 64, 128], "strides": [1, 2, 2, 2], "res_block": False},
+            {"spatial_dims": 3, "norm_name": "instance"},
+            "output_block.conv.conv",
+            "UnetBasicBlock",
+            "strides",
+        ),
+        "basicunet": Entry(
+            "monai.networks.nets.basic_unet",
+            "BasicUNet",
+            {"features": [16, 16, 32, 64, 128, 16]},
+            {"spatial_dims": 3},
+            "final_conv",
+            "TwoConv",
+            "features",
+        ),
+        "unet": Entry(
+            "monai.networks.nets.unet",
+            "UNet",
+            {"channels": [16, 32, 64, 128], "strides": [2, 2, 2], "num_res_units": 1},
+            {"spatial_dims": 3},
+            None,
+            "ResidualUnit",
+            "strides",
+        ),
+    }
+)
+
+_OPTIONAL = """
+PIL cucim cupy einops fire gdown h5py huggingface_hub ignite itk lmdb matplotlib mlflow nibabel ninja nrrd numba onnx
+onnxruntime openslide pandas psutil pyarrow pydicom pynvml requests scipy skimage sklearn tensorboard tensorboardX
+tensorrt tifffile torchvision transformers zarr
+"""
+
+
+class _Refuse(MetaPathFinder):
+    """Makes MONAI believe that its optional libraries are not installed; what is loaded already stays loaded."""
+
+    names = frozenset(_OPTIONAL.split())
+
+    def find_spec(self, fullname: str, path: object, target: object = None) -> None:
+        if fullname.partition(".")[0] in self.names:
+            raise ModuleNotFoundError(f"{fullname} is not wanted here", name=fullname)
+
+
+def import_monai() -> None:
+    """Import MONAI without its optional libraries; every use of MONAI in this suite comes after this call."""
+    if "monai" in sys.modules:
+        return
+    refuse = _Refuse()
+    sys.meta_path.insert(0, refuse)
+    try:
+        import monai.networks.nets  # noqa: F401
+    finally:
+        sys.meta_path.remove(refuse)
+
+
+def arguments(name: str, given: Arguments, *, in_channels: int, out_channels: int) -> dict[str, Any]:
+    """Complete arguments of a network: the table's defaults, overridden by ``given``.
+
+    Raises
+    ------
+    UsageError
+        Unknown network, unknown argument, or a value of another type or beyond sense.
+    """
+    if name not in NETWORKS:
+        raise UsageError(f"no network {name!r}; there are {', '.join(NETWORKS)}")
+    defaults = NETWORKS[name].defaults
+    for key, value in given.items():
+        if key not in defaults:
+            raise UsageError(f"{name} has no argument {key!r}; it has {', '.join(defaults)}")
+        if not _like(value, defaults[key]):
+            raise UsageError(f"{name}: {key}={value!r} is not like {defaults[key]!r}")
+    complete = {**defaults, **given, "in_channels": in_channels, "out_channels": out_channels}
+    expected = {"blocks_up": ("blocks_down", -1), "filters": ("strides", 0), "channels": ("strides", 1)}
+    for key, (other, more) in expected.items():
+        if key in complete and len(complete[key]) != len(complete[other]) + more:
+            raise UsageError(f"{name}: {key} must have {len(complete[other]) + more} numbers, as {other} has")
+    if name == "basicunet" and len(complete["features"]) != 6:
+        raise UsageError("basicunet: features must have 6 numbers")
+    return complete
+
+
+def _like(value: object, example: object) -> bool:
+    """Same kind as the default, positive, and small enough to be a size in a network."""
+    if isinstance(example, list):
+        return isinstance(value, list) and 0 < len(value) <= 16 and all(_like(item, example[0]) for item in value)
+    return type(value) is type(example) and (isinstance(value, bool) or (isinstance(value, int) and 0 < value <= 4096))
+
+
+def divisor(name: str, complete: Arguments) -> int:
+    """Patch sides must be multiples of this, because the grid is halved that often on the way down."""
+    steps = complete[NETWORKS[name].strides]
+    if NETWORKS[name].strides == "strides":
+        return prod(steps)
+    return int(2 ** (len(steps) - 1 if name == "segresnet" else len(steps) - 2))
+
+
+def steps(name: str, complete: Arguments) -> tuple[int, int, int]:
+    """Of what the sides of a tile must be multiples, along the network's axes."""
+    if name in nnunet.NETWORKS:
+        return nnunet.steps(complete)
+    if name in monai_bundle.NETWORKS:
+        return monai_bundle.steps(name, complete)
+    return (divisor(name, complete),) * 3
+
+
+def build(name: str, complete: Arguments) -> "torch.nn.Module":
+    """A network with freshly drawn weights.
+
+    Parameters
+    ----------
+    name, complete
+        As in ``model.json``; the arguments are checked again, because a model folder is an input.
+
+    Raises
+    ------
+    InputError
+        Arguments that do not make such a network.
+    """
+    from common.training.conv3d_workaround import speed_up
+
+    return speed_up(_build(name, complete))
+
+
+def _build(name: str, complete: Arguments) -> "torch.nn.Module":
+    if name in nnunet.NETWORKS:
+        return nnunet.build(name, complete)
+    if name in monai_bundle.NETWORKS:
+        return monai_bundle.build(name, complete)
+    import_monai()
+    from importlib import import_module
+
+    if name not in NETWORKS:
+        raise InputError(f"no network {name!r}; there are {', '.join(NETWORKS)}")
+    channels = {key: complete.get(key) for key in ("in_channels", "out_channels")}
+    given = {key: value for key, value in complete.items() if key not in channels}
+    if not all(_like(value, 1) for value in channels.values()):
+        raise InputError(f"network {name!r}: in_channels and out_channels must be positive numbers")
+    try:
+        checked = arguments(name, given, **channels)  # type: ignore[arg-type]
+    except UsageError as error:
+        raise InputError(f"network: {error}") from None
+    entry = NETWORKS[name]
+    if name == "dynunet":
+        checked |= {"kernel_size": [3] * len(checked["strides"]), "upsample_kernel_size": checked["strides"][1:]}
+    network: torch.nn.Module = getattr(import_module(entry.module), entry.type)(**checked, **entry.fixed)
+    return network
+
+
+def blocks(name: str, network: "torch.nn.Module") -> "list[torch.nn.Module]":
+    """The blocks whose activations may be recomputed (``common.training.activation_checkpointing``), in the network's
+    order."""
+    return [module for module in network.modules() if type(module).__name__ == NETWORKS[name].block]
+
+
+def weights(network: "torch.nn.Module") -> "dict[str, torch.Tensor]":
+    """Every tensor once, by its first name."""
+    return {**dict(network.named_parameters()), **dict(network.named_buffers())}
+
+
+def load_weights(network: "torch.nn.Module", state: "Mapping[str, torch.Tensor]") -> None:
+    """Put the tensors of ``weights`` into a network of the same kind.
+
+    Raises
+    ------
+    InputError
+        Missing or further names.
+    """
+    if different := sorted(set(weights(network)) ^ set(state)):
+        raise InputError(f"weights: {different[0]!r} and {len(different) - 1} more are missing or not of this network")
+    network.load_state_dict(state, strict=False)
+
+
+def twin(network: "torch.nn.Module") -> "torch.nn.Module":
+    """A copy of the modules around the same tensors."""
+    import copy
+
+    memo: dict[int, Any] = {id(tensor): tensor for tensor in (*network.parameters(), *network.buffers())}
+    return copy.deepcopy(network, memo)
+
+
+def head_name(name: str, network: "torch.nn.Module") -> str | None:
+    """Where the final 1x1x1 convolution is; ``None`` where there is none."""
+    if name in nnunet.NETWORKS:
+        return nnunet.head(network)
+    return (monai_bundle.NETWORKS if name in monai_bundle.NETWORKS else NETWORKS)[name].head
+
+
+def split_head(name: str, network: "torch.nn.Module") -> "tuple[torch.nn.Module, torch.nn.Conv3d] | None":
+    """The network without its final 1x1x1 convolution, and that convolution.
+
+    The trunk shares its weights with ``network``, which itself stays as it is.
+
+    Returns
+    -------
+    tuple or None
+        ``trunk``: (B, Cin, x, y, z) -> (B, F, x, y, z) features; ``head``: weight (C, F, 1, 1, 1), bias (C,).
+        ``None`` where the network does not end in such a convolution.
+    """
+    import torch
+
+    path = head_name(name, network)
+    if path is None:
+        return None
+    head = network.get_submodule(path)
+    if not isinstance(head, torch.nn.Conv3d) or any(size != 1 for size in head.kernel_size):
+        return None
+    trunk = twin(network)
+    parent, _, last = path.rpartition(".")
+    setattr(trunk.get_submodule(parent), last, torch.nn.Identity())
+    return trunk, head

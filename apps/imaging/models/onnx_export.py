@@ -1,0 +1,101 @@
+"""Networks as ONNX, in a form that runs fast on a CPU.
+
+OpenVINO's convolutions keep the channels of a voxel together. The usual form of group normalisation, a reshape to
+(batch, groups, everything else), takes them apart and puts them together again: a quarter of a SegResNet's time. So it
+is written here as reductions that leave the axes alone, and a 1x1x1 convolution that averages over the channels of a
+group.
+"""
+
+import warnings
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from apps.imaging.models.networks import registry
+
+OPSET = 17
+"""Of ONNX; the newest that the older exporter writes."""
+
+
+class GroupNormByReductions(nn.Module):
+    """What ``nn.GroupNorm`` computes of (B, C, x, y, z), with the same parameters."""
+
+    def __init__(self, norm: nn.GroupNorm) -> None:
+        super().__init__()
+        size = norm.num_channels // norm.num_groups
+        same_group = torch.block_diag(*[torch.full((size, size), 1 / size)] * norm.num_groups)
+        self.register_buffer("over_groups", same_group[:, :, None, None, None])
+        # As buffers of the right shape: what the exporter folds itself, it may leave out of the file.
+        self.register_buffer("weight", norm.weight.detach()[:, None, None, None])
+        self.register_buffer("bias", norm.bias.detach()[:, None, None, None])
+        self.eps = norm.eps
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        """Subtract the mean, then divide by the deviation from it: no difference of large squares."""
+        centred = values - self._group_mean(_mean(values))
+        along_z = torch.linalg.vector_norm(centred, 2, 4, keepdim=True).square() / values.shape[4]
+        variance = self._group_mean(_mean(along_z))
+        scale = self.weight * torch.rsqrt(variance + self.eps)
+        return centred * scale + self.bias
+
+    def _group_mean(self, of_channels: torch.Tensor) -> torch.Tensor:
+        return nn.functional.conv3d(of_channels, self.over_groups)
+
+
+def _mean(values: torch.Tensor) -> torch.Tensor:
+    """Over one axis after the other: a single float32 sum over a million voxels would lose three digits.
+
+    Written as a mean of sums of means, because OpenVINO makes one reduction of two that are alike.
+    """
+    along_z = values.mean(4, keepdim=True)
+    along_y = along_z.sum(3, keepdim=True) / values.shape[3]
+    return along_y.mean(2, keepdim=True)
+
+
+def _for_inference(network: nn.Module) -> nn.Module:
+    """A twin of the network with every affine group normalisation in the form above."""
+    found = registry.twin(network)
+    for module in list(found.modules()):
+        for name, child in list(module.named_children()):
+            if isinstance(child, nn.GroupNorm) and child.affine:
+                setattr(module, name, GroupNormByReductions(child))
+    return found.eval()
+
+
+def export_onnx(name: str, network: nn.Module, path: Path, *, tile: tuple[int, int, int]) -> str:
+    """Write the network as float32 ONNX with dynamic batch and spatial axes, its head taken off where it has one.
+
+    Parameters
+    ----------
+    name, network
+        As for ``networks.build``; put into evaluation mode here.
+    path
+        The file to write; not atomic, the caller writes into its own place.
+    tile
+        Spatial shape to trace with; the smallest valid one will do and costs the least memory.
+
+    Returns
+    -------
+    str
+        The output's name: ``"features"`` or ``"logits"``.
+    """
+    network.eval()
+    split = registry.split_head(name, network)
+    output = "features" if split else "logits"
+    channels = next(network.parameters()).shape[1]
+    axes = {0: "batch", 2: "x", 3: "y", 4: "z"}
+    with torch.no_grad(), warnings.catch_warnings():
+        # The older exporter traces in half the memory of the newer one, which wants onnxscript as well.
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            _for_inference(split[0] if split else network),
+            (torch.zeros(1, channels, *tile),),
+            str(path),
+            dynamo=False,
+            opset_version=OPSET,
+            input_names=["image"],
+            output_names=[output],
+            dynamic_axes={"image": axes, output: axes},
+        )
+    return output

@@ -1,0 +1,233 @@
+"""What training needs: a pure price, beside the code that allocates. ``imaging infer``'s is in ``infer_workload``."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from itertools import product
+from math import prod
+from typing import TYPE_CHECKING, Any
+
+from apps.imaging import warm_up
+from apps.imaging.models.networks.registry import divisor
+from apps.imaging.training import traced_step
+from apps.imaging.training.dataset import loading_bytes
+from apps.imaging.volumes.volume import Shape
+from common.memory.costs import floor, trace
+from common.memory.costs.store import Costs, Probe
+from common.memory.footprint import Footprint, Term
+from common.memory.plan.planner import Setting, Workload
+from common.memory.process.bounded_heap import SLACK, room
+from common.memory.process.budget import MIB
+from common.tiling.blend import FLOAT, carried
+from common.tiling.grid import TileGrid
+from common.training import activation_checkpointing, amp
+from common.training import checkpoint as checkpointing
+
+if TYPE_CHECKING:
+    from apps.imaging.training.loop import Job
+
+FREE_HEAP = "free heap"
+LOAD, TRAIN, VALIDATE, CHECKPOINT, EXPORT = "load", "train", "validate", "checkpoint", "export"
+EXPORT_BYTES = 24 * MIB
+"""Tracing and serialising, beside copies of the weights (measured with them: 7 to 15 MiB above the other terms, with
+UNet, SegResNet and DynUNet)."""
+
+
+RECOMPUTING = {
+    "off": {"none": 1.0, "cheap": 1.08, "alternate": 1.17, "blocks": 1.22},
+    "bf16": {"none": 1.0, "cheap": 1.20, "alternate": 1.15, "blocks": 1.25},
+}
+"""Time of a step by precision and checkpointing policy (SegResNet: float32 measured at a patch of 96 cubed, bf16 at 32
+and 24 cubed: cheap 1.10 to 1.30, alternate 1.05 to 1.24, blocks 1.11 to 1.34)."""
+VOXEL = {"off": 1.0, "bf16": 0.6}
+"""Time of a voxel by precision, against float32."""
+PASS_VOXELS = {"unet": 49_000}
+"""What a forward and backward pass costs beside its voxels, in voxels of float32, whatever the precision: 20 ms, which
+are more voxels of a network that takes less for each."""
+USUAL_PASS_VOXELS = 12_000
+"""The same, where it was not measured (SegResNet: 11,000 at a patch of 32 cubed, 19,000 and 22,000 at 24 cubed; each of
+10,000 to 13,000 chooses within 5 % of the best at both)."""
+ALLOCATORS = {
+    "off": {"roomy": 1.0, "heap": 1.07, "mapped": 1.5},
+    "bf16": {"roomy": 1.0, "heap": 1.08, "mapped": 1.6},
+}
+"""Time of a step by precision and where its tensors live: in the bounded heap with room for free pages, without, or
+mapped one by one (SegResNet and UNet at 24 and 32 cubed; float32: heap 1.00 to 1.10, mapped 1.38 to 1.64; bf16: 0.98 to
+1.10, 1.32 to 1.68; on another machine mapped was 1.7 to 2.0 and 1.3 to 1.9: what a page fault takes differs)."""
+
+
+def text(triple: Sequence[int]) -> str:
+    """A shape as the command line writes it."""
+    return ",".join(map(str, triple))
+
+
+def smaller(sides: Shape, steps: Shape) -> Iterator[Shape]:
+    """Shapes of about two thirds and a half of each side, in whole steps."""
+    for share in (2 / 3, 1 / 2):
+        x, y, z = (max(step, int(share * side) // step * step) for side, step in zip(sides, steps, strict=True))
+        yield x, y, z
+
+
+def halves(sides: Shape, steps: Shape) -> Iterator[Shape]:
+    """Shapes with one side after the other halved, the longest first, as long as that is whole steps."""
+    while True:
+        halved = [axis for axis in range(3) if sides[axis] % (2 * steps[axis]) == 0]
+        if not halved:
+            return
+        longest = max(halved, key=sides.__getitem__)
+        x, y, z = (side // 2 if axis == longest else side for axis, side in enumerate(sides))
+        yield (sides := (x, y, z))
+
+
+@dataclass(frozen=True)
+class TrainWorkload:
+    """``imaging train``."""
+
+    job: "Job"
+    micro_batch: int | None
+    """``None``: the planner's choice; so for ``amp`` and ``cache``."""
+    amp: str | None
+    cache: str | None
+    threads: int
+    name: str = "imaging train"
+
+    monotone: tuple[str, ...] = ("checkpoint",)
+    """The more is recomputed, the less is held. Not so the micro-batch: small ones take other kernels, which may need
+    more."""
+
+    @cached_property
+    def shapes(self) -> tuple[list[Shape], list[Shape]]:
+        """Of all cases and of those held out, on the network's grid: asked for once, priced with every setting."""
+        job = self.job
+        held_out = [case.shape(job.dataset.spacing) for case in job.held_out]
+        return [*(case.shape(job.dataset.spacing) for case in job.training), *held_out], held_out
+
+    def settings(self) -> Iterator[Setting]:
+        """Micro-batch and accumulation, precision, recomputed activations, gradients that are used up at once, where
+        the prepared cases are kept, and whether tensors of less than 32 MiB live in the heap (the more it may hold
+        free, the faster) or are mapped one by one."""
+        recipe = self.job.recipe
+        batch = recipe.batch
+        sizes = sorted({-(-batch // 2**halvings) for halvings in range(batch.bit_length())}, reverse=True)
+        precisions = [self.amp] if self.amp else (["bf16", "off"] if amp.likely() else ["off"])
+        choices = product(
+            [self.micro_batch] if self.micro_batch else sizes,
+            precisions,
+            activation_checkpointing.POLICIES,
+            ("off", "on"),
+            [self.cache] if self.cache else ["memory", "disk"],
+            ALLOCATORS["off"],
+        )
+        for micro_batch, precision, checkpoint, step_in_backward, cache, allocator in choices:
+            if step_in_backward == "on" and (micro_batch < batch or recipe.clip or precision == "fp16"):
+                continue
+            yield {
+                "micro_batch": micro_batch,
+                "accumulate": -(-batch // micro_batch),
+                "amp": precision,
+                "checkpoint": checkpoint,
+                "step_in_backward": step_in_backward,
+                "cache": cache,
+                "allocator": allocator,
+            }
+
+    def probes(self, setting: Setting) -> Sequence[Probe]:
+        """The floor, the traced step, and whether bfloat16 pays, unless the user has decided that."""
+        recipe = asdict(self.job.recipe)
+        # Only what decides shapes: a plan is then known for every seed, fold and length.
+        neutral = {
+            "steps": 1,
+            "seconds": None,
+            "seed": 0,
+            "fold": None,
+            "batch": 1,
+            "validation_cases": 0,
+            "mirror": "",
+        }
+        shaping = recipe | neutral | {"learning_rate": 1e-3, "weight_decay": 0.0}
+        step = self._traced(
+            traced_step.STEP,
+            recipe=shaping,
+            micro_batch=setting["micro_batch"],
+            parts=min(2, int(setting["accumulate"])),
+            amp=setting["amp"],
+            checkpoint=setting["checkpoint"],
+            step_in_backward=setting["step_in_backward"],
+        )
+        # Held-out cases are looked at in the training's precision on the way, and in float32 at the end.
+        tiles = [
+            self._traced(traced_step.TILE, recipe=shaping, amp=kind) for kind in sorted({"off", str(setting["amp"])})
+        ]
+        base = floor.probe(
+            warm_up.TRAIN, libraries=("torch", "monai", "numpy", "nibabel", "safetensors"), threads=self.threads
+        )
+        checks = [amp.probe(self.threads)] if setting["amp"] == "bf16" and self.amp is None else []
+        return [*checks, base, step, *tiles]
+
+    def _traced(self, prepare: str, **arguments: Any) -> Probe:
+        return trace.probe(
+            prepare, warm_up=warm_up.TRACE, libraries=("torch", "monai"), threads=self.threads, **arguments
+        )
+
+    def footprint(self, setting: Setting, known: Costs) -> Footprint:
+        """Floor, model states, the step, the data, and what validation and export hold instead of the step."""
+        from apps.imaging.training.loop import OVERLAP
+
+        probes = self.probes(setting)
+        base = next(probe for probe in probes if probe.function == floor.MEASURE)
+        step, *tiles = probes[probes.index(base) + 1 :]
+        cost = {name: int(value) for name, value in known[step].items()}
+        forward = max(int(known[tile]["activations"] + known[tile]["workspace"]) for tile in tiles)
+        kernels = sum(int(known[tile]["kernels"]) for tile in tiles)
+        job, recipe = self.job, self.job.recipe
+        voxels, classes = prod(recipe.patch), len(job.dataset.labels)
+        every, shapes = self.shapes
+        sizes = [prod(shape) for shape in every]
+        whole = [case.image for case in (*job.training, *job.held_out)]
+        traced = int(setting["micro_batch"]) * min(2, int(setting["accumulate"]))
+        states = cost["parameters"] + cost["optimizer"]
+        grids = [TileGrid(shape, recipe.patch, OVERLAP) for shape in shapes]
+        blend = max((carried(grid, classes).memory for grid in grids), default=0)
+        block = voxels * (FLOAT + 3 * 8)  # a finished block's image, and its labels compared as int64
+        roomy = SLACK + room(cost["activations"] + cost["workspace"])
+        free = {"roomy": roomy, "heap": SLACK, "mapped": 0}[str(setting["allocator"])]
+        terms = [
+            Term("parameters", cost["parameters"], "analytic", (TRAIN, VALIDATE, EXPORT)),
+            Term("gradients", cost["gradients"], "analytic", (TRAIN,)),
+            Term("optimizer states", cost["optimizer"], "analytic", (TRAIN, VALIDATE, EXPORT)),
+            Term("activations", cost["activations"], "replayed", (TRAIN,)),
+            Term("operator workspace", cost["workspace"], "replayed", (TRAIN,)),
+            Term(FREE_HEAP, free, "estimated", (TRAIN, VALIDATE)),
+            Term("compiled kernels", cost["kernels"], "replayed", (TRAIN, VALIDATE, EXPORT)),
+            Term("kernels of validation", kernels, "replayed", (VALIDATE, EXPORT)),
+            Term("small blocks", cost["unseen"], "measured", (TRAIN, VALIDATE, EXPORT)),
+            Term("batch", max(0, recipe.batch - traced) * voxels * (FLOAT + 1), "analytic", (TRAIN,)),
+            Term("cases in memory", sum(sizes) * (FLOAT + 1) if setting["cache"] == "memory" else 0, "analytic"),
+            Term("loading a case", max(map(loading_bytes, whole)) + max(sizes) * (FLOAT + 1), "analytic", (LOAD,)),
+            Term("blend", blend + block + voxels * FLOAT * (classes + 3), "analytic", (VALIDATE,)),
+            Term("tile's forward pass", forward, "replayed", (VALIDATE,)),
+            Term("checkpoint", checkpointing.bytes_needed(states), "analytic", (CHECKPOINT,)),
+            Term("parameters and optimizer", states, "analytic", (CHECKPOINT,)),
+            Term("ONNX export", EXPORT_BYTES + 4 * cost["parameters"], "measured", (EXPORT,)),
+        ]
+        return Footprint.of([*floor.terms(known, base), *terms])
+
+    def remedies(self) -> Iterator[tuple[str, Workload]]:
+        """Smaller patches: the network then sees less around each voxel."""
+        recipe = self.job.recipe
+        for patch in smaller(recipe.patch, (divisor(recipe.network, recipe.arguments),) * 3):
+            job = replace(self.job, recipe=replace(recipe, patch=patch))
+            yield f"--patch {text(patch)}", replace(self, job=job)
+
+    def seconds(self, setting: Setting, known: Costs) -> float:
+        """Relative, from what was measured of each knob: a traced step's own seconds depend on who else was busy."""
+        precision, recipe = "bf16" if setting["amp"] == "bf16" else "off", self.job.recipe  # fp16 is as float32
+        voxels = recipe.batch * prod(recipe.patch) * VOXEL[precision]
+        passes = int(setting["accumulate"]) * PASS_VOXELS.get(recipe.network, USUAL_PASS_VOXELS)
+        return (
+            (voxels + passes)
+            * RECOMPUTING[precision][str(setting["checkpoint"])]
+            * ALLOCATORS[precision][str(setting["allocator"])]
+            * (1.01 if setting["step_in_backward"] == "on" else 1.0)
+            * (1.05 if setting["cache"] == "disk" else 1.0)
+        )

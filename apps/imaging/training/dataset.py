@@ -1,0 +1,286 @@
+"""A data set in the layout of the Medical Segmentation Decathlon: read, checked, split, brought to the network's grid.
+
+``dataset.json`` names labels, channels and cases. Where it is missing, the folders say which cases there are and the
+label files which values; names are then ``label 1``, ``label 2``.
+"""
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from math import prod
+from pathlib import Path, PurePosixPath
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from apps.imaging.volumes.geometry import Frame, network_grid, resample
+from apps.imaging.volumes.intensity import apply, resolve
+from apps.imaging.volumes.nifti import NiftiVolume, is_nifti, open_nifti, stem
+from apps.imaging.volumes.volume import Shape, block_planes, blocks, spacing
+from common.errors import InputError
+
+IMAGES, LABELS, DESCRIPTION = "imagesTr", "labelsTr", "dataset.json"
+ORIENTATION = "RAS"
+_AFFINE_TOLERANCE = 1e-2
+"""Millimetres by which image and label may lie apart; headers hold rounded numbers."""
+
+Image = npt.NDArray[np.float32]
+Classes = npt.NDArray[np.uint8]
+Warn = Callable[[str], None]
+T, R = TypeVar("T"), TypeVar("R")
+D = TypeVar("D", bound=np.generic)
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One labelled volume; only its headers have been read."""
+
+    name: str
+    image: NiftiVolume
+    label: NiftiVolume
+
+    def shape(self, wanted: tuple[float, float, float]) -> Shape:
+        """Voxels on the network's grid, in the model's axes."""
+        frame = Frame.between(self.image.affine, ORIENTATION)
+        sizes = network_grid(self.image.shape, self.image.affine, frame.to_file(wanted))
+        x, y, z = (sizes[frame.axes.index(axis)] for axis in range(3))
+        return x, y, z
+
+
+@dataclass(frozen=True, slots=True)
+class Dataset:
+    """What training needs to know before any voxel is kept."""
+
+    cases: tuple[Case, ...]
+    labels: Mapping[int, str]
+    """Value in the label files -> name, ascending; the first is background."""
+    channels: tuple[str, ...]
+    spacing: tuple[float, float, float]
+    """Median over the cases, millimetres along the model's axes."""
+    about: Mapping[str, str] = field(default_factory=dict)
+    """``name``, ``licence``, ``reference`` where the description has them, for the model card."""
+
+    def split(self, fold: tuple[int, int] | None) -> tuple[list[Case], list[Case]]:
+        """Cases to train on, and cases held out: every N-th of the sorted names, from the K-th on.
+
+        Raises
+        ------
+        InputError
+            If one of the two would be empty.
+        """
+        if fold is None:
+            return list(self.cases), []
+        index, count = fold
+        held_out = list(self.cases[index::count])
+        training = [case for case in self.cases if case not in held_out]
+        if not training or not held_out:
+            raise InputError(f"fold {index}/{count} of {len(self.cases)} cases leaves nothing on one side")
+        return training, held_out
+
+
+def read_dataset(directory: Path, *, skip_bad: bool = False, warn: Warn = lambda line: None) -> Dataset:
+    """Read the description and all headers, and compare each label with its image.
+
+    Parameters
+    ----------
+    skip_bad
+        Leave unusable cases out, a warning each, instead of stopping at the first.
+
+    Raises
+    ------
+    InputError
+        No such data set, a description that makes no sense, or the first unusable case.
+    """
+    if not (directory / IMAGES).is_dir() or not (directory / LABELS).is_dir():
+        raise InputError(f"{directory}: not a data set: it needs the folders {IMAGES} and {LABELS}")
+    described = _description(directory / DESCRIPTION)
+    cases = _usable(_pairs(directory, described), _open_case, skip_bad=skip_bad, warn=warn)
+    if not cases:
+        raise InputError(f"{directory}: no usable case")
+    labels = _label_names(directory / DESCRIPTION, described)
+    if labels is None:
+        warn(f"{directory}: no {DESCRIPTION}; the labels are the values found in {LABELS}")
+        values = sorted({0, *(int(v) for case in cases for v in _values(case))})
+        labels = {value: f"label {value}" if value else "background" for value in values}
+    if len(labels) < 2:
+        raise InputError(f"{directory}: there is nothing to learn: its labels are only {labels}")
+    names = described.get("modality") or described.get("channel_names") or {"0": "image"}
+    if len(names) != 1:
+        raise InputError(f"{directory}: {len(names)} channels ({', '.join(names.values())}); this version reads one")
+    about = {key: str(described[key]) for key in ("name", "licence", "reference") if described.get(key)}
+    return Dataset(tuple(cases), labels, tuple(map(str, names.values())), _median_spacing(cases), about)
+
+
+def _description(path: Path) -> Mapping[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        described = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise InputError(f"{path}: not readable as JSON ({error})") from None
+    if not isinstance(described, dict):
+        raise InputError(f"{path}: an object was expected")
+    return described
+
+
+def _label_names(path: Path, described: Mapping[str, Any]) -> dict[int, str] | None:
+    """``{"0": "background"}`` as the Decathlon writes it, or ``{"background": 0}`` as nnU-Net does."""
+    if "labels" not in described:
+        return None
+    try:
+        pairs = [(k, v) if str(k).isdigit() else (v, k) for k, v in described["labels"].items()]
+        labels = {int(value): str(name) for value, name in sorted(pairs, key=lambda pair: int(pair[0]))}
+    except (AttributeError, TypeError, ValueError):
+        raise InputError(f"{path}: labels must be an object of values and names") from None
+    if 0 not in labels or not all(0 <= value < 255 for value in labels) or len(labels) != len(described["labels"]):
+        raise InputError(f"{path}: labels must be distinct values from 0 (background) to 254")
+    return labels
+
+
+def _pairs(directory: Path, described: Mapping[str, Any]) -> list[tuple[Path, Path]]:
+    """Image and label files, sorted by name."""
+    listed = described.get("training")
+    if listed is None:
+        images = sorted(p for p in (directory / IMAGES).iterdir() if is_nifti(p) and not p.name.startswith("."))
+        return [(image, directory / LABELS / image.name) for image in images]
+    try:
+        names = sorted((PurePosixPath(entry["image"]), PurePosixPath(entry["label"])) for entry in listed)
+    except (TypeError, KeyError):
+        raise InputError(f"{directory / DESCRIPTION}: training must be a list of image and label names") from None
+    for name in (name for pair in names for name in pair):
+        if name.is_absolute() or ".." in name.parts:
+            raise InputError(f"{directory / DESCRIPTION}: {name} is outside the data set")
+    return [(directory / image, directory / label) for image, label in names]
+
+
+def _usable(items: Iterable[T], make: Callable[[T], R], *, skip_bad: bool, warn: Warn) -> list[R]:
+    made = []
+    for item in items:
+        try:
+            made.append(make(item))
+        except InputError as error:
+            if not skip_bad:
+                raise
+            warn(f"skipped: {error}")
+    return made
+
+
+def _open_case(pair: tuple[Path, Path]) -> Case:
+    name = stem(pair[0])
+    if not pair[1].is_file():
+        raise InputError(f"case {name}: no label file {pair[1]}", public="a case without label")
+    image, label = map(open_nifti, pair)
+    if image.shape != label.shape:
+        sizes = ["x".join(map(str, volume.shape)) for volume in (label, image)]
+        raise InputError(
+            f"case {name}: the label's shape {sizes[0]} is not the image's {sizes[1]}", public="shapes differ"
+        )
+    if not np.allclose(image.affine, label.affine, atol=_AFFINE_TOLERANCE):
+        raise InputError(f"case {name}: label and image lie in different places", public="geometries differ")
+    return Case(name, image, label)
+
+
+def _values(case: Case) -> npt.NDArray[Any]:
+    """The distinct values of a label file."""
+    found = np.unique(np.concatenate([np.unique(block) for block in blocks(case.label)]))
+    if not np.isfinite(found).all() or (found != np.round(found)).any() or found.min() < 0 or found.max() > 254:
+        raise InputError(f"case {case.name}: labels must be whole numbers from 0 to 254", public="label values")
+    return found
+
+
+def _median_spacing(cases: Sequence[Case]) -> tuple[float, float, float]:
+    edges = np.empty((len(cases), 3))
+    for row, case in zip(edges, cases, strict=True):
+        row[list(Frame.between(case.image.affine, ORIENTATION).axes)] = spacing(case.image.affine)
+    x, y, z = (round(float(size), 4) for size in np.median(edges, 0))
+    return x, y, z
+
+
+def load_case(case: Case, dataset: Dataset, operations: Sequence[Mapping[str, Any]]) -> tuple[Image, Classes]:
+    """Read one case and bring it to the network's grid, axes and intensities.
+
+    Returns
+    -------
+    tuple
+        Image (x, y, z) and classes (x, y, z), contiguous, in the model's axes; class k is the k-th label.
+
+    Raises
+    ------
+    InputError
+        Truncated data, or label values that the data set does not list.
+    """
+    frame = Frame.between(case.image.affine, ORIENTATION)
+    grid = network_grid(case.image.shape, case.image.affine, frame.to_file(dataset.spacing))
+    classes = _classes(case, dataset.labels)
+    image = _whole(case.image)
+    image = apply(resolve(operations, lambda: [image]), image)
+    if image.shape != grid:
+        image, classes = resample(image, grid), _nearest(classes, grid)
+    return _to_model(image, frame), _to_model(classes, frame)
+
+
+def _whole(volume: NiftiVolume) -> Image:
+    """(x, y, z) in the file's axes and scale."""
+    x, y, z = volume.shape
+    whole = np.empty((z, y, x), np.float32)
+    start = 0
+    for block in blocks(volume):
+        whole[start : start + len(block)] = block
+        start += len(block)
+    return whole.transpose(2, 1, 0)
+
+
+def _classes(case: Case, labels: Mapping[int, str]) -> Classes:
+    unknown = sorted(set(map(int, _values(case))) - set(labels))
+    if unknown:
+        values = ", ".join(map(str, unknown))
+        raise InputError(
+            f"case {case.name}: label values {values} are not listed in {DESCRIPTION}", public="label values"
+        )
+    table = np.zeros(256, np.uint8)
+    table[list(labels)] = np.arange(len(labels), dtype=np.uint8)
+    x, y, z = case.label.shape
+    whole = np.empty((z, y, x), np.uint8)
+    start = 0
+    for block in blocks(case.label):
+        whole[start : start + len(block)] = table[block.astype(np.uint8)]
+        start += len(block)
+    return whole.transpose(2, 1, 0)
+
+
+def _nearest(classes: Classes, grid: Shape) -> Classes:
+    for axis, (size, new) in enumerate(zip(classes.shape, grid, strict=True)):
+        if size != new:
+            places = np.minimum(((np.arange(new) + 0.5) * (size / new)).astype(np.intp), size - 1)
+            classes = np.take(classes, places, axis)
+    return classes
+
+
+def _to_model(array: npt.NDArray[D], frame: Frame) -> npt.NDArray[D]:
+    """File axes to model axes; the inverse of ``Frame.view``."""
+    unflipped = array[tuple(slice(None, None, -1) if flip else slice(None) for flip in frame.flips)]
+    return np.ascontiguousarray(unflipped.transpose(np.argsort(frame.axes)))
+
+
+def intensity_operations(dataset: Dataset, cases: Sequence[Case]) -> list[dict[str, Any]]:
+    """What the model does to intensities: CT has a fixed scale and is windowed to the labelled tissue; the rest not.
+
+    The window is the 0.5th to the 99.5th percentile of labelled voxels in up to 20 cases.
+    """
+    if not dataset.channels[0].upper().startswith("CT"):
+        return [{"op": "zscore"}]
+    chosen = cases[:: max(1, len(cases) // 20)][:20]
+    samples = []
+    for case in chosen:
+        values = _whole(case.image)[_classes(case, dataset.labels) > 0]
+        samples.append(values[:: max(1, values.size // 10_000)])
+    low, high = (float(edge) for edge in np.percentile(np.concatenate(samples), (0.5, 99.5)))
+    return [{"op": "clip", "low": low, "high": high}, {"op": "scale", "low": low, "high": high}]
+
+
+def loading_bytes(volume: NiftiVolume) -> int:
+    """What ``load_case`` holds beside its results: blocks as stored and scaled, and the volume before resampling."""
+    voxels = prod(volume.shape)
+    block = block_planes(volume) * volume.shape[0] * volume.shape[1]
+    return block * (volume.dtype.itemsize + 2 * 4 + 8) + voxels * (4 + 1) + volume.reader_bytes

@@ -1,0 +1,96 @@
+"""Dice plus cross-entropy, so that accumulation is exact (``common.training``).
+
+Dice of each sample is a sum over samples; Dice of the batch, in which a class that is rare in one patch borrows from
+the others, couples them, but only through three numbers of each sample and class.
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from common.training.gradcache import Batch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from common.training.gradcache import CoupledLoss
+    from common.training.step import Loss
+
+IGNORED = 255
+"""A voxel with this class counts neither in the Dice term nor in the cross-entropy."""
+
+_SMOOTH = 1e-5
+
+
+def dice_cross_entropy(dice: str) -> "Loss | CoupledLoss":
+    """The loss whose Dice is taken of each ``"sample"``, or of the ``"batch"``."""
+    return {"sample": DiceCrossEntropy(), "batch": BatchDiceCrossEntropy()}[dice]
+
+
+@dataclass(frozen=True, slots=True)
+class DiceCrossEntropy:
+    """Soft Dice of each sample and foreground class, averaged, plus the voxels' mean cross-entropy.
+
+    Without ignored voxels it equals ``monai.losses.DiceCELoss(softmax=True, include_background=False)``.
+    """
+
+    def counts(self, batch: Batch) -> tuple["Tensor", "Tensor"]:
+        """Samples, and voxels that count."""
+        import torch
+
+        target = batch[1]
+        return target.new_tensor(len(target), dtype=torch.float32), (target != IGNORED).sum()
+
+    def sums(self, outputs: "Tensor", batch: Batch) -> tuple["Tensor", "Tensor"]:
+        """Sum over samples of the mean Dice loss; sum over voxels of the cross-entropy.
+
+        Parameters
+        ----------
+        outputs
+            Logits (B, C, x, y, z).
+        batch
+            Images, and classes (B, x, y, z) as uint8, 0 to C-1 or ``IGNORED``.
+        """
+        both, either, entropy = _of_samples(outputs, batch[1])
+        return _dice(both, either).mean(1).sum(), entropy.sum()
+
+
+@dataclass(frozen=True, slots=True)
+class BatchDiceCrossEntropy:
+    """Soft Dice of each foreground class over all voxels of the batch, plus their mean cross-entropy.
+
+    Without ignored voxels it equals ``DiceCELoss(softmax=True, include_background=False, batch=True)``; nnU-Net's
+    default is of this kind.
+    """
+
+    def rows(self, outputs: "Tensor", batch: Batch) -> "tuple[Tensor, ...]":
+        """Of each sample and class, voxels in both and in either; of each sample, the cross-entropy's sum."""
+        return _of_samples(outputs, batch[1])
+
+    def value(self, rows: "tuple[Tensor, ...]", batch: Batch) -> "Tensor":
+        """The loss of all samples."""
+        both, either, entropy = (row.sum(0) for row in rows)
+        return _dice(both, either).mean() + entropy / (batch[1] != IGNORED).sum().clamp(min=1)
+
+
+def _dice(both: "Tensor", either: "Tensor") -> "Tensor":
+    return 1 - (2 * both + _SMOOTH) / (either + _SMOOTH)
+
+
+def _of_samples(logits: "Tensor", target: "Tensor") -> "tuple[Tensor, Tensor, Tensor]":
+    """Soft overlap (B, C-1), soft sizes' sum (B, C-1) and summed cross-entropy (B,) of each sample."""
+    import torch
+
+    log_probability = torch.log_softmax(logits, 1)
+    del logits
+    classes = log_probability.shape[1]
+    counted = target != IGNORED
+    truth = target.where(counted, 0).long()
+    picked = log_probability.gather(1, truth[:, None])[:, 0]
+    entropy = -(picked * counted).sum((1, 2, 3))
+
+    probability = log_probability[:, 1:].exp() * counted[:, None]
+    foreground = torch.arange(1, classes, device=target.device).view(1, -1, 1, 1, 1)
+    member = target[:, None] == foreground
+    axes = (2, 3, 4)
+    both = torch.where(member, probability, 0).sum(axes)
+    return both, probability.sum(axes) + member.sum(axes), entropy

@@ -1,0 +1,64 @@
+"""The model card that training writes: what the model is, on what and how it was made, how good it is, its limits."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from common import __version__
+
+if TYPE_CHECKING:
+    from apps.imaging.training.loop import Job
+    from common.cli.session import Session
+
+
+def render(job: "Job", session: "Session", metrics: Mapping[str, Any], steps: int) -> str:
+    """Markdown."""
+    dataset, recipe = job.dataset, job.recipe
+    about = dataset.about
+    rows = [f"| {name} | {value:.4f} |" for name, value in metrics.get("per_class", {}).items()]
+    held = (
+        [
+            f"Mean over {metrics['cases']} held-out cases (every {recipe.fold[1]}th case, starting with number "
+            f"{recipe.fold[0]}), none of them trained on; weights as shipped (half precision), computed in float32.",
+            "",
+            "| class | Dice |",
+            "| --- | --- |",
+            *rows,
+            f"| mean | {metrics['mean_dice']:.4f} |",
+        ]
+        if metrics and recipe.fold
+        else ["No case was held out: there is no measurement of this model."]
+    )
+    classes = ", ".join(f"{value} {name}" for value, name in dataset.labels.items())
+    return "\n".join(
+        [
+            f"# {about.get('name', 'A segmentation model')}",
+            "",
+            "For research only. Not a medical device; not for diagnosis or treatment.",
+            "",
+            "## Model",
+            f"- Network: {recipe.network} {dict(recipe.arguments)}",
+            f"- Input: {dataset.channels[0]}, {'x'.join(f'{size:g}' for size in dataset.spacing)} mm, RAS; "
+            f"intensity {list(job.operations)}",
+            f"- Output: {classes}",
+            f"- Patch: {'x'.join(map(str, recipe.patch))} voxels",
+            "",
+            "## Data",
+            f"- {about.get('name', 'a data set in Decathlon layout')}: {len(job.training)} cases trained on, "
+            f"{len(job.held_out)} held out",
+            f"- Licence: {about.get('licence', 'not stated by the data set')}",
+            f"- Reference: {about.get('reference', 'not stated by the data set')}",
+            "",
+            "## Dice",
+            *held,
+            "",
+            "## How it was made",
+            f"peakline {__version__}, under a ceiling of {session.budget.host_bytes} bytes "
+            f"({', '.join(f'{knob}={value}' for knob, value in session.plan.knobs)}):",
+            "",
+            f"    {job.command}",
+            "",
+            f"{steps} steps of {recipe.batch} patches, AdamW, learning rate {recipe.learning_rate:g} with a cosine to "
+            f"zero, weight decay {recipe.weight_decay:g}, seed {recipe.seed}.",
+            "",
+        ]
+    )

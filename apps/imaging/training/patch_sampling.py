@@ -1,0 +1,192 @@
+"""Training patches: where they are cut and how they are varied. Everything follows from (seed, step).
+
+Volumes are kept in memory or, where the plan says so, in an uncompressed file of which only the patch is read.
+"""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from math import prod
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from apps.imaging.training.dataset import Classes, Image
+from apps.imaging.volumes.volume import Shape
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+FOREGROUND_SHARE = 1 / 3
+"""Share of patches that are centred on a labelled voxel."""
+FOREGROUND_POINTS = 256
+"""Labelled voxels remembered per case."""
+WARP_SHARE = 0.3
+"""Share of patches that are turned and scaled."""
+MARGIN = 1.25
+"""A patch that is turned or scaled is cut from a region so much larger."""
+FLOAT = 4
+
+
+@dataclass(slots=True)
+class Volumes:
+    """Prepared cases, in memory (``file=None``) or in one file."""
+
+    file: Path | None = None
+    shapes: list[Shape] = field(default_factory=list)
+    points: list[npt.NDArray[np.int16]] = field(default_factory=list)
+    """Some labelled voxels of each case, (n, 3)."""
+    _images: list[Image] = field(default_factory=list)
+    _classes: list[Classes] = field(default_factory=list)
+    _offsets: list[int] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.shapes)
+
+    def add(self, image: Image, classes: Classes) -> None:
+        """Keep one case."""
+        x, y, z = image.shape
+        places = np.flatnonzero(classes)
+        chosen = places[np.linspace(0, len(places) - 1, FOREGROUND_POINTS).astype(np.intp)] if len(places) else places
+        self.points.append(np.stack(np.unravel_index(chosen, classes.shape), 1).astype(np.int16))
+        self.shapes.append((x, y, z))
+        if self.file is None:
+            self._images.append(image)
+            self._classes.append(classes)
+            return
+        with self.file.open("ab") as stream:
+            self._offsets.append(stream.tell())
+            stream.write(image.data)
+            stream.write(classes.data)
+
+    def read(self, index: int, start: Shape, stop: Shape) -> tuple[Image, Classes]:
+        """A region of one case, within its bounds."""
+        box = tuple(slice(low, high) for low, high in zip(start, stop, strict=True))
+        if self.file is None:
+            return self._images[index][box], self._classes[index][box]
+        shape, offset = self.shapes[index], self._offsets[index]
+        with self.file.open("rb", buffering=0) as stream:
+            image = _read_box(stream.fileno(), offset, shape, box, np.dtype(np.float32))
+            return image, _read_box(stream.fileno(), offset + prod(shape) * FLOAT, shape, box, np.dtype(np.uint8))
+
+
+def _read_box(
+    file: int, offset: int, shape: Shape, box: tuple[slice, ...], dtype: np.dtype[np.generic]
+) -> npt.NDArray[np.generic]:
+    """Read a region of a C-ordered array, one run of rows for each x."""
+    rows = box[1].stop - box[1].start
+    run = np.empty((rows, shape[2]), dtype)
+    out = np.empty((box[0].stop - box[0].start, rows, box[2].stop - box[2].start), dtype)
+    for plane, x in zip(out, range(box[0].start, box[0].stop), strict=True):
+        place = offset + (x * shape[1] + box[1].start) * shape[2] * dtype.itemsize
+        if os.preadv(file, [run.reshape(-1).view(np.uint8)], place) != run.nbytes:
+            raise OSError("the training cache is shorter than it was")
+        plane[...] = run[:, box[2]]
+    return out
+
+
+@dataclass(frozen=True, slots=True)
+class Sampler:
+    """Draws training batches."""
+
+    volumes: Volumes
+    patch: Shape
+    batch: int
+    seed: int
+    mirror: str = "xyz"
+    """Axes along which a patch may be reversed; leave out x where left and right are different labels."""
+
+    def __call__(self, step: int) -> "list[Tensor]":
+        """The batch of one step: images (B, 1, x, y, z) float32 and classes (B, x, y, z) uint8."""
+        import torch
+
+        random = np.random.default_rng((self.seed, step))
+        images = torch.empty(self.batch, 1, *self.patch)
+        classes = torch.empty(self.batch, *self.patch, dtype=torch.uint8)
+        for image, label in zip(images, classes, strict=True):
+            self._one(random, image[0], label)
+        return [images, classes]
+
+    def _one(self, random: np.random.Generator, image: "Tensor", label: "Tensor") -> None:
+        import torch
+
+        index = int(random.integers(len(self.volumes)))
+        warp = _matrix(random) if random.random() < WARP_SHARE else None
+        size = self.patch if warp is None else tuple(round(edge * MARGIN) for edge in self.patch)
+        values, members = (torch.from_numpy(part) for part in self._cut(random, index, size))
+        if warp is None:
+            image.copy_(values)
+            label.copy_(members)
+        else:
+            _warp(values, members, warp, image, label)
+        axes = ["xyz".index(axis) for axis in self.mirror if random.random() < 0.5]
+        image.copy_(image.flip(axes))
+        label.copy_(label.flip(axes))
+        _vary(random, image)
+
+    def _cut(self, random: np.random.Generator, index: int, size: Sequence[int]) -> tuple[Image, Classes]:
+        """A region of ``size`` around a drawn centre, zeros (the mean, and background) outside the volume."""
+        shape, points = self.volumes.shapes[index], self.volumes.points[index]
+        if len(points) and random.random() < FOREGROUND_SHARE:
+            centre = points[random.integers(len(points))].astype(int)
+        else:  # such that the patch lies within the volume, or the volume within the patch
+            low = [min(edge, whole) // 2 for edge, whole in zip(self.patch, shape, strict=True)]
+            spare = [max(0, whole - edge) for edge, whole in zip(self.patch, shape, strict=True)]
+            centre = np.array([first + random.integers(more + 1) for first, more in zip(low, spare, strict=True)])
+        corner = [int(place) - edge // 2 for place, edge in zip(centre, size, strict=True)]
+        start = tuple(max(0, low) for low in corner)
+        stop = tuple(min(whole, low + edge) for low, edge, whole in zip(corner, size, shape, strict=True))
+        image, classes = self.volumes.read(index, start, stop)  # type: ignore[arg-type]
+        if image.shape == tuple(size):
+            return np.ascontiguousarray(image), np.ascontiguousarray(classes)
+        whole_image, whole_classes = np.zeros(size, np.float32), np.zeros(size, np.uint8)
+        inside = tuple(slice(a - low, b - low) for a, b, low in zip(start, stop, corner, strict=True))
+        whole_image[inside], whole_classes[inside] = image, classes
+        return whole_image, whole_classes
+
+
+def _matrix(random: np.random.Generator) -> npt.NDArray[np.float64]:
+    """A rotation of up to 0.25 rad about each axis, and a scaling of up to 15 % along each."""
+    matrix = np.diag(random.uniform(0.85, 1.15, 3))
+    for first, second in ((0, 1), (0, 2), (1, 2)):
+        angle = random.uniform(-0.25, 0.25)
+        turn = np.eye(3)
+        turn[first, first] = turn[second, second] = np.cos(angle)
+        turn[first, second], turn[second, first] = -np.sin(angle), np.sin(angle)
+        matrix = turn @ matrix
+    return matrix
+
+
+def _warp(
+    values: "Tensor", members: "Tensor", matrix: npt.NDArray[np.float64], image: "Tensor", label: "Tensor"
+) -> None:
+    """Sample a region through a linear map about its centre into a patch."""
+    import torch
+    from torch.nn.functional import affine_grid, grid_sample
+
+    # grid_sample counts axes from the last and in half edges of the region.
+    edges = np.array(values.shape[::-1], float)
+    patch = np.array(image.shape[::-1], float)
+    theta = torch.from_numpy(matrix[::-1, ::-1] * patch / edges[:, None]).float()
+    grid = affine_grid(torch.nn.functional.pad(theta, (0, 1))[None], [1, 1, *image.shape], align_corners=False)
+    image.copy_(grid_sample(values[None, None], grid, "bilinear", "zeros", align_corners=False)[0, 0])
+    label.copy_(grid_sample(members[None, None].float(), grid, "nearest", "zeros", align_corners=False)[0, 0])
+
+
+def _vary(random: np.random.Generator, image: "Tensor") -> None:
+    """Scale, shift, gamma and noise, each now and then, in place."""
+    import torch
+
+    if random.random() < 0.5:
+        image *= random.uniform(0.8, 1.2)
+    if random.random() < 0.5:
+        image += random.uniform(-0.2, 0.2)
+    if random.random() < 0.3:
+        mean, deviation, low, high = image.mean(), image.std(), image.min(), image.max()
+        image.sub_(low).div_((high - low).clamp(min=1e-6)).pow_(random.uniform(0.7, 1.5))
+        image.sub_(image.mean()).mul_(deviation / image.std().clamp(min=1e-6)).add_(mean)
+    if random.random() < 0.2:
+        noise = random.standard_normal(tuple(image.shape), np.float32)
+        image += torch.from_numpy(noise) * random.uniform(0, 0.1)

@@ -1,0 +1,179 @@
+"""What each command loads before its soft wall is set, each library run once on something tiny.
+
+A command's floor is measured by the same function in a child (``common.memory.costs.floor``).
+"""
+
+OPENVINO = "apps.imaging.warm_up:openvino"
+ONNXRUNTIME = "apps.imaging.warm_up:onnxruntime"
+TORCH = "apps.imaging.warm_up:torch"
+COMPRESS = "apps.imaging.warm_up:compress"
+TRAIN = "apps.imaging.warm_up:train"
+TRACE = "apps.imaging.warm_up:trace"
+EVALUATE = "apps.imaging.warm_up:evaluate"
+
+
+def _command_line() -> None:
+    """What a command holds before it starts: its own parser, and the progress bar's library."""
+    import tqdm
+
+    from apps.imaging import cli
+
+    cli.parser()
+    del tqdm
+
+
+def _images() -> None:
+    """Reading and writing images, and the arithmetic around them."""
+    _command_line()
+    import gzip
+    import zlib
+
+    import nibabel
+    import numpy as np
+    import PIL.Image
+    import PIL.ImageDraw
+    import PIL.ImageFont
+    import pydicom
+    import pydicom.pixels
+    import safetensors.numpy
+
+    import apps.imaging.dicom.series
+    import apps.imaging.inference.pipeline
+    import apps.imaging.inference.preview
+
+    block = np.ones((256, 256), np.float32)
+    block = block @ block  # starts the BLAS threads
+    gzip.decompress(gzip.compress(zlib.compress(bytes(1 << 16))))
+    nibabel.Nifti1Header().set_qform(np.eye(4))
+    picture = PIL.Image.fromarray(np.zeros((16, 16, 3), np.uint8)).resize((32, 32))
+    PIL.ImageDraw.Draw(picture).text((0, 0), "x", font=PIL.ImageFont.load_default(12))
+    del pydicom, safetensors, apps
+
+
+def openvino() -> None:
+    """Inference with OpenVINO."""
+    import numpy as np
+
+    from common.engines.openvino import import_openvino
+
+    ov = import_openvino()
+    from openvino import opset13 as ops
+
+    _images()
+    image = ops.parameter([1, 1, 8, 8, 8], np.float32)
+    kernel = ops.constant(np.ones((8, 1, 3, 3, 3), np.float32))
+    model = ov.Model([ops.convolution(image, kernel, [1] * 3, [1] * 3, [1] * 3, [1] * 3)], [image])
+    compiled = ov.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    compiled(np.ones((1, 1, 8, 8, 8), np.float32))
+
+
+def compress() -> None:
+    """Quantisation: OpenVINO, and the library that finds the ranges."""
+    from common.engines.quantization import import_nncf
+
+    openvino()
+    import_nncf()
+
+
+TINY_ONNX = (
+    "CAg6sAEKMQoBcxIBayIPQ29uc3RhbnRPZlNoYXBlKhgKBXZhbHVlKgwIARABIgQAAIA/QgCgAQQKJgoBeAoBaxIBeSIEQ29udioVCgRwYWRzQAFA"
+    "AUABQAFAAUABoAEHEgFnKg4IBRAHOgUIAQMDA0IBc1ofCgF4EhoKGAgBEhQKAggBCgIIAQoCCAgKAggICgIICGIfCgF5EhoKGAgBEhQKAggBCgII"
+    "CAoCCAgKAggICgIICEIECgAQEQ=="
+)
+"""One convolution, (1, 1, 8, 8, 8) -> (1, 8, 8, 8, 8), made by ``onnx``, whose import would be part of the floor."""
+
+
+def onnxruntime() -> None:
+    """Inference with ONNX Runtime."""
+    from base64 import b64decode
+
+    import numpy as np
+    import onnxruntime as library
+
+    _images()
+    session = library.InferenceSession(b64decode(TINY_ONNX), providers=["CPUExecutionProvider"])
+    session.run(None, {"x": np.ones((1, 1, 8, 8, 8), np.float32)})
+
+
+def torch() -> None:
+    """Inference with PyTorch."""
+    import numpy as np
+    import torch as library
+
+    from apps.imaging.models.networks.registry import import_monai
+
+    _images()
+    import_monai()
+    with library.inference_mode():
+        library.nn.Conv3d(1, 8, 3, padding=1)(library.from_numpy(np.ones((1, 1, 8, 8, 8), np.float32)))
+
+
+def evaluate() -> None:
+    """Comparing segmentations."""
+    _command_line()
+    import nibabel
+    import numpy as np
+    from scipy.spatial import cKDTree
+
+    import apps.imaging.evaluation.metrics
+
+    cKDTree(np.eye(3)).query(np.eye(3))
+    nibabel.Nifti1Header().set_qform(np.eye(4))
+    del apps
+
+
+def trace() -> None:
+    """Building networks and steps that are only traced: nothing is run, so nothing has to run first."""
+    import torch
+
+    import apps.imaging.training.loop
+    from apps.imaging.models.networks.registry import import_monai
+
+    import_monai()
+    del torch, apps
+
+
+def train() -> None:
+    """Training: a step, a validation and a checkpoint of tiny networks, through every kind of kernel."""
+    _command_line()
+    import numpy as np
+    import torch as library
+    from safetensors.torch import save
+
+    import apps.imaging.training.loop
+    from apps.imaging.models.networks.registry import arguments
+    from apps.imaging.training.dataset import Frame
+    from apps.imaging.training.patch_sampling import Sampler, Volumes
+
+    volumes, side = Volumes(), (16, 16, 16)
+    volumes.add(np.ones(side, np.float32), np.ones(side, np.uint8))
+    draw = Sampler(volumes, side, 2, 0)
+    # Of single samples in float32, some layers are matrix products, all others oneDNN's; recomputing loads code.
+    kinds = (("off", 1, "none"), ("off", 2, "blocks"), ("bf16", 2, "cheap"))
+    for name in ("segresnet", "dynunet", "unet"):  # between them, all layers that the table of networks has
+        recipe = apps.imaging.training.loop.Recipe(
+            network=name,
+            arguments=arguments(name, {}, in_channels=1, out_channels=2),
+            patch=side,
+            batch=2,
+            steps=1,
+            seconds=None,
+            learning_rate=1e-3,
+            weight_decay=0.0,
+            clip=1.0,
+            mirror="xyz",
+            validation_cases=1,
+            fold=None,
+            seed=0,
+        )
+        for amp, micro_batch, checkpoint in kinds:
+            network, _, step = apps.imaging.training.loop.make_step(
+                recipe, micro_batch=micro_batch, amp=amp, checkpoint=checkpoint
+            )
+            step(draw(0))
+    for number in range(8):  # so that every kind of variation has run
+        draw(number)
+    apps.imaging.training.loop.validate(network, volumes, [0], side, 2, "bf16")
+    save(network.state_dict())
+    Frame.between(np.eye(4), "RAS")
+    library.manual_seed(0)

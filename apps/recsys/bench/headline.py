@@ -1,0 +1,81 @@
+"""The ground floor's suite for ``recsys``: quality and time against ``implicit``, predicted against measured.
+
+``make bench-ground``; needs the real sets below ``PEAKLINE_DATA``.
+"""
+
+import gzip
+import sys
+from pathlib import Path
+
+from common import datasets
+from common.bench.harness import Bound, Suite
+from common.memory.process.budget import parse_size
+
+WORK = Path("bench/work/recsys")
+PREDICTIONS = (
+    ("lastfm", "64", "200MiB", "--split user-holdout"),
+    ("lastfm", "256", "400MiB", "--split user-holdout --set iterations=3"),
+    ("ml-1m", "64", "300MiB", "--split user-holdout"),
+    ("ml-1m", "128", "200MiB", "--split leave-last --set iterations=3"),
+    ("gowalla", "64", "1GiB", "--split user-holdout --set iterations=3"),
+    ("gowalla", "256", "400MiB", "--split user-holdout --set iterations=1"),
+)
+"""Data set, factors, ceiling and options of a ``train``; each is followed by an ``evaluate`` under the same ceiling."""
+NEVER_UNDER = Bound("predicted_over_measured", 1.0, 1.15)
+ABOVE_FLOOR = Bound("above_floor", 1.0, 1.25)
+AS_GOOD = Bound("result.metrics.ndcg@100", 0.99, 1.01)
+AS_FAST = Bound("seconds", at_most=1.3)
+
+
+def source(name: str, scratch: Path) -> Path:
+    """The interactions of a real data set as a file that ``recsys train`` reads, made below ``scratch`` if need be."""
+    base = datasets.find(name)
+    if base is None:
+        raise SystemExit(f"data set {name} is not at hand: set PEAKLINE_DATA")
+    if lists := {"gowalla": "train_lightgcn.txt.gz", "epinions": "train.txt"}.get(name):
+        return _pairs(base / lists, scratch / f"{name}.csv")
+    return base / {"ml-1m": "ratings.csv.gz", "lastfm": "plays.csv"}[name]
+
+
+def _pairs(lists: Path, out: Path) -> Path:
+    """A line ``user item item ...`` becomes rows ``user,item``."""
+    if out.is_file():
+        return out
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with gzip.open(lists, "rt") if lists.suffix == ".gz" else lists.open() as stream, out.open("w") as rows:
+        rows.write("user,item\n")
+        for line in stream:
+            user, *items = line.split()
+            rows.writelines(f"{user},{item}\n" for item in items)
+    return out
+
+
+def suite() -> Suite:
+    """The cases."""
+    ground = Suite("ground")
+    ratings = source("ml-1m", WORK)
+    ours = ["-m", "apps.recsys", "train", ratings, "-o", WORK / "ml-1m", "--split", "user-holdout", "-q", "--json"]
+    pair = {"repeats": 3, "group": "recsys-ml-1m"}
+    ceiling = parse_size("400MiB")
+    bounds = (NEVER_UNDER, ABOVE_FLOOR)
+    ground.case("recsys-train-ml-1m", [*ours, "--memory", "400MiB"], ceiling=ceiling, bounds=bounds, **pair)
+    ground.case("implicit-ml-1m", ["-m", "apps.recsys.bench.peer_implicit", ratings], **pair)
+    ground.ratio("recsys train: NDCG@100 against implicit", "recsys-train-ml-1m", "implicit-ml-1m", AS_GOOD)
+    ground.ratio("recsys train: time against implicit", "recsys-train-ml-1m", "implicit-ml-1m", AS_FAST)
+    for name, factors, size, options in PREDICTIONS:
+        label, model = f"{name}-{factors}", WORK / f"{name}-{factors}"
+        common = ["--memory", size, "-q", "--json"]
+        train = ["train", source(name, WORK), "-o", model, "--factors", factors, *options.split(), *common]
+        for command, arguments in (("train", train), ("evaluate", ["evaluate", model, *common])):
+            ground.case(
+                f"recsys-{command}-{label}",
+                ["-m", "apps.recsys", *arguments],
+                ceiling=parse_size(size),
+                group=f"recsys-{label}",
+                bounds=bounds,
+            )
+    return ground
+
+
+if __name__ == "__main__":
+    sys.exit(suite().main())

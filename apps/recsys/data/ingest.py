@@ -1,0 +1,185 @@
+"""From input files to a model folder in the making: read, filter, split; exact sizes come out.
+
+This runs before the plan, because only it knows the sizes that the plan prices. Its own memory is bounded by the
+modules it uses, walled, and priced in the plan's first phase.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from apps.recsys.data import arrow_numpy, readers
+from apps.recsys.data import splits as split
+from apps.recsys.data import staging as interactions
+from apps.recsys.data.csr_store import History
+from apps.recsys.data.id_index import EMPTY, Vocabulary
+from apps.recsys.data.readers import Source
+from apps.recsys.data.staging import Filters
+from apps.recsys.models.recommender import write_table
+from common.errors import InputError
+from common.files import Workspace
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """Sizes of the data, for the plan and for people."""
+
+    rows: int
+    """Rows read."""
+    users: int
+    items: int
+    interactions: int
+    """Distinct pairs of user and item."""
+    longest: int
+    """The most items that one user has."""
+    ids: int
+    """Distinct ids before the filters: what was in memory while reading."""
+    bucket: int
+    """Rows of the largest bucket that was sorted."""
+    dropped: tuple[tuple[str, int], ...] = ()
+    """(reason, rows)."""
+    scored_users: int = 0
+    """Users with held-out items."""
+    scored_items: int = 0
+    """Held-out interactions in all."""
+    scored_longest: int = 0
+    """The most items that one of them has."""
+    held_interactions: int = 0
+    """Interactions that training does not see."""
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """What the command line says about the data, headers checked."""
+
+    sources: tuple[Source, ...]
+    titles: tuple[Source, str] | None
+    filters: Filters
+    split: str
+    seed: int
+
+
+def workspace(output: Path) -> Workspace:
+    """A scratch folder beside the output, or above it where its own folder is still to be made."""
+    return Workspace(next(place for place in output.absolute().parents if place.is_dir()), output.name)
+
+
+def ingest(inputs: Inputs, directory: Path) -> Facts:
+    """Write history, ids, titles and what is held out into ``directory``.
+
+    Raises
+    ------
+    InputError
+        As ``interactions.stage``.
+    """
+    timed = inputs.split in split.TIMED
+    users, items = Vocabulary(directory, "user"), Vocabulary(directory, "item")
+    staged = interactions.stage(inputs.sources, directory, users, items, filters=inputs.filters, timed=timed)
+    assert staged.user_rows is not None and staged.item_rows is not None
+    ids = len(users) + len(items)
+    write_table(directory / "users.parquet", users.ids(staged.user_rows > 0))
+    kept = staged.item_rows > 0
+    write_table(directory / "items.parquet", items.ids(kept), _titles(inputs.titles, items, kept))
+    users.close()
+    items.close()
+    del users, items, kept
+    sizes = interactions.build(staged, directory, timed=timed)
+    held = _hold_out(inputs, directory) if inputs.split != "none" else {}
+    for path in directory.glob("history.times.npy"):
+        path.unlink()
+    return Facts(
+        rows=staged.rows,
+        ids=ids,
+        bucket=staged.largest_bucket,
+        dropped=tuple(staged.dropped.items()),
+        **sizes,
+        **held,
+    )
+
+
+def _hold_out(inputs: Inputs, directory: Path) -> dict[str, int]:
+    """Write what the split holds out; its sizes, as ``Facts`` names them."""
+    import numpy as np
+
+    users = split.hold_out(directory, inputs.split, inputs.seed)
+    heldout, history = split.HeldOut(directory), History(directory)
+    lengths = np.diff(history.indptr)[heldout.users]
+    unseen = int(lengths.sum()) if inputs.split == "user-holdout" else heldout.size
+    if unseen >= history.size:
+        raise InputError(f"--split {inputs.split}: nothing is left to train on", public="nothing to train on")
+    sizes = {"scored_users": users, "scored_items": heldout.size, "scored_longest": int(lengths.max())}
+    heldout.close()
+    history.close()
+    return {**sizes, "held_interactions": unseen}
+
+
+def _titles(titles: tuple[Source, str] | None, items: Vocabulary, keep: NDArray[np.bool_]) -> Any:
+    """Titles of the kept items in their order, where a table of items is given."""
+    if titles is None:
+        return None
+    source, column = titles
+    found: list[str | None] = [None] * len(keep)
+    for batch in readers.batches(source, [str(source.columns.item), column]):
+        for number, title in zip(items.find(batch.column(0)), batch.column(1).to_pylist(), strict=True):
+            if number != EMPTY:
+                found[number] = str(title)
+    return arrow_numpy.text(title for title, kept in zip(found, keep, strict=True) if kept)
+
+
+def count(inputs: Inputs) -> Facts:
+    """Upper bounds of the sizes with next to no memory: for a ceiling under which Arrow itself cannot be loaded.
+
+    Filters and splits are not applied, so the true sizes are at most these.
+
+    Raises
+    ------
+    MemoryError
+        For a Parquet file, which takes Arrow to read.
+    """
+    users: Counter[str] = Counter()
+    items: set[str] = set()
+    for source in inputs.sources:
+        if source.parquet:
+            raise MemoryError
+        with readers.open_text(source.path) as stream, suppress(UnicodeDecodeError, EOFError):
+            for user, *had in _plain_rows(source, stream):
+                users[user] += len(had)
+                items.update(had)
+    rows, longest = users.total(), max(users.values(), default=0)
+    bucket = min(rows, interactions.BUCKET_ROWS + longest)  # a bucket ends with a whole user
+    return Facts(rows, len(users), len(items), rows, longest, len(users) + len(items), bucket)
+
+
+def _plain_rows(source: Source, stream: Any) -> Iterator[list[str]]:
+    """A user and its items, from each row of a text."""
+    if source.lists:
+        yield from (line.split() for line in stream if line.strip())
+        return
+    lines = (line.replace("::", "\t") for line in stream) if source.delimiter == "::" else stream
+    delimiter = "\t" if source.delimiter == "::" else source.delimiter
+    for row in csv.DictReader(lines, fieldnames=source.names, delimiter=delimiter):
+        yield [row.get(str(source.columns.user)) or "", row.get(str(source.columns.item)) or ""]
+
+
+def open_inputs(
+    paths: Sequence[Path], columns: readers.Columns, titles: Path | None, filters: Filters, split: str, seed: int
+) -> Inputs:
+    """Check the headers of all files.
+
+    Raises
+    ------
+    InputError
+        As ``reading.open_source``.
+    """
+    sources = tuple(readers.open_source(path, columns) for path in paths)
+    return Inputs(sources, readers.open_titles(titles) if titles else None, filters, split, seed)

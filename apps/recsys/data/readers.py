@@ -1,0 +1,347 @@
+"""Interaction files as a stream of Arrow batches: CSV (plain or gzip), Parquet and Arrow files, columns found by name.
+
+Three kinds of text without a header are known too: ``user::item::value::time`` (MovieLens), the same four separated by
+tabs (MovieLens 100K, NCF), and lists, ``user item item ...`` (LightGCN).
+
+The text is never whole in memory: Arrow parses one block at a time. Ids are read as text, so that any type of id
+works and ``007`` stays ``007``.
+"""
+
+import csv
+import gzip
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from apps.recsys.data.gzip_limit import Unpacked, packed
+from common.errors import InputError
+from common.memory.process import fork
+
+BLOCK_BYTES = 1 << 19
+"""Text parsed at a time."""
+PARQUET_ROWS = 1 << 15
+"""Parquet rows decoded at a time."""
+
+HEADLESS = ("user", "item", "value", "time")
+"""Columns of a file without a header, in their order."""
+LIST_LINES = 1 << 10
+"""Lines of lists turned into rows at a time."""
+LONGEST_LIST = 8 << 20
+"""Characters of a line that is a list; a longer one is not."""
+
+USER_NAMES = ("user", "userid", "uid", "customer", "customerid", "visitorid", "reviewerid")
+ITEM_NAMES = ("item", "itemid", "iid", "movieid", "artistid", "trackid", "songid", "bookid", "productid", "asin")
+VALUE_NAMES = ("value", "rating", "weight", "count", "playcount", "plays", "quantity", "score")
+TIME_NAMES = ("time", "timestamp", "ts", "date", "datetime", "seq")
+TITLE_NAMES = ("title", "name", "label")
+
+
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """Names of the columns to read; ``None``: not there, or not wanted."""
+
+    user: str | None = None
+    item: str | None = None
+    value: str | None = None
+    time: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """One input file whose header has been checked."""
+
+    path: Path
+    columns: Columns
+    delimiter: str = ","
+    names: tuple[str, ...] | None = None
+    """Names of the columns where the file has no header."""
+
+    @property
+    def parquet(self) -> bool:
+        """Whether it is read as Parquet or Arrow; everything else is text."""
+        return _is_parquet(self.path) or _is_arrow(self.path)
+
+    @property
+    def lists(self) -> bool:
+        """Whether a line is a user and all of its items."""
+        return self.delimiter == " "
+
+
+def _is_parquet(path: Path) -> bool:
+    return path.suffix.lower() in (".parquet", ".pq")
+
+
+def _is_arrow(path: Path) -> bool:
+    return path.suffix.lower() in (".arrow", ".feather", ".ipc")
+
+
+def open_source(path: Path, wanted: Columns) -> Source:
+    """Check that a file is there and has the columns; cheap, reads the header only.
+
+    Parameters
+    ----------
+    wanted
+        Names given by the user; a ``None`` is looked up by common names, and user and item then by position.
+
+    Raises
+    ------
+    InputError
+        Missing or empty file, unreadable header, or no such column (the message lists what there is).
+    """
+    names, delimiter, headed = header(path)
+    for name in (wanted.user, wanted.item, wanted.value, wanted.time):
+        if name is not None and name not in names:
+            raise InputError(f"{path}: no column {name!r}; it has {', '.join(names)}", public="no such column")
+    if len(names) < 2:
+        raise InputError(
+            f"{path}: one column only ({names[0]!r}); a user and an item are needed", public="too few columns"
+        )
+    user = wanted.user or _by_name(names, USER_NAMES, taken={wanted.item})
+    item = wanted.item or _by_name(names, ITEM_NAMES, taken={user})
+    if user is None and item is None and all(_is_number(name.strip()) for name in names):
+        first = delimiter.join(names)
+        raise InputError(f"{path}: the first line is data ({first}); put column names above it", public="no header")
+    rest = [name for name in names if name not in (user, item)]
+    user = user or rest.pop(0)
+    item = item or rest.pop(0)
+    value = wanted.value or _by_name(names, VALUE_NAMES, taken={user, item})
+    time = wanted.time or _by_name(names, TIME_NAMES, taken={user, item, value})
+    return Source(path, Columns(user, item, value, time), delimiter, None if headed else tuple(names))
+
+
+def open_titles(path: Path) -> tuple[Source, str]:
+    """The same for a table of items: its source (``columns.item`` is set) and the name of the title's column."""
+    names, delimiter, headed = header(path)
+    item = _by_name(names, (*ITEM_NAMES, "id"), taken=set()) or names[0]
+    title = _by_name(names, TITLE_NAMES, taken={item}) or next((name for name in names if name != item), None)
+    if title is None:
+        raise InputError(f"{path}: no column with titles; it has {', '.join(names)}", public="no such column")
+    return Source(path, Columns(item=item), delimiter, None if headed else tuple(names)), title
+
+
+def header(path: Path) -> tuple[list[str], str, bool]:
+    """Column names and delimiter of a file, and whether the names stand in it; without reading its rows."""
+    if not path.is_file():
+        raise InputError(f"{path}: no such file", public="no such file")
+    if path.stat().st_size == 0:
+        raise InputError(f"{path}: the file is empty", public="empty file")
+    if _is_parquet(path) or _is_arrow(path):
+        # In a child, so that Arrow does not stay in a process that only plans and fits.
+        names = _schema(path) if "pyarrow" in sys.modules else fork.run(lambda: {"names": _schema(path)})["names"]
+        return names, ",", True
+    try:
+        with open_text(path) as stream:
+            line = stream.readline(1 << 16)
+    except (OSError, EOFError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not a readable CSV file ({error})", public="unreadable file") from None
+    if not line.strip():
+        raise InputError(f"{path}: the file is empty", public="empty file")
+    if found := _known_layout(line):
+        return *found, False
+    delimiter = max(",\t;|", key=line.count)
+    names = [name.strip() for name in next(csv.reader([line], delimiter=delimiter))]
+    if len(set(names)) < len(names):
+        raise InputError(f"{path}: two columns have the same name: {', '.join(names)}", public="repeated column")
+    return names, delimiter, True
+
+
+def _known_layout(line: str) -> tuple[list[str], str] | None:
+    """Names and delimiter of the layouts that have no header, if this first line is of one."""
+    for delimiter in ("::", "\t"):
+        cells = line.split(delimiter)
+        if 2 <= len(cells) <= len(HEADLESS) and (delimiter == "::" or all(_is_number(cell) for cell in cells)):
+            return list(HEADLESS[: len(cells)]), delimiter
+    if not any(mark in line for mark in ",\t;|") and len(cells := line.split()) > 1 and all(map(_is_number, cells)):
+        return ["user", "item"], " "
+    return None
+
+
+def _schema(path: Path) -> list[str]:
+    """Column names of a Parquet or Arrow file."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    kind = "Parquet" if _is_parquet(path) else "Arrow"
+    try:
+        if kind == "Parquet":
+            return list(pq.read_schema(path).names)
+        with pa.OSFile(str(path)) as stream:
+            return list(pa.ipc.open_file(stream).schema.names)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise InputError(f"{path}: not a file in {kind}'s format ({error})", public="unreadable file") from None
+
+
+def open_text(path: Path) -> Any:
+    """A text stream of a plain or gzip file, without its byte order mark."""
+    if packed(path):
+        return gzip.open(path, "rt", encoding="utf-8-sig", newline="")
+    return path.open("rt", encoding="utf-8-sig", newline="")
+
+
+def _by_name(names: Sequence[str], known: Sequence[str], taken: set[str | None]) -> str | None:
+    plain = {re.sub(r"[^a-z0-9]", "", name.lower()): name for name in reversed(names) if name not in taken}
+    return next((plain[name] for name in known if name in plain), None)
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def batches(
+    source: Source, names: Sequence[str], *, number: str | None = None, time: str | None = None
+) -> Iterator[Any]:
+    """Record batches with the columns ``names``: ids as they are, ``number`` and ``time`` as float64.
+
+    A time is a number, or an ISO 8601 date (microseconds then).
+
+    Raises
+    ------
+    InputError
+        A row of another length, a value that is not a number (with row and column), a damaged file.
+    """
+    import pyarrow as pa
+
+    read = _batches(source, list(names), number)
+    try:
+        for batch in read:
+            convert = {number: _number, time: _time}
+            columns = [convert.get(name, lambda column: column)(batch.column(name)) for name in names]
+            yield pa.RecordBatch.from_arrays(columns, names=list(names))
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError, EOFError) as error:
+        raise InputError(f"{source.path}: {_explain(str(error), source)}", public="unreadable input") from None
+
+
+def _batches(source: Source, names: list[str], number: str | None) -> Iterator[Any]:
+    if source.parquet:
+        return _arrow_batches(source, names) if _is_arrow(source.path) else _parquet_batches(source, names)
+    return _list_batches(source) if source.lists else _csv_batches(source, names, number)
+
+
+def _number(column: Any) -> Any:
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    return column if column.type == pa.float64() else pc.cast(column, pa.float64(), safe=False)
+
+
+def _time(column: Any) -> Any:
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if not (pa.types.is_string(column.type) or pa.types.is_temporal(column.type)):
+        return _number(column)
+    try:
+        return pc.cast(column, pa.float64())
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+        return pc.cast(pc.cast(pc.cast(column, pa.timestamp("us")), pa.int64()), pa.float64(), safe=False)
+
+
+def _csv_batches(source: Source, names: list[str], number: str | None) -> Iterator[Any]:
+    import pyarrow as pa
+    import pyarrow.csv
+
+    opened: Any
+    if source.delimiter == "::":
+        opened = _Tabbed(source.path)
+    elif packed(source.path):
+        opened = Unpacked(source.path)
+    else:
+        opened = pa.input_stream(str(source.path), buffer_size=BLOCK_BYTES)
+    delimiter = "\t" if source.delimiter == "::" else source.delimiter
+    with opened as stream:
+        # One thread: errors then carry row numbers, and no block is parsed ahead of its use.
+        yield from pyarrow.csv.open_csv(
+            stream,
+            read_options=pyarrow.csv.ReadOptions(
+                use_threads=False, block_size=BLOCK_BYTES, column_names=list(source.names) if source.names else None
+            ),
+            parse_options=pyarrow.csv.ParseOptions(delimiter=delimiter),
+            convert_options=pyarrow.csv.ConvertOptions(
+                include_columns=names,
+                column_types={name: pa.float64() if name == number else pa.string() for name in names},
+                strings_can_be_null=False,
+            ),
+        )
+
+
+class _Tabbed(Unpacked):
+    """A file object in which every ``::`` is a tab, for a parser that knows delimiters of one character only."""
+
+    _rest = b""
+
+    def read(self, size: int = BLOCK_BYTES) -> bytes:
+        """About ``size`` bytes; none at the end."""
+        more = super().read(size if size > 0 else BLOCK_BYTES)
+        block = self._rest + more
+        # Of an odd number of colons at the end, the last may be half of a delimiter.
+        odd = (len(block) - len(block.rstrip(b":"))) % 2
+        self._rest = b":" if more and odd else b""
+        return block[: len(block) - len(self._rest)].replace(b"::", b"\t")
+
+
+def _list_batches(source: Source) -> Iterator[Any]:
+    """Rows of a file of lists; a user without items has none."""
+    import pyarrow as pa
+
+    with open_text(source.path) as stream:
+        number = 0
+        while lines := [line for _ in range(LIST_LINES) if (line := stream.readline(LONGEST_LIST))]:
+            users, items = pa.lib.StringBuilder(), pa.lib.StringBuilder()
+            for line in lines:
+                number += 1
+                if len(line) == LONGEST_LIST:
+                    raise InputError(f"{source.path}: line {number} is no list of ids", public="unreadable input")
+                user, *rest = line.split() or [""]
+                for item in rest:
+                    users.append(user)
+                    items.append(item)
+            columns = {"user": users.finish(), "item": items.finish()}
+            yield pa.RecordBatch.from_arrays(list(columns.values()), names=list(columns))
+
+
+def _arrow_batches(source: Source, names: list[str]) -> Iterator[Any]:
+    import pyarrow as pa
+
+    with pa.OSFile(str(source.path)) as stream:
+        file = pa.ipc.open_file(stream, options=pa.ipc.IpcReadOptions(use_threads=False))
+        for number in range(file.num_record_batches):
+            batch = file.get_batch(number).select(names)
+            for start in range(0, batch.num_rows, PARQUET_ROWS):
+                yield batch.slice(start, PARQUET_ROWS)
+
+
+def _parquet_batches(source: Source, names: list[str]) -> Iterator[Any]:
+    import pyarrow.parquet as pq
+
+    with pq.ParquetFile(source.path, buffer_size=BLOCK_BYTES, pre_buffer=False) as file:
+        yield from file.iter_batches(batch_size=PARQUET_ROWS, columns=names, use_threads=False)
+
+
+_CONVERSION = re.compile(r"In CSV column #(\d+): (?:Row #(\d+): )?CSV conversion error to double: invalid value '(.*)'")
+_SCALAR = re.compile(r"Failed to parse string: '(.*)' as a scalar of type (double|timestamp)")
+_SHAPE = re.compile(r"CSV parse error: (?:Row #(\d+): )?Expected (\d+) columns, got (\d+)")
+
+
+def _explain(message: str, source: Source) -> str:
+    """Arrow's message in the user's terms."""
+    if match := _CONVERSION.search(message):
+        names, *_ = header(source.path)
+        where = f"line {match[2]}, " if match[2] else ""
+        return f"{where}column {names[int(match[1])]!r}: {match[3]!r} is not a number"
+    if match := _SHAPE.search(message):
+        where = f"line {match[1]}: " if match[1] else ""
+        return f"{where}{match[3]} columns where the header has {match[2]}"
+    if match := _SCALAR.search(message):
+        if match[2] == "double":
+            return f"column {source.columns.value!r}: {match[1]!r} is not a number"
+        return f"column {source.columns.time!r}: {match[1]!r} is neither a number nor a date as ISO 8601 writes it"
+    if "straddl" in message:
+        return f"a row of more than {BLOCK_BYTES:,} bytes"
+    return f"cannot be read ({message.splitlines()[0]})"

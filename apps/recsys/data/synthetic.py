@@ -1,0 +1,73 @@
+"""A generated data set, seeded: for the demo and the tests where the real ones are not at hand.
+
+Users and items belong to clusters of taste; within all, a few items are had by many (a power law).
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+from pathlib import Path
+
+TASTES = (
+    "Amber", "Birch", "Cobalt", "Dune", "Ember", "Fjord", "Garnet", "Harbour",
+    "Iris", "Juniper", "Kelp", "Lagoon", "Marble", "Nimbus", "Opal", "Prairie",
+)  # fmt: skip
+"""A cluster's word in the names of its items, so that recommendations can be judged by eye."""
+LOYALTY = 0.75
+"""Share of a user's items that come from its own cluster."""
+
+
+def write(
+    directory: Path, *, users: int = 600, items: int = 400, mean: float = 30.0, clusters: int = 8, seed: int = 0
+) -> tuple[Path, Path]:
+    """Write ``interactions.csv`` (user, item, count, time) and ``items.csv`` (item, title).
+
+    Parameters
+    ----------
+    mean
+        Items of an average user.
+    clusters
+        Tastes, at most 16.
+
+    Returns
+    -------
+    tuple
+        The two paths.
+    """
+    import numpy as np
+
+    random = np.random.default_rng(seed)
+    taste = np.arange(items) % clusters
+    weight = 1 / (1 + random.permutation(items)) ** 0.8  # Zipf-like
+    pairs, names = directory / "interactions.csv", directory / "items.csv"
+    with pairs.open("w", newline="", encoding="utf-8") as stream:
+        rows = csv.writer(stream)
+        rows.writerow(["user", "item", "count", "time"])
+        for user in range(users):
+            liking = weight * np.where(taste == user % clusters, LOYALTY * clusters, 1 - LOYALTY)
+            count = int(np.clip(random.geometric(1 / mean), 2, items // 2))
+            chosen = random.choice(items, count, replace=False, p=liking / liking.sum())
+            plays = random.geometric(0.2, count)
+            rows.writerows(
+                [f"u{user:05}", int(item), int(n), time]
+                for time, (item, n) in enumerate(zip(chosen, plays, strict=True))
+            )
+    with names.open("w", newline="", encoding="utf-8") as stream:
+        rows = csv.writer(stream)
+        rows.writerow(["item", "title"])
+        rows.writerows([item, f"{TASTES[taste[item]]} No. {item // clusters + 1}"] for item in range(items))
+    return pairs, names
+
+
+def main() -> None:
+    """``python -m apps.recsys.data.synthetic DIRECTORY``."""
+    parser = argparse.ArgumentParser(prog="python -m apps.recsys.data.synthetic", description=__doc__)
+    parser.add_argument("directory", type=Path)
+    directory: Path = parser.parse_args().directory
+    directory.mkdir(parents=True, exist_ok=True)
+    write(directory)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,132 @@
+"""Published test files: their pairs as rows of a model, for ``recsys evaluate --test``.
+
+Users that the model does not know are left out and counted. Items that it does not know stay: nobody is ever shown
+them, so they count as missed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from apps.recsys.data import arrow_numpy, readers, splits
+from apps.recsys.data.readers import Source
+from common.errors import InputError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+UNKNOWN = 1 << 30
+"""Added to make numbers for items that the model does not have: larger than any row."""
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """What was found in the test files."""
+
+    users: int
+    """With a scored item."""
+    pairs: int
+    unknown_users: int
+    """Rows whose user the model does not have."""
+    unknown_items: int
+
+
+def write(sources: tuple[Source, ...], model: Path, directory: Path) -> Given:
+    """Write the pairs as ``heldout.*.npy`` into ``directory``.
+
+    Raises
+    ------
+    InputError
+        As ``reading.batches``; or no user of them is in the model.
+    """
+    import numpy as np
+
+    ids = {name: _ids(model / f"{name}s.parquet") for name in ("user", "item")}
+    found: list[NDArray[np.int64]] = []
+    strangers = unknown = 0
+    for source in sources:
+        names = [str(source.columns.user), str(source.columns.item)]
+        for batch in readers.batches(source, names):
+            user, item = _rows(batch.column(0), ids["user"]), _rows(batch.column(1), ids["item"])
+            strangers += int((user < 0).sum())
+            missing = (item < 0) & (user >= 0)
+            # Each its own number, so that two of them are not one pair.
+            item[missing] = UNKNOWN + unknown + np.arange(int(missing.sum()))
+            unknown += int(missing.sum())
+            found.append(((user << 32) | item)[user >= 0])
+    keys = np.unique(np.concatenate(found)) if found else np.zeros(0, np.int64)
+    if not len(keys):
+        raise InputError(f"{sources[0].path}: none of its users is in the model", public="no known user in the test")
+    users, items = keys >> 32, (keys & 0xFFFFFFFF).astype(np.int32)
+    firsts = np.flatnonzero(np.r_[True, users[1:] != users[:-1]])
+
+    def chosen() -> Iterator[tuple[int, NDArray[Any]]]:
+        for start, part in zip(firsts, np.split(items, firsts[1:]), strict=True):
+            yield int(users[start]), part
+
+    return Given(splits.write(directory, "heldout", chosen()), len(keys), strangers, unknown)
+
+
+def _ids(path: Path) -> Any:
+    return arrow_numpy.read_parquet(path).combine_chunks()["id"].chunk(0)
+
+
+def _rows(column: Any, ids: Any) -> NDArray[np.int64]:
+    """Rows of ids; -1 for those that are not there."""
+    import numpy as np
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if column.type != ids.type:
+        # Text that is no integer cannot be one of the model's integers.
+        if pa.types.is_integer(ids.type) and pa.types.is_string(column.type):
+            plain = pc.match_substring_regex(column, r"^(0|-?[1-9][0-9]{0,17})$")
+            column = pc.if_else(plain, column, arrow_numpy.text([None])[0])
+        column = pc.cast(column, ids.type)
+    places = pc.index_in(column, ids)
+    return np.where(arrow_numpy.valid(places), arrow_numpy.values(places), -1).astype(np.int64)
+
+
+def write_candidates(path: Path, model: Path, directory: Path) -> Given:
+    """Write NCF's negatives as ``heldout.*.npy``, an item a user, and ``others.*.npy``, what it is ranked among.
+
+    Raises
+    ------
+    InputError
+        A line that is not ``(user,item)<tab>item<tab>item ...``; or no user of them is in the model.
+    """
+    ids = {name: _ids(model / f"{name}s.parquet") for name in ("user", "item")}
+    lines: dict[int, NDArray[np.int64]] = {}
+    strangers = unknown = 0
+    for user, items in _candidates(path):
+        row = int(_rows(arrow_numpy.text([user]), ids["user"])[0])
+        strangers += row < 0
+        if row < 0:
+            continue
+        found = _rows(arrow_numpy.text(items), ids["item"])
+        unknown += int((found < 0).sum())
+        found[found < 0] = UNKNOWN
+        lines[row] = found
+    if not lines:
+        raise InputError(f"{path}: none of its users is in the model", public="no known user in the test")
+    splits.write(directory, "others", ((row, lines[row][1:]) for row in sorted(lines)))
+    users = splits.write(directory, "heldout", ((row, lines[row][:1]) for row in sorted(lines)))
+    return Given(users, sum(map(len, lines.values())), strangers, unknown)
+
+
+def _candidates(path: Path) -> Iterator[tuple[str, list[str]]]:
+    """From each line its user, and its items with the scored one first."""
+    with readers.open_text(path) as stream:
+        for number, line in enumerate(stream, 1):
+            pair, *others = line.split("\t")
+            user, comma, item = pair.strip().removeprefix("(").removesuffix(")").partition(",")
+            if not comma or not others:
+                raise InputError(
+                    f"{path}: line {number}: expected (user,item), then items, separated by tabs",
+                    public="negatives unreadable",
+                )
+            yield user.strip(), [item.strip(), *(other.strip() for other in others)]

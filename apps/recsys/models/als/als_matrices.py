@@ -1,0 +1,189 @@
+"""The interactions to train on, by user and by item: both in memory, or both on disk and read in blocks of rows.
+
+A solver of alternating least squares needs of the one side a few rows at a time, and of the other only its factors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from apps.recsys.data import external_sort
+from apps.recsys.data.csr_store import History, NpyWriter, ranges
+from apps.recsys.data.splits import Kept
+from apps.recsys.models.als import ials
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Block = tuple[int, int, Any]
+    """First row, the row after the last, and the confidences between as a SciPy CSR matrix."""
+
+HELD_BLOCK = 1 << 22
+"""Interactions solved at a time where all are in memory: the solver copies a block's confidences."""
+SORTED_SHARE = 4
+"""A block is this many times what is sorted at once on the way to it."""
+PAIR = {"row": "<i4", "column": "<i4", "value": "<f4"}
+
+
+class Side(Protocol):
+    """The confidences of one kind of rows."""
+
+    rows: int
+
+    def blocks(self, after: int = 0) -> Iterator[Block]:
+        """The rows from ``after`` on, in order."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Sides:
+    """By user: shape (users, items). By item: shape (items, users)."""
+
+    users: Side
+    items: Side
+
+
+class Held:
+    """A SciPy CSR matrix in memory; blocks are views of it."""
+
+    def __init__(self, matrix: Any, block: int = HELD_BLOCK) -> None:
+        self._matrix, self._block = matrix, block
+        self.rows: int = matrix.shape[0]
+
+    def blocks(self, after: int = 0) -> Iterator[Block]:
+        """The rows from ``after`` on, in order."""
+        matrix = self._matrix
+        for start, stop in ranges(matrix.indptr, self._block, after):
+            first, last = matrix.indptr[start], matrix.indptr[stop]
+            indptr = (matrix.indptr[start : stop + 1] - first).astype(matrix.indices.dtype, copy=False)
+            yield start, stop, _csr(matrix.data[first:last], matrix.indices[first:last], indptr, matrix.shape[1])
+
+
+class Stored:
+    """A CSR matrix on disk (``history.History``), of which one block at a time is in memory."""
+
+    def __init__(self, directory: Path, name: str, columns: int, block: int) -> None:
+        self._history, self._columns, self._block = History(directory, name), columns, block
+        self.rows = self._history.rows
+
+    def blocks(self, after: int = 0) -> Iterator[Block]:
+        """The rows from ``after`` on, in order."""
+        import numpy as np
+
+        history = self._history
+        parts = list(ranges(history.indptr, self._block, after))
+        for number, (start, stop) in enumerate(parts, 1):
+            indptr = (history.indptr[start : stop + 1] - history.indptr[start]).astype(np.int32)
+            block = _csr(history.values(start, stop), history.items(start, stop), indptr, self._columns)
+            if number < len(parts):
+                history.announce(*parts[number])
+            yield start, stop, block
+            del block  # before the next one is read
+
+
+def _csr(values: Any, columns: Any, indptr: Any, width: int) -> Any:
+    import scipy.sparse
+
+    return scipy.sparse.csr_matrix((values, columns, indptr), shape=(len(indptr) - 1, width), copy=False)
+
+
+def hold(history: History, kept: Kept, *, items: int, hyper: Mapping[str, Any]) -> Sides:
+    """Both sides in memory: 16 bytes an interaction."""
+    matrix = training_matrix(history, kept, items=items, hyper=hyper)
+    return Sides(Held(matrix), Held(matrix.T.tocsr()))
+
+
+def training_matrix(history: History, kept: Kept, *, items: int, hyper: Mapping[str, Any]) -> Any:
+    """The confidences to train on as a SciPy CSR matrix (users, items), allocated once at its final size."""
+    import numpy as np
+
+    lengths = np.zeros(history.rows, np.int64)
+    for start, stop in history.blocks():
+        lengths[start:stop] = _lengths(history, kept.mask(start, stop), start, stop)
+    users = lengths > 0
+    indptr = np.zeros(int(users.sum()) + 1, np.int32 if lengths.sum() < 2**31 else np.int64)
+    np.cumsum(lengths[users], out=indptr[1:])
+    indices, data = np.empty(indptr[-1], np.int32), np.empty(indptr[-1], np.float32)
+    at = 0
+    for start, stop in history.blocks():
+        keep = kept.mask(start, stop)
+        part = history.items(start, stop)[keep]
+        indices[at : at + len(part)] = part
+        data[at : at + len(part)] = ials.confidence(history.values(start, stop)[keep], hyper)
+        at += len(part)
+    return _csr(data, indices, indptr, items)
+
+
+def _lengths(history: History, keep: NDArray[np.bool_], start: int, stop: int) -> NDArray[np.int64]:
+    """How many interactions of each of the users ``start`` to ``stop`` are kept, by their mask."""
+    import numpy as np
+
+    before = np.concatenate([[0], np.cumsum(keep)])
+    lengths: NDArray[np.int64] = np.diff(before[history.indptr[start : stop + 1] - history.indptr[start]])
+    return lengths
+
+
+def store(directory: Path, history: History, kept: Kept, *, items: int, hyper: Mapping[str, Any], block: int) -> Sides:
+    """Both sides on disk, as ``by_user.*.npy`` and ``by_item.*.npy``, read ``block`` interactions at a time."""
+    by_item = _write_users(directory, history, kept, items=items, hyper=hyper)
+    _transpose(directory, by_item, size=-(-block // SORTED_SHARE))
+    users = Stored(directory, "by_user", items, block)
+    return Sides(users, Stored(directory, "by_item", users.rows, block))
+
+
+def remove(directory: Path) -> None:
+    """Remove what ``store`` wrote."""
+    for name in ("by_user", "by_item"):
+        for path in directory.glob(f"{name}.*.npy"):
+            path.unlink()
+
+
+def _write_users(
+    directory: Path, history: History, kept: Kept, *, items: int, hyper: Mapping[str, Any]
+) -> NDArray[np.int64]:
+    """Write the users' side, without users of whom nothing is kept; returns the items' lengths."""
+    import numpy as np
+
+    by_item = np.zeros(items, np.int64)
+    total = 0
+    with (
+        NpyWriter(directory / "by_user.indptr.npy", "<i8") as indptr,
+        NpyWriter(directory / "by_user.items.npy", "<i4") as columns,
+        NpyWriter(directory / "by_user.values.npy", "<f4") as values,
+    ):
+        indptr.append(np.zeros(1, np.int64))
+        for start, stop in history.blocks():
+            keep = kept.mask(start, stop)
+            part = history.items(start, stop)[keep]
+            columns.append(part)
+            values.append(ials.confidence(history.values(start, stop)[keep], hyper))
+            by_item += np.bincount(part, minlength=items)
+            lengths = _lengths(history, keep, start, stop)
+            indptr.append(total + np.cumsum(lengths[lengths > 0]))
+            total += len(part)
+    return by_item
+
+
+def _transpose(directory: Path, lengths: NDArray[np.int64], *, size: int) -> None:
+    """Write the items' side: deal the pairs into buckets of neighbouring items, and sort each bucket on its own."""
+    import numpy as np
+
+    ends = np.cumsum(lengths)
+    piles = external_sort.Buckets(directory, ends, PAIR, size=size)
+    for start, stop, block in Stored(directory, "by_user", len(lengths), size).blocks():
+        owners = np.repeat(np.arange(start, stop, dtype=np.int32), np.diff(block.indptr))
+        piles.deal({"row": block.indices, "column": owners, "value": block.data})
+    with (
+        NpyWriter(directory / "by_item.items.npy", "<i4") as columns,
+        NpyWriter(directory / "by_item.values.npy", "<f4") as values,
+    ):
+        for pile in piles.sorted():
+            columns.append(pile["column"])
+            values.append(pile["value"])
+    with NpyWriter(directory / "by_item.indptr.npy", "<i8") as indptr:
+        indptr.append(np.zeros(1, np.int64))
+        indptr.append(ends)

@@ -1,0 +1,231 @@
+"""A recommender on disk and in memory: item factors, ids, titles and the history; users' vectors are computed.
+
+MODEL_DIR (see ``common.model_folder``)::
+
+    model.json           written last: factors, table, items, users, interactions, hyper, split, seed
+    weights.safetensors  item_factors (items, factors); see apps.recsys.models.weights
+    items.parquet        row, id, title          users.parquet   row, id
+    history.*.npy        who had what (apps.recsys.data.csr_store)
+    heldout.*.npy        what evaluation scores (apps.recsys.data.splits), where there was a split
+    card.md, run.json
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from apps.recsys.data import arrow_numpy
+from apps.recsys.data.csr_store import History, NpyReader
+from apps.recsys.models import weights
+from apps.recsys.models.embedding import user_encoders
+from common import model_folder
+from common.errors import InputError, UsageError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+
+class Table:
+    """Ids, and for items titles, by row: one Arrow table, looked up by a scan rather than a second copy as a dict."""
+
+    def __init__(self, path: Path) -> None:
+        table = arrow_numpy.read_parquet(path).combine_chunks()
+        self._ids = table["id"].chunk(0)
+        self._titles = table["title"] if "title" in table.column_names else None
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def row(self, id_: str) -> int | None:
+        """Row of an id given as text, if it is known."""
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        try:
+            wanted = pc.cast(arrow_numpy.text([id_]), self._ids.type)[0]
+        except pa.ArrowInvalid:  # not an integer, where all ids are
+            return None
+        found: int = pc.index(self._ids, wanted).as_py()
+        return found if found >= 0 else None
+
+    def id(self, row: int) -> int | str:
+        """The id of a row, as it was given."""
+        answer: int | str = self._ids[int(row)].as_py()
+        return answer
+
+    def ids(self, rows: NDArray[np.int32]) -> Any:
+        """The ids of several rows as an Arrow array."""
+        return self._ids.take(arrow_numpy.numbers(rows))
+
+    def title(self, row: int) -> str:
+        """The title of a row, or nothing."""
+        return "" if self._titles is None else str(self._titles[int(row)].as_py() or "")
+
+
+def write_table(path: Path, ids: Iterable[Any], titles: Any = None) -> None:
+    """Write a table of ids, given as arrays one after the other, and titles.
+
+    Uncompressed, so that the file's size tells what loading it takes.
+    """
+    import numpy as np
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    writer, rows = None, 0
+    for part in ids:
+        columns = {"row": arrow_numpy.numbers(np.arange(rows, rows + len(part), dtype=np.int32)), "id": part}
+        if titles is not None:
+            columns["title"] = titles.slice(rows, len(part))
+        rows += len(part)
+        table = pa.table(columns)
+        writer = writer or pq.ParquetWriter(path, table.schema, compression="none", use_dictionary=False)
+        writer.write_table(table)
+    if writer is not None:
+        writer.close()
+
+
+class Recommender:
+    """A loaded model that answers.
+
+    Parameters
+    ----------
+    directory
+        A model folder.
+    manifest
+        Its ``model.json``, checked by ``common.model_folder.load``.
+    """
+
+    def __init__(self, directory: Path, manifest: Mapping[str, Any]) -> None:
+        self.directory, self.manifest = directory, manifest
+        self._prior = has_prior(manifest)
+        self.item_factors = weights.read_items(directory / weights.WEIGHTS, prior=self._prior)
+        self.history = History(directory)
+        self.user_vector = _encoder(directory, manifest, self.item_factors)
+        """From a history's items and values to a vector of shape (factors,)."""
+
+    def recommend(
+        self,
+        items: NDArray[Any],
+        values: NDArray[np.float32],
+        k: int,
+        *,
+        exclude: NDArray[Any] | None = None,
+        only: NDArray[Any] | None = None,
+    ) -> list[tuple[int, float]]:
+        """The ``k`` best items (row, score) for a history, without the history's own.
+
+        Parameters
+        ----------
+        exclude, only
+            Item rows never to show; item rows to choose from.
+        """
+        import numpy as np
+
+        scores = self.item_factors @ self.user_vector(items, values)
+        scores[items] = -np.inf
+        if exclude is not None:
+            scores[exclude] = -np.inf
+        if only is not None:
+            rest = np.ones(len(scores), bool)
+            rest[only] = False
+            scores[rest] = -np.inf
+        return _best(scores, k)
+
+    def explain(self, items: NDArray[Any], values: NDArray[np.float32], rows: NDArray[Any]) -> NDArray[np.float64]:
+        """What each item of a history adds to the scores of some items, which are the sums: shape (rows, items).
+
+        Raises
+        ------
+        UsageError
+            If a score of this kind of model is no such sum.
+        """
+        if self.user_vector.parts is None:
+            kind = self.manifest["kind"] + (" with user=own" if self.manifest["kind"] == "embedding" else "")
+            raise UsageError(
+                f"{kind}: a score is not a sum over the history, so nothing can be explained; ials and embedding can"
+            )
+        parts = self.user_vector.parts(items, values)
+        found: NDArray[np.float64] = self.item_factors[rows] @ parts.T
+        return found
+
+    def similar(self, row: int, k: int) -> list[tuple[int, float]]:
+        """The ``k`` items (row, cosine) nearest to one item, without itself."""
+        import numpy as np
+
+        vectors = self.item_factors[:, :-1] if self._prior else self.item_factors
+        norms = np.sqrt(np.einsum("ij,ij->i", vectors, vectors))
+        scores = vectors @ vectors[row]
+        scores /= np.maximum(norms * norms[row], np.float32(1e-12))
+        scores[row] = -np.inf
+        return _best(scores, k)
+
+
+def has_prior(manifest: Mapping[str, Any]) -> bool:
+    """Whether an item's score has something added whoever the user: another column of the factors."""
+    return bool(manifest["hyper"].get("prior"))
+
+
+def _encoder(directory: Path, manifest: Mapping[str, Any], item_factors: NDArray[np.float32]) -> user_encoders.Encoder:
+    kind, hyper = manifest["kind"], manifest["hyper"]
+    if kind != "embedding":
+        others = weights.read_compared(directory / weights.WEIGHTS) if kind == "bpr" else None
+        return user_encoders.of_kind(kind, item_factors, hyper, others=others)
+    taste = weights.read(directory / weights.WEIGHTS, weights.TASTE) if hyper["tables"] == 2 else None
+    return user_encoders.embedding(item_factors, taste, hyper)
+
+
+def _best(scores: NDArray[np.float32], k: int) -> list[tuple[int, float]]:
+    from apps.recsys.evaluation.full_ranking import top_k
+
+    return [(int(row), float(scores[row])) for row in top_k(scores, k)]
+
+
+def heldout_count(directory: Path, manifest: Mapping[str, Any]) -> int:
+    """How many users the model's split scores; reads a header only.
+
+    Raises
+    ------
+    InputError
+        If it was trained without a split.
+    """
+    if manifest["split"] == "none":
+        raise InputError(
+            f"{directory}: trained without --split, so nothing was held out to evaluate on; train with"
+            " --split user-holdout or leave-last",
+            public="model without held-out data",
+        )
+    return NpyReader(directory / "heldout.users.npy").length
+
+
+def load_manifest(directory: Path) -> dict[str, Any]:
+    """``model.json`` of a recommender's folder."""
+    return model_folder.load(directory, application="recsys")
+
+
+def seal(directory: Path, *, kind: str, fields: Mapping[str, Any]) -> None:
+    """Write ``model.json`` over what is in the folder."""
+    names = (path.name for path in directory.iterdir() if path.is_file() and not path.name.startswith("."))
+    files = sorted(name for name in names if name not in (model_folder.MANIFEST, "run.json", "evaluation.json"))
+    model_folder.seal(directory, application="recsys", kind=kind, files=files, fields=fields)
+
+
+def write_card(directory: Path, kind: str, fields: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
+    """Write ``card.md``: what the model is, what it was trained on, how good it is, how to use it."""
+    hyper = ", ".join(f"{name}={value}" for name, value in fields["hyper"].items())
+    lines = [
+        f"# Recommender ({kind})",
+        "",
+        f"- Data: {fields['users']:,} users, {fields['items']:,} items, {fields['interactions']:,} interactions",
+        f"- Factors: {fields['factors']}, table {fields['table']}; {hyper}; seed {fields['seed']}",
+        "- Users are not stored as vectors: each is computed from its history (`history.*.npy`) when asked for",
+        "",
+    ]
+    if metrics:
+        lines += [f"Full ranking, split `{fields['split']}`:", "", "| metric | value |", "|---|---|"]
+        lines += [f"| {name} | {value:.4f} |" for name, value in metrics.items()]
+        lines.append("")
+    lines += ["Use: `recsys recommend MODEL_DIR --user ID`, `recsys similar MODEL_DIR --item ID`", ""]
+    (directory / "card.md").write_text("\n".join(lines), encoding="utf-8")

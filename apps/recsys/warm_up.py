@@ -1,0 +1,181 @@
+"""Warm-ups: load and run once, on something tiny, all that a command uses (see ``common.memory.costs.floor``).
+
+What runs here becomes the floor that the plan starts from; what a command loads only later would be missing in it.
+"""
+
+import os
+from pathlib import Path
+from typing import Any
+
+
+def _command_line() -> None:
+    """What a command holds before it starts: its own parser, and the progress bar's library."""
+    import tqdm
+
+    from apps.recsys import cli
+
+    cli.parser()
+    del tqdm
+
+
+def reading() -> None:
+    """Ingest: NumPy, and Arrow's CSV and Parquet readers and kernels."""
+    _command_line()
+    import io
+    import tempfile
+
+    import numpy as np
+    import pyarrow as pa
+    import pyarrow.compute as pc
+    import pyarrow.csv
+    import pyarrow.parquet as pq
+
+    from apps.recsys.data import arrow_numpy
+    from apps.recsys.data.id_index import Vocabulary
+    from apps.recsys.data.staging import present
+
+    text = b"user,item,value\n" + b"".join(b"%d,%d,1\n" % (n % 7, n) for n in range(64))
+    types = {"user": pa.string(), "item": pa.string(), "value": pa.float64()}
+    for batch in pyarrow.csv.open_csv(
+        io.BytesIO(text),
+        read_options=pyarrow.csv.ReadOptions(use_threads=False),
+        convert_options=pyarrow.csv.ConvertOptions(column_types=types),
+    ):
+        good = present(batch["user"])
+        with tempfile.TemporaryDirectory() as folder:
+            vocabulary = Vocabulary(Path(folder), "user")
+            codes = vocabulary.encode(pc.filter(batch["user"], arrow_numpy.mask(good)))
+            (ids,) = vocabulary.ids(np.ones(len(vocabulary), bool))
+            vocabulary.close()
+        np.lexsort((codes, codes))
+        np.add.reduceat(np.bincount(codes), [0])
+    file = io.BytesIO()
+    pq.write_table(pa.table({"id": ids}), file, compression="none", use_dictionary=False)
+    arrow_numpy.read_parquet(pa.BufferReader(file.getvalue()))
+    np.random.default_rng([0, 1]).permutation(3)
+
+
+def scoring() -> None:
+    """Evaluate: the solver, matrix products and the pool of threads."""
+    _command_line()
+    import numpy as np
+
+    from apps.recsys.evaluation.full_ranking import evaluate
+    from apps.recsys.evaluation.metrics import Tally
+    from apps.recsys.models.als.ials import confidence, fold_in, gramian
+
+    factors = np.ones((1024, 64), np.float32)
+    shared = gramian(factors)
+    hyper = {"alpha": 2.0, "weight": "log", "regularization": 1.0}
+
+    def vector(items: Any, values: Any) -> Any:
+        return fold_in(shared, factors, items, confidence(values, hyper), hyper)
+
+    users = [(np.arange(8), np.ones(8, np.float32), np.arange(9, 12))] * 8
+    tally = Tally(len(factors))
+    evaluate(iter(users), vector, factors, block=8, threads=int(os.environ.get("OMP_NUM_THREADS", "1")), tally=tally)
+    tally.means()
+    tally.intervals()
+
+
+def answering() -> None:
+    """Recommend and similar: scoring, and Arrow for ids and titles."""
+    import io
+
+    import numpy as np
+    import pyarrow as pa
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    from apps.recsys.data import arrow_numpy
+    from apps.recsys.models.catalogue_search import Catalogue
+
+    scoring()
+    file = io.BytesIO()
+    pq.write_table(pa.table({"id": arrow_numpy.text(["a", "b"])}), file)
+    column = arrow_numpy.read_parquet(pa.BufferReader(file.getvalue()))["id"].chunk(0)
+    pc.index(column, column[1]).as_py()
+    vectors = np.eye(64, dtype=np.float32)
+    rows, _ = Catalogue(vectors).best(vectors[:8], (np.arange(8), np.arange(8)), 3)
+    column.take(arrow_numpy.numbers(rows[0] % 2))
+
+
+def training() -> None:
+    """Train ``ials``: scoring, SciPy and ``implicit`` with its threads; what was read is in NumPy's files by then."""
+    import numpy as np
+    import scipy.sparse
+
+    from apps.recsys.models.als import als_matrices, ials
+
+    scoring()
+    ones = np.ones(256, np.float32)
+    matrix = scipy.sparse.csr_matrix((ones, (np.arange(256) % 16, np.arange(256) // 16)))
+    threads = int(os.environ.get("OMP_NUM_THREADS", "1"))
+    both = als_matrices.Sides(als_matrices.Held(matrix), als_matrices.Held(matrix.T.tocsr()))
+    state = ials.first_state(both, factors=64, seed=0)
+    hyper = {**ials.HYPER, "iterations": 1}
+    for frequency in (0.0, 1.0):  # by implicit, and by our own solver
+        state.sweep = 0
+        how = {**hyper, "frequency": frequency}
+        ials.fit(both, state, hyper=how, threads=threads, after_block=lambda state: None)
+
+
+def pairing() -> None:
+    """Train ``bpr``: scoring, SciPy and ``implicit`` with its threads."""
+    import numpy as np
+    import scipy.sparse
+
+    from apps.recsys.models import bpr
+    from apps.recsys.models.embedding import user_encoders
+
+    scoring()
+    ones = np.ones(256, np.float32)
+    pairs = bpr.Pairs.of(scipy.sparse.csr_matrix((ones, (np.arange(256) % 16, np.arange(256) // 16))))
+    state = bpr.first_state(pairs, items=16, factors=64, seed=0)
+    threads = int(os.environ.get("OMP_NUM_THREADS", "1"))
+    hyper = {**bpr.HYPER, "iterations": 1}
+    bpr.fit(pairs, state, hyper=hyper, threads=threads, seed=0, after_epoch=lambda state: None)
+    user_encoders.of_kind("bpr", state.items, hyper, others=pairs.compared())(np.arange(8), ones[:8])
+
+
+def learning() -> None:
+    """Train an embedding: reading, scoring, and torch with one step of the network."""
+    import torch
+
+    from apps.recsys.models.embedding.embedding_config import Recipe
+    from apps.recsys.models.embedding.model import largest_batch, make_step
+    from apps.recsys.training import fit_embedding as loop
+
+    reading()
+    scoring()
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    recipe = Recipe(items=64, factors=64, batch=16, negatives=32, window=4)
+    network, _, step = make_step(recipe, micro_batch=8)
+    step(largest_batch(recipe))
+    loop.tensors(network, None)
+
+
+def serving() -> None:
+    """Serve: answering, FastAPI and uvicorn, and one request through a tiny application."""
+    import asyncio
+
+    import fastapi
+    import uvicorn
+
+    answering()
+    app = fastapi.FastAPI(openapi_url=None)
+
+    @app.get("/")
+    async def answer(k: int = 1) -> dict[str, int]:
+        return {"k": k}
+
+    scope = {"type": "http", "method": "GET", "path": "/", "headers": [], "query_string": b"k=2"}
+
+    async def receive() -> dict[str, object]:
+        return {"type": "http.request"}
+
+    async def send(message: object) -> None:
+        pass
+
+    asyncio.run(app({"asgi": {"version": "3.0"}, **scope}, receive, send))
+    uvicorn.Config(app, log_level="warning").load()

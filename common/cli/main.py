@@ -1,0 +1,350 @@
+"""What both command lines share: options, the walk from plan to record, progress, error lines and exit codes.
+
+A command that allocates runs in two processes. The small parent parses the ceiling and supervises; the child plans,
+sets its soft wall, runs and writes the record. ``--help`` and usage errors never start the child.
+"""
+
+import argparse
+import json
+import logging
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NoReturn
+
+from common import __version__
+from common.cli.session import Session
+from common.errors import (
+    EXIT_BAD_INPUT,
+    EXIT_DOES_NOT_FIT,
+    EXIT_INTERRUPTED,
+    EXIT_OK,
+    EXIT_UNFORESEEN,
+    EXIT_USAGE,
+    InputError,
+    UsageError,
+)
+from common.files import sole_writer, write_json, write_text
+from common.memory.costs.store import CostStore, cache_directory, resolve
+from common.memory.plan import divisible, explain
+from common.memory.plan.plan_file import read_plan
+from common.memory.plan.planner import DoesNotFit, Plan, Workload
+from common.memory.process import cuda, glibc, guard, meter
+from common.memory.process.budget import BudgetError, MemoryBudget, format_size, total_memory
+from common.memory.report.record import RunRecord, memory_line
+
+log = logging.getLogger("peakline")
+
+_CEILING = "PEAKLINE_CEILING"
+"""The supervisor's ceiling in bytes and its source, so that ``auto`` is read once for both processes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """A command that allocates."""
+
+    name: str
+    """``"imaging train"``"""
+    workload: Callable[[argparse.Namespace, MemoryBudget], Workload]
+    """Look at the input's headers, inside the ceiling, and describe the work. Raises ``InputError``."""
+    warm_up: Callable[[argparse.Namespace], str]
+    """Names the function that loads what the command needs (``common.memory.costs.floor``)."""
+    execute: Callable[[argparse.Namespace, Session], Mapping[str, Any]]
+    """Do the work; returns the record's ``results``."""
+    record: Callable[[argparse.Namespace], Path | None] = lambda args: None
+    """Where the record goes; ``None``: nowhere but ``--json``."""
+    sections: Callable[[Mapping[str, Any], Path], Iterable[str]] = lambda written, directory: ()
+    """Its own part of the report, from the record and the directory in which that is."""
+    huge_pages: bool = False
+    """Whether its tensors are large (``allocator.tunables``)."""
+    merge: bool = False
+    """Whether it trains in the heap (``common.memory.process.bounded_heap``)."""
+    alone: bool = False
+    """Whether no other command may write where its record goes meanwhile."""
+
+
+def add_common_options(parser: argparse.ArgumentParser) -> None:
+    """Options that every allocating command has."""
+    group = parser.add_argument_group("memory and running")
+    memory = "ceiling for the whole process tree: bytes, 800MiB, 2G, 50%%, auto (the default)"
+    group.add_argument("--memory", default="auto", metavar="SIZE", help=memory)
+    group.add_argument("--dry-run", action="store_true", help="print the plan and stop")
+    group.add_argument("--plan", type=Path, metavar="FILE", help="use the knobs of a plan (--dry-run --json, edited)")
+    threads = "CPU threads (default: all, %(default)s)"
+    group.add_argument("--threads", type=positive, default=_default_threads(), metavar="N", help=threads)
+    group.add_argument("--seed", type=int, default=0, metavar="N", help="random seed (default 0)")
+    group.add_argument("--json", action="store_true", help="the record on stdout at every ending, nothing else there")
+    group.add_argument("--report", action="store_true", help="also write report.html beside the record")
+    group.add_argument("-q", "--quiet", action="store_true", help="errors only")
+    group.add_argument("-v", "--verbose", action="store_true", help="say more; tracebacks on stderr")
+
+
+def add_device_options(parser: argparse.ArgumentParser) -> None:
+    """For the commands that can compute on a CUDA device."""
+    group = parser.add_argument_group("CUDA device")
+    group.add_argument("--device", default="cpu", metavar="cpu|cuda|cuda:N|auto", help="where to compute (default cpu)")
+    gpu_memory = "ceiling on the device beside CUDA's context: a size, N%% of what is free, auto (the default: 90%%)"
+    group.add_argument("--gpu-memory", metavar="SIZE", help=gpu_memory)
+
+
+def add_settings_option(parser: argparse.ArgumentParser, settings: Mapping[str, Any]) -> None:
+    """``--set KEY=VALUE`` for the hyper-parameters in ``settings`` (name -> default)."""
+    known = ", ".join(f"{name}={value}" for name, value in settings.items())
+    text = f"hyper-parameter; known, with defaults: {known}"
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help=text)
+
+
+def parse_settings(pairs: Sequence[str], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """``settings`` with the ``--set`` pairs applied; each value takes the default's type.
+
+    Raises
+    ------
+    UsageError
+        Unknown key, or a value that is not of the default's type.
+    """
+    chosen = dict(settings)
+    for pair in pairs:
+        key, separator, text = pair.partition("=")
+        if not separator or key not in settings:
+            raise UsageError(f"--set {pair}: expected KEY=VALUE with KEY one of {', '.join(settings)}")
+        kind = type(settings[key])
+        try:
+            chosen[key] = kind(text)
+        except ValueError:
+            raise UsageError(f"--set {pair}: {text!r} is not {kind.__name__}") from None
+    return chosen
+
+
+def positive(text: str) -> int:
+    """An argparse type: an integer of at least one."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
+    return value
+
+
+def triple(text: str) -> tuple[int, int, int]:
+    """An argparse type: three sizes, ``96`` or ``96,96,64``."""
+    sizes = [positive(part) for part in text.split(",")]
+    if len(sizes) not in (1, 3):
+        raise argparse.ArgumentTypeError(f"{text} is not X,Y,Z")
+    x, y, z = sizes * 3 if len(sizes) == 1 else sizes
+    return x, y, z
+
+
+def _default_threads() -> int:
+    return len(os.sched_getaffinity(0))
+
+
+def main(parser: argparse.ArgumentParser, module: str, argv: Sequence[str] | None = None) -> int:
+    """Parse and run. Subparsers set ``command`` (a ``Command``) or ``run`` (a function of the namespace).
+
+    Returns
+    -------
+    int
+        The exit code of DESIGN 1.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    args = parser.parse_args(arguments)
+    _configure_logging(args)
+    if not hasattr(args, "command"):
+        return _simple(args)
+    supervisor = guard.supervisor_pid()
+    try:
+        budget = _budget(args, supervised=supervisor is not None)
+    except BudgetError as error:
+        return _fail(args, "usage", str(error), EXIT_USAGE)
+    if args.report and args.command.record(args) is None:
+        return _fail(args, "usage", "--report: this command keeps no record; --json prints it", EXIT_USAGE)
+    if supervisor is None:
+        _supervise(args, budget, guard.python_command(module, arguments))
+    return _run(args, budget, supervisor)
+
+
+def _configure_logging(args: argparse.Namespace) -> None:
+    level = logging.ERROR if getattr(args, "quiet", False) else logging.WARNING
+    logging.basicConfig(level=logging.DEBUG if getattr(args, "verbose", False) else level, format="%(message)s")
+    for chatty in ("matplotlib", "h5py", "numba", "PIL"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+
+
+def _budget(args: argparse.Namespace, *, supervised: bool) -> MemoryBudget:
+    if supervised and (given := os.environ.get(_CEILING)):
+        size, _, source = given.partition(" ")
+        return MemoryBudget(int(size), None, source)
+    budget = MemoryBudget.parse(args.memory)
+    if budget.host_bytes > total_memory():
+        log.warning(
+            "--memory %s is more than this machine has (%s); going on with it",
+            format_size(budget.host_bytes),
+            format_size(total_memory()),
+        )
+    return budget
+
+
+def _supervise(args: argparse.Namespace, budget: MemoryBudget, command: list[str]) -> NoReturn:
+    os.environ[_CEILING] = f"{budget.host_bytes} {budget.source}"
+    tunables = glibc.tunables(huge_pages=args.command.huge_pages, merge=args.command.merge)
+    variables = glibc.environment(args.threads) | tunables
+    if getattr(args, "device", cuda.HOST) != cuda.HOST:
+        variables |= cuda.environment()
+    path = None if args.dry_run else args.command.record(args)
+    guard.supervise(
+        command, name=_name(args), ceiling=budget.host_bytes, variables=variables, json=args.json, record=path
+    )
+
+
+def _simple(args: argparse.Namespace) -> int:
+    """A command that allocates nothing large and keeps no record of memory."""
+    try:
+        return int(args.run(args) or EXIT_OK)
+    except UsageError as error:
+        return _fail(args, "usage", str(error), EXIT_USAGE)
+    except InputError as error:
+        return _fail(args, "input", str(error), EXIT_BAD_INPUT)
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+
+
+def _fail(args: argparse.Namespace, kind: str, message: str, code: int) -> int:
+    """An ending before there is a meter: one line, and a minimal record with ``--json``."""
+    sys.stderr.write(f"{_name(args)}: {message}\n")
+    if getattr(args, "json", False):
+        record = {"peakline": __version__, "command": _name(args), "exit_code": code}
+        sys.stdout.write(json.dumps(record | {"error": {"kind": kind, "message": message}}) + "\n")
+    return code
+
+
+def _name(args: argparse.Namespace) -> str:
+    command: Command | None = getattr(args, "command", None)
+    return command.name if command else str(getattr(args, "name", "peakline"))
+
+
+def _run(args: argparse.Namespace, budget: MemoryBudget, supervisor: int) -> int:
+    """The child: plan, run, and end in one of the ways of DESIGN 1."""
+    glibc.tame()
+    # SIGTERM unwinds like SIGINT, so that nothing half-written stays behind.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    command: Command = args.command
+    record = RunRecord(__version__, command.name, budget)
+    line: str | None = None
+    with meter.PeakMeter(companions=(supervisor,)) as gauge:
+        try:
+            _plan_and_execute(args, record, gauge)
+        except KeyboardInterrupt:
+            record.exit_code, line = EXIT_INTERRUPTED, "interrupted; the same command goes on from the last checkpoint"
+        except DoesNotFit as refusal:
+            record.exit_code, line = EXIT_DOES_NOT_FIT, str(refusal)
+            record.smallest_feasible_bytes = refusal.smallest_feasible_bytes
+            record.plan = refusal.smallest
+            record.error = {"kind": "does not fit", "message": line}
+        except (UsageError, BudgetError) as error:
+            record.exit_code, line = EXIT_USAGE, str(error)
+            record.error = {"kind": "usage", "message": line}
+        except InputError as error:
+            record.exit_code, line = EXIT_BAD_INPUT, str(error)
+            record.error = {"kind": "input", "message": error.public}
+        except Exception as error:
+            record.exit_code, line = EXIT_UNFORESEEN, _unforeseen(args, error)
+            kind = "out of memory" if guard.is_out_of_memory(error) else type(error).__name__
+            record.error = {"kind": kind, "message": "see the log"}
+    _finish(args, record, gauge, line)
+    return record.exit_code
+
+
+def _plan_and_execute(args: argparse.Namespace, record: RunRecord, gauge: meter.PeakMeter) -> None:
+    command: Command = args.command
+    costs = CostStore()
+    with gauge.phase("plan"):
+        if hasattr(args, "device"):
+            record.device, size = cuda.open_device(args.device, args.gpu_memory)
+            record.budget = replace(record.budget, device_bytes=size)
+        workload = command.workload(args, record.budget)
+        record.plan, workload = _choose(args, workload, record.budget, costs)
+        if costs.exceeded:  # a run has never been above its ceiling, not even to measure
+            raise DoesNotFit(record.budget, record.plan)
+    if costs.measured:
+        gauge.rename_last("probe")
+        record.plan = record.plan.including("probe", gauge.phases[-1].peak_bytes)
+    if args.dry_run:
+        if not args.json:
+            sys.stdout.write(explain.plan_text(record.plan, record.budget.host_bytes) + "\n")
+        return
+    if args.verbose:
+        sys.stderr.write(explain.plan_text(record.plan, record.budget.host_bytes) + "\n")
+    session = Session(record.budget, record.plan, workload, gauge, args.threads, args.seed, record.device, args.quiet)
+    with gauge.phase("start"):
+        guard.lift_soft_wall()
+        resolve(command.warm_up(args))()
+        glibc.trim()
+    gauge.floor_bytes = meter.resident()
+    record.missing_walls = guard.missing_walls(soft=session.wall())
+    record.results = session.results
+    place = command.record(args) if command.alone else None
+    with sole_writer(place.parent) if place is not None else nullcontext():
+        session.results.update(command.execute(args, session))
+    record.plan = session.plan  # another one where settings were searched
+
+
+def _choose(
+    args: argparse.Namespace, workload: Workload, budget: MemoryBudget, costs: CostStore
+) -> tuple[Plan, Workload]:
+    """The plan, and the work that it is for: perhaps without the parts that do not fit."""
+    if args.plan is None:
+        return divisible.plan(workload, budget, costs)
+    try:
+        return read_plan(args.plan.read_text(encoding="utf-8"), workload, budget, costs), workload
+    except OSError as error:
+        raise UsageError(f"--plan {args.plan}: {error.strerror}") from None
+    except ValueError as error:
+        raise UsageError(f"--plan {args.plan}: {error}") from None
+
+
+def _unforeseen(args: argparse.Namespace, error: Exception) -> str:
+    """Keep the traceback where it can be found, and say where."""
+    if args.verbose:
+        traceback.print_exc()
+        return f"{type(error).__name__}: {error}"
+    path = cache_directory().parent / "error.log"
+    with suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as stream:
+            traceback.print_exc(file=stream)
+    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''} (traceback in {path})"
+
+
+def _write_report(command: Command, path: Path, written: Mapping[str, Any]) -> None:
+    """``report.html`` beside ``run.json``, ``evaluation.html`` beside ``evaluation.json``."""
+    from common.memory.report.page import render
+
+    page = render(written, command.sections(written, path.parent))
+    write_text(path.with_name("report.html") if path.stem == "run" else path.with_suffix(".html"), page)
+
+
+def _keeps(path: Path, exit_code: int) -> bool:
+    """Whether the record at ``path`` is of a run that ended well, and this one did not: its output is still there."""
+    with suppress(OSError, ValueError, TypeError):
+        return exit_code != EXIT_OK and json.loads(path.read_text("utf-8"))["exit_code"] == EXIT_OK
+    return exit_code == EXIT_USAGE
+
+
+def _finish(args: argparse.Namespace, record: RunRecord, gauge: meter.PeakMeter, line: str | None) -> None:
+    command: Command = args.command
+    written = record.to_json(gauge)
+    path = command.record(args)
+    if path is not None and path.parent.is_dir() and not args.dry_run and not _keeps(path, record.exit_code):
+        with suppress(OSError):
+            write_json(path, written)
+            if args.report:
+                _write_report(command, path, written)
+    if line is not None:
+        sys.stderr.write(f"{command.name}: {line}\n")
+    if record.exit_code == EXIT_OK and record.plan is not None and not args.dry_run and not args.quiet:
+        sys.stderr.write(memory_line(record, gauge.peak_bytes) + "\n")
+    if args.json:
+        sys.stdout.write(json.dumps(written) + "\n")

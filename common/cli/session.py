@@ -1,0 +1,83 @@
+"""What a running command has of its surroundings: its plan, the meter, the walls, progress, and whether to stop."""
+
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from common.memory.costs import floor
+from common.memory.plan.planner import Plan, Workload
+from common.memory.process import guard, meter
+from common.memory.process.budget import MemoryBudget
+from common.memory.process.cuda import Device
+
+
+@dataclass(slots=True)
+class Session:
+    """What a running command needs from its surroundings."""
+
+    budget: MemoryBudget
+    plan: Plan
+    workload: Workload
+    """The object ``Command.workload`` returned, with what it read of the input."""
+    meter: meter.PeakMeter
+    threads: int
+    seed: int
+    device: Device | None = None
+    """The CUDA device to compute on; ``None``: the host."""
+    quiet: bool = False
+    results: dict[str, Any] = field(default_factory=dict)
+    """The record's ``results``; what is in here is kept when the command then raises."""
+    _stop: int | None = field(default=None)
+
+    @property
+    def stopping(self) -> bool:
+        """Whether SIGINT or SIGTERM asked us to stop: write a checkpoint, then raise ``KeyboardInterrupt``."""
+        return self._stop is not None
+
+    def phase(self, name: str) -> Any:
+        """Measure a block of work; the names are those of the footprint's phases."""
+        return self.meter.phase(name)
+
+    def wall(self) -> bool:
+        """Let this process hold no more than the ceiling, from what it holds now; whether that can be set."""
+        return guard.soft_wall(self.budget.host_bytes - floor.SUPERVISOR_BYTES, threads=self.threads)
+
+    @contextmanager
+    def reserving(self) -> Iterator[None]:
+        """A block behind the hard wall only: its peak was measured, and it reserves far more than it takes."""
+        guard.lift_soft_wall()
+        try:
+            yield
+        finally:
+            self.wall()
+
+    def say(self, message: str) -> None:
+        """One line for the person at the terminal (stderr)."""
+        if not self.quiet:
+            sys.stderr.write(message + "\n")
+
+    def progress(self, *, total: float | None, unit: str, label: str) -> Any:
+        """A progress bar on stderr, drawn only on a terminal; used as a context manager with ``update``."""
+        from tqdm import tqdm
+
+        silent = self.quiet or not sys.stderr.isatty()
+        return tqdm(total=total, unit=unit, desc=label, disable=silent, leave=False)
+
+    @contextmanager
+    def deferred_signals(self) -> Iterator[None]:
+        """Within the block the first SIGINT or SIGTERM only sets ``stopping``; a second one interrupts at once."""
+
+        def remember(number: int, _frame: object) -> None:
+            if self._stop is not None:
+                raise KeyboardInterrupt
+            self._stop = number
+
+        old = {number: signal.signal(number, remember) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in old.items():
+                signal.signal(number, handler)

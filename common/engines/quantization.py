@@ -1,0 +1,129 @@
+"""A network in 8-bit integers for OpenVINO: post-training quantisation by NNCF, from tiles of real images.
+
+Convolutions compute in int8; normalisation, which sums over a whole tile, stays in float32. The ranges of the values
+between layers are those that the tiles showed.
+"""
+
+import io
+import logging
+import sys
+from collections.abc import Callable, Iterable
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from common.engines.openvino import import_openvino
+from common.engines.registry import INT8, NETWORK, Array, Tile
+from common.errors import UsageError
+from common.memory.costs.store import Probe
+from common.memory.process import glibc
+from common.memory.process.meter import lifetime_peak, reset_peak, resident
+
+LIBRARIES = ("nncf", "openvino", "numpy")
+MEANS = ("over_groups",)
+"""How weights end that only take means: the modules that have them are normalisations, written out in the file."""
+WHOLE = ("MVN", "ReduceMean", "ReduceL2")
+"""Normalisations as OpenVINO has them, and their sums."""
+_PROBED_TILES = 2
+
+
+def import_nncf() -> Any:
+    """Import NNCF without PyTorch, which it would only use for networks of that kind (268 -> 88 MiB), and without the
+    library that would tell its maker.
+
+    Raises
+    ------
+    UsageError
+        It is not installed.
+    """
+    import_openvino()
+    absent = [name for name in ("torch", "openvino_telemetry") if name not in sys.modules]
+    sys.modules.update(dict.fromkeys(absent))  # type: ignore[arg-type]  # the documented way to make imports fail
+    try:
+        import nncf
+    except ImportError:
+        raise UsageError("int8 needs the extra 'int8' (NNCF)") from None
+    finally:
+        for name in absent:
+            sys.modules.pop(name, None)
+    nncf.set_log_level(logging.ERROR)
+    return nncf
+
+
+def quantise(directory: Path, out: Path, tiles: Callable[[], Iterable[Array]], *, count: int, tile: Tile) -> None:
+    """Write the int8 network of a model folder.
+
+    Parameters
+    ----------
+    directory, out
+        Folder with ``network.onnx``; folder for ``network-int8.xml`` and its weights.
+    tiles
+        Called for each of several passes: yields (1, channels, *tile), ready for the network.
+    count
+        How many tiles there are.
+    tile
+        The shape with which ranges are found; the network then takes any.
+    """
+    nncf, ov = import_nncf(), import_openvino()
+    model = ov.Core().read_model(directory / NETWORK)
+    channels = model.input(0).partial_shape[1].get_length()
+    model.reshape([1, channels, *tile])
+    silent = io.StringIO()  # it draws a progress bar
+    with redirect_stdout(silent):
+        quantised = nncf.quantize(
+            model,
+            nncf.Dataset(_Tiles(tiles)),
+            subset_size=count,
+            preset=nncf.QuantizationPreset.MIXED,
+            ignored_scope=nncf.IgnoredScope(names=_normalisations(model), types=list(WHOLE), validate=False),
+        )
+    ov.save_model(quantised, out / INT8[0], compress_to_fp16=False)
+
+
+def _normalisations(model: Any) -> list[str]:
+    """Layers that stay in float32: all of a module in which means are taken by a convolution."""
+    operations = model.get_ordered_ops()
+    modules = {
+        operation.get_friendly_name().rpartition("/")[0]
+        for operation in operations
+        if operation.get_type_name() == "Convolution"
+        and operation.input_value(1).get_node().get_friendly_name().endswith(MEANS)
+    }
+    names = (operation.get_friendly_name() for operation in operations)
+    return [name for name in names if name.rpartition("/")[0] in modules]
+
+
+class _Tiles:
+    """An iterable that can be gone through again."""
+
+    def __init__(self, tiles: Callable[[], Iterable[Array]]) -> None:
+        self._tiles = tiles
+
+    def __iter__(self) -> Any:
+        return iter(self._tiles())
+
+
+def probe(*, warm_up: str, threads: int, sha256: str, model_dir: str, tile: Tile) -> Probe:
+    """What quantising a network takes above the floor of ``warm_up``: ``bytes``."""
+    arguments = {"network": sha256, "model_dir": model_dir, "tile": tile}
+    return Probe.of(
+        "common.engines.quantization:measure", libraries=LIBRARIES, threads=threads, warm_up=warm_up, **arguments
+    )
+
+
+def measure(*, warm_up: str, network: str, model_dir: str, tile: list[int]) -> dict[str, float]:
+    """Quantise with noise; called in a probe's child, which has run ``warm_up``."""
+    import tempfile
+
+    glibc.trim()
+    base = resident()
+    reset_peak()
+    x, y, z = tile
+    model = import_openvino().Core().read_model(Path(model_dir) / NETWORK)
+    channels = model.input(0).partial_shape[1].get_length()
+    noise = np.random.default_rng(0).standard_normal((_PROBED_TILES, 1, channels, x, y, z)).astype(np.float32)
+    with tempfile.TemporaryDirectory() as place:
+        quantise(Path(model_dir), Path(place), lambda: noise, count=_PROBED_TILES, tile=(x, y, z))
+    return {"bytes": max(0, lifetime_peak() - base)}

@@ -1,0 +1,220 @@
+"""One inference interface over the libraries that run a network.
+
+``open_engine`` reads a model folder: ``network.onnx`` for OpenVINO, ``weights.safetensors`` and the application's own
+network for PyTorch. What such a library allocates cannot be computed from outside, so ``probe`` asks for it to be
+measured once, in a child (``common.memory.costs.store``).
+"""
+
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from importlib.util import find_spec
+from math import prod
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from common.memory.costs.store import Probe, resolve
+from common.memory.process import glibc
+from common.memory.process.meter import lifetime_peak, reset_peak, resident
+
+Array = npt.NDArray[np.float32]
+Output = Literal["features", "logits"]
+Tile = tuple[int, int, int]
+
+NETWORK = "network.onnx"
+WEIGHTS = "weights.safetensors"
+INT8 = ("network-int8.xml", "network-int8.bin")
+"""OpenVINO's own format; there where a model was quantised (``common.engines.quantization``)."""
+ENGINES = ("openvino", "onnxruntime", "torch")
+LIBRARIES: Mapping[str, tuple[str, ...]] = {
+    "openvino": ("openvino", "numpy"),
+    "onnxruntime": ("onnxruntime", "numpy"),
+    "torch": ("torch", "monai", "numpy"),
+}
+"""Distributions whose versions an engine's cost depends on."""
+
+PRECISIONS: Mapping[str, tuple[str, ...]] = {
+    "openvino": ("float32", "bf16", "int8"),
+    "onnxruntime": ("float32",),
+    "torch": ("float32",),
+}
+"""In what each engine computes."""
+
+_RUNS = 2
+"""Tiles per probe: the first run allocates, the second is timed."""
+
+
+class Engine(Protocol):
+    """A network made ready for tiles of one shape."""
+
+    in_channels: int
+    out_channels: int
+    output: Output
+
+    def __call__(self, tiles: Array) -> Array:
+        """(n, in_channels, *tile) -> (n, out_channels, *tile), n at most the batch.
+
+        The answer is valid until the next call; of an engine for batches, until the one after that.
+        """
+        ...
+
+
+class Turns:
+    """Zeroed arrays for what goes in or out of an engine: one for single tiles, two for batches, computed ahead."""
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        self._arrays = [np.zeros(shape, np.float32) for _ in range(turns(shape[0]))]
+
+    def next(self, count: int) -> Array:
+        """The first ``count`` rows of the array whose turn it is."""
+        self._arrays.reverse()
+        return self._arrays[0][:count]
+
+
+def turns(batch: int) -> int:
+    """How many arrays ``Turns`` has for a batch."""
+    return min(batch, 2)
+
+
+def answers(engine: Engine, batches: Iterable[Array], *, ahead: bool) -> Iterator[Array]:
+    """The engine's answer to each batch; ``ahead``: the next one is computed meanwhile, by a thread beside this one.
+
+    Parameters
+    ----------
+    batches
+        Ahead, a batch is asked for before the answer to the one before it is given, and must stay as it is until then.
+    """
+    if not ahead:
+        yield from map(engine, batches)
+        return
+    with ThreadPoolExecutor(1) as worker:
+        running: Future[Array] | None = None
+        for tiles in batches:
+            done = running.result() if running is not None else None
+            running = worker.submit(engine, tiles)
+            if done is not None:
+                yield done
+        if running is not None:
+            yield running.result()
+
+
+def choose(name: str) -> str:
+    """The engine that ``auto`` stands for here: OpenVINO where it is installed, else PyTorch."""
+    if name == "auto":
+        return "openvino" if find_spec("openvino") else "torch"
+    return name
+
+
+def open_engine(
+    model_dir: Path,
+    *,
+    name: str,
+    precision: str,
+    tile: Tile,
+    batch: int,
+    threads: int,
+    output: Output = "logits",
+    head: Mapping[str, str] | None = None,
+    builder: str | None = None,
+    device: str = "cpu",
+    heap: bool = False,
+) -> Engine:
+    """Load the network of a model folder.
+
+    Parameters
+    ----------
+    name
+        One of ``ENGINES``.
+    precision
+        One of ``PRECISIONS``; always set explicitly, because OpenVINO's own default is bfloat16 where the CPU has it.
+        What is given and returned stays float32.
+    tile, batch, threads
+        Fixed for the life of the engine; fewer tiles than a batch may be given.
+    output
+        ``"features"`` leaves the final 1x1x1 convolution to the caller; needs ``head``.
+    head
+        Names of that convolution's ``weight`` and ``bias`` in ``weights.safetensors``, where there is one.
+    builder
+        For PyTorch: ``"package.module:function"`` of the application, called with (model_dir, output), which returns
+        the module with its weights.
+
+    device
+        Where PyTorch computes: ``"cpu"`` or ``"cuda:N"``.
+    heap
+        Whether PyTorch keeps a tile's memory for the next one.
+
+    Raises
+    ------
+    ValueError
+        For a name, precision or output that is not available.
+    """
+    if precision not in PRECISIONS.get(name, ()):
+        known = ", ".join(PRECISIONS.get(name, PRECISIONS["openvino"]))
+        raise ValueError(f"engine {name!r}, precision {precision!r}: choose one of {', '.join(ENGINES)}; {known}")
+    if output == "features" and head is None:
+        raise ValueError("features were asked for, but the network has no 1x1x1 head")
+    if name == "openvino":
+        from common.engines.openvino import OpenVinoEngine
+
+        return OpenVinoEngine(
+            model_dir, tile=tile, batch=batch, threads=threads, output=output, head=head, precision=precision
+        )
+    if name == "onnxruntime":
+        from common.engines.onnxruntime import OnnxEngine
+
+        return OnnxEngine(model_dir, tile=tile, batch=batch, threads=threads, output=output, head=head)
+    if name == "torch" and builder is not None:
+        from common.engines.pytorch import TorchEngine
+
+        network = resolve(builder)(model_dir, output)
+        return TorchEngine(network, threads=threads, output=output, device=device, heap=heap)
+    raise ValueError(f"engine {name!r}: choose one of {', '.join(ENGINES)}")
+
+
+def read_head(model_dir: Path, head: Mapping[str, str]) -> tuple[Array, Array]:
+    """Weight (classes, features) and bias (classes) of the final 1x1x1 convolution."""
+    from safetensors import safe_open
+
+    with safe_open(model_dir / WEIGHTS, framework="np") as tensors:
+        weight, bias = (np.asarray(tensors.get_tensor(head[key]), np.float32) for key in ("weight", "bias"))
+    return np.ascontiguousarray(weight.reshape(weight.shape[0], -1)), bias
+
+
+def probe(*, warm_up: str, threads: int, sha256: str, **arguments: Any) -> Probe:
+    """What an engine needs above the floor of ``warm_up``; ``arguments`` are those of ``open_engine``.
+
+    The answer has ``open_bytes`` (while loading), ``run_bytes`` (while running, without the input) and ``seconds``
+    for one batch.
+    """
+    return Probe.of(
+        "common.engines.registry:measure",
+        libraries=LIBRARIES[arguments["name"]],
+        threads=threads,
+        warm_up=warm_up,
+        workers=threads,
+        network=sha256,
+        **arguments,
+    )
+
+
+def measure(*, warm_up: str, workers: int, network: str, model_dir: str, **arguments: Any) -> dict[str, float]:
+    """Open an engine and run it on noise; called in a probe's child, which has run ``warm_up``."""
+    glibc.trim()
+    base = resident()  # as the floor is measured, so that floor + engine is this process's peak
+    reset_peak()
+    tile: Tile = tuple(arguments.pop("tile"))
+    engine = open_engine(Path(model_dir), tile=tile, threads=workers, **arguments)
+    opened = lifetime_peak() - base
+    # No random numbers: their library is not loaded where an engine is used.
+    tiles = np.arange(arguments["batch"] * engine.in_channels * prod(tile), dtype=np.float32)
+    tiles = np.sin(tiles, out=tiles).reshape(arguments["batch"], engine.in_channels, *tile)
+    reset_peak()
+    for _ in range(_RUNS):
+        began = time.perf_counter()
+        engine(tiles)
+        seconds = time.perf_counter() - began
+    running = lifetime_peak() - base - tiles.nbytes
+    return {"open_bytes": max(0, opened), "run_bytes": max(0, running), "seconds": seconds}

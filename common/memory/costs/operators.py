@@ -1,0 +1,322 @@
+"""What one operator costs beyond its result: run once, alone, on real tensors of the same layout, and remembered.
+
+Fake tensors know an operator's inputs and outputs; what its kernel allocates in between (im2col buffers, reordered
+weights, oneDNN's scratch: 63 of 169 MiB for a small 3D U-Net) only a run can tell. The answers are kept in a file that
+all plans share, one line each, so that a new plan replays only the operators that no plan before it had.
+
+Replaying costs the memory of the largest single operator, never that of the step; a probe's child leaves it to another
+(``common.memory.costs.store.Needs``) that has loaded nothing but torch.
+"""
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from common.memory.costs.store import Probe, cache_directory, environment_facts
+from common.memory.process import glibc, guard
+from common.memory.process.budget import MIB
+from common.memory.process.meter import lifetime_peak, reset_peak, resident
+
+if TYPE_CHECKING:
+    import torch
+
+log = logging.getLogger("peakline.operators")
+
+LARGE_WORKSPACE = 16 * MIB
+"""Smaller ones are measured once."""
+AGREE = 1 * MIB
+"""Two runs that differ by no more are the same."""
+REPEATS = 3
+"""Runs beyond the measured one, at most."""
+FILL = 0.5
+"""What operands hold while an operator is replayed: zeros would be as large, but not as slow."""
+
+
+@dataclass(frozen=True, slots=True)
+class Like:
+    """Enough of a tensor to make another one that runs the same kernel."""
+
+    size: tuple[int, ...]
+    stride: tuple[int, ...]
+    dtype: "torch.dtype"
+
+    @classmethod
+    def of(cls, tensor: "torch.Tensor") -> "Like":
+        """Describe a tensor."""
+        return cls(tuple(tensor.shape), tuple(tensor.stride()), tensor.dtype)
+
+    def real(self) -> "torch.Tensor":
+        """A tensor of this layout, with its pages touched."""
+        import torch
+
+        extent = 1 + sum((n - 1) * s for n, s in zip(self.size, self.stride, strict=True)) if all(self.size) else 0
+        value = FILL if self.dtype.is_floating_point else 0
+        return torch.full((extent,), value, dtype=self.dtype).as_strided(self.size, self.stride)
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One operator with its arguments; equal calls allocate the same."""
+
+    function: Any
+    leaves: tuple[Any, ...]
+    layout: Any
+
+    @classmethod
+    def of(cls, function: Any, leaves: Sequence[Any], layout: Any) -> "Call | None":
+        """Describe a call by its flattened arguments; ``None`` where one of them cannot be compared."""
+        import torch
+
+        described = tuple(Like.of(leaf) if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves)
+        try:
+            hash(described)
+        except TypeError:
+            return None
+        return cls(function, described, layout)
+
+    def arguments(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Real arguments to call the function with."""
+        from torch.utils._pytree import tree_unflatten
+
+        real = [leaf.real() if isinstance(leaf, Like) else leaf for leaf in self.leaves]
+        args, kwargs = tree_unflatten(real, self.layout)
+        return args, kwargs
+
+    @property
+    def probe(self) -> Probe | None:
+        """What replays it in a child of its own; ``None`` where an argument cannot be written down."""
+        from torch.utils._pytree import tree_unflatten
+
+        try:
+            args, kwargs = _written(tree_unflatten(list(self.leaves), self.layout))
+        except TypeError:
+            return None
+        named = {"key": self.key, "operator": str(self.function), "args": args, "kwargs": kwargs}
+        threads = int(os.environ.get("OMP_NUM_THREADS", 1))
+        return Probe.of(MEASURE, libraries=("torch",), threads=threads, warm_up=WARM_UP, **named)
+
+    @property
+    def key(self) -> str:
+        """Name for the cache: operator, shapes, strides, dtypes and all other arguments."""
+        return hashlib.sha256(repr((str(self.function), self.leaves, str(self.layout))).encode()).hexdigest()[:24]
+
+
+def _written(value: Any) -> Any:
+    """An argument as JSON; names of torch (``torch.float32``) and descriptions of tensors become objects.
+
+    Raises
+    ------
+    TypeError
+        If there is no such form.
+    """
+    import torch
+
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, Like):
+        return {"tensor": [value.size, value.stride, _written(value.dtype)]}
+    if isinstance(value, (torch.dtype, torch.layout, torch.memory_format)):
+        return {"torch": str(value).removeprefix("torch.")}
+    if isinstance(value, torch.device):
+        return {"device": str(value)}
+    if isinstance(value, (list, tuple)):
+        return [_written(each) for each in value]
+    if isinstance(value, dict) and all(isinstance(name, str) for name in value):
+        return {name: _written(each) for name, each in value.items()}
+    raise TypeError(f"{type(value).__name__} has no written form")
+
+
+def _real(value: Any) -> Any:
+    """An argument to call with, from its written form."""
+    import torch
+
+    if isinstance(value, list):
+        return [_real(each) for each in value]
+    if not isinstance(value, dict):
+        return value
+    if "tensor" in value:
+        size, stride, dtype = value["tensor"]
+        return Like(tuple(size), tuple(stride), _real(dtype)).real()
+    return torch.device(value["device"]) if "device" in value else getattr(torch, value["torch"])
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What a replay says."""
+
+    workspace: int
+    """Bytes that the operator allocates beyond its result, and frees again."""
+    kept: int
+    """Bytes that stay after its first use: compiled code, primitives, libraries loaded late."""
+
+
+def replay(function: Any, arguments: Callable[[], tuple[Sequence[Any], Mapping[str, Any]]]) -> Cost:
+    """Run an operator, first to compile its kernel, then to measure.
+
+    How many of its scratch pages a kernel writes to differs from run to run (bfloat16 convolutions: 5 of 70 MiB), so a
+    large workspace is measured until two runs agree; the largest counts.
+
+    Parameters
+    ----------
+    arguments
+        Makes what it is called with: their memory is not there yet.
+
+    Raises
+    ------
+    RuntimeError, MemoryError
+        If there is not enough memory for this one operator.
+    """
+    import torch
+
+    empty = _held()
+    args, kwargs = arguments()
+    with torch.no_grad():
+        try:
+            function(*args, **kwargs)
+        except RuntimeError as error:
+            if guard.is_out_of_memory(error):
+                raise
+            log.debug("not replayed: %s: %s", function, error)
+            return Cost(0, 0)
+        workspace = _run(function, args, kwargs)
+        for _ in range(REPEATS if workspace >= LARGE_WORKSPACE else 0):
+            again = _run(function, args, kwargs)
+            settled = abs(again - workspace) <= AGREE
+            workspace = max(workspace, again)
+            if settled:
+                break
+    del args, kwargs
+    return Cost(workspace, max(0, _held() - empty))
+
+
+def _run(function: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> int:
+    """Bytes that one run takes beyond what it returns."""
+    glibc.trim()
+    before = resident()
+    reset_peak()
+    result = function(*args, **kwargs)
+    peak = lifetime_peak()
+    made = _storages(result)
+    for storage in _storages((args, kwargs)):
+        made.pop(storage, None)  # views and in-place results
+    return max(0, peak - before - sum(made.values()))
+
+
+def _held() -> int:
+    """Resident bytes but for the heap's end, which may grow by a whole huge page for a few bytes."""
+    glibc.trim()
+    heap = glibc.statistics()
+    return resident() - (int(heap.keepcost) if heap is not None else 0)
+
+
+def _storages(values: Any) -> dict[int, int]:
+    """Bytes of each distinct storage, by its address."""
+    from torch.utils._pytree import tree_flatten
+
+    storages = [tensor.untyped_storage() for tensor in tensors(tree_flatten(values)[0])]
+    return {storage.data_ptr(): storage.nbytes() for storage in storages}
+
+
+def tensors(values: Any) -> "list[torch.Tensor]":
+    """Those of the flattened values that are tensors."""
+    import torch
+
+    return [value for value in values if isinstance(value, torch.Tensor)]
+
+
+MEASURE = "common.memory.costs.operators:measure"
+WARM_UP = "common.memory.costs.operators:warm_up"
+
+
+def warm_up() -> None:
+    """Load torch, start its threads, and run the libraries below it once: no operator has to answer for them."""
+    import torch
+    import torch.nn.functional as F
+
+    kernels = ((16, 1, 3, 3, 3), (32, 16, 2, 2, 2), (32, 16, 2, 2, 2), (16, 32, 3, 3, 3), (3, 16, 1, 1, 1))
+    stem, down, up, block, head = (torch.ones(*shape, requires_grad=True) for shape in kernels)
+    last, few = (torch.ones(*shape, requires_grad=True) for shape in ((32, 5, 3, 3, 3), (5, 5, 3, 3, 3)))
+    for amp, samples in ((False, 1), (False, 2), (True, 1), (True, 2)):
+        image, classes = torch.ones(samples, 1, 16, 16, 16), torch.ones(samples, 1, 16, 16, 16, dtype=torch.int64)
+        with torch.autocast("cpu", torch.bfloat16, enabled=amp):
+            fine = F.leaky_relu(F.instance_norm(F.conv3d(image, stem, padding=1)))
+            coarse = F.relu(F.group_norm(F.conv3d(fine, down, stride=2), 2))
+            joined = torch.cat(
+                [F.conv_transpose3d(coarse, up, stride=2), F.interpolate(coarse, scale_factor=2)[:, :16]], 1
+            )
+            logits = F.conv3d(F.conv3d(joined, block, padding=1), head)
+            # Many voxels of few channels are convolved by other code, where a network ends so (MONAI's ``UNet``).
+            wide = F.interpolate(coarse, scale_factor=3)
+            rest = F.conv3d(F.conv_transpose3d(wide, last, stride=2, padding=1, output_padding=1), few, padding=1)
+            products = logits[..., ::2, ::2, ::2].flatten(1) @ torch.ones(3 * 8**3, 16)
+        scores = logits.float().log_softmax(1)
+        loss = scores.gather(1, classes) + scores.exp().sum(1, keepdim=True) * (classes > 0)
+        (loss.sum() + products.softmax(1).sum() + rest.float().sum()).backward()  # type: ignore[no-untyped-call]
+    F.embedding_bag(torch.zeros(4, 4, dtype=torch.int64), torch.ones(8, 8), mode="sum")
+
+
+def measure(*, key: str, operator: str, args: Any, kwargs: Any, warm_up: str) -> dict[str, float]:
+    """Replay a call that is written down; a probe's child, which has run ``warm_up``."""
+    import torch
+
+    found: Any = torch.ops
+    for name in operator.split("."):
+        found = getattr(found, name)
+    cost = replay(found, lambda: (_real(args), {name: _real(value) for name, value in kwargs.items()}))
+    OperatorCosts().add(key, cost)
+    return asdict(cost)
+
+
+VERSION = 6
+"""Raise when what a replay measures changes."""
+
+
+def default_file() -> Path:
+    """``operators-HASH.jsonl`` beside the other costs: one file per torch, CPU, thread count and allocator."""
+    facts = [*environment_facts(("torch",)), os.environ.get("OMP_NUM_THREADS", ""), VERSION]
+    return cache_directory() / f"operators-{hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]}.jsonl"
+
+
+@dataclass(slots=True)
+class OperatorCosts:
+    """Looks operators up, and replays those that are missing.
+
+    Lines are appended whole, so processes may share the file; a line that cannot be read is ignored.
+    """
+
+    file: Path = field(default_factory=default_file)
+    _known: dict[str, Cost] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        with suppress(OSError):
+            for line in self.file.read_text(encoding="utf-8", errors="replace").splitlines():
+                with suppress(ValueError, TypeError, KeyError, AttributeError):
+                    entry = json.loads(line)
+                    key = entry.pop("key")
+                    self._known[key] = Cost(**entry)
+
+    def __getitem__(self, call: Call) -> Cost:
+        if (cost := self._known.get(call.key)) is None:
+            cost = replay(call.function, call.arguments)
+            self.add(call.key, cost)
+        return cost
+
+    def __contains__(self, call: Call) -> bool:
+        return call.key in self._known
+
+    def add(self, key: str, cost: Cost) -> None:
+        """Remember what a replay said."""
+        self._known[key] = cost
+        self._append({"key": key, **asdict(cost)})
+
+    def _append(self, entry: dict[str, Any]) -> None:
+        with suppress(OSError):  # a read-only cache costs time, not correctness
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            with self.file.open("ab", buffering=0) as stream:
+                stream.write((json.dumps(entry) + "\n").encode())

@@ -1,0 +1,72 @@
+"""A plan that is fed back by ``--plan``, perhaps edited: only its knobs are believed."""
+
+import json
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
+
+from common.memory.costs.store import CostStore, ProbeFailed
+from common.memory.plan.planner import DoesNotFit, Knob, Plan, Setting, Workload, price
+from common.memory.process.budget import MemoryBudget
+
+
+def read_plan(text: str, workload: Workload, budget: MemoryBudget, costs: CostStore) -> Plan:
+    """Check its knobs against what the command line leaves open and price it anew; it must fit.
+
+    Raises
+    ------
+    ValueError
+        If it is not a plan, is for another command, or sets a knob to what the command line does not leave open.
+    DoesNotFit
+        If the edited setting does not fit.
+    """
+    try:
+        data = json.loads(text)
+        name, knobs = data["workload"], dict(data["knobs"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"not a plan: {type(error).__name__} {error}") from None
+    if name != workload.name:
+        raise ValueError(f"a plan for {name!r}, not for {workload.name!r}")
+    offered = list(workload.settings())
+    _check(knobs, offered)
+    try:
+        candidate = price(workload, MappingProxyType(knobs), costs, ceiling=budget.host_bytes)
+    except ProbeFailed as failure:
+        raise DoesNotFit(budget, None, [str(failure)]) from None
+    if candidate.needed_bytes > budget.host_bytes:
+        raise DoesNotFit(budget, candidate)
+    return candidate
+
+
+def _check(knobs: Mapping[str, Any], offered: Sequence[Setting]) -> None:
+    """Whether a setting is one of those offered, or lies between two that differ from it in one number only.
+
+    Raises
+    ------
+    ValueError
+        Naming the knob, its value, and what it may be.
+    """
+    if unknown := sorted(set(knobs) ^ set(offered[0])):
+        raise ValueError(f"unknown or missing knobs: {', '.join(unknown)}; expected {', '.join(sorted(offered[0]))}")
+    for knob, value in knobs.items():
+        choices = list(dict.fromkeys(setting[knob] for setting in offered))
+        if type(value) is not type(choices[0]):
+            raise ValueError(f"knob {knob}: {value!r} is not {type(choices[0]).__name__}")
+        if not _within(value, choices):
+            allowed = ", ".join(map(str, choices))
+            raise ValueError(f"knob {knob}: {value!r} is not among what the command line leaves open ({allowed})")
+    if any(dict(setting) == knobs for setting in offered):
+        return
+    for knob, value in knobs.items():
+        line = [s[knob] for s in offered if all(s[name] == other for name, other in knobs.items() if name != knob)]
+        if _within(value, line):
+            return
+    nearest = max(offered, key=lambda setting: len(knobs.items() & setting.items()))
+    wrong = ", ".join(f"{name}={value}" for name, value in nearest.items() if knobs[name] != value)
+    raise ValueError(f"its knobs do not go together; the nearest that do have {wrong}")
+
+
+def _within(value: Knob, choices: Sequence[Knob]) -> bool:
+    """Whether a value is one of the choices, or a number between the least and the greatest of them."""
+    numbers = [choice for choice in choices if not isinstance(choice, str)]
+    return value in choices or (bool(numbers) and not isinstance(value, str) and min(numbers) <= value <= max(numbers))

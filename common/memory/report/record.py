@@ -1,0 +1,102 @@
+"""``run.json``: what was planned, what was measured, how it ended. No path, no identifier."""
+
+import time
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from common.memory.plan.planner import Plan
+from common.memory.process import cuda as device
+from common.memory.process.budget import MemoryBudget, format_size
+from common.memory.process.cuda import Device
+from common.memory.process.meter import PeakMeter
+
+
+@dataclass(slots=True)
+class RunRecord:
+    """One run of one command."""
+
+    version: str
+    """The suite's version."""
+    command: str
+    """``"imaging infer"``"""
+    budget: MemoryBudget
+    """The ceiling."""
+    plan: Plan | None = None
+    """What was chosen; ``None`` before planning."""
+    results: dict[str, Any] = field(default_factory=dict)
+    """What the command reports (DESIGN 4)."""
+    exit_code: int = 0
+    """How it ended."""
+    error: dict[str, str] | None = None
+    """Kind and public message of a failure."""
+    device: Device | None = None
+    """The CUDA device it ran on, if any."""
+    missing_walls: list[str] = field(default_factory=list)
+    """Which walls could not be set; the run then went on with the meter."""
+    smallest_feasible_bytes: int | None = None
+    """On a refusal only."""
+    started: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+    """ISO 8601, UTC."""
+    began: float = field(default_factory=time.monotonic)
+    """For the duration."""
+
+    def to_json(self, meter: PeakMeter) -> dict[str, Any]:
+        """The record, with what ``meter`` saw."""
+        on_device = device.peak(self.device) if self.device else None
+        record: dict[str, Any] = {
+            "peakline": self.version,
+            "command": self.command,
+            "started": self.started,
+            "seconds": round(time.monotonic() - self.began, 3),
+            "exit_code": self.exit_code,
+            "budget": {
+                "host_bytes": self.budget.host_bytes,
+                "device_bytes": self.budget.device_bytes,
+                "source": self.budget.source,
+            },
+            "plan": self.plan.to_json() if self.plan else None,
+            "measured": {
+                "peak_bytes": meter.peak_bytes,
+                "method": meter.method,
+                "floor_bytes": meter.floor_bytes,
+                "phases": [
+                    {
+                        "name": phase.name,
+                        "start": round(phase.start, 3),
+                        "seconds": round(phase.seconds, 3),
+                        "peak_bytes": phase.peak_bytes,
+                    }
+                    for phase in meter.phases
+                ],
+                "timeline": [list(point) for point in meter.timeline],
+                **({"device_peak_bytes": on_device} if on_device is not None else {}),
+            },
+            "missing_walls": self.missing_walls,
+            "within_budget": meter.peak_bytes <= self.budget.host_bytes
+            and (on_device or 0) <= (self.budget.device_bytes or 0),
+            "results": self.results,
+        }
+        if self.smallest_feasible_bytes is not None:
+            record["smallest_feasible_bytes"] = self.smallest_feasible_bytes
+        if self.error is not None:
+            record["error"] = self.error
+        return record
+
+
+def memory_line(record: RunRecord, measured_bytes: int) -> str:
+    """The terminal's last line: ceiling, predicted, measured, and which wall did not stand."""
+    predicted = format_size(record.plan.predicted_peak_bytes) if record.plan else "nothing"
+    return "; ".join(
+        [
+            f"memory: ceiling {format_size(record.budget.host_bytes)}, predicted {predicted},"
+            f" measured {format_size(measured_bytes)}",
+            *([_device_line(record.device, record.budget)] if record.device else []),
+            *record.missing_walls,
+        ]
+    )
+
+
+def _device_line(used: Device, budget: MemoryBudget) -> str:
+    ceiling, measured = format_size(budget.device_bytes or 0), format_size(device.peak(used))
+    return f"{used.name}: ceiling {ceiling}, measured {measured}"

@@ -1,0 +1,55 @@
+"""``imaging compress --int8``: a folder that both precisions run from, close labels, and clear refusals."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from apps.imaging.inference.network_grid import Case
+from apps.imaging.inference.quantization import Job
+from apps.imaging.models.model_folder import read_model
+from apps.imaging.volumes.nifti import open_nifti
+from tests.apps.imaging.helpers import random_model, read_labels, write_nifti
+
+pytest.importorskip("nncf")
+
+
+def test_int8_labels_are_close_and_cached_apart(run, dataset: Callable[[str], Path], tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    import nibabel as nib
+
+    whole = nib.load(dataset("ct-sample") / "example_ct.nii.gz")  # type: ignore[attr-defined]
+    values = np.asarray(whole.dataobj)[20:70, 20:60, 20:60].astype(np.int16)
+    (tmp_path / "volumes").mkdir()
+    image = write_nifti(tmp_path / "volumes" / "a.nii.gz", values, whole.affine)
+    write_nifti(tmp_path / "volumes" / "b.nii.gz", values[::-1].copy(), whole.affine)
+    random_model(tmp_path / "model", spacing=(3.0, 3.0, 3.0))
+    small = ("--int8", "--calibration", tmp_path / "volumes", "--tiles", "4", "--memory", "600MiB")
+    done = run("apps.imaging", "compress", tmp_path / "model", "-o", tmp_path / "int8", *small, "--json")
+    assert done.code == 0, done.err
+    assert done.record["within_budget"] and done.record["results"]["tiles"] == 4
+    model = read_model(tmp_path / "int8")
+    assert model.int8 and model.weights_sha256 == read_model(tmp_path / "model").weights_sha256
+    labels = {}
+    for precision in ("int8", "float32"):
+        options = ("-o", tmp_path / "out", "--memory", "2GiB", "--json")
+        chosen = () if precision == "int8" else ("--precision", precision)  # int8 is what this folder is for
+        done = run("apps.imaging", "infer", image, "-m", tmp_path / "int8", *options, *chosen)
+        assert done.code == 0, done.err
+        assert done.record["plan"]["knobs"]["precision"] == precision
+        assert done.record["results"]["studies"][0]["status"] == "done"  # not taken for the other precision's
+        labels[precision] = read_labels(tmp_path / "out" / "study-0001.nii.gz")
+    agreement = (labels["int8"] == labels["float32"]).mean()
+    assert 0.9 < agreement < 1.0, agreement
+    refused = run("apps.imaging", "infer", image, "-m", tmp_path / "model", *options, "--precision", "int8")
+    assert refused.code == 2 and "imaging compress --int8" in refused.err
+
+
+def test_tiles_are_spread_over_all_volumes(tmp_path: Path) -> None:
+    random_model(tmp_path / "model")
+    model = read_model(tmp_path / "model")
+    shapes = ((64, 48, 32), (16, 24, 16))
+    volumes = [open_nifti(write_nifti(tmp_path / f"{n}.nii", np.ones(s, np.int16))) for n, s in enumerate(shapes)]
+    cases = tuple(Case.of(volume, model, tile=model.patch, overlap=0.0) for volume in volumes)
+    assert [len(case.grid) for case in cases] == [16, 1]
+    assert Job(model, cases, tmp_path, 8).chosen == [[0, 5, 10, 15], [0]]

@@ -1,0 +1,271 @@
+"""``imaging infer`` from file to file, against MONAI and under a ceiling."""
+
+import csv
+import stat
+import weakref
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from apps.imaging.inference.labeling import LabelMaker
+from apps.imaging.inference.network_grid import Case, resolved
+from apps.imaging.inference.pipeline import finished_values, label_planes
+from apps.imaging.models.model_folder import read_model
+from apps.imaging.volumes.nifti import open_nifti
+from tests.apps.imaging.helpers import random_model, read_labels, write_nifti
+from tests.promise import kept
+
+MODULE = "apps.imaging"
+MARGIN = 1e-4
+"""Where the two best logits are closer than this, rounding may choose either."""
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
+    directory = tmp_path_factory.mktemp("model")
+    return directory, random_model(directory, classes=4)
+
+
+def volume(seed: int, shape: tuple[int, int, int]) -> np.ndarray:
+    """Smooth structure with noise, as int16."""
+    random = np.random.default_rng(seed)
+    grids = np.meshgrid(*(np.linspace(0, 3 * np.pi, size) for size in shape), indexing="ij")
+    return (200 * np.prod([np.sin(g) for g in grids], axis=0) + random.normal(300, 40, shape)).astype(np.int16)
+
+
+def monai_logits(network: Any, image: np.ndarray, patch: tuple[int, int, int], overlap: float) -> np.ndarray:
+    """What the plain script computes: the whole volume in memory."""
+    import torch
+    from monai.inferers import sliding_window_inference
+
+    values = image.astype(np.float32)
+    values = (values - values.mean(dtype=np.float64).astype(np.float32)) / values.std(dtype=np.float64)
+    with torch.inference_mode():
+        tensor = torch.from_numpy(values.astype(np.float32)[None, None])
+        logits = sliding_window_inference(tensor, patch, 1, network, overlap=overlap, mode="gaussian")
+    return logits[0].numpy()
+
+
+def assert_labels(found: np.ndarray, logits: np.ndarray) -> None:
+    expected = logits.argmax(axis=0)
+    best = np.sort(logits, axis=0)
+    wrong = (found != expected) & (best[-1] - best[-2] > MARGIN)
+    assert not wrong.any(), f"{wrong.sum()} of {wrong.size} labels differ"
+
+
+class Forgetful:
+    """An engine that makes a new array for each answer, and knows whether the one before it is still held."""
+
+    in_channels, out_channels, output = 1, 4, "logits"
+
+    def __init__(self) -> None:
+        self.calls, self.held = 0, 0
+        self._last: Any = lambda: None
+
+    def __call__(self, tiles: np.ndarray) -> np.ndarray:
+        self.held += self._last() is not None
+        self.calls += 1
+        answer = np.repeat(tiles, 4, axis=1)
+        self._last = weakref.ref(answer)
+        return answer
+
+
+@pytest.mark.parametrize("spacing", [1.0, 1.5])
+def test_an_answer_is_gone_before_the_next_is_made(model, tmp_path: Path, spacing: float) -> None:  # type: ignore[no-untyped-def]
+    folder = read_model(model[0])
+    affine = np.diag([spacing, spacing, spacing, 1.0])
+    image = write_nifti(tmp_path / "image.nii.gz", volume(1, (40, 50, 45)), affine)
+    case = Case.of(open_nifti(image), folder, tile=(16, 24, 16), overlap=0.25)
+    assert case.resampled == (spacing != 1.0)
+    engine = Forgetful()
+    blocks = finished_values(case, engine, resolved(case, folder))
+    planes = sum(slab.shape[2] for slab in label_planes(case, 4, blocks, LabelMaker(range(4))))
+    assert planes == 45 and engine.calls == len(case.grid) and engine.held == 0
+
+
+@pytest.mark.parametrize("engine", ["openvino", "torch"])
+@pytest.mark.parametrize(("shape", "overlap"), [((40, 50, 45), 0.25), ((12, 30, 70), 0.5)])
+def test_labels_are_monais(run, model, tmp_path: Path, engine: str, shape, overlap: float) -> None:  # type: ignore[no-untyped-def]
+    directory, network = model
+    image = volume(1, shape)
+    path = write_nifti(tmp_path / "image.nii.gz", image)
+    done = run(MODULE, "infer", path, "-m", directory, "-o", tmp_path / "out", "--engine", engine, "--overlap", overlap,
+               "--memory", "900MiB", "--json")  # fmt: skip
+    assert done.code == 0, done.err
+    found = read_labels(tmp_path / "out" / "study-0001.nii.gz")
+    assert found.dtype == np.uint8
+    assert_labels(found, monai_logits(network, image, (16, 24, 16), overlap))
+    record = done.record
+    kept(record)
+    assert record["results"]["studies"] == [
+        {"study": "study-0001", "status": "done", "reason": None, "outputs": ["study-0001.nii.gz"]}
+    ]
+
+
+@pytest.mark.parametrize("code", ["LPS", "SRA", "PIR"])
+def test_orientation_is_the_models(run, model, tmp_path: Path, code: str) -> None:  # type: ignore[no-untyped-def]
+    """A volume stored along other axes gives the labels of the same volume stored along the model's."""
+    from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
+
+    directory, network = model
+    image = volume(2, (40, 30, 26))
+    turn = ornt_transform(axcodes2ornt("RAS"), axcodes2ornt(tuple(code)))
+    stored, affine = apply_orientation(image, turn), inv_ornt_aff(turn, image.shape)
+    path = write_nifti(tmp_path / "image.nii.gz", np.ascontiguousarray(stored), affine)
+    done = run(MODULE, "infer", path, "-m", directory, "-o", tmp_path, "--overlap", "0.25")
+    assert done.code == 0, done.err
+    written = nib.load(tmp_path / "study-0001.nii.gz")
+    np.testing.assert_array_equal(written.affine, nib.load(path).affine)
+    back = apply_orientation(np.asarray(written.dataobj), ornt_transform(io_orientation(affine), axcodes2ornt("RAS")))
+    assert_labels(back, monai_logits(network, image, (16, 24, 16), 0.25))
+
+
+def test_two_studies_resume_and_privacy(run, model, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    directory, _ = model
+    secret = tmp_path / "DOE_JANE"
+    secret.mkdir()
+    write_nifti(secret / "a.nii.gz", volume(3, (20, 24, 20)))
+    (secret / "b.nii.gz").write_bytes((secret / "a.nii.gz").read_bytes()[:3000])
+    write_nifti(secret / "c.nii", volume(4, (20, 24, 20)))
+    out = tmp_path / "out"
+    command = (MODULE, "infer", secret, "-m", directory, "-o", out, "--preview", "--json")
+    first = run(*command)
+    assert first.code == 4, first.err
+    studies = first.record["results"]["studies"]
+    assert [row["status"] for row in studies] == ["done", "failed", "done"]
+    assert studies[1]["reason"] in ("NIfTI truncated", "NIfTI damaged")
+    assert sorted(p.name for p in out.iterdir()) == [
+        "run.json", "studies.csv", "study-0001.nii.gz", "study-0001.png", "study-0003.nii.gz", "study-0003.png"
+    ]  # fmt: skip
+    assert "DOE" not in first.out and "DOE" not in (out / "run.json").read_text()
+    assert stat.S_IMODE((out / "studies.csv").stat().st_mode) == 0o600
+    with (out / "studies.csv").open() as stream:
+        assert [Path(row["input"]).name for row in csv.DictReader(stream)] == ["a.nii.gz", "b.nii.gz", "c.nii"]
+    before = (out / "study-0001.nii.gz").stat().st_mtime_ns
+    second = run(*command)
+    assert [row["status"] for row in second.record["results"]["studies"]] == ["skipped", "failed", "skipped"]
+    assert (out / "study-0001.nii.gz").stat().st_mtime_ns == before
+    third = run(*command, "--overlap", "0.25")
+    assert [row["status"] for row in third.record["results"]["studies"]] == ["done", "failed", "done"]
+
+
+def test_a_killed_run_goes_on(model, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    """SIGKILL in the middle of six studies: what was done stays, the rest is done again, nothing is left over."""
+    import os
+    import signal
+    import subprocess
+    import sys
+    import time
+
+    inputs, out = tmp_path / "in", tmp_path / "out"
+    inputs.mkdir()
+    for number in range(6):
+        write_nifti(inputs / f"{number}.nii.gz", volume(number, (48, 48, 48)))
+    command = [sys.executable, "-m", MODULE, "infer", inputs, "-m", model[0], "-o", out, "-q"]
+    process = subprocess.Popen([*map(str, command)], start_new_session=True, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not (out / "study-0002.nii.gz").exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    kept = {path.name: path.stat().st_mtime_ns for path in out.glob("study-*.nii.gz")}
+    assert "study-0002.nii.gz" in kept and len(kept) < 6
+    again = subprocess.run([*map(str, command), "--json"], capture_output=True, text=True, check=True)
+    import json
+
+    states = [row["status"] for row in json.loads(again.stdout)["results"]["studies"]]
+    # The last one kept may have been revealed just before the table said so; it is then done again, to the same bytes.
+    assert states[:1] == ["skipped"] and states.count("skipped") >= len(kept) - 1
+    assert sorted(path.name for path in out.iterdir()) == [
+        "run.json", "studies.csv", *(f"study-{number:04d}.nii.gz" for number in range(1, 7))
+    ]  # fmt: skip
+    assert (out / "study-0001.nii.gz").stat().st_mtime_ns == kept["study-0001.nii.gz"]
+
+
+def test_openvino_runs_without_torch_monai_and_telemetry(model, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    import subprocess
+    import sys
+
+    code = (
+        "import sys; from apps.imaging import warm_up; warm_up.openvino();"
+        "from common.engines.registry import open_engine; from apps.imaging.models.model_folder import read_model;"
+        "from pathlib import Path;"
+        f"d = Path({str(model[0])!r}); m = read_model(d);"
+        "open_engine(d, name='openvino', precision='float32', tile=m.patch, batch=1, threads=1, head=m.head);"
+        "print([n for n in sys.modules if n.split('.')[0] in ('torch', 'monai', 'openvino_telemetry', 'pandas')"
+        " and sys.modules[n] is not None])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_help_is_light() -> None:
+    import subprocess
+    import sys
+
+    code = (
+        "import sys; from apps.imaging.cli import parser; parser();"
+        "print([n for n in ('numpy', 'torch', 'nibabel', 'pydicom', 'openvino') if n in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_a_ceiling_too_small_is_refused_and_the_named_one_works(run, model, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    path = write_nifti(tmp_path / "image.nii.gz", volume(5, (64, 64, 40)))
+    command = (MODULE, "infer", path, "-m", model[0], "-o", tmp_path / "out", "--json")
+    refused = run(*command, "--memory", "100MiB")
+    assert refused.code == 3, refused.err
+    assert not (tmp_path / "out").exists()
+    smallest = refused.record.get("smallest_feasible_bytes")
+    if smallest is None:  # the floor itself could not be measured there: ask with room, then again just below
+        needed = run(*command, "--memory", "800MiB", "--dry-run").record["plan"]
+        smallest = needed["predicted_peak_bytes"] + needed["reserve_bytes"]
+    accepted = run(*command, "--memory", smallest)
+    assert accepted.code == 0, accepted.err
+    assert accepted.record["within_budget"]
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda p: p / "none.nii.gz", "no such"),
+        (lambda p: _write(p / "empty.nii.gz", b""), "empty"),
+        (lambda p: _write(p / "noise.nii.gz", b"not gzip at all" * 50), "not a readable NIfTI"),
+        (lambda p: write_nifti(p / "flat.nii.gz", np.zeros((20, 20), np.int16)), "not a three-dimensional"),
+        (lambda p: write_nifti(p / "time.nii.gz", np.zeros((9, 9, 9, 2), np.int16)), "not a three-dimensional"),
+        (lambda p: _truncated(p / "short.nii", 5000), "truncated"),
+        (lambda p: _truncated(p / "short.nii.gz", 2500), "truncated"),
+        (lambda p: _write(p / "text.txt", b"hello"), "neither"),
+    ],
+)
+def test_bad_input_is_one_line_and_leaves_nothing(run, model, tmp_path: Path, make, says: str) -> None:  # type: ignore[no-untyped-def]
+    path = make(tmp_path)
+    done = run(MODULE, "infer", path, "-m", model[0], "-o", tmp_path / "out")
+    assert done.code == 4
+    assert len(done.err.strip().splitlines()) == 1
+    assert says in done.err and str(path) in done.err
+    left = {p.name for p in (tmp_path / "out").iterdir()} if (tmp_path / "out").exists() else set()
+    assert left <= {"run.json", "studies.csv"}
+
+
+def _write(path: Path, content: bytes) -> Path:
+    path.write_bytes(content)
+    return path
+
+
+def _truncated(path: Path, count: int) -> Path:
+    write_nifti(path, volume(6, (24, 24, 24)))
+    path.write_bytes(path.read_bytes()[:count])
+    return path
+
+
+def test_other_folders_are_not_models(run, model, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    path = write_nifti(tmp_path / "image.nii.gz", volume(7, (20, 20, 20)))
+    done = run(MODULE, "infer", path, "-m", tmp_path, "-o", tmp_path / "out")
+    assert done.code == 4 and "not a complete model folder" in done.err
+    usage = run(MODULE, "infer", path, "-m", model[0], "-o", tmp_path / "out", "--tile", "15")
+    assert usage.code == 2 and "multiples of 2" in usage.err

@@ -1,0 +1,257 @@
+"""``imaging train`` as a user runs it: it learns, resumes, keeps its ceiling, and refuses what it cannot use."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from tests.promise import kept
+
+Runner = Callable[..., Any]
+LABELS = {"0": "background", "1": "ball", "2": "shell"}
+
+
+def write(path: Path, values: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nib.save(nib.Nifti1Image(values, np.eye(4)), path)
+
+
+def make(directory: Path, cases: int = 5, side: int = 20) -> Path:
+    """A ball in a shell, brighter than the noise around."""
+    random = np.random.default_rng(0)
+    grid = np.stack(np.meshgrid(*[np.arange(side)] * 3, indexing="ij"), -1)
+    for index in range(cases):
+        distance = np.linalg.norm(grid - random.uniform(8, 12, 3), axis=-1)
+        label = np.select([distance < 3, distance < 6], [1, 2], 0).astype(np.uint8)
+        image = random.normal(0, 0.3, label.shape) + np.array([0, 2, 1])[label]
+        write(directory / "imagesTr" / f"case_{index}.nii.gz", image.astype(np.float32))
+        write(directory / "labelsTr" / f"case_{index}.nii.gz", label)
+    (directory / "dataset.json").write_text(json.dumps({"modality": {"0": "MRI"}, "labels": LABELS}))
+    return directory
+
+
+@pytest.fixture
+def balls(tmp_path: Path) -> Path:
+    return make(tmp_path / "balls")
+
+
+FAST = ("--patch", "16", "--fold", "0/5", "--amp", "off", "--micro-batch", "2", "--cache", "memory", "--json")
+
+
+def test_a_few_steps_on_real_cases_learn(dataset: Callable[[str], Path], tmp_path: Path, run: Runner):
+    source, folder = dataset("msd-hippocampus"), tmp_path / "data"
+    for part in ("imagesTr", "labelsTr"):
+        (folder / part).mkdir(parents=True)
+        for path in sorted((source / part).glob("*.nii.gz"))[:10]:
+            shutil.copy(path, folder / part)
+    options = ("--patch", "32,48,32", "--fold", "0/5", "--amp", "bf16", "--memory", "1GiB", "--json")
+    # Planned first: a run that has to measure its costs counts the child that measures them too.
+    command = ("apps.imaging", "train", folder, "-o", tmp_path / "model", "--steps", 80, *options)
+    planned = run(*command, "--dry-run")
+    assert planned.code == 0 and not (tmp_path / "model").exists(), planned.err
+    done = run(*command)
+    assert done.code == 0, done.err
+    assert "no dataset.json" in done.err
+    record = done.record
+    assert record["results"]["steps"] == 80
+    assert record["results"]["metrics"]["mean_dice"] > 0.4  # untrained: below 0.05
+    kept(record)
+    plan = record["plan"]
+    assert plan["knobs"]["allocator"] == "roomy"
+    assert plan["predicted_peak_bytes"] + plan["reserve_bytes"] <= 1.15 * record["measured"]["peak_bytes"]
+
+    model = tmp_path / "model"
+    names = {"model.json", "weights.safetensors", "network.onnx", "card.md", "run.json"}
+    assert {path.name for path in model.iterdir()} == names
+    assert sum(path.stat().st_size for path in model.iterdir()) < 8_000_000
+    _engines_agree(model)
+
+
+def _engines_agree(model: Path) -> None:
+    import openvino as ov
+    import torch
+
+    from apps.imaging.models.model_folder import torch_network
+
+    image = np.random.default_rng(0).standard_normal((1, 1, 32, 48, 32), np.float32)
+    core = ov.Core()
+    compiled = core.compile_model(core.read_model(model / "network.onnx"), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    with torch.inference_mode():
+        expected = torch_network(model, "features")(torch.from_numpy(image)).numpy()
+    assert np.abs(compiled(image)[0] - expected).max() <= 1e-4 * max(1, np.abs(expected).max())
+
+
+def start(arguments: list[str]) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "apps.imaging", "train", *arguments]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, run: Runner) -> tuple[Path, Any]:
+    """A data set, and a training on it that nothing disturbed."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    done = run("apps.imaging", "train", make(folder / "balls"), "-o", folder / "model", "--steps", 32, *FAST)
+    assert done.code == 0, done.err
+    return folder, done.record
+
+
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM], ids=["kill", "term"])
+def test_a_stopped_training_goes_on_to_the_same_weights(
+    undisturbed: tuple[Path, Any], tmp_path: Path, run: Runner, end: signal.Signals
+):
+    (folder, record), out = undisturbed, tmp_path / "stopped"
+    options = [str(folder / "balls"), "--steps", "32", *FAST, "-o", str(out)]
+    child = start(options)
+    checkpoint, patience = out / ".training" / "last.safetensors", time.monotonic() + 120
+    while not checkpoint.is_file() and child.poll() is None and time.monotonic() < patience:
+        time.sleep(0.01)
+    if end == signal.SIGKILL:
+        os.killpg(child.pid, end)
+    else:
+        child.send_signal(end)
+    _, err = child.communicate(timeout=60)
+    assert child.returncode == (-9 if end == signal.SIGKILL else 130), err
+    assert checkpoint.is_file() and not (out / "model.json").exists()
+
+    again = run("apps.imaging", "train", *options)
+    assert again.code == 0, again.err
+    assert "continuing after step" in again.err
+    assert not checkpoint.exists()
+    for name in ("weights.safetensors", "network.onnx"):
+        assert (out / name).read_bytes() == (folder / "model" / name).read_bytes()
+    assert again.record["results"]["metrics"] == record["results"]["metrics"]
+
+
+def test_cases_on_disk_train_the_same_weights(balls: Path, tmp_path: Path, run: Runner):
+    weights = []
+    for cache in ("memory", "disk"):
+        out = tmp_path / cache
+        done = run("apps.imaging", "train", balls, "-o", out, "--steps", 4, *FAST, "--cache", cache)
+        assert done.code == 0, done.err
+        weights.append((out / "weights.safetensors").read_bytes())
+    assert weights[0] == weights[1]
+
+
+def test_a_ceiling_that_is_too_small_names_one_that_works(balls: Path, tmp_path: Path, run: Runner):
+    command = ("apps.imaging", "train", balls, "-o", tmp_path / "m", "--steps", 2, *FAST, "--patch", 48)
+    refused = run(*command, "--memory", "450MiB")
+    assert refused.code == 3, refused.err
+    smallest = refused.record["smallest_feasible_bytes"]
+    assert f"--memory {smallest >> 20}MiB" in refused.err
+    done = run(*command, "--memory", smallest)
+    assert done.code == 0, done.err
+    assert done.record["measured"]["peak_bytes"] <= smallest
+
+
+def damage(balls: Path, how: str) -> str:
+    """Break case_1; returns what the message must say."""
+    image, label = (balls / part / "case_1.nii.gz" for part in ("imagesTr", "labelsTr"))
+    if how == "shape":
+        write(label, np.zeros((20, 20, 19), np.uint8))
+        return "case case_1: the label's shape 20x20x19 is not the image's 20x20x20"
+    if how == "values":
+        write(label, np.full((20, 20, 20), 7, np.uint8))
+        return "case case_1: label values 7 are not listed in dataset.json"
+    if how == "truncated":
+        image.write_bytes(image.read_bytes()[: image.stat().st_size // 2])
+        return "case_1.nii.gz: truncated"
+    if how == "4d":
+        write(image, np.zeros((20, 20, 20, 2), np.float32))
+        return "case_1.nii.gz: not a three-dimensional image"
+    if how == "no label":
+        label.unlink()
+        return "case case_1: no label file"
+    if how == "empty":
+        image.write_bytes(b"")
+        return "case_1.nii.gz: the file is empty"
+    (balls / "dataset.json").write_text('{"labels": {"0": "background", "one": "ball"')
+    return "dataset.json: not readable as JSON"
+
+
+@pytest.mark.parametrize("how", ["shape", "values", "truncated", "4d", "no label", "empty", "json"])
+def test_bad_cases_are_named(balls: Path, tmp_path: Path, how: str):
+    from apps.imaging.training.dataset import load_case, read_dataset
+    from common.errors import InputError
+
+    message = damage(balls, how)
+    with pytest.raises(InputError) as caught:
+        found = read_dataset(balls)
+        for case in found.cases:
+            load_case(case, found, [{"op": "zscore"}])
+    assert message in str(caught.value)
+    assert "case_1" not in caught.value.public
+
+
+@pytest.mark.parametrize("how", ["shape", "values", "truncated"])
+def test_bad_cases_end_the_command_with_one_line(balls: Path, tmp_path: Path, run: Runner, how: str):
+    message = damage(balls, how)
+    done = run("apps.imaging", "train", balls, "-o", tmp_path / "m", "--steps", 2, *FAST)
+    assert done.code == 4
+    lines = [line for line in done.err.splitlines() if line.strip()]
+    assert len(lines) == 1 and message in lines[0]
+    left = {path.name for path in (tmp_path / "m").glob("*")}
+    assert left <= {"run.json"}
+
+
+def test_skip_bad_trains_on_the_rest(balls: Path, tmp_path: Path, run: Runner):
+    damage(balls, "shape")
+    write(balls / "labelsTr" / "case_2.nii.gz", np.full((20, 20, 20), 7, np.uint8))
+    done = run("apps.imaging", "train", balls, "-o", tmp_path / "m", "--steps", 2, "--skip-bad", *FAST)
+    assert done.code == 0, done.err
+    assert "skipped: case case_1" in done.err and "skipped: case case_2" in done.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (("--fold", "5/5"), 2, "K/N"),
+        (("--patch", "17"), 2, "multiple of 4"),
+        (("--set", "learning_rte=1"), 2, "learning_rate"),
+        (("--set", "mirror=up"), 2, "mirror"),
+        (("--set", "optimizer=adam"), 2, "no optimizer 'adam'; there are adamw, "),
+        (("--set", "dice=both"), 2, "of each sample or of the batch"),
+        (("--micro-batch", "4"), 2, "batch"),
+        (("--time", "soon"), 2, "30min"),
+        (("--memory", "lots"), 2, "not a size"),
+    ],
+)
+def test_usage_errors(balls: Path, tmp_path: Path, run: Runner, arguments: tuple[str, ...], code: int, message: str):
+    done = run("apps.imaging", "train", balls, "-o", tmp_path / "m", *arguments)
+    assert done.code == code and message in done.err
+    assert not (tmp_path / "m").exists()
+
+
+def test_fp16_is_refused_where_onednn_has_no_kernels(balls: Path, tmp_path: Path, run: Runner):
+    import torch
+
+    if torch.ops.mkldnn._is_mkldnn_fp16_supported():
+        pytest.skip("this CPU has float16 kernels")
+    done = run("apps.imaging", "train", balls, "-o", tmp_path / "m", "--amp", "fp16")
+    assert done.code == 2 and "fp16: oneDNN has no float16 kernels for this CPU" in done.err
+    assert not (tmp_path / "m").exists()
+
+
+def test_what_changes_the_result_is_the_users_and_is_kept(balls: Path, tmp_path: Path, run: Runner):
+    """8-bit AdamW and Dice of the batch, in accumulated micro-batches: planned, trained, and in the plan as given."""
+    out, chosen = tmp_path / "m", ("--set", "optimizer=adamw8bit", "--set", "dice=batch", "--set", "clip=0")
+    options = ("--patch", "16", "--fold", "0/5", "--amp", "off", "--cache", "memory", "--json", "--accumulate", 2)
+    done = run("apps.imaging", "train", balls, "-o", out, "--steps", 3, *chosen, *options)
+    assert done.code == 0, done.err
+    knobs = done.record["plan"]["knobs"]
+    assert knobs["accumulate"] == 2 and knobs["step_in_backward"] == "off"  # two micro-batches need all gradients
+    assert done.record["within_budget"]
+
+
+def test_a_missing_data_set(tmp_path: Path, run: Runner):
+    done = run("apps.imaging", "train", tmp_path / "nowhere", "-o", tmp_path / "m")
+    assert done.code == 4 and "imagesTr" in done.err

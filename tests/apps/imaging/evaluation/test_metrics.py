@@ -1,0 +1,129 @@
+"""Measures against MONAI's and against values known by hand; matching of files; the command."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from apps.imaging.evaluation.metrics import TOLERANCE, evaluate, find_pairs, scan
+from common.errors import InputError
+from tests.apps.imaging.helpers import write_nifti
+from tests.promise import kept
+
+EDGE = (0.8, 1.0, 1.5)
+
+
+def blobs(seed: int, shape: tuple[int, int, int] = (40, 36, 30)) -> np.ndarray:
+    """Two bodies in the interior, moved a little by the seed."""
+    shift = np.random.default_rng(seed).uniform(-2, 2, (2, 3))
+    x, y, z = np.meshgrid(*map(np.arange, shape), indexing="ij")
+    one = (x - 14 - shift[0, 0]) ** 2 + (y - 18 - shift[0, 1]) ** 2 + (z - 15 - shift[0, 2]) ** 2 < 64
+    two = (x - 27 - shift[1, 0]) ** 2 + (y - 17 - shift[1, 1]) ** 2 / 2 + (z - 14 - shift[1, 2]) ** 2 < 30
+    return np.where(two, 2, np.where(one, 1, 0)).astype(np.uint8)
+
+
+def write_pair(folder: Path, one: np.ndarray, two: np.ndarray) -> tuple[Path, Path]:
+    affine = np.diag([*EDGE, 1.0])
+    return write_nifti(folder / "p.nii.gz", one, affine), write_nifti(folder / "r.nii.gz", two, affine)
+
+
+def results(folder: Path, one: np.ndarray, two: np.ndarray) -> dict[str, Any]:
+    pairs = find_pairs(*write_pair(folder, one, two))
+    return evaluate(pairs, [scan(pair) for pair in pairs])
+
+
+MONAI = """
+import json, sys
+import numpy as np, torch
+from monai.metrics import compute_dice, compute_hausdorff_distance, compute_surface_dice
+one, two, edge, tolerance = np.load(sys.argv[1]), np.load(sys.argv[2]), json.loads(sys.argv[3]), float(sys.argv[4])
+hot = [torch.from_numpy(np.stack([v == c for c in range(3)])[None].astype(np.float32)) for v in (one, two)]
+dice = compute_dice(*hot, include_background=False)[0]
+hd95 = compute_hausdorff_distance(*hot, percentile=95, spacing=edge)[0]
+surface = compute_surface_dice(*hot, [tolerance] * 2, spacing=edge)[0]
+print(json.dumps([dice.tolist(), hd95.tolist(), surface.tolist()]))
+"""
+"""In a process of its own: the suite loads MONAI without the libraries that its metrics need."""
+
+
+def test_measures_are_monais(tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    one, two = blobs(1), blobs(2)
+    np.save(tmp_path / "one.npy", one)
+    np.save(tmp_path / "two.npy", two)
+    command = [sys.executable, "-W", "ignore", "-c", MONAI, tmp_path / "one.npy", tmp_path / "two.npy"]
+    more = [json.dumps(EDGE), str(TOLERANCE)]
+    done = subprocess.run([*command, *more], capture_output=True, text=True, check=True)
+    dice, hd95, surface = json.loads(done.stdout.splitlines()[-1])
+    found = results(tmp_path, one, two)["per_class"]
+    for index, value in enumerate("12"):
+        row = found[value]
+        assert row["dice"] == pytest.approx(dice[index], abs=1e-6)
+        assert row["hd95_mm"] == pytest.approx(hd95[index], abs=1e-4)
+        assert row["surface_dice"] == pytest.approx(surface[index], abs=1e-4)
+        volumes = (one == int(value)).sum(), (two == int(value)).sum()
+        assert row["volume_error"] == pytest.approx((volumes[0] - volumes[1]) / volumes[1])
+
+
+def test_a_cube_moved_by_one_voxel(tmp_path: Path) -> None:
+    one, two = np.zeros((20, 20, 20), np.uint8), np.zeros((20, 20, 20), np.uint8)
+    one[5:15, 5:15, 5:15], two[5:15, 5:15, 6:16] = 1, 1
+    row = results(tmp_path, one, two)["per_class"]["1"]
+    assert row["dice"] == pytest.approx(0.9)
+    assert row["hd95_mm"] == pytest.approx(1.5)  # the end faces are a fifth of the surface
+    assert row["volume_error"] == 0
+
+
+def test_a_class_that_one_side_lacks(tmp_path: Path) -> None:
+    one, two = blobs(3), blobs(3)
+    two[two == 2] = 0
+    rows = results(tmp_path, one, two)["per_class"]
+    assert rows["1"] == {"dice": 1.0, "hd95_mm": 0.0, "surface_dice": 1.0, "volume_error": 0.0}
+    assert rows["2"] == {"dice": 0.0, "hd95_mm": None, "surface_dice": 0.0, "volume_error": None}
+
+
+def test_the_scan_counts_what_the_surfaces_need(tmp_path: Path) -> None:
+    from apps.imaging.evaluation.metrics import surfaces
+
+    (pair,) = find_pairs(*write_pair(tmp_path, blobs(1), blobs(2)))
+    found = scan(pair)
+    for side, volume in enumerate((pair.prediction, pair.reference)):
+        points = surfaces(volume, found.surface[side])
+        assert {value: len(p) for value, p in points.items()} == found.surface[side]
+
+
+def test_shapes_places_and_names_must_match(tmp_path: Path) -> None:
+    a = write_nifti(tmp_path / "a.nii.gz", np.zeros((5, 5, 5), np.uint8))
+    b = write_nifti(tmp_path / "b.nii.gz", np.zeros((5, 5, 6), np.uint8))
+    c = write_nifti(tmp_path / "c.nii.gz", np.zeros((5, 5, 5), np.uint8), np.diag([2.0, 1, 1, 1]))
+    with pytest.raises(InputError, match="shape"):
+        find_pairs(a, b)
+    with pytest.raises(InputError, match="lies elsewhere"):
+        find_pairs(a, c)
+    (tmp_path / "refs").mkdir()
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="no reference of that name"):
+        find_pairs(tmp_path, tmp_path / "refs")
+    with pytest.raises(InputError, match=r"no \.nii"):
+        find_pairs(tmp_path / "empty", tmp_path)
+
+
+def test_the_command_matches_studies_by_their_table(run: Any, tmp_path: Path) -> None:
+    out, refs = tmp_path / "out", tmp_path / "refs"
+    out.mkdir(), refs.mkdir()
+    write_nifti(out / "study-0001.nii.gz", blobs(1))
+    write_nifti(refs / "hippocampus_007.nii.gz", blobs(2))
+    (out / "studies.csv").write_text(
+        "study,input,status,reason,outputs,key\nstudy-0001,/data/hippocampus_007.nii.gz,done,,study-0001.nii.gz,x\n"
+    )
+    done = run("apps.imaging", "evaluate", out, refs, "--memory", "400MiB", "--json")
+    assert done.code == 0, done.err
+    record = json.loads((out / "evaluation.json").read_text())
+    assert record["results"]["cases"] == 1
+    kept(record)
+    assert 0.5 < record["results"]["mean_dice"] < 1
+    assert "hippocampus_007" not in (out / "evaluation.json").read_text()

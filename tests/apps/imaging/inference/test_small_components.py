@@ -1,0 +1,107 @@
+"""Small parts taken out plane by plane, against scipy on the whole volume."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from apps.imaging.inference.small_components import least_voxels, plane_parts, without_small
+from tests.promise import kept
+
+
+def reference(labels: np.ndarray, least: int) -> np.ndarray:
+    """Everything in memory."""
+    from scipy import ndimage
+
+    result = labels.copy()
+    for value in np.unique(labels[labels != 0]):
+        parts, _ = ndimage.label(labels == value)
+        sizes = np.bincount(parts.reshape(-1))
+        result[(sizes[parts] < least) & (parts != 0)] = 0
+    return result
+
+
+def streamed(labels: np.ndarray, least: int, depth: int, scratch: Path) -> np.ndarray:
+    slabs = (labels[..., start : start + depth] for start in range(0, labels.shape[2], depth))
+    return np.concatenate(list(without_small(slabs, least, scratch)), axis=2)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.tuples(st.integers(1, 9), st.integers(1, 9), st.integers(1, 9)),
+    st.integers(1, 4),
+    st.floats(0.05, 0.95),
+    st.integers(0, 40),
+    st.integers(1, 4),
+    st.integers(0, 2**32 - 1),
+)
+def test_is_scipys(tmp_path_factory, shape, classes, density, least, depth, seed) -> None:  # type: ignore[no-untyped-def]
+    random = np.random.default_rng(seed)
+    labels = (random.integers(1, classes + 1, shape) * (random.random(shape) < density)).astype(np.uint8)
+    found = streamed(labels, least, depth, tmp_path_factory.getbasetemp())
+    np.testing.assert_array_equal(found, reference(labels, least))
+
+
+def test_a_part_that_meets_itself_late_is_one(tmp_path: Path) -> None:
+    """Two columns that join only in the last plane, and a speck."""
+    labels = np.zeros((7, 5, 20), np.uint16)
+    labels[1, 2, :] = labels[5, 2, :] = 300
+    labels[1:6, 2, 19] = 300
+    labels[3, 0, 4] = 300
+    found = streamed(labels, 43, 6, tmp_path)
+    expected = labels.copy()
+    expected[3, 0, 4] = 0
+    assert found.dtype == np.uint16
+    np.testing.assert_array_equal(found, expected)
+    assert not streamed(labels, 44, 6, tmp_path).any()
+
+
+def test_parts_of_a_plane() -> None:
+    plane = np.array([[1, 1, 0, 2], [0, 1, 2, 2], [1, 0, 2, 1]], np.uint8)
+    part, areas = plane_parts(plane)
+    assert sorted(areas[1:].tolist()) == [1, 1, 3, 4]
+    assert areas[0] == 3 and part[0, 2] == 0
+    assert part[0, 3] == part[2, 2] != part[0, 0]
+
+
+@pytest.mark.parametrize(("millilitres", "voxels"), [(1.0, 1000), (0.0, 0), (0.0005, 1), (0.0015, 2)])
+def test_millilitres(millilitres: float, voxels: int) -> None:
+    assert least_voxels(millilitres, np.diag([1.0, -1.0, 1.0, 1.0])) == voxels
+
+
+def test_remove_small_and_fast_of_a_run(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    """The command's labels are its own without the option, cleaned; and at half the resolution they fill the grid."""
+    from tests.apps.imaging.helpers import random_model, read_labels, write_nifti
+
+    random_model(tmp_path / "model")
+    random = np.random.default_rng(0)
+    path = write_nifti(tmp_path / "in.nii.gz", random.integers(0, 500, (44, 40, 36)).astype(np.int16))
+    found = {}
+    for name, options in (("plain", ()), ("clean", ("--remove-small", "0.05")), ("fast", ("--fast",))):
+        done = run("apps.imaging", "infer", path, "-m", tmp_path / "model", "-o", tmp_path / name, "--json", *options)
+        assert done.code == 0, done.err
+        kept(done.record)
+        found[name] = read_labels(tmp_path / name / "study-0001.nii.gz")
+    expected = reference(found["plain"], 50)
+    assert (expected != found["plain"]).sum() > 0
+    np.testing.assert_array_equal(found["clean"], expected)
+    assert found["fast"].shape == found["plain"].shape and len(np.unique(found["fast"])) > 1
+    assert sorted(path.name for path in (tmp_path / "clean").iterdir()) == [
+        "run.json",
+        "studies.csv",
+        "study-0001.nii.gz",
+    ]
+
+
+def test_fast_sees_half_the_resolution(tmp_path: Path) -> None:
+    from apps.imaging.inference.network_grid import Case
+    from apps.imaging.models.model_folder import at_half_resolution, read_model
+    from apps.imaging.volumes.nifti import open_nifti
+    from tests.apps.imaging.helpers import random_model, write_nifti
+
+    random_model(tmp_path / "model")
+    volume = open_nifti(write_nifti(tmp_path / "in.nii.gz", np.zeros((44, 40, 37), np.int16)))
+    model = at_half_resolution(read_model(tmp_path / "model"))
+    assert Case.of(volume, model, tile=model.patch, overlap=0.5).grid.shape == (22, 20, 18)

@@ -1,0 +1,162 @@
+"""Planning ``imaging train`` from known costs: quick, without torch, with remedies, and closed to nonsense.
+
+The costs are made up, so that nothing needs to be measured; what is tested is what the planner does with them.
+"""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from apps.imaging.bench.headline_train import DESCRIPTION
+from apps.imaging.cli import parser
+from common.memory.costs import floor
+from common.memory.costs.store import CostStore, Probe, cache_directory
+from common.memory.plan import planner
+from common.memory.plan.plan_file import read_plan
+from common.memory.plan.planner import DoesNotFit
+from common.memory.process import glibc
+from common.memory.process.budget import MIB, MemoryBudget
+
+Run = Callable[..., Any]
+OPTIONS = ("--fold", "0/4", "--patch", "48,48,48", "--amp", "off")
+
+
+@pytest.fixture(scope="module")
+def hippocampus(dataset: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Eight cases in Decathlon layout."""
+    target = tmp_path_factory.mktemp("hippocampus")
+    for part in ("imagesTr", "labelsTr"):
+        (target / part).mkdir()
+        for path in sorted((dataset("msd-hippocampus") / part).glob("*.nii.gz"))[:8]:
+            shutil.copyfile(path, target / part / path.name)
+    (target / "dataset.json").write_text(json.dumps(DESCRIPTION))
+    return target
+
+
+def _made_up(probe: Probe) -> dict[str, float]:
+    if probe.function == floor.MEASURE:
+        return {"bytes": 300 * MIB}
+    given = json.loads(probe.arguments)["arguments"]
+    voxels = given.get("micro_batch", 1) * prod(given["recipe"]["patch"])
+    a_voxel = {"none": 4000, "cheap": 2800, "alternate": 2000, "blocks": 1600, None: 200}[given.get("checkpoint")]
+    names = ("parameters", "gradients", "optimizer", "workspace", "kernels", "unseen")
+    return dict.fromkeys(names, 2.0 * MIB) | {"activations": float(a_voxel * voxels)}
+
+
+@pytest.fixture
+def workload(hippocampus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """The workload, with every cost that any of its settings or remedies needs in the cache that commands use."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    for name, value in glibc.tunables(huge_pages=True, merge=True).items():
+        monkeypatch.setenv(name, value)  # as the command's own process has it: costs are kept by it
+    args = parser().parse_args(["train", str(hippocampus), "-o", str(tmp_path / "model"), *OPTIONS])
+    work = args.command.workload(args, MemoryBudget(1 << 40))
+    store = CostStore(cache_directory())
+    for one in (work, *(variant for _, variant in work.remedies())):
+        for setting in one.settings():
+            for probe in one.probes(setting):
+                store._write(probe, _made_up(probe))
+    return work
+
+
+def _command(hippocampus: Path, tmp_path: Path) -> list[str]:
+    return ["train", str(hippocampus), "-o", str(tmp_path / "model"), *OPTIONS, "--memory", "2GiB"]
+
+
+def test_a_known_plan_imports_no_torch(workload: Any, hippocampus: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "apps.imaging", *_command(hippocampus, tmp_path), "--dry-run", "--json"]
+    env = os.environ | {"PYTHONPROFILEIMPORTTIME": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=env, check=False)
+    assert done.returncode == 0 and json.loads(done.stdout)["plan"]["knobs"]["micro_batch"] == 2
+    modules = set(re.findall(r"^import time:.*\|\s+(\S+)$", done.stderr, flags=re.M))
+    assert "common.memory.plan.planner" in modules and "nibabel" in modules  # of both processes, the child's too
+    assert modules & {"torch", "monai", "openvino", "pandas", "onnx"} == set()
+
+
+def test_a_known_plan_takes_milliseconds(workload: Any) -> None:
+    """The bound of 50 ms is the benchmark's, on a quiet machine; here it is CPU time, which others cannot take."""
+    import time
+
+    budget = MemoryBudget(600 * MIB)
+    planner.plan(workload, budget, CostStore())  # headers are looked at once
+    began = time.process_time()
+    chosen = planner.plan(workload, budget, CostStore())
+    assert time.process_time() - began < 0.1
+    assert chosen.offered == 48 and len(chosen.rejected) > 3
+
+
+def test_the_choice_is_the_fastest_that_fits(workload: Any) -> None:
+    costs = CostStore()
+    for ceiling in (550, 600, 700, 900, 1300):
+        budget = MemoryBudget(ceiling * MIB)
+        fitting = [
+            setting
+            for setting in workload.settings()
+            if planner.price(workload, setting, costs, ceiling=None).needed_bytes <= budget.host_bytes
+        ]
+        best = min(workload.seconds(setting, {}) for setting in fitting)
+        assert workload.seconds(dict(planner.plan(workload, budget, costs).knobs), {}) == best
+
+
+def test_a_refusal_names_smaller_patches_that_fit(workload: Any) -> None:
+    with pytest.raises(DoesNotFit) as refusal:
+        planner.plan(workload, MemoryBudget(340 * MIB), CostStore())
+    smallest = refusal.value.smallest_feasible_bytes
+    needs = [planner.price(workload, s, CostStore(), ceiling=None).needed_bytes for s in workload.settings()]
+    assert smallest == -(-min(needs) // MIB) * MIB
+    with pytest.raises(DoesNotFit) as refusal:
+        planner.plan(workload, MemoryBudget(smallest - MIB), CostStore())
+    lines = str(refusal.value).splitlines()
+    assert lines[1].startswith(f"  1. --memory {smallest / MIB:.10g}MiB is the smallest ceiling that would do")
+    changes = [re.fullmatch(r"  \d\. --patch (\d+),\d+,\d+ \(needs ([\d.]+) MiB\)", line) for line in lines[2:]]
+    assert [int(change[1]) for change in changes if change] == [32, 24]
+    assert all(float(change[2]) <= smallest / MIB - 1 for change in changes if change)
+
+
+def test_a_plan_edited_into_nonsense(workload: Any, hippocampus: Path, tmp_path: Path, run: Run) -> None:
+    chosen = planner.plan(workload, MemoryBudget(1 << 40), CostStore()).to_json()
+    file = tmp_path / "plan.json"
+    for knob, value, why in (
+        ("micro_batch", 0, "knob micro_batch: 0 is not among"),
+        ("micro_batch", 10**12, "is not among what the command line leaves open"),
+        ("accumulate", 2, "do not go together"),
+        ("amp", "int2", "knob amp: 'int2' is not among what the command line leaves open (off)"),
+    ):
+        file.write_text(json.dumps(chosen | {"knobs": chosen["knobs"] | {knob: value}}))
+        with pytest.raises(ValueError, match=re.escape(why)):
+            read_plan(file.read_text(), workload, MemoryBudget(1 << 40), CostStore())
+    done = run("apps.imaging", *_command(hippocampus, tmp_path), "--plan", file)
+    assert done.code == 2 and done.err.count("\n") == 1 and "knob amp" in done.err
+    assert not (tmp_path / "model").exists()
+    file.write_text(json.dumps(chosen))
+    done = run("apps.imaging", *_command(hippocampus, tmp_path), "--plan", file, "--memory", "330MiB")
+    assert done.code == 3 and "does not fit in 330.0 MiB" in done.err
+
+
+def test_an_engine_that_cannot_be_measured_is_estimated(
+    tmp_path: Path, run: Run, dataset: Callable[[str], Path]
+) -> None:
+    """Under a ceiling that has room for the libraries and small tiles only; asked again, it knows the truth."""
+    image = min((dataset("msd-hippocampus") / "imagesTr").glob("*.nii.gz"))
+    shipped, cache = Path("data/models/hippocampus").resolve(), {"XDG_CACHE_HOME": str(tmp_path / "cache")}
+    command = ["apps.imaging", "infer", image, "-m", shipped, "-o", tmp_path / "out", "--tile", "96", "--batch", "1"]
+    command += ["--threads", "1", "--dry-run", "--json"]
+    low, named = 260 * MIB, []  # a tile of 48 fits by far, and one of 96 by far not
+    for _ in range(2):
+        refused = run(*command, "--memory", low, env=cache)
+        assert refused.code == 3, refused.err
+        assert max(phase["peak_bytes"] for phase in refused.record["measured"]["phases"]) <= low
+        named.append(refused.record["smallest_feasible_bytes"])
+        known = run(*command, "--memory", "1GiB", env=cache)
+        assert known.code == 0, known.err
+    # What is named must run, so it errs upwards: here a quarter of the tile is all that can be measured.
+    assert 0.99 <= named[0] / named[1] <= 1.08

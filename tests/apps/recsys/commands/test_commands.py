@@ -1,0 +1,194 @@
+"""The real command line: what it prints and writes, and how it ends."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from apps.recsys.data import synthetic
+from apps.recsys.models.weights import read as read_weights
+from common import model_folder
+from tests.apps.recsys.conftest import Trained
+
+Run = Callable[..., Any]
+
+
+def test_help_is_quick_and_light() -> None:
+    command = [sys.executable, "-X", "importtime", "-m", "apps.recsys", "--help"]
+    began = time.monotonic()
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert time.monotonic() - began < 2  # 0.15 s alone; this machine may be busy
+    assert "train" in done.stdout
+    loaded = {line.split("|")[-1].strip() for line in done.stderr.splitlines()}
+    assert not loaded & {"numpy", "scipy", "pyarrow", "pandas", "implicit", "torch", "fastapi", "uvicorn"}
+
+
+def test_train_writes_a_sealed_model_and_a_record(trained: Trained) -> None:
+    manifest = model_folder.load(trained.model, application="recsys")
+    model_folder.verify(trained.model, manifest)
+    assert {"factors": 16, "table": "full", "items": 200, "users": 300}.items() <= manifest.items()
+    assert manifest["files"].keys() >= {"items.parquet", "users.parquet", "weights.safetensors", "card.md"}
+    record = json.loads((trained.model / "run.json").read_text())
+    assert record["exit_code"] == 0 and record["within_budget"]
+    assert record["results"]["data"]["interactions"] == manifest["interactions"]
+    metrics = record["results"]["metrics"]
+    assert metrics["ndcg@10"] > 0.3 and set(metrics) >= {"ndcg@100", "recall@20", "recall@50", "hr@10", "coverage@10"}
+    assert "u0000" not in json.dumps(record) and str(trained.model) not in json.dumps(record)
+    assert not list(trained.model.parent.glob(".*scratch"))
+
+
+def test_weights_are_safetensors(trained: Trained) -> None:
+    from safetensors.numpy import load_file
+
+    path = trained.model / "weights.safetensors"
+    np.testing.assert_array_equal(read_weights(path), load_file(path)["item_factors"])
+
+
+def test_training_again_gives_the_same_model(trained: Trained, run: Run, tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    options = ("--split", "user-holdout", "--factors", 16, "--memory", "300MiB", "--threads", 1, "-q")
+    for _ in range(2):  # the second time over the first
+        done = run("apps.recsys", "train", trained.interactions, "--items", trained.titles, "-o", model, *options)
+        assert done.code == 0, done.err
+    ours = read_weights(model / "weights.safetensors")
+    np.testing.assert_allclose(ours, read_weights(trained.model / "weights.safetensors"), atol=1e-5)
+
+
+def test_evaluate_needs_no_more_than_the_model(trained: Trained, run: Run) -> None:
+    done = run("apps.recsys", "evaluate", trained.model, "--memory", "200MiB", "--json")
+    assert done.code == 0, done.err
+    results = done.record["results"]
+    assert results["metrics"] == pytest.approx(trained.record["results"]["metrics"])
+    assert results["users"] == trained.record["results"]["data"]["scored_users"]
+    assert json.loads((trained.model / "evaluation.json").read_text())["results"] == results
+
+
+def test_popularity_and_leave_last(trained: Trained, run: Run, tmp_path: Path) -> None:
+    options = ("--model", "popularity", "--split", "leave-last", "--memory", "300MiB", "--json", "-q")
+    done = run("apps.recsys", "train", trained.interactions, "-o", tmp_path / "model", *options)
+    assert done.code == 0, done.err
+    assert done.record["results"]["data"]["scored_users"] == 300
+    assert 0 < done.record["results"]["metrics"]["hr@10"] < 1
+    answer = run("apps.recsys", "recommend", tmp_path / "model", "--user", "u00001", "-k", "3", "--json")
+    scores = [item["score"] for item in answer.record["results"]["items"]]
+    assert len(scores) == 3 and scores == sorted(scores, reverse=True)
+    other = run("apps.recsys", "evaluate", tmp_path / "model", "--protocol", "user-holdout")
+    assert (other.code, other.err.count("\n")) == (2, 1) and "--split leave-last" in other.err
+
+
+def test_recommend_hides_what_is_known_and_obeys_limits(trained: Trained, run: Run) -> None:
+    import csv
+
+    with trained.interactions.open() as stream:
+        seen = {int(row["item"]) for row in csv.DictReader(stream) if row["user"] == "u00003"}
+
+    def items(*arguments: object) -> list[int]:
+        done = run("apps.recsys", "recommend", trained.model, *arguments, "--json")
+        assert done.code == 0, done.err
+        return [item["id"] for item in done.record["results"]["items"]]
+
+    first = items("--user", "u00003", "-k", 5)
+    assert len(first) == 5 and not seen & set(first)
+    without = items("--user", "u00003", "-k", 5, "--exclude", f"{first[0]},{first[1]}")
+    assert without[:3] == first[2:]
+    assert items("--user", "u00003", "--only", f"{first[3]},{first[1]}") == [first[1], first[3]]
+    folded = items("--history", ",".join(map(str, sorted(seen))), "-k", 20)
+    assert not seen & set(folded) and len(set(folded) & set(items("--user", "u00003", "-k", 20))) >= 12
+
+
+def test_tables_are_for_people(trained: Trained, run: Run) -> None:
+    done = run("apps.recsys", "similar", trained.model, "--item", 8, "-k", 4, "--memory", "200MiB")
+    assert done.code == 0, done.err
+    lines = done.out.splitlines()
+    assert lines[0].split() == ["#", "id", "score", "title"] and len(lines) == 5
+    assert sum("Amber" in line for line in lines) >= 2  # item 8 is of the first taste
+    assert done.err.startswith("memory: ceiling 200.0 MiB, predicted ")
+
+
+def test_unknown_ids(trained: Trained, run: Run) -> None:
+    for arguments in (("--user", "nobody"), ("--history", "3,99999"), ("--user", "u00001", "--only", "x")):
+        done = run("apps.recsys", "recommend", trained.model, *arguments)
+        assert (done.code, done.out, done.err.count("\n")) == (4, "", 1)
+        assert "is not in the model" in done.err
+
+
+def test_inspect_checks_digests(trained: Trained, run: Run, tmp_path: Path) -> None:
+    done = run("apps.recsys", "inspect", trained.model)
+    assert done.code == 0 and "ials, 16 factors" in done.out
+    copy = shutil.copytree(trained.model, tmp_path / "copy")
+    content = bytearray((copy / "weights.safetensors").read_bytes())
+    content[-1] ^= 1
+    (copy / "weights.safetensors").write_bytes(content)
+    done = run("apps.recsys", "inspect", copy)
+    assert (done.code, done.err.count("\n")) == (4, 1) and "sha256" in done.err
+    (copy / "users.parquet").unlink()
+    for command in (("inspect", copy), ("recommend", copy, "--user", "u00001"), ("evaluate", copy)):
+        done = run("apps.recsys", *command)
+        assert (done.code, done.err.count("\n")) == (4, 1) and "users.parquet is missing" in done.err
+
+
+def test_model_of_the_other_application(run: Run, tmp_path: Path) -> None:
+    model_folder.seal(tmp_path, application="imaging", kind="segresnet", files=[], fields={})
+    done = run("apps.recsys", "recommend", tmp_path, "--user", 1)
+    assert (done.code, done.err.count("\n")) == (4, 1) and "imaging" in done.err
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "code", "expected"),
+    [
+        (None, (), 4, "no such file"),
+        ("", (), 4, "empty"),
+        ("user,item\n1,2\n3,4\n", ("--value-col", "stars"), 4, "it has user, item"),
+        ("user,item,rating\n1,2,x\n", (), 4, "'x' is not a number"),
+        ("user,item\n1,2\n1,3\n", (), 4, "1 user left"),
+        ("user,item\n1,2\n3,4\n", ("--split", "user-holdout"), 4, "no user has enough items"),
+        ("user,item\n1,2\n3,4\n", ("--set", "beta=1"), 2, "alpha"),
+        ("user,item\n1,2\n3,4\n", ("--set", "alpha=0"), 2, "above 0"),
+        ("user,item\n1,2\n3,4\n", ("--memory", "lots"), 2, "is not a size"),
+    ],
+)
+def test_bad_input_is_one_line_and_leaves_nothing(
+    run: Run, tmp_path: Path, text: str | None, options: tuple[str, ...], code: int, expected: str
+) -> None:
+    path = tmp_path / "in.csv"
+    if text is not None:
+        path.write_text(text)
+    before = set(tmp_path.iterdir())
+    done = run("apps.recsys", "train", path, "-o", tmp_path / "model", *options)
+    assert (done.code, done.out) == (code, "")
+    assert done.err.count("\n") == 1 and expected in done.err
+    assert set(tmp_path.iterdir()) == before
+
+
+def test_dry_run_only_plans(trained: Trained, run: Run, tmp_path: Path) -> None:
+    done = run("apps.recsys", "train", trained.interactions, "-o", tmp_path / "model", "--dry-run")
+    assert done.code == 0 and "predicted peak" in done.out and "fit_block=8" in done.out
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_killed_runs_left_behind_is_removed(run: Run, tmp_path: Path) -> None:
+    interactions, _ = synthetic.write(tmp_path, users=2000, items=1500, mean=60)
+    model = tmp_path / "model"
+    long = ("--factors", "64", "--set", "iterations=100000", "--memory", "400MiB", "-q")
+    command = [sys.executable, "-m", "apps.recsys", "train", str(interactions), "-o", str(model)]
+    # a group of its own, so that SIGKILL reaches the child as well as its supervisor
+    with subprocess.Popen([*command, *long], start_new_session=True) as process:
+        deadline = time.monotonic() + 60
+        while not list(tmp_path.glob(".model.*/history.indptr.npy")) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        os.killpg(process.pid, signal.SIGKILL)
+    assert not (model / "model.json").exists()
+    assert list(tmp_path.glob(".model.*.scratch"))  # the kill left its scratch folder
+    done = run("apps.recsys", "train", interactions, "-o", model, "--factors", 8, "--memory", "400MiB", "-q")
+    assert done.code == 0, done.err
+    assert model_folder.load(model, application="recsys")["users"] == 2000
+    assert not list(tmp_path.glob(".model.*.scratch"))

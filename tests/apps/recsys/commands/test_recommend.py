@@ -1,0 +1,108 @@
+"""Explanations: what the items of a history add is the score, to the last digit that counts, and ``implicit``'s too."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import scipy.sparse
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from implicit.cpu.als import AlternatingLeastSquares
+
+from apps.recsys.models.als import ials
+from apps.recsys.models.embedding import user_encoders
+from tests.apps.recsys.conftest import Trained
+from tests.promise import kept
+
+Run = Callable[..., Any]
+ITEMS, FACTORS = 80, 12
+COSINES, PRODUCTS = {"user": "sum", "loss": "softmax"}, {"user": "sum", "loss": "bpr"}
+
+
+def factors(seed: int) -> Any:
+    """Items' vectors."""
+    return np.random.default_rng(seed).normal(0, 0.3, (ITEMS, FACTORS)).astype(np.float32)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    seed=st.integers(0, 1000),
+    had=st.integers(1, 40),
+    model=st.sampled_from(["ials", "ials by frequency", "cosines", "products", "two tables"]),
+)
+def test_what_the_history_adds_is_the_score(seed: int, had: int, model: str) -> None:
+    random, items = np.random.default_rng(seed), factors(seed)
+    if model.startswith("ials"):
+        hyper = {**ials.HYPER, "alpha": 2.5, "frequency": 1.0 if "frequency" in model else 0.0}
+        encoder = user_encoders.ridge(items, hyper)
+    else:
+        taste = factors(seed + 1) if model == "two tables" else None
+        encoder = user_encoders.embedding(items, taste, PRODUCTS if model == "products" else COSINES)
+    own, values = np.sort(random.choice(ITEMS, had, replace=False)), random.integers(1, 9, had).astype(np.float32)
+    assert encoder.parts is not None
+    parts = encoder.parts(own, values)
+    assert parts.shape == (had, FACTORS)
+    scores = items.astype(np.float64) @ encoder(own, values)
+    np.testing.assert_allclose((items @ parts.T).sum(1), scores, atol=1e-6)
+
+
+def test_it_is_what_implicit_explains() -> None:
+    items, hyper = factors(1), {**ials.HYPER, "weight": "value", "alpha": 1.0, "regularization": 3.0}
+    random = np.random.default_rng(2)
+    own, values = np.sort(random.choice(ITEMS, 9, replace=False)), random.integers(2, 9, 9).astype(np.float32)
+    peer = AlternatingLeastSquares(factors=FACTORS, regularization=3.0)
+    peer.item_factors = items
+    peer.user_factors = user_encoders.ridge(items, hyper)(own, values)[None]
+    row = scipy.sparse.csr_matrix((values, own, [0, 9]), shape=(1, ITEMS))
+    total, most, _ = peer.explain(0, row, 7, N=4)
+    encoder = user_encoders.ridge(items, hyper)
+    assert encoder.parts is not None
+    added = encoder.parts(own, values) @ items[7]
+    assert total == pytest.approx(added.sum(), rel=1e-4)
+    order = np.argsort(-added)[:4]
+    assert [place for place, _ in most] == own[order].tolist()
+    np.testing.assert_allclose([share for _, share in most], added[order], rtol=1e-3)
+
+
+@pytest.fixture(scope="module")
+def embedding(trained: Trained, run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An embedding whose users are sums."""
+    model = tmp_path_factory.mktemp("explained") / "model"
+    options = ("--model", "embedding", "--epochs", 2, "--factors", 16, "--set", "validation=0", "-q")
+    assert run("apps.recsys", "train", trained.interactions, "-o", model, *options).code == 0
+    return model
+
+
+@pytest.mark.parametrize("kind", ["ials", "embedding"])
+def test_on_the_command_line(trained: Trained, embedding: Path, run: Run, kind: str) -> None:
+    model = trained.model if kind == "ials" else embedding
+    command = ("apps.recsys", "recommend", model, "--memory", "250MiB", "-k", 3)
+    whole = run(*command, "--user", "u00003", "--explain", 999, "--json").record
+    plain = run(*command, "--user", "u00003", "--json").record["results"]["items"]
+    assert [(item["id"], item["score"]) for item in plain] == [
+        (item["id"], item["score"]) for item in whole["results"]["items"]
+    ]
+    for item in whole["results"]["items"]:
+        added = [had["score"] for had in item["because"]]
+        assert len(added) > 1 and added == sorted(added, reverse=True) and item["others"] == 0
+        assert sum(added) == pytest.approx(item["score"], abs=1e-6 * len(added))  # each is rounded to six digits
+    kept(whole)
+    few = run(*command, "--history", "0,8,16", "--explain", 2, "--json").record["results"]["items"][0]
+    assert {had["id"] for had in few["because"]} < {0, 8, 16}
+    assert sum(had["score"] for had in few["because"]) + few["others"] == pytest.approx(few["score"], abs=4e-6)
+    shown = run(*command, "--history", "0,8,16", "--explain", 2).out.splitlines()
+    assert len(shown) == 7 and "because: " in shown[2] and ", all others " in shown[2]
+
+
+def test_where_there_is_no_explanation(trained: Trained, run: Run, tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    options = ("--model", "popularity", "-q", "--memory", "250MiB")
+    assert run("apps.recsys", "train", trained.interactions, "-o", model, *options).code == 0
+    for extra, expected in (
+        (("--user", "u00003"), "nothing can be explained"),
+        (("--all-users", "-o", "x"), "one user"),
+    ):
+        done = run("apps.recsys", "recommend", model, *extra, "--explain", 3)
+        assert (done.code, done.out, done.err.count("\n")) == (2, "", 1) and expected in done.err

@@ -1,0 +1,76 @@
+"""``recsys train --model embedding`` from the command line: what it writes, promises and refuses."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from common import model_folder
+from common.compression.layouts import layout
+from tests.apps.recsys.conftest import Trained
+from tests.apps.recsys.planning.test_workloads import held
+
+Run = Callable[..., Any]
+SMALL = ("--model", "embedding", "--factors", 16, "--set", "batch=64", "--set", "negatives=64")
+
+
+def test_train_evaluate_recommend(trained: Trained, run: Run, tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    options = ("--epochs", 4, "--table", "int8", "--split", "user-holdout", "--memory", "600MiB", "--json")
+    done = run("apps.recsys", "train", trained.interactions, "--items", trained.titles, "-o", model, *SMALL, *options)
+    assert done.code == 0, done.err
+    assert "on hidden items" in done.err
+    held(done.record)
+    manifest = model_folder.load(model, application="recsys")
+    assert (manifest["kind"], manifest["table"], manifest["cosine"]) == ("embedding", "int8", True)
+    assert manifest["hyper"]["loss"] == "softmax" and manifest["hyper"]["epochs"] == 4
+    assert sorted(path.name for path in model.glob("*valid*")) == [] and not (model / ".training").exists()
+    metrics = done.record["results"]["metrics"]
+    assert metrics["ndcg@10"] > 0.3  # popularity reaches 0.2
+    again = run("apps.recsys", "evaluate", model, "--memory", "200MiB", "--json")
+    assert again.record["results"]["metrics"] == pytest.approx(metrics)
+    shown = run("apps.recsys", "recommend", model, "--history", "0,8,16", "-k", 5, "--json")
+    scores = [item["score"] for item in shown.record["results"]["items"]]
+    assert len(scores) == 5 and scores == sorted(scores, reverse=True) and all(-1 <= score <= 1 for score in scores)
+
+
+def test_its_options_are_checked(trained: Trained, run: Run, tmp_path: Path) -> None:
+    command = ("apps.recsys", "train", trained.interactions, "-o", tmp_path / "model")
+    for options, expected in (
+        (("--loss", "ccl"), "is for --model embedding"),
+        (("--model", "embedding", "--set", "tables=3"), "tables is 1 or 2"),
+        (("--model", "embedding", "--table", "int4", "--factors", 3), "whole bytes"),
+        (("--model", "embedding", "--set", "alpha=1"), "learning_rate"),
+        (("--model", "embedding", "--table", "hash", "--set", "row_bytes=0"), "at least 1"),
+        (("--model", "embedding", "--memory", "600MiB", "--resume"), "nothing to resume"),
+    ):
+        done = run(*command, *options)
+        assert done.code == (4 if "resume" in expected else 2), (options, done.err)
+        assert expected in done.err and not (tmp_path / "model").exists()
+
+
+def test_a_plan_has_its_knobs(trained: Trained, run: Run, tmp_path: Path) -> None:
+    command = ("apps.recsys", "train", trained.interactions, "-o", tmp_path / "model", *SMALL, "--dry-run", "--json")
+    plan = json.loads(run(*command, "--micro-batch", 16).out)["plan"]
+    assert plan["knobs"] == {"accumulate": 4, "amp": "off", "micro_batch": 16, "user_block": 256}
+    terms = {term["name"]: term["bytes"] for term in plan["terms"]}
+    assert (terms["tables"], terms["optimizer state"]) == (200 * 16 * 4, 200 * 4)
+
+
+def test_a_made_table_is_as_large_as_planned_and_the_same_each_time(trained: Trained, run: Run, tmp_path: Path) -> None:
+    made = layout("pq", rows=200, width=16, row_bytes=60)
+    options = ("--epochs", 3, "--table", "pq", "--set", "row_bytes=60", "--memory", "600MiB", "--threads", 1, "--json")
+    found = []
+    for name in ("one", "other"):
+        model = tmp_path / name
+        done = run("apps.recsys", "train", trained.interactions, "-o", model, *SMALL, *options)
+        assert done.code == 0, done.err
+        held(done.record)
+        terms = {term["name"]: term["bytes"] for term in done.record["plan"]["terms"]}
+        assert (terms["tables"], terms["optimizer state"]) == (made.weights, made.optimizer)
+        found.append((model / "weights.safetensors").read_bytes())
+    assert found[0] == found[1]
+    shown = run("apps.recsys", "recommend", model, "--history", "0,8,16", "-k", 5, "--json")
+    assert len(shown.record["results"]["items"]) == 5

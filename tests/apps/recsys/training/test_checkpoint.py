@@ -1,0 +1,125 @@
+"""Real signals on real data: an interrupted or killed ``ials`` goes on, and ends as if nothing had happened."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from apps.recsys.training import checkpoint
+
+Run = Callable[..., Any]
+SWEEPS = 40
+"""So many that the training can be interrupted twice, however late this process is told of a checkpoint."""
+OPTIONS = ("--factors", "32", "--split", "user-holdout", "--threads", "1", "--seed", "3")
+OPTIONS += ("--set", f"iterations={SWEEPS}")
+
+
+def started(interactions: Path, model: Path, ceiling: str, options: Sequence[str]) -> subprocess.Popen[bytes]:
+    """The training in a process group of its own, so that a kill reaches all of it."""
+    command = [sys.executable, "-m", "apps.recsys", "train", interactions, "-o", model, *options, "--memory", ceiling]
+    return subprocess.Popen([*map(str, command), "-q"], start_new_session=True)
+
+
+def wait_for(what: Callable[[], bool], process: subprocess.Popen[bytes]) -> None:
+    """Until it is so; fails when the process ends first."""
+    deadline = time.monotonic() + 120
+    while not what():
+        assert process.poll() is None, "the training ended before it could be interrupted"
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def sweeps(path: Path) -> int:
+    """Sweeps in a checkpoint, 0 where there is none."""
+    if not path.is_file():
+        return 0
+    with path.open("rb") as stream:
+        return int(json.loads(stream.readline())["sweep"])
+
+
+@pytest.fixture(scope="module")
+def undisturbed(run: Run, dataset: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The model of a run that nobody disturbed."""
+    model = tmp_path_factory.mktemp("undisturbed") / "model"
+    done = run("apps.recsys", "train", dataset("ml-1m") / "ratings.csv.gz", "-o", model, *OPTIONS, "-q")
+    assert done.code == 0, done.err
+    return model
+
+
+@pytest.mark.parametrize(
+    ("place", "signals"),
+    [("memory", (signal.SIGTERM, signal.SIGKILL)), ("disk", (signal.SIGKILL, signal.SIGINT))],
+)
+def test_a_disturbed_training_ends_as_an_undisturbed_one(
+    run: Run, dataset: Callable[[str], Path], undisturbed: Path, tmp_path: Path, place: str, signals: tuple[int, int]
+) -> None:
+    interactions, model = dataset("ml-1m") / "ratings.csv.gz", tmp_path / "model"
+    ceiling, options = "300MiB", list(OPTIONS)
+    if place == "disk":
+        planned = run("apps.recsys", "train", interactions, "-o", model, *OPTIONS, "--dry-run", "--json").record["plan"]
+        planned["knobs"]["fit_block"] = 1 << 18
+        (tmp_path / "plan.json").write_text(json.dumps(planned))
+        options += ["--plan", str(tmp_path / "plan.json")]
+    state = model / ".training" / checkpoint.FILE
+    reached = []
+    for number in signals:
+        before = sweeps(state)
+        with started(interactions, model, ceiling, options) as process:
+            wait_for(lambda before=before: sweeps(state) > before, process)  # type: ignore[misc]
+            if number == signal.SIGKILL:
+                os.killpg(process.pid, number)
+            else:
+                process.send_signal(number)
+            ended = process.wait(60)
+        assert number == signal.SIGKILL or ended == 130
+        reached.append(sweeps(state))
+        assert not (model / "model.json").exists()
+    assert 0 < reached[0] < reached[1] < SWEEPS
+    done = run("apps.recsys", "train", interactions, "-o", model, *options, "--memory", ceiling, "--json")
+    assert done.code == 0, done.err
+    assert f"continuing after {reached[-1]} sweeps" in done.err
+    held = done.record["plan"]["knobs"]["fit_block"] >= 800_000
+    assert held == (place == "memory")
+    assert done.record["within_budget"]
+    for name in ("weights.safetensors", "items.parquet"):
+        assert (model / name).read_bytes() == (undisturbed / name).read_bytes(), name
+    assert not (model / ".training").exists() and not list(tmp_path.glob(".*scratch"))
+
+
+def test_a_state_of_another_training_is_not_taken_up(run: Run, dataset: Callable[[str], Path], tmp_path: Path) -> None:
+    interactions, model = dataset("lastfm") / "plays.csv", tmp_path / "model"
+    command = ("apps.recsys", "train", interactions, "-o", model, "--factors", 8, "--set", "iterations=1")
+    done = run(*command, "--resume", "-q")
+    assert (done.code, done.err.count("\n")) == (4, 1) and "nothing to resume" in done.err
+    state = checkpoint.State(np.zeros((3, 8), np.float32), np.zeros((2, 8), np.float32))
+    path = model / ".training" / checkpoint.FILE
+    checkpoint.Checkpoint(path, {"data": "another", "factors": 8}).save(state)
+    done = run(*command, "--resume", "-q")
+    assert (done.code, done.err.count("\n")) == (2, 1) and "another training (data" in done.err
+    path.write_bytes(b"\x00" * 100)
+    done = run(*command)
+    assert done.code == 0 and "starting anew" in done.err
+
+
+def test_a_state_comes_back_as_it_was(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    state = checkpoint.State(random.random((30, 4), np.float32), random.random((20, 4), np.float32), sweep=5, row=7)
+    kept = checkpoint.Checkpoint(tmp_path / "state", {"alpha": 2.0, "seed": 1})
+    assert kept.due()
+    kept.save(state)
+    assert kept.differing() == []
+    assert checkpoint.Checkpoint(kept.path, {"alpha": 3.0, "seed": 1}).differing() == ["alpha"]
+    again = kept.load()
+    assert again is not None and (again.sweep, again.row) == (5, 7)
+    np.testing.assert_array_equal(again.users, state.users)
+    np.testing.assert_array_equal(again.items, state.items)
+    kept.path.write_bytes(kept.path.read_bytes()[:-3])
+    assert kept.load() is None

@@ -1,0 +1,229 @@
+"""``--tune``: what is stopped and skipped, the same search again after a kill, and a model that is better for it."""
+
+import json
+import math
+import os
+import signal
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from apps.recsys.data.ingest import Facts
+from apps.recsys.models import search_space, weights
+from apps.recsys.models.als import ials
+from apps.recsys.planning.workloads import TrainWorkload, training_probes
+from apps.recsys.training import tpe, tuning
+from apps.recsys.training.tpe import Trial
+from apps.recsys.training.tuning import Notebook, Search
+from common.memory.plan.planner import DoesNotFit, Plan
+from common.memory.process.budget import MIB, MemoryBudget
+from tests.apps.recsys.conftest import Trained
+from tests.apps.recsys.training.test_checkpoint import started, wait_for
+
+Run = Callable[..., Any]
+FACTS = Facts(rows=2000, users=100, items=50, interactions=1000, longest=30, ids=150, bucket=2000)
+
+
+def work(trials: int = 20) -> TrainWorkload:
+    """An ``ials`` that is to be tuned."""
+    return TrainWorkload(FACTS, "ials", 64, dict(ials.HYPER), "none", 1, trials=trials, space=search_space.IALS)
+
+
+@dataclass
+class Session:
+    """What a search needs of ``common.cli.session.Session``."""
+
+    budget: MemoryBudget = field(default_factory=lambda: MemoryBudget(300 * MIB))
+    threads: int = 1
+    seed: int = 3
+    stopping: bool = False
+    said: list[str] = field(default_factory=list)
+
+    @property
+    def plan(self) -> Plan:
+        """For the command line's settings."""
+        return planned(work())
+
+    def say(self, message: str) -> None:
+        """Keep it."""
+        self.said.append(message)
+
+    def phase(self, name: str) -> Any:
+        """Nothing is measured here."""
+        return nullcontext()
+
+
+def planned(wanted: TrainWorkload, *_: object) -> Plan:
+    """A plan with floors of 100 MiB; 256 factors do not fit."""
+    if wanted.factors > 128:
+        raise DoesNotFit(MemoryBudget(300 * MIB), None, ["far too large"])
+    known = {probe: {"bytes": 100.0 * MIB} for probe in training_probes("ials", 1)}
+    setting = {"user_block": 8, "fit_block": 1000}
+    return Plan("recsys train", tuple(sorted(setting.items())), wanted.footprint(setting, known))
+
+
+def fit(trial: TrainWorkload, session: object, watch: tuning.Watch) -> None:
+    """Fifteen iterations towards a score that is best at alpha 1 with many factors; binary weights run away."""
+    best = trial.factors / 256 - 0.1 * abs(math.log(trial.hyper["alpha"]))
+    for done in range(1, 16):
+        if trial.hyper["weight"] == "binary" and done == 2:
+            raise ArithmeticError("the factors are not finite")
+        watch(done, lambda done=done: {tuning.METRIC: best - 1 / done})  # type: ignore[misc]
+
+
+@pytest.fixture
+def search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Search]:
+    """A search whose trainings are arithmetic."""
+    monkeypatch.setattr(tuning.planner, "plan", planned)
+
+    def make(name: str = "tuning.jsonl", **about: object) -> Search:
+        return Search(work(), Session(), Notebook(tmp_path / name, about), fit)  # type: ignore[arg-type]
+
+    return make
+
+
+def test_a_search_ends_with_the_best_of_its_trials(search: Callable[..., Search]) -> None:
+    made = search()
+    found = made.run()
+    trials = made.notebook.trials
+    assert len(trials) == 20 and trials[0].settings == tuning.present(work())
+    assert {trial.state for trial in trials} == {"done", "stopped", "skipped", "failed"}
+    for trial in trials:
+        fits = trial.settings["factors"] <= 128
+        assert (trial.state == "skipped") == (not fits)
+        assert bool(trial.scores) == (trial.state in ("done", "stopped"))
+        assert trial.state != "done" or sorted(trial.scores) == made.rungs == [4, 8, 15]
+        assert trial.state != "failed" or trial.settings["weight"] == "binary"
+    done = [trial for trial in trials if trial.state == "done"]
+    best = max(done, key=lambda trial: trial.reached)
+    assert best.reached > trials[0].reached
+    assert (found.work.factors, found.work.hyper["alpha"]) == (best.settings["factors"], best.settings["alpha"])
+    assert found.results["best"] == best.number
+    phases = found.plan.footprint.phases()
+    # a floor, what the sampler takes, what trials left behind
+    assert phases["suggest"] == 100 * MIB + (24 << 20) + (10 << 20) + (4 << 20) + (512 << 10)
+    assert phases["tune"] == max(
+        planned(tuning.changed(work(), trial.settings)).footprint.phases()["fit"]
+        for trial in trials
+        if trial.state != "skipped"
+    )
+    said = made.session.said  # type: ignore[attr-defined]
+    assert sum("skipped: far too large" in line for line in said) == sum(t.state == "skipped" for t in trials)
+    assert said[-1].startswith(f"best: trial {best.number + 1}, ndcg@10 ")
+    (page,) = tuning.section({"results": {"tuning": json.loads(json.dumps(found.results))}}, Path())
+    assert page.count("<tr>") == 21 and page.count("best") == 1
+
+
+def test_a_search_that_was_killed_goes_on_as_it_would_have(search: Callable[..., Search]) -> None:
+    whole = search()
+    whole.run()
+    lines = whole.notebook.path.read_text().splitlines()
+    cut = whole.notebook.path.with_name("cut")
+    cut.write_text("\n".join(lines[:6]) + "\n" + lines[6][:20])  # killed while it wrote the sixth trial
+    again = search("cut")
+    assert len(again.notebook.trials) == 5
+    again.run()
+    assert again.notebook.trials == whole.notebook.trials
+    assert again.session.said[0] == "continuing after 5 trials"  # type: ignore[attr-defined]
+    assert search("cut", data="another").notebook.trials == []
+
+
+def test_rungs() -> None:
+    assert [tuning.rungs(n) for n in (1, 2, 15, 40)] == [[1], [1, 2], [4, 8, 15], [10, 20, 40]]
+
+
+@given(st.lists(st.floats(0, 1), max_size=30), st.floats(0, 1))
+def test_less_than_half_of_those_known_is_better_than_one_that_goes_on(others: list[float], score: float) -> None:
+    better = sum(other > score for other in others)
+    if better == 0:
+        assert tuning.promising(score, others)
+    if tuning.promising(score, others):
+        assert better == 0 or better + 1 <= (len(others) + 1) / 2
+
+
+def test_every_space_is_of_settings_that_exist() -> None:
+    from apps.recsys.models import bpr
+    from apps.recsys.models.embedding import embedding_config
+
+    hypers: Mapping[str, Mapping[str, Any]] = {"ials": ials.HYPER, "bpr": bpr.HYPER}
+    for kind, hyper in hypers.items():
+        assert search_space.of(kind, hyper, set()).keys() <= {"factors", *hyper}
+    for loss in embedding_config.LOSSES:
+        for user in embedding_config.USERS:
+            made = search_space.of("embedding", {"user": user, "loss": loss}, {"factors"})
+            assert made.keys() <= embedding_config.HYPER.keys() and "factors" not in made
+
+
+def test_settings_lie_in_the_space() -> None:
+    trials = [Trial(n, {**tuning.present(work()), "alpha": 1.0 + n}, {4: 0.1 * n}, "stopped") for n in range(10)]
+    settings = tpe.ask(search_space.IALS, trials, seed=1)
+    assert settings == tpe.ask(search_space.IALS, trials, seed=1) != tpe.ask(search_space.IALS, trials, seed=2)
+    for name, dimension in search_space.IALS.items():
+        if isinstance(dimension, search_space.Choice):
+            assert settings[name] in dimension.values
+        else:
+            assert dimension.low <= settings[name] <= dimension.high
+
+
+def test_killed_and_continued_from_the_command_line(trained: Trained, run: Run, tmp_path: Path) -> None:
+    options = ["--tune", "7", "--split", "user-holdout", "--threads", "1", "--seed", "2"]
+    whole, model = tmp_path / "whole", tmp_path / "model"
+    command = ("apps.recsys", "train", trained.interactions, *options, "--memory", "250MiB", "--json")
+    done = run(*command, "-o", whole, "--report")
+    assert done.code == 0, done.err
+    assert "Settings that were tried" in (whole / "report.html").read_text()
+    record = done.record
+    found = record["results"]["tuning"]
+    assert len(found["trials"]) == 7 and found["trials"][0]["settings"]["alpha"] == 2.0
+    best = found["trials"][found["best"]]
+    manifest = json.loads((whole / "model.json").read_text())
+    assert (
+        manifest["factors"] == best["settings"]["factors"] and manifest["hyper"]["alpha"] == best["settings"]["alpha"]
+    )
+    assert record["within_budget"] and [p["name"] for p in record["measured"]["phases"]].count("tune") == 7
+    for phase in record["measured"]["phases"]:
+        if phase["name"] not in ("plan", "probe", "start"):
+            terms = [term for term in record["plan"]["terms"] if phase["name"] in term["phases"]]
+            predicted = sum(term["bytes"] for term in terms) + record["plan"]["reserve_bytes"]
+            assert phase["peak_bytes"] <= predicted, phase
+    book = model / ".training" / tuning.FILE
+    with started(trained.interactions, model, "250MiB", options) as process:
+        wait_for(lambda: book.is_file() and book.read_text().count("\n") >= 4, process)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait(60)
+    done = run(*command, "-o", model, "--resume")
+    assert done.code == 0 and "continuing after" in done.err, done.err
+    assert done.record["results"]["tuning"] == found
+    assert (model / weights.WEIGHTS).read_bytes() == (whole / weights.WEIGHTS).read_bytes()
+    assert not (model / ".training").exists() and not list(model.glob("validation*"))
+
+
+@pytest.mark.parametrize("kind", ["bpr", "embedding"])
+def test_other_models_are_tuned_too(trained: Trained, run: Run, tmp_path: Path, kind: str) -> None:
+    options = ("--model", kind, "--tune", 2, "--epochs", 2, "--factors", 16, "--memory", "600MiB", "--json")
+    done = run("apps.recsys", "train", trained.interactions, "-o", tmp_path / "model", *options)
+    assert done.code == 0, done.err
+    found = done.record["results"]["tuning"]
+    assert [trial["state"] for trial in found["trials"]].count("done") >= 1 and "factors" not in found["space"]
+    chosen = found["trials"][found["best"]]["settings"]
+    assert chosen.items() <= json.loads((tmp_path / "model" / "model.json").read_text())["hyper"].items()
+    assert done.record["within_budget"]
+
+
+def test_what_cannot_be_tuned(trained: Trained, run: Run, tmp_path: Path) -> None:
+    command = ("apps.recsys", "train", trained.interactions, "-o", tmp_path / "model", "--tune", 3)
+    everything = [f"--set={name}={value}" for name, value in ials.HYPER.items()]
+    for options, code, expected in (
+        (("--model", "popularity"), 2, "popularity has no settings"),
+        (("--factors", 8, *everything), 2, "fixes all"),
+        (("--resume",), 4, "nothing to resume"),
+    ):
+        done = run(*command, *options)
+        assert (done.code, done.err.splitlines()[-1].count(expected)) == (code, 1), done.err
+        assert not (tmp_path / "model" / "model.json").exists()

@@ -1,0 +1,244 @@
+"""The four endings, on the smallest command that has them all."""
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from common.cli import main
+from common.errors import UsageError
+from common.memory.process import guard
+from common.memory.process.budget import MIB, memory_cgroups
+
+FILL = "common.bench.demo_allocation"
+
+
+def test_it_fits(run: Callable[..., Any], tmp_path: Path) -> None:
+    ended = run(FILL, "--bytes", "100MiB", "--memory", "250MiB", "--json", "--output", tmp_path / "run.json")
+    assert ended.code == 0
+    record = ended.record
+    assert record["results"] == {"written": 100 * MIB}
+    assert record["plan"]["knobs"] == {"blocks": 1}
+    assert record["within_budget"] and record["measured"]["peak_bytes"] <= 250 * MIB
+    predicted, measured = record["plan"]["predicted_peak_bytes"], record["measured"]["peak_bytes"]
+    assert measured <= predicted <= 1.15 * measured
+    assert [phase["name"] for phase in record["measured"]["phases"]][-2:] == ["start", "fill"]
+    assert json.loads((tmp_path / "run.json").read_text()) == record
+    assert "memory: ceiling 250.0 MiB, predicted" in ended.err.splitlines()[-1]
+
+
+def test_less_memory_means_smaller_blocks(run: Callable[..., Any]) -> None:
+    record = run(FILL, "--bytes", "100MiB", "--memory", "100MiB", "--json").record
+    assert record["plan"]["knobs"]["blocks"] > 1
+    assert record["within_budget"]
+
+
+def test_refusal_names_a_ceiling_that_then_works(run: Callable[..., Any]) -> None:
+    refused = run(FILL, "--bytes", "400MiB", "--memory", "60MiB", "--json")
+    assert refused.code == 3
+    assert len(refused.err.splitlines()) == 2 and "1. --memory" in refused.err
+    smallest = refused.record["smallest_feasible_bytes"]
+    accepted = run(FILL, "--bytes", "400MiB", "--memory", smallest, "--json")
+    assert accepted.code == 0 and accepted.record["within_budget"]
+    assert run(FILL, "--bytes", "400MiB", "--memory", smallest - 2 * MIB).code == 3
+
+
+def test_a_ceiling_below_the_interpreter_is_refused_with_a_number(run: Callable[..., Any], tmp_path: Path) -> None:
+    env = {"XDG_CACHE_HOME": str(tmp_path)}  # nothing is known yet, and nothing can be measured under 10 MiB
+    refused = run(FILL, "--bytes", "8MiB", "--memory", "10MiB", "--json", env=env)
+    assert refused.code == 3, refused.err
+    smallest = refused.record["smallest_feasible_bytes"]
+    assert 40 * MIB < smallest < 80 * MIB
+    assert run(FILL, "--bytes", "8MiB", "--memory", smallest, env=env).code == 0
+    # A child beside this process takes more than this process will: the ceiling would do, if that were known.
+    unknown = {"XDG_CACHE_HOME": str(tmp_path / "empty")}
+    enough = smallest + MIB  # the interpreter is measured anew, and a quarter of a MiB is within its noise
+    refused = run(FILL, "--bytes", "8MiB", "--memory", enough, "--json", env=unknown)
+    assert refused.code == 3 and "the same command runs if given again" in refused.err
+    assert refused.record["smallest_feasible_bytes"] <= enough
+    assert run(FILL, "--bytes", "8MiB", "--memory", enough, env=unknown).code == 0
+
+
+def test_a_broken_plan_meets_the_soft_wall(run: Callable[..., Any]) -> None:
+    ended = run(FILL, "--bytes", "200MiB", "--memory", "300MiB", "--hostile", "--json")
+    assert ended.code == 1
+    assert ended.record["error"]["kind"] == "out of memory"
+    assert ended.record["measured"]["peak_bytes"] <= 300 * MIB
+    assert "traceback in" in ended.err
+
+
+def test_a_failure_leaves_the_record_of_what_is_still_there(run: Callable[..., Any], tmp_path: Path) -> None:
+    output = ("--output", tmp_path / "run.json")
+    assert run(FILL, "--bytes", "900MiB", "--memory", "60MiB", *output).code == 3
+    assert json.loads((tmp_path / "run.json").read_text())["exit_code"] == 3
+    assert run(FILL, "--bytes", "10MiB", "--memory", "200MiB", *output).code == 0
+    good = (tmp_path / "run.json").read_text()
+    assert run(FILL, "--bytes", "900MiB", "--memory", "60MiB", *output).code == 3
+    assert (tmp_path / "run.json").read_text() == good
+
+
+def test_a_plan_can_be_printed_edited_and_fed_back(run: Callable[..., Any], tmp_path: Path) -> None:
+    shown = run(FILL, "--bytes", "100MiB", "--memory", "250MiB", "--dry-run", "--json")
+    assert shown.code == 0 and shown.record["results"] == {}
+    edited = shown.record["plan"]
+    edited["knobs"]["blocks"] = 5
+    (tmp_path / "plan.json").write_text(json.dumps(edited))
+    fed = run(FILL, "--bytes", "100MiB", "--memory", "250MiB", "--plan", tmp_path / "plan.json", "--json")
+    assert fed.code == 0 and fed.record["plan"]["knobs"] == {"blocks": 5}
+    edited["knobs"]["wings"] = 2
+    (tmp_path / "plan.json").write_text(json.dumps(edited))
+    assert run(FILL, "--plan", tmp_path / "plan.json").code == 2
+    assert run(FILL, "--plan", tmp_path / "absent.json").code == 2
+
+
+@pytest.mark.parametrize("size", ["3XB", "0", "-1", "1.5"])
+def test_a_ceiling_that_does_not_parse(run: Callable[..., Any], size: str) -> None:
+    ended = run(FILL, f"--memory={size}", "--json")
+    assert (ended.code, len(ended.err.splitlines())) == (2, 1)
+    assert ended.record["error"]["kind"] == "usage"
+
+
+def test_more_than_the_machine_has_is_a_warning(run: Callable[..., Any]) -> None:
+    ended = run(FILL, "--memory", "100TiB", "--bytes", "1MiB")
+    assert ended.code == 0 and "more than this machine has" in ended.err
+
+
+def _start(*arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", FILL, "--bytes", "4GiB", "--memory", "2GiB", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell's background jobs ignore interrupts, and what they start inherits that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+
+
+def _child_of(pid: int) -> int:
+    for _ in range(200):
+        found = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        if found and b"-I" in Path(f"/proc/{pid}/cmdline").read_bytes():
+            return int(found[0])
+        time.sleep(0.02)
+    raise AssertionError("the supervisor did not start its child")
+
+
+def test_a_kernel_kill_is_explained() -> None:
+    with _start("--json") as parent:
+        subprocess.run(["kill", "-9", str(_child_of(parent.pid))], check=True)
+        out, err = parent.communicate(timeout=30)
+    assert parent.returncode == 1
+    assert "killed at" in err and "of 2048.0 MiB" in err
+    assert json.loads(out)["error"]["kind"] == "killed"
+
+
+def test_a_kernel_kill_leaves_a_record(tmp_path: Path) -> None:
+    with _start("--output", str(tmp_path / "run.json")) as parent:
+        subprocess.run(["kill", "-9", str(_child_of(parent.pid))], check=True)
+        parent.communicate(timeout=30)
+    record = json.loads((tmp_path / "run.json").read_text())
+    assert (record["exit_code"], record["error"]["kind"]) == (1, "killed")
+
+
+def test_a_killed_supervisor_takes_its_child_along() -> None:
+    with _start() as parent:
+        child = _child_of(parent.pid)
+        parent.kill()
+        parent.communicate(timeout=30)
+    for _ in range(500):
+        if not Path(f"/proc/{child}").exists():
+            return
+        time.sleep(0.02)
+    raise AssertionError("the child lives on")
+
+
+@pytest.fixture
+def container() -> Iterator[Path]:
+    """A memory cgroup of 300 MiB, as a container has."""
+    place = guard.hard_wall(300 * MIB)
+    if place is None:
+        pytest.skip("no memory cgroup can be written here")
+    yield place
+    place.rmdir()
+
+
+def _inside(place: Path, *arguments: str) -> dict[str, Any]:
+    command = [sys.executable, "-m", FILL, *arguments, "--json"]
+    enter = lambda: (place / "cgroup.procs").write_text(str(os.getpid()))  # noqa: E731
+    done = subprocess.run(command, preexec_fn=enter, capture_output=True, text=True, check=False)
+    assert done.stdout, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_auto_inside_a_container_is_what_its_limit_leaves(container: Path) -> None:
+    record = _inside(container, "--bytes", "400MiB")
+    assert record["budget"]["source"] == "auto"
+    assert 250 * MIB < record["budget"]["host_bytes"] <= 300 * MIB
+    assert record["exit_code"] == 0 and record["within_budget"]
+    assert record["plan"]["knobs"]["blocks"] == 2  # 200 MiB beside the interpreter
+    half = _inside(container, "--bytes", "100MiB", "--memory", "50%")
+    assert half["budget"]["host_bytes"] == 150 * MIB and half["exit_code"] == 0
+
+
+def test_a_read_only_cgroup_is_said_and_the_run_goes_on(tmp_path: Path) -> None:
+    output = tmp_path / "run.json"
+    nested = next(memory_cgroups(), None)
+    if nested is None:
+        pytest.skip("no memory cgroup")
+    script = f'mount --bind {nested} {nested} && mount -o remount,ro,bind {nested} && exec "$@"'
+    command = [sys.executable, "-m", FILL, "--bytes", "50MiB", "--memory", "200MiB", "--output", str(output)]
+    done = subprocess.run(["unshare", "-m", "sh", "-c", script, "sh", *command], capture_output=True, text=True)
+    if "Operation not permitted" in done.stderr or "permission denied" in done.stderr:
+        pytest.skip("no right to mount here")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.splitlines()[-1].endswith("; no hard wall: no memory cgroup can be written here")
+    assert json.loads(output.read_text())["missing_walls"] == ["no hard wall: no memory cgroup can be written here"]
+
+
+def test_a_low_limit_from_outside_is_said(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", FILL, "--bytes", "20MiB", "--memory", "4GiB", "--json"]
+    low = lambda: resource.setrlimit(resource.RLIMIT_DATA, (512 * MIB, 512 * MIB))  # noqa: E731
+    done = subprocess.run(command, preexec_fn=low, capture_output=True, text=True, check=True)
+    assert "ulimit -d" in json.loads(done.stdout)["missing_walls"][-1]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_is_130(number: signal.Signals) -> None:
+    with _start("--bytes", "12GiB") as parent:
+        _child_of(parent.pid)
+        time.sleep(0.2)
+        parent.send_signal(number)
+        _, err = parent.communicate(timeout=30)
+    assert parent.returncode == 130, err
+
+
+def test_settings_take_the_type_of_their_default() -> None:
+    defaults = {"alpha": 1.0, "iterations": 15, "loss": "bce"}
+    assert main.parse_settings(["alpha=2", "iterations=3"], defaults) == {"alpha": 2.0, "iterations": 3, "loss": "bce"}
+    for wrong in ("beta=1", "alpha", "iterations=1.5", "alpha=x"):
+        with pytest.raises(UsageError, match="--set"):
+            main.parse_settings([wrong], defaults)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (("--device", "gpu"), "--device gpu: choose cpu, cuda, cuda:N or auto"),
+        (("--gpu-memory", "4GiB"), "--gpu-memory 4GiB: no CUDA device is used; add --device cuda"),
+        (("--device", "cuda:7"), "--device cuda:7: "),
+    ],
+)
+def test_a_device_that_is_not_there(run: Callable, tmp_path: Path, options: tuple[str, ...], says: str) -> None:
+    done = run("apps.imaging", "train", tmp_path, "-o", tmp_path / "out", "--json", *options)
+    assert done.code == 2
+    assert done.err.count("\n") == 1 and says in done.err
+    assert done.record["error"]["kind"] == "usage" and done.record["budget"]["device_bytes"] is None
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,101 @@
+import json
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from common.memory.costs import store as costs
+from common.memory.costs.store import CostStore, Probe, ProbeFailed
+from common.memory.process.budget import GIB, MIB
+
+HERE = "common.memory.costs.store:_test_only"
+
+
+def test_key_depends_on_everything_that_matters(monkeypatch: pytest.MonkeyPatch) -> None:
+    base = Probe.of("common.x:f", libraries=("numpy",), threads=2, size=3, name="a")
+    assert base.key == Probe.of("common.x:f", libraries=("numpy",), threads=2, name="a", size=3).key
+    others = [
+        Probe.of("common.x:g", libraries=("numpy",), threads=2, size=3, name="a"),
+        Probe.of("common.x:f", libraries=("scipy",), threads=2, size=3, name="a"),
+        Probe.of("common.x:f", libraries=("numpy",), threads=1, size=3, name="a"),
+        Probe.of("common.x:f", libraries=("numpy",), threads=2, size=4, name="a"),
+    ]
+    assert len({probe.key for probe in [base, *others]}) == 5
+    monkeypatch.setattr(costs, "CODE_VERSION", costs.CODE_VERSION + 1)
+    assert base.key not in {probe.key for probe in others}
+
+
+def test_another_warm_up_is_measured_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    keys = set()
+    for text in ("def warm_up() -> None: ...", "def warm_up() -> None:\n    import json"):
+        (tmp_path / "warming.py").write_text(text)
+        costs._source.cache_clear()
+        keys.add(Probe.of("common.memory.costs.floor:measure", warm_up="warming:warm_up").key)
+        keys.add(Probe.of("common.memory.costs.floor:measure", warm_up="warming:warm_up").key)
+    assert len(keys) == 2 and "warming" not in sys.modules
+
+
+def test_measured_once_then_read(tmp_path: Path) -> None:
+    probe = Probe.of("common.memory.costs.floor:measure", warm_up="common.bench.demo_allocation:warm_up")
+    store = CostStore(tmp_path)
+    assert store.cached([probe]) == {}
+    first = store.known([probe], ceiling=GIB)
+    assert 20 * MIB < first[probe]["bytes"] < 80 * MIB
+    assert store.measured == 1
+    again = CostStore(tmp_path)
+    assert again.known([probe], ceiling=GIB) == first
+    assert again.measured == 0
+
+
+def test_probes_that_warm_up_alike_share_a_child(tmp_path: Path) -> None:
+    here = "common.memory.costs.floor:measure"
+    both = [
+        Probe.of(here, warm_up="common.bench.demo_allocation:warm_up", libraries=names) for names in ((), ("numpy",))
+    ]
+    other = Probe.of("common.training.amp:check")
+    assert [len(group) for group in costs._alike([both[0], other, both[1]])] == [2, 1]
+    store = CostStore(tmp_path)
+    found = store.known(both, ceiling=GIB)
+    assert store.measured == 2 and found[both[0]]["bytes"] == pytest.approx(found[both[1]]["bytes"], abs=MIB)
+
+
+def test_what_was_measured_before_a_failure_is_kept(tmp_path: Path) -> None:
+    good = Probe.of("common.memory.costs.floor:measure", warm_up="common.bench.demo_allocation:warm_up")
+    bad = Probe.of("common.memory.costs.floor:nothing", warm_up="common.bench.demo_allocation:warm_up")
+    store = CostStore(tmp_path)
+    with pytest.raises(ProbeFailed, match="nothing"):
+        store.known([good, bad], ceiling=GIB)
+    assert good in store.cached([good, bad])
+
+
+def test_a_damaged_entry_is_measured_again(tmp_path: Path) -> None:
+    probe = Probe.of("common.memory.costs.floor:measure", warm_up="common.bench.demo_allocation:warm_up")
+    (tmp_path / f"{probe.key}.json").write_text("{")
+    CostStore(tmp_path).known([probe], ceiling=GIB)
+    assert json.loads((tmp_path / f"{probe.key}.json").read_text())["costs"]["bytes"] > 0
+
+
+def test_a_running_command_measures_nothing_without_a_wall(tmp_path: Path) -> None:
+    probe = Probe.of("common.memory.costs.floor:measure", warm_up="common.bench.demo_allocation:warm_up")
+    running = CostStore(tmp_path, walled=True)
+    with pytest.raises(ProbeFailed, match="without a wall"):
+        running.known([probe], ceiling=None)
+    refusing = CostStore(tmp_path)
+    found = refusing.known([probe], ceiling=None)
+    assert refusing.exceeded and not running.exceeded
+    assert running.known([probe], ceiling=None) == found  # known by now
+
+
+def test_only_this_suite_is_run(tmp_path: Path) -> None:
+    with pytest.raises(ProbeFailed, match="probes are functions of this suite"):
+        CostStore(tmp_path).known([Probe.of("os:getcwd")], ceiling=GIB)
+    assert os.listdir(tmp_path) == []
+
+
+def test_failure_says_why(tmp_path: Path) -> None:
+    with pytest.raises(ProbeFailed, match=r"under 1\.00 GiB \(measure: .*nowhere"):
+        CostStore(tmp_path).known(
+            [Probe.of("common.memory.costs.floor:measure", warm_up="common.nowhere:f")], ceiling=GIB
+        )

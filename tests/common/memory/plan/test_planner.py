@@ -1,0 +1,272 @@
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from common.memory.costs.store import Costs, CostStore, Probe, ProbeFailed
+from common.memory.footprint import Footprint, Term
+from common.memory.plan.plan_file import read_plan
+from common.memory.plan.planner import DoesNotFit, Plan, Setting, plan, price
+from common.memory.process.budget import MIB, MemoryBudget
+
+OTHER = Probe.of("tests.common.memory.plan.test_planner:nothing", other=True)
+PROBE = Probe.of("tests.common.memory.plan.test_planner:nothing")
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """100 MiB of data in 1, 2, 4 or 8 blocks above a floor of 50 MiB."""
+
+    name: str = "test blocks"
+
+    def settings(self) -> Iterator[Setting]:
+        for blocks in (8, 1, 4, 2):
+            yield {"blocks": blocks}
+
+    def probes(self, setting: Setting) -> Sequence[Probe]:
+        return [PROBE]
+
+    def footprint(self, setting: Setting, known: Costs) -> Footprint:
+        return Footprint.of(
+            [
+                Term("floor", int(known[PROBE]["bytes"]), "measured"),
+                Term("block", 100 * MIB // int(setting["blocks"]), "analytic", ("work",)),
+            ]
+        )
+
+    def seconds(self, setting: Setting, known: Costs) -> float:
+        return float(setting["blocks"])
+
+
+class Known(CostStore):
+    """A store that has measured everything, and counts how often it is asked."""
+
+    asked = 0
+
+    def known(self, probes: object, *, ceiling: int | None) -> Costs:
+        self.asked += 1
+        return {PROBE: {"bytes": 50 * MIB}}
+
+
+@pytest.fixture
+def costs(tmp_path: Path) -> Known:
+    return Known(tmp_path)
+
+
+def test_takes_the_fastest_that_fits_and_prices_no_further(costs: Known) -> None:
+    chosen = plan(Blocks(), MemoryBudget(110 * MIB), costs)
+    assert chosen["blocks"] == 2
+    assert chosen.predicted_peak_bytes == 100 * MIB
+    assert chosen.reserve_bytes == int(0.025 * 100 * MIB)
+    assert costs.asked == 2
+    needed = 150 * MIB + int(0.015 * 150 * MIB) + int(0.01 * 150 * MIB)
+    assert [(dict(one.knobs), one.needed_bytes) for one in chosen.rejected] == [({"blocks": 1}, needed)]
+    assert (chosen.offered, chosen.slowdown) == (4, 2.0)
+
+
+def test_reserve_decides_at_the_edge(costs: Known) -> None:
+    assert plan(Blocks(), MemoryBudget(int(102.5 * MIB)), costs)["blocks"] == 2
+    assert plan(Blocks(), MemoryBudget(int(102.5 * MIB) - 1), costs)["blocks"] == 4
+
+
+def test_estimated_terms_have_a_reserve_of_their_own() -> None:
+    """Of the holes in a heap it is only known about how large they will be."""
+    terms = [Term("floor", 400 * MIB, "measured"), Term("free heap", 100 * MIB, "estimated")]
+    assert Plan("blocks", (), Footprint.of(terms)).reserve_bytes == 4 * MIB + 30 * MIB
+
+
+def test_refusal_names_the_smallest_ceiling_and_that_one_works(costs: Known) -> None:
+    with pytest.raises(DoesNotFit) as refusal:
+        plan(Blocks(), MemoryBudget(60 * MIB), costs)
+    smallest = refusal.value.smallest_feasible_bytes
+    # 62.5 MiB and a reserve of 2.5 % of it, rounded up to a quarter of a MiB.
+    assert smallest == int(64.25 * MIB)
+    assert "--memory 64.25MiB" in str(refusal.value)
+    assert "floor 50.0 MiB, block 12.5 MiB" in str(refusal.value)
+    assert plan(Blocks(), MemoryBudget(smallest), costs)["blocks"] == 8
+
+
+def test_an_unmeasurable_setting_is_rejected_not_fatal(tmp_path: Path) -> None:
+    class Failing(CostStore):
+        def known(self, probes: object, *, ceiling: int) -> Costs:
+            raise ProbeFailed("cannot be measured under 1.0 MiB")
+
+    with pytest.raises(DoesNotFit) as refusal:
+        plan(Blocks(), MemoryBudget(MIB), Failing(tmp_path))
+    assert refusal.value.smallest_feasible_bytes is None
+    assert "cannot be measured" in str(refusal.value)
+
+
+def test_plan_is_hashable_printable_and_json(costs: Known) -> None:
+    chosen = plan(Blocks(), MemoryBudget(110 * MIB), costs)
+    assert len({chosen, plan(Blocks(), MemoryBudget(110 * MIB), costs)}) == 1
+    assert "predicted peak 100.0 MiB in phase 'work', reserve 2.5 MiB" in str(chosen)
+    assert "the fastest of 4 settings that fits, 2.00 times the fastest's time" in str(chosen)
+    assert "rejected: blocks=1: needs 153.8 MiB" in str(chosen)
+    assert json.loads(json.dumps(chosen.to_json()))["knobs"] == {"blocks": 2}
+
+
+def _feed(costs: Known, ceiling: int = 110 * MIB, **change: object) -> Plan:
+    data = {"workload": "test blocks", "knobs": {"blocks": 2}} | change
+    return read_plan(json.dumps(data), Blocks(), MemoryBudget(ceiling), costs)
+
+
+def test_an_edited_plan_is_priced_anew(costs: Known) -> None:
+    assert _feed(costs, knobs={"blocks": 3}).predicted_peak_bytes == 50 * MIB + 100 * MIB // 3
+    with pytest.raises(DoesNotFit):
+        _feed(costs, knobs={"blocks": 1})
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"workload": "other"}, "a plan for 'other'"),
+        ({"knobs": {"blocks": 2, "wings": 1}}, "unknown or missing knobs: wings"),
+        ({"knobs": {}}, "unknown or missing knobs: blocks"),
+        ({"knobs": {"blocks": "two"}}, "'two' is not int"),
+        ({"knobs": {"blocks": True}}, "True is not int"),
+        ({"knobs": {"blocks": [2]}}, "is not int"),
+        ({"knobs": {"blocks": 0}}, r"0 is not among what the command line leaves open \(8, 1, 4, 2\)"),
+        ({"knobs": {"blocks": -1}}, "-1 is not among"),
+        ({"knobs": {"blocks": 10**9}}, "1000000000 is not among"),
+        ({"knobs": 3}, "not a plan"),
+    ],
+)
+def test_nonsense_is_refused_with_its_reason(costs: Known, change: dict[str, object], why: str) -> None:
+    with pytest.raises(ValueError, match=why):
+        _feed(costs, **change)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Two knobs that follow from one another, one that is monotone, and one that decides little."""
+
+    floor: int = 50 * MIB
+    name: str = "test grid"
+    monotone: tuple[str, ...] = ("size", "parts")
+
+    def settings(self) -> Iterator[Setting]:
+        for size in (64, 32, 16, 8, 4, 2, 1):
+            for store in ("memory", "disk"):
+                yield {"size": size, "parts": 64 // size, "store": store}
+
+    def probes(self, setting: Setting) -> Sequence[Probe]:
+        return [PROBE]
+
+    def footprint(self, setting: Setting, known: Costs) -> Footprint:
+        held = int(setting["size"]) * MIB + (16 * MIB if setting["store"] == "memory" else 0)
+        return Footprint.of([Term("floor", self.floor, "measured"), Term("held", held, "analytic", ("work",))])
+
+    def seconds(self, setting: Setting, known: Costs) -> float:
+        return int(setting["parts"]) * (1.0 if setting["store"] == "memory" else 1.5)
+
+    def remedies(self) -> Iterator[tuple[str, "Grid"]]:
+        yield "--smaller", Grid(floor=45 * MIB)
+        yield "--smallest", Grid(floor=20 * MIB)
+
+
+@pytest.mark.parametrize("ceiling", [56, 57, 60, 64, 70, 71, 75, 80, 88, 104, 120, 140])
+def test_bisection_finds_what_pricing_everything_finds(costs: Known, ceiling: int) -> None:
+    budget, grid = MemoryBudget(ceiling * MIB), Grid()
+    fitting = [s for s in grid.settings() if price(grid, s, costs, ceiling=None).needed_bytes <= budget.host_bytes]
+    costs.asked = 0
+    if not fitting:
+        with pytest.raises(DoesNotFit):
+            plan(grid, budget, costs)
+    else:
+        best = min(fitting, key=lambda setting: grid.seconds(setting, {}))
+        assert dict(plan(grid, budget, costs).knobs) == best
+    assert costs.asked <= 10  # of 14
+
+
+def test_rejected_settings_are_told_in_groups(costs: Known) -> None:
+    plain = Grid(monotone=())
+    chosen = plan(plain, MemoryBudget(76 * MIB), costs)
+    assert dict(chosen.knobs) == {"size": 16, "parts": 4, "store": "disk"}
+    lines = [line.strip() for line in str(chosen).splitlines() if "rejected" in line]
+    assert lines == [
+        "rejected: size=64|32 (4 settings): need 84.0 MiB to 133.2 MiB",
+        "rejected: size=16 store=memory: needs 84.0 MiB",
+    ]
+    groups = chosen.to_json()["rejected"]
+    assert groups[1]["knobs"] == {"size": [16], "store": ["memory"]} and groups[0]["settings"] == 4
+
+
+def test_a_refusal_numbers_remedies_that_fit(costs: Known) -> None:
+    with pytest.raises(DoesNotFit) as refusal:
+        plan(Grid(), MemoryBudget(40 * MIB), costs)
+    assert refusal.value.smallest_feasible_bytes == int(52.5 * MIB)  # 51 MiB and 2.5 %
+    # The floor of 50 MiB is a term of every phase here, so no change of the data would help.
+    assert refusal.value.remedies == ()
+    with pytest.raises(DoesNotFit) as refusal:
+        plan(Grid(), MemoryBudget(52 * MIB), costs)
+    lines = str(refusal.value).splitlines()
+    assert lines[1].startswith("  1. --memory 52.5MiB is the smallest ceiling that would do (")
+    assert lines[1].endswith("(parts=64 size=1 store=disk)")
+    assert lines[2:] == ["  2. --smaller (needs 47.1 MiB)", "  3. --smallest (needs 21.5 MiB)"]
+
+
+class Greedy(CostStore):
+    """Its probe cannot be measured under a ceiling."""
+
+    def known(self, probes: object, *, ceiling: int | None) -> Costs:
+        if ceiling is not None:
+            raise ProbeFailed("cannot be measured under 70.0 MiB")
+        return {PROBE: {"bytes": 50 * MIB}}
+
+
+def test_what_could_only_be_measured_beyond_the_ceiling_runs_if_it_fits(tmp_path: Path) -> None:
+    assert plan(Blocks(), MemoryBudget(70 * MIB), Greedy(tmp_path)).needed_bytes <= 70 * MIB
+    with pytest.raises(DoesNotFit) as refusal:
+        plan(Blocks(), MemoryBudget(60 * MIB), Greedy(tmp_path))
+    assert refusal.value.smallest_feasible_bytes == int(64.25 * MIB)
+
+
+def test_an_estimate_comes_before_measuring_beyond_the_ceiling(tmp_path: Path) -> None:
+    class Estimating(Blocks):
+        def estimate(self, setting: Setting, costs: CostStore, ceiling: int) -> Footprint | None:
+            return self.footprint(setting, {PROBE: {"bytes": 50 * MIB}}) if setting["blocks"] == 4 else None
+
+    class Strict(Greedy):
+        def known(self, probes: object, *, ceiling: int | None) -> Costs:
+            assert ceiling is not None
+            return super().known(probes, ceiling=ceiling)
+
+    with pytest.raises(DoesNotFit) as refusal:
+        plan(Estimating(), MemoryBudget(60 * MIB), Strict(tmp_path))
+    # 75 MiB, which may be 2.5 % more, and 2.5 %; it runs where the estimate itself fits.
+    assert refusal.value.smallest_feasible_bytes == 79 * MIB
+    assert plan(Estimating(), MemoryBudget(80 * MIB), Strict(tmp_path))["blocks"] == 4
+    # Where the libraries alone are beyond the ceiling, nothing is guessed.
+    with pytest.raises(DoesNotFit) as refusal:
+        plan(Estimating(), MemoryBudget(40 * MIB), Greedy(tmp_path))
+    assert refusal.value.smallest_feasible_bytes == int(64.25 * MIB)
+
+
+def test_beyond_the_libraries_a_refusal_measures_what_is_not_known_yet(tmp_path: Path) -> None:
+    """Else it would name what happens to be known, not the smallest."""
+
+    class Half(Greedy):
+        def known(self, probes: object, *, ceiling: int | None) -> Costs:
+            return {PROBE: {"bytes": 50 * MIB}} if list(probes) == [PROBE] else super().known(probes, ceiling=ceiling)
+
+    class Apart(Blocks):
+        def probes(self, setting: Setting) -> Sequence[Probe]:
+            return [PROBE] if setting["blocks"] == 2 else [PROBE, OTHER]
+
+    with pytest.raises(DoesNotFit) as refusal:
+        plan(Apart(), MemoryBudget(40 * MIB), Half(tmp_path))
+    assert refusal.value.smallest_feasible_bytes == int(64.25 * MIB)
+    with pytest.raises(DoesNotFit) as refusal:
+        plan(Apart(), MemoryBudget(60 * MIB), Half(tmp_path))
+    # Of two blocks: nothing is measured outside the walls.
+    assert refusal.value.smallest_feasible_bytes == int(102.5 * MIB)
+
+
+def test_knobs_that_do_not_go_together_are_refused(costs: Known) -> None:
+    knobs = {"size": 16, "parts": 2, "store": "disk"}
+    text = json.dumps({"workload": "test grid", "knobs": knobs})
+    with pytest.raises(ValueError, match="do not go together; the nearest that do have size=32"):
+        read_plan(text, Grid(), MemoryBudget(1 << 40), costs)

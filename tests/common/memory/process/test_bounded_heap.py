@@ -1,0 +1,126 @@
+"""The heap peaks near what mapped blocks do; outside of the context everything is as before."""
+
+import json
+import os
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from common.memory.process import glibc
+from common.memory.process.bounded_heap import PASSES, SLACK
+from common.memory.process.budget import MIB
+
+# Kept blocks between freed ones, and then some that are too large for the holes: what activations do to the heap.
+FRAGMENTING = """
+import json, sys
+import torch
+from common.memory.process import glibc, bounded_heap, meter
+
+def blocks(count, mib):
+    return [torch.ones(mib << 18) for _ in range(count)]
+
+class Fragmenting(torch.nn.Module):
+    def forward(self, x):
+        self.kept = blocks(16, 16)[::2]
+        return x
+
+class Large(torch.nn.Module):
+    def forward(self, x):
+        self.kept = blocks(8, 24)
+        return x
+
+class Optimizer(torch.optim.SGD):
+    def step(self, closure=None):
+        blocks(int(sys.argv[2]), 24)
+
+glibc.tame()
+network = torch.nn.Sequential(Fragmenting(), Large(), torch.nn.Linear(1, 1))
+optimizer = Optimizer(network.parameters())
+torch.nn.Linear(1, 1)(torch.ones(1, 1)).sum().backward()
+
+def step():
+    network(torch.ones(1, 1)).sum().backward()
+    optimizer.step()
+    network[0].kept = network[1].kept = None
+
+base = meter.resident()
+context = bounded_heap.BoundedHeap(network)
+if sys.argv[1] == "bounded":
+    context.__enter__()
+elif sys.argv[1] == "heap":
+    glibc.relax()
+peaks, trims = [], []
+for _ in range(6):
+    meter.reset_peak()
+    step()
+    peaks.append(meter.lifetime_peak() - base)
+    trims.append(context.trims)
+if sys.argv[1] == "bounded":
+    context.__exit__(None, None, None)
+    step()
+trims.append(context.trims)
+print(json.dumps({"peaks": peaks, "trims": trims, "left": meter.resident() - base}))
+"""
+
+
+def _run(setting: str, *, optimizer: int = 0) -> dict[str, Any]:
+    done = subprocess.run(
+        [sys.executable, "-c", FRAGMENTING, setting, str(optimizer)],
+        env=os.environ | glibc.tunables(huge_pages=False, merge=True),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return dict(json.loads(done.stdout))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _glibc() -> None:
+    library = glibc.libc()
+    if library is None or not hasattr(library, "mallinfo2"):
+        pytest.skip("no mallinfo2 in this C library")
+
+
+def test_the_heap_peaks_as_mapped_blocks_do() -> None:
+    mapped, heap, bounded = _run("mapped"), _run("heap"), _run("bounded")
+    tensors = (8 * 16 + 8 * 24) * MIB
+    assert max(mapped["peaks"]) == pytest.approx(tensors, abs=4 * MIB)
+    assert max(heap["peaks"]) > tensors + 64 * MIB  # the large blocks lie behind the holes
+    assert max(bounded["peaks"]) <= tensors + SLACK
+    assert bounded["trims"][:PASSES] == [0] * PASSES
+    assert bounded["trims"][-1] == bounded["trims"][-2]  # the hooks are gone
+    assert bounded["left"] < SLACK  # and so is the heap
+
+
+def test_what_the_optimizer_holds_is_in_the_bound() -> None:
+    """Free pages of the passes are not held beside what its step takes."""
+    mapped, bounded = _run("mapped", optimizer=8), _run("bounded", optimizer=8)
+    tensors = (8 * 16 + 8 * 24 + 8 * 24) * MIB
+    assert max(mapped["peaks"]) == pytest.approx(tensors, abs=4 * MIB)
+    assert max(bounded["peaks"]) <= tensors + SLACK
+
+
+def _step(patch: int, setting: str, *options: str) -> tuple[int, float]:
+    """Peak of a real step, and its page faults: of small pages, because it is chance how many huge ones there are."""
+    command = ["-m", "common.bench.allocation", "--small-pages", "--steps", "7", "--patch", str(patch)]
+    command += ["--setting", setting, *options]
+    done = subprocess.run([sys.executable, *command], capture_output=True, text=True, check=True)
+    found = json.loads(done.stdout)
+    return found["above_floor_bytes"], found["step_faults"]
+
+
+def test_a_real_step_peaks_near_the_mapped_one_and_reuses_pages_with_slack() -> None:
+    slack = 20
+    (peak, _), (bounded, faults) = _step(40, "mapped"), _step(40, "heap")
+    roomy, roomy_faults = _step(40, "heap", "--slack", str(slack))
+    assert peak > 48 * MIB
+    assert 0.9 * peak < bounded < peak + SLACK
+    assert bounded < roomy < peak + slack * MIB + SLACK
+    assert roomy_faults < 0.6 * faults
+
+
+def test_a_large_step_reuses_pages_without_slack() -> None:
+    (_, mapped_faults), (_, faults) = _step(64, "mapped"), _step(64, "heap")
+    assert faults < 0.6 * mapped_faults
