@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from common import datasets
-from common.errors import InputError
+from common.errors import BadInput
 
 OUTPUT = Path("demo-output")
 RECSYS_CEILING = "400MiB"
@@ -56,7 +56,7 @@ def real_or_sample(name: str, sample_module: str) -> tuple[Path, bool]:
         say(f"{entry.title}: not at hand, trying its publisher (licence: {entry.licence})")
         try:
             found = datasets.fetch(entry, datasets.cache_directory())
-        except InputError as error:
+        except BadInput as error:
             say(f"  {error}")
     if found is not None:
         say(f"data: {name}, the real set")

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from common.errors import InputError
+from common.errors import BadInput
 from common.files import digest, scratch_directory
 from common.memory.costs import store
 
@@ -84,7 +84,7 @@ def fetch(dataset: Dataset, directory: Path, *, progress: Callable[[int, int | N
 
     Raises
     ------
-    InputError
+    BadInput
         The publisher cannot be reached, or what it sent is not what the catalogue says.
     """
     target = directory / dataset.name
@@ -96,7 +96,7 @@ def fetch(dataset: Dataset, directory: Path, *, progress: Callable[[int, int | N
     algorithm, _, expected = dataset.checksum.partition(":")
     if (found := digest(archive, algorithm)) != expected:
         archive.unlink()
-        raise InputError(f"{dataset.url}: {algorithm} is {found}, the catalogue says {expected}; nothing was kept")
+        raise BadInput(f"{dataset.url}: {algorithm} is {found}, the catalogue says {expected}; nothing was kept")
     with scratch_directory(directory, dataset.name) as scratch:
         _unpack(dataset, archive, scratch)
         scratch.rename(target)
@@ -126,9 +126,9 @@ def _download(url: str, archive: Path, progress: Callable[[int, int | None], Non
     except urllib.error.HTTPError as error:
         if error.code == 416:  # nothing left to send: the earlier attempt was complete
             return
-        raise InputError(f"{url}: the publisher answers {error.code} {error.reason}") from None
+        raise BadInput(f"{url}: the publisher answers {error.code} {error.reason}") from None
     except OSError as error:
-        raise InputError(f"{url}: cannot be reached ({error}); fetch it again to go on") from None
+        raise BadInput(f"{url}: cannot be reached ({error}); fetch it again to go on") from None
 
 
 @contextmanager
@@ -163,9 +163,9 @@ def _unpack(dataset: Dataset, archive: Path, scratch: Path) -> None:
                 left = limited.left
                 wanted -= {ours, f"{Path(ours).parent}/"}
     except (zipfile.BadZipFile, tarfile.TarError, EOFError, UnicodeError) as error:
-        raise InputError(f"{dataset.url}: the archive is damaged ({error})") from None
+        raise BadInput(f"{dataset.url}: the archive is damaged ({error})") from None
     if wanted:
-        raise InputError(f"{dataset.url}: the archive lacks {', '.join(sorted(wanted))}")
+        raise BadInput(f"{dataset.url}: the archive lacks {', '.join(sorted(wanted))}")
 
 
 def _our_name(dataset: Dataset, member: str) -> str | None:
@@ -194,7 +194,7 @@ class _Limited(io.RawIOBase):
         block = self.stream.read(len(buffer))
         self.left -= len(block)
         if self.left < 0:
-            raise InputError("the archive unpacks to more than the catalogue states; nothing was kept")
+            raise BadInput("the archive unpacks to more than the catalogue states; nothing was kept")
         buffer[: len(block)] = block
         return len(block)
 

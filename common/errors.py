@@ -12,7 +12,7 @@ class UsageError(ValueError):
     """The command line is wrong (exit 2): what was given, and what is accepted."""
 
 
-class InputError(ValueError):
+class BadInput(ValueError):
     """An input is wrong (exit 4): what, where, what to do, in one line.
 
     Parameters

@@ -12,7 +12,7 @@ from apps.imaging.commands import compress, train
 from common import __version__
 from common.cli import fetch_bench, main
 from common.cli.session import Session
-from common.errors import InputError, UsageError
+from common.errors import BadInput, UsageError
 from common.memory.process.budget import MemoryBudget
 
 if TYPE_CHECKING:
@@ -165,7 +165,7 @@ def _infer_workload(args: argparse.Namespace, budget: MemoryBudget) -> "Workload
     model = read_model(imported(args.model, budget))
     several = len(model.channels) > 1
     if len(model.channels) != len(model.intensities):
-        raise InputError(f"{args.model}: a model of {len(model.channels)} channels, of which only nnU-Net's are read")
+        raise BadInput(f"{args.model}: a model of {len(model.channels)} channels, of which only nnU-Net's are read")
     if args.fast and not all(model.spacing):
         raise UsageError("--fast: this model takes images at their own spacing")
     if args.fast:

@@ -26,7 +26,7 @@ from common.errors import (
     EXIT_OK,
     EXIT_UNFORESEEN,
     EXIT_USAGE,
-    InputError,
+    BadInput,
     UsageError,
 )
 from common.files import sole_writer, write_json, write_text
@@ -51,7 +51,7 @@ class Command:
     name: str
     """``"imaging train"``"""
     workload: Callable[[argparse.Namespace, MemoryBudget], Workload]
-    """Look at the input's headers, inside the ceiling, and describe the work. Raises ``InputError``."""
+    """Look at the input's headers, inside the ceiling, and describe the work. Raises ``BadInput``."""
     warm_up: Callable[[argparse.Namespace], str]
     """Names the function that loads what the command needs (``common.memory.costs.floor``)."""
     execute: Callable[[argparse.Namespace, Session], Mapping[str, Any]]
@@ -205,7 +205,7 @@ def _simple(args: argparse.Namespace) -> int:
         return int(args.run(args) or EXIT_OK)
     except UsageError as error:
         return _fail(args, "usage", str(error), EXIT_USAGE)
-    except InputError as error:
+    except BadInput as error:
         return _fail(args, "input", str(error), EXIT_BAD_INPUT)
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
@@ -246,7 +246,7 @@ def _run(args: argparse.Namespace, budget: MemoryBudget, supervisor: int) -> int
         except (UsageError, BudgetError) as error:
             record.exit_code, line = EXIT_USAGE, str(error)
             record.error = {"kind": "usage", "message": line}
-        except InputError as error:
+        except BadInput as error:
             record.exit_code, line = EXIT_BAD_INPUT, str(error)
             record.error = {"kind": "input", "message": error.public}
         except Exception as error:

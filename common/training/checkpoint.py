@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from common.errors import InputError
+from common.errors import BadInput
 from common.files import atomic_file
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def read_state(path: Path) -> dict[str, Any]:
 
     Raises
     ------
-    InputError
+    BadInput
         If the file is not a checkpoint.
     """
     from safetensors import safe_open
@@ -66,7 +66,7 @@ def read_state(path: Path) -> dict[str, Any]:
         with safe_open(path, framework="np") as stream:
             state: dict[str, Any] = json.loads(stream.metadata()["state"])
     except Exception as error:  # safetensors has its own exception type
-        raise InputError(f"{path}: not a checkpoint ({error}); remove it to start anew") from None
+        raise BadInput(f"{path}: not a checkpoint ({error}); remove it to start anew") from None
     return state
 
 
@@ -75,7 +75,7 @@ def restore(path: Path, *, network: "torch.nn.Module", optimizer: "torch.optim.O
 
     Raises
     ------
-    InputError
+    BadInput
         If names or shapes are not those of this network.
     """
     import torch
@@ -93,7 +93,7 @@ def restore(path: Path, *, network: "torch.nn.Module", optimizer: "torch.optim.O
         optimizer.load_state_dict({**optimizer.state_dict(), "state": states})
     except (RuntimeError, ValueError, KeyError) as error:
         line = str(error).splitlines()[0]
-        raise InputError(f"{path}: a checkpoint of another network ({line}); remove it to start anew") from None
+        raise BadInput(f"{path}: a checkpoint of another network ({line}); remove it to start anew") from None
     torch.set_rng_state(tensors[_RANDOM])
 
 

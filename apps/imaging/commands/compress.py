@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from apps.imaging import warm_up
 from common.cli import main
 from common.cli.session import Session
-from common.errors import InputError, UsageError
+from common.errors import BadInput, UsageError
 from common.memory.process.budget import MemoryBudget
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def _workload(args: argparse.Namespace, budget: MemoryBudget) -> "Workload":
     if args.output.resolve() in (args.model.resolve(), model.directory.resolve()):
         raise UsageError(f"-o {args.output}: is the model itself")
     if len(model.channels) != 1:
-        raise InputError(f"{args.model}: a model of {len(model.channels)} channels; one image a study is read")
+        raise BadInput(f"{args.model}: a model of {len(model.channels)} channels; one image a study is read")
     images = args.calibration / "imagesTr"
     studies = find_studies([images if images.is_dir() else args.calibration])
     step = -(-len(studies) // args.tiles)

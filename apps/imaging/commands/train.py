@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from apps.imaging import warm_up
 from common.cli import main
 from common.cli.session import Session
-from common.errors import InputError, UsageError
+from common.errors import BadInput, UsageError
 from common.memory.process.budget import MemoryBudget
 from common.training import amp, optimizers
 
@@ -172,5 +172,5 @@ def _run(args: argparse.Namespace, session: Session) -> Mapping[str, Any]:
     try:
         args.output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"{args.output}: {error.strerror}", public="output folder") from None
+        raise BadInput(f"{args.output}: {error.strerror}", public="output folder") from None
     return run(session.workload.job, session)

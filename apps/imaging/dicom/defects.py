@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from common.errors import InputError
+from common.errors import BadInput
 
 
 class Outcome(StrEnum):
@@ -60,7 +60,7 @@ class Finding:
         return f"{self.defect}: {self.outcome}, {self.note}"
 
 
-class Refusal(InputError):
+class Refusal(BadInput):
     """A series with a defect that would give a wrong volume.
 
     Parameters

@@ -28,7 +28,7 @@ from apps.imaging.dicom.series import DicomVolume
 from apps.imaging.models.model_folder import ImagingModel
 from apps.imaging.volumes.volume import Volume, spacing
 from common import __version__
-from common.errors import InputError
+from common.errors import BadInput
 
 MANUFACTURER = "peakline"
 STATEMENT = "Research use only. Not a medical device."
@@ -45,16 +45,16 @@ def dicom_series(volume: Volume, path: Path) -> DicomVolume:
 
     Raises
     ------
-    InputError
+    BadInput
         For NIfTI, and for a series without the UIDs by which an object would refer to it.
     """
     if not isinstance(volume, DicomVolume):
         line = f"{path}: a NIfTI file has no patient, study or frame of reference; DICOM output needs a DICOM series"
-        raise InputError(line, public="DICOM output from NIfTI")
+        raise BadInput(line, public="DICOM output from NIfTI")
     head = source_header(volume)
     absent = [name for name in _NEEDED if not str(head.get(name, ""))]
     if absent:
-        raise InputError(f"{path}: without {', '.join(absent)} no DICOM object can refer to it", public="UIDs absent")
+        raise BadInput(f"{path}: without {', '.join(absent)} no DICOM object can refer to it", public="UIDs absent")
     return volume
 
 

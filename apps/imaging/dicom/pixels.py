@@ -28,7 +28,7 @@ from apps.imaging.dicom.headers import (
     pydicom_module,
 )
 from apps.imaging.volumes.archive import Container
-from common.errors import InputError
+from common.errors import BadInput
 
 Array = npt.NDArray[Any]
 
@@ -64,10 +64,10 @@ def check_syntax(path: Path, kind: Kind) -> None:
     name = UID(kind.syntax).name
     if kind.syntax not in DECODERS:
         line = f"transfer syntax {name!r} is not read"
-        raise InputError(f"{path}: {line}", public="DICOM transfer syntax")
+        raise BadInput(f"{path}: {line}", public="DICOM transfer syntax")
     if not _decoder(kind.syntax).is_available:
         line = f"transfer syntax {name!r} needs a decoder: pip install {DECODERS[kind.syntax]}"
-        raise InputError(f"{path}: {line}", public="DICOM transfer syntax")
+        raise BadInput(f"{path}: {line}", public="DICOM transfer syntax")
 
 
 def _decoder(syntax: str) -> Any:
@@ -110,13 +110,13 @@ class PixelReader:
 
         Raises
         ------
-        InputError
+        BadInput
             If the pixels are damaged, short, or not what the header says.
         """
         where = self.container.path / frame.name
         try:
             array = self._read(frame)
-        except InputError:
+        except BadInput:
             raise
         except MemoryError:
             raise
@@ -201,7 +201,7 @@ class PixelReader:
             parts = [self._fragments[frame.number]]
         else:
             line = "frames in several fragments each are not read"
-            raise InputError(f"{where}: {line}", public="DICOM fragments")
+            raise BadInput(f"{where}: {line}", public="DICOM fragments")
         largest = LARGEST_FRAME * kind.rows * kind.columns * kind.allocated // 8 + FRAME_OVERHEAD
         if sum(length for _, length in parts) > largest:
             raise Refusal(where, Defect.BOMB, f"a compressed frame is larger than {largest} bytes")

@@ -31,7 +31,7 @@ from apps.imaging.dicom.headers import IMPLICIT
 from apps.imaging.dicom.series import DicomVolume
 from apps.imaging.models.model_folder import ImagingModel, Label
 from common import __version__
-from common.errors import InputError, UsageError
+from common.errors import BadInput, UsageError
 from common.files import atomic_file
 
 SOP_CLASS = "1.2.840.10008.5.1.4.1.1.481.3"
@@ -57,7 +57,7 @@ class RtstructWriter:
         self._along_columns, self._along_rows = turn.T
 
     def write(self, slab: npt.NDArray[Any]) -> None:
-        """Append finished planes, (x, y, k). Raises ``InputError`` for noise, which has no outlines worth the name."""
+        """Append finished planes, (x, y, k). Raises ``BadInput`` for noise, which has no outlines worth the name."""
         for k in range(slab.shape[2]):
             labels = np.ascontiguousarray(slab[..., k].T)
             for value in np.flatnonzero(np.bincount(labels.reshape(-1))).tolist():
@@ -70,7 +70,7 @@ class RtstructWriter:
             found = outlines(mask)
         except TooRagged:
             line = f"{self._volume.path}: a class has more than {MOST_CORNERS} corners in one plane; use dicom-seg"
-            raise InputError(line, public="too ragged for contours") from None
+            raise BadInput(line, public="too ragged for contours") from None
         for points in found:
             self._counts[value] += 1
             self._spools[value].write(self._contour(points, self._counts[value]))

@@ -18,7 +18,7 @@ from apps.imaging.dicom import part10
 from apps.imaging.dicom.derived import only, plane_position
 from apps.imaging.dicom.series import DicomVolume
 from apps.imaging.models.model_folder import ImagingModel
-from common.errors import InputError
+from common.errors import BadInput
 from common.files import atomic_file
 
 MANY_SEGMENTS = 24
@@ -118,7 +118,7 @@ def write_seg(path: Path, volume: DicomVolume, model: ImagingModel, template: An
 
     Raises
     ------
-    InputError
+    BadInput
         If it would be larger than one uncompressed DICOM object can be.
     """
     with (
@@ -132,7 +132,7 @@ def write_seg(path: Path, volume: DicomVolume, model: ImagingModel, template: An
         length = pixels.tell()
         if length > part10.LARGEST_PIXELS:
             line = f"{path.name}: {length} bytes of pixels are more than a DICOM object holds; --seg-type labelmap"
-            raise InputError(line, public="SEG too large")
+            raise BadInput(line, public="SEG too large")
         template.NumberOfFrames = writer.frames
         with part.open("wb") as stream:
             _join(stream, template, volume, items, pixels, length)

@@ -25,7 +25,7 @@ from apps.imaging.dicom.series import DicomVolume
 from apps.imaging.models.model_folder import ImagingModel
 from apps.imaging.volumes.volume import spacing
 from common import __version__
-from common.errors import InputError
+from common.errors import BadInput
 
 CHILD_BYTES = 160 << 20
 """What the child adds at its peak: 179 MiB, of which it shares 21 with its parent."""
@@ -40,7 +40,7 @@ def seg_template(volume: DicomVolume, model: ImagingModel, key: str, kind: str) 
 
     Raises
     ------
-    InputError
+    BadInput
         If highdicom does not take the series' header; with its kind of complaint, never its words: they may quote the
         patient's name.
     """
@@ -52,7 +52,7 @@ def seg_template(volume: DicomVolume, model: ImagingModel, key: str, kind: str) 
         if kind_of_error == MemoryError.__name__ or done.returncode < 0:
             raise MemoryError("the process that makes the SEG's header")
         line = f"{volume.path}: no SEG can be derived from its header ({kind_of_error})"
-        raise InputError(line, public="DICOM header unfit for SEG")
+        raise BadInput(line, public="DICOM header unfit for SEG")
     import pydicom
 
     with discreet():

@@ -22,7 +22,7 @@ from apps.imaging.dicom.regridding import RegularGrid, repair_bytes
 from apps.imaging.dicom.slice_geometry import Layout, stack
 from apps.imaging.volumes.archive import Container, Folder, ZipArchive
 from apps.imaging.volumes.volume import Affine, Shape, spacing
-from common.errors import InputError
+from common.errors import BadInput
 
 ORIENTATION_TOLERANCE = 1e-3
 """Largest difference between direction cosines of slices of one series (0.06 degrees)."""
@@ -158,7 +158,7 @@ def open_series(path: Path, series: str | None = None, repair: frozenset[str] = 
 
     Raises
     ------
-    InputError
+    BadInput
         No images, several series and no choice, or a series that is not one regular volume.
     """
     container: Container = Folder(path) if path.is_dir() else ZipArchive(path)
@@ -169,7 +169,7 @@ def open_series(path: Path, series: str | None = None, repair: frozenset[str] = 
             for frame in headers.frames(name):
                 groups.setdefault(frame.kind.series, []).append(frame)
     if not groups:
-        raise InputError(f"{path}: no DICOM images in it", public="no images in DICOM folder")
+        raise BadInput(f"{path}: no DICOM images in it", public="no images in DICOM folder")
     return _volume(container, _choose(path, groups, series), repair)
 
 
@@ -181,12 +181,12 @@ def _choose(path: Path, groups: dict[str, list[Frame]], wanted: str | None) -> l
         f"{n}: {groups[uid][0].kind.modality}, {len(groups[uid])} slices" for n, uid in enumerate(uids, 1)
     )
     if wanted is None:
-        raise InputError(f"{path}: {len(groups)} series ({listed}); --series N|UID picks one", public="several series")
+        raise BadInput(f"{path}: {len(groups)} series ({listed}); --series N|UID picks one", public="several series")
     if wanted in groups:
         return groups[wanted]
     if wanted.isdigit() and 1 <= int(wanted) <= len(uids):
         return groups[uids[int(wanted) - 1]]
-    raise InputError(f"{path}: no series {wanted!r}; there are {listed}", public="no such series")
+    raise BadInput(f"{path}: no series {wanted!r}; there are {listed}", public="no such series")
 
 
 def _volume(container: Container, frames: Sequence[Frame], repair: frozenset[str]) -> DicomVolume:
@@ -260,7 +260,7 @@ def _refuse_unless_plain(path: Path, frames: Sequence[Frame]) -> None:
     if min(first.pixel_spacing or (0.0,)) <= 0 or not kind.rows or not kind.columns:
         raise Refusal(path, Defect.GEOMETRY, "pixels without size")
     if kind.syntax == DEFLATED and first.frames > 1:
-        raise InputError(f"{path}: deflated multi-frame files are not read", public="DICOM transfer syntax")
+        raise BadInput(f"{path}: deflated multi-frame files are not read", public="DICOM transfer syntax")
     if len(frames) < LEAST_SLICES:
         raise Refusal(path, Defect.SINGLE_SLICE, "one slice is not a volume")
 

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from apps.imaging.dicom.defects import Defect, Finding, Outcome, Refusal
 from apps.imaging.volumes.volume import Affine
-from common.errors import InputError
+from common.errors import BadInput
 
 COSINE_TOLERANCE = 1e-2
 """Direction cosines are unit vectors and perpendicular within this."""
@@ -73,13 +73,13 @@ def stack(
 
     Raises
     ------
-    InputError
+    BadInput
         If they are not evenly spaced along their normal and may not be repaired.
     """
     along_x, along_y = orientation[:3], orientation[3:]
     lengths = np.linalg.norm(along_x) - 1, np.linalg.norm(along_y) - 1
     if np.abs([*lengths, along_x @ along_y]).max() > COSINE_TOLERANCE:
-        raise InputError(f"{path}: its direction cosines are not perpendicular unit vectors", public="DICOM geometry")
+        raise BadInput(f"{path}: its direction cosines are not perpendicular unit vectors", public="DICOM geometry")
     normal = np.cross(along_x, along_y)
     order = np.argsort(positions @ normal, kind="stable")
     positions = positions[order]

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 from urllib.parse import urlsplit
 
-from common.errors import InputError, UsageError
+from common.errors import BadInput, UsageError
 from common.files import Workspace
 
 NETWORK_BYTES = 6 << 20
@@ -59,7 +59,7 @@ def check_address(text: str) -> str:
 
 @contextmanager
 def _answer(method: str, address: str, *, accept: str, body: Any = None, **headers: str) -> Iterator[Any]:
-    """An open response with status 200; anything else is an ``InputError`` without the server's words."""
+    """An open response with status 200; anything else is an ``BadInput`` without the server's words."""
     parts = urlsplit(address)
     host = parts.hostname or ""
     kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
@@ -71,10 +71,10 @@ def _answer(method: str, address: str, *, accept: str, body: Any = None, **heade
         response = connection.getresponse()
         if response.status != http.client.OK:
             line = f"{address}: the server answered {response.status} {http.client.responses.get(response.status, '')}"
-            raise InputError(line.strip(), public=f"DICOMweb status {response.status}")
+            raise BadInput(line.strip(), public=f"DICOMweb status {response.status}")
         yield response
     except (OSError, http.client.HTTPException) as error:
-        raise InputError(f"{address}: {error or type(error).__name__}", public="DICOMweb connection") from None
+        raise BadInput(f"{address}: {error or type(error).__name__}", public="DICOMweb connection") from None
     finally:
         connection.close()
 
@@ -84,7 +84,7 @@ def _credentials(private: bool) -> dict[str, str]:
     if not token and not user:
         return {}
     if not private:
-        raise InputError("credentials are not sent over plain HTTP to another machine", public="DICOMweb without TLS")
+        raise BadInput("credentials are not sent over plain HTTP to another machine", public="DICOMweb without TLS")
     if token:
         return {"Authorization": f"Bearer {token}"}
     pair = f"{user}:{os.environ.get('PEAKLINE_DICOMWEB_PASSWORD', '')}"
@@ -97,13 +97,13 @@ def _search(address: str) -> list[dict[str, Any]]:
         content, warning = response.read(ANSWER_LIMIT + 1), response.headers.get("Warning", "")
     if warning.startswith(_PART_ONLY):
         line = f"{address}: the server gives only a part of what it finds; narrow the search, or add limit= to it"
-        raise InputError(line, public="DICOMweb answer in part")
+        raise BadInput(line, public="DICOMweb answer in part")
     try:
         found = json.loads(content or b"[]") if len(content) <= ANSWER_LIMIT else None
     except ValueError:
         found = None
     if not isinstance(found, list) or not all(isinstance(one, dict) for one in found):
-        raise InputError(f"{address}: not an answer to a search", public="DICOMweb answer")
+        raise BadInput(f"{address}: not an answer to a search", public="DICOMweb answer")
     return found
 
 
@@ -117,19 +117,19 @@ def find_studies(address: str) -> list[str]:
 
     Raises
     ------
-    InputError
+    BadInput
         If the server does not answer, or finds nothing.
     """
     check_address(address)
     base, slash, rest = address.partition("/studies")
     if not slash:
-        raise InputError(f"{address}: not the address of a study: .../studies/UID[/series/UID], .../studies?...",
+        raise BadInput(f"{address}: not the address of a study: .../studies/UID[/series/UID], .../studies?...",
                          public="DICOMweb address")  # fmt: skip
     if rest.strip("/") and not rest.startswith("?"):
         return [address]
     found = [uid for one in _search(address) if re.fullmatch(r"[0-9.]+", uid := _value(one, _STUDY))]
     if not found:
-        raise InputError(f"{address}: no studies found", public="no studies found")
+        raise BadInput(f"{address}: no studies found", public="no studies found")
     return [f"{base}/studies/{uid}" for uid in found]
 
 
@@ -147,7 +147,7 @@ def _series(address: str, wanted: str | None) -> str:
         chosen = 0
     else:
         kinds = "; ".join(f"{number}: {_value(one, _MODALITY)}" for number, one in enumerate(listed, 1))
-        raise InputError(f"{address}: {len(uids)} series ({kinds}); --series N|UID picks one", public="several series")
+        raise BadInput(f"{address}: {len(uids)} series ({kinds}); --series N|UID picks one", public="several series")
     return f"{address}/series/{uids[chosen]}"
 
 
@@ -156,7 +156,7 @@ def listing(address: str, wanted: str | None = None) -> str:
 
     Raises
     ------
-    InputError
+    BadInput
         If it does not list them.
     """
     source = _series(address, wanted)
@@ -171,11 +171,11 @@ def download(address: str, folder: Path, wanted: str | None = None) -> None:
         kind = response.headers.get_content_type()
         boundary = response.headers.get_param("boundary")
         if kind != "multipart/related" or not boundary:
-            raise InputError(f"{source}: the answer is {kind}, not multipart/related", public="DICOMweb answer")
+            raise BadInput(f"{source}: the answer is {kind}, not multipart/related", public="DICOMweb answer")
         parts = _Parts(source, response, str(boundary).encode("ascii", "replace"))
         for number in range(MOST_PARTS + 1):
             if number == MOST_PARTS:
-                raise InputError(f"{source}: more than {MOST_PARTS} instances", public="DICOMweb answer")
+                raise BadInput(f"{source}: more than {MOST_PARTS} instances", public="DICOMweb answer")
             with (folder / f"{number:06d}.dcm").open("wb") as file:
                 if not parts.copy_next(file):
                     break
@@ -194,7 +194,7 @@ class _Parts:
     def _read(self) -> None:
         block = self._response.read(BLOCK)
         if not block:
-            raise InputError(f"{self._source}: the answer ends early", public="DICOMweb answer")
+            raise BadInput(f"{self._source}: the answer ends early", public="DICOMweb answer")
         self._buffer += block
 
     def _copied_to_mark(self, file: BinaryIO | None) -> None:
@@ -212,7 +212,7 @@ class _Parts:
         if file is None:
             return
         if shutil.disk_usage(Path(file.name).parent).free < ROOM + len(content):
-            raise InputError(f"{self._source}: too large for the disk here", public="disk full")
+            raise BadInput(f"{self._source}: too large for the disk here", public="disk full")
         file.write(content)
 
     def copy_next(self, file: BinaryIO) -> bool:
@@ -223,7 +223,7 @@ class _Parts:
             return False
         while (end := self._buffer.find(b"\r\n\r\n")) < 0:
             if len(self._buffer) > HEADER_LIMIT:
-                raise InputError(f"{self._source}: a part without an end to its header", public="DICOMweb answer")
+                raise BadInput(f"{self._source}: a part without an end to its header", public="DICOMweb answer")
             self._read()
         self._buffer = self._buffer[end + 4 :]
         self._copied_to_mark(file)
@@ -251,11 +251,11 @@ class Downloads:
             return ""
         try:
             return listing(source, self._series)
-        except InputError:
+        except BadInput:
             return ""  # fetching it will say what is wrong
 
     def path(self, source: str) -> tuple[Path, str | None]:
-        """Where an input lies, and which of its series is still to be chosen. Raises ``InputError``."""
+        """Where an input lies, and which of its series is still to be chosen. Raises ``BadInput``."""
         if not is_address(source):
             return Path(source), self._series
         if self._folder is None:
@@ -271,7 +271,7 @@ def store(address: str, files: Sequence[Path]) -> None:
 
     Raises
     ------
-    InputError
+    BadInput
         If the server does not take one.
     """
     for path in files:
@@ -287,7 +287,7 @@ def store(address: str, files: Sequence[Path]) -> None:
         ):  # fmt: skip
             content = response.read(ANSWER_LIMIT)
         if _refused(content):
-            raise InputError(f"{address}: the server did not store {path.name}", public="STOW refused")
+            raise BadInput(f"{address}: the server did not store {path.name}", public="STOW refused")
 
 
 def _refused(content: bytes) -> bool:

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from apps.imaging.inference.studies import TABLE, read_table
 from apps.imaging.volumes import nifti
 from apps.imaging.volumes.volume import Volume, scaled, spacing
-from common.errors import InputError
+from common.errors import BadInput
 
 TOLERANCE = 1.0
 """Millimetres within which two surfaces agree (surface Dice)."""
@@ -60,18 +60,18 @@ def find_pairs(predictions: Path, references: Path) -> list[Pair]:
 
     Raises
     ------
-    InputError
+    BadInput
         Nothing to compare, a prediction without reference, or grids that differ.
     """
     for path in (predictions, references):
         if not path.exists():
-            raise InputError(f"{path}: no such file or folder", public="no such input")
+            raise BadInput(f"{path}: no such file or folder", public="no such input")
     if predictions.is_file() and references.is_file():
         named = [(predictions, references)]
     elif predictions.is_dir() and references.is_dir():
         named = _by_name(predictions, references)
     else:
-        raise InputError(f"{predictions} and {references}: compare two files, or two folders", public="file and folder")
+        raise BadInput(f"{predictions} and {references}: compare two files, or two folders", public="file and folder")
     return [_pair(number, *paths) for number, paths in enumerate(named, start=1)]
 
 
@@ -80,14 +80,14 @@ def _by_name(predictions: Path, references: Path) -> list[tuple[Path, Path]]:
     inputs = {row.study: nifti.stem(Path(row.input)) for row in read_table(predictions)}
     found = [path for path in sorted(predictions.iterdir()) if nifti.is_nifti(path) and not path.name.startswith(".")]
     if not found:
-        raise InputError(f"{predictions}: no .nii or .nii.gz files in it", public="nothing to evaluate")
+        raise BadInput(f"{predictions}: no .nii or .nii.gz files in it", public="nothing to evaluate")
     named = []
     for path in found:
         name = nifti.stem(path)
         name = inputs.get(name, name)
         if name not in wanted:
             hint = f" (looked for {name} by {TABLE})" if inputs else ""
-            raise InputError(f"{path}: no reference of that name in {references}{hint}", public="reference missing")
+            raise BadInput(f"{path}: no reference of that name in {references}{hint}", public="reference missing")
         named.append((path, wanted[name]))
     return named
 
@@ -95,12 +95,12 @@ def _by_name(predictions: Path, references: Path) -> list[tuple[Path, Path]]:
 def _pair(number: int, prediction: Path, reference: Path) -> Pair:
     one, two = nifti.open_nifti(prediction), nifti.open_nifti(reference)
     if one.shape != two.shape:
-        raise InputError(
+        raise BadInput(
             f"{prediction}: its shape {one.shape} is not the reference's {two.shape}", public="shapes differ"
         )
     corners = np.array([[x, y, z, 1] for x in (0, one.shape[0]) for y in (0, one.shape[1]) for z in (0, one.shape[2])])
     if np.abs((one.affine - two.affine) @ corners.T).max() > AFFINE_TOLERANCE:
-        raise InputError(f"{prediction}: lies elsewhere than its reference {reference}", public="geometry differs")
+        raise BadInput(f"{prediction}: lies elsewhere than its reference {reference}", public="geometry differs")
     return Pair(f"case-{number:04d}", one, two)
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from apps.imaging.importers import monai_bundle, nnunet
 from common import __version__
-from common.errors import InputError
+from common.errors import BadInput
 from common.files import scratch_directory, sha256, write_text
 from common.memory.costs.store import cache_directory
 from common.memory.process import glibc
@@ -37,7 +37,7 @@ def imported(directory: Path, budget: MemoryBudget) -> Path:
 
     Raises
     ------
-    InputError
+    BadInput
         A model that cannot be read, or is not supported.
     DoesNotFit
         If the ceiling is too small for the conversion.
@@ -100,12 +100,12 @@ def _convert(directory: Path, place: Path, budget: MemoryBudget, needed: int) ->
         try:
             done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=LONGEST_SECONDS)
         except subprocess.TimeoutExpired:
-            raise InputError(f"{directory}: not imported after {LONGEST_SECONDS} s", public="import failed") from None
+            raise BadInput(f"{directory}: not imported after {LONGEST_SECONDS} s", public="import failed") from None
         if done.returncode:
             lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
             unsafe = [line for line in lines if "unsupported" in line.lower()]
             why = (unsafe or lines or [f"exit {done.returncode}"])[0 if unsafe else -1]
-            raise InputError(f"{directory}: cannot be imported ({why[:300]})", public="model cannot be imported")
+            raise BadInput(f"{directory}: cannot be imported ({why[:300]})", public="model cannot be imported")
         os.rename(draft, place)
 
 

@@ -23,7 +23,7 @@ from apps.imaging.importers.monai_transforms import (
 )
 from apps.imaging.models.networks import monai_bundle
 from apps.imaging.volumes.intensity import Operation
-from common.errors import InputError, UsageError
+from common.errors import BadInput, UsageError
 
 METADATA, WEIGHTS = "configs/metadata.json", "models/model.pt"
 CONFIGURATIONS = ("configs/inference.json", "configs/inference.yaml", "configs/inference.yml")
@@ -67,7 +67,7 @@ def read_plan(directory: Path) -> Plan:
 
     Raises
     ------
-    InputError
+    BadInput
         Unreadable, or something that is not supported, by its name.
     """
     path = next(directory / name for name in CONFIGURATIONS if (directory / name).is_file())
@@ -76,15 +76,15 @@ def read_plan(directory: Path) -> Plan:
         return _plan(directory, metadata, Configuration(content))
     except UsageError:
         raise
-    except InputError as error:
-        raise InputError(f"{path}: {error}", public="bundle not supported") from None
+    except BadInput as error:
+        raise BadInput(f"{path}: {error}", public="bundle not supported") from None
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, RecursionError) as error:
-        raise InputError(f"{path}: not a bundle's configuration ({error!r})", public="bundle unreadable") from None
+        raise BadInput(f"{path}: not a bundle's configuration ({error!r})", public="bundle unreadable") from None
 
 
 def _parsed(path: Path) -> dict[str, Any]:
     if path.stat().st_size > LARGEST_FILE:
-        raise InputError(f"{path.name} is larger than {LARGEST_FILE} bytes")
+        raise BadInput(f"{path.name} is larger than {LARGEST_FILE} bytes")
     text = path.read_text("utf-8")
     if path.suffix == ".json":
         found = json.loads(text)
@@ -96,9 +96,9 @@ def _parsed(path: Path) -> dict[str, Any]:
         try:
             found = yaml.safe_load(text)
         except yaml.YAMLError as error:
-            raise InputError(f"not YAML ({' '.join(str(error).split())[:200]})") from None
+            raise BadInput(f"not YAML ({' '.join(str(error).split())[:200]})") from None
     if not isinstance(found, dict):
-        raise InputError(f"{path.name} holds no mapping")
+        raise BadInput(f"{path.name} holds no mapping")
     return found
 
 
@@ -126,15 +126,15 @@ def _network(configuration: Configuration) -> tuple[str, dict[str, Any]]:
     key = "network_def" if "network_def" in configuration else "network"
     found = configuration[key]
     if not isinstance(found, dict):
-        raise InputError(f"{key} is not a network's description")
+        raise BadInput(f"{key} is not a network's description")
     given = _arguments(configuration, found)
     target = str(given.pop("_target_", None))
     module, _, name = target.rpartition(".")
     if name not in monai_bundle.NETWORKS or not (module == "" or f"{module}.".startswith("monai.networks.nets.")):
-        raise InputError(f"network {target!r}; only MONAI's {', '.join(monai_bundle.NETWORKS)} are read")
+        raise BadInput(f"network {target!r}; only MONAI's {', '.join(monai_bundle.NETWORKS)} are read")
     dimensions = given.pop("spatial_dims", given.pop("dimensions", 3))
     if dimensions != 3:
-        raise InputError(f"network {name}: {dimensions} dimensions; only 3 are read")
+        raise BadInput(f"network {name}: {dimensions} dimensions; only 3 are read")
     channels = {"in_channels": given.pop("in_channels", 1), "out_channels": given.pop("out_channels", 2)}
     return name, monai_bundle.checked(name, given | channels)
 
@@ -142,9 +142,9 @@ def _network(configuration: Configuration) -> tuple[str, dict[str, Any]]:
 def _arguments(configuration: Configuration, found: Any) -> dict[str, Any]:
     """``_target_`` and what is worked out of a component's arguments."""
     if not isinstance(found, dict) or "_target_" not in found:
-        raise InputError("a component has no _target_")
+        raise BadInput("a component has no _target_")
     if found.get("_mode_", "default") != "default":
-        raise InputError(f"_mode_ {found['_mode_']!r} is not read")
+        raise BadInput(f"_mode_ {found['_mode_']!r} is not read")
     unread = UNREAD | {"_mode_", "_desc_", "_requires_", "_disabled_"}
     return {key: configuration.plain(value) for key, value in found.items() if key not in unread}
 
@@ -153,7 +153,7 @@ def _transforms(configuration: Configuration, key: str) -> list[dict[str, Any]]:
     """The components of a ``Compose``; of those that change nothing here only the name."""
     composed = configuration[key]
     if not isinstance(composed, dict) or transform_name(composed.get("_target_")) != "Compose":
-        raise InputError(f"{key} is not a Compose of transforms")
+        raise BadInput(f"{key} is not a Compose of transforms")
     found = []
     for item in configuration.value(composed["transforms"]):
         component = configuration.value(item)
@@ -179,7 +179,7 @@ def _weights(directory: Path, configuration: Configuration) -> Path:
 
     Raises
     ------
-    InputError
+    BadInput
         There are none, or they are TorchScript, which is a program.
     """
     found = [configuration.get("checkpointloader", None), *configuration.get("handlers", [])]
@@ -189,14 +189,14 @@ def _weights(directory: Path, configuration: Configuration) -> Path:
         place = str(configuration.value(loaders[0]["load_path"]))
     parts = PurePosixPath(place)
     if parts.is_absolute() or ".." in parts.parts:
-        raise InputError(f"weights in {place!r}, which is outside the bundle")
+        raise BadInput(f"weights in {place!r}, which is outside the bundle")
     path = directory / parts
     if not path.is_file():
         scripts = [name.name for name in sorted((directory / "models").glob("*.ts"))]
         only = f"; {scripts[0]} is TorchScript, a program, which is not run" if scripts else ""
-        raise InputError(f"no weights in {place}{only}")
+        raise BadInput(f"no weights in {place}{only}")
     if is_torchscript(path):
-        raise InputError(f"{place} is TorchScript, a program, which is not run; only weights are read")
+        raise BadInput(f"{place} is TorchScript, a program, which is not run; only weights are read")
     return path
 
 

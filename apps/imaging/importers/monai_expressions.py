@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any
 
-from common.errors import InputError
+from common.errors import BadInput
 
 LONGEST = 1000
 """Characters of an expression."""
@@ -77,20 +77,20 @@ class Configuration:
 
         Raises
         ------
-        InputError
+        BadInput
             An expression outside the grammar, or a reference to nothing or to itself.
         """
         self._steps += 1
         if self._steps > MOST_STEPS:
-            raise InputError(f"more than {MOST_STEPS} values refer to each other")
+            raise BadInput(f"more than {MOST_STEPS} values refer to each other")
         if not isinstance(found, str):
             return found
         if depth > DEEPEST:
-            raise InputError(f"{_short(found)}: references in a circle")
+            raise BadInput(f"{_short(found)}: references in a circle")
         if found.startswith("$"):
             return self._expression(found, depth)
         if found.startswith("%"):
-            raise InputError(f"{_short(found)}: text from other files is not read")
+            raise BadInput(f"{_short(found)}: text from other files is not read")
         if REFERENCE.fullmatch(found):
             return self._reference(found[1:], depth)
         return found
@@ -99,7 +99,7 @@ class Configuration:
         """A value with everything in it worked out, for arguments of networks and transforms."""
         found = self.value(found, depth)
         if depth > DEEPEST:
-            raise InputError("values nested too deeply")
+            raise BadInput("values nested too deeply")
         if isinstance(found, list | tuple):
             return [self.plain(item, depth + 1) for item in found]
         if isinstance(found, dict):
@@ -113,12 +113,12 @@ class Configuration:
             try:
                 found = found[int(key)] if isinstance(found, list) else found[key]
             except (KeyError, IndexError, ValueError, TypeError):
-                raise InputError(f"@{path}: there is no such value") from None
+                raise BadInput(f"@{path}: there is no such value") from None
         return self.value(found, depth + 1)
 
     def _expression(self, text: str, depth: int) -> Any:
         if len(text) > LONGEST:
-            raise InputError(f"{_short(text)}: an expression of more than {LONGEST} characters")
+            raise BadInput(f"{_short(text)}: an expression of more than {LONGEST} characters")
         references: list[str] = []
 
         def named(match: re.Match[str]) -> str:
@@ -128,14 +128,14 @@ class Configuration:
         try:
             tree = ast.parse(REFERENCE.sub(named, text[1:].strip()), mode="eval").body
         except (SyntaxError, ValueError, RecursionError, MemoryError):
-            raise InputError(f"{_short(text)}: not an expression") from None
+            raise BadInput(f"{_short(text)}: not an expression") from None
         names = {_NAME.format(index): path for index, path in enumerate(references)}
         try:
             return self._node(tree, names, depth)
         except (ArithmeticError, TypeError, ValueError, RecursionError) as error:
-            if isinstance(error, InputError):
-                raise InputError(f"{_short(text)}: {error}") from None
-            raise InputError(f"{_short(text)}: cannot be worked out ({error})") from None
+            if isinstance(error, BadInput):
+                raise BadInput(f"{_short(text)}: {error}") from None
+            raise BadInput(f"{_short(text)}: cannot be worked out ({error})") from None
 
     def _node(self, node: ast.expr, names: Mapping[str, str], depth: int) -> Any:
         def of(inner: ast.expr) -> Any:
@@ -161,7 +161,7 @@ class Configuration:
             case ast.Subscript(value=inner, slice=place):
                 return of(inner)[of(place)]
             case _:
-                raise InputError(f"{ast.unparse(node)!r} is not in the grammar that is read")
+                raise BadInput(f"{ast.unparse(node)!r} is not in the grammar that is read")
 
 
 def _decided(values: Iterator[Any], either: bool) -> Any:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
-from common.errors import InputError
+from common.errors import BadInput
 
 Operation = Mapping[str, Any]
 Arguments = dict[str, Any]
@@ -29,7 +29,7 @@ def transform_name(target: object, package: str = "monai.transforms") -> str:
     """
     module, _, name = str(target).rpartition(".")
     if module and module != package and not module.startswith(f"{package}."):
-        raise InputError(f"{target!r} is not one of MONAI's own")
+        raise BadInput(f"{target!r} is not one of MONAI's own")
     for suffix in ("Dict", "D", "d"):
         if name.endswith(suffix):
             return name.removesuffix(suffix)
@@ -53,14 +53,14 @@ def _take(arguments: Arguments, key: str, default: Any, *allowed: Any) -> Any:
     if isinstance(value, list) and len(value) == 1:
         value = value[0]
     if allowed and value not in allowed:
-        raise InputError(f"{key} {value!r} is not read")
+        raise BadInput(f"{key} {value!r} is not read")
     return value
 
 
 def _number(arguments: Arguments, key: str, default: Any = None) -> float:
     value = _take(arguments, key, default)
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise InputError(f"{key} {value!r} is no number")
+        raise BadInput(f"{key} {value!r} is no number")
     return float(value)
 
 
@@ -72,13 +72,13 @@ def _load(gathered: Preprocessing, arguments: Arguments) -> None:
 
 def _orientation(gathered: Preprocessing, arguments: Arguments) -> None:
     if gathered.spacing is not None:
-        raise InputError("comes after Spacingd; only the other order is read")
+        raise BadInput("comes after Spacingd; only the other order is read")
     axcodes = _take(arguments, "axcodes", None)
     if _take(arguments, "as_closest_canonical", False, True, False):
         axcodes = "RAS"
     code = str(axcodes).upper() if isinstance(axcodes, str) else ""
     if sorted({"L": "R", "P": "A", "I": "S"}.get(letter, letter) for letter in code) != ["A", "R", "S"]:
-        raise InputError(f"axcodes {axcodes!r} is not an orientation")
+        raise BadInput(f"axcodes {axcodes!r} is not an orientation")
     gathered.orientation = code
 
 
@@ -86,7 +86,7 @@ def _spacing(gathered: Preprocessing, arguments: Arguments) -> None:
     pixdim = arguments.pop("pixdim", None)
     pixdim = pixdim if isinstance(pixdim, list) else [pixdim]
     if not pixdim or not all(isinstance(size, int | float) and not isinstance(size, bool) for size in pixdim):
-        raise InputError(f"pixdim {pixdim!r} is no spacing")
+        raise BadInput(f"pixdim {pixdim!r} is no spacing")
     _take(arguments, "mode", "bilinear", "bilinear", "BILINEAR", 1)
     _take(arguments, "padding_mode", "border", "border", "BORDER")
     for key in ("diagonal", "scale_extent"):
@@ -96,7 +96,7 @@ def _spacing(gathered: Preprocessing, arguments: Arguments) -> None:
     for key in ("align_corners", "recompute_affine", "ensure_same_shape"):
         arguments.pop(key, None)
     if gathered.spacing is not None:
-        raise InputError("a second one is not read")
+        raise BadInput("a second one is not read")
     complete = [*pixdim, *[pixdim[-1]] * 2][:3]
     gathered.spacing = [max(0.0, float(size)) for size in complete]
     gathered.intensity.append({"op": "resample"})
@@ -106,7 +106,7 @@ def _scale_range(gathered: Preprocessing, arguments: Arguments) -> None:
     a_min, a_max = _number(arguments, "a_min"), _number(arguments, "a_max")
     b_min, b_max = _number(arguments, "b_min", 0.0), _number(arguments, "b_max", 1.0)
     if not (a_min < a_max and b_min < b_max):
-        raise InputError("ranges must grow")
+        raise BadInput("ranges must grow")
     width = (a_max - a_min) / (b_max - b_min)
     low = a_min - b_min * width
     gathered.intensity.append({"op": "scale", "low": low, "high": low + width})
@@ -124,7 +124,7 @@ def _normalize(gathered: Preprocessing, arguments: Arguments) -> None:
     given = {"subtrahend": mean, "divisor": deviation}
     shift, width = _number(given, "subtrahend"), _number(given, "divisor")
     if nonzero or width <= 0:
-        raise InputError("subtrahend and divisor are read for all voxels, and positive")
+        raise BadInput("subtrahend and divisor are read for all voxels, and positive")
     gathered.intensity.append({"op": "scale", "low": shift, "high": shift + width})
 
 
@@ -168,7 +168,7 @@ def preprocessing(transforms: list[Arguments]) -> Preprocessing:
 
     Raises
     ------
-    InputError
+    BadInput
         A transform or argument that is not read, by its name.
     """
     gathered = Preprocessing()
@@ -178,14 +178,14 @@ def preprocessing(transforms: list[Arguments]) -> Preprocessing:
         if name in HARMLESS:
             continue
         if name not in TRANSFORMS:
-            raise InputError(f"the transform {target!r} is not read; only {', '.join(TRANSFORMS)} are")
+            raise BadInput(f"the transform {target!r} is not read; only {', '.join(TRANSFORMS)} are")
         left = {key: value for key, value in arguments.items() if key not in IGNORED}
         try:
             TRANSFORMS[name](gathered, left)
-        except InputError as error:
-            raise InputError(f"{target}: {error}") from None
+        except BadInput as error:
+            raise BadInput(f"{target}: {error}") from None
         if left:
-            raise InputError(f"{target}: the argument {next(iter(left))!r} is not read")
+            raise BadInput(f"{target}: the argument {next(iter(left))!r} is not read")
     if gathered.spacing is None:
         gathered.intensity.insert(0, {"op": "resample"})
     return gathered
@@ -197,7 +197,7 @@ def restoring(transforms: list[Arguments]) -> str:
 
     Raises
     ------
-    InputError
+    BadInput
         A transform that is not read, or an output that is not one label for each voxel.
     """
     state, restored = "logits", ""
@@ -208,24 +208,24 @@ def restoring(transforms: list[Arguments]) -> str:
             state = _activation(state, arguments)
         elif name == "AsDiscrete":
             if arguments.get("argmax") is not True or any(arguments.get(key) for key in ("threshold", "rounding")):
-                raise InputError(f"{target}: only argmax is read")
+                raise BadInput(f"{target}: only argmax is read")
             state = "labels"
         elif name == "Invert":
             nearest = arguments.get("nearest_interp", True) is not False
             if state == "labels" and not nearest:
-                raise InputError(f"{target}: labels would be interpolated (nearest_interp)")
+                raise BadInput(f"{target}: labels would be interpolated (nearest_interp)")
             restored = restored or ("labels" if nearest else state)
         elif name not in HARMLESS | {"SaveImage"}:
-            raise InputError(f"the transform {target!r} is not read after the network")
+            raise BadInput(f"the transform {target!r} is not read after the network")
     if state != "labels":
-        raise InputError("no AsDiscreted with argmax: not one label for each voxel")
+        raise BadInput("no AsDiscreted with argmax: not one label for each voxel")
     return restored or "logits"
 
 
 def _activation(state: str, arguments: Arguments) -> str:
     chosen = [name for name in ("softmax", "sigmoid") if arguments.get(name)]
     if arguments.get("other") is not None or len(chosen) > 1 or state == "labels":
-        raise InputError("Activationsd: only softmax or sigmoid of the network's output are read")
+        raise BadInput("Activationsd: only softmax or sigmoid of the network's output are read")
     return chosen[0] if chosen else state
 
 
@@ -246,28 +246,28 @@ def inferer(arguments: Arguments) -> Inferer:
 
     Raises
     ------
-    InputError
+    BadInput
         Another inferer, or an argument that is not read.
     """
     target = arguments.pop("_target_", None)
     if transform_name(target, "monai.inferers") != "SlidingWindowInferer":
-        raise InputError(f"the inferer {target!r} is not read; only SlidingWindowInferer is")
+        raise BadInput(f"the inferer {target!r} is not read; only SlidingWindowInferer is")
     try:
         return _sliding_window(arguments)
-    except InputError as error:
-        raise InputError(f"{target}: {error}") from None
+    except BadInput as error:
+        raise BadInput(f"{target}: {error}") from None
 
 
 def _sliding_window(arguments: Arguments) -> Inferer:
     size = arguments.pop("roi_size", None)
     sides = size if isinstance(size, list) else [size] * 3
     if len(sides) != 3 or not all(isinstance(side, int) and 0 < side <= 4096 for side in sides):
-        raise InputError(f"roi_size {size!r} is not three sides in voxels")
+        raise BadInput(f"roi_size {size!r} is not three sides in voxels")
     overlap = arguments.pop("overlap", 0.25)
     if isinstance(overlap, list) and len(set(overlap)) == 1:
         overlap = overlap[0]
     if not isinstance(overlap, int | float) or not 0 <= overlap < 1:
-        raise InputError(f"overlap {overlap!r} is not read")
+        raise BadInput(f"overlap {overlap!r} is not read")
     padding = _take(arguments, "padding_mode", "constant", "constant", "replicate", "CONSTANT", "REPLICATE").lower()
     importance = _take(arguments, "mode", "constant", "constant", "gaussian", "CONSTANT", "GAUSSIAN").lower()
     _take(arguments, "sigma_scale", 0.125, 0.125)
@@ -276,6 +276,6 @@ def _sliding_window(arguments: Arguments) -> Inferer:
     for key in ("sw_batch_size", "progress", "cache_roi_weight_map", "cpu_thresh", "buffer_steps", "buffer_dim"):
         arguments.pop(key, None)  # how fast and where, not what
     if arguments:
-        raise InputError(f"the argument {next(iter(arguments))!r} is not read")
+        raise BadInput(f"the argument {next(iter(arguments))!r} is not read")
     x, y, z = sides
     return Inferer((x, y, z), float(overlap), importance, "edge" if padding == "replicate" else "zero")

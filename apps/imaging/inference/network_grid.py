@@ -16,7 +16,7 @@ from apps.imaging.volumes.streaming import ResamplingReader, Window
 from apps.imaging.volumes.volume import BLOCK_BYTES, PlaneReader, Shape, Volume, blocks, spacing
 from common.engines.registry import Array as Tiles
 from common.engines.registry import Turns
-from common.errors import InputError
+from common.errors import BadInput
 from common.tiling.blend import FLOAT
 from common.tiling.grid import TileGrid
 
@@ -79,7 +79,7 @@ class Case:
                 for triple in (self.grid.shape, spacing(self.volume.affine))
             )
             reason = f"{voxels} voxels on the model's grid, at most {LONGEST_AXIS} an axis"
-            raise InputError(f"{path}: {reason}; is its spacing, {sizes}, in mm?", public="too large a grid")
+            raise BadInput(f"{path}: {reason}; is its spacing, {sizes}, in mm?", public="too large a grid")
 
     @property
     def channels(self) -> tuple["Case", ...]:
@@ -224,11 +224,11 @@ def network_tiles(
 
 
 def same_grid(first: Volume, others: Sequence[Volume]) -> None:
-    """Raise ``InputError`` where a channel's volume does not lie where the first one's does."""
+    """Raise ``BadInput`` where a channel's volume does not lie where the first one's does."""
     for volume in others:
         if volume.shape != first.shape or not np.allclose(volume.affine, first.affine, atol=GRID_TOLERANCE):
             line = "an image of a further channel is not on the grid of the study's first channel"
-            raise InputError(line, public="channels on different grids")
+            raise BadInput(line, public="channels on different grids")
 
 
 def restored_channels(case: Case, channels: int, classes: int) -> int:

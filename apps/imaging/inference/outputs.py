@@ -41,7 +41,7 @@ class Wanted:
     """Address to which DICOM objects are sent; none if empty."""
 
     def check(self, volume: Volume, path: Path) -> None:
-        """Raise ``InputError`` where this volume cannot give it."""
+        """Raise ``BadInput`` where this volume cannot give it."""
         if {"dicom-seg", "dicom-rtstruct"} & set(self.types):
             dicom_series(volume, path)
 
@@ -139,7 +139,7 @@ class Outputs:
             self.names += self._statistics.save(self._directory / f"{self._name}-statistics")
 
     def send(self) -> None:
-        """DICOM objects to the server, after all else is closed. Raises ``InputError`` where it does not take them."""
+        """DICOM objects to the server, after all else is closed. Raises ``BadInput`` where it does not take them."""
         if self._wanted.stow:
             from apps.imaging.dicom.web import store
 

@@ -29,7 +29,7 @@ from apps.imaging.volumes.nonzero_crop import uncropped
 from apps.imaging.volumes.volume import Shape
 from common.cli.session import Session
 from common.engines.registry import Engine, answers
-from common.errors import InputError
+from common.errors import BadInput
 from common.memory.process import guard
 from common.tiling.blend import Block, BoundedBlend, Spilled
 from common.tiling.grid import importance
@@ -56,7 +56,7 @@ class Job:
     precision: str
     session: Session
     table: StudyTable
-    cases: Mapping[str, Case | InputError]
+    cases: Mapping[str, Case | BadInput]
     finished: Mapping[str, Study]
     """Studies on servers that were done before, and were not fetched again."""
 
@@ -197,16 +197,16 @@ def run(job: Job) -> dict[str, Any]:
 
     Raises
     ------
-    InputError
+    BadInput
         If a study failed by its input, after all were tried; ``job.session.results`` has the rest.
     """
     table, session = job.table, job.session
     unforeseen: Exception | None = None
-    bad: InputError | None = None
+    bad: BadInput | None = None
     for index, study in enumerate(table.rows):
         try:
             _one(job, index, study)
-        except InputError as error:
+        except BadInput as error:
             bad = bad or error
             table.update(index, status="failed", reason=error.public)
             if len(table.rows) > 1:
@@ -221,7 +221,7 @@ def run(job: Job) -> dict[str, Any]:
         raise unforeseen
     if bad is not None:
         failed = sum(row.status == "failed" for row in table.rows)
-        raise bad if len(table.rows) == 1 else InputError(f"{failed} of {len(table.rows)} studies failed")
+        raise bad if len(table.rows) == 1 else BadInput(f"{failed} of {len(table.rows)} studies failed")
     return session.results
 
 
@@ -229,7 +229,7 @@ def _one(job: Job, index: int, study: Study) -> None:
     before = job.finished.get(study.study)
     if before is None:
         case = job.cases[study.study]
-        if isinstance(case, InputError):
+        if isinstance(case, BadInput):
             raise case
         key = resume_key(case.volume, job.settings(case) | {"outputs": asdict(job.wanted)})
         before = job.table.finished(study, key)
@@ -249,9 +249,9 @@ def open_cases(
     wanted: Wanted,
     tile: Shape,
     overlap: float,
-) -> dict[str, Case | InputError]:
+) -> dict[str, Case | BadInput]:
     """Read every header; a study that cannot be used keeps its error, unless it is the only one."""
-    cases: dict[str, Case | InputError] = {}
+    cases: dict[str, Case | BadInput] = {}
     for study in studies:
         try:
             path, series = downloads.path(study.input)
@@ -262,9 +262,9 @@ def open_cases(
             case = Case.of(volume, model, tile=tile, overlap=overlap, further=further)
             case.check(path)
             cases[study.study] = case
-        except InputError as error:
+        except BadInput as error:
             cases[study.study] = error
-    errors = [case for case in cases.values() if isinstance(case, InputError)]
+    errors = [case for case in cases.values() if isinstance(case, BadInput)]
     if errors and len(errors) == len(cases):
         raise errors[0]
     return cases

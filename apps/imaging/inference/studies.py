@@ -13,7 +13,7 @@ from typing import Any
 from apps.imaging.volumes import nifti
 from apps.imaging.volumes.archive import is_zip
 from apps.imaging.volumes.volume import Volume
-from common.errors import InputError
+from common.errors import BadInput
 from common.files import atomic_file
 
 TABLE = "studies.csv"
@@ -59,7 +59,7 @@ def find_studies(inputs: Sequence[Path | str]) -> list[Study]:
 
     Raises
     ------
-    InputError
+    BadInput
         A path that does not exist, or a folder with nothing in it that could be read.
     """
     paths = [found for place in inputs for found in (_expand(place) if isinstance(place, Path) else _addresses(place))]
@@ -75,13 +75,13 @@ def of_several_channels(studies: Sequence[Study]) -> list[Study]:
 
     Raises
     ------
-    InputError
+    BadInput
         If there are none.
     """
     first = [study.input for study in studies if (found := CHANNEL.search(study.input)) and int(found[1]) == 0]
     if not first:
         line = "a model of several channels takes CASE_0000.nii.gz and finds CASE_0001.nii.gz, ... beside it"
-        raise InputError(f"{studies[0].input}: {line}", public="no file of a first channel")
+        raise BadInput(f"{studies[0].input}: {line}", public="no file of a first channel")
     return [Study(f"study-{number:04d}", path) for number, path in enumerate(first, start=1)]
 
 
@@ -98,12 +98,12 @@ def _addresses(address: str) -> list[str]:
 
 def _expand(path: Path) -> list[Path]:
     if not path.exists():
-        raise InputError(f"{path}: no such file or folder", public="no such input")
+        raise BadInput(f"{path}: no such file or folder", public="no such input")
     if path.is_file():
         return [path]
     found = list(_below(path))
     if not found:
-        raise InputError(
+        raise BadInput(
             f"{path}: no images: neither DICOM nor NIfTI in it, nor in its folders", public="no images in folder"
         )
     return found
@@ -130,7 +130,7 @@ def open_volume(path: Path, series: str | None = None, repair: frozenset[str] = 
 
     Raises
     ------
-    InputError
+    BadInput
         If it cannot be used.
     """
     if path.is_dir() or (path.is_file() and is_zip(path)):
@@ -138,7 +138,7 @@ def open_volume(path: Path, series: str | None = None, repair: frozenset[str] = 
 
         return open_series(path, series, repair)
     if path.is_file() and not nifti.is_nifti(path):
-        raise InputError(f"{path}: neither .nii, .nii.gz, .zip nor a DICOM folder", public="unknown file type")
+        raise BadInput(f"{path}: neither .nii, .nii.gz, .zip nor a DICOM folder", public="unknown file type")
     return nifti.open_nifti(path)
 
 

@@ -12,7 +12,7 @@ from apps.imaging.volumes.geometry import AS_STORED
 from apps.imaging.volumes.intensity import check_operations
 from common import model_folder
 from common.engines.registry import INT8, NETWORK, WEIGHTS, Output
-from common.errors import InputError
+from common.errors import BadInput
 
 if TYPE_CHECKING:
     import torch
@@ -161,7 +161,7 @@ def read_model(directory: Path) -> ImagingModel:
 
     Raises
     ------
-    InputError
+    BadInput
         Incomplete folder, another application's, or fields that make no sense.
     """
     manifest = model_folder.load(directory, application=APPLICATION)
@@ -171,7 +171,7 @@ def read_model(directory: Path) -> ImagingModel:
             check_operations(operations)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         line = f"{directory / model_folder.MANIFEST}: not an imaging model ({error})"
-        raise InputError(line, public="model manifest unreadable") from None
+        raise BadInput(line, public="model manifest unreadable") from None
     return model
 
 

@@ -32,7 +32,7 @@ from apps.imaging.volumes.streaming import resampling_bytes, window_bytes, windo
 from apps.imaging.volumes.volume import block_planes
 from common.engines import registry as engine
 from common.engines.mirroring import mirror_bytes
-from common.errors import InputError
+from common.errors import BadInput
 from common.memory.costs import floor
 from common.memory.costs.store import Costs, CostStore, Probe, ProbeFailed
 from common.memory.footprint import Footprint, Price, Source, Term
@@ -92,7 +92,7 @@ class InferWorkload:
 
     model: ImagingModel
     studies: tuple[Study, ...]
-    cases: Mapping[str, Case | InputError]
+    cases: Mapping[str, Case | BadInput]
     finished: Mapping[str, Study]
     """Of the studies, those that are not cases because they were done before."""
     engine: str
@@ -132,8 +132,8 @@ class InferWorkload:
         cases = {study: case for study, case in self.cases.items() if isinstance(case, Case)}
         kept = set(sorted(cases, key=own_bytes)[:count])
         size = format_size(budget.host_bytes)
-        refused: dict[str, Case | InputError] = {
-            study.study: InputError(
+        refused: dict[str, Case | BadInput] = {
+            study.study: BadInput(
                 f"{study.input}: does not fit in {size}; alone, with --dry-run, it is said what would do",
                 public="does not fit",
             )

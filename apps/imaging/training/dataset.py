@@ -18,7 +18,7 @@ from apps.imaging.volumes.geometry import Frame, network_grid, resample
 from apps.imaging.volumes.intensity import apply, resolve
 from apps.imaging.volumes.nifti import NiftiVolume, is_nifti, open_nifti, stem
 from apps.imaging.volumes.volume import Shape, block_planes, blocks, spacing
-from common.errors import InputError
+from common.errors import BadInput
 
 IMAGES, LABELS, DESCRIPTION = "imagesTr", "labelsTr", "dataset.json"
 ORIENTATION = "RAS"
@@ -66,7 +66,7 @@ class Dataset:
 
         Raises
         ------
-        InputError
+        BadInput
             If one of the two would be empty.
         """
         if fold is None:
@@ -75,7 +75,7 @@ class Dataset:
         held_out = list(self.cases[index::count])
         training = [case for case in self.cases if case not in held_out]
         if not training or not held_out:
-            raise InputError(f"fold {index}/{count} of {len(self.cases)} cases leaves nothing on one side")
+            raise BadInput(f"fold {index}/{count} of {len(self.cases)} cases leaves nothing on one side")
         return training, held_out
 
 
@@ -89,25 +89,25 @@ def read_dataset(directory: Path, *, skip_bad: bool = False, warn: Warn = lambda
 
     Raises
     ------
-    InputError
+    BadInput
         No such data set, a description that makes no sense, or the first unusable case.
     """
     if not (directory / IMAGES).is_dir() or not (directory / LABELS).is_dir():
-        raise InputError(f"{directory}: not a data set: it needs the folders {IMAGES} and {LABELS}")
+        raise BadInput(f"{directory}: not a data set: it needs the folders {IMAGES} and {LABELS}")
     described = _description(directory / DESCRIPTION)
     cases = _usable(_pairs(directory, described), _open_case, skip_bad=skip_bad, warn=warn)
     if not cases:
-        raise InputError(f"{directory}: no usable case")
+        raise BadInput(f"{directory}: no usable case")
     labels = _label_names(directory / DESCRIPTION, described)
     if labels is None:
         warn(f"{directory}: no {DESCRIPTION}; the labels are the values found in {LABELS}")
         values = sorted({0, *(int(v) for case in cases for v in _values(case))})
         labels = {value: f"label {value}" if value else "background" for value in values}
     if len(labels) < 2:
-        raise InputError(f"{directory}: there is nothing to learn: its labels are only {labels}")
+        raise BadInput(f"{directory}: there is nothing to learn: its labels are only {labels}")
     names = described.get("modality") or described.get("channel_names") or {"0": "image"}
     if len(names) != 1:
-        raise InputError(f"{directory}: {len(names)} channels ({', '.join(names.values())}); this version reads one")
+        raise BadInput(f"{directory}: {len(names)} channels ({', '.join(names.values())}); this version reads one")
     about = {key: str(described[key]) for key in ("name", "licence", "reference") if described.get(key)}
     return Dataset(tuple(cases), labels, tuple(map(str, names.values())), _median_spacing(cases), about)
 
@@ -118,9 +118,9 @@ def _description(path: Path) -> Mapping[str, Any]:
     try:
         described = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, OSError) as error:
-        raise InputError(f"{path}: not readable as JSON ({error})") from None
+        raise BadInput(f"{path}: not readable as JSON ({error})") from None
     if not isinstance(described, dict):
-        raise InputError(f"{path}: an object was expected")
+        raise BadInput(f"{path}: an object was expected")
     return described
 
 
@@ -132,9 +132,9 @@ def _label_names(path: Path, described: Mapping[str, Any]) -> dict[int, str] | N
         pairs = [(k, v) if str(k).isdigit() else (v, k) for k, v in described["labels"].items()]
         labels = {int(value): str(name) for value, name in sorted(pairs, key=lambda pair: int(pair[0]))}
     except (AttributeError, TypeError, ValueError):
-        raise InputError(f"{path}: labels must be an object of values and names") from None
+        raise BadInput(f"{path}: labels must be an object of values and names") from None
     if 0 not in labels or not all(0 <= value < 255 for value in labels) or len(labels) != len(described["labels"]):
-        raise InputError(f"{path}: labels must be distinct values from 0 (background) to 254")
+        raise BadInput(f"{path}: labels must be distinct values from 0 (background) to 254")
     return labels
 
 
@@ -147,10 +147,10 @@ def _pairs(directory: Path, described: Mapping[str, Any]) -> list[tuple[Path, Pa
     try:
         names = sorted((PurePosixPath(entry["image"]), PurePosixPath(entry["label"])) for entry in listed)
     except (TypeError, KeyError):
-        raise InputError(f"{directory / DESCRIPTION}: training must be a list of image and label names") from None
+        raise BadInput(f"{directory / DESCRIPTION}: training must be a list of image and label names") from None
     for name in (name for pair in names for name in pair):
         if name.is_absolute() or ".." in name.parts:
-            raise InputError(f"{directory / DESCRIPTION}: {name} is outside the data set")
+            raise BadInput(f"{directory / DESCRIPTION}: {name} is outside the data set")
     return [(directory / image, directory / label) for image, label in names]
 
 
@@ -159,7 +159,7 @@ def _usable(items: Iterable[T], make: Callable[[T], R], *, skip_bad: bool, warn:
     for item in items:
         try:
             made.append(make(item))
-        except InputError as error:
+        except BadInput as error:
             if not skip_bad:
                 raise
             warn(f"skipped: {error}")
@@ -169,15 +169,15 @@ def _usable(items: Iterable[T], make: Callable[[T], R], *, skip_bad: bool, warn:
 def _open_case(pair: tuple[Path, Path]) -> Case:
     name = stem(pair[0])
     if not pair[1].is_file():
-        raise InputError(f"case {name}: no label file {pair[1]}", public="a case without label")
+        raise BadInput(f"case {name}: no label file {pair[1]}", public="a case without label")
     image, label = map(open_nifti, pair)
     if image.shape != label.shape:
         sizes = ["x".join(map(str, volume.shape)) for volume in (label, image)]
-        raise InputError(
+        raise BadInput(
             f"case {name}: the label's shape {sizes[0]} is not the image's {sizes[1]}", public="shapes differ"
         )
     if not np.allclose(image.affine, label.affine, atol=_AFFINE_TOLERANCE):
-        raise InputError(f"case {name}: label and image lie in different places", public="geometries differ")
+        raise BadInput(f"case {name}: label and image lie in different places", public="geometries differ")
     return Case(name, image, label)
 
 
@@ -185,7 +185,7 @@ def _values(case: Case) -> npt.NDArray[Any]:
     """The distinct values of a label file."""
     found = np.unique(np.concatenate([np.unique(block) for block in blocks(case.label)]))
     if not np.isfinite(found).all() or (found != np.round(found)).any() or found.min() < 0 or found.max() > 254:
-        raise InputError(f"case {case.name}: labels must be whole numbers from 0 to 254", public="label values")
+        raise BadInput(f"case {case.name}: labels must be whole numbers from 0 to 254", public="label values")
     return found
 
 
@@ -207,7 +207,7 @@ def load_case(case: Case, dataset: Dataset, operations: Sequence[Mapping[str, An
 
     Raises
     ------
-    InputError
+    BadInput
         Truncated data, or label values that the data set does not list.
     """
     frame = Frame.between(case.image.affine, ORIENTATION)
@@ -235,7 +235,7 @@ def _classes(case: Case, labels: Mapping[int, str]) -> Classes:
     unknown = sorted(set(map(int, _values(case))) - set(labels))
     if unknown:
         values = ", ".join(map(str, unknown))
-        raise InputError(
+        raise BadInput(
             f"case {case.name}: label values {values} are not listed in {DESCRIPTION}", public="label values"
         )
     table = np.zeros(256, np.uint8)

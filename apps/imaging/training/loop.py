@@ -18,7 +18,7 @@ from apps.imaging.training.losses import dice_cross_entropy
 from apps.imaging.training.patch_sampling import Sampler, Volumes
 from apps.imaging.volumes.volume import Shape
 from common.cli.session import Session
-from common.errors import InputError, UsageError
+from common.errors import BadInput, UsageError
 from common.memory.plan.planner import Plan
 from common.memory.process import glibc
 from common.memory.process.bounded_heap import SLACK, BoundedHeap
@@ -131,7 +131,7 @@ def load_volumes(job: Job, cases: Sequence[Case], file: Path | None, session: Se
 
     Raises
     ------
-    InputError
+    BadInput
         The first case that cannot be used; with ``skip_bad``, only if none is left.
     """
     if file is not None:
@@ -142,7 +142,7 @@ def load_volumes(job: Job, cases: Sequence[Case], file: Path | None, session: Se
         for case in cases:
             try:
                 volumes.add(*load_case(case, job.dataset, job.operations))
-            except InputError as error:
+            except BadInput as error:
                 if not job.skip_bad:
                     if file is not None:
                         file.unlink()
@@ -150,7 +150,7 @@ def load_volumes(job: Job, cases: Sequence[Case], file: Path | None, session: Se
                 session.say(f"skipped: {error}")
             bar.update()
     if cases and not len(volumes):
-        raise InputError("no usable case")
+        raise BadInput("no usable case")
     return volumes
 
 
@@ -240,7 +240,7 @@ def _continued(last: Path, settings: Mapping[str, Any], resume: bool, session: S
     """The checkpoint's state, if there is one and it is of the same training."""
     if not last.is_file():
         if resume:
-            raise InputError(f"{last.parent.parent}: nothing to resume")
+            raise BadInput(f"{last.parent.parent}: nothing to resume")
         return None
     state = checkpointing.read_state(last)
     if state["settings"] == settings:

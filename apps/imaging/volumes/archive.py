@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO, Protocol, cast
 
-from common.errors import InputError
+from common.errors import BadInput
 
 MAX_MEMBERS = 100_000
 """Files in a zip; its table of contents is held in memory (about 700 bytes each)."""
@@ -56,12 +56,12 @@ class ZipArchive:
         try:
             self._zip = zipfile.ZipFile(path)
         except (zipfile.BadZipFile, OSError, NotImplementedError) as error:
-            raise InputError(f"{path}: not a readable zip file ({error})", public="zip damaged") from None
+            raise BadInput(f"{path}: not a readable zip file ({error})", public="zip damaged") from None
         self._members = {info.filename: info for info in self._zip.infolist() if _is_plain(info)}
         if len(self._members) > MAX_MEMBERS:
-            raise InputError(f"{path}: more than {MAX_MEMBERS} files in it", public="zip has too many files")
+            raise BadInput(f"{path}: more than {MAX_MEMBERS} files in it", public="zip has too many files")
         if any(info.flag_bits & 1 for info in self._members.values()):
-            raise InputError(f"{path}: encrypted zip files are not read", public="zip encrypted")
+            raise BadInput(f"{path}: encrypted zip files are not read", public="zip encrypted")
 
     def names(self) -> Sequence[str]:
         """Sorted."""

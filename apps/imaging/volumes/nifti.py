@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from apps.imaging.volumes.volume import Affine, Shape, spacing
-from common.errors import InputError
+from common.errors import BadInput
 from common.files import atomic_file
 
 SUFFIXES = (".nii.gz", ".nii")
@@ -115,11 +115,11 @@ class NiftiReader:
         except EOFError:
             raise _truncated(self._path) from None
         except (gzip.BadGzipFile, zlib.error) as error:
-            raise InputError(f"{self._path}: damaged gzip data ({error})", public="NIfTI damaged") from None
+            raise BadInput(f"{self._path}: damaged gzip data ({error})", public="NIfTI damaged") from None
 
 
-def _truncated(path: Path) -> InputError:
-    return InputError(f"{path}: truncated: it ends before its last voxel", public="NIfTI truncated")
+def _truncated(path: Path) -> BadInput:
+    return BadInput(f"{path}: truncated: it ends before its last voxel", public="NIfTI truncated")
 
 
 def open_nifti(path: Path) -> NiftiVolume:
@@ -127,7 +127,7 @@ def open_nifti(path: Path) -> NiftiVolume:
 
     Raises
     ------
-    InputError
+    BadInput
         Missing, empty, not NIfTI, not three-dimensional, an unsupported data type, or a size that cannot be.
     """
     import nibabel as nib
@@ -137,9 +137,9 @@ def open_nifti(path: Path) -> NiftiVolume:
 
     logging.getLogger("nibabel.global").setLevel(logging.CRITICAL)  # it reports what it mends in a header
     if not path.is_file():
-        raise InputError(f"{path}: no such file", public="no such file")
+        raise BadInput(f"{path}: no such file", public="no such file")
     if path.stat().st_size == 0:
-        raise InputError(f"{path}: the file is empty", public="file empty")
+        raise BadInput(f"{path}: the file is empty", public="file empty")
     try:
         image: Any = nib.load(path)  # type: ignore[attr-defined]
         header = image.header
@@ -160,17 +160,17 @@ def open_nifti(path: Path) -> NiftiVolume:
         OverflowError,
     ) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"{path}: not a readable NIfTI file ({reason})", public="NIfTI unreadable") from None
+        raise BadInput(f"{path}: not a readable NIfTI file ({reason})", public="NIfTI unreadable") from None
     while len(sizes) > 3 and sizes[-1] == 1:
         sizes.pop()
     if len(sizes) != 3 or min(sizes) < 1:
         found = "x".join(map(str, sizes))
-        raise InputError(f"{path}: not a three-dimensional image (its shape is {found})", public="NIfTI not 3D")
+        raise BadInput(f"{path}: not a three-dimensional image (its shape is {found})", public="NIfTI not 3D")
     if dtype.kind not in "iuf":
-        raise InputError(f"{path}: voxels of type {dtype} are not supported", public="NIfTI voxel type")
+        raise BadInput(f"{path}: voxels of type {dtype} are not supported", public="NIfTI voxel type")
     affine = np.asarray(image.affine, np.float64)
     if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9 or None in aff2axcodes(affine):
-        raise InputError(f"{path}: its affine has no inverse", public="NIfTI geometry")
+        raise BadInput(f"{path}: its affine has no inverse", public="NIfTI geometry")
     _check_length(path, offset + int(np.prod(sizes, dtype=np.int64)) * dtype.itemsize)
     return NiftiVolume(
         path=path,

@@ -15,7 +15,7 @@ class PlaneReader(Protocol):
     """An open volume; planes come in order along z, the axis that is slowest on disk."""
 
     def read(self, out: npt.NDArray[Any]) -> None:
-        """Fill ``out``, (k, y, x) of the volume's dtype, with the next k planes. Raises ``InputError``."""
+        """Fill ``out``, (k, y, x) of the volume's dtype, with the next k planes. Raises ``BadInput``."""
         ...
 
 

@@ -11,7 +11,7 @@ from apps.recsys.models import recommender
 from apps.recsys.planning import workloads
 from common import model_folder
 from common.cli.session import Session
-from common.errors import InputError
+from common.errors import BadInput
 from common.memory.process.budget import MemoryBudget, format_size
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-class Unknown(InputError):
+class Unknown(BadInput):
     """An id that the model does not know."""
 
     def __init__(self, what: str, id_: str) -> None:

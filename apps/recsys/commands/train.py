@@ -27,7 +27,7 @@ from common import files, model_folder
 from common.cli import main
 from common.cli.session import Session
 from common.compression import layouts
-from common.errors import InputError, UsageError
+from common.errors import BadInput, UsageError
 from common.memory.plan.planner import DoesNotFit
 from common.memory.process import fork
 from common.memory.process.budget import MIB, MemoryBudget
@@ -249,7 +249,7 @@ def _tune(args: argparse.Namespace, work: workloads.TrainWorkload, session: Sess
     history = History(directory)
     kept = Kept.of(history, directory, work.split)
     if not splits.hide_for_validation(directory, kept, history, session.seed):
-        raise InputError("--tune: no user has enough items to hide some", public="nothing to hide")
+        raise BadInput("--tune: no user has enough items to hide some", public="nothing to hide")
 
     def fit(trial: workloads.TrainWorkload, quiet: tuning.TrialSession, watch: fit_factors.Watch) -> None:
         if trial.recipe is None:

@@ -6,7 +6,7 @@ import gzip
 from pathlib import Path
 from typing import Any
 
-from common.errors import InputError
+from common.errors import BadInput
 
 MOST_EXPANSION = 250
 """A table of interactions packs 3 to 30 times smaller; what packs better than this many times is not one."""
@@ -24,7 +24,7 @@ class Unpacked:
 
     Raises
     ------
-    InputError
+    BadInput
         From ``read``, when a gzip file expands beyond all measure.
     """
 
@@ -41,7 +41,7 @@ class Unpacked:
         if self._left is not None:
             self._left -= len(block)
             if self._left < 0:
-                raise InputError(
+                raise BadInput(
                     f"{self._path}: expands to more than {MOST_EXPANSION} times its size; not a table of interactions",
                     public="file expands without end",
                 )

@@ -22,7 +22,7 @@ from apps.recsys.data.id_index import EMPTY, Vocabulary
 from apps.recsys.data.readers import Source
 from apps.recsys.data.staging import Filters
 from apps.recsys.models.recommender import write_table
-from common.errors import InputError
+from common.errors import BadInput
 from common.files import Workspace
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ def ingest(inputs: Inputs, directory: Path) -> Facts:
 
     Raises
     ------
-    InputError
+    BadInput
         As ``interactions.stage``.
     """
     timed = inputs.split in split.TIMED
@@ -116,7 +116,7 @@ def _hold_out(inputs: Inputs, directory: Path) -> dict[str, int]:
     lengths = np.diff(history.indptr)[heldout.users]
     unseen = int(lengths.sum()) if inputs.split == "user-holdout" else heldout.size
     if unseen >= history.size:
-        raise InputError(f"--split {inputs.split}: nothing is left to train on", public="nothing to train on")
+        raise BadInput(f"--split {inputs.split}: nothing is left to train on", public="nothing to train on")
     sizes = {"scored_users": users, "scored_items": heldout.size, "scored_longest": int(lengths.max())}
     heldout.close()
     history.close()
@@ -178,7 +178,7 @@ def open_inputs(
 
     Raises
     ------
-    InputError
+    BadInput
         As ``reading.open_source``.
     """
     sources = tuple(readers.open_source(path, columns) for path in paths)

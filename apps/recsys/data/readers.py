@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from apps.recsys.data.gzip_limit import Unpacked, packed
-from common.errors import InputError
+from common.errors import BadInput
 from common.memory.process import fork
 
 BLOCK_BYTES = 1 << 19
@@ -88,22 +88,22 @@ def open_source(path: Path, wanted: Columns) -> Source:
 
     Raises
     ------
-    InputError
+    BadInput
         Missing or empty file, unreadable header, or no such column (the message lists what there is).
     """
     names, delimiter, headed = header(path)
     for name in (wanted.user, wanted.item, wanted.value, wanted.time):
         if name is not None and name not in names:
-            raise InputError(f"{path}: no column {name!r}; it has {', '.join(names)}", public="no such column")
+            raise BadInput(f"{path}: no column {name!r}; it has {', '.join(names)}", public="no such column")
     if len(names) < 2:
-        raise InputError(
+        raise BadInput(
             f"{path}: one column only ({names[0]!r}); a user and an item are needed", public="too few columns"
         )
     user = wanted.user or _by_name(names, USER_NAMES, taken={wanted.item})
     item = wanted.item or _by_name(names, ITEM_NAMES, taken={user})
     if user is None and item is None and all(_is_number(name.strip()) for name in names):
         first = delimiter.join(names)
-        raise InputError(f"{path}: the first line is data ({first}); put column names above it", public="no header")
+        raise BadInput(f"{path}: the first line is data ({first}); put column names above it", public="no header")
     rest = [name for name in names if name not in (user, item)]
     user = user or rest.pop(0)
     item = item or rest.pop(0)
@@ -118,16 +118,16 @@ def open_titles(path: Path) -> tuple[Source, str]:
     item = _by_name(names, (*ITEM_NAMES, "id"), taken=set()) or names[0]
     title = _by_name(names, TITLE_NAMES, taken={item}) or next((name for name in names if name != item), None)
     if title is None:
-        raise InputError(f"{path}: no column with titles; it has {', '.join(names)}", public="no such column")
+        raise BadInput(f"{path}: no column with titles; it has {', '.join(names)}", public="no such column")
     return Source(path, Columns(item=item), delimiter, None if headed else tuple(names)), title
 
 
 def header(path: Path) -> tuple[list[str], str, bool]:
     """Column names and delimiter of a file, and whether the names stand in it; without reading its rows."""
     if not path.is_file():
-        raise InputError(f"{path}: no such file", public="no such file")
+        raise BadInput(f"{path}: no such file", public="no such file")
     if path.stat().st_size == 0:
-        raise InputError(f"{path}: the file is empty", public="empty file")
+        raise BadInput(f"{path}: the file is empty", public="empty file")
     if _is_parquet(path) or _is_arrow(path):
         # In a child, so that Arrow does not stay in a process that only plans and fits.
         names = _schema(path) if "pyarrow" in sys.modules else fork.run(lambda: {"names": _schema(path)})["names"]
@@ -136,15 +136,15 @@ def header(path: Path) -> tuple[list[str], str, bool]:
         with open_text(path) as stream:
             line = stream.readline(1 << 16)
     except (OSError, EOFError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not a readable CSV file ({error})", public="unreadable file") from None
+        raise BadInput(f"{path}: not a readable CSV file ({error})", public="unreadable file") from None
     if not line.strip():
-        raise InputError(f"{path}: the file is empty", public="empty file")
+        raise BadInput(f"{path}: the file is empty", public="empty file")
     if found := _known_layout(line):
         return *found, False
     delimiter = max(",\t;|", key=line.count)
     names = [name.strip() for name in next(csv.reader([line], delimiter=delimiter))]
     if len(set(names)) < len(names):
-        raise InputError(f"{path}: two columns have the same name: {', '.join(names)}", public="repeated column")
+        raise BadInput(f"{path}: two columns have the same name: {', '.join(names)}", public="repeated column")
     return names, delimiter, True
 
 
@@ -171,7 +171,7 @@ def _schema(path: Path) -> list[str]:
         with pa.OSFile(str(path)) as stream:
             return list(pa.ipc.open_file(stream).schema.names)
     except (pa.ArrowInvalid, OSError) as error:
-        raise InputError(f"{path}: not a file in {kind}'s format ({error})", public="unreadable file") from None
+        raise BadInput(f"{path}: not a file in {kind}'s format ({error})", public="unreadable file") from None
 
 
 def open_text(path: Path) -> Any:
@@ -203,7 +203,7 @@ def batches(
 
     Raises
     ------
-    InputError
+    BadInput
         A row of another length, a value that is not a number (with row and column), a damaged file.
     """
     import pyarrow as pa
@@ -215,7 +215,7 @@ def batches(
             columns = [convert.get(name, lambda column: column)(batch.column(name)) for name in names]
             yield pa.RecordBatch.from_arrays(columns, names=list(names))
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError, EOFError) as error:
-        raise InputError(f"{source.path}: {_explain(str(error), source)}", public="unreadable input") from None
+        raise BadInput(f"{source.path}: {_explain(str(error), source)}", public="unreadable input") from None
 
 
 def _batches(source: Source, names: list[str], number: str | None) -> Iterator[Any]:
@@ -297,7 +297,7 @@ def _list_batches(source: Source) -> Iterator[Any]:
             for line in lines:
                 number += 1
                 if len(line) == LONGEST_LIST:
-                    raise InputError(f"{source.path}: line {number} is no list of ids", public="unreadable input")
+                    raise BadInput(f"{source.path}: line {number} is no list of ids", public="unreadable input")
                 user, *rest = line.split() or [""]
                 for item in rest:
                     users.append(user)

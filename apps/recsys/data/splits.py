@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from apps.recsys.data.csr_store import BLOCK, History, NpyReader, NpyWriter
-from common.errors import InputError
+from common.errors import BadInput
 
 if TYPE_CHECKING:
     import numpy as np
@@ -56,7 +56,7 @@ def hold_out(directory: Path, kind: str, seed: int) -> int:
     users = write(directory, "heldout", chosen)
     history.close()
     if not users:
-        raise InputError(f"--split {kind}: no user has enough items to hold some out", public="nothing to hold out")
+        raise BadInput(f"--split {kind}: no user has enough items to hold some out", public="nothing to hold out")
     return users
 
 

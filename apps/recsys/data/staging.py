@@ -21,7 +21,7 @@ from apps.recsys.data.csr_store import NpyReader, NpyWriter
 from apps.recsys.data.external_sort import Buckets
 from apps.recsys.data.id_index import BadId, Vocabulary
 from apps.recsys.data.readers import Source, batches
-from common.errors import InputError
+from common.errors import BadInput
 
 if TYPE_CHECKING:
     import numpy as np
@@ -75,7 +75,7 @@ def stage(
 
     Raises
     ------
-    InputError
+    BadInput
         As ``reading.batches``; a negative or infinite value; nothing left; one user or one item only.
     """
     found = Staged()
@@ -91,13 +91,13 @@ def stage(
     for writer in writers.values():
         writer.__exit__(None, None, None)
     if not found.rows:
-        raise InputError(f"{sources[0].path}: no rows below the header", public="no rows")
+        raise BadInput(f"{sources[0].path}: no rows below the header", public="no rows")
     _count(found, directory, len(users), len(items), filters)
     for what, rows in (("user", found.user_rows), ("item", found.item_rows)):
         assert rows is not None
         if (left := int((rows > 0).sum())) < 2:
             dropped = ", ".join(f"{n} rows {why}" for why, n in found.dropped.items()) or "none"
-            raise InputError(
+            raise BadInput(
                 f"{sources[0].path}: {left} {what}{'' if left == 1 else 's'} left; at least two are needed"
                 f" (dropped: {dropped})",
                 public="too few users or items",
@@ -112,9 +112,9 @@ def _encoded(vocabulary: Vocabulary, column: Any, source: Source, name: str) -> 
     try:
         return vocabulary.encode(column)
     except BadId as error:
-        raise InputError(f"{source.path}: column {name!r}: an id {error}", public="unusable id") from None
+        raise BadInput(f"{source.path}: column {name!r}: an id {error}", public="unusable id") from None
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError):
-        raise InputError(
+        raise BadInput(
             f"{source.path}: column {name!r}: {column.type} cannot be an id; text or numbers can",
             public="unusable id",
         ) from None
@@ -141,7 +141,7 @@ def _checked(source: Source, found: Staged, filters: Filters, *, timed: bool) ->
             bad = np.isinf(value) | ((value < 0) & (filters.min_value is None))
             if bad.any():
                 row = int(bad.argmax())
-                raise InputError(
+                raise BadInput(
                     f"{source.path}: row {found.rows + row + 1}, column {named.value!r}: {value[row]:g} is not a"
                     " finite number of zero or more; a value says how much of an item someone had: leave rows out"
                     " with --min-value, or name another column with --value-col",

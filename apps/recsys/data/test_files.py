@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from apps.recsys.data import arrow_numpy, readers, splits
 from apps.recsys.data.readers import Source
-from common.errors import InputError
+from common.errors import BadInput
 
 if TYPE_CHECKING:
     import numpy as np
@@ -40,7 +40,7 @@ def write(sources: tuple[Source, ...], model: Path, directory: Path) -> Given:
 
     Raises
     ------
-    InputError
+    BadInput
         As ``reading.batches``; or no user of them is in the model.
     """
     import numpy as np
@@ -60,7 +60,7 @@ def write(sources: tuple[Source, ...], model: Path, directory: Path) -> Given:
             found.append(((user << 32) | item)[user >= 0])
     keys = np.unique(np.concatenate(found)) if found else np.zeros(0, np.int64)
     if not len(keys):
-        raise InputError(f"{sources[0].path}: none of its users is in the model", public="no known user in the test")
+        raise BadInput(f"{sources[0].path}: none of its users is in the model", public="no known user in the test")
     users, items = keys >> 32, (keys & 0xFFFFFFFF).astype(np.int32)
     firsts = np.flatnonzero(np.r_[True, users[1:] != users[:-1]])
 
@@ -96,7 +96,7 @@ def write_candidates(path: Path, model: Path, directory: Path) -> Given:
 
     Raises
     ------
-    InputError
+    BadInput
         A line that is not ``(user,item)<tab>item<tab>item ...``; or no user of them is in the model.
     """
     ids = {name: _ids(model / f"{name}s.parquet") for name in ("user", "item")}
@@ -112,7 +112,7 @@ def write_candidates(path: Path, model: Path, directory: Path) -> Given:
         found[found < 0] = UNKNOWN
         lines[row] = found
     if not lines:
-        raise InputError(f"{path}: none of its users is in the model", public="no known user in the test")
+        raise BadInput(f"{path}: none of its users is in the model", public="no known user in the test")
     splits.write(directory, "others", ((row, lines[row][1:]) for row in sorted(lines)))
     users = splits.write(directory, "heldout", ((row, lines[row][:1]) for row in sorted(lines)))
     return Given(users, sum(map(len, lines.values())), strangers, unknown)
@@ -125,7 +125,7 @@ def _candidates(path: Path) -> Iterator[tuple[str, list[str]]]:
             pair, *others = line.split("\t")
             user, comma, item = pair.strip().removeprefix("(").removesuffix(")").partition(",")
             if not comma or not others:
-                raise InputError(
+                raise BadInput(
                     f"{path}: line {number}: expected (user,item), then items, separated by tabs",
                     public="negatives unreadable",
                 )

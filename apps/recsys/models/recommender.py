@@ -21,7 +21,7 @@ from apps.recsys.data.csr_store import History, NpyReader
 from apps.recsys.models import weights
 from apps.recsys.models.embedding import user_encoders
 from common import model_folder
-from common.errors import InputError, UsageError
+from common.errors import BadInput, UsageError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -188,11 +188,11 @@ def heldout_count(directory: Path, manifest: Mapping[str, Any]) -> int:
 
     Raises
     ------
-    InputError
+    BadInput
         If it was trained without a split.
     """
     if manifest["split"] == "none":
-        raise InputError(
+        raise BadInput(
             f"{directory}: trained without --split, so nothing was held out to evaluate on; train with"
             " --split user-holdout or leave-last",
             public="model without held-out data",

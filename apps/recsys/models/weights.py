@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from common.errors import InputError
+from common.errors import BadInput
 
 if TYPE_CHECKING:
     import numpy as np
@@ -47,7 +47,7 @@ def read(path: Path, name: str = ITEMS, *, more: int = 0) -> NDArray[np.float32]
 
     Raises
     ------
-    InputError
+    BadInput
         If the file does not hold it, in the size that its header says.
     """
     import numpy as np
@@ -76,7 +76,7 @@ def read_items(path: Path, *, prior: bool) -> NDArray[np.float32]:
 
     Raises
     ------
-    InputError
+    BadInput
         As ``read``.
     """
     factors = read(path, more=int(prior))
@@ -90,7 +90,7 @@ def read_compared(path: Path) -> NDArray[np.int32]:
 
     Raises
     ------
-    InputError
+    BadInput
         As ``read``.
     """
     return _tensor(path, COMPARED)
@@ -104,14 +104,14 @@ def _entry(path: Path, name: str) -> tuple[tuple[int, ...], np.dtype[Any], int]:
         size = int.from_bytes(stream.read(8), "little")
         header = json.loads(stream.read(size))
     if name not in header or header[name]["dtype"] not in _TYPES:
-        raise InputError(f"{path}: holds no {name} of a known type", public="weights unreadable")
+        raise BadInput(f"{path}: holds no {name} of a known type", public="weights unreadable")
     entry = header[name]
     return tuple(entry["shape"]), np.dtype(_TYPES[entry["dtype"]]), 8 + size + entry["data_offsets"][0]
 
 
 def _fill(stream: BinaryIO, values: NDArray[Any], path: Path, name: str) -> None:
     if stream.readinto(values.data) != values.nbytes:  # type: ignore[attr-defined]
-        raise InputError(f"{path}: {name} is not of the size its header says", public="weights unreadable")
+        raise BadInput(f"{path}: {name} is not of the size its header says", public="weights unreadable")
 
 
 def _tensor(path: Path, name: str) -> NDArray[Any]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from common.errors import InputError, UsageError
+from common.errors import BadInput, UsageError
 from common.files import atomic_file
 
 if TYPE_CHECKING:
@@ -120,6 +120,6 @@ def refused(names: Sequence[str], session: Session, *, resume: bool) -> bool:
     return True
 
 
-def nothing_to_resume(output: Path) -> InputError:
+def nothing_to_resume(output: Path) -> BadInput:
     """For ``--resume`` where there is no checkpoint."""
-    return InputError(f"{output}: nothing to resume", public="nothing to resume")
+    return BadInput(f"{output}: nothing to resume", public="nothing to resume")

@@ -23,7 +23,7 @@ from apps.recsys.training import validation as hidden
 from apps.recsys.training.batches import Batches
 from apps.recsys.training.fit_factors import Watch, unwatched
 from common.compression.stored import StoredRows
-from common.errors import InputError
+from common.errors import BadInput
 from common.memory.process import glibc
 from common.training import checkpoint
 
@@ -100,7 +100,7 @@ class Learner:
         self.kept = Kept(self.history, heldout, whole_users=course.whole_users, validation=self.validation)
         self.batches = Batches(self.history, self.kept, course.recipe, seed=course.seed)
         if not self.batches.windows:
-            raise InputError("no user has two items to learn from", public="nothing to learn from")
+            raise BadInput("no user has two items to learn from", public="nothing to learn from")
         plan = session.plan
         with session.phase("arrange"):
             known = gather(self.history, self.kept, course.recipe, seed=course.seed)

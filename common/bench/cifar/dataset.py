@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from common.datasets import find
-from common.errors import InputError
+from common.errors import BadInput
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,12 +35,12 @@ def directory() -> Path:
 
     Raises
     ------
-    InputError
+    BadInput
         If it is not at hand.
     """
     place = find(NAME)
     if place is None or not (place / "train.npz").is_file():
-        raise InputError(f"{NAME}: not found; set PEAKLINE_DATA to a folder that has {NAME}/train.npz and test.npz")
+        raise BadInput(f"{NAME}: not found; set PEAKLINE_DATA to a folder that has {NAME}/train.npz and test.npz")
     return place
 
 
@@ -92,7 +92,7 @@ def stored(part: str, *, limit: int | None = None) -> tuple[int, int]:
 
     Raises
     ------
-    InputError
+    BadInput
         If the set is not at hand, or not what is expected.
     """
     path = directory() / f"{part}.npz"
@@ -100,7 +100,7 @@ def stored(part: str, *, limit: int | None = None) -> tuple[int, int]:
         with zipfile.ZipFile(path) as archive:
             images, size = (_length(archive, name) for name in ("label", "jpeg"))
     except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
-        raise InputError(f"{path}: not an archive of jpeg, offset and label ({error})") from None
+        raise BadInput(f"{path}: not an archive of jpeg, offset and label ({error})") from None
     return min(limit or images, images), size
 
 

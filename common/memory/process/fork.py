@@ -11,7 +11,7 @@ import signal
 from collections.abc import Callable
 from typing import Any
 
-from common.errors import InputError
+from common.errors import BadInput
 from common.memory.costs.floor import SUPERVISOR_BYTES
 from common.memory.process import guard
 from common.memory.process.meter import resident
@@ -33,7 +33,7 @@ def run(function: Callable[[], dict[str, Any]], *, ceiling: int | None = None, t
 
     Raises
     ------
-    InputError
+    BadInput
         As the function raised it.
     MemoryError
         If the child ran out of memory, or the kernel killed it.
@@ -60,7 +60,7 @@ def run(function: Callable[[], dict[str, Any]], *, ceiling: int | None = None, t
     if "memory" in answer:
         raise MemoryError(answer["memory"])
     if "input" in answer:
-        raise InputError(answer["input"], public=answer["public"])
+        raise BadInput(answer["input"], public=answer["public"])
     if "failure" in answer:
         raise RuntimeError(answer["failure"])
     result: dict[str, Any] = answer["result"]
@@ -80,7 +80,7 @@ def _answer(function: Callable[[], dict[str, Any]], send: int) -> None:
 def _outcome(function: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     try:
         return {"result": function()}
-    except InputError as error:
+    except BadInput as error:
         return {"input": str(error), "public": error.public}
     except Exception as error:
         kind = "memory" if guard.is_out_of_memory(error) else "failure"

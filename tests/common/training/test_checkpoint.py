@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from common.errors import InputError
+from common.errors import BadInput
 from common.training import checkpoint
 
 
@@ -50,10 +50,10 @@ def test_a_failed_save_keeps_the_old_one(tmp_path: Path):
 def test_what_is_not_a_checkpoint_is_refused(tmp_path: Path):
     path = tmp_path / checkpoint.LAST
     path.write_bytes(b"not a checkpoint at all")
-    with pytest.raises(InputError, match="not a checkpoint"):
+    with pytest.raises(BadInput, match="not a checkpoint"):
         checkpoint.read_state(path)
     net, optimizer = made(0)
     checkpoint.save(path, network=net, optimizer=optimizer, state={})
     wider, second = made(0, width=9)
-    with pytest.raises(InputError, match="another network"):
+    with pytest.raises(BadInput, match="another network"):
         checkpoint.restore(path, network=wider, optimizer=second)

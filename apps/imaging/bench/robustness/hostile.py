@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from apps.imaging.bench.robustness import mutations
-from common.errors import InputError
+from common.errors import BadInput
 from common.memory.process import guard, meter
 from common.memory.process.budget import MIB
 
@@ -49,7 +49,7 @@ def read_one(path: Path) -> str:
             return "priced out"  # the planner's refusal: nothing of that size is allocated
         for _ in blocks(volume):
             pass
-    except InputError as error:
+    except BadInput as error:
         return error.public
     return ACCEPTED
 

@@ -10,7 +10,7 @@ from math import prod
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from common.errors import InputError
+from common.errors import BadInput
 
 if TYPE_CHECKING:
     import torch
@@ -176,20 +176,20 @@ def checked(name: str, given: Arguments) -> dict[str, Any]:
 
     Raises
     ------
-    InputError
+    BadInput
         An unknown network or argument, or a value that is no number in range or layer of the tables.
     """
     if name not in NETWORKS:
-        raise InputError(f"network {name!r}; only {', '.join(NETWORKS)} are read")
+        raise BadInput(f"network {name!r}; only {', '.join(NETWORKS)} are read")
     known = NETWORKS[name].arguments
     for key, value in given.items():
         if key in ("in_channels", "out_channels"):
             if not (_numbers(value) and isinstance(value, int) and value):
-                raise InputError(f"network {name}: {key} {value!r} is no number in range")
+                raise BadInput(f"network {name}: {key} {value!r} is no number in range")
         elif key not in known:
-            raise InputError(f"network {name}: the argument {key!r} is not read")
+            raise BadInput(f"network {name}: the argument {key!r} is not read")
         elif not known[key](value):
-            raise InputError(f"network {name}: {key} {value!r} is not read")
+            raise BadInput(f"network {name}: {key} {value!r} is not read")
     return dict(given)
 
 
@@ -210,7 +210,7 @@ def build(name: str, complete: Arguments) -> "torch.nn.Module":
 
     Raises
     ------
-    InputError
+    BadInput
         Arguments that are not read, or that do not make such a network.
     """
     from importlib import import_module
@@ -225,5 +225,5 @@ def build(name: str, complete: Arguments) -> "torch.nn.Module":
             spatial_dims=3, **(arguments | layers)
         )
     except (TypeError, ValueError, IndexError, KeyError, AssertionError, RuntimeError) as error:
-        raise InputError(f"network {name}: MONAI does not make it of these arguments ({error})") from None
+        raise BadInput(f"network {name}: MONAI does not make it of these arguments ({error})") from None
     return network

@@ -9,7 +9,7 @@ from math import prod
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from common.errors import InputError, UsageError
+from common.errors import BadInput, UsageError
 
 if TYPE_CHECKING:
     import torch
@@ -47,26 +47,26 @@ def checked(complete: Arguments) -> dict[str, Any]:
 
     Raises
     ------
-    InputError
+    BadInput
         An argument that is not known, a layer that is not in the table, or a value that is no number.
     """
     found: dict[str, Any] = {}
     for key, value in complete.items():
         if key in LAYERS:
             if value is not None and value not in OPERATORS and value not in OPERATORS.values():
-                raise InputError(f"nnU-Net plan: {key} {value!r} is not one of {', '.join(OPERATORS)}")
+                raise BadInput(f"nnU-Net plan: {key} {value!r} is not one of {', '.join(OPERATORS)}")
             found[key] = OPERATORS.get(value, value) if value is not None else None
         elif key in LAYER_ARGUMENTS:
             numbers = isinstance(value, dict) and all(isinstance(item, bool | int | float) for item in value.values())
             if value is not None and not numbers:
-                raise InputError(f"nnU-Net plan: {key} {value!r} holds more than numbers")
+                raise BadInput(f"nnU-Net plan: {key} {value!r} holds more than numbers")
             found[key] = value
         elif key in NUMBERS | {"in_channels", "out_channels", "members"}:
             if not _numbers(value):
-                raise InputError(f"nnU-Net plan: {key} {value!r} is no number in range")
+                raise BadInput(f"nnU-Net plan: {key} {value!r} is no number in range")
             found[key] = value
         else:
-            raise InputError(f"nnU-Net plan: the network's argument {key!r} is not known")
+            raise BadInput(f"nnU-Net plan: the network's argument {key!r} is not known")
     return found
 
 

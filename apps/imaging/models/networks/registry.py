@@ -13,7 +13,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from apps.imaging.models.networks import monai_bundle, nnunet
-from common.errors import InputError, UsageError
+from common.errors import BadInput, UsageError
 
 if TYPE_CHECKING:
     import torch
@@ -172,7 +172,7 @@ def build(name: str, complete: Arguments) -> "torch.nn.Module":
 
     Raises
     ------
-    InputError
+    BadInput
         Arguments that do not make such a network.
     """
     from common.training.conv3d_workaround import speed_up
@@ -189,15 +189,15 @@ def _build(name: str, complete: Arguments) -> "torch.nn.Module":
     from importlib import import_module
 
     if name not in NETWORKS:
-        raise InputError(f"no network {name!r}; there are {', '.join(NETWORKS)}")
+        raise BadInput(f"no network {name!r}; there are {', '.join(NETWORKS)}")
     channels = {key: complete.get(key) for key in ("in_channels", "out_channels")}
     given = {key: value for key, value in complete.items() if key not in channels}
     if not all(_like(value, 1) for value in channels.values()):
-        raise InputError(f"network {name!r}: in_channels and out_channels must be positive numbers")
+        raise BadInput(f"network {name!r}: in_channels and out_channels must be positive numbers")
     try:
         checked = arguments(name, given, **channels)  # type: ignore[arg-type]
     except UsageError as error:
-        raise InputError(f"network: {error}") from None
+        raise BadInput(f"network: {error}") from None
     entry = NETWORKS[name]
     if name == "dynunet":
         checked |= {"kernel_size": [3] * len(checked["strides"]), "upsample_kernel_size": checked["strides"][1:]}
@@ -221,11 +221,11 @@ def load_weights(network: "torch.nn.Module", state: "Mapping[str, torch.Tensor]"
 
     Raises
     ------
-    InputError
+    BadInput
         Missing or further names.
     """
     if different := sorted(set(weights(network)) ^ set(state)):
-        raise InputError(f"weights: {different[0]!r} and {len(different) - 1} more are missing or not of this network")
+        raise BadInput(f"weights: {different[0]!r} and {len(different) - 1} more are missing or not of this network")
     network.load_state_dict(state, strict=False)
 
 

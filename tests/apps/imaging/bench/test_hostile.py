@@ -6,7 +6,7 @@ import pytest
 
 from apps.imaging.bench.robustness import hostile, mutations
 from apps.imaging.volumes.nifti import open_nifti
-from common.errors import InputError
+from common.errors import BadInput
 
 
 def test_every_damaged_file_is_read_or_refused_in_time() -> None:
@@ -22,7 +22,7 @@ def test_every_damaged_file_is_read_or_refused_in_time() -> None:
 def test_headers_that_nibabel_chokes_on_are_refused(tmp_path: Path, number: int) -> None:
     """Found by fuzzing: data codes, offsets and affines that made an exception of another type."""
     path = mutations.write_case(tmp_path, number)
-    with pytest.raises(InputError) as refusal:
+    with pytest.raises(BadInput) as refusal:
         open_nifti(path)
     assert "\n" not in str(refusal.value)
 

@@ -181,10 +181,10 @@ def damage(balls: Path, how: str) -> str:
 @pytest.mark.parametrize("how", ["shape", "values", "truncated", "4d", "no label", "empty", "json"])
 def test_bad_cases_are_named(balls: Path, tmp_path: Path, how: str):
     from apps.imaging.training.dataset import load_case, read_dataset
-    from common.errors import InputError
+    from common.errors import BadInput
 
     message = damage(balls, how)
-    with pytest.raises(InputError) as caught:
+    with pytest.raises(BadInput) as caught:
         found = read_dataset(balls)
         for case in found.cases:
             load_case(case, found, [{"op": "zscore"}])

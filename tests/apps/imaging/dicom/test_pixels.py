@@ -10,7 +10,7 @@ import pytest
 
 from apps.imaging.dicom.pixels import check_codestream, clear_unused_bits, decode_rle
 from apps.imaging.dicom.series import open_series
-from common.errors import InputError
+from common.errors import BadInput
 from tests.apps.imaging.dicom_files import read, series
 
 
@@ -91,7 +91,7 @@ def test_pydicoms_own_files_frame_by_frame(name: str, tmp_path: Path) -> None:
         if not frames or frames[0].kind.samples != 1 or frames[0].kind.allocated < 8 or frames[0].kind.float_pixels:
             return
         found = [pixels.read(frame) for frame in frames]
-    except InputError as refused:
+    except BadInput as refused:
         assert "\n" not in str(refused)
         assert name in ("MR_truncated.dcm", "no_meta.dcm", "badVR.dcm", "JPEG-lossy.dcm"), refused
         return

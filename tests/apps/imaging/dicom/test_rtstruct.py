@@ -12,7 +12,7 @@ import pytest
 from apps.imaging.dicom.rtstruct import write_rtstruct
 from apps.imaging.dicom.series import DicomVolume, open_series
 from apps.imaging.models.model_folder import ImagingModel, read_model
-from common.errors import InputError
+from common.errors import BadInput
 from tests.apps.imaging.dicom.test_contours import filled
 from tests.apps.imaging.dicom.test_seg import WHOLE
 from tests.apps.imaging.dicom_files import NAME, OBLIQUE, series
@@ -112,6 +112,6 @@ def test_noise_is_refused_and_leaves_nothing(
     series(tmp_path / "in", **WHOLE)
     volume = open_series(tmp_path / "in")
     monkeypatch.setattr(contours, "MOST_CORNERS", 20)
-    with pytest.raises(InputError, match="dicom-seg"):
+    with pytest.raises(BadInput, match="dicom-seg"):
         written(tmp_path, volume, model, np.random.default_rng(0).integers(0, 4, volume.shape).astype(np.uint8))
     assert [path.name for path in tmp_path.iterdir()] == ["in"]

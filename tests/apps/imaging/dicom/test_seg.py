@@ -15,7 +15,7 @@ from apps.imaging.dicom.seg import choose_kind, write_seg
 from apps.imaging.dicom.seg_header import build, seg_question
 from apps.imaging.dicom.series import DicomVolume, open_series
 from apps.imaging.models.model_folder import ImagingModel, Label, read_model
-from common.errors import InputError
+from common.errors import BadInput
 from tests.apps.imaging.dicom_files import NAME, OBLIQUE, read, series
 from tests.apps.imaging.helpers import random_model, write_nifti
 from tests.conftest import absent
@@ -208,7 +208,7 @@ def test_a_big_endian_source_with_damaged_attributes(tmp_path: Path, model: Imag
 
 def test_nifti_and_series_without_uids_cannot_give_it(run: Any, tmp_path: Path, model: ImagingModel) -> None:
     series(tmp_path / "bare")
-    with pytest.raises(InputError, match="without StudyInstanceUID, FrameOfReferenceUID no DICOM object"):
+    with pytest.raises(BadInput, match="without StudyInstanceUID, FrameOfReferenceUID no DICOM object"):
         dicom_series(open_series(tmp_path / "bare"), tmp_path)
     path = write_nifti(tmp_path / "image.nii.gz", np.zeros((12, 10, 6), np.int16))
     done = run(

@@ -9,7 +9,7 @@ import pytest
 
 from apps.imaging.dicom.series import holds_dicom, open_series
 from apps.imaging.inference.studies import open_volume
-from common.errors import InputError
+from common.errors import BadInput
 from tests.apps.imaging.dicom_files import OBLIQUE, read, series
 from tests.apps.imaging.helpers import random_model
 
@@ -63,11 +63,11 @@ def test_two_series_are_listed_and_picked(tmp_path: Path) -> None:
     for folder in "ab":
         for path in (tmp_path / folder).iterdir():
             path.rename(both / f"{folder}{path.name}")
-    with pytest.raises(InputError, match=r"2 series \(1: CT, 3 slices; 2: MR, 5 slices\); --series N\|UID picks one"):
+    with pytest.raises(BadInput, match=r"2 series \(1: CT, 3 slices; 2: MR, 5 slices\); --series N\|UID picks one"):
         open_series(both)
     assert open_series(both, "2").shape[2] == 5
     assert open_series(both, "1.2.3").shape[2] == 3
-    with pytest.raises(InputError, match="no series '7'"):
+    with pytest.raises(BadInput, match="no series '7'"):
         open_series(both, "7")
 
 

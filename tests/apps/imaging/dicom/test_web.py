@@ -19,7 +19,7 @@ import pydicom
 import pytest
 
 from apps.imaging.dicom import web
-from common.errors import InputError, UsageError
+from common.errors import BadInput, UsageError
 from common.files import Workspace
 from tests.apps.imaging.dicom.test_seg import WHOLE
 from tests.apps.imaging.dicom_files import NAME, series
@@ -131,9 +131,9 @@ def test_a_search_a_choice_and_inspect(run, stocked, tmp_path: Path) -> None:  #
         for name, value in USER.items():
             patch.setenv(name, value)
         assert web.find_studies(f"{root}/studies?PatientID=PLANTED-ID") == [f"{root}/studies/{STUDY}"]
-        with pytest.raises(InputError, match="no studies"):
+        with pytest.raises(BadInput, match="no studies"):
             web.find_studies(f"{root}/studies?PatientID=nobody")
-        with pytest.raises(InputError, match="picks one"):
+        with pytest.raises(BadInput, match="picks one"):
             web.download(f"{root}/studies/{STUDY}", tmp_path, "7")
     denied = run("apps.imaging", "inspect", f"{root}/studies/{STUDY}", env=USER | {"PEAKLINE_DICOMWEB_PASSWORD": "no"})
     assert denied.code == 4 and "401" in denied.err and len(denied.err.splitlines()) == 1
@@ -250,20 +250,20 @@ def test_parts_are_what_was_sent(odd: str, tmp_path: Path, monkeypatch: pytest.M
     [("cut", "ends early"), ("plain", "not multipart"), ("endless", "its header"), ("moved", "302")],
 )
 def test_odd_answers_are_one_line(odd: str, tmp_path: Path, name: str, says: str) -> None:
-    with pytest.raises(InputError, match=says) as refusal:
+    with pytest.raises(BadInput, match=says) as refusal:
         web.download(f"{odd}/{name}/series/1", tmp_path)
     assert "\n" not in str(refusal.value) and "127.0.0.1" not in refusal.value.public
-    with pytest.raises(InputError, match="not an answer"):
+    with pytest.raises(BadInput, match="not an answer"):
         web.find_studies(f"{odd}/list/studies?a=b")
-    with pytest.raises(InputError, match="only a part"):
+    with pytest.raises(BadInput, match="only a part"):
         web.find_studies(f"{odd}/some/studies?a=b")
-    with pytest.raises(InputError):
+    with pytest.raises(BadInput):
         web.find_studies(f"http://127.0.0.1:{free_port()}/studies?a=b")
 
 
 def test_credentials_stay_where_they_belong(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PEAKLINE_DICOMWEB_TOKEN", "secret")
-    with pytest.raises(InputError, match="plain HTTP") as refusal:
+    with pytest.raises(BadInput, match="plain HTTP") as refusal:
         web.find_studies("http://hospital.example/studies?a=b")
     assert "secret" not in str(refusal.value)
     with pytest.raises(UsageError, match="do not belong"):

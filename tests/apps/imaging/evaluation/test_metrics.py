@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from apps.imaging.evaluation.metrics import TOLERANCE, evaluate, find_pairs, scan
-from common.errors import InputError
+from common.errors import BadInput
 from tests.apps.imaging.helpers import write_nifti
 from tests.promise import kept
 
@@ -100,15 +100,15 @@ def test_shapes_places_and_names_must_match(tmp_path: Path) -> None:
     a = write_nifti(tmp_path / "a.nii.gz", np.zeros((5, 5, 5), np.uint8))
     b = write_nifti(tmp_path / "b.nii.gz", np.zeros((5, 5, 6), np.uint8))
     c = write_nifti(tmp_path / "c.nii.gz", np.zeros((5, 5, 5), np.uint8), np.diag([2.0, 1, 1, 1]))
-    with pytest.raises(InputError, match="shape"):
+    with pytest.raises(BadInput, match="shape"):
         find_pairs(a, b)
-    with pytest.raises(InputError, match="lies elsewhere"):
+    with pytest.raises(BadInput, match="lies elsewhere"):
         find_pairs(a, c)
     (tmp_path / "refs").mkdir()
     (tmp_path / "empty").mkdir()
-    with pytest.raises(InputError, match="no reference of that name"):
+    with pytest.raises(BadInput, match="no reference of that name"):
         find_pairs(tmp_path, tmp_path / "refs")
-    with pytest.raises(InputError, match=r"no \.nii"):
+    with pytest.raises(BadInput, match=r"no \.nii"):
         find_pairs(tmp_path / "empty", tmp_path)
 
 

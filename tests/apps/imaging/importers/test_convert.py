@@ -19,7 +19,7 @@ from apps.imaging.volumes.nonzero_crop import Content, Cropped, content, uncropp
 from apps.imaging.volumes.spline import SplineReader, nearest_axis
 from apps.imaging.volumes.volume import blocks
 from common.engines.registry import open_engine
-from common.errors import InputError
+from common.errors import BadInput
 from common.memory.plan.planner import DoesNotFit
 from common.memory.process.budget import GIB, MIB, MemoryBudget
 from common.tiling.grid import TileGrid, importance
@@ -73,11 +73,11 @@ def test_names_are_looked_up_in_a_table(tmp_path: Path, key: str, value: object)
     plans = json.loads((tmp_path / "plans.json").read_text())
     plans["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"][key] = value
     (tmp_path / "plans.json").write_text(json.dumps(plans))
-    with pytest.raises(InputError, match=key):
+    with pytest.raises(BadInput, match=key):
         imported(tmp_path, BUDGET)
     plans["configurations"]["3d_fullres"]["architecture"]["network_class_name"] = "os.system"
     (tmp_path / "plans.json").write_text(json.dumps(plans))
-    with pytest.raises(InputError, match=r"os\.system"):
+    with pytest.raises(BadInput, match=r"os\.system"):
         imported(tmp_path, BUDGET)
 
 
@@ -89,7 +89,7 @@ def test_what_is_not_supported_is_refused_by_name(tmp_path: Path) -> None:
         ({"resampling_fn_data": "resample_torch_fornnunet"}, "resample_torch_fornnunet"),
     ):
         nnunet_folder.write(tmp_path, **changes)
-        with pytest.raises(InputError, match=says):
+        with pytest.raises(BadInput, match=says):
             nnunet.read_plan(tmp_path)
     assert set(nnunet_networks.OPERATORS.values()) == {
         "Conv3d", "InstanceNorm3d", "BatchNorm3d", "LeakyReLU", "ReLU",

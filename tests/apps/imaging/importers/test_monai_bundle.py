@@ -16,7 +16,7 @@ from apps.imaging.importers.convert import convert_bundle, imported, price
 from apps.imaging.models.model_folder import TORCH_NETWORK, read_model
 from apps.imaging.models.networks.monai_bundle import NETWORKS
 from common.engines.registry import open_engine
-from common.errors import InputError
+from common.errors import BadInput
 from common.memory.plan.planner import DoesNotFit
 from common.memory.process.budget import GIB, MIB, MemoryBudget
 from tests.apps.imaging import bundle_folder
@@ -205,7 +205,7 @@ def test_a_planted_command_does_not_run(run, tmp_path: Path, where: str) -> None
 def test_what_is_not_supported_is_refused_by_name(tmp_path: Path, changes: dict[str, Any], says: str) -> None:
     bundle_folder.write(tmp_path, weights=False, **changes)
     (tmp_path / "models" / "model.pt").write_bytes(b"never read")
-    with pytest.raises(InputError, match=says):
+    with pytest.raises(BadInput, match=says):
         monai_bundle.read_plan(tmp_path)
 
 
@@ -215,10 +215,10 @@ def test_torchscript_is_refused_by_name(tmp_path: Path) -> None:
     bundle_folder.write(tmp_path, weights=False)
     script = torch.jit.trace(torch.nn.ReLU(), torch.zeros(1))  # type: ignore[no-untyped-call]
     torch.jit.save(script, tmp_path / "models" / "model.ts")  # type: ignore[no-untyped-call]
-    with pytest.raises(InputError, match=r"model\.ts is TorchScript"):
+    with pytest.raises(BadInput, match=r"model\.ts is TorchScript"):
         imported(tmp_path, BUDGET)
     os.rename(tmp_path / "models" / "model.ts", tmp_path / "models" / "model.pt")
-    with pytest.raises(InputError, match=r"model\.pt is TorchScript"):
+    with pytest.raises(BadInput, match=r"model\.pt is TorchScript"):
         imported(tmp_path, BUDGET)
 
 
@@ -231,7 +231,7 @@ def test_yaml_says_the_same(tmp_path: Path) -> None:
     path.unlink()
     assert monai_bundle.read_plan(tmp_path) == expected
     (tmp_path / "configs" / "inference.yaml").write_text("network_def: !!python/object/apply:os.system ['true']\n")
-    with pytest.raises(InputError, match="python/object"):
+    with pytest.raises(BadInput, match="python/object"):
         monai_bundle.read_plan(tmp_path)
 
 

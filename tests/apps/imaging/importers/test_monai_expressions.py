@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from apps.imaging.importers.monai_expressions import LONGEST, Configuration
-from common.errors import InputError
+from common.errors import BadInput
 
 NUMBERS = st.integers(-99, 99).map(str) | st.sampled_from(["True", "0.5", "2.25"])
 EXPRESSIONS = st.recursive(
@@ -60,7 +60,7 @@ def test_references_reach_into_what_they_name() -> None:
     ],
 )
 def test_all_else_is_refused_in_one_line(text: str) -> None:
-    with pytest.raises(InputError) as refused:
+    with pytest.raises(BadInput) as refused:
         Configuration({"value": text, "self": "@value" if text == "@self" else 1, "x": "@self"}).plain(
             "@value" if text != "@self" else "@circle"
         )
@@ -70,5 +70,5 @@ def test_all_else_is_refused_in_one_line(text: str) -> None:
 def test_references_that_double_do_not_run_away() -> None:
     content: dict[str, object] = {f"v{n}": f"$@v{n + 1} + @v{n + 1}" for n in range(30)}
     for leaf in (1, [1.5], "text"):
-        with pytest.raises(InputError, match=r"refer to each other|elements"):
+        with pytest.raises(BadInput, match=r"refer to each other|elements"):
             Configuration(content | {"v30": leaf})["v0"]

@@ -12,7 +12,7 @@ from apps.recsys.data import arrow_numpy, readers, splits, test_files
 from apps.recsys.data.csr_store import History, NpyWriter
 from apps.recsys.data.splits import HeldOut, hold_out
 from apps.recsys.models import recommender, weights
-from common.errors import InputError
+from common.errors import BadInput
 
 MANIFEST = {"kind": "popularity", "hyper": {}, "cosine": False}
 
@@ -47,7 +47,7 @@ def test_a_test_file_becomes_rows(folder: Path, tmp_path: Path) -> None:
     )
     assert heldout.items(1).tolist() == [5]
     path.write_text("user,item\n98,f\n99,b\n")
-    with pytest.raises(InputError, match="none of its users"):
+    with pytest.raises(BadInput, match="none of its users"):
         test_files.write((readers.open_source(path, readers.Columns()),), folder, out)
 
 
@@ -92,7 +92,7 @@ def test_sampled_negatives(folder: Path, tmp_path: Path) -> None:
     assert found["hr@10"] == 1.0
     assert found["ndcg@10"] == pytest.approx((1 + 1 / math.log2(3) + 1 / math.log2(3)) / 3)
     path.write_text("(12,c) d b f\n")
-    with pytest.raises(InputError, match="line 1: expected"):
+    with pytest.raises(BadInput, match="line 1: expected"):
         test_files.write_candidates(path, folder, out)
 
 

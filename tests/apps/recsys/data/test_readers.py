@@ -11,7 +11,7 @@ from apps.recsys.data.csr_store import History, NpyReader, NpyWriter
 from apps.recsys.data.readers import Columns
 from apps.recsys.data.staging import Filters
 from apps.recsys.models.recommender import Table
-from common.errors import InputError
+from common.errors import BadInput
 
 
 def read(
@@ -68,7 +68,7 @@ def test_columns_are_found_by_common_names_and_then_by_place(tmp_path: Path) -> 
 )
 def test_defects_are_named(tmp_path: Path, text: str, columns: Columns, expected: str) -> None:
     path = write(tmp_path / "bad.csv", text)
-    with pytest.raises(InputError) as caught:
+    with pytest.raises(BadInput) as caught:
         read(tmp_path, path, columns=columns)
     assert str(path) in str(caught.value) and expected in str(caught.value)
     assert "\n" not in str(caught.value) and str(path) not in caught.value.public
@@ -79,7 +79,7 @@ def test_defects_are_named(tmp_path: Path, text: str, columns: Columns, expected
 )
 def test_times_that_are_none(tmp_path: Path, date: str, expected: str) -> None:
     path = write(tmp_path / "a.csv", f"user,item,date\na,b,2024-01-01\nc,d,{date}\n")
-    with pytest.raises(InputError, match=f"column 'date': {expected}"):
+    with pytest.raises(BadInput, match=f"column 'date': {expected}"):
         read(tmp_path, path, split="leave-last")
 
 
@@ -96,7 +96,7 @@ def test_a_file_that_expands_without_end_is_refused(tmp_path: Path, monkeypatch:
         path.write_bytes(gzip.compress((b"" if b"::" in rows else b"user,item\n") + rows * ((16 << 20) // len(rows))))
         place = tmp_path / str(number)
         place.mkdir()
-        with pytest.raises(InputError, match=f"{name}: (expands to more than 250 times its size|a row of more than)"):
+        with pytest.raises(BadInput, match=f"{name}: (expands to more than 250 times its size|a row of more than)"):
             read(place, path)
 
 
@@ -115,13 +115,13 @@ def test_types_of_ids(tmp_path: Path) -> None:
     pyarrow.parquet.write_table(lists, tmp_path / "c.parquet")
     place = tmp_path / "c"
     place.mkdir()
-    with pytest.raises(InputError, match=r"column 'user': list.* cannot be an id"):
+    with pytest.raises(BadInput, match=r"column 'user': list.* cannot be an id"):
         read(place, tmp_path / "c.parquet")
     values = pa.table({"user": ["a", "b"], "item": ["x", "y"], "value": ["1", "much"]})
     pyarrow.parquet.write_table(values, tmp_path / "d.parquet")
     place = tmp_path / "d"
     place.mkdir()
-    with pytest.raises(InputError, match="column 'value': 'much' is not a number"):
+    with pytest.raises(BadInput, match="column 'value': 'much' is not a number"):
         read(place, tmp_path / "d.parquet")
 
 
@@ -134,7 +134,7 @@ def test_damaged_files_are_named(tmp_path: Path) -> None:
     for number, path in enumerate((cut, parquet, tmp_path / "absent.csv")):
         place = tmp_path / str(number)
         place.mkdir()
-        with pytest.raises(InputError, match=path.name):
+        with pytest.raises(BadInput, match=path.name):
             read(place, path)
 
 

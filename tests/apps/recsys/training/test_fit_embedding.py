@@ -20,7 +20,7 @@ from apps.recsys.training import batches, fit_embedding
 from apps.recsys.training.batches import Batches
 from apps.recsys.training.fit_embedding import Course, Learner
 from common.compression.layouts import KINDS
-from common.errors import InputError, UsageError
+from common.errors import BadInput, UsageError
 from common.training import checkpoint
 
 USERS, ITEMS = 60, 40
@@ -182,7 +182,7 @@ def test_a_stopped_training_goes_on_as_if_it_had_not(directory: Path, table: str
 
 
 def test_a_checkpoint_of_another_training_is_not_continued(directory: Path) -> None:
-    with pytest.raises(InputError, match="nothing to resume"):
+    with pytest.raises(BadInput, match="nothing to resume"):
         Learner(course(directory, resume=True), Session()).run()
     Learner(course(directory), Session()).run()
     with pytest.raises(UsageError, match="another training \\(seed\\)"):

@@ -8,7 +8,7 @@ import torch
 
 from apps.imaging.models.networks import registry
 from apps.imaging.models.onnx_export import GroupNormByReductions, export_onnx
-from common.errors import InputError, UsageError
+from common.errors import BadInput, UsageError
 from common.training import activation_checkpointing
 
 
@@ -64,7 +64,7 @@ def test_arguments_are_checked():
         registry.arguments("segresnet", {"init_filters": "many"}, in_channels=1, out_channels=2)
     with pytest.raises(UsageError, match="blocks_up must have 2"):
         registry.arguments("segresnet", {"blocks_up": [1]}, in_channels=1, out_channels=2)
-    with pytest.raises(InputError, match="init_filters"):
+    with pytest.raises(BadInput, match="init_filters"):
         registry.build("segresnet", {"init_filters": 1 << 40, "in_channels": 1, "out_channels": 2})
 
 
