@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from common import __version__
-from common.errors import InputError
+from common.errors import BadInput
 from common.files import sha256, write_json
 
 FORMAT = 1
@@ -55,37 +55,35 @@ def load(directory: Path, *, application: str) -> dict[str, Any]:
 
     Raises
     ------
-    InputError
+    BadInput
         No such folder, no manifest, another application's model, a newer format, a file missing or of another size,
         or a listed name that would leave the folder.
     """
     path = directory / MANIFEST
     if not directory.is_dir():
-        raise InputError(f"{directory}: no such model folder", public="no such model folder")
+        raise BadInput(f"{directory}: no such model folder", public="no such model folder")
     if not path.is_file():
-        raise InputError(f"{directory}: not a complete model folder ({MANIFEST} is missing)", public="model incomplete")
+        raise BadInput(f"{directory}: not a complete model folder ({MANIFEST} is missing)", public="model incomplete")
     try:
         manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         found, version = manifest["application"], manifest["format"]
         files: dict[str, Any] = manifest["files"]
         sizes = {str(name): int(entry["bytes"]) for name, entry in files.items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{path}: not a peakline manifest ({error!r})", public="model manifest unreadable") from None
+        raise BadInput(f"{path}: not a peakline manifest ({error!r})", public="model manifest unreadable") from None
     if found != application:
-        raise InputError(
+        raise BadInput(
             f"{directory}: a model of {found!r}, not of {application!r}", public="model of another application"
         )
     if version != FORMAT:
-        raise InputError(f"{directory}: model format {version}, this version reads {FORMAT}", public="model format")
+        raise BadInput(f"{directory}: model format {version}, this version reads {FORMAT}", public="model format")
     for name, size in sizes.items():
         if Path(name).name != name:
-            raise InputError(f"{path}: {name!r} is not a plain file name", public="model manifest unreadable")
+            raise BadInput(f"{path}: {name!r} is not a plain file name", public="model manifest unreadable")
         actual = (directory / name).stat().st_size if (directory / name).is_file() else None
         if actual != size:
             have = "missing" if actual is None else f"{actual} bytes"
-            raise InputError(
-                f"{directory}: {name} is {have}, the manifest says {size} bytes", public="model incomplete"
-            )
+            raise BadInput(f"{directory}: {name} is {have}, the manifest says {size} bytes", public="model incomplete")
     return manifest
 
 
@@ -94,9 +92,9 @@ def verify(directory: Path, manifest: Mapping[str, Any]) -> None:
 
     Raises
     ------
-    InputError
+    BadInput
         Naming the first file whose content is not what the manifest says.
     """
     for name, entry in manifest["files"].items():
         if sha256(directory / name) != entry["sha256"]:
-            raise InputError(f"{directory / name}: content does not match its sha256", public="model file corrupt")
+            raise BadInput(f"{directory / name}: content does not match its sha256", public="model file corrupt")

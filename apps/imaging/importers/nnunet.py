@@ -11,7 +11,7 @@ from typing import Any
 
 from apps.imaging.models.networks.nnunet import NETWORKS, checked
 from apps.imaging.volumes.intensity import Operation
-from common.errors import InputError
+from common.errors import BadInput
 
 PLANS, DATASET, CHECKPOINT = "plans.json", "dataset.json", "checkpoint_final.pth"
 RESAMPLING = "resample_data_or_seg_to_shape"
@@ -50,12 +50,12 @@ def checkpoints(directory: Path) -> list[Path]:
 
     Raises
     ------
-    InputError
+    BadInput
         If there are none.
     """
     found = sorted(directory.glob(f"fold_[0-9]*/{CHECKPOINT}")) or sorted(directory.glob(f"fold_all/{CHECKPOINT}"))
     if not found:
-        raise InputError(f"{directory}: no fold has a {CHECKPOINT}", public="nnU-Net model without weights")
+        raise BadInput(f"{directory}: no fold has a {CHECKPOINT}", public="nnU-Net model without weights")
     return found
 
 
@@ -64,17 +64,17 @@ def read_plan(directory: Path) -> Plan:
 
     Raises
     ------
-    InputError
+    BadInput
         Unreadable, or something that is not supported, by its name.
     """
     try:
         plans, dataset = (json.loads((directory / name).read_text("utf-8")) for name in (PLANS, DATASET))
         return _plan(directory, plans, dataset)
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-        if isinstance(error, InputError):
-            raise InputError(f"{directory}: {error}", public="nnU-Net model not supported") from None
+        if isinstance(error, BadInput):
+            raise BadInput(f"{directory}: {error}", public="nnU-Net model not supported") from None
         line = f"{directory}: not a plan of nnU-Net v2 ({error!r})"
-        raise InputError(line, public="nnU-Net plan unreadable") from None
+        raise BadInput(line, public="nnU-Net plan unreadable") from None
 
 
 def configuration_name(directory: Path, plans: Mapping[str, Any]) -> str:
@@ -85,7 +85,7 @@ def configuration_name(directory: Path, plans: Mapping[str, Any]) -> str:
     volumes = [name for name in plans["configurations"] if name.startswith("3d") and "cascade" not in name]
     if len(volumes) == 1:
         return str(volumes[0])
-    raise InputError(f"the folder's name does not say which of {', '.join(plans['configurations'])} it holds")
+    raise BadInput(f"the folder's name does not say which of {', '.join(plans['configurations'])} it holds")
 
 
 def _configuration(plans: Mapping[str, Any], name: str) -> dict[str, Any]:
@@ -99,25 +99,23 @@ def _configuration(plans: Mapping[str, Any], name: str) -> dict[str, Any]:
 def _plan(directory: Path, plans: Mapping[str, Any], dataset: Mapping[str, Any]) -> Plan:
     configuration = _configuration(plans, configuration_name(directory, plans))
     if len(configuration["patch_size"]) != 3:
-        raise InputError("a 2D configuration; only 3D ones are read")
+        raise BadInput("a 2D configuration; only 3D ones are read")
     if configuration.get("previous_stage"):
-        raise InputError("a cascade; only single stages are read")
+        raise BadInput("a cascade; only single stages are read")
     for key, expected in (("data", IMAGES), ("probabilities", LOGITS)):
         function, options = configuration[f"resampling_fn_{key}"], configuration[f"resampling_fn_{key}_kwargs"]
         if function != RESAMPLING or {**expected, **options} != expected:
-            raise InputError(f"resampling of {key} by {function} {options}; only nnU-Net's default is read")
+            raise BadInput(f"resampling of {key} by {function} {options}; only nnU-Net's default is read")
     channels = dataset.get("channel_names") or dataset["modality"]
     labels = {name: value for name, value in dataset["labels"].items() if name != "ignore"}
     if not all(isinstance(value, int) for value in labels.values()):
-        raise InputError("regions instead of labels are not read")
+        raise BadInput("regions instead of labels are not read")
     architecture = configuration["architecture"]
     network = str(architecture["network_class_name"]).rsplit(".", 1)[-1].lower()
     if not str(architecture["network_class_name"]).startswith("dynamic_network_architectures.") or (
         network not in NETWORKS
     ):
-        raise InputError(
-            f"network {architecture['network_class_name']!r}; only {', '.join(NETWORKS.values())} are read"
-        )
+        raise BadInput(f"network {architecture['network_class_name']!r}; only {', '.join(NETWORKS.values())} are read")
     arguments = {**architecture["arch_kwargs"], "in_channels": len(channels), "out_channels": len(labels)}
     intensities = [tuple(_intensity(plans, configuration, channel)) for channel in range(len(channels))]
     axes = [("z", "y", "x")[axis] for axis in plans["transpose_forward"]]
@@ -139,7 +137,7 @@ def _orientation(reader: str, axes: list[str]) -> str:
         return "".join({"x": "R", "y": "A", "z": "S"}[axis] for axis in axes)
     if reader in AS_STORED:
         return "file:" + "".join(axes)
-    raise InputError(f"images read by {reader}; only {', '.join(sorted(AS_STORED | REORIENTING))} are imitated")
+    raise BadInput(f"images read by {reader}; only {', '.join(sorted(AS_STORED | REORIENTING))} are imitated")
 
 
 def _intensity(plans: Mapping[str, Any], configuration: Mapping[str, Any], channel: int) -> list[Operation]:
@@ -157,4 +155,4 @@ def _intensity(plans: Mapping[str, Any], configuration: Mapping[str, Any], chann
         return [{"op": "scale", "low": 0.0, "high": 255.0}]
     if scheme == "NoNormalization":
         return []
-    raise InputError(f"normalisation {scheme} is not read")
+    raise BadInput(f"normalisation {scheme} is not read")
