@@ -1,0 +1,37 @@
+"""Assertions on messages by their facts: numbers, names, files and options, never whole sentences."""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+
+def missing(text: str, *facts: object) -> list[str]:
+    """The facts that do not stand in the text as words of their own.
+
+    Upper and lower case are the same; ``3`` does not stand in ``13`` or ``3.5``. Folders are left out of the text
+    first, since they may hold any number (``pytest-3``), unless the fact itself has a slash.
+    """
+    bare = re.sub(r"[^\s'\"]*/(?=[^\s'\"])", "", text)
+    return [str(fact) for fact in facts if not _stands(str(fact), text if "/" in str(fact) else bare)]
+
+
+def _stands(fact: str, text: str) -> bool:
+    before = r"(?<![\w-])(?<!\d[.,])" if fact[0].isalnum() else ""
+    after = r"(?!\w|[.,]\d)" if fact[-1].isalnum() else ""
+    return re.search(before + re.escape(fact) + after, text, re.IGNORECASE) is not None
+
+
+def says(text: object, *facts: object) -> None:
+    """Every fact stands in the text."""
+    absent = missing(str(text), *facts)
+    assert facts and not absent, f"{absent} not in: {text}"
+
+
+@contextmanager
+def refused(error: type[BaseException], *facts: object) -> Iterator[pytest.ExceptionInfo[BaseException]]:
+    """The block raises ``error``, whose message has every fact."""
+    with pytest.raises(error) as caught:
+        yield caught
+    says(caught.value, *facts)
