@@ -11,7 +11,7 @@ from apps.imaging import warm_up
 from apps.imaging.commands import compress, train
 from common import __version__
 from common.cli import fetch_bench, main
-from common.cli.session import Session
+from common.cli.session import CommandSession
 from common.errors import BadInput, UsageError
 from common.memory.process.budget import MemoryBudget
 
@@ -126,6 +126,7 @@ def _infer(commands: Any) -> None:
     record = lambda args: args.output / "run.json"  # noqa: E731
     command = main.Command(
         "imaging infer",
+        main.options,
         _infer_workload,
         _infer_warm_up,
         _infer_run,
@@ -239,7 +240,8 @@ def _infer_warm_up(args: argparse.Namespace) -> str:
     return WARM_UPS[_engine(args)]
 
 
-def _infer_run(args: argparse.Namespace, session: Session) -> Mapping[str, Any]:
+def _infer_run(session: CommandSession[argparse.Namespace, Any]) -> Mapping[str, Any]:
+    args = session.request
     from apps.imaging.inference.labeling import LabelMaker
     from apps.imaging.inference.outputs import chosen_labels
     from apps.imaging.inference.pipeline import Job, run
@@ -301,7 +303,7 @@ def _evaluate(commands: Any) -> None:
     main.add_common_options(one)
     floor = lambda args: warm_up.EVALUATE  # noqa: E731
     command = main.Command(
-        "imaging evaluate", _evaluate_workload, floor, _evaluate_run, _evaluation_json, huge_pages=True
+        "imaging evaluate", main.options, _evaluate_workload, floor, _evaluate_run, _evaluation_json, huge_pages=True
     )
     one.set_defaults(command=command)
 
@@ -320,7 +322,8 @@ def _evaluate_workload(args: argparse.Namespace, budget: MemoryBudget) -> "Workl
     return EvaluateWorkload(pairs, [scan(pair) for pair in pairs], args.threads)
 
 
-def _evaluate_run(args: argparse.Namespace, session: Session) -> Mapping[str, Any]:
+def _evaluate_run(session: CommandSession[argparse.Namespace, Any]) -> Mapping[str, Any]:
+    args = session.request
     from apps.imaging.evaluation.metrics import evaluate, table
     from apps.imaging.planning.evaluate import EvaluateWorkload
 

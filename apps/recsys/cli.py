@@ -95,6 +95,7 @@ def _train(parser: argparse.ArgumentParser) -> None:
     main.add_common_options(parser)
     command = Command(
         "recsys train",
+        main.options,
         train.workload,
         lambda args: workloads.training_warm_up(args.model),
         train.execute,
@@ -128,6 +129,7 @@ def _evaluate(parser: argparse.ArgumentParser) -> None:
     main.add_common_options(parser)
     command = Command(
         "recsys evaluate",
+        main.options,
         evaluate.workload,
         lambda args: workloads.SCORING,
         evaluate.execute,
@@ -151,6 +153,7 @@ def _recommend(parser: argparse.ArgumentParser) -> None:
     main.add_common_options(parser)
     command = Command(
         "recsys recommend",
+        main.options,
         recommend_all.workload,
         lambda args: workloads.ANSWERING,
         recommend_all.execute,
@@ -172,7 +175,9 @@ def _depth(parser: argparse.ArgumentParser) -> None:
 
 def _answering(parser: argparse.ArgumentParser, name: str, execute: Any, warm_up: str = workloads.ANSWERING) -> None:
     main.add_common_options(parser)
-    parser.set_defaults(command=Command(name, recommend.workload(name, warm_up), lambda args: warm_up, execute))
+    parser.set_defaults(
+        command=Command(name, main.options, recommend.workload(name, warm_up), lambda args: warm_up, execute)
+    )
 
 
 def _inspect(parser: argparse.ArgumentParser) -> None:

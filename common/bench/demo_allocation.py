@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from common.cli import main
-from common.cli.session import Session
+from common.cli.session import CommandSession
 from common.errors import UsageError
 from common.memory.costs import floor
 from common.memory.costs.store import Costs, Probe
@@ -64,7 +64,8 @@ def _workload(args: argparse.Namespace, budget: MemoryBudget) -> FillWorkload:
         raise UsageError(f"--bytes: {error}") from None
 
 
-def _execute(args: argparse.Namespace, session: Session) -> Mapping[str, Any]:
+def _execute(session: CommandSession[argparse.Namespace, Any]) -> Mapping[str, Any]:
+    args = session.request
     import numpy as np
 
     workload = session.workload
@@ -86,7 +87,9 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--output", type=Path, help="where the record goes")
     main.add_common_options(top)
     top.set_defaults(
-        command=main.Command("bench fill", _workload, lambda args: WARM_UP, _execute, lambda args: args.output)
+        command=main.Command(
+            "bench fill", main.options, _workload, lambda args: WARM_UP, _execute, lambda args: args.output
+        )
     )
     return top
 

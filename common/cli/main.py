@@ -15,10 +15,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Generic, NoReturn
 
 from common import __version__
-from common.cli.session import Session
+from common.cli.session import CommandSession, Request, Work
 from common.errors import (
     EXIT_BAD_INPUT,
     EXIT_DOES_NOT_FIT,
@@ -45,18 +45,20 @@ _CEILING = "PEAKLINE_CEILING"
 
 
 @dataclass(frozen=True, slots=True)
-class Command:
-    """A command that allocates."""
+class Command(Generic[Request, Work]):
+    """A command that allocates: what it was asked, the work that this is, and how it is done."""
 
     name: str
     """``"imaging train"``"""
-    workload: Callable[[argparse.Namespace, MemoryBudget], Workload]
-    """Look at the input's headers, inside the ceiling, and describe the work. Raises ``BadInput``."""
-    warm_up: Callable[[argparse.Namespace], str]
+    request: Callable[[argparse.Namespace], Request]
+    """Make one immutable value of the options, before anything is read. Raises ``UsageError``."""
+    workload: Callable[[Request, MemoryBudget], Work]
+    """Read the input's headers, inside the ceiling, and describe the work. Raises ``BadInput``."""
+    warm_up: Callable[[Request], str]
     """Names the function that loads what the command needs (``common.memory.costs.floor``)."""
-    execute: Callable[[argparse.Namespace, Session], Mapping[str, Any]]
+    execute: Callable[[CommandSession[Request, Work]], Mapping[str, Any]]
     """Do the work; returns the record's ``results``."""
-    record: Callable[[argparse.Namespace], Path | None] = lambda args: None
+    record: Callable[[Request], Path | None] = lambda request: None
     """Where the record goes; ``None``: nowhere but ``--json``."""
     sections: Callable[[Mapping[str, Any], Path], Iterable[str]] = lambda written, directory: ()
     """Its own part of the report, from the record and the directory in which that is."""
@@ -159,11 +161,16 @@ def main(parser: argparse.ArgumentParser, module: str, argv: Sequence[str] | Non
         budget = _budget(args, supervised=supervisor is not None)
     except BudgetError as error:
         return _fail(args, "usage", str(error), EXIT_USAGE)
-    if args.report and args.command.record(args) is None:
+    try:
+        request = args.command.request(args)
+    except UsageError as error:
+        return _fail(args, "usage", str(error), EXIT_USAGE)
+    path = args.command.record(request)
+    if args.report and path is None:
         return _fail(args, "usage", "--report: this command keeps no record; --json prints it", EXIT_USAGE)
     if supervisor is None:
-        _supervise(args, budget, guard.python_command(module, arguments))
-    return _run(args, budget, supervisor)
+        _supervise(args, budget, path, guard.python_command(module, arguments))
+    return _run(args, request, budget, supervisor)
 
 
 def _configure_logging(args: argparse.Namespace) -> None:
@@ -187,13 +194,13 @@ def _budget(args: argparse.Namespace, *, supervised: bool) -> MemoryBudget:
     return budget
 
 
-def _supervise(args: argparse.Namespace, budget: MemoryBudget, command: list[str]) -> NoReturn:
+def _supervise(args: argparse.Namespace, budget: MemoryBudget, record: Path | None, command: list[str]) -> NoReturn:
     os.environ[_CEILING] = f"{budget.host_bytes} {budget.source}"
     tunables = glibc.tunables(huge_pages=args.command.huge_pages, merge=args.command.merge)
     variables = glibc.environment(args.threads) | tunables
     if getattr(args, "device", cuda.HOST) != cuda.HOST:
         variables |= cuda.environment()
-    path = None if args.dry_run else args.command.record(args)
+    path = None if args.dry_run else record
     guard.supervise(
         command, name=_name(args), ceiling=budget.host_bytes, variables=variables, json=args.json, record=path
     )
@@ -221,21 +228,21 @@ def _fail(args: argparse.Namespace, kind: str, message: str, code: int) -> int:
 
 
 def _name(args: argparse.Namespace) -> str:
-    command: Command | None = getattr(args, "command", None)
+    command: Command[Any, Any] | None = getattr(args, "command", None)
     return command.name if command else str(getattr(args, "name", "peakline"))
 
 
-def _run(args: argparse.Namespace, budget: MemoryBudget, supervisor: int) -> int:
+def _run(args: argparse.Namespace, request: Any, budget: MemoryBudget, supervisor: int) -> int:
     """The child: plan, run, and end in one of the ways of DESIGN 1."""
     glibc.tame()
     # SIGTERM unwinds like SIGINT, so that nothing half-written stays behind.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    command: Command = args.command
+    command: Command[Any, Any] = args.command
     record = RunRecord(__version__, command.name, budget)
     line: str | None = None
     with meter.PeakMeter(companions=(supervisor,)) as gauge:
         try:
-            _plan_and_execute(args, record, gauge)
+            _plan_and_execute(args, request, record, gauge)
         except KeyboardInterrupt:
             record.exit_code, line = EXIT_INTERRUPTED, "interrupted; the same command goes on from the last checkpoint"
         except DoesNotFit as refusal:
@@ -253,18 +260,18 @@ def _run(args: argparse.Namespace, budget: MemoryBudget, supervisor: int) -> int
             record.exit_code, line = EXIT_UNFORESEEN, _unforeseen(args, error)
             kind = "out of memory" if guard.is_out_of_memory(error) else type(error).__name__
             record.error = {"kind": kind, "message": "see the log"}
-    _finish(args, record, gauge, line)
+    _finish(args, command.record(request), record, gauge, line)
     return record.exit_code
 
 
-def _plan_and_execute(args: argparse.Namespace, record: RunRecord, gauge: meter.PeakMeter) -> None:
-    command: Command = args.command
+def _plan_and_execute(args: argparse.Namespace, request: Any, record: RunRecord, gauge: meter.PeakMeter) -> None:
+    command: Command[Any, Any] = args.command
     costs = CostStore()
     with gauge.phase("plan"):
         if hasattr(args, "device"):
             record.device, size = cuda.open_device(args.device, args.gpu_memory)
             record.budget = replace(record.budget, device_bytes=size)
-        workload = command.workload(args, record.budget)
+        workload = command.workload(request, record.budget)
         record.plan, workload = _choose(args, workload, record.budget, costs)
         if costs.exceeded:  # a run has never been above its ceiling, not even to measure
             raise DoesNotFit(record.budget, record.plan)
@@ -277,17 +284,27 @@ def _plan_and_execute(args: argparse.Namespace, record: RunRecord, gauge: meter.
         return
     if args.verbose:
         sys.stderr.write(explain.plan_text(record.plan, record.budget.host_bytes) + "\n")
-    session = Session(record.budget, record.plan, workload, gauge, args.threads, args.seed, record.device, args.quiet)
+    session = CommandSession(
+        budget=record.budget,
+        plan=record.plan,
+        meter=gauge,
+        threads=args.threads,
+        seed=args.seed,
+        device=record.device,
+        quiet=args.quiet,
+        request=request,
+        workload=workload,
+    )
     with gauge.phase("start"):
         guard.lift_soft_wall()
-        resolve(command.warm_up(args))()
+        resolve(command.warm_up(request))()
         glibc.trim()
     gauge.floor_bytes = meter.resident()
     record.missing_walls = guard.missing_walls(soft=session.wall())
     record.results = session.results
-    place = command.record(args) if command.alone else None
-    with sole_writer(place.parent) if place is not None else nullcontext():
-        session.results.update(command.execute(args, session))
+    path = command.record(request) if command.alone else None
+    with sole_writer(path.parent) if path is not None else nullcontext():
+        session.results.update(command.execute(session))
     record.plan = session.plan  # another one where settings were searched
 
 
@@ -318,7 +335,7 @@ def _unforeseen(args: argparse.Namespace, error: Exception) -> str:
     return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''} (traceback in {path})"
 
 
-def _write_report(command: Command, path: Path, written: Mapping[str, Any]) -> None:
+def _write_report(command: Command[Any, Any], path: Path, written: Mapping[str, Any]) -> None:
     """``report.html`` beside ``run.json``, ``evaluation.html`` beside ``evaluation.json``."""
     from common.memory.report.page import render
 
@@ -333,10 +350,11 @@ def _keeps(path: Path, exit_code: int) -> bool:
     return exit_code == EXIT_USAGE
 
 
-def _finish(args: argparse.Namespace, record: RunRecord, gauge: meter.PeakMeter, line: str | None) -> None:
-    command: Command = args.command
+def _finish(
+    args: argparse.Namespace, path: Path | None, record: RunRecord, gauge: meter.PeakMeter, line: str | None
+) -> None:
+    command: Command[Any, Any] = args.command
     written = record.to_json(gauge)
-    path = command.record(args)
     if path is not None and path.parent.is_dir() and not args.dry_run and not _keeps(path, record.exit_code):
         with suppress(OSError):
             write_json(path, written)
@@ -348,3 +366,8 @@ def _finish(args: argparse.Namespace, record: RunRecord, gauge: meter.PeakMeter,
         sys.stderr.write(memory_line(record, gauge.peak_bytes) + "\n")
     if args.json:
         sys.stdout.write(json.dumps(written) + "\n")
+
+
+def options(args: argparse.Namespace) -> argparse.Namespace:
+    """A ``Command.request`` for a command whose options are its whole request."""
+    return args

@@ -5,13 +5,16 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from common.memory.costs import floor
 from common.memory.plan.planner import Plan, Workload
 from common.memory.process import guard, meter
 from common.memory.process.budget import MemoryBudget
 from common.memory.process.cuda import Device
+
+Request = TypeVar("Request")
+Work = TypeVar("Work", bound=Workload)
 
 
 @dataclass(slots=True)
@@ -20,8 +23,6 @@ class Session:
 
     budget: MemoryBudget
     plan: Plan
-    workload: Workload
-    """The object ``Command.workload`` returned, with what it read of the input."""
     meter: meter.PeakMeter
     threads: int
     seed: int
@@ -81,3 +82,13 @@ class Session:
         finally:
             for number, handler in old.items():
                 signal.signal(number, handler)
+
+
+@dataclass(slots=True, kw_only=True)
+class CommandSession(Session, Generic[Request, Work]):
+    """A session with what the command was asked, and the work that it planned."""
+
+    request: Request
+    """What ``Command.request`` made of the command line."""
+    workload: Work
+    """What ``Command.workload`` returned, with what it read of the input."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from apps.imaging import warm_up
 from common.cli import main
-from common.cli.session import Session
+from common.cli.session import CommandSession
 from common.errors import BadInput, UsageError
 from common.memory.process.budget import MemoryBudget
 
@@ -29,7 +29,14 @@ def add(commands: Any) -> None:
     main.add_common_options(one)
     record = lambda args: args.output / "run.json"  # noqa: E731
     command = main.Command(
-        "imaging compress", _workload, lambda args: warm_up.COMPRESS, _run, record, huge_pages=True, alone=True
+        "imaging compress",
+        main.options,
+        _workload,
+        lambda args: warm_up.COMPRESS,
+        _run,
+        record,
+        huge_pages=True,
+        alone=True,
     )
     one.set_defaults(command=command)
 
@@ -58,7 +65,7 @@ def _workload(args: argparse.Namespace, budget: MemoryBudget) -> "Workload":
     return CompressWorkload(Job(model, tuple(cases), args.output, args.tiles), args.threads)
 
 
-def _run(args: argparse.Namespace, session: Session) -> Mapping[str, Any]:
+def _run(session: CommandSession[argparse.Namespace, Any]) -> Mapping[str, Any]:
     from apps.imaging.inference.quantization import run
     from apps.imaging.planning.compress import CompressWorkload
 

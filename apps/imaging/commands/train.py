@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from apps.imaging import warm_up
 from common.cli import main
-from common.cli.session import Session
+from common.cli.session import CommandSession
 from common.errors import BadInput, UsageError
 from common.memory.process.budget import MemoryBudget
 from common.training import amp, optimizers
@@ -65,7 +65,15 @@ def add(commands: Any) -> None:
     main.add_common_options(one)
     record = lambda args: args.output / "run.json"  # noqa: E731
     command = main.Command(
-        "imaging train", _workload, lambda args: warm_up.TRAIN, _run, record, huge_pages=True, merge=True, alone=True
+        "imaging train",
+        main.options,
+        _workload,
+        lambda args: warm_up.TRAIN,
+        _run,
+        record,
+        huge_pages=True,
+        merge=True,
+        alone=True,
     )
     one.set_defaults(command=command)
 
@@ -164,7 +172,8 @@ def _typed() -> str:
     return " ".join(["imaging", *words])
 
 
-def _run(args: argparse.Namespace, session: Session) -> Mapping[str, Any]:
+def _run(session: CommandSession[argparse.Namespace, Any]) -> Mapping[str, Any]:
+    args = session.request
     from apps.imaging.planning.train import TrainWorkload
     from apps.imaging.training.loop import run
 

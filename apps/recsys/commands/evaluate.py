@@ -16,7 +16,7 @@ from apps.recsys.evaluation.metrics import Tally
 from apps.recsys.models import recommender as model
 from apps.recsys.planning import workloads
 from common import model_folder
-from common.cli.session import Session
+from common.cli.session import CommandSession, Session
 from common.errors import UsageError
 from common.memory.plan.planner import DoesNotFit
 from common.memory.process import fork
@@ -71,8 +71,9 @@ def _check_files(args: argparse.Namespace) -> None:
         raise UsageError(f"--protocol {args.protocol}: expected {' or '.join(fitting)} with this file")
 
 
-def execute(args: argparse.Namespace, session: Session) -> Mapping[str, Any]:
+def execute(session: CommandSession[argparse.Namespace, Any]) -> Mapping[str, Any]:
     """Rank, and say how well."""
+    args = session.request
     work = session.workload
     assert isinstance(work, workloads.EvaluateWorkload)
     results: dict[str, Any] = {"users": work.scored_users}

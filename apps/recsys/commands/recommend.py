@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from apps.recsys.models import recommender
 from apps.recsys.planning import workloads
 from common import model_folder
-from common.cli.session import Session
+from common.cli.session import CommandSession, Session
 from common.errors import BadInput
 from common.memory.process.budget import MemoryBudget, format_size
 
@@ -119,8 +119,9 @@ def workload(name: str, warm_up: str = workloads.ANSWERING) -> Any:
     return describe
 
 
-def recommend(args: argparse.Namespace, session: Session) -> Mapping[str, Any]:
+def recommend(session: CommandSession[argparse.Namespace, Any]) -> Mapping[str, Any]:
     """For a known user or a history given on the command line."""
+    args = session.request
     with session.phase("answer"):
         desk = _desk(session)
         limits = {name: desk.rows(ids) for name in ("exclude", "only") if (ids := getattr(args, name))}
@@ -131,8 +132,9 @@ def recommend(args: argparse.Namespace, session: Session) -> Mapping[str, Any]:
     return _answer(args, found)
 
 
-def similar(args: argparse.Namespace, session: Session) -> Mapping[str, Any]:
+def similar(session: CommandSession[argparse.Namespace, Any]) -> Mapping[str, Any]:
     """The items nearest to one."""
+    args = session.request
     with session.phase("answer"):
         found = _desk(session).similar(args.item, args.k)
     return _answer(args, found)

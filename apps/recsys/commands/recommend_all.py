@@ -22,7 +22,7 @@ from apps.recsys.models.catalogue_search import Catalogue
 from apps.recsys.planning import workloads
 from apps.recsys.planning.recommend_all import BatchWorkload
 from common import files, model_folder
-from common.cli.session import Session
+from common.cli.session import CommandSession, Session
 from common.errors import UsageError
 from common.memory.process import glibc
 from common.memory.process.budget import MemoryBudget
@@ -59,11 +59,12 @@ def record(args: argparse.Namespace) -> Path | None:
     return args.output.with_suffix(".run.json") if args.all_users and args.output is not None else None
 
 
-def execute(args: argparse.Namespace, session: Session) -> Mapping[str, Any]:
+def execute(session: CommandSession[argparse.Namespace, Any]) -> Mapping[str, Any]:
     """For one user, or for all."""
+    args = session.request
     work = session.workload
     if not isinstance(work, BatchWorkload):
-        return answer.recommend(args, session)
+        return answer.recommend(session)
     parts = args.output.with_name(f".{args.output.name}.parts")
     done = _continue(parts, args, work)
     if done:

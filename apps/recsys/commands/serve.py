@@ -13,7 +13,7 @@ from typing import Any
 from apps.recsys.commands.recommend import Desk, Unknown
 from apps.recsys.planning.workloads import AnswerWorkload
 from common import __version__
-from common.cli.session import Session
+from common.cli.session import CommandSession
 from common.errors import UsageError
 
 MOST = 1000
@@ -64,8 +64,9 @@ def application(desk: Desk) -> Any:
     return app
 
 
-def execute(args: argparse.Namespace, session: Session) -> Mapping[str, Any]:
+def execute(session: CommandSession[argparse.Namespace, Any]) -> Mapping[str, Any]:
     """Serve until SIGINT or SIGTERM."""
+    args = session.request
     import uvicorn
 
     assert isinstance(session.workload, AnswerWorkload)

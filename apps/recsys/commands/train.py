@@ -25,7 +25,7 @@ from apps.recsys.planning import workloads
 from apps.recsys.training import checkpoint, fit_factors, tuning
 from common import files, model_folder
 from common.cli import main
-from common.cli.session import Session
+from common.cli.session import CommandSession, Session
 from common.compression import layouts
 from common.errors import BadInput, UsageError
 from common.memory.plan.planner import DoesNotFit
@@ -179,8 +179,9 @@ def ranking_parameters(args: argparse.Namespace, factors: int) -> dict[str, Any]
     return hyper
 
 
-def execute(args: argparse.Namespace, session: Session) -> Mapping[str, Any]:
+def execute(session: CommandSession[argparse.Namespace, Any]) -> Mapping[str, Any]:
     """Fit, evaluate, write; the model folder appears at the end."""
+    args = session.request
     work = session.workload
     assert isinstance(work, workloads.TrainWorkload)
     if work.workspace is None:

@@ -17,7 +17,7 @@ import numpy as np
 
 from common.bench.cifar import dataset
 from common.cli import main
-from common.cli.session import Session
+from common.cli.session import CommandSession
 from common.memory.costs import floor
 from common.memory.costs.store import Costs, Probe
 from common.memory.footprint import Footprint, Term
@@ -220,7 +220,8 @@ def accuracy(module: "nn.Module", images: dataset.Images, *, batch: int, recipe:
     return correct / len(images)
 
 
-def _execute(args: argparse.Namespace, session: Session) -> Mapping[str, Any]:
+def _execute(session: CommandSession[argparse.Namespace, Any]) -> Mapping[str, Any]:
+    args = session.request
     import torch
 
     from common.bench.cifar.networks import whiten
@@ -292,6 +293,7 @@ def parser() -> argparse.ArgumentParser:
     top.set_defaults(
         command=main.Command(
             "bench cifar",
+            main.options,
             _workload,
             lambda args: WARM_UP,
             _execute,
