@@ -16,10 +16,25 @@ def test_no_rule_is_broken() -> None:
 
 
 def test_arrows_are_seen() -> None:
-    assert house._arrow("common/engines/base.py", "apps.imaging.models.model_folder") is not None
-    assert house._arrow("apps/recsys/cli.py", "apps.imaging.models.model_folder") is not None
-    assert house._arrow("common/memory/process/guard.py", "common.files") is not None
-    assert house._arrow("apps/recsys/cli.py", "common.memory.process.guard") is None
+    model = "apps/imaging/models/model_folder.py"
+    assert house.forbidden("common/engines/base.py", model) is not None
+    assert house.forbidden("apps/recsys/cli.py", model) is not None
+    assert house.forbidden("apps/imaging/volumes/nifti.py", model) is not None
+    assert house.forbidden("apps/imaging/planning/infer.py", "apps/imaging/warm_up.py") is not None
+    assert house.forbidden("common/memory/process/guard.py", "common/files.py") is not None
+    assert house.forbidden("common/memory/process/guard.py", "common/memory/plan/planner.py") is not None
+    assert house.forbidden("common/cli/main.py", "common/bench/harness.py") is not None
+    assert house.forbidden("apps/recsys/cli.py", "common/memory/process/guard.py") is None
+    assert house.forbidden("apps/imaging/inference/pipeline.py", model) is None
+
+
+def test_circles_are_found() -> None:
+    assert house.circles({"a": {"b"}, "b": {"c"}, "c": {"b", "d"}, "d": set()}) == [["b", "c"]]
+    assert house.circles({"a": {"b", "c"}, "b": {"c"}, "c": set()}) == []
+
+
+def test_the_docs_draw_the_table_of_arrows() -> None:
+    assert house.mermaid() in (house.ROOT / "docs" / "architecture.md").read_text("utf-8")
 
 
 @pytest.mark.parametrize("application", ["recsys", "imaging"])
