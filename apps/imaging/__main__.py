@@ -2,12 +2,15 @@
 
 import sys
 
-from apps.imaging.cli import parser
-from common.cli import main as cli
+from common.cli.operating_system import require_linux
 
 
 def main() -> int:
     """Run the command line."""
+    require_linux("imaging")
+    from apps.imaging.cli import parser
+    from common.cli import main as cli
+
     return cli.main(parser(), "apps.imaging")
 
 

@@ -1,16 +1,18 @@
 """``python -m apps.recsys`` and the console script ``recsys``."""
 
 import sys
-from typing import NoReturn
 
-from apps.recsys import cli
-from common.cli.main import main as run
+from common.cli.operating_system import require_linux
 
 
-def main() -> NoReturn:
+def main() -> int:
     """Run the command line."""
-    sys.exit(run(cli.parser(), "apps.recsys"))
+    require_linux("recsys")
+    from apps.recsys.cli import parser
+    from common.cli import main as cli
+
+    return cli.main(parser(), "apps.recsys")
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
