@@ -24,8 +24,8 @@ from typing import IO, Any
 from common.errors import BadInput
 from common.files import digest, scratch_directory
 from common.memory.costs import store
+from common.resources import data_folder
 
-CATALOG = Path(__file__).resolve().parents[1] / "data" / "catalog.toml"
 CONNECT_SECONDS = 3.0
 """How long to wait for the publisher to answer at all."""
 READ_SECONDS = 30.0
@@ -53,9 +53,10 @@ class Dataset:
     """Our name -> how to rewrite a text table as CSV."""
 
 
-def catalog(path: Path = CATALOG) -> dict[str, Dataset]:
+def catalog() -> dict[str, Dataset]:
     """Every data set of the catalogue, by name."""
-    return {name: Dataset(name=name, **entry) for name, entry in tomllib.loads(path.read_text("utf-8")).items()}
+    text = (data_folder() / "catalog.toml").read_text("utf-8")
+    return {name: Dataset(name=name, **entry) for name, entry in tomllib.loads(text).items()}
 
 
 def cache_directory() -> Path:
