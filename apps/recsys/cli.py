@@ -10,7 +10,8 @@ from apps.recsys.data import splits
 from apps.recsys.models import bpr
 from apps.recsys.models.als import ials
 from apps.recsys.models.embedding import embedding_config
-from apps.recsys.planning import workloads
+from apps.recsys.planning import floors
+from apps.recsys.planning.train import training_warm_up
 from apps.recsys.training import tuning
 from common.cli import fetch_bench, main
 from common.cli.main import Command
@@ -97,7 +98,7 @@ def _train(parser: argparse.ArgumentParser) -> None:
         "recsys train",
         main.options,
         train.workload,
-        lambda args: workloads.training_warm_up(args.model),
+        lambda args: training_warm_up(args.model),
         train.execute,
         train.record,
         tuning.section,
@@ -131,7 +132,7 @@ def _evaluate(parser: argparse.ArgumentParser) -> None:
         "recsys evaluate",
         main.options,
         evaluate.workload,
-        lambda args: workloads.SCORING,
+        lambda args: floors.SCORING,
         evaluate.execute,
         evaluate.record,
     )
@@ -155,7 +156,7 @@ def _recommend(parser: argparse.ArgumentParser) -> None:
         "recsys recommend",
         main.options,
         recommend_all.workload,
-        lambda args: workloads.ANSWERING,
+        lambda args: floors.ANSWERING,
         recommend_all.execute,
         recommend_all.record,
     )
@@ -173,7 +174,7 @@ def _depth(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-k", type=main.positive, default=10, metavar="N", help="how many (default 10)")
 
 
-def _answering(parser: argparse.ArgumentParser, name: str, execute: Any, warm_up: str = workloads.ANSWERING) -> None:
+def _answering(parser: argparse.ArgumentParser, name: str, execute: Any, warm_up: str = floors.ANSWERING) -> None:
     main.add_common_options(parser)
     parser.set_defaults(
         command=Command(name, main.options, recommend.workload(name, warm_up), lambda args: warm_up, execute)
@@ -189,4 +190,4 @@ def _serve(parser: argparse.ArgumentParser) -> None:
     _model(parser)
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default %(default)s)")
     parser.add_argument("--port", type=int, default=8000, help="default %(default)s; 0: any free one")
-    _answering(parser, "recsys serve", serve.execute, workloads.SERVING)
+    _answering(parser, "recsys serve", serve.execute, floors.SERVING)

@@ -62,7 +62,8 @@ def scoring() -> None:
 
     from apps.recsys.evaluation.full_ranking import evaluate
     from apps.recsys.evaluation.metrics import Tally
-    from apps.recsys.models.als.ials import confidence, fold_in, gramian
+    from apps.recsys.models.als.confidence import confidence
+    from apps.recsys.models.als.ials import fold_in, gramian
 
     factors = np.ones((1024, 64), np.float32)
     shared = gramian(factors)

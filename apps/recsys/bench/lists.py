@@ -16,6 +16,7 @@ import numpy as np
 
 from apps.recsys.data import arrow_numpy
 from apps.recsys.data.csr_store import History, NpyWriter
+from apps.recsys.data.id_table import write_table
 from apps.recsys.models import recommender as model
 from apps.recsys.models import weights
 
@@ -40,8 +41,8 @@ def grow(source: Path, out: Path, items: int, seed: int) -> None:
             values.append(history.values(user))
     with NpyWriter(out / "history.indptr.npy", "<i8") as indptr:
         indptr.append(history.indptr)
-    model.write_table(out / "items.parquet", [arrow_numpy.numbers(np.arange(items))])
-    model.write_table(out / "users.parquet", [arrow_numpy.numbers(np.arange(history.rows))])
+    write_table(out / "items.parquet", [arrow_numpy.numbers(np.arange(items))])
+    write_table(out / "users.parquet", [arrow_numpy.numbers(np.arange(history.rows))])
     fields = ("factors", "table", "users", "interactions", "longest_history", "hyper", "split", "seed")
     kept = {name: made[name] for name in fields} | {"cosine": made.get("cosine", False), "items": items}
     model.seal(out, kind=made["kind"], fields=kept)

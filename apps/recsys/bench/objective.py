@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from apps.recsys.data.csr_store import History
 from apps.recsys.models import recommender, weights
-from apps.recsys.models.als import ials
+from apps.recsys.models.als.confidence import confidence as confidence_of
 
 
 def objective(history: History, items: NDArray[np.float64], hyper: dict[str, float], every: int) -> float:
@@ -27,7 +27,7 @@ def objective(history: History, items: NDArray[np.float64], hyper: dict[str, flo
     total = hyper["regularization"] * float((items**2).sum())
     for user in range(0, history.rows, every):
         rows = items[history.items(user)]
-        confidence = ials.confidence(history.values(user), hyper).astype(np.float64)
+        confidence = confidence_of(history.values(user), hyper).astype(np.float64)
         system = gram + penalty + rows.T @ (rows * (confidence - 1)[:, None])
         vector = np.linalg.solve(system, confidence @ rows)
         scores = rows @ vector

@@ -14,7 +14,7 @@ from apps.recsys.evaluation import metrics
 from apps.recsys.evaluation.full_ranking import User, evaluate
 from apps.recsys.evaluation.metrics import Tally
 from apps.recsys.models import recommender as model
-from apps.recsys.planning import workloads
+from apps.recsys.planning.evaluate import EvaluateWorkload
 from common import model_folder
 from common.cli.session import CommandSession, Session
 from common.errors import UsageError
@@ -31,7 +31,7 @@ PROTOCOLS = ("user-holdout", "leave-last", "temporal", "random", "split", "light
 NCF_DEPTH = 10
 
 
-def workload(args: argparse.Namespace, budget: MemoryBudget) -> workloads.EvaluateWorkload:
+def workload(args: argparse.Namespace, budget: MemoryBudget) -> EvaluateWorkload:
     """Check the command line; read the test file, if one is given, into a scratch folder."""
     manifest = model.load_manifest(args.model)
     described = {"directory": args.model, "manifest": manifest, "threads": args.threads}
@@ -42,7 +42,7 @@ def workload(args: argparse.Namespace, budget: MemoryBudget) -> workloads.Evalua
                 + (", so it takes --test FILE" if args.protocol in ("split", "lightgcn") else "")
                 + (", so it takes --negatives FILE" if args.protocol == "ncf" else "")
             )
-        return workloads.EvaluateWorkload(scored_users=model.heldout_count(args.model, manifest), **described)
+        return EvaluateWorkload(scored_users=model.heldout_count(args.model, manifest), **described)
     _check_files(args)
     workspace = ingest.workspace(args.model)
 
@@ -58,7 +58,7 @@ def workload(args: argparse.Namespace, budget: MemoryBudget) -> workloads.Evalua
         found = fork.run(read, ceiling=budget.host_bytes, threads=args.threads)
     except MemoryError:
         raise DoesNotFit(budget, None, ["the test file's pairs alone need more"]) from None
-    return workloads.EvaluateWorkload(
+    return EvaluateWorkload(
         scored_users=found["users"], workspace=workspace, test_pairs=found["pairs"], found=found, **described
     )
 
@@ -75,7 +75,7 @@ def execute(session: CommandSession[argparse.Namespace, Any]) -> Mapping[str, An
     """Rank, and say how well."""
     args = session.request
     work = session.workload
-    assert isinstance(work, workloads.EvaluateWorkload)
+    assert isinstance(work, EvaluateWorkload)
     results: dict[str, Any] = {"users": work.scored_users}
     place = work.workspace.path if work.workspace is not None else args.model
     with session.deferred_signals(), session.phase("evaluate"):

@@ -17,10 +17,12 @@ from typing import TYPE_CHECKING, Any
 
 from apps.recsys.commands import recommend as answer
 from apps.recsys.data import arrow_numpy
+from apps.recsys.data.id_table import IdTable
 from apps.recsys.models import recommender
 from apps.recsys.models.catalogue_search import Catalogue
-from apps.recsys.planning import workloads
+from apps.recsys.planning.answer import AnswerWorkload
 from apps.recsys.planning.recommend_all import BatchWorkload
+from apps.recsys.serving.service import UnknownId
 from common import files, model_folder
 from common.cli.session import CommandSession, Session
 from common.errors import UsageError
@@ -38,12 +40,12 @@ KEY = "key.json"
 """In the folder of parts: what they are parts of."""
 
 
-def workload(args: argparse.Namespace, budget: MemoryBudget) -> workloads.AnswerWorkload | BatchWorkload:
+def workload(args: argparse.Namespace, budget: MemoryBudget) -> AnswerWorkload | BatchWorkload:
     """For one user, or for all."""
     if not args.all_users:
         if args.output is not None:
             raise UsageError("-o is for --all-users; for one user the answer is printed")
-        one: workloads.AnswerWorkload = answer.workload("recsys recommend")(args, budget)
+        one: AnswerWorkload = answer.workload("recsys recommend")(args, budget)
         return one
     if args.output is None:
         raise UsageError("--all-users needs -o FILE")
@@ -88,7 +90,7 @@ class Ranker:
 
     def __init__(self, work: BatchWorkload, session: Session, args: argparse.Namespace) -> None:
         self.work, self.session, self.k = work, session, args.k
-        self.items = recommender.Table(work.directory / "items.parquet")
+        self.items = IdTable(work.directory / "items.parquet")
         self.recommender = recommender.Recommender(work.directory, work.manifest)
         allowed = _allowed(self.items, args, work.manifest["items"])
         self.catalogue = Catalogue(self.recommender.item_factors, allowed)
@@ -158,7 +160,7 @@ class Ranker:
         return self.catalogue.best(users, (owner, items), self.k)
 
 
-def _allowed(items: recommender.Table, args: argparse.Namespace, count: int) -> NDArray[np.bool_] | None:
+def _allowed(items: IdTable, args: argparse.Namespace, count: int) -> NDArray[np.bool_] | None:
     """Which items may be shown, by ``--only`` and ``--exclude``."""
     import numpy as np
 
@@ -168,7 +170,7 @@ def _allowed(items: recommender.Table, args: argparse.Namespace, count: int) -> 
     for ids, value in ((args.only, True), (args.exclude, False)):
         for id_ in ids or ():
             if (row := items.row(id_)) is None:
-                raise answer.Unknown("item", id_)
+                raise UnknownId("item", id_)
             allowed[row] = value
     return allowed
 

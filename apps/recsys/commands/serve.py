@@ -1,67 +1,15 @@
-"""``recsys serve``: the model over HTTP, inside the ceiling.
-
-GET /recommend?user=ID&k=10, GET /recommend?history=ID,ID&k=10, GET /similar?item=ID&k=10, GET /health.
-With ``explain=3`` a recommendation names the three items of the history that added most to its score.
-An unknown id is 404, a malformed question 422, each with ``{"detail": why}``.
-"""
+"""``recsys serve``: the model over HTTP, inside the ceiling."""
 
 import argparse
 import socket
 from collections.abc import Mapping
 from typing import Any
 
-from apps.recsys.commands.recommend import Desk, Unknown
-from apps.recsys.planning.workloads import AnswerWorkload
-from common import __version__
+from apps.recsys.planning.answer import AnswerWorkload
+from apps.recsys.serving.http import application
+from apps.recsys.serving.service import RecommenderService
 from common.cli.session import CommandSession
 from common.errors import UsageError
-
-MOST = 1000
-"""The largest ``k`` that is answered."""
-
-
-def application(desk: Desk) -> Any:
-    """The FastAPI application.
-
-    Its endpoints are coroutines that compute in place: one answer at a time, so the plan prices one answer's scratch.
-    """
-    from fastapi import FastAPI, HTTPException, Query, Request
-    from fastapi.responses import JSONResponse
-
-    app = FastAPI(title="peakline recsys", version=__version__)
-    manifest = desk.recommender.manifest
-    depth = Query(10, ge=1, le=MOST)
-
-    @app.exception_handler(Unknown)
-    async def unknown(request: Request, error: Unknown) -> JSONResponse:
-        return JSONResponse({"detail": str(error)}, 404)
-
-    @app.exception_handler(UsageError)
-    async def unanswerable(request: Request, error: UsageError) -> JSONResponse:
-        return JSONResponse({"detail": str(error)}, 422)
-
-    @app.get("/health")
-    async def health() -> dict[str, Any]:
-        return {"status": "ok", **{name: manifest[name] for name in ("kind", "users", "items", "factors")}}
-
-    @app.get("/recommend")
-    async def recommend(
-        user: str | None = None, history: str | None = None, k: int = depth, explain: int = Query(0, ge=0, le=MOST)
-    ) -> dict[str, Any]:
-        if (user is None) == (history is None):
-            raise HTTPException(422, "give either user or history (ids separated by commas)")
-        if user is not None:
-            return {"items": desk.for_user(user, k, explained=explain)}
-        ids = [id_ for id_ in str(history).split(",") if id_]
-        if not ids:
-            raise HTTPException(422, "history is empty")
-        return {"items": desk.for_history(ids, k, explained=explain)}
-
-    @app.get("/similar")
-    async def similar(item: str, k: int = depth) -> dict[str, Any]:
-        return {"items": desk.similar(item, k)}
-
-    return app
 
 
 def execute(session: CommandSession[argparse.Namespace, Any]) -> Mapping[str, Any]:
@@ -76,7 +24,7 @@ def execute(session: CommandSession[argparse.Namespace, Any]) -> Mapping[str, An
         raise UsageError(f"cannot listen on {args.host}:{args.port}: {error.strerror}; choose another --port") from None
     # uvicorn stops on a signal and then raises it again: deferred, so that the record is still written.
     with listener, session.deferred_signals(), session.phase("answer"):
-        app = application(Desk(session.workload))
+        app = application(RecommenderService(session.workload.directory, session.workload.manifest))
         host, port = listener.getsockname()[:2]
         session.say(f"serving on http://{host}:{port} (stop with Ctrl-C)")
         uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False)).run(sockets=[listener])

@@ -20,8 +20,9 @@ from apps.recsys.data.splits import HeldOut, Kept
 from apps.recsys.data.staging import Filters
 from apps.recsys.models import bpr, recommender, search_space, weights
 from apps.recsys.models.als import ials
+from apps.recsys.models.als.confidence import WEIGHTS
 from apps.recsys.models.embedding import embedding_config
-from apps.recsys.planning import workloads
+from apps.recsys.planning.train import TrainWorkload
 from apps.recsys.training import checkpoint, fit_factors, tuning
 from common import files, model_folder
 from common.cli import main
@@ -52,7 +53,7 @@ ARROW_BYTES = 64 * MIB
 """What NumPy, Arrow and their blocks add to a bare interpreter: below it the input is only counted, to refuse."""
 
 
-def workload(args: argparse.Namespace, budget: MemoryBudget) -> workloads.TrainWorkload:
+def workload(args: argparse.Namespace, budget: MemoryBudget) -> TrainWorkload:
     """Check the command line, read the input into a scratch folder beside the output, describe the work."""
     described = _described(args)
     if args.output.exists() and not args.output.is_dir():
@@ -118,9 +119,7 @@ def _searched(args: argparse.Namespace, hyper: Mapping[str, Any]) -> dict[str, A
     return {"trials": args.tune, "space": searched}
 
 
-def _work(
-    facts: ingest.Facts, described: Mapping[str, Any], workspace: files.Workspace | None = None
-) -> workloads.TrainWorkload:
+def _work(facts: ingest.Facts, described: Mapping[str, Any], workspace: files.Workspace | None = None) -> TrainWorkload:
     made = None
     if described["kind"] == "embedding":
         named = {
@@ -128,7 +127,7 @@ def _work(
         }
         users = facts.users if described["hyper"]["user"] == "own" else 0
         made = embedding_config.Recipe(items=facts.items, factors=described["factors"], users=users, **named)
-    return workloads.TrainWorkload(facts, workspace=workspace, recipe=made, **described)
+    return TrainWorkload(facts, workspace=workspace, recipe=made, **described)
 
 
 def embedding_parameters(args: argparse.Namespace) -> dict[str, Any]:
@@ -158,8 +157,8 @@ def solver_parameters(args: argparse.Namespace) -> dict[str, Any]:
     hyper = main.parse_settings(args.set, ials.HYPER)
     if args.epochs is not None:
         hyper["iterations"] = args.epochs
-    if hyper["weight"] not in ials.WEIGHTS:
-        raise UsageError(f"--set weight={hyper['weight']}: expected one of {', '.join(ials.WEIGHTS)}")
+    if hyper["weight"] not in WEIGHTS:
+        raise UsageError(f"--set weight={hyper['weight']}: expected one of {', '.join(WEIGHTS)}")
     if not (hyper["alpha"] > 0 and hyper["regularization"] > 0 and hyper["iterations"] >= 1):
         raise UsageError("--set: alpha and regularization must be above 0, iterations at least 1")
     if not 0 <= hyper["frequency"] <= 2:
@@ -183,7 +182,7 @@ def execute(session: CommandSession[argparse.Namespace, Any]) -> Mapping[str, An
     """Fit, evaluate, write; the model folder appears at the end."""
     args = session.request
     work = session.workload
-    assert isinstance(work, workloads.TrainWorkload)
+    assert isinstance(work, TrainWorkload)
     if work.workspace is None:
         raise DoesNotFit(session.budget, session.plan, [])
     directory, facts = work.workspace.path, work.facts
@@ -215,7 +214,7 @@ def execute(session: CommandSession[argparse.Namespace, Any]) -> Mapping[str, An
     return results
 
 
-def _fields(work: workloads.TrainWorkload, seed: int) -> dict[str, Any]:
+def _fields(work: TrainWorkload, seed: int) -> dict[str, Any]:
     """What ``model.json`` says beside its files."""
     facts = work.facts
     return {
@@ -241,7 +240,7 @@ def _tell(session: Session, facts: ingest.Facts) -> None:
         session.say(f"dropped: {rows:,} rows {why}")
 
 
-def _tune(args: argparse.Namespace, work: workloads.TrainWorkload, session: Session) -> tuning.Outcome:
+def _tune(args: argparse.Namespace, work: TrainWorkload, session: Session) -> tuning.Outcome:
     """Try settings; what training then goes on with."""
     assert work.workspace is not None
     directory, place = work.workspace.path, args.output / WORK
@@ -252,7 +251,7 @@ def _tune(args: argparse.Namespace, work: workloads.TrainWorkload, session: Sess
     if not splits.hide_for_validation(directory, kept, history, session.seed):
         raise BadInput("--tune: no user has enough items to hide some", public="nothing to hide")
 
-    def fit(trial: workloads.TrainWorkload, quiet: tuning.TrialSession, watch: fit_factors.Watch) -> None:
+    def fit(trial: TrainWorkload, quiet: tuning.TrialSession, watch: fit_factors.Watch) -> None:
         if trial.recipe is None:
             hidden = HeldOut(directory, "validation")
             fit_factors.Training(trial, quiet, None, validation=hidden, watch=watch).run()
@@ -272,7 +271,7 @@ def _tune(args: argparse.Namespace, work: workloads.TrainWorkload, session: Sess
     return found
 
 
-def _course(args: argparse.Namespace, work: workloads.TrainWorkload) -> fit_embedding.Course:
+def _course(args: argparse.Namespace, work: TrainWorkload) -> fit_embedding.Course:
     from apps.recsys.training import fit_embedding
 
     assert work.recipe is not None and work.workspace is not None
@@ -290,7 +289,7 @@ def _course(args: argparse.Namespace, work: workloads.TrainWorkload) -> fit_embe
     )
 
 
-def _learn(args: argparse.Namespace, work: workloads.TrainWorkload, session: Session) -> Mapping[str, Any]:
+def _learn(args: argparse.Namespace, work: TrainWorkload, session: Session) -> Mapping[str, Any]:
     """Train an embedding; its weights by name."""
     from apps.recsys.training import fit_embedding
 
@@ -301,7 +300,7 @@ def _learn(args: argparse.Namespace, work: workloads.TrainWorkload, session: Ses
     return tensors
 
 
-def _fit(args: argparse.Namespace, work: workloads.TrainWorkload, session: Session) -> Mapping[str, Any]:
+def _fit(args: argparse.Namespace, work: TrainWorkload, session: Session) -> Mapping[str, Any]:
     """Train a model of factors; its weights by name."""
     return fit_factors.Training(
         work, session, args.output / WORK / checkpoint.FILE, resume=args.resume and not args.tune

@@ -19,9 +19,9 @@ from apps.recsys.data import splits as split
 from apps.recsys.data import staging as interactions
 from apps.recsys.data.csr_store import History
 from apps.recsys.data.id_index import EMPTY, Vocabulary
+from apps.recsys.data.id_table import write_table
 from apps.recsys.data.readers import Source
 from apps.recsys.data.staging import Filters
-from apps.recsys.models.recommender import write_table
 from common.errors import BadInput
 from common.files import Workspace
 

@@ -12,8 +12,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from apps.recsys.models.als.factor_state import FactorState
 from apps.recsys.models.als.ials import uniform
-from apps.recsys.training.checkpoint import State
 
 if TYPE_CHECKING:
     import numpy as np
@@ -66,7 +66,7 @@ class Pairs:
         return self.items[np.sort(places)]
 
 
-def first_state(pairs: Pairs, *, items: int, factors: int, seed: int) -> State:
+def first_state(pairs: Pairs, *, items: int, factors: int, seed: int) -> FactorState:
     """The factors that ``BayesianPersonalizedRanking(factors - 1, random_state=seed)`` starts from, drawn in place."""
     import numpy as np
 
@@ -75,7 +75,7 @@ def first_state(pairs: Pairs, *, items: int, factors: int, seed: int) -> State:
     by_item[np.bincount(pairs.items, minlength=items) == 0] = 0
     by_user = _first_factors(random, len(pairs.indptr) - 1, factors)
     by_user[:, -1] = 1
-    return State(by_user, by_item)
+    return FactorState(by_user, by_item)
 
 
 def _first_factors(random: np.random.Generator, rows: int, factors: int) -> NDArray[np.float32]:
@@ -89,12 +89,12 @@ def _first_factors(random: np.random.Generator, rows: int, factors: int) -> NDAr
 
 def fit(
     pairs: Pairs,
-    state: State,
+    state: FactorState,
     *,
     hyper: Mapping[str, Any],
     threads: int,
     seed: int,
-    after_epoch: Callable[[State], None],
+    after_epoch: Callable[[FactorState], None],
 ) -> NDArray[np.float32]:
     """Train on from a state, and return the items' factors, shape (items, factors).
 

@@ -12,11 +12,10 @@ MODEL_DIR (see ``common.model_folder``)::
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from apps.recsys.data import arrow_numpy
 from apps.recsys.data.csr_store import History, NpyReader
 from apps.recsys.models import weights
 from apps.recsys.models.embedding import user_encoders
@@ -26,65 +25,6 @@ from common.errors import BadInput, UsageError
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
-
-
-class Table:
-    """Ids, and for items titles, by row: one Arrow table, looked up by a scan rather than a second copy as a dict."""
-
-    def __init__(self, path: Path) -> None:
-        table = arrow_numpy.read_parquet(path).combine_chunks()
-        self._ids = table["id"].chunk(0)
-        self._titles = table["title"] if "title" in table.column_names else None
-
-    def __len__(self) -> int:
-        return len(self._ids)
-
-    def row(self, id_: str) -> int | None:
-        """Row of an id given as text, if it is known."""
-        import pyarrow as pa
-        import pyarrow.compute as pc
-
-        try:
-            wanted = pc.cast(arrow_numpy.text([id_]), self._ids.type)[0]
-        except pa.ArrowInvalid:  # not an integer, where all ids are
-            return None
-        found: int = pc.index(self._ids, wanted).as_py()
-        return found if found >= 0 else None
-
-    def id(self, row: int) -> int | str:
-        """The id of a row, as it was given."""
-        answer: int | str = self._ids[int(row)].as_py()
-        return answer
-
-    def ids(self, rows: NDArray[np.int32]) -> Any:
-        """The ids of several rows as an Arrow array."""
-        return self._ids.take(arrow_numpy.numbers(rows))
-
-    def title(self, row: int) -> str:
-        """The title of a row, or nothing."""
-        return "" if self._titles is None else str(self._titles[int(row)].as_py() or "")
-
-
-def write_table(path: Path, ids: Iterable[Any], titles: Any = None) -> None:
-    """Write a table of ids, given as arrays one after the other, and titles.
-
-    Uncompressed, so that the file's size tells what loading it takes.
-    """
-    import numpy as np
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    writer, rows = None, 0
-    for part in ids:
-        columns = {"row": arrow_numpy.numbers(np.arange(rows, rows + len(part), dtype=np.int32)), "id": part}
-        if titles is not None:
-            columns["title"] = titles.slice(rows, len(part))
-        rows += len(part)
-        table = pa.table(columns)
-        writer = writer or pq.ParquetWriter(path, table.schema, compression="none", use_dictionary=False)
-        writer.write_table(table)
-    if writer is not None:
-        writer.close()
 
 
 class Recommender:
@@ -178,7 +118,7 @@ def _encoder(directory: Path, manifest: Mapping[str, Any], item_factors: NDArray
 
 
 def _best(scores: NDArray[np.float32], k: int) -> list[tuple[int, float]]:
-    from apps.recsys.evaluation.full_ranking import top_k
+    from apps.recsys.models.top_k import top_k
 
     return [(int(row), float(scores[row])) for row in top_k(scores, k)]
 

@@ -10,9 +10,8 @@ from typing import Any
 from apps.recsys.models.catalogue_search import TILE
 from apps.recsys.planning.bpr_terms import fold_terms
 from apps.recsys.planning.embedding_terms import columns
-from apps.recsys.planning.workloads import (
-    ANSWERING,
-    LIBRARIES,
+from apps.recsys.planning.floors import ANSWERING, LIBRARIES
+from apps.recsys.planning.ranking_terms import (
     PACKING_BYTES,
     THREAD_BYTES,
     USER_BLOCKS,

@@ -5,37 +5,20 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from apps.recsys.models.als.factor_state import FactorState
 from common.errors import BadInput, UsageError
 from common.files import atomic_file
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
     from common.cli.session import Session
 
 FILE = "factors.state"
 """In the model folder's ``.training``: a JSON line, then the two matrices as NumPy writes them."""
 SHARE = 0.01
 """Saving may take this share of the time: after every sweep, unless a sweep is shorter than 100 savings."""
-
-
-@dataclass(slots=True)
-class State:
-    """How far a training is."""
-
-    users: NDArray[np.float32]
-    """Factors, shape (users, factors)."""
-    items: NDArray[np.float32]
-    """Factors, shape (items, factors)."""
-    sweep: int = 0
-    """Sweeps done; even ones solve the users, odd ones the items. Of ``bpr``: epochs."""
-    row: int = 0
-    """Rows of the next sweep that are done already."""
 
 
 class Checkpoint:
@@ -58,7 +41,7 @@ class Checkpoint:
         """Whether so much time has passed since the last ``save`` that another is within ``SHARE``."""
         return time.monotonic() - self._saved >= self._cost / SHARE
 
-    def save(self, state: State) -> None:
+    def save(self, state: FactorState) -> None:
         """Write atomically."""
         import numpy as np
 
@@ -85,7 +68,7 @@ class Checkpoint:
             except (ValueError, KeyError, TypeError, AttributeError):
                 return ["file"]
 
-    def load(self) -> State | None:
+    def load(self) -> FactorState | None:
         """The state at ``path``; ``None`` if it is damaged."""
         import numpy as np
 
@@ -93,7 +76,7 @@ class Checkpoint:
             try:
                 head = json.loads(stream.readline())
                 matrices = [np.load(stream, allow_pickle=False) for _ in range(2)]
-                return State(*matrices, sweep=int(head["sweep"]), row=int(head["row"]))
+                return FactorState(*matrices, sweep=int(head["sweep"]), row=int(head["row"]))
             except (ValueError, KeyError, TypeError, EOFError):
                 return None
 

@@ -12,13 +12,14 @@ from apps.recsys.data.csr_store import History
 from apps.recsys.data.splits import HeldOut, Kept
 from apps.recsys.models import bpr, popularity, weights
 from apps.recsys.models.als import als_matrices, ials
+from apps.recsys.models.als.factor_state import FactorState
 from apps.recsys.models.embedding import user_encoders
 from apps.recsys.training import checkpoint as pause
 from apps.recsys.training import validation as hidden
 from common import files
 
 if TYPE_CHECKING:
-    from apps.recsys.planning.workloads import TrainWorkload
+    from apps.recsys.planning.train import TrainWorkload
     from common.cli.session import Session
 
 Watch = Callable[[int, Callable[[], Mapping[str, float]]], None]
@@ -93,7 +94,7 @@ class Training:
         with self.session.progress(total=2 * self.work.hyper["iterations"], unit="sweep", label="fit") as bar:
             bar.update(state.sweep)
 
-            def after_block(state: pause.State) -> None:
+            def after_block(state: FactorState) -> None:
                 swept = state.row == len(state.items if state.sweep % 2 else state.users)
                 bar.update(swept)
                 self._pause(keeper, state, due=swept)
@@ -115,7 +116,7 @@ class Training:
         with self.session.progress(total=self.work.hyper["iterations"], unit="epoch", label="fit") as bar:
             bar.update(state.sweep)
 
-            def after_epoch(state: pause.State) -> None:
+            def after_epoch(state: FactorState) -> None:
                 bar.update()
                 self._pause(keeper, state, due=True)
                 self._look(state.sweep, {weights.ITEMS: state.items, weights.COMPARED: compared}, known)
@@ -141,7 +142,7 @@ class Training:
         settings = {"data": data, "factors": self.work.factors, "seed": self.session.seed, **self.work.hyper}
         return pause.Checkpoint(self.checkpoint, settings)
 
-    def _pause(self, keeper: pause.Checkpoint | None, state: pause.State, *, due: bool) -> None:
+    def _pause(self, keeper: pause.Checkpoint | None, state: FactorState, *, due: bool) -> None:
         """Save where it is time or somebody asked to stop, which then happens."""
         stopping = self.session.stopping
         if keeper is not None and (stopping or (due and keeper.due())):
@@ -149,7 +150,7 @@ class Training:
         if stopping:
             raise KeyboardInterrupt
 
-    def _paused(self, keeper: pause.Checkpoint | None) -> pause.State | None:
+    def _paused(self, keeper: pause.Checkpoint | None) -> FactorState | None:
         """What an interrupted run of the same training left; ``None``: start anew."""
         if keeper is None:
             return None

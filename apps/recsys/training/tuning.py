@@ -29,7 +29,7 @@ from common.memory.process import fork, glibc, guard
 from common.memory.process.budget import format_size
 
 if TYPE_CHECKING:
-    from apps.recsys.planning.workloads import TrainWorkload
+    from apps.recsys.planning.train import TrainWorkload
     from common.cli.session import Session
 
 FILE = "tuning.jsonl"

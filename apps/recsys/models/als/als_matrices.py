@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from apps.recsys.data import external_sort
 from apps.recsys.data.csr_store import History, NpyWriter, ranges
 from apps.recsys.data.splits import Kept
-from apps.recsys.models.als import ials
+from apps.recsys.models.als.confidence import confidence
 
 if TYPE_CHECKING:
     import numpy as np
@@ -113,7 +113,7 @@ def training_matrix(history: History, kept: Kept, *, items: int, hyper: Mapping[
         keep = kept.mask(start, stop)
         part = history.items(start, stop)[keep]
         indices[at : at + len(part)] = part
-        data[at : at + len(part)] = ials.confidence(history.values(start, stop)[keep], hyper)
+        data[at : at + len(part)] = confidence(history.values(start, stop)[keep], hyper)
         at += len(part)
     return _csr(data, indices, indptr, items)
 
@@ -160,7 +160,7 @@ def _write_users(
             keep = kept.mask(start, stop)
             part = history.items(start, stop)[keep]
             columns.append(part)
-            values.append(ials.confidence(history.values(start, stop)[keep], hyper))
+            values.append(confidence(history.values(start, stop)[keep], hyper))
             by_item += np.bincount(part, minlength=items)
             lengths = _lengths(history, keep, start, stop)
             indptr.append(total + np.cumsum(lengths[lengths > 0]))

@@ -11,7 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from apps.recsys.models.als import ials_exact
-from apps.recsys.training.checkpoint import State
+from apps.recsys.models.als.factor_state import FactorState
 
 if TYPE_CHECKING:
     import numpy as np
@@ -22,24 +22,11 @@ if TYPE_CHECKING:
 HYPER: Mapping[str, Any] = {"alpha": 2.0, "regularization": 10.0, "iterations": 15, "weight": "log", "frequency": 0.0}
 """Hyper-parameters with their defaults (chosen on MovieLens-1M and Last.fm, see ``apps/recsys/bench``);
 ``frequency``: the exponent of ``exact.ridge``, 0 for the same regularisation everywhere, which ``implicit`` solves."""
-WEIGHTS = ("log", "value", "binary")
-"""How a value becomes a weight: log(1 + value), the value itself, or 1."""
 FIRST_SCALE = 0.01
 """Factors start uniform in [0, 0.01), as ``implicit`` starts them."""
 
 
-def confidence(values: NDArray[np.float32], hyper: Mapping[str, Any]) -> NDArray[np.float32]:
-    """Confidence of interactions: ``alpha * weight(value)``, float32, in a new array."""
-    import numpy as np
-
-    if hyper["weight"] == "binary":
-        return np.full(len(values), hyper["alpha"], np.float32)
-    weights = np.log1p(values) if hyper["weight"] == "log" else values.copy()
-    weights *= np.float32(hyper["alpha"])
-    return weights
-
-
-def first_state(sides: Sides, *, factors: int, seed: int) -> State:
+def first_state(sides: Sides, *, factors: int, seed: int) -> FactorState:
     """The factors that ``AlternatingLeastSquares(random_state=seed)`` starts from, drawn in place."""
     import numpy as np
 
@@ -47,11 +34,16 @@ def first_state(sides: Sides, *, factors: int, seed: int) -> State:
     drawn = [uniform(random, side.rows, factors) for side in (sides.users, sides.items)]
     for first in drawn:
         first *= FIRST_SCALE
-    return State(*drawn)
+    return FactorState(*drawn)
 
 
 def fit(
-    sides: Sides, state: State, *, hyper: Mapping[str, Any], threads: int, after_block: Callable[[State], None]
+    sides: Sides,
+    state: FactorState,
+    *,
+    hyper: Mapping[str, Any],
+    threads: int,
+    after_block: Callable[[FactorState], None],
 ) -> NDArray[np.float32]:
     """Train on from a state, and return the items' factors, shape (items, factors).
 

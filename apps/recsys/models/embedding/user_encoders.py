@@ -45,14 +45,15 @@ SHORTEST = 1e-12
 def ridge(item_factors: NDArray[np.float32], hyper: Mapping[str, Any]) -> Encoder:
     """``ials``: the least-squares solution for one user (``ials.fold_in``)."""
     from apps.recsys.models.als import ials
+    from apps.recsys.models.als.confidence import confidence
 
     shared = ials.gramian(item_factors)
 
     def fold(items: NDArray[Any], values: NDArray[np.float32]) -> NDArray[np.float32]:
-        return ials.fold_in(shared, item_factors, items, ials.confidence(values, hyper), hyper)
+        return ials.fold_in(shared, item_factors, items, confidence(values, hyper), hyper)
 
     def parts(items: NDArray[Any], values: NDArray[np.float32]) -> NDArray[np.float64]:
-        return ials.parts(shared, item_factors, items, ials.confidence(values, hyper), hyper)
+        return ials.parts(shared, item_factors, items, confidence(values, hyper), hyper)
 
     return Encoder(fold, parts)
 

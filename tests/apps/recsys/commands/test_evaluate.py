@@ -10,9 +10,11 @@ import pytest
 from apps.recsys.commands import evaluate
 from apps.recsys.data import arrow_numpy, readers, splits, test_files
 from apps.recsys.data.csr_store import History, NpyWriter
+from apps.recsys.data.id_table import write_table
 from apps.recsys.data.splits import HeldOut, hold_out
-from apps.recsys.models import recommender, weights
+from apps.recsys.models import weights
 from common.errors import BadInput
+from tests.messages import refused
 
 MANIFEST = {"kind": "popularity", "hyper": {}, "cosine": False}
 
@@ -20,8 +22,8 @@ MANIFEST = {"kind": "popularity", "hyper": {}, "cosine": False}
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A model by popularity of users 10, 11, 12 and items a to f, the first the best; everybody had ``a``."""
-    recommender.write_table(tmp_path / "users.parquet", [arrow_numpy.numbers(np.array([10, 11, 12]))])
-    recommender.write_table(tmp_path / "items.parquet", [arrow_numpy.text("abcdef")])
+    write_table(tmp_path / "users.parquet", [arrow_numpy.numbers(np.array([10, 11, 12]))])
+    write_table(tmp_path / "items.parquet", [arrow_numpy.text("abcdef")])
     weights.write(tmp_path / weights.WEIGHTS, {weights.ITEMS: np.arange(6, 0, -1, dtype=np.float32)[:, None]})
     for name, kind, values in (
         ("indptr", "<i8", [0, 1, 2, 3]),
@@ -47,7 +49,7 @@ def test_a_test_file_becomes_rows(folder: Path, tmp_path: Path) -> None:
     )
     assert heldout.items(1).tolist() == [5]
     path.write_text("user,item\n98,f\n99,b\n")
-    with pytest.raises(BadInput, match="none of its users"):
+    with refused(BadInput, path, "users"):
         test_files.write((readers.open_source(path, readers.Columns()),), folder, out)
 
 
@@ -92,7 +94,7 @@ def test_sampled_negatives(folder: Path, tmp_path: Path) -> None:
     assert found["hr@10"] == 1.0
     assert found["ndcg@10"] == pytest.approx((1 + 1 / math.log2(3) + 1 / math.log2(3)) / 3)
     path.write_text("(12,c) d b f\n")
-    with pytest.raises(BadInput, match="line 1: expected"):
+    with refused(BadInput, path, "line 1"):
         test_files.write_candidates(path, folder, out)
 
 

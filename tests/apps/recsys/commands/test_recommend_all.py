@@ -19,11 +19,12 @@ from numpy.typing import NDArray
 from apps.recsys.commands import recommend_all
 from apps.recsys.data.csr_store import History
 from apps.recsys.models import catalogue_search, recommender, weights
-from apps.recsys.models.als import ials
+from apps.recsys.models.als.confidence import confidence as confidence_of
 from apps.recsys.models.catalogue_search import Catalogue
 from apps.recsys.planning import recommend_all as planning
 from common.memory.process.budget import MIB
 from tests.apps.recsys.conftest import Trained
+from tests.messages import continued, says
 from tests.promise import kept
 
 Run = Callable[..., Any]
@@ -100,14 +101,15 @@ def test_all_users_get_what_each_would_get(trained: Trained, run: Run, tmp_path:
 
 
 def test_its_options_are_checked(trained: Trained, run: Run, tmp_path: Path) -> None:
-    for options, code, expected in (
-        (("--all-users",), 2, "needs -o FILE"),
-        (("--all-users", "-o", tmp_path), 2, "is a folder"),
-        (("--user", "u00003", "-o", tmp_path / "x"), 2, "-o is for --all-users"),
-        (("--all-users", "-o", tmp_path / "x.parquet", "--only", "nothing"), 4, "not in the model"),
+    for options, code, facts in (
+        (("--all-users",), 2, ("--all-users", "-o FILE")),
+        (("--all-users", "-o", tmp_path), 2, (tmp_path, "folder")),
+        (("--user", "u00003", "-o", tmp_path / "x"), 2, ("-o", "--all-users")),
+        (("--all-users", "-o", tmp_path / "x.parquet", "--only", "nothing"), 4, ("item", "'nothing'")),
     ):
         done = run("apps.recsys", "recommend", trained.model, *options)
-        assert (done.code, done.out, done.err.count("\n")) == (code, "", 1) and expected in done.err
+        assert (done.code, done.out, done.err.count("\n")) == (code, "", 1)
+        says(done.err, *facts)
     assert not (tmp_path / "x.parquet").exists()
 
 
@@ -135,7 +137,7 @@ def test_a_large_catalogue_in_little_memory(run: Run, epinions: Path, tmp_path: 
     assert not out.exists()
     done = run("apps.recsys", *arguments, "--json")
     assert done.code == 0, done.err
-    assert "continuing after" in done.err
+    continued(done.err)
     manifest = recommender.load_manifest(epinions)
     own = 4 * 64 * manifest["items"] + 8 * (manifest["users"] + 1)
     measured = done.record["measured"]
@@ -155,7 +157,7 @@ def test_a_large_catalogue_in_little_memory(run: Run, epinions: Path, tmp_path: 
     for user in range(0, len(users), 401):
         lines = table.slice(20 * user, 20).to_pydict()
         assert set(lines["user"]) == {users[user]}
-        known, confidence = history.items(user), ials.confidence(history.values(user), hyper).astype(np.float64)
+        known, confidence = history.items(user), confidence_of(history.values(user), hyper).astype(np.float64)
         rows = factors[known]
         vector = np.linalg.solve(shared + rows.T @ (rows * (confidence - 1)[:, None]), confidence @ rows)
         scores = factors @ vector

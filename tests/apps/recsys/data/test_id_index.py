@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from apps.recsys.data import arrow_numpy, id_index
 from apps.recsys.data.id_index import EMPTY, LONGEST, BadId, Vocabulary
-from apps.recsys.planning.workloads import ID_BYTES
+from apps.recsys.planning.train import ID_BYTES
 
 
 @pytest.fixture

@@ -8,10 +8,11 @@ import pytest
 
 from apps.recsys.data import gzip_limit, ingest, readers, staging
 from apps.recsys.data.csr_store import History, NpyReader, NpyWriter
+from apps.recsys.data.id_table import IdTable
 from apps.recsys.data.readers import Columns
 from apps.recsys.data.staging import Filters
-from apps.recsys.models.recommender import Table
 from common.errors import BadInput
+from tests.messages import missing, refused
 
 
 def read(
@@ -37,49 +38,42 @@ def test_columns_are_found_by_common_names_and_then_by_place(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
-    ("text", "columns", "expected"),
+    ("text", "columns", "facts"),
     [
-        ("", Columns(), "the file is empty"),
-        ("\n", Columns(), "the file is empty"),
-        ("user,item\n", Columns(), "no rows below the header"),
-        ("user,item,rating\n1,2,3\n", Columns(value="stars"), "no column 'stars'; it has user, item, rating"),
-        ("user,item,rating\na,b,1\na,c,good\n", Columns(), "line 3, column 'rating': 'good' is not a number"),
-        ("user,item,rating\na,b,1\na,c\n", Columns(), "line 3: 2 columns where the header has 3"),
-        ("user,item,rating\na,b,-1\n", Columns(), "row 1, column 'rating': -1 is not a finite number"),
-        ("user,item,rating\na,b,inf\n", Columns(), "row 1, column 'rating': inf is not a finite number"),
-        ("user,item,rating\na,b,1\nc,d,-2\n", Columns(), "with --min-value, or name another column"),
-        ("user,item,rating\na,b,0\nc,d,0\n", Columns(), "0 users left; at least two are needed (dropped: 2 rows of"),
-        ("user,item\na,b\nc\x00,d\n", Columns(), "column 'user': an id with a NUL byte"),
-        (
-            "user,item\na,b\nc," + "d" * 10_240 + "\n",
-            Columns(),
-            "column 'item': an id 'dddddddddddddddddddd'... has",
-        ),
-        ("user,item\na,b\nc," + "d" * 2_000_000 + "\n", Columns(), "a row of more than 524,288 bytes"),
-        ("user,item,rating\na,b,1\nc,d,2\ne,f", Columns(), "line 4: 2 columns where the header has 3"),
-        ("user,item,rating\na,b,1\nc,d,2,9\n", Columns(), "line 3: 4 columns where the header has 3"),
-        ("user,item,rating\na,b,1\nc,d,two\n", Columns(), "line 3, column 'rating': 'two' is not a number"),
-        ("user,item\na,b\na,c\n", Columns(), "1 user left"),
-        ("user,item\na,b\nc,b\n", Columns(), "1 item left"),
-        ("user\na\n", Columns(), "one column only"),
-        ("user,user\na,b\n", Columns(), "two columns have the same name"),
-        ("1,1193,5\n1,661,3\n", Columns(), "the first line is data"),
+        ("", Columns(), ("empty",)),
+        ("\n", Columns(), ("empty",)),
+        ("user,item\n", Columns(), ("rows", "header")),
+        ("user,item,rating\n1,2,3\n", Columns(value="stars"), ("'stars'", "user, item, rating")),
+        ("user,item,rating\na,b,1\na,c,good\n", Columns(), ("line 3", "'rating'", "'good'", "number")),
+        ("user,item,rating\na,b,1\na,c\n", Columns(), ("line 3", 2, "columns", "header")),
+        ("user,item,rating\na,b,-1\n", Columns(), ("row 1", "'rating'", -1)),
+        ("user,item,rating\na,b,inf\n", Columns(), ("row 1", "'rating'", "inf", "finite")),
+        ("user,item,rating\na,b,1\nc,d,-2\n", Columns(), ("row 2", "'rating'", -2, "--min-value")),
+        ("user,item,rating\na,b,0\nc,d,0\n", Columns(), ("0 users", "2 rows")),
+        ("user,item\na,b\nc\x00,d\n", Columns(), ("'user'", "NUL")),
+        ("user,item\na,b\nc," + "d" * 10_240 + "\n", Columns(), ("'item'", "'dddddddddddddddddddd'")),
+        ("user,item\na,b\nc," + "d" * 2_000_000 + "\n", Columns(), ("row", "524,288 bytes")),
+        ("user,item,rating\na,b,1\nc,d,2\ne,f", Columns(), ("line 4", 2, "columns", 3)),
+        ("user,item,rating\na,b,1\nc,d,2,9\n", Columns(), ("line 3", 4, "columns")),
+        ("user,item,rating\na,b,1\nc,d,two\n", Columns(), ("line 3", "'rating'", "'two'", "number")),
+        ("user,item\na,b\na,c\n", Columns(), ("1 user",)),
+        ("user,item\na,b\nc,b\n", Columns(), ("1 item",)),
+        ("user\na\n", Columns(), ("one column", "'user'")),
+        ("user,user\na,b\n", Columns(), ("columns", "name", "user, user")),
+        ("1,1193,5\n1,661,3\n", Columns(), ("first line", "1193")),
     ],
 )
-def test_defects_are_named(tmp_path: Path, text: str, columns: Columns, expected: str) -> None:
+def test_defects_are_named(tmp_path: Path, text: str, columns: Columns, facts: tuple[object, ...]) -> None:
     path = write(tmp_path / "bad.csv", text)
-    with pytest.raises(BadInput) as caught:
+    with refused(BadInput, path, *facts) as caught:
         read(tmp_path, path, columns=columns)
-    assert str(path) in str(caught.value) and expected in str(caught.value)
     assert "\n" not in str(caught.value) and str(path) not in caught.value.public
 
 
-@pytest.mark.parametrize(
-    ("date", "expected"), [("soon", "'soon' is neither a number nor a date"), ("2024-13-01", "'2024-13-01' is neither")]
-)
-def test_times_that_are_none(tmp_path: Path, date: str, expected: str) -> None:
+@pytest.mark.parametrize("date", ["soon", "2024-13-01"])
+def test_times_that_are_none(tmp_path: Path, date: str) -> None:
     path = write(tmp_path / "a.csv", f"user,item,date\na,b,2024-01-01\nc,d,{date}\n")
-    with pytest.raises(BadInput, match=f"column 'date': {expected}"):
+    with refused(BadInput, "'date'", f"'{date}'"):
         read(tmp_path, path, split="leave-last")
 
 
@@ -96,8 +90,9 @@ def test_a_file_that_expands_without_end_is_refused(tmp_path: Path, monkeypatch:
         path.write_bytes(gzip.compress((b"" if b"::" in rows else b"user,item\n") + rows * ((16 << 20) // len(rows))))
         place = tmp_path / str(number)
         place.mkdir()
-        with pytest.raises(BadInput, match=f"{name}: (expands to more than 250 times its size|a row of more than)"):
+        with refused(BadInput, name) as caught:
             read(place, path)
+        assert not missing(str(caught.value), 250, "times") or not missing(str(caught.value), "row", "524,288")
 
 
 def test_types_of_ids(tmp_path: Path) -> None:
@@ -109,19 +104,19 @@ def test_types_of_ids(tmp_path: Path) -> None:
     text = write(tmp_path / "b.csv", "user,item\n2,10\nbob,20\n")
     facts = read(tmp_path, tmp_path / "a.parquet", text)
     assert (facts.users, facts.items, facts.interactions) == (3, 2, 4)
-    users = Table(tmp_path / "out" / "users.parquet")
+    users = IdTable(tmp_path / "out" / "users.parquet")
     assert [users.id(row) for row in range(3)] == ["1", "2", "bob"]
     lists = pa.table({"user": [[1], [2]], "item": [1, 2]})
     pyarrow.parquet.write_table(lists, tmp_path / "c.parquet")
     place = tmp_path / "c"
     place.mkdir()
-    with pytest.raises(BadInput, match=r"column 'user': list.* cannot be an id"):
+    with refused(BadInput, "c.parquet", "'user'", "list", "id"):
         read(place, tmp_path / "c.parquet")
     values = pa.table({"user": ["a", "b"], "item": ["x", "y"], "value": ["1", "much"]})
     pyarrow.parquet.write_table(values, tmp_path / "d.parquet")
     place = tmp_path / "d"
     place.mkdir()
-    with pytest.raises(BadInput, match="column 'value': 'much' is not a number"):
+    with refused(BadInput, "d.parquet", "'value'", "'much'", "number"):
         read(place, tmp_path / "d.parquet")
 
 
@@ -134,7 +129,7 @@ def test_damaged_files_are_named(tmp_path: Path) -> None:
     for number, path in enumerate((cut, parquet, tmp_path / "absent.csv")):
         place = tmp_path / str(number)
         place.mkdir()
-        with pytest.raises(BadInput, match=path.name):
+        with refused(BadInput, path.name):
             read(place, path)
 
 
@@ -166,9 +161,9 @@ def test_matrix_equals_that_of_pandas(tmp_path: Path) -> None:
     np.testing.assert_array_equal(ours, dense)
     assert (facts.users, facts.items) == dense.shape
     assert facts.interactions == history.size == int((dense > 0).sum())
-    table = Table(tmp_path / "out" / "users.parquet")
+    table = IdTable(tmp_path / "out" / "users.parquet")
     assert [table.id(row) for row in range(len(table))] == list(user_ids)
-    table = Table(tmp_path / "out" / "items.parquet")
+    table = IdTable(tmp_path / "out" / "items.parquet")
     assert [table.id(row) for row in range(len(table))] == list(item_ids)
     assert table.row(str(item_ids[7])) == 7 and table.row("x") is None and table.row("123456") is None
 
@@ -207,7 +202,7 @@ def test_filters_leave_a_core_and_count_what_they_drop(tmp_path: Path) -> None:
 def test_ids_stay_as_given(tmp_path: Path) -> None:
     path = write(tmp_path / "a.csv", "user,item\n007,1\n7,2\n")
     read(tmp_path, path)
-    users, items = (Table(tmp_path / "out" / f"{name}.parquet") for name in ("users", "items"))
+    users, items = (IdTable(tmp_path / "out" / f"{name}.parquet") for name in ("users", "items"))
     assert [users.id(0), users.id(1)] == ["007", "7"]
     assert [items.id(0), items.id(1)] == [1, 2]
 
@@ -266,7 +261,7 @@ def test_all_layouts_give_the_same_matrix(tmp_path: Path) -> None:
         place.mkdir()
         facts = read(place, path)
         assert (facts.users, facts.items, facts.interactions) == (3, 3, 4), name
-        users, items = (Table(place / "out" / f"{kind}.parquet") for kind in ("users", "items"))
+        users, items = (IdTable(place / "out" / f"{kind}.parquet") for kind in ("users", "items"))
         history = History(place / "out")
         found = [(users.id(u), items.id(i)) for u in range(3) for i in history.items(u)]
         assert found == [(7, 120), (7, 121), (8, 120), (9, 122)], name

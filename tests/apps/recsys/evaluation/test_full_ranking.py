@@ -9,9 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from apps.recsys.evaluation.full_ranking import evaluate, top_k
+from apps.recsys.evaluation.full_ranking import evaluate
 from apps.recsys.evaluation.metrics import METRICS, Tally, gini
 from apps.recsys.models.als import als_matrices, ials
+from apps.recsys.models.als.confidence import confidence
+from apps.recsys.models.top_k import top_k
 
 OWNERS = 200
 """Users there are, for ``novelty``."""
@@ -165,7 +167,7 @@ def test_confidences() -> None:
     values = np.array([1.0, 7.0], np.float32)
     expected = {"log": 2 * np.log1p(values), "value": 2 * values, "binary": [2, 2]}
     for weight, right in expected.items():
-        np.testing.assert_allclose(ials.confidence(values, {"alpha": 2.0, "weight": weight}), right, rtol=1e-6)
+        np.testing.assert_allclose(confidence(values, {"alpha": 2.0, "weight": weight}), right, rtol=1e-6)
     np.testing.assert_array_equal(values, [1, 7])
 
 

@@ -13,7 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from apps.recsys.models.als.factor_state import FactorState
 from apps.recsys.training import checkpoint
+from tests.messages import continued, says
 
 Run = Callable[..., Any]
 SWEEPS = 40
@@ -85,7 +87,7 @@ def test_a_disturbed_training_ends_as_an_undisturbed_one(
     assert 0 < reached[0] < reached[1] < SWEEPS
     done = run("apps.recsys", "train", interactions, "-o", model, *options, "--memory", ceiling, "--json")
     assert done.code == 0, done.err
-    assert f"continuing after {reached[-1]} sweeps" in done.err
+    continued(done.err, reached[-1])
     held = done.record["plan"]["knobs"]["fit_block"] >= 800_000
     assert held == (place == "memory")
     assert done.record["within_budget"]
@@ -98,20 +100,23 @@ def test_a_state_of_another_training_is_not_taken_up(run: Run, dataset: Callable
     interactions, model = dataset("lastfm") / "plays.csv", tmp_path / "model"
     command = ("apps.recsys", "train", interactions, "-o", model, "--factors", 8, "--set", "iterations=1")
     done = run(*command, "--resume", "-q")
-    assert (done.code, done.err.count("\n")) == (4, 1) and "nothing to resume" in done.err
-    state = checkpoint.State(np.zeros((3, 8), np.float32), np.zeros((2, 8), np.float32))
+    assert (done.code, done.err.count("\n")) == (4, 1)
+    says(done.err, model, "resume")
+    state = FactorState(np.zeros((3, 8), np.float32), np.zeros((2, 8), np.float32))
     path = model / ".training" / checkpoint.FILE
     checkpoint.Checkpoint(path, {"data": "another", "factors": 8}).save(state)
     done = run(*command, "--resume", "-q")
-    assert (done.code, done.err.count("\n")) == (2, 1) and "another training (data" in done.err
+    assert (done.code, done.err.count("\n")) == (2, 1)
+    says(done.err, "training", "data")
     path.write_bytes(b"\x00" * 100)
     done = run(*command)
-    assert done.code == 0 and "starting anew" in done.err
+    assert done.code == 0
+    says(done.err, "checkpoint", "damaged")
 
 
 def test_a_state_comes_back_as_it_was(tmp_path: Path) -> None:
     random = np.random.default_rng(0)
-    state = checkpoint.State(random.random((30, 4), np.float32), random.random((20, 4), np.float32), sweep=5, row=7)
+    state = FactorState(random.random((30, 4), np.float32), random.random((20, 4), np.float32), sweep=5, row=7)
     kept = checkpoint.Checkpoint(tmp_path / "state", {"alpha": 2.0, "seed": 1})
     assert kept.due()
     kept.save(state)

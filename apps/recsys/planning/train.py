@@ -1,4 +1,4 @@
-"""What each command needs, in bytes: the planner's workloads. Arithmetic only; the executors are beside the data.
+"""What ``recsys train`` needs, in bytes. Arithmetic only; the executors are beside the data.
 
 Sizes are those of the ingested data or of a model's manifest, so most terms are exact; the constants below are
 measured (``tests/apps/recsys/planning/test_workloads.py`` holds them against real runs).
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 from apps.recsys.data.csr_store import BLOCK
@@ -17,6 +16,9 @@ from apps.recsys.data.splits import MOST_VALIDATION_USERS, SAMPLED_TIMES, TIMED
 from apps.recsys.models.embedding.embedding_config import Recipe
 from apps.recsys.models.search_space import Space
 from apps.recsys.planning import bpr_terms, embedding_terms, ials_terms
+from apps.recsys.planning.floors import LEARNING, LIBRARIES, PAIRING, READING, TRAINING, baseline_terms
+from apps.recsys.planning.ranking_terms import USER_BLOCKS, model_terms, ranking_terms
+from apps.recsys.planning.reading_terms import STAGE_BYTES, WAITING_BYTES
 from common.memory.costs import floor
 from common.memory.costs.store import Costs, Probe
 from common.memory.footprint import Footprint, Term
@@ -24,48 +26,21 @@ from common.memory.plan.planner import Setting, Workload
 
 ID_BYTES = 48
 """An id in memory while reading (``vocabulary``): two hashes and up to four slots, in arrays that double in size."""
-WAITING_BYTES = 9 << 20
-"""The parent while its child reads, on four data sets: 7.0 to 7.6 MiB of its own, and files that no fork touches."""
-STAGE_BYTES = 12 << 20
-"""Arrow's blocks while parsing: text, columns, dictionaries (for ``reading.BLOCK_BYTES``)."""
 STAGED_ROW_BYTES = 64
 """A row while it is read: a file of few rows does not fill the blocks."""
 SORT_BYTES = {False: 61, True: 97}
 """A row while its bucket is sorted: two copies of the record, the order, the merged columns; with times or without."""
 SORT_FIXED_BYTES = 1 << 20
 """What is not by rows: a few buffers of files."""
-PACKING_BYTES = 4096
-"""What one BLAS thread packs, by the inner dimension of its product."""
-WARM_FACTORS = 64
-"""That dimension in the warm-up, so that the floor has packed it already."""
 LEFT_BYTES = 10 << 20
 """What trials leave behind in each thread, mostly buffers of BLAS (17 MiB in two threads, after 256 factors)."""
 SAMPLER_BYTES = 24 << 20
 """The process that is asked for the next settings, without what it shares: Optuna, and the pages that it writes to
 (21 MiB, with 20 trials to look at)."""
-THREAD_BYTES = 128 << 10
-"""A thread's stack and its part of the heap, beyond what the warm-up's threads left."""
 LEAST_FACTORS = 8
 """Fewer are not suggested."""
-VALUE_BYTES = 320
-"""What evaluation keeps of a user: its metrics, twice, and its place among those drawn again."""
 RANKED_SECONDS = 2e-3
 """Fixed cost of a block of users that is ranked: the unit of ``seconds``."""
-USER_BLOCKS = (256, 128, 64, 32, 16, 8)
-"""Users ranked at a time: the knob. Beyond 256 nothing gets faster."""
-
-READING = "apps.recsys.warm_up:reading"
-TRAINING = "apps.recsys.warm_up:training"
-LEARNING = "apps.recsys.warm_up:learning"
-PAIRING = "apps.recsys.warm_up:pairing"
-SCORING = "apps.recsys.warm_up:scoring"
-ANSWERING = "apps.recsys.warm_up:answering"
-SERVING = "apps.recsys.warm_up:serving"
-LIBRARIES = ("numpy", "scipy", "pyarrow", "implicit", "safetensors")
-
-
-def _floor(known: Costs, probe: Probe, *phases: str) -> list[Term]:
-    return [Term(term.name, term.bytes, term.source, phases) for term in floor.terms(known, probe)]
 
 
 def training_warm_up(kind: str) -> str:
@@ -77,38 +52,6 @@ def training_probes(kind: str, threads: int) -> list[Probe]:
     """The floors of ``recsys train``: of reading, and of all the rest."""
     libraries = (*LIBRARIES, "torch") if kind == "embedding" else LIBRARIES
     return [floor.probe(name, libraries=libraries, threads=threads) for name in (READING, training_warm_up(kind))]
-
-
-def model_terms(*, users: int, items: int, factors: int, phases: Sequence[str]) -> list[Term]:
-    """A loaded ``model.Recommender``: factors, row starts of the history, the Gramian."""
-    where = tuple(phases)
-    return [
-        Term("item factors", 4 * items * factors, "analytic", where),
-        Term("history index", 8 * (users + 1), "analytic", where),
-        Term("Gramian", 4 * factors * factors, "analytic", where),
-    ]
-
-
-def ranking_terms(
-    *, items: int, factors: int, scored: int, longest: int, mean: float, block: int, threads: int, phases: Sequence[str]
-) -> list[Term]:
-    """``evaluate.evaluate``: a block of scores; in each thread the work on one user."""
-    where = tuple(phases)
-    block = min(block, scored)  # what is not used of the block is never touched
-    return [
-        Term("scores", 4 * block * (items + factors), "analytic", where),
-        Term("waiting histories", int(block * (12 * mean + 1024)), "analytic", where),
-        # One history's rows of the factors, and weighted; the system, solved in a copy.
-        Term("fold-in workspace", threads * 4 * factors * (2 * longest + 3 * factors), "analytic", where),
-        Term("threads", threads * THREAD_BYTES, "measured", where),
-        Term("BLAS packing", threads * PACKING_BYTES * max(0, factors - WARM_FACTORS), "measured", where),
-        # The partitioned copy and two comparisons.
-        Term("top-k workspace", threads * 6 * items, "analytic", where),
-        Term("held-out index", 12 * (scored + 1), "analytic", where),
-        Term("counts of items", 24 * items, "analytic", where),
-        # A dozen numbers for each user, copied once or twice; users drawn again for the intervals.
-        Term("values of users", VALUE_BYTES * scored, "analytic", where),
-    ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,9 +140,16 @@ class TrainWorkload:
             *(["evaluate"] if self.split != "none" else []),
             "write",
         ]
-        terms = [*_floor(known, probes[0], "plan"), *_floor(known, probes[1], *after), *self._reading_terms()]
+        terms = [
+            *baseline_terms(known, probes[0], "plan"),
+            *baseline_terms(known, probes[1], *after),
+            *self._reading_terms(),
+        ]
         if self.trials:
-            terms += [*_floor(known, probes[1], "suggest"), Term("sampler", SAMPLER_BYTES, "measured", ("suggest",))]
+            terms += [
+                *baseline_terms(known, probes[1], "suggest"),
+                Term("sampler", SAMPLER_BYTES, "measured", ("suggest",)),
+            ]
             left = self.threads * LEFT_BYTES
             terms.append(Term("left behind by trials", left, "measured", ("suggest", *after)))
         read = ("arrange",) if self.recipe is None else ("arrange", "fit")
@@ -279,118 +229,3 @@ class TrainWorkload:
         iterations = int(self.hyper["iterations"])
         fitted = ials_terms.seconds(self.sizes, int(setting["fit_block"]), iterations=iterations)
         return ranked + fitted / RANKED_SECONDS
-
-
-@dataclass(frozen=True, slots=True)
-class EvaluateWorkload:
-    """``recsys evaluate``: fold held-out users in, rank all items."""
-
-    directory: Path
-    manifest: Mapping[str, Any]
-    scored_users: int
-    threads: int
-    workspace: Any = None
-    """The ``files.Workspace`` that holds a test file's pairs."""
-    test_pairs: int = 0
-    found: Mapping[str, int] = field(default_factory=dict)
-    """What the test file held (``given.Given``)."""
-    name: str = "recsys evaluate"
-
-    def settings(self) -> Iterator[Setting]:
-        """The users ranked at a time."""
-        for block in USER_BLOCKS:
-            yield {"user_block": block}
-
-    def probes(self, setting: Setting) -> Sequence[Probe]:
-        """The floor; reading a test file has one of its own."""
-        names = [SCORING] if self.workspace is None else [SCORING, READING]
-        return [floor.probe(name, libraries=LIBRARIES, threads=self.threads) for name in names]
-
-    def _reading_terms(self, known: Costs, setting: Setting) -> list[Term]:
-        """A test file: the model's ids, its pairs, sorted in a copy, and Arrow's blocks."""
-        if self.workspace is None:
-            return []
-        where, files = ("plan",), self.manifest["files"]
-        ids = sum(files[name]["bytes"] for name in ("items.parquet", "users.parquet"))
-        return [
-            *_floor(known, self.probes(setting)[1], *where),
-            Term("ids", 4 * ids, "analytic", where),
-            Term("test pairs", 32 * self.test_pairs, "analytic", where),
-            Term("rows read", STAGE_BYTES, "measured", where),
-            Term("waiting parent", WAITING_BYTES, "measured", where),
-        ]
-
-    def footprint(self, setting: Setting, known: Costs) -> Footprint:
-        """The model and one block of scores."""
-        made, where = self.manifest, ("evaluate",)
-        items, factors = made["items"], made["factors"]
-        return Footprint.of(
-            [
-                *self._reading_terms(known, setting),
-                *_floor(known, self.probes(setting)[0], *where),
-                *model_terms(users=made["users"], items=items, factors=embedding_terms.columns(made), phases=where),
-                *ranking_terms(
-                    items=items,
-                    factors=factors,
-                    scored=self.scored_users,
-                    longest=made["longest_history"],
-                    mean=made["interactions"] / made["users"],
-                    block=int(setting["user_block"]),
-                    threads=self.threads,
-                    phases=where,
-                ),
-                *bpr_terms.fold_terms(made["kind"], factors=factors, threads=self.threads, phases=where),
-            ]
-        )
-
-    def seconds(self, setting: Setting, known: Costs) -> float:
-        """A fixed cost a block."""
-        return 1.0 + self.scored_users / int(setting["user_block"])
-
-
-@dataclass(frozen=True, slots=True)
-class AnswerWorkload:
-    """``recsys recommend``, ``similar`` and ``serve``: the model, its ids and titles, and one answer at a time."""
-
-    name: str
-    directory: Path
-    manifest: Mapping[str, Any]
-    threads: int
-    warm_up: str = ANSWERING
-    explains: bool = False
-    """Whether it may be asked which items of a history carried a score."""
-
-    def settings(self) -> Iterator[Setting]:
-        """Nothing is left to choose."""
-        yield {}
-
-    def probes(self, setting: Setting) -> Sequence[Probe]:
-        """The floor."""
-        libraries = (*LIBRARIES, "fastapi", "uvicorn") if self.warm_up == SERVING else LIBRARIES
-        return [floor.probe(self.warm_up, libraries=libraries, threads=self.threads)]
-
-    def footprint(self, setting: Setting, known: Costs) -> Footprint:
-        """The model and one answer."""
-        files, users, items, factors = (self.manifest[name] for name in ("files", "users", "items", "factors"))
-        tables = sum(files[name]["bytes"] for name in ("items.parquet", "users.parquet"))
-        # A history's rows in float64: themselves, weighted, turned, and what the solution adds of each.
-        longest = self.manifest.get("longest", self.manifest["longest_history"])
-        explanation = 8 * 4 * factors * longest if self.explains else 0
-        return Footprint.of(
-            [
-                *floor.terms(known, self.probes(setting)[0]),
-                *model_terms(
-                    users=users, items=items, factors=embedding_terms.columns(self.manifest), phases=("answer",)
-                ),
-                # Written uncompressed: the file while it is read, and the table.
-                Term("ids and titles", 2 * tables, "analytic", ("answer",)),
-                # Scores, the partitioned copy, norms, masks.
-                Term("one answer", 20 * items + 16 * factors * factors, "analytic", ("answer",)),
-                Term("explanation", explanation, "analytic", ("answer",)),
-                *bpr_terms.fold_terms(self.manifest["kind"], factors=factors, threads=1, phases=("answer",)),
-            ]
-        )
-
-    def seconds(self, setting: Setting, known: Costs) -> float:
-        """There is one setting."""
-        return 1.0

@@ -1,0 +1,24 @@
+"""How far the training of a model of two factor matrices is: what its checkpoint keeps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+
+@dataclass(slots=True)
+class FactorState:
+    """How far a training is."""
+
+    users: NDArray[np.float32]
+    """Factors, shape (users, factors)."""
+    items: NDArray[np.float32]
+    """Factors, shape (items, factors)."""
+    sweep: int = 0
+    """Sweeps done; even ones solve the users, odd ones the items. Of ``bpr``: epochs."""
+    row: int = 0
+    """Rows of the next sweep that are done already."""

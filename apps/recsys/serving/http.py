@@ -1,0 +1,59 @@
+"""A recommender over HTTP.
+
+GET /recommend?user=ID&k=10, GET /recommend?history=ID,ID&k=10, GET /similar?item=ID&k=10, GET /health.
+With ``explain=3`` a recommendation names the three items of the history that added most to its score.
+An unknown id is 404, a malformed question 422, each with ``{"detail": why}``.
+"""
+
+from typing import Any
+
+from apps.recsys.serving.service import RecommenderService, UnknownId
+from common import __version__
+from common.errors import UsageError
+
+MOST = 1000
+"""The largest ``k`` that is answered."""
+
+
+def application(service: RecommenderService) -> Any:
+    """The FastAPI application.
+
+    Its endpoints are coroutines that compute in place: one answer at a time, so the plan prices one answer's scratch.
+    """
+    from fastapi import FastAPI, HTTPException, Query, Request
+    from fastapi.responses import JSONResponse
+
+    app = FastAPI(title="peakline recsys", version=__version__)
+    manifest = service.recommender.manifest
+    depth = Query(10, ge=1, le=MOST)
+
+    @app.exception_handler(UnknownId)
+    async def unknown(request: Request, error: UnknownId) -> JSONResponse:
+        return JSONResponse({"detail": str(error)}, 404)
+
+    @app.exception_handler(UsageError)
+    async def unanswerable(request: Request, error: UsageError) -> JSONResponse:
+        return JSONResponse({"detail": str(error)}, 422)
+
+    @app.get("/health")
+    async def health() -> dict[str, Any]:
+        return {"status": "ok", **{name: manifest[name] for name in ("kind", "users", "items", "factors")}}
+
+    @app.get("/recommend")
+    async def recommend(
+        user: str | None = None, history: str | None = None, k: int = depth, explain: int = Query(0, ge=0, le=MOST)
+    ) -> dict[str, Any]:
+        if (user is None) == (history is None):
+            raise HTTPException(422, "give either user or history (ids separated by commas)")
+        if user is not None:
+            return {"items": service.for_user(user, k, explained=explain)}
+        ids = [id_ for id_ in str(history).split(",") if id_]
+        if not ids:
+            raise HTTPException(422, "history is empty")
+        return {"items": service.for_history(ids, k, explained=explain)}
+
+    @app.get("/similar")
+    async def similar(item: str, k: int = depth) -> dict[str, Any]:
+        return {"items": service.similar(item, k)}
+
+    return app
