@@ -1,5 +1,8 @@
 """The endings a command can have, as exceptions. ``common.cli.main`` turns each into its exit code and its one line."""
 
+from collections.abc import Sequence
+from typing import Any
+
 EXIT_OK = 0
 EXIT_UNFORESEEN = 1
 EXIT_USAGE = 2
@@ -26,3 +29,39 @@ class BadInput(ValueError):
     def __init__(self, message: str, *, public: str | None = None) -> None:
         super().__init__(message)
         self.public = public if public is not None else "an input could not be used"
+
+
+class DoesNotFit(Exception):
+    """No setting fits under the ceiling (exit 3).
+
+    Parameters
+    ----------
+    message
+        One line; ``common.memory.plan.explain.refusal_text`` makes the full text from the attributes.
+    ceiling
+        The ceiling in bytes.
+    smallest
+        The plan that needs least (``common.memory.plan.plan.Plan``); ``None`` if nothing could be priced.
+    reasons
+        Why settings could not be priced.
+    remedies
+        Changes of the command line that would fit.
+    """
+
+    def __init__(
+        self,
+        message: str = "does not fit under the ceiling",
+        *,
+        ceiling: int,
+        smallest: Any = None,
+        reasons: Sequence[str] = (),
+        remedies: Sequence[str] = (),
+    ) -> None:
+        super().__init__(message)
+        self.ceiling, self.smallest = ceiling, smallest
+        self.reasons, self.remedies = tuple(reasons), tuple(remedies)
+
+    @property
+    def smallest_feasible_bytes(self) -> int | None:
+        """The smallest ceiling under which the command runs, rounded up; ``None`` if nothing could be priced."""
+        return None if self.smallest is None else int(self.smallest.feasible_bytes)

@@ -6,6 +6,9 @@ from contextlib import contextmanager
 
 import pytest
 
+from common.errors import DoesNotFit
+from common.memory.plan.explain import refusal_text
+
 
 def missing(text: str, *facts: object) -> list[str]:
     """The facts that do not stand in the text as words of their own.
@@ -25,6 +28,8 @@ def _stands(fact: str, text: str) -> bool:
 
 def says(text: object, *facts: object) -> None:
     """Every fact stands in the text."""
+    if isinstance(text, DoesNotFit):
+        text = refusal_text(text)
     absent = missing(str(text), *facts)
     assert facts and not absent, f"{absent} not in: {text}"
 

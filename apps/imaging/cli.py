@@ -248,8 +248,9 @@ def _infer_run(session: CommandSession[argparse.Namespace, Any]) -> Mapping[str,
     from apps.imaging.inference.studies import StudyTable
     from apps.imaging.models.model_folder import TORCH_NETWORK
     from apps.imaging.planning.infer import InferWorkload
+    from common.engines.base import read_head
     from common.engines.mirroring import MirrorEngine
-    from common.engines.registry import open_engine, read_head
+    from common.engines.registry import open_engine
 
     work = session.workload
     assert isinstance(work, InferWorkload)

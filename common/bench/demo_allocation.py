@@ -15,9 +15,9 @@ from common.cli import main
 from common.cli.session import CommandSession
 from common.errors import UsageError
 from common.memory.costs import floor
-from common.memory.costs.store import Costs, Probe
+from common.memory.costs.probes import Costs, Probe
 from common.memory.footprint import Footprint, Term
-from common.memory.plan.planner import Setting
+from common.memory.plan.plan import Setting
 from common.memory.process.budget import BudgetError, MemoryBudget, parse_size
 
 WARM_UP = "common.bench.demo_allocation:warm_up"

@@ -28,7 +28,8 @@ from typing import Any
 
 from common.bench.harness import Bound, current_commit
 from common.memory.costs import floor, trace
-from common.memory.costs.store import Costs, CostStore, Probe, resolve
+from common.memory.costs.probes import Costs, Probe, resolve
+from common.memory.costs.store import CostStore
 from common.memory.process import glibc
 from common.memory.process.budget import MIB
 from common.memory.process.meter import lifetime_peak, reset_peak, resident

@@ -27,14 +27,17 @@ from common.errors import (
     EXIT_UNFORESEEN,
     EXIT_USAGE,
     BadInput,
+    DoesNotFit,
     UsageError,
 )
 from common.files import sole_writer, write_json, write_text
-from common.memory.costs.store import CostStore, cache_directory, resolve
+from common.memory.costs.probes import resolve
+from common.memory.costs.store import CostStore, cache_directory
 from common.memory.plan import divisible, explain
+from common.memory.plan.plan import Plan
 from common.memory.plan.plan_file import read_plan
-from common.memory.plan.planner import DoesNotFit, Plan, Workload
-from common.memory.process import cuda, glibc, guard, meter
+from common.memory.plan.planner import Workload
+from common.memory.process import child, cuda, glibc, guard, meter
 from common.memory.process.budget import BudgetError, MemoryBudget, format_size, total_memory
 from common.memory.report.record import RunRecord, memory_line
 
@@ -156,7 +159,7 @@ def main(parser: argparse.ArgumentParser, module: str, argv: Sequence[str] | Non
     _configure_logging(args)
     if not hasattr(args, "command"):
         return _simple(args)
-    supervisor = guard.supervisor_pid()
+    supervisor = child.supervisor_pid()
     try:
         budget = _budget(args, supervised=supervisor is not None)
     except BudgetError as error:
@@ -169,7 +172,7 @@ def main(parser: argparse.ArgumentParser, module: str, argv: Sequence[str] | Non
     if args.report and path is None:
         return _fail(args, "usage", "--report: this command keeps no record; --json prints it", EXIT_USAGE)
     if supervisor is None:
-        _supervise(args, budget, path, guard.python_command(module, arguments))
+        _supervise(args, budget, path, child.python_command(module, arguments))
     return _run(args, request, budget, supervisor)
 
 
@@ -201,7 +204,7 @@ def _supervise(args: argparse.Namespace, budget: MemoryBudget, record: Path | No
     if getattr(args, "device", cuda.HOST) != cuda.HOST:
         variables |= cuda.environment()
     path = None if args.dry_run else record
-    guard.supervise(
+    child.supervise(
         command, name=_name(args), ceiling=budget.host_bytes, variables=variables, json=args.json, record=path
     )
 
@@ -246,7 +249,7 @@ def _run(args: argparse.Namespace, request: Any, budget: MemoryBudget, superviso
         except KeyboardInterrupt:
             record.exit_code, line = EXIT_INTERRUPTED, "interrupted; the same command goes on from the last checkpoint"
         except DoesNotFit as refusal:
-            record.exit_code, line = EXIT_DOES_NOT_FIT, str(refusal)
+            record.exit_code, line = EXIT_DOES_NOT_FIT, explain.refusal_text(refusal)
             record.smallest_feasible_bytes = refusal.smallest_feasible_bytes
             record.plan = refusal.smallest
             record.error = {"kind": "does not fit", "message": line}
@@ -274,7 +277,7 @@ def _plan_and_execute(args: argparse.Namespace, request: Any, record: RunRecord,
         workload = command.workload(request, record.budget)
         record.plan, workload = _choose(args, workload, record.budget, costs)
         if costs.exceeded:  # a run has never been above its ceiling, not even to measure
-            raise DoesNotFit(record.budget, record.plan)
+            raise DoesNotFit(ceiling=record.budget.host_bytes, smallest=record.plan)
     if costs.measured:
         gauge.rename_last("probe")
         record.plan = record.plan.including("probe", gauge.phases[-1].peak_bytes)

@@ -7,8 +7,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
-from common.memory.costs import floor
-from common.memory.plan.planner import Plan, Workload
+from common.memory.plan.plan import Plan
+from common.memory.plan.planner import Workload
 from common.memory.process import guard, meter
 from common.memory.process.budget import MemoryBudget
 from common.memory.process.cuda import Device
@@ -44,7 +44,7 @@ class Session:
 
     def wall(self) -> bool:
         """Let this process hold no more than the ceiling, from what it holds now; whether that can be set."""
-        return guard.soft_wall(self.budget.host_bytes - floor.SUPERVISOR_BYTES, threads=self.threads)
+        return guard.soft_wall(self.budget.host_bytes - guard.SUPERVISOR_BYTES, threads=self.threads)
 
     @contextmanager
     def reserving(self) -> Iterator[None]:

@@ -9,7 +9,7 @@ from itertools import combinations
 
 import numpy as np
 
-from common.engines.registry import Array, Engine, Turns, turns
+from common.engines.base import Array, Engine, Turns, turns
 
 
 class MirrorEngine:

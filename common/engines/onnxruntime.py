@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from common.engines.registry import NETWORK, Array, Output, Tile, Turns, read_head
+from common.engines.base import NETWORK, Array, Output, Tile, Turns, read_head
 
 
 class OnnxEngine:

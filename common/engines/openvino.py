@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from common.engines.registry import INT8, NETWORK, Array, Output, Tile, Turns, read_head
+from common.engines.base import INT8, NETWORK, Array, Output, Tile, Turns, read_head
 from common.memory.process import glibc
 
 

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from common.engines.registry import Array, Output
+from common.engines.base import Array, Output
 from common.memory.process.bounded_heap import BoundedHeap
 
 

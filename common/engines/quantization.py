@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
+from common.engines.base import INT8, NETWORK, Array, Tile
 from common.engines.openvino import import_openvino
-from common.engines.registry import INT8, NETWORK, Array, Tile
 from common.errors import UsageError
-from common.memory.costs.store import Probe
+from common.memory.costs.probes import Probe
 from common.memory.process import glibc
 from common.memory.process.meter import lifetime_peak, reset_peak, resident
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from common.errors import UsageError
-from common.memory.costs.store import Probe
+from common.memory.costs.probes import NotAvailable, Probe
 
 if TYPE_CHECKING:
     import torch
@@ -61,7 +61,7 @@ def check() -> dict[str, float]:
 
     Raises
     ------
-    RuntimeError
+    NotAvailable
         If bfloat16 is slower, or its gradient is off by more than rounding.
     """
     import time
@@ -87,7 +87,7 @@ def check() -> dict[str, float]:
     assert exact is not None and rounded is not None
     gain, error = min(times[False]) / min(times[True]), float((rounded - exact).norm() / exact.norm())
     if gain < LEAST_GAIN:
-        raise RuntimeError(f"bf16 is slower than float32 here ({gain:.2f}x)")
+        raise NotAvailable(f"bf16 is slower than float32 here ({gain:.2f}x)")
     if error > LARGEST_ERROR:
-        raise RuntimeError(f"bf16 gradients are off by {error:.1%} here")
+        raise NotAvailable(f"bf16 gradients are off by {error:.1%} here")
     return {"gain": gain, "error": error}

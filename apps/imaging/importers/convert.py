@@ -77,8 +77,9 @@ def _digest(facts: list[Any]) -> str:
 
 def _convert(directory: Path, place: Path, budget: MemoryBudget, needed: int) -> None:
     """In a child, into a folder beside its place."""
+    from common.errors import DoesNotFit
     from common.memory.footprint import Footprint, Term
-    from common.memory.plan.planner import DoesNotFit, Plan
+    from common.memory.plan.plan import Plan
 
     if needed > budget.host_bytes:
         terms = [

@@ -14,8 +14,8 @@ from apps.imaging.volumes.nonzero_crop import Content, Cropped, content, union
 from apps.imaging.volumes.spline import SplineReader, nearest_axis
 from apps.imaging.volumes.streaming import ResamplingReader, Window
 from apps.imaging.volumes.volume import BLOCK_BYTES, PlaneReader, Shape, Volume, blocks, spacing
-from common.engines.registry import Array as Tiles
-from common.engines.registry import Turns
+from common.engines.base import Array as Tiles
+from common.engines.base import Turns
 from common.errors import BadInput
 from common.tiling.blend import FLOAT
 from common.tiling.grid import TileGrid

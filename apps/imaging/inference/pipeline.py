@@ -28,7 +28,7 @@ from apps.imaging.models.model_folder import ImagingModel
 from apps.imaging.volumes.nonzero_crop import uncropped
 from apps.imaging.volumes.volume import Shape
 from common.cli.session import Session
-from common.engines.registry import Engine, answers
+from common.engines.base import Engine, answers
 from common.errors import BadInput
 from common.memory.process import guard
 from common.tiling.blend import Block, BoundedBlend, Spilled

@@ -13,8 +13,8 @@ from apps.imaging.inference.network_grid import Case, network_tiles, open_window
 from apps.imaging.models.model_folder import APPLICATION, CARD, ImagingModel, read_model
 from common import model_folder
 from common.cli.session import Session
+from common.engines.base import INT8, NETWORK, WEIGHTS, Array
 from common.engines.quantization import quantise
-from common.engines.registry import INT8, NETWORK, WEIGHTS, Array
 from common.files import scratch_directory
 
 TILES = 32

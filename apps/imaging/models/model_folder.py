@@ -11,7 +11,7 @@ import numpy.typing as npt
 from apps.imaging.volumes.geometry import AS_STORED
 from apps.imaging.volumes.intensity import check_operations
 from common import model_folder
-from common.engines.registry import INT8, NETWORK, WEIGHTS, Output
+from common.engines.base import INT8, NETWORK, WEIGHTS, Output
 from common.errors import BadInput
 
 if TYPE_CHECKING:

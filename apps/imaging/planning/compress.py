@@ -10,9 +10,9 @@ from apps.imaging.planning.infer import LIBRARIES, OBJECTS_BYTES, input_bytes, p
 from apps.imaging.volumes.nonzero_crop import cropped_bytes
 from common.engines import quantization
 from common.memory.costs import floor
-from common.memory.costs.store import Costs, Probe
+from common.memory.costs.probes import Costs, Probe
 from common.memory.footprint import Footprint, Term
-from common.memory.plan.planner import Setting
+from common.memory.plan.plan import Setting
 from common.tiling.blend import FLOAT
 
 SPREAD = 1.05

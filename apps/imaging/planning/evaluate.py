@@ -8,9 +8,9 @@ import numpy as np
 from apps.imaging import warm_up
 from apps.imaging.evaluation.metrics import COORDINATE, QUERY, TOLERANCE, Pair, Scan
 from common.memory.costs import floor
-from common.memory.costs.store import Costs, Probe
+from common.memory.costs.probes import Costs, Probe
 from common.memory.footprint import Footprint, Term
-from common.memory.plan.planner import Setting
+from common.memory.plan.plan import Setting
 from common.tiling.blend import FLOAT
 
 

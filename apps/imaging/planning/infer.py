@@ -31,12 +31,15 @@ from apps.imaging.volumes.spline import spline_bytes
 from apps.imaging.volumes.streaming import resampling_bytes, window_bytes, window_depth
 from apps.imaging.volumes.volume import block_planes
 from common.engines import registry as engine
+from common.engines.base import turns
 from common.engines.mirroring import mirror_bytes
 from common.errors import BadInput
 from common.memory.costs import floor
-from common.memory.costs.store import Costs, CostStore, Probe, ProbeFailed
+from common.memory.costs.probes import Costs, Probe, ProbeFailed
+from common.memory.costs.store import CostStore
 from common.memory.footprint import Footprint, Price, Source, Term
-from common.memory.plan.planner import Setting, Workload
+from common.memory.plan.plan import Setting
+from common.memory.plan.planner import Workload
 from common.memory.process.bounded_heap import SLACK
 from common.memory.process.budget import MIB, MemoryBudget, format_size
 from common.tiling.blend import FLOAT, Carried, carried
@@ -209,7 +212,7 @@ class InferWorkload:
         """Floor, engine, and what each place that grows with the data holds."""
         measured = known[self.probes(setting)[1]]
         batch = int(setting["batch"])
-        tile, inputs = prod(self.tile), batch * engine.turns(batch)
+        tile, inputs = prod(self.tile), batch * turns(batch)
         happens = {
             TEMPLATE: "dicom-seg" in self.wanted.types,
             PREVIEW: self.wanted.preview,

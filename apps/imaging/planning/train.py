@@ -13,9 +13,10 @@ from apps.imaging.training import traced_step
 from apps.imaging.training.dataset import loading_bytes
 from apps.imaging.volumes.volume import Shape
 from common.memory.costs import floor, trace
-from common.memory.costs.store import Costs, Probe
+from common.memory.costs.probes import Costs, Probe
 from common.memory.footprint import Footprint, Term
-from common.memory.plan.planner import Setting, Workload
+from common.memory.plan.plan import Setting
+from common.memory.plan.planner import Workload
 from common.memory.process.bounded_heap import SLACK, room
 from common.memory.process.budget import MIB
 from common.tiling.blend import FLOAT, carried

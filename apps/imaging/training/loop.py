@@ -19,7 +19,7 @@ from apps.imaging.training.patch_sampling import Sampler, Volumes
 from apps.imaging.volumes.volume import Shape
 from common.cli.session import Session
 from common.errors import BadInput, UsageError
-from common.memory.plan.planner import Plan
+from common.memory.plan.plan import Plan
 from common.memory.process import glibc
 from common.memory.process.bounded_heap import SLACK, BoundedHeap
 from common.memory.process.cuda import HOST
@@ -305,7 +305,7 @@ def _finish(job: Job, session: Session, network: "torch.nn.Module", held_out: Vo
     from apps.imaging.models.onnx_export import export_onnx
     from apps.imaging.training.model_card import render
     from common import model_folder
-    from common.engines.registry import NETWORK
+    from common.engines.base import NETWORK
 
     recipe, dataset = job.recipe, job.dataset
     # A plain network again (no activation checkpointing), with the half-precision weights that are written.

@@ -17,8 +17,7 @@ from apps.recsys.models import recommender as model
 from apps.recsys.planning.evaluate import EvaluateWorkload
 from common import model_folder
 from common.cli.session import CommandSession, Session
-from common.errors import UsageError
-from common.memory.plan.planner import DoesNotFit
+from common.errors import DoesNotFit, UsageError
 from common.memory.process import fork
 from common.memory.process.budget import MemoryBudget
 
@@ -57,7 +56,7 @@ def workload(args: argparse.Namespace, budget: MemoryBudget) -> EvaluateWorkload
     try:
         found = fork.run(read, ceiling=budget.host_bytes, threads=args.threads)
     except MemoryError:
-        raise DoesNotFit(budget, None, ["the test file's pairs alone need more"]) from None
+        raise DoesNotFit(ceiling=budget.host_bytes, reasons=["the test file's pairs alone need more"]) from None
     return EvaluateWorkload(
         scored_users=found["users"], workspace=workspace, test_pairs=found["pairs"], found=found, **described
     )

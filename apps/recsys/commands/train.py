@@ -28,8 +28,7 @@ from common import files, model_folder
 from common.cli import main
 from common.cli.session import CommandSession, Session
 from common.compression import layouts
-from common.errors import BadInput, UsageError
-from common.memory.plan.planner import DoesNotFit
+from common.errors import BadInput, DoesNotFit, UsageError
 from common.memory.process import fork
 from common.memory.process.budget import MIB, MemoryBudget
 from common.memory.process.meter import resident
@@ -66,7 +65,9 @@ def workload(args: argparse.Namespace, budget: MemoryBudget) -> TrainWorkload:
         try:
             return _work(ingest.count(inputs), described)
         except MemoryError:
-            raise DoesNotFit(budget, None, [f"to read Parquet alone takes {ARROW_BYTES // MIB} MiB more"]) from None
+            raise DoesNotFit(
+                ceiling=budget.host_bytes, reasons=[f"to read Parquet alone takes {ARROW_BYTES // MIB} MiB more"]
+            ) from None
     workspace = ingest.workspace(args.output)
 
     def read() -> dict[str, Any]:
@@ -75,7 +76,7 @@ def workload(args: argparse.Namespace, budget: MemoryBudget) -> TrainWorkload:
     try:
         facts = ingest.Facts(**fork.run(read, ceiling=budget.host_bytes, threads=args.threads))
     except MemoryError:
-        raise DoesNotFit(budget, None, ["the ids of the input alone need more"]) from None
+        raise DoesNotFit(ceiling=budget.host_bytes, reasons=["the ids of the input alone need more"]) from None
     return _work(facts, described, workspace)
 
 
@@ -184,7 +185,7 @@ def execute(session: CommandSession[argparse.Namespace, Any]) -> Mapping[str, An
     work = session.workload
     assert isinstance(work, TrainWorkload)
     if work.workspace is None:
-        raise DoesNotFit(session.budget, session.plan, [])
+        raise DoesNotFit(ceiling=session.budget.host_bytes, smallest=session.plan)
     directory, facts = work.workspace.path, work.facts
     _tell(session, facts)
     metrics: Mapping[str, float] = {}

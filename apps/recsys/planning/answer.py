@@ -11,9 +11,9 @@ from apps.recsys.planning import bpr_terms, embedding_terms
 from apps.recsys.planning.floors import ANSWERING, LIBRARIES, SERVING
 from apps.recsys.planning.ranking_terms import model_terms
 from common.memory.costs import floor
-from common.memory.costs.store import Costs, Probe
+from common.memory.costs.probes import Costs, Probe
 from common.memory.footprint import Footprint, Term
-from common.memory.plan.planner import Setting
+from common.memory.plan.plan import Setting
 
 
 @dataclass(frozen=True, slots=True)

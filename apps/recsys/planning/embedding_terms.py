@@ -9,7 +9,7 @@ from typing import Any
 from apps.recsys.data.csr_store import BLOCK
 from apps.recsys.models.embedding.embedding_config import POOL, Recipe
 from common.compression.row_formats import FORMATS
-from common.memory.costs.store import Probe
+from common.memory.costs.probes import Probe
 from common.memory.footprint import Term
 
 LIBRARIES = ("torch", "numpy")

@@ -12,9 +12,9 @@ from apps.recsys.planning.floors import LIBRARIES, READING, SCORING, baseline_te
 from apps.recsys.planning.ranking_terms import USER_BLOCKS, model_terms, ranking_terms
 from apps.recsys.planning.reading_terms import STAGE_BYTES, WAITING_BYTES
 from common.memory.costs import floor
-from common.memory.costs.store import Costs, Probe
+from common.memory.costs.probes import Costs, Probe
 from common.memory.footprint import Footprint, Term
-from common.memory.plan.planner import Setting
+from common.memory.plan.plan import Setting
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from common.memory.costs import floor
-from common.memory.costs.store import Costs, Probe
+from common.memory.costs.probes import Costs, Probe
 from common.memory.footprint import Term
 
 READING = "apps.recsys.warm_up:reading"

@@ -19,9 +19,9 @@ from apps.recsys.planning.ranking_terms import (
     model_terms,
 )
 from common.memory.costs import floor
-from common.memory.costs.store import Costs, Probe
+from common.memory.costs.probes import Costs, Probe
 from common.memory.footprint import Footprint, Term
-from common.memory.plan.planner import Setting
+from common.memory.plan.plan import Setting
 
 PART_USERS, PART_LINES = 1 << 12, 1 << 16
 """Users and lines in a part of the answer, at most: after each, a killed run can go on."""

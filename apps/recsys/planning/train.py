@@ -20,9 +20,10 @@ from apps.recsys.planning.floors import LEARNING, LIBRARIES, PAIRING, READING, T
 from apps.recsys.planning.ranking_terms import USER_BLOCKS, model_terms, ranking_terms
 from apps.recsys.planning.reading_terms import STAGE_BYTES, WAITING_BYTES
 from common.memory.costs import floor
-from common.memory.costs.store import Costs, Probe
+from common.memory.costs.probes import Costs, Probe
 from common.memory.footprint import Footprint, Term
-from common.memory.plan.planner import Setting, Workload
+from common.memory.plan.plan import Setting
+from common.memory.plan.planner import Workload
 
 ID_BYTES = 48
 """An id in memory while reading (``vocabulary``): two hashes and up to four slots, in arrays that double in size."""

@@ -21,10 +21,11 @@ from apps.recsys.models import search_space
 from apps.recsys.training import tpe
 from apps.recsys.training.fit_factors import Watch
 from apps.recsys.training.tpe import Trial
+from common.errors import DoesNotFit
 from common.memory.costs.store import CostStore
 from common.memory.footprint import Footprint, Term
 from common.memory.plan import planner
-from common.memory.plan.planner import DoesNotFit, Plan
+from common.memory.plan.plan import Plan
 from common.memory.process import fork, glibc, guard
 from common.memory.process.budget import format_size
 

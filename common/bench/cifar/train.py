@@ -19,9 +19,9 @@ from common.bench.cifar import dataset
 from common.cli import main
 from common.cli.session import CommandSession
 from common.memory.costs import floor
-from common.memory.costs.store import Costs, Probe
+from common.memory.costs.probes import Costs, Probe
 from common.memory.footprint import Footprint, Term
-from common.memory.plan.planner import Setting
+from common.memory.plan.plan import Setting
 from common.memory.process import glibc
 from common.memory.process.bounded_heap import BoundedHeap
 from common.memory.process.budget import MIB, MemoryBudget

@@ -7,10 +7,9 @@ the command calls the same function before its soft wall is set.
 
 from collections.abc import Sequence
 
-from common.memory.costs.store import Costs, Probe
+from common.memory.costs.probes import Costs, Probe
 from common.memory.footprint import Term
-from common.memory.process import glibc
-from common.memory.process.budget import MIB
+from common.memory.process import glibc, guard
 from common.memory.process.meter import lifetime_peak, resident
 
 MEASURE = "common.memory.costs.floor:measure"
@@ -35,8 +34,6 @@ def probe(warm_up: str, *, libraries: Sequence[str], threads: int) -> Probe:
     return Probe.of(MEASURE, libraries=libraries, threads=threads, warm_up=warm_up)
 
 
-SUPERVISOR_BYTES = 4 * MIB
-"""What the parent process holds while the child runs: measured 3.6 to 3.7 MiB, beside files that both have mapped."""
 SPREAD_BYTES = 512 << 10
 """Floors differ from start to start, by where things come to lie and which pages are huge; measured up to 1.2 MiB, of
 which the reserve covers the rest."""
@@ -48,6 +45,6 @@ def terms(known: Costs, floor: Probe) -> tuple[Term, ...]:
     loading = int(known[floor].get("peak", resting)) - resting
     return (
         Term("interpreter and libraries", resting + SPREAD_BYTES, "measured"),
-        Term("supervisor", SUPERVISOR_BYTES, "measured"),
+        Term("supervisor", guard.SUPERVISOR_BYTES, "measured"),
         Term("warming up", loading, "measured", (START,)),
     )

@@ -5,7 +5,7 @@ weights, oneDNN's scratch: 63 of 169 MiB for a small 3D U-Net) only a run can te
 all plans share, one line each, so that a new plan replays only the operators that no plan before it had.
 
 Replaying costs the memory of the largest single operator, never that of the step; a probe's child leaves it to another
-(``common.memory.costs.store.Needs``) that has loaded nothing but torch.
+(``common.memory.costs.probes.DeferredProbe``) that has loaded nothing but torch.
 """
 
 import hashlib
@@ -18,7 +18,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from common.memory.costs.store import Probe, cache_directory, environment_facts
+from common.memory.costs.probes import Probe, environment_facts
+from common.memory.costs.store import cache_directory
 from common.memory.process import glibc, guard
 from common.memory.process.budget import MIB
 from common.memory.process.meter import lifetime_peak, reset_peak, resident

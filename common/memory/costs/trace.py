@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from common.memory.costs.operators import Call, OperatorCosts, tensors
-from common.memory.costs.store import IN_CHILD, Needs, Probe, resolve
+from common.memory.costs.probes import IN_CHILD, DeferredProbe, Probe, resolve
 from common.memory.process import glibc
 from common.memory.process.budget import MIB, page_size
 from common.memory.process.glibc import MMAP_THRESHOLD
@@ -139,7 +139,7 @@ def price(prepare: Callable[[], Prepared], *, costs: OperatorCosts | None = None
 
     Raises
     ------
-    Needs
+    DeferredProbe
         In a probe's child, where operators are to be replayed: another does that, and ``finish`` the rest.
     """
     from torch._subclasses.fake_tensor import FakeTensorMode
@@ -168,7 +168,7 @@ def price(prepare: Callable[[], Prepared], *, costs: OperatorCosts | None = None
     apart = {call: probe for call in calls if call not in costs and (probe := call.probe) is not None}
     if apart and os.environ.get(IN_CHILD):
         state["known"] = [None if call in apart else asdict(costs[call]) for call in calls]
-        raise Needs(list(apart.values()), "common.memory.costs.trace:finish", state)
+        raise DeferredProbe(list(apart.values()), "common.memory.costs.trace:finish", state)
     return finish(state | {"known": [asdict(costs[call]) for call in calls]}, [])
 
 

@@ -2,9 +2,11 @@
 
 from typing import Protocol, runtime_checkable
 
+from common.errors import DoesNotFit
 from common.memory.costs.store import CostStore
 from common.memory.plan import planner
-from common.memory.plan.planner import DoesNotFit, Plan, Workload
+from common.memory.plan.plan import Plan
+from common.memory.plan.planner import Workload
 from common.memory.process.budget import MemoryBudget
 
 

@@ -1,96 +1,21 @@
 """A plan, its rejected alternatives and a refusal, in words and in few lines. Pure text: nothing here prices."""
 
-from __future__ import annotations
-
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
-
+from common.errors import DoesNotFit
+from common.memory.plan.plan import Group, Plan, Setting, grouped
 from common.memory.process.budget import MIB, format_size
-
-if TYPE_CHECKING:
-    from common.memory.plan.planner import DoesNotFit, Knob, Plan, Rejected, Setting
 
 BAR_CELLS = 28
 _EIGHTHS = " ▏▎▍▌▋▊▉"
 
 
-@dataclass(frozen=True, slots=True)
-class Group:
-    """Rejected settings that can be said in one line: every combination of these values."""
-
-    knobs: Mapping[str, tuple[Knob, ...]]
-    settings: int
-    needed_bytes: tuple[int, int] | None
-    """Least and most."""
-    why: str | None
-
-    def to_json(self) -> dict[str, Any]:
-        """An entry of the plan's ``rejected``."""
-        knobs = {name: list(values) for name, values in self.knobs.items()}
-        needs = list(self.needed_bytes) if self.needed_bytes else None
-        return {"knobs": knobs, "settings": self.settings, "needed_bytes": needs, "why": self.why}
-
-    def __str__(self) -> str:
-        what = " ".join(f"{name}={'|'.join(map(str, values))}" for name, values in self.knobs.items()) or "all others"
-        count = f" ({self.settings} settings)" if self.settings > 1 else ""
-        return f"{what}{count}: {self._reason()}"
-
-    def _reason(self) -> str:
-        if self.needed_bytes is None:
-            return str(self.why)
-        least, most = map(format_size, self.needed_bytes)
-        return f"needs {least}" if least == most else f"need {least} to {most}"
-
-
-def grouped(rejected: Sequence[Rejected], chosen: Setting) -> list[Group]:
-    """Merge settings that differ in one knob into one line, as often as it goes.
-
-    Knobs that follow from the others (the accumulation from the micro-batch) are left out, and so are those in which
-    a group takes every value that occurs.
-    """
-    everything = [dict(one.knobs) for one in rejected] + ([dict(chosen)] if chosen else [])
-    names = _telling(everything)
-    boxes = [Group({n: (dict(one.knobs)[n],) for n in names}, 1, _range(one), one.why) for one in rejected]
-    merging = True
-    while merging:
-        merging = False
-        for place, one in enumerate(boxes):
-            other = next((b for b in boxes[place + 1 :] if b.why == one.why and _differing(one, b) == 1), None)
-            if other is not None:
-                boxes[place] = _merge(one, other)
-                boxes.remove(other)
-                merging = True
-    values = {name: {setting[name] for setting in everything} for name in names}
-    return [
-        Group({n: v for n, v in b.knobs.items() if len(v) < len(values[n])}, b.settings, b.needed_bytes, b.why)
-        for b in boxes
-    ]
-
-
-def _range(one: Rejected) -> tuple[int, int] | None:
-    return None if one.needed_bytes is None else (one.needed_bytes, one.needed_bytes)
-
-
-def _telling(settings: Sequence[Setting]) -> list[str]:
-    """The fewest knobs that still tell the settings apart; of two that say the same the first stays."""
-    names = list(settings[0]) if settings else []
-    different = len({tuple(setting[name] for name in names) for setting in settings})
-    for name in reversed(list(names)):
-        fewer = [other for other in names if other != name]
-        if len({tuple(setting[other] for other in fewer) for setting in settings}) == different:
-            names = fewer
-    return names
-
-
-def _differing(one: Group, other: Group) -> int:
-    return sum(one.knobs[name] != other.knobs[name] for name in one.knobs)
-
-
-def _merge(one: Group, other: Group) -> Group:
-    knobs = {name: tuple(dict.fromkeys(values + other.knobs[name])) for name, values in one.knobs.items()}
-    needs = [size for group in (one, other) for size in group.needed_bytes or ()]
-    return Group(knobs, one.settings + other.settings, (min(needs), max(needs)) if needs else None, one.why)
+def group_text(group: Group) -> str:
+    """Rejected settings in one line: their knobs, how many they are, and what they need."""
+    knobs = " ".join(f"{name}={'|'.join(map(str, values))}" for name, values in group.knobs.items()) or "all others"
+    count = f" ({group.settings} settings)" if group.settings > 1 else ""
+    if group.needed_bytes is None:
+        return f"{knobs}{count}: {group.why}"
+    least, most = map(format_size, group.needed_bytes)
+    return f"{knobs}{count}: " + (f"needs {least}" if least == most else f"need {least} to {most}")
 
 
 def plan_text(plan: Plan, ceiling: int | None = None) -> str:
@@ -122,7 +47,7 @@ def choice_lines(plan: Plan) -> list[str]:
     if plan.offered > 1:
         slower = f", {plan.slowdown:.2f} times the fastest's time" if plan.slowdown > 1.005 else ""
         lines.append(f"  the fastest of {plan.offered} settings that fits{slower}")
-    lines += [f"    rejected: {group}" for group in grouped(plan.rejected, dict(plan.knobs))]
+    lines += [f"    rejected: {group_text(group)}" for group in grouped(plan.rejected, dict(plan.knobs))]
     return lines
 
 
@@ -142,7 +67,8 @@ def remedy_text(change: str, needed_bytes: int) -> str:
 
 def refusal_text(refusal: DoesNotFit) -> str:
     """Why nothing fits, and numbered remedies with their numbers filled in."""
-    ceiling, smallest, need = refusal.budget.host_bytes, refusal.smallest, refusal.smallest_feasible_bytes
+    ceiling, need = refusal.ceiling, refusal.smallest_feasible_bytes
+    smallest: Plan | None = refusal.smallest
     if smallest is None or need is None:
         return f"does not fit in {format_size(ceiling)}: " + ("; ".join(refusal.reasons) or "nothing could be priced")
     if need <= ceiling:

@@ -5,8 +5,11 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
-from common.memory.costs.store import CostStore, ProbeFailed
-from common.memory.plan.planner import DoesNotFit, Knob, Plan, Setting, Workload, price
+from common.errors import DoesNotFit
+from common.memory.costs.probes import ProbeFailed
+from common.memory.costs.store import CostStore
+from common.memory.plan.plan import Knob, Plan, Setting
+from common.memory.plan.planner import Workload, price
 from common.memory.process.budget import MemoryBudget
 
 
@@ -32,9 +35,9 @@ def read_plan(text: str, workload: Workload, budget: MemoryBudget, costs: CostSt
     try:
         candidate = price(workload, MappingProxyType(knobs), costs, ceiling=budget.host_bytes)
     except ProbeFailed as failure:
-        raise DoesNotFit(budget, None, [str(failure)]) from None
+        raise DoesNotFit(ceiling=budget.host_bytes, reasons=[str(failure)]) from None
     if candidate.needed_bytes > budget.host_bytes:
-        raise DoesNotFit(budget, candidate)
+        raise DoesNotFit(ceiling=budget.host_bytes, smallest=candidate)
     return candidate
 
 

@@ -9,33 +9,18 @@ words.
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from itertools import islice
-from types import MappingProxyType
 from typing import Any, Protocol, runtime_checkable
 
-from common.memory.costs.store import Costs, CostStore, Probe, ProbeFailed
-from common.memory.footprint import ALL, Footprint, Source, Term
+from common.errors import DoesNotFit
+from common.memory.costs.probes import Costs, Probe, ProbeFailed
+from common.memory.costs.store import CostStore
+from common.memory.footprint import ALL, Footprint, Term
 from common.memory.plan import explain
-from common.memory.process.budget import MIB, MemoryBudget
+from common.memory.plan.plan import Plan, Rejected, Setting
+from common.memory.process.budget import MemoryBudget
 
-Knob = int | float | str
-Setting = Mapping[str, Knob]
-"""Knob -> value, immutable; the command line's own names with "_"."""
-
-RESERVE_BYTES = 4 * MIB
-"""Reserve for what the kernel holds for us (page tables, sockets) and the meter cannot see: measured up to 1.2 MiB."""
-KERNEL_SHARE = 0.015
-"""Of a prediction so small that ``RESERVE_BYTES`` would be more than it: 0.6 MiB were measured of 60."""
-RESERVE_SHARE = 0.01
-"""The reserve beside that, as a share of the prediction."""
-UNDER_PREDICTION: Mapping[Source, float] = MappingProxyType(
-    {"analytic": 0.005, "replayed": 0.02, "measured": 0.01, "estimated": 0.3}
-)
-"""99th percentile of (measured - predicted) / predicted of a term, by the source of its number; estimated are the holes
-that a heap will have."""
-WHOLE_FROM = 128 * MIB
-"""A ceiling that is named is rounded up to a whole MiB; below this, where that could be 2 %, to a quarter of one."""
 ESTIMATE_ERROR = 0.025
 """Of a whole process's peak, where the largest part was estimated (measured 1.3 % over to 2.1 % under)."""
 REMEDIES_TRIED = 4
@@ -97,99 +82,6 @@ class Remedied(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class Rejected:
-    """A setting that was priced and not taken."""
-
-    knobs: tuple[tuple[str, Knob], ...]
-    """In the workload's order."""
-    needed_bytes: int | None
-    """The ceiling it would need; ``None`` where it could not be measured."""
-    why: str | None = None
-    """Why it could not be measured."""
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """A setting with its price: immutable, printable, JSON."""
-
-    workload: str
-    """The command it was made for."""
-    knobs: tuple[tuple[str, Knob], ...]
-    """The chosen setting, as sorted pairs so that the plan is hashable."""
-    footprint: Footprint
-    """Its terms."""
-    rejected: tuple[Rejected, ...] = ()
-    """The faster settings, and why each was not taken."""
-    offered: int = 1
-    """How many settings there were to choose from."""
-    slowdown: float = 1.0
-    """Predicted time over that of the fastest setting offered."""
-
-    def __getitem__(self, knob: str) -> Any:
-        return dict(self.knobs)[knob]
-
-    @property
-    def predicted_peak_bytes(self) -> int:
-        """The largest phase's sum of terms."""
-        return self.footprint.peak_bytes
-
-    @property
-    def reserve_bytes(self) -> int:
-        """What must stay free above the prediction."""
-        peak, terms = self.predicted_peak_bytes, self.footprint.at_peak()
-        return max(
-            min(RESERVE_BYTES, int(KERNEL_SHARE * peak)) + int(RESERVE_SHARE * peak),
-            sum(int(term.bytes * UNDER_PREDICTION[term.source]) for term in terms),
-        )
-
-    @property
-    def needed_bytes(self) -> int:
-        """The smallest ceiling under which this plan is allowed to run."""
-        return self.predicted_peak_bytes + self.reserve_bytes
-
-    def including(self, phase: str, size: int) -> "Plan":
-        """The plan with a phase that is over already and held ``size`` bytes: measuring costs in a child."""
-        shared = sum(term.bytes for term in self.footprint.terms if ALL in term.phases)
-        term = Term("measuring costs", max(0, size - shared), "measured", (phase,))
-        return replace(self, footprint=Footprint.of([*self.footprint.terms, term]))
-
-    def to_json(self) -> dict[str, Any]:
-        """The ``plan`` object of ``run.json``, with the workload's name so that ``--plan`` can check it."""
-        return {
-            "workload": self.workload,
-            "knobs": dict(self.knobs),
-            "terms": [asdict(term) for term in self.footprint.terms],
-            "predicted_peak_bytes": self.predicted_peak_bytes,
-            "reserve_bytes": self.reserve_bytes,
-            "offered": self.offered,
-            "slowdown": round(self.slowdown, 4),
-            "rejected": [group.to_json() for group in explain.grouped(self.rejected, dict(self.knobs))],
-        }
-
-    def __str__(self) -> str:
-        return explain.plan_text(self)
-
-
-class DoesNotFit(Exception):
-    """No setting fits (exit 3). ``smallest`` is the plan that needs the least, where one could be priced."""
-
-    def __init__(
-        self, budget: MemoryBudget, smallest: Plan | None, reasons: Sequence[str] = (), remedies: Sequence[str] = ()
-    ) -> None:
-        self.budget, self.smallest, self.reasons, self.remedies = budget, smallest, tuple(reasons), tuple(remedies)
-        super().__init__(explain.refusal_text(self))
-
-    @property
-    def smallest_feasible_bytes(self) -> int | None:
-        """The smallest ceiling that would do, rounded up; ``None`` if nothing could be priced."""
-        if self.smallest is None:
-            return None
-        needed = self.smallest.needed_bytes
-        unit = MIB if needed >= WHOLE_FROM else MIB // 4
-        return -(-needed // unit) * unit
-
-
 def price(workload: Workload, setting: Setting, costs: CostStore, *, ceiling: int | None) -> Plan:
     """Measure what is missing (``CostStore.known``), then price one setting.
 
@@ -217,7 +109,12 @@ def plan(workload: Workload, budget: MemoryBudget, costs: CostStore) -> Plan:
     smallest = search.smallest()
     if smallest is not None and smallest.needed_bytes <= budget.host_bytes:
         return smallest  # measuring took more than running does
-    raise DoesNotFit(budget, smallest, search.failures, _remedies(workload, budget, costs, smallest))
+    raise DoesNotFit(
+        ceiling=budget.host_bytes,
+        smallest=smallest,
+        reasons=search.failures,
+        remedies=_remedies(workload, budget, costs, smallest),
+    )
 
 
 def leanest(workload: Workload, budget: MemoryBudget, costs: CostStore) -> Plan:
@@ -231,7 +128,7 @@ def leanest(workload: Workload, budget: MemoryBudget, costs: CostStore) -> Plan:
     search = _Search(workload, budget.host_bytes, costs)
     found = search.smallest()
     if found is None:
-        raise DoesNotFit(budget, None, search.failures)
+        raise DoesNotFit(ceiling=budget.host_bytes, reasons=search.failures)
     return found
 
 

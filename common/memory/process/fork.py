@@ -1,31 +1,34 @@
-"""Run a function in a child process that ends afterwards, so that all it held goes back to the system.
+"""Run a function in a copy of this process that ends afterwards, so that all its memory goes back to the system.
 
-Millions of small strings leave an interpreter's heap in pieces that it keeps (39 MiB after half a million ids); what
-comes after reading should not pay for that.
+Millions of small strings leave an interpreter's heap in pieces that it keeps (39 MiB after half a million ids). A
+command that reads its input in a fork does not carry those through its later phases.
 """
 
-import ctypes
 import json
 import os
 import signal
+import time
 from collections.abc import Callable
 from typing import Any
 
-from common.errors import BadInput
-from common.memory.costs.floor import SUPERVISOR_BYTES
-from common.memory.process import guard
+from common.errors import EXIT_OK, EXIT_UNFORESEEN, BadInput
+from common.memory.process import child, guard
 from common.memory.process.meter import resident
 
-_PR_SET_PDEATHSIG = 1
+SIGNAL_SECONDS = 0.1
+"""Time within which a signal to the whole process group has reached this process too."""
 
 
 def run(function: Callable[[], dict[str, Any]], *, ceiling: int | None = None, threads: int = 1) -> dict[str, Any]:
     """Call ``function`` in a fork of this process and return what it returns, by way of JSON.
 
-    The child dies with its parent. The parent should be small: what the function imports stays with the child.
+    The child dies with its parent and leaves SIGINT to it. The parent should be small: what the function imports stays
+    with the child.
 
     Parameters
     ----------
+    function
+        Returns a dictionary of what JSON can hold.
     ceiling
         Bytes that the child, this process and the supervisor may hold together; ``None``: as many as this process.
     threads
@@ -36,17 +39,16 @@ def run(function: Callable[[], dict[str, Any]], *, ceiling: int | None = None, t
     BadInput
         As the function raised it.
     MemoryError
-        If the child ran out of memory, or the kernel killed it.
-    RuntimeError
-        Any other failure, in words.
+        If the child ran out of memory, or the kernel killed it for its memory.
+    ChildFailed
+        If the function raised anything else, or the child ended without an answer: by a signal or an exit code.
     """
+    kills = child.oom_kills()
     receive, send = os.pipe()
     pid = os.fork()
     if pid == 0:
         os.close(receive)
-        if ceiling is not None:
-            guard.soft_wall(ceiling - SUPERVISOR_BYTES - resident(), threads=threads)
-        _answer(function, send)
+        _be_the_child(function, send, ceiling=ceiling, threads=threads)
     os.close(send)
     try:
         with open(receive, "rb") as stream:
@@ -55,33 +57,55 @@ def run(function: Callable[[], dict[str, Any]], *, ceiling: int | None = None, t
         os.kill(pid, signal.SIGKILL)
         raise
     finally:
-        os.waitpid(pid, 0)
-    answer: dict[str, Any] = json.loads(text) if text else {"memory": "killed"}
+        _, status = os.waitpid(pid, 0)
+    ended = child.read_exit(os.waitstatus_to_exitcode(status), kills_before=kills)
+    if ended.status != EXIT_OK or not text:
+        return _no_answer(ended)
+    answer: dict[str, Any] = json.loads(text)
     if "memory" in answer:
         raise MemoryError(answer["memory"])
     if "input" in answer:
         raise BadInput(answer["input"], public=answer["public"])
     if "failure" in answer:
-        raise RuntimeError(answer["failure"])
+        raise child.ChildFailed(answer["failure"])
     result: dict[str, Any] = answer["result"]
     return result
 
 
-def _answer(function: Callable[[], dict[str, Any]], send: int) -> None:
+def _no_answer(ended: child.ChildExit) -> Any:
+    """Raise what the child's end means."""
+    if ended.out_of_memory:
+        raise MemoryError(f"a child process {ended}")
+    if ended.status == -signal.SIGTERM:
+        time.sleep(SIGNAL_SECONDS)  # meant for the whole group, perhaps: this process's own handler then answers it
+    raise child.ChildFailed(f"a child process {ended}")
+
+
+def _be_the_child(function: Callable[[], dict[str, Any]], send: int, *, ceiling: int | None, threads: int) -> None:
     """The child's whole life; it must not run the parent's clean-up."""
+    code = EXIT_UNFORESEEN
     try:
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        child.die_with_parent()
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        if ceiling is not None:
+            guard.soft_wall(ceiling - guard.SUPERVISOR_BYTES - resident(), threads=threads)
+        text = _outcome(function)
         with open(send, "w", encoding="utf-8") as stream:
-            json.dump(_outcome(function), stream)
+            stream.write(text)
+        code = EXIT_OK
+    except SystemExit as leaving:
+        code = leaving.code if isinstance(leaving.code, int) else EXIT_UNFORESEEN
     finally:
-        os._exit(0)
+        os._exit(code)
 
 
-def _outcome(function: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+def _outcome(function: Callable[[], dict[str, Any]]) -> str:
+    """What the function returned or raised, as JSON."""
     try:
-        return {"result": function()}
+        return json.dumps({"result": function()})
     except BadInput as error:
-        return {"input": str(error), "public": error.public}
+        return json.dumps({"input": str(error), "public": error.public})
     except Exception as error:
         kind = "memory" if guard.is_out_of_memory(error) else "failure"
-        return {kind: f"{type(error).__name__}: {error}"}
+        return json.dumps({kind: f"{type(error).__name__}: {error}"})

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from common.memory.plan.planner import Plan
+from common.memory.plan.plan import Plan
 from common.memory.process import cuda as device
 from common.memory.process.budget import MemoryBudget, format_size
 from common.memory.process.cuda import Device

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from apps.imaging.models.model_folder import TORCH_NETWORK, read_model
-from common.engines.registry import Turns, answers, choose, measure, open_engine, read_head
+from common.engines.base import Turns, answers, read_head
+from common.engines.registry import choose, measure, open_engine
 from tests.apps.imaging.helpers import random_model
 
 TILE = (16, 24, 16)

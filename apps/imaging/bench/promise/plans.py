@@ -26,7 +26,7 @@ from common.memory.process.budget import GIB, MIB
 if TYPE_CHECKING:
     from apps.imaging.planning.train import TrainWorkload
     from apps.imaging.training.patch_sampling import Volumes
-    from common.memory.plan.planner import Plan
+    from common.memory.plan.plan import Plan
 
 WORK = grid.WORK
 SEARCHES = (
@@ -99,7 +99,8 @@ def cached(argv: Sequence[str]) -> dict[str, Any]:
 
 def search(argv: Sequence[str]) -> dict[str, Any]:
     """Run every setting; the worst ratio of the choice's throughput to the best's, over all ceilings that matter."""
-    from common.memory.costs.store import CostStore, ProbeFailed
+    from common.memory.costs.probes import ProbeFailed
+    from common.memory.costs.store import CostStore
     from common.memory.plan import planner
     from common.memory.process.budget import MemoryBudget
 

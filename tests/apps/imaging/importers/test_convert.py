@@ -19,8 +19,7 @@ from apps.imaging.volumes.nonzero_crop import Content, Cropped, content, uncropp
 from apps.imaging.volumes.spline import SplineReader, nearest_axis
 from apps.imaging.volumes.volume import blocks
 from common.engines.registry import open_engine
-from common.errors import BadInput
-from common.memory.plan.planner import DoesNotFit
+from common.errors import BadInput, DoesNotFit
 from common.memory.process.budget import GIB, MIB, MemoryBudget
 from common.tiling.grid import TileGrid, importance
 from tests.apps.imaging.helpers import Planted, read_labels, write_nifti

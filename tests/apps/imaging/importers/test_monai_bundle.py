@@ -16,8 +16,7 @@ from apps.imaging.importers.convert import convert_bundle, imported, price
 from apps.imaging.models.model_folder import TORCH_NETWORK, read_model
 from apps.imaging.models.networks.monai_bundle import NETWORKS
 from common.engines.registry import open_engine
-from common.errors import BadInput
-from common.memory.plan.planner import DoesNotFit
+from common.errors import BadInput, DoesNotFit
 from common.memory.process.budget import GIB, MIB, MemoryBudget
 from tests.apps.imaging import bundle_folder
 from tests.apps.imaging.bundle_folder import ARGMAX, INVERT, NETWORK, RANGE, SOFTMAX, spaced

@@ -18,11 +18,13 @@ import pytest
 
 from apps.imaging.bench.headline_train import DESCRIPTION
 from apps.imaging.cli import parser
+from common.errors import DoesNotFit
 from common.memory.costs import floor
-from common.memory.costs.store import CostStore, Probe, cache_directory
+from common.memory.costs.probes import Probe
+from common.memory.costs.store import CostStore, cache_directory
 from common.memory.plan import planner
+from common.memory.plan.explain import refusal_text
 from common.memory.plan.plan_file import read_plan
-from common.memory.plan.planner import DoesNotFit
 from common.memory.process import glibc
 from common.memory.process.budget import MIB, MemoryBudget
 
@@ -115,7 +117,7 @@ def test_a_refusal_names_smaller_patches_that_fit(workload: Any) -> None:
     assert smallest == -(-min(needs) // MIB) * MIB
     with pytest.raises(DoesNotFit) as refusal:
         planner.plan(workload, MemoryBudget(smallest - MIB), CostStore())
-    lines = str(refusal.value).splitlines()
+    lines = refusal_text(refusal.value).splitlines()
     assert lines[1].startswith(f"  1. --memory {smallest / MIB:.10g}MiB is the smallest ceiling that would do")
     changes = [re.fullmatch(r"  \d\. --patch (\d+),\d+,\d+ \(needs ([\d.]+) MiB\)", line) for line in lines[2:]]
     assert [int(change[1]) for change in changes if change] == [32, 24]

@@ -10,8 +10,10 @@ import pytest
 from apps.recsys.bench import headline
 from apps.recsys.data.ingest import Facts
 from apps.recsys.planning.train import TrainWorkload, training_probes
-from common.memory.costs.store import Costs, CostStore, Probe
-from common.memory.plan.planner import DoesNotFit, plan
+from common.errors import DoesNotFit
+from common.memory.costs.probes import Costs, Probe
+from common.memory.costs.store import CostStore
+from common.memory.plan.planner import plan
 from common.memory.process.budget import MIB, MemoryBudget
 from tests.apps.recsys.conftest import Trained
 from tests.messages import says

@@ -21,7 +21,8 @@ from apps.recsys.planning.train import TrainWorkload, training_probes
 from apps.recsys.training import tpe, tuning
 from apps.recsys.training.tpe import Trial
 from apps.recsys.training.tuning import Notebook, Search
-from common.memory.plan.planner import DoesNotFit, Plan
+from common.errors import DoesNotFit
+from common.memory.plan.plan import Plan
 from common.memory.process.budget import MIB, MemoryBudget
 from tests.apps.recsys.conftest import Trained
 from tests.apps.recsys.training.test_checkpoint import started, wait_for
@@ -63,7 +64,7 @@ class Session:
 def planned(wanted: TrainWorkload, *_: object) -> Plan:
     """A plan with floors of 100 MiB; 256 factors do not fit."""
     if wanted.factors > 128:
-        raise DoesNotFit(MemoryBudget(300 * MIB), None, ["far too large"])
+        raise DoesNotFit(ceiling=300 * MIB, reasons=["far too large"])
     known = {probe: {"bytes": 100.0 * MIB} for probe in training_probes("ials", 1)}
     setting = {"user_block": 8, "fit_block": 1000}
     return Plan("recsys train", tuple(sorted(setting.items())), wanted.footprint(setting, known))

@@ -68,7 +68,7 @@ def test_another_version_is_another_file(monkeypatch: pytest.MonkeyPatch) -> Non
     before = operators.default_file()
     monkeypatch.setattr(operators, "VERSION", operators.VERSION + 1)
     after = operators.default_file()
-    monkeypatch.setattr("common.memory.costs.store._version", lambda distribution: "9.9")
+    monkeypatch.setattr("common.memory.costs.probes._version", lambda distribution: "9.9")
     assert len({before, after, operators.default_file()}) == 3
 
 

@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from common.memory.costs import probes
 from common.memory.costs import store as costs
-from common.memory.costs.store import CostStore, Probe, ProbeFailed
+from common.memory.costs.probes import Probe, ProbeFailed
+from common.memory.costs.store import CostStore
 from common.memory.process.budget import GIB, MIB
 
 HERE = "common.memory.costs.store:_test_only"
@@ -22,7 +24,7 @@ def test_key_depends_on_everything_that_matters(monkeypatch: pytest.MonkeyPatch)
         Probe.of("common.x:f", libraries=("numpy",), threads=2, size=4, name="a"),
     ]
     assert len({probe.key for probe in [base, *others]}) == 5
-    monkeypatch.setattr(costs, "CODE_VERSION", costs.CODE_VERSION + 1)
+    monkeypatch.setattr(probes, "CODE_VERSION", probes.CODE_VERSION + 1)
     assert base.key not in {probe.key for probe in others}
 
 
@@ -31,7 +33,7 @@ def test_another_warm_up_is_measured_anew(tmp_path: Path, monkeypatch: pytest.Mo
     keys = set()
     for text in ("def warm_up() -> None: ...", "def warm_up() -> None:\n    import json"):
         (tmp_path / "warming.py").write_text(text)
-        costs._source.cache_clear()
+        probes._source.cache_clear()
         keys.add(Probe.of("common.memory.costs.floor:measure", warm_up="warming:warm_up").key)
         keys.add(Probe.of("common.memory.costs.floor:measure", warm_up="warming:warm_up").key)
     assert len(keys) == 2 and "warming" not in sys.modules

@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from common.memory.costs.store import Costs, CostStore, Probe
+from common.errors import DoesNotFit
+from common.memory.costs.probes import Costs, Probe
+from common.memory.costs.store import CostStore
 from common.memory.footprint import Footprint, Term
 from common.memory.plan import divisible as parts
-from common.memory.plan.planner import DoesNotFit, Setting
+from common.memory.plan.plan import Setting
 from common.memory.process.budget import MIB, MemoryBudget
 
 

@@ -5,10 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from common.memory.costs.store import Costs, CostStore, Probe, ProbeFailed
+from common.errors import DoesNotFit
+from common.memory.costs.probes import Costs, Probe, ProbeFailed
+from common.memory.costs.store import CostStore
 from common.memory.footprint import Footprint, Term
+from common.memory.plan.explain import plan_text, refusal_text
+from common.memory.plan.plan import Plan, Setting
 from common.memory.plan.plan_file import read_plan
-from common.memory.plan.planner import DoesNotFit, Plan, Setting, plan, price
+from common.memory.plan.planner import plan, price
 from common.memory.process.budget import MIB, MemoryBudget
 from tests.messages import refused, says
 
@@ -186,7 +190,7 @@ def test_rejected_settings_are_told_in_groups(costs: Known) -> None:
     plain = Grid(monotone=())
     chosen = plan(plain, MemoryBudget(76 * MIB), costs)
     assert dict(chosen.knobs) == {"size": 16, "parts": 4, "store": "disk"}
-    wide, narrow = (line for line in str(chosen).splitlines() if "84.0 MiB" in line)
+    wide, narrow = (line for line in plan_text(chosen).splitlines() if "84.0 MiB" in line)
     says(wide, "size=64|32", 4, "84.0 MiB", "133.2 MiB")
     says(narrow, "size=16 store=memory", "84.0 MiB")
     groups = chosen.to_json()["rejected"]
@@ -204,7 +208,7 @@ def test_a_refusal_numbers_remedies_that_fit(costs: Known) -> None:
     assert refusal.value.remedies == ()
     with pytest.raises(DoesNotFit) as refusal:
         plan(Grid(), MemoryBudget(52 * MIB), costs)
-    lines = str(refusal.value).splitlines()
+    lines = refusal_text(refusal.value).splitlines()
     assert len(lines) == 4
     says(lines[1], "1.", "--memory 52.5MiB", "parts=64 size=1 store=disk")
     says(lines[2], "2.", "--smaller", "47.1 MiB")

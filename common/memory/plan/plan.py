@@ -1,0 +1,172 @@
+"""A chosen setting with its price, and the settings that were not chosen. ``explain`` puts both into words."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from types import MappingProxyType
+from typing import Any
+
+from common.memory.footprint import ALL, Footprint, Source, Term
+from common.memory.process.budget import MIB
+
+Knob = int | float | str
+Setting = Mapping[str, Knob]
+"""Knob -> value, immutable; the command line's own names with "_"."""
+
+RESERVE_BYTES = 4 * MIB
+"""Reserve for what the kernel holds for us (page tables, sockets) and the meter cannot see: measured up to 1.2 MiB."""
+KERNEL_SHARE = 0.015
+"""Of a prediction so small that ``RESERVE_BYTES`` would be more than it: 0.6 MiB were measured of 60."""
+RESERVE_SHARE = 0.01
+"""The reserve beside that, as a share of the prediction."""
+UNDER_PREDICTION: Mapping[Source, float] = MappingProxyType(
+    {"analytic": 0.005, "replayed": 0.02, "measured": 0.01, "estimated": 0.3}
+)
+"""99th percentile of (measured - predicted) / predicted of a term, by the source of its number; estimated are the holes
+that a heap will have."""
+WHOLE_FROM = 128 * MIB
+"""A ceiling that is named is rounded up to a whole MiB; below this, where that could be 2 %, to a quarter of one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """A setting that was priced and not taken."""
+
+    knobs: tuple[tuple[str, Knob], ...]
+    """In the workload's order."""
+    needed_bytes: int | None
+    """The ceiling it would need; ``None`` where it could not be measured."""
+    why: str | None = None
+    """Why it could not be measured."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A setting with its price: immutable, printable, JSON."""
+
+    workload: str
+    """The command it was made for."""
+    knobs: tuple[tuple[str, Knob], ...]
+    """The chosen setting, as sorted pairs so that the plan is hashable."""
+    footprint: Footprint
+    """Its terms."""
+    rejected: tuple[Rejected, ...] = ()
+    """The faster settings, and why each was not taken."""
+    offered: int = 1
+    """How many settings there were to choose from."""
+    slowdown: float = 1.0
+    """Predicted time over that of the fastest setting offered."""
+
+    def __getitem__(self, knob: str) -> Any:
+        return dict(self.knobs)[knob]
+
+    @property
+    def predicted_peak_bytes(self) -> int:
+        """The largest phase's sum of terms."""
+        return self.footprint.peak_bytes
+
+    @property
+    def reserve_bytes(self) -> int:
+        """What must stay free above the prediction."""
+        peak, terms = self.predicted_peak_bytes, self.footprint.at_peak()
+        return max(
+            min(RESERVE_BYTES, int(KERNEL_SHARE * peak)) + int(RESERVE_SHARE * peak),
+            sum(int(term.bytes * UNDER_PREDICTION[term.source]) for term in terms),
+        )
+
+    @property
+    def needed_bytes(self) -> int:
+        """The smallest ceiling under which this plan is allowed to run."""
+        return self.predicted_peak_bytes + self.reserve_bytes
+
+    @property
+    def feasible_bytes(self) -> int:
+        """``needed_bytes`` rounded up to a ceiling that is easy to type."""
+        needed = self.needed_bytes
+        unit = MIB if needed >= WHOLE_FROM else MIB // 4
+        return -(-needed // unit) * unit
+
+    def including(self, phase: str, size: int) -> "Plan":
+        """The plan with a phase that is over already and held ``size`` bytes: measuring costs in a child."""
+        shared = sum(term.bytes for term in self.footprint.terms if ALL in term.phases)
+        term = Term("measuring costs", max(0, size - shared), "measured", (phase,))
+        return replace(self, footprint=Footprint.of([*self.footprint.terms, term]))
+
+    def to_json(self) -> dict[str, Any]:
+        """The ``plan`` object of ``run.json``, with the workload's name so that ``--plan`` can check it."""
+        return {
+            "workload": self.workload,
+            "knobs": dict(self.knobs),
+            "terms": [asdict(term) for term in self.footprint.terms],
+            "predicted_peak_bytes": self.predicted_peak_bytes,
+            "reserve_bytes": self.reserve_bytes,
+            "offered": self.offered,
+            "slowdown": round(self.slowdown, 4),
+            "rejected": [group.to_json() for group in grouped(self.rejected, dict(self.knobs))],
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Rejected settings that can be said in one line: every combination of these values."""
+
+    knobs: Mapping[str, tuple[Knob, ...]]
+    settings: int
+    needed_bytes: tuple[int, int] | None
+    """Least and most."""
+    why: str | None
+
+    def to_json(self) -> dict[str, Any]:
+        """An entry of the plan's ``rejected``."""
+        knobs = {name: list(values) for name, values in self.knobs.items()}
+        needs = list(self.needed_bytes) if self.needed_bytes else None
+        return {"knobs": knobs, "settings": self.settings, "needed_bytes": needs, "why": self.why}
+
+
+def grouped(rejected: Sequence[Rejected], chosen: Setting) -> list[Group]:
+    """Merge settings that differ in one knob into one line, as often as it goes.
+
+    Knobs that follow from the others (the accumulation from the micro-batch) are left out, and so are those in which
+    a group takes every value that occurs.
+    """
+    everything = [dict(one.knobs) for one in rejected] + ([dict(chosen)] if chosen else [])
+    names = _telling(everything)
+    boxes = [Group({n: (dict(one.knobs)[n],) for n in names}, 1, _range(one), one.why) for one in rejected]
+    merging = True
+    while merging:
+        merging = False
+        for place, one in enumerate(boxes):
+            other = next((b for b in boxes[place + 1 :] if b.why == one.why and _differing(one, b) == 1), None)
+            if other is not None:
+                boxes[place] = _merge(one, other)
+                boxes.remove(other)
+                merging = True
+    values = {name: {setting[name] for setting in everything} for name in names}
+    return [
+        Group({n: v for n, v in b.knobs.items() if len(v) < len(values[n])}, b.settings, b.needed_bytes, b.why)
+        for b in boxes
+    ]
+
+
+def _range(one: Rejected) -> tuple[int, int] | None:
+    return None if one.needed_bytes is None else (one.needed_bytes, one.needed_bytes)
+
+
+def _telling(settings: Sequence[Setting]) -> list[str]:
+    """The fewest knobs that still tell the settings apart; of two that say the same the first stays."""
+    names = list(settings[0]) if settings else []
+    different = len({tuple(setting[name] for name in names) for setting in settings})
+    for name in reversed(list(names)):
+        fewer = [other for other in names if other != name]
+        if len({tuple(setting[other] for other in fewer) for setting in settings}) == different:
+            names = fewer
+    return names
+
+
+def _differing(one: Group, other: Group) -> int:
+    return sum(one.knobs[name] != other.knobs[name] for name in one.knobs)
+
+
+def _merge(one: Group, other: Group) -> Group:
+    knobs = {name: tuple(dict.fromkeys(values + other.knobs[name])) for name, values in one.knobs.items()}
+    needs = [size for group in (one, other) for size in group.needed_bytes or ()]
+    return Group(knobs, one.settings + other.settings, (min(needs), max(needs)) if needs else None, one.why)

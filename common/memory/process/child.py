@@ -1,0 +1,253 @@
+"""Start child processes of this suite and read how they ended. Nothing else in the suite does either.
+
+A child runs a module as ``python -P -m module``, with ``PYTHONSAFEPATH=1`` in its environment, which its own children
+inherit. So none of them imports from the working directory, where a user's ``numpy.py`` or folder ``common/`` may lie.
+
+``run_module`` waits for a child and returns its output with a ``ChildExit``; ``supervise`` starts the command itself
+and becomes its supervisor. ``common.memory.process.fork`` runs a function in a copy of this process instead.
+"""
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NoReturn
+
+from common.errors import EXIT_DOES_NOT_FIT, EXIT_OK, EXIT_UNFORESEEN
+from common.memory.process import guard
+from common.memory.process.budget import MIB, total_memory
+from common.memory.process.meter import resident
+
+SUPERVISED = "PEAKLINE_SUPERVISOR"
+"""Environment variable by which a child knows its supervisor's pid."""
+SAFE_PATH = "PYTHONSAFEPATH"
+"""Environment variable that keeps the working directory out of ``sys.path``, as ``-P`` does for one process."""
+CGROUP_MARGIN = 8 * MIB
+"""What page tables and a process that is being killed may hold beyond its cgroup's limit, and its parent of files that
+it does not map (measured up to 7 MiB together)."""
+MESSAGE_BYTES = 2000
+"""How much of the end of stderr is searched for the words with which a C++ library ran out of memory."""
+
+_WALLS = "PEAKLINE_CHILD_WALLS"
+"""Environment variable with a child's ceiling in bytes and its cgroup, each of which may be empty."""
+_ROOT = Path(__file__).resolve().parents[3]
+"""The directory that holds this suite's packages."""
+_PR_SET_PDEATHSIG = 1
+
+
+class ChildFailed(RuntimeError):
+    """A child process ended in an unforeseen way; the message says how."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChildExit:
+    """How a child process ended."""
+
+    status: int
+    """The exit code, or minus the number of the signal that ended it, as ``subprocess`` has it."""
+    out_of_memory: bool = False
+    """True only if the kernel killed it for its memory, or it says so itself: by exit code 3, or on aborting."""
+    timed_out: bool = False
+    """True if it was killed because it had taken too long."""
+
+    def __str__(self) -> str:
+        if self.timed_out:
+            return "took too long"
+        if self.out_of_memory:
+            return "ran out of memory"
+        if self.status >= 0:
+            return f"ended with exit code {self.status}"
+        try:
+            return f"ended by {signal.Signals(-self.status).name}"
+        except ValueError:  # a real-time signal
+            return f"ended by signal {-self.status}"
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """A child that has ended: how, and what it wrote."""
+
+    exit: ChildExit
+    stdout: bytes
+    stderr: bytes
+
+    @property
+    def last_line(self) -> str:
+        """The last line on stderr that is not blank; an uncaught exception's is its type and message."""
+        lines = [line.strip() for line in self.stderr.decode("utf-8", "replace").splitlines()]
+        return next((line for line in reversed(lines) if line), "")
+
+
+def python_command(module: str, arguments: Sequence[str] = ()) -> list[str]:
+    """The command line that runs ``module`` in a fresh interpreter; start it with ``python_environment``."""
+    return [sys.executable, "-P", "-m", module, *arguments]
+
+
+def python_environment(variables: Mapping[str, str] | None = None) -> dict[str, str]:
+    """This process's environment for a child that finds the same suite and nothing else of the working directory.
+
+    Where this process found the suite in the directory it was started in (``python -m apps.recsys`` in a checkout), a
+    child is told that directory by ``PYTHONPATH``.
+
+    Parameters
+    ----------
+    variables
+        Further variables, which win.
+    """
+    environment = os.environ | {SAFE_PATH: "1"}
+    if not sys.flags.safe_path and sys.path and Path(sys.path[0] or os.curdir).resolve() == _ROOT:
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, (str(_ROOT), os.environ.get("PYTHONPATH"))))
+    return environment | dict(variables or {})
+
+
+def run_module(
+    module: str,
+    arguments: Sequence[str] = (),
+    *,
+    stdin: bytes = b"",
+    ceiling: int | None = None,
+    variables: Mapping[str, str] | None = None,
+    timeout: float | None = None,
+) -> Finished:
+    """Run ``module`` of this suite as a child until it ends, and return what it wrote.
+
+    The child's ``main`` calls ``run_work``. It is killed if this process is interrupted meanwhile, or dies.
+
+    Parameters
+    ----------
+    ceiling
+        Bytes that the child alone may hold, once it calls ``Walls.stand``; ``None``: as many as it takes.
+    variables
+        Further environment variables.
+    timeout
+        Seconds after which it is killed.
+    """
+    cgroup = guard.hard_wall(total_memory()) if ceiling is not None else None
+    walls = {_WALLS: f"{'' if ceiling is None else max(0, ceiling)} {cgroup or ''}"}
+    environment = python_environment({**(variables or {}), **walls})
+    before, kills, timed_out = oom_kills(), 0, False
+    try:
+        done = subprocess.run(
+            python_command(module, arguments), input=stdin, env=environment, capture_output=True, timeout=timeout
+        )
+        status, out, err = done.returncode, done.stdout, done.stderr
+    except subprocess.TimeoutExpired as late:
+        status, out, err, timed_out = -signal.SIGKILL, late.stdout or b"", late.stderr or b"", True
+    finally:
+        kills = guard.take_down(cgroup)
+    ended = read_exit(status, kills_before=before, cgroup_kills=kills, timed_out=timed_out)
+    if status == -signal.SIGABRT and guard.names_out_of_memory(err[-MESSAGE_BYTES:].decode("utf-8", "replace")):
+        ended = replace(ended, out_of_memory=True)  # a C++ library's exception that nobody caught
+    return Finished(ended, out, err)
+
+
+def read_exit(status: int, *, kills_before: int | None, cgroup_kills: int = 0, timed_out: bool = False) -> ChildExit:
+    """Tell how a child ended.
+
+    Parameters
+    ----------
+    status
+        As ``ChildExit.status``.
+    kills_before
+        What ``oom_kills`` returned before the child was started.
+    cgroup_kills
+        How often the kernel killed in the child's own cgroup for its limit.
+    """
+    killed = status == -signal.SIGKILL and not timed_out and (kills_before is None or oom_kills() != kills_before)
+    return ChildExit(status, bool(cgroup_kills) or killed or status == EXIT_DOES_NOT_FIT, timed_out)
+
+
+def oom_kills() -> int | None:
+    """How many processes the kernel has killed for want of memory since it started; ``None`` if it does not say."""
+    with suppress(OSError, ValueError, IndexError):
+        return int(Path("/proc/vmstat").read_text().partition("\noom_kill ")[2].split()[0])
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class Walls:
+    """The walls that its parent means this process to have; see ``run_module``."""
+
+    ceiling: int | None = None
+    """Bytes that this process may hold."""
+    cgroup: Path | None = None
+    """An empty memory cgroup for it, where one could be made."""
+
+    @classmethod
+    def of_this_process(cls) -> "Walls":
+        """Read from the environment."""
+        ceiling, _, cgroup = os.environ.get(_WALLS, "").partition(" ")
+        return cls(int(ceiling) if ceiling else None, Path(cgroup) if cgroup else None)
+
+    def watch(self) -> None:
+        """End this process once it is seen to hold its ceiling: for one that may just die, such as a probe."""
+        if self.ceiling is not None:
+            guard.patrol(self.ceiling, margin=CGROUP_MARGIN if self.cgroup else guard.PATROL_MARGIN)
+
+    def stand(self, *, threads: int = 2, slack: int = guard.SLACK) -> None:
+        """Set the soft wall and enter the cgroup, once libraries have loaded: what they reserve then is not data."""
+        if self.ceiling is None:
+            return
+        guard.soft_wall(self.ceiling, threads=threads, slack=slack)
+        room = self.ceiling - CGROUP_MARGIN - resident()  # nothing of what it holds is charged to the cgroup
+        if self.cgroup is not None and guard.limit(self.cgroup, max(0, room)):
+            guard.enter(self.cgroup)
+
+
+def run_work(work: Callable[[], None]) -> NoReturn:
+    """The ``main`` of a child: do ``work`` and end by exit code 0, by 3 if memory ran out, or by 1 with a traceback."""
+    die_with_parent()
+    try:
+        work()
+    except Exception as error:
+        if not guard.is_out_of_memory(error):
+            raise
+        sys.stderr.write(f"{type(error).__name__}: {error}\n")
+        sys.exit(EXIT_DOES_NOT_FIT)
+    sys.exit(EXIT_OK)
+
+
+def die_with_parent() -> None:
+    """Have the kernel kill this process when its parent ends."""
+    parent = os.getppid()
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it ended just before
+        os._exit(EXIT_UNFORESEEN)
+
+
+def supervise(
+    command: Sequence[str], *, name: str, ceiling: int, variables: Mapping[str, str], json: bool, record: Path | None
+) -> NoReturn:
+    """Run ``command`` (of ``python_command``) as a child behind both walls, and become its supervisor.
+
+    The child starts with ``variables``: what must be set before ``main`` (``glibc.environment``). This process then
+    replaces itself by ``supervisor.py``, which ends with the child's exit code, and writes ``record`` in its place if
+    the kernel kills it. If the supervisor dies, the child is interrupted.
+    """
+    place = guard.hard_wall(max(ceiling, guard.LEAST_WALL))
+    environment = python_environment({**variables, SUPERVISED: str(os.getpid()), guard.WALL: str(place or "")})
+    signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
+
+    def behind_the_wall() -> None:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT, signal.SIGTERM))
+        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        with suppress(OSError):
+            guard.enter(place)
+
+    libc = ctypes.CDLL(None)
+    child = subprocess.Popen(command, env=environment, preexec_fn=behind_the_wall)
+    script = str(Path(__file__).with_name("supervisor.py"))
+    arguments = [str(child.pid), str(place or ""), name, str(ceiling), "json" if json else "", str(record or "")]
+    sys.stdout.flush()
+    os.execv(sys.executable, [sys.executable, "-I", "-S", script, *arguments])
+
+
+def supervisor_pid() -> int | None:
+    """The pid of our supervisor, if we have one."""
+    pid = os.environ.get(SUPERVISED, "")
+    return int(pid) if pid.isdigit() and int(pid) == os.getppid() else None
