@@ -40,8 +40,8 @@ class Bound:
     """What a number must be for the case to pass."""
 
     metric: str
-    """A name in the case's line: ``seconds``, ``process_seconds``, ``working_seconds``, ``peak``,
-    ``predicted_over_measured``, or ``result.<key>``."""
+    """A name in the case's line: ``seconds``, ``process_seconds``, ``processor_seconds`` (of the whole tree),
+    ``working_seconds``, ``peak``, ``predicted_over_measured``, or ``result.<key>``."""
     at_least: float | None = None
     """Lower bound, inclusive."""
     at_most: float | None = None
@@ -174,14 +174,19 @@ class Suite:
         return []
 
 
-def measure(case: Case) -> dict[str, Any]:
-    """Run a case once, behind its wall; returns its line."""
+def measure(case: Case, directory: Path | None = None) -> dict[str, Any]:
+    """Run a case once, behind its wall and in ``directory`` (default: this one); returns its line."""
     if case.fresh is not None:
         shutil.rmtree(case.fresh, ignore_errors=True)
     place = guard.hard_wall(case.ceiling) if case.ceiling else None
     began = time.monotonic()
     child = subprocess.Popen(
-        case.argv, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True, preexec_fn=partial(guard.enter, place)
+        case.argv,
+        stdout=subprocess.PIPE,
+        stdin=subprocess.DEVNULL,
+        text=True,
+        cwd=directory,
+        preexec_fn=partial(guard.enter, place),
     )
     assert child.stdout is not None
     out = child.stdout.read()
@@ -196,6 +201,7 @@ def measure(case: Case) -> dict[str, Any]:
         "versions": {d.name: d.version for d in distributions() if d.name.lower() in VERSIONS},
         "exit": child.returncode,
         "process_seconds": round(seconds, 3),
+        "processor_seconds": round(usage.ru_utime + usage.ru_stime, 3),
         "ceiling": case.ceiling,
         "walled": place is not None,
         "peak": usage.ru_maxrss * KIB,
