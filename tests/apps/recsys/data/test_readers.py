@@ -60,7 +60,7 @@ def test_columns_are_found_by_common_names_and_then_by_place(tmp_path: Path) -> 
         ("user,item\na,b\nc,b\n", Columns(), ("1 item",)),
         ("user\na\n", Columns(), ("one column", "'user'")),
         ("user,user\na,b\n", Columns(), ("columns", "name", "user, user")),
-        ("1,1193,5\n1,661,3\n", Columns(), ("first line", "1193")),
+        ("1,1193,5\n1,661,3\n", Columns(), ("first line", "1,1193,5")),
     ],
 )
 def test_defects_are_named(tmp_path: Path, text: str, columns: Columns, facts: tuple[object, ...]) -> None:

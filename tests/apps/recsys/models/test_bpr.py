@@ -19,6 +19,7 @@ from apps.recsys.training import checkpoint
 from common import model_folder
 from tests.apps.recsys.conftest import Trained
 from tests.apps.recsys.training.test_checkpoint import started, sweeps, wait_for
+from tests.messages import continued, says
 from tests.promise import kept
 
 Run = Callable[..., Any]
@@ -123,19 +124,20 @@ def test_train_evaluate_answer(trained: Trained, run: Run, tmp_path: Path) -> No
     kept(shown)
     lists = run("apps.recsys", "recommend", model, "--all-users", "-o", tmp_path / "lists.parquet", "--json").record
     assert lists["results"]["rows"] == 300 * 10
-    assert "bpr, 17 factors" in run("apps.recsys", "inspect", model).out
+    says(run("apps.recsys", "inspect", model).out, "bpr", "17 factors")
 
 
 def test_its_settings_are_checked(trained: Trained, run: Run, tmp_path: Path) -> None:
     command = ("apps.recsys", "train", trained.interactions, "-o", tmp_path / "model", "--model", "bpr")
-    for options, expected in (
-        (("--set", "alpha=1"), "user_regularization"),
-        (("--set", "learning_rate=0"), "must be above 0"),
-        (("--factors", 1), "an item's bias"),
-        (("--table", "int8"), "is for --model embedding"),
+    for options, facts in (
+        (("--set", "alpha=1"), ("--set", "alpha", "user_regularization")),
+        (("--set", "learning_rate=0"), ("learning_rate", 0)),
+        (("--factors", 1), ("factors", "bias")),
+        (("--table", "int8"), ("--table", "--model embedding")),
     ):
         done = run(*command, *options)
-        assert (done.code, done.err.count("\n")) == (2, 1) and expected in done.err
+        assert (done.code, done.err.count("\n")) == (2, 1)
+        says(done.err, *facts)
 
 
 def test_a_killed_training_ends_as_an_undisturbed_one(run: Run, dataset: Callable[[str], Path], tmp_path: Path) -> None:
@@ -150,5 +152,6 @@ def test_a_killed_training_ends_as_an_undisturbed_one(run: Run, dataset: Callabl
         process.wait(60)
     assert 0 < sweeps(state) < 60
     done = run("apps.recsys", "train", interactions, "-o", model, *options)
-    assert done.code == 0 and "continuing after" in done.err
+    assert done.code == 0
+    continued(done.err)
     assert (model / weights.WEIGHTS).read_bytes() == (whole / weights.WEIGHTS).read_bytes()

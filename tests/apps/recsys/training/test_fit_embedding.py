@@ -22,6 +22,7 @@ from apps.recsys.training.fit_embedding import Course, Learner
 from common.compression.layouts import KINDS
 from common.errors import BadInput, UsageError
 from common.training import checkpoint
+from tests.messages import continued, refused, says
 
 USERS, ITEMS = 60, 40
 
@@ -176,20 +177,20 @@ def test_a_stopped_training_goes_on_as_if_it_had_not(directory: Path, table: str
         Learner(course(directory, table=table, users=users), Session(stop_after=9)).run()
     session = Session()
     again = Learner(course(directory, table=table, users=users, resume=True), session).run()
-    assert session.said[0].startswith("continuing in epoch")
+    continued(session.said[0], "epoch")
     for name, tensor in whole.state_dict().items():
         assert torch.equal(tensor, again.state_dict()[name]), name
 
 
 def test_a_checkpoint_of_another_training_is_not_continued(directory: Path) -> None:
-    with pytest.raises(BadInput, match="nothing to resume"):
+    with refused(BadInput, "resume"):
         Learner(course(directory, resume=True), Session()).run()
     Learner(course(directory), Session()).run()
-    with pytest.raises(UsageError, match="another training \\(seed\\)"):
+    with refused(UsageError, "seed"):
         Learner(course(directory, seed=2, resume=True), Session()).run()
     session = Session()
     Learner(course(directory, seed=2), session).run()
-    assert "starting anew" in session.said[0]
+    says(session.said[0], "checkpoint", "seed")
 
 
 def test_training_ends_when_it_no_longer_helps_and_keeps_the_best(
