@@ -3,14 +3,6 @@
 A command's floor is measured by the same function in a child (``common.memory.costs.floor``).
 """
 
-OPENVINO = "apps.imaging.warm_up:openvino"
-ONNXRUNTIME = "apps.imaging.warm_up:onnxruntime"
-TORCH = "apps.imaging.warm_up:torch"
-COMPRESS = "apps.imaging.warm_up:compress"
-TRAIN = "apps.imaging.warm_up:train"
-TRACE = "apps.imaging.warm_up:trace"
-EVALUATE = "apps.imaging.warm_up:evaluate"
-
 
 def _command_line() -> None:
     """What a command holds before it starts: its own parser, and the progress bar's library."""
@@ -100,7 +92,7 @@ def torch() -> None:
     import numpy as np
     import torch as library
 
-    from apps.imaging.models.networks.registry import import_monai
+    from apps.imaging.models.networks.monai import import_monai
 
     _images()
     import_monai()
@@ -126,8 +118,8 @@ def trace() -> None:
     """Building networks and steps that are only traced: nothing is run, so nothing has to run first."""
     import torch
 
-    import apps.imaging.training.loop
-    from apps.imaging.models.networks.registry import import_monai
+    import apps.imaging.training.recipe
+    from apps.imaging.models.networks.monai import import_monai
 
     import_monai()
     del torch, apps
@@ -140,10 +132,11 @@ def train() -> None:
     import torch as library
     from safetensors.torch import save
 
-    import apps.imaging.training.loop
     from apps.imaging.models.networks.registry import arguments
-    from apps.imaging.training.dataset import Frame
+    from apps.imaging.training.loop import validate
     from apps.imaging.training.patch_sampling import Sampler, Volumes
+    from apps.imaging.training.recipe import Recipe, make_step
+    from apps.imaging.volumes.geometry import Frame
 
     volumes, side = Volumes(), (16, 16, 16)
     volumes.add(np.ones(side, np.float32), np.ones(side, np.uint8))
@@ -151,7 +144,7 @@ def train() -> None:
     # Of single samples in float32, some layers are matrix products, all others oneDNN's; recomputing loads code.
     kinds = (("off", 1, "none"), ("off", 2, "blocks"), ("bf16", 2, "cheap"))
     for name in ("segresnet", "dynunet", "unet"):  # between them, all layers that the table of networks has
-        recipe = apps.imaging.training.loop.Recipe(
+        recipe = Recipe(
             network=name,
             arguments=arguments(name, {}, in_channels=1, out_channels=2),
             patch=side,
@@ -167,13 +160,11 @@ def train() -> None:
             seed=0,
         )
         for amp, micro_batch, checkpoint in kinds:
-            network, _, step = apps.imaging.training.loop.make_step(
-                recipe, micro_batch=micro_batch, amp=amp, checkpoint=checkpoint
-            )
+            network, _, step = make_step(recipe, micro_batch=micro_batch, amp=amp, checkpoint=checkpoint)
             step(draw(0))
     for number in range(8):  # so that every kind of variation has run
         draw(number)
-    apps.imaging.training.loop.validate(network, volumes, [0], side, 2, "bf16")
+    validate(network, volumes, [0], side, 2, "bf16")
     save(network.state_dict())
     Frame.between(np.eye(4), "RAS")
     library.manual_seed(0)

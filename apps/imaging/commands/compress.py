@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from apps.imaging import warm_up
+from apps.imaging.planning import baselines
 from common.cli import main
 from common.cli.session import CommandSession
 from common.errors import BadInput, UsageError
@@ -32,7 +32,7 @@ def add(commands: Any) -> None:
         "imaging compress",
         main.options,
         _workload,
-        lambda args: warm_up.COMPRESS,
+        lambda args: baselines.COMPRESS,
         _run,
         record,
         huge_pages=True,

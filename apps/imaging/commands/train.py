@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from apps.imaging import warm_up
+from apps.imaging.commands.arguments import duration, fold
+from apps.imaging.planning import baselines
 from common.cli import main
 from common.cli.session import CommandSession
 from common.errors import BadInput, UsageError
@@ -31,7 +32,6 @@ HYPER: Mapping[str, Any] = {
 NETWORKS = ("segresnet", "dynunet", "basicunet", "unet")
 DICE = ("sample", "batch")
 STEPS = 2000
-_UNITS = {"s": 1.0, "": 1.0, "min": 60.0, "m": 60.0, "h": 3600.0}
 
 
 def add(commands: Any) -> None:
@@ -68,7 +68,7 @@ def add(commands: Any) -> None:
         "imaging train",
         main.options,
         _workload,
-        lambda args: warm_up.TRAIN,
+        lambda args: baselines.TRAIN,
         _run,
         record,
         huge_pages=True,
@@ -78,28 +78,12 @@ def add(commands: Any) -> None:
     one.set_defaults(command=command)
 
 
-def fold(text: str) -> tuple[int, int]:
-    """An argparse type: ``K/N`` with 0 <= K < N."""
-    match = re.fullmatch(r"(\d+)/(\d+)", text)
-    if not match or not int(match[1]) < int(match[2]) or int(match[2]) < 2:
-        raise argparse.ArgumentTypeError(f"{text} is not K/N with 0 <= K < N and N of at least 2")
-    return int(match[1]), int(match[2])
-
-
-def duration(text: str) -> float:
-    """An argparse type: seconds of ``90``, ``90s``, ``30min``, ``2h``."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)(s|min|m|h|)", text)
-    if not match or not float(match[1]):
-        raise argparse.ArgumentTypeError(f"{text} is not a time such as 90s, 30min or 2h")
-    return float(match[1]) * _UNITS[match[2]]
-
-
 def _workload(args: argparse.Namespace, budget: MemoryBudget) -> "Workload":
     """Read the data set's headers and settle everything but what the planner chooses."""
     from apps.imaging.models.networks import registry
     from apps.imaging.planning.train import TrainWorkload
     from apps.imaging.training.dataset import intensity_operations, read_dataset
-    from apps.imaging.training.loop import Job, Recipe, default_patch
+    from apps.imaging.training.recipe import Job, Recipe, default_patch
 
     if args.amp == "fp16":
         amp.require(args.amp, "cpu")

@@ -5,7 +5,6 @@ The child is asked in JSON and answers with a DICOM file, on its standard stream
 """
 
 import json
-import subprocess
 import sys
 from base64 import b64decode, b64encode
 from collections.abc import Mapping
@@ -25,10 +24,13 @@ from apps.imaging.dicom.series import DicomVolume
 from apps.imaging.models.model_folder import ImagingModel
 from apps.imaging.volumes.volume import spacing
 from common import __version__
-from common.errors import BadInput
+from common.errors import EXIT_OK, EXIT_UNFORESEEN, BadInput
+from common.memory.process import child, guard
 
 CHILD_BYTES = 160 << 20
 """What the child adds at its peak: 179 MiB, of which it shares 21 with its parent."""
+CHILD = "apps.imaging.dicom.seg_header"
+"""The module that makes it: this one."""
 ANATOMY = ("SCT", "123037004", "Anatomical Structure")
 TISSUE = ("SCT", "85756007", "Tissue")
 """Of a label without a code."""
@@ -43,16 +45,20 @@ def seg_template(volume: DicomVolume, model: ImagingModel, key: str, kind: str) 
     BadInput
         If highdicom does not take the series' header; with its kind of complaint, never its words: they may quote the
         patient's name.
+    MemoryError
+        If the child ran out of memory.
+    ChildFailed
+        If the child ended by a signal or by an exit code of its own.
     """
-    command = [sys.executable, "-m", "apps.imaging.dicom.seg_header"]
     question = json.dumps(seg_question(volume, model, key, kind)).encode()
-    done = subprocess.run(command, input=question, capture_output=True)
-    if done.returncode:
-        kind_of_error = done.stderr.decode().strip()[-100:] or f"exit {done.returncode}"
-        if kind_of_error == MemoryError.__name__ or done.returncode < 0:
-            raise MemoryError("the process that makes the SEG's header")
-        line = f"{volume.path}: no SEG can be derived from its header ({kind_of_error})"
+    done = child.run_module(CHILD, stdin=question, ceiling=guard.room())
+    if done.exit.out_of_memory:
+        raise MemoryError(f"the process that makes the SEG's header {done.exit}")
+    if done.exit.status == EXIT_UNFORESEEN:
+        line = f"{volume.path}: no SEG can be derived from its header ({done.last_line[-100:]})"
         raise BadInput(line, public="DICOM header unfit for SEG")
+    if done.exit.status != EXIT_OK:
+        raise child.ChildFailed(f"the process that makes the SEG's header {done.exit}")
     import pydicom
 
     with discreet():
@@ -152,17 +158,21 @@ def _concept(code: tuple[str, str, str]) -> Any:
     return hd.sr.CodedConcept(value, scheme, meaning[:64])
 
 
-def main() -> int:
-    """Answer one question. Only the kind of an error is said."""
-    try:
-        with discreet():
+def main() -> None:
+    """Answer one question. Only the kind of an error is said: its message may quote the patient's name."""
+    with discreet():
+        import highdicom  # noqa: F401  # before the walls stand: what it reserves is not data
+
+        child.Walls.of_this_process().stand()
+        try:
             dataset = build(json.load(sys.stdin))
             sys.stdout.buffer.write(_file_bytes(dataset))
-    except Exception as error:
-        sys.stderr.write(type(error).__name__)
-        return 1
-    return 0
+        except Exception as error:
+            if guard.is_out_of_memory(error):
+                raise MemoryError from None
+            sys.stderr.write(type(error).__name__)
+            sys.exit(EXIT_UNFORESEEN)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    child.run_work(main)

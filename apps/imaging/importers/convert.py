@@ -8,18 +8,18 @@ a soft wall, and is refused beforehand where the ceiling is too small for it.
 import hashlib
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from apps.imaging.importers import monai_bundle, nnunet
 from common import __version__
-from common.errors import BadInput
+from common.errors import EXIT_OK, EXIT_UNFORESEEN, BadInput, DoesNotFit
 from common.files import scratch_directory, sha256, write_text
 from common.memory.costs.store import cache_directory
-from common.memory.process import glibc
+from common.memory.process import child, glibc, guard
 from common.memory.process.budget import MIB, MemoryBudget
+from common.memory.process.meter import anonymous
 
 if TYPE_CHECKING:
     import torch
@@ -30,6 +30,8 @@ COPIES = 3
 """Of the weights at once: as read, in the network, in the exporter's file. A checkpoint holds the optimiser's state
 too, so that its size bounds three copies of the weights."""
 LONGEST_SECONDS = 600
+CHILD = "apps.imaging.importers.convert"
+"""The module that converts: this one."""
 
 
 def imported(directory: Path, budget: MemoryBudget) -> Path:
@@ -77,7 +79,6 @@ def _digest(facts: list[Any]) -> str:
 
 def _convert(directory: Path, place: Path, budget: MemoryBudget, needed: int) -> None:
     """In a child, into a folder beside its place."""
-    from common.errors import DoesNotFit
     from common.memory.footprint import Footprint, Term
     from common.memory.plan.plan import Plan
 
@@ -86,28 +87,34 @@ def _convert(directory: Path, place: Path, budget: MemoryBudget, needed: int) ->
             Term("interpreter and libraries", FLOOR_BYTES, "measured", ("import",)),
             Term("weights, converted", needed - FLOOR_BYTES, "analytic", ("import",)),
         ]
-        raise DoesNotFit(budget, Plan("imaging infer (import of the model)", (), Footprint.of(terms)))
+        smallest = Plan("imaging infer (import of the model)", (), Footprint.of(terms))
+        raise DoesNotFit(ceiling=budget.host_bytes, smallest=smallest)
     place.parent.mkdir(parents=True, exist_ok=True)
     with scratch_directory(place.parent, place.name) as draft:
-        command = [
-            sys.executable,
-            "-m",
-            "apps.imaging.importers.convert",
-            str(directory),
-            str(draft),
-            str(budget.host_bytes),
-        ]
-        environment = os.environ | glibc.environment(1)
-        try:
-            done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=LONGEST_SECONDS)
-        except subprocess.TimeoutExpired:
-            raise BadInput(f"{directory}: not imported after {LONGEST_SECONDS} s", public="import failed") from None
-        if done.returncode:
-            lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
-            unsafe = [line for line in lines if "unsupported" in line.lower()]
-            why = (unsafe or lines or [f"exit {done.returncode}"])[0 if unsafe else -1]
-            raise BadInput(f"{directory}: cannot be imported ({why[:300]})", public="model cannot be imported")
+        done = child.run_module(
+            CHILD,
+            [str(directory), str(draft)],
+            ceiling=budget.host_bytes - guard.SUPERVISOR_BYTES - anonymous(),
+            variables=glibc.environment(1),
+            timeout=LONGEST_SECONDS,
+        )
+        if done.exit.status != EXIT_OK:
+            raise _failure(directory, done)
         os.rename(draft, place)
+
+
+def _failure(directory: Path, done: child.Finished) -> Exception:
+    """What to raise for a conversion that failed: the model is at fault if the child raised an exception."""
+    if done.exit.timed_out:
+        return BadInput(f"{directory}: not imported after {LONGEST_SECONDS} s", public="import failed")
+    if done.exit.out_of_memory:
+        return MemoryError(f"{directory}: the process that converts the model {done.exit}")
+    if done.exit.status != EXIT_UNFORESEEN:
+        return child.ChildFailed(f"{directory}: the process that converts the model {done.exit}")
+    lines = [line.strip() for line in done.stderr.decode("utf-8", "replace").splitlines() if line.strip()]
+    unsafe = [line for line in lines if "unsupported" in line.lower()]
+    why = unsafe[0] if unsafe else done.last_line or str(done.exit)
+    return BadInput(f"{directory}: cannot be imported ({why[:300]})", public="model cannot be imported")
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -223,17 +230,15 @@ def _load(network: "torch.nn.Module", state: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    """``python -m apps.imaging.importers.convert MODEL OUT CEILING``: the child."""
-    from common.memory.process import guard
-
-    directory, out, ceiling = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
+    """``python -m apps.imaging.importers.convert MODEL OUT``: the child."""
+    directory, out = Path(sys.argv[1]), Path(sys.argv[2])
     glibc.tame()
-    import torch  # before the wall: what it reserves is not data
+    import torch  # before the walls stand: what it reserves is not data
 
     torch.set_num_threads(1)
-    guard.soft_wall(ceiling)
+    child.Walls.of_this_process().stand()
     (convert_nnunet if nnunet.is_nnunet(directory) else convert_bundle)(directory, out)
 
 
 if __name__ == "__main__":
-    main()
+    child.run_work(main)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from apps.imaging.inference.network_grid import Case, network_tiles, open_windows, resolved, within_content
-from apps.imaging.models.model_folder import APPLICATION, CARD, ImagingModel, read_model
+from apps.imaging.models.model_folder import APPLICATION, CARD, ImagingModel, read_manifest, read_model
 from common import model_folder
 from common.cli.session import Session
 from common.engines.base import INT8, NETWORK, WEIGHTS, Array
@@ -80,7 +80,7 @@ def _tiles(case: Case, model: ImagingModel, numbers: Sequence[int]) -> Iterator[
 def _write(job: Job, draft: Path, count: int) -> dict[str, int]:
     """The folder: all that the model had, and its network in int8."""
     source, out = job.model.directory, job.out
-    manifest = model_folder.load(source, application=APPLICATION)
+    manifest = read_manifest(source)
     model_folder.unseal(out)
     for name in (WEIGHTS, NETWORK):
         shutil.copyfile(source / name, out / name)

@@ -3,11 +3,12 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
+from apps.imaging.models.manifest import ImagingManifest, LabelEntry
 from apps.imaging.volumes.geometry import AS_STORED
 from apps.imaging.volumes.intensity import check_operations
 from common import model_folder
@@ -30,7 +31,7 @@ class Label:
     """One class."""
 
     value: int
-    """In the label file; the network's output channels are in the order of the labels."""
+    """In the label file, 0 to 65535; the network's output channels are in the order of the labels."""
     name: str
     code: tuple[str, str, str] | None = None
     """Coding scheme, value, meaning."""
@@ -139,7 +140,7 @@ def write_model(
     (directory / CARD).write_text(card, encoding="utf-8")
     fields: dict[str, Any] = {
         "network": {"name": network, "arguments": dict(arguments)},
-        "channels": list(channels),
+        "channels": [str(name) for name in channels],
         "spacing": [float(size) for size in spacing],
         "orientation": orientation,
         "intensity": [dict(operation) for operation in intensity],
@@ -156,6 +157,11 @@ def write_model(
     model_folder.seal(directory, application=APPLICATION, kind=network, files=files, fields=fields)
 
 
+def read_manifest(directory: Path) -> ImagingManifest:
+    """``model.json``, checked against its description; raises ``BadInput``."""
+    return model_folder.load(directory, application=APPLICATION, description=ImagingManifest)
+
+
 def read_model(directory: Path) -> ImagingModel:
     """Read and check ``model.json``; the weights stay on disk.
 
@@ -164,7 +170,7 @@ def read_model(directory: Path) -> ImagingModel:
     BadInput
         Incomplete folder, another application's, or fields that make no sense.
     """
-    manifest = model_folder.load(directory, application=APPLICATION)
+    manifest = read_manifest(directory)
     try:
         model = _from_manifest(directory, manifest)
         for operations in model.intensities:
@@ -175,47 +181,43 @@ def read_model(directory: Path) -> ImagingModel:
     return model
 
 
-def _from_manifest(directory: Path, manifest: Mapping[str, Any]) -> ImagingModel:
-    labels = tuple(
-        Label(int(e["value"]), str(e["name"]), tuple(e["code"]) if e["code"] else None, _three(e["color"], int))
-        for e in manifest["labels"]
-    )
-    if len(labels) < 2 or len({label.value for label in labels}) != len(labels):
-        raise ValueError("two or more labels with distinct values are needed")
-    if not all(0 <= label.value <= 65535 for label in labels):
-        raise ValueError("label values must be 0 to 65535")
-    if manifest["combine"] != "logits":
-        raise ValueError(f"combine {manifest['combine']!r} is not supported")
-    orientation, head = str(manifest["orientation"]), manifest["head"]
+def _from_manifest(directory: Path, manifest: ImagingManifest) -> ImagingModel:
+    labels = tuple(map(_label, manifest["labels"]))
+    if len({label.value for label in labels}) != len(labels):
+        raise ValueError("labels with distinct values are needed")
+    orientation, head = manifest["orientation"], manifest["head"]
     if sorted(_AXES.get(letter, letter) for letter in orientation.removeprefix(AS_STORED)) != ["x", "y", "z"]:
         raise ValueError(f"orientation {orientation!r}")
-    spacing, patch = _three(manifest["spacing"], float), _three(manifest["patch"], int)
-    if min(spacing) < 0 or min(patch) < 1 or (min(spacing) == 0 and manifest.get("convention") != "bundle"):
-        raise ValueError("spacing and patch must be positive")
+    (x, y, z), (width, height, depth) = manifest["spacing"], manifest["patch"]
+    if min(x, y, z) == 0 and manifest.get("convention") != "bundle":
+        raise ValueError("spacing must be positive")
     return ImagingModel(
         directory=directory,
-        kind=str(manifest["kind"]),
-        network=str(manifest["network"]["name"]),
-        arguments=dict(manifest["network"]["arguments"]),
-        channels=tuple(map(str, manifest["channels"])),
-        spacing=spacing,
+        kind=manifest["kind"],
+        network=manifest["network"]["name"],
+        arguments=manifest["network"]["arguments"],
+        channels=tuple(manifest["channels"]),
+        spacing=(float(x), float(y), float(z)),
         orientation=orientation,
-        intensity=tuple(dict(operation) for operation in manifest["intensity"]),
-        further_intensity=tuple(
-            tuple(dict(operation) for operation in channel) for channel in manifest.get("further_intensity", ())
-        ),
-        patch=patch,
-        head={key: str(head[key]) for key in ("weight", "bias")} if head else None,
+        intensity=tuple(manifest["intensity"]),
+        further_intensity=tuple(map(tuple, manifest.get("further_intensity", ()))),
+        patch=(width, height, depth),
+        head={"weight": head["weight"], "bias": head["bias"]} if head else None,
         features=_features(directory / WEIGHTS, head["weight"]) if head else len(labels),
         labels=labels,
-        convention=_convention(manifest),
-        mirror="".join(axis for axis in "xyz" if axis in str(manifest.get("mirror", ""))),
-        network_sha256=str(manifest["files"][NETWORK]["sha256"]),
-        weights_sha256=str(manifest["files"][WEIGHTS]["sha256"]),
-        weights_bytes=int(manifest["files"][WEIGHTS]["bytes"]),
-        inference=_inference(manifest.get("inference", {})),
+        convention=manifest.get("convention", "monai"),
+        mirror="".join(axis for axis in "xyz" if axis in manifest.get("mirror", "")),
+        network_sha256=manifest["files"][NETWORK]["sha256"],
+        weights_sha256=manifest["files"][WEIGHTS]["sha256"],
+        weights_bytes=manifest["files"][WEIGHTS]["bytes"],
+        inference=Inference(**manifest.get("inference", {})),
         int8=all(name in manifest["files"] for name in INT8),
     )
+
+
+def _label(entry: LabelEntry) -> Label:
+    code, (red, green, blue) = entry["code"], entry["color"]
+    return Label(entry["value"], entry["name"], (code[0], code[1], code[2]) if code else None, (red, green, blue))
 
 
 def at_half_resolution(model: ImagingModel) -> ImagingModel:
@@ -225,29 +227,6 @@ def at_half_resolution(model: ImagingModel) -> ImagingModel:
 
 
 _AXES = {"R": "x", "L": "x", "A": "y", "P": "y", "S": "z", "I": "z"}
-
-
-def _convention(manifest: Mapping[str, Any]) -> str:
-    convention = str(manifest.get("convention", "monai"))
-    if convention not in ("monai", "nnunet", "bundle"):
-        raise ValueError(f"convention {convention!r}")
-    return convention
-
-
-def _inference(fields: Mapping[str, Any]) -> Inference:
-    found = Inference(**fields)
-    choices = {name: get_args(kind) for name, kind in get_type_hints(Inference).items()}
-    for name, allowed in choices.items():
-        if allowed and getattr(found, name) not in allowed:
-            raise ValueError(f"{name} {getattr(found, name)!r}")
-    if not 0 <= float(found.overlap) < 1:
-        raise ValueError(f"overlap {found.overlap!r}")
-    return found
-
-
-def _three(values: Sequence[Any], kind: type) -> Any:
-    first, second, third = (kind(value) for value in values)
-    return first, second, third
 
 
 def _features(weights: Path, name: str) -> int:

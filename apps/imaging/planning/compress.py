@@ -4,10 +4,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
 
-from apps.imaging import warm_up
 from apps.imaging.inference.quantization import CALIBRATE, QUANTISE, Job
-from apps.imaging.planning.infer import LIBRARIES, OBJECTS_BYTES, input_bytes, pass_bytes
-from apps.imaging.volumes.nonzero_crop import cropped_bytes
+from apps.imaging.planning import baselines
+from apps.imaging.planning.reading import LIBRARIES, OBJECTS_BYTES, input_bytes, pass_bytes, reader_bytes
 from common.engines import quantization
 from common.memory.costs import floor
 from common.memory.costs.probes import Costs, Probe
@@ -35,9 +34,9 @@ class CompressWorkload:
         """The floor, and a quantisation with noise."""
         model = self.job.model
         return [
-            floor.probe(warm_up.COMPRESS, libraries=(*LIBRARIES, *quantization.LIBRARIES), threads=self.threads),
+            floor.probe(baselines.COMPRESS, libraries=(*LIBRARIES, *quantization.LIBRARIES), threads=self.threads),
             quantization.probe(
-                warm_up=warm_up.COMPRESS,
+                warm_up=baselines.COMPRESS,
                 threads=self.threads,
                 sha256=model.network_sha256,
                 model_dir=str(model.directory.resolve()),
@@ -50,7 +49,7 @@ class CompressWorkload:
         base, measured = self.probes(setting)
         job, cases = self.job, self.job.cases
         tile = prod(job.model.patch) * len(job.model.channels) * FLOAT
-        reading = max(cropped_bytes(c.volume) if c.nnunet else c.volume.reader_bytes for c in cases)
+        reading = max(map(reader_bytes, cases))
         terms = [
             Term("small objects", OBJECTS_BYTES, "measured", (CALIBRATE, QUANTISE)),
             Term("input planes", max(input_bytes(case).most for case in cases), "analytic", (CALIBRATE,)),

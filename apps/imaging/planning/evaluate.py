@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from apps.imaging import warm_up
 from apps.imaging.evaluation.metrics import COORDINATE, QUERY, TOLERANCE, Pair, Scan
+from apps.imaging.planning import baselines
 from common.memory.costs import floor
 from common.memory.costs.probes import Costs, Probe
 from common.memory.footprint import Footprint, Term
@@ -29,7 +29,7 @@ class EvaluateWorkload:
 
     def probes(self, setting: Setting) -> Sequence[Probe]:
         """Only the floor."""
-        return [floor.probe(warm_up.EVALUATE, libraries=("nibabel", "scipy", "numpy"), threads=self.threads)]
+        return [floor.probe(baselines.EVALUATE, libraries=("nibabel", "scipy", "numpy"), threads=self.threads)]
 
     def footprint(self, setting: Setting, known: Costs) -> Footprint:
         """Floor, a few planes of both files, and the surfaces of the largest case."""

@@ -15,21 +15,19 @@ from typing import Any
 
 import numpy as np
 
-from apps.imaging import warm_up as warm
 from apps.imaging.dicom.seg_header import CHILD_BYTES
 from apps.imaging.dicom.web import NETWORK_BYTES, Downloads, is_address
 from apps.imaging.inference.labeling import back_bytes, extended_bytes, label_bytes, piece_bytes
-from apps.imaging.inference.network_grid import Case, pass_planes, restored_channels
+from apps.imaging.inference.network_grid import Case, restored_channels
 from apps.imaging.inference.outputs import Wanted, outputs_bytes
 from apps.imaging.inference.small_components import components_bytes
 from apps.imaging.inference.studies import Study
 from apps.imaging.models.model_folder import TORCH_NETWORK, ImagingModel
 from apps.imaging.models.networks.registry import steps
-from apps.imaging.planning.train import FREE_HEAP, halves, smaller, text
-from apps.imaging.volumes.nonzero_crop import cropped_bytes
-from apps.imaging.volumes.spline import spline_bytes
-from apps.imaging.volumes.streaming import resampling_bytes, window_bytes, window_depth
-from apps.imaging.volumes.volume import block_planes
+from apps.imaging.planning import baselines
+from apps.imaging.planning.reading import LIBRARIES, OBJECTS_BYTES, input_bytes, pass_bytes, reader_bytes
+from apps.imaging.planning.tiles import halves, smaller, text
+from apps.imaging.training.phases import FREE_HEAP
 from common.engines import registry as engine
 from common.engines.base import turns
 from common.engines.mirroring import mirror_bytes
@@ -44,8 +42,7 @@ from common.memory.process.bounded_heap import SLACK
 from common.memory.process.budget import MIB, MemoryBudget, format_size
 from common.tiling.blend import FLOAT, Carried, carried
 
-WARM_UPS = {"openvino": warm.OPENVINO, "onnxruntime": warm.ONNXRUNTIME, "torch": warm.TORCH}
-LIBRARIES = ("nibabel", "pydicom", "pillow", "safetensors")
+WARM_UPS = {"openvino": baselines.OPENVINO, "onnxruntime": baselines.ONNXRUNTIME, "torch": baselines.TORCH}
 
 OPEN, STATISTICS, TEMPLATE, INFER, PREVIEW = "open", "statistics", "template", "infer", "preview"
 STOW = "stow"
@@ -61,8 +58,6 @@ WORKING: Mapping[str, Source] = {
 }
 """Terms of one study while its tiles are run, and where their numbers come from."""
 
-OBJECTS_BYTES = 3 * MIB
-"""Python objects, headers and buffers that are too small to price one by one."""
 ENGINE_SPREAD = 1.005
 """An engine's peak differs from run to run by up to this factor (measured 0.1 to 0.5 %)."""
 HALVINGS = 2
@@ -231,7 +226,7 @@ class InferWorkload:
             *(Term(name, size, WORKING[name], (INFER,)) for name, size in self._largest_working(setting).items()),
             Term("mirrored tiles", self._mirror_bytes(setting), "analytic", (INFER,)),
             Term("tiles", (inputs * len(self.model.channels) * FLOAT + 2 * FLOAT + 4) * tile, "analytic", (INFER,)),
-            Term("reading", self._largest(_reading_bytes), "measured", (*first, *last[1:])),
+            Term("reading", self._largest(reader_bytes), "measured", (*first, *last[1:])),
             Term("statistics", self._largest(pass_bytes), "analytic", (STATISTICS, *pictures)),
             Term("network", NETWORK_BYTES if self._networked else 0, "measured", running),
             Term("SEG template", CHILD_BYTES if happens[TEMPLATE] else 0, "measured", (TEMPLATE,)),
@@ -300,7 +295,7 @@ class InferWorkload:
         outputs = outputs_bytes(self.wanted, case.volume, self.model)
         planes, restoring = input_bytes(case), self._restoring_bytes(case, channels)
         labels = self._labels(case, setting, restoring)
-        reading = planes.passing + _reading_bytes(case)
+        reading = planes.passing + reader_bytes(case)
         if case.grid.count(2) == 1:  # all is read before anything is carried or finished
             reading -= blend.memory + labels.held
         return {
@@ -335,41 +330,3 @@ class InferWorkload:
         back, piece = back_bytes(case.grid, shape, restored), piece_bytes(case.grid, shape, restored)
         # Interpolating makes the piece; before it is labelled, what it was made through is gone.
         return Price(back.held + labels.held, restoring + max(back.passing - piece, labels.passing))
-
-
-def _reading_bytes(case: Case) -> int:
-    """What the open readers of all channels hold."""
-    return sum(cropped_bytes(each.volume) if case.nnunet else each.volume.reader_bytes for each in case.channels)
-
-
-def input_bytes(case: Case) -> Price:
-    """What reading holds between the volumes and the tiles; one channel is read after the other."""
-    prices = [_channel_bytes(each) for each in case.channels]
-    return Price(sum(price.held for price in prices), max(price.passing for price in prices))
-
-
-def _channel_bytes(case: Case) -> Price:
-    if case.nnunet and case.resampled:
-        x, y, _ = case.grid.shape
-        reader = spline_bytes(case.volume, case.grid.shape)
-        return Price(x * y * window_depth(case.grid) * FLOAT + reader.held, reader.passing)
-    return window_bytes(case.volume, case.grid, resampled=case.resampled)
-
-
-def pass_bytes(case: Case) -> int:
-    """One block of a pass over the volume: as stored, in float32, and two more while moments are taken.
-
-    One channel is passed over after the other.
-    """
-    return max(map(_channel_pass, case.channels))
-
-
-def _channel_pass(case: Case) -> int:
-    x, y, _ = case.volume.shape
-    voxels = block_planes(case.volume) * x * y
-    stored = voxels * (case.volume.dtype.itemsize + 3 * FLOAT)
-    if case.steps is None:
-        return stored
-    x, y, z = case.grid.shape
-    on_grid = min(z, pass_planes(case)) * x * y * 4 * FLOAT
-    return max(stored, on_grid + resampling_bytes(case.volume, case.grid.shape).most)

@@ -1,16 +1,19 @@
-"""What training needs: a pure price, beside the code that allocates. ``imaging infer``'s is in ``infer_workload``."""
+"""What training needs: a pure price, beside the code that allocates."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from itertools import product
 from math import prod
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from apps.imaging import warm_up
 from apps.imaging.models.networks.registry import divisor
+from apps.imaging.planning import baselines
+from apps.imaging.planning.tiles import smaller, text
 from apps.imaging.training import traced_step
 from apps.imaging.training.dataset import loading_bytes
+from apps.imaging.training.phases import CHECKPOINT, EXPORT, FREE_HEAP, LOAD, TRAIN, VALIDATE
+from apps.imaging.training.recipe import OVERLAP, Job
 from apps.imaging.volumes.volume import Shape
 from common.memory.costs import floor, trace
 from common.memory.costs.probes import Costs, Probe
@@ -24,11 +27,6 @@ from common.tiling.grid import TileGrid
 from common.training import activation_checkpointing, amp
 from common.training import checkpoint as checkpointing
 
-if TYPE_CHECKING:
-    from apps.imaging.training.loop import Job
-
-FREE_HEAP = "free heap"
-LOAD, TRAIN, VALIDATE, CHECKPOINT, EXPORT = "load", "train", "validate", "checkpoint", "export"
 EXPORT_BYTES = 24 * MIB
 """Tracing and serialising, beside copies of the weights (measured with them: 7 to 15 MiB above the other terms, with
 UNet, SegResNet and DynUNet)."""
@@ -57,34 +55,11 @@ mapped one by one (SegResNet and UNet at 24 and 32 cubed; float32: heap 1.00 to 
 1.10, 1.32 to 1.68; on another machine mapped was 1.7 to 2.0 and 1.3 to 1.9: what a page fault takes differs)."""
 
 
-def text(triple: Sequence[int]) -> str:
-    """A shape as the command line writes it."""
-    return ",".join(map(str, triple))
-
-
-def smaller(sides: Shape, steps: Shape) -> Iterator[Shape]:
-    """Shapes of about two thirds and a half of each side, in whole steps."""
-    for share in (2 / 3, 1 / 2):
-        x, y, z = (max(step, int(share * side) // step * step) for side, step in zip(sides, steps, strict=True))
-        yield x, y, z
-
-
-def halves(sides: Shape, steps: Shape) -> Iterator[Shape]:
-    """Shapes with one side after the other halved, the longest first, as long as that is whole steps."""
-    while True:
-        halved = [axis for axis in range(3) if sides[axis] % (2 * steps[axis]) == 0]
-        if not halved:
-            return
-        longest = max(halved, key=sides.__getitem__)
-        x, y, z = (side // 2 if axis == longest else side for axis, side in enumerate(sides))
-        yield (sides := (x, y, z))
-
-
 @dataclass(frozen=True)
 class TrainWorkload:
     """``imaging train``."""
 
-    job: "Job"
+    job: Job
     micro_batch: int | None
     """``None``: the planner's choice; so for ``amp`` and ``cache``."""
     amp: str | None
@@ -160,20 +135,18 @@ class TrainWorkload:
             self._traced(traced_step.TILE, recipe=shaping, amp=kind) for kind in sorted({"off", str(setting["amp"])})
         ]
         base = floor.probe(
-            warm_up.TRAIN, libraries=("torch", "monai", "numpy", "nibabel", "safetensors"), threads=self.threads
+            baselines.TRAIN, libraries=("torch", "monai", "numpy", "nibabel", "safetensors"), threads=self.threads
         )
         checks = [amp.probe(self.threads)] if setting["amp"] == "bf16" and self.amp is None else []
         return [*checks, base, step, *tiles]
 
     def _traced(self, prepare: str, **arguments: Any) -> Probe:
         return trace.probe(
-            prepare, warm_up=warm_up.TRACE, libraries=("torch", "monai"), threads=self.threads, **arguments
+            prepare, warm_up=baselines.TRACE, libraries=("torch", "monai"), threads=self.threads, **arguments
         )
 
     def footprint(self, setting: Setting, known: Costs) -> Footprint:
         """Floor, model states, the step, the data, and what validation and export hold instead of the step."""
-        from apps.imaging.training.loop import OVERLAP
-
         probes = self.probes(setting)
         base = next(probe for probe in probes if probe.function == floor.MEASURE)
         step, *tiles = probes[probes.index(base) + 1 :]

@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,10 +12,10 @@ import numpy as np
 import numpy.typing as npt
 
 from apps.imaging.models.networks import registry
-from apps.imaging.planning.train import EXPORT, FREE_HEAP, LOAD, TRAIN, VALIDATE
-from apps.imaging.training.dataset import Case, Dataset, load_case
-from apps.imaging.training.losses import dice_cross_entropy
+from apps.imaging.training.dataset import Case, load_case
 from apps.imaging.training.patch_sampling import Sampler, Volumes
+from apps.imaging.training.phases import EXPORT, FREE_HEAP, LOAD, TRAIN, VALIDATE
+from apps.imaging.training.recipe import OVERLAP, Job, Recipe, make_step
 from apps.imaging.volumes.volume import Shape
 from common.cli.session import Session
 from common.errors import BadInput, UsageError
@@ -25,88 +25,20 @@ from common.memory.process.bounded_heap import SLACK, BoundedHeap
 from common.memory.process.cuda import HOST
 from common.tiling.blend import BoundedBlend
 from common.tiling.grid import importance
-from common.training import activation_checkpointing, optimizers
 from common.training import checkpoint as checkpointing
 from common.training.amp import precision
 from common.training.oom_retry import repeated
-from common.training.step import TrainingStep
 
 if TYPE_CHECKING:
     import torch
 
 WORK = ".training"
 """Folder in the model folder that holds what an unfinished training needs; removed at the end."""
-WARM_UP_SHARE = 0.025
 CHECKPOINT_SECONDS = 30.0
 VALIDATIONS = 8
 """How often held-out cases are looked at on the way."""
-OVERLAP = 0.5
-PATCH_VOXELS = 96**3
 
 Dice = npt.NDArray[np.float64]
-
-
-@dataclass(frozen=True, slots=True)
-class Recipe:
-    """All that decides the result; a checkpoint of another recipe is not continued."""
-
-    network: str
-    arguments: Mapping[str, Any]
-    patch: Shape
-    batch: int
-    steps: int | None
-    """``None``: until ``seconds`` have passed."""
-    seconds: float | None
-    learning_rate: float
-    weight_decay: float
-    clip: float
-    mirror: str
-    validation_cases: int
-    fold: tuple[int, int] | None
-    seed: int
-    optimizer: str = optimizers.DEFAULT
-    dice: str = "sample"
-
-    def rate(self, progress: float) -> float:
-        """Learning rate at a share of the training: a short linear warm-up, then a cosine to zero."""
-        warm = min(1.0, (progress + 1e-9) / WARM_UP_SHARE)
-        return self.learning_rate * min(warm, 0.5 * (1 + math.cos(math.pi * min(1.0, progress))))
-
-
-@dataclass(frozen=True, slots=True)
-class Job:
-    """One training."""
-
-    dataset: Dataset
-    training: Sequence[Case]
-    held_out: Sequence[Case]
-    recipe: Recipe
-    operations: Sequence[Mapping[str, Any]]
-    output: Path
-    skip_bad: bool
-    resume: bool
-    command: str
-    """As it was typed, without paths, for the card."""
-
-
-def make_step(
-    recipe: Recipe, *, micro_batch: int, amp: str, checkpoint: str, step_in_backward: bool = False, device: str = HOST
-) -> tuple["torch.nn.Module", "torch.optim.Optimizer", TrainingStep]:
-    """Network, optimiser and step; also what ``apps.imaging.training.traced_step`` traces, so that both are the
-    same."""
-    network = registry.build(recipe.network, recipe.arguments)
-    if device != HOST:  # fake tensors, on which this is traced, cannot be moved
-        network.to(device)
-    activation_checkpointing.apply(checkpoint, registry.blocks(recipe.network, network))
-    optimizer = optimizers.build(
-        recipe.optimizer,
-        network.parameters(),
-        learning_rate=recipe.learning_rate,
-        weight_decay=recipe.weight_decay,
-    )
-    loss = dice_cross_entropy(recipe.dice)
-    step = TrainingStep(network, optimizer, loss, micro_batch, amp, recipe.clip, step_in_backward=step_in_backward)
-    return network, optimizer, step
 
 
 def run(job: Job, session: Session) -> dict[str, Any]:
@@ -349,13 +281,3 @@ def _finish(job: Job, session: Session, network: "torch.nn.Module", held_out: Vo
         )
     shutil.rmtree(job.output / WORK)
     return {"metrics": metrics, "steps": steps, "model": "."}
-
-
-def default_patch(dataset: Dataset, step: int) -> Shape:
-    """The median case, rounded up to what the network can halve, and not more voxels than 96 cubed."""
-    shapes = np.array([case.shape(dataset.spacing) for case in dataset.cases])
-    step = math.lcm(step, 8)
-    patch = [max(step, math.ceil(size / step) * step) for size in np.median(shapes, 0)]
-    while math.prod(patch) > PATCH_VOXELS:
-        patch[int(np.argmax(patch))] -= step
-    return patch[0], patch[1], patch[2]

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from common import __version__
 
 if TYPE_CHECKING:
-    from apps.imaging.training.loop import Job
+    from apps.imaging.training.recipe import Job
     from common.cli.session import Session
 
 

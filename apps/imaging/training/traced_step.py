@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from apps.imaging.training.loop import Recipe
+    from apps.imaging.training.recipe import Recipe
     from common.memory.costs.trace import Prepared
 
 STEP, TILE = "apps.imaging.training.traced_step:step", "apps.imaging.training.traced_step:tile"
@@ -18,7 +18,7 @@ def step(
     Parameters
     ----------
     recipe
-        ``apps.imaging.training.loop.Recipe`` as a dictionary.
+        ``apps.imaging.training.recipe.Recipe`` as a dictionary.
     parts
         Micro-batches: 1, or 2 where gradients are held while another one runs.
     knobs
@@ -26,7 +26,7 @@ def step(
     """
     import torch
 
-    from apps.imaging.training.loop import make_step
+    from apps.imaging.training.recipe import make_step
 
     what = _recipe(recipe)
     network, optimizer, one = make_step(
@@ -56,6 +56,6 @@ def tile(*, recipe: Mapping[str, Any], amp: str) -> "Prepared":
 
 
 def _recipe(recipe: Mapping[str, Any]) -> "Recipe":
-    from apps.imaging.training.loop import Recipe
+    from apps.imaging.training.recipe import Recipe
 
     return Recipe(**{**recipe, "patch": tuple(recipe["patch"])})

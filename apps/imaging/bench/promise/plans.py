@@ -187,8 +187,9 @@ def _load(work: "TrainWorkload", file: Path | None) -> "Volumes":
 def _seconds(work: "TrainWorkload", plan: "Plan", stores: dict[str, "Volumes"]) -> float:
     import torch
 
-    from apps.imaging.training.loop import bounded_heap, make_step
+    from apps.imaging.training.loop import bounded_heap
     from apps.imaging.training.patch_sampling import Sampler
+    from apps.imaging.training.recipe import make_step
     from common.memory.process.bounded_heap import PASSES
 
     torch.set_num_threads(work.threads)

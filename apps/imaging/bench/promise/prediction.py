@@ -10,8 +10,8 @@ from itertools import product
 from math import prod
 from typing import Any
 
-from apps.imaging import warm_up
 from apps.imaging.models.networks import registry
+from apps.imaging.planning import baselines
 from apps.imaging.training import traced_step
 from common.bench import prediction
 from common.bench.harness import Bound, Suite
@@ -49,7 +49,7 @@ def configuration(
     channels: int = 1,
     drawn: bool = False,
 ) -> Configuration:
-    """One step of ``apps.imaging.training.loop.make_step``."""
+    """One step of ``apps.imaging.training.recipe.make_step``."""
     arguments = registry.arguments(
         network, {**NETWORKS[network], **(changes or {})}, in_channels=channels, out_channels=classes
     )
@@ -159,7 +159,7 @@ def grid() -> Grid:
     """All of it."""
     unique = {each.name: each for each in listed()}
     return Grid(
-        "imaging", list(unique.values()), draw, warm_up=warm_up.TRAIN, libraries=("torch", "monai"), huge_pages=True
+        "imaging", list(unique.values()), draw, warm_up=baselines.TRAIN, libraries=("torch", "monai"), huge_pages=True
     )
 
 

@@ -20,8 +20,9 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from apps.imaging.models.networks import registry
-from apps.imaging.training.loop import Recipe, make_step, validate
+from apps.imaging.training.loop import validate
 from apps.imaging.training.patch_sampling import Volumes
+from apps.imaging.training.recipe import Recipe, make_step
 from common.memory.process import glibc, guard, meter
 from common.memory.process.budget import KIB, MIB
 from common.training import oom_retry

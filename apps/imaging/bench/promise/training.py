@@ -55,7 +55,7 @@ def step(network: str, plan: str) -> dict[str, object]:
 
     from apps.imaging import warm_up
     from apps.imaging.models.networks import registry
-    from apps.imaging.training.loop import Recipe, make_step
+    from apps.imaging.training.recipe import Recipe, make_step
     from common.memory.process import glibc
     from common.memory.process.meter import lifetime_peak, reset_peak, resident
 

@@ -215,7 +215,7 @@ def build(name: str, complete: Arguments) -> "torch.nn.Module":
     """
     from importlib import import_module
 
-    from apps.imaging.models.networks.registry import import_monai
+    from apps.imaging.models.networks.monai import import_monai
 
     arguments = checked(name, complete)
     import_monai()

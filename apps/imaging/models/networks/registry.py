@@ -1,18 +1,13 @@
-"""The networks that can be trained and loaded, by name: MONAI's, with checked arguments, never an import path.
+"""The networks that can be trained and loaded, by name: MONAI's, with checked arguments, never an import path."""
 
-MONAI comes in through ``import_monai`` only. Importing it as it stands pulls in every optional library it finds
-(pandas, nibabel, pydicom, scipy, PIL): 159 MiB on top of torch, against 23 MiB without them.
-"""
-
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.abc import MetaPathFinder
 from math import prod
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from apps.imaging.models.networks import monai_bundle, nnunet
+from apps.imaging.models.networks.monai import import_monai
 from common.errors import BadInput, UsageError
 
 if TYPE_CHECKING:
@@ -82,34 +77,6 @@ NETWORKS: Mapping[str, Entry] = MappingProxyType(
         ),
     }
 )
-
-_OPTIONAL = """
-PIL cucim cupy einops fire gdown h5py huggingface_hub ignite itk lmdb matplotlib mlflow nibabel ninja nrrd numba onnx
-onnxruntime openslide pandas psutil pyarrow pydicom pynvml requests scipy skimage sklearn tensorboard tensorboardX
-tensorrt tifffile torchvision transformers zarr
-"""
-
-
-class _Refuse(MetaPathFinder):
-    """Makes MONAI believe that its optional libraries are not installed; what is loaded already stays loaded."""
-
-    names = frozenset(_OPTIONAL.split())
-
-    def find_spec(self, fullname: str, path: object, target: object = None) -> None:
-        if fullname.partition(".")[0] in self.names:
-            raise ModuleNotFoundError(f"{fullname} is not wanted here", name=fullname)
-
-
-def import_monai() -> None:
-    """Import MONAI without its optional libraries; every use of MONAI in this suite comes after this call."""
-    if "monai" in sys.modules:
-        return
-    refuse = _Refuse()
-    sys.meta_path.insert(0, refuse)
-    try:
-        import monai.networks.nets  # noqa: F401
-    finally:
-        sys.meta_path.remove(refuse)
 
 
 def arguments(name: str, given: Arguments, *, in_channels: int, out_channels: int) -> dict[str, Any]:

@@ -1,0 +1,75 @@
+"""Types of the command line's values, and the words that several commands share; nothing here loads a library."""
+
+import argparse
+import re
+from pathlib import Path
+
+ENGINES = ("openvino", "onnxruntime", "torch")
+"""``common.engines.registry.ENGINES``, which is not imported for ``--help``."""
+OUTPUT_TYPES = ("nifti", "dicom-seg", "dicom-rtstruct")
+_SECONDS = {"s": 1.0, "": 1.0, "min": 60.0, "m": 60.0, "h": 3600.0}
+
+INPUT_HELP = (
+    "NIfTI file, DICOM folder or zip, folder of these, or DICOMweb address (.../studies/UID or .../studies?...)"
+)
+OUTPUT_HELP = f"what to write, of {', '.join(OUTPUT_TYPES)} (default nifti)"
+REPAIR_HELP = "resample a tilted gantry or uneven spacing instead of refusing: tilt,spacing"
+SERIES_HELP = "which series, where a DICOM folder has several"
+
+
+def share(text: str) -> float:
+    """An argparse type: a number in [0, 1)."""
+    value = float(text)
+    if not 0 <= value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not in [0, 1)")
+    return value
+
+
+def millilitres(text: str) -> float:
+    """An argparse type: a volume that is not negative."""
+    value = float(text)
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not a volume in millilitres")
+    return value
+
+
+def repairs(text: str) -> frozenset[str]:
+    """An argparse type: a list of defects that may be resampled away."""
+    chosen = frozenset(text.split(","))
+    if unknown := chosen - {"tilt", "spacing"}:
+        raise argparse.ArgumentTypeError(f"{', '.join(sorted(unknown))}: choose from tilt, spacing")
+    return chosen
+
+
+def output_types(text: str) -> tuple[str, ...]:
+    """An argparse type: a list of file types."""
+    chosen = tuple(dict.fromkeys(text.split(",")))
+    if unknown := set(chosen) - set(OUTPUT_TYPES):
+        raise argparse.ArgumentTypeError(f"{', '.join(sorted(unknown))}: choose from {', '.join(OUTPUT_TYPES)}")
+    return chosen
+
+
+def source(text: str) -> Path | str:
+    """An argparse type: a path, or the address of a DICOMweb server."""
+    return text if text.startswith(("http://", "https://")) else Path(text)
+
+
+def names(text: str) -> list[str]:
+    """An argparse type: names with commas between them."""
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def fold(text: str) -> tuple[int, int]:
+    """An argparse type: ``K/N`` with 0 <= K < N."""
+    match = re.fullmatch(r"(\d+)/(\d+)", text)
+    if not match or not int(match[1]) < int(match[2]) or int(match[2]) < 2:
+        raise argparse.ArgumentTypeError(f"{text} is not K/N with 0 <= K < N and N of at least 2")
+    return int(match[1]), int(match[2])
+
+
+def duration(text: str) -> float:
+    """An argparse type: seconds of ``90``, ``90s``, ``30min``, ``2h``."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)(s|min|m|h|)", text)
+    if not match or not float(match[1]):
+        raise argparse.ArgumentTypeError(f"{text} is not a time such as 90s, 30min or 2h")
+    return float(match[1]) * _SECONDS[match[2]]

@@ -1,0 +1,81 @@
+"""What ``model.json`` of a segmentation model says, field by field."""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, NotRequired, TypedDict
+
+from common import model_folder
+
+_Byte = Annotated[int, ("minimum", 0), ("maximum", 255)]
+_Millimetres = Annotated[float, ("minimum", 0), ("maximum", 10_000)]
+_Voxels = Annotated[int, ("minimum", 1)]
+
+
+class NetworkEntry(TypedDict):
+    """The network, by a name of the table in ``apps.imaging.models.networks``, never an import path."""
+
+    name: str
+    arguments: Mapping[str, Any]
+
+
+class HeadEntry(TypedDict):
+    """The final 1x1x1 convolution."""
+
+    weight: str
+    """Name of the tensor of shape (labels, features, 1, 1, 1)."""
+    bias: str
+    """Name of the tensor of shape (labels,)."""
+
+
+class LabelEntry(TypedDict):
+    """One class."""
+
+    value: Annotated[int, ("minimum", 0), ("maximum", 65535)]
+    """In the label file; the network's output channels are in the order of the labels."""
+    name: str
+    code: tuple[str, str, str] | None
+    """Coding scheme, value, meaning: ``["SCT", "10200004", "Liver"]``."""
+    color: tuple[_Byte, _Byte, _Byte]
+    """Red, green, blue."""
+
+
+class InferenceEntry(TypedDict, total=False):
+    """How an image is taken apart into tiles, where a model does it otherwise than ours."""
+
+    overlap: Annotated[float, ("minimum", 0), ("exclusiveMaximum", 1)]
+    """Share of a tile that the next one covers again."""
+    importance: Literal["gaussian", "constant"]
+    """How much the voxels of a tile count."""
+    padding: Literal["zero", "edge"]
+    """What is around an image that is smaller than a tile."""
+    restored: Literal["logits", "softmax", "sigmoid", "labels"]
+    """What is brought back onto the image's grid."""
+
+
+class ImagingManifest(model_folder.Manifest):
+    """``model.json`` of a segmentation model."""
+
+    network: NetworkEntry
+    channels: Annotated[list[str], ("minItems", 1)]
+    """What the images of a study are: ``["MRI"]``."""
+    spacing: tuple[_Millimetres, _Millimetres, _Millimetres]
+    """Millimetres along the model's axes; 0, where a bundle says so: as the image has them."""
+    orientation: str
+    """The model's axes: ``RAS`` means that x grows to the patient's right, y to anterior, z to superior."""
+    intensity: list[Mapping[str, Any]]
+    """Operations on the first channel's intensities, in order: ``[{"op": "zscore"}]``."""
+    patch: tuple[_Voxels, _Voxels, _Voxels]
+    """What it was trained on, in voxels along the model's axes."""
+    head: HeadEntry | None
+    """Null where the network does not end in a 1x1x1 convolution."""
+    combine: Literal["logits"]
+    """What is averaged where tiles overlap."""
+    labels: Annotated[list[LabelEntry], ("minItems", 2)]
+    """Of distinct values; the first is the background."""
+    further_intensity: NotRequired[list[list[Mapping[str, Any]]]]
+    """Operations on the other channels."""
+    convention: NotRequired[Literal["monai", "nnunet", "bundle"]]
+    """Whose tiles, weights and resampling."""
+    mirror: NotRequired[str]
+    """Axes (of ``xyz``) along which it was trained to be mirrored."""
+    inference: NotRequired[InferenceEntry]
+    """How an image is taken apart into tiles."""
