@@ -1,7 +1,8 @@
-"""One 3D training step under one setting of the allocator, in a process of its own.
+"""Measure one 3D training step under one setting of the allocator, in a fresh process.
 
 ``python -m common.bench.allocation --setting heap --network segresnet --patch 64`` ends with one JSON line: peak above
-the floor, what is left after the step, seconds, CPU seconds and page faults of a step. ``stock`` is torch as it comes.
+the baseline, bytes left after the step, seconds, CPU seconds and page faults of a step. ``stock`` is PyTorch with the
+allocator's own defaults.
 """
 
 import argparse
@@ -32,23 +33,31 @@ CLASSES = 3
 
 @dataclass(frozen=True, slots=True)
 class CrossEntropy:
-    """The mean over voxels."""
+    """Mean cross-entropy over voxels (``common.training.step.Loss``)."""
 
     def counts(self, batch: Sequence["Tensor"], /) -> tuple["Tensor", ...]:
-        """Voxels."""
+        """Return the number of voxels, the denominator."""
         import torch
 
         return (torch.tensor(batch[1].numel()),)
 
     def sums(self, outputs: "Tensor", batch: Sequence["Tensor"], /) -> tuple["Tensor", ...]:
-        """Over voxels."""
+        """Return the cross-entropy summed over voxels."""
         from torch.nn import functional
 
         return (functional.cross_entropy(outputs, batch[1], reduction="sum"),)
 
 
 def build(name: str, *, plain: bool = False) -> "nn.Module":
-    """One of MONAI's networks, small; ``plain``: as MONAI makes it."""
+    """Build a small network of MONAI's.
+
+    Parameters
+    ----------
+    name
+        One of ``NETWORKS``.
+    plain
+        Leave out the workaround for 3D convolutions of single samples.
+    """
     from common.training.conv3d_workaround import speed_up
 
     nets = import_module("monai.networks.nets")
@@ -63,7 +72,18 @@ def build(name: str, *, plain: bool = False) -> "nn.Module":
 
 
 def train(network: "nn.Module", *, patch: int, batch: int, amp: str, steps: int) -> list[tuple[float, float, int]]:
-    """Wall and CPU seconds of each step, and its page faults."""
+    """Run steps on random data.
+
+    Parameters
+    ----------
+    patch
+        Side of the cubic patches in voxels.
+
+    Returns
+    -------
+    list of tuple
+        Wall-clock seconds, CPU seconds and page faults of each step.
+    """
     import torch
 
     step = TrainingStep(network, torch.optim.AdamW(network.parameters(), fused=True), CrossEntropy(), batch, amp)
@@ -82,23 +102,26 @@ def _faults() -> int:
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
-    """Peak, and times in the steady state: not of the first step, nor of those in which the heap learns."""
+    """Measure the peak, and a step's times in the steady state.
+
+    The first step and those in which the bounded heap still measures its working set are left out of the times.
+    """
     import torch
 
     torch.manual_seed(0)
     torch.set_num_threads(args.threads)
     train(build(args.network, plain=args.plain), patch=32, batch=1, amp=args.amp, steps=1)
     glibc.trim()
-    floor = meter.resident()
+    baseline = meter.resident()
     meter.reset_peak()
     network = build(args.network, plain=args.plain)
     heap = BoundedHeap(network, slack=args.slack * MIB) if args.setting == "heap" else nullcontext()
     with heap:
         times = train(network, patch=args.patch, batch=args.batch, amp=args.amp, steps=args.steps)
-        left = meter.resident() - floor
+        left = meter.resident() - baseline
     wall, busy, faults = zip(*times[1 + PASSES :], strict=True)
     return {
-        "above_floor_bytes": meter.lifetime_peak() - floor,
+        "above_floor_bytes": meter.lifetime_peak() - baseline,
         "left_bytes": left,
         "step_seconds": median(wall),
         "step_cpu_seconds": median(busy),
@@ -108,16 +131,18 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def main() -> int:
-    """Set what must be set at process start, measure, say so."""
+    """Restart with the environment that the setting needs, measure, and print the result."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--setting", choices=SETTINGS, default="stock")
     parser.add_argument("--network", choices=NETWORKS, default="segresnet")
     parser.add_argument("--patch", type=int, default=64)
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--amp", choices=("off", "bf16"), default="off")
-    parser.add_argument("--slack", type=int, default=0, metavar="MIB", help="that the bounded heap may hold free")
-    parser.add_argument("--small-pages", action="store_true", help="4 KiB ones, so that faults count what is zeroed")
-    parser.add_argument("--plain", action="store_true", help="single samples are convolved as torch does it")
+    parser.add_argument("--slack", type=int, default=0, metavar="MIB", help="bytes the bounded heap may keep free")
+    parser.add_argument(
+        "--small-pages", action="store_true", help="4 KiB pages, so that page faults count zeroed memory"
+    )
+    parser.add_argument("--plain", action="store_true", help="convolve single samples with PyTorch's own kernels")
     parser.add_argument("--steps", type=int, default=11)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     args = parser.parse_args()

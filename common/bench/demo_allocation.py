@@ -1,6 +1,6 @@
-"""The smallest command that makes the promise: fill blocks of memory under a ceiling.
+"""The smallest command under a ceiling: it fills blocks of memory.
 
-It has every part of a real one (workload, plan, warm-up, wall, record), so the contract is tested on it first:
+It has every part of a real command (workload, plan, warm-up, wall, record), and the tests use it for that:
 ``python -m common.bench.demo_allocation --bytes 200MiB --memory 400MiB``.
 """
 
@@ -24,7 +24,7 @@ WARM_UP = "common.bench.demo_allocation:warm_up"
 
 
 def warm_up() -> None:
-    """NumPy is all this command needs."""
+    """Load NumPy and allocate once."""
     import numpy as np
 
     np.zeros(1).sum()
@@ -36,24 +36,24 @@ class FillWorkload:
 
     size: int
     threads: int = 1
-    name: str = "bench fill"
+    name: str = "bench demo-allocation"
 
     def settings(self) -> Iterator[Setting]:
-        """More blocks need less memory and take longer."""
+        """Yield block counts; more blocks need less memory and take longer."""
         for blocks in (1, 2, 4, 8):
             yield {"blocks": blocks}
 
     def probes(self, setting: Setting) -> Sequence[Probe]:
-        """Only the floor."""
+        """Return the probe of the baseline."""
         return [floor.probe(WARM_UP, libraries=("numpy",), threads=self.threads)]
 
     def footprint(self, setting: Setting, known: Costs) -> Footprint:
-        """The floor and one block."""
+        """Return the baseline and one block."""
         block = Term("block", -(-self.size // int(setting["blocks"])), "analytic", ("fill",))
         return Footprint.of([*floor.terms(known, self.probes(setting)[0]), block])
 
     def seconds(self, setting: Setting, known: Costs) -> float:
-        """One unit a block."""
+        """Return one unit per block."""
         return float(setting["blocks"])
 
 
@@ -64,15 +64,12 @@ def _workload(args: argparse.Namespace, budget: MemoryBudget) -> FillWorkload:
         raise UsageError(f"--bytes: {error}") from None
 
 
-def _execute(session: CommandSession[argparse.Namespace, Any]) -> Mapping[str, Any]:
-    args = session.request
+def _execute(session: CommandSession[argparse.Namespace, FillWorkload]) -> Mapping[str, Any]:
     import numpy as np
 
-    workload = session.workload
-    assert isinstance(workload, FillWorkload)
     total, blocks = 0, int(session.plan["blocks"])
-    # --hostile breaks the plan on purpose, to show which wall answers.
-    size = -(-workload.size // blocks) * (8 if args.hostile else 1)
+    # --hostile breaks the plan on purpose, to show which limit stops it.
+    size = -(-session.workload.size // blocks) * (8 if session.request.hostile else 1)
     with session.phase("fill"):
         for _ in range(blocks):
             total += int(np.ones(size, np.uint8).sum(dtype=np.int64))
@@ -80,7 +77,7 @@ def _execute(session: CommandSession[argparse.Namespace, Any]) -> Mapping[str, A
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line of this module."""
+    """Return this module's command line."""
     top = argparse.ArgumentParser(prog="python -m common.bench.demo_allocation", description=__doc__)
     top.add_argument("--bytes", default="200MiB", help="how much to write in all")
     top.add_argument("--hostile", action="store_true", help="allocate eight times what was planned")
@@ -88,7 +85,7 @@ def parser() -> argparse.ArgumentParser:
     main.add_common_options(top)
     top.set_defaults(
         command=main.Command(
-            "bench fill", main.options, _workload, lambda args: WARM_UP, _execute, lambda args: args.output
+            "bench demo-allocation", main.options, _workload, lambda args: WARM_UP, _execute, lambda args: args.output
         )
     )
     return top

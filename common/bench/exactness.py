@@ -1,10 +1,10 @@
-"""How far accumulated gradients are from the full batch's: over all parameters of a problem, as one vector.
+"""Compare accumulated gradients with those of the full batch, over all parameters of a problem as one vector.
 
-The yardstick in float32 is what merely permuting the samples of the full batch changes. A sum of two commutes, so that
-for two samples a permutation changes nothing at all; the yardstick is then float32's own resolution.
+In float32 the yardstick is the change caused by permuting the samples of the full batch. Addition of two numbers
+commutes, so two samples give no change at all; the yardstick is then float32's machine epsilon.
 
-MKL picks its kernel by a matrix' size, and so rounds a sample's own row one way among sixteen and another way alone: a
-difference that no permutation shows. A report is therefore made with kernels that do not depend on the size.
+MKL chooses its kernel by matrix size. It therefore rounds the row of one sample differently in a batch of sixteen than
+alone, which no permutation shows. ``report`` uses kernels that do not depend on the size.
 """
 
 import os
@@ -33,17 +33,17 @@ RESOLUTION = torch.finfo(torch.float32).eps
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """A small network, batches for it, and a loss."""
+    """A small network, a function that draws batches for it, and a loss."""
 
     network: Callable[[], torch.nn.Module]
     batch: Callable[[int, torch.dtype], list[Tensor]]
-    """Samples and the inputs' type to a batch, drawn from torch's generator."""
+    """Takes the number of samples and the inputs' type, returns a batch drawn from PyTorch's generator."""
     loss: "Loss | CoupledLoss"
     inputs: int = 1
 
 
 class Towers(torch.nn.Module):
-    """Queries of users and keys of items: wanted ones, and sampled ones where the batch has some."""
+    """Two towers: user queries, and keys of the positive items and of sampled negatives if the batch has them."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -51,17 +51,17 @@ class Towers(torch.nn.Module):
         self.mix = torch.nn.Sequential(torch.nn.Linear(6, 6), torch.nn.Tanh())
 
     def forward(self, users: Tensor, *items: Tensor) -> tuple[Tensor, ...]:
-        """(B,) users and (B, ...) items to vectors."""
+        """Map (B,) users and (B, ...) items to vectors of 6."""
         return (self.mix(self.users(users)), *(self.items(index) for index in items))
 
 
 def vectors(samples: int, dtype: torch.dtype) -> list[Tensor]:
-    """Features and a class each."""
+    """Return features (samples, 7) and classes (samples,)."""
     return [torch.randn(samples, 7, dtype=dtype), torch.randint(0, 4, (samples,))]
 
 
 def sequences(samples: int, dtype: torch.dtype) -> list[Tensor]:
-    """Sequences of 8 steps, of which each has another number of targets."""
+    """Return sequences (samples, 5, 8) and targets (samples, 8); each sequence has its own number of targets."""
     targets = torch.randint(0, 4, (samples, 8))
     for row in targets:
         row[int(torch.randint(0, 9, ())) :] = -1
@@ -70,12 +70,12 @@ def sequences(samples: int, dtype: torch.dtype) -> list[Tensor]:
 
 
 def pairs(samples: int, dtype: torch.dtype) -> list[Tensor]:
-    """Users and items."""
+    """Return users and items, (samples,) each."""
     return [torch.randint(0, 20, (samples,)), torch.randint(0, 30, (samples,))]
 
 
 def triples(samples: int, dtype: torch.dtype) -> list[Tensor]:
-    """Users, items, and five sampled items each."""
+    """Return users (samples,), items (samples,) and sampled items (samples, 5)."""
     return [*pairs(samples, dtype), torch.randint(0, 30, (samples, 5))]
 
 
@@ -90,7 +90,7 @@ PROBLEMS: Mapping[str, Problem] = MappingProxyType(
 
 
 class _Keep(torch.optim.SGD):
-    """Keeps the gradients that it was given, and changes nothing."""
+    """An optimiser that stores the gradients and changes no parameter."""
 
     seen: Tensor
 
@@ -100,7 +100,7 @@ class _Keep(torch.optim.SGD):
 
 
 def gradient(problem: Problem, batch: Sequence[Tensor], micro_batch: int, dtype: torch.dtype) -> tuple[Tensor, float]:
-    """All gradients as one vector, and the loss."""
+    """Return all gradients as one vector, and the loss."""
     torch.manual_seed(1)
     network = problem.network().to(dtype)
     optimizer = _Keep(network.parameters())
@@ -109,12 +109,12 @@ def gradient(problem: Problem, batch: Sequence[Tensor], micro_batch: int, dtype:
 
 
 def relative(one: Tensor, other: Tensor) -> float:
-    """Norm of the difference over the norm; nothing over nothing is no error."""
+    """Return the norm of ``one - other`` divided by the norm of ``other``; 0 where both are zero."""
     return float((one - other).norm() / other.norm().clamp(min=torch.finfo(other.dtype).tiny))
 
 
 def errors(problem: Problem, dtype: torch.dtype, *, seeds: int) -> dict[str, float]:
-    """Largest error over sizes and seeds, and in units of the yardstick."""
+    """Return the largest relative error over sizes and seeds, as it is and in units of the yardstick."""
     error, ratio = 0.0, 0.0
     for seed in range(seeds):
         for samples in SAMPLES:
@@ -123,26 +123,29 @@ def errors(problem: Problem, dtype: torch.dtype, *, seeds: int) -> dict[str, flo
             full, _ = gradient(problem, batch, samples, dtype)
             yardstick = max(RESOLUTION, permuted(problem, batch, full)) if dtype == torch.float32 else 1.0
             for micro_batch in {-(-samples // accumulate) for accumulate in ACCUMULATE}:
-                found = relative(gradient(problem, batch, micro_batch, dtype)[0], full)
-                error, ratio = max(error, found), max(ratio, found / yardstick)
+                one = relative(gradient(problem, batch, micro_batch, dtype)[0], full)
+                error, ratio = max(error, one), max(ratio, one / yardstick)
     return {"error": error, "over_yardstick": ratio}
 
 
 def permuted(problem: Problem, batch: Sequence[Tensor], full: Tensor) -> float:
-    """The most that permutations of the batch's samples change."""
+    """Return the largest relative change caused by permuting the batch's samples."""
     orders = [torch.randperm(len(batch[0])) for _ in range(PERMUTATIONS)]
     changed = (gradient(problem, [tensor[order] for tensor in batch], len(order), full.dtype)[0] for order in orders)
-    return max(relative(found, full) for found in changed)
+    return max(relative(vector, full) for vector in changed)
 
 
 def report(problems: Mapping[str, Problem], *, seeds: int = 5) -> dict[str, Any]:
-    """Every problem in both precisions, and the worst of all: what the suite bounds. For a process of its own."""
+    """Return the errors of every problem in both precisions, and the worst of each, which the suite bounds.
+
+    Call it in a fresh process: MKL reads its environment once.
+    """
     os.environ.update(KERNELS_OF_ANY_SIZE)
     exact = {name: errors(problem, torch.float64, seeds=seeds) for name, problem in problems.items()}
     single = {name: errors(problem, torch.float32, seeds=seeds) for name, problem in problems.items()}
     return {
-        "float64": max(found["error"] for found in exact.values()),
-        "float32": max(found["error"] for found in single.values()),
-        "over_yardstick": max(found["over_yardstick"] for found in single.values()),
+        "float64": max(result["error"] for result in exact.values()),
+        "float32": max(result["error"] for result in single.values()),
+        "over_yardstick": max(result["over_yardstick"] for result in single.values()),
         "problems": {name: {"float64": exact[name]["error"], **single[name]} for name in problems},
     }

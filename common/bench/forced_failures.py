@@ -1,7 +1,7 @@
-"""Run a command with the leanest plan whatever it needs: only the walls and the meter then tell whether it fits.
+"""Run a command with its leanest plan even where the planner would refuse the ceiling.
 
-``python -m common.bench.forced_failures apps.recsys train ...``: the planner would refuse these ceilings. For the
-bisection in ``common.bench.promise`` only.
+``python -m common.bench.forced_failures apps.recsys train ...``. Only the memory limits and the meter then decide
+whether the command fits. The bisection in ``common.bench.promise`` uses this.
 """
 
 import importlib
@@ -12,11 +12,11 @@ from common.cli import main as cli
 from common.memory.plan import planner
 
 _APPLICATION = "PEAKLINE_FORCED"
-"""The supervisor starts this module again for its child, with the command's arguments alone."""
+"""Names the application for the child: the supervisor starts this module again with the command's arguments alone."""
 
 
 def main(argv: list[str]) -> int:
-    """``APPLICATION ARGUMENTS...``, as the application's own command line takes them."""
+    """Run ``APPLICATION ARGUMENTS...``, the arguments as the application's own command line takes them."""
     application = os.environ.get(_APPLICATION)
     if application is None:
         application, *argv = argv

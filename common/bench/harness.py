@@ -1,8 +1,8 @@
-"""The one harness: every benchmark is a case in a suite, run in a fresh process under a kernel limit.
+"""The benchmark harness: a benchmark is a case in a suite and runs in a fresh process under a kernel limit.
 
 A suite is a module that declares cases and ratios and ends in ``sys.exit(suite.main())``. Each run of a case appends
-one JSON line to ``bench/<suite>.jsonl``; a case that was done for this commit is not run again (``--again`` forces).
-Cases of one group run in turn, A B A B, so that a ratio between them holds although the machine's speed drifts.
+one JSON line to ``bench/<suite>.jsonl``. A case that has been run for this commit is skipped unless ``--again`` is
+passed. Cases of one group run in turn, A B A B, so that a drift of the machine's speed cancels in their ratio.
 """
 
 import argparse
@@ -32,12 +32,12 @@ from common.memory.process import guard
 from common.memory.process.budget import KIB, format_size
 
 VERSIONS = ("torch", "monai", "implicit", "openvino", "numpy", "scipy", "pyarrow", "pandas", "pydicom", "nibabel")
-"""Distributions whose versions every line carries."""
+"""Distributions whose versions are written into every line."""
 
 
 @dataclass(frozen=True, slots=True)
 class Bound:
-    """What a number must be for the case to pass."""
+    """The range a number must lie in for the case to pass."""
 
     metric: str
     """A name in the case's line: ``seconds``, ``process_seconds``, ``processor_seconds`` (of the whole tree),
@@ -47,10 +47,10 @@ class Bound:
     at_most: float | None = None
     """Upper bound, inclusive."""
     spread: bool = False
-    """Whether it is of (largest - smallest) / median over the repeats, instead of the median."""
+    """Judge (largest - smallest) / median over the repeats instead of the median."""
 
     def holds(self, value: float) -> bool:
-        """Whether ``value`` is within."""
+        """Return True if ``value`` is within the bounds; NaN is not."""
         return (self.at_least is None or value >= self.at_least) and (self.at_most is None or value <= self.at_most)
 
     def __str__(self) -> str:
@@ -59,31 +59,31 @@ class Bound:
         return f"{low}{'spread of ' if self.spread else ''}{self.metric}{high}"
 
     def of(self, values: Sequence[float]) -> float:
-        """The number that is judged, from one value a run."""
+        """Return the number that is judged, from one value per run."""
         middle = statistics.median(values)
         return (max(values) - min(values)) / middle if self.spread else middle
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One thing to measure."""
+    """One command to measure."""
 
     name: str
     """Unique in the suite."""
     argv: tuple[str, ...]
     """The command; its last line on stdout may be a JSON object: a run record, or a plain result."""
     ceiling: int | None
-    """Bytes of the cgroup it runs in; ``None``: no wall."""
+    """Bytes of the cgroup it runs in; ``None``: no limit."""
     repeats: int
-    """How often."""
+    """Number of runs."""
     group: str
     """Cases of one group run in turn."""
     bounds: tuple[Bound, ...]
     """What must hold for the median of the repeats."""
     exits: tuple[int, ...] = (0,)
-    """Exit codes that are right; of a refusal (3) only the ceiling is judged."""
+    """Exit codes that are right. After a refusal (3) only the ceiling is judged."""
     fresh: Path | None = None
-    """An output that is removed before each run."""
+    """An output folder that is removed before each run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,19 +117,25 @@ class Suite:
         exits: Sequence[int] = (0,),
         fresh: Path | None = None,
     ) -> None:
-        """Declare a case; ``argv`` starting with ``-m`` runs with this interpreter."""
-        command = [str(part) for part in argv]
+        """Declare a case; see ``Case`` for the fields. An ``argv`` that starts with ``-m`` runs this interpreter."""
+        command = [str(word) for word in argv]
         if command[0] == "-m":
             command.insert(0, sys.executable)
         case = Case(name, tuple(command), ceiling, repeats, group or name, tuple(bounds), tuple(exits), fresh)
         self.cases.append(case)
 
     def ratio(self, name: str, over: str, under: str, bound: Bound) -> None:
-        """Declare that ``over``'s metric divided by ``under``'s is bounded."""
+        """Declare a bound on the metric of case ``over`` divided by that of case ``under``."""
         self.ratios.append(Ratio(name, over, under, bound))
 
     def main(self, argv: Sequence[str] | None = None) -> int:
-        """Run what is asked for and print the table; 0 if every bound holds."""
+        """Run the selected cases and print the table.
+
+        Returns
+        -------
+        int
+            0 if every bound holds, else 1.
+        """
         parser = argparse.ArgumentParser(prog=f"bench {self.name}")
         parser.add_argument("--only", default="*", metavar="PATTERN", help="cases by name; several with commas")
         parser.add_argument("--again", action="store_true", help="run cases that were done for this commit too")
@@ -175,10 +181,21 @@ class Suite:
 
 
 def measure(case: Case, directory: Path | None = None) -> dict[str, Any]:
-    """Run a case once, behind its wall and in ``directory`` (default: this one); returns its line."""
+    """Run a case once inside its cgroup.
+
+    Parameters
+    ----------
+    directory
+        Working directory of the command; the current one by default.
+
+    Returns
+    -------
+    dict
+        The line for ``bench/<suite>.jsonl``.
+    """
     if case.fresh is not None:
         shutil.rmtree(case.fresh, ignore_errors=True)
-    place = guard.hard_wall(case.ceiling) if case.ceiling else None
+    wall = guard.hard_wall(case.ceiling) if case.ceiling else None
     began = time.monotonic()
     child = subprocess.Popen(
         case.argv,
@@ -186,14 +203,14 @@ def measure(case: Case, directory: Path | None = None) -> dict[str, Any]:
         stdin=subprocess.DEVNULL,
         text=True,
         cwd=directory,
-        preexec_fn=partial(guard.enter, place),
+        preexec_fn=partial(guard.enter, wall),
     )
     assert child.stdout is not None
     out = child.stdout.read()
     _, status, usage = os.wait4(child.pid, 0)
     seconds = time.monotonic() - began
     child.returncode = os.waitstatus_to_exitcode(status)
-    kills = guard.take_down(place)
+    kills = guard.take_down(wall)
     line: dict[str, Any] = {
         "name": case.name,
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -203,15 +220,15 @@ def measure(case: Case, directory: Path | None = None) -> dict[str, Any]:
         "process_seconds": round(seconds, 3),
         "processor_seconds": round(usage.ru_utime + usage.ru_stime, 3),
         "ceiling": case.ceiling,
-        "walled": place is not None,
+        "walled": wall is not None,
         "peak": usage.ru_maxrss * KIB,
-        # A probe that was killed is only told in the plan's account of what was rejected.
+        # The kill of a probe appears only in the plan's list of rejected settings.
         "kills": kills + out.count("killed by signal 9") + (child.returncode == -signal.SIGKILL),
     }
     line |= _of_record(_last_object(out))
-    # A peer that goes on after its work, to leave evidence, says itself when the work was done.
-    said = line["result"].get("elapsed", line["process_seconds"])
-    return {"working_seconds": said} | line | {"seconds": said}
+    # A peer that writes more after its work, for later comparisons, reports itself when the work was done.
+    elapsed = line["result"].get("elapsed", line["process_seconds"])
+    return {"working_seconds": elapsed} | line | {"seconds": elapsed}
 
 
 def _last_object(text: str) -> dict[str, Any]:
@@ -224,13 +241,13 @@ def _last_object(text: str) -> dict[str, Any]:
 
 
 def _of_record(record: dict[str, Any]) -> dict[str, Any]:
-    """What a line takes from the command's own answer: a run record's figures, or the plain result."""
+    """Return the fields taken from the command's output: the figures of a run record, or the plain result."""
     if "measured" not in record:
         return {"result": record}
     peak, floor = record["measured"]["peak_bytes"], record["measured"]["floor_bytes"]
     line = {"peak": peak, "floor": floor, "result": record["results"], "kind": record.get("error", {}).get("kind")}
     loaded = [phase["start"] + phase["seconds"] for phase in record["measured"]["phases"] if phase["name"] == START]
-    if loaded:  # what scripts measure, which start their clocks behind their imports
+    if loaded:  # scripts start their clocks after their imports
         line["working_seconds"] = round(record["seconds"] - loaded[0], 3)
     if "smallest_feasible_bytes" in record:
         line["smallest"] = record["smallest_feasible_bytes"]
@@ -244,10 +261,10 @@ def _of_record(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def _compared(record: Mapping[str, Any]) -> tuple[int, int]:
-    """Predicted and measured peak of the run proper.
+    """Return the predicted and the measured peak without the phase that measured costs.
 
-    A first run also measures costs in children; the plan takes that phase over as it was, so it predicts nothing and
-    is left out on both sides.
+    A first run measures costs in child processes. The plan states that phase as measured, which is no prediction, so
+    it is left out on both sides.
     """
     phases = record["measured"]["phases"]
     probed = {"plan", "probe"} if any(phase["name"] == "probe" for phase in phases) else set()
@@ -258,13 +275,19 @@ def _compared(record: Mapping[str, Any]) -> tuple[int, int]:
 
 
 def value_of(line: Mapping[str, Any], metric: str) -> float:
-    """A number of a line by its dotted name; ``nan`` where it is absent."""
-    found: Any = line
-    for part in metric.split("."):
-        if not isinstance(found, Mapping) or part not in found:
+    """Return a number of a line by its dotted name; NaN if it is absent.
+
+    Examples
+    --------
+    >>> value_of({"result": {"recall": 0.5}}, "result.recall")
+    0.5
+    """
+    value: Any = line
+    for key in metric.split("."):
+        if not isinstance(value, Mapping) or key not in value:
             return float("nan")
-        found = found[part]
-    return float(found)
+        value = value[key]
+    return float(value)
 
 
 def _report(cases: Iterable[Case], ratios: Iterable[Ratio], lines: Sequence[Mapping[str, Any]]) -> int:
@@ -309,7 +332,7 @@ def _judge(bound: Bound, value: float) -> int:
 
 
 def current_commit() -> str:
-    """The commit, marked when the tree differs from it."""
+    """Return the short hash of the commit, followed by ``-dirty`` if the working tree differs from it."""
     try:
         head = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True)
         dirty = subprocess.run(["git", "status", "--porcelain"], capture_output=True, text=True, check=True)

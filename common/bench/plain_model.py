@@ -1,4 +1,4 @@
-"""The textbook estimate of the classic small CNN beside what its training step is predicted and measured to hold.
+"""Compare the textbook memory estimate of a small CNN with the predicted and the measured peak of its training step.
 
 ``python -m common.bench.plain_model`` prints the table of ``docs/memory-model.md``: three 3x3 convolutions of 16
 filters, each pooled, a dense layer of 16, a softmax of 10; on 28x28 grey and on 32x32 colour images, in float32.
@@ -31,7 +31,7 @@ FLOAT = 4
 
 
 def classic(channels: int, side: int) -> "nn.Sequential":
-    """The network for images of this size."""
+    """Build the network for square images of ``side`` pixels."""
     from torch import nn
 
     layers: list[nn.Module] = []
@@ -43,7 +43,7 @@ def classic(channels: int, side: int) -> "nn.Sequential":
 
 
 def parameters(channels: int, side: int) -> int:
-    """n: weights and biases of all layers.
+    """Count *n*, the weights and biases of all layers.
 
     Examples
     --------
@@ -55,7 +55,7 @@ def parameters(channels: int, side: int) -> int:
 
 
 def values(channels: int, side: int) -> int:
-    """d: of one sample, the input and what each convolution, pooling and dense layer gives out.
+    """Count *d*, the values of one sample: the input and the outputs of all convolutions, poolings and dense layers.
 
     Examples
     --------
@@ -68,7 +68,7 @@ def values(channels: int, side: int) -> int:
 
 
 def step(*, channels: int, side: int, batch: int) -> "Prepared":
-    """One step with Adam, as anyone would write it."""
+    """Prepare one training step with Adam."""
     import torch
 
     network = classic(channels, side)
@@ -84,12 +84,12 @@ def step(*, channels: int, side: int, batch: int) -> "Prepared":
 
 
 def warm_up() -> None:
-    """One tiny step."""
+    """Run one tiny step."""
     step(channels=1, side=8, batch=2)[2]()
 
 
 def grid() -> Grid:
-    """Both image sizes, at two batch sizes."""
+    """Return the grid: both image sizes at two batch sizes."""
     cases = [
         Configuration.of(
             {"images": f"{side}x{side}x{channels}", "batch": batch},

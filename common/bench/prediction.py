@@ -1,12 +1,14 @@
-"""Predicted against measured peaks of training steps, over a grid of configurations.
+"""Compare predicted with measured peaks of training steps, over a grid of configurations.
 
-Each configuration is a function of an application that makes network, optimiser and step (``trace.Prepared``), with
-its arguments. The prediction is the planner's own: ``trace.probe``, measured in its child. The measurement is a fresh
-process that warms up as the command does, makes the same objects and runs steps, reading the kernel's high-water mark.
+A configuration is a function of an application that makes network, optimiser and step (``trace.Prepared``), with its
+arguments. The prediction is the planner's own: ``trace.probe``, run in its child process. The measurement is made in a
+fresh process, which warms up as the command does, makes the same objects, runs steps and reads the kernel's high-water
+mark.
 
-An application's ``bench/promise_prediction.py`` lists the configurations and ends in ``main``. A fifth of them is drawn
-from a seed, so that nothing can be fitted to them. Results are appended one line each, and a grid goes on where it was
-left; configurations come in an order in which the first few are as mixed as all.
+An application's ``bench/promise_prediction.py`` (``bench/promise/prediction.py`` in imaging) lists the configurations
+and calls ``main``. A fifth of them is drawn from a seed, so that nothing can be fitted to them. One line per result is
+appended to a file, and an interrupted grid resumes from it. The order is shuffled, so that the first few configurations
+are as mixed as all of them.
 """
 
 import argparse
@@ -37,24 +39,24 @@ from common.memory.process.meter import lifetime_peak, reset_peak, resident
 log = logging.getLogger("peakline.prediction")
 
 LEAST_BYTES = 128 * MIB
-"""Runs whose peak is less above the floor than this are kept, and not judged."""
+"""Runs whose peak is less than this above the baseline are recorded but not judged."""
 LEAST_RUNS = 4
-"""Fewer make no row of the table of errors."""
+"""A row of the table of errors needs at least this many runs."""
 STEPS = 2
-"""The first makes the optimiser's state, the second is the first with it; later ones are alike."""
+"""The first step creates the optimiser's state, the second is the first that has it; later steps are alike."""
 AT_ONCE = 10
 """Configurations that one child predicts, so that it warms up once for all of them."""
 DRAWN_SHARE = 5
-"""One in so many configurations is drawn from the seed."""
+"""One configuration in this many is drawn from the seed."""
 TERMS = ("parameters", "gradients", "optimizer", "activations", "workspace", "kernels", "unseen")
-"""Which of a traced step's numbers add up to its peak above the floor."""
+"""The numbers of a traced step that add up to its peak above the baseline."""
 
 BOUNDS = (
     Bound("result.median_error", at_most=0.02),
     Bound("result.p95_error", at_most=0.05),
     Bound("result.under", at_most=0.01),
 )
-"""The issue's, for each application by itself."""
+"""Each application has to meet these by itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,19 +64,19 @@ class Configuration:
     """One step to predict and to measure."""
 
     labels: tuple[tuple[str, str], ...]
-    """What it is, by axis: ``("network", "unet"), ("precision", "bf16"), ...``; they make its name."""
+    """Pairs of axis and value, ``("network", "unet"), ("precision", "bf16"), ...``; the values make the name."""
     prepare: str
-    """``"module:function"``, called with the arguments, returns ``trace.Prepared``."""
+    """``"module:function"``; called with the arguments, it returns ``trace.Prepared``."""
     arguments: str
     """A JSON object."""
     drawn: bool = False
-    """Whether the seed made it."""
+    """True if drawn from the seed."""
 
     @classmethod
     def of(
         cls, labels: Mapping[str, object], prepare: str, arguments: Mapping[str, Any], drawn: bool = False
     ) -> "Configuration":
-        """Build from plain values."""
+        """Build a configuration from plain values; ``arguments`` must be JSON-serialisable."""
         named = tuple((axis, str(value)) for axis, value in labels.items())
         return cls(named, prepare, json.dumps(arguments, sort_keys=True), drawn)
 
@@ -86,22 +88,28 @@ class Configuration:
 
 @dataclass(frozen=True, slots=True)
 class Grid:
-    """An application's configurations, and the process that they run in."""
+    """An application's configurations, and the process they run in."""
 
     name: str
     configurations: Sequence[Configuration]
     draw: Callable[[random.Random], Configuration]
-    """Makes one from a source of random numbers."""
+    """Draws a configuration from a random number generator."""
     warm_up: str
-    """As the command's (``common.memory.costs.floor``)."""
+    """``"module:function"``, the command's own warm-up (``common.memory.costs.floor``)."""
     libraries: tuple[str, ...]
     """Distributions whose versions the numbers depend on."""
     huge_pages: bool
-    """Whether the command asks for them."""
+    """True if the command uses transparent huge pages."""
     threads: int = 2
 
     def ordered(self, seed: int, *, quick: bool) -> list[Configuration]:
-        """Listed and drawn ones, mixed: every fifth is drawn; ``quick``: the first 25 of them."""
+        """Return listed and drawn configurations, mixed: every fifth is drawn.
+
+        Parameters
+        ----------
+        quick
+            Only the first 25.
+        """
         listed = list(self.configurations)
         random.Random(0).shuffle(listed)
         source = random.Random(seed)
@@ -118,11 +126,11 @@ class Grid:
 
     @property
     def base(self) -> Probe:
-        """What the process holds before it makes anything."""
+        """Return the probe of the baseline."""
         return floor.probe(self.warm_up, libraries=self.libraries, threads=self.threads)
 
     def traced(self, each: Configuration) -> Probe:
-        """What predicts one of them."""
+        """Return the probe that predicts ``each``."""
         arguments = json.loads(each.arguments)
         return trace.probe(
             each.prepare, warm_up=self.warm_up, libraries=self.libraries, threads=self.threads, **arguments
@@ -130,19 +138,30 @@ class Grid:
 
     @property
     def environment(self) -> dict[str, str]:
-        """What the command's process is started with."""
+        """Return the environment variables of the command's process."""
         return glibc.environment(self.threads) | (glibc.tunables(huge_pages=True) if self.huge_pages else {})
 
 
 def run(grid: Grid, file: Path, *, seed: int, quick: bool) -> list[dict[str, Any]]:
-    """Predict and measure what ``file`` does not yet have for this commit and seed; returns all lines of both."""
-    os.environ.update(grid.environment)  # a probe's child inherits what the command's child is started with
+    """Predict and measure the configurations that ``file`` lacks for this commit and seed.
+
+    Parameters
+    ----------
+    file
+        JSON lines; new ones are appended.
+
+    Returns
+    -------
+    list of dict
+        All lines of this commit and seed.
+    """
+    os.environ.update(grid.environment)  # a probe's child inherits the environment of the command's child
     key = {"commit": current_commit(), "seed": seed}
     lines = [line for line in read(file) if line["commit"] == key["commit"] and line["seed"] in (seed, None)]
     done = {line["name"] for line in lines}
     file.parent.mkdir(parents=True, exist_ok=True)
     ahead = [each for each in grid.ordered(seed, quick=quick) if each.name not in done]
-    with tempfile.TemporaryDirectory() as empty:  # every plan is a new one; only operators' costs are remembered
+    with tempfile.TemporaryDirectory() as empty:  # no plan is cached, only the costs of operators
         costs = CostStore(Path(empty))
         for start in range(0, len(ahead), AT_ONCE):
             some = ahead[start : start + AT_ONCE]
@@ -157,26 +176,26 @@ def run(grid: Grid, file: Path, *, seed: int, quick: bool) -> list[dict[str, Any
 
 
 def read(file: Path) -> list[dict[str, Any]]:
-    """Lines written so far."""
+    """Return the lines of ``file``; none if it cannot be read."""
     with suppress(OSError):
         return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
     return []
 
 
 def compare(each: Configuration, grid: Grid, known: Costs) -> dict[str, Any]:
-    """One line: bytes above the floor predicted and measured, and of the whole process."""
+    """Return one line: predicted and measured bytes above the baseline, their errors, and the whole process's."""
     priced = known[grid.traced(each)]
     terms = {name: int(priced[name]) for name in TERMS}
     began = time.monotonic()
     measured = _measured(each, grid)
-    predicted, found = sum(terms.values()), measured["peak"] - measured["floor"]
+    predicted, above = sum(terms.values()), measured["peak"] - measured["floor"]
     return {
         "name": each.name,
         "labels": dict(each.labels),
         "drawn": each.drawn,
         "predicted": predicted,
-        "measured": found,
-        "error": round(predicted / found - 1, 5),
+        "measured": above,
+        "error": round(predicted / above - 1, 5),
         "whole_error": round((predicted + int(known[grid.base]["bytes"])) / measured["peak"] - 1, 5),
         "terms": terms,
         "floor": measured["floor"],
@@ -199,13 +218,13 @@ def _measured(each: Configuration, grid: Grid) -> dict[str, Any]:
 
 
 def measure(prepare: str, arguments: str, warm_up: str) -> dict[str, Any]:
-    """Warm up, make the step, run it; called in a process of its own.
+    """Warm up, prepare the step and run it. Call it in a fresh process.
 
     Returns
     -------
     dict
-        ``floor``, resident bytes before anything was made; ``steps``, the peak of each step above it, making the
-        objects counted with the first; ``peak``, the largest.
+        ``floor``, resident bytes after the warm-up; ``steps``, the peak of each step above it, where the first step
+        includes the making of the objects; ``peak``, the largest peak of the process.
     """
     module, name = prepare.split(":")
     function = getattr(importlib.import_module(module), name)
@@ -223,7 +242,13 @@ def measure(prepare: str, arguments: str, warm_up: str) -> dict[str, Any]:
 
 
 def summary(lines: Iterable[Mapping[str, Any]], *, least: int = LEAST_BYTES) -> dict[str, Any]:
-    """The issue's numbers, of the runs that are large enough to be judged."""
+    """Return error statistics of the runs that are large enough to be judged.
+
+    Parameters
+    ----------
+    least
+        Measured bytes above the baseline from which on a run is judged.
+    """
     everything = list(lines)
     judged = [line for line in everything if line["measured"] >= least]
     errors = sorted(abs(line["error"]) for line in judged)
@@ -246,12 +271,12 @@ def summary(lines: Iterable[Mapping[str, Any]], *, least: int = LEAST_BYTES) -> 
 
 
 def quantile(ordered: Sequence[float], share: float) -> float:
-    """The smallest value that at least ``share`` of them do not exceed."""
+    """Return the smallest value that at least ``share`` of the sorted values do not exceed."""
     return ordered[max(0, -(-int(1000 * share) * len(ordered) // 1000) - 1)]
 
 
 def families(lines: Iterable[Mapping[str, Any]]) -> list[str]:
-    """A table: for each value of each axis with a few runs, errors in per cent, and how many runs were under."""
+    """Return a table: for each axis value with enough runs, errors in per cent and the number of under-predictions."""
     groups: dict[tuple[str, str], list[float]] = {}
     for line in lines:
         if line["measured"] >= LEAST_BYTES:
@@ -268,20 +293,24 @@ def families(lines: Iterable[Mapping[str, Any]]) -> list[str]:
 
 
 def main(grid: Callable[[], Grid], argv: Sequence[str] | None = None) -> int:
-    """Run an application's grid; the last line on stdout is the summary as JSON."""
+    """Run an application's grid and print its summary; the last line on stdout is JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seed", type=int, help="of the drawn configurations (default: as begun, or from the clock)")
+    parser.add_argument(
+        "--seed",
+        type=int,
+        help="seed of the drawn configurations (default: the last one used for this commit, or the clock)",
+    )
     parser.add_argument("--quick", action="store_true", help="the first 25 configurations")
-    parser.add_argument("--file", type=Path, help="where lines are kept")
+    parser.add_argument("--file", type=Path, help="JSON lines with the results")
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     logging.getLogger("peakline").setLevel(logging.INFO)
-    what = grid()
-    file = args.file or Path(f"bench/prediction-{what.name}.jsonl")
+    chosen = grid()
+    file = args.file or Path(f"bench/prediction-{chosen.name}.jsonl")
     begun = [line["seed"] for line in read(file) if line["commit"] == current_commit() and line["seed"] is not None]
     seed = args.seed if args.seed is not None else begun[-1] if begun else int(time.time())
     log.info("seed %d", seed)
-    lines = run(what, file, seed=seed, quick=args.quick)
+    lines = run(chosen, file, seed=seed, quick=args.quick)
     sys.stderr.write("\n".join(families(lines)) + "\n")
     sys.stdout.write(json.dumps({"seed": seed, **summary(lines)}) + "\n")
     return 0

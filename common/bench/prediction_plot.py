@@ -1,4 +1,4 @@
-"""Draw predicted against measured peaks: one SVG from the lines that the prediction grids wrote.
+"""Draw predicted against measured peaks as one SVG, from the lines that the prediction grids wrote.
 
 ``python -m common.bench.prediction_plot bench/prediction-*.jsonl -o docs/prediction.svg``
 """
@@ -16,12 +16,12 @@ from common.memory.process.budget import MIB
 SIDE, MARGIN = 480, 56
 COLOURS = ("#1f6fb2", "#c4541b", "#3b8f3b", "#7a4fa3")
 BAND = 0.05
-"""The issue's bound for 95 of 100 runs, drawn as two lines."""
+"""The bound for 95 of 100 runs, drawn as two lines."""
 TICKS = (32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
 
 
 def draw(points: Sequence[Sequence[tuple[int, int]]], names: Sequence[str]) -> str:
-    """The SVG: measured to the right, predicted upwards, both in MiB on logarithmic axes.
+    """Return the SVG: measured on the x axis, predicted on the y axis, both in MiB on logarithmic scales.
 
     Parameters
     ----------
@@ -31,7 +31,7 @@ def draw(points: Sequence[Sequence[tuple[int, int]]], names: Sequence[str]) -> s
     sizes = [size / MIB for series in points for pair in series for size in pair]
     low, high = math.log2(min(sizes)) - 0.2, math.log2(max(sizes)) + 0.2
 
-    def place(size: float) -> float:
+    def position(size: float) -> float:
         return (math.log2(size) - low) / (high - low) * SIDE
 
     def line(x1: float, y1: float, x2: float, y2: float, style: str) -> str:
@@ -47,19 +47,20 @@ def draw(points: Sequence[Sequence[tuple[int, int]]], names: Sequence[str]) -> s
         start, stop = max(0.0, -shift), min(SIDE, SIDE - shift)
         parts.append(line(start, start + shift, stop, stop + shift, style))
     for tick in (tick for tick in TICKS if low <= math.log2(tick) <= high):
-        parts += [text(place(tick), -16, str(tick)), text(-6, place(tick) - 4, str(tick), "end")]
-        parts.append(line(place(tick), 0, place(tick), 4, 'stroke="#999"'))
-        parts.append(line(0, place(tick), 4, place(tick), 'stroke="#999"'))
-    judged = place(LEAST_BYTES / MIB)
+        at = position(tick)
+        parts += [text(at, -16, str(tick)), text(-6, at - 4, str(tick), "end")]
+        parts.append(line(at, 0, at, 4, 'stroke="#999"'))
+        parts.append(line(0, at, 4, at, 'stroke="#999"'))
+    judged = position(LEAST_BYTES / MIB)
     parts.append(line(judged, 0, judged, SIDE, 'stroke="#ccc" stroke-dasharray="4 4"'))
     for series, colour in zip(points, COLOURS, strict=False):
         for measured, predicted in series:
-            x, y = MARGIN + place(measured / MIB), SIDE - place(predicted / MIB) + 8
+            x, y = MARGIN + position(measured / MIB), SIDE - position(predicted / MIB) + 8
             parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2.6" fill="{colour}" fill-opacity="0.55"/>')
     for row, (name, series, colour) in enumerate(zip(names, points, COLOURS, strict=False)):
         label = text(16, SIDE - 22 - 18 * row, f"{name}: {len(series)} configurations", "start")
         parts.append(label.replace("<text ", f'<text fill="{colour}" '))
-    parts.append(text(SIDE / 2, -36, "measured peak above the floor, MiB"))
+    parts.append(text(SIDE / 2, -36, "measured peak above the baseline, MiB"))
     parts.append(
         f'<text transform="translate(14 {SIDE / 2 + 8}) rotate(-90)" text-anchor="middle">predicted, MiB</text>'
     )
@@ -69,15 +70,15 @@ def draw(points: Sequence[Sequence[tuple[int, int]]], names: Sequence[str]) -> s
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Read lines, write the picture."""
+    """Read the lines and write the picture."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("files", nargs="+", type=Path, help="lines of a grid, one series each")
+    parser.add_argument("files", nargs="+", type=Path, help="JSON lines of a grid, one series per file")
     parser.add_argument("-o", "--output", type=Path, required=True)
     args = parser.parse_args(argv)
     points = [[(line["measured"], line["predicted"]) for line in read(file)] for file in args.files]
     names = [file.stem.removeprefix("prediction-") for file in args.files]
-    with atomic_file(args.output) as part:
-        part.write_text(draw(points, names), encoding="utf-8")
+    with atomic_file(args.output) as temporary:
+        temporary.write_text(draw(points, names), encoding="utf-8")
     return 0
 
 

@@ -1,9 +1,10 @@
-"""The promise over a grid: every command at every ceiling, inside a cgroup of that size.
+"""Check the promise over a grid: every command at every ceiling, inside a cgroup of that size.
 
-An application's ``bench/promise.py`` calls ``add_command`` for each of its commands. Each then runs at every ceiling:
-the peak stays within it, nothing is killed, from 1 GiB on nothing is refused, and the prediction is within 5 % of what
-was measured. ``python -m common.bench.promise APP ARGUMENTS...`` is the case that judges a command's refusals: the
-smallest ceiling that the refusal names must run, and be near the true minimum.
+An application's ``bench/promise.py`` (``bench/promise/grid.py`` in imaging) calls ``add_command`` for each of its
+commands. Each then runs at every ceiling: its peak has to stay within the ceiling, nothing may be killed, from 1 GiB on
+nothing may be refused, and the prediction has to be within 5 % of the measured peak.
+``python -m common.bench.promise FRESH|- APP ARGUMENTS...`` judges a command's refusals: the command has to run under
+the smallest ceiling that its refusal names, and that ceiling has to be near the true minimum.
 """
 
 import json
@@ -17,7 +18,7 @@ from common.errors import EXIT_DOES_NOT_FIT, EXIT_OK
 from common.memory.process.budget import GIB, MIB, format_size
 
 CEILINGS = (4 * GIB, 2 * GIB, 1 * GIB, 768 * MIB, 512 * MIB, 410 * MIB, 256 * MIB)
-"""0.4 GiB is 410 MiB. From the largest down: what is measured for one serves the next."""
+"""410 MiB are 0.4 GiB. The largest comes first, because costs measured for one ceiling serve the next."""
 NEVER_REFUSED = GIB
 """From this ceiling on every command of the grid must run."""
 WITHIN_5_PERCENT = Bound("predicted_over_measured", 0.95, 1.05)
@@ -25,13 +26,13 @@ NEAR_THE_MINIMUM = Bound("result.smallest_over_minimum", at_most=1.05)
 IT_RUNS = Bound("result.runs", 1, 1)
 
 IMPOSSIBLE = 32 * MIB
-"""A ceiling that every command refuses, and so names the smallest that would do."""
+"""A ceiling that every command refuses, naming the smallest sufficient one."""
 RESOLUTION = 0.01
 """The bisection ends when its interval is this share of the ceiling."""
 LOWEST_SHARE = 0.8
-"""Of the smallest ceiling named; where a command runs even under this, the bisection goes no further down."""
+"""Share of the named ceiling at which the bisection stops even if the command still runs."""
 FIRST_TRIES = (1.005, 0.985)
-"""Where the bisection looks first, by the peak measured at the ceiling named: most often the minimum lies between."""
+"""First ceilings of the bisection, as shares of the peak measured at the named ceiling; most minima lie between."""
 
 
 def add_command(
@@ -61,17 +62,24 @@ def add_command(
 
 
 def at(name: str, ceiling: int) -> str:
-    """A case's name."""
+    """Return a case's name, ``"train@0.4GiB"``."""
     return f"{name}@{ceiling / GIB:.2g}GiB"
 
 
 def exits(ceiling: int) -> tuple[int, ...]:
-    """How a command may end at a ceiling."""
+    """Return the exit codes that are right at a ceiling."""
     return (EXIT_OK,) if ceiling >= NEVER_REFUSED else (EXIT_OK, EXIT_DOES_NOT_FIT)
 
 
 def smallest(argv: Sequence[str], fresh: Path | None) -> dict[str, Any]:
-    """The ceiling that a refusal names, whether it runs, and the true minimum by bisection."""
+    """Bisect for the true minimum of a command's ceiling.
+
+    Returns
+    -------
+    dict
+        ``smallest``, the ceiling that a refusal names; ``runs``, 1 if the command runs under it; ``minimum``, found by
+        bisection; ``smallest_over_minimum``; ``measured_at_smallest``, the peak. All in bytes.
+    """
     refused = _run("refusal", ["-m", *argv], IMPOSSIBLE, None, fresh)
     named = int(refused["smallest"])
     ran = _run("named", ["-m", *argv], named, named, fresh)
@@ -102,7 +110,7 @@ def _run(name: str, argv: Sequence[str], ceiling: int, wall: int | None, fresh: 
 
 
 def main(argv: Sequence[str]) -> int:
-    """``[FRESH|-] APP ARGUMENTS...``: write the result as JSON."""
+    """Judge ``FRESH|- APP ARGUMENTS...`` and print the result as JSON."""
     fresh = None if argv[0] == "-" else Path(argv[0])
     sys.stdout.write(json.dumps(smallest(argv[1:], fresh)) + "\n")
     return 0

@@ -1,6 +1,6 @@
-"""The allocator's bounds on one 3D step: memory near what is live, at the speed of torch as it comes.
+"""Bounds of the allocator on one 3D training step: memory near the live tensors', speed near PyTorch's.
 
-``make bench-promise_allocator``. 20 runs each, in turn; other sizes and networks are shown beside it.
+``make bench-promise_allocator``; 20 runs each, in turn. Other sizes and networks are measured without bounds.
 """
 
 import sys
@@ -17,9 +17,9 @@ OTHERS = (
     ("segresnet", 96, 1, "bf16", 137),
     ("basicunet", 64, 1, "off", 72),
 )
-"""Network, patch, batch, precision, and MiB of slack with which the bounded heap is "roomy": ``heap.room``."""
+"""Network, patch, batch, precision, and the slack in MiB that makes the bounded heap "roomy"."""
 SINGLE = (("segresnet", 48, 0.6), ("unet", 64, 0.7), ("unet", 96, 0.9), ("basicunet", 64, 0.8))
-"""Network and patch of single samples in float32, and the time they may take of what torch's own kernels take."""
+"""Network and patch of single samples in float32, and the largest share of the time of PyTorch's own kernels."""
 
 
 def suite() -> Suite:
@@ -35,8 +35,8 @@ def suite() -> Suite:
         name = f"{network}-{patch}-{batch}-{amp}"
         options = ("--network", network, "--patch", patch, "--batch", batch, "--amp", amp)
         for setting in ("stock", "mapped", "heap", "roomy"):
-            place = ("heap", "--slack", slack) if setting == "roomy" else (setting,)
-            command = ("-m", "common.bench.allocation", *options, "--setting", *place)
+            chosen = ("heap", "--slack", slack) if setting == "roomy" else (setting,)
+            command = ("-m", "common.bench.allocation", *options, "--setting", *chosen)
             made.case(f"{name}-{setting}", command, repeats=3, group=name)
     for network, patch, most in SINGLE:
         name = f"single-{network}-{patch}"

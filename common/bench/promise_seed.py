@@ -1,6 +1,7 @@
-"""The seed's workload, plain against controlled: ``make bench-promise_seed``.
+"""Train a small CNN on CIFAR-10 plainly and under a ceiling: ``make bench-promise_seed``.
 
-The same curve from a fraction of the memory; and what a network can learn in the memory that the plain run takes.
+One comparison asks for the same learning curve in a fraction of the memory. The other asks what accuracy a larger
+network reaches in the memory that the plain run takes.
 """
 
 import sys
@@ -9,11 +10,11 @@ from common.bench.harness import Bound, Suite
 from common.memory.process.budget import MIB
 
 SMALL_CEILING = 680 * MIB
-"""The whole batch at once and pixels as bytes: the plain run's arithmetic, so its curve bit for bit."""
+"""Enough for the whole batch at once with pixels as bytes: the arithmetic of the plain run, hence its curve exactly."""
 TIGHT_CEILING = 448 * MIB
-"""Images are decoded at each use, in micro-batches: the curve to rounding."""
+"""Images are decoded at each use, in micro-batches: the same curve up to rounding."""
 LARGE_CEILING = 1000 * MIB
-"""Less than the plain run's peak, the process included."""
+"""Less than the plain run's peak of the whole process."""
 TIMED_RUNS = 3
 
 ACCURATE = Bound("result.accuracy", at_least=0.85)

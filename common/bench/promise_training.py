@@ -1,7 +1,4 @@
-"""The training step's promises on small networks: ``make bench-promise ONLY='training-*'``.
-
-Exact accumulation for the losses that any application may use; 8-bit optimiser states against 32-bit ones.
-"""
+"""Check gradient accumulation on small networks, for all losses: ``make bench-promise ONLY='training-*'``."""
 
 import json
 import sys
@@ -16,14 +13,14 @@ EXACT = (
 
 
 def suite() -> Suite:
-    """The cases."""
+    """Declare the cases."""
     made = Suite("promise")
     made.case("training-exactness", ("-m", "common.bench.promise_training", "exactness"), bounds=EXACT)
     return made
 
 
 def exactness() -> None:
-    """Print the errors."""
+    """Print the errors as JSON."""
     from common.bench.exactness import PROBLEMS, report
 
     sys.stdout.write(json.dumps(report(PROBLEMS)) + "\n")

@@ -1,7 +1,7 @@
-"""CIFAR-10 as the seed's workload reads it: JPEG bytes, or decoded once; normalised where it is used.
+"""CIFAR-10 as JPEG bytes or as decoded pixels; a batch is normalised when it is used.
 
-The set lies as ``train.npz`` and ``test.npz`` with ``jpeg`` (all files back to back), ``offset`` and ``label``; it is
-found through ``common.datasets`` and is never part of the repository.
+The data set consists of ``train.npz`` and ``test.npz`` with the arrays ``jpeg`` (all files concatenated), ``offset``
+and ``label``. ``common.datasets`` finds it; it is never part of the repository.
 """
 
 import io
@@ -27,34 +27,39 @@ SHAPE = (3, 32, 32)
 IMAGE_BYTES = 3 * 32 * 32
 MEAN = (0.4914, 0.4822, 0.4465)
 DEVIATION = (0.2470, 0.2435, 0.2616)
-"""By channel, of pixels between 0 and 1."""
+"""Mean and standard deviation of each channel, of pixels between 0 and 1."""
 
 
 def directory() -> Path:
-    """Where the set lies.
+    """Return the folder of the data set.
 
     Raises
     ------
     BadInput
-        If it is not at hand.
+        If it cannot be found.
     """
-    place = find(NAME)
-    if place is None or not (place / "train.npz").is_file():
+    folder = find(NAME)
+    if folder is None or not (folder / "train.npz").is_file():
         raise BadInput(f"{NAME}: not found; set PEAKLINE_DATA to a folder that has {NAME}/train.npz and test.npz")
-    return place
+    return folder
 
 
 class Images:
-    """One part of the set: as bytes that are decoded when asked for, or as pixels.
+    """The training or the test images, stored as JPEG bytes that are decoded on access, or as pixels.
 
     Parameters
     ----------
     part
         ``"train"`` or ``"test"``.
     decode
-        Hold pixels (3,072 bytes an image) instead of JPEG files (about 920).
+        Store pixels (3,072 bytes per image) instead of JPEG files (about 920).
     limit
-        Use only so many images, evenly spaced (the file is sorted by class).
+        Use only this many images, evenly spaced (the file is sorted by class).
+
+    Raises
+    ------
+    BadInput
+        If the data set cannot be found.
     """
 
     def __init__(self, part: str, *, decode: bool, limit: int | None = None) -> None:
@@ -72,7 +77,7 @@ class Images:
         return len(self._chosen)
 
     def __getitem__(self, indices: Sequence[int] | npt.NDArray[np.int64]) -> Pixels:
-        """Pixels (len(indices), 3, 32, 32), a copy."""
+        """Return a copy of the pixels, uint8 (len(indices), 3, 32, 32)."""
         return self._decode(indices) if self._pixels is None else self._pixels[np.asarray(indices)]
 
     def _decode(self, indices: Sequence[int] | npt.NDArray[np.int64]) -> Pixels:
@@ -88,12 +93,12 @@ class Images:
 
 
 def stored(part: str, *, limit: int | None = None) -> tuple[int, int]:
-    """Number of images that would be used, and bytes of all JPEG files, from the archive's headers alone.
+    """Read the number of images used and the bytes of all JPEG files from the archive's headers alone.
 
     Raises
     ------
     BadInput
-        If the set is not at hand, or not what is expected.
+        If the data set cannot be found or lacks one of its arrays.
     """
     path = directory() / f"{part}.npz"
     try:
@@ -112,12 +117,12 @@ def _length(archive: zipfile.ZipFile, name: str) -> int:
 
 
 def order(count: int, *, seed: int, epoch: int) -> npt.NDArray[np.int64]:
-    """The order of one epoch; the same for every way of training."""
+    """Return the order of the samples in one epoch, int64 (count,); the plain and the controlled run share it."""
     return np.random.default_rng((seed, epoch)).permutation(count)
 
 
 def normalise(pixels: "Tensor") -> "Tensor":
-    """uint8 (N, 3, 32, 32) -> float32 of mean 0 and deviation 1 by channel, one tensor of that size."""
+    """Normalise uint8 (N, 3, 32, 32) to float32 of mean 0 and deviation 1 per channel, allocating one such tensor."""
     import torch
 
     mean, deviation = (torch.tensor(values, device=pixels.device).view(3, 1, 1) for values in (MEAN, DEVIATION))

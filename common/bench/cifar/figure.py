@@ -1,6 +1,6 @@
-"""The figure of ``docs/seed.md``: ``python -m common.bench.cifar.figure NAME=FILE ... > docs/seed.svg``.
+"""Draw accuracy and memory of several runs: ``python -m common.bench.cifar.figure NAME=FILE ... > figure.svg``.
 
-Each file is what one way of training wrote: the JSON line of ``cifar_plain``, or the record of ``cifar_train``.
+A file is the JSON line that ``common.bench.cifar.plain`` printed, or a run record of ``common.bench.cifar.train``.
 """
 
 import json
@@ -13,19 +13,19 @@ from common.memory.process.budget import MIB
 
 COLORS = ("#555555", "#1f77b4", "#d1495b", "#2a9d8f")
 DASHES = ("", "3 5", "", "6 3")
-"""The second lies on the first; dashed, both can be seen."""
+"""The first two curves coincide; dashes keep both visible."""
 WIDTH, HEIGHT, LEFT, TOP, PLOT = 720, 300, 48, 34, 220
 
 
 def read(path: Path) -> Mapping[str, Any]:
-    """The results in either form."""
-    found = json.loads(path.read_text("utf-8"))
-    results: Mapping[str, Any] = found.get("results", found)
+    """Return the results from either kind of file."""
+    content = json.loads(path.read_text("utf-8"))
+    results: Mapping[str, Any] = content.get("results", content)
     return results
 
 
 def curves(runs: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Test accuracy by epoch."""
+    """Draw the test accuracy by epoch."""
     parts = [_text(LEFT, 20, "test accuracy by epoch", weight="bold")]
     for share in (0.4, 0.6, 0.8):
         y = TOP + PLOT * (1 - share)
@@ -43,10 +43,10 @@ def curves(runs: Mapping[str, Mapping[str, Any]]) -> list[str]:
 
 
 def bars(runs: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Peak above the floor."""
+    """Draw the peaks above the baseline."""
     left = LEFT + 350
     most = max(run["above_floor_bytes"] for run in runs.values())
-    parts = [_text(left, 20, "peak above the floor", weight="bold")]
+    parts = [_text(left, 20, "peak above the baseline", weight="bold")]
     for row, ((name, run), color) in enumerate(zip(runs.items(), COLORS, strict=False)):
         y, width = TOP + 10 + row * 54, 220 * run["above_floor_bytes"] / most
         size = f"{run['above_floor_bytes'] / MIB:.0f} MiB"
@@ -61,7 +61,7 @@ def _text(x: float, y: float, text: str, *, weight: str = "normal") -> str:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Write the figure to stdout."""
+    """Write the figure to stdout; ``arguments`` are ``NAME=FILE``."""
     runs = {name: read(Path(path)) for name, _, path in (argument.partition("=") for argument in arguments)}
     size = f'viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" height="{HEIGHT}"'
     style = 'font-family="sans-serif" font-size="12" fill="#333"'

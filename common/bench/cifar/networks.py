@@ -1,8 +1,9 @@
-"""The two networks of the seed's workload, with their optimisers and loss.
+"""Two networks for CIFAR-10, with their optimisers and loss.
 
-``small`` is the seed's own. ``large`` is the best that fits where the plain run of ``small`` fits: the layout of
-airbench94 (Jordan, "94% on CIFAR-10 in 3.29 seconds on a single GPU", arXiv 2404.00498), narrower, because the time
-is bounded too: a fixed whitening layer, three blocks of two convolutions with BatchNorm, SGD with Nesterov momentum.
+``small`` is a textbook CNN. ``large`` fits in the memory that the plain training of ``small`` takes. It has the layout
+of airbench94 (Jordan, "94% on CIFAR-10 in 3.29 seconds on a single GPU", arXiv 2404.00498): a fixed whitening layer,
+three blocks of two convolutions with BatchNorm, SGD with Nesterov momentum. It is narrower, because its time is bounded
+too.
 """
 
 from collections.abc import Sequence
@@ -17,18 +18,21 @@ from common.bench.cifar import dataset
 WIDTHS = (32, 64, 128)
 RATE, DECAY, MOMENTUM = 0.375, 1.3e-3, 0.85
 BIAS_RATE = 64
-"""BatchNorm's biases learn so many times as fast (airbench94)."""
+"""Factor on the learning rate of BatchNorm's biases (airbench94)."""
 LOGIT_SCALE = 1 / 9
 WHITENING_BLOCK = 64
-"""Images whose patches exist at a time (6 MiB), less than a step holds."""
+"""Images whose patches exist at a time (6 MiB), less than a training step takes."""
 WHITENING_FLOOR = 5e-4
-"""Added to the patches' eigenvalues, so that directions of almost no variance are not blown up."""
+"""Added to the patches' eigenvalues, so that directions of almost no variance are not amplified."""
 
 
 class Normalise(nn.Module):
-    """uint8 images in, so that a batch is a quarter of its float32 size until a micro-batch of it is computed.
+    """Normalise uint8 images inside the network: a batch stays at a quarter of its float32 size until it is used.
 
-    ``channels_last``: with channels innermost, as bfloat16 convolutions are fastest; what follows keeps the layout.
+    Parameters
+    ----------
+    channels_last
+        Use PyTorch's channels-last layout, in which bfloat16 convolutions are fastest. Later layers keep it.
     """
 
     def __init__(self, *, channels_last: bool) -> None:
@@ -36,30 +40,30 @@ class Normalise(nn.Module):
         self.layout = torch.channels_last if channels_last else torch.contiguous_format
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """(N, 3, 32, 32) uint8 -> float32."""
+        """Map uint8 (N, 3, 32, 32) to float32 of the same shape."""
         return dataset.normalise(pixels.contiguous(memory_format=self.layout))
 
 
 class Scale(nn.Module):
-    """Multiply by a constant."""
+    """Multiplies by a constant."""
 
     def __init__(self, factor: float) -> None:
         super().__init__()
         self.factor = factor
 
     def forward(self, values: Tensor) -> Tensor:
-        """Any shape."""
+        """Return ``values * factor``, of the same shape."""
         return values * self.factor
 
 
 def build(name: str) -> nn.Sequential:
-    """A network for uint8 images; its first layer normalises."""
+    """Build a network for uint8 images; its first layer normalises them."""
     layers = {"small": small, "large": large}[name]()
     return nn.Sequential(Normalise(channels_last=name == "large"), *layers)
 
 
 def small() -> nn.Sequential:
-    """Three 3x3 convolutions of 16 filters with pooling, a dense layer of 16, ten classes."""
+    """Build three 3x3 convolutions of 16 filters with pooling, a dense layer of 16, and ten classes."""
     layers: list[nn.Module] = []
     for channels in (3, 16, 16):
         layers += [nn.Conv2d(channels, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)]
@@ -67,7 +71,7 @@ def small() -> nn.Sequential:
 
 
 def large() -> nn.Sequential:
-    """Whitening, three blocks, a linear layer; 31x31, 15x15, 7x7 and 3x3 pixels."""
+    """Build a whitening layer, three blocks and a linear layer; 31x31, 15x15, 7x7 and 3x3 pixels."""
     first = nn.Conv2d(3, 24, 2)
     layers: list[nn.Module] = [first, nn.ReLU()]
     channels = first.out_channels
@@ -80,7 +84,7 @@ def large() -> nn.Sequential:
 
 
 def _convolution(inputs: int, outputs: int) -> nn.Conv2d:
-    """Starts as the identity on its first channels, so that depth does no harm at the start."""
+    """Make a convolution that starts as the identity on its first channels, so that depth does no harm at first."""
     layer = nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)
     with torch.no_grad():
         nn.init.dirac_(layer.weight[:inputs])
@@ -88,7 +92,7 @@ def _convolution(inputs: int, outputs: int) -> nn.Conv2d:
 
 
 def _norm(channels: int) -> nn.BatchNorm2d:
-    """BatchNorm without a scale: the next convolution has one."""
+    """Make a BatchNorm without a scale; the next convolution can scale."""
     layer = nn.BatchNorm2d(channels, momentum=0.4)
     layer.weight.requires_grad_(False)
     return layer
@@ -99,7 +103,7 @@ def whiten(network: nn.Sequential, pixels: dataset.Pixels) -> None:
 
     Parameters
     ----------
-    pixels : array (N, 3, 32, 32)
+    pixels : uint8 array, (N, 3, 32, 32)
         A sample of the training images.
     """
     weight = network[1].weight
@@ -116,7 +120,7 @@ def whiten(network: nn.Sequential, pixels: dataset.Pixels) -> None:
 
 
 def optimizer(name: str, network: nn.Module) -> torch.optim.Optimizer:
-    """Adam as the plain run has it; for ``large`` SGD with Nesterov momentum."""
+    """Make the optimiser: the plain run's Adam for ``small``, SGD with Nesterov momentum for ``large``."""
     if name == "small":
         return torch.optim.Adam(network.parameters(), lr=1e-3)
     norms = [module.bias for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
@@ -131,15 +135,15 @@ def optimizer(name: str, network: nn.Module) -> torch.optim.Optimizer:
 
 @dataclass(frozen=True, slots=True)
 class CrossEntropy:
-    """The mean over samples, as sums and a count (``common.training.step.Loss``)."""
+    """Mean cross-entropy over samples (``common.training.step.Loss``)."""
 
     smoothing: float = 0.0
 
     def counts(self, batch: Sequence[Tensor], /) -> tuple[Tensor, ...]:
-        """Samples."""
+        """Return the number of samples, the denominator."""
         return (torch.tensor(len(batch[0])),)
 
     def sums(self, outputs: Tensor, batch: Sequence[Tensor], /) -> tuple[Tensor, ...]:
-        """Over samples; labels are uint8."""
+        """Return the cross-entropy summed over samples; labels are uint8."""
         labels = batch[1].long()
         return (functional.cross_entropy(outputs, labels, reduction="sum", label_smoothing=self.smoothing),)

@@ -1,7 +1,8 @@
-"""What everybody writes for CIFAR-10 and a small CNN: decode everything to float32, loop over batches, Adam.
+"""A plain training script for CIFAR-10 and a small CNN: decode everything to float32, loop over batches, Adam.
 
-One file, no ceiling. It is the kind version: the set is converted in place, so no second copy of it ever exists.
-``python -m common.bench.cifar.plain --epochs 10`` ends with one JSON line: losses, accuracy, seconds, peak, floor.
+It has no ceiling. It is a favourable version of such a script: the images are converted in place, so that no second
+copy of them ever exists. ``python -m common.bench.cifar.plain --epochs 10`` ends with one JSON line: losses, accuracy,
+seconds, peak, baseline.
 """
 
 import argparse
@@ -19,20 +20,21 @@ from common.memory.process import meter
 
 
 def load(part: str, limit: int | None) -> tuple[torch.Tensor, torch.Tensor]:
-    """Images as float32, normalised, and labels."""
+    """Return normalised images, float32 (N, 3, 32, 32), and labels, int64 (N,)."""
     images = dataset.Images(part, decode=False, limit=limit)
     return dataset.normalise(torch.from_numpy(images[range(len(images))])), torch.from_numpy(images.labels).long()
 
 
 def main() -> None:
+    """Train and print the result as JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--limit", type=int, help="use only so many images")
     args = parser.parse_args()
-    warm_up()  # only so that both are measured above the same floor
-    floor = meter.lifetime_peak()
+    warm_up()  # only so that both runs are measured above the same baseline
+    baseline = meter.lifetime_peak()
     meter.reset_peak()
 
     images, labels = load("train", args.limit)
@@ -63,8 +65,8 @@ def main() -> None:
         curve["cpu_seconds"].append(time.process_time() - busy)
         sys.stderr.write(f"{epoch + 1}: {', '.join(f'{name} {values[-1]:.4f}' for name, values in curve.items())}\n")
     peak = meter.lifetime_peak()
-    training = {"training_above_floor_bytes": peak - floor}
-    sys.stdout.write(json.dumps(report(curve, peak=max(peak, load_peak), floor=floor) | training) + "\n")
+    training = {"training_above_floor_bytes": peak - baseline}
+    sys.stdout.write(json.dumps(report(curve, peak=max(peak, load_peak), baseline=baseline) | training) + "\n")
 
 
 if __name__ == "__main__":

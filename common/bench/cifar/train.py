@@ -1,7 +1,7 @@
-"""The seed's workload under a ceiling: the smallest training that makes the whole promise.
+"""Train a small CNN on CIFAR-10 under a ceiling.
 
-``python -m common.bench.cifar.train --network small --memory 400MiB``. It has the parts that ``imaging train`` and
-``recsys train`` have, without their file formats: a workload that is priced, a step, a run in named phases.
+``python -m common.bench.cifar.train --network small --memory 400MiB``. It has the parts of ``imaging train`` and
+``recsys train`` without their file formats: a workload with a footprint, a training step, a run in named phases.
 """
 
 import argparse
@@ -35,32 +35,32 @@ WARM_UP = "common.bench.cifar.train:warm_up"
 LIBRARIES = ("torch", "numpy", "pillow")
 LOAD, TRAIN = "load", "train"
 SHIFT = 2
-"""Pixels by which an image is moved at most."""
+"""Largest shift of an image in pixels."""
 WARM_UP_SHARE = 0.2
 WHITENING_IMAGES = 5000
 HEAP_SLACK = 32 * MIB
-"""Free pages that the bounded heap may keep: with none beyond its need a step of ``small`` takes twice as long."""
+"""Free bytes that the bounded heap may keep. With none a step of ``small`` takes twice as long."""
 MAPPED = 1.8
-"""A step whose tensors are mapped anew at each use, against one that reuses them in the heap."""
+"""Time of a step that maps its tensors at each use, relative to one that reuses them in the heap."""
 LEAST_MICRO_BATCH = 16
-"""The step then holds 3 MiB; still smaller ones would save less than the floor differs from start to start."""
+"""The step then takes 3 MiB. Smaller ones would save less than the baseline varies from start to start."""
 
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """How one network learns, beside what ``cifar_networks`` says."""
+    """Training options of one network, in addition to its optimiser."""
 
     amp: str = "off"
     smoothing: float = 0.0
     augment: bool = False
     """Random shifts and flips while training; both reflections are averaged when testing."""
     splits: bool = True
-    """Whether micro-batches give the whole batch's gradient. BatchNorm's statistics do not."""
+    """True if micro-batches give the whole batch's gradient. With BatchNorm's statistics they do not."""
     falls: bool = False
-    """Whether the learning rate rises and falls, or stays."""
+    """Raise and lower the learning rate instead of keeping it constant."""
 
     def rate(self, progress: float) -> float:
-        """The learning rate at a share of the training, as a share of the highest."""
+        """Return the learning rate, relative to the highest, at a share of the training in [0, 1]."""
         if not self.falls:
             return 1.0
         if progress < WARM_UP_SHARE:
@@ -75,7 +75,7 @@ RECIPES = {
 
 
 def make_step(network: str, *, micro_batch: int) -> tuple["nn.Sequential", "TrainingStep"]:
-    """Network and step; also what the probe traces, so that both are the same."""
+    """Make the network and its training step. The run and the probe that traces the step both call this."""
     from common.bench.cifar import networks
     from common.training.step import TrainingStep
 
@@ -87,7 +87,7 @@ def make_step(network: str, *, micro_batch: int) -> tuple["nn.Sequential", "Trai
 
 
 def warm_up() -> None:
-    """Load what training needs, and run it once on something tiny."""
+    """Import the libraries and run one tiny step of each network."""
     import PIL.Image
     import torch
     import tqdm
@@ -104,7 +104,13 @@ def warm_up() -> None:
 
 
 def measure(*, network: str, micro_batch: int, parts: int, workers: int, warm_up: str) -> dict[str, float]:
-    """Price one step; called in a probe's child. ``parts``: micro-batches, at most two of which differ in memory."""
+    """Trace one step and return its costs; called in a probe's child.
+
+    Parameters
+    ----------
+    parts
+        Number of micro-batches; from the second on they take the same memory.
+    """
     import torch
 
     from common.memory.costs import trace
@@ -127,23 +133,23 @@ class CifarWorkload:
     network: str
     batch: int
     files: Mapping[str, tuple[int, int]]
-    """Part of the set -> number of images used, and bytes of all JPEG files."""
+    """``"train"`` and ``"test"`` -> number of images used, and bytes of all JPEG files."""
     threads: int
     name: str = "bench cifar"
 
     def settings(self) -> Iterator[Setting]:
-        """Samples computed at a time, whether images are decoded once or at each use, and where tensors live."""
+        """Yield micro-batch sizes, images decoded once or at each use, and the allocators."""
         sizes = [self.batch]
         while RECIPES[self.network].splits and sizes[-1] > LEAST_MICRO_BATCH:
             sizes.append(-(-sizes[-1] // 2))
         for micro_batch in sizes:
             split = {"micro_batch": micro_batch, "accumulate": -(-self.batch // micro_batch)}
             for images in ("pixels", "jpeg"):
-                for place in ("heap", "mapped"):
-                    yield {**split, "images": images, "allocator": place}
+                for allocator in ("heap", "mapped"):
+                    yield {**split, "images": images, "allocator": allocator}
 
     def probes(self, setting: Setting) -> Sequence[Probe]:
-        """The floor and the step."""
+        """Return the probes of the baseline and of the step."""
         step = Probe.of(
             "common.bench.cifar.train:measure",
             libraries=LIBRARIES,
@@ -157,7 +163,7 @@ class CifarWorkload:
         return [floor.probe(WARM_UP, libraries=LIBRARIES, threads=self.threads), step]
 
     def footprint(self, setting: Setting, known: Costs) -> Footprint:
-        """Floor, the images, the step."""
+        """Return baseline, images and step."""
         base, step = self.probes(setting)
         cost = {name: int(value) for name, value in known[step].items()}
         files = sum(size for _, size in self.files.values())
@@ -183,7 +189,7 @@ class CifarWorkload:
         return Footprint.of([*floor.terms(known, base), *terms])
 
     def seconds(self, setting: Setting, known: Costs) -> float:
-        """Relative: decoding takes as long again as the step, smaller micro-batches a little longer each."""
+        """Return relative time: decoding doubles a step, each further micro-batch adds a little."""
         decoding = 0.0 if setting["images"] == "pixels" else 1.0
         return decoding + (MAPPED if setting["allocator"] == "mapped" else 1.0) * (
             1 + 0.02 * int(setting["accumulate"])
@@ -191,7 +197,7 @@ class CifarWorkload:
 
 
 def augmented(pixels: dataset.Pixels, random: np.random.Generator) -> dataset.Pixels:
-    """Each image moved by up to ``SHIFT`` pixels (edges reflected), and every second one mirrored; a copy."""
+    """Return a copy with each image shifted by up to ``SHIFT`` pixels (edges reflected) and half of them mirrored."""
     count, _, height, width = pixels.shape
     padded = np.pad(pixels, ((0, 0), (0, 0), (SHIFT, SHIFT), (SHIFT, SHIFT)), "reflect")
     windows = np.lib.stride_tricks.sliding_window_view(padded, (height, width), axis=(2, 3))
@@ -203,7 +209,7 @@ def augmented(pixels: dataset.Pixels, random: np.random.Generator) -> dataset.Pi
 
 
 def accuracy(module: "nn.Module", images: dataset.Images, *, batch: int, recipe: Recipe) -> float:
-    """Share of ``images`` that are classified rightly."""
+    """Return the share of ``images`` that are classified correctly."""
     import torch
 
     module.eval()
@@ -220,7 +226,7 @@ def accuracy(module: "nn.Module", images: dataset.Images, *, batch: int, recipe:
     return correct / len(images)
 
 
-def _execute(session: CommandSession[argparse.Namespace, Any]) -> Mapping[str, Any]:
+def _execute(session: CommandSession[argparse.Namespace, CifarWorkload]) -> Mapping[str, Any]:
     args = session.request
     import torch
 
@@ -261,18 +267,18 @@ def _execute(session: CommandSession[argparse.Namespace, Any]) -> Mapping[str, A
                 f"{epoch + 1}: loss {curve['losses'][-1]:.4f}, accuracy {curve['accuracies'][-1]:.4f},"
                 f" {curve['seconds'][-1]:.1f} s"
             )
-    return report(curve, peak=session.meter.peak_bytes, floor=session.meter.floor_bytes)
+    return report(curve, peak=session.meter.peak_bytes, baseline=session.meter.floor_bytes)
 
 
-def report(curve: Mapping[str, Sequence[float]], *, peak: int, floor: int) -> dict[str, Any]:
-    """What both ways of training say at the end."""
+def report(curve: Mapping[str, Sequence[float]], *, peak: int, baseline: int) -> dict[str, Any]:
+    """Return the results of a plain or a controlled run; ``peak`` and ``baseline`` in bytes."""
     return {
         **curve,
         "accuracy": curve["accuracies"][-1],
         "epoch_seconds": float(np.median(curve["seconds"])),
         "epoch_cpu_seconds": float(np.median(curve["cpu_seconds"])),
-        "floor_bytes": floor,
-        "above_floor_bytes": peak - floor,
+        "floor_bytes": baseline,
+        "above_floor_bytes": peak - baseline,
     }
 
 
@@ -282,12 +288,12 @@ def _workload(args: argparse.Namespace, budget: MemoryBudget) -> CifarWorkload:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line of this module."""
+    """Return this module's command line."""
     top = argparse.ArgumentParser(prog="python -m common.bench.cifar.train", description=__doc__)
     top.add_argument("--network", choices=list(RECIPES), default="small", help="default small")
     top.add_argument("--epochs", type=main.positive, default=10, metavar="N", help="default 10")
     top.add_argument("--batch", type=main.positive, default=256, metavar="N", help="images per step (default 256)")
-    top.add_argument("--limit", type=main.positive, metavar="N", help="use only so many images of each part")
+    top.add_argument("--limit", type=main.positive, metavar="N", help="use only this many images of each part")
     top.add_argument("--output", type=Path, help="where the record goes")
     main.add_common_options(top)
     top.set_defaults(
