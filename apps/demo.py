@@ -19,6 +19,7 @@ from pathlib import Path
 
 from common import datasets
 from common.errors import BadInput
+from common.memory.process import child
 
 OUTPUT = Path("demo-output")
 RECSYS_CEILING = "400MiB"
@@ -39,13 +40,13 @@ def say(text: str = "") -> None:
 def command(*words: object) -> list[str]:
     """``recsys ...`` or ``imaging ...`` as this interpreter runs it."""
     application, *rest = map(str, words)
-    return [sys.executable, "-m", f"apps.{application}", *rest]
+    return child.python_command(f"apps.{application}", rest)
 
 
 def run(*words: object) -> None:
     """Show a command and run it; its failure is the demo's."""
     say("\n$ " + " ".join(map(str, words)))
-    subprocess.run(command(*words), check=True)
+    subprocess.run(command(*words), env=child.python_environment(), check=True)
 
 
 def real_or_sample(name: str, sample_module: str) -> tuple[Path, bool]:
@@ -63,7 +64,7 @@ def real_or_sample(name: str, sample_module: str) -> tuple[Path, bool]:
         return found, True
     folder = OUTPUT / "sample" / name
     say(f"data: a generated sample in place of {name}")
-    subprocess.run([sys.executable, "-m", sample_module, str(folder)], check=True)
+    subprocess.run(child.python_command(sample_module, [str(folder)]), env=child.python_environment(), check=True)
     return folder, False
 
 
@@ -111,7 +112,7 @@ def _first_user_of(model: Path) -> str:
 @contextmanager
 def started(argv: list[str]) -> Iterable[subprocess.Popen[bytes]]:  # type: ignore[misc]
     """A process that is stopped by SIGTERM at the end, and must then end well."""
-    process = subprocess.Popen(argv)
+    process = subprocess.Popen(argv, env=child.python_environment())
     try:
         yield process
     finally:

@@ -131,6 +131,7 @@ class CostStore:
             CHILD,
             stdin=json.dumps([(probe.function, probe.arguments) for probe in probes]).encode(),
             ceiling=None if ceiling is None else ceiling - anonymous() - guard.SUPERVISOR_BYTES,
+            cgroup=True,
             variables=glibc.environment(probes[0].threads) | {IN_CHILD: "1"},
             timeout=LONGEST_SECONDS * len(probes),
         )

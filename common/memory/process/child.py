@@ -12,11 +12,12 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NoReturn
+from typing import IO, NoReturn
 
 from common.errors import EXIT_DOES_NOT_FIT, EXIT_OK, EXIT_UNFORESEEN
 from common.memory.process import guard
@@ -25,6 +26,8 @@ from common.memory.process.meter import resident
 
 SUPERVISED = "PEAKLINE_SUPERVISOR"
 """Environment variable by which a child knows its supervisor's pid."""
+CALLER = "PEAKLINE_CALLER"
+"""Environment variable by which a command knows the pid of the process that ``run_command`` runs in."""
 SAFE_PATH = "PYTHONSAFEPATH"
 """Environment variable that keeps the working directory out of ``sys.path``, as ``-P`` does for one process."""
 CGROUP_MARGIN = 8 * MIB
@@ -111,6 +114,7 @@ def run_module(
     *,
     stdin: bytes = b"",
     ceiling: int | None = None,
+    cgroup: bool = False,
     variables: Mapping[str, str] | None = None,
     timeout: float | None = None,
 ) -> Finished:
@@ -122,13 +126,15 @@ def run_module(
     ----------
     ceiling
         Bytes that the child alone may hold, once it calls ``Walls.stand``; ``None``: as many as it takes.
+    cgroup
+        Whether it gets a memory cgroup of its own, where one can be made, beside the soft wall.
     variables
         Further environment variables.
     timeout
         Seconds after which it is killed.
     """
-    cgroup = guard.hard_wall(total_memory()) if ceiling is not None else None
-    walls = {_WALLS: f"{'' if ceiling is None else max(0, ceiling)} {cgroup or ''}"}
+    place = guard.hard_wall(total_memory()) if cgroup and ceiling is not None else None
+    walls = {_WALLS: f"{'' if ceiling is None else max(0, ceiling)} {place or ''}"}
     environment = python_environment({**(variables or {}), **walls})
     before, kills, timed_out = oom_kills(), 0, False
     try:
@@ -139,11 +145,80 @@ def run_module(
     except subprocess.TimeoutExpired as late:
         status, out, err, timed_out = -signal.SIGKILL, late.stdout or b"", late.stderr or b"", True
     finally:
-        kills = guard.take_down(cgroup)
+        kills = guard.take_down(place)
     ended = read_exit(status, kills_before=before, cgroup_kills=kills, timed_out=timed_out)
     if status == -signal.SIGABRT and guard.names_out_of_memory(err[-MESSAGE_BYTES:].decode("utf-8", "replace")):
         ended = replace(ended, out_of_memory=True)  # a C++ library's exception that nobody caught
     return Finished(ended, out, err)
+
+
+def run_command(
+    module: str, arguments: Sequence[str], *, on_line: Callable[[str], object] = lambda line: None
+) -> Finished:
+    """Run a command line of this suite until it ends, and return what it wrote: the Python API's way.
+
+    The command plans and supervises itself (``supervise``), and is interrupted if this process ends. It has a process
+    group of its own, so that Ctrl-C in a terminal reaches it once, from here: it then ends as it does in a shell.
+
+    Parameters
+    ----------
+    on_line
+        Called in another thread with each line on stderr, when it comes.
+
+    Raises
+    ------
+    KeyboardInterrupt
+        After the command has ended; a second one kills it.
+    """
+    before = oom_kills()
+    with subprocess.Popen(
+        python_command(module, arguments),
+        env=python_environment({CALLER: str(os.getpid())}),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        process_group=0,
+    ) as process:
+        out, err = _Reader(process.stdout), _Reader(process.stderr, on_line)
+        try:
+            process.wait()
+        except BaseException:
+            _interrupt(process)
+            raise
+        finally:
+            out.join()
+            err.join()
+    return Finished(read_exit(process.returncode, kills_before=before), out.content, err.content)
+
+
+class _Reader(threading.Thread):
+    """Reads a pipe to its end."""
+
+    def __init__(self, pipe: IO[bytes] | None, on_line: Callable[[str], object] = lambda line: None) -> None:
+        super().__init__(name="peakline-reader", daemon=True)
+        self._pipe, self._on_line = pipe, on_line
+        self.content = b""
+        self.start()
+
+    def run(self) -> None:
+        """Keep every line, and tell of it."""
+        lines = []
+        for line in self._pipe or ():
+            lines.append(line)
+            with suppress(Exception):  # a pipe that nobody reads would stop the child
+                self._on_line(line.decode("utf-8", "replace").rstrip())
+        self.content = b"".join(lines)
+
+
+def _interrupt(process: subprocess.Popen[bytes]) -> None:
+    """Ask a command to end and wait until it has; kill its process group if this process is interrupted again."""
+    try:
+        process.send_signal(signal.SIGINT)
+        process.wait()
+    except BaseException:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        raise
 
 
 def read_exit(status: int, *, kills_before: int | None, cgroup_kills: int = 0, timed_out: bool = False) -> ChildExit:
@@ -229,6 +304,11 @@ def supervise(
     replaces itself by ``supervisor.py``, which ends with the child's exit code, and writes ``record`` in its place if
     the kernel kills it. If the supervisor dies, the child is interrupted.
     """
+    libc = ctypes.CDLL(None)
+    if caller := os.environ.pop(CALLER, ""):
+        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)  # kept by ``execv``; the supervisor passes the signal on
+        if str(os.getppid()) != caller:  # it ended just before
+            os._exit(EXIT_UNFORESEEN)
     place = guard.hard_wall(max(ceiling, guard.LEAST_WALL))
     environment = python_environment({**variables, SUPERVISED: str(os.getpid()), guard.WALL: str(place or "")})
     signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
@@ -239,7 +319,6 @@ def supervise(
         with suppress(OSError):
             guard.enter(place)
 
-    libc = ctypes.CDLL(None)
     child = subprocess.Popen(command, env=environment, preexec_fn=behind_the_wall)
     script = str(Path(__file__).with_name("supervisor.py"))
     arguments = [str(child.pid), str(place or ""), name, str(ceiling), "json" if json else "", str(record or "")]

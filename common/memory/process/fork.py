@@ -60,7 +60,7 @@ def run(function: Callable[[], dict[str, Any]], *, ceiling: int | None = None, t
         _, status = os.waitpid(pid, 0)
     ended = child.read_exit(os.waitstatus_to_exitcode(status), kills_before=kills)
     if ended.status != EXIT_OK or not text:
-        return _no_answer(ended)
+        raise _no_answer(ended)
     answer: dict[str, Any] = json.loads(text)
     if "memory" in answer:
         raise MemoryError(answer["memory"])
@@ -72,13 +72,12 @@ def run(function: Callable[[], dict[str, Any]], *, ceiling: int | None = None, t
     return result
 
 
-def _no_answer(ended: child.ChildExit) -> Any:
-    """Raise what the child's end means."""
-    if ended.out_of_memory:
-        raise MemoryError(f"a child process {ended}")
+def _no_answer(ended: child.ChildExit) -> Exception:
+    """What to raise for a child that ended without an answer."""
     if ended.status == -signal.SIGTERM:
-        time.sleep(SIGNAL_SECONDS)  # meant for the whole group, perhaps: this process's own handler then answers it
-    raise child.ChildFailed(f"a child process {ended}")
+        time.sleep(SIGNAL_SECONDS)  # the signal may be meant for the whole group: then this process's handler answers
+    kind = MemoryError if ended.out_of_memory else child.ChildFailed
+    return kind(f"a child process {ended}")
 
 
 def _be_the_child(function: Callable[[], dict[str, Any]], send: int, *, ceiling: int | None, threads: int) -> None:

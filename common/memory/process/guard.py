@@ -1,9 +1,9 @@
-"""Keep the ceiling while running: a soft wall that raises, a hard wall that kills, and a supervisor that explains.
+"""Keep the ceiling while running: a soft wall that raises, and a hard wall that kills.
 
 The soft wall is ``RLIMIT_DATA``: private writable mappings of this process. Set after the imports, it turns an
 allocation beyond the ceiling into an exception that a smaller micro-batch can answer. The hard wall is a memory
-cgroup of the ceiling's size, where one can be written. The supervisor is the small parent process that turns a
-kernel kill into one line.
+cgroup of the ceiling's size, where one can be written. ``common.memory.process.child`` starts the process that is kept
+behind both.
 """
 
 import gc
@@ -18,7 +18,7 @@ from pathlib import Path
 from common.errors import EXIT_DOES_NOT_FIT
 from common.memory.process import glibc
 from common.memory.process.budget import MIB, format_size, memory_cgroups
-from common.memory.process.meter import _status, resident
+from common.memory.process.meter import _status, anonymous, resident
 
 WALL = "PEAKLINE_HARD_WALL"
 """Environment variable in which the supervisor tells the child which cgroup holds it."""
@@ -111,6 +111,14 @@ def patrol(ceiling: int, *, margin: int = PATROL_MARGIN) -> None:
         os._exit(EXIT_DOES_NOT_FIT)
 
     threading.Thread(target=look, name="peakline-patrol", daemon=True).start()
+
+
+def room() -> int | None:
+    """Bytes that a child may hold beside this process under the soft wall's ceiling; ``None`` where no wall stands.
+
+    Files that both have mapped are counted once, in the child.
+    """
+    return max(0, _standing["ceiling"] - anonymous()) if _standing else None
 
 
 def missing_walls(*, soft: bool) -> list[str]:

@@ -1,16 +1,19 @@
 """The parent of a running command, as small as an interpreter gets: run by path with ``python -I -S``.
 
-It waits for the child that ``guard.supervise`` started, passes SIGINT and SIGTERM on, and says in one line when the
-kernel killed it. It imports nothing of the suite, because everything it holds counts against the user's ceiling.
+It waits for the child that ``child.supervise`` started, passes SIGINT and SIGTERM on, and says in one line when the
+child was killed or crashed. It imports nothing of the suite, because its memory counts against the user's ceiling.
 """
 
 import os
 import signal
 import sys
 
+FORESEEN = (0, 1, 2, 3, 4, 130)
+"""The exit codes of ``common.errors``."""
+
 
 def main(pid: int, cgroup: str, name: str, ceiling: int, json: bool, path: str) -> int:
-    """Wait for ``pid``; returns the exit code of DESIGN 1."""
+    """Wait for ``pid``; returns its exit code, and 1 where it ended in a way that no command means to end in."""
 
     def pass_on(number: int, frame: object) -> None:
         try:
@@ -28,11 +31,11 @@ def main(pid: int, cgroup: str, name: str, ceiling: int, json: bool, path: str) 
             os.rmdir(cgroup)
         except OSError:
             pass
-    if code >= 0:
+    if code in FORESEEN:
         return code
     if -code in (signal.SIGINT, signal.SIGTERM):
         return 130
-    message = f"ended by signal {-code}"
+    message = f"ended with exit code {code}" if code > 0 else f"ended by {signal_name(-code)}"
     if -code == signal.SIGKILL:
         peak, limit = usage.ru_maxrss / 1024, ceiling / 2**20
         message = (
@@ -45,6 +48,14 @@ def main(pid: int, cgroup: str, name: str, ceiling: int, json: bool, path: str) 
     if path:
         keep(path, record)
     return 1
+
+
+def signal_name(number: int) -> str:
+    """``SIGSEGV``; real-time signals have no name."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
 
 
 def keep(path: str, record: str) -> None:

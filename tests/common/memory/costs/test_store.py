@@ -5,11 +5,13 @@ from pathlib import Path
 
 import pytest
 
+from common.errors import UsageError
 from common.memory.costs import probes
 from common.memory.costs import store as costs
 from common.memory.costs.probes import Probe, ProbeFailed
 from common.memory.costs.store import CostStore
 from common.memory.process.budget import GIB, MIB
+from common.memory.process.child import ChildFailed
 
 HERE = "common.memory.costs.store:_test_only"
 
@@ -67,7 +69,7 @@ def test_what_was_measured_before_a_failure_is_kept(tmp_path: Path) -> None:
     good = Probe.of("common.memory.costs.floor:measure", warm_up="common.bench.demo_allocation:warm_up")
     bad = Probe.of("common.memory.costs.floor:nothing", warm_up="common.bench.demo_allocation:warm_up")
     store = CostStore(tmp_path)
-    with pytest.raises(ProbeFailed, match="nothing"):
+    with pytest.raises(ChildFailed, match="nothing"):
         store.known([good, bad], ceiling=GIB)
     assert good in store.cached([good, bad])
 
@@ -91,13 +93,35 @@ def test_a_running_command_measures_nothing_without_a_wall(tmp_path: Path) -> No
 
 
 def test_only_this_suite_is_run(tmp_path: Path) -> None:
-    with pytest.raises(ProbeFailed, match="probes are functions of this suite"):
+    with pytest.raises(ChildFailed, match="os:getcwd"):
         CostStore(tmp_path).known([Probe.of("os:getcwd")], ceiling=GIB)
     assert os.listdir(tmp_path) == []
 
 
-def test_failure_says_why(tmp_path: Path) -> None:
-    with pytest.raises(ProbeFailed, match=r"under 1\.00 GiB \(measure: .*nowhere"):
+def test_a_probe_that_fails_says_why_and_is_no_matter_of_memory(tmp_path: Path) -> None:
+    with pytest.raises(ChildFailed, match=r"measure: .*nowhere"):
         CostStore(tmp_path).known(
             [Probe.of("common.memory.costs.floor:measure", warm_up="common.nowhere:f")], ceiling=GIB
         )
+
+
+ENDINGS = "common.bench.forced_endings:"
+
+
+@pytest.mark.parametrize(
+    ("way", "error", "words"),
+    [
+        ("segfault", ChildFailed, "SIGSEGV"),
+        ("terminate", ChildFailed, "SIGTERM"),
+        ("leave", ChildFailed, "exit code 7"),
+        ("allocate", ProbeFailed, r"under 1\.00 GiB \(end: "),
+        ("decline", ProbeFailed, "under 1.00 GiB .*not here"),
+        ("misuse", UsageError, "no such option"),
+    ],
+)
+def test_only_memory_is_called_memory(tmp_path: Path, way: str, error: type[Exception], words: str) -> None:
+    probe = Probe.of(f"{ENDINGS}end", way=way)
+    with pytest.raises(error, match=words) as caught:
+        CostStore(tmp_path).known([probe], ceiling=GIB)
+    if error is not ProbeFailed:
+        assert not isinstance(caught.value, ProbeFailed) and "under" not in str(caught.value)
