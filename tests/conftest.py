@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from tests.schemas import checked_record
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -47,8 +49,8 @@ class Run:
 
     @property
     def record(self) -> dict[str, Any]:
-        """The record that ``--json`` writes on stdout."""
-        return json.loads(self.out)
+        """The record that ``--json`` writes on stdout, which matches its schema."""
+        return checked_record(json.loads(self.out))
 
 
 @pytest.fixture(scope="session")

@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Any
 from apps.recsys.data.csr_store import History, NpyReader
 from apps.recsys.models import weights
 from apps.recsys.models.embedding import user_encoders
+from apps.recsys.models.old_names import renamed_hyper
+from apps.recsys.models.manifest import RecommenderManifest
 from common import model_folder
 from common.errors import BadInput, UsageError
 
@@ -82,12 +84,12 @@ class Recommender:
         UsageError
             If a score of this kind of model is no such sum.
         """
-        if self.user_vector.parts is None:
-            kind = self.manifest["kind"] + (" with user=own" if self.manifest["kind"] == "embedding" else "")
+        if self.user_vector.contributions is None:
+            kind = self.manifest["kind"] + (" with user_vectors=learned" if self.manifest["kind"] == "embedding" else "")
             raise UsageError(
                 f"{kind}: a score is not a sum over the history, so nothing can be explained; ials and embedding can"
             )
-        parts = self.user_vector.parts(items, values)
+        parts = self.user_vector.contributions(items, values)
         found: NDArray[np.float64] = self.item_factors[rows] @ parts.T
         return found
 
@@ -110,11 +112,11 @@ def has_prior(manifest: Mapping[str, Any]) -> bool:
 
 def _encoder(directory: Path, manifest: Mapping[str, Any], item_factors: NDArray[np.float32]) -> user_encoders.Encoder:
     kind, hyper = manifest["kind"], manifest["hyper"]
+    path = directory / weights.WEIGHTS
     if kind != "embedding":
-        others = weights.read_compared(directory / weights.WEIGHTS) if kind == "bpr" else None
-        return user_encoders.of_kind(kind, item_factors, hyper, others=others)
-    taste = weights.read(directory / weights.WEIGHTS, weights.TASTE) if hyper["tables"] == 2 else None
-    return user_encoders.embedding(item_factors, taste, hyper)
+        negatives = weights.read_compared(path) if kind == "bpr" else None
+        return user_encoders.of_kind(kind, item_factors, hyper, negatives=negatives)
+    return user_encoders.embedding(item_factors, weights.read_user_side(path) if hyper["tables"] == 2 else None, hyper)
 
 
 def _best(scores: NDArray[np.float32], k: int) -> list[tuple[int, float]]:
@@ -140,9 +142,9 @@ def heldout_count(directory: Path, manifest: Mapping[str, Any]) -> int:
     return NpyReader(directory / "heldout.users.npy").length
 
 
-def load_manifest(directory: Path) -> dict[str, Any]:
-    """``model.json`` of a recommender's folder."""
-    return model_folder.load(directory, application="recsys")
+def load_manifest(directory: Path) -> RecommenderManifest:
+    """``model.json`` of a recommender's folder, checked against its description; raises ``BadInput``."""
+    return model_folder.load(directory, application="recsys", description=RecommenderManifest)
 
 
 def seal(directory: Path, *, kind: str, fields: Mapping[str, Any]) -> None:

@@ -3,13 +3,16 @@
 import time
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from common.memory.plan.plan import Plan
 from common.memory.process import cuda as device
 from common.memory.process.budget import MemoryBudget, format_size
 from common.memory.process.cuda import Device
 from common.memory.process.meter import PeakMeter
+
+if TYPE_CHECKING:
+    from common.memory.report.run_json import ErrorJson, ExitCode, PlanJson, RunJson
 
 
 @dataclass(slots=True)
@@ -41,21 +44,21 @@ class RunRecord:
     began: float = field(default_factory=time.monotonic)
     """For the duration."""
 
-    def to_json(self, meter: PeakMeter) -> dict[str, Any]:
+    def to_json(self, meter: PeakMeter) -> "RunJson":
         """The record, with what ``meter`` saw."""
         on_device = device.peak(self.device) if self.device else None
-        record: dict[str, Any] = {
+        record: RunJson = {
             "peakline": self.version,
             "command": self.command,
             "started": self.started,
             "seconds": round(time.monotonic() - self.began, 3),
-            "exit_code": self.exit_code,
+            "exit_code": cast("ExitCode", self.exit_code),
             "budget": {
                 "host_bytes": self.budget.host_bytes,
                 "device_bytes": self.budget.device_bytes,
                 "source": self.budget.source,
             },
-            "plan": self.plan.to_json() if self.plan else None,
+            "plan": cast("PlanJson", self.plan.to_json()) if self.plan else None,
             "measured": {
                 "peak_bytes": meter.peak_bytes,
                 "method": meter.method,
@@ -69,18 +72,19 @@ class RunRecord:
                     }
                     for phase in meter.phases
                 ],
-                "timeline": [list(point) for point in meter.timeline],
-                **({"device_peak_bytes": on_device} if on_device is not None else {}),
+                "timeline": list(meter.timeline),
             },
             "missing_walls": self.missing_walls,
             "within_budget": meter.peak_bytes <= self.budget.host_bytes
             and (on_device or 0) <= (self.budget.device_bytes or 0),
             "results": self.results,
         }
+        if on_device is not None:
+            record["measured"]["device_peak_bytes"] = on_device
         if self.smallest_feasible_bytes is not None:
             record["smallest_feasible_bytes"] = self.smallest_feasible_bytes
         if self.error is not None:
-            record["error"] = self.error
+            record["error"] = cast("ErrorJson", self.error)
         return record
 
 

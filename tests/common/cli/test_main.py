@@ -17,6 +17,7 @@ from common.cli import main
 from common.errors import UsageError
 from common.memory.process import guard
 from common.memory.process.budget import MIB, memory_cgroups
+from tests.schemas import read_record
 
 FILL = "common.bench.demo_allocation"
 
@@ -31,7 +32,7 @@ def test_it_fits(run: Callable[..., Any], tmp_path: Path) -> None:
     predicted, measured = record["plan"]["predicted_peak_bytes"], record["measured"]["peak_bytes"]
     assert measured <= predicted <= 1.15 * measured
     assert [phase["name"] for phase in record["measured"]["phases"]][-2:] == ["start", "fill"]
-    assert json.loads((tmp_path / "run.json").read_text()) == record
+    assert read_record(tmp_path / "run.json") == record
     assert "memory: ceiling 250.0 MiB, predicted" in ended.err.splitlines()[-1]
 
 
@@ -78,7 +79,7 @@ def test_a_broken_plan_meets_the_soft_wall(run: Callable[..., Any]) -> None:
 def test_a_failure_leaves_the_record_of_what_is_still_there(run: Callable[..., Any], tmp_path: Path) -> None:
     output = ("--output", tmp_path / "run.json")
     assert run(FILL, "--bytes", "900MiB", "--memory", "60MiB", *output).code == 3
-    assert json.loads((tmp_path / "run.json").read_text())["exit_code"] == 3
+    assert read_record(tmp_path / "run.json")["exit_code"] == 3
     assert run(FILL, "--bytes", "10MiB", "--memory", "200MiB", *output).code == 0
     good = (tmp_path / "run.json").read_text()
     assert run(FILL, "--bytes", "900MiB", "--memory", "60MiB", *output).code == 3
@@ -144,7 +145,7 @@ def test_a_kernel_kill_leaves_a_record(tmp_path: Path) -> None:
     with _start("--output", str(tmp_path / "run.json")) as parent:
         subprocess.run(["kill", "-9", str(_child_of(parent.pid))], check=True)
         parent.communicate(timeout=30)
-    record = json.loads((tmp_path / "run.json").read_text())
+    record = read_record(tmp_path / "run.json")
     assert (record["exit_code"], record["error"]["kind"]) == (1, "killed")
 
 

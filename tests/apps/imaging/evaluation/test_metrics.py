@@ -12,7 +12,9 @@ import pytest
 from apps.imaging.evaluation.metrics import TOLERANCE, evaluate, find_pairs, scan
 from common.errors import BadInput
 from tests.apps.imaging.helpers import write_nifti
+from tests.messages import refused
 from tests.promise import kept
+from tests.schemas import read_record
 
 EDGE = (0.8, 1.0, 1.5)
 
@@ -100,13 +102,13 @@ def test_shapes_places_and_names_must_match(tmp_path: Path) -> None:
     a = write_nifti(tmp_path / "a.nii.gz", np.zeros((5, 5, 5), np.uint8))
     b = write_nifti(tmp_path / "b.nii.gz", np.zeros((5, 5, 6), np.uint8))
     c = write_nifti(tmp_path / "c.nii.gz", np.zeros((5, 5, 5), np.uint8), np.diag([2.0, 1, 1, 1]))
-    with pytest.raises(BadInput, match="shape"):
+    with refused(BadInput, "shape"):
         find_pairs(a, b)
-    with pytest.raises(BadInput, match="lies elsewhere"):
+    with refused(BadInput, a):
         find_pairs(a, c)
     (tmp_path / "refs").mkdir()
     (tmp_path / "empty").mkdir()
-    with pytest.raises(BadInput, match="no reference of that name"):
+    with refused(BadInput, "a.nii.gz", "name"):
         find_pairs(tmp_path, tmp_path / "refs")
     with pytest.raises(BadInput, match=r"no \.nii"):
         find_pairs(tmp_path / "empty", tmp_path)
@@ -122,7 +124,7 @@ def test_the_command_matches_studies_by_their_table(run: Any, tmp_path: Path) ->
     )
     done = run("apps.imaging", "evaluate", out, refs, "--memory", "400MiB", "--json")
     assert done.code == 0, done.err
-    record = json.loads((out / "evaluation.json").read_text())
+    record = read_record(out / "evaluation.json")
     assert record["results"]["cases"] == 1
     kept(record)
     assert 0.5 < record["results"]["mean_dice"] < 1

@@ -15,10 +15,12 @@ import numpy as np
 import pytest
 
 from apps.recsys.data import synthetic
+from apps.recsys.models import recommender
 from apps.recsys.models.weights import read as read_weights
 from common import model_folder
 from tests.apps.recsys.conftest import Trained
 from tests.messages import says
+from tests.schemas import read_manifest, read_record
 
 Run = Callable[..., Any]
 
@@ -34,11 +36,11 @@ def test_help_is_quick_and_light() -> None:
 
 
 def test_train_writes_a_sealed_model_and_a_record(trained: Trained) -> None:
-    manifest = model_folder.load(trained.model, application="recsys")
+    manifest = recommender.load_manifest(trained.model)
     model_folder.verify(trained.model, manifest)
     assert {"factors": 16, "table": "full", "items": 200, "users": 300}.items() <= manifest.items()
     assert manifest["files"].keys() >= {"items.parquet", "users.parquet", "weights.safetensors", "card.md"}
-    record = json.loads((trained.model / "run.json").read_text())
+    record = read_record(trained.model / "run.json")
     assert record["exit_code"] == 0 and record["within_budget"]
     assert record["results"]["data"]["interactions"] == manifest["interactions"]
     metrics = record["results"]["metrics"]
@@ -70,7 +72,7 @@ def test_evaluate_needs_no_more_than_the_model(trained: Trained, run: Run) -> No
     results = done.record["results"]
     assert results["metrics"] == pytest.approx(trained.record["results"]["metrics"])
     assert results["users"] == trained.record["results"]["data"]["scored_users"]
-    assert json.loads((trained.model / "evaluation.json").read_text())["results"] == results
+    assert read_record(trained.model / "evaluation.json")["results"] == results
 
 
 def test_popularity_and_leave_last(trained: Trained, run: Run, tmp_path: Path) -> None:
@@ -200,5 +202,5 @@ def test_what_killed_runs_left_behind_is_removed(run: Run, tmp_path: Path) -> No
     assert list(tmp_path.glob(".model.*.scratch"))  # the kill left its scratch folder
     done = run("apps.recsys", "train", interactions, "-o", model, "--factors", 8, "--memory", "400MiB", "-q")
     assert done.code == 0, done.err
-    assert model_folder.load(model, application="recsys")["users"] == 2000
+    assert read_manifest(model)["users"] == 2000
     assert not list(tmp_path.glob(".model.*.scratch"))

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from common import model_folder
 from common.compression.layouts import layout
 from tests.apps.recsys.conftest import Trained
 from tests.apps.recsys.planning.test_workloads import held
 from tests.messages import says
+from tests.schemas import read_manifest
 
 Run = Callable[..., Any]
 SMALL = ("--model", "embedding", "--factors", 16, "--set", "batch=64", "--set", "negatives=64")
@@ -24,7 +24,7 @@ def test_train_evaluate_recommend(trained: Trained, run: Run, tmp_path: Path) ->
     assert done.code == 0, done.err
     says(done.err, "ndcg@10", "epoch")
     held(done.record)
-    manifest = model_folder.load(model, application="recsys")
+    manifest = read_manifest(model)
     assert (manifest["kind"], manifest["table"], manifest["cosine"]) == ("embedding", "int8", True)
     assert manifest["hyper"]["loss"] == "softmax" and manifest["hyper"]["epochs"] == 4
     assert sorted(path.name for path in model.glob("*valid*")) == [] and not (model / ".training").exists()

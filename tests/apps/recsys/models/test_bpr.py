@@ -16,11 +16,11 @@ from apps.recsys.models.bpr import Pairs
 from apps.recsys.models.embedding import user_encoders
 from apps.recsys.planning import bpr_terms
 from apps.recsys.training import checkpoint
-from common import model_folder
 from tests.apps.recsys.conftest import Trained
 from tests.apps.recsys.training.test_checkpoint import started, sweeps, wait_for
 from tests.messages import continued, says
 from tests.promise import kept
+from tests.schemas import read_manifest
 
 Run = Callable[..., Any]
 
@@ -110,7 +110,7 @@ def test_train_evaluate_answer(trained: Trained, run: Run, tmp_path: Path) -> No
     for name in (weights.WEIGHTS, "items.parquet"):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
     model = tmp_path / "one"
-    manifest = model_folder.load(model, application="recsys")
+    manifest = read_manifest(model)
     assert (manifest["kind"], manifest["factors"], manifest["hyper"]["iterations"]) == ("bpr", 17, 40)
     assert weights.read(model / weights.WEIGHTS).shape == (200, 17)
     metrics = done.record["results"]["metrics"]

@@ -1,6 +1,5 @@
 """The promise: predictions against true peaks, refusals that name a ceiling that works, and the wall itself."""
 
-import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from common.memory.process.budget import MIB, MemoryBudget
 from tests.apps.recsys.conftest import Trained
 from tests.messages import says
 from tests.promise import kept
+from tests.schemas import read_record
 
 Run = Callable[..., Any]
 
@@ -98,7 +98,7 @@ def test_a_small_ceiling_takes_smaller_blocks(run: Run, dataset: Callable[[str],
     assert (wide["exit_code"], least["exit_code"], tight["exit_code"]) == (0, 3, 0)
     assert tight["plan"]["knobs"]["user_block"] < wide["plan"]["knobs"]["user_block"]
     assert tight["results"]["metrics"] == pytest.approx(wide["results"]["metrics"], abs=1e-3)
-    assert json.loads((model / "run.json").read_text())["within_budget"]
+    assert read_record(model / "run.json")["within_budget"]
 
 
 class Known(CostStore):

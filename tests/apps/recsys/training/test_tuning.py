@@ -27,6 +27,7 @@ from common.memory.process.budget import MIB, MemoryBudget
 from tests.apps.recsys.conftest import Trained
 from tests.apps.recsys.training.test_checkpoint import started, wait_for
 from tests.messages import continued, says
+from tests.schemas import read_manifest
 
 Run = Callable[..., Any]
 FACTS = Facts(rows=2000, users=100, items=50, interactions=1000, longest=30, ids=150, bucket=2000)
@@ -186,7 +187,7 @@ def test_killed_and_continued_from_the_command_line(trained: Trained, run: Run, 
     for scores in (trial["scores"] for trial in found["trials"] if trial["scores"]):
         assert f"{scores[max(scores, key=int)]:.4f}" in page
     best = found["trials"][found["best"]]
-    manifest = json.loads((whole / "model.json").read_text())
+    manifest = read_manifest(whole)
     assert (
         manifest["factors"] == best["settings"]["factors"] and manifest["hyper"]["alpha"] == best["settings"]["alpha"]
     )
@@ -217,7 +218,7 @@ def test_other_models_are_tuned_too(trained: Trained, run: Run, tmp_path: Path, 
     found = done.record["results"]["tuning"]
     assert [trial["state"] for trial in found["trials"]].count("done") >= 1 and "factors" not in found["space"]
     chosen = found["trials"][found["best"]]["settings"]
-    assert chosen.items() <= json.loads((tmp_path / "model" / "model.json").read_text())["hyper"].items()
+    assert chosen.items() <= read_manifest(tmp_path / "model")["hyper"].items()
     assert done.record["within_budget"]
 
 

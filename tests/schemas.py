@@ -1,0 +1,141 @@
+"""The JSON Schema files in ``data/schemas``, generated from the descriptions that the code itself reads and writes by.
+
+``python -m tests.schemas`` writes them; a test generates them again and compares.
+"""
+
+import ast
+import inspect
+import json
+import sys
+import types
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, is_typeddict
+
+from jsonschema import Draft202012Validator
+
+from apps.imaging.models.manifest import ImagingManifest
+from apps.recsys.models.manifest import RecommenderManifest
+from common import typed_json
+from common.memory.report.run_json import EndingJson, RunJson, description_of
+from tests.house import ROOT
+
+FOLDER = ROOT / "data" / "schemas"
+PLAIN: Mapping[Any, str] = {int: "integer", float: "number", str: "string", bool: "boolean", type(None): "null"}
+
+
+def schema(title: str, *descriptions: Any) -> dict[str, Any]:
+    """JSON Schema of a file that is of one of the descriptions."""
+    definitions: dict[str, Any] = {}
+    choices = [_schema(one, definitions) for one in descriptions]
+    top = choices[0] if len(choices) == 1 else {"anyOf": choices}
+    return {"$schema": Draft202012Validator.META_SCHEMA["$id"], "title": title, **top, "$defs": definitions}
+
+
+def _schema(description: Any, definitions: dict[str, Any]) -> dict[str, Any]:
+    origin, arguments = get_origin(description), get_args(description)
+    if description is Any:
+        return {}
+    if origin is Annotated:
+        return {**_schema(arguments[0], definitions), **dict(arguments[1:])}
+    if origin is Literal:
+        return {"enum": list(arguments)}
+    if origin in (Union, types.UnionType):
+        return {"anyOf": [_schema(one, definitions) for one in arguments]}
+    if origin is Mapping:
+        names = _schema(arguments[0], definitions)
+        inside = {"additionalProperties": _schema(arguments[1], definitions)}
+        return {"type": "object", **({} if names == {"type": "string"} else {"propertyNames": names}), **inside}
+    if origin is list or (origin is tuple and arguments[-1] is Ellipsis):
+        return {"type": "array", "items": _schema(arguments[0], definitions)}
+    if origin is tuple:
+        size = len(arguments)
+        items = [_schema(one, definitions) for one in arguments]
+        return {"type": "array", "prefixItems": items, "minItems": size, "maxItems": size}
+    if is_typeddict(description):
+        return _reference(description, definitions)
+    return {"type": PLAIN[description]}
+
+
+def _reference(description: Any, definitions: dict[str, Any]) -> dict[str, Any]:
+    name = description.__name__
+    if name not in definitions:
+        definitions[name] = {}
+        texts = _field_docstrings(description)
+        definitions[name] = {
+            "type": "object",
+            "description": inspect.getdoc(description),
+            "properties": {
+                field: {**_schema(kind, definitions), **({"description": texts[field]} if field in texts else {})}
+                for field, kind in typed_json.fields(description).items()
+            },
+            "required": sorted(description.__required_keys__),
+        }
+    return {"$ref": f"#/$defs/{name}"}
+
+
+def _field_docstrings(description: Any) -> dict[str, str]:
+    """The texts under a description's fields, its bases' too, which a ``TypedDict`` does not remember."""
+    (body,) = ast.parse(inspect.getsource(description)).body
+    assert isinstance(body, ast.ClassDef)
+    names = vars(sys.modules[description.__module__])
+    bases = (eval(ast.unparse(base), dict(names)) for base in body.bases)
+    found = {field: text for base in bases if is_typeddict(base) for field, text in _field_docstrings(base).items()}
+    for field, after in zip(body.body, body.body[1:], strict=False):
+        if isinstance(field, ast.AnnAssign) and isinstance(after, ast.Expr):
+            found[ast.unparse(field.target)] = " ".join(str(ast.literal_eval(after.value)).split())
+    return found
+
+
+def schemas() -> dict[str, dict[str, Any]]:
+    """Every schema by the name of its file."""
+    return {
+        "run": schema("peakline: run.json and the output of --json", RunJson, EndingJson),
+        "imaging-model": schema("peakline: model.json of a segmentation model", ImagingManifest),
+        "recsys-model": schema("peakline: model.json of a recommender", RecommenderManifest),
+    }
+
+
+def text(name: str) -> str:
+    """A schema's file."""
+    return json.dumps(schemas()[name], indent=1) + "\n"
+
+
+@cache
+def validator(name: str) -> Draft202012Validator:
+    """For the schema file that is installed with the program."""
+    return Draft202012Validator(json.loads((FOLDER / f"{name}.schema.json").read_text("utf-8")))
+
+
+def checked_record(record: dict[str, Any]) -> dict[str, Any]:
+    """A run record that matches its schema, and says about its ending what the ending needs."""
+    typed_json.check(record, description_of(record))  # its message is short
+    validator("run").validate(record)
+    code = record["exit_code"]
+    assert ("error" in record) == (code not in (0, 130)), record
+    assert "smallest_feasible_bytes" in record or code != 3 or "measured" not in record, record
+    return record
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """``run.json`` or ``evaluation.json``, checked."""
+    return checked_record(json.loads(path.read_text("utf-8")))
+
+
+def read_manifest(directory: Path) -> dict[str, Any]:
+    """A model folder's ``model.json``, checked."""
+    manifest: dict[str, Any] = json.loads((directory / "model.json").read_text("utf-8"))
+    validator(f"{manifest['application']}-model").validate(manifest)
+    return manifest
+
+
+def main() -> None:
+    """Write the files."""
+    FOLDER.mkdir(exist_ok=True)
+    for name in schemas():
+        (FOLDER / f"{name}.schema.json").write_text(text(name), "utf-8")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
