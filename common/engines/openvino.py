@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from common.engines.base import INT8, NETWORK, Array, Output, Tile, Turns, read_head
+from common.errors import UsageError
 from common.memory.process import glibc
 
 
@@ -61,6 +62,7 @@ class OpenVinoEngine:
             "ENABLE_CPU_PINNING": False,  # pinned threads of two runs on one machine would share a core
         }
         compiled = core.compile_model(model, "CPU", settings)
+        _check_precision(precision, compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name())
         self.in_channels = int(channels)
         self.out_channels = int(compiled.output(0).shape[1])
         self.output: Output = output
@@ -79,6 +81,12 @@ class OpenVinoEngine:
         for request, _, _ in running:
             request.wait()
         return results
+
+
+def _check_precision(asked: str, effective: str) -> None:
+    """Raise where OpenVINO took bfloat16 for a hint only: it answers what it really computes in."""
+    if asked == "bf16" and effective != "bf16":
+        raise UsageError(f"--precision bf16: OpenVINO computes in {effective} on this CPU; use float32, which says so")
 
 
 def _with_head(model: Any, weight: Array, bias: Array) -> Any:

@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 
 from common.engines.base import Engine, Output, Tile
+from common.errors import UsageError
+from common.memory.costs import cpu
 from common.memory.costs.probes import Probe, resolve
 from common.memory.process import glibc
 from common.memory.process.meter import lifetime_peak, reset_peak, resident
@@ -32,7 +34,7 @@ PRECISIONS: Mapping[str, tuple[str, ...]] = {
     "onnxruntime": ("float32",),
     "torch": ("float32",),
 }
-"""In what each engine computes."""
+"""In what each engine computes, where the CPU does (``require_precision``)."""
 
 _RUNS = 2
 """Tiles per probe: the first run allocates, the second is timed."""
@@ -43,6 +45,23 @@ def choose(name: str) -> str:
     if name == "auto":
         return "openvino" if find_spec("openvino") else "torch"
     return name
+
+
+def require_precision(engine: str, precision: str) -> None:
+    """Refuse a precision before anything is loaded for it.
+
+    int8 and float32 run on every CPU. bfloat16 has to be native: emulated it is half as fast as float32, and where
+    there are no kernels OpenVINO computes in float32 without a word.
+
+    Raises
+    ------
+    UsageError
+        The engine, or this CPU, does not compute in ``precision``.
+    """
+    if precision not in PRECISIONS[engine]:
+        raise UsageError(f"--precision {precision}: not with the engine {engine}")
+    if precision == "bf16" and cpu.precisions("openvino").get(precision) != "native":
+        raise UsageError(f"--precision bf16: {cpu.lacks_bfloat16('openvino')}; use float32, or int8 with such a model")
 
 
 def open_engine(
@@ -87,6 +106,8 @@ def open_engine(
     ------
     ValueError
         For a name, precision or output that is not available.
+    UsageError
+        OpenVINO computes in another precision than ``precision`` on this CPU.
     """
     if precision not in PRECISIONS.get(name, ()):
         known = ", ".join(PRECISIONS.get(name, PRECISIONS["openvino"]))

@@ -43,7 +43,7 @@ def add(commands: Any) -> None:
     one.add_argument("--tile", type=main.triple, metavar="X,Y,Z", help="tile in voxels (default: the model's patch)")
     one.add_argument("--batch", type=main.positive, metavar="N", help="tiles at a time, each in a share of the threads")
     one.add_argument("--engine", default="auto", choices=["auto", *ENGINES], help="default auto")
-    precision_help = "OpenVINO has all (default: int8 where the model was made so, else float32)"
+    precision_help = "of OpenVINO; bf16 where the CPU has it (default: int8 if the model is quantised, else float32)"
     one.add_argument("--precision", choices=["float32", "bf16", "int8"], help=precision_help)
     tta_help = "also average over the tile mirrored along the axes of training (slower)"
     one.add_argument("--tta", default="none", choices=["none", "mirror"], help=tta_help)
@@ -95,7 +95,7 @@ def _workload(args: argparse.Namespace, budget: MemoryBudget) -> "Workload":
     from apps.imaging.models.model_folder import at_half_resolution, read_model
     from apps.imaging.models.networks.registry import steps
     from apps.imaging.planning.infer import InferWorkload
-    from common.engines.registry import PRECISIONS
+    from common.engines.registry import require_precision
 
     if args.output.resolve() in [place.resolve() for place in args.input if isinstance(place, Path)]:
         raise UsageError(f"-o {args.output}: is an input too; its results would be taken for images the next time")
@@ -114,8 +114,7 @@ def _workload(args: argparse.Namespace, budget: MemoryBudget) -> "Workload":
         raise UsageError(f"--tile: sides must be multiples of {','.join(map(str, step))} for this network")
     engine = _engine(args)
     precision = args.precision or ("int8" if model.int8 and engine == "openvino" else "float32")
-    if precision not in PRECISIONS[engine]:
-        raise UsageError(f"--precision {precision}: not with the engine {engine}")
+    require_precision(engine, precision)
     if precision == "int8" and not model.int8:
         raise UsageError(f"--precision int8: {args.model} is not quantised; imaging compress --int8 makes one that is")
     chosen = chosen_labels(model, args.roi_subset)

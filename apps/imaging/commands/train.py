@@ -85,8 +85,8 @@ def _workload(args: argparse.Namespace, budget: MemoryBudget) -> "Workload":
     from apps.imaging.training.dataset import intensity_operations, read_dataset
     from apps.imaging.training.recipe import Job, Recipe, default_patch
 
-    if args.amp == "fp16":
-        amp.require(args.amp, "cpu")
+    if args.amp != "auto" and (note := amp.require(args.amp, args.device)) and not args.quiet:
+        _say(f"imaging train: {note}")
     hyper = main.parse_settings(args.set, HYPER)
     batch, micro_batch = _batch(args, hyper)
     _check(hyper)

@@ -2,7 +2,7 @@
 
 A ``Probe`` names a function ``module:function`` of this suite and its JSON arguments; the function returns numbers
 by name. Its key in the cache is made of the probe, the text of its module, the library versions it depends on, the
-CPU's flags and the thread count.
+CPU's flags and their limits, and the thread count.
 """
 
 import hashlib
@@ -18,6 +18,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from common.memory.costs import cpu
 from common.memory.process import glibc
 
 
@@ -97,18 +98,6 @@ def _version(distribution: str) -> str:
 
 
 @cache
-def _cpu() -> str:
-    """The CPU's feature flags: kernels, and with them workspaces, are chosen by these."""
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith(("flags", "Features")):
-                return hashlib.sha256(line.encode()).hexdigest()[:16]
-    except OSError:
-        pass
-    return platform.machine()
-
-
-@cache
 def _source(module: str) -> str:
     """A module's text, which is not executed for that: another warm-up has another floor."""
     found = find_spec(module)
@@ -118,9 +107,9 @@ def _source(module: str) -> str:
 
 
 def environment_facts(libraries: Iterable[str]) -> list[str | int]:
-    """What a measurement depends on beside what is measured: CPU, allocator and the versions of everything."""
+    """What else a measurement depends on: the CPU and its limits, the allocator and the versions of everything."""
     versions = [f"{name}={_version(name)}" for name in libraries]
-    return [_cpu(), platform.python_version(), CODE_VERSION, os.environ.get(glibc.TUNABLES, ""), *versions]
+    return [*cpu.facts(), platform.python_version(), CODE_VERSION, os.environ.get(glibc.TUNABLES, ""), *versions]
 
 
 def resolve(name: str) -> Callable[..., Any]:

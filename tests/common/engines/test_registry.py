@@ -1,5 +1,8 @@
 """Engines agree with PyTorch and with each other; their probe tells what they really need."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,8 +12,12 @@ import pytest
 
 from apps.imaging.models.model_folder import TORCH_NETWORK, read_model
 from common.engines.base import Turns, answers, read_head
-from common.engines.registry import choose, measure, open_engine
+from common.engines.registry import choose, measure, open_engine, require_precision
+from common.errors import UsageError
+from common.memory.costs import cpu
 from tests.apps.imaging.helpers import random_model
+from tests.messages import refused, says
+from tests.precision import AVX2, needs
 
 TILE = (16, 24, 16)
 
@@ -77,11 +84,48 @@ def test_what_is_not_there_is_refused(model: tuple[Path, Any], name: str, precis
 
 
 def test_bfloat16_rounds_a_little(model: tuple[Path, Any]) -> None:
+    needs("openvino", "bf16")
     head = read_model(model[0]).head
     options = {"name": "openvino", "tile": TILE, "batch": 1, "threads": 1, "head": head}
     exact = open_engine(model[0], precision="float32", **options)(tiles(1)).copy()
     rounded = open_engine(model[0], precision="bf16", **options)(tiles(1))
     assert 0 < np.abs(rounded - exact).max() < 0.05 * np.abs(exact).max()
+
+
+@pytest.mark.parametrize("support", ["native", "emulated", None])
+def test_bfloat16_is_for_cpus_that_multiply_it(monkeypatch: pytest.MonkeyPatch, support: cpu.Support | None) -> None:
+    found: dict[str, cpu.Support] = {"bf16": support} if support else {}
+    monkeypatch.setattr(cpu, "precisions", lambda library: found)
+    monkeypatch.setattr(cpu, "lacks_bfloat16", lambda library: "this CPU does not multiply bfloat16")
+    for precision in ("float32", "int8"):
+        require_precision("openvino", precision)
+    if support == "native":
+        return require_precision("openvino", "bf16")
+    with refused(UsageError, "--precision bf16", "CPU", "float32", "int8"):
+        require_precision("openvino", "bf16")
+
+
+@pytest.mark.parametrize("engine", ["onnxruntime", "torch"])
+def test_other_engines_compute_in_float32_only(engine: str) -> None:
+    require_precision(engine, "float32")
+    for precision in ("bf16", "int8"):
+        with refused(UsageError, "--precision", precision, engine):
+            require_precision(engine, precision)
+
+
+def test_openvino_says_what_it_computes_in(model: tuple[Path, Any]) -> None:
+    """Without AVX-512 it compiles for bfloat16 and computes in float32: the engine asks it, whatever the flags say."""
+    code = (
+        "import sys; from pathlib import Path; from common.engines.registry import open_engine;"
+        f"open_engine(Path({str(model[0])!r}), name='openvino', precision=sys.argv[1], tile={TILE}, batch=1, threads=1,"
+        f" head={read_model(model[0]).head!r})"
+    )
+    command = [sys.executable, "-c", code]
+    environment = os.environ | AVX2
+    subprocess.run([*command, "float32"], check=True, env=environment)
+    done = subprocess.run([*command, "bf16"], capture_output=True, text=True, env=environment)
+    assert done.returncode == 1
+    says(done.stderr.splitlines()[-1], "UsageError", "--precision bf16", "f32")
 
 
 def test_auto_falls_back_to_torch_where_openvino_is_absent(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 """``imaging infer`` from file to file, against MONAI and under a ceiling."""
 
 import csv
+import json
 import stat
 import weakref
 from pathlib import Path
@@ -16,6 +17,8 @@ from apps.imaging.inference.pipeline import finished_values, label_planes
 from apps.imaging.models.model_folder import read_model
 from apps.imaging.volumes.nifti import open_nifti
 from tests.apps.imaging.helpers import random_model, read_labels, write_nifti
+from tests.messages import says
+from tests.precision import AVX2, needs
 from tests.promise import kept
 
 MODULE = "apps.imaging"
@@ -174,8 +177,6 @@ def test_a_killed_run_goes_on(model, tmp_path: Path) -> None:  # type: ignore[no
     kept = {path.name: path.stat().st_mtime_ns for path in out.glob("study-*.nii.gz")}
     assert "study-0002.nii.gz" in kept and len(kept) < 6
     again = subprocess.run([*map(str, command), "--json"], capture_output=True, text=True, check=True)
-    import json
-
     states = [row["status"] for row in json.loads(again.stdout)["results"]["studies"]]
     # The last one kept may have been revealed just before the table said so; it is then done again, to the same bytes.
     assert states[:1] == ["skipped"] and states.count("skipped") >= len(kept) - 1
@@ -230,24 +231,24 @@ def test_a_ceiling_too_small_is_refused_and_the_named_one_works(run, model, tmp_
 
 
 @pytest.mark.parametrize(
-    ("make", "says"),
+    ("make", "fact"),
     [
         (lambda p: p / "none.nii.gz", "no such"),
         (lambda p: _write(p / "empty.nii.gz", b""), "empty"),
-        (lambda p: _write(p / "noise.nii.gz", b"not gzip at all" * 50), "not a readable NIfTI"),
-        (lambda p: write_nifti(p / "flat.nii.gz", np.zeros((20, 20), np.int16)), "not a three-dimensional"),
-        (lambda p: write_nifti(p / "time.nii.gz", np.zeros((9, 9, 9, 2), np.int16)), "not a three-dimensional"),
+        (lambda p: _write(p / "noise.nii.gz", b"not gzip at all" * 50), "NIfTI"),
+        (lambda p: write_nifti(p / "flat.nii.gz", np.zeros((20, 20), np.int16)), "three-dimensional"),
+        (lambda p: write_nifti(p / "time.nii.gz", np.zeros((9, 9, 9, 2), np.int16)), "three-dimensional"),
         (lambda p: _truncated(p / "short.nii", 5000), "truncated"),
         (lambda p: _truncated(p / "short.nii.gz", 2500), "truncated"),
         (lambda p: _write(p / "text.txt", b"hello"), "neither"),
     ],
 )
-def test_bad_input_is_one_line_and_leaves_nothing(run, model, tmp_path: Path, make, says: str) -> None:  # type: ignore[no-untyped-def]
+def test_bad_input_is_one_line_and_leaves_nothing(run, model, tmp_path: Path, make, fact: str) -> None:  # type: ignore[no-untyped-def]
     path = make(tmp_path)
     done = run(MODULE, "infer", path, "-m", model[0], "-o", tmp_path / "out")
     assert done.code == 4
     assert len(done.err.strip().splitlines()) == 1
-    assert says in done.err and str(path) in done.err
+    says(done.err, path, fact)
     left = {p.name for p in (tmp_path / "out").iterdir()} if (tmp_path / "out").exists() else set()
     assert left <= {"run.json", "studies.csv"}
 
@@ -266,6 +267,39 @@ def _truncated(path: Path, count: int) -> Path:
 def test_other_folders_are_not_models(run, model, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     path = write_nifti(tmp_path / "image.nii.gz", volume(7, (20, 20, 20)))
     done = run(MODULE, "infer", path, "-m", tmp_path, "-o", tmp_path / "out")
-    assert done.code == 4 and "not a complete model folder" in done.err
+    assert done.code == 4
+    says(done.err, tmp_path, "model")
     usage = run(MODULE, "infer", path, "-m", model[0], "-o", tmp_path / "out", "--tile", "15")
-    assert usage.code == 2 and "multiples of 2" in usage.err
+    assert usage.code == 2
+    says(usage.err, "multiples of 2")
+
+
+def test_bfloat16_is_run_where_the_cpu_has_it(run, model, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    needs("openvino", "bf16")
+    path = write_nifti(tmp_path / "image.nii.gz", volume(8, (20, 24, 20)))
+    command = (MODULE, "infer", path, "-m", model[0], "--json", "--precision")
+    exact, rounded = (run(*command, name, "-o", tmp_path / name) for name in ("float32", "bf16"))
+    assert exact.code == rounded.code == 0, rounded.err
+    assert rounded.record["plan"]["knobs"]["precision"] == "bf16"
+    labels = [read_labels(tmp_path / name / "study-0001.nii.gz") for name in ("float32", "bf16")]
+    assert 0.97 < (labels[0] == labels[1]).mean() <= 1  # random weights: the best two logits are often close
+
+
+def test_bfloat16_is_refused_where_the_cpu_lacks_it(run, model, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    """On the command line, and in a plan."""
+    path = write_nifti(tmp_path / "image.nii.gz", volume(8, (20, 24, 20)))
+    command = (MODULE, "infer", path, "-m", model[0], "-o", tmp_path / "out")
+    planned = run(*command, "--dry-run", "--json", env=AVX2)
+    plan = planned.record["plan"]
+    assert planned.code == 0 and plan["knobs"]["precision"] == "float32"
+    edited = tmp_path / "plan.json"
+    edited.write_text(json.dumps({**plan, "knobs": {**plan["knobs"], "precision": "bf16"}}))
+    for options, facts in (
+        (("--precision", "bf16"), ("--precision bf16", "bfloat16", "float32", "int8")),
+        (("--precision", "bf16", "--plan", edited), ("--precision bf16", "bfloat16", "float32", "int8")),
+        (("--plan", edited), ("precision", "bf16", "float32")),
+    ):
+        done = run(*command, *options, env=AVX2)
+        assert done.code == 2 and len(done.err.splitlines()) == 1, done.err
+        says(done.err, *facts)
+    assert not (tmp_path / "out").exists()
