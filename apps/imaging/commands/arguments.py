@@ -6,6 +6,7 @@ from pathlib import Path
 
 ENGINES = ("openvino", "onnxruntime", "torch")
 """``common.engines.registry.ENGINES``, which is not imported for ``--help``."""
+MODEL_HELP = "model folder, nnU-Net folder, MONAI bundle, or the name of an installed model (hippocampus)"
 OUTPUT_TYPES = ("nifti", "dicom-seg", "dicom-rtstruct")
 _SECONDS = {"s": 1.0, "": 1.0, "min": 60.0, "m": 60.0, "h": 3600.0}
 

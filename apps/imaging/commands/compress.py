@@ -5,11 +5,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from apps.imaging.commands.arguments import MODEL_HELP
 from apps.imaging.planning import baselines
 from common.cli import main
 from common.cli.session import CommandSession
 from common.errors import BadInput, UsageError
 from common.memory.process.budget import MemoryBudget
+from common.model_folder import model_path
 
 if TYPE_CHECKING:
     from common.memory.plan.planner import Workload
@@ -19,7 +21,7 @@ def add(commands: Any) -> None:
     """Declare the subcommand."""
     about = "Make a model's network smaller and faster; imaging evaluate says what that costs."
     one = commands.add_parser("compress", help="8-bit integers", description=about)
-    one.add_argument("model", type=Path, metavar="MODEL", help="model folder, nnU-Net folder or MONAI bundle")
+    one.add_argument("model", type=model_path, metavar="MODEL", help=MODEL_HELP)
     one.add_argument("-o", "--output", type=Path, required=True, metavar="MODEL2", help="model folder to write")
     one.add_argument("--int8", action="store_true", required=True, help="convolutions in 8-bit integers, for OpenVINO")
     one.add_argument(

@@ -7,6 +7,7 @@ a soft wall, and is refused beforehand where the ceiling is too small for it.
 
 import hashlib
 import json
+import logging
 import os
 import sys
 from pathlib import Path
@@ -20,9 +21,12 @@ from common.memory.costs.store import cache_directory
 from common.memory.process import child, glibc, guard
 from common.memory.process.budget import MIB, MemoryBudget
 from common.memory.process.meter import anonymous
+from common.model_folder import shipped_note
 
 if TYPE_CHECKING:
     import torch
+
+log = logging.getLogger("peakline")
 
 FLOOR_BYTES = 400 * MIB
 """Interpreter, torch and its exporter: a checkpoint of 100 kB peaks at 251 MiB, and tracing grows with the layers."""
@@ -50,6 +54,8 @@ def imported(directory: Path, budget: MemoryBudget) -> Path:
     elif monai_bundle.is_bundle(directory):
         files = monai_bundle.files(directory, monai_bundle.read_plan(directory))
     else:
+        if note := shipped_note(directory):
+            log.warning(note)
         return directory
     place = cache_directory().parent / "models" / _key(directory, files)
     if not (place / "model.json").is_file():
