@@ -16,7 +16,7 @@ def missing(text: str, *facts: object) -> list[str]:
     Upper and lower case are the same; ``3`` does not stand in ``13`` or ``3.5``. Folders are left out of the text
     first, since they may hold any number (``pytest-3``), unless the fact itself has a slash.
     """
-    bare = re.sub(r"[^\s'\"]*/(?=[^\s'\"])", "", text)
+    bare = re.sub(r"(?<!\w)(\w+:/)?/[^\s'\"<>]*/", "", text)
     return [str(fact) for fact in facts if not _stands(str(fact), text if "/" in str(fact) else bare)]
 
 

@@ -7,6 +7,7 @@ import pytest
 from apps.imaging.bench.robustness import hostile, mutations
 from apps.imaging.volumes.nifti import open_nifti
 from common.errors import BadInput
+from tests.messages import says
 
 
 def test_every_damaged_file_is_read_or_refused_in_time() -> None:
@@ -53,7 +54,7 @@ def test_a_spacing_that_no_picture_has_is_refused_at_once(run, tmp_path: Path) -
     image = write_nifti(tmp_path / "image.nii", np.zeros((8, 9, 10), np.int16), affine=np.diag([1, 1, 1e9, 1]))
     done = run("apps.imaging", "infer", image, "-m", tmp_path / "model", "-o", tmp_path / "out", "--memory", "400MiB")
     assert done.code == 4
-    assert "image.nii: 8 x 9 x 1e+10 voxels on the model's grid, at most 65535 an axis; is its spacing" in done.err
+    says(done.err, "image.nii", "8 x 9 x 1e+10", 65535, "spacing")
 
 
 def test_a_study_that_does_not_fit_fails_alone(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]

@@ -13,6 +13,7 @@ from apps.imaging.dicom.defects import Defect, Outcome, Refusal
 from apps.imaging.dicom.series import open_series
 from common.errors import BadInput
 from tests.apps.imaging.dicom_files import NAME, read, series, write_slice
+from tests.messages import refused
 
 AXIAL = (1, 0, 0, 0, 1, 0)
 BLANK = np.zeros((10, 12), np.int16)
@@ -176,9 +177,9 @@ def test_a_damaged_slice_names_itself_to_the_user_only(tmp_path: Path) -> None:
     at = content.rindex(b"\xfe\xff\x00\xe0")  # the frame's item: its RLE header follows
     content[at + 8 : at + 12] = (9).to_bytes(4, "little")
     path.write_bytes(content)
-    with pytest.raises(BadInput, match=r"pixels cannot be decoded \(9 RLE segments, 2 expected\)") as caught:
+    with refused(BadInput, path.name, "pixels", "9 RLE segments", 2) as caught:
         read(open_series(tmp_path))
-    assert path.name in str(caught.value) and path.name not in caught.value.public
+    assert path.name not in caught.value.public
 
 
 def test_zip_is_read_in_place(tmp_path: Path) -> None:
@@ -192,5 +193,5 @@ def test_zip_is_read_in_place(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read(volume), stored - 1024.0)
     assert sorted(tmp_path.rglob("*")) == before
     (tmp_path / "bad.zip").write_bytes(b"PK no zip at all")
-    with pytest.raises(BadInput, match="not a readable zip"):
+    with refused(BadInput, "bad.zip", "zip"):
         open_series(tmp_path / "bad.zip")

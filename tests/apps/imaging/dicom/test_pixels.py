@@ -12,6 +12,7 @@ from apps.imaging.dicom.pixels import check_codestream, clear_unused_bits, decod
 from apps.imaging.dicom.series import open_series
 from common.errors import BadInput
 from tests.apps.imaging.dicom_files import read, series
+from tests.messages import refused
 
 
 @pytest.mark.parametrize("syntax", ["RLELossless", "JPEGLSLossless", "DeflatedExplicitVRLittleEndian"])
@@ -120,10 +121,10 @@ def test_a_codestream_larger_than_its_header_is_not_decoded(tmp_path: Path) -> N
 
     kind = replace(_frame(tmp_path), syntax="1.2.840.10008.1.2.4.90")
     siz = b"\xff\x4f\xff\x51" + struct.pack(">HH4L4LH", 41, 0, 60000, 60000, 0, 0, 60000, 60000, 0, 0, 1) + bytes(8)
-    with pytest.raises(ValueError, match="60000 x 60000 x 1, not 10 x 12"):
+    with refused(ValueError, "60000 x 60000 x 1", "10 x 12"):
         check_codestream(siz, kind)
     jpeg = b"\xff\xd8\xff\xc3" + struct.pack(">HBHHB", 11, 16, 60000, 60000, 1) + bytes(8)
-    with pytest.raises(ValueError, match="60000 x 60000 x 1, not 10 x 12"):
+    with refused(ValueError, "60000 x 60000 x 1", "10 x 12"):
         check_codestream(jpeg, replace(kind, syntax="1.2.840.10008.1.2.4.70"))
 
 
@@ -132,7 +133,7 @@ def test_rle_stops_at_the_images_size(tmp_path: Path) -> None:
     run = b"\x81\x07" * 100_000  # 128 sevens each: 12.8 MB of a 120-byte plane
     data = struct.pack("<16L", 2, 64, 64 + len(run), *[0] * 13) + run + run
     assert decode_rle(data, kind).tolist() == [[0x0707] * 12] * 10
-    with pytest.raises(ValueError, match="ends early"):
+    with pytest.raises(ValueError, match="early"):
         decode_rle(data[:66], kind)
 
 

@@ -75,7 +75,7 @@ def test_filled_again_it_is_the_labels(tmp_path: Path, model: ImagingModel, orie
     referenced = dataset.ReferencedFrameOfReferenceSequence[0].RTReferencedStudySequence[0]
     images = referenced.RTReferencedSeriesSequence[0].ContourImageSequence
     assert {item.ReferencedSOPInstanceUID for item in images} == {frame.instance for frame in volume.slices}
-    assert "esearch use only" in dataset.StructureSetDescription
+    assert "research use only" in dataset.StructureSetDescription.lower()
 
 
 def test_the_command_writes_it_within_its_plan(run, tmp_path: Path, model: ImagingModel) -> None:  # type: ignore[no-untyped-def]

@@ -12,6 +12,7 @@ from apps.imaging.inference.studies import open_volume
 from common.errors import BadInput
 from tests.apps.imaging.dicom_files import OBLIQUE, read, series
 from tests.apps.imaging.helpers import random_model
+from tests.messages import refused, says
 
 
 @pytest.mark.parametrize(
@@ -63,11 +64,11 @@ def test_two_series_are_listed_and_picked(tmp_path: Path) -> None:
     for folder in "ab":
         for path in (tmp_path / folder).iterdir():
             path.rename(both / f"{folder}{path.name}")
-    with pytest.raises(BadInput, match=r"2 series \(1: CT, 3 slices; 2: MR, 5 slices\); --series N\|UID picks one"):
+    with refused(BadInput, "2 series", "1: CT, 3 slices", "2: MR, 5 slices", "--series N|UID"):
         open_series(both)
     assert open_series(both, "2").shape[2] == 5
     assert open_series(both, "1.2.3").shape[2] == 3
-    with pytest.raises(BadInput, match="no series '7'"):
+    with refused(BadInput, "series '7'"):
         open_series(both, "7")
 
 
@@ -107,5 +108,6 @@ def test_infer_reads_a_series_and_keeps_its_geometry(run: Any, tmp_path: Path) -
     for name in ("run.json", "studies.csv", "study-0001.nii.gz", "study-0001.png"):
         assert b"PLANTED" not in (tmp_path / "out" / name).read_bytes()
     shown = run("apps.imaging", "inspect", tmp_path / "study")
-    assert shown.code == 0 and "CT, 6 slices" in shown.out and "PLANTED" not in shown.out
+    assert shown.code == 0 and "PLANTED" not in shown.out
+    says(shown.out, "CT", "6 slices")
     assert holds_dicom(tmp_path / "study")

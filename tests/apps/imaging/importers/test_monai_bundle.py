@@ -183,22 +183,22 @@ def test_a_planted_command_does_not_run(run, tmp_path: Path, where: str) -> None
         ({"network": {**NETWORK, "_target_": "scripts.nets.UNet"}}, "scripts.nets.UNet"),
         ({"network": {**NETWORK, "_target_": "monai.networks.nets.SwinUNETR"}}, "SwinUNETR"),
         ({"network": {**NETWORK, "spatial_dims": 2}}, "2 dimensions"),
-        ({"network": {**NETWORK, "act": "eval"}}, "act 'eval'"),
+        ({"network": {**NETWORK, "act": "eval"}}, "act.*'eval'"),
         ({"network": {**NETWORK, "channels": [10**9, 16, 32]}}, "channels"),
         ({"network": {**NETWORK, "hook": 1}}, "'hook'"),
         ({"before": ({"_target_": "CropForegroundd", "source_key": "image"},)}, "CropForegroundd"),
-        ({"before": ({**spaced(1.0)[1], "mode": "nearest"},)}, "mode 'nearest'"),
+        ({"before": ({**spaced(1.0)[1], "mode": "nearest"},)}, "mode.*'nearest'"),
         ({"before": ({**RANGE, "b_max": "$torch.inf"},)}, "torch"),
         ({"before": ({**RANGE, "dither": 1},)}, "'dither'"),
-        ({"after": (SOFTMAX, {"_target_": "AsDiscreted", "threshold": 0.5})}, "only argmax"),
+        ({"after": (SOFTMAX, {"_target_": "AsDiscreted", "threshold": 0.5})}, "argmax"),
         ({"after": (ARGMAX, INVERT)}, "nearest_interp"),
         ({"after": (ARGMAX, {"_target_": "KeepLargestConnectedComponentd"})}, "KeepLargestConnectedComponentd"),
         ({"inferer": {"_target_": "SimpleInferer"}}, "SimpleInferer"),
         ({"inferer": {"roi_size": [32, 32, -1]}}, "roi_size"),
         ({"inferer": {"overlap": "@missing#0"}}, "@missing#0"),
-        ({"inferer": {"overlap": "%other.json#overlap"}}, "other files"),
+        ({"inferer": {"overlap": "%other.json#overlap"}}, "%other.json"),
         ({"overlap": "@overlap"}, "circle"),
-        ({"checkpointloader": {"load_path": "../model.pt"}}, "outside the bundle"),
+        ({"checkpointloader": {"load_path": "../model.pt"}}, "outside"),
     ],
 )
 def test_what_is_not_supported_is_refused_by_name(tmp_path: Path, changes: dict[str, Any], says: str) -> None:
@@ -214,10 +214,10 @@ def test_torchscript_is_refused_by_name(tmp_path: Path) -> None:
     bundle_folder.write(tmp_path, weights=False)
     script = torch.jit.trace(torch.nn.ReLU(), torch.zeros(1))  # type: ignore[no-untyped-call]
     torch.jit.save(script, tmp_path / "models" / "model.ts")  # type: ignore[no-untyped-call]
-    with pytest.raises(BadInput, match=r"model\.ts is TorchScript"):
+    with pytest.raises(BadInput, match=r"model\.ts.*TorchScript"):
         imported(tmp_path, BUDGET)
     os.rename(tmp_path / "models" / "model.ts", tmp_path / "models" / "model.pt")
-    with pytest.raises(BadInput, match=r"model\.pt is TorchScript"):
+    with pytest.raises(BadInput, match=r"model\.pt.*TorchScript"):
         imported(tmp_path, BUDGET)
 
 

@@ -13,6 +13,7 @@ from apps.imaging.volumes.volume import blocks
 from common.memory.footprint import Price
 from common.tiling.grid import TileGrid
 from tests.apps.imaging.helpers import write_nifti
+from tests.messages import refused
 
 
 def stored(tmp_path: Path, shape: tuple[int, int, int] = (23, 17, 29), dtype: str = "int16", **header: float) -> Path:
@@ -117,5 +118,5 @@ def test_intensity_survives_constants_and_broken_voxels() -> None:
     "bad", [{"op": "exec"}, {"op": "clip", "low": 1}, {"op": "zscore", "x": 1}, {"op": "scale", "low": 2, "high": 1}]
 )
 def test_unknown_operations_are_refused(bad: dict[str, object]) -> None:
-    with pytest.raises(ValueError, match="intensity operation"):
+    with refused(ValueError, bad["op"]):
         check_operations([bad])

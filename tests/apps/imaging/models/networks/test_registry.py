@@ -10,6 +10,7 @@ from apps.imaging.models.networks import registry
 from apps.imaging.models.onnx_export import GroupNormByReductions, export_onnx
 from common.errors import BadInput, UsageError
 from common.training import activation_checkpointing
+from tests.messages import refused
 
 
 @pytest.mark.parametrize("name", list(registry.NETWORKS))
@@ -56,13 +57,13 @@ def test_recomputed_activations_give_the_same_gradients(name: str, policy: str):
 
 
 def test_arguments_are_checked():
-    with pytest.raises(UsageError, match="no network"):
+    with refused(UsageError, "'os.system'", "segresnet"):
         registry.arguments("os.system", {}, in_channels=1, out_channels=2)
-    with pytest.raises(UsageError, match="no argument 'norm'"):
+    with refused(UsageError, "segresnet", "'norm'"):
         registry.arguments("segresnet", {"norm": "batch"}, in_channels=1, out_channels=2)
-    with pytest.raises(UsageError, match="not like"):
+    with refused(UsageError, "init_filters", "'many'"):
         registry.arguments("segresnet", {"init_filters": "many"}, in_channels=1, out_channels=2)
-    with pytest.raises(UsageError, match="blocks_up must have 2"):
+    with refused(UsageError, "blocks_up", 2):
         registry.arguments("segresnet", {"blocks_up": [1]}, in_channels=1, out_channels=2)
     with pytest.raises(BadInput, match="init_filters"):
         registry.build("segresnet", {"init_filters": 1 << 40, "in_channels": 1, "out_channels": 2})
