@@ -91,6 +91,10 @@ class Call:
 
     @property
     def probe(self) -> Probe | None:
+        """What replays it in a child of its own, on as many threads as this process was started with."""
+        return self.probe_on(int(os.environ.get("OMP_NUM_THREADS", 1)))
+
+    def probe_on(self, threads: int) -> Probe | None:
         """What replays it in a child of its own; ``None`` where an argument cannot be written down."""
         from torch.utils._pytree import tree_unflatten
 
@@ -99,7 +103,6 @@ class Call:
         except TypeError:
             return None
         named = {"key": self.key, "operator": str(self.function), "args": args, "kwargs": kwargs}
-        threads = int(os.environ.get("OMP_NUM_THREADS", 1))
         return Probe.of(MEASURE, libraries=("torch",), threads=threads, warm_up=WARM_UP, **named)
 
     @property
@@ -278,9 +281,16 @@ VERSION = 6
 """Raise when what a replay measures changes."""
 
 
-def default_file() -> Path:
-    """``operators-HASH.jsonl`` beside the other costs: one file per torch, CPU, thread count and allocator."""
-    facts = [*environment_facts(("torch",)), os.environ.get("OMP_NUM_THREADS", ""), VERSION]
+def default_file(threads: int | None = None) -> Path:
+    """``operators-HASH.jsonl`` beside the other costs: one file per torch, CPU, thread count and allocator.
+
+    Parameters
+    ----------
+    threads
+        ``None``: as many as this process was started with.
+    """
+    started = os.environ.get("OMP_NUM_THREADS", "") if threads is None else str(threads)
+    facts = [*environment_facts(("torch",)), started, VERSION]
     return cache_directory() / f"operators-{hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]}.jsonl"
 
 

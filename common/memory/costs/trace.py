@@ -9,7 +9,7 @@ import os
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from common.memory.costs.operators import Call, OperatorCosts, tensors
 from common.memory.costs.probes import IN_CHILD, DeferredProbe, Probe, resolve
@@ -54,9 +54,7 @@ class _Live:
         """Note one operator that has just run; ``in_place``: a real step reuses its first operand for the result."""
         made = [tensor for tensor in tensors(results) if self._is_new(tensor)]
         if made and not in_place:
-            large = any(t.untyped_storage().nbytes() >= REPLAY_FROM for t in (*tensors(leaves), *made))
-            replayed = large or COMPILED in function.__name__
-            self.history.append((self.bytes, Call.of(function, leaves, layout) if replayed else None))
+            self.history.append((self.bytes, replayed_call(function, leaves, layout, made)))
 
     def _is_new(self, tensor: "torch.Tensor") -> bool:
         storage = tensor.untyped_storage()
@@ -73,6 +71,12 @@ class _Live:
         return True
 
 
+def replayed_call(function: Any, leaves: list[Any], layout: Any, made: "Sequence[torch.Tensor]") -> Call | None:
+    """The call to replay for its workspace; ``None`` if the operator is too small to have one that matters."""
+    large = any(t.untyped_storage().nbytes() >= REPLAY_FROM for t in (*tensors(leaves), *made))
+    return Call.of(function, leaves, layout) if large or COMPILED in function.__name__ else None
+
+
 def resident_bytes(size: int) -> int:
     """What a block of ``size`` bytes takes of memory: from the mmap threshold on, whole pages of its own."""
     size += BLOCK_OVERHEAD
@@ -84,19 +88,39 @@ def unseen() -> int:
     return SMALL_BLOCKS + (HUGE_PAGE if glibc.huge_pages() else 0)
 
 
-def _watch(live: _Live) -> Any:
-    """A context in which every operator is recorded, and a value that is read (``item``) is 1: a fake one has none."""
+class Ledger(Protocol):
+    """What ``watching`` tells about each operator."""
+
+    def record(self, function: Any, leaves: list[Any], layout: Any, results: list[Any], *, in_place: bool) -> None:
+        """Note an operator that has just run, with its flattened arguments and results.
+
+        ``in_place``: a real step would have reused its first operand for the result.
+        """
+        ...
+
+
+def watching(ledger: Ledger, convert: Callable[[Any], Any] = lambda leaf: leaf) -> Any:
+    """A context in which every operator is recorded, and a value that is read (``item``) is 1: a fake one has none.
+
+    Parameters
+    ----------
+    convert
+        Applied to each argument of each operator before it runs.
+    """
     import torch
     from torch.utils._python_dispatch import TorchDispatchMode
-    from torch.utils._pytree import tree_flatten
+    from torch.utils._pytree import tree_flatten, tree_unflatten
 
     class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             if func is torch.ops.aten._local_scalar_dense.default:
                 return 1.0
             in_place = _accumulates_in_place(func, args)
-            result = func(*args, **(kwargs or {}))
-            live.record(func, *tree_flatten((args, kwargs or {})), tree_flatten(result)[0], in_place=in_place)
+            flat, layout = tree_flatten((args, kwargs or {}))
+            leaves = [convert(leaf) for leaf in flat]
+            args, kwargs = tree_unflatten(leaves, layout)
+            result = func(*args, **kwargs)
+            ledger.record(func, leaves, layout, tree_flatten(result)[0], in_place=in_place)
             return result
 
     return Watch()  # type: ignore[no-untyped-call]
@@ -145,7 +169,7 @@ def price(prepare: Callable[[], Prepared], *, costs: OperatorCosts | None = None
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     live = _Live()
-    with FakeTensorMode(), _watch(live):
+    with FakeTensorMode(), watching(live):
         network, optimizer, step = prepare()
         step()  # makes the optimiser's state
         live.history.clear()
