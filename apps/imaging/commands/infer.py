@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from apps.imaging.commands.arguments import (
     ENGINES,
     INPUT_HELP,
+    MODEL_HELP,
     OUTPUT_HELP,
     REPAIR_HELP,
     SERIES_HELP,
@@ -23,6 +24,7 @@ from common.cli import main
 from common.cli.session import CommandSession
 from common.errors import BadInput, UsageError
 from common.memory.process.budget import MemoryBudget
+from common.model_folder import model_path
 
 if TYPE_CHECKING:
     from common.memory.plan.planner import Workload
@@ -32,7 +34,7 @@ def add(commands: Any) -> None:
     """Declare the subcommand."""
     one = commands.add_parser("infer", help="segment studies", description="Segment NIfTI files and DICOM series.")
     one.add_argument("input", nargs="+", type=source, help=INPUT_HELP)
-    one.add_argument("-m", "--model", type=Path, required=True, help="model folder")
+    one.add_argument("-m", "--model", type=model_path, required=True, help=MODEL_HELP)
     one.add_argument("-o", "--output", type=Path, required=True, metavar="OUT", help="output folder")
     one.add_argument("--output-type", type=output_types, default=("nifti",), metavar="TYPES", help=OUTPUT_HELP)
     seg_types = ["auto", "binary", "labelmap"]
