@@ -1,5 +1,6 @@
 # Everything sets itself up: a bare machine needs Python 3.11, make and the package registries.
 export PEAKLINE_DATA ?= $(wildcard ../shared/datasets)
+export PEAKLINE_CASES ?= $(wildcard ../shared/cases)
 
 PYTHON ?= python3.11
 VENV := .venv
@@ -7,7 +8,9 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 JOBS ?= 2
 
-.PHONY: help setup peers demo test lint clean
+INSTALL := -m pip install --quiet --constraint constraints.txt
+
+.PHONY: help setup peers demo test lint cases bench-ground wheel clean
 .DEFAULT_GOAL := help
 
 help:  ## what there is
@@ -15,16 +18,20 @@ help:  ## what there is
 
 setup: $(STAMP)  ## make .venv and install into it
 
+# torch by itself and first: a range, or a package that asks for torch, would bring gigabytes of CUDA libraries.
+# pip before all, because dependency groups need 25.1.
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch==2.13.0
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[serve,engines,int8,dicom,nnunet,bundle,jpeg,test]'
+	$(BIN)/python $(INSTALL) --upgrade pip
+	$(BIN)/python $(INSTALL) torch==2.13.0
+	$(BIN)/python $(INSTALL) --group dev --editable '.[all,jpeg]'
 	@touch $@
 
 peers:  ## make .venv-peers: what imported models are compared with
 	$(PYTHON) -m venv .venv-peers
+	.venv-peers/bin/python $(INSTALL) --upgrade pip
 	.venv-peers/bin/python -m pip install --quiet torch==2.14.1
-	.venv-peers/bin/python -m pip install --quiet torch==2.14.1 nnunetv2==2.8.1 monai==1.6.1 konfai==1.8.7
+	.venv-peers/bin/python -m pip install --quiet --group peers
 
 demo: setup  ## both applications on real data where it is at hand, each under a ceiling
 	$(BIN)/python -m apps.demo
@@ -32,16 +39,31 @@ demo: setup  ## both applications on real data where it is at hand, each under a
 test: setup  ## every test, in parallel
 	$(BIN)/python -m pytest -n $(JOBS)
 
-lint: setup  ## ruff, format, mypy on common/, the house rules
+lint: setup  ## ruff, format, mypy, the house rules, requirements that agree
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m tests.house
+	$(BIN)/python -m pip check
+
+cases: setup  ## the outcome cases in the folder PEAKLINE_CASES; ONLY=pattern
+	@ran=0; for runner in $(wildcard $(PEAKLINE_CASES)/*/run.py); do \
+	  $(BIN)/python $$runner --only '$(or $(ONLY),*)' --list > /dev/null 2>&1; \
+	  if [ $$? -eq 2 ]; then continue; fi; \
+	  ran=1; $(BIN)/python $$runner --only '$(or $(ONLY),*)' || status=1; \
+	done; \
+	[ $$ran -eq 1 ] || { echo "no case $(or $(ONLY),*) in the folder PEAKLINE_CASES ($(PEAKLINE_CASES))" >&2; exit 1; }; \
+	exit $${status:-0}
 
 bench-%: setup  ## a benchmark suite: bench-headline, bench-promise; ONLY=pattern, AGAIN=1
 	@for suite in $$(grep -ls 'suite().main' $(foreach place,common apps/*,$(place)/bench/$*.py $(place)/bench/$*_*.py $(place)/bench/$*/*.py)); do \
 	  $(BIN)/python -m $$(echo $${suite%.py} | tr / .) --only '$(or $(ONLY),*)' $(if $(AGAIN),--again) || status=1; \
 	done; exit $${status:-0}
 
-clean:  ## remove what setup and the demo made
-	rm -rf $(VENV) demo-output build *.egg-info
+bench-ground: bench-headline  ## the old name of bench-headline
+
+wheel: setup  ## source distribution and wheel, into dist/
+	$(BIN)/python -m build --no-isolation
+
+clean:  ## remove what setup, the demo and wheel made
+	rm -rf $(VENV) demo-output build dist *.egg-info

@@ -1,3 +1,3 @@
 """The memory-control layer: plan, train and infer inside a stated number of bytes."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

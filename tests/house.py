@@ -80,7 +80,7 @@ MAX_FILE_BYTES = 10 << 20
 DATA_SUFFIXES = (".nii", ".nii.gz", ".dcm", ".npz", ".dat", ".tar.xz")
 
 
-def _tracked() -> list[str]:
+def tracked() -> list[str]:
     """Committed files and those about to be."""
     listing = subprocess.run(
         ["git", "ls-files", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True
@@ -92,7 +92,7 @@ def _tracked() -> list[str]:
 
 def suite_modules() -> list[str]:
     """The suite's own modules, without tests."""
-    return [name for name in _tracked() if name.endswith(".py") and name.startswith(("common/", "apps/"))]
+    return [name for name in tracked() if name.endswith(".py") and name.startswith(("common/", "apps/"))]
 
 
 def _docstring_lines(tree: ast.AST) -> set[int]:
@@ -233,11 +233,11 @@ def problems() -> Iterator[str]:
         broken = ((target, forbidden(name, target)) for target in sorted(arrows[name]))
         yield from (f"{name} imports {target}: {why}" for target, why in broken if why)
     yield from (f"import circle: {', '.join(circle)}" for circle in circles(arrows))
-    folders = Counter(str(Path(name).parent) for name in _tracked() if re.search(r"(?<!__init__)\.py$", name))
+    folders = Counter(str(Path(name).parent) for name in tracked() if re.search(r"(?<!__init__)\.py$", name))
     yield from (f"{folder}: {n} modules, at most {MAX_MODULES}" for folder, n in folders.items() if n > MAX_MODULES)
     if (median := statistics.median(map(lines_of_code, modules))) > MAX_MEDIAN:
         yield f"the median module has {median} lines of code, at most {MAX_MEDIAN}"
-    for name in _tracked():
+    for name in tracked():
         if (ROOT / name).stat().st_size > MAX_FILE_BYTES:
             yield f"{name}: larger than {MAX_FILE_BYTES} bytes"
         if name.endswith(DATA_SUFFIXES):
