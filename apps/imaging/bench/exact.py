@@ -1,8 +1,9 @@
-"""500 random volumes: labels from carried and spilled cells against a float32 accumulator over the whole volume.
+"""Compare labels from bounded blending with labels from a float32 accumulator over the whole volume, on 500 volumes.
 
-``python -m apps.imaging.bench.exact [CASES]``; prints how many labels differ (0 is the bound). Shape, tile, overlap,
-classes, spacing (a resampling factor for each axis) and orientation (reversed axes) are drawn; the reference resamples
-the whole volume of values. The feature space is compared where the two best logits are 1e-5 apart.
+``python -m apps.imaging.bench.exact [CASES]`` prints the number of differing labels; 0 is the bound. Shape, tile,
+overlap, classes, spacing (a resampling factor per axis) and orientation (reversed axes) are drawn at random. The
+reference resamples the whole volume of values. Blending in feature space is compared where the two best logits are at
+least 1e-5 apart.
 """
 
 import json
@@ -14,8 +15,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from apps.imaging.inference.labeling import BackToFile, LabelMaker, LabelPlanes, row_depth
-from apps.imaging.volumes.geometry import Taps
+from apps.imaging.inference.labeling import InverseResampler, LabelPlanes, LogitsToLabels, row_depth
+from apps.imaging.volumes.geometry import LinearInterpolation
 from common.tiling.blend import BoundedBlend
 from common.tiling.grid import TileGrid, importance
 
@@ -25,7 +26,7 @@ Array = npt.NDArray[np.float32]
 
 
 def draw(random: np.random.Generator) -> tuple[TileGrid, tuple[int, int, int], int, int]:
-    """A grid, the file's shape, features and classes."""
+    """Draw a grid, the file's shape, and the numbers of features and classes."""
     shape = tuple(int(size) for size in random.integers(1, 41, 3))
     tile = tuple(int(size) for size in random.integers(4, 21, 3))
     overlap = float(random.choice([0.0, 0.1, 0.25, 0.5, 0.6]))
@@ -37,17 +38,22 @@ def draw(random: np.random.Generator) -> tuple[TileGrid, tuple[int, int, int], i
 
 
 def whole_volume(grid: TileGrid, tiles: list[Array], weights: Array, shape: tuple[int, int, int]) -> Array:
-    """The reference: everything in memory."""
+    """Blend the whole volume in memory, the reference.
+
+    Returns
+    -------
+    float32 array, (channels, x, y, z)
+    """
     total, count = np.zeros((len(tiles[0]), *grid.padded), np.float32), np.zeros(grid.padded, np.float32)
     for position, tile in zip(grid, tiles, strict=True):
-        place = tuple(slice(p, p + t) for p, t in zip(position, grid.tile, strict=True))
-        total[(slice(None), *place)] += tile * weights
-        count[place] += weights
+        covered = tuple(slice(p, p + t) for p, t in zip(position, grid.tile, strict=True))
+        total[(slice(None), *covered)] += tile * weights
+        count[covered] += weights
     inside = tuple(slice(b, b + s) for b, s in zip(grid.before, grid.shape, strict=True))
     values = (total / count)[(slice(None), *inside)]
     if shape != grid.shape:
         for axis in (2, 0, 1):
-            values = Taps.between(values.shape[axis + 1], shape[axis])(values, axis + 1)
+            values = LinearInterpolation.between(values.shape[axis + 1], shape[axis])(values, axis + 1)
     return values
 
 
@@ -56,26 +62,26 @@ def streamed(
     tiles: list[Array],
     weights: Array,
     shape: tuple[int, int, int],
-    maker: LabelMaker,
+    maker: LogitsToLabels,
     spill: Any,
     scratch: Path | None,
 ) -> npt.NDArray[Any]:
-    """What ``imaging infer`` does."""
+    """Blend as ``imaging infer`` does; returns the labels."""
     channels = len(tiles[0])
-    back = BackToFile(channels, grid.shape, shape, grid.tile[2]) if shape != grid.shape else None
-    planes, found = LabelPlanes(shape, row_depth(grid, shape), maker.dtype), []
+    back = InverseResampler(channels, grid.shape, shape, grid.tile[2]) if shape != grid.shape else None
+    planes, finished = LabelPlanes(shape, row_depth(grid, shape), maker.dtype), []
     with BoundedBlend(
         grid.shape, grid.tile, grid.overlap, channels, weights, flips=grid.flips, spill=spill, scratch=scratch
     ) as blend:
         for index, tile in enumerate(tiles):
             for block in blend.add(index, tile.copy()):
                 for piece in back(block) if back is not None else (block,):
-                    found += [labels.copy() for labels in planes.add(piece, maker(piece.values))]
-    return np.concatenate(found, axis=2)
+                    finished += [labels.copy() for labels in planes.add(piece, maker(piece.values))]
+    return np.concatenate(finished, axis=2)
 
 
 def compare(cases: int, scratch: Path) -> dict[str, int]:
-    """Differing labels by mode."""
+    """Count differing labels by mode."""
     different = {"carry": 0, "rows": 0, "columns": 0, "features": 0, "voxels": 0, "cases": 0}
     for number in range(cases):
         random = np.random.default_rng([7, number])
@@ -85,17 +91,17 @@ def compare(cases: int, scratch: Path) -> dict[str, int]:
         weight = random.standard_normal((classes, features)).astype(np.float32)
         bias = random.standard_normal(classes).astype(np.float32)
         values = whole_volume(grid, tiles, weights, shape)
-        plain = LabelMaker(range(features))
-        for mode, place in (("carry", None), ("rows", scratch), ("columns", scratch)):
-            found = streamed(grid, tiles, weights, shape, plain, mode if place else "memory", place)
-            different[mode] += int((found != values.argmax(axis=0)).sum())
+        plain = LogitsToLabels(range(features))
+        for mode, folder in (("carry", None), ("rows", scratch), ("columns", scratch)):
+            labels = streamed(grid, tiles, weights, shape, plain, mode if folder else "memory", folder)
+            different[mode] += int((labels != values.argmax(axis=0)).sum())
         logits = [np.einsum("cf,fxyz->cxyz", weight, tile) + bias[:, None, None, None] for tile in tiles]
-        logits = whole_volume(grid, [part.astype(np.float32) for part in logits], weights, shape)
-        found = streamed(grid, tiles, weights, shape, LabelMaker(range(classes), (weight, bias)), "memory", None)
+        logits = whole_volume(grid, [tile.astype(np.float32) for tile in logits], weights, shape)
+        labels = streamed(grid, tiles, weights, shape, LogitsToLabels(range(classes), (weight, bias)), "memory", None)
         best = np.sort(logits, axis=0)
         clear = best[-1] - best[-2] > MARGIN
-        different["features"] += int(((found != logits.argmax(axis=0)) & clear).sum())
-        different["voxels"] += found.size
+        different["features"] += int(((labels != logits.argmax(axis=0)) & clear).sum())
+        different["voxels"] += labels.size
         different["cases"] += 1
     return different
 

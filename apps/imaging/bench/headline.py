@@ -1,6 +1,6 @@
-"""The ground floor's suite for ``imaging``: training against a plain script, inference against MONAI, predictions.
+"""The headline figures of ``imaging``: training against a plain script, inference against MONAI, predictions.
 
-``make bench-ground``; about 45 minutes on 2 cores. Needs ``msd-hippocampus`` below ``PEAKLINE_DATA``.
+``make bench-headline``; about 45 minutes on 2 cores. It needs ``msd-hippocampus`` in ``PEAKLINE_DATA``.
 """
 
 import sys
@@ -14,16 +14,16 @@ WORK = Path("bench/work/imaging")
 
 
 def suite() -> Suite:
-    """The cases; what they need is made first."""
+    """Make the inputs and declare the cases."""
     hippocampus = datasets.find("msd-hippocampus")
     if hippocampus is None:
-        raise SystemExit("data set msd-hippocampus is not at hand: set PEAKLINE_DATA")
-    ground = Suite("ground")
+        raise SystemExit("data set msd-hippocampus not found: set PEAKLINE_DATA")
+    headline = Suite("headline")
     headline_infer.prepare(WORK, hippocampus.parent)
     headline_train.prepare(WORK, hippocampus.parent)
-    headline_train.add_cases(ground, WORK)
-    headline_infer.add_cases(ground, WORK)
-    return ground
+    headline_train.add_cases(headline, WORK)
+    headline_infer.add_cases(headline, WORK)
+    return headline
 
 
 if __name__ == "__main__":

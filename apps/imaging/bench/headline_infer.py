@@ -1,6 +1,6 @@
-"""Cases of ``imaging infer`` and ``imaging evaluate`` for the ground-floor suite.
+"""Cases of ``imaging infer`` and ``imaging evaluate`` for the headline suite.
 
-Volumes are synthetic: a real CT (where ``PEAKLINE_DATA`` has one, else a generated volume), tiled to size with noise.
+Volumes are synthetic: a real CT (if ``PEAKLINE_DATA`` has one, else smooth noise) is tiled to size and noise is added.
 The network has seeded random weights; only memory, time and equality with MONAI are measured on it.
 """
 
@@ -23,7 +23,7 @@ TILE = 96
 OVERLAP = 0.25
 SHORT, LONG = (256, 256, 128), (256, 256, 512)
 MARGIN = 1e-4
-"""Where MONAI's two best logits are closer than this, rounding may choose either."""
+"""Rounding may choose either label where MONAI's two best logits are closer than this."""
 
 FLAT = Bound("peak", at_most=1.05)
 FASTER = Bound("seconds", at_most=0.6)
@@ -32,7 +32,13 @@ ABOVE_FLOOR = Bound("above_floor", 1.0, 1.25)
 
 
 def make_model(directory: Path, *, classes: int = CLASSES, spacing: float = 1.0, seed: int = 0) -> Path:
-    """A SegResNet of MONAI's own default depth with random weights, as a model folder."""
+    """Write a model folder of a SegResNet of MONAI's default depth with random weights.
+
+    Parameters
+    ----------
+    spacing
+        Voxel size of the model in mm.
+    """
     return random_segresnet(
         directory,
         {"init_filters": 16, "blocks_down": [1, 2, 2, 4], "blocks_up": [1, 1, 1]},
@@ -56,7 +62,7 @@ def random_segresnet(
     intensity: Sequence[Mapping[str, Any]],
     seed: int,
 ) -> Path:
-    """A model folder of a SegResNet with random weights; one that is there is kept."""
+    """Write a model folder of a SegResNet with random weights; an existing one is kept."""
     import torch
 
     from apps.imaging.models.model_folder import labels_from_names, write_model
@@ -89,7 +95,7 @@ def random_segresnet(
 
 
 def make_volume(path: Path, shape: tuple[int, int, int], source: Path | None, *, seed: int = 0) -> Path:
-    """Tile a real volume (or smooth noise) to ``shape`` with noise, int16, written plane by plane."""
+    """Write an int16 volume plane by plane: a real one (or smooth noise) tiled to ``shape``, with noise added."""
     from apps.imaging.bench.volumes import read_whole
     from apps.imaging.volumes import nifti
 
@@ -110,7 +116,7 @@ def make_volume(path: Path, shape: tuple[int, int, int], source: Path | None, *,
 
 
 def prepare(work: Path, data: Path | None) -> None:
-    """Make what the cases need, below ``work``; what is there already is kept."""
+    """Make models, volumes and labels below ``work``; existing models and volumes are kept."""
     work.mkdir(parents=True, exist_ok=True)
     source = data / "ct-sample" / "example_ct.nii.gz" if data is not None else None
     source = source if source is not None and source.is_file() else None
@@ -122,7 +128,7 @@ def prepare(work: Path, data: Path | None) -> None:
 
 
 def add_cases(suite: Suite, work: Path) -> None:
-    """Declare the cases; ``prepare`` has been called."""
+    """Declare the cases; call ``prepare`` first."""
     for name in ("short", "long"):
         suite.case(
             f"infer-{name}", _infer(work, name), ceiling=1 * GIB, group="infer-256", bounds=(NEVER_UNDER, ABOVE_FLOOR)
@@ -145,7 +151,7 @@ def add_cases(suite: Suite, work: Path) -> None:
 
 def _infer(work: Path, name: str, *, tile: int = TILE, memory: int = GIB) -> list[object]:
     out = work / (f"out-{name}" if tile == TILE else f"out-{name}-{tile}")
-    # A fresh folder each time: a finished study would be skipped.
+    # The folder is removed each time: a finished study would be skipped.
     command = (
         f"rm -rf '{out}' && exec '{sys.executable}' -m apps.imaging infer '{work / name}.nii.gz' -m '{work / 'model'}'"
     )
@@ -154,12 +160,12 @@ def _infer(work: Path, name: str, *, tile: int = TILE, memory: int = GIB) -> lis
 
 
 def compare(work: Path) -> dict[str, int]:
-    """Labels of ``infer-long`` and ``monai-long`` that differ where rounding cannot be the reason."""
+    """Compare the labels of ``infer-long`` and ``monai-long``."""
     return differences(work / "out-long" / "study-0001.nii.gz", work / "monai.nii.gz", work / "margin.npy")
 
 
 def differences(ours: Path, theirs: Path, margin: Path) -> dict[str, int]:
-    """Labels that differ, in all and beyond the margin."""
+    """Count differing labels: those that rounding may explain, and those beyond ``MARGIN``."""
     from apps.imaging.bench.volumes import read_whole
 
     margins: npt.NDArray[np.float32] = np.load(margin)

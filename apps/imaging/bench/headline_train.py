@@ -1,4 +1,4 @@
-"""Cases of ``imaging train`` for the ground-floor suite: quality and time against the plain script, and predictions.
+"""Cases of ``imaging train`` for the headline suite: quality and time against a plain script, and predictions.
 
 Both train the same network on the same fold for 2,000 steps of 2 patches, with the same augmentation and precision.
 """
@@ -24,7 +24,7 @@ PREDICTIONS: tuple[tuple[str, str], ...] = (
     ("dynunet", "--amp bf16 --network dynunet --patch 48,64,48"),
     ("basicunet", "--amp off --network basicunet --patch 48,64,48 --micro-batch 1"),
 )
-"""Name and options of short runs whose predicted and measured peaks are compared."""
+"""Names and options of short runs whose predicted and measured peaks are compared."""
 
 DESCRIPTION = {
     "name": "Hippocampus",
@@ -36,16 +36,16 @@ DESCRIPTION = {
 
 
 def prepare(work: Path, data: Path) -> None:
-    """Lay out the data set below ``work``, with the description that a bare download lacks."""
+    """Copy the data set below ``work`` and add ``dataset.json``, which a bare download lacks."""
     target = work / "hippocampus"
-    for part in ("imagesTr", "labelsTr"):
-        if not (target / part).exists():
-            shutil.copytree(data / "msd-hippocampus" / part, target / part)
+    for folder in ("imagesTr", "labelsTr"):
+        if not (target / folder).exists():
+            shutil.copytree(data / "msd-hippocampus" / folder, target / folder)
     (target / "dataset.json").write_text(json.dumps(DESCRIPTION))
 
 
 def add_cases(suite: Suite, work: Path) -> None:
-    """Declare the cases; ``prepare`` has been called."""
+    """Declare the cases; call ``prepare`` first."""
     data = work / "hippocampus"
     plain = ["-m", "apps.imaging.bench.peers.plain_training", data, "--steps", 2000, "--precision", "bf16"]
     suite.case("plain-training", plain, group="train", bounds=(PLAIN_DICE,))

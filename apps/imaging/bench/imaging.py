@@ -1,4 +1,4 @@
-"""The suite ``imaging``: what inference on any volume promises, each figure with its bound.
+"""The suite ``imaging``: exactness, memory, speed and robustness of inference on large volumes, each with a bound.
 
 ``make bench-imaging``. The long cases (118 classes on 1,000 slices, the series of 2,000 slices) take hours on 2 cores;
 ``ONLY=exact`` takes a minute.
@@ -22,7 +22,7 @@ NEVER_UNDER = Bound("predicted_over_measured", 1.0, 1.15)
 
 
 def suite() -> Suite:
-    """The cases; series and models are made first, unless they are there."""
+    """Make missing series and models, and declare the cases."""
     imaging = Suite("imaging")
     imaging.case("exact", ["-m", "apps.imaging.bench.exact"], bounds=EXACT)
     sample = datasets.find("ct-sample")
@@ -32,7 +32,7 @@ def suite() -> Suite:
     if _wanted("speed"):
         speed.add_cases(imaging, WORK, source)
     if not memory.PEER_PYTHON.is_file():
-        sys.stderr.write("imaging: no cases against nnU-Net and KonfAI, which `make peers` installs\n")
+        sys.stderr.write("imaging: cases against nnU-Net and KonfAI are left out; `make peers` installs both\n")
     else:
         _add_peers(imaging, source)
     if _wanted("flat"):
@@ -65,7 +65,7 @@ def suite() -> Suite:
 
 
 def _add_peers(imaging: Suite, source: Path | None) -> None:
-    """Cases that need ``.venv-peers``."""
+    """Declare the cases that need ``.venv-peers``."""
     if _wanted("memory") or _wanted("konfai"):
         memory.add_cases(imaging, WORK, source)
     if _wanted("parity") and (hippocampus := datasets.find("msd-hippocampus")) is not None:
@@ -73,9 +73,9 @@ def _add_peers(imaging: Suite, source: Path | None) -> None:
 
 
 def _wanted(name: str) -> bool:
-    """Whether cases of this name can be meant: what they need takes minutes to make."""
+    """Return True if ``--only`` may select cases whose names start with ``name``; their inputs take minutes to make."""
     chosen = sys.argv[sys.argv.index("--only") + 1] if "--only" in sys.argv else "*"
-    return any(part.startswith((name[:3], "*")) for part in chosen.split(","))
+    return any(pattern.startswith((name[:3], "*")) for pattern in chosen.split(","))
 
 
 if __name__ == "__main__":

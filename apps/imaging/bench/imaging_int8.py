@@ -1,7 +1,7 @@
-"""The suite ``imaging-int8``: a network in 8-bit integers, what it costs in Dice and what it needs.
+"""The suite ``imaging-int8``: Dice and memory of a network quantised to 8-bit integers.
 
-The model is the shipped one of the hippocampus; its ranges are found on cases that it was trained on, and Dice is of
-the 42 that were held out. Needs the Decathlon's hippocampus data.
+The model is the shipped one of the hippocampus. It is calibrated on cases that it was trained on, and Dice is measured
+on the 42 cases that were held out. The suite needs the Decathlon's hippocampus data.
 """
 
 import json
@@ -18,23 +18,23 @@ from common.memory.process.budget import MIB
 WORK = Path("bench/work/imaging-int8")
 MODEL = Path("data/models/hippocampus")
 FOLDS = 5
-"""Every fifth case was held out when the model was trained."""
+"""Every fifth case was held out from the model's training."""
 SHAPE = (256, 256, 256)
 FEW = ("--overlap", "0.25")
-"""Tiles: memory does not depend on it, time does."""
+"""A small overlap: memory does not depend on it, time does."""
 
 SMALLEST = Bound("peak", at_most=300 * MIB)
 DICE_DROP = Bound("result.drop", at_most=0.003)
-"""Of the mean Dice of held-out cases, float32's less int8's."""
+"""Largest drop of the held-out cases' mean Dice from float32 to int8."""
 NEVER_UNDER = Bound("predicted_over_measured", 1.0, 1.15)
 
 
 def suite() -> Suite:
-    """The cases, in the order in which they need each other."""
+    """Declare the cases; later ones use the outputs of earlier ones."""
     int8 = Suite("imaging-int8")
     hippocampus, sample = datasets.find("msd-hippocampus"), datasets.find("ct-sample")
     if hippocampus is None:
-        sys.stderr.write("imaging-int8: no msd-hippocampus data\n")
+        sys.stderr.write("imaging-int8: data set msd-hippocampus not found\n")
         return int8
     links(hippocampus)
     quantised = WORK / "model"
@@ -51,13 +51,13 @@ def suite() -> Suite:
 
 
 def links(hippocampus: Path) -> None:
-    """Folders of links: images that were trained on, images and labels that were held out."""
+    """Make folders of links: training images, held-out images, and the labels of the latter."""
     for number, image in enumerate(sorted((hippocampus / "imagesTr").glob("*.nii.gz"))):
         held_out = number % FOLDS == 0
-        places = (
+        targets = (
             {"held-out": image, "labels": hippocampus / "labelsTr" / image.name} if held_out else {"training": image}
         )
-        for folder, target in places.items():
+        for folder, target in targets.items():
             link = WORK / folder / image.name
             link.parent.mkdir(parents=True, exist_ok=True)
             if not link.is_symlink():
@@ -65,14 +65,14 @@ def links(hippocampus: Path) -> None:
 
 
 def dice(model: Path) -> dict[str, Any]:
-    """Mean Dice of the held-out cases in both precisions, by ``imaging infer`` and ``imaging evaluate``."""
-    found: dict[str, Any] = {}
+    """Return the held-out cases' mean Dice in both precisions, from ``imaging infer`` and ``imaging evaluate``."""
+    answer: dict[str, Any] = {}
     for precision in ("float32", "int8"):
         out = WORK / f"labels-{precision}"
         _run("infer", WORK / "held-out", "-m", model, "-o", out, "--precision", precision)
         results = _run("evaluate", out, WORK / "labels")["results"]
-        found |= {precision: results["mean_dice"], "cases": results["cases"]}
-    return found | {"drop": found["float32"] - found["int8"]}
+        answer |= {precision: results["mean_dice"], "cases": results["cases"]}
+    return answer | {"drop": answer["float32"] - answer["int8"]}
 
 
 def _run(*arguments: object) -> Any:

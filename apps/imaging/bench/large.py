@@ -1,7 +1,7 @@
-"""What the suite ``imaging`` measures on: large synthetic CT series and networks with random weights.
+"""Large synthetic CT series and networks with random weights, the inputs of the suite ``imaging``.
 
-Slices are a real CT (where ``PEAKLINE_DATA`` has one, else smooth noise) tiled to 512 x 512 with noise, written as
-single-frame DICOM. Only memory, time and equality are measured on them.
+Slices come from a real CT (if ``PEAKLINE_DATA`` has one, else smooth noise), tiled to 512 x 512 with noise added, and
+are written as single-frame DICOM. Only memory, time and equality are measured on them.
 """
 
 import json
@@ -17,14 +17,14 @@ from common.memory.process.budget import MIB
 
 EDGE = 512
 LONG_LENGTHS = (200, 600, 1000, 2000)
-"""Slices of the series between which the peak's slope is taken."""
+"""Numbers of slices of the series from which the peak's slope is computed."""
 FLAT_CEILING = "700MiB"
-"""All lengths are planned alike under it. With more memory those whose last tiles happen to overlap little are blended
-in memory, the others on disk."""
+"""Under this ceiling all lengths get the same plan. With more memory, series whose last tiles happen to overlap little
+would be blended in memory and the others on disk."""
 
 
 def make_series(folder: Path, slices: int, source: Path | None, *, seed: int = 0, edge: int = EDGE) -> Path:
-    """Write a series of slices of ``edge`` squared, one by one; a complete one is kept."""
+    """Write a series of ``slices`` slices of ``edge`` x ``edge`` pixels, one by one; a complete one is kept."""
     import pydicom
     from pydicom.dataset import FileMetaDataset
     from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
@@ -61,7 +61,7 @@ def make_series(folder: Path, slices: int, source: Path | None, *, seed: int = 0
 
 
 def make_model(directory: Path, *, classes: int, filters: int, tile: int, seed: int = 0) -> Path:
-    """A SegResNet of two levels with a 1x1x1 head after ``filters`` features and random weights."""
+    """Write a model folder of a SegResNet with two levels, a 1x1x1 head after ``filters`` features, random weights."""
     return random_segresnet(
         directory,
         {"init_filters": filters, "blocks_down": [1, 2], "blocks_up": [1]},
@@ -75,7 +75,7 @@ def make_model(directory: Path, *, classes: int, filters: int, tile: int, seed: 
 
 
 def infer_command(series: Path, model: Path, out: Path, *options: object) -> list[str]:
-    """``imaging infer`` into a folder that is made anew: a finished study would be skipped."""
+    """Return a command of ``imaging infer`` that removes the output folder first; a finished study would be skipped."""
     command = (
         f"rm -rf '{out}' && exec '{sys.executable}' -m apps.imaging infer '{series}' -m '{model}' -o '{out}' --json"
     )
@@ -83,7 +83,7 @@ def infer_command(series: Path, model: Path, out: Path, *options: object) -> lis
 
 
 def slope(series: list[Path], model: Path, out: Path) -> dict[str, Any]:
-    """Peaks of one command over series of growing length, and their slope in MiB per 100 slices."""
+    """Run one command on series of growing length; return the peaks and their slope in MiB per 100 slices."""
     options = ["--overlap", 0, "--memory", FLAT_CEILING, "--output-type", "nifti,dicom-seg", "--seg-type", "labelmap"]
     peaks, lengths, plans = [], [], set()
     for folder in series:
@@ -93,7 +93,9 @@ def slope(series: list[Path], model: Path, out: Path) -> dict[str, Any]:
         peaks.append(max(phase["peak_bytes"] for phase in working) / MIB)
         lengths.append(len(list(folder.iterdir())))
         plans.add(json.dumps(record["plan"]["knobs"], sort_keys=True))
-        sys.stderr.write(f"flat: {lengths[-1]} slices, {peaks[-1]:.1f} MiB\n")  # kept, should a later one be cut off
+        sys.stderr.write(
+            f"flat: {lengths[-1]} slices, {peaks[-1]:.1f} MiB\n"
+        )  # printed at once: a later run may be interrupted
     per_slice = float(np.polyfit(lengths, peaks, 1)[0])
     return {
         "slices": lengths,

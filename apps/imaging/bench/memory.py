@@ -1,8 +1,8 @@
-"""Cases of memory against the peers: 25 classes on 512 x 512 x 400, the same small nnU-Net network and tiles in all.
+"""Cases of memory against the peers: 25 classes on 512 x 512 x 400, with the same small nnU-Net network and tiles.
 
-Compared is what each holds above its own floor (interpreter and libraries). The network is as small as it may be,
-because it is what surrounds it that is compared; all peers run to the end. A peer that is not installed in
-``.venv-peers``, or does not fit, is a row that fails.
+Each program's peak above its own baseline (interpreter and libraries) is compared. The network is as small as possible,
+because the comparison is about the memory around it. All peers run to the end. A peer that is not installed in
+``.venv-peers``, or does not fit, makes its case fail.
 """
 
 import json
@@ -30,17 +30,17 @@ ARCHITECTURE = {
     "n_conv_per_stage": [1, 1],
     "n_conv_per_stage_decoder": [1],
 }
-"""Next to nothing to compute: minutes instead of an hour for each of the peers."""
+"""Little to compute: each peer takes minutes instead of an hour."""
 SMALLER = (192, 192, 160)
-"""For time."""
+"""Volume for comparing times."""
 PEER_CEILING = min(24 * GIB, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") * 7 // 8)
-"""A peer that needs more is killed: it does not fit in 24 GiB, or on this machine."""
+"""A peer that needs more than 24 GiB, or 7/8 of this machine's memory, is killed."""
 PEERS: Mapping[str, float] = {"monai": 1 / 8, "nnunet": 1 / 6, "konfai": 1 / 2}
-"""Our memory over theirs, at most."""
+"""Largest share of each peer's memory that ``imaging infer`` may take."""
 
 
 def make_model(directory: Path) -> Path:
-    """An nnU-Net folder at 1 mm; one that is there is kept."""
+    """Write an nnU-Net model folder at 1 mm; an existing one is kept."""
     if not (directory / "plans.json").is_file():
         spacing = {"spacing": [1.0] * 3, "patch_size": [TILE] * 3}
         nnunet_folder.write(directory, architecture=ARCHITECTURE, classes=CLASSES, **spacing)
@@ -48,7 +48,7 @@ def make_model(directory: Path) -> Path:
 
 
 def add_cases(suite: Suite, work: Path, source: Path | None) -> None:
-    """Make what the cases need, and declare them."""
+    """Make the cases' inputs and declare them."""
     work = work / "memory"
     work.mkdir(parents=True, exist_ok=True)
     image = make_volume(work / "image.nii.gz", SHAPE, source)
@@ -65,7 +65,7 @@ def add_cases(suite: Suite, work: Path, source: Path | None) -> None:
 
 
 def _add_speed(suite: Suite, work: Path, source: Path | None, model: Path) -> None:
-    """Time against KonfAI on a smaller volume; KonfAI's is counted without its imports and its conversion."""
+    """Compare times with KonfAI on a smaller volume; KonfAI's imports and its conversion are not counted."""
     image = make_volume(work / "smaller.nii.gz", SMALLER, source)
     ours = ["-m", "apps.imaging.bench.memory", image, model, work / "out-smaller"]
     suite.case("konfai-speed-peakline", ours, group="konfai-speed", repeats=2)
@@ -78,15 +78,15 @@ def _add_speed(suite: Suite, work: Path, source: Path | None, model: Path) -> No
 
 
 def measure(image: Path, model: Path, out: Path) -> dict[str, Any]:
-    """``imaging infer``'s peak and floor, as its record says."""
+    """Run ``imaging infer`` and return its peak and baseline in MiB from its record."""
     shutil.rmtree(out, ignore_errors=True)
     options = ["--overlap", str(OVERLAP), "--memory", "1GiB", "--json"]
     command = [sys.executable, "-m", "apps.imaging", "infer", str(image), "-m", str(model), "-o", str(out), *options]
     record = json.loads(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout)
     working = [phase["peak_bytes"] for phase in record["measured"]["phases"] if phase["name"] not in ("plan", "probe")]
-    peak, floor = max(working) / MIB, record["measured"]["floor_bytes"] / MIB
-    found = {"elapsed": record["seconds"], "floor_mib": floor, "peak_mib": peak, "above_mib": peak - floor}
-    return {name: round(value, 1) for name, value in found.items()} | {"knobs": record["plan"]["knobs"]}
+    peak, baseline = max(working) / MIB, record["measured"]["floor_bytes"] / MIB
+    sizes = {"elapsed": record["seconds"], "floor_mib": baseline, "peak_mib": peak, "above_mib": peak - baseline}
+    return {name: round(value, 1) for name, value in sizes.items()} | {"knobs": record["plan"]["knobs"]}
 
 
 if __name__ == "__main__":

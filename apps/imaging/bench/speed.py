@@ -1,7 +1,7 @@
-"""Cases of speed on the CPU, end to end: ``imaging infer`` against MONAI's eager float32 script, file to file.
+"""Cases of end-to-end speed on the CPU: ``imaging infer`` against a MONAI script in eager float32, from file to file.
 
-A real CT tiled to 256x256x256 with noise, 14 classes, tiles of 96 cubed, overlap 0.25: 64 tiles. The networks have
-random weights: only time and equality of labels are read.
+The volume is a real CT tiled to 256x256x256 with noise; 14 classes, tiles of 96x96x96, overlap 0.25: 64 tiles. The
+networks have random weights; only time and equality of labels are measured.
 """
 
 import json
@@ -20,17 +20,17 @@ NETWORKS: Mapping[str, Mapping[str, Any]] = {
     "unet": {"channels": [16, 32, 64, 128, 256], "strides": [2, 2, 2, 2], "num_res_units": 2},
 }
 CLOCKS: Mapping[str, str] = {"working_seconds": "read to written", "process_seconds": "the whole process"}
-"""Both clocks: behind what either loads before it reads the image, and from its start."""
+"""The first clock starts when the libraries are loaded and before the image is read, the second with the process."""
 BOUNDS = {"segresnet": 1 / 2, "unet": 1 / 3}
-"""Our time over MONAI's."""
+"""Largest share of MONAI's time that ``imaging infer`` may take with OpenVINO."""
 TORCH = 1.0
-"""The same with PyTorch as the engine: what remains is reading, blending and writing."""
+"""The same with PyTorch as the engine, where only reading, blending and writing differ."""
 EQUAL = Bound("result.share", at_most=1e-5)
 REPEATS = 3
 
 
 def make_model(directory: Path, name: str) -> Path:
-    """A model folder with random weights; one that is there is kept."""
+    """Write a model folder with random weights; an existing one is kept."""
     import torch
 
     from apps.imaging.models.model_folder import labels_from_names, write_model
@@ -63,7 +63,7 @@ def make_model(directory: Path, name: str) -> Path:
 
 
 def add_cases(suite: Suite, work: Path, source: Path | None) -> None:
-    """Make what the cases need, and declare them."""
+    """Make the cases' inputs and declare them."""
     work.mkdir(parents=True, exist_ok=True)
     volume = make_volume(work / "speed.nii.gz", SHAPE, source)
     for name, bound in BOUNDS.items():
@@ -84,7 +84,7 @@ def add_cases(suite: Suite, work: Path, source: Path | None) -> None:
 
 
 def differing(ours: Path, theirs: Path) -> dict[str, float]:
-    """Voxels whose labels differ, and their share."""
+    """Return the number of voxels whose labels differ, and their share."""
     from apps.imaging.bench.volumes import read_whole
 
     unequal = read_whole(ours)[0] != read_whole(theirs)[0]

@@ -1,4 +1,4 @@
-"""Whole volumes, which the application never holds: for benchmarks and tests."""
+"""Reads whole volumes into memory, for benchmarks and tests; the application itself never does."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from apps.imaging.volumes.volume import Affine, scaled
 
 
 def read_whole(path: Path) -> tuple[npt.NDArray[np.float32], Affine]:
-    """A NIfTI file in memory, (x, y, z) in its own scale."""
+    """Read a NIfTI file: scaled voxels, float32 (x, y, z), and its affine."""
     volume = open_nifti(path)
     x, y, z = volume.shape
     stored = np.empty((z, y, x), volume.dtype)

@@ -1,6 +1,6 @@
-"""The ground floor's suite for ``recsys``: quality and time against ``implicit``, predicted against measured.
+"""The headline figures of ``recsys``: quality and time against ``implicit``, predicted against measured peaks.
 
-``make bench-ground``; needs the real sets below ``PEAKLINE_DATA``.
+``make bench-headline``; it needs the real data sets in ``PEAKLINE_DATA``.
 """
 
 import gzip
@@ -20,7 +20,7 @@ PREDICTIONS = (
     ("gowalla", "64", "1GiB", "--split user-holdout --set iterations=3"),
     ("gowalla", "256", "400MiB", "--split user-holdout --set iterations=1"),
 )
-"""Data set, factors, ceiling and options of a ``train``; each is followed by an ``evaluate`` under the same ceiling."""
+"""Data set, factors, ceiling and options of each ``train``; an ``evaluate`` under the same ceiling follows it."""
 NEVER_UNDER = Bound("predicted_over_measured", 1.0, 1.15)
 ABOVE_FLOOR = Bound("above_floor", 1.0, 1.25)
 AS_GOOD = Bound("result.metrics.ndcg@100", 0.99, 1.01)
@@ -28,17 +28,17 @@ AS_FAST = Bound("seconds", at_most=1.3)
 
 
 def source(name: str, scratch: Path) -> Path:
-    """The interactions of a real data set as a file that ``recsys train`` reads, made below ``scratch`` if need be."""
+    """Return a real data set's interactions as a file that ``recsys train`` reads, converting it below ``scratch``."""
     base = datasets.find(name)
     if base is None:
-        raise SystemExit(f"data set {name} is not at hand: set PEAKLINE_DATA")
+        raise SystemExit(f"data set {name} not found: set PEAKLINE_DATA")
     if lists := {"gowalla": "train_lightgcn.txt.gz", "epinions": "train.txt"}.get(name):
         return _pairs(base / lists, scratch / f"{name}.csv")
     return base / {"ml-1m": "ratings.csv.gz", "lastfm": "plays.csv"}[name]
 
 
 def _pairs(lists: Path, out: Path) -> Path:
-    """A line ``user item item ...`` becomes rows ``user,item``."""
+    """Convert lines ``user item item ...`` to rows ``user,item``."""
     if out.is_file():
         return out
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -51,30 +51,30 @@ def _pairs(lists: Path, out: Path) -> Path:
 
 
 def suite() -> Suite:
-    """The cases."""
-    ground = Suite("ground")
+    """Declare the cases."""
+    headline = Suite("headline")
     ratings = source("ml-1m", WORK)
     ours = ["-m", "apps.recsys", "train", ratings, "-o", WORK / "ml-1m", "--split", "user-holdout", "-q", "--json"]
     pair = {"repeats": 3, "group": "recsys-ml-1m"}
     ceiling = parse_size("400MiB")
     bounds = (NEVER_UNDER, ABOVE_FLOOR)
-    ground.case("recsys-train-ml-1m", [*ours, "--memory", "400MiB"], ceiling=ceiling, bounds=bounds, **pair)
-    ground.case("implicit-ml-1m", ["-m", "apps.recsys.bench.peer_implicit", ratings], **pair)
-    ground.ratio("recsys train: NDCG@100 against implicit", "recsys-train-ml-1m", "implicit-ml-1m", AS_GOOD)
-    ground.ratio("recsys train: time against implicit", "recsys-train-ml-1m", "implicit-ml-1m", AS_FAST)
+    headline.case("recsys-train-ml-1m", [*ours, "--memory", "400MiB"], ceiling=ceiling, bounds=bounds, **pair)
+    headline.case("implicit-ml-1m", ["-m", "apps.recsys.bench.peer_implicit", ratings], **pair)
+    headline.ratio("recsys train: NDCG@100 against implicit", "recsys-train-ml-1m", "implicit-ml-1m", AS_GOOD)
+    headline.ratio("recsys train: time against implicit", "recsys-train-ml-1m", "implicit-ml-1m", AS_FAST)
     for name, factors, size, options in PREDICTIONS:
         label, model = f"{name}-{factors}", WORK / f"{name}-{factors}"
         common = ["--memory", size, "-q", "--json"]
         train = ["train", source(name, WORK), "-o", model, "--factors", factors, *options.split(), *common]
         for command, arguments in (("train", train), ("evaluate", ["evaluate", model, *common])):
-            ground.case(
+            headline.case(
                 f"recsys-{command}-{label}",
                 ["-m", "apps.recsys", *arguments],
                 ceiling=parse_size(size),
                 group=f"recsys-{label}",
                 bounds=bounds,
             )
-    return ground
+    return headline
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""Lists for all users of a large catalogue, judged: time, scratch, and recall against the whole float32 ranking.
+"""Recommend for all users of a large catalogue: time, extra memory, and recall against the full float32 ranking.
 
 ``python -m apps.recsys.bench.lists MODEL_DIR`` runs ``recsys recommend --all-users -k 20`` on a model in one thread and
-prints one JSON line. With ``--items 1000000 --out MODEL_DIR`` the model is first grown: its items are repeated with
-noise (lengths by 10 %, coordinates by a tenth of their spread), each user's history moves to one of the copies, and the
-result is synthetic with the spectrum of the real one.
+prints one JSON line. ``--items 1000000 --out MODEL_DIR`` first grows the model: its items are repeated with noise
+(lengths by 10 %, coordinates by a tenth of their spread) and each user's history moves to one of the copies. The result
+is synthetic and has the spectrum of the real model.
 """
 
 import argparse
@@ -22,11 +22,11 @@ from apps.recsys.models import weights
 
 DEPTH = 20
 JUDGED = 200
-"""Users whose whole ranking is made."""
+"""Number of users whose full ranking is computed."""
 
 
 def grow(source: Path, out: Path, items: int, seed: int) -> None:
-    """Write the larger model."""
+    """Write a model of ``items`` items, grown from the model in ``source``."""
     made, real = model.load_manifest(source), weights.read(source / weights.WEIGHTS)
     random = np.random.default_rng(seed)
     factors = real[np.arange(items) % len(real)]
@@ -48,27 +48,38 @@ def grow(source: Path, out: Path, items: int, seed: int) -> None:
     model.seal(out, kind=made["kind"], fields=kept)
 
 
-def judge(place: Path, out: Path, memory: str) -> dict[str, float]:
-    """Run the command, and compare its lists with whole rankings of some users."""
+def judge(directory: Path, out: Path, memory: str) -> dict[str, float]:
+    """Run the command and compare its lists with the full rankings of some users.
+
+    Parameters
+    ----------
+    directory
+        The model folder.
+
+    Returns
+    -------
+    dict
+        ``recall``; ``scratch_mib``, the peak above baseline and model; ``user_ms``; ``users``; ``items``.
+    """
     import pyarrow.parquet as pq
 
-    command = ["recommend", place, "--all-users", "-o", out, "-k", DEPTH, "--memory", memory, "--threads", 1, "-q"]
+    command = ["recommend", directory, "--all-users", "-o", out, "-k", DEPTH, "--memory", memory, "--threads", 1, "-q"]
     subprocess.run([sys.executable, "-m", "apps.recsys", *map(str, command)], check=True)
-    record, made = json.loads(out.with_suffix(".run.json").read_text()), model.load_manifest(place)
+    record, made = json.loads(out.with_suffix(".run.json").read_text()), model.load_manifest(directory)
     measured, phases = record["measured"], {p["name"]: p["seconds"] for p in record["measured"]["phases"]}
-    own = 4 * made["factors"] * made["items"] + 8 * (made["users"] + 1)
-    table, recommender = pq.read_table(out), model.Recommender(place, made)
-    row_of = {id_: row for row, id_ in enumerate(pq.read_table(place / "items.parquet")["id"].to_pylist())}
-    found = 0
+    model_bytes = 4 * made["factors"] * made["items"] + 8 * (made["users"] + 1)
+    table, recommender = pq.read_table(out), model.Recommender(directory, made)
+    row_of = {id_: row for row, id_ in enumerate(pq.read_table(directory / "items.parquet")["id"].to_pylist())}
+    hits = 0
     judged = np.linspace(0, made["users"] - 1, JUDGED).astype(int)
     for user in judged:
         history, values = recommender.history.items(user), recommender.history.values(user)
         best = {row for row, _ in recommender.recommend(history, values, DEPTH)}
         lists = table.slice(DEPTH * user, DEPTH)["item"].to_pylist()
-        found += len(best & {row_of[id_] for id_ in lists})
+        hits += len(best & {row_of[id_] for id_ in lists})
     return {
-        "recall": found / (DEPTH * JUDGED),
-        "scratch_mib": (measured["peak_bytes"] - measured["floor_bytes"] - own) / (1 << 20),
+        "recall": hits / (DEPTH * JUDGED),
+        "scratch_mib": (measured["peak_bytes"] - measured["floor_bytes"] - model_bytes) / (1 << 20),
         "user_ms": 1000 * phases["rank"] / made["users"],
         "users": made["users"],
         "items": made["items"],
@@ -76,19 +87,19 @@ def judge(place: Path, out: Path, memory: str) -> dict[str, float]:
 
 
 def main() -> None:
-    """The command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model", type=Path)
     parser.add_argument("--items", type=int)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--memory", default="600MiB")
     args = parser.parse_args()
-    place = args.model
+    directory = args.model
     if args.items:
-        place = args.out
-        if not (place / "model.json").is_file():
-            grow(args.model, place, args.items, seed=0)
-    print(json.dumps(judge(place, place.with_suffix(".parquet"), args.memory)))
+        directory = args.out
+        if not (directory / "model.json").is_file():
+            grow(args.model, directory, args.items, seed=0)
+    print(json.dumps(judge(directory, directory.with_suffix(".parquet"), args.memory)))
 
 
 if __name__ == "__main__":

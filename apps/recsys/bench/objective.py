@@ -1,8 +1,9 @@
-"""The objective that two trainings reached, each user solved exactly for the items' factors it is given.
+"""Compare the iALS objective of two trainings; each user is solved exactly against the item factors.
 
-``python -m apps.recsys.bench.objective MODEL_DIR FACTORS.npy`` compares a model folder with a peer's factors on every
-``--every``-th user (all items, all of these users' interactions) and prints one JSON line: both objectives, their
-ratio, and the largest difference of a factor. Hu, Koren, Volinsky 2008, equation 3, as ``implicit`` weighs it.
+``python -m apps.recsys.bench.objective MODEL_DIR FACTORS.npy`` compares a model folder with a peer's item factors on
+every ``--every``-th user (all items, all interactions of these users). It prints one JSON line: both objectives, their
+ratio, and the largest difference of a factor. The objective is equation 3 of Hu, Koren, Volinsky 2008 with
+``implicit``'s confidences.
 """
 
 import argparse
@@ -18,9 +19,16 @@ from apps.recsys.models.als.confidence import confidence as confidence_of
 
 
 def objective(history: History, items: NDArray[np.float64], hyper: dict[str, float], every: int) -> float:
-    """Squared errors weighted by confidence, over all items of some users, and the penalty of both sides' factors.
+    """Sum the confidence-weighted squared errors over all items of some users, and the penalty of both factor tables.
 
-    Without a user's interactions the errors are ``x' Y'Y x``; only those with interactions are summed one by one.
+    Items without an interaction contribute ``x' Y'Y x`` together; only interactions are summed one by one.
+
+    Parameters
+    ----------
+    items
+        Item factors, (items, factors).
+    every
+        Only every ``every``-th user is counted.
     """
     gram = items.T @ items
     penalty = np.diag(np.full(len(gram), hyper["regularization"]))
@@ -37,7 +45,7 @@ def objective(history: History, items: NDArray[np.float64], hyper: dict[str, flo
 
 
 def main() -> None:
-    """The command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model", type=Path)
     parser.add_argument("factors", type=Path)

@@ -1,7 +1,7 @@
-"""The peer of a training alone: pandas, SciPy and ``implicit`` as their documentation uses them, no split.
+"""Train with pandas, SciPy and ``implicit`` as their documentation says, without a split; the peer of ``recsys train``.
 
 ``python -m apps.recsys.bench.peer_fit INTERACTIONS [--factors 64] [--iterations 15] [--out FACTORS.npy]`` prints one
-JSON line: seconds in all and of reading, peak bytes. It imports nothing of this suite.
+JSON line: total seconds, seconds of reading, peak bytes. It imports nothing of this suite.
 """
 
 import argparse
@@ -11,7 +11,7 @@ import resource
 import time
 
 STARTED = time.monotonic()
-# As implicit asks for: its own threads, one BLAS thread below them.
+# implicit recommends one BLAS thread below its own threads.
 os.environ["OPENBLAS_NUM_THREADS"] = "1"
 
 import numpy as np  # noqa: E402
@@ -23,7 +23,7 @@ ALPHA, REGULARIZATION = 2.0, 10.0
 
 
 def read(path: str) -> sp.csr_matrix:
-    """Confidences by user and item; ids numbered in order of first appearance."""
+    """Read confidences as a (users, items) matrix; ids are numbered in order of first appearance."""
     frame = pd.read_parquet(path) if path.endswith(".parquet") else pd.read_csv(path)
     user, _ = pd.factorize(frame.iloc[:, 0])
     item, _ = pd.factorize(frame.iloc[:, 1])
@@ -35,7 +35,7 @@ def read(path: str) -> sp.csr_matrix:
 
 
 def main() -> None:
-    """Read, fit, and keep the items' factors."""
+    """Read, fit, and save the item factors."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("path")
     parser.add_argument("--factors", type=int, default=64)

@@ -1,4 +1,4 @@
-"""The peer: pandas, SciPy and ``implicit`` as their documentation uses them, on the same split, with the same metrics.
+"""Train and evaluate with pandas, SciPy and ``implicit`` as their documentation says, on the same split and metrics.
 
 ``python -m apps.recsys.bench.peer_implicit RATINGS.csv`` prints one JSON line: seconds, peak bytes, metrics. It
 imports nothing of this suite, so it is also an independent check of the evaluation.
@@ -11,7 +11,7 @@ import sys
 import time
 
 STARTED = time.monotonic()
-# As implicit asks for: its own threads, one BLAS thread below them.
+# implicit recommends one BLAS thread below its own threads.
 os.environ["OPENBLAS_NUM_THREADS"] = "1"
 
 import numpy as np  # noqa: E402
@@ -24,7 +24,7 @@ DISCOUNT = 1 / np.log2(np.arange(2, 102))
 
 
 def read(path: str) -> sp.csr_matrix:
-    """The first three columns as user, item, value; ids numbered in order of first appearance."""
+    """Read the first three columns as user, item, value; ids are numbered in order of first appearance."""
     frame = pd.read_csv(path)
     user, _ = pd.factorize(frame.iloc[:, 0])
     item, _ = pd.factorize(frame.iloc[:, 1])
@@ -35,19 +35,25 @@ def read(path: str) -> sp.csr_matrix:
 
 
 def split(rows: sp.csr_matrix, held: np.ndarray, seed: int) -> tuple[sp.csr_matrix, list[np.ndarray]]:
-    """For each held-out user: four fifths of its items to fold in, and the others to score."""
-    known, scored = rows.copy(), []
+    """Split each held-out user's items: four fifths to fold in, the others to score.
+
+    Returns
+    -------
+    tuple
+        The fold-in matrix, and the items to score per user.
+    """
+    fold_in, scored = rows.copy(), []
     for row, user in enumerate(held):
         start, stop = rows.indptr[row], rows.indptr[row + 1]
         order = np.random.default_rng([seed, user]).permutation(stop - start)[: int(0.2 * (stop - start))]
         scored.append(rows.indices[start:stop][order])
-        known.data[start:stop][order] = 0
-    known.eliminate_zeros()
-    return known, scored
+        fold_in.data[start:stop][order] = 0
+    fold_in.eliminate_zeros()
+    return fold_in, scored
 
 
 def main(path: str, factors: int = 64, iterations: int = 15, seed: int = 0) -> None:
-    """Read, fit on nine tenths of the users, evaluate on a fifth of the others' items."""
+    """Read, fit on nine tenths of the users, and evaluate on a fifth of the other users' items."""
     matrix = read(path)
     users = matrix.shape[0]
     confidence = matrix.copy()
@@ -59,11 +65,11 @@ def main(path: str, factors: int = 64, iterations: int = 15, seed: int = 0) -> N
         factors=factors, regularization=REGULARIZATION, iterations=iterations, random_state=seed
     )
     model.fit(confidence[train], show_progress=False)
-    known, scored = split(confidence[held], held, seed)
-    ranked, _ = model.recommend(np.arange(len(held)), known, N=100, recalculate_user=True)
+    fold_in, scored = split(confidence[held], held, seed)
+    ranked, _ = model.recommend(np.arange(len(held)), fold_in, N=100, recalculate_user=True)
     metrics = dict.fromkeys(("ndcg@10", "ndcg@100", "recall@20", "recall@50"), 0.0)
-    for found, test in zip(ranked, scored, strict=True):
-        hits = np.isin(found, test)
+    for items, test in zip(ranked, scored, strict=True):
+        hits = np.isin(items, test)
         for k in (10, 100):
             metrics[f"ndcg@{k}"] += (DISCOUNT[:k] * hits[:k]).sum() / DISCOUNT[: min(k, len(test))].sum()
         for k in (20, 50):

@@ -1,6 +1,6 @@
-"""The promise's grid for ``recsys``: its commands on real data at every ceiling.
+"""Check the promise for ``recsys``: its commands on real data at every ceiling.
 
-``make bench-promise``; needs the real sets below ``PEAKLINE_DATA``.
+``make bench-promise``; it needs the real data sets in ``PEAKLINE_DATA``.
 """
 
 import sys
@@ -20,7 +20,7 @@ TRAIN = (
     ("popularity-ml-1m", "ml-1m", "--model popularity --split user-holdout"),
     ("popularity-gowalla", "gowalla", "--model popularity"),
 )
-"""Name, data set and options of a ``train``; the models of the first four answer the other commands."""
+"""Name, data set and options of each ``train``; the other commands use the models of the first four."""
 ANSWERS = (
     ("recommend-ml-1m", "ials-ml-1m", ("recommend", "--user", "1")),
     ("recommend-all-ml-1m", "ials-ml-1m", ("recommend", "--all-users", "-o", WORK / "all-ml-1m.parquet")),
@@ -31,11 +31,11 @@ ANSWERS = (
 )
 
 SERVED = (("ml-1m", "ials-ml-1m", "1"), ("epinions", "ials-epinions", "1"))
-"""Name, model and an item that is asked for."""
+"""Name, model, and the item in the requests."""
 
 
 def prepare(work: Path) -> None:
-    """Train the models that the other commands use; what is there is kept."""
+    """Train the models that the other commands use; existing ones are kept."""
     import subprocess
 
     for name, data, options in TRAIN[:4]:
@@ -45,7 +45,7 @@ def prepare(work: Path) -> None:
 
 
 def suite() -> Suite:
-    """The cases."""
+    """Make the models and declare the cases."""
     grid = Suite("promise")
     prepare(WORK)
     for name, data, options in TRAIN:

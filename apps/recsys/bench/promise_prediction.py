@@ -1,8 +1,8 @@
-"""Predicted against measured peaks of training steps on embedding tables of 1e5 to 2e6 rows.
+"""Compare predicted with measured peaks of training steps on embedding tables of 1e5 to 2e6 rows.
 
-Two kinds: the ``embedding`` model's own step, whose tables hold rows of float32, int8 or int4; and two towers, a plain
-table each for users and items, as most people would write it, with PyTorch's optimisers.
-``python -m apps.recsys.bench.promise_prediction`` is the suite's case; with ``grid`` it runs the grid itself.
+There are two kinds of step: that of the ``embedding`` model, whose tables have rows of float32, int8 or int4; and that
+of a plain two-tower model with ``torch.nn.Embedding`` tables for users and items and PyTorch's optimisers.
+``python -m apps.recsys.bench.promise_prediction`` runs the suite's case, ``... grid`` the grid itself.
 """
 
 import random
@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
-from apps.recsys.models.embedding.embedding_config import TARGETS, Recipe
+from apps.recsys.models.embedding.embedding_config import TARGETS, EmbeddingConfig
 from common.bench import prediction
 from common.bench.harness import Bound, Suite
 from common.bench.prediction import Configuration, Grid
@@ -26,27 +26,27 @@ TABLES = ("full", "int8", "int4")
 LOSSES = ("softmax", "ccl", "bpr")
 ROWS = (100_000, 250_000, 500_000, 1_000_000, 2_000_000)
 FOREACH = "adamw-foreach"
-"""PyTorch's AdamW as it works on lists of tensors: two copies more than fused while it steps."""
+"""PyTorch's AdamW on lists of tensors; during a step it makes two copies more than the fused one."""
 OPTIMIZERS = ("adamw", FOREACH, "adamw8bit", "adafactor", "rowwise_adagrad", "sgd")
 MOST_BYTES = 1 << 31
-"""No table is larger, with what its optimiser keeps; the machine is shared."""
+"""Largest table including its optimiser state; the machine is shared."""
 WARM_UP = "apps.recsys.bench.promise_prediction:warm_up"
 
 
-def own(*, micro_batch: int, amp: str, **recipe: Any) -> "Prepared":
-    """The step of ``recsys train --model embedding``."""
+def embedding(*, micro_batch: int, amp: str, **recipe: Any) -> "Prepared":
+    """Prepare the step of ``recsys train --model embedding``; ``recipe`` has the fields of ``EmbeddingConfig``."""
     from apps.recsys.models.embedding import model
 
-    what = Recipe(**recipe)
-    network, optimizer, step = model.make_step(what, micro_batch=micro_batch, amp=amp)
-    batch = model.largest_batch(what)
+    config = EmbeddingConfig(**recipe)
+    network, optimizer, step = model.make_step(config, micro_batch=micro_batch, amp=amp)
+    batch = model.largest_batch(config)
     return network, optimizer, lambda: step(batch)
 
 
 def towers(
     *, rows: int, factors: int, batch: int, micro_batch: int, negatives: int, amp: str, optimizer: str
 ) -> "Prepared":
-    """A table of users and a table of items, each followed by a hidden layer, with sampled softmax."""
+    """Prepare the step of a two-tower model: tables of users and of items, a hidden layer each, sampled softmax."""
     import torch
 
     from apps.recsys.models.embedding.losses import softmax
@@ -83,7 +83,7 @@ def towers(
 
 
 def warm_up() -> None:
-    """One step of everything, small; its products are large enough (16 cubed) for torch to give them to oneDNN."""
+    """Run one small step of each kind; its matrix products are large enough (16x16x16) for PyTorch to use oneDNN."""
     from apps.recsys import warm_up as warm
 
     warm.reading()
@@ -92,55 +92,55 @@ def warm_up() -> None:
         step()
     for table, loss, amp in product(TABLES, LOSSES, ("off", "bf16")):
         sizes = {"items": 256, "factors": 32, "batch": 64, "negatives": 32, "window": 4}
-        *_, step = own(micro_batch=32, amp=amp, table=table, loss=loss, **sizes)
+        *_, step = embedding(micro_batch=32, amp=amp, table=table, loss=loss, **sizes)
         step()
 
 
-def _own(table: str, rows: int, factors: int, drawn: bool = False, **changes: Any) -> Configuration:
-    given = {"loss": "softmax", "batch": 512, "parts": 1, "negatives": 1024, "window": 50, "amp": "off"} | changes
-    parts = given.pop("parts")
+def _embedding(table: str, rows: int, factors: int, drawn: bool = False, **changes: Any) -> Configuration:
+    options = {"loss": "softmax", "batch": 512, "parts": 1, "negatives": 1024, "window": 50, "amp": "off"} | changes
+    parts = options.pop("parts")
     labels = {
         "network": "embedding",
         "table": table,
         "rows": f"{rows:.1e}",
         "factors": factors,
-        "loss": given["loss"],
-        "batch": f"{given['batch'] // parts}x{parts}",
-        "precision": "float32" if given["amp"] == "off" else given["amp"],
-        "history": f"w{given['window']}-n{given['negatives']}",
+        "loss": options["loss"],
+        "batch": f"{options['batch'] // parts}x{parts}",
+        "precision": "float32" if options["amp"] == "off" else options["amp"],
+        "history": f"w{options['window']}-n{options['negatives']}",
     }
-    arguments = given | {"items": rows, "factors": factors, "table": table, "micro_batch": given["batch"] // parts}
-    return Configuration.of(labels, "apps.recsys.bench.promise_prediction:own", arguments, drawn)
+    arguments = options | {"items": rows, "factors": factors, "table": table, "micro_batch": options["batch"] // parts}
+    return Configuration.of(labels, "apps.recsys.bench.promise_prediction:embedding", arguments, drawn)
 
 
 def _towers(optimizer: str, rows: int, factors: int, drawn: bool = False, **changes: Any) -> Configuration:
-    given = {"batch": 4096, "parts": 1, "negatives": 32, "amp": "off"} | changes
-    parts = given.pop("parts")
+    options = {"batch": 4096, "parts": 1, "negatives": 32, "amp": "off"} | changes
+    parts = options.pop("parts")
     labels = {
         "network": "towers",
         "optimizer": optimizer,
         "rows": f"{rows:.1e}",
         "factors": factors,
-        "batch": f"{given['batch'] // parts}x{parts}",
-        "precision": "float32" if given["amp"] == "off" else given["amp"],
-        "history": f"n{given['negatives']}",
+        "batch": f"{options['batch'] // parts}x{parts}",
+        "precision": "float32" if options["amp"] == "off" else options["amp"],
+        "history": f"n{options['negatives']}",
     }
-    arguments = given | {
+    arguments = options | {
         "rows": rows,
         "factors": factors,
         "optimizer": optimizer,
-        "micro_batch": given["batch"] // parts,
+        "micro_batch": options["batch"] // parts,
     }
     return Configuration.of(labels, "apps.recsys.bench.promise_prediction:towers", arguments, drawn)
 
 
 def listed() -> Iterator[Configuration]:
-    """Every table and optimiser with every other axis."""
+    """Yield every table and optimiser with every other axis."""
     for table, rows in product(TABLES, ROWS):
-        yield _own(table, rows, 64 if table == "full" else 128)
+        yield _embedding(table, rows, 64 if table == "full" else 128)
     for table, loss in product(TABLES, LOSSES):
-        yield _own(table, 500_000, 128, loss=loss, batch=1024)
-        yield _own(table, 250_000, 128, loss=loss, batch=1024, parts=4, amp="bf16")
+        yield _embedding(table, 500_000, 128, loss=loss, batch=1024)
+        yield _embedding(table, 250_000, 128, loss=loss, batch=1024, parts=4, amp="bf16")
     for optimizer in OPTIMIZERS:
         for rows, factors in ((100_000, 128), (250_000, 128), (500_000, 64), (1_000_000, 64)):
             yield _towers(optimizer, rows, factors)
@@ -149,13 +149,13 @@ def listed() -> Iterator[Configuration]:
 
 
 def draw(source: random.Random) -> Configuration:
-    """One that nobody has thought of."""
+    """Draw a configuration at random."""
     while True:
         rows, factors = round(10 ** source.uniform(5.3, 6.3)), source.choice((32, 48, 64, 96, 128))
         batch = {"batch": source.choice((1024, 2048, 4096, 8192)), "parts": source.choice((1, 2, 4))}
         amp = source.choice(("off", "bf16"))
         if source.random() < 0.5 and rows * factors * 4 * 2 < MOST_BYTES:
-            return _own(
+            return _embedding(
                 source.choice(TABLES),
                 rows,
                 factors,
@@ -164,7 +164,7 @@ def draw(source: random.Random) -> Configuration:
                 window=source.choice((20, 50, 80)),
                 negatives=source.choice((256, 1024, 2048)),
                 amp=amp,
-                **(batch | {"batch": batch["batch"] // TARGETS}),  # windows hold as many pairs each
+                **(batch | {"batch": batch["batch"] // TARGETS}),  # a window holds TARGETS pairs
             )
         if rows * factors * 4 * 6 < MOST_BYTES:
             negatives = source.choice((8, 16, 32))
@@ -172,13 +172,13 @@ def draw(source: random.Random) -> Configuration:
 
 
 def grid() -> Grid:
-    """All of it."""
+    """Return the whole grid."""
     unique = {each.name: each for each in listed()}
     return Grid("recsys", list(unique.values()), draw, warm_up=WARM_UP, libraries=("torch", "numpy"), huge_pages=False)
 
 
 def suite() -> Suite:
-    """The case that runs the grid."""
+    """Declare the case that runs the grid."""
     promise = Suite("promise")
     promise.case(
         "prediction-recsys",

@@ -1,7 +1,7 @@
-"""The suite ``recsys``: published protocols from the command line, each under a ceiling.
+"""The suite ``recsys``: published protocols run from the command line, each under a ceiling.
 
-``make bench-recsys``; needs the real sets below ``PEAKLINE_DATA``. Hyper-parameters come from hidden parts of the
-training data; test files are only evaluated on.
+``make bench-recsys``; it needs the real data sets in ``PEAKLINE_DATA``. Hyper-parameters were chosen on validation
+parts of the training data; test files are only evaluated on.
 """
 
 import gzip
@@ -17,34 +17,34 @@ from common.memory.process.budget import parse_size
 
 WORK = Path("bench/work/recsys")
 NCF = {"weight": "binary", "alpha": 4.33, "regularization": 34, "frequency": 1, "iterations": 12}
-"""Of iALS on MovieLens-1M: unobserved weight 0.3 and ridge of Rendle et al. (2021), in ``implicit``'s terms, among
-settings that were compared on each user's last item before the tested one, with 99 sampled others."""
+"""iALS on MovieLens-1M: the unobserved weight 0.3 and the ridge of Rendle et al. (2021) in ``implicit``'s terms. The
+settings were compared on each user's last item before the tested one, against 99 sampled negatives."""
 
 OWN_USERS = ["--model", "embedding", "--factors", 64, "--epochs", 160, "--set", "user=own", "--set", "negatives=4096"]
 OWN_USERS += ["--set", "popularity=0.5", "--set", "patience=1000", "--threads", 1]
-"""Of the embedding on Gowalla: users with vectors of their own, sampled softmax, a prior by popularity; compared on
-hidden items of 2,000 users (``docs/recsys.md``). Which epoch is kept is decided in training, also on hidden items. The
-rate falls to the end, so nothing is said before it: no patience."""
+"""The embedding on Gowalla: learned user vectors, sampled softmax, a popularity prior; compared on validation items of
+2,000 users (``docs/recsys.md``). The training keeps its best epoch, also by validation items. The learning rate falls
+until the end, so early stopping is off."""
 
 GOWALLA = {"weight": "binary", "alpha": 80, "regularization": 100, "frequency": 1, "iterations": 8}
-"""Of iALS on Gowalla; compared with 64 factors on hidden items of 3,000 users."""
+"""iALS on Gowalla; compared with 64 factors on validation items of 3,000 users."""
 
 
 def settings(hyper: Mapping[str, object]) -> list[str]:
-    """As options of ``recsys train``."""
-    return [part for name, value in hyper.items() for part in ("--set", f"{name}={value}")]
+    """Return the hyper-parameters as options of ``recsys train``."""
+    return [word for name, value in hyper.items() for word in ("--set", f"{name}={value}")]
 
 
 def data(name: str) -> Path:
-    """The folder of a real data set."""
+    """Return the folder of a real data set."""
     base = datasets.find(name)
     if base is None:
-        raise SystemExit(f"data set {name} is not at hand: set PEAKLINE_DATA")
+        raise SystemExit(f"data set {name} not found: set PEAKLINE_DATA")
     return base
 
 
 def ncf_training(scratch: Path) -> Path:
-    """NCF's training file of MovieLens-1M: all ratings but the test pairs, ids by order of first appearance."""
+    """Write NCF's training file of MovieLens-1M: all ratings but the test pairs, ids in order of first appearance."""
     base, out = data("ml-1m"), scratch / "ml-1m.train.rating"
     if out.is_file():
         return out
@@ -64,7 +64,7 @@ def ncf_training(scratch: Path) -> Path:
 
 
 def suite() -> Suite:
-    """The cases."""
+    """Declare the cases."""
     recsys = Suite("recsys")
     common = ["-q", "--json"]
 
@@ -102,7 +102,7 @@ def suite() -> Suite:
 
 
 def _tables(recsys: Suite) -> None:
-    """What a table of each kind keeps of the ranking; the training is the same for all."""
+    """Declare cases that compare the ranking quality of table kinds; the training is the same for all."""
     for kind in layouts.KINDS:
         trainings = ["-m", "apps.recsys.bench.tables", data("ml-1m") / "ratings.csv.gz", WORK / "tables", kind]
         recsys.case(f"table-ml-1m-{kind}", trainings, ceiling=parse_size(tables.CEILING))

@@ -1,6 +1,7 @@
-"""The suite ``recsys_scale``: time and memory against ``implicit``, catalogues and histories beyond memory.
+"""The suite ``recsys_scale``: time and memory against ``implicit``, and data larger than memory.
 
-Part of ``make bench-recsys``; needs the real sets below ``PEAKLINE_DATA``. Fractal and grown data are synthetic.
+It is part of ``make bench-recsys`` and needs the real data sets in ``PEAKLINE_DATA``. Fractal and grown data are
+synthetic.
 """
 
 import subprocess
@@ -23,7 +24,7 @@ def _train(interactions: Path, out: Path, size: str, *options: object) -> list[o
 
 
 def within_memory(suite: Suite) -> None:
-    """The same CSV, the same settings, no split: to the model folder, or to factors in memory."""
+    """Declare cases on the same CSV with the same settings and no split."""
     for data, factors in (("gowalla", 64), ("gowalla", 256), ("ml-1m", 64)):
         ours = f"within-{data}-{factors}"
         theirs, size, path = f"{ours}-implicit", "300MiB", source(data, WORK)
@@ -36,7 +37,7 @@ def within_memory(suite: Suite) -> None:
 
 
 def beyond_memory(suite: Suite) -> None:
-    """Sixty million events under 1 GiB; ``implicit`` has all the memory it wants."""
+    """Declare cases on sixty million events: ``recsys train`` under 1 GiB, ``implicit`` without a limit."""
     size, out, factors = "1GiB", WORK / "fractal", WORK / "fractal.npy"
     group = {"group": "fractal"}
     if not FRACTAL.is_file():
@@ -50,7 +51,7 @@ def beyond_memory(suite: Suite) -> None:
 
 
 def lists(suite: Suite) -> None:
-    """Batch recommendation and evaluation of 139,738 real items and of a million grown ones."""
+    """Declare cases of batch recommendation and evaluation with 139,738 real items and with a million grown ones."""
     size, model = "400MiB", WORK / "epinions-lists"
     group = {"group": "epinions"}
     training = _train(source("epinions", WORK), model, size, "--split", "random")
@@ -69,7 +70,7 @@ def lists(suite: Suite) -> None:
 
 
 def suite() -> Suite:
-    """The cases."""
+    """Make the data and declare the cases."""
     made = Suite("recsys_scale")
     within_memory(made)
     beyond_memory(made)

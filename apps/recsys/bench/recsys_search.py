@@ -1,7 +1,7 @@
-"""The suite ``recsys_search``: what twenty trials gain over the defaults, under the same ceiling.
+"""The suite ``recsys_search``: the gain of twenty trials over the defaults, under the same ceiling.
 
-Part of ``make bench-recsys``; needs MovieLens-1M below ``PEAKLINE_DATA``. Settings are chosen on hidden items of the
-training data; what the split holds out is only evaluated on.
+It is part of ``make bench-recsys`` and needs MovieLens-1M in ``PEAKLINE_DATA``. Settings are chosen on validation items
+of the training data; the split's held-out items are only evaluated on.
 """
 
 import sys
@@ -19,7 +19,7 @@ HIDDEN_GAIN = Bound("result.tuning.gain", at_least=1.0)
 
 
 def suite() -> Suite:
-    """The cases."""
+    """Declare the cases."""
     made = Suite("recsys_search")
     for kind in ("ials", "bpr"):
         group = {"ceiling": parse_size(SIZE), "group": kind}

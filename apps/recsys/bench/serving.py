@@ -1,7 +1,7 @@
-"""``recsys serve`` as a command that ends: a server behind its wall is asked some questions and stopped.
+"""Run ``recsys serve`` in a cgroup, send it some requests, and stop it; a case of the promise's grid.
 
-``python -m apps.recsys.bench.serving CEILING MODEL --item ID``: the wall is around the server alone, and its run
-record is passed on. For the promise's grid.
+``python -m apps.recsys.bench.serving CEILING MODEL ITEM``. Only the server is in the cgroup. Its run record goes to
+stdout.
 """
 
 import re
@@ -16,22 +16,22 @@ from common.memory.process import guard
 
 QUESTIONS = ("health", "recommend?history={0}&k=100", "similar?item={0}&k=100")
 ROUNDS = 20
-"""How often each is asked."""
+"""Number of times each request is sent."""
 
 
 def run(ceiling: int, model: Path, item: str) -> int:
-    """Serve, ask, stop; the server's exit code."""
-    place = guard.hard_wall(ceiling)
+    """Start the server, send the requests, stop it; returns its exit code, or the number of kills."""
+    wall = guard.hard_wall(ceiling)
     command = [sys.executable, "-m", "apps.recsys", "serve", model, "--port", "0", "--memory", ceiling, "--json"]
     with subprocess.Popen(
-        [*map(str, command)], stderr=subprocess.PIPE, text=True, preexec_fn=partial(guard.enter, place)
+        [*map(str, command)], stderr=subprocess.PIPE, text=True, preexec_fn=partial(guard.enter, wall)
     ) as server:
         assert server.stderr is not None
         for line in server.stderr:
             if address := re.search(r"http://[\d.]+:\d+", line):
                 _ask(address[0], item)
                 server.send_signal(signal.SIGTERM)
-    killed = guard.take_down(place)
+    killed = guard.take_down(wall)
     return server.returncode or killed
 
 

@@ -1,12 +1,13 @@
-"""A synthetic catalogue of any size with the structure of a real one: fractal expansion.
+"""Expand a real data set to a synthetic one of any size with the same structure (fractal expansion).
 
 Belletti et al., "Scalable realistic recommendation datasets through fractal expansions", 2019: the Kronecker product of
-a small matrix with the real one. Here the small matrix holds probabilities: it is the real matrix itself, summed over
-``side`` groups of users and of items of like activity, to a power that gives the wanted number of events. The real pair
-(u, i) becomes, in block (a, b) of ``side * side``, the pair (a * users + u, b * items + i) with probability S[a, b].
+a small matrix with the real one. Here the small matrix S holds probabilities. It is the real matrix summed over
+``side`` groups of users and of items with similar activity, raised to the power that gives the requested number of
+events. In block (a, b) of ``side * side`` the real pair (u, i) becomes the pair (a * users + u, b * items + i) with
+probability S[a, b].
 
-``python -m apps.recsys.bench.synthetic_scale_up OUT.parquet --side 9 --events 60000000`` expands Gowalla; the memory it
-takes does not depend on the events.
+``python -m apps.recsys.bench.synthetic_scale_up OUT.parquet --side 9 --events 60000000`` expands Gowalla. Its memory
+does not depend on the number of events.
 """
 
 import argparse
@@ -22,17 +23,23 @@ Pairs = tuple[NDArray[np.int32], NDArray[np.int32]]
 
 
 def gowalla() -> Pairs:
-    """Users and items of the training pairs of LightGCN's Gowalla."""
+    """Read users and items of LightGCN's Gowalla training pairs."""
     base = datasets.find("gowalla")
     if base is None:
-        raise SystemExit("data set gowalla is not at hand: set PEAKLINE_DATA")
+        raise SystemExit("data set gowalla not found: set PEAKLINE_DATA")
     with gzip.open(base / "train_lightgcn.txt.gz", "rt") as stream:
         rows = [np.array(line.split(), np.int32) for line in stream]
     return np.concatenate([np.repeat(row[:1], len(row) - 1) for row in rows]), np.concatenate([r[1:] for r in rows])
 
 
 def reduced(pairs: Pairs, side: int, share: float) -> NDArray[np.float64]:
-    """The small matrix: shape (side, side), largest entry 1, entries to the power at which their mean is ``share``."""
+    """Compute the small matrix.
+
+    Returns
+    -------
+    float64 array, (side, side)
+        The largest entry is 1; the entries are raised to the power at which their mean is ``share``.
+    """
     groups = []
     for column in pairs:
         counts = np.bincount(column)
@@ -50,7 +57,13 @@ def reduced(pairs: Pairs, side: int, share: float) -> NDArray[np.float64]:
 
 
 def write(out: Path, pairs: Pairs, *, side: int, events: int, seed: int) -> int:
-    """Write columns ``user`` and ``item`` as Parquet, user by user; returns how many rows."""
+    """Write columns ``user`` and ``item`` as Parquet, user by user; returns the number of rows.
+
+    Raises
+    ------
+    SystemExit
+        ``side`` is too small for so many events.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -63,17 +76,18 @@ def write(out: Path, pairs: Pairs, *, side: int, events: int, seed: int) -> int:
     rows = 0
     with pq.ParquetWriter(out, pa.schema({"user": pa.int32(), "item": pa.int32()})) as writer:
         for block in range(side):
-            for part in np.array_split(np.arange(len(user)), 16):
-                kept = random.random((len(part), side)) < small[block]
-                place, column = np.nonzero(kept)
-                made = (block * users + user[part][place], column * items + item[part][place])
+            for pairs_of_block in np.array_split(np.arange(len(user)), 16):
+                kept = random.random((len(pairs_of_block), side)) < small[block]
+                pair, column = np.nonzero(kept)
+                source = pairs_of_block[pair]
+                made = (block * users + user[source], column * items + item[source])
                 writer.write_table(pa.table([made[0].astype(np.int32), made[1].astype(np.int32)], ["user", "item"]))
-                rows += len(place)
+                rows += len(pair)
     return rows
 
 
 def main() -> None:
-    """The command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("out", type=Path)
     parser.add_argument("--side", type=int, default=9)

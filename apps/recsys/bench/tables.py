@@ -1,7 +1,7 @@
-"""What a kind of table keeps of the ranking: the same training for several seeds, each with a split of its own.
+"""Measure the ranking quality of one kind of table: the same training for several seeds, each with its own split.
 
-``python -m apps.recsys.bench.tables RATINGS WORK KIND``. From seed to seed the NDCG differs by as much as is asked of a
-table, a percent; the mean counts.
+``python -m apps.recsys.bench.tables RATINGS WORK KIND``. The NDCG varies between seeds by a percent, as much as a table
+may lose, so the mean over seeds is judged.
 """
 
 import json
@@ -14,13 +14,13 @@ from typing import Any
 SEEDS = range(3)
 TRAINING = ["--model", "embedding", "--factors", "64", "--epochs", "12", "--min-value", "4", "--split", "random"]
 TRAINING += ["--set", "user=own", "--set", "negatives=512", "--set", "validation=0", "--threads", "1"]
-"""Ratings from 4 on, a fifth of every user's items held out; no choice was made on them."""
+"""Ratings of at least 4; a fifth of every user's items is held out, and no choice was made on them."""
 CEILING = "1GiB"
 METRIC = "ndcg@20"
 
 
 def measure(ratings: Path, work: Path, kind: str) -> dict[str, Any]:
-    """The mean of the metric, each seed's, and the largest peak of the trainings."""
+    """Train with every seed; returns the mean metric, each seed's metric, and the largest peak in bytes."""
     command = [sys.executable, "-m", "apps.recsys", "train", str(ratings), *TRAINING, "--table", kind]
     command += ["--memory", CEILING, "-q", "--json"]
     values, peaks = [], []

@@ -1,8 +1,8 @@
-"""Peak memory of the peers of ``imaging infer`` on one large volume: MONAI, nnU-Net and KonfAI, the same network.
+"""Measure the peak memory of a peer of ``imaging infer`` on one volume: MONAI, nnU-Net or KonfAI, the same network.
 
-``.venv-peers/bin/python -m apps.imaging.bench.peers.memory PEER IMAGE MODEL WORK``: MODEL is an nnU-Net folder, whose
-network all of them run, with the same tiles, from file to file, each as its documentation says. Prints the process's
-peak, the floor after imports and one small convolution, and their difference.
+``.venv-peers/bin/python -m apps.imaging.bench.peers.memory PEER IMAGE MODEL WORK``. MODEL is an nnU-Net folder, whose
+network all peers run with the same tiles, from file to file, each as its documentation says. The result is the
+process's peak, the baseline after imports and one small convolution, and their difference.
 """
 
 import argparse
@@ -27,18 +27,18 @@ from pathlib import Path
 Path(sys.argv[2]).mkdir(parents=True, exist_ok=True)
 SimpleITK.WriteImage(SimpleITK.ReadImage(sys.argv[1]), f"{sys.argv[2]}/CT.mha")
 """
-"""To uncompressed MetaImage, in a process of its own."""
+"""Converts an image to uncompressed MetaImage; run in a separate process."""
 
 
 def warm_up() -> None:
-    """One convolution: oneDNN is part of the floor."""
+    """Run one convolution, so that oneDNN is part of the baseline."""
     import torch
 
     torch.nn.Conv3d(1, 1, 3)(torch.zeros(1, 1, 8, 8, 8))
 
 
 def load_network(model: Path) -> Any:
-    """The first fold's network with its weights."""
+    """Return the first fold's network with its weights."""
     import torch
 
     configuration = json.loads((model / "plans.json").read_text())["configurations"]["3d_fullres"]
@@ -50,7 +50,7 @@ def load_network(model: Path) -> Any:
 
 
 def monai(image: Path, model: Path, work: Path, tile: int) -> Callable[[], object]:
-    """What one writes with MONAI: everything on the CPU, labels in a byte."""
+    """Return a function that runs a usual MONAI script: everything on the CPU, labels as uint8."""
     import nibabel as nib
     import torch
     from monai.inferers import sliding_window_inference
@@ -69,7 +69,7 @@ def monai(image: Path, model: Path, work: Path, tile: int) -> Callable[[], objec
 
 
 def nnunet(image: Path, model: Path, work: Path, tile: int) -> Callable[[], object]:
-    """nnU-Net's predictor without worker processes, which would hold copies; its tile is the plan's."""
+    """Return a function that runs nnU-Net's predictor with its plan's tile; worker processes would add copies."""
     os.environ |= {f"nnUNet_{name}": str(work) for name in ("raw", "preprocessed", "results")}
     import torch
     from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
@@ -86,7 +86,7 @@ def nnunet(image: Path, model: Path, work: Path, tile: int) -> Callable[[], obje
 
 
 def konfai(image: Path, model: Path, work: Path, tile: int) -> Callable[[], object]:
-    """KonfAI's predictor, which streams: uncompressed MetaImage in and out, so that it reads and writes by region."""
+    """Return a function that runs KonfAI's streaming predictor on MetaImage, which it reads and writes by region."""
     from konfai import predict_model
     from konfai.data.transform import Argmax, Standardize, TensorCast
 
@@ -115,7 +115,7 @@ PEERS: Mapping[str, Callable[[Path, Path, Path, int], Callable[[], object]]] = {
 
 
 def main() -> None:
-    """The command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("peer", choices=PEERS)
     parser.add_argument("image", type=Path)
@@ -129,13 +129,13 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     run = PEERS[args.peer](args.image, args.model, args.work, args.tile)
     warm_up()
-    floor, began = meter.resident(), time.monotonic()
+    baseline, began = meter.resident(), time.monotonic()
     run()
     peak = meter.lifetime_peak()
-    found = {"elapsed": time.monotonic() - began, "floor_mib": floor / MIB, "peak_mib": peak / MIB}
-    found["above_mib"] = found["peak_mib"] - found["floor_mib"]
+    sizes = {"elapsed": time.monotonic() - began, "floor_mib": baseline / MIB, "peak_mib": peak / MIB}
+    sizes["above_mib"] = sizes["peak_mib"] - sizes["floor_mib"]
     versions = {name: version(name) for name in ("torch", "monai", "nnunetv2", "konfai")}
-    print(json.dumps({name: round(value, 1) for name, value in found.items()} | {"versions": versions}))
+    print(json.dumps({name: round(value, 1) for name, value in sizes.items()} | {"versions": versions}))
 
 
 if __name__ == "__main__":

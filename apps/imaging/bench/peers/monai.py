@@ -1,6 +1,6 @@
-"""The peer of ``imaging infer``: what one writes with MONAI, from file to file, eager float32 on the CPU.
+"""Segment an image with a usual MONAI script, from file to file, in eager float32 on the CPU.
 
-``python -m apps.imaging.bench.peers.monai IMAGE MODEL_DIR OUT.nii.gz --tile 96 --overlap 0.25``; prints the seconds
+``python -m apps.imaging.bench.peers.monai IMAGE MODEL_DIR OUT.nii.gz --tile 96 --overlap 0.25`` prints the seconds
 until the labels were written.
 """
 
@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 
 
 def main() -> None:
-    """Read, normalise, slide, argmax, write."""
+    """Read, normalise, run the sliding window, take the argmax, write."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("image", type=Path)
     parser.add_argument("model", type=Path)

@@ -1,6 +1,4 @@
-"""nnU-Net v2 trained-model folders with random weights, as nnU-Net lays them out: for tests, and where only memory and
-time are measured.
-"""
+"""Writes nnU-Net v2 trained-model folders with random weights, for tests and for measuring memory and time."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -28,11 +26,11 @@ ARCHITECTURE = {
 OPTIONS = {"is_seg": False, "order_z": 0, "force_separate_z": None}
 
 INTENSITIES = {"mean": 0.0, "std": 1.0, "percentile_00_5": -1.0, "percentile_99_5": 1.0}
-"""What is known of each channel; a z-score does not look at it."""
+"""Intensity statistics of each channel; z-score normalisation does not use them."""
 
 
 def plans(*, architecture: Mapping[str, Any] = ARCHITECTURE, channels: int = 1, **changes: Any) -> dict[str, Any]:
-    """``plans.json``; ``changes`` are of the configuration."""
+    """Return the content of ``plans.json``; ``changes`` replace fields of the configuration."""
     configuration = {
         "data_identifier": "nnUNetPlans_3d_fullres",
         "preprocessor_name": "DefaultPreprocessor",
@@ -67,7 +65,7 @@ def plans(*, architecture: Mapping[str, Any] = ARCHITECTURE, channels: int = 1, 
 
 
 def network(seed: int, architecture: Mapping[str, Any] = ARCHITECTURE, *, classes: int = 3, channels: int = 1) -> Any:
-    """nnU-Net's own network, built from its own library."""
+    """Build nnU-Net's own network with its own library."""
     import torch
     from dynamic_network_architectures.architectures.unet import PlainConvUNet
     from torch import nn
@@ -89,7 +87,13 @@ def write(
     channels: int = 1,
     **changes: Any,
 ) -> list[Any]:
-    """A trained-model folder with one fold for each seed; returns the networks."""
+    """Write a trained-model folder with one fold per seed, and return the networks.
+
+    Parameters
+    ----------
+    extra
+        An additional value in the checkpoints, which a loader has to refuse or ignore.
+    """
     import torch
 
     directory.mkdir(parents=True, exist_ok=True)
@@ -103,8 +107,8 @@ def write(
     (directory / "dataset.json").write_text(json.dumps(dataset))
     made = [network(seed, architecture, classes=classes, channels=channels).eval() for seed in seeds]
     for fold, each in enumerate(made):
-        place = directory / f"fold_{fold}"
-        place.mkdir(exist_ok=True)
+        folder = directory / f"fold_{fold}"
+        folder.mkdir(exist_ok=True)
         checkpoint = {
             "network_weights": each.state_dict(),
             "optimizer_state": {},
@@ -114,5 +118,5 @@ def write(
             "trainer_name": "nnUNetTrainer",
             "planted": extra,
         }
-        torch.save(checkpoint, place / "checkpoint_final.pth")
+        torch.save(checkpoint, folder / "checkpoint_final.pth")
     return made

@@ -1,9 +1,9 @@
-"""Trained nnU-Net models to compare with: hippocampus, planned by nnU-Net, trained for a minute by its own trainer.
+"""Train nnU-Net models of the hippocampus to compare with: planned by nnU-Net, trained for a minute by its trainer.
 
-``.venv-peers/bin/python -m apps.imaging.bench.peers.nnunet_models WORK SOURCE [STEPS]``: SOURCE is the decathlon's
-Task04. Three data sets of 16 images, two folds each: isotropic; every second slice at 0.8 x 0.8 x 3.6 mm; isotropic
-with two channels. Six further images each are for testing, half of them at another spacing. Patches are smaller than
-the images, so that tiles overlap, and networks have half the features.
+``.venv-peers/bin/python -m apps.imaging.bench.peers.nnunet_models WORK SOURCE [STEPS]``. SOURCE is the Decathlon's
+Task04. There are three data sets of 16 images and two folds: isotropic; every second slice at 0.8 x 0.8 x 3.6 mm;
+isotropic with two channels. Each has six further images for testing, half of them at another spacing. Patches are
+smaller than the images, so that tiles overlap, and networks have half the features.
 """
 
 import json
@@ -18,7 +18,7 @@ import numpy as np
 TRAINING, TESTING = 16, 6
 STEPS = 250
 CHANGED = (1.2, 1.2, 0.9)
-"""Every second image for testing has its spacing multiplied by this."""
+"""The spacing of every second test image is multiplied by this."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,13 +29,13 @@ class Kind:
     name: str
     spacing: tuple[float, float, float]
     step: int
-    """Every so many slices are kept."""
+    """One slice in this many is kept."""
     patch: tuple[int, int, int]
     channels: tuple[str, ...] = ("MRI",)
 
     @property
     def folder(self) -> str:
-        """As nnU-Net names it."""
+        """Return nnU-Net's name for the data set's folder."""
         return f"Dataset{self.number:03d}_{self.name}"
 
 
@@ -47,12 +47,12 @@ KINDS = (
 
 
 def write_images(kind: Kind, raw: Path, source: Path) -> None:
-    """nnU-Net's raw data set; a second channel is the first one's slope along x."""
+    """Write nnU-Net's raw data set; a second channel is the first one's gradient along x."""
     import nibabel as nib
 
-    place = raw / kind.folder
+    folder = raw / kind.folder
     for name in ("imagesTr", "labelsTr", "imagesTs"):
-        (place / name).mkdir(parents=True, exist_ok=True)
+        (folder / name).mkdir(parents=True, exist_ok=True)
     for index, path in enumerate(sorted((source / "imagesTr").glob("hippo*.nii.gz"))[: TRAINING + TESTING]):
         testing = index >= TRAINING
         factors = CHANGED if testing and index % 2 else (1.0, 1.0, 1.0)
@@ -61,24 +61,24 @@ def write_images(kind: Kind, raw: Path, source: Path) -> None:
         case = path.name.removesuffix(".nii.gz")
         for channel, values in enumerate((image, np.gradient(image, axis=0))[: len(kind.channels)]):
             saved = nib.Nifti1Image(values.astype(np.float32), affine)
-            nib.save(saved, place / ("imagesTs" if testing else "imagesTr") / f"{case}_{channel:04d}.nii.gz")
+            nib.save(saved, folder / ("imagesTs" if testing else "imagesTr") / f"{case}_{channel:04d}.nii.gz")
         if not testing:
             labels = np.asarray(nib.load(source / "labelsTr" / path.name).dataobj)[..., :: kind.step]
-            nib.save(nib.Nifti1Image(labels.astype(np.uint8), affine), place / "labelsTr" / f"{case}.nii.gz")
+            nib.save(nib.Nifti1Image(labels.astype(np.uint8), affine), folder / "labelsTr" / f"{case}.nii.gz")
     described = {
         "channel_names": {str(number): name for number, name in enumerate(kind.channels)},
         "labels": {"background": 0, "Anterior": 1, "Posterior": 2},
         "numTraining": TRAINING,
         "file_ending": ".nii.gz",
     }
-    (place / "dataset.json").write_text(json.dumps(described))
+    (folder / "dataset.json").write_text(json.dumps(described))
 
 
 def plan(kind: Kind, preprocessed: Path) -> None:
-    """Fingerprint, plan and preprocess; then patch, batch and features are made smaller."""
+    """Run nnU-Net's fingerprint, planning (with patch, batch and features made smaller) and preprocessing."""
     from nnunetv2.experiment_planning import plan_and_preprocess_api as api
 
-    os.environ |= {"nnUNet_n_proc_DA": "1"}  # the planner takes it for its threads
+    os.environ |= {"nnUNet_n_proc_DA": "1"}  # the planner's number of threads
     api.extract_fingerprints([kind.number], num_processes=1, check_dataset_integrity=False)
     api.plan_experiments([kind.number])
     path = preprocessed / kind.folder / "nnUNetPlans.json"
@@ -93,7 +93,7 @@ def plan(kind: Kind, preprocessed: Path) -> None:
 
 
 def train(kind: Kind, steps: int) -> None:
-    """Two folds of ``steps`` steps."""
+    """Train two folds for ``steps`` steps each."""
     import torch
     from nnunetv2.run.run_training import get_trainer_from_args
 
@@ -102,20 +102,20 @@ def train(kind: Kind, steps: int) -> None:
         trainer = get_trainer_from_args(
             str(kind.number), "3d_fullres", fold, "nnUNetTrainer", "nnUNetPlans", device=torch.device("cpu")
         )
-        trainer.oversample_foreground_percent = 1.0  # so that few steps find the labels
+        trainer.oversample_foreground_percent = 1.0  # few steps are then enough to learn the labels
         trainer.num_epochs, trainer.num_iterations_per_epoch, trainer.num_val_iterations_per_epoch = 1, steps, 1
         trainer.run_training()
 
 
 def models(work: Path) -> Iterator[tuple[Kind, Path, Path]]:
-    """Each data set, its trained model, and its images for testing."""
+    """Yield each data set with its trained model and its test images."""
     for kind in KINDS:
         model = work / "results" / kind.folder / "nnUNetTrainer__nnUNetPlans__3d_fullres"
         yield kind, model, work / "raw" / kind.folder / "imagesTs"
 
 
 def make(work: Path, source: Path, steps: int = STEPS) -> None:
-    """Everything that is not there yet."""
+    """Make the data sets and models that are missing."""
     work = work.resolve()
     for name in ("raw", "preprocessed", "results"):
         (work / name).mkdir(parents=True, exist_ok=True)

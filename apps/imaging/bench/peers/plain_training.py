@@ -1,7 +1,7 @@
-"""What a good practitioner writes with torch and MONAI, and what `imaging train` is measured against.
+"""A good training script with PyTorch and MONAI, the peer of ``imaging train``.
 
-One file, no ceiling, no resuming: read every case, z-score, random patches, flips, affine and intensity augmentation,
-SegResNet, Dice + cross-entropy, AdamW with a cosine, bf16 autocast.
+It has no ceiling and cannot resume: it reads every case, z-scores, draws patches with flips, affine and intensity
+augmentation, and trains a SegResNet with Dice and cross-entropy, AdamW, a cosine schedule and bfloat16 autocast.
 ``python -m apps.imaging.bench.peers.plain_training DATASET_DIR --steps 2000 --out result.json``
 """
 
@@ -33,10 +33,12 @@ from monai.transforms import (
 
 
 def load(path: Path) -> np.ndarray:
+    """Read a NIfTI file as float32."""
     return np.asanyarray(nib.load(path).dataobj).astype(np.float32)
 
 
 def main() -> None:
+    """Train, validate on the held-out fold, and print the result as JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("dataset", type=Path)
     parser.add_argument("--fold", default="0/5")

@@ -1,7 +1,7 @@
-"""The promise's grid for ``imaging``: its commands on real images at every ceiling.
+"""Check the promise for ``imaging``: its commands on real images at every ceiling.
 
-``make bench-promise``; needs ``msd-hippocampus`` and ``ct-sample`` below ``PEAKLINE_DATA``. The CT's network has random
-weights: only memory is measured on it.
+``make bench-promise``; it needs ``msd-hippocampus`` and ``ct-sample`` in ``PEAKLINE_DATA``. The CT's network has random
+weights; only memory is measured on it.
 """
 
 import json
@@ -18,9 +18,9 @@ from common.memory.process.budget import GIB, MIB
 WORK = Path("bench/work/promise-imaging")
 SHIPPED = Path("data/models/hippocampus")
 CT_SPACING = 3.0
-"""Millimetres of the CT's own grid, which is then not resampled; the DICOM series is."""
+"""Voxel size of the CT in mm, so that the CT is not resampled; the DICOM series is."""
 CASES, TRAINING_CASES = 3, 12
-"""Hippocampus volumes that inference and training take: few, because every command runs at every ceiling."""
+"""Numbers of hippocampus volumes for inference and training; few, because every command runs at every ceiling."""
 TRAIN = (
     ("segresnet", "--steps 8"),
     ("segresnet-float32", "--steps 8 --amp off --set batch=4"),
@@ -28,20 +28,20 @@ TRAIN = (
     ("basicunet", "--steps 8 --network basicunet --amp off"),
     ("unet", "--steps 8 --network unet"),
 )
-"""Name and options. The bounded heap learns from two of the steps, and has what it holds after some more."""
+"""Names and options. The bounded heap measures its working set in two steps, and is full after some more."""
 TRAIN_CEILINGS = tuple(ceiling for ceiling in promise.CEILINGS if ceiling >= 512 * MIB)
 FEW_CEILINGS = (1 * GIB, 512 * MIB)
-"""For all but the first ``train``: each takes some ten times as long as any other command of the grid."""
+"""Ceilings of all but the first ``train``: training takes about ten times as long as other commands of the grid."""
 
 
 def prepare(work: Path, data: Path) -> None:
-    """Lay out inputs below ``work``; what is there is kept."""
+    """Make the inputs below ``work``; existing models and predictions are kept."""
     work.mkdir(parents=True, exist_ok=True)
     headline_infer.make_model(work / "ct-model", spacing=CT_SPACING)
-    for part, where in (("imagesTr", "images"), ("labelsTr", "labels")):
-        for folder, cases in ((work / where, CASES), (work / "hippocampus" / part, TRAINING_CASES)):
+    for source, name in (("imagesTr", "images"), ("labelsTr", "labels")):
+        for folder, cases in ((work / name, CASES), (work / "hippocampus" / source, TRAINING_CASES)):
             folder.mkdir(parents=True, exist_ok=True)
-            for path in sorted((data / "msd-hippocampus" / part).glob("*.nii.gz"))[:cases]:
+            for path in sorted((data / "msd-hippocampus" / source).glob("*.nii.gz"))[:cases]:
                 shutil.copyfile(path, folder / path.name)
     (work / "hippocampus" / "dataset.json").write_text(json.dumps(headline_train.DESCRIPTION))
     shutil.copyfile(data / "ct-sample" / "example_seg_fast_force_split.nii.gz", work / "reference.nii.gz")
@@ -54,7 +54,7 @@ def prepare(work: Path, data: Path) -> None:
 
 
 def _move(labels: Path, out: Path) -> None:
-    """Write a segmentation that is wrong by a voxel."""
+    """Write the segmentation shifted by one voxel."""
     import nibabel
     import numpy as np
 
@@ -64,11 +64,10 @@ def _move(labels: Path, out: Path) -> None:
 
 
 def suite() -> Suite:
-    """The cases."""
-    found = [datasets.find(name) for name in ("msd-hippocampus", "ct-sample")]
-    if None in found or found[1] is None:
-        raise SystemExit("data sets msd-hippocampus and ct-sample are not at hand: set PEAKLINE_DATA")
-    ct = found[1]
+    """Make the inputs and declare the cases."""
+    hippocampus, ct = (datasets.find(name) for name in ("msd-hippocampus", "ct-sample"))
+    if hippocampus is None or ct is None:
+        raise SystemExit("data sets msd-hippocampus and ct-sample not found: set PEAKLINE_DATA")
     grid = Suite("promise")
     prepare(WORK, ct.parent)
     for number, (name, options) in enumerate(TRAIN):
@@ -84,12 +83,12 @@ def suite() -> Suite:
         out = WORK / f"out-{name}"
         argv = ["apps.imaging", "infer", inputs, "-m", model, "-o", out, *options.split(), "-q"]
         promise.add_command(grid, f"imaging-infer-{name}", argv, fresh=out)
-    for name, pair in (
+    for label, pair in (
         ("hippocampus", ("predictions", "labels")),
         ("61-classes", ("prediction.nii.gz", "reference.nii.gz")),
     ):
-        argv = ["apps.imaging", "evaluate", *(WORK / part for part in pair), "-q"]
-        promise.add_command(grid, f"imaging-evaluate-{name}", argv)
+        argv = ["apps.imaging", "evaluate", *(WORK / name for name in pair), "-q"]
+        promise.add_command(grid, f"imaging-evaluate-{label}", argv)
     return grid
 
 

@@ -1,9 +1,9 @@
-"""Plans of ``imaging``: how long planning takes, and whether the chosen setting is as fast as the best there is.
+"""Check plans of ``imaging``: how long planning takes, and whether the chosen setting is as fast as the best one.
 
 ``python -m apps.imaging.bench.promise.plans search DATASET OPTIONS...`` runs training steps of *every* setting in
-turn, A B C A B C, and compares, for each ceiling at which the choice could change, the planner's choice with the
-fastest setting that fits. Choices and fastest run some more rounds: of 96 settings one is always the fastest by chance.
-Each run has a process of its own: where one before has left a heap, glibc takes from it what it would map.
+turn, A B C A B C. For each ceiling at which the choice could change it compares the planner's choice with the fastest
+setting that fits. Both run further rounds, because among 96 settings one is always the fastest by chance. Every run has
+its own process: after another run glibc would take memory from the heap that it otherwise maps.
 """
 
 import json
@@ -34,13 +34,13 @@ SEARCHES = (
     ("segresnet-batch-4", "--set batch=4 --patch 24,24,24"),
     ("unet", "--network unet --patch 32,32,32"),
 )
-"""Name and options of the small networks whose whole grid is run."""
+"""Names and options of the small networks whose whole grid is run."""
 ROUNDS, STEPS = 3, 4
-"""Each setting's steps, in so many rounds; the fastest counts, because what else runs here only adds to it."""
+"""Rounds, and steps of each setting per round. The fastest step counts, because other processes only slow it down."""
 FINALS = 5
 """Further rounds of the settings that are compared."""
 ENOUGH_SECONDS = 300.0
-"""No further round is begun after this."""
+"""No round starts after this time."""
 NOT_WASTEFUL = Bound("result.worst_throughput", at_least=0.95)
 NEW_TRAINING, NEW_INFERENCE = Bound("seconds", at_most=60), Bound("seconds", at_most=10)
 CACHED, NO_TORCH = Bound("result.cached_ms", at_most=50), Bound("result.imports_torch", at_most=0)
@@ -48,12 +48,12 @@ CACHED_TRIES = 7
 
 
 def suite() -> Suite:
-    """The cases."""
-    found = datasets.find("msd-hippocampus")
-    if found is None:
-        raise SystemExit("data set msd-hippocampus is not at hand: set PEAKLINE_DATA")
+    """Make the inputs and declare the cases."""
+    hippocampus = datasets.find("msd-hippocampus")
+    if hippocampus is None:
+        raise SystemExit("data set msd-hippocampus not found: set PEAKLINE_DATA")
     plans = Suite("promise")
-    grid.prepare(WORK, found.parent)
+    grid.prepare(WORK, hippocampus.parent)
     train = ["train", WORK / "hippocampus", "-o", WORK / "out-plans", "--fold", "0/4"]
     infer = ["infer", WORK / "images", "-m", grid.SHIPPED, "-o", WORK / "out-plans"]
     for name, command, ceilings, bound in (
@@ -61,10 +61,10 @@ def suite() -> Suite:
         ("infer", infer, (GIB, 256 * MIB), NEW_INFERENCE),
     ):
         for ceiling in ceilings:
-            argv = [str(part) for part in (*command, "--dry-run", "--json", "--memory", ceiling)]
-            line = f"exec env XDG_CACHE_HOME=$(mktemp -d) {sys.executable} -m apps.imaging {' '.join(argv)}"
-            suite_name = f"plan-new-{name}@{ceiling // MIB}MiB"
-            plans.case(suite_name, ["sh", "-c", line], ceiling=ceiling, bounds=(bound,), exits=(0, 3))
+            argv = [str(word) for word in (*command, "--dry-run", "--json", "--memory", ceiling)]
+            script = f"exec env XDG_CACHE_HOME=$(mktemp -d) {sys.executable} -m apps.imaging {' '.join(argv)}"
+            case_name = f"plan-new-{name}@{ceiling // MIB}MiB"
+            plans.case(case_name, ["sh", "-c", script], ceiling=ceiling, bounds=(bound,), exits=(0, 3))
         judge = ["-m", "apps.imaging.bench.promise.plans", "cached", *command]
         plans.case(f"plan-cached-{name}", judge, bounds=(CACHED, NO_TORCH))
     for name, options in SEARCHES:
@@ -78,17 +78,17 @@ def _workload(argv: Sequence[str]) -> Any:
     from common.memory.process.budget import MemoryBudget
 
     args = parser().parse_args([*argv, "--memory", "1TiB", "-q"])
-    return args.command.workload(args, MemoryBudget(1 << 40))
+    return args.command.workload(args.command.request(args), MemoryBudget(1 << 40))
 
 
 def cached(argv: Sequence[str]) -> dict[str, Any]:
-    """Seconds of planning when everything is known: the median of some, each with a new store."""
+    """Measure planning when all costs are cached: the median time of several plans, each with a new store."""
     from common.memory.costs.store import CostStore
     from common.memory.plan import planner
     from common.memory.process.budget import MemoryBudget
 
     work, budget = _workload(argv), MemoryBudget(1 << 40)
-    planner.plan(work, budget, CostStore())  # measures what is missing, in children
+    planner.plan(work, budget, CostStore())  # measures missing costs in children
     times = []
     for _ in range(CACHED_TRIES):
         began = time.perf_counter()
@@ -98,7 +98,14 @@ def cached(argv: Sequence[str]) -> dict[str, Any]:
 
 
 def search(argv: Sequence[str]) -> dict[str, Any]:
-    """Run every setting; the worst ratio of the choice's throughput to the best's, over all ceilings that matter."""
+    """Run every setting and compare, for all ceilings at which the choice could change.
+
+    Returns
+    -------
+    dict
+        ``worst_throughput``, the smallest ratio of the chosen setting's throughput to the best one's; ``settings``,
+        their number; ``ceilings``, one row each; ``table``, one row per setting with bytes needed and seconds.
+    """
     from common.memory.costs.probes import ProbeFailed
     from common.memory.costs.store import CostStore
     from common.memory.plan import planner
@@ -107,7 +114,7 @@ def search(argv: Sequence[str]) -> dict[str, Any]:
     work, costs = _workload(argv), CostStore()
     plans = []
     for setting in work.settings():
-        with suppress(ProbeFailed):  # not to be had here: bfloat16 where it is slower, say
+        with suppress(ProbeFailed):  # not available on this machine, for example bfloat16 where it is slower
             plans.append(planner.price(work, setting, costs, ceiling=None))
     settings, needs = [dict(plan.knobs) for plan in plans], [plan.needed_bytes for plan in plans]
     choices = {
@@ -116,7 +123,7 @@ def search(argv: Sequence[str]) -> dict[str, Any]:
     }
 
     def fastest(ceiling: int, seconds: Sequence[float]) -> int:
-        return min((place for place, need in enumerate(needs) if need <= ceiling), key=seconds.__getitem__)
+        return min((index for index, need in enumerate(needs) if need <= ceiling), key=seconds.__getitem__)
 
     def compared(seconds: Sequence[float]) -> set[int]:
         return {*choices.values(), *(fastest(ceiling, seconds) for ceiling in choices)}
@@ -135,7 +142,7 @@ def search(argv: Sequence[str]) -> dict[str, Any]:
 def run_all(
     work: "TrainWorkload", plans: Sequence["Plan"], finalists: Callable[[Sequence[float]], set[int]]
 ) -> list[float]:
-    """Seconds of an optimiser step by plan, run in turn; those of the finalists more often."""
+    """Run one optimiser step of each plan in turn, and further rounds of the finalists; returns seconds per plan."""
     import tempfile
 
     import torch
@@ -144,16 +151,16 @@ def run_all(
     from common.memory.process import glibc
 
     glibc.tame()
-    torch.set_num_threads(1)  # others would not be in the children
+    torch.set_num_threads(1)  # a forked child has only the calling thread
     warm_up.train()
     with tempfile.TemporaryDirectory() as scratch:
         stores = {"memory": _load(work, None), "disk": _load(work, Path(scratch) / "cases")}
         seconds, began, rounds = [math.inf] * len(plans), time.monotonic(), 0
 
-        def run(places: Sequence[int]) -> None:
-            for place in places:
-                seconds[place] = min(seconds[place], _in_a_child(lambda at=place: _seconds(work, plans[at], stores)))
-            sys.stderr.write(f"{len(places)} plans: done after {time.monotonic() - began:.1f} s\n")
+        def run(indices: Sequence[int]) -> None:
+            for index in indices:
+                seconds[index] = min(seconds[index], _in_a_child(lambda at=index: _seconds(work, plans[at], stores)))
+            sys.stderr.write(f"{len(indices)} plans: done after {time.monotonic() - began:.1f} s\n")
 
         while rounds < ROUNDS and time.monotonic() - began < ENOUGH_SECONDS:
             run(range(len(plans)))
@@ -169,9 +176,9 @@ def _in_a_child(measure: Callable[[], float]) -> float:
     child = context.Process(target=lambda: sending.send(measure()))
     child.start()
     sending.close()
-    found = float(receiving.recv())
+    seconds = float(receiving.recv())
     child.join()
-    return found
+    return seconds
 
 
 def _load(work: "TrainWorkload", file: Path | None) -> "Volumes":
@@ -203,7 +210,7 @@ def _seconds(work: "TrainWorkload", plan: "Plan", stores: dict[str, "Volumes"]) 
     )
     sampler = Sampler(stores[plan["cache"]], recipe.patch, recipe.batch, recipe.seed, recipe.mirror)
     with bounded_heap(network, plan):
-        for number in range(PASSES):  # until the heap has learned
+        for number in range(PASSES):  # until the heap has measured its working set
             step(sampler(number))
         return min(_timed(lambda number: step(sampler(number)), range(PASSES, PASSES + STEPS)))
 
@@ -216,7 +223,7 @@ def _timed(action: Any, numbers: Sequence[int]) -> Iterator[float]:
 
 
 def _as_a_command_starts() -> None:
-    """Start again with what is read before ``main`` set as the supervisor sets it: page faults depend on it."""
+    """Restart with the environment that the supervisor gives a command; page faults depend on it."""
     from common.cli.main import _default_threads
     from common.memory.process import glibc
 

@@ -1,6 +1,6 @@
-"""Predicted against measured peaks of ``imaging train``'s step: networks, patches, batches, precisions, optimisers.
+"""Compare predicted with measured peaks of ``imaging train``'s step, over networks, patches, batches and optimisers.
 
-``python -m apps.imaging.bench.promise.prediction`` is the suite's case; with ``grid`` it runs the grid itself.
+``python -m apps.imaging.bench.promise.prediction`` runs the suite's case, ``... grid`` the grid itself.
 """
 
 import random
@@ -27,11 +27,11 @@ PRECISIONS = ("off", "bf16")
 CHECKPOINTS = ("none", "cheap", "alternate", "blocks")
 OPTIMIZERS = ("adamw", "adamw8bit", "adafactor", "sgd")
 BATCHES = ((1, 1), (2, 1), (1, 2))
-"""Samples in a micro-batch, micro-batches."""
+"""Samples per micro-batch, and number of micro-batches."""
 PATCHES: Mapping[str, tuple[int, int, int]] = {"unet": (96, 96, 64)}
-"""Where 64 cubed is too small to be judged."""
+"""Patches of networks for which 64x64x64 is too small to be judged."""
 LEAST, MOST = 64**3 * 16, 96**3 * 16
-"""Voxels times filters of a drawn step: large enough to be judged, small enough for the time there is."""
+"""Voxels times filters of a drawn step: large enough to be judged, small enough for a run of hours."""
 
 
 def configuration(
@@ -49,7 +49,15 @@ def configuration(
     channels: int = 1,
     drawn: bool = False,
 ) -> Configuration:
-    """One step of ``apps.imaging.training.recipe.make_step``."""
+    """Describe one step of ``apps.imaging.training.recipe.make_step``.
+
+    Parameters
+    ----------
+    patch
+        Voxels (x, y, z).
+    batch
+        Samples per micro-batch, and number of micro-batches.
+    """
     arguments = registry.arguments(
         network, {**NETWORKS[network], **(changes or {})}, in_channels=channels, out_channels=classes
     )
@@ -82,7 +90,7 @@ def configuration(
         "width": _width(arguments),
         "channels": f"{channels}to{classes}",
     }
-    given = {
+    step = {
         "recipe": recipe,
         "micro_batch": batch[0],
         "parts": batch[1],
@@ -90,7 +98,7 @@ def configuration(
         "checkpoint": checkpoint,
         "step_in_backward": step_in_backward,
     }
-    return Configuration.of(labels, traced_step.STEP, given, drawn)
+    return Configuration.of(labels, traced_step.STEP, step, drawn)
 
 
 def _width(arguments: Mapping[str, Any]) -> str:
@@ -99,7 +107,7 @@ def _width(arguments: Mapping[str, Any]) -> str:
 
 
 def listed() -> Iterator[Configuration]:
-    """Every network with every value of every other axis."""
+    """Yield every network with every value of every other axis."""
     for network, amp in product(NETWORKS, PRECISIONS):
         usual = PATCHES.get(network, (64, 64, 64))
         for batch in BATCHES:
@@ -121,7 +129,7 @@ def listed() -> Iterator[Configuration]:
 
 
 def draw(source: random.Random) -> Configuration:
-    """One that nobody has thought of."""
+    """Draw a configuration at random."""
     while True:
         network = source.choice(list(NETWORKS))
         factor = registry.divisor(network, NETWORKS[network])
@@ -147,7 +155,7 @@ def draw(source: random.Random) -> Configuration:
 
 
 def _scaled(network: str, width: int) -> dict[str, Any]:
-    """The network with ``width`` filters where it has 16."""
+    """Return the network's widths scaled so that 16 filters become ``width``."""
     scaled: dict[str, Any] = {}
     for key in {"init_filters", "filters", "features", "channels"} & NETWORKS[network].keys():
         value = NETWORKS[network][key]
@@ -156,7 +164,7 @@ def _scaled(network: str, width: int) -> dict[str, Any]:
 
 
 def grid() -> Grid:
-    """All of it."""
+    """Return the whole grid."""
     unique = {each.name: each for each in listed()}
     return Grid(
         "imaging", list(unique.values()), draw, warm_up=baselines.TRAIN, libraries=("torch", "monai"), huge_pages=True
@@ -164,7 +172,7 @@ def grid() -> Grid:
 
 
 def suite() -> Suite:
-    """The case that runs the grid."""
+    """Declare the case that runs the grid."""
     promise = Suite("promise")
     promise.case(
         "prediction-imaging",

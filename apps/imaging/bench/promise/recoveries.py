@@ -1,10 +1,10 @@
-"""Allocation failures made by the kernel in the middle of a training, and what is left of them afterwards.
+"""Make the kernel refuse allocations in the middle of a training, and compare the result with an undisturbed one.
 
-A short training in float64 is done once undisturbed, and then again for each failure: at some operator of its forward
-pass, its backward pass, its optimiser's step or its validation, the soft wall falls to what the process holds (a
-passing failure: the wall is lifted when memory is released), or to a fraction of what the step takes beyond what was
-there (a lasting one: only smaller micro-batches fit). ``python -m apps.imaging.bench.promise.training recoveries``
-prints what came of it.
+A short training in float64 runs once undisturbed, and then again for each failure. At some operator of the forward
+pass, the backward pass, the optimiser's step or the validation the soft limit falls. For a transient failure it falls
+to the present size of the process and is lifted when memory is released. For a lasting failure it leaves a fraction of
+the memory that a step takes, so that only smaller micro-batches fit.
+``python -m apps.imaging.bench.promise.training recoveries`` prints the result.
 """
 
 import copy
@@ -33,19 +33,19 @@ PHASES = ("forward", "backward", "step", "validation")
 SIDE, BATCH, STEPS, CLASSES = 16, 4, 2, 3
 NETWORK = {"init_filters": 16, "blocks_down": [1, 1, 1], "blocks_up": [1, 1]}
 ROOM = 256 * KIB
-"""What a passing wall leaves: enough for Python, less than a tensor of this network."""
+"""Bytes a transient failure leaves: enough for Python, less than a tensor of this network."""
 SHARE = 0.45
-"""Of what the step takes, what a lasting wall leaves: too little for the whole batch, enough for a sample."""
+"""Share of a step's memory that a lasting failure leaves: too little for the whole batch, enough for one sample."""
 FILLING = 64 * KIB
-"""Of a block that fills the heap: below glibc's mmap threshold, and less than a tensor of this network."""
+"""Size of the blocks that fill the heap: below glibc's mmap threshold, and less than a tensor of this network."""
 TRIES = 100
-"""Trainings until one fails: late in a phase, what is left to allocate may fit after all."""
+"""Trainings tried until an allocation fails: late in a phase the remaining allocations may fit."""
 
 
 class FilledHeap:
-    """Take, untouched, the addresses that the heap keeps free, so that only the kernel can give a tensor memory.
+    """Allocates the heap's free addresses without touching them, so that only the kernel can provide a tensor's memory.
 
-    Where mapping was refused once, glibc has grown its heap instead, and a later wall would not be met.
+    After one refused mapping glibc grows its heap instead, and a later limit would never be reached.
     """
 
     def __init__(self) -> None:
@@ -57,18 +57,18 @@ class FilledHeap:
             self._blocks.append(block)
 
     def free(self) -> None:
-        """Give them back."""
+        """Free the blocks."""
         while self._blocks:
             self._free(ctypes.c_void_p(self._blocks.pop()))
 
 
 @dataclass
 class Failure(TorchDispatchMode):
-    """Lets the wall fall before the ``at``-th operator; counts operators all along."""
+    """Lowers the soft limit before the ``at``-th operator; counts operators throughout."""
 
     at: int
     wall: Callable[[], int]
-    """What the process may hold then, in bytes."""
+    """Returns the bytes that the process may then hold."""
     seen: int = 0
     filled: FilledHeap | None = None
 
@@ -76,7 +76,7 @@ class Failure(TorchDispatchMode):
         super().__init__()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run the operator, behind the wall if its turn has come."""
+        """Run the operator, after lowering the limit if it is the ``at``-th."""
         self.seen += 1
         if self.seen == self.at:
             self.filled = FilledHeap()
@@ -86,7 +86,7 @@ class Failure(TorchDispatchMode):
 
 @dataclass(slots=True)
 class Outcome:
-    """What a training ended with."""
+    """The result of a training."""
 
     weights: torch.Tensor
     dice: Any
@@ -94,25 +94,25 @@ class Outcome:
     failures: int
     """Allocations that the kernel refused."""
     taken: int
-    """Bytes that the last step held at its peak, beyond what was there before."""
+    """Peak bytes of the last step above the size of the process before it."""
     marks: list[int] = field(default_factory=list)
-    """Operators done by the end of the last step's forward pass, its backward pass, its update, and validation."""
+    """Operators run by the end of the last step's forward pass, backward pass and update, and of the validation."""
 
 
 def recipe() -> Recipe:
-    """The network, its optimiser and its loss."""
+    """Return the recipe: network, optimiser and loss."""
     complete = registry.arguments("segresnet", NETWORK, in_channels=1, out_channels=CLASSES)
     return Recipe("segresnet", complete, (SIDE,) * 3, BATCH, STEPS, None, 1e-3, 1e-2, 1.0, "", 1, None, 0, "adafactor")
 
 
 @contextmanager
 def counted_failures(lasting: bool) -> Iterator[list[str]]:
-    """Collect the refused allocations' messages; unless ``lasting``, each release lifts the wall."""
+    """Collect the refused allocations' messages; unless ``lasting``, each release lifts the soft limit."""
     messages: list[str] = []
-    found = guard.is_out_of_memory
+    original = guard.is_out_of_memory
 
     def recognised(error: BaseException) -> bool:
-        if is_one := found(error):
+        if is_one := original(error):
             messages.append(str(error).splitlines()[0][:80])
         return is_one
 
@@ -126,12 +126,14 @@ def counted_failures(lasting: bool) -> Iterator[list[str]]:
 
 
 def train(at: int, *, lasting: int = 0) -> Outcome:
-    """Two steps and a validation; the failure comes at the ``at``-th operator after the first step (0: none).
+    """Run two steps and a validation with one failure.
 
     Parameters
     ----------
+    at
+        Number of the operator after the first step at which the failure comes; 0: none.
     lasting
-        Bytes that the rest of the step may take; 0: a passing failure.
+        Bytes that the rest of the step may take; 0: a transient failure.
     """
     torch.manual_seed(0)
     network, _, step = make_step(recipe(), micro_batch=BATCH, amp="off", checkpoint="none")
@@ -164,7 +166,7 @@ def train(at: int, *, lasting: int = 0) -> Outcome:
 
 
 def _marked(step: TrainingStep, failure: Failure) -> list[int]:
-    """A list that gets the operators done when the last forward pass and the backward pass have ended."""
+    """Return a list that will hold the operators run by the end of the last forward and of the backward pass."""
     marks: list[int] = []
     sums, update = step.loss.sums, step.optimizer.step  # type: ignore[union-attr]
 
@@ -173,9 +175,9 @@ def _marked(step: TrainingStep, failure: Failure) -> list[int]:
 
         @staticmethod
         def sums(*arguments: Any) -> Any:
-            found = sums(*arguments)
+            answer = sums(*arguments)
             marks[:] = [failure.seen]
-            return found
+            return answer
 
     def marked_update() -> Any:
         marks[1:] = [failure.seen]
@@ -187,19 +189,19 @@ def _marked(step: TrainingStep, failure: Failure) -> list[int]:
 
 
 def report() -> dict[str, Any]:
-    """Make the failures and compare: what the suite bounds."""
+    """Run all failures and return the numbers that the suite bounds."""
     torch.set_num_threads(1)
     train(0)  # loads code
-    calm = train(0)
-    random, starts = np.random.default_rng(0), (0, *calm.marks)
+    undisturbed = train(0)
+    random, starts = np.random.default_rng(0), (0, *undisturbed.marks)
     counts = dict.fromkeys(PHASES, 0)
     error, differ, same, left = 0.0, 0, 0, 0
     guard.release()
     base = meter.resident()
     for number in range(FAILURES):
         phase = number % len(PHASES)
-        # Every other failure of forward and backward leaves room for smaller micro-batches only.
-        lasting = int(SHARE * calm.taken) if phase < 2 and number // len(PHASES) % 2 else 0
+        # Every second failure of a forward or backward pass leaves memory for smaller micro-batches only.
+        lasting = int(SHARE * undisturbed.taken) if phase < 2 and number // len(PHASES) % 2 else 0
         for _ in range(TRIES):
             done = train(int(random.integers(starts[phase] + 1, starts[phase + 1] + 1)), lasting=lasting)
             if done.failures:
@@ -207,11 +209,12 @@ def report() -> dict[str, Any]:
         else:
             raise RuntimeError(f"no allocation of {PHASES[phase]} failed in {TRIES} trainings")
         counts[PHASES[phase]] += 1
-        error = max(error, float((done.weights - calm.weights).norm() / calm.weights.norm()))
+        weights = undisturbed.weights
+        error = max(error, float((done.weights - weights).norm() / weights.norm()))
         if done.micro_batch == BATCH:
             same += 1
-            exact = torch.equal(done.weights, calm.weights) and np.array_equal(done.dice, calm.dice, equal_nan=True)
-            differ += not exact
+            same_dice = np.array_equal(done.dice, undisturbed.dice, equal_nan=True)
+            differ += not (torch.equal(done.weights, weights) and same_dice)
         del done
         guard.release()
         left = max(left, meter.resident() - base)

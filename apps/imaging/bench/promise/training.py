@@ -1,7 +1,7 @@
-"""The training step's promises on segmentation networks: ``make bench-promise ONLY='training-*'``.
+"""Check the training step on segmentation networks: ``make bench-promise ONLY='training-*'``.
 
-Exact accumulation with Dice; a step of SegResNet and DynUNet in a quarter of its memory; recovery from failures that
-the kernel makes.
+The cases are exact accumulation with Dice losses, a step of SegResNet and DynUNet in a quarter of its memory, and
+recovery from refused allocations.
 """
 
 import argparse
@@ -20,7 +20,7 @@ MODULE = "apps.imaging.bench.promise.training"
 NETWORKS = ("segresnet", "dynunet")
 SIDE, BATCH = 96, 4
 STEPS = 3
-"""The first makes states and code; the others are timed."""
+"""The first step creates optimiser states and compiled kernels; the others are timed."""
 PLANS = {"plain": (BATCH, "off", "none"), "controlled": (1, "off", "cheap"), "bf16": (1, "bf16", "cheap")}
 """Micro-batch, precision and checkpointing policy."""
 QUARTER = Bound("result.above_floor_bytes", at_most=0.25)
@@ -34,7 +34,7 @@ RECOVERED = (
 
 
 def suite() -> Suite:
-    """The cases."""
+    """Declare the cases."""
     made = Suite("promise")
     made.case("training-exactness-dice", ("-m", MODULE, "exactness"), bounds=EXACT)
     made.case("training-recoveries", ("-m", MODULE, "recoveries"), bounds=RECOVERED)
@@ -43,14 +43,14 @@ def suite() -> Suite:
             made.case(f"training-{network}-{plan}", ("-m", MODULE, "step", network, plan), group=f"training-{network}")
         for plan in list(PLANS)[1:]:
             pair = (f"training-{network}-{plan}", f"training-{network}-plain")
-            made.ratio(f"{network}, {plan}: memory above the floor", *pair, QUARTER)
+            made.ratio(f"{network}, {plan}: memory above the baseline", *pair, QUARTER)
             made.ratio(f"{network}, {plan}: time", *pair, AS_FAST)
             made.ratio(f"{network}, {plan}: last loss", *pair, Bound("result.last_loss", 0.95, 1.05))
     return made
 
 
 def step(network: str, plan: str) -> dict[str, object]:
-    """Peak above the loaded libraries, seconds and losses of a few steps on a ball in noise."""
+    """Run a few steps on balls in noise; returns the peak above the baseline, seconds and losses."""
     import torch
 
     from apps.imaging import warm_up
@@ -67,7 +67,7 @@ def step(network: str, plan: str) -> dict[str, object]:
     recipe = Recipe(network, complete, (SIDE,) * 3, BATCH, STEPS, None, 1e-3, 0.0, 5.0, "", 0, None, 0)
     micro_batch, amp, checkpoint = PLANS[plan]
     glibc.trim()
-    floor = resident()
+    baseline = resident()
     reset_peak()
     _, _, one = make_step(recipe, micro_batch=micro_batch, amp=amp, checkpoint=checkpoint)
     batch = phantom()
@@ -77,7 +77,7 @@ def step(network: str, plan: str) -> dict[str, object]:
         losses.append(float(one(batch)))
         seconds.append(time.perf_counter() - began)
     return {
-        "above_floor_bytes": lifetime_peak() - floor,
+        "above_floor_bytes": lifetime_peak() - baseline,
         "seconds_a_step": min(seconds[1:]),
         "losses": losses,
         "last_loss": losses[-1],
@@ -85,7 +85,13 @@ def step(network: str, plan: str) -> dict[str, object]:
 
 
 def phantom() -> "list[torch.Tensor]":
-    """Balls of random places and sizes, brighter than the noise around them: (B, 1, 96, 96, 96) and their classes."""
+    """Draw balls of random positions and sizes, brighter than the noise around them.
+
+    Returns
+    -------
+    list of torch.Tensor
+        Images, float32 (4, 1, 96, 96, 96), and classes, uint8 (4, 96, 96, 96).
+    """
     import torch
 
     axis = torch.arange(SIDE, dtype=torch.float32)
@@ -98,7 +104,7 @@ def phantom() -> "list[torch.Tensor]":
 
 
 def main() -> int:
-    """A case's own process, or the suite."""
+    """Run one case in this process and print its result as JSON."""
     parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument("what", choices=["exactness", "recoveries", "step"])
     parser.add_argument("which", nargs="*")

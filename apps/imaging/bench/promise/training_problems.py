@@ -1,4 +1,4 @@
-"""Segmentation problems for ``common.bench.exactness``: Dice of each sample and of the batch, with ignored voxels."""
+"""Segmentation problems for ``common.bench.exactness``: Dice per sample and per batch, with and without a mask."""
 
 from functools import partial
 from types import MappingProxyType
@@ -10,7 +10,7 @@ from common.bench.exactness import Problem
 
 
 def segmenter() -> torch.nn.Module:
-    """Two convolutions, and a norm of each sample."""
+    """Build two convolutions with instance normalisation between them."""
     layers = (
         torch.nn.Conv3d(1, 4, 3, padding=1),
         torch.nn.InstanceNorm3d(4, affine=True),
@@ -21,7 +21,13 @@ def segmenter() -> torch.nn.Module:
 
 
 def volumes(samples: int, dtype: torch.dtype, *, masked: bool = False) -> list[torch.Tensor]:
-    """Images and classes, of which another share of each sample is ignored."""
+    """Draw images (samples, 1, 4, 5, 6) and classes (samples, 4, 5, 6).
+
+    Parameters
+    ----------
+    masked
+        Mark a random share of each sample's voxels as ignored.
+    """
     images = torch.randn(samples, 1, 4, 5, 6, dtype=dtype)
     classes = torch.randint(0, 3, (samples, 4, 5, 6)).to(torch.uint8)
     if masked:

@@ -1,7 +1,8 @@
-"""10,000 damaged files: each is read to its end or refused in one line, in time, under a ceiling, and no name gets out.
+"""Read 10,000 damaged files: each has to be read whole or refused in one line, in time and under a ceiling.
 
-``python -m apps.imaging.bench.robustness.hostile read [FILES]`` reads each file as ``imaging infer`` does, header and
-pixels, with an alarm; ``infer WORK [FILES]`` runs the command itself on all of them, in folders of ``FOLDER`` studies.
+``python -m apps.imaging.bench.robustness.hostile read [FILES]`` reads header and pixels of each file as ``imaging
+infer`` does, with a time limit. ``... infer WORK [FILES]`` runs the command itself on all of them, in folders of
+``FOLDER`` studies, and checks that no patient's name gets into an output.
 """
 
 import json
@@ -24,20 +25,20 @@ from common.memory.process.budget import MIB
 
 FILES = 10_000
 FOLDER = 500
-"""Studies of one command."""
+"""Number of studies per command."""
 SEG_FOLDERS = 20
-"""Every so many folders, DICOM SEG is written too: a process of its own for each study."""
+"""DICOM SEG is written for one folder in this many; it takes an extra process per study."""
 HANG = 5
-"""Seconds within which a file must be done with."""
+"""Seconds a file may take."""
 CEILING = 256 * MIB
-"""Of a reading process."""
+"""Memory limit of a reading process."""
 COMMAND_CEILING = "400MiB"
 ACCEPTED = "accepted"
 _NAME = mutations.PLANTED.split("^")[0].encode()
 
 
 def read_one(path: Path) -> str:
-    """Header and all planes; what came of it."""
+    """Read header and all planes; returns ``ACCEPTED`` or the reason of the refusal."""
     from apps.imaging.inference.studies import open_volume, resume_key
     from apps.imaging.volumes.volume import blocks
 
@@ -46,7 +47,7 @@ def read_one(path: Path) -> str:
         volume.describe()
         resume_key(volume, {})
         if volume.reader_bytes + 8 * volume.shape[0] * volume.shape[1] > CEILING // 2:
-            return "priced out"  # the planner's refusal: nothing of that size is allocated
+            return "does not fit"  # the planner refuses such a size before anything is allocated
         for _ in blocks(volume):
             pass
     except BadInput as error:
@@ -56,7 +57,7 @@ def read_one(path: Path) -> str:
 
 @contextmanager
 def _alarm() -> Iterator[None]:
-    """SIGALRM kills a process that hangs: its default action."""
+    """Let SIGALRM kill the process if it hangs."""
     signal.alarm(HANG)
     try:
         yield
@@ -65,7 +66,7 @@ def _alarm() -> Iterator[None]:
 
 
 def read_some(first: int, stop: int) -> None:
-    """Read files of these numbers; one line of JSON for each, so that a crash shows which one it was."""
+    """Read the files with these numbers; print one JSON line per file, so that a crash shows which file caused it."""
     import apps.imaging.dicom.series
     from apps.imaging import warm_up
 
@@ -78,17 +79,20 @@ def read_some(first: int, stop: int) -> None:
             began = time.monotonic()
             with _alarm():
                 try:
-                    found = read_one(path)
-                except Exception as error:  # which is what is looked for
-                    found = f"! {type(error).__name__}: {str(error)[:80]}"
-            line = {"file": number, "found": found, "seconds": time.monotonic() - began, "peak": meter.lifetime_peak()}
-            sys.stdout.write(json.dumps(line) + "\n")
+                    outcome = read_one(path)
+                except Exception as error:  # untyped exceptions are what this benchmark looks for
+                    outcome = f"! {type(error).__name__}: {str(error)[:80]}"
+            result = {"file": number, "outcome": outcome, "seconds": time.monotonic() - began}
+            sys.stdout.write(json.dumps(result | {"peak": meter.lifetime_peak()}) + "\n")
             sys.stdout.flush()
 
 
 def read(files: int) -> dict[str, Any]:
-    """All files, in children; a child that ends badly has crashed or hung at the file after its last line."""
-    lines: list[dict[str, Any]] = []
+    """Read all files in child processes.
+
+    A child that ends badly has crashed or hung at the file after its last line.
+    """
+    results: list[dict[str, Any]] = []
     crashes: list[int] = []
     number = 0
     while number < files:
@@ -99,33 +103,33 @@ def read(files: int) -> dict[str, Any]:
             text=True,
             env=os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
         )
-        found = [json.loads(line) for line in child.stdout.splitlines()]
-        lines += found
-        number += len(found)
+        done = [json.loads(line) for line in child.stdout.splitlines()]
+        results += done
+        number += len(done)
         if child.returncode or number < stop:
             crashes.append(number)
             number += 1
-    outcomes = Counter(line["found"] for line in lines)
-    untyped = [line for line in lines if line["found"].startswith("!")]
+    outcomes = Counter(result["outcome"] for result in results)
+    untyped = [result for result in results if result["outcome"].startswith("!")]
     return {
-        "files": len(lines) + len(crashes),
+        "files": len(results) + len(crashes),
         "crashes": len(crashes),
         "untyped": len(untyped),
-        "slowest_seconds": round(max(line["seconds"] for line in lines), 3),
-        "peak_mib": round(max(line["peak"] for line in lines) / MIB, 1),
+        "slowest_seconds": round(max(result["seconds"] for result in results), 3),
+        "peak_mib": round(max(result["peak"] for result in results) / MIB, 1),
         "accepted": outcomes[ACCEPTED],
         "outcomes": dict(outcomes.most_common(40)),
-        "worst": crashes[:10] + [{**line} for line in untyped[:10]],
+        "worst": crashes[:10] + [{**result} for result in untyped[:10]],
     }
 
 
 def infer(work: Path, files: int, *, seg: bool = False) -> dict[str, Any]:
-    """The command itself: endings, peaks against the ceiling, and where the planted name is found.
+    """Run the command itself; returns exit codes, peaks against the ceiling, and files that contain the planted name.
 
     Parameters
     ----------
     seg
-        Whether every folder's studies become DICOM SEG too, instead of every ``SEG_FOLDERS``th.
+        Write DICOM SEG for every folder instead of every ``SEG_FOLDERS``-th.
     """
     from apps.imaging.bench.large import make_model
 
@@ -134,13 +138,13 @@ def infer(work: Path, files: int, *, seg: bool = False) -> dict[str, Any]:
     states: Counter[str] = Counter()
     above = leaks = named = 0
     peaks, errors = [], []
-    for place, first in enumerate(range(0, files, FOLDER)):
+    for index, first in enumerate(range(0, files, FOLDER)):
         with tempfile.TemporaryDirectory(dir=work) as directory:
             source, out = Path(directory, "in"), Path(directory, "out")
             source.mkdir()
             for number in range(first, min(first + FOLDER, files)):
                 mutations.write_case(source, number)
-            types = "dicom-seg" if seg or place % SEG_FOLDERS == SEG_FOLDERS - 1 else "nifti"
+            types = "dicom-seg" if seg or index % SEG_FOLDERS == SEG_FOLDERS - 1 else "nifti"
             command = [sys.executable, "-m", "apps.imaging", "infer", source, "-m", model, "-o", out, "--json",
                        "--memory", COMMAND_CEILING, "--statistics", "--preview", "--report", "--output-type", types,
                        "--threads", "1", "--overlap", "0"]  # fmt: skip
@@ -150,7 +154,7 @@ def infer(work: Path, files: int, *, seg: bool = False) -> dict[str, Any]:
             if "measured" in record:
                 states.update(row["status"] for row in record["results"].get("studies", ()))
                 peaks.append(record["measured"]["peak_bytes"])
-            else:  # written by the supervisor, in the place of a command that was killed
+            else:  # the command was killed and the supervisor wrote the record
                 errors.append(record["error"])
             above += not record.get("within_budget", False)
             leaks += leaking(out, done.stdout + done.stderr)
@@ -168,14 +172,14 @@ def infer(work: Path, files: int, *, seg: bool = False) -> dict[str, Any]:
     }
 
 
-def leaking(out: Path, said: str) -> int:
-    """How many files other than SEG objects, and whether the output, have the planted name in them."""
+def leaking(out: Path, printed: str) -> int:
+    """Count the files other than SEG objects that contain the planted name, plus one if the printed text does."""
     files = [path for path in out.rglob("*") if path.is_file() and not path.name.endswith(".seg.dcm")]
-    return sum(_NAME in path.read_bytes() for path in files) + (_NAME in said.encode())
+    return sum(_NAME in path.read_bytes() for path in files) + (_NAME in printed.encode())
 
 
 def main(argv: list[str]) -> int:
-    """``read [FILES]``, ``infer WORK [FILES]``, or, of a child, ``some FIRST STOP``."""
+    """Run ``read [FILES]``, ``infer WORK [FILES]`` or, in a child, ``some FIRST STOP``."""
     if argv[0] == "some":
         read_some(int(argv[1]), int(argv[2]))
         return 0

@@ -1,9 +1,9 @@
-"""A run of several studies, killed at random moments and started again: is anything lost, repeated or partial?
+"""Kill a run of several studies at random moments, resume it, and count results that are lost, repeated or partial.
 
-``python -m apps.imaging.bench.robustness.kills WORK [KILLS]``. The run is done once undisturbed, for its time and its
-bytes. Then it is started, killed (SIGKILL: every process of it, or only the one that works) at a moment drawn from that
-time, looked at, and started again with the same command, until all kills are spent; one that comes to its end is begun
-anew.
+``python -m apps.imaging.bench.robustness.kills WORK [KILLS]``. The run is done once undisturbed, for its duration and
+its outputs. Then it is started and killed at a random moment of that duration, with SIGKILL for all its processes or
+only for the worker. Its outputs are checked, and it is started again with the same command until the number of kills is
+reached. A run that ends before its kill is removed and started from the beginning.
 """
 
 import hashlib
@@ -28,7 +28,7 @@ SLICES, EDGE = 24, 96
 
 
 def make_studies(folder: Path, count: int) -> Path:
-    """DICOM series, each with voxels and UIDs of its own."""
+    """Write DICOM series, each with its own voxels and UIDs."""
     from apps.imaging.bench.large import make_series
 
     for number in range(count):
@@ -37,18 +37,18 @@ def make_studies(folder: Path, count: int) -> Path:
 
 
 def digests(out: Path) -> dict[str, str]:
-    """Of all outputs of studies, by name."""
+    """Return the SHA-256 of every study's outputs, by file name."""
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in out.glob("study-*")}
 
 
 def start(command: Sequence[str]) -> "subprocess.Popen[bytes]":
-    """The command in a session of its own."""
+    """Start the command in its own session."""
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
 
 
 def _members(session: int) -> list[int]:
-    """Processes of a session."""
-    found = []
+    """Return the ids of a session's processes."""
+    members = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             try:
@@ -56,12 +56,12 @@ def _members(session: int) -> list[int]:
             except OSError:
                 continue
             if int(fields[3]) == session:
-                found.append(int(entry.name))
-    return found
+                members.append(int(entry.name))
+    return members
 
 
 def kill(process: "subprocess.Popen[bytes]", *, all_of_it: bool) -> None:
-    """All processes, or only the youngest: the worker, or a child that it is waiting for."""
+    """Kill all processes, or only the youngest: the worker, or a child that it is waiting for."""
     members = _members(process.pid)
     for member in members if all_of_it else [max(members, default=process.pid)]:
         try:
@@ -69,17 +69,17 @@ def kill(process: "subprocess.Popen[bytes]", *, all_of_it: bool) -> None:
         except ProcessLookupError:
             continue
     process.wait()
-    while _members(process.pid):  # what lost its parent ends by itself
+    while _members(process.pid):  # a process that lost its parent ends by itself
         time.sleep(0.02)
 
 
 def finished(out: Path) -> dict[str, Study]:
-    """Studies that the table calls done, by name."""
+    """Return the studies that the table lists as done or skipped, by name."""
     return {row.study: row for row in read_table(out) if row.status in ("done", "skipped")}
 
 
 def disturb(command: Sequence[str], out: Path, kills: int, seconds: float, expected: dict[str, str]) -> dict[str, Any]:
-    """Kill and start again; counts what should not be."""
+    """Kill and resume; returns the counts of lost, repeated, partial and left-over outputs."""
     random = np.random.default_rng(0)
     lost = repeated = partial = done_kills = complete = 0
     after: list[int] = []
@@ -99,9 +99,9 @@ def disturb(command: Sequence[str], out: Path, kills: int, seconds: float, expec
             (out / name).exists() and (out / name).stat().st_mtime_ns != when for name, when in times.items()
         )
         lost += sum(not (out / name).exists() for name in times)
-        found = digests(out) if out.is_dir() else {}
-        partial += sum(expected.get(name) != digest for name, digest in found.items())
-        lost += sum(name not in found for row in now.values() for name in row.outputs)
+        present = digests(out) if out.is_dir() else {}
+        partial += sum(expected.get(name) != digest for name, digest in present.items())
+        lost += sum(name not in present for row in now.values() for name in row.outputs)
         if process.returncode == 0:
             complete += 1
             shutil.rmtree(out)
@@ -120,7 +120,7 @@ def disturb(command: Sequence[str], out: Path, kills: int, seconds: float, expec
 
 
 def main(argv: Sequence[str]) -> int:
-    """``WORK [KILLS]``"""
+    """Run ``WORK [KILLS]`` and print the result as JSON."""
     from apps.imaging.bench.large import make_model
 
     work, kills = Path(argv[0]), int(argv[1]) if len(argv) > 1 else KILLS
@@ -129,7 +129,7 @@ def main(argv: Sequence[str]) -> int:
     shutil.rmtree(out, ignore_errors=True)
     command = [sys.executable, "-m", "apps.imaging", "infer", str(source), "-m", str(model), "-o", str(out), "--tile",
                "32", "--output-type", "nifti,dicom-seg", "--statistics", "--preview", "-q"]  # fmt: skip
-    subprocess.run(command, check=True)  # measures what the plan needs to know
+    subprocess.run(command, check=True)  # measures the costs, which are cached then
     shutil.rmtree(out)
     began = time.monotonic()
     subprocess.run(command, check=True)

@@ -1,8 +1,8 @@
-"""Damaged DICOM and NIfTI files, each made anew from its number: what ``hostile`` reads.
+"""Damaged DICOM and NIfTI files, each generated from its number; ``hostile`` reads them.
 
-A sound file is drawn (NIfTI plain and zipped, DICOM in every transfer syntax that pydicom's own files cover, single-
-and multi-frame), and then damaged in one to three ways: bits, runs of bytes, lengths, cuts, pieces that move, and
-elements with values that no scanner would write. Of a DICOM series one slice of three is damaged.
+A valid file is drawn (NIfTI plain and gzipped, DICOM in every transfer syntax of pydicom's own test files, single- and
+multi-frame) and then damaged in one to three ways: bits, runs of bytes, lengths, cuts, moved pieces, and elements with
+values that no scanner would write. In a DICOM series one slice of three is damaged.
 """
 
 import gzip
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 PLANTED = "PLANTED^NAME"
-"""The patient in every DICOM file here."""
+"""The patient's name in every DICOM file."""
 SLICES = 3
 DICOM_SEEDS = (
     "MR_small.dcm", "MR_small_implicit.dcm", "MR_small_bigendian.dcm", "MR_small_RLE.dcm",
@@ -23,9 +23,9 @@ DICOM_SEEDS = (
 )  # fmt: skip
 NIFTI_SEEDS = tuple((dtype, ending) for dtype in ("int16", "float32", "uint8") for ending in (".nii", ".nii.gz"))
 DICOM_SHARE = 0.6
-"""Of the files that are DICOM."""
+"""Share of the files that are DICOM."""
 TELLING = (0, 1, 2, 127, 128, 255, 256, 32767, 32768, 65535, 65536, 2**31 - 1, 2**31, 2**32 - 2, 2**32 - 1)
-"""Numbers at which readers go wrong."""
+"""Numbers at which readers often fail."""
 ELEMENTS: dict[str, tuple[Any, ...]] = {
     "Rows": (0, 1, 63, 65535),
     "Columns": (0, 65535),
@@ -46,35 +46,35 @@ ELEMENTS: dict[str, tuple[Any, ...]] = {
     "Modality": ("", "PLAN" * 4),
     "ImageType": ("LOCALIZER", ["ORIGINAL", "PRIMARY", "LOCALIZER"]),
 }
-"""Values of an element, one of which is written into a sound header."""
+"""Values by element; one of them is written into a valid header."""
 
 Bytes = bytearray
 Random = np.random.Generator
 
 
 def write_case(folder: Path, number: int) -> Path:
-    """Write the damaged input of this number below ``folder``; returns the study's path, a file or a folder."""
+    """Write the damaged input with this number below ``folder``; returns the study's path, a file or a folder."""
     random = np.random.default_rng([20, number])
     if random.random() >= DICOM_SHARE:
         dtype, ending = NIFTI_SEEDS[int(random.integers(len(NIFTI_SEEDS)))]
         path = folder / f"{number:05d}{ending}"
-        path.write_bytes(_damaged_nifti(sound_nifti(dtype), ending, random))
+        path.write_bytes(_damaged_nifti(valid_nifti(dtype), ending, random))
         return path
     path = folder / f"{number:05d}"
     path.mkdir(parents=True, exist_ok=True)
     seed = str(random.choice((*DICOM_SEEDS, "enhanced", "deflated")))
-    names = ("0.dcm",) if seed == "enhanced" else tuple(f"{place}.dcm" for place in range(SLICES))
+    names = ("0.dcm",) if seed == "enhanced" else tuple(f"{index}.dcm" for index in range(SLICES))
     hit = int(random.integers(len(names)))
-    for place, name in enumerate(names):
-        content = sound_dicom(seed, place)
-        (path / name).write_bytes(_damaged_dicom(content, random) if place == hit else content)
+    for index, name in enumerate(names):
+        content = valid_dicom(seed, index)
+        (path / name).write_bytes(_damaged_dicom(content, random) if index == hit else content)
     return path
 
 
 def _damaged_nifti(content: bytes, ending: str, random: Random) -> bytes:
     if ending == ".nii":
         return damaged(content, random, header=352)
-    if random.random() < 0.5:  # the zip holds a damaged file
+    if random.random() < 0.5:  # a valid gzip stream of a damaged file
         return gzip.compress(damaged(content, random, header=352), mtime=0)
     return damaged(gzip.compress(content, mtime=0), random, header=32)
 
@@ -101,7 +101,7 @@ def _vr(keyword: str) -> str:
 
 
 def damaged(content: bytes, random: Random, *, header: int) -> bytes:
-    """One to three changes; most of them among the first ``header`` bytes, where they matter most."""
+    """Make one to three changes, most of them among the first ``header`` bytes, where they matter most."""
     changed = bytearray(content)
     for _ in range(int(random.integers(1, 4))):
         end = min(header, len(changed)) if random.random() < 0.7 else len(changed)
@@ -154,8 +154,8 @@ CHANGES: tuple[Callable[[Bytes, int, Random], Bytes], ...] = (_bit, _noise, _num
 
 
 @cache
-def sound_nifti(dtype: str) -> bytes:
-    """A small volume."""
+def valid_nifti(dtype: str) -> bytes:
+    """Return a small NIfTI file of 14x12x10 voxels."""
     import nibabel as nib
 
     values = np.random.default_rng(0).integers(0, 200, (14, 12, 10)).astype(dtype)
@@ -166,8 +166,8 @@ def sound_nifti(dtype: str) -> bytes:
 
 
 @cache
-def sound_dicom(seed: str, place: int) -> bytes:
-    """One slice of a series made from a file that comes with pydicom; ``enhanced`` has all slices in it."""
+def valid_dicom(seed: str, index: int) -> bytes:
+    """Return one slice of a series made from one of pydicom's test files; ``enhanced`` contains all slices."""
     import pydicom
     from pydicom.data import get_testdata_file
     from pydicom.uid import DeflatedExplicitVRLittleEndian
@@ -175,9 +175,9 @@ def sound_dicom(seed: str, place: int) -> bytes:
     dataset: Any = pydicom.dcmread(str(get_testdata_file("MR_small.dcm" if seed in _MADE else seed, download=False)))
     dataset.PatientName = dataset.PatientID = PLANTED
     dataset.StudyInstanceUID, dataset.SeriesInstanceUID, dataset.FrameOfReferenceUID = "1.2.1", "1.2.2", "1.2.3"
-    dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID = f"1.2.4.{place + 1}"
+    dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID = f"1.2.4.{index + 1}"
     dataset.ImageOrientationPatient, dataset.PixelSpacing = [1, 0, 0, 0, 1, 0], [1, 1]
-    dataset.ImagePositionPatient = [0, 0, place]
+    dataset.ImagePositionPatient = [0, 0, index]
     if seed == "enhanced":
         _make_enhanced(dataset)
     if seed == "deflated":
@@ -189,20 +189,20 @@ _MADE = ("enhanced", "deflated")
 
 
 def _make_enhanced(dataset: Any) -> None:
-    """The slice as a multi-frame object."""
+    """Turn the slice into a multi-frame object."""
     from pydicom.dataset import Dataset
     from pydicom.uid import EnhancedMRImageStorage
 
     dataset.SOPClassUID = dataset.file_meta.MediaStorageSOPClassUID = EnhancedMRImageStorage
     dataset.NumberOfFrames, dataset.PixelData = SLICES, SLICES * dataset.PixelData
-    shared, turn, measures = Dataset(), Dataset(), Dataset()
-    turn.ImageOrientationPatient, measures.PixelSpacing = [1, 0, 0, 0, 1, 0], [1, 1]
-    shared.PlaneOrientationSequence, shared.PixelMeasuresSequence = [turn], [measures]
+    shared, orientation, measures = Dataset(), Dataset(), Dataset()
+    orientation.ImageOrientationPatient, measures.PixelSpacing = [1, 0, 0, 0, 1, 0], [1, 1]
+    shared.PlaneOrientationSequence, shared.PixelMeasuresSequence = [orientation], [measures]
     dataset.SharedFunctionalGroupsSequence = [shared]
     dataset.PerFrameFunctionalGroupsSequence = []
-    for place in range(SLICES):
+    for index in range(SLICES):
         item, position = Dataset(), Dataset()
-        position.ImagePositionPatient = [0, 0, place]
+        position.ImagePositionPatient = [0, 0, index]
         item.PlanePositionSequence = [position]
         dataset.PerFrameFunctionalGroupsSequence.append(item)
 
