@@ -2,7 +2,7 @@
 
 import argparse
 
-from apps.imaging.commands import compress, evaluate, infer, inspect, train
+from apps.imaging.commands import bench, compress, evaluate, infer, inspect, train
 from common import __version__
 from common.cli import fetch_bench
 
@@ -18,5 +18,5 @@ def parser() -> argparse.ArgumentParser:
     evaluate.add(commands)
     inspect.add(commands)
     fetch_bench.add_fetch(commands, "imaging")
-    fetch_bench.add_bench(commands, "imaging")
+    bench.add(commands)
     return top

@@ -136,7 +136,7 @@ def train() -> None:
     from apps.imaging.training.loop import validate
     from apps.imaging.training.patch_sampling import Sampler, Volumes
     from apps.imaging.training.recipe import Recipe, make_step
-    from apps.imaging.volumes.geometry import Frame
+    from apps.imaging.volumes.geometry import AxisMapping
 
     volumes, side = Volumes(), (16, 16, 16)
     volumes.add(np.ones(side, np.float32), np.ones(side, np.uint8))
@@ -166,5 +166,5 @@ def train() -> None:
         draw(number)
     validate(network, volumes, [0], side, 2, "bf16")
     save(network.state_dict())
-    Frame.between(np.eye(4), "RAS")
+    AxisMapping.between(np.eye(4), "RAS")
     library.manual_seed(0)

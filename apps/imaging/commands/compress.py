@@ -45,14 +45,14 @@ def add(commands: Any) -> None:
 
 def _workload(args: argparse.Namespace, budget: MemoryBudget) -> "Workload":
     """Read the volumes' headers; those beyond the number of tiles are not needed."""
-    from apps.imaging.importers.convert import imported
-    from apps.imaging.inference.network_grid import Case
+    from apps.imaging.importers.convert import converted_model
+    from apps.imaging.inference.network_grid import NetworkGrid
     from apps.imaging.inference.quantization import OVERLAP, Job
     from apps.imaging.inference.studies import find_studies, open_volume
     from apps.imaging.models.model_folder import read_model
     from apps.imaging.planning.compress import CompressWorkload
 
-    model = read_model(imported(args.model, budget))
+    model = read_model(converted_model(args.model, budget))
     if args.output.resolve() in (args.model.resolve(), model.directory.resolve()):
         raise UsageError(f"-o {args.output}: is the model itself")
     if len(model.channels) != 1:
@@ -62,7 +62,7 @@ def _workload(args: argparse.Namespace, budget: MemoryBudget) -> "Workload":
     step = -(-len(studies) // args.tiles)
     cases = []
     for path in (Path(study.input) for study in studies[::step]):
-        cases.append(Case.of(open_volume(path), model, tile=model.patch, overlap=OVERLAP))
+        cases.append(NetworkGrid.of(open_volume(path), model, tile=model.patch, overlap=OVERLAP))
         cases[-1].check(path)
     return CompressWorkload(Job(model, tuple(cases), args.output, args.tiles), args.threads)
 

@@ -90,8 +90,8 @@ def _engine(args: argparse.Namespace) -> str:
 def _workload(args: argparse.Namespace, budget: MemoryBudget) -> "Workload":
     from apps.imaging.dicom.rtstruct import structures
     from apps.imaging.dicom.web import Downloads, check_address
-    from apps.imaging.importers.convert import imported
-    from apps.imaging.inference.outputs import Wanted, chosen_labels
+    from apps.imaging.importers.convert import converted_model
+    from apps.imaging.inference.outputs import OutputRequest, chosen_labels
     from apps.imaging.inference.pipeline import asked, open_cases
     from apps.imaging.inference.studies import fetched_before, find_studies, of_several_channels
     from apps.imaging.models.model_folder import at_half_resolution, read_model
@@ -101,7 +101,7 @@ def _workload(args: argparse.Namespace, budget: MemoryBudget) -> "Workload":
 
     if args.output.resolve() in [place.resolve() for place in args.input if isinstance(place, Path)]:
         raise UsageError(f"-o {args.output}: is an input too; its results would be taken for images the next time")
-    model = read_model(imported(args.model, budget))
+    model = read_model(converted_model(args.model, budget))
     several = len(model.channels) > 1
     if len(model.channels) != len(model.intensities):
         raise BadInput(f"{args.model}: a model of {len(model.channels)} channels, of which only nnU-Net's are read")
@@ -129,7 +129,7 @@ def _workload(args: argparse.Namespace, budget: MemoryBudget) -> "Workload":
         if not any(kind.startswith("dicom") for kind in args.output_type):
             raise UsageError("--stow sends DICOM objects: --output-type dicom-seg or dicom-rtstruct makes them")
     pictures, numbers = args.preview or args.report, args.statistics or args.report
-    wanted = Wanted(args.output_type, args.seg_type, pictures, numbers, args.stow)
+    wanted = OutputRequest(args.output_type, args.seg_type, pictures, numbers, args.stow)
     studies = of_several_channels(find_studies(args.input)) if several else find_studies(args.input)
     downloads = Downloads(existing(args.output), args.series)
     mirror = model.mirror if args.tta == "mirror" else ""
@@ -179,7 +179,7 @@ def _warm_up(args: argparse.Namespace) -> str:
 
 def _run(session: CommandSession[argparse.Namespace, Any]) -> Mapping[str, Any]:
     args = session.request
-    from apps.imaging.inference.labeling import LabelMaker
+    from apps.imaging.inference.labeling import LogitsToLabels
     from apps.imaging.inference.outputs import chosen_labels
     from apps.imaging.inference.pipeline import Job, run
     from apps.imaging.inference.studies import StudyTable
@@ -213,7 +213,7 @@ def _run(session: CommandSession[argparse.Namespace, Any]) -> Mapping[str, Any]:
     head = read_head(model.directory, model.head) if model.head and plan["space"] == "features" else None
     chosen = chosen_labels(model, args.roi_subset)
     kept = [label.value for label in chosen.labels]
-    maker = LabelMaker([label.value for label in model.labels], head, kept)
+    maker = LogitsToLabels([label.value for label in model.labels], head, kept)
     table = StudyTable.open(args.output, work.studies)
     job = Job(
         model=chosen,

@@ -131,7 +131,7 @@ def fix_dates(dataset: Any, head: Any) -> None:
             equipment.ContributionDateTime = date + time.split(".")[0]
 
 
-def only(**elements: Any) -> Any:
+def dataset_of(**elements: Any) -> Any:
     """A data set of these elements."""
     from pydicom.dataset import Dataset
 
@@ -159,7 +159,7 @@ def plane_position(volume: DicomVolume, plane: int) -> list[float]:
 
 
 @contextmanager
-def discreet() -> Iterator[None]:
+def without_warnings() -> Iterator[None]:
     """Without highdicom's and pydicom's warnings: they quote the patient's name."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

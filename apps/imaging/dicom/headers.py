@@ -68,7 +68,7 @@ _UID = re.compile(r"[0-9.]{1,64}")
 
 
 @dataclass(frozen=True, slots=True)
-class Kind:
+class SeriesAttributes:
     """What all frames of a volume have in common; one object for all of them."""
 
     series: str
@@ -92,7 +92,7 @@ class Kind:
 
 
 @dataclass(frozen=True, slots=True)
-class Frame:
+class FrameHeader:
     """One plane of pixels and where it lies."""
 
     name: str
@@ -105,7 +105,7 @@ class Frame:
     """How many its file has."""
     offset: int
     """Where the pixel element's value begins in the file (in the inflated data set, where that is deflated)."""
-    kind: Kind
+    kind: SeriesAttributes
     position: tuple[float, ...] | None
     """Centre of the first pixel in millimetres, DICOM's axes (left, posterior, superior)."""
     orientation: tuple[float, ...] | None
@@ -147,7 +147,7 @@ class HeaderReader:
     def _one(self, value: Any) -> Any:
         return self._shared.setdefault(value, value)
 
-    def frames(self, name: str) -> Sequence[Frame]:
+    def frames(self, name: str) -> Sequence[FrameHeader]:
         """The frames of one file; empty for what is not an image.
 
         Raises
@@ -166,7 +166,7 @@ class HeaderReader:
             raise Refusal(where, Defect.CORRUPT, line) from None
         return found
 
-    def _parse(self, name: str, file: BinaryIO) -> Iterator[Frame]:
+    def _parse(self, name: str, file: BinaryIO) -> Iterator[FrameHeader]:
         from pydicom.filereader import read_dataset
 
         where = self._container.path / name
@@ -209,18 +209,18 @@ class HeaderReader:
             line = "truncated: fewer pixels than Rows, Columns and frames say"
             raise Refusal(where, Defect.TRUNCATED, line)
         shared = _first(head, "SharedFunctionalGroupsSequence")
-        whole = _Place.of(head) if shared is None else _Place.of_groups(shared)
+        whole = FrameGeometry.of(head) if shared is None else FrameGeometry.of_groups(shared)
         instance = str(head.get("SOPInstanceUID", "")) or meta.instance or name
         for number in range(count):
             place = whole.overlaid(per_frame[number]) if number < len(per_frame) else whole
             orientation, spacing = self._one(place.orientation), self._one(place.pixel_spacing)
             slope, intercept = self._one(1.0 if place.slope is None else place.slope), self._one(place.intercept or 0.0)
-            yield Frame(
+            yield FrameHeader(
                 name, instance, number, count, offset, kind, place.position, orientation, spacing, slope, intercept,
                 polyglot,
             )  # fmt: skip
 
-    def _per_frame(self, stream: BinaryIO, implicit: bool, little: bool) -> Iterator["_Place"]:
+    def _per_frame(self, stream: BinaryIO, implicit: bool, little: bool) -> Iterator["FrameGeometry"]:
         """Items of the per-frame groups, if the stream stands before them."""
         from pydicom.filereader import read_sequence_item
 
@@ -234,12 +234,12 @@ class HeaderReader:
             item = read_sequence_item(stream, implicit, little, "iso8859")
             if item is None:
                 return
-            yield _Place.of_groups(item)
+            yield FrameGeometry.of_groups(item)
 
-    def _kind(self, head: Any, syntax: str, sop_class: str, *, float_pixels: bool) -> Kind:
+    def _kind(self, head: Any, syntax: str, sop_class: str, *, float_pixels: bool) -> SeriesAttributes:
         allocated = int(head.get("BitsAllocated", 0))
         stored = int(head.get("BitsStored", allocated))
-        kind = Kind(
+        kind = SeriesAttributes(
             series=str(head.get("SeriesInstanceUID", "")),
             modality=modality if (modality := str(head.get("Modality", ""))) in MODALITIES else "OT",
             sop_class=sop_class,
@@ -256,12 +256,12 @@ class HeaderReader:
             syntax=syntax,
             float_pixels=float_pixels,
         )
-        result: Kind = self._one(kind)
+        result: SeriesAttributes = self._one(kind)
         return result
 
 
 @dataclass(frozen=True, slots=True)
-class _Place:
+class FrameGeometry:
     """Geometry and scale, from a plain header or from functional groups."""
 
     position: tuple[float, ...] | None = None
@@ -271,16 +271,16 @@ class _Place:
     intercept: float | None = None
 
     @classmethod
-    def of(cls, head: Any) -> "_Place":
+    def of(cls, head: Any) -> "FrameGeometry":
         return cls._read(head, head, head, head)
 
     @classmethod
-    def of_groups(cls, groups: Any) -> "_Place":
+    def of_groups(cls, groups: Any) -> "FrameGeometry":
         places = ("PlanePositionSequence", "PlaneOrientationSequence", "PixelMeasuresSequence")
         return cls._read(*(_first(groups, name) for name in (*places, "PixelValueTransformationSequence")))
 
     @classmethod
-    def _read(cls, position: Any, orientation: Any, measures: Any, scale: Any) -> "_Place":
+    def _read(cls, position: Any, orientation: Any, measures: Any, scale: Any) -> "FrameGeometry":
         return cls(
             _floats(position, "ImagePositionPatient", 3),
             _floats(orientation, "ImageOrientationPatient", 6),
@@ -289,10 +289,10 @@ class _Place:
             _number(scale, "RescaleIntercept"),
         )
 
-    def overlaid(self, over: "_Place") -> "_Place":
+    def overlaid(self, over: "FrameGeometry") -> "FrameGeometry":
         """``over``, with what it lacks from here."""
         pairs = ((getattr(over, name), getattr(self, name)) for name in self.__slots__)
-        return _Place(*(ours if theirs is None else theirs for theirs, ours in pairs))
+        return FrameGeometry(*(ours if theirs is None else theirs for theirs, ours in pairs))
 
 
 def _is_foreign(start: bytes) -> bool:

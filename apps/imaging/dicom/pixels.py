@@ -21,8 +21,8 @@ from apps.imaging.dicom.headers import (
     HEADER_LIMIT,
     IMPLICIT,
     UNDEFINED,
-    Frame,
-    Kind,
+    FrameHeader,
+    SeriesAttributes,
     begin,
     inflate,
     pydicom_module,
@@ -55,7 +55,7 @@ DECODER_BYTES = 2 << 20
 MAX_FRAGMENTS = 1 << 16
 
 
-def check_syntax(path: Path, kind: Kind) -> None:
+def check_syntax(path: Path, kind: SeriesAttributes) -> None:
     """Refuse at once what cannot be decoded here, with what to install."""
     if kind.syntax in (*NATIVE, DEFLATED, RLE):
         return
@@ -77,7 +77,7 @@ def _decoder(syntax: str) -> Any:
     return get_decoder(syntax)
 
 
-def reader_bytes(kind: Kind) -> int:
+def reader_bytes(kind: SeriesAttributes) -> int:
     """What reading one frame holds: input, decoded pixels, and their final form."""
     pixels = kind.rows * kind.columns
     cell = kind.allocated // 8
@@ -105,7 +105,7 @@ class PixelReader:
             self._stream.close()
         self._stream, self._name = None, ""
 
-    def read(self, frame: Frame) -> Array:
+    def read(self, frame: FrameHeader) -> Array:
         """(rows, columns) in the stored type, unused bits cleared.
 
         Raises
@@ -128,7 +128,7 @@ class PixelReader:
             raise Refusal(where, Defect.CORRUPT, f"pixels are not {kind.rows} rows of {kind.columns}")
         return clear_unused_bits(array.astype(stored_dtype(kind), copy=False), kind.stored)
 
-    def _read(self, frame: Frame) -> Array:
+    def _read(self, frame: FrameHeader) -> Array:
         kind = frame.kind
         if kind.syntax in NATIVE:
             return self._native(frame)
@@ -156,13 +156,13 @@ class PixelReader:
         )
         return np.asarray(array)
 
-    def _open(self, frame: Frame) -> BinaryIO:
+    def _open(self, frame: FrameHeader) -> BinaryIO:
         if self._stream is None or self._name != frame.name:
             self.close()
             self._stream, self._name, self._fragments = self.container.open(frame.name), frame.name, None
         return self._stream
 
-    def _native(self, frame: Frame) -> Array:
+    def _native(self, frame: FrameHeader) -> Array:
         kind = frame.kind
         order = ">" if kind.syntax == BIG_ENDIAN else "<"
         array = np.empty((kind.rows, kind.columns), stored_dtype(kind).newbyteorder(order))
@@ -176,7 +176,7 @@ class PixelReader:
             view = view[count:]
         return array
 
-    def _deflated(self, frame: Frame) -> Array:
+    def _deflated(self, frame: FrameHeader) -> Array:
         """Inflate up to this frame's end, and no further."""
         kind = frame.kind
         dtype = stored_dtype(kind)
@@ -189,7 +189,7 @@ class PixelReader:
             raise Refusal(self.container.path / frame.name, Defect.TRUNCATED, "truncated: its pixels end early")
         return np.frombuffer(data, dtype, kind.rows * kind.columns, start).reshape(kind.rows, kind.columns)
 
-    def _compressed(self, frame: Frame) -> bytes:
+    def _compressed(self, frame: FrameHeader) -> bytes:
         """The bytes of one encapsulated frame."""
         kind, where = frame.kind, self.container.path / frame.name
         stream = self._open(frame)
@@ -212,7 +212,7 @@ class PixelReader:
         return bytes(data)
 
 
-def stored_dtype(kind: Kind) -> np.dtype[Any]:
+def stored_dtype(kind: SeriesAttributes) -> np.dtype[Any]:
     """Of one stored value."""
     return np.dtype(f"{'int' if kind.signed else 'uint'}{kind.allocated}")
 
@@ -243,7 +243,7 @@ def _fragments(stream: BinaryIO, offset: int) -> list[tuple[int, int]]:
     return found[1:]
 
 
-def check_codestream(data: bytes, kind: Kind) -> None:
+def check_codestream(data: bytes, kind: SeriesAttributes) -> None:
     """Compare the size that a codec's own header declares with the data set's. Raises ``ValueError``."""
     rows, columns, samples = _jpeg_2000_size(data) if kind.syntax in JPEG_2000 else _jpeg_size(data)
     if (rows, columns, samples) != (kind.rows, kind.columns, 1):
@@ -275,7 +275,7 @@ def _jpeg_size(data: bytes) -> tuple[int, int, int]:
     raise ValueError("no JPEG frame header")
 
 
-def decode_rle(data: bytes, kind: Kind) -> Array:
+def decode_rle(data: bytes, kind: SeriesAttributes) -> Array:
     """RLE lossless (PS3.5 annex G): one segment for each byte of a value, the most significant first."""
     cell, pixels = kind.allocated // 8, kind.rows * kind.columns
     count, *starts = struct.unpack("<16L", data[:64])

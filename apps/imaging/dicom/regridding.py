@@ -9,13 +9,13 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
-from apps.imaging.dicom.slice_geometry import Layout
+from apps.imaging.dicom.slice_geometry import SliceLayout
 from apps.imaging.volumes.volume import Shape
 
 Plane = npt.NDArray[np.float32]
 
 
-class RegularGrid:
+class Regridder:
     """Planes of the repaired grid in order, from slices that are asked for in order.
 
     Parameters
@@ -28,7 +28,7 @@ class RegularGrid:
         Called for each slice in the layout's order: (rows, columns) in the image's own scale.
     """
 
-    def __init__(self, layout: Layout, shape: Shape, next_slice: Callable[[], Plane]) -> None:
+    def __init__(self, layout: SliceLayout, shape: Shape, next_slice: Callable[[], Plane]) -> None:
         assert layout.heights is not None and layout.shifts is not None
         self._heights, self._shifts, self._shape, self._next_slice = layout.heights, layout.shifts, shape, next_slice
         self._taken = self._given = 0
@@ -63,5 +63,5 @@ def shifted(plane: Plane, shift: npt.NDArray[np.float64], shape: Shape) -> Plane
 
 
 def repair_bytes(shape: Shape) -> int:
-    """What a ``RegularGrid`` holds: two planes, a new one, and interpolation's copies."""
+    """What a ``Regridder`` holds: two planes, a new one, and interpolation's copies."""
     return 4 * 6 * shape[0] * shape[1]

@@ -21,9 +21,9 @@ from apps.imaging.dicom.derived import (
     MANUFACTURER,
     STATEMENT,
     algorithm,
+    dataset_of,
     derived_uid,
     fix_dates,
-    only,
     plane_position,
     source_header,
 )
@@ -89,7 +89,7 @@ class RtstructWriter:
     def _image(self) -> bytes:
         """The slice on which a contour lies."""
         frame = self._volume.slices[self._plane]
-        reference = only(ReferencedSOPClassUID=frame.kind.sop_class, ReferencedSOPInstanceUID=frame.instance)
+        reference = dataset_of(ReferencedSOPClassUID=frame.kind.sop_class, ReferencedSOPInstanceUID=frame.instance)
         if frame.frames > 1:
             reference.ReferencedFrameNumber = frame.number + 1
         content = part10.item(part10.encoded(reference, implicit=True))
@@ -165,7 +165,7 @@ def _header(volume: DicomVolume, model: ImagingModel, key: str) -> Any:
     frame = str(head.FrameOfReferenceUID)
     for number, label in enumerate(structures(model), start=1):
         dataset.StructureSetROISequence.append(
-            only(
+            dataset_of(
                 ROINumber=number,
                 ReferencedFrameOfReferenceUID=frame,
                 ROIName=label.name[:64],
@@ -173,11 +173,11 @@ def _header(volume: DicomVolume, model: ImagingModel, key: str) -> Any:
                 ROIGenerationDescription=f"{made['name']} {made['version']}"[:64],
             )
         )
-        observation = only(ObservationNumber=number, ReferencedROINumber=number)
+        observation = dataset_of(ObservationNumber=number, ReferencedROINumber=number)
         observation.RTROIInterpretedType, observation.ROIInterpreter = "", ""
         if label.code:
             scheme, value, meaning = label.code
-            code = only(CodeValue=value, CodingSchemeDesignator=scheme, CodeMeaning=meaning[:64])
+            code = dataset_of(CodeValue=value, CodingSchemeDesignator=scheme, CodeMeaning=meaning[:64])
             observation.RTROIIdentificationCodeSequence = [code]
         dataset.RTROIObservationsSequence.append(observation)
     dataset.ApprovalStatus = "UNAPPROVED"
@@ -195,12 +195,12 @@ def _join(
     part10.begin_sequence(stream, _CONTOURS, implicit=True)
     for number, label in enumerate(labels, start=1):
         part10.begin_item(stream)
-        stream.write(part10.encoded(only(ROIDisplayColor=list(label.color)), implicit=True))
+        stream.write(part10.encoded(dataset_of(ROIDisplayColor=list(label.color)), implicit=True))
         if spools[label.value].tell():
             part10.begin_sequence(stream, _CONTOUR_SEQUENCE, implicit=True)
             part10.copy(spools[label.value], stream)
             part10.end_sequence(stream)
-        stream.write(part10.encoded(only(ReferencedROINumber=number), implicit=True))
+        stream.write(part10.encoded(dataset_of(ReferencedROINumber=number), implicit=True))
         part10.end_item(stream)
     part10.end_sequence(stream)
     part10.write_elements(stream, dataset, _CONTOURS + 1, 0x7FE00000, implicit=True)
@@ -211,17 +211,17 @@ def _write_references(stream: BinaryIO, dataset: Any, volume: DicomVolume) -> No
     first = volume.slices[0]
     part10.begin_sequence(stream, _REFERENCED_FRAME, implicit=True)
     part10.begin_item(stream)
-    stream.write(part10.encoded(only(FrameOfReferenceUID=dataset.FrameOfReferenceUID), implicit=True))
+    stream.write(part10.encoded(dataset_of(FrameOfReferenceUID=dataset.FrameOfReferenceUID), implicit=True))
     part10.begin_sequence(stream, _STUDY, implicit=True)
     part10.begin_item(stream)
-    study = only(ReferencedSOPClassUID=STUDY_CLASS, ReferencedSOPInstanceUID=dataset.StudyInstanceUID)
+    study = dataset_of(ReferencedSOPClassUID=STUDY_CLASS, ReferencedSOPInstanceUID=dataset.StudyInstanceUID)
     stream.write(part10.encoded(study, implicit=True))
     part10.begin_sequence(stream, _SERIES, implicit=True)
     part10.begin_item(stream)
-    stream.write(part10.encoded(only(SeriesInstanceUID=first.kind.series), implicit=True))
+    stream.write(part10.encoded(dataset_of(SeriesInstanceUID=first.kind.series), implicit=True))
     part10.begin_sequence(stream, _IMAGES, implicit=True)
     for sop_class, instance in dict.fromkeys((frame.kind.sop_class, frame.instance) for frame in volume.slices):
-        image = only(ReferencedSOPClassUID=sop_class, ReferencedSOPInstanceUID=instance)
+        image = dataset_of(ReferencedSOPClassUID=sop_class, ReferencedSOPInstanceUID=instance)
         stream.write(part10.item(part10.encoded(image, implicit=True)))
     part10.end_sequence(stream)
     for _ in (_SERIES, _STUDY, _REFERENCED_FRAME):

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from apps.imaging.dicom import part10
-from apps.imaging.dicom.derived import only, plane_position
+from apps.imaging.dicom.derived import dataset_of, plane_position
 from apps.imaging.dicom.series import DicomVolume
 from apps.imaging.models.model_folder import ImagingModel
 from common.errors import BadInput
@@ -145,7 +145,7 @@ def _join(stream: BinaryIO, dataset: Any, volume: DicomVolume, items: Any, pixel
     part10.begin_sequence(stream, _REFERENCED_SERIES)
     part10.begin_item(stream)
     part10.write_sequence(stream, _REFERENCED_INSTANCES, _references(volume))
-    stream.write(part10.encoded(only(SeriesInstanceUID=volume.slices[0].kind.series)))
+    stream.write(part10.encoded(dataset_of(SeriesInstanceUID=volume.slices[0].kind.series)))
     part10.end_item(stream)
     part10.end_sequence(stream)
     part10.write_elements(stream, dataset, _REFERENCED_SERIES + 1, _PER_FRAME)
@@ -160,12 +160,12 @@ def _join(stream: BinaryIO, dataset: Any, volume: DicomVolume, items: Any, pixel
 def _references(volume: DicomVolume) -> Iterator[bytes]:
     once = dict.fromkeys((frame.kind.sop_class, frame.instance) for frame in volume.slices)
     for sop_class, instance in once:
-        yield part10.encoded(only(ReferencedSOPClassUID=sop_class, ReferencedSOPInstanceUID=instance))
+        yield part10.encoded(dataset_of(ReferencedSOPClassUID=sop_class, ReferencedSOPInstanceUID=instance))
 
 
 def _code(code: tuple[str, str, str]) -> Any:
     scheme, value, meaning = code
-    return only(CodeValue=value, CodingSchemeDesignator=scheme, CodeMeaning=meaning)
+    return dataset_of(CodeValue=value, CodingSchemeDesignator=scheme, CodeMeaning=meaning)
 
 
 def _decimal(value: float) -> str:

@@ -16,9 +16,9 @@ from apps.imaging.dicom.derived import (
     STATEMENT,
     algorithm,
     derived_uid,
-    discreet,
     fix_dates,
     source_header,
+    without_warnings,
 )
 from apps.imaging.dicom.series import DicomVolume
 from apps.imaging.models.model_folder import ImagingModel
@@ -61,7 +61,7 @@ def seg_template(volume: DicomVolume, model: ImagingModel, key: str, kind: str) 
         raise child.ChildFailed(f"the process that makes the SEG's header {done.exit}")
     import pydicom
 
-    with discreet():
+    with without_warnings():
         return pydicom.dcmread(BytesIO(done.stdout))
 
 
@@ -160,7 +160,7 @@ def _concept(code: tuple[str, str, str]) -> Any:
 
 def main() -> None:
     """Answer one question. Only the kind of an error is said: its message may quote the patient's name."""
-    with discreet():
+    with without_warnings():
         import highdicom  # noqa: F401  # before the walls stand: what it reserves is not data
 
         child.Walls.of_this_process().stand()

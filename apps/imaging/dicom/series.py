@@ -16,10 +16,10 @@ import numpy.typing as npt
 
 from apps.imaging.dicom import pixels as dicom_pixels
 from apps.imaging.dicom.defects import Defect, Finding, Outcome, Refusal
-from apps.imaging.dicom.headers import DEFLATED, Frame, HeaderReader, is_dicom
+from apps.imaging.dicom.headers import DEFLATED, FrameHeader, HeaderReader, is_dicom
 from apps.imaging.dicom.pixels import NATIVE, PixelReader, check_syntax, stored_dtype
-from apps.imaging.dicom.regridding import RegularGrid, repair_bytes
-from apps.imaging.dicom.slice_geometry import Layout, stack
+from apps.imaging.dicom.regridding import Regridder, repair_bytes
+from apps.imaging.dicom.slice_geometry import SliceLayout, stack
 from apps.imaging.volumes.archive import Container, Folder, ZipArchive
 from apps.imaging.volumes.volume import Affine, Shape, spacing
 from common.errors import BadInput
@@ -39,14 +39,14 @@ class DicomVolume:
     """One series; build it with ``open_series``."""
 
     container: Container
-    slices: tuple[Frame, ...]
+    slices: tuple[FrameHeader, ...]
     """In order along their normal."""
     shape: Shape
     affine: Affine
     dtype: np.dtype[Any]
     slope: float
     intercept: float
-    layout: Layout
+    layout: SliceLayout
     findings: tuple[Finding, ...]
 
     @property
@@ -103,7 +103,7 @@ class DicomReader:
 
     def __init__(self, volume: DicomVolume, pixels: PixelReader) -> None:
         self._volume, self._pixels, self._next = volume, pixels, 0
-        self._grid = RegularGrid(volume.layout, volume.shape, self._scaled) if volume.repaired else None
+        self._grid = Regridder(volume.layout, volume.shape, self._scaled) if volume.repaired else None
 
     def read(self, out: npt.NDArray[Any]) -> None:
         """Fill ``out``, (k, y, x) of the volume's dtype, with the next k planes."""
@@ -116,7 +116,7 @@ class DicomReader:
             else:
                 plane[...] = self._stored()[1]
 
-    def _stored(self) -> tuple[Frame, npt.NDArray[Any]]:
+    def _stored(self) -> tuple[FrameHeader, npt.NDArray[Any]]:
         frame = self._volume.slices[self._next]
         self._next += 1
         return frame, self._pixels.read(frame)
@@ -130,7 +130,7 @@ class DicomReader:
         return values
 
 
-def scale(frame: Frame) -> tuple[float, float]:
+def scale(frame: FrameHeader) -> tuple[float, float]:
     """Slope and intercept of stored values; MONOCHROME1, whose largest value is black, has its scale turned over."""
     if frame.kind.photometric != "MONOCHROME1":
         return frame.slope, frame.intercept
@@ -163,7 +163,7 @@ def open_series(path: Path, series: str | None = None, repair: frozenset[str] = 
     """
     container: Container = Folder(path) if path.is_dir() else ZipArchive(path)
     headers = HeaderReader(container)
-    groups: dict[str, list[Frame]] = {}
+    groups: dict[str, list[FrameHeader]] = {}
     for name in container.names():
         if is_dicom(container, name):
             for frame in headers.frames(name):
@@ -173,7 +173,7 @@ def open_series(path: Path, series: str | None = None, repair: frozenset[str] = 
     return _volume(container, _choose(path, groups, series), repair)
 
 
-def _choose(path: Path, groups: dict[str, list[Frame]], wanted: str | None) -> list[Frame]:
+def _choose(path: Path, groups: dict[str, list[FrameHeader]], wanted: str | None) -> list[FrameHeader]:
     if len(groups) == 1 and wanted is None:
         return next(iter(groups.values()))
     uids = list(groups)
@@ -189,7 +189,7 @@ def _choose(path: Path, groups: dict[str, list[Frame]], wanted: str | None) -> l
     raise BadInput(f"{path}: no series {wanted!r}; there are {listed}", public="no such series")
 
 
-def _volume(container: Container, frames: Sequence[Frame], repair: frozenset[str]) -> DicomVolume:
+def _volume(container: Container, frames: Sequence[FrameHeader], repair: frozenset[str]) -> DicomVolume:
     path = container.path
     frames, dropped = _drop(path, frames)
     _refuse_unless_plain(path, frames)
@@ -215,7 +215,7 @@ def _volume(container: Container, frames: Sequence[Frame], repair: frozenset[str
     )
 
 
-def _drop(path: Path, frames: Sequence[Frame]) -> tuple[Sequence[Frame], list[Finding]]:
+def _drop(path: Path, frames: Sequence[FrameHeader]) -> tuple[Sequence[FrameHeader], list[Finding]]:
     """Leave out what can be told not to belong: copies of an instance, and a localizer among slices."""
     findings = []
     once = {(frame.instance, frame.number, frame.position): frame for frame in frames}
@@ -229,7 +229,7 @@ def _drop(path: Path, frames: Sequence[Frame]) -> tuple[Sequence[Frame], list[Fi
     return kept, findings
 
 
-def _accepted(slices: Sequence[Frame], *, per_slice: bool) -> Iterator[Finding]:
+def _accepted(slices: Sequence[FrameHeader], *, per_slice: bool) -> Iterator[Finding]:
     """What is unusual about a series and right all the same."""
     first, kind = slices[0], slices[0].kind
     notes = {
@@ -244,7 +244,7 @@ def _accepted(slices: Sequence[Frame], *, per_slice: bool) -> Iterator[Finding]:
     return (Finding(defect, Outcome.ACCEPT, note) for defect, note in notes.items() if note)
 
 
-def _refuse_unless_plain(path: Path, frames: Sequence[Frame]) -> None:
+def _refuse_unless_plain(path: Path, frames: Sequence[FrameHeader]) -> None:
     """Everything that must be so in each frame, or the same in all."""
     first, kind = frames[0], frames[0].kind
     check_syntax(path, kind)
@@ -265,7 +265,7 @@ def _refuse_unless_plain(path: Path, frames: Sequence[Frame]) -> None:
         raise Refusal(path, Defect.SINGLE_SLICE, "one slice is not a volume")
 
 
-def _refuse_frame(path: Path, frame: Frame, first: Frame) -> None:
+def _refuse_frame(path: Path, frame: FrameHeader, first: FrameHeader) -> None:
     """What would make one frame no part of the first one's volume."""
     if frame.orientation is None or frame.pixel_spacing is None or not _finite(frame.position):
         line = "slices without ImageOrientation, ImagePosition or PixelSpacing"

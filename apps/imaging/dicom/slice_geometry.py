@@ -1,7 +1,7 @@
 """Where the slices of a series lie, and whether they make a regular grid: refused rather than guessed.
 
 Slices that are shifted sideways (a tilted gantry) or unevenly spaced are no grid; where the user asks for it, a
-``Layout`` then says how to interpolate one from them (``apps.imaging.dicom.regridding``).
+``SliceLayout`` then says how to interpolate one from them (``apps.imaging.dicom.regridding``).
 """
 
 from collections.abc import Sequence
@@ -31,7 +31,7 @@ _TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
+class SliceLayout:
     """Parallel slices in order along their normal."""
 
     affine: Affine
@@ -55,7 +55,7 @@ def stack(
     orientation: npt.NDArray[np.float64],
     pixel_spacing: Sequence[float],
     repair: frozenset[str] = frozenset(),
-) -> Layout:
+) -> SliceLayout:
     """The grid that parallel slices make.
 
     Parameters
@@ -93,7 +93,7 @@ def stack(
     if not findings:
         affine[:3, 2] = (positions[-1] - positions[0]) / (len(positions) - 1)
         affine[:3, 3] = positions[0]
-        return Layout(_TO_RAS @ affine, order)
+        return SliceLayout(_TO_RAS @ affine, order)
     planes = round(heights[-1] / _typical(np.diff(heights))) + 1
     step = heights[-1] / (planes - 1)
     voxels = np.stack([beside @ along_x / pixel_spacing[1], beside @ along_y / pixel_spacing[0]], axis=1)
@@ -101,7 +101,7 @@ def stack(
     affine[:3, 2] = normal * step
     affine[:3, 3] = positions[0] + affine[:3, :2] @ low
     grown = int(high[0] - low[0]), int(high[1] - low[1])
-    return Layout(_TO_RAS @ affine, order, tuple(findings), planes, heights / step, voxels - low, grown)
+    return SliceLayout(_TO_RAS @ affine, order, tuple(findings), planes, heights / step, voxels - low, grown)
 
 
 def _typical(gaps: npt.NDArray[np.float64]) -> float:

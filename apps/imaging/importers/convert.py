@@ -38,7 +38,7 @@ CHILD = "apps.imaging.importers.convert"
 """The module that converts: this one."""
 
 
-def imported(directory: Path, budget: MemoryBudget) -> Path:
+def converted_model(directory: Path, budget: MemoryBudget) -> Path:
     """The folder itself if it is ours, else its conversion, from the cache where it is there already.
 
     Raises

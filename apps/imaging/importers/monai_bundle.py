@@ -34,7 +34,7 @@ UNREAD = frozenset({"device", "sw_device", "transform", "orig_keys", "orig_meta_
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class BundlePlan:
     """What a bundle expects and gives."""
 
     network: str
@@ -56,13 +56,13 @@ def is_bundle(directory: Path) -> bool:
     return (directory / METADATA).is_file() and any((directory / name).is_file() for name in CONFIGURATIONS)
 
 
-def files(directory: Path, plan: Plan) -> list[Path]:
+def files(directory: Path, plan: BundlePlan) -> list[Path]:
     """All that the conversion reads."""
     found = [directory / name for name in (METADATA, *CONFIGURATIONS) if (directory / name).is_file()]
     return [*found[:2], plan.weights]
 
 
-def read_plan(directory: Path) -> Plan:
+def read_plan(directory: Path) -> BundlePlan:
     """Read and check the two files.
 
     Raises
@@ -102,12 +102,12 @@ def _parsed(path: Path) -> dict[str, Any]:
     return found
 
 
-def _plan(directory: Path, metadata: Mapping[str, Any], configuration: Configuration) -> Plan:
+def _plan(directory: Path, metadata: Mapping[str, Any], configuration: Configuration) -> BundlePlan:
     network, arguments = _network(configuration)
     before = preprocessing(_transforms(configuration, "preprocessing"))
     after = restoring(_transforms(configuration, "postprocessing"))
     formats = metadata.get("network_data_format", {})
-    return Plan(
+    return BundlePlan(
         network=network,
         arguments=arguments,
         channels=_names(formats.get("inputs"), arguments["in_channels"], "image"),

@@ -24,7 +24,7 @@ AS_STORED = frozenset({"SimpleITKIO", "NibabelIO"})
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class NnunetPlan:
     """What a trained model expects and gives."""
 
     network: str
@@ -59,7 +59,7 @@ def checkpoints(directory: Path) -> list[Path]:
     return found
 
 
-def read_plan(directory: Path) -> Plan:
+def read_plan(directory: Path) -> NnunetPlan:
     """Read and check the two JSON files.
 
     Raises
@@ -96,7 +96,7 @@ def _configuration(plans: Mapping[str, Any], name: str) -> dict[str, Any]:
     return found
 
 
-def _plan(directory: Path, plans: Mapping[str, Any], dataset: Mapping[str, Any]) -> Plan:
+def _plan(directory: Path, plans: Mapping[str, Any], dataset: Mapping[str, Any]) -> NnunetPlan:
     configuration = _configuration(plans, configuration_name(directory, plans))
     if len(configuration["patch_size"]) != 3:
         raise BadInput("a 2D configuration; only 3D ones are read")
@@ -119,7 +119,7 @@ def _plan(directory: Path, plans: Mapping[str, Any], dataset: Mapping[str, Any])
     arguments = {**architecture["arch_kwargs"], "in_channels": len(channels), "out_channels": len(labels)}
     intensities = [tuple(_intensity(plans, configuration, channel)) for channel in range(len(channels))]
     axes = [("z", "y", "x")[axis] for axis in plans["transpose_forward"]]
-    return Plan(
+    return NnunetPlan(
         network=network,
         arguments=checked(arguments),
         channels=tuple(str(channels[key]) for key in sorted(channels, key=int)),

@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from apps.imaging.volumes.geometry import Taps
+from apps.imaging.volumes.geometry import LinearInterpolation
 from apps.imaging.volumes.volume import Shape
 from common.memory.footprint import Price
 from common.tiling.blend import FLOAT, Block
@@ -22,7 +22,7 @@ INTERPOLATION_BYTES = 2 << 20
 """Values on the file's grid are made in pieces of about this many bytes."""
 
 
-class BackToFile:
+class InverseResampler:
     """Finished blocks interpolated onto the file's grid, block by block.
 
     An output voxel lies between two voxels of the network's grid along each axis; it belongs to the block of the upper
@@ -36,9 +36,9 @@ class BackToFile:
     """
 
     def __init__(
-        self, channels: int, have: Shape, shape: Shape, depth: int, taps: Sequence[Taps] | None = None
+        self, channels: int, have: Shape, shape: Shape, depth: int, taps: Sequence[LinearInterpolation] | None = None
     ) -> None:
-        self._taps = tuple(taps or (Taps.between(a, b) for a, b in zip(have, shape, strict=True)))
+        self._taps = tuple(taps or (LinearInterpolation.between(a, b) for a, b in zip(have, shape, strict=True)))
         self._before_x = np.empty((channels, have[1], depth + 1), np.float32)
         self._before_y = np.empty((channels, 0, 0), np.float32)
         self._before_z = np.empty((channels, have[0], have[1]), np.float32)
@@ -93,12 +93,12 @@ def back_bytes(grid: TileGrid, shape: Shape, channels: int) -> Price:
 
 
 def extended_bytes(grid: TileGrid, channels: int) -> int:
-    """A block with the planes before it, which ``BackToFile`` holds while its pieces are taken."""
+    """A block with the planes before it, which ``InverseResampler`` holds while its pieces are taken."""
     return FLOAT * channels * prod(min(size, whole) + 1 for size, whole in zip(grid.tile, grid.shape, strict=True))
 
 
 def piece_bytes(grid: TileGrid, shape: Shape, channels: int) -> int:
-    """One of the pieces in which a ``BackToFile`` gives a block."""
+    """One of the pieces in which a ``InverseResampler`` gives a block."""
     sizes = zip(grid.tile, grid.shape, shape, strict=True)
     x, y, _ = (int((min(tile, old) + 1) * max(1.0, new / old)) + 1 for tile, old, new in sizes)
     return max(INTERPOLATION_BYTES, FLOAT * channels * x * y)
@@ -128,14 +128,14 @@ class LabelPlanes:
             self._start = z_stop
 
 
-def row_depth(grid: TileGrid, shape: Shape, along_z: Taps | None = None) -> int:
-    """Planes of the file's grid that one row of blocks finishes at most; ``along_z`` as for ``BackToFile``."""
+def row_depth(grid: TileGrid, shape: Shape, along_z: LinearInterpolation | None = None) -> int:
+    """Planes of the file's grid that one row of blocks finishes at most; ``along_z`` as for ``InverseResampler``."""
     starts = [max(0, start - grid.before[2]) for start in grid.starts(2)]
     starts[0] = 0
     stops = [*starts[1:], grid.shape[2]]
     if shape == grid.shape and along_z is None:
         return max(stop - start for start, stop in zip(starts, stops, strict=True))
-    upper = (along_z or Taps.between(grid.shape[2], shape[2])).upper
+    upper = (along_z or LinearInterpolation.between(grid.shape[2], shape[2])).upper
     edges = np.searchsorted(upper, [0, *stops])
     return int(np.diff(edges).max())
 
@@ -144,7 +144,7 @@ LABEL_BLOCK = 2 << 20
 """Logits are looked at in blocks of about this many bytes."""
 
 
-class LabelMaker:
+class LogitsToLabels:
     """From finished values to labels: the 1x1x1 head where there is one, then the class with the largest logit."""
 
     def __init__(
@@ -192,7 +192,7 @@ class LabelMaker:
                 part[...] = 1 / (1 + np.exp(-part))
         return found
 
-    def without_head(self) -> "LabelMaker":
+    def without_head(self) -> "LogitsToLabels":
         """The same for values that are of classes already."""
         found = copy(self)
         found._head = None
@@ -221,7 +221,7 @@ def label_bytes(
     classes: int,
     channels: int,
     dtype: np.dtype[np.unsignedinteger],
-    along_z: Taps | None = None,
+    along_z: LinearInterpolation | None = None,
     *,
     copied: bool,
 ) -> Price:

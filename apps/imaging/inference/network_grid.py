@@ -9,10 +9,10 @@ import numpy as np
 
 from apps.imaging.models.model_folder import ImagingModel, Inference
 from apps.imaging.volumes import intensity
-from apps.imaging.volumes.geometry import Frame, Taps, centred_grid, network_grid
+from apps.imaging.volumes.geometry import AxisMapping, LinearInterpolation, centred_grid, network_grid
 from apps.imaging.volumes.nonzero_crop import Content, Cropped, content, union
 from apps.imaging.volumes.spline import SplineReader, nearest_axis
-from apps.imaging.volumes.streaming import ResamplingReader, Window
+from apps.imaging.volumes.streaming import PlaneRingBuffer, ResamplingReader
 from apps.imaging.volumes.volume import BLOCK_BYTES, PlaneReader, Shape, Volume, blocks, spacing
 from common.engines.base import Array as Tiles
 from common.engines.base import Turns
@@ -28,11 +28,11 @@ which a small file would have billions."""
 
 
 @dataclass(frozen=True, slots=True)
-class Case:
+class NetworkGrid:
     """One volume on the network's grid: pure arithmetic on its header, shared by the price and the work."""
 
     volume: Volume
-    frame: Frame
+    frame: AxisMapping
     grid: TileGrid
     """In file axes."""
     tile: Shape
@@ -48,15 +48,15 @@ class Case:
     steps: tuple[float, float, float] | None = None
     """The network's voxels over the file's, where the centres of the first ones coincide instead of their edges."""
     inference: Inference = field(default_factory=Inference)
-    further: tuple["Case", ...] = ()
+    further: tuple["NetworkGrid", ...] = ()
     """The images of the other channels, on the same grid."""
 
     @classmethod
     def of(
         cls, volume: Volume, model: ImagingModel, *, tile: Shape, overlap: float, further: Sequence[Volume] = ()
-    ) -> "Case":
+    ) -> "NetworkGrid":
         """Lay the model's grid and tiles over a volume, and over the other channels' volumes."""
-        frame = Frame.between(volume.affine, model.orientation)
+        frame = AxisMapping.between(volume.affine, model.orientation)
         wanted, nnunet, steps = frame.to_file(model.spacing), model.convention == "nnunet", None
         if model.convention == "bundle":
             shape, steps = centred_grid(volume.shape, volume.affine, wanted)
@@ -82,19 +82,21 @@ class Case:
             raise BadInput(f"{path}: {reason}; is its spacing, {sizes}, in mm?", public="too large a grid")
 
     @property
-    def channels(self) -> tuple["Case", ...]:
+    def channels(self) -> tuple["NetworkGrid", ...]:
         """One case for each of the network's input channels."""
         return (self, *self.further)
 
-    def with_tiles(self, model: ImagingModel, tile: Shape, overlap: float) -> "Case":
+    def with_tiles(self, model: ImagingModel, tile: Shape, overlap: float) -> "NetworkGrid":
         """The same images under other tiles."""
-        return Case.of(self.volume, model, tile=tile, overlap=overlap, further=[each.volume for each in self.further])
+        return NetworkGrid.of(
+            self.volume, model, tile=tile, overlap=overlap, further=[each.volume for each in self.further]
+        )
 
-    def within(self, found: Sequence[Content], model: ImagingModel) -> "Case":
+    def within(self, found: Sequence[Content], model: ImagingModel) -> "NetworkGrid":
         """The case of the box that is not zero in some channel, as nnU-Net takes it; ``found`` is by channel."""
         low, high = union(found)
         boxes = [Cropped(each.volume, low, high) for each in self.channels]
-        case = Case.of(boxes[0], model, tile=self.tile, overlap=self.grid.overlap, further=boxes[1:])
+        case = NetworkGrid.of(boxes[0], model, tile=self.tile, overlap=self.grid.overlap, further=boxes[1:])
         first, *others = (replace(each, limits=one.limits) for each, one in zip(case.channels, found, strict=True))
         return replace(first, further=tuple(others))
 
@@ -104,33 +106,35 @@ class Case:
         return self.grid.shape != self.volume.shape or self.steps is not None
 
     @property
-    def taps(self) -> tuple[Taps, ...]:
+    def taps(self) -> tuple[LinearInterpolation, ...]:
         """From the file's grid to the network's, along the file's axes; not for nnU-Net's, which takes splines."""
         pairs = list(zip(self.volume.shape, self.grid.shape, strict=True))
         if self.steps is None:
-            return tuple(Taps.between(size, new) for size, new in pairs)
+            return tuple(LinearInterpolation.between(size, new) for size, new in pairs)
         return tuple(
-            Taps.centred(size, new, step, flipped=flip)
+            LinearInterpolation.centred(size, new, step, flipped=flip)
             for (size, new), step, flip in zip(pairs, self.steps, self.frame.flips, strict=True)
         )
 
     @property
-    def taps_back(self) -> tuple[Taps, ...]:
+    def taps_back(self) -> tuple[LinearInterpolation, ...]:
         """From the network's grid to the file's."""
         pairs = list(zip(self.grid.shape, self.volume.shape, strict=True))
         if self.steps is None:
             return tuple(
-                Taps.nearest(size, new) if axis == self.nearest_back else Taps.between(size, new)
+                LinearInterpolation.nearest(size, new)
+                if axis == self.nearest_back
+                else LinearInterpolation.between(size, new)
                 for axis, (size, new) in enumerate(pairs)
             )
         nearest = self.inference.restored == "labels"
         return tuple(
-            Taps.centred(size, new, 1 / step, flipped=flip, nearest=nearest)
+            LinearInterpolation.centred(size, new, 1 / step, flipped=flip, nearest=nearest)
             for (size, new), step, flip in zip(pairs, self.steps, self.frame.flips, strict=True)
         )
 
 
-def within_content(case: Case, model: ImagingModel) -> tuple[Case, Shape | None]:
+def within_content(case: NetworkGrid, model: ImagingModel) -> tuple[NetworkGrid, Shape | None]:
     """The case that is worked on: nnU-Net looks only at the box that is not zero. Also the box's first voxel."""
     if not case.nnunet:
         return case, None
@@ -148,12 +152,12 @@ class Operations:
     """On the file's."""
 
 
-def resolved(case: Case, model: ImagingModel) -> list[Operations]:
+def resolved(case: NetworkGrid, model: ImagingModel) -> list[Operations]:
     """What is done to each channel's voxels, with numbers instead of statistics."""
     return [_resolved(each, own) for each, own in zip(case.channels, model.intensities, strict=True)]
 
 
-def _resolved(case: Case, operations: Sequence[intensity.Operation]) -> Operations:
+def _resolved(case: NetworkGrid, operations: Sequence[intensity.Operation]) -> Operations:
     before, after = intensity.split(operations)
     if intensity.RESAMPLE not in operations:
         return Operations(intensity.resolve(after, lambda: blocks(case.volume)))
@@ -161,7 +165,7 @@ def _resolved(case: Case, operations: Sequence[intensity.Operation]) -> Operatio
     return Operations(intensity.resolve(after, lambda: _blocks_on_grid(case, early)), early)
 
 
-def _blocks_on_grid(case: Case, before: Sequence[intensity.Operation]) -> Iterator[Tiles]:
+def _blocks_on_grid(case: NetworkGrid, before: Sequence[intensity.Operation]) -> Iterator[Tiles]:
     """One pass over the volume on the network's grid, (k, y, x) float32."""
     if not case.resampled:
         yield from (intensity.apply(before, block) for block in blocks(case.volume))
@@ -176,27 +180,27 @@ def _blocks_on_grid(case: Case, before: Sequence[intensity.Operation]) -> Iterat
             yield planes
 
 
-def _resampling(case: Case, reader: PlaneReader, before: Sequence[intensity.Operation]) -> ResamplingReader:
+def _resampling(case: NetworkGrid, reader: PlaneReader, before: Sequence[intensity.Operation]) -> ResamplingReader:
     """Zeros count where grids are MONAI's: its double precision sums hardly ever cancel."""
     keep = case.steps is not None
     return ResamplingReader(case.volume, reader, case.grid.shape, case.taps, before, keep_zeros=keep)
 
 
-def pass_planes(case: Case) -> int:
+def pass_planes(case: NetworkGrid) -> int:
     """Planes of the network's grid that a pass holds at a time."""
     x, y, _ = case.grid.shape
     return max(1, BLOCK_BYTES // (x * y * FLOAT))
 
 
 @contextmanager
-def open_windows(case: Case, operations: Sequence[Operations]) -> Iterator[list[Window]]:
+def open_windows(case: NetworkGrid, operations: Sequence[Operations]) -> Iterator[list[PlaneRingBuffer]]:
     """Each channel on the network's grid, as the model's convention brings it there."""
     with ExitStack() as opened:
         readers = [opened.enter_context(each.volume.open()) for each in case.channels]
         yield [_window(*each) for each in zip(case.channels, readers, operations, strict=True)]
 
 
-def _window(case: Case, reader: PlaneReader, operations: Operations) -> Window:
+def _window(case: NetworkGrid, reader: PlaneReader, operations: Operations) -> PlaneRingBuffer:
     grid, after = case.grid, operations.after
     if case.nnunet and case.resampled:
         reader = SplineReader(case.volume, reader, grid.shape, after, nearest=case.nearest, limits=case.limits)
@@ -205,11 +209,13 @@ def _window(case: Case, reader: PlaneReader, operations: Operations) -> Window:
         reader = _resampling(case, reader, operations.before)
     else:
         after = (*operations.before, *after)
-    return Window(case.volume, reader, grid, after, ready=case.resampled, edge=case.inference.padding == "edge")
+    return PlaneRingBuffer(
+        case.volume, reader, grid, after, ready=case.resampled, edge=case.inference.padding == "edge"
+    )
 
 
 def network_tiles(
-    case: Case, windows: Sequence[Window], batches: Sequence[Sequence[int]], batch: int
+    case: NetworkGrid, windows: Sequence[PlaneRingBuffer], batches: Sequence[Sequence[int]], batch: int
 ) -> Iterator[Tiles]:
     """The network's input, batch by batch (numbers of tiles), in arrays that are used by turns."""
     positions = list(case.grid)
@@ -231,6 +237,6 @@ def same_grid(first: Volume, others: Sequence[Volume]) -> None:
             raise BadInput(line, public="channels on different grids")
 
 
-def restored_channels(case: Case, channels: int, classes: int) -> int:
+def restored_channels(case: NetworkGrid, channels: int, classes: int) -> int:
     """Values for each voxel that are brought back onto the file's grid; ``channels`` are the blend's."""
     return {"logits": channels, "labels": 1}.get(case.inference.restored, classes)

@@ -29,7 +29,7 @@ class Sink(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class OutputRequest:
     """What the command line asks for, the same for all studies."""
 
     types: tuple[str, ...] = ("nifti",)
@@ -63,7 +63,7 @@ class Outputs:
 
     def __init__(
         self,
-        wanted: Wanted,
+        wanted: OutputRequest,
         directory: Path,
         name: str,
         volume: Volume,
@@ -173,7 +173,7 @@ def chosen_labels(model: ImagingModel, names: Sequence[str] | None) -> ImagingMo
     return replace(model, labels=kept)
 
 
-def outputs_bytes(wanted: Wanted, volume: Volume, model: ImagingModel) -> Price:
+def outputs_bytes(wanted: OutputRequest, volume: Volume, model: ImagingModel) -> Price:
     """What the sinks hold beside the labels; planes go to one after the other."""
     held, passing = 0, [0]
     if isinstance(volume, DicomVolume):

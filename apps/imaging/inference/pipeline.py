@@ -11,9 +11,9 @@ import numpy.typing as npt
 
 from apps.imaging.dicom.web import Downloads
 from apps.imaging.inference import small_components
-from apps.imaging.inference.labeling import BackToFile, LabelMaker, LabelPlanes, row_depth
+from apps.imaging.inference.labeling import InverseResampler, LabelPlanes, LogitsToLabels, row_depth
 from apps.imaging.inference.network_grid import (
-    Case,
+    NetworkGrid,
     Operations,
     network_tiles,
     open_windows,
@@ -22,7 +22,7 @@ from apps.imaging.inference.network_grid import (
     same_grid,
     within_content,
 )
-from apps.imaging.inference.outputs import Outputs, Wanted
+from apps.imaging.inference.outputs import OutputRequest, Outputs
 from apps.imaging.inference.studies import Study, StudyTable, further_channels, open_volume, resume_key
 from apps.imaging.models.model_folder import ImagingModel
 from apps.imaging.volumes.nonzero_crop import uncropped
@@ -44,7 +44,7 @@ class Job:
     model: ImagingModel
     """With the labels that are written."""
     engine: Engine
-    maker: LabelMaker
+    maker: LogitsToLabels
     batch: int
     spill: Spilled
     """What of the blend waits on disk, beside the outputs."""
@@ -52,15 +52,15 @@ class Job:
     """Axes over whose mirrorings the engine averages."""
     remove_small: float
     """Millilitres below which a connected part becomes background; 0: none."""
-    wanted: Wanted
+    wanted: OutputRequest
     precision: str
     session: Session
     table: StudyTable
-    cases: Mapping[str, Case | BadInput]
+    cases: Mapping[str, NetworkGrid | BadInput]
     finished: Mapping[str, Study]
     """Studies on servers that were done before, and were not fetched again."""
 
-    def settings(self, case: Case) -> dict[str, Any]:
+    def settings(self, case: NetworkGrid) -> dict[str, Any]:
         """What changes the labels, besides the input."""
         return {
             **asked(self.model, self.precision, case.grid.overlap, self.mirror, self.remove_small),
@@ -85,7 +85,7 @@ def asked(model: ImagingModel, precision: str, overlap: float, mirror: str, remo
 
 
 def finished_values(
-    case: Case,
+    case: NetworkGrid,
     engine: Engine,
     operations: Sequence[Operations],
     *,
@@ -128,7 +128,7 @@ def finished_values(
 
 
 def label_planes(
-    case: Case, channels: int, blocks: Iterator[Block], maker: LabelMaker
+    case: NetworkGrid, channels: int, blocks: Iterator[Block], maker: LogitsToLabels
 ) -> Iterator[npt.NDArray[np.unsignedinteger]]:
     """Labels (x, y, k) on the file's own grid, in order."""
     shape = case.volume.shape
@@ -140,7 +140,9 @@ def label_planes(
         return
     taps, restored = case.taps_back, case.inference.restored
     planes = LabelPlanes(shape, row_depth(case.grid, shape, taps[2]), maker.dtype)
-    back = BackToFile(restored_channels(case, channels, maker.classes), case.grid.shape, shape, case.grid.tile[2], taps)
+    back = InverseResampler(
+        restored_channels(case, channels, maker.classes), case.grid.shape, shape, case.grid.tile[2], taps
+    )
     for block in blocks:
         if restored == "labels":
             block = replace(block, values=maker(block.values)[None].astype(np.float32))
@@ -156,7 +158,7 @@ def label_planes(
         del block
 
 
-def segment(job: Job, study: Study, case: Case) -> tuple[str, ...]:
+def segment(job: Job, study: Study, case: NetworkGrid) -> tuple[str, ...]:
     """Segment one study; returns the names of its outputs."""
     session, volume = job.session, case.volume
     with session.phase("statistics"):
@@ -246,12 +248,12 @@ def open_cases(
     *,
     downloads: Downloads,
     repair: frozenset[str],
-    wanted: Wanted,
+    wanted: OutputRequest,
     tile: Shape,
     overlap: float,
-) -> dict[str, Case | BadInput]:
+) -> dict[str, NetworkGrid | BadInput]:
     """Read every header; a study that cannot be used keeps its error, unless it is the only one."""
-    cases: dict[str, Case | BadInput] = {}
+    cases: dict[str, NetworkGrid | BadInput] = {}
     for study in studies:
         try:
             path, series = downloads.path(study.input)
@@ -259,7 +261,7 @@ def open_cases(
             wanted.check(volume, path)
             further = [open_volume(other) for other in further_channels(path, len(model.channels))]
             same_grid(volume, further)
-            case = Case.of(volume, model, tile=tile, overlap=overlap, further=further)
+            case = NetworkGrid.of(volume, model, tile=tile, overlap=overlap, further=further)
             case.check(path)
             cases[study.study] = case
         except BadInput as error:

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from apps.imaging.models.model_folder import Label
 from apps.imaging.volumes import nifti
-from apps.imaging.volumes.geometry import Frame
+from apps.imaging.volumes.geometry import AxisMapping
 from apps.imaging.volumes.volume import Shape, Volume, blocks, spacing
 from common.files import atomic_file
 
@@ -58,7 +58,7 @@ def write(path: Path, volume: Volume, labels_path: Path, centre: Centre, labels:
     images = three_planes(volume, centre.index)
     masks = three_planes(nifti.open_nifti(labels_path), centre.index)
     low, high = np.percentile(np.concatenate([image.ravel() for image in images]), (1, 99))
-    frame, edges = Frame.between(volume.affine, "RAS"), spacing(volume.affine)
+    frame, edges = AxisMapping.between(volume.affine, "RAS"), spacing(volume.affine)
     millimetres = [size * edge for size, edge in zip(volume.shape, edges, strict=True)]
     scale = PANEL / max(millimetres)
     panels = []
@@ -92,7 +92,7 @@ def three_planes(volume: Volume, index: Shape) -> list[npt.NDArray[np.float32]]:
     return [np.nan_to_num(plane) for plane in planes]
 
 
-def _upright(plane: npt.NDArray[Any], frame: Frame, axes: list[int]) -> npt.NDArray[Any]:
+def _upright(plane: npt.NDArray[Any], frame: AxisMapping, axes: list[int]) -> npt.NDArray[Any]:
     """A plane over two file axes as it is looked at: superior or anterior up, the patient's right on the left."""
     steps = tuple(slice(None, None, -1) if frame.flips[axis] else slice(None) for axis in axes)
     turned = plane[steps]

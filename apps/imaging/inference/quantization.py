@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from apps.imaging.inference.network_grid import Case, network_tiles, open_windows, resolved, within_content
+from apps.imaging.inference.network_grid import NetworkGrid, network_tiles, open_windows, resolved, within_content
 from apps.imaging.models.model_folder import APPLICATION, CARD, ImagingModel, read_manifest, read_model
 from common import model_folder
 from common.cli.session import Session
@@ -28,7 +28,7 @@ class Job:
     """What one command does."""
 
     model: ImagingModel
-    cases: tuple[Case, ...]
+    cases: tuple[NetworkGrid, ...]
     out: Path
     tiles: int = TILES
 
@@ -69,7 +69,7 @@ def run(job: Job, session: Session) -> dict[str, Any]:
         return {**_write(job, draft, count), "metrics": {}}
 
 
-def _tiles(case: Case, model: ImagingModel, numbers: Sequence[int]) -> Iterator[Array]:
+def _tiles(case: NetworkGrid, model: ImagingModel, numbers: Sequence[int]) -> Iterator[Array]:
     """Tiles as the network sees them, one by one; each is valid until the next."""
     inside, _ = within_content(case, model)
     kept = [number for number in numbers if number < len(inside.grid)]

@@ -18,8 +18,8 @@ import numpy as np
 from apps.imaging.dicom.seg_header import CHILD_BYTES
 from apps.imaging.dicom.web import NETWORK_BYTES, Downloads, is_address
 from apps.imaging.inference.labeling import back_bytes, extended_bytes, label_bytes, piece_bytes
-from apps.imaging.inference.network_grid import Case, restored_channels
-from apps.imaging.inference.outputs import Wanted, outputs_bytes
+from apps.imaging.inference.network_grid import NetworkGrid, restored_channels
+from apps.imaging.inference.outputs import OutputRequest, outputs_bytes
 from apps.imaging.inference.small_components import components_bytes
 from apps.imaging.inference.studies import Study
 from apps.imaging.models.model_folder import TORCH_NETWORK, ImagingModel
@@ -90,7 +90,7 @@ class InferWorkload:
 
     model: ImagingModel
     studies: tuple[Study, ...]
-    cases: Mapping[str, Case | BadInput]
+    cases: Mapping[str, NetworkGrid | BadInput]
     finished: Mapping[str, Study]
     """Of the studies, those that are not cases because they were done before."""
     engine: str
@@ -99,7 +99,7 @@ class InferWorkload:
     overlap: float
     batch: int | None
     """``None``: the planner's choice."""
-    wanted: Wanted
+    wanted: OutputRequest
     mirror: str
     """Axes over whose mirrorings the engine averages."""
     remove_small: float
@@ -112,9 +112,9 @@ class InferWorkload:
     name: str = "imaging infer"
 
     @property
-    def usable(self) -> list[Case]:
+    def usable(self) -> list[NetworkGrid]:
         """Studies whose headers were readable."""
-        return [case for case in self.cases.values() if isinstance(case, Case)]
+        return [case for case in self.cases.values() if isinstance(case, NetworkGrid)]
 
     @property
     def parts(self) -> int:
@@ -127,10 +127,10 @@ class InferWorkload:
         def own_bytes(study: str) -> int:
             return self._study_bytes(cases[study])
 
-        cases = {study: case for study, case in self.cases.items() if isinstance(case, Case)}
+        cases = {study: case for study, case in self.cases.items() if isinstance(case, NetworkGrid)}
         kept = set(sorted(cases, key=own_bytes)[:count])
         size = format_size(budget.host_bytes)
-        refused: dict[str, Case | BadInput] = {
+        refused: dict[str, NetworkGrid | BadInput] = {
             study.study: BadInput(
                 f"{study.input}: does not fit in {size}; alone, with --dry-run, it is said what would do",
                 public="does not fit",
@@ -244,7 +244,7 @@ class InferWorkload:
             cases = {
                 study: case.with_tiles(self.model, tile, self.overlap)
                 for study, case in self.cases.items()
-                if isinstance(case, Case)
+                if isinstance(case, NetworkGrid)
             }
             yield f"--tile {text(tile)}", replace(self, tile=tile, cases=cases)
 
@@ -270,13 +270,13 @@ class InferWorkload:
     def _networked(self) -> bool:
         return bool(self.wanted.stow) or any(is_address(study.input) for study in self.studies)
 
-    def _carried(self, case: Case, setting: Setting) -> Carried:
+    def _carried(self, case: NetworkGrid, setting: Setting) -> Carried:
         return carried(case.grid, self.channels(setting), setting["spill"])
 
     def _disk_bytes(self, setting: Setting) -> int:
         return self._largest(lambda c: self._carried(c, setting).disk)
 
-    def _study_bytes(self, case: Case) -> int:
+    def _study_bytes(self, case: NetworkGrid) -> int:
         """What one study holds in the leanest setting, to put studies in order."""
         leanest = {"space": "features" if self.model.head else "logits", "spill": "columns"}
         return sum(self._working(case, leanest).values()) + pass_bytes(case)
@@ -289,7 +289,7 @@ class InferWorkload:
         studies = [self._working(case, setting) for case in self.usable]
         return {name: max((study[name] for study in studies), default=0) for name in WORKING}
 
-    def _working(self, case: Case, setting: Setting) -> dict[str, int]:
+    def _working(self, case: NetworkGrid, setting: Setting) -> dict[str, int]:
         """What one study holds while its tiles are run."""
         channels, blend = self.channels(setting), self._carried(case, setting)
         outputs = outputs_bytes(self.wanted, case.volume, self.model)
@@ -309,7 +309,7 @@ class InferWorkload:
             "outputs": outputs.held,
         }
 
-    def _restoring_bytes(self, case: Case, channels: int) -> int:
+    def _restoring_bytes(self, case: NetworkGrid, channels: int) -> int:
         """A block on its way to the file's grid: its probabilities, the block with what is before it, and a piece."""
         if not case.resampled:
             return 0
@@ -318,7 +318,7 @@ class InferWorkload:
         extended = extended_bytes(case.grid, restored)
         return block * restored * FLOAT + extended + piece_bytes(case.grid, case.volume.shape, restored)
 
-    def _labels(self, case: Case, setting: Setting, restoring: int) -> Price:
+    def _labels(self, case: NetworkGrid, setting: Setting, restoring: int) -> Price:
         classes, channels, shape = len(self.model.labels), self.channels(setting), case.volume.shape
         dtype = np.dtype(np.uint8 if max(label.value for label in self.model.labels) < 256 else np.uint16)
         along_z = case.taps_back[2] if case.resampled else None

@@ -1,6 +1,6 @@
 """What the reading of volumes takes, for every command that runs a network over them: pure prices."""
 
-from apps.imaging.inference.network_grid import Case, pass_planes
+from apps.imaging.inference.network_grid import NetworkGrid, pass_planes
 from apps.imaging.volumes.nonzero_crop import cropped_bytes
 from apps.imaging.volumes.spline import spline_bytes
 from apps.imaging.volumes.streaming import resampling_bytes, window_bytes, window_depth
@@ -15,18 +15,18 @@ OBJECTS_BYTES = 3 * MIB
 """Python objects, headers and buffers that are too small to price one by one."""
 
 
-def reader_bytes(case: Case) -> int:
+def reader_bytes(case: NetworkGrid) -> int:
     """What the open readers of all channels hold."""
     return sum(cropped_bytes(each.volume) if case.nnunet else each.volume.reader_bytes for each in case.channels)
 
 
-def input_bytes(case: Case) -> Price:
+def input_bytes(case: NetworkGrid) -> Price:
     """What reading holds between the volumes and the tiles; one channel is read after the other."""
     prices = [_channel_bytes(each) for each in case.channels]
     return Price(sum(price.held for price in prices), max(price.passing for price in prices))
 
 
-def _channel_bytes(case: Case) -> Price:
+def _channel_bytes(case: NetworkGrid) -> Price:
     if case.nnunet and case.resampled:
         x, y, _ = case.grid.shape
         reader = spline_bytes(case.volume, case.grid.shape)
@@ -34,7 +34,7 @@ def _channel_bytes(case: Case) -> Price:
     return window_bytes(case.volume, case.grid, resampled=case.resampled)
 
 
-def pass_bytes(case: Case) -> int:
+def pass_bytes(case: NetworkGrid) -> int:
     """One block of a pass over the volume: as stored, in float32, and two more while moments are taken.
 
     One channel is passed over after the other.
@@ -42,7 +42,7 @@ def pass_bytes(case: Case) -> int:
     return max(map(_channel_pass, case.channels))
 
 
-def _channel_pass(case: Case) -> int:
+def _channel_pass(case: NetworkGrid) -> int:
     x, y, _ = case.volume.shape
     voxels = block_planes(case.volume) * x * y
     stored = voxels * (case.volume.dtype.itemsize + 3 * FLOAT)

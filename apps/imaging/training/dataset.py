@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from apps.imaging.volumes.geometry import Frame, network_grid, resample
+from apps.imaging.volumes.geometry import AxisMapping, network_grid, resample
 from apps.imaging.volumes.intensity import apply, resolve
 from apps.imaging.volumes.nifti import NiftiVolume, is_nifti, open_nifti, stem
 from apps.imaging.volumes.volume import Shape, block_planes, blocks, spacing
@@ -33,7 +33,7 @@ D = TypeVar("D", bound=np.generic)
 
 
 @dataclass(frozen=True, slots=True)
-class Case:
+class LabelledCase:
     """One labelled volume; only its headers have been read."""
 
     name: str
@@ -42,7 +42,7 @@ class Case:
 
     def shape(self, wanted: tuple[float, float, float]) -> Shape:
         """Voxels on the network's grid, in the model's axes."""
-        frame = Frame.between(self.image.affine, ORIENTATION)
+        frame = AxisMapping.between(self.image.affine, ORIENTATION)
         sizes = network_grid(self.image.shape, self.image.affine, frame.to_file(wanted))
         x, y, z = (sizes[frame.axes.index(axis)] for axis in range(3))
         return x, y, z
@@ -52,7 +52,7 @@ class Case:
 class Dataset:
     """What training needs to know before any voxel is kept."""
 
-    cases: tuple[Case, ...]
+    cases: tuple[LabelledCase, ...]
     labels: Mapping[int, str]
     """Value in the label files -> name, ascending; the first is background."""
     channels: tuple[str, ...]
@@ -61,7 +61,7 @@ class Dataset:
     about: Mapping[str, str] = field(default_factory=dict)
     """``name``, ``licence``, ``reference`` where the description has them, for the model card."""
 
-    def split(self, fold: tuple[int, int] | None) -> tuple[list[Case], list[Case]]:
+    def split(self, fold: tuple[int, int] | None) -> tuple[list[LabelledCase], list[LabelledCase]]:
         """Cases to train on, and cases held out: every N-th of the sorted names, from the K-th on.
 
         Raises
@@ -166,7 +166,7 @@ def _usable(items: Iterable[T], make: Callable[[T], R], *, skip_bad: bool, warn:
     return made
 
 
-def _open_case(pair: tuple[Path, Path]) -> Case:
+def _open_case(pair: tuple[Path, Path]) -> LabelledCase:
     name = stem(pair[0])
     if not pair[1].is_file():
         raise BadInput(f"case {name}: no label file {pair[1]}", public="a case without label")
@@ -178,10 +178,10 @@ def _open_case(pair: tuple[Path, Path]) -> Case:
         )
     if not np.allclose(image.affine, label.affine, atol=_AFFINE_TOLERANCE):
         raise BadInput(f"case {name}: label and image lie in different places", public="geometries differ")
-    return Case(name, image, label)
+    return LabelledCase(name, image, label)
 
 
-def _values(case: Case) -> npt.NDArray[Any]:
+def _values(case: LabelledCase) -> npt.NDArray[Any]:
     """The distinct values of a label file."""
     found = np.unique(np.concatenate([np.unique(block) for block in blocks(case.label)]))
     if not np.isfinite(found).all() or (found != np.round(found)).any() or found.min() < 0 or found.max() > 254:
@@ -189,15 +189,15 @@ def _values(case: Case) -> npt.NDArray[Any]:
     return found
 
 
-def _median_spacing(cases: Sequence[Case]) -> tuple[float, float, float]:
+def _median_spacing(cases: Sequence[LabelledCase]) -> tuple[float, float, float]:
     edges = np.empty((len(cases), 3))
     for row, case in zip(edges, cases, strict=True):
-        row[list(Frame.between(case.image.affine, ORIENTATION).axes)] = spacing(case.image.affine)
+        row[list(AxisMapping.between(case.image.affine, ORIENTATION).axes)] = spacing(case.image.affine)
     x, y, z = (round(float(size), 4) for size in np.median(edges, 0))
     return x, y, z
 
 
-def load_case(case: Case, dataset: Dataset, operations: Sequence[Mapping[str, Any]]) -> tuple[Image, Classes]:
+def load_case(case: LabelledCase, dataset: Dataset, operations: Sequence[Mapping[str, Any]]) -> tuple[Image, Classes]:
     """Read one case and bring it to the network's grid, axes and intensities.
 
     Returns
@@ -210,7 +210,7 @@ def load_case(case: Case, dataset: Dataset, operations: Sequence[Mapping[str, An
     BadInput
         Truncated data, or label values that the data set does not list.
     """
-    frame = Frame.between(case.image.affine, ORIENTATION)
+    frame = AxisMapping.between(case.image.affine, ORIENTATION)
     grid = network_grid(case.image.shape, case.image.affine, frame.to_file(dataset.spacing))
     classes = _classes(case, dataset.labels)
     image = _whole(case.image)
@@ -231,7 +231,7 @@ def _whole(volume: NiftiVolume) -> Image:
     return whole.transpose(2, 1, 0)
 
 
-def _classes(case: Case, labels: Mapping[int, str]) -> Classes:
+def _classes(case: LabelledCase, labels: Mapping[int, str]) -> Classes:
     unknown = sorted(set(map(int, _values(case))) - set(labels))
     if unknown:
         values = ", ".join(map(str, unknown))
@@ -257,13 +257,13 @@ def _nearest(classes: Classes, grid: Shape) -> Classes:
     return classes
 
 
-def _to_model(array: npt.NDArray[D], frame: Frame) -> npt.NDArray[D]:
-    """File axes to model axes; the inverse of ``Frame.view``."""
+def _to_model(array: npt.NDArray[D], frame: AxisMapping) -> npt.NDArray[D]:
+    """File axes to model axes; the inverse of ``AxisMapping.view``."""
     unflipped = array[tuple(slice(None, None, -1) if flip else slice(None) for flip in frame.flips)]
     return np.ascontiguousarray(unflipped.transpose(np.argsort(frame.axes)))
 
 
-def intensity_operations(dataset: Dataset, cases: Sequence[Case]) -> list[dict[str, Any]]:
+def intensity_operations(dataset: Dataset, cases: Sequence[LabelledCase]) -> list[dict[str, Any]]:
     """What the model does to intensities: CT has a fixed scale and is windowed to the labelled tissue; the rest not.
 
     The window is the 0.5th to the 99.5th percentile of labelled voxels in up to 20 cases.

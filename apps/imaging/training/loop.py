@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from apps.imaging.models.networks import registry
-from apps.imaging.training.dataset import Case, load_case
+from apps.imaging.training.dataset import LabelledCase, load_case
 from apps.imaging.training.patch_sampling import Sampler, Volumes
 from apps.imaging.training.phases import EXPORT, FREE_HEAP, LOAD, TRAIN, VALIDATE
 from apps.imaging.training.recipe import OVERLAP, Job, Recipe, make_step
@@ -58,7 +58,7 @@ def run(job: Job, session: Session) -> dict[str, Any]:
     return _finish(job, session, network, held_out, steps)
 
 
-def load_volumes(job: Job, cases: Sequence[Case], file: Path | None, session: Session) -> Volumes:
+def load_volumes(job: Job, cases: Sequence[LabelledCase], file: Path | None, session: Session) -> Volumes:
     """Prepare cases and keep them in memory or in ``file``.
 
     Raises

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from apps.imaging.models.networks import registry
-from apps.imaging.training.dataset import Case, Dataset
+from apps.imaging.training.dataset import Dataset, LabelledCase
 from apps.imaging.training.losses import dice_cross_entropy
 from apps.imaging.volumes.volume import Shape
 from common.memory.process.cuda import HOST
@@ -59,8 +59,8 @@ class Job:
     """One training."""
 
     dataset: Dataset
-    training: Sequence[Case]
-    held_out: Sequence[Case]
+    training: Sequence[LabelledCase]
+    held_out: Sequence[LabelledCase]
     recipe: Recipe
     operations: Sequence[Mapping[str, Any]]
     output: Path

@@ -15,7 +15,7 @@ SPACING_TOLERANCE = 0.01
 
 
 @dataclass(frozen=True, slots=True)
-class Frame:
+class AxisMapping:
     """How the model's axes lie in the file's."""
 
     axes: tuple[int, int, int]
@@ -24,7 +24,7 @@ class Frame:
     """For each file axis, whether the model's runs the other way."""
 
     @classmethod
-    def between(cls, affine: Affine, orientation: str) -> "Frame":
+    def between(cls, affine: Affine, orientation: str) -> "AxisMapping":
         """For a volume's affine and a model's orientation (``"RAS"``); oblique volumes take the nearest axes.
 
         ``"file:zyx"``: the model's axes are the file's, in this order, wherever they point (nnU-Net).
@@ -95,7 +95,7 @@ def centred_grid(
 
 
 @dataclass(frozen=True, slots=True)
-class Taps:
+class LinearInterpolation:
     """Linear interpolation along one axis: each output is ``(1 - weight) * lower + weight * upper``."""
 
     lower: npt.NDArray[np.intp]
@@ -103,21 +103,23 @@ class Taps:
     weight: npt.NDArray[np.float32]
 
     @classmethod
-    def between(cls, size: int, new: int) -> "Taps":
+    def between(cls, size: int, new: int) -> "LinearInterpolation":
         """From ``size`` voxels to ``new`` over the same length; beyond the outermost centres the edge is repeated."""
         place = np.clip((np.arange(new) + 0.5) * (size / new) - 0.5, 0, size - 1)
         lower = np.floor(place).astype(np.intp)
         return cls(lower, np.minimum(lower + 1, size - 1), (place - lower).astype(np.float32))
 
     @classmethod
-    def nearest(cls, size: int, new: int) -> "Taps":
+    def nearest(cls, size: int, new: int) -> "LinearInterpolation":
         """The same grids, each output the nearest input: of two at equal distance, SciPy's choice."""
         place = np.floor((np.arange(new) + 0.5) * (size / new) - 0.5 + 0.5)
         place = np.clip(place, 0, size - 1).astype(np.intp)
         return cls(place, place, np.zeros(new, np.float32))
 
     @classmethod
-    def centred(cls, size: int, new: int, step: float, *, flipped: bool, nearest: bool = False) -> "Taps":
+    def centred(
+        cls, size: int, new: int, step: float, *, flipped: bool, nearest: bool = False
+    ) -> "LinearInterpolation":
         """Outputs ``step`` inputs apart, the first where the first input is; the last, where the axis is flipped."""
         place = np.clip(np.arange(new) * step, 0, size - 1)
         if nearest:
@@ -127,10 +129,10 @@ class Taps:
         lower = np.floor(place).astype(np.intp)
         return cls(lower, np.minimum(lower + 1, size - 1), (place - lower).astype(np.float32))
 
-    def part(self, first: int, stop: int, origin: int) -> "Taps":
+    def part(self, first: int, stop: int, origin: int) -> "LinearInterpolation":
         """Outputs ``first`` to ``stop``, of values that begin at ``origin``."""
         cut = slice(first, stop)
-        return Taps(self.lower[cut] - origin, self.upper[cut] - origin, self.weight[cut])
+        return LinearInterpolation(self.lower[cut] - origin, self.upper[cut] - origin, self.weight[cut])
 
     def __call__(self, values: npt.NDArray[np.float32], axis: int) -> npt.NDArray[np.float32]:
         """Interpolate an array along ``axis``."""
@@ -147,5 +149,5 @@ def resample(values: npt.NDArray[np.float32], shape: Shape) -> npt.NDArray[np.fl
     """A small volume (x, y, z) onto another grid over the same field of view; the streams give the same numbers."""
     for axis in (1, 0, 2):
         if values.shape[axis] != shape[axis]:
-            values = Taps.between(values.shape[axis], shape[axis])(values, axis)
+            values = LinearInterpolation.between(values.shape[axis], shape[axis])(values, axis)
     return values

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from apps.imaging.volumes.geometry import Taps
+from apps.imaging.volumes.geometry import LinearInterpolation
 from apps.imaging.volumes.intensity import Operation, apply
 from apps.imaging.volumes.volume import PlaneReader, Shape, Volume, scaled
 from common.memory.footprint import Price
@@ -47,7 +47,7 @@ def spline_matrix(size: int, new: int) -> Array:
 def nearest_matrix(size: int, new: int) -> Array:
     """(new, size): each row picks one voxel."""
     matrix = np.zeros((new, size), np.float32)
-    matrix[np.arange(new), Taps.nearest(size, new).lower] = 1
+    matrix[np.arange(new), LinearInterpolation.nearest(size, new).lower] = 1
     return matrix
 
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from apps.imaging.volumes.geometry import Taps
+from apps.imaging.volumes.geometry import LinearInterpolation
 from apps.imaging.volumes.intensity import Operation, apply
 from apps.imaging.volumes.volume import PlaneReader, Shape, Volume, scaled
 from common.memory.footprint import Price
@@ -15,7 +15,7 @@ from common.tiling.grid import TileGrid
 Array = npt.NDArray[np.float32]
 
 
-class Window:
+class PlaneRingBuffer:
     """The planes that the present row of tiles needs, as stored, in a ring one tile deep.
 
     Parameters
@@ -90,12 +90,12 @@ def _repeat_edges(tile: Array, inside: tuple[slice, ...]) -> None:
 
 
 def window_depth(grid: TileGrid) -> int:
-    """Planes of a ``Window``."""
+    """Planes of a ``PlaneRingBuffer``."""
     return min(grid.tile[2], grid.shape[2])
 
 
 def window_bytes(volume: Volume, grid: TileGrid, *, resampled: bool = False) -> Price:
-    """The planes of a ``Window``, and its reader's work; ``resampled``: also where the shape stays the same."""
+    """Bytes of a ``PlaneRingBuffer`` and its reader; ``resampled``: also where the shape stays the same."""
     voxels = grid.shape[0] * grid.shape[1] * window_depth(grid)
     if grid.shape == volume.shape and not resampled:
         return Price(voxels * volume.dtype.itemsize, 0)
@@ -107,7 +107,7 @@ TINY = np.finfo(np.float32).tiny
 """Nothing, but not zero."""
 
 
-def _some(mask: npt.NDArray[np.bool_], taps: Taps, axis: int) -> npt.NDArray[np.bool_]:
+def _some(mask: npt.NDArray[np.bool_], taps: LinearInterpolation, axis: int) -> npt.NDArray[np.bool_]:
     """Whether any of the voxels is set between which an interpolated one lies."""
     found: npt.NDArray[np.bool_] = np.take(mask, taps.lower, axis) | np.take(mask, taps.upper, axis)
     return found
@@ -132,13 +132,13 @@ class ResamplingReader:
         volume: Volume,
         reader: PlaneReader,
         shape: Shape,
-        taps: Sequence[Taps] | None = None,
+        taps: Sequence[LinearInterpolation] | None = None,
         operations: Sequence[Operation] = (),
         *,
         keep_zeros: bool = False,
     ) -> None:
         self._volume, self._reader, self._operations, self._keep_zeros = volume, reader, operations, keep_zeros
-        same_view = (Taps.between(a, b) for a, b in zip(volume.shape, shape, strict=True))
+        same_view = (LinearInterpolation.between(a, b) for a, b in zip(volume.shape, shape, strict=True))
         self._x, self._y, self._z = taps or same_view
         self._stored = np.empty((1, volume.shape[1], volume.shape[0]), volume.dtype)
         self._lower = self._upper = np.empty((0, 0), np.float32)

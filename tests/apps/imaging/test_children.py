@@ -7,7 +7,7 @@ import pytest
 
 from apps.imaging.dicom.seg_header import seg_template
 from apps.imaging.dicom.series import open_series
-from apps.imaging.importers.convert import imported
+from apps.imaging.importers.convert import converted_model
 from apps.imaging.models.model_folder import read_model
 from common.bench import forced_endings
 from common.errors import BadInput
@@ -44,7 +44,7 @@ def test_a_conversion_that_ends_early_says_how(
     model = bundle_folder.write(tmp_path / "bundle")
     ending(way)
     with pytest.raises(error, match=words):
-        imported(model, MemoryBudget(2 * GIB))
+        converted_model(model, MemoryBudget(2 * GIB))
 
 
 @pytest.mark.parametrize(("way", "error", "words"), ENDS)

@@ -69,7 +69,7 @@ _ACT, _NORM = _layer(ACTIVATIONS), _layer(NORMALISATIONS)
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class BundleNetwork:
     """One row of the table."""
 
     module: str
@@ -90,9 +90,9 @@ _UNET_SIZES: Mapping[str, Check] = {
     "dropout": _share,
 }
 
-NETWORKS: Mapping[str, Entry] = MappingProxyType(
+NETWORKS: Mapping[str, BundleNetwork] = MappingProxyType(
     {
-        "UNet": Entry(
+        "UNet": BundleNetwork(
             "monai.networks.nets.unet",
             {
                 **_UNET_SIZES,
@@ -105,8 +105,8 @@ NETWORKS: Mapping[str, Entry] = MappingProxyType(
             None,
             "strides",
         ),
-        "AttentionUnet": Entry("monai.networks.nets.attentionunet", _UNET_SIZES, None, "strides"),
-        "BasicUNet": Entry(
+        "AttentionUnet": BundleNetwork("monai.networks.nets.attentionunet", _UNET_SIZES, None, "strides"),
+        "BasicUNet": BundleNetwork(
             "monai.networks.nets.basic_unet",
             {
                 "features": _numbers,
@@ -119,7 +119,7 @@ NETWORKS: Mapping[str, Entry] = MappingProxyType(
             "final_conv",
             4,
         ),
-        "SegResNet": Entry(
+        "SegResNet": BundleNetwork(
             "monai.networks.nets.segresnet",
             {
                 "init_filters": _numbers,
@@ -135,7 +135,7 @@ NETWORKS: Mapping[str, Entry] = MappingProxyType(
             "conv_final.2.conv",
             "blocks_down",
         ),
-        "DynUNet": Entry(
+        "DynUNet": BundleNetwork(
             "monai.networks.nets.dynunet",
             {
                 "kernel_size": _numbers,
@@ -153,7 +153,7 @@ NETWORKS: Mapping[str, Entry] = MappingProxyType(
             "output_block.conv.conv",
             "strides",
         ),
-        "VNet": Entry(
+        "VNet": BundleNetwork(
             "monai.networks.nets.vnet",
             {
                 "act": _ACT,

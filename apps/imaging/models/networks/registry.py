@@ -18,7 +18,7 @@ Arguments = Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class TrainableNetwork:
     """One row of the table."""
 
     module: str
@@ -37,9 +37,9 @@ class Entry:
     """Which argument says how often the grid is halved: ``blocks_down``, ``features`` or ``strides``."""
 
 
-NETWORKS: Mapping[str, Entry] = MappingProxyType(
+NETWORKS: Mapping[str, TrainableNetwork] = MappingProxyType(
     {
-        "segresnet": Entry(
+        "segresnet": TrainableNetwork(
             "monai.networks.nets.segresnet",
             "SegResNet",
             {"init_filters": 16, "blocks_down": [1, 2, 2], "blocks_up": [1, 1]},
@@ -48,7 +48,7 @@ NETWORKS: Mapping[str, Entry] = MappingProxyType(
             "ResBlock",
             "blocks_down",
         ),
-        "dynunet": Entry(
+        "dynunet": TrainableNetwork(
             "monai.networks.nets.dynunet",
             "DynUNet",
             {"filters": [16, 32, 64, 128], "strides": [1, 2, 2, 2], "res_block": False},
@@ -57,7 +57,7 @@ NETWORKS: Mapping[str, Entry] = MappingProxyType(
             "UnetBasicBlock",
             "strides",
         ),
-        "basicunet": Entry(
+        "basicunet": TrainableNetwork(
             "monai.networks.nets.basic_unet",
             "BasicUNet",
             {"features": [16, 16, 32, 64, 128, 16]},
@@ -66,7 +66,7 @@ NETWORKS: Mapping[str, Entry] = MappingProxyType(
             "TwoConv",
             "features",
         ),
-        "unet": Entry(
+        "unet": TrainableNetwork(
             "monai.networks.nets.unet",
             "UNet",
             {"channels": [16, 32, 64, 128], "strides": [2, 2, 2], "num_res_units": 1},

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from apps.imaging.inference.network_grid import Case
+from apps.imaging.inference.network_grid import NetworkGrid
 from apps.imaging.inference.quantization import Job
 from apps.imaging.models.model_folder import read_model
 from apps.imaging.volumes.nifti import open_nifti
@@ -50,6 +50,6 @@ def test_tiles_are_spread_over_all_volumes(tmp_path: Path) -> None:
     model = read_model(tmp_path / "model")
     shapes = ((64, 48, 32), (16, 24, 16))
     volumes = [open_nifti(write_nifti(tmp_path / f"{n}.nii", np.ones(s, np.int16))) for n, s in enumerate(shapes)]
-    cases = tuple(Case.of(volume, model, tile=model.patch, overlap=0.0) for volume in volumes)
+    cases = tuple(NetworkGrid.of(volume, model, tile=model.patch, overlap=0.0) for volume in volumes)
     assert [len(case.grid) for case in cases] == [16, 1]
     assert Job(model, cases, tmp_path, 8).chosen == [[0, 5, 10, 15], [0]]

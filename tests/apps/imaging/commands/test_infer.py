@@ -11,8 +11,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from apps.imaging.inference.labeling import LabelMaker
-from apps.imaging.inference.network_grid import Case, resolved
+from apps.imaging.inference.labeling import LogitsToLabels
+from apps.imaging.inference.network_grid import NetworkGrid, resolved
 from apps.imaging.inference.pipeline import finished_values, label_planes
 from apps.imaging.models.model_folder import read_model
 from apps.imaging.volumes.nifti import open_nifti
@@ -81,11 +81,11 @@ def test_an_answer_is_gone_before_the_next_is_made(model, tmp_path: Path, spacin
     folder = read_model(model[0])
     affine = np.diag([spacing, spacing, spacing, 1.0])
     image = write_nifti(tmp_path / "image.nii.gz", volume(1, (40, 50, 45)), affine)
-    case = Case.of(open_nifti(image), folder, tile=(16, 24, 16), overlap=0.25)
+    case = NetworkGrid.of(open_nifti(image), folder, tile=(16, 24, 16), overlap=0.25)
     assert case.resampled == (spacing != 1.0)
     engine = Forgetful()
     blocks = finished_values(case, engine, resolved(case, folder))
-    planes = sum(slab.shape[2] for slab in label_planes(case, 4, blocks, LabelMaker(range(4))))
+    planes = sum(slab.shape[2] for slab in label_planes(case, 4, blocks, LogitsToLabels(range(4))))
     assert planes == 45 and engine.calls == len(case.grid) and engine.held == 0
 
 

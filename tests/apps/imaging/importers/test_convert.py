@@ -10,10 +10,10 @@ import pytest
 
 from apps.imaging.bench.peers import nnunet_folder
 from apps.imaging.importers import nnunet
-from apps.imaging.importers.convert import imported, price
+from apps.imaging.importers.convert import converted_model, price
 from apps.imaging.models.model_folder import TORCH_NETWORK, read_model
 from apps.imaging.models.networks import nnunet as nnunet_networks
-from apps.imaging.volumes.geometry import Taps, network_grid
+from apps.imaging.volumes.geometry import LinearInterpolation, network_grid
 from apps.imaging.volumes.nifti import open_nifti
 from apps.imaging.volumes.nonzero_crop import Content, Cropped, content, uncropped, union
 from apps.imaging.volumes.spline import SplineReader, nearest_axis
@@ -35,7 +35,7 @@ def test_logits_are_those_of_the_networks_own_library(tmp_path: Path, seeds: tup
 
     folder = tmp_path / "nnUNetTrainer__nnUNetPlans__3d_fullres"
     networks = nnunet_folder.write(folder, seeds=seeds)
-    place = imported(folder, BUDGET)
+    place = converted_model(folder, BUDGET)
     model = read_model(place)
     assert (model.convention, model.orientation, model.mirror) == ("nnunet", "file:zyx", "xyz")
     assert model.patch == (8, 16, 24) and model.spacing == (3.6, 0.8, 0.8)
@@ -49,8 +49,8 @@ def test_logits_are_those_of_the_networks_own_library(tmp_path: Path, seeds: tup
             builder=TORCH_NETWORK,
         )  # fmt: skip
         np.testing.assert_allclose(engine(tile), expected, atol=2e-5)
-    assert imported(folder, BUDGET) == place  # from the cache
-    assert imported(place, BUDGET) == place
+    assert converted_model(folder, BUDGET) == place  # from the cache
+    assert converted_model(place, BUDGET) == place
 
 
 def test_a_planted_command_does_not_run(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
@@ -73,11 +73,11 @@ def test_names_are_looked_up_in_a_table(tmp_path: Path, key: str, value: object)
     plans["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"][key] = value
     (tmp_path / "plans.json").write_text(json.dumps(plans))
     with pytest.raises(BadInput, match=key):
-        imported(tmp_path, BUDGET)
+        converted_model(tmp_path, BUDGET)
     plans["configurations"]["3d_fullres"]["architecture"]["network_class_name"] = "os.system"
     (tmp_path / "plans.json").write_text(json.dumps(plans))
     with pytest.raises(BadInput, match=r"os\.system"):
-        imported(tmp_path, BUDGET)
+        converted_model(tmp_path, BUDGET)
 
 
 def test_what_is_not_supported_is_refused_by_name(tmp_path: Path) -> None:
@@ -98,11 +98,11 @@ def test_what_is_not_supported_is_refused_by_name(tmp_path: Path) -> None:
 def test_a_ceiling_too_small_for_the_conversion_is_refused_with_one_that_does(tmp_path: Path) -> None:
     nnunet_folder.write(tmp_path, seeds=(77,))
     with pytest.raises(DoesNotFit) as refused:
-        imported(tmp_path, MemoryBudget(256 * MIB))
+        converted_model(tmp_path, MemoryBudget(256 * MIB))
     smallest = refused.value.smallest_feasible_bytes
     assert smallest is not None and smallest > 256 * MIB
     assert price([]) <= smallest <= 512 * MIB
-    assert (imported(tmp_path, MemoryBudget(smallest)) / "model.json").is_file()
+    assert (converted_model(tmp_path, MemoryBudget(smallest)) / "model.json").is_file()
 
 
 def test_tiles_and_weights_are_nnunets() -> None:
@@ -159,7 +159,7 @@ def test_the_nearest_planes_are_scipys(size: int, new: int) -> None:
 
     places = size / new * (np.arange(new) + 0.5) - 0.5
     expected = map_coordinates(np.arange(float(size)), [places], order=0, mode="nearest")
-    np.testing.assert_array_equal(Taps.nearest(size, new).lower, expected)
+    np.testing.assert_array_equal(LinearInterpolation.nearest(size, new).lower, expected)
 
 
 def test_the_grid_is_nnunets_where_a_size_lies_between_two() -> None:

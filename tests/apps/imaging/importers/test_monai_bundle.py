@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from apps.imaging.importers import monai_bundle
-from apps.imaging.importers.convert import convert_bundle, imported, price
+from apps.imaging.importers.convert import convert_bundle, converted_model, price
 from apps.imaging.models.model_folder import TORCH_NETWORK, read_model
 from apps.imaging.models.networks.monai_bundle import NETWORKS
 from common.engines.registry import open_engine
@@ -130,7 +130,7 @@ def test_every_network_of_the_table_gives_its_logits(tmp_path: Path, name: str) 
 
 
 def test_what_a_bundle_says_is_in_the_model_folder(tmp_path: Path) -> None:
-    place = imported(bundle_folder.write(tmp_path, before=(*spaced(1.5, 2.0), RANGE)), BUDGET)
+    place = converted_model(bundle_folder.write(tmp_path, before=(*spaced(1.5, 2.0), RANGE)), BUDGET)
     model = read_model(place)
     assert [label.name for label in model.labels] == ["background", "liver", "spleen"] and model.channels == ("CT",)
     assert (model.convention, model.orientation, model.spacing, model.patch) == (
@@ -142,7 +142,7 @@ def test_what_a_bundle_says_is_in_the_model_folder(tmp_path: Path) -> None:
     assert model.intensity == (
         {"op": "resample"}, {"op": "scale", "low": 50.0, "high": 300.0}, {"op": "clip", "low": -1.0, "high": 1.0},
     )  # fmt: skip
-    assert imported(tmp_path, BUDGET) == place
+    assert converted_model(tmp_path, BUDGET) == place
 
 
 def planted_weights(directory: Path, trace: Path) -> None:
@@ -215,10 +215,10 @@ def test_torchscript_is_refused_by_name(tmp_path: Path) -> None:
     script = torch.jit.trace(torch.nn.ReLU(), torch.zeros(1))  # type: ignore[no-untyped-call]
     torch.jit.save(script, tmp_path / "models" / "model.ts")  # type: ignore[no-untyped-call]
     with pytest.raises(BadInput, match=r"model\.ts.*TorchScript"):
-        imported(tmp_path, BUDGET)
+        converted_model(tmp_path, BUDGET)
     os.rename(tmp_path / "models" / "model.ts", tmp_path / "models" / "model.pt")
     with pytest.raises(BadInput, match=r"model\.pt.*TorchScript"):
-        imported(tmp_path, BUDGET)
+        converted_model(tmp_path, BUDGET)
 
 
 def test_yaml_says_the_same(tmp_path: Path) -> None:
@@ -237,7 +237,7 @@ def test_yaml_says_the_same(tmp_path: Path) -> None:
 def test_a_ceiling_too_small_for_the_conversion_is_refused(tmp_path: Path) -> None:
     bundle_folder.write(tmp_path, seed=7)
     with pytest.raises(DoesNotFit) as refused:
-        imported(tmp_path, MemoryBudget(256 * MIB))
+        converted_model(tmp_path, MemoryBudget(256 * MIB))
     smallest = refused.value.smallest_feasible_bytes
     assert smallest is not None and price([]) <= smallest <= 512 * MIB
-    assert (imported(tmp_path, MemoryBudget(smallest)) / "model.json").is_file()
+    assert (converted_model(tmp_path, MemoryBudget(smallest)) / "model.json").is_file()

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from apps.imaging.inference.labeling import (
-    BackToFile,
-    LabelMaker,
+    InverseResampler,
     LabelPlanes,
+    LogitsToLabels,
     back_bytes,
     extended_bytes,
     label_bytes,
@@ -52,8 +52,8 @@ def test_labels_on_the_files_grid_are_those_of_the_whole_volume(have, shape, til
         place = tuple(slice(a, b) for a, b in zip(block.low, block.high, strict=True))
         values[(slice(None), *place)] = block.values
     whole = np.stack([_resample(channel, shape) for channel in values])
-    maker = LabelMaker(range(channels))
-    back = BackToFile(channels, have, shape, tile[2]) if have != shape else lambda block: [block]
+    maker = LogitsToLabels(range(channels))
+    back = InverseResampler(channels, have, shape, tile[2]) if have != shape else lambda block: [block]
     planes = LabelPlanes(shape, row_depth(grid, shape), maker.dtype)
     found = []
     for block in blended(grid, channels, seed):
@@ -63,12 +63,12 @@ def test_labels_on_the_files_grid_are_those_of_the_whole_volume(have, shape, til
 
 
 def _resample(values: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
-    """Axes in the order of ``BackToFile``, for equal rounding; ``resample`` agrees within 1e-5."""
-    from apps.imaging.volumes.geometry import Taps
+    """Axes in the order of ``InverseResampler``, for equal rounding; ``resample`` agrees within 1e-5."""
+    from apps.imaging.volumes.geometry import LinearInterpolation
 
     result = values
     for axis in (2, 0, 1):
-        result = Taps.between(values.shape[axis], shape[axis])(result, axis)
+        result = LinearInterpolation.between(values.shape[axis], shape[axis])(result, axis)
     np.testing.assert_allclose(result, resample(values, shape), atol=1e-5)
     return result
 
@@ -79,19 +79,19 @@ def test_labels_are_the_argmax(head: bool) -> None:
     values = random.standard_normal((6, 33, 40, 5)).astype(np.float32)
     weight, bias = random.standard_normal((9, 6)).astype(np.float32), random.standard_normal(9).astype(np.float32)
     numbers = [0, 3, 4, 7, 500, 12, 13, 14, 15] if head else [0, 1, 2, 3, 4, 5]
-    maker = LabelMaker(numbers, (weight, bias) if head else None)
+    maker = LogitsToLabels(numbers, (weight, bias) if head else None)
     logits = np.einsum("cf,fxyz->cxyz", weight, values) + bias[:, None, None, None] if head else values
     found = maker(values)
     assert found.dtype == (np.uint16 if head else np.uint8)
     assert (found != np.asarray(numbers)[logits.argmax(axis=0)]).mean() < 1e-4
     assert maker(values[:, :, :0]).shape == (33, 0, 5)  # a block in which no voxel of the file lies
-    tied = LabelMaker([0, 1, 2])(np.zeros((3, 2, 2, 1), np.float32))
+    tied = LogitsToLabels([0, 1, 2])(np.zeros((3, 2, 2, 1), np.float32))
     assert not tied.any()
 
 
 def test_a_subset_keeps_its_own_voxels_only() -> None:
     values = np.random.default_rng(5).standard_normal((4, 9, 8, 7)).astype(np.float32)
-    whole, some = LabelMaker([0, 1, 2, 3])(values), LabelMaker([0, 1, 2, 3], kept=[0, 2])(values)
+    whole, some = LogitsToLabels([0, 1, 2, 3])(values), LogitsToLabels([0, 1, 2, 3], kept=[0, 2])(values)
     np.testing.assert_array_equal(some, np.where(whole == 2, 2, 0))
 
 
@@ -101,7 +101,7 @@ def test_prices_of_the_last_steps_hold(head: bool) -> None:
     grid, shape, channels = TileGrid((90, 80, 64), (48, 48, 32), 0.25), (270, 220, 80), 8
     classes = 20 if head else channels
     weights = np.ones((classes, channels), np.float32), np.zeros(classes, np.float32)
-    maker = LabelMaker(range(classes), weights if head else None)
+    maker = LogitsToLabels(range(classes), weights if head else None)
     blocks = [Block(block.low, block.values.copy(), block.last) for block in blended(grid, channels)]
     tracemalloc.start()
     planes = LabelPlanes(grid.shape, row_depth(grid, grid.shape), maker.dtype)
@@ -113,7 +113,7 @@ def test_prices_of_the_last_steps_hold(head: bool) -> None:
     del planes
     tracemalloc.reset_peak()
     base = tracemalloc.get_traced_memory()[0]
-    back = BackToFile(channels, grid.shape, shape, grid.tile[2])
+    back = InverseResampler(channels, grid.shape, shape, grid.tile[2])
     for block in blocks:
         for piece in back(block):
             assert piece.values.nbytes <= piece_bytes(grid, shape, channels)

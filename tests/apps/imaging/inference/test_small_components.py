@@ -96,7 +96,7 @@ def test_remove_small_and_fast_of_a_run(run, tmp_path: Path) -> None:  # type: i
 
 
 def test_fast_sees_half_the_resolution(tmp_path: Path) -> None:
-    from apps.imaging.inference.network_grid import Case
+    from apps.imaging.inference.network_grid import NetworkGrid
     from apps.imaging.models.model_folder import at_half_resolution, read_model
     from apps.imaging.volumes.nifti import open_nifti
     from tests.apps.imaging.helpers import random_model, write_nifti
@@ -104,4 +104,4 @@ def test_fast_sees_half_the_resolution(tmp_path: Path) -> None:
     random_model(tmp_path / "model")
     volume = open_nifti(write_nifti(tmp_path / "in.nii.gz", np.zeros((44, 40, 37), np.int16)))
     model = at_half_resolution(read_model(tmp_path / "model"))
-    assert Case.of(volume, model, tile=model.patch, overlap=0.5).grid.shape == (22, 20, 18)
+    assert NetworkGrid.of(volume, model, tile=model.patch, overlap=0.5).grid.shape == (22, 20, 18)

@@ -5,10 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from apps.imaging.volumes.geometry import Frame, Taps, network_grid, resample
+from apps.imaging.volumes.geometry import AxisMapping, LinearInterpolation, network_grid, resample
 from apps.imaging.volumes.intensity import apply, check_operations, resolve
 from apps.imaging.volumes.nifti import open_nifti
-from apps.imaging.volumes.streaming import ResamplingReader, Window, window_bytes
+from apps.imaging.volumes.streaming import PlaneRingBuffer, ResamplingReader, window_bytes
 from apps.imaging.volumes.volume import blocks
 from common.memory.footprint import Price
 from common.tiling.grid import TileGrid
@@ -28,7 +28,7 @@ def test_window_tiles_are_the_whole_volumes(tmp_path: Path, dtype: str) -> None:
     grid = TileGrid(volume.shape, (8, 20, 12), 0.4)
     out = np.empty(grid.tile, np.float32)
     with volume.open() as reader:
-        window = Window(volume, reader, grid, ())
+        window = PlaneRingBuffer(volume, reader, grid, ())
         for position in grid:
             window.advance(position[2])
             window.fill(position, out)
@@ -60,7 +60,7 @@ def test_linear_interpolation_is_torchs() -> None:
 
 
 def test_taps_keep_a_constant_and_the_mean_position() -> None:
-    taps = Taps.between(10, 25)
+    taps = LinearInterpolation.between(10, 25)
     np.testing.assert_array_equal(taps(np.full(10, 3.0, np.float32), 0), np.full(25, 3.0, np.float32))
     ramp = taps(np.arange(10, dtype=np.float32), 0)
     assert ramp.mean() == pytest.approx(4.5, abs=1e-5)
@@ -69,7 +69,7 @@ def test_taps_keep_a_constant_and_the_mean_position() -> None:
 def test_grid_and_frame() -> None:
     affine = np.diag([-0.9, 0.9, 1.005, 1.0])
     assert network_grid((100, 100, 50), affine, (1.0, 1.0, 1.0)) == (90, 90, 50)
-    frame = Frame.between(np.diag([-1.0, 1, 1, 1])[[1, 2, 0, 3]], "RAS")
+    frame = AxisMapping.between(np.diag([-1.0, 1, 1, 1])[[1, 2, 0, 3]], "RAS")
     tile = np.arange(24).reshape(2, 3, 4)
     assert frame.view(tile).shape == frame.to_file((2, 3, 4))
     frame.view(tile)[0, 0, 0] = 99
