@@ -115,9 +115,9 @@ def walk(application: str, argv: Sequence[str], arrived: str) -> Walk:
     import importlib
 
     main = importlib.import_module("common.cli.main")
-    guard = importlib.import_module("common.memory.process.guard")
+    child = importlib.import_module("common.memory.process.child")
     parser = importlib.import_module(f"apps.{application}.cli").parser()
-    guard.supervisor_pid = os.getppid  # type: ignore[attr-defined]
+    child.supervisor_pid = os.getppid  # type: ignore[attr-defined]
     walked = Walk(arrived)
     begin = main._run
 
