@@ -1,38 +1,62 @@
-"""Losses that couple the samples of a batch, accumulated exactly: gradient caching (GradCache, arXiv 2101.06983).
+"""Exact accumulation of losses that couple the samples of a batch, by gradient caching (GradCache, arXiv 2101.06983).
 
-Batch Dice or an in-batch softmax cannot be summed up over micro-batches; doing so all the same is 7 to 50 % wrong.
-Instead the network runs twice over the micro-batches. The first pass keeps no graph, only each sample's rows: what the
-loss needs to know of it. The loss of all rows gives the gradient of each row, and the second pass, with the first
-one's random numbers, sends it through the network. Peak memory is that of one micro-batch; the price is one forward
-pass.
+Batch Dice or an in-batch softmax is no sum over micro-batches; treating it as one is 7 to 50 % wrong. Instead the
+network runs twice over the micro-batches. The first pass keeps no graph, only each sample's rows, the numbers that the
+loss depends on. The loss of all rows gives the gradient of each row. The second pass, with the first one's random
+numbers, propagates it through the network. Peak memory is that of one micro-batch; the cost is one forward pass more.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
 
 from common.training.batch_norm import frozen_statistics
-from common.training.random_state import RandomState
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
 Batch = Sequence["Tensor"]
-"""Inputs first, then targets; all have the samples along axis 0."""
+"""Inputs, then targets; all have the samples along axis 0."""
 Outputs: TypeAlias = "Tensor | tuple[Tensor, ...]"
-"""What a network returns."""
+"""The return value of a network."""
+
+
+@dataclass(frozen=True, slots=True)
+class RandomState:
+    """States of the generators that a network on one device uses: the host's and the device's own."""
+
+    host: "Tensor"
+    device: "torch.device"
+    on_device: "Tensor | None"
+
+    @classmethod
+    def now(cls, device: "torch.device") -> "RandomState":
+        """Return the present state."""
+        import torch
+
+        on_device = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+        return cls(torch.get_rng_state(), device, on_device)
+
+    def restore(self) -> None:
+        """Set the generators to this state."""
+        import torch
+
+        torch.set_rng_state(self.host)
+        if self.on_device is not None:
+            torch.cuda.set_rng_state(self.on_device, self.device)
 
 
 @runtime_checkable
 class CoupledLoss(Protocol):
-    """A loss of the whole batch that is no sum over its samples."""
+    """A loss of the whole batch that is not a sum over its samples."""
 
     def rows(self, outputs: Any, batch: Batch, /) -> "tuple[Tensor, ...]":
-        """What the loss depends on, samples along axis 0: the outputs themselves, or fewer numbers made of them."""
+        """Return the tensors that the loss depends on, samples along axis 0: the outputs, or a reduction of them."""
         ...
 
     def value(self, rows: "tuple[Tensor, ...]", batch: Batch, /) -> "Tensor":
-        """The scalar loss of all samples' rows; ``batch`` is the whole batch."""
+        """Return the scalar loss of all samples' rows; ``batch`` is the whole batch."""
         ...
 
 
@@ -41,7 +65,7 @@ def backward(
     forward: Callable[[Batch], Outputs],
     loss: CoupledLoss,
     batch: Batch,
-    parts: Sequence[Batch],
+    micro_batches: Sequence[Batch],
     scaled: Callable[["Tensor"], "Tensor"],
 ) -> "Tensor":
     """Add the whole batch's gradients to the network's parameters.
@@ -49,11 +73,11 @@ def backward(
     Parameters
     ----------
     forward
-        The network's outputs for one part.
-    parts
+        Computes the network's outputs for one micro-batch.
+    micro_batches
         The batch in micro-batches, in order.
     scaled
-        What is differentiated instead of the loss: the loss times a gradient scaler's factor, or itself.
+        Maps the loss to the value that is differentiated: the loss times a gradient scaler's factor, or the loss.
 
     Returns
     -------
@@ -62,29 +86,29 @@ def backward(
     """
     import torch
 
-    if len(parts) == 1:
+    if len(micro_batches) == 1:
         value = loss.value(loss.rows(forward(batch), batch), batch)
         scaled(value).backward()  # type: ignore[no-untyped-call]
         return value.detach()
 
     device = batch[0].device
     states, cached = [], []
-    for part in parts:
+    for micro in micro_batches:
         states.append(RandomState.now(device))
         with torch.no_grad():
-            cached.append(loss.rows(forward(part), part))
+            cached.append(loss.rows(forward(micro), micro))
     rows = tuple(torch.cat(pieces).requires_grad_() for pieces in zip(*cached, strict=True))
-    sizes = [len(part[0]) for part in parts]
+    sizes = [len(micro[0]) for micro in micro_batches]
     del cached
     value = loss.value(rows, batch)
     gradients = torch.autograd.grad(scaled(value), rows)
     value, after = value.detach(), RandomState.now(device)
     del rows
     pieces = zip(*(torch.split(gradient, sizes) for gradient in gradients), strict=True)
-    for part, state, wanted in zip(parts, states, pieces, strict=True):
+    for micro, state, row_gradients in zip(micro_batches, states, pieces, strict=True):
         state.restore()
         with frozen_statistics(network):  # the first pass has updated them
-            again = loss.rows(forward(part), part)
-        torch.autograd.backward(again, wanted)
+            again = loss.rows(forward(micro), micro)
+        torch.autograd.backward(again, row_gradients)
     after.restore()
     return value

@@ -1,8 +1,8 @@
-"""One training step under a ceiling, for both applications: forward and backward by micro-batches, clip, step.
+"""One training step for both applications: forward and backward in micro-batches, clip, optimiser step.
 
-The layer owns the loss's denominators. Each micro-batch contributes sums; they are divided by the counts of the whole
-batch, so accumulation gives the gradients of the full batch, uneven tails and masked targets included. Losses that
-couple the samples go through ``coupled``.
+This module computes the loss's denominators. Each micro-batch contributes sums, which are divided by the counts of the
+whole batch. Accumulation therefore gives the gradients of the full batch, also with uneven micro-batches and masked
+targets. Losses that couple the samples are accumulated by ``gradcache``.
 """
 
 import logging
@@ -13,9 +13,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from common.errors import UsageError
 from common.training import amp, batch_norm, gradcache, optimizers
-from common.training.gradcache import Batch, CoupledLoss, Outputs
+from common.training.gradcache import Batch, CoupledLoss, Outputs, RandomState
 from common.training.oom_retry import Failure, attempt, repeated
-from common.training.random_state import RandomState
 
 if TYPE_CHECKING:
     import torch
@@ -24,52 +23,60 @@ if TYPE_CHECKING:
 log = logging.getLogger("peakline.training")
 
 PATIENCE = 3
-"""Failed attempts in a row, over steps, that make the micro-batch too large; so do two in one step."""
+"""The micro-batch is halved after this many steps in a row with a failed allocation, or after two failures in one."""
 
 
 class Loss(Protocol):
-    """A sum over terms, each of which is a sum over samples (or voxels, tokens, ...) divided by how many there are."""
+    """A sum over terms, each of which is a mean over samples, voxels, tokens or the like."""
 
     def counts(self, batch: Batch, /) -> tuple["Tensor", ...]:
-        """Each term's denominator, a scalar; additive over samples, and known before the forward pass."""
+        """Return each term's denominator, a scalar; it is additive over samples and needs no forward pass."""
         ...
 
     def sums(self, outputs: Any, batch: Batch, /) -> tuple["Tensor", ...]:
-        """Each term's numerator; ``outputs`` are the network's, a tensor or a tuple of them, float32 or wider."""
+        """Return each term's numerator; ``outputs`` are the network's tensor or tuple of tensors, float32 or wider."""
         ...
 
 
 @dataclass(slots=True)
 class TrainingStep:
-    """The accumulate-clip-step loop, and what to do when it does not fit after all.
+    """The loop of accumulation, clipping and optimiser step, with recovery from failed allocations.
 
-    A step has two halves, and a failed allocation in either is answered by releasing memory and doing that half again:
-    the gradients from their start, with the same random numbers; the update from the parameter where it stopped. A
-    second failure halves the micro-batch for good.
+    A step has two halves. After a failed allocation memory is released and the half is repeated: the gradients from
+    their start with the same random numbers, the update from the parameter at which it stopped. A second failure halves
+    the micro-batch for the rest of the training.
 
     Attributes
     ----------
     optimizer
-        One of ``common.training.optimizers``, or any other if a failed allocation in its step may be final.
+        One of ``common.training.optimizers``, or any other if a failed allocation in its step may end the training.
     micro_batch
         Samples per forward pass.
     amp
-        ``"bf16"``, ``"fp16"``: forward in that precision where autocast deems it safe, fp16 with a gradient scaler;
-        ``"off"``: as the parameters are.
+        ``"bf16"`` or ``"fp16"``: autocast in that precision, with a gradient scaler for fp16; ``"off"``: the
+        parameters' own precision.
     clip
         Largest gradient norm; 0: unlimited.
     inputs
-        How many tensors of a batch, from the first, are the network's positional arguments.
+        The first ``inputs`` tensors of a batch are the network's positional arguments.
     step_in_backward
-        Update each parameter as soon as its gradient is there, so that gradients are never all alive.
+        Update each parameter as soon as its gradient is complete, so that never all gradients are alive.
     on_shrink
-        Told the new micro-batch.
+        Called with the new micro-batch.
 
     Raises
     ------
     UsageError
-        Step-in-backward with clipping, with a gradient scaler, or in a step of several micro-batches, all of which
+        Step-in-backward with clipping, with a gradient scaler, or in a step of several micro-batches; all of these
         need every gradient at once.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from common.training.losses import CrossEntropy
+    >>> network = torch.nn.Linear(3, 2)
+    >>> step = TrainingStep(network, torch.optim.SGD(network.parameters(), lr=0.1), CrossEntropy(), micro_batch=2)
+    >>> loss = step([torch.zeros(5, 3), torch.zeros(5, dtype=torch.int64)])
     """
 
     network: "torch.nn.Module"
@@ -83,9 +90,9 @@ class TrainingStep:
     on_shrink: Callable[[int], None] = lambda micro_batch: None
     scaler: "torch.amp.GradScaler | None" = field(init=False, default=None)
     _stepped: int = field(init=False, default=0)
-    """Parameters that this step's backward pass has updated already."""
-    _unlucky: int = field(init=False, default=0)
-    """Failed attempts since the last step without one."""
+    """Parameters that this step's backward pass has already updated."""
+    _failures: int = field(init=False, default=0)
+    """Failed attempts since the last step without a failure."""
 
     def __post_init__(self) -> None:
         if self.amp == "fp16":
@@ -106,24 +113,24 @@ class TrainingStep:
         Raises
         ------
         RuntimeError, MemoryError
-            When a single sample does not fit either.
+            Not even a single sample fits.
         """
         device = batch[0].device
         random, failed = RandomState.now(device), 0
         scaling = self.state_dict()
         while isinstance(loss := attempt(partial(self._gradients, batch)), Failure):
             failed += 1
-            self._unlucky += 1
+            self._failures += 1
             if self._stepped or (failed > 1 and self.micro_batch <= 1):
                 raise loss.error
             self.optimizer.zero_grad(set_to_none=True)
             if self.scaler is not None:  # it may have been in the middle of a step
                 self.scaler = _scaler(device, scaling)
             random.restore()
-            if failed > 1 or self._unlucky >= PATIENCE:
+            if failed > 1 or self._failures >= PATIENCE:
                 self._shrink()
         if not failed:
-            self._unlucky = 0
+            self._failures = 0
         if not self.step_in_backward:
             repeated(self._update)
         self.optimizer.zero_grad(set_to_none=True)
@@ -132,29 +139,29 @@ class TrainingStep:
         return loss
 
     def state_dict(self) -> dict[str, Any]:
-        """What the step itself remembers, as JSON: the gradient scaler's state under fp16."""
+        """Return the step's own state, serialisable as JSON: the gradient scaler's with fp16, else nothing."""
         return self.scaler.state_dict() if self.scaler is not None else {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from ``state_dict``."""
+        """Load the state that ``state_dict`` returned."""
         if self.scaler is not None and state:
             self.scaler.load_state_dict(state)
 
     def _gradients(self, batch: Batch) -> "Tensor":
-        """Forward and backward; the batch's gradients are in the parameters, its loss is returned."""
+        """Run forward and backward; leaves the batch's gradients in the parameters and returns its loss."""
         import torch
 
         self._stepped = 0
-        parts = self._parts(batch)
+        micro_batches = self._micro_batches(batch)
         if isinstance(self.loss, CoupledLoss):
-            total = gradcache.backward(self.network, self._forward, self.loss, batch, parts, self._scaled)
+            total = gradcache.backward(self.network, self._forward, self.loss, batch, micro_batches, self._scaled)
         else:
             counts = self.loss.counts(batch)
             total = torch.zeros((), dtype=torch.float64, device=batch[0].device)
-            for part in parts:
-                sums = self.loss.sums(self._forward(part), part)
+            for micro in micro_batches:
+                sums = self.loss.sums(self._forward(micro), micro)
                 loss = torch.stack([term / count.clamp(min=1) for term, count in zip(sums, counts, strict=True)]).sum()
-                del sums  # the graph keeps what backward needs, and lets go of it as it goes
+                del sums  # the graph keeps what backward needs and frees it on the way
                 self._scaled(loss).backward()  # type: ignore[no-untyped-call]
                 total += loss.detach()
         if self.scaler is not None:
@@ -177,14 +184,14 @@ class TrainingStep:
             raise UsageError("clip: the norm of sparse gradients is not defined here; train with clip 0")
         torch.nn.utils.clip_grad_norm_(parameters, self.clip)
 
-    def _forward(self, part: Batch) -> Outputs:
+    def _forward(self, micro: Batch) -> Outputs:
         import torch
 
         precision = amp.precision(self.amp)
-        with torch.autocast(part[0].device.type, precision, enabled=precision is not None):
-            return _widened(self.network(*part[: self.inputs]))
+        with torch.autocast(micro[0].device.type, precision, enabled=precision is not None):
+            return _widened(self.network(*micro[: self.inputs]))
 
-    def _parts(self, batch: Batch) -> list[Batch]:
+    def _micro_batches(self, batch: Batch) -> list[Batch]:
         size, samples = self.micro_batch, len(batch[0])
         if size < samples:
             if self.step_in_backward:
@@ -197,7 +204,7 @@ class TrainingStep:
         return loss if self.scaler is None else self.scaler.scale(loss)
 
     def _shrink(self) -> None:
-        self._unlucky = 0
+        self._failures = 0
         self.micro_batch = max(1, -(-self.micro_batch // 2))
         self.on_shrink(self.micro_batch)
 
@@ -215,7 +222,7 @@ def _scaler(device: "torch.device", state: dict[str, Any]) -> "torch.amp.GradSca
 
 
 def _widened(outputs: Outputs) -> Outputs:
-    """Losses are computed in float32 or wider."""
+    """Convert half-precision outputs to float32, in which losses are computed."""
     import torch
 
     if isinstance(outputs, tuple):
