@@ -1,6 +1,6 @@
 """What each command loads before its soft wall is set, each library run once on something tiny.
 
-A command's floor is measured by the same function in a child (``common.memory.costs.floor``).
+A command's baseline is measured by the same function in a child (``common.memory.costs.baseline``).
 """
 
 
@@ -72,7 +72,7 @@ TINY_ONNX = (
     "AUABQAFAAUABoAEHEgFnKg4IBRAHOgUIAQMDA0IBc1ofCgF4EhoKGAgBEhQKAggBCgIIAQoCCAgKAggICgIICGIfCgF5EhoKGAgBEhQKAggBCgII"
     "CAoCCAgKAggICgIICEIECgAQEQ=="
 )
-"""One convolution, (1, 1, 8, 8, 8) -> (1, 8, 8, 8, 8), made by ``onnx``, whose import would be part of the floor."""
+"""One convolution, (1, 1, 8, 8, 8) -> (1, 8, 8, 8, 8), made by ``onnx``, whose import would be part of the baseline."""
 
 
 def onnxruntime() -> None:

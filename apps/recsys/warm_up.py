@@ -1,6 +1,6 @@
-"""Warm-ups: load and run once, on something tiny, all that a command uses (see ``common.memory.costs.floor``).
+"""Warm-ups: load and run once, on something tiny, all that a command uses (see ``common.memory.costs.baseline``).
 
-What runs here becomes the floor that the plan starts from; what a command loads only later would be missing in it.
+What runs here becomes the baseline that the plan starts from; what a command loads only later would be missing in it.
 """
 
 import os

@@ -153,7 +153,7 @@ def main() -> int:
         os.environ.update(variables)
         os.execv(sys.executable, [sys.executable, "-m", "common.bench.allocation", *sys.argv[1:]])
     if args.setting != "stock":
-        glibc.tame()
+        glibc.pin_thresholds()
     sys.stdout.write(json.dumps(measure(args)) + "\n")
     return 0
 

@@ -14,7 +14,7 @@ from typing import Any
 from common.cli import main
 from common.cli.session import CommandSession
 from common.errors import UsageError
-from common.memory.costs import floor
+from common.memory.costs import baseline
 from common.memory.costs.probes import Costs, Probe
 from common.memory.footprint import Footprint, Term
 from common.memory.plan.plan import Setting
@@ -45,14 +45,14 @@ class FillWorkload:
 
     def probes(self, setting: Setting) -> Sequence[Probe]:
         """Return the probe of the baseline."""
-        return [floor.probe(WARM_UP, libraries=("numpy",), threads=self.threads)]
+        return [baseline.probe(WARM_UP, libraries=("numpy",), threads=self.threads)]
 
-    def footprint(self, setting: Setting, known: Costs) -> Footprint:
+    def footprint(self, setting: Setting, costs: Costs) -> Footprint:
         """Return the baseline and one block."""
         block = Term("block", -(-self.size // int(setting["blocks"])), "analytic", ("fill",))
-        return Footprint.of([*floor.terms(known, self.probes(setting)[0]), block])
+        return Footprint.of([*baseline.terms(costs, self.probes(setting)[0]), block])
 
-    def seconds(self, setting: Setting, known: Costs) -> float:
+    def seconds(self, setting: Setting, costs: Costs) -> float:
         """Return one unit per block."""
         return float(setting["blocks"])
 

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import EXIT_DOES_NOT_FIT
-from common.memory.costs.floor import START
+from common.memory.costs.baseline import START
 from common.memory.footprint import Footprint, Term
 from common.memory.process import guard
 from common.memory.process.budget import KIB, format_size

@@ -113,7 +113,7 @@ def main() -> int:
     columns = ("images", "batch", "n*s + N*d*k", *prediction.TERMS, "predicted", "measured")
     sys.stdout.write(" | ".join(columns) + "\n" + " | ".join("---" for _ in columns) + "\n")
     with tempfile.TemporaryDirectory() as empty:
-        known = CostStore(Path(empty)).known([what.base, *map(what.traced, what.configurations)], ceiling=None)
+        known = CostStore(Path(empty)).collect([what.base, *map(what.traced, what.configurations)], ceiling=None)
     sizes = [(channels, side, batch) for channels, side in IMAGES for batch in BATCHES]
     for (channels, side, batch), each in zip(sizes, what.configurations, strict=True):
         plain = plain_model(

@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from common.bench.harness import Bound, current_commit
-from common.memory.costs import floor, trace
+from common.memory.costs import baseline, trace
 from common.memory.costs.probes import Costs, Probe, resolve
 from common.memory.costs.store import CostStore
 from common.memory.process import glibc
@@ -95,7 +95,7 @@ class Grid:
     draw: Callable[[random.Random], Configuration]
     """Draws a configuration from a random number generator."""
     warm_up: str
-    """``"module:function"``, the command's own warm-up (``common.memory.costs.floor``)."""
+    """``"module:function"``, the command's own warm-up (``common.memory.costs.baseline``)."""
     libraries: tuple[str, ...]
     """Distributions whose versions the numbers depend on."""
     huge_pages: bool
@@ -127,7 +127,7 @@ class Grid:
     @property
     def base(self) -> Probe:
         """Return the probe of the baseline."""
-        return floor.probe(self.warm_up, libraries=self.libraries, threads=self.threads)
+        return baseline.probe(self.warm_up, libraries=self.libraries, threads=self.threads)
 
     def traced(self, each: Configuration) -> Probe:
         """Return the probe that predicts ``each``."""
@@ -165,7 +165,7 @@ def run(grid: Grid, file: Path, *, seed: int, quick: bool) -> list[dict[str, Any
         costs = CostStore(Path(empty))
         for start in range(0, len(ahead), AT_ONCE):
             some = ahead[start : start + AT_ONCE]
-            known = costs.known([grid.base, *map(grid.traced, some)], ceiling=None)
+            known = costs.collect([grid.base, *map(grid.traced, some)], ceiling=None)
             for each in some:
                 line = compare(each, grid, known) | key | {"seed": seed if each.drawn else None}
                 lines.append(line)
@@ -182,9 +182,9 @@ def read(file: Path) -> list[dict[str, Any]]:
     return []
 
 
-def compare(each: Configuration, grid: Grid, known: Costs) -> dict[str, Any]:
+def compare(each: Configuration, grid: Grid, costs: Costs) -> dict[str, Any]:
     """Return one line: predicted and measured bytes above the baseline, their errors, and the whole process's."""
-    priced = known[grid.traced(each)]
+    priced = costs[grid.traced(each)]
     terms = {name: int(priced[name]) for name in TERMS}
     began = time.monotonic()
     measured = _measured(each, grid)
@@ -196,7 +196,7 @@ def compare(each: Configuration, grid: Grid, known: Costs) -> dict[str, Any]:
         "predicted": predicted,
         "measured": above,
         "error": round(predicted / above - 1, 5),
-        "whole_error": round((predicted + int(known[grid.base]["bytes"])) / measured["peak"] - 1, 5),
+        "whole_error": round((predicted + int(costs[grid.base]["bytes"])) / measured["peak"] - 1, 5),
         "terms": terms,
         "floor": measured["floor"],
         "steps": measured["steps"],
@@ -228,7 +228,7 @@ def measure(prepare: str, arguments: str, warm_up: str) -> dict[str, Any]:
     """
     module, name = prepare.split(":")
     function = getattr(importlib.import_module(module), name)
-    glibc.tame()
+    glibc.pin_thresholds()
     resolve(warm_up)()
     glibc.trim()
     base, peaks = resident(), []

@@ -58,7 +58,7 @@ class Command(Generic[Request, Work]):
     workload: Callable[[Request, MemoryBudget], Work]
     """Read the input's headers, inside the ceiling, and describe the work. Raises ``BadInput``."""
     warm_up: Callable[[Request], str]
-    """Names the function that loads what the command needs (``common.memory.costs.floor``)."""
+    """Names the function that loads what the command needs (``common.memory.costs.baseline``)."""
     execute: Callable[[CommandSession[Request, Work]], Mapping[str, Any]]
     """Do the work; returns the record's ``results``."""
     record: Callable[[Request], Path | None] = lambda request: None
@@ -66,7 +66,7 @@ class Command(Generic[Request, Work]):
     sections: Callable[[Mapping[str, Any], Path], Iterable[str]] = lambda written, directory: ()
     """Its own part of the report, from the record and the directory in which that is."""
     huge_pages: bool = False
-    """Whether its tensors are large (``allocator.tunables``)."""
+    """Whether its tensors are large (``glibc.tunables``)."""
     merge: bool = False
     """Whether it trains in the heap (``common.memory.process.bounded_heap``)."""
     alone: bool = False
@@ -237,7 +237,7 @@ def _name(args: argparse.Namespace) -> str:
 
 def _run(args: argparse.Namespace, request: Any, budget: MemoryBudget, supervisor: int) -> int:
     """The child: plan, run, and end in one of the ways of DESIGN 1."""
-    glibc.tame()
+    glibc.pin_thresholds()
     # SIGTERM unwinds like SIGINT, so that nothing half-written stays behind.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     command: Command[Any, Any] = args.command

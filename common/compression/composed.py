@@ -25,7 +25,7 @@ FACTORS, SHIFTS = (1_103_515_245, 747_796_405), (12_345, 1_779_033_703)
 """Of the hash functions, one each: any numbers below ``PRIME`` (Carter and Wegman 1979)."""
 
 
-SHARED_PACE = 0.02
+SHARED_LR_SCALE = 0.02
 """Of a matrix that all rows are multiplied with, which steps in every batch, against the rows' pace. On MovieLens-1M,
 NDCG@20 of ``lowrank`` was .242 at 0.1, .252 at 0.02 and .251 at 0.005 (6 epochs of the suite's ``table-ml-1m-*``)."""
 
@@ -75,7 +75,7 @@ class QuotientRemainder:
     def starts(self, start: Start) -> Sequence[Start]:
         """Of a product; quotients are few, and shared by many."""
         first = replace(start, deviation=start.deviation**0.5)
-        return [first, replace(first, pace=SHARED_PACE)]
+        return [first, replace(first, lr_scale=SHARED_LR_SCALE)]
 
     def addresses(self, ids: Tensor, fixed: Tensor | None) -> list[Tensor]:
         """Remainders and quotients."""
@@ -98,7 +98,7 @@ class TensorTrain:
     def starts(self, start: Start) -> Sequence[Start]:
         """Of a sum of ``rank`` products."""
         deviation = (start.deviation / self.rank**0.5) ** 0.5
-        return [replace(start, deviation=deviation, unit=False)] * 2
+        return [replace(start, deviation=deviation, unit_norm=False)] * 2
 
     def addresses(self, ids: Tensor, fixed: Tensor | None) -> list[Tensor]:
         """The id's two digits."""
@@ -142,7 +142,7 @@ class ProductCodes:
 
     def starts(self, start: Start) -> Sequence[Start]:
         """Pieces are copied, and have lengths of their own."""
-        return [replace(start, unit=False)]
+        return [replace(start, unit_norm=False)]
 
     def addresses(self, ids: Tensor, fixed: Tensor | None) -> list[Tensor]:
         """Shape (n, codes): each code has pieces of its own."""
@@ -244,7 +244,7 @@ class ComposedRows(torch.nn.Module):
 
 def _matrix(rank: int, start: Start) -> Start:
     """Of a matrix that all rows of ``rank`` numbers are multiplied with."""
-    return replace(start, deviation=rank**-0.5, unit=False, pace=SHARED_PACE)
+    return replace(start, deviation=rank**-0.5, unit_norm=False, lr_scale=SHARED_LR_SCALE)
 
 
 def distinct(addresses: Tensor, rows: int) -> tuple[Tensor, Tensor]:

@@ -20,7 +20,7 @@ SCALE_BYTES = 2
 """A row's float16 scale."""
 _RESOLUTION = 24
 """Bits of a threshold: those of a float32."""
-_ROW, _COLUMN, _TURN = (int(share * (1 << _RESOLUTION)) | 1 for share in (0.7548776662, 0.5698402910, 0.6180339887))
+_ROW, _COLUMN, _STEP = (int(share * (1 << _RESOLUTION)) | 1 for share in (0.7548776662, 0.5698402910, 0.6180339887))
 """Multiples of each are spread evenly: powers of the plastic number (Roberts 2018); over time, the golden section."""
 TOO_SMALL, TOO_LARGE = 0.7, 1.5
 """A row gets a new scale once its own spread has left this range around the scale's."""
@@ -83,16 +83,16 @@ def decode(codes: Tensor, scales: Tensor | None, form: Format) -> Tensor:
     return codes.float() * scales.float()[..., None]
 
 
-def thresholds(ids: Tensor, width: int, turn: Tensor) -> Tensor:
-    """For ``encode``: numbers from 0 to 1, shape (rows, width), that are spread evenly over the turns of each place."""
+def rounding_thresholds(ids: Tensor, width: int, step_count: Tensor) -> Tensor:
+    """For ``encode``: numbers from 0 to 1, shape (rows, width), that are spread evenly over the steps of each number."""
     import torch
 
-    places = (ids * _ROW + turn * _TURN)[:, None] + torch.arange(width) * _COLUMN
+    places = (ids * _ROW + step_count * _STEP)[:, None] + torch.arange(width) * _COLUMN
     return places.bitwise_and_((1 << _RESOLUTION) - 1).float().div_(1 << _RESOLUTION)
 
 
 def encode(
-    values: Tensor, scales: Tensor | None, form: Format, up: Tensor | None = None
+    values: Tensor, scales: Tensor | None, form: Format, thresholds: Tensor | None = None
 ) -> tuple[Tensor, Tensor | None]:
     """Round rows: up where the remainder and the threshold are together at least one.
 
@@ -102,8 +102,8 @@ def encode(
         Shape (rows, width), float32.
     scales
         The rows' present scales, kept where they still fit; ``None``: they have none yet.
-    up
-        Thresholds, shape (rows, width); ``None``: random ones.
+    thresholds
+        As ``rounding_thresholds`` makes them, shape (rows, width); ``None``: random ones.
 
     Returns
     -------
@@ -121,7 +121,7 @@ def encode(
         wanted = torch.where(fits, present, wanted)
     kept = wanted.to(torch.float16)
     codes = values / kept.float()[:, None]
-    codes += torch.rand_like(codes) if up is None else up
+    codes += torch.rand_like(codes) if thresholds is None else thresholds
     codes = codes.floor_().clamp_(-form.levels, form.levels).to(torch.int8)
     if form.bits == 4:
         pairs = (codes + 8).to(torch.uint8)

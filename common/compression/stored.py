@@ -22,19 +22,19 @@ class Start:
     ----------
     deviation
         Standard deviation of the first numbers.
-    memory
+    ema_decay
         1: row-wise Adagrad, a row's squared gradients are summed up. Less: their moving average, of which this share
         stays at each step, so that steps do not shrink by themselves.
-    unit
+    unit_norm
         Rows are directions: each is stored with the length that its first numbers are expected to have.
-    pace
+    lr_scale
         Their share of the learning rate.
     """
 
     deviation: float
-    memory: float = 1.0
-    unit: bool = False
-    pace: float = 1.0
+    ema_decay: float = 1.0
+    unit_norm: bool = False
+    lr_scale: float = 1.0
 
 
 class StoredRows(torch.nn.Module):
@@ -43,20 +43,20 @@ class StoredRows(torch.nn.Module):
     codes: Tensor
     scales: Tensor | None
     state: Tensor
-    turn: Tensor
+    step_count: Tensor
     """Steps so far, one number for the table; only where rows are rounded."""
 
     def __init__(self, part: Part, start: Start) -> None:
         super().__init__()
-        self.rows, self.memory, self.pace = part.rows, start.memory, start.pace
-        self.length = start.deviation * part.width**0.5 if start.unit else 0.0
+        self.rows, self.ema_decay, self.lr_scale = part.rows, start.ema_decay, start.lr_scale
+        self.length = start.deviation * part.width**0.5 if start.unit_norm else 0.0
         self.form = storage.FORMATS[part.kind]
         codes, scales = storage.empty(part.rows, part.width, self.form)
         self.register_buffer("codes", codes)
         self.register_buffer("scales", scales)
         self.register_buffer("state", torch.zeros(part.rows))
         if scales is not None:
-            self.register_buffer("turn", torch.zeros((), dtype=torch.int64))
+            self.register_buffer("step_count", torch.zeros((), dtype=torch.int64))
         for first in range(0, part.rows, storage.BLOCK_ROWS):
             last = min(first + storage.BLOCK_ROWS, part.rows)
             self._write(slice(first, last), torch.randn(last - first, part.width) * start.deviation)
@@ -78,26 +78,28 @@ class StoredRows(torch.nn.Module):
         """
         state = self._remember(self.state[ids], gradient.square().mean(1))
         self.state[ids] = state
-        gradient *= (-rate * self.pace / (state.sqrt() + 1e-10))[:, None]
+        gradient *= (-rate * self.lr_scale / (state.sqrt() + 1e-10))[:, None]
         gradient += values
         if self.length:
             gradient *= self.length / gradient.norm(dim=1, keepdim=True).clamp(min=1e-10)
         if self.scales is None:
             self._write(ids, gradient)
             return
-        self.turn += 1
-        self._write(ids, gradient, self.scales[ids], storage.thresholds(ids, gradient.shape[1], self.turn))
+        self.step_count += 1
+        self._write(
+            ids, gradient, self.scales[ids], storage.rounding_thresholds(ids, gradient.shape[1], self.step_count)
+        )
 
     def _remember(self, state: Tensor, new: Tensor) -> Tensor:
         """A row's squared gradients so far; the first one counts in full."""
-        if self.memory == 1:
+        if self.ema_decay == 1:
             return state + new
-        return torch.where(state > 0, self.memory * state + (1 - self.memory) * new, new)
+        return torch.where(state > 0, self.ema_decay * state + (1 - self.ema_decay) * new, new)
 
     def _write(
-        self, ids: Tensor | slice, values: Tensor, scales: Tensor | None = None, up: Tensor | None = None
+        self, ids: Tensor | slice, values: Tensor, scales: Tensor | None = None, thresholds: Tensor | None = None
     ) -> None:
-        codes, scales = storage.encode(values, scales, self.form, up)
+        codes, scales = storage.encode(values, scales, self.form, thresholds)
         self.codes[ids] = codes
         if self.scales is not None and scales is not None:
             self.scales[ids] = scales

@@ -33,11 +33,11 @@ class Engine(Protocol):
         ...
 
 
-class Turns:
+class DoubleBuffer:
     """Zeroed arrays for what goes in or out of an engine: one for single tiles, two for batches, computed ahead."""
 
     def __init__(self, shape: tuple[int, ...]) -> None:
-        self._arrays = [np.zeros(shape, np.float32) for _ in range(turns(shape[0]))]
+        self._arrays = [np.zeros(shape, np.float32) for _ in range(buffer_count(shape[0]))]
 
     def next(self, count: int) -> Array:
         """The first ``count`` rows of the array whose turn it is."""
@@ -45,12 +45,12 @@ class Turns:
         return self._arrays[0][:count]
 
 
-def turns(batch: int) -> int:
-    """How many arrays ``Turns`` has for a batch."""
+def buffer_count(batch: int) -> int:
+    """How many arrays ``DoubleBuffer`` has for a batch."""
     return min(batch, 2)
 
 
-def answers(engine: Engine, batches: Iterable[Array], *, ahead: bool) -> Iterator[Array]:
+def prefetch(engine: Engine, batches: Iterable[Array], *, ahead: bool) -> Iterator[Array]:
     """The engine's answer to each batch; ``ahead``: the next one is computed meanwhile, by a thread beside this one.
 
     Parameters

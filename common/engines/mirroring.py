@@ -9,7 +9,7 @@ from itertools import combinations
 
 import numpy as np
 
-from common.engines.base import Array, Engine, Turns, turns
+from common.engines.base import Array, DoubleBuffer, Engine, buffer_count
 
 
 class MirrorEngine:
@@ -31,13 +31,13 @@ class MirrorEngine:
         self._flips = [chosen for count in range(1, len(spatial) + 1) for chosen in combinations(spatial, count)]
         self.in_channels, self.out_channels, self.output = engine.in_channels, engine.out_channels, engine.output
         self._batch = batch
-        self._sums: Turns | None = None
+        self._sums: DoubleBuffer | None = None
 
     def __call__(self, tiles: Array) -> Array:
         """The mean of the engine's answers."""
         first = self._engine(tiles)
         if self._sums is None:
-            self._sums = Turns((self._batch, *first.shape[1:]))
+            self._sums = DoubleBuffer((self._batch, *first.shape[1:]))
         total = self._sums.next(len(first))
         total[...] = first
         for axes in self._flips:
@@ -48,4 +48,4 @@ class MirrorEngine:
 
 def mirror_bytes(*, batch: int, in_channels: int, out_channels: int, voxels: int) -> int:
     """What a ``MirrorEngine`` holds beside the engine: the sums, and one mirrored input."""
-    return 4 * batch * voxels * (in_channels + turns(batch) * out_channels)
+    return 4 * batch * voxels * (in_channels + buffer_count(batch) * out_channels)

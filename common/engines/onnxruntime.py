@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from common.engines.base import NETWORK, Array, Output, Tile, Turns, read_head
+from common.engines.base import NETWORK, Array, DoubleBuffer, Output, Tile, read_head
 
 
 class OnnxEngine:
@@ -46,7 +46,7 @@ class OnnxEngine:
         channels = len(self._head[1]) if self._head is not None else self._channels(tile)
         self.out_channels = channels
         self.output: Output = output
-        self._results = Turns((batch, channels, *tile))
+        self._results = DoubleBuffer((batch, channels, *tile))
 
     def _channels(self, tile: Tile) -> int:
         """Of the result: as the file says, or, where it does not, as one tile shows."""

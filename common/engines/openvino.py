@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from common.engines.base import INT8, NETWORK, Array, Output, Tile, Turns, read_head
+from common.engines.base import INT8, NETWORK, Array, DoubleBuffer, Output, Tile, read_head
 from common.errors import UsageError
 from common.memory.process import glibc
 
@@ -67,7 +67,7 @@ class OpenVinoEngine:
         self.out_channels = int(compiled.output(0).shape[1])
         self.output: Output = output
         self._requests = [compiled.create_infer_request() for _ in range(batch)]
-        self._results = Turns((batch, self.out_channels, *tile))
+        self._results = DoubleBuffer((batch, self.out_channels, *tile))
         glibc.trim()  # what the compiler kept free, 4 MiB, would be counted twice: here, and where it is used again
 
     def __call__(self, tiles: Array) -> Array:

@@ -106,7 +106,7 @@ class _Tiles:
 
 
 def probe(*, warm_up: str, threads: int, sha256: str, model_dir: str, tile: Tile) -> Probe:
-    """What quantising a network takes above the floor of ``warm_up``: ``bytes``."""
+    """What quantising a network takes above the baseline of ``warm_up``: ``bytes``."""
     arguments = {"network": sha256, "model_dir": model_dir, "tile": tile}
     return Probe.of(
         "common.engines.quantization:measure", libraries=LIBRARIES, threads=threads, warm_up=warm_up, **arguments

@@ -133,7 +133,7 @@ def open_engine(
 
 
 def probe(*, warm_up: str, threads: int, sha256: str, **arguments: Any) -> Probe:
-    """What an engine needs above the floor of ``warm_up``; ``arguments`` are those of ``open_engine``.
+    """What an engine needs above the baseline of ``warm_up``; ``arguments`` are those of ``open_engine``.
 
     The answer has ``open_bytes`` (while loading), ``run_bytes`` (while running, without the input) and ``seconds``
     for one batch.
@@ -152,7 +152,7 @@ def probe(*, warm_up: str, threads: int, sha256: str, **arguments: Any) -> Probe
 def measure(*, warm_up: str, workers: int, network: str, model_dir: str, **arguments: Any) -> dict[str, float]:
     """Open an engine and run it on noise; called in a probe's child, which has run ``warm_up``."""
     glibc.trim()
-    base = resident()  # as the floor is measured, so that floor + engine is this process's peak
+    base = resident()  # as the baseline is measured, so that baseline + engine is this process's peak
     reset_peak()
     tile: Tile = tuple(arguments.pop("tile"))
     engine = open_engine(Path(model_dir), tile=tile, threads=workers, **arguments)

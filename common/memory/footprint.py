@@ -65,15 +65,15 @@ class Footprint:
 class Price:
     """Bytes of something that goes step by step."""
 
-    held: int
+    resident: int
     """From step to step."""
-    passing: int
+    transient: int
     """During a step, beside that."""
 
     @property
-    def most(self) -> int:
+    def peak(self) -> int:
         """Both."""
-        return self.held + self.passing
+        return self.resident + self.transient
 
 
 def plain_model(

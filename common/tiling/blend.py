@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from common.tiling.grid import Shape, TileGrid
-from common.tiling.spill import Spill
+from common.tiling.spill import SpillFile
 
 FLOAT = 4
 """Bytes of a float32."""
@@ -117,7 +117,7 @@ class BoundedBlend(AbstractContextManager["BoundedBlend"]):
         self._weights, self._channels = weights, channels
         self._cells: dict[Cell, Array] = {}
         self._same = 1 if spill == "columns" else 0
-        self._spill = None if spill == "memory" or scratch is None else Spill(scratch)
+        self._spill = None if spill == "memory" or scratch is None else SpillFile(scratch)
         self._next = 0
         self.held_bytes = 0
         """What the carried cells in memory hold now."""
@@ -153,27 +153,27 @@ class BoundedBlend(AbstractContextManager["BoundedBlend"]):
         first = tuple(int(axis.first[place]) for axis, place in zip(self._axes, cell, strict=True))
         last = tuple(int(axis.last[place]) for axis, place in zip(self._axes, cell, strict=True))
         if numbers != first:
-            carried = self._take(cell, (len(values) + 1, *weight.shape))
+            carried = self._load_cell(cell, (len(values) + 1, *weight.shape))
             values += carried[:-1]
             weight += carried[-1]
         elif numbers != last:
             carried = np.empty((len(values) + 1, *weight.shape), np.float32)
         if numbers != last:
             carried[:-1], carried[-1] = values, weight
-            self._put(cell, carried, waits=numbers[self._same : 2] == last[self._same : 2])
+            self._store_cell(cell, carried, waits=numbers[self._same : 2] == last[self._same : 2])
 
-    def _put(self, cell: Cell, carried: Array, *, waits: bool) -> None:
+    def _store_cell(self, cell: Cell, carried: Array, *, waits: bool) -> None:
         if waits and self._spill is not None:
-            self._spill.put(cell, carried)
+            self._spill.write(cell, carried)
             return
         self._cells[cell] = carried
         self.held_bytes += carried.nbytes
 
-    def _take(self, cell: Cell, shape: tuple[int, ...]) -> Array:
+    def _load_cell(self, cell: Cell, shape: tuple[int, ...]) -> Array:
         carried = self._cells.pop(cell, None)
         if carried is None:
             assert self._spill is not None
-            return self._spill.take(cell, shape)
+            return self._spill.read(cell, shape)
         self.held_bytes -= carried.nbytes
         return carried
 
@@ -195,12 +195,12 @@ class BoundedBlend(AbstractContextManager["BoundedBlend"]):
 
 
 @dataclass(frozen=True, slots=True)
-class Carried:
+class BlendFootprint:
     """What a blend holds at most, in bytes."""
 
     memory: int
     disk: int
-    passing: int = 0
+    transient: int = 0
     """In memory too, while one tile is added: a cell that comes from the file or goes there."""
 
 
@@ -209,7 +209,7 @@ PRICED_TILES = 1 << 20
 
 
 @lru_cache(maxsize=4096)
-def carried(grid: TileGrid, channels: int, spill: Spilled = "memory") -> Carried:
+def blend_footprint(grid: TileGrid, channels: int, spill: Spilled = "memory") -> BlendFootprint:
     """The peak of a ``BoundedBlend``'s cells, from when each begins and ends to be carried."""
     if len(grid) > PRICED_TILES:
         return _bound(grid, channels, spill)
@@ -236,7 +236,7 @@ def carried(grid: TileGrid, channels: int, spill: Spilled = "memory") -> Carried
     cell = FLOAT * (channels + 1)
     waits = {"memory": (), "rows": ((z, x, y),), "columns": ((z, x, y), (x, y, z))}[spill]
     taken = max((_largest_shared(axes) for axes in waits), default=0)
-    return Carried(cell * int(np.cumsum(held).max()), cell * int(np.cumsum(waiting).max()), cell * taken)
+    return BlendFootprint(cell * int(np.cumsum(held).max()), cell * int(np.cumsum(waiting).max()), cell * taken)
 
 
 def _largest_shared(axes: tuple[_Axis, _Axis, _Axis]) -> int:
@@ -246,14 +246,14 @@ def _largest_shared(axes: tuple[_Axis, _Axis, _Axis]) -> int:
     return int(shared.max() * lengths[1].max() * lengths[2].max()) if len(shared) else 0
 
 
-def _bound(grid: TileGrid, channels: int, spill: Spilled) -> Carried:
+def _bound(grid: TileGrid, channels: int, spill: Spilled) -> BlendFootprint:
     """At least what is carried: all that one row of tiles covers, of which a spilled blend holds a strip or a tile."""
     x, y, _ = grid.padded
     width, height, depth = grid.tile
     plane, strip, tile = (FLOAT * (channels + 1) * area * depth for area in (x * y, width * y, width * height))
     if spill == "memory":
-        return Carried(plane + tile, 0)
-    return Carried(strip if spill == "rows" else tile, plane, tile)
+        return BlendFootprint(plane + tile, 0)
+    return BlendFootprint(strip if spill == "rows" else tile, plane, tile)
 
 
 def _mark(

@@ -12,7 +12,7 @@ import numpy.typing as npt
 Array = npt.NDArray[np.float32]
 
 
-class Spill:
+class SpillFile:
     """A store on disk. The file has no name, so it is gone with the process, however that ends.
 
     Parameters
@@ -31,7 +31,7 @@ class Spill:
         """Give the disk back."""
         self._file.close()
 
-    def put(self, key: Hashable, array: Array) -> None:
+    def write(self, key: Hashable, array: Array) -> None:
         """Write an array, contiguous."""
         length = array.nbytes
         free = self._free[length]
@@ -43,7 +43,7 @@ class Spill:
             count = os.pwrite(self._file.fileno(), view, offset)
             view, offset = view[count:], offset + count
 
-    def take(self, key: Hashable, shape: tuple[int, ...]) -> Array:
+    def read(self, key: Hashable, shape: tuple[int, ...]) -> Array:
         """Read an array back and free its place; its pages leave the page cache."""
         offset, length = self._places.pop(key)
         self._free[length].append(offset)

@@ -238,7 +238,7 @@ def _load(network: "torch.nn.Module", state: dict[str, Any]) -> None:
 def main() -> None:
     """``python -m apps.imaging.importers.convert MODEL OUT``: the child."""
     directory, out = Path(sys.argv[1]), Path(sys.argv[2])
-    glibc.tame()
+    glibc.pin_thresholds()
     import torch  # before the walls stand: what it reserves is not data
 
     torch.set_num_threads(1)

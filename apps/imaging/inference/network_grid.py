@@ -15,7 +15,7 @@ from apps.imaging.volumes.spline import SplineReader, nearest_axis
 from apps.imaging.volumes.streaming import PlaneRingBuffer, ResamplingReader
 from apps.imaging.volumes.volume import BLOCK_BYTES, PlaneReader, Shape, Volume, blocks, spacing
 from common.engines.base import Array as Tiles
-from common.engines.base import Turns
+from common.engines.base import DoubleBuffer
 from common.errors import BadInput
 from common.tiling.blend import FLOAT
 from common.tiling.grid import TileGrid
@@ -219,7 +219,7 @@ def network_tiles(
 ) -> Iterator[Tiles]:
     """The network's input, batch by batch (numbers of tiles), in arrays that are used by turns."""
     positions = list(case.grid)
-    inputs = Turns((batch, len(windows), *case.tile))
+    inputs = DoubleBuffer((batch, len(windows), *case.tile))
     for chosen in batches:
         tiles = inputs.next(len(chosen))
         for channel, window in enumerate(windows):

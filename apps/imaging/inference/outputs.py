@@ -181,6 +181,6 @@ def outputs_bytes(wanted: OutputRequest, volume: Volume, model: ImagingModel) ->
         held += rtstruct.rtstruct_bytes(volume, model) if "dicom-rtstruct" in wanted.types else 0
     if wanted.statistics:
         price = statistics.statistics_bytes(volume)
-        held += price.held
-        passing.append(price.passing)
+        held += price.resident
+        passing.append(price.transient)
     return Price(held, max(passing))

@@ -28,7 +28,7 @@ from apps.imaging.models.model_folder import ImagingModel
 from apps.imaging.volumes.nonzero_crop import uncropped
 from apps.imaging.volumes.volume import Shape
 from common.cli.session import Session
-from common.engines.base import Engine, answers
+from common.engines.base import Engine, prefetch
 from common.errors import BadInput
 from common.memory.process import guard
 from common.tiling.blend import Block, BoundedBlend, Spilled
@@ -118,7 +118,7 @@ def finished_values(
             scratch=scratch,
         ) as blend,
     ):
-        found = answers(engine, network_tiles(case, windows, batches, batch), ahead=batch > 1)
+        found = prefetch(engine, network_tiles(case, windows, batches, batch), ahead=batch > 1)
         for chosen in batches:
             outputs = next(found)
             for slot, index in enumerate(chosen):

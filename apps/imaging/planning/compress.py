@@ -8,7 +8,7 @@ from apps.imaging.inference.quantization import CALIBRATE, QUANTISE, Job
 from apps.imaging.planning import baselines
 from apps.imaging.planning.reading import LIBRARIES, OBJECTS_BYTES, input_bytes, pass_bytes, reader_bytes
 from common.engines import quantization
-from common.memory.costs import floor
+from common.memory.costs import baseline
 from common.memory.costs.probes import Costs, Probe
 from common.memory.footprint import Footprint, Term
 from common.memory.plan.plan import Setting
@@ -31,10 +31,10 @@ class CompressWorkload:
         yield {"precision": "int8", "tiles": self.job.tiles}
 
     def probes(self, setting: Setting) -> Sequence[Probe]:
-        """The floor, and a quantisation with noise."""
+        """The baseline, and a quantisation with noise."""
         model = self.job.model
         return [
-            floor.probe(baselines.COMPRESS, libraries=(*LIBRARIES, *quantization.LIBRARIES), threads=self.threads),
+            baseline.probe(baselines.COMPRESS, libraries=(*LIBRARIES, *quantization.LIBRARIES), threads=self.threads),
             quantization.probe(
                 warm_up=baselines.COMPRESS,
                 threads=self.threads,
@@ -44,22 +44,22 @@ class CompressWorkload:
             ),
         ]
 
-    def footprint(self, setting: Setting, known: Costs) -> Footprint:
-        """Floor, what reads a volume, and what the quantisation holds."""
+    def footprint(self, setting: Setting, costs: Costs) -> Footprint:
+        """Baseline, what reads a volume, and what the quantisation holds."""
         base, measured = self.probes(setting)
         job, cases = self.job, self.job.cases
         tile = prod(job.model.patch) * len(job.model.channels) * FLOAT
         reading = max(map(reader_bytes, cases))
         terms = [
             Term("small objects", OBJECTS_BYTES, "measured", (CALIBRATE, QUANTISE)),
-            Term("input planes", max(input_bytes(case).most for case in cases), "analytic", (CALIBRATE,)),
+            Term("input planes", max(input_bytes(case).peak for case in cases), "analytic", (CALIBRATE,)),
             Term("statistics", max(map(pass_bytes, cases)), "analytic", (CALIBRATE,)),
             Term("reading", reading, "measured", (CALIBRATE,)),
             Term("tiles", 2 * tile, "analytic", (CALIBRATE, QUANTISE)),
-            Term("quantisation", int(SPREAD * known[measured]["bytes"]), "measured", (QUANTISE,)),
+            Term("quantisation", int(SPREAD * costs[measured]["bytes"]), "measured", (QUANTISE,)),
         ]
-        return Footprint.of([*floor.terms(known, base), *terms])
+        return Footprint.of([*baseline.terms(costs, base), *terms])
 
-    def seconds(self, setting: Setting, known: Costs) -> float:
+    def seconds(self, setting: Setting, costs: Costs) -> float:
         """There is one setting."""
         return 1.0

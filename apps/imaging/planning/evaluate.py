@@ -7,7 +7,7 @@ import numpy as np
 
 from apps.imaging.evaluation.metrics import COORDINATE, QUERY, TOLERANCE, Pair, Scan
 from apps.imaging.planning import baselines
-from common.memory.costs import floor
+from common.memory.costs import baseline
 from common.memory.costs.probes import Costs, Probe
 from common.memory.footprint import Footprint, Term
 from common.memory.plan.plan import Setting
@@ -28,20 +28,20 @@ class EvaluateWorkload:
         yield {"tolerance_mm": TOLERANCE}
 
     def probes(self, setting: Setting) -> Sequence[Probe]:
-        """Only the floor."""
-        return [floor.probe(baselines.EVALUATE, libraries=("nibabel", "scipy", "numpy"), threads=self.threads)]
+        """Only the baseline."""
+        return [baseline.probe(baselines.EVALUATE, libraries=("nibabel", "scipy", "numpy"), threads=self.threads)]
 
-    def footprint(self, setting: Setting, known: Costs) -> Footprint:
-        """Floor, a few planes of both files, and the surfaces of the largest case."""
+    def footprint(self, setting: Setting, costs: Costs) -> Footprint:
+        """Baseline, a few planes of both files, and the surfaces of the largest case."""
         terms = [
             Term("planes", max(_plane_bytes(pair) for pair in self.pairs), "analytic", ("evaluate",)),
             Term("surfaces", max(_surface_bytes(found) for found in self.scans), "analytic", ("evaluate",)),
             Term("distances", max(_distance_bytes(found) for found in self.scans), "measured", ("evaluate",)),
             Term("reading", 2 * max(pair.reference.reader_bytes for pair in self.pairs), "measured", ("evaluate",)),
         ]
-        return Footprint.of([*floor.terms(known, self.probes(setting)[0]), *terms])
+        return Footprint.of([*baseline.terms(costs, self.probes(setting)[0]), *terms])
 
-    def seconds(self, setting: Setting, known: Costs) -> float:
+    def seconds(self, setting: Setting, costs: Costs) -> float:
         """There is one setting."""
         return 1.0
 

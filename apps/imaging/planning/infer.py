@@ -1,6 +1,6 @@
 """What ``imaging infer`` needs: a pure price, beside the code that allocates.
 
-Floor + engine (probed) + the window of stored planes + the blend's frontier + tiles + one slab's labels. The largest
+Baseline + engine (probed) + the window of stored planes + the blend's frontier + tiles + one slab's labels. The largest
 study decides each term, because they run one after the other.
 """
 
@@ -29,10 +29,10 @@ from apps.imaging.planning.reading import LIBRARIES, OBJECTS_BYTES, input_bytes,
 from apps.imaging.planning.tiles import halves, smaller, text
 from apps.imaging.training.phases import FREE_HEAP
 from common.engines import registry as engine
-from common.engines.base import turns
+from common.engines.base import buffer_count
 from common.engines.mirroring import mirror_bytes
 from common.errors import BadInput
-from common.memory.costs import floor
+from common.memory.costs import baseline
 from common.memory.costs.probes import Costs, Probe, ProbeFailed
 from common.memory.costs.store import CostStore
 from common.memory.footprint import Footprint, Price, Source, Term
@@ -40,7 +40,7 @@ from common.memory.plan.plan import Setting
 from common.memory.plan.planner import Workload
 from common.memory.process.bounded_heap import SLACK
 from common.memory.process.budget import MIB, MemoryBudget, format_size
-from common.tiling.blend import FLOAT, Carried, carried
+from common.tiling.blend import FLOAT, BlendFootprint, blend_footprint
 
 WARM_UPS = {"openvino": baselines.OPENVINO, "onnxruntime": baselines.ONNXRUNTIME, "torch": baselines.TORCH}
 
@@ -167,10 +167,10 @@ class InferWorkload:
         return sorted({1, self.threads if self.engine == "openvino" else 1}, reverse=True)
 
     def probes(self, setting: Setting) -> Sequence[Probe]:
-        """The floor and the engine."""
+        """The baseline and the engine."""
         warm_up = WARM_UPS[self.engine]
         libraries = (*LIBRARIES, *engine.LIBRARIES[self.engine])
-        return [floor.probe(warm_up, libraries=libraries, threads=self.threads), self._engine(setting, self.tile)]
+        return [baseline.probe(warm_up, libraries=libraries, threads=self.threads), self._engine(setting, self.tile)]
 
     def _engine(self, setting: Setting, tile: tuple[int, int, int]) -> Probe:
         return engine.probe(
@@ -197,17 +197,17 @@ class InferWorkload:
             parts = [self._engine(setting, tile) for tile in (large, small)]
             with suppress(ProbeFailed):
                 # In children of their own: an engine's peak would hide that of a smaller one after it.
-                more, less = (costs.known([part], ceiling=ceiling)[part] for part in parts)
+                more, less = (costs.collect([part], ceiling=ceiling)[part] for part in parts)
                 ahead = (prod(self.tile) - prod(large)) / (prod(large) - prod(small))
                 line = {name: more[name] + max(0.0, more[name] - less[name]) * ahead for name in more}
-                return self.footprint(setting, {**costs.known([base], ceiling=ceiling), whole: line})
+                return self.footprint(setting, {**costs.collect([base], ceiling=ceiling), whole: line})
         return None
 
-    def footprint(self, setting: Setting, known: Costs) -> Footprint:
-        """Floor, engine, and what each place that grows with the data holds."""
-        measured = known[self.probes(setting)[1]]
+    def footprint(self, setting: Setting, costs: Costs) -> Footprint:
+        """Baseline, engine, and what each place that grows with the data holds."""
+        measured = costs[self.probes(setting)[1]]
         batch = int(setting["batch"])
-        tile, inputs = prod(self.tile), batch * turns(batch)
+        tile, inputs = prod(self.tile), batch * buffer_count(batch)
         happens = {
             TEMPLATE: "dicom-seg" in self.wanted.types,
             PREVIEW: self.wanted.preview,
@@ -232,7 +232,7 @@ class InferWorkload:
             Term("SEG template", CHILD_BYTES if happens[TEMPLATE] else 0, "measured", (TEMPLATE,)),
             Term("preview", PREVIEW_BYTES if pictures else 0, "measured", pictures),
         ]
-        return Footprint.of([*floor.terms(known, self.probes(setting)[0]), *terms])
+        return Footprint.of([*baseline.terms(costs, self.probes(setting)[0]), *terms])
 
     def channels(self, setting: Setting) -> int:
         """Values per voxel in the blend."""
@@ -248,7 +248,7 @@ class InferWorkload:
             }
             yield f"--tile {text(tile)}", replace(self, tile=tile, cases=cases)
 
-    def seconds(self, setting: Setting, known: Costs) -> float:
+    def seconds(self, setting: Setting, costs: Costs) -> float:
         """What differs between settings: how well the engine's threads are used, the blend's additions, which batches
         hide behind the engine, and what the blend writes and reads."""
         voxels = sum(len(case.grid) for case in self.usable) * prod(self.tile)
@@ -270,8 +270,8 @@ class InferWorkload:
     def _networked(self) -> bool:
         return bool(self.wanted.stow) or any(is_address(study.input) for study in self.studies)
 
-    def _carried(self, case: NetworkGrid, setting: Setting) -> Carried:
-        return carried(case.grid, self.channels(setting), setting["spill"])
+    def _carried(self, case: NetworkGrid, setting: Setting) -> BlendFootprint:
+        return blend_footprint(case.grid, self.channels(setting), setting["spill"])
 
     def _disk_bytes(self, setting: Setting) -> int:
         return self._largest(lambda c: self._carried(c, setting).disk)
@@ -295,18 +295,20 @@ class InferWorkload:
         outputs = outputs_bytes(self.wanted, case.volume, self.model)
         planes, restoring = input_bytes(case), self._restoring_bytes(case, channels)
         labels = self._labels(case, setting, restoring)
-        reading = planes.passing + reader_bytes(case)
+        reading = planes.transient + reader_bytes(case)
         if case.grid.count(2) == 1:  # all is read before anything is carried or finished
-            reading -= blend.memory + labels.held
+            reading -= blend.memory + labels.resident
         return {
             "blend": blend.memory,
-            "input planes": planes.held,
-            "finished labels": labels.held,
+            "input planes": planes.resident,
+            "finished labels": labels.resident,
             # A plane is read, or a tile added, or a block labelled, or a plane written: one waits for the other. What
             # was labelled last is still held while planes are written.
-            "reading, labelling, writing": max(reading, blend.passing, labels.passing, restoring + outputs.passing),
+            "reading, labelling, writing": max(
+                reading, blend.transient, labels.transient, restoring + outputs.transient
+            ),
             "small parts": components_bytes(case.volume.shape) if self.remove_small else 0,
-            "outputs": outputs.held,
+            "outputs": outputs.resident,
         }
 
     def _restoring_bytes(self, case: NetworkGrid, channels: int) -> int:
@@ -329,4 +331,4 @@ class InferWorkload:
         restored = restored_channels(case, channels, classes)
         back, piece = back_bytes(case.grid, shape, restored), piece_bytes(case.grid, shape, restored)
         # Interpolating makes the piece; before it is labelled, what it was made through is gone.
-        return Price(back.held + labels.held, restoring + max(back.passing - piece, labels.passing))
+        return Price(back.resident + labels.resident, restoring + max(back.transient - piece, labels.transient))

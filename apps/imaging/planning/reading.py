@@ -23,14 +23,14 @@ def reader_bytes(case: NetworkGrid) -> int:
 def input_bytes(case: NetworkGrid) -> Price:
     """What reading holds between the volumes and the tiles; one channel is read after the other."""
     prices = [_channel_bytes(each) for each in case.channels]
-    return Price(sum(price.held for price in prices), max(price.passing for price in prices))
+    return Price(sum(price.resident for price in prices), max(price.transient for price in prices))
 
 
 def _channel_bytes(case: NetworkGrid) -> Price:
     if case.nnunet and case.resampled:
         x, y, _ = case.grid.shape
         reader = spline_bytes(case.volume, case.grid.shape)
-        return Price(x * y * window_depth(case.grid) * FLOAT + reader.held, reader.passing)
+        return Price(x * y * window_depth(case.grid) * FLOAT + reader.resident, reader.transient)
     return window_bytes(case.volume, case.grid, resampled=case.resampled)
 
 
@@ -50,4 +50,4 @@ def _channel_pass(case: NetworkGrid) -> int:
         return stored
     x, y, z = case.grid.shape
     on_grid = min(z, pass_planes(case)) * x * y * 4 * FLOAT
-    return max(stored, on_grid + resampling_bytes(case.volume, case.grid.shape).most)
+    return max(stored, on_grid + resampling_bytes(case.volume, case.grid.shape).peak)

@@ -15,14 +15,14 @@ from apps.imaging.training.dataset import loading_bytes
 from apps.imaging.training.phases import CHECKPOINT, EXPORT, FREE_HEAP, LOAD, TRAIN, VALIDATE
 from apps.imaging.training.recipe import OVERLAP, Job
 from apps.imaging.volumes.volume import Shape
-from common.memory.costs import floor, trace
+from common.memory.costs import baseline, trace
 from common.memory.costs.probes import Costs, Probe
 from common.memory.footprint import Footprint, Term
 from common.memory.plan.plan import Setting
 from common.memory.plan.planner import Workload
 from common.memory.process.bounded_heap import SLACK, room
 from common.memory.process.budget import MIB
-from common.tiling.blend import FLOAT, carried
+from common.tiling.blend import FLOAT, blend_footprint
 from common.tiling.grid import TileGrid
 from common.training import activation_checkpointing, amp
 from common.training import checkpoint as checkpointing
@@ -67,7 +67,7 @@ class TrainWorkload:
     threads: int
     name: str = "imaging train"
 
-    monotone: tuple[str, ...] = ("checkpoint",)
+    monotone_knobs: tuple[str, ...] = ("checkpoint",)
     """The more is recomputed, the less is held. Not so the micro-batch: small ones take other kernels, which may need
     more."""
 
@@ -108,7 +108,7 @@ class TrainWorkload:
             }
 
     def probes(self, setting: Setting) -> Sequence[Probe]:
-        """The floor, the traced step, and whether bfloat16 pays, unless the user has decided that."""
+        """The baseline, the traced step, and whether bfloat16 pays, unless the user has decided that."""
         recipe = asdict(self.job.recipe)
         # Only what decides shapes: a plan is then known for every seed, fold and length.
         neutral = {
@@ -134,7 +134,7 @@ class TrainWorkload:
         tiles = [
             self._traced(traced_step.TILE, recipe=shaping, amp=kind) for kind in sorted({"off", str(setting["amp"])})
         ]
-        base = floor.probe(
+        base = baseline.probe(
             baselines.TRAIN, libraries=("torch", "monai", "numpy", "nibabel", "safetensors"), threads=self.threads
         )
         checks = [amp.probe(self.threads)] if setting["amp"] == "bf16" and self.amp is None else []
@@ -145,14 +145,14 @@ class TrainWorkload:
             prepare, warm_up=baselines.TRACE, libraries=("torch", "monai"), threads=self.threads, **arguments
         )
 
-    def footprint(self, setting: Setting, known: Costs) -> Footprint:
-        """Floor, model states, the step, the data, and what validation and export hold instead of the step."""
+    def footprint(self, setting: Setting, costs: Costs) -> Footprint:
+        """Baseline, model states, the step, the data, and what validation and export hold instead of the step."""
         probes = self.probes(setting)
-        base = next(probe for probe in probes if probe.function == floor.MEASURE)
+        base = next(probe for probe in probes if probe.function == baseline.MEASURE)
         step, *tiles = probes[probes.index(base) + 1 :]
-        cost = {name: int(value) for name, value in known[step].items()}
-        forward = max(int(known[tile]["activations"] + known[tile]["workspace"]) for tile in tiles)
-        kernels = sum(int(known[tile]["kernels"]) for tile in tiles)
+        cost = {name: int(value) for name, value in costs[step].items()}
+        forward = max(int(costs[tile]["activations"] + costs[tile]["workspace"]) for tile in tiles)
+        kernels = sum(int(costs[tile]["kernels"]) for tile in tiles)
         job, recipe = self.job, self.job.recipe
         voxels, classes = prod(recipe.patch), len(job.dataset.labels)
         every, shapes = self.shapes
@@ -161,7 +161,7 @@ class TrainWorkload:
         traced = int(setting["micro_batch"]) * min(2, int(setting["accumulate"]))
         states = cost["parameters"] + cost["optimizer"]
         grids = [TileGrid(shape, recipe.patch, OVERLAP) for shape in shapes]
-        blend = max((carried(grid, classes).memory for grid in grids), default=0)
+        blend = max((blend_footprint(grid, classes).memory for grid in grids), default=0)
         block = voxels * (FLOAT + 3 * 8)  # a finished block's image, and its labels compared as int64
         roomy = SLACK + room(cost["activations"] + cost["workspace"])
         free = {"roomy": roomy, "heap": SLACK, "mapped": 0}[str(setting["allocator"])]
@@ -184,7 +184,7 @@ class TrainWorkload:
             Term("parameters and optimizer", states, "analytic", (CHECKPOINT,)),
             Term("ONNX export", EXPORT_BYTES + 4 * cost["parameters"], "measured", (EXPORT,)),
         ]
-        return Footprint.of([*floor.terms(known, base), *terms])
+        return Footprint.of([*baseline.terms(costs, base), *terms])
 
     def remedies(self) -> Iterator[tuple[str, Workload]]:
         """Smaller patches: the network then sees less around each voxel."""
@@ -193,7 +193,7 @@ class TrainWorkload:
             job = replace(self.job, recipe=replace(recipe, patch=patch))
             yield f"--patch {text(patch)}", replace(self, job=job)
 
-    def seconds(self, setting: Setting, known: Costs) -> float:
+    def seconds(self, setting: Setting, costs: Costs) -> float:
         """Relative, from what was measured of each knob: a traced step's own seconds depend on who else was busy."""
         precision, recipe = "bf16" if setting["amp"] == "bf16" else "off", self.job.recipe  # fp16 is as float32
         voxels = recipe.batch * prod(recipe.patch) * VOXEL[precision]

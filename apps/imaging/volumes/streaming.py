@@ -100,7 +100,7 @@ def window_bytes(volume: Volume, grid: TileGrid, *, resampled: bool = False) -> 
     if grid.shape == volume.shape and not resampled:
         return Price(voxels * volume.dtype.itemsize, 0)
     reader = resampling_bytes(volume, grid.shape)
-    return Price(voxels * FLOAT + reader.held, reader.passing)
+    return Price(voxels * FLOAT + reader.resident, reader.transient)
 
 
 TINY = np.finfo(np.float32).tiny

@@ -10,7 +10,7 @@ from typing import Any
 from apps.recsys.planning import bpr_terms, embedding_terms
 from apps.recsys.planning.floors import ANSWERING, LIBRARIES, SERVING
 from apps.recsys.planning.ranking_terms import model_terms
-from common.memory.costs import floor
+from common.memory.costs import baseline
 from common.memory.costs.probes import Costs, Probe
 from common.memory.footprint import Footprint, Term
 from common.memory.plan.plan import Setting
@@ -33,11 +33,11 @@ class AnswerWorkload:
         yield {}
 
     def probes(self, setting: Setting) -> Sequence[Probe]:
-        """The floor."""
+        """The baseline."""
         libraries = (*LIBRARIES, "fastapi", "uvicorn") if self.warm_up == SERVING else LIBRARIES
-        return [floor.probe(self.warm_up, libraries=libraries, threads=self.threads)]
+        return [baseline.probe(self.warm_up, libraries=libraries, threads=self.threads)]
 
-    def footprint(self, setting: Setting, known: Costs) -> Footprint:
+    def footprint(self, setting: Setting, costs: Costs) -> Footprint:
         """The model and one answer."""
         files, users, items, factors = (self.manifest[name] for name in ("files", "users", "items", "factors"))
         tables = sum(files[name]["bytes"] for name in ("items.parquet", "users.parquet"))
@@ -46,7 +46,7 @@ class AnswerWorkload:
         explanation = 8 * 4 * factors * longest if self.explains else 0
         return Footprint.of(
             [
-                *floor.terms(known, self.probes(setting)[0]),
+                *baseline.terms(costs, self.probes(setting)[0]),
                 *model_terms(
                     users=users, items=items, factors=embedding_terms.columns(self.manifest), phases=("answer",)
                 ),
@@ -59,6 +59,6 @@ class AnswerWorkload:
             ]
         )
 
-    def seconds(self, setting: Setting, known: Costs) -> float:
+    def seconds(self, setting: Setting, costs: Costs) -> float:
         """There is one setting."""
         return 1.0

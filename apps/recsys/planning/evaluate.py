@@ -11,7 +11,7 @@ from apps.recsys.planning import bpr_terms, embedding_terms
 from apps.recsys.planning.floors import LIBRARIES, READING, SCORING, baseline_terms
 from apps.recsys.planning.ranking_terms import USER_BLOCKS, model_terms, ranking_terms
 from apps.recsys.planning.reading_terms import STAGE_BYTES, WAITING_BYTES
-from common.memory.costs import floor
+from common.memory.costs import baseline
 from common.memory.costs.probes import Costs, Probe
 from common.memory.footprint import Footprint, Term
 from common.memory.plan.plan import Setting
@@ -38,32 +38,32 @@ class EvaluateWorkload:
             yield {"user_block": block}
 
     def probes(self, setting: Setting) -> Sequence[Probe]:
-        """The floor; reading a test file has one of its own."""
+        """The baseline; reading a test file has one of its own."""
         names = [SCORING] if self.workspace is None else [SCORING, READING]
-        return [floor.probe(name, libraries=LIBRARIES, threads=self.threads) for name in names]
+        return [baseline.probe(name, libraries=LIBRARIES, threads=self.threads) for name in names]
 
-    def _reading_terms(self, known: Costs, setting: Setting) -> list[Term]:
+    def _reading_terms(self, costs: Costs, setting: Setting) -> list[Term]:
         """A test file: the model's ids, its pairs, sorted in a copy, and Arrow's blocks."""
         if self.workspace is None:
             return []
         where, files = ("plan",), self.manifest["files"]
         ids = sum(files[name]["bytes"] for name in ("items.parquet", "users.parquet"))
         return [
-            *baseline_terms(known, self.probes(setting)[1], *where),
+            *baseline_terms(costs, self.probes(setting)[1], *where),
             Term("ids", 4 * ids, "analytic", where),
             Term("test pairs", 32 * self.test_pairs, "analytic", where),
             Term("rows read", STAGE_BYTES, "measured", where),
             Term("waiting parent", WAITING_BYTES, "measured", where),
         ]
 
-    def footprint(self, setting: Setting, known: Costs) -> Footprint:
+    def footprint(self, setting: Setting, costs: Costs) -> Footprint:
         """The model and one block of scores."""
         made, where = self.manifest, ("evaluate",)
         items, factors = made["items"], made["factors"]
         return Footprint.of(
             [
-                *self._reading_terms(known, setting),
-                *baseline_terms(known, self.probes(setting)[0], *where),
+                *self._reading_terms(costs, setting),
+                *baseline_terms(costs, self.probes(setting)[0], *where),
                 *model_terms(users=made["users"], items=items, factors=embedding_terms.columns(made), phases=where),
                 *ranking_terms(
                     items=items,
@@ -79,6 +79,6 @@ class EvaluateWorkload:
             ]
         )
 
-    def seconds(self, setting: Setting, known: Costs) -> float:
+    def seconds(self, setting: Setting, costs: Costs) -> float:
         """A fixed cost a block."""
         return 1.0 + self.scored_users / int(setting["user_block"])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from common.memory.costs import floor
+from common.memory.costs import baseline
 from common.memory.costs.probes import Costs, Probe
 from common.memory.footprint import Term
 
@@ -16,6 +16,6 @@ SERVING = "apps.recsys.warm_up:serving"
 LIBRARIES = ("numpy", "scipy", "pyarrow", "implicit", "safetensors")
 
 
-def baseline_terms(known: Costs, probe: Probe, *phases: str) -> list[Term]:
+def baseline_terms(costs: Costs, probe: Probe, *phases: str) -> list[Term]:
     """The baseline measured by ``probe``, as terms of some phases only."""
-    return [Term(term.name, term.bytes, term.source, phases) for term in floor.terms(known, probe)]
+    return [Term(term.name, term.bytes, term.source, phases) for term in baseline.terms(costs, probe)]

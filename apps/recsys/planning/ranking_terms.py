@@ -9,7 +9,7 @@ from common.memory.footprint import Term
 PACKING_BYTES = 4096
 """What one BLAS thread packs, by the inner dimension of its product."""
 WARM_FACTORS = 64
-"""That dimension in the warm-up, so that the floor has packed it already."""
+"""That dimension in the warm-up, so that the baseline has packed it already."""
 THREAD_BYTES = 128 << 10
 """A thread's stack and its part of the heap, beyond what the warm-up's threads left."""
 VALUE_BYTES = 320

@@ -18,7 +18,7 @@ from apps.recsys.planning.ranking_terms import (
     WARM_FACTORS,
     model_terms,
 )
-from common.memory.costs import floor
+from common.memory.costs import baseline
 from common.memory.costs.probes import Costs, Probe
 from common.memory.footprint import Footprint, Term
 from common.memory.plan.plan import Setting
@@ -55,7 +55,7 @@ class BatchWorkload:
         return min(PART_USERS, max(1, PART_LINES // self.k))
 
     @property
-    def monotone(self) -> Sequence[str]:
+    def monotone_knobs(self) -> Sequence[str]:
         """Fewer users never need more."""
         return ("user_block",)
 
@@ -65,10 +65,10 @@ class BatchWorkload:
             yield {"user_block": block}
 
     def probes(self, setting: Setting) -> Sequence[Probe]:
-        """The floor."""
-        return [floor.probe(ANSWERING, libraries=LIBRARIES, threads=self.threads)]
+        """The baseline."""
+        return [baseline.probe(ANSWERING, libraries=LIBRARIES, threads=self.threads)]
 
-    def footprint(self, setting: Setting, known: Costs) -> Footprint:
+    def footprint(self, setting: Setting, costs: Costs) -> Footprint:
         """The model; then what each thread works on, or a part of the answer."""
         made, rank = self.manifest, ("rank",)
         items, users, factors = made["items"], made["users"], made["factors"]
@@ -82,7 +82,7 @@ class BatchWorkload:
         ranking, writing = int(self.threads * each) + FOUND_BYTES * lines, PARQUET_BYTES + ANSWER_BYTES * lines
         return Footprint.of(
             [
-                *floor.terms(known, self.probes(setting)[0]),
+                *baseline.terms(costs, self.probes(setting)[0]),
                 *model_terms(users=users, items=items, factors=columns(made), phases=both),
                 Term("order of items", 8 * items, "analytic", both),
                 # Lengths, negated, and their order in 64 bits.
@@ -99,6 +99,6 @@ class BatchWorkload:
             ]
         )
 
-    def seconds(self, setting: Setting, known: Costs) -> float:
+    def seconds(self, setting: Setting, costs: Costs) -> float:
         """A fixed cost a block."""
         return 1.0 + self.manifest["users"] / int(setting["user_block"])

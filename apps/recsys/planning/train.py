@@ -19,7 +19,7 @@ from apps.recsys.planning import bpr_terms, embedding_terms, ials_terms
 from apps.recsys.planning.floors import LEARNING, LIBRARIES, PAIRING, READING, TRAINING, baseline_terms
 from apps.recsys.planning.ranking_terms import USER_BLOCKS, model_terms, ranking_terms
 from apps.recsys.planning.reading_terms import STAGE_BYTES, WAITING_BYTES
-from common.memory.costs import floor
+from common.memory.costs import baseline
 from common.memory.costs.probes import Costs, Probe
 from common.memory.footprint import Footprint, Term
 from common.memory.plan.plan import Setting
@@ -45,14 +45,14 @@ RANKED_SECONDS = 2e-3
 
 
 def training_warm_up(kind: str) -> str:
-    """The floor of ``recsys train`` once it has read."""
+    """The baseline of ``recsys train`` once it has read."""
     return {"embedding": LEARNING, "bpr": PAIRING}.get(kind, TRAINING)
 
 
 def training_probes(kind: str, threads: int) -> list[Probe]:
-    """The floors of ``recsys train``: of reading, and of all the rest."""
+    """The baselines of ``recsys train``: of reading, and of all the rest."""
     libraries = (*LIBRARIES, "torch") if kind == "embedding" else LIBRARIES
-    return [floor.probe(name, libraries=libraries, threads=threads) for name in (READING, training_warm_up(kind))]
+    return [baseline.probe(name, libraries=libraries, threads=threads) for name in (READING, training_warm_up(kind))]
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,16 +121,16 @@ class TrainWorkload:
         return [{"fit_block": size} for size in ials_terms.blocks(self.sizes)] if self.kind == "ials" else [{}]
 
     def probes(self, setting: Setting) -> Sequence[Probe]:
-        """The floors of reading and of all the rest, and an embedding's step."""
-        floors = training_probes(self.kind, self.threads)
+        """The baselines of reading and of all the rest, and an embedding's step."""
+        baselines = training_probes(self.kind, self.threads)
         if self.recipe is None:
-            return floors
+            return baselines
         step = embedding_terms.probe(
             self.recipe, micro_batch=int(setting["micro_batch"]), amp=str(setting["amp"]), threads=self.threads
         )
-        return [*floors, step]
+        return [*baselines, step]
 
-    def footprint(self, setting: Setting, known: Costs) -> Footprint:
+    def footprint(self, setting: Setting, costs: Costs) -> Footprint:
         """Reading grows with ids; fitting with interactions (twice, by user and by item) and factors."""
         facts = self.facts
         probes = self.probes(setting)
@@ -142,13 +142,13 @@ class TrainWorkload:
             "write",
         ]
         terms = [
-            *baseline_terms(known, probes[0], "plan"),
-            *baseline_terms(known, probes[1], *after),
+            *baseline_terms(costs, probes[0], "plan"),
+            *baseline_terms(costs, probes[1], *after),
             *self._reading_terms(),
         ]
         if self.trials:
             terms += [
-                *baseline_terms(known, probes[1], "suggest"),
+                *baseline_terms(costs, probes[1], "suggest"),
                 Term("sampler", SAMPLER_BYTES, "measured", ("suggest",)),
             ]
             left = self.threads * LEFT_BYTES
@@ -162,7 +162,7 @@ class TrainWorkload:
             terms += embedding_terms.known_terms(self.recipe)
             terms += embedding_terms.table_terms(self.recipe, phases=("fit", "validate", "write"))
             terms += embedding_terms.step_terms(
-                self.recipe, known[probes[2]], interactions=self.fit_interactions, longest=facts.longest
+                self.recipe, costs[probes[2]], interactions=self.fit_interactions, longest=facts.longest
             )
             terms += self._ranking_terms(setting, "validate", min(MOST_VALIDATION_USERS, facts.users), facts.longest)
         else:
@@ -220,7 +220,7 @@ class TrainWorkload:
             *bpr_terms.fold_terms(self.kind, factors=self.factors, threads=self.threads, phases=where),
         ]
 
-    def seconds(self, setting: Setting, known: Costs) -> float:
+    def seconds(self, setting: Setting, costs: Costs) -> float:
         """A fixed cost for each block that is ranked or solved and each micro-batch; the rest is the same."""
         ranked = 1.0 + self.facts.scored_users / int(setting["user_block"])
         if self.recipe is not None:

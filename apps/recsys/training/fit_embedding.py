@@ -125,9 +125,9 @@ class Learner:
             bar.update(at.epoch)
             while at.epoch < course.epochs and at.epoch - at.best_epoch < course.patience:
                 with self.session.phase("fit"):
-                    glibc.relax()  # mapped anew at each use, a step's tensors cost as much again in page faults
+                    glibc.unpin_thresholds()  # mapped anew at each use, a step's tensors cost as much again in page faults
                     loss = self._epoch(bar)
-                    glibc.tame()
+                    glibc.pin_thresholds()
                 at.epoch, at.batches = at.epoch + 1, 0
                 if self.validation is None:
                     at.best_epoch = at.epoch

@@ -18,7 +18,7 @@ import numpy as np
 from common.bench.cifar import dataset
 from common.cli import main
 from common.cli.session import CommandSession
-from common.memory.costs import floor
+from common.memory.costs import baseline
 from common.memory.costs.probes import Costs, Probe
 from common.memory.footprint import Footprint, Term
 from common.memory.plan.plan import Setting
@@ -160,12 +160,12 @@ class CifarWorkload:
             micro_batch=setting["micro_batch"],
             parts=min(2, int(setting["accumulate"])),
         )
-        return [floor.probe(WARM_UP, libraries=LIBRARIES, threads=self.threads), step]
+        return [baseline.probe(WARM_UP, libraries=LIBRARIES, threads=self.threads), step]
 
-    def footprint(self, setting: Setting, known: Costs) -> Footprint:
+    def footprint(self, setting: Setting, costs: Costs) -> Footprint:
         """Return baseline, images and step."""
         base, step = self.probes(setting)
-        cost = {name: int(value) for name, value in known[step].items()}
+        cost = {name: int(value) for name, value in costs[step].items()}
         files = sum(size for _, size in self.files.values())
         largest = max(size for _, size in self.files.values())
         pixels = sum(count for count, _ in self.files.values()) * dataset.IMAGE_BYTES
@@ -186,9 +186,9 @@ class CifarWorkload:
             Term("small blocks", cost["unseen"], "measured", (TRAIN,)),
             Term("batch", int(copies * max(0, self.batch - traced)) * dataset.IMAGE_BYTES, "analytic", (TRAIN,)),
         ]
-        return Footprint.of([*floor.terms(known, base), *terms])
+        return Footprint.of([*baseline.terms(costs, base), *terms])
 
-    def seconds(self, setting: Setting, known: Costs) -> float:
+    def seconds(self, setting: Setting, costs: Costs) -> float:
         """Return relative time: decoding doubles a step, each further micro-batch adds a little."""
         decoding = 0.0 if setting["images"] == "pixels" else 1.0
         return decoding + (MAPPED if setting["allocator"] == "mapped" else 1.0) * (

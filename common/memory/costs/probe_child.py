@@ -20,7 +20,7 @@ what is touched."""
 
 def main() -> None:
     """Run the probes given on stdin in this process, and write each answer as a line of JSON on stdout."""
-    glibc.tame()
+    glibc.pin_thresholds()
     work = [(function, json.loads(arguments)) for function, arguments in json.load(sys.stdin)]
     walls = child.Walls.of_this_process()
     guard.lift_soft_wall()

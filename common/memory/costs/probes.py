@@ -99,7 +99,7 @@ def _version(distribution: str) -> str:
 
 @cache
 def _source(module: str) -> str:
-    """A module's text, which is not executed for that: another warm-up has another floor."""
+    """A module's text, which is not executed for that: another warm-up has another baseline."""
     found = find_spec(module)
     if found is None or found.origin is None:
         return "absent"

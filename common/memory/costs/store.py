@@ -1,7 +1,7 @@
 """Costs that only a measurement can give, each taken once in a child process and cached.
 
 The child (``common.memory.costs.probe_child``) has walls of its own, so that measuring never exceeds the ceiling
-either; a probe's argument ``warm_up`` names what it loads first (``common.memory.costs.floor``).
+either; a probe's argument ``warm_up`` names what it loads first (``common.memory.costs.baseline``).
 """
 
 import json
@@ -51,7 +51,7 @@ class CostStore:
         """Of these, what is known already."""
         return {probe: costs for probe in dict.fromkeys(probes) if (costs := self._read(probe)) is not None}
 
-    def known(self, probes: Iterable[Probe], *, ceiling: int | None) -> Costs:
+    def collect(self, probes: Iterable[Probe], *, ceiling: int | None) -> Costs:
         """All of these, measuring what is missing.
 
         Parameters

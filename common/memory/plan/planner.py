@@ -45,21 +45,21 @@ class Workload(Protocol):
         """What must be known before ``setting`` can be priced."""
         ...
 
-    def footprint(self, setting: Setting, known: Costs, /) -> Footprint:
+    def footprint(self, setting: Setting, costs: Costs, /) -> Footprint:
         """Price one setting; pure arithmetic."""
         ...
 
-    def seconds(self, setting: Setting, known: Costs, /) -> float:
+    def seconds(self, setting: Setting, costs: Costs, /) -> float:
         """Predicted time; relative is enough. Must answer before any probe is known."""
         ...
 
 
 @runtime_checkable
-class Laddered(Protocol):
+class HasMonotoneKnobs(Protocol):
     """A workload with knobs along which the slower setting never needs more bytes: the planner bisects these."""
 
     @property
-    def monotone(self) -> Sequence[str]:
+    def monotone_knobs(self) -> Sequence[str]:
         """Names of such knobs."""
         ...
 
@@ -74,7 +74,7 @@ class Estimated(Protocol):
 
 
 @runtime_checkable
-class Remedied(Protocol):
+class SuggestsChanges(Protocol):
     """A workload that knows which changes of its command line would need less."""
 
     def remedies(self) -> Iterator[tuple[str, Workload]]:
@@ -83,14 +83,14 @@ class Remedied(Protocol):
 
 
 def price(workload: Workload, setting: Setting, costs: CostStore, *, ceiling: int | None) -> Plan:
-    """Measure what is missing (``CostStore.known``), then price one setting.
+    """Measure what is missing (``CostStore.collect``), then price one setting.
 
     Raises
     ------
     ProbeFailed
         If a probe could not be measured under the ceiling.
     """
-    known = costs.known(workload.probes(setting), ceiling=ceiling)
+    known = costs.collect(workload.probes(setting), ceiling=ceiling)
     return Plan(workload.name, tuple(sorted(setting.items())), workload.footprint(setting, known))
 
 
@@ -156,7 +156,7 @@ class _Search:
     def fastest(self) -> Plan | None:
         """The first setting that fits, in the order of predicted time."""
         first, ladders = len(self._ordered), self._ladders()
-        if isinstance(self.workload, Laddered) and ladders and not self._fits(ladders[0][0]):
+        if isinstance(self.workload, HasMonotoneKnobs) and ladders and not self._fits(ladders[0][0]):
             ends = [place for ladder in ladders for place in (ladder[0], ladder[-1])]
             _measure_ahead([(self.workload, self._ordered[place]) for place in ends], self.ceiling, self.costs)
         for ladder in ladders:
@@ -190,7 +190,7 @@ class _Search:
 
     def _ladders(self) -> list[list[int]]:
         """Places of settings alike but for the monotone knobs, the fastest first; the ladders likewise."""
-        loose = set(self.workload.monotone) if isinstance(self.workload, Laddered) else set()
+        loose = set(self.workload.monotone_knobs) if isinstance(self.workload, HasMonotoneKnobs) else set()
         ladders: dict[tuple[Any, ...], list[int]] = {}
         for place, setting in enumerate(self._ordered):
             alike = tuple((name, value) for name, value in setting.items() if name not in loose)
@@ -262,12 +262,12 @@ def _measure_ahead(offers: Iterable[tuple[Workload, Setting]], ceiling: int, cos
     """What several settings need, in one child for all: each child loads its libraries anew."""
     probes = [probe for workload, setting in offers for probe in workload.probes(setting)]
     with suppress(ProbeFailed):  # each is then asked for by itself
-        costs.known(probes, ceiling=ceiling)
+        costs.collect(probes, ceiling=ceiling)
 
 
 def _remedies(workload: Workload, budget: MemoryBudget, costs: CostStore, smallest: Plan | None) -> list[str]:
     """Changes of the command line that would fit, with what they need; few, and only where the libraries alone fit."""
-    if smallest is None or not isinstance(workload, Remedied):
+    if smallest is None or not isinstance(workload, SuggestsChanges):
         return []
     if _always(smallest) > budget.host_bytes:
         return []
@@ -275,7 +275,7 @@ def _remedies(workload: Workload, budget: MemoryBudget, costs: CostStore, smalle
     for change, variant in islice(workload.remedies(), REMEDIES_TRIED):
         nearest = min(variant.settings(), key=lambda setting: len(dict(smallest.knobs).items() - setting.items()))
         offers[change] = variant, nearest
-    if isinstance(workload, Laddered):
+    if isinstance(workload, HasMonotoneKnobs):
         _measure_ahead(list(offers.values())[:REMEDIES_NAMED], budget.host_bytes, costs)
     found: list[str] = []
     for change, offer in offers.items():

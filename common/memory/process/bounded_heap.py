@@ -1,14 +1,14 @@
 """Reuse memory at the peak of memory that is mapped anew: the third setting of the allocator, for training steps.
 
-Mapped one by one (``allocator.tame``), tensors follow what is live exactly, but the kernel zeroes each anew: a step on
-small patches takes half as long again. Kept in the heap (``allocator.relax``), they are reused, but glibc's heap holds
+Mapped one by one (``glibc.pin_thresholds``), tensors follow what is live exactly, but the kernel zeroes each anew: a step on
+small patches takes half as long again. Kept in the heap (``glibc.unpin_thresholds``), they are reused, but glibc's heap holds
 a third more than is live. ``BoundedHeap`` takes from each what it is good at. It looks at the process at each layer,
 forward and backward, and learns by how much it grows from one look to the next while all blocks are mapped: the most
 that is ever held so is what the step needs. From then on tensors live in the heap, and only where what is resident and
 the growth to come would exceed that most, free pages go back, and where that is not enough, blocks are mapped until the
 next look. In a step of SegResNet on 64^3 that is at 6 of 160 looks.
 
-Two settings at process start (``allocator.tunables``) make the heap worth it:
+Two settings at process start (``glibc.tunables``) make the heap worth it:
 
 - **Blocks merge again.** PyTorch asks for aligned blocks. glibc cuts off what lies before the alignment, a few dozen
   bytes, and keeps it in a cache of small blocks (tcache, fastbins), where it never merges with its neighbour: a freed
@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from common.memory.process import glibc, meter
 from common.memory.process.budget import MIB, page_size
-from common.memory.process.glibc import MMAP_THRESHOLD, RELAXED_MMAP_THRESHOLD
+from common.memory.process.glibc import MMAP_THRESHOLD, UNPINNED_MMAP_THRESHOLD
 
 if TYPE_CHECKING:
     import torch
@@ -77,7 +77,7 @@ class BoundedHeap:
     -----
     A pass goes from one forward pass of the network to the next; passes are of one kind if shapes, mode and
     gradients wanted are the same. What the first passes of each kind do not show is not in the bound: before something
-    that grows seldom (validation, a checkpoint) ``allocator.trim`` returns what is free.
+    that grows seldom (validation, a checkpoint) ``glibc.trim`` returns what is free.
 
     Where the C library has no ``mallinfo2`` (musl, macOS, glibc before 2.33) this does nothing; where the kernel does
     not reset its mark of a process's peak, tensors stay mapped.
@@ -98,7 +98,7 @@ class BoundedHeap:
         """``/proc/self/statm``, kept open: a look costs a tenth of opening it, and a step has a hundred."""
 
     def __enter__(self) -> "BoundedHeap":
-        if glibc.statistics() is None or not glibc.relax():
+        if glibc.statistics() is None or not glibc.unpin_thresholds():
             return self
         from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
@@ -110,8 +110,8 @@ class BoundedHeap:
                 self._hooks.append(module.register_forward_hook(self._after_layer))
         for parameter in self._network.parameters():
             if parameter.requires_grad:
-                self._hooks.append(parameter.register_hook(self._look))  # type: ignore[no-untyped-call]
-        self._hooks += [register_optimizer_step_pre_hook(self._look), register_optimizer_step_post_hook(self._look)]
+                self._hooks.append(parameter.register_hook(self._sample))  # type: ignore[no-untyped-call]
+        self._hooks += [register_optimizer_step_pre_hook(self._sample), register_optimizer_step_post_hook(self._sample)]
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -121,7 +121,7 @@ class BoundedHeap:
         if self._pages >= 0:
             os.close(self._pages)
             self._pages = -1
-        glibc.tame()
+        glibc.pin_thresholds()
         glibc.trim()
 
     def _begin(self, network: "torch.nn.Module", inputs: tuple[Any, ...]) -> None:
@@ -134,11 +134,11 @@ class BoundedHeap:
         self._open()
 
     def _after_layer(self, layer: "torch.nn.Module", inputs: Any, output: Any) -> None:
-        self._look()
+        self._sample()
         if getattr(output, "requires_grad", False):
-            output.register_hook(self._look)
+            output.register_hook(self._sample)
 
-    def _look(self, *_: object) -> None:
+    def _sample(self, *_: object) -> None:
         self._close()
         self._at += 1
         self._open()
@@ -170,7 +170,7 @@ class BoundedHeap:
             self.trims += 1
             mapped |= self._resident() + growth > self._most + self._slack
             self._most = max(self._most, self._resident() + interval.growth)
-        glibc.map_from(MMAP_THRESHOLD if mapped else RELAXED_MMAP_THRESHOLD)
+        glibc.map_from(MMAP_THRESHOLD if mapped else UNPINNED_MMAP_THRESHOLD)
 
     def _exceeds(self, growth: int) -> bool:
         """Whether free pages are in the way of ``growth`` bytes."""

@@ -262,7 +262,7 @@ class Walls:
     def watch(self) -> None:
         """End this process once it is seen to hold its ceiling: for one that may just die, such as a probe."""
         if self.ceiling is not None:
-            guard.patrol(self.ceiling, margin=CGROUP_MARGIN if self.cgroup else guard.PATROL_MARGIN)
+            guard.rss_watchdog(self.ceiling, margin=CGROUP_MARGIN if self.cgroup else guard.WATCHDOG_MARGIN)
 
     def stand(self, *, threads: int = 2, slack: int = guard.SLACK) -> None:
         """Set the soft wall and enter the cgroup, once libraries have loaded: what they reserve then is not data."""

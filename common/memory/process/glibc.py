@@ -13,11 +13,11 @@ from common.memory.process.budget import KIB, MIB
 
 MMAP_THRESHOLD = 128 * KIB
 """Blocks from this size on are mapped on their own and returned to the kernel when freed."""
-RELAXED_MMAP_THRESHOLD = 32 * MIB
+UNPINNED_MMAP_THRESHOLD = 32 * MIB
 """The largest that glibc accepts; larger blocks are mapped in any case."""
 TRIM_THRESHOLD = 1 * MIB
 """Free heap above this is returned at once."""
-RELAXED_TRIM_THRESHOLD = -1
+UNPINNED_TRIM_THRESHOLD = -1
 """Never: a step's end would return what the next one begins with. ``common.memory.process.bounded_heap`` returns what
 is too much."""
 
@@ -70,18 +70,18 @@ def return_from(size: int) -> bool:
     return library is not None and bool(library.mallopt(_M_TRIM_THRESHOLD, size))
 
 
-def tame() -> bool:
+def pin_thresholds() -> bool:
     """Pin glibc's thresholds in this process; ``False`` as in ``map_from``."""
     return map_from(MMAP_THRESHOLD) and return_from(TRIM_THRESHOLD)
 
 
-def relax() -> bool:
+def unpin_thresholds() -> bool:
     """Let blocks of up to 32 MiB live in the heap again, where they are reused without page faults.
 
     Pinned, a training step on small patches takes 1.4 to 1.6 times as long as this; relaxed, the heap fragments, unless
     ``common.memory.process.bounded_heap`` decides from layer to layer.
     """
-    return map_from(RELAXED_MMAP_THRESHOLD) and return_from(RELAXED_TRIM_THRESHOLD)
+    return map_from(UNPINNED_MMAP_THRESHOLD) and return_from(UNPINNED_TRIM_THRESHOLD)
 
 
 def trim() -> None:

@@ -33,9 +33,9 @@ SLACK = 96 * MIB
 """Writable mappings that are reserved and hardly touched. OpenBLAS maps 32 MiB for each concurrent caller when it first
 needs them, and spins for ever when it cannot: the wall must leave it that."""
 
-PATROL_SECONDS = 0.001
+WATCHDOG_SECONDS = 0.001
 """Between two looks of a patrol."""
-PATROL_MARGIN = 16 * MIB
+WATCHDOG_MARGIN = 16 * MIB
 """What a process may take between two looks: measured up to 12 where all cores are busy."""
 
 NO_HARD_WALL = "no hard wall: no memory cgroup can be written here"
@@ -93,7 +93,7 @@ def soft_wall(ceiling: int, *, threads: int = 2, slack: int = SLACK) -> bool:
     return True
 
 
-def patrol(ceiling: int, *, margin: int = PATROL_MARGIN) -> None:
+def rss_watchdog(ceiling: int, *, margin: int = WATCHDOG_MARGIN) -> None:
     """End this process, with a line on stderr, once it is seen to hold ``ceiling`` bytes but for the margin.
 
     For one that may just die, such as a probe: the soft wall must leave libraries what they reserve and hardly touch,
@@ -105,12 +105,12 @@ def patrol(ceiling: int, *, margin: int = PATROL_MARGIN) -> None:
 
     def look() -> None:
         while (size := resident()) <= most:
-            time.sleep(PATROL_SECONDS)
+            time.sleep(WATCHDOG_SECONDS)
         sys.stderr.write(f"\nit holds {format_size(size)} of {format_size(max(0, ceiling))}\n")
         sys.stderr.flush()
         os._exit(EXIT_DOES_NOT_FIT)
 
-    threading.Thread(target=look, name="peakline-patrol", daemon=True).start()
+    threading.Thread(target=look, name="peakline-watchdog", daemon=True).start()
 
 
 def room() -> int | None:

@@ -16,7 +16,7 @@ LABEL_WIDTH = 120
 LETTER = 6.6
 """Width of a letter of the figures' type: decides whether a label fits."""
 COLOURS = 8
-"""Terms with a colour of their own, the floor first; the others share one."""
+"""Terms with a colour of their own, the baseline first; the others share one."""
 HEADROOM = 1.18
 FAR_CEILING = 2.5
 """A ceiling this many times above all else is named at the edge, not drawn: it would press the rest flat."""
@@ -53,8 +53,8 @@ def predicted(record: Mapping[str, Any]) -> dict[str, int]:
 def ranked_terms(record: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """The plan's terms: what is always there first, then the largest first."""
     terms = (record.get("plan") or {}).get("terms", ())
-    floor = max((t["bytes"] for t in terms if "interpreter" in t["name"]), default=0)
-    return sorted(terms, key=lambda t: (t["bytes"] != floor or "interpreter" not in t["name"], -t["bytes"]))
+    baseline = max((t["bytes"] for t in terms if "interpreter" in t["name"]), default=0)
+    return sorted(terms, key=lambda t: (t["bytes"] != baseline or "interpreter" not in t["name"], -t["bytes"]))
 
 
 def merged_terms(record: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -110,8 +110,8 @@ def _figures(record: Mapping[str, Any]) -> list[tuple[str, str]]:
         found.append(("Predicted", format_size(record["plan"]["predicted_peak_bytes"])))
     if "measured" in record:
         found.append(("Measured", format_size(record["measured"]["peak_bytes"])))
-        if floor := record["measured"].get("floor_bytes"):
-            found.append(("Of which libraries", format_size(floor)))
+        if baseline := record["measured"].get("floor_bytes"):
+            found.append(("Of which libraries", format_size(baseline)))
     if smallest := record.get("smallest_feasible_bytes"):
         found.append(("Smallest ceiling that would do", format_size(smallest)))
     if "seconds" in record:

@@ -40,7 +40,7 @@ def naive(table: EmbeddingTable, ids: torch.Tensor, gradient: torch.Tensor, rate
     for part, leaf in zip(form.parts, leaves, strict=True):
         assert leaf.grad is not None
         size = leaf.grad.square().mean(1, keepdim=True).sqrt()
-        step = rate * part.pace * leaf.grad / size.clamp(min=1e-300)
+        step = rate * part.lr_scale * leaf.grad / size.clamp(min=1e-300)
         after.append(leaf.detach() - torch.where(size > 0, step, 0.0))
     return after
 

@@ -35,7 +35,7 @@ def test_a_table_holds_what_it_is_priced_at(kind: str, rows: int, width: int, ro
     table = EmbeddingTable(made, Start(0.1))
     held = {name: buffer.nbytes for name, buffer in table.named_buffers()}
     state = sum(size for name, size in held.items() if name.endswith("state"))
-    counters = [size for name, size in held.items() if name.endswith("turn")]  # one number for all rows
+    counters = [size for name, size in held.items() if name.endswith("step_count")]  # one number for all rows
     assert set(counters) <= {8}
     assert (sum(held.values()) - sum(counters), state) == (made.total, made.optimizer)
     assert not list(table.parameters())

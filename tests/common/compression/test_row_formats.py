@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common.compression.row_formats import FORMATS, decode, empty, encode, thresholds
+from common.compression.row_formats import FORMATS, decode, empty, encode, rounding_thresholds
 
 SMALL = ["int8", "int4"]
 
@@ -54,7 +54,7 @@ def test_thresholds_that_are_spread_evenly_keep_a_thousand_small_steps_together(
     assert scales is not None
     moved = torch.zeros(3, 16)
     for turn in range(1000):
-        up = thresholds(ids, 16, torch.tensor(turn))
+        up = rounding_thresholds(ids, 16, torch.tensor(turn))
         assert float(up.min()) >= 0 and float(up.max()) < 1
         before = decode(codes, scales, form)
         after, _ = encode(before + step * scales.float()[:, None], scales, form, up)

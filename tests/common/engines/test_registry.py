@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from apps.imaging.models.model_folder import TORCH_NETWORK, read_model
-from common.engines.base import Turns, answers, read_head
+from common.engines.base import DoubleBuffer, prefetch, read_head
 from common.engines.registry import choose, measure, open_engine, require_precision
 from common.errors import UsageError
 from common.memory.costs import cpu
@@ -151,7 +151,7 @@ def test_tiles_beside_each_other_give_what_each_gives_alone(model: tuple[Path, A
 @pytest.mark.parametrize("ahead", [False, True])
 def test_answers_come_in_order_and_from_arrays_that_are_used_by_turns(ahead: bool) -> None:
     class Double:
-        results = Turns((2, 1, 1, 1, 1))
+        results = DoubleBuffer((2, 1, 1, 1, 1))
 
         def __call__(self, given: np.ndarray) -> np.ndarray:
             found = self.results.next(len(given))
@@ -165,9 +165,9 @@ def test_answers_come_in_order_and_from_arrays_that_are_used_by_turns(ahead: boo
             inputs[number % 2][...] = number
             yield inputs[number % 2][: 1 + (number < 6)]
 
-    found = [(float(answer[0, 0, 0, 0, 0]), len(answer)) for answer in answers(Double(), batches(), ahead=ahead)]
+    found = [(float(answer[0, 0, 0, 0, 0]), len(answer)) for answer in prefetch(Double(), batches(), ahead=ahead)]
     assert found == [(2.0 * number, 2) for number in range(6)] + [(12.0, 1)]
-    assert list(answers(Double(), iter(()), ahead=ahead)) == []
+    assert list(prefetch(Double(), iter(()), ahead=ahead)) == []
 
 
 def test_an_error_in_the_engine_ends_the_answers() -> None:
@@ -175,4 +175,4 @@ def test_an_error_in_the_engine_ends_the_answers() -> None:
         raise MemoryError("no room")
 
     with pytest.raises(MemoryError, match="no room"):
-        list(answers(fail, [np.zeros(1, np.float32)], ahead=True))  # type: ignore[arg-type]
+        list(prefetch(fail, [np.zeros(1, np.float32)], ahead=True))  # type: ignore[arg-type]

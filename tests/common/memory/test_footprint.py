@@ -4,7 +4,7 @@ from common.memory.footprint import Footprint, Term, plain_model
 def test_peak_is_the_largest_phase() -> None:
     footprint = Footprint.of(
         [
-            Term("floor", 100, "measured"),
+            Term("baseline", 100, "measured"),
             Term("rows", 40, "analytic", ("load",)),
             Term("factors", 30, "analytic", ("fit", "write")),
             Term("solver", 25, "replayed", ("fit",)),
@@ -13,11 +13,11 @@ def test_peak_is_the_largest_phase() -> None:
     )
     assert footprint.phases() == {"load": 140, "fit": 155, "write": 130}
     assert (footprint.peak_phase, footprint.peak_bytes) == ("fit", 155)
-    assert [term.name for term in footprint.at_peak()] == ["floor", "factors", "solver"]
+    assert [term.name for term in footprint.at_peak()] == ["baseline", "factors", "solver"]
 
 
 def test_a_footprint_of_constant_terms_has_one_phase() -> None:
-    assert Footprint.of([Term("floor", 7, "measured")]).phases() == {"*": 7}
+    assert Footprint.of([Term("baseline", 7, "measured")]).phases() == {"*": 7}
 
 
 def test_plain_model_of_the_classic_cnn() -> None:

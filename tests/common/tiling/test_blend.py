@@ -9,9 +9,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from common.tiling import blend
-from common.tiling.blend import BoundedBlend, carried
+from common.tiling.blend import BoundedBlend, blend_footprint
 from common.tiling.grid import TileGrid, importance
-from common.tiling.spill import Spill
+from common.tiling.spill import SpillFile
 
 Array = npt.NDArray[np.float32]
 triple = lambda low, high: st.tuples(*[st.integers(low, high)] * 3)  # noqa: E731
@@ -34,14 +34,14 @@ class Watched(BoundedBlend):
 
     most = 0
 
-    def _take(self, cell: blend.Cell, shape: tuple[int, ...]) -> Array:
-        taken = super()._take(cell, shape)
+    def _load_cell(self, cell: blend.Cell, shape: tuple[int, ...]) -> Array:
+        taken = super()._load_cell(cell, shape)
         self.most = max(self.most, self.held_bytes + taken.nbytes)
         return taken
 
-    def _put(self, cell: blend.Cell, carried: Array, *, waits: bool) -> None:
+    def _store_cell(self, cell: blend.Cell, carried: Array, *, waits: bool) -> None:
         self.most = max(self.most, self.held_bytes + carried.nbytes)
-        super()._put(cell, carried, waits=waits)
+        super()._store_cell(cell, carried, waits=waits)
 
 
 @settings(max_examples=80, deadline=None)
@@ -88,15 +88,15 @@ def test_bit_for_bit_the_full_accumulator(  # type: ignore[no-untyped-def]
                     assert not np.isnan(found[..., :planes]).any() and np.isnan(found[..., planes:]).all()
         assert planes == shape[2] and blend.held_bytes == 0
         np.testing.assert_array_equal(found, reference(grid, tiles, weights))
-        price = carried(grid, channels, spill=spill)
+        price = blend_footprint(grid, channels, spill=spill)
         largest = 4 * (channels + 1) * np.prod(tile)
-        assert blend.most <= price.memory + price.passing <= blend.most + (largest if spill != "memory" else 0)
+        assert blend.most <= price.memory + price.transient <= blend.most + (largest if spill != "memory" else 0)
         assert (blend._spill.size if blend._spill else 0) <= 2 * price.disk + largest
 
 
 def test_the_length_of_the_volume_costs_nothing() -> None:
     for spill in ("memory", "rows", "columns"):
-        prices = [carried(TileGrid((64, 64, z), (32, 32, 32), 0.5), 5, spill=spill) for z in (160, 16_000)]
+        prices = [blend_footprint(TileGrid((64, 64, z), (32, 32, 32), 0.5), 5, spill=spill) for z in (160, 16_000)]
         assert prices[0] == prices[1]
 
 
@@ -104,7 +104,7 @@ def test_padding_is_not_carried() -> None:
     """Of thin volumes most of a tile is padding."""
     thin, thick = (TileGrid((167, 167, planes), (64, 64, 64), 0.25) for planes in (13, 64))
     for spill in ("memory", "rows", "columns"):
-        less, more = carried(thin, 14, spill=spill), carried(thick, 14, spill=spill)
+        less, more = blend_footprint(thin, 14, spill=spill), blend_footprint(thick, 14, spill=spill)
         assert 64 * less.memory == 13 * more.memory and 64 * less.disk == 13 * more.disk
 
 
@@ -112,11 +112,11 @@ def test_118_classes_on_a_large_plane() -> None:
     """What DESIGN asks of 512 x 512 x 1000: features instead of logits, and the overlap along z on disk."""
     grid = TileGrid((512, 512, 1000), (96, 96, 96), 0.25)
     assert len(grid) == 686
-    logits, features = carried(grid, 118), carried(grid, 32)
-    spilled, most = carried(grid, 32, "rows"), carried(grid, 32, "columns")
+    logits, features = blend_footprint(grid, 118), blend_footprint(grid, 32)
+    spilled, most = blend_footprint(grid, 32, "rows"), blend_footprint(grid, 32, "columns")
     assert logits.memory > 3 * features.memory > 0 and features.memory < 2.1e9
-    assert spilled.memory + spilled.passing < 330e6 and 0.8e9 < spilled.disk < 2.2e9
-    assert most.memory + most.passing < 150e6 and most.disk == spilled.disk
+    assert spilled.memory + spilled.transient < 330e6 and 0.8e9 < spilled.disk < 2.2e9
+    assert most.memory + most.transient < 150e6 and most.disk == spilled.disk
 
 
 def test_tiles_out_of_order_are_refused() -> None:
@@ -126,15 +126,15 @@ def test_tiles_out_of_order_are_refused() -> None:
 
 
 def test_spilled_places_are_used_again(tmp_path: Path) -> None:
-    spill = Spill(tmp_path)
+    spill = SpillFile(tmp_path)
     arrays = {number: np.full((3, 5), number, np.float32) for number in range(6)}
     for number in range(3):
-        spill.put(number, arrays[number])
+        spill.write(number, arrays[number])
     for number in range(3):
-        np.testing.assert_array_equal(spill.take(number, (3, 5)), arrays[number])
-        spill.put(number + 3, arrays[number + 3])
+        np.testing.assert_array_equal(spill.read(number, (3, 5)), arrays[number])
+        spill.write(number + 3, arrays[number + 3])
     assert spill.size == 3 * arrays[0].nbytes and list(tmp_path.iterdir()) == []
-    np.testing.assert_array_equal(spill.take(4, (3, 5)), arrays[4])
+    np.testing.assert_array_equal(spill.read(4, (3, 5)), arrays[4])
     spill.close()
 
 
@@ -142,11 +142,11 @@ def test_spilled_places_are_used_again(tmp_path: Path) -> None:
 @pytest.mark.parametrize("overlap", [0.0, 0.25, 0.5, 0.8])
 def test_the_bound_of_huge_grids_is_one(monkeypatch: pytest.MonkeyPatch, spill: blend.Spilled, overlap: float) -> None:
     grids = [TileGrid(shape, (16, 12, 8), overlap) for shape in ((40, 50, 60), (16, 100, 30), (70, 12, 8), (5, 90, 9))]
-    exact = [carried(grid, 3, spill) for grid in grids]
+    exact = [blend_footprint(grid, 3, spill) for grid in grids]
     monkeypatch.setattr(blend, "PRICED_TILES", 0)
-    carried.cache_clear()
+    blend_footprint.cache_clear()
     for grid, price in zip(grids, exact, strict=True):
-        bound = carried(grid, 3, spill)
-        assert price.memory <= bound.memory and price.disk <= bound.disk and price.passing <= bound.passing
-    carried.cache_clear()
-    assert carried(TileGrid((65535, 65535, 2), (8, 8, 4), 0.5), 3, spill).memory > 0
+        bound = blend_footprint(grid, 3, spill)
+        assert price.memory <= bound.memory and price.disk <= bound.disk and price.transient <= bound.transient
+    blend_footprint.cache_clear()
+    assert blend_footprint(TileGrid((65535, 65535, 2), (8, 8, 4), 0.5), 3, spill).memory > 0

@@ -173,7 +173,7 @@ def test_fp16_scales_clips_and_recovers(monkeypatch: pytest.MonkeyPatch):
 WALLED = """
 import resource, torch
 from common.memory.process import glibc, guard, meter
-glibc.tame()
+glibc.pin_thresholds()
 torch.set_num_threads(1)
 from common.training import optimizers
 from common.training.losses import CrossEntropy

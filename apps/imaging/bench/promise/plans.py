@@ -150,7 +150,7 @@ def run_all(
     from apps.imaging import warm_up
     from common.memory.process import glibc
 
-    glibc.tame()
+    glibc.pin_thresholds()
     torch.set_num_threads(1)  # a forked child has only the calling thread
     warm_up.train()
     with tempfile.TemporaryDirectory() as scratch:

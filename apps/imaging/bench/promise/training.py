@@ -59,7 +59,7 @@ def step(network: str, plan: str) -> dict[str, object]:
     from common.memory.process import glibc
     from common.memory.process.meter import lifetime_peak, reset_peak, resident
 
-    glibc.tame()
+    glibc.pin_thresholds()
     warm_up.train()
     torch.set_num_threads(2)
     torch.manual_seed(0)
@@ -115,7 +115,7 @@ def main() -> int:
         from apps.imaging.bench.promise import recoveries
         from common.memory.process import glibc
 
-        glibc.tame()
+        glibc.pin_thresholds()
         result = recoveries.report()
     else:
         from apps.imaging.bench.promise.training_problems import DICE

@@ -222,7 +222,7 @@ def test_a_ceiling_too_small_is_refused_and_the_named_one_works(run, model, tmp_
     assert refused.code == 3, refused.err
     assert not (tmp_path / "out").exists()
     smallest = refused.record.get("smallest_feasible_bytes")
-    if smallest is None:  # the floor itself could not be measured there: ask with room, then again just below
+    if smallest is None:  # the baseline itself could not be measured there: ask with room, then again just below
         needed = run(*command, "--memory", "800MiB", "--dry-run").record["plan"]
         smallest = needed["predicted_peak_bytes"] + needed["reserve_bytes"]
     accepted = run(*command, "--memory", smallest)

@@ -109,7 +109,7 @@ def test_prices_of_the_last_steps_hold(head: bool) -> None:
         list(planes.add(block, maker(block.values)))
     used = tracemalloc.get_traced_memory()[1]
     priced = label_bytes(grid, grid.shape, classes, channels, maker.dtype, copied=head)
-    assert used <= priced.held + priced.passing <= used * 1.6
+    assert used <= priced.resident + priced.transient <= used * 1.6
     del planes
     tracemalloc.reset_peak()
     base = tracemalloc.get_traced_memory()[0]
@@ -121,4 +121,4 @@ def test_prices_of_the_last_steps_hold(head: bool) -> None:
     used = tracemalloc.get_traced_memory()[1] - base
     tracemalloc.stop()
     price = back_bytes(grid, shape, channels)
-    assert used <= price.held + extended_bytes(grid, channels) + price.passing <= used * 1.25
+    assert used <= price.resident + extended_bytes(grid, channels) + price.transient <= used * 1.25

@@ -19,7 +19,7 @@ import pytest
 from apps.imaging.bench.headline_train import DESCRIPTION
 from apps.imaging.cli import parser
 from common.errors import DoesNotFit
-from common.memory.costs import floor
+from common.memory.costs import baseline
 from common.memory.costs.probes import Probe
 from common.memory.costs.store import CostStore, cache_directory
 from common.memory.plan import planner
@@ -46,7 +46,7 @@ def hippocampus(dataset: Callable[[str], Path], tmp_path_factory: pytest.TempPat
 
 
 def _made_up(probe: Probe) -> dict[str, float]:
-    if probe.function == floor.MEASURE:
+    if probe.function == baseline.MEASURE:
         return {"bytes": 300 * MIB}
     given = json.loads(probe.arguments)["arguments"]
     voxels = given.get("micro_batch", 1) * prod(given["recipe"]["patch"])

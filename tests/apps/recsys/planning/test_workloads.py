@@ -42,12 +42,12 @@ def test_terms_are_the_sizes_of_the_arrays() -> None:
 def held(record: dict[str, Any]) -> None:
     """The prediction is not below the truth, and near it."""
     predicted, measured = record["plan"]["predicted_peak_bytes"], record["measured"]["peak_bytes"]
-    floor = record["measured"]["floor_bytes"]
-    told = f"predicted {predicted / MIB:.1f}, measured {measured / MIB:.1f}, floor {floor / MIB:.1f} MiB"
+    baseline = record["measured"]["floor_bytes"]
+    told = f"predicted {predicted / MIB:.1f}, measured {measured / MIB:.1f}, baseline {baseline / MIB:.1f} MiB"
     kept(record)
     assert predicted <= 1.15 * measured, told
-    if measured - floor >= 128 * MIB:
-        assert predicted - floor <= 1.25 * (measured - floor), told
+    if measured - baseline >= 128 * MIB:
+        assert predicted - baseline <= 1.25 * (measured - baseline), told
 
 
 @pytest.mark.parametrize(
@@ -102,7 +102,7 @@ def test_a_small_ceiling_takes_smaller_blocks(run: Run, dataset: Callable[[str],
 
 
 class Known(CostStore):
-    """Every floor is 100 MiB."""
+    """Every baseline is 100 MiB."""
 
     def known(self, probes: Iterable[Probe], *, ceiling: int | None) -> Costs:
         return {probe: {"bytes": 100 * MIB} for probe in probes}

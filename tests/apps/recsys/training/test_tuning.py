@@ -63,7 +63,7 @@ class Session:
 
 
 def planned(wanted: TrainWorkload, *_: object) -> Plan:
-    """A plan with floors of 100 MiB; 256 factors do not fit."""
+    """A plan with baselines of 100 MiB; 256 factors do not fit."""
     if wanted.factors > 128:
         raise DoesNotFit(ceiling=300 * MIB, reasons=["far too large"])
     known = {probe: {"bytes": 100.0 * MIB} for probe in training_probes("ials", 1)}
@@ -109,7 +109,7 @@ def test_a_search_ends_with_the_best_of_its_trials(search: Callable[..., Search]
     assert (found.work.factors, found.work.hyper["alpha"]) == (best.settings["factors"], best.settings["alpha"])
     assert found.results["best"] == best.number
     phases = found.plan.footprint.phases()
-    # a floor, what the sampler takes, what trials left behind
+    # a baseline, what the sampler takes, what trials left behind
     assert phases["suggest"] == 100 * MIB + (24 << 20) + (10 << 20) + (4 << 20) + (512 << 10)
     assert phases["tune"] == max(
         planned(tuning.changed(work(), trial.settings)).footprint.phases()["fit"]

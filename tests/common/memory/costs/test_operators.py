@@ -80,7 +80,7 @@ def test_a_place_that_cannot_be_written_costs_time_only(tmp_path: Path) -> None:
 
 def test_workspace_is_what_is_taken_beyond_the_result() -> None:
     """A single small sample is convolved by a matrix of 27 shifted copies; a pointwise operator takes nothing."""
-    glibc.tame()
+    glibc.pin_thresholds()
     image, kernel = torch.empty(1, 4, 32, 32, 32), torch.empty(4, 4, 3, 3, 3)
     options = ([1, 1, 1], [1, 1, 1], [1, 1, 1], False, [0, 0, 0], 1)
     unfolded = 27 * image.nbytes
@@ -103,7 +103,7 @@ def test_a_call_written_down_is_replayed_in_a_child_that_has_only_torch(tmp_path
         patch.setenv("XDG_CACHE_HOME", str(tmp_path))
         patch.setenv("OMP_NUM_THREADS", "1")  # costs are remembered for each number of threads
         probes = [each.probe for each in (convolution, cast)]
-        found = CostStore().known(probes, ceiling=1024 * MIB)
+        found = CostStore().collect(probes, ceiling=1024 * MIB)
         remembered = OperatorCosts()
         assert convolution in remembered and cast in remembered
     for each, probe in zip((convolution, cast), probes, strict=True):

@@ -36,72 +36,72 @@ def test_another_warm_up_is_measured_anew(tmp_path: Path, monkeypatch: pytest.Mo
     for text in ("def warm_up() -> None: ...", "def warm_up() -> None:\n    import json"):
         (tmp_path / "warming.py").write_text(text)
         probes._source.cache_clear()
-        keys.add(Probe.of("common.memory.costs.floor:measure", warm_up="warming:warm_up").key)
-        keys.add(Probe.of("common.memory.costs.floor:measure", warm_up="warming:warm_up").key)
+        keys.add(Probe.of("common.memory.costs.baseline:measure", warm_up="warming:warm_up").key)
+        keys.add(Probe.of("common.memory.costs.baseline:measure", warm_up="warming:warm_up").key)
     assert len(keys) == 2 and "warming" not in sys.modules
 
 
 def test_measured_once_then_read(tmp_path: Path) -> None:
-    probe = Probe.of("common.memory.costs.floor:measure", warm_up="common.bench.demo_allocation:warm_up")
+    probe = Probe.of("common.memory.costs.baseline:measure", warm_up="common.bench.demo_allocation:warm_up")
     store = CostStore(tmp_path)
     assert store.cached([probe]) == {}
-    first = store.known([probe], ceiling=GIB)
+    first = store.collect([probe], ceiling=GIB)
     assert 20 * MIB < first[probe]["bytes"] < 80 * MIB
     assert store.measured == 1
     again = CostStore(tmp_path)
-    assert again.known([probe], ceiling=GIB) == first
+    assert again.collect([probe], ceiling=GIB) == first
     assert again.measured == 0
 
 
 def test_probes_that_warm_up_alike_share_a_child(tmp_path: Path) -> None:
-    here = "common.memory.costs.floor:measure"
+    here = "common.memory.costs.baseline:measure"
     both = [
         Probe.of(here, warm_up="common.bench.demo_allocation:warm_up", libraries=names) for names in ((), ("numpy",))
     ]
     other = Probe.of("common.training.amp:check")
     assert [len(group) for group in costs._alike([both[0], other, both[1]])] == [2, 1]
     store = CostStore(tmp_path)
-    found = store.known(both, ceiling=GIB)
+    found = store.collect(both, ceiling=GIB)
     assert store.measured == 2 and found[both[0]]["bytes"] == pytest.approx(found[both[1]]["bytes"], abs=MIB)
 
 
 def test_what_was_measured_before_a_failure_is_kept(tmp_path: Path) -> None:
-    good = Probe.of("common.memory.costs.floor:measure", warm_up="common.bench.demo_allocation:warm_up")
-    bad = Probe.of("common.memory.costs.floor:nothing", warm_up="common.bench.demo_allocation:warm_up")
+    good = Probe.of("common.memory.costs.baseline:measure", warm_up="common.bench.demo_allocation:warm_up")
+    bad = Probe.of("common.memory.costs.baseline:nothing", warm_up="common.bench.demo_allocation:warm_up")
     store = CostStore(tmp_path)
     with pytest.raises(ChildFailed, match="nothing"):
-        store.known([good, bad], ceiling=GIB)
+        store.collect([good, bad], ceiling=GIB)
     assert good in store.cached([good, bad])
 
 
 def test_a_damaged_entry_is_measured_again(tmp_path: Path) -> None:
-    probe = Probe.of("common.memory.costs.floor:measure", warm_up="common.bench.demo_allocation:warm_up")
+    probe = Probe.of("common.memory.costs.baseline:measure", warm_up="common.bench.demo_allocation:warm_up")
     (tmp_path / f"{probe.key}.json").write_text("{")
-    CostStore(tmp_path).known([probe], ceiling=GIB)
+    CostStore(tmp_path).collect([probe], ceiling=GIB)
     assert json.loads((tmp_path / f"{probe.key}.json").read_text())["costs"]["bytes"] > 0
 
 
 def test_a_running_command_measures_nothing_without_a_wall(tmp_path: Path) -> None:
-    probe = Probe.of("common.memory.costs.floor:measure", warm_up="common.bench.demo_allocation:warm_up")
+    probe = Probe.of("common.memory.costs.baseline:measure", warm_up="common.bench.demo_allocation:warm_up")
     running = CostStore(tmp_path, walled=True)
     with pytest.raises(ProbeFailed, match="without a wall"):
-        running.known([probe], ceiling=None)
+        running.collect([probe], ceiling=None)
     refusing = CostStore(tmp_path)
-    found = refusing.known([probe], ceiling=None)
+    found = refusing.collect([probe], ceiling=None)
     assert refusing.exceeded and not running.exceeded
-    assert running.known([probe], ceiling=None) == found  # known by now
+    assert running.collect([probe], ceiling=None) == found  # known by now
 
 
 def test_only_this_suite_is_run(tmp_path: Path) -> None:
     with pytest.raises(ChildFailed, match="os:getcwd"):
-        CostStore(tmp_path).known([Probe.of("os:getcwd")], ceiling=GIB)
+        CostStore(tmp_path).collect([Probe.of("os:getcwd")], ceiling=GIB)
     assert os.listdir(tmp_path) == []
 
 
 def test_a_probe_that_fails_says_why_and_is_no_matter_of_memory(tmp_path: Path) -> None:
     with pytest.raises(ChildFailed, match=r"measure: .*nowhere"):
         CostStore(tmp_path).known(
-            [Probe.of("common.memory.costs.floor:measure", warm_up="common.nowhere:f")], ceiling=GIB
+            [Probe.of("common.memory.costs.baseline:measure", warm_up="common.nowhere:f")], ceiling=GIB
         )
 
 
@@ -122,6 +122,6 @@ ENDINGS = "common.bench.forced_endings:"
 def test_only_memory_is_called_memory(tmp_path: Path, way: str, error: type[Exception], words: str) -> None:
     probe = Probe.of(f"{ENDINGS}end", way=way)
     with pytest.raises(error, match=words) as caught:
-        CostStore(tmp_path).known([probe], ceiling=GIB)
+        CostStore(tmp_path).collect([probe], ceiling=GIB)
     if error is not ProbeFailed:
         assert not isinstance(caught.value, ProbeFailed) and "under" not in str(caught.value)

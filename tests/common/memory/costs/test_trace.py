@@ -145,7 +145,7 @@ def test_a_fresh_process_holds_what_is_predicted(tmp_path: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         for name, value in grid.environment.items():
             patch.setenv(name, value)
-        known = CostStore(tmp_path).known([grid.base, *map(grid.traced, cases)], ceiling=None)
+        known = CostStore(tmp_path).collect([grid.base, *map(grid.traced, cases)], ceiling=None)
         lines = [prediction.compare(case, grid, known) for case in cases]
     for line in lines:
         assert line["measured"] > 64 * MIB

@@ -17,7 +17,7 @@ from common.memory.process.budget import MIB, MemoryBudget
 
 @dataclass
 class Sizes:
-    """Parts of so many MiB, one after the other, above a floor of 50."""
+    """Parts of so many MiB, one after the other, above a baseline of 50."""
 
     sizes: Sequence[int]
     plans: list[int] = field(default_factory=list)
@@ -37,12 +37,12 @@ class Sizes:
     def probes(self, setting: Setting) -> Sequence[Probe]:
         return []
 
-    def footprint(self, setting: Setting, known: Costs) -> Footprint:
+    def footprint(self, setting: Setting, costs: Costs) -> Footprint:
         return Footprint.of(
-            [Term("floor", 50 * MIB, "measured"), Term("part", max(self.sizes) * MIB, "analytic", ("work",))]
+            [Term("baseline", 50 * MIB, "measured"), Term("part", max(self.sizes) * MIB, "analytic", ("work",))]
         )
 
-    def seconds(self, setting: Setting, known: Costs) -> float:
+    def seconds(self, setting: Setting, costs: Costs) -> float:
         return 1.0
 
 

@@ -22,7 +22,7 @@ PROBE = Probe.of("tests.common.memory.plan.test_planner:nothing")
 
 @dataclass(frozen=True)
 class Blocks:
-    """100 MiB of data in 1, 2, 4 or 8 blocks above a floor of 50 MiB."""
+    """100 MiB of data in 1, 2, 4 or 8 blocks above a baseline of 50 MiB."""
 
     name: str = "test blocks"
 
@@ -33,15 +33,15 @@ class Blocks:
     def probes(self, setting: Setting) -> Sequence[Probe]:
         return [PROBE]
 
-    def footprint(self, setting: Setting, known: Costs) -> Footprint:
+    def footprint(self, setting: Setting, costs: Costs) -> Footprint:
         return Footprint.of(
             [
-                Term("floor", int(known[PROBE]["bytes"]), "measured"),
+                Term("baseline", int(costs[PROBE]["bytes"]), "measured"),
                 Term("block", 100 * MIB // int(setting["blocks"]), "analytic", ("work",)),
             ]
         )
 
-    def seconds(self, setting: Setting, known: Costs) -> float:
+    def seconds(self, setting: Setting, costs: Costs) -> float:
         return float(setting["blocks"])
 
 
@@ -50,7 +50,7 @@ class Known(CostStore):
 
     asked = 0
 
-    def known(self, probes: object, *, ceiling: int | None) -> Costs:
+    def collect(self, probes: object, *, ceiling: int | None) -> Costs:
         self.asked += 1
         return {PROBE: {"bytes": 50 * MIB}}
 
@@ -78,7 +78,7 @@ def test_reserve_decides_at_the_edge(costs: Known) -> None:
 
 def test_estimated_terms_have_a_reserve_of_their_own() -> None:
     """Of the holes in a heap it is only known about how large they will be."""
-    terms = [Term("floor", 400 * MIB, "measured"), Term("free heap", 100 * MIB, "estimated")]
+    terms = [Term("baseline", 400 * MIB, "measured"), Term("free heap", 100 * MIB, "estimated")]
     assert Plan("blocks", (), Footprint.of(terms)).reserve_bytes == 4 * MIB + 30 * MIB
 
 
@@ -88,13 +88,13 @@ def test_refusal_names_the_smallest_ceiling_and_that_one_works(costs: Known) -> 
     smallest = refusal.value.smallest_feasible_bytes
     # 62.5 MiB and a reserve of 2.5 % of it, rounded up to a quarter of a MiB.
     assert smallest == int(64.25 * MIB)
-    says(refusal.value, "60.0 MiB", "--memory 64.25MiB", "floor 50.0 MiB", "block 12.5 MiB", "blocks=8")
+    says(refusal.value, "60.0 MiB", "--memory 64.25MiB", "baseline 50.0 MiB", "block 12.5 MiB", "blocks=8")
     assert plan(Blocks(), MemoryBudget(smallest), costs)["blocks"] == 8
 
 
 def test_an_unmeasurable_setting_is_rejected_not_fatal(tmp_path: Path) -> None:
     class Failing(CostStore):
-        def known(self, probes: object, *, ceiling: int) -> Costs:
+        def collect(self, probes: object, *, ceiling: int) -> Costs:
             raise ProbeFailed("no room for the probe")
 
     with pytest.raises(DoesNotFit) as refusal:
@@ -148,9 +148,9 @@ def test_nonsense_is_refused_with_its_reason(
 class Grid:
     """Two knobs that follow from one another, one that is monotone, and one that decides little."""
 
-    floor: int = 50 * MIB
+    baseline: int = 50 * MIB
     name: str = "test grid"
-    monotone: tuple[str, ...] = ("size", "parts")
+    monotone_knobs: tuple[str, ...] = ("size", "parts")
 
     def settings(self) -> Iterator[Setting]:
         for size in (64, 32, 16, 8, 4, 2, 1):
@@ -160,16 +160,16 @@ class Grid:
     def probes(self, setting: Setting) -> Sequence[Probe]:
         return [PROBE]
 
-    def footprint(self, setting: Setting, known: Costs) -> Footprint:
+    def footprint(self, setting: Setting, costs: Costs) -> Footprint:
         held = int(setting["size"]) * MIB + (16 * MIB if setting["store"] == "memory" else 0)
-        return Footprint.of([Term("floor", self.floor, "measured"), Term("held", held, "analytic", ("work",))])
+        return Footprint.of([Term("baseline", self.baseline, "measured"), Term("held", held, "analytic", ("work",))])
 
-    def seconds(self, setting: Setting, known: Costs) -> float:
+    def seconds(self, setting: Setting, costs: Costs) -> float:
         return int(setting["parts"]) * (1.0 if setting["store"] == "memory" else 1.5)
 
     def remedies(self) -> Iterator[tuple[str, "Grid"]]:
-        yield "--smaller", Grid(floor=45 * MIB)
-        yield "--smallest", Grid(floor=20 * MIB)
+        yield "--smaller", Grid(baseline=45 * MIB)
+        yield "--smallest", Grid(baseline=20 * MIB)
 
 
 @pytest.mark.parametrize("ceiling", [56, 57, 60, 64, 70, 71, 75, 80, 88, 104, 120, 140])
@@ -187,7 +187,7 @@ def test_bisection_finds_what_pricing_everything_finds(costs: Known, ceiling: in
 
 
 def test_rejected_settings_are_told_in_groups(costs: Known) -> None:
-    plain = Grid(monotone=())
+    plain = Grid(monotone_knobs=())
     chosen = plan(plain, MemoryBudget(76 * MIB), costs)
     assert dict(chosen.knobs) == {"size": 16, "parts": 4, "store": "disk"}
     wide, narrow = (line for line in plan_text(chosen).splitlines() if "84.0 MiB" in line)
@@ -204,7 +204,7 @@ def test_a_refusal_numbers_remedies_that_fit(costs: Known) -> None:
     with pytest.raises(DoesNotFit) as refusal:
         plan(Grid(), MemoryBudget(40 * MIB), costs)
     assert refusal.value.smallest_feasible_bytes == int(52.5 * MIB)  # 51 MiB and 2.5 %
-    # The floor of 50 MiB is a term of every phase here, so no change of the data would help.
+    # The baseline of 50 MiB is a term of every phase here, so no change of the data would help.
     assert refusal.value.remedies == ()
     with pytest.raises(DoesNotFit) as refusal:
         plan(Grid(), MemoryBudget(52 * MIB), costs)
@@ -218,7 +218,7 @@ def test_a_refusal_numbers_remedies_that_fit(costs: Known) -> None:
 class Greedy(CostStore):
     """Its probe cannot be measured under a ceiling."""
 
-    def known(self, probes: object, *, ceiling: int | None) -> Costs:
+    def collect(self, probes: object, *, ceiling: int | None) -> Costs:
         if ceiling is not None:
             raise ProbeFailed("cannot be measured under 70.0 MiB")
         return {PROBE: {"bytes": 50 * MIB}}
@@ -237,9 +237,9 @@ def test_an_estimate_comes_before_measuring_beyond_the_ceiling(tmp_path: Path) -
             return self.footprint(setting, {PROBE: {"bytes": 50 * MIB}}) if setting["blocks"] == 4 else None
 
     class Strict(Greedy):
-        def known(self, probes: object, *, ceiling: int | None) -> Costs:
+        def collect(self, probes: object, *, ceiling: int | None) -> Costs:
             assert ceiling is not None
-            return super().known(probes, ceiling=ceiling)
+            return super().collect(probes, ceiling=ceiling)
 
     with pytest.raises(DoesNotFit) as refusal:
         plan(Estimating(), MemoryBudget(60 * MIB), Strict(tmp_path))
@@ -256,8 +256,8 @@ def test_beyond_the_libraries_a_refusal_measures_what_is_not_known_yet(tmp_path:
     """Else it would name what happens to be known, not the smallest."""
 
     class Half(Greedy):
-        def known(self, probes: object, *, ceiling: int | None) -> Costs:
-            return {PROBE: {"bytes": 50 * MIB}} if list(probes) == [PROBE] else super().known(probes, ceiling=ceiling)
+        def collect(self, probes: object, *, ceiling: int | None) -> Costs:
+            return {PROBE: {"bytes": 50 * MIB}} if list(probes) == [PROBE] else super().collect(probes, ceiling=ceiling)
 
     class Apart(Blocks):
         def probes(self, setting: Setting) -> Sequence[Probe]:

@@ -35,7 +35,7 @@ class Optimizer(torch.optim.SGD):
     def step(self, closure=None):
         blocks(int(sys.argv[2]), 24)
 
-glibc.tame()
+glibc.pin_thresholds()
 network = torch.nn.Sequential(Fragmenting(), Large(), torch.nn.Linear(1, 1))
 optimizer = Optimizer(network.parameters())
 torch.nn.Linear(1, 1)(torch.ones(1, 1)).sum().backward()
@@ -50,7 +50,7 @@ context = bounded_heap.BoundedHeap(network)
 if sys.argv[1] == "bounded":
     context.__enter__()
 elif sys.argv[1] == "heap":
-    glibc.relax()
+    glibc.unpin_thresholds()
 peaks, trims = [], []
 for _ in range(6):
     meter.reset_peak()

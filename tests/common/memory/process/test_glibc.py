@@ -12,7 +12,7 @@ FRAGMENTING = """
 import sys, json, ctypes
 from common.memory.process import glibc, meter
 if sys.argv[1] == "tamed":
-    assert glibc.tame()
+    assert glibc.pin_thresholds()
 import numpy as np
 MIB = 1 << 20
 for _ in range(3):
@@ -33,7 +33,7 @@ def _measure(how: str) -> tuple[int, int]:
 
 
 def test_tamed_memory_follows_live_memory() -> None:
-    if not glibc.tame():
+    if not glibc.pin_thresholds():
         pytest.skip("no mallopt in this C library")
     live = max(12 * 16, 4 * 16 + 6 * 20) << 20
     peak, after = _measure("tamed")

@@ -15,7 +15,7 @@ import sys
 import numpy as np
 from common.memory.process import glibc, guard, meter
 MIB = 1 << 20
-glibc.tame()
+glibc.pin_thresholds()
 assert guard.soft_wall(meter.resident() + 64 * MIB, threads=0, slack=8 * MIB)
 np.ones(40 * MIB, np.uint8)
 try:
@@ -60,7 +60,7 @@ def test_soft_wall_makes_torch_raise_what_we_recognise() -> None:
     code = """
 import sys, torch
 from common.memory.process import glibc, guard, meter
-glibc.tame()
+glibc.pin_thresholds()
 torch.ones(8).sum()
 guard.soft_wall(meter.resident() + (32 << 20))
 try:
@@ -78,7 +78,7 @@ def test_a_patrol_ends_what_reserved_little_and_took_too_much() -> None:
 import sys, numpy as np
 from common.memory.process import guard, meter
 MIB = 1 << 20
-guard.patrol(meter.resident() + 64 * MIB)
+guard.rss_watchdog(meter.resident() + 64 * MIB)
 room = np.empty(400 * MIB, np.uint8)  # reserved only
 room[: 40 * MIB] = 1
 print("within", flush=True)
@@ -116,7 +116,7 @@ def test_recognises_allocation_failures(error: BaseException, expected: bool) ->
 OPENVINO = """
 import numpy as np
 from common.memory.process import glibc, guard, meter
-glibc.tame()
+glibc.pin_thresholds()
 from common.engines.openvino import import_openvino
 ov = import_openvino()
 from openvino import opset13 as ops

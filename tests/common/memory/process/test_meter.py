@@ -22,7 +22,7 @@ PHASES = """
 import json
 import numpy as np
 from common.memory.process import glibc, meter
-glibc.tame()
+glibc.pin_thresholds()
 with meter.PeakMeter() as gauge:
     base = meter.resident()
     with gauge.phase("large"):
@@ -47,7 +47,7 @@ LAPS = """
 import json
 import numpy as np
 from common.memory.process import glibc, meter
-glibc.tame()
+glibc.pin_thresholds()
 meter.reset_peak()
 base = meter.resident()
 np.ones(128 << 20, np.uint8)

@@ -1,7 +1,7 @@
-"""The floor: what a process holds once its libraries are loaded and have run once, before any data.
+"""The baseline: what a process holds once its libraries are loaded and have run once, before any data.
 
 Imports are the smaller part of it: first use loads code lazily, starts thread pools and fills kernel caches. So the
-floor is measured by a warm-up function that imports what a command needs and runs each library on something tiny;
+baseline is measured by a warm-up function that imports what a command needs and runs each library on something tiny;
 the command calls the same function before its soft wall is set.
 """
 
@@ -12,7 +12,7 @@ from common.memory.footprint import Term
 from common.memory.process import glibc, guard
 from common.memory.process.meter import lifetime_peak, resident
 
-MEASURE = "common.memory.costs.floor:measure"
+MEASURE = "common.memory.costs.baseline:measure"
 START = "start"
 """The phase in which a command warms up."""
 
@@ -30,7 +30,7 @@ def measure(warm_up: str) -> dict[str, float]:
 
 
 def probe(warm_up: str, *, libraries: Sequence[str], threads: int) -> Probe:
-    """The probe that measures the floor of one warm-up function."""
+    """The probe that measures the baseline of one warm-up function."""
     return Probe.of(MEASURE, libraries=libraries, threads=threads, warm_up=warm_up)
 
 
@@ -39,10 +39,10 @@ SPREAD_BYTES = 512 << 10
 which the reserve covers the rest."""
 
 
-def terms(known: Costs, floor: Probe) -> tuple[Term, ...]:
+def terms(costs: Costs, baseline: Probe) -> tuple[Term, ...]:
     """What every command's footprint starts with."""
-    resting = int(known[floor]["bytes"])
-    loading = int(known[floor].get("peak", resting)) - resting
+    resting = int(costs[baseline]["bytes"])
+    loading = int(costs[baseline].get("peak", resting)) - resting
     return (
         Term("interpreter and libraries", resting + SPREAD_BYTES, "measured"),
         Term("supervisor", guard.SUPERVISOR_BYTES, "measured"),
