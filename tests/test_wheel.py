@@ -19,7 +19,7 @@ from apps.imaging.training.synthetic import write_sample
 from apps.recsys.data import synthetic
 from common import __version__
 from tests import house
-from tests.messages import lines, says
+from tests.messages import says
 from tests.schemas import checked_record, read_record
 
 PROJECT = tomllib.loads((house.ROOT / "pyproject.toml").read_text("utf-8"))
@@ -125,7 +125,7 @@ def test_a_recommender_from_the_wheel(installed: Installed) -> None:
     record = checked_record(json.loads(done.stdout))
     assert record["peakline"] == __version__ and record["within_budget"]
     asked = installed.run("recsys", "similar", "model", "--item", 3, "-k", 4, "--memory", "300MiB")
-    assert asked.returncode == 0 and len(lines(asked.stdout)) == 5
+    assert asked.returncode == 0 and asked.stdout.count("\n") == 5
 
 
 def test_a_segmentation_by_the_shipped_models_name(installed: Installed) -> None:
@@ -136,6 +136,19 @@ def test_a_segmentation_by_the_shipped_models_name(installed: Installed) -> None
     says(done.stderr, "hippocampus", str(installed.packages / "common/data/models/hippocampus"))
     (study,) = read_record(installed.work / "out" / "run.json")["results"]["studies"]
     assert study["status"] == "done" and len(list((installed.work / "out").rglob("*.nii.gz"))) == 1
+
+
+def test_the_quick_bench_travels_and_the_suites_do_not(installed: Installed) -> None:
+    synthetic.write(installed.work, users=100, items=60)
+    done = installed.run(
+        "recsys", "bench", "--quick", "interactions.csv", "--model", "popularity", "--memory", "300MiB"
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert [line.split()[0] for line in done.stdout.splitlines()[2:]] == ["train", "evaluate", "recommend"]
+    for command in ("recsys", "imaging"):
+        refused = installed.run(command, "bench", "--full")
+        assert refused.returncode == 2 and refused.stderr.count("\n") == 1
+        says(refused.stderr, "--full", "checkout", "--quick")
 
 
 def test_extras_and_groups() -> None:

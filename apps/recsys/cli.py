@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from apps.recsys.commands import evaluate, recommend, recommend_all, serve, train
+from apps.recsys.commands import bench, evaluate, recommend, recommend_all, serve, train
 from apps.recsys.data import splits
 from apps.recsys.models import bpr
 from apps.recsys.models.als import ials
@@ -43,7 +43,7 @@ def parser() -> argparse.ArgumentParser:
     _inspect(commands.add_parser("inspect", help="what a model folder holds; checks its digests"))
     _serve(commands.add_parser("serve", help="answer over HTTP"))
     fetch_bench.add_fetch(commands, "recsys")
-    fetch_bench.add_bench(commands, "recsys")
+    bench.add(commands)
     return top
 
 

@@ -1,10 +1,14 @@
-"""Commands that both applications have and that plan nothing: ``fetch`` and ``bench``."""
+"""Commands that both applications have and that plan nothing themselves: ``fetch`` and ``bench``."""
 
 import argparse
 import importlib
 import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
+from common.cli import quick_bench
 from common.errors import UsageError
 
 
@@ -40,16 +44,64 @@ def _fetch(args: argparse.Namespace) -> int:
     return 0
 
 
-def add_bench(commands: Any, application: str) -> None:
-    """``bench``: the application's benchmark suite through ``common.bench.harness``."""
-    one = commands.add_parser("bench", help="measure, and compare with peers", description="Run the benchmark suite.")
-    one.add_argument("--only", default="*", metavar="PATTERN", help="cases by name; several with commas")
-    one.add_argument("--again", action="store_true", help="run cases that were done for this commit too")
-    one.add_argument("--list", action="store_true", help="name the cases and stop")
-    one.set_defaults(run=_bench, name=f"{application} bench", application=application)
+Steps = Callable[[argparse.Namespace, Path], Sequence[quick_bench.Step]]
+"""Makes the quick benchmark's steps of the options and an empty folder for data and outputs."""
+
+
+def add_bench(commands: Any, application: str, steps: Steps) -> argparse.ArgumentParser:
+    """``bench``: time and memory on the user's data, or the suites of the checkout.
+
+    Returns
+    -------
+    argparse.ArgumentParser
+        To which the application adds the options that ``steps`` reads.
+    """
+    about = (
+        "Measure time and memory of a few commands on your data, or on a generated sample, predicted beside measured;"
+        " --full runs the suite that compares with other programs."
+    )
+    one: argparse.ArgumentParser = commands.add_parser("bench", help="measure on this machine", description=about)
+    which = one.add_mutually_exclusive_group()
+    which.add_argument("--quick", action="store_true", help="this program alone, on your data (the default)")
+    which.add_argument("--full", action="store_true", help="the suite with its peers; needs a checkout of the source")
+    one.add_argument("--list", action="store_true", help="name the commands, or with --full the cases, and stop")
+    one.add_argument("--memory", default="auto", metavar="SIZE", help="ceiling of each command (default auto)")
+    one.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: all)")
+    one.add_argument("--repeats", type=int, default=1, metavar="N", help="runs of each command (default 1)")
+    one.add_argument("--json", action="store_true", help="the figures as JSON")
+    full = one.add_argument_group("with --full")
+    full.add_argument("--only", metavar="PATTERN", help="cases by name; several with commas")
+    full.add_argument("--again", action="store_true", help="run cases that were done for this commit too")
+    one.set_defaults(run=_bench, name=f"{application} bench", application=application, steps=steps)
+    return one
 
 
 def _bench(args: argparse.Namespace) -> int:
-    suite = importlib.import_module(f"apps.{args.application}.bench.headline").suite()
-    flags = [flag for flag, given in (("--again", args.again), ("--list", args.list)) if given]
-    return int(suite.main(["--only", args.only, *flags]))
+    if args.full:
+        return _full(args)
+    if args.only is not None or args.again:
+        raise UsageError("--only and --again are for --full")
+    if args.repeats < 1 or (args.threads is not None and args.threads < 1):
+        raise UsageError("--repeats and --threads take numbers from 1 on")
+    with tempfile.TemporaryDirectory(prefix="peakline-bench-") as folder:
+        steps = args.steps(args, Path(folder))
+        options = ["--memory", args.memory, *(["--threads", str(args.threads)] if args.threads else [])]
+        if args.list:
+            for step in steps:
+                sys.stdout.write(" ".join([args.application, step.name, *map(str, step.arguments), *options]) + "\n")
+            return 0
+        return quick_bench.run(args.application, steps, options=options, repeats=args.repeats, as_json=args.json)
+
+
+def _full(args: argparse.Namespace) -> int:
+    try:
+        suites = importlib.import_module(f"apps.{args.application}.bench.headline")
+    except ModuleNotFoundError as error:
+        if not (error.name or "").startswith((f"apps.{args.application}.bench", "common.bench")):
+            raise
+        raise UsageError(
+            "--full: the suites that compare with other programs are in the source's checkout, not in the installed"
+            " package; --quick measures this program on your data"
+        ) from None
+    flags = [flag for flag, chosen in (("--again", args.again), ("--list", args.list)) if chosen]
+    return int(suites.suite().main(["--only", args.only or "*", *flags]))
