@@ -46,8 +46,3 @@ def continued(text: object, *facts: object) -> None:
     """It tells that earlier work was taken up, with the facts."""
     assert re.search(r"\b(continu|resum)\w*", str(text)), f"nothing was continued: {text}"
     assert not missing(str(text), *facts), text
-
-
-def lines(text: str) -> list[str]:
-    """The lines of a message that are not blank."""
-    return [line for line in text.splitlines() if line.strip()]

@@ -127,8 +127,8 @@ def test_a_run_is_predicted_and_a_low_ceiling_refused(run: Callable) -> None:
     assert len(done.record["results"]["losses"]) == 1
     refused = run("common.bench.cifar.train", "--memory", "200MiB", *short)
     assert refused.code == 3
-    assert "smallest ceiling" in refused.err
-    assert refused.record["smallest_feasible_bytes"] > 200 * MIB
+    smallest = refused.record["smallest_feasible_bytes"]
+    assert smallest > 200 * MIB and f"--memory {smallest // MIB}MiB" in refused.err
 
 
 def test_the_plain_script_says_what_it_holds(run: Callable) -> None:
@@ -144,13 +144,13 @@ def test_without_the_set_one_line_says_so(run: Callable, tmp_path: Path) -> None
     nowhere = {"PEAKLINE_DATA": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path)}
     done = run("common.bench.cifar.train", "--memory", "1GiB", env=nowhere)
     assert done.code == 4
-    assert done.err.count("\n") == 1 and "cifar10: not found" in done.err
+    assert done.err.count("\n") == 1 and "cifar10" in done.err
     (tmp_path / "cifar10").mkdir()
     for part in ("train", "test"):
         (tmp_path / "cifar10" / f"{part}.npz").write_bytes(b"not an archive")
     done = run("common.bench.cifar.train", "--memory", "1GiB", env=nowhere)
     assert done.code == 4
-    assert "train.npz: not an archive" in done.err
+    assert "train.npz" in done.err and done.err.count("\n") == 1
 
 
 def test_the_figure_has_a_curve_and_a_bar_for_each_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

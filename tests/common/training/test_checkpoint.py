@@ -7,6 +7,7 @@ import torch
 
 from common.errors import BadInput
 from common.training import checkpoint
+from tests.messages import refused
 
 
 def made(seed: int, width: int = 8) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
@@ -50,10 +51,10 @@ def test_a_failed_save_keeps_the_old_one(tmp_path: Path):
 def test_what_is_not_a_checkpoint_is_refused(tmp_path: Path):
     path = tmp_path / checkpoint.LAST
     path.write_bytes(b"not a checkpoint at all")
-    with pytest.raises(BadInput, match="not a checkpoint"):
+    with refused(BadInput, path):
         checkpoint.read_state(path)
     net, optimizer = made(0)
     checkpoint.save(path, network=net, optimizer=optimizer, state={})
     wider, second = made(0, width=9)
-    with pytest.raises(BadInput, match="another network"):
+    with refused(BadInput, path, "network"):
         checkpoint.restore(path, network=wider, optimizer=second)

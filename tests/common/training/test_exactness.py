@@ -125,7 +125,7 @@ def test_batch_norm_is_flagged_where_it_is_not_exact(caplog: pytest.LogCaptureFi
         net = normed().train(not eval_mode)
         caplog.clear()
         TrainingStep(net, torch.optim.SGD(net.parameters(), lr=0.1), CrossEntropy(), micro_batch)(batch)
-        assert ("1 normalise over micro-batches" in caplog.text) is flagged
+        assert ("micro-batches" in caplog.text) is flagged
 
 
 def test_batch_norm_replaced_is_exact():

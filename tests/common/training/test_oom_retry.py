@@ -123,7 +123,7 @@ def test_a_parameter_updated_in_backward_is_not_updated_twice():
     optimizer = optimizers.build("sgd", net.parameters(), learning_rate=0.1)
     step = TrainingStep(net, optimizer, CrossEntropy(), 4, step_in_backward=True)
     next(net.parameters()).register_hook(lambda gradient: (_ for _ in ()).throw(RuntimeError(MESSAGE)))
-    with pytest.raises(RuntimeError, match="can't allocate memory"):
+    with pytest.raises(RuntimeError, match="allocate"):
         step(BATCH)
 
 

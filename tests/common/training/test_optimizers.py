@@ -100,7 +100,7 @@ def test_what_a_step_takes_for_a_moment(name: str, expected: int):
 
 
 def test_no_other_names():
-    with pytest.raises(UsageError, match=r"no optimizer 'adam'; there are adamw, "):
+    with pytest.raises(UsageError, match=r"'adam'.*adamw\b"):
         optimizers.build("adam", [], learning_rate=1.0)
 
 
@@ -201,9 +201,9 @@ def test_step_in_backward_refuses_what_needs_all_gradients():
     )
     with pytest.raises(UsageError, match="clip"):
         make(clip=1.0)
-    with pytest.raises(UsageError, match="clip or scale"):
+    with pytest.raises(UsageError, match="scale"):
         make(amp="fp16")
-    with pytest.raises(UsageError, match="4 samples do not fit in one micro-batch of 2"):
+    with pytest.raises(UsageError, match=r"\b4 samples.*\b2\b"):
         make()([torch.randn(4, 3, 8, 8), torch.randint(0, 41, (4,))])
 
 

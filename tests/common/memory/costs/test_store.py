@@ -84,7 +84,7 @@ def test_a_damaged_entry_is_measured_again(tmp_path: Path) -> None:
 def test_a_running_command_measures_nothing_without_a_wall(tmp_path: Path) -> None:
     probe = Probe.of("common.memory.costs.baseline:measure", warm_up="common.bench.demo_allocation:warm_up")
     running = CostStore(tmp_path, walled=True)
-    with pytest.raises(ProbeFailed, match="without a wall"):
+    with pytest.raises(ProbeFailed, match="wall"):
         running.collect([probe], ceiling=None)
     refusing = CostStore(tmp_path)
     found = refusing.collect([probe], ceiling=None)

@@ -8,6 +8,7 @@ import torch
 from common.memory.process import cuda
 from common.memory.process.budget import GIB, MIB, BudgetError
 from common.memory.process.cuda import Device
+from tests.messages import refused
 
 CARD = Device(index=1, total_bytes=80 * GIB, free_bytes=70 * GIB)
 
@@ -19,8 +20,9 @@ def test_names_of_devices(text: str) -> None:
 
 @pytest.mark.parametrize("text", ["gpu", "cuda:", "cuda:-1", "cuda:x", "0", "", "cuda:0,1", "mps"])
 def test_other_names_are_refused_in_one_line(text: str) -> None:
-    with pytest.raises(BudgetError, match=r"--device .*choose cpu, cuda, cuda:N or auto$"):
+    with refused(BudgetError, "--device", "cpu", "cuda", "cuda:N", "auto") as caught:
         cuda.parse(text)
+    assert "\n" not in str(caught.value)
 
 
 def test_sizes_are_of_what_is_free() -> None:
@@ -28,9 +30,9 @@ def test_sizes_are_of_what_is_free() -> None:
     assert CARD.budget(None) == CARD.budget("auto") == 63 * GIB
     assert CARD.budget("10GiB") == 10 * GIB
     assert CARD.budget("50%") == 35 * GIB
-    with pytest.raises(BudgetError, match=r"--gpu-memory 71GiB: cuda:1 has 70.00 GiB free of 80.00 GiB"):
+    with refused(BudgetError, "--gpu-memory 71GiB", "cuda:1", "70.00 GiB", "80.00 GiB"):
         CARD.budget("71GiB")
-    with pytest.raises(BudgetError, match="not a size"):
+    with refused(BudgetError, "'plenty'", "size"):
         CARD.budget("plenty")
 
 
@@ -38,7 +40,7 @@ def test_sizes_are_of_what_is_free() -> None:
 def test_asking_for_what_is_not_there() -> None:
     assert cuda.discover("cpu") is None
     assert cuda.discover("auto") is None
-    with pytest.raises(BudgetError, match=r"--device cuda:0: .*(built without CUDA|no CUDA device is visible)"):
+    with refused(BudgetError, "--device cuda:0", "CUDA"):
         cuda.discover("cuda:0")
 
 
@@ -66,7 +68,7 @@ def test_discovery_limit_and_peak(card: SimpleNamespace) -> None:
     assert cuda.discover("auto") == cuda.discover("cuda") == Device(0, 80 * GIB, 60 * GIB)
     found = cuda.discover("cuda:1")
     assert found == Device(1, 80 * GIB, 60 * GIB)
-    with pytest.raises(BudgetError, match="there are 2 devices, cuda:0 to cuda:1"):
+    with refused(BudgetError, "cuda:2", "2 devices", "cuda:0", "cuda:1"):
         cuda.discover("cuda:2")
     cuda.limit(found, 20 * GIB)
     cuda.limit(found, 100 * GIB)

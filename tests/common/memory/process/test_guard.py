@@ -1,4 +1,5 @@
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -73,7 +74,7 @@ else:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_a_patrol_ends_what_reserved_little_and_took_too_much() -> None:
+def test_a_watchdog_ends_a_process_that_reserved_little_and_touched_too_much() -> None:
     code = """
 import sys, numpy as np
 from common.memory.process import guard, meter
@@ -87,9 +88,9 @@ for start in range(0, 400, 4):
     print(start, flush=True)
 """
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert ended.returncode == 1
+    assert ended.returncode == 3  # does not fit
     assert ended.stdout.startswith("within") and "396" not in ended.stdout
-    assert ended.stderr.strip().startswith("it holds ") and ended.stderr.count("\n") == 2
+    assert re.search(r"\d+(\.\d+)? MiB", ended.stderr) and ended.stderr.count("\n") == 2
 
 
 @pytest.mark.parametrize(
