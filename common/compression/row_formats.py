@@ -84,7 +84,7 @@ def decode(codes: Tensor, scales: Tensor | None, form: Format) -> Tensor:
 
 
 def rounding_thresholds(ids: Tensor, width: int, step_count: Tensor) -> Tensor:
-    """For ``encode``: numbers from 0 to 1, shape (rows, width), that are spread evenly over the steps of each number."""
+    """For ``encode``: numbers from 0 to 1, shape (rows, width), that are spread evenly over its steps."""
     import torch
 
     places = (ids * _ROW + step_count * _STEP)[:, None] + torch.arange(width) * _COLUMN

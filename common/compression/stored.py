@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -89,6 +89,12 @@ class StoredRows(torch.nn.Module):
         self._write(
             ids, gradient, self.scales[ids], storage.rounding_thresholds(ids, gradient.shape[1], self.step_count)
         )
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *more: Any) -> None:
+        """Checkpoints of version 0.1 call the count of steps ``turn``."""
+        if f"{prefix}turn" in state_dict:
+            state_dict[f"{prefix}step_count"] = state_dict.pop(f"{prefix}turn")
+        super()._load_from_state_dict(state_dict, prefix, *more)
 
     def _remember(self, state: Tensor, new: Tensor) -> Tensor:
         """A row's squared gradients so far; the first one counts in full."""

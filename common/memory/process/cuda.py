@@ -135,8 +135,8 @@ def _look(index: int, text: str) -> Device:
 def environment() -> dict[str, str]:
     """Variables that a child must start with: the allocator reads them when PyTorch is loaded.
 
-    Expandable segments grow in place, so reserved memory follows what is allocated: what ``glibc.pin_thresholds`` is to the
-    host. What the user has set stays.
+    Expandable segments grow in place, so reserved memory follows what is allocated: what ``glibc.pin_thresholds`` is to
+    the host. What the user has set stays.
     """
     if any(os.environ.get(name) for name in _SETTINGS):
         return {}

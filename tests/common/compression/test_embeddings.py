@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from common.compression.embeddings import EmbeddingTable, TableOptimizer
-from common.compression.layouts import layout
+from common.compression.layouts import Part, layout
 from common.compression.row_formats import FORMATS
 from common.compression.stored import Start, StoredRows
 
@@ -67,3 +67,12 @@ def test_a_failed_step_leaves_no_gradient() -> None:
     before = made.read(torch.arange(4))
     optimizer.step()
     assert torch.equal(made.read(torch.arange(4)), before)
+
+
+def test_state_of_version_0_1_is_read() -> None:
+    """Its count of steps had another name."""
+    rows = StoredRows(Part(8, 4, "int8"), Start(0.1))
+    old = {name.replace("step_count", "turn"): value for name, value in rows.state_dict().items()}
+    old["turn"] = torch.tensor(7)
+    rows.load_state_dict(old)
+    assert int(rows.step_count) == 7

@@ -106,7 +106,7 @@ def test_an_unmeasurable_setting_is_rejected_not_fatal(tmp_path: Path) -> None:
 def test_plan_is_hashable_printable_and_json(costs: Known) -> None:
     chosen = plan(Blocks(), MemoryBudget(110 * MIB), costs)
     assert len({chosen, plan(Blocks(), MemoryBudget(110 * MIB), costs)}) == 1
-    says(chosen, "test blocks", "100.0 MiB", "'work'", "reserve 2.5 MiB", "blocks=2")
+    says(plan_text(chosen), "test blocks", "100.0 MiB", "'work'", "reserve 2.5 MiB", "blocks=2")
     says(chosen, 4, "2.00", "blocks=1", "153.8 MiB")
     assert json.loads(json.dumps(chosen.to_json()))["knobs"] == {"blocks": 2}
 
