@@ -7,11 +7,17 @@ from typing import Any
 
 from apps.recsys.commands import bench, evaluate, recommend, recommend_all, serve, train
 from apps.recsys.data import splits
-from apps.recsys.models import bpr
-from apps.recsys.models.als import ials
 from apps.recsys.models.embedding import embedding_config
-from apps.recsys.planning import floors
-from apps.recsys.planning.train import training_warm_up
+from apps.recsys.planning import floors, model_options
+from apps.recsys.planning.requests import (
+    PROTOCOLS,
+    EvaluateRequest,
+    RecommendAllRequest,
+    RecommendRequest,
+    ServeRequest,
+    SimilarRequest,
+)
+from apps.recsys.planning.train_request import TrainRequest
 from apps.recsys.training import tuning
 from common.cli import fetch_bench, main
 from common.cli.main import Command
@@ -64,7 +70,7 @@ def _train(parser: argparse.ArgumentParser) -> None:
     add("-o", "--output", required=True, type=Path, metavar="MODEL_DIR")
     add(
         "--model",
-        choices=("ials", "bpr", "embedding", "popularity"),
+        choices=model_options.KINDS,
         default="ials",
         help="default ials; bpr: the same model again only with --threads 1",
     )
@@ -86,9 +92,10 @@ def _train(parser: argparse.ArgumentParser) -> None:
     add("--min-item", type=main.positive, default=1, metavar="N", help="leave out items with fewer rows")
     add("--split", choices=splits.KINDS, default="none", help="hold some out, and evaluate on it (default none)")
     add("--resume", action="store_true", help="a checkpoint must be there; without it, one that is there is continued")
-    kinds = {"ials": ials.HYPER, "bpr": bpr.HYPER, "embedding": embedding_config.HYPER}
     known = "; ".join(
-        f"{kind}: " + ", ".join(f"{name}={value}" for name, value in hyper.items()) for kind, hyper in kinds.items()
+        f"{kind}: " + ", ".join(f"{name}={value}" for name, value in hyper.items())
+        for kind, hyper in model_options.DEFAULTS.items()
+        if hyper
     )
     text = f"hyper-parameter; known, with defaults: {known}"
     add("--set", action="append", default=[], metavar="KEY=VALUE", help=text)
@@ -96,9 +103,9 @@ def _train(parser: argparse.ArgumentParser) -> None:
     main.add_common_options(parser)
     command = Command(
         "recsys train",
-        main.options,
+        TrainRequest.of,
         train.workload,
-        lambda args: training_warm_up(args.model),
+        train.warm_up,
         train.execute,
         train.record,
         tuning.section,
@@ -126,13 +133,13 @@ def _evaluate(parser: argparse.ArgumentParser) -> None:
     protocol = (
         "the model's --split (the default); with --test: split, or lightgcn for its recall; with --negatives: ncf"
     )
-    add("--protocol", choices=evaluate.PROTOCOLS, help=protocol)
+    add("--protocol", choices=PROTOCOLS, help=protocol)
     main.add_common_options(parser)
     command = Command(
         "recsys evaluate",
-        main.options,
+        EvaluateRequest.of,
         evaluate.workload,
-        lambda args: floors.SCORING,
+        lambda request: floors.SCORING,
         evaluate.execute,
         evaluate.record,
     )
@@ -140,10 +147,22 @@ def _evaluate(parser: argparse.ArgumentParser) -> None:
 
 
 def _recommend(parser: argparse.ArgumentParser) -> None:
+    for_one = Command(
+        "recsys recommend", RecommendRequest.of, recommend.workload, recommend.warm_up, recommend.recommend
+    )
+    for_all = Command(
+        "recsys recommend",
+        RecommendAllRequest.of,
+        recommend_all.workload,
+        recommend_all.warm_up,
+        recommend_all.execute,
+        recommend_all.record,
+    )
     _model(parser)
     who = parser.add_mutually_exclusive_group(required=True)
     who.add_argument("--user", metavar="ID", help="a user of the training data")
-    who.add_argument("--all-users", action="store_true", help="of the training data, into a Parquet file (-o)")
+    all_users = "all users of the training data, into a Parquet file (-o)"
+    who.add_argument("--all-users", action="store_const", dest="command", const=for_all, help=all_users)
     who.add_argument("--history", type=_ids, metavar="ID,ID,...", help="items that someone had")
     _depth(parser)
     parser.add_argument("--exclude", type=_ids, metavar="ID,ID,...", help="items never to show")
@@ -152,33 +171,20 @@ def _recommend(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--explain", type=main.positive, default=0, metavar="N", help=explain)
     parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="for --all-users: user, rank, item, score")
     main.add_common_options(parser)
-    command = Command(
-        "recsys recommend",
-        main.options,
-        recommend_all.workload,
-        lambda args: floors.ANSWERING,
-        recommend_all.execute,
-        recommend_all.record,
-    )
-    parser.set_defaults(command=command)
+    parser.set_defaults(command=for_one)
 
 
 def _similar(parser: argparse.ArgumentParser) -> None:
     _model(parser)
     parser.add_argument("--item", required=True, metavar="ID")
     _depth(parser)
-    _answering(parser, "recsys similar", recommend.similar)
+    main.add_common_options(parser)
+    command = Command("recsys similar", SimilarRequest.of, recommend.workload, recommend.warm_up, recommend.similar)
+    parser.set_defaults(command=command)
 
 
 def _depth(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-k", type=main.positive, default=10, metavar="N", help="how many (default 10)")
-
-
-def _answering(parser: argparse.ArgumentParser, name: str, execute: Any, warm_up: str = floors.ANSWERING) -> None:
-    main.add_common_options(parser)
-    parser.set_defaults(
-        command=Command(name, main.options, recommend.workload(name, warm_up), lambda args: warm_up, execute)
-    )
 
 
 def _inspect(parser: argparse.ArgumentParser) -> None:
@@ -190,4 +196,6 @@ def _serve(parser: argparse.ArgumentParser) -> None:
     _model(parser)
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default %(default)s)")
     parser.add_argument("--port", type=int, default=8000, help="default %(default)s; 0: any free one")
-    _answering(parser, "recsys serve", serve.execute, floors.SERVING)
+    main.add_common_options(parser)
+    command = Command("recsys serve", ServeRequest.of, recommend.workload, recommend.warm_up, serve.execute)
+    parser.set_defaults(command=command)

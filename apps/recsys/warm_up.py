@@ -97,7 +97,7 @@ def answering() -> None:
     column = arrow_numpy.read_parquet(pa.BufferReader(file.getvalue()))["id"].chunk(0)
     pc.index(column, column[1]).as_py()
     vectors = np.eye(64, dtype=np.float32)
-    rows, _ = Catalogue(vectors).best(vectors[:8], (np.arange(8), np.arange(8)), 3)
+    rows, _ = Catalogue(vectors).best(vectors[:8], (np.arange(8), np.arange(8, dtype=np.int32)), 3)
     column.take(arrow_numpy.numbers(rows[0] % 2))
 
 
@@ -112,13 +112,12 @@ def training() -> None:
     ones = np.ones(256, np.float32)
     matrix = scipy.sparse.csr_matrix((ones, (np.arange(256) % 16, np.arange(256) // 16)))
     threads = int(os.environ.get("OMP_NUM_THREADS", "1"))
-    both = als_matrices.Sides(als_matrices.Held(matrix), als_matrices.Held(matrix.T.tocsr()))
-    state = ials.first_state(both, factors=64, seed=0)
-    hyper = {**ials.HYPER, "iterations": 1}
-    for frequency in (0.0, 1.0):  # by implicit, and by our own solver
+    sides = als_matrices.Sides(als_matrices.InMemory(matrix), als_matrices.InMemory(matrix.T.tocsr()))
+    state = ials.first_state(sides, factors=64, seed=0)
+    for scaling in (0.0, 1.0):  # by implicit, and by our own solver
         state.sweep = 0
-        how = {**hyper, "frequency": frequency}
-        ials.fit(both, state, hyper=how, threads=threads, after_block=lambda state: None)
+        hyper = {**ials.HYPER, "iterations": 1, "frequency_scaling": scaling}
+        ials.fit(sides, state, hyper=hyper, threads=threads, after_block=lambda state: None)
 
 
 def pairing() -> None:
@@ -136,24 +135,24 @@ def pairing() -> None:
     threads = int(os.environ.get("OMP_NUM_THREADS", "1"))
     hyper = {**bpr.HYPER, "iterations": 1}
     bpr.fit(pairs, state, hyper=hyper, threads=threads, seed=0, after_epoch=lambda state: None)
-    user_encoders.of_kind("bpr", state.items, hyper, others=pairs.compared())(np.arange(8), ones[:8])
+    user_encoders.of_kind("bpr", state.items, hyper, negatives=pairs.compared())(np.arange(8), ones[:8])
 
 
 def learning() -> None:
     """Train an embedding: reading, scoring, and torch with one step of the network."""
     import torch
 
-    from apps.recsys.models.embedding.embedding_config import Recipe
+    from apps.recsys.models.embedding.embedding_config import EmbeddingConfig
     from apps.recsys.models.embedding.model import largest_batch, make_step
-    from apps.recsys.training import fit_embedding as loop
+    from apps.recsys.training import fit_embedding
 
     reading()
     scoring()
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-    recipe = Recipe(items=64, factors=64, batch=16, negatives=32, window=4)
-    network, _, step = make_step(recipe, micro_batch=8)
-    step(largest_batch(recipe))
-    loop.tensors(network, None)
+    config = EmbeddingConfig(items=64, factors=64, batch=16, negatives=32, window=4)
+    network, _, step = make_step(config, micro_batch=8)
+    step(largest_batch(config))
+    fit_embedding.tensors(network, None)
 
 
 def serving() -> None:

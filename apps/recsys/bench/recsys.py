@@ -16,17 +16,17 @@ from common.compression import layouts
 from common.memory.process.budget import parse_size
 
 WORK = Path("bench/work/recsys")
-NCF = {"weight": "binary", "alpha": 4.33, "regularization": 34, "frequency": 1, "iterations": 12}
+NCF = {"weight": "binary", "alpha": 4.33, "regularization": 34, "frequency_scaling": 1, "iterations": 12}
 """iALS on MovieLens-1M: the unobserved weight 0.3 and the ridge of Rendle et al. (2021) in ``implicit``'s terms. The
 settings were compared on each user's last item before the tested one, against 99 sampled negatives."""
 
-OWN_USERS = ["--model", "embedding", "--factors", 64, "--epochs", 160, "--set", "user=own", "--set", "negatives=4096"]
+OWN_USERS = ["--model", "embedding", "--factors", 64, "--epochs", 160, "--set", "user_vectors=learned", "--set", "negatives=4096"]
 OWN_USERS += ["--set", "popularity=0.5", "--set", "patience=1000", "--threads", 1]
 """The embedding on Gowalla: learned user vectors, sampled softmax, a popularity prior; compared on validation items of
 2,000 users (``docs/recsys.md``). The training keeps its best epoch, also by validation items. The learning rate falls
 until the end, so early stopping is off."""
 
-GOWALLA = {"weight": "binary", "alpha": 80, "regularization": 100, "frequency": 1, "iterations": 8}
+GOWALLA = {"weight": "binary", "alpha": 80, "regularization": 100, "frequency_scaling": 1, "iterations": 8}
 """iALS on Gowalla; compared with 64 factors on validation items of 3,000 users."""
 
 

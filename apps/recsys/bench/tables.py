@@ -13,7 +13,7 @@ from typing import Any
 
 SEEDS = range(3)
 TRAINING = ["--model", "embedding", "--factors", "64", "--epochs", "12", "--min-value", "4", "--split", "random"]
-TRAINING += ["--set", "user=own", "--set", "negatives=512", "--set", "validation=0", "--threads", "1"]
+TRAINING += ["--set", "user_vectors=learned", "--set", "negatives=512", "--set", "validation=0", "--threads", "1"]
 """Ratings of at least 4; a fifth of every user's items is held out, and no choice was made on them."""
 CEILING = "1GiB"
 METRIC = "ndcg@20"

@@ -1,8 +1,7 @@
-"""``recsys evaluate``, and the evaluation that ends a training: who is ranked for, by which rules."""
+"""``recsys evaluate``, and the evaluation that ends a training."""
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -10,11 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from apps.recsys.data import ingest
 from apps.recsys.data.splits import HeldOut, known_rows
+from apps.recsys.data.test_files import TestPairs
 from apps.recsys.evaluation import metrics
 from apps.recsys.evaluation.full_ranking import User, evaluate
 from apps.recsys.evaluation.metrics import Tally
-from apps.recsys.models import recommender as model
+from apps.recsys.models.recommender import Recommender, heldout_count, load_manifest
 from apps.recsys.planning.evaluate import EvaluateWorkload
+from apps.recsys.planning.requests import EvaluateRequest
 from common import model_folder
 from common.cli.session import CommandSession, Session
 from common.errors import DoesNotFit, UsageError
@@ -25,91 +26,91 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-PROTOCOLS = ("user-holdout", "leave-last", "temporal", "random", "split", "lightgcn", "ncf")
-"""The model's own splits; a test file, with this suite's recall or LightGCN's; NCF's sampled negatives."""
 NCF_DEPTH = 10
+"""Items that NCF's protocol looks at."""
 
 
-def workload(args: argparse.Namespace, budget: MemoryBudget) -> EvaluateWorkload:
-    """Check the command line; read the test file, if one is given, into a scratch folder."""
-    manifest = model.load_manifest(args.model)
-    described = {"directory": args.model, "manifest": manifest, "threads": args.threads}
-    if args.test is None and args.negatives is None:
-        if args.protocol not in (None, manifest["split"]):
-            raise UsageError(
-                f"--protocol {args.protocol}: the model was trained with --split {manifest['split']}"
-                + (", so it takes --test FILE" if args.protocol in ("split", "lightgcn") else "")
-                + (", so it takes --negatives FILE" if args.protocol == "ncf" else "")
-            )
-        return EvaluateWorkload(scored_users=model.heldout_count(args.model, manifest), **described)
-    _check_files(args)
-    workspace = ingest.workspace(args.model)
+def workload(request: EvaluateRequest, budget: MemoryBudget) -> EvaluateWorkload:
+    """Read the model's manifest, and test files into a scratch folder beside the model.
+
+    Raises
+    ------
+    UsageError
+        The model was trained with another split than the protocol's.
+    BadInput
+        No model, no held-out data, or unreadable test files.
+    DoesNotFit
+        The pairs of the test files alone need more than the ceiling.
+    """
+    manifest = load_manifest(request.model)
+    if not request.reads_files:
+        _check_split(request.protocol, manifest["split"])
+        return EvaluateWorkload(request, manifest, heldout_count(request.model, manifest))
+    workspace = ingest.workspace(request.model)
 
     def read() -> dict[str, Any]:
         from apps.recsys.data import readers, test_files
 
-        if args.negatives is not None:
-            return asdict(test_files.write_candidates(args.negatives, args.model, workspace.path))
-        sources = tuple(readers.open_source(path, readers.Columns()) for path in args.test)
-        return asdict(test_files.write(sources, args.model, workspace.path))
+        if request.negatives is not None:
+            return asdict(test_files.write_candidates(request.negatives, request.model, workspace.path))
+        sources = tuple(readers.open_source(path, readers.Columns()) for path in request.test)
+        return asdict(test_files.write(sources, request.model, workspace.path))
 
     try:
-        found = fork.run(read, ceiling=budget.host_bytes, threads=args.threads)
+        pairs = TestPairs(**fork.run(read, ceiling=budget.host_bytes, threads=request.threads))
     except MemoryError:
         raise DoesNotFit(ceiling=budget.host_bytes, reasons=["the test file's pairs alone need more"]) from None
-    return EvaluateWorkload(
-        scored_users=found["users"], workspace=workspace, test_pairs=found["pairs"], found=found, **described
-    )
+    return EvaluateWorkload(request, manifest, pairs.users, workspace, pairs)
 
 
-def _check_files(args: argparse.Namespace) -> None:
-    if args.test is not None and args.negatives is not None:
-        raise UsageError("--negatives holds the scored pairs too: leave out --test")
-    fitting = ("ncf",) if args.negatives is not None else ("split", "lightgcn")
-    if args.protocol not in (None, *fitting):
-        raise UsageError(f"--protocol {args.protocol}: expected {' or '.join(fitting)} with this file")
+def _check_split(protocol: str | None, split: str) -> None:
+    if protocol not in (None, split):
+        raise UsageError(
+            f"--protocol {protocol}: the model was trained with --split {split}"
+            + (", so it takes --test FILE" if protocol in ("split", "lightgcn") else "")
+            + (", so it takes --negatives FILE" if protocol == "ncf" else "")
+        )
 
 
-def execute(session: CommandSession[argparse.Namespace, Any]) -> Mapping[str, Any]:
-    """Rank, and say how well."""
-    args = session.request
-    work = session.workload
-    assert isinstance(work, EvaluateWorkload)
+def record(request: EvaluateRequest) -> Path | None:
+    """Path of the record: in the model folder, if it is one."""
+    path = request.model / "evaluation.json"
+    return path if (request.model / model_folder.MANIFEST).is_file() else None
+
+
+def execute(session: CommandSession[EvaluateRequest, EvaluateWorkload]) -> Mapping[str, Any]:
+    """Rank all items for the users to score; returns metrics with intervals."""
+    request, work = session.request, session.workload
     results: dict[str, Any] = {"users": work.scored_users}
-    place = work.workspace.path if work.workspace is not None else args.model
+    heldout = work.workspace.path if work.workspace is not None else request.model
     with session.deferred_signals(), session.phase("evaluate"):
-        if args.negatives is not None:
-            results["metrics"] = among_candidates(session, args.model, work.manifest, place)
+        if request.negatives is not None:
+            results["metrics"] = among_candidates(session, request.model, work.manifest, heldout)
         else:
             tally = score(
                 session,
-                args.model,
+                request.model,
                 work.manifest,
-                heldout=place,
-                trained_on_all=work.workspace is not None,
-                plain_recall=args.protocol == "lightgcn",
+                heldout=heldout,
+                trained_on_all=work.test is not None,
+                plain_recall=request.protocol == "lightgcn",
             )
-            intervals = {name: list(pair) for name, pair in tally.intervals(seed=args.seed).items()}
+            intervals = {name: list(pair) for name, pair in tally.intervals(seed=request.seed).items()}
             results |= {"metrics": tally.means(), "intervals": intervals}
     if work.workspace is not None:
         work.workspace.close()
-        results["test"] = dict(work.found)
-        _tell(session, work.found)
+    if work.test is not None:
+        results["test"] = asdict(work.test)
+        _print_sizes(session, work.test)
     session.say(table(results["metrics"]))
     return results
 
 
-def _tell(session: Session, found: Mapping[str, int]) -> None:
-    session.say(f"test: {found['users']:,} users, {found['pairs']:,} pairs")
-    for what in ("users", "items"):
-        if count := found[f"unknown_{what}"]:
+def _print_sizes(session: Session, test: TestPairs) -> None:
+    session.say(f"test: {test.users:,} users, {test.pairs:,} pairs")
+    for what, count in (("users", test.unknown_users), ("items", test.unknown_items)):
+        if count:
             session.say(f"not in the model: {what} of {count:,} rows")
-
-
-def record(args: argparse.Namespace) -> Path | None:
-    """Beside the model, if it is one."""
-    path: Path = args.model / "evaluation.json"
-    return path if (args.model / model_folder.MANIFEST).is_file() else None
 
 
 def score(
@@ -121,25 +122,43 @@ def score(
     trained_on_all: bool = False,
     plain_recall: bool = False,
 ) -> Tally:
-    """Rank all items for users with scored items.
+    """Rank all items for the users with held-out items.
 
     Parameters
     ----------
+    session
+        Gives the number of users ranked at a time, and the threads.
+    directory
+        A model folder.
+    manifest
+        Its ``model.json``.
     heldout
         Folder with ``heldout.*.npy``.
     trained_on_all
-        Scored items are not part of the history: what a user had is masked as a whole.
+        True if the history has no held-out items: all of it is folded in, and not ranked.
+    plain_recall
+        As ``metrics.Tally``.
+
+    Returns
+    -------
+    Tally
+        ``metrics.METRICS`` and ``novelty@10`` of each user.
+
+    Raises
+    ------
+    KeyboardInterrupt
+        The session is stopping.
     """
     import numpy as np
 
-    scored = HeldOut(heldout)
-    recommender = model.Recommender(directory, manifest)
+    held_out = HeldOut(heldout)
+    recommender = Recommender(directory, manifest)
     owners = np.zeros(len(recommender.item_factors), np.int64)
     for start, stop in recommender.history.blocks():
         owners += np.bincount(recommender.history.items(start, stop), minlength=len(owners))
     names = (*metrics.METRICS, "novelty@10")
     tally = Tally(len(owners), names, plain_recall=plain_recall, owners=owners, users=recommender.history.rows)
-    with session.progress(total=len(scored), unit="user", label="evaluate") as bar:
+    with session.progress(total=len(held_out), unit="user", label="evaluate") as bar:
 
         def after_block(users: int) -> None:
             bar.update(users)
@@ -147,7 +166,7 @@ def score(
                 raise KeyboardInterrupt
 
         evaluate(
-            _users(recommender, scored, trained_on_all=trained_on_all),
+            _users(recommender, held_out, trained_on_all=trained_on_all),
             recommender.user_vector,
             recommender.item_factors,
             block=int(session.plan["user_block"]),
@@ -158,7 +177,7 @@ def score(
     return tally
 
 
-def _users(recommender: model.Recommender, heldout: HeldOut, *, trained_on_all: bool) -> Iterator[User]:
+def _users(recommender: Recommender, heldout: HeldOut, *, trained_on_all: bool) -> Iterator[User]:
     history = recommender.history
     for row, user in enumerate(heldout.users):
         scored = heldout.items(row)
@@ -169,19 +188,32 @@ def _users(recommender: model.Recommender, heldout: HeldOut, *, trained_on_all: 
 
 
 def among_candidates(
-    session: Session, directory: Path, manifest: Mapping[str, Any], place: Path
+    session: Session, directory: Path, manifest: Mapping[str, Any], heldout: Path
 ) -> Mapping[str, float]:
-    """HR and NDCG of one scored item among its sampled negatives (He et al. 2017, NCF); ties count against it."""
+    """HR and NDCG of one positive item among its sampled negatives (He et al. 2017, NCF); ties count against it.
+
+    Parameters
+    ----------
+    session
+        Asked whether to stop.
+    directory
+        A model folder.
+    manifest
+        Its ``model.json``.
+    heldout
+        Folder with ``heldout.*.npy``, an item per user, and ``others.*.npy``, its negatives.
+    """
     import numpy as np
 
-    heldout, others = HeldOut(place), HeldOut(place, "others")
-    recommender = model.Recommender(directory, manifest)
+    positives, negatives = HeldOut(heldout), HeldOut(heldout, "others")
+    recommender = Recommender(directory, manifest)
     history, factors = recommender.history, recommender.item_factors
-    ranks = np.empty(len(heldout), np.int64)
-    for row, user in enumerate(heldout.users):
+    ranks = np.empty(len(positives), np.int64)
+    for row, user in enumerate(positives.users):
         vector = recommender.user_vector(history.items(user), history.values(user))
-        own, rest = (_scores(factors, part.items(row), vector) for part in (heldout, others))
-        ranks[row] = 1 + int((rest >= own[0]).sum())
+        positive_scores = _scores(factors, positives.items(row), vector)
+        negative_scores = _scores(factors, negatives.items(row), vector)
+        ranks[row] = 1 + int((negative_scores >= positive_scores[0]).sum())
         if session.stopping:
             raise KeyboardInterrupt
     hits = ranks <= NCF_DEPTH
@@ -190,15 +222,15 @@ def among_candidates(
 
 
 def _scores(factors: NDArray[np.float32], items: NDArray[np.int32], vector: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Scores of a few items; ``-inf`` for those that the model does not have."""
+    """Scores of a few items; ``-inf`` for items that the model does not have."""
     import numpy as np
 
-    known = items < len(factors)
+    in_model = items < len(factors)
     scores = np.full(len(items), -np.inf, np.float32)
-    scores[known] = factors[items[known]] @ vector
+    scores[in_model] = factors[items[in_model]] @ vector
     return scores
 
 
 def table(values: Mapping[str, float]) -> str:
-    """The metrics for people."""
+    """The metrics as one line of text."""
     return "  ".join(f"{name} {value:.4f}" for name, value in values.items())

@@ -1,4 +1,4 @@
-"""``recsys recommend``, ``similar`` and ``inspect``: questions to a model folder."""
+"""``recsys recommend`` for one user, ``similar`` and ``inspect``: questions to a model folder."""
 
 from __future__ import annotations
 
@@ -7,73 +7,77 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from apps.recsys.models import recommender
-from apps.recsys.planning import floors
+from apps.recsys.models.recommender import load_manifest
 from apps.recsys.planning.answer import AnswerWorkload
+from apps.recsys.planning.requests import AnswerRequest, RecommendRequest, SimilarRequest
 from apps.recsys.serving.service import RecommenderService
 from common import model_folder
 from common.cli.session import CommandSession
 from common.memory.process.budget import MemoryBudget, format_size
 
 
-def workload(name: str, warm_up: str = floors.ANSWERING) -> Any:
-    """The function that describes one of these commands to the planner."""
-
-    def describe(args: argparse.Namespace, budget: MemoryBudget) -> AnswerWorkload:
-        manifest = recommender.load_manifest(args.model)
-        explains = warm_up == floors.SERVING or bool(getattr(args, "explain", 0))
-        return AnswerWorkload(name, args.model, manifest, args.threads, warm_up, explains)
-
-    return describe
+def workload(request: AnswerRequest, budget: MemoryBudget) -> AnswerWorkload:
+    """Read the model's manifest; raises as ``recommender.load_manifest``."""
+    return AnswerWorkload(request, load_manifest(request.model))
 
 
-def recommend(session: CommandSession[argparse.Namespace, Any]) -> Mapping[str, Any]:
-    """For a known user or a history given on the command line."""
-    args = session.request
+def warm_up(request: AnswerRequest) -> str:
+    """Name of the warm-up function."""
+    return request.warm_up
+
+
+def recommend(session: CommandSession[RecommendRequest, AnswerWorkload]) -> Mapping[str, Any]:
+    """Recommend items for a user of the training data, or for a history."""
+    request = session.request
     with session.phase("answer"):
-        service = _service(session)
-        limits = {name: service.rows(ids) for name in ("exclude", "only") if (ids := getattr(args, name))}
-        if args.user is not None:
-            found = service.for_user(args.user, args.k, explained=args.explain, **limits)
+        service = RecommenderService(request.model, session.workload.manifest)
+        limits = {
+            name: service.rows(ids)
+            for name, ids in (("exclude", request.exclude), ("only", request.only))
+            if ids is not None
+        }
+        if request.user is not None:
+            answer = service.for_user(request.user, request.k, explained=request.explained, **limits)
         else:
-            found = service.for_history(args.history, args.k, explained=args.explain, **limits)
-    return _answer(args, found)
+            answer = service.for_history(request.history, request.k, explained=request.explained, **limits)
+    return _results(answer, prints=request.prints)
 
 
-def similar(session: CommandSession[argparse.Namespace, Any]) -> Mapping[str, Any]:
-    """The items nearest to one."""
-    args = session.request
+def similar(session: CommandSession[SimilarRequest, AnswerWorkload]) -> Mapping[str, Any]:
+    """Find the items nearest to one."""
+    request = session.request
     with session.phase("answer"):
-        found = _service(session).similar(args.item, args.k)
-    return _answer(args, found)
+        answer = RecommenderService(request.model, session.workload.manifest).similar(request.item, request.k)
+    return _results(answer, prints=request.prints)
 
 
-def _service(session: CommandSession[argparse.Namespace, Any]) -> RecommenderService:
-    assert isinstance(session.workload, AnswerWorkload)
-    return RecommenderService(session.workload.directory, session.workload.manifest)
-
-
-def _answer(args: argparse.Namespace, found: list[dict[str, Any]]) -> Mapping[str, Any]:
-    if not args.json:
-        width = max([2, *(len(str(item["id"])) for item in found)])
+def _results(answer: list[dict[str, Any]], *, prints: bool) -> Mapping[str, Any]:
+    if prints:
+        width = max([2, *(len(str(item["id"])) for item in answer)])
         sys.stdout.write(f"{'#':>3}  {'id':<{width}}  {'score':>8}  title\n")
-        for rank, item in enumerate(found, 1):
+        for rank, item in enumerate(answer, 1):
             sys.stdout.write(f"{rank:>3}  {item['id']!s:<{width}}  {item['score']:>8.4f}  {item['title']}\n")
             if "because" in item:
                 named = ", ".join(f"{had['title'] or had['id']} {had['score']:+.4f}" for had in item["because"])
                 sys.stdout.write(f"{'':>3}  {'':<{width}}  because: {named}, all others {item['others']:+.4f}\n")
-    return {"items": [_bare(item) for item in found]}
+    return {"items": [_without_title(item) for item in answer]}
 
 
-def _bare(item: Mapping[str, Any]) -> dict[str, Any]:
-    """An answer without titles, for the record."""
+def _without_title(item: Mapping[str, Any]) -> dict[str, Any]:
+    """An answer as the record holds it."""
     kept = {name: item[name] for name in ("id", "score", "others") if name in item}
-    return kept | ({"because": [_bare(had) for had in item["because"]]} if "because" in item else {})
+    return kept | ({"because": [_without_title(had) for had in item["because"]]} if "because" in item else {})
 
 
 def inspect(args: argparse.Namespace) -> int:
-    """Check every digest of a model folder and say what it holds."""
-    manifest = recommender.load_manifest(args.model)
+    """Check every digest of a model folder and print what it holds.
+
+    Raises
+    ------
+    BadInput
+        The folder is not a complete model, or a file does not have its digest.
+    """
+    manifest = load_manifest(args.model)
     model_folder.verify(args.model, manifest)
     size = sum(entry["bytes"] for entry in manifest["files"].values())
     hyper = ", ".join(f"{name}={value}" for name, value in manifest["hyper"].items())

@@ -1,9 +1,9 @@
-"""``recsys train``: read, plan, fit, evaluate what the split held out, reveal the model folder."""
+"""``recsys train``: read, plan, fit, evaluate what the split held out, write the model folder."""
 
 from __future__ import annotations
 
-import argparse
 import json
+import logging
 import os
 import shutil
 from collections.abc import Mapping
@@ -15,19 +15,14 @@ from typing import TYPE_CHECKING, Any
 from apps.recsys.commands import evaluate
 from apps.recsys.data import ingest, splits
 from apps.recsys.data.csr_store import History
-from apps.recsys.data.readers import Columns
 from apps.recsys.data.splits import HeldOut, Kept
-from apps.recsys.data.staging import Filters
-from apps.recsys.models import bpr, recommender, search_space, weights
-from apps.recsys.models.als import ials
-from apps.recsys.models.als.confidence import WEIGHTS
-from apps.recsys.models.embedding import embedding_config
-from apps.recsys.planning.train import TrainWorkload
+from apps.recsys.models import recommender, search_space, weights
+from apps.recsys.planning.resume_settings import resume_settings
+from apps.recsys.planning.train import TrainWorkload, training_warm_up
+from apps.recsys.planning.train_request import TrainRequest
 from apps.recsys.training import checkpoint, fit_factors, tuning
-from common import files, model_folder
-from common.cli import main
+from common import model_folder
 from common.cli.session import CommandSession, Session
-from common.compression import layouts
 from common.errors import BadInput, DoesNotFit, UsageError
 from common.memory.process import fork
 from common.memory.process.budget import MIB, MemoryBudget
@@ -36,204 +31,128 @@ from common.memory.process.meter import resident
 if TYPE_CHECKING:
     from apps.recsys.training import fit_embedding
 
-WORK = ".training"
-"""Folder in the model folder that holds what an unfinished training needs."""
-FACTORS = 64
-"""Numbers an item, unless ``--factors`` says otherwise."""
-EPOCHS = 20
-"""Of an embedding, unless ``--epochs`` says otherwise."""
+log = logging.getLogger("peakline")
+
+CHECKPOINTS = ".training"
+"""Folder in the model folder with the checkpoints of an unfinished training."""
 TRIAL = "trial"
-"""In it, the embedding that is being tried."""
-MICRO_BATCHES = (512, 256, 128, 64, 32, 16)
-"""Windows that may go through the network together."""
-SIZES = ("items", "factors", "users")
-"""What a recipe has beside hyper-parameters."""
+"""Folder in it with the checkpoints of an embedding that is one trial of a search."""
 ARROW_BYTES = 64 * MIB
-"""What NumPy, Arrow and their blocks add to a bare interpreter: below it the input is only counted, to refuse."""
+"""What NumPy, Arrow and their blocks add to a bare interpreter. Under a smaller ceiling the input is only counted, so
+that a refusal can name a ceiling."""
 
 
-def workload(args: argparse.Namespace, budget: MemoryBudget) -> TrainWorkload:
-    """Check the command line, read the input into a scratch folder beside the output, describe the work."""
-    described = _described(args)
-    if args.output.exists() and not args.output.is_dir():
-        raise UsageError(f"-o {args.output}: is a file; a model is a folder")
-    _refuse_foreign(args.output)
-    wanted = Columns(args.user_col, args.item_col, args.value_col, args.time_col)
-    filters = Filters(args.min_value, args.min_user, args.min_item)
-    inputs = ingest.open_inputs(args.interactions, wanted, args.items, filters, args.split, args.seed)
+def workload(request: TrainRequest, budget: MemoryBudget) -> TrainWorkload:
+    """Read the input into a scratch folder beside the output, and describe the work.
+
+    Raises
+    ------
+    UsageError
+        The output is a file, or another application's model.
+    BadInput
+        As ``ingest.open_inputs`` and ``ingest.ingest``.
+    DoesNotFit
+        Reading the input alone needs more than the ceiling.
+    """
+    for note in request.notes:
+        log.warning("%s", note)
+    _check_output(request.output)
+    data = request.data
+    inputs = ingest.open_inputs(data.paths, data.columns, data.items, data.filters, request.split, request.seed)
     if budget.host_bytes < resident() + ARROW_BYTES:
         try:
-            return _work(ingest.count(inputs), described)
+            return TrainWorkload(request, ingest.count(inputs))
         except MemoryError:
             raise DoesNotFit(
                 ceiling=budget.host_bytes, reasons=[f"to read Parquet alone takes {ARROW_BYTES // MIB} MiB more"]
             ) from None
-    workspace = ingest.workspace(args.output)
+    workspace = ingest.workspace(request.output)
 
     def read() -> dict[str, Any]:
         return asdict(ingest.ingest(inputs, workspace.path))
 
     try:
-        facts = ingest.Facts(**fork.run(read, ceiling=budget.host_bytes, threads=args.threads))
+        facts = ingest.Facts(**fork.run(read, ceiling=budget.host_bytes, threads=request.threads))
     except MemoryError:
         raise DoesNotFit(ceiling=budget.host_bytes, reasons=["the ids of the input alone need more"]) from None
-    return _work(facts, described, workspace)
+    return TrainWorkload(request, facts, workspace)
 
 
-def _described(args: argparse.Namespace) -> dict[str, Any]:
-    """What the command line says about the model, checked."""
-    factors = args.factors or FACTORS
-    given = {"split": args.split, "threads": args.threads, "kind": args.model, "factors": factors}
-    if args.model != "embedding":
-        for name in ("loss", "table", "micro_batch", "accumulate", "amp"):
-            if getattr(args, name) is not None:
-                raise UsageError(f"--{name.replace('_', '-')} is for --model embedding")
-    if args.model == "popularity":
-        if args.tune:
-            raise UsageError("--tune: popularity has no settings")
-        return {**given, "factors": 1, "hyper": main.parse_settings(args.set, {})}
-    if args.model in ("ials", "bpr"):
-        made = solver_parameters(args) if args.model == "ials" else ranking_parameters(args, factors)
-        return {**given, "hyper": made, **_searched(args, made)}
-    hyper = embedding_parameters(args)
-    table = args.table or "full"
-    try:
-        layouts.layout(table, rows=2, width=factors, row_bytes=hyper["row_bytes"])
-    except ValueError as error:
-        raise UsageError(f"--factors {factors}: {error}") from None
-    sizes = [size for size in MICRO_BATCHES if size <= hyper["batch"]] or [hyper["batch"]]
-    if args.micro_batch or args.accumulate:
-        sizes = [args.micro_batch or -(-hyper["batch"] // args.accumulate)]
-    hyper |= {"table": table, "epochs": args.epochs or EPOCHS}
-    own = {"hyper": hyper, "amp": args.amp or "off", "micro_batches": tuple(sizes)}
-    return {**given, **own, **_searched(args, hyper)}
+def _check_output(output: Path) -> None:
+    if output.exists() and not output.is_dir():
+        raise UsageError(f"-o {output}: is a file; a model is a folder")
+    with suppress(OSError, ValueError):
+        if json.loads((output / model_folder.MANIFEST).read_text())["application"] != "recsys":
+            raise UsageError(f"-o {output}: holds another application's model; choose another folder")
 
 
-def _searched(args: argparse.Namespace, hyper: Mapping[str, Any]) -> dict[str, Any]:
-    """What ``--tune`` asks for: all that the command line does not fix."""
-    if not args.tune:
-        return {}
-    fixed = {pair.partition("=")[0] for pair in args.set} | ({"factors"} if args.factors else set())
-    searched = search_space.of(args.model, hyper, fixed)
-    if not searched:
-        raise UsageError("--tune: the command line fixes all that could be searched")
-    return {"trials": args.tune, "space": searched}
+def warm_up(request: TrainRequest) -> str:
+    """Name of the warm-up function."""
+    return training_warm_up(request.model.kind)
 
 
-def _work(facts: ingest.Facts, described: Mapping[str, Any], workspace: files.Workspace | None = None) -> TrainWorkload:
-    made = None
-    if described["kind"] == "embedding":
-        named = {
-            name: described["hyper"][name] for name in embedding_config.Recipe.__dataclass_fields__ if name not in SIZES
-        }
-        users = facts.users if described["hyper"]["user"] == "own" else 0
-        made = embedding_config.Recipe(items=facts.items, factors=described["factors"], users=users, **named)
-    return TrainWorkload(facts, workspace=workspace, recipe=made, **described)
+def record(request: TrainRequest) -> Path:
+    """Path of the run's record."""
+    return request.output / "run.json"
 
 
-def embedding_parameters(args: argparse.Namespace) -> dict[str, Any]:
-    """The ``--set`` pairs of ``embedding`` and its loss, checked."""
-    hyper = main.parse_settings(args.set, embedding_config.HYPER)
-    hyper["loss"] = args.loss or "softmax"
-    if hyper["user"] not in embedding_config.USERS:
-        raise UsageError(f"--set user={hyper['user']}: expected one of {', '.join(embedding_config.USERS)}")
-    if hyper["user"] == "own" and (hyper["loss"] == "bpr" or hyper["tables"] != 1):
-        raise UsageError("--set user=own: takes --loss softmax or ccl, and tables=1")
-    if hyper["tables"] not in (1, 2) or min(hyper["batch"], hyper["negatives"], hyper["window"] - 1) < 1:
-        raise UsageError("--set: tables is 1 or 2; batch and negatives are at least 1, window at least 2")
-    if hyper["row_bytes"] < 1:
-        raise UsageError("--set row_bytes: at least 1")
-    if hyper["prior"] < 0:
-        raise UsageError("--set prior: not below 0")
-    if hyper["user"] != "own" or hyper["loss"] != "softmax":
-        hyper["prior"] = 0.0
-    hyper["learning_rate"] = hyper["learning_rate"] or embedding_config.RATES[hyper["user"]]
-    if min(hyper["learning_rate"], hyper["temperature"]) <= 0:
-        raise UsageError("--set: learning_rate and temperature must be above 0")
-    return hyper
-
-
-def solver_parameters(args: argparse.Namespace) -> dict[str, Any]:
-    """The ``--set`` pairs of ``ials``, checked."""
-    hyper = main.parse_settings(args.set, ials.HYPER)
-    if args.epochs is not None:
-        hyper["iterations"] = args.epochs
-    if hyper["weight"] not in WEIGHTS:
-        raise UsageError(f"--set weight={hyper['weight']}: expected one of {', '.join(WEIGHTS)}")
-    if not (hyper["alpha"] > 0 and hyper["regularization"] > 0 and hyper["iterations"] >= 1):
-        raise UsageError("--set: alpha and regularization must be above 0, iterations at least 1")
-    if not 0 <= hyper["frequency"] <= 2:
-        raise UsageError("--set: frequency must be from 0 (one regularisation for all) to 2")
-    return hyper
-
-
-def ranking_parameters(args: argparse.Namespace, factors: int) -> dict[str, Any]:
-    """The ``--set`` pairs of ``bpr``, checked."""
-    hyper = main.parse_settings(args.set, bpr.HYPER)
-    if args.epochs is not None:
-        hyper["iterations"] = args.epochs
-    if min(hyper["learning_rate"], hyper["user_regularization"]) <= 0 or hyper["regularization"] < 0:
-        raise UsageError("--set: learning_rate and user_regularization must be above 0, regularization not below")
-    if hyper["iterations"] < 1 or factors < 2:
-        raise UsageError("--model bpr: takes an iteration at least, and 2 factors, one of which is an item's bias")
-    return hyper
-
-
-def execute(session: CommandSession[argparse.Namespace, Any]) -> Mapping[str, Any]:
+def execute(session: CommandSession[TrainRequest, TrainWorkload]) -> Mapping[str, Any]:
     """Fit, evaluate, write; the model folder appears at the end."""
-    args = session.request
-    work = session.workload
-    assert isinstance(work, TrainWorkload)
-    if work.workspace is None:
+    work, workspace = session.workload, session.workload.workspace
+    if workspace is None:
         raise DoesNotFit(ceiling=session.budget.host_bytes, smallest=session.plan)
-    directory, facts = work.workspace.path, work.facts
-    _tell(session, facts)
+    output, directory, facts = session.request.output, workspace.path, work.facts
+    _print_sizes(session, facts)
     metrics: Mapping[str, float] = {}
     results: dict[str, Any] = {}
     with session.deferred_signals():
-        if work.trials:
-            found = _tune(args, work, session)
-            work, session.plan, results["tuning"] = found.work, found.plan, found.results
-        fields = _fields(work, session.seed)
-        tensors = _learn(args, work, session) if work.recipe is not None else _fit(args, work, session)
+        if work.request.trials:
+            best = _tune(work, session)
+            work, session.plan, results["tuning"] = best.work, best.plan, best.results
+        fields = _manifest_fields(work)
+        kind, split = work.request.model.kind, work.request.split
+        tensors = _fit(work, session)
         with session.phase("write"):
             weights.write(directory / weights.WEIGHTS, tensors)
             del tensors
-        if work.split != "none":
+        if split != "none":
             with session.phase("evaluate"):
-                scored = {"kind": work.kind, **fields}
-                metrics = evaluate.score(session, directory, scored, heldout=directory).means()
+                metrics = evaluate.score(session, directory, {"kind": kind, **fields}, heldout=directory).means()
             session.say(evaluate.table(metrics))
         with session.phase("write"):
-            recommender.write_card(directory, work.kind, fields, metrics)
-            _reveal(directory, args.output, work.kind, fields)
-        shutil.rmtree(args.output / WORK, ignore_errors=True)
-    work.workspace.close()
-    steps = int(work.hyper.get("iterations", work.hyper.get("epochs", 1)))
+            recommender.write_card(directory, kind, fields, metrics)
+            _move_into_place(directory, output)
+            recommender.seal(output, kind=kind, fields=fields)
+        shutil.rmtree(output / CHECKPOINTS, ignore_errors=True)
+    workspace.close()
     data = {**asdict(facts), "dropped": dict(facts.dropped)}
-    results |= {"metrics": dict(metrics), "steps": steps, "model": {"kind": work.kind, **fields}, "data": data}
-    return results
+    return results | {
+        "metrics": dict(metrics),
+        "steps": work.request.model.iterations,
+        "model": {"kind": kind, **fields},
+        "data": data,
+    }
 
 
-def _fields(work: TrainWorkload, seed: int) -> dict[str, Any]:
-    """What ``model.json`` says beside its files."""
-    facts = work.facts
+def _manifest_fields(work: TrainWorkload) -> dict[str, Any]:
+    """Fields of ``model.json``, besides the list of files."""
+    facts, request, hyper = work.facts, work.request, work.request.model.hyper
     return {
-        "factors": work.factors,
-        "table": work.recipe.table if work.recipe is not None else "full",
-        "cosine": work.recipe is not None and work.recipe.cosine,
+        "factors": request.model.factors,
+        "table": hyper.get("table", "full"),
+        "cosine": request.model.kind == "embedding" and hyper["loss"] != "bpr",
         "items": facts.items,
         "users": facts.users,
         "interactions": facts.interactions,
         "longest_history": facts.scored_longest or facts.longest,
         "longest": facts.longest,
-        "hyper": dict(work.hyper),
-        "split": work.split,
-        "seed": seed,
+        "hyper": dict(hyper),
+        "split": request.split,
+        "seed": request.seed,
     }
 
 
-def _tell(session: Session, facts: ingest.Facts) -> None:
+def _print_sizes(session: Session, facts: ingest.Facts) -> None:
     session.say(
         f"data: {facts.rows:,} rows, {facts.users:,} users, {facts.items:,} items, {facts.interactions:,} interactions"
     )
@@ -241,75 +160,96 @@ def _tell(session: Session, facts: ingest.Facts) -> None:
         session.say(f"dropped: {rows:,} rows {why}")
 
 
-def _tune(args: argparse.Namespace, work: TrainWorkload, session: Session) -> tuning.Outcome:
-    """Try settings; what training then goes on with."""
-    assert work.workspace is not None
-    directory, place = work.workspace.path, args.output / WORK
-    if args.resume and not (place / tuning.FILE).is_file():
-        raise checkpoint.nothing_to_resume(args.output)
+def _tune(work: TrainWorkload, session: Session) -> tuning.SearchResult:
+    """Search for the best settings; raises as ``tuning.Search.run``, or ``BadInput`` if no items can be hidden."""
+    request, directory = work.request, work.directory
+    checkpoints = request.output / CHECKPOINTS
     history = History(directory)
-    kept = Kept.of(history, directory, work.split)
-    if not splits.hide_for_validation(directory, kept, history, session.seed):
+    kept = Kept.of(history, directory, request.split)
+    if not splits.hide_for_validation(directory, kept, history, request.seed):
         raise BadInput("--tune: no user has enough items to hide some", public="nothing to hide")
+    settings = resume_settings(request, data=fit_factors.data_digest(directory))
+    trials = tuning.TrialLog(
+        checkpoints / tuning.FILE,
+        {**settings, "space": search_space.to_json(request.space)},
+        output=request.output,
+        required=request.resume,
+        say=session.say,
+    )
 
-    def fit(trial: TrainWorkload, quiet: tuning.TrialSession, watch: fit_factors.Watch) -> None:
-        if trial.recipe is None:
+    def fit(trial: TrainWorkload, trial_session: tuning.TrialSession, callback: fit_factors.IterationCallback) -> None:
+        if trial.request.model.kind != "embedding":
             hidden = HeldOut(directory, "validation")
-            fit_factors.Training(trial, quiet, None, validation=hidden, watch=watch).run()
-        else:
-            from apps.recsys.training import fit_embedding
+            config = _factor_config(trial, None, resume=False)
+            fit_factors.FactorTrainer(config, trial_session, hidden, callback).run()
+            return
+        from apps.recsys.training import fit_embedding
 
-            shutil.rmtree(place / TRIAL, ignore_errors=True)
-            # It is stopped by what others reached, not by its own patience.
-            own = {"validation": True, "patience": trial.hyper["epochs"], "work": place / TRIAL, "resume": False}
-            fit_embedding.Learner(replace(_course(args, trial), **own), quiet, watch).run()
+        shutil.rmtree(checkpoints / TRIAL, ignore_errors=True)
+        training = _embedding_config(trial, checkpoints / TRIAL, resume=False)
+        # A trial is stopped by comparison with the others, not by its own patience.
+        training = replace(training, validates=True, patience=training.epochs)
+        fit_embedding.Trainer(training, trial_session, callback).run()
 
-    about = {"data": fit_factors.digest(directory), "seed": session.seed, "space": search_space.to_json(work.space)}
-    settings = {"kind": work.kind, "factors": work.factors, "hyper": dict(work.hyper), "split": work.split}
-    book = tuning.Notebook(place / tuning.FILE, {**about, **settings})
-    found = tuning.Search(work, session, book, fit).run()
+    best = tuning.Search(work, session, trials, fit).run()
     splits.forget_validation(directory)
-    return found
+    return best
 
 
-def _course(args: argparse.Namespace, work: TrainWorkload) -> fit_embedding.Course:
+def _embedding_config(work: TrainWorkload, checkpoints: Path, *, resume: bool) -> fit_embedding.TrainingConfig:
     from apps.recsys.training import fit_embedding
 
-    assert work.recipe is not None and work.workspace is not None
-    return fit_embedding.Course(
-        recipe=work.recipe,
-        epochs=work.hyper["epochs"],
-        patience=work.hyper["patience"],
-        validation=bool(work.hyper["validation"]),
-        directory=work.workspace.path,
-        work=args.output / WORK,
-        held_out=work.split != "none",
-        whole_users=work.split == "user-holdout",
-        seed=args.seed,
-        resume=args.resume and not args.tune,
+    request, network, directory = work.request, work.embedding, work.directory
+    assert network is not None
+    return fit_embedding.TrainingConfig(
+        network=network,
+        epochs=request.model.iterations,
+        patience=int(request.model.hyper["patience"]),
+        validates=bool(request.model.hyper["validation"]),
+        directory=directory,
+        checkpoints=checkpoints,
+        split=request.split,
+        seed=request.seed,
+        settings=resume_settings(request, data=fit_factors.data_digest(directory)),
+        resume=resume,
     )
 
 
-def _learn(args: argparse.Namespace, work: TrainWorkload, session: Session) -> Mapping[str, Any]:
-    """Train an embedding; its weights by name."""
+def _factor_config(work: TrainWorkload, path: Path | None, *, resume: bool) -> fit_factors.FactorConfig:
+    request, directory = work.request, work.directory
+    return fit_factors.FactorConfig(
+        kind=request.model.kind,
+        factors=request.model.factors,
+        hyper=request.model.hyper,
+        items=work.facts.items,
+        interactions=work.fit_interactions,
+        directory=directory,
+        split=request.split,
+        seed=request.seed,
+        settings=resume_settings(request, data=fit_factors.data_digest(directory)),
+        checkpoint=path,
+        output=request.output,
+        resume=resume,
+    )
+
+
+def _fit(work: TrainWorkload, session: Session) -> Mapping[str, Any]:
+    """Train the model; returns its weights by name."""
+    request, checkpoints = work.request, work.request.output / CHECKPOINTS
+    resume = request.resume and not request.trials
+    if request.model.kind != "embedding":
+        config = _factor_config(work, checkpoints / checkpoint.FILE, resume=resume)
+        return fit_factors.FactorTrainer(config, session).run()
     from apps.recsys.training import fit_embedding
 
-    assert work.workspace is not None
-    learner = fit_embedding.Learner(_course(args, work), session)
-    tensors = fit_embedding.tensors(learner.run(), fit_embedding.priors(learner))
-    splits.forget_validation(work.workspace.path)
+    trainer = fit_embedding.Trainer(_embedding_config(work, checkpoints, resume=resume), session)
+    tensors = fit_embedding.tensors(trainer.run(), fit_embedding.priors(trainer))
+    splits.forget_validation(work.directory)
     return tensors
 
 
-def _fit(args: argparse.Namespace, work: TrainWorkload, session: Session) -> Mapping[str, Any]:
-    """Train a model of factors; its weights by name."""
-    return fit_factors.Training(
-        work, session, args.output / WORK / checkpoint.FILE, resume=args.resume and not args.tune
-    ).run()
-
-
-def _reveal(directory: Path, output: Path, kind: str, fields: Mapping[str, Any]) -> None:
-    """Move the files to their place and seal them; until then the folder does not count as a model."""
+def _move_into_place(directory: Path, output: Path) -> None:
+    """Move the files into the model folder, which does not count as a model until it is sealed."""
     output.mkdir(parents=True, exist_ok=True)
     model_folder.unseal(output)
     for name in ("heldout.users.npy", "heldout.indptr.npy", "heldout.items.npy", "evaluation.json"):
@@ -318,17 +258,3 @@ def _reveal(directory: Path, output: Path, kind: str, fields: Mapping[str, Any])
         with path.open("rb") as stream:
             os.fsync(stream.fileno())
         path.replace(output / path.name)
-    recommender.seal(output, kind=kind, fields=fields)
-
-
-def record(args: argparse.Namespace) -> Path:
-    """Where the run's record goes."""
-    output: Path = args.output
-    return output / "run.json"
-
-
-def _refuse_foreign(output: Path) -> None:
-    """A folder that holds another application's model must not be overwritten."""
-    with suppress(OSError, ValueError):
-        if json.loads((output / model_folder.MANIFEST).read_text())["application"] != "recsys":
-            raise UsageError(f"-o {output}: holds another application's model; choose another folder")

@@ -14,11 +14,6 @@ LEAST_BYTES = 64 << 20
 """So much may be unpacked of any file."""
 
 
-def packed(path: Path) -> bool:
-    """Whether it is read through gzip."""
-    return path.suffix.lower() == ".gz"
-
-
 class Unpacked:
     """A binary file object over a plain or gzip file, for readers that take one.
 
@@ -30,10 +25,10 @@ class Unpacked:
 
     closed = False
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, gzipped: bool) -> None:
         self._path = path
-        self._stream: Any = gzip.GzipFile(path) if packed(path) else path.open("rb")
-        self._left = max(LEAST_BYTES, MOST_EXPANSION * path.stat().st_size) if packed(path) else None
+        self._stream: Any = gzip.GzipFile(path) if gzipped else path.open("rb")
+        self._left = max(LEAST_BYTES, MOST_EXPANSION * path.stat().st_size) if gzipped else None
 
     def read(self, size: int = -1) -> bytes:
         """Up to ``size`` bytes; none at the end."""

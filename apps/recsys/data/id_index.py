@@ -169,7 +169,8 @@ class Vocabulary:
         self._lengths.append(np.diff(ends))
         start, self._count = self._count, self._count + len(first)
         while self._count > len(self._first):
-            self._first, self._second = (np.append(part, np.zeros_like(part)) for part in (self._first, self._second))
+            self._first = np.concatenate([self._first, np.zeros_like(self._first)])
+            self._second = np.concatenate([self._second, np.zeros_like(self._second)])
         self._first[start : self._count], self._second[start : self._count] = first, second
         if self._count > FULL * len(self._slots):
             while self._count > FULL * len(self._slots):

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from apps.recsys.data.gzip_limit import Unpacked, packed
+from apps.recsys.data.gzip_limit import Unpacked
 from common.errors import BadInput
 from common.memory.process import fork
 
@@ -76,6 +76,10 @@ def _is_parquet(path: Path) -> bool:
 
 def _is_arrow(path: Path) -> bool:
     return path.suffix.lower() in (".arrow", ".feather", ".ipc")
+
+
+def _is_gzip(path: Path) -> bool:
+    return path.suffix.lower() == ".gz"
 
 
 def open_source(path: Path, wanted: Columns) -> Source:
@@ -176,7 +180,7 @@ def _schema(path: Path) -> list[str]:
 
 def open_text(path: Path) -> Any:
     """A text stream of a plain or gzip file, without its byte order mark."""
-    if packed(path):
+    if _is_gzip(path):
         return gzip.open(path, "rt", encoding="utf-8-sig", newline="")
     return path.open("rt", encoding="utf-8-sig", newline="")
 
@@ -249,9 +253,9 @@ def _csv_batches(source: Source, names: list[str], number: str | None) -> Iterat
 
     opened: Any
     if source.delimiter == "::":
-        opened = _Tabbed(source.path)
-    elif packed(source.path):
-        opened = Unpacked(source.path)
+        opened = _Tabbed(source.path, gzipped=_is_gzip(source.path))
+    elif _is_gzip(source.path):
+        opened = Unpacked(source.path, gzipped=True)
     else:
         opened = pa.input_stream(str(source.path), buffer_size=BLOCK_BYTES)
     delimiter = "\t" if source.delimiter == "::" else source.delimiter

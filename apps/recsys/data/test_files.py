@@ -24,8 +24,8 @@ UNKNOWN = 1 << 30
 
 
 @dataclass(frozen=True, slots=True)
-class Given:
-    """What was found in the test files."""
+class TestPairs:
+    """Sizes of test files, as rows of a model."""
 
     users: int
     """With a scored item."""
@@ -35,7 +35,7 @@ class Given:
     unknown_items: int
 
 
-def write(sources: tuple[Source, ...], model: Path, directory: Path) -> Given:
+def write(sources: tuple[Source, ...], model: Path, directory: Path) -> TestPairs:
     """Write the pairs as ``heldout.*.npy`` into ``directory``.
 
     Raises
@@ -68,7 +68,7 @@ def write(sources: tuple[Source, ...], model: Path, directory: Path) -> Given:
         for start, part in zip(firsts, np.split(items, firsts[1:]), strict=True):
             yield int(users[start]), part
 
-    return Given(splits.write(directory, "heldout", chosen()), len(keys), strangers, unknown)
+    return TestPairs(splits.write(directory, "heldout", chosen()), len(keys), strangers, unknown)
 
 
 def _ids(path: Path) -> Any:
@@ -91,7 +91,7 @@ def _rows(column: Any, ids: Any) -> NDArray[np.int64]:
     return np.where(arrow_numpy.valid(places), arrow_numpy.values(places), -1).astype(np.int64)
 
 
-def write_candidates(path: Path, model: Path, directory: Path) -> Given:
+def write_candidates(path: Path, model: Path, directory: Path) -> TestPairs:
     """Write NCF's negatives as ``heldout.*.npy``, an item a user, and ``others.*.npy``, what it is ranked among.
 
     Raises
@@ -115,7 +115,7 @@ def write_candidates(path: Path, model: Path, directory: Path) -> Given:
         raise BadInput(f"{path}: none of its users is in the model", public="no known user in the test")
     splits.write(directory, "others", ((row, lines[row][1:]) for row in sorted(lines)))
     users = splits.write(directory, "heldout", ((row, lines[row][:1]) for row in sorted(lines)))
-    return Given(users, sum(map(len, lines.values())), strangers, unknown)
+    return TestPairs(users, sum(map(len, lines.values())), strangers, unknown)
 
 
 def _candidates(path: Path) -> Iterator[tuple[str, list[str]]]:

@@ -7,7 +7,7 @@ from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
 
 from apps.recsys.evaluation.metrics import Tally
-from apps.recsys.models.embedding.user_encoders import Fold
+from apps.recsys.models.embedding.user_encoders import FoldIn
 from apps.recsys.models.top_k import top_k
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ User = tuple["NDArray[Any]", "NDArray[np.float32]", "NDArray[Any]"]
 
 def evaluate(
     users: Iterator[User],
-    fold_in: Fold,
+    fold_in: FoldIn,
     item_factors: NDArray[np.float32],
     *,
     block: int,

@@ -27,7 +27,7 @@ HYPER: Mapping[str, Any] = {
 }
 """Hyper-parameters with their defaults (chosen on MovieLens-1M, see ``docs/recsys.md``); ``user_regularization``: of a
 user that is found anew (``encoders.pairwise``)."""
-ALIKE = {"weight": "binary", "alpha": 1.0}
+UNWEIGHTED = {"weight": "binary", "alpha": 1.0}
 """How ``sides.training_matrix`` weighs interactions where their values do not count."""
 COMPARED = 512
 """Items that stand for those a user did not have when it is found anew."""

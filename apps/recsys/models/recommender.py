@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 from apps.recsys.data.csr_store import History, NpyReader
 from apps.recsys.models import weights
 from apps.recsys.models.embedding import user_encoders
-from apps.recsys.models.old_names import renamed_hyper
 from apps.recsys.models.manifest import RecommenderManifest
+from apps.recsys.models.old_names import renamed_hyper
 from common import model_folder
 from common.errors import BadInput, UsageError
 
@@ -85,7 +85,9 @@ class Recommender:
             If a score of this kind of model is no such sum.
         """
         if self.user_vector.contributions is None:
-            kind = self.manifest["kind"] + (" with user_vectors=learned" if self.manifest["kind"] == "embedding" else "")
+            kind = self.manifest["kind"] + (
+                " with user_vectors=learned" if self.manifest["kind"] == "embedding" else ""
+            )
             raise UsageError(
                 f"{kind}: a score is not a sum over the history, so nothing can be explained; ials and embedding can"
             )
@@ -143,8 +145,15 @@ def heldout_count(directory: Path, manifest: Mapping[str, Any]) -> int:
 
 
 def load_manifest(directory: Path) -> RecommenderManifest:
-    """``model.json`` of a recommender's folder, checked against its description; raises ``BadInput``."""
-    return model_folder.load(directory, application="recsys", description=RecommenderManifest)
+    """Read ``model.json`` of a recommender's folder, with the present names of hyper-parameters.
+
+    Raises
+    ------
+    BadInput
+        As ``common.model_folder.load``.
+    """
+    manifest = model_folder.load(directory, application="recsys", description=RecommenderManifest)
+    return {**manifest, "hyper": renamed_hyper(manifest["kind"], manifest["hyper"])}
 
 
 def seal(directory: Path, *, kind: str, fields: Mapping[str, Any]) -> None:

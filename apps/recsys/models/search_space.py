@@ -32,7 +32,7 @@ IALS: Space = {
     "alpha": Range(0.5, 20.0),
     "regularization": Range(3.0, 100.0),
     "weight": Choice(("log", "binary")),
-    "frequency": Choice((0.0, 1.0)),
+    "frequency_scaling": Choice((0.0, 1.0)),
 }
 BPR: Space = {
     "factors": FACTORS,
@@ -44,8 +44,8 @@ EMBEDDING: Space = {
     "factors": FACTORS,
     "popularity": Choice((0.0, 0.25, 0.5, 0.75, 1.0)),
 }
-RATES: Mapping[str, Range] = {"own": Range(0.005, 0.1), "sum": Range(0.03, 1.0)}
-"""Of an embedding, by its ``user``."""
+RATES: Mapping[str, Range] = {"learned": Range(0.005, 0.1), "history": Range(0.03, 1.0)}
+"""Of an embedding, by its ``user_vectors``."""
 LOSSES: Mapping[str, Space] = {
     "softmax": {"temperature": Range(0.03, 0.5)},
     "ccl": {"margin": Choice((0.0, 0.2, 0.4, 0.6, 0.8)), "negative_weight": Range(10.0, 1000.0)},
@@ -57,7 +57,7 @@ LOSSES: Mapping[str, Space] = {
 def of(kind: str, hyper: Mapping[str, Any], fixed: Set[str]) -> Space:
     """The space of a kind of model without what is ``fixed``."""
     if kind == "embedding":
-        whole: Space = {**EMBEDDING, "learning_rate": RATES[hyper["user"]], **LOSSES[hyper["loss"]]}
+        whole: Space = {**EMBEDDING, "learning_rate": RATES[hyper["user_vectors"]], **LOSSES[hyper["loss"]]}
     else:
         whole = {"ials": IALS, "bpr": BPR}[kind]
     return {name: dimension for name, dimension in whole.items() if name not in fixed}

@@ -1,6 +1,6 @@
 """``weights.safetensors`` of a recommender: written whole, read tensor by tensor into arrays of their own.
 
-``item_factors`` and, for embeddings with two tables, ``taste_factors``, shape (items, factors): float32, or int8 or
+``item_factors`` and, for embeddings with two tables, ``user_side_factors``, shape (items, factors): float32, or int8 or
 int4 codes (two a byte) with ``NAME.scales``, a float16 a row. ``item_prior``, float32: what an item's score has added
 whoever the user. ``compared_items``, int32: rows that ``bpr`` looks at.
 """
@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 WEIGHTS = "weights.safetensors"
-ITEMS, TASTE, PRIOR, COMPARED = "item_factors", "taste_factors", "item_prior", "compared_items"
+ITEMS, USER_SIDE, PRIOR, COMPARED = "item_factors", "user_side_factors", "item_prior", "compared_items"
+OLD_USER_SIDE = "taste_factors"
+"""Name of ``USER_SIDE`` before version 0.2."""
 _TYPES = {"F32": "<f4", "F16": "<f2", "I8": "<i1", "U8": "<u1", "I32": "<i4"}
 DECODED_ROWS = 1 << 13
 """Rows of codes turned into numbers at a time."""
@@ -96,17 +98,35 @@ def read_compared(path: Path) -> NDArray[np.int32]:
     return _tensor(path, COMPARED)
 
 
-def _entry(path: Path, name: str) -> tuple[tuple[int, ...], np.dtype[Any], int]:
-    """A tensor's shape and type, and where in the file it begins."""
-    import numpy as np
+def read_user_side(path: Path) -> NDArray[np.float32]:
+    """The items' vectors as parts of users, shape (items, factors), under their present or their old name.
 
+    Raises
+    ------
+    BadInput
+        As ``read``.
+    """
+    header, _ = _header(path)
+    return read(path, USER_SIDE if USER_SIDE in header else OLD_USER_SIDE)
+
+
+def _header(path: Path) -> tuple[dict[str, Any], int]:
+    """The JSON header, and the offset at which the tensors begin."""
     with path.open("rb") as stream:
         size = int.from_bytes(stream.read(8), "little")
-        header = json.loads(stream.read(size))
+        header: dict[str, Any] = json.loads(stream.read(size))
+    return header, 8 + size
+
+
+def _entry(path: Path, name: str) -> tuple[tuple[int, ...], np.dtype[Any], int]:
+    """A tensor's shape and type, and its offset in the file."""
+    import numpy as np
+
+    header, start = _header(path)
     if name not in header or header[name]["dtype"] not in _TYPES:
         raise BadInput(f"{path}: holds no {name} of a known type", public="weights unreadable")
     entry = header[name]
-    return tuple(entry["shape"]), np.dtype(_TYPES[entry["dtype"]]), 8 + size + entry["data_offsets"][0]
+    return tuple(entry["shape"]), np.dtype(_TYPES[entry["dtype"]]), start + entry["data_offsets"][0]
 
 
 def _fill(stream: BinaryIO, values: NDArray[Any], path: Path, name: str) -> None:

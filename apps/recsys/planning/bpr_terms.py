@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from apps.recsys.models.bpr import COMPARED
-from apps.recsys.models.embedding.user_encoders import KNOWN_ROWS
+from apps.recsys.models.embedding.user_encoders import POSITIVE_ROWS
 from common.memory.footprint import Term
 
 PAIRS = 5
-"""Arrays of a known item by a compared one that are alive together in ``encoders.pairwise``."""
+"""Arrays of a known item by a compared one that are alive together in ``user_encoders.fold_in_newton``."""
 
 
 def terms(*, users: int, interactions: int, factors: int) -> list[Term]:
@@ -22,6 +22,6 @@ def fold_terms(kind: str, *, factors: int, threads: int, phases: tuple[str, ...]
     """Users found anew, one in each thread; nothing where ``kind`` is another model."""
     if kind != "bpr":
         return []
-    pairs = 4 * PAIRS * KNOWN_ROWS * COMPARED
-    rows = 4 * 3 * factors * (KNOWN_ROWS + COMPARED)
+    pairs = 4 * PAIRS * POSITIVE_ROWS * COMPARED
+    rows = 4 * 3 * factors * (POSITIVE_ROWS + COMPARED)
     return [Term("pairs of known and other items", threads * (pairs + rows), "analytic", phases)]

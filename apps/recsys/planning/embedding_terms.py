@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from apps.recsys.data.csr_store import BLOCK
-from apps.recsys.models.embedding.embedding_config import POOL, Recipe
+from apps.recsys.models.embedding.embedding_config import POOL, EmbeddingConfig
 from common.compression.row_formats import FORMATS
 from common.memory.costs.probes import Probe
 from common.memory.footprint import Term
@@ -29,17 +29,17 @@ WINDOW_BYTES = 48
 
 
 UNPRICED = {"learning_rate": 1.0, "temperature": 1.0, "margin": 0.0, "negative_weight": 1.0, "popularity": 0.0}
-"""Settings of a recipe that change no size: all alike in a probe, so that one is not measured again for another."""
+"""Settings of a config that change no size: all alike in a probe, so that one is not measured again for another."""
 
 
-def probe(recipe: Recipe, *, micro_batch: int, amp: str, threads: int) -> Probe:
+def probe(config: EmbeddingConfig, *, micro_batch: int, amp: str, threads: int) -> Probe:
     """The traced step as a probe."""
-    parts = 1 if micro_batch >= recipe.batch else 2
+    parts = 1 if micro_batch >= config.batch else 2
     return Probe.of(
         "apps.recsys.planning.embedding_terms:measure",
         libraries=LIBRARIES,
         threads=threads,
-        recipe=asdict(recipe) | UNPRICED,
+        config=asdict(config) | UNPRICED,
         micro_batch=micro_batch,
         parts=parts,
         amp=amp,
@@ -47,7 +47,7 @@ def probe(recipe: Recipe, *, micro_batch: int, amp: str, threads: int) -> Probe:
     )
 
 
-def measure(*, recipe: Mapping[str, Any], micro_batch: int, parts: int, amp: str, workers: int) -> dict[str, float]:
+def measure(*, config: Mapping[str, Any], micro_batch: int, parts: int, amp: str, workers: int) -> dict[str, float]:
     """Price a training step on the largest batch (``common.memory.costs.trace``); called in a probe's child."""
     import torch
 
@@ -55,7 +55,7 @@ def measure(*, recipe: Mapping[str, Any], micro_batch: int, parts: int, amp: str
     from common.memory.costs import trace
 
     torch.set_num_threads(workers)
-    what = Recipe(**recipe)
+    what = EmbeddingConfig(**config)
 
     def prepare() -> trace.Prepared:
         network, optimizer, step = make_step(what, micro_batch=micro_batch, amp=amp)
@@ -75,26 +75,26 @@ def columns(made: Mapping[str, Any]) -> int:
     return int(made["factors"]) * int(hyper.get("tables", 1)) + (PRIOR_COLUMNS if hyper.get("prior") else 0)
 
 
-def table_terms(recipe: Recipe, *, phases: tuple[str, ...]) -> list[Term]:
+def table_terms(config: EmbeddingConfig, *, phases: tuple[str, ...]) -> list[Term]:
     """The tables while they train: weights, and one number a row for the optimiser."""
-    tables = recipe.layouts
+    tables = config.layouts
     terms = [
         Term("tables", sum(table.weights for table in tables), "analytic", phases),
         Term("optimizer state", sum(table.optimizer for table in tables), "analytic", phases),
     ]
-    if recipe.table not in FORMATS:
-        dense = 4 * recipe.tables * recipe.items * recipe.factors
+    if config.table not in FORMATS:
+        dense = 4 * config.tables * config.items * config.factors
         terms.append(Term("item factors to write", dense, "analytic", ("write",)))
     return terms
 
 
-def known_terms(recipe: Recipe) -> list[Term]:
+def fixed_input_terms(config: EmbeddingConfig) -> list[Term]:
     """What ``known.gather`` holds, in the phase ``arrange``: counts and their order, or a truncated SVD of a block."""
-    arrange, rows = ("arrange",), recipe.items + recipe.users
-    if recipe.table == "frequency":
+    arrange, rows = ("arrange",), config.items + config.users
+    if config.table == "frequency":
         return [Term("frequencies", PLACES_BYTES * rows, "analytic", arrange)]
-    if recipe.table == "pq":
-        rank = max(table.fixed for table in recipe.layouts)
+    if config.table == "pq":
+        rank = max(table.fixed for table in config.layouts)
         return [
             Term("singular vectors", SVD_COPIES * 4 * rank * rows, "analytic", arrange),
             Term("block of the SVD", 4 * rank * BLOCK, "analytic", arrange),
@@ -102,7 +102,7 @@ def known_terms(recipe: Recipe) -> list[Term]:
     return []
 
 
-def step_terms(recipe: Recipe, step: Mapping[str, float], *, interactions: int, longest: int) -> list[Term]:
+def step_terms(config: EmbeddingConfig, step: Mapping[str, float], *, interactions: int, longest: int) -> list[Term]:
     """A step with its batch, and what the batches are made from, in the phase ``fit``."""
     fit = ("fit",)
     pool = min(interactions, POOL + BLOCK + longest)
@@ -113,7 +113,7 @@ def step_terms(recipe: Recipe, step: Mapping[str, float], *, interactions: int, 
         Term("kernels", int(step["kernels"]), "measured", ("fit", "validate", "evaluate", "write")),
         Term("small blocks", int(step["unseen"]), "measured", ("fit", "validate", "evaluate", "write")),
         Term("pool of pairs", POOL_BYTES * pool, "analytic", fit),
-        Term("next batch", WINDOW_BYTES * recipe.batch * recipe.width, "analytic", fit),
-        Term("catalogue", CATALOGUE_BYTES * recipe.items, "analytic", fit),
-        Term("checkpoint", sum(table.total for table in recipe.layouts), "analytic", ("fit", "validate")),
+        Term("next batch", WINDOW_BYTES * config.batch * config.width, "analytic", fit),
+        Term("catalogue", CATALOGUE_BYTES * config.items, "analytic", fit),
+        Term("checkpoint", sum(table.total for table in config.layouts), "analytic", ("fit", "validate")),
     ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from apps.recsys.data.external_sort import MOST_BUCKETS
-from apps.recsys.models.als.als_matrices import HELD_BLOCK, SORTED_SHARE
+from apps.recsys.models.als.als_matrices import MEMORY_BLOCK, SORTED_SHARE
 from apps.recsys.models.als.ials_exact import workspace_bytes
 from common.memory.footprint import Term
 
@@ -65,7 +65,7 @@ def terms(sizes: Sizes, fit_block: int) -> list[Term]:
 
 def _held(sizes: Sizes) -> list[Term]:
     both = ("arrange", "fit")
-    copied = min(sizes.interactions, HELD_BLOCK + sizes.longest_row)
+    copied = min(sizes.interactions, MEMORY_BLOCK + sizes.longest_row)
     return [
         Term("interactions by user", 8 * sizes.interactions + 4 * sizes.users, "analytic", both),
         Term("interactions by item", 8 * sizes.interactions + 4 * sizes.items, "analytic", both),

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 from apps.recsys.models.catalogue_search import TILE
+from apps.recsys.models.manifest import RecommenderManifest
 from apps.recsys.planning.bpr_terms import fold_terms
 from apps.recsys.planning.embedding_terms import columns
 from apps.recsys.planning.floors import ANSWERING, LIBRARIES
@@ -18,6 +17,7 @@ from apps.recsys.planning.ranking_terms import (
     WARM_FACTORS,
     model_terms,
 )
+from apps.recsys.planning.requests import RecommendAllRequest
 from common.memory.costs import baseline
 from common.memory.costs.probes import Costs, Probe
 from common.memory.footprint import Footprint, Term
@@ -40,19 +40,18 @@ GROUP_BYTES = 8 << 10
 
 
 @dataclass(frozen=True, slots=True)
-class BatchWorkload:
+class RecommendAllWorkload:
     """The model in the order of its items' lengths, and some users at a time."""
 
-    directory: Path
-    manifest: Mapping[str, Any]
-    k: int
-    threads: int
+    request: RecommendAllRequest
+    manifest: RecommenderManifest
+    """``model.json`` of the model folder."""
     name: str = "recsys recommend"
 
     @property
     def part_users(self) -> int:
         """Users in a part of the answer."""
-        return min(PART_USERS, max(1, PART_LINES // self.k))
+        return min(PART_USERS, max(1, PART_LINES // self.request.k))
 
     @property
     def monotone_knobs(self) -> Sequence[str]:
@@ -66,20 +65,20 @@ class BatchWorkload:
 
     def probes(self, setting: Setting) -> Sequence[Probe]:
         """The baseline."""
-        return [baseline.probe(ANSWERING, libraries=LIBRARIES, threads=self.threads)]
+        return [baseline.probe(ANSWERING, libraries=LIBRARIES, threads=self.request.threads)]
 
     def footprint(self, setting: Setting, costs: Costs) -> Footprint:
         """The model; then what each thread works on, or a part of the answer."""
         made, rank = self.manifest, ("rank",)
-        items, users, factors = made["items"], made["users"], made["factors"]
+        items, users, factors, threads = made["items"], made["users"], made["factors"], self.request.threads
         both, part, tile = ("load", *rank), min(self.part_users, users), min(TILE, items)
-        block = min(int(setting["user_block"]), -(-part // self.threads))
+        block = min(int(setting["user_block"]), -(-part // threads))
         longest, mean = made.get("longest", made["longest_history"]), made["interactions"] / users
-        lines = part * min(self.k, items)
+        lines = part * min(self.request.k, items)
         folding = 4 * factors * (2 * longest + 3 * factors)
         # Pairs that are not to be ranked, sorted; a user's vector, or the scores of a tile.
         each = 48 * (block * mean + longest) + max(folding, tile * (SCORE_BYTES * block + 4 * factors))
-        ranking, writing = int(self.threads * each) + FOUND_BYTES * lines, PARQUET_BYTES + ANSWER_BYTES * lines
+        ranking, writing = int(threads * each) + FOUND_BYTES * lines, PARQUET_BYTES + ANSWER_BYTES * lines
         return Footprint.of(
             [
                 *baseline.terms(costs, self.probes(setting)[0]),
@@ -90,15 +89,20 @@ class BatchWorkload:
                 # Written uncompressed: the file while it is read, and the table.
                 Term("item ids", 2 * made["files"]["items.parquet"]["bytes"], "analytic", rank),
                 Term("histories", int(8 * part * mean), "analytic", rank),
-                *fold_terms(made["kind"], factors=factors, threads=self.threads, phases=rank),
+                *fold_terms(made["kind"], factors=factors, threads=threads, phases=rank),
                 Term("ranking or writing", max(ranking, writing), "measured", rank),
                 Term("part of the answer", READ_BYTES * lines + writing, "measured", ("join",)),
                 Term("parts", GROUP_BYTES * -(-users // self.part_users), "measured", ("join",)),
-                Term("threads", self.threads * THREAD_BYTES, "measured", rank),
-                Term("BLAS packing", self.threads * PACKING_BYTES * max(0, factors - WARM_FACTORS), "measured", rank),
+                Term("threads", threads * THREAD_BYTES, "measured", rank),
+                Term(
+                    "BLAS packing",
+                    threads * PACKING_BYTES * max(0, factors - WARM_FACTORS),
+                    "measured",
+                    rank,
+                ),
             ]
         )
 
     def seconds(self, setting: Setting, costs: Costs) -> float:
         """A fixed cost a block."""
-        return 1.0 + self.manifest["users"] / int(setting["user_block"])
+        return 1.0 + float(self.manifest["users"]) / int(setting["user_block"])

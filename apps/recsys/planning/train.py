@@ -7,18 +7,20 @@ measured (``tests/apps/recsys/planning/test_workloads.py`` holds them against re
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from apps.recsys.data.csr_store import BLOCK
 from apps.recsys.data.ingest import Facts
 from apps.recsys.data.splits import MOST_VALIDATION_USERS, SAMPLED_TIMES, TIMED
-from apps.recsys.models.embedding.embedding_config import Recipe
-from apps.recsys.models.search_space import Space
+from apps.recsys.models.embedding.embedding_config import EmbeddingConfig
 from apps.recsys.planning import bpr_terms, embedding_terms, ials_terms
 from apps.recsys.planning.floors import LEARNING, LIBRARIES, PAIRING, READING, TRAINING, baseline_terms
 from apps.recsys.planning.ranking_terms import USER_BLOCKS, model_terms, ranking_terms
 from apps.recsys.planning.reading_terms import STAGE_BYTES, WAITING_BYTES
+from apps.recsys.planning.train_request import TrainRequest
+from common.files import Workspace
 from common.memory.costs import baseline
 from common.memory.costs.probes import Costs, Probe
 from common.memory.footprint import Footprint, Term
@@ -45,43 +47,54 @@ RANKED_SECONDS = 2e-3
 
 
 def training_warm_up(kind: str) -> str:
-    """The baseline of ``recsys train`` once it has read."""
+    """The warm-up function of ``recsys train`` for a kind of model."""
     return {"embedding": LEARNING, "bpr": PAIRING}.get(kind, TRAINING)
 
 
 def training_probes(kind: str, threads: int) -> list[Probe]:
-    """The baselines of ``recsys train``: of reading, and of all the rest."""
+    """The two baselines of ``recsys train``: of reading, and of all later phases."""
     libraries = (*LIBRARIES, "torch") if kind == "embedding" else LIBRARIES
     return [baseline.probe(name, libraries=libraries, threads=threads) for name in (READING, training_warm_up(kind))]
 
 
 @dataclass(frozen=True, slots=True)
 class TrainWorkload:
-    """``recsys train``: read (already done when this is planned), fit, evaluate, write."""
+    """``recsys train``: read (already done when this is planned), fit, evaluate, write.
 
+    Attributes
+    ----------
+    request
+        What was asked.
+    facts
+        Sizes of the data that was read.
+    workspace
+        Holds what was read; ``None`` if the input was only counted.
+    """
+
+    request: TrainRequest
     facts: Facts
-    kind: str
-    factors: int
-    hyper: Mapping[str, Any]
-    split: str
-    threads: int
-    recipe: Recipe | None = None
-    """Of an embedding."""
-    amp: str = "off"
-    micro_batches: tuple[int, ...] = ()
-    """What an embedding may run at a time, in windows."""
-    workspace: Any = None
-    """The ``files.Workspace`` that holds what was read; ``None`` if only counted."""
-    trials: int = 0
-    """Settings to try before (``tuning``), each a training that looks at hidden items."""
-    space: Space = field(default_factory=dict)
-    """What is searched."""
+    workspace: Workspace | None = None
     name: str = "recsys train"
+
+    @property
+    def directory(self) -> Path:
+        """Folder with what was read."""
+        if self.workspace is None:
+            raise ValueError("the input was only counted")
+        return self.workspace.path
+
+    @property
+    def embedding(self) -> EmbeddingConfig | None:
+        """The network to train, if the model is an embedding."""
+        model = self.request.model
+        if model.kind != "embedding":
+            return None
+        return model.embedding_config(items=self.facts.items, users=self.facts.users)
 
     @property
     def fit_users(self) -> int:
         """Users that training sees."""
-        return self.facts.users - (self.facts.scored_users if self.split == "user-holdout" else 0)
+        return self.facts.users - (self.facts.scored_users if self.request.split == "user-holdout" else 0)
 
     @property
     def fit_interactions(self) -> int:
@@ -90,143 +103,145 @@ class TrainWorkload:
 
     @property
     def sizes(self) -> ials_terms.Sizes:
-        """Of the matrix that ``ials`` factorises."""
-        facts = self.facts
-        exact = bool(self.hyper.get("frequency", 0.0))
+        """Sizes of the matrix that ``ials`` factorises."""
+        facts, request = self.facts, self.request
+        exact = bool(request.model.hyper.get("frequency_scaling", 0.0))
         counts = (self.fit_users, facts.items, self.fit_interactions, facts.longest)
-        return ials_terms.Sizes(*counts, self.factors, exact=exact, threads=self.threads)
+        return ials_terms.Sizes(*counts, request.model.factors, exact=exact, threads=request.threads)
 
     @property
     def ranks(self) -> bool:
-        """Whether anything is ranked: what a split holds out, or the hidden items of a validation."""
-        hides = self.trials > 0 or (self.recipe is not None and bool(self.hyper["validation"]))
-        return self.split != "none" or hides
+        """True if anything is ranked: what a split holds out, or the hidden items of a validation."""
+        request = self.request
+        return request.split != "none" or request.trials > 0 or bool(request.model.hyper.get("validation", 0))
+
+    def with_settings(self, settings: Mapping[str, Any]) -> TrainWorkload:
+        """The same work with other values of some hyper-parameters or of ``factors``."""
+        return replace(self, request=self.request.with_settings(settings))
 
     def remedies(self) -> Iterator[tuple[str, Workload]]:
         """Fewer numbers per item: cheaper in everything, and a little less exact."""
-        for factors in (self.factors // 2, self.factors // 4):
-            if self.kind in ("ials", "bpr") and factors >= LEAST_FACTORS:
-                yield f"--factors {factors}", replace(self, factors=factors)
+        model = self.request.model
+        for factors in (model.factors // 2, model.factors // 4):
+            if model.kind in ("ials", "bpr") and factors >= LEAST_FACTORS:
+                yield f"--factors {factors}", self.with_settings({"factors": factors})
 
     def settings(self) -> Iterator[Setting]:
-        """The users ranked at a time; how much of the data ``ials`` holds, or what an embedding runs together."""
+        """Numbers of users ranked at a time; blocks of ``ials``, or micro-batches of an embedding."""
         for block in USER_BLOCKS if self.ranks else USER_BLOCKS[:1]:
             yield from ({**fitted, "user_block": block} for fitted in self._fit_settings())
 
     def _fit_settings(self) -> list[Setting]:
-        if self.recipe is not None:
-            shared = {"amp": self.amp}
-            batch = self.recipe.batch
-            return [{"micro_batch": size, "accumulate": -(-batch // size), **shared} for size in self.micro_batches]
-        return [{"fit_block": size} for size in ials_terms.blocks(self.sizes)] if self.kind == "ials" else [{}]
+        model, embedding = self.request.model, self.embedding
+        if embedding is not None:
+            return [
+                {"micro_batch": size, "accumulate": -(-embedding.batch // size), "amp": model.amp}
+                for size in model.micro_batches
+            ]
+        return [{"fit_block": size} for size in ials_terms.blocks(self.sizes)] if model.kind == "ials" else [{}]
 
     def probes(self, setting: Setting) -> Sequence[Probe]:
-        """The baselines of reading and of all the rest, and an embedding's step."""
-        baselines = training_probes(self.kind, self.threads)
-        if self.recipe is None:
+        """The baselines of reading and of all later phases, and an embedding's step."""
+        threads, embedding = self.request.threads, self.embedding
+        baselines = training_probes(self.request.model.kind, threads)
+        if embedding is None:
             return baselines
-        step = embedding_terms.probe(
-            self.recipe, micro_batch=int(setting["micro_batch"]), amp=str(setting["amp"]), threads=self.threads
-        )
-        return [*baselines, step]
+        micro_batch, amp = int(setting["micro_batch"]), str(setting["amp"])
+        return [*baselines, embedding_terms.probe(embedding, micro_batch=micro_batch, amp=amp, threads=threads)]
 
     def footprint(self, setting: Setting, costs: Costs) -> Footprint:
         """Reading grows with ids; fitting with interactions (twice, by user and by item) and factors."""
-        facts = self.facts
+        facts, request, embedding = self.facts, self.request, self.embedding
         probes = self.probes(setting)
-        after = [
+        later = [
             "arrange",
             "fit",
-            *(["validate"] if self.recipe else []),
-            *(["evaluate"] if self.split != "none" else []),
+            *(["validate"] if embedding else []),
+            *(["evaluate"] if request.split != "none" else []),
             "write",
         ]
-        terms = [
-            *baseline_terms(costs, probes[0], "plan"),
-            *baseline_terms(costs, probes[1], *after),
-            *self._reading_terms(),
-        ]
-        if self.trials:
-            terms += [
-                *baseline_terms(costs, probes[1], "suggest"),
-                Term("sampler", SAMPLER_BYTES, "measured", ("suggest",)),
-            ]
-            left = self.threads * LEFT_BYTES
-            terms.append(Term("left behind by trials", left, "measured", ("suggest", *after)))
-        read = ("arrange",) if self.recipe is None else ("arrange", "fit")
+        terms = [*baseline_terms(costs, probes[0], "plan"), *baseline_terms(costs, probes[1], *later)]
+        terms += self._reading_terms()
+        if request.trials:
+            terms += baseline_terms(costs, probes[1], "suggest")
+            terms.append(Term("sampler", SAMPLER_BYTES, "measured", ("suggest",)))
+            left = request.threads * LEFT_BYTES
+            terms.append(Term("left behind by trials", left, "measured", ("suggest", *later)))
+        reads_history = ("arrange",) if embedding is None else ("arrange", "fit")
         terms += [
-            Term("history index", 8 * (facts.users + 1), "analytic", read),
-            Term("history block", 24 * (BLOCK + facts.longest), "analytic", read),
+            Term("history index", 8 * (facts.users + 1), "analytic", reads_history),
+            Term("history block", 24 * (BLOCK + facts.longest), "analytic", reads_history),
         ]
-        if self.recipe is not None:
-            terms += embedding_terms.known_terms(self.recipe)
-            terms += embedding_terms.table_terms(self.recipe, phases=("fit", "validate", "write"))
+        if embedding is not None:
+            terms += embedding_terms.fixed_input_terms(embedding)
+            terms += embedding_terms.table_terms(embedding, phases=("fit", "validate", "write"))
             terms += embedding_terms.step_terms(
-                self.recipe, costs[probes[2]], interactions=self.fit_interactions, longest=facts.longest
+                embedding, costs[probes[2]], interactions=self.fit_interactions, longest=facts.longest
             )
             terms += self._ranking_terms(setting, "validate", min(MOST_VALIDATION_USERS, facts.users), facts.longest)
         else:
             terms += self._solver_terms(setting)
-            if self.trials:  # looked at while all is held that fitting holds
+            if request.trials:  # a trial is scored while all is in memory that fitting needs
                 hidden = min(MOST_VALIDATION_USERS, facts.users)
                 terms += self._ranking_terms(setting, "fit", hidden, facts.longest)[1:]
-        if self.split != "none":
+        if request.split != "none":
             terms += self._ranking_terms(setting, "evaluate", facts.scored_users, facts.scored_longest)
         return Footprint.of(terms)
 
     def _reading_terms(self) -> list[Term]:
+        """Reading the input: ids and rows, or the bucket of rows that is sorted, whichever is more."""
         facts, where = self.facts, ("plan",)
         rows = min(STAGE_BYTES, STAGED_ROW_BYTES * facts.rows)
         staging = [Term("ids", ID_BYTES * facts.ids, "analytic", where), Term("rows read", rows, "measured", where)]
         # The ids are written and gone before the rows are sorted.
-        rows = SORT_FIXED_BYTES + SORT_BYTES[self.split in TIMED] * facts.bucket
+        rows = SORT_FIXED_BYTES + SORT_BYTES[self.request.split in TIMED] * facts.bucket
         sorting = [Term("rows sorted", rows, "measured", where)]
         return [
             *max(staging, sorting, key=lambda terms: sum(term.bytes for term in terms)),
             Term("row counts", 16 * facts.ids, "analytic", where),
             Term("waiting parent", WAITING_BYTES, "measured", where),
-            # For the moment that splits in time, when the ids and rows are there no more: seldom the peak.
-            *([Term("times", 16 * SAMPLED_TIMES, "analytic", where)] if self.split == "temporal" else []),
+            # Only after the ids and rows are freed, so seldom the peak.
+            *([Term("times", 16 * SAMPLED_TIMES, "analytic", where)] if self.request.split == "temporal" else []),
         ]
 
     def _solver_terms(self, setting: Setting) -> list[Term]:
-        factors = 4 * self.facts.items * self.factors
+        model = self.request.model
+        factors = 4 * self.facts.items * model.factors
         terms = [
-            Term("item factors", factors, "analytic", ("arrange",) if self.kind == "popularity" else ("fit",)),
+            Term("item factors", factors, "analytic", ("arrange",) if model.kind == "popularity" else ("fit",)),
             Term("item factors to write", factors, "analytic", ("write",)),
         ]
-        if self.kind == "ials":
+        if model.kind == "ials":
             return terms + ials_terms.terms(self.sizes, int(setting["fit_block"]))
-        if self.kind == "bpr":
-            sizes = {"users": self.fit_users, "interactions": self.fit_interactions}
-            terms += bpr_terms.terms(factors=self.factors, **sizes)
+        if model.kind == "bpr":
+            terms += bpr_terms.terms(users=self.fit_users, interactions=self.fit_interactions, factors=model.factors)
         return terms
 
     def _ranking_terms(self, setting: Setting, phase: str, scored: int, longest: int) -> list[Term]:
-        facts, where = self.facts, (phase,)
-        size = embedding_terms.columns({"factors": self.factors, "hyper": self.hyper})
+        facts, model, threads, where = self.facts, self.request.model, self.request.threads, (phase,)
+        size = embedding_terms.columns({"factors": model.factors, "hyper": model.hyper})
         return [
             *model_terms(users=facts.users, items=facts.items, factors=size, phases=where),
             *ranking_terms(
                 items=facts.items,
-                factors=self.factors,
+                factors=model.factors,
                 scored=scored,
                 longest=longest,
                 mean=facts.interactions / facts.users,
                 block=int(setting["user_block"]),
-                threads=self.threads,
+                threads=threads,
                 phases=where,
             ),
-            *bpr_terms.fold_terms(self.kind, factors=self.factors, threads=self.threads, phases=where),
+            *bpr_terms.fold_terms(model.kind, factors=model.factors, threads=threads, phases=where),
         ]
 
     def seconds(self, setting: Setting, costs: Costs) -> float:
-        """A fixed cost for each block that is ranked or solved and each micro-batch; the rest is the same."""
+        """A fixed cost per block that is ranked or solved and per micro-batch; the rest is the same for all."""
+        model = self.request.model
         ranked = 1.0 + self.facts.scored_users / int(setting["user_block"])
-        if self.recipe is not None:
+        if model.kind == "embedding":
             return ranked + int(setting["accumulate"]) * self.facts.users
-        if self.kind != "ials":
+        if model.kind != "ials":
             return ranked
-        iterations = int(self.hyper["iterations"])
-        fitted = ials_terms.seconds(self.sizes, int(setting["fit_block"]), iterations=iterations)
+        fitted = ials_terms.seconds(self.sizes, int(setting["fit_block"]), iterations=int(model.hyper["iterations"]))
         return ranked + fitted / RANKED_SECONDS

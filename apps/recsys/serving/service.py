@@ -23,7 +23,15 @@ class UnknownId(BadInput):
 
 
 class RecommenderService:
-    """A model with its ids and titles: takes ids, answers with ids. What the command line and the server share."""
+    """A loaded model with its ids and titles.
+
+    Parameters
+    ----------
+    directory
+        A model folder.
+    manifest
+        Its ``model.json``.
+    """
 
     def __init__(self, directory: Path, manifest: Mapping[str, Any]) -> None:
         self.recommender = Recommender(directory, manifest)

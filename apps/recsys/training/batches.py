@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 from apps.recsys.data.csr_store import History
 from apps.recsys.data.splits import Kept
-from apps.recsys.models.embedding.embedding_config import ABSENT, POOL, Recipe
+from apps.recsys.models.embedding.embedding_config import ABSENT, POOL, EmbeddingConfig
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from apps.recsys.models.embedding.model import Batch
+    from apps.recsys.models.embedding.model import EmbeddingBatch
 
 
 _Part = tuple["NDArray[np.int32]", "NDArray[np.int64]", "NDArray[np.int64]"]
@@ -51,31 +51,31 @@ class Batches:
         Which of it is trained on.
     """
 
-    def __init__(self, history: History, kept: Kept, recipe: Recipe, *, seed: int) -> None:
+    def __init__(self, history: History, kept: Kept, config: EmbeddingConfig, *, seed: int) -> None:
         import numpy as np
 
-        self._history, self._kept, self._recipe, self._seed = history, kept, recipe, seed
+        self._history, self._kept, self._config, self._seed = history, kept, config, seed
         self.windows = 0
         """Windows in an epoch."""
-        counts = np.zeros(recipe.items, np.int64)
+        counts = np.zeros(config.items, np.int64)
         for start, stop in history.blocks():
             items, lengths, _ = self._read(start, stop)
-            counts += np.bincount(items, minlength=recipe.items)
-            self.windows += int((-(-lengths[lengths > 1] // recipe.targets)).sum())
-        share = np.maximum(counts, 1) ** recipe.popularity  # every item may be drawn, also one that nobody had
+            counts += np.bincount(items, minlength=config.items)
+            self.windows += int((-(-lengths[lengths > 1] // config.targets)).sum())
+        share = np.maximum(counts, 1) ** config.popularity  # every item may be drawn, also one that nobody had
         self._until = np.cumsum(share / share.sum())
-        self._correction = np.log(share / share.sum() * recipe.negatives).astype(np.float32)
-        self.prior = (recipe.prior * np.log(counts + 1)).astype(np.float32)
+        self._correction = np.log(share / share.sum() * config.negatives).astype(np.float32)
+        self.prior = (config.prior * np.log(counts + 1)).astype(np.float32)
         """What each item's score has beforehand."""
         # Scratch, as long as the catalogue: which rows a batch touches, and where they are among the loaded.
-        self._touched = np.zeros(recipe.items, bool)
-        self._place = np.zeros(recipe.items, np.int64)
+        self._touched = np.zeros(config.items, bool)
+        self._place = np.zeros(config.items, np.int64)
 
-    def epoch(self, number: int, *, after: int = 0) -> Iterator[Batch]:
+    def epoch(self, number: int, *, after: int = 0) -> Iterator[EmbeddingBatch]:
         """The batches of an epoch, without the first ``after``."""
         import numpy as np
 
-        size, done = self._recipe.batch, 0
+        size, done = self._config.batch, 0
         for pool in self._pools(np.random.default_rng([self._seed, number])):
             for start in range(0, len(pool.owner), size):
                 done += 1
@@ -101,32 +101,32 @@ class Batches:
             waiting.append(self._read(*blocks[number]))
             size += len(waiting[-1][0])
             if size >= POOL:
-                yield _pool(waiting, self._recipe.targets, random)
+                yield _pool(waiting, self._config.targets, random)
                 waiting, size = [], 0
         if size:
-            yield _pool(waiting, self._recipe.targets, random)
+            yield _pool(waiting, self._config.targets, random)
 
-    def _batch(self, pool: _Pool, part: slice, random: np.random.Generator) -> Batch:
+    def _batch(self, pool: _Pool, part: slice, random: np.random.Generator) -> EmbeddingBatch:
         import numpy as np
         import torch
 
-        from apps.recsys.models.embedding.model import Batch
+        from apps.recsys.models.embedding.model import EmbeddingBatch
 
-        recipe = self._recipe
-        if recipe.popularity:
-            drawn = self._until.searchsorted(random.random(recipe.negatives)).clip(max=recipe.items - 1)
+        config = self._config
+        if config.popularity:
+            drawn = self._until.searchsorted(random.random(config.negatives)).clip(max=config.items - 1)
         else:
-            drawn = random.integers(recipe.items, size=recipe.negatives)
+            drawn = random.integers(config.items, size=config.negatives)
         owner, first = pool.owner[part], pool.first[part, None]
         many = np.diff(pool.starts)[owner][:, None]
         # Users with more items than a window holds are seen through another one for each group of targets.
-        step = np.arange(recipe.width)
+        step = np.arange(config.width)
         known = pool.items[pool.starts[owner][:, None] + (first + step) % many]
         rows, (places, negatives) = self._loaded(known, drawn)
         places[(step >= many).nonzero()] = ABSENT
-        targets = np.minimum(many - first, min(recipe.targets, recipe.width))
+        targets = np.minimum(many - first, min(config.targets, config.width))
         users, place = np.unique(pool.users[owner], return_inverse=True)
-        return Batch(
+        return EmbeddingBatch(
             rows=torch.from_numpy(rows),
             users=torch.from_numpy(users),
             windows=torch.from_numpy(np.concatenate([targets, place[:, None], places], 1)),

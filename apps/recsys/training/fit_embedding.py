@@ -1,4 +1,4 @@
-"""Train an ``embedding`` model: epochs, a look at hidden items after each, checkpoints; continued where it stopped."""
+"""Train an ``embedding`` model: epochs, each followed by a validation on hidden items, and checkpoints."""
 
 from __future__ import annotations
 
@@ -14,140 +14,180 @@ import torch
 from apps.recsys.data import splits
 from apps.recsys.data.csr_store import History
 from apps.recsys.data.splits import HeldOut, Kept
+from apps.recsys.models import weights
 from apps.recsys.models.embedding import user_encoders
-from apps.recsys.models.embedding.embedding_config import Recipe
-from apps.recsys.models.embedding.model import Network, make_step
-from apps.recsys.models.embedding.table_codes import gather
-from apps.recsys.training import checkpoint as pause
-from apps.recsys.training import validation as hidden
+from apps.recsys.models.embedding.embedding_config import EmbeddingConfig
+from apps.recsys.models.embedding.model import EmbeddingNetwork, make_step
+from apps.recsys.models.embedding.table_codes import fixed_inputs
+from apps.recsys.training import validation
 from apps.recsys.training.batches import Batches
-from apps.recsys.training.fit_factors import Watch, unwatched
+from apps.recsys.training.fit_factors import IterationCallback, no_callback
 from common.compression.stored import StoredRows
 from common.errors import BadInput
 from common.memory.process import glibc
 from common.training import checkpoint
+from common.training.resume import resume
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from common.cli.session import Session
+    from apps.recsys.training.session import TrainingSession
 
 BEST = "best.safetensors"
+"""Checkpoint of the epoch with the best validation."""
 CHECKPOINT_SECONDS = 30.0
+"""Longest time between checkpoints within an epoch."""
 METRIC = "ndcg@20"
-"""What decides which epoch was the best."""
+"""The metric that decides which epoch is the best."""
 
 
 @dataclass(frozen=True, slots=True)
-class Course:
-    """One training.
+class TrainingConfig:
+    """One training of an embedding.
 
     Attributes
     ----------
-    directory
-        Where the history is.
-    work
-        Where checkpoints go.
-    held_out, whole_users
-        Whether there is a split, and whether its users are left out altogether (``split.Kept``).
+    network
+        Sizes and hyper-parameters of the network.
+    epochs
+        Passes over the data at most.
     patience
-        Epochs without a better validation after which it ends; without ``validation`` it never does.
+        Epochs without a better validation after which training ends. Without ``validates`` it has no effect.
+    validates
+        True if some items are hidden from training, to validate on after each epoch.
+    directory
+        Folder of the history.
+    checkpoints
+        Folder of the checkpoints, in the model folder.
+    split
+        How evaluation items are held out of training (``splits.KINDS``).
+    seed
+        Of the random numbers.
+    settings
+        All that decides the result (``resume_settings``): only a checkpoint with the same is continued.
     resume
-        A checkpoint must be there.
+        True if there must be a checkpoint to continue from.
     """
 
-    recipe: Recipe
+    network: EmbeddingConfig
     epochs: int
     patience: int
-    validation: bool
+    validates: bool
     directory: Path
-    work: Path
-    held_out: bool
-    whole_users: bool
+    checkpoints: Path
+    split: str
     seed: int
+    settings: Mapping[str, Any]
     resume: bool = False
 
 
 @dataclass(slots=True)
 class Progress:
-    """How far it is: what a checkpoint keeps beside the tensors."""
+    """Progress of a training, which a checkpoint keeps besides the tensors."""
 
     epoch: int = 0
     batches: int = 0
-    """Of the current epoch."""
+    """Batches done in the current epoch."""
     best: float = -math.inf
     best_epoch: int = 0
     seconds: float = 0.0
 
 
-def rate(recipe: Recipe, progress: float) -> float:
-    """Learning rate at a share of the training: half a cosine down to zero."""
-    return recipe.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
+def learning_rate(network: EmbeddingConfig, progress: float) -> float:
+    """Learning rate after a share of the training, from 0 to 1: half a cosine from the first rate down to zero."""
+    return network.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-class Learner:
-    """The loop, and all that it holds."""
+class Trainer:
+    """Trains the network of a ``TrainingConfig``.
 
-    def __init__(self, course: Course, session: Session, watch: Watch = unwatched) -> None:
+    Parameters
+    ----------
+    config
+        The training.
+    session
+        Plan (knobs ``micro_batch``, ``amp``, ``user_block``), threads and progress.
+    callback
+        Called after each epoch that is validated.
+
+    Raises
+    ------
+    BadInput
+        No user has two items to train on.
+    """
+
+    def __init__(
+        self, config: TrainingConfig, session: TrainingSession, callback: IterationCallback = no_callback
+    ) -> None:
         torch.set_num_threads(session.threads)
-        torch.manual_seed(course.seed)
-        self.course, self.session, self.watch = course, session, watch
-        self.history = History(course.directory)
-        heldout = HeldOut(course.directory) if course.held_out else None
-        kept = Kept(self.history, heldout, whole_users=course.whole_users)
-        self.validation = self._hide(kept) if course.validation else None
-        self.kept = Kept(self.history, heldout, whole_users=course.whole_users, validation=self.validation)
-        self.batches = Batches(self.history, self.kept, course.recipe, seed=course.seed)
+        torch.manual_seed(config.seed)
+        self.config, self.session, self.callback = config, session, callback
+        self.history = History(config.directory)
+        kept = Kept.of(self.history, config.directory, config.split)
+        self.hidden = self._hide(kept) if config.validates else None
+        self.kept = Kept.of(self.history, config.directory, config.split, validation=self.hidden)
+        self.batches = Batches(self.history, self.kept, config.network, seed=config.seed)
         if not self.batches.windows:
             raise BadInput("no user has two items to learn from", public="nothing to learn from")
         plan = session.plan
         with session.phase("arrange"):
-            known = gather(self.history, self.kept, course.recipe, seed=course.seed)
+            fixed = fixed_inputs(self.history, self.kept, config.network, seed=config.seed)
         self.network, self.optimizer, self.step = make_step(
-            course.recipe, micro_batch=plan["micro_batch"], amp=plan["amp"], known=known
+            config.network, micro_batch=plan["micro_batch"], amp=plan["amp"], fixed=fixed
         )
         self.step.training.on_shrink = lambda size: session.say(
-            f"an allocation failed: going on with micro-batches of {size}"
+            f"an allocation failed: continuing with micro-batches of {size}"
         )
         self.at = Progress()
         self._began = self._saved = time.monotonic()
 
     def _hide(self, kept: Kept) -> HeldOut | None:
-        users = splits.hide_for_validation(self.course.directory, kept, self.history, self.course.seed)
-        return HeldOut(self.course.directory, "validation") if users else None
+        users = splits.hide_for_validation(self.config.directory, kept, self.history, self.config.seed)
+        return HeldOut(self.config.directory, "validation") if users else None
 
-    def run(self) -> Network:
-        """Train to the end; returns the network as it was at its best."""
+    def run(self) -> EmbeddingNetwork:
+        """Train to the end; returns the network of the best epoch.
+
+        Raises
+        ------
+        ArithmeticError
+            The loss is not finite.
+        UsageError, BadInput
+            ``resume`` is set, and there is no checkpoint of this training.
+        KeyboardInterrupt
+            The session is stopping; a checkpoint has been written.
+        """
         self._continue()
-        course, at = self.course, self.at
-        with self.session.progress(total=course.epochs, unit="epoch", label="fit") as bar:
+        config, at = self.config, self.at
+        with self.session.progress(total=config.epochs, unit="epoch", label="fit") as bar:
             bar.update(at.epoch)
-            while at.epoch < course.epochs and at.epoch - at.best_epoch < course.patience:
+            while at.epoch < config.epochs and at.epoch - at.best_epoch < config.patience:
                 with self.session.phase("fit"):
-                    glibc.unpin_thresholds()  # mapped anew at each use, a step's tensors cost as much again in page faults
+                    glibc.unpin_thresholds()  # mapping blocks at each use doubles a step's time by page faults
                     loss = self._epoch(bar)
                     glibc.pin_thresholds()
                 at.epoch, at.batches = at.epoch + 1, 0
-                if self.validation is None:
+                if self.hidden is None:
                     at.best_epoch = at.epoch
                 else:
                     glibc.trim()
                     with self.session.phase("validate"):
                         self._validate(loss)
                 self._save()
-        if self.validation is not None and at.best_epoch < at.epoch:
-            checkpoint.restore(course.work / BEST, network=self.network, optimizer=self.optimizer)
+        if self.hidden is not None and at.best_epoch < at.epoch:
+            checkpoint.restore(config.checkpoints / BEST, network=self.network, optimizer=self.optimizer)
         return self.network
 
     def _epoch(self, bar: Any) -> float:
         """The rest of an epoch; returns the mean loss over its batches."""
-        at, course = self.at, self.course
-        total, seen = 0.0, 0
+        at, config = self.at, self.config
+        total, batches = 0.0, 0
         for batch in self.batches.epoch(at.epoch, after=at.batches):
-            share = min(1.0, at.batches * course.recipe.batch / self.batches.windows)
-            self.optimizer.param_groups[0]["lr"] = rate(course.recipe, (at.epoch + share) / course.epochs)
-            total, seen = total + self.step(batch).item(), seen + 1
+            share = min(1.0, at.batches * config.network.batch / self.batches.windows)
+            rate = learning_rate(config.network, (at.epoch + share) / config.epochs)
+            self.optimizer.param_groups[0]["lr"] = rate
+            total, batches = total + self.step(batch).item(), batches + 1
             if not math.isfinite(total):
                 raise ArithmeticError(f"the loss is not finite in epoch {at.epoch + 1}; try a smaller learning_rate")
             at.batches += 1
@@ -157,79 +197,93 @@ class Learner:
             if time.monotonic() - self._saved > CHECKPOINT_SECONDS:
                 self._save()
         bar.update()
-        return total / seen if seen else math.nan
+        return total / batches if batches else math.nan
 
     def _validate(self, loss: float) -> None:
-        """Rank for the users whose items were hidden; keep the network if it was never better."""
+        """Rank for the users whose items were hidden; keep the network if no epoch was better."""
         at = self.at
         scores = validate(self)
         reached = scores[METRIC]
         if reached > at.best:
             at.best, at.best_epoch = reached, at.epoch
-            self._write(self.course.work / BEST)
+            self._write(self.config.checkpoints / BEST)
         self.session.say(
             f"epoch {at.epoch}: loss {loss:.4f}, {METRIC} {reached:.4f} on hidden items"
             + ("" if at.best_epoch == at.epoch else f" (best {at.best:.4f} in epoch {at.best_epoch})")
         )
-        self.watch(at.epoch, lambda: scores)
-
-    def _settings(self) -> dict[str, Any]:
-        course = self.course
-        data = {"users": self.history.rows, "interactions": self.history.size}
-        named = ("epochs", "validation", "held_out", "whole_users", "seed")
-        return {**asdict(course.recipe), **data, **{name: getattr(course, name) for name in named}}
+        self.callback(at.epoch, lambda: scores)
 
     def _write(self, path: Path) -> None:
-        self.course.work.mkdir(parents=True, exist_ok=True)
-        state = {"progress": asdict(self.at), "settings": self._settings()}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        state = {"progress": asdict(self.at), "settings": self.config.settings}
         checkpoint.save(path, network=self.network, optimizer=self.optimizer, state=state)
 
     def _save(self) -> None:
         now = time.monotonic()
         self.at.seconds += now - self._began
         self._began = self._saved = now
-        self._write(self.course.work / checkpoint.LAST)
+        self._write(self.config.checkpoints / checkpoint.LAST)
 
     def _continue(self) -> None:
-        """Take up the checkpoint, if there is one and it is of the same training."""
-        last = self.course.work / checkpoint.LAST
-        if not last.is_file():
-            if self.course.resume:
-                raise pause.nothing_to_resume(self.course.work.parent)
-            return
-        state = checkpoint.read_state(last)
-        differing = pause.differing(self._settings(), state["settings"])
-        if pause.refused(differing, self.session, resume=self.course.resume):
-            return
-        checkpoint.restore(last, network=self.network, optimizer=self.optimizer)
-        self.at = Progress(**state["progress"])
-        self.session.say(f"continuing in epoch {self.at.epoch + 1}, after {self.at.batches} batches")
+        """Continue from the checkpoint, if there is one of the same training."""
+        config = self.config
+
+        def load(path: Path) -> Progress:
+            checkpoint.restore(path, network=self.network, optimizer=self.optimizer)
+            return Progress(**checkpoint.read_state(path)["progress"])
+
+        progress = resume(
+            config.checkpoints / checkpoint.LAST,
+            config.settings,
+            read_settings=lambda path: checkpoint.read_state(path)["settings"],
+            load=load,
+            progress=lambda at: f"in epoch {at.epoch + 1}, after {at.batches} batches",
+            output=config.checkpoints.parent,
+            required=config.resume,
+            say=self.session.say,
+        )
+        if progress is not None:
+            self.at = progress
 
 
-def priors(learner: Learner) -> NDArray[np.float32] | None:
-    """What each item's cosine with a user has added: shape (items,); ``None``: nothing."""
-    recipe = learner.course.recipe
-    return learner.batches.prior * recipe.temperature if recipe.prior else None
+def priors(trainer: Trainer) -> NDArray[np.float32] | None:
+    """What is added to each item's cosine with a user, shape (items,); ``None`` if nothing is."""
+    network = trainer.config.network
+    return trainer.batches.prior * network.temperature if network.prior else None
 
 
-def validate(learner: Learner) -> Mapping[str, float]:
-    """``hidden.METRICS`` of its network as it is."""
-    network, recipe = learner.network, learner.course.recipe
-    assert learner.validation is not None
-    prior = priors(learner)
+def validate(trainer: Trainer) -> Mapping[str, float]:
+    """``validation.METRICS`` of the network as it is."""
+    network, config = trainer.network, trainer.config.network
+    assert trainer.hidden is not None
+    prior = priors(trainer)
     items = network.items.dense(more=int(prior is not None))
     if prior is not None:
         items[:, -1] = prior
-    taste = None if network.taste is None else network.taste.dense()
-    fold = user_encoders.embedding(items, taste, {**asdict(recipe), "user": recipe.user})
-    known = {"history": learner.history, "kept": learner.kept, "hidden": learner.validation}
-    return hidden.score(items, fold, session=learner.session, **known)
+    user_side = None if network.user_side is None else network.user_side.dense()
+    encoder = user_encoders.embedding(items, user_side, {**asdict(config), "user_vectors": config.user_vectors})
+    return validation.score(
+        items,
+        encoder,
+        history=trainer.history,
+        hidden=trainer.hidden,
+        kept=trainer.kept,
+        session=trainer.session,
+    )
 
 
-def tensors(network: Network, prior: NDArray[np.float32] | None) -> dict[str, Any]:
-    """The network's weights as NumPy arrays, by the names of the model folder (``apps.recsys.models.weights``)."""
-    named = {} if prior is None else {"item_prior": prior}
-    for name, table in (("item_factors", network.items), ("taste_factors", network.taste)):
+def tensors(network: EmbeddingNetwork, prior: NDArray[np.float32] | None) -> dict[str, Any]:
+    """The network's weights as NumPy arrays, by their names in the model folder (``apps.recsys.models.weights``).
+
+    Parameters
+    ----------
+    network
+        A trained network.
+    prior
+        What is added to each item's score, shape (items,); ``None``: nothing.
+    """
+    named: dict[str, Any] = {} if prior is None else {weights.PRIOR: prior}
+    for name, table in ((weights.ITEMS, network.items), (weights.USER_SIDE, network.user_side)):
         if table is None:
             continue
         if not isinstance(table.form, StoredRows):

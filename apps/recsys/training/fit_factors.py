@@ -1,10 +1,10 @@
-"""Train a model that is a matrix of factors, ``ials``, ``bpr`` or ``popularity``; continued where it stopped."""
+"""Train a model that is a matrix of factors: ``ials``, ``bpr`` or ``popularity``."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,161 +14,223 @@ from apps.recsys.models import bpr, popularity, weights
 from apps.recsys.models.als import als_matrices, ials
 from apps.recsys.models.als.factor_state import FactorState
 from apps.recsys.models.embedding import user_encoders
-from apps.recsys.training import checkpoint as pause
-from apps.recsys.training import validation as hidden
+from apps.recsys.training import validation
+from apps.recsys.training.checkpoint import FactorCheckpoint
 from common import files
+from common.training.resume import resume
 
 if TYPE_CHECKING:
-    from apps.recsys.planning.train import TrainWorkload
-    from common.cli.session import Session
+    from apps.recsys.training.session import TrainingSession
 
-Watch = Callable[[int, Callable[[], Mapping[str, float]]], None]
-"""Called after each iteration with how many are done, and with what measures the model on the hidden items. What it
-raises ends the training."""
-
-
-def unwatched(done: int, measure: Callable[[], Mapping[str, float]]) -> None:
-    """Nobody looks."""
+IterationCallback = Callable[[int, Callable[[], Mapping[str, float]]], None]
+"""Called after each iteration with the iteration count and a function that evaluates the model on the hidden items.
+An exception that it raises ends the training."""
 
 
-@dataclass(frozen=True, slots=True)
-class Training:
-    """One training.
+def no_callback(iterations: int, evaluate: Callable[[], Mapping[str, float]]) -> None:
+    """Default callback: does nothing."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FactorConfig:
+    """One training of a model of factors.
 
     Attributes
     ----------
+    kind
+        ``"ials"``, ``"bpr"`` or ``"popularity"``.
+    factors
+        Numbers per item.
+    hyper
+        Hyper-parameters of the kind.
+    items
+        Number of items.
+    interactions
+        Number of interactions that training sees.
+    directory
+        Folder of the history.
+    split
+        How evaluation items are held out of training (``splits.KINDS``).
+    seed
+        Of the random numbers.
+    settings
+        All that decides the result (``resume_settings``): only a checkpoint with the same is continued.
     checkpoint
-        Where an interrupted one goes on; ``None``: it does not.
-    validation
-        Hidden items, left out of what is trained on; without them nothing can be measured.
+        Path of the checkpoint, or ``None`` to disable checkpoints.
+    output
+        The model folder, for error messages.
+    resume
+        True if there must be a checkpoint to continue from.
     """
 
-    work: TrainWorkload
-    session: Session
+    kind: str
+    factors: int
+    hyper: Mapping[str, Any]
+    items: int
+    interactions: int
+    directory: Path
+    split: str
+    seed: int
+    settings: Mapping[str, Any]
     checkpoint: Path | None
+    output: Path
     resume: bool = False
-    validation: HeldOut | None = None
-    watch: Watch = field(default=unwatched)
 
-    @property
-    def directory(self) -> Path:
-        """Where the history is."""
-        place: Path = self.work.workspace.path
-        return place
+
+@dataclass(frozen=True, slots=True)
+class FactorTrainer:
+    """Trains a ``FactorConfig``.
+
+    Attributes
+    ----------
+    config
+        The training.
+    session
+        Plan (knobs ``fit_block``, ``user_block``), threads and progress.
+    hidden
+        Items that are left out of the training, to evaluate the model on; ``None``: it cannot be evaluated.
+    callback
+        Called after each iteration.
+    """
+
+    config: FactorConfig
+    session: TrainingSession
+    hidden: HeldOut | None = None
+    callback: IterationCallback = no_callback
 
     def run(self) -> Mapping[str, Any]:
-        """Arrange the data, fit, and return the weights by name."""
+        """Arrange the data, fit, and return the weights by name (``apps.recsys.models.weights``).
+
+        Raises
+        ------
+        ArithmeticError
+            The factors are not finite.
+        UsageError, BadInput
+            ``resume`` is set, and there is no checkpoint of this training.
+        KeyboardInterrupt
+            The session is stopping; a checkpoint has been written.
+        """
+        config = self.config
+        pairs = sides = None
         with self.session.phase("arrange"):
-            history = History(self.directory)
-            kept = Kept.of(history, self.directory, self.work.split, validation=self.validation)
-            if self.work.kind == "popularity":
-                return {weights.ITEMS: popularity.fit(history, kept, items=self.work.facts.items)}
-            arranged = self._pairs(history, kept) if self.work.kind == "bpr" else self._sides(history, kept)
-        known = (history, kept) if self.validation is not None else None
+            history = History(config.directory)
+            kept = Kept.of(history, config.directory, config.split, validation=self.hidden)
+            if config.kind == "popularity":
+                return {weights.ITEMS: popularity.fit(history, kept, items=config.items)}
+            if config.kind == "bpr":
+                pairs = self._pairs(history, kept)
+            else:
+                sides = self._sides(history, kept)
+        # The history stays open only if the callback may evaluate.
+        evaluated = (history, kept) if self.hidden is not None else None
         del history, kept
         with self.session.phase("fit"):
-            if isinstance(arranged, bpr.Pairs):
-                return self._rank_pairs(arranged, known)
+            if pairs is not None:
+                return self._fit_pairs(pairs, evaluated)
+            assert sides is not None
             try:
-                return self._solve_sides(arranged, known)
+                return self._fit_sides(sides, evaluated)
             finally:
-                als_matrices.remove(self.directory)
+                als_matrices.remove(config.directory)
 
     def _pairs(self, history: History, kept: Kept) -> bpr.Pairs:
-        matrix = als_matrices.training_matrix(history, kept, items=self.work.facts.items, hyper=bpr.ALIKE)
+        matrix = als_matrices.training_matrix(history, kept, items=self.config.items, hyper=bpr.UNWEIGHTED)
         return bpr.Pairs.of(matrix)
 
     def _sides(self, history: History, kept: Kept) -> als_matrices.Sides:
-        shared = {"items": self.work.facts.items, "hyper": self.work.hyper}
-        block = int(self.session.plan["fit_block"])
-        if block >= self.work.fit_interactions:
-            return als_matrices.hold(history, kept, **shared)
-        return als_matrices.store(self.directory, history, kept, block=block, **shared)
+        config, block = self.config, int(self.session.plan["fit_block"])
+        if block >= config.interactions:
+            return als_matrices.in_memory(history, kept, items=config.items, hyper=config.hyper)
+        return als_matrices.on_disk(
+            config.directory, history, kept, items=config.items, hyper=config.hyper, block=block
+        )
 
-    def _solve_sides(self, arranged: als_matrices.Sides, known: tuple[History, Kept] | None) -> Mapping[str, Any]:
-        """Sweep over users and items in turn; two sweeps are an iteration."""
-        keeper = self._keeper()
-        state = self._paused(keeper)
-        if state is None:
-            state = ials.first_state(arranged, factors=self.work.factors, seed=self.session.seed)
-        with self.session.progress(total=2 * self.work.hyper["iterations"], unit="sweep", label="fit") as bar:
+    def _fit_sides(self, sides: als_matrices.Sides, evaluated: tuple[History, Kept] | None) -> Mapping[str, Any]:
+        """Solve users and items in turn; two such sweeps are an iteration."""
+        config = self.config
+        saved = self._checkpoint()
+        state = self._continued(saved) or ials.first_state(sides, factors=config.factors, seed=config.seed)
+        with self.session.progress(total=2 * config.hyper["iterations"], unit="sweep", label="fit") as bar:
             bar.update(state.sweep)
 
             def after_block(state: FactorState) -> None:
-                swept = state.row == len(state.items if state.sweep % 2 else state.users)
-                bar.update(swept)
-                self._pause(keeper, state, due=swept)
-                if swept and state.sweep % 2:
-                    self._look(state.sweep // 2 + 1, {weights.ITEMS: state.items}, known)
+                sweep_done = state.row == len(state.items if state.sweep % 2 else state.users)
+                bar.update(sweep_done)
+                self._save(saved, state, due=sweep_done)
+                if sweep_done and state.sweep % 2:
+                    self._call_back(state.sweep // 2 + 1, {weights.ITEMS: state.items}, evaluated)
 
-            factors = ials.fit(
-                arranged, state, hyper=self.work.hyper, threads=self.session.threads, after_block=after_block
-            )
+            factors = ials.fit(sides, state, hyper=config.hyper, threads=self.session.threads, after_block=after_block)
         return {weights.ITEMS: factors}
 
-    def _rank_pairs(self, arranged: bpr.Pairs, known: tuple[History, Kept] | None) -> Mapping[str, Any]:
-        """Epochs over the pairs."""
-        keeper = self._keeper()
-        state = self._paused(keeper)
-        seed, items, compared = self.session.seed, self.work.facts.items, arranged.compared()
+    def _fit_pairs(self, pairs: bpr.Pairs, evaluated: tuple[History, Kept] | None) -> Mapping[str, Any]:
+        """Epochs over the pairs of user and item."""
+        config = self.config
+        saved = self._checkpoint()
+        compared = pairs.compared()
+        state = self._continued(saved)
         if state is None:
-            state = bpr.first_state(arranged, items=items, factors=self.work.factors, seed=seed)
-        with self.session.progress(total=self.work.hyper["iterations"], unit="epoch", label="fit") as bar:
+            state = bpr.first_state(pairs, items=config.items, factors=config.factors, seed=config.seed)
+        with self.session.progress(total=config.hyper["iterations"], unit="epoch", label="fit") as bar:
             bar.update(state.sweep)
 
             def after_epoch(state: FactorState) -> None:
                 bar.update()
-                self._pause(keeper, state, due=True)
-                self._look(state.sweep, {weights.ITEMS: state.items, weights.COMPARED: compared}, known)
+                self._save(saved, state, due=True)
+                self._call_back(state.sweep, {weights.ITEMS: state.items, weights.COMPARED: compared}, evaluated)
 
-            shared = {"hyper": self.work.hyper, "threads": self.session.threads, "seed": seed}
-            factors = bpr.fit(arranged, state, after_epoch=after_epoch, **shared)
+            factors = bpr.fit(
+                pairs,
+                state,
+                hyper=config.hyper,
+                threads=self.session.threads,
+                seed=config.seed,
+                after_epoch=after_epoch,
+            )
         return {weights.ITEMS: factors, weights.COMPARED: compared}
 
-    def _look(self, done: int, tensors: Mapping[str, Any], known: tuple[History, Kept] | None) -> None:
-        def measure() -> Mapping[str, float]:
-            assert known is not None and self.validation is not None
-            history, kept = known
-            items, others = tensors[weights.ITEMS], tensors.get(weights.COMPARED)
-            fold = user_encoders.of_kind(self.work.kind, items, self.work.hyper, others=others)
-            return hidden.score(items, fold, history=history, hidden=self.validation, kept=kept, session=self.session)
+    def _call_back(self, iterations: int, tensors: Mapping[str, Any], evaluated: tuple[History, Kept] | None) -> None:
+        def evaluate() -> Mapping[str, float]:
+            assert evaluated is not None and self.hidden is not None
+            history, kept = evaluated
+            items, negatives = tensors[weights.ITEMS], tensors.get(weights.COMPARED)
+            encoder = user_encoders.of_kind(self.config.kind, items, self.config.hyper, negatives=negatives)
+            return validation.score(
+                items, encoder, history=history, hidden=self.hidden, kept=kept, session=self.session
+            )
 
-        self.watch(done, measure)
+        self.callback(iterations, evaluate)
 
-    def _keeper(self) -> pause.Checkpoint | None:
-        if self.checkpoint is None:
+    def _checkpoint(self) -> FactorCheckpoint | None:
+        if self.config.checkpoint is None:
             return None
-        data = digest(self.directory)
-        settings = {"data": data, "factors": self.work.factors, "seed": self.session.seed, **self.work.hyper}
-        return pause.Checkpoint(self.checkpoint, settings)
+        return FactorCheckpoint(self.config.checkpoint, self.config.settings)
 
-    def _pause(self, keeper: pause.Checkpoint | None, state: FactorState, *, due: bool) -> None:
-        """Save where it is time or somebody asked to stop, which then happens."""
+    def _save(self, saved: FactorCheckpoint | None, state: FactorState, *, due: bool) -> None:
+        """Save if it is time or the session is stopping, which then interrupts the training."""
         stopping = self.session.stopping
-        if keeper is not None and (stopping or (due and keeper.due())):
-            keeper.save(state)
+        if saved is not None and (stopping or (due and saved.due())):
+            saved.save(state)
         if stopping:
             raise KeyboardInterrupt
 
-    def _paused(self, keeper: pause.Checkpoint | None) -> FactorState | None:
-        """What an interrupted run of the same training left; ``None``: start anew."""
-        if keeper is None:
+    def _continued(self, saved: FactorCheckpoint | None) -> FactorState | None:
+        """The state that an unfinished run of the same training left; ``None``: start from the beginning."""
+        if saved is None:
             return None
-        if not keeper.path.is_file():
-            if self.resume:
-                raise pause.nothing_to_resume(keeper.path.parents[1])
-            return None
-        if pause.refused(keeper.differing(), self.session, resume=self.resume):
-            return None
-        state = keeper.load()
-        if state is None:
-            self.session.say("the checkpoint found is damaged; starting anew")
-        else:
-            self.session.say(f"continuing after {state.sweep} sweeps and {state.row:,} rows")
-        return state
+        return resume(
+            saved.path,
+            saved.settings,
+            read_settings=lambda path: saved.read_settings(),
+            load=lambda path: saved.load(),
+            progress=lambda state: f"after {state.sweep} sweeps and {state.row:,} rows",
+            output=self.config.output,
+            required=self.config.resume,
+            say=self.session.say,
+        )
 
 
-def digest(directory: Path) -> str:
-    """Of the interactions and of what is held out."""
+def data_digest(directory: Path) -> str:
+    """SHA-256 of the interactions and of what the split holds out."""
     names = sorted([*directory.glob("history.*.npy"), *directory.glob("heldout.*.npy")])
     return hashlib.sha256("".join(files.sha256(path) for path in names).encode()).hexdigest()

@@ -1,9 +1,9 @@
-"""``recsys train --tune N``: other settings tried under the same ceiling, judged on hidden items of the training data.
+"""``recsys train --tune N``: try other settings under the same ceiling, and compare them on hidden training items.
 
-The first trial has the settings of the command line. Each is planned before it is tried: one that does not fit is
-skipped. Those that fall behind on the way are stopped by asynchronous successive halving (Li et al., "A system for
-massively parallel hyperparameter tuning", 2020): of those that reached a rung the best half goes on. What a trial
-reached is a line in a file as soon as it ends, so that a search that was killed goes on with the next one.
+The first trial has the settings of the command line. Each trial is planned first, and skipped if it does not fit.
+Trials that fall behind are stopped by asynchronous successive halving (Li et al., "A system for massively parallel
+hyperparameter tuning", 2020): at each rung only the best half of the trials that reached it continues. The result of
+each trial is a line in a file as soon as it ends, so a search that was killed continues with the next trial.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import asdict, dataclass, replace
 from html import escape
 from pathlib import Path
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from apps.recsys.models import search_space
 from apps.recsys.training import tpe
-from apps.recsys.training.fit_factors import Watch
+from apps.recsys.training.fit_factors import IterationCallback
 from apps.recsys.training.tpe import Trial
 from common.errors import DoesNotFit
 from common.memory.costs.store import CostStore
@@ -28,85 +28,108 @@ from common.memory.plan import planner
 from common.memory.plan.plan import Plan
 from common.memory.process import fork, glibc, guard
 from common.memory.process.budget import format_size
+from common.training.resume import resume
 
 if TYPE_CHECKING:
     from apps.recsys.planning.train import TrainWorkload
     from common.cli.session import Session
 
 FILE = "tuning.jsonl"
-"""In the model folder's ``.training``: a line of what is searched, then a line for each trial."""
+"""In the model folder's ``.training``: a line with the search's settings, then a line per trial."""
 METRIC = "ndcg@10"
-"""What decides."""
+"""The metric by which trials are compared."""
 REDUCTION = 2
-"""A rung has twice the iterations of the one below it, and lets half pass."""
+"""Ratio of the iterations of successive rungs; one in so many trials passes a rung."""
 RUNGS = 3
+"""Number of rungs."""
 FITTING = ("arrange", "fit", "validate")
-"""Phases of a training that a trial goes through."""
+"""Phases of a training that a trial has too."""
 
-Fit = Callable[["TrainWorkload", "TrialSession", Watch], object]
-"""Trains with some settings, telling what watches after each iteration."""
+Fit = Callable[["TrainWorkload", "TrialSession", IterationCallback], object]
+"""Trains a workload and calls back after each iteration."""
 
 
-class Stopped(Exception):
-    """A trial that is not worth going on with."""
+class TrialStopped(Exception):
+    """A trial that is not worth continuing."""
 
 
 class TrialSession:
-    """What a training needs of ``common.cli.session.Session``, quietly: all trials are the one phase ``tune``."""
+    """A ``TrainingSession`` for trials: it prints nothing, and all trials together are the phase ``tune``."""
 
     def __init__(self, session: Session, plan: Plan) -> None:
         self._session, self.plan = session, plan
-        self.threads, self.seed, self.budget = session.threads, session.seed, session.budget
+        self.threads, self.budget = session.threads, session.budget
 
     @property
     def stopping(self) -> bool:
-        """Whether somebody asked the command to stop."""
+        """True once a signal asked the command to stop."""
         return self._session.stopping
 
-    def phase(self, name: str) -> Any:
-        """Not measured on its own."""
+    def phase(self, name: str) -> AbstractContextManager[Any]:
+        """A block that is not measured on its own."""
         return nullcontext()
 
     def say(self, message: str) -> None:
-        """A trial is told in one line, when it has ended."""
+        """Print nothing: the search prints one line per trial."""
 
     def progress(self, *, total: float | None, unit: str, label: str) -> Any:
-        """A bar that is not drawn."""
+        """A progress bar that is not drawn."""
         from tqdm import tqdm
 
         return tqdm(disable=True)
 
 
-class Notebook:
-    """The file of trials.
+class TrialLog:
+    """The file of a search's trials. The search is continued if the file has the same settings.
 
     Parameters
     ----------
     path
-        The file; where it is of another search it is begun anew.
-    about
-        What is searched, on what data, from which seed.
+        The file.
+    settings
+        All that decides the search (``resume_settings``), and its space.
+    output
+        The model folder, for error messages.
+    required
+        True if there must be a search to continue.
+    say
+        Prints one line for the user.
+
+    Raises
+    ------
+    UsageError, BadInput
+        ``required`` is set, and there is no file of this search.
     """
 
-    def __init__(self, path: Path, about: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        settings: Mapping[str, Any],
+        *,
+        output: Path,
+        required: bool = False,
+        say: Callable[[str], None],
+    ) -> None:
         self.path = path
-        head = json.dumps(about, sort_keys=True)
-        self.trials = list(self._read(head))
+        continued = resume(
+            path,
+            settings,
+            read_settings=_read_settings,
+            load=_read_trials,
+            progress=lambda trials: f"after {len(trials)} trials",
+            output=output,
+            required=required,
+            say=say,
+        )
+        self.trials = continued or []
         path.parent.mkdir(parents=True, exist_ok=True)
-        # Written again without what a kill left half-written.
+        # Written again, without a line that a killed run left incomplete.
         with path.open("w", encoding="utf-8") as stream:
+            head = json.dumps(settings, sort_keys=True)
             stream.writelines(line + "\n" for line in (head, *map(_line, self.trials)))
 
-    def _read(self, head: str) -> Iterator[Trial]:
-        if not self.path.is_file():
-            return
-        first, *lines = self.path.read_text("utf-8").split("\n")
-        for line in lines[:-1] if first == head else ():
-            row = json.loads(line)
-            yield Trial(**{**row, "scores": {int(done): score for done, score in row["scores"].items()}})
-
     def add(self, trial: Trial) -> None:
-        """Keep a trial that has ended."""
+        """Append a trial that has ended."""
         self.trials.append(trial)
         with self.path.open("a", encoding="utf-8") as stream:
             stream.write(_line(trial) + "\n")
@@ -114,108 +137,120 @@ class Notebook:
             os.fsync(stream.fileno())
 
 
+def _read_settings(path: Path) -> Mapping[str, Any] | None:
+    with path.open(encoding="utf-8") as stream, suppress(ValueError):
+        settings: Mapping[str, Any] = json.loads(stream.readline())
+        return settings
+    return None
+
+
+def _read_trials(path: Path) -> list[Trial]:
+    """The trials in a file, but for a last line that is incomplete."""
+    rows = [json.loads(line) for line in path.read_text("utf-8").split("\n")[1:-1]]
+    return [Trial(**{**row, "scores": {int(done): score for done, score in row["scores"].items()}}) for row in rows]
+
+
 def _line(trial: Trial) -> str:
     return json.dumps(asdict(trial), sort_keys=True)
 
 
-def present(work: TrainWorkload) -> dict[str, Any]:
-    """Its settings, of those that are searched."""
-    return {name: work.factors if name == "factors" else work.hyper[name] for name in work.space}
-
-
-def changed(work: TrainWorkload, settings: Mapping[str, Any]) -> TrainWorkload:
-    """The same training with other settings."""
-    factors = int(settings.get("factors", work.factors))
-    hyper = {**work.hyper, **{name: value for name, value in settings.items() if name != "factors"}}
-    recipe = work.recipe
-    if recipe is not None:
-        recipe = replace(recipe, **{name: value for name, value in settings.items() if hasattr(recipe, name)})
-    return replace(work, factors=factors, hyper=hyper, recipe=recipe)
+def searched_settings(work: TrainWorkload) -> dict[str, Any]:
+    """The values that a workload has for the hyper-parameters in its space."""
+    model = work.request.model
+    return {name: model.factors if name == "factors" else model.hyper[name] for name in work.request.space}
 
 
 def rungs(iterations: int) -> list[int]:
-    """After how many iterations a trial is looked at, the last time at its end."""
+    """Numbers of iterations after which a trial is evaluated, the last one being all of them."""
     return sorted({max(1, round(iterations / REDUCTION**below)) for below in range(RUNGS)})
 
 
 def promising(score: float, others: Sequence[float]) -> bool:
-    """Whether a score is among the best half of all that were reached at this rung; a first one is."""
+    """True if a score is in the best half of all scores at its rung, or the first one there."""
     better = sum(other > score for other in others)
     return better < max(1, (len(others) + 1) // REDUCTION)
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
-    """What a search found."""
+class SearchResult:
+    """The best settings of a search."""
 
     work: TrainWorkload
-    """With the best settings."""
+    """The training with the best settings."""
     plan: Plan
-    """For it, and what the search itself took."""
+    """Its plan, including the phases of the search."""
     results: Mapping[str, Any]
-    """For the record."""
+    """Entry ``tuning`` of the record's results."""
 
 
 class Search:
-    """Trials one after the other.
+    """Runs trials one after the other.
 
     Parameters
     ----------
     work
-        With the command line's settings, and the space to search (``TrainWorkload.space``).
+        The training with the settings of the command line, and the space to search.
+    session
+        Of the command.
+    log
+        The trials so far.
     fit
-        Trains.
+        Trains one trial.
     """
 
-    def __init__(self, work: TrainWorkload, session: Session, notebook: Notebook, fit: Fit) -> None:
-        self.work, self.session, self.notebook, self.fit = work, session, notebook, fit
-        self.rungs = rungs(int(work.hyper["epochs" if work.kind == "embedding" else "iterations"]))
+    def __init__(self, work: TrainWorkload, session: Session, log: TrialLog, fit: Fit) -> None:
+        self.work, self.session, self.log, self.fit = work, session, log, fit
+        self.rungs = rungs(work.request.model.iterations)
         self.largest: tuple[Term, ...] = ()
-        """Terms of the trial that needed most."""
+        """Terms of the trial that needed the most memory."""
 
-    def run(self) -> Outcome:
-        """Try until there are enough; the best settings and a plan for them."""
-        session, trials = self.session, self.notebook.trials
-        if trials:
-            session.say(f"continuing after {len(trials)} trials")
-        for number in range(len(trials), self.work.trials):
+    def run(self) -> SearchResult:
+        """Run the remaining trials; returns the best settings and a plan for them.
+
+        Raises
+        ------
+        ArithmeticError
+            No trial came to its end.
+        """
+        session, trials = self.session, self.log.trials
+        for number in range(len(trials), self.work.request.trials):
             with session.phase("suggest"):
                 settings = self._settings(number)
             with session.phase("tune"):
                 trial = self._try(number, settings)
                 glibc.trim()
-            self.notebook.add(trial)
-            session.say(self._told(trial))
+            self.log.add(trial)
+            session.say(self._described(trial))
         best = self.best()
         session.say(f"best: trial {best.number + 1}, {METRIC} {best.reached:.4f}: {_pairs(best.settings)}")
-        work = changed(self.work, best.settings)
+        work = self.work.with_settings(best.settings)
         plan = planner.plan(work, session.budget, CostStore(walled=True))
-        return Outcome(work, self._including(plan), self._results(best))
+        return SearchResult(work, self._including(plan), self._results(best))
 
     def best(self) -> Trial:
-        """Of those that came to their end, the one that reached most, the earliest of equals.
+        """The finished trial with the best score, the first one of equals.
 
         Raises
         ------
         ArithmeticError
-            If none did.
+            No trial came to its end.
         """
-        done = [trial for trial in self.notebook.trials if trial.state == "done"]
+        done = [trial for trial in self.log.trials if trial.state == "done"]
         if not done:
-            raise ArithmeticError("no trial came to its end; --set other settings to begin with")
+            raise ArithmeticError("no trial came to its end; start from other settings with --set")
         return max(done, key=lambda trial: (trial.reached, -trial.number))
 
     def _settings(self, number: int) -> dict[str, Any]:
         if not number:
-            return present(self.work)
-        trials = list(self.notebook.trials)
-        return fork.run(lambda: tpe.ask(self.work.space, trials, seed=self.session.seed))
+            return searched_settings(self.work)
+        trials = list(self.log.trials)
+        return fork.run(lambda: tpe.ask(self.work.request.space, trials, seed=self.work.request.seed))
 
     def _try(self, number: int, settings: Mapping[str, Any]) -> Trial:
         import numpy as np
 
         trial = Trial(number, settings)
-        work = changed(self.work, settings)
+        work = self.work.with_settings(settings)
         try:
             plan = planner.plan(work, self.session.budget, CostStore(walled=True))
         except DoesNotFit as refusal:
@@ -223,8 +258,8 @@ class Search:
             return trial
         self.largest = max(self.largest, _heaviest(plan), key=_total)
         try:
-            self.fit(work, TrialSession(self.session, plan), self._watch(trial))
-        except Stopped:
+            self.fit(work, TrialSession(self.session, plan), self._callback(trial))
+        except TrialStopped:
             trial.state = "stopped"
         except (ArithmeticError, np.linalg.LinAlgError) as error:
             trial.state, trial.why = "failed", str(error)
@@ -234,45 +269,45 @@ class Search:
             trial.state, trial.why = "skipped", "an allocation failed"
         return trial
 
-    def _watch(self, trial: Trial) -> Watch:
-        def watch(done: int, measure: Callable[[], Mapping[str, float]]) -> None:
-            if done not in self.rungs:
+    def _callback(self, trial: Trial) -> IterationCallback:
+        def after_iteration(iterations: int, evaluate: Callable[[], Mapping[str, float]]) -> None:
+            if iterations not in self.rungs:
                 return
-            score = trial.scores[done] = float(measure()[METRIC])
-            others = [other.scores[done] for other in self.notebook.trials if done in other.scores]
-            if done < self.rungs[-1] and not promising(score, others):
-                raise Stopped
+            score = trial.scores[iterations] = float(evaluate()[METRIC])
+            others = [other.scores[iterations] for other in self.log.trials if iterations in other.scores]
+            if iterations < self.rungs[-1] and not promising(score, others):
+                raise TrialStopped
 
-        return watch
+        return after_iteration
 
-    def _told(self, trial: Trial) -> str:
+    def _described(self, trial: Trial) -> str:
         ended = {
             "done": f"{METRIC} {trial.reached:.4f}" if trial.scores else "",
             "stopped": f"stopped after {max(trial.scores, default=0)} of {self.rungs[-1]} iterations",
         }
         how = ended.get(trial.state, f"{trial.state}: {trial.why}")
-        return f"trial {trial.number + 1} of {self.work.trials}: {_pairs(trial.settings)}: {how}"
+        return f"trial {trial.number + 1} of {self.work.request.trials}: {_pairs(trial.settings)}: {how}"
 
     def _including(self, plan: Plan) -> Plan:
-        """The plan with what the search took before it."""
+        """The plan with the memory of the search as its phase ``tune``."""
         spent = [replace(term, phases=("tune",)) for term in self.largest]
         return replace(plan, footprint=Footprint.of([*plan.footprint.terms, *spent]))
 
     def _results(self, best: Trial) -> dict[str, Any]:
-        first = self.notebook.trials[0]
+        first = self.log.trials[0]
         return {
             "metric": METRIC,
             "rungs": self.rungs,
-            "space": search_space.to_json(self.work.space),
+            "space": search_space.to_json(self.work.request.space),
             "best": best.number,
             "reached": best.reached,
             "gain": best.reached / first.reached if first.scores else None,
-            "trials": [asdict(trial) for trial in self.notebook.trials],
+            "trials": [asdict(trial) for trial in self.log.trials],
         }
 
 
 def _heaviest(plan: Plan) -> tuple[Term, ...]:
-    """The terms of the phase that decides what a trial takes."""
+    """The terms of a trial's largest phase."""
     sums = plan.footprint.phases()
     phase = max((name for name in sums if name in FITTING), key=sums.__getitem__)
     return tuple(term for term in plan.footprint.terms if phase in term.phases)
@@ -296,17 +331,17 @@ def _shown(value: float | str) -> str:
 
 
 def section(written: Mapping[str, Any], directory: Path) -> Iterator[str]:
-    """The search as a table of the report."""
+    """A section of the report: the trials as a table."""
     from common.memory.report import page
 
-    found = written.get("results", {}).get("tuning")
-    if not found:
+    search = written.get("results", {}).get("tuning")
+    if not search:
         return
-    names, rows = list(found["space"]), []
-    for trial in found["trials"]:
+    names, rows = list(search["space"]), []
+    for trial in search["trials"]:
         scores = trial["scores"]
         reached = f"{scores[max(scores, key=int)]:.4f}" if scores else ""
-        ended = "best" if trial["number"] == found["best"] else f"{trial['state']} {trial['why']}"
+        ended = "best" if trial["number"] == search["best"] else f"{trial['state']} {trial['why']}"
         values = [_shown(trial["settings"][name]) for name in names]
         rows.append([escape(cell) for cell in (str(trial["number"] + 1), *values, reached, ended)])
-    yield page.section("Settings that were tried", page.table(("Trial", *names, found["metric"], "Ended"), rows))
+    yield page.section("Settings that were tried", page.table(("Trial", *names, search["metric"], "Ended"), rows))

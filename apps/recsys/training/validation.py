@@ -1,4 +1,4 @@
-"""Items that training hides from itself: what decides when an embedding stops, and which settings ``--tune`` keeps."""
+"""Score a model on items that are hidden from its training: to stop an embedding, and to compare trials of a search."""
 
 from __future__ import annotations
 
@@ -13,31 +13,43 @@ if TYPE_CHECKING:
 
     from apps.recsys.data.csr_store import History
     from apps.recsys.data.splits import HeldOut, Kept
-    from apps.recsys.models.embedding.user_encoders import Fold
-    from common.cli.session import Session
+    from apps.recsys.models.embedding.user_encoders import FoldIn
+    from apps.recsys.training.session import TrainingSession
 
 METRICS = ("ndcg@10", "ndcg@20")
 
 
 def score(
-    items: NDArray[Any], fold: Fold, *, history: History, hidden: HeldOut, kept: Kept, session: Session
+    items: NDArray[Any], fold_in: FoldIn, *, history: History, hidden: HeldOut, kept: Kept, session: TrainingSession
 ) -> Mapping[str, float]:
-    """Rank all items for the users that have hidden ones; means over them of ``METRICS``.
+    """Rank all items for the users with hidden items.
 
     Parameters
     ----------
     items
-        Their vectors, shape (items, factors).
+        Item vectors, shape (items, factors).
+    fold_in
+        From a history to a user vector.
+    history
+        All interactions.
+    hidden
+        The items to score.
     kept
-        What is trained on, so without what is hidden: all that may be known of a user here. What the command's split
-        holds out is not.
+        Interactions that are trained on. Only they are folded in: neither hidden items nor what the split holds out.
+    session
+        Gives the number of users ranked at a time, and the threads.
+
+    Returns
+    -------
+    Mapping
+        Means of ``METRICS`` over the users.
     """
 
     def users() -> Iterator[User]:
         for row, user in enumerate(hidden.users):
-            known = kept.mask(int(user), int(user) + 1)
-            yield history.items(user)[known], history.values(user)[known], hidden.items(row)
+            trained = kept.mask(int(user), int(user) + 1)
+            yield history.items(user)[trained], history.values(user)[trained], hidden.items(row)
 
     tally = Tally(len(items), METRICS)
-    evaluate(users(), fold, items, block=int(session.plan["user_block"]), threads=session.threads, tally=tally)
+    evaluate(users(), fold_in, items, block=int(session.plan["user_block"]), threads=session.threads, tally=tally)
     return tally.means()

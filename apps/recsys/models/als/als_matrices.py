@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     Block = tuple[int, int, Any]
     """First row, the row after the last, and the confidences between as a SciPy CSR matrix."""
 
-HELD_BLOCK = 1 << 22
+MEMORY_BLOCK = 1 << 22
 """Interactions solved at a time where all are in memory: the solver copies a block's confidences."""
 SORTED_SHARE = 4
 """A block is this many times what is sorted at once on the way to it."""
@@ -47,10 +47,10 @@ class Sides:
     items: Side
 
 
-class Held:
+class InMemory:
     """A SciPy CSR matrix in memory; blocks are views of it."""
 
-    def __init__(self, matrix: Any, block: int = HELD_BLOCK) -> None:
+    def __init__(self, matrix: Any, block: int = MEMORY_BLOCK) -> None:
         self._matrix, self._block = matrix, block
         self.rows: int = matrix.shape[0]
 
@@ -63,7 +63,7 @@ class Held:
             yield start, stop, _csr(matrix.data[first:last], matrix.indices[first:last], indptr, matrix.shape[1])
 
 
-class Stored:
+class OnDisk:
     """A CSR matrix on disk (``history.History``), of which one block at a time is in memory."""
 
     def __init__(self, directory: Path, name: str, columns: int, block: int) -> None:
@@ -91,10 +91,10 @@ def _csr(values: Any, columns: Any, indptr: Any, width: int) -> Any:
     return scipy.sparse.csr_matrix((values, columns, indptr), shape=(len(indptr) - 1, width), copy=False)
 
 
-def hold(history: History, kept: Kept, *, items: int, hyper: Mapping[str, Any]) -> Sides:
+def in_memory(history: History, kept: Kept, *, items: int, hyper: Mapping[str, Any]) -> Sides:
     """Both sides in memory: 16 bytes an interaction."""
     matrix = training_matrix(history, kept, items=items, hyper=hyper)
-    return Sides(Held(matrix), Held(matrix.T.tocsr()))
+    return Sides(InMemory(matrix), InMemory(matrix.T.tocsr()))
 
 
 def training_matrix(history: History, kept: Kept, *, items: int, hyper: Mapping[str, Any]) -> Any:
@@ -127,16 +127,18 @@ def _lengths(history: History, keep: NDArray[np.bool_], start: int, stop: int) -
     return lengths
 
 
-def store(directory: Path, history: History, kept: Kept, *, items: int, hyper: Mapping[str, Any], block: int) -> Sides:
+def on_disk(
+    directory: Path, history: History, kept: Kept, *, items: int, hyper: Mapping[str, Any], block: int
+) -> Sides:
     """Both sides on disk, as ``by_user.*.npy`` and ``by_item.*.npy``, read ``block`` interactions at a time."""
     by_item = _write_users(directory, history, kept, items=items, hyper=hyper)
     _transpose(directory, by_item, size=-(-block // SORTED_SHARE))
-    users = Stored(directory, "by_user", items, block)
-    return Sides(users, Stored(directory, "by_item", users.rows, block))
+    users = OnDisk(directory, "by_user", items, block)
+    return Sides(users, OnDisk(directory, "by_item", users.rows, block))
 
 
 def remove(directory: Path) -> None:
-    """Remove what ``store`` wrote."""
+    """Remove what ``on_disk`` wrote."""
     for name in ("by_user", "by_item"):
         for path in directory.glob(f"{name}.*.npy"):
             path.unlink()
@@ -174,7 +176,7 @@ def _transpose(directory: Path, lengths: NDArray[np.int64], *, size: int) -> Non
 
     ends = np.cumsum(lengths)
     piles = external_sort.Buckets(directory, ends, PAIR, size=size)
-    for start, stop, block in Stored(directory, "by_user", len(lengths), size).blocks():
+    for start, stop, block in OnDisk(directory, "by_user", len(lengths), size).blocks():
         owners = np.repeat(np.arange(start, stop, dtype=np.int32), np.diff(block.indptr))
         piles.deal({"row": block.indices, "column": owners, "value": block.data})
     with (

@@ -1,7 +1,7 @@
-"""Implicit ALS: training by ``implicit``, and the fold-in of a user from its history.
+"""Implicit ALS: training by the library ``implicit``, and the fold-in of a user from its history.
 
-Objective (Hu, Koren, Volinsky, "Collaborative filtering for implicit feedback datasets", 2008): every pair counts
-with confidence 1 and preference 0, an interaction with confidence ``alpha * weight(value)`` and preference 1.
+Objective (Hu, Koren, Volinsky, "Collaborative filtering for implicit feedback datasets", 2008): every pair of user and
+item has preference 0 and confidence 1; an interaction has preference 1 and confidence ``alpha * weight(value)``.
 """
 
 from __future__ import annotations
@@ -19,22 +19,32 @@ if TYPE_CHECKING:
 
     from apps.recsys.models.als.als_matrices import Sides
 
-HYPER: Mapping[str, Any] = {"alpha": 2.0, "regularization": 10.0, "iterations": 15, "weight": "log", "frequency": 0.0}
-"""Hyper-parameters with their defaults (chosen on MovieLens-1M and Last.fm, see ``apps/recsys/bench``);
-``frequency``: the exponent of ``exact.ridge``, 0 for the same regularisation everywhere, which ``implicit`` solves."""
+HYPER: Mapping[str, Any] = {
+    "alpha": 2.0,
+    "regularization": 10.0,
+    "iterations": 15,
+    "weight": "log",
+    "frequency_scaling": 0.0,
+}
+"""Hyper-parameters with their defaults (chosen on MovieLens-1M and Last.fm, see ``apps/recsys/bench``).
+
+``frequency_scaling`` is the exponent of ``ials_exact.ridge``. With 0 all rows have the same regularisation, and
+``implicit`` solves them.
+"""
 FIRST_SCALE = 0.01
-"""Factors start uniform in [0, 0.01), as ``implicit`` starts them."""
+"""Factors start uniform in [0, 0.01), as in ``implicit``."""
 
 
 def first_state(sides: Sides, *, factors: int, seed: int) -> FactorState:
-    """The factors that ``AlternatingLeastSquares(random_state=seed)`` starts from, drawn in place."""
+    """The factors that ``AlternatingLeastSquares(random_state=seed)`` starts from."""
     import numpy as np
 
     random = np.random.default_rng(seed)
-    drawn = [uniform(random, side.rows, factors) for side in (sides.users, sides.items)]
-    for first in drawn:
+    users = uniform(random, sides.users.rows, factors)
+    items = uniform(random, sides.items.rows, factors)
+    for first in (users, items):
         first *= FIRST_SCALE
-    return FactorState(*drawn)
+    return FactorState(users, items)
 
 
 def fit(
@@ -45,29 +55,39 @@ def fit(
     threads: int,
     after_block: Callable[[FactorState], None],
 ) -> NDArray[np.float32]:
-    """Train on from a state, and return the items' factors, shape (items, factors).
+    """Train from a state to the last iteration.
 
-    Without ``frequency`` the result is that of ``AlternatingLeastSquares(random_state=seed).fit(matrix)`` to the bit,
-    however the sides are cut into blocks: a row is solved on its own, from the other side's factors and from what it
-    was before.
+    With ``frequency_scaling=0`` the result equals that of ``AlternatingLeastSquares(random_state=seed).fit(matrix)`` to
+    the bit, whatever the blocks: each row is solved on its own, from the other side's factors and its last value.
 
     Parameters
     ----------
+    sides
+        The confidences, by user and by item.
     state
         Where to begin (``first_state``); changed in place.
+    hyper
+        As ``HYPER``.
+    threads
+        Threads of the solver.
     after_block
-        Called with the state after each block of rows; what it raises ends the training.
+        Called with the state after each block of rows; an exception that it raises ends the training.
+
+    Returns
+    -------
+    NDArray
+        The items' factors, shape (items, factors).
 
     Raises
     ------
     ArithmeticError
-        If factors are not finite in the end.
+        The factors are not finite at the end.
     """
     import implicit.cpu.als  # noqa: F401  BLAS must be loaded before it can be limited
     import numpy as np
     from threadpoolctl import threadpool_limits
 
-    # The solvers run their own threads; BLAS below them must not (implicit's check warns of a tenfold slowdown).
+    # The solvers start their own threads, so BLAS must run one each (implicit's check warns of a tenfold slowdown).
     with threadpool_limits(1, "blas"):
         solve = _solver(hyper, threads)
         while state.sweep < 2 * hyper["iterations"]:
@@ -86,17 +106,21 @@ def fit(
 
 
 def _solver(hyper: Mapping[str, Any], threads: int) -> Callable[[Any, Any, Any], None]:
-    """Solves rows in place, from their confidences and the other side's factors."""
-    if hyper["frequency"]:
-        ridge = {"regularization": hyper["regularization"], "exponent": hyper["frequency"]}
-        return partial(ials_exact.solve, **ridge, threads=threads)
+    """A function that solves rows in place, from their confidences and the other side's factors."""
+    if hyper["frequency_scaling"]:
+        return partial(
+            ials_exact.solve,
+            regularization=hyper["regularization"],
+            exponent=hyper["frequency_scaling"],
+            threads=threads,
+        )
     from implicit.cpu.als import AlternatingLeastSquares
 
     return partial(AlternatingLeastSquares().solver, regularization=hyper["regularization"], num_threads=threads)
 
 
 def uniform(random: np.random.Generator, rows: int, factors: int) -> NDArray[np.float32]:
-    """Numbers in [0, 1), shape (rows, factors), drawn in place as ``implicit`` draws them."""
+    """Numbers in [0, 1), shape (rows, factors), drawn in place and in the order of ``implicit``."""
     import numpy as np
 
     drawn = np.empty((rows, factors), np.float32)
@@ -122,8 +146,12 @@ def fold_in(
     ----------
     shared
         ``gramian`` of the same factors.
+    item_factors
+        ``Y``, shape (items, factors).
     items, confidences
-        The history, shape (n,).
+        The history, shape (n,) each.
+    hyper
+        As ``HYPER``.
 
     Returns
     -------
@@ -133,33 +161,34 @@ def fold_in(
     import numpy as np
 
     rows = item_factors[items]
-    system = _system(shared, rows, confidences, hyper, others=len(item_factors))
+    system = _system(shared, rows, confidences, hyper, other_rows=len(item_factors))
     solved: NDArray[np.float32] = np.linalg.solve(system, confidences @ rows)
     return solved
 
 
-def parts(
+def contributions(
     shared: NDArray[np.float32],
     item_factors: NDArray[np.float32],
     items: NDArray[np.integer[Any]],
     confidences: NDArray[np.float32],
     hyper: Mapping[str, Any],
 ) -> NDArray[np.float64]:
-    """What each item of a history adds to the user's vector, which is linear in them for fixed confidences.
+    """Contribution of each item of a history to the user's vector, which is linear in them for fixed confidences.
 
-    A part's product with an item's factors is what it adds to that item's score (Hu et al. 2008, section 5).
+    The dot product of a contribution with another item's factors is what the item adds to that item's score (Hu et al.
+    2008, section 5). The parameters are those of ``fold_in``.
 
     Returns
     -------
     NDArray
-        Shape (n, factors); the rows' sum is ``fold_in`` of the same arguments.
+        Shape (n, factors); the sum over the rows is ``fold_in`` of the same arguments.
     """
     import numpy as np
 
     rows = item_factors[items].astype(np.float64)
-    system = _system(shared, rows, confidences, hyper, others=len(item_factors))
-    found: NDArray[np.float64] = np.linalg.solve(system, (rows * confidences[:, None]).T).T
-    return found
+    system = _system(shared, rows, confidences, hyper, other_rows=len(item_factors))
+    solved: NDArray[np.float64] = np.linalg.solve(system, (rows * confidences[:, None]).T).T
+    return solved
 
 
 def _system(
@@ -168,13 +197,14 @@ def _system(
     confidences: NDArray[np.float32],
     hyper: Mapping[str, Any],
     *,
-    others: int,
+    other_rows: int,
 ) -> NDArray[Any]:
-    """``Y'Y + λI + Y'(C - I)Y`` for the ``rows`` of one user's items, in their precision."""
+    """``Y'Y + λI + Y'(C - I)Y`` for the factors ``rows`` of one user's items, in their precision."""
     import numpy as np
 
     system = shared + rows.T @ (rows * (confidences - 1)[:, None])
     weight = float((confidences - 1).sum())
-    ridge = ials_exact.ridge(hyper["regularization"], hyper.get("frequency", 0.0), weight=weight, others=others)
+    exponent = hyper.get("frequency_scaling", 0.0)
+    ridge = ials_exact.ridge(hyper["regularization"], exponent, weight=weight, other_rows=other_rows)
     system[np.diag_indices_from(system)] += np.float32(ridge)
     return system

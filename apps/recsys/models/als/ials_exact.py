@@ -12,11 +12,13 @@ solved together.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+Weight = TypeVar("Weight", float, "NDArray[np.float64]")
 
 GATHERED = 1 << 19
 """Numbers of the other side's factors that a thread looks at together."""
@@ -30,19 +32,21 @@ def workspace_bytes(*, rows: int, factors: int, threads: int) -> int:
     return turned + threads * 4 * WORKSPACE * (GATHERED + factors * factors)
 
 
-def ridge(
-    regularization: float, exponent: float, *, weight: NDArray[np.float64] | float, others: int
-) -> NDArray[np.float64] | float:
-    """A row's regularisation: ``regularization * (1 + weight / others) ** exponent``.
+def ridge(regularization: float, exponent: float, *, weight: Weight, other_rows: int) -> Weight:
+    """Regularisation of a row, or of each row: ``regularization * (1 + weight / other_rows) ** exponent``.
 
     Parameters
     ----------
+    regularization, exponent
+        Hyper-parameters ``regularization`` and ``frequency_scaling``.
     weight
-        Sum over the row's interactions of confidence - 1, what they weigh beyond the unobserved.
-    others
-        Rows of the other side, each of which weighs 1.
+        Sum over the row's interactions of confidence - 1: their weight beyond that of an unobserved pair. A number, or
+        an array of one per row.
+    other_rows
+        Number of rows of the other side, each of which has weight 1.
     """
-    return regularization * (1 + weight / others) ** exponent
+    scale: Weight = (1 + weight / other_rows) ** exponent
+    return regularization * scale
 
 
 def solve(
@@ -77,7 +81,7 @@ def solve(
     indptr, indices, data = confidences.indptr, confidences.indices, confidences.data
     lengths = np.diff(indptr)
     weight = np.asarray(confidences.sum(1), np.float64).ravel() - lengths
-    ridges = ridge(regularization, exponent, weight=weight, others=len(fixed))
+    ridges = ridge(regularization, exponent, weight=weight, other_rows=len(fixed))
 
     def work(rows: NDArray[np.intp]) -> None:
         length = int(lengths[rows[0]])

@@ -1,4 +1,4 @@
-"""What an ``embedding`` model is and how it is trained, without torch: for the command line and the planner."""
+"""Sizes and hyper-parameters of an ``embedding`` model, without torch: for the command line and the planner."""
 
 from __future__ import annotations
 
@@ -7,52 +7,59 @@ from dataclasses import dataclass
 from common.compression.layouts import Layout, layout
 
 TARGETS = 4
-"""Items of a user that are predicted together, each from all the others: the sum is made once for them."""
-OWN_TARGETS = 8
-"""The same where users have vectors of their own: scores with the negatives are made once for them."""
+"""Items of a user that are predicted together, each from all the others: the sum is computed once for them."""
+LEARNED_TARGETS = 8
+"""The same where users have learned vectors: scores with the negatives are computed once for them."""
 ABSENT = -1
-"""Fills up the windows of users with few items."""
+"""Padding of the windows of users with few items."""
 POOL = 1 << 19
 """Interactions that are shuffled together."""
 LOSSES = ("softmax", "ccl", "bpr")
-USERS = ("own", "sum")
-"""What a user is while the items are trained: a vector of its own, or the sum of its items."""
+USER_VECTORS = ("learned", "history")
+"""What a user is while the items are trained: a learned vector, or the sum of the items in its history."""
 ROW_BYTES = 38
-"""Of a row of weights and optimiser: what ``int4`` takes at 64 factors."""
-RATES = {"own": 0.02, "sum": 0.2}
-"""Learning rates: of steps on directions, and of row-wise Adagrad."""
+"""Bytes per row of weights and optimiser, for the tables that can be made to a size: what ``int4`` takes at 64
+factors."""
+RATES = {"learned": 0.02, "history": 0.2}
+"""Default learning rates: of steps on directions, and of row-wise Adagrad."""
 
 
 @dataclass(frozen=True, slots=True)
-class Recipe:
-    """All that decides the result beside the data.
+class EmbeddingConfig:
+    """All that decides the trained vectors, besides the data and the seed.
 
     Attributes
     ----------
+    items
+        Rows of the items' table.
+    factors
+        Numbers per vector.
     users
-        Users that have vectors of their own while the items are trained; 0: they are sums of their items.
+        Users with learned vectors; 0: a user is the sum of its items.
     loss
         ``"softmax"`` (sampled, logQ-corrected), ``"ccl"`` (cosine contrastive) or ``"bpr"``.
     tables
-        1: an item has one vector; 2: another one where it is part of a user.
+        1: an item has one vector; 2: a second one is used where the item is part of a user.
     table
-        What they are made of while they train (``common.compression.layouts.KINDS``).
+        How vectors are stored while they train (``common.compression.layouts.KINDS``).
     row_bytes
-        What a row may take then, for the tables that can be made to it.
+        Bytes per row, for the tables that can be made to a size.
     batch
-        Windows in a step: up to ``targets`` pairs of user and item each.
+        Windows per step: up to ``targets`` pairs of user and item each.
     negatives
         Items sampled for a step; every pair is compared with all of them.
     window
         Most items of a user that are summed.
     popularity
-        Negatives are drawn in proportion to an item's count to this power; 0: all alike.
+        Negatives are drawn in proportion to an item's count to this power; 0: uniformly.
     prior
-        Of ``softmax`` with users of their own: an item's score has the logarithm of its count, times this, beforehand.
+        Times the logarithm of an item's count, added to its score. For ``softmax`` with learned user vectors.
+    learning_rate
+        At the first step; it falls to zero along half a cosine.
     temperature
         Divides the cosines of ``softmax``.
     margin, negative_weight
-        Of ``ccl`` (``losses.contrastive``).
+        Parameters of ``ccl`` (``losses.contrastive``).
     """
 
     items: int
@@ -74,39 +81,39 @@ class Recipe:
 
     @property
     def cosine(self) -> bool:
-        """Whether scores are cosines; else plain products."""
+        """True if scores are cosines, False if they are dot products."""
         return self.loss != "bpr"
 
     @property
-    def user(self) -> str:
-        """One of ``USERS``."""
-        return "own" if self.users else "sum"
+    def user_vectors(self) -> str:
+        """One of ``USER_VECTORS``."""
+        return "learned" if self.users else "history"
 
     @property
     def targets(self) -> int:
         """Items of a user that are predicted together."""
-        return OWN_TARGETS if self.users else TARGETS
+        return LEARNED_TARGETS if self.users else TARGETS
 
     @property
     def width(self) -> int:
-        """Items of a user in a batch: its targets, and where it is their sum all others too."""
-        return OWN_TARGETS if self.users else self.window
+        """Items of a user in a batch: its targets and, where the user is a sum, the other items of the window."""
+        return LEARNED_TARGETS if self.users else self.window
 
     @property
     def item_table(self) -> Layout:
-        """What a table of items is made of."""
+        """Layout of a table of items."""
         return layout(self.table, rows=self.items, width=self.factors, row_bytes=self.row_bytes)
 
     @property
     def user_table(self) -> Layout | None:
-        """What the table of users is made of."""
+        """Layout of the table of users; ``None`` if users are sums."""
         if not self.users:
             return None
         return layout(self.table, rows=self.users, width=self.factors, row_bytes=self.row_bytes)
 
     @property
     def layouts(self) -> list[Layout]:
-        """All tables that are trained."""
+        """Layouts of all tables that are trained."""
         users = [self.user_table] if self.user_table is not None else []
         return [self.item_table] * self.tables + users
 
@@ -117,15 +124,16 @@ class Recipe:
 
     @property
     def touched_users(self) -> int:
-        """The most users."""
+        """The most users that one batch can touch."""
         return min(self.users, self.batch)
 
 
 PRIOR = 0.3
-"""Cosines cannot say how popular an item is beside what it is like; chosen on hidden items of Gowalla."""
+"""Default of ``prior`` with learned user vectors: a cosine cannot express how popular an item is. Chosen on hidden
+items of Gowalla."""
 
 HYPER = {
-    "user": "sum",
+    "user_vectors": "history",
     "tables": 1,
     "row_bytes": ROW_BYTES,
     "batch": 512,
@@ -140,9 +148,9 @@ HYPER = {
     "validation": 1,
     "patience": 5,
 }
-"""``--set`` of the embedding model, with defaults.
+"""``--set`` of the embedding model, with defaults: the fields of ``EmbeddingConfig``, and
 
-``user``: one of ``USERS``; ``row_bytes``: of tables that can be made to it; ``prior``: 0 where it has no meaning;
-``learning_rate=0``: that of ``RATES``; ``validation=0``: no items are hidden to stop by; ``patience``: epochs without a
-better validation after which training ends.
+``user_vectors``: one of ``USER_VECTORS``; ``prior``: set to 0 where it does not apply; ``learning_rate=0``: the value
+in ``RATES``; ``validation=0``: no items are hidden to stop by; ``patience``: epochs without a better validation after
+which training ends.
 """

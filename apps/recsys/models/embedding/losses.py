@@ -1,7 +1,8 @@
-"""Losses that compare a pair's score with those of sampled items.
+"""Losses that compare the score of each positive item with the scores of sampled negatives.
 
-``own`` has a score for each pair, ``others`` one more axis for the negatives, and may be the same for all pairs of a
-row. A negative of score ``-inf`` adds nothing to any of them.
+``positive_scores`` has shape (rows, pairs): a score per pair. ``negative_scores`` has shape (rows, pairs or 1,
+negatives); a second axis of 1 means that all pairs of a row have the same negatives' scores. A negative with score
+``-inf`` adds nothing to any of the losses.
 """
 
 from __future__ import annotations
@@ -13,55 +14,66 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from common.training.step import Batch
+    from common.training.gradcache import Batch
 
-Each = Callable[["Tensor", "Tensor"], "Tensor"]
-"""From ``own`` (rows, pairs) and ``others`` (rows, pairs or 1, negatives) to a loss for each pair."""
+LossPerPair = Callable[["Tensor", "Tensor"], "Tensor"]
+"""From positive scores (rows, pairs) and negative scores (rows, pairs or 1, negatives) to losses (rows, pairs)."""
 
 
 @dataclass(frozen=True, slots=True)
 class MeanOverTargets:
-    """A ``common.training.step.Loss``: the mean of ``each`` over the targets of a batch, whose rows say how many."""
+    """Mean of a loss over the targets of a batch (a ``common.training.step.Loss``).
 
-    each: Each
+    Attributes
+    ----------
+    loss
+        A loss per pair.
+    """
+
+    loss: LossPerPair
 
     def counts(self, batch: Batch) -> tuple[Tensor]:
-        """How many targets."""
+        """Number of targets; the first column of the windows holds each row's."""
         return (batch[0][:, 0].sum().float(),)
 
     def sums(self, scores: tuple[Tensor, Tensor], batch: Batch) -> tuple[Tensor]:
-        """Their losses' sum."""
+        """Sum of the targets' losses."""
         import torch
 
-        own, others = scores
-        there = torch.arange(own.shape[1]) < batch[0][:, :1]
-        return (self.each(own, others).mul(there).sum(),)
+        positive_scores, negative_scores = scores
+        present = torch.arange(positive_scores.shape[1]) < batch[0][:, :1]
+        return (self.loss(positive_scores, negative_scores).mul(present).sum(),)
 
 
-def softmax(own: Tensor, others: Tensor) -> Tensor:
-    """Sampled softmax: cross-entropy of the own item among all; the scores hold the logQ correction already."""
-    return own.logaddexp(others.logsumexp(-1)) - own
+def softmax(positive_scores: Tensor, negative_scores: Tensor) -> Tensor:
+    """Sampled softmax: cross-entropy of the positive against the negatives.
+
+    The logQ correction must be part of ``negative_scores``.
+    """
+    return positive_scores.logaddexp(negative_scores.logsumexp(-1)) - positive_scores
 
 
-def ranking(own: Tensor, others: Tensor) -> Tensor:
-    """BPR (Rendle et al. 2009): how surely the own item is above each negative, averaged over the negatives."""
+def bpr(positive_scores: Tensor, negative_scores: Tensor) -> Tensor:
+    """BPR (Rendle et al. 2009): log(1 + exp(negative - positive)), averaged over the negatives."""
     import torch.nn.functional as F
 
-    return F.softplus(others - own[..., None]).mean(-1)
+    return F.softplus(negative_scores - positive_scores[..., None]).mean(-1)
 
 
-def contrastive(margin: float, weight: float) -> Each:
-    """Cosine contrastive loss (SimpleX, Mao et al. 2021, equation 1): the own cosine towards 1, others below a margin.
+def contrastive(margin: float, weight: float) -> LossPerPair:
+    """Cosine contrastive loss (SimpleX, Mao et al. 2021, equation 1).
+
+    It pulls the positive's cosine towards 1 and pushes negatives below a margin.
 
     Parameters
     ----------
     margin
         Negatives with a smaller cosine cost nothing.
     weight
-        Of the negatives' mean against the own item's term.
+        Weight of the negatives' mean against the positive's term.
     """
 
-    def each(own: Tensor, others: Tensor) -> Tensor:
-        return 1 - own + weight * (others - margin).relu().mean(-1)
+    def loss(positive_scores: Tensor, negative_scores: Tensor) -> Tensor:
+        return 1 - positive_scores + weight * (negative_scores - margin).relu().mean(-1)
 
-    return each
+    return loss

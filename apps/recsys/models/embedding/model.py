@@ -1,18 +1,17 @@
-"""The ``embedding`` model: items and users as vectors, trained by comparing a user's items with sampled ones.
+"""The ``embedding`` model: vectors of items and users, trained by comparing a user's items with sampled ones.
 
-Two kinds of users, by ``Recipe.users``:
+There are two kinds of user vectors (``EmbeddingConfig.user_vectors``):
 
-- **own**: matrix factorisation. Each user has a vector while the items are trained; rows of both tables are directions.
-  With a cosine loss this is MF-CCL (Mao et al. 2021).
-- **sum**: a user is the sum of the items it had (FISM, Kabbur et al. 2013; SimpleX without the user's own part). An
-  item never helps to predict itself: it is taken out of its own user's sum. What having an item says about a user may
-  be learnt in a second table, ``taste``.
+- **learned**: matrix factorisation. Each user has a vector while the items are trained; rows of both tables are
+  directions. With a cosine loss this is MF-CCL (Mao et al. 2021).
+- **history**: a user is the sum of the items in its history (FISM, Kabbur et al. 2013; SimpleX without the user's own
+  part). A target is left out of the sum that predicts it. A second table of items may be learned for this sum.
 
-Either way only items are kept in the end: users are computed from what they had
-(``apps.recsys.models.embedding.user_encoders``), so that nothing grows with the users and a new one is served like any
-other.
+In both cases only items are stored in the model. Users are computed from their histories
+(``apps.recsys.models.embedding.user_encoders``), so a model does not grow with users, and new users are served like
+others.
 
-What is trained here is also what is priced (``make_step``); ``apps.recsys.training.batches`` feeds it.
+``make_step`` builds what is trained and what the planner prices; ``apps.recsys.training.batches`` makes the batches.
 """
 
 from __future__ import annotations
@@ -24,8 +23,8 @@ import torch
 import torch.nn.functional as F
 
 from apps.recsys.models.embedding import losses
-from apps.recsys.models.embedding.embedding_config import ABSENT, Recipe
-from apps.recsys.models.embedding.table_codes import NOTHING, Known
+from apps.recsys.models.embedding.embedding_config import ABSENT, EmbeddingConfig
+from apps.recsys.models.embedding.table_codes import NO_FIXED_INPUTS, FixedInputs
 from common.compression.embeddings import EmbeddingTable, TableOptimizer
 from common.compression.stored import Start
 from common.training.step import TrainingStep
@@ -35,12 +34,12 @@ if TYPE_CHECKING:
 
 FIRST_NORM = 0.8
 """Expected length of a vector before training."""
-MEMORY = 0.99
-"""Of the optimiser where rows are directions: share of a row's mean squared gradient that stays at each step."""
+SQUARES_DECAY = 0.99
+"""For rows that are directions: share of the moving average of a row's squared gradients that is kept at each step."""
 
 
 @dataclass(frozen=True, slots=True)
-class Batch:
+class EmbeddingBatch:
     """What one step trains on.
 
     Attributes
@@ -48,14 +47,14 @@ class Batch:
     rows, users
         Rows of the items' and of the users' tables that are touched, each once; int64.
     windows
-        Shape (batch, 2 + width), int64. First how many targets there are, then the user's place in ``users``; then
-        places in ``rows`` of its items, the targets first, filled up with ``ABSENT``.
+        Shape (batch, 2 + width), int64. The columns: number of targets; position of the user in ``users``; positions
+        in ``rows`` of the user's items, targets first, padded with ``ABSENT``.
     negatives
-        Shape (negatives,), int64: places in ``rows``.
+        Shape (negatives,), int64: positions in ``rows``.
     correction
-        Shape (negatives,): the logarithm of how often each was to be expected in the sample, for ``softmax``.
+        Shape (negatives,): logarithm of the expected count of each in the sample, for ``softmax``.
     prior
-        Shape (rows,): what the score of each item has beforehand, whoever the user.
+        Shape (rows,): added to the score of each item for every user.
     """
 
     rows: Tensor
@@ -66,123 +65,134 @@ class Batch:
     prior: Tensor
 
 
-class Network(torch.nn.Module):
-    """Scores of users' targets and of negatives: by the product of the user's vector with an item's, or its cosine.
+class EmbeddingNetwork(torch.nn.Module):
+    """Scores of targets and negatives: dot products, or cosines, of user and item vectors.
 
     Parameters
     ----------
-    recipe
-        Sizes and form of the tables, and the loss, which decides on product or cosine.
-    known
-        What the tables are told beforehand.
+    config
+        Sizes and storage of the tables, and the loss, which decides between dot product and cosine.
+    fixed
+        Fixed inputs of the tables' rows.
     """
 
-    def __init__(self, recipe: Recipe, known: Known) -> None:
+    def __init__(self, config: EmbeddingConfig, fixed: FixedInputs) -> None:
         super().__init__()
-        self.cosine, self.targets = recipe.cosine, recipe.targets
-        self.scale = 1 / recipe.temperature if recipe.loss == "softmax" else 1.0
-        start = Start(FIRST_NORM / recipe.factors**0.5)
-        if recipe.users:
-            start = replace(start, memory=MEMORY, unit=recipe.cosine)
-        items, users = recipe.item_table, recipe.user_table
-        self.items = EmbeddingTable(items, start, known.items)
-        self.users = None if users is None else EmbeddingTable(users, start, known.users)
-        self.taste = EmbeddingTable(items, start, known.items) if recipe.tables == 2 else None
-        self._corrected, self._prior = recipe.loss == "softmax", recipe.prior > 0
-        self._batch: Batch | None = None
+        self.cosine, self.targets = config.cosine, config.targets
+        self.scale = 1 / config.temperature if config.loss == "softmax" else 1.0
+        start = Start(FIRST_NORM / config.factors**0.5)
+        if config.users:
+            start = replace(start, ema_decay=SQUARES_DECAY, unit_norm=config.cosine)
+        items, users = config.item_table, config.user_table
+        self.items = EmbeddingTable(items, start, fixed.items)
+        self.users = None if users is None else EmbeddingTable(users, start, fixed.users)
+        self.user_side = EmbeddingTable(items, start, fixed.items) if config.tables == 2 else None
+        self._corrected, self._prior = config.loss == "softmax", config.prior > 0
+        self._batch: EmbeddingBatch | None = None
 
     @property
     def tables(self) -> list[EmbeddingTable]:
-        """All that is trained."""
-        return [table for table in (self.items, self.taste, self.users) if table is not None]
+        """All tables that are trained."""
+        return [table for table in (self.items, self.user_side, self.users) if table is not None]
 
-    def load(self, batch: Batch) -> None:
-        """Make the rows of a batch ready."""
+    def load(self, batch: EmbeddingBatch) -> None:
+        """Read the rows that a batch touches; call it before ``forward``."""
         for table in self.tables:
             table.load(batch.users if table is self.users else batch.rows)
         self._batch = batch
 
     def forward(self, windows: Tensor) -> tuple[Tensor, Tensor]:
-        """Scores of the targets, shape (windows, targets), and of the negatives, (windows, targets or 1, negatives).
+        """Score the targets and the negatives of some windows.
 
-        Rows of targets that are not there mean nothing (``losses.MeanOverTargets`` leaves them out). A user's sum is
-        another one for each target, and a negative that is the target has the score ``-inf``; a user of its own has
-        one set of scores for all its targets, in which the few negatives that are among them stay.
+        A user that is a sum has another vector for each target, and a negative that equals the target gets the score
+        ``-inf``. A learned user has one set of negatives' scores for all targets; the few negatives among its targets
+        keep their scores. Scores of absent targets are meaningless: ``losses.MeanOverTargets`` masks them.
+
+        Returns
+        -------
+        positive_scores, negative_scores
+            Shapes (windows, targets) and (windows, targets or 1, negatives).
         """
         assert self._batch is not None
-        known = windows[:, 2:]
-        targets = known[:, : self.targets].clamp(min=0)
-        item, others = self.items(targets), self.items(self._batch.negatives)
-        user = self._others_of(known, targets) if self.users is None else self.users(windows[:, 1:2])
+        window_items = windows[:, 2:]
+        targets = window_items[:, : self.targets].clamp(min=0)
+        items, negatives = self.items(targets), self.items(self._batch.negatives)
+        user = self._sum_without_target(window_items, targets) if self.users is None else self.users(windows[:, 1:2])
         if self.cosine:
-            user, item, others = (F.normalize(vectors, dim=-1) for vectors in (user, item, others))
+            user, items, negatives = (F.normalize(vectors, dim=-1) for vectors in (user, items, negatives))
         user = user * self.scale
-        own, scores = (user * item).sum(-1), user @ others.T
+        positive_scores, negative_scores = (user * items).sum(-1), user @ negatives.T
         if self._prior:
             prior = self._batch.prior
-            own, scores = own + prior[targets], scores + prior[self._batch.negatives]
+            positive_scores = positive_scores + prior[targets]
+            negative_scores = negative_scores + prior[self._batch.negatives]
         if self._corrected:
-            scores = scores - self._batch.correction
+            negative_scores = negative_scores - self._batch.correction
         if self.users is None:
-            scores = scores.masked_fill(targets[..., None] == self._batch.negatives, -torch.inf)
-        return own, scores
+            is_target = targets[..., None] == self._batch.negatives
+            negative_scores = negative_scores.masked_fill(is_target, -torch.inf)
+        return positive_scores, negative_scores
 
-    def _others_of(self, known: Tensor, targets: Tensor) -> Tensor:
-        """For each target the sum of its user's other items over the root of their number."""
-        taste = self.items if self.taste is None else self.taste
-        present = (known != ABSENT).float()
-        total = F.embedding_bag(known.clamp(min=0), taste.loaded, per_sample_weights=present, mode="sum")
-        many = present.sum(1).sub(1).clamp(min=1).sqrt()
-        return (total[:, None] - taste(targets)) / many[:, None, None]
+    def _sum_without_target(self, window_items: Tensor, targets: Tensor) -> Tensor:
+        """For each target the sum of the window's other items over the root of their number: (windows, targets, n)."""
+        table = self.items if self.user_side is None else self.user_side
+        assert table.loaded is not None
+        present = (window_items != ABSENT).float()
+        total = F.embedding_bag(window_items.clamp(min=0), table.loaded, per_sample_weights=present, mode="sum")
+        divisor = present.sum(1).sub(1).clamp(min=1).sqrt()
+        target_vectors: Tensor = table(targets)
+        return (total[:, None] - target_vectors) / divisor[:, None, None]
 
 
-class Step:
-    """One optimiser step on a batch: ``TrainingStep`` between reading rows and writing them."""
+class EmbeddingStep:
+    """One optimiser step on a batch: a ``TrainingStep`` between reading rows and writing them."""
 
-    def __init__(self, network: Network, training: TrainingStep) -> None:
+    def __init__(self, network: EmbeddingNetwork, training: TrainingStep) -> None:
         self.network, self.training = network, training
 
-    def __call__(self, batch: Batch) -> Tensor:
-        """Do it; returns the mean loss over the targets."""
+    def __call__(self, batch: EmbeddingBatch) -> Tensor:
+        """Train on the batch; returns the mean loss over its targets, a scalar."""
         self.network.load(batch)
         return self.training([batch.windows])
 
 
 def make_step(
-    recipe: Recipe, *, micro_batch: int, amp: str = "off", known: Known = NOTHING
-) -> tuple[Network, TableOptimizer, Step]:
-    """Network, optimiser and step; what trains and what is priced are the same.
+    config: EmbeddingConfig, *, micro_batch: int, amp: str = "off", fixed: FixedInputs = NO_FIXED_INPUTS
+) -> tuple[EmbeddingNetwork, TableOptimizer, EmbeddingStep]:
+    """Build network, optimiser and step, for training and for pricing.
 
     Parameters
     ----------
+    config
+        Sizes and hyper-parameters.
     micro_batch
         Windows that go forward and backward together.
     amp
-        ``"bf16"``: products with the negatives in bfloat16; ``"off"``.
-    known
-        What the tables are told beforehand.
+        ``"bf16"``: dot products with the negatives in bfloat16; ``"off"``: in float32.
+    fixed
+        Fixed inputs of the tables' rows.
     """
-    each = {
+    loss = {
         "softmax": losses.softmax,
-        "ccl": losses.contrastive(recipe.margin, recipe.negative_weight),
-        "bpr": losses.ranking,
-    }[recipe.loss]
-    network = Network(recipe, known)
-    optimizer = TableOptimizer(network.tables, recipe.learning_rate)
-    training = TrainingStep(network, optimizer, losses.MeanOverTargets(each), micro_batch, amp)
-    return network, optimizer, Step(network, training)
+        "ccl": losses.contrastive(config.margin, config.negative_weight),
+        "bpr": losses.bpr,
+    }[config.loss]
+    network = EmbeddingNetwork(config, fixed)
+    optimizer = TableOptimizer(network.tables, config.learning_rate)
+    training = TrainingStep(network, optimizer, losses.MeanOverTargets(loss), micro_batch, amp)
+    return network, optimizer, EmbeddingStep(network, training)
 
 
-def largest_batch(recipe: Recipe) -> Batch:
-    """A batch that touches as many rows as one can: what prices are made for."""
-    rows, users = recipe.touched_rows, recipe.touched_users
-    places = torch.arange(recipe.batch * recipe.width).view(recipe.batch, -1) % rows
-    user = torch.arange(recipe.batch)[:, None] % max(1, users)
-    return Batch(
+def largest_batch(config: EmbeddingConfig) -> EmbeddingBatch:
+    """A batch that touches as many rows as any batch can, for pricing."""
+    rows, users = config.touched_rows, config.touched_users
+    positions = torch.arange(config.batch * config.width).view(config.batch, -1) % rows
+    user = torch.arange(config.batch)[:, None] % max(1, users)
+    return EmbeddingBatch(
         rows=torch.arange(rows),
         users=torch.arange(users),
-        windows=torch.cat([torch.full((recipe.batch, 1), recipe.targets), user, places], 1),
-        negatives=torch.arange(recipe.negatives) % rows,
-        correction=torch.zeros(recipe.negatives),
+        windows=torch.cat([torch.full((config.batch, 1), config.targets), user, positions], 1),
+        negatives=torch.arange(config.negatives) % rows,
+        correction=torch.zeros(config.negatives),
         prior=torch.zeros(rows),
     )

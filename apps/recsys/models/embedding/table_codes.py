@@ -1,8 +1,10 @@
-"""What tables of some kinds are told about every row before they are trained (``compositions.FIXED``).
+"""Fixed inputs of a table's rows, for the kinds that have any (``common.compression.composed.FIXED``).
 
-- ``frequency``: the row's place in the order of how often it is used.
+- ``frequency``: the row's rank by how often it is used.
 - ``pq``: codes. Interactions are factorised by a truncated SVD, streamed from disk, and each of its dimensions is cut
-  into equally large parts: rows that are used alike share pieces (RecJPQ, Petrov and Macdonald 2024).
+  into equally large groups of rows: rows that are used alike share pieces (RecJPQ, Petrov and Macdonald 2024).
+
+Both kinds are here for comparison: at equal bytes they rank worse than ``hash`` and ``int8`` (``docs/recsys.md``).
 """
 
 from __future__ import annotations
@@ -20,34 +22,41 @@ from common.compression.layouts import Layout
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from apps.recsys.models.embedding.embedding_config import Recipe
+    from apps.recsys.models.embedding.embedding_config import EmbeddingConfig
 
 ROUNDS = 6
 """Passes over the data that turn random directions into the SVD's (subspace iteration, Halko et al. 2011)."""
 
 
 @dataclass(frozen=True, slots=True)
-class Known:
-    """For the tables of items and of users; ``None``: nothing."""
+class FixedInputs:
+    """Fixed inputs of the rows of the items' and of the users' table, shape (rows, n); ``None``: there are none."""
 
     items: Tensor | None = None
     users: Tensor | None = None
 
 
-NOTHING = Known()
+NO_FIXED_INPUTS = FixedInputs()
 
 _Block = tuple["Tensor", "Tensor"]
-"""Items of a range of users, and how many each has; int64."""
+"""Items of a range of users, and the number of items of each; int64."""
 Blocks = Callable[[], Iterator[_Block]]
+"""Starts a pass over the data."""
 
 
-def gather(history: History, kept: Kept, recipe: Recipe, *, seed: int) -> Known:
-    """What the tables of a recipe are told, from what is trained on.
+def fixed_inputs(history: History, kept: Kept, config: EmbeddingConfig, *, seed: int) -> FixedInputs:
+    """Compute the fixed inputs of a network's tables from the training data.
 
-    Returns
-    -------
-    Known
-        Shapes (items, n) and (users, n), as the tables' kind takes them.
+    Parameters
+    ----------
+    history
+        All interactions.
+    kept
+        Which of them are trained on.
+    config
+        The network.
+    seed
+        Of the directions that the SVD starts from.
     """
 
     def blocks() -> Iterator[_Block]:
@@ -57,62 +66,69 @@ def gather(history: History, kept: Kept, recipe: Recipe, *, seed: int) -> Known:
             before = torch.nn.functional.pad(keep.cumsum(0), (1, 0))[ends]
             yield torch.from_numpy(history.items(start, stop)).long()[keep], before.diff()
 
-    if recipe.table == "frequency":
-        counts, used = torch.zeros(recipe.items, dtype=torch.int64), []
+    if config.table == "frequency":
+        item_counts, user_counts = torch.zeros(config.items, dtype=torch.int64), []
         for items, lengths in blocks():
-            counts += torch.bincount(items, minlength=recipe.items)
-            used.append(lengths)
-        return Known(_places(counts), _places(torch.cat(used)) if recipe.users else None)
-    if recipe.table == "pq":
-        wanted = max(table.fixed for table in recipe.layouts)
-        items, users = svd(blocks, items=recipe.items, rank=wanted, seed=seed)
-        return Known(_codes(items, recipe.item_table), _codes(users, recipe.user_table) if recipe.user_table else None)
-    return NOTHING
+            item_counts += torch.bincount(items, minlength=config.items)
+            user_counts.append(lengths)
+        return FixedInputs(_ranks(item_counts), _ranks(torch.cat(user_counts)) if config.users else None)
+    if config.table == "pq":
+        rank = max(table.fixed for table in config.layouts)
+        items, users = svd(blocks, items=config.items, rank=rank, seed=seed)
+        user_codes = _codes(users, config.user_table) if config.user_table else None
+        return FixedInputs(_codes(items, config.item_table), user_codes)
+    return NO_FIXED_INPUTS
 
 
-def _places(counts: Tensor) -> Tensor:
-    """Each row's place when the largest counts come first."""
-    places = torch.empty(len(counts), 1, dtype=torch.int32)
-    places[counts.argsort(descending=True, stable=True), 0] = torch.arange(len(counts), dtype=torch.int32)
-    return places
+def _ranks(counts: Tensor) -> Tensor:
+    """Rank of each row, 0 for the largest count: shape (rows, 1), int32."""
+    ranks = torch.empty(len(counts), 1, dtype=torch.int32)
+    ranks[counts.argsort(descending=True, stable=True), 0] = torch.arange(len(counts), dtype=torch.int32)
+    return ranks
 
 
 def _codes(factors: Tensor, layout: Layout) -> Tensor:
-    """Each dimension cut into as many equally large parts as there are centroids; shape (rows, codes)."""
+    """Cut each dimension into as many equally large groups as there are centroids: shape (rows, codes), uint8."""
     centroids = layout.parts[0].rows // layout.fixed
     codes = torch.empty(layout.rows, layout.fixed, dtype=torch.uint8)
-    part = (torch.arange(layout.rows) * centroids // layout.rows).to(torch.uint8)
+    group = (torch.arange(layout.rows) * centroids // layout.rows).to(torch.uint8)
     for number in range(layout.fixed):
-        codes[factors[:, number].argsort(stable=True), number] = part
+        codes[factors[:, number].argsort(stable=True), number] = group
     return codes
 
 
 def svd(blocks: Blocks, *, items: int, rank: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Truncated SVD of the interactions, a one each.
+    """Truncated SVD of the binary interactions.
 
     Parameters
     ----------
     blocks
         Called for each pass over the data.
+    items
+        Number of items.
+    rank
+        Number of singular vectors.
+    seed
+        Of the directions to start from.
 
     Returns
     -------
     items, users
-        Right singular vectors, shape (items, rank), of the largest singular values first, and the left ones times
-        those values, shape (users, rank).
+        Right singular vectors, shape (items, rank), with the largest singular value first, and left ones times their
+        singular values, shape (users, rank).
     """
     random = torch.Generator().manual_seed(seed)
     basis = torch.randn(items, rank, generator=random)
     for _ in range(ROUNDS):
         basis = torch.linalg.qr(_squared(blocks, basis)).Q
-    # Within the space that was found, its directions are the eigenvectors of a small matrix.
-    turn = torch.linalg.eigh(basis.T @ _squared(blocks, basis)).eigenvectors.flip(1)
-    basis = basis @ turn
+    # Within this subspace the singular vectors are the eigenvectors of a small matrix.
+    rotation = torch.linalg.eigh(basis.T @ _squared(blocks, basis)).eigenvectors.flip(1)
+    basis = basis @ rotation
     return basis, torch.cat([_times(block, basis) for block in blocks()])
 
 
 def _times(block: _Block, basis: Tensor) -> Tensor:
-    """Users' rows of the matrix times ``basis``: sums over their items; shape (users, rank)."""
+    """Rows of the matrix times ``basis``, which are sums over the users' items: shape (users, rank)."""
     items, lengths = block
     return torch.nn.functional.embedding_bag(items, basis, lengths.cumsum(0) - lengths, mode="sum")
 

@@ -1,4 +1,4 @@
-"""From a history to a user's vector, for each kind of model. Its products with the items' vectors are its scores."""
+"""User vectors from histories, for each kind of model. Their dot products with the items' vectors are the scores."""
 
 from __future__ import annotations
 
@@ -10,224 +10,291 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-Fold = Callable[["NDArray[Any]", "NDArray[np.float32]"], "NDArray[np.float32]"]
-"""From items and their values to a vector of shape (factors,)."""
-Parts = Callable[["NDArray[Any]", "NDArray[np.float32]"], "NDArray[np.float64]"]
-"""From the same to what each item adds to the vector: shape (items, factors), with the vector as its sum."""
+FoldIn = Callable[["NDArray[Any]", "NDArray[np.float32]"], "NDArray[np.float32]"]
+"""From the items of a history, shape (n,), and their values to a user vector of shape (factors,)."""
+Contributions = Callable[["NDArray[Any]", "NDArray[np.float32]"], "NDArray[np.float64]"]
+"""From the same to each item's contribution to the user vector: shape (n, factors), with the vector as its sum."""
 
 
 @dataclass(frozen=True, slots=True)
 class Encoder:
-    """A ``Fold``; where a user's vector is the sum of what each of its items adds to it, that too."""
+    """Computes user vectors.
 
-    fold: Fold
-    parts: Parts | None = None
+    Attributes
+    ----------
+    fold_in
+        From a history to a vector.
+    contributions
+        From a history to the contribution of each of its items; ``None`` if the vector is not a sum over the items.
+    """
+
+    fold_in: FoldIn
+    contributions: Contributions | None = None
 
     def __call__(self, items: NDArray[Any], values: NDArray[np.float32]) -> NDArray[np.float32]:
-        """The user's vector."""
-        return self.fold(items, values)
+        """The user's vector, shape (factors,)."""
+        return self.fold_in(items, values)
 
 
-DESCENTS, FIRST_DESCENT = 10, 0.3
-"""Steps to a user's vector, the first of which turns it by about this angle; they shrink evenly."""
+GRADIENT_STEPS, FIRST_STEP = 10, 0.3
+"""Steps of ``fold_in_gradient``. The first turns the vector by about this angle; the angles shrink linearly."""
 COMPARED = 4096
-"""Items that stand for the whole catalogue meanwhile, drawn once."""
+"""Items that ``fold_in_gradient`` samples once, to stand for the whole catalogue."""
 COMPARED_POPULARITY = 0.5
-"""Power of their counts to which they are drawn, where there is a prior."""
-KNOWN_ROWS = 256
-"""Items of a history that ``pairwise`` looks at together."""
+"""They are drawn in proportion to their counts to this power if the model has a prior."""
+POSITIVE_ROWS = 256
+"""Items of a history that ``fold_in_newton`` handles together."""
 NEWTON_STEPS = 2
-"""Steps of ``pairwise``; a third changes nothing that shows in a ranking."""
-SHORTEST = 1e-12
-"""Vectors are taken to be at least this long when they are divided by their length."""
+"""Steps of ``fold_in_newton``; a third does not change a ranking measurably."""
+LEAST_LENGTH = 1e-12
+"""Lower bound on a vector's length before it divides."""
 
 
-def ridge(item_factors: NDArray[np.float32], hyper: Mapping[str, Any]) -> Encoder:
-    """``ials``: the least-squares solution for one user (``ials.fold_in``)."""
+def least_squares(item_factors: NDArray[np.float32], hyper: Mapping[str, Any]) -> Encoder:
+    """The encoder of ``ials``: the least-squares solution for one user (``ials.fold_in``).
+
+    Parameters
+    ----------
+    item_factors
+        Shape (items, factors).
+    hyper
+        Hyper-parameters of the model.
+    """
     from apps.recsys.models.als import ials
     from apps.recsys.models.als.confidence import confidence
 
     shared = ials.gramian(item_factors)
 
-    def fold(items: NDArray[Any], values: NDArray[np.float32]) -> NDArray[np.float32]:
+    def fold_in(items: NDArray[Any], values: NDArray[np.float32]) -> NDArray[np.float32]:
         return ials.fold_in(shared, item_factors, items, confidence(values, hyper), hyper)
 
-    def parts(items: NDArray[Any], values: NDArray[np.float32]) -> NDArray[np.float64]:
-        return ials.parts(shared, item_factors, items, confidence(values, hyper), hyper)
+    def contributions(items: NDArray[Any], values: NDArray[np.float32]) -> NDArray[np.float64]:
+        return ials.contributions(shared, item_factors, items, confidence(values, hyper), hyper)
 
-    return Encoder(fold, parts)
+    return Encoder(fold_in, contributions)
 
 
 def constant() -> Encoder:
-    """``popularity``: all users are alike."""
+    """The encoder of ``popularity``: every user's vector is 1."""
     import numpy as np
 
     return Encoder(lambda items, values: np.ones(1, np.float32))
 
 
-def pairwise(item_factors: NDArray[np.float32], others: NDArray[np.float32], hyper: Mapping[str, Any]) -> Encoder:
-    """``bpr``: the vector that ranks a user's items best above others, by Newton's method.
+def fold_in_newton(
+    item_factors: NDArray[np.float32], negatives: NDArray[np.float32], hyper: Mapping[str, Any]
+) -> Encoder:
+    """The encoder of ``bpr``: the vector that ranks a user's items best above sampled negatives, by Newton's method.
 
-    It is the least of ``mean(log(1 + exp(other - own))) + user_regularization / 2 * |x|²`` over all pairs of an own and
-    another item's score: the loss that training descends, which for fixed items is convex. Users of the training are
-    found anew too; with a stronger regularisation than that of training they rank better (``docs/recsys.md``).
+    It minimises ``mean(log(1 + exp(negative - positive))) + user_regularization / 2 * |x|²`` over all pairs of a
+    positive and a negative item's score: the loss of training, which is convex for fixed items. Users of the training
+    data are recomputed too; with a stronger regularisation than that of training they rank better (``docs/recsys.md``).
 
     Parameters
     ----------
     item_factors
         Shape (items, factors), the bias last.
-    others
-        Vectors of items that stand for those a user did not have.
+    negatives
+        Vectors of the items that stand for those a user did not have, shape (n, factors).
+    hyper
+        Hyper-parameters of the model.
     """
     import numpy as np
 
     ridge = np.float32(hyper["user_regularization"])
     free = item_factors.shape[1] - 1
-    spread = others[:, :free]
+    negative_vectors = negatives[:, :free]
 
-    def fold(items: NDArray[Any], values: NDArray[np.float32]) -> NDArray[np.float32]:
+    def fold_in(items: NDArray[Any], values: NDArray[np.float32]) -> NDArray[np.float32]:
         vector = np.zeros(free + 1, np.float32)
         vector[free] = 1
-        count = np.float32(max(1, len(items) * len(others)))
+        count = np.float32(max(1, len(items) * len(negatives)))
         for _ in range(NEWTON_STEPS if len(items) else 0):
-            gradient, curvature = ridge * vector[:free], ridge * np.eye(free, dtype=np.float32)
-            theirs = others @ vector
-            for start in range(0, len(items), KNOWN_ROWS):
-                rows = item_factors[items[start : start + KNOWN_ROWS]]
-                own = rows[:, :free]
-                wrong = 0.5 - 0.5 * np.tanh(0.5 * ((rows @ vector)[:, None] - theirs))
-                doubt = wrong * (1 - wrong) / count
+            gradient, hessian = ridge * vector[:free], ridge * np.eye(free, dtype=np.float32)
+            negative_scores = negatives @ vector
+            for start in range(0, len(items), POSITIVE_ROWS):
+                rows = item_factors[items[start : start + POSITIVE_ROWS]]
+                positive_vectors = rows[:, :free]
+                # The sigmoid of negative - positive: the probability that the pair is ranked wrongly.
+                wrong = 0.5 - 0.5 * np.tanh(0.5 * ((rows @ vector)[:, None] - negative_scores))
+                weight = wrong * (1 - wrong) / count
                 wrong /= count
-                gradient += wrong.sum(0) @ spread - wrong.sum(1) @ own
-                mixed = own.T @ (doubt @ spread)
-                curvature += (own.T * doubt.sum(1)) @ own + (spread.T * doubt.sum(0)) @ spread - mixed - mixed.T
-            vector[:free] -= np.linalg.solve(curvature, gradient)
+                gradient += wrong.sum(0) @ negative_vectors - wrong.sum(1) @ positive_vectors
+                mixed = positive_vectors.T @ (weight @ negative_vectors)
+                hessian += (positive_vectors.T * weight.sum(1)) @ positive_vectors
+                hessian += (negative_vectors.T * weight.sum(0)) @ negative_vectors - mixed - mixed.T
+            vector[:free] -= np.linalg.solve(hessian, gradient)
         return vector
 
-    return Encoder(fold)
+    return Encoder(fold_in)
 
 
-def _lengths(item_factors: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Lengths of the vectors, each of which is divided by its own in place."""
+def _normalise(item_factors: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Divide each vector by its length, in place; returns the lengths, shape (items,)."""
     import numpy as np
 
     lengths: NDArray[np.float32] = np.sqrt(np.einsum("ij,ij->i", item_factors, item_factors))
-    np.maximum(lengths, SHORTEST, out=lengths)
+    np.maximum(lengths, LEAST_LENGTH, out=lengths)
     item_factors /= lengths[:, None]
     return lengths
 
 
-def descent(item_factors: NDArray[np.float32], hyper: Mapping[str, Any]) -> Encoder:
-    """Users that had vectors of their own: down the loss from the mean direction of the items.
+def fold_in_gradient(item_factors: NDArray[np.float32], hyper: Mapping[str, Any]) -> Encoder:
+    """The encoder of an embedding with learned user vectors: gradient steps on the loss from the mean of the items.
 
-    A user's vector was never more than what training had found for its items so far. Found anew for the finished items
-    it ranks better (``docs/recsys.md``), and nothing has to be kept of anybody.
+    Trained user vectors lag behind the item vectors, so all are recomputed: they rank better (``docs/recsys.md``), and
+    no user's vector has to be stored.
 
     Parameters
     ----------
     item_factors
-        Shape (items, factors), and a last column where the recipe has a ``prior``. Each row without that is divided by
-        its length, in place.
+        Shape (items, factors), and one more column if the model has a ``prior``. The vectors are divided by their
+        lengths, in place.
+    hyper
+        Hyper-parameters of the model.
     """
     import numpy as np
 
     prior = item_factors[:, -1] if hyper.get("prior") else None
     vectors = item_factors if prior is None else item_factors[:, :-1]
-    _lengths(vectors)
+    _normalise(vectors)
     if prior is None:
-        chosen, base = _drawn(np.zeros(len(vectors)))
+        chosen, offsets = _sampled(np.zeros(len(vectors)))
     else:
-        # The popular ones are most of the softmax: drawn more often, each stands for fewer.
-        chosen, base = _drawn(COMPARED_POPULARITY / (hyper["prior"] * hyper["temperature"]) * prior.astype(np.float64))
-        base += prior[chosen] / np.float32(hyper["temperature"])
-    others = vectors[chosen]
+        # Popular items make up most of the softmax: drawn more often, each stands for fewer items.
+        power = COMPARED_POPULARITY / (hyper["prior"] * hyper["temperature"])
+        chosen, offsets = _sampled(power * prior.astype(np.float64))
+        offsets += prior[chosen] / np.float32(hyper["temperature"])
+    negatives = vectors[chosen]
     softmax, margin = hyper["loss"] == "softmax", np.float32(hyper["margin"])
-    sharp, push = np.float32(1 / hyper["temperature"]), np.float32(hyper["negative_weight"] / len(others))
+    sharpness = np.float32(1 / hyper["temperature"])
+    negative_weight = np.float32(hyper["negative_weight"] / len(negatives))
 
-    def away(scores: NDArray[np.float32]) -> NDArray[np.float32]:
-        """How much each compared item pushes the vector away from itself."""
+    def weights(scores: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Derivative of the loss by the score of each sampled negative."""
         if not softmax:
-            return push * (scores > margin)
-        shares = scores * sharp + base
+            above: NDArray[np.float32] = negative_weight * (scores > margin)
+            return above
+        shares: NDArray[np.float32] = scores * sharpness + offsets
         shares = np.exp(shares - shares.max())
         shares /= shares.sum()
         return shares
 
-    def fold(items: NDArray[Any], values: NDArray[np.float32]) -> NDArray[np.float32]:
+    def fold_in(items: NDArray[Any], values: NDArray[np.float32]) -> NDArray[np.float32]:
         mean = vectors[items].sum(0) / np.float32(max(1, len(items)))
-        vector = mean / max(np.linalg.norm(mean), SHORTEST)
-        for step in range(DESCENTS):
-            gradient = away(others @ vector) @ others - mean
+        vector = mean / max(float(np.linalg.norm(mean)), LEAST_LENGTH)
+        for step in range(GRADIENT_STEPS):
+            gradient = weights(negatives @ vector) @ negatives - mean
             gradient -= (gradient @ vector) * vector  # along the sphere
-            rate = FIRST_DESCENT * (1 - step / DESCENTS) / max(np.linalg.norm(gradient), SHORTEST)
+            rate = FIRST_STEP * (1 - step / GRADIENT_STEPS) / max(float(np.linalg.norm(gradient)), LEAST_LENGTH)
             vector = vector - np.float32(rate) * gradient
-            vector /= max(np.linalg.norm(vector), SHORTEST)
+            vector /= max(float(np.linalg.norm(vector)), LEAST_LENGTH)
         return vector if prior is None else np.append(vector, np.float32(1))
 
-    return Encoder(fold)
+    return Encoder(fold_in)
 
 
-def _drawn(logarithms: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """``COMPARED`` of the items without repetition, in order, by the logarithms of their weights; and the logarithm of
-    how many each then stands for.
+def _sampled(log_weights: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Draw ``COMPARED`` items without repetition.
 
-    The smallest of exponential numbers divided by the weights (Efraimidis and Spirakis 2006); an item is drawn if its
-    own is below the first that is not, given which that has a known probability (Duffield, Lund and Thorup 2007).
+    Items with the smallest exponential numbers divided by their weights are drawn (Efraimidis and Spirakis 2006).
+    Given the first number that was not drawn, an item's inclusion probability is known (Duffield, Lund and Thorup
+    2007).
+
+    Parameters
+    ----------
+    log_weights
+        Logarithms of the items' weights, shape (items,).
+
+    Returns
+    -------
+    items, log_counts
+        The drawn items, increasing, and the logarithm of how many items each of them stands for.
     """
     import numpy as np
 
-    size = len(logarithms)
+    size = len(log_weights)
     if size <= COMPARED:
         return np.arange(size), np.zeros(size, np.float32)
-    keys = np.log(np.random.default_rng(0).exponential(size=size)) - logarithms
+    keys = np.log(np.random.default_rng(0).exponential(size=size)) - log_weights
     order = np.argsort(keys)
     chosen = np.sort(order[:COMPARED])
-    probability = -np.expm1(-np.exp(logarithms[chosen] + keys[order[COMPARED]]))
+    probability = -np.expm1(-np.exp(log_weights[chosen] + keys[order[COMPARED]]))
     return chosen, -np.log(probability).astype(np.float32)
 
 
 def of_kind(
-    kind: str, item_factors: NDArray[np.float32], hyper: Mapping[str, Any], *, others: NDArray[np.int32] | None = None
+    kind: str,
+    item_factors: NDArray[np.float32],
+    hyper: Mapping[str, Any],
+    *,
+    negatives: NDArray[np.int32] | None = None,
 ) -> Encoder:
-    """For a model of factors alone; ``others``: rows of the items that ``pairwise`` compares with."""
+    """The encoder of ``ials``, ``bpr`` or ``popularity``.
+
+    Parameters
+    ----------
+    kind
+        Kind of model.
+    item_factors
+        Shape (items, factors).
+    hyper
+        Hyper-parameters of the model.
+    negatives
+        Rows of the items that ``bpr`` compares with.
+    """
     if kind == "popularity":
         return constant()
-    return ridge(item_factors, hyper) if others is None else pairwise(item_factors, item_factors[others], hyper)
+    if negatives is None:
+        return least_squares(item_factors, hyper)
+    return fold_in_newton(item_factors, item_factors[negatives], hyper)
 
 
 def embedding(
-    item_factors: NDArray[np.float32], taste: NDArray[np.float32] | None, hyper: Mapping[str, Any]
+    item_factors: NDArray[np.float32], user_side: NDArray[np.float32] | None, hyper: Mapping[str, Any]
 ) -> Encoder:
-    """``embedding``: as its users were trained (``recipe.USERS``)."""
-    if hyper.get("user", "sum") == "own":
-        return descent(item_factors, hyper)
-    return sums(item_factors, taste, cosine=hyper["loss"] != "bpr")
-
-
-def sums(item_factors: NDArray[np.float32], taste: NDArray[np.float32] | None, *, cosine: bool) -> Encoder:
-    """The sum of the items' vectors, over the root of their number or, for cosines, over its length.
+    """The encoder of an embedding, by its ``user_vectors``.
 
     Parameters
     ----------
     item_factors
-        Shape (items, factors). For cosines each is divided by its length, in place.
-    taste
-        The items' vectors as parts of users; ``None``: the same ones.
+        Shape (items, factors), with a column for the prior if there is one. May be changed in place.
+    user_side
+        Vectors of the items as parts of users, shape (items, factors); ``None``: the same as ``item_factors``.
+    hyper
+        Hyper-parameters of the model.
+    """
+    if hyper.get("user_vectors", "history") == "learned":
+        return fold_in_gradient(item_factors, hyper)
+    return sum_of_items(item_factors, user_side, cosine=hyper["loss"] != "bpr")
+
+
+def sum_of_items(item_factors: NDArray[np.float32], user_side: NDArray[np.float32] | None, *, cosine: bool) -> Encoder:
+    """Sum of the vectors of the items, divided by the root of their number or, for cosines, by its length.
+
+    Parameters
+    ----------
+    item_factors
+        Shape (items, factors). For cosines each vector is divided by its length, in place.
+    user_side
+        Vectors of the items as parts of users; ``None``: the same as ``item_factors``.
+    cosine
+        True if scores are cosines.
     """
     import numpy as np
 
-    lengths = _lengths(item_factors) if cosine else np.ones(len(item_factors), np.float32)
+    lengths = _normalise(item_factors) if cosine else np.ones(len(item_factors), np.float32)
 
-    def fold(items: NDArray[Any], values: NDArray[np.float32]) -> NDArray[np.float32]:
-        total = lengths[items] @ item_factors[items] if taste is None else taste[items].sum(0)
-        size = np.linalg.norm(total) if cosine else len(items) ** 0.5
-        vector: NDArray[np.float32] = total / np.float32(max(size, SHORTEST))
+    def fold_in(items: NDArray[Any], values: NDArray[np.float32]) -> NDArray[np.float32]:
+        total = lengths[items] @ item_factors[items] if user_side is None else user_side[items].sum(0)
+        size = float(np.linalg.norm(total)) if cosine else len(items) ** 0.5
+        vector: NDArray[np.float32] = total / np.float32(max(size, LEAST_LENGTH))
         return vector
 
-    def parts(items: NDArray[Any], values: NDArray[np.float32]) -> NDArray[np.float64]:
-        rows = item_factors[items] * lengths[items, None] if taste is None else taste[items]
-        rows = rows.astype(np.float64)
-        size = np.linalg.norm(rows.sum(0)) if cosine else len(items) ** 0.5
-        return rows / max(size, SHORTEST)
+    def contributions(items: NDArray[Any], values: NDArray[np.float32]) -> NDArray[np.float64]:
+        rows = item_factors[items] * lengths[items, None] if user_side is None else user_side[items]
+        summands: NDArray[np.float64] = rows.astype(np.float64)
+        size = float(np.linalg.norm(summands.sum(0))) if cosine else len(items) ** 0.5
+        return summands / max(size, LEAST_LENGTH)
 
-    return Encoder(fold, parts)
+    return Encoder(fold_in, contributions)

@@ -41,7 +41,7 @@ def test_a_test_file_becomes_rows(folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
     found = test_files.write((readers.open_source(path, readers.Columns()),), folder, out)
-    assert found == test_files.Given(users=2, pairs=4, unknown_users=3, unknown_items=2)
+    assert found == test_files.TestPairs(users=2, pairs=4, unknown_users=3, unknown_items=2)
     heldout = HeldOut(out)
     assert heldout.users.tolist() == [0, 2]
     assert (
@@ -88,7 +88,7 @@ def test_sampled_negatives(folder: Path, tmp_path: Path) -> None:
     path.write_text("(12,c)\td\tb\tf\tzz\n(10,b)\td\te\tf\n(77,b)\td\n(11,zz)\tf\n")
     out = tmp_path / "out"
     out.mkdir()
-    assert test_files.write_candidates(path, folder, out) == test_files.Given(3, 11, 1, 2)
+    assert test_files.write_candidates(path, folder, out) == test_files.TestPairs(3, 11, 1, 2)
     found = evaluate.among_candidates(session(), folder, MANIFEST, out)
     # b is first, c second to b; an item that the model does not have is behind everything
     assert found["hr@10"] == 1.0

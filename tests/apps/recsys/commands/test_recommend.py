@@ -19,7 +19,7 @@ from tests.promise import kept
 
 Run = Callable[..., Any]
 ITEMS, FACTORS = 80, 12
-COSINES, PRODUCTS = {"user": "sum", "loss": "softmax"}, {"user": "sum", "loss": "bpr"}
+COSINES, PRODUCTS = {"user_vectors": "history", "loss": "softmax"}, {"user_vectors": "history", "loss": "bpr"}
 
 
 def factors(seed: int) -> Any:
@@ -36,14 +36,14 @@ def factors(seed: int) -> Any:
 def test_what_the_history_adds_is_the_score(seed: int, had: int, model: str) -> None:
     random, items = np.random.default_rng(seed), factors(seed)
     if model.startswith("ials"):
-        hyper = {**ials.HYPER, "alpha": 2.5, "frequency": 1.0 if "frequency" in model else 0.0}
-        encoder = user_encoders.ridge(items, hyper)
+        hyper = {**ials.HYPER, "alpha": 2.5, "frequency_scaling": 1.0 if "frequency" in model else 0.0}
+        encoder = user_encoders.least_squares(items, hyper)
     else:
         taste = factors(seed + 1) if model == "two tables" else None
         encoder = user_encoders.embedding(items, taste, PRODUCTS if model == "products" else COSINES)
     own, values = np.sort(random.choice(ITEMS, had, replace=False)), random.integers(1, 9, had).astype(np.float32)
-    assert encoder.parts is not None
-    parts = encoder.parts(own, values)
+    assert encoder.contributions is not None
+    parts = encoder.contributions(own, values)
     assert parts.shape == (had, FACTORS)
     scores = items.astype(np.float64) @ encoder(own, values)
     np.testing.assert_allclose((items @ parts.T).sum(1), scores, atol=1e-6)
@@ -55,12 +55,12 @@ def test_it_is_what_implicit_explains() -> None:
     own, values = np.sort(random.choice(ITEMS, 9, replace=False)), random.integers(2, 9, 9).astype(np.float32)
     peer = AlternatingLeastSquares(factors=FACTORS, regularization=3.0)
     peer.item_factors = items
-    peer.user_factors = user_encoders.ridge(items, hyper)(own, values)[None]
+    peer.user_factors = user_encoders.least_squares(items, hyper)(own, values)[None]
     row = scipy.sparse.csr_matrix((values, own, [0, 9]), shape=(1, ITEMS))
     total, most, _ = peer.explain(0, row, 7, N=4)
-    encoder = user_encoders.ridge(items, hyper)
-    assert encoder.parts is not None
-    added = encoder.parts(own, values) @ items[7]
+    encoder = user_encoders.least_squares(items, hyper)
+    assert encoder.contributions is not None
+    added = encoder.contributions(own, values) @ items[7]
     assert total == pytest.approx(added.sum(), rel=1e-4)
     order = np.argsort(-added)[:4]
     assert [place for place, _ in most] == own[order].tolist()

@@ -21,7 +21,8 @@ from apps.recsys.data.csr_store import History
 from apps.recsys.models import catalogue_search, recommender, weights
 from apps.recsys.models.als.confidence import confidence as confidence_of
 from apps.recsys.models.catalogue_search import Catalogue
-from apps.recsys.planning import recommend_all as planning
+from apps.recsys.planning.recommend_all import RecommendAllWorkload
+from apps.recsys.planning.requests import RecommendAllRequest
 from common.memory.process.budget import MIB
 from tests.apps.recsys.conftest import Trained
 from tests.messages import continued, says
@@ -169,14 +170,16 @@ def test_a_large_catalogue_in_little_memory(run: Run, epinions: Path, tmp_path: 
 
 
 def test_parts_of_another_answer_are_not_taken_up(tmp_path: Path) -> None:
-    from argparse import Namespace
-
     (tmp_path / "model.json").write_text("{}")
     parts = tmp_path / "parts"
-    work = planning.BatchWorkload(tmp_path, {}, 5, 1)
-    given_ = Namespace(model=tmp_path, k=5, exclude=None, only=None)
-    assert recommend_all._continue(parts, given_, work) == 0
+
+    def work(**limits: Any) -> RecommendAllWorkload:
+        request = RecommendAllRequest(model=tmp_path, output=tmp_path / "lists.parquet", threads=1, **limits)
+        return RecommendAllWorkload(request, {})  # type: ignore[typeddict-item]
+
+    assert recommend_all._continue(parts, work(k=5)) == 0
     (parts / "users-000000000000.parquet").write_bytes(b"")
-    assert recommend_all._continue(parts, given_, work) == 1
-    given_.k = 6
-    assert recommend_all._continue(parts, given_, work) == 0 and not list(parts.glob("users-*"))
+    assert recommend_all._continue(parts, work(k=5)) == 1
+    for other in (work(k=6), work(k=6, exclude=("1", "2")), work(k=6, only=("1", "2"))):
+        assert recommend_all._continue(parts, other) == 0 and not list(parts.glob("users-*"))
+        (parts / "users-000000000000.parquet").write_bytes(b"")

@@ -65,7 +65,7 @@ def test_a_user_is_found_where_its_loss_is_least(had: int, monkeypatch: pytest.M
     random = np.random.default_rng(1)
     items = random.normal(0, 0.4, (600, 9)).astype(np.float32)
     own = np.sort(random.choice(600, had, replace=False))
-    fold = user_encoders.pairwise(items, items[:100], HYPER)
+    fold = user_encoders.fold_in_newton(items, items[:100], HYPER)
     vector = fold(own, np.ones(had, np.float32)).astype(np.float64)
     assert vector[8] == 1
 
@@ -79,7 +79,7 @@ def test_a_user_is_found_where_its_loss_is_least(had: int, monkeypatch: pytest.M
     first = np.zeros(9)
     first[8] = 1
     assert np.abs(gradient(vector)).max() < 0.02 * np.abs(gradient(first)).max()
-    monkeypatch.setattr(user_encoders, "KNOWN_ROWS", 7)
+    monkeypatch.setattr(user_encoders, "POSITIVE_ROWS", 7)
     np.testing.assert_allclose(fold(own, np.ones(had, np.float32)), vector, atol=1e-5)
     assert fold(own[:0], np.ones(0, np.float32)).tolist() == first.tolist()
     monkeypatch.setattr(user_encoders, "NEWTON_STEPS", 5)
@@ -97,7 +97,7 @@ def test_terms_are_the_sizes_of_the_arrays() -> None:
     assert rows <= rows + pairs.indptr.nbytes <= priced["interactions"] == rows + 8 * 50
     assert bpr_terms.fold_terms("ials", factors=9, threads=2, phases=("evaluate",)) == []
     (fold,) = bpr_terms.fold_terms("bpr", factors=9, threads=2, phases=("evaluate",))
-    assert fold.bytes > 2 * 5 * user_encoders.KNOWN_ROWS * bpr.COMPARED * 4
+    assert fold.bytes > 2 * 5 * user_encoders.POSITIVE_ROWS * bpr.COMPARED * 4
 
 
 def test_train_evaluate_answer(trained: Trained, run: Run, tmp_path: Path) -> None:

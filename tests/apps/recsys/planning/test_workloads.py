@@ -14,6 +14,7 @@ from common.memory.costs.probes import Costs, Probe
 from common.memory.costs.store import CostStore
 from common.memory.plan.planner import plan
 from common.memory.process.budget import MIB, MemoryBudget
+from tests.apps.recsys.asked import train_request
 from tests.apps.recsys.conftest import Trained
 from tests.messages import says
 from tests.promise import kept
@@ -24,7 +25,7 @@ Run = Callable[..., Any]
 
 def test_terms_are_the_sizes_of_the_arrays() -> None:
     facts = Facts(rows=2000, users=100, items=50, interactions=1000, longest=30, ids=150, bucket=2000)
-    work = TrainWorkload(facts, "ials", 8, {}, "none", 1)
+    work = TrainWorkload(train_request("--factors", 8), facts)
     known = {probe: {"bytes": 1.0} for probe in training_probes("ials", 1)}
     held, stored = (
         {term.name: term.bytes for term in work.footprint({"user_block": 8, "fit_block": size}, known).terms}
@@ -110,7 +111,7 @@ class Known(CostStore):
 
 def test_a_refusal_names_fewer_factors_that_fit(tmp_path: Path) -> None:
     facts = Facts(rows=1, users=100_000, items=500_000, interactions=1_000_000, longest=30, ids=600_000, bucket=1000)
-    work = TrainWorkload(facts, "ials", 64, {"iterations": 15}, "none", 1)
+    work = TrainWorkload(train_request(), facts)
     with pytest.raises(DoesNotFit) as refusal:
         plan(work, MemoryBudget(250 * MIB), Known(tmp_path))
     for remedy, factors in zip(refusal.value.remedies, (32, 16), strict=True):
@@ -119,7 +120,7 @@ def test_a_refusal_names_fewer_factors_that_fit(tmp_path: Path) -> None:
 
 def test_a_ceiling_below_the_index_alone_names_the_term(tmp_path: Path) -> None:
     facts = Facts(rows=1, users=90_000_000, items=500, interactions=1, longest=1, ids=0, bucket=1)
-    work = TrainWorkload(facts, "ials", 1, {"iterations": 15}, "none", 1)
+    work = TrainWorkload(train_request("--factors", 1), facts)
     with pytest.raises(DoesNotFit) as refusal:
         plan(work, MemoryBudget(300 * MIB), Known(tmp_path))
     smallest = refusal.value.smallest_feasible_bytes

@@ -14,11 +14,11 @@ from apps.recsys.data.csr_store import History, NpyWriter
 from apps.recsys.data.splits import HeldOut, Kept, hide_for_validation, write
 from apps.recsys.models import weights
 from apps.recsys.models.embedding import losses, user_encoders
-from apps.recsys.models.embedding.embedding_config import ABSENT, Recipe
-from apps.recsys.models.embedding.model import Batch, make_step
+from apps.recsys.models.embedding.embedding_config import ABSENT, EmbeddingConfig
+from apps.recsys.models.embedding.model import EmbeddingBatch, make_step
 from apps.recsys.training import batches, fit_embedding
 from apps.recsys.training.batches import Batches
-from apps.recsys.training.fit_embedding import Course, Learner
+from apps.recsys.training.fit_embedding import Trainer, TrainingConfig
 from common.compression.layouts import KINDS
 from common.errors import BadInput, UsageError
 from common.training import checkpoint
@@ -44,7 +44,7 @@ def directory(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def pairs(epoch: Iterator[Batch]) -> list[tuple[tuple[int, ...], int]]:
+def pairs(epoch: Iterator[EmbeddingBatch]) -> list[tuple[tuple[int, ...], int]]:
     """(all of a window's items, one of its targets), sorted."""
     found = []
     for batch in epoch:
@@ -58,7 +58,9 @@ def pairs(epoch: Iterator[Batch]) -> list[tuple[tuple[int, ...], int]]:
 def test_an_epoch_has_every_pair_once(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(batches, "POOL", 150)
     history = History(directory)
-    made = Batches(history, Kept(history, None, whole_users=False), Recipe(ITEMS, 4, batch=16, negatives=8), seed=3)
+    made = Batches(
+        history, Kept(history, None, whole_users=False), EmbeddingConfig(ITEMS, 4, batch=16, negatives=8), seed=3
+    )
     rows = [tuple(history.items(user).tolist()) for user in range(USERS)]
     expected = sorted((row, item) for row in rows if len(row) > 1 for item in row)
     first, second = list(made.epoch(0)), list(made.epoch(1))
@@ -70,7 +72,9 @@ def test_an_epoch_has_every_pair_once(directory: Path, monkeypatch: pytest.Monke
 
 def test_an_epoch_goes_on_after_any_batch(directory: Path) -> None:
     history = History(directory)
-    made = Batches(history, Kept(history, None, whole_users=False), Recipe(ITEMS, 4, batch=16, negatives=8), seed=3)
+    made = Batches(
+        history, Kept(history, None, whole_users=False), EmbeddingConfig(ITEMS, 4, batch=16, negatives=8), seed=3
+    )
     whole, rest = list(made.epoch(2)), list(made.epoch(2, after=3))
     assert len(rest) == len(whole) - 3
     for one, other in zip(whole[3:], rest, strict=True):
@@ -82,22 +86,22 @@ def test_an_epoch_goes_on_after_any_batch(directory: Path) -> None:
 def test_users_of_their_own_have_every_pair_once(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(batches, "POOL", 150)
     history = History(directory)
-    recipe = Recipe(ITEMS, 4, USERS, batch=16, negatives=8)
-    made = Batches(history, Kept(history, None, whole_users=False), recipe, seed=3)
+    config = EmbeddingConfig(ITEMS, 4, USERS, batch=16, negatives=8)
+    made = Batches(history, Kept(history, None, whole_users=False), config, seed=3)
     rows = [history.items(user).tolist() for user in range(USERS)]
     expected = sorted((user, item) for user, row in enumerate(rows) if len(row) > 1 for item in row)
     found = []
     for batch in made.epoch(0):
         for count, place, *places in batch.windows.tolist():
-            assert len(places) == recipe.width
+            assert len(places) == config.width
             found += [(int(batch.users[place]), int(batch.rows[item])) for item in places[:count]]
     assert sorted(found) == expected
 
 
 def test_long_histories_are_seen_through_windows(directory: Path) -> None:
     history = History(directory)
-    recipe = Recipe(ITEMS, 4, batch=16, negatives=8, window=6)
-    made = Batches(history, Kept(history, None, whole_users=False), recipe, seed=3)
+    config = EmbeddingConfig(ITEMS, 4, batch=16, negatives=8, window=6)
+    made = Batches(history, Kept(history, None, whole_users=False), config, seed=3)
     found = pairs(made.epoch(0))
     rows = [set(history.items(user).tolist()) for user in range(USERS)]
     assert len(found) == sum(len(row) for row in rows if len(row) > 1)
@@ -158,25 +162,28 @@ class Session:
         yield Bar()
 
 
-def course(directory: Path, **changes: Any) -> Course:
+def training(directory: Path, **changes: Any) -> TrainingConfig:
     """Three epochs on the fixture's data."""
     sizes = {"users": changes.pop("users", 0), "table": changes.pop("table", "full")}
-    recipe = Recipe(ITEMS, 8, batch=16, negatives=16, **sizes)
-    usual = {"epochs": 3, "patience": 5, "validation": True, "held_out": False, "whole_users": False, "seed": 1}
-    return Course(recipe=recipe, directory=directory, work=directory / "work", **(usual | changes))
+    network = EmbeddingConfig(ITEMS, 8, batch=16, negatives=16, **sizes)
+    usual = {"epochs": 3, "patience": 5, "validates": True, "split": "none", "seed": 1} | changes
+    settings = {"seed": usual["seed"], **sizes}
+    return TrainingConfig(
+        network=network, directory=directory, checkpoints=directory / "work", settings=settings, **usual
+    )
 
 
 @pytest.mark.parametrize(
     ("table", "users"), [("full", 0), ("int8", USERS), ("hash", 0), ("pq", USERS), ("frequency", 0)]
 )
 def test_a_stopped_training_goes_on_as_if_it_had_not(directory: Path, table: str, users: int) -> None:
-    whole = Learner(course(directory, table=table, users=users), Session()).run()
+    whole = Trainer(training(directory, table=table, users=users), Session()).run()
     for path in (directory / "work").iterdir():
         path.unlink()
     with pytest.raises(KeyboardInterrupt):
-        Learner(course(directory, table=table, users=users), Session(stop_after=9)).run()
+        Trainer(training(directory, table=table, users=users), Session(stop_after=9)).run()
     session = Session()
-    again = Learner(course(directory, table=table, users=users, resume=True), session).run()
+    again = Trainer(training(directory, table=table, users=users, resume=True), session).run()
     continued(session.said[0], "epoch")
     for name, tensor in whole.state_dict().items():
         assert torch.equal(tensor, again.state_dict()[name]), name
@@ -184,12 +191,12 @@ def test_a_stopped_training_goes_on_as_if_it_had_not(directory: Path, table: str
 
 def test_a_checkpoint_of_another_training_is_not_continued(directory: Path) -> None:
     with refused(BadInput, "resume"):
-        Learner(course(directory, resume=True), Session()).run()
-    Learner(course(directory), Session()).run()
+        Trainer(training(directory, resume=True), Session()).run()
+    Trainer(training(directory), Session()).run()
     with refused(UsageError, "seed"):
-        Learner(course(directory, seed=2, resume=True), Session()).run()
+        Trainer(training(directory, seed=2, resume=True), Session()).run()
     session = Session()
-    Learner(course(directory, seed=2), session).run()
+    Trainer(training(directory, seed=2), session).run()
     says(session.said[0], "checkpoint", "seed")
 
 
@@ -197,26 +204,26 @@ def test_training_ends_when_it_no_longer_helps_and_keeps_the_best(
     directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     values = iter([0.1, 0.3, 0.2, 0.1, 0.9])
-    monkeypatch.setattr(fit_embedding, "validate", lambda learner: {fit_embedding.METRIC: next(values)})
-    learner = Learner(course(directory, epochs=5, patience=2), Session())
-    network = learner.run()
-    assert (learner.at.epoch, learner.at.best_epoch, learner.at.best) == (4, 2, 0.3)
+    monkeypatch.setattr(fit_embedding, "validate", lambda trainer: {fit_embedding.METRIC: next(values)})
+    trainer = Trainer(training(directory, epochs=5, patience=2), Session())
+    network = trainer.run()
+    assert (trainer.at.epoch, trainer.at.best_epoch, trainer.at.best) == (4, 2, 0.3)
     best = checkpoint.read_state(directory / "work" / fit_embedding.BEST)["progress"]
     assert best["epoch"] == 2
-    kept, _, _ = make_step(learner.course.recipe, micro_batch=8)
-    checkpoint.restore(directory / "work" / fit_embedding.BEST, network=kept, optimizer=learner.optimizer)
+    kept, _, _ = make_step(trainer.config.network, micro_batch=8)
+    checkpoint.restore(directory / "work" / fit_embedding.BEST, network=kept, optimizer=trainer.optimizer)
     assert torch.equal(kept.items.form.codes, network.items.form.codes)
 
 
 @pytest.mark.parametrize("table", KINDS)
 def test_what_is_written_is_what_was_trained(directory: Path, table: str) -> None:
-    recipe = Recipe(ITEMS, 8, tables=2, table=table)
-    network, _, _ = make_step(recipe, micro_batch=8)
+    config = EmbeddingConfig(ITEMS, 8, tables=2, table=table)
+    network, _, _ = make_step(config, micro_batch=8)
     path = directory / weights.WEIGHTS
     prior = np.linspace(0, 1, ITEMS, dtype=np.float32)
     weights.write(path, fit_embedding.tensors(network, prior))
     every = torch.arange(ITEMS)
-    for name, part in ((weights.ITEMS, network.items), (weights.TASTE, network.taste)):
+    for name, part in ((weights.ITEMS, network.items), (weights.USER_SIDE, network.user_side)):
         assert part is not None
         np.testing.assert_allclose(weights.read(path, name), part.read(every).numpy(), rtol=1e-6)
     found = weights.read_items(path, prior=True)
@@ -227,19 +234,21 @@ def test_what_is_written_is_what_was_trained(directory: Path, table: str) -> Non
 @pytest.mark.parametrize(("loss", "tables"), [("softmax", 1), ("ccl", 2), ("bpr", 1)])
 def test_a_served_score_is_a_trained_score(loss: str, tables: int) -> None:
     """The score of a target in training, up to the temperature, is that of the served model for the other items."""
-    recipe = Recipe(ITEMS, 8, 0, loss, tables, batch=1, negatives=3, temperature=0.5)
+    config = EmbeddingConfig(ITEMS, 8, 0, loss, tables, batch=1, negatives=3, temperature=0.5)
     torch.manual_seed(0)
-    network, _, _ = make_step(recipe, micro_batch=1)
-    row = torch.full((1, 2 + recipe.window), ABSENT)
+    network, _, _ = make_step(config, micro_batch=1)
+    row = torch.full((1, 2 + config.window), ABSENT)
     row[0, :7] = torch.tensor([1, 0, 9, 4, 7, 8, 2])  # target 9 from items 4, 7, 8, 2
     network.load(
-        Batch(torch.arange(ITEMS), torch.arange(0), row, torch.tensor([0, 1, 2]), torch.zeros(3), torch.zeros(ITEMS))
+        EmbeddingBatch(
+            torch.arange(ITEMS), torch.arange(0), row, torch.tensor([0, 1, 2]), torch.zeros(3), torch.zeros(ITEMS)
+        )
     )
     own, _ = network(row)
-    score = own[0, 0].item() * (recipe.temperature if loss == "softmax" else 1)
+    score = own[0, 0].item() * (config.temperature if loss == "softmax" else 1)
     items = network.items.read(torch.arange(ITEMS)).numpy()
-    taste = None if network.taste is None else network.taste.read(torch.arange(ITEMS)).numpy()
-    fold = user_encoders.embedding(items, taste, {"user": "sum", "loss": loss})
+    taste = None if network.user_side is None else network.user_side.read(torch.arange(ITEMS)).numpy()
+    fold = user_encoders.embedding(items, taste, {"user_vectors": "history", "loss": loss})
     vector = fold(np.array([2, 4, 7, 8]), np.ones(4, np.float32))
     assert float(items[9] @ vector) == pytest.approx(score, rel=1e-4)
 
@@ -251,7 +260,14 @@ def test_a_user_is_found_where_its_loss_is_least(loss: str, prior: float) -> Non
     items = torch.nn.functional.normalize(torch.randn(200, 8))
     had = torch.arange(10)
     items[had] = torch.nn.functional.normalize(items[had] + 0.5)
-    hyper = {"user": "own", "loss": loss, "temperature": 0.2, "margin": 0.2, "negative_weight": 5.0, "prior": prior}
+    hyper = {
+        "user_vectors": "learned",
+        "loss": loss,
+        "temperature": 0.2,
+        "margin": 0.2,
+        "negative_weight": 5.0,
+        "prior": prior,
+    }
     before = prior * torch.linspace(0, 5, 200)
     each = losses.softmax if loss == "softmax" else losses.contrastive(hyper["margin"], hyper["negative_weight"])
     sharp = 1 / hyper["temperature"] if loss == "softmax" else 1.0
@@ -283,7 +299,7 @@ def test_items_that_are_compared_stand_for_the_others(monkeypatch: pytest.Monkey
     monkeypatch.setattr(user_encoders, "COMPARED", 400)
     counts = np.sort(np.random.default_rng(1).pareto(1.0, 5000))[::-1] + 1
     for logarithms in (np.zeros(5000), 0.5 * np.log(counts)):
-        chosen, stands_for = user_encoders._drawn(logarithms)
+        chosen, stands_for = user_encoders._sampled(logarithms)
         assert len(chosen) == 400 and (np.diff(chosen) > 0).all() and stands_for.min() >= 0
         assert np.exp(stands_for.astype(float)).sum() == pytest.approx(5000, rel=0.15)
         total = (np.exp(stands_for.astype(float)) * counts[chosen]).sum() / counts.sum()

@@ -19,11 +19,13 @@ from apps.recsys.models import search_space, weights
 from apps.recsys.models.als import ials
 from apps.recsys.planning.train import TrainWorkload, training_probes
 from apps.recsys.training import tpe, tuning
+from apps.recsys.training.fit_factors import IterationCallback
 from apps.recsys.training.tpe import Trial
-from apps.recsys.training.tuning import Notebook, Search
+from apps.recsys.training.tuning import Search, TrialLog
 from common.errors import DoesNotFit
 from common.memory.plan.plan import Plan
 from common.memory.process.budget import MIB, MemoryBudget
+from tests.apps.recsys.asked import train_request
 from tests.apps.recsys.conftest import Trained
 from tests.apps.recsys.training.test_checkpoint import started, wait_for
 from tests.messages import continued, says
@@ -35,7 +37,7 @@ FACTS = Facts(rows=2000, users=100, items=50, interactions=1000, longest=30, ids
 
 def work(trials: int = 20) -> TrainWorkload:
     """An ``ials`` that is to be tuned."""
-    return TrainWorkload(FACTS, "ials", 64, dict(ials.HYPER), "none", 1, trials=trials, space=search_space.IALS)
+    return TrainWorkload(train_request("--tune", trials, "--seed", 3), FACTS)
 
 
 @dataclass
@@ -44,7 +46,6 @@ class Session:
 
     budget: MemoryBudget = field(default_factory=lambda: MemoryBudget(300 * MIB))
     threads: int = 1
-    seed: int = 3
     stopping: bool = False
     said: list[str] = field(default_factory=list)
 
@@ -64,20 +65,20 @@ class Session:
 
 def planned(wanted: TrainWorkload, *_: object) -> Plan:
     """A plan with baselines of 100 MiB; 256 factors do not fit."""
-    if wanted.factors > 128:
+    if wanted.request.model.factors > 128:
         raise DoesNotFit(ceiling=300 * MIB, reasons=["far too large"])
     known = {probe: {"bytes": 100.0 * MIB} for probe in training_probes("ials", 1)}
     setting = {"user_block": 8, "fit_block": 1000}
     return Plan("recsys train", tuple(sorted(setting.items())), wanted.footprint(setting, known))
 
 
-def fit(trial: TrainWorkload, session: object, watch: tuning.Watch) -> None:
+def fit(trial: TrainWorkload, session: object, callback: IterationCallback) -> None:
     """Fifteen iterations towards a score that is best at alpha 1 with many factors; binary weights run away."""
-    best = trial.factors / 256 - 0.1 * abs(math.log(trial.hyper["alpha"]))
+    best = trial.request.model.factors / 256 - 0.1 * abs(math.log(trial.request.model.hyper["alpha"]))
     for done in range(1, 16):
-        if trial.hyper["weight"] == "binary" and done == 2:
+        if trial.request.model.hyper["weight"] == "binary" and done == 2:
             raise ArithmeticError("the factors are not finite")
-        watch(done, lambda done=done: {tuning.METRIC: best - 1 / done})  # type: ignore[misc]
+        callback(done, lambda done=done: {tuning.METRIC: best - 1 / done})  # type: ignore[misc]
 
 
 @pytest.fixture
@@ -85,8 +86,10 @@ def search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Sea
     """A search whose trainings are arithmetic."""
     monkeypatch.setattr(tuning.planner, "plan", planned)
 
-    def make(name: str = "tuning.jsonl", **about: object) -> Search:
-        return Search(work(), Session(), Notebook(tmp_path / name, about), fit)  # type: ignore[arg-type]
+    def make(name: str = "tuning.jsonl", **settings: object) -> Search:
+        session = Session()
+        log = TrialLog(tmp_path / name, settings, output=tmp_path, say=session.say)
+        return Search(work(), session, log, fit)  # type: ignore[arg-type]
 
     return make
 
@@ -94,8 +97,8 @@ def search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Sea
 def test_a_search_ends_with_the_best_of_its_trials(search: Callable[..., Search]) -> None:
     made = search()
     found = made.run()
-    trials = made.notebook.trials
-    assert len(trials) == 20 and trials[0].settings == tuning.present(work())
+    trials = made.log.trials
+    assert len(trials) == 20 and trials[0].settings == tuning.searched_settings(work())
     assert {trial.state for trial in trials} == {"done", "stopped", "skipped", "failed"}
     for trial in trials:
         fits = trial.settings["factors"] <= 128
@@ -106,13 +109,14 @@ def test_a_search_ends_with_the_best_of_its_trials(search: Callable[..., Search]
     done = [trial for trial in trials if trial.state == "done"]
     best = max(done, key=lambda trial: trial.reached)
     assert best.reached > trials[0].reached
-    assert (found.work.factors, found.work.hyper["alpha"]) == (best.settings["factors"], best.settings["alpha"])
+    model = found.work.request.model
+    assert (model.factors, model.hyper["alpha"]) == (best.settings["factors"], best.settings["alpha"])
     assert found.results["best"] == best.number
     phases = found.plan.footprint.phases()
     # a baseline, what the sampler takes, what trials left behind
     assert phases["suggest"] == 100 * MIB + (24 << 20) + (10 << 20) + (4 << 20) + (512 << 10)
     assert phases["tune"] == max(
-        planned(tuning.changed(work(), trial.settings)).footprint.phases()["fit"]
+        planned(work().with_settings(trial.settings)).footprint.phases()["fit"]
         for trial in trials
         if trial.state != "skipped"
     )
@@ -126,15 +130,15 @@ def test_a_search_ends_with_the_best_of_its_trials(search: Callable[..., Search]
 def test_a_search_that_was_killed_goes_on_as_it_would_have(search: Callable[..., Search]) -> None:
     whole = search()
     whole.run()
-    lines = whole.notebook.path.read_text().splitlines()
-    cut = whole.notebook.path.with_name("cut")
+    lines = whole.log.path.read_text().splitlines()
+    cut = whole.log.path.with_name("cut")
     cut.write_text("\n".join(lines[:6]) + "\n" + lines[6][:20])  # killed while it wrote the sixth trial
     again = search("cut")
-    assert len(again.notebook.trials) == 5
+    assert len(again.log.trials) == 5
     again.run()
-    assert again.notebook.trials == whole.notebook.trials
+    assert again.log.trials == whole.log.trials
     continued(again.session.said[0], "5 trials")  # type: ignore[attr-defined]
-    assert search("cut", data="another").notebook.trials == []
+    assert search("cut", data="another").log.trials == []
 
 
 def test_rungs() -> None:
@@ -158,13 +162,15 @@ def test_every_space_is_of_settings_that_exist() -> None:
     for kind, hyper in hypers.items():
         assert search_space.of(kind, hyper, set()).keys() <= {"factors", *hyper}
     for loss in embedding_config.LOSSES:
-        for user in embedding_config.USERS:
-            made = search_space.of("embedding", {"user": user, "loss": loss}, {"factors"})
+        for user in embedding_config.USER_VECTORS:
+            made = search_space.of("embedding", {"user_vectors": user, "loss": loss}, {"factors"})
             assert made.keys() <= embedding_config.HYPER.keys() and "factors" not in made
 
 
 def test_settings_lie_in_the_space() -> None:
-    trials = [Trial(n, {**tuning.present(work()), "alpha": 1.0 + n}, {4: 0.1 * n}, "stopped") for n in range(10)]
+    trials = [
+        Trial(n, {**tuning.searched_settings(work()), "alpha": 1.0 + n}, {4: 0.1 * n}, "stopped") for n in range(10)
+    ]
     settings = tpe.ask(search_space.IALS, trials, seed=1)
     assert settings == tpe.ask(search_space.IALS, trials, seed=1) != tpe.ask(search_space.IALS, trials, seed=2)
     for name, dimension in search_space.IALS.items():

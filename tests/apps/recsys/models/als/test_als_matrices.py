@@ -52,8 +52,8 @@ def test_sides_on_disk_are_those_in_memory(
     history = History(directory)
     write(directory, "heldout", [(9, np.arange(0, ITEMS, 3)), (30, history.items(30)[:2])])
     kept = Kept(history, HeldOut(directory), whole_users=whole_users)
-    held = als_matrices.hold(history, kept, items=ITEMS, hyper=HYPER)
-    stored = als_matrices.store(directory, history, kept, items=ITEMS, hyper=HYPER, block=block)
+    held = als_matrices.in_memory(history, kept, items=ITEMS, hyper=HYPER)
+    stored = als_matrices.on_disk(directory, history, kept, items=ITEMS, hyper=HYPER, block=block)
     for one, other in ((held.users, stored.users), (held.items, stored.items)):
         assert one.rows == other.rows
         left, right = whole(one), whole(other)
@@ -74,8 +74,8 @@ def test_factors_do_not_depend_on_the_blocks(directory: Path, block: int) -> Non
     kept = Kept(history, None, whole_users=False)
     made = {}
     for name, both in (
-        ("held", als_matrices.hold(history, kept, items=ITEMS, hyper=HYPER)),
-        ("stored", als_matrices.store(directory, history, kept, items=ITEMS, hyper=HYPER, block=block)),
+        ("held", als_matrices.in_memory(history, kept, items=ITEMS, hyper=HYPER)),
+        ("stored", als_matrices.on_disk(directory, history, kept, items=ITEMS, hyper=HYPER, block=block)),
     ):
         state = ials.first_state(both, factors=8, seed=1)
         made[name] = ials.fit(both, state, hyper=HYPER, threads=2, after_block=lambda state: None)

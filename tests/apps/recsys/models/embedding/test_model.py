@@ -5,28 +5,28 @@ import torch
 import torch.nn.functional as F
 
 from apps.recsys.models.embedding import losses
-from apps.recsys.models.embedding.embedding_config import ABSENT, RATES, Recipe
-from apps.recsys.models.embedding.model import Batch, largest_batch, make_step
+from apps.recsys.models.embedding.embedding_config import ABSENT, RATES, EmbeddingConfig
+from apps.recsys.models.embedding.model import EmbeddingBatch, largest_batch, make_step
 from common.compression.layouts import KINDS
 from common.memory.costs import trace
 
 
-def batch(recipe: Recipe, *, seed: int = 0) -> Batch:
+def batch(config: EmbeddingConfig, *, seed: int = 0) -> EmbeddingBatch:
     """Random windows of different lengths and numbers of targets; a negative that is a target itself."""
     torch.manual_seed(seed)
-    places = torch.stack([torch.randperm(recipe.items)[: recipe.width] for _ in range(recipe.batch)])
-    length = torch.randint(2, recipe.width + 1, (recipe.batch, 1))
-    places[torch.arange(recipe.width) >= length] = ABSENT
-    targets = torch.minimum(torch.randint(1, recipe.targets + 1, (recipe.batch, 1)), length)
-    user = torch.randint(max(1, recipe.users), (recipe.batch, 1))
-    negatives = torch.randint(recipe.items, (recipe.negatives,))
+    places = torch.stack([torch.randperm(config.items)[: config.width] for _ in range(config.batch)])
+    length = torch.randint(2, config.width + 1, (config.batch, 1))
+    places[torch.arange(config.width) >= length] = ABSENT
+    targets = torch.minimum(torch.randint(1, config.targets + 1, (config.batch, 1)), length)
+    user = torch.randint(max(1, config.users), (config.batch, 1))
+    negatives = torch.randint(config.items, (config.negatives,))
     negatives[0] = places[1, 0]
     windows = torch.cat([targets, user, places], 1)
-    rows, users = torch.arange(recipe.items), torch.arange(recipe.users)
-    return Batch(rows, users, windows, negatives, torch.randn(recipe.negatives), torch.randn(recipe.items))
+    rows, users = torch.arange(config.items), torch.arange(config.users)
+    return EmbeddingBatch(rows, users, windows, negatives, torch.randn(config.negatives), torch.randn(config.items))
 
 
-def naive(recipe: Recipe, tables: list[torch.Tensor], data: Batch) -> torch.Tensor:
+def naive(config: EmbeddingConfig, tables: list[torch.Tensor], data: EmbeddingBatch) -> torch.Tensor:
     """The mean loss in float64, pair by pair."""
     items, last = tables[0], tables[-1]
     losses_ = []
@@ -34,24 +34,29 @@ def naive(recipe: Recipe, tables: list[torch.Tensor], data: Batch) -> torch.Tens
         known = row[2:][row[2:] != ABSENT]
         for target in known[: row[0]]:
             rest = known[known != target]
-            user = last[row[1]] if recipe.users else last[rest].sum(0) / len(rest) ** 0.5
-            others = torch.ones_like(data.negatives, dtype=torch.bool) if recipe.users else data.negatives != target
-            priors = (data.prior[target], data.prior[data.negatives]) if recipe.prior else (0, 0)
+            user = last[row[1]] if config.users else last[rest].sum(0) / len(rest) ** 0.5
+            others = torch.ones_like(data.negatives, dtype=torch.bool) if config.users else data.negatives != target
+            priors = (data.prior[target], data.prior[data.negatives]) if config.prior else (0, 0)
             log_q = data.correction - priors[1] + priors[0]  # what all scores have alike does not matter
-            losses_.append(naive_loss(recipe, user, items[target], items[data.negatives], others, log_q))
+            losses_.append(naive_loss(config, user, items[target], items[data.negatives], others, log_q))
     return torch.stack(losses_).mean()
 
 
 def naive_loss(
-    recipe: Recipe, user: torch.Tensor, own: torch.Tensor, rest: torch.Tensor, others: torch.Tensor, log_q: torch.Tensor
+    config: EmbeddingConfig,
+    user: torch.Tensor,
+    own: torch.Tensor,
+    rest: torch.Tensor,
+    others: torch.Tensor,
+    log_q: torch.Tensor,
 ) -> torch.Tensor:
     """The definitions written out for one pair."""
-    if recipe.loss == "bpr":
+    if config.loss == "bpr":
         return (F.softplus(rest @ user - own @ user) * others).mean()
     score, scores = F.cosine_similarity(own, user, dim=0), F.cosine_similarity(rest, user[None])
-    if recipe.loss == "ccl":
-        return 1 - score + recipe.negative_weight * ((scores - recipe.margin).relu() * others).mean()
-    score, scores = score / recipe.temperature, (scores / recipe.temperature - log_q)[others]
+    if config.loss == "ccl":
+        return 1 - score + config.negative_weight * ((scores - config.margin).relu() * others).mean()
+    score, scores = score / config.temperature, (scores / config.temperature - log_q)[others]
     return torch.cat([score[None], scores]).logsumexp(0) - score
 
 
@@ -62,35 +67,35 @@ def naive_loss(
 )
 def test_loss_and_step_equal_a_naive_reference(loss: str, tables: int, users: int, prior: float) -> None:
     sizes = {"batch": 12, "negatives": 9, "window": 6}
-    recipe = Recipe(30, 8, users, loss, tables, prior=prior, margin=0.1, negative_weight=3.0, **sizes)
+    config = EmbeddingConfig(30, 8, users, loss, tables, prior=prior, margin=0.1, negative_weight=3.0, **sizes)
     torch.manual_seed(1)
-    network, _, step = make_step(recipe, micro_batch=5)
+    network, _, step = make_step(config, micro_batch=5)
     before = [table.form.codes.double().clone().requires_grad_() for table in network.tables]
-    data = batch(recipe)
-    expected = naive(recipe, before, data)
+    data = batch(config)
+    expected = naive(config, before, data)
     expected.backward()
     assert step(data).item() == pytest.approx(float(expected), rel=1e-5)
     for table, leaf in zip(network.tables, before, strict=True):
         assert leaf.grad is not None
         # After its first step a row has moved by the rate times its gradient over the gradient's root mean square.
         size = leaf.grad.square().mean(1, keepdim=True).sqrt()
-        moved = torch.where(size > 1e-9, recipe.learning_rate * leaf.grad / size.clamp(min=1e-12), 0.0)
+        moved = torch.where(size > 1e-9, config.learning_rate * leaf.grad / size.clamp(min=1e-12), 0.0)
         there = leaf.detach() - moved
         if table.form.length:
             there *= table.form.length / there.norm(dim=1, keepdim=True)
-            assert recipe.cosine and users
+            assert config.cosine and users
         torch.testing.assert_close(table.form.codes.double(), there, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("loss", ["softmax", "ccl", "bpr"])
 def test_micro_batches_give_the_same_step(loss: str) -> None:
-    recipe = Recipe(40, 8, loss=loss, batch=32, negatives=16, window=6)
+    config = EmbeddingConfig(40, 8, loss=loss, batch=32, negatives=16, window=6)
     results = []
     for micro_batch in (32, 7):
         torch.manual_seed(1)
-        network, _, step = make_step(recipe, micro_batch=micro_batch)
+        network, _, step = make_step(config, micro_batch=micro_batch)
         for seed in range(3):
-            step(batch(recipe, seed=seed))
+            step(batch(config, seed=seed))
         results.append(network.items.form.codes)
     torch.testing.assert_close(results[0], results[1], atol=1e-5, rtol=1e-4)
 
@@ -100,7 +105,7 @@ def test_losses_ignore_a_negative_of_minus_infinity() -> None:
     others = torch.tensor([[[-torch.inf, 0.2]]], requires_grad=True)
     for each, expected in (
         (losses.softmax, float(torch.tensor([0.3, 0.2]).logsumexp(0) - 0.3)),
-        (losses.ranking, float(F.softplus(torch.tensor(-0.1)) / 2)),
+        (losses.bpr, float(F.softplus(torch.tensor(-0.1)) / 2)),
         (losses.contrastive(0.1, 4.0), 0.7 + 4 * 0.1 / 2),
     ):
         value = each(own, others).sum()
@@ -114,20 +119,20 @@ def test_losses_ignore_a_negative_of_minus_infinity() -> None:
 @pytest.mark.parametrize("users", [0, 32])
 @pytest.mark.parametrize("kind", KINDS)
 def test_training_lowers_the_loss(kind: str, users: int) -> None:
-    rate = RATES["own" if users else "sum"]
-    recipe = Recipe(40, 16, users, table=kind, batch=32, negatives=32, window=6, learning_rate=rate)
+    rate = RATES["learned" if users else "history"]
+    config = EmbeddingConfig(40, 16, users, table=kind, batch=32, negatives=32, window=6, learning_rate=rate)
     torch.manual_seed(1)
-    _, _, step = make_step(recipe, micro_batch=32)
-    seen = [step(batch(recipe)).item() for _ in range(40)]
+    _, _, step = make_step(config, micro_batch=32)
+    seen = [step(batch(config)).item() for _ in range(40)]
     assert seen[-1] < (0.7 if users else 0.5) * seen[0]
 
 
 def test_the_step_is_priced_without_running_it() -> None:
-    recipe = Recipe(5000, 64, batch=256, negatives=256, window=16)
+    config = EmbeddingConfig(5000, 64, batch=256, negatives=256, window=16)
 
     def prepare() -> trace.Prepared:
-        network, optimizer, step = make_step(recipe, micro_batch=128)
-        data = largest_batch(recipe)
+        network, optimizer, step = make_step(config, micro_batch=128)
+        data = largest_batch(config)
         return network, optimizer, lambda: step(data)
 
     priced = trace.price(prepare)

@@ -11,7 +11,7 @@ from apps.recsys.data import csr_store
 from apps.recsys.data.csr_store import History, NpyWriter
 from apps.recsys.data.splits import Kept
 from apps.recsys.models.embedding import table_codes
-from apps.recsys.models.embedding.embedding_config import Recipe
+from apps.recsys.models.embedding.embedding_config import EmbeddingConfig
 
 USERS, ITEMS = 80, 30
 
@@ -49,8 +49,8 @@ def dense(read: History) -> np.ndarray:
 def test_places_are_by_use(directory: Path) -> None:
     read = History(directory)
     matrix = dense(read)
-    found = table_codes.gather(
-        read, Kept(read, None, whole_users=False), Recipe(ITEMS, 8, USERS, table="frequency"), seed=0
+    found = table_codes.fixed_inputs(
+        read, Kept(read, None, whole_users=False), EmbeddingConfig(ITEMS, 8, USERS, table="frequency"), seed=0
     )
     for places, counts in ((found.items, matrix.sum(0)), (found.users, matrix.sum(1))):
         assert places is not None and places.dtype == torch.int32
@@ -62,10 +62,10 @@ def test_places_are_by_use(directory: Path) -> None:
 def test_codes_cut_the_dense_svd_into_equal_parts(directory: Path) -> None:
     read = History(directory)
     _, values, right = np.linalg.svd(dense(read), full_matrices=False)
-    recipe = Recipe(ITEMS, 8, USERS, table="pq", row_bytes=60)
-    codes = recipe.item_table.fixed
-    centroids = recipe.item_table.parts[0].rows // codes
-    found = table_codes.gather(read, Kept(read, None, whole_users=False), recipe, seed=0)
+    config = EmbeddingConfig(ITEMS, 8, USERS, table="pq", row_bytes=60)
+    codes = config.item_table.fixed
+    centroids = config.item_table.parts[0].rows // codes
+    found = table_codes.fixed_inputs(read, Kept(read, None, whole_users=False), config, seed=0)
     assert found.items is not None and found.users is not None
     assert (found.items.shape, found.users.shape) == ((ITEMS, codes), (USERS, codes))
     assert values[0] > 2 * values[1]
@@ -93,5 +93,6 @@ def test_the_svd_is_that_of_the_matrix(directory: Path) -> None:
 def test_other_tables_are_told_nothing(directory: Path) -> None:
     read = History(directory)
     assert (
-        table_codes.gather(read, Kept(read, None, whole_users=False), Recipe(ITEMS, 8), seed=0) == table_codes.NOTHING
+        table_codes.fixed_inputs(read, Kept(read, None, whole_users=False), EmbeddingConfig(ITEMS, 8), seed=0)
+        == table_codes.NO_FIXED_INPUTS
     )

@@ -1,0 +1,118 @@
+"""What ``recsys train`` was asked to do: one immutable value, checked when it is made, before anything is read."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from apps.recsys.data.readers import Columns
+from apps.recsys.data.staging import Filters
+from apps.recsys.models import search_space
+from apps.recsys.models.old_names import renamed_pairs
+from apps.recsys.models.search_space import Space
+from apps.recsys.planning.model_options import ModelOptions
+from apps.recsys.planning.resume_settings import DECIDES
+from common.errors import UsageError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataOptions:
+    """Which interactions are read.
+
+    Attributes
+    ----------
+    paths
+        Files of interactions.
+    columns
+        Their columns, as far as the command line names them.
+    items
+        A table with the items' titles.
+    filters
+        Which rows, users and items are left out.
+    """
+
+    paths: tuple[Path, ...]
+    columns: Columns = field(default_factory=Columns)
+    items: Path | None = None
+    filters: Filters = field(default_factory=Filters)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainRequest:
+    """A training of a recommender.
+
+    Attributes
+    ----------
+    model
+        The model to fit.
+    data
+        The interactions to read.
+    output
+        The model folder to make.
+    split
+        What is held out for the evaluation at the end (``apps.recsys.data.splits.KINDS``).
+    trials
+        Settings that are tried before the training; 0: none.
+    space
+        The hyper-parameters that trials vary.
+    resume
+        True if an unfinished training must be there to be continued.
+    seed, threads
+        Of the random numbers, and of the computation.
+    notes
+        Sentences for the user: old names that were read.
+    """
+
+    model: ModelOptions = field(metadata=DECIDES)
+    data: DataOptions
+    output: Path
+    split: str = field(default="none", metadata=DECIDES)
+    trials: int = 0
+    space: Space = field(default_factory=dict)
+    resume: bool = False
+    seed: int = field(default=0, metadata=DECIDES)
+    threads: int
+    notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.trials and not self.space:
+            raise UsageError("--tune: the command line fixes all that could be searched")
+
+    @classmethod
+    def of(cls, args: argparse.Namespace) -> TrainRequest:
+        """Read the command line.
+
+        Raises
+        ------
+        UsageError
+            In one line, if an option is out of range or does not fit the others.
+        """
+        pairs, notes = renamed_pairs(args.model, args.set)
+        model = ModelOptions.of(args, pairs)
+        if args.tune and model.kind == "popularity":
+            raise UsageError("--tune: popularity has no settings")
+        fixed = {pair.partition("=")[0] for pair in pairs} | ({"factors"} if args.factors else set())
+        return cls(
+            model=model,
+            data=DataOptions(
+                paths=tuple(args.interactions),
+                columns=Columns(args.user_col, args.item_col, args.value_col, args.time_col),
+                items=args.items,
+                filters=Filters(args.min_value, args.min_user, args.min_item),
+            ),
+            output=args.output,
+            split=args.split,
+            trials=args.tune,
+            space=search_space.of(model.kind, model.hyper, fixed) if args.tune else {},
+            resume=args.resume,
+            seed=args.seed,
+            threads=args.threads,
+            notes=tuple(notes),
+        )
+
+    def with_settings(self, settings: Mapping[str, Any]) -> TrainRequest:
+        """The same training with other values of some hyper-parameters or of ``factors``."""
+        return replace(self, model=self.model.with_settings(settings))

@@ -1,0 +1,12 @@
+"""Requests as the command line makes them."""
+
+from pathlib import Path
+
+from apps.recsys import cli
+from apps.recsys.planning.train_request import TrainRequest
+
+
+def train_request(*options: object) -> TrainRequest:
+    """What ``recsys train INTERACTIONS -o MODEL --threads 1`` with these options asks for."""
+    command = ["train", "interactions.csv", "-o", str(Path("model")), "--threads", "1", *map(str, options)]
+    return TrainRequest.of(cli.parser().parse_args(command))
