@@ -71,7 +71,7 @@ def test_a_failed_step_leaves_no_gradient() -> None:
 
 def test_state_of_version_0_1_is_read() -> None:
     """Its count of steps had another name."""
-    rows = StoredRows(Part(8, 4, "int8"), Start(0.1))
+    rows = StoredRows(Part("int8", 8, 4), Start(0.1))
     old = {name.replace("step_count", "turn"): value for name, value in rows.state_dict().items()}
     old["turn"] = torch.tensor(7)
     rows.load_state_dict(old)

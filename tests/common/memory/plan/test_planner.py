@@ -107,7 +107,7 @@ def test_plan_is_hashable_printable_and_json(costs: Known) -> None:
     chosen = plan(Blocks(), MemoryBudget(110 * MIB), costs)
     assert len({chosen, plan(Blocks(), MemoryBudget(110 * MIB), costs)}) == 1
     says(plan_text(chosen), "test blocks", "100.0 MiB", "'work'", "reserve 2.5 MiB", "blocks=2")
-    says(chosen, 4, "2.00", "blocks=1", "153.8 MiB")
+    says(plan_text(chosen), 4, "2.00", "blocks=1", "153.8 MiB")
     assert json.loads(json.dumps(chosen.to_json()))["knobs"] == {"blocks": 2}
 
 
