@@ -12,10 +12,10 @@ from common.tiling import blend
 from common.tiling.blend import BoundedBlend, blend_footprint
 from common.tiling.grid import TileGrid, importance
 from common.tiling.spill import SpillFile
+from tests.common.tiling.grids import grids
 from tests.messages import refused
 
 Array = npt.NDArray[np.float32]
-triple = lambda low, high: st.tuples(*[st.integers(low, high)] * 3)  # noqa: E731
 
 
 def reference(grid: TileGrid, tiles: list[Array], weights: Array) -> Array:
@@ -47,38 +47,24 @@ class Watched(BoundedBlend):
 
 @settings(max_examples=80, deadline=None)
 @given(
-    shape=triple(1, 40),
-    tile=triple(1, 20),
-    overlap=st.sampled_from([0.0, 0.1, 0.25, 0.5, 0.75]),
+    grid=grids(size=40, tile=20, overlaps=(0.0, 0.1, 0.25, 0.5, 0.75), most=500),
     channels=st.integers(1, 4),
     weighting=st.sampled_from(["gaussian", "constant"]),
-    flips=st.tuples(st.booleans(), st.booleans(), st.booleans()),
     spill=st.sampled_from(["memory", "rows", "columns"]),
     seed=st.integers(0, 2**32 - 1),
 )
-@example(
-    shape=(3, 1, 15),
-    tile=(2, 1, 5),
-    overlap=0.1,
-    channels=1,
-    weighting="gaussian",
-    flips=(False, False, False),
-    spill="columns",
-    seed=0,
-)
+@example(grid=TileGrid((3, 1, 15), (2, 1, 5), 0.1), channels=1, weighting="gaussian", spill="columns", seed=0)
 def test_bit_for_bit_the_full_accumulator(  # type: ignore[no-untyped-def]
-    tmp_path_factory, shape, tile, overlap, channels, weighting, flips, spill, seed
+    tmp_path_factory, grid, channels, weighting, spill, seed
 ) -> None:
-    grid = TileGrid(shape, tile, overlap, flips)
-    if len(grid) > 500:
-        return
+    shape, tile = grid.shape, grid.tile
     random = np.random.default_rng(seed)
     tiles = [random.standard_normal((channels, *tile), np.float32) for _ in range(len(grid))]
     weights = importance(tile, weighting)
     found = np.full((channels, *shape), np.nan, np.float32)
     scratch = tmp_path_factory.getbasetemp()
     planes = 0
-    with Watched(shape, tile, overlap, channels, weights, flips=flips, spill=spill, scratch=scratch) as blend:
+    with Watched(shape, tile, grid.overlap, channels, weights, flips=grid.flips, spill=spill, scratch=scratch) as blend:
         for index, values in enumerate(tiles):
             for block in blend.add(index, values.copy()):
                 place = tuple(slice(a, b) for a, b in zip(block.low, block.high, strict=True))

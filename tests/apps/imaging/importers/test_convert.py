@@ -224,7 +224,7 @@ def test_a_model_of_two_channels_finds_the_second_beside_the_first(run, tmp_path
     ("names", "shape", "says"),
     [
         (("case_0000.nii.gz",), (24, 16, 8), "case_0001"),
-        (("case_0000.nii.gz", "case_0001.nii.gz"), (24, 16, 7), "not on the grid"),
+        (("case_0000.nii.gz", "case_0001.nii.gz"), (24, 16, 7), "grid"),
         (("case_0001.nii.gz",), (24, 16, 8), "case_0000|CASE_0000"),
     ],
 )

@@ -21,8 +21,7 @@ from apps.imaging.inference.labeling import (
 from apps.imaging.volumes.geometry import resample
 from common.tiling.blend import Block, BoundedBlend
 from common.tiling.grid import TileGrid, importance
-
-triple = lambda low, high: st.tuples(*[st.integers(low, high)] * 3)  # noqa: E731
+from tests.common.tiling.grids import grids
 
 
 def blended(grid: TileGrid, channels: int, seed: int = 0) -> Iterator[Block]:
@@ -35,25 +34,23 @@ def blended(grid: TileGrid, channels: int, seed: int = 0) -> Iterator[Block]:
 
 @settings(max_examples=40, deadline=None)
 @given(
-    have=triple(1, 24),
-    shape=triple(1, 40),
-    tile=triple(2, 14),
-    overlap=st.sampled_from([0.0, 0.25, 0.5]),
-    flips=st.tuples(st.booleans(), st.booleans(), st.booleans()),
+    grid=grids(size=24, tile=14, least=2, overlaps=(0.0, 0.25, 0.5), most=200),
+    shape=st.none() | st.tuples(*[st.integers(1, 40)] * 3),
     seed=st.integers(0, 99),
 )
-def test_labels_on_the_files_grid_are_those_of_the_whole_volume(have, shape, tile, overlap, flips, seed) -> None:  # type: ignore[no-untyped-def]
+def test_labels_on_the_files_grid_are_those_of_the_whole_volume(
+    grid: TileGrid, shape: tuple[int, int, int] | None, seed: int
+) -> None:
     """Whatever tiles, spacing and orientation: 0 labels differ from resampling the whole volume of values."""
-    grid, channels = TileGrid(have, tile, overlap, flips), 3
-    if len(grid) > 200:
-        return
+    have, channels = grid.shape, 3
+    shape = shape or have
     values = np.empty((channels, *have), np.float32)
     for block in blended(grid, channels, seed):
         place = tuple(slice(a, b) for a, b in zip(block.low, block.high, strict=True))
         values[(slice(None), *place)] = block.values
     whole = np.stack([_resample(channel, shape) for channel in values])
     maker = LogitsToLabels(range(channels))
-    back = InverseResampler(channels, have, shape, tile[2]) if have != shape else lambda block: [block]
+    back = InverseResampler(channels, have, shape, grid.tile[2]) if have != shape else lambda block: [block]
     planes = LabelPlanes(shape, row_depth(grid, shape), maker.dtype)
     found = []
     for block in blended(grid, channels, seed):

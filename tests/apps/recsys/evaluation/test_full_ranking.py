@@ -122,7 +122,7 @@ def test_gini_of_extremes() -> None:
 
 
 def test_unknown_metrics_are_refused() -> None:
-    with pytest.raises(ValueError, match="'auc@10'.*ndcg"):
+    with pytest.raises(ValueError, match=r"'auc@10'.*ndcg"):
         Tally(3, ("auc@10",))
 
 

@@ -148,10 +148,7 @@ def test_rungs() -> None:
 @given(st.lists(st.floats(0, 1), max_size=30), st.floats(0, 1))
 def test_less_than_half_of_those_known_is_better_than_one_that_goes_on(others: list[float], score: float) -> None:
     better = sum(other > score for other in others)
-    if better == 0:
-        assert tuning.promising(score, others)
-    if tuning.promising(score, others):
-        assert better == 0 or better + 1 <= (len(others) + 1) / 2
+    assert tuning.promising(score, others) is (better == 0 or better + 1 <= (len(others) + 1) / 2)
 
 
 def test_every_space_is_of_settings_that_exist() -> None:
