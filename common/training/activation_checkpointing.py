@@ -1,6 +1,6 @@
-"""Activation checkpointing: which activations are kept for the backward pass and which are computed again.
+"""Activation checkpointing: which activations are kept for the backward pass and which are recomputed.
 
-A policy is applied to a list of blocks, the units that the network's author thinks in; what lies between two blocks is
+A policy applies to a list of blocks, the units in which the network is written. Activations between two blocks are
 always kept.
 """
 
@@ -19,15 +19,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Recompute:
-    """Compute again in the backward pass what happened inside blocks."""
+    """Recompute the inside of blocks in the backward pass.
+
+    Attributes
+    ----------
+    every
+        Recompute the first of every ``every`` blocks; the others keep all activations.
+    keep
+        Operators of ``torch.ops.aten`` whose results are kept nevertheless, because they are expensive.
+    """
 
     every: int = 1
-    """Of the blocks, in order, the first of so many; the others keep everything."""
     keep: tuple[str, ...] = ()
-    """Operators below ``torch.ops.aten`` whose results are kept all the same, because they are dear to compute."""
 
     def apply(self, blocks: "Sequence[torch.nn.Module]") -> None:
-        """Change the blocks' ``forward``; parameters, names and gradients stay as they are."""
+        """Replace the blocks' ``forward``; parameters, names and gradients do not change."""
         from torch.utils.checkpoint import checkpoint
 
         for block in blocks[:: self.every]:
@@ -35,7 +41,7 @@ class Recompute:
             block.forward = partial(checkpoint, block.forward, use_reentrant=False, context_fn=context)
 
     def _contexts(self, block: "torch.nn.Module") -> tuple[Any, Any]:
-        """What surrounds the first forward pass of a block, and its second, which must not count samples twice."""
+        """Return the contexts of a block's first and second forward pass; the second must not count samples again."""
         from contextlib import nullcontext
 
         from torch.utils.checkpoint import create_selective_checkpoint_contexts
@@ -66,11 +72,11 @@ POLICIES: Mapping[str, Recompute | None] = MappingProxyType(
         "blocks": Recompute(),
     }
 )
-"""By the names that the plan uses, from the fastest to the one that holds least."""
+"""Policies by the plan's names, from the fastest to the one that needs least memory."""
 
 
 def apply(name: str, blocks: "Sequence[torch.nn.Module]") -> None:
-    """Apply the policy of this name."""
+    """Apply the policy ``name`` of ``POLICIES`` to ``blocks``."""
     policy = POLICIES[name]
     if policy is not None:
         policy.apply(blocks)

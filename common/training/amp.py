@@ -1,7 +1,7 @@
-"""Whether bfloat16 pays on this CPU: a small measurement of time and of numbers, cached as a probe.
+"""Mixed precision: a probe measures whether bfloat16 is worthwhile on this CPU, in time and in accuracy.
 
-Autocast is a win where the CPU multiplies bfloat16 (2x on AVX512-BF16), and slower than float32 elsewhere, so it is
-tried before the planner uses it. A precision that the user asks for is refused where oneDNN has no kernels for it.
+Autocast is faster where the CPU multiplies bfloat16 (2x on AVX512-BF16) and slower than float32 elsewhere, so the
+planner uses it only after the probe. A precision requested by the user is refused if oneDNN has no kernels for it.
 """
 
 from typing import TYPE_CHECKING
@@ -14,15 +14,15 @@ if TYPE_CHECKING:
     import torch
 
 LEAST_GAIN = 0.8
-"""float32 time over bfloat16 time below which bfloat16 is clearly slower; it saves memory in any case."""
+"""bfloat16 counts as slower if float32 time over bfloat16 time is below this; it saves memory in any case."""
 LARGEST_ERROR = 0.02
-"""Relative error of the gradient of a convolution that is still rounding, not a broken kernel."""
+"""Largest relative error of a convolution's gradient that rounding explains; beyond it the kernel is broken."""
 _RUNS = 8
-"""Of each; the fastest counts."""
+"""Runs per precision; the fastest counts."""
 
 
 def likely() -> bool:
-    """Whether this CPU multiplies bfloat16 and PyTorch may; torch is not imported."""
+    """Return True if this CPU multiplies bfloat16 and PyTorch may use it; torch is not imported."""
     return cpu.precisions("torch").get("bf16") == "native"
 
 
@@ -34,12 +34,12 @@ def require(name: str, device: str) -> str | None:
     name
         ``"off"``, ``"bf16"`` or ``"fp16"``.
     device
-        ``--device``; of CUDA devices nothing is checked.
+        ``--device``; nothing is checked for CUDA devices.
 
     Returns
     -------
     str or None
-        What the user should hear: the precision is emulated, in AVX-512 at 0.6 of float32's speed.
+        A warning for the user if the precision is emulated, which AVX-512 does at 0.6 of float32's speed.
 
     Raises
     ------
@@ -58,14 +58,14 @@ def require(name: str, device: str) -> str | None:
 
 
 def precision(name: str) -> "torch.dtype | None":
-    """The type that autocast computes in; ``None`` for ``"off"``."""
+    """Return the type that autocast computes in; ``None`` for ``"off"``."""
     import torch
 
     return {"bf16": torch.bfloat16, "fp16": torch.float16, "off": None}[name]
 
 
 def probe(threads: int) -> Probe:
-    """The check as a probe; it fails where bfloat16 does not pay, and says why."""
+    """Return ``check`` as a probe; it fails with a reason where bfloat16 is not worthwhile."""
     return Probe.of("common.training.amp:check", libraries=("torch",), threads=threads)
 
 
@@ -75,20 +75,20 @@ def check() -> dict[str, float]:
     Raises
     ------
     NotAvailable
-        If bfloat16 is slower, or its gradient is off by more than rounding.
+        bfloat16 is slower, or its gradient differs by more than rounding.
     """
     import time
 
     import torch
 
-    torch.set_num_threads(1)  # two wait for each other where others use the machine: 0.3 to 3.9 times was read then
+    torch.set_num_threads(1)  # two threads wait for each other on a loaded machine: ratios of 0.3 to 3.9 were measured
     torch.manual_seed(0)
     network = torch.nn.Conv3d(16, 16, 3, padding=1)
     image = torch.randn(2, 16, 32, 32, 32)
     times: dict[bool, list[float]] = {False: [], True: []}
     gradients: dict[bool, torch.Tensor | None] = {}
     for _ in range(_RUNS):
-        for enabled in (False, True):  # in turn, so that other load on the machine meets both
+        for enabled in (False, True):  # in turn, so that other load on the machine affects both
             network.zero_grad(set_to_none=True)
             began = time.perf_counter()
             with torch.autocast("cpu", torch.bfloat16, enabled=enabled):

@@ -1,7 +1,7 @@
-"""BatchNorm and accumulation do not go together: found, replaced, and kept from counting a sample twice.
+"""Find BatchNorm, replace it, and freeze its running averages; it is not compatible with gradient accumulation.
 
-Its statistics are those of the micro-batch, so no accumulation gives the full batch's gradients, and running
-averages are updated once per forward pass, recomputed ones included (pytorch#96136).
+BatchNorm's statistics are those of the micro-batch, so accumulation cannot give the full batch's gradients. Its running
+averages are updated in every forward pass, also in recomputed ones (pytorch#96136).
 """
 
 from collections.abc import Iterator
@@ -25,14 +25,14 @@ def _modules(network: "torch.nn.Module") -> "Iterator[tuple[str, torch.nn.module
 
 
 def active(network: "torch.nn.Module") -> list[str]:
-    """Names of the modules that normalise over the samples of a batch as things stand (``train`` or ``eval``)."""
+    """Return the names of modules that normalise over the batch's samples in their present mode (train or eval)."""
     return [name for name, module in _modules(network) if module.training or module.running_mean is None]
 
 
 def replace(network: "torch.nn.Module") -> list[str]:
-    """Put a ``GroupNorm`` in the place of each BatchNorm, with its scale and shift; returns their names.
+    """Replace each BatchNorm by a ``GroupNorm`` with the same scale and shift; returns the modules' names.
 
-    A sample is then normalised by itself, and accumulation is exact. Trained weights need some further training.
+    Each sample is then normalised by itself and accumulation is exact. Trained weights need some further training.
     """
     import math
 
@@ -53,7 +53,10 @@ def replace(network: "torch.nn.Module") -> list[str]:
 
 @contextmanager
 def frozen_statistics(network: "torch.nn.Module") -> Iterator[None]:
-    """Batch statistics are used as before, but running averages stay: for a forward pass that is done again."""
+    """Do not update running averages inside the block; batch statistics are used as before.
+
+    For a forward pass that is repeated.
+    """
     kept: list[tuple[Any, float | None, Any]] = []
     for _, module in _modules(network):
         if module.training and module.track_running_stats:

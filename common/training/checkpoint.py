@@ -1,6 +1,6 @@
-"""Training that can be killed at any instant: one file holds all that the next step depends on.
+"""Checkpoints: one file holds all state that the next training step depends on.
 
-Tensors are safetensors, the rest is JSON in the same file's header, so that both appear in one rename.
+Tensors are stored as safetensors and the rest as JSON in the same file's header, so that one rename publishes both.
 """
 
 import json
@@ -31,7 +31,7 @@ def save(
     Parameters
     ----------
     state
-        The rest, as JSON: the step reached, the run's settings, what was measured so far.
+        Everything else, serialisable as JSON: the step reached, the run's settings, the metrics so far.
     """
     import torch
     from safetensors.torch import save_file
@@ -45,20 +45,20 @@ def save(
     tensors[_RANDOM] = torch.get_rng_state()
     seen: set[int] = set()
     for name, tensor in tensors.items():
-        # A module that a network holds twice (DynUNet's blocks) appears under both names.
+        # A module registered twice (DynUNet's blocks) appears under both names.
         tensors[name] = tensor.clone() if tensor.data_ptr() in seen else tensor.contiguous()
         seen.add(tensor.data_ptr())
-    with atomic_file(path) as part:
-        save_file(tensors, part, {"state": json.dumps(state)})
+    with atomic_file(path) as temporary:
+        save_file(tensors, temporary, {"state": json.dumps(state)})
 
 
 def read_state(path: Path) -> dict[str, Any]:
-    """The JSON part of a checkpoint, without its tensors.
+    """Read the JSON part of a checkpoint without its tensors.
 
     Raises
     ------
     BadInput
-        If the file is not a checkpoint.
+        The file is not a checkpoint.
     """
     from safetensors import safe_open
 
@@ -71,12 +71,12 @@ def read_state(path: Path) -> dict[str, Any]:
 
 
 def restore(path: Path, *, network: "torch.nn.Module", optimizer: "torch.optim.Optimizer") -> None:
-    """Put a checkpoint's tensors into a network and an optimiser built the same way, and restore torch's RNG.
+    """Load a checkpoint into a network and an optimiser of the same construction, and restore PyTorch's RNG.
 
     Raises
     ------
     BadInput
-        If names or shapes are not those of this network.
+        Names or shapes are not those of this network.
     """
     import torch
     from safetensors.torch import load_file
@@ -92,11 +92,19 @@ def restore(path: Path, *, network: "torch.nn.Module", optimizer: "torch.optim.O
         network.load_state_dict(weights)
         optimizer.load_state_dict({**optimizer.state_dict(), "state": states})
     except (RuntimeError, ValueError, KeyError) as error:
-        line = str(error).splitlines()[0]
-        raise BadInput(f"{path}: a checkpoint of another network ({line}); remove it to start anew") from None
+        reason = str(error).splitlines()[0]
+        raise BadInput(f"{path}: a checkpoint of another network ({reason}); remove it to start anew") from None
     torch.set_rng_state(tensors[_RANDOM])
 
 
 def bytes_needed(tensors: int) -> int:
-    """What ``save`` holds on top of the training: safetensors serialises before it writes (measured 0.7 of it)."""
+    """Return the bytes that ``save`` needs in addition to the training.
+
+    safetensors serialises all tensors before it writes; 0.7 of this was measured.
+
+    Parameters
+    ----------
+    tensors
+        Bytes of all tensors in the checkpoint.
+    """
     return tensors

@@ -1,4 +1,4 @@
-"""Losses that any application may use, as sums and counts, or as rows where they couple the samples of a batch."""
+"""Losses that any application may use: as sums and counts, or as rows if they couple the samples of a batch."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -11,25 +11,25 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class CrossEntropy:
-    """Mean over the targets that count, of which each sample may have another number.
+    """Mean cross-entropy over all targets that are not ignored; samples may have different numbers of them.
 
     Attributes
     ----------
     target
-        Which tensor of a batch holds the classes: (B, ...) integers, for logits (B, C, ...).
+        Index of the batch's tensor of classes, integers (B, ...) for logits (B, C, ...).
     ignored
-        A target with this value does not count.
+        Targets with this value are left out.
     """
 
     target: int = 1
     ignored: int = -1
 
     def counts(self, batch: Batch) -> tuple["Tensor"]:
-        """Targets that count."""
+        """Return the number of targets that are not ignored."""
         return ((batch[self.target] != self.ignored).sum(),)
 
     def sums(self, outputs: "Tensor", batch: Batch) -> tuple["Tensor"]:
-        """Their cross-entropy."""
+        """Return the cross-entropy summed over them."""
         from torch.nn.functional import cross_entropy
 
         return (cross_entropy(outputs, batch[self.target], ignore_index=self.ignored, reduction="sum"),)
@@ -37,59 +37,68 @@ class CrossEntropy:
 
 @dataclass(frozen=True, slots=True)
 class SampledSoftmax:
-    """Cross-entropy of the wanted key against sampled ones; a sum over samples, because samples share no terms.
+    """Cross-entropy of the positive key against sampled negatives; samples share no terms, so it is a sum over them.
 
-    The network returns queries (B, D), wanted keys (B, D), and sampled keys (B, N, D), or (N, D) where all queries
+    The network returns queries (B, D), positive keys (B, D), and negative keys (B, N, D), or (N, D) if all queries
     share them.
+
+    Attributes
+    ----------
+    temperature
+        Logits are divided by it.
     """
 
     temperature: float = 1.0
 
     def counts(self, batch: Batch) -> tuple["Tensor"]:
-        """Samples."""
+        """Return the number of samples."""
         return (_number(batch),)
 
     def sums(self, outputs: "tuple[Tensor, Tensor, Tensor]", batch: Batch) -> tuple["Tensor"]:
-        """Sum of each query's cross-entropy."""
+        """Return the cross-entropy summed over queries."""
         import torch
 
-        queries, wanted, sampled = outputs
-        others = queries @ sampled.T if sampled.dim() == 2 else torch.einsum("bd,bnd->bn", queries, sampled)
-        logits = torch.cat([(queries * wanted).sum(1, keepdim=True), others], 1) / self.temperature
+        queries, positives, negatives = outputs
+        negative_scores = (
+            queries @ negatives.T if negatives.dim() == 2 else torch.einsum("bd,bnd->bn", queries, negatives)
+        )
+        logits = torch.cat([(queries * positives).sum(1, keepdim=True), negative_scores], 1) / self.temperature
         return ((torch.logsumexp(logits, 1) - logits[:, 0]).sum(),)
 
 
 @dataclass(frozen=True, slots=True)
 class InBatchSoftmax:
-    """Cross-entropy of each query's own key against the keys of all other samples: every sample depends on every other.
+    """Cross-entropy of each query's own key against the keys of all other samples, which couples all samples.
 
     The network returns queries (B, D) and keys (B, D).
 
     Attributes
     ----------
+    temperature
+        Logits are divided by it.
     ids
-        Which tensor of a batch says what the keys are, if any: a sample with the same key is then no negative.
+        Index of the batch's tensor of key ids, if there is one: samples with the same key are then no negatives.
     """
 
     temperature: float = 1.0
     ids: int | None = None
 
     def rows(self, outputs: "tuple[Tensor, Tensor]", batch: Batch) -> "tuple[Tensor, ...]":
-        """Queries and keys."""
+        """Return queries and keys."""
         return outputs
 
     def value(self, rows: "tuple[Tensor, ...]", batch: Batch) -> "Tensor":
-        """Mean over the samples."""
+        """Return the mean over the samples."""
         import torch
 
         queries, keys = rows
         logits = queries @ keys.T / self.temperature
-        own = torch.arange(len(logits), device=logits.device)
+        positives = torch.arange(len(logits), device=logits.device)
         if self.ids is not None:
             same = batch[self.ids][:, None] == batch[self.ids]
-            same[own, own] = False
+            same[positives, positives] = False
             logits = logits.masked_fill(same, -torch.inf)
-        return torch.nn.functional.cross_entropy(logits, own)
+        return torch.nn.functional.cross_entropy(logits, positives)
 
 
 def _number(batch: Batch) -> "Tensor":

@@ -1,7 +1,7 @@
-"""Going on after a failed allocation: whatever can be repeated is tried, told apart from other errors, and released.
+"""Recovery from failed allocations: detect them, release memory, and repeat the work.
 
-The exception's traceback keeps every tensor of the failed work alive, so recovery starts only after the ``except``
-block, with the traceback gone.
+The exception's traceback keeps every tensor of the failed work alive. Recovery therefore starts after the ``except``
+block, when the traceback is gone.
 """
 
 from collections.abc import Callable
@@ -15,13 +15,13 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """An allocation that failed; pins nothing of the work that wanted it."""
+    """A failed allocation; it keeps nothing of the failed work alive."""
 
     error: Exception
 
 
 def attempt(work: Callable[[], Result]) -> Result | Failure:
-    """Do ``work``; an allocation failure is returned, after its memory went back, and any other error raised."""
+    """Do ``work``; after a failed allocation release memory and return the failure. Other errors are raised."""
     try:
         return work()
     except (RuntimeError, MemoryError, OSError) as error:
@@ -34,12 +34,12 @@ def attempt(work: Callable[[], Result]) -> Result | Failure:
 
 
 def repeated(work: Callable[[], Result]) -> Result:
-    """Do ``work``, and once more if an allocation fails: what the heap kept, or others held for a moment, may be gone.
+    """Do ``work``, and repeat it once if an allocation fails, after releasing memory.
 
     Parameters
     ----------
     work
-        Something that may be done again from its start.
+        A function that can be repeated from its start.
 
     Raises
     ------

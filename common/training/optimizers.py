@@ -1,6 +1,6 @@
-"""The optimisers that training knows, by name. This module imports no torch; ``build`` does.
+"""Optimisers by name. This module does not import torch; ``build`` does.
 
-What each holds is traced with the step (``common.memory.costs.trace``); ``docs/training.md`` has a table.
+Their memory is traced with the training step (``common.memory.costs.trace``); ``docs/training.md`` has a table.
 """
 
 from collections.abc import Callable, Iterable
@@ -13,16 +13,16 @@ if TYPE_CHECKING:
 
 NAMES = ("adamw", "adamw8bit", "adafactor", "rowwise_adagrad", "sgd")
 DEFAULT = "adamw"
-"""Any other changes what is learned, and is never chosen for the user."""
+"""Other optimisers change the result, so the planner never chooses one."""
 
 
 def check(name: str) -> None:
-    """Raise where there is none of this name.
+    """Check an optimiser's name.
 
     Raises
     ------
     UsageError
-        Then; it names those that there are.
+        The name is unknown; the message lists the names.
     """
     if name not in NAMES:
         raise UsageError(f"no optimizer {name!r}; there are {', '.join(NAMES)}")
@@ -31,12 +31,12 @@ def check(name: str) -> None:
 def build(
     name: str, parameters: "Iterable[torch.nn.Parameter]", *, learning_rate: float, weight_decay: float = 0.0
 ) -> "torch.optim.Optimizer":
-    """The optimiser, in one parameter group; its step can be called again after a failed allocation.
+    """Make an optimiser with one parameter group. Its step can be called again after a failed allocation.
 
     Raises
     ------
     UsageError
-        If there is none of this name.
+        The name is unknown.
     """
     check(name)
     import torch
@@ -54,9 +54,14 @@ def build(
 
 
 def step_in_backward(optimizer: "torch.optim.Optimizer", stepped: Callable[[], None]) -> None:
-    """Update each parameter when backward has its gradient, and drop that; ``stepped`` is told.
+    """Update each parameter during the backward pass as soon as its gradient is complete, and drop the gradient.
 
-    No other gradient is alive then, so the optimiser's own step does exactly this one.
+    No other gradient is alive then, so the optimiser's own step updates exactly this parameter.
+
+    Parameters
+    ----------
+    stepped
+        Called after each update.
     """
 
     def update(parameter: "torch.Tensor") -> None:

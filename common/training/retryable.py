@@ -1,8 +1,8 @@
-"""Optimisers whose step can be repeated after a failed allocation: no parameter is ever updated twice or by half.
+"""Optimisers whose step can be repeated after a failed allocation: no parameter is updated twice or only in part.
 
-PyTorch's fused optimisers make all states, then update everything without allocating; here they also forget states
-that were made in vain. The others go parameter by parameter, and let go of each gradient once it is applied, so that
-calling ``step`` again goes on where it stopped.
+PyTorch's fused optimisers create all states, then update everything without allocating. The class here also deletes
+states whose update did not happen. The others update one parameter after the other and drop each gradient once it is
+applied, so that a second call of ``step`` continues where the first stopped.
 """
 
 from abc import abstractmethod
@@ -13,67 +13,67 @@ import torch
 from torch import Tensor
 
 
-def _forget(optimizer: torch.optim.Optimizer, known: set[Tensor]) -> None:
-    for parameter in set(optimizer.state) - known:
+def _delete_new_states(optimizer: torch.optim.Optimizer, before: set[Tensor]) -> None:
+    for parameter in set(optimizer.state) - before:
         del optimizer.state[parameter]
 
 
 class AdamW(torch.optim.AdamW):
-    """``torch.optim.AdamW(fused=True)`` of one parameter group: one pass over each tensor, no copies."""
+    """``torch.optim.AdamW(fused=True)`` for one parameter group: one pass over each tensor, no copies."""
 
     def __init__(self, parameters: Any, **arguments: Any) -> None:
         super().__init__(parameters, fused=True, **arguments)
 
     def step(self, closure: Any = None) -> Any:
-        """As PyTorch's; after a failure, as if it had not been called."""
-        known = set(self.state)
+        """Step as PyTorch's AdamW; a failed call leaves no trace."""
+        before = set(self.state)
         try:
             return super().step(closure)
         except (RuntimeError, MemoryError):
-            _forget(self, known)
+            _delete_new_states(self, before)
             raise
 
 
 class OneByOne(torch.optim.Optimizer):
-    """An optimiser that updates each parameter by itself, and then drops its gradient."""
+    """An optimiser that updates one parameter after the other and drops each gradient once it is applied."""
 
     @abstractmethod
     def update(self, parameter: Tensor, group: dict[str, Any]) -> None:
-        """Update one parameter; everything it allocates, it allocates before its first change."""
+        """Update one parameter; all allocations must come before the first change."""
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """Update all parameters that have a gradient; after a failure, call again to go on."""
+        """Update all parameters that have a gradient; after a failure a second call continues."""
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None:
-                    known = set(self.state)
+                    before = set(self.state)
                     try:
                         self.update(parameter, group)
                     except (RuntimeError, MemoryError):
-                        _forget(self, known)
+                        _delete_new_states(self, before)
                         raise
                     parameter.grad = None
 
 
 class SGD(OneByOne):
-    """Plain stochastic gradient descent: no state, and everything in place; with sparse gradients, only their rows."""
+    """Plain stochastic gradient descent in place, without state; a sparse gradient updates only its rows."""
 
     def __init__(self, parameters: Any, *, lr: float, weight_decay: float = 0.0) -> None:
         super().__init__(parameters, {"lr": lr, "weight_decay": weight_decay})
 
     def update(self, parameter: Tensor, group: dict[str, Any]) -> None:
-        """``p -= lr * (g + weight_decay * p)``."""
+        """Apply ``p -= lr * (g + weight_decay * p)``."""
         assert parameter.grad is not None
         parameter.mul_(1 - group["lr"] * group["weight_decay"])
         parameter.add_(parameter.grad, alpha=-group["lr"])
 
 
 class Adafactor(torch.optim.Adafactor):
-    """``torch.optim.Adafactor``, one parameter at a time, each with a copy to go back to."""
+    """``torch.optim.Adafactor`` for one parameter at a time, with a copy to restore after a failure."""
 
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """Update all parameters that have a gradient; after a failure, call again to go on."""
+        """Update all parameters that have a gradient; after a failure a second call continues."""
         pending = [(parameter, parameter.grad) for parameter in _with_gradient(self)]
         for parameter, _ in pending:
             parameter.grad = None
@@ -88,13 +88,13 @@ class Adafactor(torch.optim.Adafactor):
                 parameter.grad = gradient
 
     def _step_one(self, parameter: Tensor) -> None:
-        known = set(self.state)
+        before = set(self.state)
         values = parameter.detach().clone()
         states = {name: state.clone() for name, state in self.state.get(parameter, {}).items() if state is not None}
         try:
             super().step()  # type: ignore[no-untyped-call]
         except (RuntimeError, MemoryError):
-            _forget(self, known)
+            _delete_new_states(self, before)
             with torch.no_grad():
                 parameter.copy_(values)
             for name, state in states.items():

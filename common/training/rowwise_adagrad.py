@@ -1,7 +1,7 @@
-"""Row-wise Adagrad: one float of state for each row of a table, and only the rows that a batch touched are updated.
+"""Row-wise Adagrad: one float of state per row of a table, and only the rows in a batch are updated.
 
-The optimiser of FBGEMM's and TorchRec's embedding tables (``EXACT_ROWWISE_ADAGRAD``): a row's state is the sum over
-steps of its gradient's mean square, taken after the gradients of a row that occurs several times have been added up.
+This is the optimiser of FBGEMM's and TorchRec's embedding tables (``EXACT_ROWWISE_ADAGRAD``). A row's state is the sum
+over steps of its gradient's mean square. The gradients of a row that occurs several times in a batch are added first.
 """
 
 from collections.abc import Iterable
@@ -14,15 +14,15 @@ from common.training.retryable import OneByOne
 
 
 class RowwiseAdagrad(OneByOne):
-    """Adagrad with one learning rate a row.
+    """Adagrad with one learning rate per row, for sparse and dense gradients.
 
-    ``s += mean(g * g)`` over the row, then ``row -= lr * g / (sqrt(s) + eps)``. Sparse and dense gradients; of a vector
-    each value is a row, so that biases and scales are updated by plain Adagrad.
+    ``s += mean(g * g)`` over the row, then ``row -= lr * g / (sqrt(s) + eps)``. Each value of a vector is a row, so
+    biases and scales are updated by plain Adagrad.
 
     Parameters
     ----------
     weight_decay
-        Decoupled, as in AdamW: touched rows shrink by ``lr * weight_decay`` before they are updated.
+        Decoupled, as in AdamW: rows in the batch shrink by ``lr * weight_decay`` before they are updated.
     """
 
     def __init__(
@@ -31,7 +31,7 @@ class RowwiseAdagrad(OneByOne):
         super().__init__(parameters, {"lr": lr, "eps": eps, "weight_decay": weight_decay})
 
     def update(self, parameter: Tensor, group: dict[str, Any]) -> None:
-        """Update one table, or the rows of it that its sparse gradient names."""
+        """Update one table, or the rows in its sparse gradient."""
         assert parameter.grad is not None
         state = self.state[parameter]
         if not state:
@@ -56,6 +56,6 @@ class RowwiseAdagrad(OneByOne):
 
 
 def _mean_square(values: Tensor) -> Tensor:
-    """Mean of the squares of each row, without squaring the whole matrix."""
+    """Return the mean square of each row, (rows,), without squaring the whole matrix."""
     norm: Tensor = torch.linalg.vector_norm(values, dim=1)
     return norm.square_().div_(values.shape[1])
