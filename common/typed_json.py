@@ -78,10 +78,10 @@ def read(path: Path, description: type[T], *, what: str) -> T:
     return require(value, description, path=path, what=what)
 
 
-def require(value: Any, description: type[T], *, path: Path, what: str) -> T:
+def require(value: Any, description: type[T], *, path: Path, what: str, place: str = "") -> T:
     """The value, where it matches its description; raises ``BadInput`` that names the file where it does not."""
     try:
-        check(value, description)
+        check(value, description, place)
     except Mismatch as error:
         raise BadInput(f"{path}: not a {what} of peakline: {error}", public=f"{what} unreadable") from None
     return cast(T, value)

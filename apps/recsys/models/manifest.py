@@ -1,12 +1,17 @@
 """What ``model.json`` of a recommender says, field by field."""
 
 from collections.abc import Mapping
-from typing import Annotated, NotRequired, TypedDict
+from pathlib import Path
+from typing import Annotated, Any, Literal, NotRequired, TypedDict
 
-from common import model_folder
+from common import model_folder, typed_json
+from common.errors import BadInput
 
 Count = Annotated[int, ("minimum", 0)]
 Hyper = Mapping[str, bool | int | float | str]
+_LARGEST = 1e12
+_NotNegative = Annotated[float, ("minimum", 0), ("maximum", _LARGEST)]
+_Positive = Annotated[float, ("exclusiveMinimum", 0), ("maximum", _LARGEST)]
 
 
 class ModelFields(TypedDict):
@@ -36,3 +41,56 @@ class ModelFields(TypedDict):
 
 class RecommenderManifest(ModelFields, model_folder.Manifest):
     """``model.json`` of a recommender."""
+
+
+class _IalsHyper(TypedDict):
+    """What a user's vector is computed with; further hyper-parameters are those of training alone."""
+
+    alpha: _Positive
+    regularization: _Positive
+    weight: Literal["log", "value", "binary"]
+    frequency_scaling: NotRequired[_NotNegative]
+
+
+class _BprHyper(TypedDict):
+    user_regularization: _Positive
+
+
+class _EmbeddingHyper(TypedDict):
+    loss: Literal["softmax", "ccl", "bpr"]
+    tables: Literal[1, 2]
+    temperature: _Positive
+    margin: _NotNegative
+    negative_weight: _NotNegative
+    user_vectors: NotRequired[Literal["learned", "history"]]
+    prior: NotRequired[_NotNegative]
+
+
+class _PopularityHyper(TypedDict):
+    pass
+
+
+HYPER: Mapping[str, Any] = {
+    "ials": _IalsHyper,
+    "bpr": _BprHyper,
+    "embedding": _EmbeddingHyper,
+    "popularity": _PopularityHyper,
+}
+"""Kind of model -> the hyper-parameters that answering reads, by their present names."""
+
+
+def check_hyper(directory: Path, manifest: RecommenderManifest) -> RecommenderManifest:
+    """The manifest, where its kind is known and has the hyper-parameters that answering needs.
+
+    Raises
+    ------
+    BadInput
+        Another kind; a hyper-parameter is missing, of another type or out of range.
+    """
+    path, kind = directory / model_folder.MANIFEST, manifest["kind"]
+    if kind not in HYPER:
+        raise BadInput(
+            f"{path}: a model of kind {kind!r}; this version reads {', '.join(HYPER)}", public="model of another kind"
+        )
+    typed_json.require(manifest["hyper"], HYPER[kind], path=path, what="model manifest", place="hyper")
+    return manifest
