@@ -170,11 +170,15 @@ def read_model(directory: Path) -> ImagingModel:
     BadInput
         Incomplete folder, another application's, or fields that make no sense.
     """
+    from apps.imaging.models.networks.registry import steps
+
     manifest = read_manifest(directory)
     try:
         model = _from_manifest(directory, manifest)
         for operations in model.intensities:
             check_operations(operations)
+        if min(steps(model.network, model.arguments)) < 1:
+            raise ValueError(f"network {model.network!r}")
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         line = f"{directory / model_folder.MANIFEST}: not an imaging model ({error})"
         raise BadInput(line, public="model manifest unreadable") from None
@@ -192,7 +196,7 @@ def _from_manifest(directory: Path, manifest: ImagingManifest) -> ImagingModel:
     if min(x, y, z) == 0 and manifest.get("convention") != "bundle":
         raise ValueError("spacing must be positive")
     return ImagingModel(
-        directory=directory,
+        directory=directory.resolve(),
         kind=manifest["kind"],
         network=manifest["network"]["name"],
         arguments=manifest["network"]["arguments"],

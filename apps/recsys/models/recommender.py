@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from apps.recsys.data.csr_store import History, NpyReader
 from apps.recsys.models import weights
 from apps.recsys.models.embedding import user_encoders
-from apps.recsys.models.manifest import RecommenderManifest
+from apps.recsys.models.manifest import RecommenderManifest, check_hyper
 from apps.recsys.models.old_names import renamed_hyper
 from common import model_folder
 from common.errors import BadInput, UsageError
@@ -135,7 +135,7 @@ def heldout_count(directory: Path, manifest: Mapping[str, Any]) -> int:
     BadInput
         If it was trained without a split.
     """
-    if manifest["split"] == "none":
+    if manifest["split"] == "none" or "heldout.users.npy" not in manifest["files"]:
         raise BadInput(
             f"{directory}: trained without --split, so nothing was held out to evaluate on; train with"
             " --split user-holdout or leave-last",
@@ -150,10 +150,11 @@ def load_manifest(directory: Path) -> RecommenderManifest:
     Raises
     ------
     BadInput
-        As ``common.model_folder.load``.
+        As ``common.model_folder.load``, and as ``check_hyper``.
     """
     manifest = model_folder.load(directory, application="recsys", description=RecommenderManifest)
-    return {**manifest, "hyper": renamed_hyper(manifest["kind"], manifest["hyper"])}
+    renamed = renamed_hyper(manifest["kind"], manifest["hyper"])
+    return check_hyper(directory, {**manifest, "hyper": renamed})
 
 
 def seal(directory: Path, *, kind: str, fields: Mapping[str, Any]) -> None:
