@@ -9,28 +9,39 @@ import json
 import sys
 import types
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, is_typeddict
 
 from jsonschema import Draft202012Validator
 
+from apps.imaging.commands import results as imaging_results
 from apps.imaging.models.manifest import ImagingManifest
+from apps.recsys.commands import results as recsys_results
 from apps.recsys.models.manifest import RecommenderManifest
 from common import typed_json
 from common.memory.report.run_json import EndingJson, RunJson, description_of
 from tests.house import ROOT
 
 FOLDER = ROOT / "data" / "schemas"
+DIALECT = Draft202012Validator.META_SCHEMA["$id"]
+RESULTS = {**recsys_results.RESULTS, **imaging_results.RESULTS}
 PLAIN: Mapping[Any, str] = {int: "integer", float: "number", str: "string", bool: "boolean", type(None): "null"}
 
 
-def schema(title: str, *descriptions: Any) -> dict[str, Any]:
-    """JSON Schema of a file that is of one of the descriptions."""
+def schema(title: str, description: Any) -> dict[str, Any]:
+    """JSON Schema of a file of a description."""
     definitions: dict[str, Any] = {}
-    choices = [_schema(one, definitions) for one in descriptions]
-    top = choices[0] if len(choices) == 1 else {"anyOf": choices}
-    return {"$schema": Draft202012Validator.META_SCHEMA["$id"], "title": title, **top, "$defs": definitions}
+    return {"$schema": DIALECT, "title": title, **_schema(description, definitions), "$defs": definitions}
+
+
+def run_schema() -> dict[str, Any]:
+    """JSON Schema of run records."""
+    definitions: dict[str, Any] = {}
+    forms = [_schema(one, definitions) for one in (RunJson, EndingJson)]
+    title, results = "peakline: run.json and the output of --json", _results(definitions)
+    return {"$schema": DIALECT, "title": title, "anyOf": forms, "allOf": results, "$defs": definitions}
 
 
 def _schema(description: Any, definitions: dict[str, Any]) -> dict[str, Any]:
@@ -59,7 +70,8 @@ def _schema(description: Any, definitions: dict[str, Any]) -> dict[str, Any]:
 
 
 def _reference(description: Any, definitions: dict[str, Any]) -> dict[str, Any]:
-    name = description.__name__
+    package, application, *_ = description.__module__.split(".")
+    name = f"{application}_{description.__name__}" if package == "apps" else description.__name__
     if name not in definitions:
         definitions[name] = {}
         texts = _field_docstrings(description)
@@ -88,10 +100,25 @@ def _field_docstrings(description: Any) -> dict[str, str]:
     return found
 
 
+def _results(definitions: dict[str, Any]) -> list[dict[str, Any]]:
+    """What ``results`` is, by command; nothing, where the command ended before it had any."""
+    return [
+        {
+            "if": {"properties": {"command": {"const": command}, "exit_code": {"const": 0}}},
+            "then": {
+                "properties": {
+                    "results": {"anyOf": [{"maxProperties": 0}, *(_schema(one, definitions) for one in choices)]}
+                }
+            },
+        }
+        for command, choices in RESULTS.items()
+    ]
+
+
 def schemas() -> dict[str, dict[str, Any]]:
     """Every schema by the name of its file."""
     return {
-        "run": schema("peakline: run.json and the output of --json", RunJson, EndingJson),
+        "run": run_schema(),
         "imaging-model": schema("peakline: model.json of a segmentation model", ImagingManifest),
         "recsys-model": schema("peakline: model.json of a recommender", RecommenderManifest),
     }
@@ -108,9 +135,20 @@ def validator(name: str) -> Draft202012Validator:
     return Draft202012Validator(json.loads((FOLDER / f"{name}.schema.json").read_text("utf-8")))
 
 
+def check_record(record: dict[str, Any]) -> None:
+    """Check by the descriptions themselves, whose messages are short; raises ``typed_json.Mismatch``."""
+    typed_json.check(record, description_of(record))
+    if record["exit_code"] == 0 and record["results"] and record["command"] in RESULTS:
+        (*others, last) = RESULTS[record["command"]]
+        for choice in others:
+            with suppress(typed_json.Mismatch):
+                return typed_json.check(record["results"], choice, "results")
+        typed_json.check(record["results"], last, "results")
+
+
 def checked_record(record: dict[str, Any]) -> dict[str, Any]:
     """A run record that matches its schema, and says about its ending what the ending needs."""
-    typed_json.check(record, description_of(record))  # its message is short
+    check_record(record)
     validator("run").validate(record)
     code = record["exit_code"]
     assert ("error" in record) == (code not in (0, 130)), record

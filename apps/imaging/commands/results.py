@@ -1,0 +1,99 @@
+"""The ``results`` in the record of each ``imaging`` command that ended well, field by field."""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, NotRequired, TypedDict
+
+Count = Annotated[int, ("minimum", 0)]
+Share = Annotated[float, ("minimum", 0), ("maximum", 1)]
+
+
+class HeldOutMetrics(TypedDict, total=False):
+    """On the held-out cases; empty where none were held out."""
+
+    mean_dice: Share | None
+    per_class: Mapping[str, Share | None]
+    """By the class's name."""
+    cases: Count
+
+
+class TrainResults(TypedDict):
+    """Of ``imaging train``."""
+
+    metrics: HeldOutMetrics
+    steps: Count
+    """Optimiser steps."""
+    model: str
+    """The model folder, from the record's place."""
+
+
+class StudyResults(TypedDict):
+    """One study."""
+
+    study: str
+    """``study-0001`` and so on, in the order of the inputs."""
+    status: Literal["done", "skipped", "failed"]
+    reason: str | None
+    """Why it was skipped or failed."""
+    outputs: list[str]
+    """Files, from the record's place."""
+
+
+class InferResults(TypedDict):
+    """Of ``imaging infer``."""
+
+    studies: list[StudyResults]
+
+
+class ClassMeasures(TypedDict):
+    """How one class of one case agrees with its reference; null where a measure is not defined."""
+
+    dice: Share | None
+    hd95_mm: float | None
+    """95th percentile of the distances between the surfaces."""
+    surface_dice: Share | None
+    """At ``tolerance_mm``."""
+    volume_error: float | None
+    """(predicted - reference) / reference."""
+    volume_ml: NotRequired[float]
+    reference_ml: NotRequired[float]
+
+
+class CaseResults(TypedDict):
+    """One case."""
+
+    case: str
+    dice: Share | None
+    """Mean over its classes."""
+    classes: Mapping[str, ClassMeasures]
+    """By the label's value."""
+
+
+class EvaluateResults(TypedDict):
+    """Of ``imaging evaluate``."""
+
+    cases: Count
+    mean_dice: Share | None
+    """Mean over the classes."""
+    tolerance_mm: float
+    per_class: Mapping[str, ClassMeasures]
+    """By the label's value: means over the cases that have it."""
+    per_case: list[CaseResults]
+
+
+class CompressResults(TypedDict):
+    """Of ``imaging compress``."""
+
+    bytes_before: Count
+    bytes_after: Count
+    tiles: Count
+    """Calibrated on."""
+    metrics: Mapping[str, Any]
+
+
+RESULTS: Mapping[str, tuple[Any, ...]] = {
+    "imaging train": (TrainResults,),
+    "imaging infer": (InferResults,),
+    "imaging evaluate": (EvaluateResults,),
+    "imaging compress": (CompressResults,),
+}
+"""Command -> what its results may be."""

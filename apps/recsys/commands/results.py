@@ -1,0 +1,97 @@
+"""The ``results`` in the record of each ``recsys`` command that ended well, field by field."""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, NotRequired, TypedDict
+
+from apps.recsys.models.manifest import ModelFields
+
+Count = Annotated[int, ("minimum", 0)]
+Metrics = Mapping[str, float]
+"""By name and depth: ``ndcg@10``."""
+
+
+class ModelResults(ModelFields):
+    """The model's kind and what its ``model.json`` says beside the files."""
+
+    kind: str
+
+
+class DataResults(TypedDict):
+    """Sizes of the interactions."""
+
+    rows: Count
+    """Rows read."""
+    users: Count
+    items: Count
+    interactions: Count
+    """Distinct pairs of user and item."""
+    dropped: Mapping[str, Count]
+    """Reason -> rows left out."""
+    scored_users: Count
+    """Users with held-out items."""
+
+
+class TrainResults(TypedDict):
+    """Of ``recsys train``."""
+
+    metrics: Metrics
+    """On the held-out items; empty without ``--split``."""
+    steps: Count
+    """Passes over the data."""
+    model: ModelResults
+    data: DataResults
+    tuning: NotRequired[Mapping[str, Any]]
+    """The trials of ``--tune``."""
+
+
+class EvaluateResults(TypedDict):
+    """Of ``recsys evaluate``."""
+
+    users: Count
+    """Users who were scored."""
+    metrics: Metrics
+    intervals: NotRequired[Mapping[str, tuple[float, float]]]
+    """95 % intervals of the means, by the bootstrap over users."""
+    test: NotRequired[Mapping[str, Count]]
+    """What was found in the test file."""
+
+
+class ScoredItem(TypedDict):
+    """An item and its score."""
+
+    id: int | str
+    score: float
+
+
+class Recommendation(ScoredItem):
+    """An item in a list, with what explains its score where that was asked for."""
+
+    because: NotRequired[list[ScoredItem]]
+    """Items of the history, and what each adds to the score."""
+    others: NotRequired[float]
+    """What the rest of the history adds."""
+
+
+class ItemsResults(TypedDict):
+    """Of ``recsys recommend`` for one user, and of ``recsys similar``."""
+
+    items: list[Recommendation]
+    """The best first."""
+
+
+class AllUsersResults(TypedDict):
+    """Of ``recsys recommend --all-users``."""
+
+    users: Count
+    rows: Count
+    """Lines written."""
+    k: Annotated[int, ("minimum", 1)]
+
+
+RESULTS: Mapping[str, tuple[Any, ...]] = {
+    "recsys train": (TrainResults,),
+    "recsys evaluate": (EvaluateResults,),
+    "recsys recommend": (ItemsResults, AllUsersResults),
+    "recsys similar": (ItemsResults,),
+}
+"""Command -> what its results may be."""

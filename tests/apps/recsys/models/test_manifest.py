@@ -1,0 +1,97 @@
+"""What is refused of a recommender's ``model.json`` when it is read."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from apps.recsys.models.recommender import heldout_count, load_manifest
+from common import model_folder
+from common.errors import BadInput
+from tests.messages import refused
+
+HYPER: dict[str, dict[str, Any]] = {
+    "ials": {"alpha": 2.0, "regularization": 10.0, "iterations": 15, "weight": "log", "frequency_scaling": 0.0},
+    "bpr": {"learning_rate": 0.01, "user_regularization": 0.2},
+    "embedding": {"loss": "softmax", "tables": 1, "temperature": 0.1, "margin": 0.4, "negative_weight": 150.0},
+    "popularity": {},
+}
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Any:
+    """Write a manifest without files, with some fields changed; returns the folder."""
+
+    def call(kind: str, hyper: dict[str, Any], **changed: Any) -> Path:
+        counts = {"factors": 8, "items": 5, "users": 4, "interactions": 9, "longest_history": 3}
+        fields = {**counts, "table": "full", "hyper": hyper, "split": "none", "seed": 0, **changed}
+        model_folder.seal(tmp_path, application="recsys", kind=kind, files=[], fields=fields)
+        return tmp_path
+
+    return call
+
+
+@pytest.mark.parametrize("kind", HYPER)
+def test_every_kind_is_read(kind: str, write: Any) -> None:
+    assert load_manifest(write(kind, HYPER[kind]))["hyper"] == HYPER[kind]
+
+
+@pytest.mark.parametrize(
+    ("kind", "changed", "fact"),
+    [
+        ("ials", {"alpha": None}, "alpha"),
+        ("ials", {"alpha": "2"}, "hyper.alpha"),
+        ("ials", {"regularization": 0}, "hyper.regularization"),
+        ("ials", {"regularization": float("nan")}, "hyper.regularization"),
+        ("ials", {"weight": "cubic"}, "hyper.weight"),
+        ("ials", {"frequency_scaling": -1}, "hyper.frequency_scaling"),
+        ("bpr", {"user_regularization": float("inf")}, "hyper.user_regularization"),
+        ("embedding", {"tables": 3}, "hyper.tables"),
+        ("embedding", {"loss": None}, "loss"),
+        ("embedding", {"user_vectors": "theirs"}, "hyper.user_vectors"),
+    ],
+)
+def test_a_hyper_parameter_that_answering_cannot_use(kind: str, changed: Any, fact: str, write: Any) -> None:
+    hyper = {name: value for name, value in {**HYPER[kind], **changed}.items() if value is not None}
+    with refused(BadInput, "model.json", fact) as caught:
+        load_manifest(write(kind, hyper))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changed", "fact"),
+    [
+        ({"items": 0}, "items"),
+        ({"users": -4}, "users"),
+        ({"factors": 8.5}, "factors"),
+        ({"factors": True}, "factors"),
+        ({"interactions": "9"}, "interactions"),
+        ({"hyper": []}, "hyper"),
+        ({"hyper": {"alpha": [2.0]}}, "alpha"),
+        ({"split": None}, "split"),
+    ],
+)
+def test_a_field_of_another_type_or_range(changed: Any, fact: str, write: Any) -> None:
+    with refused(BadInput, "model.json", fact):
+        load_manifest(write("ials", **{"hyper": HYPER["ials"], **changed}))
+
+
+def test_an_unknown_kind_is_named(write: Any) -> None:
+    with refused(BadInput, "slim", "ials", "embedding"):
+        load_manifest(write("slim", {}))
+
+
+def test_a_missing_field_is_named(write: Any) -> None:
+    folder = write("ials", HYPER["ials"])
+    manifest = json.loads((folder / "model.json").read_text())
+    del manifest["users"]
+    (folder / "model.json").write_text(json.dumps(manifest))
+    with refused(BadInput, "users", "missing"):
+        load_manifest(folder)
+
+
+def test_a_split_without_its_files_has_nothing_to_evaluate_on(write: Any) -> None:
+    folder = write("ials", HYPER["ials"], split="user-holdout")
+    with refused(BadInput, "--split"):
+        heldout_count(folder, load_manifest(folder))
