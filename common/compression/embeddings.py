@@ -1,8 +1,8 @@
-"""Embedding tables that stay small while they train, behind one interface.
+"""Embedding tables that stay compressed while they train.
 
-A step touches few rows of a large table. ``load`` decompresses those into a float32 leaf, forward and backward see
-only that leaf, and ``descend`` takes its gradient and changes what the rows are stored as or made of. So there is no
-gradient of the whole table, and the optimiser keeps one number for each stored row.
+A step uses few rows of a large table. ``load`` decompresses those into a float32 leaf tensor, forward and backward see
+only that leaf, and ``descend`` applies its gradient and compresses the rows again. There is no gradient of the whole
+table, and the optimiser has one number per stored row.
 """
 
 from __future__ import annotations
@@ -24,16 +24,25 @@ if TYPE_CHECKING:
 
 
 class EmbeddingTable(torch.nn.Module):
-    """A table of any kind (``layouts.KINDS``).
+    """An embedding table of any kind (``layouts.KINDS``).
 
     Parameters
     ----------
     layout
-        Its size, and what it is made of.
+        Size and stored parts of the table.
     start
-        How its rows begin and step.
+        Initialisation and step sizes of its rows.
     fixed
-        For the kinds in ``compositions.FIXED``: what is known beforehand of every row.
+        Fixed per-row input, shape (rows, n), for the kinds in ``composed.FIXED``.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from common.compression.layouts import layout
+    >>> table = EmbeddingTable(layout("int8", rows=100, width=8, row_bytes=0), Start(deviation=0.1))
+    >>> table.load(torch.tensor([3, 7]))
+    >>> table(torch.tensor([[0, 1, 1]])).sum().backward()  # rows 3, 7, 7
+    >>> table.descend(0.01)
     """
 
     form: StoredRows | ComposedRows
@@ -47,16 +56,22 @@ class EmbeddingTable(torch.nn.Module):
         self._ids: Tensor | None = None
 
     def load(self, ids: Tensor) -> None:
-        """Decompress the rows ``ids``, each once, shape (n,), int64: what ``forward`` picks from."""
+        """Decompress the distinct rows ``ids``, int64 (n,), for ``forward``."""
         self._ids = ids
         self.loaded = self.form.read(ids).requires_grad_()
 
     def read(self, ids: Tensor) -> Tensor:
-        """Rows as float32, shape (n, width), in a new tensor."""
+        """Return rows as a new float32 tensor, shape (n, width)."""
         return self.form.read(ids)
 
     def dense(self, *, more: int = 0) -> NDArray[np.float32]:
-        """All rows, shape (rows, width), decompressed block by block; ``more`` columns after them are not set."""
+        """Return all rows, float32 (rows, width + more), decompressed block by block.
+
+        Parameters
+        ----------
+        more
+            Additional columns, which are left uninitialised.
+        """
         import numpy as np
 
         every = np.empty((self.rows, self.width + more), np.float32)
@@ -66,13 +81,19 @@ class EmbeddingTable(torch.nn.Module):
         return every
 
     def forward(self, positions: Tensor) -> Tensor:
-        """Loaded rows by their place among the loaded; shape ``positions.shape + (width,)``."""
+        """Return loaded rows by their positions among them, shape ``positions.shape + (width,)``.
+
+        Raises
+        ------
+        RuntimeError
+            No rows are loaded.
+        """
         if self.loaded is None:
             raise RuntimeError("load the rows of a batch first")
         return torch.nn.functional.embedding(positions, self.loaded)
 
     def descend(self, rate: float) -> None:
-        """One step by the gradient that ``backward`` left of the loaded rows; unloads them."""
+        """Update the loaded rows by the gradient that ``backward`` left, and unload them."""
         loaded, ids = self.loaded, self._ids
         self.loaded = self._ids = None
         if loaded is not None and ids is not None and loaded.grad is not None:
@@ -80,20 +101,20 @@ class EmbeddingTable(torch.nn.Module):
 
 
 class TableOptimizer(torch.optim.Optimizer):
-    """Lets the tables step where a training loop expects an optimiser; their state lives in the tables themselves."""
+    """An optimiser for training loops that updates tables; the optimiser state is in the tables themselves."""
 
     def __init__(self, tables: Sequence[EmbeddingTable], rate: float) -> None:
         self.tables = tables
         super().__init__([next(table.buffers()) for table in tables], {"lr": rate})
 
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """Step every table that has loaded rows."""
+        """Update every table that has loaded rows."""
         with torch.no_grad():
             for table in self.tables:
                 table.descend(self.param_groups[0]["lr"])
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Forget the gradients of the loaded rows: before a failed step is tried again."""
+        """Drop the gradients of the loaded rows, before a failed step is repeated."""
         for table in self.tables:
             if table.loaded is not None:
                 table.loaded.grad = None

@@ -1,7 +1,7 @@
-"""What a table of each kind is made of: pure arithmetic, for the planner that prices it and the table that is built.
+"""Stored parts of a table of each kind, by pure arithmetic, for the planner's footprint and for building the table.
 
-Kinds that store each row (``full``, ``int8``, ``int4``) take what they take. All others are made to a wanted number of
-bytes a row, weights and optimiser together.
+The size of kinds that store each row (``full``, ``int8``, ``int4``) is given by rows and width. All others are made to
+fit a number of bytes per row, weights and optimiser state together.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ from common.compression.row_formats import FORMATS
 STATE_BYTES = 4
 """The optimiser's float32 number for each stored row."""
 HASHES = 2
-"""Stored rows that are summed up to a row of a ``hash`` table."""
+"""Stored rows that are added up to a row of a ``hash`` table."""
 CENTROIDS = 256
-"""Values of a code of a ``pq`` table: one byte."""
-PLACE_BYTES = 4
-"""Where a ``frequency`` table keeps a row: int32."""
+"""Number of values of a code of a ``pq`` table: one byte."""
+RANK_BYTES = 4
+"""A row's rank by frequency in a ``frequency`` table: int32."""
 NARROWER = 4
-"""How many times fewer numbers a seldom used row of a ``frequency`` table has."""
+"""Width of a ``frequency`` table divided by that of its infrequent rows."""
 MOST_RANKS = 256
-"""Of a ``tt`` table: beyond, its step takes longer than that of the table it stands for."""
+"""Largest rank of a ``tt`` table; beyond it a step takes longer than that of the uncompressed table."""
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Rows that are stored and trained, in a format of ``rows.FORMATS``."""
+    """Rows that are stored and trained, in a format of ``row_formats.FORMATS``."""
 
     kind: str
     rows: int
@@ -36,7 +36,7 @@ class Part:
 
     @property
     def weights(self) -> int:
-        """Bytes of the numbers."""
+        """Bytes of the weights."""
         return self.rows * FORMATS[self.kind].bytes_per_row(self.width)
 
     @property
@@ -52,9 +52,9 @@ class Layout:
     Attributes
     ----------
     parts
-        What is trained.
+        Stored rows that are trained.
     fixed
-        Bytes a row of what is known before and never trained: codes or places.
+        Bytes per row of the fixed input, which is not trained: codes or ranks.
     """
 
     kind: str
@@ -65,39 +65,46 @@ class Layout:
 
     @property
     def weights(self) -> int:
-        """Bytes of all numbers, the fixed ones too."""
+        """Bytes of all weights and of the fixed input."""
         return self.fixed * self.rows + sum(part.weights for part in self.parts)
 
     @property
     def optimizer(self) -> int:
-        """Bytes of the optimiser's state. There are no gradients but of the rows that a batch loads."""
+        """Bytes of the optimiser's state. Only rows of a batch have gradients."""
         return sum(part.optimizer for part in self.parts)
 
     @property
     def total(self) -> int:
-        """Bytes of all that training holds of the table."""
+        """Bytes that the table takes in training, without its gradients."""
         return self.weights + self.optimizer
 
     @property
     def bytes_per_row(self) -> int:
-        """The same for a row, rounded up."""
+        """``total`` per row, rounded up."""
         return -(-self.total // self.rows)
 
 
 def layout(kind: str, *, rows: int, width: int, row_bytes: int) -> Layout:
-    """The layout of a table.
+    """Return the layout of a table.
 
     Parameters
     ----------
     kind
         One of ``KINDS``.
     row_bytes
-        What a row may take, for the kinds that can be made to it; the least that the kind can do where that is more.
+        Bytes per row, for the kinds whose size can be chosen. If the kind's smallest size is larger, that is taken.
 
     Raises
     ------
     ValueError
-        If rows of half bytes do not fill whole ones.
+        An odd number of 4-bit codes does not fill whole bytes.
+
+    Examples
+    --------
+    >>> layout("int8", rows=1000, width=64, row_bytes=0).bytes_per_row
+    70
+    >>> layout("hash", rows=1000, width=64, row_bytes=38).bytes_per_row
+    38
     """
     if kind in FORMATS:
         if width * FORMATS[kind].bits % 8:
@@ -107,7 +114,7 @@ def layout(kind: str, *, rows: int, width: int, row_bytes: int) -> Layout:
 
 
 def _largest(made: Callable[[int], Layout], most: int, budget: int) -> Layout:
-    """The layout of the largest size, from 1 to ``most``, that is within a budget; of 1 if none is."""
+    """Return the layout of the largest size from 1 to ``most`` within ``budget`` bytes; that of size 1 if none is."""
     low, high = 1, max(1, most)
     while low < high:
         middle = (low + high + 1) // 2
@@ -120,7 +127,7 @@ def _hash(rows: int, width: int, budget: int) -> Layout:
 
 
 def _quotient_remainder(rows: int, width: int, budget: int) -> Layout:
-    """By remainder and by quotient. The fewest rows altogether are by a divisor of about the root."""
+    """Choose the divisor; one near the square root of the rows gives the fewest stored rows."""
 
     def made(divisor: int) -> Layout:
         return Layout("qr", rows, width, (Part("int8", divisor, width), Part("int8", -(-rows // divisor), width)))
@@ -130,7 +137,7 @@ def _quotient_remainder(rows: int, width: int, budget: int) -> Layout:
 
 
 def _tensor_train(rows: int, width: int, budget: int) -> Layout:
-    """Two cores: a row is a matrix of ``first x last`` numbers, the product of two of a common rank."""
+    """Choose the rank; a row is a matrix of ``first x last`` numbers, the product of two matrices of that rank."""
     first = next(size for size in range(isqrt(width), 0, -1) if width % size == 0)
     count = isqrt(rows - 1) + 1
 
@@ -151,7 +158,7 @@ def _low_rank(rows: int, width: int, budget: int) -> Layout:
 
 
 def _product_codes(rows: int, width: int, budget: int) -> Layout:
-    """Each code picks the numbers of its share of the row; there are as many codes as divide the width."""
+    """Choose the number of codes, a divisor of the width; each code stands for its share of the row."""
     centroids = min(CENTROIDS, rows)
 
     def made(codes: int) -> Layout:
@@ -162,12 +169,12 @@ def _product_codes(rows: int, width: int, budget: int) -> Layout:
 
 
 def _by_frequency(rows: int, width: int, budget: int) -> Layout:
-    """Often used rows whole, seldom used ones of fewer numbers times a matrix."""
+    """Choose the number of full rows; infrequent rows are narrower and multiplied with a matrix."""
     narrow = max(1, width // NARROWER)
 
     def made(whole: int) -> Layout:
         parts = (Part("int8", whole, width), Part("int8", rows - whole, narrow), Part("full", narrow, width))
-        return Layout("frequency", rows, width, parts, fixed=PLACE_BYTES)
+        return Layout("frequency", rows, width, parts, fixed=RANK_BYTES)
 
     return _largest(made, rows - 1, budget)
 
@@ -181,4 +188,4 @@ _MADE: dict[str, Callable[[int, int, int], Layout]] = {
     "frequency": _by_frequency,
 }
 KINDS = (*FORMATS, *_MADE)
-"""What ``layout`` knows."""
+"""All table kinds."""

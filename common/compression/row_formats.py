@@ -1,9 +1,9 @@
-"""Rows of numbers in few bytes that can still be trained: float32, int8 and int4 codes with stochastic rounding.
+"""Row formats that can be trained in place: float32, and int8 and int4 codes with stochastic rounding.
 
-Rounding to nearest would swallow every step smaller than half a code; rounding up with the probability of the
-remainder is right on average (Gupta et al. 2015, arXiv 1502.02551). A row's scale stays as it is while its numbers fit
-it, so that a number that did not move keeps its code exactly, and noise comes only from the steps. There is less of it
-with thresholds that are spread evenly over a number's steps, not random: what one step rounded down the next rounds up.
+Rounding to nearest would lose every update smaller than half a code. Rounding up with the probability of the remainder
+is unbiased (Gupta et al. 2015, arXiv 1502.02551). A row's scale does not change while its numbers fit it, so that a
+number without update keeps its code exactly and only updates add noise. The noise is smaller with thresholds that are
+spread evenly over a number's steps than with random ones: a number that one step rounds down the next rounds up.
 """
 
 from __future__ import annotations
@@ -15,25 +15,25 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 BLOCK_ROWS = 1 << 14
-"""Rows encoded at a time when a table is first filled: no float32 copy of it ever exists."""
+"""Rows encoded at a time when a table is initialised, so that no float32 copy of it exists."""
 SCALE_BYTES = 2
-"""A row's float16 scale."""
+"""Bytes of a row's float16 scale."""
 _RESOLUTION = 24
-"""Bits of a threshold: those of a float32."""
+"""Bits of a threshold: those of a float32's significand."""
 _ROW, _COLUMN, _STEP = (int(share * (1 << _RESOLUTION)) | 1 for share in (0.7548776662, 0.5698402910, 0.6180339887))
-"""Multiples of each are spread evenly: powers of the plastic number (Roberts 2018); over time, the golden section."""
+"""The multiples of each are evenly spread: powers of the plastic number (Roberts 2018), over time the golden ratio."""
 TOO_SMALL, TOO_LARGE = 0.7, 1.5
-"""A row gets a new scale once its own spread has left this range around the scale's."""
+"""A row gets a new scale when its spread relative to the present scale leaves this range."""
 
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """How a row is stored.
+    """The storage format of a row.
 
     Attributes
     ----------
     bits
-        Of a number: 32 (float32, no scale), 8 or 4.
+        Bits per number: 32 (float32, no scale), 8 or 4.
     spread
         Largest magnitude that can be stored, in standard deviations of the row; numbers beyond are clipped.
     """
@@ -43,11 +43,11 @@ class Format:
 
     @property
     def levels(self) -> int:
-        """Codes run from ``-levels`` to ``levels``."""
+        """Largest code; codes run from ``-levels`` to ``levels``."""
         return (1 << (self.bits - 1)) - 1
 
     def bytes_per_row(self, width: int) -> int:
-        """What is stored of one row."""
+        """Return the stored bytes of one row."""
         return 4 * width if self.bits == 32 else width * self.bits // 8 + SCALE_BYTES
 
 
@@ -55,12 +55,12 @@ FORMATS = {"full": Format(32), "int8": Format(8, spread=3.0), "int4": Format(4, 
 
 
 def empty(rows: int, width: int, form: Format) -> tuple[Tensor, Tensor | None]:
-    """Storage for ``rows`` rows: codes (or the numbers themselves) and scales.
+    """Allocate ``rows`` rows: codes (or float32 numbers) and scales.
 
     Raises
     ------
     ValueError
-        If an odd number of 4-bit codes would not fill whole bytes.
+        An odd number of 4-bit codes does not fill whole bytes.
     """
     import torch
 
@@ -73,7 +73,7 @@ def empty(rows: int, width: int, form: Format) -> tuple[Tensor, Tensor | None]:
 
 
 def decode(codes: Tensor, scales: Tensor | None, form: Format) -> Tensor:
-    """Stored rows as float32, shape (..., width)."""
+    """Return stored rows as float32, shape (..., width)."""
     import torch
 
     if scales is None:
@@ -84,31 +84,31 @@ def decode(codes: Tensor, scales: Tensor | None, form: Format) -> Tensor:
 
 
 def rounding_thresholds(ids: Tensor, width: int, step_count: Tensor) -> Tensor:
-    """For ``encode``: numbers from 0 to 1, shape (rows, width), that are spread evenly over its steps."""
+    """Return thresholds in [0, 1) for ``encode``, float32 (rows, width), spread evenly over each number's steps."""
     import torch
 
-    places = (ids * _ROW + step_count * _STEP)[:, None] + torch.arange(width) * _COLUMN
-    return places.bitwise_and_((1 << _RESOLUTION) - 1).float().div_(1 << _RESOLUTION)
+    sequence = (ids * _ROW + step_count * _STEP)[:, None] + torch.arange(width) * _COLUMN
+    return sequence.bitwise_and_((1 << _RESOLUTION) - 1).float().div_(1 << _RESOLUTION)
 
 
 def encode(
     values: Tensor, scales: Tensor | None, form: Format, thresholds: Tensor | None = None
 ) -> tuple[Tensor, Tensor | None]:
-    """Round rows: up where the remainder and the threshold are together at least one.
+    """Encode rows; a number is rounded up if remainder plus threshold is at least one.
 
     Parameters
     ----------
     values
-        Shape (rows, width), float32.
+        float32 (rows, width).
     scales
-        The rows' present scales, kept where they still fit; ``None``: they have none yet.
+        The rows' present scales, float16 (rows,), kept where they still fit; ``None`` for new rows.
     thresholds
-        As ``rounding_thresholds`` makes them, shape (rows, width); ``None``: random ones.
+        From ``rounding_thresholds``, float32 (rows, width); ``None``: random ones.
 
     Returns
     -------
     codes, scales
-        As ``decode`` takes them.
+        Arguments for ``decode``.
     """
     import torch
 
@@ -119,11 +119,11 @@ def encode(
         present = scales.float()
         fits = (wanted < TOO_LARGE * present) & (wanted > TOO_SMALL * present)
         wanted = torch.where(fits, present, wanted)
-    kept = wanted.to(torch.float16)
-    codes = values / kept.float()[:, None]
+    chosen = wanted.to(torch.float16)
+    codes = values / chosen.float()[:, None]
     codes += torch.rand_like(codes) if thresholds is None else thresholds
     codes = codes.floor_().clamp_(-form.levels, form.levels).to(torch.int8)
     if form.bits == 4:
         pairs = (codes + 8).to(torch.uint8)
         codes = pairs[:, 0::2] | (pairs[:, 1::2] << 4)
-    return codes, kept
+    return codes, chosen

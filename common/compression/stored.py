@@ -1,4 +1,4 @@
-"""Rows stored one by one, float32, int8 or int4, that step by their gradient over one number a row."""
+"""Rows stored in float32, int8 or int4, updated by row-wise Adagrad with one number of state per row."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """How rows begin, and how they step.
+    """Initialisation and step sizes of rows.
 
     Attributes
     ----------
     deviation
-        Standard deviation of the first numbers.
+        Standard deviation of the initial numbers.
     ema_decay
-        1: row-wise Adagrad, a row's squared gradients are summed up. Less: their moving average, of which this share
-        stays at each step, so that steps do not shrink by themselves.
+        1: row-wise Adagrad, which sums a row's squared gradients. Less than 1: their exponential moving average with
+        this decay, so that steps do not shrink over time.
     unit_norm
-        Rows are directions: each is stored with the length that its first numbers are expected to have.
+        Rows are directions: each is rescaled to the expected initial length after every step.
     lr_scale
-        Their share of the learning rate.
+        Factor on the learning rate.
     """
 
     deviation: float
@@ -38,13 +38,13 @@ class Start:
 
 
 class StoredRows(torch.nn.Module):
-    """Rows in the format of a ``Part``, with the optimiser's state."""
+    """The rows of a ``Part`` with the optimiser's state."""
 
     codes: Tensor
     scales: Tensor | None
     state: Tensor
     step_count: Tensor
-    """Steps so far, one number for the table; only where rows are rounded."""
+    """Number of steps, a scalar; only for formats that round."""
 
     def __init__(self, part: Part, start: Start) -> None:
         super().__init__()
@@ -62,21 +62,23 @@ class StoredRows(torch.nn.Module):
             self._write(slice(first, last), torch.randn(last - first, part.width) * start.deviation)
 
     def read(self, ids: Tensor) -> Tensor:
-        """Rows as float32, shape ``ids.shape + (width,)``, in a new tensor."""
+        """Return rows as a new float32 tensor, shape ``ids.shape + (width,)``."""
         codes = torch.nn.functional.embedding(ids, self.codes)
         return storage.decode(codes, None if self.scales is None else self.scales[ids], self.form)
 
     def step(self, ids: Tensor, values: Tensor, gradient: Tensor, rate: float) -> None:
-        """One step on distinct rows.
+        """Update distinct rows.
 
         Parameters
         ----------
         values
-            What ``read`` gave, shape (n, width).
+            The rows as ``read`` returned them, shape (n, width).
         gradient
-            The same shape; overwritten.
+            Their gradient, shape (n, width); overwritten.
+        rate
+            Learning rate.
         """
-        state = self._remember(self.state[ids], gradient.square().mean(1))
+        state = self._accumulated(self.state[ids], gradient.square().mean(1))
         self.state[ids] = state
         gradient *= (-rate * self.lr_scale / (state.sqrt() + 1e-10))[:, None]
         gradient += values
@@ -91,13 +93,13 @@ class StoredRows(torch.nn.Module):
         )
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *more: Any) -> None:
-        """Checkpoints of version 0.1 call the count of steps ``turn``."""
+        """Load a state; checkpoints of version 0.1 call the number of steps ``turn``."""
         if f"{prefix}turn" in state_dict:
             state_dict[f"{prefix}step_count"] = state_dict.pop(f"{prefix}turn")
         super()._load_from_state_dict(state_dict, prefix, *more)
 
-    def _remember(self, state: Tensor, new: Tensor) -> Tensor:
-        """A row's squared gradients so far; the first one counts in full."""
+    def _accumulated(self, state: Tensor, new: Tensor) -> Tensor:
+        """Return the accumulated squared gradients of rows; a moving average begins with the first one."""
         if self.ema_decay == 1:
             return state + new
         return torch.where(state > 0, self.ema_decay * state + (1 - self.ema_decay) * new, new)

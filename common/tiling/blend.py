@@ -1,11 +1,10 @@
-"""Weighted means of overlapping tiles, holding only what a later tile can still change.
+"""Weighted means of overlapping tiles, in memory that does not grow with the length of the volume.
 
 The edges of all tiles cut the volume, without its padding, into cells: boxes whose voxels are covered by the same
-tiles. After its first tile a cell is carried, as a partial sum, until its last tile has come; then it is final and
-leaves. Tiles arrive with z outermost, so most cells are short-lived, and what is carried does not grow with the length
-of the volume. Cells that wait for the next row of tiles along z, or also those that wait for the next column along x,
-may be spilled to a file. Sums are taken in the order of the tiles, whatever is carried where: the result is that of an
-accumulator over the whole volume, bit for bit.
+tiles. From its first tile to its last a cell is kept as a partial sum; then it is final and leaves. Tiles arrive with z
+outermost, so most cells are short-lived. Cells that wait for the next row of tiles along z, and optionally those that
+wait for the next column along x, may be spilled to a file. Sums are taken in the order of the tiles, wherever the
+partial sums are kept, so the result equals that of an accumulator over the whole volume bit for bit.
 """
 
 from collections.abc import Iterator
@@ -27,7 +26,7 @@ FLOAT = 4
 """Bytes of a float32."""
 Array = npt.NDArray[np.float32]
 Spilled = Literal["memory", "rows", "columns"]
-"""What is in a file: nothing, cells that wait for the next row of tiles, also those that wait for the next column."""
+"""Cells kept in a file: none; those that wait for the next row of tiles; also those that wait for the next column."""
 Cell = tuple[int, int, int]
 
 
@@ -36,22 +35,22 @@ class Block:
     """A finished box of the volume."""
 
     low: Shape
-    """Its first voxel."""
+    """The first voxel."""
     values: Array
-    """(channels, x, y, z); a view of the tile that finished it, valid as long as that."""
+    """(channels, x, y, z); a view of the tile that finished the box, valid until that tile is overwritten."""
     last: bool
-    """Whether it is the last one of its row: all planes in front of the next row of tiles are then finished."""
+    """True for the last block of its row: all planes in front of the next row of tiles are then finished."""
 
     @property
     def high(self) -> Shape:
-        """One beyond its last voxel."""
+        """The voxel after the last one along each axis."""
         x, y, z = (start + size for start, size in zip(self.low, self.values.shape[1:], strict=True))
         return x, y, z
 
 
 @dataclass(frozen=True, slots=True)
 class _Axis:
-    """How the edges of tiles cut one axis of the volume into intervals; padding around it is in none."""
+    """The intervals into which the tiles' edges cut one axis of the volume; padding belongs to none."""
 
     starts: tuple[int, ...]
     tile: int
@@ -59,9 +58,9 @@ class _Axis:
     edges: npt.NDArray[np.int64]
     """(n + 1): interval i is [edges[i], edges[i + 1])."""
     first: npt.NDArray[np.int64]
-    """(n): number of the first tile, in ascending order, that covers an interval."""
+    """(n): number of the first tile that covers each interval, tiles counted in ascending order."""
     last: npt.NDArray[np.int64]
-    """(n): of the last one."""
+    """(n): number of the last tile that covers each interval."""
 
     @classmethod
     def of(cls, grid: TileGrid, axis: int) -> "_Axis":
@@ -73,18 +72,18 @@ class _Axis:
         return cls(starts, tile, edges, first.astype(np.int64), last.astype(np.int64))
 
     def pieces(self, number: int) -> list[tuple[int, slice]]:
-        """The intervals of a tile, and where each lies in it."""
+        """Return the intervals of a tile, and the slice of the tile that each covers."""
         start = self.starts[number]
         low, high = np.searchsorted(self.edges, np.clip([start, start + self.tile], self.edges[0], self.edges[-1]))
         return [(int(i), slice(int(self.edges[i]) - start, int(self.edges[i + 1]) - start)) for i in range(low, high)]
 
     def next_start(self, number: int) -> int:
-        """Where the following tile begins, or this one ends."""
+        """Return the start of the following tile, or the end of the last one."""
         return self.starts[number + 1] if number + 1 < len(self.starts) else self.starts[number] + self.tile
 
 
 class BoundedBlend(AbstractContextManager["BoundedBlend"]):
-    """The weighted mean of tiles, box by box.
+    """The weighted mean of overlapping tiles, finished box by box.
 
     Parameters
     ----------
@@ -94,8 +93,18 @@ class BoundedBlend(AbstractContextManager["BoundedBlend"]):
         Values per voxel: logits, or features before a 1x1x1 head.
     weights
         Importance of each voxel of a tile, shape ``tile``.
-    spill, scratch
-        Which cells wait in a file, and its directory.
+    spill
+        Cells that are kept in a file instead of memory.
+    scratch
+        Directory of that file.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> with BoundedBlend((4, 4, 4), (4, 4, 4), 0.0, 1, np.ones((4, 4, 4), np.float32)) as blend:
+    ...     [block] = blend.add(0, np.full((1, 4, 4, 4), 3, np.float32))
+    >>> block.low, block.high, float(block.values.mean())
+    ((0, 0, 0), (4, 4, 4), 3.0)
     """
 
     def __init__(
@@ -116,11 +125,12 @@ class BoundedBlend(AbstractContextManager["BoundedBlend"]):
         self._order = list(product(*(range(len(self._axes[axis].starts)) for axis in (2, 0, 1))))
         self._weights, self._channels = weights, channels
         self._cells: dict[Cell, Array] = {}
+        """Partial sums of values and, last, of weights: (channels + 1, x, y, z)."""
         self._same = 1 if spill == "columns" else 0
         self._spill = None if spill == "memory" or scratch is None else SpillFile(scratch)
         self._next = 0
-        self.held_bytes = 0
-        """What the carried cells in memory hold now."""
+        self.resident_bytes = 0
+        """Present size of the partial sums in memory."""
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -129,12 +139,12 @@ class BoundedBlend(AbstractContextManager["BoundedBlend"]):
             self._spill.close()
 
     def add(self, index: int, tile: Array) -> Iterator[Block]:
-        """Add one tile, (channels, *tile), which is overwritten; yields the block that this finishes, if any.
+        """Add one tile, float32 (channels, *tile), which is overwritten; yields the block that it finishes, if any.
 
         Raises
         ------
         ValueError
-            If tiles do not arrive in the grid's order.
+            Tiles do not arrive in the grid's order.
         """
         if index != self._next:
             raise ValueError(f"tile {index} arrived, tile {self._next} was expected")
@@ -149,36 +159,36 @@ class BoundedBlend(AbstractContextManager["BoundedBlend"]):
         return self._finish(numbers, tile, weight)
 
     def _add_cell(self, cell: Cell, numbers: Shape, values: Array, weight: Array) -> None:
-        """Add what is carried of a cell to this tile's part; carry it on if another tile follows."""
-        first = tuple(int(axis.first[place]) for axis, place in zip(self._axes, cell, strict=True))
-        last = tuple(int(axis.last[place]) for axis, place in zip(self._axes, cell, strict=True))
+        """Add a cell's partial sum to this tile's values; store it again if another tile follows."""
+        first = tuple(int(axis.first[interval]) for axis, interval in zip(self._axes, cell, strict=True))
+        last = tuple(int(axis.last[interval]) for axis, interval in zip(self._axes, cell, strict=True))
         if numbers != first:
-            carried = self._load_cell(cell, (len(values) + 1, *weight.shape))
-            values += carried[:-1]
-            weight += carried[-1]
+            partial = self._load_cell(cell, (len(values) + 1, *weight.shape))
+            values += partial[:-1]
+            weight += partial[-1]
         elif numbers != last:
-            carried = np.empty((len(values) + 1, *weight.shape), np.float32)
+            partial = np.empty((len(values) + 1, *weight.shape), np.float32)
         if numbers != last:
-            carried[:-1], carried[-1] = values, weight
-            self._store_cell(cell, carried, waits=numbers[self._same : 2] == last[self._same : 2])
+            partial[:-1], partial[-1] = values, weight
+            self._store_cell(cell, partial, waits=numbers[self._same : 2] == last[self._same : 2])
 
-    def _store_cell(self, cell: Cell, carried: Array, *, waits: bool) -> None:
+    def _store_cell(self, cell: Cell, partial: Array, *, waits: bool) -> None:
         if waits and self._spill is not None:
-            self._spill.write(cell, carried)
+            self._spill.write(cell, partial)
             return
-        self._cells[cell] = carried
-        self.held_bytes += carried.nbytes
+        self._cells[cell] = partial
+        self.resident_bytes += partial.nbytes
 
     def _load_cell(self, cell: Cell, shape: tuple[int, ...]) -> Array:
-        carried = self._cells.pop(cell, None)
-        if carried is None:
+        partial = self._cells.pop(cell, None)
+        if partial is None:
             assert self._spill is not None
             return self._spill.read(cell, shape)
-        self.held_bytes -= carried.nbytes
-        return carried
+        self.resident_bytes -= partial.nbytes
+        return partial
 
     def _finish(self, numbers: Shape, tile: Array, weight: Array) -> Iterator[Block]:
-        """The box between this tile's corner and the next tile's along each axis, without padding."""
+        """Yield the box between this tile's corner and the next tile's along each axis, without padding."""
         cut, low = [], []
         for axis, number in enumerate(numbers):
             start, before = self._axes[axis].starts[number], self.grid.before[axis]
@@ -196,58 +206,73 @@ class BoundedBlend(AbstractContextManager["BoundedBlend"]):
 
 @dataclass(frozen=True, slots=True)
 class BlendFootprint:
-    """What a blend holds at most, in bytes."""
+    """Peak bytes of a blend's partial sums."""
 
     memory: int
+    """Partial sums in memory."""
     disk: int
+    """Partial sums in the file."""
     transient: int = 0
-    """In memory too, while one tile is added: a cell that comes from the file or goes there."""
+    """Additional memory while one tile is added: a cell that is read from the file or written to it."""
 
 
 PRICED_TILES = 1 << 20
-"""Grids of more tiles are priced by a bound: a header that claims 65,535 x 65,535 must not cost what it claims."""
+"""Grids of more tiles get an upper bound in constant time: a header may claim 65,535 x 65,535 pixels."""
 
 
 @lru_cache(maxsize=4096)
 def blend_footprint(grid: TileGrid, channels: int, spill: Spilled = "memory") -> BlendFootprint:
-    """The peak of a ``BoundedBlend``'s cells, from when each begins and ends to be carried."""
+    """Compute the peak bytes of a ``BoundedBlend``'s partial sums.
+
+    Parameters
+    ----------
+    channels
+        Values per voxel.
+
+    Examples
+    --------
+    >>> from common.tiling.grid import TileGrid
+    >>> blend_footprint(TileGrid((64, 64, 64), (32, 32, 32), 0.5), channels=8).disk
+    0
+    """
     if len(grid) > PRICED_TILES:
         return _bound(grid, channels, spill)
     x, y, z = (_Axis.of(grid, axis) for axis in range(3))
     columns, per_row, rows = len(y.starts), grid.per_row, len(z.starts)
     plane = np.multiply.outer(np.diff(x.edges), np.diff(y.edges))
-    held, waiting = np.zeros(per_row * rows + 1, np.int64), np.zeros(per_row * rows + 1, np.int64)
+    # Voxels that begin (positive) or cease (negative) to be in memory, and in the file, at each tile.
+    resident, waiting = np.zeros(per_row * rows + 1, np.int64), np.zeros(per_row * rows + 1, np.int64)
     for depth, first, last in zip(np.diff(z.edges), z.first, z.last, strict=True):
         begins = np.add.outer(x.first * columns, y.first)
         ends = np.add.outer(x.last * columns, y.last)
         if spill == "memory":
-            _mark(held, first * per_row + begins, last * per_row + ends, plane * depth)
+            _mark(resident, first * per_row + begins, last * per_row + ends, plane * depth)
             continue
         _mark(waiting, first * per_row + begins, last * per_row + ends, plane * depth)
         for row in range(int(first), int(last) + 1):
             if spill == "rows":
-                _mark(held, row * per_row + begins, row * per_row + ends, plane * depth)
+                _mark(resident, row * per_row + begins, row * per_row + ends, plane * depth)
                 continue
             for column in range(len(x.starts)):
                 inside = ((x.first <= column) & (column <= x.last))[:, None] * plane * depth
                 start = row * per_row + column * columns
-                low, high = (np.broadcast_to(start + place, plane.shape) for place in (y.first, y.last))
-                _mark(held, low, high, inside)
+                low, high = (np.broadcast_to(start + number, plane.shape) for number in (y.first, y.last))
+                _mark(resident, low, high, inside)
     cell = FLOAT * (channels + 1)
     waits = {"memory": (), "rows": ((z, x, y),), "columns": ((z, x, y), (x, y, z))}[spill]
-    taken = max((_largest_shared(axes) for axes in waits), default=0)
-    return BlendFootprint(cell * int(np.cumsum(held).max()), cell * int(np.cumsum(waiting).max()), cell * taken)
+    moved = max((_largest_shared(axes) for axes in waits), default=0)
+    return BlendFootprint(cell * int(np.cumsum(resident).max()), cell * int(np.cumsum(waiting).max()), cell * moved)
 
 
 def _largest_shared(axes: tuple[_Axis, _Axis, _Axis]) -> int:
-    """Voxels of the largest cell that two tiles share along the first axis; others are never carried."""
+    """Return the voxels of the largest cell that two tiles share along the first axis; other cells are not stored."""
     lengths = [np.diff(axis.edges) for axis in axes]
     shared = lengths[0][axes[0].first != axes[0].last]
     return int(shared.max() * lengths[1].max() * lengths[2].max()) if len(shared) else 0
 
 
 def _bound(grid: TileGrid, channels: int, spill: Spilled) -> BlendFootprint:
-    """At least what is carried: all that one row of tiles covers, of which a spilled blend holds a strip or a tile."""
+    """Return an upper bound: all that one row of tiles covers, of which a spilled blend keeps a strip or a tile."""
     x, y, _ = grid.padded
     width, height, depth = grid.tile
     plane, strip, tile = (FLOAT * (channels + 1) * area * depth for area in (x * y, width * y, width * height))
@@ -262,6 +287,6 @@ def _mark(
     ends: npt.NDArray[np.int64],
     sizes: npt.NDArray[np.int64],
 ) -> None:
-    """Held from the step ``begins`` on, until before the step ``ends``."""
+    """Count ``sizes`` from the tile numbers ``begins`` up to, but not including, ``ends``."""
     np.add.at(change, begins.ravel(), sizes.ravel())
     np.subtract.at(change, ends.ravel(), sizes.ravel())

@@ -1,7 +1,7 @@
-"""Tile positions and importance weights, exactly as MONAI's ``sliding_window_inference`` computes them, in NumPy.
+"""Tile positions and importance weights in NumPy, equal to those of MONAI's ``sliding_window_inference``.
 
-Axes are (x, y, z) as the file counts them; z is the slowest on disk, so tiles are enumerated with z outermost and a
-volume can be read once, front to back.
+Axes are (x, y, z) as in the file. z is the slowest axis on disk; tiles are enumerated with z outermost, so that a
+volume can be read once from front to back.
 """
 
 import math
@@ -20,11 +20,11 @@ SIGMA_SCALE = 0.125
 HALF_SCALE = 10
 """The largest of nnU-Net's weights."""
 LEAST_WEIGHT = 1e-3
-"""Weights are raised to this, so that a corner voxel that only one tile covers does not divide by nearly nothing."""
+"""Smallest weight: a corner voxel that only one tile covers must not be divided by nearly zero."""
 
 
 def starts(size: int, tile: int, overlap: float) -> tuple[int, ...]:
-    """Where tiles begin along one axis of ``size`` voxels; the last one is moved back to end with the volume.
+    """Place tiles along one axis of ``size`` voxels; the last one is moved back to end with the volume.
 
     Examples
     --------
@@ -40,7 +40,7 @@ def starts(size: int, tile: int, overlap: float) -> tuple[int, ...]:
 
 
 def even_starts(size: int, tile: int, overlap: float) -> tuple[int, ...]:
-    """As nnU-Net places tiles: as few as the overlap asks for, at even distances.
+    """Place tiles as nnU-Net does: as few as the overlap allows, at even distances.
 
     Examples
     --------
@@ -54,7 +54,7 @@ def even_starts(size: int, tile: int, overlap: float) -> tuple[int, ...]:
 
 
 def count(size: int, tile: int, overlap: float, *, even: bool = False) -> int:
-    """How many tiles ``starts`` or ``even_starts`` place, without listing them: a header may claim billions."""
+    """Count the tiles of ``starts`` or ``even_starts`` without listing them; a header may claim billions."""
     if tile >= size:
         return 1
     return math.ceil((size - tile) / (tile * (1 - overlap) if even else _interval(tile, overlap))) + 1
@@ -66,22 +66,29 @@ def _interval(tile: int, overlap: float) -> int:
 
 @dataclass(frozen=True, slots=True)
 class TileGrid:
-    """The tiles of one volume, in file axes."""
+    """The tiles of one volume, in file axes.
+
+    Examples
+    --------
+    >>> grid = TileGrid((100, 40, 40), (40, 40, 40), 0.25)
+    >>> len(grid), list(grid)
+    (3, [(0, 0, 0), (30, 0, 0), (60, 0, 0)])
+    """
 
     shape: Shape
-    """The volume, in voxels."""
+    """Size of the volume in voxels."""
     tile: Shape
-    """A tile, in voxels."""
+    """Size of a tile in voxels."""
     overlap: float
     """Share of a tile's edge that the next tile covers again, in [0, 1)."""
     flips: tuple[bool, bool, bool] = (False, False, False)
-    """Axes that the network sees reversed: its tiles are counted from the far end, as if the volume were flipped."""
+    """Axes that the network sees reversed: tiles are placed from the far end, as if the volume were flipped."""
     even: bool = False
-    """Whether tiles lie at even distances (nnU-Net) instead of the last one being moved back (MONAI)."""
+    """Place tiles at even distances (nnU-Net) instead of moving the last one back (MONAI)."""
 
     @property
     def padded(self) -> Shape:
-        """The volume after symmetric padding to at least one tile."""
+        """Size of the volume after symmetric padding to at least one tile."""
         x, y, z = (max(size, tile) for size, tile in zip(self.shape, self.tile, strict=True))
         return x, y, z
 
@@ -96,33 +103,42 @@ class TileGrid:
         return missing - missing // 2 if self.flips[axis] else missing // 2
 
     def starts(self, axis: int) -> tuple[int, ...]:
-        """Ascending tile positions along one axis of the padded volume."""
+        """Return ascending tile positions along one axis of the padded volume."""
         size, tile = self.padded[axis], self.tile[axis]
-        found = (even_starts if self.even else starts)(size, tile, self.overlap)
-        return tuple(sorted(size - tile - start for start in found)) if self.flips[axis] else found
+        positions = (even_starts if self.even else starts)(size, tile, self.overlap)
+        return tuple(sorted(size - tile - start for start in positions)) if self.flips[axis] else positions
 
     def count(self, axis: int) -> int:
-        """Tile positions along one axis."""
+        """Return the number of tile positions along one axis."""
         return count(self.padded[axis], self.tile[axis], self.overlap, even=self.even)
 
     @property
     def per_row(self) -> int:
-        """Tiles that share one position along z."""
+        """Number of tiles that share one position along z."""
         return self.count(0) * self.count(1)
 
     def __len__(self) -> int:
         return self.per_row * self.count(2)
 
     def __iter__(self) -> Iterator[Shape]:
-        """Tile positions in the padded volume, z outermost."""
+        """Iterate over tile positions in the padded volume, z outermost."""
         xs, ys = self.starts(0), self.starts(1)
         return ((x, y, z) for z in self.starts(2) for x in xs for y in ys)
 
 
 def importance(tile: Shape, weighting: Weighting = "gaussian") -> npt.NDArray[np.float32]:
-    """How much each voxel of a tile counts in the blend, shape ``tile``.
+    """Return the weight of each voxel of a tile in the blend.
 
-    ``"gaussian"`` as MONAI's; ``"half"`` as nnU-Net's, which keeps its Gaussian in half precision.
+    Parameters
+    ----------
+    tile
+        Size of a tile in voxels.
+    weighting
+        ``"gaussian"``: MONAI's; ``"half"``: nnU-Net's Gaussian, computed in half precision; ``"constant"``: ones.
+
+    Returns
+    -------
+    float32 array, shape ``tile``
     """
     if weighting == "constant":
         return np.ones(tile, np.float32)
@@ -144,7 +160,7 @@ def _gaussian(size: int) -> npt.NDArray[np.float32]:
 
 
 def _filtered(size: int) -> npt.NDArray[np.float64]:
-    """A point in the middle after ``scipy.ndimage.gaussian_filter``, which looks no further than four deviations."""
+    """Return a centred impulse after ``scipy.ndimage.gaussian_filter``, which is zero beyond four deviations."""
     distance = np.arange(size) - size // 2
     sigma = SIGMA_SCALE * size
     profile: npt.NDArray[np.float64] = np.exp(-0.5 * (distance / sigma) ** 2)

@@ -1,4 +1,4 @@
-"""Arrays in an unnamed scratch file: written once, read once, their places used again."""
+"""A scratch file for arrays that are written once and read once; freed space is reused."""
 
 import os
 import tempfile
@@ -13,39 +13,47 @@ Array = npt.NDArray[np.float32]
 
 
 class SpillFile:
-    """A store on disk. The file has no name, so it is gone with the process, however that ends.
+    """A store for float32 arrays on disk. The file has no name, so it disappears with the process however that ends.
 
     Parameters
     ----------
     directory
-        On a disk, not a memory file system.
+        A directory on a disk, not on a memory file system.
     """
 
     def __init__(self, directory: Path) -> None:
         self._file = tempfile.TemporaryFile(dir=directory, buffering=0)  # noqa: SIM115
-        self._places: dict[Hashable, tuple[int, int]] = {}
+        self._slots: dict[Hashable, tuple[int, int]] = {}
         self._free: defaultdict[int, list[int]] = defaultdict(list)
         self.size = 0
 
     def close(self) -> None:
-        """Give the disk back."""
+        """Close the file, which frees the disk space."""
         self._file.close()
 
     def write(self, key: Hashable, array: Array) -> None:
-        """Write an array, contiguous."""
+        """Write a C-contiguous array under ``key``."""
         length = array.nbytes
         free = self._free[length]
         offset = free.pop() if free else self.size
         self.size = max(self.size, offset + length)
-        self._places[key] = offset, length
+        self._slots[key] = offset, length
         view = array.reshape(-1).view(np.uint8).data
         while view:
             count = os.pwrite(self._file.fileno(), view, offset)
             view, offset = view[count:], offset + count
 
     def read(self, key: Hashable, shape: tuple[int, ...]) -> Array:
-        """Read an array back and free its place; its pages leave the page cache."""
-        offset, length = self._places.pop(key)
+        """Read the array ``key``, free its slot, and drop its pages from the page cache.
+
+        Raises
+        ------
+        KeyError
+            No such array.
+        OSError
+            The file is shorter than it should be.
+        """
+        offset, length = self._slots.pop(key)
         self._free[length].append(offset)
         array = np.empty(shape, np.float32)
         view, at = array.reshape(-1).view(np.uint8).data, offset

@@ -37,11 +37,11 @@ class Watched(BoundedBlend):
 
     def _load_cell(self, cell: blend.Cell, shape: tuple[int, ...]) -> Array:
         taken = super()._load_cell(cell, shape)
-        self.most = max(self.most, self.held_bytes + taken.nbytes)
+        self.most = max(self.most, self.resident_bytes + taken.nbytes)
         return taken
 
     def _store_cell(self, cell: blend.Cell, carried: Array, *, waits: bool) -> None:
-        self.most = max(self.most, self.held_bytes + carried.nbytes)
+        self.most = max(self.most, self.resident_bytes + carried.nbytes)
         super()._store_cell(cell, carried, waits=waits)
 
 
@@ -73,7 +73,7 @@ def test_bit_for_bit_the_full_accumulator(  # type: ignore[no-untyped-def]
                 if block.last:
                     planes = block.high[2]
                     assert not np.isnan(found[..., :planes]).any() and np.isnan(found[..., planes:]).all()
-        assert planes == shape[2] and blend.held_bytes == 0
+        assert planes == shape[2] and blend.resident_bytes == 0
         np.testing.assert_array_equal(found, reference(grid, tiles, weights))
         price = blend_footprint(grid, channels, spill=spill)
         largest = 4 * (channels + 1) * np.prod(tile)
