@@ -48,9 +48,9 @@ lint: setup  ## ruff, format, mypy, the house rules, requirements that agree
 
 cases: setup  ## the outcome cases in the folder PEAKLINE_CASES; ONLY=pattern
 	@ran=0; for runner in $(wildcard $(PEAKLINE_CASES)/*/run.py); do \
-	  $(BIN)/python $$runner --only '$(or $(ONLY),*)' --list > /dev/null 2>&1; \
+	  $(BIN)/python $$runner --bin $(BIN) --only '$(or $(ONLY),*)' --list > /dev/null 2>&1; \
 	  if [ $$? -eq 2 ]; then continue; fi; \
-	  ran=1; $(BIN)/python $$runner --only '$(or $(ONLY),*)' || status=1; \
+	  ran=1; $(BIN)/python $$runner --bin $(BIN) --only '$(or $(ONLY),*)' || status=1; \
 	done; \
 	[ $$ran -eq 1 ] || { echo "no case $(or $(ONLY),*) in the folder PEAKLINE_CASES ($(PEAKLINE_CASES))" >&2; exit 1; }; \
 	exit $${status:-0}
