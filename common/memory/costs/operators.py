@@ -1,11 +1,11 @@
-"""What one operator costs beyond its result: run once, alone, on real tensors of the same layout, and remembered.
+"""Measure the workspace of single operators by replaying them on real tensors, and cache the results.
 
-Fake tensors know an operator's inputs and outputs; what its kernel allocates in between (im2col buffers, reordered
-weights, oneDNN's scratch: 63 of 169 MiB for a small 3D U-Net) only a run can tell. The answers are kept in a file that
-all plans share, one line each, so that a new plan replays only the operators that no plan before it had.
+Fake tensors show an operator's inputs and outputs. Its kernel's own allocations (im2col buffers, reordered weights,
+oneDNN's scratch memory: 63 of 169 MiB for a small 3D U-Net) need a run. The results are lines of a file that all plans
+share, so that a new plan replays only operators that no earlier plan had.
 
-Replaying costs the memory of the largest single operator, never that of the step; a probe's child leaves it to another
-(``common.memory.costs.probes.DeferredProbe``) that has loaded nothing but torch.
+A replay needs the memory of one operator, not that of the step. It runs in a child that has loaded torch alone
+(``common.memory.costs.probes.DeferredProbe``).
 """
 
 import hashlib
@@ -15,9 +15,11 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from common.memory.costs import cpu
 from common.memory.costs.probes import Probe, environment_facts
 from common.memory.costs.store import cache_directory
 from common.memory.process import glibc, guard
@@ -30,18 +32,18 @@ if TYPE_CHECKING:
 log = logging.getLogger("peakline.operators")
 
 LARGE_WORKSPACE = 16 * MIB
-"""Smaller ones are measured once."""
+"""Workspaces from this size on are measured repeatedly."""
 AGREE = 1 * MIB
-"""Two runs that differ by no more are the same."""
+"""Largest difference between two runs that agree."""
 REPEATS = 3
-"""Runs beyond the measured one, at most."""
+"""Largest number of repeated runs."""
 FILL = 0.5
-"""What operands hold while an operator is replayed: zeros would be as large, but not as slow."""
+"""Value of the operands in a replay; zeros would need the same memory but less time."""
 
 
 @dataclass(frozen=True, slots=True)
 class Like:
-    """Enough of a tensor to make another one that runs the same kernel."""
+    """Shape, strides and dtype of a tensor, which select the kernel."""
 
     size: tuple[int, ...]
     stride: tuple[int, ...]
@@ -53,7 +55,7 @@ class Like:
         return cls(tuple(tensor.shape), tuple(tensor.stride()), tensor.dtype)
 
     def real(self) -> "torch.Tensor":
-        """A tensor of this layout, with its pages touched."""
+        """Make a tensor of this layout, with its pages touched."""
         import torch
 
         extent = 1 + sum((n - 1) * s for n, s in zip(self.size, self.stride, strict=True)) if all(self.size) else 0
@@ -63,7 +65,7 @@ class Like:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One operator with its arguments; equal calls allocate the same."""
+    """An operator with its arguments; equal calls allocate the same."""
 
     function: Any
     leaves: tuple[Any, ...]
@@ -71,7 +73,7 @@ class Call:
 
     @classmethod
     def of(cls, function: Any, leaves: Sequence[Any], layout: Any) -> "Call | None":
-        """Describe a call by its flattened arguments; ``None`` where one of them cannot be compared."""
+        """Describe a call by its flattened arguments; ``None`` if one of them cannot be hashed."""
         import torch
 
         described = tuple(Like.of(leaf) if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves)
@@ -82,7 +84,7 @@ class Call:
         return cls(function, described, layout)
 
     def arguments(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Real arguments to call the function with."""
+        """Make real arguments for the function."""
         from torch.utils._pytree import tree_unflatten
 
         real = [leaf.real() if isinstance(leaf, Like) else leaf for leaf in self.leaves]
@@ -91,11 +93,11 @@ class Call:
 
     @property
     def probe(self) -> Probe | None:
-        """What replays it in a child of its own, on as many threads as this process was started with."""
+        """The probe that replays it on as many threads as this process was started with."""
         return self.probe_on(int(os.environ.get("OMP_NUM_THREADS", 1)))
 
     def probe_on(self, threads: int) -> Probe | None:
-        """What replays it in a child of its own; ``None`` where an argument cannot be written down."""
+        """Return the probe that replays it; ``None`` if an argument has no JSON form."""
         from torch.utils._pytree import tree_unflatten
 
         try:
@@ -107,17 +109,17 @@ class Call:
 
     @property
     def key(self) -> str:
-        """Name for the cache: operator, shapes, strides, dtypes and all other arguments."""
+        """Key in the cache, made of operator, shapes, strides, dtypes and all other arguments."""
         return hashlib.sha256(repr((str(self.function), self.leaves, str(self.layout))).encode()).hexdigest()[:24]
 
 
 def _written(value: Any) -> Any:
-    """An argument as JSON; names of torch (``torch.float32``) and descriptions of tensors become objects.
+    """Return an argument as JSON; torch's names (``torch.float32``) and descriptions of tensors become objects.
 
     Raises
     ------
     TypeError
-        If there is no such form.
+        If the argument has no such form.
     """
     import torch
 
@@ -137,7 +139,7 @@ def _written(value: Any) -> Any:
 
 
 def _real(value: Any) -> Any:
-    """An argument to call with, from its written form."""
+    """Make an argument from its JSON."""
     import torch
 
     if isinstance(value, list):
@@ -152,33 +154,33 @@ def _real(value: Any) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What a replay says."""
+    """The result of a replay."""
 
     workspace: int
-    """Bytes that the operator allocates beyond its result, and frees again."""
+    """Bytes that the operator allocates beyond its result and frees again."""
     kept: int
     """Bytes that stay after its first use: compiled code, primitives, libraries loaded late."""
 
 
 def replay(function: Any, arguments: Callable[[], tuple[Sequence[Any], Mapping[str, Any]]]) -> Cost:
-    """Run an operator, first to compile its kernel, then to measure.
+    """Run an operator, first to compile its kernel, then to measure it.
 
-    How many of its scratch pages a kernel writes to differs from run to run (bfloat16 convolutions: 5 of 70 MiB), so a
-    large workspace is measured until two runs agree; the largest counts.
+    The number of scratch pages that a kernel writes to varies (bfloat16 convolutions: 5 of 70 MiB), so a large
+    workspace is measured until two runs agree; the largest counts.
 
     Parameters
     ----------
     arguments
-        Makes what it is called with: their memory is not there yet.
+        Makes the arguments, whose memory must not exist before.
 
     Raises
     ------
     RuntimeError, MemoryError
-        If there is not enough memory for this one operator.
+        If there is not enough memory for this operator.
     """
     import torch
 
-    empty = _held()
+    before = _resident_without_top()
     args, kwargs = arguments()
     with torch.no_grad():
         try:
@@ -196,11 +198,11 @@ def replay(function: Any, arguments: Callable[[], tuple[Sequence[Any], Mapping[s
             if settled:
                 break
     del args, kwargs
-    return Cost(workspace, max(0, _held() - empty))
+    return Cost(workspace, max(0, _resident_without_top() - before))
 
 
 def _run(function: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> int:
-    """Bytes that one run takes beyond what it returns."""
+    """Run the operator; returns the bytes at its peak beyond its result."""
     glibc.trim()
     before = resident()
     reset_peak()
@@ -212,15 +214,15 @@ def _run(function: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> int:
     return max(0, peak - before - sum(made.values()))
 
 
-def _held() -> int:
-    """Resident bytes but for the heap's end, which may grow by a whole huge page for a few bytes."""
+def _resident_without_top() -> int:
+    """Return resident bytes without the heap's free end, which may grow by a whole huge page for a few bytes."""
     glibc.trim()
     heap = glibc.statistics()
     return resident() - (int(heap.keepcost) if heap is not None else 0)
 
 
 def _storages(values: Any) -> dict[int, int]:
-    """Bytes of each distinct storage, by its address."""
+    """Return the bytes of each distinct storage by its address."""
     from torch.utils._pytree import tree_flatten
 
     storages = [tensor.untyped_storage() for tensor in tensors(tree_flatten(values)[0])]
@@ -228,7 +230,7 @@ def _storages(values: Any) -> dict[int, int]:
 
 
 def tensors(values: Any) -> "list[torch.Tensor]":
-    """Those of the flattened values that are tensors."""
+    """Return those of the flattened values that are tensors."""
     import torch
 
     return [value for value in values if isinstance(value, torch.Tensor)]
@@ -239,14 +241,15 @@ WARM_UP = "common.memory.costs.operators:warm_up"
 
 
 def warm_up() -> None:
-    """Load torch, start its threads, and run the libraries below it once: no operator has to answer for them."""
+    """Load torch, start its threads and use its libraries once, so that no operator's cost includes that."""
     import torch
     import torch.nn.functional as F
 
     kernels = ((16, 1, 3, 3, 3), (32, 16, 2, 2, 2), (32, 16, 2, 2, 2), (16, 32, 3, 3, 3), (3, 16, 1, 1, 1))
     stem, down, up, block, head = (torch.ones(*shape, requires_grad=True) for shape in kernels)
     last, few = (torch.ones(*shape, requires_grad=True) for shape in ((32, 5, 3, 3, 3), (5, 5, 3, 3, 3)))
-    for amp, samples in ((False, 1), (False, 2), (True, 1), (True, 2)):
+    precisions = (False, True) if "bf16" in cpu.precisions("torch") else (False,)  # nobody uses it without kernels
+    for amp, samples in product(precisions, (1, 2)):
         image, classes = torch.ones(samples, 1, 16, 16, 16), torch.ones(samples, 1, 16, 16, 16, dtype=torch.int64)
         with torch.autocast("cpu", torch.bfloat16, enabled=amp):
             fine = F.leaky_relu(F.instance_norm(F.conv3d(image, stem, padding=1)))
@@ -255,7 +258,7 @@ def warm_up() -> None:
                 [F.conv_transpose3d(coarse, up, stride=2), F.interpolate(coarse, scale_factor=2)[:, :16]], 1
             )
             logits = F.conv3d(F.conv3d(joined, block, padding=1), head)
-            # Many voxels of few channels are convolved by other code, where a network ends so (MONAI's ``UNet``).
+            # Convolutions of many voxels and few channels use other code, as at the end of MONAI's ``UNet``.
             wide = F.interpolate(coarse, scale_factor=3)
             rest = F.conv3d(F.conv_transpose3d(wide, last, stride=2, padding=1, output_padding=1), few, padding=1)
             products = logits[..., ::2, ::2, ::2].flatten(1) @ torch.ones(3 * 8**3, 16)
@@ -266,28 +269,28 @@ def warm_up() -> None:
 
 
 def measure(*, key: str, operator: str, args: Any, kwargs: Any, warm_up: str) -> dict[str, float]:
-    """Replay a call that is written down; a probe's child, which has run ``warm_up``."""
+    """Replay a call from its JSON; runs in a probe's child, after ``warm_up``."""
     import torch
 
-    found: Any = torch.ops
+    function: Any = torch.ops
     for name in operator.split("."):
-        found = getattr(found, name)
-    cost = replay(found, lambda: (_real(args), {name: _real(value) for name, value in kwargs.items()}))
+        function = getattr(function, name)
+    cost = replay(function, lambda: (_real(args), {name: _real(value) for name, value in kwargs.items()}))
     OperatorCosts().add(key, cost)
     return asdict(cost)
 
 
 VERSION = 6
-"""Raise when what a replay measures changes."""
+"""Increase it if what a replay measures changes."""
 
 
 def default_file(threads: int | None = None) -> Path:
-    """``operators-HASH.jsonl`` beside the other costs: one file per torch, CPU, thread count and allocator.
+    """Return ``operators-HASH.jsonl`` in the cache: one file per torch version, CPU, thread count and allocator.
 
     Parameters
     ----------
     threads
-        ``None``: as many as this process was started with.
+        ``None`` for as many as this process was started with.
     """
     started = os.environ.get("OMP_NUM_THREADS", "") if threads is None else str(threads)
     facts = [*environment_facts(("torch",)), started, VERSION]
@@ -296,9 +299,9 @@ def default_file(threads: int | None = None) -> Path:
 
 @dataclass(slots=True)
 class OperatorCosts:
-    """Looks operators up, and replays those that are missing.
+    """Costs of operators from the cache; missing ones are replayed in this process.
 
-    Lines are appended whole, so processes may share the file; a line that cannot be read is ignored.
+    Lines are appended whole, so that processes can share the file; a damaged line is ignored.
     """
 
     file: Path = field(default_factory=default_file)
@@ -322,7 +325,7 @@ class OperatorCosts:
         return call.key in self._known
 
     def add(self, key: str, cost: Cost) -> None:
-        """Remember what a replay said."""
+        """Add a cost to the cache."""
         self._known[key] = cost
         self._append({"key": key, **asdict(cost)})
 

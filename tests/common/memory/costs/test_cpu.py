@@ -19,7 +19,7 @@ NATIVE = AVX512 | {"avx512_vnni", "avx512_bf16"}
 
 @pytest.fixture(autouse=True)
 def _no_limits(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in {name for names in cpu.LIMITS.values() for name in names}:
+    for name in {name for names in (*cpu.LIMITS.values(), cpu.OTHER_LIMITS) for name in names}:
         monkeypatch.delenv(name, raising=False)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from common.memory.costs import trace
+from common.memory.costs import cpu, trace
 from common.memory.costs.operators import OperatorCosts
 from common.memory.process import glibc
 
@@ -122,6 +122,10 @@ CASES = {
 
 @pytest.mark.parametrize("name", CASES)
 def test_live_bytes_are_those_that_torch_allocates(name: str, tmp_path: Path) -> None:
+    from tests.precision import needs  # run as a script, this file has no ``tests``
+
+    if "bf16" in name:
+        needs("torch", "bf16")
     # In a process of its own: a workspace is what the process grew by, and this one holds other tests' heaps.
     command = [sys.executable, __file__, name, str(tmp_path / "operators.jsonl")]
     real, priced = map(int, subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.split())
@@ -136,9 +140,9 @@ def test_a_fresh_process_holds_what_is_predicted(tmp_path: Path) -> None:
     from common.bench import prediction
     from common.memory.costs.store import CostStore
 
-    size = (48, 48, 48)
+    size, amp = (48, 48, 48), "bf16" if "bf16" in cpu.precisions("torch") else "off"
     cases = [
-        promise_prediction.configuration("segresnet", size, amp="bf16", batch=(2, 1), optimizer="adamw8bit"),
+        promise_prediction.configuration("segresnet", size, amp=amp, batch=(2, 1), optimizer="adamw8bit"),
         promise_prediction.configuration("dynunet", size, checkpoint="blocks"),
     ]
     grid = promise_prediction.grid()
