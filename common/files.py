@@ -1,4 +1,7 @@
-"""Outputs that appear whole or not at all: written beside their place, synced, renamed."""
+"""Atomic outputs, locks on output folders, and scratch folders.
+
+An output is written to a temporary file in the same folder, synced, and renamed.
+"""
 
 import fcntl
 import hashlib
@@ -16,11 +19,11 @@ from common.errors import UsageError
 
 _HASH_BLOCK = 1 << 20
 PATIENCE = 2.0
-"""Seconds: what a killed command started needs a moment to end."""
+"""Seconds to wait for a lock: children of a killed command need a moment to end."""
 
 
-def _beside(path: Path) -> Path:
-    """A hidden neighbour on the same file system, so that the final rename is atomic."""
+def _temporary(path: Path) -> Path:
+    """Return a hidden name in the same folder, hence on the same file system, so that the final rename is atomic."""
     return path.with_name(f".{path.name}.{os.getpid()}.part")
 
 
@@ -34,23 +37,33 @@ def _sync(path: Path) -> None:
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """Yield a temporary path; when the block ends well it becomes ``path``, otherwise it is removed."""
+    """Yield a temporary path. It is renamed to ``path`` if the block succeeds, and removed if it raises.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     with atomic_file(Path(folder) / "a.txt") as temporary:
+    ...         _ = temporary.write_text("complete")
+    ...     (Path(folder) / "a.txt").read_text()
+    'complete'
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = _beside(path)
+    temporary = _temporary(path)
     try:
-        yield part
-        _sync(part)
-        part.replace(path)
+        yield temporary
+        _sync(temporary)
+        temporary.replace(path)
         _sync(path.parent)
     except BaseException:
-        part.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
 
 
 def write_text(path: Path, text: str) -> None:
     """Write a small text file atomically."""
-    with atomic_file(path) as part:
-        part.write_text(text, encoding="utf-8")
+    with atomic_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
@@ -60,14 +73,14 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
 
 @contextmanager
 def sole_writer(directory: Path) -> Iterator[None]:
-    """Hold a directory, which is made if need be, against other processes that write into it.
+    """Lock a directory, which is created if it does not exist, against other commands.
 
-    The kernel lets go of it when the process ends, however it ends. A file system without locks is written to without.
+    The kernel releases the lock when the process ends, however that ends. On a file system without locks there is none.
 
     Raises
     ------
     UsageError
-        If another process holds it.
+        The directory cannot be opened, or another process has locked it.
     """
     made = not directory.exists()
     try:
@@ -87,7 +100,7 @@ def sole_writer(directory: Path) -> Iterator[None]:
 
 
 def _locked(handle: int) -> bool:
-    """Lock an open file; ``False`` if another process still holds it after a while."""
+    """Lock an open file; returns False if another process has still locked it after ``PATIENCE`` seconds."""
     until = time.monotonic() + PATIENCE
     while True:
         try:
@@ -104,7 +117,7 @@ def _locked(handle: int) -> bool:
 
 @contextmanager
 def scratch_directory(parent: Path, name: str) -> Iterator[Path]:
-    """A private directory below ``parent`` that is gone when the block ends, however it ends."""
+    """Yield a private directory below ``parent``, which is removed at the end of the block."""
     path = _scratch(parent, name)
     path.mkdir(mode=0o700, parents=True)
     try:
@@ -114,9 +127,9 @@ def scratch_directory(parent: Path, name: str) -> Iterator[Path]:
 
 
 class Workspace:
-    """A private directory below ``parent``, gone when the process ends in any way but a kill.
+    """A private directory below ``parent``, removed when the process ends, unless it is killed.
 
-    Those that killed processes left under the same name are removed first.
+    Directories that killed processes left under the same name are removed first.
     """
 
     def __init__(self, parent: Path, name: str) -> None:
@@ -137,14 +150,14 @@ def _scratch(parent: Path, name: str) -> Path:
 
 
 def _alive(pid: str) -> bool:
-    """Whether the process runs; one that waits to be reaped has no command line any more."""
+    """Return True if the process runs; a zombie has no command line any more."""
     with suppress(OSError):
         return pid.isdigit() and bool(Path(f"/proc/{pid}/cmdline").read_bytes())
     return False
 
 
 def digest(path: Path, algorithm: str) -> str:
-    """Hex digest of a file by any algorithm of ``hashlib``, read in blocks of one MiB."""
+    """Return the hex digest of a file by an algorithm of ``hashlib``, reading blocks of one MiB."""
     running = hashlib.new(algorithm)
     with path.open("rb") as stream:
         while block := stream.read(_HASH_BLOCK):
@@ -153,5 +166,5 @@ def digest(path: Path, algorithm: str) -> str:
 
 
 def sha256(path: Path) -> str:
-    """Hex SHA-256 of a file."""
+    """Return the hex SHA-256 of a file."""
     return digest(path, "sha256")

@@ -1,7 +1,7 @@
-"""The model folder both applications share: ``model.json`` lists every file with size and digest, and is written last.
+"""The format of model folders of both applications: ``model.json`` lists every file with size and digest.
 
-A folder is complete when ``model.json`` exists and every listed size agrees. Digests are checked by ``verify``
-(on import and by ``inspect``), not on each load, because hashing weights costs more than reading them.
+``model.json`` is written last. A folder is complete when it exists and every listed size agrees. ``verify`` checks the
+digests, on import and in ``inspect``; a load does not, because hashing weights takes longer than reading them.
 """
 
 from collections.abc import Mapping
@@ -21,50 +21,52 @@ Sha256 = Annotated[str, ("pattern", "^[0-9a-f]{64}$"), ("title", "a SHA-256 in h
 
 
 class FileEntry(TypedDict):
-    """What is known of one file of the model."""
+    """Size and digest of one file of the model."""
 
     bytes: Annotated[int, ("minimum", 0)]
-    """Its size."""
+    """Size of the file."""
     sha256: Sha256
-    """Of its content."""
+    """Digest of its content."""
 
 
 class _Head(TypedDict):
-    """What is read first, of whatever version the folder is."""
+    """The fields that are read first, in a folder of any version."""
 
     format: int
-    """Of the folder; this version reads and writes 1."""
+    """Version of the format; this program reads and writes 1."""
     application: str
     """``imaging`` or ``recsys``."""
 
 
 class Manifest(_Head):
-    """What every ``model.json`` says; an application's own has more fields."""
+    """The fields of every ``model.json``; each application adds its own."""
 
     kind: str
     """The network or the algorithm."""
     made_by: str
     """The version that wrote it."""
     files: Mapping[FileName, FileEntry]
-    """Every file of the model; more may lie beside them."""
+    """Every file of the model; the folder may contain others."""
 
 
 M = TypeVar("M", bound=Manifest)
 
 
 def seal(directory: Path, *, application: str, kind: str, files: list[str], fields: Mapping[str, Any]) -> None:
-    """Write ``model.json`` over the files already in ``directory``; from here on the model counts as complete.
+    """Write ``model.json`` for the files in ``directory``, which makes the model complete.
 
     Parameters
     ----------
     directory
-        The model folder; every name in ``files`` is in it.
+        The model folder.
     application
         ``"imaging"`` or ``"recsys"``.
     kind
-        The network or algorithm, ``"segresnet"`` or ``"ials"`` for example.
+        The network or algorithm, for example ``"segresnet"`` or ``"ials"``.
+    files
+        Names of files in ``directory``.
     fields
-        What the application adds (DESIGN 4): labels, network, factors and so on.
+        The application's own fields: labels, network, factors and so on (``data/schemas``).
     """
     listed = {name: {"bytes": (directory / name).stat().st_size, "sha256": sha256(directory / name)} for name in files}
     write_json(
@@ -81,29 +83,29 @@ def seal(directory: Path, *, application: str, kind: str, files: list[str], fiel
 
 
 def shipped_models() -> dict[str, Path]:
-    """The models that are installed with the program, by name."""
+    """Return the models that are installed with the program, by name."""
     return {path.parent.name: path.parent for path in sorted((data_folder() / "models").glob(f"*/{MANIFEST}"))}
 
 
 def model_path(text: str) -> Path:
-    """An argparse type: a path, or the name of a model that is installed with the program.
+    """Convert an argument: a path, or the name of a model that is installed with the program.
 
-    A path that exists wins: a folder ``hippocampus`` in the working directory is taken, and not the installed model of
-    that name.
+    An existing path takes precedence: a folder ``hippocampus`` in the working directory is used instead of the
+    installed model of that name.
     """
     path = Path(text)
     return path if path.exists() or path.name != text else shipped_models().get(text, path)
 
 
 def shipped_note(path: Path) -> str:
-    """The line that says that ``model_path`` took an installed model; empty where it did not."""
-    if path.parent != data_folder() / "models":
+    """Return a note that the model is one of those installed with the program; empty for any other folder."""
+    if path.resolve().parent != (data_folder() / "models").resolve():
         return ""
     return f"model: {path.name}, which is installed with peakline ({path})"
 
 
 def unseal(directory: Path) -> None:
-    """Take ``model.json`` away before files are rewritten: a half-rewritten folder must not look complete."""
+    """Remove ``model.json`` before files are rewritten: a partly rewritten folder must not look complete."""
     (directory / MANIFEST).unlink(missing_ok=True)
 
 
@@ -113,27 +115,27 @@ def load(directory: Path, *, application: str, description: type[M]) -> M:
     Parameters
     ----------
     description
-        The application's own: ``Manifest`` and more fields.
+        The application's manifest type, ``Manifest`` with more fields.
 
     Raises
     ------
     BadInput
-        No such folder, no manifest, a damaged one or one that does not match its description (a listed name that would
-        leave the folder, a negative size), another application's model, a newer format, or a file that is missing or
-        of another size.
+        The folder or its manifest is missing; the manifest is damaged or does not match its description (a name outside
+        the folder, a negative size); the model is another application's or of a newer format; a file is missing or has
+        another size.
     """
     path = directory / MANIFEST
     if not directory.is_dir():
-        known = ", ".join(name for name, place in shipped_models().items() if _application(place) == application)
-        hint = f"; installed with peakline: {known}" if known and directory.name == str(directory) else ""
+        names = ", ".join(name for name, folder in shipped_models().items() if _application(folder) == application)
+        hint = f"; installed with peakline: {names}" if names and directory.name == str(directory) else ""
         raise BadInput(f"{directory}: no such model folder{hint}", public="no such model folder")
     if not path.is_file():
         raise BadInput(f"{directory}: not a complete model folder ({MANIFEST} is missing)", public="model incomplete")
     manifest = typed_json.read(path, _Head, what="model manifest")
-    found, version = manifest["application"], manifest["format"]
-    if found != application:
+    owner, version = manifest["application"], manifest["format"]
+    if owner != application:
         raise BadInput(
-            f"{directory}: a model of {found!r}, not of {application!r}", public="model of another application"
+            f"{directory}: a model of {owner!r}, not of {application!r}", public="model of another application"
         )
     if version != FORMAT:
         raise BadInput(f"{directory}: model format {version}, this version reads {FORMAT}", public="model format")
@@ -141,8 +143,10 @@ def load(directory: Path, *, application: str, description: type[M]) -> M:
     for name, size in ((name, entry["bytes"]) for name, entry in described["files"].items()):
         actual = (directory / name).stat().st_size if (directory / name).is_file() else None
         if actual != size:
-            have = "missing" if actual is None else f"{actual} bytes"
-            raise BadInput(f"{directory}: {name} is {have}, the manifest says {size} bytes", public="model incomplete")
+            present = "missing" if actual is None else f"{actual} bytes"
+            raise BadInput(
+                f"{directory}: {name} is {present}, the manifest says {size} bytes", public="model incomplete"
+            )
     return described
 
 
@@ -156,7 +160,7 @@ def verify(directory: Path, manifest: Manifest) -> None:
     Raises
     ------
     BadInput
-        Naming the first file whose content is not what the manifest says.
+        A file's content does not match its digest; the message names the first such file.
     """
     for name, entry in manifest["files"].items():
         if sha256(directory / name) != entry["sha256"]:

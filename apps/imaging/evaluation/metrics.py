@@ -219,7 +219,10 @@ def _surface_measures(one: Points, two: Points, edge: Sequence[float]) -> dict[s
 def evaluate(
     pairs: Sequence[Pair], scans: Sequence[Scan], tick: Callable[[int], Any] = lambda count: None
 ) -> dict[str, Any]:
-    """Results of all cases, per class (mean over the cases that have it) and per case (DESIGN 4)."""
+    """Return the results of all cases, per class (mean over the cases that have it) and per case.
+
+    ``data/schemas/run.schema.json`` describes their form.
+    """
     cases: list[dict[str, Any]] = []
     for pair, found in zip(pairs, scans, strict=True):
         measures = compare(pair, found)

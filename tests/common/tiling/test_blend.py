@@ -96,7 +96,7 @@ def test_padding_is_not_carried() -> None:
 
 
 def test_118_classes_on_a_large_plane() -> None:
-    """What DESIGN asks of 512 x 512 x 1000: features instead of logits, and the overlap along z on disk."""
+    """512 x 512 x 1000 voxels: features need less memory than logits, and the overlap along z can be on disk."""
     grid = TileGrid((512, 512, 1000), (96, 96, 96), 0.25)
     assert len(grid) == 686
     logits, features = blend_footprint(grid, 118), blend_footprint(grid, 32)
