@@ -152,7 +152,7 @@ def main(parser: argparse.ArgumentParser, module: str, argv: Sequence[str] | Non
     Returns
     -------
     int
-        The exit code of DESIGN 1.
+        The exit code; ``common.errors`` lists them.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     args = parser.parse_args(arguments)
@@ -236,7 +236,7 @@ def _name(args: argparse.Namespace) -> str:
 
 
 def _run(args: argparse.Namespace, request: Any, budget: MemoryBudget, supervisor: int) -> int:
-    """The child: plan, run, and end in one of the ways of DESIGN 1."""
+    """Plan and run in the child process, and end with one of the exit codes of ``common.errors``."""
     glibc.pin_thresholds()
     # SIGTERM unwinds like SIGINT, so that nothing half-written stays behind.
     signal.signal(signal.SIGTERM, signal.default_int_handler)

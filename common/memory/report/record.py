@@ -28,7 +28,7 @@ class RunRecord:
     plan: Plan | None = None
     """What was chosen; ``None`` before planning."""
     results: dict[str, Any] = field(default_factory=dict)
-    """What the command reports (DESIGN 4)."""
+    """The command's results; ``data/schemas/run.schema.json`` describes them by command."""
     exit_code: int = 0
     """How it ended."""
     error: dict[str, str] | None = None
