@@ -31,6 +31,8 @@ ARCHITECTURE = {
     "n_conv_per_stage_decoder": [1],
 }
 """Little to compute: each peer takes minutes instead of an hour."""
+SHORTER = (50, 100, 200)
+"""Slices of the volumes on which MONAI's peak is compared, too: it grows with the volume."""
 SMALLER = (192, 192, 160)
 """Volume for comparing times."""
 PEER_CEILING = min(24 * GIB, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") * 7 // 8)
@@ -61,7 +63,18 @@ def add_cases(suite: Suite, work: Path, source: Path | None) -> None:
         suite.case(f"memory-{name}", peer, ceiling=PEER_CEILING, group=group)
         title = f"memory above the floor, 25 classes: against {name}"
         suite.ratio(title, "memory-peakline", f"memory-{name}", Bound("result.above_mib", at_most=share))
+    _add_shorter(suite, work, source, model)
     _add_speed(suite, work, source, model)
+
+
+def _add_shorter(suite: Suite, work: Path, source: Path | None, model: Path) -> None:
+    """Declare the peaks of ``imaging infer`` and of MONAI on shorter volumes; ``peak_chart`` draws them."""
+    for slices in SHORTER:
+        image = make_volume(work / f"image-{slices}.nii.gz", (*SHAPE[:2], slices), source)
+        ours = ["-m", "apps.imaging.bench.memory", image, model, work / f"out-{slices}"]
+        suite.case(f"memory-peakline-{slices}", ours)
+        peer = [PEER_PYTHON, "-m", "apps.imaging.bench.peers.memory", "monai", image, model, work, "--tile", TILE]
+        suite.case(f"memory-monai-{slices}", peer, ceiling=PEER_CEILING)
 
 
 def _add_speed(suite: Suite, work: Path, source: Path | None, model: Path) -> None:
