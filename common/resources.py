@@ -1,6 +1,5 @@
 """Files that are installed with the program: the catalogue of data sets, and trained models."""
 
-from importlib import resources
 from pathlib import Path
 
 
@@ -9,5 +8,7 @@ def data_folder() -> Path:
 
     An editable install runs the checkout's modules, so it reads the checkout's folder.
     """
+    from importlib import resources  # 200 KiB, which most commands never need
+
     installed = Path(str(resources.files("common"))) / "data"
     return installed if installed.is_dir() else Path(__file__).resolve().parents[1] / "data"

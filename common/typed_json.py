@@ -6,7 +6,7 @@ a ``title`` among them is what messages say is expected. Keys that a description
 newer version may add some.
 
 msgspec decodes the same faster, but ``import msgspec`` adds 1.06 MiB (5 to 9 ms), which is 1.1 % of the 95 MiB that
-``recsys recommend`` takes; what is here adds nothing that could be measured.
+``recsys recommend`` takes; what is here adds 0.1 MiB.
 """
 
 import json

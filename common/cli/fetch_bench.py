@@ -3,13 +3,14 @@
 import argparse
 import importlib
 import sys
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from common.cli import quick_bench
 from common.errors import UsageError
+
+if TYPE_CHECKING:
+    from common.cli.quick_bench import Step
 
 
 def add_fetch(commands: Any, application: str) -> None:
@@ -44,7 +45,7 @@ def _fetch(args: argparse.Namespace) -> int:
     return 0
 
 
-Steps = Callable[[argparse.Namespace, Path], Sequence[quick_bench.Step]]
+Steps = Callable[[argparse.Namespace, Path], "Sequence[Step]"]
 """Makes the quick benchmark's steps of the options and an empty folder for data and outputs."""
 
 
@@ -83,6 +84,10 @@ def _bench(args: argparse.Namespace) -> int:
         raise UsageError("--only and --again are for --full")
     if args.repeats < 1 or (args.threads is not None and args.threads < 1):
         raise UsageError("--repeats and --threads take numbers from 1 on")
+    import tempfile
+
+    from common.cli import quick_bench  # loads what every command would hold otherwise
+
     with tempfile.TemporaryDirectory(prefix="peakline-bench-") as folder:
         steps = args.steps(args, Path(folder))
         options = ["--memory", args.memory, *(["--threads", str(args.threads)] if args.threads else [])]

@@ -3,14 +3,16 @@
 import argparse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from apps.imaging.commands.arguments import MODEL_HELP
 from common.cli import fetch_bench
-from common.cli.quick_bench import Step
 from common.errors import UsageError
 from common.memory.process import child
 from common.model_folder import model_path
+
+if TYPE_CHECKING:
+    from common.cli.quick_bench import Step
 
 CASES = 4
 """Images of a data set that are segmented and evaluated."""
@@ -27,8 +29,10 @@ def add(commands: Any) -> None:
     one.add_argument("--steps", dest="optimizer_steps", type=int, default=20, metavar="N", help="of training (20)")
 
 
-def steps(args: argparse.Namespace, folder: Path) -> Sequence[Step]:
+def steps(args: argparse.Namespace, folder: Path) -> "Sequence[Step]":
     """Train a few steps, segment some of the data set's images and evaluate; of studies alone: segment them."""
+    from common.cli.quick_bench import Step
+
     if args.optimizer_steps < 1:
         raise UsageError("--steps takes a number from 1 on")
     data = args.data

@@ -3,11 +3,13 @@
 import argparse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from common.cli import fetch_bench
-from common.cli.quick_bench import Step
 from common.memory.process import child
+
+if TYPE_CHECKING:
+    from common.cli.quick_bench import Step
 
 MODELS = ("ials", "bpr", "embedding", "popularity")
 
@@ -20,8 +22,10 @@ def add(commands: Any) -> None:
     one.add_argument("--model", choices=MODELS, default="ials", help="kind of model (default ials)")
 
 
-def steps(args: argparse.Namespace, folder: Path) -> Sequence[Step]:
+def steps(args: argparse.Namespace, folder: Path) -> "Sequence[Step]":
     """Train with a part of the items held out, evaluate on that, and list the best items of every user."""
+    from common.cli.quick_bench import Step
+
     model, lists = folder / "model", folder / "lists.parquet"
     data = args.interactions
     if not data:
