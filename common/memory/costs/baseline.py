@@ -1,8 +1,8 @@
-"""The baseline: what a process holds once its libraries are loaded and have run once, before any data.
+"""The baseline: resident memory of a process after its warm-up, before it reads any data.
 
-Imports are the smaller part of it: first use loads code lazily, starts thread pools and fills kernel caches. So the
-baseline is measured by a warm-up function that imports what a command needs and runs each library on something tiny;
-the command calls the same function before its soft wall is set.
+A warm-up imports the libraries of a command and runs each once on a tiny input, because first use loads code, starts
+thread pools and fills kernel caches: imports alone miss a tenth to a half of the baseline. A child measures it; the
+command runs the same warm-up before its soft wall is set.
 """
 
 from collections.abc import Sequence
@@ -14,33 +14,41 @@ from common.memory.process.meter import lifetime_peak, resident
 
 MEASURE = "common.memory.costs.baseline:measure"
 START = "start"
-"""The phase in which a command warms up."""
+"""Phase of the warm-up."""
 
 
 def measure(warm_up: str) -> dict[str, float]:
-    """Read this process, which has run ``warm_up`` and nothing else: a probe's child.
+    """Measure this process, a probe's child that has run ``warm_up`` and nothing else.
 
     Returns
     -------
     dict
-        ``bytes`` resident now, and ``peak``, what the warm-up itself took.
+        ``bytes``: resident after the warm-up; ``peak``: resident at most during it.
     """
     glibc.trim()
     return {"bytes": resident(), "peak": lifetime_peak()}
 
 
 def probe(warm_up: str, *, libraries: Sequence[str], threads: int) -> Probe:
-    """The probe that measures the baseline of one warm-up function."""
+    """Return the probe of the baseline after ``warm_up`` (``"module:function"``)."""
     return Probe.of(MEASURE, libraries=libraries, threads=threads, warm_up=warm_up)
 
 
 SPREAD_BYTES = 512 << 10
-"""Floors differ from start to start, by where things come to lie and which pages are huge; measured up to 1.2 MiB, of
-which the reserve covers the rest."""
+"""Allowance for differences between starts, which come from addresses and huge pages. Up to 1.2 MiB were measured; the
+reserve covers the rest."""
 
 
 def terms(costs: Costs, baseline: Probe) -> tuple[Term, ...]:
-    """What every command's footprint starts with."""
+    """Return the first terms of every command's footprint: baseline, supervisor and warm-up.
+
+    Parameters
+    ----------
+    costs
+        With the answer to ``baseline``.
+    baseline
+        As ``probe`` makes it.
+    """
     resting = int(costs[baseline]["bytes"])
     loading = int(costs[baseline].get("peak", resting)) - resting
     return (

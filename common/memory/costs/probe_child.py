@@ -1,7 +1,7 @@
-"""The child of ``common.memory.costs.store``: measures the probes that it reads on stdin.
+"""The child of ``common.memory.costs.store``: run the probes that it reads on stdin.
 
-It is kept below its ceiling by a watchdog on its resident size and by the walls of ``child.Walls``. Libraries load
-before the walls stand, as in the command itself: what they reserve at first use is not data.
+A watchdog on its resident size and the walls of ``child.Walls`` keep it below its ceiling. As in a command, the warm-up
+runs before the walls are set, because libraries reserve memory at first use that they hardly touch.
 """
 
 import json
@@ -14,12 +14,12 @@ from common.memory.process import child, glibc, guard
 from common.memory.process.budget import MIB
 
 RESERVED = 512 * MIB
-"""What a probe may reserve beyond its ceiling: engines reserve much that they hardly touch, and the watchdog looks at
-what is touched."""
+"""Bytes that a probe may reserve beyond its ceiling. Engines reserve 300 MiB that they hardly touch, and the watchdog
+sees resident memory only."""
 
 
 def main() -> None:
-    """Run the probes given on stdin in this process, and write each answer as a line of JSON on stdout."""
+    """Run the probes on stdin in this process, and write each answer as a line of JSON on stdout."""
     glibc.pin_thresholds()
     work = [(function, json.loads(arguments)) for function, arguments in json.load(sys.stdin)]
     walls = child.Walls.of_this_process()
@@ -37,7 +37,7 @@ def main() -> None:
 
 
 def _answer(function: str, arguments: dict[str, Any]) -> dict[str, Any]:
-    """One probe's numbers, or why there are none; libraries may write other lines on stdout."""
+    """Run one probe; returns its results, or the reason why it has none."""
     try:
         return {"costs": resolve(function)(**arguments)}
     except DeferredProbe as deferred:

@@ -1,8 +1,8 @@
-"""What a measurement is asked for and what it answers: the words that the store of costs and its child share.
+"""Requests for measurements and their failures, which ``store`` and ``probe_child`` share.
 
 A ``Probe`` names a function ``module:function`` of this suite and its JSON arguments; the function returns numbers
-by name. Its key in the cache is made of the probe, the text of its module, the library versions it depends on, the
-CPU's flags and their limits, and the thread count.
+by name. The cache key is a hash of the probe, the source of its module, library versions, CPU flags and their limits,
+and the thread count.
 """
 
 import hashlib
@@ -24,41 +24,47 @@ from common.memory.process import glibc
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """One thing to be known."""
+    """One measurement."""
 
     function: str
-    """``"package.module:function"``, one of ours; called with the arguments, returns ``dict[str, int | float]``."""
+    """``"package.module:function"`` of this suite; it returns ``dict[str, int | float]``."""
     arguments: str = "{}"
-    """JSON object, keys sorted (``Probe.of`` writes it)."""
+    """Its keyword arguments as a JSON object with sorted keys (``Probe.of`` writes it)."""
     libraries: tuple[str, ...] = ()
-    """Distributions whose versions the answer depends on."""
+    """Distributions whose versions the result depends on."""
     threads: int = 1
-    """Thread count it is measured with."""
+    """Thread count of the measurement."""
 
     @classmethod
     def of(cls, function: str, *, libraries: Sequence[str] = (), threads: int = 1, **arguments: Any) -> "Probe":
-        """Build from plain values."""
+        """Make a probe from plain values.
+
+        Examples
+        --------
+        >>> Probe.of("common.memory.costs.baseline:measure", warm_up="apps.recsys.warm_up:reading").arguments
+        '{"warm_up": "apps.recsys.warm_up:reading"}'
+        """
         return cls(function, json.dumps(arguments, sort_keys=True), tuple(libraries), threads)
 
     @property
     def warm_up(self) -> str | None:
         """The function that its child runs first, if any."""
-        found: str | None = json.loads(self.arguments).get("warm_up")
-        return found
+        name: str | None = json.loads(self.arguments).get("warm_up")
+        return name
 
     @property
     def key(self) -> str:
-        """Cache key."""
+        """Key in the cache, 32 hexadecimal digits."""
         code = [_source(name.split(":")[0]) for name in (self.function, self.warm_up or self.function)]
         facts = [self.function, self.arguments, self.threads, *code, *environment_facts(self.libraries)]
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
 
 
 CODE_VERSION = 4
-"""Raise when what a probe measures changes elsewhere than in its own and its warm-up's module, which are in the key."""
+"""Increase it if a change outside the modules of a probe and its warm-up changes what is measured."""
 
 Costs = Mapping[Probe, Mapping[str, float]]
-"""Probe -> its numbers. Bytes are whole numbers; seconds may have a fraction."""
+"""Results by probe and name: bytes, which are whole numbers, or seconds."""
 
 
 class ProbeFailed(Exception):
@@ -66,27 +72,34 @@ class ProbeFailed(Exception):
 
 
 class NotAvailable(Exception):
-    """Raised by a probe in its child: what it would measure is not to be had on this machine; the message says why."""
+    """Raised by a probe in its child: this machine does not have what it measures; the message says why."""
 
 
 class DeferredProbe(Exception):
-    """Raised by a probe in its child: what others measure, in children that hold less than this one, is needed first.
+    """Raised by a probe in its child: it needs the results of other probes, whose children need less memory.
 
-    ``finish`` (``"module:function"``, called with ``state`` and the others' numbers in order) makes the answer then, by
-    arithmetic alone: nothing is done twice.
+    Parameters
+    ----------
+    probes
+        The other probes.
+    finish
+        ``"module:function"``, called with ``state`` and the results of ``probes`` in order; it computes the result
+        without measuring again.
+    state
+        JSON-compatible values of this probe.
     """
 
     def __init__(self, probes: Sequence[Probe], finish: str, state: Mapping[str, Any]) -> None:
         self.probes, self.finish, self.state = tuple(probes), finish, state
-        super().__init__(f"{len(self.probes)} measurements of others")
+        super().__init__(f"{len(self.probes)} other measurements are needed")
 
     def to_json(self) -> dict[str, Any]:
-        """What the child answers."""
+        """The child's answer as JSON."""
         return {"needs": [asdict(probe) for probe in self.probes], "finish": self.finish, "state": self.state}
 
 
 IN_CHILD = "PEAKLINE_PROBE"
-"""Environment variable by which a probe knows that it may raise ``DeferredProbe``."""
+"""Environment variable that is set where a probe may raise ``DeferredProbe``."""
 
 
 @cache
@@ -99,23 +112,29 @@ def _version(distribution: str) -> str:
 
 @cache
 def _source(module: str) -> str:
-    """A module's text, which is not executed for that: another warm-up has another baseline."""
-    found = find_spec(module)
-    if found is None or found.origin is None:
+    """Hash a module's source without running it: a changed warm-up has another baseline."""
+    spec = find_spec(module)
+    if spec is None or spec.origin is None:
         return "absent"
-    return hashlib.sha256(Path(found.origin).read_bytes()).hexdigest()[:16]
+    return hashlib.sha256(Path(spec.origin).read_bytes()).hexdigest()[:16]
 
 
 def environment_facts(libraries: Iterable[str]) -> list[str | int]:
-    """What else a measurement depends on: the CPU and its limits, the allocator and the versions of everything."""
+    """Return what every measurement depends on: CPU and its limits, Python, allocator, and library versions."""
     versions = [f"{name}={_version(name)}" for name in libraries]
     return [*cpu.facts(), platform.python_version(), CODE_VERSION, os.environ.get(glibc.TUNABLES, ""), *versions]
 
 
 def resolve(name: str) -> Callable[..., Any]:
-    """The function ``"module:function"``, of this suite only."""
+    """Import ``"module:function"``, which must be of this suite.
+
+    Raises
+    ------
+    SystemExit
+        If it is not.
+    """
     module, function = name.split(":")
     if module.split(".")[0] not in ("common", "apps"):
         raise SystemExit(f"{name}: probes are functions of this suite")
-    found: Callable[..., Any] = getattr(importlib.import_module(module), function)
-    return found
+    imported: Callable[..., Any] = getattr(importlib.import_module(module), function)
+    return imported

@@ -1,7 +1,7 @@
-"""Costs that only a measurement can give, each taken once in a child process and cached.
+"""Cache of measured costs; what is missing is measured in a child process.
 
-The child (``common.memory.costs.probe_child``) has walls of its own, so that measuring never exceeds the ceiling
-either; a probe's argument ``warm_up`` names what it loads first (``common.memory.costs.baseline``).
+The child (``common.memory.costs.probe_child``) has walls of its own, so that measuring does not exceed the ceiling. A
+probe's argument ``warm_up`` names the function that it runs first (``common.memory.costs.baseline``).
 """
 
 import json
@@ -18,52 +18,63 @@ from common.memory.process.budget import format_size
 from common.memory.process.meter import anonymous
 
 LONGEST_SECONDS = 600
-"""A probe that takes longer than this has gone wrong."""
+"""Time limit of one probe."""
 
 CHILD = "common.memory.costs.probe_child"
 """The module that measures."""
 NUMBERS = {"costs", "needs"}
-"""Keys of a child's answer: a probe's numbers, or the probes whose numbers it needs first."""
+"""Keys of an answer with results, or with the probes whose results are needed first."""
 ANSWERS = NUMBERS | {"unavailable", "usage"}
-"""The same, and why there are none."""
+"""The same, and keys of an answer with the reason why there are no results."""
 
 
 def cache_directory() -> Path:
-    """``$XDG_CACHE_HOME/peakline/costs``."""
+    """Return ``$XDG_CACHE_HOME/peakline/costs``."""
     base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
     return Path(base) / "peakline" / "costs"
 
 
 class CostStore:
-    """Looks costs up, and measures what is missing."""
+    """Results of probes: reads them from the cache, and measures what is missing.
+
+    Parameters
+    ----------
+    directory
+        The cache; ``None`` for the user's.
+    walled
+        True if nothing may be measured outside the walls, not even for a refusal, because the command is running.
+    """
 
     def __init__(self, directory: Path | None = None, *, walled: bool = False) -> None:
         self.directory = directory if directory is not None else cache_directory()
         self.walled = walled
-        """Whether nothing may leave the walls, not even for a refusal: the command is running already."""
         self.measured = 0
-        """Probes measured behind the wall so far; their memory is this command's too."""
+        """Number of probes measured within the ceiling; their memory counts as the command's."""
         self.exceeded = False
-        """Whether one was measured outside it."""
+        """True once a probe was measured outside the walls."""
         self._failures: dict[Probe, str] = {}
 
     def cached(self, probes: Iterable[Probe]) -> dict[Probe, Mapping[str, float]]:
-        """Of these, what is known already."""
+        """Return the results that are in the cache."""
         return {probe: costs for probe in dict.fromkeys(probes) if (costs := self._read(probe)) is not None}
 
     def collect(self, probes: Iterable[Probe], *, ceiling: int | None) -> Costs:
-        """All of these, measuring what is missing.
+        """Return the results of all probes, measuring those that are missing.
 
         Parameters
         ----------
         ceiling
-            Bytes for this process and the child together; ``None``: the child leaves the walls, which only a refusal
-            may do, to name the ceiling that would have been enough.
+            Bytes for this process and the child together; ``None`` to measure outside the walls, which only a refusal
+            may do, in order to name a ceiling that is enough.
 
         Raises
         ------
         ProbeFailed
-            If one could not be measured.
+            If a probe ran out of memory or time, or measures what this machine does not have.
+        UsageError
+            If a probe raised it.
+        ChildFailed
+            If the child failed in another way: an exception, a signal, an exit code.
         """
         wanted = list(dict.fromkeys(probes))
         have = self.cached(wanted)
@@ -73,10 +84,10 @@ class CostStore:
                 raise ProbeFailed(self._failures[probe])
         if missing and ceiling is None:
             if self.walled:
-                raise ProbeFailed(self._failures.get(missing[0], "would have to be measured without a wall"))
+                raise ProbeFailed(self._failures.get(missing[0], "it can only be measured outside the walls"))
             self.exceeded = True
-        for group in _alike(missing):
-            for probe, costs in self._answered(group, ceiling):
+        for group in _grouped(missing):
+            for probe, costs in self._results(group, ceiling):
                 have[probe] = costs
                 self._write(probe, costs)
         return have
@@ -97,8 +108,8 @@ class CostStore:
         except OSError:
             pass  # a read-only cache costs time, not correctness
 
-    def _answered(self, probes: Sequence[Probe], ceiling: int | None) -> Iterator[tuple[Probe, Mapping[str, float]]]:
-        """The numbers of probes that are alike: at once, or when what they need of others is known."""
+    def _results(self, probes: Sequence[Probe], ceiling: int | None) -> Iterator[tuple[Probe, Mapping[str, float]]]:
+        """Yield the results of probes that share a warm-up, those of deferred probes last."""
         waiting: dict[Probe, Mapping[str, Any]] = {}
         for probe, answer in self._measure(probes, ceiling):
             if "costs" in answer:
@@ -110,22 +121,22 @@ class CostStore:
     def _finish(
         self, waiting: Mapping[Probe, Mapping[str, Any]], ceiling: int | None
     ) -> Iterator[tuple[Probe, Mapping[str, float]]]:
-        """Measure what these need of others, then let them make their answers."""
+        """Measure what deferred probes need, then compute their results."""
         needs = {probe: [_probe(each) for each in answer["needs"]] for probe, answer in waiting.items()}
-        found: dict[Probe, Mapping[str, float]] = {}
+        results: dict[Probe, Mapping[str, float]] = {}
         try:
-            for group in _alike(dict.fromkeys(each for some in needs.values() for each in some)):
-                found |= {probe: answer["costs"] for probe, answer in self._measure(group, ceiling)}
+            for group in _grouped(dict.fromkeys(each for some in needs.values() for each in some)):
+                results |= {probe: answer["costs"] for probe, answer in self._measure(group, ceiling)}
         except ProbeFailed as failure:
             self._failures |= dict.fromkeys(waiting, str(failure))
             raise
         for probe, answer in waiting.items():
-            yield probe, resolve(answer["finish"])(answer["state"], [found[each] for each in needs[probe]])
+            yield probe, resolve(answer["finish"])(answer["state"], [results[each] for each in needs[probe]])
 
     def _measure(self, probes: Sequence[Probe], ceiling: int | None) -> Iterator[tuple[Probe, Mapping[str, Any]]]:
-        """Measure probes that are alike, one after the other in one child, which warms up once.
+        """Run probes that share a warm-up in one child, one after the other.
 
-        Yields each with its ``costs``, or with what it ``needs`` (``DeferredProbe.to_json``).
+        Yields each with its answer: ``costs``, or what it ``needs`` (``DeferredProbe.to_json``).
         """
         done = child.run_module(
             CHILD,
@@ -146,26 +157,26 @@ class CostStore:
     def _failure(
         self, probe: Probe, ceiling: int | None, done: child.Finished, refused: Mapping[str, str]
     ) -> Exception:
-        """What to raise for the first probe without numbers: only memory, time and ``NotAvailable`` are foreseen."""
+        """Return the exception for a probe without results: ``ProbeFailed`` for lack of memory, time or support."""
         name = probe.function.rsplit(":", 1)[-1]
         if "usage" in refused:
             return UsageError(refused["usage"])
         if "unavailable" in refused:
             why = refused["unavailable"]
         elif done.exit.timed_out:
-            why = f"not done after {LONGEST_SECONDS} s each"
+            why = f"took longer than {LONGEST_SECONDS} s"
         elif done.exit.out_of_memory:
             why = done.last_line if done.exit.status == EXIT_DOES_NOT_FIT else "it needs more"
         else:
             why = done.last_line if done.exit.status == EXIT_UNFORESEEN else str(done.exit)
             return child.ChildFailed(f"a cost could not be measured ({name}: {why})")
-        under = "without a wall" if ceiling is None else f"under {format_size(ceiling)}"
+        under = "outside the walls" if ceiling is None else f"under {format_size(ceiling)}"
         self._failures[probe] = f"cannot be measured {under} ({name}: {why})"
         return ProbeFailed(self._failures[probe])
 
 
-def _alike(probes: Iterable[Probe]) -> list[list[Probe]]:
-    """Probes that warm up in the same way and use as many threads, together; those that do not warm up, alone."""
+def _grouped(probes: Iterable[Probe]) -> list[list[Probe]]:
+    """Group probes with the same warm-up and thread count; probes without a warm-up stay alone."""
     groups: dict[object, list[Probe]] = {}
     for probe in probes:
         groups.setdefault((probe.warm_up, probe.threads) if probe.warm_up else probe, []).append(probe)
@@ -173,7 +184,7 @@ def _alike(probes: Iterable[Probe]) -> list[list[Probe]]:
 
 
 def _json_lines(text: str) -> Iterator[dict[str, Any]]:
-    """The lines that are JSON objects; libraries may have written others."""
+    """Yield the lines that are JSON objects; libraries may have written others."""
     for line in text.splitlines():
         with suppress(ValueError):
             value = json.loads(line)
@@ -182,5 +193,5 @@ def _json_lines(text: str) -> Iterator[dict[str, Any]]:
 
 
 def _probe(fields: Mapping[str, Any]) -> Probe:
-    """From its JSON."""
+    """Make a probe from its JSON."""
     return Probe(**{**fields, "libraries": tuple(fields["libraries"])})

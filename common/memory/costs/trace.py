@@ -1,8 +1,8 @@
-"""What a training step will hold, without running it.
+"""Predict the peak memory of a training step without running it.
 
-The step runs on fake tensors, which have shapes and storages but no bytes, while a dispatch mode adds up the storages
-that are alive. Each distinct operator is also replayed once, alone (``common.memory.costs.operators``), for what its
-kernel allocates inside itself. The peak is the largest sum of live storages and the running operator's workspace.
+The step runs on fake tensors, which have shapes and storages but no memory, and a dispatch mode sums up the live
+storages. Each distinct operator is replayed once by itself (``common.memory.costs.operators``) to measure its
+workspace. The peak is the largest sum of live storages and the workspace of the operator that runs.
 """
 
 import os
@@ -21,37 +21,38 @@ if TYPE_CHECKING:
     import torch
 
 REPLAY_FROM = 1 * MIB
-"""Operators that touch no storage of this size are not replayed: their workspaces are smaller still."""
+"""An operator is replayed if one of its storages has at least this size; workspaces of others are smaller."""
 COMPILED = "convolution"
-"""In the names of operators that are replayed at any size: each shape has code of its own, which stays (BasicUNet's
-small ones in bfloat16: 10 MiB)."""
+"""Part of the names of operators that are replayed at any size, because code is compiled for each shape and stays
+(BasicUNet's small convolutions in bfloat16: 10 MiB)."""
 
 BLOCK_OVERHEAD = 64 + 16
-"""Alignment that torch asks for, and malloc's own header."""
+"""Bytes of alignment that torch requests, and of malloc's header."""
 
 SMALL_BLOCKS = 4 * MIB
-"""Blocks below the mmap threshold and code of small operators, which no trace or replay sees (measured 0 to 2)."""
+"""Allowance for blocks below the mmap threshold and for code of small operators, which neither trace nor replay
+measures (0 to 2 MiB measured)."""
 HUGE_PAGE = 2 * MIB
-"""By which the heap grows where it asks for huge pages."""
+"""Unit by which the heap grows with huge pages."""
 
 UNSHARED = (4, 2)
-"""References to a gradient and to its storage, seen from a dispatch mode, when autograd is the only holder; a test
-compares the outcome with what torch really allocates."""
+"""Reference counts of a gradient and its storage, read in a dispatch mode, if only autograd refers to it. A test
+compares the outcome with torch's real allocations."""
 
 Prepared = tuple["torch.nn.Module", "torch.optim.Optimizer", Callable[[], object]]
-"""A network, its optimiser, and a function that does one whole step with them."""
+"""A network, its optimiser, and a function that runs one whole step with them."""
 
 
 @dataclass(slots=True)
 class _Live:
-    """Bytes of live storages, and after each operator how much that was and which call it had been."""
+    """Bytes of live storages, with a history: their size after each operator, and the call."""
 
     bytes: int = 0
     history: list[tuple[int, Call | None]] = field(default_factory=list)
     _storages: dict[int, Any] = field(default_factory=dict)
 
     def record(self, function: Any, leaves: list[Any], layout: Any, results: list[Any], *, in_place: bool) -> None:
-        """Note one operator that has just run; ``in_place``: a real step reuses its first operand for the result."""
+        """Record an operator (see ``Ledger.record``)."""
         made = [tensor for tensor in tensors(results) if self._is_new(tensor)]
         if made and not in_place:
             self.history.append((self.bytes, replayed_call(function, leaves, layout, made)))
@@ -72,35 +73,42 @@ class _Live:
 
 
 def replayed_call(function: Any, leaves: list[Any], layout: Any, made: "Sequence[torch.Tensor]") -> Call | None:
-    """The call to replay for its workspace; ``None`` if the operator is too small to have one that matters."""
+    """Return the call to replay for its workspace; ``None`` if the operator is too small."""
     large = any(t.untyped_storage().nbytes() >= REPLAY_FROM for t in (*tensors(leaves), *made))
     return Call.of(function, leaves, layout) if large or COMPILED in function.__name__ else None
 
 
 def resident_bytes(size: int) -> int:
-    """What a block of ``size`` bytes takes of memory: from the mmap threshold on, whole pages of its own."""
+    """Return the resident bytes of a block of ``size`` bytes: whole pages from the mmap threshold on."""
     size += BLOCK_OVERHEAD
     return size if size < MMAP_THRESHOLD else -(-size // page_size()) * page_size()
 
 
 def unseen() -> int:
-    """What no trace or replay sees of a step, in bytes, with this process's tunables."""
+    """Return the allowance in bytes for what neither trace nor replay measures, with this process's tunables."""
     return SMALL_BLOCKS + (HUGE_PAGE if glibc.huge_pages() else 0)
 
 
 class Ledger(Protocol):
-    """What ``watching`` tells about each operator."""
+    """Receives each operator that runs under ``watching``."""
 
     def record(self, function: Any, leaves: list[Any], layout: Any, results: list[Any], *, in_place: bool) -> None:
-        """Note an operator that has just run, with its flattened arguments and results.
+        """Record an operator that has just run.
 
-        ``in_place``: a real step would have reused its first operand for the result.
+        Parameters
+        ----------
+        leaves, layout
+            Its arguments, flattened by ``tree_flatten``.
+        results
+            Its results, flattened.
+        in_place
+            True if a real step writes the result over the first operand.
         """
         ...
 
 
 def watching(ledger: Ledger, convert: Callable[[Any], Any] = lambda leaf: leaf) -> Any:
-    """A context in which every operator is recorded, and a value that is read (``item``) is 1: a fake one has none.
+    """Return a context that records every operator; ``item()`` of a tensor is 1, because fake tensors have no values.
 
     Parameters
     ----------
@@ -127,9 +135,9 @@ def watching(ledger: Ledger, convert: Callable[[Any], Any] = lambda leaf: leaf) 
 
 
 def _accumulates_in_place(func: Any, args: Any) -> bool:
-    """Whether this is autograd adding two gradients, and a real step would add into the first.
+    """Tell whether autograd is adding two gradients that a real step would add in place.
 
-    Autograd reuses the first gradient's memory if nobody else holds it, but never under a dispatch mode
+    Autograd reuses the first gradient's memory if nothing else refers to it, but never under a dispatch mode
     (``InputBuffer::accumulate`` in torch/csrc/autograd/input_buffer.cpp).
     """
     import torch
@@ -145,26 +153,26 @@ def _bytes_of(values: Any) -> int:
 
 
 def price(prepare: Callable[[], Prepared], *, costs: OperatorCosts | None = None) -> dict[str, float]:
-    """Price one training step in its steady state.
+    """Predict the memory of one training step, once the optimiser's state exists.
 
     Parameters
     ----------
     prepare
-        Makes network, optimiser and step; called under fake tensors, of which every value that is read is 1.
+        Makes network, optimiser and step; called under fake tensors, where ``item()`` is 1.
     costs
-        Where operators' costs are looked up; the user's cache if not given.
+        Costs of operators; ``None`` for the user's cache.
 
     Returns
     -------
     dict
-        Bytes of ``parameters``, ``gradients``, ``optimizer``, ``activations`` (with the batch) and ``workspace``, which
-        add up to the step's peak; ``kernels``, code and caches that stay after first use; ``unseen``, the allowance
+        Bytes of ``parameters``, ``gradients``, ``optimizer``, ``activations`` (with the batch) and ``workspace``, whose
+        sum is the step's peak; of ``kernels``, code and caches that stay after first use; and ``unseen``, the allowance
         for the rest.
 
     Raises
     ------
     DeferredProbe
-        In a probe's child, where operators are to be replayed: another does that, and ``finish`` the rest.
+        In a probe's child, if operators have to be replayed; other children do that, and ``finish`` combines them.
     """
     from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -182,12 +190,12 @@ def price(prepare: Callable[[], Prepared], *, costs: OperatorCosts | None = None
 
     costs = costs if costs is not None else OperatorCosts()
     calls = list(dict.fromkeys(call for _, call in history if call is not None))
-    place = {call: number for number, call in enumerate(calls)}
+    index = {call: number for number, call in enumerate(calls)}
     state = {
         "parameters": parameters,
         "gradients": gradients,
         "optimizer": states,
-        "history": [(held, place.get(call) if call is not None else None) for held, call in history],
+        "history": [(size, index.get(call) if call is not None else None) for size, call in history],
     }
     apart = {call: probe for call in calls if call not in costs and (probe := call.probe) is not None}
     if apart and os.environ.get(IN_CHILD):
@@ -197,13 +205,15 @@ def price(prepare: Callable[[], Prepared], *, costs: OperatorCosts | None = None
 
 
 def finish(state: Mapping[str, Any], replayed: Iterable[Mapping[str, float]]) -> dict[str, float]:
-    """The price of a step that has been traced, once all its operators' costs are known.
+    """Combine a trace with the costs of its operators; the result is that of ``price``.
 
     Parameters
     ----------
     state
-        ``parameters``, ``gradients`` and ``optimizer``: bytes; ``known``: the distinct operators' costs, ``None`` where
-        they come from ``replayed``, in order; ``history``: live bytes and place in ``known`` after each operator.
+        ``parameters``, ``gradients`` and ``optimizer``: bytes; ``known``: costs of the distinct operators, or ``None``
+        for those in ``replayed``; ``history``: after each operator the live bytes and its index in ``known``.
+    replayed
+        Costs of the other operators, in order.
     """
     missing = iter(replayed)
     costs = [cost if cost is not None else next(missing) for cost in state["known"]]
@@ -211,11 +221,11 @@ def finish(state: Mapping[str, Any], replayed: Iterable[Mapping[str, float]]) ->
     def workspace(number: int | None) -> float:
         return costs[number]["workspace"] if number is not None else 0
 
-    held, last = max(state["history"], key=lambda entry: entry[0] + workspace(entry[1]))
+    size, last = max(state["history"], key=lambda entry: entry[0] + workspace(entry[1]))
     lasting = {name: state[name] for name in ("parameters", "gradients", "optimizer")}
     return {
         **lasting,
-        "activations": max(0, held - sum(lasting.values())),
+        "activations": max(0, size - sum(lasting.values())),
         "workspace": workspace(last),
         "kernels": sum(cost["kept"] for cost in costs),
         "unseen": unseen(),
@@ -223,13 +233,13 @@ def finish(state: Mapping[str, Any], replayed: Iterable[Mapping[str, float]]) ->
 
 
 def measure(*, prepare: str, arguments: Mapping[str, Any], warm_up: str) -> dict[str, float]:
-    """Price the step that ``prepare`` (``"module:function"``) makes; a probe's child, which has run ``warm_up``."""
+    """Predict the memory of the step that ``prepare`` (``"module:function"``) makes; runs in a probe's child."""
     function = resolve(prepare)
     return price(lambda: function(**arguments))
 
 
 def probe(prepare: str, *, warm_up: str, libraries: Sequence[str], threads: int, **arguments: Any) -> Probe:
-    """The probe that prices what ``prepare(**arguments)`` makes, in a process warmed up like the command's."""
+    """Return the probe of the step that ``prepare(**arguments)`` makes, after the command's warm-up."""
     return Probe.of(
         "common.memory.costs.trace:measure",
         libraries=libraries,

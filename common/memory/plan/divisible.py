@@ -1,4 +1,4 @@
-"""Work in parts that may fail alone: the largest are left out where the rest would fit, instead of refusing all."""
+"""Plan work in independent parts: if not all fit, the largest are skipped and the rest run."""
 
 from typing import Protocol, runtime_checkable
 
@@ -12,25 +12,30 @@ from common.memory.process.budget import MemoryBudget
 
 @runtime_checkable
 class Divisible(Protocol):
-    """A workload of independent parts, done one after the other."""
+    """A workload of independent parts that run one after the other."""
 
     @property
     def parts(self) -> int:
-        """How many there are."""
+        """Number of parts."""
         ...
 
     def smallest(self, count: int, budget: MemoryBudget) -> Workload:
-        """The same work with the ``count`` parts that need least; the others then fail as not fitting ``budget``."""
+        """Return the work of the ``count`` parts that need least; the others then fail because they do not fit."""
         ...
 
 
 def plan(workload: Workload, budget: MemoryBudget, costs: CostStore) -> tuple[Plan, Workload]:
-    """A plan for the work, or for as many of its smallest parts as fit; and the work that it is for.
+    """Plan the work, or as many of its smallest parts as fit, which bisection finds.
+
+    Returns
+    -------
+    tuple
+        The plan, and the workload that it is for.
 
     Raises
     ------
     DoesNotFit
-        If not even the smallest part fits: the refusal of the whole.
+        If not even the smallest part fits; it is the refusal of the whole.
     """
     try:
         return planner.plan(workload, budget, costs), workload
@@ -41,9 +46,9 @@ def plan(workload: Workload, budget: MemoryBudget, costs: CostStore) -> tuple[Pl
         chosen: tuple[Plan, Workload] | None = None
         while fails - fits > 1:
             middle = (fits + fails) // 2
-            part = workload.smallest(middle, budget)
+            fewer = workload.smallest(middle, budget)
             try:
-                chosen, fits = (planner.plan(part, budget, costs), part), middle
+                chosen, fits = (planner.plan(fewer, budget, costs), fewer), middle
             except DoesNotFit:
                 fails = middle
         if chosen is None:

@@ -1,4 +1,4 @@
-"""A plan, its rejected alternatives and a refusal, in words and in few lines. Pure text: nothing here prices."""
+"""Render plans, rejected settings and refusals as text."""
 
 from common.errors import DoesNotFit
 from common.memory.plan.plan import Group, Plan, Setting, grouped
@@ -9,7 +9,7 @@ _EIGHTHS = " ▏▎▍▌▋▊▉"
 
 
 def group_text(group: Group) -> str:
-    """Rejected settings in one line: their knobs, how many they are, and what they need."""
+    """Return one line on rejected settings: knobs, number, and what they need."""
     knobs = " ".join(f"{name}={'|'.join(map(str, values))}" for name, values in group.knobs.items()) or "all others"
     count = f" ({group.settings} settings)" if group.settings > 1 else ""
     if group.needed_bytes is None:
@@ -19,7 +19,15 @@ def group_text(group: Group) -> str:
 
 
 def plan_text(plan: Plan, ceiling: int | None = None) -> str:
-    """What ``--dry-run`` shows: terms as bars, phases, knobs, and why this setting."""
+    """Return what ``--dry-run`` shows: terms as bars, phases, knobs, and the reason for the choice.
+
+    Parameters
+    ----------
+    plan
+        The plan.
+    ceiling
+        In bytes; with it, the reserve and what is free are shown too.
+    """
     terms, peak = plan.footprint.at_peak(), plan.predicted_peak_bytes
     of = f" of {format_size(ceiling)}" if ceiling else ""
     lines = [
@@ -42,7 +50,7 @@ def plan_text(plan: Plan, ceiling: int | None = None) -> str:
 
 
 def choice_lines(plan: Plan) -> list[str]:
-    """The knobs, and why they were chosen."""
+    """Return lines with the knobs and the rejected settings."""
     lines = [f"  knobs: {_pairs(dict(plan.knobs)) or 'nothing left to choose'}"]
     if plan.offered > 1:
         slower = f", {plan.slowdown:.2f} times the fastest's time" if plan.slowdown > 1.005 else ""
@@ -61,19 +69,19 @@ def _pairs(setting: Setting) -> str:
 
 
 def remedy_text(change: str, needed_bytes: int) -> str:
-    """A change of the command line with what it would need."""
+    """Return a change of the command line with what it needs."""
     return f"{change} (needs {format_size(needed_bytes)})"
 
 
 def refusal_text(refusal: DoesNotFit) -> str:
-    """Why nothing fits, and numbered remedies with their numbers filled in."""
+    """Return the reason why nothing fits, and the remedies as a numbered list."""
     ceiling, need = refusal.ceiling, refusal.smallest_feasible_bytes
     smallest: Plan | None = refusal.smallest
     if smallest is None or need is None:
         return f"does not fit in {format_size(ceiling)}: " + ("; ".join(refusal.reasons) or "nothing could be priced")
     if need <= ceiling:
         return (
-            f"to measure what it needs took more than {format_size(ceiling)}; it is known now:"
+            f"measuring what it needs took more than {format_size(ceiling)}; the result is cached now: it needs"
             f" {format_size(need)}, so the same command runs if given again"
         )
     terms = ", ".join(f"{term.name} {format_size(term.bytes)}" for term in smallest.footprint.at_peak()[:3])

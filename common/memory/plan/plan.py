@@ -1,4 +1,4 @@
-"""A chosen setting with its price, and the settings that were not chosen. ``explain`` puts both into words."""
+"""A chosen setting with its footprint, and the settings that were rejected. ``explain`` renders them as text."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -10,49 +10,48 @@ from common.memory.process.budget import MIB
 
 Knob = int | float | str
 Setting = Mapping[str, Knob]
-"""Knob -> value, immutable; the command line's own names with "_"."""
+"""Value by knob, immutable; names are those of the command line with ``_``."""
 
 RESERVE_BYTES = 4 * MIB
-"""Reserve for what the kernel holds for us (page tables, sockets) and the meter cannot see: measured up to 1.2 MiB."""
+"""Reserve for memory of the kernel that the meter cannot see (page tables, sockets): up to 1.2 MiB measured."""
 KERNEL_SHARE = 0.015
-"""Of a prediction so small that ``RESERVE_BYTES`` would be more than it: 0.6 MiB were measured of 60."""
+"""The same as a share of the prediction, for small commands: 0.6 MiB of 60 measured."""
 RESERVE_SHARE = 0.01
-"""The reserve beside that, as a share of the prediction."""
+"""Further reserve as a share of the prediction."""
 UNDER_PREDICTION: Mapping[Source, float] = MappingProxyType(
     {"analytic": 0.005, "replayed": 0.02, "measured": 0.01, "estimated": 0.3}
 )
-"""99th percentile of (measured - predicted) / predicted of a term, by the source of its number; estimated are the holes
-that a heap will have."""
+"""99th percentile of (measured - predicted) / predicted of a term, by its source; the size of holes in a heap is
+estimated."""
 WHOLE_FROM = 128 * MIB
-"""A ceiling that is named is rounded up to a whole MiB; below this, where that could be 2 %, to a quarter of one."""
+"""Size from which a ceiling is rounded up to a whole MiB; smaller ones, where a MiB could be 2 %, to a quarter."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rejected:
-    """A setting that was priced and not taken."""
+    """A setting that was priced and not chosen."""
 
     knobs: tuple[tuple[str, Knob], ...]
-    """In the workload's order."""
+    """Names and values, in the workload's order."""
     needed_bytes: int | None
-    """The ceiling it would need; ``None`` where it could not be measured."""
+    """The ceiling that it needs; ``None`` if it could not be measured."""
     why: str | None = None
-    """Why it could not be measured."""
+    """The reason why it could not be measured."""
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A setting with its price: immutable, printable, JSON."""
+    """A setting with its footprint."""
 
     workload: str
-    """The command it was made for."""
+    """Name of the command."""
     knobs: tuple[tuple[str, Knob], ...]
-    """The chosen setting, as sorted pairs so that the plan is hashable."""
+    """The chosen setting, as sorted pairs, so that the plan is hashable."""
     footprint: Footprint
-    """Its terms."""
     rejected: tuple[Rejected, ...] = ()
-    """The faster settings, and why each was not taken."""
+    """The faster settings that were priced."""
     offered: int = 1
-    """How many settings there were to choose from."""
+    """Number of settings to choose from."""
     slowdown: float = 1.0
     """Predicted time over that of the fastest setting offered."""
 
@@ -61,12 +60,12 @@ class Plan:
 
     @property
     def predicted_peak_bytes(self) -> int:
-        """The largest phase's sum of terms."""
+        """The largest sum of terms over a phase."""
         return self.footprint.peak_bytes
 
     @property
     def reserve_bytes(self) -> int:
-        """What must stay free above the prediction."""
+        """Bytes that must stay free above the prediction."""
         peak, terms = self.predicted_peak_bytes, self.footprint.at_peak()
         return max(
             min(RESERVE_BYTES, int(KERNEL_SHARE * peak)) + int(RESERVE_SHARE * peak),
@@ -80,19 +79,19 @@ class Plan:
 
     @property
     def feasible_bytes(self) -> int:
-        """``needed_bytes`` rounded up to a ceiling that is easy to type."""
+        """``needed_bytes``, rounded up to a ceiling that is easy to type."""
         needed = self.needed_bytes
         unit = MIB if needed >= WHOLE_FROM else MIB // 4
         return -(-needed // unit) * unit
 
     def including(self, phase: str, size: int) -> "Plan":
-        """The plan with a phase that is over already and held ``size`` bytes: measuring costs in a child."""
+        """Return the plan with a further phase that reached ``size`` bytes: measuring costs in a child."""
         shared = sum(term.bytes for term in self.footprint.terms if ALL in term.phases)
         term = Term("measuring costs", max(0, size - shared), "measured", (phase,))
         return replace(self, footprint=Footprint.of([*self.footprint.terms, term]))
 
     def to_json(self) -> dict[str, Any]:
-        """The ``plan`` object of ``run.json``, with the workload's name so that ``--plan`` can check it."""
+        """Return the ``plan`` object of ``run.json``, with the command's name, which ``--plan`` checks."""
         return {
             "workload": self.workload,
             "knobs": dict(self.knobs),
@@ -107,29 +106,29 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Rejected settings that can be said in one line: every combination of these values."""
+    """Rejected settings in one entry: every combination of these values."""
 
     knobs: Mapping[str, tuple[Knob, ...]]
     settings: int
     needed_bytes: tuple[int, int] | None
-    """Least and most."""
+    """The least and the most that one of them needs."""
     why: str | None
 
     def to_json(self) -> dict[str, Any]:
-        """An entry of the plan's ``rejected``."""
+        """Return an entry of the plan's ``rejected``."""
         knobs = {name: list(values) for name, values in self.knobs.items()}
         needs = list(self.needed_bytes) if self.needed_bytes else None
         return {"knobs": knobs, "settings": self.settings, "needed_bytes": needs, "why": self.why}
 
 
 def grouped(rejected: Sequence[Rejected], chosen: Setting) -> list[Group]:
-    """Merge settings that differ in one knob into one line, as often as it goes.
+    """Merge settings that differ in one knob into groups, as far as possible.
 
-    Knobs that follow from the others (the accumulation from the micro-batch) are left out, and so are those in which
-    a group takes every value that occurs.
+    Knobs that depend on others (accumulation on micro-batch) are left out, and so are those of which a group has every
+    value that occurs.
     """
     everything = [dict(one.knobs) for one in rejected] + ([dict(chosen)] if chosen else [])
-    names = _telling(everything)
+    names = _distinguishing(everything)
     boxes = [Group({n: (dict(one.knobs)[n],) for n in names}, 1, _range(one), one.why) for one in rejected]
     merging = True
     while merging:
@@ -151,8 +150,8 @@ def _range(one: Rejected) -> tuple[int, int] | None:
     return None if one.needed_bytes is None else (one.needed_bytes, one.needed_bytes)
 
 
-def _telling(settings: Sequence[Setting]) -> list[str]:
-    """The fewest knobs that still tell the settings apart; of two that say the same the first stays."""
+def _distinguishing(settings: Sequence[Setting]) -> list[str]:
+    """Return the fewest knobs that distinguish the settings; of two that distinguish the same the first stays."""
     names = list(settings[0]) if settings else []
     different = len({tuple(setting[name] for name in names) for setting in settings})
     for name in reversed(list(names)):

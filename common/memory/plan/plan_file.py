@@ -1,4 +1,4 @@
-"""A plan that is fed back by ``--plan``, perhaps edited: only its knobs are believed."""
+"""Read a plan from ``--plan``, perhaps edited. Only its knobs are used; they are checked and priced again."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -14,14 +14,25 @@ from common.memory.process.budget import MemoryBudget
 
 
 def read_plan(text: str, workload: Workload, budget: MemoryBudget, costs: CostStore) -> Plan:
-    """Check its knobs against what the command line leaves open and price it anew; it must fit.
+    """Check the knobs of a plan against those that the command line leaves open, and price them.
+
+    Parameters
+    ----------
+    text
+        JSON of a plan, as ``--dry-run --json`` writes it.
+    workload
+        The command's work.
+    budget
+        The ceiling.
+    costs
+        Where costs are looked up.
 
     Raises
     ------
     ValueError
-        If it is not a plan, is for another command, or sets a knob to what the command line does not leave open.
+        If the text is not a plan, is for another command, or has a knob that the command line does not leave open.
     DoesNotFit
-        If the edited setting does not fit.
+        If the setting does not fit.
     """
     try:
         data = json.loads(text)
@@ -42,12 +53,12 @@ def read_plan(text: str, workload: Workload, budget: MemoryBudget, costs: CostSt
 
 
 def _check(knobs: Mapping[str, Any], offered: Sequence[Setting]) -> None:
-    """Whether a setting is one of those offered, or lies between two that differ from it in one number only.
+    """Check that a setting is one of those offered, or lies between two that differ from it in one number only.
 
     Raises
     ------
     ValueError
-        Naming the knob, its value, and what it may be.
+        With the knob, its value, and what it may be.
     """
     if unknown := sorted(set(knobs) ^ set(offered[0])):
         raise ValueError(f"unknown or missing knobs: {', '.join(unknown)}; expected {', '.join(sorted(offered[0]))}")
@@ -70,6 +81,6 @@ def _check(knobs: Mapping[str, Any], offered: Sequence[Setting]) -> None:
 
 
 def _within(value: Knob, choices: Sequence[Knob]) -> bool:
-    """Whether a value is one of the choices, or a number between the least and the greatest of them."""
+    """Tell whether a value is one of the choices, or a number between the least and the greatest of them."""
     numbers = [choice for choice in choices if not isinstance(choice, str)]
     return value in choices or (bool(numbers) and not isinstance(value, str) and min(numbers) <= value <= max(numbers))

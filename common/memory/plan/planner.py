@@ -1,9 +1,9 @@
-"""Choose the setting that fits: the only planner.
+"""Choose the fastest setting that fits under the ceiling.
 
-A workload lists the settings that the user's flags leave open, says what must be known to price one (probes), and
-prices it by arithmetic. The planner asks in the order of predicted time, so the first setting that fits is the
-fastest; when none does, it names the smallest ceiling that would do. ``common.memory.plan.explain`` puts both into
-words.
+A workload lists the settings that the command line leaves open, names the probes that a setting's price needs, and
+computes its footprint and time from their results. The planner prices settings in the order of predicted time, so that
+the first one that fits is the fastest. If none fits, it finds the smallest ceiling that is enough.
+``common.memory.plan.explain`` renders plans and refusals as text.
 """
 
 import math
@@ -22,15 +22,15 @@ from common.memory.plan.plan import Plan, Rejected, Setting
 from common.memory.process.budget import MemoryBudget
 
 ESTIMATE_ERROR = 0.025
-"""Of a whole process's peak, where the largest part was estimated (measured 1.3 % over to 2.1 % under)."""
+"""Error of a whole process's predicted peak if its largest part was estimated (measured 1.3 % over to 2.1 % under)."""
 REMEDIES_TRIED = 4
-"""Changes of the command line that a refusal prices at most: each may need a measurement of some seconds."""
+"""Largest number of changes of the command line that a refusal prices; each may take seconds to measure."""
 REMEDIES_NAMED = 2
-"""Of those that would do."""
+"""Largest number of changes that a refusal names."""
 
 
 class Workload(Protocol):
-    """A command that allocates; one object per command in ``apps/<app>/workloads.py``."""
+    """The work of a command that allocates; the applications' are in ``apps/<app>/planning/``."""
 
     @property
     def name(self) -> str:
@@ -38,69 +38,74 @@ class Workload(Protocol):
         ...
 
     def settings(self) -> Iterator[Setting]:
-        """Settings that the user's flags leave open; quality-changing ones last."""
+        """Iterate over the settings that the command line leaves open; those that change quality last."""
         ...
 
     def probes(self, setting: Setting, /) -> Sequence[Probe]:
-        """What must be known before ``setting`` can be priced."""
+        """Return the probes whose results ``footprint`` needs."""
         ...
 
     def footprint(self, setting: Setting, costs: Costs, /) -> Footprint:
-        """Price one setting; pure arithmetic."""
+        """Compute the footprint of a setting from the results of its probes, by arithmetic alone."""
         ...
 
     def seconds(self, setting: Setting, costs: Costs, /) -> float:
-        """Predicted time; relative is enough. Must answer before any probe is known."""
+        """Return the predicted time, in any unit; it must not depend on probes that are not in ``costs``."""
         ...
 
 
 @runtime_checkable
 class HasMonotoneKnobs(Protocol):
-    """A workload with knobs along which the slower setting never needs more bytes: the planner bisects these."""
+    """A workload with knobs along which a slower setting never needs more bytes; the planner bisects these."""
 
     @property
     def monotone_knobs(self) -> Sequence[str]:
-        """Names of such knobs."""
+        """Names of these knobs."""
         ...
 
 
 @runtime_checkable
 class Estimated(Protocol):
-    """A workload that can tell what a setting needs although not all of it can be measured under the ceiling."""
+    """A workload that can estimate a footprint if a probe does not fit under the ceiling."""
 
     def estimate(self, setting: Setting, costs: CostStore, ceiling: int) -> Footprint | None:
-        """Its price, from smaller things that can be measured; ``None`` where these cannot either."""
+        """Estimate the footprint from smaller probes; ``None`` if these do not fit either."""
         ...
 
 
 @runtime_checkable
 class SuggestsChanges(Protocol):
-    """A workload that knows which changes of its command line would need less."""
+    """A workload that knows changes of its command line that need less memory."""
 
     def remedies(self) -> Iterator[tuple[str, Workload]]:
-        """``("--factors 32", the workload that it makes)``, the smallest loss first."""
+        """Iterate over changes (``"--factors 32"``) and the workloads they make, the smallest loss first."""
         ...
 
 
 def price(workload: Workload, setting: Setting, costs: CostStore, *, ceiling: int | None) -> Plan:
-    """Measure what is missing (``CostStore.collect``), then price one setting.
+    """Price one setting, measuring missing costs first.
+
+    Parameters
+    ----------
+    ceiling
+        As for ``CostStore.collect``.
 
     Raises
     ------
     ProbeFailed
         If a probe could not be measured under the ceiling.
     """
-    known = costs.collect(workload.probes(setting), ceiling=ceiling)
-    return Plan(workload.name, tuple(sorted(setting.items())), workload.footprint(setting, known))
+    results = costs.collect(workload.probes(setting), ceiling=ceiling)
+    return Plan(workload.name, tuple(sorted(setting.items())), workload.footprint(setting, results))
 
 
 def plan(workload: Workload, budget: MemoryBudget, costs: CostStore) -> Plan:
-    """The fastest setting whose predicted peak plus reserve is within the ceiling.
+    """Choose the fastest setting whose predicted peak plus reserve is within the ceiling.
 
     Raises
     ------
     DoesNotFit
-        Carrying the plan that needs the least, and what else would help.
+        If no setting does; with the plan that needs least and changes that would fit.
     """
     search = _Search(workload, budget.host_bytes, costs)
     chosen = search.fastest()
@@ -108,7 +113,7 @@ def plan(workload: Workload, budget: MemoryBudget, costs: CostStore) -> Plan:
         return chosen
     smallest = search.smallest()
     if smallest is not None and smallest.needed_bytes <= budget.host_bytes:
-        return smallest  # measuring took more than running does
+        return smallest  # it runs where its probes did not fit
     raise DoesNotFit(
         ceiling=budget.host_bytes,
         smallest=smallest,
@@ -118,7 +123,7 @@ def plan(workload: Workload, budget: MemoryBudget, costs: CostStore) -> Plan:
 
 
 def leanest(workload: Workload, budget: MemoryBudget, costs: CostStore) -> Plan:
-    """The setting that needs least, whether it fits or not.
+    """Choose the setting that needs least, whether it fits or not.
 
     Raises
     ------
@@ -126,79 +131,82 @@ def leanest(workload: Workload, budget: MemoryBudget, costs: CostStore) -> Plan:
         If nothing could be priced.
     """
     search = _Search(workload, budget.host_bytes, costs)
-    found = search.smallest()
-    if found is None:
+    smallest = search.smallest()
+    if smallest is None:
         raise DoesNotFit(ceiling=budget.host_bytes, reasons=search.failures)
-    return found
+    return smallest
 
 
 class _Search:
-    """One pass over the settings, pricing as few as it can: pricing may mean seconds of measuring."""
+    """One pass over the settings that prices as few as possible, since a price may take seconds to measure."""
 
     def __init__(self, workload: Workload, ceiling: int, costs: CostStore) -> None:
         self.workload, self.ceiling, self.costs = workload, ceiling, costs
         offered = list(workload.settings())
-        known = costs.cached(probe for setting in offered for probe in workload.probes(setting))
-        self._seconds = [workload.seconds(setting, known) for setting in offered]
+        cached = costs.cached(probe for setting in offered for probe in workload.probes(setting))
+        self._seconds = [workload.seconds(setting, cached) for setting in offered]
         order = sorted(range(len(offered)), key=self._seconds.__getitem__)
         self._ordered = [offered[index] for index in order]
         self._seconds.sort()
         self._priced: dict[int, Plan | None] = {}
-        """By place in the order; ``None``: could not be measured under the ceiling."""
+        """By index in the order of time; ``None`` if it could not be measured under the ceiling."""
         self._failures: dict[int, str] = {}
         self._estimated: list[Plan] = []
 
     @property
     def failures(self) -> list[str]:
-        """Why settings could not be measured, each reason once."""
+        """The reasons why settings could not be measured, each once."""
         return list(dict.fromkeys(self._failures.values()))
 
     def fastest(self) -> Plan | None:
-        """The first setting that fits, in the order of predicted time."""
+        """Return the first setting that fits, in the order of predicted time."""
         first, ladders = len(self._ordered), self._ladders()
         if isinstance(self.workload, HasMonotoneKnobs) and ladders and not self._fits(ladders[0][0]):
-            ends = [place for ladder in ladders for place in (ladder[0], ladder[-1])]
-            _measure_ahead([(self.workload, self._ordered[place]) for place in ends], self.ceiling, self.costs)
+            ends = [index for ladder in ladders for index in (ladder[0], ladder[-1])]
+            _measure_ahead([(self.workload, self._ordered[index]) for index in ends], self.ceiling, self.costs)
         for ladder in ladders:
             if ladder[0] < first:
                 first = min(first, self._first_that_fits([rung for rung in ladder if rung < first], first))
-        found = self._priced.get(first)
-        if found is None:
+        plan = self._priced.get(first)
+        if plan is None:
             return None
         slowdown = self._seconds[first] / self._seconds[0] if self._seconds[0] > 0 else math.nan
-        return replace(found, rejected=self._rejected(first), offered=len(self._ordered), slowdown=slowdown)
+        return replace(plan, rejected=self._rejected(first), offered=len(self._ordered), slowdown=slowdown)
 
     def smallest(self) -> Plan | None:
-        """The plan that needs least of all. What could not be measured under the ceiling is estimated; if nothing can
-        be, or the libraries alone are beyond it, it is measured without a ceiling."""
-        places = [ladder[-1] for ladder in self._ladders()]
-        for place in places:
-            self._priced[place] = self._price(place) or self._estimate(place)
-        plans = [found for found in self._priced.values() if found is not None]
+        """Return the plan that needs least.
+
+        A setting that cannot be measured under the ceiling is estimated. If none can be estimated, or the libraries
+        alone exceed the ceiling, settings are measured outside the walls.
+        """
+        indices = [ladder[-1] for ladder in self._ladders()]
+        for index in indices:
+            self._priced[index] = self._price(index) or self._estimate(index)
+        plans = [plan for plan in self._priced.values() if plan is not None]
         if not plans or _always(plans[0]) > self.ceiling:
-            exact = {place: found for place in places if (found := self._priced[place]) not in self._estimated}
-            self._priced |= {place: exact.get(place) or self._price_beyond(place) for place in places}
-            plans = [found for found in self._priced.values() if found is not None]
-        least = min(plans, key=lambda found: found.needed_bytes, default=None)
+            exact = {index: plan for index in indices if (plan := self._priced[index]) not in self._estimated}
+            self._priced |= {index: exact.get(index) or self._price_beyond(index) for index in indices}
+            plans = [plan for plan in self._priced.values() if plan is not None]
+        least = min(plans, key=lambda plan: plan.needed_bytes, default=None)
         if least is None:
             return None
         if least in self._estimated and least.needed_bytes > self.ceiling:
-            # What a refusal names has to run then: where measuring fits no better, on the same kind of estimate.
+            # The ceiling that a refusal names must be enough, even if the probes do not fit under it either.
             error = Term("estimate's error", int(ESTIMATE_ERROR * least.predicted_peak_bytes), "measured")
             least = replace(least, footprint=Footprint.of([*least.footprint.terms, error]))
         return replace(least, rejected=self._rejected(len(self._ordered)), offered=len(self._ordered))
 
     def _ladders(self) -> list[list[int]]:
-        """Places of settings alike but for the monotone knobs, the fastest first; the ladders likewise."""
+        """Group the indices of settings that differ in monotone knobs only, the fastest first."""
         loose = set(self.workload.monotone_knobs) if isinstance(self.workload, HasMonotoneKnobs) else set()
         ladders: dict[tuple[Any, ...], list[int]] = {}
-        for place, setting in enumerate(self._ordered):
+        for index, setting in enumerate(self._ordered):
             alike = tuple((name, value) for name, value in setting.items() if name not in loose)
-            ladders.setdefault(alike if loose else (place,), []).append(place)
+            ladders.setdefault(alike if loose else (index,), []).append(index)
         return list(ladders.values())
 
     def _first_that_fits(self, ladder: Sequence[int], none: int) -> int:
-        """The fastest rung that fits, by bisection; ``none`` if even the slowest does not."""
+        """Return the fastest index of a ladder that fits, by bisection; ``none`` if the slowest does not fit."""
         if self._fits(ladder[0]):
             return ladder[0]
         if len(ladder) == 1 or not self._fits(ladder[-1]):
@@ -212,61 +220,61 @@ class _Search:
                 too_large = middle
         return ladder[fits]
 
-    def _fits(self, place: int) -> bool:
-        found = self._price(place)
-        return found is not None and found.needed_bytes <= self.ceiling
+    def _fits(self, index: int) -> bool:
+        plan = self._price(index)
+        return plan is not None and plan.needed_bytes <= self.ceiling
 
-    def _price(self, place: int) -> Plan | None:
-        if place not in self._priced:
+    def _price(self, index: int) -> Plan | None:
+        if index not in self._priced:
             try:
-                found = price(self.workload, self._ordered[place], self.costs, ceiling=self.ceiling)
+                plan = price(self.workload, self._ordered[index], self.costs, ceiling=self.ceiling)
             except ProbeFailed as failure:
-                found, self._failures[place] = None, str(failure)
-            self._priced[place] = found
-        return self._priced[place]
+                plan, self._failures[index] = None, str(failure)
+            self._priced[index] = plan
+        return self._priced[index]
 
-    def _estimate(self, place: int) -> Plan | None:
-        setting = self._ordered[place]
+    def _estimate(self, index: int) -> Plan | None:
+        setting = self._ordered[index]
         if not isinstance(self.workload, Estimated):
             return None
-        found = self.workload.estimate(setting, self.costs, self.ceiling)
-        if found is None:
+        footprint = self.workload.estimate(setting, self.costs, self.ceiling)
+        if footprint is None:
             return None
-        self._estimated.append(Plan(self.workload.name, tuple(sorted(setting.items())), found))
+        self._estimated.append(Plan(self.workload.name, tuple(sorted(setting.items())), footprint))
         return self._estimated[-1]
 
-    def _price_beyond(self, place: int) -> Plan | None:
+    def _price_beyond(self, index: int) -> Plan | None:
         try:
-            return price(self.workload, self._ordered[place], self.costs, ceiling=None)
+            return price(self.workload, self._ordered[index], self.costs, ceiling=None)
         except ProbeFailed as failure:
-            self._failures[place] = str(failure)
+            self._failures[index] = str(failure)
             return None
 
     def _rejected(self, before: int) -> tuple[Rejected, ...]:
-        """What was priced and is faster than the choice."""
+        """Return the priced settings whose index is below ``before``."""
         return tuple(
             Rejected(
-                tuple(self._ordered[place].items()), found.needed_bytes if found else None, self._failures.get(place)
+                tuple(self._ordered[index].items()), plan.needed_bytes if plan else None, self._failures.get(index)
             )
-            for place, found in sorted(self._priced.items())
-            if place < before
+            for index, plan in sorted(self._priced.items())
+            if index < before
         )
 
 
 def _always(plan: Plan) -> int:
-    """What is held in every phase: the libraries."""
+    """Return the bytes that count in every phase: the libraries."""
     return sum(term.bytes for term in plan.footprint.terms if ALL in term.phases)
 
 
 def _measure_ahead(offers: Iterable[tuple[Workload, Setting]], ceiling: int, costs: CostStore) -> None:
-    """What several settings need, in one child for all: each child loads its libraries anew."""
+    """Measure the probes of several settings together, since each child has to load its libraries."""
     probes = [probe for workload, setting in offers for probe in workload.probes(setting)]
-    with suppress(ProbeFailed):  # each is then asked for by itself
+    with suppress(ProbeFailed):  # each setting is measured by itself later
         costs.collect(probes, ceiling=ceiling)
 
 
 def _remedies(workload: Workload, budget: MemoryBudget, costs: CostStore, smallest: Plan | None) -> list[str]:
-    """Changes of the command line that would fit, with what they need; few, and only where the libraries alone fit."""
+    """Return changes of the command line that would fit, with what they need, if the libraries alone fit."""
     if smallest is None or not isinstance(workload, SuggestsChanges):
         return []
     if _always(smallest) > budget.host_bytes:
@@ -277,14 +285,14 @@ def _remedies(workload: Workload, budget: MemoryBudget, costs: CostStore, smalle
         offers[change] = variant, nearest
     if isinstance(workload, HasMonotoneKnobs):
         _measure_ahead(list(offers.values())[:REMEDIES_NAMED], budget.host_bytes, costs)
-    found: list[str] = []
+    texts: list[str] = []
     for change, offer in offers.items():
-        if len(found) == REMEDIES_NAMED:
+        if len(texts) == REMEDIES_NAMED:
             break
         try:
             candidate = price(*offer, costs, ceiling=budget.host_bytes)
         except ProbeFailed:
             continue
         if candidate.needed_bytes <= budget.host_bytes:
-            found.append(explain.remedy_text(change, candidate.needed_bytes))
-    return found
+            texts.append(explain.remedy_text(change, candidate.needed_bytes))
+    return texts

@@ -1,19 +1,20 @@
-"""Reuse memory at the peak of memory that is mapped anew: the third setting of the allocator, for training steps.
+"""Keep the tensors of training steps in glibc's heap without exceeding the peak that separate mappings have.
 
-Mapped one by one (``glibc.pin_thresholds``), tensors follow what is live exactly, but the kernel zeroes each anew: a step on
-small patches takes half as long again. Kept in the heap (``glibc.unpin_thresholds``), they are reused, but glibc's heap holds
-a third more than is live. ``BoundedHeap`` takes from each what it is good at. It looks at the process at each layer,
-forward and backward, and learns by how much it grows from one look to the next while all blocks are mapped: the most
-that is ever held so is what the step needs. From then on tensors live in the heap, and only where what is resident and
-the growth to come would exceed that most, free pages go back, and where that is not enough, blocks are mapped until the
-next look. In a step of SegResNet on 64^3 that is at 6 of 160 looks.
+If each tensor has a mapping of its own (``glibc.pin_thresholds``), resident memory equals live memory, but the kernel
+zeroes the pages of each: a step on small patches takes 1.5 times as long. In the heap (``glibc.unpin_thresholds``)
+tensors are reused, but glibc's heap holds a third more than is live.
 
-Two settings at process start (``glibc.tunables``) make the heap worth it:
+``BoundedHeap`` samples the resident size at each layer, forward and backward. In the first passes all blocks are
+mapped; it learns how much the process grows between samples, and the peak. Afterwards tensors live in the heap. Where
+resident size plus the expected growth would exceed that peak, it trims the heap, and if that is not enough, blocks are
+mapped until the next sample. In a step of SegResNet on 64^3 that happens at 6 of 160 samples.
 
-- **Blocks merge again.** PyTorch asks for aligned blocks. glibc cuts off what lies before the alignment, a few dozen
-  bytes, and keeps it in a cache of small blocks (tcache, fastbins), where it never merges with its neighbour: a freed
-  tensor is then a little too small for the next one of its size. Without both caches it is not.
-- **Huge pages** make what comes back cheap: 512 times fewer page faults.
+It depends on two settings at process start (``glibc.tunables``):
+
+- **Freed blocks merge.** PyTorch asks for aligned blocks. glibc cuts off the few dozen bytes before the alignment and
+  keeps them in a cache of small blocks (tcache, fastbins), where they never merge with their neighbour. A freed tensor
+  is then a little too small for the next one of its size. Without both caches the pieces merge.
+- **Huge pages** make a page fault of a returned page 512 times rarer.
 """
 
 import os
@@ -28,64 +29,64 @@ if TYPE_CHECKING:
     import torch
 
 PASSES = 2
-"""Of each kind, while which all blocks are mapped: what the first one makes may stay for good (optimiser states, code),
-the second is like all others."""
+"""Number of passes of each kind with all blocks mapped. The first may allocate what stays (optimiser states, code); the
+second is like all that follow."""
 FRAGMENTS, REUSED = 3, 0.75
-"""What a look expects: growth of so many times that of mapped blocks (holes may be too small for what follows), and of
-the heap's free pages such a share to be used for it. Measured on SegResNet's step at 64^3: 324 MiB and 336 MiB zeroed a
-step; 2 and 0.75 give 340 and 304, 1.5 and 0.5 340 and 290 but 361 in one run of seven, 1.5 and 0 as mapped, 316 and
-540."""
+"""Expected growth until the next sample, as a multiple of that of mapped blocks (holes in the heap may be too small),
+and the share of the heap's free pages that it is expected to use. Measured on SegResNet's step at 64^3: 324 MiB at the
+peak and 336 MiB zeroed a step; 2 and 0.75 give 340 and 304, 1.5 and 0.5 give 340 and 290 but 361 in one run of seven,
+1.5 and 0 as mapped, 316 and 540."""
 FRAGMENTS_WITH_SLACK = 2
-"""The same where there is slack, which has what grows more: 0.5 to 1.3 of ``room``."""
+"""The multiple if there is slack, which holds larger growth: 0.5 to 1.3 of ``room`` were used."""
 ROOM, MOST_ROOM = 0.25, 160 * MIB
-"""Slack as a share of a step's tensors with which it takes 1.0 to 1.15 of the time of a heap that is never trimmed,
-without it 1.1 to 1.35 (SegResNet, UNet and BasicUNet, 32^3 to 96^3, float32 and bfloat16: such a heap holds 0.27 to
-0.38 of them free, SegResNet's at 48^3 in float32 0.6); and the most, because blocks of more than 32 MiB are mapped
-anyway (SegResNet at 96^3 in float32: 107 MiB of 1,003)."""
+"""Slack as a share of a step's tensors, and its limit. With it a step takes 1.0 to 1.15 of the time of a heap that is
+never trimmed, without it 1.1 to 1.35 (SegResNet, UNet and BasicUNet, 32^3 to 96^3, float32 and bfloat16: such a heap
+has 0.27 to 0.38 of the tensors' bytes free, SegResNet's at 48^3 in float32 0.6). The limit, because blocks of more than
+32 MiB are always mapped (SegResNet at 96^3 in float32: 107 MiB of 1,003)."""
 SLACK = 8 * MIB
-"""What may be held beside tensors: 0 to 7 MiB were, in 15 steps of four networks from 24^3 to 96^3, in float32 and
-bfloat16, with and without recomputation."""
+"""Free bytes in the heap at the peak: 0 to 7 MiB measured in 15 steps of four networks from 24^3 to 96^3, in float32
+and bfloat16, with and without recomputation."""
 
 
 def room(tensors: int) -> int:
-    """The slack that is worth its price, of a step whose tensors take so many bytes."""
+    """Return the slack in bytes for a step whose tensors take ``tensors`` bytes."""
     return min(int(ROOM * tensors), MOST_ROOM)
 
 
 @dataclass(slots=True)
 class _Interval:
-    """From one look to the next."""
+    """Interval between two memory samples."""
 
     growth: int = 0
-    """Bytes by which the process grew at most, while blocks were mapped."""
+    """Largest growth of the process in bytes, with blocks mapped."""
     passes: int = 0
-    """How often that was measured."""
+    """Number of measurements."""
 
 
 class BoundedHeap:
-    """Let blocks of up to 32 MiB live in the heap while in this context, at the peak that mapped blocks have.
+    """A context in which blocks of up to 32 MiB live in the heap, at the peak that mapped blocks have.
 
     Parameters
     ----------
     network
-        Its layers are where the process is looked at: after each one's forward pass, when the gradient of its output is
-        ready, and that of each parameter. So are the ends of the optimiser's steps.
+        Memory is sampled after the forward pass of each layer, when the gradient of its output is ready, when that of
+        each parameter is ready, and before and after the optimiser's steps.
     slack
-        Bytes that may be held beyond what mapped blocks need: fewer pages go back.
+        Bytes that may be resident beyond the peak of mapped blocks, so that the heap is trimmed less often.
 
     Notes
     -----
-    A pass goes from one forward pass of the network to the next; passes are of one kind if shapes, mode and
-    gradients wanted are the same. What the first passes of each kind do not show is not in the bound: before something
-    that grows seldom (validation, a checkpoint) ``glibc.trim`` returns what is free.
+    A pass extends from one forward pass of the network to the next. Passes are of the same kind if input shapes,
+    training mode and gradient mode are equal. The bound does not include allocations that the first passes of each kind
+    do not make; call ``glibc.trim`` before rarer work such as validation or a checkpoint.
 
-    Where the C library has no ``mallinfo2`` (musl, macOS, glibc before 2.33) this does nothing; where the kernel does
-    not reset its mark of a process's peak, tensors stay mapped.
+    Without ``mallinfo2`` (musl, macOS, glibc before 2.33) this does nothing. If the kernel does not reset the
+    high-water mark, tensors stay mapped.
     """
 
     def __init__(self, network: "torch.nn.Module", *, slack: int = 0) -> None:
         self.trims = 0
-        """How often free pages were returned, since passes of this kind are known."""
+        """Number of trims, after the first passes."""
         self._network, self._slack = network, slack
         self._fragments = FRAGMENTS_WITH_SLACK if slack else FRAGMENTS
         self._hooks: list[Any] = []
@@ -93,9 +94,10 @@ class BoundedHeap:
         self._pass: list[_Interval] = []
         self._at = 0
         self._measured: _Interval | None = None
-        self._outside = self._base = self._most = 0
+        self._outside = self._base = self._peak = 0
         self._pages = -1
-        """``/proc/self/statm``, kept open: a look costs a tenth of opening it, and a step has a hundred."""
+        """File descriptor of ``/proc/self/statm``. Reading takes a tenth of the time of opening it, and a step has a
+        hundred samples."""
 
     def __enter__(self) -> "BoundedHeap":
         if glibc.statistics() is None or not glibc.unpin_thresholds():
@@ -144,15 +146,15 @@ class BoundedHeap:
         self._open()
 
     def _close(self) -> None:
-        """End an interval; one that is being measured shows what it needs."""
+        """End an interval, and record its growth if it was measured."""
         if self._measured is not None:
             peak = meter.lap()
-            self._most = max(self._most, peak)
-            self._measured.growth = max(0, peak - self._base)  # a phase's end starts the mark anew
+            self._peak = max(self._peak, peak)
+            self._measured.growth = max(0, peak - self._base)  # the end of a phase resets the mark
             self._measured.passes += 1
 
     def _open(self) -> None:
-        """Begin an interval, with blocks mapped or in the heap."""
+        """Begin an interval, and choose whether its blocks are mapped or in the heap."""
         if self._at >= len(self._pass):
             self._pass.append(_Interval())
         interval = self._pass[self._at]
@@ -164,27 +166,27 @@ class BoundedHeap:
             self._base = self._resident()
             return
         growth = self._fragments * interval.growth
-        mapped = self._at + 1 == len(self._pass)  # what follows is not the network's: as everywhere else
+        mapped = self._at + 1 == len(self._pass)  # what follows is not the network's work: mapped
         if self._exceeds(growth):
             glibc.trim()
             self.trims += 1
-            mapped |= self._resident() + growth > self._most + self._slack
-            self._most = max(self._most, self._resident() + interval.growth)
+            mapped |= self._resident() + growth > self._peak + self._slack
+            self._peak = max(self._peak, self._resident() + interval.growth)
         glibc.map_from(MMAP_THRESHOLD if mapped else UNPINNED_MMAP_THRESHOLD)
 
     def _exceeds(self, growth: int) -> bool:
-        """Whether free pages are in the way of ``growth`` bytes."""
-        held = self._resident()
-        if held + growth <= self._most + self._slack:
+        """Tell whether ``growth`` bytes would exceed the bound because of free pages in the heap."""
+        size = self._resident()
+        if size + growth <= self._peak + self._slack:
             return False
-        free = held - self._outside - self._live()
-        return held + growth - REUSED * free > self._most + self._slack
+        free = size - self._outside - self._live()
+        return size + growth - REUSED * free > self._peak + self._slack
 
     def _live(self) -> int:
-        """Bytes in use, in the heap and in mapped blocks."""
-        found = glibc.statistics()
-        assert found is not None
-        return int(found.uordblks) + int(found.hblkhd)
+        """Return the bytes in use, in the heap and in mapped blocks."""
+        current = glibc.statistics()
+        assert current is not None
+        return int(current.uordblks) + int(current.hblkhd)
 
     def _resident(self) -> int:
         return int(os.pread(self._pages, 128, 0).split()[1]) * page_size()

@@ -1,4 +1,4 @@
-"""The ceiling: parse what the user states, or find what the machine and its containers leave.
+"""The ceiling: parse the size that the user states, or read what the machine and its containers leave free.
 
 ``auto`` on the host is the smaller of 90 % of MemAvailable and, over all ancestors of our cgroup (v1 and v2),
 limit - (usage - inactive_file): reclaimable page cache does not count against us.
@@ -13,7 +13,7 @@ from pathlib import Path
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 
 AUTO_SHARE = 0.9
-"""``auto`` leaves the rest of the machine a tenth of what is free."""
+"""Share of MemAvailable that ``auto`` takes; other programs keep a tenth."""
 
 _UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
 _UNITS |= {"k": KIB, "kib": KIB, "m": MIB, "mib": MIB, "g": GIB, "gib": GIB, "t": GIB << 10, "tib": GIB << 10}
@@ -27,7 +27,19 @@ class BudgetError(ValueError):
 
 
 def parse_size(text: str, *, total: int | None = None) -> int:
-    """Bytes of ``"1GiB"``, ``"800MB"``, ``"1073741824"`` or, with ``total``, ``"50%"``.
+    """Parse a size.
+
+    Parameters
+    ----------
+    text
+        An integer is bytes; ``K M G T`` and ``KiB MiB GiB TiB`` are powers of 1024, ``KB MB GB TB`` of 1000.
+    total
+        Bytes that ``N%`` is of; ``None`` to accept no percentage.
+
+    Returns
+    -------
+    int
+        Bytes, at least 1.
 
     Raises
     ------
@@ -55,7 +67,13 @@ def parse_size(text: str, *, total: int | None = None) -> int:
 
 
 def format_size(size: int) -> str:
-    """Bytes for people, in binary units: ``"1.00 GiB"``, ``"317.2 MiB"``."""
+    """Format bytes in binary units.
+
+    Examples
+    --------
+    >>> format_size(1 << 30), format_size(332_608_307), format_size(512)
+    ('1.00 GiB', '317.2 MiB', '512 bytes')
+    """
     if abs(size) >= GIB:
         return f"{size / GIB:.2f} GiB"
     if abs(size) >= MIB:
@@ -72,7 +90,7 @@ def _read_int(path: Path) -> int | None:
 
 
 def _inactive_file(path: Path) -> int:
-    """Page cache the kernel would give back first; ``total_`` is the v1 spelling that includes children."""
+    """Read the page cache that the kernel reclaims first; ``total_`` is the v1 name that includes child cgroups."""
     try:
         fields = dict(line.split() for line in path.read_text().splitlines())
     except (OSError, ValueError):
@@ -81,7 +99,15 @@ def _inactive_file(path: Path) -> int:
 
 
 def memory_cgroups(root: Path = Path("/sys/fs/cgroup"), membership: str | None = None) -> Iterator[Path]:
-    """Directories of our memory cgroup and all its ancestors, v1 and v2, innermost first."""
+    """Iterate over the directories of this process's memory cgroup and its ancestors, v1 and v2, innermost first.
+
+    Parameters
+    ----------
+    root
+        Where cgroups are mounted.
+    membership
+        The text of ``/proc/self/cgroup``; ``None`` to read it.
+    """
     if membership is None:
         try:
             membership = Path("/proc/self/cgroup").read_text()
@@ -95,28 +121,28 @@ def memory_cgroups(root: Path = Path("/sys/fs/cgroup"), membership: str | None =
             base = root / "unified" if (root / "unified").is_dir() else root
         else:
             continue
-        place = base / name.lstrip("/")
-        yield place
-        # Inside a container the path may be the host's: the container's own limit then stands at the mount's root.
-        while place != base:
-            place = place.parent
-            yield place
+        cgroup = base / name.lstrip("/")
+        yield cgroup
+        # In a container the path may be the host's; the container's own limit is then at the root of the mount.
+        while cgroup != base:
+            cgroup = cgroup.parent
+            yield cgroup
 
 
-def _cgroup_limit(place: Path) -> int | None:
+def _cgroup_limit(cgroup: Path) -> int | None:
     for name in ("memory.max", "memory.limit_in_bytes"):
-        limit = _read_int(place / name)
+        limit = _read_int(cgroup / name)
         if limit is not None and limit < _UNLIMITED:
             return limit
     return None
 
 
-def _cgroup_free(place: Path) -> int | None:
-    limit = _cgroup_limit(place)
+def _cgroup_free(cgroup: Path) -> int | None:
+    limit = _cgroup_limit(cgroup)
     if limit is None:
         return None
-    usage = _read_int(place / "memory.current") or _read_int(place / "memory.usage_in_bytes") or 0
-    return limit - max(0, usage - _inactive_file(place / "memory.stat"))
+    usage = _read_int(cgroup / "memory.current") or _read_int(cgroup / "memory.usage_in_bytes") or 0
+    return limit - max(0, usage - _inactive_file(cgroup / "memory.stat"))
 
 
 def _meminfo(field: str) -> int:
@@ -128,14 +154,14 @@ def _meminfo(field: str) -> int:
 
 
 def total_memory() -> int:
-    """What ``N%`` is of: the smaller of MemTotal and the tightest container limit."""
-    limits = [limit for place in memory_cgroups() if (limit := _cgroup_limit(place)) is not None]
+    """Return the bytes that ``N%`` is of: the smaller of MemTotal and the tightest container limit."""
+    limits = [limit for cgroup in memory_cgroups() if (limit := _cgroup_limit(cgroup)) is not None]
     return min([_meminfo("MemTotal"), *limits])
 
 
 def available_memory() -> int:
-    """What ``auto`` is: see the module's docstring."""
-    free = [free for place in memory_cgroups() if (free := _cgroup_free(place)) is not None]
+    """Return the bytes that ``auto`` means (see the module's docstring), at least 1."""
+    free = [free for cgroup in memory_cgroups() if (free := _cgroup_free(cgroup)) is not None]
     return max(1, min([int(AUTO_SHARE * _meminfo("MemAvailable")), *free]))
 
 
@@ -148,13 +174,26 @@ class MemoryBudget:
     device_bytes: int | None = None
     """For the CUDA device, where one is used."""
     source: str = "--memory"
-    """Where the host ceiling comes from."""
+    """Where the host ceiling comes from: ``"--memory"`` or ``"auto"``."""
 
     @classmethod
     def parse(
         cls, memory: str = "auto", gpu_memory: str | None = None, *, device_free: int | None = None
     ) -> "MemoryBudget":
-        """Build from the command line's values; ``device_free`` is the device's free memory, where there is one."""
+        """Build from the values of the command line.
+
+        Parameters
+        ----------
+        memory, gpu_memory
+            Sizes as ``parse_size`` reads them, or ``auto``.
+        device_free
+            Free bytes of the CUDA device; ``None`` if none is used.
+
+        Raises
+        ------
+        BudgetError
+            If a text is not a size.
+        """
         auto = memory.strip().lower() == "auto"
         host = available_memory() if auto else parse_size(memory, total=total_memory())
         device: int | None = None
@@ -165,5 +204,5 @@ class MemoryBudget:
 
 
 def page_size() -> int:
-    """The kernel's page size in bytes."""
+    """Return the kernel's page size in bytes."""
     return os.sysconf("SC_PAGE_SIZE")

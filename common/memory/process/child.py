@@ -25,7 +25,7 @@ from common.memory.process.budget import MIB, total_memory
 from common.memory.process.meter import resident
 
 SUPERVISED = "PEAKLINE_SUPERVISOR"
-"""Environment variable by which a child knows its supervisor's pid."""
+"""Environment variable with the pid of a command's supervisor."""
 CALLER = "PEAKLINE_CALLER"
 """Environment variable by which a command knows the pid of the process that ``run_command`` runs in."""
 SAFE_PATH = "PYTHONSAFEPATH"
@@ -133,8 +133,8 @@ def run_module(
     timeout
         Seconds after which it is killed.
     """
-    place = guard.hard_wall(total_memory()) if cgroup and ceiling is not None else None
-    walls = {_WALLS: f"{'' if ceiling is None else max(0, ceiling)} {place or ''}"}
+    group = guard.hard_wall(total_memory()) if cgroup and ceiling is not None else None
+    walls = {_WALLS: f"{'' if ceiling is None else max(0, ceiling)} {group or ''}"}
     environment = python_environment({**(variables or {}), **walls})
     before, kills, timed_out = oom_kills(), 0, False
     try:
@@ -145,7 +145,7 @@ def run_module(
     except subprocess.TimeoutExpired as late:
         status, out, err, timed_out = -signal.SIGKILL, late.stdout or b"", late.stderr or b"", True
     finally:
-        kills = guard.take_down(place)
+        kills = guard.take_down(group)
     ended = read_exit(status, kills_before=before, cgroup_kills=kills, timed_out=timed_out)
     if status == -signal.SIGABRT and guard.names_out_of_memory(err[-MESSAGE_BYTES:].decode("utf-8", "replace")):
         ended = replace(ended, out_of_memory=True)  # a C++ library's exception that nobody caught
@@ -260,7 +260,7 @@ class Walls:
         return cls(int(ceiling) if ceiling else None, Path(cgroup) if cgroup else None)
 
     def watch(self) -> None:
-        """End this process once it is seen to hold its ceiling: for one that may just die, such as a probe."""
+        """Start the watchdog that ends this process at its ceiling (``guard.rss_watchdog``)."""
         if self.ceiling is not None:
             guard.rss_watchdog(self.ceiling, margin=CGROUP_MARGIN if self.cgroup else guard.WATCHDOG_MARGIN)
 
@@ -298,35 +298,49 @@ def die_with_parent() -> None:
 def supervise(
     command: Sequence[str], *, name: str, ceiling: int, variables: Mapping[str, str], json: bool, record: Path | None
 ) -> NoReturn:
-    """Run ``command`` (of ``python_command``) as a child behind both walls, and become its supervisor.
+    """Start a command as a child in a cgroup of its ceiling, and become its supervisor.
 
-    The child starts with ``variables``: what must be set before ``main`` (``glibc.environment``). This process then
-    replaces itself by ``supervisor.py``, which ends with the child's exit code, and writes ``record`` in its place if
-    the kernel kills it. If the supervisor dies, the child is interrupted.
+    This process replaces itself by ``supervisor.py``, which ends with the child's exit code and writes the record if
+    the child is killed. If the supervisor dies, the child is interrupted.
+
+    Parameters
+    ----------
+    command
+        As ``python_command`` makes it.
+    name
+        The command's name in messages: ``"imaging train"``.
+    ceiling
+        Bytes that the whole process tree may hold.
+    variables
+        Environment variables that must be set before ``main`` (``glibc.environment``).
+    json
+        True to write the record on stdout too if the child is killed.
+    record
+        Path of that record; ``None`` to write none.
     """
     libc = ctypes.CDLL(None)
     if caller := os.environ.pop(CALLER, ""):
         libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)  # kept by ``execv``; the supervisor passes the signal on
         if str(os.getppid()) != caller:  # it ended just before
             os._exit(EXIT_UNFORESEEN)
-    place = guard.hard_wall(max(ceiling, guard.LEAST_WALL))
-    environment = python_environment({**variables, SUPERVISED: str(os.getpid()), guard.WALL: str(place or "")})
+    cgroup = guard.hard_wall(max(ceiling, guard.LEAST_WALL))
+    environment = python_environment({**variables, SUPERVISED: str(os.getpid()), guard.WALL: str(cgroup or "")})
     signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
 
     def behind_the_wall() -> None:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT, signal.SIGTERM))
         libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
         with suppress(OSError):
-            guard.enter(place)
+            guard.enter(cgroup)
 
     child = subprocess.Popen(command, env=environment, preexec_fn=behind_the_wall)
     script = str(Path(__file__).with_name("supervisor.py"))
-    arguments = [str(child.pid), str(place or ""), name, str(ceiling), "json" if json else "", str(record or "")]
+    arguments = [str(child.pid), str(cgroup or ""), name, str(ceiling), "json" if json else "", str(record or "")]
     sys.stdout.flush()
     os.execv(sys.executable, [sys.executable, "-I", "-S", script, *arguments])
 
 
 def supervisor_pid() -> int | None:
-    """The pid of our supervisor, if we have one."""
+    """Return the pid of this process's supervisor; ``None`` if it has none."""
     pid = os.environ.get(SUPERVISED, "")
     return int(pid) if pid.isdigit() and int(pid) == os.getppid() else None

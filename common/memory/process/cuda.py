@@ -1,9 +1,10 @@
-"""The second ceiling: the memory of a CUDA device. It is independent of the host's, and off unless asked for.
+"""The ceiling on a CUDA device (``--gpu-memory``), which is independent of the host's.
 
-A process holds three things there: the context (code and CUDA's own buffers, once per process), what PyTorch's caching
-allocator has reserved, and libraries' own allocations (NCCL, cuDNN plans), which nothing here sees. The ceiling is
-kept by the allocator's own limit, which raises an ``OutOfMemoryError`` that a smaller micro-batch answers, and read
-from the allocator's own peak. Written against PyTorch 2.13's documentation; **not run on a device yet**.
+A process occupies device memory in three ways: its context (code and CUDA's own buffers), the reserve of PyTorch's
+caching allocator, and allocations of libraries (NCCL, cuDNN plans), which PyTorch does not count. The ceiling is a
+limit of PyTorch's allocator: beyond it an ``OutOfMemoryError`` is raised, and training retries with a smaller
+micro-batch. The peak is the allocator's. Written against the documentation of PyTorch 2.13; **not run on a device
+yet**.
 """
 
 import os
@@ -17,32 +18,32 @@ from common.memory.process.budget import AUTO_SHARE, BudgetError, format_size, p
 HOST = "cpu"
 _NAME = re.compile(r"cpu|auto|cuda(?::(\d+))?")
 _DRIVERS = (Path("/dev/nvidiactl"), Path("/dev/dxg"))
-"""What the kernel shows where there is an NVIDIA driver, and under WSL."""
+"""Device files of an NVIDIA driver, and of one under WSL."""
 _SETTINGS = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
-"""The allocator's variable; the second is its older name, which is still read."""
+"""The allocator's environment variable and its older name, which PyTorch still reads."""
 
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """One CUDA device as it was when it was looked at."""
+    """A CUDA device and its memory at the time of reading."""
 
     index: int
     total_bytes: int
     free_bytes: int
-    """With this process's context in place: what it may still allocate."""
+    """Free bytes beside this process's context."""
 
     @property
     def name(self) -> str:
-        """As PyTorch calls it."""
+        """PyTorch's name of the device: ``"cuda:0"``."""
         return f"cuda:{self.index}"
 
     def budget(self, text: str | None) -> int:
-        """Bytes of ``--gpu-memory``: a size, ``N%`` of the free memory, or ``auto``, nine tenths of it.
+        """Return the bytes of ``--gpu-memory``: a size, ``N%`` of the free memory, or ``auto`` for 90 % of it.
 
         Raises
         ------
         BudgetError
-            If it is not a size, or more than is free.
+            If the text is not a size, or is more than the free memory.
         """
         if text is None or text.strip().lower() == "auto":
             return int(AUTO_SHARE * self.free_bytes)
@@ -56,7 +57,7 @@ class Device:
 
 
 def parse(text: str) -> str:
-    """``--device``'s value, in lower case.
+    """Return the value of ``--device`` in lower case.
 
     Raises
     ------
@@ -70,47 +71,59 @@ def parse(text: str) -> str:
 
 
 def discover(text: str) -> Device | None:
-    """The device that ``--device`` stands for; ``None`` is the host.
+    """Return the device that ``--device`` names; ``None`` is the host.
 
-    ``auto`` is the first CUDA device where there is one. PyTorch is imported only where a driver may be at hand.
+    ``auto`` is the first CUDA device, or the host if there is none. PyTorch is imported only if a driver is present.
 
     Raises
     ------
     BudgetError
-        If a CUDA device was asked for by name and cannot be used.
+        If a CUDA device is named that cannot be used.
     """
     name = parse(text)
     if name == HOST or (name == "auto" and not any(path.exists() for path in _DRIVERS)):
         return None
     problem = unusable()
     if problem is None:
-        return _look(int(name.partition(":")[2] or 0), text)
+        return _read_device(int(name.partition(":")[2] or 0), text)
     if name == "auto":
         return None
     raise BudgetError(f"--device {text}: {problem}")
 
 
 def open_device(text: str, gpu_memory: str | None) -> tuple[Device | None, int | None]:
-    """The device of ``--device`` and the ceiling of ``--gpu-memory``, with the limit set and the peak begun.
+    """Choose the device, set its limit and reset its peak.
+
+    Parameters
+    ----------
+    text
+        Value of ``--device``.
+    gpu_memory
+        Value of ``--gpu-memory``; ``None`` if it was not given.
+
+    Returns
+    -------
+    tuple
+        The device and its ceiling in bytes, both ``None`` for the host.
 
     Raises
     ------
     BudgetError
-        If the device or that much of it is not there, or a ceiling was given for none.
+        If there is no such device, if it has less free memory, or if a ceiling was given without a device.
     """
-    found = discover(text)
-    if found is None:
+    device = discover(text)
+    if device is None:
         if gpu_memory is not None:
             raise BudgetError(f"--gpu-memory {gpu_memory}: no CUDA device is used; add --device cuda")
         return None, None
-    size = found.budget(gpu_memory)
-    limit(found, size)
-    reset_peak(found)
-    return found, size
+    size = device.budget(gpu_memory)
+    limit(device, size)
+    reset_peak(device)
+    return device, size
 
 
 def unusable() -> str | None:
-    """Why no CUDA device can be used here; ``None`` where one can."""
+    """Return the reason why no CUDA device can be used; ``None`` if one can."""
     if find_spec("torch") is None:
         return "PyTorch is not installed"
     import torch
@@ -122,7 +135,7 @@ def unusable() -> str | None:
     return None
 
 
-def _look(index: int, text: str) -> Device:
+def _read_device(index: int, text: str) -> Device:
     import torch
 
     count = torch.cuda.device_count()
@@ -133,10 +146,10 @@ def _look(index: int, text: str) -> Device:
 
 
 def environment() -> dict[str, str]:
-    """Variables that a child must start with: the allocator reads them when PyTorch is loaded.
+    """Return environment variables for a child: PyTorch's allocator reads them when it is loaded.
 
-    Expandable segments grow in place, so reserved memory follows what is allocated: what ``glibc.pin_thresholds`` is to
-    the host. What the user has set stays.
+    Expandable segments grow in place, so that reserved memory equals allocated memory, as ``glibc.pin_thresholds`` does
+    on the host. A user's own setting is kept.
     """
     if any(os.environ.get(name) for name in _SETTINGS):
         return {}
@@ -144,9 +157,9 @@ def environment() -> dict[str, str]:
 
 
 def limit(device: Device, size: int) -> None:
-    """Let the allocator reserve at most ``size`` bytes; beyond it raises ``torch.OutOfMemoryError``.
+    """Limit PyTorch's allocator to ``size`` bytes, the context excluded.
 
-    The context is not in it: it exists already, and ``free_bytes`` is what is left beside it.
+    Beyond it an allocation raises ``torch.OutOfMemoryError``.
     """
     import torch
 
@@ -154,7 +167,7 @@ def limit(device: Device, size: int) -> None:
 
 
 def reset_peak(device: Device) -> None:
-    """Start a new peak: unused reserved blocks go back first, so that it starts at what is in use."""
+    """Reset the allocator's peak to the memory in use, after returning its unused blocks."""
     import torch
 
     torch.cuda.empty_cache()
@@ -162,7 +175,7 @@ def reset_peak(device: Device) -> None:
 
 
 def peak(device: Device) -> int:
-    """The most bytes that the allocator has reserved since the last reset, as the device's other users see it."""
+    """Return the largest number of bytes that the allocator has reserved since the last ``reset_peak``."""
     import torch
 
     return torch.cuda.max_memory_reserved(device.index)

@@ -1,7 +1,7 @@
-"""Run a function in a copy of this process that ends afterwards, so that all its memory goes back to the system.
+"""Run a function in a fork of this process, so that all memory it used is returned when it ends.
 
-Millions of small strings leave an interpreter's heap in pieces that it keeps (39 MiB after half a million ids). A
-command that reads its input in a fork does not carry those through its later phases.
+Millions of small strings fragment the interpreter's heap, which then keeps 39 MiB after half a million ids. A command
+that reads its input in a fork does not keep that memory through its later phases.
 """
 
 import json
@@ -16,32 +16,32 @@ from common.memory.process import child, guard
 from common.memory.process.meter import resident
 
 SIGNAL_SECONDS = 0.1
-"""Time within which a signal to the whole process group has reached this process too."""
+"""Time in which a signal to the whole process group reaches this process too."""
 
 
 def run(function: Callable[[], dict[str, Any]], *, ceiling: int | None = None, threads: int = 1) -> dict[str, Any]:
-    """Call ``function`` in a fork of this process and return what it returns, by way of JSON.
+    """Call a function in a fork of this process and return its result, which is passed on as JSON.
 
-    The child dies with its parent and leaves SIGINT to it. The parent should be small: what the function imports stays
-    with the child.
+    The child ends with its parent and ignores SIGINT, which the parent handles. The function should import libraries
+    itself, so that the parent stays small.
 
     Parameters
     ----------
     function
-        Returns a dictionary of what JSON can hold.
+        Returns a dictionary that JSON can represent.
     ceiling
-        Bytes that the child, this process and the supervisor may hold together; ``None``: as many as this process.
+        Bytes for the child, this process and the supervisor together; ``None`` to keep this process's own wall.
     threads
-        How many threads it will compute with.
+        Number of threads that the function computes with.
 
     Raises
     ------
     BadInput
-        As the function raised it.
+        If the function raised it.
     MemoryError
-        If the child ran out of memory, or the kernel killed it for its memory.
+        If the child ran out of memory or the kernel killed it for its memory.
     ChildFailed
-        If the function raised anything else, or the child ended without an answer: by a signal or an exit code.
+        If the function raised another exception, or the child ended by a signal or by an exit code other than 0.
     """
     kills = child.oom_kills()
     receive, send = os.pipe()
@@ -73,15 +73,15 @@ def run(function: Callable[[], dict[str, Any]], *, ceiling: int | None = None, t
 
 
 def _no_answer(ended: child.ChildExit) -> Exception:
-    """What to raise for a child that ended without an answer."""
+    """Return the exception for a child that ended without an answer."""
     if ended.status == -signal.SIGTERM:
-        time.sleep(SIGNAL_SECONDS)  # the signal may be meant for the whole group: then this process's handler answers
+        time.sleep(SIGNAL_SECONDS)  # if the signal went to the whole group, this process's own handler now runs
     kind = MemoryError if ended.out_of_memory else child.ChildFailed
     return kind(f"a child process {ended}")
 
 
 def _be_the_child(function: Callable[[], dict[str, Any]], send: int, *, ceiling: int | None, threads: int) -> None:
-    """The child's whole life; it must not run the parent's clean-up."""
+    """Run the function and end this process without the parent's clean-up."""
     code = EXIT_UNFORESEEN
     try:
         child.die_with_parent()
@@ -100,7 +100,7 @@ def _be_the_child(function: Callable[[], dict[str, Any]], send: int, *, ceiling:
 
 
 def _outcome(function: Callable[[], dict[str, Any]]) -> str:
-    """What the function returned or raised, as JSON."""
+    """Return the function's result or its exception as JSON."""
     try:
         return json.dumps({"result": function()})
     except BadInput as error:

@@ -21,32 +21,33 @@ from common.memory.process.budget import MIB, format_size, memory_cgroups
 from common.memory.process.meter import _status, anonymous, resident
 
 WALL = "PEAKLINE_HARD_WALL"
-"""Environment variable in which the supervisor tells the child which cgroup holds it."""
+"""Environment variable with the path of the cgroup that the command was started in; empty if there is none."""
 LEAST_WALL = 128 * MIB
-"""A smaller cgroup would kill the planning process (25 to 60 MiB, and a child) before it could refuse."""
+"""Smallest limit of a hard wall: below it the kernel would kill the planning process (25 to 60 MiB, and a child)
+before that can refuse."""
 
 SUPERVISOR_BYTES = 4 * MIB
-"""What the parent process holds while the child runs: measured 3.6 to 3.7 MiB, beside files that both have mapped."""
+"""Private memory of the supervisor: measured 3.6 to 3.7 MiB. The files that it maps, the command maps too."""
 THREAD_STACK = 8 * MIB
-"""Address space that each further thread reserves and hardly touches."""
+"""Address space that each thread's stack reserves and hardly touches."""
 SLACK = 96 * MIB
-"""Writable mappings that are reserved and hardly touched. OpenBLAS maps 32 MiB for each concurrent caller when it first
-needs them, and spins for ever when it cannot: the wall must leave it that."""
+"""Writable mappings that libraries reserve and hardly touch. OpenBLAS maps 32 MiB for each concurrent caller at first
+use, and spins for ever if it cannot, so the soft wall must leave room for them."""
 
 WATCHDOG_SECONDS = 0.001
-"""Between two looks of a patrol."""
+"""Interval between two readings of the watchdog."""
 WATCHDOG_MARGIN = 16 * MIB
-"""What a process may take between two looks: measured up to 12 where all cores are busy."""
+"""Growth of a process between two readings: measured up to 12 MiB with all cores busy."""
 
 NO_HARD_WALL = "no hard wall: no memory cgroup can be written here"
 NO_SOFT_WALL = "no soft wall: RLIMIT_DATA cannot be set here"
 LOW_SOFT_WALL = "soft wall below the ceiling: RLIMIT_DATA is limited from outside (ulimit -d)"
 
 _standing: dict[str, int] = {}
-"""What the soft wall was set with, while this process has one."""
+"""Arguments of the present soft wall; empty if there is none."""
 
 _PREFIX = "peakline-"
-"""Names of our cgroups: this, and the supervisor's pid."""
+"""Name of a cgroup of ours: this prefix and the pid of the process that made it."""
 
 _OOM_MESSAGES = (
     "can't allocate memory",  # torch DefaultCPUAllocator
@@ -65,21 +66,24 @@ _OOM_MESSAGES = (
 
 
 def soft_wall(ceiling: int, *, threads: int = 2, slack: int = SLACK) -> bool:
-    """Limit this process's private memory to ``ceiling``, counting what is resident now.
+    """Limit the resident memory of this process by ``RLIMIT_DATA``, starting from what is mapped and resident now.
+
+    An allocation beyond the limit then fails, so that Python raises ``MemoryError`` and libraries raise errors that
+    ``is_out_of_memory`` recognises.
 
     Parameters
     ----------
     ceiling
-        Bytes that this process may hold resident.
+        Resident bytes that this process may reach.
     threads
         Threads that may still start; their stacks are reserved but hardly touched.
     slack
-        Reserved, untouched mappings of the libraries in use.
+        Bytes of mappings that the libraries in use reserve and hardly touch.
 
     Returns
     -------
     bool
-        ``False`` where the limit cannot be set; the meter then still tells.
+        ``False`` if the limit cannot be set; then only the meter shows an excess.
     """
     _standing.update(ceiling=ceiling, threads=threads, slack=slack)
     limit = _status("VmData") + max(0, ceiling - resident()) + slack + threads * THREAD_STACK
@@ -94,35 +98,43 @@ def soft_wall(ceiling: int, *, threads: int = 2, slack: int = SLACK) -> bool:
 
 
 def rss_watchdog(ceiling: int, *, margin: int = WATCHDOG_MARGIN) -> None:
-    """End this process, with a line on stderr, once it is seen to hold ``ceiling`` bytes but for the margin.
+    """End this process by exit code 3 once its resident size exceeds ``ceiling - margin``, with a line on stderr.
 
-    For one that may just die, such as a probe: the soft wall must leave libraries what they reserve and hardly touch,
-    and something too large would fill that. Where the kernel has to kill, it takes this process before its parents.
+    The soft wall leaves room for what libraries reserve, and an operator that is too large would fill that room; a
+    watchdog sees resident memory only. It is for processes that may end at any instant, such as probes. If the kernel
+    has to kill for want of memory, it kills this process before its parents.
+
+    Parameters
+    ----------
+    ceiling
+        Resident bytes that this process may reach.
+    margin
+        Bytes below the ceiling at which it is ended, since it may grow between two readings.
     """
-    most = ceiling - margin
+    limit_bytes = ceiling - margin
     with suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("1000")
 
-    def look() -> None:
-        while (size := resident()) <= most:
+    def watch() -> None:
+        while (size := resident()) <= limit_bytes:
             time.sleep(WATCHDOG_SECONDS)
-        sys.stderr.write(f"\nit holds {format_size(size)} of {format_size(max(0, ceiling))}\n")
+        sys.stderr.write(f"\nstopped at {format_size(size)} of {format_size(max(0, ceiling))}\n")
         sys.stderr.flush()
         os._exit(EXIT_DOES_NOT_FIT)
 
-    threading.Thread(target=look, name="peakline-watchdog", daemon=True).start()
+    threading.Thread(target=watch, name="peakline-watchdog", daemon=True).start()
 
 
 def room() -> int | None:
-    """Bytes that a child may hold beside this process under the soft wall's ceiling; ``None`` where no wall stands.
+    """Return the bytes that are left for a child under the ceiling of the soft wall; ``None`` if there is no wall.
 
-    Files that both have mapped are counted once, in the child.
+    Files that both processes map are counted once, in the child.
     """
     return max(0, _standing["ceiling"] - anonymous()) if _standing else None
 
 
 def missing_walls(*, soft: bool) -> list[str]:
-    """Which walls do not stand, in words; ``soft`` is what ``soft_wall`` returned."""
+    """List the walls that could not be set, as texts for the record; ``soft`` is what ``soft_wall`` returned."""
     missing = [] if os.environ.get(WALL) else [NO_HARD_WALL]
     limit, hard = resource.getrlimit(resource.RLIMIT_DATA)
     if not soft:
@@ -133,7 +145,7 @@ def missing_walls(*, soft: bool) -> list[str]:
 
 
 def lift_soft_wall() -> None:
-    """Take the soft wall away, before libraries are loaded; a child inherits its parent's."""
+    """Remove the soft wall, for instance one inherited from the parent, before libraries are loaded."""
     _standing.clear()
     _, hard = resource.getrlimit(resource.RLIMIT_DATA)
     with suppress(OSError, ValueError):
@@ -141,7 +153,10 @@ def lift_soft_wall() -> None:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an exception is an allocation failure, by its type and by the messages of the libraries we use."""
+    """Tell whether an exception is an allocation failure, by its type or by its message.
+
+    Only ``RuntimeError`` and ``OSError`` are judged by their messages.
+    """
     if isinstance(error, MemoryError):
         return True
     if type(error).__name__ in ("OutOfMemoryError", "ArrowMemoryError"):
@@ -150,15 +165,16 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def names_out_of_memory(text: str) -> bool:
-    """Whether a message is one with which the libraries we use report an allocation failure."""
+    """Tell whether a text has a message by which one of our libraries reports an allocation failure."""
     return any(message in text.lower() for message in _OOM_MESSAGES)
 
 
 def release() -> None:
-    """Give memory back after a failed step; outside the ``except`` block, whose traceback pins the step's tensors.
+    """Return memory to the kernel after a failed step.
 
-    Where mapping fails, glibc grows the heap instead, and keeps the addresses when its pages go back: the kernel counts
-    them as data. The soft wall is therefore set anew, by what is resident.
+    Call it outside the ``except`` block, because the traceback keeps the step's tensors alive. If mapping fails, glibc
+    grows the heap instead and keeps its addresses after the pages have been returned, which the kernel counts as data.
+    So the soft wall is set again from what is resident.
     """
     gc.collect()
     glibc.trim()
@@ -167,77 +183,77 @@ def release() -> None:
 
 
 def hard_wall(ceiling: int) -> Path | None:
-    """Make a cgroup limited to ``ceiling`` bytes below our own; ``None`` where none can be made.
+    """Make a memory cgroup limited to ``ceiling`` bytes below this process's own; ``None`` if that is not permitted.
 
-    A process that ``enter``s is behind the wall; ``take_down`` removes it.
+    ``enter`` moves a process into it, ``take_down`` removes it.
     """
     parent = next(memory_cgroups(), None)
     if parent is None or not parent.is_dir():
         return None
     _remove_stale(parent)
-    place = parent / f"{_PREFIX}{os.getpid()}"
+    cgroup = parent / f"{_PREFIX}{os.getpid()}"
     try:
-        place.mkdir(exist_ok=True)
+        cgroup.mkdir(exist_ok=True)
     except OSError:
         return None
-    if limit(place, ceiling):
-        return place
+    if limit(cgroup, ceiling):
+        return cgroup
     with suppress(OSError):
-        place.rmdir()
+        cgroup.rmdir()
     return None
 
 
-def limit(place: Path, ceiling: int) -> bool:
-    """Set what those behind a wall may hold together; ``False`` where it cannot be set."""
+def limit(cgroup: Path, ceiling: int) -> bool:
+    """Set the limit of a cgroup in bytes; ``False`` if that is not permitted."""
     for name in ("memory.max", "memory.limit_in_bytes"):
         with suppress(OSError):
-            if (place / name).exists():
-                (place / name).write_text(str(ceiling))
-                with suppress(OSError):  # no escape into swap, where swap is accounted
-                    swap = place / ("memory.swap.max" if name == "memory.max" else "memory.memsw.limit_in_bytes")
+            if (cgroup / name).exists():
+                (cgroup / name).write_text(str(ceiling))
+                with suppress(OSError):  # pages must not move into swap instead, if the kernel accounts swap
+                    swap = cgroup / ("memory.swap.max" if name == "memory.max" else "memory.memsw.limit_in_bytes")
                     if swap.exists():
                         swap.write_text("0" if name == "memory.max" else str(ceiling))
                 return True
     return False
 
 
-def enter(place: Path | None) -> None:
-    """Put this process behind a wall, if there is one."""
-    if place is not None:
-        (place / "cgroup.procs").write_text(str(os.getpid()))
+def enter(cgroup: Path | None) -> None:
+    """Move this process into a cgroup, if there is one."""
+    if cgroup is not None:
+        (cgroup / "cgroup.procs").write_text(str(os.getpid()))
 
 
-def take_down(place: Path | None) -> int:
-    """Remove a wall that nobody is behind any more; returns how often the kernel killed for it."""
-    if place is None:
+def take_down(cgroup: Path | None) -> int:
+    """Remove a cgroup that has no processes left; returns how many the kernel killed for its limit."""
+    if cgroup is None:
         return 0
-    kills = kernel_kills(place)
+    kills = kernel_kills(cgroup)
     with suppress(OSError):
-        place.rmdir()
+        cgroup.rmdir()
     return kills
 
 
-def kernel_kills(place: Path) -> int:
-    """How often the kernel killed a process in a cgroup for its limit."""
+def kernel_kills(cgroup: Path) -> int:
+    """Return how many processes of a cgroup the kernel has killed for its limit."""
     for name in ("memory.events", "memory.oom_control"):
         with suppress(OSError):
-            fields = dict(line.split() for line in (place / name).read_text().splitlines())
+            fields = dict(line.split() for line in (cgroup / name).read_text().splitlines())
             return int(fields.get("oom_kill", 0))
     return 0
 
 
 def _remove_stale(parent: Path) -> None:
-    """Remove the empty cgroups of supervisors that are gone: killed ones could not."""
-    for place in parent.glob(f"{_PREFIX}*"):
-        pid = place.name.removeprefix(_PREFIX)
+    """Remove empty cgroups of processes that no longer exist: one that was killed could not remove its own."""
+    for cgroup in parent.glob(f"{_PREFIX}*"):
+        pid = cgroup.name.removeprefix(_PREFIX)
         if pid.isdigit() and not Path("/proc", pid).exists():
-            _remove_stale(place)  # cgroups of its probes
-            with suppress(OSError):  # not empty: its child lives on
-                place.rmdir()
+            _remove_stale(cgroup)  # cgroups of its probes
+            with suppress(OSError):  # not empty: a child is still running
+                cgroup.rmdir()
 
 
 def leave_hard_wall() -> None:
-    """Move this process out of the cgroup that its supervisor made."""
-    if place := os.environ.get(WALL):
+    """Move this process out of the cgroup that its supervisor made for the command."""
+    if cgroup := os.environ.get(WALL):
         with suppress(OSError):
-            (Path(place).parent / "cgroup.procs").write_text(str(os.getpid()))
+            (Path(cgroup).parent / "cgroup.procs").write_text(str(os.getpid()))

@@ -1,10 +1,10 @@
-"""True peaks, per phase.
+"""Measure the peak memory of a process tree, by phase.
 
-A single process has the kernel's own high-water mark (VmHWM), which writing ``5`` to ``/proc/self/clear_refs``
-resets: exact, and 13 microseconds. Children are counted by summing PSS over the live tree at every sample, so pages
-shared between processes count once; what a child reached between two samples is known when it has ended. Files that a
-process outside the tree maps too (another Python) count in full: PSS alone would depend on what else runs. Of the
-supervisor only what is private is added to a single process, whose own mark has the files that both map.
+For a single process the kernel keeps a high-water mark of the resident size (VmHWM). Writing ``5`` to
+``/proc/self/clear_refs`` resets it, which takes 13 microseconds. The size of a tree is the sum of PSS over its live
+processes, sampled, so that shared pages count once; a child's own peak is read when it has ended. Pages of files that
+a process outside the tree maps too (another Python) count in full, because PSS depends on what else is running. Only
+the private pages of the supervisor are added to a single process: the files that both map are in that process's mark.
 """
 
 import os
@@ -22,7 +22,7 @@ from typing import Literal, NamedTuple
 from common.memory.process.budget import KIB, page_size
 
 TIMELINE_POINTS = 1000
-"""At most so many samples are kept; beyond it every second one is dropped and the interval doubles."""
+"""Largest number of samples kept; when it is exceeded, every second one is dropped and the interval doubles."""
 FIRST_INTERVAL = 0.05
 """Seconds between samples at the start."""
 
@@ -36,51 +36,51 @@ def _status(field: str, pid: int | str = "self") -> int:
 
 
 def resident(pid: int | str = "self") -> int:
-    """Resident bytes of a process, now."""
+    """Return the resident bytes of a process."""
     with open(f"/proc/{pid}/statm", "rb") as stream:
         return int(stream.read().split()[1]) * page_size()
 
 
 def anonymous() -> int:
-    """Of what this process holds, what is in no file: what another that loads the same libraries holds again."""
+    """Return the resident bytes of this process that no file backs: a child does not share it."""
     return _status("RssAnon") or resident()
 
 
 class Pages(NamedTuple):
-    """What a process holds, in bytes."""
+    """The resident pages of a process, in bytes."""
 
     proportional: int = 0
-    """PSS: its private pages plus its share of the shared ones."""
+    """PSS: private pages plus each shared page divided by the number of processes that map it."""
     private: int = 0
-    """What no other process maps."""
+    """Pages that no other process maps."""
     shared: int = 0
-    """What another maps too, in full."""
+    """Pages that another process maps too, in full."""
 
 
 def pages(pid: int | str = "self") -> Pages:
-    """What a process holds, of one look (2.5 ms); nothing once it is gone."""
-    found: Counter[bytes] = Counter()
+    """Read the pages of a process, which takes 2.5 ms; all zero if it has ended."""
+    sizes: Counter[bytes] = Counter()
     with suppress(OSError), open(f"/proc/{pid}/smaps_rollup", "rb") as stream:
         for line in stream:
             name, *values = line.split()
             if name in (b"Pss:", b"Private_Clean:", b"Private_Dirty:", b"Shared_Clean:", b"Shared_Dirty:"):
-                found[name.partition(b"_")[0]] += int(values[0]) * KIB
-    return Pages(found[b"Pss:"], found[b"Private"], found[b"Shared"])
+                sizes[name.partition(b"_")[0]] += int(values[0]) * KIB
+    return Pages(sizes[b"Pss:"], sizes[b"Private"], sizes[b"Shared"])
 
 
 def together(tree: Iterable[Pages]) -> int:
-    """What the processes of a tree hold: their PSS, or more where others share it, but each shared page once."""
-    looks = list(tree)
-    once = sum(look.private for look in looks) + max(look.shared for look in looks)
-    return max(once, sum(look.proportional for look in looks))
+    """Return the size of a process tree: the sum of PSS, or private plus shared counted once if that is larger."""
+    processes = list(tree)
+    once = sum(each.private for each in processes) + max(each.shared for each in processes)
+    return max(once, sum(each.proportional for each in processes))
 
 
 _before_laps = 0
-"""The highest mark before the last lap, since the last reset."""
+"""The highest mark between the last reset and the last lap."""
 
 
 def _mark() -> int:
-    """The kernel's high-water mark."""
+    """Read the kernel's high-water mark in bytes."""
     with suppress(OSError):
         if peak := _status("VmHWM"):
             return peak
@@ -88,12 +88,12 @@ def _mark() -> int:
 
 
 def lifetime_peak() -> int:
-    """High-water mark of this process since the last reset."""
+    """Return the peak resident bytes of this process since the last ``reset_peak``, or since its start."""
     return max(_before_laps, _mark())
 
 
 def reset_peak() -> bool:
-    """Start a new high-water mark at the present resident size; ``False`` where the kernel does not allow it."""
+    """Set the high-water mark to the present resident size; ``False`` if the kernel does not permit it."""
     global _before_laps
     _before_laps = 0
     try:
@@ -104,7 +104,7 @@ def reset_peak() -> bool:
 
 
 def lap() -> int:
-    """The high-water mark since the last lap; ``lifetime_peak`` goes on."""
+    """Return the peak since the last lap and start the next one; ``lifetime_peak`` still covers both."""
     global _before_laps
     peak = _mark()
     before = max(_before_laps, peak)
@@ -114,17 +114,17 @@ def lap() -> int:
 
 
 def children() -> list[int]:
-    """Live descendants of this process."""
-    found: list[int] = []
+    """Return the pids of the live descendants of this process."""
+    pids: list[int] = []
     pending = [os.getpid()]
     while pending:
         pid = pending.pop()
         with suppress(OSError):
             for task in os.listdir(f"/proc/{pid}/task"):
                 below = [int(c) for c in Path(f"/proc/{pid}/task/{task}/children").read_text().split()]
-                found += below
+                pids += below
                 pending += below
-    return found
+    return pids
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,16 +135,21 @@ class Phase:
     seconds: float
     peak_bytes: int
     start: float = 0.0
-    """Seconds after the meter was made."""
+    """Seconds from the meter's construction to the phase's begin."""
 
 
 def _largest_child() -> int:
-    """The most that any child which has ended so far held."""
+    """Return the peak of the largest child that has ended so far, in bytes."""
     return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * (KIB if sys.platform != "darwin" else 1)
 
 
 class PeakMeter:
-    """Peak of this process tree, by phase, with a sampled timeline.
+    """Measure the peak of this process tree, by phase, and sample a timeline.
+
+    Parameters
+    ----------
+    companions
+        Pids of processes outside the tree whose private pages count too: the supervisor.
 
     Examples
     --------
@@ -160,22 +165,22 @@ class PeakMeter:
         self.timeline: list[tuple[float, int]] = []
         self.method: Literal["hwm", "pss"] = "hwm"
         self.floor_bytes = 0
-        """Resident size when the work began: interpreter and libraries."""
+        """The baseline: resident bytes after the warm-up."""
         self._companions = companions
         self._companion_pages: list[Pages] = []
         self._children: set[int] = set()
-        """Those that lived at the last sample."""
+        """Pids of the children at the last sample."""
         self._tree_peak = 0
         self._beside_child: int | None = None
-        """The least that the tree held beside its largest child, in this phase."""
-        self._ended_child_peak = _largest_child()  # those that ended before are not this meter's
+        """Smallest size of the tree without its largest child, in this phase."""
+        self._ended_child_peak = _largest_child()  # children that ended earlier do not count
         self._started = time.monotonic()
         self._interval = FIRST_INTERVAL
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._sample_until_stopped, name="peakline-meter", daemon=True)
 
     def __enter__(self) -> "PeakMeter":
-        self._weigh_companions()
+        self._read_companions()
         self._thread.start()
         return self
 
@@ -186,7 +191,7 @@ class PeakMeter:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Measure a block of work. Phases do not nest."""
+        """Measure the peak of a block of work. Phases do not nest."""
         began = time.monotonic()
         reset_peak()
         self._tree_peak, self._beside_child = 0, None
@@ -197,23 +202,23 @@ class PeakMeter:
             self._record(name, began)
 
     def rename_last(self, name: str) -> None:
-        """Give the phase that just ended another name, once it is known what it was."""
+        """Rename the last phase."""
         self.phases[-1] = replace(self.phases[-1], name=name)
 
-    def _weigh_companions(self) -> None:
-        """Their share settles as both processes come to map the same libraries."""
+    def _read_companions(self) -> None:
+        """Read the companions' pages. What is private changes until both processes have mapped the same libraries."""
         self._companion_pages = [pages(pid) for pid in self._companions]
 
     @property
     def _companion_private(self) -> int:
-        return sum(look.private for look in self._companion_pages)
+        return sum(each.private for each in self._companion_pages)
 
     def _record(self, name: str, began: float) -> None:
-        self._weigh_companions()
+        self._read_companions()
         own = lifetime_peak() + self._companion_private
         before, self._ended_child_peak = self._ended_child_peak, _largest_child()
-        # A child that grew between two samples: the tree held at least what it held, and the rest. The kernel counts
-        # what a process was before ``exec`` as its own: up to our peak it may be us.
+        # A child may have grown between two samples. The tree's peak is then at least that child's peak and the rest of
+        # the tree. A child's mark includes the time before ``exec``, when it was a copy of this process.
         if self._ended_child_peak > max(before, lifetime_peak()):
             rest = self._companion_private if self._beside_child is None else self._beside_child
             self._tree_peak = max(self._tree_peak, self._ended_child_peak + rest)
@@ -224,20 +229,20 @@ class PeakMeter:
 
     @property
     def peak_bytes(self) -> int:
-        """The run's peak: the maximum over phases."""
+        """The peak of the run in bytes: the maximum over phases."""
         return max((phase.peak_bytes for phase in self.phases), default=lifetime_peak() + self._companion_private)
 
     def sample(self) -> None:
-        """Take one sample of the tree's size."""
+        """Add a sample of the tree's size to the timeline."""
         below, before = set(children()), self._children
         self._children = below
         size = resident() + self._companion_private
         if below:
-            # Until it has become another program, a new child may be this very process, seen twice (``vfork``).
+            # Before ``exec`` a new child may share all pages with this process (``vfork``), which would count twice.
             grown = below & before
-            looks = [pages(pid) for pid in grown or below]
-            whole = together([pages(), *looks, *self._companion_pages])
-            rest = whole - max(look.private + look.shared for look in looks)
+            sizes = [pages(pid) for pid in grown or below]
+            whole = together([pages(), *sizes, *self._companion_pages])
+            rest = whole - max(each.private + each.shared for each in sizes)
             self._beside_child = min(rest, self._beside_child or rest)
             if grown:
                 size = whole

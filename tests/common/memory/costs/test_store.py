@@ -59,7 +59,7 @@ def test_probes_that_warm_up_alike_share_a_child(tmp_path: Path) -> None:
         Probe.of(here, warm_up="common.bench.demo_allocation:warm_up", libraries=names) for names in ((), ("numpy",))
     ]
     other = Probe.of("common.training.amp:check")
-    assert [len(group) for group in costs._alike([both[0], other, both[1]])] == [2, 1]
+    assert [len(group) for group in costs._grouped([both[0], other, both[1]])] == [2, 1]
     store = CostStore(tmp_path)
     found = store.collect(both, ceiling=GIB)
     assert store.measured == 2 and found[both[0]]["bytes"] == pytest.approx(found[both[1]]["bytes"], abs=MIB)
@@ -100,7 +100,7 @@ def test_only_this_suite_is_run(tmp_path: Path) -> None:
 
 def test_a_probe_that_fails_says_why_and_is_no_matter_of_memory(tmp_path: Path) -> None:
     with pytest.raises(ChildFailed, match=r"measure: .*nowhere"):
-        CostStore(tmp_path).known(
+        CostStore(tmp_path).collect(
             [Probe.of("common.memory.costs.baseline:measure", warm_up="common.nowhere:f")], ceiling=GIB
         )
 
