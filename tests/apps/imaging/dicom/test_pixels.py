@@ -62,44 +62,64 @@ def test_real_enhanced_multi_frame_is_in_the_order_of_its_places(archives: Calla
         np.testing.assert_allclose((volume.affine @ [0, 0, z, 1])[:3], np.array(place, float) * [-1, -1, 1], atol=1e-3)
 
 
-PYDICOM_FILES = [
-    "CT_small.dcm", "MR_small.dcm", "MR_small_RLE.dcm", "MR_small_bigendian.dcm", "MR_small_implicit.dcm",
-    "MR_small_jp2klossless.dcm", "MR_small_jpeg_ls_lossless.dcm", "JPEG2000.dcm", "image_dfl.dcm",
-    "MR_truncated.dcm", "rtdose_1frame.dcm", "JPEG-lossy.dcm", "no_meta.dcm", "ExplVR_BigEnd.dcm",
-    "badVR.dcm", "liver_1frame.dcm",
-]  # fmt: skip
-
-
-@pytest.mark.parametrize("name", PYDICOM_FILES)
-def test_pydicoms_own_files_frame_by_frame(name: str, tmp_path: Path) -> None:
-    """The frames that pydicom decodes, or a refusal, and never anything else."""
-    import pydicom
+def _pydicoms(name: str) -> Path:
+    """One of the files that pydicom brings along."""
     from pydicom.data import get_testdata_file
-    from pydicom.pixels import pixel_array
+
+    path = Path(str(get_testdata_file(name, download=False)))
+    assert path.is_file()
+    return path
+
+
+DECODED = {
+    "693_J2KI.dcm": 1, "CT_small.dcm": 1, "J2K_pixelrep_mismatch.dcm": 1, "JPEG2000.dcm": 1,
+    "JPEGLSNearLossless_08.dcm": 1, "JPEGLSNearLossless_16.dcm": 1, "MR_small.dcm": 1, "MR_small_RLE.dcm": 1,
+    "MR_small_bigendian.dcm": 1, "MR_small_expb.dcm": 1, "MR_small_implicit.dcm": 1, "MR_small_jp2klossless.dcm": 1,
+    "MR_small_jpeg_ls_lossless.dcm": 1, "MR_small_padded.dcm": 1, "examples_overlay.dcm": 1, "image_dfl.dcm": 1,
+    "rtdose.dcm": 15, "rtdose_expb.dcm": 15, "rtdose_rle.dcm": 15,
+}  # fmt: skip
+"""Frames of each file."""
+
+
+@pytest.mark.parametrize("name", DECODED)
+def test_frames_are_those_that_pydicom_decodes(name: str) -> None:
+    import pydicom
 
     from apps.imaging.dicom.headers import HeaderReader
     from apps.imaging.dicom.pixels import PixelReader, check_syntax
     from apps.imaging.volumes.archive import Folder
 
-    path = Path(str(get_testdata_file(name, download=False)))
-    assert path.is_file()
+    path = _pydicoms(name)
     folder = Folder(path.parent)
+    frames = HeaderReader(folder).frames(path.name)
+    assert len(frames) == DECODED[name]
     pixels = PixelReader(folder)
-    try:
-        frames = HeaderReader(folder).frames(path.name)
-        for frame in frames:
-            check_syntax(path, frame.kind)
-        if not frames or frames[0].kind.samples != 1 or frames[0].kind.allocated < 8 or frames[0].kind.float_pixels:
-            return
-        found = [pixels.read(frame) for frame in frames]
-    except BadInput as refused:
-        assert "\n" not in str(refused)
-        assert name in ("MR_truncated.dcm", "no_meta.dcm", "badVR.dcm", "JPEG-lossy.dcm"), refused
-        return
-    finally:
-        pixels.close()
-    expected = pixel_array(pydicom.dcmread(path, force=True))
-    np.testing.assert_array_equal(np.stack(found) if len(found) > 1 else found[0], expected)
+    for frame in frames:
+        check_syntax(path, frame.kind)
+    found = np.stack([pixels.read(frame) for frame in frames])
+    pixels.close()
+    np.testing.assert_array_equal(found, pydicom.dcmread(path).pixel_array.reshape(found.shape))
+
+
+@pytest.mark.parametrize(
+    ("name", "facts"),
+    [
+        ("MR_truncated.dcm", ("truncated",)),
+        ("no_meta.dcm", ("DICOM",)),
+        ("badVR.dcm", ("DICOM",)),
+        ("SC_rgb_rle.dcm", ("PixelSpacing",)),
+        ("ExplVR_BigEnd.dcm", ("PixelSpacing",)),
+        ("liver_1frame.dcm", ("DICOM images",)),
+        ("rtstruct.dcm", ("DICOM images",)),
+    ],
+)
+def test_other_files_are_refused_in_one_line(name: str, facts: tuple[str, ...], tmp_path: Path) -> None:
+    import shutil
+
+    shutil.copy(_pydicoms(name), tmp_path)
+    with refused(BadInput, *facts) as caught:
+        read(open_series(tmp_path))
+    assert "\n" not in str(caught.value)
 
 
 def test_unused_bits_are_replaced_by_the_sign() -> None:
