@@ -11,6 +11,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -117,14 +118,15 @@ def _table(rows: Sequence[Sequence[str]]) -> str:
 
 def _measure(application: str, step: Step, options: Sequence[str], repeats: int) -> Row:
     arguments = [step.name, *map(str, step.arguments), *options, "--json"]
-    _, record, _ = _timed(application, step, [*arguments, "--dry-run"])
-    if record["exit_code"] != EXIT_OK:
-        return _failed(step, record)
+    first = _timed(application, step, [*arguments, "--dry-run"])
+    if isinstance(first, Row):
+        return first
     runs = []
     for _ in range(repeats):
-        runs.append(_timed(application, step, arguments))
-        if runs[-1][1]["exit_code"] != EXIT_OK:
-            return _failed(step, runs[-1][1])
+        run = _timed(application, step, arguments)
+        if isinstance(run, Row):
+            return run
+        runs.append(run)
     record = runs[-1][1]
     return Row(
         step.name,
@@ -138,20 +140,17 @@ def _measure(application: str, step: Step, options: Sequence[str], repeats: int)
     )
 
 
-def _timed(application: str, step: Step, arguments: Sequence[str]) -> tuple[float, dict[str, Any], float]:
-    """Run once; returns seconds, the record, and the tree's processor seconds."""
+def _timed(application: str, step: Step, arguments: Sequence[str]) -> tuple[float, dict[str, Any], float] | Row:
+    """Run once; returns seconds, the record, and the tree's processor seconds, or the row of a run that failed."""
     if step.output is not None:
         shutil.rmtree(step.output, ignore_errors=True)
         step.output.unlink(missing_ok=True)
     before, began = _processor_seconds(), time.monotonic()
     done = child.run_command(f"apps.{application}", arguments)
     seconds = time.monotonic() - began
-    try:
-        record = json.loads(done.stdout)
-    except ValueError:
-        code = done.exit.status if done.exit.status > 0 else EXIT_UNFORESEEN
-        record = {"exit_code": code, "error": {"message": done.last_line or str(done.exit)}}
-    return seconds, record, _processor_seconds() - before
+    if done.exit.status != EXIT_OK:
+        return _failed(application, step, done)
+    return seconds, json.loads(done.stdout), _processor_seconds() - before
 
 
 def _processor_seconds() -> float:
@@ -159,8 +158,10 @@ def _processor_seconds() -> float:
     return used.ru_utime + used.ru_stime
 
 
-def _failed(step: Step, record: Mapping[str, Any]) -> Row:
-    message = str(record.get("error", {}).get("message", "interrupted")).splitlines()[0]
-    if record["exit_code"] == EXIT_DOES_NOT_FIT and "smallest_feasible_bytes" in record:
-        message = f"does not fit; {format_size(record['smallest_feasible_bytes'])} would do"
-    return Row(step.name, record["exit_code"], quality=message)
+def _failed(application: str, step: Step, done: child.Finished) -> Row:
+    code = done.exit.status if done.exit.status > 0 else EXIT_UNFORESEEN
+    if code == EXIT_DOES_NOT_FIT:
+        with suppress(ValueError, KeyError):
+            smallest = format_size(json.loads(done.stdout)["smallest_feasible_bytes"])
+            return Row(step.name, code, quality=f"does not fit; {smallest} would do")
+    return Row(step.name, code, quality=done.last_line.removeprefix(f"{application} {step.name}: ") or str(done.exit))
