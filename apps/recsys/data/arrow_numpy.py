@@ -1,7 +1,7 @@
-"""Between Arrow and NumPy by their buffers, without ``pa.array``, ``pa.scalar`` and ``to_numpy``.
+"""Convert between Arrow and NumPy by their buffers.
 
-Those import pandas whenever it is installed, to ask whether a Series is at play: 30 MiB and a quarter of a second
-that no ceiling should pay for.
+``pa.array``, ``pa.scalar`` and ``to_numpy`` are avoided because they import pandas if it is installed: 30 MiB and a
+quarter of a second.
 """
 
 from __future__ import annotations
@@ -15,13 +15,19 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-# Arrow's own pool keeps what is freed (13 MiB after reading a CSV); the system's, tamed, gives it back. Read when
-# pyarrow is first imported, which in this package happens inside functions only.
+# Arrow's own pool keeps freed memory (13 MiB after reading a CSV); the system's pool, as it is set here, returns it.
+# The variable is read at the first import of pyarrow, which in this package happens inside functions only.
 os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
 
 
 def text(values: Iterable[str | None]) -> Any:
-    """A string array."""
+    """Make a string array.
+
+    Examples
+    --------
+    >>> text(["a", None])[0].as_py()
+    'a'
+    """
     import pyarrow as pa
 
     builder = pa.lib.StringBuilder()
@@ -31,7 +37,15 @@ def text(values: Iterable[str | None]) -> Any:
 
 
 def strings(letters: NDArray[np.uint8], ends: NDArray[np.int32]) -> Any:
-    """A string array of texts that follow one another, by where each ends; without copying the text."""
+    """Make a string array of concatenated texts, without copying the text.
+
+    Parameters
+    ----------
+    letters
+        UTF-8 bytes of all texts.
+    ends
+        Offset of the end of each text, shape (n,).
+    """
     import numpy as np
     import pyarrow as pa
 
@@ -40,20 +54,24 @@ def strings(letters: NDArray[np.uint8], ends: NDArray[np.int32]) -> Any:
 
 
 def letters(texts: Any) -> tuple[NDArray[np.uint8], NDArray[np.int32]]:
-    """The bytes of a string array, one text after the other, and len + 1 places where texts begin and end in them.
+    """The texts of a string array without nulls, as views of its memory.
 
-    Over the same memory: the first place is 0 only if the array is not a slice. There must be no nulls.
+    Returns
+    -------
+    bytes, offsets
+        UTF-8 bytes of all texts, and the offsets of their starts and of the last end, shape (n + 1,). The first offset
+        is not 0 if the array is a slice.
     """
     import numpy as np
 
-    _, places, data = texts.buffers()
-    bounds = np.frombuffer(places, np.int32, len(texts) + 1, texts.offset * 4)
+    _, offset_buffer, data = texts.buffers()
+    offsets = np.frombuffer(offset_buffer, np.int32, len(texts) + 1, texts.offset * 4)
     text = np.frombuffer(data, np.uint8) if data is not None else np.zeros(0, np.uint8)
-    return text[bounds[0] : bounds[-1]], bounds
+    return text[offsets[0] : offsets[-1]], offsets
 
 
 def numbers(values: NDArray[Any]) -> Any:
-    """A numeric array over the same memory where it is contiguous; no nulls."""
+    """Make a numeric array without nulls; a copy only if ``values`` is not contiguous."""
     import numpy as np
     import pyarrow as pa
 
@@ -62,7 +80,7 @@ def numbers(values: NDArray[Any]) -> Any:
 
 
 def mask(values: NDArray[np.bool_]) -> Any:
-    """A boolean array, for ``pc.filter``."""
+    """Make a boolean array, for ``pc.filter``."""
     import numpy as np
     import pyarrow as pa
 
@@ -71,7 +89,7 @@ def mask(values: NDArray[np.bool_]) -> Any:
 
 
 def values(column: Any) -> NDArray[Any]:
-    """The numbers of a numeric array, over the same memory; what stands in place of a null is arbitrary."""
+    """The numbers of a numeric array, as a view of its memory; the value at a null is arbitrary."""
     import numpy as np
 
     kind = np.dtype(column.type.to_pandas_dtype())
@@ -79,7 +97,7 @@ def values(column: Any) -> NDArray[Any]:
 
 
 def valid(column: Any) -> NDArray[np.bool_]:
-    """Which values are not null."""
+    """Mask of the values that are not null, shape (n,)."""
     import numpy as np
 
     bits = column.buffers()[0]
@@ -90,14 +108,14 @@ def valid(column: Any) -> NDArray[np.bool_]:
 
 
 def floats(column: Any) -> NDArray[np.float64]:
-    """A float64 array, NaN for null; a copy only where there are nulls."""
+    """The numbers of a float64 array with NaN for null; a copy only if there are nulls."""
     import numpy as np
 
     return values(column) if not column.null_count else np.where(valid(column), values(column), np.nan)
 
 
 def read_parquet(path: Any) -> Any:
-    """A whole small Parquet file as a table (``pq.read_table`` imports pandas too)."""
+    """Read a small Parquet file as a table. (``pq.read_table`` imports pandas.)"""
     import pyarrow.parquet as pq
 
     with pq.ParquetFile(path, pre_buffer=False) as file:

@@ -1,7 +1,7 @@
-"""Interactions as a CSR matrix on disk: who had what, read by rows with ``pread``-like calls, never mapped.
+"""Interactions as a CSR matrix on disk: a row of items per user, read by rows and never mapped into memory.
 
-``NAME.indptr.npy`` (int64, rows + 1), ``NAME.items.npy`` (int32) and, where there are weights, ``NAME.values.npy``
-(float32): plain ``.npy`` files that any tool reads. Only ``indptr`` is held in memory.
+The files are ``NAME.indptr.npy`` (int64, rows + 1), ``NAME.items.npy`` (int32) and, if there are weights,
+``NAME.values.npy`` (float32), in NumPy's format. Only ``indptr`` stays in memory.
 """
 
 from __future__ import annotations
@@ -18,11 +18,19 @@ if TYPE_CHECKING:
 
 
 BLOCK = 1 << 16
-"""Interactions read at a time where all are."""
+"""Interactions read at a time in a pass over all of them."""
 
 
 class NpyWriter:
-    """A one-dimensional ``.npy`` file written piece by piece; its length is filled in at the end."""
+    """Writes a one-dimensional ``.npy`` file piece by piece; the length in its header is set at the end.
+
+    Parameters
+    ----------
+    path
+        The file.
+    dtype
+        Type of the numbers, ``"<i4"`` for example.
+    """
 
     def __init__(self, path: Path, dtype: str) -> None:
         import numpy as np
@@ -33,12 +41,12 @@ class NpyWriter:
         self._header_bytes = self._write_header(10**15)
 
     def append(self, values: NDArray[Any]) -> None:
-        """Add the values, converted to the file's type."""
+        """Append values, converted to the file's type."""
         values.astype(self.dtype, copy=False).tofile(self._stream)
         self.length += len(values)
 
     def flush(self) -> None:
-        """Make what was written so far a whole file, as ``__exit__`` does in the end."""
+        """Set the header's length to that of the values so far, as ``__exit__`` does."""
         self._stream.seek(0)
         # The format pads headers to a multiple of 64 bytes, so a shorter number does not move the data.
         if self._write_header(self.length) != self._header_bytes:
@@ -47,7 +55,7 @@ class NpyWriter:
         self._stream.flush()
 
     def close(self) -> None:
-        """Close the file as it is."""
+        """Close the file without setting its length."""
         self._stream.close()
 
     def __enter__(self) -> NpyWriter:
@@ -69,7 +77,15 @@ class NpyWriter:
 
 
 class NpyReader:
-    """Slices of a one-dimensional ``.npy`` file, each read into an array of its own."""
+    """Reads slices of a one-dimensional ``.npy`` file, each into a new array.
+
+    Examples
+    --------
+    >>> with NpyWriter(Path("numbers.npy"), "<i4") as writer:
+    ...     writer.append(np.arange(5))
+    >>> NpyReader(Path("numbers.npy"))[1:3]
+    array([1, 2], dtype=int32)
+    """
 
     def __init__(self, path: Path) -> None:
         from numpy.lib import format as npy
@@ -88,7 +104,7 @@ class NpyReader:
         return np.fromfile(self._stream, self.dtype, max(0, stop - start))
 
     def announce(self, part: slice) -> None:
-        """Let the kernel read a slice ahead, into its own memory."""
+        """Let the kernel read a slice ahead, into its page cache."""
         start, stop, _ = part.indices(self.length)
         size = self.dtype.itemsize
         os.posix_fadvise(
@@ -101,7 +117,22 @@ class NpyReader:
 
 
 def ranges(indptr: NDArray[Any], size: int, after: int = 0) -> Iterator[tuple[int, int]]:
-    """Ranges of rows (start, stop) of at most ``size`` interactions each, but at least one row."""
+    """Cut rows into ranges (start, stop) of at most ``size`` interactions each, but of at least one row.
+
+    Parameters
+    ----------
+    indptr
+        Offsets of the rows, shape (rows + 1,).
+    size
+        Interactions per range.
+    after
+        First row of the first range.
+
+    Examples
+    --------
+    >>> list(ranges(np.array([0, 2, 3, 9]), 3))
+    [(0, 2), (2, 3)]
+    """
     rows, start = len(indptr) - 1, after
     while start < rows:
         stop = int(indptr.searchsorted(indptr[start] + size, side="right")) - 1
@@ -116,9 +147,9 @@ class History:
     Parameters
     ----------
     directory
-        Where the files are.
+        Folder of the files.
     name
-        ``"history"``: all that is known; ``"heldout"``: what evaluation scores.
+        ``"history"`` for all interactions, ``"heldout"`` for the items that evaluation scores.
     """
 
     def __init__(self, directory: Path, name: str = "history") -> None:
@@ -129,32 +160,32 @@ class History:
 
     @property
     def rows(self) -> int:
-        """How many users."""
+        """Number of users."""
         return len(self.indptr) - 1
 
     @property
     def size(self) -> int:
-        """How many interactions."""
+        """Number of interactions."""
         return int(self.indptr[-1])
 
     def items(self, start: int, stop: int | None = None) -> NDArray[np.int32]:
-        """Item indices of the rows ``start`` to ``stop`` (default: one row), concatenated, increasing in each row."""
+        """Item indices of the rows ``start`` to ``stop`` (by default one row), concatenated; increasing in each row."""
         return self._items[self._span(start, stop)]
 
     def values(self, start: int, stop: int | None = None) -> NDArray[np.float32]:
-        """Their weights."""
+        """Weights of the same interactions; raises ``ValueError`` if there are none."""
         if self._values is None:
             raise ValueError("this matrix has no weights")
         return self._values[self._span(start, stop)]
 
     def announce(self, start: int, stop: int) -> None:
-        """Say which rows will be read next."""
+        """Let the kernel read rows ahead."""
         for reader in (self._items, self._values):
             if reader is not None:
                 reader.announce(self._span(start, stop))
 
     def blocks(self, size: int = BLOCK) -> Iterator[tuple[int, int]]:
-        """``ranges`` of these rows."""
+        """Ranges of rows (start, stop) of at most ``size`` interactions (``ranges``)."""
         return ranges(self.indptr, size)
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""Sort more pairs than memory holds: deal them into files by ranges of their rows, and sort each file on its own."""
+"""Sort more pairs than fit into memory: distribute them over files by ranges of rows, and sort each file by itself."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 MOST_BUCKETS = 256
-"""Beyond this the buckets grow instead: each is a file."""
+"""Largest number of buckets, each of which is a file; more data makes them larger."""
 
 
 class Buckets:
-    """Files of records, each for a range of neighbouring rows.
+    """Files of records, each for a range of consecutive rows.
 
     Parameters
     ----------
     directory
-        Where the files are made; they are gone once they are read.
+        Folder of the files. Each is removed once it has been read.
     ends
-        Running sum of the rows' lengths.
+        Running sum of the rows' lengths, shape (rows,).
     fields
-        Names and types of a record: its row and its column, by which records are ordered, then what goes with them.
+        Names and NumPy types of a record's fields: row and column, by which records are ordered, then others.
     size
-        Records in a bucket, about: a bucket holds whole rows.
+        Approximate number of records per bucket; a bucket holds whole rows.
     """
 
     def __init__(self, directory: Path, ends: NDArray[np.int64], fields: Mapping[str, str], *, size: int) -> None:
@@ -39,15 +39,15 @@ class Buckets:
         cuts = np.searchsorted(ends, np.arange(size, int(ends[-1]), size), side="left") + 1
         self._bounds = np.unique(np.concatenate([[0], cuts, [len(ends)]]))
         self.largest = int(np.diff(np.concatenate([[0], ends])[self._bounds]).max())
-        """Records of the largest bucket."""
+        """Number of records in the largest bucket."""
 
-    def deal(self, columns: Mapping[str, NDArray[Any]]) -> None:
-        """Append records, given as columns of one length, to their buckets."""
+    def add(self, columns: Mapping[str, NDArray[Any]]) -> None:
+        """Append records, given as columns of equal length, to their buckets."""
         import numpy as np
 
         records = np.empty(len(columns[self._row]), self._kind)
         bucket = (np.searchsorted(self._bounds, columns[self._row], side="right") - 1).astype(np.uint16)
-        # A stable sort of 16-bit numbers is a radix sort: one pass, however many buckets there are.
+        # A stable sort of 16-bit numbers is a radix sort: one pass for any number of buckets.
         order = np.argsort(bucket, kind="stable")
         for name in columns:
             records[name] = columns[name][order]
@@ -60,14 +60,14 @@ class Buckets:
             start = stop
 
     def sorted(self) -> Iterator[NDArray[Any]]:
-        """Each bucket's records, ordered by row and column; together all of them, in order. Removes the files."""
+        """Yield the records of each bucket, ordered by row and column, bucket by bucket. Removes the files."""
         import numpy as np
 
         for number in range(len(self._bounds) - 1):
             path = self._path(number)
             records = np.fromfile(path, self._kind) if path.exists() else np.empty(0, self._kind)
             path.unlink(missing_ok=True)
-            # One key of both numbers: NumPy sorts it with vector instructions, three times as fast as lexsort.
+            # One key made of row and column: NumPy sorts it with vector instructions, three times as fast as lexsort.
             key = records[self._row].astype(np.int64)
             key <<= 32
             key |= records[self._column]

@@ -1,4 +1,4 @@
-"""Text files as streams of bytes, unpacked where they are gzip; a file that never ends is refused, not followed."""
+"""Read plain and gzip files as streams of bytes, and refuse a gzip file that expands without end."""
 
 from __future__ import annotations
 
@@ -9,18 +9,25 @@ from typing import Any
 from common.errors import BadInput
 
 MOST_EXPANSION = 250
-"""A table of interactions packs 3 to 30 times smaller; what packs better than this many times is not one."""
+"""Largest ratio of unpacked to packed size that is read. Tables of interactions pack by factors of 3 to 30."""
 LEAST_BYTES = 64 << 20
-"""So much may be unpacked of any file."""
+"""Number of bytes that may be unpacked of any file."""
 
 
 class Unpacked:
-    """A binary file object over a plain or gzip file, for readers that take one.
+    """A binary file object over a plain or gzip file.
+
+    Parameters
+    ----------
+    path
+        The file.
+    gzipped
+        True if it is a gzip file.
 
     Raises
     ------
     BadInput
-        From ``read``, when a gzip file expands beyond all measure.
+        From ``read``: the file expands to more than ``MOST_EXPANSION`` times its size.
     """
 
     closed = False
@@ -31,7 +38,7 @@ class Unpacked:
         self._left = max(LEAST_BYTES, MOST_EXPANSION * path.stat().st_size) if gzipped else None
 
     def read(self, size: int = -1) -> bytes:
-        """Up to ``size`` bytes; none at the end."""
+        """Read up to ``size`` bytes; none at the end of the file."""
         block: bytes = self._stream.read(size)
         if self._left is not None:
             self._left -= len(block)
@@ -43,7 +50,7 @@ class Unpacked:
         return block
 
     def readable(self) -> bool:
-        """It is."""
+        """True: readers of Arrow ask for it."""
         return True
 
     def close(self) -> None:

@@ -1,8 +1,8 @@
-"""Ids, numbered in the order of their first appearance: their text on disk, about 30 bytes each in memory.
+"""Number ids in the order of their first appearance. Their text is on disk; about 30 bytes of each are in memory.
 
-An id is known in memory by two hashes only. They are multilinear, with random coefficients for each place of the text:
-two different texts have the same pair of hashes with a probability of at most 2^-80, so that with a hundred million ids
-one run in 10^8 confuses two of them (Lemire and Kaser, "Strongly universal string hashing is fast", 2014).
+In memory an id is represented by two hashes. They are multilinear, with a random coefficient for each position of the
+text: two different texts have equal hashes with a probability of at most 2^-80, so with a hundred million ids one run
+in 10^8 confuses two of them (Lemire and Kaser, "Strongly universal string hashing is fast", 2014).
 """
 
 from __future__ import annotations
@@ -19,28 +19,30 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 LONGEST = 1 << 10
-"""Bytes of an id; a longer one is no id."""
+"""Most bytes of an id; a longer text is refused."""
 FIRST_SLOTS = 1 << 16
+"""Slots of an empty hash table."""
 FULL = 0.5
-"""Share of the slots in use at which their number is doubled."""
+"""Share of used slots at which the table is doubled."""
 HASHED_BYTES = 1 << 17
-"""Text hashed at a time: it takes 32 bytes for each of its own."""
+"""Bytes of text hashed at a time; each takes 32 bytes of memory meanwhile."""
 READ_IDS = 1 << 15
 """Ids read back from disk at a time."""
 EMPTY = -1
+"""Number of an id that is not there, and content of an unused slot."""
 
 
 class BadId(ValueError):
-    """An id that cannot be one, in words."""
+    """A text that cannot be an id; the message says why."""
 
 
 class Vocabulary:
-    """Numbers for ids.
+    """Numbers for ids, by open addressing.
 
     Parameters
     ----------
     directory, name
-        The ids' text goes to ``NAME.bytes.npy`` and ``NAME.lengths.npy`` there.
+        The ids' text is written to ``NAME.bytes.npy`` and ``NAME.lengths.npy`` in the directory.
     """
 
     def __init__(self, directory: Path, name: str) -> None:
@@ -52,20 +54,30 @@ class Vocabulary:
         self._coefficients = random.integers(0, 2**64, (2, LONGEST), np.uint64)
         self._count = 0
         self._first, self._second = np.zeros(FIRST_SLOTS // 2, np.uint64), np.zeros(FIRST_SLOTS // 2, np.uint32)
-        """The two hashes of each number."""
+        """The two hashes of each number's id."""
         self._slots = np.full(FIRST_SLOTS, EMPTY, np.int32)
-        """Open addressing: the number whose first hash points here, or at one of the slots in use before."""
+        """The number whose first hash points to the slot, or to one of the used slots before it."""
 
     def __len__(self) -> int:
         return self._count
 
     def encode(self, column: Any) -> NDArray[np.int32]:
-        """Numbers of a column's ids; new ids get the next ones.
+        """Numbers of the ids in a column; new ids get the next numbers.
+
+        Parameters
+        ----------
+        column
+            Arrow array of text or integers, without nulls, shape (n,).
+
+        Returns
+        -------
+        NDArray
+            Shape (n,), int32.
 
         Raises
         ------
         BadId
-            More than ``LONGEST`` bytes, or with a NUL, which means that the file is not text.
+            An id has more than ``LONGEST`` bytes or a NUL byte, which means that the file is not text.
         """
         import numpy as np
         import pyarrow as pa
@@ -85,14 +97,22 @@ class Vocabulary:
         return coded
 
     def find(self, column: Any) -> NDArray[np.int32]:
-        """Numbers of a column's ids, ``EMPTY`` for those that are not known."""
+        """Numbers of the ids in a column, ``EMPTY`` for ids without one: shape (n,), int32."""
         import pyarrow as pa
         import pyarrow.compute as pc
 
         return self._find(*self._hashes(pc.cast(column, pa.string())))
 
     def ids(self, keep: NDArray[np.bool_]) -> Iterator[Any]:
-        """Arrow arrays of the kept ids in order: of int64 where every id is a plain integer, else of text."""
+        """Yield Arrow arrays of the kept ids, in the order of their numbers.
+
+        They are of int64 if every kept id is a plain integer, else of text.
+
+        Parameters
+        ----------
+        keep
+            Mask by number, shape (ids,).
+        """
         import pyarrow as pa
         import pyarrow.compute as pc
 
@@ -108,7 +128,7 @@ class Vocabulary:
             path.unlink(missing_ok=True)
 
     def _texts(self, keep: NDArray[np.bool_]) -> Iterator[Any]:
-        """The text of the kept ids, some at a time."""
+        """The texts of the kept ids, ``READ_IDS`` at a time."""
         import numpy as np
 
         for writer in (self._bytes, self._lengths):
@@ -124,44 +144,44 @@ class Vocabulary:
         lengths.close()
 
     def _hashes(self, texts: Any) -> tuple[NDArray[np.uint64], NDArray[np.uint32]]:
-        """Of each text: the sums of its bytes plus one, times the coefficients of their places, modulo 2^64."""
+        """Two hashes per text: sums of (byte + 1) times the coefficient of its position, modulo 2^64."""
         import numpy as np
 
-        letters, bounds = arrow_numpy.letters(texts)
-        lengths = np.diff(bounds)
+        letters, offsets = arrow_numpy.letters(texts)
+        lengths = np.diff(offsets)
         if len(lengths) and lengths.max() > LONGEST:
             row = int(lengths.argmax())
-            raise BadId(f"{texts[row].as_py()[:20]!r}... has {lengths[row]:,} bytes, at most {LONGEST:,} are read")
+            raise BadId(f"{texts[row].as_py()[:20]!r}... has {lengths[row]:,} bytes, at most {LONGEST:,} are allowed")
         first, second = np.zeros(len(texts), np.uint64), np.zeros(len(texts), np.uint64)
-        for start, stop in ranges(bounds, HASHED_BYTES):
-            text = letters[bounds[start] - bounds[0] : bounds[stop] - bounds[0]].astype(np.uint64)
+        for start, stop in ranges(offsets, HASHED_BYTES):
+            text = letters[offsets[start] - offsets[0] : offsets[stop] - offsets[0]].astype(np.uint64)
             text += 1
             if (text == 1).any():
                 raise BadId("with a NUL byte: the file is not text in UTF-8, or is damaged")
-            starts = bounds[start:stop] - bounds[start]
-            place = np.arange(len(text)) - np.repeat(starts, lengths[start:stop])
-            for part, coefficients in zip((first, second), self._coefficients, strict=True):
-                # The sum over an empty text is not what reduceat gives; a zero more lets the last one be empty.
-                products = np.append(coefficients[place] * text, np.uint64(0))
-                part[start:stop] = np.where(lengths[start:stop] > 0, np.add.reduceat(products, starts), 0)
+            starts = offsets[start:stop] - offsets[start]
+            position = np.arange(len(text)) - np.repeat(starts, lengths[start:stop])
+            for hashes, coefficients in zip((first, second), self._coefficients, strict=True):
+                # reduceat is wrong for empty texts; the zero at the end allows the last text to be empty.
+                products = np.append(coefficients[position] * text, np.uint64(0))
+                hashes[start:stop] = np.where(lengths[start:stop] > 0, np.add.reduceat(products, starts), 0)
         return first, (second >> np.uint64(32)).astype(np.uint32)
 
     def _find(self, first: NDArray[np.uint64], second: NDArray[np.uint32]) -> NDArray[np.int32]:
-        """Numbers of hashes, ``EMPTY`` where there is none."""
+        """Numbers of ids by their hashes, ``EMPTY`` for ids without one."""
         import numpy as np
 
         numbers = np.full(len(first), EMPTY, np.int32)
         open_, slot = np.arange(len(first)), self._home(first)
         while len(open_):
-            there = self._slots[slot]
-            same = (there != EMPTY) & (self._first[there] == first[open_]) & (self._second[there] == second[open_])
-            numbers[open_[same]] = there[same]
-            on = (there != EMPTY) & ~same
-            open_, slot = open_[on], self._next(slot[on])
+            stored = self._slots[slot]
+            same = (stored != EMPTY) & (self._first[stored] == first[open_]) & (self._second[stored] == second[open_])
+            numbers[open_[same]] = stored[same]
+            collides = (stored != EMPTY) & ~same
+            open_, slot = open_[collides], self._next(slot[collides])
         return numbers
 
     def _add(self, texts: Any, first: NDArray[np.uint64], second: NDArray[np.uint32]) -> None:
-        """Give the next numbers to ids that are new and different."""
+        """Give the next numbers to new ids, which must differ from each other."""
         import numpy as np
 
         letters, ends = arrow_numpy.letters(texts)
@@ -180,18 +200,18 @@ class Vocabulary:
             self._place(np.arange(begin, min(begin + READ_IDS, self._count), dtype=np.int32))
 
     def _place(self, numbers: NDArray[np.int32]) -> None:
-        """Put numbers into the slots."""
+        """Put numbers into free slots."""
         slot = self._home(self._first[numbers])
         while len(numbers):
             free = self._slots[slot] == EMPTY
-            self._slots[slot[free]] = numbers[free]  # of several for one slot the last stays
-            on = self._slots[slot] != numbers
-            numbers, slot = numbers[on], self._next(slot[on])
+            self._slots[slot[free]] = numbers[free]  # if several have the same slot, the last one gets it
+            homeless = self._slots[slot] != numbers
+            numbers, slot = numbers[homeless], self._next(slot[homeless])
 
     def _home(self, first: NDArray[np.uint64]) -> NDArray[np.int64]:
         import numpy as np
 
-        # The upper bits of a multilinear hash are its good ones.
+        # The upper bits of a multilinear hash are the random ones.
         bits = len(self._slots).bit_length() - 1
         home: NDArray[np.int64] = (first >> np.uint64(64 - bits)).astype(np.int64)
         return home
@@ -201,7 +221,13 @@ class Vocabulary:
 
 
 def plain_integers(texts: Any) -> bool:
-    """Whether every text is an integer as it would be written: no ``007``, no ``+1``."""
+    """True if every text is an integer in its usual form.
+
+    Examples
+    --------
+    >>> plain_integers(arrow_numpy.text(["7", "-12"])), plain_integers(arrow_numpy.text(["007"]))
+    (True, False)
+    """
     import pyarrow as pa
     import pyarrow.compute as pc
 

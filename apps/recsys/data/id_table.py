@@ -14,7 +14,15 @@ if TYPE_CHECKING:
 
 
 class IdTable:
-    """Ids, and for items titles, by row: one Arrow table, looked up by a scan rather than a second copy as a dict."""
+    """Ids, and for items titles, by row.
+
+    An id is found by scanning the Arrow column: a dictionary would be a second copy of all ids.
+
+    Parameters
+    ----------
+    path
+        A file that ``write_table`` wrote.
+    """
 
     def __init__(self, path: Path) -> None:
         table = arrow_numpy.read_parquet(path).combine_chunks()
@@ -25,35 +33,42 @@ class IdTable:
         return len(self._ids)
 
     def row(self, id_: str) -> int | None:
-        """Row of an id given as text, if it is known."""
+        """Row of an id given as text; ``None`` if it is not in the table."""
         import pyarrow as pa
         import pyarrow.compute as pc
 
         try:
-            wanted = pc.cast(arrow_numpy.text([id_]), self._ids.type)[0]
-        except pa.ArrowInvalid:  # not an integer, where all ids are
+            value = pc.cast(arrow_numpy.text([id_]), self._ids.type)[0]
+        except pa.ArrowInvalid:  # text that is not an integer, in a table of integers
             return None
-        found: int = pc.index(self._ids, wanted).as_py()
-        return found if found >= 0 else None
+        row: int = pc.index(self._ids, value).as_py()
+        return row if row >= 0 else None
 
     def id(self, row: int) -> int | str:
-        """The id of a row, as it was given."""
-        answer: int | str = self._ids[int(row)].as_py()
-        return answer
+        """The id of a row, as it was in the input."""
+        id_: int | str = self._ids[int(row)].as_py()
+        return id_
 
     def ids(self, rows: NDArray[np.int32]) -> Any:
-        """The ids of several rows as an Arrow array."""
+        """The ids of some rows as an Arrow array."""
         return self._ids.take(arrow_numpy.numbers(rows))
 
     def title(self, row: int) -> str:
-        """The title of a row, or nothing."""
+        """The title of a row; empty if it has none."""
         return "" if self._titles is None else str(self._titles[int(row)].as_py() or "")
 
 
 def write_table(path: Path, ids: Iterable[Any], titles: Any = None) -> None:
-    """Write a table of ids, given as arrays one after the other, and titles.
+    """Write a table of ids and titles, uncompressed, so that the file's size is that of the loaded table.
 
-    Uncompressed, so that the file's size tells what loading it takes.
+    Parameters
+    ----------
+    path
+        The file.
+    ids
+        Arrow arrays, one after the other.
+    titles
+        One Arrow array of all titles; ``None``: there are no titles.
     """
     import numpy as np
     import pyarrow as pa

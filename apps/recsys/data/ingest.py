@@ -1,7 +1,7 @@
-"""From input files to a model folder in the making: read, filter, split; exact sizes come out.
+"""From input files to the files of a model folder: read, filter, split.
 
-This runs before the plan, because only it knows the sizes that the plan prices. Its own memory is bounded by the
-modules it uses, walled, and priced in the plan's first phase.
+This runs before planning, because the plan needs the exact sizes. Its own memory is bounded by the modules that it
+uses, limited by a wall, and priced in the plan's first phase.
 """
 
 from __future__ import annotations
@@ -14,9 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from apps.recsys.data import arrow_numpy, readers
-from apps.recsys.data import splits as split
-from apps.recsys.data import staging as interactions
+from apps.recsys.data import arrow_numpy, readers, splits, staging
 from apps.recsys.data.csr_store import History
 from apps.recsys.data.id_index import EMPTY, Vocabulary
 from apps.recsys.data.id_table import write_table
@@ -32,35 +30,37 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """Sizes of the data, for the plan and for people."""
+    """Sizes of the data."""
 
     rows: int
     """Rows read."""
     users: int
+    """Users after the filters."""
     items: int
+    """Items after the filters."""
     interactions: int
     """Distinct pairs of user and item."""
     longest: int
-    """The most items that one user has."""
+    """The largest number of items of one user."""
     ids: int
-    """Distinct ids before the filters: what was in memory while reading."""
+    """Distinct ids before the filters: those in memory while reading."""
     bucket: int
-    """Rows of the largest bucket that was sorted."""
+    """Rows of the largest bucket that was sorted (``external_sort``)."""
     dropped: tuple[tuple[str, int], ...] = ()
-    """(reason, rows)."""
+    """Reasons for which rows were left out, each with their number."""
     scored_users: int = 0
     """Users with held-out items."""
     scored_items: int = 0
-    """Held-out interactions in all."""
+    """Held-out interactions of all users."""
     scored_longest: int = 0
-    """The most items that one of them has."""
+    """The largest number of items of one user with held-out items."""
     held_interactions: int = 0
     """Interactions that training does not see."""
 
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
-    """What the command line says about the data, headers checked."""
+    """Input files with checked headers, and how they are read."""
 
     sources: tuple[Source, ...]
     titles: tuple[Source, str] | None
@@ -70,21 +70,21 @@ class Inputs:
 
 
 def workspace(output: Path) -> Workspace:
-    """A scratch folder beside the output, or above it where its own folder is still to be made."""
-    return Workspace(next(place for place in output.absolute().parents if place.is_dir()), output.name)
+    """Make a scratch folder in the nearest existing parent of the output."""
+    return Workspace(next(parent for parent in output.absolute().parents if parent.is_dir()), output.name)
 
 
 def ingest(inputs: Inputs, directory: Path) -> Facts:
-    """Write history, ids, titles and what is held out into ``directory``.
+    """Write history, ids, titles and held-out items into ``directory``.
 
     Raises
     ------
     BadInput
-        As ``interactions.stage``.
+        As ``staging.stage`` and ``splits.hold_out``.
     """
-    timed = inputs.split in split.TIMED
+    timed = inputs.split in splits.TIMED
     users, items = Vocabulary(directory, "user"), Vocabulary(directory, "item")
-    staged = interactions.stage(inputs.sources, directory, users, items, filters=inputs.filters, timed=timed)
+    staged = staging.stage(inputs.sources, directory, users, items, filters=inputs.filters, timed=timed)
     assert staged.user_rows is not None and staged.item_rows is not None
     ids = len(users) + len(items)
     write_table(directory / "users.parquet", users.ids(staged.user_rows > 0))
@@ -93,7 +93,7 @@ def ingest(inputs: Inputs, directory: Path) -> Facts:
     users.close()
     items.close()
     del users, items, kept
-    sizes = interactions.build(staged, directory, timed=timed)
+    sizes = staging.build(staged, directory, timed=timed)
     held = _hold_out(inputs, directory) if inputs.split != "none" else {}
     for path in directory.glob("history.times.npy"):
         path.unlink()
@@ -108,11 +108,11 @@ def ingest(inputs: Inputs, directory: Path) -> Facts:
 
 
 def _hold_out(inputs: Inputs, directory: Path) -> dict[str, int]:
-    """Write what the split holds out; its sizes, as ``Facts`` names them."""
+    """Write the held-out items; returns their sizes by their names in ``Facts``."""
     import numpy as np
 
-    users = split.hold_out(directory, inputs.split, inputs.seed)
-    heldout, history = split.HeldOut(directory), History(directory)
+    users = splits.hold_out(directory, inputs.split, inputs.seed)
+    heldout, history = splits.HeldOut(directory), History(directory)
     lengths = np.diff(history.indptr)[heldout.users]
     unseen = int(lengths.sum()) if inputs.split == "user-holdout" else heldout.size
     if unseen >= history.size:
@@ -124,27 +124,27 @@ def _hold_out(inputs: Inputs, directory: Path) -> dict[str, int]:
 
 
 def _titles(titles: tuple[Source, str] | None, items: Vocabulary, keep: NDArray[np.bool_]) -> Any:
-    """Titles of the kept items in their order, where a table of items is given."""
+    """Titles of the kept items in their order; ``None`` without a table of titles."""
     if titles is None:
         return None
     source, column = titles
-    found: list[str | None] = [None] * len(keep)
+    by_number: list[str | None] = [None] * len(keep)
     for batch in readers.batches(source, [str(source.columns.item), column]):
         for number, title in zip(items.find(batch.column(0)), batch.column(1).to_pylist(), strict=True):
             if number != EMPTY:
-                found[number] = str(title)
-    return arrow_numpy.text(title for title, kept in zip(found, keep, strict=True) if kept)
+                by_number[number] = str(title)
+    return arrow_numpy.text(title for title, kept in zip(by_number, keep, strict=True) if kept)
 
 
 def count(inputs: Inputs) -> Facts:
-    """Upper bounds of the sizes with next to no memory: for a ceiling under which Arrow itself cannot be loaded.
+    """Upper bounds of the sizes, found without Arrow: for a ceiling under which Arrow cannot be loaded.
 
     Filters and splits are not applied, so the true sizes are at most these.
 
     Raises
     ------
     MemoryError
-        For a Parquet file, which takes Arrow to read.
+        A file is Parquet or Arrow, which cannot be read without Arrow.
     """
     users: Counter[str] = Counter()
     items: set[str] = set()
@@ -152,16 +152,16 @@ def count(inputs: Inputs) -> Facts:
         if source.parquet:
             raise MemoryError
         with readers.open_text(source.path) as stream, suppress(UnicodeDecodeError, EOFError):
-            for user, *had in _plain_rows(source, stream):
-                users[user] += len(had)
-                items.update(had)
+            for user, *user_items in _plain_rows(source, stream):
+                users[user] += len(user_items)
+                items.update(user_items)
     rows, longest = users.total(), max(users.values(), default=0)
-    bucket = min(rows, interactions.BUCKET_ROWS + longest)  # a bucket ends with a whole user
+    bucket = min(rows, staging.BUCKET_ROWS + longest)  # a bucket ends with a whole user
     return Facts(rows, len(users), len(items), rows, longest, len(users) + len(items), bucket)
 
 
 def _plain_rows(source: Source, stream: Any) -> Iterator[list[str]]:
-    """A user and its items, from each row of a text."""
+    """Yield a user and its items from each row of a text."""
     if source.lists:
         yield from (line.split() for line in stream if line.strip())
         return
@@ -176,10 +176,23 @@ def open_inputs(
 ) -> Inputs:
     """Check the headers of all files.
 
+    Parameters
+    ----------
+    paths
+        Files of interactions.
+    columns
+        Their columns, as far as the user names them.
+    titles
+        A table of items and titles.
+    filters
+        Which rows, users and items are left out.
+    split, seed
+        How evaluation items are held out.
+
     Raises
     ------
     BadInput
-        As ``reading.open_source``.
+        As ``readers.open_source`` and ``readers.open_titles``.
     """
     sources = tuple(readers.open_source(path, columns) for path in paths)
     return Inputs(sources, readers.open_titles(titles) if titles else None, filters, split, seed)

@@ -1,10 +1,9 @@
-"""Interaction files as a stream of Arrow batches: CSV (plain or gzip), Parquet and Arrow files, columns found by name.
+"""Read interaction files as streams of Arrow batches: CSV (plain or gzip), Parquet and Arrow files.
 
-Three kinds of text without a header are known too: ``user::item::value::time`` (MovieLens), the same four separated by
-tabs (MovieLens 100K, NCF), and lists, ``user item item ...`` (LightGCN).
+Columns are found by name. Three formats without a header are read too: ``user::item::value::time`` (MovieLens), the
+same four columns separated by tabs (MovieLens 100K, NCF), and lists, ``user item item ...`` (LightGCN).
 
-The text is never whole in memory: Arrow parses one block at a time. Ids are read as text, so that any type of id
-works and ``007`` stays ``007``.
+Arrow parses one block of text at a time. Ids are read as text, so any type of id works and ``007`` stays ``007``.
 """
 
 import csv
@@ -21,16 +20,16 @@ from common.errors import BadInput
 from common.memory.process import fork
 
 BLOCK_BYTES = 1 << 19
-"""Text parsed at a time."""
+"""Bytes of text parsed at a time."""
 PARQUET_ROWS = 1 << 15
 """Parquet rows decoded at a time."""
 
 HEADLESS = ("user", "item", "value", "time")
-"""Columns of a file without a header, in their order."""
+"""Columns of a file without a header."""
 LIST_LINES = 1 << 10
-"""Lines of lists turned into rows at a time."""
+"""Lines of a file of lists read at a time."""
 LONGEST_LIST = 8 << 20
-"""Characters of a line that is a list; a longer one is not."""
+"""Most characters of a line in a file of lists; a longer line is refused."""
 
 USER_NAMES = ("user", "userid", "uid", "customer", "customerid", "visitorid", "reviewerid")
 ITEM_NAMES = ("item", "itemid", "iid", "movieid", "artistid", "trackid", "songid", "bookid", "productid", "asin")
@@ -41,7 +40,7 @@ TITLE_NAMES = ("title", "name", "label")
 
 @dataclass(frozen=True, slots=True)
 class Columns:
-    """Names of the columns to read; ``None``: not there, or not wanted."""
+    """Names of the columns to read; ``None``: absent, or not named by the user."""
 
     user: str | None = None
     item: str | None = None
@@ -57,16 +56,16 @@ class Source:
     columns: Columns
     delimiter: str = ","
     names: tuple[str, ...] | None = None
-    """Names of the columns where the file has no header."""
+    """Names of the columns if the file has no header."""
 
     @property
     def parquet(self) -> bool:
-        """Whether it is read as Parquet or Arrow; everything else is text."""
+        """True for Parquet and Arrow files; everything else is text."""
         return _is_parquet(self.path) or _is_arrow(self.path)
 
     @property
     def lists(self) -> bool:
-        """Whether a line is a user and all of its items."""
+        """True if each line is a user and all of its items."""
         return self.delimiter == " "
 
 
@@ -83,17 +82,20 @@ def _is_gzip(path: Path) -> bool:
 
 
 def open_source(path: Path, wanted: Columns) -> Source:
-    """Check that a file is there and has the columns; cheap, reads the header only.
+    """Check that a file exists and has the columns. Only the header is read.
 
     Parameters
     ----------
+    path
+        The file.
     wanted
-        Names given by the user; a ``None`` is looked up by common names, and user and item then by position.
+        Names of columns from the user. Where one is ``None``, common names are looked up; user and item are the first
+        columns otherwise.
 
     Raises
     ------
     BadInput
-        Missing or empty file, unreadable header, or no such column (the message lists what there is).
+        The file is missing or empty, its header is unreadable, or it has no such column (the message lists all).
     """
     names, delimiter, headed = header(path)
     for name in (wanted.user, wanted.item, wanted.value, wanted.time):
@@ -117,7 +119,18 @@ def open_source(path: Path, wanted: Columns) -> Source:
 
 
 def open_titles(path: Path) -> tuple[Source, str]:
-    """The same for a table of items: its source (``columns.item`` is set) and the name of the title's column."""
+    """Check a table of items and titles.
+
+    Returns
+    -------
+    source, title
+        The source, with ``columns.item`` set, and the name of the column of titles.
+
+    Raises
+    ------
+    BadInput
+        As ``header``, or there is no column for the titles.
+    """
     names, delimiter, headed = header(path)
     item = _by_name(names, (*ITEM_NAMES, "id"), taken=set()) or names[0]
     title = _by_name(names, TITLE_NAMES, taken={item}) or next((name for name in names if name != item), None)
@@ -127,13 +140,24 @@ def open_titles(path: Path) -> tuple[Source, str]:
 
 
 def header(path: Path) -> tuple[list[str], str, bool]:
-    """Column names and delimiter of a file, and whether the names stand in it; without reading its rows."""
+    """Read the header of a file.
+
+    Returns
+    -------
+    names, delimiter, headed
+        Column names; delimiter of the columns; True if the names are in the file.
+
+    Raises
+    ------
+    BadInput
+        The file is missing, empty or unreadable, or two columns have the same name.
+    """
     if not path.is_file():
         raise BadInput(f"{path}: no such file", public="no such file")
     if path.stat().st_size == 0:
         raise BadInput(f"{path}: the file is empty", public="empty file")
     if _is_parquet(path) or _is_arrow(path):
-        # In a child, so that Arrow does not stay in a process that only plans and fits.
+        # In a child, so that a process that only plans and fits does not keep Arrow in memory.
         names = _schema(path) if "pyarrow" in sys.modules else fork.run(lambda: {"names": _schema(path)})["names"]
         return names, ",", True
     try:
@@ -143,8 +167,8 @@ def header(path: Path) -> tuple[list[str], str, bool]:
         raise BadInput(f"{path}: not a readable CSV file ({error})", public="unreadable file") from None
     if not line.strip():
         raise BadInput(f"{path}: the file is empty", public="empty file")
-    if found := _known_layout(line):
-        return *found, False
+    if layout := _layout_without_header(line):
+        return *layout, False
     delimiter = max(",\t;|", key=line.count)
     names = [name.strip() for name in next(csv.reader([line], delimiter=delimiter))]
     if len(set(names)) < len(names):
@@ -152,8 +176,8 @@ def header(path: Path) -> tuple[list[str], str, bool]:
     return names, delimiter, True
 
 
-def _known_layout(line: str) -> tuple[list[str], str] | None:
-    """Names and delimiter of the layouts that have no header, if this first line is of one."""
+def _layout_without_header(line: str) -> tuple[list[str], str] | None:
+    """Column names and delimiter, if the first line is of a format without a header."""
     for delimiter in ("::", "\t"):
         cells = line.split(delimiter)
         if 2 <= len(cells) <= len(HEADLESS) and (delimiter == "::" or all(_is_number(cell) for cell in cells)):
@@ -179,15 +203,16 @@ def _schema(path: Path) -> list[str]:
 
 
 def open_text(path: Path) -> Any:
-    """A text stream of a plain or gzip file, without its byte order mark."""
+    """Open a plain or gzip file as a stream of text, without its byte order mark."""
     if _is_gzip(path):
         return gzip.open(path, "rt", encoding="utf-8-sig", newline="")
     return path.open("rt", encoding="utf-8-sig", newline="")
 
 
-def _by_name(names: Sequence[str], known: Sequence[str], taken: set[str | None]) -> str | None:
+def _by_name(names: Sequence[str], usual: Sequence[str], taken: set[str | None]) -> str | None:
+    """The first of some usual names among the columns, without regard to case and punctuation."""
     plain = {re.sub(r"[^a-z0-9]", "", name.lower()): name for name in reversed(names) if name not in taken}
-    return next((plain[name] for name in known if name in plain), None)
+    return next((plain[name] for name in usual if name in plain), None)
 
 
 def _is_number(text: str) -> bool:
@@ -201,14 +226,23 @@ def _is_number(text: str) -> bool:
 def batches(
     source: Source, names: Sequence[str], *, number: str | None = None, time: str | None = None
 ) -> Iterator[Any]:
-    """Record batches with the columns ``names``: ids as they are, ``number`` and ``time`` as float64.
+    """Read a file as Arrow record batches.
 
-    A time is a number, or an ISO 8601 date (microseconds then).
+    Parameters
+    ----------
+    source
+        The file.
+    names
+        Columns to read. Ids keep their type.
+    number
+        The column among them that holds numbers, converted to float64.
+    time
+        The column among them that holds times: numbers, or dates as ISO 8601, which become microseconds; float64.
 
     Raises
     ------
     BadInput
-        A row of another length, a value that is not a number (with row and column), a damaged file.
+        A row has another length, a value is not a number (with row and column), or the file is damaged.
     """
     import pyarrow as pa
 
@@ -260,7 +294,7 @@ def _csv_batches(source: Source, names: list[str], number: str | None) -> Iterat
         opened = pa.input_stream(str(source.path), buffer_size=BLOCK_BYTES)
     delimiter = "\t" if source.delimiter == "::" else source.delimiter
     with opened as stream:
-        # One thread: errors then carry row numbers, and no block is parsed ahead of its use.
+        # One thread, so that errors have row numbers and no block is parsed in advance.
         yield from pyarrow.csv.open_csv(
             stream,
             read_options=pyarrow.csv.ReadOptions(
@@ -276,22 +310,22 @@ def _csv_batches(source: Source, names: list[str], number: str | None) -> Iterat
 
 
 class _Tabbed(Unpacked):
-    """A file object in which every ``::`` is a tab, for a parser that knows delimiters of one character only."""
+    """A file object in which every ``::`` is a tab: the parser takes delimiters of one character only."""
 
     _rest = b""
 
     def read(self, size: int = BLOCK_BYTES) -> bytes:
-        """About ``size`` bytes; none at the end."""
+        """Read about ``size`` bytes; none at the end of the file."""
         more = super().read(size if size > 0 else BLOCK_BYTES)
         block = self._rest + more
-        # Of an odd number of colons at the end, the last may be half of a delimiter.
+        # If the block ends with an odd number of colons, the last one may be half of a delimiter.
         odd = (len(block) - len(block.rstrip(b":"))) % 2
         self._rest = b":" if more and odd else b""
         return block[: len(block) - len(self._rest)].replace(b"::", b"\t")
 
 
 def _list_batches(source: Source) -> Iterator[Any]:
-    """Rows of a file of lists; a user without items has none."""
+    """Rows of a file of lists; a user without items has no row."""
     import pyarrow as pa
 
     with open_text(source.path) as stream:
@@ -301,7 +335,7 @@ def _list_batches(source: Source) -> Iterator[Any]:
             for line in lines:
                 number += 1
                 if len(line) == LONGEST_LIST:
-                    raise BadInput(f"{source.path}: line {number} is no list of ids", public="unreadable input")
+                    raise BadInput(f"{source.path}: line {number} is not a list of ids", public="unreadable input")
                 user, *rest = line.split() or [""]
                 for item in rest:
                     users.append(user)
@@ -334,7 +368,7 @@ _SHAPE = re.compile(r"CSV parse error: (?:Row #(\d+): )?Expected (\d+) columns, 
 
 
 def _explain(message: str, source: Source) -> str:
-    """Arrow's message in the user's terms."""
+    """Arrow's error message in the user's terms."""
     if match := _CONVERSION.search(message):
         names, *_ = header(source.path)
         where = f"line {match[2]}, " if match[2] else ""

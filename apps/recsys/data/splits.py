@@ -1,6 +1,7 @@
-"""What is held out for evaluation, kept beside the history as ``heldout.*.npy``.
+"""Hold items out for evaluation, as ``heldout.*.npy`` next to the history.
 
-``history`` stays complete, so that a served user's whole past counts; evaluation and training subtract.
+The history stays complete, so a served user's whole past counts; evaluation and training leave out what they must not
+see.
 """
 
 from __future__ import annotations
@@ -17,33 +18,49 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 KINDS = ("none", "user-holdout", "leave-last", "temporal", "random")
+"""Values of ``--split``."""
 TIMED = ("leave-last", "temporal")
-"""Those that look at when something was had."""
+"""Splits that need timestamps."""
 SAMPLED_TIMES = 1 << 20
-"""Times that stand for all where there are more: evenly spread over the users."""
+"""Largest number of timestamps that the moment of ``temporal`` is computed from, spread evenly over the users."""
 HOLDOUT_SHARE = 0.1
-"""Users held out of training (user-holdout)."""
+"""Share of the users that ``user-holdout`` holds out of training."""
 SCORED_SHARE = 0.2
-"""Share of a held-out user's items that is scored; the rest is folded in."""
+"""Share of a user's items that is scored; the rest is folded in."""
 MOST_VALIDATION_USERS = 2000
-"""Users whose hidden items training looks at after each epoch."""
+"""Largest number of users whose hidden items training is validated on."""
 LEAST_ITEMS = 5
-"""A held-out user with fewer items is not scored: a fifth of it would be nothing."""
+"""Fewest items of a user that is scored: a fifth of fewer is none."""
 
 
 def hold_out(directory: Path, kind: str, seed: int) -> int:
     """Choose and write ``heldout.users.npy``, ``heldout.indptr.npy`` and ``heldout.items.npy``.
 
     ``user-holdout`` is strong generalisation (Liang et al., "Variational autoencoders for collaborative filtering",
-    2018): a tenth of the users is unknown in training; 80 % of a held-out user's items are folded in, 20 % scored.
-    ``leave-last`` scores every user's last item in time; ``temporal`` all that was had after one moment, the same for
-    everyone: a fifth of it. Users who only come after it are scored with nothing known about them: to leave them out
-    would flatter, to train on them would look ahead. ``random`` scores a fifth of every user's items (LightGCN's).
+    2018): a tenth of the users is not trained on; 80 % of their items are folded in, 20 % scored. ``leave-last`` scores
+    every user's last item in time. ``temporal`` scores all interactions after one moment, which is the same for all
+    users and leaves a fifth of the interactions after it. Users who only appear after it are scored without a history:
+    leaving them out would flatter the model, and training on them would use the future. ``random`` scores a fifth of
+    every user's items, as LightGCN does.
+
+    Parameters
+    ----------
+    directory
+        Folder of the history.
+    kind
+        One of ``KINDS`` except ``"none"``.
+    seed
+        Of the random choices.
 
     Returns
     -------
     int
-        How many users are scored.
+        Number of users to score.
+
+    Raises
+    ------
+    BadInput
+        No user has enough items.
     """
     history = History(directory)
     if kind == "leave-last":
@@ -61,7 +78,20 @@ def hold_out(directory: Path, kind: str, seed: int) -> int:
 
 
 def write(directory: Path, name: str, chosen: Iterable[tuple[int, NDArray[Any]]]) -> int:
-    """Write scored items, user by user in increasing order, as ``HeldOut`` reads them; returns how many users."""
+    """Write items to score, as ``HeldOut`` reads them.
+
+    Parameters
+    ----------
+    directory, name
+        The files are ``NAME.users.npy``, ``NAME.indptr.npy`` and ``NAME.items.npy``.
+    chosen
+        Users in increasing order, each with its items.
+
+    Returns
+    -------
+    int
+        Number of users.
+    """
     total = users = 0
     with (
         NpyWriter(directory / f"{name}.users.npy", "<i4") as rows,
@@ -84,7 +114,7 @@ def _array(values: list[int]) -> NDArray[np.int64]:
 
 
 def held_out_users(users: int, seed: int) -> NDArray[np.int64]:
-    """Rows of the users that ``user-holdout`` keeps out of training, increasing."""
+    """Rows of the users that ``user-holdout`` holds out of training, increasing."""
     import numpy as np
 
     count = max(1, int(HOLDOUT_SHARE * users))
@@ -106,7 +136,7 @@ def _leave_last(history: History, directory: Path) -> Iterator[tuple[int, NDArra
         if len(items) < 2:
             continue
         when = times[slice(int(history.indptr[user]), int(history.indptr[user + 1]))]
-        # Of several at the last moment, the last in the row.
+        # If several items have the last time, the last one in the row.
         last = len(when) - 1 - int(when[::-1].argmax())
         yield user, items[last : last + 1]
     times.close()
@@ -125,23 +155,25 @@ def _after(history: History, directory: Path) -> Iterator[tuple[int, NDArray[Any
 
 
 def _moment(times: NpyReader) -> float:
-    """After it comes ``SCORED_SHARE`` of all interactions, or as near to it as equal times allow."""
+    """The time after which ``SCORED_SHARE`` of all interactions are, or as near to that as equal times allow."""
     import numpy as np
 
     step = -(-times.length // SAMPLED_TIMES)
     starts = range(0, times.length, BLOCK)
     some = np.concatenate([times[start : start + BLOCK][-start % step :: step] for start in starts])
-    place = int((1 - SCORED_SHARE) * len(some))
-    return float(np.partition(some, place)[place])
+    rank = int((1 - SCORED_SHARE) * len(some))
+    return float(np.partition(some, rank)[rank])
 
 
 class HeldOut:
-    """Scored items of a model folder, read row by row.
+    """Items to score, read user by user.
 
     Parameters
     ----------
+    directory
+        Folder of the files.
     name
-        ``"heldout"``: what the model's split held out; ``"validation"``: what training itself looks at.
+        ``"heldout"`` for what the split held out, ``"validation"`` for what is hidden from training.
     """
 
     def __init__(self, directory: Path, name: str = "heldout") -> None:
@@ -153,15 +185,15 @@ class HeldOut:
 
     @property
     def size(self) -> int:
-        """Scored interactions in all."""
+        """Number of items to score, of all users."""
         return self._items.size
 
     def items(self, row: int) -> NDArray[np.int32]:
-        """Scored items of the user ``users[row]``, increasing."""
+        """Items of the user ``users[row]``, increasing."""
         return self._items.items(row)
 
     def pairs(self, start: int, stop: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-        """Users from ``start`` to ``stop`` and their scored items, in order."""
+        """Pairs of user and item of the users ``start`` to ``stop``, in order: two arrays of one length."""
         import numpy as np
 
         first, last = np.searchsorted(self.users, [start, stop])
@@ -174,16 +206,18 @@ class HeldOut:
 
 
 class Kept:
-    """Which interactions are trained on.
+    """Tells which interactions are trained on.
 
     Parameters
     ----------
+    history
+        All interactions.
     heldout
-        What the split scores, if there is one.
+        Items that the split holds out; ``None``: there is no split.
     whole_users
-        Leave held-out users out altogether (user-holdout), not only their scored items (leave-last).
+        True to leave out held-out users entirely (``user-holdout``), False to leave out their scored items only.
     validation
-        What training itself looks at.
+        Items that are hidden from training, if any.
     """
 
     def __init__(
@@ -191,16 +225,16 @@ class Kept:
     ) -> None:
         self._history = history
         self._users = heldout.users if heldout is not None and whole_users else None
-        self._hidden = [part for part in (validation, None if whole_users else heldout) if part is not None]
+        self._hidden = [items for items in (validation, None if whole_users else heldout) if items is not None]
 
     @classmethod
     def of(cls, history: History, directory: Path, split: str, *, validation: HeldOut | None = None) -> Kept:
-        """Of a split by its name, as it stands in ``directory``."""
+        """Open the held-out items of a split, one of ``KINDS``, in ``directory``."""
         heldout = HeldOut(directory) if split != "none" else None
         return cls(history, heldout, whole_users=split == "user-holdout", validation=validation)
 
     def mask(self, start: int, stop: int) -> NDArray[np.bool_]:
-        """For each interaction of the users ``start`` to ``stop`` whether it is."""
+        """Mask of the trained interactions of the users ``start`` to ``stop``, in the order of the history."""
         import numpy as np
 
         indptr = self._history.indptr[start : stop + 1]
@@ -210,20 +244,37 @@ class Kept:
             keep &= ~np.isin(user, self._users[slice(*np.searchsorted(self._users, [start, stop]))])
         if self._hidden:
             keys = _keys(user, self._history.items(start, stop))
-            for part in self._hidden:
-                keep[keys.searchsorted(_keys(*part.pairs(start, stop)))] = False
+            for items in self._hidden:
+                keep[keys.searchsorted(_keys(*items.pairs(start, stop)))] = False
         return keep
 
 
 def _keys(users: NDArray[np.int32], items: NDArray[np.int32]) -> NDArray[np.int64]:
-    """A number for each pair, increasing where they are in order."""
+    """A number per pair, increasing if the pairs are in order."""
     import numpy as np
 
     return (users.astype(np.int64) << 32) | items
 
 
 def hide_for_validation(directory: Path, kept: Kept, history: History, seed: int) -> int:
-    """Write ``validation.*.npy``: a fifth of the items of some training users; returns how many users."""
+    """Write ``validation.*.npy``: a fifth of the trained items of a tenth of the users, at most 2,000.
+
+    Parameters
+    ----------
+    directory
+        Folder of the history.
+    kept
+        What is trained on without a validation.
+    history
+        All interactions.
+    seed
+        Of the random choices.
+
+    Returns
+    -------
+    int
+        Number of users with hidden items.
+    """
     import numpy as np
 
     count = min(MOST_VALIDATION_USERS, max(1, int(HOLDOUT_SHARE * history.rows)))
@@ -245,7 +296,7 @@ def forget_validation(directory: Path) -> None:
 
 
 def _some(items: NDArray[Any], seed: list[int]) -> NDArray[Any]:
-    """A fifth of the items, increasing. A generator per user: the choice does not depend on who else is there."""
+    """A fifth of the items, increasing. A seed per user makes the choice independent of the other users."""
     import numpy as np
 
     order = np.random.default_rng(seed).permutation(len(items))
@@ -253,7 +304,17 @@ def _some(items: NDArray[Any], seed: list[int]) -> NDArray[Any]:
 
 
 def known_rows(history: History, scored: NDArray[Any], user: int) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
-    """A user's items and weights without the scored ones: what may be folded in, and is masked in the ranking."""
+    """A user's items and weights without the scored ones: they are folded in, and not ranked.
+
+    Parameters
+    ----------
+    history
+        All interactions.
+    scored
+        Items to leave out.
+    user
+        Row of the user.
+    """
     import numpy as np
 
     items, values = history.items(user), history.values(user)

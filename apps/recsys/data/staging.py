@@ -1,12 +1,12 @@
 """From rows of text to a CSR matrix on disk, in three passes of bounded memory.
 
-1. ``stage``: every row becomes (user, item, value[, time]) numbers, appended to scratch files; ids get numbers in
-   the order of their first appearance.
-2. ``keep``: users and items with too few rows are dropped, again and again until none is left.
-3. ``build``: rows are dealt into buckets of neighbouring users, and each bucket is sorted and its repeated pairs
-   summed, on its own.
+1. Staging: every row becomes numbers (user, item, value[, time]) in scratch files; ids are numbered in the order of
+   their first appearance.
+2. Filtering: users and items with too few rows are dropped, repeatedly, until none is left.
+3. Building: rows are distributed over buckets of consecutive users; each bucket is sorted by itself, and its repeated
+   pairs are summed.
 
-What grows with the data is the two tables of ids and a few numbers per user and item; rows only pass through.
+The memory grows with the number of ids and by a few numbers per user and item, not with the number of rows.
 """
 
 from __future__ import annotations
@@ -28,61 +28,70 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 BUCKET_ROWS = 1 << 18
-"""Rows sorted at a time."""
+"""Rows sorted at a time, approximately."""
 STAGED = {"user": "<i4", "item": "<i4", "value": "<f4", "time": "<f8"}
-"""Scratch columns."""
+"""Scratch columns and their types."""
 
 
 @dataclass(frozen=True, slots=True)
 class Filters:
-    """What to leave out."""
+    """Which rows, users and items are left out."""
 
     min_value: float | None = None
-    """Rows with a smaller value."""
+    """Rows with a smaller value are left out."""
     min_user: int = 1
-    """Users with fewer rows."""
+    """Users with fewer rows are left out."""
     min_item: int = 1
-    """Items with fewer rows."""
+    """Items with fewer rows are left out."""
 
 
 @dataclass(slots=True)
 class Staged:
-    """What the first two passes found."""
+    """Result of the first two passes."""
 
     rows: int = 0
     """Rows read."""
     kept: int = 0
-    """Rows that go into the matrix."""
+    """Rows that are in the matrix."""
     dropped: dict[str, int] = field(default_factory=dict)
-    """Reason -> rows."""
+    """Reason -> number of rows left out."""
     user_rows: NDArray[np.int64] | None = None
-    """Rows of each user; 0 once the user is dropped."""
+    """Number of rows of each user, 0 for dropped users; shape (users before filtering,)."""
     item_rows: NDArray[np.int64] | None = None
-    """Rows of each item."""
+    """Number of rows of each item, 0 for dropped items; shape (items before filtering,)."""
     largest_bucket: int = 0
-    """Rows of the largest bucket that was sorted at once."""
+    """Rows of the largest bucket."""
 
 
 def stage(
     sources: Sequence[Source], directory: Path, users: Vocabulary, items: Vocabulary, *, filters: Filters, timed: bool
 ) -> Staged:
-    """First and second pass: number the ids, write the rows to scratch, decide who stays.
+    """First and second pass: number the ids, write the rows to scratch files, decide which ones stay.
 
     Parameters
     ----------
+    sources
+        Files of interactions.
+    directory
+        Folder of the scratch files.
+    users, items
+        Empty vocabularies.
+    filters
+        Which rows, users and items are left out.
     timed
-        Keep the time column; where a file has none, the order of its rows stands for it.
+        True to keep times. If a file has no times, the numbers of its rows are used.
 
     Raises
     ------
     BadInput
-        As ``reading.batches``; a negative or infinite value; nothing left; one user or one item only.
+        As ``readers.batches``; a value is negative or infinite; an id is unusable; no row, or fewer than two users or
+        items are left.
     """
-    found = Staged()
+    staged = Staged()
     columns = [name for name in STAGED if timed or name != "time"]
     writers = {name: NpyWriter(directory / f"staged.{name}.npy", STAGED[name]) for name in columns}
     for source in sources:
-        for batch in _checked(source, found, filters, timed=timed):
+        for batch in _checked(source, staged, filters, timed=timed):
             coded = dict(batch)
             for name, vocabulary in (("user", users), ("item", items)):
                 coded[name] = _encoded(vocabulary, batch[name], source, str(getattr(source.columns, name)))
@@ -90,23 +99,23 @@ def stage(
                 writer.append(coded[name])
     for writer in writers.values():
         writer.__exit__(None, None, None)
-    if not found.rows:
+    if not staged.rows:
         raise BadInput(f"{sources[0].path}: no rows below the header", public="no rows")
-    _count(found, directory, len(users), len(items), filters)
-    for what, rows in (("user", found.user_rows), ("item", found.item_rows)):
+    _count(staged, directory, len(users), len(items), filters)
+    for what, rows in (("user", staged.user_rows), ("item", staged.item_rows)):
         assert rows is not None
         if (left := int((rows > 0).sum())) < 2:
-            dropped = ", ".join(f"{n} rows {why}" for why, n in found.dropped.items()) or "none"
+            dropped = ", ".join(f"{n} rows {why}" for why, n in staged.dropped.items()) or "none"
             raise BadInput(
                 f"{sources[0].path}: {left} {what}{'' if left == 1 else 's'} left; at least two are needed"
                 f" (dropped: {dropped})",
                 public="too few users or items",
             )
-    return found
+    return staged
 
 
 def _encoded(vocabulary: Vocabulary, column: Any, source: Source, name: str) -> NDArray[np.int32]:
-    """Numbers of a column's ids, or whose fault it is that there are none."""
+    """Numbers of a column's ids; raises ``BadInput`` naming the file and the column."""
     import pyarrow as pa
 
     try:
@@ -120,8 +129,8 @@ def _encoded(vocabulary: Vocabulary, column: Any, source: Source, name: str) -> 
         ) from None
 
 
-def _checked(source: Source, found: Staged, filters: Filters, *, timed: bool) -> Iterator[dict[str, Any]]:
-    """Batches of usable rows: ids present, values positive and finite."""
+def _checked(source: Source, staged: Staged, filters: Filters, *, timed: bool) -> Iterator[dict[str, Any]]:
+    """Yield the usable rows of a file in batches: ids that are not empty, values that are positive and finite."""
     import numpy as np
     import pyarrow.compute as pc
 
@@ -142,42 +151,43 @@ def _checked(source: Source, found: Staged, filters: Filters, *, timed: bool) ->
             if bad.any():
                 row = int(bad.argmax())
                 raise BadInput(
-                    f"{source.path}: row {found.rows + row + 1}, column {named.value!r}: {value[row]:g} is not a"
+                    f"{source.path}: row {staged.rows + row + 1}, column {named.value!r}: {value[row]:g} is not a"
                     " finite number of zero or more; a value says how much of an item someone had: leave rows out"
                     " with --min-value, or name another column with --value-col",
                     public="value out of range",
                 )
             good &= ~np.isnan(value)
-        when = arrow_numpy.floats(batch.column(time)) if time else np.arange(found.rows, found.rows + count)
+        when = arrow_numpy.floats(batch.column(time)) if time else np.arange(staged.rows, staged.rows + count)
         good &= ~np.isnan(when)
-        _drop(found, "with an empty cell", count - int(good.sum()))
+        _drop(staged, "with an empty cell", count - int(good.sum()))
         small = good & (value < filters.min_value if filters.min_value is not None else value == 0)
-        _drop(found, "below --min-value" if filters.min_value is not None else "of value 0", int(small.sum()))
+        _drop(staged, "below --min-value" if filters.min_value is not None else "of value 0", int(small.sum()))
         good &= ~small
-        found.rows += count
+        staged.rows += count
         if good.all():
             yield {"user": user, "item": item, "value": value, "time": when}
         elif good.any():
+            mask = arrow_numpy.mask(good)  # with a NumPy mask, pc.filter imports pandas (30 MiB)
             yield {
-                "user": pc.filter(user, good),
-                "item": pc.filter(item, good),
+                "user": pc.filter(user, mask),
+                "item": pc.filter(item, mask),
                 "value": value[good],
                 "time": when[good],
             }
 
 
 def present(column: Any) -> NDArray[np.bool_]:
-    """Which ids are neither null nor empty text."""
+    """Mask of the ids in an Arrow column that are neither null nor empty text."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    here = arrow_numpy.valid(column)
-    return here & (arrow_numpy.values(pc.binary_length(column)) > 0) if pa.types.is_string(column.type) else here
+    valid = arrow_numpy.valid(column)
+    return valid & (arrow_numpy.values(pc.binary_length(column)) > 0) if pa.types.is_string(column.type) else valid
 
 
-def _drop(found: Staged, why: str, rows: int) -> None:
+def _drop(staged: Staged, why: str, rows: int) -> None:
     if rows:
-        found.dropped[why] = found.dropped.get(why, 0) + rows
+        staged.dropped[why] = staged.dropped.get(why, 0) + rows
 
 
 def _pairs(directory: Path) -> Iterator[tuple[NDArray[np.int32], NDArray[np.int32]]]:
@@ -188,8 +198,8 @@ def _pairs(directory: Path) -> Iterator[tuple[NDArray[np.int32], NDArray[np.int3
     item.close()
 
 
-def _count(found: Staged, directory: Path, users: int, items: int, filters: Filters) -> None:
-    """Rows by user and item, repeated until every one left has enough of them (a k-core where both are asked)."""
+def _count(staged: Staged, directory: Path, users: int, items: int, filters: Filters) -> None:
+    """Count rows by user and item and drop users and items with too few, until nothing changes (a k-core)."""
     import numpy as np
 
     keep_user, keep_item = np.ones(users, bool), np.ones(items, bool)
@@ -203,35 +213,44 @@ def _count(found: Staged, directory: Path, users: int, items: int, filters: Filt
         if (now_user == keep_user).all() and (now_item == keep_item).all():
             break
         keep_user, keep_item = now_user & (user_rows > 0), now_item & (item_rows > 0)
-    found.user_rows, found.item_rows = user_rows, item_rows
-    found.kept = int(user_rows.sum())
-    usable = found.rows - sum(found.dropped.values())
-    _drop(found, "of users or items below --min-user, --min-item", usable - found.kept)
+    staged.user_rows, staged.item_rows = user_rows, item_rows
+    staged.kept = int(user_rows.sum())
+    usable = staged.rows - sum(staged.dropped.values())
+    _drop(staged, "of users or items below --min-user, --min-item", usable - staged.kept)
 
 
-def build(found: Staged, directory: Path, *, timed: bool) -> Mapping[str, int]:
-    """Third pass: ``history.*.npy`` in ``directory``, repeated pairs summed; with ``timed``, ``history.times.npy``.
+def build(staged: Staged, directory: Path, *, timed: bool) -> Mapping[str, int]:
+    """Third pass: write ``history.*.npy``, with the values of repeated pairs summed.
+
+    Parameters
+    ----------
+    staged
+        Result of ``stage``; its ``largest_bucket`` is set.
+    directory
+        Folder of the scratch files and of the history.
+    timed
+        True to write ``history.times.npy`` too.
 
     Returns
     -------
     Mapping
-        ``users``, ``items``, ``interactions`` (distinct pairs), ``longest`` (the most items of one user).
+        ``users``, ``items``, ``interactions`` (distinct pairs), ``longest`` (the largest number of items of one user).
     """
     import numpy as np
 
-    assert found.user_rows is not None and found.item_rows is not None
-    user_of = _renumber(found.user_rows)
-    item_of = _renumber(found.item_rows)
-    ends = np.cumsum(found.user_rows[found.user_rows > 0])
+    assert staged.user_rows is not None and staged.item_rows is not None
+    user_of = _renumber(staged.user_rows)
+    item_of = _renumber(staged.item_rows)
+    ends = np.cumsum(staged.user_rows[staged.user_rows > 0])
     users = len(ends)
-    staged = {name: kind for name, kind in STAGED.items() if timed or name != "time"}
-    piles = Buckets(directory, ends, staged, size=BUCKET_ROWS)
-    found.largest_bucket = piles.largest
-    _deal(directory, piles, user_of, item_of, names=list(staged))
+    fields = {name: kind for name, kind in STAGED.items() if timed or name != "time"}
+    buckets = Buckets(directory, ends, fields, size=BUCKET_ROWS)
+    staged.largest_bucket = buckets.largest
+    _distribute(directory, buckets, user_of, item_of, names=list(fields))
     names = {"items": "<i4", "values": "<f4"} | ({"times": "<f8"} if timed else {})
     out = {name: NpyWriter(directory / f"history.{name}.npy", dtype) for name, dtype in names.items()}
     lengths = np.zeros(users, np.int64)
-    for rows in piles.sorted():
+    for rows in buckets.sorted():
         user, columns = _merge(rows)
         lengths += np.bincount(user, minlength=users)
         for name, writer in out.items():
@@ -243,34 +262,34 @@ def build(found: Staged, directory: Path, *, timed: bool) -> Mapping[str, int]:
         indptr.append(np.cumsum(lengths))
     for path in directory.glob("staged.*.npy"):
         path.unlink()
-    items = int((found.item_rows > 0).sum())
+    items = int((staged.item_rows > 0).sum())
     return {"users": users, "items": items, "interactions": int(lengths.sum()), "longest": int(lengths.max())}
 
 
 def _renumber(rows: NDArray[np.int64]) -> NDArray[np.int32]:
-    """Old number -> new number, -1 for those dropped; the order stays."""
+    """New number by old number, in the same order; -1 for those without rows."""
     import numpy as np
 
     return np.where(rows > 0, np.cumsum(rows > 0) - 1, -1).astype(np.int32)
 
 
-def _deal(
-    directory: Path, piles: Buckets, user_of: NDArray[np.int32], item_of: NDArray[np.int32], *, names: Sequence[str]
+def _distribute(
+    directory: Path, buckets: Buckets, user_of: NDArray[np.int32], item_of: NDArray[np.int32], *, names: Sequence[str]
 ) -> None:
     """Append every kept row to its bucket."""
     readers = {name: NpyReader(directory / f"staged.{name}.npy") for name in names}
     for start in range(0, readers["user"].length, BUCKET_ROWS):
-        part = slice(start, start + BUCKET_ROWS)
-        rows = {"user": user_of[readers["user"][part]], "item": item_of[readers["item"][part]]}
+        block = slice(start, start + BUCKET_ROWS)
+        rows = {"user": user_of[readers["user"][block]], "item": item_of[readers["item"][block]]}
         kept = (rows["user"] >= 0) & (rows["item"] >= 0)
-        rows |= {name: readers[name][part] for name in names[2:]}
-        piles.deal({name: column[kept] for name, column in rows.items()})
+        rows |= {name: readers[name][block] for name in names[2:]}
+        buckets.add({name: column[kept] for name, column in rows.items()})
     for reader in readers.values():
         reader.close()
 
 
 def _merge(rows: NDArray[Any]) -> tuple[NDArray[np.int32], dict[str, NDArray[Any]]]:
-    """Sum the repeated pairs of sorted rows; the last time of a pair counts."""
+    """Sum the values of repeated pairs in sorted rows, and take the last time of each pair."""
     import numpy as np
 
     first = np.ones(len(rows), bool)

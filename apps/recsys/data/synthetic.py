@@ -1,6 +1,6 @@
-"""A generated data set, seeded: for the demo and the tests where the real ones are not at hand.
+"""Generate a seeded data set, for the demo and for tests if real data is not there.
 
-Users and items belong to clusters of taste; within all, a few items are had by many (a power law).
+Users and items belong to clusters, and the popularity of items follows a power law.
 """
 
 from __future__ import annotations
@@ -9,11 +9,11 @@ import argparse
 import csv
 from pathlib import Path
 
-TASTES = (
+WORDS = (
     "Amber", "Birch", "Cobalt", "Dune", "Ember", "Fjord", "Garnet", "Harbour",
     "Iris", "Juniper", "Kelp", "Lagoon", "Marble", "Nimbus", "Opal", "Prairie",
 )  # fmt: skip
-"""A cluster's word in the names of its items, so that recommendations can be judged by eye."""
+"""Word in the titles of a cluster's items, so that recommendations can be judged by eye."""
 LOYALTY = 0.75
 """Share of a user's items that come from its own cluster."""
 
@@ -25,29 +25,35 @@ def write(
 
     Parameters
     ----------
+    directory
+        Folder of the two files.
+    users, items
+        Their numbers.
     mean
-        Items of an average user.
+        Average number of items of a user.
     clusters
-        Tastes, at most 16.
+        Number of clusters, at most 16.
+    seed
+        Of the random numbers.
 
     Returns
     -------
     tuple
-        The two paths.
+        Paths of the two files.
     """
     import numpy as np
 
     random = np.random.default_rng(seed)
-    taste = np.arange(items) % clusters
+    cluster = np.arange(items) % clusters
     weight = 1 / (1 + random.permutation(items)) ** 0.8  # Zipf-like
     pairs, names = directory / "interactions.csv", directory / "items.csv"
     with pairs.open("w", newline="", encoding="utf-8") as stream:
         rows = csv.writer(stream)
         rows.writerow(["user", "item", "count", "time"])
         for user in range(users):
-            liking = weight * np.where(taste == user % clusters, LOYALTY * clusters, 1 - LOYALTY)
+            preference = weight * np.where(cluster == user % clusters, LOYALTY * clusters, 1 - LOYALTY)
             count = int(np.clip(random.geometric(1 / mean), 2, items // 2))
-            chosen = random.choice(items, count, replace=False, p=liking / liking.sum())
+            chosen = random.choice(items, count, replace=False, p=preference / preference.sum())
             plays = random.geometric(0.2, count)
             rows.writerows(
                 [f"u{user:05}", int(item), int(n), time]
@@ -56,7 +62,7 @@ def write(
     with names.open("w", newline="", encoding="utf-8") as stream:
         rows = csv.writer(stream)
         rows.writerow(["item", "title"])
-        rows.writerows([item, f"{TASTES[taste[item]]} No. {item // clusters + 1}"] for item in range(items))
+        rows.writerows([item, f"{WORDS[cluster[item]]} No. {item // clusters + 1}"] for item in range(items))
     return pairs, names
 
 

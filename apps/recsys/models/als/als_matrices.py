@@ -175,17 +175,17 @@ def _transpose(directory: Path, lengths: NDArray[np.int64], *, size: int) -> Non
     import numpy as np
 
     ends = np.cumsum(lengths)
-    piles = external_sort.Buckets(directory, ends, PAIR, size=size)
+    buckets = external_sort.Buckets(directory, ends, PAIR, size=size)
     for start, stop, block in OnDisk(directory, "by_user", len(lengths), size).blocks():
         owners = np.repeat(np.arange(start, stop, dtype=np.int32), np.diff(block.indptr))
-        piles.deal({"row": block.indices, "column": owners, "value": block.data})
+        buckets.add({"row": block.indices, "column": owners, "value": block.data})
     with (
         NpyWriter(directory / "by_item.items.npy", "<i4") as columns,
         NpyWriter(directory / "by_item.values.npy", "<f4") as values,
     ):
-        for pile in piles.sorted():
-            columns.append(pile["column"])
-            values.append(pile["value"])
+        for bucket in buckets.sorted():
+            columns.append(bucket["column"])
+            values.append(bucket["value"])
     with NpyWriter(directory / "by_item.indptr.npy", "<i8") as indptr:
         indptr.append(np.zeros(1, np.int64))
         indptr.append(ends)

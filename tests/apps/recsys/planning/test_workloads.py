@@ -102,10 +102,10 @@ def test_a_small_ceiling_takes_smaller_blocks(run: Run, dataset: Callable[[str],
     assert read_record(model / "run.json")["within_budget"]
 
 
-class Known(CostStore):
+class FixedCosts(CostStore):
     """Every baseline is 100 MiB."""
 
-    def known(self, probes: Iterable[Probe], *, ceiling: int | None) -> Costs:
+    def collect(self, probes: Iterable[Probe], *, ceiling: int | None) -> Costs:
         return {probe: {"bytes": 100 * MIB} for probe in probes}
 
 
@@ -113,7 +113,7 @@ def test_a_refusal_names_fewer_factors_that_fit(tmp_path: Path) -> None:
     facts = Facts(rows=1, users=100_000, items=500_000, interactions=1_000_000, longest=30, ids=600_000, bucket=1000)
     work = TrainWorkload(train_request(), facts)
     with pytest.raises(DoesNotFit) as refusal:
-        plan(work, MemoryBudget(250 * MIB), Known(tmp_path))
+        plan(work, MemoryBudget(250 * MIB), FixedCosts(tmp_path))
     for remedy, factors in zip(refusal.value.remedies, (32, 16), strict=True):
         says(remedy, f"--factors {factors}", "MiB")
 
@@ -122,11 +122,11 @@ def test_a_ceiling_below_the_index_alone_names_the_term(tmp_path: Path) -> None:
     facts = Facts(rows=1, users=90_000_000, items=500, interactions=1, longest=1, ids=0, bucket=1)
     work = TrainWorkload(train_request("--factors", 1), facts)
     with pytest.raises(DoesNotFit) as refusal:
-        plan(work, MemoryBudget(300 * MIB), Known(tmp_path))
+        plan(work, MemoryBudget(300 * MIB), FixedCosts(tmp_path))
     smallest = refusal.value.smallest_feasible_bytes
     assert smallest is not None
     says(refusal.value, "history index 686.6 MiB", f"--memory {smallest / MIB:.10g}MiB")
-    assert plan(work, MemoryBudget(smallest), Known(tmp_path)).needed_bytes <= smallest
+    assert plan(work, MemoryBudget(smallest), FixedCosts(tmp_path)).needed_bytes <= smallest
 
 
 def test_reading_grows_by_what_is_priced(run: Run, tmp_path: Path) -> None:

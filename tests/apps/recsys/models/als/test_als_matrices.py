@@ -88,12 +88,12 @@ def test_buckets_sort(tmp_path_factory: pytest.TempPathFactory, seed: int, rows:
     random = np.random.default_rng(seed)
     row, column = random.integers(0, rows, pairs), random.permutation(10 * pairs)[:pairs]
     ends = np.cumsum(np.bincount(row, minlength=rows))
-    piles = Buckets(tmp_path_factory.mktemp("b"), ends, {"a": "<i4", "b": "<i4", "c": "<f8"}, size=size)
+    buckets = Buckets(tmp_path_factory.mktemp("b"), ends, {"a": "<i4", "b": "<i4", "c": "<f8"}, size=size)
     for part in np.array_split(np.arange(pairs), 1 + pairs // 37):
-        piles.deal({"a": row[part], "b": column[part], "c": column[part] / 2})
-    made = list(piles.sorted())
+        buckets.add({"a": row[part], "b": column[part], "c": column[part] / 2})
+    made = list(buckets.sorted())
     order = np.lexsort((column, row))
     np.testing.assert_array_equal(np.concatenate([pile["a"] for pile in made]), row[order])
     np.testing.assert_array_equal(np.concatenate([pile["b"] for pile in made]), column[order])
     np.testing.assert_array_equal(np.concatenate([pile["c"] for pile in made]), column[order] / 2)
-    assert max(map(len, made)) == piles.largest <= size + np.bincount(row).max()
+    assert max(map(len, made)) == buckets.largest <= size + np.bincount(row).max()
