@@ -1,4 +1,4 @@
-"""The command line ``imaging``. Heavy modules load when they are used, never for ``--help``."""
+"""The parser of the command line ``imaging``. Heavy modules load when a command runs, never for ``--help``."""
 
 import argparse
 
@@ -8,7 +8,7 @@ from common.cli import fetch_bench
 
 
 def parser() -> argparse.ArgumentParser:
-    """The whole command line."""
+    """Build the parser of all commands."""
     top = argparse.ArgumentParser(prog="imaging", description="3D medical image segmentation inside a stated ceiling.")
     top.add_argument("--version", action="version", version=f"peakline {__version__}")
     commands = top.add_subparsers(metavar="COMMAND", required=True)

@@ -1,11 +1,11 @@
-"""Types of the command line's values, and the words that several commands share; nothing here loads a library."""
+"""Types and help texts of the command line's arguments; no library is loaded."""
 
 import argparse
 import re
 from pathlib import Path
 
 ENGINES = ("openvino", "onnxruntime", "torch")
-"""``common.engines.registry.ENGINES``, which is not imported for ``--help``."""
+"""``common.engines.registry.ENGINES``; importing that would load NumPy for ``--help``."""
 MODEL_HELP = "model folder, nnU-Net folder, MONAI bundle, or the name of an installed model (hippocampus)"
 OUTPUT_TYPES = ("nifti", "dicom-seg", "dicom-rtstruct")
 _SECONDS = {"s": 1.0, "": 1.0, "min": 60.0, "m": 60.0, "h": 3600.0}
@@ -14,8 +14,8 @@ INPUT_HELP = (
     "NIfTI file, DICOM folder or zip, folder of these, or DICOMweb address (.../studies/UID or .../studies?...)"
 )
 OUTPUT_HELP = f"what to write, of {', '.join(OUTPUT_TYPES)} (default nifti)"
-REPAIR_HELP = "resample a tilted gantry or uneven spacing instead of refusing: tilt,spacing"
-SERIES_HELP = "which series, where a DICOM folder has several"
+REPAIR_HELP = "resample slices of a tilted gantry or of uneven spacing instead of refusing them: tilt,spacing"
+SERIES_HELP = "number or UID of the series, if a DICOM folder has several"
 
 
 def share(text: str) -> float:
@@ -27,7 +27,7 @@ def share(text: str) -> float:
 
 
 def millilitres(text: str) -> float:
-    """An argparse type: a volume that is not negative."""
+    """An argparse type: a volume in millilitres, not negative."""
     value = float(text)
     if not 0 <= value < float("inf"):
         raise argparse.ArgumentTypeError(f"{text} is not a volume in millilitres")
@@ -35,7 +35,7 @@ def millilitres(text: str) -> float:
 
 
 def repairs(text: str) -> frozenset[str]:
-    """An argparse type: a list of defects that may be resampled away."""
+    """An argparse type: defects that may be resampled away, with commas between them."""
     chosen = frozenset(text.split(","))
     if unknown := chosen - {"tilt", "spacing"}:
         raise argparse.ArgumentTypeError(f"{', '.join(sorted(unknown))}: choose from tilt, spacing")
@@ -43,7 +43,7 @@ def repairs(text: str) -> frozenset[str]:
 
 
 def output_types(text: str) -> tuple[str, ...]:
-    """An argparse type: a list of file types."""
+    """An argparse type: types of outputs, with commas between them."""
     chosen = tuple(dict.fromkeys(text.split(",")))
     if unknown := set(chosen) - set(OUTPUT_TYPES):
         raise argparse.ArgumentTypeError(f"{', '.join(sorted(unknown))}: choose from {', '.join(OUTPUT_TYPES)}")

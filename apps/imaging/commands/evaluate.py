@@ -1,4 +1,4 @@
-"""``imaging evaluate``: its options, the work they ask for, and its run."""
+"""``imaging evaluate``: its options, and which functions plan and run it."""
 
 import argparse
 import sys
@@ -6,13 +6,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from apps.imaging.evaluation.request import EvaluateOptions, EvaluateRequest
 from apps.imaging.planning import baselines
 from common.cli import main
 from common.cli.session import CommandSession
 from common.memory.process.budget import MemoryBudget
 
 if TYPE_CHECKING:
-    from common.memory.plan.planner import Workload
+    from apps.imaging.planning.evaluate import EvaluateWorkload
 
 
 def add(commands: Any) -> None:
@@ -22,34 +23,36 @@ def add(commands: Any) -> None:
     one.add_argument("predictions", type=Path, help="label file, or folder (an output of imaging infer)")
     one.add_argument("references", type=Path, help="label file, or folder with files of the same names")
     main.add_common_options(one)
-    floor = lambda args: baselines.EVALUATE  # noqa: E731
-    command = main.Command("imaging evaluate", main.options, _workload, floor, _run, _record, huge_pages=True)
+    command = main.Command(
+        "imaging evaluate",
+        _options,
+        _workload,
+        lambda options: baselines.EVALUATE,
+        _run,
+        lambda options: options.record,
+        huge_pages=True,
+    )
     one.set_defaults(command=command)
 
 
-def _record(args: argparse.Namespace) -> Path:
-    """Beside what is evaluated."""
-    beside: Path = args.predictions if args.predictions.is_dir() else args.predictions.parent
-    return beside / "evaluation.json"
+def _options(args: argparse.Namespace) -> EvaluateOptions:
+    return EvaluateOptions(
+        predictions=args.predictions, references=args.references, threads=args.threads, print_table=not args.json
+    )
 
 
-def _workload(args: argparse.Namespace, budget: MemoryBudget) -> "Workload":
-    from apps.imaging.evaluation.metrics import find_pairs, scan
+def _workload(options: EvaluateOptions, budget: MemoryBudget) -> "EvaluateWorkload":
     from apps.imaging.planning.evaluate import EvaluateWorkload
 
-    pairs = find_pairs(args.predictions, args.references)
-    return EvaluateWorkload(pairs, [scan(pair) for pair in pairs], args.threads)
+    return EvaluateWorkload(EvaluateRequest.of(options))
 
 
-def _run(session: CommandSession[argparse.Namespace, Any]) -> Mapping[str, Any]:
-    args = session.request
+def _run(session: "CommandSession[EvaluateOptions, EvaluateWorkload]") -> Mapping[str, Any]:
     from apps.imaging.evaluation.metrics import evaluate, table
-    from apps.imaging.planning.evaluate import EvaluateWorkload
 
-    work = session.workload
-    assert isinstance(work, EvaluateWorkload)
-    with session.phase("evaluate"), session.progress(total=len(work.pairs), unit="case", label="evaluate") as bar:
-        results = evaluate(work.pairs, work.scans, bar.update)
-    if not args.json:
+    request = session.workload.request
+    with session.phase("evaluate"), session.progress(total=len(request.pairs), unit="case", label="evaluate") as bar:
+        results = evaluate(request.pairs, request.scans, bar.update)
+    if request.options.print_table:
         sys.stdout.write(table(results) + "\n")
     return results

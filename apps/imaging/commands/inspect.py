@@ -1,4 +1,4 @@
-"""``imaging inspect``: what a study or a model is, without any identifier."""
+"""``imaging inspect``: describe a study or a model, without any identifier."""
 
 import argparse
 import sys
@@ -11,7 +11,7 @@ from apps.imaging.commands.arguments import REPAIR_HELP, SERIES_HELP, repairs, s
 def add(commands: Any) -> None:
     """Declare the subcommand."""
     one = commands.add_parser(
-        "inspect", help="say what a study or a model is", description="Says what was found, without any identifier."
+        "inspect", help="describe a study or a model", description="Describe an input or a model, without identifiers."
     )
     one.add_argument("path", type=source, metavar="INPUT|MODEL")
     one.add_argument("--series", metavar="N|UID", help=SERIES_HELP)

@@ -1,4 +1,4 @@
-"""``imaging train``'s options, and the job they describe."""
+"""``imaging train``: its options, and which functions plan and run it."""
 
 import argparse
 import re
@@ -9,29 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 from apps.imaging.commands.arguments import duration, fold
 from apps.imaging.planning import baselines
+from apps.imaging.training.options import HYPER, STEPS, TrainOptions
 from common.cli import main
 from common.cli.session import CommandSession
-from common.errors import BadInput, UsageError
+from common.errors import BadInput
 from common.memory.process.budget import MemoryBudget
-from common.training import amp, optimizers
 
 if TYPE_CHECKING:
-    from common.memory.plan.planner import Workload
+    from apps.imaging.planning.train import TrainWorkload
 
-HYPER: Mapping[str, Any] = {
-    "batch": 2,
-    "learning_rate": 2e-3,
-    "weight_decay": 1e-4,
-    "clip": 5.0,
-    "mirror": "x",
-    "validation_cases": 8,
-    "optimizer": optimizers.DEFAULT,
-    "dice": "sample",
-}
-"""Hyper-parameters that ``--set`` can change."""
 NETWORKS = ("segresnet", "dynunet", "basicunet", "unet")
-DICE = ("sample", "batch")
-STEPS = 2000
 
 
 def add(commands: Any) -> None:
@@ -47,7 +34,7 @@ def add(commands: Any) -> None:
     length = one.add_mutually_exclusive_group()
     length.add_argument("--steps", type=main.positive, metavar="N", help=f"optimiser steps (default {STEPS})")
     length.add_argument("--epochs", type=main.positive, metavar="N", help="passes over the training cases")
-    length.add_argument("--time", type=duration, metavar="30min", help="train for so long")
+    length.add_argument("--time", type=duration, metavar="30min", help="length of the training, in s, min or h")
     one.add_argument(
         "--micro-batch", type=main.positive, metavar="N", help="patches per forward pass (default: planned)"
     )
@@ -58,19 +45,18 @@ def add(commands: Any) -> None:
     one.add_argument(
         "--cache", choices=["auto", "memory", "disk"], default="auto", help="where prepared cases are kept"
     )
-    one.add_argument("--skip-bad", action="store_true", help="leave unusable cases out instead of stopping")
-    one.add_argument("--resume", action="store_true", help="insist on continuing an unfinished training")
+    one.add_argument("--skip-bad", action="store_true", help="leave out cases that cannot be used instead of stopping")
+    one.add_argument("--resume", action="store_true", help="fail if there is no unfinished training to continue")
     main.add_settings_option(one, HYPER)
     main.add_device_options(one)
     main.add_common_options(one)
-    record = lambda args: args.output / "run.json"  # noqa: E731
     command = main.Command(
         "imaging train",
-        main.options,
+        _options,
         _workload,
-        lambda args: baselines.TRAIN,
+        lambda options: baselines.TRAIN,
         _run,
-        record,
+        lambda options: options.output / "run.json",
         huge_pages=True,
         merge=True,
         alone=True,
@@ -78,76 +64,35 @@ def add(commands: Any) -> None:
     one.set_defaults(command=command)
 
 
-def _workload(args: argparse.Namespace, budget: MemoryBudget) -> "Workload":
-    """Read the data set's headers and settle everything but what the planner chooses."""
-    from apps.imaging.models.networks import registry
-    from apps.imaging.planning.train import TrainWorkload
-    from apps.imaging.training.dataset import intensity_operations, read_dataset
-    from apps.imaging.training.recipe import Job, Recipe, default_patch
-
-    if args.amp != "auto" and (note := amp.require(args.amp, args.device)) and not args.quiet:
-        _say(f"imaging train: {note}")
+def _options(args: argparse.Namespace) -> TrainOptions:
     hyper = main.parse_settings(args.set, HYPER)
-    batch, micro_batch = _batch(args, hyper)
-    _check(hyper)
-    warn = (lambda line: None) if args.quiet else (lambda line: _say(line))
-    dataset = read_dataset(args.dataset, skip_bad=args.skip_bad, warn=warn)
-    training, held_out = dataset.split(args.fold)
-    arguments = registry.arguments(args.network, {}, in_channels=1, out_channels=len(dataset.labels))
-    step = registry.divisor(args.network, arguments)
-    patch = args.patch or default_patch(dataset, step)
-    if any(size % step for size in patch):
-        raise UsageError(
-            f"--patch {','.join(map(str, patch))}: each side must be a multiple of {step} for {args.network}"
-        )
-    steps = args.steps or (args.epochs * -(-len(training) // batch) if args.epochs else STEPS)
-    recipe = Recipe(
+    micro_batch, accumulate = args.micro_batch, args.accumulate
+    if micro_batch and accumulate:
+        hyper["batch"] = micro_batch * accumulate
+    elif accumulate:
+        micro_batch = -(-hyper["batch"] // accumulate)
+    return TrainOptions(
+        dataset=args.dataset,
+        output=args.output,
         network=args.network,
-        arguments=arguments,
-        patch=patch,
-        batch=batch,
-        steps=None if args.time else steps,
-        seconds=args.time,
-        learning_rate=hyper["learning_rate"],
-        weight_decay=hyper["weight_decay"],
-        clip=hyper["clip"],
-        mirror=hyper["mirror"],
-        validation_cases=hyper["validation_cases"],
+        patch=args.patch,
         fold=args.fold,
+        steps=args.steps,
+        epochs=args.epochs,
+        seconds=args.time,
+        micro_batch=micro_batch,
+        accumulate=accumulate,
+        amp=None if args.amp == "auto" else args.amp,
+        cache=None if args.cache == "auto" else args.cache,
+        skip_bad=args.skip_bad,
+        resume=args.resume,
         seed=args.seed,
-        optimizer=hyper["optimizer"],
-        dice=hyper["dice"],
+        threads=args.threads,
+        device=args.device,
+        quiet=args.quiet,
+        command=_typed(),
+        **hyper,
     )
-    operations = intensity_operations(dataset, training)
-    job = Job(dataset, training, held_out, recipe, operations, args.output, args.skip_bad, args.resume, _typed())
-    precision, cache = (None if value == "auto" else value for value in (args.amp, args.cache))
-    return TrainWorkload(job, micro_batch, precision, cache, args.threads)
-
-
-def _say(line: str) -> None:
-    sys.stderr.write(line + "\n")
-
-
-def _batch(args: argparse.Namespace, hyper: Mapping[str, Any]) -> tuple[int, int | None]:
-    """Patches per step, and per forward pass where that is fixed."""
-    if args.micro_batch and args.accumulate:
-        return args.micro_batch * args.accumulate, args.micro_batch
-    batch = int(hyper["batch"])
-    micro_batch = -(-batch // args.accumulate) if args.accumulate else args.micro_batch
-    if max(args.accumulate or 1, micro_batch or 1) > batch:
-        raise UsageError(f"--micro-batch and --accumulate cannot be more than the batch of {batch} (--set batch=N)")
-    return batch, micro_batch
-
-
-def _check(hyper: Mapping[str, Any]) -> None:
-    for name, value in hyper.items():
-        if not isinstance(value, str) and not 0 <= value < float("inf"):
-            raise UsageError(f"--set {name}={value}: must not be negative")
-    if hyper["batch"] < 1 or set(hyper["mirror"]) - set("xyz"):
-        raise UsageError("--set: batch must be at least 1, and mirror made of x, y and z")
-    optimizers.check(hyper["optimizer"])
-    if hyper["dice"] not in DICE:
-        raise UsageError(f"--set dice={hyper['dice']}: Dice is of each sample or of the batch")
 
 
 def _typed() -> str:
@@ -156,14 +101,19 @@ def _typed() -> str:
     return " ".join(["imaging", *words])
 
 
-def _run(session: CommandSession[argparse.Namespace, Any]) -> Mapping[str, Any]:
-    args = session.request
+def _workload(options: TrainOptions, budget: MemoryBudget) -> "TrainWorkload":
     from apps.imaging.planning.train import TrainWorkload
+    from apps.imaging.training.request import TrainRequest
+
+    return TrainWorkload(TrainRequest.of(options))
+
+
+def _run(session: "CommandSession[TrainOptions, TrainWorkload]") -> Mapping[str, Any]:
     from apps.imaging.training.loop import run
 
-    assert isinstance(session.workload, TrainWorkload)
+    output = session.request.output
     try:
-        args.output.mkdir(parents=True, exist_ok=True)
+        output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise BadInput(f"{args.output}: {error.strerror}", public="output folder") from None
-    return run(session.workload.job, session)
+        raise BadInput(f"{output}: {error.strerror}", public="output folder") from None
+    return run(session.workload.request, session)

@@ -7,7 +7,7 @@ Outlines follow voxel edges, so what fills them again has the same voxels; holes
 
 import struct
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -112,7 +112,7 @@ def write_rtstruct(path: Path, volume: DicomVolume, model: ImagingModel, key: st
     key
         From which UIDs are derived.
     """
-    labels = structures(model)
+    labels = structures(model.labels)
     with ExitStack() as stack:
         spools = {
             label.value: stack.enter_context(tempfile.TemporaryFile(dir=path.parent, buffering=SPOOL_BYTES))
@@ -124,13 +124,20 @@ def write_rtstruct(path: Path, volume: DicomVolume, model: ImagingModel, key: st
             _join(stream, _header(volume, model, key), volume, labels, spools)
 
 
-def structures(model: ImagingModel) -> list[Label]:
-    """The classes that become structures. Raises ``UsageError`` where they are too many."""
-    found = [label for label in model.labels if label.value]
-    if len(found) > MOST_STRUCTURES:
-        line = f"--output-type dicom-rtstruct: {len(found)} classes, at most {MOST_STRUCTURES}; --roi-subset picks some"
-        raise UsageError(line)
-    return found
+def structures(labels: Sequence[Label]) -> list[Label]:
+    """The classes that become structures: all but background.
+
+    Raises
+    ------
+    UsageError
+        If they are more than ``MOST_STRUCTURES``.
+    """
+    classes = [label for label in labels if label.value]
+    if len(classes) > MOST_STRUCTURES:
+        raise UsageError(
+            f"--output-type dicom-rtstruct: {len(classes)} classes, at most {MOST_STRUCTURES}; --roi-subset picks some"
+        )
+    return classes
 
 
 def _header(volume: DicomVolume, model: ImagingModel, key: str) -> Any:
@@ -163,7 +170,7 @@ def _header(volume: DicomVolume, model: ImagingModel, key: str) -> Any:
     del dataset.ContentDate, dataset.ContentTime
     dataset.StructureSetROISequence, dataset.RTROIObservationsSequence = [], []
     frame = str(head.FrameOfReferenceUID)
-    for number, label in enumerate(structures(model), start=1):
+    for number, label in enumerate(structures(model.labels), start=1):
         dataset.StructureSetROISequence.append(
             dataset_of(
                 ROINumber=number,
@@ -229,8 +236,8 @@ def _write_references(stream: BinaryIO, dataset: Any, volume: DicomVolume) -> No
         part10.end_sequence(stream)
 
 
-def rtstruct_bytes(volume: DicomVolume, model: ImagingModel) -> int:
+def rtstruct_bytes(volume: DicomVolume, classes: int) -> int:
     """What writing holds: one plane's labels and mask, its corners, and the spools' buffers."""
     x, y, _ = volume.shape
     corners = min(MOST_CORNERS, 2 * (x + 1) * (y + 1))
-    return x * y * 16 + CORNER_BYTES * corners + SPOOL_BYTES * len(model.labels) + 2 * part10.COPY_BYTES
+    return x * y * 16 + CORNER_BYTES * corners + SPOOL_BYTES * classes + 2 * part10.COPY_BYTES

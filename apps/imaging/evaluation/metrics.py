@@ -1,9 +1,9 @@
-"""``imaging evaluate``: segmentations against references, case by case, plane by plane.
+"""``imaging evaluate``: compare segmentations with references, case by case and plane by plane.
 
-Overlap and volumes are counts. Surface distances come from the surfaces' points in a k-d tree, which needs memory in
-proportion to the surface, not to the volume. A surface voxel has a face neighbour of another label; distances are
-between voxel centres in millimetres. HD95 is the larger of the two directed 95th percentiles, and surface Dice the
-share of both surfaces that lies within the tolerance of the other, as MONAI defines them.
+Overlap and volumes are counts. Surface distances come from a k-d tree of the surfaces' points, whose memory grows with
+the surface, not with the volume. A surface voxel has a face neighbour of another label; distances are between voxel
+centres in millimetres. HD95 is the larger of the two directed 95th percentiles, and surface Dice the share of both
+surfaces that lies within the tolerance of the other, as MONAI defines them.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,6 +24,9 @@ TOLERANCE = 1.0
 AFFINE_TOLERANCE = 1e-2
 """Millimetres by which voxel positions of prediction and reference may differ."""
 COORDINATE = np.int16
+"""Type of a voxel index."""
+QUERY = 1 << 16
+"""Points whose nearest neighbours are searched at a time."""
 
 Points = npt.NDArray[np.int16]
 
@@ -33,17 +36,17 @@ class Pair:
     """A prediction and its reference, with checked headers."""
 
     case: str
-    """A number only: names may identify."""
+    """``case-0001``, because a file's name may identify a patient."""
     prediction: Volume
     reference: Volume
 
 
 @dataclass(slots=True)
 class Scan:
-    """What one pass over a pair finds, by label value."""
+    """Counts of one pass over a pair, by label value."""
 
     overlap: dict[int, int]
-    """Voxels that both give this label."""
+    """Voxels with this label in both."""
     voxels: tuple[dict[int, int], dict[int, int]]
     """Voxels of prediction and reference."""
     surface: tuple[dict[int, int], dict[int, int]]
@@ -51,12 +54,12 @@ class Scan:
 
     @property
     def values(self) -> list[int]:
-        """Labels that occur, without background."""
+        """Label values that occur, without background."""
         return sorted({*self.voxels[0], *self.voxels[1]} - {0})
 
 
 def find_pairs(predictions: Path, references: Path) -> list[Pair]:
-    """Match files by name; ``study-NNNN`` outputs of ``imaging infer`` by the inputs in ``studies.csv``.
+    """Match files by name, outputs ``study-NNNN`` of ``imaging infer`` by the names of their inputs (``studies.csv``).
 
     Raises
     ------
@@ -76,20 +79,20 @@ def find_pairs(predictions: Path, references: Path) -> list[Pair]:
 
 
 def _by_name(predictions: Path, references: Path) -> list[tuple[Path, Path]]:
-    wanted = {nifti.stem(path): path for path in sorted(references.iterdir()) if nifti.is_nifti(path)}
+    by_name = {nifti.stem(path): path for path in sorted(references.iterdir()) if nifti.is_nifti(path)}
     inputs = {row.study: nifti.stem(Path(row.input)) for row in read_table(predictions)}
-    found = [path for path in sorted(predictions.iterdir()) if nifti.is_nifti(path) and not path.name.startswith(".")]
-    if not found:
+    files = [path for path in sorted(predictions.iterdir()) if nifti.is_nifti(path) and not path.name.startswith(".")]
+    if not files:
         raise BadInput(f"{predictions}: no .nii or .nii.gz files in it", public="nothing to evaluate")
-    named = []
-    for path in found:
+    pairs = []
+    for path in files:
         name = nifti.stem(path)
         name = inputs.get(name, name)
-        if name not in wanted:
+        if name not in by_name:
             hint = f" (looked for {name} by {TABLE})" if inputs else ""
             raise BadInput(f"{path}: no reference of that name in {references}{hint}", public="reference missing")
-        named.append((path, wanted[name]))
-    return named
+        pairs.append((path, by_name[name]))
+    return pairs
 
 
 def _pair(number: int, prediction: Path, reference: Path) -> Pair:
@@ -105,7 +108,7 @@ def _pair(number: int, prediction: Path, reference: Path) -> Pair:
 
 
 def planes(volume: Volume) -> Iterator[npt.NDArray[np.int32]]:
-    """Label planes (y, x), one at a time."""
+    """Label planes (y, x) of a volume, one at a time."""
     x, y, z = volume.shape
     buffer = np.empty((1, y, x), volume.dtype)
     with volume.open() as reader:
@@ -115,7 +118,7 @@ def planes(volume: Volume) -> Iterator[npt.NDArray[np.int32]]:
 
 
 def edges(labels: Iterator[npt.NDArray[np.int32]]) -> Iterator[tuple[npt.NDArray[np.int32], npt.NDArray[np.bool_]]]:
-    """Each plane with its surface voxels: a face neighbour, or the volume's border, is of another label."""
+    """Each plane with a mask of its surface voxels: those with a face neighbour of another label, or at the border."""
     before: npt.NDArray[np.int32] | None = None
     plane = next(labels, None)
     while plane is not None:
@@ -136,14 +139,14 @@ def edges(labels: Iterator[npt.NDArray[np.int32]]) -> Iterator[tuple[npt.NDArray
 
 def scan(pair: Pair) -> Scan:
     """Count overlaps, voxels and surface voxels in one pass over both files."""
-    found = Scan({}, ({}, {}), ({}, {}))
+    counts = Scan({}, ({}, {}), ({}, {}))
     for sides in zip(edges(planes(pair.prediction)), edges(planes(pair.reference)), strict=True):
         for side, (plane, edge) in enumerate(sides):
-            _count(found.voxels[side], plane)
-            _count(found.surface[side], plane[edge])
+            _count(counts.voxels[side], plane)
+            _count(counts.surface[side], plane[edge])
         one, two = sides[0][0], sides[1][0]
-        _count(found.overlap, one[one == two])
-    return found
+        _count(counts.overlap, one[one == two])
+    return counts
 
 
 def _count(into: dict[int, int], labels: npt.NDArray[np.int32]) -> None:
@@ -152,7 +155,18 @@ def _count(into: dict[int, int], labels: npt.NDArray[np.int32]) -> None:
 
 
 def surfaces(volume: Volume, counts: Mapping[int, int]) -> dict[int, Points]:
-    """Voxel indices (n, 3) of each label's surface, in buffers of exactly the counted size."""
+    """Voxel indices of each label's surface.
+
+    Parameters
+    ----------
+    counts
+        Surface voxels by label value, from ``scan``.
+
+    Returns
+    -------
+    dict
+        Arrays (n, 3) by label value, without background.
+    """
     points = {value: np.empty((number, 3), COORDINATE) for value, number in counts.items() if value != 0}
     filled = dict.fromkeys(points, 0)
     for z, (plane, edge) in enumerate(edges(planes(volume))):
@@ -167,34 +181,43 @@ def surfaces(volume: Volume, counts: Mapping[int, int]) -> dict[int, Points]:
 
 
 def distances(of: Points, to: Points, edge: Sequence[float]) -> npt.NDArray[np.float64]:
-    """From each point of one surface to the nearest of the other, in millimetres."""
+    """Distance of each point of one surface to the nearest point of the other.
+
+    Parameters
+    ----------
+    of, to
+        Voxel indices, (n, 3) and (m, 3).
+    edge
+        Voxel edges in millimetres.
+
+    Returns
+    -------
+    array (n,)
+        Millimetres.
+    """
     from scipy.spatial import cKDTree
 
     tree = cKDTree(to * np.asarray(edge), balanced_tree=False, compact_nodes=False)
     result = np.empty(len(of))
     for start in range(0, len(of), QUERY):
-        part = of[start : start + QUERY] * np.asarray(edge)
-        result[start : start + QUERY] = tree.query(part)[0]
+        points = of[start : start + QUERY] * np.asarray(edge)
+        result[start : start + QUERY] = tree.query(points)[0]
     return result
 
 
-QUERY = 1 << 16
-"""Points asked for at a time."""
-
-
-def compare(pair: Pair, found: Scan) -> dict[int, dict[str, float | None]]:
-    """All measures by label value; distances are ``None`` where a side has no such label."""
+def compare(pair: Pair, counts: Scan) -> dict[int, dict[str, float | None]]:
+    """All measures of a pair by label value; distances are ``None`` if one of the two has no such label."""
     edge = spacing(pair.reference.affine)
     millilitres = float(np.prod(edge)) / 1000
     sides = [
-        surfaces(volume, counts)
-        for volume, counts in zip((pair.prediction, pair.reference), found.surface, strict=True)
+        surfaces(volume, surface)
+        for volume, surface in zip((pair.prediction, pair.reference), counts.surface, strict=True)
     ]
     results: dict[int, dict[str, float | None]] = {}
-    for value in found.values:
-        one, two = (voxels.get(value, 0) for voxels in found.voxels)
+    for value in counts.values:
+        one, two = (voxels.get(value, 0) for voxels in counts.voxels)
         row: dict[str, float | None] = {
-            "dice": 2 * found.overlap.get(value, 0) / (one + two),
+            "dice": 2 * counts.overlap.get(value, 0) / (one + two),
             "volume_ml": one * millilitres,
             "reference_ml": two * millilitres,
             "volume_error": (one - two) / two if two else None,
@@ -219,20 +242,29 @@ def _surface_measures(one: Points, two: Points, edge: Sequence[float]) -> dict[s
 def evaluate(
     pairs: Sequence[Pair], scans: Sequence[Scan], tick: Callable[[int], Any] = lambda count: None
 ) -> dict[str, Any]:
-    """Return the results of all cases, per class (mean over the cases that have it) and per case.
+    """Measure all cases.
 
-    ``data/schemas/run.schema.json`` describes their form.
+    Parameters
+    ----------
+    tick
+        Called with 1 after each case.
+
+    Returns
+    -------
+    dict
+        The record's ``results`` (``data/schemas/run.schema.json``): ``per_class``, means over the cases that have the
+        class, and ``per_case``.
     """
     cases: list[dict[str, Any]] = []
-    for pair, found in zip(pairs, scans, strict=True):
-        measures = compare(pair, found)
+    for pair, counts in zip(pairs, scans, strict=True):
+        measures = compare(pair, counts)
         dice = [row["dice"] for row in measures.values() if row["dice"] is not None]
         classes = {str(value): row for value, row in measures.items()}
         cases.append({"case": pair.case, "dice": float(np.mean(dice)) if dice else None, "classes": classes})
         tick(1)
     values = sorted({value for case in cases for value in case["classes"]}, key=int)
     per_class = {value: _mean([c["classes"][value] for c in cases if value in c["classes"]]) for value in values}
-    all_dice = [row["dice"] for row in per_class.values()]
+    all_dice = [mean for row in per_class.values() if (mean := row["dice"]) is not None]
     return {
         "cases": len(cases),
         "mean_dice": float(np.mean(all_dice)) if all_dice else None,
@@ -251,7 +283,7 @@ def _mean(rows: Sequence[Mapping[str, float | None]]) -> dict[str, float | None]
 
 
 def table(results: Mapping[str, Any]) -> str:
-    """The per-class means for a terminal."""
+    """The means of each class as a table for a terminal."""
     lines = [f"{'label':>6} {'Dice':>7} {'HD95 mm':>8} {'surface':>8} {'volume':>8}"]
     for value, row in results["per_class"].items():
         cells = [

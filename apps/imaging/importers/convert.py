@@ -7,7 +7,6 @@ a soft wall, and is refused beforehand where the ceiling is too small for it.
 
 import hashlib
 import json
-import logging
 import os
 import sys
 from pathlib import Path
@@ -21,12 +20,10 @@ from common.memory.costs.store import cache_directory
 from common.memory.process import child, glibc, guard
 from common.memory.process.budget import MIB, MemoryBudget
 from common.memory.process.meter import anonymous
-from common.model_folder import shipped_note
+from common.model_folder import MANIFEST
 
 if TYPE_CHECKING:
     import torch
-
-log = logging.getLogger("peakline")
 
 FLOOR_BYTES = 400 * MIB
 """Interpreter, torch and its exporter: a checkpoint of 100 kB peaks at 251 MiB, and tracing grows with the layers."""
@@ -39,7 +36,9 @@ CHILD = "apps.imaging.importers.convert"
 
 
 def converted_model(directory: Path, budget: MemoryBudget) -> Path:
-    """The folder itself if it is ours, else its conversion, from the cache where it is there already.
+    """The model folder of an nnU-Net model or a MONAI bundle; ``directory`` itself if it is neither.
+
+    A conversion is kept in the cache and used again while the model's files stay the same.
 
     Raises
     ------
@@ -54,13 +53,11 @@ def converted_model(directory: Path, budget: MemoryBudget) -> Path:
     elif monai_bundle.is_bundle(directory):
         files = monai_bundle.files(directory, monai_bundle.read_plan(directory))
     else:
-        if note := shipped_note(directory):
-            log.warning(note)
         return directory
-    place = cache_directory().parent / "models" / _key(directory, files)
-    if not (place / "model.json").is_file():
-        _convert(directory, place, budget, price(files))
-    return place
+    converted = cache_directory().parent / "models" / _key(directory, files)
+    if not (converted / MANIFEST).is_file():
+        _convert(directory, converted, budget, price(files))
+    return converted
 
 
 def price(files: list[Path]) -> int:

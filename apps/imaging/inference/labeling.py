@@ -1,4 +1,4 @@
-"""From finished blocks of values to label planes: onto the file's grid, the head, the class with the largest logit."""
+"""From finished blocks of values to label planes: resampling to the file's grid, the head, the largest logit."""
 
 from collections.abc import Iterator, Sequence
 from copy import copy
@@ -17,42 +17,55 @@ from common.tiling.grid import TileGrid
 Array = npt.NDArray[np.float32]
 Labels = npt.NDArray[np.unsignedinteger]
 
-
 INTERPOLATION_BYTES = 2 << 20
 """Values on the file's grid are made in pieces of about this many bytes."""
+LABEL_BLOCK = 2 << 20
+"""Bytes of logits that are compared at a time."""
 
 
 class InverseResampler:
-    """Finished blocks interpolated onto the file's grid, block by block.
+    """Interpolates finished blocks to the file's grid, block by block.
 
     An output voxel lies between two voxels of the network's grid along each axis; it belongs to the block of the upper
-    one. So each block needs the last plane before it along each axis, which is kept: of the whole volume along z, of
-    one row of blocks along x, of one block along y.
+    one. So each block needs the last plane before it along each axis. These planes are kept: of the whole volume along
+    z, of one row of blocks along x, of one block along y.
 
     Parameters
     ----------
-    taps
+    channels
+        Of the blocks' values.
+    shape, file_shape
+        Of the network's grid and of the file's, along the file's axes.
+    depth
+        Planes of a block at most.
+    interpolation
         Along x, y, z; by default linear between grids with the same field of view.
     """
 
     def __init__(
-        self, channels: int, have: Shape, shape: Shape, depth: int, taps: Sequence[LinearInterpolation] | None = None
+        self,
+        channels: int,
+        shape: Shape,
+        file_shape: Shape,
+        depth: int,
+        interpolation: Sequence[LinearInterpolation] | None = None,
     ) -> None:
-        self._taps = tuple(taps or (LinearInterpolation.between(a, b) for a, b in zip(have, shape, strict=True)))
-        self._before_x = np.empty((channels, have[1], depth + 1), np.float32)
+        same_view = (LinearInterpolation.between(a, b) for a, b in zip(shape, file_shape, strict=True))
+        self._axes = tuple(interpolation or same_view)
+        self._before_x = np.empty((channels, shape[1], depth + 1), np.float32)
         self._before_y = np.empty((channels, 0, 0), np.float32)
-        self._before_z = np.empty((channels, have[0], have[1]), np.float32)
+        self._before_z = np.empty((channels, shape[0], shape[1]), np.float32)
 
     def __call__(self, block: Block) -> Iterator[Block]:
-        """The block on the file's grid, in pieces along z; possibly none."""
+        """Interpolate a block; yields its part of the file's grid in pieces along z, possibly none."""
         values = self._extended(block)
-        lead = [int(start > 0) for start in block.low]
-        parts, starts = [], []
-        for taps, low, high, before in zip(self._taps, block.low, block.high, lead, strict=True):
-            first, stop = (int(place) for place in np.searchsorted(taps.upper, [low, high]))
-            parts.append(taps.part(first, stop, low - before))
+        leads = [int(start > 0) for start in block.low]
+        axes, starts = [], []
+        for axis, low, high, lead in zip(self._axes, block.low, block.high, leads, strict=True):
+            first, stop = (int(index) for index in np.searchsorted(axis.upper, [low, high]))
+            axes.append(axis.part(first, stop, low - lead))
             starts.append(first)
-        along_x, along_y, along_z = parts
+        along_x, along_y, along_z = axes
         planes = len(along_z.lower)
         plane_bytes = (
             FLOAT * len(values) * max(len(along_x.lower), values.shape[1]) * max(len(along_y.lower), values.shape[2])
@@ -60,11 +73,11 @@ class InverseResampler:
         step = max(1, INTERPOLATION_BYTES // max(1, plane_bytes))
         for first in range(0, planes, step):
             stop = min(first + step, planes)
-            low, last = (starts[0], starts[1], starts[2] + first), block.last and stop == planes
-            yield Block(low, along_y(along_x(along_z.part(first, stop, 0)(values, 3), 1), 2), last)
+            corner, last = (starts[0], starts[1], starts[2] + first), block.last and stop == planes
+            yield Block(corner, along_y(along_x(along_z.part(first, stop, 0)(values, 3), 1), 2), last)
 
     def _extended(self, block: Block) -> Array:
-        """The block with the planes before it, which are then replaced by its own last ones."""
+        """The block with the planes before it; its own last planes then take their place."""
         (x, y, _), (lead_x, lead_y, lead_z) = block.low, (int(start > 0) for start in block.low)
         channels, size_x, size_y, size_z = block.values.shape
         whole = np.empty((channels, size_x + lead_x, size_y + lead_y, size_z + lead_z), np.float32)
@@ -82,37 +95,45 @@ class InverseResampler:
 
 
 def back_bytes(grid: TileGrid, shape: Shape, channels: int) -> Price:
-    """The planes before; interpolation's copies of one piece, beside the block (``extended_bytes``)."""
+    """Bytes of an ``InverseResampler``: the planes that it keeps; while it makes a piece, beside the extended block.
+
+    Parameters
+    ----------
+    grid
+        The network's grid.
+    shape
+        Of the file's grid.
+    """
     x, y, _ = grid.shape
     width, _, depth = (min(size, whole) + 1 for size, whole in zip(grid.tile, grid.shape, strict=True))
     before = x * y + y * depth + width * depth
     # Along y, the last axis: what is interpolated, and twice what becomes of it.
     copies = 1 / max(1.0, shape[1] / y) + 2
-    passing = int(copies * piece_bytes(grid, shape, channels))
-    return Price(FLOAT * channels * before, passing)
+    transient = int(copies * piece_bytes(grid, shape, channels))
+    return Price(FLOAT * channels * before, transient)
 
 
 def extended_bytes(grid: TileGrid, channels: int) -> int:
-    """A block with the planes before it, which ``InverseResampler`` holds while its pieces are taken."""
+    """Bytes of a block with the planes before it, which stays while its pieces are taken."""
     return FLOAT * channels * prod(min(size, whole) + 1 for size, whole in zip(grid.tile, grid.shape, strict=True))
 
 
 def piece_bytes(grid: TileGrid, shape: Shape, channels: int) -> int:
-    """One of the pieces in which a ``InverseResampler`` gives a block."""
+    """Bytes of one of the pieces in which an ``InverseResampler`` gives a block, at most."""
     sizes = zip(grid.tile, grid.shape, shape, strict=True)
     x, y, _ = (int((min(tile, old) + 1) * max(1.0, new / old)) + 1 for tile, old, new in sizes)
     return max(INTERPOLATION_BYTES, FLOAT * channels * x * y)
 
 
 class LabelPlanes:
-    """Gathers labels block by block until planes are whole.
+    """Gathers labels block by block until planes are complete.
 
     Parameters
     ----------
     shape
         Of the file's grid.
     depth
-        Planes that one row of blocks has at most.
+        Planes of one row of blocks at most.
     """
 
     def __init__(self, shape: Shape, depth: int, dtype: np.dtype[np.unsignedinteger]) -> None:
@@ -120,7 +141,13 @@ class LabelPlanes:
         self._start = 0
 
     def add(self, block: Block, labels: Labels) -> Iterator[Labels]:
-        """Put in a block's labels; after the last of a row yields its planes, (x, y, k), valid until the next call."""
+        """Store a block's labels; after the last block of a row yields its planes.
+
+        Yields
+        ------
+        array (x, y, k)
+            Valid until the next call.
+        """
         (x, y, z), (x_stop, y_stop, z_stop) = block.low, block.high
         self._planes[x:x_stop, y:y_stop, z - self._start : z_stop - self._start] = labels
         if block.last:
@@ -129,7 +156,15 @@ class LabelPlanes:
 
 
 def row_depth(grid: TileGrid, shape: Shape, along_z: LinearInterpolation | None = None) -> int:
-    """Planes of the file's grid that one row of blocks finishes at most; ``along_z`` as for ``InverseResampler``."""
+    """Planes of the file's grid that one row of blocks finishes at most.
+
+    Parameters
+    ----------
+    grid, shape
+        The network's grid, and the shape of the file's.
+    along_z
+        The interpolation between them, as for ``InverseResampler``.
+    """
     starts = [max(0, start - grid.before[2]) for start in grid.starts(2)]
     starts[0] = 0
     stops = [*starts[1:], grid.shape[2]]
@@ -140,24 +175,34 @@ def row_depth(grid: TileGrid, shape: Shape, along_z: LinearInterpolation | None 
     return int(np.diff(edges).max())
 
 
-LABEL_BLOCK = 2 << 20
-"""Logits are looked at in blocks of about this many bytes."""
+def label_dtype(values: Sequence[int]) -> np.dtype[np.unsignedinteger]:
+    """The smaller of uint8 and uint16 that holds all label values."""
+    return np.dtype(np.uint8) if max(values) < 256 else np.dtype(np.uint16)
 
 
 class LogitsToLabels:
-    """From finished values to labels: the 1x1x1 head where there is one, then the class with the largest logit."""
+    """Makes labels of finished values: applies the 1x1x1 head if there is one, then takes the largest logit.
+
+    Parameters
+    ----------
+    values
+        Label values by class.
+    head
+        Weight (classes, channels) and bias (classes,), if the values are features.
+    kept
+        Label values that are written. All classes compete; a voxel of one that is not kept becomes background.
+    """
 
     def __init__(
         self, values: Sequence[int], head: tuple[Array, Array] | None = None, kept: Sequence[int] | None = None
     ) -> None:
-        self.dtype, self.classes = np.dtype(np.uint8 if max(values) < 256 else np.uint16), len(values)
-        # All classes compete; those that are not kept then count as background.
+        self.dtype, self.classes = label_dtype(values), len(values)
         self._values = np.asarray([value if kept is None or value in kept else 0 for value in values], self.dtype)
         self._identical = bool((self._values == np.arange(len(values))).all())
         self._head = head
 
     def __call__(self, values: Array) -> npt.NDArray[np.unsignedinteger]:
-        """(channels, x, y, k) -> labels (x, y, k); of equal logits the first class wins, as in ``argmax``."""
+        """Labels (x, y, k) of values (channels, x, y, k); of equal logits the first class wins, as in ``argmax``."""
         _, x, y, planes = values.shape
         rows = label_rows(len(self._values), values.shape[0], y, planes)
         labels = np.empty((x, y, planes), self.dtype)
@@ -174,38 +219,38 @@ class LogitsToLabels:
             return values
         logits: Array = self._head[0] @ values.reshape(values.shape[0], -1)
         logits += self._head[1][:, None]
-        return logits.reshape(len(logits), *values.shape[1:])  # which may be empty: no voxel of the file is there
+        return logits.reshape(len(logits), *values.shape[1:])  # which may be empty, if no voxel of the file is there
 
     def probabilities(self, values: Array, kind: Literal["softmax", "sigmoid"]) -> Array:
-        """(channels, x, y, k) -> the same of each class after an activation, in float32."""
+        """Probabilities (classes, x, y, k) in float32 of values (channels, x, y, k), by the activation ``kind``."""
         _, x, y, planes = values.shape
         rows = label_rows(len(self._values), values.shape[0], y, planes)
-        found = np.empty((len(self._values), x, y, planes), np.float32)
+        result = np.empty((len(self._values), x, y, planes), np.float32)
         for start in range(0, x, rows):
-            part = found[:, start : start + rows]
-            part[...] = self._logits(values[:, start : start + rows])
+            logits = result[:, start : start + rows]
+            logits[...] = self._logits(values[:, start : start + rows])
             if kind == "softmax":
-                part -= part.max(axis=0)
-                np.exp(part, out=part)
-                part /= part.sum(axis=0)
+                logits -= logits.max(axis=0)
+                np.exp(logits, out=logits)
+                logits /= logits.sum(axis=0)
             else:
-                part[...] = 1 / (1 + np.exp(-part))
-        return found
+                logits[...] = 1 / (1 + np.exp(-logits))
+        return result
 
     def without_head(self) -> "LogitsToLabels":
-        """The same for values that are of classes already."""
-        found = copy(self)
-        found._head = None
-        return found
+        """The same for values that are logits or probabilities already."""
+        other = copy(self)
+        other._head = None
+        return other
 
 
 def label_rows(classes: int, channels: int, y: int, planes: int) -> int:
-    """Rows along x per block."""
+    """Rows along x whose logits are compared at a time."""
     return max(1, LABEL_BLOCK // max(1, max(classes, channels) * y * planes * FLOAT))
 
 
 def _largest(logits: Array, dtype: np.dtype[np.unsignedinteger]) -> npt.NDArray[np.unsignedinteger]:
-    """``logits.argmax(axis=0)`` in a byte or two per voxel instead of eight."""
+    """``logits.argmax(axis=0)`` in one or two bytes a voxel instead of eight."""
     best, index = logits[0].copy(), np.zeros(logits.shape[1:], dtype)
     larger = np.empty(logits.shape[1:], bool)
     for number, others in enumerate(logits[1:], start=1):
@@ -225,12 +270,18 @@ def label_bytes(
     *,
     copied: bool,
 ) -> Price:
-    """The planes being gathered; one block's labels, and what is made of its values, rows by rows.
+    """Bytes of the planes that are gathered; of one block's labels, and of the rows that are compared.
 
     Parameters
     ----------
+    grid, shape
+        The network's grid, and the shape of the file's.
+    channels
+        Of the blend's values.
+    along_z
+        The interpolation between the grids, as for ``InverseResampler``.
     copied
-        Whether the values become others first: logits by the head, or probabilities.
+        Whether the values are copied first: to logits by the head, or to probabilities.
     """
     depth = row_depth(grid, shape, along_z)
     plane, block = shape[0] * shape[1], [min(tile, size) for tile, size in zip(grid.tile, grid.shape, strict=True)]

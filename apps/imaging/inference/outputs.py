@@ -1,4 +1,4 @@
-"""What ``imaging infer`` writes of a study: label planes go to all of it at once, as they are finished."""
+"""What ``imaging infer`` writes of a study: finished label planes go to all outputs at once."""
 
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -10,60 +10,61 @@ import numpy as np
 import numpy.typing as npt
 
 from apps.imaging.dicom import rtstruct, seg
-from apps.imaging.dicom.derived import dicom_series
 from apps.imaging.dicom.series import DicomVolume
 from apps.imaging.inference import preview, statistics
 from apps.imaging.models.model_folder import ImagingModel, Label
 from apps.imaging.volumes import nifti
 from apps.imaging.volumes.volume import Volume
-from common.errors import UsageError
 from common.memory.footprint import Price
 
 
 class Sink(Protocol):
-    """Takes label planes in order."""
+    """An output that takes label planes in order."""
 
     def write(self, slab: npt.NDArray[Any]) -> None:
-        """Finished planes, (x, y, k)."""
+        """Append finished planes, (x, y, k)."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class OutputRequest:
-    """What the command line asks for, the same for all studies."""
+    """What is written of each study."""
 
     types: tuple[str, ...] = ("nifti",)
+    """Of ``nifti``, ``dicom-seg`` and ``dicom-rtstruct``."""
     seg_type: str = "auto"
     """``auto``, ``binary`` or ``labelmap``."""
     preview: bool = False
     statistics: bool = False
     stow: str = ""
     """Address to which DICOM objects are sent; none if empty."""
-
-    def check(self, volume: Volume, path: Path) -> None:
-        """Raise ``BadInput`` where this volume cannot give it."""
-        if {"dicom-seg", "dicom-rtstruct"} & set(self.types):
-            dicom_series(volume, path)
+    labels: tuple[Label, ...] = ()
+    """The classes, background among them."""
 
 
 class Outputs:
-    """The files of one study; use as a context manager around the loop that finishes labels.
+    """The files of one study; use it as a context manager around the loop that finishes labels.
 
     Parameters
     ----------
     directory, name
-        Where, and the study's name, with which all files begin.
+        Folder of the files, and the study's name, with which their names begin.
     model
-        With the labels that are written.
+        The model that made the labels.
     key
-        From which DICOM UIDs are derived.
+        Digest from which DICOM's UIDs are derived.
     dtype
         Of the labels.
+
+    Attributes
+    ----------
+    names
+        Files written so far.
     """
 
     def __init__(
         self,
-        wanted: OutputRequest,
+        request: OutputRequest,
         directory: Path,
         name: str,
         volume: Volume,
@@ -71,7 +72,8 @@ class Outputs:
         key: str,
         dtype: np.dtype[Any],
     ) -> None:
-        self._wanted, self._directory, self._name, self._volume, self._model = wanted, directory, name, volume, model
+        self._request, self._directory, self._name, self._volume = request, directory, name, volume
+        self._model = replace(model, labels=request.labels)
         self._key, self._dtype = key, dtype
         self._stack = ExitStack()
         self._sinks: list[Sink] = []
@@ -82,39 +84,39 @@ class Outputs:
         self._template: Any = None
 
     def prepare(self) -> None:
-        """What is made by a child process, before anything large is held here."""
-        if "dicom-seg" in self._wanted.types:
+        """Have a child process make the SEG's header, before anything large is held here."""
+        if "dicom-seg" in self._request.types:
             from apps.imaging.dicom.seg_header import seg_template
 
             assert isinstance(self._volume, DicomVolume)
-            kind = seg.choose_kind(self._wanted.seg_type, self._model)
+            kind = seg.choose_kind(self._request.seg_type, self._model)
             self._template = seg_template(self._volume, self._model, self._key, kind)
 
     def __enter__(self) -> "Outputs":
-        wanted, volume, model = self._wanted, self._volume, self._model
+        request, volume, model = self._request, self._volume, self._model
         with self._stack as stack:
-            if "nifti" in wanted.types:
+            if "nifti" in request.types:
                 self._add_nifti(self._labels_name)
                 self.names.append(self._labels_name)
-            elif wanted.preview:  # which is drawn from a label file
+            elif request.preview:  # which is drawn from a label file
                 self._labels_name = f".{self._name}.labels.nii.gz"
                 self._add_nifti(self._labels_name)
-            if "dicom-seg" in wanted.types:
+            if "dicom-seg" in request.types:
                 assert isinstance(volume, DicomVolume)
                 name = f"{self._name}.seg.dcm"
-                kind = seg.choose_kind(wanted.seg_type, model)
+                kind = seg.choose_kind(request.seg_type, model)
                 writer = seg.write_seg(self._directory / name, volume, model, self._template, kind)
                 self._sinks.append(stack.enter_context(writer))
                 self.names.append(name)
-            if "dicom-rtstruct" in wanted.types:
+            if "dicom-rtstruct" in request.types:
                 assert isinstance(volume, DicomVolume)
                 name = f"{self._name}.rtstruct.dcm"
                 structures = rtstruct.write_rtstruct(self._directory / name, volume, model, self._key)
                 self._sinks.append(stack.enter_context(structures))
                 self.names.append(name)
-            if wanted.preview:
+            if request.preview:
                 self._sinks.append(self._centre)
-            if wanted.statistics:
+            if request.statistics:
                 self._statistics = stack.enter_context(statistics.open_statistics(volume, model.labels))
                 self._sinks.append(self._statistics)
             self._stack = stack.pop_all()
@@ -134,20 +136,26 @@ class Outputs:
             sink.write(slab)
 
     def save_statistics(self) -> None:
-        """After the last plane."""
+        """Write the statistics' files; call it after the last plane."""
         if self._statistics is not None:
             self.names += self._statistics.save(self._directory / f"{self._name}-statistics")
 
     def send(self) -> None:
-        """DICOM objects to the server, after all else is closed. Raises ``BadInput`` where it does not take them."""
-        if self._wanted.stow:
+        """Send DICOM objects to the server; call it after the block.
+
+        Raises
+        ------
+        BadInput
+            If the server does not take one.
+        """
+        if self._request.stow:
             from apps.imaging.dicom.web import store
 
-            store(self._wanted.stow, [self._directory / name for name in self.names if name.endswith(".dcm")])
+            store(self._request.stow, [self._directory / name for name in self.names if name.endswith(".dcm")])
 
     def draw(self) -> None:
-        """The preview, after all else is closed."""
-        if not self._wanted.preview:
+        """Draw the preview; call it after the block."""
+        if not self._request.preview:
             return
         labels = self._directory / self._labels_name
         preview.write(self._directory / f"{self._name}.png", self._volume, labels, self._centre, self._model.labels)
@@ -156,31 +164,22 @@ class Outputs:
             labels.unlink()
 
 
-def chosen_labels(model: ImagingModel, names: Sequence[str] | None) -> ImagingModel:
-    """The model with the labels that ``--roi-subset`` names, and background.
+def outputs_bytes(types: Sequence[str], volume: Volume, classes: int, *, with_statistics: bool) -> Price:
+    """Bytes that the outputs hold beside the labels; planes go to one output after the other.
 
-    Raises
-    ------
-    UsageError
-        For a name that the model does not have.
+    Parameters
+    ----------
+    types
+        As in ``OutputRequest``.
+    classes
+        Of the model, background among them.
     """
-    if names is None:
-        return model
-    known = {label.name: label for label in model.labels if label.value}
-    if unknown := [name for name in names if name not in known]:
-        raise UsageError(f"--roi-subset {','.join(unknown)}: this model has {', '.join(known)}")
-    kept: tuple[Label, ...] = tuple(label for label in model.labels if not label.value or label.name in names)
-    return replace(model, labels=kept)
-
-
-def outputs_bytes(wanted: OutputRequest, volume: Volume, model: ImagingModel) -> Price:
-    """What the sinks hold beside the labels; planes go to one after the other."""
-    held, passing = 0, [0]
+    resident, transient = 0, [0]
     if isinstance(volume, DicomVolume):
-        passing.append(seg.seg_bytes(volume) if "dicom-seg" in wanted.types else 0)
-        held += rtstruct.rtstruct_bytes(volume, model) if "dicom-rtstruct" in wanted.types else 0
-    if wanted.statistics:
+        transient.append(seg.seg_bytes(volume) if "dicom-seg" in types else 0)
+        resident += rtstruct.rtstruct_bytes(volume, classes) if "dicom-rtstruct" in types else 0
+    if with_statistics:
         price = statistics.statistics_bytes(volume)
-        held += price.resident
-        passing.append(price.transient)
-    return Price(held, max(passing))
+        resident += price.resident
+        transient.append(price.transient)
+    return Price(resident, max(transient))

@@ -1,15 +1,14 @@
-"""``imaging infer``: studies in, label files out, through tiles and finished slabs."""
+"""Run ``imaging infer``: images in, label files out, tile by tile and finished block by block."""
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from apps.imaging.dicom.web import Downloads
 from apps.imaging.inference import small_components
 from apps.imaging.inference.labeling import InverseResampler, LabelPlanes, LogitsToLabels, row_depth
 from apps.imaging.inference.network_grid import (
@@ -19,18 +18,21 @@ from apps.imaging.inference.network_grid import (
     open_windows,
     resolved,
     restored_channels,
-    same_grid,
     within_content,
 )
-from apps.imaging.inference.outputs import OutputRequest, Outputs
-from apps.imaging.inference.studies import Study, StudyTable, further_channels, open_volume, resume_key
-from apps.imaging.models.model_folder import ImagingModel
+from apps.imaging.inference.outputs import Outputs
+from apps.imaging.inference.phases import INFER, OPEN, PREVIEW, STATISTICS, STOW, TEMPLATE
+from apps.imaging.inference.request import InferRequest
+from apps.imaging.inference.studies import Study, StudyTable
+from apps.imaging.models.model_folder import TORCH_NETWORK
 from apps.imaging.volumes.nonzero_crop import uncropped
-from apps.imaging.volumes.volume import Shape
 from common.cli.session import Session
-from common.engines.base import Engine, prefetch
+from common.engines.base import Engine, prefetch, read_head
+from common.engines.mirroring import MirrorEngine
+from common.engines.registry import open_engine
 from common.errors import BadInput
 from common.memory.process import guard
+from common.model_folder import shipped_note
 from common.tiling.blend import Block, BoundedBlend, Spilled
 from common.tiling.grid import importance
 
@@ -38,176 +40,62 @@ log = logging.getLogger("peakline")
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
-    """What all studies of one command share."""
+class OpenNetwork:
+    """The network made ready for tiles, and what makes labels of its values."""
 
-    model: ImagingModel
-    """With the labels that are written."""
     engine: Engine
-    maker: LogitsToLabels
-    batch: int
-    spill: Spilled
-    """What of the blend waits on disk, beside the outputs."""
-    mirror: str
-    """Axes over whose mirrorings the engine averages."""
-    remove_small: float
-    """Millilitres below which a connected part becomes background; 0: none."""
-    wanted: OutputRequest
-    precision: str
-    session: Session
-    table: StudyTable
-    cases: Mapping[str, NetworkGrid | BadInput]
-    finished: Mapping[str, Study]
-    """Studies on servers that were done before, and were not fetched again."""
+    to_labels: LogitsToLabels
 
-    def settings(self, case: NetworkGrid) -> dict[str, Any]:
-        """What changes the labels, besides the input."""
-        return {
-            **asked(self.model, self.precision, case.grid.overlap, self.mirror, self.remove_small),
-            "tile": list(case.tile),
-            "further": [each.volume.identity() for each in case.further],
-        }
-
-
-def asked(model: ImagingModel, precision: str, overlap: float, mirror: str, remove_small: float) -> dict[str, Any]:
-    """What changes the labels and is known before the input is."""
-    return {
-        "model": [model.network_sha256, model.weights_sha256],
-        "labels": [label.value for label in model.labels],
-        "intensity": [[dict(operation) for operation in channel] for channel in model.intensities],
-        "overlap": overlap,
-        "mirror": mirror,
-        "spacing": list(model.spacing),
-        "remove_small": remove_small,
-        "inference": asdict(model.inference),
-        "precision": precision,
-    }
+    @classmethod
+    def of(cls, request: InferRequest, session: Session) -> "OpenNetwork":
+        """Load the network as the plan has it."""
+        choice, plan = request.model, session.plan
+        model, device = choice.model, session.device
+        if note := shipped_note(model.directory):
+            session.say(note)
+        if request.options.engine == "auto" and choice.engine != "openvino" and device is None:
+            session.say(f"imaging infer: OpenVINO is not installed, using {choice.engine}")
+        with session.phase(OPEN), session.reserving():  # compiled code and scratch that is hardly touched
+            engine = open_engine(
+                model.directory,
+                name=choice.engine,
+                precision=choice.precision,
+                tile=choice.tile,
+                batch=plan["batch"],
+                threads=session.threads,
+                output=plan["space"],
+                head=model.head,
+                builder=TORCH_NETWORK,
+                device=device.name if device and choice.engine == "torch" else "cpu",
+                heap=plan["allocator"] == "heap",
+            )
+        if choice.mirror:
+            engine = MirrorEngine(engine, ["xyz".index(axis) for axis in choice.mirror], batch=plan["batch"])
+        head = read_head(model.directory, model.head) if model.head and plan["space"] == "features" else None
+        kept = [label.value for label in request.outputs.labels]
+        return cls(engine, LogitsToLabels([label.value for label in model.labels], head, kept))
 
 
-def finished_values(
-    case: NetworkGrid,
-    engine: Engine,
-    operations: Sequence[Operations],
-    *,
-    batch: int = 1,
-    spill: Spilled = "memory",
-    scratch: Path | None = None,
-    tick: Callable[[int], Any] = lambda count: None,
-) -> Iterator[Block]:
-    """Finished blocks of the engine's blended output on the network's grid; ``tick`` is told how many tiles are done.
-
-    ``operations`` are by channel; ``spill`` and ``scratch`` are the blend's.
-    """
-    grid, frame = case.grid, case.frame
-    batches = [
-        range(first, min(first + batch, row + grid.per_row))
-        for row in range(0, len(grid), grid.per_row)
-        for first in range(row, row + grid.per_row, batch)
-    ]
-    with (
-        open_windows(case, operations) as windows,
-        BoundedBlend(
-            grid.shape,
-            grid.tile,
-            grid.overlap,
-            engine.out_channels,
-            importance(grid.tile, "half" if case.nnunet else case.inference.importance),
-            flips=grid.flips,
-            even=grid.even,
-            spill=spill,
-            scratch=scratch,
-        ) as blend,
-    ):
-        found = prefetch(engine, network_tiles(case, windows, batches, batch), ahead=batch > 1)
-        for chosen in batches:
-            outputs = next(found)
-            for slot, index in enumerate(chosen):
-                yield from blend.add(index, frame.view(outputs[slot]))
-            del outputs  # before the next answer is made: not every engine has an array for it
-            tick(len(chosen))
-
-
-def label_planes(
-    case: NetworkGrid, channels: int, blocks: Iterator[Block], maker: LogitsToLabels
-) -> Iterator[npt.NDArray[np.unsignedinteger]]:
-    """Labels (x, y, k) on the file's own grid, in order."""
-    shape = case.volume.shape
-    if not case.resampled:
-        planes = LabelPlanes(shape, row_depth(case.grid, shape), maker.dtype)
-        for block in blocks:
-            yield from planes.add(block, maker(block.values))
-            del block  # with the answer that it is a view of
-        return
-    taps, restored = case.taps_back, case.inference.restored
-    planes = LabelPlanes(shape, row_depth(case.grid, shape, taps[2]), maker.dtype)
-    back = InverseResampler(
-        restored_channels(case, channels, maker.classes), case.grid.shape, shape, case.grid.tile[2], taps
-    )
-    for block in blocks:
-        if restored == "labels":
-            block = replace(block, values=maker(block.values)[None].astype(np.float32))
-        elif restored != "logits":
-            block = replace(block, values=maker.probabilities(block.values, restored))
-        for piece in back(block):
-            if restored == "labels":
-                labels = piece.values[0].astype(maker.dtype)
-            else:
-                labels = (maker if restored == "logits" else maker.without_head())(piece.values)
-            yield from planes.add(piece, labels)
-            del piece  # before the next one is made
-        del block
-
-
-def segment(job: Job, study: Study, case: NetworkGrid) -> tuple[str, ...]:
-    """Segment one study; returns the names of its outputs."""
-    session, volume = job.session, case.volume
-    with session.phase("statistics"):
-        inside, first = within_content(case, job.model)
-        operations = resolved(inside, job.model)
-    key = resume_key(volume, job.settings(case))
-    outputs = Outputs(job.wanted, job.table.directory, study.study, volume, job.model, key, job.maker.dtype)
-    if "dicom-seg" in job.wanted.types:
-        with session.phase("template"):
-            outputs.prepare()
-    with (
-        session.phase("infer"),
-        session.progress(total=len(inside.grid), unit="tile", label=study.study) as bar,
-        outputs,
-    ):
-        place: dict[str, Any] = {"spill": job.spill, "scratch": job.table.directory}
-        values = finished_values(inside, job.engine, operations, batch=job.batch, tick=bar.update, **place)
-        planes = label_planes(inside, job.engine.out_channels, values, job.maker)
-        if first is not None:
-            planes = uncropped(planes, volume.shape, first, job.maker.dtype)
-        if job.remove_small:
-            least = small_components.least_voxels(job.remove_small, volume.affine)
-            planes = small_components.without_small(planes, least, job.table.directory)
-        for labels in planes:
-            outputs.write(labels)
-        outputs.save_statistics()
-    if job.wanted.preview:
-        with session.phase("preview"):
-            outputs.draw()
-    if job.wanted.stow:
-        with session.phase("stow"):
-            outputs.send()
-    return tuple(outputs.names)
-
-
-def run(job: Job) -> dict[str, Any]:
+def run(request: InferRequest, session: Session) -> dict[str, Any]:
     """Work through the studies; each ends as done, skipped or failed, and the table says so at once.
+
+    Returns
+    -------
+    dict
+        The record's ``results``: ``{"studies": [...]}``.
 
     Raises
     ------
     BadInput
-        If a study failed by its input, after all were tried; ``job.session.results`` has the rest.
+        If a study failed by its input, after all were tried; ``session.results`` has the others.
     """
-    table, session = job.table, job.session
+    network = OpenNetwork.of(request, session)
+    table = StudyTable.open(request.options.output, request.inputs.studies)
     unforeseen: Exception | None = None
     bad: BadInput | None = None
     for index, study in enumerate(table.rows):
         try:
-            _one(job, index, study)
+            _finish_study(request, session, network, table, index)
         except BadInput as error:
             bad = bad or error
             table.update(index, status="failed", reason=error.public)
@@ -227,46 +115,165 @@ def run(job: Job) -> dict[str, Any]:
     return session.results
 
 
-def _one(job: Job, index: int, study: Study) -> None:
-    before = job.finished.get(study.study)
-    if before is None:
-        case = job.cases[study.study]
-        if isinstance(case, BadInput):
-            raise case
-        key = resume_key(case.volume, job.settings(case) | {"outputs": asdict(job.wanted)})
-        before = job.table.finished(study, key)
-    if before is not None:
-        job.session.say(f"{study.study}: done before, skipped")
-        job.table.update(index, status="skipped", outputs=before.outputs, key=before.key)
-        return
-    job.table.update(index, status="done", outputs=segment(job, study, case), key=key)
+def _finish_study(request: InferRequest, session: Session, network: OpenNetwork, table: StudyTable, index: int) -> None:
+    """Segment a study, unless an earlier run with the same request has."""
+    study = table.rows[index]
+    earlier = request.inputs.finished.get(study.study)
+    if earlier is None:
+        grid = request.inputs.grids[study.study]
+        if isinstance(grid, BadInput):
+            raise grid
+        image, *further = [channel.volume.identity() for channel in grid.channels]
+        key = request.digest(image, further=further)
+        earlier = table.finished(study, key)
+        if earlier is None:
+            uids = request.digest(image, outputs=False, further=further)
+            names = _segment(request, session, network, table.directory, study, grid, uids)
+            table.update(index, status="done", outputs=names, key=key)
+            return
+    session.say(f"{study.study}: done before, skipped")
+    table.update(index, status="skipped", outputs=earlier.outputs, key=earlier.key)
 
 
-def open_cases(
-    studies: list[Study],
-    model: ImagingModel,
+def _segment(
+    request: InferRequest,
+    session: Session,
+    network: OpenNetwork,
+    directory: Path,
+    study: Study,
+    grid: NetworkGrid,
+    key: str,
+) -> tuple[str, ...]:
+    """Segment one study; returns the names of its outputs. DICOM's UIDs are derived from ``key``."""
+    model, volume, engine, dtype = request.model.model, grid.volume, network.engine, network.to_labels.dtype
+    with session.phase(STATISTICS):
+        inside, first = within_content(grid, model)
+        operations = resolved(inside, model)
+    outputs = Outputs(request.outputs, directory, study.study, volume, model, key, dtype)
+    if "dicom-seg" in request.outputs.types:
+        with session.phase(TEMPLATE):
+            outputs.prepare()
+    with (
+        session.phase(INFER),
+        session.progress(total=len(inside.tiles), unit="tile", label=study.study) as bar,
+        outputs,
+    ):
+        blocks = finished_values(
+            inside,
+            engine,
+            operations,
+            batch=session.plan["batch"],
+            spill=session.plan["spill"],
+            scratch=request.inputs.scratch,
+            tick=bar.update,
+        )
+        planes = label_planes(inside, engine.out_channels, blocks, network.to_labels)
+        if first is not None:
+            planes = uncropped(planes, volume.shape, first, dtype)
+        if request.options.remove_small:
+            least = small_components.least_voxels(request.options.remove_small, volume.affine)
+            planes = small_components.without_small(planes, least, request.inputs.scratch)
+        for labels in planes:
+            outputs.write(labels)
+        outputs.save_statistics()
+    if request.outputs.preview:
+        with session.phase(PREVIEW):
+            outputs.draw()
+    if request.outputs.stow:
+        with session.phase(STOW):
+            outputs.send()
+    return tuple(outputs.names)
+
+
+def finished_values(
+    grid: NetworkGrid,
+    engine: Engine,
+    operations: Sequence[Operations],
     *,
-    downloads: Downloads,
-    repair: frozenset[str],
-    wanted: OutputRequest,
-    tile: Shape,
-    overlap: float,
-) -> dict[str, NetworkGrid | BadInput]:
-    """Read every header; a study that cannot be used keeps its error, unless it is the only one."""
-    cases: dict[str, NetworkGrid | BadInput] = {}
-    for study in studies:
-        try:
-            path, series = downloads.path(study.input)
-            volume = open_volume(path, series, repair)
-            wanted.check(volume, path)
-            further = [open_volume(other) for other in further_channels(path, len(model.channels))]
-            same_grid(volume, further)
-            case = NetworkGrid.of(volume, model, tile=tile, overlap=overlap, further=further)
-            case.check(path)
-            cases[study.study] = case
-        except BadInput as error:
-            cases[study.study] = error
-    errors = [case for case in cases.values() if isinstance(case, BadInput)]
-    if errors and len(errors) == len(cases):
-        raise errors[0]
-    return cases
+    batch: int = 1,
+    spill: Spilled = "memory",
+    scratch: Path | None = None,
+    tick: Callable[[int], Any] = lambda count: None,
+) -> Iterator[Block]:
+    """Finished blocks of the engine's blended output on the network's grid.
+
+    Parameters
+    ----------
+    operations
+        By channel, from ``resolved``.
+    batch
+        Tiles at a time.
+    spill, scratch
+        As for ``BoundedBlend``.
+    tick
+        Called with the number of tiles that were blended.
+    """
+    tiles = grid.tiles
+    batches = [
+        range(first, min(first + batch, row + tiles.per_row))
+        for row in range(0, len(tiles), tiles.per_row)
+        for first in range(row, row + tiles.per_row, batch)
+    ]
+    with (
+        open_windows(grid, operations) as windows,
+        BoundedBlend(
+            tiles.shape,
+            tiles.tile,
+            tiles.overlap,
+            engine.out_channels,
+            importance(tiles.tile, "half" if grid.nnunet else grid.inference.importance),
+            flips=tiles.flips,
+            even=tiles.even,
+            spill=spill,
+            scratch=scratch,
+        ) as blend,
+    ):
+        results = prefetch(engine, network_tiles(grid, windows, batches, batch), ahead=batch > 1)
+        for numbers in batches:
+            values = next(results)
+            for slot, number in enumerate(numbers):
+                yield from blend.add(number, grid.axes.view(values[slot]))
+            del values  # before the engine makes the next ones: not every engine has an array for them
+            tick(len(numbers))
+
+
+def label_planes(
+    grid: NetworkGrid, channels: int, blocks: Iterator[Block], to_labels: LogitsToLabels
+) -> Iterator[npt.NDArray[np.unsignedinteger]]:
+    """Label planes on the file's own grid, in order.
+
+    Parameters
+    ----------
+    channels
+        Of the blocks' values.
+
+    Yields
+    ------
+    array (x, y, k)
+        Valid until the next one.
+    """
+    shape = grid.volume.shape
+    if not grid.resampled:
+        planes = LabelPlanes(shape, row_depth(grid.tiles, shape), to_labels.dtype)
+        for block in blocks:
+            yield from planes.add(block, to_labels(block.values))
+            del block  # with the engine's array that it is a view of
+        return
+    to_file, restored = grid.to_file, grid.inference.restored
+    planes = LabelPlanes(shape, row_depth(grid.tiles, shape, to_file[2]), to_labels.dtype)
+    resampler = InverseResampler(
+        restored_channels(grid, channels, to_labels.classes), grid.tiles.shape, shape, grid.tiles.tile[2], to_file
+    )
+    for block in blocks:
+        if restored == "labels":
+            block = replace(block, values=to_labels(block.values)[None].astype(np.float32))
+        elif restored != "logits":
+            block = replace(block, values=to_labels.probabilities(block.values, restored))
+        for piece in resampler(block):
+            if restored == "labels":
+                labels = piece.values[0].astype(to_labels.dtype)
+            else:
+                labels = (to_labels if restored == "logits" else to_labels.without_head())(piece.values)
+            yield from planes.add(piece, labels)
+            del piece  # before the next one is made
+        del block

@@ -1,4 +1,4 @@
-"""A picture to look at: three planes through the segmentation's centre, overlay and legend."""
+"""The preview picture: three planes through the segmentation's centre, overlay and legend."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,14 +17,14 @@ PANEL = 320
 """Pixels of the longest side of all three panels."""
 OPACITY = 0.5
 SHOWN_LABELS = 24
-"""Names in the legend at most; first those of labels that are in the picture."""
+"""Most names in the legend; labels that are in the picture come first."""
 _ROW = 18
 _GAP = 8
 _TITLES = ("sagittal", "coronal", "axial")
 
 
 class Centre:
-    """Running centre of gravity of everything that is not background."""
+    """Running centre of gravity of all voxels that are not background."""
 
     def __init__(self, shape: Shape) -> None:
         self._shape = shape
@@ -32,7 +32,7 @@ class Centre:
         self.voxels = self._planes = 0
 
     def write(self, slab: npt.NDArray[Any]) -> None:
-        """Take in the labels of the next planes, (x, y, k)."""
+        """Add the labels of the next planes, (x, y, k)."""
         inside = slab != 0
         across, along = inside.sum(axis=2), inside.sum(axis=(0, 1))
         self._counts[0] += across.sum(axis=1)
@@ -43,7 +43,7 @@ class Centre:
 
     @property
     def index(self) -> Shape:
-        """Voxel index; the middle of the volume where nothing was found."""
+        """Voxel index of the centre; the middle of the volume if all is background."""
         if not self.voxels:
             x, y, z = (size // 2 for size in self._shape)
         else:
@@ -52,25 +52,25 @@ class Centre:
 
 
 def write(path: Path, volume: Volume, labels_path: Path, centre: Centre, labels: Sequence[Label]) -> None:
-    """Make the picture from one more pass over the image and the label file."""
+    """Draw the picture, from one more pass over the image and over the label file."""
     import PIL.Image
 
     images = three_planes(volume, centre.index)
     masks = three_planes(nifti.open_nifti(labels_path), centre.index)
     low, high = np.percentile(np.concatenate([image.ravel() for image in images]), (1, 99))
-    frame, edges = AxisMapping.between(volume.affine, "RAS"), spacing(volume.affine)
+    mapping, edges = AxisMapping.between(volume.affine, "RAS"), spacing(volume.affine)
     millimetres = [size * edge for size, edge in zip(volume.shape, edges, strict=True)]
     scale = PANEL / max(millimetres)
     panels = []
     for axis in range(3):
         others = [a for a in range(3) if a != axis]
-        image, mask = (_upright(planes[axis], frame, others) for planes in (images, masks))
-        across, down = sorted(others, key=lambda a: frame.axes[a])
+        image, mask = (_upright(planes[axis], mapping, others) for planes in (images, masks))
+        across, down = sorted(others, key=lambda a: mapping.axes[a])
         size = max(1, round(millimetres[across] * scale)), max(1, round(millimetres[down] * scale))
         grey = np.clip((image - low) / max(high - low, 1e-6) * 255, 0, 255).astype(np.uint8)
         panel = np.asarray(PIL.Image.fromarray(grey).resize(size, PIL.Image.Resampling.BILINEAR).convert("RGB"))
         chosen = PIL.Image.fromarray(mask.astype(np.uint16)).resize(size, PIL.Image.Resampling.NEAREST)
-        panels.append((frame.axes[axis], _overlay(panel, np.asarray(chosen), labels)))
+        panels.append((mapping.axes[axis], _overlay(panel, np.asarray(chosen), labels)))
     seen = {int(value) for mask in masks for value in np.unique(mask)}
     named = sorted(labels[1:], key=lambda label: label.value not in seen)
     with atomic_file(path) as part:
@@ -78,7 +78,18 @@ def write(path: Path, volume: Volume, labels_path: Path, centre: Centre, labels:
 
 
 def three_planes(volume: Volume, index: Shape) -> list[npt.NDArray[np.float32]]:
-    """The planes x = i (y, z), y = j (x, z) and z = k (x, y) of a volume, in one pass."""
+    """The planes x = i, y = j and z = k of a volume, in one pass.
+
+    Parameters
+    ----------
+    index
+        (i, j, k).
+
+    Returns
+    -------
+    list of arrays
+        float32, (y, z), (x, z) and (x, y); values that are not finite are zero or the largest.
+    """
     x, y, z = volume.shape
     planes = [np.empty((y, z), np.float32), np.empty((x, z), np.float32), np.empty((x, y), np.float32)]
     start = 0
@@ -92,11 +103,11 @@ def three_planes(volume: Volume, index: Shape) -> list[npt.NDArray[np.float32]]:
     return [np.nan_to_num(plane) for plane in planes]
 
 
-def _upright(plane: npt.NDArray[Any], frame: AxisMapping, axes: list[int]) -> npt.NDArray[Any]:
-    """A plane over two file axes as it is looked at: superior or anterior up, the patient's right on the left."""
-    steps = tuple(slice(None, None, -1) if frame.flips[axis] else slice(None) for axis in axes)
+def _upright(plane: npt.NDArray[Any], mapping: AxisMapping, axes: list[int]) -> npt.NDArray[Any]:
+    """Turn a plane over two file axes as radiologists view it: superior or anterior up, the patient's right left."""
+    steps = tuple(slice(None, None, -1) if mapping.flips[axis] else slice(None) for axis in axes)
     turned = plane[steps]
-    if frame.axes[axes[0]] > frame.axes[axes[1]]:
+    if mapping.axes[axes[0]] > mapping.axes[axes[1]]:
         turned = turned.T
     return np.ascontiguousarray(turned[::-1, ::-1].T)
 

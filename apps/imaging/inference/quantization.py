@@ -1,60 +1,103 @@
-"""``imaging compress --int8``: a model folder with its network in 8-bit integers too, ranges found on real volumes."""
+"""``imaging compress --int8``: quantise a model's network to 8-bit integers, with ranges found on real volumes."""
 
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from apps.imaging.inference.network_grid import NetworkGrid, network_tiles, open_windows, resolved, within_content
+from apps.imaging.inference.options import CompressOptions
+from apps.imaging.inference.studies import find_studies, open_volume
 from apps.imaging.models.model_folder import APPLICATION, CARD, ImagingModel, read_manifest, read_model
 from common import model_folder
 from common.cli.session import Session
 from common.engines.base import INT8, NETWORK, WEIGHTS, Array
 from common.engines.quantization import quantise
+from common.errors import BadInput, UsageError
 from common.files import scratch_directory
 
 TILES = 32
-"""Tiles that ranges are found on, of all volumes together (NNCF's own default is 300 pictures, far smaller ones)."""
+"""Tiles on which ranges are found, of all volumes together (NNCF's default is 300 pictures, far smaller ones)."""
 OVERLAP = 0.0
 CALIBRATE, QUANTISE = "calibrate", "quantise"
+"""Phases."""
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
-    """What one command does."""
+class CompressRequest:
+    """What ``imaging compress`` was asked: its options, the model, and the volumes with their headers."""
 
+    options: CompressOptions
     model: ImagingModel
-    cases: tuple[NetworkGrid, ...]
-    out: Path
-    tiles: int = TILES
+    grids: tuple[NetworkGrid, ...]
 
-    @property
-    def chosen(self) -> list[list[int]]:
-        """Numbers of the tiles of each case, evenly over its volume, and about as many of each."""
-        each = -(-self.tiles // len(self.cases))
-        counts = [min(each, len(case.grid)) for case in self.cases]
-        return [
-            sorted({round(place) for place in np.linspace(0, len(case.grid) - 1, count)})
-            for case, count in zip(self.cases, counts, strict=True)
-        ]
+    @classmethod
+    def of(cls, options: CompressOptions, directory: Path) -> "CompressRequest":
+        """Read the model and the headers of as many volumes as there are tiles.
+
+        Parameters
+        ----------
+        directory
+            The model folder, converted if need be.
+
+        Raises
+        ------
+        BadInput
+            A model or volumes that cannot be used.
+        UsageError
+            If the output folder is the model itself.
+        """
+        model = read_model(directory)
+        if options.output.resolve() == model.directory:
+            raise UsageError(f"-o {options.output}: is the model itself")
+        if len(model.channels) != 1:
+            channels = len(model.channels)
+            raise BadInput(f"{options.model}: a model of {channels} channels; one image a study is read")
+        images = options.calibration / "imagesTr"
+        studies = find_studies([images if images.is_dir() else options.calibration])
+        every = -(-len(studies) // options.tiles)
+        grids = []
+        for path in (Path(study.input) for study in studies[::every]):
+            grids.append(NetworkGrid.of(open_volume(path), model, tile=model.patch, overlap=OVERLAP))
+            grids[-1].check(path)
+        return cls(options, model, tuple(grids))
 
 
-def run(job: Job, session: Session) -> dict[str, Any]:
-    """Gather tiles on disk, quantise, write the folder; what was there before stays until it is complete."""
-    job.out.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=job.out) as stored, scratch_directory(job.out.parent, job.out.name) as draft:
-        shape = (1, len(job.model.channels), *job.model.patch)
+def choose_tiles(grids: Sequence[NetworkGrid], tiles: int) -> list[list[int]]:
+    """Numbers of the tiles on which ranges are found, by volume.
+
+    About as many of each volume, evenly over it; ``tiles`` of all together.
+    """
+    each = -(-tiles // len(grids))
+    counts = [min(each, len(grid.tiles)) for grid in grids]
+    return [
+        sorted({round(number) for number in np.linspace(0, len(grid.tiles) - 1, count)})
+        for grid, count in zip(grids, counts, strict=True)
+    ]
+
+
+def run(request: CompressRequest, session: Session) -> dict[str, object]:
+    """Gather tiles on disk, quantise, write the model folder; what was there before stays until it is complete.
+
+    Returns
+    -------
+    dict
+        The record's ``results``: ``bytes_before`` and ``bytes_after`` of the network, and the number of ``tiles``.
+    """
+    model, out = request.model, request.options.output
+    out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=out) as stored, scratch_directory(out.parent, out.name) as draft:
+        shape = (1, len(model.channels), *model.patch)
         with (
             session.phase(CALIBRATE),
-            session.progress(total=len(job.cases), unit="volume", label="compress") as bar,
+            session.progress(total=len(request.grids), unit="volume", label="compress") as bar,
         ):
             count = 0
-            for case, numbers in zip(job.cases, job.chosen, strict=True):
-                for tile in _tiles(case, job.model, numbers):
+            for grid, numbers in zip(request.grids, choose_tiles(request.grids, request.options.tiles), strict=True):
+                for tile in _tiles(grid, model, numbers):
                     stored.write(tile.data)
                     count += 1
                 bar.update(1)
@@ -65,33 +108,33 @@ def run(job: Job, session: Session) -> dict[str, Any]:
                 yield np.frombuffer(stored.read(4 * int(np.prod(shape))), np.float32).reshape(shape)
 
         with session.phase(QUANTISE):
-            quantise(job.model.directory, draft, tiles, count=count, tile=job.model.patch)
-        return {**_write(job, draft, count), "metrics": {}}
+            quantise(model.directory, draft, tiles, count=count, tile=model.patch)
+        return {**_write(request, draft, count), "metrics": {}}
 
 
-def _tiles(case: NetworkGrid, model: ImagingModel, numbers: Sequence[int]) -> Iterator[Array]:
+def _tiles(grid: NetworkGrid, model: ImagingModel, numbers: Sequence[int]) -> Iterator[Array]:
     """Tiles as the network sees them, one by one; each is valid until the next."""
-    inside, _ = within_content(case, model)
-    kept = [number for number in numbers if number < len(inside.grid)]
+    inside, _ = within_content(grid, model)
+    kept = [number for number in numbers if number < len(inside.tiles)]
     with open_windows(inside, resolved(inside, model)) as windows:
         yield from network_tiles(inside, windows, [[number] for number in kept], 1)
 
 
-def _write(job: Job, draft: Path, count: int) -> dict[str, int]:
-    """The folder: all that the model had, and its network in int8."""
-    source, out = job.model.directory, job.out
+def _write(request: CompressRequest, draft: Path, count: int) -> dict[str, int]:
+    """Write the folder: all that the model had, and its network in int8."""
+    source, out = request.model.directory, request.options.output
     manifest = read_manifest(source)
     model_folder.unseal(out)
     for name in (WEIGHTS, NETWORK):
         shutil.copyfile(source / name, out / name)
-    note = f"\nAlso in 8-bit integers (NNCF, {count} tiles of {len(job.cases)} volumes).\n"
+    note = f"\nAlso in 8-bit integers (NNCF, {count} tiles of {len(request.grids)} volumes).\n"
     (out / CARD).write_text((source / CARD).read_text("utf-8") + note, encoding="utf-8")
     for name in INT8:
         (draft / name).replace(out / name)
     own = {"format", "application", "kind", "made_by", "files"}
     fields = {key: value for key, value in manifest.items() if key not in own}
     files = [WEIGHTS, NETWORK, CARD, *INT8]
-    model_folder.seal(out, application=APPLICATION, kind=job.model.kind, files=files, fields=fields)
+    model_folder.seal(out, application=APPLICATION, kind=request.model.kind, files=files, fields=fields)
     assert read_model(out).int8
     sizes = {name: (out / name).stat().st_size for name in files}
     return {"bytes_before": sizes[NETWORK], "bytes_after": sum(sizes[name] for name in INT8), "tiles": count}

@@ -1,6 +1,6 @@
-"""The part of the report that is about studies: each one's picture and table, before the memory timeline.
+"""The studies' part of the report: picture and table of each, in front of the memory timeline.
 
-Only what the record names is looked at, and studies go by their numbers: no input's name gets here.
+Only files that the record names are read, and studies have numbers: no input's name appears.
 """
 
 import json
@@ -13,29 +13,37 @@ from typing import Any
 from common.memory.report.page import section, table
 
 EMBEDDED_BYTES = 8 << 20
-"""Of pictures in the page; those beyond are linked to. With their encoded copies, what the page takes to make."""
+"""Bytes of pictures inside the page; further ones are links. Their encoded copies decide the memory of the report."""
 MOST_ROWS = 60
-"""Classes of one study's table; those beyond are in its CSV file."""
+"""Most rows of a study's table; further classes are in its CSV file."""
 STATEMENT = "Segmentations are for research use only; this is not a medical device."
 COLUMNS = ("Class", "Voxels", "ml", "Mean", "SD")
 
 
 def studies(record: Mapping[str, Any], directory: Path) -> Iterator[str]:
-    """One section for each study that has an outcome, in order."""
+    """HTML sections, one for each study that was tried.
+
+    Parameters
+    ----------
+    record
+        ``run.json``.
+    directory
+        The folder of the record and of the outputs.
+    """
     left = EMBEDDED_BYTES
     yield f'<p class="note">{STATEMENT}</p>\n'
     for row in record.get("results", {}).get("studies", ()):
         if row["status"] == "waiting":
             continue
-        parts = [_outcome(row)]
+        content = [_outcome(row)]
         for name in row["outputs"]:
             if name.endswith(".png"):
                 picture, taken = _picture(directory / name, left)
-                parts.append(picture)
+                content.append(picture)
                 left -= taken
             elif name.endswith("-statistics.json"):
-                parts.append(_statistics(directory / name))
-        yield section(row["study"], *parts)
+                content.append(_statistics(directory / name))
+        yield section(row["study"], *content)
 
 
 def _outcome(row: Mapping[str, Any]) -> str:
@@ -45,23 +53,23 @@ def _outcome(row: Mapping[str, Any]) -> str:
 
 
 def _picture(path: Path, left: int) -> tuple[str, int]:
-    """The picture in the page if there is room for it, and the bytes that it took."""
+    """The picture as HTML, inside the page if it has at most ``left`` bytes; and the bytes that it took."""
     try:
         size = path.stat().st_size
         if size > left:
-            return '<p class="note">Its picture is left to the file, to keep this page small.</p>', 0
+            return '<p class="note">The picture stays in its file, to keep this page small.</p>', 0
         data = b64encode(path.read_bytes()).decode()
     except OSError:
-        return '<p class="note">Its picture is not there any more.</p>', 0
+        return '<p class="note">The picture is missing.</p>', 0
     return f'<img alt="three planes with the segmentation" src="data:image/png;base64,{data}">', size
 
 
 def _statistics(path: Path) -> str:
     try:
-        found: Sequence[Mapping[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["classes"]
+        classes: Sequence[Mapping[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["classes"]
     except (OSError, ValueError, KeyError):
-        return '<p class="note">Its statistics are not there any more.</p>'
-    present = [row for row in found if row["voxels"]]
+        return '<p class="note">The statistics are missing.</p>'
+    present = [row for row in classes if row["voxels"]]
     rows = [
         (escape(row["name"]), f"{row['voxels']:,}", f"{row['volume_ml']:.2f}", f"{row['mean']:.1f}", f"{row['sd']:.1f}")
         for row in present[:MOST_ROWS]
@@ -69,7 +77,7 @@ def _statistics(path: Path) -> str:
     notes = []
     if len(present) > MOST_ROWS:
         notes.append(f"{len(present) - MOST_ROWS} more classes in {path.with_suffix('.csv').name}.")
-    if absent := len(found) - len(present):
-        notes.append(f"Nothing was found of {absent} of {len(found)} classes.")
+    if absent := len(classes) - len(present):
+        notes.append(f"{absent} of {len(classes)} classes have no voxel.")
     note = f'<p class="note">{escape(" ".join(notes))}</p>' if notes else ""
     return (table(COLUMNS, rows, numbers=(1, 2, 3, 4)) if rows else "") + note

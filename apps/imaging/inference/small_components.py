@@ -1,11 +1,12 @@
-"""``--remove-small``: connected parts below a volume are taken out, in memory that no volume's size changes.
+"""``--remove-small``: remove connected components below a volume, in memory that does not grow with the volume.
 
-A part is what touches by voxel faces and has one label. Whether it is small is known only when all of it was seen, so
-the label planes wait on disk. They are gone through three times:
+Voxels of one label that touch by their faces are one component. Its size is known only after its last plane, so the
+label planes wait on disk. There are three passes:
 
-1. forward: each plane's own parts, and to which group of the next plane each group grows, with its size so far;
-2. backward over those tables: a group is kept if it ends large, or grows into a group that is kept;
-3. forward: planes are given out without the parts of groups that are not kept.
+1. forward: the components of each plane alone, and the group to which each belongs with the planes before it; a
+   group's size so far, and the group of the next plane into which it grows;
+2. backward over these tables: a group is kept if it ends large, or grows into a group that is kept;
+3. forward: planes are yielded without the components of groups that are not kept.
 
 Only the tables of two planes are in memory at a time.
 """
@@ -22,27 +23,32 @@ import numpy.typing as npt
 from apps.imaging.volumes.volume import Affine, Shape
 
 _PLANE_BYTES = 160
-"""For each voxel of a plane, where every voxel is a part of its own (measured 157)."""
+"""Bytes for each voxel of a plane in which every voxel is a component of its own (measured 157)."""
 
 Labels = npt.NDArray[np.unsignedinteger]
 Index = npt.NDArray[np.int64]
 
 
 def least_voxels(millilitres: float, affine: Affine) -> int:
-    """Voxels below which a part has less than so many millilitres."""
+    """Number of voxels that together have at least so many ``millilitres``."""
     voxel = abs(float(np.linalg.det(affine[:3, :3]))) / 1000
     return int(np.ceil(millilitres / voxel - 1e-9))
 
 
 def without_small(slabs: Iterable[Labels], least: int, scratch: Path) -> Iterator[Labels]:
-    """The same planes (x, y, 1) in order, parts of fewer than ``least`` voxels made background.
+    """Make components of fewer than ``least`` voxels background.
 
     Parameters
     ----------
     slabs
-        Label planes, (x, y, k); all are taken in before the first is given out.
+        Label planes, (x, y, k); all are consumed before the first is yielded.
     scratch
         Directory on the disk where they wait.
+
+    Yields
+    ------
+    array (x, y, 1)
+        The same planes in order.
     """
     with tempfile.TemporaryFile(dir=scratch) as planes, _Tables(scratch) as tables:
         before: _Plane | None = None
@@ -62,67 +68,81 @@ def without_small(slabs: Iterable[Labels], least: int, scratch: Path) -> Iterato
         planes.seek(0)
         for number in range(len(tables)):
             labels = np.frombuffer(planes.read(shape[0] * shape[1] * dtype.itemsize), dtype).reshape(shape)
-            part, _ = plane_parts(labels)
-            yield np.where(tables.kept(number)[part], labels, dtype.type(0))[..., None]
+            component, _ = plane_components(labels)
+            yield np.where(tables.kept(number)[component], labels, dtype.type(0))[..., None]
 
 
 @dataclass(frozen=True, slots=True)
 class _Plane:
-    """A plane of labels, each voxel's group, each part's group, and the groups' voxels so far."""
+    """A plane of labels, and the groups to which its components belong with the planes before it."""
 
     labels: Labels
     group: Index
-    group_of_part: Index
+    """By voxel."""
+    group_of_component: Index
     sizes: Index
+    """Voxels of each group so far."""
 
 
 class _Tables(AbstractContextManager["_Tables"]):
-    """On disk for each plane: the groups of its parts, the groups' sizes, what they grow into, and what is kept."""
+    """Tables of all planes, on disk: the groups of a plane's components, their sizes and successors, what is kept."""
 
     def __init__(self, scratch: Path) -> None:
         self._stream = tempfile.TemporaryFile(dir=scratch)  # noqa: SIM115
-        self._places: list[tuple[int, int, int]] = []
+        self._entries: list[tuple[int, int, int]] = []
+        """By plane: offset in the file, components, groups."""
 
     def __exit__(self, *error: object) -> None:
         self._stream.close()
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self._entries)
 
     def append(self, plane: _Plane, successor: Index) -> None:
-        """The next plane's table; ``successor`` of each group is a group of the plane after it, or -1."""
-        self._places.append((self._stream.tell(), len(plane.group_of_part), len(plane.sizes)))
-        for values in (plane.group_of_part, plane.sizes, successor):
+        """Add the next plane's table; ``successor`` is the group of the plane after it into which each grows, or -1."""
+        self._entries.append((self._stream.tell(), len(plane.group_of_component), len(plane.sizes)))
+        for values in (plane.group_of_component, plane.sizes, successor):
             self._stream.write(values.astype(np.int64).data)
 
     def decide(self, least: int) -> None:
-        """From the last plane to the first: what ends with ``least`` voxels or grows into what is kept."""
+        """Keep groups that end with ``least`` voxels or grow into a kept group, from the last plane to the first."""
         after = np.empty(0, bool)
-        for place, parts, groups in reversed(self._places):
-            self._stream.seek(place)
-            values = np.frombuffer(self._stream.read(8 * (parts + 2 * groups)), np.int64)
-            group_of_part, sizes, successor = np.split(values, [parts, parts + groups])
+        for offset, components, groups in reversed(self._entries):
+            self._stream.seek(offset)
+            values = np.frombuffer(self._stream.read(8 * (components + 2 * groups)), np.int64)
+            group_of_component, sizes, successor = np.split(values, [components, components + groups])
             keep = sizes >= least
             grows = successor >= 0
             keep[grows] = after[successor[grows]]
-            self._stream.seek(place)
-            self._stream.write(keep[group_of_part].data)  # takes the place of the groups
+            self._stream.seek(offset)
+            self._stream.write(keep[group_of_component].data)  # overwrites the groups
             after = keep
 
     def kept(self, number: int) -> npt.NDArray[np.bool_]:
-        """Whether each part of a plane is kept."""
-        place, parts, _ = self._places[number]
-        self._stream.seek(place)
-        return np.frombuffer(self._stream.read(parts), np.bool_)
+        """Whether each component of a plane is kept."""
+        offset, components, _ = self._entries[number]
+        self._stream.seek(offset)
+        return np.frombuffer(self._stream.read(components), np.bool_)
 
 
 def components_bytes(shape: Shape) -> int:
-    """What going through the planes holds at most."""
+    """Bytes that ``without_small`` takes at most, of a volume of ``shape``."""
     return _PLANE_BYTES * shape[0] * shape[1]
 
 
-def plane_parts(plane: Labels) -> tuple[Index, Index]:
-    """Connected parts of one plane (x, y): each voxel's part, and the parts' areas; part 0 is background."""
+def plane_components(plane: Labels) -> tuple[Index, Index]:
+    """Connected components of one plane.
+
+    Parameters
+    ----------
+    plane
+        Labels (x, y).
+
+    Returns
+    -------
+    tuple
+        Each voxel's component (x, y), of which 0 is background, and the components' areas (n,).
+    """
     starts = np.ones(plane.shape, bool)
     np.not_equal(plane[:, 1:], plane[:, :-1], out=starts[:, 1:])
     run = (np.cumsum(starts.reshape(-1)) - 1).reshape(plane.shape)  # runs along y, also of background
@@ -132,12 +152,12 @@ def plane_parts(plane: Labels) -> tuple[Index, Index]:
     values = plane[starts]
     roots = (of_run == np.arange(len(of_run))) & (values != 0)
     number = np.cumsum(roots) * roots
-    part = number[of_run][run]
-    return part, np.bincount(part.reshape(-1), minlength=int(roots.sum()) + 1)
+    component: Index = number[of_run][run]
+    return component, np.bincount(component.reshape(-1), minlength=int(roots.sum()) + 1)
 
 
 def joined(count: int, first: Index, second: Index) -> Index:
-    """The smallest of all that ``0 ... count - 1`` is connected with, by edges from ``first`` to ``second``."""
+    """Smallest node to which each of ``count`` nodes is connected, by edges from ``first`` to ``second``."""
     root = np.arange(count)
     while True:
         a, b = root[first], root[second]
@@ -151,13 +171,13 @@ def joined(count: int, first: Index, second: Index) -> Index:
 
 
 def _grown(before: _Plane | None, labels: Labels) -> tuple[_Plane, Index]:
-    """The next plane with its groups, and what each group of the plane before grows into (-1: nothing)."""
-    part, areas = plane_parts(labels)
+    """The next plane with its groups, and the group into which each group of the plane before grows (-1: none)."""
+    component, areas = plane_components(labels)
     earlier = 0 if before is None else len(before.sizes)
     first = second = np.empty(0, np.int64)
     if before is not None:
         touching = (labels == before.labels) & (labels != 0)
-        pairs = np.unique(before.group[touching] * len(areas) + part[touching])
+        pairs = np.unique(before.group[touching] * len(areas) + component[touching])
         first, second = pairs // len(areas), earlier + pairs % len(areas)
     root = joined(earlier + len(areas), first, second)
     sizes = np.concatenate([before.sizes if before is not None else [], areas]).astype(np.int64)
@@ -165,5 +185,6 @@ def _grown(before: _Plane | None, labels: Labels) -> tuple[_Plane, Index]:
     alive = np.unique(root[earlier:])  # of this plane's background first, unless an earlier group's number is smaller
     number = np.full(len(root), -1)
     number[alive] = np.arange(len(alive))
-    group_of_part = number[root[earlier:]]
-    return _Plane(labels, group_of_part[part], group_of_part, totals[alive]), number[root[:earlier]]
+    group_of_component = number[root[earlier:]]
+    plane = _Plane(labels, group_of_component[component], group_of_component, totals[alive])
+    return plane, number[root[:earlier]]

@@ -1,4 +1,4 @@
-"""Volume and intensity of each class, taken in plane by plane while labels are written; nothing is kept of a voxel."""
+"""Volume and intensity of each class, updated plane by plane while labels are written."""
 
 import csv
 import io
@@ -25,9 +25,9 @@ class Statistics:
     Parameters
     ----------
     volume, reader
-        The image on the labels' grid, and a reader of its own that stands at the first plane.
+        The image on the labels' grid, and a reader of its own at the first plane.
     labels
-        The classes; 0 is background and not reported.
+        The classes; background, 0, is not reported.
     """
 
     def __init__(self, volume: Volume, reader: PlaneReader, labels: Sequence[Label]) -> None:
@@ -39,7 +39,7 @@ class Statistics:
         self._plane = np.empty((1, y, x), volume.dtype)
 
     def write(self, slab: npt.NDArray[Any]) -> None:
-        """Take in finished planes, (x, y, k)."""
+        """Add finished planes, (x, y, k)."""
         for k in range(slab.shape[2]):
             self._reader.read(self._plane)
             values = np.nan_to_num(scaled(self._volume, self._plane[0]), posinf=0.0, neginf=0.0).reshape(-1)
@@ -61,7 +61,7 @@ class Statistics:
         self._count = total
 
     def rows(self) -> list[dict[str, Any]]:
-        """One row for each class; mean and deviation (of the population) are ``None`` where nothing was found."""
+        """One row for each class; mean and standard deviation (of the population) are ``None`` without a voxel."""
         millilitres = abs(float(np.linalg.det(self._volume.affine[:3, :3]))) / 1000
         rows = []
         for label in self._labels:
@@ -92,12 +92,12 @@ class Statistics:
 
 @contextmanager
 def open_statistics(volume: Volume, labels: Sequence[Label]) -> Iterator[Statistics]:
-    """Statistics that read the image a second time, in step with the labels."""
+    """Statistics that read the image a second time, plane by plane with the labels."""
     with volume.open() as reader:
         yield Statistics(volume, reader, labels)
 
 
 def statistics_bytes(volume: Volume) -> Price:
-    """A plane as stored; it is read, and then taken apart in float32 and in double precision."""
+    """Bytes of a plane as stored; while it is read, or its values are summed in float32 and in double precision."""
     x, y, _ = volume.shape
     return Price(x * y * volume.dtype.itemsize, max(volume.reader_bytes, x * y * (2 * 4 + 6 * 8 + 2)))

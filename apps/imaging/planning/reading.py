@@ -1,4 +1,4 @@
-"""What the reading of volumes takes, for every command that runs a network over them: pure prices."""
+"""What the reading of images takes, for every command that runs a network over them: pure prices."""
 
 from apps.imaging.inference.network_grid import NetworkGrid, pass_planes
 from apps.imaging.volumes.nonzero_crop import cropped_bytes
@@ -15,39 +15,41 @@ OBJECTS_BYTES = 3 * MIB
 """Python objects, headers and buffers that are too small to price one by one."""
 
 
-def reader_bytes(case: NetworkGrid) -> int:
-    """What the open readers of all channels hold."""
-    return sum(cropped_bytes(each.volume) if case.nnunet else each.volume.reader_bytes for each in case.channels)
+def reader_bytes(grid: NetworkGrid) -> int:
+    """Bytes of the open readers of all channels."""
+    return sum(
+        cropped_bytes(channel.volume) if grid.nnunet else channel.volume.reader_bytes for channel in grid.channels
+    )
 
 
-def input_bytes(case: NetworkGrid) -> Price:
-    """What reading holds between the volumes and the tiles; one channel is read after the other."""
-    prices = [_channel_bytes(each) for each in case.channels]
+def input_bytes(grid: NetworkGrid) -> Price:
+    """Bytes between the files and the tiles; one channel is read after the other."""
+    prices = [_channel_bytes(channel) for channel in grid.channels]
     return Price(sum(price.resident for price in prices), max(price.transient for price in prices))
 
 
-def _channel_bytes(case: NetworkGrid) -> Price:
-    if case.nnunet and case.resampled:
-        x, y, _ = case.grid.shape
-        reader = spline_bytes(case.volume, case.grid.shape)
-        return Price(x * y * window_depth(case.grid) * FLOAT + reader.resident, reader.transient)
-    return window_bytes(case.volume, case.grid, resampled=case.resampled)
+def _channel_bytes(grid: NetworkGrid) -> Price:
+    if grid.nnunet and grid.resampled:
+        x, y, _ = grid.tiles.shape
+        reader = spline_bytes(grid.volume, grid.tiles.shape)
+        return Price(x * y * window_depth(grid.tiles) * FLOAT + reader.resident, reader.transient)
+    return window_bytes(grid.volume, grid.tiles, resampled=grid.resampled)
 
 
-def pass_bytes(case: NetworkGrid) -> int:
-    """One block of a pass over the volume: as stored, in float32, and two more while moments are taken.
+def pass_bytes(grid: NetworkGrid) -> int:
+    """Bytes of one block of a pass over the images: as stored, in float32, and two more while moments are taken.
 
-    One channel is passed over after the other.
+    The passes over the channels follow each other.
     """
-    return max(map(_channel_pass, case.channels))
+    return max(map(_channel_pass, grid.channels))
 
 
-def _channel_pass(case: NetworkGrid) -> int:
-    x, y, _ = case.volume.shape
-    voxels = block_planes(case.volume) * x * y
-    stored = voxels * (case.volume.dtype.itemsize + 3 * FLOAT)
-    if case.steps is None:
+def _channel_pass(grid: NetworkGrid) -> int:
+    x, y, _ = grid.volume.shape
+    voxels = block_planes(grid.volume) * x * y
+    stored = voxels * (grid.volume.dtype.itemsize + 3 * FLOAT)
+    if grid.steps is None:
         return stored
-    x, y, z = case.grid.shape
-    on_grid = min(z, pass_planes(case)) * x * y * 4 * FLOAT
-    return max(stored, on_grid + resampling_bytes(case.volume, case.grid.shape).peak)
+    x, y, z = grid.tiles.shape
+    on_grid = min(z, pass_planes(grid)) * x * y * 4 * FLOAT
+    return max(stored, on_grid + resampling_bytes(grid.volume, grid.tiles.shape).peak)

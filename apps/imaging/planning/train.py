@@ -1,7 +1,7 @@
-"""What training needs: a pure price, beside the code that allocates."""
+"""What ``imaging train`` needs: pure prices, beside the code that allocates."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from itertools import product
 from math import prod
@@ -13,7 +13,8 @@ from apps.imaging.planning.tiles import smaller, text
 from apps.imaging.training import traced_step
 from apps.imaging.training.dataset import loading_bytes
 from apps.imaging.training.phases import CHECKPOINT, EXPORT, FREE_HEAP, LOAD, TRAIN, VALIDATE
-from apps.imaging.training.recipe import OVERLAP, Job
+from apps.imaging.training.recipe import OVERLAP
+from apps.imaging.training.request import TrainRequest
 from apps.imaging.volumes.volume import Shape
 from common.memory.costs import baseline, trace
 from common.memory.costs.probes import Costs, Probe
@@ -24,8 +25,7 @@ from common.memory.process.bounded_heap import SLACK, room
 from common.memory.process.budget import MIB
 from common.tiling.blend import FLOAT, blend_footprint
 from common.tiling.grid import TileGrid
-from common.training import activation_checkpointing, amp
-from common.training import checkpoint as checkpointing
+from common.training import activation_checkpointing, amp, checkpoint
 
 EXPORT_BYTES = 24 * MIB
 """Tracing and serialising, beside copies of the weights (measured with them: 7 to 15 MiB above the other terms, with
@@ -59,49 +59,44 @@ mapped one by one (SegResNet and UNet at 24 and 32 cubed; float32: heap 1.00 to 
 class TrainWorkload:
     """``imaging train``."""
 
-    job: Job
-    micro_batch: int | None
-    """``None``: the planner's choice; so for ``amp`` and ``cache``."""
-    amp: str | None
-    cache: str | None
-    threads: int
+    request: TrainRequest
     name: str = "imaging train"
 
     monotone_knobs: tuple[str, ...] = ("checkpoint",)
-    """The more is recomputed, the less is held. Not so the micro-batch: small ones take other kernels, which may need
-    more."""
+    """More recomputation always saves memory; smaller micro-batches may not, because they take other kernels."""
 
     @cached_property
     def shapes(self) -> tuple[list[Shape], list[Shape]]:
-        """Of all cases and of those held out, on the network's grid: asked for once, priced with every setting."""
-        job = self.job
-        held_out = [case.shape(job.dataset.spacing) for case in job.held_out]
-        return [*(case.shape(job.dataset.spacing) for case in job.training), *held_out], held_out
+        """Voxels of all cases, and of those held out, on the network's grid; computed once for all settings."""
+        data = self.request.data
+        training, held_out = (
+            [case.shape(data.dataset.spacing) for case in cases] for cases in (data.training, data.held_out)
+        )
+        return [*training, *held_out], held_out
 
     def settings(self) -> Iterator[Setting]:
         """Micro-batch and accumulation, precision, recomputed activations, gradients that are used up at once, where
-        the prepared cases are kept, and whether tensors of less than 32 MiB live in the heap (the more it may hold
+        the prepared cases are kept, and whether tensors of less than 32 MiB live in the heap (the more it may keep
         free, the faster) or are mapped one by one."""
-        recipe = self.job.recipe
-        batch = recipe.batch
+        options, batch, clip = self.request.options, self.request.recipe.batch, self.request.recipe.clip
         sizes = sorted({-(-batch // 2**halvings) for halvings in range(batch.bit_length())}, reverse=True)
-        precisions = [self.amp] if self.amp else (["bf16", "off"] if amp.likely() else ["off"])
+        precisions = [options.amp] if options.amp else (["bf16", "off"] if amp.likely() else ["off"])
         choices = product(
-            [self.micro_batch] if self.micro_batch else sizes,
+            [options.micro_batch] if options.micro_batch else sizes,
             precisions,
             activation_checkpointing.POLICIES,
             ("off", "on"),
-            [self.cache] if self.cache else ["memory", "disk"],
+            [options.cache] if options.cache else ["memory", "disk"],
             ALLOCATORS["off"],
         )
-        for micro_batch, precision, checkpoint, step_in_backward, cache, allocator in choices:
-            if step_in_backward == "on" and (micro_batch < batch or recipe.clip or precision == "fp16"):
+        for micro_batch, precision, policy, step_in_backward, cache, allocator in choices:
+            if step_in_backward == "on" and (micro_batch < batch or clip or precision == "fp16"):
                 continue
             yield {
                 "micro_batch": micro_batch,
                 "accumulate": -(-batch // micro_batch),
                 "amp": precision,
-                "checkpoint": checkpoint,
+                "checkpoint": policy,
                 "step_in_backward": step_in_backward,
                 "cache": cache,
                 "allocator": allocator,
@@ -109,7 +104,7 @@ class TrainWorkload:
 
     def probes(self, setting: Setting) -> Sequence[Probe]:
         """The baseline, the traced step, and whether bfloat16 pays, unless the user has decided that."""
-        recipe = asdict(self.job.recipe)
+        options, recipe = self.request.options, asdict(self.request.recipe)
         # Only what decides shapes: a plan is then known for every seed, fold and length.
         neutral = {
             "steps": 1,
@@ -130,34 +125,33 @@ class TrainWorkload:
             checkpoint=setting["checkpoint"],
             step_in_backward=setting["step_in_backward"],
         )
-        # Held-out cases are looked at in the training's precision on the way, and in float32 at the end.
+        # Held-out cases are validated in the training's precision meanwhile, and in float32 at the end.
         tiles = [
             self._traced(traced_step.TILE, recipe=shaping, amp=kind) for kind in sorted({"off", str(setting["amp"])})
         ]
         base = baseline.probe(
-            baselines.TRAIN, libraries=("torch", "monai", "numpy", "nibabel", "safetensors"), threads=self.threads
+            baselines.TRAIN, libraries=("torch", "monai", "numpy", "nibabel", "safetensors"), threads=options.threads
         )
-        checks = [amp.probe(self.threads)] if setting["amp"] == "bf16" and self.amp is None else []
+        checks = [amp.probe(options.threads)] if setting["amp"] == "bf16" and options.amp is None else []
         return [*checks, base, step, *tiles]
 
     def _traced(self, prepare: str, **arguments: Any) -> Probe:
-        return trace.probe(
-            prepare, warm_up=baselines.TRACE, libraries=("torch", "monai"), threads=self.threads, **arguments
-        )
+        threads = self.request.options.threads
+        return trace.probe(prepare, warm_up=baselines.TRACE, libraries=("torch", "monai"), threads=threads, **arguments)
 
     def footprint(self, setting: Setting, costs: Costs) -> Footprint:
-        """Baseline, model states, the step, the data, and what validation and export hold instead of the step."""
+        """Baseline, model states, the step, the data, and what validation and export take instead of the step."""
         probes = self.probes(setting)
         base = next(probe for probe in probes if probe.function == baseline.MEASURE)
         step, *tiles = probes[probes.index(base) + 1 :]
         cost = {name: int(value) for name, value in costs[step].items()}
         forward = max(int(costs[tile]["activations"] + costs[tile]["workspace"]) for tile in tiles)
         kernels = sum(int(costs[tile]["kernels"]) for tile in tiles)
-        job, recipe = self.job, self.job.recipe
-        voxels, classes = prod(recipe.patch), len(job.dataset.labels)
+        data, recipe = self.request.data, self.request.recipe
+        voxels, classes = prod(recipe.patch), len(data.dataset.labels)
         every, shapes = self.shapes
         sizes = [prod(shape) for shape in every]
-        whole = [case.image for case in (*job.training, *job.held_out)]
+        whole = [case.image for case in (*data.training, *data.held_out)]
         traced = int(setting["micro_batch"]) * min(2, int(setting["accumulate"]))
         states = cost["parameters"] + cost["optimizer"]
         grids = [TileGrid(shape, recipe.patch, OVERLAP) for shape in shapes]
@@ -180,7 +174,7 @@ class TrainWorkload:
             Term("loading a case", max(map(loading_bytes, whole)) + max(sizes) * (FLOAT + 1), "analytic", (LOAD,)),
             Term("blend", blend + block + voxels * FLOAT * (classes + 3), "analytic", (VALIDATE,)),
             Term("tile's forward pass", forward, "replayed", (VALIDATE,)),
-            Term("checkpoint", checkpointing.bytes_needed(states), "analytic", (CHECKPOINT,)),
+            Term("checkpoint", checkpoint.bytes_needed(states), "analytic", (CHECKPOINT,)),
             Term("parameters and optimizer", states, "analytic", (CHECKPOINT,)),
             Term("ONNX export", EXPORT_BYTES + 4 * cost["parameters"], "measured", (EXPORT,)),
         ]
@@ -188,14 +182,13 @@ class TrainWorkload:
 
     def remedies(self) -> Iterator[tuple[str, Workload]]:
         """Smaller patches: the network then sees less around each voxel."""
-        recipe = self.job.recipe
+        recipe = self.request.recipe
         for patch in smaller(recipe.patch, (divisor(recipe.network, recipe.arguments),) * 3):
-            job = replace(self.job, recipe=replace(recipe, patch=patch))
-            yield f"--patch {text(patch)}", replace(self, job=job)
+            yield f"--patch {text(patch)}", TrainWorkload(self.request.with_patch(patch))
 
     def seconds(self, setting: Setting, costs: Costs) -> float:
         """Relative, from what was measured of each knob: a traced step's own seconds depend on who else was busy."""
-        precision, recipe = "bf16" if setting["amp"] == "bf16" else "off", self.job.recipe  # fp16 is as float32
+        precision, recipe = "bf16" if setting["amp"] == "bf16" else "off", self.request.recipe  # fp16 is as float32
         voxels = recipe.batch * prod(recipe.patch) * VOXEL[precision]
         passes = int(setting["accumulate"]) * PASS_VOXELS.get(recipe.network, USUAL_PASS_VOXELS)
         return (

@@ -1,7 +1,7 @@
-"""A data set in the layout of the Medical Segmentation Decathlon: read, checked, split, brought to the network's grid.
+"""Data sets in the layout of the Medical Segmentation Decathlon: read, check, split, resample to the network's grid.
 
-``dataset.json`` names labels, channels and cases. Where it is missing, the folders say which cases there are and the
-label files which values; names are then ``label 1``, ``label 2``.
+``dataset.json`` names labels, channels and cases. If it is missing, cases are the files in the folders, labels the
+values in the label files, and their names ``label 1``, ``label 2``.
 """
 
 import json
@@ -23,13 +23,12 @@ from common.errors import BadInput
 IMAGES, LABELS, DESCRIPTION = "imagesTr", "labelsTr", "dataset.json"
 ORIENTATION = "RAS"
 _AFFINE_TOLERANCE = 1e-2
-"""Millimetres by which image and label may lie apart; headers hold rounded numbers."""
+"""Millimetres by which image and label may lie apart; headers have rounded numbers."""
 
 Image = npt.NDArray[np.float32]
 Classes = npt.NDArray[np.uint8]
 Warn = Callable[[str], None]
-T, R = TypeVar("T"), TypeVar("R")
-D = TypeVar("D", bound=np.generic)
+Value = TypeVar("Value", bound=np.generic)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,29 +39,34 @@ class LabelledCase:
     image: NiftiVolume
     label: NiftiVolume
 
-    def shape(self, wanted: tuple[float, float, float]) -> Shape:
-        """Voxels on the network's grid, in the model's axes."""
-        frame = AxisMapping.between(self.image.affine, ORIENTATION)
-        sizes = network_grid(self.image.shape, self.image.affine, frame.to_file(wanted))
-        x, y, z = (sizes[frame.axes.index(axis)] for axis in range(3))
+    def shape(self, target: tuple[float, float, float]) -> Shape:
+        """Voxels along the model's axes at the spacing ``target``, in millimetres."""
+        mapping = AxisMapping.between(self.image.affine, ORIENTATION)
+        sizes = network_grid(self.image.shape, self.image.affine, mapping.to_file(target))
+        x, y, z = (sizes[mapping.axes.index(axis)] for axis in range(3))
         return x, y, z
 
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
-    """What training needs to know before any voxel is kept."""
+    """Description and headers of a data set; no voxel has been kept."""
 
     cases: tuple[LabelledCase, ...]
     labels: Mapping[int, str]
-    """Value in the label files -> name, ascending; the first is background."""
+    """Names by value in the label files, ascending; the first is background."""
     channels: tuple[str, ...]
     spacing: tuple[float, float, float]
-    """Median over the cases, millimetres along the model's axes."""
+    """Median of the cases, in millimetres along the model's axes."""
     about: Mapping[str, str] = field(default_factory=dict)
-    """``name``, ``licence``, ``reference`` where the description has them, for the model card."""
+    """``name``, ``licence`` and ``reference`` for the model card, as far as the description has them."""
 
     def split(self, fold: tuple[int, int] | None) -> tuple[list[LabelledCase], list[LabelledCase]]:
-        """Cases to train on, and cases held out: every N-th of the sorted names, from the K-th on.
+        """Split into cases to train on and cases that are held out.
+
+        Parameters
+        ----------
+        fold
+            ``(K, N)``: hold out every N-th of the sorted names, from the K-th on; ``None``: hold out none.
 
         Raises
         ------
@@ -85,17 +89,19 @@ def read_dataset(directory: Path, *, skip_bad: bool = False, warn: Warn = lambda
     Parameters
     ----------
     skip_bad
-        Leave unusable cases out, a warning each, instead of stopping at the first.
+        Leave out unusable cases, with a warning for each, instead of stopping at the first.
+    warn
+        Called with each warning.
 
     Raises
     ------
     BadInput
-        No such data set, a description that makes no sense, or the first unusable case.
+        No such data set, a description that is not understood, or the first unusable case.
     """
     if not (directory / IMAGES).is_dir() or not (directory / LABELS).is_dir():
         raise BadInput(f"{directory}: not a data set: it needs the folders {IMAGES} and {LABELS}")
     described = _description(directory / DESCRIPTION)
-    cases = _usable(_pairs(directory, described), _open_case, skip_bad=skip_bad, warn=warn)
+    cases = _open_cases(_pairs(directory, described), skip_bad=skip_bad, warn=warn)
     if not cases:
         raise BadInput(f"{directory}: no usable case")
     labels = _label_names(directory / DESCRIPTION, described)
@@ -154,16 +160,16 @@ def _pairs(directory: Path, described: Mapping[str, Any]) -> list[tuple[Path, Pa
     return [(directory / image, directory / label) for image, label in names]
 
 
-def _usable(items: Iterable[T], make: Callable[[T], R], *, skip_bad: bool, warn: Warn) -> list[R]:
-    made = []
-    for item in items:
+def _open_cases(pairs: Iterable[tuple[Path, Path]], *, skip_bad: bool, warn: Warn) -> list[LabelledCase]:
+    cases = []
+    for pair in pairs:
         try:
-            made.append(make(item))
+            cases.append(_open_case(pair))
         except BadInput as error:
             if not skip_bad:
                 raise
             warn(f"skipped: {error}")
-    return made
+    return cases
 
 
 def _open_case(pair: tuple[Path, Path]) -> LabelledCase:
@@ -182,11 +188,17 @@ def _open_case(pair: tuple[Path, Path]) -> LabelledCase:
 
 
 def _values(case: LabelledCase) -> npt.NDArray[Any]:
-    """The distinct values of a label file."""
-    found = np.unique(np.concatenate([np.unique(block) for block in blocks(case.label)]))
-    if not np.isfinite(found).all() or (found != np.round(found)).any() or found.min() < 0 or found.max() > 254:
+    """The distinct values of a label file.
+
+    Raises
+    ------
+    BadInput
+        If they are not whole numbers from 0 to 254.
+    """
+    values = np.unique(np.concatenate([np.unique(block) for block in blocks(case.label)]))
+    if not np.isfinite(values).all() or (values != np.round(values)).any() or values.min() < 0 or values.max() > 254:
         raise BadInput(f"case {case.name}: labels must be whole numbers from 0 to 254", public="label values")
-    return found
+    return values
 
 
 def _median_spacing(cases: Sequence[LabelledCase]) -> tuple[float, float, float]:
@@ -198,7 +210,7 @@ def _median_spacing(cases: Sequence[LabelledCase]) -> tuple[float, float, float]
 
 
 def load_case(case: LabelledCase, dataset: Dataset, operations: Sequence[Mapping[str, Any]]) -> tuple[Image, Classes]:
-    """Read one case and bring it to the network's grid, axes and intensities.
+    """Read one case, and turn it to the network's grid, axes and intensities.
 
     Returns
     -------
@@ -210,18 +222,18 @@ def load_case(case: LabelledCase, dataset: Dataset, operations: Sequence[Mapping
     BadInput
         Truncated data, or label values that the data set does not list.
     """
-    frame = AxisMapping.between(case.image.affine, ORIENTATION)
-    grid = network_grid(case.image.shape, case.image.affine, frame.to_file(dataset.spacing))
+    mapping = AxisMapping.between(case.image.affine, ORIENTATION)
+    grid = network_grid(case.image.shape, case.image.affine, mapping.to_file(dataset.spacing))
     classes = _classes(case, dataset.labels)
     image = _whole(case.image)
     image = apply(resolve(operations, lambda: [image]), image)
     if image.shape != grid:
         image, classes = resample(image, grid), _nearest(classes, grid)
-    return _to_model(image, frame), _to_model(classes, frame)
+    return _to_model(image, mapping), _to_model(classes, mapping)
 
 
 def _whole(volume: NiftiVolume) -> Image:
-    """(x, y, z) in the file's axes and scale."""
+    """The volume (x, y, z) in the file's axes and the image's scale."""
     x, y, z = volume.shape
     whole = np.empty((z, y, x), np.float32)
     start = 0
@@ -252,21 +264,21 @@ def _classes(case: LabelledCase, labels: Mapping[int, str]) -> Classes:
 def _nearest(classes: Classes, grid: Shape) -> Classes:
     for axis, (size, new) in enumerate(zip(classes.shape, grid, strict=True)):
         if size != new:
-            places = np.minimum(((np.arange(new) + 0.5) * (size / new)).astype(np.intp), size - 1)
-            classes = np.take(classes, places, axis)
+            indices = np.minimum(((np.arange(new) + 0.5) * (size / new)).astype(np.intp), size - 1)
+            classes = np.take(classes, indices, axis)
     return classes
 
 
-def _to_model(array: npt.NDArray[D], frame: AxisMapping) -> npt.NDArray[D]:
-    """File axes to model axes; the inverse of ``AxisMapping.view``."""
-    unflipped = array[tuple(slice(None, None, -1) if flip else slice(None) for flip in frame.flips)]
-    return np.ascontiguousarray(unflipped.transpose(np.argsort(frame.axes)))
+def _to_model(array: npt.NDArray[Value], mapping: AxisMapping) -> npt.NDArray[Value]:
+    """Turn (x, y, z) from file axes to model axes; the inverse of ``AxisMapping.view``."""
+    unflipped = array[tuple(slice(None, None, -1) if flip else slice(None) for flip in mapping.flips)]
+    return np.ascontiguousarray(unflipped.transpose(np.argsort(mapping.axes)))
 
 
 def intensity_operations(dataset: Dataset, cases: Sequence[LabelledCase]) -> list[dict[str, Any]]:
-    """What the model does to intensities: CT has a fixed scale and is windowed to the labelled tissue; the rest not.
+    """Operations on intensities: CT, which has a fixed scale, is windowed to the labelled tissue, all else normalised.
 
-    The window is the 0.5th to the 99.5th percentile of labelled voxels in up to 20 cases.
+    The window is from the 0.5th to the 99.5th percentile of labelled voxels in up to 20 cases.
     """
     if not dataset.channels[0].upper().startswith("CT"):
         return [{"op": "zscore"}]
@@ -280,7 +292,7 @@ def intensity_operations(dataset: Dataset, cases: Sequence[LabelledCase]) -> lis
 
 
 def loading_bytes(volume: NiftiVolume) -> int:
-    """What ``load_case`` holds beside its results: blocks as stored and scaled, and the volume before resampling."""
+    """Bytes of ``load_case`` beside its results: blocks as stored and scaled, and the volume before resampling."""
     voxels = prod(volume.shape)
     block = block_planes(volume) * volume.shape[0] * volume.shape[1]
     return block * (volume.dtype.itemsize + 2 * 4 + 8) + voxels * (4 + 1) + volume.reader_bytes

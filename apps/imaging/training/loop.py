@@ -1,10 +1,9 @@
-"""Train a segmentation network: load, step, validate, write the model. ``imaging train`` from top to bottom."""
+"""Run ``imaging train``: load the cases, train, validate, write the model folder."""
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,19 +14,21 @@ from apps.imaging.models.networks import registry
 from apps.imaging.training.dataset import LabelledCase, load_case
 from apps.imaging.training.patch_sampling import Sampler, Volumes
 from apps.imaging.training.phases import EXPORT, FREE_HEAP, LOAD, TRAIN, VALIDATE
-from apps.imaging.training.recipe import OVERLAP, Job, Recipe, make_step
+from apps.imaging.training.recipe import OVERLAP, Recipe, make_step
+from apps.imaging.training.request import TrainingData, TrainRequest
 from apps.imaging.volumes.volume import Shape
 from common.cli.session import Session
-from common.errors import BadInput, UsageError
+from common.errors import BadInput
 from common.memory.plan.plan import Plan
 from common.memory.process import glibc
 from common.memory.process.bounded_heap import SLACK, BoundedHeap
 from common.memory.process.cuda import HOST
 from common.tiling.blend import BoundedBlend
 from common.tiling.grid import importance
-from common.training import checkpoint as checkpointing
+from common.training import checkpoint
 from common.training.amp import precision
 from common.training.oom_retry import repeated
+from common.training.resume import resume
 
 if TYPE_CHECKING:
     import torch
@@ -36,29 +37,47 @@ WORK = ".training"
 """Folder in the model folder that holds what an unfinished training needs; removed at the end."""
 CHECKPOINT_SECONDS = 30.0
 VALIDATIONS = 8
-"""How often held-out cases are looked at on the way."""
+"""How often held-out cases are validated during the training."""
 
 Dice = npt.NDArray[np.float64]
 
 
-def run(job: Job, session: Session) -> dict[str, Any]:
-    """Train, and write the model folder; returns the record's ``results``."""
+def run(request: TrainRequest, session: Session) -> dict[str, Any]:
+    """Train, and write the model folder.
+
+    Returns
+    -------
+    dict
+        The record's ``results``: ``metrics``, ``steps``, ``model``.
+
+    Raises
+    ------
+    ArithmeticError
+        If the loss is not finite.
+    KeyboardInterrupt
+        After a checkpoint, if the session is stopping.
+    """
     import torch
 
+    options, data = request.options, request.data
     torch.set_num_threads(session.threads)
-    torch.manual_seed(job.recipe.seed)
-    work = job.output / WORK
+    torch.manual_seed(request.recipe.seed)
+    work = options.output / WORK
     caches = (work / "training.cache", work / "held-out.cache") if session.plan["cache"] == "disk" else (None, None)
     with session.phase(LOAD):
-        training = load_volumes(job, job.training, caches[0], session)
-        held_out = load_volumes(job, job.held_out, caches[1], session)
+        training, held_out = (
+            load_volumes(data, cases, file, session, skip_bad=options.skip_bad)
+            for cases, file in zip((data.training, data.held_out), caches, strict=True)
+        )
     with session.deferred_signals():
-        network, steps = _train(job, session, training, held_out)
+        network, steps = _train(request, session, training, held_out)
     glibc.trim()
-    return _finish(job, session, network, held_out, steps)
+    return _write(request, session, network, held_out, steps)
 
 
-def load_volumes(job: Job, cases: Sequence[LabelledCase], file: Path | None, session: Session) -> Volumes:
+def load_volumes(
+    data: TrainingData, cases: Sequence[LabelledCase], file: Path | None, session: Session, *, skip_bad: bool
+) -> Volumes:
     """Prepare cases and keep them in memory or in ``file``.
 
     Raises
@@ -73,9 +92,9 @@ def load_volumes(job: Job, cases: Sequence[LabelledCase], file: Path | None, ses
     with session.progress(total=len(cases), unit="case", label="loading") as bar:
         for case in cases:
             try:
-                volumes.add(*load_case(case, job.dataset, job.operations))
+                volumes.add(*load_case(case, data.dataset, data.operations))
             except BadInput as error:
-                if not job.skip_bad:
+                if not skip_bad:
                     if file is not None:
                         file.unlink()
                     raise
@@ -92,29 +111,42 @@ def bounded_heap(network: "torch.nn.Module", plan: Plan) -> AbstractContextManag
     return BoundedHeap(network, slack=free - SLACK) if free else nullcontext()
 
 
-def _train(job: Job, session: Session, training: Volumes, held_out: Volumes) -> tuple["torch.nn.Module", int]:
-    recipe, plan = job.recipe, session.plan
-    where = session.device.name if session.device else HOST
+def _train(
+    request: TrainRequest, session: Session, training: Volumes, held_out: Volumes
+) -> tuple["torch.nn.Module", int]:
+    """The loop; returns the network and the number of steps."""
+    recipe, plan, output = request.recipe, session.plan, request.options.output
+    device = session.device.name if session.device else HOST
     network, optimizer, step = make_step(
         recipe,
         micro_batch=plan["micro_batch"],
         amp=plan["amp"],
         checkpoint=plan["checkpoint"],
         step_in_backward=plan["step_in_backward"] == "on",
-        device=where,
+        device=device,
     )
-    step.on_shrink = lambda size: session.say(f"an allocation failed: going on with micro-batches of {size}")
-    last = job.output / WORK / checkpointing.LAST
-    settings = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(recipe).items()}
-    start, before = 0, 0.0
-    if state := _continued(last, settings, job.resume, session):
-        checkpointing.restore(last, network=network, optimizer=optimizer)
-        start, before = state["step"], state["seconds"]
-        step.load_state_dict(state["scaler"])
-        session.say(f"continuing after step {start}")
+    step.on_shrink = lambda size: session.say(f"an allocation failed: continuing with micro-batches of {size}")
+    last = output / WORK / checkpoint.LAST
 
+    def load(path: Path) -> dict[str, Any]:
+        checkpoint.restore(path, network=network, optimizer=optimizer)
+        state = checkpoint.read_state(path)
+        step.load_state_dict(state["scaler"])
+        return state
+
+    state = resume(
+        last,
+        request.settings,
+        read_settings=lambda path: checkpoint.read_state(path)["settings"],
+        load=load,
+        progress=lambda state: f"after step {state['step']}",
+        output=output,
+        required=request.options.resume,
+        say=session.say,
+    )
+    start, before = (state["step"], state["seconds"]) if state else (0, 0.0)
     sampler = Sampler(training, recipe.patch, recipe.batch, recipe.seed, recipe.mirror)
-    classes = len(job.dataset.labels)
+    classes = len(request.data.dataset.labels)
     done, began, saved, dice = start, time.monotonic() - before, time.monotonic(), math.nan
 
     def progress() -> float:
@@ -123,8 +155,8 @@ def _train(job: Job, session: Session, training: Volumes, held_out: Volumes) -> 
     def save() -> None:
         glibc.trim()  # what the heap keeps free between the step's tensors is not the checkpoint's
         elapsed = time.monotonic() - began
-        state = {"step": done, "seconds": elapsed, "settings": settings, "scaler": step.state_dict()}
-        checkpointing.save(last, network=network, optimizer=optimizer, state=state)
+        state = {"step": done, "seconds": elapsed, "settings": request.settings, "scaler": step.state_dict()}
+        checkpoint.save(last, network=network, optimizer=optimizer, state=state)
 
     network.train()
     next_validation = (math.floor(progress() * VALIDATIONS) + 1) / VALIDATIONS
@@ -136,7 +168,7 @@ def _train(job: Job, session: Session, training: Volumes, held_out: Volumes) -> 
                 while progress() < min(1, next_validation):
                     for group in optimizer.param_groups:
                         group["lr"] = recipe.rate(progress())
-                    loss = float(step([tensor.to(where) for tensor in sampler(done)]))
+                    loss = float(step([tensor.to(device) for tensor in sampler(done)]))
                     if not math.isfinite(loss):
                         raise ArithmeticError(f"the loss is {loss} at step {done}; try a smaller learning_rate")
                     done += 1
@@ -152,42 +184,33 @@ def _train(job: Job, session: Session, training: Volumes, held_out: Volumes) -> 
             if progress() < 1 and len(held_out):
                 glibc.trim()  # nor validation's
                 with session.phase(VALIDATE):
-                    dice = _on_the_way(network, held_out, recipe, classes, plan)
+                    dice = _validate_some(network, held_out, recipe, classes, plan["amp"])
             save()
             saved = time.monotonic()
     return network, done
 
 
-def _on_the_way(
-    network: "torch.nn.Module", held_out: Volumes, recipe: Recipe, classes: int, plan: Mapping[str, Any]
-) -> float:
-    """Mean Dice of some held-out cases."""
+def _validate_some(network: "torch.nn.Module", held_out: Volumes, recipe: Recipe, classes: int, amp: str) -> float:
+    """Mean Dice of as many held-out cases as the recipe says."""
     some = range(min(len(held_out), recipe.validation_cases))
-    dice = repeated(lambda: validate(network, held_out, some, recipe.patch, classes, plan["amp"]))
+    dice = repeated(lambda: validate(network, held_out, some, recipe.patch, classes, amp))
     network.train()
     return float(np.nanmean(dice))
-
-
-def _continued(last: Path, settings: Mapping[str, Any], resume: bool, session: Session) -> dict[str, Any] | None:
-    """The checkpoint's state, if there is one and it is of the same training."""
-    if not last.is_file():
-        if resume:
-            raise BadInput(f"{last.parent.parent}: nothing to resume")
-        return None
-    state = checkpointing.read_state(last)
-    if state["settings"] == settings:
-        return state
-    differing = ", ".join(key for key, value in settings.items() if state["settings"].get(key) != value)
-    if resume:
-        raise UsageError(f"--resume: the checkpoint is of a training with other settings ({differing})")
-    session.say(f"the checkpoint found is of a training with other settings ({differing}); starting anew")
-    return None
 
 
 def validate(
     network: "torch.nn.Module", volumes: Volumes, indices: Sequence[int], patch: Shape, classes: int, amp: str
 ) -> Dice:
-    """Dice of overlapping tiles blended as in inference.
+    """Dice of cases whose overlapping tiles are blended as in inference.
+
+    Parameters
+    ----------
+    volumes, indices
+        The cases, and which of them.
+    patch
+        Voxels of a tile.
+    amp
+        Precision of the network: ``off``, ``bf16`` or ``fp16``.
 
     Returns
     -------
@@ -197,15 +220,15 @@ def validate(
     import torch
 
     network.eval()
-    where = next(network.parameters()).device
+    device = next(network.parameters()).device
     weights = importance(patch)
     overlap, sizes = np.zeros((len(indices), classes)), np.zeros((len(indices), classes))
     for row, index in enumerate(indices):
         shape = volumes.shapes[index]
         blend = BoundedBlend(shape, patch, OVERLAP, classes, weights)
         for number, position in enumerate(blend.grid):
-            tile = torch.from_numpy(_tile(volumes, index, position, blend))[None, None].to(where)
-            with torch.inference_mode(), torch.autocast(where.type, precision(amp), enabled=amp != "off"):
+            tile = torch.from_numpy(_tile(volumes, index, position, blend))[None, None].to(device)
+            with torch.inference_mode(), torch.autocast(device.type, precision(amp), enabled=amp != "off"):
                 logits = network(tile).float()[0].cpu().numpy()
             for block in blend.add(number, logits):
                 _, truth = volumes.read(index, block.low, block.high)
@@ -219,7 +242,7 @@ def validate(
 
 
 def _tile(volumes: Volumes, index: int, position: Shape, blend: BoundedBlend) -> npt.NDArray[np.float32]:
-    """One tile of the padded volume; zeros, the mean, outside of it."""
+    """One tile of the padded volume; outside of it zeros, which are the mean."""
     tile = np.zeros(blend.grid.tile, np.float32)
     corner = [place - before for place, before in zip(position, blend.grid.before, strict=True)]
     start = [max(0, low) for low in corner]
@@ -229,8 +252,10 @@ def _tile(volumes: Volumes, index: int, position: Shape, blend: BoundedBlend) ->
     return tile
 
 
-def _finish(job: Job, session: Session, network: "torch.nn.Module", held_out: Volumes, steps: int) -> dict[str, Any]:
-    """Round the weights, measure them as they will be used, write the folder."""
+def _write(
+    request: TrainRequest, session: Session, network: "torch.nn.Module", held_out: Volumes, steps: int
+) -> dict[str, Any]:
+    """Round the weights to half precision, validate them as they will be used, write the model folder."""
     import shutil
 
     from apps.imaging.models.model_folder import labels_from_names, write_model
@@ -239,7 +264,7 @@ def _finish(job: Job, session: Session, network: "torch.nn.Module", held_out: Vo
     from common import model_folder
     from common.engines.base import NETWORK
 
-    recipe, dataset = job.recipe, job.dataset
+    recipe, dataset, output = request.recipe, request.data.dataset, request.options.output
     # A plain network again (no activation checkpointing), with the half-precision weights that are written.
     state = {name: tensor.half().cpu() for name, tensor in network.state_dict().items()}
     network = registry.build(recipe.network, recipe.arguments)
@@ -254,7 +279,7 @@ def _finish(job: Job, session: Session, network: "torch.nn.Module", held_out: Vo
         metrics = {"mean_dice": round(float(np.nanmean(dice, 0).mean()), 4), "per_class": per_class, "cases": len(dice)}
     glibc.trim()
     with session.phase(EXPORT):
-        draft = job.output / WORK / NETWORK
+        draft = output / WORK / NETWORK
         step = registry.divisor(recipe.network, recipe.arguments)
         export_onnx(recipe.network, network, draft, tile=(2 * step, 2 * step, 2 * step))
         head = registry.NETWORKS[recipe.network].head
@@ -262,22 +287,22 @@ def _finish(job: Job, session: Session, network: "torch.nn.Module", held_out: Vo
             type(label)(value, label.name, label.code, label.color)
             for value, label in zip(dataset.labels, labels_from_names(list(dataset.labels.values())), strict=True)
         ]
-        model_folder.unseal(job.output)
-        draft.replace(job.output / NETWORK)
+        model_folder.unseal(output)
+        draft.replace(output / NETWORK)
         write_model(
-            job.output,
+            output,
             network=recipe.network,
             arguments=recipe.arguments,
             state={name: tensor.numpy() for name, tensor in state.items()},
             channels=dataset.channels,
             spacing=dataset.spacing,
             orientation="RAS",
-            intensity=job.operations,
+            intensity=request.data.operations,
             patch=recipe.patch,
             head={"weight": f"{head}.weight", "bias": f"{head}.bias"} if head else None,
             labels=labels,
-            card=render(job, session, metrics, steps),
-            extra={"mirror": job.recipe.mirror, "training": {"steps": steps, "metrics": metrics}},
+            card=render(request, session.plan, ceiling=session.budget.host_bytes, metrics=metrics, steps=steps),
+            extra={"mirror": recipe.mirror, "training": {"steps": steps, "metrics": metrics}},
         )
-    shutil.rmtree(job.output / WORK)
+    shutil.rmtree(output / WORK)
     return {"metrics": metrics, "steps": steps, "model": "."}

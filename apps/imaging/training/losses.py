@@ -1,7 +1,7 @@
-"""Dice plus cross-entropy, so that accumulation is exact (``common.training``).
+"""Dice plus cross-entropy, in forms for which gradient accumulation is exact (``common.training``).
 
-Dice of each sample is a sum over samples; Dice of the batch, in which a class that is rare in one patch borrows from
-the others, couples them, but only through three numbers of each sample and class.
+Dice of each sample is a sum over samples. Dice of the batch, in which other patches make up for a class that is rare in
+one, couples the samples, but only through three numbers for each sample and class.
 """
 
 from dataclasses import dataclass
@@ -22,8 +22,8 @@ _SMOOTH = 1e-5
 
 
 def dice_cross_entropy(dice: str) -> "Loss | CoupledLoss":
-    """The loss whose Dice is taken of each ``"sample"``, or of the ``"batch"``."""
-    return {"sample": DiceCrossEntropy(), "batch": BatchDiceCrossEntropy()}[dice]
+    """The loss whose Dice is of each ``"sample"`` or of the ``"batch"``."""
+    return BatchDiceCrossEntropy() if dice == "batch" else DiceCrossEntropy()
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +34,7 @@ class DiceCrossEntropy:
     """
 
     def counts(self, batch: Batch) -> tuple["Tensor", "Tensor"]:
-        """Samples, and voxels that count."""
+        """Number of samples, and of voxels that are not ignored."""
         import torch
 
         target = batch[1]
@@ -63,11 +63,11 @@ class BatchDiceCrossEntropy:
     """
 
     def rows(self, outputs: "Tensor", batch: Batch) -> "tuple[Tensor, ...]":
-        """Of each sample and class, voxels in both and in either; of each sample, the cross-entropy's sum."""
+        """Soft overlap and soft sizes of each sample and class (B, C-1), summed cross-entropy of each sample (B,)."""
         return _of_samples(outputs, batch[1])
 
     def value(self, rows: "tuple[Tensor, ...]", batch: Batch) -> "Tensor":
-        """The loss of all samples."""
+        """The batch's loss from the ``rows`` of all its samples."""
         both, either, entropy = (row.sum(0) for row in rows)
         return _dice(both, either).mean() + entropy / (batch[1] != IGNORED).sum().clamp(min=1)
 

@@ -1,4 +1,4 @@
-"""The model card that training writes: what the model is, on what and how it was made, how good it is, its limits."""
+"""The model card that training writes: the model, its data, its training, its Dice and its limits."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -6,14 +6,24 @@ from typing import TYPE_CHECKING, Any
 from common import __version__
 
 if TYPE_CHECKING:
-    from apps.imaging.training.recipe import Job
-    from common.cli.session import Session
+    from apps.imaging.training.request import TrainRequest
+    from common.memory.plan.plan import Plan
 
 
-def render(job: "Job", session: "Session", metrics: Mapping[str, Any], steps: int) -> str:
-    """Markdown."""
-    dataset, recipe = job.dataset, job.recipe
-    about = dataset.about
+def render(request: "TrainRequest", plan: "Plan", *, ceiling: int, metrics: Mapping[str, Any], steps: int) -> str:
+    """The card in Markdown.
+
+    Parameters
+    ----------
+    ceiling
+        Bytes that the training was allowed.
+    metrics
+        ``mean_dice``, ``per_class`` and ``cases``; empty if no case was held out.
+    steps
+        Optimiser steps that were done.
+    """
+    data, recipe = request.data, request.recipe
+    dataset, about = data.dataset, data.dataset.about
     rows = [f"| {name} | {value:.4f} |" for name, value in metrics.get("per_class", {}).items()]
     held = (
         [
@@ -38,13 +48,13 @@ def render(job: "Job", session: "Session", metrics: Mapping[str, Any], steps: in
             "## Model",
             f"- Network: {recipe.network} {dict(recipe.arguments)}",
             f"- Input: {dataset.channels[0]}, {'x'.join(f'{size:g}' for size in dataset.spacing)} mm, RAS; "
-            f"intensity {list(job.operations)}",
+            f"intensity {list(data.operations)}",
             f"- Output: {classes}",
             f"- Patch: {'x'.join(map(str, recipe.patch))} voxels",
             "",
             "## Data",
-            f"- {about.get('name', 'a data set in Decathlon layout')}: {len(job.training)} cases trained on, "
-            f"{len(job.held_out)} held out",
+            f"- {about.get('name', 'a data set in Decathlon layout')}: {len(data.training)} cases trained on, "
+            f"{len(data.held_out)} held out",
             f"- Licence: {about.get('licence', 'not stated by the data set')}",
             f"- Reference: {about.get('reference', 'not stated by the data set')}",
             "",
@@ -52,10 +62,10 @@ def render(job: "Job", session: "Session", metrics: Mapping[str, Any], steps: in
             *held,
             "",
             "## How it was made",
-            f"peakline {__version__}, under a ceiling of {session.budget.host_bytes} bytes "
-            f"({', '.join(f'{knob}={value}' for knob, value in session.plan.knobs)}):",
+            f"peakline {__version__}, under a ceiling of {ceiling} bytes "
+            f"({', '.join(f'{knob}={value}' for knob, value in plan.knobs)}):",
             "",
-            f"    {job.command}",
+            f"    {request.options.command}",
             "",
             f"{steps} steps of {recipe.batch} patches, AdamW, learning rate {recipe.learning_rate:g} with a cosine to "
             f"zero, weight decay {recipe.weight_decay:g}, seed {recipe.seed}.",

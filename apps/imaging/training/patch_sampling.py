@@ -1,6 +1,6 @@
-"""Training patches: where they are cut and how they are varied. Everything follows from (seed, step).
+"""Training patches: where they are cut and how they are augmented. All random choices follow from (seed, step).
 
-Volumes are kept in memory or, where the plan says so, in an uncompressed file of which only the patch is read.
+Volumes are in memory or, if the plan says so, in an uncompressed file of which only the patch is read.
 """
 
 import os
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -22,12 +22,15 @@ if TYPE_CHECKING:
 FOREGROUND_SHARE = 1 / 3
 """Share of patches that are centred on a labelled voxel."""
 FOREGROUND_POINTS = 256
-"""Labelled voxels remembered per case."""
+"""Labelled voxels of each case that may become centres."""
 WARP_SHARE = 0.3
-"""Share of patches that are turned and scaled."""
+"""Share of patches that are rotated and scaled."""
 MARGIN = 1.25
-"""A patch that is turned or scaled is cut from a region so much larger."""
+"""A patch that is rotated and scaled is cut from a region that is larger by this factor."""
 FLOAT = 4
+"""Bytes of a float32."""
+
+Value = TypeVar("Value", bound=np.generic)
 
 
 @dataclass(slots=True)
@@ -46,10 +49,17 @@ class Volumes:
         return len(self.shapes)
 
     def add(self, image: Image, classes: Classes) -> None:
-        """Keep one case."""
+        """Store one case.
+
+        Parameters
+        ----------
+        image, classes
+            (x, y, z), contiguous.
+        """
         x, y, z = image.shape
-        places = np.flatnonzero(classes)
-        chosen = places[np.linspace(0, len(places) - 1, FOREGROUND_POINTS).astype(np.intp)] if len(places) else places
+        indices = np.flatnonzero(classes)
+        evenly = np.linspace(0, len(indices) - 1, FOREGROUND_POINTS).astype(np.intp)
+        chosen = indices[evenly] if len(indices) else indices
         self.points.append(np.stack(np.unravel_index(chosen, classes.shape), 1).astype(np.int16))
         self.shapes.append((x, y, z))
         if self.file is None:
@@ -62,26 +72,25 @@ class Volumes:
             stream.write(classes.data)
 
     def read(self, index: int, start: Shape, stop: Shape) -> tuple[Image, Classes]:
-        """A region of one case, within its bounds."""
+        """Read a region of one case: image and classes from voxel ``start`` to before ``stop``, within its bounds."""
         box = tuple(slice(low, high) for low, high in zip(start, stop, strict=True))
         if self.file is None:
             return self._images[index][box], self._classes[index][box]
         shape, offset = self.shapes[index], self._offsets[index]
         with self.file.open("rb", buffering=0) as stream:
-            image = _read_box(stream.fileno(), offset, shape, box, np.dtype(np.float32))
-            return image, _read_box(stream.fileno(), offset + prod(shape) * FLOAT, shape, box, np.dtype(np.uint8))
+            image = _read_box(stream.fileno(), offset, shape, box, np.float32)
+            return image, _read_box(stream.fileno(), offset + prod(shape) * FLOAT, shape, box, np.uint8)
 
 
-def _read_box(
-    file: int, offset: int, shape: Shape, box: tuple[slice, ...], dtype: np.dtype[np.generic]
-) -> npt.NDArray[np.generic]:
+def _read_box(file: int, offset: int, shape: Shape, box: tuple[slice, ...], kind: type[Value]) -> npt.NDArray[Value]:
     """Read a region of a C-ordered array, one run of rows for each x."""
+    dtype = np.dtype(kind)
     rows = box[1].stop - box[1].start
     run = np.empty((rows, shape[2]), dtype)
     out = np.empty((box[0].stop - box[0].start, rows, box[2].stop - box[2].start), dtype)
     for plane, x in zip(out, range(box[0].start, box[0].stop), strict=True):
-        place = offset + (x * shape[1] + box[1].start) * shape[2] * dtype.itemsize
-        if os.preadv(file, [run.reshape(-1).view(np.uint8)], place) != run.nbytes:
+        start = offset + (x * shape[1] + box[1].start) * shape[2] * dtype.itemsize
+        if os.preadv(file, [run.reshape(-1).view(np.uint8).data], start) != run.nbytes:
             raise OSError("the training cache is shorter than it was")
         plane[...] = run[:, box[2]]
     return out
@@ -99,7 +108,13 @@ class Sampler:
     """Axes along which a patch may be reversed; leave out x where left and right are different labels."""
 
     def __call__(self, step: int) -> "list[Tensor]":
-        """The batch of one step: images (B, 1, x, y, z) float32 and classes (B, x, y, z) uint8."""
+        """Draw the batch of one step.
+
+        Returns
+        -------
+        list
+            Images (B, 1, x, y, z) as float32, and classes (B, x, y, z) as uint8.
+        """
         import torch
 
         random = np.random.default_rng((self.seed, step))
@@ -115,7 +130,7 @@ class Sampler:
         index = int(random.integers(len(self.volumes)))
         warp = _matrix(random) if random.random() < WARP_SHARE else None
         size = self.patch if warp is None else tuple(round(edge * MARGIN) for edge in self.patch)
-        values, members = (torch.from_numpy(part) for part in self._cut(random, index, size))
+        values, members = (torch.from_numpy(array) for array in self._cut(random, index, size))
         if warp is None:
             image.copy_(values)
             label.copy_(members)
@@ -127,15 +142,15 @@ class Sampler:
         _vary(random, image)
 
     def _cut(self, random: np.random.Generator, index: int, size: Sequence[int]) -> tuple[Image, Classes]:
-        """A region of ``size`` around a drawn centre, zeros (the mean, and background) outside the volume."""
+        """Cut a region of ``size`` around a drawn centre; outside the volume are zeros (the mean, and background)."""
         shape, points = self.volumes.shapes[index], self.volumes.points[index]
         if len(points) and random.random() < FOREGROUND_SHARE:
             centre = points[random.integers(len(points))].astype(int)
-        else:  # such that the patch lies within the volume, or the volume within the patch
+        else:  # so that the patch lies within the volume, or the volume within the patch
             low = [min(edge, whole) // 2 for edge, whole in zip(self.patch, shape, strict=True)]
             spare = [max(0, whole - edge) for edge, whole in zip(self.patch, shape, strict=True)]
             centre = np.array([first + random.integers(more + 1) for first, more in zip(low, spare, strict=True)])
-        corner = [int(place) - edge // 2 for place, edge in zip(centre, size, strict=True)]
+        corner = [int(middle) - edge // 2 for middle, edge in zip(centre, size, strict=True)]
         start = tuple(max(0, low) for low in corner)
         stop = tuple(min(whole, low + edge) for low, edge, whole in zip(corner, size, shape, strict=True))
         image, classes = self.volumes.read(index, start, stop)  # type: ignore[arg-type]
@@ -148,7 +163,7 @@ class Sampler:
 
 
 def _matrix(random: np.random.Generator) -> npt.NDArray[np.float64]:
-    """A rotation of up to 0.25 rad about each axis, and a scaling of up to 15 % along each."""
+    """Draw a matrix (3, 3): a rotation of up to 0.25 rad about each axis, and a scaling of up to 15 % along each."""
     matrix = np.diag(random.uniform(0.85, 1.15, 3))
     for first, second in ((0, 1), (0, 2), (1, 2)):
         angle = random.uniform(-0.25, 0.25)
@@ -162,7 +177,7 @@ def _matrix(random: np.random.Generator) -> npt.NDArray[np.float64]:
 def _warp(
     values: "Tensor", members: "Tensor", matrix: npt.NDArray[np.float64], image: "Tensor", label: "Tensor"
 ) -> None:
-    """Sample a region through a linear map about its centre into a patch."""
+    """Resample a region by a linear map about its centre into a patch."""
     import torch
     from torch.nn.functional import affine_grid, grid_sample
 
@@ -176,7 +191,7 @@ def _warp(
 
 
 def _vary(random: np.random.Generator, image: "Tensor") -> None:
-    """Scale, shift, gamma and noise, each now and then, in place."""
+    """Augment intensities in place: factor, offset, gamma and noise, each with its own probability."""
     import torch
 
     if random.random() < 0.5:

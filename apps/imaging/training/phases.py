@@ -2,4 +2,4 @@
 
 LOAD, TRAIN, VALIDATE, CHECKPOINT, EXPORT = "load", "train", "validate", "checkpoint", "export"
 FREE_HEAP = "free heap"
-"""The term of what the bounded heap may keep free; its size also bounds that heap."""
+"""Term of the bytes that the bounded heap may keep free; the training takes the heap's bound from it."""

@@ -1,15 +1,14 @@
-"""What a training is asked for, and the step that does it: the same for its price and for its run."""
+"""The recipe of a training, and the optimiser step that follows it: the same for the price and for the run."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from apps.imaging.models.networks import registry
-from apps.imaging.training.dataset import Dataset, LabelledCase
+from apps.imaging.training.dataset import Dataset
 from apps.imaging.training.losses import dice_cross_entropy
 from apps.imaging.volumes.volume import Shape
 from common.memory.process.cuda import HOST
@@ -22,14 +21,14 @@ if TYPE_CHECKING:
 WARM_UP_SHARE = 0.025
 """Share of the training in which the learning rate rises to its full value."""
 OVERLAP = 0.5
-"""Share of a tile that the next one covers again where held-out cases are looked at."""
+"""Share of a tile that the next one covers again in validation."""
 PATCH_VOXELS = 96**3
 """A patch that the user did not choose has no more voxels."""
 
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """All that decides the result; a checkpoint of another recipe is not continued."""
+    """All that decides the result of a training, beside its data."""
 
     network: str
     arguments: Mapping[str, Any]
@@ -54,29 +53,20 @@ class Recipe:
         return self.learning_rate * min(warm, 0.5 * (1 + math.cos(math.pi * min(1.0, progress))))
 
 
-@dataclass(frozen=True, slots=True)
-class Job:
-    """One training."""
-
-    dataset: Dataset
-    training: Sequence[LabelledCase]
-    held_out: Sequence[LabelledCase]
-    recipe: Recipe
-    operations: Sequence[Mapping[str, Any]]
-    output: Path
-    skip_bad: bool
-    resume: bool
-    command: str
-    """As it was typed, without paths, for the card."""
-
-
 def make_step(
     recipe: Recipe, *, micro_batch: int, amp: str, checkpoint: str, step_in_backward: bool = False, device: str = HOST
 ) -> tuple["torch.nn.Module", "torch.optim.Optimizer", TrainingStep]:
-    """Network, optimiser and step; also what ``apps.imaging.training.traced_step`` traces, so that both are the
-    same."""
+    """Build network, optimiser and step; ``apps.imaging.training.traced_step`` traces the same.
+
+    Parameters
+    ----------
+    micro_batch, amp, checkpoint, step_in_backward
+        As the plan has them.
+    device
+        Where the network lies; traced on fake tensors, which cannot be moved, it stays on the host.
+    """
     network = registry.build(recipe.network, recipe.arguments)
-    if device != HOST:  # fake tensors, on which this is traced, cannot be moved
+    if device != HOST:
         network.to(device)
     activation_checkpointing.apply(checkpoint, registry.blocks(recipe.network, network))
     optimizer = optimizers.build(
@@ -91,7 +81,13 @@ def make_step(
 
 
 def default_patch(dataset: Dataset, step: int) -> Shape:
-    """The median case, rounded up to what the network can halve, and not more voxels than 96 cubed."""
+    """The median case, with sides that the network can halve, and at most ``PATCH_VOXELS``.
+
+    Parameters
+    ----------
+    step
+        Number of which the network needs multiples.
+    """
     shapes = np.array([case.shape(dataset.spacing) for case in dataset.cases])
     step = math.lcm(step, 8)
     patch = [max(step, math.ceil(size / step) * step) for size in np.median(shapes, 0)]

@@ -1,4 +1,4 @@
-"""A generated data set in the Decathlon's layout, for tests and for where the real one cannot be had.
+"""A generated data set in the Decathlon's layout, for tests and in place of a real one that cannot be downloaded.
 
 Each case is a small MR-like volume: a curved body of two touching ellipsoids (the classes) in tissue of varying
 brightness, with noise, a bias field, and an intensity scale of its own. ``python -m apps.imaging.training.synthetic
@@ -21,11 +21,11 @@ EDGES = ((31, 43), (40, 59), (24, 47))
 NOISE = 0.08
 BIAS = 0.25
 
-Array = npt.NDArray[np.float32]
+Array = npt.NDArray[np.floating]
 
 
 def case(random: np.random.Generator) -> tuple[npt.NDArray[np.int16], npt.NDArray[np.uint8]]:
-    """One image and its labels (0 background, 1 front, 2 back), both (x, y, z)."""
+    """Draw one image and its labels (0 background, 1 front, 2 back), both (x, y, z)."""
     shape = tuple(int(random.integers(low, high + 1)) for low, high in EDGES)
     axes = [np.linspace(-1, 1, size, dtype=np.float32) for size in shape]
     x, y, z = np.meshgrid(*axes, indexing="ij")
@@ -49,14 +49,14 @@ def case(random: np.random.Generator) -> tuple[npt.NDArray[np.int16], npt.NDArra
 
 
 def _ellipsoid(x: Array, y: Array, z: Array, radii: npt.NDArray[np.float64]) -> Array:
-    """Below one inside."""
+    """Squared distance from the centre in radii: less than 1 inside the ellipsoid."""
     distance: Array = (x / radii[0]) ** 2 + (y / radii[1]) ** 2 + (z / radii[2]) ** 2
     return distance
 
 
 def _waves(random: np.random.Generator, x: Array, y: Array, z: Array) -> Array:
-    """Smooth structure in [-1, 1]."""
-    total = np.zeros_like(x)
+    """Smooth random structure in [-1, 1]."""
+    total: Array = np.zeros_like(x)
     for _ in range(3):
         a, b, c, phase = random.uniform(-5, 5, 4)
         total += np.sin(a * x + b * y + c * z + phase)
@@ -64,7 +64,7 @@ def _waves(random: np.random.Generator, x: Array, y: Array, z: Array) -> Array:
 
 
 def write_sample(directory: Path, *, cases: int = CASES, seed: int = 0) -> Path:
-    """Write ``imagesTr``, ``labelsTr`` and ``dataset.json``; the same seed gives the same bytes."""
+    """Write ``imagesTr``, ``labelsTr`` and ``dataset.json`` below ``directory``; the same seed gives the same bytes."""
     training = []
     for number in range(1, cases + 1):
         image, labels = case(np.random.default_rng([seed, number]))
@@ -89,7 +89,7 @@ def write_sample(directory: Path, *, cases: int = CASES, seed: int = 0) -> Path:
 
 
 def main() -> None:
-    """Write a sample where the command line says."""
+    """Write a data set into the folder that the command line names."""
     parser = argparse.ArgumentParser(prog="python -m apps.imaging.training.synthetic", description=__doc__)
     parser.add_argument("directory", type=Path)
     parser.add_argument("--cases", type=int, default=CASES)

@@ -1,4 +1,4 @@
-"""What ``imaging train`` is priced by: its own step and its own validation, for ``common.memory.costs.trace``."""
+"""The step and the validation of ``imaging train`` as ``common.memory.costs.trace`` measures them."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -13,40 +13,45 @@ STEP, TILE = "apps.imaging.training.traced_step:step", "apps.imaging.training.tr
 def step(
     *, recipe: Mapping[str, Any], micro_batch: int, parts: int, step_in_backward: str = "off", **knobs: Any
 ) -> "Prepared":
-    """A training step.
+    """Prepare a training step.
 
     Parameters
     ----------
     recipe
         ``apps.imaging.training.recipe.Recipe`` as a dictionary.
     parts
-        Micro-batches: 1, or 2 where gradients are held while another one runs.
+        Micro-batches: 1, or 2 if gradients remain in memory while another one runs.
     knobs
         The plan's other knobs that ``make_step`` takes.
+
+    Returns
+    -------
+    tuple
+        Network, optimiser, and a function that makes the step.
     """
     import torch
 
     from apps.imaging.training.recipe import make_step
 
-    what = _recipe(recipe)
+    made = _recipe(recipe)
     network, optimizer, one = make_step(
-        what, micro_batch=micro_batch, step_in_backward=step_in_backward == "on", **knobs
+        made, micro_batch=micro_batch, step_in_backward=step_in_backward == "on", **knobs
     )
-    samples, channels = micro_batch * parts, what.arguments["in_channels"]
-    images = torch.zeros(samples, channels, *what.patch)
-    classes = torch.zeros(samples, *what.patch, dtype=torch.uint8)
+    samples, channels = micro_batch * parts, made.arguments["in_channels"]
+    images = torch.zeros(samples, channels, *made.patch)
+    classes = torch.zeros(samples, *made.patch, dtype=torch.uint8)
     return network, optimizer, lambda: one([images, classes])
 
 
 def tile(*, recipe: Mapping[str, Any], amp: str) -> "Prepared":
-    """The forward pass of one tile, as in validation."""
+    """Prepare the forward pass of one tile, as in validation; the same kinds of values as ``step``."""
     import torch
 
     from apps.imaging.models.networks import registry
 
-    what = _recipe(recipe)
-    network = registry.build(what.network, what.arguments).eval()
-    image = torch.zeros(1, what.arguments["in_channels"], *what.patch)
+    made = _recipe(recipe)
+    network = registry.build(made.network, made.arguments).eval()
+    image = torch.zeros(1, made.arguments["in_channels"], *made.patch)
 
     def infer() -> None:
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=amp == "bf16"):

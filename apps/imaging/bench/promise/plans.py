@@ -186,8 +186,9 @@ def _load(work: "TrainWorkload", file: Path | None) -> "Volumes":
     from apps.imaging.training.patch_sampling import Volumes
 
     volumes = Volumes(file)
-    for case in work.job.training:
-        volumes.add(*load_case(case, work.job.dataset, work.job.operations))
+    data = work.request.data
+    for case in data.training:
+        volumes.add(*load_case(case, data.dataset, data.operations))
     return volumes
 
 
@@ -199,8 +200,8 @@ def _seconds(work: "TrainWorkload", plan: "Plan", stores: dict[str, "Volumes"]) 
     from apps.imaging.training.recipe import make_step
     from common.memory.process.bounded_heap import PASSES
 
-    torch.set_num_threads(work.threads)
-    recipe = work.job.recipe
+    torch.set_num_threads(work.request.options.threads)
+    recipe = work.request.recipe
     network, _, step = make_step(
         recipe,
         micro_batch=plan["micro_batch"],

@@ -39,13 +39,13 @@ _NAME = mutations.PLANTED.split("^")[0].encode()
 
 def read_one(path: Path) -> str:
     """Read header and all planes; returns ``ACCEPTED`` or the reason of the refusal."""
-    from apps.imaging.inference.studies import open_volume, resume_key
+    from apps.imaging.inference.studies import open_volume
     from apps.imaging.volumes.volume import blocks
 
     try:
         volume = open_volume(path)
         volume.describe()
-        resume_key(volume, {})
+        volume.identity()
         if volume.reader_bytes + 8 * volume.shape[0] * volume.shape[1] > CEILING // 2:
             return "does not fit"  # the planner refuses such a size before anything is allocated
         for _ in blocks(volume):

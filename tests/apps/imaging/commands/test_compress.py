@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from apps.imaging.inference.network_grid import NetworkGrid
-from apps.imaging.inference.quantization import Job
+from apps.imaging.inference.quantization import choose_tiles
 from apps.imaging.models.model_folder import read_model
 from apps.imaging.volumes.nifti import open_nifti
 from tests.apps.imaging.helpers import random_model, read_labels, write_nifti
@@ -50,6 +50,6 @@ def test_tiles_are_spread_over_all_volumes(tmp_path: Path) -> None:
     model = read_model(tmp_path / "model")
     shapes = ((64, 48, 32), (16, 24, 16))
     volumes = [open_nifti(write_nifti(tmp_path / f"{n}.nii", np.ones(s, np.int16))) for n, s in enumerate(shapes)]
-    cases = tuple(NetworkGrid.of(volume, model, tile=model.patch, overlap=0.0) for volume in volumes)
-    assert [len(case.grid) for case in cases] == [16, 1]
-    assert Job(model, cases, tmp_path, 8).chosen == [[0, 5, 10, 15], [0]]
+    grids = tuple(NetworkGrid.of(volume, model, tile=model.patch, overlap=0.0) for volume in volumes)
+    assert [len(grid.tiles) for grid in grids] == [16, 1]
+    assert choose_tiles(grids, 8) == [[0, 5, 10, 15], [0]]

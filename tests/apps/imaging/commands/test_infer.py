@@ -17,6 +17,7 @@ from apps.imaging.inference.pipeline import finished_values, label_planes
 from apps.imaging.models.model_folder import read_model
 from apps.imaging.volumes.nifti import open_nifti
 from tests.apps.imaging.helpers import random_model, read_labels, write_nifti
+from tests.machine import wait_until
 from tests.messages import says
 from tests.precision import AVX2, needs
 from tests.promise import kept
@@ -81,12 +82,12 @@ def test_an_answer_is_gone_before_the_next_is_made(model, tmp_path: Path, spacin
     folder = read_model(model[0])
     affine = np.diag([spacing, spacing, spacing, 1.0])
     image = write_nifti(tmp_path / "image.nii.gz", volume(1, (40, 50, 45)), affine)
-    case = NetworkGrid.of(open_nifti(image), folder, tile=(16, 24, 16), overlap=0.25)
-    assert case.resampled == (spacing != 1.0)
+    grid = NetworkGrid.of(open_nifti(image), folder, tile=(16, 24, 16), overlap=0.25)
+    assert grid.resampled == (spacing != 1.0)
     engine = Forgetful()
-    blocks = finished_values(case, engine, resolved(case, folder))
-    planes = sum(slab.shape[2] for slab in label_planes(case, 4, blocks, LogitsToLabels(range(4))))
-    assert planes == 45 and engine.calls == len(case.grid) and engine.held == 0
+    blocks = finished_values(grid, engine, resolved(grid, folder))
+    planes = sum(slab.shape[2] for slab in label_planes(grid, 4, blocks, LogitsToLabels(range(4))))
+    assert planes == 45 and engine.calls == len(grid.tiles) and engine.held == 0
 
 
 @pytest.mark.parametrize("engine", ["openvino", "torch"])
@@ -161,7 +162,6 @@ def test_a_killed_run_goes_on(model, tmp_path: Path) -> None:  # type: ignore[no
     import signal
     import subprocess
     import sys
-    import time
 
     inputs, out = tmp_path / "in", tmp_path / "out"
     inputs.mkdir()
@@ -169,9 +169,7 @@ def test_a_killed_run_goes_on(model, tmp_path: Path) -> None:  # type: ignore[no
         write_nifti(inputs / f"{number}.nii.gz", volume(number, (48, 48, 48)))
     command = [sys.executable, "-m", MODULE, "infer", inputs, "-m", model[0], "-o", out, "-q"]
     process = subprocess.Popen([*map(str, command)], start_new_session=True, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
-    while not (out / "study-0002.nii.gz").exists() and time.monotonic() < deadline:
-        time.sleep(0.02)
+    wait_until((out / "study-0002.nii.gz").exists, seconds=120, alive=process)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     kept = {path.name: path.stat().st_mtime_ns for path in out.glob("study-*.nii.gz")}
@@ -271,7 +269,7 @@ def test_other_folders_are_not_models(run, model, tmp_path: Path) -> None:  # ty
     says(done.err, tmp_path, "model")
     usage = run(MODULE, "infer", path, "-m", model[0], "-o", tmp_path / "out", "--tile", "15")
     assert usage.code == 2
-    says(usage.err, "multiples of 2")
+    says(usage.err, "--tile", "multiples of 2,2,2")
 
 
 def test_bfloat16_is_run_where_the_cpu_has_it(run, model, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]

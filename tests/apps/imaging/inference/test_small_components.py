@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from apps.imaging.inference.small_components import least_voxels, plane_parts, without_small
+from apps.imaging.inference.small_components import least_voxels, plane_components, without_small
 from tests.promise import kept
 
 
@@ -60,7 +60,7 @@ def test_a_part_that_meets_itself_late_is_one(tmp_path: Path) -> None:
 
 def test_parts_of_a_plane() -> None:
     plane = np.array([[1, 1, 0, 2], [0, 1, 2, 2], [1, 0, 2, 1]], np.uint8)
-    part, areas = plane_parts(plane)
+    part, areas = plane_components(plane)
     assert sorted(areas[1:].tolist()) == [1, 1, 3, 4]
     assert areas[0] == 3 and part[0, 2] == 0
     assert part[0, 3] == part[2, 2] != part[0, 0]
@@ -104,4 +104,4 @@ def test_fast_sees_half_the_resolution(tmp_path: Path) -> None:
     random_model(tmp_path / "model")
     volume = open_nifti(write_nifti(tmp_path / "in.nii.gz", np.zeros((44, 40, 37), np.int16)))
     model = at_half_resolution(read_model(tmp_path / "model"))
-    assert NetworkGrid.of(volume, model, tile=model.patch, overlap=0.5).grid.shape == (22, 20, 18)
+    assert NetworkGrid.of(volume, model, tile=model.patch, overlap=0.5).tiles.shape == (22, 20, 18)

@@ -62,7 +62,7 @@ def workload(hippocampus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     for name, value in glibc.tunables(huge_pages=True, merge=True).items():
         monkeypatch.setenv(name, value)  # as the command's own process has it: costs are kept by it
     args = parser().parse_args(["train", str(hippocampus), "-o", str(tmp_path / "model"), *OPTIONS])
-    work = args.command.workload(args, MemoryBudget(1 << 40))
+    work = args.command.workload(args.command.request(args), MemoryBudget(1 << 40))
     store = CostStore(cache_directory())
     for one in (work, *(variant for _, variant in work.remedies())):
         for setting in one.settings():

@@ -1,0 +1,50 @@
+"""``imaging evaluate``'s request: two files or folders, and what one pass over the files that match finds."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from apps.imaging.evaluation.metrics import Pair, Scan
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluateOptions:
+    """The options of ``imaging evaluate``."""
+
+    predictions: Path
+    references: Path
+    threads: int
+    print_table: bool
+    """Whether a table goes to stdout, where ``--json`` wants nothing but the record."""
+
+    @property
+    def record(self) -> Path:
+        """Where the results go: into the folder that is evaluated, or that of the file."""
+        folder = self.predictions if self.predictions.is_dir() else self.predictions.parent
+        return folder / "evaluation.json"
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluateRequest:
+    """What ``imaging evaluate`` was asked."""
+
+    options: EvaluateOptions
+    pairs: "Sequence[Pair]"
+    scans: "Sequence[Scan]"
+    """Voxels and surfaces of each pair, counted."""
+
+    @classmethod
+    def of(cls, options: EvaluateOptions) -> "EvaluateRequest":
+        """Match the files, check their headers, and count in one pass over each pair.
+
+        Raises
+        ------
+        BadInput
+            Nothing to compare, or files that cannot be compared.
+        """
+        from apps.imaging.evaluation.metrics import find_pairs, scan
+
+        pairs = find_pairs(options.predictions, options.references)
+        return cls(options, pairs, [scan(pair) for pair in pairs])

@@ -1,0 +1,204 @@
+"""``imaging infer``'s request: its options and what follows from them, one immutable value for the plan and the run.
+
+It is made in stages: the options, which are checked before anything is read; the model; what is written; the studies
+with their headers. All that decides a result is declared here, and so is the digest by which a finished study is
+recognised.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from apps.imaging.dicom.rtstruct import structures
+from apps.imaging.inference.options import InferOptions, choose_engine
+from apps.imaging.inference.outputs import OutputRequest
+from apps.imaging.inference.studies import StudyInputs
+from apps.imaging.models.model_folder import ImagingModel, Inference, at_half_resolution, read_model
+from apps.imaging.models.networks.registry import steps
+from apps.imaging.volumes.volume import Shape
+from common.engines.registry import require_precision
+from common.errors import BadInput, UsageError
+
+
+@dataclass(frozen=True, slots=True)
+class ModelChoice:
+    """The model, and how its network is run."""
+
+    model: ImagingModel
+    """With ``--fast`` at half its resolution."""
+    engine: str
+    precision: str
+    tile: Shape
+    """Voxels along the model's axes."""
+    overlap: float
+    """Share of a tile that the next one covers again, in [0, 1)."""
+    mirror: str
+    """Axes (of ``"xyz"``) over whose mirrorings the engine averages."""
+
+    @classmethod
+    def of(cls, options: InferOptions, directory: Path) -> "ModelChoice":
+        """Read the model folder ``directory`` and settle what the options leave to the model.
+
+        Raises
+        ------
+        BadInput
+            A folder that is not a complete model.
+        UsageError
+            Options that this model, its network or this CPU does not support.
+        """
+        model, name = read_model(directory), options.model
+        if len(model.channels) != len(model.intensities):
+            raise BadInput(f"{name}: a model of {len(model.channels)} channels, of which only nnU-Net's are read")
+        if options.fast and not all(model.spacing):
+            raise UsageError("--fast: this model takes images at their own spacing")
+        tile, multiples = options.tile or model.patch, steps(model.network, model.arguments)
+        if any(size % multiple for size, multiple in zip(tile, multiples, strict=True)):
+            raise UsageError(f"--tile: sides must be multiples of {','.join(map(str, multiples))} for this network")
+        engine = choose_engine(options.engine, options.device)
+        precision = options.precision or ("int8" if model.int8 and engine == "openvino" else "float32")
+        require_precision(engine, precision)
+        if precision == "int8" and not model.int8:
+            raise UsageError(f"--precision int8: {name} is not quantised; imaging compress --int8 makes one that is")
+        if options.mirror and not model.mirror:
+            raise UsageError(f"--tta mirror: {name} does not say along which axes it was trained to be mirrored")
+        return cls(
+            model=at_half_resolution(model) if options.fast else model,
+            engine=engine,
+            precision=precision,
+            tile=tile,
+            overlap=model.inference.overlap if options.overlap is None else options.overlap,
+            mirror=model.mirror if options.mirror else "",
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class LabelSettings:
+    """All that decides the labels of an image: two runs that agree in these fields give the same labels."""
+
+    model: tuple[str, str]
+    """SHA-256 of the network and of its weights."""
+    labels: tuple[int, ...]
+    """Values that are written; all other classes become background."""
+    intensity: tuple[tuple[Mapping[str, Any], ...], ...]
+    """Operations by channel."""
+    spacing: tuple[float, float, float]
+    inference: Inference
+    tile: Shape
+    overlap: float
+    mirror: str
+    precision: str
+    remove_small: float
+
+
+@dataclass(frozen=True, slots=True)
+class InferRequest:
+    """What ``imaging infer`` was asked."""
+
+    options: InferOptions
+    model: ModelChoice
+    outputs: OutputRequest
+    inputs: StudyInputs = field(default_factory=StudyInputs)
+
+    @classmethod
+    def of(cls, options: InferOptions, directory: Path) -> "InferRequest":
+        """Read the model and the headers of all studies.
+
+        Parameters
+        ----------
+        directory
+            The model folder, converted if need be.
+
+        Raises
+        ------
+        BadInput
+            A model or inputs that cannot be used.
+        UsageError
+            Options that do not suit the model.
+        """
+        model = ModelChoice.of(options, directory)
+        outputs = _outputs(options, model.model)
+        request = cls(options, model, outputs)
+        repair = sorted(options.repair)
+        inputs = StudyInputs.read(
+            options,
+            model.model,
+            tile=model.tile,
+            overlap=model.overlap,
+            digest=lambda listing: request.digest(listing, repair=repair),
+        )
+        return replace(request, inputs=inputs)
+
+    @property
+    def label_settings(self) -> LabelSettings:
+        """All that decides the labels, beside the images."""
+        model = self.model.model
+        return LabelSettings(
+            model=(model.network_sha256, model.weights_sha256),
+            labels=tuple(label.value for label in self.outputs.labels),
+            intensity=model.intensities,
+            spacing=model.spacing,
+            inference=model.inference,
+            tile=self.model.tile,
+            overlap=self.model.overlap,
+            mirror=self.model.mirror,
+            precision=self.model.precision,
+            remove_small=self.options.remove_small,
+        )
+
+    def digest(self, image: str, *, outputs: bool = True, **further: Sequence[str]) -> str:
+        """SHA-256 of an image and of all that decides what is made of it.
+
+        Parameters
+        ----------
+        image
+            Its ``identity``, or the digest of what a server lists for it.
+        outputs
+            Whether what is written counts too, as for a study that need not be done again; DICOM's UIDs are of the
+            labels alone.
+        further
+            Identities of further channels, or whatever else decides the labels.
+        """
+        settings = {**asdict(self.label_settings), **further}
+        if outputs:
+            settings["outputs"] = asdict(self.outputs)
+        return hashlib.sha256(json.dumps([image, settings], sort_keys=True).encode()).hexdigest()
+
+    def with_tile(self, tile: Shape) -> "InferRequest":
+        """The same with another tile."""
+        inputs = self.inputs.with_tiles(self.model.model, tile, self.model.overlap)
+        return replace(self, model=replace(self.model, tile=tile), inputs=inputs)
+
+    def without(self, refused: Mapping[str, BadInput]) -> "InferRequest":
+        """The same with studies that fail, by name, each with its error."""
+        inputs = replace(self.inputs, grids={**self.inputs.grids, **refused})
+        return replace(self, inputs=inputs)
+
+
+def _outputs(options: InferOptions, model: ImagingModel) -> OutputRequest:
+    """What the options ask to be written of the model's classes.
+
+    Raises
+    ------
+    UsageError
+        If ``--roi-subset`` names a class that the model does not have, or there are too many classes for a structure
+        set.
+    """
+    labels, names = model.labels, options.roi_subset
+    if names is not None:
+        known = [label.name for label in labels if label.value]
+        if unknown := [name for name in names if name not in known]:
+            raise UsageError(f"--roi-subset {','.join(unknown)}: this model has {', '.join(known)}")
+        labels = tuple(label for label in labels if not label.value or label.name in names)
+    if "dicom-rtstruct" in options.output_types:
+        structures(labels)
+    return OutputRequest(
+        types=options.output_types,
+        seg_type=options.seg_type,
+        preview=options.preview,
+        statistics=options.statistics,
+        stow=options.stow,
+        labels=labels,
+    )

@@ -1,0 +1,91 @@
+"""``imaging train``'s request: its options, the data set and the recipe, one immutable value for plan and run."""
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from apps.imaging.models.networks import registry
+from apps.imaging.training.dataset import Dataset, LabelledCase, intensity_operations, read_dataset
+from apps.imaging.training.options import STEPS, TrainOptions
+from apps.imaging.training.recipe import Recipe, default_patch
+from apps.imaging.volumes.volume import Shape
+from common.errors import UsageError
+from common.training import amp
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingData:
+    """The data set, its headers read, and which cases are trained on."""
+
+    dataset: Dataset
+    training: Sequence[LabelledCase]
+    held_out: Sequence[LabelledCase]
+    operations: Sequence[Mapping[str, Any]]
+    """On intensities (``apps.imaging.volumes.intensity``)."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrainRequest:
+    """What ``imaging train`` was asked."""
+
+    options: TrainOptions
+    data: TrainingData
+    recipe: Recipe
+
+    @classmethod
+    def of(cls, options: TrainOptions) -> "TrainRequest":
+        """Read the data set's headers and settle all but what the planner chooses.
+
+        Raises
+        ------
+        BadInput
+            A data set that cannot be used.
+        UsageError
+            A patch that the network cannot halve as often as it does.
+        """
+
+        def warn(message: str) -> None:
+            if not options.quiet:
+                sys.stderr.write(message + "\n")
+
+        if options.amp is not None and (note := amp.require(options.amp, options.device)):
+            warn(f"imaging train: {note}")
+        dataset = read_dataset(options.dataset, skip_bad=options.skip_bad, warn=warn)
+        training, held_out = dataset.split(options.fold)
+        arguments = registry.arguments(options.network, {}, in_channels=1, out_channels=len(dataset.labels))
+        divisor = registry.divisor(options.network, arguments)
+        patch = options.patch or default_patch(dataset, divisor)
+        if any(size % divisor for size in patch):
+            sides = ",".join(map(str, patch))
+            raise UsageError(f"--patch {sides}: each side must be a multiple of {divisor} for {options.network}")
+        epoch = -(-len(training) // options.batch)
+        steps = options.steps or (options.epochs * epoch if options.epochs else STEPS)
+        recipe = Recipe(
+            network=options.network,
+            arguments=arguments,
+            patch=patch,
+            batch=options.batch,
+            steps=None if options.seconds else steps,
+            seconds=options.seconds,
+            learning_rate=options.learning_rate,
+            weight_decay=options.weight_decay,
+            clip=options.clip,
+            mirror=options.mirror,
+            validation_cases=options.validation_cases,
+            fold=options.fold,
+            seed=options.seed,
+            optimizer=options.optimizer,
+            dice=options.dice,
+        )
+        data = TrainingData(dataset, training, held_out, intensity_operations(dataset, training))
+        return cls(options, data, recipe)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """All that decides the result: a checkpoint with other settings is not continued."""
+        return asdict(self.recipe)
+
+    def with_patch(self, patch: Shape) -> "TrainRequest":
+        """The same with another patch."""
+        return replace(self, recipe=replace(self.recipe, patch=patch))
