@@ -1,4 +1,4 @@
-"""Where a study's files lie: a folder, or a zip that is read in place. Nothing is unpacked, so nothing can escape."""
+"""The files of a study: in a folder, or in a zip that is read in place. Nothing is unpacked, so nothing can escape."""
 
 import zipfile
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from typing import BinaryIO, Protocol, cast
 from common.errors import BadInput
 
 MAX_MEMBERS = 100_000
-"""Files in a zip; its table of contents is held in memory (about 700 bytes each)."""
+"""Files in a zip; its table of contents is kept in memory (about 700 bytes each)."""
 
 
 class Container(Protocol):
@@ -17,15 +17,15 @@ class Container(Protocol):
     path: Path
 
     def names(self) -> Sequence[str]:
-        """In a fixed order."""
+        """List the files in a fixed order."""
         ...
 
     def size(self, name: str) -> int:
-        """Bytes of a file, unpacked, as its directory says."""
+        """Read a file's unpacked size, in bytes, from the directory."""
         ...
 
     def open(self, name: str) -> BinaryIO:
-        """A seekable stream of bytes."""
+        """Open a seekable stream of bytes."""
         ...
 
 
@@ -36,20 +36,26 @@ class Folder:
         self.path = path
 
     def names(self) -> Sequence[str]:
-        """Sorted, without hidden files."""
+        """List the files by name, without hidden ones."""
         return sorted(entry.name for entry in self.path.iterdir() if entry.is_file() and entry.name[0] != ".")
 
     def size(self, name: str) -> int:
-        """From the file system."""
+        """Read a file's size from the file system."""
         return (self.path / name).stat().st_size
 
     def open(self, name: str) -> BinaryIO:
-        """From the file system."""
+        """Open a file of the file system."""
         return (self.path / name).open("rb")
 
 
 class ZipArchive:
-    """The files of a zip, in whatever folders inside. A member never yields more bytes than its header says."""
+    """The files of a zip, whatever folders they are in. A member never yields more bytes than its header says.
+
+    Raises
+    ------
+    BadInput
+        If it is damaged, encrypted, or has more than ``MAX_MEMBERS`` files.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -64,15 +70,15 @@ class ZipArchive:
             raise BadInput(f"{path}: encrypted zip files are not read", public="zip encrypted")
 
     def names(self) -> Sequence[str]:
-        """Sorted."""
+        """List the files by name, without folders and hidden files."""
         return sorted(self._members)
 
     def size(self, name: str) -> int:
-        """From the zip's directory."""
+        """Read a file's size from the zip's directory."""
         return self._members[name].file_size
 
     def open(self, name: str) -> BinaryIO:
-        """Unpacked as it is read."""
+        """Open a stream that unpacks as it is read."""
         return cast(BinaryIO, self._zip.open(self._members[name]))
 
 
@@ -82,5 +88,5 @@ def _is_plain(info: zipfile.ZipInfo) -> bool:
 
 
 def is_zip(path: Path) -> bool:
-    """By its name."""
+    """Tell a zip by its name."""
     return path.suffix.lower() == ".zip"

@@ -1,7 +1,7 @@
-"""From the file's grid to the model's: which axis is which, which run backwards, and how many voxels there are."""
+"""The map from the file's grid to the model's: which axis is which, which are reversed, how many voxels there are."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -9,9 +9,22 @@ import numpy.typing as npt
 from apps.imaging.volumes.volume import Affine, Shape, spacing
 
 AS_STORED = "file:"
-"""How an orientation begins that does not depend on the patient."""
+"""Prefix of an orientation that does not depend on the patient."""
 SPACING_TOLERANCE = 0.01
-"""Spacings that differ by less than this share count as equal; headers often hold rounded numbers."""
+"""Spacings that differ by less than this share count as equal; headers often have rounded numbers."""
+CENTRED_TOLERANCE = 1e-3
+"""Spacings that differ by less, in millimetres, count as equal in MONAI's ``Spacingd``."""
+
+T = TypeVar("T")
+Value = TypeVar("Value", bound=np.generic)
+
+
+def axis_codes(affine: Affine) -> tuple[str | None, ...]:
+    """Directions of the file's axes, ``("R", "A", "S")`` for example; ``None`` for an axis without a direction."""
+    from nibabel.orientations import aff2axcodes
+
+    codes: tuple[str | None, ...] = aff2axcodes(affine)  # type: ignore[no-untyped-call]
+    return codes
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,74 +32,89 @@ class AxisMapping:
     """How the model's axes lie in the file's."""
 
     axes: tuple[int, int, int]
-    """For each file axis, the model axis that runs along it."""
+    """For each file axis, the model axis along it."""
     flips: tuple[bool, bool, bool]
-    """For each file axis, whether the model's runs the other way."""
+    """For each file axis, whether the model's axis is reversed."""
 
     @classmethod
     def between(cls, affine: Affine, orientation: str) -> "AxisMapping":
-        """For a volume's affine and a model's orientation (``"RAS"``); oblique volumes take the nearest axes.
+        """Map a volume's axes to a model's.
 
-        ``"file:zyx"``: the model's axes are the file's, in this order, wherever they point (nnU-Net).
+        Parameters
+        ----------
+        affine
+            (4, 4), of the volume; of an oblique one the nearest axes are taken.
+        orientation
+            Of the model: ``"RAS"``, or ``"file:zyx"`` for the file's axes in this order, wherever they point (nnU-Net).
         """
         if orientation.startswith(AS_STORED):
             order = orientation.removeprefix(AS_STORED)
             return cls((order.index("x"), order.index("y"), order.index("z")), (False, False, False))
         from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 
-        found = ornt_transform(io_orientation(affine), axcodes2ornt(tuple(orientation)))
-        x, y, z = (int(row[0]) for row in found)
-        fx, fy, fz = (bool(row[1] < 0) for row in found)
-        return cls((x, y, z), (fx, fy, fz))
+        stored = io_orientation(affine)  # type: ignore[no-untyped-call]
+        target = axcodes2ornt(tuple(orientation))  # type: ignore[no-untyped-call]
+        rows: npt.NDArray[np.float64] = ornt_transform(stored, target)  # type: ignore[no-untyped-call]
+        x, y, z = (int(row[0]) for row in rows)
+        flip_x, flip_y, flip_z = (bool(row[1] < 0) for row in rows)
+        return cls((x, y, z), (flip_x, flip_y, flip_z))
 
-    def to_file(self, values: tuple[Any, Any, Any]) -> tuple[Any, Any, Any]:
-        """Per-axis values of the model (patch, spacing), in file order."""
+    def to_file(self, values: tuple[T, T, T]) -> tuple[T, T, T]:
+        """Reorder values along the model's axes (patch, spacing) to the file's.
+
+        Examples
+        --------
+        >>> AxisMapping((2, 0, 1), (False, False, False)).to_file((1.0, 2.0, 3.0))
+        (3.0, 1.0, 2.0)
+        """
         x, y, z = (values[axis] for axis in self.axes)
         return x, y, z
 
-    def view(self, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """(..., model axes) seen as (..., file axes); writing into it writes the array."""
+    def view(self, array: npt.NDArray[Value]) -> npt.NDArray[Value]:
+        """View an array (..., model axes) as (..., file axes); writing into the view writes the array."""
         lead = array.ndim - 3
         turned = array.transpose(*range(lead), *(lead + axis for axis in self.axes))
         return turned[(..., *(slice(None, None, -1) if flip else slice(None) for flip in self.flips))]
 
 
 def network_grid(
-    shape: Shape, affine: Affine, wanted: tuple[float, float, float], tolerance: float = SPACING_TOLERANCE
+    shape: Shape, affine: Affine, target: tuple[float, float, float], tolerance: float = SPACING_TOLERANCE
 ) -> Shape:
-    """Voxels on the network's grid, in file axes: ``shape`` itself where the spacing is right already.
+    """Voxels on the network's grid along the file's axes, where both grids have the same field of view.
 
-    Both grids span the same field of view (voxel edges are aligned, not centres).
+    Voxel edges are aligned, not centres. Where the spacing is right already, this is ``shape`` itself.
+
+    Parameters
+    ----------
+    target
+        Millimetres along the file's axes.
+    tolerance
+        Share by which spacings may differ and still count as equal.
     """
-    have = spacing(affine)
     x, y, z = (
         size if abs(old / new - 1) < tolerance else max(1, round(old / new * size))
-        for size, old, new in zip(shape, have, wanted, strict=True)
+        for size, old, new in zip(shape, spacing(affine), target, strict=True)
     )
     return x, y, z
 
 
-CENTRED_TOLERANCE = 1e-3
-"""Of MONAI's ``Spacingd``: spacings that differ by less (in millimetres) count as equal."""
-
-
 def centred_grid(
-    shape: Shape, affine: Affine, wanted: tuple[float, float, float]
+    shape: Shape, affine: Affine, target: tuple[float, float, float]
 ) -> tuple[Shape, tuple[float, float, float] | None]:
-    """Voxels on the network's grid, as MONAI's ``Spacingd`` lays it: the centres of the first voxels coincide.
+    """Voxels on the network's grid as MONAI's ``Spacingd`` lays it: the centres of the first voxels coincide.
 
     Parameters
     ----------
-    wanted
+    target
         Millimetres along the file's axes; 0: as the file has them.
 
     Returns
     -------
     tuple
-        The shape, and the network's voxel over the file's along each axis; ``None`` where nothing is to be done.
+        The shape, and the size of the network's voxel over the file's along each axis; ``None`` if the grids are equal.
     """
     steps = []
-    for new, old in zip(wanted, spacing(affine), strict=True):
+    for new, old in zip(target, spacing(affine), strict=True):
         steps.append(1.0 if not new or abs(new - old) <= CENTRED_TOLERANCE else new / old)
     x, y, z = (round((size - 1) / step + 1.0) for size, step in zip(shape, steps, strict=True))
     if (x, y, z) == shape and all(abs(step - 1) <= CENTRED_TOLERANCE for step in steps):
@@ -96,7 +124,10 @@ def centred_grid(
 
 @dataclass(frozen=True, slots=True)
 class LinearInterpolation:
-    """Linear interpolation along one axis: each output is ``(1 - weight) * lower + weight * upper``."""
+    """Linear interpolation along one axis.
+
+    Output i is ``(1 - weight[i]) * x[lower[i]] + weight[i] * x[upper[i]]``.
+    """
 
     lower: npt.NDArray[np.intp]
     upper: npt.NDArray[np.intp]
@@ -104,33 +135,43 @@ class LinearInterpolation:
 
     @classmethod
     def between(cls, size: int, new: int) -> "LinearInterpolation":
-        """From ``size`` voxels to ``new`` over the same length; beyond the outermost centres the edge is repeated."""
-        place = np.clip((np.arange(new) + 0.5) * (size / new) - 0.5, 0, size - 1)
-        lower = np.floor(place).astype(np.intp)
-        return cls(lower, np.minimum(lower + 1, size - 1), (place - lower).astype(np.float32))
+        """Interpolate ``size`` voxels to ``new`` over the same length; beyond the outermost centres the edge is
+        repeated."""
+        position = np.clip((np.arange(new) + 0.5) * (size / new) - 0.5, 0, size - 1)
+        lower = np.floor(position).astype(np.intp)
+        return cls(lower, np.minimum(lower + 1, size - 1), (position - lower).astype(np.float32))
 
     @classmethod
     def nearest(cls, size: int, new: int) -> "LinearInterpolation":
-        """The same grids, each output the nearest input: of two at equal distance, SciPy's choice."""
-        place = np.floor((np.arange(new) + 0.5) * (size / new) - 0.5 + 0.5)
-        place = np.clip(place, 0, size - 1).astype(np.intp)
-        return cls(place, place, np.zeros(new, np.float32))
+        """Take the nearest of ``size`` voxels for each of ``new`` over the same length; of two at the same distance,
+        SciPy's choice."""
+        position = np.floor((np.arange(new) + 0.5) * (size / new) - 0.5 + 0.5)
+        index = np.clip(position, 0, size - 1).astype(np.intp)
+        return cls(index, index, np.zeros(new, np.float32))
 
     @classmethod
     def centred(
         cls, size: int, new: int, step: float, *, flipped: bool, nearest: bool = False
     ) -> "LinearInterpolation":
-        """Outputs ``step`` inputs apart, the first where the first input is; the last, where the axis is flipped."""
-        place = np.clip(np.arange(new) * step, 0, size - 1)
+        """Place outputs ``step`` inputs apart.
+
+        Parameters
+        ----------
+        flipped
+            Whether the last output lies on the last input, instead of the first on the first.
+        nearest
+            Whether to take the nearest input instead of interpolating.
+        """
+        position = np.clip(np.arange(new) * step, 0, size - 1)
         if nearest:
-            place = np.rint(place)
+            position = np.rint(position)
         if flipped:
-            place = size - 1 - place[::-1]
-        lower = np.floor(place).astype(np.intp)
-        return cls(lower, np.minimum(lower + 1, size - 1), (place - lower).astype(np.float32))
+            position = size - 1 - position[::-1]
+        lower = np.floor(position).astype(np.intp)
+        return cls(lower, np.minimum(lower + 1, size - 1), (position - lower).astype(np.float32))
 
     def part(self, first: int, stop: int, origin: int) -> "LinearInterpolation":
-        """Outputs ``first`` to ``stop``, of values that begin at ``origin``."""
+        """Cut out outputs ``first`` to ``stop``, for an array whose first value is input ``origin``."""
         cut = slice(first, stop)
         return LinearInterpolation(self.lower[cut] - origin, self.upper[cut] - origin, self.weight[cut])
 
@@ -146,7 +187,8 @@ class LinearInterpolation:
 
 
 def resample(values: npt.NDArray[np.float32], shape: Shape) -> npt.NDArray[np.float32]:
-    """A small volume (x, y, z) onto another grid over the same field of view; the streams give the same numbers."""
+    """Interpolate a small volume (x, y, z) to another grid with the same field of view; ``ResamplingReader`` gives the
+    same numbers."""
     for axis in (1, 0, 2):
         if values.shape[axis] != shape[axis]:
             values = LinearInterpolation.between(values.shape[axis], shape[axis])(values, axis)

@@ -1,7 +1,7 @@
 """Intensity operations, shared by training and inference so that both see the same numbers.
 
-An operation is a row of a model's ``intensity`` list, ``{"op": NAME, ...}``. ``resolve`` turns each into plain numbers
-by passing over the volume where statistics are needed; ``apply`` is then element-wise, on a tile as on a volume.
+An operation is a row of a model's ``intensity`` list, ``{"op": NAME, ...}``. ``resolve`` replaces statistics by
+numbers, in passes over the volume; ``apply`` is then element-wise and works on a tile as on a volume.
 
 ``{"op": "zscore"}``                            (v - mean) / standard deviation, over all voxels
 ``{"op": "zscore", "nonzero": true}``           statistics over voxels that are not zero; zero voxels stay zero
@@ -9,8 +9,8 @@ by passing over the volume where statistics are needed; ``apply`` is then elemen
 ``{"op": "scale", "low": A, "high": B}``        A -> 0, B -> 1, linear
 ``{"op": "percentiles", "low": P, "high": Q}``  clip to these percentiles (0 to 100) of the volume
 ``{"op": "range", "low": A, "high": B}``        least value -> A, largest -> B, linear; ``"from": [P, Q]``: percentiles
-``{"op": "resample"}``                          where the volume is brought onto the network's grid; without it,
-                                                statistics are of the file's grid and all else comes after resampling
+``{"op": "resample"}``                          the place of the resampling to the network's grid; without it,
+                                                statistics are of the file's grid, and all operations come after it
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -22,7 +22,7 @@ import numpy.typing as npt
 Array = npt.NDArray[np.float32]
 Operation = Mapping[str, Any]
 Blocks = Callable[[], Iterable[npt.NDArray[Any]]]
-"""Called for each pass over the volume: yields it in blocks of any shape, already in the file's scale."""
+"""Makes a pass over the volume: blocks of any shape, in the image's own scale."""
 
 _LIMITS = {"low", "high"}
 _FIELDS = {
@@ -37,22 +37,28 @@ _OPTIONAL = {"nonzero", "from"}
 RESAMPLE: Operation = {"op": "resample"}
 
 HISTOGRAM_BINS = 1 << 16
-"""Percentiles are read from a histogram of this many bins between the extremes."""
+"""Bins between the extremes, of the histogram from which percentiles are read."""
 
 LEAST_DEVIATION = 1e-8
-"""A constant volume is only centred."""
+"""Standard deviation below which a volume counts as constant, and is only centred."""
 
 
 def check_operations(operations: Sequence[Operation]) -> None:
-    """Raise ``ValueError`` for an unknown operation or field, or limits that make no sense."""
+    """Check the operations of a model.
+
+    Raises
+    ------
+    ValueError
+        An unknown operation or field, a low limit that is not below the high one, or two resamplings.
+    """
     for operation in operations:
         name = operation["op"]
         if name not in _FIELDS:
             raise ValueError(f"unknown intensity operation {name!r}; known: {', '.join(_FIELDS)}")
-        given = set(operation) - {"op"}
-        if given - _FIELDS[name] or _FIELDS[name] - given - _OPTIONAL:
+        present = set(operation) - {"op"}
+        if present - _FIELDS[name] or _FIELDS[name] - present - _OPTIONAL:
             raise ValueError(f"intensity operation {name!r} takes {', '.join(sorted(_FIELDS[name]))}")
-        if "low" in given and not float(operation["low"]) < float(operation["high"]):
+        if "low" in present and not float(operation["low"]) < float(operation["high"]):
             raise ValueError(f"intensity operation {name!r}: low must be below high")
         first, last = operation.get("from", (0, 100))
         if not 0 <= float(first) < float(last) <= 100:
@@ -62,25 +68,25 @@ def check_operations(operations: Sequence[Operation]) -> None:
 
 
 def split(operations: Sequence[Operation]) -> tuple[Sequence[Operation], Sequence[Operation]]:
-    """What comes before and after resampling; all after where it is not in the list."""
+    """The operations before resampling and those after it; all are after it if it is not in the list."""
     if RESAMPLE not in operations:
         return (), operations
-    place = list(operations).index(RESAMPLE)
-    return operations[:place], operations[place + 1 :]
+    index = list(operations).index(RESAMPLE)
+    return operations[:index], operations[index + 1 :]
 
 
 def resolve(operations: Sequence[Operation], blocks: Blocks) -> tuple[Operation, ...]:
-    """Replace statistics by numbers, passing over the volume once or twice for each operation that needs them.
+    """Replace statistics by numbers, in one or two passes over the volume for each operation that needs them.
 
     Parameters
     ----------
     blocks
-        The volume on its own grid, before any resampling.
+        Makes a pass over the volume.
 
     Returns
     -------
     tuple
-        ``clip``, ``affine`` (``shift``, ``factor``, ``nonzero``) operations for ``apply``.
+        Operations for ``apply``: ``clip``, and ``affine`` with ``shift``, ``factor`` and ``nonzero``.
     """
     done: list[Operation] = []
     for operation in operations:
@@ -114,8 +120,8 @@ def resolve(operations: Sequence[Operation], blocks: Blocks) -> tuple[Operation,
 
 
 def apply(resolved: Sequence[Operation], values: Array) -> Array:
-    """Apply resolved operations in place; values that are not finite count as zero."""
-    if not np.isfinite(values.sum(dtype=np.float64)):  # one pass without masks, where there is nothing to mend
+    """Apply resolved operations in place and return the array; values that are not finite count as zero."""
+    if not np.isfinite(values.sum(dtype=np.float64)):  # one pass without masks, if there is nothing to mend
         np.nan_to_num(values, copy=False, nan=0.0, posinf=0.0, neginf=0.0)
     for operation in resolved:
         if operation["op"] == "clip":
@@ -130,18 +136,24 @@ def apply(resolved: Sequence[Operation], values: Array) -> Array:
 
 
 def moments(blocks: Iterable[Array], *, nonzero: bool) -> tuple[float, float]:
-    """Mean and standard deviation, in double precision; (0, 1) where nothing counts."""
+    """Mean and standard deviation in double precision; (0, 1) if there is no value.
+
+    Parameters
+    ----------
+    nonzero
+        Whether to leave out zeros.
+    """
     count, mean, squares = 0, 0.0, 0.0
     for block in blocks:
         chosen = block[block != 0] if nonzero else block.reshape(-1)
         if not chosen.size:
             continue
         # Chan's update: exact where the plain sum of squares cancels.
-        part_mean = float(chosen.mean(dtype=np.float64))
-        part_squares = float(np.square(chosen - np.float32(part_mean), dtype=np.float32).sum(dtype=np.float64))
+        block_mean = float(chosen.mean(dtype=np.float64))
+        block_squares = float(np.square(chosen - np.float32(block_mean), dtype=np.float32).sum(dtype=np.float64))
         total = count + chosen.size
-        squares += part_squares + (part_mean - mean) ** 2 * count * chosen.size / total
-        mean += (part_mean - mean) * chosen.size / total
+        squares += block_squares + (block_mean - mean) ** 2 * count * chosen.size / total
+        mean += (block_mean - mean) * chosen.size / total
         count = total
     deviation = (squares / count) ** 0.5 if count else 1.0
     return mean, deviation if deviation > LEAST_DEVIATION else 1.0
@@ -156,7 +168,15 @@ def extremes(blocks: Iterable[Array]) -> tuple[float, float]:
 
 
 def percentiles(blocks: Callable[[], Iterable[Array]], shares: tuple[float, float]) -> tuple[float, float]:
-    """Two percentiles (0 to 100) from a histogram between the extremes: off by one bin's width at most."""
+    """Two percentiles of a volume, from a histogram between its extremes: off by one bin's width at most.
+
+    Parameters
+    ----------
+    blocks
+        Makes a pass over the volume.
+    shares
+        The two, from 0 to 100.
+    """
     low, high = extremes(blocks())
     if not low < high:
         return low, low + 1.0

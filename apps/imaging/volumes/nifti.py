@@ -1,4 +1,4 @@
-"""NIfTI-1 and -2, plain or gzipped: read in order, written in order, never whole in memory."""
+"""NIfTI-1 and -2, plain or gzipped: read and written plane by plane, never whole in memory."""
 
 import gzip
 import hashlib
@@ -13,6 +13,7 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
+from apps.imaging.volumes.geometry import axis_codes
 from apps.imaging.volumes.volume import Affine, Shape, spacing
 from common.errors import BadInput
 from common.files import atomic_file
@@ -22,16 +23,16 @@ SUFFIXES = (".nii.gz", ".nii")
 _IDENTITY_BYTES = 1 << 20
 _GZIP_LEVEL = 6
 _GZIP_BYTES = 1 << 20
-"""What zlib and the stream's buffers hold while reading or writing (measured 0.3 to 0.6 MiB)."""
+"""zlib and the stream's buffers while reading or writing (measured 0.3 to 0.6 MiB)."""
 
 
 def is_nifti(path: Path) -> bool:
-    """By its name."""
+    """Tell a NIfTI file by its name."""
     return path.name.lower().endswith(SUFFIXES)
 
 
 def stem(path: Path) -> str:
-    """The name without ``.nii`` or ``.nii.gz``."""
+    """Name without ``.nii`` or ``.nii.gz``."""
     name = path.name
     return next((name[: -len(suffix)] for suffix in SUFFIXES if name.lower().endswith(suffix)), name)
 
@@ -49,20 +50,20 @@ class NiftiVolume:
     header: Any
     """nibabel's header, from which an output's geometry is copied."""
     offset: int
-    """Where the voxels begin in the (unzipped) file."""
+    """Bytes in front of the voxels in the unzipped file."""
     reader_bytes: int = _GZIP_BYTES
 
     @contextmanager
     def open(self) -> Iterator["NiftiReader"]:
-        """Start reading at the first plane."""
-        opener = gzip.open if self.path.name.lower().endswith(".gz") else open
+        """Open a reader at the first plane."""
+        opener: Any = gzip.open if self.path.name.lower().endswith(".gz") else open
         with opener(self.path, "rb") as stream:
             reader = NiftiReader(self.path, stream, self.shape[2])
             reader.skip(self.offset)
             yield reader
 
     def identity(self) -> str:
-        """Digest of the file's size and its first and last MiB."""
+        """SHA-256 of the file's size and its first and last MiB."""
         size = self.path.stat().st_size
         digest = hashlib.sha256(str(size).encode())
         with self.path.open("rb") as stream:
@@ -73,11 +74,10 @@ class NiftiVolume:
 
     def describe(self) -> list[str]:
         """Lines for ``imaging inspect``; free-text header fields may hold names and are left out."""
-        from nibabel.orientations import aff2axcodes
-
         edges = "x".join(f"{size:.4g}" for size in spacing(self.affine))
+        axes = "".join(str(code) for code in axis_codes(self.affine))
         return [
-            f"NIfTI       {'x'.join(map(str, self.shape))} voxels of {edges} mm, {''.join(aff2axcodes(self.affine))}",
+            f"NIfTI       {'x'.join(map(str, self.shape))} voxels of {edges} mm, {axes}",
             f"stored      {self.dtype.name}, slope {self.slope:g}, intercept {self.intercept:g}",
         ]
 
@@ -89,7 +89,7 @@ class NiftiReader:
         self._path, self._stream, self._left = path, stream, planes
 
     def skip(self, count: int) -> None:
-        """Pass over the header."""
+        """Skip ``count`` bytes, the header."""
         while count:
             got = len(self._guarded(self._stream.read, min(count, 1 << 16)))
             if not got:
@@ -97,8 +97,14 @@ class NiftiReader:
             count -= got
 
     def read(self, out: npt.NDArray[Any]) -> None:
-        """Fill ``out``, (k, y, x) of the file's dtype and C order, with the next k planes."""
-        view = memoryview(out.reshape(-1).view(np.uint8))
+        """Fill ``out``, (k, y, x) of the file's dtype and in C order, with the next k planes.
+
+        Raises
+        ------
+        BadInput
+            If the file is damaged, or ends before its last voxel.
+        """
+        view = out.reshape(-1).view(np.uint8).data
         filled = 0
         while filled < len(view):
             got = self._guarded(self._stream.readinto, view[filled:])  # type: ignore[attr-defined]
@@ -128,24 +134,24 @@ def open_nifti(path: Path) -> NiftiVolume:
     Raises
     ------
     BadInput
-        Missing, empty, not NIfTI, not three-dimensional, an unsupported data type, or a size that cannot be.
+        A file that is missing, empty, not NIfTI, not three-dimensional or too short, or a data type that is not
+        supported.
     """
-    import nibabel as nib
+    import nibabel
     from nibabel.filebasedimages import ImageFileError
-    from nibabel.orientations import aff2axcodes
     from nibabel.spatialimages import HeaderDataError
 
-    logging.getLogger("nibabel.global").setLevel(logging.CRITICAL)  # it reports what it mends in a header
+    logging.getLogger("nibabel.global").setLevel(logging.CRITICAL)  # it logs what it mends in a header
     if not path.is_file():
         raise BadInput(f"{path}: no such file", public="no such file")
     if path.stat().st_size == 0:
         raise BadInput(f"{path}: the file is empty", public="file empty")
     try:
-        image: Any = nib.load(path)  # type: ignore[attr-defined]
+        image: Any = nibabel.load(path)
         header = image.header
-        # Trailing axes of length one are common and mean nothing.
+        # Trailing axes of length one are common and without meaning.
         sizes = [int(size) for size in header.get_data_shape()]
-        # nibabel clears these fields of the header and keeps them here.
+        # nibabel clears these two in the header and keeps them here.
         slope, intercept = image.dataobj.slope, image.dataobj.inter
         dtype, offset = header.get_data_dtype(), int(image.dataobj.offset)
     except (
@@ -164,12 +170,12 @@ def open_nifti(path: Path) -> NiftiVolume:
     while len(sizes) > 3 and sizes[-1] == 1:
         sizes.pop()
     if len(sizes) != 3 or min(sizes) < 1:
-        found = "x".join(map(str, sizes))
-        raise BadInput(f"{path}: not a three-dimensional image (its shape is {found})", public="NIfTI not 3D")
+        shape = "x".join(map(str, sizes))
+        raise BadInput(f"{path}: not a three-dimensional image (its shape is {shape})", public="NIfTI not 3D")
     if dtype.kind not in "iuf":
         raise BadInput(f"{path}: voxels of type {dtype} are not supported", public="NIfTI voxel type")
     affine = np.asarray(image.affine, np.float64)
-    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9 or None in aff2axcodes(affine):
+    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9 or None in axis_codes(affine):
         raise BadInput(f"{path}: its affine has no inverse", public="NIfTI geometry")
     _check_length(path, offset + int(np.prod(sizes, dtype=np.int64)) * dtype.itemsize)
     return NiftiVolume(
@@ -185,18 +191,25 @@ def open_nifti(path: Path) -> NiftiVolume:
 
 
 def _check_length(path: Path, expected: int) -> None:
-    """A plain file tells its length at once; a gzipped one only when it is read, but no gzip shrinks 1032 times."""
+    """Refuse a file that is too short; a gzipped one may be up to 1032 times longer than its size."""
     size = path.stat().st_size
     if size * (1032 if path.name.lower().endswith(".gz") else 1) < expected:
         raise _truncated(path)
 
 
 def label_header(affine: Affine, dtype: np.dtype[Any], shape: Shape, like: Any = None) -> Any:
-    """A NIfTI header for labels on a grid: geometry and its codes from ``like`` (another NIfTI's header) if given."""
-    import nibabel as nib
+    """Make a NIfTI header for labels on a grid.
 
-    two = max(shape) > 32767 or (like is not None and like["sizeof_hdr"] == 540)
-    header: Any = nib.Nifti2Header() if two else nib.Nifti1Header()
+    Parameters
+    ----------
+    like
+        nibabel's header of the image, whose geometry with its codes is copied; without one, ``affine`` is written.
+    """
+    import nibabel
+
+    second = max(shape) > 32767 or (like is not None and like["sizeof_hdr"] == 540)
+    kind: Any = nibabel.Nifti2Header if second else nibabel.Nifti1Header
+    header = kind()
     header.set_data_shape(shape)
     header.set_data_dtype(dtype)
     header.set_xyzt_units("mm")
@@ -215,7 +228,7 @@ def label_header(affine: Affine, dtype: np.dtype[Any], shape: Shape, like: Any =
 
 
 class LabelWriter:
-    """Label planes of a NIfTI file, in order; use ``write_labels``."""
+    """Writer of a NIfTI file's label planes, in order; made by ``write_labels``."""
 
     def __init__(self, stream: IO[bytes], dtype: np.dtype[Any]) -> None:
         self._stream, self._dtype = stream, dtype
@@ -228,8 +241,14 @@ class LabelWriter:
 
 @contextmanager
 def write_labels(path: Path, header: Any) -> Iterator[LabelWriter]:
-    """Write a label file (gzipped if so named) that appears only when the block ends well."""
-    start = bytes(header.binaryblock) + bytes(4)  # four more: no extensions
+    """Write a label file, gzipped if its name ends in ``.gz``; it appears only when the block ends without an error.
+
+    Parameters
+    ----------
+    header
+        From ``label_header``.
+    """
+    start = bytes(header.binaryblock) + bytes(4)  # four zeros: no extensions
     with atomic_file(path) as part, part.open("wb") as raw:
         if path.name.endswith(".gz"):
             # No name and no time inside: the same labels make the same bytes.

@@ -1,4 +1,4 @@
-"""nnU-Net looks only at the box around what is not zero: the box, the volume inside it, and the way back."""
+"""nnU-Net's crop: the box of voxels that are not zero, the volume inside it, and labels back onto the whole volume."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,41 +18,48 @@ class Content:
     """What one pass over a volume finds."""
 
     low: Shape
+    """First voxel of the box around all voxels that are not zero; of the whole volume if all are."""
     high: Shape
-    """The box of voxels that are not zero; the whole volume if all are."""
+    """One beyond its last voxel."""
     limits: tuple[float, float]
     """Least and largest value."""
 
 
 def content(shape: Shape, blocks: Iterable[npt.NDArray[np.float32]]) -> Content:
-    """From the planes of a volume, (k, y, x) at a time."""
-    seen = [np.zeros(size, bool) for size in shape]
+    """Find the box and the extremes of a volume of ``shape`` from its planes, (k, y, x) at a time."""
+    occupied = [np.zeros(size, bool) for size in shape]
     start, least, largest = 0, np.inf, -np.inf
     for block in blocks:
-        there = block != 0
-        flat = there.any(axis=0)
-        seen[0] |= flat.any(axis=0)
-        seen[1] |= flat.any(axis=1)
-        seen[2][start : start + len(block)] = there.any(axis=(1, 2))
+        nonzero = block != 0
+        flat = nonzero.any(axis=0)
+        occupied[0] |= flat.any(axis=0)
+        occupied[1] |= flat.any(axis=1)
+        occupied[2][start : start + len(block)] = nonzero.any(axis=(1, 2))
         least, largest = min(least, float(block.min())), max(largest, float(block.max()))
         start += len(block)
-    if not seen[2].any():
+    if not occupied[2].any():
         return Content((0, 0, 0), shape, (least, largest))
-    (x, y, z) = (np.flatnonzero(axis) for axis in seen)
+    (x, y, z) = (np.flatnonzero(axis) for axis in occupied)
     low, high = (int(x[0]), int(y[0]), int(z[0])), (int(x[-1]) + 1, int(y[-1]) + 1, int(z[-1]) + 1)
     return Content(low, high, (least, largest))
 
 
-def union(found: Sequence[Content]) -> tuple[Shape, Shape]:
-    """First voxel and one beyond the last of the smallest box around several; an empty one does not count."""
-    found = [each for each in found if each.limits != (0.0, 0.0)] or found
-    low_x, low_y, low_z = (min(each.low[axis] for each in found) for axis in range(3))
-    high_x, high_y, high_z = (max(each.high[axis] for each in found) for axis in range(3))
+def union(contents: Sequence[Content]) -> tuple[Shape, Shape]:
+    """First voxel, and one beyond the last, of the smallest box around several; empty volumes do not count."""
+    contents = [each for each in contents if each.limits != (0.0, 0.0)] or contents
+    low_x, low_y, low_z = (min(each.low[axis] for each in contents) for axis in range(3))
+    high_x, high_y, high_z = (max(each.high[axis] for each in contents) for axis in range(3))
     return (low_x, low_y, low_z), (high_x, high_y, high_z)
 
 
 class Cropped:
-    """The box of a volume, as a volume."""
+    """The box of a volume, as a volume.
+
+    Parameters
+    ----------
+    low, high
+        First voxel of the box, and one beyond its last.
+    """
 
     def __init__(self, volume: Volume, low: Shape, high: Shape) -> None:
         self._volume, self._low = volume, low
@@ -63,28 +70,28 @@ class Cropped:
 
     @property
     def affine(self) -> Affine:
-        """The volume's, moved to the box."""
+        """(4, 4): the volume's, moved to the box's first voxel."""
         moved = self._volume.affine.copy()
         moved[:3, 3] += moved[:3, :3] @ np.array(self._low)
         return moved
 
     @contextmanager
     def open(self) -> Iterator[PlaneReader]:
-        """Skip the planes before the box."""
+        """Open a reader at the box's first plane."""
         with self._volume.open() as reader:
             yield _BoxReader(self._volume, reader, self._low, self.shape)
 
     def identity(self) -> str:
-        """The whole volume's: the box follows from it."""
+        """The whole volume's digest, from which the box follows."""
         return self._volume.identity()
 
     def describe(self) -> list[str]:
-        """The whole volume's."""
+        """The whole volume's lines."""
         return self._volume.describe()
 
 
 def cropped_bytes(volume: Volume) -> int:
-    """What reading a box holds: its volume's reader, and one whole plane."""
+    """Bytes that reading a box takes: its volume's reader, and one whole plane."""
     return volume.reader_bytes + volume.shape[0] * volume.shape[1] * volume.dtype.itemsize
 
 
@@ -103,7 +110,22 @@ class _BoxReader:
 
 
 def uncropped(planes: Iterable[Labels], shape: Shape, low: Shape, dtype: np.dtype[Any]) -> Iterator[Labels]:
-    """Label planes (x, y, k) of the box, with background around them, for the whole volume."""
+    """Put label planes of a box into the whole volume, with background around them.
+
+    Parameters
+    ----------
+    planes
+        (x, y, k) of the box, in order.
+    shape
+        Of the whole volume.
+    low
+        First voxel of the box.
+
+    Yields
+    ------
+    array (x, y, k)
+        Planes of the whole volume.
+    """
     x, y, z = low
     yield from _background(shape, z, dtype)
     done = z

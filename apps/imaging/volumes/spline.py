@@ -1,7 +1,7 @@
 """nnU-Net's resampling of images as a stream of planes: cubic splines, or along one axis the nearest plane.
 
-A cubic spline's value depends on every voxel, but hardly on those far away: weights fall by 0.27 a voxel. Each axis is
-a matrix, made by the function that nnU-Net calls; in the plane it is applied whole, along z to the planes in reach.
+The value of a cubic spline depends on every voxel, but hardly on distant ones: weights fall by 0.27 a voxel. Each axis
+is a matrix, made by the function that nnU-Net calls. In the plane it is applied whole, along z to the planes in reach.
 """
 
 from collections.abc import Sequence
@@ -16,16 +16,27 @@ from common.memory.footprint import Price
 from common.tiling.blend import FLOAT
 
 ANISOTROPIC = 3
-"""Spacings that differ by more than this factor: the coarse axis is not interpolated."""
+"""The coarse axis is not interpolated if spacings differ by more than this factor."""
 REACH = 14
 """Voxels to either side beyond which a spline's weights are below 1e-8."""
 
 Array = npt.NDArray[np.float32]
 
 
-def nearest_axis(have: Sequence[float], wanted: Sequence[float]) -> int | None:
-    """The axis along which nnU-Net takes the nearest voxel, if there is one."""
-    for spacing in (have, wanted):
+def nearest_axis(first: Sequence[float], second: Sequence[float]) -> int | None:
+    """The axis along which nnU-Net takes the nearest voxel between two grids; ``None``: it interpolates along all.
+
+    Parameters
+    ----------
+    first, second
+        Spacings in millimetres; the first one decides if it is anisotropic.
+
+    Examples
+    --------
+    >>> nearest_axis((1.0, 1.0, 5.0), (1.0, 1.0, 1.0))
+    2
+    """
+    for spacing in (first, second):
         if max(spacing) / min(spacing) > ANISOTROPIC:
             coarse = [axis for axis, size in enumerate(spacing) if size == max(spacing)]
             return coarse[0] if len(coarse) == 1 else None
@@ -33,7 +44,7 @@ def nearest_axis(have: Sequence[float], wanted: Sequence[float]) -> int | None:
 
 
 def spline_matrix(size: int, new: int) -> Array:
-    """(new, size): cubic interpolation between grids over the same length, edges repeated."""
+    """Matrix (new, size) of cubic interpolation between grids over the same length, edges repeated."""
     from scipy.ndimage import zoom
 
     if size == new:
@@ -45,7 +56,7 @@ def spline_matrix(size: int, new: int) -> Array:
 
 
 def nearest_matrix(size: int, new: int) -> Array:
-    """(new, size): each row picks one voxel."""
+    """Matrix (new, size) each of whose rows picks one voxel."""
     matrix = np.zeros((new, size), np.float32)
     matrix[np.arange(new), LinearInterpolation.nearest(size, new).lower] = 1
     return matrix
@@ -56,8 +67,10 @@ class SplineReader:
 
     Parameters
     ----------
+    shape
+        Of the other grid, along the file's axes.
     nearest
-        The axis that is not interpolated; planes are then splines of their own.
+        The axis that is not interpolated; if it is z, each plane is a spline of its own.
     limits
         Least and largest value of the volume before the operations: splines overshoot, and nnU-Net cuts that off.
     """
@@ -74,48 +87,48 @@ class SplineReader:
     ) -> None:
         self._volume, self._reader, self._operations = volume, reader, operations
         self._x, self._y, self._z = (
-            (nearest_matrix if axis == nearest else spline_matrix)(have, new)
-            for axis, (have, new) in enumerate(zip(volume.shape, shape, strict=True))
+            (nearest_matrix if axis == nearest else spline_matrix)(size, new)
+            for axis, (size, new) in enumerate(zip(volume.shape, shape, strict=True))
         )
         ends = apply(operations, np.array(limits, np.float32))
         self._limits = None if nearest == 2 else (float(ends.min()), float(ends.max()))
         self._stored = np.empty((1, volume.shape[1], volume.shape[0]), volume.dtype)
         self._ring = np.zeros((ring_planes(volume.shape[2]), shape[1], shape[0]), np.float32)
-        self._have = self._given = 0
+        self._planes_read = self._planes_returned = 0
 
     def read(self, out: Array) -> None:
         """Fill ``out``, (k, y, x), with the next k planes."""
         size, ring = self._volume.shape[2], len(self._ring)
         for plane in out:
-            row = self._z[self._given]
-            centre = int((self._given + 0.5) * size / len(self._z))
+            row = self._z[self._planes_returned]
+            centre = int((self._planes_returned + 0.5) * size / len(self._z))
             first, stop = max(0, centre - REACH), min(size, centre + REACH + 1)
-            while self._have < stop:
-                self._ring[self._have % ring] = self._next()
-                self._have += 1
+            while self._planes_read < stop:
+                self._ring[self._planes_read % ring] = self._next()
+                self._planes_read += 1
             plane[...] = 0
-            for place in range(first, stop):
-                if row[place] != 0:
-                    plane += row[place] * self._ring[place % ring]
+            for index in range(first, stop):
+                if row[index] != 0:
+                    plane += row[index] * self._ring[index % ring]
             if self._limits is not None:
                 np.clip(plane, *self._limits, out=plane)
-            self._given += 1
+            self._planes_returned += 1
 
     def _next(self) -> Array:
         self._reader.read(self._stored)
         values = apply(self._operations, scaled(self._volume, self._stored[0]))
-        found = self._y @ values @ self._x.T
-        return found if self._limits is not None else np.clip(found, values.min(), values.max())
+        plane: Array = np.matmul(np.matmul(self._y, values), self._x.T)
+        return plane if self._limits is not None else plane.clip(values.min(), values.max())
 
 
 def ring_planes(planes: int) -> int:
-    """How many planes are held along z."""
+    """Planes that a ``SplineReader`` keeps along z, of a volume with so many ``planes``."""
     return min(planes, 2 * REACH + 1)
 
 
 def spline_bytes(volume: Volume, shape: Shape) -> Price:
-    """A ``SplineReader``: matrices, the planes in reach and one as stored; what one plane passes through."""
+    """Bytes of a ``SplineReader``: matrices, the planes in reach and one as stored; while it makes one plane."""
     x, y, z = volume.shape
-    matrices = sum(have * new for have, new in zip(volume.shape, shape, strict=True))
-    held = (2 * matrices + ring_planes(z) * shape[0] * shape[1]) * FLOAT + x * y * volume.dtype.itemsize
-    return Price(held, 3 * (x * y + max(x, shape[0]) * max(y, shape[1])) * FLOAT)
+    matrices = sum(size * new for size, new in zip(volume.shape, shape, strict=True))
+    resident = (2 * matrices + ring_planes(z) * shape[0] * shape[1]) * FLOAT + x * y * volume.dtype.itemsize
+    return Price(resident, 3 * (x * y + max(x, shape[0]) * max(y, shape[1])) * FLOAT)

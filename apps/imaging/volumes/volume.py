@@ -1,4 +1,4 @@
-"""What every input looks like to the rest: a grid in space, and planes that are read once, front to back."""
+"""The contract of every input: a grid in space, and planes that are read once, front to back."""
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
@@ -10,21 +10,33 @@ import numpy.typing as npt
 Shape = tuple[int, int, int]
 Affine = npt.NDArray[np.float64]
 
+BLOCK_BYTES = 4 << 20
+"""Passes over a volume, for statistics, read it in blocks of about this size."""
+
 
 class PlaneReader(Protocol):
     """An open volume; planes come in order along z, the axis that is slowest on disk."""
 
     def read(self, out: npt.NDArray[Any]) -> None:
-        """Fill ``out``, (k, y, x) of the volume's dtype, with the next k planes. Raises ``BadInput``."""
+        """Fill ``out``, (k, y, x) of the volume's dtype, with the next k planes.
+
+        Raises
+        ------
+        BadInput
+            If the file ends early or is damaged.
+        """
         ...
 
 
 class Volume(Protocol):
-    """One image on disk; only its header has been read."""
+    """One image on disk; only its header has been read.
+
+    A stored value times ``slope`` plus ``intercept`` is the image's value.
+    """
 
     @property
     def shape(self) -> Shape:
-        """Voxels along x, y, z as the file counts them."""
+        """Voxels along x, y, z in the file's order."""
         ...
 
     @property
@@ -34,30 +46,30 @@ class Volume(Protocol):
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """Of the planes as stored."""
+        """Type of the stored values."""
         ...
 
     @property
     def slope(self) -> float:
-        """Stored value times ``slope`` plus ``intercept`` is the image's value."""
+        """Factor of the stored values."""
         ...
 
     @property
     def intercept(self) -> float:
-        """See ``slope``."""
+        """Offset of the stored values, added after ``slope``."""
         ...
 
     @property
     def reader_bytes(self) -> int:
-        """What an open reader holds beside the planes it fills."""
+        """Bytes of an open reader, beside the planes that it fills."""
         ...
 
     def open(self) -> AbstractContextManager[PlaneReader]:
-        """Start reading at the first plane."""
+        """Open a reader at the first plane."""
         ...
 
     def identity(self) -> str:
-        """A digest of the content's identity, for resuming: no path, no identifier."""
+        """Digest by which the same content is recognised: no path, no identifier."""
         ...
 
     def describe(self) -> list[str]:
@@ -66,23 +78,25 @@ class Volume(Protocol):
 
 
 def spacing(affine: Affine) -> tuple[float, float, float]:
-    """Voxel edges in millimetres."""
+    """Voxel edges in millimetres along x, y, z."""
     x, y, z = np.sqrt((affine[:3, :3] ** 2).sum(axis=0))
     return float(x), float(y), float(z)
 
 
-BLOCK_BYTES = 4 << 20
-"""Statistics read the volume in blocks of about this size."""
-
-
 def block_planes(volume: Volume) -> int:
-    """How many planes such a block has."""
+    """Planes of a block of about ``BLOCK_BYTES``."""
     x, y, z = volume.shape
     return max(1, min(z, BLOCK_BYTES // (x * y * volume.dtype.itemsize)))
 
 
 def blocks(volume: Volume) -> Iterator[npt.NDArray[np.float32]]:
-    """One pass over the volume in its own scale, (k, y, x) float32."""
+    """Pass over a volume once.
+
+    Yields
+    ------
+    array (k, y, x)
+        The image's values as float32.
+    """
     x, y, z = volume.shape
     buffer = np.empty((block_planes(volume), y, x), volume.dtype)
     with volume.open() as reader:
@@ -93,7 +107,7 @@ def blocks(volume: Volume) -> Iterator[npt.NDArray[np.float32]]:
 
 
 def scaled(volume: Volume, planes: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
-    """A float32 copy in the image's own scale."""
+    """Copy stored values as float32 and apply slope and intercept."""
     values = planes.astype(np.float32)
     if volume.slope != 1:
         values *= np.float32(volume.slope)
