@@ -1,4 +1,4 @@
-"""The endings a command can have, as exceptions. ``common.cli.main`` turns each into its exit code and its one line."""
+"""Exit codes of the commands, and the exceptions that ``common.cli.main`` turns into them."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,18 +12,18 @@ EXIT_INTERRUPTED = 130
 
 
 class UsageError(ValueError):
-    """The command line is wrong (exit 2): what was given, and what is accepted."""
+    """The command line is wrong (exit 2); the message says what was given and what is accepted."""
 
 
 class BadInput(ValueError):
-    """An input is wrong (exit 4): what, where, what to do, in one line.
+    """An input is wrong (exit 4); the message is one line that says what, where, and what to do.
 
     Parameters
     ----------
     message
-        The whole line, for the user's terminal; it may name the user's own path.
+        The line on the terminal; it may have the user's own path.
     public
-        The same without paths or identifiers, for records and log files. Defaults to the kind of error only.
+        The same without paths or identifiers, for records and log files; ``None`` for a general text.
     """
 
     def __init__(self, message: str, *, public: str | None = None) -> None:

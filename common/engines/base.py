@@ -1,4 +1,4 @@
-"""What every engine is and shares: its protocol, the arrays it reads and writes, and the files of a model folder."""
+"""The interface of an engine, its input and output buffers, and the names of its files."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,48 +15,68 @@ Tile = tuple[int, int, int]
 NETWORK = "network.onnx"
 WEIGHTS = "weights.safetensors"
 INT8 = ("network-int8.xml", "network-int8.bin")
-"""OpenVINO's own format; there where a model was quantised (``common.engines.quantization``)."""
+"""Files of a quantised network in OpenVINO's format (``common.engines.quantization``)."""
 
 
 class Engine(Protocol):
-    """A network made ready for tiles of one shape."""
+    """A network that is loaded for tiles of one shape."""
 
     in_channels: int
     out_channels: int
     output: Output
 
     def __call__(self, tiles: Array) -> Array:
-        """(n, in_channels, *tile) -> (n, out_channels, *tile), n at most the batch.
+        """Run the network.
 
-        The answer is valid until the next call; of an engine for batches, until the one after that.
+        Parameters
+        ----------
+        tiles
+            Shape (n, in_channels, x, y, z), float32; n is at most the batch.
+
+        Returns
+        -------
+        ndarray
+            Shape (n, out_channels, x, y, z), float32; valid until the next call, and with a batch of more than one
+            until the call after that.
         """
         ...
 
 
 class DoubleBuffer:
-    """Zeroed arrays for what goes in or out of an engine: one for single tiles, two for batches, computed ahead."""
+    """Arrays for the input or output of an engine, used in turn: two for batches, one for single tiles.
+
+    Parameters
+    ----------
+    shape
+        (batch, channels, x, y, z).
+    """
 
     def __init__(self, shape: tuple[int, ...]) -> None:
         self._arrays = [np.zeros(shape, np.float32) for _ in range(buffer_count(shape[0]))]
 
     def next(self, count: int) -> Array:
-        """The first ``count`` rows of the array whose turn it is."""
+        """Return the first ``count`` rows of the next array."""
         self._arrays.reverse()
         return self._arrays[0][:count]
 
 
 def buffer_count(batch: int) -> int:
-    """How many arrays ``DoubleBuffer`` has for a batch."""
+    """Return the number of arrays of a ``DoubleBuffer``."""
     return min(batch, 2)
 
 
 def prefetch(engine: Engine, batches: Iterable[Array], *, ahead: bool) -> Iterator[Array]:
-    """The engine's answer to each batch; ``ahead``: the next one is computed meanwhile, by a thread beside this one.
+    """Yield the engine's output for each batch.
 
     Parameters
     ----------
+    engine
+        Runs the batches.
     batches
-        Ahead, a batch is asked for before the answer to the one before it is given, and must stay as it is until then.
+        Inputs. With ``ahead``, the next batch is requested before the output of the present one is yielded, and an
+        input must not change until its output is.
+    ahead
+        True to compute the next output in a second thread while the caller uses the present one.
     """
     if not ahead:
         yield from map(engine, batches)
@@ -73,7 +93,20 @@ def prefetch(engine: Engine, batches: Iterable[Array], *, ahead: bool) -> Iterat
 
 
 def read_head(model_dir: Path, head: Mapping[str, str]) -> tuple[Array, Array]:
-    """Weight (classes, features) and bias (classes) of the final 1x1x1 convolution."""
+    """Read the final 1x1x1 convolution.
+
+    Parameters
+    ----------
+    model_dir
+        Folder with ``weights.safetensors``.
+    head
+        Names of its ``weight`` and ``bias`` in that file.
+
+    Returns
+    -------
+    weight, bias
+        Shapes (classes, features) and (classes,), float32.
+    """
     from safetensors import safe_open
 
     with safe_open(model_dir / WEIGHTS, framework="np") as tensors:

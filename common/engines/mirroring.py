@@ -1,7 +1,7 @@
-"""Test-time augmentation by mirroring: the mean over a tile seen from both sides along some axes.
+"""Test-time augmentation by mirroring: the mean of a network's outputs over mirrored inputs.
 
-It costs 2 to the power of the axes times as much time, and two buffers. A mean of features is as exact as one of
-logits, because the head after them is linear.
+With n axes it takes 2^n times as long, and two buffers. Features may be averaged instead of logits, because the head
+after them is linear.
 """
 
 from collections.abc import Sequence
@@ -18,11 +18,11 @@ class MirrorEngine:
     Parameters
     ----------
     engine
-        What runs each of them.
+        Runs each mirrored input.
     axes
-        Of the network's x, y, z (0, 1, 2); only those along which it was trained to be mirrored make sense.
+        Axes of the network's x, y, z (0, 1, 2) along which it was trained with mirrored images.
     batch
-        Tiles per call, at most.
+        Largest number of tiles in a call.
     """
 
     def __init__(self, engine: Engine, axes: Sequence[int], *, batch: int = 1) -> None:
@@ -34,7 +34,7 @@ class MirrorEngine:
         self._sums: DoubleBuffer | None = None
 
     def __call__(self, tiles: Array) -> Array:
-        """The mean of the engine's answers."""
+        """Return the mean of the engine's outputs (see ``Engine``)."""
         first = self._engine(tiles)
         if self._sums is None:
             self._sums = DoubleBuffer((self._batch, *first.shape[1:]))
@@ -47,5 +47,5 @@ class MirrorEngine:
 
 
 def mirror_bytes(*, batch: int, in_channels: int, out_channels: int, voxels: int) -> int:
-    """What a ``MirrorEngine`` holds beside the engine: the sums, and one mirrored input."""
+    """Return the bytes of a ``MirrorEngine`` without its engine: sums, and one mirrored input of ``voxels`` voxels."""
     return 4 * batch * voxels * (in_channels + buffer_count(batch) * out_channels)

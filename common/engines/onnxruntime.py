@@ -1,4 +1,4 @@
-"""ONNX Runtime on the CPU. PyTorch is not imported."""
+"""ONNX Runtime on the CPU, without PyTorch."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,7 +9,7 @@ from common.engines.base import NETWORK, Array, DoubleBuffer, Output, Tile, read
 
 
 class OnnxEngine:
-    """``network.onnx`` with one shape at a time; a head that was split off is applied here."""
+    """Run ``network.onnx`` for one shape; if the file gives features, NumPy applies the head."""
 
     def __init__(
         self,
@@ -25,13 +25,13 @@ class OnnxEngine:
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-        options.enable_cpu_mem_arena = False  # memory follows what is alive, as the ceiling expects
+        options.enable_cpu_mem_arena = False  # an arena would keep freed memory
         options.log_severity_level = 3
         self._session = onnxruntime.InferenceSession(
             str(model_dir / NETWORK),
             options,
             providers=["CPUExecutionProvider"],
-            # It loses one of several names for the same weights (ONNX Runtime 1.32).
+            # This optimizer loses one of several names of the same weights (ONNX Runtime 1.32).
             disabled_optimizers=["EliminateIdentity"],
         )
         (image,), (result,) = self._session.get_inputs(), self._session.get_outputs()
@@ -49,16 +49,16 @@ class OnnxEngine:
         self._results = DoubleBuffer((batch, channels, *tile))
 
     def _channels(self, tile: Tile) -> int:
-        """Of the result: as the file says, or, where it does not, as one tile shows."""
+        """Return the number of output channels from the file, or from a run on one tile if the file has none."""
         declared = self._session.get_outputs()[0].shape[1]
         if isinstance(declared, int):
             return declared
         image, result = self._names
-        (found,) = self._session.run([result], {image: np.zeros((1, self.in_channels, *tile), np.float32)})
-        return int(found.shape[1])
+        (output,) = self._session.run([result], {image: np.zeros((1, self.in_channels, *tile), np.float32)})
+        return int(output.shape[1])
 
     def __call__(self, tiles: Array) -> Array:
-        """Run up to one batch."""
+        """Run up to one batch (see ``Engine``)."""
         results = self._results.next(len(tiles))
         image, name = self._names
         if self._head is not None:

@@ -1,4 +1,4 @@
-"""OpenVINO on the CPU: the default engine. PyTorch is not imported."""
+"""OpenVINO on the CPU, the default engine, without PyTorch."""
 
 import sys
 from collections.abc import Mapping
@@ -13,14 +13,14 @@ from common.memory.process import glibc
 
 
 def import_openvino() -> Any:
-    """Import OpenVINO without its model converter; every use of OpenVINO in this suite comes after this call.
+    """Import OpenVINO without its model converter; call it before every use of OpenVINO.
 
-    The converter is not needed, costs memory, and on import sends usage statistics to its maker from a thread that
-    forks: a request over the network that nobody asked for, and a deadlock with OpenBLAS.
+    The converter needs memory, and when imported it sends usage statistics over the network from a thread that forks,
+    which can deadlock with OpenBLAS.
     """
     converter = "openvino.tools.ovc"
     if converter not in sys.modules:
-        sys.modules[converter] = None  # type: ignore[assignment]  # the documented way to make an import fail
+        sys.modules[converter] = None  # type: ignore[assignment]  # makes the import fail, as the documentation of ``import`` says
     import openvino
 
     return openvino
@@ -29,8 +29,8 @@ def import_openvino() -> Any:
 class OpenVinoEngine:
     """``network.onnx``, or the network in int8, compiled for one static shape.
 
-    Each tile of a batch runs in a stream of its own, with its share of the threads: a tenth faster than one stream
-    whose threads wait for each other at every layer, for the price of one more tile's activations.
+    Each tile of a batch runs in a stream of its own with its share of the threads. This is a tenth faster than one
+    stream, whose threads wait for each other at every layer, and needs the activations of one more tile.
     """
 
     def __init__(
@@ -47,10 +47,10 @@ class OpenVinoEngine:
         self._ov = import_openvino()
         core = self._ov.Core()
         model = core.read_model(model_dir / (INT8[0] if precision == "int8" else NETWORK))
-        found: Output = "features" if "features" in model.output(0).names else "logits"
-        if found == "logits" and output == "features":
+        stored: Output = "features" if "features" in model.output(0).names else "logits"
+        if stored == "logits" and output == "features":
             raise ValueError(f"{NETWORK} has no features")
-        if found == "features" and output == "logits":
+        if stored == "features" and output == "logits":
             assert head is not None
             model = _with_head(model, *read_head(model_dir, head))
         channels = model.input(0).partial_shape[1].get_length()
@@ -68,10 +68,10 @@ class OpenVinoEngine:
         self.output: Output = output
         self._requests = [compiled.create_infer_request() for _ in range(batch)]
         self._results = DoubleBuffer((batch, self.out_channels, *tile))
-        glibc.trim()  # what the compiler kept free, 4 MiB, would be counted twice: here, and where it is used again
+        glibc.trim()  # 4 MiB that the compiler freed would count twice: here, and where they are used again
 
     def __call__(self, tiles: Array) -> Array:
-        """Run up to one batch."""
+        """Run up to one batch (see ``Engine``)."""
         results = self._results.next(len(tiles))
         running = list(zip(self._requests, tiles, results, strict=False))
         for request, tile, result in running:
@@ -84,13 +84,13 @@ class OpenVinoEngine:
 
 
 def _check_precision(asked: str, effective: str) -> None:
-    """Raise where OpenVINO took bfloat16 for a hint only: it answers what it really computes in."""
+    """Raise ``UsageError`` if OpenVINO compiled the network for another precision than bfloat16 was asked for."""
     if asked == "bf16" and effective != "bf16":
-        raise UsageError(f"--precision bf16: OpenVINO computes in {effective} on this CPU; use float32, which says so")
+        raise UsageError(f"--precision bf16: OpenVINO computes in {effective} on this CPU; use --precision float32")
 
 
 def _with_head(model: Any, weight: Array, bias: Array) -> Any:
-    """The model with its final 1x1x1 convolution appended, so that it is fused and features need no second buffer."""
+    """Append the final 1x1x1 convolution to a model, so that it is fused and features need no second buffer."""
     ov = import_openvino()
     from openvino import opset13 as ops
 

@@ -1,4 +1,4 @@
-"""PyTorch in eager mode: for machines without OpenVINO, and to compare with."""
+"""PyTorch in eager mode, for machines without OpenVINO and for comparison."""
 
 from typing import Any
 
@@ -12,8 +12,8 @@ class TorchEngine:
     Parameters
     ----------
     heap
-        Whether a tile's tensors are kept in the heap for the next tile (``common.memory.process.bounded_heap``) instead
-        of mapped anew: a third less time, for what the heap may hold beside them. For the rest of the process.
+        True to keep a tile's tensors in the heap for the next tile (``common.memory.process.bounded_heap``): a third
+        less time, and some free memory in the heap. It applies until the process ends.
     """
 
     def __init__(self, module: Any, *, threads: int, output: Output, device: str = "cpu", heap: bool = False) -> None:
@@ -26,11 +26,11 @@ class TorchEngine:
         self.in_channels, self.out_channels = int(module.in_channels), int(module.out_channels)
         self.output: Output = output
         self._device = device
-        if heap and device == "cpu":  # a device's tensors are not in it
+        if heap and device == "cpu":  # tensors of a device are not in the heap
             BoundedHeap(self._module).__enter__()
 
     def __call__(self, tiles: Array) -> Array:
-        """Run one batch; the result is freed at the next call."""
+        """Run one batch (see ``Engine``)."""
         import torch
 
         with torch.inference_mode():

@@ -1,7 +1,7 @@
-"""A network in 8-bit integers for OpenVINO: post-training quantisation by NNCF, from tiles of real images.
+"""Post-training quantisation to int8 for OpenVINO, by NNCF, calibrated on tiles of real images.
 
-Convolutions compute in int8; normalisation, which sums over a whole tile, stays in float32. The ranges of the values
-between layers are those that the tiles showed.
+Convolutions compute in int8. Normalisations, which sum over a whole tile, stay in float32. The ranges of activations
+are those of the tiles.
 """
 
 import io
@@ -23,24 +23,24 @@ from common.memory.process.meter import lifetime_peak, reset_peak, resident
 
 LIBRARIES = ("nncf", "openvino", "numpy")
 MEANS = ("over_groups",)
-"""How weights end that only take means: the modules that have them are normalisations, written out in the file."""
+"""Endings of the names of weights that take means. The modules with such weights are normalisations, written as
+separate operations."""
 WHOLE = ("MVN", "ReduceMean", "ReduceL2")
-"""Normalisations as OpenVINO has them, and their sums."""
+"""OpenVINO's types of normalisations and of their sums."""
 _PROBED_TILES = 2
 
 
 def import_nncf() -> Any:
-    """Import NNCF without PyTorch, which it would only use for networks of that kind (268 -> 88 MiB), and without the
-    library that would tell its maker.
+    """Import NNCF without PyTorch, which only PyTorch's networks need (88 MiB instead of 268), and without telemetry.
 
     Raises
     ------
     UsageError
-        It is not installed.
+        If it is not installed.
     """
     import_openvino()
     absent = [name for name in ("torch", "openvino_telemetry") if name not in sys.modules]
-    sys.modules.update(dict.fromkeys(absent))  # type: ignore[arg-type]  # the documented way to make imports fail
+    sys.modules.update(dict.fromkeys(absent))  # type: ignore[arg-type]  # makes the imports fail
     try:
         import nncf
     except ImportError:
@@ -60,17 +60,17 @@ def quantise(directory: Path, out: Path, tiles: Callable[[], Iterable[Array]], *
     directory, out
         Folder with ``network.onnx``; folder for ``network-int8.xml`` and its weights.
     tiles
-        Called for each of several passes: yields (1, channels, *tile), ready for the network.
+        Called for each of several passes; yields arrays of shape (1, channels, x, y, z), float32.
     count
-        How many tiles there are.
+        Number of tiles.
     tile
-        The shape with which ranges are found; the network then takes any.
+        Shape of the tiles; the written network accepts others.
     """
     nncf, ov = import_nncf(), import_openvino()
     model = ov.Core().read_model(directory / NETWORK)
     channels = model.input(0).partial_shape[1].get_length()
     model.reshape([1, channels, *tile])
-    silent = io.StringIO()  # it draws a progress bar
+    silent = io.StringIO()  # NNCF draws a progress bar
     with redirect_stdout(silent):
         quantised = nncf.quantize(
             model,
@@ -83,7 +83,7 @@ def quantise(directory: Path, out: Path, tiles: Callable[[], Iterable[Array]], *
 
 
 def _normalisations(model: Any) -> list[str]:
-    """Layers that stay in float32: all of a module in which means are taken by a convolution."""
+    """Return the names of layers that stay in float32: all of a module in which a convolution takes means."""
     operations = model.get_ordered_ops()
     modules = {
         operation.get_friendly_name().rpartition("/")[0]
@@ -96,7 +96,7 @@ def _normalisations(model: Any) -> list[str]:
 
 
 class _Tiles:
-    """An iterable that can be gone through again."""
+    """An iterable over tiles that can be repeated."""
 
     def __init__(self, tiles: Callable[[], Iterable[Array]]) -> None:
         self._tiles = tiles
@@ -106,7 +106,7 @@ class _Tiles:
 
 
 def probe(*, warm_up: str, threads: int, sha256: str, model_dir: str, tile: Tile) -> Probe:
-    """What quantising a network takes above the baseline of ``warm_up``: ``bytes``."""
+    """Return the probe of a quantisation's memory above the baseline of ``warm_up``; its result is ``bytes``."""
     arguments = {"network": sha256, "model_dir": model_dir, "tile": tile}
     return Probe.of(
         "common.engines.quantization:measure", libraries=LIBRARIES, threads=threads, warm_up=warm_up, **arguments
@@ -114,7 +114,7 @@ def probe(*, warm_up: str, threads: int, sha256: str, model_dir: str, tile: Tile
 
 
 def measure(*, warm_up: str, network: str, model_dir: str, tile: list[int]) -> dict[str, float]:
-    """Quantise with noise; called in a probe's child, which has run ``warm_up``."""
+    """Quantise with noise; runs in a probe's child, after ``warm_up``."""
     import tempfile
 
     glibc.trim()
@@ -124,6 +124,6 @@ def measure(*, warm_up: str, network: str, model_dir: str, tile: list[int]) -> d
     model = import_openvino().Core().read_model(Path(model_dir) / NETWORK)
     channels = model.input(0).partial_shape[1].get_length()
     noise = np.random.default_rng(0).standard_normal((_PROBED_TILES, 1, channels, x, y, z)).astype(np.float32)
-    with tempfile.TemporaryDirectory() as place:
-        quantise(Path(model_dir), Path(place), lambda: noise, count=_PROBED_TILES, tile=(x, y, z))
+    with tempfile.TemporaryDirectory() as folder:
+        quantise(Path(model_dir), Path(folder), lambda: noise, count=_PROBED_TILES, tile=(x, y, z))
     return {"bytes": max(0, lifetime_peak() - base)}

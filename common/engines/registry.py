@@ -1,8 +1,8 @@
-"""One inference interface over the libraries that run a network.
+"""Open an engine by name, and measure its memory.
 
-``open_engine`` reads a model folder: ``network.onnx`` for OpenVINO, ``weights.safetensors`` and the application's own
-network for PyTorch. What such a library allocates cannot be computed from outside, so ``probe`` asks for it to be
-measured once, in a child (``common.memory.costs.store``).
+``open_engine`` reads a model folder: ``network.onnx`` for OpenVINO and ONNX Runtime, ``weights.safetensors`` and the
+application's own network for PyTorch. The allocations of such a library cannot be computed, so ``probe`` has them
+measured once in a child (``common.memory.costs.store``).
 """
 
 import time
@@ -27,39 +27,39 @@ LIBRARIES: Mapping[str, tuple[str, ...]] = {
     "onnxruntime": ("onnxruntime", "numpy"),
     "torch": ("torch", "monai", "numpy"),
 }
-"""Distributions whose versions an engine's cost depends on."""
+"""Distributions whose versions an engine's memory depends on."""
 
 PRECISIONS: Mapping[str, tuple[str, ...]] = {
     "openvino": ("float32", "bf16", "int8"),
     "onnxruntime": ("float32",),
     "torch": ("float32",),
 }
-"""In what each engine computes, where the CPU does (``require_precision``)."""
+"""Precisions of each engine, if the CPU supports them (``require_precision``)."""
 
 _RUNS = 2
-"""Tiles per probe: the first run allocates, the second is timed."""
+"""Number of batches in a probe: the first allocates, the second is timed."""
 
 
 def choose(name: str) -> str:
-    """The engine that ``auto`` stands for here: OpenVINO where it is installed, else PyTorch."""
+    """Return the engine of a name; ``auto`` is OpenVINO if it is installed, else PyTorch."""
     if name == "auto":
         return "openvino" if find_spec("openvino") else "torch"
     return name
 
 
 def require_precision(engine: str, precision: str) -> None:
-    """Refuse a precision before anything is loaded for it.
+    """Check a precision before anything is loaded.
 
-    int8 and float32 run on every CPU. bfloat16 has to be native: emulated it is half as fast as float32, and where
-    there are no kernels OpenVINO computes in float32 without a word.
+    int8 and float32 run on every CPU. bfloat16 has to be native: emulated it is half as fast as float32, and without
+    kernels for it OpenVINO silently computes in float32.
 
     Raises
     ------
     UsageError
-        The engine, or this CPU, does not compute in ``precision``.
+        If the engine or this CPU does not support the precision.
     """
     if precision not in PRECISIONS[engine]:
-        raise UsageError(f"--precision {precision}: not with the engine {engine}")
+        raise UsageError(f"--precision {precision}: engine {engine} does not support it")
     if precision == "bf16" and cpu.precisions("openvino").get(precision) != "native":
         raise UsageError(f"--precision bf16: {cpu.lacks_bfloat16('openvino')}; use float32, or int8 with such a model")
 
@@ -85,33 +85,32 @@ def open_engine(
     name
         One of ``ENGINES``.
     precision
-        One of ``PRECISIONS``; always set explicitly, because OpenVINO's own default is bfloat16 where the CPU has it.
-        What is given and returned stays float32.
+        One of ``PRECISIONS``; always set, because OpenVINO's own default is bfloat16 on CPUs that support it. Inputs
+        and outputs are float32.
     tile, batch, threads
-        Fixed for the life of the engine; fewer tiles than a batch may be given.
+        Fixed for the life of the engine; a call may have fewer tiles than the batch.
     output
         ``"features"`` leaves the final 1x1x1 convolution to the caller; needs ``head``.
     head
-        Names of that convolution's ``weight`` and ``bias`` in ``weights.safetensors``, where there is one.
+        Names of that convolution's ``weight`` and ``bias`` in ``weights.safetensors``; ``None`` if there is none.
     builder
         For PyTorch: ``"package.module:function"`` of the application, called with (model_dir, output), which returns
         the module with its weights.
-
     device
-        Where PyTorch computes: ``"cpu"`` or ``"cuda:N"``.
+        PyTorch's device: ``"cpu"`` or ``"cuda:N"``.
     heap
-        Whether PyTorch keeps a tile's memory for the next one.
+        True to keep a tile's tensors in the heap for the next tile (``TorchEngine``).
 
     Raises
     ------
     ValueError
-        For a name, precision or output that is not available.
+        If the name, precision or output is not available.
     UsageError
-        OpenVINO computes in another precision than ``precision`` on this CPU.
+        If OpenVINO computes in another precision on this CPU.
     """
     if precision not in PRECISIONS.get(name, ()):
-        known = ", ".join(PRECISIONS.get(name, PRECISIONS["openvino"]))
-        raise ValueError(f"engine {name!r}, precision {precision!r}: choose one of {', '.join(ENGINES)}; {known}")
+        allowed = ", ".join(PRECISIONS.get(name, PRECISIONS["openvino"]))
+        raise ValueError(f"engine {name!r}, precision {precision!r}: choose one of {', '.join(ENGINES)}; {allowed}")
     if output == "features" and head is None:
         raise ValueError("features were asked for, but the network has no 1x1x1 head")
     if name == "openvino":
@@ -133,10 +132,21 @@ def open_engine(
 
 
 def probe(*, warm_up: str, threads: int, sha256: str, **arguments: Any) -> Probe:
-    """What an engine needs above the baseline of ``warm_up``; ``arguments`` are those of ``open_engine``.
+    """Return the probe of an engine's memory above the baseline of ``warm_up``.
 
-    The answer has ``open_bytes`` (while loading), ``run_bytes`` (while running, without the input) and ``seconds``
-    for one batch.
+    Its results are ``open_bytes`` (while loading), ``run_bytes`` (while running, without the input) and ``seconds`` for
+    one batch.
+
+    Parameters
+    ----------
+    warm_up
+        ``"module:function"``, the command's warm-up.
+    threads
+        Threads of the engine.
+    sha256
+        Digest of the network's file.
+    arguments
+        Those of ``open_engine``.
     """
     return Probe.of(
         "common.engines.registry:measure",
@@ -150,14 +160,14 @@ def probe(*, warm_up: str, threads: int, sha256: str, **arguments: Any) -> Probe
 
 
 def measure(*, warm_up: str, workers: int, network: str, model_dir: str, **arguments: Any) -> dict[str, float]:
-    """Open an engine and run it on noise; called in a probe's child, which has run ``warm_up``."""
+    """Open an engine and run it on sines; runs in a probe's child, after ``warm_up``."""
     glibc.trim()
-    base = resident()  # as the baseline is measured, so that baseline + engine is this process's peak
+    base = resident()  # as the baseline is measured, so that baseline plus engine is the peak
     reset_peak()
     tile: Tile = tuple(arguments.pop("tile"))
     engine = open_engine(Path(model_dir), tile=tile, threads=workers, **arguments)
     opened = lifetime_peak() - base
-    # No random numbers: their library is not loaded where an engine is used.
+    # Sines instead of random numbers, whose library a command would not load.
     tiles = np.arange(arguments["batch"] * engine.in_channels * prod(tile), dtype=np.float32)
     tiles = np.sin(tiles, out=tiles).reshape(arguments["batch"], engine.in_channels, *tile)
     reset_peak()

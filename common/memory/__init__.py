@@ -1,1 +1,1 @@
-"""The promise: budget, footprint, planner, meter, guard and record. Imports none of its siblings."""
+"""The memory-control layer: budget, footprint, planner, walls, meter and record. It imports none of its siblings."""

@@ -1,4 +1,4 @@
-"""``python -m common.memory.report RUN.json [REPORT.html]``: draw a record again."""
+"""``python -m common.memory.report RUN.json [REPORT.html]``: render a record again."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""The report's two figures as inline SVG: memory over time, and what each phase is made of. Pure text from a record."""
+"""Draw the report's two figures as inline SVG: memory over time, and the terms of each phase."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,17 +14,17 @@ TIMELINE_HEIGHT = 330
 ROW_HEIGHT, ROW_BAR = 30, 18
 LABEL_WIDTH = 120
 LETTER = 6.6
-"""Width of a letter of the figures' type: decides whether a label fits."""
+"""Width of a letter in the figures, by which labels that do not fit are left out."""
 COLOURS = 8
-"""Terms with a colour of their own, the baseline first; the others share one."""
+"""Number of terms with a colour of their own, the baseline first; the others share one."""
 HEADROOM = 1.18
 FAR_CEILING = 2.5
-"""A ceiling this many times above all else is named at the edge, not drawn: it would press the rest flat."""
+"""A ceiling this many times above everything else is named at the edge instead of drawn to scale."""
 
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """A measured phase in time."""
+    """A measured phase on the time axis."""
 
     name: str
     start: float
@@ -33,17 +33,17 @@ class Span:
 
 
 def spans(record: Mapping[str, Any]) -> list[Span]:
-    """The measured phases in order; records without start times are laid out one after the other."""
-    found, now = [], 0.0
+    """Return the measured phases in order; without start times they follow one another."""
+    measured, now = [], 0.0
     for phase in record.get("measured", {}).get("phases", ()):
         start = float(phase.get("start", now))
-        found.append(Span(str(phase["name"]), start, float(phase["seconds"]), int(phase["peak_bytes"])))
-        now = start + found[-1].seconds
-    return found
+        measured.append(Span(str(phase["name"]), start, float(phase["seconds"]), int(phase["peak_bytes"])))
+        now = start + measured[-1].seconds
+    return measured
 
 
 def predicted(record: Mapping[str, Any]) -> dict[str, int]:
-    """Predicted bytes by phase; the key ``ALL`` holds what is alive in any other."""
+    """Return predicted bytes by phase; the key ``ALL`` has the terms that count in every phase."""
     terms = (record.get("plan") or {}).get("terms", ())
     names = dict.fromkeys([ALL, *(phase for term in terms for phase in term["phases"])])
     sums = {name: sum(t["bytes"] for t in terms if {name, ALL} & set(t["phases"])) for name in names}
@@ -51,14 +51,14 @@ def predicted(record: Mapping[str, Any]) -> dict[str, int]:
 
 
 def ranked_terms(record: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """The plan's terms: what is always there first, then the largest first."""
+    """Return the plan's terms, the baseline first, then the largest first."""
     terms = (record.get("plan") or {}).get("terms", ())
     baseline = max((t["bytes"] for t in terms if "interpreter" in t["name"]), default=0)
     return sorted(terms, key=lambda t: (t["bytes"] != baseline or "interpreter" not in t["name"], -t["bytes"]))
 
 
 def merged_terms(record: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The ranked terms, those that differ only in their phases made one."""
+    """Return the ranked terms, with those that differ only in their phases merged."""
     merged: dict[tuple[Any, ...], dict[str, Any]] = {}
     for term in ranked_terms(record):
         one = merged.setdefault((term["name"], term["bytes"], term["source"]), {**term, "phases": []})
@@ -67,13 +67,13 @@ def merged_terms(record: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def colours(record: Mapping[str, Any]) -> dict[str, str]:
-    """Term -> the style sheet's class."""
+    """Return the class in the style sheet by name of term."""
     names = list(dict.fromkeys(term["name"] for term in ranked_terms(record)))
-    return {name: f"c{min(place, COLOURS)}" for place, name in enumerate(names)}
+    return {name: f"c{min(rank, COLOURS)}" for rank, name in enumerate(names)}
 
 
 def ticks(top: float, most: int = 6) -> list[int]:
-    """Round numbers of bytes from 0 up to ``top``."""
+    """Return at most ``most + 1`` round numbers of bytes from 0 to ``top``."""
     step = MIB
     while top / step > most:
         step *= 2
@@ -107,7 +107,7 @@ def _svg(height: float, label: str, parts: Sequence[str]) -> str:
 
 
 def _top(record: Mapping[str, Any]) -> tuple[float, bool]:
-    """The largest number of bytes a figure shows, and whether the ceiling is among them."""
+    """Return the largest number of bytes on the axis, and whether the ceiling is drawn."""
     ceiling = record["budget"]["host_bytes"]
     shown = [span.peak_bytes for span in spans(record)] + list(predicted(record).values())
     most = max([size for _, size in record.get("measured", {}).get("timeline", ())] + shown, default=ceiling)
@@ -116,41 +116,41 @@ def _top(record: Mapping[str, Any]) -> tuple[float, bool]:
 
 
 def timeline(record: Mapping[str, Any]) -> str:
-    """Memory over time by phase: sampled, each phase's true peak and its prediction, and the ceiling."""
+    """Draw memory over time: samples, measured and predicted peak of each phase, and the ceiling."""
     points: list[tuple[float, int]] = record["measured"]["timeline"]
-    measured, foretold = spans(record), predicted(record)
+    measured, expected = spans(record), predicted(record)
     top, ceiling_shown = _top(record)
     last = max([span.start + span.seconds for span in measured] + [t for t, _ in points] + [0.001])
-    right, floor_line = WIDTH - RIGHT, TIMELINE_HEIGHT - BOTTOM
+    right, axis = WIDTH - RIGHT, TIMELINE_HEIGHT - BOTTOM
 
     def x(seconds: float) -> float:
         return LEFT + (right - LEFT) * seconds / last
 
     def y(size: float) -> float:
-        return floor_line - (floor_line - TOP) * min(size, top) / top
+        return axis - (axis - TOP) * min(size, top) / top
 
     parts = [
-        _rectangle("band", x(s.start), TOP, x(s.start + s.seconds) - x(s.start), floor_line - TOP, _told(s, foretold))
+        _rectangle("band", x(s.start), TOP, x(s.start + s.seconds) - x(s.start), axis - TOP, _tooltip(s, expected))
         for s in measured[::2]
     ]
     for size in ticks(top):
         parts += [_line("grid", LEFT, y(size), right, y(size)), _text(LEFT - 8, y(size) + 4, _tick(size), anchor="end")]
     for seconds in _second_ticks(last):
-        parts.append(_text(x(seconds), floor_line + 18, f"{seconds:g} s", anchor="middle"))
+        parts.append(_text(x(seconds), axis + 18, f"{seconds:g} s", anchor="middle"))
     if points:
         path = " L".join(f"{x(t):.1f} {y(size):.1f}" for t, size in points)
-        under = f"M{x(points[0][0]):.1f} {floor_line} L{path} L{x(points[-1][0]):.1f} {floor_line}Z"
+        under = f"M{x(points[0][0]):.1f} {axis} L{path} L{x(points[-1][0]):.1f} {axis}Z"
         parts.append(f'<path class="under" d="{under}"/>')
         parts.append(f'<path class="sampled" d="M{path}"/>')
     free = -1.0
     for span in measured:
         a, b = x(span.start), x(span.start + span.seconds)
-        if span.name in foretold:
+        if span.name in expected:
             parts.append(
-                _line("predicted", a, y(foretold[span.name]), b, y(foretold[span.name]), _told(span, foretold))
+                _line("predicted", a, y(expected[span.name]), b, y(expected[span.name]), _tooltip(span, expected))
             )
         parts.append(
-            _line("peak", a + 1, y(span.peak_bytes), max(a + 1, b - 1), y(span.peak_bytes), _told(span, foretold))
+            _line("peak", a + 1, y(span.peak_bytes), max(a + 1, b - 1), y(span.peak_bytes), _tooltip(span, expected))
         )
         if b - a > LETTER * len(span.name) and a > free:
             parts.append(_text((a + b) / 2, TOP - 10, span.name, anchor="middle"))
@@ -169,9 +169,9 @@ def _ceiling(record: Mapping[str, Any], shown: bool, y: Any, right: float) -> li
     return [_text(right, TOP + 14, f"↑ ceiling {format_size(size)}, far above", anchor="end", kind="ceiling")]
 
 
-def _told(span: Span, foretold: Mapping[str, int]) -> str:
-    told = f"{span.name}: {span.seconds:.2f} s, peak {format_size(span.peak_bytes)}"
-    return told + (f", predicted {format_size(foretold[span.name])}" if span.name in foretold else "")
+def _tooltip(span: Span, expected: Mapping[str, int]) -> str:
+    text = f"{span.name}: {span.seconds:.2f} s, peak {format_size(span.peak_bytes)}"
+    return text + (f", predicted {format_size(expected[span.name])}" if span.name in expected else "")
 
 
 def _second_ticks(last: float) -> list[float]:
@@ -180,16 +180,16 @@ def _second_ticks(last: float) -> list[float]:
 
 
 def composition(record: Mapping[str, Any]) -> str:
-    """What each planned phase is made of, with its measured peak as a mark."""
-    foretold, classes = predicted(record), colours(record)
+    """Draw the terms of each planned phase, with its measured peak as a mark."""
+    expected, classes = predicted(record), colours(record)
     peaks: dict[str, int] = {}
     for span in spans(record):
         peaks[span.name] = max(peaks.get(span.name, 0), span.peak_bytes)
-    rows = [name for name in foretold if name != ALL] or [ALL]
+    rows = [name for name in expected if name != ALL] or [ALL]
     top, ceiling_shown = _top(record)
     left, right = LABEL_WIDTH, WIDTH - RIGHT - 80
     height = TOP + ROW_HEIGHT * len(rows) + BOTTOM
-    largest = max(rows, key=foretold.__getitem__)
+    largest = max(rows, key=expected.__getitem__)
 
     def x(size: float) -> float:
         return left + (right - left) * size / top
@@ -198,20 +198,20 @@ def composition(record: Mapping[str, Any]) -> str:
     for size in ticks(top):
         parts.append(_line("grid", x(size), TOP - 6, x(size), height - BOTTOM))
         parts.append(_text(x(size), height - 10, _tick(size), anchor="middle"))
-    for place, name in enumerate(rows):
-        above, kind = TOP + ROW_HEIGHT * place, "strong" if name == largest else ""
+    for row, name in enumerate(rows):
+        above, kind = TOP + ROW_HEIGHT * row, "strong" if name == largest else ""
         middle = above + ROW_BAR / 2
         parts.append(_text(left - 10, middle + 4, "whole run" if name == ALL else name, anchor="end", kind=kind))
-        held = 0
+        stacked = 0
         for term in ranked_terms(record):
             if {name, ALL} & set(term["phases"]):
                 title = f"{term['name']}: {format_size(term['bytes'])} ({term['source']})"
-                wide = x(held + term["bytes"]) - x(held)
+                wide = x(stacked + term["bytes"]) - x(stacked)
                 parts.append(
-                    _rectangle(classes[term["name"]], x(held), above, wide - min(1.0, wide / 3), ROW_BAR, title)
+                    _rectangle(classes[term["name"]], x(stacked), above, wide - min(1.0, wide / 3), ROW_BAR, title)
                 )
-                held += term["bytes"]
-        parts.append(_text(x(held) + 9, middle + 4, format_size(held), kind=kind))
+                stacked += term["bytes"]
+        parts.append(_text(x(stacked) + 9, middle + 4, format_size(stacked), kind=kind))
         if name in peaks:
             at = x(peaks[name])
             mark = f"M{at:.1f} {middle - 7:.1f}l5 7l-5 7l-5 -7z"

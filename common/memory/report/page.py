@@ -1,7 +1,7 @@
-"""A run's record as one self-contained page: ``python -m common.memory.report RUN.json [REPORT.html]``.
+"""Render a run's record as one self-contained HTML page: ``python -m common.memory.report RUN.json [REPORT.html]``.
 
-No script, no network, no font or picture from elsewhere; light or dark as the reader's system is, and printable.
-Whatever comes from a record is escaped.
+The page has no scripts and loads nothing; it follows the reader's light or dark theme and can be printed. All text from
+a record is escaped.
 """
 
 import json
@@ -17,10 +17,10 @@ from common.memory.process.budget import format_size
 from common.memory.report import charts
 
 MOST_RESULTS = 40
-"""Results beyond this are left to ``run.json``."""
+"""Largest number of results shown; ``run.json`` has them all."""
 
 SMALL = 0.005
-"""Terms below this share of the peak share a row."""
+"""Terms below this share of the peak are shown in one row."""
 
 ENDINGS = {
     0: "Finished",
@@ -33,12 +33,19 @@ ENDINGS = {
 
 
 def render(record: Mapping[str, Any], more: Iterable[str] = ()) -> str:
-    """The page for one record (``run.json`` or ``evaluation.json``), whole or not.
+    """Render the page of a record; fields may be missing.
 
     Parameters
     ----------
+    record
+        ``run.json`` or ``evaluation.json``.
     more
-        An application's own sections, which come before those about memory.
+        Sections of the application as HTML, which come before those about memory.
+
+    Returns
+    -------
+    str
+        HTML.
     """
     title = str(record.get("command", "peakline"))
     style = files("common.memory.report").joinpath("report.css").read_text(encoding="utf-8")
@@ -89,34 +96,34 @@ def _verdict(record: Mapping[str, Any]) -> tuple[str, bool]:
 
 
 def _lead(record: Mapping[str, Any]) -> str:
-    """One sentence: the peak against ceiling and prediction."""
+    """Return one or two sentences that compare the peak with ceiling and prediction."""
     if "measured" not in record or "budget" not in record:
         return ""
     peak, ceiling = record["measured"]["peak_bytes"], record["budget"]["host_bytes"]
-    sentence = f"The whole process tree held at most <b>{format_size(peak)}</b> of {format_size(ceiling)}."
+    sentence = f"The process tree peaked at <b>{format_size(peak)}</b> of {format_size(ceiling)}."
     if record.get("exit_code") == 0 and record.get("plan"):
-        foretold = record["plan"]["predicted_peak_bytes"]
-        error = (foretold - peak) / peak
+        predicted = record["plan"]["predicted_peak_bytes"]
+        error = (predicted - peak) / peak
         nearness = "exactly that" if abs(error) < 0.0005 else f"{abs(error):.1%} {'more' if error > 0 else 'less'}"
-        sentence += f" The plan had predicted {format_size(foretold)}, {nearness}."
+        sentence += f" The plan predicted {format_size(predicted)}, {nearness}."
     return sentence
 
 
 def _figures(record: Mapping[str, Any]) -> list[tuple[str, str]]:
-    found = []
+    figures = []
     if "budget" in record:
-        found.append(("Ceiling", format_size(record["budget"]["host_bytes"])))
+        figures.append(("Ceiling", format_size(record["budget"]["host_bytes"])))
     if record.get("plan"):
-        found.append(("Predicted", format_size(record["plan"]["predicted_peak_bytes"])))
+        figures.append(("Predicted", format_size(record["plan"]["predicted_peak_bytes"])))
     if "measured" in record:
-        found.append(("Measured", format_size(record["measured"]["peak_bytes"])))
+        figures.append(("Measured", format_size(record["measured"]["peak_bytes"])))
         if baseline := record["measured"].get("floor_bytes"):
-            found.append(("Of which libraries", format_size(baseline)))
+            figures.append(("Baseline: libraries", format_size(baseline)))
     if smallest := record.get("smallest_feasible_bytes"):
-        found.append(("Smallest ceiling that would do", format_size(smallest)))
+        figures.append(("Smallest ceiling that is enough", format_size(smallest)))
     if "seconds" in record:
-        found.append(("Time", _duration(record["seconds"])))
-    return found
+        figures.append(("Time", _duration(record["seconds"])))
+    return figures
 
 
 def _duration(seconds: float) -> str:
@@ -127,7 +134,7 @@ def _duration(seconds: float) -> str:
 
 
 def section(title: str, *parts: str) -> str:
-    """A titled box; ``parts`` are HTML already."""
+    """Return a section with a title; ``parts`` are HTML."""
     return f"<section>\n<h2>{escape(title)}</h2>\n" + "\n".join(parts) + "\n</section>\n"
 
 
@@ -137,7 +144,7 @@ def _timeline(record: Mapping[str, Any]) -> str:
 
     legend = [
         key('<line class="sampled" x1="0" x2="26" y1="5" y2="5"/>', "sampled"),
-        key('<line class="peak" x1="2" x2="24" y1="5" y2="5"/>', "a phase's true peak, between samples too"),
+        key('<line class="peak" x1="2" x2="24" y1="5" y2="5"/>', "peak of a phase, between samples too"),
         key('<line class="predicted" x1="0" x2="26" y1="5" y2="5"/>', "predicted for the phase"),
         key('<line class="ceiling" x1="0" x2="26" y1="5" y2="5"/>', "ceiling"),
     ]
@@ -153,12 +160,12 @@ def _composition(record: Mapping[str, Any]) -> str:
     classes, peak = charts.colours(record), _peak_phase(record)
     rows, small = [], 0
     for term in charts.merged_terms(record):
-        part = term["bytes"] / plan["predicted_peak_bytes"]
-        if part < SMALL:
+        fraction = term["bytes"] / plan["predicted_peak_bytes"]
+        if fraction < SMALL:
             small += 1
             continue
         when = "always" if ALL in term["phases"] else ", ".join(term["phases"])
-        share = f"{part:.1%}" if {peak, ALL} & set(term["phases"]) else ""
+        share = f"{fraction:.1%}" if {peak, ALL} & set(term["phases"]) else ""
         name = f'<i class="key {classes[term["name"]]}"></i>{escape(term["name"])}'
         rows.append((name, format_size(term["bytes"]), share, escape(term["source"]), escape(when)))
     if small:
@@ -169,18 +176,18 @@ def _composition(record: Mapping[str, Any]) -> str:
         "The diamond is the phase's measured peak." if charts.spans(record) else "Nothing ran, so nothing is measured."
     )
     return section(
-        "What the plan is made of",
-        f'<p class="note">Terms that are alive in each phase. {what}</p>',
+        "Terms of the plan",
+        f'<p class="note">The terms of each phase. {what}</p>',
         f'<div class="scroll">{charts.composition(record)}</div>',
-        table(("Term", "Bytes", "Of the peak", "Known how", "Alive in"), rows, numbers=(1, 2)),
-        f'<p class="note">Reserve beside the prediction: {format_size(plan["reserve_bytes"])}, for what the kernel'
-        " holds and what the sources are known to miss.</p>",
+        table(("Term", "Bytes", "Of the peak", "Source", "Phases"), rows, numbers=(1, 2)),
+        f'<p class="note">Reserve above the prediction: {format_size(plan["reserve_bytes"])}, for memory of the kernel'
+        " and errors of prediction.</p>",
     )
 
 
 def _peak_phase(record: Mapping[str, Any]) -> str:
-    foretold = charts.predicted(record)
-    return max(foretold, key=foretold.__getitem__, default=ALL)
+    predicted = charts.predicted(record)
+    return max(predicted, key=predicted.__getitem__, default=ALL)
 
 
 def _choice(plan: Mapping[str, Any]) -> str:
@@ -196,7 +203,7 @@ def _choice(plan: Mapping[str, Any]) -> str:
     if plan.get("rejected"):
         entries = "".join(f"<li>{_rejected(entry)}</li>" for entry in plan["rejected"])
         parts.append(f'<p class="note">Faster settings that were rejected:</p><ul class="note">{entries}</ul>')
-    return section("What was chosen, and why", *parts)
+    return section("The choice", *parts)
 
 
 def _rejected(entry: Any) -> str:
@@ -211,14 +218,14 @@ def _rejected(entry: Any) -> str:
 
 
 def _phases(record: Mapping[str, Any]) -> str:
-    """One row a phase name: how often, how long, predicted and measured peak."""
-    foretold = charts.predicted(record)
+    """Return a table with a row for each phase: count, time, predicted and measured peak."""
+    predicted = charts.predicted(record)
     measured = charts.spans(record)
     rows = []
     for name in dict.fromkeys(span.name for span in measured):
         same = [span for span in measured if span.name == name]
         peak = max(span.peak_bytes for span in same)
-        planned = foretold.get(name)
+        planned = predicted.get(name)
         error = f"{(planned - peak) / peak:+.1%}" if planned else ""
         times = f"{len(same)}x" if len(same) > 1 else ""
         seconds = _duration(sum(span.seconds for span in same))
@@ -228,15 +235,15 @@ def _phases(record: Mapping[str, Any]) -> str:
 
 
 def _results(results: Mapping[str, Any]) -> str:
-    found = list(_flat(results))
-    rows = [(f"<code>{escape(name)}</code>", escape(value)) for name, value in found[:MOST_RESULTS]]
-    more = len(found) - len(rows)
+    leaves = list(_flat(results))
+    rows = [(f"<code>{escape(name)}</code>", escape(value)) for name, value in leaves[:MOST_RESULTS]]
+    more = len(leaves) - len(rows)
     note = [f'<p class="note">{more} more in the record.</p>'] if more > 0 else []
     return section("Results", table(("", ""), rows, numbers=(1,)), *note)
 
 
 def _flat(value: Any, name: str = "") -> Iterable[tuple[str, str]]:
-    """Leaves of a nested object by dotted name."""
+    """Iterate over the leaves of a nested object by dotted name."""
     inner: Iterable[tuple[Any, Any]]
     if isinstance(value, Mapping):
         inner = value.items()
@@ -245,12 +252,12 @@ def _flat(value: Any, name: str = "") -> Iterable[tuple[str, str]]:
     else:
         yield name, f"{value:.6g}" if isinstance(value, float) else str(value)
         return
-    for key, part in inner:
-        yield from _flat(part, f"{name}.{key}" if name else str(key))
+    for key, element in inner:
+        yield from _flat(element, f"{name}.{key}" if name else str(key))
 
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[str]], *, numbers: Sequence[int] = ()) -> str:
-    """A table; rows are HTML already, columns in ``numbers`` stand right."""
+    """Return a table; cells are HTML, and columns in ``numbers`` are aligned to the right."""
 
     def cells(kind: str, row: Sequence[str]) -> str:
         return "".join(f"<{kind}{' class=n' if at in numbers else ''}>{cell}</{kind}>" for at, cell in enumerate(row))
@@ -262,8 +269,8 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[str]], *, numbers: Seque
 
 def _foot(record: Mapping[str, Any]) -> str:
     methods = {
-        "hwm": "The kernel's own high-water mark, reset at each phase, and the supervising process beside it.",
-        "pss": "The larger of the kernel's high-water mark and the sampled sum over the live process tree, shared pages"
+        "hwm": "The kernel's high-water mark, reset at each phase, plus the supervisor's private memory.",
+        "pss": "The larger of the kernel's high-water mark and the sampled sum over the process tree, with shared pages"
         " counted once.",
     }
     parts = [f"peakline {record['peakline']}" if "peakline" in record else "peakline", str(record.get("started", ""))]
@@ -275,7 +282,7 @@ def _foot(record: Mapping[str, Any]) -> str:
 
 
 def main(argv: Sequence[str]) -> int:
-    """``RUN.json [REPORT.html]``"""
+    """Write the page of a record; ``argv`` is ``RUN.json [REPORT.html]``. Returns the exit code."""
     if len(argv) not in (1, 2):
         sys.stderr.write("usage: python -m common.memory.report RUN.json [REPORT.html]\n")
         return 2
@@ -285,7 +292,7 @@ def main(argv: Sequence[str]) -> int:
         page = render(json.loads(source.read_text(encoding="utf-8")))
         target.write_text(page, encoding="utf-8")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        sys.stderr.write(f"report: {source}: not a record that can be shown ({type(error).__name__}: {error})\n")
+        sys.stderr.write(f"report: {source}: not a readable record ({type(error).__name__}: {error})\n")
         return 4
     sys.stdout.write(f"{target}\n")
     return 0

@@ -1,4 +1,4 @@
-"""``run.json``: what was planned, what was measured, how it ended. No path, no identifier."""
+"""The record of a run (``run.json``): plan, measurement and ending, without paths or identifiers."""
 
 import time
 from dataclasses import dataclass, field
@@ -20,32 +20,32 @@ class RunRecord:
     """One run of one command."""
 
     version: str
-    """The suite's version."""
+    """Version of the suite."""
     command: str
     """``"imaging infer"``"""
     budget: MemoryBudget
     """The ceiling."""
     plan: Plan | None = None
-    """What was chosen; ``None`` before planning."""
+    """The chosen plan; ``None`` before planning."""
     results: dict[str, Any] = field(default_factory=dict)
     """The command's results; ``data/schemas/run.schema.json`` describes them by command."""
     exit_code: int = 0
-    """How it ended."""
+    """Exit code."""
     error: dict[str, str] | None = None
-    """Kind and public message of a failure."""
+    """Kind and public message of a failure; ``None`` without one."""
     device: Device | None = None
-    """The CUDA device it ran on, if any."""
+    """The CUDA device; ``None`` for the host."""
     missing_walls: list[str] = field(default_factory=list)
-    """Which walls could not be set; the run then went on with the meter."""
+    """Walls that could not be set; the meter still measures the peak."""
     smallest_feasible_bytes: int | None = None
-    """On a refusal only."""
+    """Smallest ceiling that is enough; on a refusal only."""
     started: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
     """ISO 8601, UTC."""
     began: float = field(default_factory=time.monotonic)
-    """For the duration."""
+    """Monotonic clock at the start."""
 
     def to_json(self, meter: PeakMeter) -> "RunJson":
-        """The record, with what ``meter`` saw."""
+        """Return the record as JSON, with the peaks of ``meter``."""
         on_device = device.peak(self.device) if self.device else None
         record: RunJson = {
             "peakline": self.version,
@@ -89,7 +89,7 @@ class RunRecord:
 
 
 def memory_line(record: RunRecord, measured_bytes: int) -> str:
-    """The terminal's last line: ceiling, predicted, measured, and which wall did not stand."""
+    """Return the last line on the terminal: ceiling, predicted and measured peak, and missing walls."""
     predicted = format_size(record.plan.predicted_peak_bytes) if record.plan else "nothing"
     return "; ".join(
         [
