@@ -1,9 +1,13 @@
+import errno
+import os
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from common.errors import UsageError
-from common.files import sole_writer
+from common.files import atomic_file, sole_writer, write_text
 from tests.messages import refused, says
 
 HOLD = """
@@ -35,6 +39,51 @@ def test_a_directory_that_was_made_for_nothing_goes_again(tmp_path: Path) -> Non
     (tmp_path / "file").touch()
     with refused(UsageError, tmp_path / "file"), sole_writer(tmp_path / "file"):
         pass
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[object, ...]]:
+    """What the kernel is asked for in turn: synced files with their content at that time, and renames."""
+    found: list[tuple[object, ...]] = []
+    fsync, replace = os.fsync, os.replace
+
+    def sync(descriptor: int) -> None:
+        path = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
+        found.append(("sync", path, path.read_bytes() if path.is_file() else None))
+        fsync(descriptor)
+
+    def rename(source: Path, target: Path) -> None:
+        found.append(("rename", Path(source), Path(target)))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", sync)
+    monkeypatch.setattr(os, "replace", rename)
+    return found
+
+
+def test_a_file_is_written_synced_and_then_renamed(tmp_path: Path, calls: list[tuple[object, ...]]) -> None:
+    """Were it renamed first, a power failure could leave an empty file under the final name."""
+    path = tmp_path / "out" / "a.txt"
+    with atomic_file(path) as temporary:
+        temporary.write_text("complete")
+        assert temporary.parent == path.parent and not path.exists()
+    assert calls == [("sync", temporary, b"complete"), ("rename", temporary, path), ("sync", path.parent, None)]
+    assert [one.name for one in path.parent.iterdir()] == ["a.txt"]
+
+
+@pytest.mark.parametrize("step", ["fsync", "replace"])
+def test_a_file_that_cannot_be_synced_or_renamed_leaves_the_old_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    path = tmp_path / "a.txt"
+    write_text(path, "old")
+    monkeypatch.setattr(os, step, fail)
+    with pytest.raises(OSError, match="Input"):
+        write_text(path, "new")
+    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
 
 
 def test_a_second_training_into_the_same_folder_is_refused(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]

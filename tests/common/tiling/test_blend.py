@@ -1,5 +1,7 @@
 """The blend against a full-volume accumulator, and its bytes."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -136,4 +138,32 @@ def test_the_bound_of_huge_grids_is_one(monkeypatch: pytest.MonkeyPatch, spill: 
         bound = blend_footprint(grid, 3, spill)
         assert price.memory <= bound.memory and price.disk <= bound.disk and price.transient <= bound.transient
     blend_footprint.cache_clear()
-    assert blend_footprint(TileGrid((65535, 65535, 2), (8, 8, 4), 0.5), 3, spill).memory > 0
+
+
+ABSURD = """
+import resource
+from common.tiling.blend import blend_footprint
+from common.tiling.grid import TileGrid
+resource.setrlimit(resource.RLIMIT_DATA, (256 << 20, 256 << 20))
+resource.setrlimit(resource.RLIMIT_CPU, (20, 20))
+for spill in ("memory", "rows", "columns"):
+    for side in (10_000, 65_535):
+        price = blend_footprint(TileGrid((side, side, side), (8, 8, 4), 0.5), 3, spill)
+        assert price.memory + price.disk >= 4 * 4 * side * side * 4
+"""
+
+
+def test_an_absurd_header_is_priced_in_little_time_and_memory() -> None:
+    """68 billion tiles and more: neither they nor their edges are listed."""
+    done = subprocess.run([sys.executable, "-c", ABSURD], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_large_grids_of_real_volumes_are_priced_exactly(monkeypatch: pytest.MonkeyPatch) -> None:
+    grid = TileGrid((512, 512, 2000), (32, 32, 32), 0.75)
+    exact = blend_footprint(grid, 4, "rows")
+    assert len(grid) > 500_000
+    monkeypatch.setattr(blend, "PRICED_TILES", 0)
+    blend_footprint.cache_clear()
+    assert exact.memory < 0.95 * blend_footprint(grid, 4, "rows").memory
+    blend_footprint.cache_clear()

@@ -53,6 +53,14 @@ def test_keeps_as_many_as_fit(tmp_path: Path, sizes: list[int], kept: int) -> No
     assert plan.predicted_peak_bytes == (50 + max(work.sizes)) * MIB
 
 
+def test_how_many_fit_is_found_by_bisection(tmp_path: Path) -> None:
+    for small in (1, 37, 50, 99):
+        work = Sizes([10] * small + [900] * (100 - small))
+        _, chosen = parts.plan(work, MemoryBudget(100 * MIB), CostStore(tmp_path))
+        assert isinstance(chosen, Sizes) and chosen.parts == small
+        assert len(set(work.plans)) <= 8  # of 100: the whole, and one for each halving of 1 to 99
+
+
 def test_refuses_as_a_whole_where_nothing_fits(tmp_path: Path) -> None:
     work = Sizes([200] * 100)
     with pytest.raises(DoesNotFit) as refusal:

@@ -122,6 +122,16 @@ def test_an_edited_plan_is_priced_anew(costs: Known) -> None:
         _feed(costs, knobs={"blocks": 1})
 
 
+def test_an_edited_plan_needs_its_reserve(costs: Known) -> None:
+    """2 blocks are 100 MiB, and 2.5 % in reserve: between the two the prediction would fit, and is refused."""
+    assert _feed(costs, int(102.5 * MIB)).needed_bytes == int(102.5 * MIB)
+    for ceiling in (int(102.5 * MIB) - 1, 100 * MIB):
+        with pytest.raises(DoesNotFit) as refusal:
+            _feed(costs, ceiling)
+        assert refusal.value.smallest_feasible_bytes == int(102.5 * MIB)
+        says(refusal.value, "--memory 102.5MiB")
+
+
 @pytest.mark.parametrize(
     ("change", "facts"),
     [
