@@ -1,4 +1,4 @@
-"""Full-ranking evaluation in blocks of users: nothing of size users x items ever exists."""
+"""Full-ranking evaluation in blocks of users, without an array of size users x items."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 User = tuple["NDArray[Any]", "NDArray[np.float32]", "NDArray[Any]"]
-"""A user's known items (not ranked) with their values, and its scored items."""
+"""Items to fold in, which are not ranked; their values; items to score."""
 
 
 def evaluate(
@@ -29,22 +29,22 @@ def evaluate(
     tally: Tally,
     after_block: Callable[[int], None] = lambda users: None,
 ) -> None:
-    """Rank all items for every user and count them in ``tally``.
+    """Rank all items for every user, and add the rankings to ``tally``.
 
     Parameters
     ----------
     users
-        The users, lazily.
+        The users; read block by block.
     fold_in
-        Called in several threads.
+        From a history to a user vector; called in several threads.
     item_factors
         Shape (items, factors).
     block
-        Users ranked at a time: ``block * items`` scores of 4 bytes are alive.
+        Users ranked at a time: the scores take ``4 * block * items`` bytes.
     threads
-        They share the block; BLAS runs one thread in each.
+        Threads that share a block; BLAS runs one thread in each.
     after_block
-        Called with the number of users just counted.
+        Called with the number of users in each block.
     """
     from concurrent.futures import ThreadPoolExecutor
 
@@ -54,18 +54,18 @@ def evaluate(
     scores = np.empty((block, len(item_factors)), np.float32)
     share = -(-block // threads)
 
-    def rank(part: Sequence[User], scores: NDArray[np.float32]) -> list[NDArray[np.intp]]:
-        vectors = np.stack([fold_in(known, values) for known, values, _ in part])
-        scores = np.matmul(vectors, item_factors.T, out=scores[: len(part)])
-        for row, (known, _, _) in zip(scores, part, strict=True):
-            row[known] = -np.inf
+    def rank(users: Sequence[User], scores: NDArray[np.float32]) -> list[NDArray[np.intp]]:
+        vectors = np.stack([fold_in(items, values) for items, values, _ in users])
+        scores = np.matmul(vectors, item_factors.T, out=scores[: len(users)])
+        for row, (items, _, _) in zip(scores, users, strict=True):
+            row[items] = -np.inf
         return [top_k(row, tally.depth) for row in scores]
 
     with ThreadPoolExecutor(threads) as pool, threadpool_limits(1, "blas"):
         while batch := list(islice(users, block)):
             starts = range(0, len(batch), share)
-            parts = [batch[start : start + share] for start in starts]
-            rankings = chain.from_iterable(pool.map(rank, parts, [scores[start : start + share] for start in starts]))
+            shares = [batch[start : start + share] for start in starts]
+            rankings = chain.from_iterable(pool.map(rank, shares, [scores[start : start + share] for start in starts]))
             for ranking, (_, _, scored) in zip(rankings, batch, strict=True):
                 tally.add(ranking, scored)
             after_block(len(batch))

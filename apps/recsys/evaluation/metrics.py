@@ -1,6 +1,6 @@
-"""Ranking metrics, counted user by user, with bootstrap intervals.
+"""Ranking metrics per user, with bootstrap intervals of their means.
 
-For a user with the set T of scored items and a ranking, the best first, of which the first k are looked at:
+For a user with the set T of items to score, and the first k items of its ranking:
 
 recall      hits / min(k, |T|) (Liang et al. 2018); with ``plain_recall`` hits / |T| (He et al. 2020, LightGCN)
 precision   hits / k
@@ -10,10 +10,10 @@ mrr         1 / rank of the first hit
 hr          1 if there is a hit
 novelty     mean of -log2 of the share of users who have the item
 
-and over all users together
+and for all users together:
 
-coverage    share of all items that somebody is shown
-gini        Gini coefficient of how often each item is shown: 0 all alike, 1 one item only
+coverage    share of all items that are shown to any user
+gini        Gini coefficient of how often items are shown: 0 equally often, 1 a single item
 """
 
 from __future__ import annotations
@@ -30,26 +30,42 @@ METRICS = (
     "ndcg@10", "ndcg@20", "ndcg@100", "recall@10", "recall@20", "recall@50", "precision@10", "map@10", "mrr@10",
     "hr@10", "coverage@10", "gini@10",
 )  # fmt: skip
-"""What is reported, as name@k."""
+"""The reported metrics, as name@k."""
 EACH = ("ndcg", "recall", "precision", "map", "mrr", "hr", "novelty")
-"""Metrics of one user."""
+"""Metrics that every user has."""
 TOGETHER = ("coverage", "gini")
 """Metrics of all users together."""
 RESAMPLES = 1000
 """Bootstrap samples of the users."""
 INTERVAL = (2.5, 97.5)
-"""Percentiles of their means that are reported."""
+"""Percentiles of the samples' means that are reported."""
 
 
 class Tally:
-    """Values of the metrics for each user.
+    """Collects the metrics of users.
 
     Parameters
     ----------
     items
-        How many there are.
+        Number of items.
+    metrics
+        Names of metrics, as name@k.
+    plain_recall
+        True to divide recall by |T| instead of min(k, |T|).
     owners, users
-        For ``novelty``: how many users have each item, and how many users there are.
+        For ``novelty``: number of users of each item, shape (items,), and number of users.
+
+    Raises
+    ------
+    ValueError
+        An unknown metric, or ``novelty`` without ``owners``.
+
+    Examples
+    --------
+    >>> tally = Tally(4, ("recall@2",))
+    >>> tally.add(np.array([3, 1]), np.array([1, 2]))
+    >>> tally.means()
+    {'recall@2': 0.5}
     """
 
     def __init__(
@@ -74,14 +90,22 @@ class Tally:
         self._shown = {k: np.zeros(items, np.int64) for _, k in self._together.values()}
         self._surprise = None if owners is None else -np.log2(np.maximum(owners, 1) / max(users, 1))
         if self._surprise is None and any(kind == "novelty" for kind, _ in parsed.values()):
-            raise ValueError("novelty needs to know how many users have each item")
+            raise ValueError("novelty needs the number of users of each item")
         self.users = 0
-        """How many have been counted."""
+        """Number of users that were added."""
         self._values = array("d")
-        """Theirs, one after the other."""
+        """Metrics of all users, one user after the other."""
 
     def add(self, ranking: NDArray[np.intp], scored: NDArray[Any]) -> None:
-        """Count one user: its ranking (the best first) and the items that were held out."""
+        """Add a user.
+
+        Parameters
+        ----------
+        ranking
+            Rows of items, the best first.
+        scored
+            Rows of the items to score.
+        """
         import numpy as np
 
         ranking = ranking[: self.depth]
@@ -95,53 +119,59 @@ class Tally:
         import numpy as np
 
         hits = hits[:k]
-        places = np.flatnonzero(hits)
+        ranks = np.flatnonzero(hits)  # from 0
         if kind == "novelty":
             assert self._surprise is not None
             return float(self._surprise[ranking[:k]].mean()) if len(ranking) else 0.0
-        if not len(places):
+        if not len(ranks):
             return 0.0
         if kind == "ndcg":
-            return float(self._discount[places].sum() / self._ideal[min(k, scored) - 1])
+            return float(self._discount[ranks].sum() / self._ideal[min(k, scored) - 1])
         if kind == "recall":
-            return len(places) / (scored if self._plain_recall else min(k, scored))
+            return len(ranks) / (scored if self._plain_recall else min(k, scored))
         if kind == "precision":
-            return len(places) / k
+            return len(ranks) / k
         if kind == "map":
-            return float((np.arange(1, len(places) + 1) / (places + 1)).sum() / min(k, scored))
-        return 1.0 if kind == "hr" else float(1 / (1 + places[0]))
+            return float((np.arange(1, len(ranks) + 1) / (ranks + 1)).sum() / min(k, scored))
+        return 1.0 if kind == "hr" else float(1 / (1 + ranks[0]))
 
     def per_user(self) -> dict[str, NDArray[np.float64]]:
-        """Each user's values, in the order in which they were counted."""
+        """Values of the metrics by name, in the order in which users were added: shape (users,) each."""
         import numpy as np
 
         table = np.array(self._values).reshape(self.users, len(self._each))
         return dict(zip(self._each, table.T, strict=True))
 
     def means(self) -> dict[str, float]:
-        """Every metric over the users counted."""
-        found = {name: float(values.mean()) for name, values in self.per_user().items()}
+        """Means of the users' metrics, and the metrics of all users together."""
+        means = {name: float(values.mean()) for name, values in self.per_user().items()}
         for name, (kind, k) in self._together.items():
             shown = self._shown[k]
-            found[name] = float((shown > 0).mean()) if kind == "coverage" else gini(shown)
-        return {name: found[name] for name in self._order}
+            means[name] = float((shown > 0).mean()) if kind == "coverage" else gini(shown)
+        return {name: means[name] for name in self._order}
 
     def intervals(self, *, seed: int = 0) -> Mapping[str, tuple[float, float]]:
-        """95 % intervals of the means of one user's metrics, by resampling the users."""
+        """95 % bootstrap intervals of the means of the users' metrics: lower and upper end by name."""
         import numpy as np
 
         values = np.stack(list(self.per_user().values()), 1)
         random, users = np.random.default_rng(seed), len(values)
         means = np.empty((RESAMPLES, values.shape[1]))
         for row in means:
-            times = np.bincount(random.integers(users, size=users), minlength=users)
-            row[:] = times @ values / users
+            counts = np.bincount(random.integers(users, size=users), minlength=users)
+            row[:] = counts @ values / users
         low, high = np.percentile(means, INTERVAL, axis=0)
         return {name: (float(low[n]), float(high[n])) for n, name in enumerate(self._each)}
 
 
 def gini(counts: NDArray[np.int64]) -> float:
-    """Gini coefficient of counts (half the mean absolute difference over the mean); 0 where all are zero."""
+    """Gini coefficient of counts: half the mean absolute difference over the mean; 0 if all are zero.
+
+    Examples
+    --------
+    >>> gini(np.array([2, 2])), gini(np.array([0, 4]))
+    (0.0, 0.5)
+    """
     import numpy as np
 
     ordered = np.sort(counts).astype(np.float64)

@@ -1,9 +1,9 @@
 """Bayesian personalised ranking: training by ``implicit``, epoch by epoch.
 
 Objective (Rendle et al., "BPR: Bayesian personalized ranking from implicit feedback", 2009): an item that a user had
-scores above one that it did not have. ``implicit`` draws the other item in proportion to how many had it.
+scores above one that it did not have. ``implicit`` draws the negative in proportion to its count.
 
-The last column of the items' factors is the item's bias; that of every user is 1. Values of interactions do not count.
+The last column of the items' factors is the item's bias; that of every user is 1. Values of interactions are ignored.
 """
 
 from __future__ import annotations
@@ -25,24 +25,26 @@ HYPER: Mapping[str, Any] = {
     "iterations": 40,
     "user_regularization": 0.2,
 }
-"""Hyper-parameters with their defaults (chosen on MovieLens-1M, see ``docs/recsys.md``); ``user_regularization``: of a
-user that is found anew (``encoders.pairwise``)."""
+"""Hyper-parameters with their defaults (chosen on MovieLens-1M, see ``docs/recsys.md``).
+
+``user_regularization`` is that of the fold-in (``user_encoders.fold_in_newton``).
+"""
 UNWEIGHTED = {"weight": "binary", "alpha": 1.0}
-"""How ``sides.training_matrix`` weighs interactions where their values do not count."""
+"""Hyper-parameters of ``als_matrices.training_matrix`` that ignore the values."""
 COMPARED = 512
-"""Items that stand for those a user did not have when it is found anew."""
+"""Items that the fold-in uses as negatives."""
 
 
 @dataclass(frozen=True, slots=True)
 class Pairs:
-    """The interactions to train on, by user: 8 bytes each.
+    """The training interactions by user, 8 bytes each.
 
     Attributes
     ----------
     users, items
-        Rows of each interaction, shape (interactions,).
+        User and item of each interaction, shape (interactions,).
     indptr
-        Where each user's begin, shape (users + 1,).
+        Offsets of the users' interactions, shape (users + 1,).
     """
 
     users: NDArray[np.int32]
@@ -51,7 +53,7 @@ class Pairs:
 
     @classmethod
     def of(cls, matrix: Any) -> Pairs:
-        """Of a SciPy CSR matrix, whose values are let go."""
+        """Take the interactions of a SciPy CSR matrix (users, items), and free its values."""
         import numpy as np
 
         matrix.data = matrix.data[:0]
@@ -59,15 +61,15 @@ class Pairs:
         return cls(owners, matrix.indices, matrix.indptr)
 
     def compared(self) -> NDArray[np.int32]:
-        """``COMPARED`` items, drawn as training draws them: each as often as it was had."""
+        """Draw ``COMPARED`` items in proportion to their counts, as training does."""
         import numpy as np
 
-        places = np.random.default_rng(0).integers(0, len(self.items), COMPARED)
-        return self.items[np.sort(places)]
+        drawn = np.random.default_rng(0).integers(0, len(self.items), COMPARED)
+        return self.items[np.sort(drawn)]
 
 
 def first_state(pairs: Pairs, *, items: int, factors: int, seed: int) -> FactorState:
-    """The factors that ``BayesianPersonalizedRanking(factors - 1, random_state=seed)`` starts from, drawn in place."""
+    """The factors that ``BayesianPersonalizedRanking(factors - 1, random_state=seed)`` starts from."""
     import numpy as np
 
     random = np.random.default_rng(seed)
@@ -96,22 +98,35 @@ def fit(
     seed: int,
     after_epoch: Callable[[FactorState], None],
 ) -> NDArray[np.float32]:
-    """Train on from a state, and return the items' factors, shape (items, factors).
+    """Train from a state to the last epoch.
 
-    Each epoch draws from a stream of its own, so that one which begins where another run stopped draws the same. With
-    several threads, which write to the same rows without waiting for each other, no two runs are alike.
+    Each epoch has its own random numbers, so a training that continues draws the same ones. With several threads, which
+    write to the same rows without locks, no two runs are equal.
 
     Parameters
     ----------
+    pairs
+        The interactions.
     state
         Where to begin (``first_state``); changed in place. Its sweeps are epochs.
+    hyper
+        As ``HYPER``.
+    threads
+        Threads that train.
+    seed
+        Of the random numbers.
     after_epoch
-        Called with the state after each epoch; what it raises ends the training.
+        Called with the state after each epoch; an exception that it raises ends the training.
+
+    Returns
+    -------
+    NDArray
+        The items' factors, shape (items, factors).
 
     Raises
     ------
     ArithmeticError
-        If factors are not finite.
+        The factors are not finite.
     """
     import numpy as np
     from implicit.cpu.bpr import RNGVector, bpr_update
@@ -120,7 +135,7 @@ def fit(
     while state.sweep < hyper["iterations"]:
         seeds = np.random.default_rng([seed, state.sweep]).integers(0, 2**31, size=threads, dtype=np.int64)
         random = RNGVector(threads, len(pairs.items) - 1, seeds)
-        # Its last two arguments: threads, and whether an item that the user had is passed over as the other one.
+        # The last two arguments: threads, and True to skip pairs whose negative the user had.
         bpr_update(random, pairs.users, pairs.items, pairs.indptr, state.users, state.items, *rates, threads, True)
         if not np.isfinite(state.items.sum(dtype=np.float64)):
             raise ArithmeticError("the factors are not finite; try a smaller learning_rate")

@@ -1,4 +1,4 @@
-"""The model to beat: every user is shown what most users had."""
+"""The baseline model: every user gets the most popular items."""
 
 from __future__ import annotations
 
@@ -13,7 +13,22 @@ if TYPE_CHECKING:
 
 
 def fit(history: History, kept: Kept, *, items: int) -> NDArray[np.float32]:
-    """Share of the users that had each item, as one factor: shape (items, 1); every user's vector is 1."""
+    """Share of the users that had each item.
+
+    Parameters
+    ----------
+    history
+        All interactions.
+    kept
+        Which of them are trained on.
+    items
+        Number of items.
+
+    Returns
+    -------
+    NDArray
+        One factor per item, shape (items, 1); the vector of every user is 1.
+    """
     import numpy as np
 
     counts = np.zeros(items, np.int64)

@@ -1,12 +1,12 @@
-"""A recommender on disk and in memory: item factors, ids, titles and the history; users' vectors are computed.
+"""A recommender on disk and in memory. Item vectors are stored; user vectors are computed from histories.
 
 MODEL_DIR (see ``common.model_folder``)::
 
     model.json           written last: factors, table, items, users, interactions, hyper, split, seed
     weights.safetensors  item_factors (items, factors); see apps.recsys.models.weights
     items.parquet        row, id, title          users.parquet   row, id
-    history.*.npy        who had what (apps.recsys.data.csr_store)
-    heldout.*.npy        what evaluation scores (apps.recsys.data.splits), where there was a split
+    history.*.npy        items of each user (apps.recsys.data.csr_store)
+    heldout.*.npy        items that evaluation scores (apps.recsys.data.splits), if there was a split
     card.md, run.json
 """
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 class Recommender:
-    """A loaded model that answers.
+    """A loaded model.
 
     Parameters
     ----------
@@ -46,7 +46,7 @@ class Recommender:
         self.item_factors = weights.read_items(directory / weights.WEIGHTS, prior=self._prior)
         self.history = History(directory)
         self.user_vector = _encoder(directory, manifest, self.item_factors)
-        """From a history's items and values to a vector of shape (factors,)."""
+        """Computes a vector of shape (factors,) from the items and values of a history."""
 
     def recommend(
         self,
@@ -57,12 +57,21 @@ class Recommender:
         exclude: NDArray[Any] | None = None,
         only: NDArray[Any] | None = None,
     ) -> list[tuple[int, float]]:
-        """The ``k`` best items (row, score) for a history, without the history's own.
+        """The ``k`` best items for a history, without its own items.
 
         Parameters
         ----------
+        items, values
+            The history: rows of items, and values, shape (n,) each.
+        k
+            Number of items.
         exclude, only
-            Item rows never to show; item rows to choose from.
+            Rows of items never to recommend; rows of items to choose from.
+
+        Returns
+        -------
+        list
+            Row and score of each item, the best first.
         """
         import numpy as np
 
@@ -71,18 +80,30 @@ class Recommender:
         if exclude is not None:
             scores[exclude] = -np.inf
         if only is not None:
-            rest = np.ones(len(scores), bool)
-            rest[only] = False
-            scores[rest] = -np.inf
+            excluded = np.ones(len(scores), bool)
+            excluded[only] = False
+            scores[excluded] = -np.inf
         return _best(scores, k)
 
     def explain(self, items: NDArray[Any], values: NDArray[np.float32], rows: NDArray[Any]) -> NDArray[np.float64]:
-        """What each item of a history adds to the scores of some items, which are the sums: shape (rows, items).
+        """Split the scores of some items into contributions of the items of a history.
+
+        Parameters
+        ----------
+        items, values
+            The history, shape (n,) each.
+        rows
+            Items whose scores are explained, shape (m,).
+
+        Returns
+        -------
+        NDArray
+            Shape (m, n); the sum over a row is the item's score.
 
         Raises
         ------
         UsageError
-            If a score of this kind of model is no such sum.
+            A score of this kind of model is not a sum over the history.
         """
         if self.user_vector.contributions is None:
             kind = self.manifest["kind"] + (
@@ -91,12 +112,11 @@ class Recommender:
             raise UsageError(
                 f"{kind}: a score is not a sum over the history, so nothing can be explained; ials and embedding can"
             )
-        parts = self.user_vector.contributions(items, values)
-        found: NDArray[np.float64] = self.item_factors[rows] @ parts.T
-        return found
+        added: NDArray[np.float64] = self.item_factors[rows] @ self.user_vector.contributions(items, values).T
+        return added
 
     def similar(self, row: int, k: int) -> list[tuple[int, float]]:
-        """The ``k`` items (row, cosine) nearest to one item, without itself."""
+        """The ``k`` items nearest to the item ``row``, without itself: row and cosine of each, the nearest first."""
         import numpy as np
 
         vectors = self.item_factors[:, :-1] if self._prior else self.item_factors
@@ -108,7 +128,7 @@ class Recommender:
 
 
 def has_prior(manifest: Mapping[str, Any]) -> bool:
-    """Whether an item's score has something added whoever the user: another column of the factors."""
+    """True if each item has a prior, which is added to its score for every user: one more column of the factors."""
     return bool(manifest["hyper"].get("prior"))
 
 
@@ -128,12 +148,12 @@ def _best(scores: NDArray[np.float32], k: int) -> list[tuple[int, float]]:
 
 
 def heldout_count(directory: Path, manifest: Mapping[str, Any]) -> int:
-    """How many users the model's split scores; reads a header only.
+    """Number of users with held-out items. Only a file's header is read.
 
     Raises
     ------
     BadInput
-        If it was trained without a split.
+        The model was trained without a split.
     """
     if manifest["split"] == "none" or "heldout.users.npy" not in manifest["files"]:
         raise BadInput(
@@ -158,14 +178,24 @@ def load_manifest(directory: Path) -> RecommenderManifest:
 
 
 def seal(directory: Path, *, kind: str, fields: Mapping[str, Any]) -> None:
-    """Write ``model.json`` over what is in the folder."""
+    """Write ``model.json`` for the files in the folder, which completes the model.
+
+    Parameters
+    ----------
+    directory
+        The model folder.
+    kind
+        Kind of model.
+    fields
+        Further fields of ``model.json``.
+    """
     names = (path.name for path in directory.iterdir() if path.is_file() and not path.name.startswith("."))
     files = sorted(name for name in names if name not in (model_folder.MANIFEST, "run.json", "evaluation.json"))
     model_folder.seal(directory, application="recsys", kind=kind, files=files, fields=fields)
 
 
 def write_card(directory: Path, kind: str, fields: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
-    """Write ``card.md``: what the model is, what it was trained on, how good it is, how to use it."""
+    """Write ``card.md``: the model, its data, its metrics and its use."""
     hyper = ", ".join(f"{name}={value}" for name, value in fields["hyper"].items())
     lines = [
         f"# Recommender ({kind})",

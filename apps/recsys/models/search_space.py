@@ -1,4 +1,4 @@
-"""Which settings ``--tune`` searches, and where: one table. What the command line fixes is not searched."""
+"""The hyper-parameters that ``--tune`` searches, and their ranges. Those on the command line are not searched."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """One of these values."""
+    """One of several values."""
 
     values: tuple[int | float | str, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Range:
-    """A number between two, drawn evenly by its logarithm."""
+    """A number in an interval, log-uniform."""
 
     low: float
     high: float
@@ -24,6 +24,7 @@ class Range:
 
 Dimension = Choice | Range
 Space = Mapping[str, Dimension]
+"""Name of a hyper-parameter, or ``factors`` -> its values."""
 
 FACTORS = Choice((32, 64, 128, 256))
 
@@ -45,17 +46,27 @@ EMBEDDING: Space = {
     "popularity": Choice((0.0, 0.25, 0.5, 0.75, 1.0)),
 }
 RATES: Mapping[str, Range] = {"learned": Range(0.005, 0.1), "history": Range(0.03, 1.0)}
-"""Of an embedding, by its ``user_vectors``."""
+"""Learning rates of an embedding, by its ``user_vectors``."""
 LOSSES: Mapping[str, Space] = {
     "softmax": {"temperature": Range(0.03, 0.5)},
     "ccl": {"margin": Choice((0.0, 0.2, 0.4, 0.6, 0.8)), "negative_weight": Range(10.0, 1000.0)},
     "bpr": {},
 }
-"""Of an embedding, by its loss."""
+"""Further dimensions of an embedding, by its loss."""
 
 
 def of(kind: str, hyper: Mapping[str, Any], fixed: Set[str]) -> Space:
-    """The space of a kind of model without what is ``fixed``."""
+    """The space to search.
+
+    Parameters
+    ----------
+    kind
+        ``"ials"``, ``"bpr"`` or ``"embedding"``.
+    hyper
+        Hyper-parameters of the model; ``user_vectors`` and ``loss`` of an embedding decide its space.
+    fixed
+        Names that are not searched.
+    """
     if kind == "embedding":
         whole: Space = {**EMBEDDING, "learning_rate": RATES[hyper["user_vectors"]], **LOSSES[hyper["loss"]]}
     else:
@@ -64,5 +75,5 @@ def of(kind: str, hyper: Mapping[str, Any], fixed: Set[str]) -> Space:
 
 
 def to_json(space: Space) -> dict[str, dict[str, Any]]:
-    """For the record."""
+    """The space as the record holds it."""
     return {name: asdict(dimension) for name, dimension in space.items()}

@@ -1,4 +1,4 @@
-"""The largest of an array of scores, in order."""
+"""The indices of the largest scores, in order."""
 
 from __future__ import annotations
 
@@ -12,7 +12,22 @@ if TYPE_CHECKING:
 def top_k(scores: NDArray[np.float32], k: int) -> NDArray[np.intp]:
     """Indices of the ``k`` largest scores, the best first; of equal scores the lower index first.
 
-    ``-inf`` marks what must not be ranked; fewer than ``k`` come back when fewer are left.
+    Parameters
+    ----------
+    scores
+        Shape (n,); ``-inf`` for items that must not be ranked.
+    k
+        Number of indices.
+
+    Returns
+    -------
+    NDArray
+        At most ``k`` indices, fewer if fewer scores are above ``-inf``.
+
+    Examples
+    --------
+    >>> top_k(np.array([1, 3, -np.inf, 3], np.float32), 3)
+    array([1, 3, 0])
     """
     import numpy as np
 
@@ -20,8 +35,7 @@ def top_k(scores: NDArray[np.float32], k: int) -> NDArray[np.intp]:
     least = np.partition(scores, len(scores) - k)[len(scores) - k]
     above = np.flatnonzero(scores > least)
     equal = np.flatnonzero(scores == least)[: k - len(above)]
-    found = np.concatenate([above, equal])
-    found = found[scores[found] > -np.inf]
-    found.sort()
-    best: NDArray[np.intp] = found[np.argsort(-scores[found], kind="stable")]
+    candidates = np.concatenate([above, equal])
+    candidates = np.sort(candidates[scores[candidates] > -np.inf])
+    best: NDArray[np.intp] = candidates[np.argsort(-scores[candidates], kind="stable")]
     return best

@@ -1,8 +1,8 @@
-"""``weights.safetensors`` of a recommender: written whole, read tensor by tensor into arrays of their own.
+"""Write and read ``weights.safetensors`` of a recommender.
 
-``item_factors`` and, for embeddings with two tables, ``user_side_factors``, shape (items, factors): float32, or int8 or
-int4 codes (two a byte) with ``NAME.scales``, a float16 a row. ``item_prior``, float32: what an item's score has added
-whoever the user. ``compared_items``, int32: rows that ``bpr`` looks at.
+``item_factors`` and, for embeddings with two tables, ``user_side_factors`` have shape (items, factors): float32, or
+int8 or int4 codes (two per byte) with ``NAME.scales``, a float16 per row. ``item_prior``, float32, is added to an
+item's score for every user. ``compared_items``, int32, are the items that ``bpr`` uses as negatives.
 """
 
 from __future__ import annotations
@@ -24,11 +24,19 @@ OLD_USER_SIDE = "taste_factors"
 """Name of ``USER_SIDE`` before version 0.2."""
 _TYPES = {"F32": "<f4", "F16": "<f2", "I8": "<i1", "U8": "<u1", "I32": "<i4"}
 DECODED_ROWS = 1 << 13
-"""Rows of codes turned into numbers at a time."""
+"""Rows of codes decoded at a time."""
 
 
 def write(path: Path, tensors: Mapping[str, NDArray[Any]]) -> None:
-    """Write arrays as safetensors, without the copy that the library's own writer makes."""
+    """Write arrays as safetensors, without the copy that the library's writer makes.
+
+    Parameters
+    ----------
+    path
+        The file.
+    tensors
+        Arrays of float32, float16, int8, uint8 or int32, by name.
+    """
     import numpy as np
 
     names = {np.dtype(kind): name for name, kind in _TYPES.items()}
@@ -45,36 +53,50 @@ def write(path: Path, tensors: Mapping[str, NDArray[Any]]) -> None:
 
 
 def read(path: Path, name: str = ITEMS, *, more: int = 0) -> NDArray[np.float32]:
-    """A matrix of factors as float32; ``more`` columns after them are not set.
+    """Read a matrix of factors as float32.
+
+    Parameters
+    ----------
+    path
+        The file.
+    name
+        Name of the tensor.
+    more
+        Columns to add at the end; their content is not set.
+
+    Returns
+    -------
+    NDArray
+        Shape (items, factors + more).
 
     Raises
     ------
     BadInput
-        If the file does not hold it, in the size that its header says.
+        The file has no such tensor, or not all of its bytes.
     """
     import numpy as np
 
-    (rows, columns), kind, place = _entry(path, name)
+    (rows, columns), kind, offset = _entry(path, name)
     packed, scales = kind == np.uint8, None if kind.kind == "f" else _tensor(path, f"{name}.scales").astype(np.float32)
     width = columns * (2 if packed else 1)
     factors = np.empty((rows, width + more), np.float32)
     with path.open("rb") as stream:
-        stream.seek(place)
+        stream.seek(offset)
         for start in range(0, rows, DECODED_ROWS):
-            part = np.empty((min(DECODED_ROWS, rows - start), columns), kind)
-            _fill(stream, part, path, name)
-            out = factors[start : start + len(part), :width]
+            codes = np.empty((min(DECODED_ROWS, rows - start), columns), kind)
+            _fill(stream, codes, path, name)
+            decoded = factors[start : start + len(codes), :width]
             if packed:
-                out[:, 0::2], out[:, 1::2] = (part & 15).astype(np.int8) - 8, (part >> 4).astype(np.int8) - 8
+                decoded[:, 0::2], decoded[:, 1::2] = (codes & 15).astype(np.int8) - 8, (codes >> 4).astype(np.int8) - 8
             else:
-                out[:] = part
+                decoded[:] = codes
             if scales is not None:
-                out *= scales[start : start + len(part), None]
+                decoded *= scales[start : start + len(codes), None]
     return factors
 
 
 def read_items(path: Path, *, prior: bool) -> NDArray[np.float32]:
-    """The items' factors; with a ``prior``, that as a last column.
+    """Read the items' factors, with the prior as the last column if there is one.
 
     Raises
     ------
@@ -88,7 +110,7 @@ def read_items(path: Path, *, prior: bool) -> NDArray[np.float32]:
 
 
 def read_compared(path: Path) -> NDArray[np.int32]:
-    """The rows of items that ``bpr`` compares a user's with.
+    """Read the rows of the items that ``bpr`` uses as negatives, int32.
 
     Raises
     ------
@@ -124,27 +146,27 @@ def _entry(path: Path, name: str) -> tuple[tuple[int, ...], np.dtype[Any], int]:
 
     header, start = _header(path)
     if name not in header or header[name]["dtype"] not in _TYPES:
-        raise BadInput(f"{path}: holds no {name} of a known type", public="weights unreadable")
+        raise BadInput(f"{path}: has no {name} of a type that can be read", public="weights unreadable")
     entry = header[name]
     return tuple(entry["shape"]), np.dtype(_TYPES[entry["dtype"]]), start + entry["data_offsets"][0]
 
 
 def _fill(stream: BinaryIO, values: NDArray[Any], path: Path, name: str) -> None:
     if stream.readinto(values.data) != values.nbytes:  # type: ignore[attr-defined]
-        raise BadInput(f"{path}: {name} is not of the size its header says", public="weights unreadable")
+        raise BadInput(f"{path}: {name} is shorter than its header says", public="weights unreadable")
 
 
 def _tensor(path: Path, name: str) -> NDArray[Any]:
-    """One tensor as it is stored.
+    """Read one tensor as it is stored.
 
-    The library's loader maps the file and copies it, so both would be resident; the format is a length, a JSON
+    The library's loader maps the file and copies it, so both are resident. The format is simple: a length, a JSON
     header and the bytes.
     """
     import numpy as np
 
-    shape, kind, place = _entry(path, name)
+    shape, kind, offset = _entry(path, name)
     values = np.empty(shape, kind)
     with path.open("rb") as stream:
-        stream.seek(place)
+        stream.seek(offset)
         _fill(stream, values, path, name)
     return values

@@ -1,8 +1,8 @@
 """A recommender over HTTP.
 
 GET /recommend?user=ID&k=10, GET /recommend?history=ID,ID&k=10, GET /similar?item=ID&k=10, GET /health.
-With ``explain=3`` a recommendation names the three items of the history that added most to its score.
-An unknown id is 404, a malformed question 422, each with ``{"detail": why}``.
+With ``explain=3`` each recommendation names the three items of the history that added most to its score.
+An unknown id is answered with 404, a malformed request with 422, each with ``{"detail": why}``.
 """
 
 from typing import Any
@@ -12,13 +12,14 @@ from common import __version__
 from common.errors import UsageError
 
 MOST = 1000
-"""The largest ``k`` that is answered."""
+"""The largest ``k`` of a request."""
 
 
 def application(service: RecommenderService) -> Any:
-    """The FastAPI application.
+    """Make the FastAPI application.
 
-    Its endpoints are coroutines that compute in place: one answer at a time, so the plan prices one answer's scratch.
+    Its endpoints are coroutines that compute without waiting, so there is one answer at a time, and the plan needs the
+    memory of one answer only.
     """
     from fastapi import FastAPI, HTTPException, Query, Request
     from fastapi.responses import JSONResponse

@@ -16,7 +16,15 @@ if TYPE_CHECKING:
 
 
 class UnknownId(BadInput):
-    """An id that the model does not know."""
+    """An id that is not in the model.
+
+    Parameters
+    ----------
+    what
+        ``"user"`` or ``"item"``.
+    id_
+        The id.
+    """
 
     def __init__(self, what: str, id_: str) -> None:
         super().__init__(f"{what} {id_!r} is not in the model", public=f"unknown {what}")
@@ -39,17 +47,29 @@ class RecommenderService:
         self.users = IdTable(directory / "users.parquet")
 
     def for_user(self, user: str, k: int, *, explained: int = 0, **limits: NDArray[Any] | None) -> list[dict[str, Any]]:
-        """The best items for a known user.
+        """The best items for a user of the training data.
 
         Parameters
         ----------
+        user
+            Id of the user.
+        k
+            Number of items.
         explained
-            How many items of the history are named for each, those that added most to its score.
+            Number of items of the history that are named for each recommendation: those that added most to its score.
+        limits
+            ``exclude`` and ``only`` of ``Recommender.recommend``.
+
+        Returns
+        -------
+        list
+            For each item ``id``, ``title`` and ``score``; if ``explained``, ``because``, a list of the same for items
+            of the history with what they added, and ``others``, what all other items of the history added.
 
         Raises
         ------
         UnknownId
-            No such user.
+            The user is not in the model.
         UsageError
             As ``Recommender.explain``.
         """
@@ -62,7 +82,7 @@ class RecommenderService:
     def for_history(
         self, ids: Sequence[str], k: int, *, explained: int = 0, **limits: NDArray[Any] | None
     ) -> list[dict[str, Any]]:
-        """The best items for someone who had these items (once each)."""
+        """The best items for a history of item ids, each with value 1; otherwise as ``for_user``."""
         import numpy as np
 
         rows = self.rows(ids)
@@ -74,39 +94,45 @@ class RecommenderService:
         import numpy as np
 
         best = self.recommender.recommend(items, values, k, **limits)
-        shown = self._shown(best)
+        answers = self._described(best)
         if explained:
             added = self.recommender.explain(items, values, np.array([row for row, _ in best], np.int64))
-            for answer, each in zip(shown, added, strict=True):
-                most = np.argsort(-each, kind="stable")[:explained]
-                answer["because"] = self._shown([(int(items[place]), float(each[place])) for place in most])
-                answer["others"] = round(float(each.sum() - each[most].sum()), 6)
-        return shown
+            for answer, by_item in zip(answers, added, strict=True):
+                most = np.argsort(-by_item, kind="stable")[:explained]
+                answer["because"] = self._described([(int(items[index]), float(by_item[index])) for index in most])
+                answer["others"] = round(float(by_item.sum() - by_item[most].sum()), 6)
+        return answers
 
     def similar(self, item: str, k: int) -> list[dict[str, Any]]:
-        """The items nearest to one."""
-        (row,) = self.rows([item])
-        return self._shown(self.recommender.similar(int(row), k))
-
-    def rows(self, ids: Sequence[str]) -> NDArray[np.int64]:
-        """Rows of item ids, each once, in increasing order.
+        """The ``k`` items nearest to the item with the id ``item``, with cosines as scores.
 
         Raises
         ------
         UnknownId
-            Naming the first that is not there.
+            The item is not in the model.
+        """
+        (row,) = self.rows([item])
+        return self._described(self.recommender.similar(int(row), k))
+
+    def rows(self, ids: Sequence[str]) -> NDArray[np.int64]:
+        """Rows of item ids, without repetition and increasing.
+
+        Raises
+        ------
+        UnknownId
+            Names the first id that is not in the model.
         """
         import numpy as np
 
-        found = []
+        rows = []
         for id_ in ids:
             row = self.items.row(id_)
             if row is None:
                 raise UnknownId("item", id_)
-            found.append(row)
-        return np.unique(np.array(found, np.int64))
+            rows.append(row)
+        return np.unique(np.array(rows, np.int64))
 
-    def _shown(self, best: Sequence[tuple[int, float]]) -> list[dict[str, Any]]:
+    def _described(self, best: Sequence[tuple[int, float]]) -> list[dict[str, Any]]:
         return [
             {"id": self.items.id(row), "title": self.items.title(row), "score": round(score, 6)} for row, score in best
         ]

@@ -1,6 +1,6 @@
-"""The interactions to train on, by user and by item: both in memory, or both on disk and read in blocks of rows.
+"""The training interactions as two matrices, by user and by item: both in memory, or both on disk.
 
-A solver of alternating least squares needs of the one side a few rows at a time, and of the other only its factors.
+Alternating least squares needs a few rows of one matrix at a time, and of the other side only the factors.
 """
 
 from __future__ import annotations
@@ -20,42 +20,54 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     Block = tuple[int, int, Any]
-    """First row, the row after the last, and the confidences between as a SciPy CSR matrix."""
+    """First row, the row after the last, and the confidences of these rows as a SciPy CSR matrix."""
 
 MEMORY_BLOCK = 1 << 22
-"""Interactions solved at a time where all are in memory: the solver copies a block's confidences."""
+"""Interactions per block in memory: the solver copies the confidences of a block."""
 SORTED_SHARE = 4
-"""A block is this many times what is sorted at once on the way to it."""
+"""Ratio of a block on disk to the pairs that are sorted at a time to write it."""
 PAIR = {"row": "<i4", "column": "<i4", "value": "<f4"}
+"""Fields of a pair while it is sorted."""
 
 
 class Side(Protocol):
-    """The confidences of one kind of rows."""
+    """A matrix of confidences, read in blocks of rows."""
 
     rows: int
+    """Number of rows."""
 
     def blocks(self, after: int = 0) -> Iterator[Block]:
-        """The rows from ``after`` on, in order."""
+        """Yield the rows from ``after`` on, in order."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Sides:
-    """By user: shape (users, items). By item: shape (items, users)."""
+    """The confidences as two matrices."""
 
     users: Side
+    """By user: shape (users, items)."""
     items: Side
+    """By item: shape (items, users)."""
 
 
 class InMemory:
-    """A SciPy CSR matrix in memory; blocks are views of it."""
+    """A matrix in memory; blocks are views of it.
+
+    Parameters
+    ----------
+    matrix
+        A SciPy CSR matrix.
+    block
+        Interactions per block.
+    """
 
     def __init__(self, matrix: Any, block: int = MEMORY_BLOCK) -> None:
         self._matrix, self._block = matrix, block
         self.rows: int = matrix.shape[0]
 
     def blocks(self, after: int = 0) -> Iterator[Block]:
-        """The rows from ``after`` on, in order."""
+        """Yield the rows from ``after`` on, in order."""
         matrix = self._matrix
         for start, stop in ranges(matrix.indptr, self._block, after):
             first, last = matrix.indptr[start], matrix.indptr[stop]
@@ -64,23 +76,33 @@ class InMemory:
 
 
 class OnDisk:
-    """A CSR matrix on disk (``history.History``), of which one block at a time is in memory."""
+    """A matrix on disk, of which one block at a time is in memory.
+
+    Parameters
+    ----------
+    directory, name
+        As ``csr_store.History``.
+    columns
+        Number of columns.
+    block
+        Interactions per block.
+    """
 
     def __init__(self, directory: Path, name: str, columns: int, block: int) -> None:
         self._history, self._columns, self._block = History(directory, name), columns, block
         self.rows = self._history.rows
 
     def blocks(self, after: int = 0) -> Iterator[Block]:
-        """The rows from ``after`` on, in order."""
+        """Yield the rows from ``after`` on, in order."""
         import numpy as np
 
         history = self._history
-        parts = list(ranges(history.indptr, self._block, after))
-        for number, (start, stop) in enumerate(parts, 1):
+        spans = list(ranges(history.indptr, self._block, after))
+        for number, (start, stop) in enumerate(spans, 1):
             indptr = (history.indptr[start : stop + 1] - history.indptr[start]).astype(np.int32)
             block = _csr(history.values(start, stop), history.items(start, stop), indptr, self._columns)
-            if number < len(parts):
-                history.announce(*parts[number])
+            if number < len(spans):
+                history.announce(*spans[number])
             yield start, stop, block
             del block  # before the next one is read
 
@@ -92,13 +114,33 @@ def _csr(values: Any, columns: Any, indptr: Any, width: int) -> Any:
 
 
 def in_memory(history: History, kept: Kept, *, items: int, hyper: Mapping[str, Any]) -> Sides:
-    """Both sides in memory: 16 bytes an interaction."""
+    """Make both matrices in memory, 16 bytes per interaction.
+
+    Parameters
+    ----------
+    history
+        All interactions.
+    kept
+        Which of them are trained on.
+    items
+        Number of items.
+    hyper
+        Hyper-parameters of the confidences (``confidence``).
+    """
     matrix = training_matrix(history, kept, items=items, hyper=hyper)
     return Sides(InMemory(matrix), InMemory(matrix.T.tocsr()))
 
 
 def training_matrix(history: History, kept: Kept, *, items: int, hyper: Mapping[str, Any]) -> Any:
-    """The confidences to train on as a SciPy CSR matrix (users, items), allocated once at its final size."""
+    """Make the matrix by user in memory, allocated once at its final size.
+
+    Users without trained interactions are left out. The parameters are those of ``in_memory``.
+
+    Returns
+    -------
+    scipy.sparse.csr_matrix
+        Confidences, shape (users, items), float32.
+    """
     import numpy as np
 
     lengths = np.zeros(history.rows, np.int64)
@@ -108,18 +150,18 @@ def training_matrix(history: History, kept: Kept, *, items: int, hyper: Mapping[
     indptr = np.zeros(int(users.sum()) + 1, np.int32 if lengths.sum() < 2**31 else np.int64)
     np.cumsum(lengths[users], out=indptr[1:])
     indices, data = np.empty(indptr[-1], np.int32), np.empty(indptr[-1], np.float32)
-    at = 0
+    filled = 0
     for start, stop in history.blocks():
         keep = kept.mask(start, stop)
-        part = history.items(start, stop)[keep]
-        indices[at : at + len(part)] = part
-        data[at : at + len(part)] = confidence(history.values(start, stop)[keep], hyper)
-        at += len(part)
+        block = history.items(start, stop)[keep]
+        indices[filled : filled + len(block)] = block
+        data[filled : filled + len(block)] = confidence(history.values(start, stop)[keep], hyper)
+        filled += len(block)
     return _csr(data, indices, indptr, items)
 
 
 def _lengths(history: History, keep: NDArray[np.bool_], start: int, stop: int) -> NDArray[np.int64]:
-    """How many interactions of each of the users ``start`` to ``stop`` are kept, by their mask."""
+    """Number of trained interactions of each of the users ``start`` to ``stop``; ``keep`` is their mask."""
     import numpy as np
 
     before = np.concatenate([[0], np.cumsum(keep)])
@@ -130,7 +172,17 @@ def _lengths(history: History, keep: NDArray[np.bool_], start: int, stop: int) -
 def on_disk(
     directory: Path, history: History, kept: Kept, *, items: int, hyper: Mapping[str, Any], block: int
 ) -> Sides:
-    """Both sides on disk, as ``by_user.*.npy`` and ``by_item.*.npy``, read ``block`` interactions at a time."""
+    """Write both matrices to disk, as ``by_user.*.npy`` and ``by_item.*.npy``.
+
+    The other parameters are those of ``in_memory``.
+
+    Parameters
+    ----------
+    directory
+        Folder of the files.
+    block
+        Interactions that are read at a time.
+    """
     by_item = _write_users(directory, history, kept, items=items, hyper=hyper)
     _transpose(directory, by_item, size=-(-block // SORTED_SHARE))
     users = OnDisk(directory, "by_user", items, block)
@@ -138,7 +190,7 @@ def on_disk(
 
 
 def remove(directory: Path) -> None:
-    """Remove what ``on_disk`` wrote."""
+    """Remove the files of ``on_disk``."""
     for name in ("by_user", "by_item"):
         for path in directory.glob(f"{name}.*.npy"):
             path.unlink()
@@ -147,7 +199,7 @@ def remove(directory: Path) -> None:
 def _write_users(
     directory: Path, history: History, kept: Kept, *, items: int, hyper: Mapping[str, Any]
 ) -> NDArray[np.int64]:
-    """Write the users' side, without users of whom nothing is kept; returns the items' lengths."""
+    """Write the matrix by user, without users that have no trained interactions; returns the items' lengths."""
     import numpy as np
 
     by_item = np.zeros(items, np.int64)
@@ -160,18 +212,18 @@ def _write_users(
         indptr.append(np.zeros(1, np.int64))
         for start, stop in history.blocks():
             keep = kept.mask(start, stop)
-            part = history.items(start, stop)[keep]
-            columns.append(part)
+            block = history.items(start, stop)[keep]
+            columns.append(block)
             values.append(confidence(history.values(start, stop)[keep], hyper))
-            by_item += np.bincount(part, minlength=items)
+            by_item += np.bincount(block, minlength=items)
             lengths = _lengths(history, keep, start, stop)
             indptr.append(total + np.cumsum(lengths[lengths > 0]))
-            total += len(part)
+            total += len(block)
     return by_item
 
 
 def _transpose(directory: Path, lengths: NDArray[np.int64], *, size: int) -> None:
-    """Write the items' side: deal the pairs into buckets of neighbouring items, and sort each bucket on its own."""
+    """Write the matrix by item: distribute the pairs over buckets of consecutive items, and sort each bucket."""
     import numpy as np
 
     ends = np.cumsum(lengths)

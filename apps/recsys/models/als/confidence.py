@@ -10,11 +10,29 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 WEIGHTS = ("log", "value", "binary")
-"""How a value becomes a weight: log(1 + value), the value itself, or 1."""
+"""Weight of a value: log(1 + value), the value itself, or 1."""
 
 
 def confidence(values: NDArray[np.float32], hyper: Mapping[str, Any]) -> NDArray[np.float32]:
-    """Confidence of interactions: ``alpha * weight(value)``, float32, in a new array."""
+    """Confidence of interactions: ``alpha * weight(value)``.
+
+    Parameters
+    ----------
+    values
+        Values of the interactions, shape (n,).
+    hyper
+        Has ``alpha``, and ``weight``, one of ``WEIGHTS``.
+
+    Returns
+    -------
+    NDArray
+        A new array, shape (n,), float32.
+
+    Examples
+    --------
+    >>> confidence(np.array([1, 3], np.float32), {"alpha": 2.0, "weight": "value"})
+    array([2., 6.], dtype=float32)
+    """
     import numpy as np
 
     if hyper["weight"] == "binary":

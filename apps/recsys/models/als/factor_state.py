@@ -1,4 +1,4 @@
-"""How far the training of a model of two factor matrices is: what its checkpoint keeps."""
+"""State of a training of two factor matrices, which its checkpoint keeps."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class FactorState:
-    """How far a training is."""
+    """Factors and progress of a training."""
 
     users: NDArray[np.float32]
     """Factors, shape (users, factors)."""
     items: NDArray[np.float32]
     """Factors, shape (items, factors)."""
     sweep: int = 0
-    """Sweeps done; even ones solve the users, odd ones the items. Of ``bpr``: epochs."""
+    """Sweeps that are done; even ones solve the users, odd ones the items. For ``bpr``: epochs."""
     row: int = 0
-    """Rows of the next sweep that are done already."""
+    """Rows of the next sweep that are already done."""

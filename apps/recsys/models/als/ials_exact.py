@@ -1,12 +1,12 @@
-"""Rows of implicit ALS solved exactly, each with a regularisation of its own.
+"""Solve rows of implicit ALS exactly, each with its own regularisation.
 
 Rendle et al. ("Revisiting the performance of iALS on item recommendation benchmarks", 2021) regularise a row in
-proportion to the weight of all that it has to explain, to a power. ``implicit``'s solver knows one number for all rows.
+proportion to a power of the weight of its observations. ``implicit``'s solver takes one number for all rows.
 
-The other side's factors are turned once into the axes of their Gramian, which is diagonal there: its inverse with any
-regularisation added is a division. What a row's own ``n`` interactions change in it has rank ``n``, so a row shorter
-than the factors costs a system of ``n`` equations instead of ``factors`` (Woodbury), and rows of equal length are
-solved together.
+The other side's factors are rotated once onto the eigenvectors of their Gramian, where it is diagonal: adding any
+regularisation and inverting it is then a division. The ``n`` interactions of a row change the Gramian by rank ``n``, so
+a row with fewer interactions than factors needs a system of ``n`` equations (Woodbury identity), and rows of equal
+length are solved together.
 """
 
 from __future__ import annotations
@@ -19,17 +19,28 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 Weight = TypeVar("Weight", float, "NDArray[np.float64]")
+"""Weight of one row, or of each row."""
 
 GATHERED = 1 << 19
-"""Numbers of the other side's factors that a thread looks at together."""
+"""Numbers of the other side's factors that a thread gathers at a time."""
 WORKSPACE = 4
-"""Arrays of that size that it holds at most: gathered, divided or weighted, a system and its copy."""
+"""Largest number of such arrays per thread: gathered, divided or weighted, a system and its copy."""
 
 
 def workspace_bytes(*, rows: int, factors: int, threads: int) -> int:
-    """What ``solve`` holds beside its arguments, at most; ``rows``: of the other side."""
-    turned = 4 * rows * factors
-    return turned + threads * 4 * WORKSPACE * (GATHERED + factors * factors)
+    """Most bytes that ``solve`` allocates.
+
+    Parameters
+    ----------
+    rows
+        Rows of the other side.
+    factors
+        Numbers per row.
+    threads
+        Threads that solve.
+    """
+    rotated = 4 * rows * factors
+    return rotated + threads * 4 * WORKSPACE * (GATHERED + factors * factors)
 
 
 def ridge(regularization: float, exponent: float, *, weight: Weight, other_rows: int) -> Weight:
@@ -58,18 +69,20 @@ def solve(
     exponent: float,
     threads: int,
 ) -> None:
-    """Solve some rows in place: ``(Y'Y + λI + Y'(C - I)Y)⁻¹ Y'Cp`` (Hu et al. 2008, equation 4) with a ``ridge`` each.
+    """Solve rows in place: ``(Y'Y + λI + Y'(C - I)Y)⁻¹ Y'Cp`` (Hu et al. 2008, equation 4) with the ``ridge`` of each.
 
     Parameters
     ----------
     confidences
         SciPy CSR, shape (rows, other rows).
     solved
-        Shape (rows, factors): where the result goes.
+        Shape (rows, factors): receives the result.
     fixed
         The other side's factors, shape (other rows, factors).
+    regularization, exponent
+        As ``ridge``.
     threads
-        They share the rows; BLAS below must run one thread.
+        Threads that share the rows. BLAS must run one thread in each.
     """
     from concurrent.futures import ThreadPoolExecutor
 
@@ -77,7 +90,7 @@ def solve(
 
     spectrum, axes = np.linalg.eigh((fixed.T @ fixed).astype(np.float64))
     axes = axes.astype(np.float32)
-    turned = fixed @ axes
+    rotated = fixed @ axes
     indptr, indices, data = confidences.indptr, confidences.indices, confidences.data
     lengths = np.diff(indptr)
     weight = np.asarray(confidences.sum(1), np.float64).ravel() - lengths
@@ -87,12 +100,12 @@ def solve(
         length = int(lengths[rows[0]])
         diagonal = (spectrum + ridges[rows][:, None]).astype(np.float32)
         if length < fixed.shape[1]:
-            places = indptr[rows][:, None] + np.arange(length)
-            found = _short(turned[indices[places]], data[places], diagonal)
+            entries = indptr[rows][:, None] + np.arange(length)
+            solution = _short(rotated[indices[entries]], data[entries], diagonal)
         else:
-            part = slice(indptr[rows[0]], indptr[rows[0] + 1])
-            found = _long(turned, indices[part], data[part], diagonal[0])
-        solved[rows] = found @ axes.T
+            row = slice(indptr[rows[0]], indptr[rows[0] + 1])
+            solution = _long(rotated, indices[row], data[row], diagonal[0])
+        solved[rows] = solution @ axes.T
 
     with ThreadPoolExecutor(threads) as pool:
         for _ in pool.map(work, _groups(lengths, fixed.shape[1])):
@@ -100,7 +113,7 @@ def solve(
 
 
 def _groups(lengths: NDArray[Any], factors: int) -> Iterator[NDArray[np.intp]]:
-    """Rows that are solved together: of equal length below ``factors``; longer ones one by one."""
+    """Yield rows that are solved together: of equal length if shorter than ``factors``, else one by one."""
     import numpy as np
 
     order = np.argsort(lengths, kind="stable")
@@ -115,7 +128,7 @@ def _groups(lengths: NDArray[Any], factors: int) -> Iterator[NDArray[np.intp]]:
 def _short(
     gathered: NDArray[np.float32], confidences: NDArray[np.float32], diagonal: NDArray[np.float32]
 ) -> NDArray[np.float32]:
-    """``D⁻¹Z' (I + (C - I) Z D⁻¹ Z')⁻¹ c`` for rows of ``n`` interactions each.
+    """Solve rows of ``n`` interactions each: ``D⁻¹Z' (I + (C - I) Z D⁻¹ Z')⁻¹ c``, shape (rows, factors).
 
     Parameters
     ----------
@@ -130,27 +143,27 @@ def _short(
     each = np.arange(system.shape[1])
     system[:, each, each] += 1
     weights = np.linalg.solve(system, confidences[..., None])
-    found: NDArray[np.float32] = np.einsum("rnf,rn->rf", divided, weights[..., 0])
-    return found
+    solution: NDArray[np.float32] = np.einsum("rnf,rn->rf", divided, weights[..., 0])
+    return solution
 
 
 def _long(
-    turned: NDArray[np.float32],
+    rotated: NDArray[np.float32],
     items: NDArray[np.integer[Any]],
     confidences: NDArray[np.float32],
     diagonal: NDArray[np.float32],
 ) -> NDArray[np.float32]:
-    """The system of all factors for one row, summed over pieces of it."""
+    """Solve one row by the system of all factors, which is summed over blocks of the row's interactions."""
     import numpy as np
 
-    factors = turned.shape[1]
+    factors = rotated.shape[1]
     system = np.diag(diagonal)
     right = np.zeros(factors, np.float32)
     size = max(1, GATHERED // factors)
     for start in range(0, len(items), size):
-        part = slice(start, start + size)
-        gathered = turned[items[part]]
-        right += confidences[part] @ gathered
-        system += gathered.T @ (gathered * (confidences[part] - 1)[:, None])
-    found: NDArray[np.float32] = np.linalg.solve(system, right)
-    return found
+        block = slice(start, start + size)
+        gathered = rotated[items[block]]
+        right += confidences[block] @ gathered
+        system += gathered.T @ (gathered * (confidences[block] - 1)[:, None])
+    solution: NDArray[np.float32] = np.linalg.solve(system, right)
+    return solution

@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from apps.recsys.planning.recommend_all import RecommendAllWorkload
 from apps.recsys.planning.requests import RecommendAllRequest
 from common.memory.process.budget import MIB
 from tests.apps.recsys.conftest import Trained
+from tests.machine import wait_until
 from tests.messages import continued, says
 from tests.promise import kept
 
@@ -69,8 +69,10 @@ def test_most_items_are_not_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
     lengths = 1 / np.arange(1, 40_001)
     vectors = (random.normal(size=(40_000, 16)) * lengths[random.permutation(40_000), None]).astype(np.float32)
     looked = []
-    take = catalogue_search._Found.add
-    monkeypatch.setattr(catalogue_search._Found, "add", lambda self, *what: (looked.append(what[2]), take(self, *what)))
+    take = catalogue_search._Candidates.add
+    monkeypatch.setattr(
+        catalogue_search._Candidates, "add", lambda self, *what: (looked.append(what[2]), take(self, *what))
+    )
     rows, _ = Catalogue(vectors).best(vectors[:5], (np.zeros(0, np.int64), np.zeros(0, np.int32)), 10)
     assert sum(map(len, looked)) < 10_000
     assert [row.tolist() for row in rows] == [naive(vectors, user, np.zeros(0, int), 10) for user in vectors[:5]]
@@ -130,10 +132,7 @@ def test_a_large_catalogue_in_little_memory(run: Run, epinions: Path, tmp_path: 
     arguments = ("recommend", epinions, "--all-users", "-o", out, "-k", 20, "--memory", "400MiB", "--threads", 2)
     command = [sys.executable, "-m", "apps.recsys", *map(str, arguments), "-q"]
     with subprocess.Popen(command, start_new_session=True) as process:
-        deadline = time.monotonic() + 120
-        while not list(tmp_path.glob(".all.parquet.parts/users-*.parquet")):
-            assert process.poll() is None and time.monotonic() < deadline
-            time.sleep(0.005)
+        wait_until(lambda: bool(list(tmp_path.glob(".all.parquet.parts/users-*.parquet"))), seconds=120, alive=process)
         os.killpg(process.pid, signal.SIGKILL)
     assert not out.exists()
     done = run("apps.recsys", *arguments, "--json")
