@@ -20,9 +20,9 @@ NCF = {"weight": "binary", "alpha": 4.33, "regularization": 34, "frequency_scali
 """iALS on MovieLens-1M: the unobserved weight 0.3 and the ridge of Rendle et al. (2021) in ``implicit``'s terms. The
 settings were compared on each user's last item before the tested one, against 99 sampled negatives."""
 
-OWN_USERS = ["--model", "embedding", "--factors", 64, "--epochs", 160, "--threads", 1]
-OWN_USERS += ["--set", "user_vectors=learned", "--set", "negatives=4096"]
-OWN_USERS += ["--set", "popularity=0.5", "--set", "patience=1000"]
+LEARNED_USERS = ["--model", "embedding", "--factors", 64, "--epochs", 160, "--threads", 1]
+LEARNED_USERS += ["--set", "user_vectors=learned", "--set", "negatives=4096"]
+LEARNED_USERS += ["--set", "popularity=0.5", "--set", "patience=1000"]
 """The embedding on Gowalla: learned user vectors, sampled softmax, a popularity prior; compared on validation items of
 2,000 users (``docs/recsys.md``). The training keeps its best epoch, also by validation items. The learning rate falls
 until the end, so early stopping is off."""
@@ -82,9 +82,9 @@ def suite() -> Suite:
 
     gowalla, size = data("gowalla"), "1GiB"
     runs = (
-        ("embedding", OWN_USERS, (0.1837, 0.1493)),
-        ("embedding-int8", [*OWN_USERS, "--table", "int8"], (None, None)),
-        ("embedding-int4", [*OWN_USERS, "--table", "int4"], (None, None)),
+        ("embedding", LEARNED_USERS, (0.1837, 0.1493)),
+        ("embedding-int8", [*LEARNED_USERS, "--table", "int8"], (None, None)),
+        ("embedding-int4", [*LEARNED_USERS, "--table", "int4"], (None, None)),
         ("ials", ["--factors", 256, *settings(GOWALLA)], (0.168, None)),
     )
     for name, options, (recall, ndcg) in runs:
