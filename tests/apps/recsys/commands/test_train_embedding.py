@@ -1,6 +1,5 @@
 """``recsys train --model embedding`` from the command line: what it writes, promises and refuses."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -55,7 +54,7 @@ def test_its_options_are_checked(trained: Trained, run: Run, tmp_path: Path) -> 
 
 def test_a_plan_has_its_knobs(trained: Trained, run: Run, tmp_path: Path) -> None:
     command = ("apps.recsys", "train", trained.interactions, "-o", tmp_path / "model", *SMALL, "--dry-run", "--json")
-    plan = json.loads(run(*command, "--micro-batch", 16).out)["plan"]
+    plan = run(*command, "--micro-batch", 16).record["plan"]
     assert plan["knobs"] == {"accumulate": 4, "amp": "off", "micro_batch": 16, "user_block": 256}
     terms = {term["name"]: term["bytes"] for term in plan["terms"]}
     assert (terms["tables"], terms["optimizer state"]) == (200 * 16 * 4, 200 * 4)

@@ -14,6 +14,7 @@ import pytest
 from common.memory.process.budget import GIB, MIB, format_size
 from common.memory.report import charts
 from common.memory.report import page as report
+from tests.schemas import read_record
 
 HOSTILE = "<script>alert('x')</script>&\"</title></style>"
 
@@ -177,6 +178,6 @@ def test_report_is_written_beside_the_record(run: Callable[..., Any], tmp_path: 
     command = ("common.bench.demo_allocation", "--bytes", "20MiB", "--memory", "200MiB", "--report")
     assert run(*command, "--output", tmp_path / "run.json").code == 0
     page = (tmp_path / "report.html").read_text()
-    assert json.loads((tmp_path / "run.json").read_text())["command"] in page and len(_figures(page)) >= 2
+    assert read_record(tmp_path / "run.json")["command"] in page and len(_figures(page)) >= 2
     refused = run(*command)
     assert refused.code == 2 and "--report" in refused.err
