@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from tests.machine import patience
 from tests.schemas import checked_record
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -65,7 +66,7 @@ def run() -> Callable[..., Run]:
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            timeout=timeout,
+            timeout=patience(timeout),
         )
         return Run(done.returncode, done.stdout, done.stderr)
 

@@ -2,13 +2,13 @@
 
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from tests import house
+from tests.machine import processor_seconds
 
 
 def test_no_rule_is_broken() -> None:
@@ -39,17 +39,12 @@ def test_the_docs_draw_the_table_of_arrows() -> None:
 
 @pytest.mark.parametrize("application", ["recsys", "imaging"])
 def test_help_is_instant(application: str, run: Callable[..., Any]) -> None:
-    seconds, bare = [], []
-    for _ in range(3):
-        began = time.monotonic()
-        ended = run(f"apps.{application}", "--help")
-        seconds.append(time.monotonic() - began)
-        assert ended.code == 0 and "train" in ended.out
-        began = time.monotonic()
-        subprocess.run([sys.executable, "-c", "pass"], check=True)
-        bare.append(time.monotonic() - began)
-    # 0.3 s on an idle machine, nine times the interpreter's own; the import list below is the exact claim.
-    assert min(seconds) < max(0.6, 20 * min(bare))
+    ended = run(f"apps.{application}", "--help")
+    assert ended.code == 0 and "train" in ended.out
+    seconds = processor_seconds([sys.executable, "-m", f"apps.{application}", "--help"])
+    # Nine times the interpreter's own, and processor time, since others may use the machine. The import list below is
+    # the exact claim.
+    assert seconds < 20 * processor_seconds([sys.executable, "-c", "pass"])
 
 
 @pytest.mark.parametrize("application", ["recsys", "imaging"])

@@ -19,6 +19,7 @@ from apps.imaging.training.synthetic import write_sample
 from apps.recsys.data import synthetic
 from common import __version__
 from tests import house
+from tests.machine import patience
 from tests.messages import says
 from tests.schemas import checked_record, read_record
 
@@ -46,7 +47,7 @@ class Installed:
     def _run(self, *words: object) -> subprocess.CompletedProcess[str]:
         variables = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "PEAKLINE"))}
         return subprocess.run(
-            list(map(str, words)), cwd=self.work, env=variables, capture_output=True, text=True, timeout=120
+            list(map(str, words)), cwd=self.work, env=variables, capture_output=True, text=True, timeout=patience(120)
         )
 
 
@@ -58,7 +59,7 @@ def distributions(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]
         (copy / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(house.ROOT / name, copy / name)
     command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(out), str(copy)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=patience(300))
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     (source,), (wheel,) = out.glob("*.tar.gz"), out.glob("*.whl")
     return source, wheel

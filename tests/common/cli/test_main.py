@@ -6,7 +6,6 @@ import resource
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from common.cli import main
 from common.errors import UsageError
 from common.memory.process import guard
 from common.memory.process.budget import MIB, format_size, memory_cgroups
+from tests.machine import patience, wait_until
 from tests.messages import says
 from tests.schemas import read_record
 
@@ -127,18 +127,24 @@ def _start(*arguments: str) -> subprocess.Popen[str]:
 
 
 def _child_of(pid: int) -> int:
-    for _ in range(200):
-        found = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-        if found and b"-I" in Path(f"/proc/{pid}/cmdline").read_bytes():
-            return int(found[0])
-        time.sleep(0.02)
-    raise AssertionError("the supervisor did not start its child")
+    """The child of the process that has become the supervisor."""
+
+    def children() -> list[str]:
+        return Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+
+    wait_until(lambda: b"-I" in Path(f"/proc/{pid}/cmdline").read_bytes() and bool(children()), seconds=20)
+    return int(children()[0])
+
+
+def _resident(pid: int) -> int:
+    """Bytes in memory, from ``/proc``."""
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def test_a_kernel_kill_is_explained() -> None:
     with _start("--json") as parent:
         subprocess.run(["kill", "-9", str(_child_of(parent.pid))], check=True)
-        out, err = parent.communicate(timeout=30)
+        out, err = parent.communicate(timeout=patience(30))
     assert parent.returncode == 1
     says(err, "killed", "2048.0 MiB")
     assert json.loads(out)["error"]["kind"] == "killed"
@@ -147,7 +153,7 @@ def test_a_kernel_kill_is_explained() -> None:
 def test_a_kernel_kill_leaves_a_record(tmp_path: Path) -> None:
     with _start("--output", str(tmp_path / "run.json")) as parent:
         subprocess.run(["kill", "-9", str(_child_of(parent.pid))], check=True)
-        parent.communicate(timeout=30)
+        parent.communicate(timeout=patience(30))
     record = read_record(tmp_path / "run.json")
     assert (record["exit_code"], record["error"]["kind"]) == (1, "killed")
 
@@ -156,12 +162,8 @@ def test_a_killed_supervisor_takes_its_child_along() -> None:
     with _start() as parent:
         child = _child_of(parent.pid)
         parent.kill()
-        parent.communicate(timeout=30)
-    for _ in range(500):
-        if not Path(f"/proc/{child}").exists():
-            return
-        time.sleep(0.02)
-    raise AssertionError("the child lives on")
+        parent.communicate(timeout=patience(30))
+    wait_until(lambda: not Path(f"/proc/{child}").exists(), seconds=10)
 
 
 @pytest.fixture
@@ -217,10 +219,11 @@ def test_a_low_limit_from_outside_is_said(tmp_path: Path) -> None:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupt_is_130(number: signal.Signals) -> None:
     with _start("--bytes", "12GiB") as parent:
-        _child_of(parent.pid)
-        time.sleep(0.2)
+        child = _child_of(parent.pid)
+        # It is running, and not still starting: an interpreter alone holds 10 MiB.
+        wait_until(lambda: _resident(child) > 64 * MIB)
         parent.send_signal(number)
-        _, err = parent.communicate(timeout=30)
+        _, err = parent.communicate(timeout=patience(30))
     assert parent.returncode == 130, err
 
 

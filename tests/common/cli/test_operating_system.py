@@ -5,6 +5,8 @@ import sys
 
 import pytest
 
+from tests.machine import patience
+
 START = """
 import sys
 sys.platform = {platform!r}
@@ -18,7 +20,7 @@ sys.exit(main())
 
 def _start(application: str, platform: str, *absent: str) -> "subprocess.CompletedProcess[str]":
     code = START.format(application=application, platform=platform, absent=absent)
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=patience(60))
 
 
 @pytest.mark.parametrize("platform", ["win32", "darwin", "freebsd14"])

@@ -6,7 +6,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ import numpy as np
 import pytest
 
 from common.memory.costs import cpu
+from tests.machine import patience, wait_until
 from tests.messages import continued, missing, says
 from tests.precision import AVX2
 from tests.promise import kept
@@ -116,14 +116,13 @@ def test_a_stopped_training_goes_on_to_the_same_weights(
     (folder, record), out = undisturbed, tmp_path / "stopped"
     options = [str(folder / "balls"), "--steps", "32", *FAST, "-o", str(out)]
     child = start(options)
-    checkpoint, patience = out / ".training" / "last.safetensors", time.monotonic() + 120
-    while not checkpoint.is_file() and child.poll() is None and time.monotonic() < patience:
-        time.sleep(0.01)
+    checkpoint = out / ".training" / "last.safetensors"
+    wait_until(checkpoint.is_file, seconds=120, alive=child)
     if end == signal.SIGKILL:
         os.killpg(child.pid, end)
     else:
         child.send_signal(end)
-    _, err = child.communicate(timeout=60)
+    _, err = child.communicate(timeout=patience(60))
     assert child.returncode == (-9 if end == signal.SIGKILL else 130), err
     assert checkpoint.is_file() and not (out / "model.json").exists()
 

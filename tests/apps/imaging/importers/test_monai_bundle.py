@@ -21,6 +21,7 @@ from common.memory.process.budget import GIB, MIB, MemoryBudget
 from tests.apps.imaging import bundle_folder
 from tests.apps.imaging.bundle_folder import ARGMAX, INVERT, NETWORK, RANGE, SOFTMAX, spaced
 from tests.apps.imaging.helpers import Planted, read_labels, write_nifti
+from tests.machine import patience
 
 BUDGET = MemoryBudget(2 * GIB)
 SEGRESNET = {
@@ -72,7 +73,7 @@ def compared(dataset: Callable[[str], Path], tmp_path_factory: pytest.TempPathFa
     image, folder = dataset("ct-sample") / "example_ct_sm.nii.gz", tmp_path_factory.mktemp("bundles")
     bundles = [bundle_folder.write(folder / name, **changes) for name, changes in CASES.items()]
     command = [sys.executable, "-W", "ignore", "-m", "tests.apps.imaging.bundle_folder", image, *bundles]
-    subprocess.run(list(map(str, command)), check=True, capture_output=True, timeout=300)
+    subprocess.run(list(map(str, command)), check=True, capture_output=True, timeout=patience(300))
     return image, folder
 
 

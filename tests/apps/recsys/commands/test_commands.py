@@ -6,7 +6,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,17 +18,16 @@ from apps.recsys.models import recommender
 from apps.recsys.models.weights import read as read_weights
 from common import model_folder
 from tests.apps.recsys.conftest import Trained
+from tests.machine import wait_until
 from tests.messages import says
 from tests.schemas import read_manifest, read_record
 
 Run = Callable[..., Any]
 
 
-def test_help_is_quick_and_light() -> None:
+def test_help_is_light() -> None:
     command = [sys.executable, "-X", "importtime", "-m", "apps.recsys", "--help"]
-    began = time.monotonic()
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert time.monotonic() - began < 2  # 0.15 s alone; this machine may be busy
     assert "train" in done.stdout
     loaded = {line.split("|")[-1].strip() for line in done.stderr.splitlines()}
     assert not loaded & {"numpy", "scipy", "pyarrow", "pandas", "implicit", "torch", "fastapi", "uvicorn"}
@@ -194,9 +192,7 @@ def test_what_killed_runs_left_behind_is_removed(run: Run, tmp_path: Path) -> No
     command = [sys.executable, "-m", "apps.recsys", "train", str(interactions), "-o", str(model)]
     # a group of its own, so that SIGKILL reaches the child as well as its supervisor
     with subprocess.Popen([*command, *long], start_new_session=True) as process:
-        deadline = time.monotonic() + 60
-        while not list(tmp_path.glob(".model.*/history.indptr.npy")) and time.monotonic() < deadline:
-            time.sleep(0.05)
+        wait_until(lambda: bool(list(tmp_path.glob(".model.*/history.indptr.npy"))), seconds=60, alive=process)
         os.killpg(process.pid, signal.SIGKILL)
     assert not (model / "model.json").exists()
     assert list(tmp_path.glob(".model.*.scratch"))  # the kill left its scratch folder

@@ -10,6 +10,7 @@ import httpx
 import pytest
 
 from tests.apps.recsys.conftest import Trained
+from tests.machine import patience
 from tests.messages import says
 
 
@@ -27,7 +28,7 @@ def server(trained: Trained) -> Iterator[tuple[subprocess.Popen[str], str]]:
 
 
 def test_answers(server: tuple[subprocess.Popen[str], str], trained: Trained) -> None:
-    with httpx.Client(base_url=server[1], timeout=30) as client:
+    with httpx.Client(base_url=server[1], timeout=patience(30)) as client:
         health = client.get("/health").json()
         assert (health["status"], health["users"], health["items"]) == ("ok", 300, 200)
         items = client.get("/recommend", params={"user": "u00003", "k": 4}).json()["items"]
@@ -56,18 +57,18 @@ def test_answers(server: tuple[subprocess.Popen[str], str], trained: Trained) ->
 def test_bad_questions(
     server: tuple[subprocess.Popen[str], str], path: str, status: int, facts: tuple[str, ...]
 ) -> None:
-    answer = httpx.get(server[1] + path, timeout=30)
+    answer = httpx.get(server[1] + path, timeout=patience(30))
     assert answer.status_code == status
     says(answer.json()["detail"], *facts)
 
 
 def test_many_questions_and_a_clean_stop(server: tuple[subprocess.Popen[str], str]) -> None:
     process, address = server
-    with httpx.Client(base_url=address, timeout=30) as client:
+    with httpx.Client(base_url=address, timeout=patience(30)) as client:
         for number in range(300):
             assert client.get("/recommend", params={"user": f"u{number:05}", "k": 50}).status_code == 200
     process.send_signal(signal.SIGTERM)
-    _, err = process.communicate(timeout=30)
+    _, err = process.communicate(timeout=patience(30))
     assert process.returncode == 0
     line = re.fullmatch(r"memory: ceiling 300\.0 MiB, predicted ([\d.]+) MiB, measured ([\d.]+) MiB\n", err)
     assert line and float(line[2]) <= float(line[1]) + 6  # the plan's reserve

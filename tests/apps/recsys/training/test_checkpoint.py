@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ import pytest
 from apps.recsys.models.als.factor_state import FactorState
 from apps.recsys.training import checkpoint
 from apps.recsys.training.checkpoint import FactorCheckpoint
+from tests.machine import wait_until
 from tests.messages import continued, says
 
 Run = Callable[..., Any]
@@ -33,11 +33,7 @@ def started(interactions: Path, model: Path, ceiling: str, options: Sequence[str
 
 def wait_for(what: Callable[[], bool], process: subprocess.Popen[bytes]) -> None:
     """Until it is so; fails when the process ends first."""
-    deadline = time.monotonic() + 120
-    while not what():
-        assert process.poll() is None, "the training ended before it could be interrupted"
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
+    wait_until(what, seconds=120, alive=process)
 
 
 def sweeps(path: Path) -> int:

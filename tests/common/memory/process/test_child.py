@@ -17,6 +17,7 @@ from common.errors import BadInput
 from common.memory.process import child, fork, guard
 from common.memory.process.budget import GIB, MIB
 from tests.conftest import ROOT
+from tests.machine import patience
 from tests.schemas import read_record
 
 ENDINGS = "common.bench.forced_endings"
@@ -37,6 +38,8 @@ def without_kills(monkeypatch: pytest.MonkeyPatch, *counts: int | None) -> None:
         ("leave", 7, False, "ended with exit code 7"),
         ("allocate", 3, True, "ran out of memory"),
         ("abort", -signal.SIGABRT, True, "ran out of memory"),
+        ("abort-by-assertion", -signal.SIGABRT, False, "ended by SIGABRT"),
+        ("no-thread", 1, True, "ran out of memory"),
         ("segfault", -signal.SIGSEGV, False, "ended by SIGSEGV"),
         ("terminate", -signal.SIGTERM, False, "ended by SIGTERM"),
     ],
@@ -86,7 +89,7 @@ def test_a_late_child_is_killed_and_is_no_matter_of_memory() -> None:
     command = [sys.executable, "-c", "import time; print('begun', flush=True); time.sleep(60)"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(child, "python_command", lambda module, arguments: command)
-        done = child.run_module("", timeout=3)
+        done = child.run_module("", timeout=patience(1))
     assert done.exit.timed_out and not done.exit.out_of_memory and str(done.exit) == "took too long"
     assert done.stdout == b"begun\n"
 
