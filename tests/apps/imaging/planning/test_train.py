@@ -27,6 +27,7 @@ from common.memory.plan.explain import refusal_text
 from common.memory.plan.plan_file import read_plan
 from common.memory.process import glibc
 from common.memory.process.budget import MIB, MemoryBudget
+from tests.machine import SLOWNESS
 from tests.messages import refused, says
 
 Run = Callable[..., Any]
@@ -91,9 +92,12 @@ def test_a_known_plan_takes_milliseconds(workload: Any) -> None:
 
     budget = MemoryBudget(600 * MIB)
     planner.plan(workload, budget, CostStore())  # headers are looked at once
-    began = time.process_time()
-    chosen = planner.plan(workload, budget, CostStore())
-    assert time.process_time() - began < 0.1
+    seconds = []
+    for _ in range(3):
+        began = time.process_time()
+        chosen = planner.plan(workload, budget, CostStore())
+        seconds.append(time.process_time() - began)
+    assert min(seconds) < 0.1 * SLOWNESS
     assert chosen.offered == 48 and len(chosen.rejected) > 3
 
 
