@@ -126,7 +126,7 @@ def load(directory: Path, *, application: str, description: type[M]) -> M:
     """
     path = directory / MANIFEST
     if not directory.is_dir():
-        names = ", ".join(name for name, folder in shipped_models().items() if _application(folder) == application)
+        names = ", ".join(name for name, folder in shipped_models().items() if application_of(folder) == application)
         hint = f"; installed with peakline: {names}" if names and directory.name == str(directory) else ""
         raise BadInput(f"{directory}: no such model folder{hint}", public="no such model folder")
     if not path.is_file():
@@ -150,8 +150,12 @@ def load(directory: Path, *, application: str, description: type[M]) -> M:
     return described
 
 
-def _application(directory: Path) -> str:
-    return typed_json.read(directory / MANIFEST, _Head, what="model manifest")["application"]
+def application_of(directory: Path) -> str | None:
+    """The application whose model a folder holds; ``None`` where it holds none that can be read."""
+    try:
+        return typed_json.read(directory / MANIFEST, _Head, what="model manifest")["application"]
+    except BadInput:
+        return None
 
 
 def verify(directory: Path, manifest: Manifest) -> None:

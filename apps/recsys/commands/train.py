@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import shutil
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -81,9 +79,8 @@ def workload(request: TrainRequest, budget: MemoryBudget) -> TrainWorkload:
 def _check_output(output: Path) -> None:
     if output.exists() and not output.is_dir():
         raise UsageError(f"-o {output}: is a file; a model is a folder")
-    with suppress(OSError, ValueError):
-        if json.loads((output / model_folder.MANIFEST).read_text())["application"] != "recsys":
-            raise UsageError(f"-o {output}: holds another application's model; choose another folder")
+    if model_folder.application_of(output) not in (None, "recsys"):
+        raise UsageError(f"-o {output}: holds another application's model; choose another folder")
 
 
 def warm_up(request: TrainRequest) -> str:
