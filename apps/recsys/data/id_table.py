@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,6 +44,26 @@ class IdTable:
         row: int = pc.index(self._ids, value).as_py()
         return row if row >= 0 else None
 
+    def rows(self, ids: Sequence[str]) -> NDArray[np.int64]:
+        """Rows of ids given as text, shape (n,); -1 for those that are not in the table. One scan finds all of them.
+
+        Where the table is of integers, text is an id only as an integer would be written.
+        """
+        import numpy as np
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        places = {id_: place for place, id_ in enumerate(dict.fromkeys(ids))}
+        values = arrow_numpy.text(places)
+        if pa.types.is_integer(self._ids.type):
+            plain = pc.match_substring_regex(values, r"^(0|-?[1-9][0-9]{0,17})$")
+            values = pc.cast(pc.if_else(plain, values, arrow_numpy.text([None])[0]), self._ids.type)
+        found = pc.index_in(self._ids, value_set=values)
+        rows = np.full(len(places), -1, np.int64)
+        here = np.flatnonzero(arrow_numpy.valid(found))
+        rows[arrow_numpy.values(found)[here]] = here
+        return rows[[places[id_] for id_ in ids]]
+
     def id(self, row: int) -> int | str:
         """The id of a row, as it was in the input."""
         id_: int | str = self._ids[int(row)].as_py()
@@ -56,6 +76,10 @@ class IdTable:
     def title(self, row: int) -> str:
         """The title of a row; empty if it has none."""
         return "" if self._titles is None else str(self._titles[int(row)].as_py() or "")
+
+    def titles(self, rows: NDArray[np.int32]) -> Any:
+        """The titles of some rows as an Arrow array; ``None`` if the table has none."""
+        return None if self._titles is None else self._titles.combine_chunks().take(arrow_numpy.numbers(rows))
 
 
 def write_table(path: Path, ids: Iterable[Any], titles: Any = None) -> None:

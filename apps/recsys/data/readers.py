@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from apps.recsys.data.columns import Columns as Columns
+from apps.recsys.data.columns import choose, choose_titles, is_number
 from apps.recsys.data.gzip_limit import Unpacked
 from common.errors import BadInput
 from common.memory.process import fork
@@ -30,22 +32,6 @@ LIST_LINES = 1 << 10
 """Lines of a file of lists read at a time."""
 LONGEST_LIST = 8 << 20
 """Most characters of a line in a file of lists; a longer line is refused."""
-
-USER_NAMES = ("user", "userid", "uid", "customer", "customerid", "visitorid", "reviewerid")
-ITEM_NAMES = ("item", "itemid", "iid", "movieid", "artistid", "trackid", "songid", "bookid", "productid", "asin")
-VALUE_NAMES = ("value", "rating", "weight", "count", "playcount", "plays", "quantity", "score")
-TIME_NAMES = ("time", "timestamp", "ts", "date", "datetime", "seq")
-TITLE_NAMES = ("title", "name", "label")
-
-
-@dataclass(frozen=True, slots=True)
-class Columns:
-    """Names of the columns to read; ``None``: absent, or not named by the user."""
-
-    user: str | None = None
-    item: str | None = None
-    value: str | None = None
-    time: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,24 +84,7 @@ def open_source(path: Path, wanted: Columns) -> Source:
         The file is missing or empty, its header is unreadable, or it has no such column (the message lists all).
     """
     names, delimiter, headed = header(path)
-    for name in (wanted.user, wanted.item, wanted.value, wanted.time):
-        if name is not None and name not in names:
-            raise BadInput(f"{path}: no column {name!r}; it has {', '.join(names)}", public="no such column")
-    if len(names) < 2:
-        raise BadInput(
-            f"{path}: one column only ({names[0]!r}); a user and an item are needed", public="too few columns"
-        )
-    user = wanted.user or _by_name(names, USER_NAMES, taken={wanted.item})
-    item = wanted.item or _by_name(names, ITEM_NAMES, taken={user})
-    if user is None and item is None and all(_is_number(name.strip()) for name in names):
-        first = delimiter.join(names)
-        raise BadInput(f"{path}: the first line is data ({first}); put column names above it", public="no header")
-    rest = [name for name in names if name not in (user, item)]
-    user = user or rest.pop(0)
-    item = item or rest.pop(0)
-    value = wanted.value or _by_name(names, VALUE_NAMES, taken={user, item})
-    time = wanted.time or _by_name(names, TIME_NAMES, taken={user, item, value})
-    return Source(path, Columns(user, item, value, time), delimiter, None if headed else tuple(names))
+    return Source(path, choose(names, wanted, str(path), delimiter), delimiter, None if headed else tuple(names))
 
 
 def open_titles(path: Path) -> tuple[Source, str]:
@@ -132,10 +101,7 @@ def open_titles(path: Path) -> tuple[Source, str]:
         As ``header``, or there is no column for the titles.
     """
     names, delimiter, headed = header(path)
-    item = _by_name(names, (*ITEM_NAMES, "id"), taken=set()) or names[0]
-    title = _by_name(names, TITLE_NAMES, taken={item}) or next((name for name in names if name != item), None)
-    if title is None:
-        raise BadInput(f"{path}: no column with titles; it has {', '.join(names)}", public="no such column")
+    item, title = choose_titles(names, str(path))
     return Source(path, Columns(item=item), delimiter, None if headed else tuple(names)), title
 
 
@@ -180,9 +146,9 @@ def _layout_without_header(line: str) -> tuple[list[str], str] | None:
     """Column names and delimiter, if the first line is of a format without a header."""
     for delimiter in ("::", "\t"):
         cells = line.split(delimiter)
-        if 2 <= len(cells) <= len(HEADLESS) and (delimiter == "::" or all(_is_number(cell) for cell in cells)):
+        if 2 <= len(cells) <= len(HEADLESS) and (delimiter == "::" or all(is_number(cell) for cell in cells)):
             return list(HEADLESS[: len(cells)]), delimiter
-    if not any(mark in line for mark in ",\t;|") and len(cells := line.split()) > 1 and all(map(_is_number, cells)):
+    if not any(mark in line for mark in ",\t;|") and len(cells := line.split()) > 1 and all(map(is_number, cells)):
         return ["user", "item"], " "
     return None
 
@@ -207,20 +173,6 @@ def open_text(path: Path) -> Any:
     if _is_gzip(path):
         return gzip.open(path, "rt", encoding="utf-8-sig", newline="")
     return path.open("rt", encoding="utf-8-sig", newline="")
-
-
-def _by_name(names: Sequence[str], usual: Sequence[str], taken: set[str | None]) -> str | None:
-    """The first of some usual names among the columns, without regard to case and punctuation."""
-    plain = {re.sub(r"[^a-z0-9]", "", name.lower()): name for name in reversed(names) if name not in taken}
-    return next((plain[name] for name in usual if name in plain), None)
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
 
 
 def batches(
