@@ -14,14 +14,30 @@ from common.memory.process import child
 from common.memory.process.budget import MIB
 
 
+SIGNALS = {"segfault": signal.SIGSEGV, "terminate": signal.SIGTERM, "kill": signal.SIGKILL}
+MESSAGES = {
+    "abort": "terminate called after throwing an instance of 'std::bad_alloc'",
+    "abort-by-assertion": "python: kernel.cpp:7: run: Assertion `n > 0' failed.",
+    "no-thread": "libgomp: Thread creation failed: Resource temporarily unavailable",
+}
+"""What a library writes on stderr before it ends the process itself."""
+ERRORS = {
+    "decline": NotAvailable("not here"),
+    "misuse": UsageError("no such option"),
+    "fail": ValueError("a wrong value"),
+}
+
+
 def end(way: str) -> dict[str, Any]:
     """End this process, or raise, in one of the ways; ``answer`` returns."""
-    if way == "segfault":
-        os.kill(os.getpid(), signal.SIGSEGV)
-    elif way == "terminate":
-        os.kill(os.getpid(), signal.SIGTERM)
-    elif way == "kill":
-        os.kill(os.getpid(), signal.SIGKILL)
+    if way in SIGNALS:
+        os.kill(os.getpid(), SIGNALS[way])
+    elif way in MESSAGES:
+        sys.stderr.write(MESSAGES[way] + "\n")
+        sys.stderr.flush()
+        os._exit(1) if way == "no-thread" else os.abort()
+    elif way in ERRORS:
+        raise ERRORS[way]
     elif way == "leave":
         sys.exit(7)
     elif way == "allocate":
@@ -29,16 +45,6 @@ def end(way: str) -> dict[str, Any]:
     elif way == "fill":
         blocks = [bytearray(b"x") * MIB for _ in range(4096)]
         return {"blocks": len(blocks)}
-    elif way == "decline":
-        raise NotAvailable("not here")
-    elif way == "misuse":
-        raise UsageError("no such option")
-    elif way == "abort":
-        sys.stderr.write("terminate called after throwing an instance of 'std::bad_alloc'\n")
-        sys.stderr.flush()
-        os.abort()
-    elif way == "fail":
-        raise ValueError("a wrong value")
     return {"bytes": 1}
 
 

@@ -199,9 +199,9 @@ def price(prepare: Callable[[], Prepared], *, costs: OperatorCosts | None = None
     }
     apart = {call: probe for call in calls if call not in costs and (probe := call.probe) is not None}
     if apart and os.environ.get(IN_CHILD):
-        state["known"] = [None if call in apart else asdict(costs[call]) for call in calls]
+        state["costs"] = [None if call in apart else asdict(costs[call]) for call in calls]
         raise DeferredProbe(list(apart.values()), "common.memory.costs.trace:finish", state)
-    return finish(state | {"known": [asdict(costs[call]) for call in calls]}, [])
+    return finish(state | {"costs": [asdict(costs[call]) for call in calls]}, [])
 
 
 def finish(state: Mapping[str, Any], replayed: Iterable[Mapping[str, float]]) -> dict[str, float]:
@@ -210,13 +210,13 @@ def finish(state: Mapping[str, Any], replayed: Iterable[Mapping[str, float]]) ->
     Parameters
     ----------
     state
-        ``parameters``, ``gradients`` and ``optimizer``: bytes; ``known``: costs of the distinct operators, or ``None``
-        for those in ``replayed``; ``history``: after each operator the live bytes and its index in ``known``.
+        ``parameters``, ``gradients`` and ``optimizer``: bytes; ``costs``: those of the distinct operators, or ``None``
+        for those in ``replayed``; ``history``: after each operator the live bytes and its index in ``costs``.
     replayed
         Costs of the other operators, in order.
     """
     missing = iter(replayed)
-    costs = [cost if cost is not None else next(missing) for cost in state["known"]]
+    costs = [cost if cost is not None else next(missing) for cost in state["costs"]]
 
     def workspace(number: int | None) -> float:
         return costs[number]["workspace"] if number is not None else 0

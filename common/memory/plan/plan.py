@@ -133,10 +133,10 @@ def grouped(rejected: Sequence[Rejected], chosen: Setting) -> list[Group]:
     merging = True
     while merging:
         merging = False
-        for place, one in enumerate(boxes):
-            other = next((b for b in boxes[place + 1 :] if b.why == one.why and _differing(one, b) == 1), None)
+        for index, one in enumerate(boxes):
+            other = next((b for b in boxes[index + 1 :] if b.why == one.why and _differing(one, b) == 1), None)
             if other is not None:
-                boxes[place] = _merge(one, other)
+                boxes[index] = _merge(one, other)
                 boxes.remove(other)
                 merging = True
     values = {name: {setting[name] for setting in everything} for name in names}

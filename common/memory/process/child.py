@@ -94,8 +94,8 @@ def python_command(module: str, arguments: Sequence[str] = ()) -> list[str]:
 def python_environment(variables: Mapping[str, str] | None = None) -> dict[str, str]:
     """This process's environment for a child that finds the same suite and nothing else of the working directory.
 
-    Where this process found the suite in the directory it was started in (``python -m apps.recsys`` in a checkout), a
-    child is told that directory by ``PYTHONPATH``.
+    If this process found the suite in its own working directory (``python -m apps.recsys`` in a checkout), the child
+    gets that directory by ``PYTHONPATH``.
 
     Parameters
     ----------
@@ -127,7 +127,7 @@ def run_module(
     ceiling
         Bytes that the child alone may hold, once it calls ``Walls.stand``; ``None``: as many as it takes.
     cgroup
-        Whether it gets a memory cgroup of its own, where one can be made, beside the soft wall.
+        True for a memory cgroup of its own, if one can be made, in addition to the soft wall.
     variables
         Further environment variables.
     timeout
@@ -138,18 +138,21 @@ def run_module(
     environment = python_environment({**(variables or {}), **walls})
     before, kills, timed_out = oom_kills(), 0, False
     try:
-        done = subprocess.run(
+        ran = subprocess.run(
             python_command(module, arguments), input=stdin, env=environment, capture_output=True, timeout=timeout
         )
-        status, out, err = done.returncode, done.stdout, done.stderr
+        status, out, err = ran.returncode, ran.stdout, ran.stderr
     except subprocess.TimeoutExpired as late:
         status, out, err, timed_out = -signal.SIGKILL, late.stdout or b"", late.stderr or b"", True
     finally:
         kills = guard.take_down(group)
     ended = read_exit(status, kills_before=before, cgroup_kills=kills, timed_out=timed_out)
-    if status == -signal.SIGABRT and guard.names_out_of_memory(err[-MESSAGE_BYTES:].decode("utf-8", "replace")):
-        ended = replace(ended, out_of_memory=True)  # a C++ library's exception that nobody caught
-    return Finished(ended, out, err)
+    done = Finished(ended, out, err)
+    # Libraries that end the process themselves: by an uncaught C++ exception, or libgomp by exit code 1.
+    if status == -signal.SIGABRT or done.last_line.startswith("libgomp:"):
+        message = err[-MESSAGE_BYTES:].decode("utf-8", "replace")
+        done = replace(done, exit=replace(ended, out_of_memory=guard.names_out_of_memory(message)))
+    return done
 
 
 def run_command(

@@ -62,6 +62,8 @@ _OOM_MESSAGES = (
     "out of memory",  # CUDA
     "_alloc_failed",  # cuBLAS, cuDNN
     "can't start new thread",  # its stack does not fit
+    "thread creation failed",  # the same in libgomp
+    "failed to map segment",  # a shared library that is loaded late
 )
 
 
@@ -155,13 +157,14 @@ def lift_soft_wall() -> None:
 def is_out_of_memory(error: BaseException) -> bool:
     """Tell whether an exception is an allocation failure, by its type or by its message.
 
-    Only ``RuntimeError`` and ``OSError`` are judged by their messages.
+    Only exceptions by which libraries report allocation failures are judged by their messages.
     """
     if isinstance(error, MemoryError):
         return True
     if type(error).__name__ in ("OutOfMemoryError", "ArrowMemoryError"):
         return True
-    return isinstance(error, (RuntimeError, OSError)) and names_out_of_memory(str(error))
+    from_library = isinstance(error, (RuntimeError, OSError, ImportError)) or "onnxruntime" in type(error).__module__
+    return from_library and names_out_of_memory(str(error))
 
 
 def names_out_of_memory(text: str) -> bool:

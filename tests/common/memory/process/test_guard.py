@@ -93,6 +93,13 @@ for start in range(0, 400, 4):
     assert re.search(r"\d+(\.\d+)? MiB", ended.stderr) and ended.stderr.count("\n") == 2
 
 
+def onnxruntime_error(message: str) -> Exception:
+    """An exception as ONNX Runtime raises it, which is no ``RuntimeError``."""
+    kind = type("RuntimeException", (Exception,), {"__module__": "onnxruntime.capi.onnxruntime_pybind11_state"})
+    error: Exception = kind(message)
+    return error
+
+
 @pytest.mark.parametrize(
     ("error", "expected"),
     [
@@ -107,6 +114,10 @@ for start in range(0, 400, 4):
         (RuntimeError("can't start new thread"), True),
         (RuntimeError("shape mismatch"), False),
         (ValueError("out of memory"), False),
+        (ImportError("libopenblas.so: failed to map segment from shared object"), True),
+        (ImportError("No module named 'numpy'"), False),
+        (onnxruntime_error("Failed to allocate memory for requested buffer of size 9"), True),
+        (onnxruntime_error("Invalid rank for input"), False),
         (OSError(12, "Cannot allocate memory"), True),
     ],
 )
