@@ -26,18 +26,18 @@ COMMANDS = ("-m apps.recsys ", "-m apps.imaging ")
 
 
 def is_command(case: Case) -> bool:
-    """Whether a case runs one of the command lines, which both checkouts have under the same names."""
+    """Return True if a case runs one of the command lines, which both checkouts have under the same names."""
     return any(command in " ".join(case.argv) + " " for command in COMMANDS)
 
 
 def located(case: Case, here: Path) -> Case:
-    """The case with its files named absolutely, so that it can run in another checkout."""
+    """Return the case with absolute paths of its files, so that it can run in another checkout."""
     argv = tuple(word.replace("bench/work", str(here / "bench" / "work")) for word in case.argv)
     return replace(case, argv=argv, fresh=None if case.fresh is None else here / case.fresh)
 
 
 def compare(cases: Sequence[Case], other: Path, pairs: int) -> bool:
-    """Run the cases in both checkouts in turn and print a line for each; whether all are within their bounds."""
+    """Run the cases in both checkouts in turn and print a line for each; returns True if all bounds hold."""
     here = Path.cwd()
     runs: dict[tuple[str, Path], list[dict[str, Any]]] = {}
     for turn in range(pairs + 1):
@@ -62,7 +62,7 @@ def compare(cases: Sequence[Case], other: Path, pairs: int) -> bool:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Read the options, run, and say whether anything is above its bound."""
+    """Run the command line; returns 1 if a ratio is above its bound."""
     parser = argparse.ArgumentParser(prog="against", description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("checkout", type=Path, help="the other checkout")
     parser.add_argument("suite", help="module of a suite, such as apps.recsys.bench.headline")

@@ -79,7 +79,7 @@ class Case:
     group: str
     """Cases of one group run in turn."""
     bounds: tuple[Bound, ...]
-    """What must hold for the median of the repeats."""
+    """Bounds on the medians over the repeats."""
     exits: tuple[int, ...] = (0,)
     """Exit codes that are right. After a refusal (3) only the ceiling is judged."""
     fresh: Path | None = None
@@ -244,8 +244,8 @@ def _of_record(record: dict[str, Any]) -> dict[str, Any]:
     """Return the fields taken from the command's output: the figures of a run record, or the plain result."""
     if "measured" not in record:
         return {"result": record}
-    peak, floor = record["measured"]["peak_bytes"], record["measured"]["floor_bytes"]
-    line = {"peak": peak, "floor": floor, "result": record["results"], "kind": record.get("error", {}).get("kind")}
+    peak, baseline = record["measured"]["peak_bytes"], record["measured"]["floor_bytes"]
+    line = {"peak": peak, "floor": baseline, "result": record["results"], "kind": record.get("error", {}).get("kind")}
     loaded = [phase["start"] + phase["seconds"] for phase in record["measured"]["phases"] if phase["name"] == START]
     if loaded:  # scripts start their clocks after their imports
         line["working_seconds"] = round(record["seconds"] - loaded[0], 3)
@@ -256,7 +256,7 @@ def _of_record(record: dict[str, Any]) -> dict[str, Any]:
         line |= {"predicted": predicted, "knobs": record["plan"]["knobs"]}
         if measured:
             line["predicted_over_measured"] = round(predicted / measured, 4)
-            line["above_floor"] = round((predicted - floor) / max(1, measured - floor), 4)
+            line["above_floor"] = round((predicted - baseline) / max(1, measured - baseline), 4)
     return line
 
 

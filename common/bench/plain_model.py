@@ -108,14 +108,15 @@ def grid() -> Grid:
 
 def main() -> int:
     """Print the table."""
-    what = grid()
-    os.environ.update(what.environment)
+    chosen = grid()
+    os.environ.update(chosen.environment)
     columns = ("images", "batch", "n*s + N*d*k", *prediction.TERMS, "predicted", "measured")
     sys.stdout.write(" | ".join(columns) + "\n" + " | ".join("---" for _ in columns) + "\n")
     with tempfile.TemporaryDirectory() as empty:
-        known = CostStore(Path(empty)).collect([what.base, *map(what.traced, what.configurations)], ceiling=None)
+        probes = [chosen.base, *map(chosen.traced, chosen.configurations)]
+        costs = CostStore(Path(empty)).collect(probes, ceiling=None)
     sizes = [(channels, side, batch) for channels, side in IMAGES for batch in BATCHES]
-    for (channels, side, batch), each in zip(sizes, what.configurations, strict=True):
+    for (channels, side, batch), each in zip(sizes, chosen.configurations, strict=True):
         plain = plain_model(
             parameters=parameters(channels, side),
             parameter_bytes=FLOAT,
@@ -123,9 +124,9 @@ def main() -> int:
             values_per_sample=values(channels, side),
             value_bytes=FLOAT,
         )
-        line = prediction.compare(each, what, known)
-        found = (plain, *(line["terms"][name] for name in prediction.TERMS), line["predicted"], line["measured"])
-        row = [f"{side}x{side}x{channels}", str(batch), *(f"{size / MIB:.1f}" for size in found)]
+        line = prediction.compare(each, chosen, costs)
+        cells = (plain, *(line["terms"][name] for name in prediction.TERMS), line["predicted"], line["measured"])
+        row = [f"{side}x{side}x{channels}", str(batch), *(f"{size / MIB:.1f}" for size in cells)]
         sys.stdout.write(" | ".join(row) + "\n")
     return 0
 

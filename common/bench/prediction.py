@@ -162,12 +162,12 @@ def run(grid: Grid, file: Path, *, seed: int, quick: bool) -> list[dict[str, Any
     file.parent.mkdir(parents=True, exist_ok=True)
     ahead = [each for each in grid.ordered(seed, quick=quick) if each.name not in done]
     with tempfile.TemporaryDirectory() as empty:  # no plan is cached, only the costs of operators
-        costs = CostStore(Path(empty))
+        store = CostStore(Path(empty))
         for start in range(0, len(ahead), AT_ONCE):
             some = ahead[start : start + AT_ONCE]
-            known = costs.collect([grid.base, *map(grid.traced, some)], ceiling=None)
+            costs = store.collect([grid.base, *map(grid.traced, some)], ceiling=None)
             for each in some:
-                line = compare(each, grid, known) | key | {"seed": seed if each.drawn else None}
+                line = compare(each, grid, costs) | key | {"seed": seed if each.drawn else None}
                 lines.append(line)
                 with file.open("a", encoding="utf-8") as stream:
                     stream.write(json.dumps(line) + "\n")

@@ -1,7 +1,7 @@
-"""Continue an interrupted training from its checkpoint, or say why it starts from the beginning.
+"""Resume an interrupted training from its checkpoint, or say why it starts from the beginning.
 
-A checkpoint holds the settings that decide the result of its training. It is continued only by a training with the same
-settings, so that an interrupted training ends with the weights of an undisturbed one.
+A checkpoint contains the settings that determine the result of its training. Only a training with the same settings
+resumes from it, so that an interrupted training ends with the weights of an undisturbed one.
 """
 
 import json
@@ -32,31 +32,31 @@ def resume(
     checkpoint
         The file that the interrupted training wrote.
     settings
-        All that decides the result of the training that starts now, as values that JSON can hold.
+        The settings that determine the result of the present training, as values that JSON can represent.
     read_settings
         Reads the settings from the checkpoint; ``None`` if they cannot be read. It need not load the tensors.
     load
-        Loads the state, called only where the settings are the same; ``None`` if it is damaged.
+        Loads the state; called only if the settings are the same; returns ``None`` if the checkpoint is damaged.
     progress
-        How far a state is, for the message: ``"after step 120"``.
+        Describes the progress of a state, for the message: ``"after step 120"``.
     output
         The model folder, for the error message.
     required
-        Whether the user insists on continuing (``--resume``).
+        Raise instead of starting from the beginning (``--resume``).
     say
         Prints one line for the user.
 
     Returns
     -------
     State or None
-        What ``load`` returned; ``None`` where the training starts from the beginning.
+        The result of ``load``; ``None`` if the training starts from the beginning.
 
     Raises
     ------
     BadInput
-        If ``required``, and there is no checkpoint, or it is damaged.
+        The checkpoint is required, and it is missing or damaged.
     UsageError
-        If ``required``, and the checkpoint is of a training with other settings.
+        The checkpoint is required and belongs to a training with other settings.
 
     Examples
     --------
@@ -86,14 +86,14 @@ def resume(
 
 
 def differing(settings: Mapping[str, Any], stored: Mapping[str, Any]) -> list[str]:
-    """Names of the settings that two trainings do not have in common.
+    """Return the names of the settings in which two trainings differ.
 
     Parameters
     ----------
     settings
-        Of the training that starts; compared in the form that JSON gives them, tuples as lists.
+        Settings of the present training; they are compared in their JSON form, tuples as lists.
     stored
-        Of the checkpoint, read from JSON.
+        Settings of the checkpoint, read from JSON.
 
     Examples
     --------
@@ -106,5 +106,5 @@ def differing(settings: Mapping[str, Any], stored: Mapping[str, Any]) -> list[st
 
 
 def nothing_to_resume(output: Path) -> BadInput:
-    """The error of ``--resume`` where the model folder ``output`` has no checkpoint."""
+    """Return the error of ``--resume`` for a model folder without checkpoint."""
     return BadInput(f"{output}: nothing to resume", public="nothing to resume")

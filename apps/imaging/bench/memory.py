@@ -61,7 +61,7 @@ def add_cases(suite: Suite, work: Path, source: Path | None) -> None:
     for name, share in PEERS.items():
         peer = [PEER_PYTHON, "-m", "apps.imaging.bench.peers.memory", name, image, model, work, "--tile", TILE]
         suite.case(f"memory-{name}", peer, ceiling=PEER_CEILING, group=group)
-        title = f"memory above the floor, 25 classes: against {name}"
+        title = f"memory above the baseline, 25 classes: against {name}"
         suite.ratio(title, "memory-peakline", f"memory-{name}", Bound("result.above_mib", at_most=share))
     _add_shorter(suite, work, source, model)
     _add_speed(suite, work, source, model)

@@ -34,7 +34,7 @@ def read(path: str) -> sp.csr_matrix:
     return matrix
 
 
-def split(rows: sp.csr_matrix, held: np.ndarray, seed: int) -> tuple[sp.csr_matrix, list[np.ndarray]]:
+def split(rows: sp.csr_matrix, held_out: np.ndarray, seed: int) -> tuple[sp.csr_matrix, list[np.ndarray]]:
     """Split each held-out user's items: four fifths to fold in, the others to score.
 
     Returns
@@ -43,7 +43,7 @@ def split(rows: sp.csr_matrix, held: np.ndarray, seed: int) -> tuple[sp.csr_matr
         The fold-in matrix, and the items to score per user.
     """
     fold_in, scored = rows.copy(), []
-    for row, user in enumerate(held):
+    for row, user in enumerate(held_out):
         start, stop = rows.indptr[row], rows.indptr[row + 1]
         order = np.random.default_rng([seed, user]).permutation(stop - start)[: int(0.2 * (stop - start))]
         scored.append(rows.indices[start:stop][order])
@@ -58,15 +58,15 @@ def main(path: str, factors: int = 64, iterations: int = 15, seed: int = 0) -> N
     users = matrix.shape[0]
     confidence = matrix.copy()
     confidence.data = np.float32(ALPHA) * np.log1p(matrix.data)
-    held = np.sort(np.random.default_rng(seed).permutation(users)[: int(0.1 * users)])
-    held = held[np.diff(matrix.indptr)[held] >= 5]
-    train = np.setdiff1d(np.arange(users), held)
+    held_out = np.sort(np.random.default_rng(seed).permutation(users)[: int(0.1 * users)])
+    held_out = held_out[np.diff(matrix.indptr)[held_out] >= 5]
+    train = np.setdiff1d(np.arange(users), held_out)
     model = AlternatingLeastSquares(
         factors=factors, regularization=REGULARIZATION, iterations=iterations, random_state=seed
     )
     model.fit(confidence[train], show_progress=False)
-    fold_in, scored = split(confidence[held], held, seed)
-    ranked, _ = model.recommend(np.arange(len(held)), fold_in, N=100, recalculate_user=True)
+    fold_in, scored = split(confidence[held_out], held_out, seed)
+    ranked, _ = model.recommend(np.arange(len(held_out)), fold_in, N=100, recalculate_user=True)
     metrics = dict.fromkeys(("ndcg@10", "ndcg@100", "recall@20", "recall@50"), 0.0)
     for items, test in zip(ranked, scored, strict=True):
         hits = np.isin(items, test)
@@ -77,8 +77,8 @@ def main(path: str, factors: int = 64, iterations: int = 15, seed: int = 0) -> N
     answer = {
         "seconds": round(time.monotonic() - STARTED, 3),
         "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-        "users": len(held),
-        "metrics": {name: float(total / len(held)) for name, total in metrics.items()},
+        "users": len(held_out),
+        "metrics": {name: float(total / len(held_out)) for name, total in metrics.items()},
     }
     print(json.dumps(answer))
 
