@@ -1,8 +1,8 @@
-"""Outlines of a mask along voxel edges, exactly: a voxel is in the mask just if its centre is inside an outline.
+"""Exact outlines of a mask along voxel edges: a voxel is in the mask if and only if its centre is inside an outline.
 
-Corners of the outline are found at once with NumPy; outlines alternate between horizontal and vertical edges, which
-join neighbouring corners of a row or a column in pairs. Voxels that touch at a corner only are parts of their own. A
-hole is joined to the outline around it by a channel without width (a keyhole, DICOM PS3.3 C.8.8.6.3).
+NumPy finds all corners at once. Outlines alternate between horizontal and vertical edges, which join neighbouring
+corners of a row or a column in pairs. Voxels that touch only at a corner belong to different outlines. A hole is joined
+to the outline around it by a channel without width (a keyhole, DICOM PS3.3 C.8.8.6.3).
 """
 
 from dataclasses import dataclass
@@ -14,9 +14,9 @@ Mask = npt.NDArray[np.bool_]
 Points = npt.NDArray[np.int64]
 
 MOST_CORNERS = 50_000
-"""Of one mask: more is noise, not a structure."""
+"""Most corners of one mask: a mask with more is noise, not a structure."""
 CORNER_BYTES = 300
-"""What finding and joining outlines holds for each corner (measured 192)."""
+"""Bytes of finding and joining outlines for each corner (measured 192)."""
 
 
 class TooRagged(ValueError):
@@ -25,18 +25,18 @@ class TooRagged(ValueError):
 
 @dataclass(slots=True)
 class _Corners:
-    """Corners in the order of rows; of two at one place the left one comes first."""
+    """Corners in the order of rows; of two corners at one point the left one comes first."""
 
     rows: Points
     columns: Points
     filled: Mask
-    """Whether the voxel right below a corner is in the mask."""
+    """Whether the voxel to the lower right of a corner is in the mask."""
     across: list[int]
-    """The other end of each corner's vertical edge; that of its horizontal edge is ``index ^ 1``."""
+    """Index of the other end of each corner's vertical edge; that of its horizontal edge is ``index ^ 1``."""
     upward: Points
-    """Corners in the order of columns, as vertical edges join them in pairs."""
+    """Corners in the order of columns, in which vertical edges join them in pairs."""
     keys: Points
-    """Place of those, ascending: column x ``step`` + row."""
+    """Their positions, ascending: column x ``step`` + row."""
     step: int
 
     @classmethod
@@ -55,7 +55,7 @@ class _Corners:
         index = np.repeat(np.arange(len(rows)), 1 + twice)
         second = np.concatenate([[False], index[1:] == index[:-1]]) if len(index) else np.empty(0, bool)
         rows, columns, twice = rows[index], columns[index], twice[index]
-        # At a double corner the left edge belongs to the voxel above left, and so goes up, if that is filled.
+        # At a double corner the left edge belongs to the upper left voxel, and so goes up, if that is in the mask.
         below = second == above_left[rows, columns]
         upward = np.lexsort((below & twice, rows, columns))
         across = np.empty_like(rows)
@@ -64,9 +64,9 @@ class _Corners:
         return cls(rows, columns, below_right[rows, columns], across.tolist(), upward, keys, len(around) + 1)
 
     def edge_at(self, row: int, column: int) -> int:
-        """The upper end of the vertical edge at ``column`` beside the voxels of ``row``."""
-        place = np.searchsorted(self.keys, column * self.step + row, side="right") - 1
-        return int(self.upward[place])
+        """Index of the upper end of the vertical edge at ``column`` along the voxels of ``row``."""
+        index = np.searchsorted(self.keys, column * self.step + row, side="right") - 1
+        return int(self.upward[index])
 
 
 def outlines(mask: Mask) -> list[Points]:
@@ -76,12 +76,12 @@ def outlines(mask: Mask) -> list[Points]:
     -------
     list of (n, 2)
         Corners as (column, row) of voxel edges: voxel (row, column) spans ``column ... column + 1``. The first point is
-        not repeated at the end. Each is one part, its holes joined by keyholes.
+        not repeated at the end. Each outline is one component, its holes joined by keyholes.
 
     Raises
     ------
     TooRagged
-        If the mask is noise.
+        If the mask has more than ``MOST_CORNERS`` corners.
     """
     corners = _Corners.of(mask)
     rings = _rings(corners.across)
@@ -89,14 +89,14 @@ def outlines(mask: Mask) -> list[Points]:
     outer = [ring for ring in rings if corners.filled[ring[0]]]
     for ring in rings:
         joined.add(ring, hole=not corners.filled[ring[0]])
-    for ring in reversed(rings):  # a hole's outline begins after that of what it is joined to
+    for ring in reversed(rings):  # a hole's outline begins after the one that it is joined to
         if not corners.filled[ring[0]]:
             joined.join(ring, mask)
     return [joined.walk(ring[0]) for ring in outer]
 
 
 def _rings(across: list[int]) -> list[list[int]]:
-    """Closed walks, each from its uppermost, leftmost corner to the right."""
+    """Closed rings of corners, each from its uppermost, leftmost corner to the right."""
     seen = bytearray(len(across))
     rings = []
     for start in range(len(across)):
@@ -112,19 +112,19 @@ def _rings(across: list[int]) -> list[list[int]]:
 
 
 class _Joined:
-    """Outlines as linked lists, so that a hole is joined in without moving anything."""
+    """Outlines as linked lists, so that joining a hole moves no corner."""
 
     def __init__(self, corners: _Corners) -> None:
         self._corners = corners
         self._rows, self._columns = corners.rows.tolist(), corners.columns.tolist()
         self._next = [0] * len(self._rows)
         self._begin: dict[int, int] = {}
-        """By the upper end of a vertical edge: where the part of it begins that is still to be joined to."""
+        """By the upper end of a vertical edge: the corner from which further holes may be joined to it."""
         self._downward: set[int] = set()
-        """Upper ends of the vertical edges on which the outline goes down."""
+        """Upper ends of the vertical edges along which the outline goes down."""
 
     def add(self, ring: list[int], *, hole: bool) -> None:
-        """Link a ring; holes go the other way round."""
+        """Link a ring; a hole's has the opposite direction."""
         order = ring[:1] + ring[:0:-1] if hole else ring
         for here, there in zip(order, [*order[1:], order[0]], strict=True):
             self._next[here] = there
@@ -136,7 +136,7 @@ class _Joined:
                     self._downward.add(upper)
 
     def join(self, hole: list[int], mask: Mask) -> None:
-        """A channel to the left, along the hole's upper edge, to the first edge beside the voxels there."""
+        """Join a hole by a channel to the left, along its upper edge, up to the first vertical edge in the way."""
         start = hole[0]
         row, column = self._rows[start], self._columns[start]
         outside = np.flatnonzero(~mask[row, :column])
@@ -147,7 +147,7 @@ class _Joined:
         self._next[back], self._next[begin] = self._next[begin], leave
         self._next[leave] = start
         self._next[hole[1]], self._next[again] = again, back
-        # The next hole of this edge lies higher up: before the channel on a way down, after it on a way up.
+        # The next hole at this edge is higher: before the channel if the edge goes down, after it if it goes up.
         self._begin[upper] = begin if upper in self._downward else back
 
     def _node(self, row: int, column: int) -> int:

@@ -1,7 +1,7 @@
-"""What can be wrong, or merely unusual, with a DICOM series, and what is done about it.
+"""Defects and peculiarities of DICOM series, and their outcomes.
 
-Every defect has one of three outcomes: it is accepted (handled, the result is right), repaired (the result is right for
-what the note says) or refused (one line, exit 4). Nothing is guessed in silence.
+A defect is accepted (it is handled, and the result is right), repaired (the result is right for what the note says) or
+refused (one line, exit 4). Nothing is guessed silently.
 """
 
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from common.errors import BadInput
 
 
 class Outcome(StrEnum):
-    """What is done about a defect."""
+    """How a defect is treated."""
 
     ACCEPT = "accepted"
     REPAIR = "repaired"
@@ -20,7 +20,7 @@ class Outcome(StrEnum):
 
 
 class Defect(StrEnum):
-    """The kinds that are told apart."""
+    """Kinds of defects."""
 
     MISSING_SLICE = "missing slice"
     UNEVEN_SPACING = "uneven spacing"
@@ -38,7 +38,7 @@ class Defect(StrEnum):
     CORRUPT = "damaged"
     BOMB = "decompression bomb"
     POLYGLOT = "foreign preamble"
-    # Not images of a volume at all; these are only ever refused.
+    # Not images of one volume; these are always refused.
     GEOMETRY = "geometry missing"
     MIXED_SLICES = "mixed slices"
     COLOUR = "colour images"
@@ -49,7 +49,7 @@ class Defect(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """A defect that was found and lived with."""
+    """A defect that was accepted or repaired."""
 
     defect: Defect
     outcome: Outcome
@@ -61,14 +61,14 @@ class Finding:
 
 
 class Refusal(BadInput):
-    """A series with a defect that would give a wrong volume.
+    """A series is refused for a defect that would give a wrong volume.
 
     Parameters
     ----------
     path
-        The user's own; on the terminal only.
+        The user's path, for the terminal only.
     defect
-        What is wrong, which is also all that records and logs may say.
+        The defect; records and logs hold nothing else.
     message
         The rest of the line.
     """

@@ -1,6 +1,6 @@
-"""What an object derived from a series takes over from it: patient, study, frame of reference, and fixed UIDs.
+"""What a derived DICOM object takes from its series: patient, study, frame of reference; and reproducible UIDs.
 
-The one full header that is read stays in this process; patient data goes from it into the object and nowhere else.
+One full header is read and stays in this process. Patient data goes from it into the object and nowhere else.
 """
 
 import uuid
@@ -11,19 +11,17 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from apps.imaging.dicom.headers import (
-    BIG_ENDIAN,
-    DEFLATED,
-    EXPLICIT,
-    HEADER_LIMIT,
-    IMPLICIT,
-    VALUE_LIMIT,
-    begin,
-    inflate,
-    pydicom_module,
+from pydicom.uid import (
+    CTImageStorage,
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    MRImageStorage,
+    PositronEmissionTomographyImageStorage,
 )
+
+from apps.imaging.dicom.headers import HEADER_LIMIT, VALUE_LIMIT, Modality, begin, inflate, pydicom_module
 from apps.imaging.dicom.series import DicomVolume
 from apps.imaging.models.model_folder import ImagingModel
 from apps.imaging.volumes.volume import Volume, spacing
@@ -33,15 +31,15 @@ from common.errors import BadInput
 MANUFACTURER = "peakline"
 STATEMENT = "Research use only. Not a medical device."
 _NEEDED = ("StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID")
-_PLAIN_CLASS = {
-    "CT": "1.2.840.10008.5.1.4.1.1.2",
-    "MR": "1.2.840.10008.5.1.4.1.1.4",
-    "PT": "1.2.840.10008.5.1.4.1.1.128",
+_SINGLE_FRAME_CLASS = {
+    Modality.COMPUTED_TOMOGRAPHY: CTImageStorage,
+    Modality.MAGNETIC_RESONANCE: MRImageStorage,
+    Modality.POSITRON_EMISSION_TOMOGRAPHY: PositronEmissionTomographyImageStorage,
 }
 
 
 def dicom_series(volume: Volume, path: Path) -> DicomVolume:
-    """The volume, if DICOM objects can be derived from it.
+    """Return the volume if DICOM objects can be derived from it.
 
     Raises
     ------
@@ -49,8 +47,8 @@ def dicom_series(volume: Volume, path: Path) -> DicomVolume:
         For NIfTI, and for a series without the UIDs by which an object would refer to it.
     """
     if not isinstance(volume, DicomVolume):
-        line = f"{path}: a NIfTI file has no patient, study or frame of reference; DICOM output needs a DICOM series"
-        raise BadInput(line, public="DICOM output from NIfTI")
+        message = "a NIfTI file has no patient, study or frame of reference; DICOM output needs a DICOM series"
+        raise BadInput(f"{path}: {message}", public="DICOM output from NIfTI")
     head = source_header(volume)
     absent = [name for name in _NEEDED if not str(head.get(name, ""))]
     if absent:
@@ -59,9 +57,9 @@ def dicom_series(volume: Volume, path: Path) -> DicomVolume:
 
 
 def source_header(volume: DicomVolume) -> Any:
-    """The first slice's header as a plain single-frame image of two pixels squared, without pixels.
+    """The first slice's header as that of a single-frame image of 2 x 2 pixels, without pixels.
 
-    The plane's own geometry stands in it whatever form the file has, so that highdicom can derive from it.
+    It holds the plane's geometry as plain elements whatever form the file has, so that highdicom can derive from it.
     """
     pydicom_module()
     from pydicom.dataset import FileMetaDataset
@@ -70,32 +68,33 @@ def source_header(volume: DicomVolume) -> Any:
     frame = volume.slices[0]
     with volume.container.open(frame.name) as stream:
         meta = begin(stream)
-        implicit, little = meta.syntax == IMPLICIT, meta.syntax != BIG_ENDIAN
-        if meta.syntax == DEFLATED:
+        implicit, little = meta.syntax == ImplicitVRLittleEndian, meta.syntax != ExplicitVRBigEndian
+        if meta.syntax == DeflatedExplicitVRLittleEndian:
             stream = BytesIO(inflate(stream, HEADER_LIMIT)[0])
         head = read_dataset(stream, implicit, little, stop_when=_beyond, defer_size=VALUE_LIMIT)
     for keyword in ("NumberOfFrames", "SharedFunctionalGroupsSequence", "DimensionIndexSequence"):
         head.pop(keyword, None)
     head = _copied(head)
     head.file_meta = FileMetaDataset()
-    head.file_meta.TransferSyntaxUID = EXPLICIT
-    kind = frame.kind
-    head.SOPClassUID, head.SOPInstanceUID = _PLAIN_CLASS.get(kind.modality, kind.sop_class), frame.instance
+    head.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    attributes = frame.attributes
+    head.SOPClassUID = _SINGLE_FRAME_CLASS.get(attributes.modality, attributes.sop_class)
+    head.SOPInstanceUID = frame.instance
     head.ImageOrientationPatient, head.ImagePositionPatient = list(frame.orientation or ()), list(frame.position or ())
     head.PixelSpacing = list(frame.pixel_spacing or ())
     head.SliceThickness = spacing(volume.affine)[2]
     head.Rows = head.Columns = 2
     for keyword in ("PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime", "StudyID",
                     "AccessionNumber", "ReferringPhysicianName"):  # fmt: skip
-        if keyword not in head:  # type 2: present, perhaps empty
+        if keyword not in head:  # type 2: must be present, may be empty
             setattr(head, keyword, "")
     return head
 
 
 def _copied(head: Any) -> Any:
-    """Its public attributes that have a value, in a dataset that no longer knows in which byte order it was read.
+    """Copy the public elements that have a value into a data set that may be written in any byte order.
 
-    Groups below 0008 are of messages, file headers and directories; a damaged file may have them anywhere.
+    Groups below 0008, of messages, file headers and directories, are left out; a damaged file may have them anywhere.
     """
     from pydicom import Dataset
 
@@ -103,7 +102,7 @@ def _copied(head: Any) -> Any:
     for tag in list(head.keys()):
         try:
             element = head[tag]
-        except Exception:  # whatever pydicom makes of a damaged value: it says so on first use
+        except Exception:  # pydicom raises many types at the first use of a damaged value
             continue
         if tag.group >= 0x0008 and not tag.is_private and element.value is not None:
             copy[tag] = element
@@ -115,12 +114,12 @@ def _beyond(tag: int, vr: str | None, length: int) -> bool:
 
 
 def derived_uid(key: str, what: str) -> str:
-    """A UID that the same input, model and settings give every time (PS3.5 B.2)."""
+    """Make a UID (PS3.5 B.2) that is the same for the same digest ``key`` and the same ``what``."""
     return f"2.25.{uuid.uuid5(uuid.NAMESPACE_OID, f'{key}/{what}').int}"
 
 
 def fix_dates(dataset: Any, head: Any) -> None:
-    """Take the source's dates instead of today's: the same run gives the same bytes, as its UIDs promise."""
+    """Replace today's dates by the source's, so that a repeated run writes the same bytes under the same UIDs."""
     date = str(head.get("SeriesDate", "") or head.get("StudyDate", "") or "19700101")
     time = str(head.get("SeriesTime", "") or head.get("StudyTime", "") or "000000")
     for name, value in (("ContentDate", date), ("ContentTime", time), ("InstanceCreationDate", date),
@@ -132,7 +131,7 @@ def fix_dates(dataset: Any, head: Any) -> None:
 
 
 def dataset_of(**elements: Any) -> Any:
-    """A data set of these elements."""
+    """Make a data set of elements by keyword."""
     from pydicom.dataset import Dataset
 
     dataset = Dataset()
@@ -142,7 +141,7 @@ def dataset_of(**elements: Any) -> Any:
 
 
 def algorithm(model: ImagingModel) -> dict[str, str]:
-    """Name, version and digest of what made the labels, as the standard's attributes hold them."""
+    """Name, version and digests of what made the labels, for the standard's attributes."""
     return {
         "name": f"{MANUFACTURER} {model.kind}"[:64],
         "version": __version__,
@@ -151,16 +150,16 @@ def algorithm(model: ImagingModel) -> dict[str, str]:
 
 
 def plane_position(volume: DicomVolume, plane: int) -> list[float]:
-    """Of a plane of the grid, DICOM's axes: the slice's own, or the repaired grid's."""
+    """ImagePositionPatient of a plane in millimetres: the slice's own, or the interpolated grid's."""
     if not volume.repaired:
         return list(volume.slices[plane].position or ())
-    place: list[float] = (volume.affine @ [0, 0, plane, 1])[:3] * [-1, -1, 1]
-    return [round(float(value), 6) for value in np.asarray(place)]
+    x, y, z, _ = (volume.affine @ [0, 0, plane, 1]).tolist()
+    return [round(value, 6) for value in (-x, -y, z)]
 
 
 @contextmanager
 def without_warnings() -> Iterator[None]:
-    """Without highdicom's and pydicom's warnings: they quote the patient's name."""
+    """Suppress highdicom's and pydicom's warnings in the block: they quote the patient's name."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

@@ -1,7 +1,7 @@
-"""DICOM headers as table rows: a few hundred bytes a slice, whatever the file holds, single-frame and enhanced.
+"""DICOM headers as table rows: a few hundred bytes a slice whatever the file holds, single-frame and enhanced.
 
 Only the elements below are read, values are bounded, and the per-frame groups of an enhanced file are read item by
-item, because pydicom's own data sets cost 56 KiB a slice. What a header says is not believed here; ``dicom`` checks it.
+item, because pydicom's data sets take 56 KiB a slice. Values are read here and checked in ``series``.
 """
 
 import logging
@@ -9,10 +9,21 @@ import re
 import struct
 import warnings
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from io import BytesIO
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, TypeVar, cast
+
+from pydicom.tag import Tag
+from pydicom.uid import (
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    RawDataStorage,
+    RTStructureSetStorage,
+)
 
 from apps.imaging.dicom.defects import Defect, Refusal
 from apps.imaging.volumes.archive import Container
@@ -20,51 +31,78 @@ from apps.imaging.volumes.archive import Container
 MARK = b"DICM"
 PREAMBLE = 128
 VALUE_LIMIT = 1 << 20
-"""Bytes of one header value; larger ones are stepped over (none of those read here comes near it)."""
+"""Bytes of one header value; larger ones are skipped (none of those that are read comes near it)."""
 HEADER_LIMIT = 4 << 20
 """Inflated bytes of a deflated file within which its pixels must begin."""
 MAX_FRAMES = 100_000
 UNDEFINED = 0xFFFFFFFF
-
-DEFLATED = "1.2.840.10008.1.2.1.99"
-IMPLICIT = "1.2.840.10008.1.2"
-EXPLICIT = "1.2.840.10008.1.2.1"
-BIG_ENDIAN = "1.2.840.10008.1.2.2"
+"""Length of an element whose end is marked instead."""
 
 _SHARED, _PER_FRAME, _PIXELS = 0x52009229, 0x52009230, 0x7FE00010
 _PIXEL_ELEMENTS = (0x7FE00008, 0x7FE00009, _PIXELS)
-_TAGS = [
-    0x00080008,  # ImageType
-    0x00080016,  # SOPClassUID
-    0x00080018,  # SOPInstanceUID
-    0x00080060,  # Modality
-    0x0020000E,  # SeriesInstanceUID
-    0x00200032,  # ImagePositionPatient
-    0x00200037,  # ImageOrientationPatient
-    0x00200052,  # FrameOfReferenceUID
-    0x00280002,  # SamplesPerPixel
-    0x00280004,  # PhotometricInterpretation
-    0x00280008,  # NumberOfFrames
-    0x00280010,  # Rows
-    0x00280011,  # Columns
-    0x00280030,  # PixelSpacing
-    0x00280100,  # BitsAllocated
-    0x00280101,  # BitsStored
-    0x00280102,  # HighBit
-    0x00280103,  # PixelRepresentation
-    0x00281052,  # RescaleIntercept
-    0x00281053,  # RescaleSlope
-    _SHARED,
-]
-_BOMB = f"its pixels do not begin within {HEADER_LIMIT >> 20} MiB of inflated header"
-_NOT_IMAGES = ("1.2.840.10008.5.1.4.1.1.66", "1.2.840.10008.5.1.4.1.1.481.3", "1.2.840.10008.5.1.4.1.1.88")
-"""SOP classes that begin so hold segmentations, registrations, structure sets and reports: never a source image."""
-
-MODALITIES = frozenset(
-    ("CT", "MR", "PT", "NM", "US", "CR", "DX", "MG", "XA", "RF", "OCT", "OPT", "IVUS", "IVOCT", "OP", "RTIMAGE", "SM")
+_CHARACTER_SET = 0x00080005
+_KEYWORDS = (
+    "ImageType",
+    "SOPClassUID",
+    "SOPInstanceUID",
+    "Modality",
+    "SeriesInstanceUID",
+    "ImagePositionPatient",
+    "ImageOrientationPatient",
+    "FrameOfReferenceUID",
+    "SamplesPerPixel",
+    "PhotometricInterpretation",
+    "NumberOfFrames",
+    "Rows",
+    "Columns",
+    "PixelSpacing",
+    "BitsAllocated",
+    "BitsStored",
+    "HighBit",
+    "PixelRepresentation",
+    "RescaleIntercept",
+    "RescaleSlope",
+    "SharedFunctionalGroupsSequence",
 )
-"""Those of images; any other is shown as OT, so that what is shown cannot be somebody's name."""
+"""Elements that are read of a header."""
+_BOMB = f"its pixels do not begin within {HEADER_LIMIT >> 20} MiB of inflated header"
+_NOT_IMAGES = (RawDataStorage, RTStructureSetStorage, "1.2.840.10008.5.1.4.1.1.88")
+"""SOP classes that begin so are raw data, segmentations and registrations, structure sets, and reports: no images."""
 _UID = re.compile(r"[0-9.]{1,64}")
+
+Value = TypeVar("Value", bound=Hashable)
+
+
+class Modality(StrEnum):
+    """Modalities of images. Any other value is read as ``OTHER``, so that what is shown cannot be a person's name."""
+
+    COMPUTED_TOMOGRAPHY = "CT"
+    MAGNETIC_RESONANCE = "MR"
+    POSITRON_EMISSION_TOMOGRAPHY = "PT"
+    NUCLEAR_MEDICINE = "NM"
+    ULTRASOUND = "US"
+    COMPUTED_RADIOGRAPHY = "CR"
+    DIGITAL_RADIOGRAPHY = "DX"
+    MAMMOGRAPHY = "MG"
+    ANGIOGRAPHY = "XA"
+    FLUOROSCOPY = "RF"
+    OPTICAL_COHERENCE_TOMOGRAPHY = "OCT"
+    OPHTHALMIC_TOMOGRAPHY = "OPT"
+    INTRAVASCULAR_ULTRASOUND = "IVUS"
+    INTRAVASCULAR_OPTICAL_COHERENCE_TOMOGRAPHY = "IVOCT"
+    OPHTHALMIC_PHOTOGRAPHY = "OP"
+    RADIOTHERAPY_IMAGE = "RTIMAGE"
+    SLIDE_MICROSCOPY = "SM"
+    OTHER = "OT"
+
+
+class Photometric(StrEnum):
+    """Photometric interpretations of grey images."""
+
+    MONOCHROME1 = "MONOCHROME1"
+    """The largest value is black."""
+    MONOCHROME2 = "MONOCHROME2"
+    """The least value is black."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +110,8 @@ class SeriesAttributes:
     """What all frames of a volume have in common; one object for all of them."""
 
     series: str
-    modality: str
+    """SeriesInstanceUID."""
+    modality: Modality
     sop_class: str
     frame_of_reference: str
     localizer: bool
@@ -93,24 +132,25 @@ class SeriesAttributes:
 
 @dataclass(frozen=True, slots=True)
 class FrameHeader:
-    """One plane of pixels and where it lies."""
+    """One plane of pixels and its position."""
 
     name: str
-    """In its container."""
+    """Of the file in its container."""
     instance: str
     """SOPInstanceUID."""
     number: int
-    """Within its file, from 0."""
+    """Of the frame within its file, from 0."""
     frames: int
-    """How many its file has."""
+    """Frames of its file."""
     offset: int
-    """Where the pixel element's value begins in the file (in the inflated data set, where that is deflated)."""
-    kind: SeriesAttributes
+    """Bytes before the pixel element's value in the file; in a deflated file, of the inflated data set."""
+    attributes: SeriesAttributes
     position: tuple[float, ...] | None
-    """Centre of the first pixel in millimetres, DICOM's axes (left, posterior, superior)."""
+    """Centre of the first pixel in millimetres, on DICOM's axes (left, posterior, superior)."""
     orientation: tuple[float, ...] | None
+    """Direction cosines of a row and of a column, six numbers."""
     pixel_spacing: tuple[float, ...] | None
-    """Between rows, between columns."""
+    """Millimetres between rows, between columns."""
     slope: float
     intercept: float
     polyglot: bool
@@ -118,7 +158,7 @@ class FrameHeader:
 
 
 def pydicom_module() -> Any:
-    """pydicom, without its warnings: they quote the values they complain about, which may identify a patient."""
+    """pydicom without its warnings: they quote the values that they complain about, which may identify a patient."""
     import pydicom
 
     logging.getLogger("pydicom").setLevel(logging.CRITICAL)
@@ -127,7 +167,7 @@ def pydicom_module() -> Any:
 
 
 def is_dicom(container: Container, name: str) -> bool:
-    """By the mark after the preamble; old files without one are taken by their name's ending."""
+    """Tell a DICOM file by the mark after its preamble; an old file without one by its name's ending."""
     if name.rsplit("/", 1)[-1].upper() == "DICOMDIR":
         return False
     with container.open(name) as stream:
@@ -142,29 +182,27 @@ class HeaderReader:
 
     def __init__(self, container: Container) -> None:
         self._container = container
-        self._shared: dict[Any, Any] = {}
+        self._shared: dict[Hashable, Hashable] = {}
 
-    def _one(self, value: Any) -> Any:
-        return self._shared.setdefault(value, value)
+    def _intern(self, value: Value) -> Value:
+        return cast(Value, self._shared.setdefault(value, value))
 
     def frames(self, name: str) -> Sequence[FrameHeader]:
-        """The frames of one file; empty for what is not an image.
+        """The frames of one file; none if it is not an image.
 
         Raises
         ------
         Refusal
             For a file that cannot be parsed, or ends before its pixels.
         """
-        where = self._container.path / name
         try:
             with self._container.open(name) as stream:
-                found = list(self._parse(name, stream))
+                return list(self._parse(name, stream))
         except Refusal:
             raise
-        except Exception as error:  # whatever pydicom makes of a damaged header
-            line = f"not a readable DICOM file ({type(error).__name__})"
-            raise Refusal(where, Defect.CORRUPT, line) from None
-        return found
+        except Exception as error:  # pydicom raises many types for a damaged header
+            message = f"not a readable DICOM file ({type(error).__name__})"
+            raise Refusal(self._container.path / name, Defect.CORRUPT, message) from None
 
     def _parse(self, name: str, file: BinaryIO) -> Iterator[FrameHeader]:
         from pydicom.filereader import read_dataset
@@ -174,14 +212,20 @@ class HeaderReader:
         polyglot = _is_foreign(file.read(4))
         meta = begin(file)
         syntax = meta.syntax
-        implicit, little = syntax == IMPLICIT, syntax != BIG_ENDIAN
+        implicit, little = syntax == ImplicitVRLittleEndian, syntax != ExplicitVRBigEndian
         stream: BinaryIO = file
         size = self._container.size(name)
-        if syntax == DEFLATED:
+        if syntax == DeflatedExplicitVRLittleEndian:
             data, ended = inflate(file, HEADER_LIMIT)
             stream, size = BytesIO(data), len(data) if ended else UNDEFINED
-        options = {"is_implicit_VR": implicit, "is_little_endian": little, "defer_size": VALUE_LIMIT}
-        head = read_dataset(stream, stop_when=lambda tag, vr, length: tag >= _PER_FRAME, specific_tags=_TAGS, **options)
+        head = read_dataset(
+            stream,
+            implicit,
+            little,
+            stop_when=lambda tag, vr, length: tag >= _PER_FRAME,
+            defer_size=VALUE_LIMIT,
+            specific_tags=[Tag(keyword) for keyword in _KEYWORDS],
+        )
         bomb = size == UNDEFINED
         if "Rows" not in head and bomb:
             raise Refusal(where, Defect.BOMB, _BOMB)
@@ -192,36 +236,50 @@ class HeaderReader:
             return
         per_frame = list(self._per_frame(stream, implicit, little))
         read_dataset(
-            stream, stop_when=lambda tag, vr, length: tag in _PIXEL_ELEMENTS, specific_tags=[0x00080005], **options
+            stream,
+            implicit,
+            little,
+            stop_when=lambda tag, vr, length: tag in _PIXEL_ELEMENTS,
+            defer_size=VALUE_LIMIT,
+            specific_tags=[_CHARACTER_SET],
         )
         element = _element(stream, implicit, little)
         if element is None or element[0] not in _PIXEL_ELEMENTS:
-            defect, line = (Defect.BOMB, _BOMB) if bomb else (Defect.TRUNCATED, "truncated: it ends before its pixels")
-            raise Refusal(where, defect, line)
+            defect, message = Defect.TRUNCATED, "truncated: it ends before its pixels"
+            raise Refusal(where, *((Defect.BOMB, _BOMB) if bomb else (defect, message)))
         tag, length = element
-        kind = self._kind(head, syntax, sop_class, float_pixels=tag != _PIXELS)
+        attributes = self._attributes(head, syntax, sop_class, float_pixels=tag != _PIXELS)
         count = int(head.get("NumberOfFrames", 1) or 1)
         offset = stream.tell()
         if not 1 <= count <= MAX_FRAMES:
             raise Refusal(where, Defect.CORRUPT, f"{count} frames in one file")
-        needed = count * kind.rows * kind.columns * kind.samples * kind.allocated // 8
+        pixels = count * attributes.rows * attributes.columns * attributes.samples
+        needed = pixels * attributes.allocated // 8
         if length != UNDEFINED and (length < needed or offset + needed > size):
-            line = "truncated: fewer pixels than Rows, Columns and frames say"
-            raise Refusal(where, Defect.TRUNCATED, line)
+            message = "truncated: fewer pixels than Rows, Columns and frames say"
+            raise Refusal(where, Defect.TRUNCATED, message)
         shared = _first(head, "SharedFunctionalGroupsSequence")
-        whole = FrameGeometry.of(head) if shared is None else FrameGeometry.of_groups(shared)
+        common = FrameGeometry.of(head) if shared is None else FrameGeometry.of_groups(shared)
         instance = str(head.get("SOPInstanceUID", "")) or meta.instance or name
         for number in range(count):
-            place = whole.overlaid(per_frame[number]) if number < len(per_frame) else whole
-            orientation, spacing = self._one(place.orientation), self._one(place.pixel_spacing)
-            slope, intercept = self._one(1.0 if place.slope is None else place.slope), self._one(place.intercept or 0.0)
+            geometry = common.overlaid(per_frame[number]) if number < len(per_frame) else common
             yield FrameHeader(
-                name, instance, number, count, offset, kind, place.position, orientation, spacing, slope, intercept,
-                polyglot,
-            )  # fmt: skip
+                name=name,
+                instance=instance,
+                number=number,
+                frames=count,
+                offset=offset,
+                attributes=attributes,
+                position=geometry.position,
+                orientation=self._intern(geometry.orientation),
+                pixel_spacing=self._intern(geometry.pixel_spacing),
+                slope=self._intern(1.0 if geometry.slope is None else geometry.slope),
+                intercept=self._intern(geometry.intercept or 0.0),
+                polyglot=polyglot,
+            )
 
     def _per_frame(self, stream: BinaryIO, implicit: bool, little: bool) -> Iterator["FrameGeometry"]:
-        """Items of the per-frame groups, if the stream stands before them."""
+        """Geometry by frame, if the per-frame groups are next in the stream."""
         from pydicom.filereader import read_sequence_item
 
         before = stream.tell()
@@ -236,33 +294,34 @@ class HeaderReader:
                 return
             yield FrameGeometry.of_groups(item)
 
-    def _kind(self, head: Any, syntax: str, sop_class: str, *, float_pixels: bool) -> SeriesAttributes:
+    def _attributes(self, head: Any, syntax: str, sop_class: str, *, float_pixels: bool) -> SeriesAttributes:
         allocated = int(head.get("BitsAllocated", 0))
         stored = int(head.get("BitsStored", allocated))
-        kind = SeriesAttributes(
-            series=str(head.get("SeriesInstanceUID", "")),
-            modality=modality if (modality := str(head.get("Modality", ""))) in MODALITIES else "OT",
-            sop_class=sop_class,
-            frame_of_reference=str(head.get("FrameOfReferenceUID", "")),
-            localizer="LOCALIZER" in [str(value).upper() for value in _values(head, "ImageType")],
-            rows=int(head.Rows),
-            columns=int(head.get("Columns", 0)),
-            samples=int(head.get("SamplesPerPixel", 1)),
-            photometric=str(head.get("PhotometricInterpretation", "")),
-            allocated=allocated,
-            stored=stored,
-            high_bit=int(head.get("HighBit", stored - 1)),
-            signed=bool(int(head.get("PixelRepresentation", 0))),
-            syntax=syntax,
-            float_pixels=float_pixels,
+        modality = str(head.get("Modality", ""))
+        return self._intern(
+            SeriesAttributes(
+                series=str(head.get("SeriesInstanceUID", "")),
+                modality=Modality(modality) if modality in Modality.__members__.values() else Modality.OTHER,
+                sop_class=sop_class,
+                frame_of_reference=str(head.get("FrameOfReferenceUID", "")),
+                localizer="LOCALIZER" in [str(value).upper() for value in _values(head, "ImageType")],
+                rows=int(head.Rows),
+                columns=int(head.get("Columns", 0)),
+                samples=int(head.get("SamplesPerPixel", 1)),
+                photometric=str(head.get("PhotometricInterpretation", "")),
+                allocated=allocated,
+                stored=stored,
+                high_bit=int(head.get("HighBit", stored - 1)),
+                signed=bool(int(head.get("PixelRepresentation", 0))),
+                syntax=syntax,
+                float_pixels=float_pixels,
+            )
         )
-        result: SeriesAttributes = self._one(kind)
-        return result
 
 
 @dataclass(frozen=True, slots=True)
 class FrameGeometry:
-    """Geometry and scale, from a plain header or from functional groups."""
+    """Position and scale of a frame, from a plain header or from functional groups; ``None`` for missing elements."""
 
     position: tuple[float, ...] | None = None
     orientation: tuple[float, ...] | None = None
@@ -272,12 +331,14 @@ class FrameGeometry:
 
     @classmethod
     def of(cls, head: Any) -> "FrameGeometry":
+        """Read a plain header."""
         return cls._read(head, head, head, head)
 
     @classmethod
     def of_groups(cls, groups: Any) -> "FrameGeometry":
-        places = ("PlanePositionSequence", "PlaneOrientationSequence", "PixelMeasuresSequence")
-        return cls._read(*(_first(groups, name) for name in (*places, "PixelValueTransformationSequence")))
+        """Read an item of functional groups."""
+        names = ("PlanePositionSequence", "PlaneOrientationSequence", "PixelMeasuresSequence")
+        return cls._read(*(_first(groups, name) for name in (*names, "PixelValueTransformationSequence")))
 
     @classmethod
     def _read(cls, position: Any, orientation: Any, measures: Any, scale: Any) -> "FrameGeometry":
@@ -290,26 +351,28 @@ class FrameGeometry:
         )
 
     def overlaid(self, over: "FrameGeometry") -> "FrameGeometry":
-        """``over``, with what it lacks from here."""
+        """``over``, completed by what it lacks from here."""
         pairs = ((getattr(over, name), getattr(self, name)) for name in self.__slots__)
         return FrameGeometry(*(ours if theirs is None else theirs for theirs, ours in pairs))
 
 
 def _is_foreign(start: bytes) -> bool:
-    """Whether a preamble is the head of a program, a document or an archive (TIFF is allowed there, PS3.10 7.1)."""
+    """Whether a preamble begins like a program, a document or an archive (TIFF is allowed, PS3.10 7.1)."""
     return start[:2] in (b"MZ", b"PK", b"#!") or start in (b"\x7fELF", b"%PDF")
 
 
 class Meta(NamedTuple):
-    """What stands before the data set."""
+    """The elements in front of the data set."""
 
     syntax: str
+    """Transfer syntax UID."""
     sop_class: str = ""
     instance: str = ""
+    """SOPInstanceUID."""
 
 
 def begin(stream: BinaryIO) -> Meta:
-    """Pass over preamble and meta group, to the data set; without them the transfer syntax is guessed."""
+    """Read preamble and meta group, up to the data set; without a meta group the transfer syntax is guessed."""
     from pydicom.filereader import read_dataset
 
     stream.seek(0)
@@ -318,14 +381,15 @@ def begin(stream: BinaryIO) -> Meta:
     first = stream.read(8)
     stream.seek(start)
     if first[:2] != b"\x02\x00":
-        return Meta(EXPLICIT if first[4:6].isupper() else IMPLICIT)
+        return Meta(ExplicitVRLittleEndian if first[4:6].isupper() else ImplicitVRLittleEndian)
     meta = read_dataset(stream, False, True, stop_when=lambda tag, vr, length: tag >> 16 != 2, defer_size=VALUE_LIMIT)
     names = ("MediaStorageSOPClassUID", "MediaStorageSOPInstanceUID")
-    return Meta(str(meta.get("TransferSyntaxUID", IMPLICIT)), *(str(meta.get(name, "")) for name in names))
+    syntax = str(meta.get("TransferSyntaxUID", ImplicitVRLittleEndian))
+    return Meta(syntax, *(str(meta.get(name, "")) for name in names))
 
 
 def _element(stream: BinaryIO, implicit: bool, little: bool) -> tuple[int, int] | None:
-    """Tag and length of the sequence or pixel element that begins here; the stream then stands at its value."""
+    """Tag and length of the sequence or pixel element that is next; the stream is then at its value."""
     order = "<" if little else ">"
     start = stream.read(8)
     if len(start) < 8:
@@ -336,7 +400,7 @@ def _element(stream: BinaryIO, implicit: bool, little: bool) -> tuple[int, int] 
 
 
 def inflate(stream: BinaryIO, limit: int) -> tuple[bytes, bool]:
-    """At most ``limit`` bytes of a raw deflate stream, and whether that was all of it."""
+    """Inflate at most ``limit`` bytes of a raw deflate stream; also says if that was all of it."""
     engine = zlib.decompressobj(-zlib.MAX_WBITS)
     out = bytearray()
     while len(out) < limit and not engine.eof:

@@ -1,8 +1,8 @@
-"""Pixels of one frame at a time, from every transfer syntax, never more bytes than the header's arithmetic allows.
+"""Pixels of one frame at a time, from every transfer syntax, in no more bytes than follow from the header.
 
-Uncompressed pixels are read in one piece from where they lie. Compressed ones are first asked how large they are, in
-their own header, and are decoded only if that agrees with the data set: so what a decoder allocates is in the plan,
-and the ceiling is also the limit for hostile files.
+Uncompressed pixels are read in one piece from their offset. A compressed frame is decoded only if the size in the
+codec's own header agrees with the data set's: so the plan knows what a decoder allocates, and the ceiling is also the
+limit for hostile files.
 """
 
 import struct
@@ -12,14 +12,29 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
+from pydicom.uid import (
+    HTJ2K,
+    JPEG2000,
+    UID,
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    HTJ2KLossless,
+    HTJ2KLosslessRPCL,
+    ImplicitVRLittleEndian,
+    JPEG2000Lossless,
+    JPEGBaseline8Bit,
+    JPEGExtended12Bit,
+    JPEGLossless,
+    JPEGLosslessSV1,
+    JPEGLSLossless,
+    JPEGLSNearLossless,
+    RLELossless,
+)
 
 from apps.imaging.dicom.defects import Defect, Refusal
 from apps.imaging.dicom.headers import (
-    BIG_ENDIAN,
-    DEFLATED,
-    EXPLICIT,
     HEADER_LIMIT,
-    IMPLICIT,
     UNDEFINED,
     FrameHeader,
     SeriesAttributes,
@@ -32,67 +47,72 @@ from common.errors import BadInput
 
 Array = npt.NDArray[Any]
 
-RLE = "1.2.840.10008.1.2.5"
-NATIVE = (IMPLICIT, EXPLICIT, BIG_ENDIAN)
-JPEG = ("1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.51", "1.2.840.10008.1.2.4.57", "1.2.840.10008.1.2.4.70")
-JPEG_LS = ("1.2.840.10008.1.2.4.80", "1.2.840.10008.1.2.4.81")
-JPEG_2000 = ("1.2.840.10008.1.2.4.90", "1.2.840.10008.1.2.4.91", "1.2.840.10008.1.2.4.201", "1.2.840.10008.1.2.4.202",
-             "1.2.840.10008.1.2.4.203")  # fmt: skip
+NATIVE = (ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian)
+"""Transfer syntaxes of uncompressed pixels."""
+JPEG = (JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLossless, JPEGLosslessSV1)
+JPEG_LS = (JPEGLSLossless, JPEGLSNearLossless)
+JPEG_2000 = (JPEG2000Lossless, JPEG2000, HTJ2KLossless, HTJ2KLosslessRPCL, HTJ2K)
 DECODERS = {
     **dict.fromkeys(JPEG, "pylibjpeg pylibjpeg-libjpeg"),
     **dict.fromkeys(JPEG_LS, "pyjpegls"),
     **dict.fromkeys(JPEG_2000, "pylibjpeg pylibjpeg-openjpeg"),
 }
-"""What ``pip install`` brings for each compressed syntax that is not decoded here."""
+"""Packages with a decoder for each compressed syntax that is not decoded here."""
 
 LARGEST_FRAME = 2
-"""A compressed frame may be this many times its pixels, and ``FRAME_OVERHEAD``: no codec grows noise by more."""
+"""Most bytes of a compressed frame, over its pixels' and ``FRAME_OVERHEAD``: no codec makes noise larger than that."""
 FRAME_OVERHEAD = 1 << 16
 DECODER_PIXEL_BYTES = 12
-"""What a decoder holds for each pixel beside input and output (measured at 3000 x 3000: JPEG 2000 and JPEG-LS 6)."""
+"""Bytes of a decoder for each pixel, beside input and output (measured at 3000 x 3000: 6, JPEG 2000 and JPEG-LS)."""
 DECODER_BYTES = 2 << 20
-"""Its library, loaded at its first frame (measured 0.4 to 1.2 MiB)."""
+"""A decoder's library, loaded at the first frame (measured 0.4 to 1.2 MiB)."""
 MAX_FRAGMENTS = 1 << 16
+PIECE_BYTES = 1 << 18
+"""Bytes asked of a stream at once: one in a zip makes copies of all that it unpacks for one request."""
 
 
-def check_syntax(path: Path, kind: SeriesAttributes) -> None:
-    """Refuse at once what cannot be decoded here, with what to install."""
-    if kind.syntax in (*NATIVE, DEFLATED, RLE):
+def check_syntax(path: Path, attributes: SeriesAttributes) -> None:
+    """Check that the pixels of a series can be decoded here.
+
+    Raises
+    ------
+    BadInput
+        Naming the transfer syntax, and the packages to install if there are any.
+    """
+    if attributes.syntax in (*NATIVE, DeflatedExplicitVRLittleEndian, RLELossless):
         return
-    from pydicom.uid import UID
-
-    name = UID(kind.syntax).name
-    if kind.syntax not in DECODERS:
-        line = f"transfer syntax {name!r} is not read"
-        raise BadInput(f"{path}: {line}", public="DICOM transfer syntax")
-    if not _decoder(kind.syntax).is_available:
-        line = f"transfer syntax {name!r} needs a decoder: pip install {DECODERS[kind.syntax]}"
-        raise BadInput(f"{path}: {line}", public="DICOM transfer syntax")
+    name = UID(attributes.syntax).name
+    if attributes.syntax not in DECODERS:
+        message = f"transfer syntax {name!r} is not read"
+        raise BadInput(f"{path}: {message}", public="DICOM transfer syntax")
+    if not _decoder(attributes.syntax).is_available:
+        message = f"transfer syntax {name!r} needs a decoder: pip install {DECODERS[UID(attributes.syntax)]}"
+        raise BadInput(f"{path}: {message}", public="DICOM transfer syntax")
 
 
 def _decoder(syntax: str) -> Any:
     pydicom_module()
-    from pydicom.pixels import get_decoder
+    from pydicom.pixels.decoders.base import get_decoder
 
     return get_decoder(syntax)
 
 
-def reader_bytes(kind: SeriesAttributes) -> int:
-    """What reading one frame holds: input, decoded pixels, and their final form."""
-    pixels = kind.rows * kind.columns
-    cell = kind.allocated // 8
-    if kind.syntax in NATIVE:
+def frame_bytes(attributes: SeriesAttributes) -> int:
+    """Bytes of reading one frame: input, decoded pixels, and their final form."""
+    pixels = attributes.rows * attributes.columns
+    cell = attributes.allocated // 8
+    if attributes.syntax in NATIVE:
         return 2 * pixels * cell
-    if kind.syntax == DEFLATED:
+    if attributes.syntax == DeflatedExplicitVRLittleEndian:
         return 2 * HEADER_LIMIT + 3 * pixels * cell
     largest = LARGEST_FRAME * pixels * cell + FRAME_OVERHEAD
-    decoder = 0 if kind.syntax == RLE else DECODER_BYTES + pixels * DECODER_PIXEL_BYTES
+    decoder = 0 if attributes.syntax == RLELossless else DECODER_BYTES + pixels * DECODER_PIXEL_BYTES
     return 2 * largest + pixels * 2 * cell + decoder
 
 
 @dataclass(slots=True)
 class PixelReader:
-    """Frames of a container; the last file stays open for its next frame. Use ``close``."""
+    """Reads frames of a container. The last file stays open for its next frame, until ``close``."""
 
     container: Container
     _name: str = ""
@@ -106,12 +126,17 @@ class PixelReader:
         self._stream, self._name = None, ""
 
     def read(self, frame: FrameHeader) -> Array:
-        """(rows, columns) in the stored type, unused bits cleared.
+        """Read and decode a frame.
+
+        Returns
+        -------
+        array (rows, columns)
+            In the stored type, with unused bits cleared.
 
         Raises
         ------
         BadInput
-            If the pixels are damaged, short, or not what the header says.
+            If the pixels are damaged, too few, or not what the header says.
         """
         where = self.container.path / frame.name
         try:
@@ -120,38 +145,38 @@ class PixelReader:
             raise
         except MemoryError:
             raise
-        except Exception as error:  # decoders and zlib raise many types; what they mean here is the same
+        except Exception as error:  # decoders and zlib raise many types with the same meaning
             reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
             raise Refusal(where, Defect.CORRUPT, f"pixels cannot be decoded ({reason})") from None
-        kind = frame.kind
-        if array.shape != (kind.rows, kind.columns):
-            raise Refusal(where, Defect.CORRUPT, f"pixels are not {kind.rows} rows of {kind.columns}")
-        return clear_unused_bits(array.astype(stored_dtype(kind), copy=False), kind.stored)
+        attributes = frame.attributes
+        if array.shape != (attributes.rows, attributes.columns):
+            raise Refusal(where, Defect.CORRUPT, f"pixels are not {attributes.rows} rows of {attributes.columns}")
+        return clear_unused_bits(array.astype(stored_dtype(attributes), copy=False), attributes.stored)
 
     def _read(self, frame: FrameHeader) -> Array:
-        kind = frame.kind
-        if kind.syntax in NATIVE:
+        attributes = frame.attributes
+        if attributes.syntax in NATIVE:
             return self._native(frame)
-        if kind.syntax == DEFLATED:
+        if attributes.syntax == DeflatedExplicitVRLittleEndian:
             return self._deflated(frame)
         data = self._compressed(frame)
-        if kind.syntax == RLE:
-            return decode_rle(data, kind)
-        check_codestream(data, kind)
+        if attributes.syntax == RLELossless:
+            return decode_rle(data, attributes)
+        check_codestream(data, attributes)
         from pydicom.encaps import encapsulate
 
-        array, _ = _decoder(kind.syntax).as_array(
+        array, _ = _decoder(attributes.syntax).as_array(
             encapsulate([data]),
             index=0,
             raw=True,
-            rows=kind.rows,
-            columns=kind.columns,
+            rows=attributes.rows,
+            columns=attributes.columns,
             number_of_frames=1,
             samples_per_pixel=1,
             photometric_interpretation="MONOCHROME2",
-            bits_allocated=kind.allocated,
-            bits_stored=kind.stored,
-            pixel_representation=int(kind.signed),
+            bits_allocated=attributes.allocated,
+            bits_stored=attributes.stored,
+            pixel_representation=int(attributes.signed),
             pixel_keyword="PixelData",
         )
         return np.asarray(array)
@@ -163,62 +188,66 @@ class PixelReader:
         return self._stream
 
     def _native(self, frame: FrameHeader) -> Array:
-        kind = frame.kind
-        order = ">" if kind.syntax == BIG_ENDIAN else "<"
-        array = np.empty((kind.rows, kind.columns), stored_dtype(kind).newbyteorder(order))
+        attributes = frame.attributes
+        dtype = stored_dtype(attributes)
+        dtype = dtype.newbyteorder(">") if attributes.syntax == ExplicitVRBigEndian else dtype.newbyteorder("<")
+        array = np.empty((attributes.rows, attributes.columns), dtype)
         stream = self._open(frame)
         stream.seek(frame.offset + frame.number * array.nbytes)
-        view = memoryview(array.reshape(-1).view(np.uint8))
+        view = array.reshape(-1).view(np.uint8).data
         while view:
-            count = stream.readinto(view)  # type: ignore[attr-defined]
+            count = stream.readinto(view[:PIECE_BYTES])  # type: ignore[attr-defined]
             if not count:
                 raise Refusal(self.container.path / frame.name, Defect.TRUNCATED, "truncated: its pixels end early")
             view = view[count:]
         return array
 
     def _deflated(self, frame: FrameHeader) -> Array:
-        """Inflate up to this frame's end, and no further."""
-        kind = frame.kind
-        dtype = stored_dtype(kind)
-        count = kind.rows * kind.columns * dtype.itemsize
+        """Inflate the file up to this frame's end."""
+        attributes = frame.attributes
+        dtype = stored_dtype(attributes)
+        count = attributes.rows * attributes.columns * dtype.itemsize
         start = frame.offset + frame.number * count
         stream = self._open(frame)
         begin(stream)
         data, _ = inflate(stream, start + count)
         if len(data) < start + count:
             raise Refusal(self.container.path / frame.name, Defect.TRUNCATED, "truncated: its pixels end early")
-        return np.frombuffer(data, dtype, kind.rows * kind.columns, start).reshape(kind.rows, kind.columns)
+        return np.frombuffer(data, dtype, attributes.rows * attributes.columns, start).reshape(
+            attributes.rows, attributes.columns
+        )
 
     def _compressed(self, frame: FrameHeader) -> bytes:
         """The bytes of one encapsulated frame."""
-        kind, where = frame.kind, self.container.path / frame.name
+        attributes, where = frame.attributes, self.container.path / frame.name
         stream = self._open(frame)
         if self._fragments is None:
             self._fragments = _fragments(stream, frame.offset)
         if frame.frames == 1:
-            parts = self._fragments
+            fragments = self._fragments
         elif len(self._fragments) == frame.frames:
-            parts = [self._fragments[frame.number]]
+            fragments = [self._fragments[frame.number]]
         else:
-            line = "frames in several fragments each are not read"
-            raise BadInput(f"{where}: {line}", public="DICOM fragments")
-        largest = LARGEST_FRAME * kind.rows * kind.columns * kind.allocated // 8 + FRAME_OVERHEAD
-        if sum(length for _, length in parts) > largest:
+            raise BadInput(f"{where}: frames in several fragments each are not read", public="DICOM fragments")
+        largest = LARGEST_FRAME * attributes.rows * attributes.columns * attributes.allocated // 8 + FRAME_OVERHEAD
+        if sum(length for _, length in fragments) > largest:
             raise Refusal(where, Defect.BOMB, f"a compressed frame is larger than {largest} bytes")
         data = bytearray()
-        for offset, length in parts:
+        for offset, length in fragments:
             stream.seek(offset)
             data += stream.read(length)
+            if stream.tell() < offset + length:  # some decoders fill up what is absent without a word
+                raise Refusal(where, Defect.TRUNCATED, "truncated: its pixels end early")
         return bytes(data)
 
 
-def stored_dtype(kind: SeriesAttributes) -> np.dtype[Any]:
-    """Of one stored value."""
-    return np.dtype(f"{'int' if kind.signed else 'uint'}{kind.allocated}")
+def stored_dtype(attributes: SeriesAttributes) -> np.dtype[Any]:
+    """Type of one stored value."""
+    return np.dtype(f"{'int' if attributes.signed else 'uint'}{attributes.allocated}")
 
 
 def clear_unused_bits(array: Array, stored: int) -> Array:
-    """Bits above ``stored`` may hold anything (overlays, flags): they are replaced by the sign."""
+    """Replace the bits above the lowest ``stored`` ones, which may hold overlays or flags, by the sign."""
     unused = 8 * array.dtype.itemsize - stored
     if not unused:
         return array
@@ -228,31 +257,38 @@ def clear_unused_bits(array: Array, stored: int) -> Array:
 
 
 def _fragments(stream: BinaryIO, offset: int) -> list[tuple[int, int]]:
-    """Offset and length of each item after the (ignored) offset table."""
-    found: list[tuple[int, int]] = []
+    """Offset and length of each fragment, after the offset table, which is not used."""
+    items: list[tuple[int, int]] = []
     stream.seek(offset)
-    while len(found) <= MAX_FRAGMENTS:
+    while len(items) <= MAX_FRAGMENTS:
         header = stream.read(8)
         if len(header) < 8 or header[:4] != b"\xfe\xff\x00\xe0":
             break
         length = struct.unpack("<L", header[4:])[0]
         if length == UNDEFINED:
             break
-        found.append((stream.tell(), length))
+        items.append((stream.tell(), length))
         stream.seek(length, 1)
-    return found[1:]
+    return items[1:]
 
 
-def check_codestream(data: bytes, kind: SeriesAttributes) -> None:
-    """Compare the size that a codec's own header declares with the data set's. Raises ``ValueError``."""
-    rows, columns, samples = _jpeg_2000_size(data) if kind.syntax in JPEG_2000 else _jpeg_size(data)
-    if (rows, columns, samples) != (kind.rows, kind.columns, 1):
-        line = f"the compressed image is {rows} x {columns} x {samples}, not {kind.rows} x {kind.columns}"
-        raise ValueError(line)
+def check_codestream(data: bytes, attributes: SeriesAttributes) -> None:
+    """Compare the size in a codec's own header with the data set's.
+
+    Raises
+    ------
+    ValueError
+        If they differ, or there is no such header.
+    """
+    rows, columns, samples = _jpeg_2000_size(data) if attributes.syntax in JPEG_2000 else _jpeg_size(data)
+    if (rows, columns, samples) != (attributes.rows, attributes.columns, 1):
+        raise ValueError(
+            f"the compressed image is {rows} x {columns} x {samples}, not {attributes.rows} x {attributes.columns}"
+        )
 
 
 def _jpeg_2000_size(data: bytes) -> tuple[int, int, int]:
-    """From the SIZ segment, which is the first after the start of the codestream (ISO 15444-1, A.5.1)."""
+    """Rows, columns and samples from the SIZ segment, the first of the codestream (ISO 15444-1, A.5.1)."""
     at = data.find(b"\xff\x4f\xff\x51")
     if at < 0 or len(data) < at + 44:
         raise ValueError("no JPEG 2000 codestream")
@@ -261,7 +297,7 @@ def _jpeg_2000_size(data: bytes) -> tuple[int, int, int]:
 
 
 def _jpeg_size(data: bytes) -> tuple[int, int, int]:
-    """From the frame header, SOF0 to SOF15 or JPEG-LS's SOF55 (ISO 10918-1, B.2.2)."""
+    """Rows, columns and samples from the frame header, SOF0 to SOF15 or JPEG-LS's SOF55 (ISO 10918-1, B.2.2)."""
     at = 2
     while at + 10 <= len(data) and data[at] == 0xFF:
         marker, length = data[at + 1], struct.unpack(">H", data[at + 2 : at + 4])[0]
@@ -275,22 +311,32 @@ def _jpeg_size(data: bytes) -> tuple[int, int, int]:
     raise ValueError("no JPEG frame header")
 
 
-def decode_rle(data: bytes, kind: SeriesAttributes) -> Array:
-    """RLE lossless (PS3.5 annex G): one segment for each byte of a value, the most significant first."""
-    cell, pixels = kind.allocated // 8, kind.rows * kind.columns
+def decode_rle(data: bytes, attributes: SeriesAttributes) -> Array:
+    """Decode RLE lossless (PS3.5 annex G): a segment for each byte of a value, the most significant first.
+
+    Returns
+    -------
+    array (rows, columns)
+
+    Raises
+    ------
+    ValueError
+        A wrong number of segments, or one that is too short.
+    """
+    cell, pixels = attributes.allocated // 8, attributes.rows * attributes.columns
     count, *starts = struct.unpack("<16L", data[:64])
     if count != cell:
         raise ValueError(f"{count} RLE segments, {cell} expected")
     stops = [*starts[1:cell], len(data)]
     planes = np.empty((pixels, cell), np.uint8)
-    for place, (start, stop) in enumerate(zip(starts[:cell], stops, strict=True)):
-        planes[:, cell - 1 - place] = np.frombuffer(_unpack_bits(data[start:stop], pixels), np.uint8)
-    little = stored_dtype(kind).newbyteorder("<")
-    return planes.view(little).reshape(kind.rows, kind.columns)
+    for number, (start, stop) in enumerate(zip(starts[:cell], stops, strict=True)):
+        planes[:, cell - 1 - number] = np.frombuffer(_unpack_bits(data[start:stop], pixels), np.uint8)
+    little = stored_dtype(attributes).newbyteorder("<")
+    return planes.view(little).reshape(attributes.rows, attributes.columns)
 
 
 def _unpack_bits(segment: bytes, expected: int) -> bytearray:
-    """PackBits, stopped at ``expected`` bytes. Raises ``ValueError`` where there are fewer."""
+    """Decode PackBits up to ``expected`` bytes; raises ``ValueError`` if there are fewer."""
     out, at, end = bytearray(), 0, len(segment)
     while len(out) < expected and at < end:
         control = segment[at]

@@ -1,19 +1,20 @@
-"""RT Structure Set written plane by plane: each class's outlines as closed planar contours.
+"""RT Structure Set written plane by plane: the outlines of each class as closed planar contours.
 
-Contours go to one spool per structure as planes finish, and the spools are joined into the file: sequences nest by
-structure, planes come in order. Implicit VR, because an explicit decimal string ends at 64 KiB, and a contour need not.
-Outlines follow voxel edges, so what fills them again has the same voxels; holes are keyholes (``contours``).
+Each structure's contours go to a temporary file when a plane is finished, and these are joined into the object, whose
+sequences nest by structure. It has implicit VR, because an explicit decimal string ends at 64 KiB and a contour may be
+longer. Outlines follow voxel edges, so that filling them gives the same voxels; holes are keyholes (``contours``).
 """
 
 import struct
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
+from pydicom.uid import UID, ImplicitVRLittleEndian, RTStructureSetStorage
 
 from apps.imaging.dicom import part10
 from apps.imaging.dicom.contours import CORNER_BYTES, MOST_CORNERS, Points, TooRagged, outlines
@@ -27,37 +28,42 @@ from apps.imaging.dicom.derived import (
     plane_position,
     source_header,
 )
-from apps.imaging.dicom.headers import IMPLICIT
 from apps.imaging.dicom.series import DicomVolume
 from apps.imaging.models.model_folder import ImagingModel, Label
 from common import __version__
 from common.errors import BadInput, UsageError
 from common.files import atomic_file
 
-SOP_CLASS = "1.2.840.10008.5.1.4.1.1.481.3"
-STUDY_CLASS = "1.2.840.10008.3.1.2.3.1"
-"""Detached study management, retired: what the standard still has refer to a study here."""
+STUDY_CLASS = UID("1.2.840.10008.3.1.2.3.1")
+"""Detached study management: retired, but the standard still refers to a study by it."""
 MOST_STRUCTURES = 400
-"""Each has a file of its own open while labels are written."""
+"""Each has a temporary file of its own open while labels are written."""
 SPOOL_BYTES = 1 << 13
+"""Buffer of a temporary file."""
 _REFERENCED_FRAME, _STRUCTURES, _CONTOURS = 0x30060010, 0x30060020, 0x30060039
 _STUDY, _SERIES, _IMAGES = 0x30060012, 0x30060014, 0x30060016
 _CONTOUR_SEQUENCE = 0x30060040
 
 
 class RtstructWriter:
-    """Label planes of a structure set, in order; use ``write_rtstruct``."""
+    """Writer of a structure set's label planes, in order; made by ``write_rtstruct``."""
 
-    def __init__(self, volume: DicomVolume, spools: dict[int, BinaryIO]) -> None:
+    def __init__(self, volume: DicomVolume, spools: Mapping[int, IO[bytes]]) -> None:
         self._volume, self._spools = volume, spools
         self._counts = dict.fromkeys(spools, 0)
         self._plane = 0
-        # DICOM's axes; a voxel's centre is half a voxel from its edges.
+        # On DICOM's axes; a voxel's centre is half a voxel from its edges.
         turn = np.diag([-1.0, -1.0, 1.0]) @ volume.affine[:3, :2]
         self._along_columns, self._along_rows = turn.T
 
     def write(self, slab: npt.NDArray[Any]) -> None:
-        """Append finished planes, (x, y, k). Raises ``BadInput`` for noise, which has no outlines worth the name."""
+        """Append finished planes, (x, y, k).
+
+        Raises
+        ------
+        BadInput
+            If a class has more than ``MOST_CORNERS`` corners in one plane: that is noise.
+        """
         for k in range(slab.shape[2]):
             labels = np.ascontiguousarray(slab[..., k].T)
             for value in np.flatnonzero(np.bincount(labels.reshape(-1))).tolist():
@@ -67,29 +73,31 @@ class RtstructWriter:
 
     def _write_structure(self, value: int, mask: npt.NDArray[np.bool_]) -> None:
         try:
-            found = outlines(mask)
+            contours = outlines(mask)
         except TooRagged:
-            line = f"{self._volume.path}: a class has more than {MOST_CORNERS} corners in one plane; use dicom-seg"
-            raise BadInput(line, public="too ragged for contours") from None
-        for points in found:
+            message = f"a class has more than {MOST_CORNERS} corners in one plane; use dicom-seg"
+            raise BadInput(f"{self._volume.path}: {message}", public="too ragged for contours") from None
+        for points in contours:
             self._counts[value] += 1
             self._spools[value].write(self._contour(points, self._counts[value]))
 
     def _contour(self, points: Points, number: int) -> bytes:
         """One item of a structure's contour sequence."""
         columns, rows = points[:, :1] - 0.5, points[:, 1:] - 0.5
-        place = np.array(plane_position(self._volume, self._plane))
-        place = place + columns * self._along_columns + rows * self._along_rows
-        data = "\\".join(f"{value:.4f}".rstrip("0").rstrip(".") for value in place.reshape(-1).tolist())
+        corner = np.array(plane_position(self._volume, self._plane))
+        positions = corner + columns * self._along_columns + rows * self._along_rows
+        data = "\\".join(f"{value:.4f}".rstrip("0").rstrip(".") for value in positions.reshape(-1).tolist())
         elements = [(0x30060042, "CLOSED_PLANAR"), (0x30060046, str(len(points))), (0x30060048, str(number))]
         content = b"" if self._volume.repaired else self._image()
         content += b"".join(_element(tag, text) for tag, text in (*elements, (0x30060050, data)))
         return part10.item(content)
 
     def _image(self) -> bytes:
-        """The slice on which a contour lies."""
+        """The slice in whose plane a contour lies."""
         frame = self._volume.slices[self._plane]
-        reference = dataset_of(ReferencedSOPClassUID=frame.kind.sop_class, ReferencedSOPInstanceUID=frame.instance)
+        reference = dataset_of(
+            ReferencedSOPClassUID=frame.attributes.sop_class, ReferencedSOPInstanceUID=frame.instance
+        )
         if frame.frames > 1:
             reference.ReferencedFrameNumber = frame.number + 1
         content = part10.item(part10.encoded(reference, implicit=True))
@@ -97,7 +105,7 @@ class RtstructWriter:
 
 
 def _element(tag: int, text: str) -> bytes:
-    """A string in implicit VR, filled up with a space to an even length."""
+    """A string in implicit VR, padded with a space to an even length."""
     value = text.encode("ascii")
     value += b" " * (len(value) % 2)
     return struct.pack("<HHL", tag >> 16, tag & 0xFFFF, len(value)) + value
@@ -105,12 +113,12 @@ def _element(tag: int, text: str) -> bytes:
 
 @contextmanager
 def write_rtstruct(path: Path, volume: DicomVolume, model: ImagingModel, key: str) -> Iterator[RtstructWriter]:
-    """Write a structure set that appears only when the block ends well.
+    """Write a structure set that appears only when the block ends without an error.
 
     Parameters
     ----------
     key
-        From which UIDs are derived.
+        Digest from which UIDs are derived.
     """
     labels = structures(model.labels)
     with ExitStack() as stack:
@@ -141,15 +149,15 @@ def structures(labels: Sequence[Label]) -> list[Label]:
 
 
 def _header(volume: DicomVolume, model: ImagingModel, key: str) -> Any:
-    """Everything but the sequences that grow with the volume."""
+    """The object without the sequences that grow with the volume."""
     from pydicom.dataset import Dataset, FileMetaDataset
 
     head, made = source_header(volume), algorithm(model)
     dataset = Dataset()
     dataset.file_meta = FileMetaDataset()
-    dataset.file_meta.TransferSyntaxUID = IMPLICIT
-    dataset.file_meta.MediaStorageSOPClassUID = dataset.SOPClassUID = SOP_CLASS
-    instance = derived_uid(key, "rtstruct")
+    dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian
+    dataset.file_meta.MediaStorageSOPClassUID = dataset.SOPClassUID = RTStructureSetStorage
+    instance = UID(derived_uid(key, "rtstruct"))
     dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID = instance
     dataset.SpecificCharacterSet = "ISO_IR 192"
     for keyword in ("PatientName", "PatientID", "PatientBirthDate", "PatientSex", "PatientAge", "StudyInstanceUID",
@@ -157,7 +165,7 @@ def _header(volume: DicomVolume, model: ImagingModel, key: str) -> Any:
                     "ReferringPhysicianName", "FrameOfReferenceUID"):  # fmt: skip
         if keyword in head:
             setattr(dataset, keyword, head[keyword].value)
-    dataset.Modality, dataset.SeriesInstanceUID = "RTSTRUCT", derived_uid(key, "rtstruct series")
+    dataset.Modality, dataset.SeriesInstanceUID = "RTSTRUCT", UID(derived_uid(key, "rtstruct series"))
     dataset.SeriesNumber, dataset.InstanceNumber = 2000 + int(head.get("SeriesNumber", None) or 0), 1
     dataset.SeriesDescription = f"Structures, {model.kind}"[:64]
     dataset.OperatorsName = dataset.PositionReferenceIndicator = ""
@@ -169,12 +177,12 @@ def _header(volume: DicomVolume, model: ImagingModel, key: str) -> Any:
     dataset.StructureSetDate, dataset.StructureSetTime = dataset.ContentDate, dataset.ContentTime
     del dataset.ContentDate, dataset.ContentTime
     dataset.StructureSetROISequence, dataset.RTROIObservationsSequence = [], []
-    frame = str(head.FrameOfReferenceUID)
+    frame_of_reference = str(head.FrameOfReferenceUID)
     for number, label in enumerate(structures(model.labels), start=1):
         dataset.StructureSetROISequence.append(
             dataset_of(
                 ROINumber=number,
-                ReferencedFrameOfReferenceUID=frame,
+                ReferencedFrameOfReferenceUID=frame_of_reference,
                 ROIName=label.name[:64],
                 ROIGenerationAlgorithm="AUTOMATIC",
                 ROIGenerationDescription=f"{made['name']} {made['version']}"[:64],
@@ -192,9 +200,9 @@ def _header(volume: DicomVolume, model: ImagingModel, key: str) -> Any:
 
 
 def _join(
-    stream: BinaryIO, dataset: Any, volume: DicomVolume, labels: list[Label], spools: dict[int, BinaryIO]
+    stream: BinaryIO, dataset: Any, volume: DicomVolume, labels: list[Label], spools: Mapping[int, IO[bytes]]
 ) -> None:
-    """The pieces in the order of their tags."""
+    """Write the object in the order of its tags."""
     part10.begin_file(stream, dataset.file_meta)
     part10.write_elements(stream, dataset, 0x00080000, _REFERENCED_FRAME, implicit=True)
     _write_references(stream, dataset, volume)
@@ -214,7 +222,7 @@ def _join(
 
 
 def _write_references(stream: BinaryIO, dataset: Any, volume: DicomVolume) -> None:
-    """Frame of reference, study, series and every image, one in the other."""
+    """Write the references to frame of reference, study, series and all images, nested in each other."""
     first = volume.slices[0]
     part10.begin_sequence(stream, _REFERENCED_FRAME, implicit=True)
     part10.begin_item(stream)
@@ -225,9 +233,9 @@ def _write_references(stream: BinaryIO, dataset: Any, volume: DicomVolume) -> No
     stream.write(part10.encoded(study, implicit=True))
     part10.begin_sequence(stream, _SERIES, implicit=True)
     part10.begin_item(stream)
-    stream.write(part10.encoded(dataset_of(SeriesInstanceUID=first.kind.series), implicit=True))
+    stream.write(part10.encoded(dataset_of(SeriesInstanceUID=first.attributes.series), implicit=True))
     part10.begin_sequence(stream, _IMAGES, implicit=True)
-    for sop_class, instance in dict.fromkeys((frame.kind.sop_class, frame.instance) for frame in volume.slices):
+    for sop_class, instance in dict.fromkeys((frame.attributes.sop_class, frame.instance) for frame in volume.slices):
         image = dataset_of(ReferencedSOPClassUID=sop_class, ReferencedSOPInstanceUID=instance)
         stream.write(part10.item(part10.encoded(image, implicit=True)))
     part10.end_sequence(stream)
@@ -237,7 +245,7 @@ def _write_references(stream: BinaryIO, dataset: Any, volume: DicomVolume) -> No
 
 
 def rtstruct_bytes(volume: DicomVolume, classes: int) -> int:
-    """What writing holds: one plane's labels and mask, its corners, and the spools' buffers."""
+    """Bytes of writing a structure set: one plane's labels and mask, its corners, buffers of the temporary files."""
     x, y, _ = volume.shape
     corners = min(MOST_CORNERS, 2 * (x + 1) * (y + 1))
     return x * y * 16 + CORNER_BYTES * corners + SPOOL_BYTES * classes + 2 * part10.COPY_BYTES

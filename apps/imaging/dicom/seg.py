@@ -1,8 +1,8 @@
 """DICOM SEG written plane by plane.
 
-highdicom builds an object with all modules and codes and no frames (``dicom_template``). Each plane's item and pixels
-go to spools as slabs finish, and the pieces are joined into the file. A BINARY frame is one segment in one plane, a
-LABELMAP frame one plane, with a segment's number in each pixel. Frames that hold nothing are left out.
+highdicom makes an object with all modules and codes and no frames (``seg_header``). The item and the pixels of each
+plane go to temporary files when the plane is finished, and these are joined into the object. A BINARY frame is one
+segment in one plane, a LABELMAP frame one plane with a segment's number in each pixel. Empty frames are left out.
 """
 
 import tempfile
@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from apps.imaging.dicom import part10
+from apps.imaging.dicom.codes import Code, Concept
 from apps.imaging.dicom.derived import dataset_of, plane_position
 from apps.imaging.dicom.series import DicomVolume
 from apps.imaging.models.model_folder import ImagingModel
@@ -22,13 +23,13 @@ from common.errors import BadInput
 from common.files import atomic_file
 
 MANY_SEGMENTS = 24
-"""More than so many segments are a LABELMAP: as BINARY each would have its own frame in each plane."""
+"""Most segments of a BINARY object, which has a frame for each segment in each plane; more make a LABELMAP."""
 _REFERENCED_SERIES, _REFERENCED_INSTANCES = 0x00081115, 0x0008114A
 _PER_FRAME, _PIXELS = 0x52009230, 0x7FE00010
 
 
 class SegWriter:
-    """Label planes of a SEG, in order; use ``write_seg``."""
+    """Writer of a SEG's label planes, in order; made by ``write_seg``."""
 
     def __init__(self, volume: DicomVolume, model: ImagingModel, kind: str, items: BinaryIO, pixels: BinaryIO) -> None:
         self._volume, self._binary = volume, kind == "BINARY"
@@ -48,11 +49,11 @@ class SegWriter:
 
     def _write_plane(self, labels: npt.NDArray[Any]) -> None:
         present = np.bincount(labels.reshape(-1), minlength=len(self._numbers))[1:]
-        found = [int(value) + 1 for value in np.flatnonzero(present)]
-        if not found:
+        values = [int(value) + 1 for value in np.flatnonzero(present)]
+        if not values:
             return
         if self._binary:
-            for value in found:
+            for value in values:
                 self._add_frame(int(self._numbers[value]))
                 self._packer.write(labels == value)
         else:
@@ -60,7 +61,7 @@ class SegWriter:
             self._pixels.write(self._numbers[labels].tobytes())
 
     def finish(self) -> None:
-        """Close the spools; a segmentation in which nothing was found still has one frame."""
+        """Complete the temporary files; a segmentation without a voxel still has one frame."""
         if not self.frames:
             self._plane = 0
             self._add_frame(1 if self._binary else None)
@@ -72,7 +73,7 @@ class SegWriter:
         self._packer.close()
 
     def _add_frame(self, segment: int | None) -> None:
-        """Spool a frame's item."""
+        """Write a frame's item to its temporary file."""
         from pydicom.dataset import Dataset
 
         item, content, position = Dataset(), Dataset(), Dataset()
@@ -89,37 +90,36 @@ class SegWriter:
         self.frames += 1
 
     def _derivation(self) -> Any:
-        """From which image this plane was segmented."""
+        """The image that was segmented in this plane."""
         from pydicom.dataset import Dataset
 
         frame = self._volume.slices[self._plane]
         derivation, source = Dataset(), Dataset()
-        source.ReferencedSOPClassUID, source.ReferencedSOPInstanceUID = frame.kind.sop_class, frame.instance
+        source.ReferencedSOPClassUID, source.ReferencedSOPInstanceUID = frame.attributes.sop_class, frame.instance
         if frame.frames > 1:
             source.ReferencedFrameNumber = frame.number + 1
         source.SpatialLocationsPreserved = "YES"
-        purpose = ("DCM", "121322", "Source image for image processing operation")
-        source.PurposeOfReferenceCodeSequence = [_code(purpose)]
+        source.PurposeOfReferenceCodeSequence = [_code(Concept.SOURCE_IMAGE.value)]
         derivation.SourceImageSequence = [source]
-        derivation.DerivationCodeSequence = [_code(("DCM", "113076", "Segmentation"))]
+        derivation.DerivationCodeSequence = [_code(Concept.SEGMENTATION.value)]
         return derivation
 
 
 @contextmanager
 def write_seg(path: Path, volume: DicomVolume, model: ImagingModel, template: Any, kind: str) -> Iterator[SegWriter]:
-    """Write a SEG that appears only when the block ends well.
+    """Write a SEG that appears only when the block ends without an error.
 
     Parameters
     ----------
     template
-        From ``dicom_template``.
+        From ``seg_header``.
     kind
         ``"BINARY"`` or ``"LABELMAP"``.
 
     Raises
     ------
     BadInput
-        If it would be larger than one uncompressed DICOM object can be.
+        If it has more pixels than an uncompressed DICOM object can hold.
     """
     with (
         tempfile.TemporaryFile(dir=path.parent) as items,
@@ -131,21 +131,21 @@ def write_seg(path: Path, volume: DicomVolume, model: ImagingModel, template: An
         writer.finish()
         length = pixels.tell()
         if length > part10.LARGEST_PIXELS:
-            line = f"{path.name}: {length} bytes of pixels are more than a DICOM object holds; --seg-type labelmap"
-            raise BadInput(line, public="SEG too large")
+            message = f"{length} bytes of pixels are more than a DICOM object holds; --seg-type labelmap"
+            raise BadInput(f"{path.name}: {message}", public="SEG too large")
         template.NumberOfFrames = writer.frames
         with part.open("wb") as stream:
             _join(stream, template, volume, items, pixels, length)
 
 
 def _join(stream: BinaryIO, dataset: Any, volume: DicomVolume, items: Any, pixels: Any, length: int) -> None:
-    """Header, references to every image, frames' items, pixels, in the order of their tags."""
+    """Write header, references to all images, frames' items and pixels, in the order of their tags."""
     part10.begin_file(stream, dataset.file_meta)
     part10.write_elements(stream, dataset, 0x00080000, _REFERENCED_SERIES)
     part10.begin_sequence(stream, _REFERENCED_SERIES)
     part10.begin_item(stream)
     part10.write_sequence(stream, _REFERENCED_INSTANCES, _references(volume))
-    stream.write(part10.encoded(dataset_of(SeriesInstanceUID=volume.slices[0].kind.series)))
+    stream.write(part10.encoded(dataset_of(SeriesInstanceUID=volume.slices[0].attributes.series)))
     part10.end_item(stream)
     part10.end_sequence(stream)
     part10.write_elements(stream, dataset, _REFERENCED_SERIES + 1, _PER_FRAME)
@@ -158,18 +158,17 @@ def _join(stream: BinaryIO, dataset: Any, volume: DicomVolume, items: Any, pixel
 
 
 def _references(volume: DicomVolume) -> Iterator[bytes]:
-    once = dict.fromkeys((frame.kind.sop_class, frame.instance) for frame in volume.slices)
+    once = dict.fromkeys((frame.attributes.sop_class, frame.instance) for frame in volume.slices)
     for sop_class, instance in once:
         yield part10.encoded(dataset_of(ReferencedSOPClassUID=sop_class, ReferencedSOPInstanceUID=instance))
 
 
-def _code(code: tuple[str, str, str]) -> Any:
-    scheme, value, meaning = code
-    return dataset_of(CodeValue=value, CodingSchemeDesignator=scheme, CodeMeaning=meaning)
+def _code(code: Code) -> Any:
+    return dataset_of(CodeValue=code.value, CodingSchemeDesignator=code.scheme, CodeMeaning=code.meaning)
 
 
 def _decimal(value: float) -> str:
-    """A decimal string of at most 16 characters (PS3.5 6.2), as near as that can be."""
+    """The nearest decimal string of at most 16 characters (PS3.5 6.2)."""
     for digits in range(16, 0, -1):
         text = f"{value:.{digits}g}"
         if len(text) <= 16:
@@ -177,14 +176,14 @@ def _decimal(value: float) -> str:
     return text
 
 
-def choose_kind(wanted: str, model: ImagingModel) -> str:
-    """``auto``: BINARY, which every viewer reads, unless there are many segments."""
-    if wanted != "auto":
-        return wanted.upper()
+def choose_kind(seg_type: str, model: ImagingModel) -> str:
+    """Segmentation type for ``--seg-type``; ``auto``: BINARY, which every viewer reads, unless segments are many."""
+    if seg_type != "auto":
+        return seg_type.upper()
     return "BINARY" if len(model.labels) - 1 <= MANY_SEGMENTS else "LABELMAP"
 
 
 def seg_bytes(volume: DicomVolume) -> int:
-    """What writing holds: one plane's labels, mask and bits, and blocks of the spools."""
+    """Bytes of writing a SEG: one plane's labels, mask and bits, and blocks of the temporary files."""
     x, y, _ = volume.shape
     return x * y * 5 + 4 * part10.COPY_BYTES

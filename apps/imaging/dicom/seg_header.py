@@ -1,7 +1,7 @@
-"""The frame-less SEG that ``dicom_seg`` fills, made by highdicom in a child process.
+"""The header of a SEG, without frames, made by highdicom in a child process; ``seg`` then adds the frames.
 
-highdicom and the code dictionaries that it loads hold 130 MiB; in a child they are gone before the first tile is run.
-The child is asked in JSON and answers with a DICOM file, on its standard streams; patient data never reaches a disk.
+highdicom and the code dictionaries that it loads take 130 MiB; in a child they are gone before the first tile is run.
+The child reads JSON and writes a DICOM file, on its standard streams, so that patient data never reaches a disk.
 """
 
 import json
@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from io import BytesIO
 from typing import Any
 
+from apps.imaging.dicom.codes import Concept
 from apps.imaging.dicom.derived import (
     MANUFACTURER,
     STATEMENT,
@@ -28,17 +29,13 @@ from common.errors import EXIT_OK, EXIT_UNFORESEEN, BadInput
 from common.memory.process import child, guard
 
 CHILD_BYTES = 160 << 20
-"""What the child adds at its peak: 179 MiB, of which it shares 21 with its parent."""
+"""Bytes that the child adds at its peak: 179 MiB, of which it shares 21 with its parent."""
 CHILD = "apps.imaging.dicom.seg_header"
 """The module that makes it: this one."""
-ANATOMY = ("SCT", "123037004", "Anatomical Structure")
-TISSUE = ("SCT", "85756007", "Tissue")
-"""Of a label without a code."""
-ARTIFICIAL_INTELLIGENCE = ("DCM", "123110", "Artificial Intelligence")
 
 
 def seg_template(volume: DicomVolume, model: ImagingModel, key: str, kind: str) -> Any:
-    """A SEG with the source's modules, all segments and the volume's geometry, but no frames.
+    """Have a SEG made with the source's modules, all segments and the volume's geometry, but without frames.
 
     Raises
     ------
@@ -55,8 +52,8 @@ def seg_template(volume: DicomVolume, model: ImagingModel, key: str, kind: str) 
     if done.exit.out_of_memory:
         raise MemoryError(f"the process that makes the SEG's header {done.exit}")
     if done.exit.status == EXIT_UNFORESEEN:
-        line = f"{volume.path}: no SEG can be derived from its header ({done.last_line[-100:]})"
-        raise BadInput(line, public="DICOM header unfit for SEG")
+        message = f"no SEG can be derived from its header ({done.last_line[-100:]})"
+        raise BadInput(f"{volume.path}: {message}", public="DICOM header unfit for SEG")
     if done.exit.status != EXIT_OK:
         raise child.ChildFailed(f"the process that makes the SEG's header {done.exit}")
     import pydicom
@@ -66,7 +63,7 @@ def seg_template(volume: DicomVolume, model: ImagingModel, key: str, kind: str) 
 
 
 def seg_question(volume: DicomVolume, model: ImagingModel, key: str, kind: str) -> dict[str, Any]:
-    """Everything that ``build`` needs to know, as JSON has it."""
+    """The arguments of ``build`` as JSON has them."""
     return {
         "head": b64encode(_file_bytes(source_header(volume))).decode(),
         "key": key,
@@ -89,7 +86,7 @@ def _file_bytes(dataset: Any) -> bytes:
 
 
 def build(question: Mapping[str, Any]) -> Any:
-    """In the child: the object on two by two pixels, by highdicom, then without its frames."""
+    """Make the object on 2 x 2 pixels by highdicom, then take its frames away; called in the child."""
     import highdicom as hd
     import numpy as np
     import pydicom
@@ -116,7 +113,7 @@ def build(question: Mapping[str, Any]) -> Any:
         specific_character_set="ISO_IR 192",
         pixel_measures=hd.PixelMeasuresSequence((y, x), slice_thickness=z, spacing_between_slices=z),
     )
-    # With one plane at hand highdicom takes 1 mm for the distance between planes.
+    # Of one plane highdicom takes 1 mm as the distance between planes.
     dataset.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0].SpacingBetweenSlices = f"{z:.10g}"
     dataset.SeriesDescription = f"Segmentation, {question['network']}"[:64]
     dataset.Rows, dataset.Columns = rows, columns
@@ -134,15 +131,15 @@ def _descriptions(question: Mapping[str, Any]) -> list[Any]:
 
     made = question["algorithm"]
     identification = hd.AlgorithmIdentificationSequence(
-        name=made["name"], family=_concept(ARTIFICIAL_INTELLIGENCE), version=made["version"]
+        name=made["name"], family=_concept(Concept.ARTIFICIAL_INTELLIGENCE.value), version=made["version"]
     )
     identification[0].AlgorithmParameters = made["parameters"]
     return [
         hd.seg.SegmentDescription(
             segment_number=number,
             segment_label=segment["name"].replace("\\", " ")[:64],
-            segmented_property_category=_concept(ANATOMY),
-            segmented_property_type=_concept(segment["code"] or TISSUE),
+            segmented_property_category=_concept(Concept.ANATOMICAL_STRUCTURE.value),
+            segmented_property_type=_concept(segment["code"] or Concept.TISSUE.value),
             algorithm_type="AUTOMATIC",
             algorithm_identification=identification,
             display_color=hd.color.CIELabColor.from_rgb(*segment["color"]),
@@ -159,7 +156,7 @@ def _concept(code: tuple[str, str, str]) -> Any:
 
 
 def main() -> None:
-    """Answer one question. Only the kind of an error is said: its message may quote the patient's name."""
+    """Make one object. Of an error only the type is written, because its message may quote the patient's name."""
     with without_warnings():
         import highdicom  # noqa: F401  # before the walls stand: what it reserves is not data
 

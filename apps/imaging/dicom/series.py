@@ -1,7 +1,7 @@
-"""A DICOM folder or zip as volumes: series by their headers, geometry from every slice, pixels one slice at a time.
+"""Series of a DICOM folder or zip as volumes: geometry from the headers of all slices, pixels one slice at a time.
 
-Reading refuses what would give a wrong volume in silence (``defects``), says what it accepted or repaired, and
-returns and prints no patient's identifier.
+A series that would silently give a wrong volume is refused (``defects``). What was accepted or repaired is reported.
+No patient's identifier is returned or printed.
 """
 
 import hashlib
@@ -13,21 +13,22 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from pydicom.uid import DeflatedExplicitVRLittleEndian
 
-from apps.imaging.dicom import pixels as dicom_pixels
 from apps.imaging.dicom.defects import Defect, Finding, Outcome, Refusal
-from apps.imaging.dicom.headers import DEFLATED, FrameHeader, HeaderReader, is_dicom
-from apps.imaging.dicom.pixels import NATIVE, PixelReader, check_syntax, stored_dtype
+from apps.imaging.dicom.headers import FrameHeader, HeaderReader, Photometric, is_dicom
+from apps.imaging.dicom.pixels import NATIVE, PixelReader, check_syntax, frame_bytes, stored_dtype
 from apps.imaging.dicom.regridding import Regridder, repair_bytes
 from apps.imaging.dicom.slice_geometry import SliceLayout, stack
 from apps.imaging.volumes.archive import Container, Folder, ZipArchive
+from apps.imaging.volumes.geometry import axis_codes
 from apps.imaging.volumes.volume import Affine, Shape, spacing
 from common.errors import BadInput
 
 ORIENTATION_TOLERANCE = 1e-3
 """Largest difference between direction cosines of slices of one series (0.06 degrees)."""
 LARGEST_SCALE = 1e30
-"""Slopes and intercepts beyond this leave float32 no room."""
+"""Largest slope and intercept: with larger ones values could overflow float32."""
 LEAST_SLICES = 2
 LEAST_BITS = 2
 _HEADER_BYTES = 1 << 20
@@ -36,7 +37,7 @@ _HEADER_BYTES = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class DicomVolume:
-    """One series; build it with ``open_series``."""
+    """One series; made by ``open_series``."""
 
     container: Container
     slices: tuple[FrameHeader, ...]
@@ -56,20 +57,20 @@ class DicomVolume:
 
     @property
     def repaired(self) -> bool:
-        """Whether the grid is interpolated, so that its planes are not the slices."""
+        """Whether planes are interpolated between the slices."""
         return self.layout.planes > 0
 
     @property
     def reader_bytes(self) -> int:
-        """One frame, its float32 form where slices are scaled one by one, and interpolation where they are repaired."""
-        kind = self.slices[0].kind
-        scaled = 8 * kind.rows * kind.columns if self.dtype.kind == "f" else 0
+        """Bytes of an open reader: one frame, its float32 form if slices are scaled one by one, and interpolation."""
+        attributes = self.slices[0].attributes
+        scaled = 8 * attributes.rows * attributes.columns if self.dtype.kind == "f" else 0
         repaired = repair_bytes(self.shape) if self.repaired else 0
-        return _HEADER_BYTES + dicom_pixels.reader_bytes(kind) + scaled + repaired
+        return _HEADER_BYTES + frame_bytes(attributes) + scaled + repaired
 
     @contextmanager
     def open(self) -> Iterator["DicomReader"]:
-        """Start reading at the first slice."""
+        """Open a reader at the first slice."""
         pixels = PixelReader(self.container)
         try:
             yield DicomReader(self, pixels)
@@ -77,36 +78,41 @@ class DicomVolume:
             pixels.close()
 
     def identity(self) -> str:
-        """Digest of the sorted SOPInstanceUIDs, and of what is repaired."""
-        repairs = [str(found) for found in self.layout.findings]
-        lines = [*sorted({part.instance for part in self.slices}), *repairs]
+        """SHA-256 of the sorted SOPInstanceUIDs and of the repairs."""
+        repairs = [str(finding) for finding in self.layout.findings]
+        lines = [*sorted({frame.instance for frame in self.slices}), *repairs]
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
     def describe(self) -> list[str]:
         """Lines for ``imaging inspect``."""
-        from nibabel.orientations import aff2axcodes
-
-        kind = self.slices[0].kind
+        attributes = self.slices[0].attributes
         edges = "x".join(f"{size:.4g}" for size in spacing(self.affine))
-        stored = stored_dtype(kind)
+        axes = "".join(str(code) for code in axis_codes(self.affine))
+        stored = stored_dtype(attributes)
         scaled = f"slope {self.slope:g}, intercept {self.intercept:g}" if self.dtype == stored else "per slice"
         return [
-            f"DICOM       {kind.modality}, {len(self.slices)} slices",
-            f"grid        {'x'.join(map(str, self.shape))} voxels of {edges} mm, {''.join(aff2axcodes(self.affine))}",
-            f"stored      {stored.name} ({kind.stored} bits used), scale {scaled}",
-            *(f"found       {found}" for found in self.findings),
+            f"DICOM       {attributes.modality}, {len(self.slices)} slices",
+            f"grid        {'x'.join(map(str, self.shape))} voxels of {edges} mm, {axes}",
+            f"stored      {stored.name} ({attributes.stored} bits used), scale {scaled}",
+            *(f"found       {finding}" for finding in self.findings),
         ]
 
 
 class DicomReader:
-    """Slices of a series, decoded one at a time in the order of their place."""
+    """Reads the slices of a series, decoded one at a time in the order of their position."""
 
     def __init__(self, volume: DicomVolume, pixels: PixelReader) -> None:
         self._volume, self._pixels, self._next = volume, pixels, 0
         self._grid = Regridder(volume.layout, volume.shape, self._scaled) if volume.repaired else None
 
     def read(self, out: npt.NDArray[Any]) -> None:
-        """Fill ``out``, (k, y, x) of the volume's dtype, with the next k planes."""
+        """Fill ``out``, (k, y, x) of the volume's dtype, with the next k planes.
+
+        Raises
+        ------
+        BadInput
+            If pixels are damaged, or not what the header says.
+        """
         if self._grid is not None:
             self._grid.read(out)
             return
@@ -131,35 +137,35 @@ class DicomReader:
 
 
 def scale(frame: FrameHeader) -> tuple[float, float]:
-    """Slope and intercept of stored values; MONOCHROME1, whose largest value is black, has its scale turned over."""
-    if frame.kind.photometric != "MONOCHROME1":
+    """Slope and intercept of stored values; those of MONOCHROME1, whose largest value is black, also invert it."""
+    if frame.attributes.photometric != Photometric.MONOCHROME1:
         return frame.slope, frame.intercept
-    lowest_plus_highest = -1 if frame.kind.signed else 2**frame.kind.stored - 1
+    lowest_plus_highest = -1 if frame.attributes.signed else 2**frame.attributes.stored - 1
     return -frame.slope, frame.intercept + frame.slope * lowest_plus_highest
 
 
 def holds_dicom(path: Path) -> bool:
-    """Whether a folder has a DICOM file directly in it."""
+    """Whether there is a DICOM file directly in a folder."""
     folder = Folder(path)
     return any(is_dicom(folder, name) for name in folder.names())
 
 
 def open_series(path: Path, series: str | None = None, repair: frozenset[str] = frozenset()) -> DicomVolume:
-    """Read all headers of a folder or zip and build the volume of one series.
+    """Read all headers of a folder or zip and make the volume of one series.
 
     Parameters
     ----------
     path
         A folder with DICOM files directly in it, or a zip with such files anywhere.
     series
-        Number (from 1, as listed) or SeriesInstanceUID, where there are several.
+        Number (from 1, in the order of the message) or SeriesInstanceUID, if there are several.
     repair
         Defects to interpolate away: ``tilt``, ``spacing``.
 
     Raises
     ------
     BadInput
-        No images, several series and no choice, or a series that is not one regular volume.
+        No images, several series without a choice, or a series that is not one regular volume.
     """
     container: Container = Folder(path) if path.is_dir() else ZipArchive(path)
     headers = HeaderReader(container)
@@ -167,26 +173,26 @@ def open_series(path: Path, series: str | None = None, repair: frozenset[str] = 
     for name in container.names():
         if is_dicom(container, name):
             for frame in headers.frames(name):
-                groups.setdefault(frame.kind.series, []).append(frame)
+                groups.setdefault(frame.attributes.series, []).append(frame)
     if not groups:
         raise BadInput(f"{path}: no DICOM images in it", public="no images in DICOM folder")
     return _volume(container, _choose(path, groups, series), repair)
 
 
-def _choose(path: Path, groups: dict[str, list[FrameHeader]], wanted: str | None) -> list[FrameHeader]:
-    if len(groups) == 1 and wanted is None:
+def _choose(path: Path, groups: dict[str, list[FrameHeader]], series: str | None) -> list[FrameHeader]:
+    if len(groups) == 1 and series is None:
         return next(iter(groups.values()))
     uids = list(groups)
     listed = "; ".join(
-        f"{n}: {groups[uid][0].kind.modality}, {len(groups[uid])} slices" for n, uid in enumerate(uids, 1)
+        f"{n}: {groups[uid][0].attributes.modality}, {len(groups[uid])} slices" for n, uid in enumerate(uids, 1)
     )
-    if wanted is None:
+    if series is None:
         raise BadInput(f"{path}: {len(groups)} series ({listed}); --series N|UID picks one", public="several series")
-    if wanted in groups:
-        return groups[wanted]
-    if wanted.isdigit() and 1 <= int(wanted) <= len(uids):
-        return groups[uids[int(wanted) - 1]]
-    raise BadInput(f"{path}: no series {wanted!r}; there are {listed}", public="no such series")
+    if series in groups:
+        return groups[series]
+    if series.isdigit() and 1 <= int(series) <= len(uids):
+        return groups[uids[int(series) - 1]]
+    raise BadInput(f"{path}: no series {series!r}; there are {listed}", public="no such series")
 
 
 def _volume(container: Container, frames: Sequence[FrameHeader], repair: frozenset[str]) -> DicomVolume:
@@ -201,13 +207,13 @@ def _volume(container: Container, frames: Sequence[FrameHeader], repair: frozens
     scales = {(frame.slope, frame.intercept) for frame in slices}
     uniform = len(scales) == 1 and not layout.planes
     slope, intercept = scale(first) if uniform else (1.0, 0.0)
-    columns, rows = first.kind.columns + layout.grown[0], first.kind.rows + layout.grown[1]
+    columns, rows = first.attributes.columns + layout.grown[0], first.attributes.rows + layout.grown[1]
     return DicomVolume(
         container=container,
         slices=slices,
         shape=(columns, rows, layout.planes or len(slices)),
         affine=layout.affine,
-        dtype=stored_dtype(first.kind) if uniform else np.dtype(np.float32),
+        dtype=stored_dtype(first.attributes) if uniform else np.dtype(np.float32),
         slope=slope,
         intercept=intercept,
         layout=layout,
@@ -216,12 +222,12 @@ def _volume(container: Container, frames: Sequence[FrameHeader], repair: frozens
 
 
 def _drop(path: Path, frames: Sequence[FrameHeader]) -> tuple[Sequence[FrameHeader], list[Finding]]:
-    """Leave out what can be told not to belong: copies of an instance, and a localizer among slices."""
+    """Leave out copies of an instance, and localizers among slices."""
     findings = []
     once = {(frame.instance, frame.number, frame.position): frame for frame in frames}
     if copies := len(frames) - len(once):
         findings.append(Finding(Defect.DUPLICATE, Outcome.REPAIR, f"{copies} copies of the same instances left out"))
-    kept = [frame for frame in once.values() if not frame.kind.localizer]
+    kept = [frame for frame in once.values() if not frame.attributes.localizer]
     if not kept:
         raise Refusal(path, Defect.LOCALIZER, "the series is a localizer, not a volume; --series picks another")
     if scouts := len(once) - len(kept):
@@ -230,57 +236,65 @@ def _drop(path: Path, frames: Sequence[FrameHeader]) -> tuple[Sequence[FrameHead
 
 
 def _accepted(slices: Sequence[FrameHeader], *, per_slice: bool) -> Iterator[Finding]:
-    """What is unusual about a series and right all the same."""
-    first, kind = slices[0], slices[0].kind
+    """Findings for what is unusual about a series, but read correctly."""
+    first, attributes = slices[0], slices[0].attributes
     notes = {
         Defect.MULTI_FRAME: f"{first.frames} frames in a file" if first.frames > 1 else "",
-        Defect.COMPRESSED: "decoded slice by slice" if kind.syntax not in NATIVE else "",
-        Defect.SLICE_SCALE: "each slice by its own" if per_slice else "",
-        Defect.MONOCHROME1: "turned over" if kind.photometric == "MONOCHROME1" else "",
-        Defect.SIGNED: "two's complement" if kind.signed else "",
-        Defect.SHORT_BITS: f"{kind.stored} of {kind.allocated} used" if kind.stored < kind.allocated else "",
-        Defect.POLYGLOT: "not looked at, not copied" if any(frame.polyglot for frame in slices) else "",
+        Defect.COMPRESSED: "decoded slice by slice" if attributes.syntax not in NATIVE else "",
+        Defect.SLICE_SCALE: "each slice has its own" if per_slice else "",
+        Defect.MONOCHROME1: "inverted" if attributes.photometric == Photometric.MONOCHROME1 else "",
+        Defect.SIGNED: "two's complement" if attributes.signed else "",
+        Defect.SHORT_BITS: (
+            f"{attributes.stored} of {attributes.allocated} used" if attributes.stored < attributes.allocated else ""
+        ),
+        Defect.POLYGLOT: "neither read nor copied" if any(frame.polyglot for frame in slices) else "",
     }
     return (Finding(defect, Outcome.ACCEPT, note) for defect, note in notes.items() if note)
 
 
 def _refuse_unless_plain(path: Path, frames: Sequence[FrameHeader]) -> None:
-    """Everything that must be so in each frame, or the same in all."""
-    first, kind = frames[0], frames[0].kind
-    check_syntax(path, kind)
+    """Check each frame, and what must be the same in all frames."""
+    first, attributes = frames[0], frames[0].attributes
+    check_syntax(path, attributes)
     for frame in frames:
         _refuse_frame(path, frame, first)
-    if kind.float_pixels or kind.allocated not in (8, 16, 32) or not LEAST_BITS <= kind.stored <= kind.allocated:
-        what = "floating-point" if kind.float_pixels else f"{kind.stored} of {kind.allocated} bit"
+    if (
+        attributes.float_pixels
+        or attributes.allocated not in (8, 16, 32)
+        or not LEAST_BITS <= attributes.stored <= attributes.allocated
+    ):
+        what = "floating-point" if attributes.float_pixels else f"{attributes.stored} of {attributes.allocated} bit"
         raise Refusal(path, Defect.PIXEL_TYPE, f"{what} pixels are not supported")
-    if kind.high_bit != kind.stored - 1:
-        raise Refusal(path, Defect.PIXEL_TYPE, f"values of {kind.stored} bits that end at bit {kind.high_bit}")
-    if kind.samples != 1 or not kind.photometric.startswith("MONOCHROME"):
+    if attributes.high_bit != attributes.stored - 1:
+        raise Refusal(
+            path, Defect.PIXEL_TYPE, f"values of {attributes.stored} bits that end at bit {attributes.high_bit}"
+        )
+    if attributes.samples != 1 or attributes.photometric not in set(Photometric):
         raise Refusal(path, Defect.COLOUR, "colour images are not volumes")
-    if min(first.pixel_spacing or (0.0,)) <= 0 or not kind.rows or not kind.columns:
+    if min(first.pixel_spacing or (0.0,)) <= 0 or not attributes.rows or not attributes.columns:
         raise Refusal(path, Defect.GEOMETRY, "pixels without size")
-    if kind.syntax == DEFLATED and first.frames > 1:
+    if attributes.syntax == DeflatedExplicitVRLittleEndian and first.frames > 1:
         raise BadInput(f"{path}: deflated multi-frame files are not read", public="DICOM transfer syntax")
     if len(frames) < LEAST_SLICES:
         raise Refusal(path, Defect.SINGLE_SLICE, "one slice is not a volume")
 
 
 def _refuse_frame(path: Path, frame: FrameHeader, first: FrameHeader) -> None:
-    """What would make one frame no part of the first one's volume."""
+    """Refuse a frame that cannot belong to the first one's volume."""
     if frame.orientation is None or frame.pixel_spacing is None or not _finite(frame.position):
-        line = "slices without ImageOrientation, ImagePosition or PixelSpacing"
-        raise Refusal(path, Defect.GEOMETRY, line)
-    if frame.kind != first.kind:
-        line = "slices of different sizes, types or frames of reference in one series"
-        raise Refusal(path, Defect.MIXED_SLICES, line)
+        message = "slices without ImageOrientation, ImagePosition or PixelSpacing"
+        raise Refusal(path, Defect.GEOMETRY, message)
+    if frame.attributes != first.attributes:
+        message = "slices of different sizes, types or frames of reference in one series"
+        raise Refusal(path, Defect.MIXED_SLICES, message)
     same = np.allclose(frame.orientation, first.orientation or (), atol=ORIENTATION_TOLERANCE, rtol=0)
     if not same:
         raise Refusal(path, Defect.MIXED_ORIENTATION, "slices of different orientations in one series")
     if not np.allclose(frame.pixel_spacing, first.pixel_spacing or (), rtol=1e-3):
         raise Refusal(path, Defect.MIXED_SLICES, "slices of different pixel spacings in one series")
     if not (0 < abs(frame.slope) <= LARGEST_SCALE and abs(frame.intercept) <= LARGEST_SCALE):
-        line = f"RescaleSlope {frame.slope:g} and RescaleIntercept {frame.intercept:g} leave no values"
-        raise Refusal(path, Defect.SCALE, line)
+        message = f"RescaleSlope {frame.slope:g} and RescaleIntercept {frame.intercept:g} leave no values"
+        raise Refusal(path, Defect.SCALE, message)
 
 
 def _finite(position: tuple[float, ...] | None) -> bool:

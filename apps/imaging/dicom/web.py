@@ -1,8 +1,8 @@
-"""Studies from a DICOMweb server, and results sent to it: QIDO-RS, WADO-RS and STOW-RS over the standard library.
+"""Fetch studies from a DICOMweb server and send results to it: QIDO-RS, WADO-RS and STOW-RS over http.client.
 
-Everything is streamed: parts of an answer go to disk as they arrive, objects are sent from disk, and what is read into
-memory is bounded. Redirects are not followed. Credentials come from the environment only (``PEAKLINE_DICOMWEB_TOKEN``,
-or ``PEAKLINE_DICOMWEB_USER`` and ``PEAKLINE_DICOMWEB_PASSWORD``), and never go over plain HTTP but to this machine.
+All data is streamed: parts of an answer go to disk as they arrive, objects are sent from disk, and what is read into
+memory is bounded. Redirects are not followed. Credentials come only from the environment (``PEAKLINE_DICOMWEB_TOKEN``,
+or ``PEAKLINE_DICOMWEB_USER`` and ``PEAKLINE_DICOMWEB_PASSWORD``) and are sent over plain HTTP only to this machine.
 """
 
 import hashlib
@@ -28,27 +28,33 @@ BLOCK = 1 << 18
 ANSWER_LIMIT = 16 << 20
 """Bytes of a JSON answer."""
 HEADER_LIMIT = 1 << 14
-"""Bytes of a part's own header."""
+"""Bytes of the header of one part."""
 MOST_PARTS = 100_000
 ROOM = 1 << 30
-"""Bytes of the disk that a download leaves free."""
+"""Bytes that a download leaves free on the disk."""
 TIMEOUT = 60
 """Seconds of silence."""
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _NOT_IMAGES = {"SEG", "RTSTRUCT", "RTPLAN", "RTDOSE", "SR", "PR", "KO", "DOC", "REG"}
 _MODALITY, _STUDY, _SERIES, _INSTANCE, _FAILED = "00080060", "0020000D", "0020000E", "00080018", "00081198"
 _PART_ONLY = "299"
-"""With this warning a server gives only some of what a search finds (PS3.18 8.3.4.4)."""
+"""Warning of a server that returns only some of a search's results (PS3.18 8.3.4.4)."""
 _DICOM = 'multipart/related; type="application/dicom"'
 
 
 def is_address(text: str) -> bool:
-    """Whether an input is on a server."""
+    """Whether an input is an address on a server."""
     return text.startswith(("http://", "https://"))
 
 
 def check_address(text: str) -> str:
-    """The address, if it has no credentials in it. Raises ``UsageError``."""
+    """Return an address without a slash at its end.
+
+    Raises
+    ------
+    UsageError
+        If it has credentials in it, or no host.
+    """
     parts = urlsplit(text)
     if parts.username or parts.password:
         raise UsageError("credentials do not belong in an address: set PEAKLINE_DICOMWEB_USER and _PASSWORD, or _TOKEN")
@@ -59,7 +65,13 @@ def check_address(text: str) -> str:
 
 @contextmanager
 def _answer(method: str, address: str, *, accept: str, body: Any = None, **headers: str) -> Iterator[Any]:
-    """An open response with status 200; anything else is an ``BadInput`` without the server's words."""
+    """Send a request and yield the open response with status 200.
+
+    Raises
+    ------
+    BadInput
+        Any other status, without the server's words, or a failed connection.
+    """
     parts = urlsplit(address)
     host = parts.hostname or ""
     kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
@@ -70,8 +82,10 @@ def _answer(method: str, address: str, *, accept: str, body: Any = None, **heade
         connection.request(method, target, body, {"Accept": accept, **allowed, **headers})
         response = connection.getresponse()
         if response.status != http.client.OK:
-            line = f"{address}: the server answered {response.status} {http.client.responses.get(response.status, '')}"
-            raise BadInput(line.strip(), public=f"DICOMweb status {response.status}")
+            message = (
+                f"{address}: the server answered {response.status} {http.client.responses.get(response.status, '')}"
+            )
+            raise BadInput(message.strip(), public=f"DICOMweb status {response.status}")
         yield response
     except (OSError, http.client.HTTPException) as error:
         raise BadInput(f"{address}: {error or type(error).__name__}", public="DICOMweb connection") from None
@@ -92,33 +106,33 @@ def _credentials(private: bool) -> dict[str, str]:
 
 
 def _search(address: str) -> list[dict[str, Any]]:
-    """QIDO-RS: a list of objects by tag."""
+    """QIDO-RS: results of a search, each a mapping by tag."""
     with _answer("GET", address, accept="application/dicom+json") as response:
         content, warning = response.read(ANSWER_LIMIT + 1), response.headers.get("Warning", "")
     if warning.startswith(_PART_ONLY):
-        line = f"{address}: the server gives only a part of what it finds; narrow the search, or add limit= to it"
-        raise BadInput(line, public="DICOMweb answer in part")
+        message = "the server returns only a part of the results; narrow the search, or add limit= to it"
+        raise BadInput(f"{address}: {message}", public="DICOMweb answer in part")
     try:
-        found = json.loads(content or b"[]") if len(content) <= ANSWER_LIMIT else None
+        results = json.loads(content or b"[]") if len(content) <= ANSWER_LIMIT else None
     except ValueError:
-        found = None
-    if not isinstance(found, list) or not all(isinstance(one, dict) for one in found):
+        results = None
+    if not isinstance(results, list) or not all(isinstance(result, dict) for result in results):
         raise BadInput(f"{address}: not an answer to a search", public="DICOMweb answer")
-    return found
+    return results
 
 
-def _value(found: dict[str, Any], tag: str) -> str:
-    values = found.get(tag, {}).get("Value") or [""]
+def _value(result: dict[str, Any], tag: str) -> str:
+    values = result.get(tag, {}).get("Value") or [""]
     return str(values[0])
 
 
 def find_studies(address: str) -> list[str]:
-    """Addresses of studies or series: the address itself, or, of ``.../studies?...``, what the search finds.
+    """Addresses of studies or series: the address itself, or those that a search ``.../studies?...`` finds.
 
     Raises
     ------
     BadInput
-        If the server does not answer, or finds nothing.
+        If the server does not answer, or there is no such study.
     """
     check_address(address)
     base, slash, rest = address.partition("/studies")
@@ -127,14 +141,14 @@ def find_studies(address: str) -> list[str]:
                          public="DICOMweb address")  # fmt: skip
     if rest.strip("/") and not rest.startswith("?"):
         return [address]
-    found = [uid for one in _search(address) if re.fullmatch(r"[0-9.]+", uid := _value(one, _STUDY))]
-    if not found:
+    uids = [uid for result in _search(address) if re.fullmatch(r"[0-9.]+", uid := _value(result, _STUDY))]
+    if not uids:
         raise BadInput(f"{address}: no studies found", public="no studies found")
-    return [f"{base}/studies/{uid}" for uid in found]
+    return [f"{base}/studies/{uid}" for uid in uids]
 
 
 def _series(address: str, wanted: str | None) -> str:
-    """The address of the one series of images that is meant."""
+    """Address of the only series of images, or of the one that ``wanted`` names by number or UID."""
     if "/series/" in address:
         return address
     listed = [one for one in _search(f"{address}/series") if _value(one, _MODALITY) not in _NOT_IMAGES]
@@ -152,20 +166,26 @@ def _series(address: str, wanted: str | None) -> str:
 
 
 def listing(address: str, wanted: str | None = None) -> str:
-    """Digest of the instances that the server lists for a series: another one must be fetched anew.
+    """SHA-256 of the instances that the server lists for a series: while it is the same, so is the series.
 
     Raises
     ------
     BadInput
-        If it does not list them.
+        If the server does not list them.
     """
     source = _series(address, wanted)
-    found = sorted(_value(one, _INSTANCE) for one in _search(f"{source}/instances"))
-    return hashlib.sha256("\n".join([source, *found]).encode()).hexdigest()
+    instances = sorted(_value(result, _INSTANCE) for result in _search(f"{source}/instances"))
+    return hashlib.sha256("\n".join([source, *instances]).encode()).hexdigest()
 
 
 def download(address: str, folder: Path, wanted: str | None = None) -> None:
-    """WADO-RS: the series' instances as files in ``folder``, in the syntax in which they are stored."""
+    """WADO-RS: store a series' instances as files in ``folder``, in the transfer syntax that the server has.
+
+    Raises
+    ------
+    BadInput
+        An answer that is not multipart, ends early, has too many parts or does not fit on the disk.
+    """
     source = _series(address, wanted)
     with _answer("GET", source, accept=f"{_DICOM}; transfer-syntax=*") as response:
         kind = response.headers.get_content_type()
@@ -183,7 +203,7 @@ def download(address: str, folder: Path, wanted: str | None = None) -> None:
 
 
 class _Parts:
-    """The parts of a multipart answer (RFC 2046), one after the other, through a buffer of a block."""
+    """Reads the parts of a multipart answer (RFC 2046) in order, through a buffer of about one block."""
 
     def __init__(self, source: str, response: BinaryIO, boundary: bytes) -> None:
         self._source, self._response = source, response
@@ -198,7 +218,7 @@ class _Parts:
         self._buffer += block
 
     def _copied_to_mark(self, file: BinaryIO | None) -> None:
-        """Copy up to the next boundary, and stand behind it."""
+        """Copy up to the next boundary, and skip that."""
         while (at := self._buffer.find(self._mark)) < 0:
             ready = len(self._buffer) - len(self._mark)
             if ready > 0:
@@ -216,7 +236,7 @@ class _Parts:
         file.write(content)
 
     def copy_next(self, file: BinaryIO) -> bool:
-        """Copy the next part's content; ``False`` after the last."""
+        """Copy the next part's content; returns ``False`` after the last part."""
         while len(self._buffer) < 2:
             self._read()
         if self._buffer.startswith(b"--"):
@@ -231,14 +251,14 @@ class _Parts:
 
 
 class Downloads:
-    """Inputs as paths: what is on a server is brought to a private folder, which goes with the process.
+    """Inputs as paths: studies on servers are fetched into a private folder, which is removed with the process.
 
     Parameters
     ----------
     parent
-        An existing directory on the disk that holds the folder.
+        Existing directory in which the folder is made.
     series
-        Which series of a study, as ``--series`` has it.
+        Number or UID of the series of a study, as ``--series`` has it.
     """
 
     def __init__(self, parent: Path, series: str | None) -> None:
@@ -246,20 +266,26 @@ class Downloads:
         self._folder: Workspace | None = None
 
     def listed(self, source: str) -> str:
-        """What a server lists for an input (``listing``); empty for files, and where it does not say."""
+        """The ``listing`` of an input on a server; empty for files, and if the server does not list it."""
         if not is_address(source):
             return ""
         try:
             return listing(source, self._series)
         except BadInput:
-            return ""  # fetching it will say what is wrong
+            return ""  # fetching the study will report the error
 
     def path(self, source: str) -> tuple[Path, str | None]:
-        """Where an input lies, and which of its series is still to be chosen. Raises ``BadInput``."""
+        """Path of an input, and the series that is still to be chosen there.
+
+        Raises
+        ------
+        BadInput
+            If a study cannot be fetched.
+        """
         if not is_address(source):
             return Path(source), self._series
         if self._folder is None:
-            self._folder = Workspace(self._parent, "dicomweb")  # those of killed processes hold patients' images
+            self._folder = Workspace(self._parent, "dicomweb")  # also removes those of killed processes
         folder = self._folder.path / uuid.uuid4().hex
         folder.mkdir()
         download(source, folder, self._series)
@@ -267,12 +293,12 @@ class Downloads:
 
 
 def store(address: str, files: Sequence[Path]) -> None:
-    """STOW-RS: send objects, each in a request of its own, from disk.
+    """STOW-RS: send files, each in a request of its own.
 
     Raises
     ------
     BadInput
-        If the server does not take one.
+        If the server does not store one of them.
     """
     for path in files:
         boundary = uuid.uuid4().hex
@@ -291,12 +317,12 @@ def store(address: str, files: Sequence[Path]) -> None:
 
 
 def _refused(content: bytes) -> bool:
-    """Whether an answer names instances that failed; one that cannot be read came with status 200 all the same."""
+    """Whether an answer names instances that failed; one that cannot be parsed had status 200 and counts as success."""
     try:
-        found = json.loads(content or b"{}")
+        answer = json.loads(content or b"{}")
     except ValueError:
         return False
-    return isinstance(found, dict) and bool(found.get(_FAILED, {}).get("Value"))
+    return isinstance(answer, dict) and bool(answer.get(_FAILED, {}).get("Value"))
 
 
 def _pieces(head: bytes, file: BinaryIO, tail: bytes) -> Iterator[bytes]:
