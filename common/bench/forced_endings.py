@@ -13,7 +13,6 @@ from common.memory.costs.probes import NotAvailable
 from common.memory.process import child
 from common.memory.process.budget import MIB
 
-
 SIGNALS = {"segfault": signal.SIGSEGV, "terminate": signal.SIGTERM, "kill": signal.SIGKILL}
 MESSAGES = {
     "abort": "terminate called after throwing an instance of 'std::bad_alloc'",
