@@ -95,7 +95,7 @@ def test_frames_are_those_that_pydicom_decodes(name: str) -> None:
     assert len(frames) == DECODED[name]
     pixels = PixelReader(folder)
     for frame in frames:
-        check_syntax(path, frame.kind)
+        check_syntax(path, frame.attributes)
     found = np.stack([pixels.read(frame) for frame in frames])
     pixels.close()
     np.testing.assert_array_equal(found, pydicom.dcmread(path).pixel_array.reshape(found.shape))
@@ -132,7 +132,7 @@ def _frame(tmp_path: Path, **changes: Any) -> Any:
     from dataclasses import replace
 
     series(tmp_path, count=2, **changes)
-    return replace(open_series(tmp_path).slices[0].kind)
+    return replace(open_series(tmp_path).slices[0].attributes)
 
 
 def test_a_codestream_larger_than_its_header_is_not_decoded(tmp_path: Path) -> None:
