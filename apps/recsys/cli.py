@@ -1,4 +1,4 @@
-"""The ``recsys`` command line: options, and which function does the work. Light: nothing heavy is imported here."""
+"""The ``recsys`` command line: options, and the functions that do the work. No heavy library is imported here."""
 
 import argparse
 from collections.abc import Callable
@@ -8,7 +8,7 @@ from typing import Any
 from apps.recsys.commands import bench, evaluate, recommend, recommend_all, serve, train
 from apps.recsys.data import splits
 from apps.recsys.models.embedding import embedding_config
-from apps.recsys.planning import floors, model_options
+from apps.recsys.planning import baselines, model_options
 from apps.recsys.planning.requests import (
     PROTOCOLS,
     EvaluateRequest,
@@ -24,15 +24,15 @@ from common.cli.main import Command
 from common.compression import layouts
 
 EPILOG = (
-    "Every command keeps the ceiling given with --memory, or says at once which ceiling would do. Exit codes: 0 done,"
-    " 1 unforeseen, 2 usage, 3 does not fit, 4 bad input, 130 interrupted."
+    "Every command stays below the ceiling given with --memory, or refuses at the start and names one that is enough."
+    " Exit codes: 0 done, 1 unforeseen, 2 usage, 3 does not fit, 4 bad input, 130 interrupted."
 )
 
 
 TABLE_HELP = (
-    "what vectors are while they train (default full): a row each of float32, int8 or int4 numbers, or made to --set"
-    " row_bytes: hash (sums of shared rows), qr (products of two), tt (two cores), lowrank, pq (pieces picked by codes"
-    " from an SVD), frequency (popular rows wider); weights are written as float32 then"
+    "how vectors are stored while they train (default full): full, int8 and int4 store a row per item; hash stores sums"
+    " of shared rows in --set row_bytes. For comparison only, since they rank worse than hash and int8 at equal bytes:"
+    " qr, tt, lowrank, pq, frequency. All but full, int8 and int4 are written as float32"
 )
 
 
@@ -42,12 +42,12 @@ def parser() -> argparse.ArgumentParser:
         prog="recsys", description="Recommend inside a stated number of bytes.", epilog=EPILOG
     )
     commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    _train(commands.add_parser("train", help="interactions in, model folder out"))
-    _evaluate(commands.add_parser("evaluate", help="rank all items for held-out users"))
-    _recommend(commands.add_parser("recommend", help="the best items for a user or a history"))
-    _similar(commands.add_parser("similar", help="the items nearest to one"))
-    _inspect(commands.add_parser("inspect", help="what a model folder holds; checks its digests"))
-    _serve(commands.add_parser("serve", help="answer over HTTP"))
+    _train(commands.add_parser("train", help="train a model on interactions"))
+    _evaluate(commands.add_parser("evaluate", help="rank all items for held-out users, and report metrics"))
+    _recommend(commands.add_parser("recommend", help="recommend items for a user, a history or all users"))
+    _similar(commands.add_parser("similar", help="find the items nearest to one"))
+    _inspect(commands.add_parser("inspect", help="describe a model folder and check its digests"))
+    _serve(commands.add_parser("serve", help="serve a model over HTTP"))
     fetch_bench.add_fetch(commands, "recsys")
     bench.add(commands)
     return top
@@ -66,17 +66,23 @@ def _model(parser: argparse.ArgumentParser) -> None:
 
 def _train(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("interactions", nargs="+", type=Path, metavar="INTERACTIONS", help="CSV (.gz too) or Parquet, a row a pair")
+    add(
+        "interactions",
+        nargs="+",
+        type=Path,
+        metavar="INTERACTIONS",
+        help="CSV (also .gz), Parquet or Arrow, one row per pair",
+    )
     add("-o", "--output", required=True, type=Path, metavar="MODEL_DIR")
     add(
         "--model",
         choices=model_options.KINDS,
         default="ials",
-        help="default ials; bpr: the same model again only with --threads 1",
+        help="default ials; bpr is reproducible only with --threads 1",
     )
     add("--factors", type=main.positive, metavar="N", help="numbers per item (default 64)")
     add("--epochs", type=main.positive, metavar="N", help="passes over the data (default: ials 15, bpr 40, else 20)")
-    tune = "first try N settings on hidden items of the training data; what the command line fixes is not searched"
+    tune = "first try N settings on hidden training items; settings on the command line are not searched"
     add("--tune", type=main.positive, default=0, metavar="N", help=tune)
     add("--user-col", metavar="NAME", help="default: by common names, else the first column")
     add("--item-col", metavar="NAME", help="default: by common names, else the next column")
@@ -90,14 +96,14 @@ def _train(parser: argparse.ArgumentParser) -> None:
     add("--min-value", type=float, metavar="X", help="leave out rows with a smaller value")
     add("--min-user", type=main.positive, default=1, metavar="N", help="leave out users with fewer rows")
     add("--min-item", type=main.positive, default=1, metavar="N", help="leave out items with fewer rows")
-    add("--split", choices=splits.KINDS, default="none", help="hold some out, and evaluate on it (default none)")
-    add("--resume", action="store_true", help="a checkpoint must be there; without it, one that is there is continued")
+    add("--split", choices=splits.KINDS, default="none", help="hold items out, and evaluate on them (default none)")
+    add("--resume", action="store_true", help="fail without a checkpoint; by default one is continued if it exists")
     known = "; ".join(
         f"{kind}: " + ", ".join(f"{name}={value}" for name, value in hyper.items())
         for kind, hyper in model_options.DEFAULTS.items()
         if hyper
     )
-    text = f"hyper-parameter; known, with defaults: {known}"
+    text = f"hyper-parameter; names with defaults: {known}"
     add("--set", action="append", default=[], metavar="KEY=VALUE", help=text)
     _embedding(parser.add_argument_group("embedding").add_argument)
     main.add_common_options(parser)
@@ -115,21 +121,19 @@ def _train(parser: argparse.ArgumentParser) -> None:
 
 
 def _embedding(add: Callable[..., Any]) -> None:
-    """Options of ``--model embedding``; without a default, so that others can say they do not have them."""
+    """Add the options of ``--model embedding``, without defaults, so that other models can refuse them."""
     add("--loss", choices=embedding_config.LOSSES, help="default softmax")
     add("--table", choices=layouts.KINDS, help=TABLE_HELP)
-    add("--amp", choices=("off", "bf16"), help="products with negatives in bfloat16 (default off)")
-    add(
-        "--micro-batch", type=main.positive, metavar="N", help="windows of items at a time (default: the plan's choice)"
-    )
-    add("--accumulate", type=main.positive, metavar="N", help="or: micro-batches in a step")
+    add("--amp", choices=("off", "bf16"), help="dot products with negatives in bfloat16 (default off)")
+    add("--micro-batch", type=main.positive, metavar="N", help="windows at a time (default: chosen by the plan)")
+    add("--accumulate", type=main.positive, metavar="N", help="instead: micro-batches per step")
 
 
 def _evaluate(parser: argparse.ArgumentParser) -> None:
     _model(parser)
     add = parser.add_argument
-    add("--test", nargs="+", type=Path, metavar="FILE", help="pairs to score, in any layout that train reads")
-    add("--negatives", type=Path, metavar="FILE", help="NCF's file: a scored pair and sampled items in each line")
+    add("--test", nargs="+", type=Path, metavar="FILE", help="pairs to score, in any format that train reads")
+    add("--negatives", type=Path, metavar="FILE", help="NCF's file: a positive pair and sampled negatives in each line")
     protocol = (
         "the model's --split (the default); with --test: split, or lightgcn for its recall; with --negatives: ncf"
     )
@@ -139,7 +143,7 @@ def _evaluate(parser: argparse.ArgumentParser) -> None:
         "recsys evaluate",
         EvaluateRequest.of,
         evaluate.workload,
-        lambda request: floors.SCORING,
+        lambda request: baselines.SCORING,
         evaluate.execute,
         evaluate.record,
     )
@@ -163,11 +167,11 @@ def _recommend(parser: argparse.ArgumentParser) -> None:
     who.add_argument("--user", metavar="ID", help="a user of the training data")
     all_users = "all users of the training data, into a Parquet file (-o)"
     who.add_argument("--all-users", action="store_const", dest="command", const=for_all, help=all_users)
-    who.add_argument("--history", type=_ids, metavar="ID,ID,...", help="items that someone had")
+    who.add_argument("--history", type=_ids, metavar="ID,ID,...", help="items of a history")
     _depth(parser)
-    parser.add_argument("--exclude", type=_ids, metavar="ID,ID,...", help="items never to show")
+    parser.add_argument("--exclude", type=_ids, metavar="ID,ID,...", help="items never to recommend")
     parser.add_argument("--only", type=_ids, metavar="ID,ID,...", help="items to choose from")
-    explain = "with each, the N items of the history that added most to its score (ials, embedding)"
+    explain = "name N items of the history that added most to each score (ials, embedding)"
     parser.add_argument("--explain", type=main.positive, default=0, metavar="N", help=explain)
     parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="for --all-users: user, rank, item, score")
     main.add_common_options(parser)
@@ -184,7 +188,7 @@ def _similar(parser: argparse.ArgumentParser) -> None:
 
 
 def _depth(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("-k", type=main.positive, default=10, metavar="N", help="how many (default 10)")
+    parser.add_argument("-k", type=main.positive, default=10, metavar="N", help="number of items (default 10)")
 
 
 def _inspect(parser: argparse.ArgumentParser) -> None:
@@ -195,7 +199,7 @@ def _inspect(parser: argparse.ArgumentParser) -> None:
 def _serve(parser: argparse.ArgumentParser) -> None:
     _model(parser)
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default %(default)s)")
-    parser.add_argument("--port", type=int, default=8000, help="default %(default)s; 0: any free one")
+    parser.add_argument("--port", type=int, default=8000, help="default %(default)s; 0: any free port")
     main.add_common_options(parser)
     command = Command("recsys serve", ServeRequest.of, recommend.workload, recommend.warm_up, serve.execute)
     parser.set_defaults(command=command)

@@ -1,6 +1,7 @@
-"""Warm-ups: load and run once, on something tiny, all that a command uses (see ``common.memory.costs.baseline``).
+"""Warm-ups: load all libraries of a command and run them once on tiny data (``common.memory.costs.baseline``).
 
-What runs here becomes the baseline that the plan starts from; what a command loads only later would be missing in it.
+The memory after a warm-up is the baseline that a plan starts from. A library that a command loads later would be
+missing in it.
 """
 
 import os
@@ -9,7 +10,7 @@ from typing import Any
 
 
 def _command_line() -> None:
-    """What a command holds before it starts: its own parser, and the progress bar's library."""
+    """Load what every command has: its parser, and the library of progress bars."""
     import tqdm
 
     from apps.recsys import cli
@@ -19,7 +20,7 @@ def _command_line() -> None:
 
 
 def reading() -> None:
-    """Ingest: NumPy, and Arrow's CSV and Parquet readers and kernels."""
+    """Warm up reading: NumPy, and Arrow's CSV and Parquet readers and kernels."""
     _command_line()
     import io
     import tempfile
@@ -56,7 +57,7 @@ def reading() -> None:
 
 
 def scoring() -> None:
-    """Evaluate: the solver, matrix products and the pool of threads."""
+    """Warm up evaluation: the solver, matrix products and the pool of threads."""
     _command_line()
     import numpy as np
 
@@ -80,7 +81,7 @@ def scoring() -> None:
 
 
 def answering() -> None:
-    """Recommend and similar: scoring, and Arrow for ids and titles."""
+    """Warm up ``recommend`` and ``similar``: scoring, and Arrow for ids and titles."""
     import io
 
     import numpy as np
@@ -102,7 +103,7 @@ def answering() -> None:
 
 
 def training() -> None:
-    """Train ``ials``: scoring, SciPy and ``implicit`` with its threads; what was read is in NumPy's files by then."""
+    """Warm up ``ials``: scoring, SciPy and ``implicit`` with its threads. Arrow is not needed after reading."""
     import numpy as np
     import scipy.sparse
 
@@ -121,7 +122,7 @@ def training() -> None:
 
 
 def pairing() -> None:
-    """Train ``bpr``: scoring, SciPy and ``implicit`` with its threads."""
+    """Warm up ``bpr``: scoring, SciPy and ``implicit`` with its threads."""
     import numpy as np
     import scipy.sparse
 
@@ -139,7 +140,7 @@ def pairing() -> None:
 
 
 def learning() -> None:
-    """Train an embedding: reading, scoring, and torch with one step of the network."""
+    """Warm up an embedding: reading, scoring, and torch with one step of the network."""
     import torch
 
     from apps.recsys.models.embedding.embedding_config import EmbeddingConfig
@@ -156,7 +157,7 @@ def learning() -> None:
 
 
 def serving() -> None:
-    """Serve: answering, FastAPI and uvicorn, and one request through a tiny application."""
+    """Warm up ``serve``: answering, FastAPI and uvicorn, and one request to a tiny application."""
     import asyncio
 
     import fastapi

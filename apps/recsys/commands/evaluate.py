@@ -31,7 +31,7 @@ NCF_DEPTH = 10
 
 
 def workload(request: EvaluateRequest, budget: MemoryBudget) -> EvaluateWorkload:
-    """Read the model's manifest, and test files into a scratch folder beside the model.
+    """Read the model's manifest, and test files into a scratch folder next to the model.
 
     Raises
     ------

@@ -17,7 +17,7 @@ from apps.recsys.data import arrow_numpy
 from apps.recsys.data.id_table import IdTable
 from apps.recsys.models.catalogue_search import Catalogue
 from apps.recsys.models.recommender import Recommender, load_manifest
-from apps.recsys.planning.floors import ANSWERING
+from apps.recsys.planning.baselines import ANSWERING
 from apps.recsys.planning.recommend_all import RecommendAllWorkload
 from apps.recsys.planning.requests import RecommendAllRequest
 from apps.recsys.planning.resume_settings import resume_settings
@@ -49,7 +49,7 @@ def warm_up(request: RecommendAllRequest) -> str:
 
 
 def record(request: RecommendAllRequest) -> Path:
-    """Path of the record, beside the output."""
+    """Path of the record, next to the output."""
     return request.output.with_suffix(".run.json")
 
 

@@ -41,7 +41,7 @@ that a refusal can name a ceiling."""
 
 
 def workload(request: TrainRequest, budget: MemoryBudget) -> TrainWorkload:
-    """Read the input into a scratch folder beside the output, and describe the work.
+    """Read the input into a scratch folder next to the output, and describe the work.
 
     Raises
     ------

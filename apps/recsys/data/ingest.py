@@ -94,7 +94,7 @@ def ingest(inputs: Inputs, directory: Path) -> Facts:
     items.close()
     del users, items, kept
     sizes = staging.build(staged, directory, timed=timed)
-    held = _hold_out(inputs, directory) if inputs.split != "none" else {}
+    held_out = _hold_out(inputs, directory) if inputs.split != "none" else {}
     for path in directory.glob("history.times.npy"):
         path.unlink()
     return Facts(
@@ -103,7 +103,7 @@ def ingest(inputs: Inputs, directory: Path) -> Facts:
         bucket=staged.largest_bucket,
         dropped=tuple(staged.dropped.items()),
         **sizes,
-        **held,
+        **held_out,
     )
 
 

@@ -1,4 +1,4 @@
-"""What ``recsys recommend`` for one user, ``similar`` and ``serve`` need, in bytes."""
+"""Memory of ``recsys recommend`` for one user, ``similar`` and ``serve``, in bytes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from apps.recsys.models.manifest import RecommenderManifest
 from apps.recsys.planning import bpr_terms, embedding_terms
-from apps.recsys.planning.floors import LIBRARIES, SERVING
+from apps.recsys.planning.baselines import LIBRARIES, SERVING
 from apps.recsys.planning.ranking_terms import model_terms
 from apps.recsys.planning.requests import AnswerRequest
 from common.memory.costs import baseline
@@ -39,18 +39,18 @@ class AnswerWorkload:
         return [baseline.probe(self.request.warm_up, libraries=libraries, threads=self.request.threads)]
 
     def footprint(self, setting: Setting, costs: Costs) -> Footprint:
-        """The model and one answer."""
+        """The model, its ids and titles, and one answer."""
         manifest = self.manifest
         files, users, items, factors = (manifest["files"], manifest["users"], manifest["items"], manifest["factors"])
         tables = sum(files[name]["bytes"] for name in ("items.parquet", "users.parquet"))
-        # A history's rows in float64: themselves, weighted, turned, and what the solution adds of each.
+        # Factors of the history's items in float64: themselves, weighted, transposed, and the contributions.
         longest = manifest.get("longest", manifest["longest_history"])
         explanation = 8 * 4 * factors * longest if self.request.explains else 0
         return Footprint.of(
             [
                 *baseline.terms(costs, self.probes(setting)[0]),
                 *model_terms(users=users, items=items, factors=embedding_terms.columns(manifest), phases=("answer",)),
-                # Written uncompressed: the file while it is read, and the table.
+                # Stored uncompressed: the file while it is read, and the table.
                 Term("ids and titles", 2 * tables, "analytic", ("answer",)),
                 # Scores, the partitioned copy, norms, masks.
                 Term("one answer", 20 * items + 16 * factors * factors, "analytic", ("answer",)),

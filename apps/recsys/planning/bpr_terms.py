@@ -1,4 +1,4 @@
-"""What ``bpr`` holds: all interactions, both sides' factors, and what finding a user anew takes."""
+"""Memory terms of ``bpr``: all interactions, the factors of both sides, and the fold-in of users."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from apps.recsys.models.embedding.user_encoders import POSITIVE_ROWS
 from common.memory.footprint import Term
 
 PAIRS = 5
-"""Arrays of a known item by a compared one that are alive together in ``user_encoders.fold_in_newton``."""
+"""Arrays of positives by negatives that exist at the same time in ``user_encoders.fold_in_newton``."""
 
 
 def terms(*, users: int, interactions: int, factors: int) -> list[Term]:
-    """The phases ``arrange`` (the matrix) and ``fit`` (``bpr.fit``); the items' factors are not among them."""
+    """Terms of the phases ``arrange`` (the matrix) and ``fit`` (``bpr.fit``), without the items' factors."""
     return [
         Term("interactions", 8 * interactions + 8 * users, "analytic", ("arrange", "fit")),
         Term("user factors", 4 * users * factors, "analytic", ("fit",)),
@@ -19,7 +19,7 @@ def terms(*, users: int, interactions: int, factors: int) -> list[Term]:
 
 
 def fold_terms(kind: str, *, factors: int, threads: int, phases: tuple[str, ...]) -> list[Term]:
-    """Users found anew, one in each thread; nothing where ``kind`` is another model."""
+    """Terms of folding in one user per thread; none if ``kind`` is another model."""
     if kind != "bpr":
         return []
     pairs = 4 * PAIRS * POSITIVE_ROWS * COMPARED

@@ -1,4 +1,4 @@
-"""What fitting an ``embedding`` model holds: its own step, traced on fake tensors, and the arrays beside it."""
+"""Memory terms of fitting an ``embedding`` model: its step, traced on fake tensors, and its other arrays."""
 
 from __future__ import annotations
 
@@ -13,27 +13,39 @@ from common.memory.costs.probes import Probe
 from common.memory.footprint import Term
 
 LIBRARIES = ("torch", "numpy")
+"""Libraries whose versions decide the cost of a step."""
 FRAGMENTATION = 0.8
-"""What the heap holds beside a step's live tensors, as a share of them (0.3 to 0.9 measured, with 1,024 and 4,096
-negatives)."""
+"""Free memory in the heap as a share of a step's live tensors (0.3 to 0.9 measured, with 1,024 and 4,096 negatives)."""
 POOL_BYTES = 24
-"""A pair in the pool of ``batches``: item, user, place in the shuffled order, and what making those took."""
+"""Bytes per pair in the pool of ``batches``: item, user, position in the shuffled order, and temporary arrays."""
 CATALOGUE_BYTES = 37
-"""An item in ``batches.Batches``: counts, shares, their sums, the correction, two arrays of scratch."""
-PLACES_BYTES = 28
-"""A row of a ``frequency`` table while its place is found: its count, in order, and places."""
+"""Bytes per item in ``batches.Batches``: counts, shares, their sums, the correction, two arrays of scratch."""
+RANK_BYTES = 28
+"""Bytes per row of a ``frequency`` table while ranks are computed: counts, their order, and ranks."""
 SVD_COPIES = 5
-"""Singular vectors held at once: the basis, its product, and what turning that into a basis takes."""
+"""Copies of the singular vectors at the same time: the basis, its product, and the QR decomposition."""
 WINDOW_BYTES = 48
-"""A place in the windows of a batch while they are made."""
+"""Bytes per position in the windows of a batch while they are made."""
 
 
 UNPRICED = {"learning_rate": 1.0, "temperature": 1.0, "margin": 0.0, "negative_weight": 1.0, "popularity": 0.0}
-"""Settings of a config that change no size: all alike in a probe, so that one is not measured again for another."""
+"""Hyper-parameters that change no size. They are the same in all probes, so other values need no new measurement."""
 
 
 def probe(config: EmbeddingConfig, *, micro_batch: int, amp: str, threads: int) -> Probe:
-    """The traced step as a probe."""
+    """The probe that prices a training step.
+
+    Parameters
+    ----------
+    config
+        The network.
+    micro_batch
+        Windows that go through the network together.
+    amp
+        As ``make_step``.
+    threads
+        Threads that compute.
+    """
     parts = 1 if micro_batch >= config.batch else 2
     return Probe.of(
         "apps.recsys.planning.embedding_terms:measure",
@@ -48,35 +60,35 @@ def probe(config: EmbeddingConfig, *, micro_batch: int, amp: str, threads: int) 
 
 
 def measure(*, config: Mapping[str, Any], micro_batch: int, parts: int, amp: str, workers: int) -> dict[str, float]:
-    """Price a training step on the largest batch (``common.memory.costs.trace``); called in a probe's child."""
+    """Price a training step on the largest batch (``common.memory.costs.trace``). A probe's child calls it."""
     import torch
 
     from apps.recsys.models.embedding.model import largest_batch, make_step
     from common.memory.costs import trace
 
     torch.set_num_threads(workers)
-    what = EmbeddingConfig(**config)
+    network_config = EmbeddingConfig(**config)
 
     def prepare() -> trace.Prepared:
-        network, optimizer, step = make_step(what, micro_batch=micro_batch, amp=amp)
-        batch = largest_batch(what)
+        network, optimizer, step = make_step(network_config, micro_batch=micro_batch, amp=amp)
+        batch = largest_batch(network_config)
         return network, optimizer, lambda: step(batch)
 
     return trace.price(prepare)
 
 
 PRIOR_COLUMNS = 9
-"""A prior, and in bytes of float32 what drawing the compared items by it holds for a moment."""
+"""Columns of a prior: itself, and the memory of sampling items by it, in units of a float32 column."""
 
 
-def columns(made: Mapping[str, Any]) -> int:
-    """Numbers of an item in a loaded model, by its manifest."""
-    hyper = made["hyper"]
-    return int(made["factors"]) * int(hyper.get("tables", 1)) + (PRIOR_COLUMNS if hyper.get("prior") else 0)
+def columns(manifest: Mapping[str, Any]) -> int:
+    """Numbers per item in a loaded model, by ``factors`` and ``hyper`` of its manifest."""
+    hyper = manifest["hyper"]
+    return int(manifest["factors"]) * int(hyper.get("tables", 1)) + (PRIOR_COLUMNS if hyper.get("prior") else 0)
 
 
 def table_terms(config: EmbeddingConfig, *, phases: tuple[str, ...]) -> list[Term]:
-    """The tables while they train: weights, and one number a row for the optimiser."""
+    """Terms of the tables while they train: weights, and one number per row for the optimiser."""
     tables = config.layouts
     terms = [
         Term("tables", sum(table.weights for table in tables), "analytic", phases),
@@ -89,10 +101,10 @@ def table_terms(config: EmbeddingConfig, *, phases: tuple[str, ...]) -> list[Ter
 
 
 def fixed_input_terms(config: EmbeddingConfig) -> list[Term]:
-    """What ``known.gather`` holds, in the phase ``arrange``: counts and their order, or a truncated SVD of a block."""
+    """Terms of ``table_codes.fixed_inputs``, in the phase ``arrange``: ranks, or a truncated SVD."""
     arrange, rows = ("arrange",), config.items + config.users
     if config.table == "frequency":
-        return [Term("frequencies", PLACES_BYTES * rows, "analytic", arrange)]
+        return [Term("frequencies", RANK_BYTES * rows, "analytic", arrange)]
     if config.table == "pq":
         rank = max(table.fixed for table in config.layouts)
         return [
@@ -103,7 +115,19 @@ def fixed_input_terms(config: EmbeddingConfig) -> list[Term]:
 
 
 def step_terms(config: EmbeddingConfig, step: Mapping[str, float], *, interactions: int, longest: int) -> list[Term]:
-    """A step with its batch, and what the batches are made from, in the phase ``fit``."""
+    """Terms of a step and of its batches, in the phase ``fit``.
+
+    Parameters
+    ----------
+    config
+        The network.
+    step
+        Result of the probe of the step.
+    interactions
+        Number of interactions that training sees.
+    longest
+        Largest number of items of one user.
+    """
     fit = ("fit",)
     pool = min(interactions, POOL + BLOCK + longest)
     return [

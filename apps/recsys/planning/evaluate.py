@@ -1,4 +1,4 @@
-"""What ``recsys evaluate`` needs, in bytes."""
+"""Memory of ``recsys evaluate``, in bytes."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from apps.recsys.data.test_files import TestPairs
 from apps.recsys.models.manifest import RecommenderManifest
 from apps.recsys.planning import bpr_terms, embedding_terms
-from apps.recsys.planning.floors import LIBRARIES, READING, SCORING, baseline_terms
+from apps.recsys.planning.baselines import LIBRARIES, READING, SCORING, STAGE_BYTES, WAITING_BYTES, baseline_terms
 from apps.recsys.planning.ranking_terms import USER_BLOCKS, model_terms, ranking_terms
-from apps.recsys.planning.reading_terms import STAGE_BYTES, WAITING_BYTES
 from apps.recsys.planning.requests import EvaluateRequest
 from common.files import Workspace
 from common.memory.costs import baseline
@@ -31,7 +30,7 @@ class EvaluateWorkload:
     workspace: Workspace | None = None
     """Holds the pairs of test files."""
     test: TestPairs | None = None
-    """What the test files held; ``None``: the model's own split is scored."""
+    """Sizes of the test files; ``None``: the model's own split is scored."""
     name: str = "recsys evaluate"
 
     def settings(self) -> Iterator[Setting]:
@@ -59,7 +58,7 @@ class EvaluateWorkload:
         ]
 
     def footprint(self, setting: Setting, costs: Costs) -> Footprint:
-        """The model and one block of scores."""
+        """The model, and a block of users' scores."""
         made, where = self.manifest, ("evaluate",)
         items, factors = made["items"], made["factors"]
         return Footprint.of(

@@ -1,4 +1,4 @@
-"""What fitting ``ials`` holds: the factors, and the interactions in memory or a block of them at a time."""
+"""Memory terms of ``ials``: the factors, and the interactions in memory or a block of them at a time."""
 
 from __future__ import annotations
 
@@ -10,38 +10,51 @@ from apps.recsys.models.als.ials_exact import workspace_bytes
 from common.memory.footprint import Term
 
 BLOCKS = (1 << 24, 1 << 22, 1 << 20, 1 << 18)
-"""Interactions solved at a time where they are read from disk: the knob. All of them: they stay in memory."""
+"""Values of the knob ``fit_block``: interactions that are read from disk and solved at a time. Further values: all
+interactions, which then stay in memory."""
 SOLVER_BYTES = 7 << 19
-"""What ``implicit``'s solver and BLAS below it take (measured 2.7 to 3.3 MiB, for 64 to 256 factors)."""
+"""Memory of ``implicit``'s solver and of BLAS below it (measured 2.7 to 3.3 MiB, for 64 to 256 factors)."""
 SOLVED_BYTES = 12
-"""An interaction of a block: item, confidence, and the solver's copy of the confidence."""
+"""Bytes per interaction of a block: item, confidence, and the solver's copy of the confidence."""
 INDEX_BYTES = 64
-"""A row of the side that is solved by ``exact``: its length, weight and ridge, its place in the order by length."""
+"""Bytes per row that ``ials_exact`` solves: length, weight, ridge, and position in the order by length."""
 PAIR_BYTES = 48
-"""A pair while its bucket is sorted: two copies of the record, the key or the order, the dealt columns."""
+"""Bytes per pair while its bucket is sorted: two copies of the record, the key or the order, the columns."""
 GRAMIAN_SPEED = 2.5e10
-"""Multiplications with additions a second of one BLAS thread."""
+"""Multiply-adds per second of one BLAS thread."""
 SOLVING_SPEED = 2e9
-"""The same of a solver's thread; both only weigh settings against each other."""
+"""Multiply-adds per second of a solver's thread. Both speeds only compare settings with each other."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """Of the matrix that is factorised."""
+    """Sizes of the matrix that is factorised.
+
+    Attributes
+    ----------
+    users, items, interactions
+        Their numbers.
+    longest
+        Largest number of interactions of one user.
+    factors
+        Numbers per row.
+    exact
+        True if ``ials_exact`` solves the rows instead of ``implicit``.
+    threads
+        Threads that solve.
+    """
 
     users: int
     items: int
     interactions: int
     longest: int
-    """The most interactions of one user."""
     factors: int
     exact: bool = False
-    """Rows are solved by ``exact.solve`` instead of ``implicit``."""
     threads: int = 1
 
     @property
     def longest_row(self) -> int:
-        """The most interactions of a row of either side: an item may have all users."""
+        """Largest number of interactions of a row of either side: an item may have all users."""
         return max(self.longest, self.users)
 
 
@@ -51,7 +64,7 @@ def blocks(sizes: Sizes) -> list[int]:
 
 
 def terms(sizes: Sizes, fit_block: int) -> list[Term]:
-    """The phases ``arrange`` (``sides``) and ``fit`` (``ials.fit``); the items' factors are not among them."""
+    """Terms of the phases ``arrange`` (``als_matrices``) and ``fit`` (``ials.fit``), without the items' factors."""
     factors = [
         Term("user factors", 4 * sizes.users * sizes.factors, "analytic", ("fit",)),
         Term("solver", SOLVER_BYTES, "measured", ("fit",)),
@@ -60,10 +73,10 @@ def terms(sizes: Sizes, fit_block: int) -> list[Term]:
         work = workspace_bytes(rows=max(sizes.users, sizes.items), factors=sizes.factors, threads=sizes.threads)
         indices = INDEX_BYTES * max(sizes.users, sizes.items)
         factors.append(Term("exact solver", work + indices, "analytic", ("fit",)))
-    return factors + (_held(sizes) if fit_block >= sizes.interactions else _stored(sizes, fit_block))
+    return factors + (_in_memory(sizes) if fit_block >= sizes.interactions else _on_disk(sizes, fit_block))
 
 
-def _held(sizes: Sizes) -> list[Term]:
+def _in_memory(sizes: Sizes) -> list[Term]:
     both = ("arrange", "fit")
     copied = min(sizes.interactions, MEMORY_BLOCK + sizes.longest_row)
     return [
@@ -73,17 +86,17 @@ def _held(sizes: Sizes) -> list[Term]:
     ]
 
 
-def _stored(sizes: Sizes, fit_block: int) -> list[Term]:
-    dealt = max(-(-fit_block // SORTED_SHARE), -(-sizes.interactions // MOST_BUCKETS)) + sizes.longest_row
+def _on_disk(sizes: Sizes, fit_block: int) -> list[Term]:
+    bucket = max(-(-fit_block // SORTED_SHARE), -(-sizes.interactions // MOST_BUCKETS)) + sizes.longest_row
     return [
         Term("row starts", 8 * (sizes.users + sizes.items + 2), "analytic", ("arrange", "fit")),
-        Term("bucket of pairs", PAIR_BYTES * dealt, "measured", ("arrange",)),
+        Term("bucket of pairs", PAIR_BYTES * bucket, "measured", ("arrange",)),
         Term("block of interactions", SOLVED_BYTES * (fit_block + sizes.longest_row), "analytic", ("fit",)),
     ]
 
 
 def seconds(sizes: Sizes, fit_block: int, *, iterations: int) -> float:
-    """Three steps of conjugate gradients a row; from disk, each block needs a Gramian of the other side of its own."""
+    """Predicted time of the fit: three steps of conjugate gradients per row; a Gramian per block that is read."""
     rows, square = sizes.users + sizes.items, sizes.factors**2
     solving = 4 * (2 * sizes.interactions * 2 * sizes.factors + rows * square)
     blocks = 0.0 if fit_block >= sizes.interactions else 1 + sizes.interactions / fit_block

@@ -1,4 +1,4 @@
-"""What a loaded model takes, and what ranking all items for blocks of users takes: shared by the commands."""
+"""Memory terms of a loaded model, and of ranking all items for blocks of users."""
 
 from __future__ import annotations
 
@@ -7,19 +7,29 @@ from collections.abc import Sequence
 from common.memory.footprint import Term
 
 PACKING_BYTES = 4096
-"""What one BLAS thread packs, by the inner dimension of its product."""
+"""Bytes that a BLAS thread packs, per unit of the inner dimension of its product."""
 WARM_FACTORS = 64
-"""That dimension in the warm-up, so that the baseline has packed it already."""
+"""Inner dimension in the warm-up: what is packed for it is part of the baseline."""
 THREAD_BYTES = 128 << 10
-"""A thread's stack and its part of the heap, beyond what the warm-up's threads left."""
+"""Stack and heap of a thread, besides what the threads of the warm-up left behind."""
 VALUE_BYTES = 320
-"""What evaluation keeps of a user: its metrics, twice, and its place among those drawn again."""
+"""Bytes per scored user: its metrics, twice, and its counts in the bootstrap samples."""
 USER_BLOCKS = (256, 128, 64, 32, 16, 8)
-"""Users ranked at a time: the knob. Beyond 256 nothing gets faster."""
+"""Values of the knob ``user_block``, the users ranked at a time. Larger blocks than 256 are not faster."""
 
 
 def model_terms(*, users: int, items: int, factors: int, phases: Sequence[str]) -> list[Term]:
-    """A loaded ``model.Recommender``: factors, row starts of the history, the Gramian."""
+    """Terms of a loaded ``Recommender``.
+
+    Parameters
+    ----------
+    users, items
+        Their numbers.
+    factors
+        Numbers per item (``embedding_terms.columns``).
+    phases
+        Phases in which it is loaded.
+    """
     where = tuple(phases)
     return [
         Term("item factors", 4 * items * factors, "analytic", where),
@@ -31,20 +41,38 @@ def model_terms(*, users: int, items: int, factors: int, phases: Sequence[str]) 
 def ranking_terms(
     *, items: int, factors: int, scored: int, longest: int, mean: float, block: int, threads: int, phases: Sequence[str]
 ) -> list[Term]:
-    """``evaluate.evaluate``: a block of scores; in each thread the work on one user."""
+    """Terms of ``full_ranking.evaluate``.
+
+    Parameters
+    ----------
+    items
+        Number of items.
+    factors
+        Numbers per vector.
+    scored
+        Number of users to rank for.
+    longest, mean
+        Largest and mean number of items in a history.
+    block
+        Users ranked at a time.
+    threads
+        Threads that rank.
+    phases
+        Phases in which it happens.
+    """
     where = tuple(phases)
-    block = min(block, scored)  # what is not used of the block is never touched
+    block = min(block, scored)  # unused rows of the block stay untouched pages
     return [
         Term("scores", 4 * block * (items + factors), "analytic", where),
         Term("waiting histories", int(block * (12 * mean + 1024)), "analytic", where),
-        # One history's rows of the factors, and weighted; the system, solved in a copy.
+        # Factors of one history's items, and weighted; the system, which is solved in a copy.
         Term("fold-in workspace", threads * 4 * factors * (2 * longest + 3 * factors), "analytic", where),
         Term("threads", threads * THREAD_BYTES, "measured", where),
         Term("BLAS packing", threads * PACKING_BYTES * max(0, factors - WARM_FACTORS), "measured", where),
-        # The partitioned copy and two comparisons.
+        # A partitioned copy and two comparisons.
         Term("top-k workspace", threads * 6 * items, "analytic", where),
         Term("held-out index", 12 * (scored + 1), "analytic", where),
         Term("counts of items", 24 * items, "analytic", where),
-        # A dozen numbers for each user, copied once or twice; users drawn again for the intervals.
+        # A dozen numbers per user, copied once or twice; counts of users in a bootstrap sample.
         Term("values of users", VALUE_BYTES * scored, "analytic", where),
     ]

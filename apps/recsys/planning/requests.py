@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
-from apps.recsys.planning.floors import ANSWERING, SERVING
+from apps.recsys.planning.baselines import ANSWERING, SERVING
 from apps.recsys.planning.resume_settings import DECIDES
 from common.errors import UsageError
 

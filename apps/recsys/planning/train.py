@@ -1,7 +1,7 @@
-"""What ``recsys train`` needs, in bytes. Arithmetic only; the executors are beside the data.
+"""Memory of ``recsys train``, in bytes, by arithmetic on the sizes of the data.
 
-Sizes are those of the ingested data or of a model's manifest, so most terms are exact; the constants below are
-measured (``tests/apps/recsys/planning/test_workloads.py`` holds them against real runs).
+Most terms are exact. The constants below are measured; ``tests/apps/recsys/planning/test_workloads.py`` compares
+predictions with real runs.
 """
 
 from __future__ import annotations
@@ -16,9 +16,17 @@ from apps.recsys.data.ingest import Facts
 from apps.recsys.data.splits import MOST_VALIDATION_USERS, SAMPLED_TIMES, TIMED
 from apps.recsys.models.embedding.embedding_config import EmbeddingConfig
 from apps.recsys.planning import bpr_terms, embedding_terms, ials_terms
-from apps.recsys.planning.floors import LEARNING, LIBRARIES, PAIRING, READING, TRAINING, baseline_terms
+from apps.recsys.planning.baselines import (
+    LEARNING,
+    LIBRARIES,
+    PAIRING,
+    READING,
+    STAGE_BYTES,
+    TRAINING,
+    WAITING_BYTES,
+    baseline_terms,
+)
 from apps.recsys.planning.ranking_terms import USER_BLOCKS, model_terms, ranking_terms
-from apps.recsys.planning.reading_terms import STAGE_BYTES, WAITING_BYTES
 from apps.recsys.planning.train_request import TrainRequest
 from common.files import Workspace
 from common.memory.costs import baseline
@@ -28,22 +36,22 @@ from common.memory.plan.plan import Setting
 from common.memory.plan.planner import Workload
 
 ID_BYTES = 48
-"""An id in memory while reading (``vocabulary``): two hashes and up to four slots, in arrays that double in size."""
+"""Bytes per id while reading (``id_index``): two hashes and up to four slots, in arrays that double in size."""
 STAGED_ROW_BYTES = 64
-"""A row while it is read: a file of few rows does not fill the blocks."""
+"""Bytes per row while it is read, for files of so few rows that they do not fill Arrow's blocks."""
 SORT_BYTES = {False: 61, True: 97}
-"""A row while its bucket is sorted: two copies of the record, the order, the merged columns; with times or without."""
+"""Bytes per row while its bucket is sorted: two copies of the record, the order, the merged columns; by whether there
+are times."""
 SORT_FIXED_BYTES = 1 << 20
-"""What is not by rows: a few buffers of files."""
+"""Buffers of files while sorting, independent of the rows."""
 LEFT_BYTES = 10 << 20
-"""What trials leave behind in each thread, mostly buffers of BLAS (17 MiB in two threads, after 256 factors)."""
+"""Memory that trials leave allocated per thread, mostly buffers of BLAS (17 MiB in two threads, after 256 factors)."""
 SAMPLER_BYTES = 24 << 20
-"""The process that is asked for the next settings, without what it shares: Optuna, and the pages that it writes to
-(21 MiB, with 20 trials to look at)."""
+"""Private memory of the process that proposes settings: Optuna, and pages that it writes to (21 MiB with 20 trials)."""
 LEAST_FACTORS = 8
-"""Fewer are not suggested."""
+"""Fewest factors that a refusal suggests."""
 RANKED_SECONDS = 2e-3
-"""Fixed cost of a block of users that is ranked: the unit of ``seconds``."""
+"""Fixed cost of ranking for a block of users: the unit of ``TrainWorkload.seconds``."""
 
 
 def training_warm_up(kind: str) -> str:
@@ -193,7 +201,7 @@ class TrainWorkload:
         facts, where = self.facts, ("plan",)
         rows = min(STAGE_BYTES, STAGED_ROW_BYTES * facts.rows)
         staging = [Term("ids", ID_BYTES * facts.ids, "analytic", where), Term("rows read", rows, "measured", where)]
-        # The ids are written and gone before the rows are sorted.
+        # The ids are written and freed before the rows are sorted.
         rows = SORT_FIXED_BYTES + SORT_BYTES[self.request.split in TIMED] * facts.bucket
         sorting = [Term("rows sorted", rows, "measured", where)]
         return [

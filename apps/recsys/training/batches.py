@@ -1,8 +1,8 @@
 """Batches of the ``embedding`` model, streamed from the history on disk.
 
-Blocks of users are read in random order into a pool, whose pairs are shuffled: an epoch is one pass over the files,
-and memory does not grow with them. Every batch draws from a generator of its own, so that a training goes on after
-any batch exactly as it would have.
+Blocks of users are read in random order into a pool, whose pairs are shuffled. An epoch is one pass over the files, and
+memory does not grow with them. Every batch has its own random generator, so a training continues after any batch
+exactly as if it had not been interrupted.
 """
 
 from __future__ import annotations
@@ -22,33 +22,39 @@ if TYPE_CHECKING:
     from apps.recsys.models.embedding.model import EmbeddingBatch
 
 
-_Part = tuple["NDArray[np.int32]", "NDArray[np.int64]", "NDArray[np.int64]"]
+_Block = tuple["NDArray[np.int32]", "NDArray[np.int64]", "NDArray[np.int64]"]
+"""Items of a range of users, number of items of each user, rows of the users."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Pool:
-    """Users' items in memory, one user after the other and each user's in random order, and the windows to train on."""
+    """Items of some users in memory, and the windows to train on."""
 
     items: NDArray[np.int32]
+    """Items of all users, one user after the other, each user's in random order."""
     users: NDArray[np.int64]
-    """Their rows."""
+    """Rows of the users."""
     starts: NDArray[np.int64]
-    """Where each user's items begin, and the end."""
+    """Offsets of the users' items, shape (users + 1,)."""
     owner: NDArray[np.int32]
-    """User of each window, in the order of training."""
+    """User of each window, an index into ``users``, in the order of training."""
     first: NDArray[np.int32]
-    """Which of the user's items the window begins with: its targets."""
+    """Index of each window's first item among the user's items; its targets are the first items."""
 
 
 class Batches:
-    """Epochs of batches.
+    """Makes the batches of a training.
 
     Parameters
     ----------
     history
-        Who had what.
+        All interactions.
     kept
-        Which of it is trained on.
+        Which of them are trained on.
+    config
+        The network.
+    seed
+        Of the random numbers.
     """
 
     def __init__(self, history: History, kept: Kept, config: EmbeddingConfig, *, seed: int) -> None:
@@ -56,23 +62,23 @@ class Batches:
 
         self._history, self._kept, self._config, self._seed = history, kept, config, seed
         self.windows = 0
-        """Windows in an epoch."""
+        """Number of windows in an epoch."""
         counts = np.zeros(config.items, np.int64)
         for start, stop in history.blocks():
             items, lengths, _ = self._read(start, stop)
             counts += np.bincount(items, minlength=config.items)
             self.windows += int((-(-lengths[lengths > 1] // config.targets)).sum())
-        share = np.maximum(counts, 1) ** config.popularity  # every item may be drawn, also one that nobody had
-        self._until = np.cumsum(share / share.sum())
+        share = np.maximum(counts, 1) ** config.popularity  # every item may be drawn, even without interactions
+        self._cumulative = np.cumsum(share / share.sum())
         self._correction = np.log(share / share.sum() * config.negatives).astype(np.float32)
         self.prior = (config.prior * np.log(counts + 1)).astype(np.float32)
-        """What each item's score has beforehand."""
-        # Scratch, as long as the catalogue: which rows a batch touches, and where they are among the loaded.
+        """Prior of each item's score, shape (items,)."""
+        # Scratch of the catalogue's length: which rows a batch touches, and their positions among these.
         self._touched = np.zeros(config.items, bool)
-        self._place = np.zeros(config.items, np.int64)
+        self._position = np.zeros(config.items, np.int64)
 
     def epoch(self, number: int, *, after: int = 0) -> Iterator[EmbeddingBatch]:
-        """The batches of an epoch, without the first ``after``."""
+        """Yield the batches of an epoch, without the first ``after``."""
         import numpy as np
 
         size, done = self._config.batch, 0
@@ -83,8 +89,8 @@ class Batches:
                     random = np.random.default_rng([self._seed, number, done])
                     yield self._batch(pool, slice(start, start + size), random)
 
-    def _read(self, start: int, stop: int) -> _Part:
-        """Kept items of a range of users, how many each has, and the users."""
+    def _read(self, start: int, stop: int) -> _Block:
+        """The trained items of the users ``start`` to ``stop``."""
         import numpy as np
 
         keep = self._kept.mask(start, stop)
@@ -95,7 +101,7 @@ class Batches:
     def _pools(self, random: np.random.Generator) -> Iterator[_Pool]:
 
         blocks = list(self._history.blocks())
-        waiting: list[_Part] = []
+        waiting: list[_Block] = []
         size = 0
         for number in random.permutation(len(blocks)):
             waiting.append(self._read(*blocks[number]))
@@ -106,7 +112,7 @@ class Batches:
         if size:
             yield _pool(waiting, self._config.targets, random)
 
-    def _batch(self, pool: _Pool, part: slice, random: np.random.Generator) -> EmbeddingBatch:
+    def _batch(self, pool: _Pool, windows: slice, random: np.random.Generator) -> EmbeddingBatch:
         import numpy as np
         import torch
 
@@ -114,46 +120,46 @@ class Batches:
 
         config = self._config
         if config.popularity:
-            drawn = self._until.searchsorted(random.random(config.negatives)).clip(max=config.items - 1)
+            drawn = self._cumulative.searchsorted(random.random(config.negatives)).clip(max=config.items - 1)
         else:
             drawn = random.integers(config.items, size=config.negatives)
-        owner, first = pool.owner[part], pool.first[part, None]
-        many = np.diff(pool.starts)[owner][:, None]
-        # Users with more items than a window holds are seen through another one for each group of targets.
+        owner, first = pool.owner[windows], pool.first[windows, None]
+        counts = np.diff(pool.starts)[owner][:, None]
+        # A user with more items than a window has another window for each group of targets.
         step = np.arange(config.width)
-        known = pool.items[pool.starts[owner][:, None] + (first + step) % many]
-        rows, (places, negatives) = self._loaded(known, drawn)
-        places[(step >= many).nonzero()] = ABSENT
-        targets = np.minimum(many - first, min(config.targets, config.width))
-        users, place = np.unique(pool.users[owner], return_inverse=True)
+        items = pool.items[pool.starts[owner][:, None] + (first + step) % counts]
+        rows, (positions, negatives) = self._loaded(items, drawn)
+        positions[(step >= counts).nonzero()] = ABSENT
+        targets = np.minimum(counts - first, min(config.targets, config.width))
+        users, user = np.unique(pool.users[owner], return_inverse=True)
         return EmbeddingBatch(
             rows=torch.from_numpy(rows),
             users=torch.from_numpy(users),
-            windows=torch.from_numpy(np.concatenate([targets, place[:, None], places], 1)),
+            windows=torch.from_numpy(np.concatenate([targets, user[:, None], positions], 1)),
             negatives=torch.from_numpy(negatives),
             correction=torch.from_numpy(self._correction[drawn]),
             prior=torch.from_numpy(self.prior[rows]),
         )
 
     def _loaded(self, *groups: NDArray[Any]) -> tuple[NDArray[np.int64], list[NDArray[np.int64]]]:
-        """Distinct rows of some items, increasing, and each group's places among them."""
+        """Distinct rows of some groups of items, increasing, and each group's positions among them."""
         import numpy as np
 
         for group in groups:
             self._touched[group] = True
         rows = self._touched.nonzero()[0]
         self._touched[rows] = False
-        self._place[rows] = np.arange(len(rows))
-        return rows, [self._place[group] for group in groups]
+        self._position[rows] = np.arange(len(rows))
+        return rows, [self._position[group] for group in groups]
 
 
-def _pool(parts: list[_Part], targets: int, random: np.random.Generator) -> _Pool:
+def _pool(blocks: list[_Block], targets: int, random: np.random.Generator) -> _Pool:
     import numpy as np
 
-    items, lengths, users = (np.concatenate(column) for column in zip(*parts, strict=True))
-    # Shuffled within each user: sorted by user, then by a random number.
+    items, lengths, users = (np.concatenate(column) for column in zip(*blocks, strict=True))
+    # Shuffle within each user: sort by user, then by a random number.
     items = items[np.argsort(np.repeat(np.arange(len(lengths)), lengths) + random.random(len(items)))]
-    groups = np.where(lengths > 1, -(-lengths // targets), 0)  # a single item has nothing to be predicted from
+    groups = np.where(lengths > 1, -(-lengths // targets), 0)  # a single item cannot be predicted from others
     owner = np.repeat(np.arange(len(lengths), dtype=np.int32), groups)
     first = targets * (np.arange(len(owner), dtype=np.int32) - np.repeat(np.cumsum(groups) - groups, groups))
     order = random.permutation(len(owner))

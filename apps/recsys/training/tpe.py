@@ -1,7 +1,7 @@
-"""Which settings to try next: Optuna's tree-structured Parzen estimator (Bergstra et al. 2011).
+"""Propose the settings of the next trial, by Optuna's tree-structured Parzen estimator (Bergstra et al. 2011).
 
-It is asked in a process of its own (``common.memory.process.fork``), from nothing but the trials so far: so its
-libraries do not count while a model is trained, and a search that was killed goes on as it would have gone.
+It runs in its own process (``common.memory.process.fork``) and sees only the trials so far. So Optuna is not in memory
+while a model is trained, and a search that was killed continues as if it had not been.
 """
 
 from __future__ import annotations
@@ -14,22 +14,23 @@ from typing import Any, Literal
 from apps.recsys.models.search_space import Choice, Dimension, Space
 
 DRAWN = 8
-"""Trials drawn at random before what they reached is looked at."""
+"""Number of trials drawn at random before their scores are used."""
 
-State = Literal["done", "stopped", "skipped", "failed"]
+TrialState = Literal["done", "stopped", "skipped", "failed"]
+"""``stopped``: other trials were better at a rung; ``skipped``: it does not fit; ``failed``: numbers diverged."""
 
 
 @dataclass(slots=True)
 class Trial:
-    """Some settings and what they reached."""
+    """Some settings and their scores."""
 
     number: int
     settings: Mapping[str, Any]
     scores: dict[int, float] = field(default_factory=dict)
-    """On the hidden items, by iterations done."""
-    state: State = "done"
-    """``stopped``: others had reached more by then; ``skipped``: it does not fit; ``failed``: numbers ran away."""
+    """Scores on the hidden items, by number of iterations."""
+    state: TrialState = "done"
     why: str = ""
+    """Why it was skipped or failed."""
 
     @property
     def reached(self) -> float:
@@ -38,9 +39,20 @@ class Trial:
 
 
 def ask(space: Space, trials: Sequence[Trial], *, seed: int) -> dict[str, Any]:
-    """Settings for the next trial; the same ones whenever it is asked the same."""
+    """Settings for the next trial, a function of the arguments.
+
+    Parameters
+    ----------
+    space
+        The hyper-parameters to search.
+    trials
+        All trials so far.
+    seed
+        Of the search.
+    """
     import optuna
-    from optuna.trial import TrialState, create_trial
+    from optuna.trial import TrialState as OptunaState
+    from optuna.trial import create_trial
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     distributions = {name: _distribution(dimension) for name, dimension in space.items()}
@@ -51,7 +63,7 @@ def ask(space: Space, trials: Sequence[Trial], *, seed: int) -> dict[str, Any]:
         done = trial.state == "done"
         study.add_trial(
             create_trial(
-                state=TrialState.COMPLETE if done else TrialState.PRUNED,
+                state=OptunaState.COMPLETE if done else OptunaState.PRUNED,
                 value=trial.reached if done else None,
                 params={name: trial.settings[name] for name in space},
                 distributions=distributions,
@@ -62,7 +74,7 @@ def ask(space: Space, trials: Sequence[Trial], *, seed: int) -> dict[str, Any]:
 
 
 def _seed(seed: int, number: int) -> int:
-    """A seed for one question."""
+    """A seed for the trial ``number``."""
     import numpy as np
 
     return int(np.random.SeedSequence([seed, number]).generate_state(1)[0])

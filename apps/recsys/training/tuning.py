@@ -43,14 +43,14 @@ REDUCTION = 2
 RUNGS = 3
 """Number of rungs."""
 FITTING = ("arrange", "fit", "validate")
-"""Phases of a training that a trial has too."""
+"""Phases of a training that a trial goes through."""
 
 Fit = Callable[["TrainWorkload", "TrialSession", IterationCallback], object]
 """Trains a workload and calls back after each iteration."""
 
 
 class TrialStopped(Exception):
-    """A trial that is not worth continuing."""
+    """Raised to end a trial that is worse than half of the others."""
 
 
 class TrialSession:
@@ -161,7 +161,13 @@ def searched_settings(work: TrainWorkload) -> dict[str, Any]:
 
 
 def rungs(iterations: int) -> list[int]:
-    """Numbers of iterations after which a trial is evaluated, the last one being all of them."""
+    """Numbers of iterations after which a trial is evaluated.
+
+    Examples
+    --------
+    >>> rungs(40)
+    [10, 20, 40]
+    """
     return sorted({max(1, round(iterations / REDUCTION**below)) for below in range(RUNGS)})
 
 
@@ -210,7 +216,7 @@ class Search:
         Raises
         ------
         ArithmeticError
-            No trial came to its end.
+            No trial finished.
         """
         session, trials = self.session, self.log.trials
         for number in range(len(trials), self.work.request.trials):
@@ -233,11 +239,11 @@ class Search:
         Raises
         ------
         ArithmeticError
-            No trial came to its end.
+            No trial finished.
         """
         done = [trial for trial in self.log.trials if trial.state == "done"]
         if not done:
-            raise ArithmeticError("no trial came to its end; start from other settings with --set")
+            raise ArithmeticError("no trial finished; start from other settings with --set")
         return max(done, key=lambda trial: (trial.reached, -trial.number))
 
     def _settings(self, number: int) -> dict[str, Any]:

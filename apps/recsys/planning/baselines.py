@@ -1,0 +1,38 @@
+"""Memory that does not depend on the model: baselines of the commands, and of reading in a child process."""
+
+from __future__ import annotations
+
+from common.memory.costs import baseline
+from common.memory.costs.probes import Costs, Probe
+from common.memory.footprint import Term
+
+READING = "apps.recsys.warm_up:reading"
+TRAINING = "apps.recsys.warm_up:training"
+LEARNING = "apps.recsys.warm_up:learning"
+PAIRING = "apps.recsys.warm_up:pairing"
+SCORING = "apps.recsys.warm_up:scoring"
+ANSWERING = "apps.recsys.warm_up:answering"
+SERVING = "apps.recsys.warm_up:serving"
+"""Names of the warm-up functions, as ``common.memory.costs.baseline`` takes them."""
+LIBRARIES = ("numpy", "scipy", "pyarrow", "implicit", "safetensors")
+"""Libraries whose versions decide a baseline."""
+WAITING_BYTES = 9 << 20
+"""Private memory of the parent while its child reads: 7.0 to 7.6 MiB on four data sets, and pages of files that the
+child does not touch."""
+STAGE_BYTES = 12 << 20
+"""Arrow's blocks while parsing: text, columns, dictionaries (for ``readers.BLOCK_BYTES``)."""
+
+
+def baseline_terms(costs: Costs, probe: Probe, *phases: str) -> list[Term]:
+    """Terms of a baseline that holds in some phases only.
+
+    Parameters
+    ----------
+    costs
+        Holds the result of ``probe``.
+    probe
+        Measures the baseline.
+    phases
+        The phases.
+    """
+    return [Term(term.name, term.bytes, term.source, phases) for term in baseline.terms(costs, probe)]
