@@ -16,6 +16,7 @@ from apps.recsys.models.search_space import Space
 from apps.recsys.planning.model_options import ModelOptions
 from apps.recsys.planning.resume_settings import DECIDES
 from common.errors import UsageError
+from common.training import amp
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,7 +64,7 @@ class TrainRequest:
     seed, threads
         Of the random numbers, and of the computation.
     notes
-        Sentences for the user: old names that were read.
+        Sentences for the user: old names that were read, a precision that is emulated.
     """
 
     model: ModelOptions = field(metadata=DECIDES)
@@ -92,6 +93,8 @@ class TrainRequest:
         """
         pairs, notes = renamed_pairs(args.model, args.set)
         model = ModelOptions.of(args, pairs)
+        if note := amp.require(model.amp, "cpu"):
+            notes = [*notes, f"recsys train: {note}"]
         if args.tune and model.kind == "popularity":
             raise UsageError("--tune: popularity has no settings")
         fixed = {pair.partition("=")[0] for pair in pairs} | ({"factors"} if args.factors else set())

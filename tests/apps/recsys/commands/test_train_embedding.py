@@ -10,6 +10,7 @@ from common.compression.layouts import layout
 from tests.apps.recsys.conftest import Trained
 from tests.apps.recsys.planning.test_workloads import held
 from tests.messages import says
+from tests.precision import AVX2
 from tests.schemas import read_manifest
 
 Run = Callable[..., Any]
@@ -50,6 +51,14 @@ def test_its_options_are_checked(trained: Trained, run: Run, tmp_path: Path) -> 
         assert done.code == (4 if "--resume" in options else 2), (options, done.err)
         says(done.err, *facts)
         assert not (tmp_path / "model").exists()
+
+
+def test_bfloat16_is_refused_where_the_cpu_lacks_it(trained: Trained, run: Run, tmp_path: Path) -> None:
+    command = ("apps.recsys", "train", trained.interactions, "-o", tmp_path / "model", *SMALL)
+    done = run(*command, "--amp", "bf16", env=AVX2)
+    assert done.code == 2 and len(done.err.splitlines()) == 1
+    says(done.err, "--amp bf16", "off")
+    assert not (tmp_path / "model").exists()
 
 
 def test_a_plan_has_its_knobs(trained: Trained, run: Run, tmp_path: Path) -> None:
