@@ -1,11 +1,14 @@
-"""What each command loads before its soft wall is set, each library run once on something tiny.
+"""Warm-ups: functions that load a command's libraries and run each once on tiny data, before the soft wall is set.
 
-A command's baseline is measured by the same function in a child (``common.memory.costs.baseline``).
+The same function in a child measures the command's baseline (``common.memory.costs.baseline``). They are called by
+their names in ``apps.imaging.planning.baselines``; no module of the application imports this one.
 """
+
+from typing import Any
 
 
 def _command_line() -> None:
-    """What a command holds before it starts: its own parser, and the progress bar's library."""
+    """The parser, and the progress bar's library, which every command has loaded."""
     import tqdm
 
     from apps.imaging import cli
@@ -14,13 +17,21 @@ def _command_line() -> None:
     del tqdm
 
 
+def _nifti_header() -> None:
+    """nibabel's header arithmetic."""
+    import nibabel
+    import numpy as np
+
+    header: Any = nibabel.Nifti1Header
+    header().set_qform(np.eye(4))
+
+
 def _images() -> None:
-    """Reading and writing images, and the arithmetic around them."""
+    """Reading and writing of images."""
     _command_line()
     import gzip
     import zlib
 
-    import nibabel
     import numpy as np
     import PIL.Image
     import PIL.ImageDraw
@@ -36,7 +47,7 @@ def _images() -> None:
     block = np.ones((256, 256), np.float32)
     block = block @ block  # starts the BLAS threads
     gzip.decompress(gzip.compress(zlib.compress(bytes(1 << 16))))
-    nibabel.Nifti1Header().set_qform(np.eye(4))
+    _nifti_header()
     picture = PIL.Image.fromarray(np.zeros((16, 16, 3), np.uint8)).resize((32, 32))
     PIL.ImageDraw.Draw(picture).text((0, 0), "x", font=PIL.ImageFont.load_default(12))
     del pydicom, safetensors, apps
@@ -60,7 +71,7 @@ def openvino() -> None:
 
 
 def compress() -> None:
-    """Quantisation: OpenVINO, and the library that finds the ranges."""
+    """Quantisation: OpenVINO and NNCF."""
     from common.engines.quantization import import_nncf
 
     openvino()
@@ -72,7 +83,7 @@ TINY_ONNX = (
     "AUABQAFAAUABoAEHEgFnKg4IBRAHOgUIAQMDA0IBc1ofCgF4EhoKGAgBEhQKAggBCgIIAQoCCAgKAggICgIICGIfCgF5EhoKGAgBEhQKAggBCgII"
     "CAoCCAgKAggICgIICEIECgAQEQ=="
 )
-"""One convolution, (1, 1, 8, 8, 8) -> (1, 8, 8, 8, 8), made by ``onnx``, whose import would be part of the baseline."""
+"""One convolution, (1, 1, 8, 8, 8) -> (1, 8, 8, 8, 8), made by ``onnx``, whose import would add to the baseline."""
 
 
 def onnxruntime() -> None:
@@ -101,21 +112,20 @@ def torch() -> None:
 
 
 def evaluate() -> None:
-    """Comparing segmentations."""
+    """Comparison of segmentations."""
     _command_line()
-    import nibabel
     import numpy as np
     from scipy.spatial import cKDTree
 
     import apps.imaging.evaluation.metrics
 
     cKDTree(np.eye(3)).query(np.eye(3))
-    nibabel.Nifti1Header().set_qform(np.eye(4))
+    _nifti_header()
     del apps
 
 
 def trace() -> None:
-    """Building networks and steps that are only traced: nothing is run, so nothing has to run first."""
+    """Networks and steps that are only traced; since no operator runs then, none has to run here."""
     import torch
 
     import apps.imaging.training.recipe
@@ -142,10 +152,10 @@ def train() -> None:
     volumes, side = Volumes(), (16, 16, 16)
     volumes.add(np.ones(side, np.float32), np.ones(side, np.uint8))
     draw = Sampler(volumes, side, 2, 0)
-    # Of single samples in float32, some layers are matrix products, all others oneDNN's; recomputing loads code.
+    # With single samples in float32, some layers are matrix products and all others oneDNN's; recomputing loads code.
     lower = "bf16" if "bf16" in cpu.precisions("torch") else "off"  # emulated without kernels, and refused, elsewhere
     kinds = (("off", 1, "none"), ("off", 2, "blocks"), (lower, 2, "cheap"))
-    for name in ("segresnet", "dynunet", "unet"):  # between them, all layers that the table of networks has
+    for name in ("segresnet", "dynunet", "unet"):  # these have all layers of the table of networks
         recipe = Recipe(
             network=name,
             arguments=arguments(name, {}, in_channels=1, out_channels=2),
@@ -164,7 +174,7 @@ def train() -> None:
         for amp, micro_batch, checkpoint in kinds:
             network, _, step = make_step(recipe, micro_batch=micro_batch, amp=amp, checkpoint=checkpoint)
             step(draw(0))
-    for number in range(8):  # so that every kind of variation has run
+    for number in range(8):  # so that every augmentation has run
         draw(number)
     validate(network, volumes, [0], side, 2, lower)
     save(network.state_dict())

@@ -1,8 +1,8 @@
-"""Models from elsewhere, converted once into a peakline model folder in the cache.
+"""Convert models of other programs, once, into a model folder in the cache.
 
-Nothing in their files runs: JSON is parsed, names are looked up in tables, weights are read by
-``torch.load(weights_only=True)``, which builds tensors and plain containers only. The conversion runs in a child behind
-a soft wall, and is refused beforehand where the ceiling is too small for it.
+Nothing in their files is run: JSON is parsed, names are looked up in tables, weights are read by
+``torch.load(weights_only=True)``, which makes only tensors and plain containers. The conversion runs in a child behind
+a soft wall, and is refused beforehand if the ceiling is too small for it.
 """
 
 import hashlib
@@ -25,11 +25,11 @@ from common.model_folder import MANIFEST
 if TYPE_CHECKING:
     import torch
 
-FLOOR_BYTES = 400 * MIB
-"""Interpreter, torch and its exporter: a checkpoint of 100 kB peaks at 251 MiB, and tracing grows with the layers."""
+LIBRARIES_BYTES = 400 * MIB
+"""Interpreter, torch and its exporter: 251 MiB with a checkpoint of 100 kB, and tracing grows with the layers."""
 COPIES = 3
-"""Of the weights at once: as read, in the network, in the exporter's file. A checkpoint holds the optimiser's state
-too, so that its size bounds three copies of the weights."""
+"""Copies of the weights at once: as read, in the network, in the exporter's file. A checkpoint also has the optimiser's
+state, so its size bounds three copies of the weights."""
 LONGEST_SECONDS = 600
 CHILD = "apps.imaging.importers.convert"
 """The module that converts: this one."""
@@ -61,12 +61,12 @@ def converted_model(directory: Path, budget: MemoryBudget) -> Path:
 
 
 def price(files: list[Path]) -> int:
-    """Bytes that a conversion needs: all folds are in one network."""
-    return FLOOR_BYTES + COPIES * sum(path.stat().st_size for path in files)
+    """Bytes that a conversion needs; all folds are in one network."""
+    return LIBRARIES_BYTES + COPIES * sum(path.stat().st_size for path in files)
 
 
 def _key(directory: Path, files: list[Path]) -> str:
-    """Of what the files hold. Hashing weights takes seconds, so it is remembered beside their sizes and times."""
+    """Digest of the files' content. Hashing weights takes seconds, so it is stored with their sizes and times."""
     seen = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
     note = cache_directory().parent / "models" / f"{_digest([__version__, seen])}.seen"
     if note.is_file():
@@ -80,20 +80,20 @@ def _digest(facts: list[Any]) -> str:
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
 
 
-def _convert(directory: Path, place: Path, budget: MemoryBudget, needed: int) -> None:
-    """In a child, into a folder beside its place."""
+def _convert(directory: Path, target: Path, budget: MemoryBudget, needed: int) -> None:
+    """Convert in a child, into a scratch folder that is then renamed to ``target``."""
     from common.memory.footprint import Footprint, Term
     from common.memory.plan.plan import Plan
 
     if needed > budget.host_bytes:
         terms = [
-            Term("interpreter and libraries", FLOOR_BYTES, "measured", ("import",)),
-            Term("weights, converted", needed - FLOOR_BYTES, "analytic", ("import",)),
+            Term("interpreter and libraries", LIBRARIES_BYTES, "measured", ("import",)),
+            Term("weights, converted", needed - LIBRARIES_BYTES, "analytic", ("import",)),
         ]
         smallest = Plan("imaging infer (import of the model)", (), Footprint.of(terms))
         raise DoesNotFit(ceiling=budget.host_bytes, smallest=smallest)
-    place.parent.mkdir(parents=True, exist_ok=True)
-    with scratch_directory(place.parent, place.name) as draft:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with scratch_directory(target.parent, target.name) as draft:
         done = child.run_module(
             CHILD,
             [str(directory), str(draft)],
@@ -103,11 +103,11 @@ def _convert(directory: Path, place: Path, budget: MemoryBudget, needed: int) ->
         )
         if done.exit.status != EXIT_OK:
             raise _failure(directory, done)
-        os.rename(draft, place)
+        os.rename(draft, target)
 
 
 def _failure(directory: Path, done: child.Finished) -> Exception:
-    """What to raise for a conversion that failed: the model is at fault if the child raised an exception."""
+    """The exception for a conversion that failed; it is the model's fault if the child raised an exception."""
     if done.exit.timed_out:
         return BadInput(f"{directory}: not imported after {LONGEST_SECONDS} s", public="import failed")
     if done.exit.out_of_memory:
@@ -121,14 +121,14 @@ def _failure(directory: Path, done: child.Finished) -> Exception:
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """A checkpoint's tensors and plain values; NumPy's scalars are allowed, because nnU-Net logs with them."""
+    """Read a checkpoint's tensors and plain values; NumPy's scalars are allowed, because nnU-Net's logs have them."""
     import numpy as np
     import torch
 
     scalars = [np._core.multiarray.scalar, np.dtype, *(type(np.dtype(kind)) for kind in ("f4", "f8", "i4", "i8", "?"))]  # type: ignore[attr-defined]
     with torch.serialization.safe_globals(scalars):
-        found: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    return found
+        checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    return checkpoint
 
 
 def convert_bundle(directory: Path, out: Path) -> None:
@@ -163,7 +163,7 @@ def convert_bundle(directory: Path, out: Path) -> None:
 
 
 def _write(out: Path, plan: Any, network: "torch.nn.Module", *, arguments: Any = None, **fields: Any) -> None:
-    """The network as ONNX, then the folder around it."""
+    """Export the network as ONNX, then write the model folder around it."""
     import torch
 
     from apps.imaging.models.model_folder import write_model
@@ -171,7 +171,7 @@ def _write(out: Path, plan: Any, network: "torch.nn.Module", *, arguments: Any =
     from apps.imaging.models.onnx_export import export_onnx
 
     arguments = plan.arguments if arguments is None else arguments
-    x, y, z = (max(2 * size, 8) for size in registry.steps(plan.network, arguments))
+    x, y, z = (max(2 * size, 8) for size in registry.divisors(plan.network, arguments))
     with torch.no_grad():
         output = export_onnx(plan.network, network, out / "network.onnx", tile=(x, y, z))
     head = registry.split_head(plan.network, network) if output == "features" else None
@@ -195,7 +195,8 @@ def convert_nnunet(directory: Path, out: Path) -> None:
     from apps.imaging.models.model_folder import labels_from_names
     from apps.imaging.models.networks import registry
 
-    plan, states, axes = nnunet.read_plan(directory), [], []
+    plan, states = nnunet.read_plan(directory), []
+    axes: list[int] = []
     for path in nnunet.checkpoints(directory):
         checkpoint = read_checkpoint(path)
         states.append(checkpoint["network_weights"])
@@ -228,15 +229,15 @@ def convert_nnunet(directory: Path, out: Path) -> None:
 
 
 def _load(network: "torch.nn.Module", state: dict[str, Any]) -> None:
-    """nnU-Net's names: a compiled network's begin with ``_orig_mod.``."""
+    """Load nnU-Net's weights, whose names begin with ``_orig_mod.`` if the network was compiled."""
     network.load_state_dict({key.removeprefix("_orig_mod."): tensor for key, tensor in state.items()})
 
 
 def main() -> None:
-    """``python -m apps.imaging.importers.convert MODEL OUT``: the child."""
+    """Convert in the child: ``python -m apps.imaging.importers.convert MODEL OUT``."""
     directory, out = Path(sys.argv[1]), Path(sys.argv[2])
     glibc.pin_thresholds()
-    import torch  # before the walls stand: what it reserves is not data
+    import torch  # before the walls are set, because what it reserves is not data
 
     torch.set_num_threads(1)
     child.Walls.of_this_process().stand()

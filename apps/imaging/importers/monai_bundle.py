@@ -1,7 +1,7 @@
-"""MONAI bundles: what ``configs/inference.json`` and ``configs/metadata.json`` say, in our model folder's words.
+"""MONAI bundles: ``configs/inference.json`` and ``configs/metadata.json``, translated to our model folder's fields.
 
-Only four parts of the configuration are looked at: the network, the transforms before and after it, and the inferer.
-Data sets, handlers and what a bundle wants to be run stay text. Weights are read by ``imports``, in a child.
+Only four parts of the configuration are read: the network, the transforms before and after it, and the inferer. Data
+sets, handlers and the bundle's own program are not evaluated. ``convert`` reads weights, in a child.
 """
 
 import json
@@ -30,36 +30,36 @@ CONFIGURATIONS = ("configs/inference.json", "configs/inference.yaml", "configs/i
 LARGEST_FILE = 4 << 20
 """Bytes of a configuration."""
 UNREAD = frozenset({"device", "sw_device", "transform", "orig_keys", "orig_meta_keys", "to_tensor"}) | IGNORED
-"""Arguments that are not even worked out: where things are computed, and names in MONAI's dictionaries."""
+"""Arguments that are not evaluated: devices, and names in MONAI's dictionaries."""
 
 
 @dataclass(frozen=True, slots=True)
 class BundlePlan:
-    """What a bundle expects and gives."""
+    """What a bundle expects and predicts."""
 
     network: str
     arguments: Mapping[str, Any]
     channels: tuple[str, ...]
     labels: tuple[str, ...]
     spacing: tuple[float, ...]
-    """0: the image's own."""
+    """Millimetres; 0: the image's own."""
     orientation: str
     intensity: tuple[Operation, ...]
     inferer: Inferer
     restored: str
-    """What is brought back onto the image's grid: ``logits``, ``softmax``, ``sigmoid`` or ``labels``."""
+    """Values that are resampled to the image's grid: ``logits``, ``softmax``, ``sigmoid`` or ``labels``."""
     weights: Path
 
 
 def is_bundle(directory: Path) -> bool:
-    """Whether a folder is a MONAI bundle with something to infer with."""
+    """Whether a folder is a MONAI bundle with a configuration for inference."""
     return (directory / METADATA).is_file() and any((directory / name).is_file() for name in CONFIGURATIONS)
 
 
 def files(directory: Path, plan: BundlePlan) -> list[Path]:
-    """All that the conversion reads."""
-    found = [directory / name for name in (METADATA, *CONFIGURATIONS) if (directory / name).is_file()]
-    return [*found[:2], plan.weights]
+    """Files that the conversion reads."""
+    present = [directory / name for name in (METADATA, *CONFIGURATIONS) if (directory / name).is_file()]
+    return [*present[:2], plan.weights]
 
 
 def read_plan(directory: Path) -> BundlePlan:
@@ -68,7 +68,7 @@ def read_plan(directory: Path) -> BundlePlan:
     Raises
     ------
     BadInput
-        Unreadable, or something that is not supported, by its name.
+        Files that cannot be read, or something that is not supported, by its name.
     """
     path = next(directory / name for name in CONFIGURATIONS if (directory / name).is_file())
     try:
@@ -87,19 +87,19 @@ def _parsed(path: Path) -> dict[str, Any]:
         raise BadInput(f"{path.name} is larger than {LARGEST_FILE} bytes")
     text = path.read_text("utf-8")
     if path.suffix == ".json":
-        found = json.loads(text)
+        content = json.loads(text)
     else:
         try:
-            import yaml
+            import yaml  # type: ignore[import-untyped]
         except ImportError:
             raise UsageError(f"{path.name} is YAML, which needs the extra 'bundle' (PyYAML); JSON needs none") from None
         try:
-            found = yaml.safe_load(text)
+            content = yaml.safe_load(text)
         except yaml.YAMLError as error:
             raise BadInput(f"not YAML ({' '.join(str(error).split())[:200]})") from None
-    if not isinstance(found, dict):
+    if not isinstance(content, dict):
         raise BadInput(f"{path.name} holds no mapping")
-    return found
+    return content
 
 
 def _plan(directory: Path, metadata: Mapping[str, Any], configuration: Configuration) -> BundlePlan:
@@ -122,52 +122,53 @@ def _plan(directory: Path, metadata: Mapping[str, Any], configuration: Configura
 
 
 def _network(configuration: Configuration) -> tuple[str, dict[str, Any]]:
-    """Its name in the table, and its checked arguments."""
+    """The network's name in the table, and its checked arguments."""
     key = "network_def" if "network_def" in configuration else "network"
-    found = configuration[key]
-    if not isinstance(found, dict):
+    described = configuration[key]
+    if not isinstance(described, dict):
         raise BadInput(f"{key} is not a network's description")
-    given = _arguments(configuration, found)
-    target = str(given.pop("_target_", None))
+    arguments = _arguments(configuration, described)
+    target = str(arguments.pop("_target_", None))
     module, _, name = target.rpartition(".")
     if name not in monai_bundle.NETWORKS or not (module == "" or f"{module}.".startswith("monai.networks.nets.")):
         raise BadInput(f"network {target!r}; only MONAI's {', '.join(monai_bundle.NETWORKS)} are read")
-    dimensions = given.pop("spatial_dims", given.pop("dimensions", 3))
+    dimensions = arguments.pop("spatial_dims", arguments.pop("dimensions", 3))
     if dimensions != 3:
         raise BadInput(f"network {name}: {dimensions} dimensions; only 3 are read")
-    channels = {"in_channels": given.pop("in_channels", 1), "out_channels": given.pop("out_channels", 2)}
-    return name, monai_bundle.checked(name, given | channels)
+    channels = {"in_channels": arguments.pop("in_channels", 1), "out_channels": arguments.pop("out_channels", 2)}
+    return name, monai_bundle.checked(name, arguments | channels)
 
 
-def _arguments(configuration: Configuration, found: Any) -> dict[str, Any]:
-    """``_target_`` and what is worked out of a component's arguments."""
-    if not isinstance(found, dict) or "_target_" not in found:
+def _arguments(configuration: Configuration, component: Any) -> dict[str, Any]:
+    """``_target_`` and the evaluated arguments of a component."""
+    if not isinstance(component, dict) or "_target_" not in component:
         raise BadInput("a component has no _target_")
-    if found.get("_mode_", "default") != "default":
-        raise BadInput(f"_mode_ {found['_mode_']!r} is not read")
+    if component.get("_mode_", "default") != "default":
+        raise BadInput(f"_mode_ {component['_mode_']!r} is not read")
     unread = UNREAD | {"_mode_", "_desc_", "_requires_", "_disabled_"}
-    return {key: configuration.plain(value) for key, value in found.items() if key not in unread}
+    return {key: configuration.plain(value) for key, value in component.items() if key not in unread}
 
 
 def _transforms(configuration: Configuration, key: str) -> list[dict[str, Any]]:
-    """The components of a ``Compose``; of those that change nothing here only the name."""
+    """The components of a ``Compose``; of those without an effect here only the name."""
     composed = configuration[key]
     if not isinstance(composed, dict) or transform_name(composed.get("_target_")) != "Compose":
         raise BadInput(f"{key} is not a Compose of transforms")
-    found = []
+    transforms: list[dict[str, Any]] = []
     for item in configuration.value(composed["transforms"]):
         component = configuration.value(item)
         if configuration.value(component.get("_disabled_", False)) is True:
             continue
         target = configuration.value(component.get("_target_"))
         harmless = transform_name(target) in HARMLESS | {"SaveImage"}
-        found.append({"_target_": target} if harmless else _arguments(configuration, component))
-    return found
+        transforms.append({"_target_": target} if harmless else _arguments(configuration, component))
+    return transforms
 
 
 def _names(formats: Any, count: int, default: str) -> tuple[str, ...]:
-    """Of channels or classes, as ``channel_def`` has them; numbered where it has not as many."""
-    definition = next(iter(formats.values()), {}).get("channel_def", {}) if isinstance(formats, dict) else {}
+    """Names of channels or classes from ``channel_def``; numbered names if it does not have ``count`` of them."""
+    first: Any = next(iter(formats.values()), {}) if isinstance(formats, dict) else {}
+    definition = first.get("channel_def", {})
     names = [str(definition.get(str(index), "")) for index in range(count)]
     if len(definition) == count and all(names) and len(set(names)) == count:
         return tuple(names)
@@ -175,34 +176,32 @@ def _names(formats: Any, count: int, default: str) -> tuple[str, ...]:
 
 
 def _weights(directory: Path, configuration: Configuration) -> Path:
-    """Where ``CheckpointLoader`` would read them; never outside the bundle.
+    """Path from which ``CheckpointLoader`` would read weights; never outside the bundle.
 
     Raises
     ------
     BadInput
-        There are none, or they are TorchScript, which is a program.
+        If there are no weights, or they are TorchScript, which is a program.
     """
-    found = [configuration.get("checkpointloader", None), *configuration.get("handlers", [])]
-    loaders = [one for one in found if isinstance(one, dict) and "load_path" in one]
-    place = WEIGHTS
-    if loaders:
-        place = str(configuration.value(loaders[0]["load_path"]))
-    parts = PurePosixPath(place)
-    if parts.is_absolute() or ".." in parts.parts:
-        raise BadInput(f"weights in {place!r}, which is outside the bundle")
-    path = directory / parts
+    handlers = [configuration.get("checkpointloader", None), *configuration.get("handlers", [])]
+    loaders = [handler for handler in handlers if isinstance(handler, dict) and "load_path" in handler]
+    name = str(configuration.value(loaders[0]["load_path"])) if loaders else WEIGHTS
+    relative = PurePosixPath(name)
+    if relative.is_absolute() or ".." in relative.parts:
+        raise BadInput(f"weights in {name!r}, which is outside the bundle")
+    path = directory / relative
     if not path.is_file():
-        scripts = [name.name for name in sorted((directory / "models").glob("*.ts"))]
+        scripts = [script.name for script in sorted((directory / "models").glob("*.ts"))]
         only = f"; {scripts[0]} is TorchScript, a program, which is not run" if scripts else ""
-        raise BadInput(f"no weights in {place}{only}")
+        raise BadInput(f"no weights in {name}{only}")
     if is_torchscript(path):
-        raise BadInput(f"{place} is TorchScript, a program, which is not run; only weights are read")
+        raise BadInput(f"{name} is TorchScript, a program, which is not run; only weights are read")
     return path
 
 
 def is_torchscript(path: Path) -> bool:
-    """Whether a file is an archive with code in it, as ``torch.jit.save`` writes."""
+    """Whether a file is an archive with code, as ``torch.jit.save`` writes it."""
     if not zipfile.is_zipfile(path):
         return False
     with zipfile.ZipFile(path) as archive:
-        return any("/code/" in name or name.endswith("/constants.pkl") for name in archive.namelist())
+        return any("/code/" in member or member.endswith("/constants.pkl") for member in archive.namelist())

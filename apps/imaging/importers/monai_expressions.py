@@ -1,10 +1,10 @@
-"""References and expressions of a MONAI bundle's configuration, worked out without running any of it.
+"""Evaluate references and expressions of a MONAI bundle's configuration without running any code of it.
 
-``"@a#b"`` is the value at ``b`` below ``a``. ``"$..."`` is a Python expression; here it is parsed, never evaluated by
-Python, and only a small grammar is known: numbers, strings, lists, references, arithmetic on numbers, ``+`` of strings
-and of lists, comparisons, ``and``, ``or``, ``not`` and ``A if C else B``. Everything else is refused by name.
+``"@a#b"`` is the value at ``b`` below ``a``. ``"$..."`` is a Python expression. It is parsed, and its syntax tree is
+evaluated here, never by Python, in a small grammar: numbers, strings, lists, references, arithmetic on numbers, ``+``
+of strings and of lists, comparisons, ``and``, ``or``, ``not`` and ``A if C else B``. All else is refused by name.
 
-Only what is asked for is looked at. What a bundle says about its data loaders, handlers and runs stays text.
+Values are evaluated only when they are read; data loaders, handlers and the bundle's program never are.
 """
 
 import ast
@@ -17,13 +17,13 @@ from typing import Any
 from common.errors import BadInput
 
 LONGEST = 1000
-"""Characters of an expression."""
+"""Most characters of an expression."""
 DEEPEST = 32
-"""References that lead to each other."""
+"""Most references in a chain."""
 MOST_STEPS = 10_000
-"""Values worked out for one file: references to references to references would double."""
+"""Most values evaluated for one file; the number could double with each level of references."""
 LARGEST = 10_000
-"""Length of a string or list that is put together."""
+"""Most elements of a string or list that an expression makes."""
 REFERENCE = re.compile(r"@(\w+(?:(?:#|::)\w+)*)")
 _NAME = "reference_{}"
 
@@ -50,7 +50,7 @@ _COMPARE: Mapping[type[ast.cmpop], Callable[[Any, Any], bool]] = MappingProxyTyp
 
 
 class Configuration:
-    """A parsed configuration file whose values are worked out when they are asked for.
+    """A parsed configuration file whose values are evaluated when they are read.
 
     Examples
     --------
@@ -69,52 +69,52 @@ class Configuration:
         return self.value(self._content[key])
 
     def get(self, key: str, default: Any) -> Any:
-        """The value of a key, or what is given where there is none."""
+        """The value of a key, or ``default`` without such a key."""
         return self.value(self._content.get(key, default))
 
-    def value(self, found: Any, depth: int = 0) -> Any:
-        """A value whose own text is worked out; what a mapping or list holds stays as it is written.
+    def value(self, value: Any, depth: int = 0) -> Any:
+        """Evaluate a value; the elements of a mapping or list are not evaluated.
 
         Raises
         ------
         BadInput
-            An expression outside the grammar, or a reference to nothing or to itself.
+            An expression outside the grammar, or a reference to a missing value or to itself.
         """
         self._steps += 1
         if self._steps > MOST_STEPS:
             raise BadInput(f"more than {MOST_STEPS} values refer to each other")
-        if not isinstance(found, str):
-            return found
+        if not isinstance(value, str):
+            return value
         if depth > DEEPEST:
-            raise BadInput(f"{_short(found)}: references in a circle")
-        if found.startswith("$"):
-            return self._expression(found, depth)
-        if found.startswith("%"):
-            raise BadInput(f"{_short(found)}: text from other files is not read")
-        if REFERENCE.fullmatch(found):
-            return self._reference(found[1:], depth)
-        return found
+            raise BadInput(f"{_short(value)}: references in a circle")
+        if value.startswith("$"):
+            return self._expression(value, depth)
+        if value.startswith("%"):
+            raise BadInput(f"{_short(value)}: text from other files is not read")
+        if REFERENCE.fullmatch(value):
+            return self._reference(value[1:], depth)
+        return value
 
-    def plain(self, found: Any, depth: int = 0) -> Any:
-        """A value with everything in it worked out, for arguments of networks and transforms."""
-        found = self.value(found, depth)
+    def plain(self, value: Any, depth: int = 0) -> Any:
+        """Evaluate a value with all its elements, for arguments of networks and transforms."""
+        value = self.value(value, depth)
         if depth > DEEPEST:
             raise BadInput("values nested too deeply")
-        if isinstance(found, list | tuple):
-            return [self.plain(item, depth + 1) for item in found]
-        if isinstance(found, dict):
-            return {key: self.plain(item, depth + 1) for key, item in found.items()}
-        return found
+        if isinstance(value, list | tuple):
+            return [self.plain(item, depth + 1) for item in value]
+        if isinstance(value, dict):
+            return {key: self.plain(item, depth + 1) for key, item in value.items()}
+        return value
 
     def _reference(self, path: str, depth: int) -> Any:
-        found: Any = self._content
+        value: Any = self._content
         for key in re.split("#|::", path):
-            found = self.value(found, depth + 1)
+            value = self.value(value, depth + 1)
             try:
-                found = found[int(key)] if isinstance(found, list) else found[key]
+                value = value[int(key)] if isinstance(value, list) else value[key]
             except (KeyError, IndexError, ValueError, TypeError):
                 raise BadInput(f"@{path}: there is no such value") from None
-        return self.value(found, depth + 1)
+        return self.value(value, depth + 1)
 
     def _expression(self, text: str, depth: int) -> Any:
         if len(text) > LONGEST:
@@ -135,7 +135,7 @@ class Configuration:
         except (ArithmeticError, TypeError, ValueError, RecursionError) as error:
             if isinstance(error, BadInput):
                 raise BadInput(f"{_short(text)}: {error}") from None
-            raise BadInput(f"{_short(text)}: cannot be worked out ({error})") from None
+            raise BadInput(f"{_short(text)}: cannot be evaluated ({error})") from None
 
     def _node(self, node: ast.expr, names: Mapping[str, str], depth: int) -> Any:
         def of(inner: ast.expr) -> Any:
@@ -158,14 +158,14 @@ class Configuration:
                 return _combined(kind, of(left), of(right))
             case ast.Compare(left=left, ops=[kind], comparators=[right]):
                 return _compared(kind, of(left), of(right))
-            case ast.Subscript(value=inner, slice=place):
-                return of(inner)[of(place)]
+            case ast.Subscript(value=inner, slice=index):
+                return of(inner)[of(index)]
             case _:
                 raise BadInput(f"{ast.unparse(node)!r} is not in the grammar that is read")
 
 
 def _decided(values: Iterator[Any], either: bool) -> Any:
-    """The value that decides an ``or`` (``either``) or an ``and``, the last one if none does."""
+    """The value that decides an ``or`` (``either``) or an ``and``; the last one if none does."""
     value = None
     for value in values:
         if bool(value) is either:
@@ -180,7 +180,7 @@ def _compared(kind: ast.cmpop, left: Any, right: Any) -> bool:
 
 
 def _combined(kind: ast.operator, left: Any, right: Any) -> Any:
-    """Arithmetic on numbers; strings and lists can only be put together, so that nothing can grow out of hand."""
+    """Arithmetic on numbers; strings and lists can only be joined, so that no value grows beyond bounds."""
     numbers = all(isinstance(value, int | float) for value in (left, right))
     together = isinstance(kind, ast.Add) and type(left) is type(right) and isinstance(left, str | list)
     if type(kind) not in _BINARY or not (numbers or together):
@@ -191,6 +191,6 @@ def _combined(kind: ast.operator, left: Any, right: Any) -> Any:
 
 
 def _short(text: str) -> str:
-    """Text from a file, cut to a line's length."""
+    """Text from a file in one line of at most 80 characters."""
     line = " ".join(text.split())
     return line if len(line) <= 80 else f"{line[:77]}..."

@@ -1,7 +1,7 @@
-"""What a bundle's transforms and inferer say, in our model folder's words. Transforms are looked up by name.
+"""A bundle's transforms and inferer, translated to our model folder's fields. Transforms are looked up by name.
 
-Each transform that is imitated has a function that takes its arguments off a mapping; what it leaves there is not known
-and refused by name. A transform that changes nothing here is in ``HARMLESS``.
+Each transform that is read has a function that removes its arguments from a mapping; an argument that remains is
+refused by name. Transforms without an effect here are in ``HARMLESS``.
 """
 
 from collections.abc import Callable, Mapping
@@ -15,15 +15,22 @@ Operation = Mapping[str, Any]
 Arguments = dict[str, Any]
 
 HARMLESS = frozenset({"EnsureChannelFirst", "EnsureType", "ToTensor", "CastToType", "ToDevice", "DeleteItems"})
-"""Containers, types and devices of arrays that we hold in our own way."""
+"""Transforms of containers, types and devices of arrays, which have no effect here."""
 READERS = (None, "NibabelReader", "ITKReader", "nibabelreader", "itkreader")
 IGNORED = frozenset({"keys", "allow_missing_keys", "meta_keys", "meta_key_postfix", "lazy", "dtype"})
-"""Arguments of any transform that do not change voxels here."""
+"""Arguments of any transform that do not change voxels."""
 
 
 def transform_name(target: object, package: str = "monai.transforms") -> str:
-    """MONAI's name without its module and without the letter that says that it works on mappings.
+    """MONAI's name of a transform, without module and without the letter of its variant for dictionaries.
 
+    Raises
+    ------
+    BadInput
+        If it is not one of MONAI's.
+
+    Examples
+    --------
     >>> transform_name("monai.transforms.Spacingd"), transform_name("SaveImaged")
     ('Spacing', 'SaveImage')
     """
@@ -38,17 +45,23 @@ def transform_name(target: object, package: str = "monai.transforms") -> str:
 
 @dataclass(slots=True)
 class Preprocessing:
-    """Gathered transform by transform."""
+    """The fields of the model folder, gathered transform by transform."""
 
     orientation: str = "file:xyz"
     spacing: list[float] | None = None
-    """``None``: the image's own."""
+    """Millimetres; ``None``: the image's own."""
     intensity: list[Operation] = field(default_factory=list)
-    """``{"op": "resample"}`` stands where the image is brought onto the network's grid."""
+    """Operations; ``{"op": "resample"}`` is the place of the resampling to the network's grid."""
 
 
 def _take(arguments: Arguments, key: str, default: Any, *allowed: Any) -> Any:
-    """An argument's value; where values are given, only these are read. A list of one value for one image is one."""
+    """Remove an argument and return its value, or the one value of a list.
+
+    Parameters
+    ----------
+    allowed
+        The only values that are read; without any, all are.
+    """
     value = arguments.pop(key, default)
     if isinstance(value, list) and len(value) == 1:
         value = value[0]
@@ -121,8 +134,8 @@ def _normalize(gathered: Preprocessing, arguments: Arguments) -> None:
     if mean is None and deviation is None:
         gathered.intensity.append({"op": "zscore", "nonzero": True} if nonzero else {"op": "zscore"})
         return
-    given = {"subtrahend": mean, "divisor": deviation}
-    shift, width = _number(given, "subtrahend"), _number(given, "divisor")
+    constants: Arguments = {"subtrahend": mean, "divisor": deviation}
+    shift, width = _number(constants, "subtrahend"), _number(constants, "divisor")
     if nonzero or width <= 0:
         raise BadInput("subtrahend and divisor are read for all voxels, and positive")
     gathered.intensity.append({"op": "scale", "low": shift, "high": shift + width})
@@ -159,7 +172,7 @@ TRANSFORMS: Mapping[str, Callable[[Preprocessing, Arguments], None]] = MappingPr
 
 
 def preprocessing(transforms: list[Arguments]) -> Preprocessing:
-    """What a bundle does to an image before its network sees it.
+    """Translate a bundle's transforms in front of the network.
 
     Parameters
     ----------
@@ -192,8 +205,13 @@ def preprocessing(transforms: list[Arguments]) -> Preprocessing:
 
 
 def restoring(transforms: list[Arguments]) -> str:
-    """What of the network's output is brought back onto the image's grid: ``logits``, ``softmax``, ``sigmoid``
-    (interpolated), or ``labels`` (the nearest).
+    """Translate a bundle's transforms after the network.
+
+    Returns
+    -------
+    str
+        The values that are resampled to the image's grid: ``logits``, ``softmax`` or ``sigmoid``, which are
+        interpolated, or ``labels``, of which the nearest is taken.
 
     Raises
     ------
@@ -231,18 +249,18 @@ def _activation(state: str, arguments: Arguments) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Inferer:
-    """How an image is taken apart into tiles and put together again."""
+    """How an image is cut into tiles, and their results are combined."""
 
     patch: tuple[int, int, int]
     overlap: float
     importance: str
     """``gaussian`` or ``constant``."""
     padding: str
-    """``zero`` or ``edge``, around an image that is smaller than a tile."""
+    """``zero`` or ``edge``: values around an image that is smaller than a tile."""
 
 
 def inferer(arguments: Arguments) -> Inferer:
-    """MONAI's ``SlidingWindowInferer``.
+    """Translate MONAI's ``SlidingWindowInferer``.
 
     Raises
     ------
@@ -274,7 +292,7 @@ def _sliding_window(arguments: Arguments) -> Inferer:
     _take(arguments, "cval", 0.0, 0.0, 0)
     _take(arguments, "with_coord", False, False)
     for key in ("sw_batch_size", "progress", "cache_roi_weight_map", "cpu_thresh", "buffer_steps", "buffer_dim"):
-        arguments.pop(key, None)  # how fast and where, not what
+        arguments.pop(key, None)  # these decide speed and memory, not the result
     if arguments:
         raise BadInput(f"the argument {next(iter(arguments))!r} is not read")
     x, y, z = sides

@@ -1,6 +1,6 @@
-"""nnU-Net v2's trained-model folders: what ``plans.json`` and ``dataset.json`` say, in our model folder's words.
+"""nnU-Net v2's trained-model folders: ``plans.json`` and ``dataset.json``, translated to our model folder's fields.
 
-Only JSON is read here; checkpoints are read by ``imports``, in a child. What is not supported is refused by name.
+Only JSON is read here; ``convert`` reads checkpoints, in a child. What is not supported is refused by name.
 """
 
 import json
@@ -17,15 +17,15 @@ PLANS, DATASET, CHECKPOINT = "plans.json", "dataset.json", "checkpoint_final.pth
 RESAMPLING = "resample_data_or_seg_to_shape"
 IMAGES = {"is_seg": False, "order": 3, "order_z": 0, "force_separate_z": None}
 LOGITS = {"is_seg": False, "order": 1, "order_z": 0, "force_separate_z": None}
-"""nnU-Net's default resampling, the only one that is imitated."""
+"""nnU-Net's default resampling, the only one that is read."""
 REORIENTING = frozenset({"NibabelIOWithReorient"})
 AS_STORED = frozenset({"SimpleITKIO", "NibabelIO"})
-"""nnU-Net's readers, by whether the patient decides the axes."""
+"""nnU-Net's readers: those that turn the axes to the patient's, and those that keep the file's."""
 
 
 @dataclass(frozen=True, slots=True)
 class NnunetPlan:
-    """What a trained model expects and gives."""
+    """What a trained model expects and predicts."""
 
     network: str
     arguments: Mapping[str, Any]
@@ -33,30 +33,30 @@ class NnunetPlan:
     spacing: tuple[float, ...]
     orientation: str
     intensity: tuple[Operation, ...]
-    """Of the first channel."""
+    """Operations on the first channel."""
     further_intensity: tuple[tuple[Operation, ...], ...]
-    """Of the others."""
+    """Operations on the others."""
     patch: tuple[int, ...]
     labels: Mapping[str, int]
 
 
 def is_nnunet(directory: Path) -> bool:
-    """Whether a folder is one of nnU-Net's."""
+    """Whether a folder is a trained model of nnU-Net."""
     return all((directory / name).is_file() for name in (PLANS, DATASET))
 
 
 def checkpoints(directory: Path) -> list[Path]:
-    """The folds' weights, as nnU-Net finds them by default; a model trained on all data where there are no folds.
+    """Checkpoints of all folds, as nnU-Net finds them by default; without folds, of a model trained on all data.
 
     Raises
     ------
     BadInput
         If there are none.
     """
-    found = sorted(directory.glob(f"fold_[0-9]*/{CHECKPOINT}")) or sorted(directory.glob(f"fold_all/{CHECKPOINT}"))
-    if not found:
+    folds = sorted(directory.glob(f"fold_[0-9]*/{CHECKPOINT}")) or sorted(directory.glob(f"fold_all/{CHECKPOINT}"))
+    if not folds:
         raise BadInput(f"{directory}: no fold has a {CHECKPOINT}", public="nnU-Net model without weights")
-    return found
+    return folds
 
 
 def read_plan(directory: Path) -> NnunetPlan:
@@ -65,7 +65,7 @@ def read_plan(directory: Path) -> NnunetPlan:
     Raises
     ------
     BadInput
-        Unreadable, or something that is not supported, by its name.
+        Files that cannot be read, or something that is not supported, by its name.
     """
     try:
         plans, dataset = (json.loads((directory / name).read_text("utf-8")) for name in (PLANS, DATASET))
@@ -73,12 +73,18 @@ def read_plan(directory: Path) -> NnunetPlan:
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         if isinstance(error, BadInput):
             raise BadInput(f"{directory}: {error}", public="nnU-Net model not supported") from None
-        line = f"{directory}: not a plan of nnU-Net v2 ({error!r})"
-        raise BadInput(line, public="nnU-Net plan unreadable") from None
+        message = f"{directory}: not a plan of nnU-Net v2 ({error!r})"
+        raise BadInput(message, public="nnU-Net plan unreadable") from None
 
 
 def configuration_name(directory: Path, plans: Mapping[str, Any]) -> str:
-    """From the folder's name, TRAINER__PLANS__CONFIGURATION; a plan with one 3D configuration needs none."""
+    """Name of the configuration, from the folder's name TRAINER__PLANS__CONFIGURATION or because only one is 3D.
+
+    Raises
+    ------
+    BadInput
+        If the folder's name does not tell, and there are several.
+    """
     named = directory.resolve().name.rsplit("__", 1)[-1]
     if named in plans["configurations"]:
         return named
@@ -89,11 +95,11 @@ def configuration_name(directory: Path, plans: Mapping[str, Any]) -> str:
 
 
 def _configuration(plans: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """With what it inherits."""
-    found = dict(plans["configurations"][name])
-    if parent := found.pop("inherits_from", None):
-        return {**_configuration(plans, parent), **found}
-    return found
+    """A configuration with all that it inherits."""
+    own = dict(plans["configurations"][name])
+    if parent := own.pop("inherits_from", None):
+        return {**_configuration(plans, parent), **own}
+    return own
 
 
 def _plan(directory: Path, plans: Mapping[str, Any], dataset: Mapping[str, Any]) -> NnunetPlan:
@@ -141,7 +147,7 @@ def _orientation(reader: str, axes: list[str]) -> str:
 
 
 def _intensity(plans: Mapping[str, Any], configuration: Mapping[str, Any], channel: int) -> list[Operation]:
-    """A channel's normalisation."""
+    """Operations of a channel's normalisation."""
     scheme = configuration["normalization_schemes"][channel]
     if scheme == "ZScoreNormalization":
         masked = bool(configuration["use_mask_for_norm"][channel])

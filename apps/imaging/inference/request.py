@@ -17,7 +17,7 @@ from apps.imaging.inference.options import InferOptions, choose_engine
 from apps.imaging.inference.outputs import OutputRequest
 from apps.imaging.inference.studies import StudyInputs
 from apps.imaging.models.model_folder import ImagingModel, Inference, at_half_resolution, read_model
-from apps.imaging.models.networks.registry import steps
+from apps.imaging.models.networks.registry import divisors
 from apps.imaging.volumes.volume import Shape
 from common.engines.registry import require_precision
 from common.errors import BadInput, UsageError
@@ -54,7 +54,7 @@ class ModelChoice:
             raise BadInput(f"{name}: a model of {len(model.channels)} channels, of which only nnU-Net's are read")
         if options.fast and not all(model.spacing):
             raise UsageError("--fast: this model takes images at their own spacing")
-        tile, multiples = options.tile or model.patch, steps(model.network, model.arguments)
+        tile, multiples = options.tile or model.patch, divisors(model.network, model.arguments)
         if any(size % multiple for size, multiple in zip(tile, multiples, strict=True)):
             raise UsageError(f"--tile: sides must be multiples of {','.join(map(str, multiples))} for this network")
         engine = choose_engine(options.engine, options.device)

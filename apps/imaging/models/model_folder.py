@@ -1,4 +1,4 @@
-"""The imaging model folder (``model.json`` and its files), written by training and read by inference."""
+"""The model folder of ``imaging``: ``model.json`` and its files, written by training and read by inference."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -23,7 +23,7 @@ CARD = "card.md"
 Operation = Mapping[str, Any]
 
 PALETTE = ((230, 75, 53), (77, 187, 213), (0, 160, 135), (243, 155, 127), (145, 209, 194), (132, 145, 180))
-"""Colours for labels that come without one; repeated where there are more labels."""
+"""Colours of labels that have none; repeated for further labels."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,21 +41,21 @@ class Label:
 
 @dataclass(frozen=True, slots=True)
 class Inference:
-    """How an image is taken apart into tiles and labels come back onto its grid; the defaults are ours."""
+    """How an image is cut into tiles, and labels resampled to its grid; the defaults are ours."""
 
     overlap: float = 0.5
-    """Share of a tile that the next one covers again, if the user does not say."""
+    """Share of a tile that the next one covers again, if the user gives none."""
     importance: Literal["gaussian", "constant"] = "gaussian"
-    """How much the voxels of a tile count."""
+    """Weights of a tile's voxels where tiles overlap."""
     padding: Literal["zero", "edge"] = "zero"
-    """What is around an image that is smaller than a tile."""
+    """Values around an image that is smaller than a tile."""
     restored: Literal["logits", "softmax", "sigmoid", "labels"] = "logits"
-    """What is brought back onto the image's grid: interpolated values, or the nearest label."""
+    """Values that are resampled to the image's grid: interpolated ones, or the nearest label."""
 
 
 @dataclass(frozen=True, slots=True)
 class ImagingModel:
-    """What ``model.json`` says."""
+    """The content of ``model.json``."""
 
     directory: Path
     kind: str
@@ -63,32 +63,32 @@ class ImagingModel:
     arguments: Mapping[str, Any]
     channels: tuple[str, ...]
     spacing: tuple[float, float, float]
-    """Millimetres along the model's axes; 0: as the image has them."""
+    """Millimetres along the model's axes; 0: the image's own."""
     orientation: str
-    """The model's axes: ``"RAS"`` means that x grows to the patient's right, y to anterior, z to superior."""
+    """The model's axes: with ``"RAS"`` x grows to the patient's right, y to anterior, z to superior."""
     intensity: tuple[Operation, ...]
-    """See ``apps.imaging.volumes.intensity``; of the first channel."""
+    """Operations on the first channel (``apps.imaging.volumes.intensity``)."""
     patch: tuple[int, int, int]
-    """What it was trained on, in voxels along the model's axes."""
+    """Voxels of the patches of training, along the model's axes."""
     head: Mapping[str, str] | None
-    """Names of the final 1x1x1 convolution's ``weight`` and ``bias``; ``None`` where there is none."""
+    """Names of the final 1x1x1 convolution's ``weight`` and ``bias``; ``None`` without such a convolution."""
     features: int
-    """Channels before the head; the number of labels where there is none."""
+    """Channels in front of the head; without a head the number of labels."""
     labels: tuple[Label, ...]
     convention: str
-    """Whose tiles, weights and resampling: ``"monai"``, ``"nnunet"`` or ``"bundle"``, whose grids have the centres of
-    their first voxels in common."""
+    """Library whose tiles, weights and resampling are imitated: ``"monai"``, ``"nnunet"``, or ``"bundle"`` with grids
+    whose first voxels have the same centre."""
     mirror: str
-    """Axes (of ``"xyz"``) along which it was trained to be mirrored; empty where that is not known."""
+    """Axes (of ``"xyz"``) along which patches were mirrored in training; empty if unknown."""
     network_sha256: str
     weights_sha256: str
-    """The head's weights are in this file only."""
+    """Needed beside the network's: only this file has the head's weights."""
     weights_bytes: int
     inference: Inference = Inference()
     int8: bool = False
-    """Whether the network is there in 8-bit integers too (``imaging compress --int8``)."""
+    """Whether there is a network in 8-bit integers too (``imaging compress --int8``)."""
     further_intensity: tuple[tuple[Operation, ...], ...] = ()
-    """Of the other channels."""
+    """Operations on the other channels."""
 
     @property
     def intensities(self) -> tuple[tuple[Operation, ...], ...]:
@@ -158,7 +158,13 @@ def write_model(
 
 
 def read_manifest(directory: Path) -> ImagingManifest:
-    """``model.json``, checked against its description; raises ``BadInput``."""
+    """Read ``model.json`` and check it against its description.
+
+    Raises
+    ------
+    BadInput
+        As ``common.model_folder.load``.
+    """
     return model_folder.load(directory, application=APPLICATION, description=ImagingManifest)
 
 
@@ -168,20 +174,20 @@ def read_model(directory: Path) -> ImagingModel:
     Raises
     ------
     BadInput
-        Incomplete folder, another application's, or fields that make no sense.
+        An incomplete folder, another application's, or fields that contradict each other.
     """
-    from apps.imaging.models.networks.registry import steps
+    from apps.imaging.models.networks.registry import divisors
 
     manifest = read_manifest(directory)
     try:
         model = _from_manifest(directory, manifest)
         for operations in model.intensities:
             check_operations(operations)
-        if min(steps(model.network, model.arguments)) < 1:
+        if min(divisors(model.network, model.arguments)) < 1:
             raise ValueError(f"network {model.network!r}")
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        line = f"{directory / model_folder.MANIFEST}: not an imaging model ({error})"
-        raise BadInput(line, public="model manifest unreadable") from None
+        message = f"{directory / model_folder.MANIFEST}: not an imaging model ({error})"
+        raise BadInput(message, public="model manifest unreadable") from None
     return model
 
 
@@ -225,7 +231,7 @@ def _label(entry: LabelEntry) -> Label:
 
 
 def at_half_resolution(model: ImagingModel) -> ImagingModel:
-    """The model on images of half the resolution that it was trained on: an eighth of the voxels."""
+    """The model for images of half the resolution of its training: an eighth of the voxels."""
     x, y, z = (2 * size for size in model.spacing)
     return replace(model, spacing=(x, y, z))
 
@@ -244,11 +250,11 @@ def _features(weights: Path, name: str) -> int:
 
 
 TORCH_NETWORK = "apps.imaging.models.model_folder:torch_network"
-"""The builder that ``common.engines`` calls."""
+"""Builder of the PyTorch network, for ``common.engines``."""
 
 
 def torch_network(directory: Path, output: Output) -> "torch.nn.Module":
-    """The network with its weights, in float32; without its head where ``output`` is ``"features"``."""
+    """Build the network with its weights, in float32; without its head if ``output`` is ``"features"``."""
     from safetensors.torch import load_file
 
     from apps.imaging.models.networks import registry
@@ -258,22 +264,22 @@ def torch_network(directory: Path, output: Output) -> "torch.nn.Module":
     registry.load_weights(network, {name: tensor.float() for name, tensor in load_file(directory / WEIGHTS).items()})
     split = registry.split_head(model.network, network) if output == "features" else None
     module, channels = (split[0], model.features) if split else (network, len(model.labels))
-    # What the engine cannot see from outside.
+    # The engine cannot read these two from the module.
     module.in_channels, module.out_channels = len(model.channels), channels  # type: ignore[assignment]
     return module
 
 
 def inspect_lines(model: ImagingModel) -> list[str]:
-    """What ``imaging inspect`` prints."""
-    named = ", ".join(f"{label.value} {label.name}" for label in model.labels)
+    """Lines for ``imaging inspect``."""
+    labels = ", ".join(f"{label.value} {label.name}" for label in model.labels)
     operations = ", ".join(" ".join(str(value) for value in op.values()) for op in model.intensity)
-    where: Output = "features" if model.head else "logits"
+    output: Output = "features" if model.head else "logits"
     patch, spacing = "x".join(map(str, model.patch)), "x".join(f"{size:g}" if size else "own" for size in model.spacing)
     return [
         f"kind        {model.kind} {dict(model.arguments)}",
         f"channels    {', '.join(model.channels)}",
-        f"labels      {named}",
+        f"labels      {labels}",
         f"patch       {patch} voxels of {spacing} mm, {model.orientation}",
         f"intensity   {operations or 'none'}",
-        f"output      {where} ({model.features} channels), weights {model.weights_bytes / 1e6:.2f} MB",
+        f"output      {output} ({model.features} channels), weights {model.weights_bytes / 1e6:.2f} MB",
     ]

@@ -1,9 +1,8 @@
-"""Networks as ONNX, in a form that runs fast on a CPU.
+"""Export networks as ONNX, in a form that runs fast on a CPU.
 
 OpenVINO's convolutions keep the channels of a voxel together. The usual form of group normalisation, a reshape to
-(batch, groups, everything else), takes them apart and puts them together again: a quarter of a SegResNet's time. So it
-is written here as reductions that leave the axes alone, and a 1x1x1 convolution that averages over the channels of a
-group.
+(batch, groups, rest), separates and rejoins them, which takes a quarter of a SegResNet's time. So it is written here as
+reductions that keep the axes, and a 1x1x1 convolution that averages over the channels of a group.
 """
 
 import warnings
@@ -15,24 +14,34 @@ from torch import nn
 from apps.imaging.models.networks import registry
 
 OPSET = 17
-"""Of ONNX; the newest that the older exporter writes."""
+"""Version of ONNX's operators: the newest that the older exporter writes."""
 
 
 class GroupNormByReductions(nn.Module):
-    """What ``nn.GroupNorm`` computes of (B, C, x, y, z), with the same parameters."""
+    """``nn.GroupNorm`` of (B, C, x, y, z), with the same parameters."""
+
+    over_groups: torch.Tensor
+    weight: torch.Tensor
+    bias: torch.Tensor
+
+    over_groups: torch.Tensor
+    weight: torch.Tensor
+    bias: torch.Tensor
 
     def __init__(self, norm: nn.GroupNorm) -> None:
         super().__init__()
         size = norm.num_channels // norm.num_groups
-        same_group = torch.block_diag(*[torch.full((size, size), 1 / size)] * norm.num_groups)
+        same_group: torch.Tensor = torch.block_diag(  # type: ignore[no-untyped-call]
+            *[torch.full((size, size), 1 / size)] * norm.num_groups
+        )
         self.register_buffer("over_groups", same_group[:, :, None, None, None])
-        # As buffers of the right shape: what the exporter folds itself, it may leave out of the file.
+        # As buffers of the right shape, because the exporter may leave out of the file what it folds itself.
         self.register_buffer("weight", norm.weight.detach()[:, None, None, None])
         self.register_buffer("bias", norm.bias.detach()[:, None, None, None])
         self.eps = norm.eps
 
     def forward(self, values: torch.Tensor) -> torch.Tensor:
-        """Subtract the mean, then divide by the deviation from it: no difference of large squares."""
+        """Subtract the mean, then divide by the standard deviation; no difference of large squares is taken."""
         centred = values - self._group_mean(_mean(values))
         along_z = torch.linalg.vector_norm(centred, 2, 4, keepdim=True).square() / values.shape[4]
         variance = self._group_mean(_mean(along_z))
@@ -44,9 +53,9 @@ class GroupNormByReductions(nn.Module):
 
 
 def _mean(values: torch.Tensor) -> torch.Tensor:
-    """Over one axis after the other: a single float32 sum over a million voxels would lose three digits.
+    """Mean over x, y, z, one axis after the other: a single float32 sum over a million voxels would lose three digits.
 
-    Written as a mean of sums of means, because OpenVINO makes one reduction of two that are alike.
+    It is a mean of sums of means, because OpenVINO would join two reductions of the same kind.
     """
     along_z = values.mean(4, keepdim=True)
     along_y = along_z.sum(3, keepdim=True) / values.shape[3]
@@ -54,13 +63,13 @@ def _mean(values: torch.Tensor) -> torch.Tensor:
 
 
 def _for_inference(network: nn.Module) -> nn.Module:
-    """A twin of the network with every affine group normalisation in the form above."""
-    found = registry.twin(network)
-    for module in list(found.modules()):
+    """A copy of the network with every affine group normalisation in the form above."""
+    copy = registry.twin(network)
+    for module in list(copy.modules()):
         for name, child in list(module.named_children()):
             if isinstance(child, nn.GroupNorm) and child.affine:
                 setattr(module, name, GroupNormByReductions(child))
-    return found.eval()
+    return copy.eval()
 
 
 def export_onnx(name: str, network: nn.Module, path: Path, *, tile: tuple[int, int, int]) -> str:
@@ -69,11 +78,11 @@ def export_onnx(name: str, network: nn.Module, path: Path, *, tile: tuple[int, i
     Parameters
     ----------
     name, network
-        As for ``networks.build``; put into evaluation mode here.
+        As for ``registry.build``; the network is set to evaluation mode.
     path
-        The file to write; not atomic, the caller writes into its own place.
+        The file, which is not written atomically.
     tile
-        Spatial shape to trace with; the smallest valid one will do and costs the least memory.
+        Spatial shape to trace with; the smallest valid one takes the least memory.
 
     Returns
     -------

@@ -21,7 +21,7 @@ from apps.imaging.inference.phases import INFER, OPEN, PREVIEW, STATISTICS, STOW
 from apps.imaging.inference.request import InferRequest
 from apps.imaging.inference.small_components import components_bytes
 from apps.imaging.models.model_folder import TORCH_NETWORK
-from apps.imaging.models.networks.registry import steps
+from apps.imaging.models.networks.registry import divisors
 from apps.imaging.planning import baselines
 from apps.imaging.planning.reading import LIBRARIES, OBJECTS_BYTES, input_bytes, pass_bytes, reader_bytes
 from apps.imaging.planning.tiles import halves, smaller, text
@@ -176,7 +176,7 @@ class InferWorkload:
         """
         choice = self.request.model
         base, whole = self.probes(setting)
-        tiles = list(halves(choice.tile, steps(choice.model.network, choice.model.arguments)))
+        tiles = list(halves(choice.tile, divisors(choice.model.network, choice.model.arguments)))
         for large, small in zip(tiles[:HALVINGS], tiles[EIGHTH:], strict=False):
             engines = [self._engine(setting, tile) for tile in (large, small)]
             with suppress(ProbeFailed):
@@ -225,7 +225,7 @@ class InferWorkload:
     def remedies(self) -> Iterator[tuple[str, Workload]]:
         """Smaller tiles: they change labels only where a tile's border sees less."""
         choice = self.request.model
-        for tile in smaller(choice.tile, steps(choice.model.network, choice.model.arguments)):
+        for tile in smaller(choice.tile, divisors(choice.model.network, choice.model.arguments)):
             yield f"--tile {text(tile)}", replace(self, request=self.request.with_tile(tile))
 
     def seconds(self, setting: Setting, costs: Costs) -> float:

@@ -1,7 +1,7 @@
-"""Networks of MONAI bundles, by name: MONAI's own classes, only those in this table, with all their arguments.
+"""Networks of MONAI bundles by name: MONAI's own classes, only those in this table, with all their arguments.
 
-A bundle names a class and arguments. Nothing is imported by what it says: the name is looked up here, and an argument
-is a number, a list of numbers, or a layer's name that is in a table too.
+A bundle names a class and its arguments. The name is looked up in the table, never imported, and an argument is a
+number, a list of numbers, or the name of a layer that is in a table too.
 """
 
 from collections.abc import Callable, Mapping
@@ -19,10 +19,10 @@ Arguments = Mapping[str, Any]
 Check = Callable[[object], bool]
 
 LARGEST, DEEPEST = 4096, 2
-"""No number in a network is larger, no list of numbers nested deeper."""
+"""Largest number among a network's arguments, and deepest nesting of lists of numbers."""
 ACTIVATIONS = frozenset({"elu", "relu", "leakyrelu", "prelu", "relu6", "selu", "celu", "gelu", "swish", "mish"})
 NORMALISATIONS = frozenset({"instance", "batch", "group"})
-"""Names in MONAI's factories of layers, in small letters as MONAI compares them."""
+"""Names in MONAI's factories of layers, in lower case as MONAI compares them."""
 UPSAMPLINGS = frozenset({"deconv", "nontrainable", "pixelshuffle"})
 
 
@@ -31,26 +31,26 @@ def _boolean(value: object) -> bool:
 
 
 def _numbers(value: object, depth: int = 0) -> bool:
-    """A size, or a list of sizes, possibly along each axis."""
+    """Whether a value is a size, or a list of sizes, possibly along each axis."""
     if isinstance(value, list):
         return depth < DEEPEST and 0 < len(value) <= 16 and all(_numbers(item, depth + 1) for item in value)
     return isinstance(value, int) and not isinstance(value, bool) and 0 < value <= LARGEST
 
 
 def _count(value: object) -> bool:
-    """A number of layers, possibly none."""
+    """Whether a value is a number of layers, possibly 0."""
     return value == 0 or (_numbers(value) and not isinstance(value, list))
 
 
 def _share(value: object) -> bool:
-    """A dropout rate; inference does without."""
+    """Whether a value is a dropout rate, which inference does not use."""
     if isinstance(value, list):
         return len(value) <= 16 and all(isinstance(item, int | float) or item is None for item in value)
     return value is None or (isinstance(value, int | float) and 0 <= value <= 1)
 
 
 def _layer(names: frozenset[str]) -> Check:
-    """A layer's name, alone or with its numbers."""
+    """A check for a layer's name, alone or with its numbers."""
 
     def check(value: object) -> bool:
         if isinstance(value, list) and len(value) == 2 and isinstance(value[1], dict):
@@ -70,16 +70,16 @@ _ACT, _NORM = _layer(ACTIVATIONS), _layer(NORMALISATIONS)
 
 @dataclass(frozen=True, slots=True)
 class BundleNetwork:
-    """One row of the table."""
+    """A network that is read from bundles."""
 
     module: str
-    """Where MONAI keeps it."""
+    """MONAI's module."""
     arguments: Mapping[str, Check]
-    """What may be given, beside the channels."""
+    """Arguments that are read, beside the channels, and their checks."""
     head: str | None
-    """Name of the final 1x1x1 convolution; ``None`` where there is none."""
+    """Name of the final 1x1x1 convolution; ``None`` if the network does not end in one."""
     halvings: str | int
-    """The argument that says how often the grid is halved, or how often it always is."""
+    """Argument that decides how often the grid is halved, or that number if it is always the same."""
 
 
 _UNET_SIZES: Mapping[str, Check] = {
@@ -168,21 +168,21 @@ NETWORKS: Mapping[str, BundleNetwork] = MappingProxyType(
         ),
     }
 )
-"""MONAI's own names, which are not those of the networks that ``imaging train`` makes."""
+"""By MONAI's names, which are not those of the networks that ``imaging train`` offers."""
 
 
-def checked(name: str, given: Arguments) -> dict[str, Any]:
-    """The arguments as they are, if every one is known and harmless.
+def checked(name: str, arguments: Arguments) -> dict[str, Any]:
+    """Return the arguments of a network if all are known and harmless.
 
     Raises
     ------
     BadInput
-        An unknown network or argument, or a value that is no number in range or layer of the tables.
+        An unknown network or argument, or a value that is neither a number in range nor a layer of the tables.
     """
     if name not in NETWORKS:
         raise BadInput(f"network {name!r}; only {', '.join(NETWORKS)} are read")
     known = NETWORKS[name].arguments
-    for key, value in given.items():
+    for key, value in arguments.items():
         if key in ("in_channels", "out_channels"):
             if not (_numbers(value) and isinstance(value, int) and value):
                 raise BadInput(f"network {name}: {key} {value!r} is no number in range")
@@ -190,11 +190,11 @@ def checked(name: str, given: Arguments) -> dict[str, Any]:
             raise BadInput(f"network {name}: the argument {key!r} is not read")
         elif not known[key](value):
             raise BadInput(f"network {name}: {key} {value!r} is not read")
-    return dict(given)
+    return dict(arguments)
 
 
-def steps(name: str, complete: Arguments) -> tuple[int, int, int]:
-    """Of what the sides of a tile must be multiples."""
+def divisors(name: str, complete: Arguments) -> tuple[int, int, int]:
+    """Required divisor of each tile side."""
     halvings = NETWORKS[name].halvings
     if isinstance(halvings, int):
         return (2**halvings,) * 3
@@ -206,12 +206,12 @@ def steps(name: str, complete: Arguments) -> tuple[int, int, int]:
 
 
 def build(name: str, complete: Arguments) -> "torch.nn.Module":
-    """The network with freshly drawn weights.
+    """Build the network with random weights.
 
     Raises
     ------
     BadInput
-        Arguments that are not read, or that do not make such a network.
+        Arguments that are not read, or of which MONAI cannot make such a network.
     """
     from importlib import import_module
 

@@ -1,7 +1,7 @@
-"""nnU-Net's networks, by name: its own classes (``dynamic-network-architectures``), only those in these tables.
+"""nnU-Net's networks by name: its own classes (``dynamic-network-architectures``), only those in these tables.
 
-A ``plans.json`` names classes by import path. Nothing is imported from there: names are looked up here, all other
-arguments are numbers. Folds of an ensemble are one network whose logits are the mean of theirs.
+A ``plans.json`` names classes by import path. Nothing is imported by these: names are looked up in the tables, and all
+other arguments are numbers. The folds of an ensemble are one network whose logits are the mean of theirs.
 """
 
 from collections.abc import Mapping
@@ -19,7 +19,7 @@ Arguments = Mapping[str, Any]
 NETWORKS: Mapping[str, str] = MappingProxyType(
     {"plainconvunet": "PlainConvUNet", "residualencoderunet": "ResidualEncoderUNet"}
 )
-"""Our name, and the class in ``dynamic_network_architectures.architectures.unet``."""
+"""Our names of the classes in ``dynamic_network_architectures.architectures.unet``."""
 OPERATORS: Mapping[str, str] = MappingProxyType(
     {
         "torch.nn.modules.conv.Conv3d": "Conv3d",
@@ -39,35 +39,35 @@ NUMBERS = frozenset(
 LAYERS = frozenset({"conv_op", "norm_op", "dropout_op", "nonlin"})
 LAYER_ARGUMENTS = frozenset({"norm_op_kwargs", "dropout_op_kwargs", "nonlin_kwargs"})
 LARGEST = 4096
-"""No number in a plan's network is larger."""
+"""Largest number among a network's arguments."""
 
 
 def checked(complete: Arguments) -> dict[str, Any]:
-    """The arguments with layers by their names in ``torch.nn``.
+    """Check the arguments of a plan, and replace layers by their names in ``torch.nn``.
 
     Raises
     ------
     BadInput
         An argument that is not known, a layer that is not in the table, or a value that is no number.
     """
-    found: dict[str, Any] = {}
+    arguments: dict[str, Any] = {}
     for key, value in complete.items():
         if key in LAYERS:
             if value is not None and value not in OPERATORS and value not in OPERATORS.values():
                 raise BadInput(f"nnU-Net plan: {key} {value!r} is not one of {', '.join(OPERATORS)}")
-            found[key] = OPERATORS.get(value, value) if value is not None else None
+            arguments[key] = OPERATORS.get(value, value) if value is not None else None
         elif key in LAYER_ARGUMENTS:
             numbers = isinstance(value, dict) and all(isinstance(item, bool | int | float) for item in value.values())
             if value is not None and not numbers:
                 raise BadInput(f"nnU-Net plan: {key} {value!r} holds more than numbers")
-            found[key] = value
+            arguments[key] = value
         elif key in NUMBERS | {"in_channels", "out_channels", "members"}:
             if not _numbers(value):
                 raise BadInput(f"nnU-Net plan: {key} {value!r} is no number in range")
-            found[key] = value
+            arguments[key] = value
         else:
             raise BadInput(f"nnU-Net plan: the network's argument {key!r} is not known")
-    return found
+    return arguments
 
 
 def _numbers(value: object) -> bool:
@@ -76,40 +76,41 @@ def _numbers(value: object) -> bool:
     return isinstance(value, bool) or (isinstance(value, int) and 0 < value <= LARGEST)
 
 
-def steps(complete: Arguments) -> tuple[int, int, int]:
-    """Of what the sides of a tile must be multiples."""
+def divisors(complete: Arguments) -> tuple[int, int, int]:
+    """Required divisor of each tile side."""
     x, y, z = (prod(stride[axis] for stride in complete["strides"]) for axis in range(3))
     return x, y, z
 
 
 def build(name: str, complete: Arguments) -> "torch.nn.Module":
-    """The network of a plan; with ``members``, the mean of so many.
+    """Build the network of a plan with random weights; with ``members``, the mean of several.
 
     Raises
     ------
     UsageError
-        nnU-Net's library of networks is not installed.
+        If nnU-Net's library of networks is not installed.
     """
     import torch
 
     try:
-        from dynamic_network_architectures.architectures import unet
+        from dynamic_network_architectures.architectures import unet  # type: ignore[import-untyped]
     except ImportError:
         raise UsageError("nnU-Net's networks need the extra 'nnunet' (dynamic-network-architectures)") from None
-    found = checked(complete)
-    members = found.pop("members", 1)
-    for key in LAYERS & set(found):
-        found[key] = getattr(torch.nn, found[key]) if found[key] is not None else None
-    channels = {"input_channels": found.pop("in_channels"), "num_classes": found.pop("out_channels")}
-    made = [getattr(unet, NETWORKS[name])(**channels, **found, deep_supervision=False) for _ in range(members)]
-    return made[0] if members == 1 else _mean_of(made)
+    arguments = checked(complete)
+    members = arguments.pop("members", 1)
+    for key in LAYERS & set(arguments):
+        arguments[key] = getattr(torch.nn, arguments[key]) if arguments[key] is not None else None
+    channels = {"input_channels": arguments.pop("in_channels"), "num_classes": arguments.pop("out_channels")}
+    kind = getattr(unet, NETWORKS[name])
+    networks = [kind(**channels, **arguments, deep_supervision=False) for _ in range(members)]
+    return networks[0] if members == 1 else _mean_of(networks)
 
 
 def _mean_of(networks: "list[torch.nn.Module]") -> "torch.nn.Module":
     import torch
 
     class Mean(torch.nn.Module):
-        """nnU-Net's ensemble: the mean of the logits."""
+        """Ensemble whose logits are the mean of its members', as nnU-Net's."""
 
         def __init__(self) -> None:
             super().__init__()
@@ -117,7 +118,7 @@ def _mean_of(networks: "list[torch.nn.Module]") -> "torch.nn.Module":
 
         def forward(self, image: torch.Tensor) -> torch.Tensor:
             first, *others = self.members
-            total = first(image)
+            total: torch.Tensor = first(image)
             for network in others:
                 total = total + network(image)
             return total / len(self.members)
@@ -126,7 +127,7 @@ def _mean_of(networks: "list[torch.nn.Module]") -> "torch.nn.Module":
 
 
 def head(network: "torch.nn.Module") -> str | None:
-    """Name of the last 1x1x1 convolution; an ensemble has several."""
+    """Name of the final 1x1x1 convolution; ``None`` for an ensemble, which has several."""
     if hasattr(network, "members"):
         return None
     return f"decoder.seg_layers.{len(network.decoder.seg_layers) - 1}"  # type: ignore[arg-type, union-attr]

@@ -1,4 +1,7 @@
-"""The networks that can be trained and loaded, by name: MONAI's, with checked arguments, never an import path."""
+"""Networks by name: MONAI's that can be trained, with checked arguments, and those of imported models.
+
+A model folder never names an import path.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,22 +22,22 @@ Arguments = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class TrainableNetwork:
-    """One row of the table."""
+    """A network that ``imaging train`` offers."""
 
     module: str
-    """Where MONAI keeps it."""
+    """MONAI's module."""
     type: str
     """MONAI's class."""
     defaults: Arguments
-    """Every argument that may be given, with the value that ``imaging train`` starts from."""
+    """All arguments that may be changed, with their values in ``imaging train``."""
     fixed: Arguments
     """Arguments that are always the same."""
     head: str | None
-    """Name of the final 1x1x1 convolution; ``None`` where there is none."""
+    """Name of the final 1x1x1 convolution; ``None`` if the network does not end in one."""
     block: str
     """Class of the blocks whose activations are recomputed under activation checkpointing."""
     strides: str
-    """Which argument says how often the grid is halved: ``blocks_down``, ``features`` or ``strides``."""
+    """Argument that decides how often the grid is halved: ``blocks_down``, ``features`` or ``strides``."""
 
 
 NETWORKS: Mapping[str, TrainableNetwork] = MappingProxyType(
@@ -79,23 +82,23 @@ NETWORKS: Mapping[str, TrainableNetwork] = MappingProxyType(
 )
 
 
-def arguments(name: str, given: Arguments, *, in_channels: int, out_channels: int) -> dict[str, Any]:
-    """Complete arguments of a network: the table's defaults, overridden by ``given``.
+def arguments(name: str, changes: Arguments, *, in_channels: int, out_channels: int) -> dict[str, Any]:
+    """Complete arguments of a network: the table's defaults, overridden by ``changes``.
 
     Raises
     ------
     UsageError
-        Unknown network, unknown argument, or a value of another type or beyond sense.
+        An unknown network or argument, or a value of another type or out of range.
     """
     if name not in NETWORKS:
         raise UsageError(f"no network {name!r}; there are {', '.join(NETWORKS)}")
     defaults = NETWORKS[name].defaults
-    for key, value in given.items():
+    for key, value in changes.items():
         if key not in defaults:
             raise UsageError(f"{name} has no argument {key!r}; it has {', '.join(defaults)}")
         if not _like(value, defaults[key]):
             raise UsageError(f"{name}: {key}={value!r} is not like {defaults[key]!r}")
-    complete = {**defaults, **given, "in_channels": in_channels, "out_channels": out_channels}
+    complete = {**defaults, **changes, "in_channels": in_channels, "out_channels": out_channels}
     expected = {"blocks_up": ("blocks_down", -1), "filters": ("strides", 0), "channels": ("strides", 1)}
     for key, (other, more) in expected.items():
         if key in complete and len(complete[key]) != len(complete[other]) + more:
@@ -106,31 +109,31 @@ def arguments(name: str, given: Arguments, *, in_channels: int, out_channels: in
 
 
 def _like(value: object, example: object) -> bool:
-    """Same kind as the default, positive, and small enough to be a size in a network."""
+    """Whether a value has the type of an example, is positive, and small enough for a size in a network."""
     if isinstance(example, list):
         return isinstance(value, list) and 0 < len(value) <= 16 and all(_like(item, example[0]) for item in value)
     return type(value) is type(example) and (isinstance(value, bool) or (isinstance(value, int) and 0 < value <= 4096))
 
 
 def divisor(name: str, complete: Arguments) -> int:
-    """Patch sides must be multiples of this, because the grid is halved that often on the way down."""
+    """Required divisor of each patch side of a trainable network, which halves the grid several times."""
     steps = complete[NETWORKS[name].strides]
     if NETWORKS[name].strides == "strides":
         return prod(steps)
     return int(2 ** (len(steps) - 1 if name == "segresnet" else len(steps) - 2))
 
 
-def steps(name: str, complete: Arguments) -> tuple[int, int, int]:
-    """Of what the sides of a tile must be multiples, along the network's axes."""
+def divisors(name: str, complete: Arguments) -> tuple[int, int, int]:
+    """Required divisor of each tile side, along the network's axes."""
     if name in nnunet.NETWORKS:
-        return nnunet.steps(complete)
+        return nnunet.divisors(complete)
     if name in monai_bundle.NETWORKS:
-        return monai_bundle.steps(name, complete)
+        return monai_bundle.divisors(name, complete)
     return (divisor(name, complete),) * 3
 
 
 def build(name: str, complete: Arguments) -> "torch.nn.Module":
-    """A network with freshly drawn weights.
+    """Build a network with random weights.
 
     Parameters
     ----------
@@ -158,11 +161,11 @@ def _build(name: str, complete: Arguments) -> "torch.nn.Module":
     if name not in NETWORKS:
         raise BadInput(f"no network {name!r}; there are {', '.join(NETWORKS)}")
     channels = {key: complete.get(key) for key in ("in_channels", "out_channels")}
-    given = {key: value for key, value in complete.items() if key not in channels}
+    changes = {key: value for key, value in complete.items() if key not in channels}
     if not all(_like(value, 1) for value in channels.values()):
         raise BadInput(f"network {name!r}: in_channels and out_channels must be positive numbers")
     try:
-        checked = arguments(name, given, **channels)  # type: ignore[arg-type]
+        checked = arguments(name, changes, **channels)  # type: ignore[arg-type]
     except UsageError as error:
         raise BadInput(f"network: {error}") from None
     entry = NETWORKS[name]
@@ -179,17 +182,17 @@ def blocks(name: str, network: "torch.nn.Module") -> "list[torch.nn.Module]":
 
 
 def weights(network: "torch.nn.Module") -> "dict[str, torch.Tensor]":
-    """Every tensor once, by its first name."""
+    """All parameters and buffers by name, each once."""
     return {**dict(network.named_parameters()), **dict(network.named_buffers())}
 
 
 def load_weights(network: "torch.nn.Module", state: "Mapping[str, torch.Tensor]") -> None:
-    """Put the tensors of ``weights`` into a network of the same kind.
+    """Load tensors, by the names of ``weights``, into a network of the same kind.
 
     Raises
     ------
     BadInput
-        Missing or further names.
+        Names that are missing, or that the network does not have.
     """
     if different := sorted(set(weights(network)) ^ set(state)):
         raise BadInput(f"weights: {different[0]!r} and {len(different) - 1} more are missing or not of this network")
@@ -197,7 +200,7 @@ def load_weights(network: "torch.nn.Module", state: "Mapping[str, torch.Tensor]"
 
 
 def twin(network: "torch.nn.Module") -> "torch.nn.Module":
-    """A copy of the modules around the same tensors."""
+    """Copy a network's modules; the copy has the same tensors."""
     import copy
 
     memo: dict[int, Any] = {id(tensor): tensor for tensor in (*network.parameters(), *network.buffers())}
@@ -205,16 +208,16 @@ def twin(network: "torch.nn.Module") -> "torch.nn.Module":
 
 
 def head_name(name: str, network: "torch.nn.Module") -> str | None:
-    """Where the final 1x1x1 convolution is; ``None`` where there is none."""
+    """Name of the final 1x1x1 convolution; ``None`` if the network does not end in one."""
     if name in nnunet.NETWORKS:
         return nnunet.head(network)
     return (monai_bundle.NETWORKS if name in monai_bundle.NETWORKS else NETWORKS)[name].head
 
 
 def split_head(name: str, network: "torch.nn.Module") -> "tuple[torch.nn.Module, torch.nn.Conv3d] | None":
-    """The network without its final 1x1x1 convolution, and that convolution.
+    """Split a network into the trunk and its final 1x1x1 convolution.
 
-    The trunk shares its weights with ``network``, which itself stays as it is.
+    The trunk shares its weights with ``network``, which stays as it is.
 
     Returns
     -------
