@@ -17,14 +17,14 @@ MODULE = "apps.recsys.commands.answer_file"
 """The command line that answers."""
 IDS = "ids"
 """Column of the questions, and of a file of limits."""
-LINES = 1 << 14
-"""Lines of the answers that are held before they are written."""
-LINE_BYTES = 256
-"""A line while it is held, as a row and a score in Python, and while it is written, with its ids and title (measured
-up to 190)."""
+LINES = 1 << 13
+"""Lines of the answers that are kept before they are written."""
+LINE_BYTES, LINE_TEXTS = 350, 3
+"""A line while it is kept, as a row and a score in Python, and while it is written; copies of its id and title then
+(measured 270 to 390 bytes together, with ids of 10 letters)."""
 QUESTION_TIMES = 12
-"""Memory of a question by its size in the file: its ids are text in Python while their rows are looked up (measured 9
-for ids of 6 letters)."""
+"""Memory of a question by its size in the file: its ids are text in Python while their rows are looked up (measured
+11)."""
 LOOK_UP_BYTES = 6
 """Of each id of the model, while others are looked up among them."""
 LIMIT_BYTES = 2
@@ -93,16 +93,16 @@ class AnswerFileWorkload(AnswerWorkload):
         """The terms of one answer, and those of the files."""
         request, manifest = self.request, self.manifest
         named = sum(path.stat().st_size for path in request.limit_files)
-        limits = QUESTION_TIMES * named + LIMIT_BYTES * manifest["items"] * len(request.limit_files)
+        files, items, k = manifest["files"], manifest["items"], min(request.k, manifest["items"])
+        line = LINE_BYTES + LINE_TEXTS * files["items.parquet"]["bytes"] // items
+        limits = QUESTION_TIMES * named + LIMIT_BYTES * items * len(request.limit_files)
         answer = AnswerWorkload.footprint(self, setting, costs)
         return Footprint.of(
             [
                 *answer.terms,
                 Term("questions", QUESTION_TIMES * request.batch_bytes, "measured", ("answer",)),
                 Term("limits", limits, "measured", ("answer",)),
-                Term(
-                    "looking up ids", LOOK_UP_BYTES * max(manifest["items"], manifest["users"]), "analytic", ("answer",)
-                ),
-                Term("answers", LINE_BYTES * (LINES + min(request.k, manifest["items"])), "measured", ("answer",)),
+                Term("looking up ids", LOOK_UP_BYTES * max(items, manifest["users"]), "analytic", ("answer",)),
+                Term("answers", line * k * -(-LINES // k), "measured", ("answer",)),
             ]
         )
