@@ -3,12 +3,14 @@
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import BinaryIO, Protocol, cast
+from typing import Any, BinaryIO, Protocol, cast
 
 from common.errors import BadInput
 
 MAX_MEMBERS = 100_000
 """Files in a zip; its table of contents is kept in memory (about 700 bytes each)."""
+SEEK_BYTES = 1 << 16
+"""Bytes that are unpacked at once to move forward in a member; ``zipfile`` takes 16 MiB."""
 
 
 class Container(Protocol):
@@ -79,7 +81,9 @@ class ZipArchive:
 
     def open(self, name: str) -> BinaryIO:
         """Open a stream that unpacks as it is read."""
-        return cast(BinaryIO, self._zip.open(self._members[name]))
+        stream: Any = self._zip.open(self._members[name])
+        stream.MAX_SEEK_READ = SEEK_BYTES
+        return cast(BinaryIO, stream)
 
 
 def _is_plain(info: zipfile.ZipInfo) -> bool:

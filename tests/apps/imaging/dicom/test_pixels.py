@@ -11,25 +11,15 @@ import pytest
 from apps.imaging.dicom.pixels import check_codestream, clear_unused_bits, decode_rle
 from apps.imaging.dicom.series import open_series
 from common.errors import BadInput
-from tests.apps.imaging.dicom_files import read, series
+from tests.apps.imaging.dicom_files import read, recode, series
 from tests.messages import refused
 
 
 @pytest.mark.parametrize("syntax", ["RLELossless", "JPEGLSLossless", "DeflatedExplicitVRLittleEndian"])
 @pytest.mark.parametrize("signed", [False, True])
 def test_lossless_syntaxes_give_the_plain_pixels(tmp_path: Path, syntax: str, signed: bool) -> None:
-    import pydicom
-    import pydicom.uid
-
     stored = series(tmp_path, PixelRepresentation=int(signed), **({} if signed else {"BitsStored": 12, "HighBit": 11}))
-    for path in tmp_path.iterdir():
-        data = pydicom.dcmread(path)
-        uid = getattr(pydicom.uid, syntax)
-        if syntax.startswith("Deflated"):
-            data.file_meta.TransferSyntaxUID = uid
-        else:
-            data.compress(uid)
-        data.save_as(path)
+    recode(tmp_path, syntax)
     np.testing.assert_array_equal(read(open_series(tmp_path)), stored - 1024.0)
 
 
