@@ -28,7 +28,7 @@ PATCH_VOXELS = 96**3
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """All that decides the result of a training, beside its data."""
+    """All that decides the result of a training, apart from its data."""
 
     network: str
     arguments: Mapping[str, Any]
