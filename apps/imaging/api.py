@@ -143,7 +143,7 @@ def segment(
     named |= {"threads": threads}
     options = [f"--{name}={_text(choice)}" for name, choice in named.items() if choice is not None]
     options += ["--fast"] if fast else []
-    command.memory_option(memory)
+    command.budget_of(memory)
     with Scratch() as scratch:
         source = _source(image, scratch)
         output = scratch / "out"
@@ -246,10 +246,9 @@ def _names(model: str | os.PathLike[str], memory: str | int, roi_subset: Sequenc
     """The classes that are labelled, by value. The command has read the model, and converted one from elsewhere."""
     from apps.imaging.importers.convert import converted_model
     from apps.imaging.models.model_folder import read_model
-    from common.memory.process.budget import MemoryBudget
 
     directory = model_path(os.fspath(model))
     if not (directory / MANIFEST).is_file():
-        directory = converted_model(directory, MemoryBudget.parse(str(memory)))
+        directory = converted_model(directory, command.budget_of(memory))
     labels = read_model(directory).labels
     return {one.value: one.name for one in labels if roi_subset is None or not one.value or one.name in roi_subset}

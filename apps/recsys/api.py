@@ -62,7 +62,7 @@ class Recommender:
     record: Mapping[str, Any]
 
     def __init__(self, folder: str | os.PathLike[str], *, memory: str | int = "auto") -> None:
-        command.memory_option(memory)
+        command.budget_of(memory)
         self.folder, self.memory = Path(folder), memory
         self._manifest = load_manifest(self.folder)
         self._types = frames.read_types(self.folder)
@@ -167,7 +167,7 @@ class Recommender:
         named |= {"loss": loss, "table": table, "amp": amp, "micro-batch": micro_batch, "accumulate": accumulate}
         options: list[object] = [f"--{name}={choice}" for name, choice in named.items() if choice is not None]
         options += [f"--set={name}={setting}" for name, setting in (settings or {}).items()]
-        command.memory_option(memory)
+        command.budget_of(memory)
         scratch = Scratch()
         try:
             record = _train(scratch.path, frame, Columns(user, item, value, time), titles, options, memory)
