@@ -190,7 +190,7 @@ def _source(image: Any, scratch: Path) -> Path | str:
     from nibabel.filebasedimages import ImageFileError
     from nibabel.spatialimages import HeaderDataError, SpatialImage
 
-    if not isinstance(image, SpatialImage):
+    if not isinstance(image, SpatialImage) or image.affine is None:
         raise BadInput(
             f"image: a {type(image).__name__} has no affine; pass nibabel.Nifti1Image(array, affine), or a path",
             public="no image",
