@@ -28,6 +28,9 @@ RECSYS_CEILING = "400MiB"
 SERVE_CEILING = "300MiB"
 TRAIN_CEILING = "1GiB"
 INFER_CEILING = "512MiB"
+PATCH = "32,40,32"
+"""Smaller than the default: in the same processor seconds (60, AVX2, one thread) 130 steps reach a mean Dice of 0.79,
+and 60 steps of the default, 40x56x40, 0.20."""
 INFERRED_CASES = 4
 STARTUP_SECONDS = 30
 DOWNLOAD_SECONDS = 30
@@ -186,8 +189,8 @@ def segmentation(clock: Clock, recommender_seconds: float) -> None:
         os.symlink((data / "imagesTr" / name).resolve(), inputs / name)
 
     def train(*more: object) -> None:
-        model, options = OUTPUT / "imaging-model", ("--set", "validation_cases=2", "--memory", TRAIN_CEILING)
-        run("imaging", "train", data, "-o", model, "--fold", f"0/{parts}", *options, *more)
+        options = ("--fold", f"0/{parts}", "--patch", PATCH, "--set", "validation_cases=2", "--memory", TRAIN_CEILING)
+        run("imaging", "train", data, "-o", OUTPUT / "imaging-model", *options, *more)
 
     train("--dry-run")
     if seconds := training_seconds(clock(), recommender_seconds):
