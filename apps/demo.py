@@ -38,7 +38,7 @@ DOWNLOAD_SECONDS = 30
 LIMIT_SECONDS = 200
 """When the last command should have ended. What takes longer than expected (30 s on a machine of two cores with a load
 of ten) still ends within four minutes."""
-AFTER = 4.0
+AFTER = 3.0
 """The commands around the training's steps take so many times what the recommender's take (processor seconds of one
 thread in AVX2, nothing measured before: 20 and 7)."""
 LEAST_SECONDS, MOST_SECONDS = 15, 75
