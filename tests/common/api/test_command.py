@@ -46,7 +46,14 @@ def started(folder: Path, code: str, cwd: Path) -> "subprocess.Popen[str]":
     scratch.mkdir(exist_ok=True)
     environment = os.environ | {"TMPDIR": str(scratch)}
     return subprocess.Popen(
-        [sys.executable, script], cwd=cwd, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True
+        [sys.executable, script],
+        cwd=cwd,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        text=True,
+        # A suite that was started in the background has children that ignore it.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 
