@@ -4,6 +4,7 @@ import doctest
 import os
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -175,8 +176,14 @@ def decides(batch: torch.Tensor) -> torch.Tensor:
     ],
 )
 def test_what_is_no_step_is_refused(
-    step: Any, arguments: dict[str, Any], error: type[Exception], facts: tuple[object, ...]
+    step: Any,
+    arguments: dict[str, Any],
+    error: type[Exception],
+    facts: tuple[object, ...],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))  # what is in the cache fits under any ceiling
     with pytest.raises(error) as caught:
         estimate(step, torch.zeros(2, 2), **arguments)
     assert all(str(fact) in str(caught.value) for fact in facts), caught.value
