@@ -78,6 +78,31 @@ def test_a_broken_plan_meets_the_soft_wall(run: Callable[..., Any]) -> None:
     says(ended.err, "traceback")
 
 
+@pytest.fixture
+def read_before(tmp_path: Path) -> Path:
+    """64 MiB in the page cache on this process's account."""
+    path = tmp_path / "read-before"
+    path.write_bytes(os.urandom(64 * MIB))
+    return path
+
+
+def test_a_run_above_its_ceiling_does_not_end_well(run: Callable[..., Any], tmp_path: Path, read_before: Path) -> None:
+    output = tmp_path / "run.json"
+    command = (FILL, "--bytes", "60MiB", "--memory", "130MiB", "--json", "--output", output)
+    assert run(*command).code == 0
+    ended = run(*command, "--map", read_before)
+    assert ended.code == 1
+    record = ended.record
+    peak, planned = record["measured"]["peak_bytes"], record["plan"]["predicted_peak_bytes"]
+    assert not record["within_budget"] and peak > 130 * MIB
+    assert record["error"]["kind"] == "above the ceiling"
+    assert record["results"]["written"] > 60 * MIB  # its work is done
+    assert read_record(output) == record  # the output that was there is replaced
+    assert ended.err.count("\n") == 1
+    says(ended.err, "fill", *map(format_size, (peak, 130 * MIB, peak - 130 * MIB, planned)), "block (60.0 MiB)", "kept")
+    assert ended.err.startswith(f"bench demo-allocation: {record['error']['message']}")
+
+
 def test_a_failure_leaves_the_record_of_what_is_still_there(run: Callable[..., Any], tmp_path: Path) -> None:
     output = ("--output", tmp_path / "run.json")
     assert run(FILL, "--bytes", "900MiB", "--memory", "60MiB", *output).code == 3
