@@ -33,11 +33,12 @@ from common.errors import (
 from common.files import sole_writer, write_json, write_text
 from common.memory.costs.probes import resolve
 from common.memory.costs.store import CostStore, cache_directory
+from common.memory.footprint import ALL
 from common.memory.plan import divisible, explain
 from common.memory.plan.plan import Plan
 from common.memory.plan.plan_file import read_plan
 from common.memory.plan.planner import Workload
-from common.memory.process import child, cuda, glibc, guard, meter
+from common.memory.process import child, cuda, glibc, guard, meter, supervisor
 from common.memory.process.budget import BudgetError, MemoryBudget, format_size, total_memory
 from common.memory.report.record import ABOVE, RunRecord, memory_line
 
@@ -307,6 +308,12 @@ def _plan_and_execute(args: argparse.Namespace, request: Any, record: RunRecord,
         resolve(command.warm_up(request))()
         glibc.trim()
     gauge.floor_bytes = meter.resident()
+    held = gauge.tree_bytes()
+    if not guard.lower_hard_wall(record.budget.host_bytes, held):
+        least = max(held, record.budget.host_bytes)
+        smallest = record.plan.including(ALL, least, name="libraries, more than was measured")
+        raise DoesNotFit(ceiling=record.budget.host_bytes, smallest=smallest)
+    child.tell_supervisor(supervisor.PLANNED)
     record.missing_walls = guard.missing_walls(soft=session.wall())
     record.results = session.results
     path = command.record(request) if command.alone else None

@@ -240,6 +240,11 @@ class PeakMeter:
             peaks[phase.name] = max(phase.peak_bytes, peaks.get(phase.name, 0))
         return peaks
 
+    def tree_bytes(self) -> int:
+        """Return the present size of the process tree, companions included."""
+        self._read_companions()
+        return together([pages(), *map(pages, children()), *self._companion_pages])
+
     def sample(self) -> None:
         """Add a sample of the tree's size to the timeline."""
         below, before = set(children()), self._children
