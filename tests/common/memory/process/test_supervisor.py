@@ -137,7 +137,7 @@ def cgroup(tmp_path: Path) -> Callable[..., supervisor.Cgroup]:
     """The files of a cgroup with a limit of 100 MiB, and its watch; ``change(private=..., faults=...)`` has it look."""
     watch = supervisor.Cgroup(str(tmp_path))
     (tmp_path / "memory.max").write_text(str(100 * MIB))
-    fields = {"anon": 0, "file_mapped": 0, "pgmajfault": 0}
+    fields = {"anon": 0, "file_mapped": 0, "pgmajfault": 0, "workingset_refault_file": 0}
 
     def change(**values: int) -> str:
         fields.update(values)
@@ -159,6 +159,47 @@ def test_a_tree_that_only_reads_its_libraries_again_is_ended(cgroup: Callable[..
     words = [cgroup(anon=95 * MIB, file_mapped=4 * MIB, pgmajfault=20_000 + 90 * n) for n in range(1, 11)]
     assert not any(words[:-1])
     says(words[-1], "25.0 MiB", "10 s")
+
+
+def test_pages_that_are_read_again_count_where_a_fault_reads_many(cgroup: Callable[..., str]) -> None:
+    cgroup.watch.told(signal.SIGUSR1, None)  # type: ignore[attr-defined]
+    cgroup(anon=40 * MIB, file_mapped=30 * MIB)
+    words = [cgroup(anon=95 * MIB, pgmajfault=25 * n, workingset_refault_file=160_000 * n) for n in range(1, 11)]
+    assert [bool(text) for text in words] == [False] * 9 + [True]
+
+
+THRASH = """
+import mmap
+open(place + "/cgroup.procs", "w").write(str(os.getpid()))
+with open(file, "wb") as stream:
+    stream.write(os.urandom(50 << 20)); stream.flush(); os.fsync(stream.fileno())
+program = mmap.mmap(os.open(file, os.O_RDONLY), 0, prot=mmap.PROT_READ)
+sum(program[::4096])
+planned()
+time.sleep(1.5)
+block = fill(size)
+until = time.monotonic() + 6
+while time.monotonic() < until:
+    sum(program[::4096])
+"""
+
+
+@pytest.mark.parametrize(("size", "code"), [(20, 0), (60, 1)], ids=["room", "none"])
+def test_a_tree_that_thrashes_in_a_real_cgroup_is_ended(tmp_path: Path, size: int, code: int) -> None:
+    place = guard.hard_wall(100 * MIB)
+    if place is None:
+        pytest.skip("no memory cgroup can be written here")
+    impatient = tmp_path / "supervisor.py"
+    source = Path(supervisor.__file__).read_text()
+    impatient.write_text(source.replace("STUCK_SECONDS = 10", "STUCK_SECONDS = 3"))
+    start = START.replace(supervisor.__file__, str(impatient)).replace('""', repr(str(place)), 1)
+    names = f"place, file, size = {str(place)!r}, {str(tmp_path / 'program')!r}, {size}\n"
+    command = [sys.executable, "-c", start, FILL + names + THRASH, str(100 * MIB), ""]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=patience(60))
+    assert done.returncode == code, done.stderr
+    assert not place.exists()
+    if code:
+        says(done.stderr, "libraries again")
 
 
 @pytest.mark.parametrize(
