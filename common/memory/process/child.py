@@ -8,16 +8,16 @@ and becomes its supervisor. ``common.memory.process.fork`` runs a function in a 
 """
 
 import ctypes
+import marshal
 import os
 import signal
-import struct
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from importlib.util import MAGIC_NUMBER, cache_from_source
+from importlib.util import MAGIC_NUMBER
 from pathlib import Path
 from typing import IO, NoReturn
 
@@ -345,20 +345,22 @@ def supervise(
     if cgroup is not None and not guard.holds(cgroup, child.pid):
         cgroup.rmdir()
         cgroup = None
-    script = str(_compiled(Path(supervisor.__file__)))
+    script = supervisor_file()
     arguments = [str(child.pid), str(cgroup or ""), name, str(ceiling), "json" if json else "", str(record or "")]
     sys.stdout.flush()
     os.execv(sys.executable, [sys.executable, "-I", "-S", script, *arguments])
 
 
-def _compiled(source: Path) -> Path:
-    """Return the compiled file of a module where that is up to date, or else its source: compiling takes 0.7 MiB."""
-    cached = Path(cache_from_source(str(source)))
-    with suppress(OSError):
-        stat, header = source.stat(), cached.read_bytes()[:_PYC_HEADER]
-        if header == MAGIC_NUMBER + struct.pack("<LLL", 0, int(stat.st_mtime) & 0xFFFFFFFF, stat.st_size & 0xFFFFFFFF):
-            return cached
-    return source
+def supervisor_file() -> str:
+    """Return a path by which this process, once replaced, can run the supervisor's compiled code.
+
+    Compiling it there would take 0.7 MiB of the user's ceiling, and compiled files are not kept everywhere.
+    """
+    code = marshal.dumps(compile(Path(supervisor.__file__).read_bytes(), supervisor.__file__, "exec", optimize=2))
+    file = os.memfd_create("supervisor", 0)
+    os.write(file, MAGIC_NUMBER + bytes(_PYC_HEADER - len(MAGIC_NUMBER)) + code)
+    os.lseek(file, 0, os.SEEK_SET)
+    return f"/proc/self/fd/{file}"
 
 
 def supervisor_pid() -> int | None:

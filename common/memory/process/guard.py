@@ -28,8 +28,7 @@ LEAST_WALL = 128 * MIB
 a child) before that can refuse."""
 
 SUPERVISOR_BYTES = 4 * MIB
-"""Private memory of the supervisor: measured 3.6 to 3.7 MiB, and 4.3 where Python may keep no compiled files. The files
-that it maps, the command maps too."""
+"""Private memory of the supervisor: measured 3.6 to 3.7 MiB. The files that it maps, the command maps too."""
 THREAD_STACK = 8 * MIB
 """Address space that each thread's stack reserves and hardly touches."""
 SLACK = 96 * MIB

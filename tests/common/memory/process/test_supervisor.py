@@ -1,19 +1,19 @@
 """The supervisor as a wall: where no cgroup can be written it watches the tree, and where one can, for thrashing."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from common.memory.process import guard, supervisor
-from common.memory.process.budget import MIB
+from common.memory.process import child, guard, meter, supervisor
+from common.memory.process.budget import GIB, MIB
 from tests.conftest import ROOT
-from tests.machine import patience
+from tests.machine import patience, wait_until
 from tests.messages import missing, says
 from tests.schemas import checked_record, read_record
 
@@ -220,17 +220,15 @@ def test_a_pause_in_the_faults_starts_the_count_again(cgroup: Callable[..., str]
     assert not any(_look(cgroup, 9, 100, start=900))
 
 
-def test_it_is_run_from_its_compiled_file_only_if_that_is_of_its_source(tmp_path: Path) -> None:
-    from importlib.util import cache_from_source
-    from py_compile import compile
-
-    from common.memory.process.child import _compiled
-
-    source = tmp_path / "script.py"
-    source.write_text("print(1)\n")
-    assert _compiled(source) == source
-    compile(str(source), doraise=True)
-    assert _compiled(source) == Path(cache_from_source(str(source)))
-    source.write_text("print(12)\n")
-    os.utime(source, (1, 1))
-    assert _compiled(source) == source
+def test_it_is_as_small_as_the_plan_has_it() -> None:
+    file = child.supervisor_file()
+    start = "import os, signal, sys; pid = os.fork()\nif not pid: signal.pause()\n"
+    start += f"arguments = [{file!r}, str(pid), '', 'bench', '{GIB}', '', '']\n"
+    start += "os.execv(sys.executable, [sys.executable, '-I', '-S', *arguments])"
+    with subprocess.Popen([sys.executable, "-c", start], pass_fds=[int(Path(file).name)]) as parent:
+        wait_until(lambda: b"-I" in Path(f"/proc/{parent.pid}/cmdline").read_bytes(), alive=parent)
+        time.sleep(1)
+        size = meter.pages(parent.pid).private
+        parent.terminate()
+    assert parent.returncode == 130
+    assert 2 * MIB < size <= guard.SUPERVISOR_BYTES
