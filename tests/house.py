@@ -41,7 +41,7 @@ ARROWS: Mapping[str, Mapping[str, str]] = {
         "tiling": "",
         "compression": "",
         "training": "memory.costs memory.process",
-        "api": "memory.costs memory.process",
+        "api": "memory.plan memory.costs memory.process",
     },
     "apps.imaging": {
         "volumes": "",

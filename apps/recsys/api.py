@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
 MODEL = "model"
 """The model folder that ``fit`` makes, in scratch."""
+TEXT_BELOW = 96 << 20
+"""Under a smaller ceiling Arrow cannot be loaded and nothing can be trained; of text the command then counts the rows,
+and names a ceiling that would do."""
 
 
 class Recommender:
@@ -62,7 +65,7 @@ class Recommender:
     record: Mapping[str, Any]
 
     def __init__(self, folder: str | os.PathLike[str], *, memory: str | int = "auto") -> None:
-        command.memory_option(memory)
+        command.budget_of(memory)
         self.folder, self.memory = Path(folder), memory
         self._manifest = load_manifest(self.folder)
         self._types = frames.read_types(self.folder)
@@ -167,7 +170,7 @@ class Recommender:
         named |= {"loss": loss, "table": table, "amp": amp, "micro-batch": micro_batch, "accumulate": accumulate}
         options: list[object] = [f"--{name}={choice}" for name, choice in named.items() if choice is not None]
         options += [f"--set={name}={setting}" for name, setting in (settings or {}).items()]
-        command.memory_option(memory)
+        command.budget_of(memory)
         scratch = Scratch()
         try:
             record = _train(scratch.path, frame, Columns(user, item, value, time), titles, options, memory)
@@ -360,7 +363,9 @@ def _train(
     folder: Path, frame: Any, wanted: Columns, titles: Any, options: list[object], memory: str | int
 ) -> dict[str, Any]:
     """Write the frames into a folder, train there, and return the record."""
-    interactions, items, output = (folder / name for name in ("frame.arrow", "titles.arrow", MODEL))
+    small = command.budget_of(memory).host_bytes < TEXT_BELOW
+    names = ("frame.csv" if small else "frame.arrow", "titles.arrow", MODEL)
+    interactions, items, output = (folder / name for name in names)
     columns, types = frames.write_interactions(frame, wanted, interactions)
     if titles is not None:
         frames.write_titles(titles, items)

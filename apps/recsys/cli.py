@@ -19,6 +19,7 @@ from apps.recsys.planning.requests import (
 )
 from apps.recsys.planning.train_request import TrainRequest
 from apps.recsys.training import tuning
+from common import __version__
 from common.cli import fetch_bench, main
 from common.cli.main import Command
 from common.compression import layouts
@@ -41,6 +42,7 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(
         prog="recsys", description="Recommend inside a stated number of bytes.", epilog=EPILOG
     )
+    top.add_argument("--version", action="version", version=f"peakline {__version__}")
     commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _train(commands.add_parser("train", help="train a model on interactions"))
     _evaluate(commands.add_parser("evaluate", help="rank all items for held-out users, and report metrics"))
@@ -98,12 +100,12 @@ def _train(parser: argparse.ArgumentParser) -> None:
     add("--min-item", type=main.positive, default=1, metavar="N", help="leave out items with fewer rows")
     add("--split", choices=splits.KINDS, default="none", help="hold items out, and evaluate on them (default none)")
     add("--resume", action="store_true", help="fail without a checkpoint; by default one is continued if it exists")
-    known = "; ".join(
+    defaults = "; ".join(
         f"{kind}: " + ", ".join(f"{name}={value}" for name, value in hyper.items())
         for kind, hyper in model_options.DEFAULTS.items()
         if hyper
     )
-    text = f"hyper-parameter; names with defaults: {known}"
+    text = f"hyper-parameter; names with defaults: {defaults}"
     add("--set", action="append", default=[], metavar="KEY=VALUE", help=text)
     _embedding(parser.add_argument_group("embedding").add_argument)
     main.add_common_options(parser)
@@ -163,11 +165,11 @@ def _recommend(parser: argparse.ArgumentParser) -> None:
         recommend_all.record,
     )
     _model(parser)
-    who = parser.add_mutually_exclusive_group(required=True)
-    who.add_argument("--user", metavar="ID", help="a user of the training data")
+    subject = parser.add_mutually_exclusive_group(required=True)
+    subject.add_argument("--user", metavar="ID", help="a user of the training data")
     all_users = "all users of the training data, into a Parquet file (-o)"
-    who.add_argument("--all-users", action="store_const", dest="command", const=for_all, help=all_users)
-    who.add_argument("--history", type=_ids, metavar="ID,ID,...", help="items of a history")
+    subject.add_argument("--all-users", action="store_const", dest="command", const=for_all, help=all_users)
+    subject.add_argument("--history", type=_ids, metavar="ID,ID,...", help="items of a history")
     _depth(parser)
     parser.add_argument("--exclude", type=_ids, metavar="ID,ID,...", help="items never to recommend")
     parser.add_argument("--only", type=_ids, metavar="ID,ID,...", help="items to choose from")

@@ -28,6 +28,11 @@ INTEGER, TEXT = "integer", "text"
 def write_interactions(frame: Any, wanted: Columns, path: Path) -> tuple[Columns, dict[str, str]]:
     """Write the columns of a frame that a training reads.
 
+    Parameters
+    ----------
+    path
+        The file; as CSV if so named, else Arrow.
+
     Returns
     -------
     Columns
@@ -45,7 +50,10 @@ def write_interactions(frame: Any, wanted: Columns, path: Path) -> tuple[Columns
     kinds = {"user": _kind(frame[user], user), "item": _kind(frame[item], item)}
     types = {user: _id_type(frame[user], kinds["user"]), item: _id_type(frame[item], kinds["item"])}
     types |= {name: _number_type(frame[name]) for name in (columns.value, columns.time) if name is not None}
-    _write(frame, types, path)
+    if path.suffix == ".csv":
+        frame[[*types]].to_csv(path, index=False)
+    else:
+        _write(frame, types, path)
     return columns, kinds
 
 

@@ -6,8 +6,8 @@ not count against that ceiling.
 
 import json
 import logging
+import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -21,24 +21,16 @@ from common.errors import (
     DoesNotFit,
     UsageError,
 )
+from common.memory.footprint import Footprint, Term
+from common.memory.plan.plan import Plan
 from common.memory.process import child
 from common.memory.process.budget import BudgetError, MemoryBudget
 
 log = logging.getLogger("peakline.api")
 
 
-@dataclass(frozen=True, slots=True)
-class SmallestPlan:
-    """What a refusal names: the plan that needs least, as its record has it."""
-
-    feasible_bytes: int
-    """The smallest ceiling under which the command runs."""
-    plan: Mapping[str, Any] = field(default_factory=dict)
-    """``knobs``, ``terms`` and the predicted peak, as in ``run.json``."""
-
-
-def memory_option(memory: str | int) -> list[str]:
-    """``--memory`` with a checked ceiling.
+def budget_of(memory: str | int) -> MemoryBudget:
+    """The ceiling that is meant by bytes, or by text as ``--memory`` takes it.
 
     Raises
     ------
@@ -48,10 +40,9 @@ def memory_option(memory: str | int) -> list[str]:
     if isinstance(memory, bool) or not isinstance(memory, (str, int)):
         raise UsageError(f"{memory!r} is not a size: write bytes, or text such as '400MiB'")
     try:
-        MemoryBudget.parse(str(memory))
+        return MemoryBudget.parse(str(memory))
     except BudgetError as error:
         raise UsageError(str(error)) from None
-    return ["--memory", str(memory)]
 
 
 def run(
@@ -59,8 +50,8 @@ def run(
 ) -> dict[str, Any]:
     """Run a command and return its record.
 
-    Its lines on stderr are logged to ``peakline.api`` at level INFO as they come. Ctrl-C ends it as Ctrl-C in a shell
-    does; a second one kills it.
+    A ceiling above the machine's memory is warned about. The command's lines on stderr are logged as they come, to
+    ``peakline.api`` at level INFO. Ctrl-C ends it as Ctrl-C in a shell does; a second one kills it.
 
     Parameters
     ----------
@@ -84,7 +75,9 @@ def run(
     RuntimeError
         If it ended in any other way; the message names the log that holds the traceback.
     """
-    words = [*map(_word, arguments), *memory_option(memory), "--json"]
+    if warning := budget_of(memory).warning:
+        warnings.warn(warning, stacklevel=4)
+    words = [*map(_word, arguments), "--memory", str(memory), "--json"]
     done = child.run_command(module, words, on_line=log.info)
     record = _record(done.stdout)
     if done.exit.status != EXIT_OK:
@@ -116,12 +109,18 @@ def _fail(done: child.Finished, record: Mapping[str, Any], name: str, shown: Map
     if done.exit.status == EXIT_BAD_INPUT:
         raise BadInput(sentence, public=record.get("error", {}).get("message"))
     if done.exit.status == EXIT_DOES_NOT_FIT:
-        smallest = record.get("smallest_feasible_bytes")
-        plan = SmallestPlan(smallest, record.get("plan") or {}) if smallest is not None else None
-        raise DoesNotFit(sentence, ceiling=record["budget"]["host_bytes"], smallest=plan)
+        raise DoesNotFit(sentence, ceiling=record["budget"]["host_bytes"], smallest=_plan(record.get("plan")))
     if done.exit.status == EXIT_INTERRUPTED:
         raise KeyboardInterrupt
     raise RuntimeError(sentence)
+
+
+def _plan(written: Mapping[str, Any] | None) -> Plan | None:
+    """The plan of a record."""
+    if written is None:
+        return None
+    terms = tuple(Term(**{**term, "phases": tuple(term["phases"])}) for term in written["terms"])
+    return Plan(written["workload"], tuple(sorted(written["knobs"].items())), Footprint(terms))
 
 
 def _sentence(stderr: str, name: str) -> str:

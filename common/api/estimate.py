@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from common.api import step_trace
+from common.api.command import budget_of
 from common.api.step_trace import Moment
 from common.errors import DoesNotFit, UsageError
 from common.memory.costs import baseline, operators
@@ -13,7 +14,7 @@ from common.memory.costs.probes import Probe, ProbeFailed
 from common.memory.costs.store import CostStore
 from common.memory.costs.trace import unseen
 from common.memory.footprint import Term
-from common.memory.process.budget import BudgetError, MemoryBudget, format_size
+from common.memory.process.budget import format_size
 from common.memory.process.guard import SUPERVISOR_BYTES
 from common.memory.process.meter import anonymous
 
@@ -129,7 +130,8 @@ def estimate(step: "Step", batch: Any, *, memory: str | int = "auto", threads: i
     import torch
 
     threads = torch.get_num_threads() if threads is None else threads
-    ceiling = _ceiling(memory)
+    # This process's own memory is not what measuring takes.
+    ceiling = budget_of(memory).host_bytes + anonymous() + SUPERVISOR_BYTES
     history, trains = step_trace.trace(_function(step), batch)
     libraries = baseline.probe(TRAINING if trains else operators.WARM_UP, libraries=("torch",), threads=threads)
     costs, unmeasured, before = _measured(history, libraries, threads, ceiling)
@@ -154,15 +156,6 @@ def load_training() -> None:
         weights.square().sum().backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         optimizer.zero_grad()
-
-
-def _ceiling(memory: str | int) -> int:
-    """For this process, which already holds what it holds, and the one that measures."""
-    try:
-        budget = MemoryBudget.parse(str(memory))
-    except BudgetError as error:
-        raise UsageError(str(error)) from None
-    return budget.host_bytes + anonymous() + SUPERVISOR_BYTES
 
 
 def _function(step: "Step") -> Callable[[Any], object]:

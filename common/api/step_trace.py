@@ -34,6 +34,8 @@ class StepLedger:
     history: list[Moment] = field(default_factory=list)
     _bytes: Counter[str] = field(default_factory=Counter)
     _kinds: dict[int, str] = field(default_factory=dict)
+    _since: dict[int, int] = field(default_factory=dict)
+    """Place in the history from which on a storage is counted."""
     _watched: dict[int, Any] = field(default_factory=dict)
 
     def record(self, function: Any, leaves: list[Any], layout: Any, results: list[Any], *, in_place: bool) -> None:
@@ -51,21 +53,27 @@ class StepLedger:
 
         def freed(_: object) -> None:
             self._bytes[self._kinds.pop(key)] -= size
-            del self._watched[key]
+            del self._watched[key], self._since[key]
 
         self._watched[key] = weakref.ref(storage, freed)
-        self._kinds[key] = kind
+        self._kinds[key], self._since[key] = kind, len(self.history)
         self._bytes[kind] += size
         return True
 
     def move(self, tensor: "torch.Tensor", kind: str) -> None:
-        """Count a tensor's storage as another kind."""
+        """Count a tensor's storage as another kind, from when it was made."""
         if not self.add(tensor, kind):
             storage = tensor.untyped_storage()
-            size = resident_bytes(storage.nbytes())
-            self._bytes[self._kinds[id(storage)]] -= size
-            self._kinds[id(storage)] = kind
-            self._bytes[kind] += size
+            key, size = id(storage), resident_bytes(storage.nbytes())
+            for counted in (self._bytes, *(kinds for kinds, _ in self.history[self._since[key] :])):
+                counted[self._kinds[key]] -= size
+                counted[kind] += size
+            self._kinds[key] = kind
+
+    def restart(self) -> None:
+        """Forget the history; what is alive stays."""
+        self.history.clear()
+        self._since = dict.fromkeys(self._since, 0)
 
 
 class _Subjects:
@@ -103,10 +111,10 @@ class _Subjects:
 
     def fake(self, real: "torch.Tensor", kind: str) -> "torch.Tensor":
         """The fake tensor that stands for a real one, the same each time."""
-        if real.device.type != "cpu":
-            where = "has no data (meta)" if real.device.type == "meta" else f"is on {real.device}"
-            raise UsageError(f"step: a tensor {where}; it must be on the CPU")
         if id(real) not in self._fakes:
+            if real.device.type != "cpu":
+                where = "has no data (meta)" if real.device.type == "meta" else f"is on {real.device}"
+                raise UsageError(f"step: a tensor {where}; it must be on the CPU")
             self._fakes[id(real)] = self.mode.fake_tensor_converter.from_real_tensor(self.mode, real)
             self._forget_later(real)
             self.ledger.add(self._fakes[id(real)], kind)
@@ -114,6 +122,8 @@ class _Subjects:
 
     def _parameter(self, parameter: "torch.Tensor") -> None:
         """Know its gradient when there is one, and leave the caller's as it was before."""
+        from torch.utils._mode_utils import no_dispatch
+
         if id(parameter) in self._leaves:
             return
         self._leaves.add(id(parameter))
@@ -126,10 +136,12 @@ class _Subjects:
         hook = parameter.register_post_accumulate_grad_hook(made)  # type: ignore[no-untyped-call]
         if self.mode.is_our_fake(parameter):
             return
-        gradient = parameter.grad
+        with no_dispatch():
+            gradient, data = parameter.grad, parameter.data
 
         def undo() -> None:
             hook.remove()
+            parameter.data = data  # a step may have assigned to it
             parameter.grad = gradient
 
         self._undo.append(undo)
@@ -276,7 +288,7 @@ def trace(step: Callable[[Any], object], batch: Any) -> tuple[list[Moment], bool
         with subjects.found(), mode, watching(ledger, subjects.convert):
             step(inputs)  # makes gradients' and optimisers' states
             subjects.count_states()
-            ledger.history.clear()
+            ledger.restart()
             step(inputs)
     except UsageError:
         raise

@@ -39,7 +39,7 @@ from common.memory.plan.plan import Plan
 from common.memory.plan.plan_file import read_plan
 from common.memory.plan.planner import Workload
 from common.memory.process import child, cuda, glibc, guard, meter, supervisor
-from common.memory.process.budget import BudgetError, MemoryBudget, format_size, total_memory
+from common.memory.process.budget import BudgetError, MemoryBudget
 from common.memory.report.record import ABOVE, RunRecord, memory_line
 
 log = logging.getLogger("peakline")
@@ -189,12 +189,8 @@ def _budget(args: argparse.Namespace, *, supervised: bool) -> MemoryBudget:
         size, _, source = given.partition(" ")
         return MemoryBudget(int(size), None, source)
     budget = MemoryBudget.parse(args.memory)
-    if budget.host_bytes > total_memory():
-        log.warning(
-            "--memory %s is more than this machine has (%s); going on with it",
-            format_size(budget.host_bytes),
-            format_size(total_memory()),
-        )
+    if budget.warning:
+        log.warning(budget.warning)
     return budget
 
 

@@ -7,7 +7,6 @@ first is measured beforehand, by the same command with ``--dry-run``, so that th
 import json
 import resource
 import shutil
-import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -117,6 +116,8 @@ def _table(rows: Sequence[Sequence[str]]) -> str:
 
 
 def _measure(application: str, step: Step, options: Sequence[str], repeats: int) -> Row:
+    from statistics import median
+
     arguments = [step.name, *map(str, step.arguments), *options, "--json"]
     first = _timed(application, step, [*arguments, "--dry-run"])
     if isinstance(first, Row):
@@ -131,8 +132,8 @@ def _measure(application: str, step: Step, options: Sequence[str], repeats: int)
     return Row(
         step.name,
         EXIT_OK,
-        round(statistics.median(seconds for seconds, _, _ in runs), 3),
-        round(statistics.median(used for _, _, used in runs), 3),
+        round(median(seconds for seconds, _, _ in runs), 3),
+        round(median(used for _, _, used in runs), 3),
         record["budget"]["host_bytes"],
         record["plan"]["predicted_peak_bytes"],
         max(one["measured"]["peak_bytes"] for _, one, _ in runs),

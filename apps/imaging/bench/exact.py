@@ -96,11 +96,11 @@ def compare(cases: int, scratch: Path) -> dict[str, int]:
             labels = streamed(grid, tiles, weights, shape, plain, mode if folder else "memory", folder)
             different[mode] += int((labels != values.argmax(axis=0)).sum())
         logits = [np.einsum("cf,fxyz->cxyz", weight, tile) + bias[:, None, None, None] for tile in tiles]
-        logits = whole_volume(grid, [tile.astype(np.float32) for tile in logits], weights, shape)
+        mixed = whole_volume(grid, [tile.astype(np.float32) for tile in logits], weights, shape)
         labels = streamed(grid, tiles, weights, shape, LogitsToLabels(range(classes), (weight, bias)), "memory", None)
-        best = np.sort(logits, axis=0)
+        best = np.sort(mixed, axis=0)
         clear = best[-1] - best[-2] > MARGIN
-        different["features"] += int(((labels != logits.argmax(axis=0)) & clear).sum())
+        different["features"] += int(((labels != mixed.argmax(axis=0)) & clear).sum())
         different["voxels"] += labels.size
         different["cases"] += 1
     return different

@@ -54,11 +54,11 @@ def suite() -> Suite:
         large.make_model(many, classes=118, filters=32, tile=96)
         for length, ceiling in ((250, 1), (250, 8), (1000, 1)):
             folder = large.make_series(WORK / f"ct-{length}", length, source)
-            command = large.infer_command(
+            infer = large.infer_command(
                 folder, many, WORK / f"out-{length}-{ceiling}", f"--overlap 0.25 --memory {ceiling}GiB"
             )
             name, group = f"classes-118-{length}-{ceiling}GiB", f"classes-{length}"
-            imaging.case(name, command, ceiling=ceiling * GIB, group=group, bounds=(NEVER_UNDER,))
+            imaging.case(name, infer, ceiling=ceiling * GIB, group=group, bounds=(NEVER_UNDER,))
         title = "118 classes: time in 1 GiB against 8 GiB"
         imaging.ratio(title, "classes-118-250-1GiB", "classes-118-250-8GiB", AS_FAST)
     return imaging

@@ -44,8 +44,9 @@ PEERS: Mapping[str, float] = {"monai": 1 / 8, "nnunet": 1 / 6, "konfai": 1 / 2}
 def make_model(directory: Path) -> Path:
     """Write an nnU-Net model folder at 1 mm; an existing one is kept."""
     if not (directory / "plans.json").is_file():
-        spacing = {"spacing": [1.0] * 3, "patch_size": [TILE] * 3}
-        nnunet_folder.write(directory, architecture=ARCHITECTURE, classes=CLASSES, **spacing)
+        nnunet_folder.write(
+            directory, architecture=ARCHITECTURE, classes=CLASSES, spacing=[1.0] * 3, patch_size=[TILE] * 3
+        )
     return directory
 
 

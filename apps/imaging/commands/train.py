@@ -34,7 +34,8 @@ def add(commands: Any) -> None:
     length = one.add_mutually_exclusive_group()
     length.add_argument("--steps", type=main.positive, metavar="N", help=f"optimiser steps (default {STEPS})")
     length.add_argument("--epochs", type=main.positive, metavar="N", help="passes over the training cases")
-    length.add_argument("--time", type=duration, metavar="30min", help="length of the training, in s, min or h")
+    time_help = "length of the training in s, min or h; reading before it and writing the model after it come on top"
+    length.add_argument("--time", type=duration, metavar="30min", help=time_help)
     one.add_argument(
         "--micro-batch", type=main.positive, metavar="N", help="patches per forward pass (default: planned)"
     )

@@ -21,7 +21,8 @@ from pydicom.uid import (
     PositronEmissionTomographyImageStorage,
 )
 
-from apps.imaging.dicom.headers import HEADER_LIMIT, VALUE_LIMIT, Modality, begin, inflate, pydicom_module
+from apps.imaging.dicom.codes import Modality
+from apps.imaging.dicom.headers import HEADER_LIMIT, VALUE_LIMIT, begin, inflate, pydicom_module
 from apps.imaging.dicom.series import DicomVolume
 from apps.imaging.models.model_folder import ImagingModel
 from apps.imaging.volumes.volume import Volume, spacing

@@ -11,7 +11,6 @@ import warnings
 import zlib
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from io import BytesIO
 from typing import Any, BinaryIO, NamedTuple, TypeVar, cast
 
@@ -25,6 +24,7 @@ from pydicom.uid import (
     RTStructureSetStorage,
 )
 
+from apps.imaging.dicom.codes import Modality
 from apps.imaging.dicom.defects import Defect, Refusal
 from apps.imaging.volumes.archive import Container
 
@@ -41,29 +41,11 @@ UNDEFINED = 0xFFFFFFFF
 _SHARED, _PER_FRAME, _PIXELS = 0x52009229, 0x52009230, 0x7FE00010
 _PIXEL_ELEMENTS = (0x7FE00008, 0x7FE00009, _PIXELS)
 _CHARACTER_SET = 0x00080005
-_KEYWORDS = (
-    "ImageType",
-    "SOPClassUID",
-    "SOPInstanceUID",
-    "Modality",
-    "SeriesInstanceUID",
-    "ImagePositionPatient",
-    "ImageOrientationPatient",
-    "FrameOfReferenceUID",
-    "SamplesPerPixel",
-    "PhotometricInterpretation",
-    "NumberOfFrames",
-    "Rows",
-    "Columns",
-    "PixelSpacing",
-    "BitsAllocated",
-    "BitsStored",
-    "HighBit",
-    "PixelRepresentation",
-    "RescaleIntercept",
-    "RescaleSlope",
-    "SharedFunctionalGroupsSequence",
-)
+_KEYWORDS = """
+ImageType SOPClassUID SOPInstanceUID Modality SeriesInstanceUID ImagePositionPatient ImageOrientationPatient
+FrameOfReferenceUID SamplesPerPixel PhotometricInterpretation NumberOfFrames Rows Columns PixelSpacing BitsAllocated
+BitsStored HighBit PixelRepresentation RescaleIntercept RescaleSlope SharedFunctionalGroupsSequence
+"""
 """Elements that are read of a header."""
 _BOMB = f"its pixels do not begin within {HEADER_LIMIT >> 20} MiB of inflated header"
 _NOT_IMAGES = (RawDataStorage, RTStructureSetStorage, "1.2.840.10008.5.1.4.1.1.88")
@@ -71,38 +53,6 @@ _NOT_IMAGES = (RawDataStorage, RTStructureSetStorage, "1.2.840.10008.5.1.4.1.1.8
 _UID = re.compile(r"[0-9.]{1,64}")
 
 Value = TypeVar("Value", bound=Hashable)
-
-
-class Modality(StrEnum):
-    """Modalities of images. Any other value is read as ``OTHER``, so that what is shown cannot be a person's name."""
-
-    COMPUTED_TOMOGRAPHY = "CT"
-    MAGNETIC_RESONANCE = "MR"
-    POSITRON_EMISSION_TOMOGRAPHY = "PT"
-    NUCLEAR_MEDICINE = "NM"
-    ULTRASOUND = "US"
-    COMPUTED_RADIOGRAPHY = "CR"
-    DIGITAL_RADIOGRAPHY = "DX"
-    MAMMOGRAPHY = "MG"
-    ANGIOGRAPHY = "XA"
-    FLUOROSCOPY = "RF"
-    OPTICAL_COHERENCE_TOMOGRAPHY = "OCT"
-    OPHTHALMIC_TOMOGRAPHY = "OPT"
-    INTRAVASCULAR_ULTRASOUND = "IVUS"
-    INTRAVASCULAR_OPTICAL_COHERENCE_TOMOGRAPHY = "IVOCT"
-    OPHTHALMIC_PHOTOGRAPHY = "OP"
-    RADIOTHERAPY_IMAGE = "RTIMAGE"
-    SLIDE_MICROSCOPY = "SM"
-    OTHER = "OT"
-
-
-class Photometric(StrEnum):
-    """Photometric interpretations of grey images."""
-
-    MONOCHROME1 = "MONOCHROME1"
-    """The largest value is black."""
-    MONOCHROME2 = "MONOCHROME2"
-    """The least value is black."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,7 +174,7 @@ class HeaderReader:
             little,
             stop_when=lambda tag, vr, length: tag >= _PER_FRAME,
             defer_size=VALUE_LIMIT,
-            specific_tags=[Tag(keyword) for keyword in _KEYWORDS],
+            specific_tags=[Tag(keyword) for keyword in _KEYWORDS.split()],
         )
         bomb = size == UNDEFINED
         if "Rows" not in head and bomb:

@@ -63,7 +63,7 @@ LARGEST_FRAME = 2
 """Most bytes of a compressed frame, over its pixels' and ``FRAME_OVERHEAD``: no codec makes noise larger than that."""
 FRAME_OVERHEAD = 1 << 16
 DECODER_PIXEL_BYTES = 12
-"""Bytes of a decoder for each pixel, beside input and output (measured at 3000 x 3000: 6, JPEG 2000 and JPEG-LS)."""
+"""Bytes of a decoder for each pixel, without input and output (measured at 3000 x 3000: 6, JPEG 2000 and JPEG-LS)."""
 DECODER_BYTES = 2 << 20
 """A decoder's library, loaded at the first frame (measured 0.4 to 1.2 MiB)."""
 MAX_FRAGMENTS = 1 << 16

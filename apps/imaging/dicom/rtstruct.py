@@ -126,9 +126,9 @@ def write_rtstruct(path: Path, volume: DicomVolume, model: ImagingModel, key: st
             label.value: stack.enter_context(tempfile.TemporaryFile(dir=path.parent, buffering=SPOOL_BYTES))
             for label in labels
         }
-        part = stack.enter_context(atomic_file(path))
+        draft = stack.enter_context(atomic_file(path))
         yield RtstructWriter(volume, spools)
-        with part.open("wb") as stream:
+        with draft.open("wb") as stream:
             _join(stream, _header(volume, model, key), volume, labels, spools)
 
 

@@ -124,7 +124,7 @@ def write_seg(path: Path, volume: DicomVolume, model: ImagingModel, template: An
     with (
         tempfile.TemporaryFile(dir=path.parent) as items,
         tempfile.TemporaryFile(dir=path.parent) as pixels,
-        atomic_file(path) as part,
+        atomic_file(path) as draft,
     ):
         writer = SegWriter(volume, model, kind, items, pixels)
         yield writer
@@ -134,7 +134,7 @@ def write_seg(path: Path, volume: DicomVolume, model: ImagingModel, template: An
             message = f"{length} bytes of pixels are more than a DICOM object holds; --seg-type labelmap"
             raise BadInput(f"{path.name}: {message}", public="SEG too large")
         template.NumberOfFrames = writer.frames
-        with part.open("wb") as stream:
+        with draft.open("wb") as stream:
             _join(stream, template, volume, items, pixels, length)
 
 

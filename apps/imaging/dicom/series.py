@@ -15,8 +15,9 @@ import numpy as np
 import numpy.typing as npt
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 
+from apps.imaging.dicom.codes import Photometric
 from apps.imaging.dicom.defects import Defect, Finding, Outcome, Refusal
-from apps.imaging.dicom.headers import FrameHeader, HeaderReader, Photometric, is_dicom
+from apps.imaging.dicom.headers import FrameHeader, HeaderReader, is_dicom
 from apps.imaging.dicom.pixels import NATIVE, PixelReader, check_syntax, frame_bytes, stored_dtype
 from apps.imaging.dicom.regridding import Regridder, repair_bytes
 from apps.imaging.dicom.slice_geometry import SliceLayout, stack

@@ -147,17 +147,17 @@ def find_studies(address: str) -> list[str]:
     return [f"{base}/studies/{uid}" for uid in uids]
 
 
-def _series(address: str, wanted: str | None) -> str:
-    """Address of the only series of images, or of the one that ``wanted`` names by number or UID."""
+def _series(address: str, series: str | None) -> str:
+    """Address of the only series of images, or of the one that ``series`` names by number or UID."""
     if "/series/" in address:
         return address
     listed = [one for one in _search(f"{address}/series") if _value(one, _MODALITY) not in _NOT_IMAGES]
     uids = [_value(one, _SERIES) for one in listed]
-    if wanted in uids:
-        chosen = uids.index(wanted)
-    elif wanted is not None and wanted.isdigit() and 1 <= int(wanted) <= len(uids):
-        chosen = int(wanted) - 1
-    elif len(uids) == 1 and wanted is None:
+    if series in uids:
+        chosen = uids.index(series)
+    elif series is not None and series.isdigit() and 1 <= int(series) <= len(uids):
+        chosen = int(series) - 1
+    elif len(uids) == 1 and series is None:
         chosen = 0
     else:
         kinds = "; ".join(f"{number}: {_value(one, _MODALITY)}" for number, one in enumerate(listed, 1))
@@ -165,7 +165,7 @@ def _series(address: str, wanted: str | None) -> str:
     return f"{address}/series/{uids[chosen]}"
 
 
-def listing(address: str, wanted: str | None = None) -> str:
+def listing(address: str, series: str | None = None) -> str:
     """SHA-256 of the instances that the server lists for a series: while it is the same, so is the series.
 
     Raises
@@ -173,12 +173,12 @@ def listing(address: str, wanted: str | None = None) -> str:
     BadInput
         If the server does not list them.
     """
-    source = _series(address, wanted)
+    source = _series(address, series)
     instances = sorted(_value(result, _INSTANCE) for result in _search(f"{source}/instances"))
     return hashlib.sha256("\n".join([source, *instances]).encode()).hexdigest()
 
 
-def download(address: str, folder: Path, wanted: str | None = None) -> None:
+def download(address: str, folder: Path, series: str | None = None) -> None:
     """WADO-RS: store a series' instances as files in ``folder``, in the transfer syntax that the server has.
 
     Raises
@@ -186,7 +186,7 @@ def download(address: str, folder: Path, wanted: str | None = None) -> None:
     BadInput
         An answer that is not multipart, ends early, has too many parts or does not fit on the disk.
     """
-    source = _series(address, wanted)
+    source = _series(address, series)
     with _answer("GET", source, accept=f"{_DICOM}; transfer-syntax=*") as response:
         kind = response.headers.get_content_type()
         boundary = response.headers.get_param("boundary")

@@ -277,8 +277,8 @@ def evaluate(
 def _mean(rows: Sequence[Mapping[str, float | None]]) -> dict[str, float | None]:
     means: dict[str, float | None] = {}
     for name in ("dice", "hd95_mm", "surface_dice", "volume_error"):
-        known = [value for row in rows if (value := row[name]) is not None]
-        means[name] = float(np.mean(known)) if known else None
+        values = [value for row in rows if (value := row[name]) is not None]
+        means[name] = float(np.mean(values)) if values else None
     return means
 
 

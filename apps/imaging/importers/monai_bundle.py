@@ -90,7 +90,7 @@ def _parsed(path: Path) -> dict[str, Any]:
         content = json.loads(text)
     else:
         try:
-            import yaml  # type: ignore[import-untyped]
+            import yaml
         except ImportError:
             raise UsageError(f"{path.name} is YAML, which needs the extra 'bundle' (PyYAML); JSON needs none") from None
         try:

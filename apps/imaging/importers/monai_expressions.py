@@ -192,5 +192,5 @@ def _combined(kind: ast.operator, left: Any, right: Any) -> Any:
 
 def _short(text: str) -> str:
     """Text from a file in one line of at most 80 characters."""
-    line = " ".join(text.split())
-    return line if len(line) <= 80 else f"{line[:77]}..."
+    joined = " ".join(text.split())
+    return joined if len(joined) <= 80 else f"{joined[:77]}..."

@@ -95,7 +95,7 @@ class InverseResampler:
 
 
 def back_bytes(grid: TileGrid, shape: Shape, channels: int) -> Price:
-    """Bytes of an ``InverseResampler``: the planes that it keeps; while it makes a piece, beside the extended block.
+    """Bytes of an ``InverseResampler``: the planes that it keeps; while it makes a piece, without the extended block.
 
     Parameters
     ----------

@@ -84,7 +84,7 @@ class Outputs:
         self._template: Any = None
 
     def prepare(self) -> None:
-        """Have a child process make the SEG's header, before anything large is held here."""
+        """Have a child process make the SEG's header, before this process allocates anything large."""
         if "dicom-seg" in self._request.types:
             from apps.imaging.dicom.seg_header import seg_template
 
@@ -165,7 +165,7 @@ class Outputs:
 
 
 def outputs_bytes(types: Sequence[str], volume: Volume, classes: int, *, with_statistics: bool) -> Price:
-    """Bytes that the outputs hold beside the labels; planes go to one output after the other.
+    """Bytes of the outputs, without the labels; planes go to one output after the other.
 
     Parameters
     ----------

@@ -73,8 +73,8 @@ def write(path: Path, volume: Volume, labels_path: Path, centre: Centre, labels:
         panels.append((mapping.axes[axis], _overlay(panel, np.asarray(chosen), labels)))
     seen = {int(value) for mask in masks for value in np.unique(mask)}
     named = sorted(labels[1:], key=lambda label: label.value not in seen)
-    with atomic_file(path) as part:
-        _compose([panel for _, panel in sorted(panels, key=lambda p: p[0])], named, centre).save(part, format="PNG")
+    with atomic_file(path) as draft:
+        _compose([panel for _, panel in sorted(panels, key=lambda p: p[0])], named, centre).save(draft, format="PNG")
 
 
 def three_planes(volume: Volume, index: Shape) -> list[npt.NDArray[np.float32]]:

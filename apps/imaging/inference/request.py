@@ -133,7 +133,7 @@ class InferRequest:
 
     @property
     def label_settings(self) -> LabelSettings:
-        """All that decides the labels, beside the images."""
+        """All that decides the labels, apart from the images."""
         model = self.model.model
         return LabelSettings(
             model=(model.network_sha256, model.weights_sha256),
@@ -188,9 +188,9 @@ def _outputs(options: InferOptions, model: ImagingModel) -> OutputRequest:
     """
     labels, names = model.labels, options.roi_subset
     if names is not None:
-        known = [label.name for label in labels if label.value]
-        if unknown := [name for name in names if name not in known]:
-            raise UsageError(f"--roi-subset {','.join(unknown)}: this model has {', '.join(known)}")
+        classes = [label.name for label in labels if label.value]
+        if unknown := [name for name in names if name not in classes]:
+            raise UsageError(f"--roi-subset {','.join(unknown)}: this model has {', '.join(classes)}")
         labels = tuple(label for label in labels if not label.value or label.name in names)
     if "dicom-rtstruct" in options.output_types:
         structures(labels)

@@ -288,9 +288,9 @@ class StudyTable:
         writer = csv.DictWriter(text, ["study", "input", "status", "reason", "outputs", "key", "source"])
         writer.writeheader()
         writer.writerows(asdict(row) | {"outputs": ";".join(row.outputs)} for row in kept)
-        with atomic_file(self.directory / TABLE) as part:
-            part.touch(mode=0o600)
-            part.write_text(text.getvalue(), encoding="utf-8")
+        with atomic_file(self.directory / TABLE) as draft:
+            draft.touch(mode=0o600)
+            draft.write_text(text.getvalue(), encoding="utf-8")
 
 
 def _complete(directory: Path, row: Study) -> bool:

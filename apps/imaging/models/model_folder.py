@@ -82,7 +82,7 @@ class ImagingModel:
     """Axes (of ``"xyz"``) along which patches were mirrored in training; empty if unknown."""
     network_sha256: str
     weights_sha256: str
-    """Needed beside the network's: only this file has the head's weights."""
+    """Needed in addition to the network's, because only this file has the head's weights."""
     weights_bytes: int
     inference: Inference = Inference()
     int8: bool = False

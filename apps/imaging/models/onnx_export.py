@@ -24,10 +24,6 @@ class GroupNormByReductions(nn.Module):
     weight: torch.Tensor
     bias: torch.Tensor
 
-    over_groups: torch.Tensor
-    weight: torch.Tensor
-    bias: torch.Tensor
-
     def __init__(self, norm: nn.GroupNorm) -> None:
         super().__init__()
         size = norm.num_channels // norm.num_groups

@@ -1,6 +1,6 @@
-"""Names of the warm-ups, by which a command's baseline is measured in a child and repeated in its own process.
+"""Names of the warm-up functions: a child measures a command's baseline by one, and the command itself calls it too.
 
-They are strings, because the functions load the libraries: planning imports none of them (``apps.imaging.warm_up``).
+They are strings, because the functions (``apps.imaging.warm_up``) load libraries that planning does not import.
 """
 
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""What ``imaging infer`` needs: pure prices, beside the code that allocates.
+"""What ``imaging infer`` needs: pure prices, apart from the code that allocates.
 
 The baseline, the engine (probed), the ring of stored planes, what the blend carries, tiles, and finished labels.
 Studies run one after the other, so the largest decides each term.
@@ -60,7 +60,7 @@ HALVINGS = 2
 EIGHTH = 3
 """Halvings between the two tiles of the estimate."""
 PREVIEW_BYTES = 3 * MIB
-"""Panels and picture, which do not grow with the volume (measured 2 to 3 MiB beside small objects)."""
+"""Panels and picture, which do not grow with the volume (measured 2 to 3 MiB without the small objects)."""
 
 ENGINE_SECONDS = 6e-8
 """One feature of one voxel computed (measured 5.6e-8 and 7e-8, SegResNets of two levels, two cores). It is the same in
@@ -171,8 +171,8 @@ class InferWorkload:
     def estimate(self, setting: Setting, costs: CostStore, ceiling: int) -> Footprint | None:
         """Price an engine that cannot be measured under the ceiling.
 
-        It lies on the line through the largest tile that can be measured and an eighth of that: beside weights and
-        code, an engine's memory grows with the voxels.
+        The price lies on the line through the largest tile that can be measured and an eighth of it: apart from weights
+        and code, an engine's memory grows with the voxels.
         """
         choice = self.request.model
         base, whole = self.probes(setting)

@@ -10,7 +10,7 @@ from common.memory.process.budget import MIB
 from common.tiling.blend import FLOAT
 
 LIBRARIES = ("nibabel", "pydicom", "pillow", "safetensors")
-"""Distributions whose versions decide a baseline, beside the engine's."""
+"""Distributions whose versions decide a baseline, together with the engine's."""
 OBJECTS_BYTES = 3 * MIB
 """Python objects, headers and buffers that are too small to price one by one."""
 

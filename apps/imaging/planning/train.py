@@ -1,4 +1,4 @@
-"""What ``imaging train`` needs: pure prices, beside the code that allocates."""
+"""What ``imaging train`` needs: pure prices, apart from the code that allocates."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -28,7 +28,7 @@ from common.tiling.grid import TileGrid
 from common.training import activation_checkpointing, amp, checkpoint
 
 EXPORT_BYTES = 24 * MIB
-"""Tracing and serialising, beside copies of the weights (measured with them: 7 to 15 MiB above the other terms, with
+"""Tracing and serialising, without copies of the weights (measured with them: 7 to 15 MiB above the other terms, with
 UNet, SegResNet and DynUNet)."""
 
 
@@ -41,8 +41,8 @@ and 24 cubed: cheap 1.10 to 1.30, alternate 1.05 to 1.24, blocks 1.11 to 1.34)."
 VOXEL = {"off": 1.0, "bf16": 0.6}
 """Time of a voxel by precision, against float32."""
 PASS_VOXELS = {"unet": 49_000}
-"""What a forward and backward pass costs beside its voxels, in voxels of float32, whatever the precision: 20 ms, which
-are more voxels of a network that takes less for each."""
+"""Fixed time of a forward and backward pass, as a number of voxels in float32, in any precision: 20 ms, which are more
+voxels of a network that takes less time for each."""
 USUAL_PASS_VOXELS = 12_000
 """The same, where it was not measured (SegResNet: 11,000 at a patch of 32 cubed, 19,000 and 22,000 at 24 cubed; each of
 10,000 to 13,000 chooses within 5 % of the best at both)."""
@@ -67,7 +67,7 @@ class TrainWorkload:
 
     @cached_property
     def shapes(self) -> tuple[list[Shape], list[Shape]]:
-        """Voxels of all cases, and of those held out, on the network's grid; computed once for all settings."""
+        """Voxels of all cases, and of the held-out ones, on the network's grid; computed once for all settings."""
         data = self.request.data
         training, held_out = (
             [case.shape(data.dataset.spacing) for case in cases] for cases in (data.training, data.held_out)

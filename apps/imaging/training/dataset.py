@@ -292,7 +292,7 @@ def intensity_operations(dataset: Dataset, cases: Sequence[LabelledCase]) -> lis
 
 
 def loading_bytes(volume: NiftiVolume) -> int:
-    """Bytes of ``load_case`` beside its results: blocks as stored and scaled, and the volume before resampling."""
+    """Bytes of ``load_case`` without its results: blocks as stored and scaled, and the volume before resampling."""
     voxels = prod(volume.shape)
     block = block_planes(volume) * volume.shape[0] * volume.shape[1]
     return block * (volume.dtype.itemsize + 2 * 4 + 8) + voxels * (4 + 1) + volume.reader_bytes

@@ -181,7 +181,7 @@ def _train(
                         save()
                         saved = time.monotonic()
             next_validation += 1 / VALIDATIONS
-            if progress() < 1 and len(held_out):
+            if progress() < 1 and len(held_out) and recipe.validation_cases:
                 glibc.trim()  # nor validation's
                 with session.phase(VALIDATE):
                     dice = _validate_some(network, held_out, recipe, classes, plan["amp"])

@@ -25,7 +25,7 @@ def render(request: "TrainRequest", plan: "Plan", *, ceiling: int, metrics: Mapp
     data, recipe = request.data, request.recipe
     dataset, about = data.dataset, data.dataset.about
     rows = [f"| {name} | {value:.4f} |" for name, value in metrics.get("per_class", {}).items()]
-    held = (
+    dice = (
         [
             f"Mean over {metrics['cases']} held-out cases (every {recipe.fold[1]}th case, starting with number "
             f"{recipe.fold[0]}), none of them trained on; weights as shipped (half precision), computed in float32.",
@@ -59,7 +59,7 @@ def render(request: "TrainRequest", plan: "Plan", *, ceiling: int, metrics: Mapp
             f"- Reference: {about.get('reference', 'not stated by the data set')}",
             "",
             "## Dice",
-            *held,
+            *dice,
             "",
             "## How it was made",
             f"peakline {__version__}, under a ceiling of {ceiling} bytes "

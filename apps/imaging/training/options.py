@@ -44,7 +44,7 @@ class TrainOptions:
     steps: int | None
     epochs: int | None
     seconds: float | None
-    """The length of the training: at most one of the three is given."""
+    """The length of the training: at most one of the three is set."""
     batch: int
     """Patches per step."""
     micro_batch: int | None

@@ -23,12 +23,12 @@ WARM_UP_SHARE = 0.025
 OVERLAP = 0.5
 """Share of a tile that the next one covers again in validation."""
 PATCH_VOXELS = 96**3
-"""A patch that the user did not choose has no more voxels."""
+"""Most voxels of a patch that the user does not choose."""
 
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """All that decides the result of a training, beside its data."""
+    """All that decides the result of a training, apart from its data."""
 
     network: str
     arguments: Mapping[str, Any]
@@ -48,7 +48,7 @@ class Recipe:
     dice: str = "sample"
 
     def rate(self, progress: float) -> float:
-        """Learning rate at a share of the training: a short linear warm-up, then a cosine to zero."""
+        """Learning rate after a share of the training, in [0, 1]: a short linear warm-up, then a cosine to zero."""
         warm = min(1.0, (progress + 1e-9) / WARM_UP_SHARE)
         return self.learning_rate * min(warm, 0.5 * (1 + math.cos(math.pi * min(1.0, progress))))
 

@@ -23,7 +23,7 @@ def axis_codes(affine: Affine) -> tuple[str | None, ...]:
     """Directions of the file's axes, ``("R", "A", "S")`` for example; ``None`` for an axis without a direction."""
     from nibabel.orientations import aff2axcodes
 
-    codes: tuple[str | None, ...] = aff2axcodes(affine)  # type: ignore[no-untyped-call]
+    codes: tuple[str | None, ...] = aff2axcodes(affine)
     return codes
 
 
@@ -52,9 +52,9 @@ class AxisMapping:
             return cls((order.index("x"), order.index("y"), order.index("z")), (False, False, False))
         from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 
-        stored = io_orientation(affine)  # type: ignore[no-untyped-call]
-        target = axcodes2ornt(tuple(orientation))  # type: ignore[no-untyped-call]
-        rows: npt.NDArray[np.float64] = ornt_transform(stored, target)  # type: ignore[no-untyped-call]
+        stored = io_orientation(affine)
+        target = axcodes2ornt(tuple(orientation))
+        rows: npt.NDArray[np.float64] = ornt_transform(stored, target)
         x, y, z = (int(row[0]) for row in rows)
         flip_x, flip_y, flip_z = (bool(row[1] < 0) for row in rows)
         return cls((x, y, z), (flip_x, flip_y, flip_z))

@@ -251,7 +251,7 @@ def write_labels(path: Path, header: Any) -> Iterator[LabelWriter]:
         From ``label_header``.
     """
     start = bytes(header.binaryblock) + bytes(4)  # four zeros: no extensions
-    with atomic_file(path) as part, part.open("wb") as raw:
+    with atomic_file(path) as draft, draft.open("wb") as raw:
         if path.name.endswith(".gz"):
             # No name and no time inside: the same labels make the same bytes.
             stream: Any = gzip.GzipFile(filename="", mode="wb", fileobj=raw, mtime=0, compresslevel=_GZIP_LEVEL)

@@ -61,7 +61,7 @@ class Volume(Protocol):
 
     @property
     def reader_bytes(self) -> int:
-        """Bytes of an open reader, beside the planes that it fills."""
+        """Bytes of an open reader, without the planes that it fills."""
         ...
 
     def open(self) -> AbstractContextManager[PlaneReader]:

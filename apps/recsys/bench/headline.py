@@ -55,11 +55,13 @@ def suite() -> Suite:
     headline = Suite("headline")
     ratings = source("ml-1m", WORK)
     ours = ["-m", "apps.recsys", "train", ratings, "-o", WORK / "ml-1m", "--split", "user-holdout", "-q", "--json"]
-    pair = {"repeats": 3, "group": "recsys-ml-1m"}
+    repeats, group = 3, "recsys-ml-1m"
     ceiling = parse_size("400MiB")
     bounds = (NEVER_UNDER, ABOVE_FLOOR)
-    headline.case("recsys-train-ml-1m", [*ours, "--memory", "400MiB"], ceiling=ceiling, bounds=bounds, **pair)
-    headline.case("implicit-ml-1m", ["-m", "apps.recsys.bench.peer_implicit", ratings], **pair)
+    limited = [*ours, "--memory", "400MiB"]
+    headline.case("recsys-train-ml-1m", limited, ceiling=ceiling, repeats=repeats, group=group, bounds=bounds)
+    peer = ["-m", "apps.recsys.bench.peer_implicit", ratings]
+    headline.case("implicit-ml-1m", peer, repeats=repeats, group=group)
     headline.ratio("recsys train: NDCG@100 against implicit", "recsys-train-ml-1m", "implicit-ml-1m", AS_GOOD)
     headline.ratio("recsys train: time against implicit", "recsys-train-ml-1m", "implicit-ml-1m", AS_FAST)
     for name, factors, size, options in PREDICTIONS:

@@ -10,7 +10,9 @@ import argparse
 import json
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -27,7 +29,8 @@ JUDGED = 200
 
 def grow(source: Path, out: Path, items: int, seed: int) -> None:
     """Write a model of ``items`` items, grown from the model in ``source``."""
-    made, real = model.load_manifest(source), weights.read(source / weights.WEIGHTS)
+    made: Mapping[str, Any] = model.load_manifest(source)
+    real = weights.read(source / weights.WEIGHTS)
     random = np.random.default_rng(seed)
     factors = real[np.arange(items) % len(real)]
     factors *= np.exp(random.normal(0, 0.1, (items, 1))).astype(np.float32)

@@ -8,7 +8,9 @@ ratio, and the largest difference of a factor. The objective is equation 3 of Hu
 
 import argparse
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +20,7 @@ from apps.recsys.models import recommender, weights
 from apps.recsys.models.als.confidence import confidence as confidence_of
 
 
-def objective(history: History, items: NDArray[np.float64], hyper: dict[str, float], every: int) -> float:
+def objective(history: History, items: NDArray[np.float64], hyper: Mapping[str, Any], every: int) -> float:
     """Sum the confidence-weighted squared errors over all items of some users, and the penalty of both factor tables.
 
     Items without an interaction contribute ``x' Y'Y x`` together; only interactions are summed one by one.
@@ -41,7 +43,7 @@ def objective(history: History, items: NDArray[np.float64], hyper: dict[str, flo
         scores = rows @ vector
         total += vector @ gram @ vector - scores @ scores + confidence @ (1 - scores) ** 2
         total += hyper["regularization"] * vector @ vector
-    return total
+    return float(total)
 
 
 def main() -> None:

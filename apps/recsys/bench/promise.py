@@ -54,8 +54,8 @@ def suite() -> Suite:
         promise.add_command(grid, f"recsys-train-{name}", argv, fresh=out)
     for name, _, _ in TRAIN[:4]:
         promise.add_command(grid, f"recsys-evaluate-{name}", ["apps.recsys", "evaluate", WORK / name, "-q"])
-    for name, model, (command, *options) in ANSWERS:
-        promise.add_command(grid, f"recsys-{name}", ["apps.recsys", command, WORK / model, *options, "-q"])
+    for name, model, (command, *arguments) in ANSWERS:
+        promise.add_command(grid, f"recsys-{name}", ["apps.recsys", command, WORK / model, *arguments, "-q"])
     for name, model, item in SERVED:
         for ceiling in promise.CEILINGS:
             grid.case(

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import torch
 
     from common.memory.costs.trace import Prepared
-    from common.training.step import Batch
+    from common.training.gradcache import Batch
 
 TABLES = ("full", "int8", "int4")
 LOSSES = ("softmax", "ccl", "bpr")
@@ -69,7 +69,8 @@ def towers(
         def forward(self, pairs: "torch.Tensor") -> "torch.Tensor":
             user = self.left(self.users(pairs[:, 0])).relu()
             items = self.right(self.items(pairs[:, 1:])).relu()
-            return (items * user[:, None]).sum(2)
+            scores: torch.Tensor = (items * user[:, None]).sum(2)
+            return scores
 
     network = Towers()
     made: torch.optim.Optimizer
@@ -97,8 +98,8 @@ def warm_up() -> None:
 
 
 def _embedding(table: str, rows: int, factors: int, drawn: bool = False, **changes: Any) -> Configuration:
-    options = {"loss": "softmax", "batch": 512, "parts": 1, "negatives": 1024, "window": 50, "amp": "off"} | changes
-    parts = options.pop("parts")
+    options: dict[str, Any] = {"loss": "softmax", "batch": 512, "negatives": 1024, "window": 50, "amp": "off"} | changes
+    parts = options.pop("parts", 1)
     labels = {
         "network": "embedding",
         "table": table,
@@ -114,8 +115,8 @@ def _embedding(table: str, rows: int, factors: int, drawn: bool = False, **chang
 
 
 def _towers(optimizer: str, rows: int, factors: int, drawn: bool = False, **changes: Any) -> Configuration:
-    options = {"batch": 4096, "parts": 1, "negatives": 32, "amp": "off"} | changes
-    parts = options.pop("parts")
+    options: dict[str, Any] = {"batch": 4096, "negatives": 32, "amp": "off"} | changes
+    parts = options.pop("parts", 1)
     labels = {
         "network": "towers",
         "optimizer": optimizer,

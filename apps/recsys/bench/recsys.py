@@ -50,7 +50,7 @@ def ncf_training(scratch: Path) -> Path:
     if out.is_file():
         return out
     with gzip.open(base / "ncf" / "ml-1m.test.rating.gz", "rt") as stream:
-        tested = dict(tuple(map(int, line.split("\t")[:2])) for line in stream)
+        tested = {int(user): int(item) for user, item, *_ in (line.split("\t") for line in stream)}
     users: dict[str, int] = {}
     items: dict[str, int] = {}
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -70,17 +70,17 @@ def suite() -> Suite:
     common = ["-q", "--json"]
 
     size = "256MiB"
-    model, group = WORK / "ncf-ials", {"ceiling": parse_size(size), "group": "ncf"}
+    model, ceiling, group = WORK / "ncf-ials", parse_size(size), "ncf"
     train = ["-m", "apps.recsys", "train", ncf_training(WORK), "-o", model, "--factors", 192, *settings(NCF)]
-    recsys.case(
-        "ncf-ml-1m-train", [*train, "--memory", size, *common], bounds=(Bound("seconds", at_most=120),), **group
-    )
+    in_time = (Bound("seconds", at_most=120),)
+    recsys.case("ncf-ml-1m-train", [*train, "--memory", size, *common], ceiling=ceiling, group=group, bounds=in_time)
     negatives = data("ml-1m") / "ncf" / "ml-1m.test.negative.gz"
     judge = ["-m", "apps.recsys", "evaluate", model, "--protocol", "ncf", "--negatives", negatives, "--memory", size]
     bounds = (Bound("result.metrics.hr@10", at_least=0.722), Bound("result.metrics.ndcg@10", at_least=0.445))
-    recsys.case("ncf-ml-1m-ials", [*judge, *common], bounds=bounds, **group)
+    recsys.case("ncf-ml-1m-ials", [*judge, *common], ceiling=ceiling, group=group, bounds=bounds)
 
     gowalla, size = data("gowalla"), "1GiB"
+    ceiling = parse_size(size)
     runs = (
         ("embedding", LEARNED_USERS, (0.1837, 0.1493)),
         ("embedding-int8", [*LEARNED_USERS, "--table", "int8"], (None, None)),
@@ -88,13 +88,13 @@ def suite() -> Suite:
         ("ials", ["--factors", 256, *settings(GOWALLA)], (0.168, None)),
     )
     for name, options, (recall, ndcg) in runs:
-        model, group = WORK / f"gowalla-{name}", {"ceiling": parse_size(size), "group": f"gowalla-{name}"}
+        model, group = WORK / f"gowalla-{name}", f"gowalla-{name}"
         train = ["-m", "apps.recsys", "train", gowalla / "train_lightgcn.txt.gz", "-o", model, *options]
-        recsys.case(f"gowalla-{name}-train", [*train, "--memory", size, *common], **group)
+        recsys.case(f"gowalla-{name}-train", [*train, "--memory", size, *common], ceiling=ceiling, group=group)
         judge = ["-m", "apps.recsys", "evaluate", model, "--test", gowalla / "test.txt", "--protocol", "lightgcn"]
         asked = {"recall@20": recall, "ndcg@20": ndcg}
-        bounds = [Bound(f"result.metrics.{of}", at_least=least) for of, least in asked.items() if least is not None]
-        recsys.case(f"gowalla-{name}", [*judge, "--memory", size, *common], bounds=bounds, **group)
+        least = [Bound(f"result.metrics.{of}", at_least=low) for of, low in asked.items() if low is not None]
+        recsys.case(f"gowalla-{name}", [*judge, "--memory", size, *common], ceiling=ceiling, group=group, bounds=least)
     for table, kept in (("int8", 0.99), ("int4", 0.97)):
         bound = Bound("result.metrics.ndcg@20", at_least=kept)
         recsys.ratio(f"gowalla-{table}-over-full", f"gowalla-embedding-{table}", "gowalla-embedding", bound)

@@ -28,10 +28,10 @@ def within_memory(suite: Suite) -> None:
     for data, factors in (("gowalla", 64), ("gowalla", 256), ("ml-1m", 64)):
         ours = f"within-{data}-{factors}"
         theirs, size, path = f"{ours}-implicit", "300MiB", source(data, WORK)
-        pair = {"repeats": 2, "group": ours}
         training = _train(path, WORK / ours, size, "--factors", factors)
-        suite.case(ours, training, ceiling=parse_size(size), fresh=WORK / ours, **pair)
-        suite.case(theirs, ["-m", "apps.recsys.bench.peer_fit", path, "--factors", factors], **pair)
+        suite.case(ours, training, ceiling=parse_size(size), repeats=2, group=ours, fresh=WORK / ours)
+        peer = ["-m", "apps.recsys.bench.peer_fit", path, "--factors", factors]
+        suite.case(theirs, peer, repeats=2, group=ours)
         suite.ratio(f"{ours}: time against implicit", ours, theirs, AS_FAST)
         suite.ratio(f"{ours}: peak against implicit", ours, theirs, AS_SMALL)
 
@@ -39,34 +39,34 @@ def within_memory(suite: Suite) -> None:
 def beyond_memory(suite: Suite) -> None:
     """Declare cases on sixty million events: ``recsys train`` under 1 GiB, ``implicit`` without a limit."""
     size, out, factors = "1GiB", WORK / "fractal", WORK / "fractal.npy"
-    group = {"group": "fractal"}
+    group = "fractal"
     if not FRACTAL.is_file():
         made = ["apps.recsys.bench.synthetic_scale_up", FRACTAL, "--side", SIDE, "--events", EVENTS]
         subprocess.run([sys.executable, "-m", *map(str, made)], check=True)
-    suite.case("fractal", _train(FRACTAL, out, size), ceiling=parse_size(size), fresh=out, **group)
-    suite.case("fractal-implicit", ["-m", "apps.recsys.bench.peer_fit", FRACTAL, "--out", factors], **group)
+    suite.case("fractal", _train(FRACTAL, out, size), ceiling=parse_size(size), group=group, fresh=out)
+    suite.case("fractal-implicit", ["-m", "apps.recsys.bench.peer_fit", FRACTAL, "--out", factors], group=group)
     suite.ratio("fractal: time against implicit", "fractal", "fractal-implicit", TWICE)
     judge = ["-m", "apps.recsys.bench.objective", out, factors, "--every", 200]
-    suite.case("fractal-objective", judge, bounds=(Bound("result.ratio", 0.999, 1.001),), **group)
+    suite.case("fractal-objective", judge, group=group, bounds=(Bound("result.ratio", 0.999, 1.001),))
 
 
 def lists(suite: Suite) -> None:
     """Declare cases of batch recommendation and evaluation with 139,738 real items and with a million grown ones."""
     size, model = "400MiB", WORK / "epinions-lists"
-    group = {"group": "epinions"}
+    group = "epinions"
     training = _train(source("epinions", WORK), model, size, "--split", "random")
-    suite.case("epinions-train", training, ceiling=parse_size(size), **group)
+    suite.case("epinions-train", training, ceiling=parse_size(size), group=group)
     evaluate = ["-m", "apps.recsys", "evaluate", model, "--memory", "140MiB", "-q", "--json"]
-    suite.case("epinions-evaluate", evaluate, ceiling=parse_size("140MiB"), **group)
+    suite.case("epinions-evaluate", evaluate, ceiling=parse_size("140MiB"), group=group)
     exact = Bound("result.recall", at_least=1.0)
-    suite.case("epinions-lists", ["-m", "apps.recsys.bench.lists", model], bounds=(SCRATCH, exact), **group)
+    suite.case("epinions-lists", ["-m", "apps.recsys.bench.lists", model], group=group, bounds=(SCRATCH, exact))
 
     base, grown = WORK / "gowalla-lists", WORK / "million"
-    group = {"group": "million"}
-    suite.case("million-base", _train(source("gowalla", WORK), base, size, "--set", "weight=binary"), **group)
+    group = "million"
+    suite.case("million-base", _train(source("gowalla", WORK), base, size, "--set", "weight=binary"), group=group)
     judge = ["-m", "apps.recsys.bench.lists", base, "--items", 1_000_000, "--out", grown]
     bounds = (SCRATCH, Bound("result.recall", at_least=0.995), Bound("result.user_ms", at_most=1.5))
-    suite.case("million-lists", judge, bounds=bounds, **group)
+    suite.case("million-lists", judge, group=group, bounds=bounds)
 
 
 def suite() -> Suite:

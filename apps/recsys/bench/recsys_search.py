@@ -22,13 +22,12 @@ def suite() -> Suite:
     """Declare the cases."""
     made = Suite("recsys_search")
     for kind in ("ials", "bpr"):
-        group = {"ceiling": parse_size(SIZE), "group": kind}
         ends = ["--memory", SIZE, "--split", "random", "-q", "--json"]
         names = f"ml-1m-{kind}", f"ml-1m-{kind}-tuned"
         for name, options, bounds in ((names[0], [], ()), (names[1], ["--tune", TRIALS], (HIDDEN_GAIN,))):
             out = WORK / f"search-{name}"
             train = ["-m", "apps.recsys", "train", source("ml-1m", WORK), "-o", out, "--model", kind, *options, *ends]
-            made.case(name, train, bounds=bounds, fresh=out, **group)
+            made.case(name, train, ceiling=parse_size(SIZE), group=kind, bounds=bounds, fresh=out)
         made.ratio(f"{kind}: tuned over defaults, held out", names[1], names[0], GAIN)
     return made
 

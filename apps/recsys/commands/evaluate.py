@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from apps.recsys.data import ingest
-from apps.recsys.data.splits import HeldOut, known_rows
+from apps.recsys.data.splits import HeldOut, fold_in_rows
 from apps.recsys.data.test_files import TestPairs
 from apps.recsys.evaluation import metrics
 from apps.recsys.evaluation.full_ranking import User, evaluate
@@ -184,7 +184,7 @@ def _users(recommender: Recommender, heldout: HeldOut, *, trained_on_all: bool) 
         if trained_on_all:
             yield history.items(user), history.values(user), scored
         else:
-            yield *known_rows(history, scored, int(user)), scored
+            yield *fold_in_rows(history, scored, int(user)), scored
 
 
 def among_candidates(

@@ -1,6 +1,5 @@
 """``recsys serve``: a model over HTTP, inside the ceiling."""
 
-import socket
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,6 +19,8 @@ def execute(session: CommandSession[ServeRequest, AnswerWorkload]) -> Mapping[st
     UsageError
         The address cannot be listened on.
     """
+    import socket
+
     import uvicorn
 
     host, port = session.request.host, session.request.port

@@ -323,11 +323,11 @@ def _explain(message: str, source: Source) -> str:
     """Arrow's error message in the user's terms."""
     if match := _CONVERSION.search(message):
         names, *_ = header(source.path)
-        where = f"line {match[2]}, " if match[2] else ""
-        return f"{where}column {names[int(match[1])]!r}: {match[3]!r} is not a number"
+        row = f"line {match[2]}, " if match[2] else ""
+        return f"{row}column {names[int(match[1])]!r}: {match[3]!r} is not a number"
     if match := _SHAPE.search(message):
-        where = f"line {match[1]}: " if match[1] else ""
-        return f"{where}{match[3]} columns where the header has {match[2]}"
+        row = f"line {match[1]}: " if match[1] else ""
+        return f"{row}{match[3]} columns where the header has {match[2]}"
     if match := _SCALAR.search(message):
         if match[2] == "double":
             return f"column {source.columns.value!r}: {match[1]!r} is not a number"

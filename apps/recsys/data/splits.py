@@ -303,7 +303,7 @@ def _some(items: NDArray[Any], seed: list[int]) -> NDArray[Any]:
     return np.sort(items[order[: int(SCORED_SHARE * len(items))]])
 
 
-def known_rows(history: History, scored: NDArray[Any], user: int) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+def fold_in_rows(history: History, scored: NDArray[Any], user: int) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
     """A user's items and weights without the scored ones: they are folded in, and not ranked.
 
     Parameters

@@ -142,11 +142,11 @@ def _candidates(path: Path) -> Iterator[tuple[str, list[str]]]:
     """Yield the user and the items of each line, the positive item first."""
     with readers.open_text(path) as stream:
         for number, line in enumerate(stream, 1):
-            pair, *others = line.split("\t")
+            pair, *negatives = line.split("\t")
             user, comma, item = pair.strip().removeprefix("(").removesuffix(")").partition(",")
-            if not comma or not others:
+            if not comma or not negatives:
                 raise BadInput(
                     f"{path}: line {number}: expected (user,item), then items, separated by tabs",
                     public="negatives unreadable",
                 )
-            yield user.strip(), [item.strip(), *(other.strip() for other in others)]
+            yield user.strip(), [item.strip(), *(negative.strip() for negative in negatives)]

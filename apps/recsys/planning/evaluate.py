@@ -47,36 +47,38 @@ class EvaluateWorkload:
         """Test files: the model's ids, the pairs and their sorted copy, and Arrow's blocks."""
         if self.test is None:
             return []
-        where, files = ("plan",), self.manifest["files"]
+        during, files = ("plan",), self.manifest["files"]
         ids = sum(files[name]["bytes"] for name in ("items.parquet", "users.parquet"))
         return [
-            *baseline_terms(costs, self.probes(setting)[1], *where),
-            Term("ids", 4 * ids, "analytic", where),
-            Term("test pairs", 32 * self.test.pairs, "analytic", where),
-            Term("rows read", STAGE_BYTES, "measured", where),
-            Term("waiting parent", WAITING_BYTES, "measured", where),
+            *baseline_terms(costs, self.probes(setting)[1], *during),
+            Term("ids", 4 * ids, "analytic", during),
+            Term("test pairs", 32 * self.test.pairs, "analytic", during),
+            Term("rows read", STAGE_BYTES, "measured", during),
+            Term("waiting parent", WAITING_BYTES, "measured", during),
         ]
 
     def footprint(self, setting: Setting, costs: Costs) -> Footprint:
         """The model, and a block of users' scores."""
-        made, where = self.manifest, ("evaluate",)
-        items, factors = made["items"], made["factors"]
+        manifest, during = self.manifest, ("evaluate",)
+        items, factors = manifest["items"], manifest["factors"]
         return Footprint.of(
             [
                 *self._reading_terms(costs, setting),
-                *baseline_terms(costs, self.probes(setting)[0], *where),
-                *model_terms(users=made["users"], items=items, factors=embedding_terms.columns(made), phases=where),
+                *baseline_terms(costs, self.probes(setting)[0], *during),
+                *model_terms(
+                    users=manifest["users"], items=items, factors=embedding_terms.columns(manifest), phases=during
+                ),
                 *ranking_terms(
                     items=items,
                     factors=factors,
                     scored=self.scored_users,
-                    longest=made["longest_history"],
-                    mean=made["interactions"] / made["users"],
+                    longest=manifest["longest_history"],
+                    mean=manifest["interactions"] / manifest["users"],
                     block=int(setting["user_block"]),
                     threads=self.request.threads,
-                    phases=where,
+                    phases=during,
                 ),
-                *bpr_terms.fold_terms(made["kind"], factors=factors, threads=self.request.threads, phases=where),
+                *bpr_terms.fold_terms(manifest["kind"], factors=factors, threads=self.request.threads, phases=during),
             ]
         )
 

@@ -30,11 +30,11 @@ def model_terms(*, users: int, items: int, factors: int, phases: Sequence[str]) 
     phases
         Phases in which it is loaded.
     """
-    where = tuple(phases)
+    during = tuple(phases)
     return [
-        Term("item factors", 4 * items * factors, "analytic", where),
-        Term("history index", 8 * (users + 1), "analytic", where),
-        Term("Gramian", 4 * factors * factors, "analytic", where),
+        Term("item factors", 4 * items * factors, "analytic", during),
+        Term("history index", 8 * (users + 1), "analytic", during),
+        Term("Gramian", 4 * factors * factors, "analytic", during),
     ]
 
 
@@ -60,19 +60,19 @@ def ranking_terms(
     phases
         Phases in which it happens.
     """
-    where = tuple(phases)
+    during = tuple(phases)
     block = min(block, scored)  # unused rows of the block stay untouched pages
     return [
-        Term("scores", 4 * block * (items + factors), "analytic", where),
-        Term("waiting histories", int(block * (12 * mean + 1024)), "analytic", where),
+        Term("scores", 4 * block * (items + factors), "analytic", during),
+        Term("waiting histories", int(block * (12 * mean + 1024)), "analytic", during),
         # Factors of one history's items, and weighted; the system, which is solved in a copy.
-        Term("fold-in workspace", threads * 4 * factors * (2 * longest + 3 * factors), "analytic", where),
-        Term("threads", threads * THREAD_BYTES, "measured", where),
-        Term("BLAS packing", threads * PACKING_BYTES * max(0, factors - WARM_FACTORS), "measured", where),
+        Term("fold-in workspace", threads * 4 * factors * (2 * longest + 3 * factors), "analytic", during),
+        Term("threads", threads * THREAD_BYTES, "measured", during),
+        Term("BLAS packing", threads * PACKING_BYTES * max(0, factors - WARM_FACTORS), "measured", during),
         # A partitioned copy and two comparisons.
-        Term("top-k workspace", threads * 6 * items, "analytic", where),
-        Term("held-out index", 12 * (scored + 1), "analytic", where),
-        Term("counts of items", 24 * items, "analytic", where),
+        Term("top-k workspace", threads * 6 * items, "analytic", during),
+        Term("held-out index", 12 * (scored + 1), "analytic", during),
+        Term("counts of items", 24 * items, "analytic", during),
         # A dozen numbers per user, copied once or twice; counts of users in a bootstrap sample.
-        Term("values of users", VALUE_BYTES * scored, "analytic", where),
+        Term("values of users", VALUE_BYTES * scored, "analytic", during),
     ]

@@ -68,11 +68,11 @@ class RecommendAllWorkload:
 
     def footprint(self, setting: Setting, costs: Costs) -> Footprint:
         """The model; then the work of each thread, or a part that is written."""
-        made, rank = self.manifest, ("rank",)
-        items, users, factors, threads = made["items"], made["users"], made["factors"], self.request.threads
+        manifest, rank = self.manifest, ("rank",)
+        items, users, factors, threads = manifest["items"], manifest["users"], manifest["factors"], self.request.threads
         both, part, tile = ("load", *rank), min(self.part_users, users), min(TILE, items)
         block = min(int(setting["user_block"]), -(-part // threads))
-        longest, mean = made.get("longest", made["longest_history"]), made["interactions"] / users
+        longest, mean = manifest.get("longest", manifest["longest_history"]), manifest["interactions"] / users
         rows = part * min(self.request.k, items)
         folding = 4 * factors * (2 * longest + 3 * factors)
         # Pairs that are not ranked, sorted; a user's vector, or the scores of a tile.
@@ -81,14 +81,14 @@ class RecommendAllWorkload:
         return Footprint.of(
             [
                 *baseline.terms(costs, self.probes(setting)[0]),
-                *model_terms(users=users, items=items, factors=columns(made), phases=both),
+                *model_terms(users=users, items=items, factors=columns(manifest), phases=both),
                 Term("order of items", 8 * items, "analytic", both),
                 # Lengths, negated lengths, and their order in 64 bits.
                 Term("putting in order", 24 * items, "analytic", ("load",)),
                 # Stored uncompressed: the file while it is read, and the table.
-                Term("item ids", 2 * made["files"]["items.parquet"]["bytes"], "analytic", rank),
+                Term("item ids", 2 * manifest["files"]["items.parquet"]["bytes"], "analytic", rank),
                 Term("histories", int(8 * part * mean), "analytic", rank),
-                *fold_terms(made["kind"], factors=factors, threads=threads, phases=rank),
+                *fold_terms(manifest["kind"], factors=factors, threads=threads, phases=rank),
                 Term("ranking or writing", max(ranking, writing), "measured", rank),
                 Term("part of the answer", READ_BYTES * rows + writing, "measured", ("join",)),
                 Term("parts", GROUP_BYTES * -(-users // self.part_users), "measured", ("join",)),

@@ -1,6 +1,6 @@
 """Memory of ``recsys train``, in bytes, by arithmetic on the sizes of the data.
 
-Most terms are exact. The constants below are measured; ``tests/apps/recsys/planning/test_workloads.py`` compares
+Most terms are exact. The constants below are measured; ``tests/apps/recsys/planning/test_train.py`` compares
 predictions with real runs.
 """
 
@@ -198,18 +198,18 @@ class TrainWorkload:
 
     def _reading_terms(self) -> list[Term]:
         """Reading the input: ids and rows, or the bucket of rows that is sorted, whichever is more."""
-        facts, where = self.facts, ("plan",)
+        facts, during = self.facts, ("plan",)
         rows = min(STAGE_BYTES, STAGED_ROW_BYTES * facts.rows)
-        staging = [Term("ids", ID_BYTES * facts.ids, "analytic", where), Term("rows read", rows, "measured", where)]
+        staging = [Term("ids", ID_BYTES * facts.ids, "analytic", during), Term("rows read", rows, "measured", during)]
         # The ids are written and freed before the rows are sorted.
         rows = SORT_FIXED_BYTES + SORT_BYTES[self.request.split in TIMED] * facts.bucket
-        sorting = [Term("rows sorted", rows, "measured", where)]
+        sorting = [Term("rows sorted", rows, "measured", during)]
         return [
             *max(staging, sorting, key=lambda terms: sum(term.bytes for term in terms)),
-            Term("row counts", 16 * facts.ids, "analytic", where),
-            Term("waiting parent", WAITING_BYTES, "measured", where),
+            Term("row counts", 16 * facts.ids, "analytic", during),
+            Term("waiting parent", WAITING_BYTES, "measured", during),
             # Only after the ids and rows are freed, so seldom the peak.
-            *([Term("times", 16 * SAMPLED_TIMES, "analytic", where)] if self.request.split == "temporal" else []),
+            *([Term("times", 16 * SAMPLED_TIMES, "analytic", during)] if self.request.split == "temporal" else []),
         ]
 
     def _solver_terms(self, setting: Setting) -> list[Term]:
@@ -226,10 +226,10 @@ class TrainWorkload:
         return terms
 
     def _ranking_terms(self, setting: Setting, phase: str, scored: int, longest: int) -> list[Term]:
-        facts, model, threads, where = self.facts, self.request.model, self.request.threads, (phase,)
+        facts, model, threads, during = self.facts, self.request.model, self.request.threads, (phase,)
         size = embedding_terms.columns({"factors": model.factors, "hyper": model.hyper})
         return [
-            *model_terms(users=facts.users, items=facts.items, factors=size, phases=where),
+            *model_terms(users=facts.users, items=facts.items, factors=size, phases=during),
             *ranking_terms(
                 items=facts.items,
                 factors=model.factors,
@@ -238,9 +238,9 @@ class TrainWorkload:
                 mean=facts.interactions / facts.users,
                 block=int(setting["user_block"]),
                 threads=threads,
-                phases=where,
+                phases=during,
             ),
-            *bpr_terms.fold_terms(model.kind, factors=model.factors, threads=threads, phases=where),
+            *bpr_terms.fold_terms(model.kind, factors=model.factors, threads=threads, phases=during),
         ]
 
     def seconds(self, setting: Setting, costs: Costs) -> float:

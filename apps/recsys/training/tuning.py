@@ -13,7 +13,6 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import asdict, dataclass, replace
-from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -338,6 +337,8 @@ def _shown(value: float | str) -> str:
 
 def section(written: Mapping[str, Any], directory: Path) -> Iterator[str]:
     """A section of the report: the trials as a table."""
+    from html import escape
+
     from common.memory.report import page
 
     search = written.get("results", {}).get("tuning")

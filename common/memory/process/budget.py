@@ -202,6 +202,14 @@ class MemoryBudget:
             device = int(AUTO_SHARE * device_free) if gpu_auto else parse_size(str(gpu_memory), total=device_free)
         return cls(host, device, "auto" if auto else "--memory")
 
+    @property
+    def warning(self) -> str:
+        """What to tell the user about a ceiling above the machine's memory; empty for any other."""
+        total = total_memory()
+        if self.host_bytes <= total:
+            return ""
+        return f"--memory {format_size(self.host_bytes)} is more than this machine has ({format_size(total)})"
+
 
 def page_size() -> int:
     """Return the kernel's page size in bytes."""

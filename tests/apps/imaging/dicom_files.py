@@ -8,6 +8,16 @@ import numpy as np
 from apps.imaging.volumes.volume import scaled
 
 NAME = "PLANTED^NAME"
+WHOLE = {
+    "StudyInstanceUID": "1.2.826.0.1.1",
+    "FrameOfReferenceUID": "1.2.826.0.1.2",
+    "PatientID": "PLANTED-ID",
+    "PatientSex": "O",
+    "StudyDate": "20200102",
+    "StudyTime": "101112",
+    "SeriesNumber": 4,
+}
+"""What a study from a scanner has, beyond its pixels."""
 
 
 def write_slice(path: Path, pixels: np.ndarray, position: Any, orientation: Any, **more: Any) -> None:

@@ -33,6 +33,7 @@ def test_it_fits(run: Callable[..., Any], tmp_path: Path) -> None:
     predicted, measured = record["plan"]["predicted_peak_bytes"], record["measured"]["peak_bytes"]
     assert measured <= predicted <= 1.15 * measured
     assert [phase["name"] for phase in record["measured"]["phases"]][-2:] == ["start", "fill"]
+    assert sum(phase["seconds"] for phase in record["measured"]["phases"]) <= record["seconds"] < 300
     assert read_record(tmp_path / "run.json") == record
     says(ended.err.splitlines()[-1], "memory", "250.0 MiB", *map(format_size, (predicted, measured)))
 

@@ -61,3 +61,17 @@ def test_tiles_are_counted_as_they_are_placed(size: int, tile: int, overlap: flo
 
 def test_counting_lists_nothing() -> None:
     assert len(TileGrid((10, 10, 10**10), (5, 5, 5), 0.0)) == 2 * 2 * 2 * 10**9
+
+
+def test_tiles_and_weights_are_nnunets() -> None:
+    from scipy.ndimage import gaussian_filter
+
+    grid = TileGrid((110, 64, 30), (64, 64, 40), 0.5, even=True)
+    assert [grid.starts(axis) for axis in range(3)] == [(0, 23, 46), (0,), (0,)]
+    tile = (20, 56, 41)
+    point = np.zeros(tile)
+    point[tuple(size // 2 for size in tile)] = 1
+    expected = gaussian_filter(point, [size / 8 for size in tile], mode="constant")
+    expected = (10 * expected / expected.max()).astype(np.float16)
+    expected[expected == 0] = expected[expected > 0].min()
+    np.testing.assert_array_equal(importance(tile, "half"), expected.astype(np.float32))

@@ -63,7 +63,7 @@ def monai(image: Path, model: Path, work: Path, tile: int) -> Callable[[], objec
         with torch.inference_mode():
             logits = sliding_window_inference(volume[None], (tile,) * 3, 1, network, overlap=OVERLAP, mode="gaussian")
             labels = logits[0].argmax(dim=0).to(torch.uint8).numpy()
-        nib.save(nib.Nifti1Image(labels, nib.load(image).affine), work / "monai.nii.gz")
+        nib.save(nib.Nifti1Image(labels, nib.Nifti1Image.from_filename(image).affine), work / "monai.nii.gz")
 
     return run
 

@@ -8,10 +8,12 @@ import argparse
 import json
 import time
 from pathlib import Path
+from typing import Any, cast
 
 import nibabel as nib
 import numpy as np
 import torch
+from monai.data import MetaTensor
 from monai.inferers import sliding_window_inference
 from monai.networks import nets
 from monai.transforms import Compose, EnsureChannelFirst, LoadImage, NormalizeIntensity
@@ -39,11 +41,13 @@ def main() -> None:
     network.eval()
     image = Compose([LoadImage(image_only=True), EnsureChannelFirst(), NormalizeIntensity()])(args.image)
     with torch.inference_mode():
-        logits = sliding_window_inference(
+        batch = sliding_window_inference(
             image[None], (args.tile,) * 3, 1, network, overlap=args.overlap, mode="gaussian"
-        )[0]
+        )
+        logits = cast(MetaTensor, batch[0])
         labels = logits.argmax(dim=0).to(torch.uint8).numpy()
-    nib.save(nib.Nifti1Image(labels, nib.load(args.image).affine), args.output)
+    source: Any = nib.load(args.image)
+    nib.save(nib.Nifti1Image(labels, source.affine), args.output)
     seconds = time.monotonic() - began
     if args.margin:
         best = torch.topk(logits.as_tensor(), 2, dim=0).values

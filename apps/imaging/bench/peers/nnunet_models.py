@@ -57,13 +57,14 @@ def write_images(kind: Kind, raw: Path, source: Path) -> None:
         testing = index >= TRAINING
         factors = CHANGED if testing and index % 2 else (1.0, 1.0, 1.0)
         affine = np.diag([*(size * factor for size, factor in zip(kind.spacing, factors, strict=True)), 1.0])
-        image = np.asarray(nib.load(path).dataobj, np.float32)[..., :: kind.step]
+        image = np.asarray(nib.Nifti1Image.from_filename(path).dataobj, np.float32)[..., :: kind.step]
         case = path.name.removesuffix(".nii.gz")
         for channel, values in enumerate((image, np.gradient(image, axis=0))[: len(kind.channels)]):
             saved = nib.Nifti1Image(values.astype(np.float32), affine)
             nib.save(saved, folder / ("imagesTs" if testing else "imagesTr") / f"{case}_{channel:04d}.nii.gz")
         if not testing:
-            labels = np.asarray(nib.load(source / "labelsTr" / path.name).dataobj)[..., :: kind.step]
+            stored = nib.Nifti1Image.from_filename(source / "labelsTr" / path.name)
+            labels = np.asarray(stored.dataobj)[..., :: kind.step]
             nib.save(nib.Nifti1Image(labels.astype(np.uint8), affine), folder / "labelsTr" / f"{case}.nii.gz")
     described = {
         "channel_names": {str(number): name for number, name in enumerate(kind.channels)},

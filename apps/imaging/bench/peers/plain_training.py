@@ -9,9 +9,11 @@ import argparse
 import json
 import time
 from pathlib import Path
+from typing import cast
 
 import nibabel as nib
 import numpy as np
+import numpy.typing as npt
 import torch
 from monai.inferers import sliding_window_inference
 from monai.losses import DiceCELoss
@@ -32,9 +34,9 @@ from monai.transforms import (
 )
 
 
-def load(path: Path) -> np.ndarray:
+def load(path: Path) -> npt.NDArray[np.float32]:
     """Read a NIfTI file as float32."""
-    return np.asanyarray(nib.load(path).dataobj).astype(np.float32)
+    return np.asanyarray(nib.Nifti1Image.from_filename(path).dataobj).astype(np.float32)
 
 
 def main() -> None:
@@ -123,7 +125,7 @@ def main() -> None:
                 logits = sliding_window_inference(
                     case["image"][None], patch, 1, network, overlap=0.5, mode="gaussian", padding_mode="constant"
                 )
-                guess = logits.argmax(1, keepdim=True)
+                guess = cast(torch.Tensor, logits).argmax(1, keepdim=True)
                 metric(*(torch.cat([v == c for c in (1, 2)], 1) for v in (guess, case["label"][None])))
         network.train()
         return [float(v) for v in metric.aggregate()]

@@ -58,7 +58,7 @@ def _move(labels: Path, out: Path) -> None:
     import nibabel
     import numpy as np
 
-    image = nibabel.load(labels)
+    image = nibabel.Nifti1Image.from_filename(labels)
     moved = np.roll(np.asarray(image.dataobj), 1, axis=0)
     nibabel.save(nibabel.Nifti1Image(moved, image.affine, image.header), out)
 

@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -129,7 +130,7 @@ def search(argv: Sequence[str]) -> dict[str, Any]:
         return {*choices.values(), *(fastest(ceiling, seconds) for ceiling in choices)}
 
     seconds = run_all(work, plans, compared)
-    rows = []
+    rows: list[dict[str, Any]] = []
     for ceiling, chosen in choices.items():
         best = fastest(ceiling, seconds)
         ratio = round(seconds[best] / seconds[chosen], 4)
@@ -159,7 +160,7 @@ def run_all(
 
         def run(indices: Sequence[int]) -> None:
             for index in indices:
-                seconds[index] = min(seconds[index], _in_a_child(lambda at=index: _seconds(work, plans[at], stores)))
+                seconds[index] = min(seconds[index], _in_a_child(partial(_seconds, work, plans[index], stores)))
             sys.stderr.write(f"{len(indices)} plans: done after {time.monotonic() - began:.1f} s\n")
 
         while rounds < ROUNDS and time.monotonic() - began < ENOUGH_SECONDS:

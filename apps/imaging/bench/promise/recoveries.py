@@ -63,7 +63,7 @@ class FilledHeap:
 
 
 @dataclass
-class Failure(TorchDispatchMode):
+class Failure(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Lowers the soft limit before the ``at``-th operator; counts operators throughout."""
 
     at: int
@@ -73,7 +73,7 @@ class Failure(TorchDispatchMode):
     filled: FilledHeap | None = None
 
     def __post_init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run the operator, after lowering the limit if it is the ``at``-th."""
@@ -184,7 +184,7 @@ def _marked(step: TrainingStep, failure: Failure) -> list[int]:
         return update()
 
     step.loss = Loss()
-    step.optimizer.step = marked_update  # type: ignore[method-assign]
+    step.optimizer.step = marked_update  # type: ignore[assignment, method-assign]
     return marks
 
 

@@ -87,9 +87,7 @@ def _damaged_dicom(content: bytes, random: Random) -> bytes:
         keyword = str(random.choice(sorted(ELEMENTS)))
         choices = ELEMENTS[keyword]
         value = choices[int(random.integers(len(choices)))]
-        dataset[keyword] = pydicom.DataElement(
-            pydicom.datadict.tag_for_keyword(keyword), _vr(keyword), value, validation_mode=0
-        )
+        dataset[keyword] = pydicom.DataElement(keyword, _vr(keyword), value, validation_mode=0)
         return _saved(dataset)
     return damaged(content, random, header=2000)
 
@@ -159,7 +157,7 @@ def valid_nifti(dtype: str) -> bytes:
     import nibabel as nib
 
     values = np.random.default_rng(0).integers(0, 200, (14, 12, 10)).astype(dtype)
-    image: Any = nib.Nifti1Image(values, np.diag([1.0, 1.0, 2.0, 1.0]))  # type: ignore[no-untyped-call]
+    image: Any = nib.Nifti1Image(values, np.diag([1.0, 1.0, 2.0, 1.0]))
     image.header["descrip"] = PLANTED.encode()
     content: bytes = image.to_bytes()
     return content

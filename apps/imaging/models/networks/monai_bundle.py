@@ -75,7 +75,7 @@ class BundleNetwork:
     module: str
     """MONAI's module."""
     arguments: Mapping[str, Check]
-    """Arguments that are read, beside the channels, and their checks."""
+    """Arguments that are read, in addition to the channels, and their checks."""
     head: str | None
     """Name of the final 1x1x1 convolution; ``None`` if the network does not end in one."""
     halvings: str | int
@@ -181,14 +181,14 @@ def checked(name: str, arguments: Arguments) -> dict[str, Any]:
     """
     if name not in NETWORKS:
         raise BadInput(f"network {name!r}; only {', '.join(NETWORKS)} are read")
-    known = NETWORKS[name].arguments
+    checks = NETWORKS[name].arguments
     for key, value in arguments.items():
         if key in ("in_channels", "out_channels"):
             if not (_numbers(value) and isinstance(value, int) and value):
                 raise BadInput(f"network {name}: {key} {value!r} is no number in range")
-        elif key not in known:
+        elif key not in checks:
             raise BadInput(f"network {name}: the argument {key!r} is not read")
-        elif not known[key](value):
+        elif not checks[key](value):
             raise BadInput(f"network {name}: {key} {value!r} is not read")
     return dict(arguments)
 

@@ -93,7 +93,7 @@ def build(name: str, complete: Arguments) -> "torch.nn.Module":
     import torch
 
     try:
-        from dynamic_network_architectures.architectures import unet  # type: ignore[import-untyped]
+        from dynamic_network_architectures.architectures import unet
     except ImportError:
         raise UsageError("nnU-Net's networks need the extra 'nnunet' (dynamic-network-architectures)") from None
     arguments = checked(complete)

@@ -13,9 +13,8 @@ from apps.imaging.dicom.rtstruct import write_rtstruct
 from apps.imaging.dicom.series import DicomVolume, open_series
 from apps.imaging.models.model_folder import ImagingModel, read_model
 from common.errors import BadInput
-from tests.apps.imaging.dicom.test_contours import filled
-from tests.apps.imaging.dicom.test_seg import WHOLE
-from tests.apps.imaging.dicom_files import NAME, OBLIQUE, series
+from tests.apps.imaging.dicom.rasters import filled
+from tests.apps.imaging.dicom_files import NAME, OBLIQUE, WHOLE, series
 from tests.apps.imaging.helpers import random_model
 from tests.conftest import absent
 from tests.promise import kept

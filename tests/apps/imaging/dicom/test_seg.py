@@ -16,7 +16,7 @@ from apps.imaging.dicom.seg_header import build, seg_question
 from apps.imaging.dicom.series import DicomVolume, open_series
 from apps.imaging.models.model_folder import ImagingModel, Label, read_model
 from common.errors import BadInput
-from tests.apps.imaging.dicom_files import NAME, OBLIQUE, read, series
+from tests.apps.imaging.dicom_files import NAME, OBLIQUE, WHOLE, read, series
 from tests.apps.imaging.helpers import random_model, write_nifti
 from tests.conftest import absent
 from tests.messages import refused, says
@@ -28,16 +28,6 @@ LABELS = (
     Label(9, "nothing here", None, (0, 0, 255)),
     Label(300, "spleen", ("SCT", "78961009", "Spleen"), (10, 160, 90)),
 )
-WHOLE = {
-    "StudyInstanceUID": "1.2.826.0.1.1",
-    "FrameOfReferenceUID": "1.2.826.0.1.2",
-    "PatientID": "PLANTED-ID",
-    "PatientSex": "O",
-    "StudyDate": "20200102",
-    "StudyTime": "101112",
-    "SeriesNumber": 4,
-}
-"""What a study from a scanner has, beyond its pixels."""
 
 
 @pytest.fixture(scope="module")

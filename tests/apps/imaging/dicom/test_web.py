@@ -21,8 +21,7 @@ import pytest
 from apps.imaging.dicom import web
 from common.errors import BadInput, UsageError
 from common.files import Workspace
-from tests.apps.imaging.dicom.test_seg import WHOLE
-from tests.apps.imaging.dicom_files import NAME, series
+from tests.apps.imaging.dicom_files import NAME, WHOLE, series
 from tests.apps.imaging.helpers import random_model
 from tests.conftest import absent
 from tests.messages import refused, says

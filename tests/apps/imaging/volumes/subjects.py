@@ -16,7 +16,6 @@ from apps.imaging.volumes.nonzero_crop import Cropped
 from apps.imaging.volumes.volume import Shape, Volume
 from tests.apps.imaging import dicom_files
 from tests.apps.imaging.dicom_files import OBLIQUE, recode, series, write_slice
-from tests.apps.imaging.helpers import write_nifti
 
 SKEWED = np.array([[-0.9, 0.1, 0.0, 20], [0.1, 0.85, -0.3, -31], [0.05, 0.25, 1.9, 7], [0, 0, 0, 1.0]])
 BOTH = frozenset(["tilt", "spacing"])
@@ -263,12 +262,3 @@ SUBJECTS: Mapping[str, Build] = {
     "box of a box": _cropped(_cropped(_nifti(), (1, 1, 1), (1, 1, 1)), (2, 0, 1), (0, 3, 0)),
     "box of a repaired series": _cropped(TILTED, (1, 0, 2), (0, 2, 0)),
 }
-
-
-def write_channels(folder: Path, shape: Shape, count: int) -> list[npt.NDArray[np.int16]]:
-    """Files of a study of several channels, as nnU-Net names them."""
-    random = np.random.default_rng(0)
-    channels = [random.integers(0, 200, shape).astype(np.int16) for _ in range(count)]
-    for number, values in enumerate(channels):
-        write_nifti(folder / f"case_{number:04d}.nii.gz", values, SKEWED)
-    return channels

@@ -16,7 +16,7 @@ import pytest
 from apps.recsys.data import synthetic
 from apps.recsys.models import recommender
 from apps.recsys.models.weights import read as read_weights
-from common import model_folder
+from common import __version__, model_folder
 from tests.apps.recsys.conftest import Trained
 from tests.machine import wait_until
 from tests.messages import says
@@ -31,6 +31,12 @@ def test_help_is_light() -> None:
     assert "train" in done.stdout
     loaded = {line.split("|")[-1].strip() for line in done.stderr.splitlines()}
     assert not loaded & {"numpy", "scipy", "pyarrow", "pandas", "implicit", "torch", "fastapi", "uvicorn"}
+
+
+def test_version_names_the_suite() -> None:
+    command = [sys.executable, "-m", "apps.recsys", "--version"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout == f"peakline {__version__}\n"
 
 
 def test_train_writes_a_sealed_model_and_a_record(trained: Trained) -> None:

@@ -8,9 +8,9 @@ import pytest
 
 from common.compression.layouts import layout
 from tests.apps.recsys.conftest import Trained
-from tests.apps.recsys.planning.test_workloads import held
 from tests.messages import says
 from tests.precision import AVX2
+from tests.promise import predicted_closely
 from tests.schemas import read_manifest
 
 Run = Callable[..., Any]
@@ -23,7 +23,7 @@ def test_train_evaluate_recommend(trained: Trained, run: Run, tmp_path: Path) ->
     done = run("apps.recsys", "train", trained.interactions, "--items", trained.titles, "-o", model, *SMALL, *options)
     assert done.code == 0, done.err
     says(done.err, "ndcg@10", "epoch")
-    held(done.record)
+    predicted_closely(done.record)
     manifest = read_manifest(model)
     assert (manifest["kind"], manifest["table"], manifest["cosine"]) == ("embedding", "int8", True)
     assert manifest["hyper"]["loss"] == "softmax" and manifest["hyper"]["epochs"] == 4
@@ -77,7 +77,7 @@ def test_a_made_table_is_as_large_as_planned_and_the_same_each_time(trained: Tra
         model = tmp_path / name
         done = run("apps.recsys", "train", trained.interactions, "-o", model, *SMALL, *options)
         assert done.code == 0, done.err
-        held(done.record)
+        predicted_closely(done.record)
         terms = {term["name"]: term["bytes"] for term in done.record["plan"]["terms"]}
         assert (terms["tables"], terms["optimizer state"]) == (made.weights, made.optimizer)
         found.append((model / "weights.safetensors").read_bytes())

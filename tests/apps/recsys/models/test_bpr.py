@@ -17,7 +17,7 @@ from apps.recsys.models.embedding import user_encoders
 from apps.recsys.planning import bpr_terms
 from apps.recsys.training import checkpoint
 from tests.apps.recsys.conftest import Trained
-from tests.apps.recsys.training.test_checkpoint import started, sweeps, wait_for
+from tests.apps.recsys.interrupted import started, sweeps, wait_for
 from tests.messages import continued, says
 from tests.promise import kept
 from tests.schemas import read_manifest

@@ -3,9 +3,7 @@
 import json
 import os
 import signal
-import subprocess
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +13,7 @@ import pytest
 from apps.recsys.models.als.factor_state import FactorState
 from apps.recsys.training import checkpoint
 from apps.recsys.training.checkpoint import FactorCheckpoint
-from tests.machine import wait_until
+from tests.apps.recsys.interrupted import started, sweeps, wait_for
 from tests.messages import continued, says
 
 Run = Callable[..., Any]
@@ -23,25 +21,6 @@ SWEEPS = 40
 """So many that the training can be interrupted twice, however late this process is told of a checkpoint."""
 OPTIONS = ("--factors", "32", "--split", "user-holdout", "--threads", "1", "--seed", "3")
 OPTIONS += ("--set", f"iterations={SWEEPS}")
-
-
-def started(interactions: Path, model: Path, ceiling: str, options: Sequence[str]) -> subprocess.Popen[bytes]:
-    """The training in a process group of its own, so that a kill reaches all of it."""
-    command = [sys.executable, "-m", "apps.recsys", "train", interactions, "-o", model, *options, "--memory", ceiling]
-    return subprocess.Popen([*map(str, command), "-q"], start_new_session=True)
-
-
-def wait_for(what: Callable[[], bool], process: subprocess.Popen[bytes]) -> None:
-    """Until it is so; fails when the process ends first."""
-    wait_until(what, seconds=120, alive=process)
-
-
-def sweeps(path: Path) -> int:
-    """Sweeps in a checkpoint, 0 where there is none."""
-    if not path.is_file():
-        return 0
-    with path.open("rb") as stream:
-        return int(json.loads(stream.readline())["sweep"])
 
 
 @pytest.fixture(scope="module")

@@ -27,7 +27,7 @@ from common.memory.plan.plan import Plan
 from common.memory.process.budget import MIB, MemoryBudget
 from tests.apps.recsys.asked import train_request
 from tests.apps.recsys.conftest import Trained
-from tests.apps.recsys.training.test_checkpoint import started, wait_for
+from tests.apps.recsys.interrupted import started, wait_for
 from tests.messages import continued, says
 from tests.schemas import read_manifest
 

@@ -2,6 +2,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
@@ -223,6 +224,23 @@ def test_a_refusal_numbers_remedies_that_fit(costs: Known) -> None:
     says(lines[1], "1.", "--memory 52.5MiB", "parts=64 size=1 store=disk")
     says(lines[2], "2.", "--smaller", "47.1 MiB")
     says(lines[3], "3.", "--smallest", "21.5 MiB")
+
+
+def test_a_refusal_prices_four_changes_and_names_two(costs: Known) -> None:
+    class Many(Grid):
+        tried: ClassVar[list[str]] = []
+
+        def remedies(self) -> Iterator[tuple[str, Grid]]:
+            for number, floor in enumerate((60, 45, 60, 40, 35, 30)):
+                self.tried.append(f"--change {number}")
+                yield self.tried[-1], Grid(baseline=floor * MIB)
+
+    with pytest.raises(DoesNotFit) as refusal:
+        plan(Many(), MemoryBudget(52 * MIB), costs)
+    assert Many.tried == [f"--change {number}" for number in range(4)]
+    first, second = refusal.value.remedies
+    says(first, "--change 1", "47.1 MiB")
+    says(second, "--change 3", "42.0 MiB")
 
 
 class Greedy(CostStore):

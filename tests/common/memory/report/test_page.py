@@ -75,6 +75,7 @@ def test_the_timeline_shows_every_phase_where_it_was() -> None:
     peaks, foretold, (ceiling,) = _of(figure, "peak"), _of(figure, "predicted"), _of(figure, "ceiling")
     assert len(peaks) == 4 and len(foretold) == 3  # nothing is predicted for the start
     bottom = charts.TIMELINE_HEIGHT - charts.BOTTOM
+    assert float(ceiling["y1"]) == pytest.approx(bottom - (bottom - charts.TOP) / 1.06, abs=0.1)
     scale = (bottom - float(ceiling["y1"])) / (200 * MIB)
     heights = [(bottom - float(line["y1"])) / scale / MIB for line in peaks]
     assert heights == pytest.approx([98, 155, 118, 158], abs=0.2)
@@ -91,6 +92,38 @@ def test_a_far_ceiling_is_named_and_does_not_press_the_rest_flat() -> None:
     assert not _of(figure, "ceiling")
     assert "4.00 GiB" in "".join(figure.itertext())
     assert float(_of(figure, "peak")[-1]["y1"]) < charts.TIMELINE_HEIGHT / 3
+
+
+@pytest.mark.parametrize(
+    ("seconds", "step"),
+    [(0.7, 0.1), (1.7, 0.5), (8, 1), (9, 2), (40, 5), (41, 10), (480, 60), (5000, 1800), (2e4, 3600)],
+)
+def test_the_time_axis_has_round_steps_and_at_most_nine_of_them(seconds: float, step: float) -> None:
+    record = _record()
+    record["measured"] |= {"timeline": [[0.0, MIB]], "phases": []}
+    record["measured"]["phases"] = [{"name": "train", "start": 0.0, "seconds": seconds, "peak_bytes": 2 * MIB}]
+    texts = [one for one in ET.fromstring(charts.timeline(record)).iter("text") if (one.text or "").endswith(" s")]
+    marks = [float((one.text or "").split()[0]) for one in texts]
+    assert marks == pytest.approx([step * number for number in range(len(marks))])
+    assert len(marks) <= 9 and marks[-1] <= seconds < marks[-1] + step + 1e-9
+    width = charts.WIDTH - charts.RIGHT - charts.LEFT
+    places = [charts.LEFT + width * mark / seconds for mark in marks]
+    assert [float(one.attrib["x"]) for one in texts] == pytest.approx(places, abs=0.1)
+
+
+@pytest.mark.parametrize(
+    ("top", "step"), [(1, 1), (6, 1), (7, 2), (12, 2), (13, 4), (200, 64), (6 * 1024, 1024), (7 * 1024, 2048)]
+)
+def test_the_byte_axis_doubles_its_steps_until_at_most_seven_are_left(top: int, step: int) -> None:
+    assert charts.ticks(top * MIB) == [size * MIB for size in range(0, top + 1, step)]
+
+
+def test_two_phases_are_a_table_and_one_is_none() -> None:
+    record = _record()
+    for count, shown in ((2, True), (1, False)):
+        record["measured"]["phases"] = record["measured"]["phases"][:count]
+        text = re.sub(r"<[^>]+>|\s+", " ", report.render(record).split("</style>")[1])
+        assert (re.search(r"start +2\.0 s +98\.0 MiB", text) is not None) is shown
 
 
 def test_bars_are_as_long_as_their_terms() -> None:

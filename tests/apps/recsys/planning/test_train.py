@@ -17,7 +17,7 @@ from common.memory.process.budget import MIB, MemoryBudget
 from tests.apps.recsys.asked import train_request
 from tests.apps.recsys.conftest import Trained
 from tests.messages import says
-from tests.promise import kept
+from tests.promise import predicted_closely
 from tests.schemas import read_record
 
 Run = Callable[..., Any]
@@ -40,17 +40,6 @@ def test_terms_are_the_sizes_of_the_arrays() -> None:
     assert stored["row starts"] == (100 + 50 + 2) * 8
 
 
-def held(record: dict[str, Any]) -> None:
-    """The prediction is not below the truth, and near it."""
-    predicted, measured = record["plan"]["predicted_peak_bytes"], record["measured"]["peak_bytes"]
-    baseline = record["measured"]["floor_bytes"]
-    told = f"predicted {predicted / MIB:.1f}, measured {measured / MIB:.1f}, baseline {baseline / MIB:.1f} MiB"
-    kept(record)
-    assert predicted <= 1.15 * measured, told
-    if measured - baseline >= 128 * MIB:
-        assert predicted - baseline <= 1.25 * (measured - baseline), told
-
-
 @pytest.mark.parametrize(
     ("name", "ceiling", "options"),
     [
@@ -67,10 +56,10 @@ def test_predictions_on_real_data(
     common = ("--memory", ceiling, "--json", "-q")
     done = run("apps.recsys", "train", path, "-o", model, "--split", "user-holdout", *options, *common)
     assert done.code == 0, done.err
-    held(done.record)
+    predicted_closely(done.record)
     done = run("apps.recsys", "evaluate", model, *common)
     assert done.code == 0, done.err
-    held(done.record)
+    predicted_closely(done.record)
 
 
 @pytest.mark.parametrize("ceiling", ["60MiB", "102MiB"])

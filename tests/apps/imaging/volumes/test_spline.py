@@ -1,0 +1,42 @@
+"""Cubic splines in a stream of planes, against SciPy on the whole volume."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from apps.imaging.volumes.nifti import open_nifti
+from apps.imaging.volumes.spline import SplineReader, nearest_axis
+from tests.apps.imaging.helpers import write_nifti
+
+
+@pytest.mark.parametrize("nearest", [None, 2])
+def test_splines_in_a_stream_are_scipys(tmp_path: Path, nearest: int | None) -> None:
+    from scipy.ndimage import zoom
+
+    values = np.random.default_rng(0).standard_normal((17, 20, 41)).astype(np.float32)
+    shape = (21, 15, 52)
+    volume = open_nifti(write_nifti(tmp_path / "image.nii.gz", values))
+    found = np.empty(shape[::-1], np.float32)
+    with volume.open() as reader:
+        limits = (float(values.min()), float(values.max()))
+        SplineReader(volume, reader, shape, (), nearest=nearest, limits=limits).read(found)
+    options = {"order": 3, "mode": "nearest", "grid_mode": True}
+    if nearest is None:
+        whole = zoom(values.astype(float), np.divide(shape, values.shape), **options)
+        expected = np.clip(whole, values.min(), values.max())
+    else:
+        planes = [values[..., int((index + 0.5) * 41 / 52)] for index in range(52)]
+        enlarged = [zoom(plane.astype(float), np.divide(shape[:2], plane.shape), **options) for plane in planes]
+        cut = [np.clip(new, old.min(), old.max()) for new, old in zip(enlarged, planes, strict=True)]
+        expected = np.stack(cut, axis=2)
+    np.testing.assert_allclose(found.transpose(2, 1, 0), expected, atol=2e-6)
+
+
+def test_which_axis_is_not_interpolated() -> None:
+    assert nearest_axis((1, 1, 1), (1, 1, 1)) is None
+    assert nearest_axis((1, 1, 3.5), (1, 1, 1)) == 2
+    assert nearest_axis((1, 1, 1), (4, 1, 1)) == 0
+    assert nearest_axis((0.2, 1.25, 1.25), (1, 1, 1)) is None
+    # There and back: the grid that it comes from is asked first.
+    assert (nearest_axis((1, 1, 3.5), (4, 1, 1)), nearest_axis((4, 1, 1), (1, 1, 3.5))) == (2, 0)

@@ -1,0 +1,83 @@
+"""Requests refuse what does not go together, and tell which of their fields decide the result."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from apps.recsys.planning.requests import EvaluateRequest, RecommendAllRequest
+from apps.recsys.planning.resume_settings import resume_settings
+from common.errors import UsageError
+from tests.apps.recsys.asked import train_request
+from tests.messages import refused
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        (("--seed", 4), "seed"),
+        (("--split", "random"), "split"),
+        (("--factors", 32), "factors"),
+        (("--set", "alpha=3"), "alpha"),
+        (("--set", "frequency=1"), "frequency_scaling"),
+        (("--epochs", 3), "iterations"),
+    ],
+)
+def test_what_decides_a_training_keeps_it_from_being_continued(options: tuple[object, ...], name: str) -> None:
+    one, other = (resume_settings(train_request(*changed), data="a") for changed in ((), options))
+    assert {key for key in one if one[key] != other[key]} == {name}
+
+
+def test_what_does_not_decide_a_training_lets_it_be_continued() -> None:
+    embedding = ("--model", "embedding")
+    settings = resume_settings(train_request(*embedding), data="a")
+    request = train_request(*embedding, "--resume", "--min-user", 2, "--set", "patience=9", "--micro-batch", 64)
+    moved = replace(request, output=Path("elsewhere"), threads=7)
+    assert resume_settings(moved, data="a") == settings != resume_settings(moved, data="b")
+
+
+def test_settings_of_a_search_decide_and_its_trials_do_not() -> None:
+    few, many = (resume_settings(train_request("--tune", trials), data="a") for trials in (2, 20))
+    assert few == many
+    tried = train_request("--tune", 2).with_settings({"factors": 128, "alpha": 5.0})
+    assert (tried.model.factors, tried.model.hyper["alpha"]) == (128, 5.0)
+    with refused(UsageError, "alpha"):
+        tried.with_settings({"alpha": 0.0})
+
+
+def test_lists_for_other_limits_are_other_lists(tmp_path: Path) -> None:
+    def settings(**changes: Any) -> dict[str, Any]:
+        asked = {"model": tmp_path, "output": tmp_path / "a.parquet", "threads": 1, **changes}
+        return resume_settings(RecommendAllRequest(**asked), model="digest")
+
+    assert settings() == settings(output=tmp_path / "b.parquet", threads=2)
+    assert len({str(settings(**changes)) for changes in ({}, {"k": 3}, {"only": ("1",)}, {"exclude": ("1",)})}) == 4
+
+
+@pytest.mark.parametrize(
+    ("files", "protocol", "facts"),
+    [
+        ({"test": (Path("a"),), "negatives": Path("b")}, None, ("--negatives", "--test")),
+        ({"test": (Path("a"),)}, "ncf", ("ncf", "lightgcn")),
+        ({"negatives": Path("a")}, "split", ("split", "ncf")),
+    ],
+)
+def test_files_and_protocol_go_together(files: dict[str, Any], protocol: str | None, facts: tuple[str, ...]) -> None:
+    with refused(UsageError, *facts):
+        EvaluateRequest(model=Path("model"), protocol=protocol, threads=1, **files)
+
+
+def test_tables_go_with_their_factors_before_anything_is_read() -> None:
+    for options, facts in (
+        (("--model", "embedding", "--table", "int4", "--factors", 7), ("--factors 7",)),
+        (
+            ("--model", "embedding", "--set", "user_vectors=learned", "--loss", "bpr"),
+            ("user_vectors=learned", "softmax"),
+        ),
+        (("--model", "embedding", "--set", "prior=-1"), ("prior",)),
+        (("--loss", "ccl"), ("--loss", "embedding")),
+        (("--set", "weight=tfidf"), ("tfidf", "binary")),
+    ):
+        with refused(UsageError, *facts):
+            train_request(*options)
