@@ -38,6 +38,10 @@ it does not map (measured up to 7 MiB together)."""
 MESSAGE_BYTES = 2000
 """How much of the end of stderr is searched for the words with which a C++ library ran out of memory."""
 
+SPELL = 1.0
+"""Seconds of waiting at a time. A signal that arrives just before a system call is answered when the call returns: that
+could be when the command ends."""
+
 _WALLS = "PEAKLINE_CHILD_WALLS"
 """Environment variable with a child's ceiling in bytes and its cgroup, each of which may be empty."""
 _ROOT = Path(__file__).resolve().parents[3]
@@ -186,15 +190,15 @@ def run_command(
         stderr=subprocess.PIPE,
         process_group=0,
     ) as process:
-        out, err = _Reader(process.stdout), _Reader(process.stderr, on_line)
         try:
+            readers = out, err = _Reader(process.stdout), _Reader(process.stderr, on_line)
+            while any(reader.is_alive() for reader in readers):
+                for reader in readers:
+                    reader.join(SPELL)
             process.wait()
         except BaseException:
             _interrupt(process)
             raise
-        finally:
-            out.join()
-            err.join()
     return Finished(read_exit(process.returncode, kills_before=before), out.content, err.content)
 
 
@@ -210,10 +214,11 @@ class _Reader(threading.Thread):
     def run(self) -> None:
         """Keep every line, and tell of it."""
         lines = []
-        for line in self._pipe or ():
-            lines.append(line)
-            with suppress(Exception):  # a pipe that nobody reads would stop the child
-                self._on_line(line.decode("utf-8", "replace").rstrip())
+        with suppress(OSError, ValueError):  # the pipe is closed when the caller is interrupted
+            for line in self._pipe or ():
+                lines.append(line)
+                with suppress(Exception):  # a pipe that nobody reads would stop the child
+                    self._on_line(line.decode("utf-8", "replace").rstrip())
         self.content = b"".join(lines)
 
 
@@ -221,7 +226,9 @@ def _interrupt(process: subprocess.Popen[bytes]) -> None:
     """Ask a command to end and wait until it has; kill its process group if this process is interrupted again."""
     try:
         process.send_signal(signal.SIGINT)
-        process.wait()
+        while process.poll() is None:
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(SPELL)
     except BaseException:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)

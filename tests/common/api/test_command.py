@@ -7,7 +7,6 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,6 +16,7 @@ from common.api.copying import copy_model
 from common.api.scratch import Scratch
 from common.errors import UsageError
 from common.memory.process import child
+from tests.machine import patience, wait_until
 
 TRAIN = """
 import pandas as pd
@@ -64,13 +64,6 @@ def commands(folder: Path) -> list[int]:
     return found
 
 
-def until(condition: Callable[[], object], what: str, seconds: float = 120) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, what
-        time.sleep(0.05)
-
-
 def trains(folder: Path) -> bool:
     """Whether the command has read its input and is working."""
     return any((folder / "scratch").glob("peakline-*/model/.training/*"))
@@ -78,18 +71,18 @@ def trains(folder: Path) -> bool:
 
 def test_ctrl_c_in_the_caller_ends_the_command_and_removes_scratch(tmp_path: Path) -> None:
     script = started(tmp_path, TRAIN, tmp_path)
-    until(lambda: trains(tmp_path), "it does not train")
+    wait_until(lambda: trains(tmp_path), alive=script)
     script.send_signal(signal.SIGINT)
-    assert script.communicate(timeout=120)[0] == "interrupted\n"
+    assert script.communicate(timeout=patience(60))[0] == "interrupted\n"
     assert not commands(tmp_path) and not list((tmp_path / "scratch").iterdir())
 
 
 def test_a_killed_caller_takes_the_command_along(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     script = started(tmp_path, TRAIN, tmp_path)
-    until(lambda: trains(tmp_path), "it does not train")
+    wait_until(lambda: trains(tmp_path), alive=script)
     script.kill()
     script.communicate()
-    until(lambda: not commands(tmp_path), "the command goes on")
+    wait_until(lambda: not commands(tmp_path))
     assert len(list((tmp_path / "scratch").iterdir())) == 1
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "scratch"))
     with Scratch() as mine:
@@ -104,7 +97,7 @@ def test_it_works_in_a_thread_without_stdin_beside_modules_of_the_same_names(tmp
     for name in ("numpy", "pandas", "pyarrow", "json"):
         (trap / f"{name}.py").write_text("raise SystemExit('the wrong module')")
     script = started(tmp_path, THREAD, trap)
-    assert script.communicate(timeout=120)[0] == "<Recommender popularity: 50 users, 24 items>\n"
+    assert script.communicate(timeout=patience(60))[0] == "<Recommender popularity: 50 users, 24 items>\n"
     assert not list((tmp_path / "scratch").iterdir())
 
 
@@ -126,7 +119,7 @@ def test_a_second_ctrl_c_kills_what_does_not_end(monkeypatch: pytest.MonkeyPatch
         began = time.monotonic()
         with pytest.raises(KeyboardInterrupt):
             child.run_command("apps.recsys", [], on_line=on_line)
-        assert ready.is_set() and 1 <= time.monotonic() - began < 60
+        assert ready.is_set() and 1 <= time.monotonic() - began < patience(10)
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, old)
