@@ -4,12 +4,13 @@ import argparse
 
 from apps.imaging.commands import bench, compress, evaluate, infer, inspect, train
 from common import __version__
-from common.cli import fetch_bench
+from common.cli import fetch_bench, main
 
 
 def parser() -> argparse.ArgumentParser:
     """Build the parser of all commands."""
-    top = argparse.ArgumentParser(prog="imaging", description="3D medical image segmentation inside a stated ceiling.")
+    about = "3D medical image segmentation inside a stated ceiling."
+    top = argparse.ArgumentParser(prog="imaging", description=about, epilog=main.EPILOG)
     top.add_argument("--version", action="version", version=f"peakline {__version__}")
     commands = top.add_subparsers(metavar="COMMAND", required=True)
     train.add(commands)

@@ -24,12 +24,6 @@ from common.cli import fetch_bench, main
 from common.cli.main import Command
 from common.compression import layouts
 
-EPILOG = (
-    "Every command stays below the ceiling given with --memory, or refuses at the start and names one that is enough."
-    " Exit codes: 0 done, 1 unforeseen, 2 usage, 3 does not fit, 4 bad input, 130 interrupted."
-)
-
-
 TABLE_HELP = (
     "how vectors are stored while they train (default full): full, int8 and int4 store a row per item; hash stores sums"
     " of shared rows in --set row_bytes. For comparison only, since they rank worse than hash and int8 at equal bytes:"
@@ -40,7 +34,7 @@ TABLE_HELP = (
 def parser() -> argparse.ArgumentParser:
     """The parser with all commands."""
     top = argparse.ArgumentParser(
-        prog="recsys", description="Recommend inside a stated number of bytes.", epilog=EPILOG
+        prog="recsys", description="Recommend inside a stated number of bytes.", epilog=main.EPILOG
     )
     top.add_argument("--version", action="version", version=f"peakline {__version__}")
     commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)

@@ -44,6 +44,12 @@ from common.memory.report.record import ABOVE, RunRecord, memory_line
 
 log = logging.getLogger("peakline")
 
+EPILOG = (
+    "Every command that computes stays below the ceiling given with --memory, or refuses at the start and names one"
+    " that is enough. Exit codes: 0 done, 1 unforeseen, 2 usage, 3 does not fit, 4 bad input, 130 interrupted."
+)
+"""What ``--help`` of both applications ends with."""
+
 _CEILING = "PEAKLINE_CEILING"
 """The supervisor's ceiling in bytes and its source, so that ``auto`` is read once for both processes."""
 

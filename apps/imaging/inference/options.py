@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common.errors import UsageError
+from common.extras import require
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,6 +60,10 @@ class InferOptions:
             raise UsageError(
                 f"--device {self.device}: {self.engine} runs on the CPU here; only --engine torch does not"
             )
+        if self.engine in ("openvino", "onnxruntime"):
+            require("engines", self.engine, purpose=f"--engine {self.engine}")
+        if "dicom-seg" in self.output_types:
+            require("dicom", "highdicom", purpose="--output-type dicom-seg")
         if self.stow:
             from apps.imaging.dicom.web import check_address
 

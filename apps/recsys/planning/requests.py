@@ -10,6 +10,7 @@ from typing import ClassVar
 from apps.recsys.planning.baselines import ANSWERING, SERVING
 from apps.recsys.planning.resume_settings import DECIDES
 from common.errors import UsageError
+from common.extras import require
 
 PROTOCOLS = ("user-holdout", "leave-last", "temporal", "random", "split", "lightgcn", "ncf")
 """The model's own splits; a test file, with this suite's recall or LightGCN's; NCF's sampled negatives."""
@@ -181,6 +182,9 @@ class ServeRequest(AnswerRequest):
 
     host: str = "127.0.0.1"
     port: int = 8000
+
+    def __post_init__(self) -> None:
+        require("serve", "fastapi", "uvicorn", purpose=self.command)
 
     @classmethod
     def of(cls, args: argparse.Namespace) -> ServeRequest:

@@ -1,11 +1,12 @@
 """Segment an image with a usual MONAI script, from file to file, in eager float32 on the CPU.
 
 ``python -m apps.imaging.bench.peers.monai IMAGE MODEL_DIR OUT.nii.gz --tile 96 --overlap 0.25`` prints the seconds
-until the labels were written.
+until the labels were written, and the peak until then.
 """
 
 import argparse
 import json
+import resource
 import time
 from pathlib import Path
 from typing import Any, cast
@@ -48,11 +49,12 @@ def main() -> None:
         labels = logits.argmax(dim=0).to(torch.uint8).numpy()
     source: Any = nib.load(args.image)
     nib.save(nib.Nifti1Image(labels, source.affine), args.output)
-    seconds = time.monotonic() - began
+    # The margin is not part of the work: it takes 0.3 GiB more on 256x256x512 voxels.
+    seconds, peak = time.monotonic() - began, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     if args.margin:
         best = torch.topk(logits.as_tensor(), 2, dim=0).values
         np.save(args.margin, (best[0] - best[1]).numpy())
-    print(json.dumps({"elapsed": round(seconds, 3)}))
+    print(json.dumps({"elapsed": round(seconds, 3), "peak_mib": peak // 1024}))
 
 
 if __name__ == "__main__":
