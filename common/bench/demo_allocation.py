@@ -69,8 +69,11 @@ def _execute(session: CommandSession[argparse.Namespace, FillWorkload]) -> Mappi
 
     total, blocks = 0, int(session.plan["blocks"])
     # --hostile breaks the plan on purpose, to show which limit stops it.
-    size = -(-session.workload.size // blocks) * (8 if session.request.hostile else 1)
+    size = int(-(-session.workload.size // blocks) * session.request.hostile)
     with session.phase("fill"):
+        if session.request.map is not None:  # the walls count private memory, and what this command read first
+            mapped = np.memmap(session.request.map, np.uint8, "r")
+            total += int(mapped.max())
         for _ in range(blocks):
             total += int(np.ones(size, np.uint8).sum(dtype=np.int64))
     return {"written": total}
@@ -80,7 +83,9 @@ def parser() -> argparse.ArgumentParser:
     """Return this module's command line."""
     top = argparse.ArgumentParser(prog="python -m common.bench.demo_allocation", description=__doc__)
     top.add_argument("--bytes", default="200MiB", help="how much to write in all")
-    top.add_argument("--hostile", action="store_true", help="allocate eight times what was planned")
+    hostile = "allocate N times (8) what was planned"
+    top.add_argument("--hostile", nargs="?", type=float, const=8, default=1, metavar="N", help=hostile)
+    top.add_argument("--map", type=Path, metavar="FILE", help="also map FILE and read it, which was not planned")
     top.add_argument("--output", type=Path, help="where the record goes")
     main.add_common_options(top)
     top.set_defaults(

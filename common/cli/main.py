@@ -33,13 +33,14 @@ from common.errors import (
 from common.files import sole_writer, write_json, write_text
 from common.memory.costs.probes import resolve
 from common.memory.costs.store import CostStore, cache_directory
+from common.memory.footprint import ALL
 from common.memory.plan import divisible, explain
 from common.memory.plan.plan import Plan
 from common.memory.plan.plan_file import read_plan
 from common.memory.plan.planner import Workload
-from common.memory.process import child, cuda, glibc, guard, meter
+from common.memory.process import child, cuda, glibc, guard, meter, supervisor
 from common.memory.process.budget import BudgetError, MemoryBudget
-from common.memory.report.record import RunRecord, memory_line
+from common.memory.report.record import ABOVE, RunRecord, memory_line
 
 log = logging.getLogger("peakline")
 
@@ -265,6 +266,10 @@ def _run(args: argparse.Namespace, request: Any, budget: MemoryBudget, superviso
             record.exit_code, line = EXIT_UNFORESEEN, _unforeseen(args, error)
             kind = "out of memory" if guard.is_out_of_memory(error) else type(error).__name__
             record.error = {"kind": kind, "message": "see the log"}
+    if record.exit_code == EXIT_OK and gauge.peak_bytes > budget.host_bytes:
+        line = explain.excess_text(record.plan, gauge.peaks, budget.host_bytes)
+        record.exit_code, record.error = EXIT_UNFORESEEN, {"kind": ABOVE, "message": line}
+        line += "" if args.dry_run else "; what it wrote is whole, and kept"
     _finish(args, command.record(request), record, gauge, line)
     return record.exit_code
 
@@ -305,6 +310,12 @@ def _plan_and_execute(args: argparse.Namespace, request: Any, record: RunRecord,
         resolve(command.warm_up(request))()
         glibc.trim()
     gauge.floor_bytes = meter.resident()
+    held = gauge.tree_bytes()
+    if not guard.lower_hard_wall(record.budget.host_bytes, held):
+        least = max(held, record.budget.host_bytes)
+        smallest = record.plan.including(ALL, least, name="libraries, more than was measured")
+        raise DoesNotFit(ceiling=record.budget.host_bytes, smallest=smallest)
+    child.tell_supervisor(supervisor.PLANNED)
     record.missing_walls = guard.missing_walls(soft=session.wall())
     record.results = session.results
     path = command.record(request) if command.alone else None
@@ -348,11 +359,13 @@ def _write_report(command: Command[Any, Any], path: Path, written: Mapping[str, 
     write_text(path.with_name("report.html") if path.stem == "run" else path.with_suffix(".html"), page)
 
 
-def _keeps(path: Path, exit_code: int) -> bool:
+def _keeps(path: Path, record: RunRecord) -> bool:
     """Whether the record at ``path`` is of a run that ended well, and this one did not: its output is still there."""
+    if record.error is not None and record.error["kind"] == ABOVE:  # it replaced that output
+        return False
     with suppress(OSError, ValueError, TypeError):
-        return exit_code != EXIT_OK and json.loads(path.read_text("utf-8"))["exit_code"] == EXIT_OK
-    return exit_code == EXIT_USAGE
+        return record.exit_code != EXIT_OK and json.loads(path.read_text("utf-8"))["exit_code"] == EXIT_OK
+    return record.exit_code == EXIT_USAGE
 
 
 def _finish(
@@ -360,7 +373,7 @@ def _finish(
 ) -> None:
     command: Command[Any, Any] = args.command
     written = record.to_json(gauge)
-    if path is not None and path.parent.is_dir() and not args.dry_run and not _keeps(path, record.exit_code):
+    if path is not None and path.parent.is_dir() and not args.dry_run and not _keeps(path, record):
         with suppress(OSError):
             write_json(path, written)
             if args.report:

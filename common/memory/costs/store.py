@@ -13,7 +13,7 @@ from typing import Any
 
 from common.errors import EXIT_DOES_NOT_FIT, EXIT_UNFORESEEN, UsageError
 from common.memory.costs.probes import IN_CHILD, Costs, Probe, ProbeFailed, resolve
-from common.memory.process import child, glibc, guard
+from common.memory.process import child, glibc, guard, supervisor
 from common.memory.process.budget import format_size
 from common.memory.process.meter import anonymous
 
@@ -86,6 +86,7 @@ class CostStore:
             if self.walled:
                 raise ProbeFailed(self._failures.get(missing[0], "it can only be measured outside the walls"))
             self.exceeded = True
+            child.tell_supervisor(supervisor.UNWALLED)
         for group in _grouped(missing):
             for probe, costs in self._results(group, ceiling):
                 have[probe] = costs

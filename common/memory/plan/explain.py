@@ -1,6 +1,9 @@
-"""Render plans, rejected settings and refusals as text."""
+"""Render plans, rejected settings, refusals and excesses as text."""
+
+from collections.abc import Mapping
 
 from common.errors import DoesNotFit
+from common.memory.footprint import ALL, Term
 from common.memory.plan.plan import Group, Plan, Setting, grouped
 from common.memory.process.budget import MIB, format_size
 
@@ -93,3 +96,40 @@ def refusal_text(refusal: DoesNotFit) -> str:
             *(f"  {number}. {remedy}" for number, remedy in enumerate(remedies, start=1)),
         ]
     )
+
+
+def excess_text(plan: Plan | None, peaks: Mapping[str, int], ceiling: int) -> str:
+    """Return one line on a run that was above its ceiling: by how much, in which phase, and which term was short.
+
+    Parameters
+    ----------
+    plan
+        What was predicted; ``None`` if the run had no plan.
+    peaks
+        Measured peak in bytes by phase, of one phase at least.
+    ceiling
+        In bytes.
+    """
+    phase = max(peaks, key=peaks.__getitem__)
+    above = f"{format_size(peaks[phase])} of {format_size(ceiling)}, {format_size(peaks[phase] - ceiling)} above"
+    line = f"was above its ceiling in phase {phase!r}: {above}"
+    predicted = plan.footprint.phases().get(phase) if plan else None
+    if plan is None or predicted is None:
+        return f"{line}; nothing was predicted for this phase"
+    term = _short_term(plan, peaks, phase)
+    return f"{line}; predicted there {format_size(predicted)}; too small: {term.name} ({format_size(term.bytes)})"
+
+
+def _short_term(plan: Plan, peaks: Mapping[str, int], phase: str) -> Term:
+    """The term that explains an excess of ``phase`` best.
+
+    Only sums are measured. A term that was too small was so in all of its phases, so one is the less likely the more
+    of its other phases stayed within their predictions. Of equals the largest is named.
+    """
+    within = {name for name, size in plan.footprint.phases().items() if name in peaks and peaks[name] <= size}
+
+    def acquitted(term: Term) -> int:
+        return len(within) if ALL in term.phases else len(within.intersection(term.phases))
+
+    terms = [term for term in plan.footprint.terms if {phase, ALL}.intersection(term.phases)]
+    return min(terms, key=lambda term: (acquitted(term), -term.bytes))

@@ -84,10 +84,13 @@ class Plan:
         unit = MIB if needed >= WHOLE_FROM else MIB // 4
         return -(-needed // unit) * unit
 
-    def including(self, phase: str, size: int) -> "Plan":
-        """Return the plan with a further phase that reached ``size`` bytes: measuring costs in a child."""
+    def including(self, phase: str, size: int, *, name: str = "measuring costs") -> "Plan":
+        """Return the plan with a further term, for a phase that was measured to reach ``size`` bytes.
+
+        ``ALL`` as the phase: what all phases have in common was measured to be that large.
+        """
         shared = sum(term.bytes for term in self.footprint.terms if ALL in term.phases)
-        term = Term("measuring costs", max(0, size - shared), "measured", (phase,))
+        term = Term(name, max(0, size - shared), "measured", (phase,))
         return replace(self, footprint=Footprint.of([*self.footprint.terms, term]))
 
     def to_json(self) -> dict[str, Any]:

@@ -8,6 +8,7 @@ and becomes its supervisor. ``common.memory.process.fork`` runs a function in a 
 """
 
 import ctypes
+import marshal
 import os
 import signal
 import subprocess
@@ -16,11 +17,12 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from importlib.util import MAGIC_NUMBER
 from pathlib import Path
 from typing import IO, NoReturn
 
 from common.errors import EXIT_DOES_NOT_FIT, EXIT_OK, EXIT_UNFORESEEN
-from common.memory.process import guard
+from common.memory.process import guard, supervisor
 from common.memory.process.budget import MIB, total_memory
 from common.memory.process.meter import resident
 
@@ -45,6 +47,8 @@ _WALLS = "PEAKLINE_CHILD_WALLS"
 _ROOT = Path(__file__).resolve().parents[3]
 """The directory that holds this suite's packages."""
 _PR_SET_PDEATHSIG = 1
+_PYC_HEADER = 16
+"""Bytes before the code in a compiled file: magic number, flags, the source's time and size."""
 
 
 class ChildFailed(RuntimeError):
@@ -311,7 +315,7 @@ def supervise(
     """Start a command as a child in a cgroup of its ceiling, and become its supervisor.
 
     This process replaces itself by ``supervisor.py``, which ends with the child's exit code and writes the record if
-    the child is killed. If the supervisor dies, the child is interrupted.
+    the child is killed. If there is no cgroup, it watches the tree. If the supervisor dies, the child is interrupted.
 
     Parameters
     ----------
@@ -335,22 +339,52 @@ def supervise(
             os._exit(EXIT_UNFORESEEN)
     cgroup = guard.hard_wall(max(ceiling, guard.LEAST_WALL))
     environment = python_environment({**variables, SUPERVISED: str(os.getpid()), guard.WALL: str(cgroup or "")})
-    signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
+    awaited = (signal.SIGINT, signal.SIGTERM, supervisor.PLANNED, supervisor.UNWALLED)
+    signal.pthread_sigmask(signal.SIG_BLOCK, awaited)
 
     def behind_the_wall() -> None:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT, signal.SIGTERM))
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, awaited)
         libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
         with suppress(OSError):
             guard.enter(cgroup)
 
     child = subprocess.Popen(command, env=environment, preexec_fn=behind_the_wall)
-    script = str(Path(__file__).with_name("supervisor.py"))
+    if cgroup is not None and not guard.holds(cgroup, child.pid):
+        cgroup.rmdir()
+        cgroup = None
+    script = supervisor_file()
     arguments = [str(child.pid), str(cgroup or ""), name, str(ceiling), "json" if json else "", str(record or "")]
     sys.stdout.flush()
     os.execv(sys.executable, [sys.executable, "-I", "-S", script, *arguments])
+
+
+def supervisor_file() -> str:
+    """Return a path by which this process, once replaced, can run the supervisor's compiled code.
+
+    Compiling it there would take 0.7 MiB of the user's ceiling, and compiled files are not kept everywhere.
+    """
+    code = marshal.dumps(compile(Path(supervisor.__file__).read_bytes(), supervisor.__file__, "exec", optimize=2))
+    file = os.memfd_create("supervisor", 0)
+    os.write(file, MAGIC_NUMBER + bytes(_PYC_HEADER - len(MAGIC_NUMBER)) + code)
+    os.lseek(file, 0, os.SEEK_SET)
+    return f"/proc/self/fd/{file}"
 
 
 def supervisor_pid() -> int | None:
     """Return the pid of this process's supervisor; ``None`` if it has none."""
     pid = os.environ.get(SUPERVISED, "")
     return int(pid) if pid.isdigit() and int(pid) == os.getppid() else None
+
+
+def tell_supervisor(word: signal.Signals) -> None:
+    """Tell this process's supervisor, if it has one, what counts from now on.
+
+    Parameters
+    ----------
+    word
+        ``supervisor.PLANNED``: the ceiling; ``supervisor.UNWALLED``: no limit, since something has to be measured in
+        order to name a ceiling, and a refusal follows.
+    """
+    if (pid := supervisor_pid()) is not None:
+        with suppress(OSError):
+            os.kill(pid, word)

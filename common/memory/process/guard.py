@@ -2,8 +2,9 @@
 
 The soft wall is ``RLIMIT_DATA``: private writable mappings of this process. Set after the imports, it turns an
 allocation beyond the ceiling into an exception that a smaller micro-batch can answer. The hard wall is a memory
-cgroup of the ceiling's size, where one can be written. ``common.memory.process.child`` starts the process that is kept
-behind both.
+cgroup, where one can be written; once the plan stands, ``lower_hard_wall`` sets it so that the whole tree stays below
+the ceiling. Elsewhere the supervisor watches the tree (``common.memory.process.supervisor``).
+``common.memory.process.child`` starts the process that is kept behind both.
 """
 
 import gc
@@ -23,8 +24,8 @@ from common.memory.process.meter import _status, anonymous, resident
 WALL = "PEAKLINE_HARD_WALL"
 """Environment variable with the path of the cgroup that the command was started in; empty if there is none."""
 LEAST_WALL = 128 * MIB
-"""Smallest limit of a hard wall: below it the kernel would kill the planning process (25 to 60 MiB, and a child)
-before that can refuse."""
+"""Smallest limit of a hard wall while planning: below it the kernel would kill the planning process (25 to 60 MiB, and
+a child) before that can refuse."""
 
 SUPERVISOR_BYTES = 4 * MIB
 """Private memory of the supervisor: measured 3.6 to 3.7 MiB. The files that it maps, the command maps too."""
@@ -39,7 +40,7 @@ WATCHDOG_SECONDS = 0.001
 WATCHDOG_MARGIN = 16 * MIB
 """Growth of a process between two readings: measured up to 12 MiB with all cores busy."""
 
-NO_HARD_WALL = "no hard wall: no memory cgroup can be written here"
+NO_HARD_WALL = "no hard wall: no memory cgroup can be written here; the supervisor watches instead"
 NO_SOFT_WALL = "no soft wall: RLIMIT_DATA cannot be set here"
 LOW_SOFT_WALL = "soft wall below the ceiling: RLIMIT_DATA is limited from outside (ulimit -d)"
 
@@ -137,7 +138,7 @@ def room() -> int | None:
 
 def missing_walls(*, soft: bool) -> list[str]:
     """List the walls that could not be set, as texts for the record; ``soft`` is what ``soft_wall`` returned."""
-    missing = [] if os.environ.get(WALL) else [NO_HARD_WALL]
+    missing = [] if standing() else [NO_HARD_WALL]
     limit, hard = resource.getrlimit(resource.RLIMIT_DATA)
     if not soft:
         missing.append(NO_SOFT_WALL)
@@ -206,11 +207,65 @@ def hard_wall(ceiling: int) -> Path | None:
     return None
 
 
+def standing() -> Path | None:
+    """Return the cgroup that this command was started in; ``None`` if there is none."""
+    cgroup = Path(os.environ.get(WALL) or "/nowhere")
+    return cgroup if holds(cgroup, os.getpid()) else None
+
+
+def lower_hard_wall(ceiling: int, held: int) -> bool:
+    """Limit this process's cgroup to what the ceiling leaves of it, if there is a cgroup.
+
+    A page of a library is charged to whoever touched it first. What this process tree maps but others are charged for
+    is part of its size, so it is taken off the limit.
+
+    Parameters
+    ----------
+    ceiling
+        Bytes that the whole process tree may hold.
+    held
+        Bytes that it holds now (``meter.PeakMeter.tree_bytes``).
+
+    Returns
+    -------
+    bool
+        ``False`` if the tree holds more than that already, with the kernel's own memory for it.
+    """
+    cgroup = standing()
+    if held > ceiling or cgroup is None:
+        return held <= ceiling
+    others = max(0, held - _charged(cgroup))
+    return limit(cgroup, max(0, ceiling - others))
+
+
+def _charged(cgroup: Path) -> int:
+    """Return the bytes of resident pages that a cgroup is charged for; without files that no process maps."""
+    fields: dict[str, str] = {}
+    with suppress(OSError, ValueError):
+        fields = dict(line.split() for line in (cgroup / "memory.stat").read_text().splitlines())
+    if "total_rss" in fields:
+        return int(fields["total_rss"]) + int(fields["total_mapped_file"])
+    return int(fields.get("anon", 0)) + int(fields.get("file_mapped", 0))
+
+
+def _reclaimed(cgroup: Path, ceiling: int) -> bool:
+    """Have a cgroup of version 2 reclaim what is above ``ceiling``; whether it could. A lower limit would kill."""
+    try:
+        (cgroup / "memory.high").write_text(str(ceiling))
+        usage = int((cgroup / "memory.current").read_text())
+        (cgroup / "memory.high").write_text("max")
+    except (OSError, ValueError):
+        return False
+    return usage <= ceiling
+
+
 def limit(cgroup: Path, ceiling: int) -> bool:
-    """Set the limit of a cgroup in bytes; ``False`` if that is not permitted."""
+    """Set the limit of a cgroup in bytes; ``False`` if that is not permitted, or if it is in use beyond that."""
     for name in ("memory.max", "memory.limit_in_bytes"):
         with suppress(OSError):
             if (cgroup / name).exists():
+                if name == "memory.max" and not _reclaimed(cgroup, ceiling):
+                    return False
                 (cgroup / name).write_text(str(ceiling))
                 with suppress(OSError):  # pages must not move into swap instead, if the kernel accounts swap
                     swap = cgroup / ("memory.swap.max" if name == "memory.max" else "memory.memsw.limit_in_bytes")
@@ -224,6 +279,14 @@ def enter(cgroup: Path | None) -> None:
     """Move this process into a cgroup, if there is one."""
     if cgroup is not None:
         (cgroup / "cgroup.procs").write_text(str(os.getpid()))
+
+
+def holds(cgroup: Path, pid: int) -> bool:
+    """Tell whether a process is in a cgroup: a container may let one be made and not be entered."""
+    try:
+        return str(pid) in (cgroup / "cgroup.procs").read_text().split()
+    except OSError:
+        return False
 
 
 def take_down(cgroup: Path | None) -> int:

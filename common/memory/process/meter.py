@@ -232,6 +232,19 @@ class PeakMeter:
         """The peak of the run in bytes: the maximum over phases."""
         return max((phase.peak_bytes for phase in self.phases), default=lifetime_peak() + self._companion_private)
 
+    @property
+    def peaks(self) -> dict[str, int]:
+        """The peak in bytes by phase; the largest of phases with the same name."""
+        peaks: dict[str, int] = {}
+        for phase in self.phases:
+            peaks[phase.name] = max(phase.peak_bytes, peaks.get(phase.name, 0))
+        return peaks
+
+    def tree_bytes(self) -> int:
+        """Return the present size of the process tree, companions included."""
+        self._read_companions()
+        return together([pages(), *map(pages, children()), *self._companion_pages])
+
     def sample(self) -> None:
         """Add a sample of the tree's size to the timeline."""
         below, before = set(children()), self._children

@@ -15,6 +15,7 @@ from typing import Any
 from common.memory.footprint import ALL
 from common.memory.process.budget import format_size
 from common.memory.report import charts
+from common.memory.report.record import ABOVE
 
 MOST_RESULTS = 40
 """Largest number of results shown; ``run.json`` has them all."""
@@ -86,13 +87,14 @@ def _head(record: Mapping[str, Any], title: str) -> str:
 def _verdict(record: Mapping[str, Any]) -> tuple[str, bool]:
     code = int(record.get("exit_code", 0))
     ending = ENDINGS.get(code, f"Ended with exit code {code}")
+    if record.get("error", {}).get("kind") == ABOVE:
+        return "✕ Finished above its ceiling", False
     if code != 0:
         return f"✕ {ending}", False
     if "within_budget" not in record:
         return ending, True
-    return (
-        ("✓ Finished within its ceiling", True) if record["within_budget"] else ("✕ Finished above its ceiling", False)
-    )
+    within = bool(record["within_budget"])
+    return ("✓ Finished within its ceiling" if within else "✕ Finished above its ceiling"), within
 
 
 def _lead(record: Mapping[str, Any]) -> str:

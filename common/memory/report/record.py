@@ -14,6 +14,9 @@ from common.memory.process.meter import PeakMeter
 if TYPE_CHECKING:
     from common.memory.report.run_json import ErrorJson, ExitCode, PlanJson, RunJson
 
+ABOVE = "above the ceiling"
+"""Kind of error of a run that did its work and took more memory than it was allowed."""
+
 
 @dataclass(slots=True)
 class RunRecord:

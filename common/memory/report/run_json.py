@@ -106,7 +106,8 @@ class ErrorJson(TypedDict):
     """Why the command did not end well."""
 
     kind: str
-    """``input``, ``usage``, ``does not fit``, ``out of memory``, ``killed``, or the exception's name."""
+    """``input``, ``usage``, ``does not fit``, ``above the ceiling``, ``out of memory``, ``killed``, or an exception's
+    name."""
     message: str
     """Without paths and identifiers."""
 

@@ -79,6 +79,57 @@ def test_a_broken_plan_meets_the_soft_wall(run: Callable[..., Any]) -> None:
     says(ended.err, "traceback")
 
 
+@pytest.fixture
+def read_before(tmp_path: Path) -> Path:
+    """64 MiB in the page cache on this process's account."""
+    path = tmp_path / "read-before"
+    path.write_bytes(os.urandom(64 * MIB))
+    return path
+
+
+def test_a_run_above_its_ceiling_does_not_end_well(run: Callable[..., Any], tmp_path: Path, read_before: Path) -> None:
+    output = tmp_path / "run.json"
+    command = (FILL, "--bytes", "60MiB", "--memory", "130MiB", "--json", "--output", output)
+    assert run(*command).code == 0
+    ended = run(*command, "--map", read_before)
+    assert ended.code == 1
+    record = ended.record
+    peak, planned = record["measured"]["peak_bytes"], record["plan"]["predicted_peak_bytes"]
+    assert not record["within_budget"] and peak > 130 * MIB
+    assert record["error"]["kind"] == "above the ceiling"
+    assert record["results"]["written"] > 60 * MIB  # its work is done
+    assert read_record(output) == record  # the output that was there is replaced
+    assert ended.err.count("\n") == 1
+    says(ended.err, "fill", *map(format_size, (peak, 130 * MIB, peak - 130 * MIB, planned)), "block (60.0 MiB)", "kept")
+    assert ended.err.startswith(f"bench demo-allocation: {record['error']['message']}")
+
+
+def test_the_hard_wall_stands_at_a_small_ceiling_too(run: Callable[..., Any], container: Path) -> None:
+    """It stood at 128 MiB at least, and did not count what others had read of the libraries."""
+    ended = run(FILL, "--bytes", "50MiB", "--memory", "96MiB", "--hostile", "1.6", "--json")
+    assert ended.code == 1
+    record = json.loads(ended.out)
+    says(ended.err, "96.0 MiB")
+    assert record["error"]["kind"] == "killed"
+    at = float(ended.err.partition(" at ")[2].split()[0])
+    assert at <= 96
+
+
+def test_libraries_that_have_grown_since_they_were_measured(run: Callable[..., Any], tmp_path: Path) -> None:
+    env = {"XDG_CACHE_HOME": str(tmp_path)}
+    command = (FILL, "--bytes", "1MiB", "--memory")
+    assert run(*command, "100MiB", env=env).code == 0
+    (cost,) = (path for path in tmp_path.rglob("*.json") if "baseline:measure" in path.read_text())
+    content = json.loads(cost.read_text())
+    content["costs"] = {name: size - 16 * MIB for name, size in content["costs"].items()}
+    cost.write_text(json.dumps(content))
+    planned = run(*command, "100MiB", "--dry-run", "--json", env=env).record["plan"]["predicted_peak_bytes"]
+    ended = run(*command, planned + 4 * MIB, "--json", env=env)
+    assert ended.code == 3
+    assert ended.record["smallest_feasible_bytes"] > planned + 8 * MIB
+    assert run(*command, ended.record["smallest_feasible_bytes"], env=env).code == 0
+
+
 def test_a_failure_leaves_the_record_of_what_is_still_there(run: Callable[..., Any], tmp_path: Path) -> None:
     output = ("--output", tmp_path / "run.json")
     assert run(FILL, "--bytes", "900MiB", "--memory", "60MiB", *output).code == 3

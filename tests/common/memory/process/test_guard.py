@@ -175,8 +175,56 @@ block = bytearray(b"x") * (200 << 20)
         os.rmdir(place)
 
 
-def _place() -> Path:
-    place = guard.hard_wall(64 * MIB)
+LOWERED = """
+import os, sys
+from pathlib import Path
+from common.memory.process import budget, guard, meter
+MIB = 1 << 20
+place = Path(os.environ[guard.WALL])
+guard.enter(place)
+assert guard.standing() == place
+block = bytearray(b"x") * (60 * MIB)
+gauge = meter.PeakMeter()
+held, charged = gauge.tree_bytes(), guard._charged(place)
+assert 60 * MIB < charged < held, (charged, held)  # others read the interpreter first
+limit = lambda: budget._cgroup_limit(place)
+before = limit()
+assert not guard.lower_hard_wall(held - MIB, held)
+assert not guard.lower_hard_wall(40 * MIB, 40 * MIB)  # more is charged: it would have to kill
+assert limit() == before == 256 * MIB
+assert guard.lower_hard_wall(held + 40 * MIB, held)
+assert abs(limit() - (charged + 40 * MIB)) < 2 * MIB, (limit(), charged)
+more = bytearray(b"x") * (30 * MIB)
+print("within", flush=True)
+more += bytearray(b"x") * (30 * MIB)
+"""
+
+
+def test_the_hard_wall_is_lowered_to_what_the_tree_may_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+    place = _place(256 * MIB)
+    monkeypatch.setenv(guard.WALL, str(place))
+    assert guard.standing() is None and guard.lower_hard_wall(2, 1)  # this process is not in it
+    try:
+        done = subprocess.run([sys.executable, "-c", LOWERED], capture_output=True, text=True)
+        assert (done.returncode, done.stdout) == (-9, "within\n"), done.stderr
+        assert guard.kernel_kills(place) == 1
+    finally:
+        os.rmdir(place)
+
+
+def test_a_cgroup_of_version_2_is_not_limited_below_what_it_cannot_give_back(tmp_path: Path) -> None:
+    for name, text in {"memory.max": "max", "memory.high": "max", "memory.current": str(80 * MIB)}.items():
+        (tmp_path / name).write_text(text)
+    assert not guard.limit(tmp_path, 64 * MIB)
+    assert [(tmp_path / f"memory.{name}").read_text() for name in ("max", "high")] == ["max", "max"]
+    assert guard.limit(tmp_path, 96 * MIB)
+    assert (tmp_path / "memory.max").read_text() == str(96 * MIB)
+    (tmp_path / "memory.stat").write_text(f"anon {30 * MIB}\nfile {40 * MIB}\nfile_mapped {5 * MIB}\n")
+    assert guard._charged(tmp_path) == 35 * MIB
+
+
+def _place(size: int = 64 * MIB) -> Path:
+    place = guard.hard_wall(size)
     if place is None:
         pytest.skip("no memory cgroup can be written here")
     return place
@@ -203,7 +251,9 @@ def test_no_hard_wall_where_the_cgroup_cannot_be_written(monkeypatch: pytest.Mon
     assert guard.hard_wall(64 * MIB) is None
     monkeypatch.setenv(guard.WALL, "")
     assert guard.missing_walls(soft=False) == [guard.NO_HARD_WALL, guard.NO_SOFT_WALL]
-    monkeypatch.setenv(guard.WALL, "/some/cgroup")
+    monkeypatch.setenv(guard.WALL, "/some/cgroup")  # which this process is not in
+    assert guard.missing_walls(soft=True) == [guard.NO_HARD_WALL]
+    monkeypatch.setattr(guard, "holds", lambda cgroup, pid: True)
     assert guard.missing_walls(soft=True) == []
 
 
