@@ -6,7 +6,6 @@ the first one that fits is the fastest. If none fits, it finds the smallest ceil
 ``common.memory.plan.explain`` renders plans and refusals as text.
 """
 
-import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -170,7 +169,8 @@ class _Search:
         plan = self._priced.get(first)
         if plan is None:
             return None
-        slowdown = self._seconds[first] / self._seconds[0] if self._seconds[0] > 0 else math.nan
+        # Where nothing is left to be done, every setting takes no time.
+        slowdown = self._seconds[first] / self._seconds[0] if self._seconds[0] > 0 else 1.0
         return replace(plan, rejected=self._rejected(first), offered=len(self._ordered), slowdown=slowdown)
 
     def smallest(self) -> Plan | None:

@@ -61,6 +61,15 @@ def costs(tmp_path: Path) -> Known:
     return Known(tmp_path)
 
 
+def test_work_that_takes_no_time_is_as_fast_as_any(costs: Known) -> None:
+    class Done(Blocks):
+        def seconds(self, setting: Setting, costs: Costs) -> float:
+            return 0.0
+
+    chosen = plan(Done(), MemoryBudget(1 << 30, None, "test"), costs)
+    assert json.loads(json.dumps(chosen.to_json(), allow_nan=False))["slowdown"] == 1.0
+
+
 def test_takes_the_fastest_that_fits_and_prices_no_further(costs: Known) -> None:
     chosen = plan(Blocks(), MemoryBudget(110 * MIB), costs)
     assert chosen["blocks"] == 2
