@@ -1,5 +1,6 @@
 """One of each kind of volume, with the values and the affine that other libraries give for it."""
 
+import tracemalloc
 import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -39,6 +40,41 @@ class Subject:
         """Read the headers anew."""
         return self.reopen(self.path)
 
+
+@dataclass(frozen=True)
+class Made:
+    """A volume, and its reader, whose voxels are one number: what is read from it takes no memory of its own."""
+
+    shape: Shape
+    dtype: np.dtype[Any]
+    slope: float = 1.0
+    intercept: float = 0.0
+
+    def read(self, out: npt.NDArray[Any]) -> None:
+        """Fill the planes."""
+        out[...] = 7
+
+    def allocated(self, make: Callable[[Any, Any], Any], shape: Shape) -> int:
+        """Bytes that Python and NumPy hold at most while a reader onto ``shape`` is made and read plane by plane."""
+        out = np.empty((1, shape[1], shape[0]), np.float32)
+        make(self, self).read(out)  # whatever is loaded at the first use
+        tracemalloc.start()
+        reader = make(self, self)
+        for _ in range(shape[2]):
+            reader.read(out)
+        used = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return used
+
+
+RESHAPED: tuple[tuple[Shape, Shape], ...] = (
+    ((300, 200, 30), (300, 200, 40)),
+    ((300, 200, 30), (150, 100, 20)),
+    ((150, 100, 20), (300, 200, 40)),
+    ((200, 100, 10), (100, 300, 10)),
+    ((100, 300, 10), (300, 100, 20)),
+)
+"""A volume's grid and the network's."""
 
 Build = Callable[[Path, Shape, int], Subject]
 """Makes a subject of some shape in an empty folder, from a seed."""

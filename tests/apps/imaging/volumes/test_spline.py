@@ -1,13 +1,15 @@
 """Cubic splines in a stream of planes, against SciPy on the whole volume."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from apps.imaging.volumes.nifti import open_nifti
-from apps.imaging.volumes.spline import SplineReader, nearest_axis
+from apps.imaging.volumes.spline import SplineReader, nearest_axis, spline_bytes
 from tests.apps.imaging.helpers import write_nifti
+from tests.apps.imaging.volumes.subjects import RESHAPED, Made
 
 
 @pytest.mark.parametrize("nearest", [None, 2])
@@ -31,6 +33,20 @@ def test_splines_in_a_stream_are_scipys(tmp_path: Path, nearest: int | None) -> 
         cut = [np.clip(new, old.min(), old.max()) for new, old in zip(enlarged, planes, strict=True)]
         expected = np.stack(cut, axis=2)
     np.testing.assert_allclose(found.transpose(2, 1, 0), expected, atol=2e-6)
+
+
+@pytest.mark.parametrize("dtype", ["int16", "float32"])
+@pytest.mark.parametrize(("shape", "new"), RESHAPED)
+def test_a_spline_reader_holds_what_it_is_priced_at(shape: Any, new: Any, dtype: str) -> None:
+    volume = Made(shape, np.dtype(dtype))
+    price = spline_bytes(volume, new)  # type: ignore[arg-type]
+    for nearest in (None, 0, 2):
+
+        def make(volume: Any, planes: Any, nearest: int | None = nearest) -> SplineReader:
+            return SplineReader(volume, planes, new, (), nearest=nearest, limits=(0.0, 9.0))
+
+        used = volume.allocated(make, new)
+        assert used <= price.peak <= 1.9 * used
 
 
 def test_which_axis_is_not_interpolated() -> None:
