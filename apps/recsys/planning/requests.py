@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import csv
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
+from apps.recsys.data.columns import Columns, Layout
 from apps.recsys.planning.baselines import ANSWERING, SERVING
 from apps.recsys.planning.resume_settings import DECIDES
 from common.errors import UsageError
@@ -30,6 +32,8 @@ class EvaluateRequest:
         NCF's file of scored pairs, each with sampled items.
     protocol
         One of ``PROTOCOLS``; ``None``: the one that suits the files.
+    columns, layout
+        Of the files in ``test``, as far as the command line says so; the model's own columns otherwise.
     seed, threads
         Of the bootstrap intervals, and of the computation.
 
@@ -43,12 +47,18 @@ class EvaluateRequest:
     test: tuple[Path, ...] = ()
     negatives: Path | None = None
     protocol: str | None = None
+    columns: Columns = field(default_factory=Columns)
+    layout: Layout = field(default_factory=Layout)
     seed: int = 0
     threads: int
 
     def __post_init__(self) -> None:
         if self.test and self.negatives is not None:
             raise UsageError("--negatives holds the scored pairs too: leave out --test")
+        if not self.test and (self.columns, self.layout) != (Columns(), Layout()):
+            raise UsageError(
+                "--user-col, --item-col, --value-col, --delimiter, --decimal, --no-header: for --test only"
+            )
         if self.reads_files:
             fitting = ("ncf",) if self.negatives is not None else ("split", "lightgcn")
             if self.protocol not in (None, *fitting):
@@ -62,6 +72,8 @@ class EvaluateRequest:
             test=tuple(args.test or ()),
             negatives=args.negatives,
             protocol=args.protocol,
+            columns=Columns(args.user_col, args.item_col, args.value_col),
+            layout=layout_of(args),
             seed=args.seed,
             threads=args.threads,
         )
@@ -256,3 +268,28 @@ class RecommendAllRequest:
 
 def _ids(ids: list[str] | None) -> tuple[str, ...] | None:
     return None if ids is None else tuple(ids)
+
+
+def split_ids(text: str) -> list[str]:
+    """Ids separated by commas; one that has a comma stands in quotes, as in CSV.
+
+    Examples
+    --------
+    >>> split_ids('7, 8,"Oak, Ash"')
+    ['7', '8', 'Oak, Ash']
+    """
+    return [id_.strip() for row in csv.reader([text], skipinitialspace=True) for id_ in row if id_.strip()]
+
+
+def layout_of(args: argparse.Namespace) -> Layout:
+    """How the command line says that text files are laid out.
+
+    Raises
+    ------
+    UsageError
+        The delimiter is neither one character nor a name that is known.
+    """
+    delimiter = args.delimiter
+    if delimiter is not None and len(delimiter) != 1 and delimiter not in ("tab", "\\t", "space", "::", "list"):
+        raise UsageError(f"--delimiter {delimiter}: expected one character, tab, space, :: or list")
+    return Layout(delimiter, args.decimal, args.header)
