@@ -21,7 +21,7 @@ from apps.recsys.planning.evaluate import EvaluateWorkload
 from apps.recsys.planning.requests import EvaluateRequest
 from common import model_folder
 from common.cli.session import CommandSession, Session
-from common.errors import DoesNotFit, UsageError
+from common.errors import BadInput, DoesNotFit, UsageError
 from common.memory.process import fork
 from common.memory.process.budget import MemoryBudget
 
@@ -182,6 +182,8 @@ def score(
 
     held_out = HeldOut(heldout)
     recommender = Recommender(directory, manifest)
+    if len(held_out) and not 0 <= held_out.users.min() <= held_out.users.max() < recommender.history.rows:
+        raise BadInput(f"{heldout}: held-out users that the model does not have", public="model file corrupt")
     owners = np.zeros(len(recommender.item_factors), np.int64)
     for start, stop in recommender.history.blocks():
         owners += np.bincount(recommender.history.items(start, stop), minlength=len(owners))

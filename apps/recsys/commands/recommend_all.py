@@ -21,7 +21,6 @@ from apps.recsys.planning.baselines import ANSWERING
 from apps.recsys.planning.recommend_all import RecommendAllWorkload
 from apps.recsys.planning.requests import RecommendAllRequest
 from apps.recsys.planning.resume_settings import resume_settings
-from apps.recsys.serving.service import UnknownId
 from common import files, model_folder
 from common.cli.session import CommandSession
 from common.memory.process import glibc
@@ -84,16 +83,16 @@ class Ranker:
 
     Raises
     ------
-    UnknownId
-        An id of ``exclude`` or ``only`` is not in the model.
+    BadInput
+        None of the ids of ``only`` is in the model.
     """
 
     def __init__(self, session: CommandSession[RecommendAllRequest, RecommendAllWorkload]) -> None:
         self.session, self.k = session, session.request.k
         directory, manifest = session.request.model, session.workload.manifest
-        self.items = IdTable(directory / "items.parquet")
+        self.items = IdTable(directory / "items.parquet", manifest["items"])
         self.recommender = Recommender(directory, manifest)
-        allowed = _allowed(self.items, session.request)
+        allowed = self.items.allowed(session.request.only, session.request.exclude, session.say)
         self.catalogue = Catalogue(self.recommender.item_factors, allowed)
 
     def write(self, parts: Path) -> int:
@@ -179,21 +178,6 @@ class Ranker:
         users = np.stack([self.recommender.user_vector(items[span], values[span]) for span in spans])
         owner = np.repeat(np.arange(len(spans)), np.diff(offsets))
         return self.catalogue.best(users, (owner, items), self.k)
-
-
-def _allowed(items: IdTable, request: RecommendAllRequest) -> NDArray[np.bool_] | None:
-    """Which items may be recommended, by ``only`` and ``exclude``: shape (items,); ``None``: all."""
-    import numpy as np
-
-    if not (request.only or request.exclude):
-        return None
-    allowed = np.full(len(items), request.only is None)
-    for ids, value in ((request.only, True), (request.exclude, False)):
-        for id_ in ids or ():
-            if (row := items.row(id_)) is None:
-                raise UnknownId("item", id_)
-            allowed[row] = value
-    return allowed
 
 
 def _continue(parts: Path, work: RecommendAllWorkload) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
@@ -14,6 +15,14 @@ from apps.recsys.planning.resume_settings import DECIDES
 from common.errors import UsageError
 from common.extras import require
 
+TEXT_SUFFIXES = (".csv", ".tsv", ".txt", ".json", ".jsonl", ".ndjson", ".xlsx", ".gz", ".zip")
+"""Names of files by which other programs would not expect Parquet."""
+MOST = 1000
+"""Largest ``k`` and ``explain`` of a request to the server."""
+MOST_ENTRIES = 5000
+"""Most items in a response of the server, with those that explain: ``k`` times ``1 + explain``."""
+MOST_HISTORY = 2000
+"""Most ids in a history of a request to the server."""
 PROTOCOLS = ("user-holdout", "leave-last", "temporal", "random", "split", "lightgcn", "ncf")
 """The model's own splits; a test file, with this suite's recall or LightGCN's; NCF's sampled negatives."""
 
@@ -104,10 +113,25 @@ class AnswerRequest:
     model: Path
     threads: int
 
+    k: int = 0
+    """Most items of an answer."""
+    explained: int = 0
+    """Most items of a history that are named for each of them."""
+
     @property
-    def explains(self) -> bool:
-        """True if it may be asked which items of a history carried a score."""
-        return False
+    def named(self) -> int:
+        """Most ids that a question names."""
+        return 0
+
+    @property
+    def keeps(self) -> bool:
+        """True if a whole answer is kept before it is written; False if it is printed item by item."""
+        return True
+
+    @property
+    def most_entries(self) -> int:
+        """Most items in an answer, with those that explain."""
+        return sys.maxsize
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,7 +159,6 @@ class RecommendRequest(AnswerRequest):
     k: int = 10
     exclude: tuple[str, ...] | None = None
     only: tuple[str, ...] | None = None
-    explained: int = 0
     prints: bool = True
     """False if only the record is wanted."""
 
@@ -163,9 +186,14 @@ class RecommendRequest(AnswerRequest):
         )
 
     @property
-    def explains(self) -> bool:
-        """True if items of the history are named."""
-        return self.explained > 0
+    def named(self) -> int:
+        """All ids of the history and of the limits."""
+        return len(self.history) + len(self.exclude or ()) + len(self.only or ())
+
+    @property
+    def keeps(self) -> bool:
+        """True for a record."""
+        return not self.prints
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -192,6 +220,8 @@ class ServeRequest(AnswerRequest):
     command: ClassVar[str] = "recsys serve"
     warm_up: ClassVar[str] = SERVING
 
+    k: int = MOST
+    explained: int = MOST
     host: str = "127.0.0.1"
     port: int = 8000
 
@@ -204,9 +234,14 @@ class ServeRequest(AnswerRequest):
         return cls(model=args.model, threads=args.threads, host=args.host, port=args.port)
 
     @property
-    def explains(self) -> bool:
-        """True: a client may ask for it."""
-        return True
+    def named(self) -> int:
+        """The longest history of a request."""
+        return MOST_HISTORY
+
+    @property
+    def most_entries(self) -> int:
+        """The limit of a response."""
+        return MOST_ENTRIES
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -242,6 +277,8 @@ class RecommendAllRequest:
     def __post_init__(self) -> None:
         if self.output.is_dir():
             raise UsageError(f"-o {self.output}: is a folder; expected a file")
+        if self.output.suffix.lower() in TEXT_SUFFIXES:
+            raise UsageError(f"-o {self.output}: the lists are a Parquet file; end its name with .parquet")
 
     @classmethod
     def of(cls, args: argparse.Namespace) -> RecommendAllRequest:
