@@ -1,4 +1,4 @@
-"""Text from data on a terminal: control characters are shown, not obeyed."""
+"""Text from data on a terminal or in a spreadsheet: control characters and formulas are shown, not obeyed."""
 
 import re
 
@@ -15,3 +15,14 @@ def escaped(text: str) -> str:
     'a\\x1b[2Jb'
     """
     return _CONTROLS.sub(lambda match: match[0].encode("unicode_escape").decode("ascii"), text)
+
+
+def cell(text: str) -> str:
+    """The text as a cell of a table: behind an apostrophe where a spreadsheet would compute it as a formula.
+
+    Examples
+    --------
+    >>> cell("=1+2"), cell("liver")
+    ("'=1+2", 'liver')
+    """
+    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Generic, NoReturn
 
 from common import __version__
+from common.cli import streams
 from common.cli.session import CommandSession, Request, Work
 from common.errors import (
     EXIT_BAD_INPUT,
@@ -30,7 +31,7 @@ from common.errors import (
     DoesNotFit,
     UsageError,
 )
-from common.files import sole_writer, write_json, write_text
+from common.files import no_room, sole_writer, write_json, write_text
 from common.memory.costs.probes import resolve
 from common.memory.costs.store import CostStore, cache_directory
 from common.memory.footprint import ALL
@@ -41,6 +42,7 @@ from common.memory.plan.planner import Workload
 from common.memory.process import child, cuda, glibc, guard, meter, supervisor
 from common.memory.process.budget import BudgetError, MemoryBudget
 from common.memory.report.record import ABOVE, RunRecord, memory_line
+from common.terminal import escaped
 
 log = logging.getLogger("peakline")
 
@@ -161,7 +163,15 @@ def main(parser: argparse.ArgumentParser, module: str, argv: Sequence[str] | Non
     int
         The exit code; ``common.errors`` lists them.
     """
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    streams.repair()
+    code = _main(parser, module, list(sys.argv[1:] if argv is None else argv))
+    if (error := streams.flush()) is not None:
+        streams.say(f"{parser.prog}: the output could not be written: {error.strerror}")
+        return code or EXIT_UNFORESEEN
+    return code
+
+
+def _main(parser: argparse.ArgumentParser, module: str, arguments: list[str]) -> int:
     args = parser.parse_args(arguments)
     _configure_logging(args)
     if not hasattr(args, "command"):
@@ -226,10 +236,10 @@ def _simple(args: argparse.Namespace) -> int:
 
 def _fail(args: argparse.Namespace, kind: str, message: str, code: int) -> int:
     """An ending before there is a meter: one line, and a minimal record with ``--json``."""
-    sys.stderr.write(f"{_name(args)}: {message}\n")
+    streams.say(f"{_name(args)}: {escaped(message)}")
     if getattr(args, "json", False):
         record = {"peakline": __version__, "command": _name(args), "exit_code": code}
-        sys.stdout.write(json.dumps(record | {"error": {"kind": kind, "message": message}}) + "\n")
+        streams.write(json.dumps(record | {"error": {"kind": kind, "message": message}}) + "\n")
     return code
 
 
@@ -257,15 +267,21 @@ def _run(args: argparse.Namespace, request: Any, budget: MemoryBudget, superviso
             record.plan = refusal.smallest
             record.error = {"kind": "does not fit", "message": line}
         except (UsageError, BudgetError) as error:
-            record.exit_code, line = EXIT_USAGE, str(error)
+            record.exit_code, line = EXIT_USAGE, escaped(str(error))
             record.error = {"kind": "usage", "message": line}
+        except BrokenPipeError:  # whoever reads has seen enough
+            streams.silence(sys.stdout)
         except BadInput as error:
-            record.exit_code, line = EXIT_BAD_INPUT, str(error)
+            record.exit_code, line = EXIT_BAD_INPUT, escaped(str(error))
             record.error = {"kind": "input", "message": error.public}
         except Exception as error:
-            record.exit_code, line = EXIT_UNFORESEEN, _unforeseen(args, error)
-            kind = "out of memory" if guard.is_out_of_memory(error) else type(error).__name__
-            record.error = {"kind": kind, "message": "see the log"}
+            record.exit_code = EXIT_UNFORESEEN
+            if line := no_room(error, _place(args)):
+                record.error = {"kind": "disk full", "message": "no room for a file"}
+            else:
+                line = _unforeseen(args, error)
+                kind = "out of memory" if guard.is_out_of_memory(error) else type(error).__name__
+                record.error = {"kind": kind, "message": "see the log"}
     if record.exit_code == EXIT_OK and gauge.peak_bytes > budget.host_bytes:
         line = explain.excess_text(record.plan, gauge.peaks, budget.host_bytes)
         record.exit_code, record.error = EXIT_UNFORESEEN, {"kind": ABOVE, "message": line}
@@ -338,6 +354,12 @@ def _choose(
         raise UsageError(f"--plan {args.plan}: {error}") from None
 
 
+def _place(args: argparse.Namespace) -> Path | None:
+    """Where a command writes, as its options say."""
+    output = getattr(args, "output", None)
+    return output if isinstance(output, Path) else None
+
+
 def _unforeseen(args: argparse.Namespace, error: Exception) -> str:
     """Keep the traceback where it can be found, and say where."""
     if args.verbose:
@@ -379,11 +401,13 @@ def _finish(
             if args.report:
                 _write_report(command, path, written)
     if line is not None:
-        sys.stderr.write(f"{command.name}: {line}\n")
+        streams.say(f"{command.name}: {line}")
     if record.exit_code == EXIT_OK and record.plan is not None and not args.dry_run and not args.quiet:
-        sys.stderr.write(memory_line(record, gauge.peak_bytes) + "\n")
+        streams.say(memory_line(record, gauge.peak_bytes))
     if args.json:
-        sys.stdout.write(json.dumps(written) + "\n")
+        for piece in json.JSONEncoder().iterencode(written):  # the text as a whole may be large
+            streams.write(piece)
+        streams.write("\n")
 
 
 def options(args: argparse.Namespace) -> argparse.Namespace:

@@ -107,14 +107,14 @@ class Ranker:
 
         total = start = 0
         size = self.session.workload.part_users
-        users = pq.ParquetFile(self.session.request.model / "users.parquet", pre_buffer=False)
+        users = pq.ParquetFile(arrow_numpy.native(self.session.request.model / "users.parquet"), pre_buffer=False)
         bar = self.session.progress(total=self.recommender.history.rows, unit="user", label="recommend")
         with users, bar:
             for batch in users.iter_batches(batch_size=size, columns=["id"], use_threads=False):
                 path = parts / f"users-{start:012d}.parquet"
                 if not path.exists():
                     with files.atomic_file(path) as unfinished:
-                        pq.write_table(self.answer(batch.column(0), start), unfinished)
+                        pq.write_table(self.answer(batch.column(0), start), arrow_numpy.native(unfinished))
                 total += pq.read_metadata(path).num_rows
                 start += len(batch)
                 bar.update(len(batch))
@@ -200,7 +200,7 @@ def _join(parts: Path, out: Path) -> None:
     with files.atomic_file(out) as unfinished:
         writer = None
         for table in _tables(parts):
-            writer = writer or pq.ParquetWriter(unfinished, table.schema)
+            writer = writer or pq.ParquetWriter(arrow_numpy.native(unfinished), table.schema)
             writer.write_table(table)
         if writer is not None:
             writer.close()

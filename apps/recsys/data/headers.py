@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from apps.recsys.data.arrow_numpy import native
 from apps.recsys.data.columns import Layout, is_number
 from apps.recsys.data.formats.lines import json_object
 from apps.recsys.data.formats.unpacked import format_suffix, open_text, packing
@@ -133,8 +134,8 @@ def _schema(path: Path) -> list[str]:
     kind = "Parquet" if is_parquet(path) else "Arrow"
     try:
         if kind == "Parquet":
-            return list(pq.read_schema(path).names)
-        with pa.OSFile(str(path)) as stream:
+            return list(pq.read_schema(native(path)).names)
+        with pa.OSFile(native(path)) as stream:
             return list(pa.ipc.open_file(stream).schema.names)
     except (pa.ArrowInvalid, OSError) as error:
         raise BadInput(f"{path}: not a file in {kind}'s format ({error})", public="unreadable file") from None

@@ -58,7 +58,7 @@ class IdTable:
 
         try:
             value = pc.cast(arrow_numpy.text([id_]), self._ids.type)[0]
-        except pa.ArrowInvalid:  # text that is not an integer, in a table of integers
+        except (pa.ArrowInvalid, UnicodeEncodeError):  # no integer, in a table of integers; or bytes that are no text
             return None
         row: int = pc.index(self._ids, value).as_py()
         return row if row >= 0 else None
@@ -73,7 +73,7 @@ class IdTable:
         import pyarrow.compute as pc
 
         places = {id_: place for place, id_ in enumerate(dict.fromkeys(ids))}
-        values = arrow_numpy.text(places)
+        values = arrow_numpy.text(id_ if arrow_numpy.is_text(id_) else None for id_ in places)
         if pa.types.is_integer(self._ids.type):
             plain = pc.match_substring_regex(values, r"^(0|-?[1-9][0-9]{0,17})$")
             values = pc.cast(pc.if_else(plain, values, arrow_numpy.text([None])[0]), self._ids.type)
@@ -161,7 +161,9 @@ def write_table(path: Path, ids: Iterable[Any], titles: Any = None) -> None:
             columns["title"] = titles.slice(rows, len(part))
         rows += len(part)
         table = pa.table(columns)
-        writer = writer or pq.ParquetWriter(path, table.schema, compression="none", use_dictionary=False)
+        writer = writer or pq.ParquetWriter(
+            arrow_numpy.native(path), table.schema, compression="none", use_dictionary=False
+        )
         writer.write_table(table)
     if writer is not None:
         writer.close()

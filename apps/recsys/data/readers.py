@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from apps.recsys.data.arrow_numpy import native
 from apps.recsys.data.columns import Columns as Columns
 from apps.recsys.data.columns import Layout as Layout
 from apps.recsys.data.columns import by_place, choose, choose_titles
@@ -221,7 +222,7 @@ def _csv_batches(source: Source, names: list[str], number: str | None) -> Iterat
     if source.delimiter == "::":
         opened = _Tabbed(source.path)
     elif is_plain(source.path):
-        opened = pa.input_stream(str(source.path), buffer_size=BLOCK_BYTES)
+        opened = pa.input_stream(native(source.path), buffer_size=BLOCK_BYTES)
     else:
         opened = open_bytes(source.path)
     delimiter = "\t" if source.delimiter == "::" else source.delimiter
@@ -283,7 +284,7 @@ class _Tabbed:
 def _arrow_batches(source: Source, names: list[str]) -> Iterator[Any]:
     import pyarrow as pa
 
-    with pa.OSFile(str(source.path)) as stream:
+    with pa.OSFile(native(source.path)) as stream:
         file = pa.ipc.open_file(stream, options=pa.ipc.IpcReadOptions(use_threads=False))
         for number in range(file.num_record_batches):
             batch = file.get_batch(number).select(names)
@@ -294,7 +295,7 @@ def _arrow_batches(source: Source, names: list[str]) -> Iterator[Any]:
 def _parquet_batches(source: Source, names: list[str]) -> Iterator[Any]:
     import pyarrow.parquet as pq
 
-    with pq.ParquetFile(source.path, buffer_size=BLOCK_BYTES, pre_buffer=False) as file:
+    with pq.ParquetFile(native(source.path), buffer_size=BLOCK_BYTES, pre_buffer=False) as file:
         yield from file.iter_batches(batch_size=PARQUET_ROWS, columns=names, use_threads=False)
 
 

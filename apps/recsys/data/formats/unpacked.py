@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from apps.recsys.data.arrow_numpy import native
 from common.errors import BadInput
 
 MOST_EXPANSION = 250
@@ -136,7 +137,7 @@ def _opened(path: Path) -> Any:
                 " --long and --ultra",
                 public="window too large",
             )
-        return pa.CompressedInputStream(pa.OSFile(str(path)), "zstd")
+        return pa.CompressedInputStream(pa.OSFile(native(path)), "zstd")
     return path.open("rb")
 
 
