@@ -113,6 +113,21 @@ def lap() -> int:
     return peak
 
 
+_fork_peak = 0
+"""The largest size of this process and a fork of it together since the current phase began."""
+
+
+def record_fork(pid: int) -> None:
+    """Measure a fork of this process that has done its work and waits: its peak, and what the two do not share.
+
+    The fork shares this process's pages until either writes to them; then both have a copy. So this process's private
+    pages are most at the fork's end, and a sampler that sees the fork only at its start misses them.
+    """
+    global _fork_peak
+    with suppress(OSError):  # it was killed
+        _fork_peak = max(_fork_peak, _status("VmHWM", pid) + pages().private)
+
+
 def children() -> list[int]:
     """Return the pids of the live descendants of this process."""
     pids: list[int] = []
@@ -192,9 +207,10 @@ class PeakMeter:
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
         """Measure the peak of a block of work. Phases do not nest."""
+        global _fork_peak
         began = time.monotonic()
         reset_peak()
-        self._tree_peak, self._beside_child = 0, None
+        self._tree_peak, self._beside_child, _fork_peak = 0, None, 0
         try:
             yield
         finally:
@@ -222,6 +238,8 @@ class PeakMeter:
         if self._ended_child_peak > max(before, lifetime_peak()):
             rest = self._companion_private if self._beside_child is None else self._beside_child
             self._tree_peak = max(self._tree_peak, self._ended_child_peak + rest)
+        if _fork_peak:
+            self._tree_peak = max(self._tree_peak, _fork_peak + self._companion_private)
         if self._tree_peak > own:
             self.method = "pss"
         peak, seconds = max(own, self._tree_peak), time.monotonic() - began
