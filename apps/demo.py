@@ -42,7 +42,7 @@ AFTER = 3.0
 """The commands around the training's steps take so many times what the recommender's take (processor seconds of one
 thread in AVX2, nothing measured before: 20 and 7)."""
 LEAST_SECONDS, MOST_SECONDS = 15, 75
-"""Of training. In less it learns nothing worth showing; after more, every class has its place."""
+"""Shortest and longest training: less learns nothing worth showing, and after the longest every class has its place."""
 
 
 class Clock:
@@ -56,7 +56,7 @@ class Clock:
 
 
 def training_seconds(elapsed: float, recommender_seconds: float) -> int | None:
-    """How long the training may take its steps, or ``None`` where too little time is left.
+    """Return the time limit of the training, or ``None`` where too little time is left.
 
     Parameters
     ----------

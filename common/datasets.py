@@ -27,9 +27,9 @@ from common.memory.costs import store
 from common.resources import data_folder
 
 CONNECT_SECONDS = 3.0
-"""How long to wait for the publisher to answer at all."""
+"""Time limit of the publisher's first answer."""
 READ_SECONDS = 30.0
-"""How long a transfer may stall."""
+"""Longest pause of a transfer."""
 _BLOCK = 1 << 20
 
 
@@ -60,7 +60,7 @@ def catalog() -> dict[str, Dataset]:
 
 
 def cache_directory() -> Path:
-    """Where fetched sets lie: ``$XDG_CACHE_HOME/peakline/datasets``, beside the measured costs."""
+    """Folder of fetched sets: ``$XDG_CACHE_HOME/peakline/datasets``, next to the measured costs."""
     return store.cache_directory().parent / "datasets"
 
 

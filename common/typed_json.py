@@ -33,7 +33,7 @@ from common.errors import BadInput
 
 T = TypeVar("T")
 MOST_BYTES = 16 << 20
-"""Of a file that is read as a whole: a model of 118 classes takes 20 kB."""
+"""Largest size of a file that is read as a whole: a model of 118 classes takes 20 kB."""
 
 _NAMES = {int: "an integer", float: "a number", str: "text", bool: "true or false", type(None): "null"}
 _BOUNDS: Mapping[str, tuple[str, Callable[[Any, Any], bool]]] = {
@@ -129,7 +129,7 @@ def fields(description: Any) -> dict[str, Any]:
 
 
 def _is_plain(value: Any, kind: type) -> bool:
-    """Whether a value is of a plain type; a truth value is no number, and an integer is one."""
+    """True if a value is of a plain type; a truth value is no number, and an integer is one."""
     if kind is float:
         return isinstance(value, int | float) and not isinstance(value, bool)
     return type(value) is kind

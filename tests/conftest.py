@@ -42,7 +42,7 @@ def dataset() -> Callable[[str], Path]:
 
 @dataclass(frozen=True)
 class Run:
-    """How a command ended."""
+    """The end of a command."""
 
     code: int
     out: str

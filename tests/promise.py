@@ -1,4 +1,4 @@
-"""What every command's record has to show."""
+"""Checks of every command's record."""
 
 from typing import Any
 

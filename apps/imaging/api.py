@@ -173,7 +173,7 @@ def _text(choice: object) -> str:
 
 
 def _source(image: Any, scratch: Path) -> Path | str:
-    """What the command reads: the path or address itself, or a file with the image.
+    """Return what the command reads: the path or address itself, or a file with the image.
 
     Raises
     ------

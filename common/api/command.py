@@ -124,7 +124,7 @@ def _plan(written: Mapping[str, Any] | None) -> Plan | None:
 
 
 def _sentence(stderr: str, name: str) -> str:
-    """What a command says at its end: from the last line that begins with its name to the end of stderr."""
+    """Return a command's closing message: from the last line that begins with its name to the end of stderr."""
     lines = stderr.splitlines()
     for number in range(len(lines) - 1, -1, -1):
         if lines[number].startswith(f"{name}: "):

@@ -34,7 +34,7 @@ TRAINING = "common.api.estimate:load_training"
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """What a step will hold at its peak.
+    """Predicted peak of a step, term by term.
 
     Attributes
     ----------
@@ -201,7 +201,7 @@ def _training(
 def _measured(
     history: Sequence[Moment], libraries: Probe, threads: int, ceiling: int
 ) -> tuple[dict[Call, Cost], tuple[str, ...], int]:
-    """What each distinct operator costs, the names of those for which that is not known, and the baseline."""
+    """Return the costs of the distinct operators, the names of those that could not be measured, and the baseline."""
     calls = list(dict.fromkeys(call for _, call in history if call is not None))
     known = OperatorCosts(operators.default_file(threads))
     costs = {call: known[call] for call in calls if call in known}
@@ -219,7 +219,7 @@ def _measured(
 
 
 def _answers(probes: Sequence[Probe], ceiling: int) -> Iterator[tuple[Probe, Any]]:
-    """What each probe measures, but for those that need more than the ceiling."""
+    """Yield each probe with its measurement; probes that need more than the ceiling are left out."""
     store, left = CostStore(), list(probes)
     while left:
         try:

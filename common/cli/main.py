@@ -1,4 +1,4 @@
-"""What both command lines share: options, the walk from plan to record, progress, error lines and exit codes.
+"""Shared parts of both command lines: options, the walk from plan to record, progress, error lines and exit codes.
 
 A command that allocates runs in two processes. The small parent parses the ceiling and supervises; the child plans,
 sets its soft wall, runs and writes the record. ``--help`` and usage errors never start the child.
@@ -48,7 +48,7 @@ EPILOG = (
     "Every command that computes stays below the ceiling given with --memory, or refuses at the start and names one"
     " that is enough. Exit codes: 0 done, 1 unforeseen, 2 usage, 3 does not fit, 4 bad input, 130 interrupted."
 )
-"""What ``--help`` of both applications ends with."""
+"""Last lines of ``--help`` of both applications."""
 
 _CEILING = "PEAKLINE_CEILING"
 """The supervisor's ceiling in bytes and its source, so that ``auto`` is read once for both processes."""
@@ -69,15 +69,15 @@ class Command(Generic[Request, Work]):
     execute: Callable[[CommandSession[Request, Work]], Mapping[str, Any]]
     """Do the work; returns the record's ``results``."""
     record: Callable[[Request], Path | None] = lambda request: None
-    """Where the record goes; ``None``: nowhere but ``--json``."""
+    """Path of the record; ``None``: it is printed by ``--json`` only."""
     sections: Callable[[Mapping[str, Any], Path], Iterable[str]] = lambda written, directory: ()
     """Its own part of the report, from the record and the directory in which that is."""
     huge_pages: bool = False
-    """Whether its tensors are large (``glibc.tunables``)."""
+    """True if its tensors are large (``glibc.tunables``)."""
     merge: bool = False
-    """Whether it trains in the heap (``common.memory.process.bounded_heap``)."""
+    """True if it trains in the heap (``common.memory.process.bounded_heap``)."""
     alone: bool = False
-    """Whether no other command may write where its record goes meanwhile."""
+    """True: no other command may write to the record's folder meanwhile."""
 
 
 def add_common_options(parser: argparse.ArgumentParser) -> None:
@@ -360,7 +360,7 @@ def _write_report(command: Command[Any, Any], path: Path, written: Mapping[str, 
 
 
 def _keeps(path: Path, record: RunRecord) -> bool:
-    """Whether the record at ``path`` is of a run that ended well, and this one did not: its output is still there."""
+    """True if the record at ``path`` is of a run that ended well, and this one did not: its output is still there."""
     if record.error is not None and record.error["kind"] == ABOVE:  # it replaced that output
         return False
     with suppress(OSError, ValueError, TypeError):

@@ -1,4 +1,4 @@
-"""What a running command has of its surroundings: its plan, the meter, the walls, progress, and whether to stop."""
+"""Surroundings of a running command: its plan, the meter, the walls, progress, and requests to stop."""
 
 import signal
 import sys
@@ -19,7 +19,7 @@ Work = TypeVar("Work", bound=Workload)
 
 @dataclass(slots=True)
 class Session:
-    """What a running command needs from its surroundings."""
+    """Surroundings of a running command."""
 
     budget: MemoryBudget
     plan: Plan
@@ -35,7 +35,7 @@ class Session:
 
     @property
     def stopping(self) -> bool:
-        """Whether SIGINT or SIGTERM asked us to stop: write a checkpoint, then raise ``KeyboardInterrupt``."""
+        """True if SIGINT or SIGTERM asked us to stop: write a checkpoint, then raise ``KeyboardInterrupt``."""
         return self._stop is not None
 
     def phase(self, name: str) -> Any:
@@ -89,6 +89,6 @@ class CommandSession(Session, Generic[Request, Work]):
     """A session with what the command was asked, and the work that it planned."""
 
     request: Request
-    """What ``Command.request`` made of the command line."""
+    """Request that ``Command.request`` made of the command line."""
     workload: Work
-    """What ``Command.workload`` returned, with what it read of the input."""
+    """Workload that ``Command.workload`` returned, with what it read of the input."""

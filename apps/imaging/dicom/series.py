@@ -58,7 +58,7 @@ class DicomVolume:
 
     @property
     def repaired(self) -> bool:
-        """Whether planes are interpolated between the slices."""
+        """True if planes are interpolated between the slices."""
         return self.layout.planes > 0
 
     @property
@@ -146,7 +146,7 @@ def scale(frame: FrameHeader) -> tuple[float, float]:
 
 
 def holds_dicom(path: Path) -> bool:
-    """Whether there is a DICOM file directly in a folder."""
+    """True if there is a DICOM file directly in a folder."""
     folder = Folder(path)
     return any(is_dicom(folder, name) for name in folder.names())
 

@@ -28,7 +28,7 @@ CALIBRATE, QUANTISE = "calibrate", "quantise"
 
 @dataclass(frozen=True, slots=True)
 class CompressRequest:
-    """What ``imaging compress`` was asked: its options, the model, and the volumes with their headers."""
+    """The request of ``imaging compress``: its options, the model, and the volumes with their headers."""
 
     options: CompressOptions
     model: ImagingModel

@@ -95,7 +95,7 @@ class LabelSettings:
 
 @dataclass(frozen=True, slots=True)
 class InferRequest:
-    """What ``imaging infer`` was asked."""
+    """The request of ``imaging infer``."""
 
     options: InferOptions
     model: ModelChoice
@@ -178,7 +178,7 @@ class InferRequest:
 
 
 def _outputs(options: InferOptions, model: ImagingModel) -> OutputRequest:
-    """What the options ask to be written of the model's classes.
+    """Return the outputs that the options ask for.
 
     Raises
     ------

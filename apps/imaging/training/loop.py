@@ -37,7 +37,7 @@ WORK = ".training"
 """Folder in the model folder that holds what an unfinished training needs; removed at the end."""
 CHECKPOINT_SECONDS = 30.0
 VALIDATIONS = 8
-"""How often held-out cases are validated during the training."""
+"""Number of validations on held-out cases during the training."""
 
 Dice = npt.NDArray[np.float64]
 
@@ -106,7 +106,7 @@ def load_volumes(
 
 
 def bounded_heap(network: "torch.nn.Module", plan: Plan) -> AbstractContextManager[object]:
-    """Where the step's tensors live, with the room that the plan has for free pages."""
+    """Context in which the step's tensors live, with the room that the plan has for free pages."""
     free = sum(term.bytes for term in plan.footprint.terms if term.name == FREE_HEAP)
     return BoundedHeap(network, slack=free - SLACK) if free else nullcontext()
 

@@ -29,7 +29,7 @@ def axis_codes(affine: Affine) -> tuple[str | None, ...]:
 
 @dataclass(frozen=True, slots=True)
 class AxisMapping:
-    """How the model's axes lie in the file's."""
+    """Mapping of the model's axes to the file's."""
 
     axes: tuple[int, int, int]
     """For each file axis, the model axis along it."""

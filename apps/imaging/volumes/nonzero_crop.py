@@ -15,7 +15,7 @@ Labels = npt.NDArray[np.unsignedinteger]
 
 @dataclass(frozen=True, slots=True)
 class Content:
-    """What one pass over a volume finds."""
+    """Results of one pass over a volume."""
 
     low: Shape
     """First voxel of the box around all voxels that are not zero; of the whole volume if all are."""

@@ -123,7 +123,7 @@ def window_bytes(volume: Volume, grid: TileGrid, *, resampled: bool = False) -> 
 
 
 def _any_nonzero(mask: npt.NDArray[np.bool_], axis_map: LinearInterpolation, axis: int) -> npt.NDArray[np.bool_]:
-    """Whether an interpolated voxel lies between two voxels of which any is set."""
+    """True where an interpolated voxel lies between two voxels of which any is set."""
     either: npt.NDArray[np.bool_] = np.take(mask, axis_map.lower, axis) | np.take(mask, axis_map.upper, axis)
     return either
 

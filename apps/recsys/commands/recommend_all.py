@@ -182,7 +182,7 @@ class Ranker:
 
 
 def _allowed(items: IdTable, request: RecommendAllRequest) -> NDArray[np.bool_] | None:
-    """Which items may be recommended, by ``only`` and ``exclude``: shape (items,); ``None``: all."""
+    """Mask of items that ``only`` and ``exclude`` allow, shape (items,); ``None``: all."""
     import numpy as np
 
     if not (request.only or request.exclude):

@@ -36,7 +36,7 @@ CHECKPOINTS = ".training"
 TRIAL = "trial"
 """Folder in it with the checkpoints of an embedding that is one trial of a search."""
 ARROW_BYTES = 64 * MIB
-"""What NumPy, Arrow and their blocks add to a bare interpreter. Under a smaller ceiling the input is only counted, so
+"""Memory of NumPy, Arrow and their blocks on top of Python. Under a smaller ceiling the input is only counted, so
 that a refusal can name a ceiling."""
 
 

@@ -1,4 +1,4 @@
-"""Which columns of a table are users, items, values, times and titles: by the names that others give them."""
+"""Columns of users, items, values, times and titles in a table, recognised by their usual names."""
 
 import re
 from collections.abc import Sequence

@@ -35,7 +35,7 @@ STAGED = {"user": "<i4", "item": "<i4", "value": "<f4", "time": "<f8"}
 
 @dataclass(frozen=True, slots=True)
 class Filters:
-    """Which rows, users and items are left out."""
+    """Rows, users and items that are left out."""
 
     min_value: float | None = None
     """Rows with a smaller value are left out."""

@@ -1,4 +1,4 @@
-"""What the commands on a finished model were asked to do: immutable values, checked when they are made."""
+"""Requests of the commands on a finished model: immutable values, checked when they are made."""
 
 from __future__ import annotations
 

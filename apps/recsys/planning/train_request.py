@@ -1,4 +1,4 @@
-"""What ``recsys train`` was asked to do: one immutable value, checked when it is made, before anything is read."""
+"""The request of ``recsys train``: one immutable value, checked when it is made, before anything is read."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from common.training import amp
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DataOptions:
-    """Which interactions are read.
+    """The interactions that are read.
 
     Attributes
     ----------

@@ -247,7 +247,7 @@ class Trainer:
 
 
 def priors(trainer: Trainer) -> NDArray[np.float32] | None:
-    """What is added to each item's cosine with a user, shape (items,); ``None`` if nothing is."""
+    """Prior score added to each item's cosine with a user, shape (items,); ``None``: nothing is added."""
     network = trainer.config.network
     return trainer.batches.prior * network.temperature if network.prior else None
 

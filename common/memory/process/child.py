@@ -33,10 +33,10 @@ CALLER = "PEAKLINE_CALLER"
 SAFE_PATH = "PYTHONSAFEPATH"
 """Environment variable that keeps the working directory out of ``sys.path``, as ``-P`` does for one process."""
 CGROUP_MARGIN = 8 * MIB
-"""What page tables and a process that is being killed may hold beyond its cgroup's limit, and its parent of files that
-it does not map (measured up to 7 MiB together)."""
+"""Memory beyond a child's cgroup limit: page tables and a process that is being killed, and files that its parent
+does not map (measured up to 7 MiB together)."""
 MESSAGE_BYTES = 2000
-"""How much of the end of stderr is searched for the words with which a C++ library ran out of memory."""
+"""Length of the end of stderr that is searched for the words with which a C++ library ran out of memory."""
 
 SPELL = 1.0
 """Seconds of waiting at a time. A signal that arrives just before a system call is answered when the call returns: that
@@ -57,7 +57,7 @@ class ChildFailed(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class ChildExit:
-    """How a child process ended."""
+    """The end of a child process."""
 
     status: int
     """The exit code, or minus the number of the signal that ended it, as ``subprocess`` has it."""
@@ -252,7 +252,7 @@ def read_exit(status: int, *, kills_before: int | None, cgroup_kills: int = 0, t
 
 
 def oom_kills() -> int | None:
-    """How many processes the kernel has killed for want of memory since it started; ``None`` if it does not say."""
+    """Processes that the kernel has killed for want of memory since it started; ``None`` if it does not say."""
     with suppress(OSError, ValueError, IndexError):
         return int(Path("/proc/vmstat").read_text().partition("\noom_kill ")[2].split()[0])
     return None

@@ -16,7 +16,7 @@ POOL = 1 << 19
 """Interactions that are shuffled together."""
 LOSSES = ("softmax", "ccl", "bpr")
 USER_VECTORS = ("learned", "history")
-"""What a user is while the items are trained: a learned vector, or the sum of the items in its history."""
+"""User vectors while the items are trained: learned, or the sum of the items in the user's history."""
 ROW_BYTES = 38
 """Bytes per row of weights and optimiser, for the tables that can be made to a size: what ``int4`` takes at 64
 factors."""

@@ -1,4 +1,4 @@
-"""Which positions are a regular grid: cases on both sides of each limit that ``docs/dicom.md`` states."""
+"""Positions that are a regular grid: cases on both sides of each limit that ``docs/dicom.md`` states."""
 
 from pathlib import Path
 from typing import Any

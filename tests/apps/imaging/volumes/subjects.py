@@ -34,7 +34,7 @@ class Subject:
     """(x, y, z)."""
     affine: npt.NDArray[np.float64]
     exact: bool = True
-    """Whether the values are the very numbers, without interpolation or a scale."""
+    """True if the values are the very numbers, without interpolation or a scale."""
 
     def open(self) -> Volume:
         """Read the headers anew."""

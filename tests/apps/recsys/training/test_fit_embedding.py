@@ -129,7 +129,7 @@ def test_hidden_items_are_not_trained_on(directory: Path) -> None:
 
 @dataclass
 class Session:
-    """What a training needs of ``common.cli.session.Session``; asks to stop after so many batches."""
+    """The parts of ``common.cli.session.Session`` that a training needs; asks to stop after so many batches."""
 
     stop_after: int = 10**9
     threads: int = 1

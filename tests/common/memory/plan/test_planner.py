@@ -87,7 +87,7 @@ def test_reserve_decides_at_the_edge(costs: Known) -> None:
 
 
 def test_estimated_terms_have_a_reserve_of_their_own() -> None:
-    """Of the holes in a heap it is only known about how large they will be."""
+    """The size of the holes in a heap is known only roughly."""
     terms = [Term("baseline", 400 * MIB, "measured"), Term("free heap", 100 * MIB, "estimated")]
     assert Plan("blocks", (), Footprint.of(terms)).reserve_bytes == 4 * MIB + 30 * MIB
 

@@ -1,4 +1,4 @@
-"""How child processes are started, what they may import, and how their ends are read."""
+"""Child processes: their start, their imports, and the reading of their ends."""
 
 import json
 import os

@@ -10,7 +10,7 @@ from common.memory.process.budget import MIB
 from common.memory.process.meter import PeakMeter
 
 TOLERANCE = 6 * MIB
-"""What the interpreter and pytest's threads may move meanwhile."""
+"""Bytes that the interpreter and pytest's threads may move meanwhile."""
 
 
 @pytest.fixture(autouse=True)
