@@ -8,7 +8,6 @@ import argparse
 import json
 import logging
 import os
-import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any, Generic, NoReturn
 
 from common import __version__
+from common.cli import interrupts
 from common.cli.session import CommandSession, Request, Work
 from common.errors import (
     EXIT_BAD_INPUT,
@@ -242,7 +242,7 @@ def _run(args: argparse.Namespace, request: Any, budget: MemoryBudget, superviso
     """Plan and run in the child process, and end with one of the exit codes of ``common.errors``."""
     glibc.pin_thresholds()
     # SIGTERM unwinds like SIGINT, so that nothing half-written stays behind.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    interrupts.handle()
     command: Command[Any, Any] = args.command
     record = RunRecord(__version__, command.name, budget)
     line: str | None = None
@@ -250,7 +250,8 @@ def _run(args: argparse.Namespace, request: Any, budget: MemoryBudget, superviso
         try:
             _plan_and_execute(args, request, record, gauge)
         except KeyboardInterrupt:
-            record.exit_code, line = EXIT_INTERRUPTED, "interrupted; the same command goes on from the last checkpoint"
+            again = "" if command.record(request) is None else "; give the same command again to continue"
+            record.exit_code, line = EXIT_INTERRUPTED, "interrupted" + again
         except DoesNotFit as refusal:
             record.exit_code, line = EXIT_DOES_NOT_FIT, explain.refusal_text(refusal)
             record.smallest_feasible_bytes = refusal.smallest_feasible_bytes

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
+from common.cli import interrupts
 from common.memory.plan.plan import Plan
 from common.memory.plan.planner import Workload
 from common.memory.process import guard, meter
@@ -69,9 +70,14 @@ class Session:
 
     @contextmanager
     def deferred_signals(self) -> Iterator[None]:
-        """Within the block the first SIGINT or SIGTERM only sets ``stopping``; a second one interrupts at once."""
+        """Within the block the first SIGINT or SIGTERM only sets ``stopping``; a second one interrupts at once.
+
+        A copy of the first (``interrupts.is_copy``) changes nothing.
+        """
 
         def remember(number: int, _frame: object) -> None:
+            if interrupts.is_copy(number):
+                return
             if self._stop is not None:
                 raise KeyboardInterrupt
             self._stop = number

@@ -72,7 +72,7 @@ def main(pid: int, cgroup: str, name: str, ceiling: int, json: bool, path: str) 
     message = f"ended with exit code {code}" if code > 0 else f"ended by {signal_name(-code)}"
     if -code == signal.SIGKILL:
         at = why or f"at {mib(largest)} of {mib(ceiling)}"
-        message = f"killed {at}; finished work is kept, the same command goes on from there"
+        message = f"killed {at}; finished work is kept, the same command continues from there"
     tell(name, "above the ceiling" if why else "killed", message, json, path)
     return 1
 

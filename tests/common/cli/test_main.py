@@ -168,12 +168,13 @@ def test_more_than_the_machine_has_is_a_warning(run: Callable[..., Any]) -> None
     says(ended.err, "--memory", "machine")
 
 
-def _start(*arguments: str) -> subprocess.Popen[str]:
+def _start(*arguments: str, group: int | None = None) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", FILL, "--bytes", "4GiB", "--memory", "2GiB", *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        process_group=group,
         # A shell's background jobs ignore interrupts, and what they start inherits that.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
@@ -269,15 +270,18 @@ def test_a_low_limit_from_outside_is_said(tmp_path: Path) -> None:
     assert "ulimit -d" in json.loads(done.stdout)["missing_walls"][-1]
 
 
+@pytest.mark.parametrize("send", [os.kill, os.killpg])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupt_is_130(number: signal.Signals) -> None:
-    with _start("--bytes", "12GiB") as parent:
+def test_an_interrupt_is_130(number: signal.Signals, send: Callable[[int, int], None]) -> None:
+    """To the command alone, or to its process group: so Ctrl-C arrives in a terminal."""
+    with _start("--bytes", "12GiB", group=0) as parent:
         child = _child_of(parent.pid)
         # It is running, and not still starting: an interpreter alone holds 10 MiB.
         wait_until(lambda: _resident(child) > 64 * MIB)
-        parent.send_signal(number)
+        send(parent.pid, number)
         _, err = parent.communicate(timeout=patience(30))
     assert parent.returncode == 130, err
+    assert err == "bench demo-allocation: interrupted\n"
 
 
 def test_settings_take_the_type_of_their_default() -> None:
