@@ -1,8 +1,9 @@
 """``make demo``: a recommender trained, asked and served, a segmentation trained and inferred, each under a ceiling.
 
-It runs the two command lines as a user would and shows what they show. Real data is used where it is at hand; where
-its publisher does not answer within three seconds or takes half a minute, a generated sample stands in, and the demo
-says so. It ends within four minutes on any machine: the training gets the time that is left (``training_seconds``).
+It runs the two command lines as a user would and shows what they show. Real data is used if this machine has it or its
+publisher sends it (an answer within three seconds, everything within half a minute); else a generated sample stands in,
+and the demo says so. It ends within four minutes on any machine: the training gets the time that is left
+(``training_seconds``).
 """
 
 import json
@@ -98,7 +99,7 @@ def real_or_sample(name: str, sample_module: str) -> tuple[Path, bool]:
     found = datasets.find(name)
     if found is None:
         entry = datasets.catalog()[name]
-        say(f"{entry.title}: not at hand, trying its publisher (licence: {entry.licence})")
+        say(f"{entry.title}: not on this machine, trying its publisher (licence: {entry.licence})")
         try:
             found = datasets.fetch(entry, datasets.cache_directory(), progress=progress)
         except BadInput as error:

@@ -65,7 +65,7 @@ def cache_directory() -> Path:
 
 
 def find(name: str) -> Path | None:
-    """The folder of a data set that is at hand, or ``None``."""
+    """Return the folder of a data set, or ``None`` if it is not on this machine."""
     places = [Path(os.environ["PEAKLINE_DATA"])] if os.environ.get("PEAKLINE_DATA") else []
     for place in (*places, cache_directory()):
         if (place / name).is_dir():
@@ -106,7 +106,7 @@ def fetch(dataset: Dataset, directory: Path, *, progress: Callable[[int, int | N
 
 
 def _download(url: str, archive: Path, progress: Callable[[int, int | None], None]) -> None:
-    """Fetch ``url`` into ``archive``, going on from what an earlier attempt left."""
+    """Fetch ``url`` into ``archive``, continuing from what an earlier attempt left."""
     address = urllib.parse.urlsplit(url)
     port = address.port or {"http": 80, "https": 443}[address.scheme]
     have = archive.stat().st_size if archive.exists() else 0
@@ -172,7 +172,7 @@ def _unpack(dataset: Dataset, archive: Path, scratch: Path) -> None:
 def _our_name(dataset: Dataset, member: str) -> str | None:
     """Our name for an archive's member, or ``None``; a folder's files keep their last part only."""
     last = Path(member).name
-    if last.startswith("."):  # macOS puts ._ files beside the real ones
+    if last.startswith("."):  # macOS puts ._ files next to the real ones
         return None
     for ours, theirs in dataset.files.items():
         if theirs == member:

@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def absent(what: str) -> None:
     """Skip, saying what is absent; where everything must be present, fail instead."""
-    message = f"{what} is not at hand"
+    message = f"{what} is not on this machine"
     if os.environ.get("PEAKLINE_REQUIRE") == "all":
         pytest.fail(message)
     pytest.skip(message)

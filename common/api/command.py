@@ -1,4 +1,4 @@
-"""Run a command of the suite for a Python caller: its record as a value, its other endings as exceptions.
+"""Run a command of peakline for a Python caller: its record as a value, its other endings as exceptions.
 
 The command is the one that a shell would start, in a child with its own ceiling. What the caller's process holds does
 not count against that ceiling.

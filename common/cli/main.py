@@ -91,7 +91,7 @@ def add_common_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--threads", type=positive, default=_default_threads(), metavar="N", help=threads)
     group.add_argument("--seed", type=int, default=0, metavar="N", help="random seed (default 0)")
     group.add_argument("--json", action="store_true", help="the record on stdout at every ending, nothing else there")
-    group.add_argument("--report", action="store_true", help="also write report.html beside the record")
+    group.add_argument("--report", action="store_true", help="also write report.html next to the record")
     group.add_argument("-q", "--quiet", action="store_true", help="errors only")
     group.add_argument("-v", "--verbose", action="store_true", help="say more; tracebacks on stderr")
 
@@ -100,14 +100,14 @@ def add_device_options(parser: argparse.ArgumentParser) -> None:
     """For the commands that can compute on a CUDA device."""
     group = parser.add_argument_group("CUDA device")
     group.add_argument("--device", default="cpu", metavar="cpu|cuda|cuda:N|auto", help="where to compute (default cpu)")
-    gpu_memory = "ceiling on the device beside CUDA's context: a size, N%% of what is free, auto (the default: 90%%)"
+    gpu_memory = "ceiling on the device, without CUDA's context: a size, N%% of what is free, auto (the default: 90%%)"
     group.add_argument("--gpu-memory", metavar="SIZE", help=gpu_memory)
 
 
 def add_settings_option(parser: argparse.ArgumentParser, settings: Mapping[str, Any]) -> None:
     """``--set KEY=VALUE`` for the hyper-parameters in ``settings`` (name -> default)."""
-    known = ", ".join(f"{name}={value}" for name, value in settings.items())
-    text = f"hyper-parameter; known, with defaults: {known}"
+    defaults = ", ".join(f"{name}={value}" for name, value in settings.items())
+    text = f"hyper-parameter; names and defaults: {defaults}"
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help=text)
 
 
@@ -353,7 +353,7 @@ def _unforeseen(args: argparse.Namespace, error: Exception) -> str:
 
 
 def _write_report(command: Command[Any, Any], path: Path, written: Mapping[str, Any]) -> None:
-    """``report.html`` beside ``run.json``, ``evaluation.html`` beside ``evaluation.json``."""
+    """Write ``report.html`` next to ``run.json``, ``evaluation.html`` next to ``evaluation.json``."""
     from common.memory.report.page import render
 
     page = render(written, command.sections(written, path.parent))

@@ -72,7 +72,7 @@ BESIDE = 0.5
 WAITING = 1.08
 """Time of an engine whose threads share a tile and wait for each other, over a tile each (measured 1.07 to 1.11)."""
 MAPPING = 1.4
-"""Time of PyTorch whose tensors are mapped anew for each tile (measured 1.2 to 1.5)."""
+"""Time of PyTorch whose tensors are mapped again for each tile (measured 1.2 to 1.5)."""
 SPILL_PASSES = {"memory": 0, "rows": 2, "columns": 4}
 """Number of times that a waiting overlap is written or read for each row of tiles."""
 SPILL_SECONDS = 1e-9

@@ -13,7 +13,7 @@ from common.errors import UsageError
 from common.extras import require
 
 PROTOCOLS = ("user-holdout", "leave-last", "temporal", "random", "split", "lightgcn", "ncf")
-"""The model's own splits; a test file, with this suite's recall or LightGCN's; NCF's sampled negatives."""
+"""The model's own splits; a test file, with peakline's recall or LightGCN's; NCF's sampled negatives."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

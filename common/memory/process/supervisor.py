@@ -2,7 +2,7 @@
 
 It waits for the child that ``child.supervise`` started, passes SIGINT and SIGTERM on, and says in one line when the
 child was killed or crashed. Where no memory cgroup can be written, it is the hard wall: it reads what the process tree
-holds, and ends it above the ceiling. It imports nothing of the suite, because its memory counts against the user's
+holds, and ends it above the ceiling. It imports nothing of peakline, because its memory counts against the user's
 ceiling.
 """
 
