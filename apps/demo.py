@@ -96,17 +96,17 @@ def real_or_sample(name: str, sample_module: str) -> tuple[Path, bool]:
         if clock() > DOWNLOAD_SECONDS:
             raise BadInput(f"{done} bytes in {clock():.0f} s: not waiting for the rest")
 
-    found = datasets.find(name)
-    if found is None:
+    folder = datasets.find(name)
+    if folder is None:
         entry = datasets.catalog()[name]
         say(f"{entry.title}: not on this machine, trying its publisher (licence: {entry.licence})")
         try:
-            found = datasets.fetch(entry, datasets.cache_directory(), progress=progress)
+            folder = datasets.fetch(entry, datasets.cache_directory(), progress=progress)
         except BadInput as error:
             say(f"  {error}")
-    if found is not None:
+    if folder is not None:
         say(f"data: {name}, the real set")
-        return found, True
+        return folder, True
     folder = OUTPUT / "sample" / name
     say(f"data: a generated sample in place of {name}")
     subprocess.run(child.python_command(sample_module, [str(folder)]), env=child.python_environment(), check=True)

@@ -66,10 +66,10 @@ def cache_directory() -> Path:
 
 def find(name: str) -> Path | None:
     """Return the folder of a data set, or ``None`` if it is not on this machine."""
-    places = [Path(os.environ["PEAKLINE_DATA"])] if os.environ.get("PEAKLINE_DATA") else []
-    for place in (*places, cache_directory()):
-        if (place / name).is_dir():
-            return (place / name).resolve()
+    folders = [Path(os.environ["PEAKLINE_DATA"])] if os.environ.get("PEAKLINE_DATA") else []
+    for folder in (*folders, cache_directory()):
+        if (folder / name).is_dir():
+            return (folder / name).resolve()
     return None
 
 
@@ -95,9 +95,9 @@ def fetch(dataset: Dataset, directory: Path, *, progress: Callable[[int, int | N
     archive = directory / f".{dataset.name}.download"
     _download(dataset.url, archive, progress or (lambda done, total: None))
     algorithm, _, expected = dataset.checksum.partition(":")
-    if (found := digest(archive, algorithm)) != expected:
+    if (actual := digest(archive, algorithm)) != expected:
         archive.unlink()
-        raise BadInput(f"{dataset.url}: {algorithm} is {found}, the catalogue says {expected}; nothing was kept")
+        raise BadInput(f"{dataset.url}: {algorithm} is {actual}, the catalogue says {expected}; nothing was kept")
     with scratch_directory(directory, dataset.name) as scratch:
         _unpack(dataset, archive, scratch)
         scratch.rename(target)

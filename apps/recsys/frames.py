@@ -95,8 +95,8 @@ def _kind(series: pd.Series[Any], name: str) -> str:
     inferred = types.infer_dtype(series, skipna=True)
     if inferred in ("string", "integer", "empty"):
         return INTEGER if inferred == "integer" else TEXT
-    found = inferred if dtype.kind == "O" else dtype
-    raise BadInput(f"frame: column {name!r}: {found} cannot be an id; integers or text can", public="unusable id")
+    type_name = inferred if dtype.kind == "O" else dtype
+    raise BadInput(f"frame: column {name!r}: {type_name} cannot be an id; integers or text can", public="unusable id")
 
 
 def _id_type(series: pd.Series[Any], kind: str) -> pa.DataType:

@@ -122,8 +122,8 @@ def estimate(step: "Step", batch: Any, *, memory: str | int = "auto", threads: i
     ...     optimizer.zero_grad()
     ...     torch.nn.functional.cross_entropy(network(images), classes).backward()
     ...     optimizer.step()
-    >>> found = estimate(step, (torch.zeros(256, 1024), torch.zeros(256, dtype=torch.int64)))
-    >>> sizes = {term.name: round(term.bytes / 2**20) for term in found.terms}
+    >>> estimated = estimate(step, (torch.zeros(256, 1024), torch.zeros(256, dtype=torch.int64)))
+    >>> sizes = {term.name: round(term.bytes / 2**20) for term in estimated.terms}
     >>> sizes["parameters"], sizes["gradients"], sizes["optimizer states"]
     (16, 16, 32)
     """
@@ -203,8 +203,8 @@ def _measured(
 ) -> tuple[dict[Call, Cost], tuple[str, ...], int]:
     """Return the costs of the distinct operators, the names of those that could not be measured, and the baseline."""
     calls = list(dict.fromkeys(call for _, call in history if call is not None))
-    known = OperatorCosts(operators.default_file(threads))
-    costs = {call: known[call] for call in calls if call in known}
+    stored = OperatorCosts(operators.default_file(threads))
+    costs = {call: stored[call] for call in calls if call in stored}
     probes = {call: probe for call in calls if call not in costs and (probe := call.probe_on(threads)) is not None}
     answers = dict(_answers([libraries, *probes.values()], ceiling))
     for call, probe in probes.items():
@@ -223,12 +223,12 @@ def _answers(probes: Sequence[Probe], ceiling: int) -> Iterator[tuple[Probe, Any
     store, left = CostStore(), list(probes)
     while left:
         try:
-            found = dict(store.collect(left, ceiling=ceiling))
+            measured = dict(store.collect(left, ceiling=ceiling))
         except ProbeFailed:
-            found = store.cached(left)
-        yield from found.items()
+            measured = store.cached(left)
+        yield from measured.items()
         # Probes are measured in order: the first without an answer is the one that failed.
-        left = [probe for probe in left if probe not in found][1:]
+        left = [probe for probe in left if probe not in measured][1:]
 
 
 def _peak(history: Sequence[Moment], costs: dict[Call, Cost]) -> tuple[dict[str, int], int]:

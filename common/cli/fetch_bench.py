@@ -29,8 +29,8 @@ def _fetch(args: argparse.Namespace) -> int:
     entries = {name: e for name, e in datasets.catalog().items() if e.application == args.application}
     if args.dataset is None:
         for entry in entries.values():
-            place = datasets.find(entry.name) or "not on this machine"
-            sys.stdout.write(f"{entry.name}: {entry.title}\n  licence: {entry.licence}\n  {place}\n")
+            location = datasets.find(entry.name) or "not on this machine"
+            sys.stdout.write(f"{entry.name}: {entry.title}\n  licence: {entry.licence}\n  {location}\n")
         return 0
     if args.dataset not in entries:
         raise UsageError(f"fetch {args.dataset}: known are {', '.join(entries)}")

@@ -191,8 +191,8 @@ def _configure_logging(args: argparse.Namespace) -> None:
 
 
 def _budget(args: argparse.Namespace, *, supervised: bool) -> MemoryBudget:
-    if supervised and (given := os.environ.get(_CEILING)):
-        size, _, source = given.partition(" ")
+    if supervised and (inherited := os.environ.get(_CEILING)):
+        size, _, source = inherited.partition(" ")
         return MemoryBudget(int(size), None, source)
     budget = MemoryBudget.parse(args.memory)
     if budget.warning:
@@ -311,9 +311,9 @@ def _plan_and_execute(args: argparse.Namespace, request: Any, record: RunRecord,
         resolve(command.warm_up(request))()
         glibc.trim()
     gauge.floor_bytes = meter.resident()
-    held = gauge.tree_bytes()
-    if not guard.lower_hard_wall(record.budget.host_bytes, held):
-        least = max(held, record.budget.host_bytes)
+    resident = gauge.tree_bytes()
+    if not guard.lower_hard_wall(record.budget.host_bytes, resident):
+        least = max(resident, record.budget.host_bytes)
         smallest = record.plan.including(ALL, least, name="libraries, more than was measured")
         raise DoesNotFit(ceiling=record.budget.host_bytes, smallest=smallest)
     child.tell_supervisor(supervisor.PLANNED)

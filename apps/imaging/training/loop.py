@@ -244,7 +244,7 @@ def validate(
 def _tile(volumes: Volumes, index: int, position: Shape, blend: BoundedBlend) -> npt.NDArray[np.float32]:
     """One tile of the padded volume; outside of it zeros, which are the mean."""
     tile = np.zeros(blend.grid.tile, np.float32)
-    corner = [place - before for place, before in zip(position, blend.grid.before, strict=True)]
+    corner = [first - before for first, before in zip(position, blend.grid.before, strict=True)]
     start = [max(0, low) for low in corner]
     stop = [min(size, low + edge) for size, low, edge in zip(volumes.shapes[index], corner, tile.shape, strict=True)]
     inside = tuple(slice(a - low, b - low) for a, b, low in zip(start, stop, corner, strict=True))

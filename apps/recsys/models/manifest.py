@@ -92,5 +92,5 @@ def check_hyper(directory: Path, manifest: RecommenderManifest) -> RecommenderMa
         raise BadInput(
             f"{path}: a model of kind {kind!r}; this version reads {', '.join(HYPER)}", public="model of another kind"
         )
-    typed_json.require(manifest["hyper"], HYPER[kind], path=path, what="model manifest", place="hyper")
+    typed_json.require(manifest["hyper"], HYPER[kind], path=path, what="model manifest", location="hyper")
     return manifest
