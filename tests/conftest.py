@@ -56,7 +56,7 @@ class Run:
 
 @pytest.fixture(scope="session")
 def run() -> Callable[..., Run]:
-    """``run("apps.recsys", "train", path, ...)`` runs a module of the suite in a fresh process."""
+    """``run("apps.recsys", "train", path, ...)`` runs a module of peakline in a fresh process."""
 
     def call(module: str, *arguments: object, timeout: float = 300, env: dict[str, str] | None = None) -> Run:
         done = subprocess.run(

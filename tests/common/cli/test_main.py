@@ -62,9 +62,9 @@ def test_a_ceiling_below_the_interpreter_is_refused_with_a_number(run: Callable[
     smallest = refused.record["smallest_feasible_bytes"]
     assert 40 * MIB < smallest < 80 * MIB
     assert run(FILL, "--bytes", "8MiB", "--memory", smallest, env=env).code == 0
-    # A child beside this process takes more than this process will: the ceiling would do, if that were known.
+    # A child and this process together take more than this process will: the ceiling would do, if that were known.
     unknown = {"XDG_CACHE_HOME": str(tmp_path / "empty")}
-    enough = smallest + MIB  # the interpreter is measured anew, and a quarter of a MiB is within its noise
+    enough = smallest + MIB  # the interpreter is measured again, and a quarter of a MiB is within its noise
     refused = run(FILL, "--bytes", "8MiB", "--memory", enough, "--json", env=unknown)
     assert refused.code == 3 and refused.record["smallest_feasible_bytes"] <= enough
     says(refused.err, format_size(enough), format_size(refused.record["smallest_feasible_bytes"]), "again")
@@ -243,7 +243,7 @@ def test_auto_inside_a_container_is_what_its_limit_leaves(container: Path) -> No
     assert record["budget"]["source"] == "auto"
     assert 250 * MIB < record["budget"]["host_bytes"] <= 300 * MIB
     assert record["exit_code"] == 0 and record["within_budget"]
-    assert record["plan"]["knobs"]["blocks"] == 2  # 200 MiB beside the interpreter
+    assert record["plan"]["knobs"]["blocks"] == 2  # 200 MiB as well as the interpreter
     half = _inside(container, "--bytes", "100MiB", "--memory", "50%")
     assert half["budget"]["host_bytes"] == 150 * MIB and half["exit_code"] == 0
 

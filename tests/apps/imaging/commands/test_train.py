@@ -153,7 +153,7 @@ def test_a_training_by_the_clock_steps_for_so_long(balls: Path, tmp_path: Path, 
     done = run("apps.imaging", "train", balls, "-o", tmp_path / "m", *clock, *FAST)
     assert done.code == 0, done.err
     phases = [(phase["name"], phase["seconds"]) for phase in done.record["measured"]["phases"]]
-    assert 2 < sum(seconds for name, seconds in phases if name == "train") < patience(4)  # beside its checkpoints
+    assert 2 < sum(seconds for name, seconds in phases if name == "train") < patience(4)  # without its checkpoints
     assert [name for name, _ in phases].count("validate") == 1  # none between the steps, since no case is for that
     assert done.record["results"]["steps"] >= 1 and done.record["results"]["metrics"]["cases"] == 1
 

@@ -1,4 +1,4 @@
-"""Real signals on real data: an interrupted or killed ``ials`` goes on, and ends as if nothing had happened."""
+"""Real signals on real data: an interrupted or killed ``ials`` continues, and ends as if nothing had happened."""
 
 import json
 import os

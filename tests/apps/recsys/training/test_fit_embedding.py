@@ -1,4 +1,4 @@
-"""Batches cover the data, a training that stopped goes on as if it had not, and what was trained is served."""
+"""Batches cover the data, a training that stopped continues as if it had not, and what was trained is served."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext

@@ -126,7 +126,7 @@ def _feed(costs: Known, ceiling: int = 110 * MIB, **change: object) -> Plan:
     return read_plan(json.dumps(data), Blocks(), MemoryBudget(ceiling), costs)
 
 
-def test_an_edited_plan_is_priced_anew(costs: Known) -> None:
+def test_an_edited_plan_is_priced_again(costs: Known) -> None:
     assert _feed(costs, knobs={"blocks": 3}).predicted_peak_bytes == 50 * MIB + 100 * MIB // 3
     with pytest.raises(DoesNotFit):
         _feed(costs, knobs={"blocks": 1})
