@@ -37,8 +37,8 @@ INFERRED_CASES = 4
 STARTUP_SECONDS = 30
 DOWNLOAD_SECONDS = 30
 LIMIT_SECONDS = 200
-"""When the last command should have ended. What takes longer than expected (30 s on a machine of two cores with a load
-of ten) still ends within four minutes."""
+"""Time by which the last command should have ended. A command that takes longer than expected (30 s on a machine of two
+cores with a load of ten) still ends within four minutes."""
 AFTER = 3.0
 """The commands around the training's steps take so many times what the recommender's take (processor seconds of one
 thread in AVX2, nothing measured before: 20 and 7)."""
@@ -64,7 +64,7 @@ def training_seconds(elapsed: float, recommender_seconds: float) -> int | None:
     elapsed
         Seconds since the demo began.
     recommender_seconds
-        How long the recommender's commands took, as a measure of this machine and of what else runs on it.
+        Duration of the recommender's commands, as a measure of this machine and of its other load.
     """
     left = LIMIT_SECONDS - elapsed - AFTER * recommender_seconds
     return min(MOST_SECONDS, int(left)) if left >= LEAST_SECONDS else None

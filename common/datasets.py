@@ -79,7 +79,7 @@ def fetch(dataset: Dataset, directory: Path, *, progress: Callable[[int, int | N
     Parameters
     ----------
     directory
-        Where data sets lie; the folder is ``directory / dataset.name``.
+        Folder of the data sets; that of one is ``directory / dataset.name``.
     progress
         Called with bytes so far and the total, where the publisher states it.
 

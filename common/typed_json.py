@@ -95,7 +95,7 @@ def check(value: Any, description: Any, location: str = "") -> None:
     value
         As ``json.loads`` gives it.
     location
-        Where the value stands in the whole, for messages.
+        Location of the value in the whole, for messages.
 
     Raises
     ------

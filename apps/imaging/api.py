@@ -38,7 +38,7 @@ class Segmentation:
     header
         nibabel's header, with the image's geometry.
     record
-        Of the run, as in ``run.json``: predicted and measured memory, and more.
+        Record of the run, as in ``run.json``: predicted and measured memory, and more.
     """
 
     labels: "npt.NDArray[np.unsignedinteger]"

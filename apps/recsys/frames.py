@@ -36,9 +36,9 @@ def write_interactions(frame: Any, wanted: Columns, path: Path) -> tuple[Columns
     Returns
     -------
     Columns
-        Which they are.
+        The columns by their roles.
     dict
-        Whether the ids of users and items are integers or text.
+        Type of the ids of users and items: integers or text.
 
     Raises
     ------

@@ -1,7 +1,7 @@
 """Run a command of peakline for a Python caller: its record as a value, its other endings as exceptions.
 
-The command is the one that a shell would start, in a child with its own ceiling. What the caller's process holds does
-not count against that ceiling.
+The command is the one that a shell would start, in a child with its own ceiling. Memory of the caller's process
+does not count against that ceiling.
 """
 
 import json

@@ -39,9 +39,9 @@ class Estimate:
     Attributes
     ----------
     terms
-        What is alive at the peak, each with its bytes, the largest first; they add up to ``peak_bytes``.
+        Memory that is alive at the peak, by purpose, the largest first; the bytes add up to ``peak_bytes``.
     baseline_bytes
-        What a process holds that has loaded PyTorch and run small operators, and an optimiser if the step has one;
+        Memory of a process that has loaded PyTorch and run small operators, and an optimiser if the step has one;
         measured in a process of its own.
     unmeasured
         Operators whose workspace could not be measured within the memory there is; they count as having none, so the
@@ -78,10 +78,10 @@ def estimate(step: "Step", batch: Any, *, memory: str | int = "auto", threads: i
     """Predict the peak memory of a training or inference step on the CPU, term by term, without running it.
 
     The step runs twice in this process on tensors that have shapes and no data, to see what it allocates and when.
-    What an operator's kernel allocates inside itself is measured in another process, which runs each distinct operator
+    The workspace of an operator's kernel is measured in another process, which runs each distinct operator
     once, alone; the numbers are kept in ``$XDG_CACHE_HOME/peakline/costs``. Modules and optimisers are left as they
-    were, and nothing of their size is allocated here. What the step's own Python code does happens (it may append to a
-    list); a value that it reads with ``item`` is 1.
+    were, and nothing of their size is allocated here. Effects of the step's own Python code happen (it may append to
+    a list); a value that it reads with ``item`` is 1.
 
     Parameters
     ----------
@@ -94,7 +94,7 @@ def estimate(step: "Step", batch: Any, *, memory: str | int = "auto", threads: i
         A tensor, or tensors in tuples, lists and dictionaries; of any device, ``meta`` too, since only layouts are
         read. For ``(module, loss, optimizer)``: ``(inputs, targets)``.
     memory
-        What the process that measures operators may hold, as ``--memory`` takes it.
+        Ceiling of the process that measures operators, as ``--memory`` takes it.
     threads
         Threads that the step will run on; default: PyTorch's present number.
 

@@ -253,9 +253,9 @@ def trace(step: Callable[[Any], object], batch: Any) -> tuple[list[Moment], bool
     Returns
     -------
     list
-        What was alive after each operator of the second.
+        Live bytes by kind after each operator of the second run.
     bool
-        Whether an optimiser stepped.
+        True if an optimiser stepped.
 
     Parameters
     ----------

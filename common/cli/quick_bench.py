@@ -1,7 +1,8 @@
 """``bench --quick``: time and memory of a few commands on the user's own data, predicted and measured.
 
-Each command runs as a user would run it, in a process tree of its own under the ceiling. What its plan has to measure
-first is measured beforehand, by the same command with ``--dry-run``, so that the figures are those of the work.
+Each command runs as a user would run it, in a process tree of its own under the ceiling. Costs that its
+plan has to measure are measured before, by the same command with ``--dry-run``, so that the figures are those of the
+work.
 """
 
 import json

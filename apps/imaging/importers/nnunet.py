@@ -1,6 +1,6 @@
 """nnU-Net v2's trained-model folders: ``plans.json`` and ``dataset.json``, translated to our model folder's fields.
 
-Only JSON is read here; ``convert`` reads checkpoints, in a child. What is not supported is refused by name.
+Only JSON is read here; ``convert`` reads checkpoints, in a child. Unsupported parts are refused by name.
 """
 
 import json

@@ -120,7 +120,7 @@ class NetworkGrid:
         Parameters
         ----------
         contents
-            What is in each channel.
+            Content of each channel.
         """
         low, high = union(contents)
         boxes = [Cropped(channel.volume, low, high) for channel in self.channels]

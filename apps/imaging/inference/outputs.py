@@ -54,7 +54,7 @@ class Outputs:
     key
         Digest from which DICOM's UIDs are derived.
     dtype
-        Of the labels.
+        Data type of the labels.
 
     Attributes
     ----------
@@ -172,7 +172,7 @@ def outputs_bytes(types: Sequence[str], volume: Volume, classes: int, *, with_st
     types
         As in ``OutputRequest``.
     classes
-        Of the model, background among them.
+        Number of the model's classes, background among them.
     """
     resident, transient = 0, [0]
     if isinstance(volume, DicomVolume):

@@ -156,7 +156,7 @@ class InferRequest:
         image
             Its ``identity``, or the digest of what a server lists for it.
         outputs
-            Whether what is written counts too, as for a study that need not be done again; DICOM's UIDs are of the
+            True: the outputs count too, as for a study that need not be done again; DICOM's UIDs are of the
             labels alone.
         further
             Identities of further channels, or whatever else decides the labels.

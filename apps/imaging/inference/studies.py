@@ -187,7 +187,7 @@ class StudyInputs:
         tile, overlap
             As for ``NetworkGrid.of``.
         digest
-            Of what a server lists for a study and of all that decides its outputs.
+            Digest of a server's listing of a study and of all that decides its outputs.
 
         Raises
         ------

@@ -117,7 +117,7 @@ def uncropped(planes: Iterable[Labels], shape: Shape, low: Shape, dtype: np.dtyp
     planes
         (x, y, k) of the box, in order.
     shape
-        Of the whole volume.
+        Shape of the whole volume.
     low
         First voxel of the box.
 

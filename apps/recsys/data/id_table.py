@@ -47,7 +47,7 @@ class IdTable:
     def rows(self, ids: Sequence[str]) -> NDArray[np.int64]:
         """Rows of ids given as text, shape (n,); -1 for those that are not in the table. One scan finds all of them.
 
-        Where the table is of integers, text is an id only as an integer would be written.
+        In a table of integers, text is an id only in the form in which an integer would be written.
         """
         import numpy as np
         import pyarrow as pa

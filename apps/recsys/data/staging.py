@@ -77,7 +77,7 @@ def stage(
     users, items
         Empty vocabularies.
     filters
-        Which rows, users and items are left out.
+        Rows, users and items that are left out.
     timed
         True to keep times. If a file has no times, the numbers of its rows are used.
 

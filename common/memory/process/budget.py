@@ -104,7 +104,7 @@ def memory_cgroups(root: Path = Path("/sys/fs/cgroup"), membership: str | None =
     Parameters
     ----------
     root
-        Where cgroups are mounted.
+        Folder where cgroups are mounted.
     membership
         The text of ``/proc/self/cgroup``; ``None`` to read it.
     """

@@ -243,9 +243,9 @@ def read_exit(status: int, *, kills_before: int | None, cgroup_kills: int = 0, t
     status
         As ``ChildExit.status``.
     kills_before
-        What ``oom_kills`` returned before the child was started.
+        Result of ``oom_kills`` before the child was started.
     cgroup_kills
-        How often the kernel killed in the child's own cgroup for its limit.
+        Number of kills by the kernel in the child's own cgroup for its limit.
     """
     killed = status == -signal.SIGKILL and not timed_out and (kills_before is None or oom_kills() != kills_before)
     return ChildExit(status, bool(cgroup_kills) or killed or status == EXIT_DOES_NOT_FIT, timed_out)

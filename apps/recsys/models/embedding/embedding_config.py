@@ -41,7 +41,7 @@ class EmbeddingConfig:
     tables
         1: an item has one vector; 2: a second one is used where the item is part of a user.
     table
-        How vectors are stored while they train (``common.compression.layouts.KINDS``).
+        Storage of the vectors while they train (``common.compression.layouts.KINDS``).
     row_bytes
         Bytes per row, for the tables that can be made to a size.
     batch
