@@ -257,7 +257,12 @@ def _of_record(record: dict[str, Any]) -> dict[str, Any]:
     if "measured" not in record:
         return {"result": record}
     peak, baseline = record["measured"]["peak_bytes"], record["measured"]["floor_bytes"]
-    line = {"peak": peak, "floor": baseline, "result": record["results"], "kind": record.get("error", {}).get("kind")}
+    line = {
+        "peak": peak,
+        "baseline": baseline,
+        "result": record["results"],
+        "kind": record.get("error", {}).get("kind"),
+    }
     loaded = [phase["start"] + phase["seconds"] for phase in record["measured"]["phases"] if phase["name"] == START]
     if loaded:  # scripts start their clocks after their imports
         line["working_seconds"] = round(record["seconds"] - loaded[0], 3)
@@ -268,7 +273,7 @@ def _of_record(record: dict[str, Any]) -> dict[str, Any]:
         line |= {"predicted": predicted, "knobs": record["plan"]["knobs"]}
         if measured:
             line["predicted_over_measured"] = round(predicted / measured, 4)
-            line["above_floor"] = round((predicted - baseline) / max(1, measured - baseline), 4)
+            line["above_baseline"] = round((predicted - baseline) / max(1, measured - baseline), 4)
     return line
 
 

@@ -222,7 +222,7 @@ class PeakMeter:
         self.phases[-1] = replace(self.phases[-1], name=name)
 
     def _read_companions(self) -> None:
-        """Read the companions' pages. What is private changes until both processes have mapped the same libraries."""
+        """Read the companions' pages. The private ones change until both processes have mapped the same libraries."""
         self._companion_pages = [pages(pid) for pid in self._companions]
 
     @property
