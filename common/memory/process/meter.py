@@ -261,7 +261,8 @@ class PeakMeter:
     def tree_bytes(self) -> int:
         """Return the present size of the process tree, companions included."""
         self._read_companions()
-        return together([pages(), *map(pages, children()), *self._companion_pages])
+        own = pages()
+        return together([own, *map(pages, children()), *self._companion_pages])
 
     def sample(self) -> None:
         """Add a sample of the tree's size to the timeline."""
@@ -271,8 +272,9 @@ class PeakMeter:
         if below:
             # Before ``exec`` a new child may share all pages with this process (``vfork``), which would count twice.
             grown = below & before
+            own = pages()  # first: what it shares with a fork becomes private when that ends
             sizes = [pages(pid) for pid in grown or below]
-            whole = together([pages(), *sizes, *self._companion_pages])
+            whole = together([own, *sizes, *self._companion_pages])
             rest = whole - max(each.private + each.shared for each in sizes)
             self._beside_child = min(rest, self._beside_child or rest)
             if grown:
