@@ -265,6 +265,8 @@ class Campaign:
     path: Path | None = None
     lines: list[dict[str, Any]] = field(default_factory=list)
     _judged: dict[str, list[str]] = field(default_factory=dict)
+    _reduced: set[str] = field(default_factory=set)
+    """Kinds of faults of which the smallest session was found; further ones are counted, not reduced."""
 
     def run(self, *, chunks: int | None = None, size: int = CHUNK) -> None:
         """Judge chunks of sessions until the clock ends or ``chunks`` are done; finished ones are not repeated."""
@@ -294,13 +296,16 @@ class Campaign:
             number += 1
             busy = (chunk * size + number) % BUSY_EVERY == 0
             faults = self._session(session, chunk, busy=busy)
-            assert not faults, f"{session}: {'; '.join(faults)}"
+            new = [fault for fault in faults if _kind(fault) not in self._reduced]
+            assert not new, f"{session}: {'; '.join(new)}"
 
         try:
             holds()
         except AssertionError as error:  # the smallest session that fails
-            sys.stderr.write(f"{str(error).splitlines()[0]}\n")
-            self._append({"chunk": chunk, "smallest_failure": str(error).splitlines()[0]})
+            text = str(error).splitlines()[0]
+            sys.stderr.write(f"{text}\n")
+            self._append({"chunk": chunk, "smallest_failure": text})
+            self._reduced |= {_kind(fault) for line in self.lines for fault in line.get("faults", ())}
         if time.monotonic() < self.end:
             self._append({"chunk": chunk, "done": True})
 
@@ -344,6 +349,11 @@ class Campaign:
             "within": round(sum(UNDER <= ratio <= OVER for ratio in ratios) / max(1, len(ratios)), 4),
             "faults": dict(Counter(fault for line in runs for fault in line["faults"]).most_common(20)),
         }
+
+
+def _kind(fault: str) -> str:
+    """Return a fault without its numbers and its command."""
+    return "".join(char for char in fault.rpartition(": ")[2] if not char.isdigit())
 
 
 def main(name: str, sessions: st.SearchStrategy[Session], argv: Sequence[str] | None = None) -> int:
