@@ -1,10 +1,12 @@
 """Standard streams that are closed, full, or whose reader has gone."""
 
 import fcntl
+import json
 import os
 import sys
+from collections.abc import Mapping
 from contextlib import suppress
-from typing import TextIO
+from typing import Any, TextIO
 
 from common.terminal import escaped
 
@@ -52,6 +54,13 @@ def write(text: str) -> None:
     except OSError as error:
         silence(sys.stdout)
         _broken.append(error)
+
+
+def write_json(record: Mapping[str, Any]) -> None:
+    """Write a record on stdout, piece by piece: its text as a whole may be large."""
+    for piece in json.JSONEncoder().iterencode(record):
+        write(piece)
+    write("\n")
 
 
 def flush() -> OSError | None:

@@ -1,6 +1,6 @@
 """Series of a DICOM folder or zip as volumes: geometry from the headers of all slices, pixels one slice at a time.
 
-A series that would silently give a wrong volume is refused (``defects``). What was accepted or repaired is reported.
+A series that would silently give a wrong volume is refused (``defects``). Accepted and repaired defects are reported.
 No patient's identifier is returned or printed.
 """
 
@@ -58,7 +58,7 @@ class DicomVolume:
 
     @property
     def repaired(self) -> bool:
-        """Whether planes are interpolated between the slices."""
+        """True if planes are interpolated between the slices."""
         return self.layout.planes > 0
 
     @property
@@ -146,7 +146,7 @@ def scale(frame: FrameHeader) -> tuple[float, float]:
 
 
 def holds_dicom(path: Path) -> bool:
-    """Whether there is a DICOM file directly in a folder."""
+    """True if there is a DICOM file directly in a folder."""
     folder = Folder(path)
     return any(is_dicom(folder, name) for name in folder.names())
 

@@ -79,7 +79,7 @@ class Ranker:
     Parameters
     ----------
     session
-        Of the command, with its plan (knob ``user_block``).
+        Session of the command, with its plan (knob ``user_block``).
 
     Raises
     ------

@@ -11,7 +11,7 @@ Metrics = Mapping[str, float]
 
 
 class ModelResults(ModelFields):
-    """The model's kind and what its ``model.json`` says beside the files."""
+    """The model's kind and the fields of its ``model.json`` other than the files."""
 
     kind: str
 
@@ -38,7 +38,7 @@ class DataResults(TypedDict):
 
 
 class TrainResults(TypedDict):
-    """Of ``recsys train``."""
+    """Results of ``recsys train``."""
 
     metrics: Metrics
     """On the held-out items; empty without ``--split``."""
@@ -68,7 +68,7 @@ class TestResults(TypedDict):
 
 
 class EvaluateResults(TypedDict):
-    """Of ``recsys evaluate``."""
+    """Results of ``recsys evaluate``."""
 
     users: Count
     """Users who were scored."""
@@ -78,7 +78,7 @@ class EvaluateResults(TypedDict):
     new_users: NotRequired[Count]
     """Users of whom training saw nothing; they were shown popular items."""
     test: NotRequired[TestResults]
-    """What was found in the test file."""
+    """Counts of the test files."""
 
 
 class ScoredItem(TypedDict):
@@ -94,18 +94,18 @@ class Recommendation(ScoredItem):
     because: NotRequired[list[ScoredItem]]
     """Items of the history, and what each adds to the score."""
     others: NotRequired[float]
-    """What the rest of the history adds."""
+    """Score that the rest of the history adds."""
 
 
 class ItemsResults(TypedDict):
-    """Of ``recsys recommend`` for one user, and of ``recsys similar``."""
+    """Results of ``recsys recommend`` for one user, and of ``recsys similar``."""
 
     items: list[Recommendation]
     """The best first."""
 
 
 class AllUsersResults(TypedDict):
-    """Of ``recsys recommend --all-users``."""
+    """Results of ``recsys recommend --all-users``."""
 
     users: Count
     rows: Count

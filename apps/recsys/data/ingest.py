@@ -211,11 +211,11 @@ def open_inputs(
     titles
         A table of items and titles.
     filters
-        Which rows, users and items are left out.
+        Rows, users and items that are left out.
     split, seed
-        How evaluation items are held out.
+        Way in which evaluation items are held out, and its seed.
     layout
-        How text files are laid out, as far as the user says so.
+        Layout of text files, as far as the user states it.
 
     Raises
     ------

@@ -36,9 +36,9 @@ class AnswerFileRequest(AnswerRequest):
     questions, output
         The files.
     by
-        What the ids of a question are: ``"user"``, ``"history"`` or ``"item"``.
+        Kind of the ids of a question: ``"user"``, ``"history"`` or ``"item"``.
     k
-        How many items to name in an answer.
+        Number of items in an answer.
     exclude, only
         Arrow files with the ids of items never to name, and of those to choose from; ``None``: no such limit.
     batch_bytes

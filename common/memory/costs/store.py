@@ -100,7 +100,7 @@ class CostStore:
         try:
             entry = json.loads((self.directory / f"{probe.key}.json").read_text())
             costs: dict[str, float] = entry["costs"]
-            whole = entry["check"] == _check(probe, costs)
+            whole = entry["check"] == checksum(probe, costs)
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
             return None
         return costs if whole and plausible(costs) and any(costs.values()) else None
@@ -110,7 +110,7 @@ class CostStore:
             self.directory.mkdir(parents=True, exist_ok=True)
             part = self.directory / f".{probe.key}.{os.getpid()}"
             entry = {"function": probe.function, "arguments": probe.arguments, "costs": costs}
-            part.write_text(json.dumps(entry | {"check": _check(probe, costs)}))
+            part.write_text(json.dumps(entry | {"check": checksum(probe, costs)}))
             part.replace(self.directory / f"{probe.key}.json")
         except OSError:
             pass  # a read-only cache costs time, not correctness
@@ -191,7 +191,7 @@ def plausible(costs: Any) -> bool:
     )
 
 
-def _check(probe: Probe, costs: Any) -> str:
+def checksum(probe: Probe, costs: Any) -> str:
     """Checksum of an entry of the cache, by which damage is noticed."""
     return hashlib.sha256(json.dumps([probe.function, probe.arguments, costs]).encode()).hexdigest()[:16]
 
