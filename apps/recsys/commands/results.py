@@ -59,6 +59,8 @@ class TestResults(TypedDict):
     """Rows whose user is not in the model."""
     unknown_items: Count
     """Rows whose item is not in the model."""
+    rows: Count
+    """Rows read."""
     dropped: Mapping[str, Count]
     """Reason -> rows that were not scored."""
     trained: NotRequired[Count]

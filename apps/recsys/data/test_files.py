@@ -37,6 +37,8 @@ class TestPairs:
     """Rows whose user is not in the model."""
     unknown_items: int
     """Rows whose item is not in the model."""
+    rows: int = 0
+    """Rows read."""
     dropped: tuple[tuple[str, int], ...] = ()
     """Reasons for which rows were left out as in training, each with their number."""
 
@@ -65,11 +67,12 @@ def write(sources: tuple[Source, ...], model: Path, directory: Path, *, min_valu
     ids = {name: _ids(model / f"{name}s.parquet") for name in ("user", "item")}
     pairs: list[NDArray[np.int64]] = []
     unknown_users = unknown_items = 0
-    dropped: dict[str, int] = {}
+    rows, dropped = 0, dict[str, int]()
     for source in sources:
         value = source.columns.value
         names = [str(name) for name in (source.columns.user, source.columns.item, value) if name is not None]
         for batch in readers.batches(source, names, number=value):
+            rows += batch.num_rows
             counted = _counted(batch, min_value, dropped)
             user, item = (_rows(batch.column(n), ids[name])[counted] for n, name in enumerate(("user", "item")))
             unknown_users += int((user < 0).sum())
@@ -93,7 +96,7 @@ def write(sources: tuple[Source, ...], model: Path, directory: Path, *, min_valu
             yield int(users[start]), user_items
 
     users_written = splits.write(directory, "heldout", chosen())
-    return TestPairs(users_written, len(keys), unknown_users, unknown_items, tuple(dropped.items()))
+    return TestPairs(users_written, len(keys), unknown_users, unknown_items, rows, tuple(dropped.items()))
 
 
 def _counted(batch: Any, min_value: float | None, dropped: dict[str, int]) -> NDArray[np.bool_]:

@@ -10,7 +10,15 @@ from apps.recsys.data.readers import Source
 from apps.recsys.data.test_files import TestPairs
 from apps.recsys.models.manifest import RecommenderManifest
 from apps.recsys.planning import bpr_terms, embedding_terms
-from apps.recsys.planning.baselines import LIBRARIES, READING, SCORING, STAGE_BYTES, WAITING_BYTES, baseline_terms
+from apps.recsys.planning.baselines import (
+    LIBRARIES,
+    READING,
+    SCORING,
+    STAGE_BYTES,
+    STAGED_ROW_BYTES,
+    WAITING_BYTES,
+    baseline_terms,
+)
 from apps.recsys.planning.ranking_terms import USER_BLOCKS, model_terms, ranking_terms
 from apps.recsys.planning.requests import EvaluateRequest
 from common.files import Workspace
@@ -57,7 +65,7 @@ class EvaluateWorkload:
             *baseline_terms(costs, self.probes(setting)[1], *during),
             Term("ids", 4 * ids, "analytic", during),
             Term("test pairs", 32 * self.test.pairs, "analytic", during),
-            Term("rows read", STAGE_BYTES, "measured", during),
+            Term("rows read", min(STAGE_BYTES, STAGED_ROW_BYTES * (self.test.rows or STAGE_BYTES)), "measured", during),
             Term("waiting parent", WAITING_BYTES, "measured", during),
             Term("unpacking", unpacking_bytes(one.path for one in self.sources if not one.parquet), "analytic", during),
         ]

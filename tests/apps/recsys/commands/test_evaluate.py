@@ -41,7 +41,7 @@ def test_a_test_file_becomes_rows(folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
     found = test_files.write((readers.open_source(path, readers.Columns()),), folder, out)
-    assert found == test_files.TestPairs(users=2, pairs=4, unknown_users=3, unknown_items=2)
+    assert found == test_files.TestPairs(users=2, pairs=4, unknown_users=3, unknown_items=2, rows=8)
     heldout = HeldOut(out)
     assert heldout.users.tolist() == [0, 2]
     assert (
