@@ -38,7 +38,7 @@ from common.memory.plan import divisible, explain
 from common.memory.plan.plan import Plan
 from common.memory.plan.plan_file import read_plan
 from common.memory.plan.planner import Workload
-from common.memory.process import child, cuda, glibc, guard, meter, supervisor
+from common.memory.process import child, cuda, glibc, guard, libraries, meter, supervisor
 from common.memory.process.budget import BudgetError, MemoryBudget
 from common.memory.report.record import ABOVE, RunRecord, memory_line
 
@@ -311,6 +311,7 @@ def _plan_and_execute(args: argparse.Namespace, request: Any, record: RunRecord,
         resolve(command.warm_up(request))()
         glibc.trim()
     gauge.floor_bytes = meter.resident()
+    warm = libraries.Libraries.now() if libraries.checking() else None
     resident = gauge.tree_bytes()
     if not guard.lower_hard_wall(record.budget.host_bytes, resident):
         least = max(resident, record.budget.host_bytes)
@@ -322,6 +323,8 @@ def _plan_and_execute(args: argparse.Namespace, request: Any, record: RunRecord,
     path = command.record(request) if command.alone else None
     with sole_writer(path.parent) if path is not None else nullcontext():
         session.results.update(command.execute(session))
+    if warm is not None:
+        libraries.check(warm)
     record.plan = session.plan  # another one where settings were searched
 
 
