@@ -3,10 +3,12 @@
 An output is written to a temporary file in the same folder, synced, and renamed.
 """
 
+import errno
 import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import time
 import weakref
@@ -18,6 +20,8 @@ from typing import Any
 from common.errors import UsageError
 
 _HASH_BLOCK = 1 << 20
+_LARGE = 64 << 20
+"""Free bytes from which a lack of room is a limit of the file's size or a quota rather than a full disk."""
 PATIENCE = 2.0
 """Seconds to wait for a lock: children of a killed command need a moment to end."""
 
@@ -33,6 +37,35 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_NO_ROOM_TEXT = re.compile(r"No space left|File too large|quota exceeded|\d+ requested and \d+ written", re.IGNORECASE)
+"""How NumPy and Arrow say so, without an error number."""
+
+
+def no_room(error: BaseException, place: Path | None = None) -> str | None:
+    """A line that says where room for a file was missing, if that is why writing failed; else ``None``.
+
+    Parameters
+    ----------
+    error
+        What was raised.
+    place
+        Where the file was written, if the error does not say so.
+    """
+    if not isinstance(error, OSError) or not (error.errno in _NO_ROOM or _NO_ROOM_TEXT.search(str(error))):
+        return None
+    named = isinstance(error.filename, str | bytes) and error.filename
+    path = Path(os.fsdecode(error.filename)) if named else place
+    if path is None:
+        return "no space left where the output goes"
+    folder = next((one for one in (path, *path.absolute().parents) if one.is_dir()), Path("/"))
+    state = os.statvfs(folder)
+    free = state.f_bavail * state.f_frsize
+    if error.errno == errno.EFBIG or free > _LARGE:
+        return f"no room to write on in {folder}: the size of files there, or what you may store, is limited"
+    return f"no space left on the disk of {folder} ({free >> 10:,} KiB free): what was written there is removed"
 
 
 @contextmanager
@@ -63,7 +96,8 @@ def atomic_file(path: Path) -> Iterator[Path]:
 def write_text(path: Path, text: str) -> None:
     """Write a small text file atomically."""
     with atomic_file(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        # Names of files may have bytes that are not UTF-8; what replaces them is JSON's own notation.
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:

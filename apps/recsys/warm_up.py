@@ -32,8 +32,8 @@ def reading() -> None:
     import pyarrow.parquet as pq
 
     from apps.recsys.data import arrow_numpy
+    from apps.recsys.data.formats import kinds
     from apps.recsys.data.id_index import Vocabulary
-    from apps.recsys.data.staging import present
 
     text = b"user,item,value\n" + b"".join(b"%d,%d,1\n" % (n % 7, n) for n in range(64))
     types = {"user": pa.string(), "item": pa.string(), "value": pa.float64()}
@@ -42,10 +42,13 @@ def reading() -> None:
         read_options=pyarrow.csv.ReadOptions(use_threads=False),
         convert_options=pyarrow.csv.ConvertOptions(column_types=types),
     ):
-        good = present(batch["user"])
+        user = kinds.ids(batch["user"])
+        good = kinds.present(user)
+        kinds.numbers(batch["item"])
+        kinds.times(arrow_numpy.text(["2024-01-01 10:00", "2024-01-01T10:00:00.123456789+02:00", ""]))
         with tempfile.TemporaryDirectory() as folder:
             vocabulary = Vocabulary(Path(folder), "user")
-            codes = vocabulary.encode(pc.filter(batch["user"], arrow_numpy.mask(good)))
+            codes = vocabulary.encode(pc.filter(user, arrow_numpy.mask(good)))
             (ids,) = vocabulary.ids(np.ones(len(vocabulary), bool))
             vocabulary.close()
         np.lexsort((codes, codes))

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from apps.recsys.data.formats.unpacked import unpacking_bytes
+from apps.recsys.data.readers import Source
 from apps.recsys.data.test_files import TestPairs
 from apps.recsys.models.manifest import RecommenderManifest
 from apps.recsys.planning import bpr_terms, embedding_terms
@@ -31,6 +33,8 @@ class EvaluateWorkload:
     """Holds the pairs of test files."""
     test: TestPairs | None = None
     """Sizes of the test files; ``None``: the model's own split is scored."""
+    sources: tuple[Source, ...] = ()
+    """The test files with their columns."""
     name: str = "recsys evaluate"
 
     def settings(self) -> Iterator[Setting]:
@@ -55,6 +59,7 @@ class EvaluateWorkload:
             Term("test pairs", 32 * self.test.pairs, "analytic", during),
             Term("rows read", STAGE_BYTES, "measured", during),
             Term("waiting parent", WAITING_BYTES, "measured", during),
+            Term("unpacking", unpacking_bytes(one.path for one in self.sources if not one.parquet), "analytic", during),
         ]
 
     def footprint(self, setting: Setting, costs: Costs) -> Footprint:

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from apps.recsys.data.csr_store import BLOCK
-from apps.recsys.data.ingest import Facts
+from apps.recsys.data.formats.unpacked import unpacking_bytes
+from apps.recsys.data.ingest import Facts, Inputs
 from apps.recsys.data.splits import MOST_VALIDATION_USERS, SAMPLED_TIMES, TIMED
 from apps.recsys.models.embedding.embedding_config import EmbeddingConfig
 from apps.recsys.planning import bpr_terms, embedding_terms, ials_terms
@@ -77,11 +78,14 @@ class TrainWorkload:
         Sizes of the data that was read.
     workspace
         Holds what was read; ``None`` if the input was only counted.
+    inputs
+        The files with their columns.
     """
 
     request: TrainRequest
     facts: Facts
     workspace: Workspace | None = None
+    inputs: Inputs | None = None
     name: str = "recsys train"
 
     @property
@@ -208,9 +212,15 @@ class TrainWorkload:
             *max(staging, sorting, key=lambda terms: sum(term.bytes for term in terms)),
             Term("row counts", 16 * facts.ids, "analytic", during),
             Term("waiting parent", WAITING_BYTES, "measured", during),
+            Term("unpacking", self._unpacking(), "analytic", during),
             # Only after the ids and rows are freed, so seldom the peak.
             *([Term("times", 16 * SAMPLED_TIMES, "analytic", during)] if self.request.split == "temporal" else []),
         ]
+
+    def _unpacking(self) -> int:
+        return (
+            unpacking_bytes(source.path for source in self.inputs.sources if not source.parquet) if self.inputs else 0
+        )
 
     def _solver_terms(self, setting: Setting) -> list[Term]:
         model = self.request.model
