@@ -23,13 +23,11 @@ from apps.imaging.dicom.regridding import Regridder, repair_bytes
 from apps.imaging.dicom.slice_geometry import SliceLayout, stack
 from apps.imaging.volumes.archive import Container, Folder, ZipArchive
 from apps.imaging.volumes.geometry import axis_codes
-from apps.imaging.volumes.volume import Affine, Shape, spacing
+from apps.imaging.volumes.volume import LARGEST_VALUE, Affine, Shape, spacing
 from common.errors import BadInput
 
 ORIENTATION_TOLERANCE = 1e-3
 """Largest difference between direction cosines of slices of one series (0.06 degrees)."""
-LARGEST_SCALE = 1e30
-"""Largest slope and intercept: with larger ones values could overflow float32."""
 LEAST_SLICES = 2
 LEAST_BITS = 2
 _HEADER_BYTES = 1 << 20
@@ -293,7 +291,8 @@ def _refuse_frame(path: Path, frame: FrameHeader, first: FrameHeader) -> None:
         raise Refusal(path, Defect.MIXED_ORIENTATION, "slices of different orientations in one series")
     if not np.allclose(frame.pixel_spacing, first.pixel_spacing or (), rtol=1e-3):
         raise Refusal(path, Defect.MIXED_SLICES, "slices of different pixel spacings in one series")
-    if not (0 < abs(frame.slope) <= LARGEST_SCALE and abs(frame.intercept) <= LARGEST_SCALE):
+    largest = 2.0 ** min(first.attributes.stored, 32) * abs(frame.slope) + abs(frame.intercept)
+    if not (0 < abs(frame.slope) and largest <= LARGEST_VALUE):
         message = f"RescaleSlope {frame.slope:g} and RescaleIntercept {frame.intercept:g} leave no values"
         raise Refusal(path, Defect.SCALE, message)
 

@@ -139,8 +139,19 @@ def _below(path: Path) -> Iterator[Path]:
             yield from _below(entry)
 
 
-def open_volume(path: Path, series: str | None = None, repair: frozenset[str] = frozenset()) -> Volume:
+def open_volume(
+    path: Path, series: str | None = None, repair: frozenset[str] = frozenset(), volume: int | None = None
+) -> Volume:
     """Read the headers of an input.
+
+    Parameters
+    ----------
+    series
+        Number or UID of the series, where a DICOM folder has several.
+    repair
+        Defects to repair instead of refusing them.
+    volume
+        Number, from 1, of the volume in a series or file of several.
 
     Raises
     ------
@@ -153,7 +164,7 @@ def open_volume(path: Path, series: str | None = None, repair: frozenset[str] = 
         return open_series(path, series, repair)
     if path.is_file() and not nifti.is_nifti(path):
         raise BadInput(f"{path}: neither .nii, .nii.gz, .zip nor a DICOM folder", public="unknown file type")
-    return nifti.open_nifti(path)
+    return nifti.open_nifti(path, volume=volume, repair="header" in repair)
 
 
 @dataclass(frozen=True, slots=True)

@@ -68,7 +68,7 @@ def write_nifti(
     path: Path, values: npt.NDArray[Any], affine: npt.NDArray[np.float64] | None = None, **header: Any
 ) -> Path:
     """Write a NIfTI file with nibabel."""
-    image = nib.Nifti1Image(values, np.eye(4) if affine is None else affine)  # type: ignore[no-untyped-call]
+    image = nib.Nifti1Image(values, np.eye(4) if affine is None else affine, dtype=values.dtype)  # type: ignore[no-untyped-call]
     for field, value in header.items():
         image.header[field] = value
     nib.save(image, path)  # type: ignore[attr-defined]
