@@ -3,6 +3,7 @@
 An output is written to a temporary file in the same folder, synced, and renamed.
 """
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -15,11 +16,38 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from common.errors import UsageError
+from common.errors import BadInput, UsageError
 
 _HASH_BLOCK = 1 << 20
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Errors of a write for which there is no room."""
 PATIENCE = 2.0
 """Seconds to wait for a lock: children of a killed command need a moment to end."""
+
+
+def disk_full(path: Path) -> BadInput:
+    """The error for an output that has no room on the disk of ``path``: how much is free there."""
+    path = next(place for place in (path, *path.absolute().parents) if place.is_dir())
+    free = shutil.disk_usage(path).free / (1 << 20)
+    message = f"no room on its disk ({free:.1f} MiB free), or in its quota or file-size limit; free some, or choose"
+    return BadInput(f"{path}: {message} another place", public="disk full")
+
+
+@contextmanager
+def enough_room(path: Path) -> Iterator[None]:
+    """A block that writes to the disk of ``path``.
+
+    Raises
+    ------
+    BadInput
+        If that is full.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in NO_SPACE:
+            raise
+        raise disk_full(path) from None
 
 
 def _temporary(path: Path) -> Path:
@@ -58,6 +86,17 @@ def atomic_file(path: Path) -> Iterator[Path]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def cell(text: str) -> str:
+    """A text as a cell of a CSV file: one that a spreadsheet would take for a formula begins with an apostrophe.
+
+    Examples
+    --------
+    >>> cell("=1+1"), cell("liver")
+    ("'=1+1", 'liver')
+    """
+    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
 
 
 def write_text(path: Path, text: str) -> None:

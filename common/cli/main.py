@@ -30,7 +30,7 @@ from common.errors import (
     DoesNotFit,
     UsageError,
 )
-from common.files import sole_writer, write_json, write_text
+from common.files import enough_room, sole_writer, write_json, write_text
 from common.memory.costs.probes import resolve
 from common.memory.costs.store import CostStore, cache_directory
 from common.memory.footprint import ALL
@@ -318,8 +318,9 @@ def _plan_and_execute(args: argparse.Namespace, request: Any, record: RunRecord,
     child.tell_supervisor(supervisor.PLANNED)
     record.missing_walls = guard.missing_walls(soft=session.wall())
     record.results = session.results
-    path = command.record(request) if command.alone else None
-    with sole_writer(path.parent) if path is not None else nullcontext():
+    path = command.record(request)
+    alone = sole_writer(path.parent) if path is not None and command.alone else nullcontext()
+    with alone, enough_room(path or Path.cwd()):
         session.results.update(command.execute(session))
     record.plan = session.plan  # another one where settings were searched
 
@@ -374,13 +375,16 @@ def _finish(
     command: Command[Any, Any] = args.command
     written = record.to_json(gauge)
     if path is not None and path.parent.is_dir() and not args.dry_run and not _keeps(path, record):
-        with suppress(OSError):
+        try:
             write_json(path, written)
             if args.report:
                 _write_report(command, path, written)
+        except OSError as error:
+            sys.stderr.write(f"{command.name}: its record {path} could not be written: {error.strerror}\n")
     if line is not None:
         sys.stderr.write(f"{command.name}: {line}\n")
-    if record.exit_code == EXIT_OK and record.plan is not None and not args.dry_run and not args.quiet:
+    # Once its work has begun, a command says what it took, however it ended.
+    if gauge.floor_bytes and record.exit_code != EXIT_DOES_NOT_FIT and record.plan is not None and not args.quiet:
         sys.stderr.write(memory_line(record, gauge.peak_bytes) + "\n")
     if args.json:
         sys.stdout.write(json.dumps(written) + "\n")

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from apps.imaging.inference.studies import TABLE, read_table
+from apps.imaging.inference.studies import TABLE, read_table, stem_of
 from apps.imaging.volumes import nifti
 from apps.imaging.volumes.nifti import NiftiVolume
 from apps.imaging.volumes.volume import spacing
@@ -64,7 +64,7 @@ class Scan:
 
 
 def find_pairs(predictions: Path, references: Path, *, repair: bool = False) -> list[Pair]:
-    """Match files by name, outputs ``study-NNNN`` of ``imaging infer`` by the names of their inputs (``studies.csv``).
+    """Match files by name, outputs of ``imaging infer`` by the names of their inputs (``studies.csv``).
 
     Parameters
     ----------
@@ -90,7 +90,8 @@ def find_pairs(predictions: Path, references: Path, *, repair: bool = False) -> 
 
 def _by_name(predictions: Path, references: Path) -> list[tuple[Path, Path]]:
     by_name = {nifti.stem(path): path for path in sorted(references.iterdir()) if nifti.is_nifti(path)}
-    inputs = {row.study: nifti.stem(Path(row.input)) for row in read_table(predictions)}
+    rows = read_table(predictions)
+    inputs = {stem_of(row.outputs): nifti.stem(Path(row.input)) for row in rows if row.outputs}
     files = [path for path in sorted(predictions.iterdir()) if nifti.is_nifti(path) and not path.name.startswith(".")]
     if not files:
         raise BadInput(f"{predictions}: no .nii or .nii.gz files in it", public="nothing to evaluate")

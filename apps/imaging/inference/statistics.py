@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from apps.imaging.models.model_folder import Label
 from apps.imaging.volumes.volume import PlaneReader, Volume, scaled
-from common.files import write_text
+from common.files import cell, write_text
 from common.memory.footprint import Price
 
 COLUMNS = ("value", "name", "voxels", "volume_ml", "mean", "sd")
@@ -84,7 +84,7 @@ class Statistics:
         rows, text = self.rows(), io.StringIO()
         writer = csv.DictWriter(text, COLUMNS)
         writer.writeheader()
-        writer.writerows(rows)
+        writer.writerows({**row, "name": cell(row["name"])} for row in rows)
         write_text(stem.with_suffix(".csv"), text.getvalue())
         write_text(stem.with_suffix(".json"), json.dumps({"classes": rows}, indent=1, ensure_ascii=False) + "\n")
         return [stem.with_suffix(suffix).name for suffix in (".csv", ".json")]

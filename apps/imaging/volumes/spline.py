@@ -1,7 +1,7 @@
 """nnU-Net's resampling of images as a stream of planes: cubic splines, or along one axis the nearest plane.
 
 The value of a cubic spline depends on every voxel, but hardly on distant ones: weights fall by 0.27 a voxel. Each axis
-is a matrix, equal to what the function that nnU-Net calls makes of it. In the plane it is applied whole, along z to the planes in reach.
+is a matrix, that of the function which nnU-Net calls. In the plane it is applied whole, along z to the planes in reach.
 """
 
 from collections.abc import Sequence
