@@ -383,8 +383,9 @@ def _finish(
             sys.stderr.write(f"{command.name}: its record {path} could not be written: {error.strerror}\n")
     if line is not None:
         sys.stderr.write(f"{command.name}: {line}\n")
-    # Once its work has begun, a command says what it took, however it ended.
-    if gauge.floor_bytes and record.exit_code != EXIT_DOES_NOT_FIT and record.plan is not None and not args.quiet:
+    # A command with results says what it took, even if a part of its input was bad.
+    worked = record.exit_code == EXIT_OK or (record.exit_code == EXIT_BAD_INPUT and record.results)
+    if worked and record.plan is not None and not args.dry_run and not args.quiet:
         sys.stderr.write(memory_line(record, gauge.peak_bytes) + "\n")
     if args.json:
         sys.stdout.write(json.dumps(written) + "\n")

@@ -70,7 +70,10 @@ def find_studies(inputs: Sequence[Path | str]) -> tuple[list[FoundStudy], list[L
             from apps.imaging.dicom.web import find_studies as on_server
 
             studies += map(FoundStudy, on_server(each))
-    return list({absolute(study.input): study for study in reversed(studies)}.values())[::-1], left_out
+    once: dict[str, FoundStudy] = {}
+    for study in studies:
+        once.setdefault(absolute(study.input), study)
+    return list(once.values()), left_out
 
 
 def _expand(path: Path, left_out: list[LeftOut]) -> list[Path]:

@@ -9,6 +9,7 @@ import nibabel as nib
 import numpy as np
 import numpy.typing as npt
 
+from apps.imaging.inference.studies import outputs_of
 from apps.imaging.models.model_folder import labels_from_names, write_model
 from apps.imaging.models.networks import registry
 from apps.imaging.models.onnx_export import export_onnx
@@ -73,6 +74,12 @@ def write_nifti(
         image.header[field] = value
     nib.save(image, path)  # type: ignore[attr-defined]
     return path
+
+
+def output_file(out: Path, number: int = 1, ending: str = ".nii.gz") -> Path:
+    """A study's file in an output folder, by its number."""
+    names = outputs_of(out)[f"study-{number:04d}"]
+    return next(out / name for name in names if name.endswith(ending))
 
 
 def read_labels(path: Path) -> npt.NDArray[Any]:
