@@ -1,4 +1,6 @@
-# Everything sets itself up: a bare machine needs Python 3.11, make and the package registries.
+# `make test` installs what it needs first: Python 3.11, make and a package index are enough.
+# PEAKLINE_DATA: folder of the data sets that tests, benchmarks and the demo read. PEAKLINE_CASES: folder of outcome
+# cases.
 export PEAKLINE_DATA ?= $(wildcard ../shared/datasets)
 export PEAKLINE_CASES ?= $(wildcard ../shared/cases)
 
@@ -33,7 +35,7 @@ peers:  ## make .venv-peers: what imported models are compared with
 	.venv-peers/bin/python -m pip install --quiet torch==2.14.1
 	.venv-peers/bin/python -m pip install --quiet --group peers
 
-demo: setup  ## both applications on real data where it is at hand, each under a ceiling
+demo: setup  ## both applications, on real data where it is on this machine, each under a ceiling
 	$(BIN)/python -m apps.demo
 
 test: setup  ## every test, in parallel

@@ -1,8 +1,9 @@
 """``make demo``: a recommender trained, asked and served, a segmentation trained and inferred, each under a ceiling.
 
-It runs the two command lines as a user would and shows what they show. Real data is used where it is at hand; where
-its publisher does not answer within three seconds or takes half a minute, a generated sample stands in, and the demo
-says so. It ends within four minutes on any machine: the training gets the time that is left (``training_seconds``).
+It runs the two command lines as a user would and shows what they show. Real data is used if this machine has it or its
+publisher sends it (an answer within three seconds, everything within half a minute); else a generated sample stands in,
+and the demo says so. It ends within four minutes on any machine: the training gets the time that is left
+(``training_seconds``).
 """
 
 import json
@@ -36,13 +37,13 @@ INFERRED_CASES = 4
 STARTUP_SECONDS = 30
 DOWNLOAD_SECONDS = 30
 LIMIT_SECONDS = 200
-"""When the last command should have ended. What takes longer than expected (30 s on a machine of two cores with a load
-of ten) still ends within four minutes."""
+"""Time by which the last command should have ended. A command that takes longer than expected (30 s on a machine of two
+cores with a load of ten) still ends within four minutes."""
 AFTER = 3.0
 """The commands around the training's steps take so many times what the recommender's take (processor seconds of one
 thread in AVX2, nothing measured before: 20 and 7)."""
 LEAST_SECONDS, MOST_SECONDS = 15, 75
-"""Of training. In less it learns nothing worth showing; after more, every class has its place."""
+"""Shortest and longest training: less learns nothing worth showing, and after the longest every class has its place."""
 
 
 class Clock:
@@ -56,14 +57,14 @@ class Clock:
 
 
 def training_seconds(elapsed: float, recommender_seconds: float) -> int | None:
-    """How long the training may take its steps, or ``None`` where too little time is left.
+    """Return the time limit of the training, or ``None`` where too little time is left.
 
     Parameters
     ----------
     elapsed
         Seconds since the demo began.
     recommender_seconds
-        How long the recommender's commands took, as a measure of this machine and of what else runs on it.
+        Duration of the recommender's commands, as a measure of this machine and of its other load.
     """
     left = LIMIT_SECONDS - elapsed - AFTER * recommender_seconds
     return min(MOST_SECONDS, int(left)) if left >= LEAST_SECONDS else None
@@ -95,17 +96,17 @@ def real_or_sample(name: str, sample_module: str) -> tuple[Path, bool]:
         if clock() > DOWNLOAD_SECONDS:
             raise BadInput(f"{done} bytes in {clock():.0f} s: not waiting for the rest")
 
-    found = datasets.find(name)
-    if found is None:
+    folder = datasets.find(name)
+    if folder is None:
         entry = datasets.catalog()[name]
-        say(f"{entry.title}: not at hand, trying its publisher (licence: {entry.licence})")
+        say(f"{entry.title}: not on this machine, trying its publisher (licence: {entry.licence})")
         try:
-            found = datasets.fetch(entry, datasets.cache_directory(), progress=progress)
+            folder = datasets.fetch(entry, datasets.cache_directory(), progress=progress)
         except BadInput as error:
             say(f"  {error}")
-    if found is not None:
+    if folder is not None:
         say(f"data: {name}, the real set")
-        return found, True
+        return folder, True
     folder = OUTPUT / "sample" / name
     say(f"data: a generated sample in place of {name}")
     subprocess.run(child.python_command(sample_module, [str(folder)]), env=child.python_environment(), check=True)

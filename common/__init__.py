@@ -14,7 +14,7 @@ __all__ = ["Estimate", "estimate"]
 
 
 def __getattr__(name: str) -> Any:
-    """Load the API when it is used: every module of the suite imports this package too."""
+    """Load the API when it is used: every module of peakline imports this package too."""
     if name in __all__:
         from common.api import estimate as module
 

@@ -27,9 +27,9 @@ from common.memory.costs import store
 from common.resources import data_folder
 
 CONNECT_SECONDS = 3.0
-"""How long to wait for the publisher to answer at all."""
+"""Time limit of the publisher's first answer."""
 READ_SECONDS = 30.0
-"""How long a transfer may stall."""
+"""Longest pause of a transfer."""
 _BLOCK = 1 << 20
 
 
@@ -60,16 +60,16 @@ def catalog() -> dict[str, Dataset]:
 
 
 def cache_directory() -> Path:
-    """Where fetched sets lie: ``$XDG_CACHE_HOME/peakline/datasets``, beside the measured costs."""
+    """Folder of fetched sets: ``$XDG_CACHE_HOME/peakline/datasets``, next to the measured costs."""
     return store.cache_directory().parent / "datasets"
 
 
 def find(name: str) -> Path | None:
-    """The folder of a data set that is at hand, or ``None``."""
-    places = [Path(os.environ["PEAKLINE_DATA"])] if os.environ.get("PEAKLINE_DATA") else []
-    for place in (*places, cache_directory()):
-        if (place / name).is_dir():
-            return (place / name).resolve()
+    """Return the folder of a data set, or ``None`` if it is not on this machine."""
+    folders = [Path(os.environ["PEAKLINE_DATA"])] if os.environ.get("PEAKLINE_DATA") else []
+    for folder in (*folders, cache_directory()):
+        if (folder / name).is_dir():
+            return (folder / name).resolve()
     return None
 
 
@@ -79,7 +79,7 @@ def fetch(dataset: Dataset, directory: Path, *, progress: Callable[[int, int | N
     Parameters
     ----------
     directory
-        Where data sets lie; the folder is ``directory / dataset.name``.
+        Folder of the data sets; that of one is ``directory / dataset.name``.
     progress
         Called with bytes so far and the total, where the publisher states it.
 
@@ -95,9 +95,9 @@ def fetch(dataset: Dataset, directory: Path, *, progress: Callable[[int, int | N
     archive = directory / f".{dataset.name}.download"
     _download(dataset.url, archive, progress or (lambda done, total: None))
     algorithm, _, expected = dataset.checksum.partition(":")
-    if (found := digest(archive, algorithm)) != expected:
+    if (actual := digest(archive, algorithm)) != expected:
         archive.unlink()
-        raise BadInput(f"{dataset.url}: {algorithm} is {found}, the catalogue says {expected}; nothing was kept")
+        raise BadInput(f"{dataset.url}: {algorithm} is {actual}, the catalogue says {expected}; nothing was kept")
     with scratch_directory(directory, dataset.name) as scratch:
         _unpack(dataset, archive, scratch)
         scratch.rename(target)
@@ -106,7 +106,7 @@ def fetch(dataset: Dataset, directory: Path, *, progress: Callable[[int, int | N
 
 
 def _download(url: str, archive: Path, progress: Callable[[int, int | None], None]) -> None:
-    """Fetch ``url`` into ``archive``, going on from what an earlier attempt left."""
+    """Fetch ``url`` into ``archive``, continuing from what an earlier attempt left."""
     address = urllib.parse.urlsplit(url)
     port = address.port or {"http": 80, "https": 443}[address.scheme]
     have = archive.stat().st_size if archive.exists() else 0
@@ -172,7 +172,7 @@ def _unpack(dataset: Dataset, archive: Path, scratch: Path) -> None:
 def _our_name(dataset: Dataset, member: str) -> str | None:
     """Our name for an archive's member, or ``None``; a folder's files keep their last part only."""
     last = Path(member).name
-    if last.startswith("."):  # macOS puts ._ files beside the real ones
+    if last.startswith("."):  # macOS puts ._ files next to the real ones
         return None
     for ours, theirs in dataset.files.items():
         if theirs == member:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, TypedDict, TypeVar
 
 from common import __version__, typed_json
-from common.errors import BadInput
+from common.errors import BadInput, UsageError
 from common.files import sha256, write_json
 from common.resources import data_folder
 
@@ -156,6 +156,20 @@ def application_of(directory: Path) -> str | None:
         return typed_json.read(directory / MANIFEST, _Head, what="model manifest")["application"]
     except BadInput:
         return None
+
+
+def check_output(directory: Path, application: str) -> None:
+    """Check that a model may be written to ``directory``, which need not exist.
+
+    Raises
+    ------
+    UsageError
+        If it is a file, or holds a model of another application.
+    """
+    if directory.exists() and not directory.is_dir():
+        raise UsageError(f"-o {directory}: is a file; a model is a folder")
+    if application_of(directory) not in (None, application):
+        raise UsageError(f"-o {directory}: holds another application's model; choose another folder")
 
 
 def verify(directory: Path, manifest: Manifest) -> None:

@@ -33,7 +33,7 @@ from common.errors import BadInput
 
 T = TypeVar("T")
 MOST_BYTES = 16 << 20
-"""Of a file that is read as a whole: a model of 118 classes takes 20 kB."""
+"""Largest size of a file that is read as a whole: a model of 118 classes takes 20 kB."""
 
 _NAMES = {int: "an integer", float: "a number", str: "text", bool: "true or false", type(None): "null"}
 _BOUNDS: Mapping[str, tuple[str, Callable[[Any, Any], bool]]] = {
@@ -78,24 +78,24 @@ def read(path: Path, description: type[T], *, what: str) -> T:
     return require(value, description, path=path, what=what)
 
 
-def require(value: Any, description: type[T], *, path: Path, what: str, place: str = "") -> T:
+def require(value: Any, description: type[T], *, path: Path, what: str, location: str = "") -> T:
     """The value, where it matches its description; raises ``BadInput`` that names the file where it does not."""
     try:
-        check(value, description, place)
+        check(value, description, location)
     except Mismatch as error:
         raise BadInput(f"{path}: not a {what} of peakline: {error}", public=f"{what} unreadable") from None
     return cast(T, value)
 
 
-def check(value: Any, description: Any, place: str = "") -> None:
+def check(value: Any, description: Any, location: str = "") -> None:
     """Check a value against its description.
 
     Parameters
     ----------
     value
         As ``json.loads`` gives it.
-    place
-        Where the value stands in the whole, for messages.
+    location
+        Location of the value in the whole, for messages.
 
     Raises
     ------
@@ -104,21 +104,21 @@ def check(value: Any, description: Any, place: str = "") -> None:
     """
     origin, arguments = get_origin(description), get_args(description)
     if origin is Annotated:
-        check(value, arguments[0], place)
-        _check_bounds(value, dict(arguments[1:]), place)
+        check(value, arguments[0], location)
+        _check_bounds(value, dict(arguments[1:]), location)
     elif origin is Literal:
         if not any(value == one and type(value) is type(one) for one in arguments):
-            raise _mismatch(value, "one of " + ", ".join(map(str, arguments)), place)
+            raise _mismatch(value, "one of " + ", ".join(map(str, arguments)), location)
     elif origin in (Union, types.UnionType):
-        _check_union(value, arguments, place)
+        _check_union(value, arguments, location)
     elif origin is Mapping:
-        _check_mapping(value, arguments, place)
+        _check_mapping(value, arguments, location)
     elif origin in (list, tuple):
-        _check_array(value, origin, arguments, place)
+        _check_array(value, origin, arguments, location)
     elif is_typeddict(description):
-        _check_fields(value, description, place)
+        _check_fields(value, description, location)
     elif description is not Any and not _is_plain(value, description):
-        raise _mismatch(value, _NAMES[description], place)
+        raise _mismatch(value, _NAMES[description], location)
 
 
 @cache
@@ -129,65 +129,65 @@ def fields(description: Any) -> dict[str, Any]:
 
 
 def _is_plain(value: Any, kind: type) -> bool:
-    """Whether a value is of a plain type; a truth value is no number, and an integer is one."""
+    """True if a value is of a plain type; a truth value is no number, and an integer is one."""
     if kind is float:
         return isinstance(value, int | float) and not isinstance(value, bool)
     return type(value) is kind
 
 
-def _check_bounds(value: Any, bounds: Mapping[str, Any], place: str) -> None:
+def _check_bounds(value: Any, bounds: Mapping[str, Any], location: str) -> None:
     for keyword, bound in bounds.items():
         if keyword in _BOUNDS and not _BOUNDS[keyword][1](value, bound):
-            raise _mismatch(value, bounds.get("title", f"{_BOUNDS[keyword][0]} {bound}"), place)
+            raise _mismatch(value, bounds.get("title", f"{_BOUNDS[keyword][0]} {bound}"), location)
 
 
-def _check_mapping(value: Any, arguments: tuple[Any, ...], place: str) -> None:
+def _check_mapping(value: Any, arguments: tuple[Any, ...], location: str) -> None:
     if not isinstance(value, dict):
-        raise _mismatch(value, "an object", place)
+        raise _mismatch(value, "an object", location)
     for key, one in value.items():
-        check(key, arguments[0], f"{place}, a key,")
-        check(one, arguments[1], f"{place}[{key!r}]")
+        check(key, arguments[0], f"{location}, a key,")
+        check(one, arguments[1], f"{location}[{key!r}]")
 
 
-def _check_fields(value: Any, description: Any, place: str) -> None:
+def _check_fields(value: Any, description: Any, location: str) -> None:
     if not isinstance(value, dict):
-        raise _mismatch(value, "an object", place)
+        raise _mismatch(value, "an object", location)
     if absent := sorted(description.__required_keys__ - value.keys()):
-        raise Mismatch(f"{place + ': ' if place else ''}{', '.join(absent)} missing")
+        raise Mismatch(f"{location + ': ' if location else ''}{', '.join(absent)} missing")
     for name, kind in fields(description).items():
         if name in value:
-            check(value[name], kind, f"{place}.{name}" if place else name)
+            check(value[name], kind, f"{location}.{name}" if location else name)
 
 
-def _check_union(value: Any, choices: tuple[Any, ...], place: str) -> None:
+def _check_union(value: Any, choices: tuple[Any, ...], location: str) -> None:
     """Check against each choice; what is wrong with the last one that is no plain type is told."""
     told: Mismatch | None = None
     for choice in choices:
         try:
-            return check(value, choice, place)
+            return check(value, choice, location)
         except Mismatch as error:
             if choice not in _NAMES and value is not None:
                 told = error
-    raise told or _mismatch(value, " or ".join(_NAMES.get(choice, "an object") for choice in choices), place)
+    raise told or _mismatch(value, " or ".join(_NAMES.get(choice, "an object") for choice in choices), location)
 
 
-def _check_array(value: Any, origin: Any, arguments: tuple[Any, ...], place: str) -> None:
+def _check_array(value: Any, origin: Any, arguments: tuple[Any, ...], location: str) -> None:
     if not isinstance(value, list):
-        raise _mismatch(value, "an array", place)
+        raise _mismatch(value, "an array", location)
     kinds = arguments
     if origin is list or arguments[-1] is Ellipsis:
         kinds = (arguments[0],) * len(value)
     if len(kinds) != len(value):
-        raise _mismatch(value, f"an array of {len(kinds)}", place)
+        raise _mismatch(value, f"an array of {len(kinds)}", location)
     for number, (one, kind) in enumerate(zip(value, kinds, strict=True)):
-        check(one, kind, f"{place}[{number}]")
+        check(one, kind, f"{location}[{number}]")
 
 
-def _mismatch(value: Any, expected: str, place: str) -> Mismatch:
+def _mismatch(value: Any, expected: str, location: str) -> Mismatch:
     there = "a truth value" if isinstance(value, bool) else _NAMES.get(type(value), "")
     if isinstance(value, dict | list):
         there = "an object" if isinstance(value, dict) else f"an array of {len(value)}"
     elif isinstance(value, int | float | str):
         text = repr(value) if isinstance(value, str) else str(value)
         there = text if len(text) <= 40 else there
-    return Mismatch(f"{place or 'the whole'} is {there}, expected {expected}")
+    return Mismatch(f"{location or 'the whole'} is {there}, expected {expected}")

@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def absent(what: str) -> None:
     """Skip, saying what is absent; where everything must be present, fail instead."""
-    message = f"{what} is not at hand"
+    message = f"{what} is not on this machine"
     if os.environ.get("PEAKLINE_REQUIRE") == "all":
         pytest.fail(message)
     pytest.skip(message)
@@ -42,7 +42,7 @@ def dataset() -> Callable[[str], Path]:
 
 @dataclass(frozen=True)
 class Run:
-    """How a command ended."""
+    """The end of a command."""
 
     code: int
     out: str
@@ -56,7 +56,7 @@ class Run:
 
 @pytest.fixture(scope="session")
 def run() -> Callable[..., Run]:
-    """``run("apps.recsys", "train", path, ...)`` runs a module of the suite in a fresh process."""
+    """``run("apps.recsys", "train", path, ...)`` runs a module of peakline in a fresh process."""
 
     def call(module: str, *arguments: object, timeout: float = 300, env: dict[str, str] | None = None) -> Run:
         done = subprocess.run(

@@ -29,7 +29,7 @@ HEAVY = {
     "optuna",
 }
 LIGHT = ("common/cli/", "common/memory/", "apps/imaging/commands/", "apps/recsys/commands/")
-"""Where heavy libraries are imported inside functions only: what ``--help`` loads, and what every process holds."""
+"""Folders whose heavy imports are inside functions only: they are loaded by ``--help``, or in every process."""
 ARROWS: Mapping[str, Mapping[str, str]] = {
     "common": {
         "memory.process": "",
@@ -71,7 +71,7 @@ of ``common``. An application's command line and warm-up may import all of its r
 else imports. The applications never import each other.
 """
 MEMORY_MAY = ("common/errors.py", "common/memory/footprint.py")
-"""What the rooms of ``common.memory`` may import besides: the layer stands alone."""
+"""Modules outside ``common.memory`` that its rooms may import: the layer stands alone."""
 MAX_LINES = 400
 MAX_MODULES = 14
 """In a folder, ``__init__`` not counted."""

@@ -1,4 +1,4 @@
-"""How patient a test has to be on this machine, and how much processor time a command takes on it."""
+"""Patience of a test on this machine, and the processor time of a command on it."""
 
 import os
 import resource
@@ -26,7 +26,7 @@ def _work() -> float:
 
 
 SLOWNESS = max(1.0, _work() / USUAL_SECONDS)
-"""Of this machine's cores, measured when a test run starts."""
+"""Slowness of this machine's cores against the usual ones, measured when a test run starts."""
 
 
 def patience(seconds: float) -> float:

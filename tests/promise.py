@@ -1,4 +1,4 @@
-"""What every command's record has to show."""
+"""Checks of every command's record."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from common.memory.process.budget import MIB
 
 def kept(record: dict[str, Any]) -> None:
     """No more was used than was said, with the reserve, which is there for what differs from run to run: tests run
-    beside each other. How near predictions are without it, the suites ``promise`` and ``prediction-*`` ask."""
+    next to each other. How near predictions are without it, the suites ``promise`` and ``prediction-*`` ask."""
     plan, peak = record["plan"], record["measured"]["peak_bytes"]
     phases = [(phase["name"], phase["peak_bytes"]) for phase in record["measured"]["phases"]]
     assert record["within_budget"]

@@ -101,7 +101,7 @@ def _field_docstrings(description: Any) -> dict[str, str]:
 
 
 def _results(definitions: dict[str, Any]) -> list[dict[str, Any]]:
-    """What ``results`` is, by command; nothing, where the command ended before it had any."""
+    """Return the description of ``results`` by command; none, where the command ended before it had any."""
     return [
         {
             "if": {"properties": {"command": {"const": command}, "exit_code": {"const": 0}}},

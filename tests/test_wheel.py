@@ -39,7 +39,7 @@ class Installed:
         return self._run(self.environment / "bin" / command, *arguments)
 
     def python(self, code: str) -> str:
-        """What the environment's interpreter prints."""
+        """Run code in the environment's interpreter and return what it prints."""
         done = self._run(self.environment / "bin" / "python", "-c", code)
         assert done.returncode == 0, done.stderr
         return done.stdout.strip()

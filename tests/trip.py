@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[1]
 CARRIER = re.compile(r"(Request|Options|Workload|Session|Job)$")
 SESSION = "common/cli/session.py"
 MOST_STAYS, MOST_FILES = 25, 12
-"""What the house allows."""
+"""Limits of the house."""
 
 
 class Walk:
@@ -63,7 +63,7 @@ class Walk:
                 self.files.append(visited)
 
     def _follow(self, value: object) -> bool:
-        """Whether a call with this argument counts; what a carrier holds is followed from then on."""
+        """True if a call with this argument counts; the values in a carrier are followed from then on."""
         if not _carries(value):
             return id(value) in self._held
         for each in _fields(value):
@@ -103,7 +103,7 @@ def _carries(value: object) -> bool:
 
 
 def _fields(carrier: object) -> Iterator[object]:
-    """What a carrier holds; of a session, only what was asked: the meter and the plan are everybody's."""
+    """Yield the values in a carrier; of a session only the request: the meter and the plan are shared by all."""
     names = getattr(carrier, "__dataclass_fields__", None) or vars(carrier)
     if type(carrier).__name__.endswith("Session"):
         names = ("request", "workload")

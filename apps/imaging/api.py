@@ -38,7 +38,7 @@ class Segmentation:
     header
         nibabel's header, with the image's geometry.
     record
-        Of the run, as in ``run.json``: predicted and measured memory, and more.
+        Record of the run, as in ``run.json``: predicted and measured memory, and more.
     """
 
     labels: "npt.NDArray[np.unsignedinteger]"
@@ -180,7 +180,7 @@ def _text(choice: object) -> str:
 
 
 def _source(image: Any, scratch: Path) -> Path | str:
-    """What the command reads: the path or address itself, or a file with the image.
+    """Return what the command reads: the path or address itself, or a file with the image.
 
     Raises
     ------

@@ -46,7 +46,7 @@ class Recommender:
         Ceiling of every method's process: bytes, or text such as ``"400MiB"``, ``"50%"`` or ``"auto"``, which is most
         of what is free.
     record : Mapping
-        Of the training: predicted and measured memory, metrics of the held-out items and more, as in ``run.json``.
+        Record of the training, as in ``run.json``: predicted and measured memory, metrics of the held-out items, more.
 
     Examples
     --------
@@ -141,7 +141,7 @@ class Recommender:
         min_value, min_user, min_item
             Leave out rows of a smaller value; users and items with fewer rows.
         loss, table, amp, micro_batch, accumulate
-            Of ``model="embedding"``, as the command line has them.
+            Options of ``model="embedding"``, as the command line has them.
         seed, threads
             Random seed; CPU threads, all by default.
 
@@ -199,7 +199,7 @@ class Recommender:
         history
             Instead of a user: the items that somebody had, or several such lists. Each item counts 1.
         k
-            How many items.
+            Number of items.
         exclude, only
             Items never to recommend; items to choose from.
 
@@ -244,7 +244,7 @@ class Recommender:
         item
             An item, or several.
         k
-            How many items.
+            Number of items.
 
         Returns
         -------

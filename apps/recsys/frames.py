@@ -36,9 +36,9 @@ def write_interactions(frame: Any, wanted: Columns, path: Path) -> tuple[Columns
     Returns
     -------
     Columns
-        Which they are.
+        The columns by their roles.
     dict
-        Whether the ids of users and items are integers or text.
+        Type of the ids of users and items: integers or text.
 
     Raises
     ------
@@ -81,7 +81,7 @@ def _names(frame: Any, what: str) -> list[str]:
 
 
 def _kind(series: pd.Series[Any], name: str) -> str:
-    """Whether ids are integers or text; integers may be stored as floats, where some are missing."""
+    """Type of ids, integer or text; integers may be stored as floats, where some are missing."""
     import pandas as pd
     from pandas.api import types
 
@@ -95,8 +95,8 @@ def _kind(series: pd.Series[Any], name: str) -> str:
     inferred = types.infer_dtype(series, skipna=True)
     if inferred in ("string", "integer", "empty"):
         return INTEGER if inferred == "integer" else TEXT
-    found = inferred if dtype.kind == "O" else dtype
-    raise BadInput(f"frame: column {name!r}: {found} cannot be an id; integers or text can", public="unusable id")
+    type_name = inferred if dtype.kind == "O" else dtype
+    raise BadInput(f"frame: column {name!r}: {type_name} cannot be an id; integers or text can", public="unusable id")
 
 
 def _id_type(series: pd.Series[Any], kind: str) -> pa.DataType:
@@ -107,7 +107,7 @@ def _id_type(series: pd.Series[Any], kind: str) -> pa.DataType:
 
 
 def _number_type(series: pd.Series[Any]) -> pa.DataType:
-    """Of a value or a time; text is left to the command, which says what is wrong with it."""
+    """Arrow type of a value or a time; text is left to the command, which says what is wrong with it."""
     import pyarrow as pa
     from pandas.api import types
 
@@ -233,7 +233,7 @@ def write_types(model: Path, kinds: dict[str, str]) -> None:
 
 
 def read_types(model: Path) -> dict[str, str]:
-    """What ``write_types`` wrote; empty for a model that was made from files."""
+    """Read the file of ``write_types``; empty for a model that was made from files."""
     path = model / TYPES
     return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
 

@@ -1,7 +1,7 @@
-"""Run a command of the suite for a Python caller: its record as a value, its other endings as exceptions.
+"""Run a command of peakline for a Python caller: its record as a value, its other endings as exceptions.
 
-The command is the one that a shell would start, in a child with its own ceiling. What the caller's process holds does
-not count against that ceiling.
+The command is the one that a shell would start, in a child with its own ceiling. Memory of the caller's process
+does not count against that ceiling.
 """
 
 import json
@@ -124,7 +124,7 @@ def _plan(written: Mapping[str, Any] | None) -> Plan | None:
 
 
 def _sentence(stderr: str, name: str) -> str:
-    """What a command says at its end: from the last line that begins with its name to the end of stderr."""
+    """Return a command's closing message: from the last line that begins with its name to the end of stderr."""
     lines = stderr.splitlines()
     for number in range(len(lines) - 1, -1, -1):
         if lines[number].startswith(f"{name}: "):

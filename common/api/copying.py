@@ -38,7 +38,7 @@ def copy_model(source: Path, target: Path, *, application: str) -> None:
 
 
 def _replaceable(target: Path, application: str) -> bool:
-    """Whether a model may be written there: nothing, an empty folder, or a model of the application."""
+    """True if a model may be written there: nothing, an empty folder, or a model of the application."""
     if not target.exists():
         return True
     with suppress(OSError, ValueError, KeyError, TypeError):

@@ -34,14 +34,14 @@ TRAINING = "common.api.estimate:load_training"
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """What a step will hold at its peak.
+    """Predicted peak of a step, term by term.
 
     Attributes
     ----------
     terms
-        What is alive at the peak, each with its bytes, the largest first; they add up to ``peak_bytes``.
+        Memory that is alive at the peak, by purpose, the largest first; the bytes add up to ``peak_bytes``.
     baseline_bytes
-        What a process holds that has loaded PyTorch and run small operators, and an optimiser if the step has one;
+        Memory of a process that has loaded PyTorch and run small operators, and an optimiser if the step has one;
         measured in a process of its own.
     unmeasured
         Operators whose workspace could not be measured within the memory there is; they count as having none, so the
@@ -78,10 +78,10 @@ def estimate(step: "Step", batch: Any, *, memory: str | int = "auto", threads: i
     """Predict the peak memory of a training or inference step on the CPU, term by term, without running it.
 
     The step runs twice in this process on tensors that have shapes and no data, to see what it allocates and when.
-    What an operator's kernel allocates inside itself is measured in another process, which runs each distinct operator
+    The workspace of an operator's kernel is measured in another process, which runs each distinct operator
     once, alone; the numbers are kept in ``$XDG_CACHE_HOME/peakline/costs``. Modules and optimisers are left as they
-    were, and nothing of their size is allocated here. What the step's own Python code does happens (it may append to a
-    list); a value that it reads with ``item`` is 1.
+    were, and nothing of their size is allocated here. Effects of the step's own Python code happen (it may append to
+    a list); a value that it reads with ``item`` is 1.
 
     Parameters
     ----------
@@ -94,7 +94,7 @@ def estimate(step: "Step", batch: Any, *, memory: str | int = "auto", threads: i
         A tensor, or tensors in tuples, lists and dictionaries; of any device, ``meta`` too, since only layouts are
         read. For ``(module, loss, optimizer)``: ``(inputs, targets)``.
     memory
-        What the process that measures operators may hold, as ``--memory`` takes it.
+        Ceiling of the process that measures operators, as ``--memory`` takes it.
     threads
         Threads that the step will run on; default: PyTorch's present number.
 
@@ -122,8 +122,8 @@ def estimate(step: "Step", batch: Any, *, memory: str | int = "auto", threads: i
     ...     optimizer.zero_grad()
     ...     torch.nn.functional.cross_entropy(network(images), classes).backward()
     ...     optimizer.step()
-    >>> found = estimate(step, (torch.zeros(256, 1024), torch.zeros(256, dtype=torch.int64)))
-    >>> sizes = {term.name: round(term.bytes / 2**20) for term in found.terms}
+    >>> estimated = estimate(step, (torch.zeros(256, 1024), torch.zeros(256, dtype=torch.int64)))
+    >>> sizes = {term.name: round(term.bytes / 2**20) for term in estimated.terms}
     >>> sizes["parameters"], sizes["gradients"], sizes["optimizer states"]
     (16, 16, 32)
     """
@@ -201,10 +201,10 @@ def _training(
 def _measured(
     history: Sequence[Moment], libraries: Probe, threads: int, ceiling: int
 ) -> tuple[dict[Call, Cost], tuple[str, ...], int]:
-    """What each distinct operator costs, the names of those for which that is not known, and the baseline."""
+    """Return the costs of the distinct operators, the names of those that could not be measured, and the baseline."""
     calls = list(dict.fromkeys(call for _, call in history if call is not None))
-    known = OperatorCosts(operators.default_file(threads))
-    costs = {call: known[call] for call in calls if call in known}
+    stored = OperatorCosts(operators.default_file(threads))
+    costs = {call: stored[call] for call in calls if call in stored}
     probes = {call: probe for call in calls if call not in costs and (probe := call.probe_on(threads)) is not None}
     answers = dict(_answers([libraries, *probes.values()], ceiling))
     for call, probe in probes.items():
@@ -219,16 +219,16 @@ def _measured(
 
 
 def _answers(probes: Sequence[Probe], ceiling: int) -> Iterator[tuple[Probe, Any]]:
-    """What each probe measures, but for those that need more than the ceiling."""
+    """Yield each probe with its measurement; probes that need more than the ceiling are left out."""
     store, left = CostStore(), list(probes)
     while left:
         try:
-            found = dict(store.collect(left, ceiling=ceiling))
+            measured = dict(store.collect(left, ceiling=ceiling))
         except ProbeFailed:
-            found = store.cached(left)
-        yield from found.items()
+            measured = store.cached(left)
+        yield from measured.items()
         # Probes are measured in order: the first without an answer is the one that failed.
-        left = [probe for probe in left if probe not in found][1:]
+        left = [probe for probe in left if probe not in measured][1:]
 
 
 def _peak(history: Sequence[Moment], costs: dict[Call, Cost]) -> tuple[dict[str, int], int]:

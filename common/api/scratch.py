@@ -17,7 +17,7 @@ class Scratch:
     """A folder below ``tempfile.gettempdir()`` that only this user can read.
 
     It is removed by ``close``, at the end of a ``with`` block, when the object is collected, and when the interpreter
-    ends. What a killed process left is removed when the next folder is made.
+    ends. The folder of a killed process is removed when the next folder is made.
     """
 
     def __init__(self) -> None:

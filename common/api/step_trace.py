@@ -1,4 +1,4 @@
-"""Which memory a PyTorch step uses and when, without running it: the caller's own step on tensors without data.
+"""Memory of a PyTorch step over time, without running it: the caller's own step on tensors without data.
 
 Every operator's real arguments are replaced by fake tensors of the same layout, so nothing of the caller's is written
 to or copied. A ledger adds up the storages that are alive, by what they are for.
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 PARAMETERS, BUFFERS, GRADIENTS, STATES = "parameters", "buffers", "gradients", "optimizer states"
 BATCH, ACTIVATIONS, OTHERS = "batch", "activations", "other tensors"
 KINDS = (PARAMETERS, BUFFERS, GRADIENTS, STATES, BATCH, ACTIVATIONS, OTHERS)
-"""What storages are for. Everything that a step makes is an activation, until it is seen to be something else."""
+"""Purposes of storages. Everything that a step makes is an activation, until it is seen to be something else."""
 
 Moment = tuple[Counter[str], Call | None]
 """Bytes alive by kind after an operator, and the call to replay for its workspace."""
@@ -77,7 +77,7 @@ class StepLedger:
 
 
 class _Subjects:
-    """What of the caller's a step touches: parameters, modules and optimisers, found when they are used.
+    """The caller's objects that a step touches: parameters, modules and optimisers, found when they are used.
 
     Parameters
     ----------
@@ -89,7 +89,7 @@ class _Subjects:
         self.mode, self.ledger = mode, ledger
         self.optimizers: list[torch.optim.Optimizer] = []
         self._fakes: dict[int, torch.Tensor] = {}
-        """What stands for the caller's tensors, by their ids."""
+        """Fake tensors in place of the caller's, by the ids of those."""
         self._leaves: set[int] = set()
         """Ids of tensors whose gradients are known when they are made."""
         self._living: dict[int, Any] = {}
@@ -225,7 +225,7 @@ class _Subjects:
         self._undo.append(undo)
 
     def count_states(self) -> None:
-        """What the optimisers hold between steps is their state."""
+        """Count tensors that the optimisers keep between steps as their state."""
         for optimizer in self.optimizers:
             for values in optimizer.state.values():
                 for tensor in tensors(values.values()):
@@ -253,9 +253,9 @@ def trace(step: Callable[[Any], object], batch: Any) -> tuple[list[Moment], bool
     Returns
     -------
     list
-        What was alive after each operator of the second.
+        Live bytes by kind after each operator of the second run.
     bool
-        Whether an optimiser stepped.
+        True if an optimiser stepped.
 
     Parameters
     ----------

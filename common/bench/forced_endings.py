@@ -19,7 +19,7 @@ MESSAGES = {
     "abort-by-assertion": "python: kernel.cpp:7: run: Assertion `n > 0' failed.",
     "no-thread": "libgomp: Thread creation failed: Resource temporarily unavailable",
 }
-"""What a library writes on stderr before it ends the process itself."""
+"""Text that a library writes on stderr before it ends the process itself."""
 ERRORS = {
     "decline": NotAvailable("not here"),
     "misuse": UsageError("no such option"),

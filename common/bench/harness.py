@@ -16,14 +16,14 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import distributions
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from common.errors import EXIT_DOES_NOT_FIT
 from common.memory.costs.baseline import START
@@ -180,13 +180,23 @@ class Suite:
         return []
 
 
-def measure(case: Case, directory: Path | None = None) -> dict[str, Any]:
+def measure(
+    case: Case,
+    directory: Path | None = None,
+    *,
+    errors: IO[bytes] | None = None,
+    watcher: Callable[[int], AbstractContextManager[object]] = nullcontext,
+) -> dict[str, Any]:
     """Run a case once inside its cgroup.
 
     Parameters
     ----------
     directory
         Working directory of the command; the current one by default.
+    errors
+        A file for what it writes on stderr; this process's stderr by default.
+    watcher
+        Called with its pid; the context that it returns is open while the command runs.
 
     Returns
     -------
@@ -200,14 +210,16 @@ def measure(case: Case, directory: Path | None = None) -> dict[str, Any]:
     child = subprocess.Popen(
         case.argv,
         stdout=subprocess.PIPE,
+        stderr=errors,
         stdin=subprocess.DEVNULL,
         text=True,
         cwd=directory,
         preexec_fn=partial(guard.enter, wall),
     )
     assert child.stdout is not None
-    out = child.stdout.read()
-    _, status, usage = os.wait4(child.pid, 0)
+    with watcher(child.pid):
+        out = child.stdout.read()
+        _, status, usage = os.wait4(child.pid, 0)
     seconds = time.monotonic() - began
     child.returncode = os.waitstatus_to_exitcode(status)
     kills = guard.take_down(wall)
@@ -245,7 +257,12 @@ def _of_record(record: dict[str, Any]) -> dict[str, Any]:
     if "measured" not in record:
         return {"result": record}
     peak, baseline = record["measured"]["peak_bytes"], record["measured"]["floor_bytes"]
-    line = {"peak": peak, "floor": baseline, "result": record["results"], "kind": record.get("error", {}).get("kind")}
+    line = {
+        "peak": peak,
+        "baseline": baseline,
+        "result": record["results"],
+        "kind": record.get("error", {}).get("kind"),
+    }
     loaded = [phase["start"] + phase["seconds"] for phase in record["measured"]["phases"] if phase["name"] == START]
     if loaded:  # scripts start their clocks after their imports
         line["working_seconds"] = round(record["seconds"] - loaded[0], 3)
@@ -256,7 +273,7 @@ def _of_record(record: dict[str, Any]) -> dict[str, Any]:
         line |= {"predicted": predicted, "knobs": record["plan"]["knobs"]}
         if measured:
             line["predicted_over_measured"] = round(predicted / measured, 4)
-            line["above_floor"] = round((predicted - baseline) / max(1, measured - baseline), 4)
+            line["above_baseline"] = round((predicted - baseline) / max(1, measured - baseline), 4)
     return line
 
 

@@ -188,7 +188,7 @@ def compare(each: Configuration, grid: Grid, costs: Costs) -> dict[str, Any]:
     terms = {name: int(priced[name]) for name in TERMS}
     began = time.monotonic()
     measured = _measured(each, grid)
-    predicted, above = sum(terms.values()), measured["peak"] - measured["floor"]
+    predicted, above = sum(terms.values()), measured["peak"] - measured["baseline"]
     return {
         "name": each.name,
         "labels": dict(each.labels),
@@ -198,7 +198,7 @@ def compare(each: Configuration, grid: Grid, costs: Costs) -> dict[str, Any]:
         "error": round(predicted / above - 1, 5),
         "whole_error": round((predicted + int(costs[grid.base]["bytes"])) / measured["peak"] - 1, 5),
         "terms": terms,
-        "floor": measured["floor"],
+        "baseline": measured["baseline"],
         "steps": measured["steps"],
         "seconds": round(time.monotonic() - began, 1),
     }
@@ -223,7 +223,7 @@ def measure(prepare: str, arguments: str, warm_up: str) -> dict[str, Any]:
     Returns
     -------
     dict
-        ``floor``, resident bytes after the warm-up; ``steps``, the peak of each step above it, where the first step
+        ``baseline``, resident bytes after the warm-up; ``steps``, the peak of each step above it, where the first step
         includes the making of the objects; ``peak``, the largest peak of the process.
     """
     module, name = prepare.split(":")
@@ -238,7 +238,7 @@ def measure(prepare: str, arguments: str, warm_up: str) -> dict[str, Any]:
         step()
         peaks.append(lifetime_peak())
         reset_peak()
-    return {"floor": base, "peak": max(peaks), "steps": [peak - base for peak in peaks]}
+    return {"baseline": base, "peak": max(peaks), "steps": [peak - base for peak in peaks]}
 
 
 def summary(lines: Iterable[Mapping[str, Any]], *, least: int = LEAST_BYTES) -> dict[str, Any]:

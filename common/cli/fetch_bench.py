@@ -29,8 +29,8 @@ def _fetch(args: argparse.Namespace) -> int:
     entries = {name: e for name, e in datasets.catalog().items() if e.application == args.application}
     if args.dataset is None:
         for entry in entries.values():
-            place = datasets.find(entry.name) or "not at hand"
-            sys.stdout.write(f"{entry.name}: {entry.title}\n  licence: {entry.licence}\n  {place}\n")
+            location = datasets.find(entry.name) or "not on this machine"
+            sys.stdout.write(f"{entry.name}: {entry.title}\n  licence: {entry.licence}\n  {location}\n")
         return 0
     if args.dataset not in entries:
         raise UsageError(f"fetch {args.dataset}: known are {', '.join(entries)}")
@@ -58,7 +58,7 @@ def add_bench(commands: Any, application: str, steps: Steps) -> argparse.Argumen
         To which the application adds the options that ``steps`` reads.
     """
     about = (
-        "Measure time and memory of a few commands on your data, or on a generated sample, predicted beside measured;"
+        "Measure time and memory of a few commands on your data, or on a generated sample, predicted and measured;"
         " --full runs the suite that compares with other programs."
     )
     one: argparse.ArgumentParser = commands.add_parser("bench", help="measure on this machine", description=about)

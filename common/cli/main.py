@@ -1,4 +1,4 @@
-"""What both command lines share: options, the walk from plan to record, progress, error lines and exit codes.
+"""Shared parts of both command lines: options, the walk from plan to record, progress, error lines and exit codes.
 
 A command that allocates runs in two processes. The small parent parses the ceiling and supervises; the child plans,
 sets its soft wall, runs and writes the record. ``--help`` and usage errors never start the child.
@@ -8,7 +8,6 @@ import argparse
 import json
 import logging
 import os
-import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any, Generic, NoReturn
 
 from common import __version__
+from common.cli import interrupts
 from common.cli.session import CommandSession, Request, Work
 from common.errors import (
     EXIT_BAD_INPUT,
@@ -48,7 +48,7 @@ EPILOG = (
     "Every command that computes stays below the ceiling given with --memory, or refuses at the start and names one"
     " that is enough. Exit codes: 0 done, 1 unforeseen, 2 usage, 3 does not fit, 4 bad input, 130 interrupted."
 )
-"""What ``--help`` of both applications ends with."""
+"""Last lines of ``--help`` of both applications."""
 
 _CEILING = "PEAKLINE_CEILING"
 """The supervisor's ceiling in bytes and its source, so that ``auto`` is read once for both processes."""
@@ -69,15 +69,15 @@ class Command(Generic[Request, Work]):
     execute: Callable[[CommandSession[Request, Work]], Mapping[str, Any]]
     """Do the work; returns the record's ``results``."""
     record: Callable[[Request], Path | None] = lambda request: None
-    """Where the record goes; ``None``: nowhere but ``--json``."""
+    """Path of the record; ``None``: it is printed by ``--json`` only."""
     sections: Callable[[Mapping[str, Any], Path], Iterable[str]] = lambda written, directory: ()
     """Its own part of the report, from the record and the directory in which that is."""
     huge_pages: bool = False
-    """Whether its tensors are large (``glibc.tunables``)."""
+    """True if its tensors are large (``glibc.tunables``)."""
     merge: bool = False
-    """Whether it trains in the heap (``common.memory.process.bounded_heap``)."""
+    """True if it trains in the heap (``common.memory.process.bounded_heap``)."""
     alone: bool = False
-    """Whether no other command may write where its record goes meanwhile."""
+    """True: no other command may write to the record's folder meanwhile."""
 
 
 def add_common_options(parser: argparse.ArgumentParser) -> None:
@@ -91,7 +91,7 @@ def add_common_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--threads", type=positive, default=_default_threads(), metavar="N", help=threads)
     group.add_argument("--seed", type=int, default=0, metavar="N", help="random seed (default 0)")
     group.add_argument("--json", action="store_true", help="the record on stdout at every ending, nothing else there")
-    group.add_argument("--report", action="store_true", help="also write report.html beside the record")
+    group.add_argument("--report", action="store_true", help="also write report.html next to the record")
     group.add_argument("-q", "--quiet", action="store_true", help="errors only")
     group.add_argument("-v", "--verbose", action="store_true", help="say more; tracebacks on stderr")
 
@@ -100,14 +100,14 @@ def add_device_options(parser: argparse.ArgumentParser) -> None:
     """For the commands that can compute on a CUDA device."""
     group = parser.add_argument_group("CUDA device")
     group.add_argument("--device", default="cpu", metavar="cpu|cuda|cuda:N|auto", help="where to compute (default cpu)")
-    gpu_memory = "ceiling on the device beside CUDA's context: a size, N%% of what is free, auto (the default: 90%%)"
+    gpu_memory = "ceiling on the device, without CUDA's context: a size, N%% of what is free, auto (the default: 90%%)"
     group.add_argument("--gpu-memory", metavar="SIZE", help=gpu_memory)
 
 
 def add_settings_option(parser: argparse.ArgumentParser, settings: Mapping[str, Any]) -> None:
     """``--set KEY=VALUE`` for the hyper-parameters in ``settings`` (name -> default)."""
-    known = ", ".join(f"{name}={value}" for name, value in settings.items())
-    text = f"hyper-parameter; known, with defaults: {known}"
+    defaults = ", ".join(f"{name}={value}" for name, value in settings.items())
+    text = f"hyper-parameter; names and defaults: {defaults}"
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help=text)
 
 
@@ -191,8 +191,8 @@ def _configure_logging(args: argparse.Namespace) -> None:
 
 
 def _budget(args: argparse.Namespace, *, supervised: bool) -> MemoryBudget:
-    if supervised and (given := os.environ.get(_CEILING)):
-        size, _, source = given.partition(" ")
+    if supervised and (inherited := os.environ.get(_CEILING)):
+        size, _, source = inherited.partition(" ")
         return MemoryBudget(int(size), None, source)
     budget = MemoryBudget.parse(args.memory)
     if budget.warning:
@@ -242,7 +242,7 @@ def _run(args: argparse.Namespace, request: Any, budget: MemoryBudget, superviso
     """Plan and run in the child process, and end with one of the exit codes of ``common.errors``."""
     glibc.pin_thresholds()
     # SIGTERM unwinds like SIGINT, so that nothing half-written stays behind.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    interrupts.handle()
     command: Command[Any, Any] = args.command
     record = RunRecord(__version__, command.name, budget)
     line: str | None = None
@@ -250,7 +250,8 @@ def _run(args: argparse.Namespace, request: Any, budget: MemoryBudget, superviso
         try:
             _plan_and_execute(args, request, record, gauge)
         except KeyboardInterrupt:
-            record.exit_code, line = EXIT_INTERRUPTED, "interrupted; the same command goes on from the last checkpoint"
+            again = "" if command.record(request) is None else "; give the same command again to continue"
+            record.exit_code, line = EXIT_INTERRUPTED, "interrupted" + again
         except DoesNotFit as refusal:
             record.exit_code, line = EXIT_DOES_NOT_FIT, explain.refusal_text(refusal)
             record.smallest_feasible_bytes = refusal.smallest_feasible_bytes
@@ -310,9 +311,9 @@ def _plan_and_execute(args: argparse.Namespace, request: Any, record: RunRecord,
         resolve(command.warm_up(request))()
         glibc.trim()
     gauge.floor_bytes = meter.resident()
-    held = gauge.tree_bytes()
-    if not guard.lower_hard_wall(record.budget.host_bytes, held):
-        least = max(held, record.budget.host_bytes)
+    resident = gauge.tree_bytes()
+    if not guard.lower_hard_wall(record.budget.host_bytes, resident):
+        least = max(resident, record.budget.host_bytes)
         smallest = record.plan.including(ALL, least, name="libraries, more than was measured")
         raise DoesNotFit(ceiling=record.budget.host_bytes, smallest=smallest)
     child.tell_supervisor(supervisor.PLANNED)
@@ -353,7 +354,7 @@ def _unforeseen(args: argparse.Namespace, error: Exception) -> str:
 
 
 def _write_report(command: Command[Any, Any], path: Path, written: Mapping[str, Any]) -> None:
-    """``report.html`` beside ``run.json``, ``evaluation.html`` beside ``evaluation.json``."""
+    """Write ``report.html`` next to ``run.json``, ``evaluation.html`` next to ``evaluation.json``."""
     from common.memory.report.page import render
 
     page = render(written, command.sections(written, path.parent))
@@ -361,7 +362,7 @@ def _write_report(command: Command[Any, Any], path: Path, written: Mapping[str, 
 
 
 def _keeps(path: Path, record: RunRecord) -> bool:
-    """Whether the record at ``path`` is of a run that ended well, and this one did not: its output is still there."""
+    """True if the record at ``path`` is of a run that ended well, and this one did not: its output is still there."""
     if record.error is not None and record.error["kind"] == ABOVE:  # it replaced that output
         return False
     with suppress(OSError, ValueError, TypeError):

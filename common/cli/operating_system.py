@@ -9,7 +9,7 @@ def require_linux(program: str) -> None:
     """Exit with code 2 and one line unless this is Linux.
 
     A ceiling is measured in ``/proc`` and kept by Linux's own limits. The console scripts call this before they import
-    anything else of the suite: other systems lack some of the modules that it imports.
+    anything else of peakline: other systems lack some of the modules that it imports.
 
     Parameters
     ----------

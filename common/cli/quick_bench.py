@@ -1,7 +1,8 @@
-"""``bench --quick``: time and memory of a few commands on the user's own data, predicted beside measured.
+"""``bench --quick``: time and memory of a few commands on the user's own data, predicted and measured.
 
-Each command runs as a user would run it, in a process tree of its own under the ceiling. What its plan has to measure
-first is measured beforehand, by the same command with ``--dry-run``, so that the figures are those of the work.
+Each command runs as a user would run it, in a process tree of its own under the ceiling. Costs that its
+plan has to measure are measured before, by the same command with ``--dry-run``, so that the figures are those of the
+work.
 """
 
 import json
@@ -31,7 +32,7 @@ class Step:
     output: Path | None = None
     """A file or folder that is removed before each run."""
     quality: Callable[[Mapping[str, Any]], str] = lambda results: ""
-    """What to show of the record's ``results``."""
+    """Function that returns the quality to show, from the record's ``results``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,13 +44,13 @@ class Row:
     seconds: float | None = None
     """From start to end of the process."""
     processor_seconds: float | None = None
-    """Of the process tree."""
+    """Processor seconds of the process tree."""
     ceiling_bytes: int | None = None
     predicted_bytes: int | None = None
     measured_bytes: int | None = None
     """The largest of the runs."""
     quality: str = ""
-    """Of the last run; what went wrong, where the exit code is not 0."""
+    """Quality of the last run; the error, where the exit code is not 0."""
 
     def cells(self) -> list[str]:
         """The row of the table."""

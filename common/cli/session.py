@@ -1,4 +1,4 @@
-"""What a running command has of its surroundings: its plan, the meter, the walls, progress, and whether to stop."""
+"""Surroundings of a running command: its plan, the meter, the walls, progress, and requests to stop."""
 
 import signal
 import sys
@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
+from common.cli import interrupts
 from common.memory.plan.plan import Plan
 from common.memory.plan.planner import Workload
 from common.memory.process import guard, meter
@@ -19,7 +20,7 @@ Work = TypeVar("Work", bound=Workload)
 
 @dataclass(slots=True)
 class Session:
-    """What a running command needs from its surroundings."""
+    """Surroundings of a running command."""
 
     budget: MemoryBudget
     plan: Plan
@@ -35,7 +36,7 @@ class Session:
 
     @property
     def stopping(self) -> bool:
-        """Whether SIGINT or SIGTERM asked us to stop: write a checkpoint, then raise ``KeyboardInterrupt``."""
+        """True if SIGINT or SIGTERM asked us to stop: write a checkpoint, then raise ``KeyboardInterrupt``."""
         return self._stop is not None
 
     def phase(self, name: str) -> Any:
@@ -69,9 +70,14 @@ class Session:
 
     @contextmanager
     def deferred_signals(self) -> Iterator[None]:
-        """Within the block the first SIGINT or SIGTERM only sets ``stopping``; a second one interrupts at once."""
+        """Within the block the first SIGINT or SIGTERM only sets ``stopping``; a second one interrupts at once.
+
+        A copy of the first (``interrupts.is_copy``) changes nothing.
+        """
 
         def remember(number: int, _frame: object) -> None:
+            if interrupts.is_copy(number):
+                return
             if self._stop is not None:
                 raise KeyboardInterrupt
             self._stop = number
@@ -89,6 +95,6 @@ class CommandSession(Session, Generic[Request, Work]):
     """A session with what the command was asked, and the work that it planned."""
 
     request: Request
-    """What ``Command.request`` made of the command line."""
+    """Request that ``Command.request`` made of the command line."""
     workload: Work
-    """What ``Command.workload`` returned, with what it read of the input."""
+    """Workload that ``Command.workload`` returned, with what it read of the input."""

@@ -28,7 +28,7 @@ FACTORS, SHIFTS = (1_103_515_245, 747_796_405), (12_345, 1_779_033_703)
 
 SHARED_LR_SCALE = 0.02
 """Learning rate, relative to the rows', of a matrix that all rows share and every batch updates. On MovieLens-1M,
-NDCG@20 of ``lowrank`` was .242 at 0.1, .252 at 0.02 and .251 at 0.005 (6 epochs of the suite's ``table-ml-1m-*``)."""
+NDCG@20 of ``lowrank`` was .242 at 0.1, .252 at 0.02 and .251 at 0.005 (6 epochs of the cases ``table-ml-1m-*``)."""
 
 
 class Rule(Protocol):

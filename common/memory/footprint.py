@@ -19,11 +19,11 @@ class Term:
     """One named number of bytes."""
 
     name: str
-    """What the bytes are for, as users see it: ``"activations"``, ``"item factors"``."""
+    """Purpose of the bytes, as users see it: ``"activations"``, ``"item factors"``."""
     bytes: int
     """The term's own peak."""
     source: Source
-    """Where the number comes from, which decides its share of the reserve."""
+    """Origin of the number, which decides its share of the reserve."""
     phases: tuple[str, ...] = (ALL,)
     """Phases in which the term counts."""
 

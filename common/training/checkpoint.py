@@ -66,7 +66,7 @@ def read_state(path: Path) -> dict[str, Any]:
         with safe_open(path, framework="np") as stream:
             state: dict[str, Any] = json.loads(stream.metadata()["state"])
     except Exception as error:  # safetensors has its own exception type
-        raise BadInput(f"{path}: not a checkpoint ({error}); remove it to start anew") from None
+        raise BadInput(f"{path}: not a checkpoint ({error}); remove it to start again") from None
     return state
 
 
@@ -93,7 +93,7 @@ def restore(path: Path, *, network: "torch.nn.Module", optimizer: "torch.optim.O
         optimizer.load_state_dict({**optimizer.state_dict(), "state": states})
     except (RuntimeError, ValueError, KeyError) as error:
         reason = str(error).splitlines()[0]
-        raise BadInput(f"{path}: a checkpoint of another network ({reason}); remove it to start anew") from None
+        raise BadInput(f"{path}: a checkpoint of another network ({reason}); remove it to start again") from None
     torch.set_rng_state(tensors[_RANDOM])
 
 

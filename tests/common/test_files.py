@@ -43,7 +43,7 @@ def test_a_directory_that_was_made_for_nothing_goes_again(tmp_path: Path) -> Non
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[object, ...]]:
-    """What the kernel is asked for in turn: synced files with their content at that time, and renames."""
+    """Calls to the kernel in order: synced files with their content at that time, and renames."""
     found: list[tuple[object, ...]] = []
     fsync, replace = os.fsync, os.replace
 

@@ -28,7 +28,7 @@ MARGIN = 1e-4
 FLAT = Bound("peak", at_most=1.05)
 FASTER = Bound("seconds", at_most=0.6)
 NEVER_UNDER = Bound("predicted_over_measured", 1.0, 1.15)
-ABOVE_FLOOR = Bound("above_floor", 1.0, 1.25)
+ABOVE_BASELINE = Bound("above_baseline", 1.0, 1.25)
 
 
 def make_model(directory: Path, *, classes: int = CLASSES, spacing: float = 1.0, seed: int = 0) -> Path:
@@ -131,7 +131,11 @@ def add_cases(suite: Suite, work: Path) -> None:
     """Declare the cases; call ``prepare`` first."""
     for name in ("short", "long"):
         suite.case(
-            f"infer-{name}", _infer(work, name), ceiling=1 * GIB, group="infer-256", bounds=(NEVER_UNDER, ABOVE_FLOOR)
+            f"infer-{name}",
+            _infer(work, name),
+            ceiling=1 * GIB,
+            group="infer-256",
+            bounds=(NEVER_UNDER, ABOVE_BASELINE),
         )
     suite.ratio("infer: peak does not grow with the slices", "infer-long", "infer-short", FLAT)
     peer = ["-m", "apps.imaging.bench.peers.monai", work / "long.nii.gz", work / "model", work / "monai.nii.gz"]
@@ -142,11 +146,11 @@ def add_cases(suite: Suite, work: Path) -> None:
     suite.case("infer-equals-monai", equal, group="infer-equal", bounds=(Bound("result.different", at_most=0),))
     for tile, ceiling in ((64, 640 * MIB), (128, 2 * GIB)):
         command = _infer(work, "short", tile=tile, memory=ceiling)
-        suite.case(f"infer-short-tile-{tile}", command, ceiling=ceiling, bounds=(NEVER_UNDER, ABOVE_FLOOR))
+        suite.case(f"infer-short-tile-{tile}", command, ceiling=ceiling, bounds=(NEVER_UNDER, ABOVE_BASELINE))
     if (ct := datasets.find("ct-sample")) is not None:
         labels = ct / "example_seg_fast_force_split.nii.gz"
         evaluate = ["-m", "apps.imaging", "evaluate", work / "labels.nii.gz", labels, "--memory", "256MiB", "--json"]
-        suite.case("evaluate-61-classes", evaluate, ceiling=256 * MIB, bounds=(NEVER_UNDER, ABOVE_FLOOR))
+        suite.case("evaluate-61-classes", evaluate, ceiling=256 * MIB, bounds=(NEVER_UNDER, ABOVE_BASELINE))
 
 
 def _infer(work: Path, name: str, *, tile: int = TILE, memory: int = GIB) -> list[object]:

@@ -99,7 +99,7 @@ def measure(image: Path, model: Path, out: Path) -> dict[str, Any]:
     record = json.loads(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout)
     working = [phase["peak_bytes"] for phase in record["measured"]["phases"] if phase["name"] not in ("plan", "probe")]
     peak, baseline = max(working) / MIB, record["measured"]["floor_bytes"] / MIB
-    sizes = {"elapsed": record["seconds"], "floor_mib": baseline, "peak_mib": peak, "above_mib": peak - baseline}
+    sizes = {"elapsed": record["seconds"], "baseline_mib": baseline, "peak_mib": peak, "above_mib": peak - baseline}
     return {name: round(value, 1) for name, value in sizes.items()} | {"knobs": record["plan"]["knobs"]}
 
 

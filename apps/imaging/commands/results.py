@@ -17,7 +17,7 @@ class HeldOutMetrics(TypedDict, total=False):
 
 
 class TrainResults(TypedDict):
-    """Of ``imaging train``."""
+    """Results of ``imaging train``."""
 
     metrics: HeldOutMetrics
     steps: Count
@@ -39,7 +39,7 @@ class StudyResults(TypedDict):
 
 
 class InferResults(TypedDict):
-    """Of ``imaging infer``."""
+    """Results of ``imaging infer``."""
 
     studies: list[StudyResults]
     left_out: NotRequired[list[str]]
@@ -47,7 +47,7 @@ class InferResults(TypedDict):
 
 
 class ClassMeasures(TypedDict):
-    """How one class of one case agrees with its reference; null where a measure is not defined."""
+    """Agreement of one class of one case with its reference; null where a measure is not defined."""
 
     dice: Share | None
     hd95_mm: float | None
@@ -71,7 +71,7 @@ class CaseResults(TypedDict):
 
 
 class EvaluateResults(TypedDict):
-    """Of ``imaging evaluate``."""
+    """Results of ``imaging evaluate``."""
 
     cases: Count
     mean_dice: Share | None
@@ -83,7 +83,7 @@ class EvaluateResults(TypedDict):
 
 
 class CompressResults(TypedDict):
-    """Of ``imaging compress``."""
+    """Results of ``imaging compress``."""
 
     bytes_before: Count
     bytes_after: Count

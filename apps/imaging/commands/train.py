@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from apps.imaging.commands.arguments import duration, fold
 from apps.imaging.planning import baselines
 from apps.imaging.training.options import HYPER, STEPS, TrainOptions
+from common import model_folder
 from common.cli import main
 from common.cli.session import CommandSession
 from common.errors import BadInput
@@ -106,6 +107,7 @@ def _workload(options: TrainOptions, budget: MemoryBudget) -> "TrainWorkload":
     from apps.imaging.planning.train import TrainWorkload
     from apps.imaging.training.request import TrainRequest
 
+    model_folder.check_output(options.output, "imaging")
     return TrainWorkload(TrainRequest.of(options))
 
 

@@ -30,7 +30,7 @@ class _Corners:
     rows: Points
     columns: Points
     filled: Mask
-    """Whether the voxel to the lower right of a corner is in the mask."""
+    """True if the voxel to the lower right of a corner is in the mask."""
     across: list[int]
     """Index of the other end of each corner's vertical edge; that of its horizontal edge is ``index ^ 1``."""
     upward: Points

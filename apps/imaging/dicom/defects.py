@@ -12,7 +12,7 @@ from common.errors import BadInput
 
 
 class Outcome(StrEnum):
-    """How a defect is treated."""
+    """The treatment of a defect."""
 
     ACCEPT = "accepted"
     REPAIR = "repaired"

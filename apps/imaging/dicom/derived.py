@@ -1,4 +1,4 @@
-"""What a derived DICOM object takes from its series: patient, study, frame of reference; and reproducible UIDs.
+"""Attributes that a derived DICOM object takes from its series: patient, study, frame of reference, reproducible UIDs.
 
 One full header is read and stays in this process. Patient data goes from it into the object and nowhere else.
 """

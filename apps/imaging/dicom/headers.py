@@ -59,7 +59,7 @@ Value = TypeVar("Value", bound=Hashable)
 
 @dataclass(frozen=True, slots=True)
 class SeriesAttributes:
-    """What all frames of a volume have in common; one object for all of them."""
+    """Attributes that all frames of a volume have in common; one object for all of them."""
 
     series: str
     """SeriesInstanceUID."""
@@ -87,11 +87,11 @@ class FrameHeader:
     """One plane of pixels and its position."""
 
     name: str
-    """Of the file in its container."""
+    """Name of the file in its container."""
     instance: str
     """SOPInstanceUID."""
     number: int
-    """Of the frame within its file, from 0."""
+    """Number of the frame within its file, from 0."""
     frames: int
     """Frames of its file."""
     offset: int
@@ -106,7 +106,7 @@ class FrameHeader:
     slope: float
     intercept: float
     polyglot: bool
-    """Whether the preamble is that of a program or a document."""
+    """True if the preamble is that of a program or a document."""
     instance_number: int = 0
     variant: Variant | None = None
     """Values of ``variants.NAMES``."""
@@ -319,7 +319,7 @@ class FrameGeometry:
 
 
 def _is_foreign(start: bytes) -> bool:
-    """Whether a preamble begins like a program, a document or an archive (TIFF is allowed, PS3.10 7.1)."""
+    """True if a preamble begins like a program, a document or an archive (TIFF is allowed, PS3.10 7.1)."""
     return start[:2] in (b"MZ", b"PK", b"#!") or start in (b"\x7fELF", b"%PDF")
 
 

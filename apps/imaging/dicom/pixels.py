@@ -53,11 +53,10 @@ JPEG = (JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLossless, JPEGLosslessSV1)
 JPEG_LS = (JPEGLSLossless, JPEGLSNearLossless)
 JPEG_2000 = (JPEG2000Lossless, JPEG2000, HTJ2KLossless, HTJ2KLosslessRPCL, HTJ2K)
 DECODERS = {
-    **dict.fromkeys(JPEG, "pylibjpeg pylibjpeg-libjpeg"),
-    **dict.fromkeys(JPEG_LS, "pyjpegls"),
-    **dict.fromkeys(JPEG_2000, "pylibjpeg pylibjpeg-openjpeg"),
+    **dict.fromkeys(JPEG, "jpeg"),
+    **dict.fromkeys((*JPEG_LS, *JPEG_2000), "dicom"),
 }
-"""Packages with a decoder for each compressed syntax that is not decoded here."""
+"""Extra of peakline with a decoder for each compressed syntax that is not decoded here."""
 
 LARGEST_FRAME = 2
 """Most bytes of a compressed frame, over its pixels' and ``FRAME_OVERHEAD``: no codec makes noise larger than that."""
@@ -77,7 +76,7 @@ def check_syntax(path: Path, attributes: SeriesAttributes) -> None:
     Raises
     ------
     BadInput
-        Naming the transfer syntax, and the packages to install if there are any.
+        Naming the transfer syntax, and the extra to install if there is one.
     """
     if attributes.syntax in (*NATIVE, DeflatedExplicitVRLittleEndian, RLELossless):
         return
@@ -85,9 +84,17 @@ def check_syntax(path: Path, attributes: SeriesAttributes) -> None:
     if attributes.syntax not in DECODERS:
         message = f"transfer syntax {name!r} is not read"
         raise BadInput(f"{path}: {message}", public="DICOM transfer syntax")
-    if not _decoder(attributes.syntax).is_available:
-        message = f"transfer syntax {name!r} needs a decoder: pip install {DECODERS[UID(attributes.syntax)]}"
+    if not _has_decoder(attributes):
+        extra = DECODERS[UID(attributes.syntax)]
+        message = f"transfer syntax {name!r} needs the extra {extra!r}: pip install 'peakline[{extra}]'"
         raise BadInput(f"{path}: {message}", public="DICOM transfer syntax")
+
+
+def _has_decoder(attributes: SeriesAttributes) -> bool:
+    """True if a decoder is installed for a series; Pillow decodes extended JPEG of 8 bits only."""
+    names = set(_decoder(attributes.syntax).available_plugins)
+    only_8_bits = {"pillow"} if attributes.syntax == JPEGExtended12Bit and attributes.stored != 8 else set()
+    return bool(names - only_8_bits)
 
 
 def _decoder(syntax: str) -> Any:

@@ -24,7 +24,7 @@ class Regridder:
     layout
         With ``planes``, ``heights`` and ``shifts``.
     shape
-        Of the grid, (x, y, planes).
+        Shape of the grid, (x, y, planes).
     next_slice
         Returns the next slice in the layout's order: (rows, columns) in the image's own scale.
     """
@@ -62,7 +62,7 @@ def shifted(plane: Plane, shift: npt.NDArray[np.float64], shape: Shape) -> Plane
     shift
         Voxels along x and y.
     shape
-        Of the grid, (x, y, planes).
+        Shape of the grid, (x, y, planes).
 
     Returns
     -------

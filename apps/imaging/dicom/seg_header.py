@@ -156,7 +156,7 @@ def _concept(code: tuple[str, str, str]) -> Any:
 
 
 def main() -> None:
-    """Make one object. Of an error only the type is written, because its message may quote the patient's name."""
+    """Make one object. Only the type of an error is written, because its message may quote the patient's name."""
     with without_warnings():
         import highdicom  # noqa: F401  # before the walls stand: what it reserves is not data
 

@@ -1,6 +1,6 @@
 """Series of a DICOM folder or zip as volumes: geometry from the headers of all slices, pixels one slice at a time.
 
-A series that would silently give a wrong volume is refused (``defects``). What was accepted or repaired is reported.
+A series that would silently give a wrong volume is refused (``defects``). Accepted and repaired defects are reported.
 No patient's identifier is returned or printed.
 """
 
@@ -57,7 +57,7 @@ class DicomVolume:
 
     @property
     def repaired(self) -> bool:
-        """Whether planes are interpolated between the slices."""
+        """True if planes are interpolated between the slices."""
         return self.layout.planes > 0
 
     @property

@@ -43,7 +43,7 @@ _DICOM = 'multipart/related; type="application/dicom"'
 
 
 def is_address(text: str) -> bool:
-    """Whether an input is an address on a server."""
+    """True if an input is an address on a server."""
     return text.startswith(("http://", "https://"))
 
 
@@ -317,7 +317,7 @@ def store(address: str, files: Sequence[Path]) -> None:
 
 
 def _refused(content: bytes) -> bool:
-    """Whether an answer names instances that failed; one that cannot be parsed had status 200 and counts as success."""
+    """True if an answer names instances that failed; one that cannot be parsed had status 200 and counts as success."""
     try:
         answer = json.loads(content or b"{}")
     except ValueError:

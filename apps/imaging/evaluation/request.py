@@ -19,18 +19,18 @@ class EvaluateOptions:
     repair: frozenset[str] = frozenset()
     """Of a contradictory header, ``header`` takes the part that agrees with ``pixdim``."""
     print_table: bool
-    """Whether a table goes to stdout, where ``--json`` wants nothing but the record."""
+    """True: print a table on stdout; false with ``--json``, which prints nothing but the record."""
 
     @property
     def record(self) -> Path:
-        """Where the results go: into the folder that is evaluated, or that of the file."""
+        """Path of the record: in the folder that is evaluated, or in that of the file."""
         folder = self.predictions if self.predictions.is_dir() else self.predictions.parent
         return folder / "evaluation.json"
 
 
 @dataclass(frozen=True, slots=True)
 class EvaluateRequest:
-    """What ``imaging evaluate`` was asked."""
+    """The request of ``imaging evaluate``."""
 
     options: EvaluateOptions
     pairs: "Sequence[Pair]"

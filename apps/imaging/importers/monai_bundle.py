@@ -35,7 +35,7 @@ UNREAD = frozenset({"device", "sw_device", "transform", "orig_keys", "orig_meta_
 
 @dataclass(frozen=True, slots=True)
 class BundlePlan:
-    """What a bundle expects and predicts."""
+    """The input that a bundle expects, and its prediction."""
 
     network: str
     arguments: Mapping[str, Any]
@@ -52,7 +52,7 @@ class BundlePlan:
 
 
 def is_bundle(directory: Path) -> bool:
-    """Whether a folder is a MONAI bundle with a configuration for inference."""
+    """True if a folder is a MONAI bundle with a configuration for inference."""
     return (directory / METADATA).is_file() and any((directory / name).is_file() for name in CONFIGURATIONS)
 
 
@@ -200,7 +200,7 @@ def _weights(directory: Path, configuration: Configuration) -> Path:
 
 
 def is_torchscript(path: Path) -> bool:
-    """Whether a file is an archive with code, as ``torch.jit.save`` writes it."""
+    """True if a file is an archive with code, as ``torch.jit.save`` writes it."""
     if not zipfile.is_zipfile(path):
         return False
     with zipfile.ZipFile(path) as archive:

@@ -249,7 +249,7 @@ def _activation(state: str, arguments: Arguments) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Inferer:
-    """How an image is cut into tiles, and their results are combined."""
+    """Division of an image into tiles, and the way in which their results are combined."""
 
     patch: tuple[int, int, int]
     overlap: float

@@ -1,6 +1,6 @@
 """nnU-Net v2's trained-model folders: ``plans.json`` and ``dataset.json``, translated to our model folder's fields.
 
-Only JSON is read here; ``convert`` reads checkpoints, in a child. What is not supported is refused by name.
+Only JSON is read here; ``convert`` reads checkpoints, in a child. Unsupported parts are refused by name.
 """
 
 import json
@@ -25,7 +25,7 @@ AS_STORED = frozenset({"SimpleITKIO", "NibabelIO"})
 
 @dataclass(frozen=True, slots=True)
 class NnunetPlan:
-    """What a trained model expects and predicts."""
+    """The input that a trained model expects, and its prediction."""
 
     network: str
     arguments: Mapping[str, Any]
@@ -41,7 +41,7 @@ class NnunetPlan:
 
 
 def is_nnunet(directory: Path) -> bool:
-    """Whether a folder is a trained model of nnU-Net."""
+    """True if a folder is a trained model of nnU-Net."""
     return all((directory / name).is_file() for name in (PLANS, DATASET))
 
 

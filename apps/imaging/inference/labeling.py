@@ -33,9 +33,9 @@ class InverseResampler:
     Parameters
     ----------
     channels
-        Of the blocks' values.
+        Channels of the blocks' values.
     shape, file_shape
-        Of the network's grid and of the file's, along the file's axes.
+        Shapes of the network's grid and of the file's, along the file's axes.
     depth
         Planes of a block at most.
     interpolation
@@ -102,7 +102,7 @@ def back_bytes(grid: TileGrid, shape: Shape, channels: int) -> Price:
     grid
         The network's grid.
     shape
-        Of the file's grid.
+        Shape of the file's grid.
     """
     x, y, _ = grid.shape
     width, _, depth = (min(size, whole) + 1 for size, whole in zip(grid.tile, grid.shape, strict=True))
@@ -131,7 +131,7 @@ class LabelPlanes:
     Parameters
     ----------
     shape
-        Of the file's grid.
+        Shape of the file's grid.
     depth
         Planes of one row of blocks at most.
     """
@@ -277,11 +277,11 @@ def label_bytes(
     grid, shape
         The network's grid, and the shape of the file's.
     channels
-        Of the blend's values.
+        Channels of the blend's values.
     along_z
         The interpolation between the grids, as for ``InverseResampler``.
     copied
-        Whether the values are copied first: to logits by the head, or to probabilities.
+        True if the values are copied first: to logits by the head, or to probabilities.
     """
     depth = row_depth(grid, shape, along_z)
     plane, block = shape[0] * shape[1], [min(tile, size) for tile, size in zip(grid.tile, grid.shape, strict=True)]

@@ -32,13 +32,13 @@ class NetworkGrid:
 
     volume: Volume
     axes: AxisMapping
-    """How the model's axes lie in the file's."""
+    """Mapping of the model's axes to the file's."""
     tiles: TileGrid
     """The network's grid and its tiles, in file axes."""
     tile: Shape
     """Voxels of a tile along the model's axes."""
     nnunet: bool = False
-    """Whether boxes, tiles, weights and resampling are nnU-Net's."""
+    """True if boxes, tiles, weights and resampling are nnU-Net's."""
     nearest: int | None = None
     """The file's axis along which the image is resampled to the nearest voxel."""
     nearest_back: int | None = None
@@ -120,7 +120,7 @@ class NetworkGrid:
         Parameters
         ----------
         contents
-            What is in each channel.
+            Content of each channel.
         """
         low, high = union(contents)
         boxes = [Cropped(channel.volume, low, high) for channel in self.channels]
@@ -132,7 +132,7 @@ class NetworkGrid:
 
     @property
     def resampled(self) -> bool:
-        """Whether the network's grid is not the file's."""
+        """True if the network's grid is not the file's."""
         return self.tiles.shape != self.volume.shape or self.steps is not None
 
     @property

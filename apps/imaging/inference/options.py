@@ -1,4 +1,4 @@
-"""What ``imaging infer`` and ``imaging compress`` are asked for on the command line, checked; no library is loaded."""
+"""Options of ``imaging infer`` and ``imaging compress`` on the command line, checked; no library is loaded."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +22,7 @@ class InferOptions:
     model: Path
     output: Path
     output_types: tuple[str, ...] = ("nifti",)
-    """Of ``nifti``, ``dicom-seg`` and ``dicom-rtstruct``."""
+    """Any of ``nifti``, ``dicom-seg`` and ``dicom-rtstruct``."""
     seg_type: str = "auto"
     """``auto``, ``binary`` or ``labelmap``."""
     preview: bool = False
@@ -40,7 +40,7 @@ class InferOptions:
     repair: frozenset[str] = frozenset()
     """Defects that are repaired: ``tilt``, ``spacing``, ``header``."""
     fast: bool = False
-    """Whether images are segmented at half the model's resolution."""
+    """True: segment images at half the model's resolution."""
     tile: tuple[int, int, int] | None = None
     """Voxels along the model's axes; ``None``: the model's patch."""
     overlap: float | None = None
@@ -51,7 +51,7 @@ class InferOptions:
     precision: str | None = None
     """``None``: int8 if the model was quantised and OpenVINO runs it, else float32."""
     mirror: bool = False
-    """Whether to average over mirrored tiles."""
+    """True: average over mirrored tiles."""
     device: str = "cpu"
     threads: int = 1
 

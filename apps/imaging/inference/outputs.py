@@ -1,4 +1,4 @@
-"""What ``imaging infer`` writes of a study: finished label planes go to all outputs at once."""
+"""Outputs of ``imaging infer`` for a study: finished label planes go to all of them at once."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -29,10 +29,10 @@ class Sink(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class OutputRequest:
-    """What is written of each study."""
+    """The outputs of each study."""
 
     types: tuple[str, ...] = ("nifti",)
-    """Of ``nifti``, ``dicom-seg`` and ``dicom-rtstruct``."""
+    """Any of ``nifti``, ``dicom-seg`` and ``dicom-rtstruct``."""
     seg_type: str = "auto"
     """``auto``, ``binary`` or ``labelmap``."""
     preview: bool = False
@@ -90,7 +90,7 @@ class Outputs:
     key
         Digest from which DICOM's UIDs are derived.
     dtype
-        Of the labels.
+        Data type of the labels.
 
     Attributes
     ----------
@@ -208,7 +208,7 @@ def outputs_bytes(types: Sequence[str], volume: Volume, classes: int, *, with_st
     types
         As in ``OutputRequest``.
     classes
-        Of the model, background among them.
+        Number of the model's classes, background among them.
     """
     resident, transient = 0, [0]
     if isinstance(volume, DicomVolume):

@@ -269,7 +269,7 @@ def label_planes(
     Parameters
     ----------
     channels
-        Of the blocks' values.
+        Channels of the blocks' values.
 
     Yields
     ------

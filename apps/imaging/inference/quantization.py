@@ -28,7 +28,7 @@ CALIBRATE, QUANTISE = "calibrate", "quantise"
 
 @dataclass(frozen=True, slots=True)
 class CompressRequest:
-    """What ``imaging compress`` was asked: its options, the model, and the volumes with their headers."""
+    """The request of ``imaging compress``: its options, the model, and the volumes with their headers."""
 
     options: CompressOptions
     model: ImagingModel
@@ -48,11 +48,12 @@ class CompressRequest:
         BadInput
             A model or volumes that cannot be used.
         UsageError
-            If the output folder is the model itself.
+            If the output is the model itself, a file, or a folder with a model of another application.
         """
         model = read_model(directory)
         if options.output.resolve() == model.directory:
             raise UsageError(f"-o {options.output}: is the model itself")
+        model_folder.check_output(options.output, APPLICATION)
         if len(model.channels) != 1:
             channels = len(model.channels)
             raise BadInput(f"{options.model}: a model of {channels} channels; one image a study is read")

@@ -107,7 +107,7 @@ class LabelSettings:
 
 @dataclass(frozen=True, slots=True)
 class InferRequest:
-    """What ``imaging infer`` was asked."""
+    """The request of ``imaging infer``."""
 
     options: InferOptions
     model: ModelChoice
@@ -168,7 +168,7 @@ class InferRequest:
         image
             Its ``identity``, or the digest of what a server lists for it.
         outputs
-            Whether what is written counts too, as for a study that need not be done again; DICOM's UIDs are of the
+            True: the outputs count too, as for a study that need not be done again; DICOM's UIDs are of the
             labels alone.
         further
             Identities of further channels, or whatever else decides the labels.
@@ -190,7 +190,7 @@ class InferRequest:
 
 
 def _outputs(options: InferOptions, model: ImagingModel) -> OutputRequest:
-    """What the options ask to be written of the model's classes.
+    """Return the outputs that the options ask for.
 
     Raises
     ------

@@ -119,7 +119,7 @@ class _Tables(AbstractContextManager["_Tables"]):
             after = keep
 
     def kept(self, number: int) -> npt.NDArray[np.bool_]:
-        """Whether each component of a plane is kept."""
+        """Mask of the components of a plane that are kept."""
         offset, components, _ = self._entries[number]
         self._stream.seek(offset)
         return np.frombuffer(self._stream.read(components), np.bool_)

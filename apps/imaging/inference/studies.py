@@ -186,7 +186,7 @@ class StudyInputs:
         tile, overlap
             As for ``NetworkGrid.of``.
         digest
-            Of what a server lists for a study and of all that decides its outputs.
+            Digest of a server's listing of a study and of all that decides its outputs.
 
         Raises
         ------
@@ -357,7 +357,7 @@ def _same_input(one: Study, other: Study) -> bool:
 
 
 def complete(directory: Path, row: Study) -> bool:
-    """Whether a row is finished and all its outputs still exist."""
+    """True if a row is finished and all its outputs still exist."""
     return row.status in ("done", "skipped") and all((directory / name).is_file() for name in row.outputs)
 
 

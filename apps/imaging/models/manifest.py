@@ -1,4 +1,4 @@
-"""What ``model.json`` of a segmentation model says, field by field."""
+"""Fields of ``model.json`` of a segmentation model."""
 
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, NotRequired, TypedDict
@@ -39,16 +39,16 @@ class LabelEntry(TypedDict):
 
 
 class InferenceEntry(TypedDict, total=False):
-    """How an image is taken apart into tiles, where a model does it otherwise than ours."""
+    """Division of an image into tiles, for a model that differs from the default."""
 
     overlap: Annotated[float, ("minimum", 0), ("exclusiveMaximum", 1)]
     """Share of a tile that the next one covers again."""
     importance: Literal["gaussian", "constant"]
-    """How much the voxels of a tile count."""
+    """Weights of the voxels of a tile in the blend."""
     padding: Literal["zero", "edge"]
-    """What is around an image that is smaller than a tile."""
+    """Values around an image that is smaller than a tile."""
     restored: Literal["logits", "softmax", "sigmoid", "labels"]
-    """What is brought back onto the image's grid."""
+    """Prediction that is resampled to the image's grid."""
 
 
 class ImagingManifest(model_folder.Manifest):
@@ -56,7 +56,7 @@ class ImagingManifest(model_folder.Manifest):
 
     network: NetworkEntry
     channels: Annotated[list[str], ("minItems", 1)]
-    """What the images of a study are: ``["MRI"]``."""
+    """Modality of each input channel: ``["MRI"]``."""
     spacing: tuple[_Millimetres, _Millimetres, _Millimetres]
     """Millimetres along the model's axes; 0, where a bundle says so: as the image has them."""
     orientation: str
@@ -64,13 +64,13 @@ class ImagingManifest(model_folder.Manifest):
     intensity: list[Mapping[str, Any]]
     """Operations on the first channel's intensities, in order: ``[{"op": "zscore"}]``."""
     patch: tuple[_Voxels, _Voxels, _Voxels]
-    """What it was trained on, in voxels along the model's axes."""
+    """Size of the patches in training, in voxels along the model's axes."""
     head: HeadEntry | None
     """Null where the network does not end in a 1x1x1 convolution."""
     combine: Literal["logits"]
-    """What is averaged where tiles overlap."""
+    """Quantity that is averaged where tiles overlap."""
     labels: Annotated[list[LabelEntry], ("minItems", 2)]
-    """Of distinct values; the first is the background."""
+    """The classes, with distinct values; the first is the background."""
     further_intensity: NotRequired[list[list[Mapping[str, Any]]]]
     """Operations on the other channels."""
     convention: NotRequired[Literal["monai", "nnunet", "bundle"]]
@@ -78,4 +78,4 @@ class ImagingManifest(model_folder.Manifest):
     mirror: NotRequired[str]
     """Axes (of ``xyz``) along which it was trained to be mirrored."""
     inference: NotRequired[InferenceEntry]
-    """How an image is taken apart into tiles."""
+    """Division of an image into tiles; absent: the default."""

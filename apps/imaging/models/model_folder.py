@@ -43,7 +43,7 @@ class Label:
 
 @dataclass(frozen=True, slots=True)
 class Inference:
-    """How an image is cut into tiles, and labels resampled to its grid; the defaults are ours."""
+    """Division of an image into tiles, and resampling of labels to its grid; the defaults are peakline's own."""
 
     overlap: float = 0.5
     """Share of a tile that the next one covers again, if the user gives none."""
@@ -88,7 +88,7 @@ class ImagingModel:
     weights_bytes: int
     inference: Inference = Inference()
     int8: bool = False
-    """Whether there is a network in 8-bit integers too (``imaging compress --int8``)."""
+    """True if there is a network in 8-bit integers too (``imaging compress --int8``)."""
     further_intensity: tuple[tuple[Operation, ...], ...] = ()
     """Operations on the other channels."""
 

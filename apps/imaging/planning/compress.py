@@ -1,4 +1,4 @@
-"""What ``imaging compress`` needs: pure prices."""
+"""Memory of ``imaging compress``: pure prices."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""What ``imaging evaluate`` needs: pure prices, from the surfaces that were counted while planning."""
+"""Memory of ``imaging evaluate``: pure prices, from the surfaces that were counted while planning."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass

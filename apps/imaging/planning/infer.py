@@ -1,4 +1,4 @@
-"""What ``imaging infer`` needs: pure prices, apart from the code that allocates.
+"""Memory of ``imaging infer``: pure prices, apart from the code that allocates.
 
 The baseline, the engine (probed), the ring of stored planes, what the blend carries, tiles, and finished labels.
 Studies run one after the other, so the largest decides each term.
@@ -72,9 +72,9 @@ BESIDE = 0.5
 WAITING = 1.08
 """Time of an engine whose threads share a tile and wait for each other, over a tile each (measured 1.07 to 1.11)."""
 MAPPING = 1.4
-"""Time of PyTorch whose tensors are mapped anew for each tile (measured 1.2 to 1.5)."""
+"""Time of PyTorch whose tensors are mapped again for each tile (measured 1.2 to 1.5)."""
 SPILL_PASSES = {"memory": 0, "rows": 2, "columns": 4}
-"""How often a waiting overlap is written or read for each row of tiles."""
+"""Number of times that a waiting overlap is written or read for each row of tiles."""
 SPILL_SECONDS = 1e-9
 """One byte spilled or read back, about the speed of a plain disk; only the order of the settings depends on it."""
 
@@ -114,8 +114,8 @@ class InferWorkload:
         return replace(self, request=self.request.without(refused))
 
     def settings(self) -> Iterator[Setting]:
-        """What is blended, where the overlap waits (on disk only if there is room), tiles at a time, and where
-        PyTorch's tensors live.
+        """Yield the choices of blend, of the waiting overlap's place (on disk only if there is room), of tiles at a
+        time, and of the allocator of PyTorch's tensors.
 
         Tile, overlap and precision change the labels and are the user's.
         """
@@ -233,8 +233,8 @@ class InferWorkload:
             yield f"--tile {text(tile)}", replace(self, request=self.request.with_tile(tile))
 
     def seconds(self, setting: Setting, costs: Costs) -> float:
-        """What differs between settings: how well the engine's threads are used, the blend's additions, which batches
-        hide behind the engine, and what the blend writes and reads."""
+        """Seconds in which settings differ: use of the engine's threads, the blend's additions, which batches
+        hide behind the engine, and the blend's writes and reads."""
         choice, spill = self.request.model, str(setting["spill"])
         voxels = sum(len(grid.tiles) for grid in self.usable) * prod(choice.tile)
         batched = int(setting["batch"]) > 1

@@ -1,4 +1,4 @@
-"""What the reading of images takes, for every command that runs a network over them: pure prices."""
+"""Memory of reading images, for every command that runs a network over them: pure prices."""
 
 from apps.imaging.inference.network_grid import NetworkGrid, pass_planes
 from apps.imaging.volumes.nonzero_crop import cropped_bytes

@@ -1,4 +1,4 @@
-"""What ``imaging train`` needs: pure prices, apart from the code that allocates."""
+"""Memory of ``imaging train``: pure prices, apart from the code that allocates."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass

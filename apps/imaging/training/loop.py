@@ -37,7 +37,7 @@ WORK = ".training"
 """Folder in the model folder that holds what an unfinished training needs; removed at the end."""
 CHECKPOINT_SECONDS = 30.0
 VALIDATIONS = 8
-"""How often held-out cases are validated during the training."""
+"""Number of validations on held-out cases during the training."""
 
 Dice = npt.NDArray[np.float64]
 
@@ -106,7 +106,7 @@ def load_volumes(
 
 
 def bounded_heap(network: "torch.nn.Module", plan: Plan) -> AbstractContextManager[object]:
-    """Where the step's tensors live, with the room that the plan has for free pages."""
+    """Context in which the step's tensors live, with the room that the plan has for free pages."""
     free = sum(term.bytes for term in plan.footprint.terms if term.name == FREE_HEAP)
     return BoundedHeap(network, slack=free - SLACK) if free else nullcontext()
 
@@ -244,7 +244,7 @@ def validate(
 def _tile(volumes: Volumes, index: int, position: Shape, blend: BoundedBlend) -> npt.NDArray[np.float32]:
     """One tile of the padded volume; outside of it zeros, which are the mean."""
     tile = np.zeros(blend.grid.tile, np.float32)
-    corner = [place - before for place, before in zip(position, blend.grid.before, strict=True)]
+    corner = [first - before for first, before in zip(position, blend.grid.before, strict=True)]
     start = [max(0, low) for low in corner]
     stop = [min(size, low + edge) for size, low, edge in zip(volumes.shapes[index], corner, tile.shape, strict=True)]
     inside = tuple(slice(a - low, b - low) for a, b, low in zip(start, stop, corner, strict=True))

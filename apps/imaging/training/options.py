@@ -1,4 +1,4 @@
-"""What ``imaging train`` is asked for on the command line, checked; no library is loaded."""
+"""Options of ``imaging train`` on the command line, checked; no library is loaded."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -65,7 +65,7 @@ class TrainOptions:
     """Held-out cases that are looked at on the way."""
     optimizer: str
     dice: str
-    """Whether Dice is of each ``"sample"`` or of the ``"batch"``."""
+    """Dice of each ``"sample"`` or of the whole ``"batch"``."""
     skip_bad: bool
     """Leave unusable cases out instead of stopping at the first."""
     resume: bool

@@ -63,7 +63,7 @@ def make_step(
     micro_batch, amp, checkpoint, step_in_backward
         As the plan has them.
     device
-        Where the network lies; traced on fake tensors, which cannot be moved, it stays on the host.
+        Device of the network; traced on fake tensors, which cannot be moved, it stays on the host.
     """
     network = registry.build(recipe.network, recipe.arguments)
     if device != HOST:

@@ -27,7 +27,7 @@ class TrainingData:
 
 @dataclass(frozen=True, slots=True)
 class TrainRequest:
-    """What ``imaging train`` was asked."""
+    """The request of ``imaging train``."""
 
     options: TrainOptions
     data: TrainingData

@@ -29,7 +29,7 @@ def axis_codes(affine: Affine) -> tuple[str | None, ...]:
 
 @dataclass(frozen=True, slots=True)
 class AxisMapping:
-    """How the model's axes lie in the file's."""
+    """Mapping of the model's axes to the file's."""
 
     axes: tuple[int, int, int]
     """For each file axis, the model axis along it."""
@@ -45,7 +45,7 @@ class AxisMapping:
         affine
             (4, 4), of the volume; of an oblique one the nearest axes are taken.
         orientation
-            Of the model: ``"RAS"``, or ``"file:zyx"`` for the file's axes in this order, wherever they point (nnU-Net).
+            Orientation of the model: ``"RAS"``, or ``"file:zyx"`` for the file's axes in this order.
         """
         if orientation.startswith(AS_STORED):
             order = orientation.removeprefix(AS_STORED)
@@ -158,9 +158,9 @@ class LinearInterpolation:
         Parameters
         ----------
         flipped
-            Whether the last output lies on the last input, instead of the first on the first.
+            True: the last output lies on the last input, instead of the first on the first.
         nearest
-            Whether to take the nearest input instead of interpolating.
+            True: take the nearest input instead of interpolating.
         """
         position = np.clip(np.arange(new) * step, 0, size - 1)
         if nearest:

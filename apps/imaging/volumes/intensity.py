@@ -141,7 +141,7 @@ def moments(blocks: Iterable[Array], *, nonzero: bool) -> tuple[float, float]:
     Parameters
     ----------
     nonzero
-        Whether to leave out zeros.
+        True: leave out zeros.
     """
     count, mean, squares = 0, 0.0, 0.0
     for block in blocks:

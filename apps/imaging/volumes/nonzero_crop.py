@@ -15,7 +15,7 @@ Labels = npt.NDArray[np.unsignedinteger]
 
 @dataclass(frozen=True, slots=True)
 class Content:
-    """What one pass over a volume finds."""
+    """Results of one pass over a volume."""
 
     low: Shape
     """First voxel of the box around all voxels that are not zero; of the whole volume if all are."""
@@ -117,7 +117,7 @@ def uncropped(planes: Iterable[Labels], shape: Shape, low: Shape, dtype: np.dtyp
     planes
         (x, y, k) of the box, in order.
     shape
-        Of the whole volume.
+        Shape of the whole volume.
     low
         First voxel of the box.
 

@@ -98,7 +98,7 @@ class SplineReader:
     Parameters
     ----------
     shape
-        Of the other grid, along the file's axes.
+        Shape of the other grid, along the file's axes.
     nearest
         The axis that is not interpolated; if it is z, each plane is a spline of its own.
     limits

@@ -26,9 +26,9 @@ class PlaneRingBuffer:
     operations
         On intensities, applied to each tile.
     ready
-        Whether ``reader`` gives float32 planes on the network's grid already.
+        True if ``reader`` gives float32 planes on the network's grid already.
     edge
-        Whether a volume that is smaller than a tile is surrounded by its outermost voxels instead of zeros.
+        True: a volume that is smaller than a tile is surrounded by its outermost voxels instead of zeros.
     """
 
     def __init__(
@@ -113,7 +113,7 @@ def window_bytes(volume: Volume, grid: TileGrid, *, resampled: bool = False) -> 
     Parameters
     ----------
     resampled
-        Whether the volume is resampled even if its shape stays the same.
+        True: the volume is resampled even if its shape stays the same.
     """
     voxels = grid.shape[0] * grid.shape[1] * window_depth(grid)
     if grid.shape == volume.shape and not resampled:
@@ -123,7 +123,7 @@ def window_bytes(volume: Volume, grid: TileGrid, *, resampled: bool = False) -> 
 
 
 def _any_nonzero(mask: npt.NDArray[np.bool_], axis_map: LinearInterpolation, axis: int) -> npt.NDArray[np.bool_]:
-    """Whether an interpolated voxel lies between two voxels of which any is set."""
+    """True where an interpolated voxel lies between two voxels of which any is set."""
     either: npt.NDArray[np.bool_] = np.take(mask, axis_map.lower, axis) | np.take(mask, axis_map.upper, axis)
     return either
 
@@ -134,13 +134,13 @@ class ResamplingReader:
     Parameters
     ----------
     shape
-        Of the other grid, along the file's axes.
+        Shape of the other grid, along the file's axes.
     interpolation
         Along x, y, z; by default both grids have the same field of view.
     operations
         On intensities, before voxels are interpolated.
     keep_zeros
-        Whether a voxel may become zero only if all voxels between which it lies are zero: where zeros are left out of
+        True: a voxel may become zero only if all voxels between which it lies are zero. Where zeros are left out of
         a normalisation, a sum that happens to cancel must not count as one.
     """
 

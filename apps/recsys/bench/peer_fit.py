@@ -1,7 +1,7 @@
 """Train with pandas, SciPy and ``implicit`` as their documentation says, without a split; the peer of ``recsys train``.
 
 ``python -m apps.recsys.bench.peer_fit INTERACTIONS [--factors 64] [--iterations 15] [--out FACTORS.npy]`` prints one
-JSON line: total seconds, seconds of reading, peak bytes. It imports nothing of this suite.
+JSON line: total seconds, seconds of reading, peak bytes. It imports nothing of peakline.
 """
 
 import argparse

@@ -1,7 +1,7 @@
 """Train and evaluate with pandas, SciPy and ``implicit`` as their documentation says, on the same split and metrics.
 
 ``python -m apps.recsys.bench.peer_implicit RATINGS.csv`` prints one JSON line: seconds, peak bytes, metrics. It
-imports nothing of this suite, so it is also an independent check of the evaluation.
+imports nothing of peakline, so it is also an independent check of the evaluation.
 """
 
 import json

@@ -80,7 +80,7 @@ class Ranker:
     Parameters
     ----------
     session
-        Of the command, with its plan (knob ``user_block``).
+        Session of the command, with its plan (knob ``user_block``).
 
     Raises
     ------
@@ -182,7 +182,7 @@ class Ranker:
 
 
 def _allowed(items: IdTable, request: RecommendAllRequest) -> NDArray[np.bool_] | None:
-    """Which items may be recommended, by ``only`` and ``exclude``: shape (items,); ``None``: all."""
+    """Mask of items that ``only`` and ``exclude`` allow, shape (items,); ``None``: all."""
     import numpy as np
 
     if not (request.only or request.exclude):

@@ -11,7 +11,7 @@ Metrics = Mapping[str, float]
 
 
 class ModelResults(ModelFields):
-    """The model's kind and what its ``model.json`` says beside the files."""
+    """The model's kind and the fields of its ``model.json`` other than the files."""
 
     kind: str
 
@@ -32,7 +32,7 @@ class DataResults(TypedDict):
 
 
 class TrainResults(TypedDict):
-    """Of ``recsys train``."""
+    """Results of ``recsys train``."""
 
     metrics: Metrics
     """On the held-out items; empty without ``--split``."""
@@ -45,7 +45,7 @@ class TrainResults(TypedDict):
 
 
 class EvaluateResults(TypedDict):
-    """Of ``recsys evaluate``."""
+    """Results of ``recsys evaluate``."""
 
     users: Count
     """Users who were scored."""
@@ -53,7 +53,7 @@ class EvaluateResults(TypedDict):
     intervals: NotRequired[Mapping[str, tuple[float, float]]]
     """95 % intervals of the means, by the bootstrap over users."""
     test: NotRequired[Mapping[str, Count]]
-    """What was found in the test file."""
+    """Counts of the test file."""
 
 
 class ScoredItem(TypedDict):
@@ -69,18 +69,18 @@ class Recommendation(ScoredItem):
     because: NotRequired[list[ScoredItem]]
     """Items of the history, and what each adds to the score."""
     others: NotRequired[float]
-    """What the rest of the history adds."""
+    """Score that the rest of the history adds."""
 
 
 class ItemsResults(TypedDict):
-    """Of ``recsys recommend`` for one user, and of ``recsys similar``."""
+    """Results of ``recsys recommend`` for one user, and of ``recsys similar``."""
 
     items: list[Recommendation]
     """The best first."""
 
 
 class AllUsersResults(TypedDict):
-    """Of ``recsys recommend --all-users``."""
+    """Results of ``recsys recommend --all-users``."""
 
     users: Count
     rows: Count

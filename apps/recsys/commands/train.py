@@ -21,7 +21,7 @@ from apps.recsys.planning.train_request import TrainRequest
 from apps.recsys.training import checkpoint, fit_factors, tuning
 from common import model_folder
 from common.cli.session import CommandSession, Session
-from common.errors import BadInput, DoesNotFit, UsageError
+from common.errors import BadInput, DoesNotFit
 from common.memory.process import fork
 from common.memory.process.budget import MIB, MemoryBudget
 from common.memory.process.meter import resident
@@ -36,7 +36,7 @@ CHECKPOINTS = ".training"
 TRIAL = "trial"
 """Folder in it with the checkpoints of an embedding that is one trial of a search."""
 ARROW_BYTES = 64 * MIB
-"""What NumPy, Arrow and their blocks add to a bare interpreter. Under a smaller ceiling the input is only counted, so
+"""Memory of NumPy, Arrow and their blocks on top of Python. Under a smaller ceiling the input is only counted, so
 that a refusal can name a ceiling."""
 
 
@@ -54,7 +54,7 @@ def workload(request: TrainRequest, budget: MemoryBudget) -> TrainWorkload:
     """
     for note in request.notes:
         log.warning("%s", note)
-    _check_output(request.output)
+    model_folder.check_output(request.output, "recsys")
     data = request.data
     inputs = ingest.open_inputs(data.paths, data.columns, data.items, data.filters, request.split, request.seed)
     if budget.host_bytes < resident() + ARROW_BYTES:
@@ -74,13 +74,6 @@ def workload(request: TrainRequest, budget: MemoryBudget) -> TrainWorkload:
     except MemoryError:
         raise DoesNotFit(ceiling=budget.host_bytes, reasons=["the ids of the input alone need more"]) from None
     return TrainWorkload(request, facts, workspace)
-
-
-def _check_output(output: Path) -> None:
-    if output.exists() and not output.is_dir():
-        raise UsageError(f"-o {output}: is a file; a model is a folder")
-    if model_folder.application_of(output) not in (None, "recsys"):
-        raise UsageError(f"-o {output}: holds another application's model; choose another folder")
 
 
 def warm_up(request: TrainRequest) -> str:

@@ -1,4 +1,4 @@
-"""Which columns of a table are users, items, values, times and titles: by the names that others give them."""
+"""Columns of users, items, values, times and titles in a table, recognised by their usual names."""
 
 import re
 from collections.abc import Sequence
@@ -31,9 +31,9 @@ def choose(names: Sequence[str], wanted: Columns, where: str, delimiter: str = "
     wanted
         Names that the user gave; any other column is found by its usual names, user and item then by position.
     where
-        What the names are of: the path of a file, for messages.
+        Origin of the names: the path of a file, for messages.
     delimiter
-        What stands between the names in the file.
+        Delimiter between the names in the file.
 
     Raises
     ------

@@ -47,22 +47,22 @@ class IdTable:
     def rows(self, ids: Sequence[str]) -> NDArray[np.int64]:
         """Rows of ids given as text, shape (n,); -1 for those that are not in the table. One scan finds all of them.
 
-        Where the table is of integers, text is an id only as an integer would be written.
+        In a table of integers, text is an id only in the form in which an integer would be written.
         """
         import numpy as np
         import pyarrow as pa
         import pyarrow.compute as pc
 
-        places = {id_: place for place, id_ in enumerate(dict.fromkeys(ids))}
-        values = arrow_numpy.text(places)
+        positions = {id_: position for position, id_ in enumerate(dict.fromkeys(ids))}
+        values = arrow_numpy.text(positions)
         if pa.types.is_integer(self._ids.type):
             plain = pc.match_substring_regex(values, r"^(0|-?[1-9][0-9]{0,17})$")
             values = pc.cast(pc.if_else(plain, values, arrow_numpy.text([None])[0]), self._ids.type)
-        found = pc.index_in(self._ids, value_set=values)
-        rows = np.full(len(places), -1, np.int64)
-        here = np.flatnonzero(arrow_numpy.valid(found))
-        rows[arrow_numpy.values(found)[here]] = here
-        return rows[[places[id_] for id_ in ids]]
+        matches = pc.index_in(self._ids, value_set=values)
+        rows = np.full(len(positions), -1, np.int64)
+        present = np.flatnonzero(arrow_numpy.valid(matches))
+        rows[arrow_numpy.values(matches)[present]] = present
+        return rows[[positions[id_] for id_ in ids]]
 
     def id(self, row: int) -> int | str:
         """The id of a row, as it was in the input."""

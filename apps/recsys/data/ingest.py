@@ -185,9 +185,9 @@ def open_inputs(
     titles
         A table of items and titles.
     filters
-        Which rows, users and items are left out.
+        Rows, users and items that are left out.
     split, seed
-        How evaluation items are held out.
+        Way in which evaluation items are held out, and its seed.
 
     Raises
     ------

@@ -50,7 +50,7 @@ def hold_out(directory: Path, kind: str, seed: int) -> int:
     kind
         One of ``KINDS`` except ``"none"``.
     seed
-        Of the random choices.
+        Seed of the random choices.
 
     Returns
     -------
@@ -264,11 +264,11 @@ def hide_for_validation(directory: Path, kept: Kept, history: History, seed: int
     directory
         Folder of the history.
     kept
-        What is trained on without a validation.
+        Interactions that are trained on without a validation.
     history
         All interactions.
     seed
-        Of the random choices.
+        Seed of the random choices.
 
     Returns
     -------

@@ -35,7 +35,7 @@ STAGED = {"user": "<i4", "item": "<i4", "value": "<f4", "time": "<f8"}
 
 @dataclass(frozen=True, slots=True)
 class Filters:
-    """Which rows, users and items are left out."""
+    """Rows, users and items that are left out."""
 
     min_value: float | None = None
     """Rows with a smaller value are left out."""
@@ -77,7 +77,7 @@ def stage(
     users, items
         Empty vocabularies.
     filters
-        Which rows, users and items are left out.
+        Rows, users and items that are left out.
     timed
         True to keep times. If a file has no times, the numbers of its rows are used.
 

@@ -34,7 +34,7 @@ def write(
     clusters
         Number of clusters, at most 16.
     seed
-        Of the random numbers.
+        Seed of the random numbers.
 
     Returns
     -------

@@ -108,13 +108,13 @@ def fit(
     pairs
         The interactions.
     state
-        Where to begin (``first_state``); changed in place. Its sweeps are epochs.
+        Initial state (``first_state``); changed in place. Its sweeps are epochs.
     hyper
         As ``HYPER``.
     threads
         Threads that train.
     seed
-        Of the random numbers.
+        Seed of the random numbers.
     after_epoch
         Called with the state after each epoch; an exception that it raises ends the training.
 

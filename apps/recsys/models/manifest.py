@@ -1,4 +1,4 @@
-"""What ``model.json`` of a recommender says, field by field."""
+"""Fields of ``model.json`` of a recommender."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,14 +15,14 @@ _Positive = Annotated[float, ("exclusiveMinimum", 0), ("maximum", _LARGEST)]
 
 
 class ModelFields(TypedDict):
-    """What a recommender's manifest says beside its kind and its files."""
+    """Fields of a recommender's manifest other than its kind and its files."""
 
     factors: Annotated[int, ("minimum", 1)]
     """Numbers of an item's vector, without the prior."""
     table: str
-    """What the vectors were while they trained: ``full``, ``int8``, ``hash`` and so on."""
+    """Table of the vectors in training: ``full``, ``int8``, ``hash`` and so on."""
     cosine: NotRequired[bool]
-    """Whether vectors are brought to unit length before they are compared."""
+    """True if vectors are brought to unit length before they are compared."""
     items: Annotated[int, ("minimum", 1)]
     users: Annotated[int, ("minimum", 1)]
     interactions: Count
@@ -34,9 +34,9 @@ class ModelFields(TypedDict):
     hyper: Hyper
     """Hyper-parameters by name."""
     split: str
-    """What was held out: ``none``, ``user-holdout``, ``leave-last``, ``temporal``, ``random``."""
+    """Interactions that were held out: ``none``, ``user-holdout``, ``leave-last``, ``temporal``, ``random``."""
     seed: int
-    """Of everything random."""
+    """Seed of everything random."""
 
 
 class RecommenderManifest(ModelFields, model_folder.Manifest):
@@ -44,7 +44,7 @@ class RecommenderManifest(ModelFields, model_folder.Manifest):
 
 
 class _IalsHyper(TypedDict):
-    """What a user's vector is computed with; further hyper-parameters are those of training alone."""
+    """Hyper-parameters of a user's vector; further ones matter to training alone."""
 
     alpha: _Positive
     regularization: _Positive
@@ -92,5 +92,5 @@ def check_hyper(directory: Path, manifest: RecommenderManifest) -> RecommenderMa
         raise BadInput(
             f"{path}: a model of kind {kind!r}; this version reads {', '.join(HYPER)}", public="model of another kind"
         )
-    typed_json.require(manifest["hyper"], HYPER[kind], path=path, what="model manifest", place="hyper")
+    typed_json.require(manifest["hyper"], HYPER[kind], path=path, what="model manifest", location="hyper")
     return manifest

@@ -20,7 +20,7 @@ def fit(history: History, kept: Kept, *, items: int) -> NDArray[np.float32]:
     history
         All interactions.
     kept
-        Which of them are trained on.
+        The interactions that are trained on.
     items
         Number of items.
 

@@ -26,9 +26,9 @@ QUESTION_TIMES = 12
 """Memory of a question by its size in the file: its ids are text in Python while their rows are looked up (measured
 11)."""
 LOOK_UP_BYTES = 6
-"""Of each id of the model, while others are looked up among them."""
+"""Bytes of each id of the model, while others are looked up among them."""
 LIMIT_BYTES = 2
-"""Of each item, where only some may be recommended."""
+"""Bytes of each item, where only some may be recommended."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,9 +40,9 @@ class AnswerFileRequest(AnswerRequest):
     questions, output
         The files.
     by
-        What the ids of a question are: ``"user"``, ``"history"`` or ``"item"``.
+        Kind of the ids of a question: ``"user"``, ``"history"`` or ``"item"``.
     k
-        How many items to name in an answer.
+        Number of items in an answer.
     exclude, only
         Arrow files with the ids of items never to name, and of those to choose from; ``None``: no such limit.
     batch_bytes

@@ -1,4 +1,4 @@
-"""Which model ``recsys train`` fits and with which hyper-parameters, checked when it is made."""
+"""Model and hyper-parameters of ``recsys train``, checked when they are made."""
 
 from __future__ import annotations
 

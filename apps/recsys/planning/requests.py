@@ -1,4 +1,4 @@
-"""What the commands on a finished model were asked to do: immutable values, checked when they are made."""
+"""Requests of the commands on a finished model: immutable values, checked when they are made."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from common.errors import UsageError
 from common.extras import require
 
 PROTOCOLS = ("user-holdout", "leave-last", "temporal", "random", "split", "lightgcn", "ncf")
-"""The model's own splits; a test file, with this suite's recall or LightGCN's; NCF's sampled negatives."""
+"""The model's own splits; a test file, with peakline's recall or LightGCN's; NCF's sampled negatives."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,7 +31,7 @@ class EvaluateRequest:
     protocol
         One of ``PROTOCOLS``; ``None``: the one that suits the files.
     seed, threads
-        Of the bootstrap intervals, and of the computation.
+        Seed of the bootstrap intervals; threads of the computation.
 
     Raises
     ------
@@ -81,7 +81,7 @@ class AnswerRequest:
     model
         The model folder.
     threads
-        Of the computation.
+        Threads of the computation.
     """
 
     command: ClassVar[str]
@@ -109,11 +109,11 @@ class RecommendRequest(AnswerRequest):
     history
         Ids of the items that someone had.
     k
-        How many items to recommend.
+        Number of items to recommend.
     exclude, only
         Ids of items never to recommend, and of those to choose from; ``None``: no such limit.
     explained
-        How many items of the history are named for each recommendation.
+        Number of items of the history that are named for each recommendation.
     """
 
     command: ClassVar[str] = "recsys recommend"
@@ -208,11 +208,11 @@ class RecommendAllRequest:
     output
         The file.
     k
-        How many items to recommend to each user.
+        Number of items to recommend to each user.
     exclude, only
         Ids of items never to recommend, and of those to choose from; ``None``: no such limit.
     threads
-        Of the computation.
+        Threads of the computation.
 
     Raises
     ------

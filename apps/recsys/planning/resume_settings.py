@@ -20,10 +20,10 @@ def resume_settings(request: object, **inputs: str | int) -> dict[str, Any]:
     Parameters
     ----------
     request
-        A dataclass whose fields are declared with ``DECIDES`` where the result depends on them. What such a field
-        holds is flattened if it is a dataclass or a mapping.
+        A dataclass whose fields are declared with ``DECIDES`` where the result depends on them. The value of
+        such a field is flattened if it is a dataclass or a mapping.
     inputs
-        What was read and decides too: digests and sizes.
+        Facts about the files that were read, which decide too: digests and sizes.
 
     Returns
     -------

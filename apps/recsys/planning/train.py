@@ -72,7 +72,7 @@ class TrainWorkload:
     Attributes
     ----------
     request
-        What was asked.
+        Request of the command line.
     facts
         Sizes of the data that was read.
     workspace

@@ -1,4 +1,4 @@
-"""What ``recsys train`` was asked to do: one immutable value, checked when it is made, before anything is read."""
+"""The request of ``recsys train``: one immutable value, checked when it is made, before anything is read."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from common.training import amp
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DataOptions:
-    """Which interactions are read.
+    """The interactions that are read.
 
     Attributes
     ----------
@@ -32,7 +32,7 @@ class DataOptions:
     items
         A table with the items' titles.
     filters
-        Which rows, users and items are left out.
+        Rows, users and items that are left out.
     """
 
     paths: tuple[Path, ...]
@@ -54,7 +54,7 @@ class TrainRequest:
     output
         The model folder to make.
     split
-        What is held out for the evaluation at the end (``apps.recsys.data.splits.KINDS``).
+        Interactions that are held out for the evaluation at the end (``apps.recsys.data.splits.KINDS``).
     trials
         Settings that are tried before the training; 0: none.
     space
@@ -62,7 +62,7 @@ class TrainRequest:
     resume
         True if an unfinished training must be there to be continued.
     seed, threads
-        Of the random numbers, and of the computation.
+        Seed of the random numbers; threads of the computation.
     notes
         Sentences for the user: old names that were read, a precision that is emulated.
     """

@@ -50,11 +50,11 @@ class Batches:
     history
         All interactions.
     kept
-        Which of them are trained on.
+        The interactions that are trained on.
     config
         The network.
     seed
-        Of the random numbers.
+        Seed of the random numbers.
     """
 
     def __init__(self, history: History, kept: Kept, config: EmbeddingConfig, *, seed: int) -> None:

@@ -61,9 +61,9 @@ class TrainingConfig:
     checkpoints
         Folder of the checkpoints, in the model folder.
     split
-        How evaluation items are held out of training (``splits.KINDS``).
+        Way in which evaluation items are held out of training (``splits.KINDS``).
     seed
-        Of the random numbers.
+        Seed of the random numbers.
     settings
         All that decides the result (``resume_settings``): only a checkpoint with the same is continued.
     resume
@@ -247,7 +247,7 @@ class Trainer:
 
 
 def priors(trainer: Trainer) -> NDArray[np.float32] | None:
-    """What is added to each item's cosine with a user, shape (items,); ``None`` if nothing is."""
+    """Prior score added to each item's cosine with a user, shape (items,); ``None``: nothing is added."""
     network = trainer.config.network
     return trainer.batches.prior * network.temperature if network.prior else None
 
@@ -280,7 +280,7 @@ def tensors(network: EmbeddingNetwork, prior: NDArray[np.float32] | None) -> dic
     network
         A trained network.
     prior
-        What is added to each item's score, shape (items,); ``None``: nothing.
+        Prior score added to each item's score, shape (items,); ``None``: nothing is added.
     """
     named: dict[str, Any] = {} if prior is None else {weights.PRIOR: prior}
     for name, table in ((weights.ITEMS, network.items), (weights.USER_SIDE, network.user_side)):

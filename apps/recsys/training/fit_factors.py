@@ -50,9 +50,9 @@ class FactorConfig:
     directory
         Folder of the history.
     split
-        How evaluation items are held out of training (``splits.KINDS``).
+        Way in which evaluation items are held out of training (``splits.KINDS``).
     seed
-        Of the random numbers.
+        Seed of the random numbers.
     settings
         All that decides the result (``resume_settings``): only a checkpoint with the same is continued.
     checkpoint

@@ -1,4 +1,4 @@
-"""What a training needs of its surroundings, so that trials of a search can train too."""
+"""Surroundings that a training needs, so that trials of a search can train too."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ def ask(space: Space, trials: Sequence[Trial], *, seed: int) -> dict[str, Any]:
     trials
         All trials so far.
     seed
-        Of the search.
+        Seed of the search.
     """
     import optuna
     from optuna.trial import TrialState as OptunaState

@@ -196,7 +196,7 @@ class Search:
     work
         The training with the settings of the command line, and the space to search.
     session
-        Of the command.
+        Session of the command.
     log
         The trials so far.
     fit

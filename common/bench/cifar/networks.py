@@ -22,7 +22,7 @@ BIAS_RATE = 64
 LOGIT_SCALE = 1 / 9
 WHITENING_BLOCK = 64
 """Images whose patches exist at a time (6 MiB), less than a training step takes."""
-WHITENING_FLOOR = 5e-4
+WHITENING_EPSILON = 5e-4
 """Added to the patches' eigenvalues, so that directions of almost no variance are not amplified."""
 
 
@@ -113,7 +113,7 @@ def whiten(network: nn.Sequential, pixels: dataset.Pixels) -> None:
         patches = dataset.normalise(block).unfold(2, 2, 1).unfold(3, 2, 1).movedim(1, 3).reshape(-1, 12)
         covariance += patches.T @ patches / (len(patches) * len(pixels) / len(block))
     variances, directions = torch.linalg.eigh(covariance)
-    filters = (directions / torch.sqrt(variances + WHITENING_FLOOR)).T.reshape(12, 3, 2, 2)
+    filters = (directions / torch.sqrt(variances + WHITENING_EPSILON)).T.reshape(12, 3, 2, 2)
     with torch.no_grad():
         weight.copy_(torch.cat([filters, -filters]))
     weight.requires_grad_(False)

@@ -1,4 +1,4 @@
-"""What this CPU computes in: its feature flags, and the limits that environment variables set on their use.
+"""Precisions in which this CPU computes: its feature flags, and environment variables that limit their use.
 
 A library that lacks a precision may compute in another one without a word: on a CPU with AVX2 only, OpenVINO
 compiles a network for bfloat16 and runs it in float32. So a precision is checked here before it is used.
@@ -26,7 +26,7 @@ OTHER_LIMITS = ("ATEN_CPU_CAPABILITY", "MKL_ENABLE_INSTRUCTIONS", "MKL_CBWR", "O
 _BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16"})
 _FP16_FLAGS = frozenset({"avx512_fp16", "amx_fp16"})
 _AVX512_CORE = frozenset({"avx512f", "avx512bw", "avx512dq", "avx512vl"})
-"""What oneDNN's kernels for emulated bfloat16 need: of AVX2 it has none."""
+"""Flags that oneDNN's kernels for emulated bfloat16 need: it has none for AVX2."""
 _BELOW_AVX512 = frozenset({"SSE41", "SSE42", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2"})
 _BELOW_BF16 = _BELOW_AVX512 | {"AVX512_CORE", "AVX512_CORE_VNNI"}
 _BELOW_FP16 = _BELOW_BF16 | {"AVX512_CORE_BF16"}
@@ -45,7 +45,7 @@ def flags() -> frozenset[str]:
 
 
 def facts() -> list[str]:
-    """What decides which kernels run, and with them their workspaces: the flags, and the limits that are set."""
+    """Facts that decide which kernels run, and with them their workspaces: the flags, and the limits that are set."""
     return [" ".join(sorted(flags())) or platform.machine(), *limits()]
 
 
@@ -56,7 +56,7 @@ def limits() -> list[str]:
 
 
 def precisions(library: Library) -> dict[str, Support]:
-    """How ``library`` computes in each precision here; a precision is absent where it has no kernels.
+    """Support of ``library`` for each precision on this CPU; a precision is absent where it has no kernels.
 
     ``"emulated"``: truly in that precision, but slower than in float32 (bfloat16 in AVX-512: half the speed). int8
     needs no VNNI: in AVX2 alone the shipped model's mean Dice is 0.8803 instead of 0.8808. Neither library is imported.

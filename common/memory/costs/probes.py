@@ -1,6 +1,6 @@
 """Requests for measurements and their failures, which ``store`` and ``probe_child`` share.
 
-A ``Probe`` names a function ``module:function`` of this suite and its JSON arguments; the function returns numbers
+A ``Probe`` names a function ``module:function`` of peakline and its JSON arguments; the function returns numbers
 by name. The cache key is a hash of the probe, the source of its module, library versions, CPU flags and their limits,
 and the thread count.
 """
@@ -27,7 +27,7 @@ class Probe:
     """One measurement."""
 
     function: str
-    """``"package.module:function"`` of this suite; it returns ``dict[str, int | float]``."""
+    """``"package.module:function"`` of peakline; it returns ``dict[str, int | float]``."""
     arguments: str = "{}"
     """Its keyword arguments as a JSON object with sorted keys (``Probe.of`` writes it)."""
     libraries: tuple[str, ...] = ()
@@ -126,7 +126,7 @@ def environment_facts(libraries: Iterable[str]) -> list[str | int]:
 
 
 def resolve(name: str) -> Callable[..., Any]:
-    """Import ``"module:function"``, which must be of this suite.
+    """Import ``"module:function"``, which must be of peakline.
 
     Raises
     ------
@@ -135,6 +135,6 @@ def resolve(name: str) -> Callable[..., Any]:
     """
     module, function = name.split(":")
     if module.split(".")[0] not in ("common", "apps"):
-        raise SystemExit(f"{name}: probes are functions of this suite")
+        raise SystemExit(f"{name}: probes are functions of peakline")
     imported: Callable[..., Any] = getattr(importlib.import_module(module), function)
     return imported

@@ -104,7 +104,7 @@ def excess_text(plan: Plan | None, peaks: Mapping[str, int], ceiling: int) -> st
     Parameters
     ----------
     plan
-        What was predicted; ``None`` if the run had no plan.
+        The prediction; ``None`` if the run had no plan.
     peaks
         Measured peak in bytes by phase, of one phase at least.
     ceiling
@@ -124,7 +124,7 @@ def _short_term(plan: Plan, peaks: Mapping[str, int], phase: str) -> Term:
     """The term that explains an excess of ``phase`` best.
 
     Only sums are measured. A term that was too small was so in all of its phases, so one is the less likely the more
-    of its other phases stayed within their predictions. Of equals the largest is named.
+    of its other phases stayed within their predictions. If several are equal, the largest is named.
     """
     within = {name for name, size in plan.footprint.phases().items() if name in peaks and peaks[name] <= size}
 

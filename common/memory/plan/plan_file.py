@@ -25,7 +25,7 @@ def read_plan(text: str, workload: Workload, budget: MemoryBudget, costs: CostSt
     budget
         The ceiling.
     costs
-        Where costs are looked up.
+        Source of the costs.
 
     Raises
     ------

@@ -104,7 +104,7 @@ def memory_cgroups(root: Path = Path("/sys/fs/cgroup"), membership: str | None =
     Parameters
     ----------
     root
-        Where cgroups are mounted.
+        Folder where cgroups are mounted.
     membership
         The text of ``/proc/self/cgroup``; ``None`` to read it.
     """
@@ -174,7 +174,7 @@ class MemoryBudget:
     device_bytes: int | None = None
     """For the CUDA device, where one is used."""
     source: str = "--memory"
-    """Where the host ceiling comes from: ``"--memory"`` or ``"auto"``."""
+    """Origin of the host ceiling: ``"--memory"`` or ``"auto"``."""
 
     @classmethod
     def parse(
@@ -204,7 +204,7 @@ class MemoryBudget:
 
     @property
     def warning(self) -> str:
-        """What to tell the user about a ceiling above the machine's memory; empty for any other."""
+        """Warning to the user about a ceiling above the machine's memory; empty for any other."""
         total = total_memory()
         if self.host_bytes <= total:
             return ""

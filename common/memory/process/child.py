@@ -1,4 +1,4 @@
-"""Start child processes of this suite and read how they ended. Nothing else in the suite does either.
+"""Start child processes of peakline and read how they ended. Nothing else in peakline does either.
 
 A child runs a module as ``python -P -m module``, with ``PYTHONSAFEPATH=1`` in its environment, which its own children
 inherit. So none of them imports from the working directory, where a user's ``numpy.py`` or folder ``common/`` may lie.
@@ -33,10 +33,10 @@ CALLER = "PEAKLINE_CALLER"
 SAFE_PATH = "PYTHONSAFEPATH"
 """Environment variable that keeps the working directory out of ``sys.path``, as ``-P`` does for one process."""
 CGROUP_MARGIN = 8 * MIB
-"""What page tables and a process that is being killed may hold beyond its cgroup's limit, and its parent of files that
-it does not map (measured up to 7 MiB together)."""
+"""Memory beyond a child's cgroup limit: page tables and a process that is being killed, and files that its parent
+does not map (measured up to 7 MiB together)."""
 MESSAGE_BYTES = 2000
-"""How much of the end of stderr is searched for the words with which a C++ library ran out of memory."""
+"""Length of the end of stderr that is searched for the words with which a C++ library ran out of memory."""
 
 SPELL = 1.0
 """Seconds of waiting at a time. A signal that arrives just before a system call is answered when the call returns: that
@@ -45,7 +45,7 @@ could be when the command ends."""
 _WALLS = "PEAKLINE_CHILD_WALLS"
 """Environment variable with a child's ceiling in bytes and its cgroup, each of which may be empty."""
 _ROOT = Path(__file__).resolve().parents[3]
-"""The directory that holds this suite's packages."""
+"""The directory that holds peakline's packages."""
 _PR_SET_PDEATHSIG = 1
 _PYC_HEADER = 16
 """Bytes before the code in a compiled file: magic number, flags, the source's time and size."""
@@ -57,7 +57,7 @@ class ChildFailed(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class ChildExit:
-    """How a child process ended."""
+    """The end of a child process."""
 
     status: int
     """The exit code, or minus the number of the signal that ended it, as ``subprocess`` has it."""
@@ -100,9 +100,9 @@ def python_command(module: str, arguments: Sequence[str] = ()) -> list[str]:
 
 
 def python_environment(variables: Mapping[str, str] | None = None) -> dict[str, str]:
-    """This process's environment for a child that finds the same suite and nothing else of the working directory.
+    """This process's environment for a child that finds the same peakline and nothing else of the working directory.
 
-    If this process found the suite in its own working directory (``python -m apps.recsys`` in a checkout), the child
+    If this process found peakline in its own working directory (``python -m apps.recsys`` in a checkout), the child
     gets that directory by ``PYTHONPATH``.
 
     Parameters
@@ -126,7 +126,7 @@ def run_module(
     variables: Mapping[str, str] | None = None,
     timeout: float | None = None,
 ) -> Finished:
-    """Run ``module`` of this suite as a child until it ends, and return what it wrote.
+    """Run ``module`` of peakline as a child until it ends, and return what it wrote.
 
     The child's ``main`` calls ``run_work``. It is killed if this process is interrupted meanwhile, or dies.
 
@@ -166,7 +166,7 @@ def run_module(
 def run_command(
     module: str, arguments: Sequence[str], *, on_line: Callable[[str], object] = lambda line: None
 ) -> Finished:
-    """Run a command line of this suite until it ends, and return what it wrote: the Python API's way.
+    """Run a command line of peakline until it ends, and return what it wrote: the Python API's way.
 
     The command plans and supervises itself (``supervise``), and is interrupted if this process ends. It has a process
     group of its own, so that Ctrl-C in a terminal reaches it once, from here: it then ends as it does in a shell.
@@ -243,16 +243,16 @@ def read_exit(status: int, *, kills_before: int | None, cgroup_kills: int = 0, t
     status
         As ``ChildExit.status``.
     kills_before
-        What ``oom_kills`` returned before the child was started.
+        Result of ``oom_kills`` before the child was started.
     cgroup_kills
-        How often the kernel killed in the child's own cgroup for its limit.
+        Number of kills by the kernel in the child's own cgroup for its limit.
     """
     killed = status == -signal.SIGKILL and not timed_out and (kills_before is None or oom_kills() != kills_before)
     return ChildExit(status, bool(cgroup_kills) or killed or status == EXIT_DOES_NOT_FIT, timed_out)
 
 
 def oom_kills() -> int | None:
-    """How many processes the kernel has killed for want of memory since it started; ``None`` if it does not say."""
+    """Processes that the kernel has killed for want of memory since it started; ``None`` if it does not say."""
     with suppress(OSError, ValueError, IndexError):
         return int(Path("/proc/vmstat").read_text().partition("\noom_kill ")[2].split()[0])
     return None

@@ -30,7 +30,7 @@ class Device:
     index: int
     total_bytes: int
     free_bytes: int
-    """Free bytes beside this process's context."""
+    """Free bytes, without this process's context."""
 
     @property
     def name(self) -> str:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from common.errors import EXIT_OK, EXIT_UNFORESEEN, BadInput
-from common.memory.process import child, guard
+from common.memory.process import child, guard, meter
 from common.memory.process.meter import resident
 
 SIGNAL_SECONDS = 0.1
@@ -45,14 +45,18 @@ def run(function: Callable[[], dict[str, Any]], *, ceiling: int | None = None, t
     """
     kills = child.oom_kills()
     receive, send = os.pipe()
+    stay, leave = os.pipe()
     pid = os.fork()
     if pid == 0:
         os.close(receive)
-        _be_the_child(function, send, ceiling=ceiling, threads=threads)
+        os.close(leave)
+        _be_the_child(function, send, stay, ceiling=ceiling, threads=threads)
     os.close(send)
+    os.close(stay)
     try:
-        with open(receive, "rb") as stream:
+        with open(receive, "rb") as stream, open(leave, "wb"):
             text = stream.read()
+            meter.record_fork(pid)  # it stays until ``leave`` is closed, so that both can be measured
     except BaseException:
         os.kill(pid, signal.SIGKILL)
         raise
@@ -80,8 +84,10 @@ def _no_answer(ended: child.ChildExit) -> Exception:
     return kind(f"a child process {ended}")
 
 
-def _be_the_child(function: Callable[[], dict[str, Any]], send: int, *, ceiling: int | None, threads: int) -> None:
-    """Run the function and end this process without the parent's clean-up."""
+def _be_the_child(
+    function: Callable[[], dict[str, Any]], send: int, stay: int, *, ceiling: int | None, threads: int
+) -> None:
+    """Run the function and end this process without the parent's clean-up, once the parent has measured it."""
     code = EXIT_UNFORESEEN
     try:
         child.die_with_parent()
@@ -92,6 +98,7 @@ def _be_the_child(function: Callable[[], dict[str, Any]], send: int, *, ceiling:
         text = _outcome(function)
         with open(send, "w", encoding="utf-8") as stream:
             stream.write(text)
+        os.read(stay, 1)
         code = EXIT_OK
     except SystemExit as leaving:
         code = leaving.code if isinstance(leaving.code, int) else EXIT_UNFORESEEN

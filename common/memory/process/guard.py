@@ -216,8 +216,8 @@ def standing() -> Path | None:
 def lower_hard_wall(ceiling: int, held: int) -> bool:
     """Limit this process's cgroup to what the ceiling leaves of it, if there is a cgroup.
 
-    A page of a library is charged to whoever touched it first. What this process tree maps but others are charged for
-    is part of its size, so it is taken off the limit.
+    A page of a library is charged to whoever touched it first. Pages that this process tree maps but others are charged
+    for are part of its size, so they are taken off the limit.
 
     Parameters
     ----------

@@ -113,6 +113,21 @@ def lap() -> int:
     return peak
 
 
+_fork_peak = 0
+"""The largest size of this process and a fork of it together since the current phase began."""
+
+
+def record_fork(pid: int) -> None:
+    """Measure a fork of this process that has done its work and waits: its peak, and what the two do not share.
+
+    The fork shares this process's pages until either writes to them; then both have a copy. So this process's private
+    pages are most at the fork's end, and a sampler that sees the fork only at its start misses them.
+    """
+    global _fork_peak
+    with suppress(OSError):  # it was killed
+        _fork_peak = max(_fork_peak, _status("VmHWM", pid) + pages().private)
+
+
 def children() -> list[int]:
     """Return the pids of the live descendants of this process."""
     pids: list[int] = []
@@ -192,9 +207,10 @@ class PeakMeter:
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
         """Measure the peak of a block of work. Phases do not nest."""
+        global _fork_peak
         began = time.monotonic()
         reset_peak()
-        self._tree_peak, self._beside_child = 0, None
+        self._tree_peak, self._beside_child, _fork_peak = 0, None, 0
         try:
             yield
         finally:
@@ -206,7 +222,7 @@ class PeakMeter:
         self.phases[-1] = replace(self.phases[-1], name=name)
 
     def _read_companions(self) -> None:
-        """Read the companions' pages. What is private changes until both processes have mapped the same libraries."""
+        """Read the companions' pages. The private ones change until both processes have mapped the same libraries."""
         self._companion_pages = [pages(pid) for pid in self._companions]
 
     @property
@@ -222,6 +238,8 @@ class PeakMeter:
         if self._ended_child_peak > max(before, lifetime_peak()):
             rest = self._companion_private if self._beside_child is None else self._beside_child
             self._tree_peak = max(self._tree_peak, self._ended_child_peak + rest)
+        if _fork_peak:
+            self._tree_peak = max(self._tree_peak, _fork_peak + self._companion_private)
         if self._tree_peak > own:
             self.method = "pss"
         peak, seconds = max(own, self._tree_peak), time.monotonic() - began
@@ -243,7 +261,8 @@ class PeakMeter:
     def tree_bytes(self) -> int:
         """Return the present size of the process tree, companions included."""
         self._read_companions()
-        return together([pages(), *map(pages, children()), *self._companion_pages])
+        own = pages()
+        return together([own, *map(pages, children()), *self._companion_pages])
 
     def sample(self) -> None:
         """Add a sample of the tree's size to the timeline."""
@@ -253,8 +272,9 @@ class PeakMeter:
         if below:
             # Before ``exec`` a new child may share all pages with this process (``vfork``), which would count twice.
             grown = below & before
+            own = pages()  # first: what it shares with a fork becomes private when that ends
             sizes = [pages(pid) for pid in grown or below]
-            whole = together([pages(), *sizes, *self._companion_pages])
+            whole = together([own, *sizes, *self._companion_pages])
             rest = whole - max(each.private + each.shared for each in sizes)
             self._beside_child = min(rest, self._beside_child or rest)
             if grown:

@@ -2,7 +2,7 @@
 
 It waits for the child that ``child.supervise`` started, passes SIGINT and SIGTERM on, and says in one line when the
 child was killed or crashed. Where no memory cgroup can be written, it is the hard wall: it reads what the process tree
-holds, and ends it above the ceiling. It imports nothing of the suite, because its memory counts against the user's
+holds, and ends it above the ceiling. It imports nothing of peakline, because its memory counts against the user's
 ceiling.
 """
 
@@ -72,7 +72,7 @@ def main(pid: int, cgroup: str, name: str, ceiling: int, json: bool, path: str) 
     message = f"ended with exit code {code}" if code > 0 else f"ended by {signal_name(-code)}"
     if -code == signal.SIGKILL:
         at = why or f"at {mib(largest)} of {mib(ceiling)}"
-        message = f"killed {at}; finished work is kept, the same command goes on from there"
+        message = f"killed {at}; finished work is kept, the same command continues from there"
     tell(name, "above the ceiling" if why else "killed", message, json, path)
     return 1
 

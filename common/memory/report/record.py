@@ -23,7 +23,7 @@ class RunRecord:
     """One run of one command."""
 
     version: str
-    """Version of the suite."""
+    """Version of peakline."""
     command: str
     """``"imaging infer"``"""
     budget: MemoryBudget

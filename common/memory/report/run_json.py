@@ -1,4 +1,4 @@
-"""What stands in ``run.json`` and in the output of ``--json``, field by field.
+"""Fields of ``run.json`` and of the output of ``--json``.
 
 ``data/schemas/run.schema.json`` is generated from these types. Bytes are integers, times seconds.
 """
@@ -18,22 +18,22 @@ class BudgetJson(TypedDict):
     """The ceilings."""
 
     host_bytes: Bytes
-    """Of the whole process tree."""
+    """Ceiling of the whole process tree."""
     device_bytes: Bytes | None
-    """Of the CUDA device; null where the command computes on the CPU."""
+    """Ceiling on the CUDA device; null where the command computes on the CPU."""
     source: str
-    """Where the ceiling comes from: ``--memory``, or what was read for ``auto``."""
+    """Origin of the ceiling: ``--memory``, or what was read for ``auto``."""
 
 
 class TermJson(TypedDict):
     """One term of the predicted need."""
 
     name: str
-    """What the bytes are for."""
+    """Purpose of the bytes."""
     bytes: Bytes
     """At the term's own peak."""
     source: Source
-    """How the number was found."""
+    """Origin of the number."""
     phases: Annotated[list[str], ("minItems", 1)]
     """The phases in which the term counts; ``*``: all."""
 
@@ -44,7 +44,7 @@ class RejectedJson(TypedDict):
     knobs: Mapping[str, list[Knob]]
     """By knob, the values of the settings in the group."""
     settings: Annotated[int, ("minimum", 1)]
-    """How many settings there are in the group."""
+    """Number of settings in the group."""
     needed_bytes: tuple[Bytes, Bytes] | None
     """The least and the largest of the ceilings that would do for them; null where they are not known."""
     why: str | None
@@ -63,9 +63,9 @@ class PlanJson(TypedDict):
     predicted_peak_bytes: Bytes
     """The largest phase's sum of terms."""
     reserve_bytes: Bytes
-    """What must stay free above the prediction."""
+    """Bytes that must stay free above the prediction."""
     offered: NotRequired[Annotated[int, ("minimum", 0)]]
-    """How many settings there were to choose from; absent from records of the first versions."""
+    """Number of settings to choose from; absent from records of the first versions."""
     slowdown: NotRequired[Annotated[float, ("exclusiveMinimum", 0)]]
     """Predicted time over that of the fastest setting offered; absent from records of the first versions."""
     rejected: list[RejectedJson]
@@ -80,16 +80,16 @@ class PhaseJson(TypedDict):
     start: NotRequired[Seconds]
     """Since the command began; absent from records of the first versions."""
     seconds: Seconds
-    """How long it took."""
+    """Duration of the phase."""
     peak_bytes: Bytes
-    """Of the process tree."""
+    """Peak of the process tree."""
 
 
 class MeasuredJson(TypedDict):
-    """What the run took."""
+    """Measurements of the run."""
 
     peak_bytes: Bytes
-    """Of the process tree, over all phases."""
+    """Peak of the process tree over all phases."""
     method: Literal["hwm", "pss"]
     """The kernel's high-water mark of one process, or the sum of PSS over several."""
     floor_bytes: Bytes
@@ -99,7 +99,7 @@ class MeasuredJson(TypedDict):
     timeline: list[tuple[Seconds, Bytes]]
     """Time and bytes, at most 1,000 points."""
     device_peak_bytes: NotRequired[Bytes]
-    """Of the CUDA device, where one was used."""
+    """Peak on the CUDA device, where one was used."""
 
 
 class ErrorJson(TypedDict):
@@ -130,11 +130,11 @@ class RunJson(TypedDict):
     """Null where the command ended before there was one."""
     measured: MeasuredJson
     missing_walls: NotRequired[list[str]]
-    """Which limits could not be set."""
+    """Limits that could not be set."""
     within_budget: bool
-    """Whether the measured peaks are within the ceilings."""
+    """True if the measured peaks are within the ceilings."""
     results: Mapping[str, Any]
-    """What the command reports: metrics, studies, items."""
+    """Results of the command: metrics, studies, items."""
     smallest_feasible_bytes: NotRequired[Annotated[int, ("minimum", 1)]]
     """On a refusal: the smallest ceiling that would do."""
     error: NotRequired[ErrorJson]

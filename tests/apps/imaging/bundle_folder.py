@@ -110,7 +110,7 @@ def _network(description: Mapping[str, Any]) -> Any:
 
 
 def infer(bundle: Path, image: Path, out: Path) -> None:
-    """What MONAI itself makes of a bundle: its parser, its transforms, its inferer. Writes the labels as ``.npy``."""
+    """Run a bundle with MONAI itself: its parser, its transforms, its inferer. Writes the labels as ``.npy``."""
     import monai.transforms  # noqa: F401
     import numpy as np
     import torch

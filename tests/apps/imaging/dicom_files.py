@@ -17,7 +17,7 @@ WHOLE = {
     "StudyTime": "101112",
     "SeriesNumber": 4,
 }
-"""What a study from a scanner has, beyond its pixels."""
+"""Attributes of a study from a scanner, beyond its pixels."""
 
 
 def write_slice(path: Path, pixels: np.ndarray, position: Any, orientation: Any, **more: Any) -> None:

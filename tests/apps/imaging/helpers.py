@@ -16,7 +16,7 @@ from apps.imaging.models.onnx_export import export_onnx
 
 
 class Planted:
-    """What a hostile checkpoint holds: a call of ``os.system``."""
+    """Content of a hostile checkpoint: a call of ``os.system``."""
 
     def __init__(self, trace: Path) -> None:
         self.trace = trace

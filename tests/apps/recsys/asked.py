@@ -7,6 +7,6 @@ from apps.recsys.planning.train_request import TrainRequest
 
 
 def train_request(*options: object) -> TrainRequest:
-    """What ``recsys train INTERACTIONS -o MODEL --threads 1`` with these options asks for."""
+    """The request of ``recsys train INTERACTIONS -o MODEL --threads 1`` with these options."""
     command = ["train", "interactions.csv", "-o", str(Path("model")), "--threads", "1", *map(str, options)]
     return TrainRequest.of(cli.parser().parse_args(command))

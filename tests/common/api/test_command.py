@@ -72,7 +72,7 @@ def commands(folder: Path) -> list[int]:
 
 
 def trains(folder: Path) -> bool:
-    """Whether the command has read its input and is working."""
+    """True if the command has read its input and is working."""
     return any((folder / "scratch").glob("peakline-*/model/.training/*"))
 
 

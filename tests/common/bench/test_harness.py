@@ -28,7 +28,7 @@ def test_a_command_with_a_record(suite: Suite, capsys: pytest.CaptureFixture[str
     lines = _lines(suite)
     assert [line["name"] for line in lines] == ["fill", "fill"]
     assert lines[0]["commit"] == "c0ffee" and lines[0]["peak"] <= 200 * MIB
-    assert lines[0]["predicted"] > lines[0]["floor"] > 0
+    assert lines[0]["predicted"] > lines[0]["baseline"] > 0
     assert 0 < lines[0]["working_seconds"] < lines[0]["process_seconds"] == lines[0]["seconds"]
     assert "n=2" in capsys.readouterr().out
     # Done for this commit: not run again, unless forced.

@@ -62,9 +62,9 @@ def test_a_ceiling_below_the_interpreter_is_refused_with_a_number(run: Callable[
     smallest = refused.record["smallest_feasible_bytes"]
     assert 40 * MIB < smallest < 80 * MIB
     assert run(FILL, "--bytes", "8MiB", "--memory", smallest, env=env).code == 0
-    # A child beside this process takes more than this process will: the ceiling would do, if that were known.
+    # A child and this process together take more than this process will: the ceiling would do, if that were known.
     unknown = {"XDG_CACHE_HOME": str(tmp_path / "empty")}
-    enough = smallest + MIB  # the interpreter is measured anew, and a quarter of a MiB is within its noise
+    enough = smallest + MIB  # the interpreter is measured again, and a quarter of a MiB is within its noise
     refused = run(FILL, "--bytes", "8MiB", "--memory", enough, "--json", env=unknown)
     assert refused.code == 3 and refused.record["smallest_feasible_bytes"] <= enough
     says(refused.err, format_size(enough), format_size(refused.record["smallest_feasible_bytes"]), "again")
@@ -168,12 +168,13 @@ def test_more_than_the_machine_has_is_a_warning(run: Callable[..., Any]) -> None
     says(ended.err, "--memory", "machine")
 
 
-def _start(*arguments: str) -> subprocess.Popen[str]:
+def _start(*arguments: str, group: int | None = None) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", FILL, "--bytes", "4GiB", "--memory", "2GiB", *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        process_group=group,
         # A shell's background jobs ignore interrupts, and what they start inherits that.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
@@ -242,7 +243,7 @@ def test_auto_inside_a_container_is_what_its_limit_leaves(container: Path) -> No
     assert record["budget"]["source"] == "auto"
     assert 250 * MIB < record["budget"]["host_bytes"] <= 300 * MIB
     assert record["exit_code"] == 0 and record["within_budget"]
-    assert record["plan"]["knobs"]["blocks"] == 2  # 200 MiB beside the interpreter
+    assert record["plan"]["knobs"]["blocks"] == 2  # 200 MiB as well as the interpreter
     half = _inside(container, "--bytes", "100MiB", "--memory", "50%")
     assert half["budget"]["host_bytes"] == 150 * MIB and half["exit_code"] == 0
 
@@ -269,15 +270,18 @@ def test_a_low_limit_from_outside_is_said(tmp_path: Path) -> None:
     assert "ulimit -d" in json.loads(done.stdout)["missing_walls"][-1]
 
 
+@pytest.mark.parametrize("send", [os.kill, os.killpg])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupt_is_130(number: signal.Signals) -> None:
-    with _start("--bytes", "12GiB") as parent:
+def test_an_interrupt_is_130(number: signal.Signals, send: Callable[[int, int], None]) -> None:
+    """To the command alone, or to its process group: so Ctrl-C arrives in a terminal."""
+    with _start("--bytes", "12GiB", group=0) as parent:
         child = _child_of(parent.pid)
         # It is running, and not still starting: an interpreter alone holds 10 MiB.
         wait_until(lambda: _resident(child) > 64 * MIB)
-        parent.send_signal(number)
+        send(parent.pid, number)
         _, err = parent.communicate(timeout=patience(30))
     assert parent.returncode == 130, err
+    assert err == "bench demo-allocation: interrupted\n"
 
 
 def test_settings_take_the_type_of_their_default() -> None:

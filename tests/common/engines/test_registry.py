@@ -140,10 +140,10 @@ def test_tiles_beside_each_other_give_what_each_gives_alone(model: tuple[Path, A
     head = read_model(directory).head
     options = {"precision": "float32", "tile": TILE, "head": head, "builder": TORCH_NETWORK}
     alone = open_engine(directory, name=name, batch=1, threads=1, **options)
-    beside = open_engine(directory, name=name, batch=2, threads=2, **options)
+    other = open_engine(directory, name=name, batch=2, threads=2, **options)
     expected = np.concatenate([alone(tiles(3)[slot : slot + 1]).copy() for slot in range(3)])
-    first = beside(tiles(3)[:2])
-    second = beside(tiles(3)[2:])  # fewer than a batch; the first answer is still there
+    first = other(tiles(3)[:2])
+    second = other(tiles(3)[2:])  # fewer than a batch; the first answer is still there
     np.testing.assert_allclose(np.concatenate([first, second]), expected, atol=1e-6)
     assert not np.shares_memory(first, second)
 

@@ -90,7 +90,7 @@ def test_the_length_of_the_volume_costs_nothing() -> None:
 
 
 def test_padding_is_not_carried() -> None:
-    """Of thin volumes most of a tile is padding."""
+    """Most of a tile is padding in thin volumes."""
     thin, thick = (TileGrid((167, 167, planes), (64, 64, 64), 0.25) for planes in (13, 64))
     for spill in ("memory", "rows", "columns"):
         less, more = blend_footprint(thin, 14, spill=spill), blend_footprint(thick, 14, spill=spill)

@@ -24,6 +24,6 @@ class Failing(TorchDispatchMode):
 
 
 def _allocates(func: Any, kwargs: dict[str, Any]) -> bool:
-    """Whether a result is a tensor that is neither a view nor what was given."""
+    """True if a result is a tensor that is neither a view nor an argument."""
     made = [value for value in func._schema.returns if "Tensor" in str(value.type) and value.alias_info is None]
     return bool(made) and "out" not in kwargs

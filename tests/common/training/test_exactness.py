@@ -71,7 +71,7 @@ def test_single_precision_errs_as_a_permutation_of_the_samples_does(
 
 
 def test_naive_accumulation_of_coupled_losses_is_not_exact():
-    """What the extra pass is for: the mean over micro-batches of their own losses is off by far more than rounding."""
+    """The mean over micro-batches of their own losses is off by far more than rounding: the extra pass is needed."""
     torch.manual_seed(0)
     for name in ("in-batch softmax", "batch Dice"):
         problem, dtype = ALL[name], torch.float64

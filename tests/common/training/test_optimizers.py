@@ -235,7 +235,7 @@ def test_a_failed_step_goes_on_where_it_stopped(name: str):
 
 @pytest.mark.parametrize("name", optimizers.NAMES)
 def test_checkpoints_hold_every_state(name: str, tmp_path: Path):
-    """Going on from a checkpoint is going on: bit for bit, 8-bit states included."""
+    """A training continued from a checkpoint equals one without a break, bit for bit, 8-bit states included."""
     path = tmp_path / checkpoint.LAST
     net = network()
     optimizer = optimizers.build(name, net.parameters(), learning_rate=1e-2, weight_decay=0.1)

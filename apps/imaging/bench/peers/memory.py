@@ -132,8 +132,8 @@ def main() -> None:
     baseline, began = meter.resident(), time.monotonic()
     run()
     peak = meter.lifetime_peak()
-    sizes = {"elapsed": time.monotonic() - began, "floor_mib": baseline / MIB, "peak_mib": peak / MIB}
-    sizes["above_mib"] = sizes["peak_mib"] - sizes["floor_mib"]
+    sizes = {"elapsed": time.monotonic() - began, "baseline_mib": baseline / MIB, "peak_mib": peak / MIB}
+    sizes["above_mib"] = sizes["peak_mib"] - sizes["baseline_mib"]
     versions = {name: version(name) for name in ("torch", "monai", "nnunetv2", "konfai")}
     print(json.dumps({name: round(value, 1) for name, value in sizes.items()} | {"versions": versions}))
 

@@ -25,7 +25,7 @@ class _Refuse(MetaPathFinder):
 
 
 def import_monai() -> None:
-    """Import MONAI; every use of MONAI in this suite comes after this call."""
+    """Import MONAI; every use of MONAI in peakline comes after this call."""
     if "monai" in sys.modules:
         return
     refuse = _Refuse()

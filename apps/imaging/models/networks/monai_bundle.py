@@ -31,19 +31,19 @@ def _boolean(value: object) -> bool:
 
 
 def _numbers(value: object, depth: int = 0) -> bool:
-    """Whether a value is a size, or a list of sizes, possibly along each axis."""
+    """True if a value is a size, or a list of sizes, possibly along each axis."""
     if isinstance(value, list):
         return depth < DEEPEST and 0 < len(value) <= 16 and all(_numbers(item, depth + 1) for item in value)
     return isinstance(value, int) and not isinstance(value, bool) and 0 < value <= LARGEST
 
 
 def _count(value: object) -> bool:
-    """Whether a value is a number of layers, possibly 0."""
+    """True if a value is a number of layers, possibly 0."""
     return value == 0 or (_numbers(value) and not isinstance(value, list))
 
 
 def _share(value: object) -> bool:
-    """Whether a value is a dropout rate, which inference does not use."""
+    """True if a value is a dropout rate, which inference does not use."""
     if isinstance(value, list):
         return len(value) <= 16 and all(isinstance(item, int | float) or item is None for item in value)
     return value is None or (isinstance(value, int | float) and 0 <= value <= 1)

@@ -109,7 +109,7 @@ def arguments(name: str, changes: Arguments, *, in_channels: int, out_channels: 
 
 
 def _like(value: object, example: object) -> bool:
-    """Whether a value has the type of an example, is positive, and small enough for a size in a network."""
+    """True if a value has the type of an example, is positive, and small enough for a size in a network."""
     if isinstance(example, list):
         return isinstance(value, list) and 0 < len(value) <= 16 and all(_like(item, example[0]) for item in value)
     return type(value) is type(example) and (isinstance(value, bool) or (isinstance(value, int) and 0 < value <= 4096))

@@ -121,7 +121,7 @@ def in_memory(history: History, kept: Kept, *, items: int, hyper: Mapping[str, A
     history
         All interactions.
     kept
-        Which of them are trained on.
+        The interactions that are trained on.
     items
         Number of items.
     hyper

@@ -65,7 +65,7 @@ def fit(
     sides
         The confidences, by user and by item.
     state
-        Where to begin (``first_state``); changed in place.
+        Initial state (``first_state``); changed in place.
     hyper
         As ``HYPER``.
     threads

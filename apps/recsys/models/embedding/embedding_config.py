@@ -16,7 +16,7 @@ POOL = 1 << 19
 """Interactions that are shuffled together."""
 LOSSES = ("softmax", "ccl", "bpr")
 USER_VECTORS = ("learned", "history")
-"""What a user is while the items are trained: a learned vector, or the sum of the items in its history."""
+"""User vectors while the items are trained: learned, or the sum of the items in the user's history."""
 ROW_BYTES = 38
 """Bytes per row of weights and optimiser, for the tables that can be made to a size: what ``int4`` takes at 64
 factors."""
@@ -41,7 +41,7 @@ class EmbeddingConfig:
     tables
         1: an item has one vector; 2: a second one is used where the item is part of a user.
     table
-        How vectors are stored while they train (``common.compression.layouts.KINDS``).
+        Storage of the vectors while they train (``common.compression.layouts.KINDS``).
     row_bytes
         Bytes per row, for the tables that can be made to a size.
     batch

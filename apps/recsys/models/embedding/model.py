@@ -40,7 +40,7 @@ SQUARES_DECAY = 0.99
 
 @dataclass(frozen=True, slots=True)
 class EmbeddingBatch:
-    """What one step trains on.
+    """Rows and positions that one step trains on.
 
     Attributes
     ----------

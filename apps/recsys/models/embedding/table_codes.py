@@ -52,11 +52,11 @@ def fixed_inputs(history: History, kept: Kept, config: EmbeddingConfig, *, seed:
     history
         All interactions.
     kept
-        Which of them are trained on.
+        The interactions that are trained on.
     config
         The network.
     seed
-        Of the directions that the SVD starts from.
+        Seed of the SVD's initial directions.
     """
 
     def blocks() -> Iterator[_Block]:
@@ -109,7 +109,7 @@ def svd(blocks: Blocks, *, items: int, rank: int, seed: int) -> tuple[Tensor, Te
     rank
         Number of singular vectors.
     seed
-        Of the directions to start from.
+        Seed of the initial directions.
 
     Returns
     -------

@@ -58,7 +58,7 @@ def test_a_spacing_that_no_picture_has_is_refused_at_once(run, tmp_path: Path) -
 
 
 def test_a_study_that_does_not_fit_fails_alone(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
-    """A header that claims 30,000 x 30,000 x 2 beside a sound study."""
+    """A header that claims 30,000 x 30,000 x 2, next to a sound study."""
     import gzip
 
     import numpy as np

@@ -1,4 +1,4 @@
-"""What the comparisons with peers are made of: data sets as nnU-Net reads them, the same network in every peer."""
+"""Parts of the comparisons with peers: data sets as nnU-Net reads them, the same network in every peer."""
 
 import json
 from pathlib import Path

@@ -7,10 +7,14 @@ import numpy as np
 import pytest
 
 from apps.imaging.inference.network_grid import NetworkGrid
-from apps.imaging.inference.quantization import choose_tiles
+from apps.imaging.inference.options import CompressOptions
+from apps.imaging.inference.quantization import CompressRequest, choose_tiles
 from apps.imaging.models.model_folder import read_model
 from apps.imaging.volumes.nifti import open_nifti
+from common import model_folder
+from common.errors import UsageError
 from tests.apps.imaging.helpers import output_file, random_model, read_labels, write_nifti
+from tests.messages import refused
 
 pytest.importorskip("nncf")
 
@@ -43,6 +47,18 @@ def test_int8_labels_are_close_and_cached_apart(run, dataset: Callable[[str], Pa
     assert 0.9 < agreement < 1.0, agreement
     refused = run("apps.imaging", "infer", image, "-m", tmp_path / "model", *options, "--precision", "int8")
     assert refused.code == 2 and "imaging compress --int8" in refused.err
+
+
+def test_another_applications_model_is_not_replaced(tmp_path: Path) -> None:
+    random_model(tmp_path / "model")
+    output = tmp_path / "other"
+    output.mkdir()
+    model_folder.seal(output, application="recsys", kind="ials", files=[], fields={})
+    options = CompressOptions(
+        model=tmp_path / "model", output=output, calibration=tmp_path / "none", tiles=4, threads=1
+    )
+    with refused(UsageError, output, "another application"):
+        CompressRequest.of(options, tmp_path / "model")
 
 
 def test_tiles_are_spread_over_all_volumes(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from tests.promise import kept
 
 MODULE = "apps.imaging"
 MARGIN = 1e-4
-"""Where the two best logits are closer than this, rounding may choose either."""
+"""Difference of the two best logits below which rounding may choose either."""
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def volume(seed: int, shape: tuple[int, int, int]) -> np.ndarray:
 
 
 def monai_logits(network: Any, image: np.ndarray, patch: tuple[int, int, int], overlap: float) -> np.ndarray:
-    """What the plain script computes: the whole volume in memory."""
+    """Logits of the plain script: the whole volume in memory."""
     import torch
     from monai.inferers import sliding_window_inference
 

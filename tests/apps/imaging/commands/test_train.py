@@ -14,6 +14,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from common import model_folder
 from common.memory.costs import cpu
 from tests.machine import patience, wait_until
 from tests.messages import continued, missing, says
@@ -46,6 +47,18 @@ def make(directory: Path, cases: int = 5, side: int = 20) -> Path:
 @pytest.fixture
 def balls(tmp_path: Path) -> Path:
     return make(tmp_path / "balls")
+
+
+def test_another_applications_model_is_not_replaced(balls: Path, tmp_path: Path, run: Runner) -> None:
+    output = tmp_path / "model"
+    output.mkdir()
+    model_folder.seal(output, application="recsys", kind="ials", files=[], fields={})
+    before = (output / "model.json").read_bytes()
+    done = run("apps.imaging", "train", balls, "-o", output, "--steps", 1, "--memory", "1GiB")
+    assert (done.code, done.err.count("\n")) == (2, 1)
+    says(done.err, "-o", output, "another application")
+    assert [path.name for path in output.iterdir()] == ["model.json"]
+    assert (output / "model.json").read_bytes() == before
 
 
 FAST = ("--patch", "16", "--fold", "0/5", "--amp", "off", "--micro-batch", "2", "--cache", "memory", "--json")
@@ -140,7 +153,7 @@ def test_a_training_by_the_clock_steps_for_so_long(balls: Path, tmp_path: Path, 
     done = run("apps.imaging", "train", balls, "-o", tmp_path / "m", *clock, *FAST)
     assert done.code == 0, done.err
     phases = [(phase["name"], phase["seconds"]) for phase in done.record["measured"]["phases"]]
-    assert 2 < sum(seconds for name, seconds in phases if name == "train") < patience(4)  # beside its checkpoints
+    assert 2 < sum(seconds for name, seconds in phases if name == "train") < patience(4)  # without its checkpoints
     assert [name for name, _ in phases].count("validate") == 1  # none between the steps, since no case is for that
     assert done.record["results"]["steps"] >= 1 and done.record["results"]["metrics"]["cases"] == 1
 

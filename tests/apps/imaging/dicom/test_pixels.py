@@ -2,12 +2,14 @@
 
 import struct
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from apps.imaging.dicom import pixels
 from apps.imaging.dicom.pixels import check_codestream, clear_unused_bits, decode_rle
 from apps.imaging.dicom.series import open_series
 from common.errors import BadInput
@@ -136,6 +138,43 @@ def test_a_codestream_larger_than_its_header_is_not_decoded(tmp_path: Path) -> N
     jpeg = b"\xff\xd8\xff\xc3" + struct.pack(">HBHHB", 11, 16, 60000, 60000, 1) + bytes(8)
     with refused(ValueError, "60000 x 60000 x 1", "10 x 12"):
         check_codestream(jpeg, replace(kind, syntax="1.2.840.10008.1.2.4.70"))
+
+
+class Decoder:
+    """A decoder of pydicom with the plugins of an installation that has Pillow and nothing else."""
+
+    available_plugins = ("pillow",)
+
+
+@pytest.mark.parametrize(("bits", "facts"), [(12, ("JPEG Extended", "pip install 'peakline[jpeg]'")), (8, ())])
+def test_extended_jpeg_of_12_bits_needs_more_than_pillow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bits: int, facts: tuple[str, ...]
+) -> None:
+    from dataclasses import replace
+
+    from pydicom.uid import JPEGExtended12Bit
+
+    monkeypatch.setattr(pixels, "_decoder", lambda syntax: Decoder)
+    attributes = replace(_frame(tmp_path), syntax=JPEGExtended12Bit, stored=bits)
+    with refused(BadInput, *facts) if facts else nullcontext():
+        pixels.check_syntax(tmp_path, attributes)
+
+
+@pytest.mark.parametrize(
+    ("syntax", "extra"),
+    [("JPEGLosslessSV1", "jpeg"), ("JPEGLSLossless", "dicom"), ("JPEG2000Lossless", "dicom"), ("HTJ2K", "dicom")],
+)
+def test_a_missing_decoder_names_its_extra(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, syntax: str, extra: str
+) -> None:
+    from dataclasses import replace
+
+    from pydicom import uid
+
+    monkeypatch.setattr(Decoder, "available_plugins", ())
+    monkeypatch.setattr(pixels, "_decoder", lambda syntax: Decoder)
+    with refused(BadInput, f"pip install 'peakline[{extra}]'"):
+        pixels.check_syntax(tmp_path, replace(_frame(tmp_path), syntax=getattr(uid, syntax)))
 
 
 def test_rle_stops_at_the_images_size(tmp_path: Path) -> None:

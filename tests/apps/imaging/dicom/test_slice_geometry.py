@@ -1,4 +1,4 @@
-"""Which positions are a regular grid: cases on both sides of each limit that ``docs/dicom.md`` states."""
+"""Positions that are a regular grid: cases on both sides of each limit that ``docs/dicom.md`` states."""
 
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ def layout(positions: Any, orientation: Any = AXIAL, **options: Any) -> SliceLay
 
 
 def shifted(millimetres: float, axis: int, number: int = 3) -> np.ndarray:
-    """Eight slices, of which one lies beside the others' line."""
+    """Eight slices, of which one lies off the others' line."""
     positions = np.zeros((8, 3))
     positions[:, 2] = SPACING * np.arange(8)
     positions[number, axis] += millimetres

@@ -94,7 +94,7 @@ def test_a_subset_keeps_its_own_voxels_only() -> None:
 
 @pytest.mark.parametrize("head", [False, True])
 def test_prices_of_the_last_steps_hold(head: bool) -> None:
-    """What NumPy really allocates stays within the priced bytes, and near them."""
+    """Bytes that NumPy allocates stay within the priced bytes, and near them."""
     grid, shape, channels = TileGrid((90, 80, 64), (48, 48, 32), 0.25), (270, 220, 80), 8
     classes = 20 if head else channels
     weights = np.ones((classes, channels), np.float32), np.zeros(classes, np.float32)

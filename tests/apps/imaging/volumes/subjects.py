@@ -36,10 +36,10 @@ class Subject:
     """(x, y, z)."""
     affine: npt.NDArray[np.float64]
     exact: bool = True
-    """Whether the values are the very numbers, without interpolation or a scale."""
+    """True if the values are the very numbers, without interpolation or a scale."""
 
     def open(self) -> Volume:
-        """Read the headers anew."""
+        """Read the headers again."""
         return self.reopen(self.path)
 
 
@@ -152,7 +152,7 @@ def _dicom(
 
 
 def _packed(folder: Path, compression: int) -> Path:
-    """A zip of a folder, beside it."""
+    """A zip of a folder, next to it."""
     path = folder.with_suffix(".zip")
     with zipfile.ZipFile(path, "w", compression) as archive:
         for number, one in enumerate(sorted(folder.iterdir())):

@@ -219,7 +219,7 @@ LARGE = (
 
 @pytest.mark.parametrize("kind", LARGE)
 def test_a_reader_holds_what_it_is_priced_at(kind: str, tmp_path: Path) -> None:
-    """Of what Python and NumPy allocate, beside the planes that it fills; decoders' own memory is priced too."""
+    """Python and NumPy allocate no more than the price, not counting the planes; decoders' own memory is priced."""
     volume = SUBJECTS[kind](tmp_path, (700, 600, 5), 0).open()
     out = stored(volume)
     with volume.open() as reader:  # whatever is loaded at the first use

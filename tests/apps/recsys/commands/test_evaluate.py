@@ -54,7 +54,7 @@ def test_a_test_file_becomes_rows(folder: Path, tmp_path: Path) -> None:
 
 
 def session() -> SimpleNamespace:
-    """What ranking needs of a session."""
+    """The parts of a session that ranking needs."""
 
     class Bar:
         def update(self, count: int) -> None:

@@ -1,10 +1,12 @@
 """Serving over real HTTP, from start to a clean stop."""
 
+import os
 import re
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import httpx
 import pytest
@@ -14,17 +16,24 @@ from tests.machine import patience
 from tests.messages import says
 
 
-@pytest.fixture(scope="module")
-def server(trained: Trained) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """A running server and its address."""
+@contextmanager
+def serving(trained: Trained) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """A running server in a process group of its own, and its address."""
     command = [sys.executable, "-m", "apps.recsys", "serve", str(trained.model), "--port", "0", "--memory", "300MiB"]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, process_group=0) as process:
         assert process.stderr is not None
         line = process.stderr.readline()
         found = re.search(r"http://127\.0\.0\.1:\d+", line)
         assert found, line
         yield process, found[0]
         process.terminate()
+
+
+@pytest.fixture(scope="module")
+def server(trained: Trained) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """A running server that answers several tests."""
+    with serving(trained) as running:
+        yield running
 
 
 def test_answers(server: tuple[subprocess.Popen[str], str], trained: Trained) -> None:
@@ -72,6 +81,16 @@ def test_many_questions_and_a_clean_stop(server: tuple[subprocess.Popen[str], st
     assert process.returncode == 0
     line = re.fullmatch(r"memory: ceiling 300\.0 MiB, predicted ([\d.]+) MiB, measured ([\d.]+) MiB\n", err)
     assert line and float(line[2]) <= float(line[1]) + 6  # the plan's reserve
+
+
+def test_ctrl_c_in_a_terminal_is_a_clean_stop(trained: Trained) -> None:
+    """A terminal sends SIGINT to the whole process group, so the server receives it twice."""
+    with serving(trained) as (process, address), httpx.Client(base_url=address, timeout=patience(30)) as client:
+        assert client.get("/health").status_code == 200
+        os.killpg(process.pid, signal.SIGINT)
+        _, err = process.communicate(timeout=patience(30))
+    assert process.returncode == 0
+    assert len(err.splitlines()) == 1 and err.startswith("memory: ")
 
 
 def test_a_port_in_use_is_a_usage_error(trained: Trained) -> None:

@@ -70,7 +70,7 @@ def test_a_user_is_found_where_its_loss_is_least(had: int, monkeypatch: pytest.M
     assert vector[8] == 1
 
     def gradient(vector: Any) -> Any:
-        """Of the loss over all pairs, in float64, with respect to all but the bias."""
+        """Gradient of the loss over all pairs, in float64, with respect to all but the bias."""
         exact = items.astype(np.float64)
         differences = exact[own][:, None] - exact[None, :100]
         wrong = 1 / (1 + np.exp(differences @ vector))

@@ -1,4 +1,4 @@
-"""What is refused of a recommender's ``model.json`` when it is read."""
+"""A recommender's ``model.json`` is checked when it is read."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Batches cover the data, a training that stopped goes on as if it had not, and what was trained is served."""
+"""Batches cover the data, a training that stopped continues as if it had not, and what was trained is served."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -129,7 +129,7 @@ def test_hidden_items_are_not_trained_on(directory: Path) -> None:
 
 @dataclass
 class Session:
-    """What a training needs of ``common.cli.session.Session``; asks to stop after so many batches."""
+    """The parts of ``common.cli.session.Session`` that a training needs; asks to stop after so many batches."""
 
     stop_after: int = 10**9
     threads: int = 1

@@ -42,7 +42,7 @@ def work(trials: int = 20) -> TrainWorkload:
 
 @dataclass
 class Session:
-    """What a search needs of ``common.cli.session.Session``."""
+    """The parts of ``common.cli.session.Session`` that a search needs."""
 
     budget: MemoryBudget = field(default_factory=lambda: MemoryBudget(300 * MIB))
     threads: int = 1

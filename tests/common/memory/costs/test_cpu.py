@@ -1,4 +1,4 @@
-"""What a CPU computes in, by its flags and by what the libraries themselves say under limits."""
+"""Precisions of a CPU, by its flags and by what the libraries themselves say under limits."""
 
 import json
 import os

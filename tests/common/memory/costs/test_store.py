@@ -30,7 +30,7 @@ def test_key_depends_on_everything_that_matters(monkeypatch: pytest.MonkeyPatch)
     assert base.key not in {probe.key for probe in others}
 
 
-def test_another_warm_up_is_measured_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_warm_up_is_measured_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(tmp_path)
     keys = set()
     for text in ("def warm_up() -> None: ...", "def warm_up() -> None:\n    import json"):

@@ -74,7 +74,7 @@ def chain() -> Any:
 
 
 def fan() -> Any:
-    """Three branches from one tensor, one of them through a concatenation: gradients meet in place and anew."""
+    """Three branches of a tensor, one through a concatenation: gradients meet in place and in new tensors."""
     import torch
 
     class Fan(torch.nn.Module):

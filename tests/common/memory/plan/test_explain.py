@@ -1,4 +1,4 @@
-"""Which term is named when a run took more than was predicted."""
+"""The term that is named when a run took more than was predicted."""
 
 import pytest
 

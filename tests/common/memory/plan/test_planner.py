@@ -87,7 +87,7 @@ def test_reserve_decides_at_the_edge(costs: Known) -> None:
 
 
 def test_estimated_terms_have_a_reserve_of_their_own() -> None:
-    """Of the holes in a heap it is only known about how large they will be."""
+    """The size of the holes in a heap is known only roughly."""
     terms = [Term("baseline", 400 * MIB, "measured"), Term("free heap", 100 * MIB, "estimated")]
     assert Plan("blocks", (), Footprint.of(terms)).reserve_bytes == 4 * MIB + 30 * MIB
 
@@ -126,7 +126,7 @@ def _feed(costs: Known, ceiling: int = 110 * MIB, **change: object) -> Plan:
     return read_plan(json.dumps(data), Blocks(), MemoryBudget(ceiling), costs)
 
 
-def test_an_edited_plan_is_priced_anew(costs: Known) -> None:
+def test_an_edited_plan_is_priced_again(costs: Known) -> None:
     assert _feed(costs, knobs={"blocks": 3}).predicted_peak_bytes == 50 * MIB + 100 * MIB // 3
     with pytest.raises(DoesNotFit):
         _feed(costs, knobs={"blocks": 1})

@@ -95,7 +95,7 @@ def test_the_heap_peaks_as_mapped_blocks_do() -> None:
 
 
 def test_what_the_optimizer_holds_is_in_the_bound() -> None:
-    """Free pages of the passes are not held beside what its step takes."""
+    """Free pages of the passes are given back before its step takes memory."""
     mapped, bounded = _run("mapped", optimizer=8), _run("bounded", optimizer=8)
     tensors = (8 * 16 + 8 * 24 + 8 * 24) * MIB
     assert max(mapped["peaks"]) == pytest.approx(tensors, abs=4 * MIB)

@@ -1,4 +1,4 @@
-"""How child processes are started, what they may import, and how their ends are read."""
+"""Child processes: their start, their imports, and the reading of their ends."""
 
 import json
 import os
@@ -200,7 +200,7 @@ def test_a_console_script_runs_among_files_that_shadow_its_libraries(
 ) -> None:
     script = BIN / command
     if not script.is_file():
-        pytest.skip(f"{command} is not installed beside this interpreter")
+        pytest.skip(f"{command} is not installed next to this interpreter")
     out = shadowed.parent / "out"
     done = subprocess.run([script, *map(str, work(command)), "-o", out], cwd=shadowed, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -10,7 +10,7 @@ from common.memory.process.budget import MIB
 from common.memory.process.meter import PeakMeter
 
 TOLERANCE = 6 * MIB
-"""What the interpreter and pytest's threads may move meanwhile."""
+"""Bytes that the interpreter and pytest's threads may move meanwhile."""
 
 
 @pytest.fixture(autouse=True)
@@ -111,7 +111,7 @@ subprocess.run([sys.executable, "-c", child, sys.argv[1]], check=True)
 
 
 def test_of_a_companion_only_what_is_its_own_is_added_to_a_single_process(tmp_path: Path) -> None:
-    """The files that both map are in the process's own mark: here one of 8 MiB, beside what libraries they share."""
+    """The files that both map are in the process's own mark: here one of 8 MiB, as well as the libraries they share."""
     both = tmp_path / "both"
     both.write_bytes(bytes(range(256)) * (8 * MIB // 256))
     done = subprocess.run([sys.executable, "-c", COMPANION, both], capture_output=True, text=True, check=True)

@@ -1,4 +1,4 @@
-"""What tables are told: places by use, and codes from an SVD that is the dense one's."""
+"""Fixed inputs of tables: places by use, and codes from an SVD that is the dense one's."""
 
 from collections.abc import Iterator
 from pathlib import Path

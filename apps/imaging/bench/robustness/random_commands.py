@@ -1,0 +1,132 @@
+"""Random commands of ``imaging``: studies of ordinary kinds, segmented, evaluated, and now and then a training.
+
+``python -m apps.imaging.bench.robustness.random_commands --seed 1 --seconds 3600``.
+"""
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hypothesis import strategies as st
+
+from apps.imaging.bench.robustness import random_studies
+from apps.imaging.bench.robustness.random_studies import Model, Volume
+from apps.imaging.cli import parser
+from common.bench import random_commands
+from common.bench.random_commands import SHARED_VALUES, Step
+
+MODULE = "apps.imaging"
+SLOW = 6
+"""One session in this many trains, which takes as long as the others together."""
+
+
+@dataclass(frozen=True)
+class InferSession:
+    """Studies, a model, the options of ``infer``, and whether its labels are then evaluated."""
+
+    volumes: tuple[Volume, ...]
+    model: Model
+    infer: tuple[str, ...]
+    evaluate: bool
+
+    def steps(self, folder: Path) -> Iterator[Step]:
+        """Write the studies and the model, segment, and compare the labels with themselves."""
+        studies, out = folder / "studies", folder / "out"
+        studies.mkdir()
+        for number, volume in enumerate(self.volumes):
+            volume.write(studies, f"case{number}")
+        source = studies if len(self.volumes) > 1 else next(studies.iterdir())
+        yield Step((MODULE, "infer", str(source), "-m", self.model.write(folder), "-o", str(out), *self.infer), out)
+        if self.evaluate and any(out.glob("*.nii.gz")):
+            yield Step((MODULE, "evaluate", str(out), str(out)))
+
+
+@dataclass(frozen=True)
+class TrainSession:
+    """A small training set, and the options of ``train``."""
+
+    cases: int
+    side: int
+    classes: int
+    train: tuple[str, ...]
+
+    def steps(self, folder: Path) -> Iterator[Step]:
+        """Write the set and train on it."""
+        data, out = folder / "data", folder / "model"
+        random_studies.write_training_set(data, cases=self.cases, side=self.side, classes=self.classes)
+        yield Step((MODULE, "train", str(data), "-o", str(out), *self.train), out)
+
+
+def _words(strategy: st.SearchStrategy[Any]) -> st.SearchStrategy[Sequence[str]]:
+    return strategy.map(lambda value: [str(value)])
+
+
+@st.composite
+def volumes(draw: Callable[[st.SearchStrategy[Any]], Any]) -> Volume:
+    """Draw a volume's description."""
+    side, spacing = st.integers(10, 90), st.sampled_from((1.0, 0.7, 1.3, 2.0))
+    return Volume(
+        shape=(draw(side), draw(side), draw(side)),
+        spacing=(draw(spacing), draw(spacing), draw(st.sampled_from((1.0, 0.8, 2.5)))),
+        dtype=draw(st.sampled_from(random_studies.DTYPES)),
+        orientation=draw(st.sampled_from(random_studies.ORIENTATIONS)),
+        tilt=draw(st.sampled_from((0.0, 0.2))),
+        form=draw(st.sampled_from(("nii.gz", "nii", "dicom"))),
+        scaled=draw(st.booleans()),
+        seed=draw(st.integers(0, 9)),
+    )
+
+
+@st.composite
+def models(draw: Callable[[st.SearchStrategy[Any]], Any]) -> Model:
+    """Draw an installed model, or an nnU-Net folder."""
+    if draw(st.booleans()):
+        return Model("nnunet", draw(st.integers(2, 12)), draw(st.sampled_from(((1.0, 1.0, 1.0), (2.5, 0.8, 0.8)))))
+    return Model()
+
+
+@st.composite
+def segmentations(draw: Callable[[st.SearchStrategy[Any]], Any]) -> InferSession:
+    """Draw studies, a model and the options of ``infer``."""
+    studies = tuple(draw(st.lists(volumes(), min_size=1, max_size=3)))
+    edge = st.integers(2, 8).map(lambda count: 8 * count)
+    dicom = all(volume.form == "dicom" for volume in studies)
+    types = ("nifti", "dicom-seg", "nifti,dicom-seg", "dicom-rtstruct") if dicom else ("nifti",)
+    values = SHARED_VALUES | {
+        "output_type": _words(st.sampled_from(types)),
+        "repair": _words(st.sampled_from(("tilt", "spacing", "tilt,spacing"))),
+        "overlap": _words(st.sampled_from((0.25, 0.0, 0.5, 0.75))),
+        "tile": _words(st.tuples(edge, edge, edge).map(lambda sides: ",".join(map(str, sides)))),
+        "batch": _words(st.integers(1, 4)),
+        "remove_small": _words(st.sampled_from((0.01, 1.0))),
+    }
+    left_out = ("model", "series", "roi_subset", "stow")
+    words = random_commands.options(random_commands.command_parser(parser(), "infer"), draw, values, left_out)
+    return InferSession(studies, draw(models()), tuple(words), draw(st.booleans()))
+
+
+@st.composite
+def trainings(draw: Callable[[st.SearchStrategy[Any]], Any]) -> TrainSession:
+    """Draw a training set and the options of ``train``."""
+    values = SHARED_VALUES | {
+        "patch": _words(st.sampled_from((16, 24, 32))),
+        "micro_batch": _words(st.integers(1, 2)),
+        "accumulate": _words(st.integers(1, 2)),
+        "fold": st.just(["0/3"]),
+        "set": st.sampled_from(("batch=1", "batch=3", "mirror=", "clip=0", "optimizer=sgd")).map(lambda pair: [pair]),
+    }
+    left_out = ("steps", "epochs", "time", "resume", "no_fold", "skip_bad")
+    words = random_commands.options(random_commands.command_parser(parser(), "train"), draw, values, left_out)
+    cases, side, classes = draw(st.integers(3, 6)), draw(st.integers(16, 40)), draw(st.integers(2, 5))
+    return TrainSession(cases, side, classes, ("--steps", str(draw(st.integers(2, 6))), *words))
+
+
+def sessions() -> st.SearchStrategy[InferSession | TrainSession]:
+    """Return the strategy of all sessions, of which a few train."""
+    return st.integers(1, SLOW).flatmap(lambda number: trainings() if number == SLOW else segmentations())
+
+
+if __name__ == "__main__":
+    sys.exit(random_commands.main("imaging", sessions()))
