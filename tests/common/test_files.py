@@ -103,6 +103,6 @@ def test_a_second_training_into_the_same_folder_is_refused(run, tmp_path: Path) 
 def test_a_full_disk_is_said_in_one_line(tmp_path: Path, number: int) -> None:
     with refused(BadInput, tmp_path) as caught, enough_room(tmp_path / "not" / "made"):
         raise OSError(number, "no")
-    assert caught.value.public == "disk full"
+    assert caught.value.public == "no room for a file"
     with pytest.raises(PermissionError), enough_room(tmp_path):
         raise PermissionError(errno.EACCES, "no")
