@@ -76,6 +76,7 @@ def segment(
     fast: bool = False,
     remove_small: float | None = None,
     series: str | int | None = None,
+    volume: int | None = None,
     repair: Sequence[str] | None = None,
     threads: int | None = None,
 ) -> Segmentation:
@@ -110,8 +111,11 @@ def segment(
         Make connected components of less than so many millilitres background.
     series
         Number or UID of the series to take, where a DICOM folder has several.
+    volume
+        Number, from 1, of the volume in a series or file of several.
     repair
-        Defects of a DICOM series to resample away instead of refusing: ``"tilt"``, ``"spacing"``.
+        What to repair instead of refusing: ``"tilt"`` and ``"spacing"`` of a DICOM series, a contradictory NIfTI
+        ``"header"``.
     threads
         CPU threads, all by default.
 
@@ -140,6 +144,7 @@ def segment(
     edges = None if tile is None else [tile] if isinstance(tile, int) else list(tile)
     named = {"roi-subset": roi_subset, "tile": edges, "overlap": overlap, "batch": batch, "engine": engine}
     named |= {"precision": precision, "tta": tta, "remove-small": remove_small, "series": series, "repair": repair}
+    named |= {"volume": volume}
     named |= {"threads": threads}
     options = [f"--{name}={_text(choice)}" for name, choice in named.items() if choice is not None]
     options += ["--fast"] if fast else []
@@ -154,10 +159,12 @@ def segment(
             name="imaging infer",
             shown={str(scratch / IMAGE): "image"},
         )
+        from apps.imaging.inference.studies import outputs_of
+
         studies = record["results"]["studies"]
         if len(studies) != 1:
             raise UsageError(f"{source}: holds {len(studies)} studies; segment takes one")
-        labels, header = _mapped(output / studies[0]["outputs"][0], scratch)
+        labels, header = _mapped(output / outputs_of(output)[studies[0]["study"]][0], scratch)
     return Segmentation(labels, header.get_best_affine(), _names(model, memory, roi_subset), header, record)
 
 
@@ -209,9 +216,9 @@ def _source(image: Any, scratch: Path) -> Path | str:
 def _require_one(path: Path) -> None:
     """Refuse a folder of several studies before all of them are segmented; the command refuses all else."""
     if path.is_dir():
-        from apps.imaging.inference.studies import find_studies
+        from apps.imaging.inference.discovery import find_studies
 
-        if (count := len(find_studies([path]))) > 1:
+        if (count := len(find_studies([path])[0])) > 1:
             raise UsageError(f"{path}: holds {count} studies; segment takes one")
 
 

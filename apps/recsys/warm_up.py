@@ -144,6 +144,7 @@ def pairing() -> None:
 
 def learning() -> None:
     """Warm up an embedding: reading, scoring, and torch with one step of the network."""
+    import safetensors.torch
     import torch
 
     from apps.recsys.models.embedding.embedding_config import EmbeddingConfig
@@ -157,6 +158,7 @@ def learning() -> None:
     network, _, step = make_step(config, micro_batch=8)
     step(largest_batch(config))
     fit_embedding.tensors(network, None)
+    del safetensors
 
 
 def serving() -> None:

@@ -37,10 +37,9 @@ from common.memory.plan import divisible, explain
 from common.memory.plan.plan import Plan
 from common.memory.plan.plan_file import read_plan
 from common.memory.plan.planner import Workload
-from common.memory.process import child, cuda, glibc, guard, meter, supervisor
+from common.memory.process import child, cuda, glibc, guard, libraries, meter, supervisor
 from common.memory.process.budget import BudgetError, MemoryBudget
 from common.memory.report.record import ABOVE, RunRecord, memory_line
-from common.terminal import escaped
 
 log = logging.getLogger("peakline")
 
@@ -234,7 +233,7 @@ def _simple(args: argparse.Namespace) -> int:
 
 def _fail(args: argparse.Namespace, kind: str, message: str, code: int) -> int:
     """An ending before there is a meter: one line, and a minimal record with ``--json``."""
-    streams.say(f"{_name(args)}: {escaped(message)}")
+    streams.say(f"{_name(args)}: {message}")
     if getattr(args, "json", False):
         record = {"peakline": __version__, "command": _name(args), "exit_code": code}
         streams.write_json(record | {"error": {"kind": kind, "message": message}})
@@ -266,12 +265,12 @@ def _run(args: argparse.Namespace, request: Any, budget: MemoryBudget, superviso
             record.plan = refusal.smallest
             record.error = {"kind": "does not fit", "message": line}
         except (UsageError, BudgetError) as error:
-            record.exit_code, line = EXIT_USAGE, escaped(str(error))
+            record.exit_code, line = EXIT_USAGE, str(error)
             record.error = {"kind": "usage", "message": line}
         except BrokenPipeError:  # whoever reads has seen enough
             streams.silence(sys.stdout)
         except BadInput as error:
-            record.exit_code, line = EXIT_BAD_INPUT, escaped(str(error))
+            record.exit_code, line = EXIT_BAD_INPUT, str(error)
             record.error = {"kind": "input", "message": error.public}
         except Exception as error:
             record.exit_code = EXIT_UNFORESEEN
@@ -320,6 +319,7 @@ def _plan_and_execute(args: argparse.Namespace, request: Any, record: RunRecord,
         resolve(command.warm_up(request))()
         glibc.trim()
     gauge.floor_bytes = meter.resident()
+    warm = libraries.Libraries.now() if libraries.checking() else None
     resident = gauge.tree_bytes()
     if not guard.lower_hard_wall(record.budget.host_bytes, resident):
         least = max(resident, record.budget.host_bytes)
@@ -331,6 +331,8 @@ def _plan_and_execute(args: argparse.Namespace, request: Any, record: RunRecord,
     path = command.record(request) if command.alone else None
     with sole_writer(path.parent) if path is not None else nullcontext():
         session.results.update(command.execute(session))
+    if warm is not None:
+        libraries.check(warm)
     record.plan = session.plan  # another one where settings were searched
 
 
@@ -371,13 +373,17 @@ def _finish(
     command: Command[Any, Any] = args.command
     written = record.to_json(gauge)
     if path is not None and path.parent.is_dir() and not args.dry_run and not _keeps(path, record):
-        with suppress(OSError):
+        try:
             write_json(path, written)
             if args.report:
                 _write_report(command, path, written)
+        except OSError as error:
+            sys.stderr.write(f"{command.name}: its record {path} could not be written: {error.strerror}\n")
     if line is not None:
         streams.say(f"{command.name}: {line}")
-    if record.exit_code == EXIT_OK and record.plan is not None and not args.dry_run and not args.quiet:
+    # A command with results says what it took, even if a part of its input was bad.
+    worked = record.exit_code == EXIT_OK or (record.exit_code == EXIT_BAD_INPUT and record.results)
+    if worked and record.plan is not None and not args.dry_run and not args.quiet:
         streams.say(memory_line(record, gauge.peak_bytes))
     if args.json:
         streams.write_json(written)

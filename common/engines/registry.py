@@ -6,7 +6,8 @@ measured once in a child (``common.memory.costs.store``).
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib.util import find_spec
 from math import prod
 from pathlib import Path
@@ -15,10 +16,11 @@ from typing import Any
 import numpy as np
 
 from common.engines.base import Engine, Output, Tile
-from common.errors import UsageError
+from common.errors import BadInput, UsageError
 from common.memory.costs import cpu
-from common.memory.costs.probes import Probe, resolve
+from common.memory.costs.probes import DeferredProbe, NotAvailable, Probe, resolve
 from common.memory.process import glibc
+from common.memory.process.guard import is_out_of_memory
 from common.memory.process.meter import lifetime_peak, reset_peak, resident
 
 ENGINES = ("openvino", "onnxruntime", "torch")
@@ -159,13 +161,35 @@ def probe(*, warm_up: str, threads: int, sha256: str, **arguments: Any) -> Probe
     )
 
 
+@contextmanager
+def _broken_network(model_dir: Path, engine: str) -> Iterator[None]:
+    """A block in which an engine reads or runs a network.
+
+    Raises
+    ------
+    BadInput
+        If it cannot, for another reason than memory.
+    """
+    try:
+        yield
+    except (BadInput, UsageError, NotAvailable, DeferredProbe, TypeError, AttributeError, NameError, AssertionError):
+        raise  # of ours
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
+        message = f"{engine} cannot run this network; the model is damaged, or needs another engine ({reason[:200]})"
+        raise BadInput(f"{model_dir}: {message}", public="network damaged") from None
+
+
 def measure(*, warm_up: str, workers: int, network: str, model_dir: str, **arguments: Any) -> dict[str, float]:
     """Open an engine and run it on sines; runs in a probe's child, after ``warm_up``."""
     glibc.trim()
     base = resident()  # as the baseline is measured, so that baseline plus engine is the peak
     reset_peak()
     tile: Tile = tuple(arguments.pop("tile"))
-    engine = open_engine(Path(model_dir), tile=tile, threads=workers, **arguments)
+    with _broken_network(Path(model_dir), str(arguments["name"])):
+        engine = open_engine(Path(model_dir), tile=tile, threads=workers, **arguments)
     opened = lifetime_peak() - base
     # Sines instead of random numbers, whose library a command would not load.
     tiles = np.arange(arguments["batch"] * engine.in_channels * prod(tile), dtype=np.float32)
@@ -173,7 +197,8 @@ def measure(*, warm_up: str, workers: int, network: str, model_dir: str, **argum
     reset_peak()
     for _ in range(_RUNS):
         began = time.perf_counter()
-        engine(tiles)
+        with _broken_network(Path(model_dir), str(arguments["name"])):
+            engine(tiles)
         seconds = time.perf_counter() - began
     running = lifetime_peak() - base - tiles.nbytes
     return {"open_bytes": max(0, opened), "run_bytes": max(0, running), "seconds": seconds}

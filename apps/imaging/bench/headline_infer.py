@@ -165,7 +165,7 @@ def _infer(work: Path, name: str, *, tile: int = TILE, memory: int = GIB) -> lis
 
 def compare(work: Path) -> dict[str, int]:
     """Compare the labels of ``infer-long`` and ``monai-long``."""
-    return differences(work / "out-long" / "study-0001.nii.gz", work / "monai.nii.gz", work / "margin.npy")
+    return differences(work / "out-long" / "long.nii.gz", work / "monai.nii.gz", work / "margin.npy")
 
 
 def differences(ours: Path, theirs: Path, margin: Path) -> dict[str, int]:

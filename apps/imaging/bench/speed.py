@@ -79,7 +79,7 @@ def add_cases(suite: Suite, work: Path, source: Path | None) -> None:
             for engine, case, most in (("openvino", group, bound), ("torch", f"speed-torch-{name}", TORCH)):
                 title_of_both = f"{name} with {engine}, {title}: against MONAI's sliding_window_inference"
                 suite.ratio(title_of_both, case, f"speed-monai-{name}", Bound(clock, at_most=most))
-        compared = ["-m", "apps.imaging.bench.speed", work / f"out-{group}" / "study-0001.nii.gz", theirs]
+        compared = ["-m", "apps.imaging.bench.speed", work / f"out-{group}" / "speed.nii.gz", theirs]
         suite.case(f"speed-equal-{name}", compared, bounds=(EQUAL,))
 
 

@@ -14,7 +14,12 @@ INPUT_HELP = (
     "NIfTI file, DICOM folder or zip, folder of these, or DICOMweb address (.../studies/UID or .../studies?...)"
 )
 OUTPUT_HELP = f"what to write, of {', '.join(OUTPUT_TYPES)} (default nifti)"
-REPAIR_HELP = "resample slices of a tilted gantry or of uneven spacing instead of refusing them: tilt,spacing"
+REPAIRS = ("tilt", "spacing", "header")
+REPAIR_HELP = (
+    "resample slices of a tilted gantry or of uneven spacing, take the part of a contradictory NIfTI header that agrees"
+    " with pixdim, instead of refusing them: tilt,spacing,header"
+)
+VOLUME_HELP = "number, from 1, of the volume in a DICOM series or a NIfTI file of several"
 SERIES_HELP = "number or UID of the series, if a DICOM folder has several"
 
 
@@ -35,10 +40,10 @@ def millilitres(text: str) -> float:
 
 
 def repairs(text: str) -> frozenset[str]:
-    """An argparse type: defects that may be resampled away, with commas between them."""
+    """An argparse type: defects that may be repaired, with commas between them."""
     chosen = frozenset(text.split(","))
-    if unknown := chosen - {"tilt", "spacing"}:
-        raise argparse.ArgumentTypeError(f"{', '.join(sorted(unknown))}: choose from tilt, spacing")
+    if unknown := chosen - set(REPAIRS):
+        raise argparse.ArgumentTypeError(f"{', '.join(sorted(unknown))}: choose from {', '.join(REPAIRS)}")
     return chosen
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from apps.imaging.commands.arguments import repairs
 from apps.imaging.evaluation.request import EvaluateOptions, EvaluateRequest
 from apps.imaging.planning import baselines
 from common.cli import main
@@ -15,6 +16,8 @@ from common.memory.process.budget import MemoryBudget
 if TYPE_CHECKING:
     from apps.imaging.planning.evaluate import EvaluateWorkload
 
+HEADER_HELP = "of NIfTI headers that contradict themselves, take the part that agrees with pixdim"
+
 
 def add(commands: Any) -> None:
     """Declare the subcommand."""
@@ -22,6 +25,7 @@ def add(commands: Any) -> None:
     one = commands.add_parser("evaluate", help="compare with references", description=about)
     one.add_argument("predictions", type=Path, help="label file, or folder (an output of imaging infer)")
     one.add_argument("references", type=Path, help="label file, or folder with files of the same names")
+    one.add_argument("--repair", type=repairs, default=frozenset(), metavar="header", help=HEADER_HELP)
     main.add_common_options(one)
     command = main.Command(
         "imaging evaluate",
@@ -37,7 +41,11 @@ def add(commands: Any) -> None:
 
 def _options(args: argparse.Namespace) -> EvaluateOptions:
     return EvaluateOptions(
-        predictions=args.predictions, references=args.references, threads=args.threads, print_table=not args.json
+        predictions=args.predictions,
+        references=args.references,
+        repair=args.repair,
+        threads=args.threads,
+        print_table=not args.json,
     )
 
 

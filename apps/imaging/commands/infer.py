@@ -12,6 +12,7 @@ from apps.imaging.commands.arguments import (
     OUTPUT_HELP,
     REPAIR_HELP,
     SERIES_HELP,
+    VOLUME_HELP,
     millilitres,
     names,
     output_types,
@@ -45,6 +46,7 @@ def add(commands: Any) -> None:
         help="type of DICOM SEG (default auto: labelmap if many classes)",
     )
     one.add_argument("--series", metavar="N|UID", help=SERIES_HELP)
+    one.add_argument("--volume", type=main.positive, metavar="K", help=VOLUME_HELP)
     one.add_argument("--repair", type=repairs, default=frozenset(), metavar="WHAT", help=REPAIR_HELP)
     one.add_argument("--overlap", type=share, help="share of a tile that the next one covers (default: the model's)")
     one.add_argument("--tile", type=main.triple, metavar="X,Y,Z", help="tile in voxels (default: the model's patch)")
@@ -95,6 +97,7 @@ def _options(args: argparse.Namespace) -> InferOptions:
         roi_subset=None if args.roi_subset is None else tuple(args.roi_subset),
         remove_small=args.remove_small,
         series=args.series,
+        volume=args.volume,
         repair=args.repair,
         fast=args.fast,
         tile=args.tile,

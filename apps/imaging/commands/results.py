@@ -35,13 +35,15 @@ class StudyResults(TypedDict):
     reason: str | None
     """Why it was skipped or failed."""
     outputs: list[str]
-    """Files, from the record's place."""
+    """Endings of its files, such as ``.nii.gz``; their names, which may be a patient's, are in ``studies.csv``."""
 
 
 class InferResults(TypedDict):
     """Results of ``imaging infer``."""
 
     studies: list[StudyResults]
+    left_out: NotRequired[list[str]]
+    """Why something that was found is no study, once for each."""
 
 
 class ClassMeasures(TypedDict):

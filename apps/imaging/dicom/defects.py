@@ -45,6 +45,13 @@ class Defect(StrEnum):
     PIXEL_TYPE = "pixel type"
     SCALE = "scale of values"
     SINGLE_SLICE = "one slice only"
+    SEVERAL_VOLUMES = "several volumes"
+    NO_IMAGES = "no images"
+    NO_VOLUME = "no volume"
+
+
+NO_VOLUMES = (Defect.LOCALIZER, Defect.SINGLE_SLICE, Defect.NO_IMAGES, Defect.NO_VOLUME)
+"""What is no volume at all; a search leaves it out."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,6 +26,8 @@ from pydicom.uid import (
 
 from apps.imaging.dicom.codes import Modality
 from apps.imaging.dicom.defects import Defect, Refusal
+from apps.imaging.dicom.selection import variants
+from apps.imaging.dicom.selection.variants import Variant, first_item, values_of
 from apps.imaging.volumes.archive import Container
 
 MARK = b"DICM"
@@ -44,9 +46,9 @@ _CHARACTER_SET = 0x00080005
 _KEYWORDS = """
 ImageType SOPClassUID SOPInstanceUID Modality SeriesInstanceUID ImagePositionPatient ImageOrientationPatient
 FrameOfReferenceUID SamplesPerPixel PhotometricInterpretation NumberOfFrames Rows Columns PixelSpacing BitsAllocated
-BitsStored HighBit PixelRepresentation RescaleIntercept RescaleSlope SharedFunctionalGroupsSequence
+BitsStored HighBit PixelRepresentation RescaleIntercept RescaleSlope SharedFunctionalGroupsSequence InstanceNumber
 """
-"""Elements that are read of a header."""
+"""Elements that are read of a header, besides those of ``variants.NAMES``."""
 _BOMB = f"its pixels do not begin within {HEADER_LIMIT >> 20} MiB of inflated header"
 _NOT_IMAGES = (RawDataStorage, RTStructureSetStorage, "1.2.840.10008.5.1.4.1.1.88")
 """SOP classes that begin so are raw data, segmentations and registrations, structure sets, and reports: no images."""
@@ -105,6 +107,9 @@ class FrameHeader:
     intercept: float
     polyglot: bool
     """True if the preamble is that of a program or a document."""
+    instance_number: int = 0
+    variant: Variant | None = None
+    """Values of ``variants.NAMES``."""
 
 
 def pydicom_module() -> Any:
@@ -174,7 +179,7 @@ class HeaderReader:
             little,
             stop_when=lambda tag, vr, length: tag >= _PER_FRAME,
             defer_size=VALUE_LIMIT,
-            specific_tags=[Tag(keyword) for keyword in _KEYWORDS.split()],
+            specific_tags=[Tag(keyword) for keyword in (*_KEYWORDS.split(), *variants.NAMES)],
         )
         bomb = size == UNDEFINED
         if "Rows" not in head and bomb:
@@ -208,7 +213,7 @@ class HeaderReader:
         if length != UNDEFINED and (length < needed or offset + needed > size):
             message = "truncated: fewer pixels than Rows, Columns and frames say"
             raise Refusal(where, Defect.TRUNCATED, message)
-        shared = _first(head, "SharedFunctionalGroupsSequence")
+        shared = first_item(head, "SharedFunctionalGroupsSequence")
         common = FrameGeometry.of(head) if shared is None else FrameGeometry.of_groups(shared)
         instance = str(head.get("SOPInstanceUID", "")) or meta.instance or name
         for number in range(count):
@@ -226,6 +231,8 @@ class HeaderReader:
                 slope=self._intern(1.0 if geometry.slope is None else geometry.slope),
                 intercept=self._intern(geometry.intercept or 0.0),
                 polyglot=polyglot,
+                instance_number=int(_number(head, "InstanceNumber") or 0),
+                variant=self._intern(geometry.variant),
             )
 
     def _per_frame(self, stream: BinaryIO, implicit: bool, little: bool) -> Iterator["FrameGeometry"]:
@@ -254,7 +261,7 @@ class HeaderReader:
                 modality=Modality(modality) if modality in Modality.__members__.values() else Modality.OTHER,
                 sop_class=sop_class,
                 frame_of_reference=str(head.get("FrameOfReferenceUID", "")),
-                localizer="LOCALIZER" in [str(value).upper() for value in _values(head, "ImageType")],
+                localizer="LOCALIZER" in [str(value).upper() for value in values_of(head, "ImageType")],
                 rows=int(head.Rows),
                 columns=int(head.get("Columns", 0)),
                 samples=int(head.get("SamplesPerPixel", 1)),
@@ -278,26 +285,31 @@ class FrameGeometry:
     pixel_spacing: tuple[float, ...] | None = None
     slope: float | None = None
     intercept: float | None = None
+    variant: Variant | None = None
 
     @classmethod
     def of(cls, head: Any) -> "FrameGeometry":
         """Read a plain header."""
-        return cls._read(head, head, head, head)
+        return cls._read(head, head, head, head, variants.of_header(head))
 
     @classmethod
     def of_groups(cls, groups: Any) -> "FrameGeometry":
         """Read an item of functional groups."""
         names = ("PlanePositionSequence", "PlaneOrientationSequence", "PixelMeasuresSequence")
-        return cls._read(*(_first(groups, name) for name in (*names, "PixelValueTransformationSequence")))
+        parts = (first_item(groups, name) for name in (*names, "PixelValueTransformationSequence"))
+        return cls._read(*parts, variants.of_groups(groups))
 
     @classmethod
-    def _read(cls, position: Any, orientation: Any, measures: Any, scale: Any) -> "FrameGeometry":
+    def _read(
+        cls, position: Any, orientation: Any, measures: Any, scale: Any, variant: Variant | None
+    ) -> "FrameGeometry":
         return cls(
             _floats(position, "ImagePositionPatient", 3),
             _floats(orientation, "ImageOrientationPatient", 6),
             _floats(measures, "PixelSpacing", 2),
             _number(scale, "RescaleSlope"),
             _number(scale, "RescaleIntercept"),
+            variant,
         )
 
     def overlaid(self, over: "FrameGeometry") -> "FrameGeometry":
@@ -361,20 +373,8 @@ def inflate(stream: BinaryIO, limit: int) -> tuple[bytes, bool]:
     return bytes(out), engine.eof
 
 
-def _first(dataset: Any, name: str) -> Any:
-    sequence = dataset.get(name) if dataset is not None else None
-    return sequence[0] if sequence else None
-
-
-def _values(dataset: Any, name: str) -> list[Any]:
-    value = dataset.get(name) if dataset is not None else None
-    if value is None:
-        return []
-    return [value] if isinstance(value, str | int | float) else list(value)
-
-
 def _floats(dataset: Any, name: str, count: int) -> tuple[float, ...] | None:
-    values = _values(dataset, name)
+    values = values_of(dataset, name)
     return tuple(float(value) for value in values) if len(values) == count else None
 
 

@@ -7,7 +7,7 @@ No patient's identifier is returned or printed.
 import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,20 +17,19 @@ from pydicom.uid import DeflatedExplicitVRLittleEndian
 
 from apps.imaging.dicom.codes import Photometric
 from apps.imaging.dicom.defects import Defect, Finding, Outcome, Refusal
-from apps.imaging.dicom.headers import FrameHeader, HeaderReader, is_dicom
+from apps.imaging.dicom.headers import FrameHeader, HeaderReader
 from apps.imaging.dicom.pixels import NATIVE, PixelReader, check_syntax, frame_bytes, stored_dtype
 from apps.imaging.dicom.regridding import Regridder, repair_bytes
+from apps.imaging.dicom.selection.files import dicom_files, open_container
+from apps.imaging.dicom.selection.volumes import LEAST_SLICES, choose_series, choose_volume
 from apps.imaging.dicom.slice_geometry import SliceLayout, stack
-from apps.imaging.volumes.archive import Container, Folder, ZipArchive
+from apps.imaging.volumes.archive import Container
 from apps.imaging.volumes.geometry import axis_codes
-from apps.imaging.volumes.volume import Affine, Shape, spacing
+from apps.imaging.volumes.volume import LARGEST_VALUE, Affine, Shape, spacing
 from common.errors import BadInput
 
 ORIENTATION_TOLERANCE = 1e-3
 """Largest difference between direction cosines of slices of one series (0.06 degrees)."""
-LARGEST_SCALE = 1e30
-"""Largest slope and intercept: with larger ones values could overflow float32."""
-LEAST_SLICES = 2
 LEAST_BITS = 2
 _HEADER_BYTES = 1 << 20
 """A parsed header and the buffers of an open file."""
@@ -79,8 +78,9 @@ class DicomVolume:
             pixels.close()
 
     def identity(self) -> str:
-        """SHA-256 of the sorted SOPInstanceUIDs and of the repairs."""
-        repairs = [str(finding) for finding in self.layout.findings]
+        """SHA-256 of the sorted SOPInstanceUIDs, of the repairs, and of the volume where a series has several."""
+        chosen = [finding for finding in self.findings if finding.defect is Defect.SEVERAL_VOLUMES]
+        repairs = [str(finding) for finding in (*self.layout.findings, *chosen)]
         lines = [*sorted({frame.instance for frame in self.slices}), *repairs]
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
@@ -145,61 +145,48 @@ def scale(frame: FrameHeader) -> tuple[float, float]:
     return -frame.slope, frame.intercept + frame.slope * lowest_plus_highest
 
 
-def holds_dicom(path: Path) -> bool:
-    """True if there is a DICOM file directly in a folder."""
-    folder = Folder(path)
-    return any(is_dicom(folder, name) for name in folder.names())
-
-
-def open_series(path: Path, series: str | None = None, repair: frozenset[str] = frozenset()) -> DicomVolume:
+def open_series(
+    path: Path, series: str | None = None, repair: frozenset[str] = frozenset(), volume: int | None = None
+) -> DicomVolume:
     """Read all headers of a folder or zip and make the volume of one series.
 
     Parameters
     ----------
     path
-        A folder with DICOM files directly in it, or a zip with such files anywhere.
+        A folder with DICOM files directly in it, a zip with such files anywhere, or a folder inside a zip.
     series
         Number (from 1, in the order of the message) or SeriesInstanceUID, if there are several.
     repair
         Defects to interpolate away: ``tilt``, ``spacing``.
+    volume
+        Number, from 1, of the volume in a series of several.
 
     Raises
     ------
     BadInput
-        No images, several series without a choice, or a series that is not one regular volume.
+        No images, several series or volumes without a choice, a file that is damaged, or a series that is not one
+        regular volume.
     """
-    container: Container = Folder(path) if path.is_dir() else ZipArchive(path)
+    container = open_container(path)
     headers = HeaderReader(container)
     groups: dict[str, list[FrameHeader]] = {}
-    for name in container.names():
-        if is_dicom(container, name):
-            for frame in headers.frames(name):
-                groups.setdefault(frame.attributes.series, []).append(frame)
+    for name in dicom_files(container):
+        for frame in headers.frames(name):
+            groups.setdefault(frame.attributes.series, []).append(frame)
     if not groups:
-        raise BadInput(f"{path}: no DICOM images in it", public="no images in DICOM folder")
-    return _volume(container, _choose(path, groups, series), repair)
+        raise Refusal(path, Defect.NO_IMAGES, "no DICOM images in it")
+    frames, left_out = choose_series(path, groups, series)
+    made = _volume(container, frames, repair, volume)
+    return replace(made, findings=(*left_out, *made.findings))
 
 
-def _choose(path: Path, groups: dict[str, list[FrameHeader]], series: str | None) -> list[FrameHeader]:
-    if len(groups) == 1 and series is None:
-        return next(iter(groups.values()))
-    uids = list(groups)
-    listed = "; ".join(
-        f"{n}: {groups[uid][0].attributes.modality}, {len(groups[uid])} slices" for n, uid in enumerate(uids, 1)
-    )
-    if series is None:
-        raise BadInput(f"{path}: {len(groups)} series ({listed}); --series N|UID picks one", public="several series")
-    if series in groups:
-        return groups[series]
-    if series.isdigit() and 1 <= int(series) <= len(uids):
-        return groups[uids[int(series) - 1]]
-    raise BadInput(f"{path}: no series {series!r}; there are {listed}", public="no such series")
-
-
-def _volume(container: Container, frames: Sequence[FrameHeader], repair: frozenset[str]) -> DicomVolume:
+def _volume(
+    container: Container, frames: Sequence[FrameHeader], repair: frozenset[str], number: int | None
+) -> DicomVolume:
     path = container.path
     frames, dropped = _drop(path, frames)
     _refuse_unless_plain(path, frames)
+    frames, chosen = choose_volume(path, frames, number)
     first = frames[0]
     orientation = np.array([frame.orientation for frame in frames]).mean(axis=0)
     positions = np.array([frame.position for frame in frames])
@@ -218,7 +205,7 @@ def _volume(container: Container, frames: Sequence[FrameHeader], repair: frozens
         slope=slope,
         intercept=intercept,
         layout=layout,
-        findings=(*dropped, *_accepted(slices, per_slice=len(scales) > 1), *layout.findings),
+        findings=(*dropped, *chosen, *_accepted(slices, per_slice=len(scales) > 1), *layout.findings),
     )
 
 
@@ -293,7 +280,8 @@ def _refuse_frame(path: Path, frame: FrameHeader, first: FrameHeader) -> None:
         raise Refusal(path, Defect.MIXED_ORIENTATION, "slices of different orientations in one series")
     if not np.allclose(frame.pixel_spacing, first.pixel_spacing or (), rtol=1e-3):
         raise Refusal(path, Defect.MIXED_SLICES, "slices of different pixel spacings in one series")
-    if not (0 < abs(frame.slope) <= LARGEST_SCALE and abs(frame.intercept) <= LARGEST_SCALE):
+    largest = 2.0 ** min(first.attributes.stored, 32) * abs(frame.slope) + abs(frame.intercept)
+    if not (abs(frame.slope) > 0 and largest <= LARGEST_VALUE):
         message = f"RescaleSlope {frame.slope:g} and RescaleIntercept {frame.intercept:g} leave no values"
         raise Refusal(path, Defect.SCALE, message)
 

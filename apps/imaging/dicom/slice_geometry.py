@@ -25,6 +25,14 @@ TILT_TOLERANCE = 0.05
 """Millimetres by which a slice may be off the normal through the first one; more is a tilted gantry."""
 MISSING_FACTOR = 1.5
 """A gap of more spacings than this is a missing slice rather than uneven spacing."""
+MOST_DECIMALS = 6
+"""Decimals beyond which a header's numbers count as exact."""
+ROUNDING_SLACK = 1.5
+"""Largest distance from the best grid, in half units of the last decimal: the grid is fitted to rounded numbers."""
+LARGEST_ROUNDING = 0.15
+"""Share of the spacing that rounding may make up; a slice that is missing moves some slice by a quarter at least."""
+TURN_TOLERANCE = 1e-3
+"""Millimetres by which slices may drift sideways in a millimetre of height: cosines are rounded too (0.06 degrees)."""
 
 _TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 """DICOM's axes point to the left and posterior, NIfTI's to the right and anterior."""
@@ -86,8 +94,15 @@ def stack(
     heights = positions @ normal
     heights -= heights[0]
     sideways = positions - positions[0] - np.outer(heights, normal)
-    checks = (_spacing(path, np.diff(heights), repair), _tilt(path, sideways, repair))
-    findings = [finding for finding in checks if finding]
+    rounding = ROUNDING_SLACK * _half_unit(positions)
+    rounded = _is_rounded(heights, rounding)
+    findings = []
+    if not rounded and (uneven := _spacing(path, np.diff(heights), repair)):
+        findings.append(uneven)
+    turn = ROUNDING_SLACK * _half_unit(orientation) if {*np.abs(orientation)} - {0, 1} else 0
+    drifting = _is_drift(sideways, heights, max(TURN_TOLERANCE, turn), max(1e-3, min(rounding, 2 * TILT_TOLERANCE)))
+    if not drifting and (tilt := _tilt(path, sideways, repair)):
+        findings.append(tilt)
     affine = np.eye(4)
     affine[:3, 0] = along_x * pixel_spacing[1]
     affine[:3, 1] = along_y * pixel_spacing[0]
@@ -103,6 +118,32 @@ def stack(
     affine[:3, 3] = positions[0] + affine[:3, :2] @ low
     grown = int(high[0] - low[0]), int(high[1] - low[1])
     return SliceLayout(_TO_RAS @ affine, order, tuple(findings), planes, heights / step, voxels - low, grown)
+
+
+def _half_unit(values: npt.NDArray[np.float64]) -> float:
+    """Half of the last decimal to which a header's numbers are printed: what rounding may have moved them by."""
+    for decimals in range(MOST_DECIMALS + 1):
+        if np.abs(values - np.round(values, decimals)).max() < 1e-9:
+            return 0.5 * 10.0**-decimals
+    return 0.0
+
+
+def _is_rounded(heights: npt.NDArray[np.float64], rounding: float) -> bool:
+    """Whether slices are evenly spaced up to the rounding of their positions: all are near the best grid."""
+    step = heights[-1] / (len(heights) - 1)
+    if len(heights) < 3 or step < DUPLICATE_DISTANCE:
+        return False
+    line = np.polynomial.Polynomial.fit(np.arange(len(heights)), heights, 1)
+    return bool(np.abs(heights - line(np.arange(len(heights)))).max() <= min(rounding, LARGEST_ROUNDING * step))
+
+
+def _is_drift(
+    sideways: npt.NDArray[np.float64], heights: npt.NDArray[np.float64], slope: float, tolerance: float
+) -> bool:
+    """Whether slices move sideways only as a normal from rounded cosines makes them seem to."""
+    per_height = heights @ sideways / max(float(heights @ heights), 1e-12)
+    rest = sideways - np.outer(heights, per_height)
+    return bool(np.linalg.norm(per_height) <= slope and np.abs(rest).max() <= tolerance)
 
 
 def _typical(gaps: npt.NDArray[np.float64]) -> float:

@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from apps.imaging.inference.studies import TABLE, read_table
+from apps.imaging.inference.studies import TABLE, read_table, stem_of
 from apps.imaging.volumes import nifti
-from apps.imaging.volumes.volume import Volume, scaled, spacing
+from apps.imaging.volumes.nifti import NiftiVolume
+from apps.imaging.volumes.volume import spacing
 from common.errors import BadInput
 
 TOLERANCE = 1.0
@@ -28,7 +29,11 @@ COORDINATE = np.int16
 QUERY = 1 << 16
 """Points whose nearest neighbours are searched at a time."""
 
+LARGEST_LABEL = 2**53
+"""Integers up to this are exact in double precision."""
+
 Points = npt.NDArray[np.int16]
+LabelPlane = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +42,8 @@ class Pair:
 
     case: str
     """``case-0001``, because a file's name may identify a patient."""
-    prediction: Volume
-    reference: Volume
+    prediction: NiftiVolume
+    reference: NiftiVolume
 
 
 @dataclass(slots=True)
@@ -58,8 +63,13 @@ class Scan:
         return sorted({*self.voxels[0], *self.voxels[1]} - {0})
 
 
-def find_pairs(predictions: Path, references: Path) -> list[Pair]:
-    """Match files by name, outputs ``study-NNNN`` of ``imaging infer`` by the names of their inputs (``studies.csv``).
+def find_pairs(predictions: Path, references: Path, *, repair: bool = False) -> list[Pair]:
+    """Match files by name, outputs of ``imaging infer`` by the names of their inputs (``studies.csv``).
+
+    Parameters
+    ----------
+    repair
+        Whether headers that contradict themselves are repaired instead of being refused.
 
     Raises
     ------
@@ -75,12 +85,13 @@ def find_pairs(predictions: Path, references: Path) -> list[Pair]:
         named = _by_name(predictions, references)
     else:
         raise BadInput(f"{predictions} and {references}: compare two files, or two folders", public="file and folder")
-    return [_pair(number, *paths) for number, paths in enumerate(named, start=1)]
+    return [_pair(number, *paths, repair=repair) for number, paths in enumerate(named, start=1)]
 
 
 def _by_name(predictions: Path, references: Path) -> list[tuple[Path, Path]]:
     by_name = {nifti.stem(path): path for path in sorted(references.iterdir()) if nifti.is_nifti(path)}
-    inputs = {row.study: nifti.stem(Path(row.input)) for row in read_table(predictions)}
+    rows = read_table(predictions)
+    inputs = {stem_of(row.outputs): nifti.stem(Path(row.input)) for row in rows if row.outputs}
     files = [path for path in sorted(predictions.iterdir()) if nifti.is_nifti(path) and not path.name.startswith(".")]
     if not files:
         raise BadInput(f"{predictions}: no .nii or .nii.gz files in it", public="nothing to evaluate")
@@ -95,8 +106,8 @@ def _by_name(predictions: Path, references: Path) -> list[tuple[Path, Path]]:
     return pairs
 
 
-def _pair(number: int, prediction: Path, reference: Path) -> Pair:
-    one, two = nifti.open_nifti(prediction), nifti.open_nifti(reference)
+def _pair(number: int, prediction: Path, reference: Path, *, repair: bool) -> Pair:
+    one, two = (nifti.open_nifti(path, repair=repair) for path in (prediction, reference))
     if one.shape != two.shape:
         raise BadInput(
             f"{prediction}: its shape {one.shape} is not the reference's {two.shape}", public="shapes differ"
@@ -107,19 +118,40 @@ def _pair(number: int, prediction: Path, reference: Path) -> Pair:
     return Pair(f"case-{number:04d}", one, two)
 
 
-def planes(volume: Volume) -> Iterator[npt.NDArray[np.int32]]:
-    """Label planes (y, x) of a volume, one at a time."""
+def planes(volume: NiftiVolume) -> Iterator[LabelPlane]:
+    """Label planes (y, x) of a volume, one at a time.
+
+    Raises
+    ------
+    BadInput
+        If a value is not a whole number, or too large to be exact.
+    """
     x, y, z = volume.shape
     buffer = np.empty((1, y, x), volume.dtype)
     with volume.open() as reader:
         for _ in range(z):
             reader.read(buffer)
-            yield np.rint(scaled(volume, buffer[0])).astype(np.int32)
+            yield _labels(volume, buffer[0])
 
 
-def edges(labels: Iterator[npt.NDArray[np.int32]]) -> Iterator[tuple[npt.NDArray[np.int32], npt.NDArray[np.bool_]]]:
+def _labels(volume: NiftiVolume, stored: npt.NDArray[Any]) -> LabelPlane:
+    """Labels of a plane, exactly: integers as they are, all else in double precision."""
+    if stored.dtype.kind in "iu" and volume.slope == 1 and volume.intercept == 0:
+        if stored.dtype == np.uint64 and stored.max() > LARGEST_LABEL:
+            raise BadInput(f"{volume.path}: labels beyond {LARGEST_LABEL}", public="label values")
+        return stored.astype(np.int64)
+    values = stored.astype(np.float64)
+    values *= volume.slope
+    values += volume.intercept
+    if not np.array_equal(values, np.rint(values)) or max(values.max(), -values.min()) > LARGEST_LABEL:
+        message = "labels must be whole numbers; it has fractions, NaN or infinite values"
+        raise BadInput(f"{volume.path}: {message}", public="label values")
+    return values.astype(np.int64)
+
+
+def edges(labels: Iterator[LabelPlane]) -> Iterator[tuple[LabelPlane, npt.NDArray[np.bool_]]]:
     """Each plane with a mask of its surface voxels: those with a face neighbour of another label, or at the border."""
-    before: npt.NDArray[np.int32] | None = None
+    before: LabelPlane | None = None
     plane = next(labels, None)
     while plane is not None:
         after = next(labels, None)
@@ -149,12 +181,12 @@ def scan(pair: Pair) -> Scan:
     return counts
 
 
-def _count(into: dict[int, int], labels: npt.NDArray[np.int32]) -> None:
+def _count(into: dict[int, int], labels: LabelPlane) -> None:
     for value, number in zip(*np.unique(labels, return_counts=True), strict=True):
         into[int(value)] = into.get(int(value), 0) + int(number)
 
 
-def surfaces(volume: Volume, counts: Mapping[int, int]) -> dict[int, Points]:
+def surfaces(volume: NiftiVolume, counts: Mapping[int, int]) -> dict[int, Points]:
     """Voxel indices of each label's surface.
 
     Parameters
@@ -208,7 +240,7 @@ def distances(of: Points, to: Points, edge: Sequence[float]) -> npt.NDArray[np.f
 def compare(pair: Pair, counts: Scan) -> dict[int, dict[str, float | None]]:
     """All measures of a pair by label value; distances are ``None`` if one of the two has no such label."""
     edge = spacing(pair.reference.affine)
-    millilitres = float(np.prod(edge)) / 1000
+    millilitres = abs(float(np.linalg.det(pair.reference.affine[:3, :3]))) / 1000
     sides = [
         surfaces(volume, surface)
         for volume, surface in zip((pair.prediction, pair.reference), counts.surface, strict=True)

@@ -16,6 +16,8 @@ class EvaluateOptions:
     predictions: Path
     references: Path
     threads: int
+    repair: frozenset[str] = frozenset()
+    """Of a contradictory header, ``header`` takes the part that agrees with ``pixdim``."""
     print_table: bool
     """True: print a table on stdout; false with ``--json``, which prints nothing but the record."""
 
@@ -46,5 +48,5 @@ class EvaluateRequest:
         """
         from apps.imaging.evaluation.metrics import find_pairs, scan
 
-        pairs = find_pairs(options.predictions, options.references)
+        pairs = find_pairs(options.predictions, options.references, repair="header" in options.repair)
         return cls(options, pairs, [scan(pair) for pair in pairs])

@@ -35,8 +35,10 @@ class InferOptions:
     """Millilitres below which a connected part becomes background."""
     series: str | None = None
     """Number or UID of the series, where a DICOM folder has several."""
+    volume: int | None = None
+    """Number, from 1, of the volume in a series or file of several."""
     repair: frozenset[str] = frozenset()
-    """Defects that are interpolated away: ``tilt``, ``spacing``."""
+    """Defects that are repaired: ``tilt``, ``spacing``, ``header``."""
     fast: bool = False
     """True: segment images at half the model's resolution."""
     tile: tuple[int, int, int] | None = None

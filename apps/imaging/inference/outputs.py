@@ -1,7 +1,7 @@
 """Outputs of ``imaging infer`` for a study: finished label planes go to all of them at once."""
 
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,6 +15,7 @@ from apps.imaging.inference import preview, statistics
 from apps.imaging.models.model_folder import ImagingModel, Label
 from apps.imaging.volumes import nifti
 from apps.imaging.volumes.volume import Volume
+from common.files import enough_room
 from common.memory.footprint import Price
 
 
@@ -41,6 +42,41 @@ class OutputRequest:
     labels: tuple[Label, ...] = ()
     """The classes, background among them."""
 
+    def names(self, stem: str) -> tuple[str, ...]:
+        """Names of a study's files, which begin with ``stem``."""
+        kinds = {"nifti": ".nii.gz", "dicom-seg": ".seg.dcm", "dicom-rtstruct": ".rtstruct.dcm"}
+        endings = [ending for kind, ending in kinds.items() if kind in self.types]
+        endings += ["-statistics.csv", "-statistics.json"] if self.statistics else []
+        return tuple(stem + ending for ending in (*endings, *([".png"] if self.preview else [])))
+
+
+@contextmanager
+def whole_or_nothing(directory: Path, names: Sequence[str]) -> Iterator[None]:
+    """A block that writes a study's files; if it fails, those that it wrote are removed, and others stay.
+
+    Raises
+    ------
+    BadInput
+        If the disk is full.
+    """
+    before = {name: _state(directory / name) for name in names}
+    try:
+        with enough_room(directory):
+            yield
+    except Exception:
+        for name in names:
+            if _state(directory / name) != before[name]:
+                (directory / name).unlink(missing_ok=True)
+        raise
+
+
+def _state(path: Path) -> tuple[int, int] | None:
+    """What tells a file from another one of the same name."""
+    with suppress(OSError):
+        state = path.stat()
+        return state.st_ino, state.st_mtime_ns
+    return None
+
 
 class Outputs:
     """The files of one study; use it as a context manager around the loop that finishes labels.
@@ -48,7 +84,7 @@ class Outputs:
     Parameters
     ----------
     directory, name
-        Folder of the files, and the study's name, with which their names begin.
+        Folder of the files, and what their names begin with.
     model
         The model that made the labels.
     key

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from apps.imaging.dicom.defects import Defect, Outcome
+from apps.imaging.dicom.series import DicomVolume
 from apps.imaging.inference import small_components
 from apps.imaging.inference.labeling import InverseResampler, LabelPlanes, LogitsToLabels, row_depth
 from apps.imaging.inference.network_grid import (
@@ -20,12 +22,14 @@ from apps.imaging.inference.network_grid import (
     restored_channels,
     within_content,
 )
-from apps.imaging.inference.outputs import Outputs
+from apps.imaging.inference.outputs import Outputs, whole_or_nothing
 from apps.imaging.inference.phases import INFER, OPEN, PREVIEW, STATISTICS, STOW, TEMPLATE
 from apps.imaging.inference.request import InferRequest
-from apps.imaging.inference.studies import Study, StudyTable
+from apps.imaging.inference.studies import STARTED, Study, StudyTable, output_stem
 from apps.imaging.models.model_folder import TORCH_NETWORK
+from apps.imaging.volumes.nifti import NiftiVolume
 from apps.imaging.volumes.nonzero_crop import uncropped
+from apps.imaging.volumes.volume import Volume
 from common.cli.session import Session
 from common.engines.base import Engine, prefetch, read_head
 from common.engines.mirroring import MirrorEngine
@@ -91,6 +95,10 @@ def run(request: InferRequest, session: Session) -> dict[str, Any]:
     """
     network = OpenNetwork.of(request, session)
     table = StudyTable.open(request.options.output, request.inputs.studies)
+    for one in request.inputs.left_out:
+        session.say(str(one))
+    if request.inputs.left_out:
+        session.results["left_out"] = [one.public for one in request.inputs.left_out]
     unforeseen: Exception | None = None
     bad: BadInput | None = None
     for index, study in enumerate(table.rows):
@@ -98,12 +106,12 @@ def run(request: InferRequest, session: Session) -> dict[str, Any]:
             _finish_study(request, session, network, table, index)
         except BadInput as error:
             bad = bad or error
-            table.update(index, status="failed", reason=error.public)
+            table.update(index, status="failed", reason=error.public, outputs=())
             if len(table.rows) > 1:
                 session.say(f"{study.study}: {error}")
         except Exception as error:
             unforeseen = unforeseen or error
-            table.update(index, status="failed", reason=type(error).__name__)
+            table.update(index, status="failed", reason=type(error).__name__, outputs=())
             log.error("%s: %s", study.study, type(error).__name__, exc_info=log.isEnabledFor(logging.DEBUG))
             guard.release()
         session.results["studies"] = [row.public() for row in table.rows]
@@ -125,31 +133,48 @@ def _finish_study(request: InferRequest, session: Session, network: OpenNetwork,
             raise grid
         image, *further = [channel.volume.identity() for channel in grid.channels]
         key = request.digest(image, further=further)
-        earlier = table.finished(study, key)
+        earlier = table.finished(study, key, anywhere=isinstance(grid.volume, DicomVolume))
         if earlier is None:
             uids = request.digest(image, outputs=False, further=further)
-            names = _segment(request, session, network, table.directory, study, grid, uids)
-            table.update(index, status="done", outputs=names, key=key)
+            stem = output_stem(study, grid.volume, uids)
+            names = request.outputs.names(stem)
+            table.claim(study, names)
+            for note in _notes(grid.volume):
+                session.say(f"{study.study}: {note}")
+            table.update(index, status=STARTED, outputs=names, key=key)
+            with whole_or_nothing(table.directory, names):
+                _segment(request, session, network, table.directory / stem, study, grid, uids)
+            table.update(index, status="done")
             return
     session.say(f"{study.study}: done before, skipped")
     table.update(index, status="skipped", outputs=earlier.outputs, key=earlier.key)
+
+
+def _notes(volume: Volume) -> Iterator[str]:
+    """What was repaired, left out or chosen of an image, for the person at the terminal."""
+    if isinstance(volume, DicomVolume):
+        for finding in volume.findings:
+            if finding.outcome is Outcome.REPAIR or finding.defect is Defect.SEVERAL_VOLUMES:
+                yield str(finding)
+    elif isinstance(volume, NiftiVolume):
+        yield from (f"header: {note}" for note in volume.notes)
 
 
 def _segment(
     request: InferRequest,
     session: Session,
     network: OpenNetwork,
-    directory: Path,
+    stem: Path,
     study: Study,
     grid: NetworkGrid,
     key: str,
-) -> tuple[str, ...]:
-    """Segment one study; returns the names of its outputs. DICOM's UIDs are derived from ``key``."""
+) -> None:
+    """Segment one study into files whose paths begin with ``stem``. DICOM's UIDs are derived from ``key``."""
     model, volume, engine, dtype = request.model.model, grid.volume, network.engine, network.to_labels.dtype
     with session.phase(STATISTICS):
         inside, first = within_content(grid, model)
         operations = resolved(inside, model)
-    outputs = Outputs(request.outputs, directory, study.study, volume, model, key, dtype)
+    outputs = Outputs(request.outputs, stem.parent, stem.name, volume, model, key, dtype)
     if "dicom-seg" in request.outputs.types:
         with session.phase(TEMPLATE):
             outputs.prepare()
@@ -182,7 +207,6 @@ def _segment(
     if request.outputs.stow:
         with session.phase(STOW):
             outputs.send()
-    return tuple(outputs.names)
 
 
 def finished_values(

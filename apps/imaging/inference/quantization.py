@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
+from apps.imaging.inference.discovery import find_studies, open_volume
 from apps.imaging.inference.network_grid import NetworkGrid, network_tiles, open_windows, resolved, within_content
 from apps.imaging.inference.options import CompressOptions
-from apps.imaging.inference.studies import find_studies, open_volume
 from apps.imaging.models.model_folder import APPLICATION, CARD, ImagingModel, read_manifest, read_model
 from common import model_folder
 from common.cli.session import Session
@@ -58,7 +58,7 @@ class CompressRequest:
             channels = len(model.channels)
             raise BadInput(f"{options.model}: a model of {channels} channels; one image a study is read")
         images = options.calibration / "imagesTr"
-        studies = find_studies([images if images.is_dir() else options.calibration])
+        studies, _ = find_studies([images if images.is_dir() else options.calibration])
         every = -(-len(studies) // options.tiles)
         grids = []
         for path in (Path(study.input) for study in studies[::every]):

@@ -1,6 +1,6 @@
 """The studies' part of the report: picture and table of each, in front of the memory timeline.
 
-Only files that the record names are read, and studies have numbers: no input's name appears.
+Only files that ``studies.csv`` names are read, and studies have numbers: no input's name appears.
 """
 
 import json
@@ -10,6 +10,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from apps.imaging.inference.studies import outputs_of
 from common.memory.report.page import section, table
 
 EMBEDDED_BYTES = 8 << 20
@@ -30,13 +31,13 @@ def studies(record: Mapping[str, Any], directory: Path) -> Iterator[str]:
     directory
         The folder of the record and of the outputs.
     """
-    left = EMBEDDED_BYTES
+    left, outputs = EMBEDDED_BYTES, outputs_of(directory)
     yield f'<p class="note">{STATEMENT}</p>\n'
     for row in record.get("results", {}).get("studies", ()):
         if row["status"] == "waiting":
             continue
         content = [_outcome(row)]
-        for name in row["outputs"]:
+        for name in outputs.get(row["study"], ()) if row["outputs"] else ():
             if name.endswith(".png"):
                 picture, taken = _picture(directory / name, left)
                 content.append(picture)
@@ -48,8 +49,8 @@ def studies(record: Mapping[str, Any], directory: Path) -> Iterator[str]:
 
 def _outcome(row: Mapping[str, Any]) -> str:
     reason = f": {row['reason']}" if row["reason"] else ""
-    files = "".join(f' <a href="{escape(name)}"><code>{escape(name)}</code></a>' for name in row["outputs"])
-    return f'<p class="note">{escape(row["status"] + reason)}{files}</p>'
+    files = f"; files: {', '.join(row['outputs'])}" if row["outputs"] else ""
+    return f'<p class="note">{escape(row["status"] + reason + files)}</p>'
 
 
 def _picture(path: Path, left: int) -> tuple[str, int]:
@@ -76,7 +77,7 @@ def _statistics(path: Path) -> str:
     ]
     notes = []
     if len(present) > MOST_ROWS:
-        notes.append(f"{len(present) - MOST_ROWS} more classes in {path.with_suffix('.csv').name}.")
+        notes.append(f"{len(present) - MOST_ROWS} more classes in its CSV file.")
     if absent := len(classes) - len(present):
         notes.append(f"{absent} of {len(classes)} classes have no voxel.")
     note = f'<p class="note">{escape(" ".join(notes))}</p>' if notes else ""

@@ -9,6 +9,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,17 @@ from apps.imaging.dicom.rtstruct import structures
 from apps.imaging.inference.options import InferOptions, choose_engine
 from apps.imaging.inference.outputs import OutputRequest
 from apps.imaging.inference.studies import StudyInputs
-from apps.imaging.models.model_folder import ImagingModel, Inference, at_half_resolution, read_model
+from apps.imaging.models.model_folder import (
+    MOST_VOXELS,
+    ImagingModel,
+    Inference,
+    at_half_resolution,
+    read_model,
+)
 from apps.imaging.models.networks.registry import divisors
+from apps.imaging.models.onnx_file import check_network
 from apps.imaging.volumes.volume import Shape
+from common.engines.base import NETWORK
 from common.engines.registry import require_precision
 from common.errors import BadInput, UsageError
 
@@ -50,11 +59,14 @@ class ModelChoice:
             Options that this model, its network or this CPU does not support.
         """
         model, name = read_model(directory), options.model
+        check_network(directory / NETWORK)
         if len(model.channels) != len(model.intensities):
             raise BadInput(f"{name}: a model of {len(model.channels)} channels, of which only nnU-Net's are read")
         if options.fast and not all(model.spacing):
             raise UsageError("--fast: this model takes images at their own spacing")
         tile, multiples = options.tile or model.patch, divisors(model.network, model.arguments)
+        if prod(tile) > MOST_VOXELS:
+            raise UsageError(f"--tile: more than {MOST_VOXELS} voxels")
         if any(size % multiple for size, multiple in zip(tile, multiples, strict=True)):
             raise UsageError(f"--tile: sides must be multiples of {','.join(map(str, multiples))} for this network")
         engine = choose_engine(options.engine, options.device)

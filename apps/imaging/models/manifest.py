@@ -7,7 +7,7 @@ from common import model_folder
 
 _Byte = Annotated[int, ("minimum", 0), ("maximum", 255)]
 _Millimetres = Annotated[float, ("minimum", 0), ("maximum", 10_000)]
-_Voxels = Annotated[int, ("minimum", 1)]
+_Voxels = Annotated[int, ("minimum", 1), ("maximum", 4096)]
 
 
 class NetworkEntry(TypedDict):

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 APPLICATION = "imaging"
 CARD = "card.md"
 Operation = Mapping[str, Any]
+MOST_VOXELS = 1 << 30
+"""Of a patch: beyond it, sizes of tensors overflow in the engines."""
 
 PALETTE = ((230, 75, 53), (77, 187, 213), (0, 160, 135), (243, 155, 127), (145, 209, 194), (132, 145, 180))
 """Colours of labels that have none; repeated for further labels."""
@@ -199,6 +201,9 @@ def _from_manifest(directory: Path, manifest: ImagingManifest) -> ImagingModel:
     if sorted(_AXES.get(letter, letter) for letter in orientation.removeprefix(AS_STORED)) != ["x", "y", "z"]:
         raise ValueError(f"orientation {orientation!r}")
     (x, y, z), (width, height, depth) = manifest["spacing"], manifest["patch"]
+    if width * height * depth > MOST_VOXELS:
+        raise ValueError(f"patch of {width}x{height}x{depth} voxels")
+    _check_channels(directory, manifest)
     if min(x, y, z) == 0 and manifest.get("convention") != "bundle":
         raise ValueError("spacing must be positive")
     return ImagingModel(
@@ -213,7 +218,7 @@ def _from_manifest(directory: Path, manifest: ImagingManifest) -> ImagingModel:
         further_intensity=tuple(map(tuple, manifest.get("further_intensity", ()))),
         patch=(width, height, depth),
         head={"weight": head["weight"], "bias": head["bias"]} if head else None,
-        features=_features(directory / WEIGHTS, head["weight"]) if head else len(labels),
+        features=_shape(directory / WEIGHTS, head["weight"])[1] if head else len(labels),
         labels=labels,
         convention=manifest.get("convention", "monai"),
         mirror="".join(axis for axis in "xyz" if axis in manifest.get("mirror", "")),
@@ -223,6 +228,17 @@ def _from_manifest(directory: Path, manifest: ImagingManifest) -> ImagingModel:
         inference=Inference(**manifest.get("inference", {})),
         int8=all(name in manifest["files"] for name in INT8),
     )
+
+
+def _check_channels(directory: Path, manifest: ImagingManifest) -> None:
+    """Compare the number of labels with the network's output channels, as far as these are stated."""
+    head, stated = manifest["head"], manifest["network"]["arguments"].get("out_channels")
+    counts = [stated] if isinstance(stated, int) else []
+    if head is not None:
+        counts.append(_shape(directory / WEIGHTS, head["weight"])[0])
+    for count in counts:
+        if count != len(manifest["labels"]):
+            raise ValueError(f"{len(manifest['labels'])} labels, but the network has {count} output channels")
 
 
 def _label(entry: LabelEntry) -> Label:
@@ -239,14 +255,18 @@ def at_half_resolution(model: ImagingModel) -> ImagingModel:
 _AXES = {"R": "x", "L": "x", "A": "y", "P": "y", "S": "z", "I": "z"}
 
 
-def _features(weights: Path, name: str) -> int:
+def _shape(weights: Path, name: str) -> tuple[int, int]:
+    """The first two sizes of a tensor, of which only the header is read."""
     from safetensors import safe_open
 
     try:
         with safe_open(weights, framework="np") as tensors:
-            return int(tensors.get_slice(name).get_shape()[1])
+            shape = tensors.get_slice(name).get_shape()
     except Exception as error:  # safetensors has its own exception type
         raise ValueError(f"{weights.name}: {error}") from None
+    if len(shape) < 2:
+        raise ValueError(f"{weights.name}: {name} is not the weight of a convolution")
+    return int(shape[0]), int(shape[1])
 
 
 TORCH_NETWORK = "apps.imaging.models.model_folder:torch_network"

@@ -12,7 +12,6 @@ from common.memory.costs import baseline
 from common.memory.costs.probes import Costs, Probe
 from common.memory.footprint import Footprint, Term
 from common.memory.plan.plan import Setting
-from common.tiling.blend import FLOAT
 
 POINT_BYTES = 3 * np.dtype(COORDINATE).itemsize
 TREE_POINT_BYTES = 56
@@ -54,9 +53,10 @@ class EvaluateWorkload:
 
 
 def _plane_bytes(pair: Pair) -> int:
-    """Three label planes as int32 with the next as read and in float32, and masks."""
+    """Three label planes of one file, the next as read and twice in double precision, and masks."""
     x, y, _ = pair.prediction.shape
-    return x * y * (3 * 4 + 3 * FLOAT + 4)
+    stored = max(pair.prediction.dtype.itemsize, pair.reference.dtype.itemsize)
+    return x * y * (3 * 8 + stored + 2 * 8 + 4)
 
 
 def _surface_bytes(scan: Scan) -> int:

@@ -138,11 +138,15 @@ class InferWorkload:
 
     @property
     def _batches(self) -> list[int]:
-        """A tile for each thread, or one for all; only OpenVINO gains from batches."""
+        """A tile for each thread, or one for all; only OpenVINO gains from batches.
+
+        No batch is larger than the longest row of tiles, over which batches do not reach.
+        """
+        longest = max((grid.tiles.per_row for grid in self.usable), default=1)
         if self.request.options.batch:
-            return [self.request.options.batch]
+            return [min(self.request.options.batch, longest)]
         most = self.request.options.threads if self.request.model.engine == "openvino" else 1
-        return sorted({1, most}, reverse=True)
+        return sorted({1, min(most, longest)}, reverse=True)
 
     def probes(self, setting: Setting) -> Sequence[Probe]:
         """The baseline and the engine."""

@@ -53,13 +53,18 @@ class Folder:
 class ZipArchive:
     """The files of a zip, whatever folders they are in. A member never yields more bytes than its header says.
 
+    Parameters
+    ----------
+    folder
+        Only files directly in this folder of the zip; ``None``: all.
+
     Raises
     ------
     BadInput
         If it is damaged, encrypted, or has more than ``MAX_MEMBERS`` files.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, folder: str | None = None) -> None:
         self.path = path
         try:
             self._zip = zipfile.ZipFile(path)
@@ -68,6 +73,8 @@ class ZipArchive:
         self._members = {info.filename: info for info in self._zip.infolist() if _is_plain(info)}
         if len(self._members) > MAX_MEMBERS:
             raise BadInput(f"{path}: more than {MAX_MEMBERS} files in it", public="zip has too many files")
+        if folder is not None:
+            self._members = {name: info for name, info in self._members.items() if folder_of(name) == folder}
         if any(info.flag_bits & 1 for info in self._members.values()):
             raise BadInput(f"{path}: encrypted zip files are not read", public="zip encrypted")
 
@@ -89,6 +96,22 @@ class ZipArchive:
 def _is_plain(info: zipfile.ZipInfo) -> bool:
     name = info.filename.rsplit("/", 1)[-1]
     return not info.is_dir() and not name.startswith(".") and "__MACOSX" not in info.filename
+
+
+def folder_of(name: str) -> str:
+    """The folder of a zip's member; empty for one at the top."""
+    return name.rpartition("/")[0]
+
+
+def zip_of(path: Path) -> tuple[Path, str | None] | None:
+    """The zip that a path leads into, with the folder inside it; ``None`` for any other path.
+
+    The folder is ``None`` for the zip itself.
+    """
+    for one in (path, *path.parents):
+        if is_zip(one) and one.is_file():
+            return one, None if one == path else path.relative_to(one).as_posix()
+    return None
 
 
 def is_zip(path: Path) -> bool:

@@ -14,7 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from apps.imaging.volumes.geometry import axis_codes
-from apps.imaging.volumes.volume import Affine, Shape, spacing
+from apps.imaging.volumes.nifti_grid import header_grid
+from apps.imaging.volumes.volume import LARGEST_VALUE, Affine, Shape, spacing
 from common.errors import BadInput
 from common.files import atomic_file
 
@@ -50,9 +51,13 @@ class NiftiVolume:
     slope: float
     intercept: float
     header: Any
-    """nibabel's header, from which an output's geometry is copied."""
+    """nibabel's header, from which an output's geometry is copied; ``None`` where that was repaired."""
     offset: int
-    """Bytes in front of the voxels in the unzipped file."""
+    """Bytes in front of the volume's voxels in the unzipped file."""
+    number: int = 0
+    """Of the volume, from 1, in a file of several; 0 in a file of one."""
+    notes: tuple[str, ...] = ()
+    """What is unusual about the header, or was repaired in it."""
     reader_bytes: int = _GZIP_BYTES
 
     @contextmanager
@@ -60,14 +65,15 @@ class NiftiVolume:
         """Open a reader at the first plane."""
         opener: Any = gzip.open if self.path.name.lower().endswith(".gz") else open
         with opener(self.path, "rb") as stream:
-            reader = NiftiReader(self.path, stream, self.shape[2])
+            reader = NiftiReader(self, stream)
             reader.skip(self.offset)
             yield reader
 
     def identity(self) -> str:
-        """SHA-256 of the file's size and its first and last MiB."""
+        """SHA-256 of the file's size and its first and last MiB, and of what was chosen or repaired."""
         size = self.path.stat().st_size
-        digest = hashlib.sha256(str(size).encode())
+        chosen = f" {self.number} {self.affine.tolist()}" if self.number or self.header is None else ""
+        digest = hashlib.sha256(f"{size}{chosen}".encode())
         with self.path.open("rb") as stream:
             digest.update(stream.read(_IDENTITY_BYTES))
             stream.seek(max(0, size - _IDENTITY_BYTES))
@@ -81,14 +87,16 @@ class NiftiVolume:
         return [
             f"NIfTI       {'x'.join(map(str, self.shape))} voxels of {edges} mm, {axes}",
             f"stored      {self.dtype.name}, slope {self.slope:g}, intercept {self.intercept:g}",
+            *(f"header      {note}" for note in self.notes),
         ]
 
 
 class NiftiReader:
     """Planes of an open file, in order."""
 
-    def __init__(self, path: Path, stream: IO[bytes], planes: int) -> None:
-        self._path, self._stream, self._left = path, stream, planes
+    def __init__(self, volume: NiftiVolume, stream: IO[bytes]) -> None:
+        self._path, self._stream, self._left = volume.path, stream, volume.shape[2]
+        self._limit = LARGEST_VALUE / max(abs(volume.slope), 1.0) if volume.dtype.kind == "f" else None
 
     def skip(self, count: int) -> None:
         """Skip ``count`` bytes, the header."""
@@ -104,7 +112,7 @@ class NiftiReader:
         Raises
         ------
         BadInput
-            If the file is damaged, or ends before its last voxel.
+            If the file is damaged, ends before its last voxel, or has finite values beyond ``LARGEST_VALUE``.
         """
         view = out.reshape(-1).view(np.uint8).data
         filled = 0
@@ -113,9 +121,21 @@ class NiftiReader:
             if not got:
                 raise _truncated(self._path)
             filled += got
+        if self._limit is not None:
+            self._check_values(out, self._limit)
         self._left -= len(out)
         if not self._left:
             self._guarded(self._stream.read, 1 << 16)  # gzip compares its checksum only at the end
+
+    def _check_values(self, out: npt.NDArray[Any], limit: float) -> None:
+        """Refuse finite values that later sums and squares in float32 could not hold; others count as zero there."""
+        if max(np.fmax.reduce(out, axis=None), -np.fmin.reduce(out, axis=None)) <= limit:
+            return
+        for plane in out:
+            sizes = np.abs(plane[np.isfinite(plane)])
+            if sizes.size and sizes.max() > limit:
+                message = f"values of up to {sizes.max():.1e} are beyond {LARGEST_VALUE:.0e}; scale the image first"
+                raise BadInput(f"{self._path}: {message}", public="NIfTI values")
 
     def _guarded(self, action: Any, argument: Any) -> Any:
         try:
@@ -130,14 +150,21 @@ def _truncated(path: Path) -> BadInput:
     return BadInput(f"{path}: truncated: it ends before its last voxel", public="NIfTI truncated")
 
 
-def open_nifti(path: Path) -> NiftiVolume:
+def open_nifti(path: Path, *, volume: int | None = None, repair: bool = False) -> NiftiVolume:
     """Read and check a header.
+
+    Parameters
+    ----------
+    volume
+        Number, from 1, of the volume in a file of several.
+    repair
+        Whether a header that contradicts itself is repaired (``header_grid``) instead of being refused.
 
     Raises
     ------
     BadInput
-        A file that is missing, empty, not NIfTI, not three-dimensional or too short, or a data type that is not
-        supported.
+        A file that is missing, empty, not NIfTI, too short, or not three-dimensional unless ``volume`` says which part
+        of it is meant; a data type that is not supported; a header that contradicts itself.
     """
     import nibabel
     from nibabel.filebasedimages import ImageFileError
@@ -169,27 +196,56 @@ def open_nifti(path: Path) -> NiftiVolume:
     ) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise BadInput(f"{path}: not a readable NIfTI file ({reason})", public="NIfTI unreadable") from None
-    while len(sizes) > 3 and sizes[-1] == 1:
-        sizes.pop()
-    if len(sizes) != 3 or min(sizes) < 1:
-        shape = "x".join(map(str, sizes))
-        raise BadInput(f"{path}: not a three-dimensional image (its shape is {shape})", public="NIfTI not 3D")
+    sizes, count = _volumes(path, sizes)
+    number = _chosen(path, sizes, count, volume)
     if dtype.kind not in "iuf":
         raise BadInput(f"{path}: voxels of type {dtype} are not supported", public="NIfTI voxel type")
+    scaled = slope != 1 or intercept != 0
+    if dtype.kind != "f" and scaled and not 2.0 ** (8 * dtype.itemsize) * abs(slope) + abs(intercept) <= LARGEST_VALUE:
+        message = f"scl_slope {slope:g} and scl_inter {intercept:g} take its values beyond {LARGEST_VALUE:.0e}"
+        raise BadInput(f"{path}: {message}", public="NIfTI values")
     affine = np.asarray(image.affine, np.float64)
-    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9 or None in axis_codes(affine):
+    if not np.isfinite(affine).all() or not abs(np.linalg.det(affine[:3, :3])) > 0 or None in axis_codes(affine):
         raise BadInput(f"{path}: its affine has no inverse", public="NIfTI geometry")
-    _check_length(path, offset + int(np.prod(sizes, dtype=np.int64)) * dtype.itemsize)
+    grid = header_grid(path, header, affine, repair=repair)
+    if abs(np.linalg.det(grid.affine[:3, :3])) < 1e-9:
+        raise BadInput(f"{path}: its affine has no inverse", public="NIfTI geometry")
+    voxels = int(np.prod(sizes, dtype=np.int64)) * dtype.itemsize
+    _check_length(path, offset + voxels * count)
     return NiftiVolume(
         path=path,
         shape=(sizes[0], sizes[1], sizes[2]),
-        affine=affine,
+        affine=grid.affine,
         dtype=dtype,
         slope=float(slope),
         intercept=float(intercept),
-        header=header,
-        offset=offset,
+        header=None if grid.repaired else header,
+        offset=offset + voxels * max(0, number - 1),
+        number=number,
+        notes=grid.notes,
     )
+
+
+def _volumes(path: Path, sizes: list[int]) -> tuple[list[int], int]:
+    """The three axes of space, and the number of volumes along the others, of which those of length one are common."""
+    space, count = sizes[:3], int(np.prod(sizes[3:], dtype=np.int64))
+    if len(space) != 3 or min(sizes) < 1:
+        shape = "x".join(map(str, sizes))
+        raise BadInput(f"{path}: not a three-dimensional image (its shape is {shape})", public="NIfTI not 3D")
+    return space, count
+
+
+def _chosen(path: Path, sizes: list[int], count: int, volume: int | None) -> int:
+    """The number of the volume to read, from 1; 0 in a file of one."""
+    if count == 1 and volume in (None, 1):
+        return 0
+    shape = "x".join(map(str, sizes))
+    if volume is None:
+        message = f"not a three-dimensional image but {count} volumes of {shape}; --volume K (1 to {count}) picks one"
+        raise BadInput(f"{path}: {message}", public="NIfTI not 3D")
+    if not 1 <= volume <= count:
+        raise BadInput(f"{path}: no volume {volume}; there are {count} of {shape}", public="no such volume")
+    return volume
 
 
 def _check_length(path: Path, expected: int) -> None:

@@ -1,7 +1,7 @@
 """nnU-Net's resampling of images as a stream of planes: cubic splines, or along one axis the nearest plane.
 
 The value of a cubic spline depends on every voxel, but hardly on distant ones: weights fall by 0.27 a voxel. Each axis
-is a matrix, made by the function that nnU-Net calls. In the plane it is applied whole, along z to the planes in reach.
+is a matrix, that of the function which nnU-Net calls. In the plane it is applied whole, along z to the planes in reach.
 """
 
 from collections.abc import Sequence
@@ -19,6 +19,9 @@ ANISOTROPIC = 3
 """The coarse axis is not interpolated if spacings differ by more than this factor."""
 REACH = 14
 """Voxels to either side beyond which a spline's weights are below 1e-8."""
+
+PADDED = 12
+"""Samples by which the edges are repeated before the spline's coefficients are found, as SciPy does."""
 
 Array = npt.NDArray[np.float32]
 
@@ -44,15 +47,42 @@ def nearest_axis(first: Sequence[float], second: Sequence[float]) -> int | None:
 
 
 def spline_matrix(size: int, new: int) -> Array:
-    """Matrix (new, size) of cubic interpolation between grids over the same length, edges repeated."""
-    from scipy.ndimage import zoom
+    """Matrix (new, size) of cubic interpolation between grids over the same length, edges repeated.
 
+    It is that of ``scipy.ndimage.zoom(order=3, mode="nearest", grid_mode=True)``. SciPy itself would be loaded after
+    the warm-up, 9 MiB that no plan has.
+    """
     if size == new:
         return np.eye(size, dtype=np.float32)
-    columns = [
-        zoom(unit, new / size, order=3, mode="nearest", grid_mode=True) for unit in np.eye(size, dtype=np.float64)
-    ]
-    return np.stack(columns, axis=1).astype(np.float32)
+    coefficients = _spline_coefficients(size)
+    matrix = np.empty((new, size), np.float32)
+    for index in range(new):
+        place = (index + 0.5) * (size / new) - 0.5 + PADDED
+        first = int(np.floor(place))
+        u = place - first
+        weights = np.array([(1 - u) ** 3, 3 * u**3 - 6 * u**2 + 4, -3 * u**3 + 3 * u**2 + 3 * u + 1, u**3]) / 6
+        matrix[index] = weights @ coefficients[first - 1 : first + 3]
+    return matrix
+
+
+def _spline_coefficients(size: int) -> npt.NDArray[np.float64]:
+    """Matrix (size + 2 * PADDED, size): the spline's coefficients of ``size`` samples, the outermost ones repeated.
+
+    They solve ``(c[k - 1] + 4 c[k] + c[k + 1]) / 6 = sample[k]``, mirrored at both ends, by elimination.
+    """
+    last = size + 2 * PADDED - 1
+    matrix = np.zeros((last + 1, size))
+    for row in range(last + 1):
+        matrix[row, min(max(row - PADDED, 0), size - 1)] = 6
+    pivot = np.full(last + 1, 4.0)
+    pivot[[0, last]] = 5
+    for row in range(1, last + 1):
+        matrix[row] -= matrix[row - 1] / pivot[row - 1]
+        pivot[row] -= 1 / pivot[row - 1]
+    matrix[last] /= pivot[last]
+    for row in range(last - 1, -1, -1):
+        matrix[row] = (matrix[row] - matrix[row + 1]) / pivot[row]
+    return matrix
 
 
 def nearest_matrix(size: int, new: int) -> Array:
@@ -130,5 +160,6 @@ def spline_bytes(volume: Volume, shape: Shape) -> Price:
     """Bytes of a ``SplineReader``: matrices, the planes in reach and one as stored; while it makes one plane."""
     x, y, z = volume.shape
     matrices = sum(size * new for size, new in zip(volume.shape, shape, strict=True))
-    resident = (2 * matrices + ring_planes(z) * shape[0] * shape[1]) * FLOAT + x * y * volume.dtype.itemsize
-    return Price(resident, 3 * (x * y + max(x, shape[0]) * max(y, shape[1])) * FLOAT)
+    resident = (matrices + ring_planes(z) * shape[0] * shape[1]) * FLOAT + x * y * volume.dtype.itemsize
+    coefficients = 2 * FLOAT * max((size + 2 * PADDED) * size for size in volume.shape)
+    return Price(resident, max(coefficients, 3 * (x * y + max(x, shape[0]) * max(y, shape[1])) * FLOAT))

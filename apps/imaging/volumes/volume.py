@@ -12,6 +12,8 @@ Affine = npt.NDArray[np.float64]
 
 BLOCK_BYTES = 4 << 20
 """Passes over a volume, for statistics, read it in blocks of about this size."""
+LARGEST_VALUE = 1e18
+"""Size of an image's values beyond which their squares overflow float32."""
 
 
 class PlaneReader(Protocol):

@@ -8,7 +8,7 @@ import json
 import sys
 from typing import Any
 
-from common.errors import UsageError
+from common.errors import BadInput, UsageError
 from common.memory.costs.probes import DeferredProbe, NotAvailable, resolve
 from common.memory.process import child, glibc, guard
 from common.memory.process.budget import MIB
@@ -46,6 +46,8 @@ def _answer(function: str, arguments: dict[str, Any]) -> dict[str, Any]:
         return {"unavailable": str(absent)}
     except UsageError as error:
         return {"usage": str(error)}
+    except BadInput as error:
+        return {"input": str(error), "public": error.public}
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from common.errors import EXIT_DOES_NOT_FIT, EXIT_UNFORESEEN, UsageError
+from common.errors import EXIT_DOES_NOT_FIT, EXIT_UNFORESEEN, BadInput, UsageError
 from common.memory.costs.probes import IN_CHILD, Costs, Probe, ProbeFailed, resolve
 from common.memory.process import child, glibc, guard, supervisor
 from common.memory.process.budget import format_size
@@ -27,7 +27,7 @@ MOST = 1 << 50
 """The largest cost that is believed, in bytes or seconds."""
 NUMBERS = {"costs", "needs"}
 """Keys of an answer with results, or with the probes whose results are needed first."""
-ANSWERS = NUMBERS | {"unavailable", "usage"}
+ANSWERS = NUMBERS | {"unavailable", "usage", "input"}
 """The same, and keys of an answer with the reason why there are no results."""
 
 
@@ -74,7 +74,7 @@ class CostStore:
         ------
         ProbeFailed
             If a probe ran out of memory or time, or measures what this machine does not have.
-        UsageError
+        UsageError, BadInput
             If a probe raised it.
         ChildFailed
             If the child failed in another way: an exception, a signal, an exit code.
@@ -168,6 +168,8 @@ class CostStore:
         name = probe.function.rsplit(":", 1)[-1]
         if "usage" in refused:
             return UsageError(refused["usage"])
+        if "input" in refused:
+            return BadInput(refused["input"], public=refused["public"])
         if "unavailable" in refused:
             why = refused["unavailable"]
         elif done.exit.timed_out:

@@ -9,6 +9,7 @@ import nibabel as nib
 import numpy as np
 import numpy.typing as npt
 
+from apps.imaging.inference.studies import outputs_of
 from apps.imaging.models.model_folder import labels_from_names, write_model
 from apps.imaging.models.networks import registry
 from apps.imaging.models.onnx_export import export_onnx
@@ -68,11 +69,17 @@ def write_nifti(
     path: Path, values: npt.NDArray[Any], affine: npt.NDArray[np.float64] | None = None, **header: Any
 ) -> Path:
     """Write a NIfTI file with nibabel."""
-    image = nib.Nifti1Image(values, np.eye(4) if affine is None else affine)  # type: ignore[no-untyped-call]
+    image = nib.Nifti1Image(values, np.eye(4) if affine is None else affine, dtype=values.dtype)  # type: ignore[no-untyped-call]
     for field, value in header.items():
         image.header[field] = value
     nib.save(image, path)  # type: ignore[attr-defined]
     return path
+
+
+def output_file(out: Path, number: int = 1, ending: str = ".nii.gz") -> Path:
+    """A study's file in an output folder, by its number."""
+    names = outputs_of(out)[f"study-{number:04d}"]
+    return next(out / name for name in names if name.endswith(ending))
 
 
 def read_labels(path: Path) -> npt.NDArray[Any]:

@@ -15,7 +15,7 @@ import pytest
 from apps.imaging import api, segment
 from apps.imaging.training.synthetic import case
 from common.errors import BadInput, DoesNotFit, UsageError
-from tests.apps.imaging.helpers import read_labels
+from tests.apps.imaging.helpers import output_file, read_labels
 from tests.messages import refused, says
 
 Run = Callable[..., Any]
@@ -48,7 +48,7 @@ def test_an_image_in_memory_gives_the_command_lines_labels(
     done = run("apps.imaging", "infer", tmp_path / "image.nii.gz", "-m", "hippocampus", "-o", tmp_path / "out", "-q")
     assert done.code == 0, done.err
     assert found.labels.shape == voxels.shape and found.labels.dtype == np.uint8
-    np.testing.assert_array_equal(found.labels, read_labels(tmp_path / "out" / "study-0001.nii.gz"))
+    np.testing.assert_array_equal(found.labels, read_labels(output_file(tmp_path / "out")))
     assert len(np.unique(found.labels)) > 1
     np.testing.assert_allclose(found.affine, AFFINE, atol=1e-6)
     assert found.names == {0: "background", 1: "Anterior", 2: "Posterior"} and "Anterior" in repr(found)
@@ -92,7 +92,7 @@ CUBE = np.zeros((8, 8, 8), np.float32)
     [
         (CUBE, {}, BadInput, ("ndarray", "no affine", "nibabel.Nifti1Image")),
         (None, {}, BadInput, ("NoneType", "no affine")),
-        (flat(np.zeros((4, 4, 4, 2), np.float32)), {}, BadInput, ("image", "three-dimensional", "4x4x4x2")),
+        (flat(np.zeros((4, 4, 4, 2), np.float32)), {}, BadInput, ("image", "three-dimensional", "2 volumes of 4x4x4")),
         (flat(np.zeros((8, 8, 8), np.complex64)), {}, BadInput, ("image", "complex64")),
         (nib.Nifti1Image(CUBE, None), {}, BadInput, ("Nifti1Image", "no affine")),
         (Path("nothing.nii.gz"), {}, BadInput, ("nothing.nii.gz", "no such file")),

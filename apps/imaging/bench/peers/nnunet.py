@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from apps.imaging.bench.peers import nnunet_models
+from apps.imaging.volumes.nifti import stem
 from common.bench.harness import Bound, Suite
 
 PEER_BIN = Path(".venv-peers/bin")
@@ -45,8 +46,7 @@ def compare(model: Path, images: Path, work: Path, *, tta: bool, memory: str, re
     for _ in range(repeats):
         seconds.append((_seconds(predict, theirs, folders), _seconds(infer, ours, {})))
     different = [
-        _different(theirs / f"{path.name.removesuffix(SUFFIX)}.nii.gz", ours / f"study-{number:04d}.nii.gz")
-        for number, path in enumerate(files, start=1)
+        _different(theirs / f"{path.name.removesuffix(SUFFIX)}.nii.gz", ours / f"{stem(path)}.nii.gz") for path in files
     ]
     voxels = sum(size for _, size, _ in different)
     unequal = sum(count for count, _, _ in different)

@@ -38,7 +38,8 @@ def make_studies(folder: Path, count: int) -> Path:
 
 def digests(out: Path) -> dict[str, str]:
     """Return the SHA-256 of every study's outputs, by file name."""
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in out.glob("study-*")}
+    files = [path for path in out.glob("[!.]*") if path.name not in {TABLE, "run.json"}]
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
 def start(command: Sequence[str]) -> "subprocess.Popen[bytes]":

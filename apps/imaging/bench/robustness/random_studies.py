@@ -120,7 +120,7 @@ def write_training_set(folder: Path, *, cases: int, side: int, classes: int) -> 
         label = np.digitize(values, np.linspace(80, 220, classes)[:-1]).astype(np.uint8)
         for part, content in (("imagesTr", values.astype(np.int16)), ("labelsTr", label)):
             (folder / part).mkdir(parents=True, exist_ok=True)
-            nib.save(nib.Nifti1Image(content, np.eye(4)), folder / part / f"case_{index}.nii.gz")  # type: ignore[no-untyped-call]
+            nib.save(nib.Nifti1Image(content, np.eye(4)), folder / part / f"case_{index}.nii.gz")
     labels = {str(number): f"class {number}" for number in range(classes)}
     (folder / "dataset.json").write_text(json.dumps({"modality": {"0": "MRI"}, "labels": labels}))
     return folder

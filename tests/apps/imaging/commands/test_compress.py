@@ -13,7 +13,7 @@ from apps.imaging.models.model_folder import read_model
 from apps.imaging.volumes.nifti import open_nifti
 from common import model_folder
 from common.errors import UsageError
-from tests.apps.imaging.helpers import random_model, read_labels, write_nifti
+from tests.apps.imaging.helpers import output_file, random_model, read_labels, write_nifti
 from tests.messages import refused
 
 pytest.importorskip("nncf")
@@ -42,7 +42,7 @@ def test_int8_labels_are_close_and_cached_apart(run, dataset: Callable[[str], Pa
         assert done.code == 0, done.err
         assert done.record["plan"]["knobs"]["precision"] == precision
         assert done.record["results"]["studies"][0]["status"] == "done"  # not taken for the other precision's
-        labels[precision] = read_labels(tmp_path / "out" / "study-0001.nii.gz")
+        labels[precision] = read_labels(output_file(tmp_path / "out"))
     agreement = (labels["int8"] == labels["float32"]).mean()
     assert 0.9 < agreement < 1.0, agreement
     refused = run("apps.imaging", "infer", image, "-m", tmp_path / "model", *options, "--precision", "int8")

@@ -15,7 +15,7 @@ from apps.imaging.models.model_folder import ImagingModel, read_model
 from common.errors import BadInput
 from tests.apps.imaging.dicom.rasters import filled
 from tests.apps.imaging.dicom_files import NAME, OBLIQUE, WHOLE, series
-from tests.apps.imaging.helpers import random_model
+from tests.apps.imaging.helpers import output_file, random_model
 from tests.conftest import absent
 from tests.promise import kept
 
@@ -85,8 +85,8 @@ def test_the_command_writes_it_within_its_plan(run, tmp_path: Path, model: Imagi
                "--output-type", "nifti,dicom-rtstruct")  # fmt: skip
     assert done.code == 0, done.err
     kept(done.record)
-    dataset = pydicom.dcmread(tmp_path / "out" / "study-0001.rtstruct.dcm")
-    labels = read_labels(tmp_path / "out" / "study-0001.nii.gz")
+    dataset = pydicom.dcmread(output_file(tmp_path / "out", ending=".rtstruct.dcm"))
+    labels = read_labels(output_file(tmp_path / "out"))
     np.testing.assert_array_equal(rasterised(dataset, open_series(tmp_path / "in")), labels)
     assert len(np.unique(labels)) > 1 and NAME not in done.err + done.out
 

@@ -17,7 +17,7 @@ from apps.imaging.dicom.series import DicomVolume, open_series
 from apps.imaging.models.model_folder import ImagingModel, Label, read_model
 from common.errors import BadInput
 from tests.apps.imaging.dicom_files import NAME, OBLIQUE, WHOLE, read, series
-from tests.apps.imaging.helpers import random_model, write_nifti
+from tests.apps.imaging.helpers import output_file, random_model, write_nifti
 from tests.conftest import absent
 from tests.messages import refused, says
 from tests.promise import kept
@@ -225,9 +225,9 @@ def test_infer_writes_all_it_is_asked_for(run: Any, tmp_path: Path, model: Imagi
     assert done.code == 0, done.err
     record = done.record
     kept(record)
-    labels = read_labels(out / "study-0001.nii.gz")
+    labels = read_labels(output_file(out))
     assert set(np.unique(labels)) <= {0, 1, 3}
-    with (out / "study-0001-statistics.csv").open() as stream:
+    with output_file(out, ending="-statistics.csv").open() as stream:
         rows = list(csv.DictReader(stream))
     assert [row["name"] for row in rows] == ["class 1", "class 3"]
     for row in rows:
@@ -236,8 +236,8 @@ def test_infer_writes_all_it_is_asked_for(run: Any, tmp_path: Path, model: Imagi
         assert float(row["volume_ml"]) == pytest.approx(inside.size * 0.7 * 0.8 * 2.5 / 1000, abs=1e-3)
         if inside.size:
             assert [float(row["mean"]), float(row["sd"])] == pytest.approx([inside.mean(), inside.std()], abs=1e-2)
-    assert json.loads((out / "study-0001-statistics.json").read_text())["classes"][0]["name"] == "class 1"
-    seg = hd.seg.segread(out / "study-0001.seg.dcm")
+    assert json.loads(output_file(out, ending="-statistics.json").read_text())["classes"][0]["name"] == "class 1"
+    seg = hd.seg.segread(output_file(out, ending=".seg.dcm"))
     planes = seg.get_volume(combine_segments=True, skip_overlap_checks=True).array
     assert np.count_nonzero(planes == 1) == (labels == 1).sum()
     for path in out.iterdir():

@@ -136,3 +136,35 @@ def test_slices_are_ordered_along_their_normal_whatever_the_order_of_files() -> 
     assert found.order.tolist() == [1, 3, 4, 2, 0]
     corner = places[1] + 2 * 0.7 * row + 5 * 0.8 * column + 3 * SPACING * normal
     np.testing.assert_allclose((found.affine @ [2, 5, 3, 1])[:3], corner * [-1, -1, 1], atol=1e-9)
+
+
+@pytest.mark.parametrize(("step", "decimals"), [(1.25, 1), (0.625, 1), (3.3333333, 0), (0.7, 2)])
+def test_positions_that_are_rounded_are_a_regular_grid(step: float, decimals: int) -> None:
+    heights = np.round(7.3 + step * np.arange(25), decimals)
+    found = layout(heights)
+    assert found.findings == () and found.planes == 0
+    assert found.affine[2, 2] == pytest.approx(step, rel=0.01)
+
+
+@pytest.mark.parametrize("count", [4, 12, 60])
+@pytest.mark.parametrize("decimals", [0, 1])
+def test_a_missing_slice_is_no_rounding(count: int, decimals: int) -> None:
+    for absent in {1, count // 2, count - 2}:
+        heights = np.delete(np.round(1.0 * np.arange(count), decimals), absent)
+        with pytest.raises(Refusal) as caught:
+            layout(heights)
+        assert caught.value.defect in (Defect.MISSING_SLICE, Defect.UNEVEN_SPACING)
+
+
+@pytest.mark.parametrize("decimals", [2, 3, 6])
+def test_a_normal_from_rounded_cosines_is_no_tilt(decimals: int) -> None:
+    angle = np.deg2rad(36.05)
+    exact = np.array([1, 0, 0, 0, np.cos(angle), np.sin(angle)])
+    positions = np.outer(np.arange(200), np.cross(exact[:3], exact[3:]))
+    found = layout(positions, np.round(exact, decimals))
+    assert found.findings == ()
+    np.testing.assert_allclose((found.affine @ [0, 0, 199, 1])[:3], positions[-1] * [-1, -1, 1], atol=1e-9)
+    positions += np.outer(np.arange(200), [0, 0.02, 0])
+    with pytest.raises(Refusal) as caught:
+        layout(positions, np.round(exact, decimals))
+    assert caught.value.defect is Defect.GANTRY_TILT

@@ -3,6 +3,7 @@
 import http.server
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -22,7 +23,7 @@ from apps.imaging.dicom import web
 from common.errors import BadInput, UsageError
 from common.files import Workspace
 from tests.apps.imaging.dicom_files import NAME, WHOLE, series
-from tests.apps.imaging.helpers import random_model
+from tests.apps.imaging.helpers import output_file, random_model
 from tests.conftest import absent
 from tests.messages import refused, says
 from tests.promise import kept
@@ -98,17 +99,17 @@ def test_a_study_goes_through_a_server_and_its_result_back(run, stocked, tmp_pat
     )
     assert done.code == 0, done.err
     kept(done.record)
-    assert sorted(path.name for path in out.iterdir()) == [
-        "run.json", "studies.csv", "study-0001.nii.gz", "study-0001.rtstruct.dcm", "study-0001.seg.dcm"
-    ]  # fmt: skip
+    names = [output_file(out, ending=ending).name for ending in (".nii.gz", ".rtstruct.dcm", ".seg.dcm")]
+    assert sorted(path.name for path in out.iterdir()) == ["run.json", *names, "studies.csv"]
+    assert re.fullmatch(r"series-[0-9a-f]{8}\.nii\.gz", names[0])
     assert not list(tmp_path.glob(".dicomweb*"))
     plain = run("apps.imaging", "infer", folder, "-o", tmp_path / "plain", *options)
     assert plain.code == 0, plain.err
-    for name in ("study-0001.nii.gz", "study-0001.seg.dcm", "study-0001.rtstruct.dcm"):
+    for name in names:
         assert (out / name).read_bytes() == (tmp_path / "plain" / name).read_bytes()
     said = done.out + done.err + (out / "run.json").read_text()
     assert not [word for word in (NAME, "secret", STUDY, "127.0.0.1") if word in said]
-    seg = pydicom.dcmread(out / "study-0001.seg.dcm")
+    seg = pydicom.dcmread(output_file(out, ending=".seg.dcm"))
     back = tmp_path / "back"
     back.mkdir()
     with pytest.MonkeyPatch.context() as patch:
@@ -179,13 +180,13 @@ def test_what_was_done_is_not_fetched_again(run, tmp_path: Path) -> None:  # typ
             return str(done.record["results"]["studies"][0]["status"])
 
         assert infer() == "done" and len(fetched) == 1
-        first = (tmp_path / "out" / "study-0001.nii.gz").read_bytes()
+        first = output_file(tmp_path / "out").read_bytes()
         assert infer() == "skipped" and len(fetched) == 1
         assert infer("--overlap", "0.25") == "done" and len(fetched) == 2, "other labels were asked for"
-        assert infer() == "done" and len(fetched) == 3
-        assert (tmp_path / "out" / "study-0001.nii.gz").read_bytes() == first
-        (tmp_path / "out" / "study-0001.nii.gz").unlink()
-        assert infer() == "done" and len(fetched) == 4, "the output was gone"
+        assert infer() == "skipped" and len(fetched) == 2, "a result with other settings does not replace it"
+        assert output_file(tmp_path / "out").read_bytes() == first
+        output_file(tmp_path / "out").unlink()
+        assert infer() == "done" and len(fetched) == 3, "the output was gone"
         one = pydicom.dcmread(sorted(folder.iterdir())[0])
         one.SOPInstanceUID = one.file_meta.MediaStorageSOPInstanceUID = f"{STUDY}.999"
         with pytest.MonkeyPatch.context() as patch:

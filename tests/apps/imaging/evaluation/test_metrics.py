@@ -98,6 +98,38 @@ def test_the_scan_counts_what_the_surfaces_need(tmp_path: Path) -> None:
         assert {value: len(p) for value, p in points.items()} == found.surface[side]
 
 
+@pytest.mark.parametrize(
+    ("low", "high", "dtype"),
+    [
+        (2**24, 2**24 + 1, "int32"),
+        (2**31 + 1, 2**31 + 2, "int64"),
+        (2**40, 2**40 + 1, "float64"),
+        (7, 2**32 - 1, "uint32"),
+    ],
+)
+def test_large_labels_are_exact(tmp_path: Path, low: int, high: int, dtype: str) -> None:
+    one, two = np.full((6, 5, 4), high, dtype), np.full((6, 5, 4), high, dtype)
+    one[:3] = low
+    rows = results(tmp_path, one, two)["per_class"]
+    assert {value: row["dice"] for value, row in rows.items()} == {str(low): 0, str(high): pytest.approx(2 / 3)}
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1.5, 1e16])
+@pytest.mark.parametrize("bad", ["p.nii.gz", "r.nii.gz"])
+def test_values_that_are_no_labels_are_refused(tmp_path: Path, value: float, bad: str) -> None:
+    one, two = np.ones((6, 5, 4), np.float32), np.ones((6, 5, 4), np.float32)
+    (one if bad[0] == "p" else two)[3, 2, 1] = value
+    with refused(BadInput, tmp_path / bad, "whole numbers"):
+        results(tmp_path, one, two)
+
+
+def test_scaled_labels_are_read_in_double_precision(tmp_path: Path) -> None:
+    for name in "pr":
+        write_nifti(tmp_path / f"{name}.nii", np.full((4, 4, 4), 3, np.int16), scl_slope=2.0, scl_inter=1.0)
+    pairs = find_pairs(tmp_path / "p.nii", tmp_path / "r.nii")
+    assert scan(pairs[0]).values == [7]
+
+
 def test_shapes_places_and_names_must_match(tmp_path: Path) -> None:
     a = write_nifti(tmp_path / "a.nii.gz", np.zeros((5, 5, 5), np.uint8))
     b = write_nifti(tmp_path / "b.nii.gz", np.zeros((5, 5, 6), np.uint8))

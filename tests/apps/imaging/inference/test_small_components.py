@@ -73,7 +73,7 @@ def test_millilitres(millilitres: float, voxels: int) -> None:
 
 def test_remove_small_and_fast_of_a_run(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     """The command's labels are its own without the option, cleaned; and at half the resolution they fill the grid."""
-    from tests.apps.imaging.helpers import random_model, read_labels, write_nifti
+    from tests.apps.imaging.helpers import output_file, random_model, read_labels, write_nifti
 
     random_model(tmp_path / "model")
     random = np.random.default_rng(0)
@@ -83,16 +83,12 @@ def test_remove_small_and_fast_of_a_run(run, tmp_path: Path) -> None:  # type: i
         done = run("apps.imaging", "infer", path, "-m", tmp_path / "model", "-o", tmp_path / name, "--json", *options)
         assert done.code == 0, done.err
         kept(done.record)
-        found[name] = read_labels(tmp_path / name / "study-0001.nii.gz")
+        found[name] = read_labels(output_file(tmp_path / name))
     expected = reference(found["plain"], 50)
     assert (expected != found["plain"]).sum() > 0
     np.testing.assert_array_equal(found["clean"], expected)
     assert found["fast"].shape == found["plain"].shape and len(np.unique(found["fast"])) > 1
-    assert sorted(path.name for path in (tmp_path / "clean").iterdir()) == [
-        "run.json",
-        "studies.csv",
-        "study-0001.nii.gz",
-    ]
+    assert sorted(path.name for path in (tmp_path / "clean").iterdir()) == ["in.nii.gz", "run.json", "studies.csv"]
 
 
 def test_fast_sees_half_the_resolution(tmp_path: Path) -> None:

@@ -18,7 +18,9 @@ from apps.imaging.volumes.volume import Shape, Volume
 from tests.apps.imaging import dicom_files
 from tests.apps.imaging.dicom_files import OBLIQUE, recode, series, write_slice
 
-SKEWED = np.array([[-0.9, 0.1, 0.0, 20], [0.1, 0.85, -0.3, -31], [0.05, 0.25, 1.9, 7], [0, 0, 0, 1.0]])
+OBLIQUE_GRID = np.array(
+    [[-0.8934, -0.0865, 0.1226, 20], [-0.0987, 0.8372, -0.2532, -31], [0.045, 0.1185, 1.8791, 7], [0, 0, 0, 1.0]]
+)
 BOTH = frozenset(["tilt", "spacing"])
 
 
@@ -84,7 +86,7 @@ def _nifti(
     name: str = "image.nii.gz",
     dtype: str = "int16",
     *,
-    affine: npt.NDArray[np.float64] = SKEWED,
+    affine: npt.NDArray[np.float64] = OBLIQUE_GRID,
     scale: tuple[float, float] | None = None,
     kind: Any = nib.Nifti1Image,
     trailing: int = 0,

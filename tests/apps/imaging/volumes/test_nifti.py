@@ -1,6 +1,7 @@
 """NIfTI in and out, against nibabel."""
 
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -12,7 +13,9 @@ from common.errors import BadInput
 from tests.apps.imaging.helpers import write_nifti
 from tests.messages import refused
 
-OBLIQUE = np.array([[-0.9, 0.1, 0.0, 20], [0.1, 0.85, -0.3, -31], [0.05, 0.25, 1.9, 7], [0, 0, 0, 1.0]])
+OBLIQUE = np.array(
+    [[-0.8934, -0.0865, 0.1226, 20], [-0.0987, 0.8372, -0.2532, -31], [0.045, 0.1185, 1.8791, 7], [0, 0, 0, 1.0]]
+)
 
 
 @pytest.mark.parametrize("name", ["a.nii", "a.nii.gz"])
@@ -95,3 +98,45 @@ def test_a_hippocampus_volume(dataset, tmp_path: Path) -> None:  # type: ignore[
     image = nib.load(path)
     np.testing.assert_allclose(found, image.get_fdata(), rtol=1e-6)
     np.testing.assert_array_equal(affine, image.affine)
+
+
+def test_a_volume_of_several_is_picked_by_its_number(tmp_path: Path) -> None:
+    values = np.arange(3 * 4 * 5 * 3, dtype=np.int16).reshape((3, 4, 5, 3), order="F")
+    path = write_nifti(tmp_path / "a.nii.gz", values)
+    with refused(BadInput, path, "3 volumes", "--volume"):
+        nifti.open_nifti(path)
+    with refused(BadInput, path, "no volume 4"):
+        nifti.open_nifti(path, volume=4)
+    identities = set()
+    for number in (1, 2, 3):
+        volume = nifti.open_nifti(path, volume=number)
+        identities.add(volume.identity())
+        found = np.empty((5, 4, 3), np.int16)
+        with volume.open() as reader:
+            reader.read(found)
+        np.testing.assert_array_equal(found.transpose(2, 1, 0), values[..., number - 1])
+    assert len(identities) == 3
+
+
+@pytest.mark.parametrize(
+    ("values", "header"),
+    [
+        (np.ones((3, 4, 5), np.int16), {"scl_slope": 1e38, "scl_inter": 0.0}),
+        (np.full((3, 4, 5), 1e37, np.float32), {}),
+        (np.full((3, 4, 5), -1e200, np.float64), {}),
+    ],
+)
+def test_values_that_float32_cannot_square_are_refused(tmp_path: Path, values: Any, header: dict[str, float]) -> None:
+    path = write_nifti(tmp_path / "a.nii", values, **header)
+    with refused(BadInput, path, "values"), nifti.open_nifti(path).open() as reader:
+        reader.read(np.empty((5, 4, 3), values.dtype))
+
+
+def test_values_that_are_not_finite_are_read(tmp_path: Path) -> None:
+    values = np.ones((3, 4, 5), np.float32)
+    values[1, 2] = np.nan, np.inf, -np.inf, 5, 6
+    path = write_nifti(tmp_path / "a.nii", values)
+    found = np.empty((5, 4, 3), np.float32)
+    with nifti.open_nifti(path).open() as reader:
+        reader.read(found)
+    np.testing.assert_array_equal(found.transpose(2, 1, 0), values)

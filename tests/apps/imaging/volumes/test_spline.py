@@ -7,9 +7,17 @@ import numpy as np
 import pytest
 
 from apps.imaging.volumes.nifti import open_nifti
-from apps.imaging.volumes.spline import SplineReader, nearest_axis, spline_bytes
+from apps.imaging.volumes.spline import SplineReader, nearest_axis, spline_bytes, spline_matrix
 from tests.apps.imaging.helpers import write_nifti
 from tests.apps.imaging.volumes.subjects import RESHAPED, Made
+
+
+@pytest.mark.parametrize(("size", "new"), [(7, 8), (20, 16), (5, 50), (2, 3), (1, 3), (3, 1), (90, 91)])
+def test_a_matrix_is_scipys(size: int, new: int) -> None:
+    from scipy.ndimage import zoom
+
+    columns = [zoom(unit, new / size, order=3, mode="nearest", grid_mode=True) for unit in np.eye(size)]
+    np.testing.assert_allclose(spline_matrix(size, new), np.stack(columns, axis=1), atol=1e-7)
 
 
 @pytest.mark.parametrize("nearest", [None, 2])

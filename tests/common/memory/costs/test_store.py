@@ -107,7 +107,7 @@ def test_a_probe_that_fails_says_why_and_is_no_matter_of_memory(tmp_path: Path) 
         )
 
 
-ENDINGS = "common.bench.forced_endings:"
+ENDINGS = "common.bench.forced.endings:"
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 """Random commands of ``recsys``: tables with ordinary defects, a training, and what users then ask of its model.
 
-``python -m apps.recsys.bench.random_commands --seed 1 --seconds 3600``.
+``python -m apps.recsys.bench.random.commands --seed 1 --seconds 3600``.
 """
 
 import sys
@@ -11,8 +11,8 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from apps.recsys.bench import random_tables
-from apps.recsys.bench.random_tables import Table
+from apps.recsys.bench.random import tables as random_tables
+from apps.recsys.bench.random.tables import Table
 from apps.recsys.cli import parser
 from apps.recsys.planning.model_options import KINDS
 from common.bench import random_commands
