@@ -41,7 +41,7 @@ def _sync(path: Path) -> None:
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _NO_ROOM_TEXT = re.compile(r"No space left|File too large|quota exceeded|\d+ requested and \d+ written", re.IGNORECASE)
-"""How NumPy and Arrow say so, without an error number."""
+"""Messages of NumPy and Arrow about a lack of room, without an error number."""
 
 
 def no_room(error: BaseException, place: Path | None = None) -> str | None:

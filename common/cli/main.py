@@ -267,7 +267,7 @@ def _run(args: argparse.Namespace, request: Any, budget: MemoryBudget, superviso
         except (UsageError, BudgetError) as error:
             record.exit_code, line = EXIT_USAGE, str(error)
             record.error = {"kind": "usage", "message": line}
-        except BrokenPipeError:  # whoever reads has seen enough
+        except BrokenPipeError:  # the reader of the output has gone
             streams.silence(sys.stdout)
         except BadInput as error:
             record.exit_code, line = EXIT_BAD_INPUT, str(error)

@@ -34,7 +34,7 @@ class DataResults(TypedDict):
     new_users: Count
     """Users with held-out items of whom training saw nothing."""
     columns: list[ColumnNames]
-    """Which columns were taken, each reading once."""
+    """Columns that were taken, each reading once."""
 
 
 class TrainResults(TypedDict):
@@ -51,7 +51,7 @@ class TrainResults(TypedDict):
 
 
 class TestResults(TypedDict):
-    """What was found in test files."""
+    """Counts of test files."""
 
     users: Count
     pairs: Count
@@ -66,7 +66,7 @@ class TestResults(TypedDict):
     trained: NotRequired[Count]
     """Pairs that the model was trained on: such an item is never shown to its user."""
     columns: NotRequired[list[ColumnNames]]
-    """Which columns were taken, each reading once."""
+    """Columns that were taken, each reading once."""
 
 
 class EvaluateResults(TypedDict):

@@ -25,13 +25,13 @@ class Columns:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """How a text file is laid out, as far as the user says so."""
+    """Layout of a text file, as far as the user states it."""
 
     delimiter: str | None = None
-    """What stands between columns: a character, ``::``, ``tab``, ``space``, or ``list`` for lines of a user and its
+    """Separator of columns: a character, ``::``, ``tab``, ``space``, or ``list`` for lines of a user and its
     items; ``None``: found in the file."""
     decimal: str = "."
-    """What stands before the decimals of a number."""
+    """Decimal mark of numbers."""
     headed: bool = True
     """False if the first line is data."""
 
@@ -78,7 +78,7 @@ def choose(names: Sequence[str], wanted: Columns, where: str, delimiter: str = "
 
 
 def by_place(names: Sequence[str], wanted: Columns, chosen: Columns) -> tuple[str, ...]:
-    """Which of ``user`` and ``item`` ``choose`` took for their place, because no name was known."""
+    """Those of ``user`` and ``item`` that ``choose`` took for their place, because no name was known."""
     by_name = {
         "user": wanted.user or _by_name(names, USER_NAMES, taken={wanted.item}),
         "item": wanted.item or _by_name(names, ITEM_NAMES, taken={chosen.user}),

@@ -15,7 +15,7 @@ from common.memory.process import fork
 HEADLESS = ("user", "item", "value", "time")
 """Columns of a file without a header."""
 LISTS, JSON = "list", "json"
-"""What stands for the delimiter of a file of lists, and of JSON lines."""
+"""Delimiters of a file of lists, and of JSON lines, by name."""
 _NAMED = {"tab": "\t", "\\t": "\t", "space": " "}
 """Delimiters that have a name."""
 SAMPLE = 1 << 16

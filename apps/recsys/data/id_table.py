@@ -86,7 +86,7 @@ class IdTable:
     def allowed(
         self, only: Sequence[str] | None, exclude: Sequence[str] | None, say: Callable[[str], object]
     ) -> NDArray[np.bool_] | None:
-        """Which items may be recommended, shape (items,); ``None``: all.
+        """Mask of items that may be recommended, shape (items,); ``None``: all.
 
         An id that is not in the table changes nothing, and is counted in a line.
 

@@ -41,9 +41,9 @@ class Source:
     headed: bool = True
     """True if the names are the file's first line."""
     decimal: str = "."
-    """What stands before decimals in text."""
+    """Decimal mark in text."""
     placed: tuple[str, ...] = ()
-    """Which of ``user`` and ``item`` were taken for their place."""
+    """Those of ``user`` and ``item`` that were taken for their place."""
     partitions: tuple[tuple[str, str], ...] = field(default=())
     """Names and values of columns that the folders' names hold."""
 
@@ -63,7 +63,7 @@ class Source:
         return self.parquet or packing(self.path) == ".zst"
 
     def understood(self) -> str:
-        """Which columns were taken, in one line."""
+        """Name the columns that were taken, in one line."""
         if self.lists:
             return "lists, each line a user and its items"
         columns = self.columns
@@ -76,7 +76,7 @@ class Source:
 
 
 def understood(sources: Sequence[Source]) -> list[str]:
-    """Which columns of the files were taken: a line for all, or one for each reading, with its first file's name."""
+    """Name the columns that were taken: a line for all files, or one for each reading, with its first file's name."""
     readings: dict[str, list[Source]] = {}
     for source in sources:
         readings.setdefault(source.understood(), []).append(source)
@@ -106,7 +106,7 @@ def open_source(
         Names of columns from the user. Where one is ``None``, common names are looked up; user and item are the first
         columns otherwise.
     layout
-        How the file is laid out, as far as the user says so.
+        Layout of the file, as far as the user states it.
     partitions
         Further columns with one value each.
     model

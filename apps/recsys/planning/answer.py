@@ -27,9 +27,9 @@ EXPLAINED_ROWS = 64
 NAMED_BYTES = 400
 """An id of a history or of a list of limits: its text, twice, and its place in a dictionary."""
 LOOK_UP_BYTES = 6
-"""Of each item, while ids are looked up among them."""
+"""Bytes of each item, while ids are looked up among them."""
 LIMIT_BYTES = 2
-"""Of each item, where only some may be recommended."""
+"""Bytes of each item, where only some may be recommended."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -319,7 +319,7 @@ def split_ids(text: str) -> list[str]:
 
 
 def layout_of(args: argparse.Namespace) -> Layout:
-    """How the command line says that text files are laid out.
+    """Layout of text files, as the command line states it.
 
     Raises
     ------

@@ -79,7 +79,7 @@ def numbers(column: Any, decimal: str = ".") -> Any:
     column
         An Arrow array, shape (n,).
     decimal
-        What stands before the decimals in text.
+        Decimal mark in text.
 
     Raises
     ------
@@ -172,6 +172,6 @@ def _null(kind: Any) -> Any:
 
 
 def _found(error: Exception) -> str:
-    """What Arrow could not convert, quoted."""
+    """The text that Arrow could not convert, quoted."""
     match = _NOT_PARSED.search(str(error))
     return repr((match[1] or match[2])[:80]) if match else "something there"
