@@ -168,6 +168,8 @@ def serving() -> None:
     import fastapi
     import uvicorn
 
+    from apps.recsys.serving.connections import BoundedProtocol
+
     answering()
     app = fastapi.FastAPI(openapi_url=None)
 
@@ -184,4 +186,4 @@ def serving() -> None:
         pass
 
     asyncio.run(app({"asgi": {"version": "3.0"}, **scope}, receive, send))
-    uvicorn.Config(app, log_level="warning").load()
+    uvicorn.Config(app, log_level="warning", http=BoundedProtocol, ws="none").load()

@@ -25,6 +25,8 @@ def execute(session: CommandSession[ServeRequest, AnswerWorkload]) -> Mapping[st
 
     import uvicorn
 
+    from apps.recsys.serving.connections import BoundedProtocol
+
     host, port = session.request.host, session.request.port
     try:
         listener = socket.create_server((host, port))
@@ -41,6 +43,8 @@ def execute(session: CommandSession[ServeRequest, AnswerWorkload]) -> Mapping[st
         app = application(RecommenderService(session.request.model, session.workload.manifest))
         host, port = listener.getsockname()[:2]
         session.say(f"serving on http://{host}:{port} (stop with Ctrl-C)")
-        config = uvicorn.Config(app, log_level="warning", access_log=False, lifespan="off")
+        config = uvicorn.Config(
+            app, log_level="warning", access_log=False, lifespan="off", http=BoundedProtocol, ws="none"
+        )
         Server(config).run(sockets=[listener])
     return {}

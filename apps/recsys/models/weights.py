@@ -180,7 +180,8 @@ def _consistent(entry: Any, room: int) -> bool:
         return False
     if not all(type(number) is int and number >= 0 for number in (*shape, *place)):
         return False
-    return place[1] <= room and place[1] - place[0] == prod(shape) * int(_TYPES[entry["dtype"]][-1])
+    size = prod(shape) * int(_TYPES[entry["dtype"]][-1])
+    return bool(place[1] <= room and place[1] - place[0] == size)
 
 
 def _header(path: Path) -> tuple[dict[str, Any], int]:

@@ -86,6 +86,7 @@ class AnswerWorkload:
                 Term("explanation", explanation, "analytic", ("answer",)),
                 Term("answers", answers, "measured", ("answer",)),
                 Term("ids in the question", named, "measured", ("answer",)),
+                Term("connections", request.connection_bytes, "measured", ("answer",)),
                 *bpr_terms.fold_terms(manifest["kind"], factors=factors, threads=1, phases=("answer",)),
             ]
         )

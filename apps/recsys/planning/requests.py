@@ -15,6 +15,16 @@ from apps.recsys.planning.resume_settings import DECIDES
 from common.errors import UsageError
 from common.extras import require
 
+MOST_CONNECTIONS = 64
+"""Most connections to the server at a time."""
+HEADER_BYTES = 64 << 10
+"""Most bytes of a request without its body: a history of 2,000 ids of 30 letters."""
+READ_BYTES = 16 << 10
+"""Bytes that the server reads from a connection at a time."""
+CONNECTION_BYTES = 192 << 10
+"""Memory of a connection: half a request and the next part, uvicorn's 64 KiB of a body, and its objects."""
+REQUEST_SECONDS = 10
+"""Time in which a whole request must arrive."""
 TEXT_SUFFIXES = (".csv", ".tsv", ".txt", ".json", ".jsonl", ".ndjson", ".xlsx", ".gz", ".zip")
 """Names of files by which other programs would not expect Parquet."""
 MOST = 1000
@@ -124,6 +134,11 @@ class AnswerRequest:
         return 0
 
     @property
+    def connection_bytes(self) -> int:
+        """Memory of connections, in bytes."""
+        return 0
+
+    @property
     def keeps(self) -> bool:
         """True if a whole answer is kept before it is written; False if it is printed item by item."""
         return True
@@ -226,6 +241,8 @@ class ServeRequest(AnswerRequest):
     port: int = 8000
 
     def __post_init__(self) -> None:
+        if not 0 <= self.port < 1 << 16:
+            raise UsageError(f"--port {self.port}: expected 0 to 65535")
         require("serve", "fastapi", "uvicorn", purpose=self.command)
 
     @classmethod
@@ -237,6 +254,11 @@ class ServeRequest(AnswerRequest):
     def named(self) -> int:
         """The longest history of a request."""
         return MOST_HISTORY
+
+    @property
+    def connection_bytes(self) -> int:
+        """Memory of all connections."""
+        return MOST_CONNECTIONS * CONNECTION_BYTES
 
     @property
     def most_entries(self) -> int:
