@@ -42,7 +42,7 @@ def reading() -> None:
         read_options=pyarrow.csv.ReadOptions(use_threads=False),
         convert_options=pyarrow.csv.ConvertOptions(column_types=types),
     ):
-        user = kinds.ids(batch["user"])
+        user = kinds.ids(batch["user"], trim=True)
         good = kinds.present(user)
         kinds.numbers(batch["item"])
         kinds.times(arrow_numpy.text(["2024-01-01 10:00", "2024-01-01T10:00:00.123456789+02:00", ""]))

@@ -113,7 +113,8 @@ class IdTable:
             rows = self.rows(ids)
             unknown = int((rows < 0).sum())
             if option == "--only" and unknown == len(ids):
-                raise BadInput(f"--only: none of the ids is an item of the model ({ids[0]!r})", public="unknown items")
+                others = ", nor any of the others" if unknown > 1 else ""
+                raise BadInput(f"--only: item {ids[0]!r} is not in the model{others}", public="unknown items")
             if unknown:
                 first = ids[int((rows < 0).argmax())]
                 say(f"{option}: {unknown:,} of {len(ids):,} ids are not in the model ({first!r})")

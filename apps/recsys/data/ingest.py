@@ -181,7 +181,9 @@ def _plain_rows(source: Source, stream: Any) -> Iterator[list[str]]:
         return
     if source.delimiter == JSON:
         rows = (json_object(source.path, number, line) for number, line in enumerate(stream, 1) if line.strip())
-        yield from ([str(row.get(str(name)) or "") for name in (source.columns.user, source.columns.item)] for row in rows)
+        yield from (
+            [str(row.get(str(name)) or "") for name in (source.columns.user, source.columns.item)] for row in rows
+        )
         return
     if source.headed:
         next(stream, None)

@@ -197,7 +197,8 @@ def batches(
 def _converted(column: Any, name: str, source: Source, number: str | None, time: str | None) -> Any:
     if name == number:
         return kinds.numbers(column, source.decimal)
-    return kinds.times(column) if name == time else kinds.ids(column)
+    columns_of_text = not (source.parquet or source.delimiter == JSON)
+    return kinds.times(column) if name == time else kinds.ids(column, trim=columns_of_text)
 
 
 def _constant(text: str, rows: int) -> Any:

@@ -44,14 +44,22 @@ def plain(column: Any) -> Any:
     return column
 
 
-def ids(column: Any) -> Any:
-    """Ids as text without spaces around it, or as numbers; NaN becomes null."""
+def ids(column: Any, *, trim: bool = False) -> Any:
+    """Ids as text or as numbers; NaN becomes null.
+
+    Parameters
+    ----------
+    column
+        An Arrow array, shape (n,).
+    trim
+        True to take spaces around text away: in text with columns they belong to the layout, elsewhere to the id.
+    """
     import pyarrow as pa
     import pyarrow.compute as pc
 
     column = plain(column)
     if pa.types.is_string(column.type):
-        return pc.ascii_trim_whitespace(column)
+        return pc.ascii_trim_whitespace(column) if trim else column
     if pa.types.is_floating(column.type):
         return pc.if_else(pc.is_nan(column), _null(column.type), column)
     return column

@@ -20,7 +20,8 @@ def texts(values: list[str | None]) -> list[pa.Array]:
 
 def test_ids_of_every_type_of_text_are_alike() -> None:
     for column in texts(["a", "", None, " b ", "\t"]):
-        found = kinds.ids(column)
+        assert kinds.ids(column).to_pylist() == ["a", "", None, " b ", "\t"], column.type
+        found = kinds.ids(column, trim=True)
         assert found.to_pylist() == ["a", "", None, "b", ""], column.type
         assert kinds.present(found).tolist() == [True, False, False, True, False], column.type
 
