@@ -129,11 +129,11 @@ def _answers(service: RecommenderService, request: AnswerFileRequest) -> Iterato
     import numpy as np
 
     model = service.recommender
-    limits = {
-        name: _rows(service.items, "item", [id_ for lists in _batches(path) for ids in lists for id_ in ids])
-        for name, path in (("exclude", request.exclude), ("only", request.only))
-        if path is not None
-    }
+    allowed = None if request.only is request.exclude is None else np.full(len(service.items), request.only is None)
+    for path, value in ((request.only, True), (request.exclude, False)):
+        if path is not None and allowed is not None:
+            named = [id_ for lists in _batches(path) for ids in lists for id_ in ids]
+            allowed[_rows(service.items, "item", named)] = value
     for asked in _batches(request.questions):
         what, table = ("user", service.users) if request.by == "user" else ("item", service.items)
         rows = iter(_rows(table, what, [id_ for ids in asked for id_ in ids]))
@@ -141,10 +141,10 @@ def _answers(service: RecommenderService, request: AnswerFileRequest) -> Iterato
             own = np.array([next(rows) for _ in ids], np.int64)
             if request.by == "user":
                 history = model.history
-                yield model.recommend(history.items(own[0]), history.values(own[0]), request.k, **limits)
+                yield model.recommend(history.items(own[0]), history.values(own[0]), request.k, allowed=allowed)
             elif request.by == "history":
                 own = np.unique(own)
-                yield model.recommend(own, np.ones(len(own), np.float32), request.k, **limits)
+                yield model.recommend(own, np.ones(len(own), np.float32), request.k, allowed=allowed)
             else:
                 yield model.similar(int(own[0]), request.k)
 

@@ -29,8 +29,6 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-PARTS = ("user", "item", "value")
-"""Columns of a training that a test file is read by too."""
 NCF_DEPTH = 10
 """Items that NCF's protocol looks at."""
 
@@ -71,7 +69,8 @@ def workload(request: EvaluateRequest, budget: MemoryBudget) -> EvaluateWorkload
 
 def _sources(request: EvaluateRequest, manifest: RecommenderManifest) -> tuple[readers.Source, ...]:
     """The test files, by the options, then by the columns that the model was trained on, then by common names."""
-    model = readers.Columns(**{name: column for name, column in manifest.get("columns", {}).items() if name in PARTS})
+    read = manifest.get("columns")
+    model = readers.Columns(read["user"], read["item"], read["value"]) if read is not None else readers.Columns()
     return tuple(
         readers.open_source(path, request.columns, request.layout, partitions=partitions, model=model)
         for path, partitions in expanded(request.test)

@@ -146,7 +146,7 @@ def _manifest_fields(work: TrainWorkload) -> dict[str, Any]:
     }
 
 
-def _print_sizes(session: Session, facts: ingest.Facts) -> None:
+def _print_sizes(session: CommandSession[TrainRequest, TrainWorkload], facts: ingest.Facts) -> None:
     inputs = session.workload.inputs
     for line in readers.understood(inputs.sources) if inputs else ():
         session.say(line)

@@ -55,8 +55,6 @@ class Recommender:
         values: NDArray[np.float32],
         k: int,
         *,
-        exclude: NDArray[Any] | None = None,
-        only: NDArray[Any] | None = None,
         allowed: NDArray[np.bool_] | None = None,
     ) -> list[tuple[int, float]]:
         """The ``k`` best items for a history, without its own items.
@@ -67,10 +65,8 @@ class Recommender:
             The history: rows of items, and values, shape (n,) each.
         k
             Number of items.
-        exclude, only
-            Rows of items never to recommend; rows of items to choose from.
         allowed
-            The same as a mask, shape (items,).
+            Mask of items that may be recommended, shape (items,); ``None``: all.
 
         Returns
         -------
@@ -81,12 +77,6 @@ class Recommender:
 
         scores = self.item_factors @ self.user_vector(items, values)
         scores[items] = -np.inf
-        if exclude is not None:
-            scores[exclude] = -np.inf
-        if only is not None:
-            excluded = np.ones(len(scores), bool)
-            excluded[only] = False
-            scores[excluded] = -np.inf
         if allowed is not None:
             scores[~allowed] = -np.inf
         return _best(scores, k)

@@ -60,7 +60,7 @@ class RecommenderService:
         self.items = IdTable(directory / "items.parquet", manifest["items"])
         self.users = IdTable(directory / "users.parquet", manifest["users"])
 
-    def for_user(self, user: str, k: int, *, explained: int = 0, **limits: NDArray[Any] | None) -> list[dict[str, Any]]:
+    def for_user(self, user: str, k: int, *, explained: int = 0) -> list[dict[str, Any]]:
         """The best items for a user of the training data.
 
         Parameters
@@ -71,8 +71,6 @@ class RecommenderService:
             Number of items.
         explained
             Number of items of the history that are named for each recommendation: those that added most to its score.
-        limits
-            ``exclude`` and ``only`` of ``Recommender.recommend``.
 
         Returns
         -------
@@ -87,28 +85,33 @@ class RecommenderService:
         UsageError
             As ``Recommender.explain``.
         """
-        return list(self.described(self.ranked(user, (), k, **limits), explained))
+        return list(self.described(self.ranked(user, (), k), explained))
 
-    def for_history(
-        self, ids: Sequence[str], k: int, *, explained: int = 0, **limits: NDArray[Any] | None
-    ) -> list[dict[str, Any]]:
+    def for_history(self, ids: Sequence[str], k: int, *, explained: int = 0) -> list[dict[str, Any]]:
         """The best items for a history of item ids, each with value 1; otherwise as ``for_user``."""
-        return list(self.described(self.ranked(None, ids, k, **limits), explained))
+        return list(self.described(self.ranked(None, ids, k), explained))
 
-    def ranked(self, user: str | None, ids: Sequence[str], k: int, **limits: NDArray[Any] | None) -> Ranked:
-        """The best items for a user, or if that is ``None`` for a history; raises as ``for_user``."""
+    def ranked(self, user: str | None, ids: Sequence[str], k: int, allowed: NDArray[np.bool_] | None = None) -> Ranked:
+        """The best items among the allowed ones for a user, or if that is ``None`` for a history of item ids.
+
+        Raises
+        ------
+        UnknownId
+            The user or an item is not in the model.
+        """
+        items, values = self._history(user, ids)
+        return Ranked(items, values, self.recommender.recommend(items, values, k, allowed=allowed))
+
+    def _history(self, user: str | None, ids: Sequence[str]) -> tuple[NDArray[Any], NDArray[np.float32]]:
         import numpy as np
 
         if user is None:
-            items = self.rows(ids)
-            values = np.ones(len(items), np.float32)
-        else:
-            row = self.users.row(user)
-            if row is None:
-                raise UnknownId("user", user)
-            history = self.recommender.history
-            items, values = history.items(row), history.values(row)
-        return Ranked(items, values, self.recommender.recommend(items, values, k, **limits))
+            rows = self.rows(ids)
+            return rows, np.ones(len(rows), np.float32)
+        row = self.users.row(user)
+        if row is None:
+            raise UnknownId("user", user)
+        return self.recommender.history.items(row), self.recommender.history.values(row)
 
     def described(self, ranked: Ranked, explained: int = 0) -> Iterator[dict[str, Any]]:
         """Yield the answers one by one, in the form that ``for_user`` returns; raises as ``Recommender.explain``."""
