@@ -89,20 +89,23 @@ def answering() -> None:
 
     import numpy as np
     import pyarrow as pa
-    import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
     from apps.recsys.data import arrow_numpy
+    from apps.recsys.data.id_table import IdTable
     from apps.recsys.models.catalogue_search import Catalogue
 
     scoring()
-    file = io.BytesIO()
-    pq.write_table(pa.table({"id": arrow_numpy.text(["a", "b"])}), file)
-    column = arrow_numpy.read_parquet(pa.BufferReader(file.getvalue()))["id"].chunk(0)
-    pc.index(column, column[1]).as_py()
+    rows = np.arange(2, dtype=np.int32)
+    for ids in (arrow_numpy.text(["1", "b"]), arrow_numpy.numbers(np.arange(2))):
+        file = io.BytesIO()
+        pq.write_table(pa.table({"id": ids, "title": arrow_numpy.text(["a", "b"])}), file)
+        source: Any = pa.BufferReader(file.getvalue())
+        table = IdTable(source)
+        table.rows([str(table.id(table.row("1") or 0)), table.title(1)])
+        table.ids(rows), table.titles(rows)
     vectors = np.eye(64, dtype=np.float32)
-    rows, _ = Catalogue(vectors).best(vectors[:8], (np.arange(8), np.arange(8, dtype=np.int32)), 3)
-    column.take(arrow_numpy.numbers(rows[0] % 2))
+    Catalogue(vectors).best(vectors[:8], (np.arange(8), np.arange(8, dtype=np.int32)), 3)
 
 
 def training() -> None:

@@ -217,10 +217,9 @@ def _common_faults(line: Mapping[str, Any]) -> list[str]:
     faults = []
     if "traceback" in line["stderr"].lower():
         faults.append("a traceback")
-    if line["exit"] not in (EXIT_OK, EXIT_DOES_NOT_FIT) and line["stderr"].count("\n") > 1:
-        lines = [text for text in line["stderr"].splitlines() if text.strip()]
-        if len(lines) > MOST_LINES:
-            faults.append(f"{len(lines)} lines on stderr")
+    lines = [text for text in line["stderr"].splitlines() if text.strip()]
+    if line["exit"] == EXIT_BAD_INPUT and len(lines) > MOST_LINES:
+        faults.append(f"{len(lines)} lines on stderr")
     return faults
 
 

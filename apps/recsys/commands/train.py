@@ -62,7 +62,7 @@ def workload(request: TrainRequest, budget: MemoryBudget) -> TrainWorkload:
     ceiling = budget.host_bytes
     if ceiling < resident() + ARROW_BYTES:
         if not any(source.needs_arrow for source in inputs.sources):
-            return TrainWorkload(request, ingest.count(inputs))
+            return TrainWorkload(request, ingest.count(inputs), None, inputs)
         ceiling = guard.LEAST_WALL  # where the walls stand until there is a plan: read, in order to refuse
     workspace = ingest.workspace(request.output)
 

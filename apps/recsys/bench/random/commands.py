@@ -96,8 +96,10 @@ def sessions(draw: Callable[[st.SearchStrategy[Any]], Any]) -> RecsysSession:
         "set": st.sampled_from(SETTINGS.get(kind, ("",))).map(lambda pair: [pair]),
         "micro_batch": _words(st.integers(1, 64)),
         "accumulate": _words(st.integers(1, 4)),
+        "delimiter": st.just(["tab" if table.format == "tsv" else ","]),
+        "decimal": st.just(["."]),
     }
-    left_out = ("model", "items", "resume", *COLUMNS, *(() if kind == "embedding" else EMBEDDING_ONLY))
+    left_out = ("model", "items", "resume", "no_header", *COLUMNS, *(() if kind == "embedding" else EMBEDDING_ONLY))
     left_out += () if kind in SETTINGS else ("set",)
     options = random_commands.options(random_commands.command_parser(parser(), "train"), draw, values, left_out)
     if "--epochs" not in options and "--tune" not in options:
@@ -117,6 +119,8 @@ def _answers(draw: Callable[[st.SearchStrategy[Any]], Any], table: Table) -> tup
         "exclude": items.map(lambda text: [text]),
         "only": items.map(lambda text: [text]),
         "explain": _words(st.integers(1, 20)),
+        "delimiter": st.just([","]),
+        "decimal": st.just(["."]),
     }
     who: list[str] = []
     if command == "recommend":
@@ -124,7 +128,7 @@ def _answers(draw: Callable[[st.SearchStrategy[Any]], Any], table: Table) -> tup
         who = draw(st.sampled_from([user, ["--all-users", "-o", "FOLDER/lists.parquet"], ["--history", draw(items)]]))
     if command == "similar":
         who = ["--item", table.item(draw(st.integers(0, 3)))]
-    left_out = ("user", "all_users", "history", "item", "test", "negatives", "protocol")
+    left_out = ("user", "command", "history", "item", "test", "negatives", "protocol", "no_header", *COLUMNS)
     words = random_commands.options(random_commands.command_parser(parser(), command), draw, values, left_out)
     return (command, *who, *words)
 
