@@ -22,8 +22,8 @@ LEAST_BYTES = 64 << 20
 """Number of bytes that may be unpacked of any file."""
 MOST_WINDOW = 8 << 20
 """Largest window of a ``.zst`` file in bytes: what ``zstd`` writes up to its level 19."""
-UNPACKING_BYTES = {"": 0, ".gz": 1 << 16, ".bz2": 4 << 20, ".zst": MOST_WINDOW + (2 << 20)}
-"""Memory that unpacking takes at most, by suffix (bzip2's manual; a window and zstd's own tables)."""
+UNPACKING_BYTES = {"": 0, ".gz": 1 << 16, ".bz2": 4 << 20, ".zst": 1 << 19}
+"""Memory that unpacking takes at most, by suffix (bzip2's manual); of ``.zst`` without the file's own window."""
 TRANSCODING_BYTES = 1 << 20
 """Memory of a block of UTF-16 while it becomes UTF-8, several copies of 64 KiB."""
 _UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
@@ -49,7 +49,12 @@ def format_suffix(path: Path) -> str:
 
 def unpacking_bytes(paths: Iterable[Path]) -> int:
     """Memory that reading one of some files takes besides the parser's, at most."""
-    return max((UNPACKING_BYTES[packing(path)] + TRANSCODING_BYTES * (not is_plain(path)) for path in paths), default=0)
+    return max(map(_unpacking_bytes, paths), default=0)
+
+
+def _unpacking_bytes(path: Path) -> int:
+    window = min(MOST_WINDOW, _window(path)) if packing(path) == ".zst" else 0
+    return UNPACKING_BYTES[packing(path)] + window + TRANSCODING_BYTES * (not is_plain(path))
 
 
 def is_plain(path: Path) -> bool:
