@@ -6,7 +6,15 @@ from typing import Any
 
 import pytest
 
-from apps.recsys.planning.requests import EvaluateRequest, RecommendAllRequest
+from apps.recsys import cli
+from apps.recsys.data.columns import Columns, Layout
+from apps.recsys.planning.requests import (
+    EvaluateRequest,
+    RecommendAllRequest,
+    RecommendRequest,
+    ServeRequest,
+    split_ids,
+)
 from apps.recsys.planning.resume_settings import resume_settings
 from common.errors import UsageError
 from tests.apps.recsys.asked import train_request
@@ -81,3 +89,46 @@ def test_tables_go_with_their_factors_before_anything_is_read() -> None:
     ):
         with refused(UsageError, *facts):
             train_request(*options)
+
+
+@pytest.mark.parametrize(
+    ("text", "ids"),
+    [
+        ("7", ["7"]),
+        ("7, 8 ,,9", ["7", "8", "9"]),
+        ('"Oak, Ash","Elm"', ["Oak, Ash", "Elm"]),
+        ('"a ""b"", c",d', ['a "b", c', "d"]),
+        (" , ", []),
+    ],
+)
+def test_ids_in_a_line(text: str, ids: list[str]) -> None:
+    assert split_ids(text) == ids
+
+
+def test_lists_of_ids_may_be_repeated() -> None:
+    command = ["recommend", "m", "--history", "1", "--history", '"2,3"', "--only", "4", "--only", "5", "--threads", "1"]
+    request = RecommendRequest.of(cli.parser().parse_args(command))
+    assert (request.history, request.only, request.named) == (("1", "2,3"), ("4", "5"), 4)
+
+
+def test_layouts_of_text() -> None:
+    assert train_request().data.layout == Layout()
+    options = ("--delimiter", "tab", "--decimal", ",", "--no-header")
+    assert train_request(*options).data.layout == Layout("tab", ",", headed=False)
+    with refused(UsageError, "--delimiter", "ab", "tab", "list"):
+        train_request("--delimiter", "ab")
+    for option in ({"columns": Columns("u")}, {"layout": Layout(";")}):
+        with refused(UsageError, "--test"):
+            EvaluateRequest(model=Path("m"), threads=1, **option)
+
+
+@pytest.mark.parametrize("name", ["lists.csv", "lists.TSV", "lists.jsonl", "lists.csv.gz"])
+def test_lists_are_not_written_into_what_looks_like_text(name: str) -> None:
+    with refused(UsageError, name, ".parquet"):
+        RecommendAllRequest(model=Path("m"), output=Path(name), threads=1)
+
+
+@pytest.mark.parametrize("port", [-1, 65536, 99999])
+def test_ports_that_there_are_not(port: int) -> None:
+    with refused(UsageError, "--port", port, 65535):
+        ServeRequest(model=Path("m"), port=port, threads=1)
