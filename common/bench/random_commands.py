@@ -261,6 +261,8 @@ class Campaign:
     end: float
     """``time.monotonic()`` at which no further session begins."""
     path: Path | None = None
+    reduce: bool = True
+    """Whether the smallest session that fails is searched for."""
     lines: list[dict[str, Any]] = field(default_factory=list)
     _judged: dict[str, list[str]] = field(default_factory=dict)
     _reduced: set[str] = field(default_factory=set)
@@ -282,7 +284,7 @@ class Campaign:
         @seed(self.seed * 1_000_000 + chunk)
         @settings(
             max_examples=size,
-            phases=(Phase.generate, Phase.shrink),
+            phases=(Phase.generate, Phase.shrink) if self.reduce else (Phase.generate,),
             database=None,
             deadline=None,
             suppress_health_check=list(HealthCheck),

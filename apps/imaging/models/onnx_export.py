@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from apps.imaging.models.networks import registry
+from common.memory.process import libraries
 
 OPSET = 17
 """Version of ONNX's operators: the newest that the older exporter writes."""
@@ -85,6 +86,7 @@ def export_onnx(name: str, network: nn.Module, path: Path, *, tile: tuple[int, i
     str
         The output's name: ``"features"`` or ``"logits"``.
     """
+    libraries.priced("onnx", "ml_dtypes", "google")  # torch imports them here; the planned export contains them
     network.eval()
     split = registry.split_head(name, network)
     output = "features" if split else "logits"

@@ -18,6 +18,15 @@ LARGEST = 512 * KIB
 """Bytes that a library may take without having been loaded in the warm-up."""
 
 
+_priced: set[str] = set()
+"""Packages that may come late, because a term of the plan contains them."""
+
+
+def priced(*packages: str) -> None:
+    """Let packages come after the warm-up: a term of the plan contains what they take."""
+    _priced.update(packages)
+
+
 class LateLibrary(RuntimeError):
     """A command loaded libraries after its warm-up; the message names them."""
 
@@ -40,8 +49,14 @@ class Libraries:
 
     def beyond(self, warm: "Libraries") -> list[str]:
         """Return a text for each large library that is not in ``warm``."""
-        late = [(Path(path).name, size) for path, size in self.shared.items() if path not in warm.shared]
-        late += [(name, size - warm.packages.get(name, 0)) for name, size in self.packages.items()]
+        late = [
+            (Path(path).name, size)
+            for path, size in self.shared.items()
+            if path not in warm.shared and not _priced & set(Path(path).parts)
+        ]
+        late += [
+            (name, size - warm.packages.get(name, 0)) for name, size in self.packages.items() if name not in _priced
+        ]
         return [f"{name} ({format_size(size)})" for name, size in sorted(late) if size > LARGEST]
 
 

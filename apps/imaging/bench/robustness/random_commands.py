@@ -96,13 +96,13 @@ def segmentations(draw: Callable[[st.SearchStrategy[Any]], Any]) -> InferSession
     types = ("nifti", "dicom-seg", "nifti,dicom-seg", "dicom-rtstruct") if dicom else ("nifti",)
     values = SHARED_VALUES | {
         "output_type": _words(st.sampled_from(types)),
-        "repair": _words(st.sampled_from(("tilt", "spacing", "tilt,spacing"))),
+        "repair": _words(st.sampled_from(("tilt", "spacing", "tilt,spacing", "header"))),
         "overlap": _words(st.sampled_from((0.25, 0.0, 0.5, 0.75))),
         "tile": _words(st.tuples(edge, edge, edge).map(lambda sides: ",".join(map(str, sides)))),
         "batch": _words(st.integers(1, 4)),
         "remove_small": _words(st.sampled_from((0.01, 1.0))),
     }
-    left_out = ("model", "series", "roi_subset", "stow")
+    left_out = ("model", "series", "volume", "roi_subset", "stow")
     words = random_commands.options(random_commands.command_parser(parser(), "infer"), draw, values, left_out)
     return InferSession(studies, draw(models()), tuple(words), draw(st.booleans()))
 

@@ -66,7 +66,8 @@ class Volume:
         from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
         folder.mkdir(parents=True)
-        voxels, series = self._voxels().astype(np.int16), generate_uid()
+        voxels = self._voxels().astype(np.int16)
+        study, series, frame = generate_uid(), generate_uid(), generate_uid()
         for z in range(self.shape[2]):
             data = pydicom.Dataset()
             data.file_meta = FileMetaDataset()
@@ -74,11 +75,7 @@ class Volume:
             data.SOPClassUID = data.file_meta.MediaStorageSOPClassUID = CTImageStorage
             data.SOPInstanceUID = data.file_meta.MediaStorageSOPInstanceUID = generate_uid()
             data.PatientName, data.PatientID, data.Modality = "RANDOM^STUDY", "1", "CT"
-            data.StudyInstanceUID, data.SeriesInstanceUID, data.FrameOfReferenceUID = (
-                series + ".1",
-                series,
-                series + ".2",
-            )
+            data.StudyInstanceUID, data.SeriesInstanceUID, data.FrameOfReferenceUID = study, series, frame
             data.Columns, data.Rows = self.shape[:2]
             data.PixelSpacing = [self.spacing[1], self.spacing[0]]
             data.ImageOrientationPatient, data.ImagePositionPatient = [1, 0, 0, 0, 1, 0], [0, 0, z * self.spacing[2]]

@@ -73,15 +73,15 @@ def test_a_few_steps_on_real_cases_learn(dataset: Callable[[str], Path], tmp_pat
     amp = "bf16" if cpu.precisions("torch").get("bf16") == "native" else "off"
     options = ("--patch", "32,48,32", "--fold", "0/5", "--amp", amp, "--memory", "1GiB", "--json")
     # Planned first: a run that has to measure its costs counts the child that measures them too.
-    command = ("apps.imaging", "train", folder, "-o", tmp_path / "model", "--steps", 80, *options)
+    command = ("apps.imaging", "train", folder, "-o", tmp_path / "model", "--steps", 45, *options)
     planned = run(*command, "--dry-run")
     assert planned.code == 0 and not (tmp_path / "model").exists(), planned.err
     done = run(*command)
     assert done.code == 0, done.err
     says(done.err, "dataset.json")
     record = done.record
-    assert record["results"]["steps"] == 80
-    assert record["results"]["metrics"]["mean_dice"] > 0.4  # untrained: below 0.05
+    assert record["results"]["steps"] == 45
+    assert record["results"]["metrics"]["mean_dice"] > 0.2  # untrained: below 0.05
     kept(record)
     plan = record["plan"]
     assert plan["knobs"]["allocator"] == "roomy"
@@ -169,8 +169,8 @@ def test_cases_on_disk_train_the_same_weights(balls: Path, tmp_path: Path, run: 
 
 
 def test_a_ceiling_that_is_too_small_names_one_that_works(balls: Path, tmp_path: Path, run: Runner):
-    command = ("apps.imaging", "train", balls, "-o", tmp_path / "m", "--steps", 2, *FAST, "--patch", 48)
-    refused = run(*command, "--memory", "450MiB")
+    command = ("apps.imaging", "train", balls, "-o", tmp_path / "m", "--steps", 2, *FAST, "--patch", 32)
+    refused = run(*command, "--memory", "400MiB")
     assert refused.code == 3, refused.err
     smallest = refused.record["smallest_feasible_bytes"]
     assert f"--memory {smallest >> 20}MiB" in refused.err

@@ -104,7 +104,7 @@ def test_what_the_optimizer_holds_is_in_the_bound() -> None:
 
 def _step(patch: int, setting: str, *options: str) -> tuple[int, float]:
     """Peak of a real step, and its page faults: of small pages, because it is chance how many huge ones there are."""
-    command = ["-m", "common.bench.allocation", "--small-pages", "--steps", "7", "--patch", str(patch)]
+    command = ["-m", "common.bench.allocation", "--small-pages", "--steps", "5", "--patch", str(patch)]
     command += ["--setting", setting, *options]
     done = subprocess.run([sys.executable, *command], capture_output=True, text=True, check=True)
     found = json.loads(done.stdout)
@@ -122,5 +122,5 @@ def test_a_real_step_peaks_near_the_mapped_one_and_reuses_pages_with_slack() -> 
 
 
 def test_a_large_step_reuses_pages_without_slack() -> None:
-    (_, mapped_faults), (_, faults) = _step(64, "mapped"), _step(64, "heap")
+    (_, mapped_faults), (_, faults) = _step(48, "mapped"), _step(48, "heap")
     assert faults < 0.6 * mapped_faults

@@ -5,6 +5,7 @@ import sys
 
 import pytest
 
+from common.memory.process import libraries
 from common.memory.process.libraries import LARGEST, LateLibrary, Libraries, check
 
 
@@ -27,3 +28,10 @@ def test_nothing_is_late_at_once() -> None:
     check(Libraries.now())
     with pytest.raises(LateLibrary):
         check(Libraries({}, {}))
+
+
+def test_a_package_that_the_plan_contains_may_come_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(libraries, "_priced", set())
+    late = Libraries({"/site-packages/onnx/core.so": 9 * LARGEST}, {"onnx": 9 * LARGEST, "other": 9 * LARGEST})
+    libraries.priced("onnx")
+    assert [text.partition(" ")[0] for text in late.beyond(Libraries({}, {}))] == ["other"]
