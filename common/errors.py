@@ -11,23 +11,8 @@ EXIT_BAD_INPUT = 4
 EXIT_INTERRUPTED = 130
 
 
-def printable(text: str) -> str:
-    """A text for a terminal or a log: control characters and bytes that are not UTF-8 are shown escaped.
-
-    Examples
-    --------
-    >>> print(printable("a\x1b[31mb" + chr(0xDCFF)))
-    a\x1b[31mb\udcff
-    """
-    shown = "".join(one if one.isprintable() or one == " " else one.encode("unicode_escape").decode() for one in text)
-    return shown.encode("utf-8", "backslashreplace").decode()
-
-
 class UsageError(ValueError):
     """The command line is wrong (exit 2); the message says what was given and what is accepted."""
-
-    def __init__(self, message: str) -> None:
-        super().__init__(printable(message))
 
 
 class BadInput(ValueError):
@@ -42,7 +27,7 @@ class BadInput(ValueError):
     """
 
     def __init__(self, message: str, *, public: str | None = None) -> None:
-        super().__init__(printable(message))
+        super().__init__(message)
         self.public = public if public is not None else "an input could not be used"
 
 

@@ -8,6 +8,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import time
 import weakref
@@ -16,38 +17,13 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from common.errors import BadInput, UsageError
+from common.errors import UsageError
 
 _HASH_BLOCK = 1 << 20
-NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-"""Errors of a write for which there is no room."""
+_LARGE = 64 << 20
+"""Free bytes from which a lack of room is a limit of the file's size or a quota rather than a full disk."""
 PATIENCE = 2.0
 """Seconds to wait for a lock: children of a killed command need a moment to end."""
-
-
-def disk_full(path: Path) -> BadInput:
-    """The error for an output that has no room on the disk of ``path``: how much is free there."""
-    path = next(place for place in (path, *path.absolute().parents) if place.is_dir())
-    free = shutil.disk_usage(path).free / (1 << 20)
-    message = f"no room on its disk ({free:.1f} MiB free), or in its quota or file-size limit; free some, or choose"
-    return BadInput(f"{path}: {message} another place", public="disk full")
-
-
-@contextmanager
-def enough_room(path: Path) -> Iterator[None]:
-    """A block that writes to the disk of ``path``.
-
-    Raises
-    ------
-    BadInput
-        If that is full.
-    """
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in NO_SPACE:
-            raise
-        raise disk_full(path) from None
 
 
 def _temporary(path: Path) -> Path:
@@ -61,6 +37,35 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_NO_ROOM_TEXT = re.compile(r"No space left|File too large|quota exceeded|\d+ requested and \d+ written", re.IGNORECASE)
+"""How NumPy and Arrow say so, without an error number."""
+
+
+def no_room(error: BaseException, place: Path | None = None) -> str | None:
+    """A line that says where room for a file was missing, if that is why writing failed; else ``None``.
+
+    Parameters
+    ----------
+    error
+        What was raised.
+    place
+        Where the file was written, if the error does not say so.
+    """
+    if not isinstance(error, OSError) or not (error.errno in _NO_ROOM or _NO_ROOM_TEXT.search(str(error))):
+        return None
+    named = isinstance(error.filename, str | bytes) and error.filename
+    path = Path(os.fsdecode(error.filename)) if named else place
+    if path is None:
+        return "no space left where the output goes"
+    folder = next((one for one in (path, *path.absolute().parents) if one.is_dir()), Path("/"))
+    state = os.statvfs(folder)
+    free = state.f_bavail * state.f_frsize
+    if error.errno == errno.EFBIG or free > _LARGE:
+        return f"no room to write on in {folder}: the size of files there, or what you may store, is limited"
+    return f"no space left on the disk of {folder} ({free >> 10:,} KiB free): what was written there is removed"
 
 
 @contextmanager
@@ -88,21 +93,11 @@ def atomic_file(path: Path) -> Iterator[Path]:
         raise
 
 
-def cell(text: str) -> str:
-    """A text as a cell of a CSV file: one that a spreadsheet would take for a formula begins with an apostrophe.
-
-    Examples
-    --------
-    >>> cell("=1+1"), cell("liver")
-    ("'=1+1", 'liver')
-    """
-    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
-
-
 def write_text(path: Path, text: str) -> None:
     """Write a small text file atomically."""
     with atomic_file(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        # Names of files may have bytes that are not UTF-8; what replaces them is JSON's own notation.
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:

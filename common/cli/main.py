@@ -30,7 +30,7 @@ from common.errors import (
     DoesNotFit,
     UsageError,
 )
-from common.files import enough_room, sole_writer, write_json, write_text
+from common.files import no_room, sole_writer, write_json, write_text
 from common.memory.costs.probes import resolve
 from common.memory.costs.store import CostStore, cache_directory
 from common.memory.footprint import ALL
@@ -264,9 +264,13 @@ def _run(args: argparse.Namespace, request: Any, budget: MemoryBudget, superviso
             record.exit_code, line = EXIT_BAD_INPUT, str(error)
             record.error = {"kind": "input", "message": error.public}
         except Exception as error:
-            record.exit_code, line = EXIT_UNFORESEEN, _unforeseen(args, error)
-            kind = "out of memory" if guard.is_out_of_memory(error) else type(error).__name__
-            record.error = {"kind": kind, "message": "see the log"}
+            record.exit_code = EXIT_UNFORESEEN
+            if line := no_room(error, command.record(request)):
+                record.error = {"kind": "disk full", "message": "no room for a file"}
+            else:
+                line = _unforeseen(args, error)
+                kind = "out of memory" if guard.is_out_of_memory(error) else type(error).__name__
+                record.error = {"kind": kind, "message": "see the log"}
     if record.exit_code == EXIT_OK and gauge.peak_bytes > budget.host_bytes:
         line = explain.excess_text(record.plan, gauge.peaks, budget.host_bytes)
         record.exit_code, record.error = EXIT_UNFORESEEN, {"kind": ABOVE, "message": line}
@@ -319,9 +323,8 @@ def _plan_and_execute(args: argparse.Namespace, request: Any, record: RunRecord,
     child.tell_supervisor(supervisor.PLANNED)
     record.missing_walls = guard.missing_walls(soft=session.wall())
     record.results = session.results
-    path = command.record(request)
-    alone = sole_writer(path.parent) if path is not None and command.alone else nullcontext()
-    with alone, enough_room(path or Path.cwd()):
+    path = command.record(request) if command.alone else None
+    with sole_writer(path.parent) if path is not None else nullcontext():
         session.results.update(command.execute(session))
     record.plan = session.plan  # another one where settings were searched
 

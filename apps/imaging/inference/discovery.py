@@ -1,7 +1,7 @@
-"""Which studies the inputs of a command line hold, and what is left out beside them.
+"""The studies that the inputs of a command line hold, and the files that are left out.
 
 A NIfTI file, a folder with DICOM files directly in it, and such a folder inside a zip are a study each. Every folder
-below an input is searched, whatever lies beside it.
+below an input is searched, whatever else is in it.
 """
 
 import os
@@ -12,7 +12,8 @@ from pathlib import Path
 from apps.imaging.volumes import nifti
 from apps.imaging.volumes.archive import is_zip, zip_of
 from apps.imaging.volumes.volume import Volume
-from common.errors import BadInput, printable
+from common.errors import BadInput
+from common.terminal import escaped
 
 UNREAD = (".nrrd", ".nhdr", ".mha", ".mhd", ".img", ".hdr", ".mgz", ".mgh", ".mnc", ".nii.bz2", ".nii.zst", ".nii.xz")
 """Endings of images that are not read; a search names such files."""
@@ -28,7 +29,7 @@ class LeftOut:
     """The reason without paths or identifiers."""
 
     def __str__(self) -> str:
-        return printable(f"left out: {self.path}: {self.reason}")
+        return escaped(f"left out: {self.path}: {self.reason}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +39,7 @@ class FoundStudy:
     input: str
     """The user's path, or one below it; or an address."""
     searched: bool = False
-    """Whether a search found it among others, so that it is left out if it turns out to be no volume."""
+    """True if a search found it among others; it is left out if it turns out to be no volume."""
 
 
 def find_studies(inputs: Sequence[Path | str]) -> tuple[list[FoundStudy], list[LeftOut]]:
@@ -52,7 +53,7 @@ def find_studies(inputs: Sequence[Path | str]) -> tuple[list[FoundStudy], list[L
     Returns
     -------
     tuple
-        The studies, each once, and what else was found.
+        The studies, each once, and other images that were found.
 
     Raises
     ------

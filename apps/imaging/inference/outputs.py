@@ -15,7 +15,6 @@ from apps.imaging.inference import preview, statistics
 from apps.imaging.models.model_folder import ImagingModel, Label
 from apps.imaging.volumes import nifti
 from apps.imaging.volumes.volume import Volume
-from common.files import enough_room
 from common.memory.footprint import Price
 
 
@@ -54,15 +53,11 @@ class OutputRequest:
 def whole_or_nothing(directory: Path, names: Sequence[str]) -> Iterator[None]:
     """A block that writes a study's files; if it fails, those that it wrote are removed, and others stay.
 
-    Raises
-    ------
-    BadInput
-        If the disk is full.
+    An interrupted block leaves them to the next run.
     """
     before = {name: _state(directory / name) for name in names}
     try:
-        with enough_room(directory):
-            yield
+        yield
     except Exception:
         for name in names:
             if _state(directory / name) != before[name]:
@@ -71,7 +66,7 @@ def whole_or_nothing(directory: Path, names: Sequence[str]) -> Iterator[None]:
 
 
 def _state(path: Path) -> tuple[int, int] | None:
-    """What tells a file from another one of the same name."""
+    """Inode and time of a file, which tell it from another one of the same name."""
     with suppress(OSError):
         state = path.stat()
         return state.st_ino, state.st_mtime_ns

@@ -13,8 +13,9 @@ import numpy.typing as npt
 
 from apps.imaging.models.model_folder import Label
 from apps.imaging.volumes.volume import PlaneReader, Volume, scaled
-from common.files import cell, write_text
+from common.files import write_text
 from common.memory.footprint import Price
+from common.terminal import cell
 
 COLUMNS = ("value", "name", "voxels", "volume_ml", "mean", "sd")
 

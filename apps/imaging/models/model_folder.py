@@ -22,7 +22,7 @@ APPLICATION = "imaging"
 CARD = "card.md"
 Operation = Mapping[str, Any]
 MOST_VOXELS = 1 << 30
-"""Of a patch: beyond it, sizes of tensors overflow in the engines."""
+"""Most voxels of a patch: beyond it, sizes of tensors overflow in the engines."""
 
 PALETTE = ((230, 75, 53), (77, 187, 213), (0, 160, 135), (243, 155, 127), (145, 209, 194), (132, 145, 180))
 """Colours of labels that have none; repeated for further labels."""
