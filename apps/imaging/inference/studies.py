@@ -200,6 +200,10 @@ class StudyInputs:
         downloads = Downloads(scratch, options.series)
         places, left_out = find_studies(options.inputs)
         if len(model.channels) > 1:
+            unnumbered = [place.input for place in places if not CHANNEL.search(place.input)]
+            left_out += [
+                LeftOut(each, "no number of a channel (CASE_0000.nii.gz)", "no channel") for each in unnumbered
+            ]
             places = of_several_channels(places)
         table = read_table(options.output)
         outcomes: list[tuple[FoundStudy, str, NetworkGrid | BadInput | Study]] = []
