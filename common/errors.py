@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
+from common.terminal import escaped
+
 EXIT_OK = 0
 EXIT_UNFORESEEN = 1
 EXIT_USAGE = 2
@@ -13,6 +15,9 @@ EXIT_INTERRUPTED = 130
 
 class UsageError(ValueError):
     """The command line is wrong (exit 2); the message says what was given and what is accepted."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(escaped(message))
 
 
 class BadInput(ValueError):
@@ -27,7 +32,7 @@ class BadInput(ValueError):
     """
 
     def __init__(self, message: str, *, public: str | None = None) -> None:
-        super().__init__(message)
+        super().__init__(escaped(message))
         self.public = public if public is not None else "an input could not be used"
 
 

@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from common.errors import UsageError
+from common.errors import BadInput, UsageError
 
 _HASH_BLOCK = 1 << 20
 _LARGE = 64 << 20
@@ -41,7 +41,7 @@ def _sync(path: Path) -> None:
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _NO_ROOM_TEXT = re.compile(r"No space left|File too large|quota exceeded|\d+ requested and \d+ written", re.IGNORECASE)
-"""How NumPy and Arrow say so, without an error number."""
+"""Messages of NumPy and Arrow about a lack of room, without an error number."""
 
 
 def no_room(error: BaseException, place: Path | None = None) -> str | None:
@@ -66,6 +66,23 @@ def no_room(error: BaseException, place: Path | None = None) -> str | None:
     if error.errno == errno.EFBIG or free > _LARGE:
         return f"no room to write on in {folder}: the size of files there, or what you may store, is limited"
     return f"no space left on the disk of {folder} ({free >> 10:,} KiB free): what was written there is removed"
+
+
+@contextmanager
+def enough_room(place: Path) -> Iterator[None]:
+    """Run a block that writes below ``place``, one of several parts of the work that may fail alone.
+
+    Raises
+    ------
+    BadInput
+        If there is no room for a file.
+    """
+    try:
+        yield
+    except OSError as error:
+        if (line := no_room(error, place)) is None:
+            raise
+        raise BadInput(line, public="no room for a file") from None
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from common.memory.process import libraries
 from tests.machine import patience
 from tests.schemas import checked_record
 
@@ -71,6 +72,12 @@ def run() -> Callable[..., Run]:
         return Run(done.returncode, done.stdout, done.stderr)
 
     return call
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _late_libraries() -> None:
+    """Every command that the tests start fails if it loads a large library after its warm-up."""
+    os.environ[libraries.CHECK] = "1"
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -16,6 +16,7 @@ from apps.recsys.planning.requests import (
     RecommendRequest,
     ServeRequest,
     SimilarRequest,
+    split_ids,
 )
 from apps.recsys.planning.train_request import TrainRequest
 from apps.recsys.training import tuning
@@ -50,7 +51,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _ids(text: str) -> list[str]:
-    ids = [id_.strip() for id_ in text.split(",") if id_.strip()]
+    ids = split_ids(text)
     if not ids:
         raise argparse.ArgumentTypeError("expected ids separated by commas")
     return ids
@@ -67,7 +68,7 @@ def _train(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         type=Path,
         metavar="INTERACTIONS",
-        help="CSV (also .gz), Parquet or Arrow, one row per pair",
+        help="text or JSON lines (also .gz, .bz2, .zst), Parquet or Arrow, one row per pair; folders of Parquet files",
     )
     add("-o", "--output", required=True, type=Path, metavar="MODEL_DIR")
     add(
@@ -80,14 +81,8 @@ def _train(parser: argparse.ArgumentParser) -> None:
     add("--epochs", type=main.positive, metavar="N", help="passes over the data (default: ials 15, bpr 40, else 20)")
     tune = "first try N settings on hidden training items; settings on the command line are not searched"
     add("--tune", type=main.positive, default=0, metavar="N", help=tune)
-    add("--user-col", metavar="NAME", help="default: by common names, else the first column")
-    add("--item-col", metavar="NAME", help="default: by common names, else the next column")
-    add("--value-col", metavar="NAME", help="default: by common names, else every row counts 1")
-    add(
-        "--time-col",
-        metavar="NAME",
-        help="for --split leave-last and temporal; default: by common names, else the rows' order",
-    )
+    _columns(parser)
+    add("--time-col", metavar="NAME", help="for --split leave-last and temporal; default: by common names")
     add("--items", type=Path, metavar="ITEMS.csv", help="a table with the items' ids and titles")
     add("--min-value", type=float, metavar="X", help="leave out rows with a smaller value")
     add("--min-user", type=main.positive, default=1, metavar="N", help="leave out users with fewer rows")
@@ -116,6 +111,17 @@ def _train(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(command=command)
 
 
+def _columns(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say how files of interactions are read."""
+    add = parser.add_argument
+    add("--user-col", metavar="NAME", help="default: by common names, else the first column")
+    add("--item-col", metavar="NAME", help="default: by common names, else the next column")
+    add("--value-col", metavar="NAME", help="default: by common names, else every row counts 1")
+    add("--delimiter", metavar="C", help="between columns: a character, tab, space, ::, or list for lists of ids")
+    add("--decimal", choices=(".", ","), default=".", help="before decimals in text (default .)")
+    add("--no-header", dest="header", action="store_false", help="the first line is data: user, item[, value[, time]]")
+
+
 def _embedding(add: Callable[..., Any]) -> None:
     """Add the options of ``--model embedding``, without defaults, so that other models can refuse them."""
     add("--loss", choices=embedding_config.LOSSES, help="default softmax")
@@ -134,6 +140,7 @@ def _evaluate(parser: argparse.ArgumentParser) -> None:
         "the model's --split (the default); with --test: split, or lightgcn for its recall; with --negatives: ncf"
     )
     add("--protocol", choices=PROTOCOLS, help=protocol)
+    _columns(parser)
     main.add_common_options(parser)
     command = Command(
         "recsys evaluate",
@@ -163,10 +170,11 @@ def _recommend(parser: argparse.ArgumentParser) -> None:
     subject.add_argument("--user", metavar="ID", help="a user of the training data")
     all_users = "all users of the training data, into a Parquet file (-o)"
     subject.add_argument("--all-users", action="store_const", dest="command", const=for_all, help=all_users)
-    subject.add_argument("--history", type=_ids, metavar="ID,ID,...", help="items of a history")
+    history = "items of a history; an id with a comma stands in quotes, as in CSV"
+    subject.add_argument("--history", type=_ids, action="extend", metavar="ID,ID,...", help=history)
     _depth(parser)
-    parser.add_argument("--exclude", type=_ids, metavar="ID,ID,...", help="items never to recommend")
-    parser.add_argument("--only", type=_ids, metavar="ID,ID,...", help="items to choose from")
+    for option, text in (("--exclude", "items never to recommend"), ("--only", "items to choose from")):
+        parser.add_argument(option, type=_ids, action="extend", metavar="ID,ID,...", help=text)
     explain = "name N items of the history that added most to each score (ials, embedding)"
     parser.add_argument("--explain", type=main.positive, default=0, metavar="N", help=explain)
     parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="for --all-users: user, rank, item, score")

@@ -32,8 +32,8 @@ def reading() -> None:
     import pyarrow.parquet as pq
 
     from apps.recsys.data import arrow_numpy
+    from apps.recsys.data.formats import kinds
     from apps.recsys.data.id_index import Vocabulary
-    from apps.recsys.data.staging import present
 
     text = b"user,item,value\n" + b"".join(b"%d,%d,1\n" % (n % 7, n) for n in range(64))
     types = {"user": pa.string(), "item": pa.string(), "value": pa.float64()}
@@ -42,10 +42,13 @@ def reading() -> None:
         read_options=pyarrow.csv.ReadOptions(use_threads=False),
         convert_options=pyarrow.csv.ConvertOptions(column_types=types),
     ):
-        good = present(batch["user"])
+        user = kinds.ids(batch["user"])
+        good = kinds.present(user)
+        kinds.numbers(batch["item"])
+        kinds.times(arrow_numpy.text(["2024-01-01 10:00", "2024-01-01T10:00:00.123456789+02:00", ""]))
         with tempfile.TemporaryDirectory() as folder:
             vocabulary = Vocabulary(Path(folder), "user")
-            codes = vocabulary.encode(pc.filter(batch["user"], arrow_numpy.mask(good)))
+            codes = vocabulary.encode(pc.filter(user, arrow_numpy.mask(good)))
             (ids,) = vocabulary.ids(np.ones(len(vocabulary), bool))
             vocabulary.close()
         np.lexsort((codes, codes))
@@ -86,20 +89,23 @@ def answering() -> None:
 
     import numpy as np
     import pyarrow as pa
-    import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
     from apps.recsys.data import arrow_numpy
+    from apps.recsys.data.id_table import IdTable
     from apps.recsys.models.catalogue_search import Catalogue
 
     scoring()
-    file = io.BytesIO()
-    pq.write_table(pa.table({"id": arrow_numpy.text(["a", "b"])}), file)
-    column = arrow_numpy.read_parquet(pa.BufferReader(file.getvalue()))["id"].chunk(0)
-    pc.index(column, column[1]).as_py()
+    rows = np.arange(2, dtype=np.int32)
+    for ids in (arrow_numpy.text(["1", "b"]), arrow_numpy.numbers(np.arange(2))):
+        file = io.BytesIO()
+        pq.write_table(pa.table({"id": ids, "title": arrow_numpy.text(["a", "b"])}), file)
+        source: Any = pa.BufferReader(file.getvalue())
+        table = IdTable(source)
+        table.rows([str(table.id(table.row("1") or 0)), table.title(1)])
+        table.ids(rows), table.titles(rows)
     vectors = np.eye(64, dtype=np.float32)
-    rows, _ = Catalogue(vectors).best(vectors[:8], (np.arange(8), np.arange(8, dtype=np.int32)), 3)
-    column.take(arrow_numpy.numbers(rows[0] % 2))
+    Catalogue(vectors).best(vectors[:8], (np.arange(8), np.arange(8, dtype=np.int32)), 3)
 
 
 def training() -> None:
@@ -141,6 +147,7 @@ def pairing() -> None:
 
 def learning() -> None:
     """Warm up an embedding: reading, scoring, and torch with one step of the network."""
+    import safetensors.torch
     import torch
 
     from apps.recsys.models.embedding.embedding_config import EmbeddingConfig
@@ -154,6 +161,7 @@ def learning() -> None:
     network, _, step = make_step(config, micro_batch=8)
     step(largest_batch(config))
     fit_embedding.tensors(network, None)
+    del safetensors
 
 
 def serving() -> None:

@@ -89,7 +89,7 @@ def smallest(argv: Sequence[str], fresh: Path | None) -> dict[str, Any]:
         middle = tries.pop(0) if tries else (fails + works) // 2
         if not fails < middle < works:
             continue
-        done = _run("forced", ["-m", "common.bench.forced_failures", *argv], middle, middle, fresh)
+        done = _run("forced", ["-m", "common.bench.forced.failures", *argv], middle, middle, fresh)
         if done["exit"] == EXIT_OK and done["peak"] <= middle:
             works = middle
         else:

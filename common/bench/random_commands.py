@@ -4,8 +4,7 @@ A grid finds only what it lists. Here hypothesis draws a ``Session`` of an appli
 and the commands that a user would run on them, with options from the application's own parser. A command's refusal
 under an impossible ceiling names the smallest one that is enough; the command then runs under that and under 1.3 times
 as much, inside a cgroup and beside a watcher of its own. A session in which something fails is reduced to the smallest
-that fails. ``python -m apps.APP.bench.random_commands --seed 1 --seconds 3600`` draws until the clock ends; the next
-call continues.
+that fails. An application's module draws until the clock ends (``--seed 1 --seconds 3600``); the next call continues.
 """
 
 import argparse
@@ -26,7 +25,7 @@ from typing import Any, Protocol
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
-from common.bench.harness import Case, measure
+from common.bench.harness import Bound, Case, Suite, measure
 from common.errors import EXIT_BAD_INPUT, EXIT_DOES_NOT_FIT, EXIT_OK, EXIT_USAGE
 from common.memory.process.budget import MIB, format_size
 from common.memory.process.meter import pages
@@ -218,10 +217,9 @@ def _common_faults(line: Mapping[str, Any]) -> list[str]:
     faults = []
     if "traceback" in line["stderr"].lower():
         faults.append("a traceback")
-    if line["exit"] not in (EXIT_OK, EXIT_DOES_NOT_FIT) and line["stderr"].count("\n") > 1:
-        lines = [text for text in line["stderr"].splitlines() if text.strip()]
-        if len(lines) > MOST_LINES:
-            faults.append(f"{len(lines)} lines on stderr")
+    lines = [text for text in line["stderr"].splitlines() if text.strip()]
+    if line["exit"] == EXIT_BAD_INPUT and len(lines) > MOST_LINES:
+        faults.append(f"{len(lines)} lines on stderr")
     return faults
 
 
@@ -354,6 +352,19 @@ class Campaign:
 def _kind(fault: str) -> str:
     """Return a fault without its numbers and its command."""
     return "".join(char for char in fault.rpartition(": ")[2] if not char.isdigit())
+
+
+NO_FAULTS = Bound("result.failed", at_most=0)
+SEEDS = (1, 2)
+"""Seeds of the sessions that the suite draws, each for ``SECONDS`` seconds."""
+
+
+def declare(suite: Suite, name: str, module: str) -> None:
+    """Declare a case for each seed of an application's random commands, drawn by ``python -m module``."""
+    seconds = os.environ.get("SECONDS", "600")
+    for number in SEEDS:
+        argv = ["-m", module, "--seed", number, "--seconds", seconds]
+        suite.case(f"random-{name}-{number}", argv, bounds=(NO_FAULTS,), exits=(0, 1))
 
 
 def main(name: str, sessions: st.SearchStrategy[Session], argv: Sequence[str] | None = None) -> int:

@@ -9,7 +9,6 @@ import json
 import logging
 import os
 import sys
-import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import Any, Generic, NoReturn
 
 from common import __version__
-from common.cli import interrupts
+from common.cli import failures, interrupts, streams
 from common.cli.session import CommandSession, Request, Work
 from common.errors import (
     EXIT_BAD_INPUT,
@@ -30,15 +29,15 @@ from common.errors import (
     DoesNotFit,
     UsageError,
 )
-from common.files import no_room, sole_writer, write_json, write_text
+from common.files import sole_writer, write_json, write_text
 from common.memory.costs.probes import resolve
-from common.memory.costs.store import CostStore, cache_directory
+from common.memory.costs.store import CostStore
 from common.memory.footprint import ALL
 from common.memory.plan import divisible, explain
 from common.memory.plan.plan import Plan
 from common.memory.plan.plan_file import read_plan
 from common.memory.plan.planner import Workload
-from common.memory.process import child, cuda, glibc, guard, meter, supervisor
+from common.memory.process import child, cuda, glibc, guard, libraries, meter, supervisor
 from common.memory.process.budget import BudgetError, MemoryBudget
 from common.memory.report.record import ABOVE, RunRecord, memory_line
 
@@ -161,7 +160,15 @@ def main(parser: argparse.ArgumentParser, module: str, argv: Sequence[str] | Non
     int
         The exit code; ``common.errors`` lists them.
     """
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    streams.repair()
+    code = _main(parser, module, list(sys.argv[1:] if argv is None else argv))
+    if (error := streams.flush()) is not None:
+        streams.say(f"{parser.prog}: the output could not be written: {error.strerror}")
+        return code or EXIT_UNFORESEEN
+    return code
+
+
+def _main(parser: argparse.ArgumentParser, module: str, arguments: list[str]) -> int:
     args = parser.parse_args(arguments)
     _configure_logging(args)
     if not hasattr(args, "command"):
@@ -226,10 +233,10 @@ def _simple(args: argparse.Namespace) -> int:
 
 def _fail(args: argparse.Namespace, kind: str, message: str, code: int) -> int:
     """An ending before there is a meter: one line, and a minimal record with ``--json``."""
-    sys.stderr.write(f"{_name(args)}: {message}\n")
+    streams.say(f"{_name(args)}: {message}")
     if getattr(args, "json", False):
         record = {"peakline": __version__, "command": _name(args), "exit_code": code}
-        sys.stdout.write(json.dumps(record | {"error": {"kind": kind, "message": message}}) + "\n")
+        streams.write_json(record | {"error": {"kind": kind, "message": message}})
     return code
 
 
@@ -260,17 +267,14 @@ def _run(args: argparse.Namespace, request: Any, budget: MemoryBudget, superviso
         except (UsageError, BudgetError) as error:
             record.exit_code, line = EXIT_USAGE, str(error)
             record.error = {"kind": "usage", "message": line}
+        except BrokenPipeError:  # the reader of the output has gone
+            streams.silence(sys.stdout)
         except BadInput as error:
             record.exit_code, line = EXIT_BAD_INPUT, str(error)
             record.error = {"kind": "input", "message": error.public}
         except Exception as error:
             record.exit_code = EXIT_UNFORESEEN
-            if line := no_room(error, command.record(request)):
-                record.error = {"kind": "disk full", "message": "no room for a file"}
-            else:
-                line = _unforeseen(args, error)
-                kind = "out of memory" if guard.is_out_of_memory(error) else type(error).__name__
-                record.error = {"kind": kind, "message": "see the log"}
+            line, record.error = failures.describe(error, getattr(args, "output", None), verbose=args.verbose)
     if record.exit_code == EXIT_OK and gauge.peak_bytes > budget.host_bytes:
         line = explain.excess_text(record.plan, gauge.peaks, budget.host_bytes)
         record.exit_code, record.error = EXIT_UNFORESEEN, {"kind": ABOVE, "message": line}
@@ -315,6 +319,7 @@ def _plan_and_execute(args: argparse.Namespace, request: Any, record: RunRecord,
         resolve(command.warm_up(request))()
         glibc.trim()
     gauge.floor_bytes = meter.resident()
+    warm = libraries.Libraries.now() if libraries.checking() else None
     resident = gauge.tree_bytes()
     if not guard.lower_hard_wall(record.budget.host_bytes, resident):
         least = max(resident, record.budget.host_bytes)
@@ -326,6 +331,8 @@ def _plan_and_execute(args: argparse.Namespace, request: Any, record: RunRecord,
     path = command.record(request) if command.alone else None
     with sole_writer(path.parent) if path is not None else nullcontext():
         session.results.update(command.execute(session))
+    if warm is not None:
+        libraries.check(warm)
     record.plan = session.plan  # another one where settings were searched
 
 
@@ -341,19 +348,6 @@ def _choose(
         raise UsageError(f"--plan {args.plan}: {error.strerror}") from None
     except ValueError as error:
         raise UsageError(f"--plan {args.plan}: {error}") from None
-
-
-def _unforeseen(args: argparse.Namespace, error: Exception) -> str:
-    """Keep the traceback where it can be found, and say where."""
-    if args.verbose:
-        traceback.print_exc()
-        return f"{type(error).__name__}: {error}"
-    path = cache_directory().parent / "error.log"
-    with suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as stream:
-            traceback.print_exc(file=stream)
-    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''} (traceback in {path})"
 
 
 def _write_report(command: Command[Any, Any], path: Path, written: Mapping[str, Any]) -> None:
@@ -386,13 +380,13 @@ def _finish(
         except OSError as error:
             sys.stderr.write(f"{command.name}: its record {path} could not be written: {error.strerror}\n")
     if line is not None:
-        sys.stderr.write(f"{command.name}: {line}\n")
+        streams.say(f"{command.name}: {line}")
     # A command with results says what it took, even if a part of its input was bad.
     worked = record.exit_code == EXIT_OK or (record.exit_code == EXIT_BAD_INPUT and record.results)
     if worked and record.plan is not None and not args.dry_run and not args.quiet:
-        sys.stderr.write(memory_line(record, gauge.peak_bytes) + "\n")
+        streams.say(memory_line(record, gauge.peak_bytes))
     if args.json:
-        sys.stdout.write(json.dumps(written) + "\n")
+        streams.write_json(written)
 
 
 def options(args: argparse.Namespace) -> argparse.Namespace:

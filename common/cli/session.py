@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
-from common.cli import interrupts
+from common.cli import interrupts, streams
 from common.memory.plan.plan import Plan
 from common.memory.plan.planner import Workload
 from common.memory.process import guard, meter
@@ -59,7 +59,7 @@ class Session:
     def say(self, message: str) -> None:
         """One line for the person at the terminal (stderr)."""
         if not self.quiet:
-            sys.stderr.write(message + "\n")
+            streams.say(message)
 
     def progress(self, *, total: float | None, unit: str, label: str) -> Any:
         """A progress bar on stderr, drawn only on a terminal; used as a context manager with ``update``."""

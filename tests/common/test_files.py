@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from common.errors import UsageError
-from common.files import atomic_file, sole_writer, write_text
+from common.errors import BadInput, UsageError
+from common.files import atomic_file, enough_room, sole_writer, write_text
 from tests.messages import refused, says
 
 HOLD = """
@@ -97,3 +97,12 @@ def test_a_second_training_into_the_same_folder_is_refused(run, tmp_path: Path) 
         assert len(second.err.splitlines()) == 1 and not list((tmp_path / "model").iterdir())
         (tmp_path / "model" / "keep").touch()
     assert run(*command).code == 0
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
+def test_a_full_disk_is_said_in_one_line(tmp_path: Path, number: int) -> None:
+    with refused(BadInput, tmp_path) as caught, enough_room(tmp_path / "not" / "made"):
+        raise OSError(number, "no")
+    assert caught.value.public == "no room for a file"
+    with pytest.raises(PermissionError), enough_room(tmp_path):
+        raise PermissionError(errno.EACCES, "no")

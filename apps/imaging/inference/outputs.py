@@ -15,6 +15,7 @@ from apps.imaging.inference import preview, statistics
 from apps.imaging.models.model_folder import ImagingModel, Label
 from apps.imaging.volumes import nifti
 from apps.imaging.volumes.volume import Volume
+from common.files import enough_room
 from common.memory.footprint import Price
 
 
@@ -54,10 +55,16 @@ def whole_or_nothing(directory: Path, names: Sequence[str]) -> Iterator[None]:
     """A block that writes a study's files; if it fails, those that it wrote are removed, and others stay.
 
     An interrupted block leaves them to the next run.
+
+    Raises
+    ------
+    BadInput
+        If the disk is full.
     """
     before = {name: _state(directory / name) for name in names}
     try:
-        yield
+        with enough_room(directory):
+            yield
     except Exception:
         for name in names:
             if _state(directory / name) != before[name]:

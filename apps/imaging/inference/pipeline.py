@@ -35,7 +35,6 @@ from common.engines.base import Engine, prefetch, read_head
 from common.engines.mirroring import MirrorEngine
 from common.engines.registry import open_engine
 from common.errors import BadInput
-from common.files import no_room
 from common.memory.process import guard
 from common.model_folder import shipped_note
 from common.tiling.blend import Block, BoundedBlend, Spilled
@@ -118,9 +117,8 @@ def run(request: InferRequest, session: Session) -> dict[str, Any]:
                 session.say(f"{study.study}: {error}")
         except Exception as error:
             unforeseen = unforeseen or error
-            reason = "disk full" if no_room(error) else type(error).__name__
-            table.update(index, status="failed", reason=reason, outputs=())
-            log.error("%s: %s", study.study, reason, exc_info=log.isEnabledFor(logging.DEBUG))
+            table.update(index, status="failed", reason=type(error).__name__, outputs=())
+            log.error("%s: %s", study.study, type(error).__name__, exc_info=log.isEnabledFor(logging.DEBUG))
             guard.release()
         session.results["studies"] = [row.public() for row in table.rows]
     if unforeseen is not None:

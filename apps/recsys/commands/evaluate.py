@@ -7,18 +7,21 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from apps.recsys.data import ingest
-from apps.recsys.data.splits import HeldOut, fold_in_rows
+from apps.recsys.data import ingest, readers
+from apps.recsys.data.formats.paths import expanded
+from apps.recsys.data.splits import HeldOut, Kept, fold_in_rows
 from apps.recsys.data.test_files import TestPairs
 from apps.recsys.evaluation import metrics
 from apps.recsys.evaluation.full_ranking import User, evaluate
 from apps.recsys.evaluation.metrics import Tally
+from apps.recsys.models import popularity
+from apps.recsys.models.manifest import RecommenderManifest
 from apps.recsys.models.recommender import Recommender, heldout_count, load_manifest
 from apps.recsys.planning.evaluate import EvaluateWorkload
 from apps.recsys.planning.requests import EvaluateRequest
 from common import model_folder
 from common.cli.session import CommandSession, Session
-from common.errors import DoesNotFit, UsageError
+from common.errors import BadInput, DoesNotFit, UsageError
 from common.memory.process import fork
 from common.memory.process.budget import MemoryBudget
 
@@ -26,6 +29,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+PARTS = ("user", "item", "value")
+"""Columns of a training that a test file is read by too."""
 NCF_DEPTH = 10
 """Items that NCF's protocol looks at."""
 
@@ -47,20 +52,30 @@ def workload(request: EvaluateRequest, budget: MemoryBudget) -> EvaluateWorkload
         _check_split(request.protocol, manifest["split"])
         return EvaluateWorkload(request, manifest, heldout_count(request.model, manifest))
     workspace = ingest.workspace(request.model)
+    sources = _sources(request, manifest)
 
     def read() -> dict[str, Any]:
-        from apps.recsys.data import readers, test_files
+        from apps.recsys.data import test_files
 
         if request.negatives is not None:
             return asdict(test_files.write_candidates(request.negatives, request.model, workspace.path))
-        sources = tuple(readers.open_source(path, readers.Columns()) for path in request.test)
-        return asdict(test_files.write(sources, request.model, workspace.path))
+        least = manifest.get("min_value")
+        return asdict(test_files.write(sources, request.model, workspace.path, min_value=least))
 
     try:
         pairs = TestPairs(**fork.run(read, ceiling=budget.host_bytes, threads=request.threads))
     except MemoryError:
         raise DoesNotFit(ceiling=budget.host_bytes, reasons=["the test file's pairs alone need more"]) from None
-    return EvaluateWorkload(request, manifest, pairs.users, workspace, pairs)
+    return EvaluateWorkload(request, manifest, pairs.users, workspace, pairs, sources)
+
+
+def _sources(request: EvaluateRequest, manifest: RecommenderManifest) -> tuple[readers.Source, ...]:
+    """The test files, by the options, then by the columns that the model was trained on, then by common names."""
+    model = readers.Columns(**{name: column for name, column in manifest.get("columns", {}).items() if name in PARTS})
+    return tuple(
+        readers.open_source(path, request.columns, request.layout, partitions=partitions, model=model)
+        for path, partitions in expanded(request.test)
+    )
 
 
 def _check_split(protocol: str | None, split: str) -> None:
@@ -82,6 +97,9 @@ def execute(session: CommandSession[EvaluateRequest, EvaluateWorkload]) -> Mappi
     """Rank all items for the users to score; returns metrics with intervals."""
     request, work = session.request, session.workload
     results: dict[str, Any] = {"users": work.scored_users}
+    for line in readers.understood(work.sources) if work.sources else ():
+        session.say(line)
+    found: dict[str, int] = {}
     heldout = work.workspace.path if work.workspace is not None else request.model
     with session.deferred_signals(), session.phase("evaluate"):
         if request.negatives is not None:
@@ -94,13 +112,18 @@ def execute(session: CommandSession[EvaluateRequest, EvaluateWorkload]) -> Mappi
                 heldout=heldout,
                 trained_on_all=work.test is not None,
                 plain_recall=request.protocol == "lightgcn",
+                found=found,
             )
             intervals = {name: list(pair) for name, pair in tally.intervals(seed=request.seed).items()}
             results |= {"metrics": tally.means(), "intervals": intervals}
     if work.workspace is not None:
         work.workspace.close()
+    if new := found.pop("new_users", 0):
+        results["new_users"] = new
     if work.test is not None:
-        results["test"] = asdict(work.test)
+        columns = [asdict(source.columns) for source in work.sources]
+        read = [one for place, one in enumerate(columns) if one not in columns[:place]]
+        results["test"] = {**asdict(work.test), "dropped": dict(work.test.dropped), **found, "columns": read}
         _print_sizes(session, work.test)
     session.say(table(results["metrics"]))
     return results
@@ -111,6 +134,8 @@ def _print_sizes(session: Session, test: TestPairs) -> None:
     for what, count in (("users", test.unknown_users), ("items", test.unknown_items)):
         if count:
             session.say(f"not in the model: {what} of {count:,} rows")
+    for why, rows in test.dropped:
+        session.say(f"not scored: {rows:,} rows {why}")
 
 
 def score(
@@ -121,6 +146,7 @@ def score(
     heldout: Path,
     trained_on_all: bool = False,
     plain_recall: bool = False,
+    found: dict[str, int] | None = None,
 ) -> Tally:
     """Rank all items for the users with held-out items.
 
@@ -138,6 +164,9 @@ def score(
         True if the history has no held-out items: all of it is folded in, and not ranked.
     plain_recall
         As ``metrics.Tally``.
+    found
+        Gets the number of scored users whom training did not see (``new_users``), and with ``trained_on_all`` the
+        number of scored pairs that it did see (``trained``); both are said too.
 
     Returns
     -------
@@ -153,11 +182,19 @@ def score(
 
     held_out = HeldOut(heldout)
     recommender = Recommender(directory, manifest)
+    if len(held_out) and not 0 <= held_out.users.min() <= held_out.users.max() < recommender.history.rows:
+        raise BadInput(f"{heldout}: held-out users that the model does not have", public="model file corrupt")
     owners = np.zeros(len(recommender.item_factors), np.int64)
     for start, stop in recommender.history.blocks():
         owners += np.bincount(recommender.history.items(start, stop), minlength=len(owners))
     names = (*metrics.METRICS, "novelty@10")
     tally = Tally(len(owners), names, plain_recall=plain_recall, owners=owners, users=recommender.history.rows)
+    counts = {"new_users": 0, "trained": 0}
+    popular = None
+    if not trained_on_all and (held_out.lengths == np.diff(recommender.history.indptr)[held_out.users]).any():
+        popular = popularity.fit(
+            recommender.history, Kept.of(recommender.history, heldout, manifest["split"]), items=len(owners)
+        )[:, 0]
     with session.progress(total=len(held_out), unit="user", label="evaluate") as bar:
 
         def after_block(users: int) -> None:
@@ -166,25 +203,40 @@ def score(
                 raise KeyboardInterrupt
 
         evaluate(
-            _users(recommender, held_out, trained_on_all=trained_on_all),
+            _users(recommender, held_out, counts, trained_on_all=trained_on_all),
             recommender.user_vector,
             recommender.item_factors,
             block=int(session.plan["user_block"]),
             threads=session.threads,
             tally=tally,
+            popular=popular,
             after_block=after_block,
         )
+    if new := counts["new_users"]:
+        session.say(f"new: {new:,} of {len(held_out):,} users have no history in training, and are shown popular items")
+    if trained := counts["trained"]:
+        session.say(f"trained on: {trained:,} of the pairs; what a user had is never shown, so these count as missed")
+    if found is not None:
+        found |= counts if trained_on_all else {"new_users": new}
     return tally
 
 
-def _users(recommender: Recommender, heldout: HeldOut, *, trained_on_all: bool) -> Iterator[User]:
+def _users(
+    recommender: Recommender, heldout: HeldOut, counts: dict[str, int], *, trained_on_all: bool
+) -> Iterator[User]:
+    """Histories and items to score; adds to ``counts`` the users without a history and the pairs that are in one."""
+    import numpy as np
+
     history = recommender.history
     for row, user in enumerate(heldout.users):
         scored = heldout.items(row)
         if trained_on_all:
-            yield history.items(user), history.values(user), scored
+            items, values = history.items(user), history.values(user)
+            counts["trained"] += int(np.isin(scored, items).sum())
         else:
-            yield *fold_in_rows(history, scored, int(user)), scored
+            items, values = fold_in_rows(history, scored, int(user))
+        counts["new_users"] += not len(items)
+        yield items, values, scored
 
 
 def among_candidates(

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from itertools import chain, islice
 from typing import Any
 
 from apps.recsys.models.recommender import load_manifest
 from apps.recsys.planning.answer import AnswerWorkload
 from apps.recsys.planning.requests import AnswerRequest, RecommendRequest, SimilarRequest
 from apps.recsys.serving.service import RecommenderService
-from common import model_folder
+from common import model_folder, terminal
 from common.cli.session import CommandSession
 from common.memory.process.budget import MemoryBudget, format_size
 
@@ -31,16 +32,10 @@ def recommend(session: CommandSession[RecommendRequest, AnswerWorkload]) -> Mapp
     request = session.request
     with session.phase("answer"):
         service = RecommenderService(request.model, session.workload.manifest)
-        limits = {
-            name: service.rows(ids)
-            for name, ids in (("exclude", request.exclude), ("only", request.only))
-            if ids is not None
-        }
-        if request.user is not None:
-            answer = service.for_user(request.user, request.k, explained=request.explained, **limits)
-        else:
-            answer = service.for_history(request.history, request.k, explained=request.explained, **limits)
-    return _results(answer, prints=request.prints)
+        allowed = service.items.allowed(request.only, request.exclude, session.say)
+        ranked = service.ranked(request.user, request.history, request.k, allowed=allowed)
+        width = max([2, *(len(str(service.items.id(row))) for row, _ in ranked.best)])
+        return _results(service.described(ranked, request.explained), width, prints=request.prints)
 
 
 def similar(session: CommandSession[SimilarRequest, AnswerWorkload]) -> Mapping[str, Any]:
@@ -48,19 +43,26 @@ def similar(session: CommandSession[SimilarRequest, AnswerWorkload]) -> Mapping[
     request = session.request
     with session.phase("answer"):
         answer = RecommenderService(request.model, session.workload.manifest).similar(request.item, request.k)
-    return _results(answer, prints=request.prints)
-
-
-def _results(answer: list[dict[str, Any]], *, prints: bool) -> Mapping[str, Any]:
-    if prints:
         width = max([2, *(len(str(item["id"])) for item in answer)])
-        sys.stdout.write(f"{'#':>3}  {'id':<{width}}  {'score':>8}  title\n")
-        for rank, item in enumerate(answer, 1):
-            sys.stdout.write(f"{rank:>3}  {item['id']!s:<{width}}  {item['score']:>8.4f}  {item['title']}\n")
-            if "because" in item:
-                named = ", ".join(f"{had['title'] or had['id']} {had['score']:+.4f}" for had in item["because"])
-                sys.stdout.write(f"{'':>3}  {'':<{width}}  because: {named}, all others {item['others']:+.4f}\n")
-    return {"items": [_without_title(item) for item in answer]}
+        return _results(answer, width, prints=request.prints)
+
+
+def _results(answers: Iterable[dict[str, Any]], width: int, *, prints: bool) -> Mapping[str, Any]:
+    """Print the answers one by one, with ids in a column of ``width``; or return them for the record."""
+    if not prints:
+        return {"items": [_without_title(item) for item in answers]}
+    rest = iter(answers)
+    first = list(islice(rest, 1))  # before anything is printed, since an explanation may be refused
+    sys.stdout.write(f"{'#':>3}  {'id':<{width}}  {'score':>8}  title\n")
+    for rank, item in enumerate(chain(first, rest), 1):
+        id_, title = terminal.escaped(str(item["id"])), terminal.escaped(item["title"])
+        sys.stdout.write(f"{rank:>3}  {id_:<{width}}  {item['score']:>8.4f}  {title}\n")
+        if "because" in item:
+            sys.stdout.write(f"{'':>3}  {'':<{width}}  because: ")
+            for had in item["because"]:
+                sys.stdout.write(f"{terminal.escaped(str(had['title'] or had['id']))} {had['score']:+.4f}, ")
+            sys.stdout.write(f"all others {item['others']:+.4f}\n")
+    return {"items": []}
 
 
 def _without_title(item: Mapping[str, Any]) -> dict[str, Any]:

@@ -21,7 +21,6 @@ from apps.recsys.planning.baselines import ANSWERING
 from apps.recsys.planning.recommend_all import RecommendAllWorkload
 from apps.recsys.planning.requests import RecommendAllRequest
 from apps.recsys.planning.resume_settings import resume_settings
-from apps.recsys.serving.service import UnknownId
 from common import files, model_folder
 from common.cli.session import CommandSession
 from common.memory.process import glibc
@@ -84,16 +83,16 @@ class Ranker:
 
     Raises
     ------
-    UnknownId
-        An id of ``exclude`` or ``only`` is not in the model.
+    BadInput
+        None of the ids of ``only`` is in the model.
     """
 
     def __init__(self, session: CommandSession[RecommendAllRequest, RecommendAllWorkload]) -> None:
         self.session, self.k = session, session.request.k
         directory, manifest = session.request.model, session.workload.manifest
-        self.items = IdTable(directory / "items.parquet")
+        self.items = IdTable(directory / "items.parquet", manifest["items"])
         self.recommender = Recommender(directory, manifest)
-        allowed = _allowed(self.items, session.request)
+        allowed = self.items.allowed(session.request.only, session.request.exclude, session.say)
         self.catalogue = Catalogue(self.recommender.item_factors, allowed)
 
     def write(self, parts: Path) -> int:
@@ -108,14 +107,14 @@ class Ranker:
 
         total = start = 0
         size = self.session.workload.part_users
-        users = pq.ParquetFile(self.session.request.model / "users.parquet", pre_buffer=False)
+        users = pq.ParquetFile(arrow_numpy.native(self.session.request.model / "users.parquet"), pre_buffer=False)
         bar = self.session.progress(total=self.recommender.history.rows, unit="user", label="recommend")
         with users, bar:
             for batch in users.iter_batches(batch_size=size, columns=["id"], use_threads=False):
                 path = parts / f"users-{start:012d}.parquet"
                 if not path.exists():
                     with files.atomic_file(path) as unfinished:
-                        pq.write_table(self.answer(batch.column(0), start), unfinished)
+                        pq.write_table(self.answer(batch.column(0), start), arrow_numpy.native(unfinished))
                 total += pq.read_metadata(path).num_rows
                 start += len(batch)
                 bar.update(len(batch))
@@ -181,21 +180,6 @@ class Ranker:
         return self.catalogue.best(users, (owner, items), self.k)
 
 
-def _allowed(items: IdTable, request: RecommendAllRequest) -> NDArray[np.bool_] | None:
-    """Mask of items that ``only`` and ``exclude`` allow, shape (items,); ``None``: all."""
-    import numpy as np
-
-    if not (request.only or request.exclude):
-        return None
-    allowed = np.full(len(items), request.only is None)
-    for ids, value in ((request.only, True), (request.exclude, False)):
-        for id_ in ids or ():
-            if (row := items.row(id_)) is None:
-                raise UnknownId("item", id_)
-            allowed[row] = value
-    return allowed
-
-
 def _continue(parts: Path, work: RecommendAllWorkload) -> int:
     """Make the folder of parts, empty it if they belong to another request, and return the number of parts in it."""
     digest = files.sha256(work.request.model / model_folder.MANIFEST)
@@ -216,7 +200,7 @@ def _join(parts: Path, out: Path) -> None:
     with files.atomic_file(out) as unfinished:
         writer = None
         for table in _tables(parts):
-            writer = writer or pq.ParquetWriter(unfinished, table.schema)
+            writer = writer or pq.ParquetWriter(arrow_numpy.native(unfinished), table.schema)
             writer.write_table(table)
         if writer is not None:
             writer.close()

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Annotated, Any, NotRequired, TypedDict
 
-from apps.recsys.models.manifest import ModelFields
+from apps.recsys.models.manifest import ColumnNames, ModelFields
 
 Count = Annotated[int, ("minimum", 0)]
 Metrics = Mapping[str, float]
@@ -29,6 +29,12 @@ class DataResults(TypedDict):
     """Reason -> rows left out."""
     scored_users: Count
     """Users with held-out items."""
+    titled: Count
+    """Items with a title."""
+    new_users: Count
+    """Users with held-out items of whom training saw nothing."""
+    columns: list[ColumnNames]
+    """Columns that were taken, each reading once."""
 
 
 class TrainResults(TypedDict):
@@ -44,6 +50,25 @@ class TrainResults(TypedDict):
     """The trials of ``--tune``."""
 
 
+class TestResults(TypedDict):
+    """Counts of test files."""
+
+    users: Count
+    pairs: Count
+    unknown_users: Count
+    """Rows whose user is not in the model."""
+    unknown_items: Count
+    """Rows whose item is not in the model."""
+    rows: Count
+    """Rows read."""
+    dropped: Mapping[str, Count]
+    """Reason -> rows that were not scored."""
+    trained: NotRequired[Count]
+    """Pairs that the model was trained on: such an item is never shown to its user."""
+    columns: NotRequired[list[ColumnNames]]
+    """Columns that were taken, each reading once."""
+
+
 class EvaluateResults(TypedDict):
     """Results of ``recsys evaluate``."""
 
@@ -52,8 +77,10 @@ class EvaluateResults(TypedDict):
     metrics: Metrics
     intervals: NotRequired[Mapping[str, tuple[float, float]]]
     """95 % intervals of the means, by the bootstrap over users."""
-    test: NotRequired[Mapping[str, Count]]
-    """Counts of the test file."""
+    new_users: NotRequired[Count]
+    """Users of whom training saw nothing; they were shown popular items."""
+    test: NotRequired[TestResults]
+    """Counts of the test files."""
 
 
 class ScoredItem(TypedDict):

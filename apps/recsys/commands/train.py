@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from apps.recsys.commands import evaluate
-from apps.recsys.data import ingest, splits
+from apps.recsys.data import ingest, readers, splits
 from apps.recsys.data.csr_store import History
 from apps.recsys.data.splits import HeldOut, Kept
 from apps.recsys.models import recommender, search_space, weights
@@ -22,7 +22,7 @@ from apps.recsys.training import checkpoint, fit_factors, tuning
 from common import model_folder
 from common.cli.session import CommandSession, Session
 from common.errors import BadInput, DoesNotFit
-from common.memory.process import fork
+from common.memory.process import fork, guard
 from common.memory.process.budget import MIB, MemoryBudget
 from common.memory.process.meter import resident
 
@@ -56,24 +56,24 @@ def workload(request: TrainRequest, budget: MemoryBudget) -> TrainWorkload:
         log.warning("%s", note)
     model_folder.check_output(request.output, "recsys")
     data = request.data
-    inputs = ingest.open_inputs(data.paths, data.columns, data.items, data.filters, request.split, request.seed)
-    if budget.host_bytes < resident() + ARROW_BYTES:
-        try:
-            return TrainWorkload(request, ingest.count(inputs))
-        except MemoryError:
-            raise DoesNotFit(
-                ceiling=budget.host_bytes, reasons=[f"to read Parquet alone takes {ARROW_BYTES // MIB} MiB more"]
-            ) from None
+    inputs = ingest.open_inputs(
+        data.paths, data.columns, data.items, data.filters, request.split, request.seed, data.layout
+    )
+    ceiling = budget.host_bytes
+    if ceiling < resident() + ARROW_BYTES:
+        if not any(source.needs_arrow for source in inputs.sources):
+            return TrainWorkload(request, ingest.count(inputs), None, inputs)
+        ceiling = guard.LEAST_WALL  # where the walls stand until there is a plan: read, in order to refuse
     workspace = ingest.workspace(request.output)
 
     def read() -> dict[str, Any]:
         return asdict(ingest.ingest(inputs, workspace.path))
 
     try:
-        facts = ingest.Facts(**fork.run(read, ceiling=budget.host_bytes, threads=request.threads))
+        facts = ingest.Facts(**fork.run(read, ceiling=ceiling, threads=request.threads))
     except MemoryError:
         raise DoesNotFit(ceiling=budget.host_bytes, reasons=["the ids of the input alone need more"]) from None
-    return TrainWorkload(request, facts, workspace)
+    return TrainWorkload(request, facts, workspace if ceiling == budget.host_bytes else None, inputs)
 
 
 def warm_up(request: TrainRequest) -> str:
@@ -115,7 +115,9 @@ def execute(session: CommandSession[TrainRequest, TrainWorkload]) -> Mapping[str
             recommender.seal(output, kind=kind, fields=fields)
         shutil.rmtree(output / CHECKPOINTS, ignore_errors=True)
     workspace.close()
-    data = {**asdict(facts), "dropped": dict(facts.dropped)}
+    columns = [asdict(source.columns) for source in (work.inputs.sources if work.inputs else ())]
+    read = [one for place, one in enumerate(columns) if one not in columns[:place]]
+    data = {**asdict(facts), "dropped": dict(facts.dropped), "columns": read}
     return results | {
         "metrics": dict(metrics),
         "steps": work.request.model.iterations,
@@ -139,15 +141,24 @@ def _manifest_fields(work: TrainWorkload) -> dict[str, Any]:
         "hyper": dict(hyper),
         "split": request.split,
         "seed": request.seed,
+        **({"columns": asdict(work.inputs.sources[0].columns)} if work.inputs else {}),
+        **({"min_value": request.data.filters.min_value} if request.data.filters.min_value is not None else {}),
     }
 
 
 def _print_sizes(session: Session, facts: ingest.Facts) -> None:
+    inputs = session.workload.inputs
+    for line in readers.understood(inputs.sources) if inputs else ():
+        session.say(line)
     session.say(
         f"data: {facts.rows:,} rows, {facts.users:,} users, {facts.items:,} items, {facts.interactions:,} interactions"
     )
     for why, rows in facts.dropped:
         session.say(f"dropped: {rows:,} rows {why}")
+    if inputs is not None and inputs.titles is not None:
+        table, title = inputs.titles
+        which = f"item={table.columns.item} title={title} in {table.path.name}"
+        session.say(f"titles: {which}; {facts.titled:,} of {facts.items:,} items have one")
 
 
 def _tune(work: TrainWorkload, session: Session) -> tuning.SearchResult:

@@ -8,7 +8,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from common.errors import BadInput
 
 if TYPE_CHECKING:
     import numpy as np
@@ -114,9 +118,39 @@ def floats(column: Any) -> NDArray[np.float64]:
     return values(column) if not column.null_count else np.where(valid(column), values(column), np.nan)
 
 
+def is_text(text: str) -> bool:
+    """False if the text has bytes that are not UTF-8, as names of files and arguments may (``surrogateescape``)."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def native(path: Path) -> str:
+    """A path as Arrow takes it: text in UTF-8, by an open folder where the user's own is not.
+
+    Raises
+    ------
+    BadInput
+        The file's own name is not UTF-8.
+    """
+    if is_text(str(path)):
+        return str(path)
+    if not is_text(path.name):
+        raise BadInput(f"{path}: the name of the file is not UTF-8; rename it", public="name not UTF-8")
+    return f"/proc/self/fd/{_folder(path.absolute().parent)}/{path.name}"
+
+
+@cache
+def _folder(path: Path) -> int:
+    return os.open(path, os.O_RDONLY)
+
+
 def read_parquet(path: Any) -> Any:
     """Read a small Parquet file as a table. (``pq.read_table`` imports pandas.)"""
     import pyarrow.parquet as pq
 
+    path = native(path) if isinstance(path, Path) else path
     with pq.ParquetFile(path, pre_buffer=False) as file:
         return file.read(use_threads=False)

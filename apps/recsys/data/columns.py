@@ -23,6 +23,19 @@ class Columns:
     time: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Layout of a text file, as far as the user states it."""
+
+    delimiter: str | None = None
+    """Separator of columns: a character, ``::``, ``tab``, ``space``, or ``list`` for lines of a user and its
+    items; ``None``: found in the file."""
+    decimal: str = "."
+    """Decimal mark of numbers."""
+    headed: bool = True
+    """False if the first line is data."""
+
+
 def choose(names: Sequence[str], wanted: Columns, where: str, delimiter: str = ",") -> Columns:
     """Choose columns among ``names``.
 
@@ -38,7 +51,7 @@ def choose(names: Sequence[str], wanted: Columns, where: str, delimiter: str = "
     Raises
     ------
     BadInput
-        No such column, one column only, or names that are all numbers.
+        No such column, one column only, or names that look like data.
     """
     for name in (wanted.user, wanted.item, wanted.value, wanted.time):
         if name is not None and name not in names:
@@ -49,15 +62,34 @@ def choose(names: Sequence[str], wanted: Columns, where: str, delimiter: str = "
         )
     user = wanted.user or _by_name(names, USER_NAMES, taken={wanted.item})
     item = wanted.item or _by_name(names, ITEM_NAMES, taken={user})
-    if user is None and item is None and all(is_number(name.strip()) for name in names):
+    if (user is None or item is None) and _like_data(names):
         first = delimiter.join(names)
-        raise BadInput(f"{where}: the first line is data ({first}); put column names above it", public="no header")
+        raise BadInput(
+            f"{where}: the first line looks like data ({first}); put column names above it, or name what is there with"
+            " --no-header, or with --user-col and --item-col",
+            public="no header",
+        )
     rest = [name for name in names if name not in (user, item)]
     user = user or rest.pop(0)
     item = item or rest.pop(0)
     value = wanted.value or _by_name(names, VALUE_NAMES, taken={user, item})
     time = wanted.time or _by_name(names, TIME_NAMES, taken={user, item, value})
     return Columns(user, item, value, time)
+
+
+def by_place(names: Sequence[str], wanted: Columns, chosen: Columns) -> tuple[str, ...]:
+    """Those of ``user`` and ``item`` that ``choose`` took for their place, because no name was known."""
+    by_name = {
+        "user": wanted.user or _by_name(names, USER_NAMES, taken={wanted.item}),
+        "item": wanted.item or _by_name(names, ITEM_NAMES, taken={chosen.user}),
+    }
+    return tuple(what for what, name in by_name.items() if name is None)
+
+
+def _like_data(names: Sequence[str]) -> bool:
+    """True if a first line is hardly one of names: one of them is a number, or all have digits."""
+    cells = [name.strip() for name in names]
+    return any(map(is_number, cells)) or all(re.search("[0-9]", cell) for cell in cells)
 
 
 def choose_titles(names: Sequence[str], where: str) -> tuple[str, str]:
@@ -77,7 +109,10 @@ def choose_titles(names: Sequence[str], where: str) -> tuple[str, str]:
 
 def _by_name(names: Sequence[str], usual: Sequence[str], taken: set[str | None]) -> str | None:
     """The first of some usual names among the columns, without regard to case and punctuation."""
-    plain = {re.sub(r"[^a-z0-9]", "", name.lower()): name for name in reversed(names) if name not in taken}
+    # A type may stand behind a colon: ``user_id:token``.
+    plain = {
+        re.sub(r"[^a-z0-9]", "", name.lower().partition(":")[0]): name for name in reversed(names) if name not in taken
+    }
     return next((plain[name] for name in usual if name in plain), None)
 
 

@@ -12,6 +12,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from common.errors import BadInput
+
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
@@ -150,13 +152,29 @@ class History:
         Folder of the files.
     name
         ``"history"`` for all interactions, ``"heldout"`` for the items that evaluation scores.
+    columns
+        Number of items, to check a model folder's files when they are read; ``None``: the files are this run's own.
+
+    Raises
+    ------
+    BadInput
+        With ``columns``: offsets that are not increasing, items that are out of range, values that are not finite.
     """
 
-    def __init__(self, directory: Path, name: str = "history") -> None:
+    def __init__(self, directory: Path, name: str = "history", *, columns: int | None = None) -> None:
+        self._path, self._columns = directory / f"{name}.items.npy", columns
         self.indptr: NDArray[np.int64] = NpyReader(directory / f"{name}.indptr.npy")[:]
         self._items = NpyReader(directory / f"{name}.items.npy")
         values = directory / f"{name}.values.npy"
         self._values = NpyReader(values) if values.exists() else None
+        if columns is not None:
+            self._check(self.indptr[0] == 0 and self.indptr[-1] == self._items.length)
+            starts = (self.indptr[row : row + BLOCK + 1] for row in range(0, self.rows, BLOCK))
+            self._check(all((some[1:] >= some[:-1]).all() for some in starts))
+
+    def _check(self, right: object) -> None:
+        if not right:
+            raise BadInput(f"{self._path}: the history is damaged", public="model file corrupt")
 
     @property
     def rows(self) -> int:
@@ -170,13 +188,21 @@ class History:
 
     def items(self, start: int, stop: int | None = None) -> NDArray[np.int32]:
         """Item indices of the rows ``start`` to ``stop`` (by default one row), concatenated; increasing in each row."""
-        return self._items[self._span(start, stop)]
+        items = self._items[self._span(start, stop)]
+        if self._columns is not None and len(items):
+            self._check(items.min() >= 0 and items.max() < self._columns)
+        return items
 
     def values(self, start: int, stop: int | None = None) -> NDArray[np.float32]:
         """Weights of the same interactions; raises ``ValueError`` if there are none."""
+        import numpy as np
+
         if self._values is None:
             raise ValueError("this matrix has no weights")
-        return self._values[self._span(start, stop)]
+        values = self._values[self._span(start, stop)]
+        if self._columns is not None:
+            self._check(np.isfinite(values).all())
+        return values
 
     def announce(self, start: int, stop: int) -> None:
         """Let the kernel read rows ahead."""

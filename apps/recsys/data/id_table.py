@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from apps.recsys.data import arrow_numpy
+from common.errors import BadInput
 
 if TYPE_CHECKING:
     import numpy as np
@@ -22,11 +23,29 @@ class IdTable:
     ----------
     path
         A file that ``write_table`` wrote.
+    rows
+        Number of ids that it must have; ``None``: any.
+
+    Raises
+    ------
+    BadInput
+        It is another file, is damaged, or has another number of ids.
     """
 
-    def __init__(self, path: Path) -> None:
-        table = arrow_numpy.read_parquet(path).combine_chunks()
-        self._ids = table["id"].chunk(0)
+    def __init__(self, path: Path, rows: int | None = None) -> None:
+        import pyarrow as pa
+
+        try:
+            table = arrow_numpy.read_parquet(path).combine_chunks()
+            self._ids = table["id"].chunk(0)
+        except (pa.ArrowInvalid, OSError, KeyError, IndexError) as error:
+            why = str(error).partition("\n")[0]
+            raise BadInput(f"{path}: not a table of ids ({why})", public="model file corrupt") from None
+        kinds = (pa.types.is_int64, pa.types.is_string)
+        if not any(is_kind(self._ids.type) for is_kind in kinds) or self._ids.null_count:
+            raise BadInput(f"{path}: ids of type {self._ids.type}, or without a value", public="model file corrupt")
+        if rows not in (None, len(self._ids)):
+            raise BadInput(f"{path}: {len(self._ids):,} ids, the manifest says {rows:,}", public="model file corrupt")
         self._titles = table["title"] if "title" in table.column_names else None
 
     def __len__(self) -> int:
@@ -39,7 +58,7 @@ class IdTable:
 
         try:
             value = pc.cast(arrow_numpy.text([id_]), self._ids.type)[0]
-        except pa.ArrowInvalid:  # text that is not an integer, in a table of integers
+        except (pa.ArrowInvalid, UnicodeEncodeError):  # no integer, in a table of integers; or bytes that are no text
             return None
         row: int = pc.index(self._ids, value).as_py()
         return row if row >= 0 else None
@@ -54,7 +73,7 @@ class IdTable:
         import pyarrow.compute as pc
 
         positions = {id_: position for position, id_ in enumerate(dict.fromkeys(ids))}
-        values = arrow_numpy.text(positions)
+        values = arrow_numpy.text(id_ if arrow_numpy.is_text(id_) else None for id_ in positions)
         if pa.types.is_integer(self._ids.type):
             plain = pc.match_substring_regex(values, r"^(0|-?[1-9][0-9]{0,17})$")
             values = pc.cast(pc.if_else(plain, values, arrow_numpy.text([None])[0]), self._ids.type)
@@ -63,6 +82,43 @@ class IdTable:
         present = np.flatnonzero(arrow_numpy.valid(matches))
         rows[arrow_numpy.values(matches)[present]] = present
         return rows[[positions[id_] for id_ in ids]]
+
+    def allowed(
+        self, only: Sequence[str] | None, exclude: Sequence[str] | None, say: Callable[[str], object]
+    ) -> NDArray[np.bool_] | None:
+        """Mask of items that may be recommended, shape (items,); ``None``: all.
+
+        An id that is not in the table changes nothing, and is counted in a line.
+
+        Parameters
+        ----------
+        only, exclude
+            Ids to choose from, and ids never to recommend; ``None``: no such limit.
+        say
+            Called with a line about unknown ids.
+
+        Raises
+        ------
+        BadInput
+            None of the ids in ``only`` is in the table.
+        """
+        import numpy as np
+
+        if only is None and exclude is None:
+            return None
+        allowed = np.full(len(self), only is None)
+        for option, ids, value in (("--only", only, True), ("--exclude", exclude, False)):
+            if ids is None:
+                continue
+            rows = self.rows(ids)
+            unknown = int((rows < 0).sum())
+            if option == "--only" and unknown == len(ids):
+                raise BadInput(f"--only: none of the ids is an item of the model ({ids[0]!r})", public="unknown items")
+            if unknown:
+                first = ids[int((rows < 0).argmax())]
+                say(f"{option}: {unknown:,} of {len(ids):,} ids are not in the model ({first!r})")
+            allowed[rows[rows >= 0]] = value
+        return allowed
 
     def id(self, row: int) -> int | str:
         """The id of a row, as it was in the input."""
@@ -105,7 +161,9 @@ def write_table(path: Path, ids: Iterable[Any], titles: Any = None) -> None:
             columns["title"] = titles.slice(rows, len(part))
         rows += len(part)
         table = pa.table(columns)
-        writer = writer or pq.ParquetWriter(path, table.schema, compression="none", use_dictionary=False)
+        writer = writer or pq.ParquetWriter(
+            arrow_numpy.native(path), table.schema, compression="none", use_dictionary=False
+        )
         writer.write_table(table)
     if writer is not None:
         writer.close()

@@ -16,6 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 from apps.recsys.data import arrow_numpy, readers, splits, staging
 from apps.recsys.data.csr_store import History
+from apps.recsys.data.formats import kinds
+from apps.recsys.data.formats.lines import json_object
+from apps.recsys.data.formats.paths import expanded
+from apps.recsys.data.formats.unpacked import open_text
+from apps.recsys.data.headers import JSON
 from apps.recsys.data.id_index import EMPTY, Vocabulary
 from apps.recsys.data.id_table import write_table
 from apps.recsys.data.readers import Source
@@ -56,6 +61,10 @@ class Facts:
     """The largest number of items of one user with held-out items."""
     held_interactions: int = 0
     """Interactions that training does not see."""
+    titled: int = 0
+    """Items with a title."""
+    new_users: int = 0
+    """Users to score of whom training sees nothing, in a split by time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,10 +98,12 @@ def ingest(inputs: Inputs, directory: Path) -> Facts:
     ids = len(users) + len(items)
     write_table(directory / "users.parquet", users.ids(staged.user_rows > 0))
     kept = staged.item_rows > 0
-    write_table(directory / "items.parquet", items.ids(kept), _titles(inputs.titles, items, kept))
+    titles = _titles(inputs.titles, items, kept)
+    titled = 0 if titles is None else len(titles) - titles.null_count
+    write_table(directory / "items.parquet", items.ids(kept), titles)
     users.close()
     items.close()
-    del users, items, kept
+    del users, items, kept, titles
     sizes = staging.build(staged, directory, timed=timed)
     held_out = _hold_out(inputs, directory) if inputs.split != "none" else {}
     for path in directory.glob("history.times.npy"):
@@ -102,6 +113,7 @@ def ingest(inputs: Inputs, directory: Path) -> Facts:
         ids=ids,
         bucket=staged.largest_bucket,
         dropped=tuple(staged.dropped.items()),
+        titled=titled,
         **sizes,
         **held_out,
     )
@@ -114,10 +126,12 @@ def _hold_out(inputs: Inputs, directory: Path) -> dict[str, int]:
     users = splits.hold_out(directory, inputs.split, inputs.seed)
     heldout, history = splits.HeldOut(directory), History(directory)
     lengths = np.diff(history.indptr)[heldout.users]
+    new_users = int((lengths == heldout.lengths).sum())
     unseen = int(lengths.sum()) if inputs.split == "user-holdout" else heldout.size
     if unseen >= history.size:
         raise BadInput(f"--split {inputs.split}: nothing is left to train on", public="nothing to train on")
     sizes = {"scored_users": users, "scored_items": heldout.size, "scored_longest": int(lengths.max())}
+    sizes["new_users"] = new_users
     heldout.close()
     history.close()
     return {**sizes, "held_interactions": unseen}
@@ -130,9 +144,9 @@ def _titles(titles: tuple[Source, str] | None, items: Vocabulary, keep: NDArray[
     source, column = titles
     by_number: list[str | None] = [None] * len(keep)
     for batch in readers.batches(source, [str(source.columns.item), column]):
-        for number, title in zip(items.find(batch.column(0)), batch.column(1).to_pylist(), strict=True):
+        for number, title in zip(items.find(batch.column(0)), kinds.texts(batch.column(1)), strict=True):
             if number != EMPTY:
-                by_number[number] = str(title)
+                by_number[number] = title
     return arrow_numpy.text(title for title, kept in zip(by_number, keep, strict=True) if kept)
 
 
@@ -144,14 +158,14 @@ def count(inputs: Inputs) -> Facts:
     Raises
     ------
     MemoryError
-        A file is Parquet or Arrow, which cannot be read without Arrow.
+        A file is Parquet, Arrow or Zstandard, which cannot be read without Arrow.
     """
     users: Counter[str] = Counter()
     items: set[str] = set()
     for source in inputs.sources:
-        if source.parquet:
+        if source.needs_arrow:
             raise MemoryError
-        with readers.open_text(source.path) as stream, suppress(UnicodeDecodeError, EOFError):
+        with open_text(source.path) as stream, suppress(UnicodeDecodeError, EOFError):
             for user, *user_items in _plain_rows(source, stream):
                 users[user] += len(user_items)
                 items.update(user_items)
@@ -165,6 +179,12 @@ def _plain_rows(source: Source, stream: Any) -> Iterator[list[str]]:
     if source.lists:
         yield from (line.split() for line in stream if line.strip())
         return
+    if source.delimiter == JSON:
+        rows = (json_object(source.path, number, line) for number, line in enumerate(stream, 1) if line.strip())
+        yield from ([str(row.get(name) or "") for name in (source.columns.user, source.columns.item)] for row in rows)
+        return
+    if source.headed:
+        next(stream, None)
     lines = (line.replace("::", "\t") for line in stream) if source.delimiter == "::" else stream
     delimiter = "\t" if source.delimiter == "::" else source.delimiter
     for row in csv.DictReader(lines, fieldnames=source.names, delimiter=delimiter):
@@ -172,7 +192,13 @@ def _plain_rows(source: Source, stream: Any) -> Iterator[list[str]]:
 
 
 def open_inputs(
-    paths: Sequence[Path], columns: readers.Columns, titles: Path | None, filters: Filters, split: str, seed: int
+    paths: Sequence[Path],
+    columns: readers.Columns,
+    titles: Path | None,
+    filters: Filters,
+    split: str,
+    seed: int,
+    layout: readers.Layout = readers.Layout(),
 ) -> Inputs:
     """Check the headers of all files.
 
@@ -188,11 +214,22 @@ def open_inputs(
         Rows, users and items that are left out.
     split, seed
         Way in which evaluation items are held out, and its seed.
+    layout
+        Layout of text files, as far as the user states it.
 
     Raises
     ------
     BadInput
-        As ``readers.open_source`` and ``readers.open_titles``.
+        As ``expanded``, ``readers.open_source`` and ``readers.open_titles``; the split needs times that a file lacks.
     """
-    sources = tuple(readers.open_source(path, columns) for path in paths)
+    sources = tuple(
+        readers.open_source(path, columns, layout, partitions=partitions) for path, partitions in expanded(paths)
+    )
+    untimed = next((source for source in sources if source.columns.time is None), None)
+    if split in splits.TIMED and untimed is not None:
+        raise BadInput(
+            f"{untimed.path}: --split {split} needs times, and no column is known as one (it has"
+            f" {', '.join(untimed.names)}); name it with --time-col, or take --split random or user-holdout",
+            public="no times for the split",
+        )
     return Inputs(sources, readers.open_titles(titles) if titles else None, filters, split, seed)

@@ -39,9 +39,9 @@ def hold_out(directory: Path, kind: str, seed: int) -> int:
     ``user-holdout`` is strong generalisation (Liang et al., "Variational autoencoders for collaborative filtering",
     2018): a tenth of the users is not trained on; 80 % of their items are folded in, 20 % scored. ``leave-last`` scores
     every user's last item in time. ``temporal`` scores all interactions after one moment, which is the same for all
-    users and leaves a fifth of the interactions after it. Users who only appear after it are scored without a history:
-    leaving them out would flatter the model, and training on them would use the future. ``random`` scores a fifth of
-    every user's items, as LightGCN does.
+    users and leaves a fifth of the interactions after it. Users who only appear after it are scored without a history,
+    by popularity: leaving them out would flatter the model, and training on them would use the future. ``random``
+    scores a fifth of every user's items, as LightGCN does.
 
     Parameters
     ----------
@@ -187,6 +187,13 @@ class HeldOut:
     def size(self) -> int:
         """Number of items to score, of all users."""
         return self._items.size
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """Number of items to score of each user, shape (users,)."""
+        import numpy as np
+
+        return np.diff(self._items.indptr)
 
     def items(self, row: int) -> NDArray[np.int32]:
         """Items of the user ``users[row]``, increasing."""

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from apps.recsys.data import arrow_numpy
 from apps.recsys.data.csr_store import NpyReader, NpyWriter
 from apps.recsys.data.external_sort import Buckets
+from apps.recsys.data.formats import kinds
 from apps.recsys.data.id_index import BadId, Vocabulary
 from apps.recsys.data.readers import Source, batches
 from common.errors import BadInput
@@ -143,17 +144,18 @@ def _checked(source: Source, staged: Staged, filters: Filters, *, timed: bool) -
         user, item = batch.column(str(named.user)), batch.column(str(named.item))
         good = np.ones(count, bool)
         for column in (user, item):
-            good &= present(column)
+            good &= kinds.present(column)
         value = np.ones(count, np.float32)
         if named.value is not None:
             value = arrow_numpy.floats(batch.column(named.value))
-            bad = np.isinf(value) | ((value < 0) & (filters.min_value is None))
+            with np.errstate(over="ignore"):
+                bad = np.isinf(value.astype(np.float32)) | ((value < 0) & (filters.min_value is None))
             if bad.any():
                 row = int(bad.argmax())
                 raise BadInput(
                     f"{source.path}: row {staged.rows + row + 1}, column {named.value!r}: {value[row]:g} is not a"
-                    " finite number of zero or more; a value says how much of an item someone had: leave rows out"
-                    " with --min-value, or name another column with --value-col",
+                    " finite number of zero or more, below 3.4e38; a value says how much of an item someone had: leave"
+                    " rows out with --min-value, or name another column with --value-col",
                     public="value out of range",
                 )
             good &= ~np.isnan(value)
@@ -174,15 +176,6 @@ def _checked(source: Source, staged: Staged, filters: Filters, *, timed: bool) -
                 "value": value[good],
                 "time": when[good],
             }
-
-
-def present(column: Any) -> NDArray[np.bool_]:
-    """Mask of the ids in an Arrow column that are neither null nor empty text."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    valid = arrow_numpy.valid(column)
-    return valid & (arrow_numpy.values(pc.binary_length(column)) > 0) if pa.types.is_string(column.type) else valid
 
 
 def _drop(staged: Staged, why: str, rows: int) -> None:
@@ -295,7 +288,10 @@ def _merge(rows: NDArray[Any]) -> tuple[NDArray[np.int32], dict[str, NDArray[Any
     first = np.ones(len(rows), bool)
     first[1:] = (rows["user"][1:] != rows["user"][:-1]) | (rows["item"][1:] != rows["item"][:-1])
     starts = np.flatnonzero(first)
-    columns = {"items": rows["item"][starts], "values": np.add.reduceat(rows["value"], starts)}
+    with np.errstate(over="ignore"):
+        columns = {"items": rows["item"][starts], "values": np.add.reduceat(rows["value"], starts)}
+    if not np.isfinite(columns["values"]).all():
+        raise BadInput("values of one user and item add up to more than 3.4e38", public="value out of range")
     if "time" in (rows.dtype.names or ()):
         columns["times"] = np.maximum.reduceat(rows["time"], starts)
     return rows["user"][starts], columns

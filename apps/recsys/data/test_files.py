@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from apps.recsys.data import arrow_numpy, readers, splits
+from apps.recsys.data.formats import kinds
+from apps.recsys.data.formats.unpacked import open_text
 from apps.recsys.data.readers import Source
 from common.errors import BadInput
 
@@ -35,10 +37,14 @@ class TestPairs:
     """Rows whose user is not in the model."""
     unknown_items: int
     """Rows whose item is not in the model."""
+    rows: int = 0
+    """Rows read."""
+    dropped: tuple[tuple[str, int], ...] = ()
+    """Reasons for which rows were left out as in training, each with their number."""
 
 
-def write(sources: tuple[Source, ...], model: Path, directory: Path) -> TestPairs:
-    """Write the pairs as ``heldout.*.npy`` into ``directory``.
+def write(sources: tuple[Source, ...], model: Path, directory: Path, *, min_value: float | None = None) -> TestPairs:
+    """Write the pairs as ``heldout.*.npy`` into ``directory``: those of the rows that a training would count.
 
     Parameters
     ----------
@@ -48,6 +54,8 @@ def write(sources: tuple[Source, ...], model: Path, directory: Path) -> TestPair
         A model folder.
     directory
         Folder for the files.
+    min_value
+        The least value of a row that the model was trained on; ``None``: any above 0.
 
     Raises
     ------
@@ -59,10 +67,14 @@ def write(sources: tuple[Source, ...], model: Path, directory: Path) -> TestPair
     ids = {name: _ids(model / f"{name}s.parquet") for name in ("user", "item")}
     pairs: list[NDArray[np.int64]] = []
     unknown_users = unknown_items = 0
+    rows, dropped = 0, dict[str, int]()
     for source in sources:
-        names = [str(source.columns.user), str(source.columns.item)]
-        for batch in readers.batches(source, names):
-            user, item = _rows(batch.column(0), ids["user"]), _rows(batch.column(1), ids["item"])
+        value = source.columns.value
+        names = [str(name) for name in (source.columns.user, source.columns.item, value) if name is not None]
+        for batch in readers.batches(source, names, number=value):
+            rows += batch.num_rows
+            counted = _counted(batch, min_value, dropped)
+            user, item = (_rows(batch.column(n), ids[name])[counted] for n, name in enumerate(("user", "item")))
             unknown_users += int((user < 0).sum())
             missing = (item < 0) & (user >= 0)
             # Each gets another number, because two equal ones would be counted as one pair.
@@ -71,7 +83,11 @@ def write(sources: tuple[Source, ...], model: Path, directory: Path) -> TestPair
             pairs.append(((user << 32) | item)[user >= 0])
     keys = np.unique(np.concatenate(pairs)) if pairs else np.zeros(0, np.int64)
     if not len(keys):
-        raise BadInput(f"{sources[0].path}: none of its users is in the model", public="no known user in the test")
+        left_out = ", ".join(f"{rows:,} rows {why}" for why, rows in dropped.items())
+        raise BadInput(
+            f"{sources[0].path}: none of its users is in the model{f' (dropped: {left_out})' if dropped else ''}",
+            public="no known user in the test",
+        )
     users, items = keys >> 32, (keys & 0xFFFFFFFF).astype(np.int32)
     firsts = np.flatnonzero(np.r_[True, users[1:] != users[:-1]])
 
@@ -79,7 +95,23 @@ def write(sources: tuple[Source, ...], model: Path, directory: Path) -> TestPair
         for start, user_items in zip(firsts, np.split(items, firsts[1:]), strict=True):
             yield int(users[start]), user_items
 
-    return TestPairs(splits.write(directory, "heldout", chosen()), len(keys), unknown_users, unknown_items)
+    users_written = splits.write(directory, "heldout", chosen())
+    return TestPairs(users_written, len(keys), unknown_users, unknown_items, rows, tuple(dropped.items()))
+
+
+def _counted(batch: Any, min_value: float | None, dropped: dict[str, int]) -> NDArray[np.bool_]:
+    """Mask of the rows that a training would count; the others are added to ``dropped``."""
+    import numpy as np
+
+    good = kinds.present(batch.column(0)) & kinds.present(batch.column(1))
+    value = arrow_numpy.floats(batch.column(2)) if batch.num_columns > 2 else np.ones(batch.num_rows)
+    good &= ~np.isnan(value)
+    small = good & (value < min_value if min_value is not None else value <= 0)
+    small_why = "below the model's --min-value" if min_value is not None else "of value 0 or less"
+    for why, rows in (("with an empty cell", int((~good).sum())), (small_why, int(small.sum()))):
+        if rows:
+            dropped[why] = dropped.get(why, 0) + rows
+    return good & ~small
 
 
 def _ids(path: Path) -> Any:
@@ -94,7 +126,8 @@ def _rows(column: Any, ids: Any) -> NDArray[np.int64]:
 
     if column.type != ids.type:
         # Text that is not an integer cannot be one of the model's integers.
-        if pa.types.is_integer(ids.type) and pa.types.is_string(column.type):
+        if pa.types.is_integer(ids.type) and not pa.types.is_integer(column.type):
+            column = pc.cast(column, pa.string())
             plain = pc.match_substring_regex(column, r"^(0|-?[1-9][0-9]{0,17})$")
             column = pc.if_else(plain, column, arrow_numpy.text([None])[0])
         column = pc.cast(column, ids.type)
@@ -140,7 +173,7 @@ def write_candidates(path: Path, model: Path, directory: Path) -> TestPairs:
 
 def _candidates(path: Path) -> Iterator[tuple[str, list[str]]]:
     """Yield the user and the items of each line, the positive item first."""
-    with readers.open_text(path) as stream:
+    with open_text(path) as stream:
         for number, line in enumerate(stream, 1):
             pair, *negatives = line.split("\t")
             user, comma, item = pair.strip().removeprefix("(").removesuffix(")").partition(",")

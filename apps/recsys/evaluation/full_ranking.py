@@ -27,6 +27,7 @@ def evaluate(
     block: int,
     threads: int = 1,
     tally: Tally,
+    popular: NDArray[np.float32] | None = None,
     after_block: Callable[[int], None] = lambda users: None,
 ) -> None:
     """Rank all items for every user, and add the rankings to ``tally``.
@@ -43,6 +44,8 @@ def evaluate(
         Users ranked at a time: the scores take ``4 * block * items`` bytes.
     threads
         Threads that share a block; BLAS runs one thread in each.
+    popular
+        Scores of the items for users without a history, shape (items,); ``None``: there are no such users.
     after_block
         Called with the number of users in each block.
     """
@@ -58,6 +61,8 @@ def evaluate(
         vectors = np.stack([fold_in(items, values) for items, values, _ in users])
         scores = np.matmul(vectors, item_factors.T, out=scores[: len(users)])
         for row, (items, _, _) in zip(scores, users, strict=True):
+            if popular is not None and not len(items):
+                row[:] = popular
             row[items] = -np.inf
         return [top_k(row, tally.depth) for row in scores]
 

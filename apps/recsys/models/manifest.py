@@ -8,10 +8,20 @@ from common import model_folder, typed_json
 from common.errors import BadInput
 
 Count = Annotated[int, ("minimum", 0)]
+Table = Literal["full", "int8", "int4", "hash", "qr", "tt", "lowrank", "pq", "frequency"]
 Hyper = Mapping[str, bool | int | float | str]
 _LARGEST = 1e12
 _NotNegative = Annotated[float, ("minimum", 0), ("maximum", _LARGEST)]
 _Positive = Annotated[float, ("exclusiveMinimum", 0), ("maximum", _LARGEST)]
+
+
+class ColumnNames(TypedDict):
+    """Names of the columns that were read; null: none."""
+
+    user: str | None
+    item: str | None
+    value: str | None
+    time: str | None
 
 
 class ModelFields(TypedDict):
@@ -19,8 +29,8 @@ class ModelFields(TypedDict):
 
     factors: Annotated[int, ("minimum", 1)]
     """Numbers of an item's vector, without the prior."""
-    table: str
-    """Table of the vectors in training: ``full``, ``int8``, ``hash`` and so on."""
+    table: Table
+    """Table of the vectors in training."""
     cosine: NotRequired[bool]
     """True if vectors are brought to unit length before they are compared."""
     items: Annotated[int, ("minimum", 1)]
@@ -33,10 +43,14 @@ class ModelFields(TypedDict):
     """Items of the user with most of them."""
     hyper: Hyper
     """Hyper-parameters by name."""
-    split: str
-    """Interactions that were held out: ``none``, ``user-holdout``, ``leave-last``, ``temporal``, ``random``."""
+    split: Literal["none", "user-holdout", "leave-last", "temporal", "random"]
+    """Interactions that were held out."""
     seed: int
     """Seed of everything random."""
+    columns: NotRequired[ColumnNames]
+    """Columns of the first file that it was trained on."""
+    min_value: NotRequired[float]
+    """Rows with a smaller value were left out."""
 
 
 class RecommenderManifest(ModelFields, model_folder.Manifest):

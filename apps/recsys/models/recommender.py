@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from apps.recsys.data.csr_store import History, NpyReader
 from apps.recsys.models import weights
 from apps.recsys.models.embedding import user_encoders
+from apps.recsys.models.folder_check import check_files
 from apps.recsys.models.manifest import RecommenderManifest, check_hyper
 from apps.recsys.models.old_names import renamed_hyper
 from common import model_folder
@@ -44,7 +45,7 @@ class Recommender:
         self.directory, self.manifest = directory, manifest
         self._prior = has_prior(manifest)
         self.item_factors = weights.read_items(directory / weights.WEIGHTS, prior=self._prior)
-        self.history = History(directory)
+        self.history = History(directory, columns=len(self.item_factors))
         self.user_vector = _encoder(directory, manifest, self.item_factors)
         """Computes a vector of shape (factors,) from the items and values of a history."""
 
@@ -56,6 +57,7 @@ class Recommender:
         *,
         exclude: NDArray[Any] | None = None,
         only: NDArray[Any] | None = None,
+        allowed: NDArray[np.bool_] | None = None,
     ) -> list[tuple[int, float]]:
         """The ``k`` best items for a history, without its own items.
 
@@ -67,6 +69,8 @@ class Recommender:
             Number of items.
         exclude, only
             Rows of items never to recommend; rows of items to choose from.
+        allowed
+            The same as a mask, shape (items,).
 
         Returns
         -------
@@ -83,6 +87,8 @@ class Recommender:
             excluded = np.ones(len(scores), bool)
             excluded[only] = False
             scores[excluded] = -np.inf
+        if allowed is not None:
+            scores[~allowed] = -np.inf
         return _best(scores, k)
 
     def explain(self, items: NDArray[Any], values: NDArray[np.float32], rows: NDArray[Any]) -> NDArray[np.float64]:
@@ -170,11 +176,13 @@ def load_manifest(directory: Path) -> RecommenderManifest:
     Raises
     ------
     BadInput
-        As ``common.model_folder.load``, and as ``check_hyper``.
+        As ``common.model_folder.load``, ``check_hyper`` and ``check_files``.
     """
     manifest = model_folder.load(directory, application="recsys", description=RecommenderManifest)
     renamed = renamed_hyper(manifest["kind"], manifest["hyper"])
-    return check_hyper(directory, {**manifest, "hyper": renamed})
+    checked = check_hyper(directory, {**manifest, "hyper": renamed})
+    check_files(directory, checked)
+    return checked
 
 
 def seal(directory: Path, *, kind: str, fields: Mapping[str, Any]) -> None:

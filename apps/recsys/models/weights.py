@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -23,6 +24,8 @@ ITEMS, USER_SIDE, PRIOR, COMPARED = "item_factors", "user_side_factors", "item_p
 OLD_USER_SIDE = "taste_factors"
 """Name of ``USER_SIDE`` before version 0.2."""
 _TYPES = {"F32": "<f4", "F16": "<f2", "I8": "<i1", "U8": "<u1", "I32": "<i4"}
+LONGEST_HEADER = 1 << 20
+"""Most bytes of a header that is read; those of this suite have a few hundred."""
 DECODED_ROWS = 1 << 13
 """Rows of codes decoded at a time."""
 
@@ -92,6 +95,8 @@ def read(path: Path, name: str = ITEMS, *, more: int = 0) -> NDArray[np.float32]
                 decoded[:] = codes
             if scales is not None:
                 decoded *= scales[start : start + len(codes), None]
+            if not np.isfinite(decoded).all():
+                raise BadInput(f"{path}: {name} has numbers that are not finite", public="weights unreadable")
     return factors
 
 
@@ -132,11 +137,65 @@ def read_user_side(path: Path) -> NDArray[np.float32]:
     return read(path, USER_SIDE if USER_SIDE in header else OLD_USER_SIDE)
 
 
+def check(path: Path, *, items: int, factors: int | None) -> None:
+    """Check the header of a file, without loading any library.
+
+    Parameters
+    ----------
+    path
+        The file.
+    items
+        Rows that ``item_factors`` must have.
+    factors
+        Its columns; ``None``: any number.
+
+    Raises
+    ------
+    BadInput
+        The header is damaged; a tensor is of an unknown type, negative, outside the file or of another size than its
+        shape; ``item_factors`` is missing or has another shape.
+    """
+    header, start = _header(path)
+    room = path.stat().st_size - start
+    for name, entry in header.items():
+        if name != "__metadata__" and not _consistent(entry, room):
+            raise BadInput(f"{path}: {name}: a type, shape or place that cannot be", public="weights unreadable")
+    if ITEMS not in header:
+        raise BadInput(f"{path}: has no {ITEMS}", public="weights unreadable")
+    shape, packed = header[ITEMS]["shape"], header[ITEMS]["dtype"] == "U8"
+    columns = shape[1] * (2 if packed else 1) if len(shape) == 2 else None
+    if columns is None or shape[0] != items or factors not in (None, columns):
+        raise BadInput(
+            f"{path}: {ITEMS} has shape {shape}, the manifest says {items} items of {factors or 'some'} factors",
+            public="weights unreadable",
+        )
+
+
+def _consistent(entry: Any, room: int) -> bool:
+    """True if a tensor's entry in the header has a known type, and bytes in the file that are as many as its shape."""
+    if not isinstance(entry, dict) or entry.get("dtype") not in _TYPES:
+        return False
+    shape, place = entry.get("shape"), entry.get("data_offsets")
+    if not (isinstance(shape, list) and isinstance(place, list) and len(place) == 2):
+        return False
+    if not all(type(number) is int and number >= 0 for number in (*shape, *place)):
+        return False
+    return place[1] <= room and place[1] - place[0] == prod(shape) * int(_TYPES[entry["dtype"]][-1])
+
+
 def _header(path: Path) -> tuple[dict[str, Any], int]:
     """The JSON header, and the offset at which the tensors begin."""
+    damaged = BadInput(f"{path}: not a safetensors file, or damaged", public="weights unreadable")
     with path.open("rb") as stream:
         size = int.from_bytes(stream.read(8), "little")
-        header: dict[str, Any] = json.loads(stream.read(size))
+        if size > min(LONGEST_HEADER, path.stat().st_size - 8):
+            raise damaged
+        try:
+            header = json.loads(stream.read(size))
+        except (ValueError, RecursionError):
+            raise damaged from None
+    if not isinstance(header, dict):
+        raise damaged
     return header, 8 + size
 
 

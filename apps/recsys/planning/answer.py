@@ -15,6 +15,22 @@ from common.memory.costs.probes import Costs, Probe
 from common.memory.footprint import Footprint, Term
 from common.memory.plan.plan import Setting
 
+ENTRY_BYTES, ENTRY_TEXTS = 320, 2
+"""An item of an answer while it is kept for a record: a dictionary and its numbers (measured 261 with integers as ids);
+copies of its id and title."""
+RESPONSE_BYTES = 700
+"""The same for a response, with its text before and after it is joined."""
+RANKED_BYTES = 160
+"""A row and its score in Python, with the order of the best."""
+EXPLAINED_ROWS = 64
+"""``service.EXPLAINED_ROWS``: recommendations that are explained at a time."""
+NAMED_BYTES = 400
+"""An id of a history or of a list of limits: its text, twice, and its place in a dictionary."""
+LOOK_UP_BYTES = 6
+"""Bytes of each item, while ids are looked up among them."""
+LIMIT_BYTES = 2
+"""Bytes of each item, where only some may be recommended."""
+
 
 @dataclass(frozen=True, slots=True)
 class AnswerWorkload:
@@ -41,11 +57,23 @@ class AnswerWorkload:
     def footprint(self, setting: Setting, costs: Costs) -> Footprint:
         """The model, its ids and titles, and one answer."""
         manifest = self.manifest
+        request = self.request
         files, users, items, factors = (manifest["files"], manifest["users"], manifest["items"], manifest["factors"])
         tables = sum(files[name]["bytes"] for name in ("items.parquet", "users.parquet"))
-        # Factors of the history's items in float64: themselves, weighted, transposed, and the contributions.
-        longest = manifest.get("longest", manifest["longest_history"])
-        explanation = 8 * 4 * factors * longest if self.request.explains else 0
+        longest = max(manifest.get("longest", manifest["longest_history"]), request.named)
+        # Factors of the history's items, and weighted; the system, which is solved in a copy.
+        folding = 4 * factors * (2 * longest + 3 * factors)
+        # Factors of the history's items in float64: themselves, weighted, transposed, and the contributions; what each
+        # item adds to some scores, and the order of these.
+        explanation = 8 * longest * (4 * factors + EXPLAINED_ROWS + 4) if request.explained else 0
+        k = min(request.k, items)
+        kept = min(request.most_entries, k * (1 + min(request.explained, longest)))
+        each = RESPONSE_BYTES if request.warm_up == SERVING else ENTRY_BYTES
+        entry = each + ENTRY_TEXTS * files["items.parquet"]["bytes"] // items
+        answers = RANKED_BYTES * k + entry * (
+            kept if request.keeps else min(k, EXPLAINED_ROWS) * (1 + min(request.explained, longest))
+        )
+        named = NAMED_BYTES * request.named + (LOOK_UP_BYTES + LIMIT_BYTES) * items * (request.named > 0)
         return Footprint.of(
             [
                 *baseline.terms(costs, self.probes(setting)[0]),
@@ -54,7 +82,10 @@ class AnswerWorkload:
                 Term("ids and titles", 2 * tables, "analytic", ("answer",)),
                 # Scores, the partitioned copy, norms, masks.
                 Term("one answer", 20 * items + 16 * factors * factors, "analytic", ("answer",)),
+                Term("history", folding, "analytic", ("answer",)),
                 Term("explanation", explanation, "analytic", ("answer",)),
+                Term("answers", answers, "measured", ("answer",)),
+                Term("ids in the question", named, "measured", ("answer",)),
                 *bpr_terms.fold_terms(manifest["kind"], factors=factors, threads=1, phases=("answer",)),
             ]
         )

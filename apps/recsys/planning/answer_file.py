@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from apps.recsys.planning.answer import AnswerWorkload
+from apps.recsys.planning.answer import LIMIT_BYTES, LOOK_UP_BYTES, AnswerWorkload
 from apps.recsys.planning.requests import AnswerRequest
 from common.memory.costs.probes import Costs
 from common.memory.footprint import Footprint, Term
@@ -25,10 +25,6 @@ LINE_BYTES, LINE_TEXTS = 350, 3
 QUESTION_TIMES = 12
 """Memory of a question by its size in the file: its ids are text in Python while their rows are looked up (measured
 11)."""
-LOOK_UP_BYTES = 6
-"""Bytes of each id of the model, while others are looked up among them."""
-LIMIT_BYTES = 2
-"""Bytes of each item, where only some may be recommended."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

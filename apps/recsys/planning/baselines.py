@@ -21,6 +21,8 @@ WAITING_BYTES = 9 << 20
 child does not touch."""
 STAGE_BYTES = 12 << 20
 """Arrow's blocks while parsing: text, columns, dictionaries (for ``readers.BLOCK_BYTES``)."""
+STAGED_ROW_BYTES = 64
+"""Bytes per row while it is read, for files of so few rows that they do not fill Arrow's blocks."""
 
 
 def baseline_terms(costs: Costs, probe: Probe, *phases: str) -> list[Term]:

@@ -5,10 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from apps.recsys.data.formats.unpacked import unpacking_bytes
+from apps.recsys.data.readers import Source
 from apps.recsys.data.test_files import TestPairs
 from apps.recsys.models.manifest import RecommenderManifest
 from apps.recsys.planning import bpr_terms, embedding_terms
-from apps.recsys.planning.baselines import LIBRARIES, READING, SCORING, STAGE_BYTES, WAITING_BYTES, baseline_terms
+from apps.recsys.planning.baselines import (
+    LIBRARIES,
+    READING,
+    SCORING,
+    STAGE_BYTES,
+    STAGED_ROW_BYTES,
+    WAITING_BYTES,
+    baseline_terms,
+)
 from apps.recsys.planning.ranking_terms import USER_BLOCKS, model_terms, ranking_terms
 from apps.recsys.planning.requests import EvaluateRequest
 from common.files import Workspace
@@ -31,6 +41,8 @@ class EvaluateWorkload:
     """Holds the pairs of test files."""
     test: TestPairs | None = None
     """Sizes of the test files; ``None``: the model's own split is scored."""
+    sources: tuple[Source, ...] = ()
+    """The test files with their columns."""
     name: str = "recsys evaluate"
 
     def settings(self) -> Iterator[Setting]:
@@ -53,8 +65,9 @@ class EvaluateWorkload:
             *baseline_terms(costs, self.probes(setting)[1], *during),
             Term("ids", 4 * ids, "analytic", during),
             Term("test pairs", 32 * self.test.pairs, "analytic", during),
-            Term("rows read", STAGE_BYTES, "measured", during),
+            Term("rows read", min(STAGE_BYTES, STAGED_ROW_BYTES * (self.test.rows or STAGE_BYTES)), "measured", during),
             Term("waiting parent", WAITING_BYTES, "measured", during),
+            Term("unpacking", unpacking_bytes(one.path for one in self.sources if not one.parquet), "analytic", during),
         ]
 
     def footprint(self, setting: Setting, costs: Costs) -> Footprint:

@@ -72,7 +72,7 @@ def ranking_terms(
         # A partitioned copy and two comparisons.
         Term("top-k workspace", threads * 6 * items, "analytic", during),
         Term("held-out index", 12 * (scored + 1), "analytic", during),
-        Term("counts of items", 24 * items, "analytic", during),
+        Term("counts of items", 36 * items, "analytic", during),
         # A dozen numbers per user, copied once or twice; counts of users in a bootstrap sample.
         Term("values of users", VALUE_BYTES * scored, "analytic", during),
     ]

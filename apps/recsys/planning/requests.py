@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 import argparse
+import csv
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
+from apps.recsys.data.columns import Columns, Layout
 from apps.recsys.planning.baselines import ANSWERING, SERVING
 from apps.recsys.planning.resume_settings import DECIDES
 from common.errors import UsageError
 from common.extras import require
 
+TEXT_SUFFIXES = (".csv", ".tsv", ".txt", ".json", ".jsonl", ".ndjson", ".xlsx", ".gz", ".zip")
+"""Names of files by which other programs would not expect Parquet."""
+MOST = 1000
+"""Largest ``k`` and ``explain`` of a request to the server."""
+MOST_ENTRIES = 5000
+"""Most items in a response of the server, with those that explain: ``k`` times ``1 + explain``."""
+MOST_HISTORY = 2000
+"""Most ids in a history of a request to the server."""
 PROTOCOLS = ("user-holdout", "leave-last", "temporal", "random", "split", "lightgcn", "ncf")
 """The model's own splits; a test file, with peakline's recall or LightGCN's; NCF's sampled negatives."""
 
@@ -30,6 +41,8 @@ class EvaluateRequest:
         NCF's file of scored pairs, each with sampled items.
     protocol
         One of ``PROTOCOLS``; ``None``: the one that suits the files.
+    columns, layout
+        Of the files in ``test``, as far as the command line says so; the model's own columns otherwise.
     seed, threads
         Seed of the bootstrap intervals; threads of the computation.
 
@@ -43,12 +56,18 @@ class EvaluateRequest:
     test: tuple[Path, ...] = ()
     negatives: Path | None = None
     protocol: str | None = None
+    columns: Columns = field(default_factory=Columns)
+    layout: Layout = field(default_factory=Layout)
     seed: int = 0
     threads: int
 
     def __post_init__(self) -> None:
         if self.test and self.negatives is not None:
             raise UsageError("--negatives holds the scored pairs too: leave out --test")
+        if not self.test and (self.columns, self.layout) != (Columns(), Layout()):
+            raise UsageError(
+                "--user-col, --item-col, --value-col, --delimiter, --decimal, --no-header: for --test only"
+            )
         if self.reads_files:
             fitting = ("ncf",) if self.negatives is not None else ("split", "lightgcn")
             if self.protocol not in (None, *fitting):
@@ -62,6 +81,8 @@ class EvaluateRequest:
             test=tuple(args.test or ()),
             negatives=args.negatives,
             protocol=args.protocol,
+            columns=Columns(args.user_col, args.item_col, args.value_col),
+            layout=layout_of(args),
             seed=args.seed,
             threads=args.threads,
         )
@@ -92,10 +113,25 @@ class AnswerRequest:
     model: Path
     threads: int
 
+    k: int = 0
+    """Most items of an answer."""
+    explained: int = 0
+    """Most items of a history that are named for each of them."""
+
     @property
-    def explains(self) -> bool:
-        """True if it may be asked which items of a history carried a score."""
-        return False
+    def named(self) -> int:
+        """Most ids that a question names."""
+        return 0
+
+    @property
+    def keeps(self) -> bool:
+        """True if a whole answer is kept before it is written; False if it is printed item by item."""
+        return True
+
+    @property
+    def most_entries(self) -> int:
+        """Most items in an answer, with those that explain."""
+        return sys.maxsize
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,7 +159,6 @@ class RecommendRequest(AnswerRequest):
     k: int = 10
     exclude: tuple[str, ...] | None = None
     only: tuple[str, ...] | None = None
-    explained: int = 0
     prints: bool = True
     """False if only the record is wanted."""
 
@@ -151,9 +186,14 @@ class RecommendRequest(AnswerRequest):
         )
 
     @property
-    def explains(self) -> bool:
-        """True if items of the history are named."""
-        return self.explained > 0
+    def named(self) -> int:
+        """All ids of the history and of the limits."""
+        return len(self.history) + len(self.exclude or ()) + len(self.only or ())
+
+    @property
+    def keeps(self) -> bool:
+        """True for a record."""
+        return not self.prints
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -180,6 +220,8 @@ class ServeRequest(AnswerRequest):
     command: ClassVar[str] = "recsys serve"
     warm_up: ClassVar[str] = SERVING
 
+    k: int = MOST
+    explained: int = MOST
     host: str = "127.0.0.1"
     port: int = 8000
 
@@ -192,9 +234,14 @@ class ServeRequest(AnswerRequest):
         return cls(model=args.model, threads=args.threads, host=args.host, port=args.port)
 
     @property
-    def explains(self) -> bool:
-        """True: a client may ask for it."""
-        return True
+    def named(self) -> int:
+        """The longest history of a request."""
+        return MOST_HISTORY
+
+    @property
+    def most_entries(self) -> int:
+        """The limit of a response."""
+        return MOST_ENTRIES
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -230,6 +277,8 @@ class RecommendAllRequest:
     def __post_init__(self) -> None:
         if self.output.is_dir():
             raise UsageError(f"-o {self.output}: is a folder; expected a file")
+        if self.output.suffix.lower() in TEXT_SUFFIXES:
+            raise UsageError(f"-o {self.output}: the lists are a Parquet file; end its name with .parquet")
 
     @classmethod
     def of(cls, args: argparse.Namespace) -> RecommendAllRequest:
@@ -256,3 +305,28 @@ class RecommendAllRequest:
 
 def _ids(ids: list[str] | None) -> tuple[str, ...] | None:
     return None if ids is None else tuple(ids)
+
+
+def split_ids(text: str) -> list[str]:
+    """Ids separated by commas; one that has a comma stands in quotes, as in CSV.
+
+    Examples
+    --------
+    >>> split_ids('7, 8,"Oak, Ash"')
+    ['7', '8', 'Oak, Ash']
+    """
+    return [id_.strip() for row in csv.reader([text], skipinitialspace=True) for id_ in row if id_.strip()]
+
+
+def layout_of(args: argparse.Namespace) -> Layout:
+    """Layout of text files, as the command line states it.
+
+    Raises
+    ------
+    UsageError
+        The delimiter is neither one character nor a name that is known.
+    """
+    delimiter = args.delimiter
+    if delimiter is not None and len(delimiter) != 1 and delimiter not in ("tab", "\\t", "space", "::", "list"):
+        raise UsageError(f"--delimiter {delimiter}: expected one character, tab, space, :: or list")
+    return Layout(delimiter, args.decimal, args.header)

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from apps.recsys.data.csr_store import BLOCK
-from apps.recsys.data.ingest import Facts
+from apps.recsys.data.formats.unpacked import unpacking_bytes
+from apps.recsys.data.ingest import Facts, Inputs
 from apps.recsys.data.splits import MOST_VALIDATION_USERS, SAMPLED_TIMES, TIMED
 from apps.recsys.models.embedding.embedding_config import EmbeddingConfig
 from apps.recsys.planning import bpr_terms, embedding_terms, ials_terms
@@ -22,6 +23,7 @@ from apps.recsys.planning.baselines import (
     PAIRING,
     READING,
     STAGE_BYTES,
+    STAGED_ROW_BYTES,
     TRAINING,
     WAITING_BYTES,
     baseline_terms,
@@ -37,8 +39,6 @@ from common.memory.plan.planner import Workload
 
 ID_BYTES = 48
 """Bytes per id while reading (``id_index``): two hashes and up to four slots, in arrays that double in size."""
-STAGED_ROW_BYTES = 64
-"""Bytes per row while it is read, for files of so few rows that they do not fill Arrow's blocks."""
 SORT_BYTES = {False: 61, True: 97}
 """Bytes per row while its bucket is sorted: two copies of the record, the order, the merged columns; by whether there
 are times."""
@@ -77,11 +77,14 @@ class TrainWorkload:
         Sizes of the data that was read.
     workspace
         Holds what was read; ``None`` if the input was only counted.
+    inputs
+        The files with their columns.
     """
 
     request: TrainRequest
     facts: Facts
     workspace: Workspace | None = None
+    inputs: Inputs | None = None
     name: str = "recsys train"
 
     @property
@@ -204,13 +207,19 @@ class TrainWorkload:
         # The ids are written and freed before the rows are sorted.
         rows = SORT_FIXED_BYTES + SORT_BYTES[self.request.split in TIMED] * facts.bucket
         sorting = [Term("rows sorted", rows, "measured", during)]
+        # Before and after it is partitioned, once the rows are freed too.
+        sample = 16 * min(SAMPLED_TIMES, facts.interactions) + 24 * min(BLOCK, facts.interactions)
+        timing = [Term("times", sample, "analytic", during)] if self.request.split == "temporal" else []
         return [
-            *max(staging, sorting, key=lambda terms: sum(term.bytes for term in terms)),
+            *max(staging, sorting, timing, key=lambda terms: sum(term.bytes for term in terms)),
             Term("row counts", 16 * facts.ids, "analytic", during),
             Term("waiting parent", WAITING_BYTES, "measured", during),
-            # Only after the ids and rows are freed, so seldom the peak.
-            *([Term("times", 16 * SAMPLED_TIMES, "analytic", during)] if self.request.split == "temporal" else []),
+            Term("unpacking", self._unpacking(), "analytic", during),
         ]
+
+    def _unpacking(self) -> int:
+        sources = self.inputs.sources if self.inputs else ()
+        return unpacking_bytes(source.path for source in sources if not source.parquet)
 
     def _solver_terms(self, setting: Setting) -> list[Term]:
         model = self.request.model

@@ -8,12 +8,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from apps.recsys.data.readers import Columns
+from apps.recsys.data.columns import Columns, Layout
 from apps.recsys.data.staging import Filters
 from apps.recsys.models import search_space
 from apps.recsys.models.old_names import renamed_pairs
 from apps.recsys.models.search_space import Space
 from apps.recsys.planning.model_options import ModelOptions
+from apps.recsys.planning.requests import layout_of
 from apps.recsys.planning.resume_settings import DECIDES
 from common.errors import UsageError
 from common.training import amp
@@ -33,12 +34,15 @@ class DataOptions:
         A table with the items' titles.
     filters
         Rows, users and items that are left out.
+    layout
+        Layout of text files, as far as the command line states it.
     """
 
     paths: tuple[Path, ...]
     columns: Columns = field(default_factory=Columns)
     items: Path | None = None
     filters: Filters = field(default_factory=Filters)
+    layout: Layout = field(default_factory=Layout)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,6 +109,7 @@ class TrainRequest:
                 columns=Columns(args.user_col, args.item_col, args.value_col, args.time_col),
                 items=args.items,
                 filters=Filters(args.min_value, args.min_user, args.min_item),
+                layout=layout_of(args),
             ),
             output=args.output,
             split=args.split,

@@ -2,17 +2,16 @@
 
 GET /recommend?user=ID&k=10, GET /recommend?history=ID,ID&k=10, GET /similar?item=ID&k=10, GET /health.
 With ``explain=3`` each recommendation names the three items of the history that added most to its score.
+``k`` and ``explain`` are at most 1,000, ``k * (1 + explain)`` at most 5,000, and a history has at most 2,000 ids.
 An unknown id is answered with 404, a malformed request with 422, each with ``{"detail": why}``.
 """
 
 from typing import Any
 
+from apps.recsys.planning.requests import MOST, MOST_ENTRIES, MOST_HISTORY, split_ids
 from apps.recsys.serving.service import RecommenderService, UnknownId
 from common import __version__
 from common.errors import UsageError
-
-MOST = 1000
-"""The largest ``k`` of a request."""
 
 
 def application(service: RecommenderService) -> Any:
@@ -43,18 +42,24 @@ def application(service: RecommenderService) -> Any:
     @app.get("/recommend")
     async def recommend(
         user: str | None = None, history: str | None = None, k: int = depth, explain: int = Query(0, ge=0, le=MOST)
-    ) -> dict[str, Any]:
+    ) -> JSONResponse:
         if (user is None) == (history is None):
             raise HTTPException(422, "give either user or history (ids separated by commas)")
+        if k * (1 + explain) > MOST_ENTRIES:
+            raise HTTPException(
+                422, f"k * (1 + explain) is {k * (1 + explain):,}, at most {MOST_ENTRIES:,} are answered"
+            )
         if user is not None:
-            return {"items": service.for_user(user, k, explained=explain)}
-        ids = [id_ for id_ in str(history).split(",") if id_]
+            return JSONResponse({"items": service.for_user(user, k, explained=explain)})
+        ids = split_ids(str(history))
         if not ids:
             raise HTTPException(422, "history is empty")
-        return {"items": service.for_history(ids, k, explained=explain)}
+        if len(ids) > MOST_HISTORY:
+            raise HTTPException(422, f"history has {len(ids):,} ids; at most {MOST_HISTORY:,} are read")
+        return JSONResponse({"items": service.for_history(ids, k, explained=explain)})
 
     @app.get("/similar")
-    async def similar(item: str, k: int = depth) -> dict[str, Any]:
-        return {"items": service.similar(item, k)}
+    async def similar(item: str, k: int = depth) -> JSONResponse:
+        return JSONResponse({"items": service.similar(item, k)})
 
     return app

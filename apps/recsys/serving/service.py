@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,19 @@ class UnknownId(BadInput):
         super().__init__(f"{what} {id_!r} is not in the model", public=f"unknown {what}")
 
 
+EXPLAINED_ROWS = 64
+"""Recommendations that are explained at a time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ranked:
+    """The items of a history with their values, shape (n,) each, and the best rows with their scores."""
+
+    items: NDArray[Any]
+    values: NDArray[np.float32]
+    best: Sequence[tuple[int, float]]
+
+
 class RecommenderService:
     """A loaded model with its ids and titles.
 
@@ -43,8 +57,8 @@ class RecommenderService:
 
     def __init__(self, directory: Path, manifest: Mapping[str, Any]) -> None:
         self.recommender = Recommender(directory, manifest)
-        self.items = IdTable(directory / "items.parquet")
-        self.users = IdTable(directory / "users.parquet")
+        self.items = IdTable(directory / "items.parquet", manifest["items"])
+        self.users = IdTable(directory / "users.parquet", manifest["users"])
 
     def for_user(self, user: str, k: int, *, explained: int = 0, **limits: NDArray[Any] | None) -> list[dict[str, Any]]:
         """The best items for a user of the training data.
@@ -73,35 +87,47 @@ class RecommenderService:
         UsageError
             As ``Recommender.explain``.
         """
-        row = self.users.row(user)
-        if row is None:
-            raise UnknownId("user", user)
-        history = self.recommender.history
-        return self._best(history.items(row), history.values(row), k, explained, limits)
+        return list(self.described(self.ranked(user, (), k, **limits), explained))
 
     def for_history(
         self, ids: Sequence[str], k: int, *, explained: int = 0, **limits: NDArray[Any] | None
     ) -> list[dict[str, Any]]:
         """The best items for a history of item ids, each with value 1; otherwise as ``for_user``."""
+        return list(self.described(self.ranked(None, ids, k, **limits), explained))
+
+    def ranked(self, user: str | None, ids: Sequence[str], k: int, **limits: NDArray[Any] | None) -> Ranked:
+        """The best items for a user, or if that is ``None`` for a history; raises as ``for_user``."""
         import numpy as np
 
-        rows = self.rows(ids)
-        return self._best(rows, np.ones(len(rows), np.float32), k, explained, limits)
+        if user is None:
+            items = self.rows(ids)
+            values = np.ones(len(items), np.float32)
+        else:
+            row = self.users.row(user)
+            if row is None:
+                raise UnknownId("user", user)
+            history = self.recommender.history
+            items, values = history.items(row), history.values(row)
+        return Ranked(items, values, self.recommender.recommend(items, values, k, **limits))
 
-    def _best(
-        self, items: NDArray[Any], values: NDArray[np.float32], k: int, explained: int, limits: Mapping[str, Any]
-    ) -> list[dict[str, Any]]:
+    def described(self, ranked: Ranked, explained: int = 0) -> Iterator[dict[str, Any]]:
+        """Yield the answers one by one, in the form that ``for_user`` returns; raises as ``Recommender.explain``."""
         import numpy as np
 
-        best = self.recommender.recommend(items, values, k, **limits)
-        answers = self._described(best)
-        if explained:
-            added = self.recommender.explain(items, values, np.array([row for row, _ in best], np.int64))
-            for answer, by_item in zip(answers, added, strict=True):
-                most = np.argsort(-by_item, kind="stable")[:explained]
-                answer["because"] = self._described([(int(items[index]), float(by_item[index])) for index in most])
-                answer["others"] = round(float(by_item.sum() - by_item[most].sum()), 6)
-        return answers
+        items, best = ranked.items, ranked.best
+        for start in range(0, len(best), EXPLAINED_ROWS):
+            some = best[start : start + EXPLAINED_ROWS]
+            answers = self._described(some)
+            if explained:
+                rows = np.array([row for row, _ in some], np.int64)
+                added = self.recommender.explain(items, ranked.values, rows)
+                for answer, by_item in zip(answers, added, strict=True):
+                    most = np.argsort(-by_item, kind="stable")[:explained]
+                    answer["because"] = self._described([(int(items[index]), float(by_item[index])) for index in most])
+                    answer["others"] = round(float(by_item.sum() - by_item[most].sum()), 6)
+                    yield answer
+            else:
+                yield from answers
 
     def similar(self, item: str, k: int) -> list[dict[str, Any]]:
         """The ``k`` items nearest to the item with the id ``item``, with cosines as scores.
@@ -124,13 +150,10 @@ class RecommenderService:
         """
         import numpy as np
 
-        rows = []
-        for id_ in ids:
-            row = self.items.row(id_)
-            if row is None:
-                raise UnknownId("item", id_)
-            rows.append(row)
-        return np.unique(np.array(rows, np.int64))
+        rows = self.items.rows(ids)
+        if (rows < 0).any():
+            raise UnknownId("item", ids[int((rows < 0).argmax())])
+        return np.unique(rows)
 
     def _described(self, best: Sequence[tuple[int, float]]) -> list[dict[str, Any]]:
         return [

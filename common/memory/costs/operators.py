@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from common.memory.costs import cpu
 from common.memory.costs.probes import Probe, environment_facts
-from common.memory.costs.store import cache_directory
+from common.memory.costs.store import cache_directory, plausible
 from common.memory.process import glibc, guard
 from common.memory.process.budget import MIB
 from common.memory.process.meter import lifetime_peak, reset_peak, resident
@@ -301,7 +301,8 @@ def default_file(threads: int | None = None) -> Path:
 class OperatorCosts:
     """Costs of operators from the cache; missing ones are replayed in this process.
 
-    Lines are appended whole, so that processes can share the file; a damaged line is ignored.
+    Lines are appended whole, so that processes can share the file; a damaged line, or one
+    that makes no sense, is ignored.
     """
 
     file: Path = field(default_factory=default_file)
@@ -313,7 +314,8 @@ class OperatorCosts:
                 with suppress(ValueError, TypeError, KeyError, AttributeError):
                     entry = json.loads(line)
                     key = entry.pop("key")
-                    self._known[key] = Cost(**entry)
+                    if plausible(entry):
+                        self._known[key] = Cost(**entry)
 
     def __getitem__(self, call: Call) -> Cost:
         if (cost := self._known.get(call.key)) is None:

@@ -4,6 +4,7 @@ The child (``common.memory.costs.probe_child``) has walls of its own, so that me
 probe's argument ``warm_up`` names the function that it runs first (``common.memory.costs.baseline``).
 """
 
+import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -22,6 +23,8 @@ LONGEST_SECONDS = 600
 
 CHILD = "common.memory.costs.probe_child"
 """The module that measures."""
+MOST = 1 << 50
+"""The largest cost that is believed, in bytes or seconds."""
 NUMBERS = {"costs", "needs"}
 """Keys of an answer with results, or with the probes whose results are needed first."""
 ANSWERS = NUMBERS | {"unavailable", "usage", "input"}
@@ -95,16 +98,19 @@ class CostStore:
 
     def _read(self, probe: Probe) -> Mapping[str, float] | None:
         try:
-            costs: dict[str, float] = json.loads((self.directory / f"{probe.key}.json").read_text())["costs"]
-        except (OSError, ValueError, KeyError):
+            entry = json.loads((self.directory / f"{probe.key}.json").read_text())
+            costs: dict[str, float] = entry["costs"]
+            whole = entry["check"] == checksum(probe, costs)
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
             return None
-        return costs
+        return costs if whole and plausible(costs) and any(costs.values()) else None
 
     def _write(self, probe: Probe, costs: Mapping[str, float]) -> None:
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
             part = self.directory / f".{probe.key}.{os.getpid()}"
-            part.write_text(json.dumps({"function": probe.function, "arguments": probe.arguments, "costs": costs}))
+            entry = {"function": probe.function, "arguments": probe.arguments, "costs": costs}
+            part.write_text(json.dumps(entry | {"check": checksum(probe, costs)}))
             part.replace(self.directory / f"{probe.key}.json")
         except OSError:
             pass  # a read-only cache costs time, not correctness
@@ -176,6 +182,20 @@ class CostStore:
         under = "outside the walls" if ceiling is None else f"under {format_size(ceiling)}"
         self._failures[probe] = f"cannot be measured {under} ({name}: {why})"
         return ProbeFailed(self._failures[probe])
+
+
+def plausible(costs: Any) -> bool:
+    """True if costs are what a measurement can be: numbers by name, none negative, infinite or beyond ``MOST``."""
+    return (
+        isinstance(costs, dict)
+        and bool(costs)
+        and all(type(cost) in (int, float) and 0 <= cost <= MOST for cost in costs.values())
+    )
+
+
+def checksum(probe: Probe, costs: Any) -> str:
+    """Checksum of an entry of the cache, by which damage is noticed."""
+    return hashlib.sha256(json.dumps([probe.function, probe.arguments, costs]).encode()).hexdigest()[:16]
 
 
 def _grouped(probes: Iterable[Probe]) -> list[list[Probe]]:

@@ -364,8 +364,14 @@ def supervisor_file() -> str:
     Compiling it there would take 0.7 MiB of the user's ceiling, and compiled files are not kept everywhere.
     """
     code = marshal.dumps(compile(Path(supervisor.__file__).read_bytes(), supervisor.__file__, "exec", optimize=2))
+    content = MAGIC_NUMBER + bytes(_PYC_HEADER - len(MAGIC_NUMBER)) + code
     file = os.memfd_create("supervisor", 0)
-    os.write(file, MAGIC_NUMBER + bytes(_PYC_HEADER - len(MAGIC_NUMBER)) + code)
+    try:
+        written = os.write(file, content)
+    except OSError:
+        written = 0
+    if written < len(content):  # a limit of the size of files counts here too
+        return supervisor.__file__
     os.lseek(file, 0, os.SEEK_SET)
     return f"/proc/self/fd/{file}"
 

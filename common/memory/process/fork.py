@@ -4,6 +4,7 @@ Millions of small strings fragment the interpreter's heap, which then keeps 39 M
 that reads its input in a fork does not keep that memory through its later phases.
 """
 
+import errno
 import json
 import os
 import signal
@@ -40,6 +41,8 @@ def run(function: Callable[[], dict[str, Any]], *, ceiling: int | None = None, t
         If the function raised it.
     MemoryError
         If the child ran out of memory or the kernel killed it for its memory.
+    OSError
+        If a file could not be written for want of room.
     ChildFailed
         If the function raised another exception, or the child ended by a signal or by an exit code other than 0.
     """
@@ -70,6 +73,8 @@ def run(function: Callable[[], dict[str, Any]], *, ceiling: int | None = None, t
         raise MemoryError(answer["memory"])
     if "input" in answer:
         raise BadInput(answer["input"], public=answer["public"])
+    if "room" in answer:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), answer["room"])
     if "failure" in answer:
         raise child.ChildFailed(answer["failure"])
     result: dict[str, Any] = answer["result"]
@@ -106,12 +111,23 @@ def _be_the_child(
         os._exit(code)
 
 
+def _without_room(error: OSError) -> str | None:
+    """Where room for a file was missing, empty if that is not known; ``None`` if something else went wrong."""
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or "No space left" in str(error)
+    short = " requested and " in str(error) and str(error).endswith(" written")  # NumPy's words
+    return str(error.filename or "") if full or short else None
+
+
 def _outcome(function: Callable[[], dict[str, Any]]) -> str:
     """Return the function's result or its exception as JSON."""
     try:
         return json.dumps({"result": function()})
     except BadInput as error:
         return json.dumps({"input": str(error), "public": error.public})
+    except OSError as error:
+        if (place := _without_room(error)) is None:
+            return json.dumps({"failure": f"{type(error).__name__}: {error}"})
+        return json.dumps({"room": place})
     except Exception as error:
         kind = "memory" if guard.is_out_of_memory(error) else "failure"
         return json.dumps({kind: f"{type(error).__name__}: {error}"})

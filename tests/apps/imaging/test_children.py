@@ -9,7 +9,7 @@ from apps.imaging.dicom.seg_header import seg_template
 from apps.imaging.dicom.series import open_series
 from apps.imaging.importers.convert import converted_model
 from apps.imaging.models.model_folder import read_model
-from common.bench import forced_endings
+from common.bench.forced import endings as forced_endings
 from common.errors import BadInput
 from common.memory.process import child
 from common.memory.process.budget import GIB, MemoryBudget

@@ -14,6 +14,8 @@ import pytest
 
 from common.cli import main
 from common.errors import UsageError
+from common.memory.costs import store
+from common.memory.costs.probes import Probe
 from common.memory.process import guard
 from common.memory.process.budget import MIB, format_size, memory_cgroups
 from tests.machine import patience, wait_until
@@ -122,8 +124,9 @@ def test_libraries_that_have_grown_since_they_were_measured(run: Callable[..., A
     assert run(*command, "100MiB", env=env).code == 0
     (cost,) = (path for path in tmp_path.rglob("*.json") if "baseline:measure" in path.read_text())
     content = json.loads(cost.read_text())
-    content["costs"] = {name: size - 16 * MIB for name, size in content["costs"].items()}
-    cost.write_text(json.dumps(content))
+    smaller = {name: size - 16 * MIB for name, size in content["costs"].items()}
+    probe = Probe(content["function"], content["arguments"])
+    cost.write_text(json.dumps(content | {"costs": smaller, "check": store.checksum(probe, smaller)}))
     planned = run(*command, "100MiB", "--dry-run", "--json", env=env).record["plan"]["predicted_peak_bytes"]
     ended = run(*command, planned + 4 * MIB, "--json", env=env)
     assert ended.code == 3

@@ -55,7 +55,9 @@ class Volume:
         if self.scaled:
             image.header.set_slope_inter(2.0, -10.0)
         wanted = nib.orientations.axcodes2ornt(self.orientation)
-        nib.save(image.as_reoriented(nib.orientations.ornt_transform(nib.orientations.axcodes2ornt("RAS"), wanted)), path)
+        nib.save(
+            image.as_reoriented(nib.orientations.ornt_transform(nib.orientations.axcodes2ornt("RAS"), wanted)), path
+        )
         return path
 
     def _write_dicom(self, folder: Path) -> Path:
@@ -72,7 +74,11 @@ class Volume:
             data.SOPClassUID = data.file_meta.MediaStorageSOPClassUID = CTImageStorage
             data.SOPInstanceUID = data.file_meta.MediaStorageSOPInstanceUID = generate_uid()
             data.PatientName, data.PatientID, data.Modality = "RANDOM^STUDY", "1", "CT"
-            data.StudyInstanceUID, data.SeriesInstanceUID, data.FrameOfReferenceUID = series + ".1", series, series + ".2"
+            data.StudyInstanceUID, data.SeriesInstanceUID, data.FrameOfReferenceUID = (
+                series + ".1",
+                series,
+                series + ".2",
+            )
             data.Columns, data.Rows = self.shape[:2]
             data.PixelSpacing = [self.spacing[1], self.spacing[0]]
             data.ImageOrientationPatient, data.ImagePositionPatient = [1, 0, 0, 0, 1, 0], [0, 0, z * self.spacing[2]]
@@ -114,7 +120,7 @@ def write_training_set(folder: Path, *, cases: int, side: int, classes: int) -> 
         label = np.digitize(values, np.linspace(80, 220, classes)[:-1]).astype(np.uint8)
         for part, content in (("imagesTr", values.astype(np.int16)), ("labelsTr", label)):
             (folder / part).mkdir(parents=True, exist_ok=True)
-            nib.save(nib.Nifti1Image(content, np.eye(4)), folder / part / f"case_{index}.nii.gz")  # type: ignore[no-untyped-call]
+            nib.save(nib.Nifti1Image(content, np.eye(4)), folder / part / f"case_{index}.nii.gz")
     labels = {str(number): f"class {number}" for number in range(classes)}
     (folder / "dataset.json").write_text(json.dumps({"modality": {"0": "MRI"}, "labels": labels}))
     return folder

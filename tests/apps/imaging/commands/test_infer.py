@@ -354,6 +354,6 @@ def test_a_file_that_may_not_grow_is_said_and_leaves_nothing(run, model, tmp_pat
         text=True,
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000)),
     )
-    assert limited.returncode == 1 and "Traceback" not in limited.stderr and "traceback" not in limited.stderr
+    assert limited.returncode == 4 and "Traceback" not in limited.stderr and "traceback" not in limited.stderr
     says(limited.stderr, tmp_path / "out", "no room")
     assert {path.name for path in (tmp_path / "out").iterdir()} <= {"studies.csv", "run.json"}

@@ -41,7 +41,7 @@ def test_a_test_file_becomes_rows(folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
     found = test_files.write((readers.open_source(path, readers.Columns()),), folder, out)
-    assert found == test_files.TestPairs(users=2, pairs=4, unknown_users=3, unknown_items=2)
+    assert found == test_files.TestPairs(users=2, pairs=4, unknown_users=3, unknown_items=2, rows=8)
     heldout = HeldOut(out)
     assert heldout.users.tolist() == [0, 2]
     assert (
@@ -66,7 +66,9 @@ def session() -> SimpleNamespace:
         def __exit__(self, *_: object) -> None:
             """Nothing to close."""
 
-    return SimpleNamespace(progress=lambda **_: Bar(), stopping=False, plan={"user_block": 2}, threads=1)
+    return SimpleNamespace(
+        say=lambda line: None, progress=lambda **_: Bar(), stopping=False, plan={"user_block": 2}, threads=1
+    )
 
 
 def test_recall_of_a_test_file_by_both_definitions(folder: Path, tmp_path: Path) -> None:
@@ -137,3 +139,56 @@ def test_a_temporal_split_scores_what_came_after_one_moment(
     first_scored, last_known = min(time for time, held in times if held), max(time for time, held in times if not held)
     assert last_known < first_scored
     assert heldout.size == pytest.approx(0.2 * len(times), abs=2 if sampled > 1000 else 0.05 * len(times))
+
+
+def test_a_test_file_counts_the_rows_that_training_counts(folder: Path, tmp_path: Path) -> None:
+    path = tmp_path / "test.csv"
+    path.write_text("user,item,rating\n10,b,5\n10,c,0\n10,,4\n,b,4\n11,d,2\n11,e,\n12,f,3\n")
+    out = tmp_path / "out"
+    out.mkdir()
+    source = readers.open_source(path, readers.Columns())
+    found = test_files.write((source,), folder, out)
+    assert (found.users, found.pairs, dict(found.dropped)) == (3, 3, {"with an empty cell": 3, "of value 0 or less": 1})
+    found = test_files.write((source,), folder, out, min_value=3)
+    assert (found.users, found.pairs) == (2, 2)
+    assert dict(found.dropped) == {"with an empty cell": 3, "below the model's --min-value": 2}
+    path.write_text("user,item,rating\n10,b,0\n")
+    with refused(BadInput, path, "1 rows", "value 0"):
+        test_files.write((source,), folder, out)
+
+
+def test_pairs_of_the_training_are_counted(folder: Path, tmp_path: Path) -> None:
+    path = tmp_path / "test.csv"
+    path.write_text("user,item\n10,a\n10,b\n11,a\n")
+    out = tmp_path / "out"
+    out.mkdir()
+    test_files.write((readers.open_source(path, readers.Columns()),), folder, out)
+    found: dict[str, int] = {}
+    evaluate.score(session(), folder, MANIFEST, heldout=out, trained_on_all=True, found=found)
+    assert found == {"new_users": 0, "trained": 2}
+
+
+def test_users_without_a_history_are_shown_popular_items(folder: Path) -> None:
+    """User 12's only item is held out; the others had ``f``, which the model itself ranks last."""
+    for name, kind, values in (
+        ("indptr", "<i8", [0, 1, 2, 3]),
+        ("items", "<i4", [5, 5, 4]),
+        ("values", "<f4", [1] * 3),
+    ):
+        with NpyWriter(folder / f"history.{name}.npy", kind) as out:
+            out.append(np.array(values))
+    splits.write(folder, "heldout", [(2, np.array([4]))])
+    seen = []
+    found: dict[str, int] = {}
+
+    class Watched(evaluate.Tally):
+        def add(self, ranking: np.ndarray, scored: np.ndarray) -> None:
+            seen.append(ranking.tolist())
+            super().add(ranking, scored)
+
+    original, evaluate.Tally = evaluate.Tally, Watched
+    try:
+        evaluate.score(session(), folder, {**MANIFEST, "split": "temporal"}, heldout=folder, found=found)
+    finally:
+        evaluate.Tally = original
+    assert seen[0][0] == 5 and found == {"new_users": 1}

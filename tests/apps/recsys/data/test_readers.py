@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from apps.recsys.data import gzip_limit, ingest, readers, staging
+from apps.recsys.data import ingest, readers, staging
 from apps.recsys.data.csr_store import History, NpyReader, NpyWriter
+from apps.recsys.data.formats import unpacked
 from apps.recsys.data.id_table import IdTable
 from apps.recsys.data.readers import Columns
 from apps.recsys.data.staging import Filters
@@ -84,7 +85,7 @@ def test_a_minimum_leaves_negative_values_out(tmp_path: Path) -> None:
 
 
 def test_a_file_that_expands_without_end_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gzip_limit, "LEAST_BYTES", 1 << 20)
+    monkeypatch.setattr(unpacked, "LEAST_BYTES", 1 << 20)
     for number, (name, rows) in enumerate((("a.csv.gz", b"1,2\n"), ("a.dat.gz", b"1::2::3\n"), ("b.csv.gz", b"1,"))):
         path = tmp_path / name
         path.write_bytes(gzip.compress((b"" if b"::" in rows else b"user,item\n") + rows * ((16 << 20) // len(rows))))
@@ -278,3 +279,29 @@ def test_a_delimiter_of_two_characters_may_lie_across_blocks(tmp_path: Path, mon
         place.mkdir()
         facts = read(place, path)
         assert (facts.users, facts.items, facts.rows) == (500, 7, 500)
+
+
+def test_values_beyond_float32_are_refused(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.csv", "user,item,rating\na,b,1\nc,d,1e39\n")
+    with refused(BadInput, path, "row 2", "'rating'", "1e+39"):
+        read(tmp_path, path)
+    path = write(tmp_path / "b.csv", "user,item,rating\na,b,3e38\na,b,3e38\nc,d,1\n")
+    place = tmp_path / "b"
+    place.mkdir()
+    with refused(BadInput, "3.4e38"):
+        read(place, path)
+
+
+def test_items_without_a_title_have_none(tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet
+
+    titles = pa.table({"item": ["x", "y"], "title": pa.array([None, "Song"], pa.large_string())})
+    pyarrow.parquet.write_table(titles, tmp_path / "t.parquet")
+    path = write(tmp_path / "a.csv", "user,item\na,x\nb,y\n")
+    inputs = ingest.open_inputs([path], Columns(), tmp_path / "t.parquet", Filters(), "none", 0)
+    out = tmp_path / "out"
+    out.mkdir()
+    assert ingest.ingest(inputs, out).titled == 1
+    items = IdTable(out / "items.parquet")
+    assert [items.title(row) for row in range(2)] == ["", "Song"]

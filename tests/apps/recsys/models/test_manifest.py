@@ -4,8 +4,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from apps.recsys.data import arrow_numpy
+from apps.recsys.data.csr_store import NpyWriter
+from apps.recsys.data.id_table import write_table
+from apps.recsys.models import weights
 from apps.recsys.models.recommender import heldout_count, load_manifest
 from common import model_folder
 from common.errors import BadInput
@@ -19,14 +24,31 @@ HYPER: dict[str, dict[str, Any]] = {
 }
 
 
+def write_files(folder: Path) -> None:
+    """The files of a model with 4 users, 5 items of 8 factors and 9 interactions."""
+    write_table(folder / "users.parquet", [arrow_numpy.numbers(np.arange(4))])
+    write_table(folder / "items.parquet", [arrow_numpy.numbers(np.arange(5))])
+    weights.write(folder / weights.WEIGHTS, {weights.ITEMS: np.zeros((5, 8), np.float32)})
+    rows = {
+        "indptr": ("<i8", [0, 3, 5, 7, 9]),
+        "items": ("<i4", [0, 1, 2, 0, 1, 2, 3, 3, 4]),
+        "values": ("<f4", [1] * 9),
+    }
+    for name, (kind, values) in rows.items():
+        with NpyWriter(folder / f"history.{name}.npy", kind) as out:
+            out.append(np.array(values))
+
+
 @pytest.fixture
 def write(tmp_path: Path) -> Any:
-    """Write a manifest without files, with some fields changed; returns the folder."""
+    """Write a model of zeros, with some fields of its manifest changed; returns the folder."""
 
     def call(kind: str, hyper: dict[str, Any], **changed: Any) -> Path:
         counts = {"factors": 8, "items": 5, "users": 4, "interactions": 9, "longest_history": 3}
         fields = {**counts, "table": "full", "hyper": hyper, "split": "none", "seed": 0, **changed}
-        model_folder.seal(tmp_path, application="recsys", kind=kind, files=[], fields=fields)
+        write_files(tmp_path)
+        names = sorted(path.name for path in tmp_path.iterdir())
+        model_folder.seal(tmp_path, application="recsys", kind=kind, files=names, fields=fields)
         return tmp_path
 
     return call
@@ -70,6 +92,10 @@ def test_a_hyper_parameter_that_answering_cannot_use(kind: str, changed: Any, fa
         ({"hyper": []}, "hyper"),
         ({"hyper": {"alpha": [2.0]}}, "alpha"),
         ({"split": None}, "split"),
+        ({"split": "by weekday"}, "split"),
+        ({"table": "int3"}, "table"),
+        ({"min_value": "3"}, "min_value"),
+        ({"columns": {"user": 3}}, "columns"),
     ],
 )
 def test_a_field_of_another_type_or_range(changed: Any, fact: str, write: Any) -> None:

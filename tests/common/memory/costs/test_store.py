@@ -1,7 +1,9 @@
 import json
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -9,7 +11,7 @@ from common.errors import UsageError
 from common.memory.costs import probes
 from common.memory.costs import store as costs
 from common.memory.costs.probes import Probe, ProbeFailed
-from common.memory.costs.store import CostStore
+from common.memory.costs.store import CostStore, plausible
 from common.memory.process.budget import GIB, MIB
 from common.memory.process.child import ChildFailed
 
@@ -105,7 +107,7 @@ def test_a_probe_that_fails_says_why_and_is_no_matter_of_memory(tmp_path: Path) 
         )
 
 
-ENDINGS = "common.bench.forced_endings:"
+ENDINGS = "common.bench.forced.endings:"
 
 
 @pytest.mark.parametrize(
@@ -125,3 +127,44 @@ def test_only_memory_is_called_memory(tmp_path: Path, way: str, error: type[Exce
         CostStore(tmp_path).collect([probe], ceiling=GIB)
     if error is not ProbeFailed:
         assert not isinstance(caught.value, ProbeFailed) and "under" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda entry: [1, 2],
+        lambda entry: None,
+        lambda entry: {**entry, "costs": {}},
+        lambda entry: {**entry, "costs": [1]},
+        lambda entry: {**entry, "costs": dict.fromkeys(entry["costs"], "x")},
+        lambda entry: {**entry, "costs": dict.fromkeys(entry["costs"], float("nan"))},
+        lambda entry: {**entry, "costs": {name: -cost for name, cost in entry["costs"].items()}},
+        lambda entry: {**entry, "costs": {name: cost // 2 for name, cost in entry["costs"].items()}},
+        lambda entry: {**entry, "costs": {"bytes": entry["costs"]["bytes"]}},
+        lambda entry: {name: value for name, value in entry.items() if name != "check"},
+    ],
+)
+def test_a_damaged_entry_is_measured_anew(tmp_path: Path, damage: Callable[[dict[str, Any]], Any]) -> None:
+    probe = Probe.of("common.memory.costs.baseline:measure", warm_up="nothing")
+    store = CostStore(tmp_path)
+    store._write(probe, {"bytes": 1000, "peak": 2000})
+    assert store.cached([probe]) == {probe: {"bytes": 1000, "peak": 2000}}
+    path = tmp_path / f"{probe.key}.json"
+    path.write_text(json.dumps(damage(json.loads(path.read_text()))))
+    assert store.cached([probe]) == {}
+
+
+@pytest.mark.parametrize(
+    ("costs", "believed"),
+    [
+        ({"bytes": 0, "peak": 5.5}, True),
+        ({"bytes": -1}, False),
+        ({"bytes": float("inf")}, False),
+        ({"bytes": 1e300}, False),
+        ({"bytes": True}, False),
+        ({}, False),
+        (None, False),
+    ],
+)
+def test_costs_that_no_measurement_can_have(costs: Any, believed: bool) -> None:
+    assert plausible(costs) is believed

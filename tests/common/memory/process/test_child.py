@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from common.bench.forced_endings import end
+from common.bench.forced.endings import end
 from common.errors import BadInput
 from common.memory.process import child, fork, guard
 from common.memory.process.budget import GIB, MIB
@@ -20,7 +20,7 @@ from tests.conftest import ROOT
 from tests.machine import patience
 from tests.schemas import read_record
 
-ENDINGS = "common.bench.forced_endings"
+ENDINGS = "common.bench.forced.endings"
 BIN = Path(sys.executable).parent
 
 
@@ -74,7 +74,7 @@ def test_a_kill_in_the_cgroup_of_a_child_is_memory() -> None:
     if place is None:
         pytest.skip("no memory cgroup can be written here")
     place.rmdir()
-    code = "import sys; from common.memory.process import child, guard; from common.bench.forced_endings import end\n"
+    code = "import sys; from common.memory.process import child, guard; from common.bench.forced.endings import end\n"
     code += "walls = child.Walls.of_this_process(); guard.limit(walls.cgroup, 64 << 20); guard.enter(walls.cgroup)\n"
     code += "end('fill')\n"
     command = [sys.executable, "-P", "-c", code]

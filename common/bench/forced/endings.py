@@ -1,4 +1,4 @@
-"""Ways in which a child process can end, by name: as a probe, or ``python -m common.bench.forced_endings WAY``.
+"""Ways in which a child process can end, by name: as a probe, or ``python -m common.bench.forced.endings WAY``.
 
 Tests start these to see that each end is read as what it is.
 """

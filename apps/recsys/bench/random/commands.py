@@ -1,6 +1,6 @@
 """Random commands of ``recsys``: tables with ordinary defects, a training, and what users then ask of its model.
 
-``python -m apps.recsys.bench.random_commands --seed 1 --seconds 3600``.
+``python -m apps.recsys.bench.random.commands --seed 1 --seconds 3600``.
 """
 
 import sys
@@ -11,8 +11,8 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from apps.recsys.bench import random_tables
-from apps.recsys.bench.random_tables import Table
+from apps.recsys.bench.random import tables as random_tables
+from apps.recsys.bench.random.tables import Table
 from apps.recsys.cli import parser
 from apps.recsys.planning.model_options import KINDS
 from common.bench import random_commands
@@ -96,8 +96,10 @@ def sessions(draw: Callable[[st.SearchStrategy[Any]], Any]) -> RecsysSession:
         "set": st.sampled_from(SETTINGS.get(kind, ("",))).map(lambda pair: [pair]),
         "micro_batch": _words(st.integers(1, 64)),
         "accumulate": _words(st.integers(1, 4)),
+        "delimiter": st.just(["tab" if table.format == "tsv" else ","]),
+        "decimal": st.just(["."]),
     }
-    left_out = ("model", "items", "resume", *COLUMNS, *(() if kind == "embedding" else EMBEDDING_ONLY))
+    left_out = ("model", "items", "resume", "no_header", *COLUMNS, *(() if kind == "embedding" else EMBEDDING_ONLY))
     left_out += () if kind in SETTINGS else ("set",)
     options = random_commands.options(random_commands.command_parser(parser(), "train"), draw, values, left_out)
     if "--epochs" not in options and "--tune" not in options:
@@ -117,6 +119,8 @@ def _answers(draw: Callable[[st.SearchStrategy[Any]], Any], table: Table) -> tup
         "exclude": items.map(lambda text: [text]),
         "only": items.map(lambda text: [text]),
         "explain": _words(st.integers(1, 20)),
+        "delimiter": st.just([","]),
+        "decimal": st.just(["."]),
     }
     who: list[str] = []
     if command == "recommend":
@@ -124,7 +128,7 @@ def _answers(draw: Callable[[st.SearchStrategy[Any]], Any], table: Table) -> tup
         who = draw(st.sampled_from([user, ["--all-users", "-o", "FOLDER/lists.parquet"], ["--history", draw(items)]]))
     if command == "similar":
         who = ["--item", table.item(draw(st.integers(0, 3)))]
-    left_out = ("user", "all_users", "history", "item", "test", "negatives", "protocol")
+    left_out = ("user", "command", "history", "item", "test", "negatives", "protocol", "no_header", *COLUMNS)
     words = random_commands.options(random_commands.command_parser(parser(), command), draw, values, left_out)
     return (command, *who, *words)
 

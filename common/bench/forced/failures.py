@@ -1,6 +1,6 @@
 """Run a command with its leanest plan even where the planner would refuse the ceiling.
 
-``python -m common.bench.forced_failures apps.recsys train ...``. Only the memory limits and the meter then decide
+``python -m common.bench.forced.failures apps.recsys train ...``. Only the memory limits and the meter then decide
 whether the command fits. The bisection in ``common.bench.promise`` uses this.
 """
 
@@ -22,7 +22,7 @@ def main(argv: list[str]) -> int:
         application, *argv = argv
         os.environ[_APPLICATION] = application
     planner.plan = planner.leanest
-    return cli.main(importlib.import_module(f"{application}.cli").parser(), "common.bench.forced_failures", argv)
+    return cli.main(importlib.import_module(f"{application}.cli").parser(), "common.bench.forced.failures", argv)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,141 @@
+"""Read the first lines of an input file: its columns' names, what stands between them, and what format it has."""
+
+import csv
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from apps.recsys.data.arrow_numpy import native
+from apps.recsys.data.columns import Layout, is_number
+from apps.recsys.data.formats.lines import json_object
+from apps.recsys.data.formats.unpacked import format_suffix, open_text, packing
+from common.errors import BadInput
+from common.memory.process import fork
+
+HEADLESS = ("user", "item", "value", "time")
+"""Columns of a file without a header."""
+LISTS, JSON = "list", "json"
+"""Delimiters of a file of lists, and of JSON lines, by name."""
+_NAMED = {"tab": "\t", "\\t": "\t", "space": " "}
+"""Delimiters that have a name."""
+SAMPLE = 1 << 16
+"""Characters of a text that its layout is found from."""
+
+
+def is_parquet(path: Path) -> bool:
+    """True for the suffixes of Parquet files."""
+    return path.suffix.lower() in (".parquet", ".pq")
+
+
+def is_arrow(path: Path) -> bool:
+    """True for the suffixes of Arrow files."""
+    return path.suffix.lower() in (".arrow", ".feather", ".ipc")
+
+
+def _is_json(path: Path) -> bool:
+    return format_suffix(path) in (".jsonl", ".ndjson", ".json")
+
+
+def header(path: Path, layout: Layout = Layout()) -> tuple[list[str], str, bool]:
+    """Read the header of a file.
+
+    Returns
+    -------
+    names, delimiter, headed
+        Column names; delimiter of the columns, ``LISTS`` or ``JSON``; True if the names are in the file.
+
+    Raises
+    ------
+    BadInput
+        The file is missing, empty or unreadable, its layout has several readings, or two columns have the same name.
+    """
+    if not path.is_file():
+        raise BadInput(f"{path}: no such file", public="no such file")
+    if path.stat().st_size == 0:
+        raise BadInput(f"{path}: the file is empty", public="empty file")
+    arrow = is_parquet(path) or is_arrow(path)
+    if (arrow or packing(path) == ".zst") and "pyarrow" not in sys.modules:
+        # In a child, so that a process that only plans and fits does not keep Arrow in memory.
+        names, delimiter, headed = fork.run(lambda: {"header": _header(path, layout)})["header"]
+    else:
+        names, delimiter, headed = _header(path, layout)
+    if len(set(names)) < len(names):
+        raise BadInput(f"{path}: two columns have the same name: {', '.join(names)}", public="repeated column")
+    return names, delimiter, headed
+
+
+def _header(path: Path, layout: Layout) -> tuple[list[str], str, bool]:
+    if is_parquet(path) or is_arrow(path):
+        return _schema(path), ",", True
+    try:
+        with open_text(path) as stream:
+            sample = stream.read(SAMPLE)
+    except (OSError, EOFError, UnicodeDecodeError) as error:
+        raise BadInput(f"{path}: not a readable text file ({error})", public="unreadable file") from None
+    lines = sample.splitlines()
+    if not lines or not lines[0].strip():
+        raise BadInput(f"{path}: the file is empty", public="empty file")
+    if _is_json(path):
+        return _json_names(path, lines[0]), JSON, True
+    if lines[0].lstrip().startswith(("{", "[")):
+        raise BadInput(
+            f"{path}: this is JSON; one object a line is read if the file's name ends with .jsonl", public="JSON"
+        )
+    whole = lines[: max(1, len(lines) - 1)] if len(sample) == SAMPLE else lines
+    if layout.delimiter == LISTS:
+        return ["user", "item"], LISTS, False
+    if layout.headed and layout.delimiter is None and (found := _layout_without_header(path, whole)):
+        return *found, False
+    delimiter = _NAMED.get(layout.delimiter or "", layout.delimiter) or _delimiter(lines[0])
+    mark, line = ("\t", lines[0].replace("::", "\t")) if delimiter == "::" else (delimiter, lines[0])
+    cells = next(csv.reader([line], delimiter=mark))
+    names = [name.strip() for name in cells]
+    if layout.headed:
+        return names, delimiter, True
+    return [*HEADLESS, *(f"column{n}" for n in range(5, len(names) + 1))][: len(names)], delimiter, False
+
+
+def _delimiter(line: str) -> str:
+    return "::" if "::" in line and not any(mark in line for mark in ",\t;|") else max(",\t;|", key=line.count)
+
+
+def _json_names(path: Path, line: str) -> list[str]:
+    if line.lstrip().startswith("["):
+        raise BadInput(f"{path}: a JSON array; write one object a line", public="JSON")
+    return list(json_object(path, 1, line))
+
+
+def _layout_without_header(path: Path, lines: Sequence[str]) -> tuple[list[str], str] | None:
+    """Column names and delimiter, if the first line is of a format without a header."""
+    line = lines[0]
+    for delimiter in ("::", "\t"):
+        cells = line.split(delimiter)
+        if 2 <= len(cells) <= len(HEADLESS) and (
+            all(map(is_number, cells)) or (delimiter == "::" and any(map(is_number, cells)))
+        ):
+            return list(HEADLESS[: len(cells)]), delimiter
+    if any(mark in line for mark in ",\t;|") or len(cells := line.split()) < 2 or not all(map(is_number, cells)):
+        return None
+    counts = {len(one.split()) for one in lines if one.strip()}
+    if len(lines) > 1 and counts in ({3}, {4}):
+        raise BadInput(
+            f"{path}: every line has {counts.pop()} numbers: say --delimiter space if they are columns (user, item,"
+            " value, time), or --delimiter list if each line is a user and its items",
+            public="ambiguous layout",
+        )
+    return ["user", "item"], LISTS
+
+
+def _schema(path: Path) -> list[str]:
+    """Column names of a Parquet or Arrow file."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    kind = "Parquet" if is_parquet(path) else "Arrow"
+    try:
+        if kind == "Parquet":
+            return list(pq.read_schema(native(path)).names)
+        with pa.OSFile(native(path)) as stream:
+            return list(pa.ipc.open_file(stream).schema.names)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise BadInput(f"{path}: not a file in {kind}'s format ({error})", public="unreadable file") from None

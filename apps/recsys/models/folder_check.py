@@ -1,0 +1,90 @@
+"""Check that the files of a model folder are what its manifest says, by their first bytes and sizes alone.
+
+No library is loaded, so a broken or hostile folder is refused before anything is measured. What a file holds is checked
+when it is read: ``History``, ``IdTable``, ``weights``.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from apps.recsys.models import weights
+from common.errors import BadInput
+
+TABLES = ("items.parquet", "users.parquet")
+HISTORY = {"indptr": "<i8", "items": "<i4", "values": "<f4"}
+"""Parts of the history, and their types in NumPy's notation."""
+HELD_OUT = {"users": "<i4", "indptr": "<i8", "items": "<i4"}
+_NPY, _PARQUET = b"\x93NUMPY\x01\x00", b"PAR1"
+_LONGEST_HEADER = 1 << 10
+"""Bytes of a ``.npy`` file that its header is looked for in; NumPy writes 128."""
+
+
+def check_files(directory: Path, manifest: Mapping[str, Any]) -> None:
+    """Check all files that answering and evaluating read.
+
+    Parameters
+    ----------
+    directory
+        The model folder.
+    manifest
+        Its ``model.json``, which is of its description.
+
+    Raises
+    ------
+    BadInput
+        A file is missing or not listed, is of another format, or has other sizes than the manifest says.
+    """
+    files, users, items = manifest["files"], manifest["users"], manifest["items"]
+    needed = (weights.WEIGHTS, *TABLES, *(f"history.{part}.npy" for part in HISTORY))
+    if absent := [name for name in needed if name not in files]:
+        raise BadInput(f"{directory}: the manifest lists no {', '.join(absent)}", public="model incomplete")
+    for name in TABLES:
+        _check_parquet(directory / name)
+    sizes = {part: _length(directory / f"history.{part}.npy", kind) for part, kind in HISTORY.items()}
+    expected = {"indptr": users + 1, "items": manifest["interactions"], "values": manifest["interactions"]}
+    if sizes != expected:
+        raise BadInput(
+            f"{directory}: the history has {sizes['indptr'] - 1:,} users, {sizes['items']:,} items and"
+            f" {sizes['values']:,} values; the manifest says {users:,} users and {expected['items']:,} interactions",
+            public="model file corrupt",
+        )
+    if "heldout.users.npy" in files:
+        for part, kind in HELD_OUT.items():
+            _length(directory / f"heldout.{part}.npy", kind)
+    factors = None if manifest["kind"] == "popularity" else manifest["factors"]
+    weights.check(directory / weights.WEIGHTS, items=items, factors=factors)
+
+
+def _check_parquet(path: Path) -> None:
+    with path.open("rb") as stream:
+        start = stream.read(4)
+        stream.seek(max(0, path.stat().st_size - 4))
+        end = stream.read(4)
+    if (start, end) != (_PARQUET, _PARQUET):
+        raise BadInput(f"{path}: not a file in Parquet's format", public="model file corrupt")
+
+
+def _length(path: Path, kind: str) -> int:
+    """Length of a one-dimensional array of a type, which the file holds to its last byte."""
+    wrong = BadInput(f"{path}: not a NumPy file of one dimension and type {kind}", public="model file corrupt")
+    if not path.is_file():
+        raise BadInput(f"{path}: missing", public="model incomplete")
+    with path.open("rb") as stream:
+        head = stream.read(_LONGEST_HEADER)
+    end = 10 + int.from_bytes(head[8:10], "little")
+    try:
+        header = ast.literal_eval(head[10:end].decode("latin-1").strip()) if head.startswith(_NPY) else None
+    except (ValueError, SyntaxError, RecursionError, MemoryError):
+        raise wrong from None
+    if not isinstance(header, dict) or end > len(head) or header.get("descr") != kind:
+        raise wrong
+    shape = header.get("shape")
+    if not isinstance(shape, tuple) or len(shape) != 1 or type(shape[0]) is not int or shape[0] < 0:
+        raise wrong
+    if path.stat().st_size != end + shape[0] * int(kind[-1]):
+        raise BadInput(f"{path}: another size than its header says", public="model file corrupt")
+    return shape[0]
