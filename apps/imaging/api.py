@@ -218,8 +218,21 @@ def _require_one(path: Path) -> None:
     if path.is_dir():
         from apps.imaging.inference.discovery import find_studies
 
-        if (count := len(find_studies([path])[0])) > 1:
+        places, _ = find_studies([path])
+        if len(places) > 1 and (count := sum(_is_volume(Path(place.input)) for place in places)) > 1:
             raise UsageError(f"{path}: holds {count} studies; segment takes one")
+
+
+def _is_volume(path: Path) -> bool:
+    """False for what a search leaves out: a localizer, a report, one slice."""
+    from apps.imaging.inference.discovery import open_volume
+    from apps.imaging.inference.studies import is_no_volume
+
+    try:
+        open_volume(path)
+    except BadInput as error:
+        return not is_no_volume(error)
+    return True
 
 
 def _unread(image: Any) -> Path | None:

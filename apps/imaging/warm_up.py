@@ -8,13 +8,13 @@ from typing import Any
 
 
 def _command_line() -> None:
-    """The parser, and the progress bar's library, which every command has loaded."""
-    import tqdm
+    """The parser, and the progress bar's library with its lock (multiprocessing), which every command has loaded."""
+    from tqdm import tqdm
 
     from apps.imaging import cli
 
     cli.parser()
-    del tqdm
+    tqdm.get_lock()
 
 
 def _nifti_header() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 from apps.imaging.commands.arguments import REPAIR_HELP, SERIES_HELP, VOLUME_HELP, repairs, source
 from common.cli.main import positive
 from common.errors import BadInput
+from common.terminal import escaped
 
 
 def add(commands: Any) -> None:
@@ -64,7 +65,7 @@ def _studies(args: argparse.Namespace) -> Iterator[str]:
             left_out.append(LeftOut(place.input, str(error).removeprefix(f"{place.input}: "), error.public))
             continue
         described += 1
-        yield from [f"input       {place.input}", *lines] if len(places) > 1 else lines
+        yield from [f"input       {escaped(place.input)}", *lines] if len(places) > 1 else lines
     if not described:
         raise BadInput(f"{left_out[0].path}: {left_out[0].reason}", public=left_out[0].public)
     yield from map(str, left_out)

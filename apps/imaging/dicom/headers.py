@@ -296,8 +296,9 @@ class FrameGeometry:
     def of_groups(cls, groups: Any) -> "FrameGeometry":
         """Read an item of functional groups."""
         names = ("PlanePositionSequence", "PlaneOrientationSequence", "PixelMeasuresSequence")
-        parts = (first_item(groups, name) for name in (*names, "PixelValueTransformationSequence"))
-        return cls._read(*parts, variants.of_groups(groups))
+        position, orientation, measures = (first_item(groups, name) for name in names)
+        scale = first_item(groups, "PixelValueTransformationSequence")
+        return cls._read(position, orientation, measures, scale, variants.of_groups(groups))
 
     @classmethod
     def _read(

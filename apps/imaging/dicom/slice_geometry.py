@@ -129,7 +129,7 @@ def _half_unit(values: npt.NDArray[np.float64]) -> float:
 
 
 def _is_rounded(heights: npt.NDArray[np.float64], rounding: float) -> bool:
-    """Whether slices are evenly spaced up to the rounding of their positions: all are near the best grid."""
+    """True if slices are evenly spaced up to the rounding of their positions: all are near the best grid."""
     step = heights[-1] / (len(heights) - 1)
     if len(heights) < 3 or step < DUPLICATE_DISTANCE:
         return False
@@ -140,7 +140,7 @@ def _is_rounded(heights: npt.NDArray[np.float64], rounding: float) -> bool:
 def _is_drift(
     sideways: npt.NDArray[np.float64], heights: npt.NDArray[np.float64], slope: float, tolerance: float
 ) -> bool:
-    """Whether slices move sideways only as a normal from rounded cosines makes them seem to."""
+    """True if slices move sideways only as a normal from rounded cosines makes them seem to."""
     per_height = heights @ sideways / max(float(heights @ heights), 1e-12)
     rest = sideways - np.outer(heights, per_height)
     return bool(np.linalg.norm(per_height) <= slope and np.abs(rest).max() <= tolerance)

@@ -69,7 +69,7 @@ def find_pairs(predictions: Path, references: Path, *, repair: bool = False) -> 
     Parameters
     ----------
     repair
-        Whether headers that contradict themselves are repaired instead of being refused.
+        True to repair headers that contradict themselves instead of refusing them.
 
     Raises
     ------

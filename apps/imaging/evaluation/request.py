@@ -17,7 +17,7 @@ class EvaluateOptions:
     references: Path
     threads: int
     repair: frozenset[str] = frozenset()
-    """Of a contradictory header, ``header`` takes the part that agrees with ``pixdim``."""
+    """``header``: take the part of a contradictory header that agrees with ``pixdim``."""
     print_table: bool
     """True: print a table on stdout; false with ``--json``, which prints nothing but the record."""
 

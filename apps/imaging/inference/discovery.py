@@ -1,7 +1,7 @@
-"""Which studies the inputs of a command line hold, and what is left out beside them.
+"""The studies that the inputs of a command line hold, and the files that are left out.
 
 A NIfTI file, a folder with DICOM files directly in it, and such a folder inside a zip are a study each. Every folder
-below an input is searched, whatever lies beside it.
+below an input is searched, whatever else is in it.
 """
 
 import os
@@ -39,7 +39,7 @@ class FoundStudy:
     input: str
     """The user's path, or one below it; or an address."""
     searched: bool = False
-    """Whether a search found it among others, so that it is left out if it turns out to be no volume."""
+    """True if a search found it among others; it is left out if it turns out to be no volume."""
 
 
 def find_studies(inputs: Sequence[Path | str]) -> tuple[list[FoundStudy], list[LeftOut]]:
@@ -53,7 +53,7 @@ def find_studies(inputs: Sequence[Path | str]) -> tuple[list[FoundStudy], list[L
     Returns
     -------
     tuple
-        The studies, each once, and what else was found.
+        The studies, each once, and other images that were found.
 
     Raises
     ------

@@ -54,6 +54,8 @@ class OutputRequest:
 def whole_or_nothing(directory: Path, names: Sequence[str]) -> Iterator[None]:
     """A block that writes a study's files; if it fails, those that it wrote are removed, and others stay.
 
+    An interrupted block leaves them to the next run.
+
     Raises
     ------
     BadInput
@@ -71,7 +73,7 @@ def whole_or_nothing(directory: Path, names: Sequence[str]) -> Iterator[None]:
 
 
 def _state(path: Path) -> tuple[int, int] | None:
-    """What tells a file from another one of the same name."""
+    """Inode and time of a file, which tell it from another one of the same name."""
     with suppress(OSError):
         state = path.stat()
         return state.st_ino, state.st_mtime_ns

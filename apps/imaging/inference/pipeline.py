@@ -42,6 +42,9 @@ from common.tiling.grid import importance
 
 log = logging.getLogger("peakline")
 
+SHOWN_LEFT_OUT = 20
+"""Most lines about what a search left out."""
+
 
 @dataclass(frozen=True, slots=True)
 class OpenNetwork:
@@ -95,10 +98,13 @@ def run(request: InferRequest, session: Session) -> dict[str, Any]:
     """
     network = OpenNetwork.of(request, session)
     table = StudyTable.open(request.options.output, request.inputs.studies)
-    for one in request.inputs.left_out:
+    left_out = request.inputs.left_out
+    for one in left_out[:SHOWN_LEFT_OUT]:
         session.say(str(one))
-    if request.inputs.left_out:
-        session.results["left_out"] = [one.public for one in request.inputs.left_out]
+    if len(left_out) > SHOWN_LEFT_OUT:
+        session.say(f"left out: {len(left_out) - SHOWN_LEFT_OUT} more")
+    if left_out:
+        session.results["left_out"] = [one.public for one in left_out]
     unforeseen: Exception | None = None
     bad: BadInput | None = None
     for index, study in enumerate(table.rows):
@@ -151,7 +157,7 @@ def _finish_study(request: InferRequest, session: Session, network: OpenNetwork,
 
 
 def _notes(volume: Volume) -> Iterator[str]:
-    """What was repaired, left out or chosen of an image, for the person at the terminal."""
+    """Lines about an image for the person at the terminal: repairs, parts left out, choices."""
     if isinstance(volume, DicomVolume):
         for finding in volume.findings:
             if finding.outcome is Outcome.REPAIR or finding.defect is Defect.SEVERAL_VOLUMES:

@@ -133,13 +133,15 @@ class InferRequest:
         model = ModelChoice.of(options, directory)
         outputs = _outputs(options, model.model)
         request = cls(options, model, outputs)
-        repair = sorted(options.repair)
+        chosen: dict[str, Any] = {"repair": sorted(options.repair)}
+        if options.volume is not None:
+            chosen["volume"] = [str(options.volume)]
         inputs = StudyInputs.read(
             options,
             model.model,
             tile=model.tile,
             overlap=model.overlap,
-            digest=lambda listing: request.digest(listing, repair=repair),
+            digest=lambda listing: request.digest(listing, **chosen),
         )
         return replace(request, inputs=inputs)
 

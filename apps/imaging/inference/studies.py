@@ -28,7 +28,7 @@ _COLUMNS = ("study", "input", "status", "reason", "outputs", "key", "source")
 _UNFINISHED = re.compile(r"\..*(\.\d+\.part|\.labels\.nii\.gz)")
 """Names of files that a killed run leaves."""
 _UNSAFE = re.compile(r"[;\x00-\x1f\x7f]|^[-=+@.]")
-"""What a case's name may not bring into a table: its separators, and the start of a formula."""
+"""Characters of a case's name that a table cannot take: its separators, and the start of a formula."""
 CHANNEL = re.compile(r"_(\d{4})(?=\.nii(\.gz)?$)")
 """The end of nnU-Net's file names, with the number of the channel."""
 
@@ -78,7 +78,7 @@ def numbered(found: Iterable[FoundStudy], earlier: Sequence[Study] = ()) -> list
 
 
 def stem_of(outputs: Sequence[str]) -> str:
-    """What the names of a study's outputs have in common: the name of its case, or ``series-`` and digits."""
+    """The common start of the names of a study's outputs: the name of its case, or ``series-`` and digits."""
     first = outputs[0] if outputs else ""
     return next((first[: -len(ending)] for ending in ENDINGS if first.endswith(ending)), first)
 
@@ -105,7 +105,7 @@ def case_names(inputs: Sequence[str], *, several_channels: bool) -> dict[str, st
     Parameters
     ----------
     several_channels
-        Whether ``CASE_0000.nii.gz`` is of the case ``CASE``.
+        True if ``CASE_0000.nii.gz`` is of the case ``CASE``.
 
     Examples
     --------
@@ -163,7 +163,7 @@ class StudyInputs:
     finished: Mapping[str, Study] = field(default_factory=dict)
     """By name, earlier rows of studies on servers that need not be fetched again; they have no grid."""
     left_out: tuple[LeftOut, ...] = ()
-    """What a search found besides, and is no study."""
+    """Files and folders that a search found and that are no studies."""
     downloads: "Downloads | None" = None
     """Keeps what was fetched from servers until the process ends."""
     scratch: Path = Path()
@@ -200,6 +200,10 @@ class StudyInputs:
         downloads = Downloads(scratch, options.series)
         places, left_out = find_studies(options.inputs)
         if len(model.channels) > 1:
+            unnumbered = [place.input for place in places if not CHANNEL.search(place.input)]
+            left_out += [
+                LeftOut(each, "no number of a channel (CASE_0000.nii.gz)", "no channel") for each in unnumbered
+            ]
             places = of_several_channels(places)
         table = read_table(options.output)
         outcomes: list[tuple[FoundStudy, str, NetworkGrid | BadInput | Study]] = []
@@ -241,7 +245,7 @@ class StudyInputs:
 
 
 def is_no_volume(error: BadInput) -> bool:
-    """Whether an input was refused because it is no volume at all: a localizer, a report, one slice."""
+    """True if an input was refused because it is no volume at all: a localizer, a report, one slice."""
     from apps.imaging.dicom.defects import NO_VOLUMES, Refusal
 
     return isinstance(error, Refusal) and error.defect in NO_VOLUMES
@@ -297,7 +301,7 @@ class StudyTable:
         Parameters
         ----------
         anywhere
-            Whether the row of another input will do: the key of a DICOM series is of its instances' UIDs.
+            True if the row of another input will do: the key of a DICOM series is of its instances' UIDs.
         """
         rows = [row for row in (*self.earlier, *self.rows) if row.key == key and (anywhere or _same_input(row, study))]
         return next((row for row in rows if complete(self.directory, row)), None)

@@ -22,7 +22,7 @@ APPLICATION = "imaging"
 CARD = "card.md"
 Operation = Mapping[str, Any]
 MOST_VOXELS = 1 << 30
-"""Of a patch: beyond it, sizes of tensors overflow in the engines."""
+"""Most voxels of a patch: beyond it, sizes of tensors overflow in the engines."""
 
 PALETTE = ((230, 75, 53), (77, 187, 213), (0, 160, 135), (243, 155, 127), (145, 209, 194), (132, 145, 180))
 """Colours of labels that have none; repeated for further labels."""
@@ -185,8 +185,9 @@ def read_model(directory: Path) -> ImagingModel:
         model = _from_manifest(directory, manifest)
         for operations in model.intensities:
             check_operations(operations)
-        if min(divisors(model.network, model.arguments)) < 1:
-            raise ValueError(f"network {model.network!r}")
+        multiples = divisors(model.network, model.arguments)
+        if not all(0 < multiple <= size for multiple, size in zip(multiples, model.patch, strict=True)):
+            raise ValueError(f"network {model.network!r} cannot run on patches of {'x'.join(map(str, model.patch))}")
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         message = f"{directory / model_folder.MANIFEST}: not an imaging model ({error})"
         raise BadInput(message, public="model manifest unreadable") from None

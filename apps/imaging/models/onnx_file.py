@@ -30,7 +30,7 @@ def check_network(path: Path) -> None:
 
 
 def _problem(stream: BinaryIO, size: int) -> str:
-    """What is wrong; empty for a network."""
+    """The first fault; empty for a network."""
     seen: set[int] = set()
     for _ in range(_MOST_FIELDS):
         if stream.tell() == size:

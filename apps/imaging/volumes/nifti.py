@@ -55,9 +55,9 @@ class NiftiVolume:
     offset: int
     """Bytes in front of the volume's voxels in the unzipped file."""
     number: int = 0
-    """Of the volume, from 1, in a file of several; 0 in a file of one."""
+    """The volume's number, from 1, in a file of several; 0 in a file of one."""
     notes: tuple[str, ...] = ()
-    """What is unusual about the header, or was repaired in it."""
+    """Peculiarities of the header, and repairs."""
     reader_bytes: int = _GZIP_BYTES
 
     @contextmanager
@@ -158,7 +158,7 @@ def open_nifti(path: Path, *, volume: int | None = None, repair: bool = False) -
     volume
         Number, from 1, of the volume in a file of several.
     repair
-        Whether a header that contradicts itself is repaired (``header_grid``) instead of being refused.
+        True to repair a header that contradicts itself (``header_grid``) instead of refusing it.
 
     Raises
     ------

@@ -1,6 +1,6 @@
-"""The grid of a NIfTI header, in millimetres, and what such headers say twice: sform, qform and voxel sizes.
+"""The grid of a NIfTI header, in millimetres, which such headers state twice: sform, qform and voxel sizes.
 
-A header that contradicts itself is refused, because which part is right cannot be told. ``--repair header`` takes the
+A header that contradicts itself is refused, because nobody can tell which part is right. ``--repair header`` takes the
 part that agrees with ``pixdim``. Lengths are converted from the header's unit.
 """
 
@@ -32,9 +32,9 @@ class HeaderGrid:
     affine: Affine
     """(4, 4): voxel index to millimetres."""
     repaired: bool = False
-    """Whether the header's own affine is not this one."""
+    """True if the header's own affine is another one."""
     notes: tuple[str, ...] = ()
-    """What is unusual about the header, or was repaired in it."""
+    """Peculiarities of the header, and repairs."""
 
 
 def header_grid(path: Path, header: Any, affine: Affine, *, repair: bool = False) -> HeaderGrid:
@@ -49,7 +49,7 @@ def header_grid(path: Path, header: Any, affine: Affine, *, repair: bool = False
     affine
         (4, 4): nibabel's choice, the sform if it is in force, else the qform.
     repair
-        Whether a contradiction is settled by ``pixdim`` instead of being refused.
+        True to settle a contradiction by ``pixdim`` instead of refusing it.
 
     Raises
     ------
@@ -76,7 +76,7 @@ def header_grid(path: Path, header: Any, affine: Affine, *, repair: bool = False
 
 
 def _contradiction(header: Any, affine: Affine) -> tuple[str, str]:
-    """What the sform contradicts; and what it may differ in, but should be known."""
+    """The contradiction, and a difference that is no contradiction; both may be empty."""
     sizes, edges = np.abs(np.asarray(header["pixdim"][1:4], np.float64)), spacing(affine)
     if np.any(np.abs(edges / np.maximum(sizes, 1e-12) - 1) > SIZE_TOLERANCE):
         return f"the sform has voxels of {_sizes(edges)}, pixdim of {_sizes(sizes)}", ""

@@ -39,7 +39,7 @@ _NAME = mutations.PLANTED.split("^")[0].encode()
 
 def read_one(path: Path) -> str:
     """Read header and all planes; returns ``ACCEPTED`` or the reason of the refusal."""
-    from apps.imaging.inference.studies import open_volume
+    from apps.imaging.inference.discovery import open_volume
     from apps.imaging.volumes.volume import blocks
 
     try:

@@ -1,4 +1,4 @@
-"""Which files of a folder or zip are DICOM; a file that should be one and is not is never left out silently."""
+"""The DICOM files of a folder or zip; a file that should be one and is not is never left out silently."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -50,7 +50,7 @@ def _form(name: str) -> str:
 
 
 def holds_dicom(path: Path) -> bool:
-    """Whether there is a DICOM file directly in a folder, or one that should be."""
+    """True if there is a DICOM file directly in a folder, or one that should be."""
     folder = Folder(path)
     return any(name.lower().endswith(ENDINGS) or is_dicom(folder, name) for name in folder.names())
 

@@ -1,4 +1,4 @@
-"""Which frames of a folder are the volume: the choice of a series, and of a volume where a series has several."""
+"""The frames of a folder that are the volume: choice of a series, and of a volume where a series has several."""
 
 from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
@@ -55,7 +55,7 @@ def choose_series(path: Path, groups: Mapping[str, Frames], series: str | None) 
 
 
 def no_volume(frames: Frames) -> str:
-    """Why frames cannot be a volume, whatever else is found; empty if they may be one."""
+    """The reason why frames cannot be a volume; empty if they may be one."""
     if all(frame.attributes.localizer for frame in frames):
         return "localizer"
     if all(frame.orientation is None or frame.position is None for frame in frames):

@@ -16,6 +16,7 @@ from apps.imaging.inference.network_grid import NetworkGrid, resolved
 from apps.imaging.inference.pipeline import finished_values, label_planes
 from apps.imaging.models.model_folder import read_model
 from apps.imaging.volumes.nifti import open_nifti
+from tests.apps.imaging.dicom_files import series
 from tests.apps.imaging.helpers import output_file, random_model, read_labels, write_nifti
 from tests.machine import wait_until
 from tests.messages import says
@@ -301,3 +302,58 @@ def test_bfloat16_is_refused_where_the_cpu_lacks_it(run, model, tmp_path: Path) 
         assert done.code == 2 and len(done.err.splitlines()) == 1, done.err
         says(done.err, *facts)
     assert not (tmp_path / "out").exists()
+
+
+def test_what_is_left_out_is_said_and_does_not_stop_the_rest(run, model, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    series(tmp_path / "in" / "ct", count=20)
+    series(tmp_path / "in" / "scout", count=1)
+    write_nifti(tmp_path / "in" / "NAME.nii.gz", volume(3, (20, 24, 20)))
+    (tmp_path / "in" / "NAME.nrrd").write_bytes(b"NRRD0004")
+    done = run(MODULE, "infer", tmp_path / "in", "-m", model[0], "-o", tmp_path / "out", "--json")
+    assert done.code == 0, done.err
+    says(done.err, "left out", tmp_path / "in" / "NAME.nrrd", tmp_path / "in" / "scout", "one slice")
+    results = done.record["results"]
+    assert len(results["studies"]) == 2 and len(results["left_out"]) == 2
+    assert "NAME" not in done.out and "NAME" not in (tmp_path / "out" / "run.json").read_text()
+    names = sorted(path.name for path in (tmp_path / "out").glob("*.nii.gz"))
+    assert names[0] == "NAME.nii.gz" and names[1].startswith("series-")
+
+
+def test_a_second_input_into_the_same_folder_is_added(run, model, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    for number, name in enumerate("ab"):
+        write_nifti(tmp_path / f"{name}.nii.gz", volume(number, (20, 24, 20)))
+    (tmp_path / "other").mkdir()
+    write_nifti(tmp_path / "other" / "a.nii.gz", volume(7, (20, 24, 20)))
+    command = ("-m", model[0], "-o", tmp_path / "out", "--json")
+    assert run(MODULE, "infer", tmp_path / "a.nii.gz", *command).code == 0
+    first = (tmp_path / "out" / "a.nii.gz").read_bytes()
+    second = run(MODULE, "infer", tmp_path / "b.nii.gz", *command)
+    assert second.code == 0 and second.record["results"]["studies"][0]["study"] == "study-0002"
+    taken = run(MODULE, "infer", tmp_path / "other" / "a.nii.gz", *command)
+    assert taken.code == 4
+    says(taken.err, tmp_path / "out" / "a.nii.gz", tmp_path / "a.nii.gz", "memory: ceiling")
+    assert (tmp_path / "out" / "a.nii.gz").read_bytes() == first
+    with (tmp_path / "out" / "studies.csv").open() as stream:
+        rows = [(Path(row["input"]).name, row["status"], row["outputs"]) for row in csv.DictReader(stream)]
+    assert rows[:2] == [("a.nii.gz", "done", "a.nii.gz"), ("b.nii.gz", "done", "b.nii.gz")]
+    assert rows[2] == ("a.nii.gz", "failed", "")
+
+
+def test_a_file_that_may_not_grow_is_said_and_leaves_nothing(run, model, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    import resource
+    import subprocess
+    import sys
+
+    path = write_nifti(tmp_path / "a.nii.gz", volume(3, (96, 96, 72)))
+    assert run(MODULE, "infer", path, "-m", model[0], "-o", tmp_path / "warm", "--statistics").code == 0
+    command = [sys.executable, "-m", MODULE, "infer", path, "-m", model[0], "-o", tmp_path / "out", "--statistics"]
+    assert output_file(tmp_path / "warm").stat().st_size > 60_000
+    limited = subprocess.run(
+        [str(part) for part in command],
+        capture_output=True,
+        text=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000)),
+    )
+    assert limited.returncode == 4 and "Traceback" not in limited.stderr and "traceback" not in limited.stderr
+    says(limited.stderr, tmp_path / "out", "no room")
+    assert {path.name for path in (tmp_path / "out").iterdir()} <= {"studies.csv", "run.json"}

@@ -9,7 +9,7 @@ import pytest
 
 from apps.imaging.dicom.selection.files import holds_dicom
 from apps.imaging.dicom.series import open_series
-from apps.imaging.inference.studies import open_volume
+from apps.imaging.inference.discovery import open_volume
 from common.errors import BadInput
 from tests.apps.imaging.dicom_files import OBLIQUE, read, series
 from tests.apps.imaging.helpers import output_file, random_model
