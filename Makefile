@@ -48,14 +48,8 @@ lint: setup  ## ruff, format, mypy, the house rules, requirements that agree
 	$(BIN)/python -m tests.house
 	$(BIN)/python -m pip check
 
-cases: setup  ## the outcome cases in the folder PEAKLINE_CASES; ONLY=pattern
-	@ran=0; for runner in $(wildcard $(PEAKLINE_CASES)/*/run.py); do \
-	  $(BIN)/python $$runner --bin $(BIN) --only '$(or $(ONLY),*)' --list > /dev/null 2>&1; \
-	  if [ $$? -eq 2 ]; then continue; fi; \
-	  ran=1; $(BIN)/python $$runner --bin $(BIN) --only '$(or $(ONLY),*)' || status=1; \
-	done; \
-	[ $$ran -eq 1 ] || { echo "no case $(or $(ONLY),*) in the folder PEAKLINE_CASES ($(PEAKLINE_CASES))" >&2; exit 1; }; \
-	exit $${status:-0}
+cases: setup  ## the outcome cases in the folder PEAKLINE_CASES; ONLY=pattern, QUARTER=0..3
+	$(BIN)/python -m tests.cases --bin $(BIN) $(if $(ONLY),--only '$(ONLY)') $(if $(QUARTER),--quarter $(QUARTER))
 
 bench-%: setup  ## a benchmark suite: bench-headline, bench-promise; ONLY=pattern, AGAIN=1
 	@for suite in $$(grep -ls 'suite().main' $(foreach place,common apps/*,$(place)/bench/$*.py $(place)/bench/$*_*.py $(place)/bench/$*/*.py)); do \

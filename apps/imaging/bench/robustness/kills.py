@@ -8,9 +8,7 @@ reached. A run that ends before its kill is removed and started from the beginni
 
 import hashlib
 import json
-import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -21,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from apps.imaging.inference.studies import TABLE, Study, read_table
+from common.bench.kill_chain import kill, start
 
 STUDIES = 12
 KILLS = 20
@@ -40,38 +39,6 @@ def digests(out: Path) -> dict[str, str]:
     """Return the SHA-256 of every study's outputs, by file name."""
     files = [path for path in out.glob("[!.]*") if path.name not in {TABLE, "run.json"}]
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
-
-
-def start(command: Sequence[str]) -> "subprocess.Popen[bytes]":
-    """Start the command in its own session."""
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
-
-
-def _members(session: int) -> list[int]:
-    """Return the ids of a session's processes."""
-    members = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                fields = (entry / "stat").read_text().rpartition(")")[2].split()
-            except OSError:
-                continue
-            if int(fields[3]) == session:
-                members.append(int(entry.name))
-    return members
-
-
-def kill(process: "subprocess.Popen[bytes]", *, all_of_it: bool) -> None:
-    """Kill all processes, or only the youngest: the worker, or a child that it is waiting for."""
-    members = _members(process.pid)
-    for member in members if all_of_it else [max(members, default=process.pid)]:
-        try:
-            os.kill(member, signal.SIGKILL)
-        except ProcessLookupError:
-            continue
-    process.wait()
-    while _members(process.pid):  # a process that lost its parent ends by itself
-        time.sleep(0.02)
 
 
 def finished(out: Path) -> dict[str, Study]:
