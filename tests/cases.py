@@ -1,7 +1,7 @@
 """Run outcome cases, small programs that do not ship with the project, from the folder in ``PEAKLINE_CASES``.
 
-``python -m tests.cases [--only PATTERN] [--quarter K] [--bin FOLDER]``; ``make cases`` calls it. Each folder there has a
-``run.py`` with ``--list``, ``--only`` and ``--bin``. A quarter is every fourth case, beginning with case K.
+``python -m tests.cases [--only PATTERN] [--quarter K] [--bin FOLDER]``; ``make cases`` calls it. Each folder there has
+a ``run.py`` with ``--list``, ``--only`` and ``--bin``. A quarter is every fourth case, beginning with case K.
 """
 
 import argparse
@@ -15,7 +15,7 @@ from pathlib import Path
 
 QUARTERS = 4
 NOT_YET = {"recsys": ("serve-*",), "imaging": ("bundle-*", "nn-*")}
-"""Cases of what is not built yet, which a quarter leaves out: strict queries to the server, and more kinds of models."""
+"""Cases of what is not built yet and is left out: strict queries to the server, and more kinds of models."""
 BUILT = ("nn-ceiling*",)
 """Cases among them that hold already."""
 
