@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from common.errors import BadInput, UsageError
+from common.errors import UsageError
 
 _HASH_BLOCK = 1 << 20
 _LARGE = 64 << 20
@@ -66,23 +66,6 @@ def no_room(error: BaseException, place: Path | None = None) -> str | None:
     if error.errno == errno.EFBIG or free > _LARGE:
         return f"no room to write on in {folder}: the size of files there, or what you may store, is limited"
     return f"no space left on the disk of {folder} ({free >> 10:,} KiB free): what was written there is removed"
-
-
-@contextmanager
-def enough_room(place: Path) -> Iterator[None]:
-    """Run a block that writes below ``place``, one of several parts of the work that may fail alone.
-
-    Raises
-    ------
-    BadInput
-        If there is no room for a file.
-    """
-    try:
-        yield
-    except OSError as error:
-        if (line := no_room(error, place)) is None:
-            raise
-        raise BadInput(line, public="no room for a file") from None
 
 
 @contextmanager

@@ -52,7 +52,7 @@ class FillWorkload:
         block = Term("block", -(-self.size // int(setting["blocks"])), "analytic", ("fill",))
         return Footprint.of([*baseline.terms(costs, self.probes(setting)[0]), block])
 
-    def seconds(self, setting: Setting, costs: Costs) -> float:
+    def seconds(self, setting: Setting) -> float:
         """Return one unit per block."""
         return float(setting["blocks"])
 

@@ -33,7 +33,8 @@ from common.files import sole_writer, write_json, write_text
 from common.memory.costs.probes import resolve
 from common.memory.costs.store import CostStore
 from common.memory.footprint import ALL
-from common.memory.plan import divisible, explain
+from common.memory.plan import explain, planner
+from common.memory.plan.divisible import Divisible, plan_fewer
 from common.memory.plan.plan import Plan
 from common.memory.plan.plan_file import read_plan
 from common.memory.plan.planner import Workload
@@ -341,7 +342,12 @@ def _choose(
 ) -> tuple[Plan, Workload]:
     """The plan, and the work that it is for: perhaps without the parts that do not fit."""
     if args.plan is None:
-        return divisible.plan(workload, budget, costs)
+        try:
+            return planner.plan(workload, budget, costs), workload
+        except DoesNotFit:
+            if isinstance(workload, Divisible) and (fewer := plan_fewer(workload, budget, costs)):
+                return fewer
+            raise
     try:
         return read_plan(args.plan.read_text(encoding="utf-8"), workload, budget, costs), workload
     except OSError as error:

@@ -15,7 +15,8 @@ from apps.imaging.inference import preview, statistics
 from apps.imaging.models.model_folder import ImagingModel, Label
 from apps.imaging.volumes import nifti
 from apps.imaging.volumes.volume import Volume
-from common.files import enough_room
+from common.errors import BadInput
+from common.files import no_room
 from common.memory.footprint import Price
 
 
@@ -63,13 +64,15 @@ def whole_or_nothing(directory: Path, names: Sequence[str]) -> Iterator[None]:
     """
     before = {name: _state(directory / name) for name in names}
     try:
-        with enough_room(directory):
-            yield
-    except Exception:
+        yield
+    except Exception as error:
+        line = no_room(error, directory)
         for name in names:
             if _state(directory / name) != before[name]:
                 (directory / name).unlink(missing_ok=True)
-        raise
+        if line is None:
+            raise
+        raise BadInput(line, public="no room for a file") from None
 
 
 def _state(path: Path) -> tuple[int, int] | None:

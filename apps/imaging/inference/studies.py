@@ -197,7 +197,7 @@ class StudyInputs:
 
         output = options.output.absolute()
         scratch = next(path for path in (output, *output.parents) if path.is_dir())
-        downloads = Downloads(scratch, options.series)
+        downloads, table = Downloads(scratch, options.series), read_table(options.output)
         places, left_out = find_studies(options.inputs)
         if len(model.channels) > 1:
             unnumbered = [place.input for place in places if not CHANNEL.search(place.input)]
@@ -205,7 +205,6 @@ class StudyInputs:
                 LeftOut(each, "no number of a channel (CASE_0000.nii.gz)", "no channel") for each in unnumbered
             ]
             places = of_several_channels(places)
-        table = read_table(options.output)
         outcomes: list[tuple[FoundStudy, str, NetworkGrid | BadInput | Study]] = []
         for place in places:
             listing = downloads.listed(place.input)

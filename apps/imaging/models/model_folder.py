@@ -204,7 +204,13 @@ def _from_manifest(directory: Path, manifest: ImagingManifest) -> ImagingModel:
     (x, y, z), (width, height, depth) = manifest["spacing"], manifest["patch"]
     if width * height * depth > MOST_VOXELS:
         raise ValueError(f"patch of {width}x{height}x{depth} voxels")
-    _check_channels(directory, manifest)
+    features, channels = len(labels), [manifest["network"]["arguments"].get("out_channels")]
+    if head is not None:
+        outputs, features = _shape(directory / WEIGHTS, head["weight"])
+        channels.append(outputs)
+    for count in channels:  # as far as the manifest and the weights state them
+        if isinstance(count, int) and count != len(labels):
+            raise ValueError(f"{len(labels)} labels, but the network has {count} output channels")
     if min(x, y, z) == 0 and manifest.get("convention") != "bundle":
         raise ValueError("spacing must be positive")
     return ImagingModel(
@@ -219,7 +225,7 @@ def _from_manifest(directory: Path, manifest: ImagingManifest) -> ImagingModel:
         further_intensity=tuple(map(tuple, manifest.get("further_intensity", ()))),
         patch=(width, height, depth),
         head={"weight": head["weight"], "bias": head["bias"]} if head else None,
-        features=_shape(directory / WEIGHTS, head["weight"])[1] if head else len(labels),
+        features=features,
         labels=labels,
         convention=manifest.get("convention", "monai"),
         mirror="".join(axis for axis in "xyz" if axis in manifest.get("mirror", "")),
@@ -229,17 +235,6 @@ def _from_manifest(directory: Path, manifest: ImagingManifest) -> ImagingModel:
         inference=Inference(**manifest.get("inference", {})),
         int8=all(name in manifest["files"] for name in INT8),
     )
-
-
-def _check_channels(directory: Path, manifest: ImagingManifest) -> None:
-    """Compare the number of labels with the network's output channels, as far as these are stated."""
-    head, stated = manifest["head"], manifest["network"]["arguments"].get("out_channels")
-    counts = [stated] if isinstance(stated, int) else []
-    if head is not None:
-        counts.append(_shape(directory / WEIGHTS, head["weight"])[0])
-    for count in counts:
-        if count != len(manifest["labels"]):
-            raise ValueError(f"{len(manifest['labels'])} labels, but the network has {count} output channels")
 
 
 def _label(entry: LabelEntry) -> Label:

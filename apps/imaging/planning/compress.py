@@ -58,6 +58,6 @@ class CompressWorkload:
         ]
         return Footprint.of([*baseline.terms(costs, base), *terms])
 
-    def seconds(self, setting: Setting, costs: Costs) -> float:
+    def seconds(self, setting: Setting) -> float:
         """Any constant: there is one setting to choose."""
         return 1.0

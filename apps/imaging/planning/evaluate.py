@@ -47,7 +47,7 @@ class EvaluateWorkload:
         ]
         return Footprint.of([*baseline.terms(costs, self.probes(setting)[0]), *terms])
 
-    def seconds(self, setting: Setting, costs: Costs) -> float:
+    def seconds(self, setting: Setting) -> float:
         """Any constant: there is one setting to choose."""
         return 1.0
 

@@ -232,7 +232,7 @@ class InferWorkload:
         for tile in smaller(choice.tile, divisors(choice.model.network, choice.model.arguments)):
             yield f"--tile {text(tile)}", replace(self, request=self.request.with_tile(tile))
 
-    def seconds(self, setting: Setting, costs: Costs) -> float:
+    def seconds(self, setting: Setting) -> float:
         """Seconds in which settings differ: use of the engine's threads, the blend's additions, which batches
         hide behind the engine, and the blend's writes and reads."""
         choice, spill = self.request.model, str(setting["spill"])

@@ -186,7 +186,7 @@ class TrainWorkload:
         for patch in smaller(recipe.patch, (divisor(recipe.network, recipe.arguments),) * 3):
             yield f"--patch {text(patch)}", TrainWorkload(self.request.with_patch(patch))
 
-    def seconds(self, setting: Setting, costs: Costs) -> float:
+    def seconds(self, setting: Setting) -> float:
         """Relative, from what was measured of each knob: a traced step's own seconds depend on who else was busy."""
         precision, recipe = "bf16" if setting["amp"] == "bf16" else "off", self.request.recipe  # fp16 is as float32
         voxels = recipe.batch * prod(recipe.patch) * VOXEL[precision]

@@ -4,11 +4,12 @@ import csv
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from apps.recsys.data.arrow_numpy import native
 from apps.recsys.data.columns import Layout, is_number
 from apps.recsys.data.formats.lines import json_object
-from apps.recsys.data.formats.unpacked import format_suffix, open_text, packing
+from apps.recsys.data.formats.unpacked import format_suffix, open_text, packing, unpacking_bytes
 from common.errors import BadInput
 from common.memory.process import fork
 
@@ -32,17 +33,21 @@ def is_arrow(path: Path) -> bool:
     return path.suffix.lower() in (".arrow", ".feather", ".ipc")
 
 
-def _is_json(path: Path) -> bool:
-    return format_suffix(path) in (".jsonl", ".ndjson", ".json")
+class Header(NamedTuple):
+    """The columns of a file, and how it is read, by its first lines or its schema."""
+
+    names: Sequence[str]
+    """Names of all columns."""
+    delimiter: str
+    """Delimiter of the columns, ``LISTS`` or ``JSON``."""
+    headed: bool
+    """True if the names are in the file."""
+    unpacking_bytes: int
+    """Memory that reading the file takes besides the parser's, at most."""
 
 
-def header(path: Path, layout: Layout = Layout()) -> tuple[list[str], str, bool]:
+def header(path: Path, layout: Layout = Layout()) -> Header:
     """Read the header of a file.
-
-    Returns
-    -------
-    names, delimiter, headed
-        Column names; delimiter of the columns, ``LISTS`` or ``JSON``; True if the names are in the file.
 
     Raises
     ------
@@ -61,7 +66,7 @@ def header(path: Path, layout: Layout = Layout()) -> tuple[list[str], str, bool]
         names, delimiter, headed = _header(path, layout)
     if len(set(names)) < len(names):
         raise BadInput(f"{path}: two columns have the same name: {', '.join(names)}", public="repeated column")
-    return names, delimiter, headed
+    return Header(names, delimiter, headed, 0 if arrow else unpacking_bytes(path))
 
 
 def _header(path: Path, layout: Layout) -> tuple[list[str], str, bool]:
@@ -75,7 +80,7 @@ def _header(path: Path, layout: Layout) -> tuple[list[str], str, bool]:
     lines = sample.splitlines()
     if not lines or not lines[0].strip():
         raise BadInput(f"{path}: the file is empty", public="empty file")
-    if _is_json(path):
+    if format_suffix(path) in (".jsonl", ".ndjson", ".json"):
         return _json_names(path, lines[0]), JSON, True
     if lines[0].lstrip().startswith(("{", "[")):
         raise BadInput(

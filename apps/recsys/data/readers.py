@@ -46,6 +46,8 @@ class Source:
     """Those of ``user`` and ``item`` that were taken for their place."""
     partitions: tuple[tuple[str, str], ...] = field(default=())
     """Names and values of columns that the folders' names hold."""
+    unpacking_bytes: int = 0
+    """Memory that reading it takes besides the parser's, at most."""
 
     @property
     def parquet(self) -> bool:
@@ -117,7 +119,7 @@ def open_source(
     BadInput
         The file is missing or empty, its header is unreadable, or it has no such column (the message lists all).
     """
-    names, delimiter, headed = header(path, layout)
+    names, delimiter, headed, unpacking_bytes = header(path, layout)
     every = [*names, *(name for name, _ in partitions if name not in names)]
     if model.user in every and model.item in every and wanted.user is None and wanted.item is None:
         value, time = (name if name in every else None for name in (model.value, model.time))
@@ -132,6 +134,7 @@ def open_source(
         layout.decimal,
         by_place(every, wanted, columns) if headed else (),
         tuple(pair for pair in partitions if pair[0] not in names),
+        unpacking_bytes,
     )
 
 
@@ -148,7 +151,7 @@ def open_titles(path: Path) -> tuple[Source, str]:
     BadInput
         As ``header``, or there is no column for the titles.
     """
-    names, delimiter, headed = header(path)
+    names, delimiter, headed, _ = header(path)
     item, title = choose_titles(names, str(path))
     return Source(path, Columns(item=item), delimiter, tuple(names), headed), title
 

@@ -91,6 +91,6 @@ class AnswerWorkload:
             ]
         )
 
-    def seconds(self, setting: Setting, costs: Costs) -> float:
+    def seconds(self, setting: Setting) -> float:
         """The same for the only setting."""
         return 1.0

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from apps.recsys.data.formats.unpacked import unpacking_bytes
 from apps.recsys.data.readers import Source
 from apps.recsys.data.test_files import TestPairs
 from apps.recsys.models.manifest import RecommenderManifest
@@ -67,7 +66,7 @@ class EvaluateWorkload:
             Term("test pairs", 32 * self.test.pairs, "analytic", during),
             Term("rows read", min(STAGE_BYTES, STAGED_ROW_BYTES * (self.test.rows or STAGE_BYTES)), "measured", during),
             Term("waiting parent", WAITING_BYTES, "measured", during),
-            Term("unpacking", unpacking_bytes(one.path for one in self.sources if not one.parquet), "analytic", during),
+            Term("unpacking", max((one.unpacking_bytes for one in self.sources), default=0), "analytic", during),
         ]
 
     def footprint(self, setting: Setting, costs: Costs) -> Footprint:
@@ -95,6 +94,6 @@ class EvaluateWorkload:
             ]
         )
 
-    def seconds(self, setting: Setting, costs: Costs) -> float:
+    def seconds(self, setting: Setting) -> float:
         """A fixed cost per block of users; the rest is the same for all settings."""
         return 1.0 + self.scored_users / int(setting["user_block"])

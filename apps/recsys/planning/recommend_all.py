@@ -102,6 +102,6 @@ class RecommendAllWorkload:
             ]
         )
 
-    def seconds(self, setting: Setting, costs: Costs) -> float:
+    def seconds(self, setting: Setting) -> float:
         """A fixed cost per block of users; the rest is the same for all settings."""
         return 1.0 + float(self.manifest["users"]) / int(setting["user_block"])

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from apps.recsys.data.csr_store import BLOCK
-from apps.recsys.data.formats.unpacked import unpacking_bytes
 from apps.recsys.data.ingest import Facts, Inputs
 from apps.recsys.data.splits import MOST_VALIDATION_USERS, SAMPLED_TIMES, TIMED
 from apps.recsys.models.embedding.embedding_config import EmbeddingConfig
@@ -210,16 +209,13 @@ class TrainWorkload:
         # Before and after it is partitioned, once the rows are freed too.
         sample = 16 * min(SAMPLED_TIMES, facts.interactions) + 24 * min(BLOCK, facts.interactions)
         timing = [Term("times", sample, "analytic", during)] if self.request.split == "temporal" else []
+        sources = self.inputs.sources if self.inputs else ()
         return [
             *max(staging, sorting, timing, key=lambda terms: sum(term.bytes for term in terms)),
             Term("row counts", 16 * facts.ids, "analytic", during),
             Term("waiting parent", WAITING_BYTES, "measured", during),
-            Term("unpacking", self._unpacking(), "analytic", during),
+            Term("unpacking", max((source.unpacking_bytes for source in sources), default=0), "analytic", during),
         ]
-
-    def _unpacking(self) -> int:
-        sources = self.inputs.sources if self.inputs else ()
-        return unpacking_bytes(source.path for source in sources if not source.parquet)
 
     def _solver_terms(self, setting: Setting) -> list[Term]:
         model = self.request.model
@@ -252,7 +248,7 @@ class TrainWorkload:
             *bpr_terms.fold_terms(model.kind, factors=model.factors, threads=threads, phases=during),
         ]
 
-    def seconds(self, setting: Setting, costs: Costs) -> float:
+    def seconds(self, setting: Setting) -> float:
         """A fixed cost per block that is ranked or solved and per micro-batch; the rest is the same for all."""
         model = self.request.model
         ranked = 1.0 + self.facts.scored_users / int(setting["user_block"])

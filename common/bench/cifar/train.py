@@ -188,7 +188,7 @@ class CifarWorkload:
         ]
         return Footprint.of([*baseline.terms(costs, base), *terms])
 
-    def seconds(self, setting: Setting, costs: Costs) -> float:
+    def seconds(self, setting: Setting) -> float:
         """Return relative time: decoding doubles a step, each further micro-batch adds a little."""
         decoding = 0.0 if setting["images"] == "pixels" else 1.0
         return decoding + (MAPPED if setting["allocator"] == "mapped" else 1.0) * (

@@ -1,4 +1,4 @@
-"""Plan work in independent parts: if not all fit, the largest are skipped and the rest run."""
+"""Plan work in independent parts of which not all fit: the largest are skipped and the rest run."""
 
 from typing import Protocol, runtime_checkable
 
@@ -11,7 +11,7 @@ from common.memory.process.budget import MemoryBudget
 
 
 @runtime_checkable
-class Divisible(Protocol):
+class Divisible(Workload, Protocol):
     """A workload of independent parts that run one after the other."""
 
     @property
@@ -24,33 +24,21 @@ class Divisible(Protocol):
         ...
 
 
-def plan(workload: Workload, budget: MemoryBudget, costs: CostStore) -> tuple[Plan, Workload]:
-    """Plan the work, or as many of its smallest parts as fit, which bisection finds.
+def plan_fewer(workload: Divisible, budget: MemoryBudget, costs: CostStore) -> tuple[Plan, Workload] | None:
+    """Plan as many of the smallest parts as fit, but not all; bisection finds how many.
 
     Returns
     -------
-    tuple
-        The plan, and the workload that it is for.
-
-    Raises
-    ------
-    DoesNotFit
-        If not even the smallest part fits; it is the refusal of the whole.
+    tuple or None
+        The plan, and the workload that it is for; ``None`` if not even the smallest part fits.
     """
-    try:
-        return planner.plan(workload, budget, costs), workload
-    except DoesNotFit:
-        if not isinstance(workload, Divisible):
-            raise
-        fits, fails = 0, workload.parts
-        chosen: tuple[Plan, Workload] | None = None
-        while fails - fits > 1:
-            middle = (fits + fails) // 2
-            fewer = workload.smallest(middle, budget)
-            try:
-                chosen, fits = (planner.plan(fewer, budget, costs), fewer), middle
-            except DoesNotFit:
-                fails = middle
-        if chosen is None:
-            raise
-        return chosen
+    fits, fails = 0, workload.parts
+    chosen: tuple[Plan, Workload] | None = None
+    while fails - fits > 1:
+        middle = (fits + fails) // 2
+        fewer = workload.smallest(middle, budget)
+        try:
+            chosen, fits = (planner.plan(fewer, budget, costs), fewer), middle
+        except DoesNotFit:
+            fails = middle
+    return chosen

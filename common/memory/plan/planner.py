@@ -1,8 +1,8 @@
 """Choose the fastest setting that fits under the ceiling.
 
-A workload lists the settings that the command line leaves open, names the probes that a setting's price needs, and
-computes its footprint and time from their results. The planner prices settings in the order of predicted time, so that
-the first one that fits is the fastest. If none fits, it finds the smallest ceiling that is enough.
+A workload lists the settings that the command line leaves open, predicts a setting's time, names the probes that its
+price needs, and computes its footprint from their results. The planner prices settings in the order of predicted time,
+so that the first one that fits is the fastest. If none fits, it finds the smallest ceiling that is enough.
 ``common.memory.plan.explain`` renders plans and refusals as text.
 """
 
@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from itertools import islice
+from operator import itemgetter
 from typing import Any, Protocol, runtime_checkable
 
 from common.errors import DoesNotFit
@@ -48,8 +49,8 @@ class Workload(Protocol):
         """Compute the footprint of a setting from the results of its probes, by arithmetic alone."""
         ...
 
-    def seconds(self, setting: Setting, costs: Costs, /) -> float:
-        """Return the predicted time, in any unit; it must not depend on probes that are not in ``costs``."""
+    def seconds(self, setting: Setting, /) -> float:
+        """Return the predicted time, in any unit."""
         ...
 
 
@@ -141,12 +142,8 @@ class _Search:
 
     def __init__(self, workload: Workload, ceiling: int, costs: CostStore) -> None:
         self.workload, self.ceiling, self.costs = workload, ceiling, costs
-        offered = list(workload.settings())
-        cached = costs.cached(probe for setting in offered for probe in workload.probes(setting))
-        self._seconds = [workload.seconds(setting, cached) for setting in offered]
-        order = sorted(range(len(offered)), key=self._seconds.__getitem__)
-        self._ordered = [offered[index] for index in order]
-        self._seconds.sort()
+        timed = sorted(((workload.seconds(setting), setting) for setting in workload.settings()), key=itemgetter(0))
+        self._seconds, self._ordered = [seconds for seconds, _ in timed], [setting for _, setting in timed]
         self._priced: dict[int, Plan | None] = {}
         """By index in the order of time; ``None`` if it could not be measured under the ceiling."""
         self._failures: dict[int, str] = {}

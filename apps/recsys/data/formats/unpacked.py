@@ -9,7 +9,6 @@ import bz2
 import codecs
 import gzip
 import io
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -47,12 +46,8 @@ def format_suffix(path: Path) -> str:
     return Path(path.stem if packing(path) else path.name).suffix.lower()
 
 
-def unpacking_bytes(paths: Iterable[Path]) -> int:
-    """Memory that reading one of some files takes besides the parser's, at most."""
-    return max(map(_unpacking_bytes, paths), default=0)
-
-
-def _unpacking_bytes(path: Path) -> int:
+def unpacking_bytes(path: Path) -> int:
+    """Memory that reading a file of text takes besides the parser's, at most."""
     window = min(MOST_WINDOW, _window(path)) if packing(path) == ".zst" else 0
     return UNPACKING_BYTES[packing(path)] + window + TRANSCODING_BYTES * (not is_plain(path))
 

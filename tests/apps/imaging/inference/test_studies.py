@@ -1,5 +1,6 @@
 """Names of studies and of their outputs, and the table of a folder that several runs write into."""
 
+import errno
 from dataclasses import replace
 from pathlib import Path
 
@@ -117,6 +118,15 @@ def test_a_failure_that_replaced_nothing_keeps_the_earlier_row(tmp_path: Path) -
         states = [row.status for row in read_table(tmp_path)]
         assert states == (["failed"] if replaces else ["done", "failed"])
         assert (tmp_path / "a.nii.gz").exists() is not replaces
+
+
+def test_a_full_disk_fails_a_study_and_leaves_nothing_of_it(tmp_path: Path) -> None:
+    with refused(BadInput, tmp_path) as caught, whole_or_nothing(tmp_path, ("a.nii.gz",)):
+        (tmp_path / "a.nii.gz").write_text("half")
+        raise OSError(errno.ENOSPC, "no")
+    assert caught.value.public == "no room for a file" and not list(tmp_path.iterdir())
+    with pytest.raises(PermissionError), whole_or_nothing(tmp_path, ("a.nii.gz",)):
+        raise PermissionError(errno.EACCES, "no")
 
 
 def test_names_that_are_not_utf8_are_kept(tmp_path: Path) -> None:

@@ -110,8 +110,8 @@ def test_the_choice_is_the_fastest_that_fits(workload: Any) -> None:
             for setting in workload.settings()
             if planner.price(workload, setting, costs, ceiling=None).needed_bytes <= budget.host_bytes
         ]
-        best = min(workload.seconds(setting, {}) for setting in fitting)
-        assert workload.seconds(dict(planner.plan(workload, budget, costs).knobs), {}) == best
+        best = min(workload.seconds(setting) for setting in fitting)
+        assert workload.seconds(dict(planner.plan(workload, budget, costs).knobs)) == best
 
 
 def test_a_refusal_names_smaller_patches_that_fit(workload: Any) -> None:

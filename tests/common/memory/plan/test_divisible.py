@@ -1,17 +1,20 @@
 """Work whose largest parts are left out where they alone do not fit."""
 
+import argparse
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
+from common.cli import main
 from common.errors import DoesNotFit
 from common.memory.costs.probes import Costs, Probe
 from common.memory.costs.store import CostStore
 from common.memory.footprint import Footprint, Term
-from common.memory.plan import divisible as parts
-from common.memory.plan.plan import Setting
+from common.memory.plan.divisible import plan_fewer
+from common.memory.plan.plan import Plan, Setting
+from common.memory.plan.planner import Workload
 from common.memory.process.budget import MIB, MemoryBudget
 
 
@@ -42,13 +45,15 @@ class Sizes:
             [Term("baseline", 50 * MIB, "measured"), Term("part", max(self.sizes) * MIB, "analytic", ("work",))]
         )
 
-    def seconds(self, setting: Setting, costs: Costs) -> float:
+    def seconds(self, setting: Setting) -> float:
         return 1.0
 
 
-@pytest.mark.parametrize(("sizes", "kept"), [([1, 2, 3], 3), ([10, 900, 20, 30], 3), ([900] * 7 + [5], 1)])
+@pytest.mark.parametrize(("sizes", "kept"), [([1, 2, 903], 2), ([10, 900, 20, 30], 3), ([900] * 7 + [5], 1)])
 def test_keeps_as_many_as_fit(tmp_path: Path, sizes: list[int], kept: int) -> None:
-    plan, work = parts.plan(Sizes(sizes), MemoryBudget(100 * MIB), CostStore(tmp_path))
+    chosen = plan_fewer(Sizes(sizes), MemoryBudget(100 * MIB), CostStore(tmp_path))
+    assert chosen is not None
+    plan, work = chosen
     assert isinstance(work, Sizes) and work.parts == kept
     assert plan.predicted_peak_bytes == (50 + max(work.sizes)) * MIB
 
@@ -56,14 +61,28 @@ def test_keeps_as_many_as_fit(tmp_path: Path, sizes: list[int], kept: int) -> No
 def test_how_many_fit_is_found_by_bisection(tmp_path: Path) -> None:
     for small in (1, 37, 50, 99):
         work = Sizes([10] * small + [900] * (100 - small))
-        _, chosen = parts.plan(work, MemoryBudget(100 * MIB), CostStore(tmp_path))
-        assert isinstance(chosen, Sizes) and chosen.parts == small
-        assert len(set(work.plans)) <= 8  # of 100: the whole, and one for each halving of 1 to 99
+        chosen = plan_fewer(work, MemoryBudget(100 * MIB), CostStore(tmp_path))
+        assert chosen is not None
+        assert isinstance(chosen[1], Sizes) and chosen[1].parts == small
+        assert len(set(work.plans)) <= 7  # one for each halving of 1 to 99
 
 
-def test_refuses_as_a_whole_where_nothing_fits(tmp_path: Path) -> None:
-    work = Sizes([200] * 100)
-    with pytest.raises(DoesNotFit) as refusal:
-        parts.plan(work, MemoryBudget(100 * MIB), CostStore(tmp_path))
-    assert refusal.value.smallest is not None and refusal.value.smallest.predicted_peak_bytes == 250 * MIB
-    assert len(set(work.plans)) < 9  # bisected
+def test_plans_none_where_nothing_fits(tmp_path: Path) -> None:
+    for count in (1, 100):
+        work = Sizes([200] * count)
+        assert plan_fewer(work, MemoryBudget(100 * MIB), CostStore(tmp_path)) is None
+        assert len(set(work.plans)) < 8  # bisected
+
+
+def test_a_command_plans_the_whole_then_fewer_parts_then_refuses_the_whole(tmp_path: Path) -> None:
+    def choose(*sizes: int) -> tuple[Plan, Workload]:
+        args = argparse.Namespace(plan=None)
+        return main._choose(args, Sizes(sizes), MemoryBudget(100 * MIB), CostStore(tmp_path))
+
+    for sizes, kept in (((1, 2, 3), 3), ((10, 900, 20, 30), 3)):
+        work = choose(*sizes)[1]
+        assert isinstance(work, Sizes) and work.parts == kept
+    for sizes in ((200,), (180, 200, 190)):
+        with pytest.raises(DoesNotFit) as refusal:
+            choose(*sizes)
+        assert refusal.value.smallest is not None and refusal.value.smallest.predicted_peak_bytes == 250 * MIB

@@ -42,7 +42,7 @@ class Blocks:
             ]
         )
 
-    def seconds(self, setting: Setting, costs: Costs) -> float:
+    def seconds(self, setting: Setting) -> float:
         return float(setting["blocks"])
 
 
@@ -63,7 +63,7 @@ def costs(tmp_path: Path) -> Known:
 
 def test_work_that_takes_no_time_is_as_fast_as_any(costs: Known) -> None:
     class Done(Blocks):
-        def seconds(self, setting: Setting, costs: Costs) -> float:
+        def seconds(self, setting: Setting) -> float:
             return 0.0
 
     chosen = plan(Done(), MemoryBudget(1 << 30, None, "test"), costs)
@@ -184,7 +184,7 @@ class Grid:
         held = int(setting["size"]) * MIB + (16 * MIB if setting["store"] == "memory" else 0)
         return Footprint.of([Term("baseline", self.baseline, "measured"), Term("held", held, "analytic", ("work",))])
 
-    def seconds(self, setting: Setting, costs: Costs) -> float:
+    def seconds(self, setting: Setting) -> float:
         return int(setting["parts"]) * (1.0 if setting["store"] == "memory" else 1.5)
 
     def remedies(self) -> Iterator[tuple[str, "Grid"]]:
@@ -201,7 +201,7 @@ def test_bisection_finds_what_pricing_everything_finds(costs: Known, ceiling: in
         with pytest.raises(DoesNotFit):
             plan(grid, budget, costs)
     else:
-        best = min(fitting, key=lambda setting: grid.seconds(setting, {}))
+        best = min(fitting, key=lambda setting: grid.seconds(setting))
         assert dict(plan(grid, budget, costs).knobs) == best
     assert costs.asked <= 10  # of 14
 
