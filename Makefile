@@ -38,7 +38,9 @@ peers:  ## make .venv-peers: what imported models are compared with
 demo: setup  ## both applications, on real data where it is on this machine, each under a ceiling
 	$(BIN)/python -m apps.demo
 
+# Compiled first, also where Python may not write what it compiles: the tests start a thousand commands.
 test: setup  ## every test, in parallel
+	$(BIN)/python -m compileall -q apps common tests
 	$(BIN)/python -m pytest -n $(JOBS)
 
 lint: setup  ## ruff, format, mypy, the house rules, requirements that agree

@@ -1,10 +1,10 @@
-"""What the random commands of a test run share: three sessions an application, drawn anew for each commit."""
+"""What the random commands of a test run share: six sessions, drawn anew for each commit."""
 
 from common.bench.harness import current_commit
 from tests.machine import patience
 
-SESSIONS = 3
-"""Sessions of each application."""
+SESSIONS = {"recsys": 4, "imaging": 2}
+"""Sessions of each application; one of ``imaging`` takes as long as two of ``recsys``."""
 
 
 def seed() -> int:

@@ -7,8 +7,8 @@ are those of the tiles.
 import io
 import logging
 import sys
-from collections.abc import Callable, Iterable
-from contextlib import redirect_stdout
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,18 @@ WHOLE = ("MVN", "ReduceMean", "ReduceL2")
 _PROBED_TILES = 2
 
 
+@contextmanager
+def _without_other_frameworks() -> Iterator[None]:
+    """Make imports of what only other networks need fail: NNCF asks whether a model is PyTorch's by importing it."""
+    absent = [name for name in ("torch", "onnx", "openvino_telemetry") if name not in sys.modules]
+    sys.modules.update(dict.fromkeys(absent))  # type: ignore[arg-type]  # as the documentation of ``import`` says
+    try:
+        yield
+    finally:
+        for name in absent:
+            sys.modules.pop(name, None)
+
+
 def import_nncf() -> Any:
     """Import NNCF without PyTorch, which only PyTorch's networks need (88 MiB instead of 268), and without telemetry.
 
@@ -39,15 +51,11 @@ def import_nncf() -> Any:
         If it is not installed.
     """
     import_openvino()
-    absent = [name for name in ("torch", "openvino_telemetry") if name not in sys.modules]
-    sys.modules.update(dict.fromkeys(absent))  # type: ignore[arg-type]  # makes the imports fail
     try:
-        import nncf
+        with _without_other_frameworks():
+            import nncf
     except ImportError:
         raise UsageError("int8 needs the extra 'int8' (NNCF)") from None
-    finally:
-        for name in absent:
-            sys.modules.pop(name, None)
     nncf.set_log_level(logging.ERROR)
     return nncf
 
@@ -71,7 +79,7 @@ def quantise(directory: Path, out: Path, tiles: Callable[[], Iterable[Array]], *
     channels = model.input(0).partial_shape[1].get_length()
     model.reshape([1, channels, *tile])
     silent = io.StringIO()  # NNCF draws a progress bar
-    with redirect_stdout(silent):
+    with redirect_stdout(silent), _without_other_frameworks():
         quantised = nncf.quantize(
             model,
             nncf.Dataset(_Tiles(tiles)),

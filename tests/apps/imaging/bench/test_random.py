@@ -37,7 +37,7 @@ def test_a_series_has_a_file_for_each_slice(tmp_path: Path) -> None:
 
 def test_random_commands_keep_the_promise() -> None:
     campaign = Campaign("imaging", segmentations(), seed(), time.monotonic() + seconds(40), reduce=False)
-    campaign.run(chunks=1, size=SESSIONS)
+    campaign.run(chunks=1, size=SESSIONS["imaging"])
     summary = campaign.summary()
     assert summary["commands"] > 0
     assert summary["failed"] == 0, (summary, [line for line in campaign.lines if line.get("faults")])

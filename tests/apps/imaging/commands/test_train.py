@@ -169,8 +169,8 @@ def test_cases_on_disk_train_the_same_weights(balls: Path, tmp_path: Path, run: 
 
 
 def test_a_ceiling_that_is_too_small_names_one_that_works(balls: Path, tmp_path: Path, run: Runner):
-    command = ("apps.imaging", "train", balls, "-o", tmp_path / "m", "--steps", 2, *FAST, "--patch", 32)
-    refused = run(*command, "--memory", "400MiB")
+    command = ("apps.imaging", "train", balls, "-o", tmp_path / "m", "--steps", 2, *FAST)
+    refused = run(*command, "--memory", "300MiB")
     assert refused.code == 3, refused.err
     smallest = refused.record["smallest_feasible_bytes"]
     assert f"--memory {smallest >> 20}MiB" in refused.err

@@ -137,7 +137,7 @@ REAL = [
     ("failing/sliceincrement/001", Defect.MISSING_SLICE, Outcome.REFUSE),
     ("failing/sliceincrement/002", Defect.MISSING_SLICE, Outcome.REFUSE),
     ("failing/sliceorientation/001", Defect.MIXED_ORIENTATION, Outcome.REFUSE),
-    ("failing/notavolume/001", Defect.DUPLICATE, Outcome.REFUSE),
+    ("failing/notavolume/001", Defect.SEVERAL_VOLUMES, Outcome.REFUSE),
     ("failing/gantrytilting/001", Defect.GANTRY_TILT, Outcome.REFUSE),
     ("generic/rgb/001", Defect.COLOUR, Outcome.REFUSE),
     ("generic/compressed_jpegls/001", Defect.COMPRESSED, Outcome.ACCEPT),

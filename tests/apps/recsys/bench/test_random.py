@@ -37,7 +37,7 @@ def test_missing_ids_are_null_in_columns(tmp_path: Path, strings: str) -> None:
 
 def test_random_commands_keep_the_promise() -> None:
     campaign = Campaign("recsys", sessions(), seed(), time.monotonic() + seconds(40), reduce=False)
-    campaign.run(chunks=1, size=SESSIONS)
+    campaign.run(chunks=1, size=SESSIONS["recsys"])
     summary = campaign.summary()
     assert summary["commands"] > 0
     assert summary["failed"] == 0, (summary, [line for line in campaign.lines if line.get("faults")])

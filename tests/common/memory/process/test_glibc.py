@@ -40,7 +40,7 @@ def test_tamed_memory_follows_live_memory() -> None:
     # The list comprehension of the next round starts while the last round's 4 + 6 blocks are still bound.
     assert peak < live + ((4 * 16 + 6 * 20) << 20) + (48 << 20)
     assert after < 64 << 20
-    assert after <= _measure("stock")[1] + 8 * page_size()  # where the interpreter's own pages lie differs
+    assert after <= _measure("stock")[1] + 32 * page_size()  # where the interpreter's own pages lie differs
 
 
 def test_environment_keeps_foreign_tunables(monkeypatch: pytest.MonkeyPatch) -> None:
