@@ -13,7 +13,6 @@ import platform
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
-from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -104,6 +103,8 @@ IN_CHILD = "PEAKLINE_PROBE"
 
 @cache
 def _version(distribution: str) -> str:
+    from importlib.metadata import PackageNotFoundError, version  # 13 ms, which the supervising process does not need
+
     try:
         return version(distribution)
     except PackageNotFoundError:

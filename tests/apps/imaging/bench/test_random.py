@@ -11,7 +11,7 @@ import pydicom
 from apps.imaging.bench.robustness.random_commands import segmentations
 from apps.imaging.bench.robustness.random_studies import Volume
 from common.bench.random_commands import Campaign
-from tests.drawn import SESSIONS, seconds, seed
+from tests.common.bench.drawn import SESSIONS, seconds, seed
 
 
 def test_a_volume_is_what_its_description_says(tmp_path: Path) -> None:

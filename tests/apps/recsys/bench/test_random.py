@@ -11,7 +11,7 @@ import pytest
 from apps.recsys.bench.random.commands import sessions
 from apps.recsys.bench.random.tables import Table
 from common.bench.random_commands import Campaign
-from tests.drawn import SESSIONS, seconds, seed
+from tests.common.bench.drawn import SESSIONS, seconds, seed
 
 
 def test_a_table_is_what_its_description_says(tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """Four quarters are all cases of what is built, each once."""
 
-from tests.cases import QUARTERS, chosen
+from tests.cases.__main__ import QUARTERS, chosen
 
 NAMES = ["out-a", "out-b", "nn-x", "nn-ceiling", "bundle-a", "read-a", "read-b", "read-c"]
 
