@@ -35,7 +35,7 @@ from common.engines.base import Engine, prefetch, read_head
 from common.engines.mirroring import MirrorEngine
 from common.engines.registry import open_engine
 from common.errors import BadInput
-from common.memory.process import guard
+from common.memory.process import glibc, guard
 from common.model_folder import shipped_note
 from common.tiling.blend import Block, BoundedBlend, Spilled
 from common.tiling.grid import importance
@@ -177,6 +177,7 @@ def _segment(
 ) -> None:
     """Segment one study into files whose paths begin with ``stem``. DICOM's UIDs are derived from ``key``."""
     model, volume, engine, dtype = request.model.model, grid.volume, network.engine, network.to_labels.dtype
+    glibc.trim()  # what the study before left free is 3.7 MiB in the heap
     with session.phase(STATISTICS):
         inside, first = within_content(grid, model)
         operations = resolved(inside, model)

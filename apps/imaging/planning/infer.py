@@ -62,6 +62,9 @@ EIGHTH = 3
 PREVIEW_BYTES = 3 * MIB
 """Panels and picture, which do not grow with the volume (measured 2 to 3 MiB without the small objects)."""
 
+LEFT_BYTES = 2 * MIB
+"""What studies leave behind in the heap and the engine (measured 1.0 to 1.7 MiB after one and after five)."""
+
 ENGINE_SECONDS = 6e-8
 """One feature of one voxel computed (measured 5.6e-8 and 7e-8, SegResNets of two levels, two cores). It is the same in
 every setting and only weighs the rest."""
@@ -209,6 +212,7 @@ class InferWorkload:
             Term("engine, running", int(ENGINE_SPREAD * measured["run_bytes"]), "measured", ran),
             Term(FREE_HEAP, SLACK if setting["allocator"] == "heap" else 0, "measured", ran),
             Term("small objects", OBJECTS_BYTES, "measured", (OPEN, *running)),
+            Term("left by earlier studies", LEFT_BYTES if self.parts > 1 else 0, "measured", running),
             Term("head", (model.features + 1) * len(model.labels) * FLOAT, "analytic", running),
             *(Term(name, size, WORKING[name], (INFER,)) for name, size in self._largest_working(setting).items()),
             Term("mirrored tiles", self._mirror_bytes(setting), "analytic", (INFER,)),

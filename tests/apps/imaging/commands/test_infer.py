@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 import stat
 import weakref
 from pathlib import Path
@@ -11,6 +12,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from apps.imaging.bench.robustness.random_studies import Model, Volume
 from apps.imaging.inference.labeling import LogitsToLabels
 from apps.imaging.inference.network_grid import NetworkGrid, resolved
 from apps.imaging.inference.pipeline import finished_values, label_planes
@@ -357,3 +359,22 @@ def test_a_file_that_may_not_grow_is_said_and_leaves_nothing(run, model, tmp_pat
     assert limited.returncode == 4 and "Traceback" not in limited.stderr and "traceback" not in limited.stderr
     says(limited.stderr, tmp_path / "out", "no room")
     assert {path.name for path in (tmp_path / "out").iterdir()} <= {"studies.csv", "run.json"}
+
+
+def test_several_studies_keep_the_smallest_ceiling(run: Any, tmp_path: Path) -> None:
+    """What each leaves behind in the heap and the engine is in the plan."""
+    studies = tmp_path / "studies"
+    studies.mkdir()
+    for number, shape in enumerate([(70, 57, 89), (78, 90, 77), (74, 16, 16)]):
+        Volume(shape).write(studies, f"case{number}")
+    model = Model("nnunet", 2).write(tmp_path)
+    command = ("apps.imaging", "infer", studies, "-m", model, "-o", tmp_path / "out", "--json", "--memory")
+    smallest = run(*command, "16MiB").record["smallest_feasible_bytes"]
+    first = run(*command, smallest)  # measures the engine, or is refused once more after the import
+    smallest = first.record.get("smallest_feasible_bytes", smallest)
+    shutil.rmtree(tmp_path / "out", ignore_errors=True)
+    done = run(*command, smallest)
+    assert done.code == 0, done.err
+    measured = done.record["measured"]["peak_bytes"]
+    assert measured <= smallest
+    assert done.record["plan"]["predicted_peak_bytes"] >= 0.99 * measured
