@@ -87,7 +87,9 @@ class AnswerWorkload:
                 Term("answers", answers, "measured", ("answer",)),
                 Term("ids in the question", named, "measured", ("answer",)),
                 Term("connections", request.connection_bytes, "measured", ("answer",)),
-                *bpr_terms.fold_terms(manifest["kind"], factors=factors, threads=1, phases=("answer",)),
+                *bpr_terms.fold_terms(
+                    manifest["kind"], factors=factors, longest=longest, threads=1, phases=("answer",)
+                ),
             ]
         )
 

@@ -18,10 +18,11 @@ def terms(*, users: int, interactions: int, factors: int) -> list[Term]:
     ]
 
 
-def fold_terms(kind: str, *, factors: int, threads: int, phases: tuple[str, ...]) -> list[Term]:
-    """Terms of folding in one user per thread; none if ``kind`` is another model."""
+def fold_terms(kind: str, *, factors: int, longest: int, threads: int, phases: tuple[str, ...]) -> list[Term]:
+    """Terms of folding in a user with ``longest`` items per thread; none if ``kind`` is another model."""
     if kind != "bpr":
         return []
-    pairs = 4 * PAIRS * POSITIVE_ROWS * COMPARED
-    rows = 4 * 3 * factors * (POSITIVE_ROWS + COMPARED)
+    positives = min(POSITIVE_ROWS, longest)
+    pairs = 4 * PAIRS * positives * COMPARED
+    rows = 4 * 3 * factors * (positives + COMPARED)
     return [Term("pairs of known and other items", threads * (pairs + rows), "analytic", phases)]

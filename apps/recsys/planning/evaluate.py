@@ -90,7 +90,13 @@ class EvaluateWorkload:
                     threads=self.request.threads,
                     phases=during,
                 ),
-                *bpr_terms.fold_terms(manifest["kind"], factors=factors, threads=self.request.threads, phases=during),
+                *bpr_terms.fold_terms(
+                    manifest["kind"],
+                    factors=factors,
+                    longest=manifest["longest_history"],
+                    threads=self.request.threads,
+                    phases=during,
+                ),
             ]
         )
 

@@ -88,7 +88,7 @@ class RecommendAllWorkload:
                 # Stored uncompressed: the file while it is read, and the table.
                 Term("item ids", 2 * manifest["files"]["items.parquet"]["bytes"], "analytic", rank),
                 Term("histories", int(8 * part * mean), "analytic", rank),
-                *fold_terms(manifest["kind"], factors=factors, threads=threads, phases=rank),
+                *fold_terms(manifest["kind"], factors=factors, longest=longest, threads=threads, phases=rank),
                 Term("ranking or writing", max(ranking, writing), "measured", rank),
                 Term("part of the answer", READ_BYTES * rows + writing, "measured", ("join",)),
                 Term("parts", GROUP_BYTES * -(-users // self.part_users), "measured", ("join",)),

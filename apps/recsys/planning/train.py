@@ -245,7 +245,7 @@ class TrainWorkload:
                 threads=threads,
                 phases=during,
             ),
-            *bpr_terms.fold_terms(model.kind, factors=model.factors, threads=threads, phases=during),
+            *bpr_terms.fold_terms(model.kind, factors=model.factors, longest=longest, threads=threads, phases=during),
         ]
 
     def seconds(self, setting: Setting) -> float:

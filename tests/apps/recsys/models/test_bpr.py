@@ -95,9 +95,11 @@ def test_terms_are_the_sizes_of_the_arrays() -> None:
     assert priced["user factors"] == state.users.nbytes
     rows = pairs.users.nbytes + pairs.items.nbytes
     assert rows <= rows + pairs.indptr.nbytes <= priced["interactions"] == rows + 8 * 50
-    assert bpr_terms.fold_terms("ials", factors=9, threads=2, phases=("evaluate",)) == []
-    (fold,) = bpr_terms.fold_terms("bpr", factors=9, threads=2, phases=("evaluate",))
-    assert fold.bytes > 2 * 5 * user_encoders.POSITIVE_ROWS * bpr.COMPARED * 4
+    assert bpr_terms.fold_terms("ials", factors=9, longest=9, threads=2, phases=("evaluate",)) == []
+    for longest, positives in ((1000, user_encoders.POSITIVE_ROWS), (10, 10)):
+        (fold,) = bpr_terms.fold_terms("bpr", factors=9, longest=longest, threads=2, phases=("evaluate",))
+        pairs = 2 * 5 * positives * bpr.COMPARED * 4
+        assert pairs < fold.bytes < pairs + 2 * 4 * 3 * 9 * (positives + bpr.COMPARED + 1)
 
 
 def test_train_evaluate_answer(trained: Trained, run: Run, tmp_path: Path) -> None:
