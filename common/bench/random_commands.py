@@ -229,7 +229,7 @@ MOST_LINES = 4
 
 def _faults(line: Mapping[str, Any], ceiling: int, *, quiet: bool) -> list[str]:
     faults = _common_faults(line)
-    if line["exit"] not in (EXIT_OK, EXIT_BAD_INPUT):
+    if line["exit"] not in (EXIT_OK, EXIT_BAD_INPUT, EXIT_USAGE):  # what only the content of an input shows
         faults.append(f"exit {line['exit']} at {format_size(ceiling)}")
     if line["kills"]:
         faults.append("killed")
