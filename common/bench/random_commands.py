@@ -214,17 +214,7 @@ def _run(step: Step, ceiling: int, *, walled: bool) -> dict[str, Any]:
 
 
 def _common_faults(line: Mapping[str, Any]) -> list[str]:
-    faults = []
-    if "traceback" in line["stderr"].lower():
-        faults.append("a traceback")
-    lines = [text for text in line["stderr"].splitlines() if text.strip()]
-    if line["exit"] == EXIT_BAD_INPUT and len(lines) > MOST_LINES:
-        faults.append(f"{len(lines)} lines on stderr")
-    return faults
-
-
-MOST_LINES = 4
-"""Notes and one line of error."""
+    return ["a traceback"] if "traceback" in line["stderr"].lower() else []
 
 
 def _faults(line: Mapping[str, Any], ceiling: int, *, quiet: bool) -> list[str]:
