@@ -1,5 +1,7 @@
 """Exit codes of the commands, and the exceptions that ``common.cli.main`` turns into them."""
 
+import errno
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,6 +13,22 @@ EXIT_USAGE = 2
 EXIT_DOES_NOT_FIT = 3
 EXIT_BAD_INPUT = 4
 EXIT_INTERRUPTED = 130
+
+
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_NO_ROOM_TEXT = re.compile(r"No space left|File too large|quota exceeded|\d+ requested and \d+ written", re.IGNORECASE)
+"""Messages of NumPy and Arrow, which have no error number."""
+
+
+def lacks_room(error: BaseException) -> bool:
+    """Return True if writing a file failed because the disk is full, or its size or the user's quota is limited.
+
+    Examples
+    --------
+    >>> lacks_room(OSError(errno.ENOSPC, "No space left on device")), lacks_room(OSError(errno.EACCES, "denied"))
+    (True, False)
+    """
+    return isinstance(error, OSError) and (error.errno in _NO_ROOM or bool(_NO_ROOM_TEXT.search(str(error))))
 
 
 class UsageError(ValueError):

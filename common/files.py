@@ -8,7 +8,6 @@ import fcntl
 import hashlib
 import json
 import os
-import re
 import shutil
 import time
 import weakref
@@ -17,7 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from common.errors import UsageError
+from common.errors import UsageError, lacks_room
 
 _HASH_BLOCK = 1 << 20
 _LARGE = 64 << 20
@@ -39,11 +38,6 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_NO_ROOM_TEXT = re.compile(r"No space left|File too large|quota exceeded|\d+ requested and \d+ written", re.IGNORECASE)
-"""Messages of NumPy and Arrow about a lack of room, without an error number."""
-
-
 def no_room(error: BaseException, place: Path | None = None) -> str | None:
     """A line that says where room for a file was missing, if that is why writing failed; else ``None``.
 
@@ -54,7 +48,7 @@ def no_room(error: BaseException, place: Path | None = None) -> str | None:
     place
         Where the file was written, if the error does not say so.
     """
-    if not isinstance(error, OSError) or not (error.errno in _NO_ROOM or _NO_ROOM_TEXT.search(str(error))):
+    if not isinstance(error, OSError) or not lacks_room(error):
         return None
     named = isinstance(error.filename, str | bytes) and error.filename
     path = Path(os.fsdecode(error.filename)) if named else place

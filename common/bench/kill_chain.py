@@ -20,6 +20,8 @@ from typing import Any
 
 import numpy as np
 
+from common.bench.harness import Bound, Suite
+
 KILLS = 20
 
 
@@ -53,6 +55,23 @@ def kill(process: "subprocess.Popen[bytes]", *, all_of_it: bool) -> None:
     process.wait()
     while _members(process.pid):  # a process that lost its parent ends by itself
         time.sleep(0.02)
+
+
+def run_and_kill(command: Sequence[str], random: np.random.Generator, seconds: float) -> tuple[bool, int]:
+    """Run a command and kill it at a random instant within ``seconds``; half of the kills are of all its processes.
+
+    Returns
+    -------
+    tuple
+        True if it was killed, False if it ended before that; and its exit code.
+    """
+    process, killed = start(command), False
+    try:
+        process.wait(timeout=float(random.uniform(0, seconds)))
+    except subprocess.TimeoutExpired:
+        kill(process, all_of_it=bool(random.random() < 0.5))
+        killed = True
+    return killed, process.returncode
 
 
 def digests(out: Path) -> dict[str, str]:
@@ -92,13 +111,9 @@ def chain(command: Sequence[str], out: Path, *, kills: int, seed: int) -> dict[s
     done = ended = 0
     _remove(out)
     while done < kills:
-        process = start(command)
-        try:
-            process.wait(timeout=float(random.uniform(0, seconds)))
-        except subprocess.TimeoutExpired:
-            kill(process, all_of_it=bool(random.random() < 0.5))
-            done += 1
-        if process.returncode == 0:
+        killed, code = run_and_kill(command, random, seconds)
+        done += killed
+        if code == 0:
             ended += 1
             _remove(out)
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
@@ -114,6 +129,14 @@ def _differences(final: Mapping[str, str], expected: Mapping[str, str], compared
         + len(final.keys() ^ expected.keys())
         + (not compared),
     }
+
+
+NO_FAULTS = Bound("result.faults", at_most=0)
+
+
+def declare(suite: Suite, name: str, out: Path, command: Sequence[object]) -> None:
+    """Declare a case that kills a command (module and arguments), which writes ``out``."""
+    suite.case(name, ["-m", "common.bench.kill_chain", out, "--", *command], bounds=(NO_FAULTS,), exits=(0, 1))
 
 
 def main(argv: Sequence[str]) -> int:

@@ -150,11 +150,16 @@ def options(
     return words
 
 
+def one_word(strategy: st.SearchStrategy[Any]) -> st.SearchStrategy[Sequence[str]]:
+    """Return the strategy's values as the one word that follows an option."""
+    return strategy.map(lambda value: [str(value)])
+
+
 COMMON = ("help", "memory", "dry_run", "plan", "json", "report", "quiet", "verbose", "output", "device", "gpu_memory")
 """Options that are not drawn: they choose no work, or this machine cannot do it."""
 SHARED_VALUES: dict[str, st.SearchStrategy[Sequence[str]]] = {
-    "threads": st.integers(1, 2).map(lambda n: [str(n)]),
-    "seed": st.integers(0, 9).map(lambda n: [str(n)]),
+    "threads": one_word(st.integers(1, 2)),
+    "seed": one_word(st.integers(0, 9)),
 }
 """Values of options that every command has."""
 

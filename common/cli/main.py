@@ -320,7 +320,6 @@ def _plan_and_execute(args: argparse.Namespace, request: Any, record: RunRecord,
         resolve(command.warm_up(request))()
         glibc.trim()
     gauge.floor_bytes = meter.resident()
-    warm = libraries.Libraries.now() if libraries.checking() else None
     resident = gauge.tree_bytes()
     if not guard.lower_hard_wall(record.budget.host_bytes, resident):
         least = max(resident, record.budget.host_bytes)
@@ -330,10 +329,8 @@ def _plan_and_execute(args: argparse.Namespace, request: Any, record: RunRecord,
     record.missing_walls = guard.missing_walls(soft=session.wall())
     record.results = session.results
     path = command.record(request) if command.alone else None
-    with sole_writer(path.parent) if path is not None else nullcontext():
+    with sole_writer(path.parent) if path is not None else nullcontext(), libraries.none_late():
         session.results.update(command.execute(session))
-    if warm is not None:
-        libraries.check(warm)
     record.plan = session.plan  # another one where settings were searched
 
 
@@ -384,7 +381,7 @@ def _finish(
             if args.report:
                 _write_report(command, path, written)
         except OSError as error:
-            sys.stderr.write(f"{command.name}: its record {path} could not be written: {error.strerror}\n")
+            streams.say(f"{command.name}: its record {path} could not be written: {error.strerror}")
     if line is not None:
         streams.say(f"{command.name}: {line}")
     # A command with results says what it took, even if a part of its input was bad.

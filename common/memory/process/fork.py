@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from common.errors import EXIT_OK, EXIT_UNFORESEEN, BadInput
+from common.errors import EXIT_OK, EXIT_UNFORESEEN, BadInput, lacks_room
 from common.memory.process import child, guard, meter
 from common.memory.process.meter import resident
 
@@ -111,23 +111,14 @@ def _be_the_child(
         os._exit(code)
 
 
-def _without_room(error: OSError) -> str | None:
-    """Where room for a file was missing, empty if that is not known; ``None`` if something else went wrong."""
-    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or "No space left" in str(error)
-    short = " requested and " in str(error) and str(error).endswith(" written")  # NumPy's words
-    return str(error.filename or "") if full or short else None
-
-
 def _outcome(function: Callable[[], dict[str, Any]]) -> str:
     """Return the function's result or its exception as JSON."""
     try:
         return json.dumps({"result": function()})
     except BadInput as error:
         return json.dumps({"input": str(error), "public": error.public})
-    except OSError as error:
-        if (place := _without_room(error)) is None:
-            return json.dumps({"failure": f"{type(error).__name__}: {error}"})
-        return json.dumps({"room": place})
     except Exception as error:
+        if lacks_room(error):
+            return json.dumps({"room": str(getattr(error, "filename", None) or "")})
         kind = "memory" if guard.is_out_of_memory(error) else "failure"
         return json.dumps({kind: f"{type(error).__name__}: {error}"})

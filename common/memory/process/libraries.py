@@ -6,7 +6,8 @@ The tests set ``CHECK`` for every command that they run, so that such a command 
 import os
 import sys
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -72,9 +73,19 @@ def check(warm: Libraries) -> None:
         raise LateLibrary(f"loaded after the warm-up: {', '.join(late)}")
 
 
-def checking() -> bool:
-    """Return True if ``CHECK`` is set."""
-    return bool(os.environ.get(CHECK))
+@contextmanager
+def none_late() -> Iterator[None]:
+    """Run a command's work, and check it if ``CHECK`` is set.
+
+    Raises
+    ------
+    LateLibrary
+        As ``check``.
+    """
+    warm = Libraries.now() if os.environ.get(CHECK) else None
+    yield
+    if warm is not None:
+        check(warm)
 
 
 def _size(path: str) -> int:

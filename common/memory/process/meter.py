@@ -261,8 +261,7 @@ class PeakMeter:
     def tree_bytes(self) -> int:
         """Return the present size of the process tree, companions included."""
         self._read_companions()
-        own = pages()
-        return together([own, *map(pages, children()), *self._companion_pages])
+        return together([pages(), *map(pages, children()), *self._companion_pages])
 
     def sample(self) -> None:
         """Add a sample of the tree's size to the timeline."""

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from apps.imaging.inference.studies import TABLE, Study, read_table
-from common.bench.kill_chain import kill, start
+from common.bench.kill_chain import run_and_kill
 
 STUDIES = 12
 KILLS = 20
@@ -54,12 +54,8 @@ def disturb(command: Sequence[str], out: Path, kills: int, seconds: float, expec
     while done_kills < kills:
         before = finished(out)
         times = {name: (out / name).stat().st_mtime_ns for row in before.values() for name in row.outputs}
-        process = start(command)
-        try:
-            process.wait(timeout=float(random.uniform(0, seconds)))
-        except subprocess.TimeoutExpired:
-            kill(process, all_of_it=bool(random.random() < 0.5))
-            done_kills += 1
+        killed, code = run_and_kill(command, random, seconds)
+        done_kills += killed
         now = finished(out)
         after.append(len(now))
         lost += len(before.keys() - now.keys())
@@ -70,7 +66,7 @@ def disturb(command: Sequence[str], out: Path, kills: int, seconds: float, expec
         present = digests(out) if out.is_dir() else {}
         partial += sum(expected.get(name) != digest for name, digest in present.items())
         lost += sum(name not in present for row in now.values() for name in row.outputs)
-        if process.returncode == 0:
+        if code == 0:
             complete += 1
             shutil.rmtree(out)
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

@@ -4,7 +4,7 @@
 """
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from apps.imaging.bench.robustness import random_studies
 from apps.imaging.bench.robustness.random_studies import Model, Volume
 from apps.imaging.cli import parser
 from common.bench import random_commands
-from common.bench.random_commands import SHARED_VALUES, Step
+from common.bench.random_commands import SHARED_VALUES, Step, one_word
 
 MODULE = "apps.imaging"
 SLOW = 6
@@ -59,10 +59,6 @@ class TrainSession:
         yield Step((MODULE, "train", str(data), "-o", str(out), *self.train), out)
 
 
-def _words(strategy: st.SearchStrategy[Any]) -> st.SearchStrategy[Sequence[str]]:
-    return strategy.map(lambda value: [str(value)])
-
-
 @st.composite
 def volumes(draw: Callable[[st.SearchStrategy[Any]], Any]) -> Volume:
     """Draw a volume's description."""
@@ -95,12 +91,12 @@ def segmentations(draw: Callable[[st.SearchStrategy[Any]], Any]) -> InferSession
     dicom = all(volume.form == "dicom" for volume in studies)
     types = ("nifti", "dicom-seg", "nifti,dicom-seg", "dicom-rtstruct") if dicom else ("nifti",)
     values = SHARED_VALUES | {
-        "output_type": _words(st.sampled_from(types)),
-        "repair": _words(st.sampled_from(("tilt", "spacing", "tilt,spacing", "header"))),
-        "overlap": _words(st.sampled_from((0.25, 0.0, 0.5, 0.75))),
-        "tile": _words(st.tuples(edge, edge, edge).map(lambda sides: ",".join(map(str, sides)))),
-        "batch": _words(st.integers(1, 4)),
-        "remove_small": _words(st.sampled_from((0.01, 1.0))),
+        "output_type": one_word(st.sampled_from(types)),
+        "repair": one_word(st.sampled_from(("tilt", "spacing", "tilt,spacing", "header"))),
+        "overlap": one_word(st.sampled_from((0.25, 0.0, 0.5, 0.75))),
+        "tile": one_word(st.tuples(edge, edge, edge).map(lambda sides: ",".join(map(str, sides)))),
+        "batch": one_word(st.integers(1, 4)),
+        "remove_small": one_word(st.sampled_from((0.01, 1.0))),
     }
     left_out = ("model", "series", "volume", "roi_subset", "stow")
     words = random_commands.options(random_commands.command_parser(parser(), "infer"), draw, values, left_out)
@@ -111,9 +107,9 @@ def segmentations(draw: Callable[[st.SearchStrategy[Any]], Any]) -> InferSession
 def trainings(draw: Callable[[st.SearchStrategy[Any]], Any]) -> TrainSession:
     """Draw a training set and the options of ``train``."""
     values = SHARED_VALUES | {
-        "patch": _words(st.sampled_from((16, 24, 32))),
-        "micro_batch": _words(st.integers(1, 2)),
-        "accumulate": _words(st.integers(1, 2)),
+        "patch": one_word(st.sampled_from((16, 24, 32))),
+        "micro_batch": one_word(st.integers(1, 2)),
+        "accumulate": one_word(st.integers(1, 2)),
         "fold": st.just(["0/3"]),
         "set": st.sampled_from(("batch=1", "batch=3", "mirror=", "clip=0", "optimizer=sgd")).map(lambda pair: [pair]),
     }

@@ -37,7 +37,7 @@ class Volume:
             return self._write_dicom(folder / name)
         return self._write_nifti(folder / f"{name}.{self.form}")
 
-    def _voxels(self) -> npt.NDArray[np.float64]:
+    def voxels(self) -> npt.NDArray[np.float64]:
         """A bright blob in noise, between 0 and 250."""
         random = np.random.default_rng(self.seed)
         axes = np.meshgrid(*(np.linspace(-1, 1, size) for size in self.shape), indexing="ij", sparse=True)
@@ -51,7 +51,7 @@ class Volume:
         turn = np.array([[1, 0, 0], [0, cosine, -sine], [0, sine, cosine]])
         affine = np.eye(4)
         affine[:3, :3] = turn @ np.diag(self.spacing)
-        image: Any = nib.Nifti1Image(self._voxels().astype(self.dtype), affine)
+        image: Any = nib.Nifti1Image(self.voxels().astype(self.dtype), affine)
         if self.scaled:
             image.header.set_slope_inter(2.0, -10.0)
         wanted = nib.orientations.axcodes2ornt(self.orientation)
@@ -66,7 +66,7 @@ class Volume:
         from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
         folder.mkdir(parents=True)
-        voxels = self._voxels().astype(np.int16)
+        voxels = self.voxels().astype(np.int16)
         study, series, frame = generate_uid(), generate_uid(), generate_uid()
         for z in range(self.shape[2]):
             data = pydicom.Dataset()
@@ -113,7 +113,7 @@ def write_training_set(folder: Path, *, cases: int, side: int, classes: int) -> 
 
     for index in range(cases):
         volume = Volume(shape=(side, side + 2, side), seed=index)
-        values = volume._voxels()
+        values = volume.voxels()
         label = np.digitize(values, np.linspace(80, 220, classes)[:-1]).astype(np.uint8)
         for part, content in (("imagesTr", values.astype(np.int16)), ("labelsTr", label)):
             (folder / part).mkdir(parents=True, exist_ok=True)

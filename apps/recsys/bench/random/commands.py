@@ -4,7 +4,7 @@
 """
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from apps.recsys.bench.random.tables import Table
 from apps.recsys.cli import parser
 from apps.recsys.planning.model_options import KINDS
 from common.bench import random_commands
-from common.bench.random_commands import SHARED_VALUES, Step
+from common.bench.random_commands import SHARED_VALUES, Step, one_word
 
 MODULE = "apps.recsys"
 EMBEDDING_ONLY = ("loss", "table", "amp", "micro_batch", "accumulate")
@@ -51,10 +51,6 @@ class RecsysSession:
             yield Step((MODULE, command, str(model), *arguments))
 
 
-def _words(strategy: st.SearchStrategy[Any]) -> st.SearchStrategy[Sequence[str]]:
-    return strategy.map(lambda value: [str(value)])
-
-
 def _log(low: int, high: int) -> st.SearchStrategy[int]:
     """Return whole numbers whose logarithms are even; the smallest is the simplest."""
     ratio = high / low
@@ -87,15 +83,15 @@ def sessions(draw: Callable[[st.SearchStrategy[Any]], Any]) -> RecsysSession:
     table = draw(tables())
     kind = draw(st.sampled_from(KINDS))
     values = SHARED_VALUES | {
-        "factors": _words(st.integers(1, 96)),
-        "epochs": _words(st.integers(1, 3)),
-        "tune": _words(st.integers(1, 2)),
-        "min_value": _words(st.integers(0, 4)),
-        "min_user": _words(st.integers(1, 4)),
-        "min_item": _words(st.integers(1, 4)),
+        "factors": one_word(st.integers(1, 96)),
+        "epochs": one_word(st.integers(1, 3)),
+        "tune": one_word(st.integers(1, 2)),
+        "min_value": one_word(st.integers(0, 4)),
+        "min_user": one_word(st.integers(1, 4)),
+        "min_item": one_word(st.integers(1, 4)),
         "set": st.sampled_from(SETTINGS.get(kind, ("",))).map(lambda pair: [pair]),
-        "micro_batch": _words(st.integers(1, 64)),
-        "accumulate": _words(st.integers(1, 4)),
+        "micro_batch": one_word(st.integers(1, 64)),
+        "accumulate": one_word(st.integers(1, 4)),
         "delimiter": st.just(["tab" if table.format == "tsv" else ","]),
         "decimal": st.just(["."]),
     }
@@ -115,10 +111,10 @@ def _answers(draw: Callable[[st.SearchStrategy[Any]], Any], table: Table) -> tup
     # The first items are the popular ones, which filters rarely drop.
     items = _log(1, 2000).map(lambda count: ",".join(table.item(n) for n in range(min(count, 1 + table.items // 3))))
     values = SHARED_VALUES | {
-        "k": _words(_log(1, 20_000)),
+        "k": one_word(_log(1, 20_000)),
         "exclude": items.map(lambda text: [text]),
         "only": items.map(lambda text: [text]),
-        "explain": _words(st.integers(1, 20)),
+        "explain": one_word(st.integers(1, 20)),
         "delimiter": st.just([","]),
         "decimal": st.just(["."]),
     }

@@ -2,7 +2,6 @@
 
 import csv
 import gzip
-import time
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -10,8 +9,7 @@ import pytest
 
 from apps.recsys.bench.random.commands import sessions
 from apps.recsys.bench.random.tables import Table
-from common.bench.random_commands import Campaign
-from tests.common.bench.drawn import SESSIONS, seconds, seed
+from tests.common.bench.drawn import keep_the_promise
 
 
 def test_a_table_is_what_its_description_says(tmp_path: Path) -> None:
@@ -36,8 +34,4 @@ def test_missing_ids_are_null_in_columns(tmp_path: Path, strings: str) -> None:
 
 
 def test_random_commands_keep_the_promise() -> None:
-    campaign = Campaign("recsys", sessions(), seed(), time.monotonic() + seconds(40), reduce=False)
-    campaign.run(chunks=1, size=SESSIONS["recsys"])
-    summary = campaign.summary()
-    assert summary["commands"] > 0
-    assert summary["failed"] == 0, (summary, [line for line in campaign.lines if line.get("faults")])
+    keep_the_promise("recsys", sessions())

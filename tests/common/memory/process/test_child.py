@@ -1,5 +1,6 @@
 """Child processes: their start, their imports, and the reading of their ends."""
 
+import errno
 import json
 import os
 import signal
@@ -127,6 +128,22 @@ def test_a_fork_answers_and_passes_bad_input_on() -> None:
     with pytest.raises(BadInput, match="own path") as caught:
         fork.run(refuse)
     assert caught.value.public == "a file"
+
+
+@pytest.mark.parametrize(
+    ("number", "error", "words"),
+    [
+        (errno.ENOMEM, MemoryError, "Cannot allocate memory"),
+        (errno.ENOSPC, OSError, "/a/file"),
+        (errno.EACCES, child.ChildFailed, "PermissionError"),
+    ],
+)
+def test_a_fork_tells_memory_from_room_from_the_rest(number: int, error: type[Exception], words: str) -> None:
+    def fail() -> dict[str, Any]:
+        raise OSError(number, os.strerror(number), "/a/file")
+
+    with pytest.raises(error, match=words):
+        fork.run(fail)
 
 
 # ---------------------------------------------------------------- the working directory
