@@ -45,9 +45,8 @@ SORT_FIXED_BYTES = 1 << 20
 """Buffers of files while sorting, independent of the rows."""
 LEFT_BYTES = 10 << 20
 """Memory that trials leave allocated per thread, mostly buffers of BLAS (17 MiB in two threads, after 256 factors)."""
-SAMPLER_BYTES, SAMPLER_WITH_TORCH = 14 << 20, 20 << 20
-"""The process that proposes settings: Optuna, and pages that it writes to (2 to 20 trials: 11.7 to 12.2 MiB; 17.7 where
-the parent has loaded PyTorch)."""
+SAMPLER_BYTES = 24 << 20
+"""Private memory of the process that proposes settings: Optuna, and pages that it writes to (21 MiB with 20 trials)."""
 LEAST_FACTORS = 8
 """Fewest factors that a refusal suggests."""
 RANKED_SECONDS = 2e-3
@@ -175,8 +174,7 @@ class TrainWorkload:
         terms += self._reading_terms()
         if request.trials:
             terms += baseline_terms(costs, probes[1], "suggest")
-            sampler = SAMPLER_BYTES if embedding is None else SAMPLER_WITH_TORCH
-            terms.append(Term("sampler", sampler, "measured", ("suggest",)))
+            terms.append(Term("sampler", SAMPLER_BYTES, "measured", ("suggest",)))
             left = request.threads * LEFT_BYTES
             terms.append(Term("left behind by trials", left, "measured", ("suggest", *later)))
         reads_history = ("arrange",) if embedding is None else ("arrange", "fit")
