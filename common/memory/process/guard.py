@@ -267,10 +267,15 @@ def limit(cgroup: Path, ceiling: int) -> bool:
                 if name == "memory.max" and not _reclaimed(cgroup, ceiling):
                     return False
                 (cgroup / name).write_text(str(ceiling))
-                with suppress(OSError):  # pages must not move into swap instead, if the kernel accounts swap
-                    swap = cgroup / ("memory.swap.max" if name == "memory.max" else "memory.memsw.limit_in_bytes")
-                    if swap.exists():
-                        swap.write_text("0" if name == "memory.max" else str(ceiling))
+                # Pages must not move into swap instead. Not every kernel of version 1 accounts swap; swappiness holds in all.
+                for file, value in (
+                    ("memory.swap.max", "0"),
+                    ("memory.swappiness", "0"),
+                    ("memory.memsw.limit_in_bytes", str(ceiling)),
+                ):
+                    with suppress(OSError):
+                        if (cgroup / file).exists():
+                            (cgroup / file).write_text(value)
                 return True
     return False
 

@@ -108,14 +108,19 @@ def test_a_run_above_its_ceiling_does_not_end_well(run: Callable[..., Any], tmp_
 
 def test_the_hard_wall_stands_at_a_small_ceiling_too(run: Callable[..., Any], container: Path) -> None:
     """It stood at 128 MiB at least, and did not count what others had read of the libraries."""
-    # 100 MiB: the kernel first takes back the libraries' pages where this process was the first to read them.
-    ended = run(FILL, "--bytes", "50MiB", "--memory", "96MiB", "--hostile", "2", "--json")
+    ended = run(FILL, "--bytes", "50MiB", "--memory", "96MiB", "--hostile", "3", "--json")
     assert ended.code == 1
     record = json.loads(ended.out)
     says(ended.err, "96.0 MiB")
     assert record["error"]["kind"] == "killed"
     at = float(ended.err.partition(" at ")[2].split()[0])
     assert at <= 96
+
+
+def test_a_cgroup_does_not_swap(container: Path) -> None:
+    """Pages in swap are none of the resident ones that are measured, and the kernel would not kill."""
+    swap = container / "memory.swap.max"
+    assert (swap if swap.exists() else container / "memory.swappiness").read_text().strip() == "0"
 
 
 def test_libraries_that_have_grown_since_they_were_measured(run: Callable[..., Any], tmp_path: Path) -> None:

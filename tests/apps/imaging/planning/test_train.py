@@ -159,7 +159,7 @@ def test_an_engine_that_cannot_be_measured_is_estimated(
     shipped, cache = Path("data/models/hippocampus").resolve(), {"XDG_CACHE_HOME": str(tmp_path / "cache")}
     command = ["apps.imaging", "infer", image, "-m", shipped, "-o", tmp_path / "out", "--tile", "96", "--batch", "1"]
     command += ["--threads", "1", "--dry-run", "--json"]
-    low, named = 260 * MIB, []  # a tile of 48 fits by far, and one of 96 by far not
+    low, named = 285 * MIB, []  # a tile of 48 fits by far, and one of 96 by far not
     for _ in range(2):
         refused = run(*command, "--memory", low, env=cache)
         assert refused.code == 3, refused.err
