@@ -9,15 +9,8 @@ from apps.recsys.commands import bench, evaluate, recommend, recommend_all, serv
 from apps.recsys.data import splits
 from apps.recsys.models.embedding import embedding_config
 from apps.recsys.planning import baselines, model_options
-from apps.recsys.planning.requests import (
-    PROTOCOLS,
-    EvaluateRequest,
-    RecommendAllRequest,
-    RecommendRequest,
-    ServeRequest,
-    SimilarRequest,
-    split_ids,
-)
+from apps.recsys.planning.questions.recommend_requests import RecommendAllRequest, RecommendRequest
+from apps.recsys.planning.requests import PROTOCOLS, EvaluateRequest, ServeRequest, SimilarRequest, split_ids
 from apps.recsys.planning.train_request import TrainRequest
 from apps.recsys.training import tuning
 from common import __version__
@@ -166,33 +159,50 @@ def _recommend(parser: argparse.ArgumentParser) -> None:
         recommend_all.record,
     )
     _model(parser)
-    subject = parser.add_mutually_exclusive_group(required=True)
-    subject.add_argument("--user", metavar="ID", help="a user of the training data")
-    all_users = "all users of the training data, into a Parquet file (-o)"
+    add = parser.add_argument
+    subject = parser.add_mutually_exclusive_group()
+    subject.add_argument("--user", metavar="ID", help="a user of the training data; an unknown one gets popular items")
+    all_users = "all users of the training data, into a file (-o)"
     subject.add_argument("--all-users", action="store_const", dest="command", const=for_all, help=all_users)
+    users = "these users, into a file (-o): an id a line, or a column of .csv, .tsv, .parquet, .arrow or .jsonl"
+    subject.add_argument("--users", action=_Many, const=for_all, type=Path, metavar="FILE", help=users)
+    histories = "these histories, into a file (-o): JSON lists or ids with commas, one history a line"
+    subject.add_argument("--histories", action=_Many, const=for_all, type=Path, metavar="FILE", help=histories)
     history = "items of a history; an id with a comma stands in quotes, as in CSV"
-    subject.add_argument("--history", type=_ids, action="extend", metavar="ID,ID,...", help=history)
-    _depth(parser)
+    add("--history", type=_ids, action="extend", metavar="ID,ID,...", help=history)
+    add("--item", action="append", metavar="ID", help="one item of a history, taken as it is; may be repeated")
+    add("--history-file", type=Path, metavar="FILE", help="items of a history, in a file like that of --users")
+    add("-k", type=main.positive, metavar="N", help="number of items (default 10; with --candidates all)")
     for option, text in (("--exclude", "items never to recommend"), ("--only", "items to choose from")):
-        parser.add_argument(option, type=_ids, action="extend", metavar="ID,ID,...", help=text)
+        add(option, type=_ids, action="extend", metavar="ID,ID,...", help=text)
+    candidates = "rank the items of a file and no others, also those that the history has"
+    add("--candidates", type=Path, metavar="FILE", help=candidates)
+    add("--keep-seen", action="store_true", help="recommend items that the history has, too")
+    add("--strict", action="store_true", help="refuse unknown ids; by default they are skipped and counted")
     explain = "name N items of the history that added most to each score (ials, embedding)"
-    parser.add_argument("--explain", type=main.positive, default=0, metavar="N", help=explain)
-    parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="for --all-users: user, rank, item, score")
+    add("--explain", type=main.positive, default=0, metavar="N", help=explain)
+    output = "for many: user (or history, from 0), rank, item, score; .parquet, .csv or .jsonl"
+    add("-o", "--output", type=Path, metavar="FILE", help=output)
     main.add_common_options(parser)
     parser.set_defaults(command=for_one)
+
+
+class _Many(argparse.Action):
+    """Store a file of users or histories, and choose the command that writes lists for many."""
+
+    def __call__(self, parser: object, namespace: argparse.Namespace, values: object, option: object = None) -> None:
+        """Set both."""
+        setattr(namespace, self.dest, values)
+        namespace.command = self.const
 
 
 def _similar(parser: argparse.ArgumentParser) -> None:
     _model(parser)
     parser.add_argument("--item", required=True, metavar="ID")
-    _depth(parser)
+    parser.add_argument("-k", type=main.positive, default=10, metavar="N", help="number of items (default 10)")
     main.add_common_options(parser)
     command = Command("recsys similar", SimilarRequest.of, recommend.workload, recommend.warm_up, recommend.similar)
     parser.set_defaults(command=command)
-
-
-def _depth(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("-k", type=main.positive, default=10, metavar="N", help="number of items (default 10)")
 
 
 def _inspect(parser: argparse.ArgumentParser) -> None:

@@ -4,22 +4,37 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from itertools import chain, islice
 from typing import Any
 
 from apps.recsys.models.recommender import load_manifest
 from apps.recsys.planning.answer import AnswerWorkload
-from apps.recsys.planning.requests import AnswerRequest, RecommendRequest, SimilarRequest
-from apps.recsys.serving.service import RecommenderService
+from apps.recsys.planning.questions.files import read_ids
+from apps.recsys.planning.questions.recommend_requests import RecommendRequest
+from apps.recsys.planning.requests import AnswerRequest, SimilarRequest
+from apps.recsys.serving.service import Ranked, RecommenderService, UnknownId
 from common import model_folder, terminal
 from common.cli.session import CommandSession
 from common.memory.process.budget import MemoryBudget, format_size
 
 
 def workload(request: AnswerRequest, budget: MemoryBudget) -> AnswerWorkload:
-    """Read the model's manifest; raises as ``recommender.load_manifest``."""
-    return AnswerWorkload(request, load_manifest(request.model))
+    """Read the model's manifest, and the files of ids of the request.
+
+    Raises
+    ------
+    BadInput, DoesNotFit
+        As ``recommender.load_manifest`` and ``read_ids``.
+    """
+    manifest = load_manifest(request.model)
+    if isinstance(request, RecommendRequest):
+        reading = (budget, request.threads)
+        if request.history_file is not None:
+            request = request.with_history(read_ids(request.history_file, "item", "--history-file", *reading))
+        if request.candidates is not None:
+            request = request.with_candidates(read_ids(request.candidates, "item", "--candidates", *reading))
+    return AnswerWorkload(request, manifest)
 
 
 def warm_up(request: AnswerRequest) -> str:
@@ -28,14 +43,42 @@ def warm_up(request: AnswerRequest) -> str:
 
 
 def recommend(session: CommandSession[RecommendRequest, AnswerWorkload]) -> Mapping[str, Any]:
-    """Recommend items for a user of the training data, or for a history."""
-    request = session.request
+    """Recommend items for a user of the training data, or for a history.
+
+    Raises
+    ------
+    BadInput
+        None of the ids to choose from is in the model; with ``strict``, any id is not.
+    """
+    request = session.workload.request
+    assert isinstance(request, RecommendRequest)
     with session.phase("answer"):
         service = RecommenderService(request.model, session.workload.manifest)
-        allowed = service.items.allowed(request.only, request.exclude, session.say)
-        ranked = service.ranked(request.user, request.history, request.k, allowed=allowed)
+        ranked = _ranked(service, request, session.say)
         width = max([2, *(len(str(service.items.id(row))) for row, _ in ranked.best)])
-        return _results(service.described(ranked, request.explained), width, prints=request.prints)
+        explained = request.explained if len(ranked.items) else 0
+        return _results(service.described(ranked, explained), width, prints=request.prints)
+
+
+def _ranked(service: RecommenderService, request: RecommendRequest, say: Callable[[str], object]) -> Ranked:
+    """The best items; for somebody of whom the model knows nothing, those that most users had."""
+    option = "--only" if request.candidates is None else "--candidates"
+    allowed = service.items.allowed(request.only, request.exclude, say, option=option, strict=request.strict)
+    k, keep_seen = request.k, request.keep_seen
+    if request.user is not None:
+        if service.users.row(request.user) is not None:
+            return service.ranked(request.user, (), k, allowed, keep_seen=keep_seen)
+        if request.strict:
+            raise UnknownId("user", request.user)
+        say(f"user {request.user!r} is not in the model, and is shown popular items: scores are numbers of users")
+        return service.popular(k, allowed)
+    rows, line = service.items.known_rows(request.history, "history", strict=request.strict)
+    if line:
+        say(line)
+    if len(rows):
+        return service.ranked_rows(rows, k, allowed, keep_seen=keep_seen)
+    say("the history has no item of the model, and is shown popular items: scores are numbers of users")
+    return service.popular(k, allowed)
 
 
 def similar(session: CommandSession[SimilarRequest, AnswerWorkload]) -> Mapping[str, Any]:
@@ -50,7 +93,7 @@ def similar(session: CommandSession[SimilarRequest, AnswerWorkload]) -> Mapping[
 def _results(answers: Iterable[dict[str, Any]], width: int, *, prints: bool) -> Mapping[str, Any]:
     """Print the answers one by one, with ids in a column of ``width``; or return them for the record."""
     if not prints:
-        return {"items": [_without_title(item) for item in answers]}
+        return {"items": [_recorded(item) for item in answers]}
     rest = iter(answers)
     first = list(islice(rest, 1))  # before anything is printed, since an explanation may be refused
     sys.stdout.write(f"{'#':>3}  {'id':<{width}}  {'score':>8}  title\n")
@@ -65,10 +108,10 @@ def _results(answers: Iterable[dict[str, Any]], width: int, *, prints: bool) -> 
     return {"items": []}
 
 
-def _without_title(item: Mapping[str, Any]) -> dict[str, Any]:
-    """An answer as the record holds it."""
-    kept = {name: item[name] for name in ("id", "score", "others") if name in item}
-    return kept | ({"because": [_without_title(had) for had in item["because"]]} if "because" in item else {})
+def _recorded(item: Mapping[str, Any]) -> dict[str, Any]:
+    """An answer as the record holds it: with its title, if it has one."""
+    kept = {name: item[name] for name in ("id", "title", "score", "others") if item.get(name, "") != ""}
+    return kept | ({"because": [_recorded(had) for had in item["because"]]} if "because" in item else {})
 
 
 def inspect(args: argparse.Namespace) -> int:

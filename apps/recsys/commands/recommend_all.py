@@ -1,4 +1,4 @@
-"""``recsys recommend --all-users``: the best items for every user, in parts that become one Parquet file at the end.
+"""``recsys recommend`` for all users, or those or the histories of a file: parts that become one file at the end.
 
 Existing parts are complete, so a run that was killed continues with the next one.
 """
@@ -9,37 +9,75 @@ import json
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from apps.recsys.data import arrow_numpy
-from apps.recsys.data.id_table import IdTable
+from apps.recsys.commands import list_files, many
+from apps.recsys.commands.many import Part
+from apps.recsys.data import arrow_numpy, ingest
+from apps.recsys.data.id_table import IdTable, unknown_line
+from apps.recsys.data.questions.subjects import Subjects
+from apps.recsys.models import popularity
 from apps.recsys.models.catalogue_search import Catalogue
 from apps.recsys.models.recommender import Recommender, load_manifest
 from apps.recsys.planning.baselines import ANSWERING
-from apps.recsys.planning.recommend_all import RecommendAllWorkload
-from apps.recsys.planning.requests import RecommendAllRequest
+from apps.recsys.planning.questions.files import read_ids
+from apps.recsys.planning.questions.recommend_requests import RecommendAllRequest
+from apps.recsys.planning.recommend_all import RecommendAllWorkload, part_users
 from apps.recsys.planning.resume_settings import resume_settings
 from common import files, model_folder
 from common.cli.session import CommandSession
-from common.memory.process import glibc
+from common.errors import BadInput, DoesNotFit
+from common.memory.process import fork, glibc
 from common.memory.process.budget import MemoryBudget
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    Histories = tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.float32]]
-    """Histories of n users: offsets of their items, shape (n + 1,); items; values."""
+    from apps.recsys.commands.many import Histories
 
 KEY = "key.json"
 """File in the folder of parts with the settings that the parts were made with."""
 
 
 def workload(request: RecommendAllRequest, budget: MemoryBudget) -> RecommendAllWorkload:
-    """Read the model's manifest; raises as ``recommender.load_manifest``."""
-    return RecommendAllWorkload(request, load_manifest(request.model))
+    """Read the model's manifest, and the files of ids of the request into a scratch folder next to the output.
+
+    Raises
+    ------
+    BadInput
+        No model, or a file of ids cannot be used; with ``strict``, an id is not in the model.
+    DoesNotFit
+        The ids alone need more than the ceiling.
+    """
+    manifest = load_manifest(request.model)
+    if request.candidates is not None:
+        ids = read_ids(request.candidates, "item", "--candidates", budget, request.threads)
+        request = request.with_candidates(ids)
+    if (path := request.users or request.histories) is None:
+        return RecommendAllWorkload(request, manifest)
+    workspace, part = ingest.workspace(request.output), part_users(request.k)
+
+    def read() -> dict[str, Any]:
+        from apps.recsys.data.questions import subjects
+
+        reader = subjects.read_users if request.users is not None else subjects.read_histories
+        return asdict(reader(path, request.model, workspace.path, part=part))
+
+    try:
+        found = Subjects(**fork.run(read, ceiling=budget.host_bytes, threads=request.threads))
+    except MemoryError:
+        raise DoesNotFit(ceiling=budget.host_bytes, reasons=[f"the ids of {path} alone need more"]) from None
+    if found.unknown and request.strict:
+        raise BadInput(_unknown(found), public="unknown ids")
+    return RecommendAllWorkload(request, manifest, found, workspace)
+
+
+def _unknown(found: Subjects) -> str:
+    return unknown_line(f"--{found.kind}", found.unknown, found.named, found.first_unknown)
 
 
 def warm_up(request: RecommendAllRequest) -> str:
@@ -53,12 +91,15 @@ def record(request: RecommendAllRequest) -> Path:
 
 
 def execute(session: CommandSession[RecommendAllRequest, RecommendAllWorkload]) -> Mapping[str, Any]:
-    """Write the recommendations for all users."""
-    request, manifest = session.request, session.workload.manifest
+    """Write the recommendations for all users, or for those of a file."""
+    work = session.workload
+    request, found = work.request, work.subjects
     parts = request.output.with_name(f".{request.output.name}.parts")
-    done = _continue(parts, session.workload)
+    done = _continue(parts, work)
     if done:
         session.say(f"continuing after {done} parts")
+    for line in _notes(found):
+        session.say(line)
     with session.deferred_signals():
         with session.phase("load"):
             ranker = Ranker(session)
@@ -67,10 +108,26 @@ def execute(session: CommandSession[RecommendAllRequest, RecommendAllWorkload]) 
             rows = ranker.write(parts)
             del ranker
             glibc.trim()
-        with session.phase("join"):
-            _join(parts, request.output)
+        with session.phase("join"), files.atomic_file(request.output) as unfinished:
+            list_files.write(_tables(parts), unfinished, request.output.suffix)
     shutil.rmtree(parts)
-    return {"users": manifest["users"], "rows": rows, "k": request.k}
+    counts = {} if found is None else {"unknown": found.unknown, "popular": found.popular}
+    return {"users": work.count, "rows": rows, "k": request.k, **counts}
+
+
+def _notes(found: Subjects | None) -> Iterator[str]:
+    """Lines about what stood in the file."""
+    if found is None:
+        return
+    if found.unknown:
+        yield _unknown(found)
+    if found.repeated:
+        yield f"--users: {found.repeated:,} ids stand in the file once more, and get one list"
+    if found.popular:
+        yield (
+            f"popular items: shown to {found.popular:,} of {found.count:,} {found.kind} without an item of the model;"
+            " scores are numbers of users"
+        )
 
 
 class Ranker:
@@ -84,15 +141,22 @@ class Ranker:
     Raises
     ------
     BadInput
-        None of the ids of ``only`` is in the model.
+        None of the ids of ``only`` is in the model; with ``strict``, an id is not.
     """
 
     def __init__(self, session: CommandSession[RecommendAllRequest, RecommendAllWorkload]) -> None:
-        self.session, self.k = session, session.request.k
-        directory, manifest = session.request.model, session.workload.manifest
+        self.session, self.request = session, session.workload.request
+        request, directory, manifest = self.request, session.request.model, session.workload.manifest
+        self.k = request.k
         self.items = IdTable(directory / "items.parquet", manifest["items"])
         self.recommender = Recommender(directory, manifest)
-        allowed = self.items.allowed(session.request.only, session.request.exclude, session.say)
+        option = "--only" if request.candidates is None else "--candidates"
+        allowed = self.items.allowed(request.only, request.exclude, session.say, option=option, strict=request.strict)
+        subjects, history = session.workload.subjects, self.recommender.history
+        some_empty = subjects.popular if subjects is not None else (history.indptr[1:] == history.indptr[:-1]).any()
+        popular = popularity.best(history, self.k, items=manifest["items"], allowed=allowed) if some_empty else []
+        self.popular = popular
+        """Rows and scores of the items for those without a history."""
         self.catalogue = Catalogue(self.recommender.item_factors, allowed)
 
     def write(self, parts: Path) -> int:
@@ -105,37 +169,35 @@ class Ranker:
         """
         import pyarrow.parquet as pq
 
-        total = start = 0
-        size = self.session.workload.part_users
-        users = pq.ParquetFile(arrow_numpy.native(self.session.request.model / "users.parquet"), pre_buffer=False)
-        bar = self.session.progress(total=self.recommender.history.rows, unit="user", label="recommend")
-        with users, bar:
-            for batch in users.iter_batches(batch_size=size, columns=["id"], use_threads=False):
-                path = parts / f"users-{start:012d}.parquet"
+        total = 0
+        with self.session.progress(total=self.session.workload.count, unit="user", label="recommend") as bar:
+            for part in self.parts(self.session.workload.part_users):
+                path = parts / f"users-{part.start:012d}.parquet"
                 if not path.exists():
                     with files.atomic_file(path) as unfinished:
-                        pq.write_table(self.answer(batch.column(0), start), arrow_numpy.native(unfinished))
+                        pq.write_table(self.answer(part), arrow_numpy.native(unfinished))
                 total += pq.read_metadata(path).num_rows
-                start += len(batch)
-                bar.update(len(batch))
+                bar.update(len(part.ids))
                 if self.session.stopping:
                     raise KeyboardInterrupt
         return total
 
-    def answer(self, ids: Any, start: int) -> Any:
-        """Recommendations for consecutive users.
+    def parts(self, size: int) -> Iterator[Part]:
+        """All for whom there is a list, ``size`` at a time."""
+        work, history = self.session.workload, self.recommender.history
+        if work.workspace is None:
+            return many.all_users(self.request.model, history, size)
+        if self.request.users is not None:
+            return many.listed_users(work.workspace.path, history, size)
+        return many.listed_histories(work.workspace.path, size)
 
-        Parameters
-        ----------
-        ids
-            Their ids, an Arrow array.
-        start
-            Row of the first user.
+    def answer(self, part: Part) -> Any:
+        """Recommendations for consecutive users or histories.
 
         Returns
         -------
         pyarrow.Table
-            Columns ``user``, ``rank``, ``item``, ``score``.
+            Columns ``user`` or ``history``, ``rank``, ``item``, ``score``.
         """
         from concurrent.futures import ThreadPoolExecutor
 
@@ -143,31 +205,41 @@ class Ranker:
         import pyarrow as pa
         from threadpoolctl import threadpool_limits
 
-        # As many blocks as keep every thread busy to the end, none larger than planned.
-        rounds = -(-len(ids) // (int(self.session.plan["user_block"]) * self.session.threads))
-        block = -(-len(ids) // (rounds * self.session.threads))
-        firsts = range(start, start + len(ids), block)
         # Read in this thread, because threads must not share a file's position.
-        histories = [self.read(first, min(first + block, start + len(ids))) for first in firsts]
+        offsets, items, values = part.read()
+        ranked = np.flatnonzero(np.diff(offsets))  # without a history all scores are equal
+        # As many blocks as keep every thread busy to the end, none larger than planned.
+        count = len(ranked)
+        rounds = max(1, -(-count // (int(self.session.plan["user_block"]) * self.session.threads)))
+        block = max(1, -(-count // (rounds * self.session.threads)))
+        ends = np.append(offsets[ranked], offsets[-1])
+        bounds = [(first, min(first + block, count)) for first in range(0, count, block)]
+        spans = [(ends[first : last + 1], slice(ends[first], ends[last])) for first, last in bounds]
+        histories = [(some - some[0], items[span], values[span]) for some, span in spans]
         with ThreadPoolExecutor(self.session.threads) as pool, threadpool_limits(1, "blas"):
             best = list(pool.map(self.best, histories))
-        rows, scores = (np.concatenate([pair[column] for pair in best]) for column in range(2))
+        rows, scores = self.popular_lists(len(part.ids))
+        for (first, last), pair in zip(bounds, best, strict=True):
+            rows[ranked[first:last]], scores[ranked[first:last]] = pair
         shown = rows >= 0
         user, rank = np.nonzero(shown)
         return pa.table(
             {
-                "user": ids.take(arrow_numpy.numbers(user)),
+                "user" if self.request.histories is None else "history": part.ids.take(arrow_numpy.numbers(user)),
                 "rank": arrow_numpy.numbers((rank + 1).astype(np.int32)),
                 "item": self.items.ids(rows[shown]),
                 "score": arrow_numpy.numbers(scores[shown]),
             }
         )
 
-    def read(self, start: int, stop: int) -> Histories:
-        """Read the histories of the users in rows ``start`` to ``stop``."""
-        history = self.recommender.history
-        offsets = history.indptr[start : stop + 1] - history.indptr[start]
-        return offsets, history.items(start, stop), history.values(start, stop)
+    def popular_lists(self, count: int) -> tuple[NDArray[np.int32], NDArray[np.float64]]:
+        """Popular items for so many, as ``best`` returns lists."""
+        import numpy as np
+
+        rows, scores = np.full((count, self.k), -1, np.int32), np.full((count, self.k), -np.inf)
+        rows[:, : len(self.popular)] = [row for row, _ in self.popular]
+        scores[:, : len(self.popular)] = [score for _, score in self.popular]
+        return rows, scores
 
     def best(self, histories: Histories) -> tuple[NDArray[np.int32], NDArray[np.float64]]:
         """The best items of n users and their scores, as ``Catalogue.best``: shape (n, k) each."""
@@ -177,13 +249,15 @@ class Ranker:
         spans = [slice(start, stop) for start, stop in pairwise(offsets)]
         users = np.stack([self.recommender.user_vector(items[span], values[span]) for span in spans])
         owner = np.repeat(np.arange(len(spans)), np.diff(offsets))
-        return self.catalogue.best(users, (owner, items), self.k)
+        seen = (owner[:0], items[:0]) if self.request.keep_seen else (owner, items)
+        return self.catalogue.best(users, seen, self.k)
 
 
 def _continue(parts: Path, work: RecommendAllWorkload) -> int:
     """Make the folder of parts, empty it if they belong to another request, and return the number of parts in it."""
     digest = files.sha256(work.request.model / model_folder.MANIFEST)
-    settings = resume_settings(work.request, model=digest, part=work.part_users)
+    subjects = work.subjects.digest if work.subjects is not None else ""
+    settings = resume_settings(work.request, model=digest, part=work.part_users, subjects=subjects)
     with suppress(OSError, ValueError):
         if json.loads((parts / KEY).read_text()) == settings:
             return len(list(parts.glob("users-*.parquet")))
@@ -191,19 +265,6 @@ def _continue(parts: Path, work: RecommendAllWorkload) -> int:
     parts.mkdir(parents=True)
     files.write_json(parts / KEY, settings)
     return 0
-
-
-def _join(parts: Path, out: Path) -> None:
-    """Write one file of all parts, a row group each."""
-    import pyarrow.parquet as pq
-
-    with files.atomic_file(out) as unfinished:
-        writer = None
-        for table in _tables(parts):
-            writer = writer or pq.ParquetWriter(arrow_numpy.native(unfinished), table.schema)
-            writer.write_table(table)
-        if writer is not None:
-            writer.close()
 
 
 def _tables(parts: Path) -> Iterator[Any]:

@@ -87,6 +87,8 @@ class ScoredItem(TypedDict):
     """An item and its score."""
 
     id: int | str
+    title: NotRequired[str]
+    """Title of the item, where the model has one."""
     score: float
 
 
@@ -107,9 +109,14 @@ class ItemsResults(TypedDict):
 
 
 class AllUsersResults(TypedDict):
-    """Results of ``recsys recommend --all-users``."""
+    """Results of ``recsys recommend`` with ``--all-users``, ``--users`` or ``--histories``."""
 
     users: Count
+    """Users or histories for which there is a list."""
+    unknown: NotRequired[Count]
+    """Ids of the file that are not in the model."""
+    popular: NotRequired[Count]
+    """Users or histories without an item of the model, who were shown popular items."""
     rows: Count
     """Lines written."""
     k: Annotated[int, ("minimum", 1)]

@@ -107,6 +107,12 @@ def choose_titles(names: Sequence[str], where: str) -> tuple[str, str]:
     return item, title
 
 
+def named_column(names: Sequence[str], what: str) -> str | None:
+    """The column that is named like ids of a ``"user"`` or an ``"item"``, or just ``id``; ``None``: there is none."""
+    usual = {"user": USER_NAMES, "item": ITEM_NAMES}.get(what, ())
+    return _by_name(names, (*usual, "id"), taken=set())
+
+
 def _by_name(names: Sequence[str], usual: Sequence[str], taken: set[str | None]) -> str | None:
     """The first of some usual names among the columns, without regard to case and punctuation."""
     # A type may stand behind a colon: ``user_id:token``.

@@ -51,6 +51,13 @@ class IdTable:
     def __len__(self) -> int:
         return len(self._ids)
 
+    @property
+    def whole(self) -> bool:
+        """True if the ids are integers, not text."""
+        import pyarrow as pa
+
+        return bool(pa.types.is_integer(self._ids.type))
+
     def row(self, id_: str) -> int | None:
         """Row of an id given as text; ``None`` if it is not in the table."""
         import pyarrow as pa
@@ -84,7 +91,13 @@ class IdTable:
         return rows[[positions[id_] for id_ in ids]]
 
     def allowed(
-        self, only: Sequence[str] | None, exclude: Sequence[str] | None, say: Callable[[str], object]
+        self,
+        only: Sequence[str] | None,
+        exclude: Sequence[str] | None,
+        say: Callable[[str], object],
+        *,
+        option: str = "--only",
+        strict: bool = False,
     ) -> NDArray[np.bool_] | None:
         """Mask of items that may be recommended, shape (items,); ``None``: all.
 
@@ -96,30 +109,55 @@ class IdTable:
             Ids to choose from, and ids never to recommend; ``None``: no such limit.
         say
             Called with a line about unknown ids.
+        option
+            Name of the option that ``only`` was given by.
+        strict
+            True to refuse unknown ids.
 
         Raises
         ------
         BadInput
-            None of the ids in ``only`` is in the table.
+            None of the ids in ``only`` is in the table; with ``strict``, any id is not.
         """
         import numpy as np
 
         if only is None and exclude is None:
             return None
         allowed = np.full(len(self), only is None)
-        for option, ids, value in (("--only", only, True), ("--exclude", exclude, False)):
-            if ids is None:
-                continue
-            rows = self.rows(ids)
-            unknown = int((rows < 0).sum())
-            if option == "--only" and unknown == len(ids):
-                others = ", nor any of the others" if unknown > 1 else ""
-                raise BadInput(f"--only: item {ids[0]!r} is not in the model{others}", public="unknown items")
-            if unknown:
-                first = ids[int((rows < 0).argmax())]
-                say(f"{option}: {unknown:,} of {len(ids):,} ids are not in the model ({first!r})")
-            allowed[rows[rows >= 0]] = value
+        for name, ids, value in ((option, only, True), ("--exclude", exclude, False)):
+            if ids is not None:
+                rows, line = self.known_rows(ids, name, strict=strict)
+                if value and not len(rows):
+                    others = ", nor any of the others" if len(ids) > 1 else ""
+                    raise BadInput(f"{name}: item {ids[0]!r} is not in the model{others}", public="unknown items")
+                if line:
+                    say(line)
+                allowed[rows] = value
         return allowed
+
+    def known_rows(self, ids: Sequence[str], option: str, *, strict: bool = False) -> tuple[NDArray[np.int64], str]:
+        """Rows of the ids that are in the table, and a line that counts the others, empty if there are none.
+
+        Parameters
+        ----------
+        ids
+            Ids as text.
+        option
+            Name of the option that they were given by.
+        strict
+            True to refuse unknown ids.
+
+        Raises
+        ------
+        BadInput
+            With ``strict``: an id is not in the table.
+        """
+        rows = self.rows(ids)
+        unknown = int((rows < 0).sum())
+        line = unknown_line(option, unknown, len(ids), ids[int((rows < 0).argmax())]) if unknown else ""
+        if line and strict:
+            raise BadInput(line, public="unknown ids")
+        return rows[rows >= 0], line
 
     def id(self, row: int) -> int | str:
         """The id of a row, as it was in the input."""
@@ -137,6 +175,17 @@ class IdTable:
     def titles(self, rows: NDArray[np.int32]) -> Any:
         """The titles of some rows as an Arrow array; ``None`` if the table has none."""
         return None if self._titles is None else self._titles.combine_chunks().take(arrow_numpy.numbers(rows))
+
+
+def unknown_line(option: str, unknown: int, named: int, first: str) -> str:
+    """Count the ids of an option that a model does not have, in a line.
+
+    Examples
+    --------
+    >>> unknown_line("--exclude", 2, 3, "x")
+    "--exclude: 2 of 3 ids are not in the model ('x')"
+    """
+    return f"{option}: {unknown:,} of {named:,} ids are not in the model ({first!r})"
 
 
 def write_table(path: Path, ids: Iterable[Any], titles: Any = None) -> None:

@@ -56,6 +56,7 @@ class Recommender:
         k: int,
         *,
         allowed: NDArray[np.bool_] | None = None,
+        keep_seen: bool = False,
     ) -> list[tuple[int, float]]:
         """The ``k`` best items for a history, without its own items.
 
@@ -67,6 +68,8 @@ class Recommender:
             Number of items.
         allowed
             Mask of items that may be recommended, shape (items,); ``None``: all.
+        keep_seen
+            True to rank the history's own items too.
 
         Returns
         -------
@@ -76,7 +79,8 @@ class Recommender:
         import numpy as np
 
         scores = self.item_factors @ self.user_vector(items, values)
-        scores[items] = -np.inf
+        if not keep_seen:
+            scores[items] = -np.inf
         if allowed is not None:
             scores[~allowed] = -np.inf
         return _best(scores, k)

@@ -1,15 +1,19 @@
-"""Memory of ``recsys recommend --all-users``, in bytes."""
+"""Memory of ``recsys recommend`` for many users or histories, in bytes."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from apps.recsys.data.csr_store import BLOCK
+from apps.recsys.data.questions.subjects import LOOKED_UP, Subjects
 from apps.recsys.models.catalogue_search import TILE
 from apps.recsys.models.manifest import RecommenderManifest
-from apps.recsys.planning.baselines import ANSWERING, LIBRARIES
+from apps.recsys.planning.answer import LIMIT_BYTES, LOOK_UP_BYTES, NAMED_BYTES
+from apps.recsys.planning.baselines import ANSWERING, LIBRARIES, WAITING_BYTES
 from apps.recsys.planning.bpr_terms import fold_terms
 from apps.recsys.planning.embedding_terms import columns
+from apps.recsys.planning.questions.recommend_requests import RecommendAllRequest
 from apps.recsys.planning.ranking_terms import (
     PACKING_BYTES,
     THREAD_BYTES,
@@ -17,7 +21,7 @@ from apps.recsys.planning.ranking_terms import (
     WARM_FACTORS,
     model_terms,
 )
-from apps.recsys.planning.requests import RecommendAllRequest
+from common.files import Workspace
 from common.memory.costs import baseline
 from common.memory.costs.probes import Costs, Probe
 from common.memory.footprint import Footprint, Term
@@ -40,17 +44,26 @@ GROUP_BYTES = 8 << 10
 
 @dataclass(frozen=True, slots=True)
 class RecommendAllWorkload:
-    """``recsys recommend --all-users``: rank for blocks of users, write parts, join them."""
+    """``recsys recommend`` for many: rank for blocks of users, write parts, join them."""
 
     request: RecommendAllRequest
     manifest: RecommenderManifest
     """``model.json`` of the model folder."""
+    subjects: Subjects | None = None
+    """Sizes of a file of users or histories; ``None``: all users of the model."""
+    workspace: Workspace | None = None
+    """Holds what was read of that file."""
     name: str = "recsys recommend"
 
     @property
     def part_users(self) -> int:
         """Users in a part of the output."""
-        return min(PART_USERS, max(1, PART_ROWS // self.request.k))
+        return part_users(self.request.k)
+
+    @property
+    def count(self) -> int:
+        """Number of lists."""
+        return self.manifest["users"] if self.subjects is None else self.subjects.count
 
     @property
     def monotone_knobs(self) -> Sequence[str]:
@@ -70,9 +83,11 @@ class RecommendAllWorkload:
         """The model; then the work of each thread, or a part that is written."""
         manifest, rank = self.manifest, ("rank",)
         items, users, factors, threads = manifest["items"], manifest["users"], manifest["factors"], self.request.threads
-        both, part, tile = ("load", *rank), min(self.part_users, users), min(TILE, items)
+        both, part, tile = ("load", *rank), min(self.part_users, self.count), min(TILE, items)
         block = min(int(setting["user_block"]), -(-part // threads))
         longest, mean = manifest.get("longest", manifest["longest_history"]), manifest["interactions"] / users
+        if self.subjects is not None:  # those of a file may be the longest of all, in one part
+            longest, mean = self.subjects.longest, self.subjects.largest_part / part
         rows = part * min(self.request.k, items)
         folding = 4 * factors * (2 * longest + 3 * factors)
         # Pairs that are not ranked, sorted; a user's vector, or the scores of a tile.
@@ -85,13 +100,14 @@ class RecommendAllWorkload:
                 Term("order of items", 8 * items, "analytic", both),
                 # Lengths, negated lengths, and their order in 64 bits.
                 Term("putting in order", 24 * items, "analytic", ("load",)),
+                *self._question_terms(),
                 # Stored uncompressed: the file while it is read, and the table.
                 Term("item ids", 2 * manifest["files"]["items.parquet"]["bytes"], "analytic", rank),
                 Term("histories", int(8 * part * mean), "analytic", rank),
                 *fold_terms(manifest["kind"], factors=factors, longest=longest, threads=threads, phases=rank),
                 Term("ranking or writing", max(ranking, writing), "measured", rank),
                 Term("part of the answer", READ_BYTES * rows + writing, "measured", ("join",)),
-                Term("parts", GROUP_BYTES * -(-users // self.part_users), "measured", ("join",)),
+                Term("parts", GROUP_BYTES * -(-self.count // self.part_users), "measured", ("join",)),
                 Term("threads", threads * THREAD_BYTES, "measured", rank),
                 Term(
                     "BLAS packing",
@@ -104,4 +120,29 @@ class RecommendAllWorkload:
 
     def seconds(self, setting: Setting) -> float:
         """A fixed cost per block of users; the rest is the same for all settings."""
-        return 1.0 + float(self.manifest["users"]) / int(setting["user_block"])
+        return 1.0 + self.count / int(setting["user_block"])
+
+    def _question_terms(self) -> list[Term]:
+        """Lists of ids in the request, and a file of users or histories: while it is read, and afterwards."""
+        named, items, subjects, load = self.request.named, self.manifest["items"], self.subjects, ("load",)
+        terms = [
+            Term("ids in the question", NAMED_BYTES * named, "measured", ("load", "rank", "join")),
+            Term("looking up ids", (LOOK_UP_BYTES + LIMIT_BYTES) * items * (named > 0), "analytic", load),
+        ]
+        if subjects is None:
+            return terms
+        files, users = self.manifest["files"], self.manifest["users"]
+        table = 2 * files["users.parquet" if subjects.kind == "users" else "items.parquet"]["bytes"]
+        # A chunk or the longest list as text, with its rows; one number of each; the users' index and a mask.
+        reading = NAMED_BYTES * (LOOKED_UP + subjects.longest) + 32 * subjects.count + 9 * users + table
+        return [
+            *terms,
+            Term("reading the file of ids", reading + WAITING_BYTES, "measured", ("plan",)),
+            Term("subjects", 8 * subjects.count, "analytic", ("load", "rank")),
+            Term("counting users of items", 12 * BLOCK, "analytic", load),
+        ]
+
+
+def part_users(k: int) -> int:
+    """Users in a part of the output, if each gets ``k`` items."""
+    return min(PART_USERS, max(1, PART_ROWS // k))

@@ -11,7 +11,6 @@ from typing import ClassVar
 
 from apps.recsys.data.columns import Columns, Layout
 from apps.recsys.planning.baselines import ANSWERING, SERVING
-from apps.recsys.planning.resume_settings import DECIDES
 from common.errors import UsageError
 from common.extras import require
 
@@ -25,8 +24,6 @@ CONNECTION_BYTES = 192 << 10
 """Memory of a connection: half a request and the next part, uvicorn's 64 KiB of a body, and its objects."""
 REQUEST_SECONDS = 10
 """Time in which a whole request must arrive."""
-TEXT_SUFFIXES = (".csv", ".tsv", ".txt", ".json", ".jsonl", ".ndjson", ".xlsx", ".gz", ".zip")
-"""Names of files by which other programs would not expect Parquet."""
 MOST = 1000
 """Largest ``k`` and ``explain`` of a request to the server."""
 MOST_ENTRIES = 5000
@@ -150,68 +147,6 @@ class AnswerRequest:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RecommendRequest(AnswerRequest):
-    """The best items for one user or one history.
-
-    Attributes
-    ----------
-    user
-        Id of a user of the training data; ``None``: ``history`` is given.
-    history
-        Ids of the items that someone had.
-    k
-        Number of items to recommend.
-    exclude, only
-        Ids of items never to recommend, and of those to choose from; ``None``: no such limit.
-    explained
-        Number of items of the history that are named for each recommendation.
-    """
-
-    command: ClassVar[str] = "recsys recommend"
-
-    user: str | None = None
-    history: tuple[str, ...] = ()
-    k: int = 10
-    exclude: tuple[str, ...] | None = None
-    only: tuple[str, ...] | None = None
-    prints: bool = True
-    """False if only the record is wanted."""
-
-    @classmethod
-    def of(cls, args: argparse.Namespace) -> RecommendRequest:
-        """Read the command line.
-
-        Raises
-        ------
-        UsageError
-            ``-o`` was given.
-        """
-        if args.output is not None:
-            raise UsageError("-o is for --all-users; for one user the answer is printed")
-        return cls(
-            model=args.model,
-            threads=args.threads,
-            user=args.user,
-            history=tuple(args.history or ()),
-            k=args.k,
-            exclude=_ids(args.exclude),
-            only=_ids(args.only),
-            explained=args.explain,
-            prints=not args.json,
-        )
-
-    @property
-    def named(self) -> int:
-        """All ids of the history and of the limits."""
-        return len(self.history) + len(self.exclude or ()) + len(self.only or ())
-
-    @property
-    def keeps(self) -> bool:
-        """True for a record."""
-        return not self.prints
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class SimilarRequest(AnswerRequest):
     """The ``k`` items nearest to the item with the id ``item``."""
 
@@ -264,69 +199,6 @@ class ServeRequest(AnswerRequest):
     def most_entries(self) -> int:
         """The limit of a response."""
         return MOST_ENTRIES
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RecommendAllRequest:
-    """The best items for every user of the training data, as one Parquet file.
-
-    Attributes
-    ----------
-    model
-        The model folder.
-    output
-        The file.
-    k
-        Number of items to recommend to each user.
-    exclude, only
-        Ids of items never to recommend, and of those to choose from; ``None``: no such limit.
-    threads
-        Threads of the computation.
-
-    Raises
-    ------
-    UsageError
-        ``output`` is a folder.
-    """
-
-    model: Path
-    output: Path
-    k: int = field(default=10, metadata=DECIDES)
-    exclude: tuple[str, ...] | None = field(default=None, metadata=DECIDES)
-    only: tuple[str, ...] | None = field(default=None, metadata=DECIDES)
-    threads: int
-
-    def __post_init__(self) -> None:
-        if self.output.is_dir():
-            raise UsageError(f"-o {self.output}: is a folder; expected a file")
-        if self.output.suffix.lower() in TEXT_SUFFIXES:
-            raise UsageError(f"-o {self.output}: the lists are a Parquet file; end its name with .parquet")
-
-    @classmethod
-    def of(cls, args: argparse.Namespace) -> RecommendAllRequest:
-        """Read the command line.
-
-        Raises
-        ------
-        UsageError
-            No file was named, or an option that is for one user; as the constructor.
-        """
-        if args.output is None:
-            raise UsageError("--all-users needs -o FILE")
-        if args.explain:
-            raise UsageError("--explain is for one user")
-        return cls(
-            model=args.model,
-            output=args.output,
-            k=args.k,
-            exclude=_ids(args.exclude),
-            only=_ids(args.only),
-            threads=args.threads,
-        )
-
-
-def _ids(ids: list[str] | None) -> tuple[str, ...] | None:
-    return None if ids is None else tuple(ids)
 
 
 def split_ids(text: str) -> list[str]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from apps.recsys.data.id_table import IdTable
+from apps.recsys.models import popularity
 from apps.recsys.models.recommender import Recommender
 from common.errors import BadInput
 
@@ -91,8 +92,18 @@ class RecommenderService:
         """The best items for a history of item ids, each with value 1; otherwise as ``for_user``."""
         return list(self.described(self.ranked(None, ids, k), explained))
 
-    def ranked(self, user: str | None, ids: Sequence[str], k: int, allowed: NDArray[np.bool_] | None = None) -> Ranked:
+    def ranked(
+        self,
+        user: str | None,
+        ids: Sequence[str],
+        k: int,
+        allowed: NDArray[np.bool_] | None = None,
+        *,
+        keep_seen: bool = False,
+    ) -> Ranked:
         """The best items among the allowed ones for a user, or if that is ``None`` for a history of item ids.
+
+        Its own items are left out unless ``keep_seen``.
 
         Raises
         ------
@@ -100,7 +111,26 @@ class RecommenderService:
             The user or an item is not in the model.
         """
         items, values = self._history(user, ids)
-        return Ranked(items, values, self.recommender.recommend(items, values, k, allowed=allowed))
+        best = self.recommender.recommend(items, values, k, allowed=allowed, keep_seen=keep_seen)
+        return Ranked(items, values, best)
+
+    def ranked_rows(
+        self, rows: NDArray[np.int64], k: int, allowed: NDArray[np.bool_] | None = None, *, keep_seen: bool = False
+    ) -> Ranked:
+        """The same for a history of rows of items, each of which counts once, with value 1."""
+        import numpy as np
+
+        items = np.unique(rows)
+        values = np.ones(len(items), np.float32)
+        best = self.recommender.recommend(items, values, k, allowed=allowed, keep_seen=keep_seen)
+        return Ranked(items, values, best)
+
+    def popular(self, k: int, allowed: NDArray[np.bool_] | None = None) -> Ranked:
+        """The allowed items that most users of the model had, for somebody without a history."""
+        import numpy as np
+
+        best = popularity.best(self.recommender.history, k, items=len(self.items), allowed=allowed)
+        return Ranked(np.zeros(0, np.int64), np.zeros(0, np.float32), best)
 
     def _history(self, user: str | None, ids: Sequence[str]) -> tuple[NDArray[Any], NDArray[np.float32]]:
         import numpy as np

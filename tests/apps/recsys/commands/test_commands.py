@@ -124,9 +124,10 @@ def test_tables_are_for_people(trained: Trained, run: Run) -> None:
 
 def test_unknown_ids(trained: Trained, run: Run) -> None:
     for arguments, unknown in (
-        (("--user", "nobody"), "user 'nobody'"),
-        (("--history", "3,99999"), "item '99999'"),
+        (("--user", "nobody", "--strict"), "user 'nobody'"),
+        (("--history", "3,99999", "--strict"), "'99999'"),
         (("--user", "u00001", "--only", "x"), "item 'x'"),
+        (("--user", "u00001", "--only", "3,x", "--strict"), "'x'"),
     ):
         done = run("apps.recsys", "recommend", trained.model, *arguments)
         assert (done.code, done.out, done.err.count("\n")) == (4, "", 1)

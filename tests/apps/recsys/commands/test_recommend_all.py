@@ -20,8 +20,8 @@ from apps.recsys.data.csr_store import History
 from apps.recsys.models import catalogue_search, recommender, weights
 from apps.recsys.models.als.confidence import confidence as confidence_of
 from apps.recsys.models.catalogue_search import Catalogue
+from apps.recsys.planning.questions.recommend_requests import RecommendAllRequest
 from apps.recsys.planning.recommend_all import RecommendAllWorkload
-from apps.recsys.planning.requests import RecommendAllRequest
 from common.memory.process.budget import MIB
 from tests.apps.recsys.conftest import Trained
 from tests.machine import wait_until

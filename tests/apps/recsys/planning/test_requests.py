@@ -8,13 +8,8 @@ import pytest
 
 from apps.recsys import cli
 from apps.recsys.data.columns import Columns, Layout
-from apps.recsys.planning.requests import (
-    EvaluateRequest,
-    RecommendAllRequest,
-    RecommendRequest,
-    ServeRequest,
-    split_ids,
-)
+from apps.recsys.planning.questions.recommend_requests import RecommendAllRequest, RecommendRequest
+from apps.recsys.planning.requests import EvaluateRequest, ServeRequest, split_ids
 from apps.recsys.planning.resume_settings import resume_settings
 from common.errors import UsageError
 from tests.apps.recsys.asked import train_request
@@ -60,7 +55,8 @@ def test_lists_for_other_limits_are_other_lists(tmp_path: Path) -> None:
         return resume_settings(RecommendAllRequest(**asked), model="digest")
 
     assert settings() == settings(output=tmp_path / "b.parquet", threads=2)
-    assert len({str(settings(**changes)) for changes in ({}, {"k": 3}, {"only": ("1",)}, {"exclude": ("1",)})}) == 4
+    changes: tuple[dict[str, Any], ...] = ({}, {"k": 3}, {"only": ("1",)}, {"exclude": ("1",)}, {"keep_seen": True})
+    assert len({str(settings(**each)) for each in changes}) == 5
 
 
 @pytest.mark.parametrize(
@@ -109,6 +105,8 @@ def test_lists_of_ids_may_be_repeated() -> None:
     command = ["recommend", "m", "--history", "1", "--history", '"2,3"', "--only", "4", "--only", "5", "--threads", "1"]
     request = RecommendRequest.of(cli.parser().parse_args(command))
     assert (request.history, request.only, request.named) == (("1", "2,3"), ("4", "5"), 4)
+    command = ["recommend", "m", "--item", "2, 3", "--history", "1", "--item", "4"]
+    assert RecommendRequest.of(cli.parser().parse_args(command)).history == ("1", "2, 3", "4")
 
 
 def test_layouts_of_text() -> None:
@@ -122,7 +120,7 @@ def test_layouts_of_text() -> None:
             EvaluateRequest(model=Path("m"), threads=1, **option)
 
 
-@pytest.mark.parametrize("name", ["lists.csv", "lists.TSV", "lists.jsonl", "lists.csv.gz"])
+@pytest.mark.parametrize("name", ["lists.txt", "lists.TSV", "lists.json", "lists.csv.gz"])
 def test_lists_are_not_written_into_what_looks_like_text(name: str) -> None:
     with refused(UsageError, name, ".parquet"):
         RecommendAllRequest(model=Path("m"), output=Path(name), threads=1)
