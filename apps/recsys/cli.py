@@ -5,10 +5,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from apps.recsys.commands import bench, evaluate, recommend, recommend_all, serve, train
+from apps.recsys.commands import bench, evaluate, export, recommend, recommend_all, serve, train
 from apps.recsys.data import splits
 from apps.recsys.models.embedding import embedding_config
 from apps.recsys.planning import baselines, model_options
+from apps.recsys.planning.questions.export import IDS, ExportRequest
 from apps.recsys.planning.questions.recommend_requests import RecommendAllRequest, RecommendRequest
 from apps.recsys.planning.requests import PROTOCOLS, EvaluateRequest, ServeRequest, SimilarRequest, split_ids
 from apps.recsys.planning.train_request import TrainRequest
@@ -37,6 +38,7 @@ def parser() -> argparse.ArgumentParser:
     _recommend(commands.add_parser("recommend", help="recommend items for a user, a history or all users"))
     _similar(commands.add_parser("similar", help="find the items nearest to one"))
     _inspect(commands.add_parser("inspect", help="describe a model folder and check its digests"))
+    _export(commands.add_parser("export", help="write item vectors and ids, for an index of vectors"))
     _serve(commands.add_parser("serve", help="serve a model over HTTP"))
     fetch_bench.add_fetch(commands, "recsys")
     bench.add(commands)
@@ -208,6 +210,17 @@ def _similar(parser: argparse.ArgumentParser) -> None:
 def _inspect(parser: argparse.ArgumentParser) -> None:
     _model(parser)
     parser.set_defaults(run=recommend.inspect, name="recsys inspect")
+
+
+def _export(parser: argparse.ArgumentParser) -> None:
+    _model(parser)
+    output = "folder for item_vectors.npy (float32: its product with a user's vector is the score) and the ids"
+    parser.add_argument("-o", "--output", required=True, type=Path, metavar="FOLDER", help=output)
+    ids = "ids.csv (the default) or ids.parquet: row, id, title"
+    parser.add_argument("--ids", choices=IDS, default="csv", help=ids)
+    main.add_common_options(parser)
+    command = Command("recsys export", ExportRequest.of, export.workload, export.warm_up, export.execute)
+    parser.set_defaults(command=command)
 
 
 def _serve(parser: argparse.ArgumentParser) -> None:

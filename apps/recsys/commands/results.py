@@ -122,10 +122,19 @@ class AllUsersResults(TypedDict):
     k: Annotated[int, ("minimum", 1)]
 
 
+class ExportResults(TypedDict):
+    """Results of ``recsys export``."""
+
+    items: Count
+    factors: Annotated[int, ("minimum", 1)]
+    """Numbers of each vector."""
+
+
 RESULTS: Mapping[str, tuple[Any, ...]] = {
     "recsys train": (TrainResults,),
     "recsys evaluate": (EvaluateResults,),
     "recsys recommend": (ItemsResults, AllUsersResults),
     "recsys similar": (ItemsResults,),
+    "recsys export": (ExportResults,),
 }
 """Command -> what its results may be."""

@@ -1,0 +1,74 @@
+"""``recsys export``: a model's item vectors and ids, for an index of vectors or a vector database."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from apps.recsys.commands import list_files
+from apps.recsys.data import arrow_numpy
+from apps.recsys.models.recommender import Recommender, load_manifest
+from apps.recsys.planning.baselines import ANSWERING
+from apps.recsys.planning.questions.export import BATCH_ROWS, ExportRequest, ExportWorkload
+from common.cli.session import CommandSession
+from common.errors import UsageError
+from common.files import atomic_file
+from common.memory.process.budget import MemoryBudget
+
+KINDS = ("ials", "bpr", "embedding")
+"""Kinds of models whose scores are products of an item's vector with a user's."""
+VECTORS = "item_vectors.npy"
+
+
+def workload(request: ExportRequest, budget: MemoryBudget) -> ExportWorkload:
+    """Read the model's manifest.
+
+    Raises
+    ------
+    BadInput
+        As ``recommender.load_manifest``.
+    UsageError
+        A model of this kind has no item vectors.
+    """
+    manifest = load_manifest(request.model)
+    if (kind := manifest["kind"]) not in KINDS:
+        raise UsageError(f"{request.model}: a model of kind {kind} has no item vectors; {', '.join(KINDS)} have")
+    return ExportWorkload(request, manifest)
+
+
+def warm_up(request: ExportRequest) -> str:
+    """Name of the warm-up function."""
+    return ANSWERING
+
+
+def execute(session: CommandSession[ExportRequest, ExportWorkload]) -> Mapping[str, Any]:
+    """Write ``item_vectors.npy``, float32 of shape (items, factors), and ``ids.csv`` or ``ids.parquet``, a row each.
+
+    The product of a row with a user's vector is the score, as ``Recommender.recommend`` computes it.
+    """
+    import numpy as np
+
+    request, manifest = session.request, session.workload.manifest
+    with session.phase("export"):
+        vectors = Recommender(request.model, manifest).item_factors
+        suffix = f".{request.ids}"
+        with (
+            atomic_file(request.output / VECTORS) as unfinished,
+            atomic_file(request.output / f"ids{suffix}") as unfinished_ids,
+        ):
+            with unfinished.open("wb") as stream:
+                np.save(stream, vectors)
+            list_files.write(_ids(request.model / "items.parquet"), unfinished_ids, suffix)
+    session.say(f"{request.output / VECTORS}: {len(vectors):,} items of {vectors.shape[1]:,} numbers")
+    return {"items": len(vectors), "factors": vectors.shape[1]}
+
+
+def _ids(path: Path) -> Iterator[Any]:
+    """Yield tables of row, id, and title where there are titles."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    with pq.ParquetFile(arrow_numpy.native(path), pre_buffer=False) as file:
+        for batch in file.iter_batches(batch_size=BATCH_ROWS, use_threads=False):
+            yield pa.Table.from_batches([batch])
