@@ -5,13 +5,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from apps.recsys.commands import bench, evaluate, export, recommend, recommend_all, serve, train
+from apps.recsys.commands import bench, evaluate, export, recommend, recommend_all, serve, size, train
 from apps.recsys.data import splits
 from apps.recsys.models.embedding import embedding_config
 from apps.recsys.planning import baselines, model_options
 from apps.recsys.planning.questions.export import IDS, ExportRequest
 from apps.recsys.planning.questions.recommend_requests import RecommendAllRequest, RecommendRequest
 from apps.recsys.planning.requests import PROTOCOLS, EvaluateRequest, ServeRequest, SimilarRequest, split_ids
+from apps.recsys.planning.sizing.request import SizeRequest
 from apps.recsys.planning.train_request import TrainRequest
 from apps.recsys.training import tuning
 from common import __version__
@@ -40,6 +41,7 @@ def parser() -> argparse.ArgumentParser:
     _inspect(commands.add_parser("inspect", help="describe a model folder and check its digests"))
     _export(commands.add_parser("export", help="write item vectors and ids, for an index of vectors"))
     _serve(commands.add_parser("serve", help="serve a model over HTTP"))
+    _size(commands.add_parser("size", help="say what a model will need, before there is any data"))
     fetch_bench.add_fetch(commands, "recsys")
     bench.add(commands)
     return top
@@ -66,14 +68,7 @@ def _train(parser: argparse.ArgumentParser) -> None:
         help="text or JSON lines (also .gz, .bz2, .zst), Parquet or Arrow, one row per pair; folders of Parquet files",
     )
     add("-o", "--output", required=True, type=Path, metavar="MODEL_DIR")
-    add(
-        "--model",
-        choices=model_options.KINDS,
-        default="ials",
-        help="default ials; bpr is reproducible only with --threads 1",
-    )
-    add("--factors", type=main.positive, metavar="N", help="numbers per item (default 64)")
-    add("--epochs", type=main.positive, metavar="N", help="passes over the data (default: ials 15, bpr 40, else 20)")
+    _kind(parser)
     tune = "first try N settings on hidden training items; settings on the command line are not searched"
     add("--tune", type=main.positive, default=0, metavar="N", help=tune)
     _columns(parser)
@@ -84,14 +79,6 @@ def _train(parser: argparse.ArgumentParser) -> None:
     add("--min-item", type=main.positive, default=1, metavar="N", help="leave out items with fewer rows")
     add("--split", choices=splits.KINDS, default="none", help="hold items out, and evaluate on them (default none)")
     add("--resume", action="store_true", help="fail without a checkpoint; by default one is continued if it exists")
-    defaults = "; ".join(
-        f"{kind}: " + ", ".join(f"{name}={value}" for name, value in hyper.items())
-        for kind, hyper in model_options.DEFAULTS.items()
-        if hyper
-    )
-    text = f"hyper-parameter; names with defaults: {defaults}"
-    add("--set", action="append", default=[], metavar="KEY=VALUE", help=text)
-    _embedding(parser.add_argument_group("embedding").add_argument)
     main.add_common_options(parser)
     command = Command(
         "recsys train",
@@ -104,6 +91,27 @@ def _train(parser: argparse.ArgumentParser) -> None:
         alone=True,
     )
     parser.set_defaults(command=command)
+
+
+def _kind(parser: argparse.ArgumentParser) -> None:
+    """Add the options that choose a model and its settings."""
+    add = parser.add_argument
+    add(
+        "--model",
+        choices=model_options.KINDS,
+        default="ials",
+        help="default ials; bpr is reproducible only with --threads 1",
+    )
+    add("--factors", type=main.positive, metavar="N", help="numbers per item (default 64)")
+    add("--epochs", type=main.positive, metavar="N", help="passes over the data (default: ials 15, bpr 40, else 20)")
+    defaults = "; ".join(
+        f"{kind}: " + ", ".join(f"{name}={value}" for name, value in hyper.items())
+        for kind, hyper in model_options.DEFAULTS.items()
+        if hyper
+    )
+    text = f"hyper-parameter; names with defaults: {defaults}"
+    add("--set", action="append", default=[], metavar="KEY=VALUE", help=text)
+    _embedding(parser.add_argument_group("embedding").add_argument)
 
 
 def _columns(parser: argparse.ArgumentParser) -> None:
@@ -210,6 +218,22 @@ def _similar(parser: argparse.ArgumentParser) -> None:
 def _inspect(parser: argparse.ArgumentParser) -> None:
     _model(parser)
     parser.set_defaults(run=recommend.inspect, name="recsys inspect")
+
+
+def _size(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    for name, text in (("items", "items"), ("users", "users"), ("interactions", "distinct pairs of user and item")):
+        add(f"--{name}", type=main.positive, required=True, metavar="N", help=f"number of {text}")
+    longest = "items of the user with most (default: the root of the items times the mean)"
+    add("--longest", type=main.positive, metavar="N", help=longest)
+    _kind(parser)
+    add("--split", choices=splits.KINDS, default="none", help="as for train (default none: evaluate all users)")
+    add("--id-letters", type=main.positive, default=0, metavar="N", help="mean length of ids (default: numbers)")
+    add("--title-letters", type=main.positive, default=0, metavar="N", help="mean length of titles (default: none)")
+    add("-k", type=main.positive, default=10, metavar="N", help="items in a list (default 10)")
+    main.add_common_options(parser)
+    command = Command("recsys size", SizeRequest.of, size.workload, size.warm_up, size.execute)
+    parser.set_defaults(command=command)
 
 
 def _export(parser: argparse.ArgumentParser) -> None:

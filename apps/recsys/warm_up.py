@@ -19,6 +19,11 @@ def _command_line() -> None:
     del tqdm
 
 
+def sizing() -> None:
+    """Warm up ``size``, which computes with Python's numbers only."""
+    _command_line()
+
+
 def reading() -> None:
     """Warm up reading: NumPy, and Arrow's CSV and Parquet readers and kernels."""
     _command_line()

@@ -130,11 +130,48 @@ class ExportResults(TypedDict):
     """Numbers of each vector."""
 
 
+class AssumedResults(TypedDict):
+    """Sizes that ``recsys size`` was asked about."""
+
+    items: Count
+    users: Count
+    interactions: Count
+    longest: Count
+    """Items of the user with most of them."""
+    kind: str
+    factors: Annotated[int, ("minimum", 1)]
+    split: str
+    threads: Annotated[int, ("minimum", 1)]
+
+
+class NeedResults(TypedDict):
+    """What a command needs."""
+
+    command: str
+    predicted_peak_bytes: Count
+    """Of the fastest setting."""
+    peak_phase: str
+    ceiling_bytes: Count
+    """Ceiling from which the fastest setting runs."""
+    least_ceiling_bytes: Count
+    """The smallest ceiling that is enough."""
+    knobs: Mapping[str, int | float | str]
+    least_knobs: Mapping[str, int | float | str]
+
+
+class SizeResults(TypedDict):
+    """Results of ``recsys size``."""
+
+    assumed: AssumedResults
+    commands: list[NeedResults]
+
+
 RESULTS: Mapping[str, tuple[Any, ...]] = {
     "recsys train": (TrainResults,),
     "recsys evaluate": (EvaluateResults,),
     "recsys recommend": (ItemsResults, AllUsersResults),
     "recsys similar": (ItemsResults,),
     "recsys export": (ExportResults,),
+    "recsys size": (SizeResults,),
 }
 """Command -> what its results may be."""

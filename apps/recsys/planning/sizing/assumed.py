@@ -1,0 +1,101 @@
+"""The planners' own workloads for data that is assumed: what ``recsys size`` prices."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import Any
+
+from apps.recsys.data.ingest import Facts
+from apps.recsys.data.splits import HOLDOUT_SHARE, LEAST_ITEMS, SCORED_SHARE
+from apps.recsys.data.staging import BUCKET_ROWS
+from apps.recsys.models.manifest import RecommenderManifest
+from apps.recsys.planning.answer import AnswerWorkload
+from apps.recsys.planning.evaluate import EvaluateWorkload
+from apps.recsys.planning.questions.recommend_requests import RecommendAllRequest, RecommendRequest
+from apps.recsys.planning.recommend_all import RecommendAllWorkload
+from apps.recsys.planning.requests import EvaluateRequest, ServeRequest
+from apps.recsys.planning.sizing.request import NOWHERE, SizeRequest
+from apps.recsys.planning.train import TrainWorkload
+from common.errors import UsageError
+from common.memory.plan.planner import Workload
+
+ROW_BYTES, NUMBER_BYTES, OFFSET_BYTES = 4, 8, 4
+"""Bytes of a row in a Parquet file of ids, without compression: the row's number, a whole number as an id, and the
+length of a text."""
+FILE_BYTES = 1500
+"""Metadata of such a file."""
+
+
+def workloads(request: SizeRequest) -> Iterator[tuple[str, Workload]]:
+    """Yield what is done with a model, with its price by the planners."""
+    facts, manifest, threads = assumed_facts(request), assumed_manifest(request), request.threads
+    yield "train", TrainWorkload(request.training, facts)
+    scored = facts.scored_users or request.users
+    yield "evaluate", EvaluateWorkload(EvaluateRequest(model=NOWHERE, threads=threads), manifest, scored)
+    many = RecommendAllRequest(model=NOWHERE, output=NOWHERE, k=request.k, threads=threads)
+    yield "recommend --all-users", RecommendAllWorkload(many, manifest)
+    one = RecommendRequest(model=NOWHERE, user="", k=request.k, threads=threads)
+    yield "recommend --user", AnswerWorkload(one, manifest)
+    with suppress(UsageError):  # where its libraries are installed
+        yield "serve", AnswerWorkload(ServeRequest(model=NOWHERE, threads=threads), manifest)
+
+
+def assumed_facts(request: SizeRequest) -> Facts:
+    """Facts that reading would find."""
+    users, pairs, longest = request.users, request.interactions, request.longest
+    mean = pairs / users
+    scored = held = scored_items = 0
+    if request.split == "user-holdout":
+        scored = max(1, int(HOLDOUT_SHARE * users))
+        held, scored_items = int(scored * mean), int(SCORED_SHARE * scored * mean)
+    elif request.split != "none":
+        scored = (
+            users if mean >= LEAST_ITEMS or request.split == "leave-last" else max(1, int(users * mean / LEAST_ITEMS))
+        )
+        held = scored_items = users if request.split == "leave-last" else int(SCORED_SHARE * pairs)
+    return Facts(
+        rows=pairs,
+        users=users,
+        items=request.items,
+        interactions=pairs,
+        longest=longest,
+        ids=users + request.items,
+        bucket=min(pairs, BUCKET_ROWS + longest),
+        scored_users=scored,
+        scored_items=scored_items,
+        scored_longest=longest if scored else 0,
+        held_interactions=held,
+    )
+
+
+def assumed_manifest(request: SizeRequest) -> RecommenderManifest:
+    """The ``model.json`` that training would write."""
+    model, hyper = request.model, request.model.hyper
+    manifest: Any = {
+        "application": "recsys",
+        "kind": model.kind,
+        "factors": model.factors,
+        "table": hyper.get("table", "full"),
+        "items": request.items,
+        "users": request.users,
+        "interactions": request.interactions,
+        "longest_history": request.longest,
+        "longest": request.longest,
+        "hyper": dict(hyper),
+        "split": request.split,
+        "seed": 0,
+        "files": {
+            "items.parquet": {"bytes": _table(request.items, request.id_letters, request.title_letters)},
+            "users.parquet": {"bytes": _table(request.users, request.id_letters)},
+        },
+    }
+    named: RecommenderManifest = manifest
+    return named
+
+
+def _table(rows: int, id_letters: int, title_letters: int = 0) -> int:
+    """Bytes of a Parquet file of ids and titles."""
+    id_bytes = OFFSET_BYTES + id_letters if id_letters else NUMBER_BYTES
+    title_bytes = OFFSET_BYTES + title_letters if title_letters else 0
+    return FILE_BYTES + rows * (ROW_BYTES + id_bytes + title_bytes)
