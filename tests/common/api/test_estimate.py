@@ -185,7 +185,8 @@ def test_what_is_no_step_is_refused(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))  # what is in the cache fits under any ceiling
+    if error is DoesNotFit:
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))  # what is in the cache fits under any ceiling
     with pytest.raises(error) as caught:
         estimate(step, torch.zeros(2, 2), **arguments)
     assert all(str(fact) in str(caught.value) for fact in facts), caught.value
