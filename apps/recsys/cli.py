@@ -8,7 +8,7 @@ from typing import Any
 from apps.recsys.commands import bench, evaluate, export, recommend, recommend_all, serve, size, train
 from apps.recsys.data import splits
 from apps.recsys.models.embedding import embedding_config
-from apps.recsys.planning import baselines, model_options
+from apps.recsys.planning import model_options
 from apps.recsys.planning.questions.export import IDS, ExportRequest
 from apps.recsys.planning.questions.recommend_requests import RecommendAllRequest, RecommendRequest
 from apps.recsys.planning.requests import PROTOCOLS, EvaluateRequest, ServeRequest, SimilarRequest, split_ids
@@ -52,6 +52,13 @@ def _ids(text: str) -> list[str]:
     if not ids:
         raise argparse.ArgumentTypeError("expected ids separated by commas")
     return ids
+
+
+def _not_negative(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{text} is below 0")
+    return value
 
 
 def _model(parser: argparse.ArgumentParser) -> None:
@@ -102,8 +109,13 @@ def _kind(parser: argparse.ArgumentParser) -> None:
         default="ials",
         help="default ials; bpr is reproducible only with --threads 1",
     )
-    add("--factors", type=main.positive, metavar="N", help="numbers per item (default 64)")
-    add("--epochs", type=main.positive, metavar="N", help="passes over the data (default: ials 15, bpr 40, else 20)")
+    add(
+        "--factors",
+        type=_not_negative,
+        metavar="N",
+        help="numbers per item (default 64; linear: eigenvalues, as many of 256 as fit, 0 for none)",
+    )
+    add("--epochs", type=main.positive, metavar="N", help="passes over the data (ials 15, bpr 40, embedding 20)")
     defaults = "; ".join(
         f"{kind}: " + ", ".join(f"{name}={value}" for name, value in hyper.items())
         for kind, hyper in model_options.DEFAULTS.items()
@@ -149,7 +161,7 @@ def _evaluate(parser: argparse.ArgumentParser) -> None:
         "recsys evaluate",
         EvaluateRequest.of,
         evaluate.workload,
-        lambda request: baselines.SCORING,
+        evaluate.warm_up,
         evaluate.execute,
         evaluate.record,
     )
@@ -189,7 +201,7 @@ def _recommend(parser: argparse.ArgumentParser) -> None:
     add("--candidates", type=Path, metavar="FILE", help=candidates)
     add("--keep-seen", action="store_true", help="recommend items that the history has, too")
     add("--strict", action="store_true", help="refuse unknown ids; by default they are skipped and counted")
-    explain = "name N items of the history that added most to each score (ials, embedding)"
+    explain = "name N items of the history that added most to each score (ials, linear, embedding)"
     add("--explain", type=main.positive, default=0, metavar="N", help=explain)
     output = "for many: user (or history, from 0), rank, item, score; .parquet, .csv or .jsonl"
     add("-o", "--output", type=Path, metavar="FILE", help=output)

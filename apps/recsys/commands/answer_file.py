@@ -25,6 +25,7 @@ from apps.recsys.planning.answer_file import (
     RecommendFileRequest,
     SimilarFileRequest,
 )
+from apps.recsys.planning.baselines import warm_up_for
 from apps.recsys.serving.service import RecommenderService, UnknownId
 from common.cli import main
 from common.cli.main import Command
@@ -65,7 +66,7 @@ def workload(request: AnswerFileRequest, budget: MemoryBudget) -> AnswerFileWork
 
 def warm_up(request: AnswerFileRequest) -> str:
     """Name of the warm-up function."""
-    return request.warm_up
+    return warm_up_for(load_manifest(request.model), request.warm_up)
 
 
 def execute(session: CommandSession[AnswerFileRequest, AnswerFileWorkload]) -> Mapping[str, Any]:

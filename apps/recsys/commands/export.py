@@ -9,15 +9,13 @@ from typing import Any
 from apps.recsys.commands import list_files
 from apps.recsys.data import arrow_numpy
 from apps.recsys.models.recommender import Recommender, load_manifest
-from apps.recsys.planning.baselines import ANSWERING
+from apps.recsys.planning.baselines import ANSWERING, uses_interactions
 from apps.recsys.planning.questions.export import BATCH_ROWS, ExportRequest, ExportWorkload
 from common.cli.session import CommandSession
 from common.errors import UsageError
 from common.files import atomic_file
 from common.memory.process.budget import MemoryBudget
 
-KINDS = ("ials", "bpr", "embedding")
-"""Kinds of models whose scores are products of an item's vector with a user's."""
 VECTORS = "item_vectors.npy"
 
 
@@ -32,8 +30,12 @@ def workload(request: ExportRequest, budget: MemoryBudget) -> ExportWorkload:
         A model of this kind has no item vectors.
     """
     manifest = load_manifest(request.model)
-    if (kind := manifest["kind"]) not in KINDS:
-        raise UsageError(f"{request.model}: a model of kind {kind} has no item vectors; {', '.join(KINDS)} have")
+    if manifest["kind"] == "popularity" or uses_interactions(manifest):
+        form = ", form filter," if manifest["kind"] == "linear" else ""
+        raise UsageError(
+            f"{request.model}: a model of kind {manifest['kind']}{form} has no item vectors; ials, bpr, embedding and"
+            " linear with form=spectral have"
+        )
     return ExportWorkload(request, manifest)
 
 
@@ -51,7 +53,9 @@ def execute(session: CommandSession[ExportRequest, ExportWorkload]) -> Mapping[s
 
     request, manifest = session.request, session.workload.manifest
     with session.phase("export"):
-        vectors = Recommender(request.model, manifest).item_factors
+        scorer = Recommender(request.model, manifest).factors
+        assert scorer is not None
+        vectors = scorer.item_factors
         suffix = f".{request.ids}"
         with (
             atomic_file(request.output / VECTORS) as unfinished,

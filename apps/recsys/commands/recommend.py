@@ -10,6 +10,7 @@ from typing import Any
 
 from apps.recsys.models.recommender import load_manifest
 from apps.recsys.planning.answer import AnswerWorkload
+from apps.recsys.planning.baselines import warm_up_for
 from apps.recsys.planning.questions.files import read_ids
 from apps.recsys.planning.questions.recommend_requests import RecommendRequest
 from apps.recsys.planning.requests import AnswerRequest, SimilarRequest
@@ -39,7 +40,7 @@ def workload(request: AnswerRequest, budget: MemoryBudget) -> AnswerWorkload:
 
 def warm_up(request: AnswerRequest) -> str:
     """Name of the warm-up function."""
-    return request.warm_up
+    return warm_up_for(load_manifest(request.model), request.warm_up)
 
 
 def recommend(session: CommandSession[RecommendRequest, AnswerWorkload]) -> Mapping[str, Any]:

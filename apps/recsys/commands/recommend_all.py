@@ -22,7 +22,8 @@ from apps.recsys.data.questions.subjects import Subjects
 from apps.recsys.models import popularity
 from apps.recsys.models.catalogue_search import Catalogue
 from apps.recsys.models.recommender import Recommender, load_manifest
-from apps.recsys.planning.baselines import ANSWERING
+from apps.recsys.models.top_k import best_items
+from apps.recsys.planning.baselines import ANSWERING, warm_up_for
 from apps.recsys.planning.questions.files import read_ids
 from apps.recsys.planning.questions.recommend_requests import RecommendAllRequest
 from apps.recsys.planning.recommend_all import RecommendAllWorkload, part_users
@@ -82,7 +83,7 @@ def _unknown(found: Subjects) -> str:
 
 def warm_up(request: RecommendAllRequest) -> str:
     """Name of the warm-up function."""
-    return ANSWERING
+    return warm_up_for(load_manifest(request.model), ANSWERING)
 
 
 def record(request: RecommendAllRequest) -> Path:
@@ -157,7 +158,8 @@ class Ranker:
         popular = popularity.best(history, self.k, items=manifest["items"], allowed=allowed) if some_empty else []
         self.popular = popular
         """Rows and scores of the items for those without a history."""
-        self.catalogue = Catalogue(self.recommender.item_factors, allowed)
+        self.allowed, factors = allowed, self.recommender.factors
+        self.catalogue = None if factors is None else Catalogue(factors.item_factors, allowed)
 
     def write(self, parts: Path) -> int:
         """Write the missing parts; returns the number of rows in all parts.
@@ -247,7 +249,13 @@ class Ranker:
 
         offsets, items, values = histories
         spans = [slice(start, stop) for start, stop in pairwise(offsets)]
-        users = np.stack([self.recommender.user_vector(items[span], values[span]) for span in spans])
+        factors = self.recommender.factors
+        if factors is None or self.catalogue is None:
+            scorer, samples = self.recommender.scorer, [(items[span], values[span]) for span in spans]
+            scores = scorer.scores(samples, scorer.workspace(len(spans)))
+            own = [items[:0] if self.request.keep_seen else some for some, _ in samples]
+            return best_items(scores, own, self.allowed, self.k)
+        users = np.stack([factors.fold_in(items[span], values[span]) for span in spans])
         owner = np.repeat(np.arange(len(spans)), np.diff(offsets))
         seen = (owner[:0], items[:0]) if self.request.keep_seen else (owner, items)
         return self.catalogue.best(users, seen, self.k)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from common.memory.costs import baseline
 from common.memory.costs.probes import Costs, Probe
 from common.memory.footprint import Term
@@ -10,10 +13,14 @@ READING = "apps.recsys.warm_up:reading"
 TRAINING = "apps.recsys.warm_up:training"
 LEARNING = "apps.recsys.warm_up:learning"
 PAIRING = "apps.recsys.warm_up:pairing"
+FILTERING = "apps.recsys.warm_up:filtering"
 SCORING = "apps.recsys.warm_up:scoring"
 ANSWERING = "apps.recsys.warm_up:answering"
 SERVING = "apps.recsys.warm_up:serving"
+FILTER_ANSWERING = "apps.recsys.warm_up:filter_answering"
+FILTER_SERVING = "apps.recsys.warm_up:filter_serving"
 """Names of the warm-up functions, as ``common.memory.costs.baseline`` takes them."""
+_FILTERED = {SCORING: FILTERING, ANSWERING: FILTER_ANSWERING, SERVING: FILTER_SERVING}
 LIBRARIES = ("numpy", "scipy", "pyarrow", "implicit", "safetensors")
 """Libraries whose versions decide a baseline."""
 WAITING_BYTES = 6 << 20
@@ -38,3 +45,21 @@ def baseline_terms(costs: Costs, probe: Probe, *phases: str) -> list[Term]:
         The phases.
     """
     return [Term(term.name, term.bytes, term.source, phases) for term in baseline.terms(costs, probe)]
+
+
+def warm_up_for(manifest: Mapping[str, Any], warm_up: str) -> str:
+    """The warm-up of a command for a model: a filter needs SciPy too.
+
+    Parameters
+    ----------
+    manifest
+        ``model.json``.
+    warm_up
+        ``SCORING``, ``ANSWERING`` or ``SERVING``.
+    """
+    return _FILTERED[warm_up] if uses_interactions(manifest) else warm_up
+
+
+def uses_interactions(manifest: Mapping[str, Any]) -> bool:
+    """True for a linear model that scores by the interactions; a spectral one is a model of factors."""
+    return bool(manifest["kind"] == "linear" and manifest["hyper"]["form"] == "filter")

@@ -9,6 +9,7 @@ from typing import Any
 from apps.recsys.data.ingest import Facts
 from apps.recsys.data.splits import HOLDOUT_SHARE, LEAST_ITEMS, SCORED_SHARE
 from apps.recsys.data.staging import BUCKET_ROWS
+from apps.recsys.models.linear.options import AUTO, FORMS
 from apps.recsys.models.manifest import RecommenderManifest
 from apps.recsys.planning.answer import AnswerWorkload
 from apps.recsys.planning.evaluate import EvaluateWorkload
@@ -71,18 +72,22 @@ def assumed_facts(request: SizeRequest) -> Facts:
 
 def assumed_manifest(request: SizeRequest) -> RecommenderManifest:
     """The ``model.json`` that training would write."""
-    model, hyper = request.model, request.model.hyper
+    model, hyper = request.model, dict(request.model.hyper)
+    factors = model.factors
+    if model.kind == "linear":  # the larger form, with as many eigenvalues as there can be
+        factors = min(factors, request.items)
+        hyper["form"] = FORMS[0] if hyper["form"] == AUTO else hyper["form"]
     manifest: Any = {
         "application": "recsys",
         "kind": model.kind,
-        "factors": model.factors,
+        "factors": factors,
         "table": hyper.get("table", "full"),
         "items": request.items,
         "users": request.users,
         "interactions": request.interactions,
         "longest_history": request.longest,
         "longest": request.longest,
-        "hyper": dict(hyper),
+        "hyper": hyper,
         "split": request.split,
         "seed": 0,
         "files": {

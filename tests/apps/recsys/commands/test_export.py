@@ -18,6 +18,7 @@ LEARNED = ("--set", "user_vectors=learned", "--set", "prior=0.3", "--set", "vali
 KINDS: dict[str, tuple[object, ...]] = {
     "ials": ("--set", "iterations=2"),
     "bpr": ("--set", "iterations=2"),
+    "linear": ("--set", "form=spectral", "--set", "degree_power=0.5", "--set", "saturation=1"),
     "embedding": ("--epochs", 1, "--set", "validation=0"),
     "embedding with a prior": ("--epochs", 1, *LEARNED, "--table", "int8"),
 }
@@ -49,7 +50,8 @@ def test_products_are_the_scores(run: Run, dataset: Callable[[str], Path], tmp_p
     for user in (0, 7, 1000):
         items, values = recommender.history.items(user), recommender.history.values(user)
         best = recommender.recommend(items, values, 30)
-        scores = vectors @ recommender.user_vector(items, values)
+        assert recommender.factors is not None
+        scores = vectors @ recommender.factors.fold_in(items, values)
         np.testing.assert_array_equal(scores[[row for row, _ in best]], np.array([s for _, s in best], np.float32))
         scores[items] = -np.inf
         assert set(np.argsort(-scores, kind="stable")[:30]) == {row for row, _ in best}

@@ -40,8 +40,10 @@ class Model:
     def scores(self, rows: list[int], values: Any = None) -> Any:
         """Scores of all items in float64, for a history of rows."""
         values = np.ones(len(rows), np.float32) if values is None else values
-        vector = self.recommender.user_vector(np.array(rows), values)
-        return self.recommender.item_factors.astype(np.float64) @ vector.astype(np.float64)
+        scorer = self.recommender.factors
+        assert scorer is not None
+        vector = scorer.fold_in(np.array(rows), values)
+        return scorer.item_factors.astype(np.float64) @ vector.astype(np.float64)
 
 
 def opened(folder: Path) -> Model:
