@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Self
 from apps.recsys import frames
 from apps.recsys.data.columns import Columns
 from apps.recsys.models.recommender import load_manifest
-from apps.recsys.planning.answer_file import MODULE
+from apps.recsys.planning.questions.answer_file import MODULE
 from common.api import command
 from common.api.copying import copy_model
 from common.api.scratch import Scratch

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from apps.recsys.data.columns import Columns, choose, choose_titles
-from apps.recsys.planning.answer_file import IDS
+from apps.recsys.planning.questions.answer_file import IDS
 from common.errors import BadInput, UsageError
 
 if TYPE_CHECKING:

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from apps.recsys.data import arrow_numpy
 from apps.recsys.data.id_table import IdTable
 from apps.recsys.models.recommender import load_manifest
-from apps.recsys.planning.answer_file import (
+from apps.recsys.planning.baselines import warm_up_for
+from apps.recsys.planning.questions.answer_file import (
     IDS,
     LINES,
     MODULE,
@@ -25,7 +26,6 @@ from apps.recsys.planning.answer_file import (
     RecommendFileRequest,
     SimilarFileRequest,
 )
-from apps.recsys.planning.baselines import warm_up_for
 from apps.recsys.serving.service import RecommenderService, UnknownId
 from common.cli import main
 from common.cli.main import Command
