@@ -7,6 +7,7 @@ from typing import Any
 
 from apps.recsys.commands import bench, evaluate, export, recommend, recommend_all, serve, size, train
 from apps.recsys.data import splits
+from apps.recsys.evaluation import metrics
 from apps.recsys.models.embedding import embedding_config
 from apps.recsys.planning import model_options
 from apps.recsys.planning.questions.export import IDS, ExportRequest
@@ -59,6 +60,17 @@ def _not_negative(text: str) -> int:
     if value < 0:
         raise argparse.ArgumentTypeError(f"{text} is below 0")
     return value
+
+
+def _metrics(text: str) -> list[str]:
+    try:
+        return [metrics.checked(name) for name in _ids(text)]
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _depths(text: str) -> list[int]:
+    return [main.positive(depth) for depth in _ids(text)]
 
 
 def _model(parser: argparse.ArgumentParser) -> None:
@@ -155,6 +167,11 @@ def _evaluate(parser: argparse.ArgumentParser) -> None:
         "the model's --split (the default); with --test: split, or lightgcn for its recall; with --negatives: ncf"
     )
     add("--protocol", choices=PROTOCOLS, help=protocol)
+    kinds = (*metrics.EACH, *metrics.TOGETHER)
+    text = f"of {', '.join(kinds)}, with a depth as in ndcg@20 or at those of --k (default: as after a training)"
+    add("--metrics", type=_metrics, action="extend", metavar="NAME,NAME,...", help=text)
+    add("--k", type=_depths, action="extend", metavar="N,N,...", help="depths of the metrics without one (default 10)")
+    parser.set_defaults(metric_kinds=kinds)
     _columns(parser)
     main.add_common_options(parser)
     command = Command(

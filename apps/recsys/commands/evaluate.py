@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+USUAL = (*metrics.METRICS, "novelty@10")
+"""The metrics of an evaluation that names none."""
 NCF_DEPTH = 10
 """Items that NCF's protocol looks at."""
 
@@ -118,6 +120,7 @@ def execute(session: CommandSession[EvaluateRequest, EvaluateWorkload]) -> Mappi
                 trained_on_all=work.test is not None,
                 plain_recall=request.protocol == "lightgcn",
                 found=found,
+                names=request.metrics or USUAL,
             )
             intervals = {name: list(pair) for name, pair in tally.intervals(seed=request.seed).items()}
             results |= {"metrics": tally.means(), "intervals": intervals}
@@ -152,6 +155,7 @@ def score(
     trained_on_all: bool = False,
     plain_recall: bool = False,
     found: dict[str, int] | None = None,
+    names: tuple[str, ...] = USUAL,
 ) -> Tally:
     """Rank all items for the users with held-out items.
 
@@ -172,11 +176,13 @@ def score(
     found
         Gets the number of scored users whom training did not see (``new_users``), and with ``trained_on_all`` the
         number of scored pairs that it did see (``trained``); both are said too.
+    names
+        Names of the metrics, with their depths.
 
     Returns
     -------
     Tally
-        ``metrics.METRICS`` and ``novelty@10`` of each user.
+        The metrics of each user.
 
     Raises
     ------
@@ -192,7 +198,6 @@ def score(
     owners = np.zeros(recommender.scorer.items, np.int64)
     for start, stop in recommender.history.blocks():
         owners += np.bincount(recommender.history.items(start, stop), minlength=len(owners))
-    names = (*metrics.METRICS, "novelty@10")
     tally = Tally(len(owners), names, plain_recall=plain_recall, owners=owners, users=recommender.history.rows)
     counts = {"new_users": 0, "trained": 0}
     popular = None

@@ -35,6 +35,8 @@ EACH = ("ndcg", "recall", "precision", "map", "mrr", "hr", "novelty")
 """Metrics that every user has."""
 TOGETHER = ("coverage", "gini")
 """Metrics of all users together."""
+DEEPEST = 1_000_000
+"""Largest depth of a metric."""
 RESAMPLES = 1000
 """Bootstrap samples of the users."""
 INTERVAL = (2.5, 97.5)
@@ -154,6 +156,8 @@ class Tally:
         """95 % bootstrap intervals of the means of the users' metrics: lower and upper end by name."""
         import numpy as np
 
+        if not self._each:
+            return {}
         values = np.stack(list(self.per_user().values()), 1)
         random, users = np.random.default_rng(seed), len(values)
         means = np.empty((RESAMPLES, values.shape[1]))
@@ -181,8 +185,24 @@ def gini(counts: NDArray[np.int64]) -> float:
     return float((2 * np.arange(1, size + 1) - size - 1) @ ordered / (size * total))
 
 
+def checked(name: str) -> str:
+    """The name of a metric, with or without its depth.
+
+    Raises
+    ------
+    ValueError
+        There is no such metric, or its depth is not from 1 to ``DEEPEST``.
+    """
+    kind, at, k = name.partition("@")
+    right = k.isascii() and k.isdecimal() and 0 < int(k) <= DEEPEST if at else True
+    if kind not in (*EACH, *TOGETHER) or not right:
+        kinds = ", ".join((*EACH, *TOGETHER))
+        raise ValueError(f"{name!r} is not a metric: write one of {kinds}, then @ and a depth up to {DEEPEST:,}")
+    return name
+
+
 def _parsed(name: str) -> tuple[str, int]:
-    kind, _, k = name.partition("@")
-    if kind not in (*EACH, *TOGETHER) or not k.isdigit() or int(k) < 1:
-        raise ValueError(f"{name!r} is not a metric: write one of {', '.join((*EACH, *TOGETHER))}, then @ and a depth")
+    kind, at, k = checked(name).partition("@")
+    if not at:
+        raise ValueError(f"{name!r} has no depth: write @ and a depth behind it")
     return kind, int(k)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import csv
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
@@ -24,6 +25,8 @@ CONNECTION_BYTES = 192 << 10
 """Memory of a connection: half a request and the next part, uvicorn's 64 KiB of a body, and its objects."""
 REQUEST_SECONDS = 10
 """Time in which a whole request must arrive."""
+DEPTH = 10
+"""Depth of a metric that is named without one."""
 MOST = 1000
 """Largest ``k`` and ``explain`` of a request to the server."""
 MOST_ENTRIES = 5000
@@ -50,6 +53,8 @@ class EvaluateRequest:
         One of ``PROTOCOLS``; ``None``: the one that suits the files.
     columns, layout
         Of the files in ``test``, as far as the command line says so; the model's own columns otherwise.
+    metrics
+        Names of the metrics, each with its depth (``ndcg@10``); empty: those that training reports.
     seed, threads
         Seed of the bootstrap intervals; threads of the computation.
 
@@ -65,10 +70,13 @@ class EvaluateRequest:
     protocol: str | None = None
     columns: Columns = field(default_factory=Columns)
     layout: Layout = field(default_factory=Layout)
+    metrics: tuple[str, ...] = ()
     seed: int = 0
     threads: int
 
     def __post_init__(self) -> None:
+        if self.negatives is not None and self.metrics:
+            raise UsageError("--negatives: NCF's protocol has hr@10 and ndcg@10; leave out --metrics and --k")
         if self.test and self.negatives is not None:
             raise UsageError("--negatives holds the scored pairs too: leave out --test")
         if not self.test and (self.columns, self.layout) != (Columns(), Layout()):
@@ -90,9 +98,15 @@ class EvaluateRequest:
             protocol=args.protocol,
             columns=Columns(args.user_col, args.item_col, args.value_col),
             layout=layout_of(args),
+            metrics=_metrics(args),
             seed=args.seed,
             threads=args.threads,
         )
+
+    @property
+    def depth(self) -> int:
+        """Length of the rankings that the metrics look at; 0: as in training."""
+        return max((int(name.partition("@")[2]) for name in self.metrics), default=0)
 
     @property
     def reads_files(self) -> bool:
@@ -199,6 +213,19 @@ class ServeRequest(AnswerRequest):
     def most_entries(self) -> int:
         """The limit of a response."""
         return MOST_ENTRIES
+
+
+def _metrics(args: argparse.Namespace) -> tuple[str, ...]:
+    """Each metric without a depth at all depths of ``--k``; without ``--metrics`` all kinds that there are."""
+    if args.metrics is None and args.k is None:
+        return ()
+    depths = args.k or [DEPTH]
+    named = args.metrics or args.metric_kinds
+    return tuple(dict.fromkeys(full for name in named for full in ([name] if "@" in name else _at(name, depths))))
+
+
+def _at(name: str, depths: Sequence[int]) -> list[str]:
+    return [f"{name}@{depth}" for depth in depths]
 
 
 def split_ids(text: str) -> list[str]:
