@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from apps.recsys.data import arrow_numpy
 from apps.recsys.data.id_table import IdTable
 from apps.recsys.models.catalogue_search import Catalogue
-from apps.recsys.models.recommender import Recommender, load_manifest
+from apps.recsys.models.recommender import Recommender, load_manifest, read_manifest
 from apps.recsys.models.top_k import best_items
 from apps.recsys.planning.baselines import ANSWERING, warm_up_for
 from apps.recsys.planning.recommend_all import RecommendAllWorkload
@@ -45,7 +45,7 @@ def workload(request: RecommendAllRequest, budget: MemoryBudget) -> RecommendAll
 
 def warm_up(request: RecommendAllRequest) -> str:
     """Name of the warm-up function."""
-    return warm_up_for(load_manifest(request.model), ANSWERING)
+    return warm_up_for(read_manifest(request.model), ANSWERING)
 
 
 def record(request: RecommendAllRequest) -> Path:

@@ -62,4 +62,4 @@ def warm_up_for(manifest: Mapping[str, Any], warm_up: str) -> str:
 
 def uses_interactions(manifest: Mapping[str, Any]) -> bool:
     """True for a linear model that scores by the interactions; a spectral one is a model of factors."""
-    return bool(manifest["kind"] == "linear" and manifest["hyper"]["form"] == "filter")
+    return bool(manifest["kind"] == "linear" and manifest["hyper"].get("form") == "filter")
