@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 COPIED = """
 import sys
@@ -27,7 +28,35 @@ assert 30 * MIB <= both <= 40 * MIB, both / MIB
 assert alone <= 2 * MIB, alone / MIB
 """
 
+MAPPED = """
+import mmap, sys
+mapped = mmap.mmap(open(sys.argv[1], "rb").fileno(), 0, prot=mmap.PROT_READ)
+sum(mapped[::4096])
+"""
+OTHER = (
+    MAPPED
+    + """
+print(flush=True)
+input()
+"""
+)
+
+
+def _measured(code: str, *arguments: object) -> None:
+    done = subprocess.run([sys.executable, "-c", code, *map(str, arguments)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
 
 def test_the_pages_that_a_fork_copies_count_twice() -> None:
-    done = subprocess.run([sys.executable, "-c", COPIED], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    _measured(COPIED)
+
+
+def test_files_that_the_parent_maps_count_whoever_else_maps_them(tmp_path: Path) -> None:
+    file = tmp_path / "library"
+    file.write_bytes(bytes(48 << 20))
+    _measured(MAPPED + COPIED, file)
+    with subprocess.Popen([sys.executable, "-c", OTHER, file], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        other.stdout.readline()
+        _measured(MAPPED + COPIED, file)
+        other.communicate(b"\n")
