@@ -30,16 +30,11 @@ assert alone <= 2 * MIB, alone / MIB
 
 MAPPED = """
 import mmap, sys
-mapped = mmap.mmap(open(sys.argv[1], "rb").fileno(), 0, prot=mmap.PROT_READ)
+file = open(sys.argv[1], "rb")
+mapped = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
 sum(mapped[::4096])
 """
-OTHER = (
-    MAPPED
-    + """
-print(flush=True)
-input()
-"""
-)
+WAITING = "print(flush=True)\ninput()\n"
 
 
 def _measured(code: str, *arguments: object) -> None:
@@ -55,7 +50,8 @@ def test_files_that_the_parent_maps_count_whoever_else_maps_them(tmp_path: Path)
     file = tmp_path / "library"
     file.write_bytes(bytes(48 << 20))
     _measured(MAPPED + COPIED, file)
-    with subprocess.Popen([sys.executable, "-c", OTHER, file], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+    other_code = [sys.executable, "-c", MAPPED + WAITING, file]
+    with subprocess.Popen(other_code, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
         assert other.stdout is not None
         other.stdout.readline()
         _measured(MAPPED + COPIED, file)
