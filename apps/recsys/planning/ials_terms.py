@@ -85,7 +85,7 @@ def terms(sizes: Sizes, fit_block: int) -> list[Term]:
 
 def _in_memory(sizes: Sizes) -> list[Term]:
     both = ("arrange", "fit")
-    copied = min(sizes.interactions, MEMORY_BLOCK + sizes.longest_row)
+    copied = 0 if sizes.exact else min(sizes.interactions, MEMORY_BLOCK + sizes.longest_row)
     return [
         Term("interactions by user", 8 * sizes.interactions + 4 * sizes.users, "analytic", both),
         Term("interactions by item", 8 * sizes.interactions + 4 * sizes.items, "analytic", both),
