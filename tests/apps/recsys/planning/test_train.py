@@ -106,7 +106,7 @@ def test_an_exact_solver_gathers_no_more_than_there_is() -> None:
     small = terms(TrainWorkload(train_request(*options), facts))
     # the other side rotated; four arrays of all gathered factors, or of a system of all factors; indices
     assert small["exact solver", "fit"] == 4 * 100 * 8 + 4 * 4 * (1000 * 8 + 8 * 8) + 64 * 100
-    assert small["solver's copy of confidences", "fit"] == 0  # only ``implicit`` makes one
+    assert ("solver's copy of confidences", "fit") not in small  # only ``implicit`` makes one
     large = terms(TrainWorkload(train_request(*options), replace(facts, interactions=10**6)))
     assert large["exact solver", "fit"] == 4 * 100 * 8 + 4 * 4 * ((1 << 19) + 8 * 8) + 64 * 100
     # a trial is scored when the solver has freed its workspace, with the factors in memory
