@@ -267,7 +267,7 @@ def limit(cgroup: Path, ceiling: int) -> bool:
                 if name == "memory.max" and not _reclaimed(cgroup, ceiling):
                     return False
                 (cgroup / name).write_text(str(ceiling))
-                # Pages must not move into swap instead. Not every kernel of version 1 accounts swap; swappiness holds in all.
+                # Pages must not move into swap instead. Some kernels of version 1 do not account swap.
                 for file, value in (
                     ("memory.swap.max", "0"),
                     ("memory.swappiness", "0"),
