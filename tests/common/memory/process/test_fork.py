@@ -28,6 +28,20 @@ assert 30 * MIB <= both <= 40 * MIB, both / MIB
 assert alone <= 2 * MIB, alone / MIB
 """
 
+COLLECTED = """
+import gc
+from common.memory.process import fork, meter
+MIB = 1 << 20
+objects = [[] for _ in range(500_000)]
+with meter.PeakMeter() as gauge:
+    with gauge.phase("alone"):
+        pass
+    with gauge.phase("forked"):
+        fork.run(lambda: {"unreachable": gc.collect()})
+grown = gauge.peaks["forked"] - gauge.peaks["alone"]
+assert grown <= 8 * MIB, grown / MIB
+"""
+
 MAPPED = """
 import mmap, sys
 file = open(sys.argv[1], "rb")
@@ -44,6 +58,10 @@ def _measured(code: str, *arguments: object) -> None:
 
 def test_the_pages_that_a_fork_copies_count_twice() -> None:
     _measured(COPIED)
+
+
+def test_a_collection_in_a_fork_copies_no_objects_of_its_parent() -> None:
+    _measured(COLLECTED)
 
 
 def test_files_that_the_parent_maps_count_whoever_else_maps_them(tmp_path: Path) -> None:
