@@ -49,8 +49,8 @@ LEFT_BYTES, MOST_LEFT_BYTES = 3 << 20, 10 << 20
 400,000, 12.6 with a million; ``bpr`` 3.9, an embedding 4.0 with 20,000 rows on two threads."""
 SAMPLER_BYTES = {False: 14 << 20, True: 20 << 20}
 """Memory of the process that proposes settings, besides its parent's: Optuna, and pages that it writes to; by whether
-the parent has loaded PyTorch. Measured in 1 to 31 trials, on one thread and on two: 11.5 to 13.8 MiB; with PyTorch, in 1
-to 12 trials on two threads, 16.7 to 18.3."""
+the parent has loaded PyTorch. Measured in 1 to 31 trials, on one thread and on two: 11.5 to 13.8 MiB; with PyTorch, in
+1 to 12 trials on two threads, 16.7 to 18.3."""
 LEAST_FACTORS = 8
 """Fewest factors that a refusal suggests."""
 RANKED_SECONDS = 2e-3
