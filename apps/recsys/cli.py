@@ -8,7 +8,7 @@ from typing import Any
 from apps.recsys.commands import bench, evaluate, recommend, recommend_all, serve, train
 from apps.recsys.data import splits
 from apps.recsys.models.embedding import embedding_config
-from apps.recsys.planning import baselines, model_options
+from apps.recsys.planning import model_options
 from apps.recsys.planning.requests import (
     PROTOCOLS,
     EvaluateRequest,
@@ -57,6 +57,13 @@ def _ids(text: str) -> list[str]:
     return ids
 
 
+def _not_negative(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{text} is below 0")
+    return value
+
+
 def _model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", type=Path, metavar="MODEL_DIR")
 
@@ -77,8 +84,13 @@ def _train(parser: argparse.ArgumentParser) -> None:
         default="ials",
         help="default ials; bpr is reproducible only with --threads 1",
     )
-    add("--factors", type=main.positive, metavar="N", help="numbers per item (default 64)")
-    add("--epochs", type=main.positive, metavar="N", help="passes over the data (default: ials 15, bpr 40, else 20)")
+    add(
+        "--factors",
+        type=_not_negative,
+        metavar="N",
+        help="numbers per item (default 64; linear: eigenvalues, as many of 256 as fit, 0 for none)",
+    )
+    add("--epochs", type=main.positive, metavar="N", help="passes over the data (ials 15, bpr 40, embedding 20)")
     tune = "first try N settings on hidden training items; settings on the command line are not searched"
     add("--tune", type=main.positive, default=0, metavar="N", help=tune)
     _columns(parser)
@@ -146,7 +158,7 @@ def _evaluate(parser: argparse.ArgumentParser) -> None:
         "recsys evaluate",
         EvaluateRequest.of,
         evaluate.workload,
-        lambda request: baselines.SCORING,
+        evaluate.warm_up,
         evaluate.execute,
         evaluate.record,
     )

@@ -68,6 +68,7 @@ def scoring() -> None:
     from apps.recsys.evaluation.metrics import Tally
     from apps.recsys.models.als.confidence import confidence
     from apps.recsys.models.als.ials import fold_in, gramian
+    from apps.recsys.models.scorers import FactorScorer
 
     factors = np.ones((1024, 64), np.float32)
     shared = gramian(factors)
@@ -78,7 +79,8 @@ def scoring() -> None:
 
     users = [(np.arange(8), np.ones(8, np.float32), np.arange(9, 12))] * 8
     tally = Tally(len(factors))
-    evaluate(iter(users), vector, factors, block=8, threads=int(os.environ.get("OMP_NUM_THREADS", "1")), tally=tally)
+    threads = int(os.environ.get("OMP_NUM_THREADS", "1"))
+    evaluate(iter(users), FactorScorer(factors, vector), block=8, threads=threads, tally=tally)
     tally.means()
     tally.intervals()
 
@@ -145,6 +147,35 @@ def pairing() -> None:
     user_encoders.of_kind("bpr", state.items, hyper, negatives=pairs.compared())(np.arange(8), ones[:8])
 
 
+def filtering() -> None:
+    """Warm up the training of a linear model: scoring, SciPy, and a spectrum of a few interactions."""
+    import tempfile
+
+    import numpy as np
+
+    from apps.recsys.data.csr_store import NpyWriter
+    from apps.recsys.models.linear.filter import FilterScorer, Spectrum
+    from apps.recsys.models.linear.log import Log
+    from apps.recsys.models.linear.spectrum import spectrum
+
+    scoring()
+    with tempfile.TemporaryDirectory() as folder:
+        for name, kind, values in (("indptr", "<i8", range(0, 513, 8)), ("items", "<i4", [*range(64)] * 8)):
+            with NpyWriter(Path(folder) / f"history.{name}.npy", kind) as writer:
+                writer.append(np.array(values))
+        log = Log(Path(folder), 64)
+        counts = log.counts()
+        made = Spectrum(*spectrum(log, counts, 16, seed=0))
+        scorer = FilterScorer(log, counts, degree_power=0.4, spectrum=made)
+        scorer.scores([(np.arange(8), np.ones(8, np.float32))] * 8, scorer.workspace(8))
+
+
+def filter_answering() -> None:
+    """Warm up ``recommend`` and ``similar`` with a linear model."""
+    answering()
+    filtering()
+
+
 def learning() -> None:
     """Warm up an embedding: reading, scoring, and torch with one step of the network."""
     import safetensors.torch
@@ -190,3 +221,9 @@ def serving() -> None:
 
     asyncio.run(app({"asgi": {"version": "3.0"}, **scope}, receive, send))
     uvicorn.Config(app, log_level="warning", http=BoundedProtocol, ws="none").load()
+
+
+def filter_serving() -> None:
+    """Warm up ``serve`` with a linear model."""
+    serving()
+    filtering()

@@ -59,7 +59,7 @@ assert peaks["Adam"] > peaks["SGD"] > peaks["inference"]
 # ## The largest batch that fits
 #
 # By bisection, with tensors that have no data (`device="meta"`), so that nothing of the size is ever allocated here:
-# how many volumes of 48x48x48 voxels can a small 3D network train on in 640 MiB, the process itself included?
+# how many volumes of 32x32x32 voxels can a small 3D network train on in 400 MiB, the process itself included?
 
 # %%
 with torch.device("meta"):
@@ -71,12 +71,12 @@ adam = torch.optim.Adam(volumes.parameters())
 
 
 def needs(samples):
-    images = torch.zeros(samples, 1, 48, 48, 48, device="meta")
-    classes = torch.zeros(samples, 48, 48, 48, dtype=torch.int64, device="meta")
+    images = torch.zeros(samples, 1, 32, 32, 32, device="meta")
+    classes = torch.zeros(samples, 32, 32, 32, dtype=torch.int64, device="meta")
     return estimate((volumes, nn.functional.cross_entropy, adam), (images, classes)).process_bytes
 
 
-limit = 640 * 2**20
+limit = 400 * 2**20
 fits, too_many = 1, 16
 while too_many - fits > 1:
     middle = (fits + too_many) // 2

@@ -16,7 +16,8 @@ from apps.recsys.evaluation.full_ranking import User, evaluate
 from apps.recsys.evaluation.metrics import Tally
 from apps.recsys.models import popularity
 from apps.recsys.models.manifest import RecommenderManifest
-from apps.recsys.models.recommender import Recommender, heldout_count, load_manifest
+from apps.recsys.models.recommender import Recommender, heldout_count, load_manifest, read_manifest
+from apps.recsys.planning.baselines import SCORING, warm_up_for
 from apps.recsys.planning.evaluate import EvaluateWorkload
 from apps.recsys.planning.requests import EvaluateRequest
 from common import model_folder
@@ -84,6 +85,11 @@ def _check_split(protocol: str | None, split: str) -> None:
             + (", so it takes --test FILE" if protocol in ("split", "lightgcn") else "")
             + (", so it takes --negatives FILE" if protocol == "ncf" else "")
         )
+
+
+def warm_up(request: EvaluateRequest) -> str:
+    """Name of the warm-up function."""
+    return warm_up_for(read_manifest(request.model), SCORING)
 
 
 def record(request: EvaluateRequest) -> Path | None:
@@ -183,7 +189,7 @@ def score(
     recommender = Recommender(directory, manifest)
     if len(held_out) and not 0 <= held_out.users.min() <= held_out.users.max() < recommender.history.rows:
         raise BadInput(f"{heldout}: held-out users that the model does not have", public="model file corrupt")
-    owners = np.zeros(len(recommender.item_factors), np.int64)
+    owners = np.zeros(recommender.scorer.items, np.int64)
     for start, stop in recommender.history.blocks():
         owners += np.bincount(recommender.history.items(start, stop), minlength=len(owners))
     names = (*metrics.METRICS, "novelty@10")
@@ -203,8 +209,7 @@ def score(
 
         evaluate(
             _users(recommender, held_out, counts, trained_on_all=trained_on_all),
-            recommender.user_vector,
-            recommender.item_factors,
+            recommender.scorer,
             block=int(session.plan["user_block"]),
             threads=session.threads,
             tally=tally,
@@ -258,12 +263,12 @@ def among_candidates(
 
     positives, negatives = HeldOut(heldout), HeldOut(heldout, "others")
     recommender = Recommender(directory, manifest)
-    history, factors = recommender.history, recommender.item_factors
+    history, scorer = recommender.history, recommender.scorer
+    workspace = scorer.workspace(1)
     ranks = np.empty(len(positives), np.int64)
     for row, user in enumerate(positives.users):
-        vector = recommender.user_vector(history.items(user), history.values(user))
-        positive_scores = _scores(factors, positives.items(row), vector)
-        negative_scores = _scores(factors, negatives.items(row), vector)
+        scores = scorer.scores([(history.items(user), history.values(user))], workspace)[0]
+        positive_scores, negative_scores = _of(scores, positives.items(row)), _of(scores, negatives.items(row))
         ranks[row] = 1 + int((negative_scores >= positive_scores[0]).sum())
         if session.stopping:
             raise KeyboardInterrupt
@@ -272,14 +277,14 @@ def among_candidates(
     return {f"hr@{NCF_DEPTH}": float(hits.mean()), f"ndcg@{NCF_DEPTH}": float(gains.mean())}
 
 
-def _scores(factors: NDArray[np.float32], items: NDArray[np.int32], vector: NDArray[np.float32]) -> NDArray[np.float32]:
+def _of(scores: NDArray[np.float32], items: NDArray[np.int32]) -> NDArray[np.float32]:
     """Scores of a few items; ``-inf`` for items that the model does not have."""
     import numpy as np
 
-    in_model = items < len(factors)
-    scores = np.full(len(items), -np.inf, np.float32)
-    scores[in_model] = factors[items[in_model]] @ vector
-    return scores
+    in_model = items < len(scores)
+    some = np.full(len(items), -np.inf, np.float32)
+    some[in_model] = scores[items[in_model]]
+    return some
 
 
 def table(values: Mapping[str, float]) -> str:

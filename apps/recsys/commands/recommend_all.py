@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 from apps.recsys.data import arrow_numpy
 from apps.recsys.data.id_table import IdTable
 from apps.recsys.models.catalogue_search import Catalogue
-from apps.recsys.models.recommender import Recommender, load_manifest
-from apps.recsys.planning.baselines import ANSWERING
+from apps.recsys.models.recommender import Recommender, load_manifest, read_manifest
+from apps.recsys.models.top_k import best_items
+from apps.recsys.planning.baselines import ANSWERING, warm_up_for
 from apps.recsys.planning.recommend_all import RecommendAllWorkload
 from apps.recsys.planning.requests import RecommendAllRequest
 from apps.recsys.planning.resume_settings import resume_settings
@@ -44,7 +45,7 @@ def workload(request: RecommendAllRequest, budget: MemoryBudget) -> RecommendAll
 
 def warm_up(request: RecommendAllRequest) -> str:
     """Name of the warm-up function."""
-    return ANSWERING
+    return warm_up_for(read_manifest(request.model), ANSWERING)
 
 
 def record(request: RecommendAllRequest) -> Path:
@@ -93,7 +94,8 @@ class Ranker:
         self.items = IdTable(directory / "items.parquet", manifest["items"])
         self.recommender = Recommender(directory, manifest)
         allowed = self.items.allowed(session.request.only, session.request.exclude, session.say)
-        self.catalogue = Catalogue(self.recommender.item_factors, allowed)
+        self.allowed, factors = allowed, self.recommender.factors
+        self.catalogue = None if factors is None else Catalogue(factors.item_factors, allowed)
 
     def write(self, parts: Path) -> int:
         """Write the missing parts; returns the number of rows in all parts.
@@ -175,7 +177,12 @@ class Ranker:
 
         offsets, items, values = histories
         spans = [slice(start, stop) for start, stop in pairwise(offsets)]
-        users = np.stack([self.recommender.user_vector(items[span], values[span]) for span in spans])
+        factors = self.recommender.factors
+        if factors is None or self.catalogue is None:
+            scorer, samples = self.recommender.scorer, [(items[span], values[span]) for span in spans]
+            scores = scorer.scores(samples, scorer.workspace(len(spans)))
+            return best_items(scores, [own for own, _ in samples], self.allowed, self.k)
+        users = np.stack([factors.fold_in(items[span], values[span]) for span in spans])
         owner = np.repeat(np.arange(len(spans)), np.diff(offsets))
         return self.catalogue.best(users, (owner, items), self.k)
 

@@ -18,10 +18,11 @@ from apps.recsys.models import recommender, search_space, weights
 from apps.recsys.planning.resume_settings import resume_settings
 from apps.recsys.planning.train import TrainWorkload, training_warm_up
 from apps.recsys.planning.train_request import TrainRequest
-from apps.recsys.training import checkpoint, fit_factors, tuning
+from apps.recsys.training import checkpoint, fit_factors, fit_linear, tuning
 from common import model_folder
 from common.cli.session import CommandSession, Session
 from common.errors import BadInput, DoesNotFit
+from common.memory.plan.plan import Plan
 from common.memory.process import fork, guard
 from common.memory.process.budget import MIB, MemoryBudget
 from common.memory.process.meter import resident
@@ -99,9 +100,14 @@ def execute(session: CommandSession[TrainRequest, TrainWorkload]) -> Mapping[str
         if work.request.trials:
             best = _tune(work, session)
             work, session.plan, results["tuning"] = best.work, best.plan, best.results
-        fields = _manifest_fields(work)
         kind, split = work.request.model.kind, work.request.split
-        tensors = _fit(work, session)
+        if kind == "linear":
+            fitted = fit_linear.LinearTrainer(_linear_config(work, session.plan), session).run()
+            work, tensors = work.with_settings(fitted.settings), fitted.tensors
+            results["tried"] = list(fitted.tried)
+        else:
+            tensors = _fit(work, session)
+        fields = _manifest_fields(work)
         with session.phase("write"):
             weights.write(directory / weights.WEIGHTS, tensors)
             del tensors
@@ -216,6 +222,17 @@ def _embedding_config(work: TrainWorkload, checkpoints: Path, *, resume: bool) -
     )
 
 
+def _linear_config(work: TrainWorkload, plan: Plan) -> fit_linear.LinearConfig:
+    return fit_linear.LinearConfig(
+        factors=int(plan["factors"]),
+        hyper=work.request.model.hyper,
+        items=work.facts.items,
+        directory=work.directory,
+        split=work.request.split,
+        seed=work.request.seed,
+    )
+
+
 def _factor_config(work: TrainWorkload, path: Path | None, *, resume: bool) -> fit_factors.FactorConfig:
     request, directory = work.request, work.directory
     return fit_factors.FactorConfig(
@@ -253,8 +270,8 @@ def _move_into_place(directory: Path, output: Path) -> None:
     """Move the files into the model folder, which does not count as a model until it is sealed."""
     output.mkdir(parents=True, exist_ok=True)
     model_folder.unseal(output)
-    for name in ("heldout.users.npy", "heldout.indptr.npy", "heldout.items.npy", "evaluation.json"):
-        (output / name).unlink(missing_ok=True)
+    for stale in (*output.glob("heldout.*.npy"), *output.glob("trained.*.npy"), output / "evaluation.json"):
+        stale.unlink(missing_ok=True)
     for path in sorted(directory.iterdir()):
         with path.open("rb") as stream:
             os.fsync(stream.fileno())

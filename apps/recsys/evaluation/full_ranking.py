@@ -7,7 +7,7 @@ from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
 
 from apps.recsys.evaluation.metrics import Tally
-from apps.recsys.models.embedding.user_encoders import FoldIn
+from apps.recsys.models.scorers import Scorer
 from apps.recsys.models.top_k import top_k
 
 if TYPE_CHECKING:
@@ -21,8 +21,7 @@ User = tuple["NDArray[Any]", "NDArray[np.float32]", "NDArray[Any]"]
 
 def evaluate(
     users: Iterator[User],
-    fold_in: FoldIn,
-    item_factors: NDArray[np.float32],
+    scorer: Scorer,
     *,
     block: int,
     threads: int = 1,
@@ -36,10 +35,8 @@ def evaluate(
     ----------
     users
         The users; read block by block.
-    fold_in
-        From a history to a user vector; called in several threads.
-    item_factors
-        Shape (items, factors).
+    scorer
+        Scores all items; called in several threads.
     block
         Users ranked at a time: the scores take ``4 * block * items`` bytes.
     threads
@@ -54,12 +51,11 @@ def evaluate(
     import numpy as np
     from threadpoolctl import threadpool_limits
 
-    scores = np.empty((block, len(item_factors)), np.float32)
     share = -(-block // threads)
+    workspaces = [scorer.workspace(share) for _ in range(threads)]
 
-    def rank(users: Sequence[User], scores: NDArray[np.float32]) -> list[NDArray[np.intp]]:
-        vectors = np.stack([fold_in(items, values) for items, values, _ in users])
-        scores = np.matmul(vectors, item_factors.T, out=scores[: len(users)])
+    def rank(users: Sequence[User], workspace: Any) -> list[NDArray[np.intp]]:
+        scores = scorer.scores([(items, values) for items, values, _ in users], workspace)
         for row, (items, _, _) in zip(scores, users, strict=True):
             if popular is not None and not len(items):
                 row[:] = popular
@@ -70,7 +66,7 @@ def evaluate(
         while batch := list(islice(users, block)):
             starts = range(0, len(batch), share)
             shares = [batch[start : start + share] for start in starts]
-            rankings = chain.from_iterable(pool.map(rank, shares, [scores[start : start + share] for start in starts]))
+            rankings = chain.from_iterable(pool.map(rank, shares, workspaces))
             for ranking, (_, _, scored) in zip(rankings, batch, strict=True):
                 tally.add(ranking, scored)
             after_block(len(batch))

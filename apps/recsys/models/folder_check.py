@@ -40,6 +40,7 @@ def check_files(directory: Path, manifest: Mapping[str, Any]) -> None:
     """
     files, users, items = manifest["files"], manifest["users"], manifest["items"]
     needed = (weights.WEIGHTS, *TABLES, *(f"history.{part}.npy" for part in HISTORY))
+    linear = manifest["kind"] == "linear"
     if absent := [name for name in needed if name not in files]:
         raise BadInput(f"{directory}: the manifest lists no {', '.join(absent)}", public="model incomplete")
     for name in TABLES:
@@ -55,8 +56,12 @@ def check_files(directory: Path, manifest: Mapping[str, Any]) -> None:
     if "heldout.users.npy" in files:
         for part, kind in HELD_OUT.items():
             _length(directory / f"heldout.{part}.npy", kind)
+    if "trained.indptr.npy" in files and _length(directory / "trained.indptr.npy", "<i8") != users + 1:
+        raise BadInput(f"{directory}: trained.indptr.npy has not {users:,} users", public="model file corrupt")
+    if "trained.indptr.npy" in files:
+        _length(directory / "trained.items.npy", "<i4")
     factors = None if manifest["kind"] == "popularity" else manifest["factors"]
-    weights.check(directory / weights.WEIGHTS, items=items, factors=factors)
+    weights.check(directory / weights.WEIGHTS, items=items, factors=factors, linear=linear)
 
 
 def _check_parquet(path: Path) -> None:

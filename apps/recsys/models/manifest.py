@@ -27,8 +27,8 @@ class ColumnNames(TypedDict):
 class ModelFields(TypedDict):
     """Fields of a recommender's manifest other than its kind and its files."""
 
-    factors: Annotated[int, ("minimum", 1)]
-    """Numbers of an item's vector, without the prior."""
+    factors: Count
+    """Numbers of an item's vector, without the prior; eigenvectors of a linear model's spectrum, 0 without one."""
     table: Table
     """Table of the vectors in training."""
     cosine: NotRequired[bool]
@@ -80,6 +80,12 @@ class _EmbeddingHyper(TypedDict):
     prior: NotRequired[_NotNegative]
 
 
+class _LinearHyper(TypedDict):
+    form: Literal["filter", "spectral"]
+    degree_power: Annotated[float, ("minimum", 0), ("maximum", 1)]
+    saturation: _Positive
+
+
 class _PopularityHyper(TypedDict):
     pass
 
@@ -88,6 +94,7 @@ HYPER: Mapping[str, Any] = {
     "ials": _IalsHyper,
     "bpr": _BprHyper,
     "embedding": _EmbeddingHyper,
+    "linear": _LinearHyper,
     "popularity": _PopularityHyper,
 }
 """Kind of model -> the hyper-parameters that answering reads, by their present names."""
@@ -107,4 +114,6 @@ def check_hyper(directory: Path, manifest: RecommenderManifest) -> RecommenderMa
             f"{path}: a model of kind {kind!r}; this version reads {', '.join(HYPER)}", public="model of another kind"
         )
     typed_json.require(manifest["hyper"], HYPER[kind], path=path, what="model manifest", location="hyper")
+    if not manifest["factors"] and (kind != "linear" or manifest["hyper"]["form"] != "filter"):
+        raise BadInput(f"{path}: factors must be at least 1", public="model manifest invalid")
     return manifest

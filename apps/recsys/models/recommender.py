@@ -1,12 +1,13 @@
-"""A recommender on disk and in memory. Item vectors are stored; user vectors are computed from histories.
+"""A recommender on disk and in memory. Users are not stored as vectors; each is computed from its history.
 
 MODEL_DIR (see ``common.model_folder``)::
 
     model.json           written last: factors, table, items, users, interactions, hyper, split, seed
-    weights.safetensors  item_factors (items, factors); see apps.recsys.models.weights
+    weights.safetensors  item_factors (items, factors) or a linear model's numbers; see apps.recsys.models.weights
     items.parquet        row, id, title          users.parquet   row, id
     history.*.npy        items of each user (apps.recsys.data.csr_store)
     heldout.*.npy        items that evaluation scores (apps.recsys.data.splits), if there was a split
+    trained.*.npy        with it in a linear model, the history without them (apps.recsys.models.linear.log)
     card.md, run.json
 """
 
@@ -20,8 +21,11 @@ from apps.recsys.data.csr_store import History, NpyReader
 from apps.recsys.models import weights
 from apps.recsys.models.embedding import user_encoders
 from apps.recsys.models.folder_check import check_files
+from apps.recsys.models.linear.filter import Spectrum, linear_scorer
+from apps.recsys.models.linear.log import Log
 from apps.recsys.models.manifest import RecommenderManifest, check_hyper
 from apps.recsys.models.old_names import renamed_hyper
+from apps.recsys.models.scorers import FactorScorer, Scorer
 from common import model_folder
 from common.errors import BadInput, UsageError
 
@@ -43,11 +47,14 @@ class Recommender:
 
     def __init__(self, directory: Path, manifest: Mapping[str, Any]) -> None:
         self.directory, self.manifest = directory, manifest
-        self._prior = has_prior(manifest)
-        self.item_factors = weights.read_items(directory / weights.WEIGHTS, prior=self._prior)
-        self.history = History(directory, columns=len(self.item_factors))
-        self.user_vector = _encoder(directory, manifest, self.item_factors)
-        """Computes a vector of shape (factors,) from the items and values of a history."""
+        self.scorer = _scorer(directory, manifest)
+        """Scores all items for histories."""
+        self.history = History(directory, columns=self.scorer.items)
+
+    @property
+    def factors(self) -> FactorScorer | None:
+        """The scorer, where it has item vectors; a filter has none."""
+        return self.scorer if isinstance(self.scorer, FactorScorer) else None
 
     def recommend(
         self,
@@ -75,7 +82,7 @@ class Recommender:
         """
         import numpy as np
 
-        scores = self.item_factors @ self.user_vector(items, values)
+        scores = self.scorer.scores([(items, values)], self.scorer.workspace(1))[0]
         scores[items] = -np.inf
         if allowed is not None:
             scores[~allowed] = -np.inf
@@ -101,24 +108,22 @@ class Recommender:
         UsageError
             A score of this kind of model is not a sum over the history.
         """
-        if self.user_vector.contributions is None:
+        added = self.scorer.contributions(items, values, rows)
+        if added is None:
             kind = self.manifest["kind"] + (
                 " with user_vectors=learned" if self.manifest["kind"] == "embedding" else ""
             )
             raise UsageError(
-                f"{kind}: a score is not a sum over the history, so nothing can be explained; ials and embedding can"
+                f"{kind}: a score is not a sum over the history, so nothing can be explained; ials, linear and"
+                " embedding can"
             )
-        added: NDArray[np.float64] = self.item_factors[rows] @ self.user_vector.contributions(items, values).T
         return added
 
     def similar(self, row: int, k: int) -> list[tuple[int, float]]:
         """The ``k`` items nearest to the item ``row``, without itself: row and cosine of each, the nearest first."""
         import numpy as np
 
-        vectors = self.item_factors[:, :-1] if self._prior else self.item_factors
-        norms = np.sqrt(np.einsum("ij,ij->i", vectors, vectors))
-        scores = vectors @ vectors[row]
-        scores /= np.maximum(norms * norms[row], np.float32(1e-12))
+        scores = self.scorer.similarities(row)
         scores[row] = -np.inf
         return _best(scores, k)
 
@@ -128,13 +133,28 @@ def has_prior(manifest: Mapping[str, Any]) -> bool:
     return bool(manifest["hyper"].get("prior"))
 
 
-def _encoder(directory: Path, manifest: Mapping[str, Any], item_factors: NDArray[np.float32]) -> user_encoders.Encoder:
-    kind, hyper = manifest["kind"], manifest["hyper"]
-    path = directory / weights.WEIGHTS
-    if kind != "embedding":
-        negatives = weights.read_compared(path) if kind == "bpr" else None
-        return user_encoders.of_kind(kind, item_factors, hyper, negatives=negatives)
-    return user_encoders.embedding(item_factors, weights.read_user_side(path) if hyper["tables"] == 2 else None, hyper)
+def _scorer(directory: Path, manifest: Mapping[str, Any]) -> Scorer:
+    kind, hyper, path = manifest["kind"], manifest["hyper"], directory / weights.WEIGHTS
+    if kind == "linear":
+        return _linear(directory, manifest)
+    prior = has_prior(manifest)
+    factors = weights.read_items(path, prior=prior)
+    if kind == "embedding":
+        user_side = weights.read_user_side(path) if hyper["tables"] == 2 else None
+        encoder = user_encoders.embedding(factors, user_side, hyper)
+    else:
+        encoder = user_encoders.of_kind(
+            kind, factors, hyper, negatives=weights.read_compared(path) if kind == "bpr" else None
+        )
+    return FactorScorer(factors, encoder, encoder.contributions, prior=prior)
+
+
+def _linear(directory: Path, manifest: Mapping[str, Any]) -> Scorer:
+    path, hyper = directory / weights.WEIGHTS, manifest["hyper"]
+    counts, spectrum = weights.read_counts(path), None
+    if manifest["factors"]:
+        spectrum = Spectrum(*weights.read_spectrum(path))
+    return linear_scorer(Log(directory, len(counts)), counts, hyper, spectrum)
 
 
 def _best(scores: NDArray[np.float32], k: int) -> list[tuple[int, float]]:
@@ -160,6 +180,12 @@ def heldout_count(directory: Path, manifest: Mapping[str, Any]) -> int:
     return NpyReader(directory / "heldout.users.npy").length
 
 
+def read_manifest(directory: Path) -> RecommenderManifest:
+    """Read ``model.json`` as it is; raises as ``common.model_folder.load``."""
+    manifest: RecommenderManifest = model_folder.load(directory, application="recsys", description=RecommenderManifest)
+    return manifest
+
+
 def load_manifest(directory: Path) -> RecommenderManifest:
     """Read ``model.json`` of a recommender's folder, with the present names of hyper-parameters.
 
@@ -168,7 +194,7 @@ def load_manifest(directory: Path) -> RecommenderManifest:
     BadInput
         As ``common.model_folder.load``, ``check_hyper`` and ``check_files``.
     """
-    manifest = model_folder.load(directory, application="recsys", description=RecommenderManifest)
+    manifest = read_manifest(directory)
     renamed = renamed_hyper(manifest["kind"], manifest["hyper"])
     checked = check_hyper(directory, {**manifest, "hyper": renamed})
     check_files(directory, checked)

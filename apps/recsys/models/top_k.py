@@ -1,8 +1,9 @@
-"""The indices of the largest scores, in order."""
+"""The largest scores, in order."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import numpy as np
@@ -39,3 +40,37 @@ def top_k(scores: NDArray[np.float32], k: int) -> NDArray[np.intp]:
     candidates = np.sort(candidates[scores[candidates] > -np.inf])
     best: NDArray[np.intp] = candidates[np.argsort(-scores[candidates], kind="stable")]
     return best
+
+
+def best_items(
+    scores: NDArray[np.float32], seen: Sequence[NDArray[Any]], allowed: NDArray[np.bool_] | None, k: int
+) -> tuple[NDArray[np.int32], NDArray[np.float64]]:
+    """The ``k`` best items of each of n users, as ``catalogue_search.Catalogue.best`` returns them.
+
+    Parameters
+    ----------
+    scores
+        Shape (n, items); changed.
+    seen
+        Items of each user that must not be ranked.
+    allowed
+        Mask of the items that may be ranked, shape (items,); ``None``: all.
+    k
+        Number of items.
+
+    Returns
+    -------
+    tuple
+        Item rows and scores, shape (n, k); row -1 and score ``-inf`` if fewer items are left.
+    """
+    import numpy as np
+
+    rows, best = np.full((len(scores), k), -1, np.int32), np.full((len(scores), k), -np.inf)
+    for user, items in enumerate(seen):
+        row = scores[user]
+        row[items] = -np.inf
+        if allowed is not None:
+            row[~allowed] = -np.inf
+        first = top_k(row, k)
+        rows[user, : len(first)], best[user, : len(first)] = first, row[first]
+    return rows, best

@@ -2,7 +2,9 @@
 
 ``item_factors`` and, for embeddings with two tables, ``user_side_factors`` have shape (items, factors): float32, or
 int8 or int4 codes (two per byte) with ``NAME.scales``, a float16 per row. ``item_prior``, float32, is added to an
-item's score for every user. ``compared_items``, int32, are the items that ``bpr`` uses as negatives.
+item's score for every user. ``compared_items``, int32, are the items that ``bpr`` uses as negatives. A linear model has
+``item_counts``, int32, the users of each item, and with a spectrum ``spectrum`` of shape (items, factors) and
+``eigenvalues``, float32.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 
 WEIGHTS = "weights.safetensors"
 ITEMS, USER_SIDE, PRIOR, COMPARED = "item_factors", "user_side_factors", "item_prior", "compared_items"
+COUNTS, SPECTRUM, EIGENVALUES = "item_counts", "spectrum", "eigenvalues"
 OLD_USER_SIDE = "taste_factors"
 """Name of ``USER_SIDE`` before version 0.2."""
 _TYPES = {"F32": "<f4", "F16": "<f2", "I8": "<i1", "U8": "<u1", "I32": "<i4"}
@@ -125,6 +128,34 @@ def read_compared(path: Path) -> NDArray[np.int32]:
     return _tensor(path, COMPARED)
 
 
+def read_counts(path: Path) -> NDArray[np.int32]:
+    """The users of each item of a linear model, shape (items,).
+
+    Raises
+    ------
+    BadInput
+        As ``read``, or a count is negative.
+    """
+    counts = _tensor(path, COUNTS)
+    if len(counts) and counts.min() < 0:
+        raise BadInput(f"{path}: {COUNTS} has negative numbers", public="weights unreadable")
+    return counts
+
+
+def read_spectrum(path: Path) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """The eigenvectors of a linear model, shape (items, factors), and their eigenvalues.
+
+    Raises
+    ------
+    BadInput
+        As ``read``, or an eigenvalue is not between 0 and 1.
+    """
+    values = _tensor(path, EIGENVALUES)
+    if not ((values >= 0) & (values <= 1)).all():
+        raise BadInput(f"{path}: {EIGENVALUES} has numbers that are not between 0 and 1", public="weights unreadable")
+    return _tensor(path, SPECTRUM), values
+
+
 def read_user_side(path: Path) -> NDArray[np.float32]:
     """The items' vectors as parts of users, shape (items, factors), under their present or their old name.
 
@@ -137,7 +168,7 @@ def read_user_side(path: Path) -> NDArray[np.float32]:
     return read(path, USER_SIDE if USER_SIDE in header else OLD_USER_SIDE)
 
 
-def check(path: Path, *, items: int, factors: int | None) -> None:
+def check(path: Path, *, items: int, factors: int | None, linear: bool = False) -> None:
     """Check the header of a file, without loading any library.
 
     Parameters
@@ -145,21 +176,29 @@ def check(path: Path, *, items: int, factors: int | None) -> None:
     path
         The file.
     items
-        Rows that ``item_factors`` must have.
+        Rows that the items' numbers must have.
     factors
-        Its columns; ``None``: any number.
+        Columns of ``item_factors`` or of ``spectrum``; ``None``: any number.
+    linear
+        True for a linear model.
 
     Raises
     ------
     BadInput
         The header is damaged; a tensor is of an unknown type, negative, outside the file or of another size than its
-        shape; ``item_factors`` is missing or has another shape.
+        shape; a tensor that the model needs is missing or has another shape.
     """
     header, start = _header(path)
     room = path.stat().st_size - start
     for name, entry in header.items():
         if name != "__metadata__" and not _consistent(entry, room):
             raise BadInput(f"{path}: {name}: a type, shape or place that cannot be", public="weights unreadable")
+    if linear:
+        _require(path, header, COUNTS, "I32", [items])
+        if factors:
+            _require(path, header, SPECTRUM, "F32", [items, factors])
+            _require(path, header, EIGENVALUES, "F32", [factors])
+        return
     if ITEMS not in header:
         raise BadInput(f"{path}: has no {ITEMS}", public="weights unreadable")
     shape, packed = header[ITEMS]["shape"], header[ITEMS]["dtype"] == "U8"
@@ -167,6 +206,15 @@ def check(path: Path, *, items: int, factors: int | None) -> None:
     if columns is None or shape[0] != items or factors not in (None, columns):
         raise BadInput(
             f"{path}: {ITEMS} has shape {shape}, the manifest says {items} items of {factors or 'some'} factors",
+            public="weights unreadable",
+        )
+
+
+def _require(path: Path, header: Mapping[str, Any], name: str, kind: str, shape: list[int]) -> None:
+    entry = header.get(name, {"dtype": "none", "shape": "none"})
+    if (entry["dtype"], entry["shape"]) != (kind, shape):
+        raise BadInput(
+            f"{path}: {name} is {entry['dtype']} of shape {entry['shape']}; the manifest says {kind} of {shape}",
             public="weights unreadable",
         )
 

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from apps.recsys.models.manifest import RecommenderManifest
-from apps.recsys.planning import bpr_terms, embedding_terms
-from apps.recsys.planning.baselines import LIBRARIES, SERVING
+from apps.recsys.planning import bpr_terms, embedding_terms, linear_terms
+from apps.recsys.planning.baselines import LIBRARIES, SERVING, uses_interactions, warm_up_for
 from apps.recsys.planning.ranking_terms import model_terms
 from apps.recsys.planning.requests import AnswerRequest
 from common.memory.costs import baseline
@@ -52,7 +52,8 @@ class AnswerWorkload:
     def probes(self, setting: Setting) -> Sequence[Probe]:
         """The baseline."""
         libraries = (*LIBRARIES, "fastapi", "uvicorn") if self.request.warm_up == SERVING else LIBRARIES
-        return [baseline.probe(self.request.warm_up, libraries=libraries, threads=self.request.threads)]
+        warm_up = warm_up_for(self.manifest, self.request.warm_up)
+        return [baseline.probe(warm_up, libraries=libraries, threads=self.request.threads)]
 
     def footprint(self, setting: Setting, costs: Costs) -> Footprint:
         """The model, its ids and titles, and one answer."""
@@ -73,11 +74,17 @@ class AnswerWorkload:
         answers = RANKED_BYTES * k + entry * (
             kept if request.keeps else min(k, EXPLAINED_ROWS) * (1 + min(request.explained, longest))
         )
+        columns, filtering = embedding_terms.columns(manifest), []
+        if uses_interactions(manifest):
+            block = min(k, EXPLAINED_ROWS) if request.explained else 1
+            filtering = linear_terms.filter_terms(manifest, block=block, threads=1, phases=("answer",))
+            columns = factors = folding = 0
         named = NAMED_BYTES * request.named + (LOOK_UP_BYTES + LIMIT_BYTES) * items * (request.named > 0)
         return Footprint.of(
             [
                 *baseline.terms(costs, self.probes(setting)[0]),
-                *model_terms(users=users, items=items, factors=embedding_terms.columns(manifest), phases=("answer",)),
+                *model_terms(users=users, items=items, factors=columns, phases=("answer",)),
+                *filtering,
                 # Stored uncompressed: the file while it is read, and the table.
                 Term("ids and titles", 2 * tables, "analytic", ("answer",)),
                 # Scores, the partitioned copy, norms, masks.

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from apps.recsys.data.headers import is_arrow
 from apps.recsys.data.readers import Source
@@ -14,10 +15,14 @@ READING = "apps.recsys.warm_up:reading"
 TRAINING = "apps.recsys.warm_up:training"
 LEARNING = "apps.recsys.warm_up:learning"
 PAIRING = "apps.recsys.warm_up:pairing"
+FILTERING = "apps.recsys.warm_up:filtering"
 SCORING = "apps.recsys.warm_up:scoring"
 ANSWERING = "apps.recsys.warm_up:answering"
 SERVING = "apps.recsys.warm_up:serving"
+FILTER_ANSWERING = "apps.recsys.warm_up:filter_answering"
+FILTER_SERVING = "apps.recsys.warm_up:filter_serving"
 """Names of the warm-up functions, as ``common.memory.costs.baseline`` takes them."""
+_FILTERED = {SCORING: FILTERING, ANSWERING: FILTER_ANSWERING, SERVING: FILTER_SERVING}
 LIBRARIES = ("numpy", "scipy", "pyarrow", "implicit", "safetensors")
 """Libraries whose versions decide a baseline."""
 WAITING_BYTES = 6 << 20
@@ -67,3 +72,21 @@ def baseline_terms(costs: Costs, probe: Probe, *phases: str) -> list[Term]:
         The phases.
     """
     return [Term(term.name, term.bytes, term.source, phases) for term in baseline.terms(costs, probe)]
+
+
+def warm_up_for(manifest: Mapping[str, Any], warm_up: str) -> str:
+    """The warm-up of a command for a model: a filter needs SciPy too.
+
+    Parameters
+    ----------
+    manifest
+        ``model.json``.
+    warm_up
+        ``SCORING``, ``ANSWERING`` or ``SERVING``.
+    """
+    return _FILTERED[warm_up] if uses_interactions(manifest) else warm_up
+
+
+def uses_interactions(manifest: Mapping[str, Any]) -> bool:
+    """True for a linear model that scores by the interactions; a spectral one is a model of factors."""
+    return bool(manifest["kind"] == "linear" and manifest["hyper"].get("form") == "filter")

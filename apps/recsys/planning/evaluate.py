@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from apps.recsys.data.readers import Source
 from apps.recsys.data.test_files import TestPairs
 from apps.recsys.models.manifest import RecommenderManifest
-from apps.recsys.planning import bpr_terms, embedding_terms
+from apps.recsys.planning import bpr_terms, embedding_terms, linear_terms
 from apps.recsys.planning.baselines import (
     LIBRARIES,
     READING,
@@ -17,6 +17,8 @@ from apps.recsys.planning.baselines import (
     WAITING_BYTES,
     baseline_terms,
     reading_terms,
+    uses_interactions,
+    warm_up_for,
 )
 from apps.recsys.planning.ranking_terms import USER_BLOCKS, model_terms, ranking_terms
 from apps.recsys.planning.requests import EvaluateRequest
@@ -51,7 +53,8 @@ class EvaluateWorkload:
 
     def probes(self, setting: Setting) -> Sequence[Probe]:
         """The baseline; reading a test file has one of its own."""
-        names = [SCORING] if self.test is None else [SCORING, READING]
+        scoring = warm_up_for(self.manifest, SCORING)
+        names = [scoring] if self.test is None else [scoring, READING]
         return [baseline.probe(name, libraries=LIBRARIES, threads=self.request.threads) for name in names]
 
     def _reading_terms(self, costs: Costs, setting: Setting) -> list[Term]:
@@ -71,23 +74,28 @@ class EvaluateWorkload:
     def footprint(self, setting: Setting, costs: Costs) -> Footprint:
         """The model, and a block of users' scores."""
         manifest, during = self.manifest, ("evaluate",)
-        items, factors = manifest["items"], manifest["factors"]
+        items, factors, columns = manifest["items"], manifest["factors"], embedding_terms.columns(manifest)
+        block, threads, scoring = int(setting["user_block"]), self.request.threads, []
+        if filters := uses_interactions(manifest):
+            factors = columns = 0
+            block = min(block, self.scored_users)
+            scoring = linear_terms.filter_terms(manifest, block=block, threads=threads, phases=during)
         return Footprint.of(
             [
                 *self._reading_terms(costs, setting),
                 *baseline_terms(costs, self.probes(setting)[0], *during),
-                *model_terms(
-                    users=manifest["users"], items=items, factors=embedding_terms.columns(manifest), phases=during
-                ),
+                *model_terms(users=manifest["users"], items=items, factors=columns, phases=during),
+                *scoring,
                 *ranking_terms(
                     items=items,
                     factors=factors,
                     scored=self.scored_users,
                     longest=manifest["longest_history"],
                     mean=manifest["interactions"] / manifest["users"],
-                    block=int(setting["user_block"]),
-                    threads=self.request.threads,
+                    block=block,
+                    threads=threads,
                     phases=during,
+                    scores=not filters,
                 ),
                 *bpr_terms.fold_terms(
                     manifest["kind"],

@@ -12,16 +12,18 @@ from apps.recsys.models.als import ials
 from apps.recsys.models.als.confidence import WEIGHTS
 from apps.recsys.models.embedding import embedding_config
 from apps.recsys.models.embedding.embedding_config import EmbeddingConfig
+from apps.recsys.models.linear import options as linear
 from apps.recsys.planning.resume_settings import DECIDES
 from common.cli.main import parse_settings
 from common.compression import layouts
 from common.errors import UsageError
 
-KINDS = ("ials", "bpr", "embedding", "popularity")
+KINDS = ("ials", "bpr", "embedding", "linear", "popularity")
 DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "ials": ials.HYPER,
     "bpr": bpr.HYPER,
     "embedding": embedding_config.HYPER,
+    "linear": linear.HYPER,
     "popularity": {},
 }
 """Kind of model -> its hyper-parameters with their defaults."""
@@ -51,6 +53,8 @@ class ModelOptions:
         ``"bf16"`` or ``"off"``: products of an embedding with its negatives.
     micro_batches
         Windows that an embedding may send through the network together: the planner's choices, the fastest first.
+    ranks
+        Numbers of eigenvalues that a linear model may have: the planner's choices, the best first.
 
     Raises
     ------
@@ -63,6 +67,7 @@ class ModelOptions:
     hyper: Mapping[str, Any] = field(metadata={**DECIDES, "except": ("patience",)})
     amp: str = "off"
     micro_batches: tuple[int, ...] = ()
+    ranks: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if self.kind == "ials":
@@ -90,6 +95,8 @@ class ModelOptions:
         """
         kind: str = args.model
         hyper = parse_settings(pairs, DEFAULTS[kind])
+        if args.factors == 0 and kind != "linear":
+            raise UsageError("--factors 0: expected a positive number; 0 is for --model linear")
         if kind == "embedding":
             return cls._embedding(args, hyper)
         for name in EMBEDDING_ONLY:
@@ -97,6 +104,11 @@ class ModelOptions:
                 raise UsageError(f"--{name.replace('_', '-')} is for --model embedding")
         if kind == "popularity":
             return cls(kind=kind, factors=1, hyper=hyper)
+        if kind == "linear":
+            if args.epochs is not None:
+                raise UsageError("--epochs: linear is not trained in passes")
+            ranks = linear.FACTORS if args.factors is None else (args.factors,)
+            return cls(kind=kind, factors=ranks[0], hyper=linear.checked(hyper, ranks[0]), ranks=ranks)
         if args.epochs is not None:
             hyper["iterations"] = args.epochs
         return cls(kind=kind, factors=args.factors or FACTORS, hyper=hyper)

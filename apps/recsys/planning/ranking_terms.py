@@ -39,7 +39,16 @@ def model_terms(*, users: int, items: int, factors: int, phases: Sequence[str]) 
 
 
 def ranking_terms(
-    *, items: int, factors: int, scored: int, longest: int, mean: float, block: int, threads: int, phases: Sequence[str]
+    *,
+    items: int,
+    factors: int,
+    scored: int,
+    longest: int,
+    mean: float,
+    block: int,
+    threads: int,
+    phases: Sequence[str],
+    scores: bool = True,
 ) -> list[Term]:
     """Terms of ``full_ranking.evaluate``.
 
@@ -59,11 +68,13 @@ def ranking_terms(
         Threads that rank.
     phases
         Phases in which it happens.
+    scores
+        False to leave out the array of scores, where the model has terms of its own for it.
     """
     during = tuple(phases)
     block = min(block, scored)  # unused rows of the block stay untouched pages
     return [
-        Term("scores", 4 * block * (items + factors), "analytic", during),
+        *([Term("scores", 4 * block * (items + factors), "analytic", during)] if scores else []),
         Term("waiting histories", int(block * (12 * mean + 1024)), "analytic", during),
         # Factors of one history's items, and weighted; the system, which is solved in a copy.
         Term("fold-in workspace", threads * 4 * factors * (2 * longest + 3 * factors), "analytic", during),

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from apps.recsys.models.catalogue_search import TILE
 from apps.recsys.models.manifest import RecommenderManifest
-from apps.recsys.planning.baselines import ANSWERING, LIBRARIES
+from apps.recsys.planning import linear_terms
+from apps.recsys.planning.baselines import ANSWERING, LIBRARIES, uses_interactions, warm_up_for
 from apps.recsys.planning.bpr_terms import fold_terms
 from apps.recsys.planning.embedding_terms import columns
 from apps.recsys.planning.ranking_terms import (
@@ -70,7 +71,8 @@ class RecommendAllWorkload:
 
     def probes(self, setting: Setting) -> Sequence[Probe]:
         """The baseline."""
-        return [baseline.probe(ANSWERING, libraries=LIBRARIES, threads=self.request.threads)]
+        warm_up = warm_up_for(self.manifest, ANSWERING)
+        return [baseline.probe(warm_up, libraries=LIBRARIES, threads=self.request.threads)]
 
     def footprint(self, setting: Setting, costs: Costs) -> Footprint:
         """The model; then the work of each thread, or a part that is written."""
@@ -78,7 +80,14 @@ class RecommendAllWorkload:
         items, users, factors, threads = manifest["items"], manifest["users"], manifest["factors"], self.request.threads
         files = manifest["files"]
         both, part, tile = ("load", *rank), min(self.part_users, users), min(TILE, items)
-        block = min(int(setting["user_block"]), -(-part // threads))
+        block, size, filtering = min(int(setting["user_block"]), -(-part // threads)), columns(manifest), []
+        if uses_interactions(manifest):
+            # Blocks of one size that keep every thread busy (``Ranker.answer``).
+            even = -(-part // (-(-part // (threads * block)) * threads))
+            filtering = linear_terms.filter_terms(
+                manifest, block=threads * even, threads=threads, phases=both, scoring=rank
+            )
+            factors = size = tile = 0
         longest, mean = manifest.get("longest", manifest["longest_history"]), manifest["interactions"] / users
         rows = part * min(self.request.k, items)
         folding = 4 * factors * (2 * longest + 3 * factors)
@@ -92,7 +101,8 @@ class RecommendAllWorkload:
         return Footprint.of(
             [
                 *baseline.terms(costs, self.probes(setting)[0]),
-                *model_terms(users=users, items=items, factors=columns(manifest), phases=both),
+                *model_terms(users=users, items=items, factors=size, phases=both),
+                *filtering,
                 Term("order of items", 8 * items, "analytic", both),
                 # Lengths, negated lengths, and their order in 64 bits.
                 Term("putting in order", 24 * items, "analytic", ("load",)),

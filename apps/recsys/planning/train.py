@@ -15,9 +15,11 @@ from apps.recsys.data.csr_store import BLOCK
 from apps.recsys.data.ingest import Facts, Inputs
 from apps.recsys.data.splits import MOST_VALIDATION_USERS, SAMPLED_TIMES, TIMED
 from apps.recsys.models.embedding.embedding_config import EmbeddingConfig
+from apps.recsys.models.linear.options import sample_users
 from apps.recsys.models.search_space import Choice
-from apps.recsys.planning import bpr_terms, embedding_terms, ials_terms
+from apps.recsys.planning import bpr_terms, embedding_terms, ials_terms, linear_terms
 from apps.recsys.planning.baselines import (
+    FILTERING,
     LEARNING,
     LIBRARIES,
     PAIRING,
@@ -53,13 +55,15 @@ the parent has loaded PyTorch. Measured in 1 to 31 trials, on one thread and on 
 1 to 12 trials on two threads, 16.7 to 18.3."""
 LEAST_FACTORS = 8
 """Fewest factors that a refusal suggests."""
+LESSER = 1e6
+"""Makes the planner take fewer eigenvalues only where more do not fit: no ranking saves that many seconds."""
 RANKED_SECONDS = 2e-3
 """Fixed cost of ranking for a block of users: the unit of ``TrainWorkload.seconds``."""
 
 
 def training_warm_up(kind: str) -> str:
     """The warm-up function of ``recsys train`` for a kind of model."""
-    return {"embedding": LEARNING, "bpr": PAIRING}.get(kind, TRAINING)
+    return {"embedding": LEARNING, "bpr": PAIRING, "linear": FILTERING}.get(kind, TRAINING)
 
 
 def training_probes(kind: str, threads: int) -> list[Probe]:
@@ -134,7 +138,8 @@ class TrainWorkload:
     def ranks(self) -> bool:
         """True if anything is ranked: what a split holds out, or the hidden items of a validation."""
         request = self.request
-        return request.split != "none" or request.trials > 0 or bool(request.model.hyper.get("validation", 0))
+        chooses = request.model.kind == "linear" or bool(request.model.hyper.get("validation", 0))
+        return request.split != "none" or request.trials > 0 or chooses
 
     def with_settings(self, settings: Mapping[str, Any]) -> TrainWorkload:
         """The same work with other values of some hyper-parameters or of ``factors``."""
@@ -178,6 +183,8 @@ class TrainWorkload:
                 {"micro_batch": size, "accumulate": -(-embedding.batch // size), "amp": model.amp}
                 for size in model.micro_batches
             ]
+        if model.kind == "linear":
+            return [{"factors": min(factors, self.facts.items)} for factors in model.ranks]
         return [{"fit_block": size} for size in ials_terms.blocks(self.sizes)] if model.kind == "ials" else [{}]
 
     def probes(self, setting: Setting) -> Sequence[Probe]:
@@ -225,6 +232,8 @@ class TrainWorkload:
                 after=[*(["suggest"] if request.trials > 1 else []), "validate", "evaluate", "write"],
             )
             terms += self._ranking_terms(setting, "validate", min(MOST_VALIDATION_USERS, facts.users), facts.longest)
+        elif request.model.kind == "linear":
+            return Footprint.of([*terms, *self._linear_terms(setting)])
         else:
             solving = self._solver_terms(setting)
             terms += solving
@@ -268,6 +277,42 @@ class TrainWorkload:
             terms += bpr_terms.terms(users=self.fit_users, interactions=self.fit_interactions, factors=model.factors)
         return terms
 
+    def _linear_terms(self, setting: Setting) -> list[Term]:
+        """The spectrum, then the comparison of candidates; later the evaluation of what the split held out."""
+        facts, threads, factors = self.facts, self.request.threads, int(setting["factors"])
+        sizes = {"users": facts.users, "items": facts.items}
+        fit, block = ("fit",), int(setting["user_block"])
+        during = ("fit", "evaluate") if self.request.split != "none" else fit
+        blocks = linear_terms.block_terms(
+            **sizes, interactions=facts.interactions, longest=facts.longest, threads=threads, phases=during
+        )
+        spectrum = linear_terms.spectrum_terms(**sizes, factors=factors, phases=fit)
+        scored = sample_users(facts.items, facts.users)
+        ranking = [
+            *linear_terms.model_terms(items=facts.items, factors=factors, phases=fit),
+            *linear_terms.comparing_terms(**sizes, block=min(block, scored), threads=threads, phases=fit),
+        ]
+        chosen = max(spectrum, ranking, key=lambda terms: sum(term.bytes for term in terms))
+        written = linear_terms.model_terms(items=facts.items, factors=factors, phases=("write",))
+        terms = [*blocks, *chosen, *written]
+        if self.request.split != "none":
+            terms += linear_terms.model_terms(items=facts.items, factors=factors, phases=("evaluate",))
+            terms += linear_terms.scoring_terms(
+                **sizes, block=min(block, facts.scored_users), threads=threads, phases=("evaluate",)
+            )
+            terms += ranking_terms(
+                items=facts.items,
+                factors=0,
+                scored=facts.scored_users,
+                longest=facts.scored_longest,
+                mean=facts.interactions / facts.users,
+                block=block,
+                threads=threads,
+                phases=("evaluate",),
+                scores=False,
+            )
+        return terms
+
     def _ranking_terms(self, setting: Setting, phase: str, scored: int, longest: int) -> list[Term]:
         facts, model, threads, during = self.facts, self.request.model, self.request.threads, (phase,)
         size = embedding_terms.columns({"factors": model.factors, "hyper": model.hyper})
@@ -292,6 +337,8 @@ class TrainWorkload:
         ranked = 1.0 + self.facts.scored_users / int(setting["user_block"])
         if model.kind == "embedding":
             return ranked + int(setting["accumulate"]) * self.facts.users
+        if model.kind == "linear":  # fewer eigenvalues are no faster choice but a lesser one
+            return ranked + LESSER * (model.ranks[0] - int(setting["factors"]))
         if model.kind != "ials":
             return ranked
         fitted = ials_terms.seconds(self.sizes, int(setting["fit_block"]), iterations=int(model.hyper["iterations"]))

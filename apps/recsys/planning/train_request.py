@@ -99,8 +99,9 @@ class TrainRequest:
         model = ModelOptions.of(args, pairs)
         if note := amp.require(model.amp, "cpu"):
             notes = [*notes, f"recsys train: {note}"]
-        if args.tune and model.kind == "popularity":
-            raise UsageError("--tune: popularity has no settings")
+        if args.tune and model.kind in ("popularity", "linear"):
+            why = "has no settings" if model.kind == "popularity" else "chooses its settings without it"
+            raise UsageError(f"--tune: {model.kind} {why}")
         fixed = {pair.partition("=")[0] for pair in pairs} | ({"factors"} if args.factors else set())
         return cls(
             model=model,

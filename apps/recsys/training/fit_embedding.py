@@ -19,6 +19,7 @@ from apps.recsys.models.embedding import user_encoders
 from apps.recsys.models.embedding.embedding_config import EmbeddingConfig
 from apps.recsys.models.embedding.model import EmbeddingNetwork, make_step
 from apps.recsys.models.embedding.table_codes import fixed_inputs
+from apps.recsys.models.scorers import FactorScorer
 from apps.recsys.training import validation
 from apps.recsys.training.batches import Batches
 from apps.recsys.training.fit_factors import IterationCallback, no_callback
@@ -263,8 +264,7 @@ def validate(trainer: Trainer) -> Mapping[str, float]:
     user_side = None if network.user_side is None else network.user_side.dense()
     encoder = user_encoders.embedding(items, user_side, {**asdict(config), "user_vectors": config.user_vectors})
     return validation.score(
-        items,
-        encoder,
+        FactorScorer(items, encoder),
         history=trainer.history,
         hidden=trainer.hidden,
         kept=trainer.kept,

@@ -14,6 +14,7 @@ from apps.recsys.models import bpr, popularity, weights
 from apps.recsys.models.als import als_matrices, ials
 from apps.recsys.models.als.factor_state import FactorState
 from apps.recsys.models.embedding import user_encoders
+from apps.recsys.models.scorers import FactorScorer
 from apps.recsys.training import validation
 from apps.recsys.training.checkpoint import FactorCheckpoint
 from common import files
@@ -195,9 +196,8 @@ class FactorTrainer:
             history, kept = evaluated
             items, negatives = tensors[weights.ITEMS], tensors.get(weights.COMPARED)
             encoder = user_encoders.of_kind(self.config.kind, items, self.config.hyper, negatives=negatives)
-            return validation.score(
-                items, encoder, history=history, hidden=self.hidden, kept=kept, session=self.session
-            )
+            scorer = FactorScorer(items, encoder)
+            return validation.score(scorer, history=history, hidden=self.hidden, kept=kept, session=self.session)
 
         self.callback(iterations, evaluate)
 

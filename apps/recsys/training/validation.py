@@ -3,33 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from apps.recsys.evaluation.full_ranking import User, evaluate
 from apps.recsys.evaluation.metrics import Tally
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from apps.recsys.data.csr_store import History
     from apps.recsys.data.splits import HeldOut, Kept
-    from apps.recsys.models.embedding.user_encoders import FoldIn
+    from apps.recsys.models.scorers import Scorer
     from apps.recsys.training.session import TrainingSession
 
 METRICS = ("ndcg@10", "ndcg@20")
 
 
 def score(
-    items: NDArray[Any], fold_in: FoldIn, *, history: History, hidden: HeldOut, kept: Kept, session: TrainingSession
+    scorer: Scorer, *, history: History, hidden: HeldOut, kept: Kept, session: TrainingSession
 ) -> Mapping[str, float]:
     """Rank all items for the users with hidden items.
 
     Parameters
     ----------
-    items
-        Item vectors, shape (items, factors).
-    fold_in
-        From a history to a user vector.
+    scorer
+        The model: scores all items for histories.
     history
         All interactions.
     hidden
@@ -50,6 +46,6 @@ def score(
             trained = kept.mask(int(user), int(user) + 1)
             yield history.items(user)[trained], history.values(user)[trained], hidden.items(row)
 
-    tally = Tally(len(items), METRICS)
-    evaluate(users(), fold_in, items, block=int(session.plan["user_block"]), threads=session.threads, tally=tally)
+    tally = Tally(scorer.items, METRICS)
+    evaluate(users(), scorer, block=int(session.plan["user_block"]), threads=session.threads, tally=tally)
     return tally.means()

@@ -198,6 +198,8 @@ class _Search:
         plans = [plan for plan in self._priced.values() if plan is not None]
         if not plans or _always(plans[0]) > self.ceiling:
             exact = {index: plan for index in indices if (plan := self._priced[index]) not in self._estimated}
+            beyond = [index for index in indices if exact.get(index) is None]
+            _measure_together([(self.workload, self._ordered[index]) for index in beyond], None, self.costs)
             self._priced |= {index: exact.get(index) or self._price_beyond(index) for index in indices}
             plans = [plan for plan in self._priced.values() if plan is not None]
         least = min(plans, key=lambda plan: plan.needed_bytes, default=None)
@@ -279,7 +281,7 @@ def _always(plan: Plan) -> int:
     return sum(term.bytes for term in plan.footprint.terms if ALL in term.phases)
 
 
-def _measure_together(offers: Iterable[tuple[Workload, Setting]], ceiling: int, costs: CostStore) -> None:
+def _measure_together(offers: Iterable[tuple[Workload, Setting]], ceiling: int | None, costs: CostStore) -> None:
     """Measure the probes of several settings together, since each child has to load its libraries."""
     probes = [probe for workload, setting in offers for probe in workload.probes(setting)]
     with suppress(ProbeFailed):  # each setting is measured by itself later

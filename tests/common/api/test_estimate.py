@@ -22,16 +22,18 @@ MIB = 1 << 20
 Batch = tuple[torch.Tensor, torch.Tensor]
 
 
-def measured(name: str) -> int:
-    """Bytes that a step adds to a process which has loaded PyTorch; its allocator returns what is freed."""
+@pytest.fixture(scope="module")
+def measured() -> dict[str, int]:
+    """Bytes that each step adds to a process which has loaded PyTorch; its allocator returns what is freed."""
     environment = os.environ | glibc.environment(torch.get_num_threads())
-    command = [sys.executable, steps.__file__, name, "tame"]
-    return int(subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True).stdout)
+    command = [sys.executable, steps.__file__, "tame", *steps.NAMES]
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+    return dict(zip(steps.NAMES, map(int, done.stdout.split()), strict=True))
 
 
 @pytest.mark.parametrize("name", steps.NAMES)
-def test_the_peak_is_that_of_a_fresh_process(name: str) -> None:
-    predicted, real = estimate(*steps.make(name)).peak_bytes, measured(name)
+def test_the_peak_is_that_of_a_fresh_process(name: str, measured: dict[str, int]) -> None:
+    predicted, real = estimate(*steps.make(name)).peak_bytes, measured[name]
     assert real > 64 * MIB
     # 1.3 to 1.7 % over where it is 177 to 490 MiB, 3.5 MiB where it is 117: the allowance for small blocks is the same.
     assert -0.005 * real <= predicted - real <= 0.01 * real + 4 * MIB, (predicted / MIB, real / MIB)
@@ -183,7 +185,8 @@ def test_what_is_no_step_is_refused(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))  # what is in the cache fits under any ceiling
+    if error is DoesNotFit:
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))  # what is in the cache fits under any ceiling
     with pytest.raises(error) as caught:
         estimate(step, torch.zeros(2, 2), **arguments)
     assert all(str(fact) in str(caught.value) for fact in facts), caught.value

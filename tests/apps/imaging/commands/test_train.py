@@ -71,16 +71,18 @@ def test_a_few_steps_on_real_cases_learn(dataset: Callable[[str], Path], tmp_pat
         for path in sorted((source / part).glob("*.nii.gz"))[:10]:
             shutil.copy(path, folder / part)
     amp = "bf16" if cpu.precisions("torch").get("bf16") == "native" else "off"
+    # In so few steps, a larger learning rate finds the background only.
+    chosen = ("--steps", 24, "--set", "learning_rate=0.001", "--set", "validation_cases=0")
     options = ("--patch", "32,48,32", "--fold", "0/5", "--amp", amp, "--memory", "1GiB", "--json")
     # Planned first: a run that has to measure its costs counts the child that measures them too.
-    command = ("apps.imaging", "train", folder, "-o", tmp_path / "model", "--steps", 45, *options)
+    command = ("apps.imaging", "train", folder, "-o", tmp_path / "model", *chosen, *options)
     planned = run(*command, "--dry-run")
     assert planned.code == 0 and not (tmp_path / "model").exists(), planned.err
     done = run(*command)
     assert done.code == 0, done.err
     says(done.err, "dataset.json")
     record = done.record
-    assert record["results"]["steps"] == 45
+    assert record["results"]["steps"] == 24
     assert record["results"]["metrics"]["mean_dice"] > 0.2  # untrained: below 0.05
     kept(record)
     plan = record["plan"]
@@ -122,12 +124,14 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, run: Runner) -> tuple[
     return folder, done.record
 
 
-@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM], ids=["kill", "term"])
-def test_a_stopped_training_goes_on_to_the_same_weights(
-    undisturbed: tuple[Path, Any], tmp_path: Path, run: Runner, end: signal.Signals
+@pytest.mark.parametrize(
+    ("end", "cache"), [(signal.SIGKILL, "disk"), (signal.SIGTERM, "memory")], ids=["kill-disk", "term-memory"]
+)
+def test_a_stopped_training_goes_on_to_the_same_weights_wherever_its_cases_are(
+    undisturbed: tuple[Path, Any], tmp_path: Path, run: Runner, end: signal.Signals, cache: str
 ):
     (folder, record), out = undisturbed, tmp_path / "stopped"
-    options = [str(folder / "balls"), "--steps", "32", *FAST, "-o", str(out)]
+    options = [str(folder / "balls"), "--steps", "32", *FAST, "--cache", cache, "-o", str(out)]
     child = start(options)
     checkpoint = out / ".training" / "last.safetensors"
     wait_until(checkpoint.is_file, seconds=120, alive=child)
@@ -142,30 +146,11 @@ def test_a_stopped_training_goes_on_to_the_same_weights(
     again = run("apps.imaging", "train", *options)
     assert again.code == 0, again.err
     continued(again.err, "step")
+    assert (record["plan"]["knobs"]["cache"], again.record["plan"]["knobs"]["cache"]) == ("memory", cache)
     assert not checkpoint.exists()
     for name in ("weights.safetensors", "network.onnx"):
         assert (out / name).read_bytes() == (folder / "model" / name).read_bytes()
     assert again.record["results"]["metrics"] == record["results"]["metrics"]
-
-
-def test_a_training_by_the_clock_steps_for_so_long(balls: Path, tmp_path: Path, run: Runner):
-    clock = ("--time", "4s", "--set", "validation_cases=0")
-    done = run("apps.imaging", "train", balls, "-o", tmp_path / "m", *clock, *FAST)
-    assert done.code == 0, done.err
-    phases = [(phase["name"], phase["seconds"]) for phase in done.record["measured"]["phases"]]
-    assert 2 < sum(seconds for name, seconds in phases if name == "train") < patience(4)  # without its checkpoints
-    assert [name for name, _ in phases].count("validate") == 1  # none between the steps, since no case is for that
-    assert done.record["results"]["steps"] >= 1 and done.record["results"]["metrics"]["cases"] == 1
-
-
-def test_cases_on_disk_train_the_same_weights(balls: Path, tmp_path: Path, run: Runner):
-    weights = []
-    for cache in ("memory", "disk"):
-        out = tmp_path / cache
-        done = run("apps.imaging", "train", balls, "-o", out, "--steps", 4, *FAST, "--cache", cache)
-        assert done.code == 0, done.err
-        weights.append((out / "weights.safetensors").read_bytes())
-    assert weights[0] == weights[1]
 
 
 def test_a_ceiling_that_is_too_small_names_one_that_works(balls: Path, tmp_path: Path, run: Runner):
@@ -218,7 +203,7 @@ def test_bad_cases_are_named(balls: Path, tmp_path: Path, how: str):
     assert "case_1" not in caught.value.public
 
 
-@pytest.mark.parametrize("how", ["shape", "values", "truncated"])
+@pytest.mark.parametrize("how", ["shape", "truncated"])  # found in the headers, and in the voxels
 def test_bad_cases_end_the_command_with_one_line(balls: Path, tmp_path: Path, run: Runner, how: str):
     facts = damage(balls, how)
     done = run("apps.imaging", "train", balls, "-o", tmp_path / "m", "--steps", 2, *FAST)
@@ -230,11 +215,16 @@ def test_bad_cases_end_the_command_with_one_line(balls: Path, tmp_path: Path, ru
     assert left <= {"run.json"}
 
 
-def test_skip_bad_trains_on_the_rest(balls: Path, tmp_path: Path, run: Runner):
+def test_a_training_by_the_clock_steps_for_so_long_on_what_is_not_bad(balls: Path, tmp_path: Path, run: Runner):
     damage(balls, "shape")
     write(balls / "labelsTr" / "case_2.nii.gz", np.full((20, 20, 20), 7, np.uint8))
-    done = run("apps.imaging", "train", balls, "-o", tmp_path / "m", "--steps", 2, "--skip-bad", *FAST)
+    clock = ("--time", "3s", "--set", "validation_cases=0", "--skip-bad")
+    done = run("apps.imaging", "train", balls, "-o", tmp_path / "m", *clock, *FAST)
     assert done.code == 0, done.err
+    phases = [(phase["name"], phase["seconds"]) for phase in done.record["measured"]["phases"]]
+    assert 1.5 < sum(seconds for name, seconds in phases if name == "train") < patience(3)  # without its checkpoints
+    assert [name for name, _ in phases].count("validate") == 1  # none between the steps, since no case is for that
+    assert done.record["results"]["steps"] >= 1 and done.record["results"]["metrics"]["cases"] == 1
     for case in ("case_1", "case_2"):
         assert [line for line in done.err.splitlines() if not missing(line, "skipped", case)], done.err
 

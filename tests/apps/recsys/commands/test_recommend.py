@@ -72,6 +72,7 @@ def embedding(trained: Trained, run: Run, tmp_path_factory: pytest.TempPathFacto
     """An embedding whose users are sums."""
     model = tmp_path_factory.mktemp("explained") / "model"
     options = ("--model", "embedding", "--epochs", 2, "--factors", 16, "--set", "validation=0", "-q")
+    options += ("--set", "batch=64", "--set", "negatives=64")
     assert run("apps.recsys", "train", trained.interactions, "-o", model, *options).code == 0
     return model
 

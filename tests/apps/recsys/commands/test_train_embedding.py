@@ -45,7 +45,7 @@ def test_its_options_are_checked(trained: Trained, run: Run, tmp_path: Path) -> 
         (("--model", "embedding", "--table", "int4", "--factors", 3), ("--factors 3", "4 bits")),
         (("--model", "embedding", "--set", "alpha=1"), ("--set", "alpha", "learning_rate")),
         (("--model", "embedding", "--table", "hash", "--set", "row_bytes=0"), ("row_bytes", 1)),
-        (("--model", "embedding", "--memory", "600MiB", "--resume"), (tmp_path / "model", "resume")),
+        ((*SMALL, "--table", "int8", "--memory", "600MiB", "--resume"), (tmp_path / "model", "resume")),
     ):
         done = run(*command, *options)
         assert done.code == (4 if "--resume" in options else 2), (options, done.err)

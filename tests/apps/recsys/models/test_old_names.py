@@ -18,6 +18,7 @@ from tests.messages import refused, says
 
 Run = Callable[..., Any]
 SMALL = ("--factors", 8, "--memory", "700MiB", "--threads", 1)
+EMBEDDING = ("--model", "embedding", "--epochs", 1, "--set", "batch=64", "--set", "negatives=64")
 
 
 @pytest.mark.parametrize(
@@ -70,12 +71,12 @@ def aged(model: Path, copy: Path, hyper: dict[str, str], tensors: dict[str, str]
     [
         (("--set", "frequency_scaling=1"), {"frequency_scaling": "frequency"}, {}),
         (
-            ("--model", "embedding", "--epochs", 1, "--set", "tables=2", "--table", "int8"),
+            (*EMBEDDING, "--set", "tables=2", "--table", "int8"),
             {"user_vectors": "user", "history": "sum"},
             {"user_side_factors": "taste_factors", "user_side_factors.scales": "taste_factors.scales"},
         ),
         (
-            ("--model", "embedding", "--epochs", 1, "--set", "user_vectors=learned"),
+            (*EMBEDDING, "--set", "user_vectors=learned"),
             {"user_vectors": "user", "learned": "own"},
             {},
         ),

@@ -1,0 +1,69 @@
+"""Hyper-parameters of ``--model linear``, as the command line gives them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from common.errors import UsageError
+
+AUTO = "auto"
+"""Value of a hyper-parameter that is chosen on hidden items."""
+FORMS = ("filter", "spectral")
+"""Values of ``form``: the interactions, with a spectrum or without; a spectrum alone."""
+HYPER: Mapping[str, str] = {"form": AUTO, "degree_power": AUTO, "saturation": AUTO}
+"""Hyper-parameters with their defaults."""
+FACTORS = (256, 128, 64, 32, 0)
+"""Eigenvalues unless ``--factors`` says otherwise: as many of these as fit. More than 256 gain nothing on Gowalla."""
+SHARE = 0.5
+"""Share of the users that may be in the sample. A tenth of 1,892 users chose by chance."""
+MOST_USERS = 4000
+"""Most users of the sample. With 2,000 of Gowalla, which settings are best differs from seed to seed."""
+SCORED = 200_000_000
+"""Most scores per candidate: the users of the sample times the items. 4,000 users of Gowalla are 164 million."""
+LEAST_USERS = 100
+"""Users of the sample, however many items there are."""
+_NUMBERS = {"degree_power": (0.0, 1.0), "saturation": (1e-9, 1e9)}
+
+
+def sample_users(items: int, users: int) -> int:
+    """Most users for whom items are hidden, to choose hyper-parameters."""
+    return max(1, min(MOST_USERS, int(SHARE * users), max(LEAST_USERS, SCORED // items)))
+
+
+def checked(hyper: Mapping[str, Any], factors: int) -> dict[str, Any]:
+    """Check hyper-parameters and convert their numbers.
+
+    Parameters
+    ----------
+    hyper
+        As ``HYPER``.
+    factors
+        Eigenvalues; 0: none.
+
+    Raises
+    ------
+    UsageError
+        In one line, if one is out of range, or a spectral model has no spectrum.
+
+    Examples
+    --------
+    >>> checked({"form": "auto", "degree_power": "0.4", "saturation": "auto"}, 256)
+    {'form': 'auto', 'degree_power': 0.4, 'saturation': 'auto'}
+    """
+    chosen = dict(hyper)
+    if hyper["form"] not in (AUTO, *FORMS):
+        raise UsageError(f"--set form={hyper['form']}: expected {AUTO}, {' or '.join(FORMS)}")
+    if hyper["form"] == "spectral" and not factors:
+        raise UsageError("--set form=spectral: needs --factors 1 or more")
+    for name, (low, high) in _NUMBERS.items():
+        if hyper[name] == AUTO:
+            continue
+        try:
+            number = float(hyper[name])
+        except ValueError:
+            raise UsageError(f"--set {name}={hyper[name]}: expected {AUTO} or a number") from None
+        if not low <= number <= high:
+            raise UsageError(f"--set {name}={hyper[name]}: expected a number from {low:g} to {high:g}")
+        chosen[name] = number
+    return chosen

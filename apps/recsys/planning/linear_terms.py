@@ -1,0 +1,72 @@
+"""Memory terms of a linear model: its blocks of interactions, its spectrum, and its scores."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from apps.recsys.models.linear.log import BLOCK_INTERACTIONS, block_users
+from apps.recsys.models.linear.spectrum import ROWS, vectors
+from common.memory.footprint import Term
+
+ARRAYS = 3
+"""Arrays of items by users while histories are scored: questions, answers, and what a block or the spectrum adds."""
+
+LEFT_BYTES = 8 << 20
+"""Memory that BLAS and the heap keep after the spectrum was computed (measured 5 to 9 MiB, for 256 eigenvalues)."""
+
+
+def block_terms(
+    *, users: int, items: int, interactions: int, longest: int, threads: int, phases: tuple[str, ...]
+) -> list[Term]:
+    """Terms of reading the interactions by blocks: their items in each thread, a one for each of them, row starts."""
+    block = min(BLOCK_INTERACTIONS, interactions) + longest
+    starts = 4 * 4 * min(block_users(items), users) * threads
+    return [
+        Term("block of interactions", 4 * block * (1 + threads) + starts, "analytic", phases),
+        Term("history index", 8 * (users + 1), "analytic", phases),
+        Term("counts of the items' users", 12 * items, "analytic", phases),
+    ]
+
+
+def spectrum_terms(*, users: int, items: int, factors: int, phases: tuple[str, ...]) -> list[Term]:
+    """Terms of ``spectrum``: two blocks of vectors, what is added to one, the users' shares, Gramians in float64."""
+    if not factors:
+        return []
+    width = vectors(items, factors)
+    arrays = 4 * width * (3 * items + min(users, block_users(items)) + 2 * ROWS)
+    return [Term("spectrum", arrays + 5 * 8 * width * width, "analytic", phases)]
+
+
+def model_terms(*, items: int, factors: int, phases: tuple[str, ...]) -> list[Term]:
+    """Terms of a spectrum that is loaded."""
+    return [Term("spectrum", 4 * factors * (items + 1), "analytic", phases)] if factors else []
+
+
+def scoring_terms(*, users: int, items: int, block: int, threads: int, phases: tuple[str, ...]) -> list[Term]:
+    """Terms of scoring all items for ``block`` users in all, shared by the threads."""
+    columns = -(-block // threads) * threads
+    return [Term("scores", 4 * columns * (ARRAYS * items + min(users, block_users(items))), "analytic", phases)]
+
+
+def comparing_terms(*, users: int, items: int, block: int, threads: int, phases: tuple[str, ...]) -> list[Term]:
+    """Terms of comparing candidates: their scores, a mask of the large ones, and what the spectrum left behind."""
+    columns = -(-block // threads) * threads
+    return [
+        *scoring_terms(users=users, items=items, block=block, threads=threads, phases=phases),
+        Term("mask of large scores", columns * items, "analytic", phases),
+        Term("left behind by the spectrum", LEFT_BYTES, "measured", phases),
+    ]
+
+
+def filter_terms(
+    manifest: Mapping[str, Any], *, block: int, threads: int, phases: tuple[str, ...], scoring: tuple[str, ...] = ()
+) -> list[Term]:
+    """Terms of a loaded filter that scores for ``block`` users at a time, in the phases ``scoring`` (all of them)."""
+    sizes = {"users": manifest["users"], "items": manifest["items"]}
+    longest = manifest.get("longest", manifest["longest_history"])
+    return [
+        *block_terms(**sizes, interactions=manifest["interactions"], longest=longest, threads=threads, phases=phases),
+        *model_terms(items=manifest["items"], factors=manifest["factors"], phases=phases),
+        *scoring_terms(**sizes, block=block, threads=threads, phases=scoring or phases),
+    ]
