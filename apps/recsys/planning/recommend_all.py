@@ -36,9 +36,9 @@ SHORT_IDS = 16
 """Bytes of a user's and an item's id that are in ``ANSWER_BYTES``; longer ids take more in each row."""
 WRITTEN_BYTES = 1 << 20
 """Memory that the writer keeps after the first part (0.8 to 1.5 MiB measured)."""
-PARQUET_BYTES, PARQUET_ROW_BYTES, MOST_PARQUET_BYTES = 9 << 18, 150, 8 << 20
-"""Memory of the Parquet writer: fixed, per row, and at most (with ``ANSWER_BYTES``, MiB measured: 1.3 to 1.5 for 40 to
-1,200 rows, 4.6 for 20,000, 12 for 40,960, 14 for 65,536)."""
+PARQUET_BYTES, PARQUET_ROWS, PARQUET_ROW_BYTES, MOST_PARQUET_BYTES = 9 << 18, 1 << 14, 235, 8 << 20
+"""Memory of the Parquet writer: for up to so many rows, for each further row, and at most (with ``ANSWER_BYTES``, MiB
+measured: 1.3 to 1.5 for 40 to 1,200 rows, 4.6 for 20,000, 12 for 40,960, 14 for 65,536)."""
 READ_BYTES = 32
 """Bytes per row that is read again to join the parts."""
 GROUP_BYTES = 8 << 10
@@ -93,7 +93,7 @@ class RecommendAllWorkload:
         folding = 4 * factors * (2 * longest + 3 * factors)
         # Pairs that are not ranked, sorted; a user's vector, or the scores of a tile.
         each = 48 * (block * mean + longest) + max(folding, tile * (SCORE_BYTES * block + 4 * factors))
-        writer = min(PARQUET_BYTES + PARQUET_ROW_BYTES * rows, MOST_PARQUET_BYTES)
+        writer = min(PARQUET_BYTES + PARQUET_ROW_BYTES * max(0, rows - PARQUET_ROWS), MOST_PARQUET_BYTES)
         names = max(0, files["users.parquet"]["bytes"] // users + files["items.parquet"]["bytes"] // items - SHORT_IDS)
         writing = writer + (ANSWER_BYTES + names) * rows
         kept = WRITTEN_BYTES if users > self.part_users else 0

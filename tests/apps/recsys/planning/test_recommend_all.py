@@ -24,10 +24,12 @@ def _terms(users: int, *, id_bytes: int = 8, k: int = 10) -> dict[str, int]:
 
 def test_the_writer_takes_little_for_a_few_rows() -> None:
     few = _terms(40)
-    assert few["ranking or writing"] == (9 << 18) + (150 + 104) * 400
+    assert few["ranking or writing"] == (9 << 18) + 104 * 400
     assert few["part of the answer"] == few["ranking or writing"] + 32 * 400
+    some = _terms(2000)
+    assert some["ranking or writing"] == (9 << 18) + 235 * (20_000 - 16_384) + 104 * 20_000
     many = _terms(4096)
-    assert many["ranking or writing"] == 8 * MIB + 104 * 40_960
+    assert many["ranking or writing"] == (9 << 18) + 235 * (40_960 - 16_384) + 104 * 40_960
 
 
 @pytest.mark.parametrize("users", [4096, 10_000])
@@ -37,4 +39,6 @@ def test_long_ids_are_in_every_row(users: int) -> None:
     assert long["ranking or writing"] - short["ranking or writing"] == rows * (2 * 64 - 16)
     assert long["part of the answer"] - short["part of the answer"] == 2 * rows * (2 * 64 - 16)
     # what the writer of the first part keeps
-    assert short["part of the answer"] == 8 * MIB + (104 + 32) * rows + (MIB if users > 4096 else 0)
+    assert short["part of the answer"] == (9 << 18) + 235 * (rows - 16_384) + (104 + 32) * rows + (
+        MIB if users > 4096 else 0
+    )
