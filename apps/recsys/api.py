@@ -128,7 +128,7 @@ class Recommender:
         titles
             Ids and titles of items; answers then have titles.
         model
-            ``"ials"``, ``"bpr"``, ``"embedding"`` or ``"popularity"``.
+            ``"ials"``, ``"bpr"``, ``"embedding"``, ``"linear"`` or ``"popularity"``.
         factors, epochs
             Numbers of each item's vector; passes over the data.
         settings

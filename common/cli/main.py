@@ -293,6 +293,8 @@ def _plan_and_execute(args: argparse.Namespace, request: Any, record: RunRecord,
             record.budget = replace(record.budget, device_bytes=size)
         workload = command.workload(request, record.budget)
         record.plan, workload = _choose(args, workload, record.budget, costs)
+        if not args.dry_run:
+            planner.measure_ahead(workload, record.budget, costs)
         if costs.exceeded:  # a run has never been above its ceiling, not even to measure
             raise DoesNotFit(ceiling=record.budget.host_bytes, smallest=record.plan)
     if costs.measured:

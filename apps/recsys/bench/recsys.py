@@ -9,7 +9,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from apps.recsys.bench import tables
+from apps.recsys.bench.quality import tables
 from common import datasets
 from common.bench.harness import Bound, Suite
 from common.compression import layouts
@@ -99,13 +99,36 @@ def suite() -> Suite:
         bound = Bound("result.metrics.ndcg@20", at_least=kept)
         recsys.ratio(f"gowalla-{table}-over-full", f"gowalla-embedding-{table}", "gowalla-embedding", bound)
     _tables(recsys)
+    _linear(recsys, gowalla)
     return recsys
+
+
+def _linear(recsys: Suite, gowalla: Path) -> None:
+    """Declare the cases of the linear model: settings that are given, or chosen on hidden items only."""
+    runs: tuple[tuple[str, str, list[str], float, float, int], ...] = (
+        ("filter", "256MiB", ["--factors", "0", *settings({"form": "filter", "degree_power": 0.4})], 0.1887, 0.157, 60),
+        ("given", "512MiB", settings({"form": "filter", "degree_power": 0.4, "saturation": 3}), 0.190, 0.159, 180),
+        ("chosen", "512MiB", [], 0.190, 0.159, 300),
+    )
+    common = ["-q", "--json"]
+    for name, size, options, recall, ndcg, seconds in runs:
+        model, group = WORK / f"linear-gowalla-{name}", f"linear-gowalla-{name}"
+        train = ["-m", "apps.recsys", "train", gowalla / "train_lightgcn.txt.gz", "-o", model, "--model", "linear"]
+        in_time = (Bound("seconds", at_most=seconds),)
+        ends = ["--memory", size, *common]
+        recsys.case(f"{group}-train", [*train, *options, *ends], ceiling=parse_size(size), group=group, bounds=in_time)
+        judge = ["-m", "apps.recsys", "evaluate", model, "--test", gowalla / "test.txt", "--protocol", "lightgcn"]
+        least = Bound("result.metrics.recall@20", at_least=recall), Bound("result.metrics.ndcg@20", at_least=ndcg)
+        recsys.case(group, [*judge, *ends], ceiling=parse_size(size), group=group, bounds=least)
+    compared = ["-m", "apps.recsys.bench.quality.ease", data("ml-1m") / "ratings.csv.gz", WORK / "ease"]
+    bounds = Bound("result.ratio", at_least=0.985), Bound("result.bytes", at_most=0.1)
+    recsys.case("linear-ml-1m-ease", compared, ceiling=parse_size("4GiB"), bounds=bounds)
 
 
 def _tables(recsys: Suite) -> None:
     """Declare cases that compare the ranking quality of table kinds; the training is the same for all."""
     for kind in layouts.KINDS:
-        trainings = ["-m", "apps.recsys.bench.tables", data("ml-1m") / "ratings.csv.gz", WORK / "tables", kind]
+        trainings = ["-m", "apps.recsys.bench.quality.tables", data("ml-1m") / "ratings.csv.gz", WORK / "tables", kind]
         recsys.case(f"table-ml-1m-{kind}", trainings, ceiling=parse_size(tables.CEILING))
     for kind, kept in (("int8", 0.99), ("int4", 0.97), ("hash", 0.97)):
         recsys.ratio(

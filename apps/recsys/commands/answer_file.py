@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from apps.recsys.data import arrow_numpy
 from apps.recsys.data.id_table import IdTable
-from apps.recsys.models.recommender import load_manifest
+from apps.recsys.models.recommender import load_manifest, read_manifest
 from apps.recsys.planning.baselines import warm_up_for
 from apps.recsys.planning.questions.answer_file import (
     IDS,
@@ -66,7 +66,7 @@ def workload(request: AnswerFileRequest, budget: MemoryBudget) -> AnswerFileWork
 
 def warm_up(request: AnswerFileRequest) -> str:
     """Name of the warm-up function."""
-    return warm_up_for(load_manifest(request.model), request.warm_up)
+    return warm_up_for(read_manifest(request.model), request.warm_up)
 
 
 def execute(session: CommandSession[AnswerFileRequest, AnswerFileWorkload]) -> Mapping[str, Any]:

@@ -11,7 +11,7 @@ from common.memory.process import child
 if TYPE_CHECKING:
     from common.cli.quick_bench import Step
 
-MODELS = ("ials", "bpr", "embedding", "popularity")
+MODELS = ("ials", "bpr", "embedding", "linear", "popularity")
 
 
 def add(commands: Any) -> None:

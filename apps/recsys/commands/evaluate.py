@@ -16,7 +16,7 @@ from apps.recsys.evaluation.full_ranking import User, evaluate
 from apps.recsys.evaluation.metrics import Tally
 from apps.recsys.models import popularity
 from apps.recsys.models.manifest import RecommenderManifest
-from apps.recsys.models.recommender import Recommender, heldout_count, load_manifest
+from apps.recsys.models.recommender import Recommender, heldout_count, load_manifest, read_manifest
 from apps.recsys.planning.baselines import SCORING, warm_up_for
 from apps.recsys.planning.evaluate import EvaluateWorkload
 from apps.recsys.planning.requests import EvaluateRequest
@@ -91,7 +91,7 @@ def _check_split(protocol: str | None, split: str) -> None:
 
 def warm_up(request: EvaluateRequest) -> str:
     """Name of the warm-up function."""
-    return warm_up_for(load_manifest(request.model), SCORING)
+    return warm_up_for(read_manifest(request.model), SCORING)
 
 
 def record(request: EvaluateRequest) -> Path | None:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from itertools import chain, islice
 from typing import Any
 
-from apps.recsys.models.recommender import load_manifest
+from apps.recsys.models.recommender import load_manifest, read_manifest
 from apps.recsys.planning.answer import AnswerWorkload
 from apps.recsys.planning.baselines import warm_up_for
 from apps.recsys.planning.questions.files import read_ids
@@ -40,7 +40,7 @@ def workload(request: AnswerRequest, budget: MemoryBudget) -> AnswerWorkload:
 
 def warm_up(request: AnswerRequest) -> str:
     """Name of the warm-up function."""
-    return warm_up_for(load_manifest(request.model), request.warm_up)
+    return warm_up_for(read_manifest(request.model), request.warm_up)
 
 
 def recommend(session: CommandSession[RecommendRequest, AnswerWorkload]) -> Mapping[str, Any]:

@@ -21,7 +21,7 @@ from apps.recsys.data.id_table import IdTable, unknown_line
 from apps.recsys.data.questions.subjects import Subjects
 from apps.recsys.models import popularity
 from apps.recsys.models.catalogue_search import Catalogue
-from apps.recsys.models.recommender import Recommender, load_manifest
+from apps.recsys.models.recommender import Recommender, load_manifest, read_manifest
 from apps.recsys.models.top_k import best_items
 from apps.recsys.planning.baselines import ANSWERING, warm_up_for
 from apps.recsys.planning.questions.files import read_ids
@@ -83,7 +83,7 @@ def _unknown(found: Subjects) -> str:
 
 def warm_up(request: RecommendAllRequest) -> str:
     """Name of the warm-up function."""
-    return warm_up_for(load_manifest(request.model), ANSWERING)
+    return warm_up_for(read_manifest(request.model), ANSWERING)
 
 
 def record(request: RecommendAllRequest) -> Path:

@@ -184,6 +184,12 @@ def heldout_count(directory: Path, manifest: Mapping[str, Any]) -> int:
     return NpyReader(directory / "heldout.users.npy").length
 
 
+def read_manifest(directory: Path) -> RecommenderManifest:
+    """Read ``model.json`` as it is; raises as ``common.model_folder.load``."""
+    manifest: RecommenderManifest = model_folder.load(directory, application="recsys", description=RecommenderManifest)
+    return manifest
+
+
 def load_manifest(directory: Path) -> RecommenderManifest:
     """Read ``model.json`` of a recommender's folder, with the present names of hyper-parameters.
 
@@ -192,7 +198,7 @@ def load_manifest(directory: Path) -> RecommenderManifest:
     BadInput
         As ``common.model_folder.load``, ``check_hyper`` and ``check_files``.
     """
-    manifest = model_folder.load(directory, application="recsys", description=RecommenderManifest)
+    manifest = read_manifest(directory)
     renamed = renamed_hyper(manifest["kind"], manifest["hyper"])
     checked = check_hyper(directory, {**manifest, "hyper": renamed})
     check_files(directory, checked)

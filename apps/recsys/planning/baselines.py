@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from apps.recsys.data.headers import is_arrow
+from apps.recsys.data.readers import Source
 from common.memory.costs import baseline
 from common.memory.costs.probes import Costs, Probe
 from common.memory.footprint import Term
@@ -30,6 +32,31 @@ STAGE_BYTES = 12 << 20
 """Arrow's blocks while parsing: text, columns, dictionaries (for ``readers.BLOCK_BYTES``)."""
 STAGED_ROW_BYTES = 64
 """Bytes per row while it is read, for files of so few rows that they do not fill Arrow's blocks."""
+
+
+def reading_terms(rows: int, sources: Sequence[Source]) -> tuple[Term, Term]:
+    """Terms of the phase ``plan`` for reading files: rows in Arrow's blocks, and unpacking compressed text.
+
+    Parameters
+    ----------
+    rows
+        Number of rows of all files.
+    sources
+        The files.
+    """
+    read, unpacking = 0, 0
+    blocks = min(STAGE_BYTES, STAGED_ROW_BYTES * rows)
+    for source in sources:
+        if not source.parquet:
+            unpacking = max(unpacking, source.unpacking_bytes)
+        elif is_arrow(source.path):
+            read = max(read, source.unpacking_bytes)
+        else:
+            read = max(read, min(STAGE_BYTES, blocks + source.unpacking_bytes))
+    return (
+        Term("rows read", max(blocks, read), "measured", ("plan",)),
+        Term("unpacking", unpacking, "analytic", ("plan",)),
+    )
 
 
 def baseline_terms(costs: Costs, probe: Probe, *phases: str) -> list[Term]:
@@ -62,4 +89,4 @@ def warm_up_for(manifest: Mapping[str, Any], warm_up: str) -> str:
 
 def uses_interactions(manifest: Mapping[str, Any]) -> bool:
     """True for a linear model that scores by the interactions; a spectral one is a model of factors."""
-    return bool(manifest["kind"] == "linear" and manifest["hyper"]["form"] == "filter")
+    return bool(manifest["kind"] == "linear" and manifest["hyper"].get("form") == "filter")

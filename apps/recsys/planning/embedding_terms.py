@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from typing import Any
 
 from apps.recsys.data.csr_store import BLOCK
@@ -32,13 +32,27 @@ UNPRICED = {"learning_rate": 1.0, "temperature": 1.0, "margin": 0.0, "negative_w
 """Hyper-parameters that change no size. They are the same in all probes, so other values need no new measurement."""
 
 
+def priced(config: EmbeddingConfig, *, users: int, interactions: int) -> EmbeddingConfig:
+    """The network with its largest batch: an epoch of a small table has fewer windows than ``config.batch``.
+
+    Parameters
+    ----------
+    config
+        The network.
+    users, interactions
+        Their numbers, as far as training sees them.
+    """
+    windows = -(-(interactions + (config.targets - 1) * users) // config.targets)
+    return replace(config, batch=max(1, min(config.batch, windows)))
+
+
 def probe(config: EmbeddingConfig, *, micro_batch: int, amp: str, threads: int) -> Probe:
     """The probe that prices a training step.
 
     Parameters
     ----------
     config
-        The network.
+        The network (``priced``).
     micro_batch
         Windows that go through the network together.
     amp
@@ -46,7 +60,8 @@ def probe(config: EmbeddingConfig, *, micro_batch: int, amp: str, threads: int) 
     threads
         Threads that compute.
     """
-    parts = 1 if micro_batch >= config.batch else 2
+    micro_batch = min(micro_batch, config.batch)
+    parts = 1 if micro_batch == config.batch else 2
     return Probe.of(
         "apps.recsys.planning.embedding_terms:measure",
         libraries=LIBRARIES,
@@ -114,28 +129,32 @@ def fixed_input_terms(config: EmbeddingConfig) -> list[Term]:
     return []
 
 
-def step_terms(config: EmbeddingConfig, step: Mapping[str, float], *, interactions: int, longest: int) -> list[Term]:
+def step_terms(
+    config: EmbeddingConfig, step: Mapping[str, float], *, interactions: int, longest: int, after: Sequence[str]
+) -> list[Term]:
     """Terms of a step and of its batches, in the phase ``fit``.
 
     Parameters
     ----------
     config
-        The network.
+        The network (``priced``).
     step
         Result of the probe of the step.
     interactions
         Number of interactions that training sees.
     longest
         Largest number of items of one user.
+    after
+        Phases after a step.
     """
-    fit = ("fit",)
+    fit, lasting = ("fit",), ("fit", *after)
     pool = min(interactions, POOL + BLOCK + longest)
     return [
         Term("activations", int(step["activations"]), "replayed", fit),
         Term("fragments of the heap", int(FRAGMENTATION * step["activations"]), "measured", fit),
         Term("workspace", int(step["workspace"]), "replayed", fit),
-        Term("kernels", int(step["kernels"]), "measured", ("fit", "validate", "evaluate", "write")),
-        Term("small blocks", int(step["unseen"]), "measured", ("fit", "validate", "evaluate", "write")),
+        Term("kernels", int(step["kernels"]), "measured", lasting),
+        Term("small blocks", int(step["unseen"]), "measured", lasting),
         Term("pool of pairs", POOL_BYTES * pool, "analytic", fit),
         Term("next batch", WINDOW_BYTES * config.batch * config.width, "analytic", fit),
         Term("catalogue", CATALOGUE_BYTES * config.items, "analytic", fit),

@@ -14,9 +14,9 @@ from apps.recsys.planning.baselines import (
     READING,
     SCORING,
     STAGE_BYTES,
-    STAGED_ROW_BYTES,
     WAITING_BYTES,
     baseline_terms,
+    reading_terms,
     uses_interactions,
     warm_up_for,
 )
@@ -74,9 +74,8 @@ class EvaluateWorkload:
             *baseline_terms(costs, self.probes(setting)[1], *during),
             Term("ids", 4 * ids, "analytic", during),
             Term("test pairs", 32 * self.test.pairs, "analytic", during),
-            Term("rows read", min(STAGE_BYTES, STAGED_ROW_BYTES * (self.test.rows or STAGE_BYTES)), "measured", during),
+            *reading_terms(self.test.rows or STAGE_BYTES, self.sources),
             Term("waiting parent", WAITING_BYTES, "measured", during),
-            Term("unpacking", max((one.unpacking_bytes for one in self.sources), default=0), "analytic", during),
         ]
 
     def footprint(self, setting: Setting, costs: Costs) -> Footprint:

@@ -16,6 +16,8 @@ SOLVER_BYTES = 7 << 19
 """Memory of ``implicit``'s solver and of BLAS below it (measured 2.7 to 3.3 MiB, for 64 to 256 factors)."""
 SOLVED_BYTES = 12
 """Bytes per interaction of a block: item, confidence, and the solver's copy of the confidence."""
+WHILE_SOLVING = ("exact solver", "solver's copy of confidences")
+"""Terms of what is freed before a trial is scored."""
 INDEX_BYTES = 64
 """Bytes per row that ``ials_exact`` solves: length, weight, ridge, and position in the order by length."""
 PAIR_BYTES = 48
@@ -70,7 +72,12 @@ def terms(sizes: Sizes, fit_block: int) -> list[Term]:
         Term("solver", SOLVER_BYTES, "measured", ("fit",)),
     ]
     if sizes.exact:
-        work = workspace_bytes(rows=max(sizes.users, sizes.items), factors=sizes.factors, threads=sizes.threads)
+        work = workspace_bytes(
+            rows=max(sizes.users, sizes.items),
+            interactions=sizes.interactions,
+            factors=sizes.factors,
+            threads=sizes.threads,
+        )
         indices = INDEX_BYTES * max(sizes.users, sizes.items)
         factors.append(Term("exact solver", work + indices, "analytic", ("fit",)))
     return factors + (_in_memory(sizes) if fit_block >= sizes.interactions else _on_disk(sizes, fit_block))
@@ -78,7 +85,7 @@ def terms(sizes: Sizes, fit_block: int) -> list[Term]:
 
 def _in_memory(sizes: Sizes) -> list[Term]:
     both = ("arrange", "fit")
-    copied = min(sizes.interactions, MEMORY_BLOCK + sizes.longest_row)
+    copied = 0 if sizes.exact else min(sizes.interactions, MEMORY_BLOCK + sizes.longest_row)
     return [
         Term("interactions by user", 8 * sizes.interactions + 4 * sizes.users, "analytic", both),
         Term("interactions by item", 8 * sizes.interactions + 4 * sizes.items, "analytic", both),

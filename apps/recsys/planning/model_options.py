@@ -96,7 +96,7 @@ class ModelOptions:
         kind: str = args.model
         hyper = parse_settings(pairs, DEFAULTS[kind])
         if args.factors == 0 and kind != "linear":
-            raise UsageError("--factors 0 is for --model linear")
+            raise UsageError("--factors 0: expected a positive number; 0 is for --model linear")
         if kind == "embedding":
             return cls._embedding(args, hyper)
         for name in EMBEDDING_ONLY:

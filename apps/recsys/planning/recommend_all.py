@@ -34,9 +34,15 @@ SCORE_BYTES = 9
 """Bytes per score of a tile: itself, a comparison, and for the first tile a copy that is partitioned."""
 RANKED_BYTES = 12
 """Bytes per row of the output while users are ranked: an item and its score."""
-ANSWER_BYTES, PARQUET_BYTES = 104, 8 << 20
-"""Bytes per row of the output when it is written, with ids and columns; and memory of the Parquet writer (9 to 14 MiB
-measured together for 40,960 to 65,536 rows)."""
+ANSWER_BYTES = 104
+"""Bytes per row of the output when it is written, with ids of ``SHORT_IDS`` bytes and columns."""
+SHORT_IDS = 16
+"""Bytes of a user's and an item's id that are in ``ANSWER_BYTES``; longer ids take more in each row."""
+WRITTEN_BYTES = 1 << 20
+"""Memory that the writer keeps after the first part (0.8 to 1.5 MiB measured)."""
+PARQUET_BYTES, PARQUET_ROWS, PARQUET_ROW_BYTES, MOST_PARQUET_BYTES = 9 << 18, 1 << 14, 235, 8 << 20
+"""Memory of the Parquet writer: for up to so many rows, for each further row, and at most (with ``ANSWER_BYTES``, MiB
+measured: 1.3 to 1.5 for 40 to 1,200 rows, 4.6 for 20,000, 12 for 40,960, 14 for 65,536)."""
 READ_BYTES = 32
 """Bytes per row that is read again to join the parts."""
 GROUP_BYTES = 8 << 10
@@ -85,6 +91,7 @@ class RecommendAllWorkload:
         """The model; then the work of each thread, or a part that is written."""
         manifest, rank = self.manifest, ("rank",)
         items, users, factors, threads = manifest["items"], manifest["users"], manifest["factors"], self.request.threads
+        files = manifest["files"]
         both, part, tile = ("load", *rank), min(self.part_users, self.count), min(TILE, items)
         block, size, filtering = min(int(setting["user_block"]), -(-part // threads)), columns(manifest), []
         if uses_interactions(manifest):
@@ -101,7 +108,12 @@ class RecommendAllWorkload:
         folding = 4 * factors * (2 * longest + 3 * factors)
         # Pairs that are not ranked, sorted; a user's vector, or the scores of a tile.
         each = 48 * (block * mean + longest) + max(folding, tile * (SCORE_BYTES * block + 4 * factors))
-        ranking, writing = int(threads * each) + RANKED_BYTES * rows, PARQUET_BYTES + ANSWER_BYTES * rows
+        writer = min(PARQUET_BYTES + PARQUET_ROW_BYTES * max(0, rows - PARQUET_ROWS), MOST_PARQUET_BYTES)
+        named = files["users.parquet"]["bytes"] // users if self.subjects is None else self.subjects.id_bytes
+        names = max(0, named + files["items.parquet"]["bytes"] // items - SHORT_IDS)
+        writing = writer + (ANSWER_BYTES + names) * rows
+        kept = WRITTEN_BYTES if self.count > self.part_users else 0
+        ranking = int(threads * each) + RANKED_BYTES * rows + kept
         return Footprint.of(
             [
                 *baseline.terms(costs, self.probes(setting)[0]),
@@ -112,11 +124,11 @@ class RecommendAllWorkload:
                 Term("putting in order", 24 * items, "analytic", ("load",)),
                 *self._question_terms(),
                 # Stored uncompressed: the file while it is read, and the table.
-                Term("item ids", 2 * manifest["files"]["items.parquet"]["bytes"], "analytic", rank),
+                Term("item ids", 2 * files["items.parquet"]["bytes"], "analytic", rank),
                 Term("histories", int(8 * part * mean), "analytic", rank),
                 *fold_terms(manifest["kind"], factors=factors, longest=longest, threads=threads, phases=rank),
                 Term("ranking or writing", max(ranking, writing), "measured", rank),
-                Term("part of the answer", READ_BYTES * rows + writing, "measured", ("join",)),
+                Term("part of the answer", (READ_BYTES + names) * rows + writing + kept, "measured", ("join",)),
                 Term("parts", GROUP_BYTES * -(-self.count // self.part_users), "measured", ("join",)),
                 Term("threads", threads * THREAD_BYTES, "measured", rank),
                 Term(

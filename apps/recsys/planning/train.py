@@ -16,6 +16,7 @@ from apps.recsys.data.ingest import Facts, Inputs
 from apps.recsys.data.splits import MOST_VALIDATION_USERS, SAMPLED_TIMES, TIMED
 from apps.recsys.models.embedding.embedding_config import EmbeddingConfig
 from apps.recsys.models.linear.options import sample_users
+from apps.recsys.models.search_space import Choice
 from apps.recsys.planning import bpr_terms, embedding_terms, ials_terms, linear_terms
 from apps.recsys.planning.baselines import (
     FILTERING,
@@ -23,13 +24,12 @@ from apps.recsys.planning.baselines import (
     LIBRARIES,
     PAIRING,
     READING,
-    STAGE_BYTES,
-    STAGED_ROW_BYTES,
     TRAINING,
     WAITING_BYTES,
     baseline_terms,
+    reading_terms,
 )
-from apps.recsys.planning.ranking_terms import USER_BLOCKS, model_terms, ranking_terms
+from apps.recsys.planning.ranking_terms import PACKING_BYTES, USER_BLOCKS, WARM_FACTORS, model_terms, ranking_terms
 from apps.recsys.planning.train_request import TrainRequest
 from common.files import Workspace
 from common.memory.costs import baseline
@@ -45,10 +45,14 @@ SORT_BYTES = {False: 61, True: 97}
 are times."""
 SORT_FIXED_BYTES = 1 << 20
 """Buffers of files while sorting, independent of the rows."""
-LEFT_BYTES = 10 << 20
-"""Memory that trials leave allocated per thread, mostly buffers of BLAS (17 MiB in two threads, after 256 factors)."""
-SAMPLER_BYTES = 24 << 20
-"""Private memory of the process that proposes settings: Optuna, and pages that it writes to (21 MiB with 20 trials)."""
+LEFT_BYTES, MOST_LEFT_BYTES = 3 << 20, 10 << 20
+"""Memory that trials leave allocated: fixed, and at most per thread (``TrainWorkload.left_bytes``). MiB measured after
+10 to 90 trials of up to 256 factors: 1.9 with 300 rows on one thread and on two, 3.9 and 5.1 with 20,000 rows, 6.0 with
+400,000, 12.6 with a million; ``bpr`` 3.9, an embedding 4.0 with 20,000 rows on two threads."""
+SAMPLER_BYTES = {False: 14 << 20, True: 20 << 20}
+"""Memory of the process that proposes settings, besides its parent's: Optuna, and pages that it writes to; by whether
+the parent has loaded PyTorch. Measured in 1 to 31 trials, on one thread and on two: 11.5 to 13.8 MiB; with PyTorch, in
+1 to 12 trials on two threads, 16.7 to 18.3."""
 LEAST_FACTORS = 8
 """Fewest factors that a refusal suggests."""
 LESSER = 1e6
@@ -116,6 +120,13 @@ class TrainWorkload:
         return self.facts.interactions - self.facts.held_interactions
 
     @property
+    def priced_embedding(self) -> EmbeddingConfig | None:
+        """The network with the largest batch that this data can make."""
+        if self.embedding is None:
+            return None
+        return embedding_terms.priced(self.embedding, users=self.fit_users, interactions=self.fit_interactions)
+
+    @property
     def sizes(self) -> ials_terms.Sizes:
         """Sizes of the matrix that ``ials`` factorises."""
         facts, request = self.facts, self.request
@@ -133,6 +144,25 @@ class TrainWorkload:
     def with_settings(self, settings: Mapping[str, Any]) -> TrainWorkload:
         """The same work with other values of some hyper-parameters or of ``factors``."""
         return replace(self, request=self.request.with_settings(settings))
+
+    def planned_later(self) -> Iterator[Workload]:
+        """The trainings that trials may plan and that measure anything else: embeddings of other factors."""
+        if self.request.trials > 1 and self.embedding is not None:
+            yield from (self.with_settings({"factors": factors}) for factors in self.searched_factors)
+
+    @property
+    def searched_factors(self) -> Sequence[int]:
+        """Numbers of factors that trials may have."""
+        searched = self.request.space.get("factors")
+        values = searched.values if isinstance(searched, Choice) else ()
+        return sorted({self.request.model.factors, *map(int, values)})
+
+    @property
+    def left_bytes(self) -> int:
+        """Memory that trials leave allocated: what BLAS packs, and holes where the rows of histories were."""
+        factors = self.searched_factors[-1]
+        packed = PACKING_BYTES * max(0, factors - WARM_FACTORS)
+        return LEFT_BYTES + self.request.threads * min(MOST_LEFT_BYTES, packed + 8 * factors * self.facts.longest)
 
     def remedies(self) -> Iterator[tuple[str, Workload]]:
         """Fewer numbers per item: cheaper in everything, and a little less exact."""
@@ -159,7 +189,7 @@ class TrainWorkload:
 
     def probes(self, setting: Setting) -> Sequence[Probe]:
         """The baselines of reading and of all later phases, and an embedding's step."""
-        threads, embedding = self.request.threads, self.embedding
+        threads, embedding = self.request.threads, self.priced_embedding
         baselines = training_probes(self.request.model.kind, threads)
         if embedding is None:
             return baselines
@@ -168,12 +198,12 @@ class TrainWorkload:
 
     def footprint(self, setting: Setting, costs: Costs) -> Footprint:
         """Reading grows with ids; fitting with interactions (twice, by user and by item) and factors."""
-        facts, request, embedding = self.facts, self.request, self.embedding
+        facts, request, embedding = self.facts, self.request, self.priced_embedding
         probes = self.probes(setting)
         later = [
             "arrange",
             "fit",
-            *(["validate"] if embedding else []),
+            *(["validate"] if embedding or request.trials else []),
             *(["evaluate"] if request.split != "none" else []),
             "write",
         ]
@@ -181,9 +211,11 @@ class TrainWorkload:
         terms += self._reading_terms()
         if request.trials:
             terms += baseline_terms(costs, probes[1], "suggest")
-            terms.append(Term("sampler", SAMPLER_BYTES, "measured", ("suggest",)))
-            left = request.threads * LEFT_BYTES
-            terms.append(Term("left behind by trials", left, "measured", ("suggest", *later)))
+            # The first trial has the settings of the command line, so nothing proposes any or left anything before it.
+            proposing = ["suggest"] if request.trials > 1 else []
+            if proposing:
+                terms.append(Term("sampler", SAMPLER_BYTES[embedding is not None], "measured", ("suggest",)))
+            terms.append(Term("left behind by trials", self.left_bytes, "measured", (*proposing, *later)))
         reads_history = ("arrange",) if embedding is None else ("arrange", "fit")
         terms += [
             Term("history index", 8 * (facts.users + 1), "analytic", reads_history),
@@ -193,16 +225,23 @@ class TrainWorkload:
             terms += embedding_terms.fixed_input_terms(embedding)
             terms += embedding_terms.table_terms(embedding, phases=("fit", "validate", "write"))
             terms += embedding_terms.step_terms(
-                embedding, costs[probes[2]], interactions=self.fit_interactions, longest=facts.longest
+                embedding,
+                costs[probes[2]],
+                interactions=self.fit_interactions,
+                longest=facts.longest,
+                after=[*(["suggest"] if request.trials > 1 else []), "validate", "evaluate", "write"],
             )
             terms += self._ranking_terms(setting, "validate", min(MOST_VALIDATION_USERS, facts.users), facts.longest)
         elif request.model.kind == "linear":
             return Footprint.of([*terms, *self._linear_terms(setting)])
         else:
-            terms += self._solver_terms(setting)
-            if request.trials:  # a trial is scored while all is in memory that fitting needs
+            solving = self._solver_terms(setting)
+            terms += solving
+            if request.trials:  # a trial is scored while all is in memory that fitting needs between two sweeps
+                fitted = [one for one in solving if "fit" in one.phases and one.name not in ials_terms.WHILE_SOLVING]
+                terms += [replace(one, phases=("validate",)) for one in fitted]
                 hidden = min(MOST_VALIDATION_USERS, facts.users)
-                terms += self._ranking_terms(setting, "fit", hidden, facts.longest)[1:]
+                terms += self._ranking_terms(setting, "validate", hidden, facts.longest)[1:]
         if request.split != "none":
             terms += self._ranking_terms(setting, "evaluate", facts.scored_users, facts.scored_longest)
         return Footprint.of(terms)
@@ -210,20 +249,19 @@ class TrainWorkload:
     def _reading_terms(self) -> list[Term]:
         """Reading the input: ids and rows, or the bucket of rows that is sorted, whichever is more."""
         facts, during = self.facts, ("plan",)
-        rows = min(STAGE_BYTES, STAGED_ROW_BYTES * facts.rows)
-        staging = [Term("ids", ID_BYTES * facts.ids, "analytic", during), Term("rows read", rows, "measured", during)]
+        read, unpacking = reading_terms(facts.rows, self.inputs.sources if self.inputs else ())
+        staging = [Term("ids", ID_BYTES * facts.ids, "analytic", during), read]
         # The ids are written and freed before the rows are sorted.
         rows = SORT_FIXED_BYTES + SORT_BYTES[self.request.split in TIMED] * facts.bucket
         sorting = [Term("rows sorted", rows, "measured", during)]
         # Before and after it is partitioned, once the rows are freed too.
         sample = 16 * min(SAMPLED_TIMES, facts.interactions) + 24 * min(BLOCK, facts.interactions)
         timing = [Term("times", sample, "analytic", during)] if self.request.split == "temporal" else []
-        sources = self.inputs.sources if self.inputs else ()
         return [
             *max(staging, sorting, timing, key=lambda terms: sum(term.bytes for term in terms)),
             Term("row counts", 16 * facts.ids, "analytic", during),
             Term("waiting parent", WAITING_BYTES, "measured", during),
-            Term("unpacking", max((source.unpacking_bytes for source in sources), default=0), "analytic", during),
+            unpacking,
         ]
 
     def _solver_terms(self, setting: Setting) -> list[Term]:

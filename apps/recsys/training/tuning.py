@@ -229,7 +229,7 @@ class Search:
         best = self.best()
         session.say(f"best: trial {best.number + 1}, {METRIC} {best.reached:.4f}: {_pairs(best.settings)}")
         work = self.work.with_settings(best.settings)
-        plan = planner.plan(work, session.budget, CostStore(walled=True))
+        plan = planner.plan(work, session.budget, CostStore(walled=True, measures=False))
         return SearchResult(work, self._including(plan), self._results(best))
 
     def best(self) -> Trial:
@@ -257,7 +257,7 @@ class Search:
         trial = Trial(number, settings)
         work = self.work.with_settings(settings)
         try:
-            plan = planner.plan(work, self.session.budget, CostStore(walled=True))
+            plan = planner.plan(work, self.session.budget, CostStore(walled=True, measures=False))
         except DoesNotFit as refusal:
             trial.state, trial.why = "skipped", _short(refusal)
             return trial

@@ -31,6 +31,10 @@ ANSWERS = NUMBERS | {"unavailable", "usage", "input"}
 """The same, and keys of an answer with the reason why there are no results."""
 
 
+_unwritten: dict[tuple[Path, Probe], Mapping[str, float]] = {}
+"""What this process measured and could not write into the cache, by its directory."""
+
+
 def cache_directory() -> Path:
     """Return ``$XDG_CACHE_HOME/peakline/costs``."""
     base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
@@ -46,11 +50,13 @@ class CostStore:
         The cache; ``None`` for the user's.
     walled
         True if nothing may be measured outside the walls, not even for a refusal, because the command is running.
+    measures
+        False if nothing may be measured at all, because the memory of this process leaves no room for a child.
     """
 
-    def __init__(self, directory: Path | None = None, *, walled: bool = False) -> None:
+    def __init__(self, directory: Path | None = None, *, walled: bool = False, measures: bool = True) -> None:
         self.directory = directory if directory is not None else cache_directory()
-        self.walled = walled
+        self.walled, self.measures = walled, measures
         self.measured = 0
         """Number of probes measured within the ceiling; their memory counts as the command's."""
         self.exceeded = False
@@ -85,6 +91,8 @@ class CostStore:
         for probe in missing:
             if probe in self._failures and ceiling is not None:
                 raise ProbeFailed(self._failures[probe])
+        if missing and not self.measures:
+            raise ProbeFailed("its memory could not be measured before the command began")
         if missing and ceiling is None:
             if self.walled:
                 raise ProbeFailed(self._failures.get(missing[0], "it can only be measured outside the walls"))
@@ -97,6 +105,8 @@ class CostStore:
         return have
 
     def _read(self, probe: Probe) -> Mapping[str, float] | None:
+        if (kept := _unwritten.get((self.directory, probe))) is not None:
+            return kept
         try:
             entry = json.loads((self.directory / f"{probe.key}.json").read_text())
             costs: dict[str, float] = entry["costs"]
@@ -113,7 +123,7 @@ class CostStore:
             part.write_text(json.dumps(entry | {"check": checksum(probe, costs)}))
             part.replace(self.directory / f"{probe.key}.json")
         except OSError:
-            pass  # a read-only cache costs time, not correctness
+            _unwritten[self.directory, probe] = costs  # a read-only cache costs time, not correctness
 
     def _results(self, probes: Sequence[Probe], ceiling: int | None) -> Iterator[tuple[Probe, Mapping[str, float]]]:
         """Yield the results of probes that share a warm-up, those of deferred probes last."""

@@ -82,6 +82,22 @@ class SuggestsChanges(Protocol):
         ...
 
 
+@runtime_checkable
+class PlansLater(Protocol):
+    """A workload that plans more while it runs, when its memory leaves no room to measure in."""
+
+    def planned_later(self) -> Iterator[Workload]:
+        """Iterate over what it may plan."""
+        ...
+
+
+def measure_ahead(workload: Workload, budget: MemoryBudget, costs: CostStore) -> None:
+    """Measure what a workload will plan while it runs, as far as that fits under the ceiling."""
+    if isinstance(workload, PlansLater):
+        for other in workload.planned_later():
+            _Search(other, budget.host_bytes, costs).fastest()
+
+
 def price(workload: Workload, setting: Setting, costs: CostStore, *, ceiling: int | None) -> Plan:
     """Price one setting, measuring missing costs first.
 
@@ -159,7 +175,7 @@ class _Search:
         first, ladders = len(self._ordered), self._ladders()
         if isinstance(self.workload, HasMonotoneKnobs) and ladders and not self._fits(ladders[0][0]):
             ends = [index for ladder in ladders for index in (ladder[0], ladder[-1])]
-            _measure_ahead([(self.workload, self._ordered[index]) for index in ends], self.ceiling, self.costs)
+            _measure_together([(self.workload, self._ordered[index]) for index in ends], self.ceiling, self.costs)
         for ladder in ladders:
             if ladder[0] < first:
                 first = min(first, self._first_that_fits([rung for rung in ladder if rung < first], first))
@@ -183,7 +199,7 @@ class _Search:
         if not plans or _always(plans[0]) > self.ceiling:
             exact = {index: plan for index in indices if (plan := self._priced[index]) not in self._estimated}
             beyond = [index for index in indices if exact.get(index) is None]
-            _measure_ahead([(self.workload, self._ordered[index]) for index in beyond], None, self.costs)
+            _measure_together([(self.workload, self._ordered[index]) for index in beyond], None, self.costs)
             self._priced |= {index: exact.get(index) or self._price_beyond(index) for index in indices}
             plans = [plan for plan in self._priced.values() if plan is not None]
         least = min(plans, key=lambda plan: plan.needed_bytes, default=None)
@@ -265,7 +281,7 @@ def _always(plan: Plan) -> int:
     return sum(term.bytes for term in plan.footprint.terms if ALL in term.phases)
 
 
-def _measure_ahead(offers: Iterable[tuple[Workload, Setting]], ceiling: int | None, costs: CostStore) -> None:
+def _measure_together(offers: Iterable[tuple[Workload, Setting]], ceiling: int | None, costs: CostStore) -> None:
     """Measure the probes of several settings together, since each child has to load its libraries."""
     probes = [probe for workload, setting in offers for probe in workload.probes(setting)]
     with suppress(ProbeFailed):  # each setting is measured by itself later
@@ -283,7 +299,7 @@ def _remedies(workload: Workload, budget: MemoryBudget, costs: CostStore, smalle
         nearest = min(variant.settings(), key=lambda setting: len(dict(smallest.knobs).items() - setting.items()))
         offers[change] = variant, nearest
     if isinstance(workload, HasMonotoneKnobs):
-        _measure_ahead(list(offers.values())[:REMEDIES_NAMED], budget.host_bytes, costs)
+        _measure_together(list(offers.values())[:REMEDIES_NAMED], budget.host_bytes, costs)
     texts: list[str] = []
     for change, offer in offers.items():
         if len(texts) == REMEDIES_NAMED:

@@ -121,11 +121,14 @@ def record_fork(pid: int) -> None:
     """Measure a fork of this process that has done its work and waits: its peak, and what the two do not share.
 
     The fork shares this process's pages until either writes to them; then both have a copy. So this process's private
-    pages are most at the fork's end, and a sampler that sees the fork only at its start misses them.
+    pages are most at the fork's end, and a sampler that sees the fork only at its start misses them. Libraries that
+    this process maps are not private where a process outside the tree maps them too, and the fork does not have them
+    until it touches them, so both processes are read, and what the fork has returned since its peak is added.
     """
     global _fork_peak
     with suppress(OSError):  # it was killed
-        _fork_peak = max(_fork_peak, _status("VmHWM", pid) + pages().private)
+        returned = _status("VmHWM", pid) - resident(pid)
+        _fork_peak = max(_fork_peak, together([pages(), pages(pid)]) + returned)
 
 
 def children() -> list[int]:
@@ -189,6 +192,8 @@ class PeakMeter:
         self._beside_child: int | None = None
         """Smallest size of the tree without its largest child, in this phase."""
         self._ended_child_peak = _largest_child()  # children that ended earlier do not count
+        self._number = 0
+        """Number of phases begun: a sample that a phase's end overtakes belongs to no other phase."""
         self._started = time.monotonic()
         self._interval = FIRST_INTERVAL
         self._stop = threading.Event()
@@ -210,6 +215,7 @@ class PeakMeter:
         global _fork_peak
         began = time.monotonic()
         reset_peak()
+        self._number += 1
         self._tree_peak, self._beside_child, _fork_peak = 0, None, 0
         try:
             yield
@@ -265,7 +271,7 @@ class PeakMeter:
 
     def sample(self) -> None:
         """Add a sample of the tree's size to the timeline."""
-        below, before = set(children()), self._children
+        number, below, before = self._number, set(children()), self._children
         self._children = below
         size = resident() + self._companion_private
         if below:
@@ -275,10 +281,11 @@ class PeakMeter:
             sizes = [pages(pid) for pid in grown or below]
             whole = together([own, *sizes, *self._companion_pages])
             rest = whole - max(each.private + each.shared for each in sizes)
-            self._beside_child = min(rest, self._beside_child or rest)
             if grown:
                 size = whole
-                self._tree_peak = max(self._tree_peak, size)
+            if number == self._number:
+                self._beside_child = min(rest, self._beside_child or rest)
+                self._tree_peak = max(self._tree_peak, size if grown else 0)
         self.timeline.append((round(time.monotonic() - self._started, 3), size))
         if len(self.timeline) > TIMELINE_POINTS:
             self.timeline = self.timeline[::2]

@@ -16,7 +16,7 @@ from apps.recsys.bench.random.tables import Table
 from common.bench.forced.broken_files import campaign
 
 MODELS, CACHES = 800, 200
-KINDS = ("ials", "bpr", "popularity", "embedding")
+KINDS = ("ials", "bpr", "popularity", "embedding", "linear")
 ASK = ("--user", "1", "-k", "3", "--memory", "500MiB", "-q")
 
 

@@ -24,6 +24,7 @@ EMBEDDING_ONLY = ("loss", "table", "amp", "micro_batch", "accumulate")
 SETTINGS = {
     "ials": ("alpha=5", "regularization=3", "weight=linear", "frequency_scaling=0.5"),
     "bpr": ("learning_rate=0.05", "regularization=0.1"),
+    "linear": ("form=filter", "form=spectral", "degree_power=0.3", "saturation=2"),
     "embedding": ("tables=2", "batch=64", "negatives=64", "window=10", "user_vectors=free", "row_bytes=20"),
 }
 """Values of ``--set`` by model; popularity has none."""
@@ -97,8 +98,9 @@ def sessions(draw: Callable[[st.SearchStrategy[Any]], Any]) -> RecsysSession:
     }
     left_out = ("model", "items", "resume", "no_header", *COLUMNS, *(() if kind == "embedding" else EMBEDDING_ONLY))
     left_out += () if kind in SETTINGS else ("set",)
+    left_out += ("epochs", "tune") if kind == "linear" else ()
     options = random_commands.options(random_commands.command_parser(parser(), "train"), draw, values, left_out)
-    if "--epochs" not in options and "--tune" not in options:
+    if kind != "linear" and "--epochs" not in options and "--tune" not in options:
         options += ["--epochs", "2"]
     answers = draw(st.lists(_answers(table), max_size=2))
     return RecsysSession(table, ("--model", kind, *options), tuple(answers))

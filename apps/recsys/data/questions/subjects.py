@@ -29,6 +29,8 @@ NAME = "subjects"
 """Name of the files."""
 LOOKED_UP = 1 << 13
 """Ids looked up at a time. Each time all ids of the model are scanned."""
+NUMBER_BYTES = 8
+"""Bytes of a history's number."""
 _WHOLE = re.compile(r"0|-?[1-9][0-9]{0,17}")
 
 
@@ -54,6 +56,8 @@ class Subjects:
     """Users that stand in the file once more."""
     popular: int
     """Subjects without a history: they are shown popular items."""
+    id_bytes: int
+    """Mean size of their ids in a file, with their rows."""
     digest: str
     """SHA-256 of the rows and ids, by which unfinished lists are recognised."""
 
@@ -123,6 +127,7 @@ def read_users(path: Path, model: Path, directory: Path, *, part: int) -> Subjec
         named=counted["named"],
         repeated=counted["repeated"],
         popular=int((lengths == 0).sum()),
+        id_bytes=ids_path.stat().st_size // len(rows),
         digest=sha256(rows_path) + sha256(ids_path),
     )
 
@@ -168,6 +173,7 @@ def read_histories(path: Path, model: Path, directory: Path, *, part: int) -> Su
         named=named,
         repeated=0,
         popular=int((counts == 0).sum()),
+        id_bytes=NUMBER_BYTES,
         digest="".join(map(sha256, paths)),
     )
 

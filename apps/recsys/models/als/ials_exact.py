@@ -27,20 +27,23 @@ WORKSPACE = 4
 """Largest number of such arrays per thread: gathered, divided or weighted, a system and its copy."""
 
 
-def workspace_bytes(*, rows: int, factors: int, threads: int) -> int:
+def workspace_bytes(*, rows: int, interactions: int, factors: int, threads: int) -> int:
     """Most bytes that ``solve`` allocates.
 
     Parameters
     ----------
     rows
         Rows of the other side.
+    interactions
+        Interactions of all rows that are solved.
     factors
         Numbers per row.
     threads
         Threads that solve.
     """
     rotated = 4 * rows * factors
-    return rotated + threads * 4 * WORKSPACE * (GATHERED + factors * factors)
+    gathered = min(GATHERED, interactions * factors)
+    return rotated + threads * 4 * WORKSPACE * (gathered + factors * factors)
 
 
 def ridge(regularization: float, exponent: float, *, weight: Weight, other_rows: int) -> Weight:

@@ -13,6 +13,7 @@ from apps.recsys.evaluation.full_ranking import evaluate
 from apps.recsys.evaluation.metrics import METRICS, Tally, gini
 from apps.recsys.models.als import als_matrices, ials
 from apps.recsys.models.als.confidence import confidence
+from apps.recsys.models.scorers import FactorScorer
 from apps.recsys.models.top_k import top_k
 
 OWNERS = 200
@@ -83,7 +84,8 @@ def test_metrics_equal_a_naive_reference(
     vectors, factors, users = problem
     owners = np.arange(1, len(factors) + 1)  # item n is had by n + 1 of the users
     tally = Tally(len(factors), (*METRICS, "novelty@10"), owners=owners, users=OWNERS)
-    evaluate(iter(users), lambda _, values: vectors[int(values[0])], factors, block=block, threads=threads, tally=tally)
+    scorer = FactorScorer(factors, lambda _, values: vectors[int(values[0])])
+    evaluate(iter(users), scorer, block=block, threads=threads, tally=tally)
     ours = tally.means()
     reference = naive(vectors.astype(np.float64), factors.astype(np.float64), users)
     assert ours.keys() == reference.keys()

@@ -1,6 +1,8 @@
 """The promise: predictions against true peaks, refusals that name a ceiling that works, and the wall itself."""
 
+import json
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +10,8 @@ import pytest
 
 from apps.recsys.bench import headline
 from apps.recsys.data.ingest import Facts
+from apps.recsys.models import search_space
+from apps.recsys.planning import embedding_terms
 from apps.recsys.planning.train import TrainWorkload, training_probes
 from common.errors import DoesNotFit
 from common.memory.costs.probes import Costs, Probe
@@ -38,6 +42,78 @@ def test_terms_are_the_sizes_of_the_arrays() -> None:
     # an item may have all of the users, so a block may be longer by that much
     assert stored["block of interactions"] == (400 + 100) * 12
     assert stored["row starts"] == (100 + 50 + 2) * 8
+
+
+def _embedding(*options: object) -> tuple[TrainWorkload, dict[str, int], set[str]]:
+    """An embedding on a small table, its terms, and the terms of the phase ``suggest``."""
+    facts = Facts(rows=2000, users=100, items=50, interactions=1000, longest=30, ids=150, bucket=2000)
+    work = TrainWorkload(train_request("--model", "embedding", *options), facts)
+    setting = next(iter(work.settings()))
+    step = {"bytes": 1.0, "activations": 1000.0, "workspace": 0.0, "kernels": 7.0, "unseen": 5.0}
+    terms = work.footprint(setting, dict.fromkeys(work.probes(setting), step)).terms
+    return work, {one.name: one.bytes for one in terms}, {one.name for one in terms if "suggest" in one.phases}
+
+
+@pytest.mark.parametrize(("options", "windows"), [((), 325), (("--set", "batch=64"), 64)])
+def test_a_step_is_priced_by_the_largest_batch_that_the_data_makes(options: tuple[object, ...], windows: int) -> None:
+    work, terms, _ = _embedding(*options)
+    # 1,000 interactions of 100 users make (1000 + 3 * 100) / 4 windows of four targets at most
+    config = work.priced_embedding
+    assert config is not None and config.batch == windows
+    assert work.embedding is not None and work.embedding.batch == (64 if options else 512)
+    assert terms["next batch"] == 48 * windows * 50
+    priced = [json.loads(work.probes(setting)[2].arguments) for setting in work.settings()]
+    assert {one["config"]["batch"] for one in priced} == {windows}
+    assert max(one["micro_batch"] for one in priced) == windows
+    assert all(one["parts"] == (1 if one["micro_batch"] == windows else 2) for one in priced)
+
+
+def test_a_search_is_priced_with_what_its_trials_leave() -> None:
+    _, terms, suggest = _embedding("--tune", 2)
+    assert terms["sampler"] == 20 << 20 and {"sampler", "left behind by trials", "kernels", "small blocks"} <= suggest
+    assert terms["left behind by trials"] == (3 << 20) + 4096 * (256 - 64) + 8 * 256 * 30
+    _, terms, suggest = _embedding("--tune", 2, "--factors", 32)
+    assert terms["left behind by trials"] == (3 << 20) + 8 * 32 * 30
+    _, terms, suggest = _embedding("--tune", 1)
+    assert terms["left behind by trials"] and suggest.isdisjoint({"sampler", "left behind by trials", "kernels"})
+    _, terms, suggest = _embedding()
+    assert not {"sampler", "left behind by trials"} & terms.keys() and not suggest
+
+
+def test_a_search_measures_all_its_factors_ahead() -> None:
+    def factors(*options: object) -> list[int]:
+        return [one.request.model.factors for one in _embedding(*options)[0].planned_later()]  # type: ignore[attr-defined]
+
+    assert factors("--tune", 2) == [32, 64, 128, 256]
+    assert factors("--tune", 2, "--factors", 16) == [16]
+    assert factors("--tune", 1) == factors() == []
+    work = TrainWorkload(train_request("--tune", 5), _embedding()[0].facts)
+    assert not list(work.planned_later())
+    # no other dimension of the space changes a size
+    dimensions = {*search_space.EMBEDDING, *(name for loss in search_space.LOSSES.values() for name in loss)}
+    assert dimensions - {"factors"} <= embedding_terms.UNPRICED.keys() and "learning_rate" in embedding_terms.UNPRICED
+
+
+def test_an_exact_solver_gathers_no_more_than_there_is() -> None:
+    facts = Facts(rows=2000, users=100, items=50, interactions=1000, longest=30, ids=150, bucket=2000)
+    known = {probe: {"bytes": 1.0} for probe in training_probes("ials", 1)}
+
+    def terms(work: TrainWorkload) -> dict[tuple[str, str], int]:
+        found = work.footprint({"user_block": 8, "fit_block": 10**9}, known).terms
+        return {(one.name, phase): one.bytes for one in found for phase in one.phases}
+
+    options = ("--factors", 8, "--set", "frequency_scaling=1")
+    small = terms(TrainWorkload(train_request(*options), facts))
+    # the other side rotated; four arrays of all gathered factors, or of a system of all factors; indices
+    assert small["exact solver", "fit"] == 4 * 100 * 8 + 4 * 4 * (1000 * 8 + 8 * 8) + 64 * 100
+    assert ("solver's copy of confidences", "fit") not in small  # only ``implicit`` makes one
+    large = terms(TrainWorkload(train_request(*options), replace(facts, interactions=10**6)))
+    assert large["exact solver", "fit"] == 4 * 100 * 8 + 4 * 4 * ((1 << 19) + 8 * 8) + 64 * 100
+    # a trial is scored when the solver has freed its workspace, with the factors in memory
+    trial = terms(TrainWorkload(train_request(*options, "--tune", 2), facts))
+    assert ("exact solver", "validate") not in trial and ("scores", "fit") not in trial
+    assert trial["user factors", "validate"] == trial["user factors", "fit"] == 100 * 8 * 4
+    assert ("scores", "validate") in trial
 
 
 @pytest.mark.parametrize(

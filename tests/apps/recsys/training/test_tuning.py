@@ -29,6 +29,7 @@ from tests.apps.recsys.asked import train_request
 from tests.apps.recsys.conftest import Trained
 from tests.apps.recsys.interrupted import started, wait_for
 from tests.messages import continued, says
+from tests.promise import predicted_closely
 from tests.schemas import read_manifest
 
 Run = Callable[..., Any]
@@ -113,13 +114,11 @@ def test_a_search_ends_with_the_best_of_its_trials(search: Callable[..., Search]
     assert (model.factors, model.hyper["alpha"]) == (best.settings["factors"], best.settings["alpha"])
     assert found.results["best"] == best.number
     phases = found.plan.footprint.phases()
-    # a baseline, what the sampler takes, what trials left behind
-    assert phases["suggest"] == 100 * MIB + (24 << 20) + (10 << 20) + (4 << 20) + (512 << 10)
-    assert phases["tune"] == max(
-        planned(work().with_settings(trial.settings)).footprint.phases()["fit"]
-        for trial in trials
-        if trial.state != "skipped"
-    )
+    # a baseline, the supervisor, what the sampler takes, what trials leave behind (256 factors, histories of 30)
+    left = (3 << 20) + 4096 * (256 - 64) + 8 * 256 * 30
+    assert phases["suggest"] == 100 * MIB + (512 << 10) + (4 << 20) + (14 << 20) + left
+    fitted = [planned(work().with_settings(trial.settings)) for trial in trials if trial.state != "skipped"]
+    assert phases["tune"] == max(max(one.footprint.phases()[name] for name in ("fit", "validate")) for one in fitted)
     said = made.session.said  # type: ignore[attr-defined]
     assert sum("far too large" in line for line in said) == sum(t.state == "skipped" for t in trials)
     says(said[-1], "best", best.number + 1, "ndcg@10")
@@ -218,11 +217,25 @@ def test_other_models_are_tuned_too(trained: Trained, run: Run, tmp_path: Path, 
     options = ("--model", kind, "--tune", 2, "--epochs", 2, "--factors", 16, "--memory", "600MiB", "--json")
     done = run("apps.recsys", "train", trained.interactions, "-o", tmp_path / "model", *options)
     assert done.code == 0, done.err
+    predicted_closely(done.record)
     found = done.record["results"]["tuning"]
     assert [trial["state"] for trial in found["trials"]].count("done") >= 1 and "factors" not in found["space"]
     chosen = found["trials"][found["best"]]["settings"]
     assert chosen.items() <= read_manifest(tmp_path / "model")["hyper"].items()
     assert done.record["within_budget"]
+
+
+def test_trials_measure_nothing_beside_what_they_train(trained: Trained, run: Run, tmp_path: Path) -> None:
+    options = ("--model", "embedding", "--tune", 3, "--seed", 3, "--epochs", 2, "--memory", "600MiB", "--json", "-q")
+    cold = {"XDG_CACHE_HOME": str(tmp_path / "cache")}
+    done = run("apps.recsys", "train", trained.interactions, "-o", tmp_path / "model", *options, env=cold)
+    assert done.code == 0, done.err
+    trials = done.record["results"]["tuning"]["trials"]
+    assert len({trial["settings"]["factors"] for trial in trials if trial["scores"]}) > 1
+    peaks = {phase["name"]: phase["peak_bytes"] for phase in done.record["measured"]["phases"]}
+    assert "probe" in peaks
+    terms = [term for term in done.record["plan"]["terms"] if {"tune", "*"} & set(term["phases"])]
+    assert peaks["tune"] <= sum(term["bytes"] for term in terms) + done.record["plan"]["reserve_bytes"]
 
 
 def test_what_cannot_be_tuned(trained: Trained, run: Run, tmp_path: Path) -> None:

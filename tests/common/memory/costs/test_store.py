@@ -168,3 +168,20 @@ def test_a_damaged_entry_is_measured_anew(tmp_path: Path, damage: Callable[[dict
 )
 def test_costs_that_no_measurement_can_have(costs: Any, believed: bool) -> None:
     assert plausible(costs) is believed
+
+
+def test_what_could_not_be_written_is_not_measured_again(tmp_path: Path) -> None:
+    probe = Probe.of("common.memory.costs.baseline:measure", warm_up="common.bench.demo_allocation:warm_up")
+    (tmp_path / "file").touch()  # in the place of the cache's folder
+    found = CostStore(tmp_path / "file").collect([probe], ceiling=GIB)
+    later = CostStore(tmp_path / "file", measures=False)
+    assert later.collect([probe], ceiling=GIB) == found and later.measured == 0
+
+
+@pytest.mark.parametrize("ceiling", [GIB, None])
+def test_nothing_is_measured_where_there_is_no_room_for_a_child(tmp_path: Path, ceiling: int | None) -> None:
+    probe = Probe.of("common.memory.costs.baseline:measure", warm_up="common.bench.demo_allocation:warm_up")
+    store = CostStore(tmp_path, measures=False)
+    with pytest.raises(ProbeFailed):
+        store.collect([probe], ceiling=ceiling)
+    assert not store.exceeded and not store.measured

@@ -13,7 +13,7 @@ from common.memory.footprint import Footprint, Term
 from common.memory.plan.explain import plan_text, refusal_text
 from common.memory.plan.plan import Plan, Setting
 from common.memory.plan.plan_file import read_plan
-from common.memory.plan.planner import plan, price
+from common.memory.plan.planner import measure_ahead, plan, price
 from common.memory.process.budget import MIB, MemoryBudget
 from tests.messages import refused, says
 
@@ -333,3 +333,30 @@ def test_knobs_that_do_not_go_together_are_refused(costs: Known) -> None:
     text = json.dumps({"workload": "test grid", "knobs": knobs})
     with refused(ValueError, "size=32"):
         read_plan(text, Grid(), MemoryBudget(1 << 40), costs)
+
+
+def test_what_is_planned_later_is_measured_ahead(tmp_path: Path) -> None:
+    asked: list[Probe] = []
+
+    class Counting(CostStore):
+        def collect(self, probes: Iterable[Probe], *, ceiling: int | None) -> Costs:
+            wanted = list(probes)
+            asked.extend(wanted)
+            if OTHER in wanted:
+                raise ProbeFailed("too large")
+            return {probe: {"bytes": 50 * MIB} for probe in wanted}
+
+    class Other(Blocks):
+        def probes(self, setting: Setting) -> Sequence[Probe]:
+            return [OTHER]
+
+    class Searching(Blocks):
+        def planned_later(self) -> Iterator[Blocks]:
+            yield from (Blocks(), Other())
+
+    store = Counting(tmp_path)
+    measure_ahead(Blocks(), MemoryBudget(110 * MIB), store)
+    assert not asked
+    measure_ahead(Searching(), MemoryBudget(110 * MIB), store)
+    # two settings are priced until one fits; of what cannot be measured every one is tried, within the walls
+    assert asked == [PROBE] * 2 + [OTHER] * 4 and not store.exceeded

@@ -149,3 +149,22 @@ def test_a_small_child_of_a_large_parent_is_not_taken_for_another_large_one() ->
     code = code.replace("    subprocess", "    ours = bytearray(b'x') * (128 << 20)\n    subprocess")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert int(done.stdout.split()[1]) < 128 * MIB + 16 * MIB
+
+
+def test_a_sample_that_ends_in_a_later_phase_belongs_to_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    gauge = PeakMeter()
+    monkeypatch.setattr(meter, "children", lambda: [1])
+    gauge.sample()  # a child counts from its second sample on
+    for overtaken in (False, True):
+        with gauge.phase("later"):
+            pass
+        gauge._tree_peak, gauge._beside_child = 0, None
+
+        def pages(pid: object = "self", overtaken: bool = overtaken) -> meter.Pages:
+            gauge._number += overtaken
+            return meter.Pages(1 << 40, 1 << 40, 0)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(meter, "pages", pages)
+            gauge.sample()
+        assert (gauge._tree_peak, gauge._beside_child) == ((0, None) if overtaken else (1 << 41, 1 << 40))

@@ -1,7 +1,7 @@
 """Measure the ranking quality of one kind of table: the same training for several seeds, each with its own split.
 
-``python -m apps.recsys.bench.tables RATINGS WORK KIND``. The NDCG varies between seeds by a percent, as much as a table
-may lose, so the mean over seeds is judged.
+``python -m apps.recsys.bench.quality.tables RATINGS WORK KIND``. The NDCG varies between seeds by a percent, as much as
+a table may lose, so the mean over seeds is judged.
 """
 
 import json
