@@ -174,6 +174,35 @@ def test_candidates_are_ranked_and_nothing_else(artists: Model, run: Run, tmp_pa
     ] == right[:2]
 
 
+@pytest.mark.parametrize("kind", ["linear", "bpr"])
+def test_every_kind_answers_for_many_as_for_one(
+    run: Run, dataset: Callable[[str], Path], tmp_path: Path, kind: str
+) -> None:
+    """Also a filter, whose scores are no products of vectors."""
+    model, settings = tmp_path / "model", {"linear": ("form=filter", "degree_power=0.3", "saturation=1")}.get(kind, ())
+    words = [word for setting in settings for word in ("--set", setting)]
+    options = ("--model", kind, "--factors", 16, *words, "-q")
+    done = run("apps.recsys", "train", dataset("lastfm") / "plays.csv", "-o", model, *options)
+    assert done.code == 0, done.err
+    made = opened(model)
+    users = made.users[10:400:97]
+    (tmp_path / "u.txt").write_text("".join(f"{user}\n" for user in users) + "0\n")
+    (tmp_path / "c.txt").write_text("".join(f"{item}\n" for item in made.items[::50]))
+    for limits in (("-k", 5), ("-k", 5, "--keep-seen"), ("--candidates", tmp_path / "c.txt")):
+        out = tmp_path / "l.parquet"
+        done = run("apps.recsys", "recommend", model, "--users", tmp_path / "u.txt", "-o", out, *limits, "--json")
+        assert done.code == 0, done.err
+        kept(done.record)
+        many = lists(out)
+        assert list(many) == [*users, 0]
+        for user in users[:2]:
+            one = run("apps.recsys", "recommend", model, "--user", user, *limits, "--json").record["results"]["items"]
+            items, scores = zip(*many[user], strict=True)
+            np.testing.assert_allclose([item["score"] for item in one], scores, atol=1e-5)
+            assert {item["id"] for item in one} == set(items)
+    assert len(many[users[0]]) == len(made.items[::50])
+
+
 def test_formats_hold_the_same(artists: Model, run: Run, tmp_path: Path) -> None:
     (tmp_path / "u.txt").write_text("".join(f"{user}\n" for user in artists.users[:700]) + 'a "b", c\n')
     command = ("apps.recsys", "recommend", artists.folder, "-k", 7, "-q", "--users", tmp_path / "u.txt")
