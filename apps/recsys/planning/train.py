@@ -15,7 +15,7 @@ from apps.recsys.data.csr_store import BLOCK
 from apps.recsys.data.ingest import Facts, Inputs
 from apps.recsys.data.splits import MOST_VALIDATION_USERS, SAMPLED_TIMES, TIMED
 from apps.recsys.models.embedding.embedding_config import EmbeddingConfig
-from apps.recsys.models.linear.options import sample_users
+from apps.recsys.models.linear.options import chooses, sample_users
 from apps.recsys.models.search_space import Choice
 from apps.recsys.planning import bpr_terms, embedding_terms, ials_terms, linear_terms
 from apps.recsys.planning.baselines import (
@@ -292,7 +292,8 @@ class TrainWorkload:
             *linear_terms.model_terms(items=facts.items, factors=factors, phases=fit),
             *linear_terms.comparing_terms(**sizes, block=min(block, scored), threads=threads, phases=fit),
         ]
-        chosen = max(spectrum, ranking, key=lambda terms: sum(term.bytes for term in terms))
+        compared = ranking if chooses(self.request.model.hyper, factors) else []
+        chosen = max(spectrum, compared, key=lambda terms: sum(term.bytes for term in terms))
         written = linear_terms.model_terms(items=facts.items, factors=factors, phases=("write",))
         terms = [*blocks, *chosen, *written]
         if self.request.split != "none":

@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 
     from apps.recsys.training.session import TrainingSession
 
-METRIC = "ndcg@20"
+DEPTH = 20
+METRIC = f"ndcg@{DEPTH}"
 """Metric by which candidates are compared."""
 POWERS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)
 """Candidates for the degree power."""
@@ -41,6 +42,8 @@ SATURATIONS: Mapping[str, tuple[float, ...]] = {
 }
 """Candidates for the saturation by form. A filter changes little of the spectrum; a spectral model of dense data cuts
 off most of its first eigenvalues (``docs/recsys.md``)."""
+FINER_POWER, FINER_SATURATION = 0.05, 2**0.5
+"""Steps from the best candidate to those that are compared after it."""
 MANY = 10
 """Scores left per wanted one above which each column is searched by itself: sorting more would take much memory."""
 SAMPLE = "sampled"
@@ -61,6 +64,18 @@ class Candidate:
         """Its hyper-parameters; without a spectrum the saturation has no meaning, and is 1."""
         saturation = self.saturation if math.isfinite(self.saturation) else 1.0
         return {"form": self.form, "degree_power": self.degree_power, "saturation": saturation}
+
+    def neighbours(self, *, powers: bool, saturations: bool) -> list[Candidate]:
+        """Candidates between this one and those of the grid, along the numbers that are open; without this one."""
+        near = [round(self.degree_power + step, 3) for step in (-FINER_POWER, 0.0, FINER_POWER)]
+        steps = (1 / FINER_SATURATION, 1.0, FINER_SATURATION) if math.isfinite(self.saturation) else (1.0,)
+        made = [
+            Candidate(self.form, power, round(self.saturation * step, 4))
+            for power in (near if powers else near[1:2])
+            for step in (steps if saturations else (1.0,))
+            if 0 <= power <= 1
+        ]
+        return [candidate for candidate in made if candidate != self]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,20 +172,24 @@ class LinearTrainer:
                 means = self._compare(candidates, hidden)
             splits.forget_validation(config.directory)
             forget_trained(config.directory, SAMPLE)
-            order = sorted(range(len(candidates)), key=lambda number: (-means[number], number))
-            chosen = candidates[order[0]]
-            tried = tuple({**candidates[number].settings, METRIC: means[number]} for number in order)
+            chosen = max(means, key=means.__getitem__)
+            ordered = sorted(means.items(), key=lambda pair: -pair[1])
+            tried = tuple({**one.settings, "factors": self._factors(one), METRIC: mean} for one, mean in ordered)
             named = f"form={chosen.form} degree_power={chosen.degree_power:g} saturation={chosen.saturation:g}"
-            best = means[order[0]]
-            self.session.say(f"chosen on hidden items of {len(hidden):,} users: {named} ({METRIC} {best:.4f})")
+            users = f"hidden items of {len(hidden):,} users"
+            self.session.say(f"chosen on {users}: {named} ({METRIC} {means[chosen]:.4f})")
         with self.session.phase("fit"):
             log = Log(config.directory, config.items)
             counts = log.counts()
             tensors: dict[str, Any] = {weights.COUNTS: counts}
-            factors = config.factors if math.isfinite(chosen.saturation) else 0
+            factors = self._factors(chosen)
             if factors:
                 tensors[weights.SPECTRUM], tensors[weights.EIGENVALUES] = self._spectrum(log, counts)
         return Fitted(tensors, {**chosen.settings, "factors": factors}, tried)
+
+    def _factors(self, candidate: Candidate) -> int:
+        """Eigenvalues that a candidate uses."""
+        return self.config.factors if math.isfinite(candidate.saturation) else 0
 
     def _hide(self) -> HeldOut | None:
         """Hide items of a sample of users, and write the rest; ``None`` if no user has enough items."""
@@ -196,48 +215,51 @@ class LinearTrainer:
             config = self.config
             return spectrum(log, counts, config.factors, seed=config.seed, after_iteration=after_iteration)
 
-    def _compare(self, candidates: list[Candidate], hidden: HeldOut) -> list[float]:
-        """The mean metric of each candidate on the hidden items."""
+    def _compare(self, candidates: list[Candidate], hidden: HeldOut) -> dict[Candidate, float]:
+        """The mean metric on the hidden items of each candidate, then of the neighbours of the best one."""
+        import numpy as np
+
+        config = self.config
+        log = Log(config.directory, config.items, SAMPLE)
+        counts = log.counts()
+        spectral = self._spectrum(log, counts) if config.factors else None
+        comparison = _Comparison(log, np.maximum(counts, 1).astype(np.float32)[:, None], spectral)
+        means = self._means(comparison, candidates, hidden)
+        open_powers, open_saturations = (config.hyper[name] == AUTO for name in ("degree_power", "saturation"))
+        finer = max(means, key=means.__getitem__).neighbours(powers=open_powers, saturations=open_saturations)
+        return means | self._means(comparison, finer, hidden)
+
+    def _means(self, comparison: _Comparison, candidates: list[Candidate], hidden: HeldOut) -> dict[Candidate, float]:
+        """The mean metric of each candidate."""
         from concurrent.futures import ThreadPoolExecutor
 
-        import numpy as np
         from threadpoolctl import threadpool_limits
 
         config, session = self.config, self.session
-        log = Log(config.directory, config.items, SAMPLE)
-        counts = log.counts()
         left = History(config.directory, SAMPLE)
-        spectral = self._spectrum(log, counts) if config.factors else None
-        comparison = _Comparison(log, np.maximum(counts, 1).astype(np.float32)[:, None], spectral)
-        tallies = [Tally(config.items, (METRIC,)) for _ in candidates]
+        tallies = {candidate: Tally(config.items, (METRIC,)) for candidate in candidates}
         share = -(-int(session.plan["user_block"]) // session.threads)
+        groups = [range(start, min(start + share, len(hidden))) for start in range(0, len(hidden), share)]
         powers = sorted({candidate.degree_power for candidate in candidates})
-        total = len(powers) * len(hidden)
-        with (
-            ThreadPoolExecutor(session.threads) as pool,
-            threadpool_limits(1, "blas"),
-            session.progress(total=total, unit="user", label="choose") as bar,
-        ):
+        bar = session.progress(total=len(powers) * len(hidden), unit="user", label="choose")
+        with ThreadPoolExecutor(session.threads) as pool, threadpool_limits(1, "blas"), bar:
             for power in powers:
-                own = [(number, each) for number, each in enumerate(candidates) if each.degree_power == power]
-                forms = [each for _, each in own]
+                own = [candidate for candidate in candidates if candidate.degree_power == power]
 
-                def rank(rows: range, power: float = power, forms: list[Candidate] = forms) -> list[list[Any]]:
+                def rank(rows: range, power: float = power, own: list[Candidate] = own) -> list[list[Any]]:
                     histories = [left.items(int(hidden.users[row])) for row in rows]
-                    return list(comparison.rankings(histories, power, forms, tallies[0].depth))
+                    return list(comparison.rankings(histories, power, own, DEPTH))
 
-                starts = range(0, len(hidden), share)
-                groups = [range(start, min(start + share, len(hidden))) for start in starts]
                 for first in range(0, len(groups), session.threads):
                     some = groups[first : first + session.threads]
                     for rows, rankings in zip(some, pool.map(rank, some), strict=True):
-                        for (number, _), ranked in zip(own, rankings, strict=True):
+                        for candidate, ranked in zip(own, rankings, strict=True):
                             for row, ranking in zip(rows, ranked, strict=True):
-                                tallies[number].add(ranking, hidden.items(row))
+                                tallies[candidate].add(ranking, hidden.items(row))
                         bar.update(len(rows))
                     if session.stopping:
                         raise KeyboardInterrupt
-        return [tally.means()[METRIC] for tally in tallies]
+        return {candidate: tally.means()[METRIC] for candidate, tally in tallies.items()}
 
 
 @dataclass(frozen=True, slots=True)

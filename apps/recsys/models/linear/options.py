@@ -31,6 +31,11 @@ def sample_users(items: int, users: int) -> int:
     return max(1, min(MOST_USERS, int(SHARE * users), max(LEAST_USERS, SCORED // items)))
 
 
+def chooses(hyper: Mapping[str, Any], factors: int) -> bool:
+    """True if something is left to choose on hidden items; without a spectrum that is the degree power alone."""
+    return AUTO in (hyper["degree_power"], *((hyper["form"], hyper["saturation"]) if factors else ()))
+
+
 def checked(hyper: Mapping[str, Any], factors: int) -> dict[str, Any]:
     """Check hyper-parameters and convert their numbers.
 
