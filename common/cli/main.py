@@ -293,8 +293,6 @@ def _plan_and_execute(args: argparse.Namespace, request: Any, record: RunRecord,
             record.budget = replace(record.budget, device_bytes=size)
         workload = command.workload(request, record.budget)
         record.plan, workload = _choose(args, workload, record.budget, costs)
-        if not args.dry_run:
-            planner.measure_ahead(workload, record.budget, costs)
         if costs.exceeded:  # a run has never been above its ceiling, not even to measure
             raise DoesNotFit(ceiling=record.budget.host_bytes, smallest=record.plan)
     if costs.measured:
@@ -342,12 +340,13 @@ def _choose(
     """The plan, and the work that it is for: perhaps without the parts that do not fit."""
     if args.plan is None:
         try:
-            return planner.plan(workload, budget, costs), workload
+            return planner.plan(workload, budget, costs, ahead=not args.dry_run), workload
         except DoesNotFit:
             if isinstance(workload, Divisible) and (fewer := plan_fewer(workload, budget, costs)):
                 return fewer
             raise
     try:
+        planner.measure_ahead(workload, budget, costs)
         return read_plan(args.plan.read_text(encoding="utf-8"), workload, budget, costs), workload
     except OSError as error:
         raise UsageError(f"--plan {args.plan}: {error.strerror}") from None

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from apps.recsys.data.arrow_numpy import native
 from apps.recsys.data.columns import Layout, is_number
 from apps.recsys.data.formats.lines import json_object
-from apps.recsys.data.formats.unpacked import format_suffix, open_text, packing, unpacking_bytes
+from apps.recsys.data.formats.unpacked import FirstText, first_text, packing
 from common.errors import BadInput
 from common.memory.process import fork
 
@@ -50,6 +50,8 @@ class Header(NamedTuple):
     """True if the names are in the file."""
     unpacking_bytes: int
     """Memory that reading the file takes besides the parser's, at most."""
+    columnar: bool
+    """True for Parquet and Arrow files; everything else is text."""
 
 
 def header(path: Path, layout: Layout = Layout()) -> Header:
@@ -79,26 +81,25 @@ def header(path: Path, layout: Layout = Layout()) -> Header:
 def _header(path: Path, layout: Layout) -> Header:
     if is_parquet(path) or is_arrow(path):
         names, decoding = _schema(path)
-        return Header(names, ",", True, decoding)
-    return Header(*_text_header(path, layout), unpacking_bytes(path))
-
-
-def _text_header(path: Path, layout: Layout) -> tuple[list[str], str, bool]:
+        return Header(names, ",", True, decoding, True)
     try:
-        with open_text(path) as stream:
-            sample = stream.read(SAMPLE)
+        first = first_text(path, SAMPLE)
     except (OSError, EOFError, UnicodeDecodeError) as error:
         raise BadInput(f"{path}: not a readable text file ({error})", public="unreadable file") from None
-    lines = sample.splitlines()
+    return Header(*_text_header(path, layout, first), first.unpacking_bytes, False)
+
+
+def _text_header(path: Path, layout: Layout, first: FirstText) -> tuple[list[str], str, bool]:
+    lines = first.text.splitlines()
     if not lines or not lines[0].strip():
         raise BadInput(f"{path}: the file is empty", public="empty file")
-    if format_suffix(path) in (".jsonl", ".ndjson", ".json"):
+    if first.suffix in (".jsonl", ".ndjson", ".json"):
         return _json_names(path, lines[0]), JSON, True
     if lines[0].lstrip().startswith(("{", "[")):
         raise BadInput(
             f"{path}: this is JSON; one object a line is read if the file's name ends with .jsonl", public="JSON"
         )
-    whole = lines[: max(1, len(lines) - 1)] if len(sample) == SAMPLE else lines
+    whole = lines[: max(1, len(lines) - 1)] if len(first.text) == SAMPLE else lines
     if layout.delimiter == LISTS:
         return ["user", "item"], LISTS, False
     if layout.headed and layout.delimiter is None and (found := _layout_without_header(path, whole)):

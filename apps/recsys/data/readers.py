@@ -20,7 +20,7 @@ from apps.recsys.data.columns import by_place, choose, choose_titles
 from apps.recsys.data.formats import kinds
 from apps.recsys.data.formats.lines import json_batches, list_batches
 from apps.recsys.data.formats.unpacked import is_plain, open_bytes, packing
-from apps.recsys.data.headers import JSON, LISTS, header, is_arrow, is_parquet
+from apps.recsys.data.headers import JSON, LISTS, header, is_arrow
 from common.errors import BadInput
 
 BLOCK_BYTES = 1 << 19
@@ -49,10 +49,8 @@ class Source:
     unpacking_bytes: int = 0
     """Memory that reading it takes besides the parser's, at most."""
 
-    @property
-    def parquet(self) -> bool:
-        """True for Parquet and Arrow files; everything else is text."""
-        return is_parquet(self.path) or is_arrow(self.path)
+    parquet: bool = False
+    """True for Parquet and Arrow files; everything else is text."""
 
     @property
     def lists(self) -> bool:
@@ -119,7 +117,7 @@ def open_source(
     BadInput
         The file is missing or empty, its header is unreadable, or it has no such column (the message lists all).
     """
-    names, delimiter, headed, unpacking_bytes = header(path, layout)
+    names, delimiter, headed, unpacking_bytes, columnar = header(path, layout)
     every = [*names, *(name for name, _ in partitions if name not in names)]
     if model.user in every and model.item in every and wanted.user is None and wanted.item is None:
         value, time = (name if name in every else None for name in (model.value, model.time))
@@ -135,6 +133,7 @@ def open_source(
         by_place(every, wanted, columns) if headed else (),
         tuple(pair for pair in partitions if pair[0] not in names),
         unpacking_bytes,
+        columnar,
     )
 
 
@@ -151,9 +150,9 @@ def open_titles(path: Path) -> tuple[Source, str]:
     BadInput
         As ``header``, or there is no column for the titles.
     """
-    names, delimiter, headed, _ = header(path)
+    names, delimiter, headed, _, columnar = header(path)
     item, title = choose_titles(names, str(path))
-    return Source(path, Columns(item=item), delimiter, tuple(names), headed), title
+    return Source(path, Columns(item=item), delimiter, tuple(names), headed, parquet=columnar), title
 
 
 def batches(

@@ -115,8 +115,13 @@ def price(workload: Workload, setting: Setting, costs: CostStore, *, ceiling: in
     return Plan(workload.name, tuple(sorted(setting.items())), workload.footprint(setting, results))
 
 
-def plan(workload: Workload, budget: MemoryBudget, costs: CostStore) -> Plan:
+def plan(workload: Workload, budget: MemoryBudget, costs: CostStore, *, ahead: bool = False) -> Plan:
     """Choose the fastest setting whose predicted peak plus reserve is within the ceiling.
+
+    Parameters
+    ----------
+    ahead
+        True to measure what the work will plan later as well (``measure_ahead``).
 
     Raises
     ------
@@ -125,6 +130,8 @@ def plan(workload: Workload, budget: MemoryBudget, costs: CostStore) -> Plan:
     """
     search = _Search(workload, budget.host_bytes, costs)
     chosen = search.fastest()
+    if ahead:
+        measure_ahead(workload, budget, costs)
     if chosen is not None:
         return chosen
     smallest = search.smallest()
@@ -138,8 +145,8 @@ def plan(workload: Workload, budget: MemoryBudget, costs: CostStore) -> Plan:
     )
 
 
-def leanest(workload: Workload, budget: MemoryBudget, costs: CostStore) -> Plan:
-    """Choose the setting that needs least, whether it fits or not.
+def leanest(workload: Workload, budget: MemoryBudget, costs: CostStore, *, ahead: bool = False) -> Plan:
+    """Choose the setting that needs least, whether it fits or not; otherwise as ``plan``.
 
     Raises
     ------
@@ -148,6 +155,8 @@ def leanest(workload: Workload, budget: MemoryBudget, costs: CostStore) -> Plan:
     """
     search = _Search(workload, budget.host_bytes, costs)
     smallest = search.smallest()
+    if ahead:
+        measure_ahead(workload, budget, costs)
     if smallest is None:
         raise DoesNotFit(ceiling=budget.host_bytes, reasons=search.failures)
     return smallest
@@ -198,8 +207,6 @@ class _Search:
         plans = [plan for plan in self._priced.values() if plan is not None]
         if not plans or _always(plans[0]) > self.ceiling:
             exact = {index: plan for index in indices if (plan := self._priced[index]) not in self._estimated}
-            beyond = [index for index in indices if exact.get(index) is None]
-            _measure_together([(self.workload, self._ordered[index]) for index in beyond], None, self.costs)
             self._priced |= {index: exact.get(index) or self._price_beyond(index) for index in indices}
             plans = [plan for plan in self._priced.values() if plan is not None]
         least = min(plans, key=lambda plan: plan.needed_bytes, default=None)
@@ -281,7 +288,7 @@ def _always(plan: Plan) -> int:
     return sum(term.bytes for term in plan.footprint.terms if ALL in term.phases)
 
 
-def _measure_together(offers: Iterable[tuple[Workload, Setting]], ceiling: int | None, costs: CostStore) -> None:
+def _measure_together(offers: Iterable[tuple[Workload, Setting]], ceiling: int, costs: CostStore) -> None:
     """Measure the probes of several settings together, since each child has to load its libraries."""
     probes = [probe for workload, setting in offers for probe in workload.probes(setting)]
     with suppress(ProbeFailed):  # each setting is measured by itself later

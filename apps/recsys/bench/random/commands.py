@@ -117,6 +117,7 @@ def _answers(draw: Callable[[st.SearchStrategy[Any]], Any], table: Table) -> tup
         "exclude": items.map(lambda text: [text]),
         "only": items.map(lambda text: [text]),
         "explain": one_word(st.integers(1, 20)),
+        "metrics": st.sampled_from((["ndcg"], ["recall@50,hr@1"], ["coverage,map@300"])),
         "delimiter": st.just([","]),
         "decimal": st.just(["."]),
     }
@@ -126,7 +127,10 @@ def _answers(draw: Callable[[st.SearchStrategy[Any]], Any], table: Table) -> tup
         who = draw(st.sampled_from([user, ["--all-users", "-o", "FOLDER/lists.parquet"], ["--history", draw(items)]]))
     if command == "similar":
         who = ["--item", table.item(draw(st.integers(0, 3)))]
-    left_out = ("user", "command", "history", "item", "test", "negatives", "protocol", "no_header", *COLUMNS)
+    left_out = (
+        *("user", "users", "command", "history", "histories", "history_file", "item", "candidates"),
+        *("test", "negatives", "protocol", "no_header", *COLUMNS),
+    )
     words = random_commands.options(random_commands.command_parser(parser(), command), draw, values, left_out)
     return (command, *who, *words)
 

@@ -10,7 +10,7 @@ import codecs
 import gzip
 import io
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from apps.recsys.data.arrow_numpy import native
 from common.errors import BadInput
@@ -163,3 +163,25 @@ def open_bytes(path: Path) -> io.BufferedReader:
 def open_text(path: Path) -> io.TextIOWrapper:
     """Open a plain or compressed file as a stream of text, without its byte order mark."""
     return io.TextIOWrapper(open_bytes(path), encoding="utf-8-sig", newline="")
+
+
+class FirstText(NamedTuple):
+    """The beginning of a text file, and what reading the rest takes."""
+
+    text: str
+    suffix: str
+    """Suffix of the name without that of a packed file, in lower case."""
+    unpacking_bytes: int
+    """As ``unpacking_bytes``."""
+
+
+def first_text(path: Path, size: int) -> FirstText:
+    """Read the first ``size`` characters of a text file.
+
+    Raises
+    ------
+    OSError, EOFError, UnicodeDecodeError
+        It cannot be read, or is no text.
+    """
+    with open_text(path) as stream:
+        return FirstText(stream.read(size), format_suffix(path), unpacking_bytes(path))

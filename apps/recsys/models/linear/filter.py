@@ -27,6 +27,10 @@ if TYPE_CHECKING:
     Sample = tuple[NDArray[Any], NDArray[np.float32]]
 
 
+POPULAR = 1e-15
+"""Orders items that would otherwise have equal scores of 0 by their number of users; other scores are above 1e-9."""
+
+
 def response(eigenvalues: NDArray[np.float32], saturation: float) -> NDArray[np.float32]:
     """``l c / (l + c)``: how much of each eigenvector passes.
 
@@ -165,10 +169,14 @@ class FilterScorer:
 def shared_scores(
     log: Log, questions: NDArray[np.float32], out: NDArray[np.float32], degrees: NDArray[np.float32], power: np.float32
 ) -> None:
-    """Compute ``D^b P D^-b x`` into ``out``, and make x ``D^-b x``; columns of shape (items, n), ``degrees`` of one."""
+    """Compute ``D^b P D^-b x`` into ``out``, and make x ``D^-b x``; columns of shape (items, n), ``degrees`` of one.
+
+    Items that share no user with the history have a score of 0, but for ``POPULAR`` times their number of users.
+    """
     questions *= degrees ** (-power - 0.5)
     log.gram(questions, out)
     out *= degrees ** (power - 0.5)
+    out += POPULAR * degrees
     questions *= degrees**0.5
 
 

@@ -1,5 +1,6 @@
 """Reading is priced by what Arrow holds at a time: blocks of text, pages of Parquet, whole batches of Arrow files."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -40,7 +41,7 @@ def test_reading_is_priced_by_format(tmp_path: Path, rows: int) -> None:
 
 def test_a_large_batch_of_an_arrow_file_is_read_whole(tmp_path: Path) -> None:
     source = _sources(tmp_path, 5000)["one.arrow"]
-    larger = Source(source.path, source.columns, unpacking_bytes=100 * MIB)
+    larger = replace(source, unpacking_bytes=100 * MIB)
     assert reading_terms(10**9, [source])[0].bytes == 12 * MIB
     assert reading_terms(10**9, [source, larger])[0].bytes == 100 * MIB
     packed = Source(tmp_path / "a.csv", source.columns, unpacking_bytes=3 * MIB)

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
+from apps.recsys.planning.questions.recommend_requests import RecommendAllRequest
 from apps.recsys.planning.recommend_all import RecommendAllWorkload
-from apps.recsys.planning.requests import RecommendAllRequest
 
 MIB = 1 << 20
 

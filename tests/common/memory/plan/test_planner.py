@@ -268,25 +268,6 @@ def test_what_could_only_be_measured_beyond_the_ceiling_runs_if_it_fits(tmp_path
     assert refusal.value.smallest_feasible_bytes == int(64.25 * MIB)
 
 
-def test_beyond_the_ceiling_all_settings_are_measured_together(tmp_path: Path) -> None:
-    """Each child has to load its libraries first."""
-    asked: list[list[Probe]] = []
-
-    class Apart(Blocks):
-        def probes(self, setting: Setting) -> Sequence[Probe]:
-            return [PROBE, Probe.of("tests.common.memory.plan.test_planner:nothing", blocks=setting["blocks"])]
-
-    class Asked(Greedy):
-        def collect(self, probes: Iterable[Probe], *, ceiling: int | None) -> Costs:
-            if ceiling is None:
-                asked.append(list(probes))
-            return super().collect(probes, ceiling=ceiling)
-
-    with pytest.raises(DoesNotFit):
-        plan(Apart(), MemoryBudget(40 * MIB), Asked(tmp_path))
-    assert set(asked[0]) == {probe for setting in Apart().settings() for probe in Apart().probes(setting)}
-
-
 def test_an_estimate_comes_before_measuring_beyond_the_ceiling(tmp_path: Path) -> None:
     class Estimating(Blocks):
         def estimate(self, setting: Setting, costs: CostStore, ceiling: int) -> Footprint | None:

@@ -129,3 +129,13 @@ def test_the_response_saturates() -> None:
     eigenvalues: Any = np.array([1.0, 0.1, 0.0], np.float32)
     np.testing.assert_allclose(response(eigenvalues, 0.1), [0.1 / 1.1, 0.05, 0], rtol=1e-6)
     np.testing.assert_allclose(response(eigenvalues, 1e9), eigenvalues, rtol=1e-6)
+
+
+def test_a_history_that_nobody_shares_gets_popular_items(tmp_path: Path) -> None:
+    dense = np.zeros((6, 5))
+    dense[0, 0] = 1  # the only user of the first item
+    dense[1:, 2], dense[1:4, 4], dense[1:3, 1] = 1, 1, 1
+    log = stored(tmp_path, dense)
+    scorer = FilterScorer(log, log.counts(), degree_power=0.4)
+    (scores,) = scorer.scores([(np.array([0]), np.ones(1, np.float32))], scorer.workspace(1))
+    assert list(np.argsort(-scores[1:]) + 1) == [2, 4, 1, 3]
