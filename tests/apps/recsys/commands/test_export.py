@@ -19,7 +19,6 @@ KINDS: dict[str, tuple[object, ...]] = {
     "ials": ("--set", "iterations=2"),
     "bpr": ("--set", "iterations=2"),
     "linear": ("--set", "form=spectral", "--set", "degree_power=0.5", "--set", "saturation=1"),
-    "embedding": ("--epochs", 1, "--set", "validation=0"),
     "embedding with a prior": ("--epochs", 1, *LEARNED, "--table", "int8"),
 }
 

@@ -274,9 +274,9 @@ def test_what_cannot_be_answered(artists: Model, run: Run, tmp_path: Path) -> No
 
 
 def test_a_long_file_is_priced(artists: Model, run: Run, tmp_path: Path) -> None:
-    """A history of 20,000 unknown ids, and 200,000 users, under the ceiling that a refusal names."""
+    """A history of 20,000 unknown ids, and 50,000 users, under the ceiling that a refusal names."""
     (tmp_path / "h.jsonl").write_text(json.dumps([f"item {n}" for n in range(20_000)] + artists.items[:9000]) + "\n")
-    (tmp_path / "u.txt").write_text("".join(f"{n}\n" for n in range(200_000)))
+    (tmp_path / "u.txt").write_text("".join(f"{n}\n" for n in range(50_000)))
     for option, name in (("--histories", "h.jsonl"), ("--users", "u.txt")):
         command = ("apps.recsys", "recommend", artists.folder, option, tmp_path / name, "-o", tmp_path / "l.jsonl")
         refusal = run(*command, "--memory", "64MiB", "--json")

@@ -76,7 +76,7 @@ def test_plans_none_where_nothing_fits(tmp_path: Path) -> None:
 
 def test_a_command_plans_the_whole_then_fewer_parts_then_refuses_the_whole(tmp_path: Path) -> None:
     def choose(*sizes: int) -> tuple[Plan, Workload]:
-        args = argparse.Namespace(plan=None)
+        args = argparse.Namespace(plan=None, dry_run=True)
         return main._choose(args, Sizes(sizes), MemoryBudget(100 * MIB), CostStore(tmp_path))
 
     for sizes, kept in (((1, 2, 3), 3), ((10, 900, 20, 30), 3)):
