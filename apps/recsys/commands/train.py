@@ -102,9 +102,10 @@ def execute(session: CommandSession[TrainRequest, TrainWorkload]) -> Mapping[str
             work, session.plan, results["tuning"] = best.work, best.plan, best.results
         kind, split = work.request.model.kind, work.request.split
         if kind == "linear":
-            fitted = fit_linear.LinearTrainer(_linear_config(work, session.plan), session).run()
-            work, tensors = work.with_settings(fitted.settings), fitted.tensors
-            results["tried"] = list(fitted.tried)
+            tensors, settings, results["tried"] = fit_linear.LinearTrainer(
+                _linear_config(work, session.plan), session
+            ).run()
+            work = work.with_settings(settings)
         else:
             tensors = _fit(work, session)
         fields = _manifest_fields(work)

@@ -12,8 +12,8 @@ from common.memory.footprint import Term
 ARRAYS = 3
 """Arrays of items by users while histories are scored: questions, answers, and what a block or the spectrum adds."""
 
-LEFT_BYTES = 8 << 20
-"""Memory that BLAS and the heap keep after the spectrum was computed (measured 5 to 9 MiB, for 256 eigenvalues)."""
+LEFT_BYTES = 10 << 20
+"""Memory that BLAS and the heap keep after the spectrum was computed (measured 5 to 10 MiB, for 256 eigenvalues)."""
 
 
 def block_terms(

@@ -298,6 +298,8 @@ class TrainWorkload:
         terms = [*blocks, *chosen, *written]
         if self.request.split != "none":
             terms += linear_terms.model_terms(items=facts.items, factors=factors, phases=("evaluate",))
+            if factors:
+                terms.append(Term("left behind by the spectrum", linear_terms.LEFT_BYTES, "measured", ("evaluate",)))
             terms += linear_terms.scoring_terms(
                 **sizes, block=min(block, facts.scored_users), threads=threads, phases=("evaluate",)
             )

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from apps.recsys.data import splits
 from apps.recsys.data.csr_store import History
@@ -122,15 +122,14 @@ class LinearConfig:
         return made
 
 
-@dataclass(frozen=True, slots=True)
-class Fitted:
+class Fitted(NamedTuple):
     """A fitted linear model."""
 
     tensors: Mapping[str, Any]
     """Its weights by name (``apps.recsys.models.weights``)."""
     settings: Mapping[str, Any]
     """Its hyper-parameters, and its number of ``factors``: 0 without a spectrum."""
-    tried: tuple[Mapping[str, Any], ...] = ()
+    tried: Sequence[Mapping[str, Any]] = ()
     """The candidates with their metric, the best first."""
 
 
@@ -165,7 +164,7 @@ class LinearTrainer:
                 write_trained(config.directory, history, kept)
             del kept
             history.close()
-        tried: tuple[Mapping[str, Any], ...] = ()
+        tried: list[Mapping[str, Any]] = []
         chosen = candidates[0]
         if len(candidates) > 1 and (hidden := self._hide()) is not None:
             with self.session.phase("fit"):
@@ -174,7 +173,7 @@ class LinearTrainer:
             forget_trained(config.directory, SAMPLE)
             chosen = max(means, key=means.__getitem__)
             ordered = sorted(means.items(), key=lambda pair: -pair[1])
-            tried = tuple({**one.settings, "factors": self._factors(one), METRIC: mean} for one, mean in ordered)
+            tried = [{**one.settings, "factors": self._factors(one), METRIC: mean} for one, mean in ordered]
             named = f"form={chosen.form} degree_power={chosen.degree_power:g} saturation={chosen.saturation:g}"
             users = f"hidden items of {len(hidden):,} users"
             self.session.say(f"chosen on {users}: {named} ({METRIC} {means[chosen]:.4f})")
