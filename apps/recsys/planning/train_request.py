@@ -102,6 +102,8 @@ class TrainRequest:
         if args.tune and model.kind in ("popularity", "linear"):
             why = "has no settings" if model.kind == "popularity" else "chooses its settings without it"
             raise UsageError(f"--tune: {model.kind} {why}")
+        if args.resume and model.kind == "linear":
+            raise UsageError("--resume: linear has no checkpoints; it is computed anew in minutes")
         fixed = {pair.partition("=")[0] for pair in pairs} | ({"factors"} if args.factors else set())
         return cls(
             model=model,
