@@ -69,7 +69,7 @@ def _ranked(service: RecommenderService, request: RecommendRequest, say: Callabl
     if request.user is not None:
         if service.users.row(request.user) is not None:
             return service.ranked(request.user, (), k, allowed, keep_seen=keep_seen)
-        if request.strict:
+        if request.strict or not service.users.possible(request.user):
             raise UnknownId("user", request.user)
         say(f"user {request.user!r} is not in the model, and is shown popular items: scores are numbers of users")
         return service.popular(k, allowed)

@@ -58,6 +58,10 @@ class IdTable:
 
         return bool(pa.types.is_integer(self._ids.type))
 
+    def possible(self, id_: str) -> bool:
+        """True if an id given as text could stand in such a table: it is text, and a whole number among such."""
+        return arrow_numpy.is_text(id_) and (not self.whole or id_.removeprefix("-").isdecimal())
+
     def row(self, id_: str) -> int | None:
         """Row of an id given as text; ``None`` if it is not in the table."""
         import pyarrow as pa

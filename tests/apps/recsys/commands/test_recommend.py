@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import scipy.sparse
 from hypothesis import given, settings
@@ -107,3 +109,15 @@ def test_where_there_is_no_explanation(trained: Trained, run: Run, tmp_path: Pat
         done = run("apps.recsys", "recommend", model, *extra, "--explain", 3)
         assert (done.code, done.out, done.err.count("\n")) == (2, "", 1)
         says(done.err, fact)
+
+
+def test_an_id_that_no_user_can_have_is_refused(run: Callable[..., Any], tmp_path: Path) -> None:
+    """Where ids are whole numbers, an unknown number is a new user, and a word is a mistake."""
+    table = pa.table({"user": [n % 7 for n in range(40)], "item": [n % 9 for n in range(40)]})
+    pq.write_table(table, tmp_path / "t.parquet")
+    done = run("apps.recsys", "train", tmp_path / "t.parquet", "-o", tmp_path / "model", "--model", "popularity")
+    assert done.code == 0, done.err
+    for user, code in (("123456", 0), ("nan", 4), ("1.5", 4)):
+        done = run("apps.recsys", "recommend", tmp_path / "model", "--user", user, "-k", 2)
+        assert done.code == code, done.err
+        says(done.err, user, "not in the model")
