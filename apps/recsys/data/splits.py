@@ -282,10 +282,8 @@ def hide_for_validation(directory: Path, kept: Kept, history: History, seed: int
     int
         Number of users with hidden items.
     """
-    import numpy as np
-
     count = min(MOST_VALIDATION_USERS, max(1, int(HOLDOUT_SHARE * history.rows)))
-    sample = np.sort(np.random.default_rng([seed, 1]).permutation(history.rows)[:count])
+    sample = sampled_users(history.rows, count, seed)
 
     def chosen() -> Iterator[tuple[int, NDArray[Any]]]:
         for user in sample:
@@ -294,6 +292,13 @@ def hide_for_validation(directory: Path, kept: Kept, history: History, seed: int
                 yield int(user), _some(items, [seed, 1, int(user)])
 
     return write(directory, "validation", chosen())
+
+
+def sampled_users(users: int, count: int, seed: int) -> NDArray[np.int64]:
+    """Rows of the users whose items are hidden from training, increasing."""
+    import numpy as np
+
+    return np.sort(np.random.default_rng([seed, 1]).permutation(users)[:count])
 
 
 def forget_validation(directory: Path) -> None:

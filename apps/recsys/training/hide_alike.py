@@ -54,8 +54,7 @@ def hide_alike(directory: Path, log: Log, name: str, counts: NDArray[np.int32], 
     import numpy as np
 
     history = History(directory, name)
-    count = sample_users(log.items, history.rows)
-    sample = np.sort(np.random.default_rng([seed, 1]).permutation(history.rows)[:count])
+    sample = splits.sampled_users(history.rows, sample_users(log.items, history.rows), seed)
     users = sample[np.diff(history.indptr)[sample] >= splits.LEAST_ITEMS]
 
     def chosen() -> Iterator[tuple[int, NDArray[Any]]]:

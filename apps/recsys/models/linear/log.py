@@ -137,7 +137,7 @@ def write_trained(directory: Path, history: History, kept: Kept, name: str = TRA
             total += int(keep.sum())
 
 
-def forget_trained(directory: Path, name: str = TRAINED) -> None:
+def forget_trained(directory: Path, name: str) -> None:
     """Remove what ``write_trained`` wrote."""
     for path in directory.glob(f"{name}.*.npy"):
         path.unlink()
