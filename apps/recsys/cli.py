@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from apps.recsys.commands import bench, evaluate, export, recommend, recommend_all, serve, size, train
-from apps.recsys.data import splits
+from apps.recsys.data import splits, staging
 from apps.recsys.evaluation import metrics
 from apps.recsys.models.embedding import embedding_config
 from apps.recsys.planning import model_options
@@ -96,6 +96,8 @@ def _train(parser: argparse.ArgumentParser) -> None:
     add("--min-value", type=float, metavar="X", help="leave out rows with a smaller value")
     add("--min-user", type=main.positive, default=1, metavar="N", help="leave out users with fewer rows")
     add("--min-item", type=main.positive, default=1, metavar="N", help="leave out items with fewer rows")
+    repeated = "what repeated rows of a user and an item count: their sum (the default), the last of them, or 1"
+    add("--duplicates", choices=staging.DUPLICATES, default="sum", help=repeated)
     add("--split", choices=splits.KINDS, default="none", help="hold items out, and evaluate on them (default none)")
     add("--resume", action="store_true", help="fail without a checkpoint; by default one is continued if it exists")
     main.add_common_options(parser)

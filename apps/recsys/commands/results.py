@@ -33,6 +33,10 @@ class DataResults(TypedDict):
     """Items with a title."""
     new_users: Count
     """Users with held-out items of whom training saw nothing."""
+    repeated: NotRequired[Count]
+    """Rows beyond the first of each pair."""
+    forgotten: NotRequired[Count]
+    """Interactions of users who were forgotten."""
     columns: list[ColumnNames]
     """Columns that were taken, each reading once."""
 

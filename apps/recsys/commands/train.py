@@ -58,7 +58,14 @@ def workload(request: TrainRequest, budget: MemoryBudget) -> TrainWorkload:
     model_folder.check_output(request.output, "recsys")
     data = request.data
     inputs = ingest.open_inputs(
-        data.paths, data.columns, data.items, data.filters, request.split, request.seed, data.layout
+        data.paths,
+        data.columns,
+        data.items,
+        data.filters,
+        request.split,
+        request.seed,
+        data.layout,
+        data.duplicates,
     )
     ceiling = budget.host_bytes
     if ceiling < resident() + ARROW_BYTES:
@@ -149,6 +156,7 @@ def _manifest_fields(work: TrainWorkload) -> dict[str, Any]:
         "split": request.split,
         "seed": request.seed,
         **({"columns": asdict(work.inputs.sources[0].columns)} if work.inputs else {}),
+        "duplicates": request.data.duplicates,
         **({"min_value": request.data.filters.min_value} if request.data.filters.min_value is not None else {}),
     }
 
@@ -162,6 +170,9 @@ def _print_sizes(session: CommandSession[TrainRequest, TrainWorkload], facts: in
     )
     for why, rows in facts.dropped:
         session.say(f"dropped: {rows:,} rows {why}")
+    if facts.repeated:
+        counts = {"sum": "values are summed", "last": "the last value counts", "once": "each pair counts 1"}
+        session.say(f"repeated pairs: {facts.repeated:,} rows; {counts[session.request.data.duplicates]}")
     if inputs is not None and inputs.titles is not None:
         table, title = inputs.titles
         which = f"item={table.columns.item} title={title} in {table.path.name}"

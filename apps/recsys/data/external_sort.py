@@ -59,8 +59,11 @@ class Buckets:
                     records[start:stop].tofile(stream)
             start = stop
 
-    def sorted(self) -> Iterator[NDArray[Any]]:
-        """Yield the records of each bucket, ordered by row and column, bucket by bucket. Removes the files."""
+    def sorted(self, *, stable: bool = False) -> Iterator[NDArray[Any]]:
+        """Yield the records of each bucket, ordered by row and column, bucket by bucket. Removes the files.
+
+        With ``stable`` records of equal row and column stay in the order in which they were added.
+        """
         import numpy as np
 
         for number in range(len(self._bounds) - 1):
@@ -71,7 +74,7 @@ class Buckets:
             key = records[self._row].astype(np.int64)
             key <<= 32
             key |= records[self._column]
-            order = np.argsort(key)
+            order = np.argsort(key, kind="stable" if stable else None)
             del key
             records = records[order]
             del order

@@ -25,6 +25,7 @@ from apps.recsys.data.id_index import EMPTY, Vocabulary
 from apps.recsys.data.id_table import write_table
 from apps.recsys.data.readers import Source
 from apps.recsys.data.staging import Filters
+from apps.recsys.data.updates.base import Base
 from common.errors import BadInput
 from common.files import Workspace
 
@@ -65,6 +66,10 @@ class Facts:
     """Items with a title."""
     new_users: int = 0
     """Users to score of whom training sees nothing, in a split by time."""
+    repeated: int = 0
+    """Rows beyond the first of each pair."""
+    forgotten: int = 0
+    """Interactions of a model's forgotten users."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +81,15 @@ class Inputs:
     filters: Filters
     split: str
     seed: int
+    duplicates: str = "sum"
+    """What repeated rows of a pair count, one of ``staging.DUPLICATES``."""
+    base: Base | None = None
+    """The model that the rows are added to."""
+
+    @property
+    def timed(self) -> bool:
+        """True if times are read: a split needs them, or the last one of repeated rows counts."""
+        return self.duplicates == "last" or (self.base is None and self.split in splits.TIMED)
 
 
 def workspace(output: Path) -> Workspace:
@@ -91,21 +105,21 @@ def ingest(inputs: Inputs, directory: Path) -> Facts:
     BadInput
         As ``staging.stage`` and ``splits.hold_out``.
     """
-    timed = inputs.split in splits.TIMED
+    timed, base = inputs.timed, inputs.base
     users, items = Vocabulary(directory, "user"), Vocabulary(directory, "item")
-    staged = staging.stage(inputs.sources, directory, users, items, filters=inputs.filters, timed=timed)
+    staged = staging.stage(inputs.sources, directory, users, items, filters=inputs.filters, timed=timed, base=base)
     assert staged.user_rows is not None and staged.item_rows is not None
     ids = len(users) + len(items)
     write_table(directory / "users.parquet", users.ids(staged.user_rows > 0))
     kept = staged.item_rows > 0
-    titles = _titles(inputs.titles, items, kept)
+    titles = _titles(inputs, items, kept)
     titled = 0 if titles is None else len(titles) - titles.null_count
     write_table(directory / "items.parquet", items.ids(kept), titles)
     users.close()
     items.close()
     del users, items, kept, titles
-    sizes = staging.build(staged, directory, timed=timed)
-    held_out = _hold_out(inputs, directory) if inputs.split != "none" else {}
+    sizes = staging.build(staged, directory, timed=timed, duplicates=inputs.duplicates)
+    held_out = _hold_out(inputs, directory, staged) if inputs.split != "none" else {}
     for path in directory.glob("history.times.npy"):
         path.unlink()
     return Facts(
@@ -114,16 +128,25 @@ def ingest(inputs: Inputs, directory: Path) -> Facts:
         bucket=staged.largest_bucket,
         dropped=tuple(staged.dropped.items()),
         titled=titled,
+        repeated=staged.kept - sizes["interactions"],
+        forgotten=staged.forgotten,
         **sizes,
         **held_out,
     )
 
 
-def _hold_out(inputs: Inputs, directory: Path) -> dict[str, int]:
+def _hold_out(inputs: Inputs, directory: Path, staged: staging.Staged) -> dict[str, int]:
     """Write the held-out items; returns their sizes by their names in ``Facts``."""
     import numpy as np
 
-    users = splits.hold_out(directory, inputs.split, inputs.seed)
+    if inputs.base is None:
+        users = splits.hold_out(directory, inputs.split, inputs.seed)
+    else:
+        assert staged.user_rows is not None and staged.item_rows is not None
+        rows = staging.renumbered(staged.user_rows), staging.renumbered(staged.item_rows)
+        if not (users := inputs.base.write_held_out(directory, *rows)):
+            splits.forget(directory, "heldout")
+            return {}
     heldout, history = splits.HeldOut(directory), History(directory)
     lengths = np.diff(history.indptr)[heldout.users]
     new_users = int((lengths == heldout.lengths).sum())
@@ -137,16 +160,18 @@ def _hold_out(inputs: Inputs, directory: Path) -> dict[str, int]:
     return {**sizes, "held_interactions": unseen}
 
 
-def _titles(titles: tuple[Source, str] | None, items: Vocabulary, keep: NDArray[np.bool_]) -> Any:
-    """Titles of the kept items in their order; ``None`` without a table of titles."""
-    if titles is None:
+def _titles(inputs: Inputs, items: Vocabulary, keep: NDArray[np.bool_]) -> Any:
+    """Titles of the kept items in their order; ``None`` without a table of titles, and a model that has some."""
+    earlier = inputs.base.titles() if inputs.base is not None else []
+    if inputs.titles is None and not earlier:
         return None
-    source, column = titles
-    by_number: list[str | None] = [None] * len(keep)
-    for batch in readers.batches(source, [str(source.columns.item), column]):
-        for number, title in zip(items.find(batch.column(0)), kinds.texts(batch.column(1)), strict=True):
-            if number != EMPTY:
-                by_number[number] = title
+    by_number: list[str | None] = [*earlier, *[None] * (len(keep) - len(earlier))]
+    if inputs.titles is not None:
+        source, column = inputs.titles
+        for batch in readers.batches(source, [str(source.columns.item), column]):
+            for number, title in zip(items.find(batch.column(0)), kinds.texts(batch.column(1)), strict=True):
+                if number != EMPTY:
+                    by_number[number] = title
     return arrow_numpy.text(title for title, kept in zip(by_number, keep, strict=True) if kept)
 
 
@@ -201,6 +226,7 @@ def open_inputs(
     split: str,
     seed: int,
     layout: readers.Layout = readers.Layout(),
+    duplicates: str = "sum",
 ) -> Inputs:
     """Check the headers of all files.
 
@@ -218,6 +244,8 @@ def open_inputs(
         Way in which evaluation items are held out, and its seed.
     layout
         Layout of text files, as far as the user states it.
+    duplicates
+        What repeated rows of a pair count, one of ``staging.DUPLICATES``.
 
     Raises
     ------
@@ -234,4 +262,4 @@ def open_inputs(
             f" {', '.join(untimed.names)}); name it with --time-col, or take --split random or user-holdout",
             public="no times for the split",
         )
-    return Inputs(sources, readers.open_titles(titles) if titles else None, filters, split, seed)
+    return Inputs(sources, readers.open_titles(titles) if titles else None, filters, split, seed, duplicates)

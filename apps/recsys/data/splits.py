@@ -303,7 +303,12 @@ def sampled_users(users: int, count: int, seed: int) -> NDArray[np.int64]:
 
 def forget_validation(directory: Path) -> None:
     """Remove what ``hide_for_validation`` wrote."""
-    for path in directory.glob("validation.*.npy"):
+    forget(directory, "validation")
+
+
+def forget(directory: Path, name: str) -> None:
+    """Remove what ``write`` wrote."""
+    for path in directory.glob(f"{name}.*.npy"):
         path.unlink()
 
 

@@ -4,7 +4,7 @@
    their first appearance.
 2. Filtering: users and items with too few rows are dropped, repeatedly, until none is left.
 3. Building: rows are distributed over buckets of consecutive users; each bucket is sorted by itself, and its repeated
-   pairs are summed.
+   pairs are merged (``DUPLICATES``).
 
 The memory grows with the number of ids and by a few numbers per user and item, not with the number of rows.
 """
@@ -20,8 +20,9 @@ from apps.recsys.data import arrow_numpy
 from apps.recsys.data.csr_store import NpyReader, NpyWriter
 from apps.recsys.data.external_sort import Buckets
 from apps.recsys.data.formats import kinds
-from apps.recsys.data.id_index import BadId, Vocabulary
+from apps.recsys.data.id_index import BadId, Vocabulary, plain_integers
 from apps.recsys.data.readers import Source, batches
+from apps.recsys.data.updates.base import Base
 from common.errors import BadInput
 
 if TYPE_CHECKING:
@@ -32,6 +33,8 @@ BUCKET_ROWS = 1 << 18
 """Rows sorted at a time, approximately."""
 STAGED = {"user": "<i4", "item": "<i4", "value": "<f4", "time": "<f8"}
 """Scratch columns and their types."""
+DUPLICATES = ("sum", "last", "once")
+"""What repeated rows of a user and an item count: the sum of their values, the last of them, or 1."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +55,10 @@ class Staged:
 
     rows: int = 0
     """Rows read."""
+    base_rows: int = 0
+    """Interactions of the model that rows are added to, without those of forgotten users."""
+    forgotten: int = 0
+    """Interactions of that model's forgotten users."""
     kept: int = 0
     """Rows that are in the matrix."""
     dropped: dict[str, int] = field(default_factory=dict)
@@ -65,7 +72,14 @@ class Staged:
 
 
 def stage(
-    sources: Sequence[Source], directory: Path, users: Vocabulary, items: Vocabulary, *, filters: Filters, timed: bool
+    sources: Sequence[Source],
+    directory: Path,
+    users: Vocabulary,
+    items: Vocabulary,
+    *,
+    filters: Filters,
+    timed: bool,
+    base: Base | None = None,
 ) -> Staged:
     """First and second pass: number the ids, write the rows to scratch files, decide which ones stay.
 
@@ -80,45 +94,71 @@ def stage(
     filters
         Rows, users and items that are left out.
     timed
-        True to keep times. If a file has no times, the numbers of its rows are used.
+        True to keep times. If a file has no times, the numbers of the rows are used instead of all times.
+    base
+        A model whose interactions come first; its rows keep their order.
 
     Raises
     ------
     BadInput
-        As ``readers.batches``; a value is negative or infinite; an id is unusable; no row, or fewer than two users or
-        items are left.
+        As ``readers.batches`` and ``Base.number``; a value is negative or infinite; an id is unusable, or text where
+        those of ``base`` are integers; no row, or fewer than two users or items are left.
     """
+    import numpy as np
+
     staged = Staged()
+    forgotten = np.zeros(0, np.int32) if base is None else base.number(users, items)
+    whole = {name: base is not None and base.whole(name) for name in ("user", "item")}
+    has_times = all(source.columns.time is not None for source in sources)
     columns = [name for name in STAGED if timed or name != "time"]
     writers = {name: NpyWriter(directory / f"staged.{name}.npy", STAGED[name]) for name in columns}
+    for user, item, value in base.rows(forgotten) if base is not None else ():
+        staged.base_rows += len(user)
+        first = {"user": user, "item": item, "value": value, "time": np.full(len(user), -np.inf) if timed else None}
+        for name, writer in writers.items():
+            writer.append(first[name])
+    staged.forgotten = 0 if base is None else base.interactions - staged.base_rows
     for source in sources:
-        for batch in _checked(source, staged, filters, timed=timed):
+        for batch in _checked(source, staged, filters, time=source.columns.time if timed and has_times else None):
             coded = dict(batch)
             for name, vocabulary in (("user", users), ("item", items)):
-                coded[name] = _encoded(vocabulary, batch[name], source, str(getattr(source.columns, name)))
+                column = str(getattr(source.columns, name))
+                coded[name] = _encoded(vocabulary, batch[name], source, column, whole=whole[name])
+            if len(forgotten):
+                left = ~np.isin(coded["user"], forgotten)
+                _drop(staged, "of users of --forget", int((~left).sum()))
+                coded = {name: numbers[left] for name, numbers in coded.items()}
             for name, writer in writers.items():
                 writer.append(coded[name])
     for writer in writers.values():
         writer.__exit__(None, None, None)
-    if not staged.rows:
+    if sources and not staged.rows:
         raise BadInput(f"{sources[0].path}: no rows below the header", public="no rows")
     _count(staged, directory, len(users), len(items), filters)
     for what, rows in (("user", staged.user_rows), ("item", staged.item_rows)):
         assert rows is not None
         if (left := int((rows > 0).sum())) < 2:
             dropped = ", ".join(f"{n} rows {why}" for why, n in staged.dropped.items()) or "none"
+            where = sources[0].path if sources else base.directory if base is not None else directory
             raise BadInput(
-                f"{sources[0].path}: {left} {what}{'' if left == 1 else 's'} left; at least two are needed"
+                f"{where}: {left} {what}{'' if left == 1 else 's'} left; at least two are needed"
                 f" (dropped: {dropped})",
                 public="too few users or items",
             )
     return staged
 
 
-def _encoded(vocabulary: Vocabulary, column: Any, source: Source, name: str) -> NDArray[np.int32]:
-    """Numbers of a column's ids; raises ``BadInput`` naming the file and the column."""
+def _encoded(
+    vocabulary: Vocabulary, column: Any, source: Source, name: str, *, whole: bool = False
+) -> NDArray[np.int32]:
+    """Numbers of a column's ids, which must be integers if ``whole``; raises ``BadInput`` naming file and column."""
     import pyarrow as pa
 
+    if whole and (wrong := next(_no_integers(column), None)) is not None:
+        raise BadInput(
+            f"{source.path}: column {name!r}: {wrong!r} is text, and the model's ids are integers",
+            public="ids of another type",
+        )
     try:
         return vocabulary.encode(column)
     except BadId as error:
@@ -130,13 +170,22 @@ def _encoded(vocabulary: Vocabulary, column: Any, source: Source, name: str) -> 
         ) from None
 
 
-def _checked(source: Source, staged: Staged, filters: Filters, *, timed: bool) -> Iterator[dict[str, Any]]:
+def _no_integers(column: Any) -> Iterator[str]:
+    """Yield the ids of a column that are no integers in their usual form."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    values = column.dictionary if pa.types.is_dictionary(column.type) else column
+    if not pa.types.is_integer(values.type) and not plain_integers(texts := pc.cast(values, pa.string())):
+        yield from (text for text in texts.to_pylist() if not plain_integers(arrow_numpy.text([text])))
+
+
+def _checked(source: Source, staged: Staged, filters: Filters, *, time: str | None) -> Iterator[dict[str, Any]]:
     """Yield the usable rows of a file in batches: ids that are not empty, values that are positive and finite."""
     import numpy as np
     import pyarrow.compute as pc
 
     named = source.columns
-    time = named.time if timed else None
     names = [str(name) for name in (named.user, named.item, named.value, time) if name is not None]
     for batch in batches(source, names, number=named.value, time=time):
         if not (count := batch.num_rows):
@@ -208,12 +257,12 @@ def _count(staged: Staged, directory: Path, users: int, items: int, filters: Fil
         keep_user, keep_item = now_user & (user_rows > 0), now_item & (item_rows > 0)
     staged.user_rows, staged.item_rows = user_rows, item_rows
     staged.kept = int(user_rows.sum())
-    usable = staged.rows - sum(staged.dropped.values())
+    usable = staged.base_rows + staged.rows - sum(staged.dropped.values())
     _drop(staged, "of users or items below --min-user, --min-item", usable - staged.kept)
 
 
-def build(staged: Staged, directory: Path, *, timed: bool) -> Mapping[str, int]:
-    """Third pass: write ``history.*.npy``, with the values of repeated pairs summed.
+def build(staged: Staged, directory: Path, *, timed: bool, duplicates: str = "sum") -> Mapping[str, int]:
+    """Third pass: write ``history.*.npy``, with repeated pairs merged.
 
     Parameters
     ----------
@@ -222,7 +271,9 @@ def build(staged: Staged, directory: Path, *, timed: bool) -> Mapping[str, int]:
     directory
         Folder of the scratch files and of the history.
     timed
-        True to write ``history.times.npy`` too.
+        True to write ``history.times.npy`` too; ``last`` needs times.
+    duplicates
+        What repeated pairs count, one of ``DUPLICATES``.
 
     Returns
     -------
@@ -232,8 +283,8 @@ def build(staged: Staged, directory: Path, *, timed: bool) -> Mapping[str, int]:
     import numpy as np
 
     assert staged.user_rows is not None and staged.item_rows is not None
-    user_of = _renumber(staged.user_rows)
-    item_of = _renumber(staged.item_rows)
+    user_of = renumbered(staged.user_rows)
+    item_of = renumbered(staged.item_rows)
     ends = np.cumsum(staged.user_rows[staged.user_rows > 0])
     users = len(ends)
     fields = {name: kind for name, kind in STAGED.items() if timed or name != "time"}
@@ -243,8 +294,8 @@ def build(staged: Staged, directory: Path, *, timed: bool) -> Mapping[str, int]:
     names = {"items": "<i4", "values": "<f4"} | ({"times": "<f8"} if timed else {})
     out = {name: NpyWriter(directory / f"history.{name}.npy", dtype) for name, dtype in names.items()}
     lengths = np.zeros(users, np.int64)
-    for rows in buckets.sorted():
-        user, columns = _merge(rows)
+    for rows in buckets.sorted(stable=duplicates == "last"):
+        user, columns = _merge(rows, duplicates)
         lengths += np.bincount(user, minlength=users)
         for name, writer in out.items():
             writer.append(columns[name])
@@ -259,7 +310,7 @@ def build(staged: Staged, directory: Path, *, timed: bool) -> Mapping[str, int]:
     return {"users": users, "items": items, "interactions": int(lengths.sum()), "longest": int(lengths.max())}
 
 
-def _renumber(rows: NDArray[np.int64]) -> NDArray[np.int32]:
+def renumbered(rows: NDArray[np.int64]) -> NDArray[np.int32]:
     """New number by old number, in the same order; -1 for those without rows."""
     import numpy as np
 
@@ -281,17 +332,27 @@ def _distribute(
         reader.close()
 
 
-def _merge(rows: NDArray[Any]) -> tuple[NDArray[np.int32], dict[str, NDArray[Any]]]:
-    """Sum the values of repeated pairs in sorted rows, and take the last time of each pair."""
+def _merge(rows: NDArray[Any], duplicates: str) -> tuple[NDArray[np.int32], dict[str, NDArray[Any]]]:
+    """Merge repeated pairs in sorted rows, and take the last time of each pair."""
     import numpy as np
 
     first = np.ones(len(rows), bool)
     first[1:] = (rows["user"][1:] != rows["user"][:-1]) | (rows["item"][1:] != rows["item"][:-1])
     starts = np.flatnonzero(first)
-    with np.errstate(over="ignore"):
-        columns = {"items": rows["item"][starts], "values": np.add.reduceat(rows["value"], starts)}
-    if not np.isfinite(columns["values"]).all():
-        raise BadInput("values of one user and item add up to more than 3.4e38", public="value out of range")
+    columns = {"items": rows["item"][starts]}
     if "time" in (rows.dtype.names or ()):
         columns["times"] = np.maximum.reduceat(rows["time"], starts)
+    if duplicates == "once":
+        columns["values"] = np.ones(len(starts), np.float32)
+    elif duplicates == "last":
+        lengths = np.diff(np.append(starts, len(rows)))
+        latest = rows["time"] == np.repeat(columns["times"], lengths)
+        # Of equal times the row that was read last, which the stable order has last.
+        place = np.maximum.reduceat(np.where(latest, np.arange(len(rows)), -1), starts)
+        columns["values"] = rows["value"][place]
+    else:
+        with np.errstate(over="ignore"):
+            columns["values"] = np.add.reduceat(rows["value"], starts)
+    if not np.isfinite(columns["values"]).all():
+        raise BadInput("values of one user and item add up to more than 3.4e38", public="value out of range")
     return rows["user"][starts], columns

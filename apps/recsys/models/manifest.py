@@ -51,6 +51,8 @@ class ModelFields(TypedDict):
     """Columns of the first file that it was trained on."""
     min_value: NotRequired[float]
     """Rows with a smaller value were left out."""
+    duplicates: NotRequired[Literal["sum", "last", "once"]]
+    """What repeated rows of a pair count: the sum of their values (where it is absent), the last of them, or 1."""
 
 
 class RecommenderManifest(ModelFields, model_folder.Manifest):

@@ -252,7 +252,8 @@ class TrainWorkload:
         read, unpacking = reading_terms(facts.rows, self.inputs.sources if self.inputs else ())
         staging = [Term("ids", ID_BYTES * facts.ids, "analytic", during), read]
         # The ids are written and freed before the rows are sorted.
-        rows = SORT_FIXED_BYTES + SORT_BYTES[self.request.split in TIMED] * facts.bucket
+        timed = self.inputs.timed if self.inputs is not None else self.request.split in TIMED
+        rows = SORT_FIXED_BYTES + SORT_BYTES[timed] * facts.bucket
         sorting = [Term("rows sorted", rows, "measured", during)]
         # Before and after it is partitioned, once the rows are freed too.
         sample = 16 * min(SAMPLED_TIMES, facts.interactions) + 24 * min(BLOCK, facts.interactions)

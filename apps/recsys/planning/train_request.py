@@ -36,6 +36,8 @@ class DataOptions:
         Rows, users and items that are left out.
     layout
         Layout of text files, as far as the command line states it.
+    duplicates
+        What repeated rows of a pair count (``apps.recsys.data.staging.DUPLICATES``).
     """
 
     paths: tuple[Path, ...]
@@ -43,6 +45,7 @@ class DataOptions:
     items: Path | None = None
     filters: Filters = field(default_factory=Filters)
     layout: Layout = field(default_factory=Layout)
+    duplicates: str = "sum"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,6 +116,7 @@ class TrainRequest:
                 items=args.items,
                 filters=Filters(args.min_value, args.min_user, args.min_item),
                 layout=layout_of(args),
+                duplicates=args.duplicates,
             ),
             output=args.output,
             split=args.split,

@@ -93,6 +93,7 @@ def sessions(draw: Callable[[st.SearchStrategy[Any]], Any]) -> RecsysSession:
         "set": st.sampled_from(SETTINGS.get(kind, ("",))).map(lambda pair: [pair]),
         "micro_batch": one_word(st.integers(1, 64)),
         "accumulate": one_word(st.integers(1, 4)),
+        "duplicates": st.sampled_from((["sum"], ["last"], ["once"])),
         "delimiter": st.just(["tab" if table.format == "tsv" else ","]),
         "decimal": st.just(["."]),
     }
