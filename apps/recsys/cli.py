@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from apps.recsys.commands import bench, evaluate, export, recommend, recommend_all, serve, size, train
+from apps.recsys.commands import bench, evaluate, export, recommend, recommend_all, serve, size, train, update
 from apps.recsys.data import splits, staging
 from apps.recsys.evaluation import metrics
 from apps.recsys.models.embedding import embedding_config
@@ -15,6 +15,7 @@ from apps.recsys.planning.questions.recommend_requests import RecommendAllReques
 from apps.recsys.planning.requests import PROTOCOLS, EvaluateRequest, ServeRequest, SimilarRequest, split_ids
 from apps.recsys.planning.sizing.request import SizeRequest
 from apps.recsys.planning.train_request import TrainRequest
+from apps.recsys.planning.updating.request import UpdateRequest
 from apps.recsys.training import tuning
 from common import __version__
 from common.cli import fetch_bench, main
@@ -36,6 +37,7 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--version", action="version", version=f"peakline {__version__}")
     commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _train(commands.add_parser("train", help="train a model on interactions"))
+    _update(commands.add_parser("update", help="add interactions to a model, or forget users, without a new training"))
     _evaluate(commands.add_parser("evaluate", help="rank all items for held-out users, and report metrics"))
     _recommend(commands.add_parser("recommend", help="recommend items for a user, a history or all users"))
     _similar(commands.add_parser("similar", help="find the items nearest to one"))
@@ -110,6 +112,24 @@ def _train(parser: argparse.ArgumentParser) -> None:
         train.record,
         tuning.section,
         alone=True,
+    )
+    parser.set_defaults(command=command)
+
+
+def _update(parser: argparse.ArgumentParser) -> None:
+    _model(parser)
+    add = parser.add_argument
+    new = "new interactions, in any format that train reads, with the columns that the model was trained on"
+    add("interactions", nargs="*", type=Path, metavar="INTERACTIONS", help=new)
+    add("-o", "--output", required=True, type=Path, metavar="MODEL_DIR", help="the new model; may be the same folder")
+    forget = "a user whose rows leave the model, and whose id stays in none of its files; may be repeated"
+    add("--forget", action="append", default=[], metavar="USER", help=forget)
+    _columns(parser)
+    add("--time-col", metavar="NAME", help="for models trained with --duplicates last; default: by common names")
+    add("--items", type=Path, metavar="ITEMS.csv", help="a table with the items' ids and titles")
+    main.add_common_options(parser)
+    command = Command(
+        "recsys update", UpdateRequest.of, update.workload, update.warm_up, update.execute, update.record, alone=True
     )
     parser.set_defaults(command=command)
 

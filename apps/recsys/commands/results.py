@@ -54,6 +54,21 @@ class TrainResults(TypedDict):
     """The trials of ``--tune``."""
 
 
+class AddedResults(TypedDict):
+    """Differences of a model's sizes; negative where more was forgotten than added."""
+
+    users: int
+    items: int
+    interactions: int
+    """Distinct pairs of user and item."""
+
+
+class UpdateResults(TrainResults):
+    """Results of ``recsys update``; ``steps`` is 0."""
+
+    added: AddedResults
+
+
 class TestResults(TypedDict):
     """Counts of test files."""
 
@@ -172,6 +187,7 @@ class SizeResults(TypedDict):
 
 RESULTS: Mapping[str, tuple[Any, ...]] = {
     "recsys train": (TrainResults,),
+    "recsys update": (UpdateResults,),
     "recsys evaluate": (EvaluateResults,),
     "recsys recommend": (ItemsResults, AllUsersResults),
     "recsys similar": (ItemsResults,),

@@ -22,6 +22,7 @@ from apps.recsys.training import checkpoint, fit_factors, fit_linear, tuning
 from common import model_folder
 from common.cli.session import CommandSession, Session
 from common.errors import BadInput, DoesNotFit
+from common.files import Workspace
 from common.memory.plan.plan import Plan
 from common.memory.process import fork, guard
 from common.memory.process.budget import MIB, MemoryBudget
@@ -67,21 +68,39 @@ def workload(request: TrainRequest, budget: MemoryBudget) -> TrainWorkload:
         data.layout,
         data.duplicates,
     )
+    return TrainWorkload(request, *read(inputs, request.output, budget, request.threads), inputs)
+
+
+def read(
+    inputs: ingest.Inputs, output: Path, budget: MemoryBudget, threads: int
+) -> tuple[ingest.Facts, Workspace | None]:
+    """Read files into a scratch folder next to the output; under a very small ceiling only count.
+
+    Returns
+    -------
+    facts, workspace
+        Sizes of the data, and the folder; ``None`` if the command can only be refused.
+
+    Raises
+    ------
+    BadInput, DoesNotFit
+        As ``workload``.
+    """
     ceiling = budget.host_bytes
     if ceiling < resident() + ARROW_BYTES:
         if not any(source.needs_arrow for source in inputs.sources):
-            return TrainWorkload(request, ingest.count(inputs), None, inputs)
+            return ingest.count(inputs), None
         ceiling = guard.LEAST_WALL  # where the walls stand until there is a plan: read, in order to refuse
-    workspace = ingest.workspace(request.output)
+    workspace = ingest.workspace(output)
 
-    def read() -> dict[str, Any]:
+    def ingested() -> dict[str, Any]:
         return asdict(ingest.ingest(inputs, workspace.path))
 
     try:
-        facts = ingest.Facts(**fork.run(read, ceiling=ceiling, threads=request.threads))
+        facts = ingest.Facts(**fork.run(ingested, ceiling=ceiling, threads=threads))
     except MemoryError:
         raise DoesNotFit(ceiling=budget.host_bytes, reasons=["the ids of the input alone need more"]) from None
-    return TrainWorkload(request, facts, workspace if ceiling == budget.host_bytes else None, inputs)
+    return facts, workspace if ceiling == budget.host_bytes else None
 
 
 def warm_up(request: TrainRequest) -> str:
@@ -96,48 +115,76 @@ def record(request: TrainRequest) -> Path:
 
 def execute(session: CommandSession[TrainRequest, TrainWorkload]) -> Mapping[str, Any]:
     """Fit, evaluate, write; the model folder appears at the end."""
-    work, workspace = session.workload, session.workload.workspace
-    if workspace is None:
+    work = session.workload
+    if work.workspace is None:
         raise DoesNotFit(ceiling=session.budget.host_bytes, smallest=session.plan)
-    output, directory, facts = session.request.output, workspace.path, work.facts
-    _print_sizes(session, facts)
-    metrics: Mapping[str, float] = {}
+    print_sizes(session, work)
     results: dict[str, Any] = {}
     with session.deferred_signals():
         if work.request.trials:
             best = _tune(work, session)
             work, session.plan, results["tuning"] = best.work, best.plan, best.results
-        kind, split = work.request.model.kind, work.request.split
-        if kind == "linear":
-            tensors, settings, results["tried"] = fit_linear.LinearTrainer(
-                _linear_config(work, session.plan), session
-            ).run()
-            work = work.with_settings(settings)
+        if work.request.model.kind == "linear":
+            tensors, work, results["tried"] = fit_linear_model(work, session)
         else:
             tensors = _fit(work, session)
-        fields = _manifest_fields(work)
-        with session.phase("write"):
-            weights.write(directory / weights.WEIGHTS, tensors)
-            del tensors
-        if split != "none":
-            with session.phase("evaluate"):
-                metrics = evaluate.score(session, directory, {"kind": kind, **fields}, heldout=directory).means()
-            session.say(evaluate.table(metrics))
-        with session.phase("write"):
-            recommender.write_card(directory, kind, fields, metrics)
-            _move_into_place(directory, output)
-            recommender.seal(output, kind=kind, fields=fields)
-        shutil.rmtree(output / CHECKPOINTS, ignore_errors=True)
-    workspace.close()
+        return results | complete(work, session, tensors)
+
+
+def complete(
+    work: TrainWorkload, session: Session, tensors: Mapping[str, Any], changed: Mapping[str, Any] = {}
+) -> dict[str, Any]:
+    """Write the weights, evaluate what the split held out, and move the model folder into place.
+
+    Parameters
+    ----------
+    work
+        The training; its workspace has all files but the weights, and is closed.
+    session
+        Plan, threads and progress.
+    tensors
+        The weights by name.
+    changed
+        Fields of ``model.json`` that are not those of the training.
+
+    Returns
+    -------
+    dict
+        The record's results (``apps.recsys.commands.results.TrainResults``).
+    """
+    assert work.workspace is not None
+    request, facts, directory = work.request, work.facts, work.directory
+    output, kind = request.output, request.model.kind
+    fields = {**_manifest_fields(work), **changed}
+    metrics: Mapping[str, float] = {}
+    with session.phase("write"):
+        weights.write(directory / weights.WEIGHTS, tensors)
+        del tensors
+    if request.split != "none":
+        with session.phase("evaluate"):
+            metrics = evaluate.score(session, directory, {"kind": kind, **fields}, heldout=directory).means()
+        session.say(evaluate.table(metrics))
+    with session.phase("write"):
+        recommender.write_card(directory, kind, fields, metrics)
+        _move_into_place(directory, output)
+        recommender.seal(output, kind=kind, fields=fields)
+    shutil.rmtree(output / CHECKPOINTS, ignore_errors=True)
+    work.workspace.close()
     columns = [asdict(source.columns) for source in (work.inputs.sources if work.inputs else ())]
     read = [one for place, one in enumerate(columns) if one not in columns[:place]]
     data = {**asdict(facts), "dropped": dict(facts.dropped), "columns": read}
-    return results | {
+    return {
         "metrics": dict(metrics),
-        "steps": work.request.model.iterations,
+        "steps": request.model.iterations,
         "model": {"kind": kind, **fields},
         "data": data,
     }
+
+
+def fit_linear_model(work: TrainWorkload, session: Session) -> tuple[Mapping[str, Any], TrainWorkload, Any]:
+    """Fit a linear model; returns its weights by name, the work with the chosen settings, and what was tried."""
+    fitted = fit_linear.LinearTrainer(_linear_config(work, session.plan), session).run()
+    return fitted.tensors, work.with_settings(fitted.settings), fitted.tried
 
 
 def _manifest_fields(work: TrainWorkload) -> dict[str, Any]:
@@ -155,15 +202,16 @@ def _manifest_fields(work: TrainWorkload) -> dict[str, Any]:
         "hyper": dict(hyper),
         "split": request.split,
         "seed": request.seed,
-        **({"columns": asdict(work.inputs.sources[0].columns)} if work.inputs else {}),
+        **({"columns": asdict(work.inputs.sources[0].columns)} if work.inputs and work.inputs.sources else {}),
         "duplicates": request.data.duplicates,
         **({"min_value": request.data.filters.min_value} if request.data.filters.min_value is not None else {}),
     }
 
 
-def _print_sizes(session: CommandSession[TrainRequest, TrainWorkload], facts: ingest.Facts) -> None:
-    inputs = session.workload.inputs
-    for line in readers.understood(inputs.sources) if inputs else ():
+def print_sizes(session: Session, work: TrainWorkload) -> None:
+    """Print the columns that were taken, the sizes of the data, and what was left out."""
+    inputs, facts = work.inputs, work.facts
+    for line in readers.understood(inputs.sources) if inputs and inputs.sources else ():
         session.say(line)
     session.say(
         f"data: {facts.rows:,} rows, {facts.users:,} users, {facts.items:,} items, {facts.interactions:,} interactions"
@@ -172,7 +220,7 @@ def _print_sizes(session: CommandSession[TrainRequest, TrainWorkload], facts: in
         session.say(f"dropped: {rows:,} rows {why}")
     if facts.repeated:
         counts = {"sum": "values are summed", "last": "the last value counts", "once": "each pair counts 1"}
-        session.say(f"repeated pairs: {facts.repeated:,} rows; {counts[session.request.data.duplicates]}")
+        session.say(f"repeated pairs: {facts.repeated:,} rows; {counts[work.request.data.duplicates]}")
     if inputs is not None and inputs.titles is not None:
         table, title = inputs.titles
         which = f"item={table.columns.item} title={title} in {table.path.name}"
@@ -199,7 +247,7 @@ def _tune(work: TrainWorkload, session: Session) -> tuning.SearchResult:
     def fit(trial: TrainWorkload, trial_session: tuning.TrialSession, callback: fit_factors.IterationCallback) -> None:
         if trial.request.model.kind != "embedding":
             hidden = HeldOut(directory, "validation")
-            config = _factor_config(trial, None, resume=False)
+            config = factor_config(trial, None, resume=False)
             fit_factors.FactorTrainer(config, trial_session, hidden, callback).run()
             return
         from apps.recsys.training import fit_embedding
@@ -245,7 +293,8 @@ def _linear_config(work: TrainWorkload, plan: Plan) -> fit_linear.LinearConfig:
     )
 
 
-def _factor_config(work: TrainWorkload, path: Path | None, *, resume: bool) -> fit_factors.FactorConfig:
+def factor_config(work: TrainWorkload, path: Path | None, *, resume: bool) -> fit_factors.FactorConfig:
+    """The training of a matrix of factors, with its checkpoint at ``path``; ``None``: it has none."""
     request, directory = work.request, work.directory
     return fit_factors.FactorConfig(
         kind=request.model.kind,
@@ -268,7 +317,7 @@ def _fit(work: TrainWorkload, session: Session) -> Mapping[str, Any]:
     request, checkpoints = work.request, work.request.output / CHECKPOINTS
     resume = request.resume and not request.trials
     if request.model.kind != "embedding":
-        config = _factor_config(work, checkpoints / checkpoint.FILE, resume=resume)
+        config = factor_config(work, checkpoints / checkpoint.FILE, resume=resume)
         return fit_factors.FactorTrainer(config, session).run()
     from apps.recsys.training import fit_embedding
 

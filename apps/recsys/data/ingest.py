@@ -118,6 +118,8 @@ def ingest(inputs: Inputs, directory: Path) -> Facts:
     users.close()
     items.close()
     del users, items, kept, titles
+    if base is not None:
+        base.write_kept(directory, staged.item_rows)
     sizes = staging.build(staged, directory, timed=timed, duplicates=inputs.duplicates)
     held_out = _hold_out(inputs, directory, staged) if inputs.split != "none" else {}
     for path in directory.glob("history.times.npy"):
@@ -195,6 +197,12 @@ def count(inputs: Inputs) -> Facts:
                 users[user] += len(user_items)
                 items.update(user_items)
     rows, longest = users.total(), max(users.values(), default=0)
+    if (base := inputs.base) is not None:
+        ids, pairs = len(users) + len(items) + base.users + base.items, rows + base.interactions
+        bucket = min(pairs, staging.BUCKET_ROWS + longest + base.longest)
+        return Facts(
+            rows, len(users) + base.users, len(items) + base.items, pairs, longest + base.longest, ids, bucket
+        )
     bucket = min(rows, staging.BUCKET_ROWS + longest)  # a bucket ends with a whole user
     return Facts(rows, len(users), len(items), rows, longest, len(users) + len(items), bucket)
 

@@ -103,6 +103,34 @@ def read(path: Path, name: str = ITEMS, *, more: int = 0) -> NDArray[np.float32]
     return factors
 
 
+def read_all(path: Path) -> dict[str, NDArray[Any]]:
+    """Read all tensors by name as they are stored, under their present names.
+
+    Raises
+    ------
+    BadInput
+        As ``read``.
+    """
+    header, _ = _header(path)
+    present = {OLD_USER_SIDE: USER_SIDE, f"{OLD_USER_SIDE}.scales": f"{USER_SIDE}.scales"}
+    return {present.get(name, name): _tensor(path, name) for name in header if name != "__metadata__"}
+
+
+def decoded(tensors: Mapping[str, NDArray[Any]], name: str) -> NDArray[np.float32]:
+    """A matrix of factors among stored tensors as float32, shape (items, factors)."""
+    import numpy as np
+
+    codes, scales = tensors[name], tensors.get(f"{name}.scales")
+    if scales is None:
+        return codes.astype(np.float32)
+    numbers = codes
+    if codes.dtype == np.uint8:
+        numbers = np.empty((len(codes), 2 * codes.shape[1]), np.int8)
+        numbers[:, 0::2], numbers[:, 1::2] = (codes & 15).astype(np.int8) - 8, (codes >> 4).astype(np.int8) - 8
+    factors: NDArray[np.float32] = numbers * scales.astype(np.float32)[:, None]
+    return factors
+
+
 def read_items(path: Path, *, prior: bool) -> NDArray[np.float32]:
     """Read the items' factors, with the prior as the last column if there is one.
 

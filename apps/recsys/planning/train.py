@@ -208,7 +208,7 @@ class TrainWorkload:
             "write",
         ]
         terms = [*baseline_terms(costs, probes[0], "plan"), *baseline_terms(costs, probes[1], *later)]
-        terms += self._reading_terms()
+        terms += self.input_terms()
         if request.trials:
             terms += baseline_terms(costs, probes[1], "suggest")
             # The first trial has the settings of the command line, so nothing proposes any or left anything before it.
@@ -231,7 +231,7 @@ class TrainWorkload:
                 longest=facts.longest,
                 after=[*(["suggest"] if request.trials > 1 else []), "validate", "evaluate", "write"],
             )
-            terms += self._ranking_terms(setting, "validate", min(MOST_VALIDATION_USERS, facts.users), facts.longest)
+            terms += self.evaluating_terms(setting, "validate", min(MOST_VALIDATION_USERS, facts.users), facts.longest)
         elif request.model.kind == "linear":
             return Footprint.of([*terms, *self._linear_terms(setting)])
         else:
@@ -241,12 +241,12 @@ class TrainWorkload:
                 fitted = [one for one in solving if "fit" in one.phases and one.name not in ials_terms.WHILE_SOLVING]
                 terms += [replace(one, phases=("validate",)) for one in fitted]
                 hidden = min(MOST_VALIDATION_USERS, facts.users)
-                terms += self._ranking_terms(setting, "validate", hidden, facts.longest)[1:]
+                terms += self.evaluating_terms(setting, "validate", hidden, facts.longest)[1:]
         if request.split != "none":
-            terms += self._ranking_terms(setting, "evaluate", facts.scored_users, facts.scored_longest)
+            terms += self.evaluating_terms(setting, "evaluate", facts.scored_users, facts.scored_longest)
         return Footprint.of(terms)
 
-    def _reading_terms(self) -> list[Term]:
+    def input_terms(self) -> list[Term]:
         """Reading the input: ids and rows, or the bucket of rows that is sorted, whichever is more."""
         facts, during = self.facts, ("plan",)
         read, unpacking = reading_terms(facts.rows, self.inputs.sources if self.inputs else ())
@@ -317,7 +317,8 @@ class TrainWorkload:
             )
         return terms
 
-    def _ranking_terms(self, setting: Setting, phase: str, scored: int, longest: int) -> list[Term]:
+    def evaluating_terms(self, setting: Setting, phase: str, scored: int, longest: int) -> list[Term]:
+        """Terms of a model of vectors that ranks for users with held-out or hidden items."""
         facts, model, threads, during = self.facts, self.request.model, self.request.threads, (phase,)
         size = embedding_terms.columns({"factors": model.factors, "hyper": model.hyper})
         return [

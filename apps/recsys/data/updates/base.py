@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from apps.recsys.data import arrow_numpy, splits
-from apps.recsys.data.csr_store import History
+from apps.recsys.data.csr_store import History, NpyWriter
 from apps.recsys.data.id_index import EMPTY, Vocabulary
 from apps.recsys.data.splits import HeldOut
 from common.errors import BadInput
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+KEPT = "kept.items.npy"
+"""File of the model's items that stay, by their rows: the first items of the new model."""
 READ_IDS = 1 << 15
 """Ids read at a time."""
 
@@ -32,10 +34,14 @@ class Base:
 
     directory: Path
     """The model folder."""
+    users: int
+    """Number of its users."""
     items: int
     """Number of its items."""
     interactions: int
     """Number of its interactions."""
+    longest: int
+    """Most items of one of its users."""
     forget: tuple[str, ...] = ()
     """Ids of users whose rows are left out."""
 
@@ -124,6 +130,13 @@ class Base:
         users = splits.write(directory, "heldout", chosen())
         heldout.close()
         return users
+
+    def write_kept(self, directory: Path, item_rows: NDArray[np.int64]) -> None:
+        """Write ``KEPT``; ``item_rows`` is the number of rows of each item, shape (items,) or more."""
+        import numpy as np
+
+        with NpyWriter(directory / KEPT, "<i4") as writer:
+            writer.append(np.flatnonzero(item_rows[: self.items] > 0))
 
     def _read(self, what: str, column: str) -> Iterator[Any]:
         import pyarrow.parquet as pq

@@ -1,0 +1,95 @@
+"""The request of ``recsys update``: one immutable value, checked when it is made, before anything is read."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from apps.recsys.data.columns import Columns, Layout
+from apps.recsys.data.staging import Filters
+from apps.recsys.planning.model_options import DEFAULTS, ModelOptions
+from apps.recsys.planning.requests import layout_of
+from apps.recsys.planning.train_request import DataOptions, TrainRequest
+from common.errors import UsageError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UpdateRequest:
+    """New interactions for a model, and users whose interactions leave it.
+
+    Attributes
+    ----------
+    model
+        The model folder.
+    paths
+        Files of new interactions.
+    output
+        The model folder to make; it may be ``model``.
+    forget
+        Ids of users to leave out.
+    columns, layout
+        Of the files, as far as the command line says so; the model's own columns otherwise.
+    items
+        A table with titles of items.
+    threads
+        Threads of the computation.
+
+    Raises
+    ------
+    UsageError
+        Neither files nor users to forget.
+    """
+
+    model: Path
+    paths: tuple[Path, ...] = ()
+    output: Path
+    forget: tuple[str, ...] = ()
+    columns: Columns = field(default_factory=Columns)
+    layout: Layout = field(default_factory=Layout)
+    items: Path | None = None
+    threads: int
+
+    def __post_init__(self) -> None:
+        if not self.paths and not self.forget:
+            raise UsageError("expected files of new interactions, or --forget USER")
+        if not self.paths and (self.columns, self.layout) != (Columns(), Layout()):
+            raise UsageError("--user-col, --item-col, --value-col, --delimiter, --decimal, --no-header: for files only")
+
+    @classmethod
+    def of(cls, args: argparse.Namespace) -> UpdateRequest:
+        """Read the command line; raises as the constructor."""
+        return cls(
+            model=args.model,
+            paths=tuple(args.interactions),
+            output=args.output,
+            forget=tuple(args.forget),
+            columns=Columns(args.user_col, args.item_col, args.value_col, args.time_col),
+            layout=layout_of(args),
+            items=args.items,
+            threads=args.threads,
+        )
+
+    def training(self, manifest: Mapping[str, Any]) -> TrainRequest:
+        """The training of the same kind with the settings of a model, by its ``model.json``."""
+        kind = manifest["kind"]
+        factors = int(manifest["factors"])
+        return TrainRequest(
+            model=ModelOptions(
+                kind=kind, factors=factors, hyper={**DEFAULTS[kind], **manifest["hyper"]}, ranks=(factors,)
+            ),
+            data=DataOptions(
+                paths=self.paths,
+                columns=self.columns,
+                items=self.items,
+                filters=Filters(manifest.get("min_value")),
+                layout=self.layout,
+                duplicates=manifest.get("duplicates", "sum"),
+            ),
+            output=self.output,
+            split=manifest["split"],
+            seed=manifest["seed"],
+            threads=self.threads,
+        )
