@@ -119,6 +119,8 @@ def record(request: UpdateRequest) -> Path:
 
 def execute(session: CommandSession[UpdateRequest, UpdateWorkload]) -> Mapping[str, Any]:
     """Build or extend the model; the new model folder appears at the end."""
+    from threadpoolctl import threadpool_limits
+
     request, manifest, work = session.request, session.workload.manifest, session.workload.train
     if work.workspace is None:
         raise DoesNotFit(ceiling=session.budget.host_bytes, smallest=session.plan)
@@ -156,7 +158,9 @@ def execute(session: CommandSession[UpdateRequest, UpdateWorkload]) -> Mapping[s
                     if session.stopping:
                         raise KeyboardInterrupt
 
-                tensors = extension.tensors(after_item)
+                # The systems are small, so that threads of BLAS would wait for each other; ``ials`` has its own.
+                with threadpool_limits(1, "blas"):
+                    tensors = extension.tensors(after_item)
         if request.forget and kind not in REBUILT:
             session.say(
                 f"forgotten: {len(request.forget)} users, {facts.forgotten:,} interactions; the vectors of items were"
@@ -165,4 +169,3 @@ def execute(session: CommandSession[UpdateRequest, UpdateWorkload]) -> Mapping[s
         changed = {"columns": manifest["columns"]} if "columns" in manifest else {}
         results = train.complete(work, session, tensors, changed)
     return {**results, "steps": 0, "added": added}
-

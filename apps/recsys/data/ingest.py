@@ -200,9 +200,7 @@ def count(inputs: Inputs) -> Facts:
     if (base := inputs.base) is not None:
         ids, pairs = len(users) + len(items) + base.users + base.items, rows + base.interactions
         bucket = min(pairs, staging.BUCKET_ROWS + longest + base.longest)
-        return Facts(
-            rows, len(users) + base.users, len(items) + base.items, pairs, longest + base.longest, ids, bucket
-        )
+        return Facts(rows, len(users) + base.users, len(items) + base.items, pairs, longest + base.longest, ids, bucket)
     bucket = min(rows, staging.BUCKET_ROWS + longest)  # a bucket ends with a whole user
     return Facts(rows, len(users), len(items), rows, longest, len(users) + len(items), bucket)
 

@@ -125,9 +125,9 @@ def stage(
                 column = str(getattr(source.columns, name))
                 coded[name] = _encoded(vocabulary, batch[name], source, column, whole=whole[name])
             if len(forgotten):
-                left = ~np.isin(coded["user"], forgotten)
-                _drop(staged, "of users of --forget", int((~left).sum()))
-                coded = {name: numbers[left] for name, numbers in coded.items()}
+                stays = ~np.isin(coded["user"], forgotten)
+                _drop(staged, "of users of --forget", int((~stays).sum()))
+                coded = {name: array[stays] for name, array in coded.items()}
             for name, writer in writers.items():
                 writer.append(coded[name])
     for writer in writers.values():
@@ -141,8 +141,7 @@ def stage(
             dropped = ", ".join(f"{n} rows {why}" for why, n in staged.dropped.items()) or "none"
             where = sources[0].path if sources else base.directory if base is not None else directory
             raise BadInput(
-                f"{where}: {left} {what}{'' if left == 1 else 's'} left; at least two are needed"
-                f" (dropped: {dropped})",
+                f"{where}: {left} {what}{'' if left == 1 else 's'} left; at least two are needed (dropped: {dropped})",
                 public="too few users or items",
             )
     return staged

@@ -5,8 +5,11 @@ model over these users:
 
 ials        its row of the normal equations (Hu et al. 2008), as in a sweep of the training
 bpr         the loss of pairs: its users rank it above the model's negatives, and users of other interactions rank
-            theirs above it, which it meets as often, since a training draws negatives in proportion to their counts
-embedding   the mean of its users' vectors, with the length that the items have on average
+            theirs above it, which it meets as often, since a training draws negatives in proportion to their counts;
+            its gradient is followed as far as a training would (the minimum itself ranks rare items first)
+embedding   the softmax or contrastive loss by steps on the sphere, with the median length of the items' vectors
+
+An item that only users without any item of the model had gets zeros.
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ from apps.recsys.data.splits import Kept
 from apps.recsys.models import weights
 from apps.recsys.models.als import als_matrices, ials_exact
 from apps.recsys.models.embedding import user_encoders
+from apps.recsys.models.new_item_losses import CosineLoss, PairLoss
 
 if TYPE_CHECKING:
     import numpy as np
@@ -33,8 +37,6 @@ MOST_USERS = 1024
 """Users of a new item that decide its vector in ``bpr``; of more, as many are taken at even distances."""
 SAMPLED = 512
 """Other interactions that stand for those in which a training of ``bpr`` would draw a new item as the negative."""
-NEWTON_STEPS = 5
-"""Steps of Newton's method for an item of ``bpr``."""
 CODES = {"int8": 127, "uint8": 7}
 """Largest code by the type that holds the codes: one, or two of four bits."""
 
@@ -92,7 +94,6 @@ class Extension:
             Called with the number of items that were computed; an exception that it raises ends the computation.
         """
         import numpy as np
-        from threadpoolctl import threadpool_limits
 
         stored = weights.read_all(self.base / weights.WEIGHTS)
         extended = {name: self._kept(name, tensor) for name, tensor in stored.items()}
@@ -107,8 +108,7 @@ class Extension:
             return extended
         vectors = [weights.ITEMS, *([weights.USER_SIDE] if weights.USER_SIDE in extended else [])]
         if self.kind == "ials":
-            with threadpool_limits(1, "blas"):
-                new = [self._solved(extended[weights.ITEMS], history, kept)]
+            new = [self._solved(extended[weights.ITEMS], history, kept)]
             after_item(self.new)
         else:
             new = self._folded(extended, history, kept, after_item)
@@ -172,35 +172,43 @@ class Extension:
         own = _own_items(history, kept, users, self.old)
         if self.kind == "bpr":
             encoder = user_encoders.of_kind("bpr", factors, self.hyper, negatives=tensors[weights.COMPARED])
-            sample = _sampled(history, kept, self.old)
-            solver = _PairLoss(factors, tensors[weights.COMPARED], self.hyper, sample, encoder)
+            histories, had = _sampled(history, kept, self.old)
+            others = _encoded_users(encoder, histories, factors.shape[1])
+            others[:, -1] = 1
+            above = np.einsum("ij,ij->i", others, factors[had])
+            pairs_loss = PairLoss(factors[tensors[weights.COMPARED]], others, above, self.hyper)
             vectors = _encoded_users(encoder, own, factors.shape[1])
             vectors[:, -1] = 1
-            return [self._each(pairs, users, lambda some, items: solver.solve(vectors[some]), factors, after_item)]
-        lengths = np.sqrt(np.einsum("ij,ij->i", factors, factors))
-        typical = np.float32(lengths.mean())
-        prior = weights.PRIOR in tensors
-        joined = np.column_stack([factors, tensors[weights.PRIOR][: self.old]]) if prior else factors
+            return [
+                self._each(
+                    pairs, users, lambda some, item, count: pairs_loss.solve(vectors[some], count), factors, after_item
+                )
+            ]
+        prior = tensors.get(weights.PRIOR)
+        joined = factors if prior is None else np.column_stack([factors, prior[: self.old]])
         side = weights.decoded(tensors, weights.USER_SIDE) if weights.USER_SIDE in tensors else None
         encoder = user_encoders.embedding(joined.copy(), side, self.hyper)
         vectors = _encoded_users(encoder, own, joined.shape[1])[:, : factors.shape[1]]
-
-        def mean(some: NDArray[Any], items: NDArray[Any]) -> NDArray[np.float32]:
-            total = vectors[some].mean(0)
-            scaled: NDArray[np.float32] = total * (typical / max(float(np.linalg.norm(total)), 1e-12))
-            return scaled
-
-        new = [self._each(pairs, users, mean, factors, after_item)]
+        histories, _ = _sampled(history, kept, self.old)
+        others = _encoded_users(encoder, histories, joined.shape[1])
+        loss = CosineLoss(joined, prior, self.hyper, others, history.size)
+        new = [
+            self._each(
+                pairs, users, lambda some, item, count: loss.solve(vectors[some], item, count), factors, after_item
+            )
+        ]
         if side is not None:
             parts = np.stack([side[items].mean(0) if len(items) else side[0] * 0 for items, _ in own])
-            new.append(self._each(pairs, users, lambda some, items: parts[some].mean(0), side, lambda items: None))
+            new.append(
+                self._each(pairs, users, lambda some, item, count: parts[some].mean(0), side, lambda items: None)
+            )
         return new
 
     def _each(
         self,
         pairs: tuple[NDArray[np.int32], NDArray[np.int32]],
         users: NDArray[np.int32],
-        solve: Callable[[NDArray[Any], NDArray[Any]], NDArray[np.float32]],
+        solve: Callable[[NDArray[Any], int, int], NDArray[np.float32]],
         like: NDArray[np.float32],
         after_item: Callable[[int], None],
     ) -> NDArray[np.float32]:
@@ -214,58 +222,9 @@ class Extension:
         for number, (start, stop) in enumerate(pairwise(starts)):
             if stop > start:
                 step = -(-(stop - start) // MOST_USERS)
-                solved[number] = solve(owners[start:stop:step], items[start:stop:step])
+                solved[number] = solve(owners[start:stop:step], self.old + number, int(stop - start))
             after_item(1)
         return solved
-
-
-class _PairLoss:
-    """The loss of ``bpr`` for the vector of an item, minimised by Newton's method."""
-
-    def __init__(
-        self,
-        factors: NDArray[np.float32],
-        compared: NDArray[np.int32],
-        hyper: Mapping[str, Any],
-        sample: tuple[list[tuple[NDArray[Any], NDArray[Any]]], NDArray[np.int32]],
-        encoder: FoldIn,
-    ) -> None:
-        import numpy as np
-
-        self._negatives = factors[compared]
-        self._ridge = np.float32(hyper["user_regularization"])
-        histories, had = sample
-        self._others = _encoded_users(encoder, histories, factors.shape[1])
-        self._others[:, -1] = 1
-        self._above = np.einsum("ij,ij->i", self._others, factors[had])
-        """Scores of the items that the sampled users had."""
-
-    def solve(self, users: NDArray[np.float32]) -> NDArray[np.float32]:
-        """The vector of an item of these users, whose vectors have shape (n, factors)."""
-        import numpy as np
-
-        factors, size = users.shape[1], np.float32(max(1, len(self._others)))
-        vector = np.zeros(factors, np.float32)
-        below = users @ self._negatives.T
-        for _ in range(NEWTON_STEPS):
-            wrong = _sigmoid(below - (users @ vector)[:, None])  # shape (n, negatives)
-            pushed = wrong.mean(1) / len(users)
-            curved = (wrong * (1 - wrong)).mean(1) / len(users)
-            gradient, hessian = self._ridge * vector, self._ridge * np.eye(factors, dtype=np.float32)
-            gradient -= pushed @ users
-            hessian += (users.T * curved) @ users
-            wrong_others = _sigmoid(self._others @ vector - self._above)
-            gradient += wrong_others @ self._others / size
-            hessian += (self._others.T * (wrong_others * (1 - wrong_others) / size)) @ self._others
-            vector = vector - np.linalg.solve(hessian, gradient)
-        return vector
-
-
-def _sigmoid(x: NDArray[np.float32]) -> NDArray[np.float32]:
-    import numpy as np
-
-    value: NDArray[np.float32] = 0.5 + 0.5 * np.tanh(0.5 * x)
-    return value
 
 
 def encoded(rows: NDArray[np.float32], kind: np.dtype[Any]) -> tuple[NDArray[Any], NDArray[np.float16]]:
