@@ -36,6 +36,13 @@ STAGED = {"user": "<i4", "item": "<i4", "value": "<f4", "time": "<f8"}
 DUPLICATES = ("sum", "last", "once")
 """What repeated rows of a user and an item count: the sum of their values, the last of them, or 1."""
 
+ADVICE = {
+    False: "a value says how much of an item someone had: leave rows out with --min-value, or name another column with"
+    " --value-col",
+    True: "an update adds interactions; --forget USER takes those of a user out",
+}
+"""Advice on a value that cannot be, by whether rows are added to a model."""
+
 
 @dataclass(frozen=True, slots=True)
 class Filters:
@@ -55,6 +62,8 @@ class Staged:
 
     rows: int = 0
     """Rows read."""
+    updates: bool = False
+    """True if rows are added to a model."""
     base_rows: int = 0
     """Interactions of the model that rows are added to, without those of forgotten users."""
     forgotten: int = 0
@@ -106,7 +115,7 @@ def stage(
     """
     import numpy as np
 
-    staged = Staged()
+    staged = Staged(updates=base is not None)
     forgotten = np.zeros(0, np.int32) if base is None else base.number(users, items)
     whole = {name: base is not None and base.whole(name) for name in ("user", "item")}
     has_times = all(source.columns.time is not None for source in sources)
@@ -202,8 +211,7 @@ def _checked(source: Source, staged: Staged, filters: Filters, *, time: str | No
                 row = int(bad.argmax())
                 raise BadInput(
                     f"{source.path}: row {staged.rows + row + 1}, column {named.value!r}: {value[row]:g} is not a"
-                    " finite number of zero or more, below 3.4e38; a value says how much of an item someone had: leave"
-                    " rows out with --min-value, or name another column with --value-col",
+                    f" finite number of zero or more, below 3.4e38; {ADVICE[staged.updates]}",
                     public="value out of range",
                 )
             good &= ~np.isnan(value)
