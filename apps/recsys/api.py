@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from apps.recsys import frames
+from apps.recsys import frames, runs
 from apps.recsys.data.columns import Columns
 from apps.recsys.models.recommender import load_manifest
 from apps.recsys.planning.questions.answer_file import MODULE
@@ -23,12 +21,6 @@ if TYPE_CHECKING:
 
     Id = int | str
     Ids = Iterable[Id]
-
-MODEL = "model"
-"""The model folder that ``fit`` makes, in scratch."""
-TEXT_BELOW = 96 << 20
-"""Under a smaller ceiling Arrow cannot be loaded and nothing can be trained; of text the command then counts the rows,
-and names a ceiling that would do."""
 
 
 class Recommender:
@@ -70,7 +62,7 @@ class Recommender:
         self._manifest = load_manifest(self.folder)
         self._types = frames.read_types(self.folder)
         self._scratch: Scratch | None = None
-        self.record = _record(self.folder)
+        self.record = runs.record(self.folder)
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str], *, memory: str | int = "auto") -> Self:
@@ -105,6 +97,7 @@ class Recommender:
         min_value: float | None = None,
         min_user: int = 1,
         min_item: int = 1,
+        duplicates: str = "sum",
         loss: str | None = None,
         table: str | None = None,
         amp: str | None = None,
@@ -140,6 +133,8 @@ class Recommender:
             Try so many settings first, on hidden items of the training data.
         min_value, min_user, min_item
             Leave out rows of a smaller value; users and items with fewer rows.
+        duplicates
+            What repeated rows of a user and an item count: ``"sum"`` of their values, the ``"last"``, or 1, ``"once"``.
         loss, table, amp, micro_batch, accumulate
             Options of ``model="embedding"``, as the command line has them.
         seed, threads
@@ -165,6 +160,7 @@ class Recommender:
             "epochs": epochs,
             "split": split,
             "tune": tune or None,
+            "duplicates": duplicates,
         }
         named |= {"min-value": min_value, "min-user": min_user, "min-item": min_item, "seed": seed, "threads": threads}
         named |= {"loss": loss, "table": table, "amp": amp, "micro-batch": micro_batch, "accumulate": accumulate}
@@ -173,8 +169,8 @@ class Recommender:
         command.budget_of(memory)
         scratch = Scratch()
         try:
-            record = _train(scratch.path, frame, Columns(user, item, value, time), titles, options, memory)
-            made = cls(scratch.path / MODEL, memory=memory)
+            record = runs.train(scratch.path, frame, Columns(user, item, value, time), titles, options, memory)
+            made = cls(scratch.path / runs.MODEL, memory=memory)
         except BaseException:
             scratch.close()
             raise
@@ -330,6 +326,50 @@ class Recommender:
             )
         return dict(record["results"]["metrics"])
 
+    def update(
+        self, frame: pd.DataFrame | None = None, *, forget: Id | Ids | None = None, memory: str | int | None = None
+    ) -> Self:
+        """Add interactions, and forget users, as ``recsys update`` does; this recommender stays as it is.
+
+        Parameters
+        ----------
+        frame
+            New rows, with the columns that the model was made from; ids may be new ones.
+        forget
+            A user, or several, whose rows leave the model.
+        memory
+            Ceiling of the update and of the new recommender's methods; default: that of this one.
+
+        Returns
+        -------
+        Recommender
+            With a temporary model folder, as after ``fit``.
+
+        Raises
+        ------
+        BadInput
+            If the frame has other columns or ids of another type than the model, or a user to forget is not in it.
+        UsageError
+            If there is neither a frame nor a user to forget.
+        DoesNotFit
+            If no setting fits; ``smallest_feasible_bytes`` is the ceiling that would do.
+        """
+        if frame is None and forget is None:
+            raise UsageError("update: pass a frame, or users to forget")
+        memory = self.memory if memory is None else memory
+        command.budget_of(memory)
+        one = frames.several(forget)
+        users = [] if forget is None else [forget] if one is None else one
+        scratch = Scratch()
+        try:
+            record = runs.update(self.folder, self._manifest, scratch.path, frame, users, memory)
+            made = type(self)(scratch.path / runs.MODEL, memory=memory)
+        except BaseException:
+            scratch.close()
+            raise
+        made._scratch, made.record = scratch, record
+        return made
+
     @property
     def items(self) -> pd.DataFrame:
         """The model's items: column ``item``, and ``title`` where the model has titles."""
@@ -357,34 +397,3 @@ class Recommender:
     def __repr__(self) -> str:
         kind, users, items = (self._manifest[name] for name in ("kind", "users", "items"))
         return f"<Recommender {kind}: {users:,} users, {items:,} items>"
-
-
-def _train(
-    folder: Path, frame: Any, wanted: Columns, titles: Any, options: list[object], memory: str | int
-) -> dict[str, Any]:
-    """Write the frames into a folder, train there, and return the record."""
-    small = command.budget_of(memory).host_bytes < TEXT_BELOW
-    names = ("frame.csv" if small else "frame.arrow", "titles.arrow", MODEL)
-    interactions, items, output = (folder / name for name in names)
-    columns, types = frames.write_interactions(frame, wanted, interactions)
-    if titles is not None:
-        frames.write_titles(titles, items)
-        options = [*options, "--items", items]
-    record = command.run(
-        "apps.recsys",
-        ["train", interactions, "-o", output, *options, *frames.column_options(columns)],
-        memory=memory,
-        name="recsys train",
-        shown={str(interactions): "frame", str(items): "titles", str(output): "model"},
-    )
-    for path in (interactions, items):
-        path.unlink(missing_ok=True)
-    frames.write_types(output, types)
-    return record
-
-
-def _record(folder: Path) -> Mapping[str, Any]:
-    """The record of a model's training; empty where it is not there."""
-    with suppress(OSError, ValueError):
-        return dict(json.loads((folder / "run.json").read_text(encoding="utf-8")))
-    return {}

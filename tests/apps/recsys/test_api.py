@@ -69,6 +69,19 @@ def test_similar_items(model: Recommender) -> None:
     assert model.similar(["5", "6"], k=3).query("query == '5'")["item"].tolist() == near["item"].tolist()
 
 
+def test_an_update_adds_rows_and_forgets(model: Recommender) -> None:
+    new = pd.DataFrame({"user": [7, 500, 500], "item": ["900", "900", "3"]})
+    updated = model.update(new, forget=[8, 10])
+    assert set(updated.items["item"]) - set(model.items["item"]) == {"900"}
+    assert set(updated.users["user"]) == (set(model.users["user"]) | {500}) - {8, 10}
+    assert updated.record["results"]["added"] == {"users": -1, "items": 1, "interactions": 3 - 2 * 20}
+    assert updated.users["user"].dtype == "int64"
+    with refused(BadInput, "'user'", "buyer"):
+        model.update(new.rename(columns={"user": "buyer"}))
+    with refused(UsageError, "forget"):
+        model.update()
+
+
 def test_a_saved_model_answers_as_before_and_as_the_command_line(model: Recommender, run: Run, tmp_path: Path) -> None:
     folder = model.save(tmp_path / "deep" / "model")
     loaded = Recommender.load(folder, memory=MEMORY)

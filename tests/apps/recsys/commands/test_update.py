@@ -89,11 +89,7 @@ def test_held_out_items_stay_held_out(files: tuple[Path, Path, Path], tmp_path: 
     users = [IdTable(folder / "users.parquet") for folder in (model, updated)]
     items = [IdTable(folder / "items.parquet") for folder in (model, updated)]
     pairs = [
-        {
-            (users[at].id(user), items[at].id(item))
-            for row, user in enumerate(held.users)
-            for item in held.items(row)
-        }
+        {(users[at].id(user), items[at].id(item)) for row, user in enumerate(held.users) for item in held.items(row)}
         for at, held in enumerate((before, after))
     ]
     assert pairs[1] == {pair for pair in pairs[0] if pair[0] != "u3"} != pairs[0]
