@@ -194,6 +194,8 @@ def _evaluate(parser: argparse.ArgumentParser) -> None:
     add("--metrics", type=_metrics, action="extend", metavar="NAME,NAME,...", help=text)
     add("--k", type=_depths, action="extend", metavar="N,N,...", help="depths of the metrics without one (default 10)")
     parser.set_defaults(metric_kinds=kinds)
+    against = "compare with this model on the same users: differences with 95%% intervals (paired bootstrap)"
+    add("--against", type=Path, metavar="MODEL_DIR", help=against)
     _columns(parser)
     main.add_common_options(parser)
     command = Command(

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 from apps.recsys.data import ingest, readers
 from apps.recsys.data.formats.paths import expanded
 from apps.recsys.data.splits import HeldOut, Kept, fold_in_rows
-from apps.recsys.data.test_files import TestPairs
+from apps.recsys.data.test_files import PLACES, TestPairs
 from apps.recsys.evaluation import metrics
 from apps.recsys.evaluation.full_ranking import User, evaluate
 from apps.recsys.evaluation.metrics import Tally
 from apps.recsys.models import popularity
 from apps.recsys.models.manifest import RecommenderManifest
 from apps.recsys.models.recommender import Recommender, heldout_count, load_manifest, read_manifest
-from apps.recsys.planning.baselines import SCORING, warm_up_for
+from apps.recsys.planning.baselines import FILTERING, SCORING, warm_up_for
 from apps.recsys.planning.evaluate import EvaluateWorkload
 from apps.recsys.planning.requests import EvaluateRequest
 from common import model_folder
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 USUAL = (*metrics.METRICS, "novelty@10")
 """The metrics of an evaluation that names none."""
+OTHER = "other"
+"""Folder in the workspace with the pairs of test files by the rows of the model that is compared."""
 NCF_DEPTH = 10
 """Items that NCF's protocol looks at."""
 
@@ -49,9 +51,13 @@ def workload(request: EvaluateRequest, budget: MemoryBudget) -> EvaluateWorkload
         The pairs of the test files alone need more than the ceiling.
     """
     manifest = load_manifest(request.model)
+    against = load_manifest(request.against) if request.against is not None else None
     if not request.reads_files:
         _check_split(request.protocol, manifest["split"])
-        return EvaluateWorkload(request, manifest, heldout_count(request.model, manifest))
+        users = heldout_count(request.model, manifest)
+        if against is None:
+            return EvaluateWorkload(request, manifest, users)
+        heldout_count(request.against or request.model, against)
     workspace = ingest.workspace(request.model)
     sources = _sources(request, manifest)
 
@@ -60,14 +66,27 @@ def workload(request: EvaluateRequest, budget: MemoryBudget) -> EvaluateWorkload
 
         if request.negatives is not None:
             return asdict(test_files.write_candidates(request.negatives, request.model, workspace.path))
-        least = manifest.get("min_value")
-        return asdict(test_files.write(sources, request.model, workspace.path, min_value=least))
+        counts: dict[str, Any] = {}
+        if request.test:
+            least = manifest.get("min_value")
+            counts = asdict(test_files.write(sources, request.model, workspace.path, min_value=least))
+        if request.against is not None and against is not None:
+            models, folders = (request.model, request.against), (request.model, request.against)
+            if request.test:
+                (workspace.path / OTHER).mkdir()
+                test_files.write(sources, request.against, workspace.path / OTHER, min_value=manifest.get("min_value"))
+                folders = (workspace.path, workspace.path / OTHER)
+            counts["aligned"] = test_files.align(models, folders, workspace.path, same=not request.test)
+        return counts
 
     try:
-        pairs = TestPairs(**fork.run(read, ceiling=budget.host_bytes, threads=request.threads))
+        counts = fork.run(read, ceiling=budget.host_bytes, threads=request.threads)
     except MemoryError:
-        raise DoesNotFit(ceiling=budget.host_bytes, reasons=["the test file's pairs alone need more"]) from None
-    return EvaluateWorkload(request, manifest, pairs.users, workspace, pairs, sources)
+        raise DoesNotFit(ceiling=budget.host_bytes, reasons=["the pairs to score alone need more"]) from None
+    aligned = counts.pop("aligned", None)
+    pairs = TestPairs(**counts) if counts else None
+    scored = aligned if aligned is not None else pairs.users if pairs is not None else 0
+    return EvaluateWorkload(request, manifest, scored, workspace, pairs, sources, against)
 
 
 def _sources(request: EvaluateRequest, manifest: RecommenderManifest) -> tuple[readers.Source, ...]:
@@ -91,7 +110,9 @@ def _check_split(protocol: str | None, split: str) -> None:
 
 def warm_up(request: EvaluateRequest) -> str:
     """Name of the warm-up function."""
-    return warm_up_for(read_manifest(request.model), SCORING)
+    models = [request.model, *([request.against] if request.against is not None else [])]
+    names = {warm_up_for(read_manifest(model), SCORING) for model in models}
+    return FILTERING if FILTERING in names else SCORING
 
 
 def record(request: EvaluateRequest) -> Path | None:
@@ -108,22 +129,25 @@ def execute(session: CommandSession[EvaluateRequest, EvaluateWorkload]) -> Mappi
         session.say(line)
     found: dict[str, int] = {}
     heldout = work.workspace.path if work.workspace is not None else request.model
+    if request.against is not None:
+        heldout = heldout / "0"
+    scoring: dict[str, Any] = {
+        "trained_on_all": work.test is not None,
+        "plain_recall": request.protocol == "lightgcn",
+        "names": request.metrics or USUAL,
+    }
     with session.deferred_signals(), session.phase("evaluate"):
         if request.negatives is not None:
             results["metrics"] = among_candidates(session, request.model, work.manifest, heldout)
         else:
-            tally = score(
-                session,
-                request.model,
-                work.manifest,
-                heldout=heldout,
-                trained_on_all=work.test is not None,
-                plain_recall=request.protocol == "lightgcn",
-                found=found,
-                names=request.metrics or USUAL,
-            )
-            intervals = {name: list(pair) for name, pair in tally.intervals(seed=request.seed).items()}
-            results |= {"metrics": tally.means(), "intervals": intervals}
+            tally = score(session, request.model, work.manifest, heldout=heldout, found=found, **scoring)
+            results |= measured(tally, request.seed)
+            values = tally.per_user()
+            del tally
+    if request.against is not None and work.against is not None:
+        with session.deferred_signals(), session.phase("against"):
+            other = score(session, request.against, work.against, heldout=heldout.parent / "1", **scoring)
+            results["against"] = compared(values, other, heldout.parent / PLACES, results["metrics"], request.seed)
     if work.workspace is not None:
         work.workspace.close()
     if new := found.pop("new_users", 0):
@@ -133,8 +157,51 @@ def execute(session: CommandSession[EvaluateRequest, EvaluateWorkload]) -> Mappi
         read = [one for place, one in enumerate(columns) if one not in columns[:place]]
         results["test"] = {**asdict(work.test), "dropped": dict(work.test.dropped), **found, "columns": read}
         _print_sizes(session, work.test)
-    session.say(table(results["metrics"]))
+    if request.against is not None:
+        session.say(f"compared: {work.scored_users:,} users of both models")
+    for line in lines(results):
+        session.say(line)
     return results
+
+
+def measured(tally: Tally, seed: int) -> dict[str, Any]:
+    """Means and their intervals, as the record has them."""
+    found = {name: list(pair) for name, pair in tally.intervals(seed=seed).items()}
+    return {"metrics": tally.means(), "intervals": found}
+
+
+def compared(
+    values: Mapping[str, NDArray[np.float64]], other: Tally, places: Path, means: Mapping[str, float], seed: int
+) -> dict[str, Any]:
+    """Compare two models user by user.
+
+    Parameters
+    ----------
+    values
+        Values of the first model's users by metric.
+    other
+        The second model's.
+    places
+        File with the place of each of the first model's users among the second model's.
+    means
+        The first model's metrics.
+    seed
+        Seed of the bootstrap.
+
+    Returns
+    -------
+    dict
+        The second model's metrics and intervals; ``differences``, the first model's means minus the second's, and
+        ``difference_intervals``, by the bootstrap over pairs of values of one user.
+    """
+    import numpy as np
+
+    order = np.load(places)
+    theirs = measured(other, seed)
+    paired = {name: values[name] - theirs_of[order] for name, theirs_of in other.per_user().items()}
+    found = {name: list(pair) for name, pair in metrics.intervals(paired, seed=seed).items()}
+    differences = {name: mean - theirs["metrics"][name] for name, mean in means.items()}
+    return {**theirs, "differences": differences, "difference_intervals": found}
 
 
 def _print_sizes(session: Session, test: TestPairs) -> None:
@@ -290,6 +357,31 @@ def _of(scores: NDArray[np.float32], items: NDArray[np.int32]) -> NDArray[np.flo
     some = np.full(len(items), -np.inf, np.float32)
     some[in_model] = scores[items[in_model]]
     return some
+
+
+def lines(results: Mapping[str, Any]) -> list[str]:
+    """The metrics of an evaluation: in one line, or with intervals a line each."""
+    means, against = results["metrics"], results.get("against")
+    if "intervals" not in results:
+        return [table(means)]
+    width = max(map(len, means))
+    made = []
+    for name, mean in means.items():
+        line = f"{name:<{width}}  {mean:.4f}{_interval(results, 'intervals', name):<18}"
+        if against is not None:
+            line += f"  against {against['metrics'][name]:.4f}{_interval(against, 'intervals', name):<18}"
+            line += f"  difference {against['differences'][name]:+.4f}"
+            line += _interval(against, "difference_intervals", name, "+")
+        made.append(line.rstrip())
+    return made
+
+
+def _interval(results: Mapping[str, Any], field: str, name: str, sign: str = "") -> str:
+    """An interval in brackets; empty for a metric of all users together."""
+    if name not in results[field]:
+        return ""
+    low, high = results[field][name]
+    return f" [{low:{sign}.4f}, {high:{sign}.4f}]"
 
 
 def table(values: Mapping[str, float]) -> str:

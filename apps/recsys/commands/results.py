@@ -46,6 +46,8 @@ class TrainResults(TypedDict):
 
     metrics: Metrics
     """On the held-out items; empty without ``--split``."""
+    intervals: NotRequired[Mapping[str, tuple[float, float]]]
+    """95 % intervals of the means, by the bootstrap over users."""
     steps: Count
     """Passes over the data."""
     model: ModelResults
@@ -88,6 +90,17 @@ class TestResults(TypedDict):
     """Columns that were taken, each reading once."""
 
 
+class AgainstResults(TypedDict):
+    """The model that was compared, on the same users."""
+
+    metrics: Metrics
+    intervals: Mapping[str, tuple[float, float]]
+    differences: Metrics
+    """Metrics of the first model minus those of this one."""
+    difference_intervals: Mapping[str, tuple[float, float]]
+    """95 % intervals of the differences, by the bootstrap over users, each with its two values."""
+
+
 class EvaluateResults(TypedDict):
     """Results of ``recsys evaluate``."""
 
@@ -100,6 +113,7 @@ class EvaluateResults(TypedDict):
     """Users of whom training saw nothing; they were shown popular items."""
     test: NotRequired[TestResults]
     """Counts of the test files."""
+    against: NotRequired[AgainstResults]
 
 
 class ScoredItem(TypedDict):

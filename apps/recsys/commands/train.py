@@ -157,13 +157,18 @@ def complete(
     output, kind = request.output, request.model.kind
     fields = {**_manifest_fields(work), **changed}
     metrics: Mapping[str, float] = {}
+    measured: dict[str, Any] = {"metrics": {}}
     with session.phase("write"):
         weights.write(directory / weights.WEIGHTS, tensors)
         del tensors
     if request.split != "none":
         with session.phase("evaluate"):
-            metrics = evaluate.score(session, directory, {"kind": kind, **fields}, heldout=directory).means()
-        session.say(evaluate.table(metrics))
+            tally = evaluate.score(session, directory, {"kind": kind, **fields}, heldout=directory)
+            measured = evaluate.measured(tally, request.seed)
+            metrics = measured["metrics"]
+            del tally
+        for line in evaluate.lines(measured):
+            session.say(line)
     with session.phase("write"):
         recommender.write_card(directory, kind, fields, metrics)
         _move_into_place(directory, output)
@@ -174,7 +179,7 @@ def complete(
     read = [one for place, one in enumerate(columns) if one not in columns[:place]]
     data = {**asdict(facts), "dropped": dict(facts.dropped), "columns": read}
     return {
-        "metrics": dict(metrics),
+        **measured,
         "steps": request.model.iterations,
         "model": {"kind": kind, **fields},
         "data": data,

@@ -135,6 +135,67 @@ def _rows(column: Any, ids: Any) -> NDArray[np.int64]:
     return np.where(arrow_numpy.valid(rows), arrow_numpy.values(rows), -1).astype(np.int64)
 
 
+PLACES = "places.npy"
+"""File of ``align``: the place of each user of the first model among those of the second, shape (users,)."""
+
+
+def align(models: tuple[Path, Path], held_out: tuple[Path, Path], directory: Path, *, same: bool) -> int:
+    """Write the items to score of the users whom two models have in common.
+
+    Parameters
+    ----------
+    models
+        Two model folders.
+    held_out
+        Folders with their ``heldout.*.npy``, by the rows of each model.
+    directory
+        Gets ``0/heldout.*.npy``, ``1/heldout.*.npy`` and ``PLACES``.
+    same
+        True to require that of these users the same items are held out.
+
+    Returns
+    -------
+    int
+        Number of users.
+
+    Raises
+    ------
+    BadInput
+        No user is in both, or with ``same`` other items are held out.
+    """
+    import numpy as np
+
+    first, second = (splits.HeldOut(folder) for folder in held_out)
+    users = [_ids(model / "users.parquet") for model in models]
+    rows = _rows(users[0].take(arrow_numpy.numbers(first.users)), users[1])
+    place = np.searchsorted(second.users, rows)
+    found = (rows >= 0) & (place < len(second))
+    found[found] = second.users[place[found]] == rows[found]
+    if not found.any():
+        raise _other_items(models)
+    kept, others = np.flatnonzero(found), np.sort(place[found])
+    if same:
+        items = [_ids(model / "items.parquet") for model in models]
+        for row, other in zip(kept, place[found], strict=True):
+            mine = _rows(items[0].take(arrow_numpy.numbers(first.items(int(row)))), items[1])
+            if not np.array_equal(np.sort(mine), second.items(int(other))):
+                raise _other_items(models)
+    for number, (held, some) in enumerate(((first, kept), (second, others))):
+        folder = directory / str(number)
+        folder.mkdir()
+        splits.write(folder, "heldout", ((int(held.users[row]), held.items(int(row))) for row in some))
+    np.save(directory / PLACES, np.searchsorted(others, place[found]))
+    return len(kept)
+
+
+def _other_items(models: tuple[Path, Path]) -> BadInput:
+    return BadInput(
+        f"{models[0]} and {models[1]} were not held out the same items of the same users (other data, split or seed):"
+        " compare them on a file that neither was trained on, with --test",
+        public="other held-out items",
+    )
+
+
 def write_candidates(path: Path, model: Path, directory: Path) -> TestPairs:
     """Write NCF's file as ``heldout.*.npy``, one positive item per user, and ``others.*.npy``, its negatives.
 

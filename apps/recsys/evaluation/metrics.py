@@ -154,18 +154,38 @@ class Tally:
 
     def intervals(self, *, seed: int = 0) -> Mapping[str, tuple[float, float]]:
         """95 % bootstrap intervals of the means of the users' metrics: lower and upper end by name."""
-        import numpy as np
+        return intervals(self.per_user(), seed=seed)
 
-        if not self._each:
-            return {}
-        values = np.stack(list(self.per_user().values()), 1)
-        random, users = np.random.default_rng(seed), len(values)
-        means = np.empty((RESAMPLES, values.shape[1]))
-        for row in means:
-            counts = np.bincount(random.integers(users, size=users), minlength=users)
-            row[:] = counts @ values / users
-        low, high = np.percentile(means, INTERVAL, axis=0)
-        return {name: (float(low[n]), float(high[n])) for n, name in enumerate(self._each)}
+
+def intervals(values: Mapping[str, NDArray[np.float64]], *, seed: int = 0) -> Mapping[str, tuple[float, float]]:
+    """95 % percentile intervals of means over users, by ``RESAMPLES`` bootstrap samples of the users.
+
+    All metrics are of the same samples. Differences of two models' values make a paired bootstrap.
+
+    Parameters
+    ----------
+    values
+        Values of the users by name, shape (users,) each.
+    seed
+        Seed of the samples.
+
+    Returns
+    -------
+    Mapping
+        Lower and upper end by name.
+    """
+    import numpy as np
+
+    if not values:
+        return {}
+    table = np.stack(list(values.values()), 1)
+    random, users = np.random.default_rng(seed), len(table)
+    means = np.empty((RESAMPLES, table.shape[1]))
+    for row in means:
+        counts = np.bincount(random.integers(users, size=users), minlength=users)
+        row[:] = counts @ table / users
+    low, high = np.percentile(means, INTERVAL, axis=0)
+    return {name: (float(low[n]), float(high[n])) for n, name in enumerate(values)}
 
 
 def gini(counts: NDArray[np.int64]) -> float:

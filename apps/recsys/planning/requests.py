@@ -55,6 +55,8 @@ class EvaluateRequest:
         Of the files in ``test``, as far as the command line says so; the model's own columns otherwise.
     metrics
         Names of the metrics, each with its depth (``ndcg@10``); empty: those that training reports.
+    against
+        Another model, which is compared on the same users.
     seed, threads
         Seed of the bootstrap intervals; threads of the computation.
 
@@ -71,10 +73,13 @@ class EvaluateRequest:
     columns: Columns = field(default_factory=Columns)
     layout: Layout = field(default_factory=Layout)
     metrics: tuple[str, ...] = ()
+    against: Path | None = None
     seed: int = 0
     threads: int
 
     def __post_init__(self) -> None:
+        if self.negatives is not None and self.against is not None:
+            raise UsageError("--negatives: NCF's protocol compares no models; leave out --against")
         if self.negatives is not None and self.metrics:
             raise UsageError("--negatives: NCF's protocol has hr@10 and ndcg@10; leave out --metrics and --k")
         if self.test and self.negatives is not None:
@@ -99,6 +104,7 @@ class EvaluateRequest:
             columns=Columns(args.user_col, args.item_col, args.value_col),
             layout=layout_of(args),
             metrics=_metrics(args),
+            against=args.against,
             seed=args.seed,
             threads=args.threads,
         )

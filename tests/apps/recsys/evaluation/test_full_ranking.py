@@ -5,10 +5,12 @@ import math
 import numpy as np
 import pytest
 import scipy.sparse as sp
+import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from apps.recsys.evaluation import metrics
 from apps.recsys.evaluation.full_ranking import evaluate
 from apps.recsys.evaluation.metrics import METRICS, Tally, gini
 from apps.recsys.models.als import als_matrices, ials
@@ -184,3 +186,22 @@ def test_fold_in_with_a_frequency_is_that_of_the_exact_solver(matrix: sp.csr_mat
         row = matrix[user]
         ours = ials.fold_in(ials.gramian(factors), factors, row.indices, row.data, hyper)
         np.testing.assert_allclose(ours, solved[user], rtol=1e-3, atol=1e-4)
+
+
+def test_intervals_are_those_of_scipy_s_bootstrap() -> None:
+    """Of one model's values and of differences of two: the same samples of the users give the same ends."""
+    random = np.random.default_rng(3)
+    mine = {"ndcg@10": random.random(70), "hr@1": (random.random(70) < 0.3).astype(float)}
+    paired = {name: values - random.random(70) for name, values in mine.items()}
+    for values in (mine, paired):
+        found = metrics.intervals(values, seed=5)
+        for name, column in values.items():
+            theirs = scipy.stats.bootstrap(
+                (column,),
+                np.mean,
+                n_resamples=metrics.RESAMPLES,
+                method="percentile",
+                random_state=np.random.default_rng(5),
+            ).confidence_interval
+            assert found[name] == pytest.approx((theirs.low, theirs.high), abs=1e-12), name
+    assert metrics.intervals({}) == {}
