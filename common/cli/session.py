@@ -1,13 +1,12 @@
 """Surroundings of a running command: its plan, the meter, the walls, progress, and requests to stop."""
 
 import signal
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
-from common.cli import interrupts, streams
+from common.cli import interrupts, progress, streams
 from common.memory.plan.plan import Plan
 from common.memory.plan.planner import Workload
 from common.memory.process import guard, meter
@@ -62,11 +61,8 @@ class Session:
             streams.say(message)
 
     def progress(self, *, total: float | None, unit: str, label: str) -> Any:
-        """A progress bar on stderr, drawn only on a terminal; used as a context manager with ``update``."""
-        from tqdm import tqdm
-
-        silent = self.quiet or not sys.stderr.isatty()
-        return tqdm(total=total, unit=unit, desc=label, disable=silent, leave=False)
+        """Progress on stderr, a bar or lines (``common.cli.progress``): a context manager with ``update``."""
+        return progress.bar(total=total, unit=unit, label=label, quiet=self.quiet)
 
     @contextmanager
     def deferred_signals(self) -> Iterator[None]:

@@ -129,7 +129,7 @@ def _answers(draw: Callable[[st.SearchStrategy[Any]], Any], table: Table) -> tup
     if command == "similar":
         who = ["--item", table.item(draw(st.integers(0, 3)))]
     left_out = (
-        *("user", "users", "command", "history", "histories", "history_file", "item", "candidates"),
+        *("user", "users", "command", "history", "histories", "history_file", "item", "candidates", "against"),
         *("test", "negatives", "protocol", "no_header", *COLUMNS),
     )
     words = random_commands.options(random_commands.command_parser(parser(), command), draw, values, left_out)
