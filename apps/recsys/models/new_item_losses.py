@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-LEAST_STEPS, MOST_STEPS, LONGEST_STEP = 8, 200, 0.5
+LEAST_STEPS, MOST_STEPS, LONGEST_STEP = 8, 100, 0.5
 """Steps that follow the gradient for an item of ``bpr``, and their largest length."""
 SPHERE_STEPS = 20
 """Steps along the sphere for an item of ``embedding``; their angles shrink linearly."""

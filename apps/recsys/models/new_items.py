@@ -15,8 +15,8 @@ An item that only users without any item of the model had gets zeros.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,10 +33,12 @@ if TYPE_CHECKING:
 
     FoldIn = Callable[[NDArray[Any], NDArray[np.float32]], NDArray[np.float32]]
 
-MOST_USERS = 1024
+MOST_USERS = 128
 """Users of a new item that decide its vector in ``bpr``; of more, as many are taken at even distances."""
 SAMPLED = 512
 """Other interactions that stand for those in which a training of ``bpr`` would draw a new item as the negative."""
+TOGETHER = 64
+"""Users or items that the threads are given at a time."""
 CODES = {"int8": 127, "uint8": 7}
 """Largest code by the type that holds the codes: one, or two of four bits."""
 
@@ -173,11 +175,11 @@ class Extension:
         if self.kind == "bpr":
             encoder = user_encoders.of_kind("bpr", factors, self.hyper, negatives=tensors[weights.COMPARED])
             histories, had = _sampled(history, kept, self.old)
-            others = _encoded_users(encoder, histories, factors.shape[1])
+            others = _encoded_users(encoder, histories, factors.shape[1], self.threads)
             others[:, -1] = 1
             above = np.einsum("ij,ij->i", others, factors[had])
             pairs_loss = PairLoss(factors[tensors[weights.COMPARED]], others, above, self.hyper)
-            vectors = _encoded_users(encoder, own, factors.shape[1])
+            vectors = _encoded_users(encoder, own, factors.shape[1], self.threads)
             vectors[:, -1] = 1
             return [
                 self._each(
@@ -188,9 +190,9 @@ class Extension:
         joined = factors if prior is None else np.column_stack([factors, prior[: self.old]])
         side = weights.decoded(tensors, weights.USER_SIDE) if weights.USER_SIDE in tensors else None
         encoder = user_encoders.embedding(joined.copy(), side, self.hyper)
-        vectors = _encoded_users(encoder, own, joined.shape[1])[:, : factors.shape[1]]
+        vectors = _encoded_users(encoder, own, joined.shape[1], self.threads)[:, : factors.shape[1]]
         histories, _ = _sampled(history, kept, self.old)
-        others = _encoded_users(encoder, histories, joined.shape[1])
+        others = _encoded_users(encoder, histories, joined.shape[1], self.threads)
         loss = CosineLoss(joined, prior, self.hyper, others, history.size)
         new = [
             self._each(
@@ -219,11 +221,17 @@ class Extension:
         order = np.argsort(pairs[1], kind="stable")
         owners, items = np.searchsorted(users, pairs[0][order]), pairs[1][order]
         starts = np.searchsorted(items, np.arange(self.old, self.items + 1))
-        for number, (start, stop) in enumerate(pairwise(starts)):
+
+        def work(number: int) -> None:
+            start, stop = starts[number], starts[number + 1]
             if stop > start:
                 step = -(-(stop - start) // MOST_USERS)
                 solved[number] = solve(owners[start:stop:step], self.old + number, int(stop - start))
-            after_item(1)
+
+        with ThreadPoolExecutor(self.threads) as pool:
+            for first in range(0, self.new, TOGETHER):
+                for _ in pool.map(work, range(first, min(first + TOGETHER, self.new))):
+                    after_item(1)
         return solved
 
 
@@ -282,15 +290,21 @@ def _own_items(
 
 
 def _encoded_users(
-    encoder: FoldIn, own: list[tuple[NDArray[Any], NDArray[np.float32]]], width: int
+    encoder: FoldIn, own: list[tuple[NDArray[Any], NDArray[np.float32]]], width: int, threads: int
 ) -> NDArray[np.float32]:
     """Vectors of users, zeros for those without an item."""
     import numpy as np
 
     vectors = np.zeros((len(own), width), np.float32)
-    for row, (items, values) in enumerate(own):
+
+    def work(row: int) -> None:
+        items, values = own[row]
         if len(items):
             vectors[row] = encoder(items, values)
+
+    with ThreadPoolExecutor(threads) as pool:
+        for first in range(0, len(own), TOGETHER):
+            list(pool.map(work, range(first, min(first + TOGETHER, len(own)))))
     return vectors
 
 

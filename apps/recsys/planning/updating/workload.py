@@ -9,9 +9,9 @@ from apps.recsys.data.csr_store import BLOCK
 from apps.recsys.data.ingest import Facts
 from apps.recsys.models.manifest import RecommenderManifest
 from apps.recsys.models.new_items import MOST_USERS, SAMPLED
-from apps.recsys.planning import embedding_terms, ials_terms
+from apps.recsys.planning import bpr_terms, embedding_terms, ials_terms
 from apps.recsys.planning.baselines import LIBRARIES, PAIRING, READING, SCORING, TRAINING, baseline_terms
-from apps.recsys.planning.ranking_terms import USER_BLOCKS
+from apps.recsys.planning.ranking_terms import THREAD_BYTES, USER_BLOCKS
 from apps.recsys.planning.train import TrainWorkload
 from apps.recsys.planning.updating.request import UpdateRequest
 from common.memory.costs import baseline
@@ -122,7 +122,11 @@ class UpdateWorkload:
             Term("histories of their users", histories + 12 * facts.longest, "analytic", fit),
             Term("user vectors", 4 * (users + some + SAMPLED) * factors, "analytic", fit),
             Term("new item factors", 4 * new * factors, "analytic", fit),
-            Term("users and negatives", 4 * NEGATIVES * some * SAMPLED, "analytic", fit),
+            Term("users and negatives", self.request.threads * 4 * NEGATIVES * some * SAMPLED, "analytic", fit),
+            Term("threads", self.request.threads * THREAD_BYTES, "measured", fit),
+            *bpr_terms.fold_terms(
+                self.kind, factors=factors, longest=facts.longest, threads=self.request.threads, phases=fit
+            ),
         ]
 
     def seconds(self, setting: Setting) -> float:

@@ -205,3 +205,14 @@ def test_intervals_are_those_of_scipy_s_bootstrap() -> None:
             ).confidence_interval
             assert found[name] == pytest.approx((theirs.low, theirs.high), abs=1e-12), name
     assert metrics.intervals({}) == {}
+
+
+@pytest.mark.parametrize(("plain", "recall"), [(False, 0.8889), (True, 0.8333)])
+def test_the_example_of_the_protocol_page(plain: bool, recall: float) -> None:
+    """Values of docs/protocol.md, which other libraries computed for the same rankings."""
+    tally = Tally(8, ("ndcg@3", "recall@3", "precision@3", "map@3"), plain_recall=plain)
+    rankings = ([0, 1, 2, 3, 4, 5], [5, 4, 3, 2, 1, 0], [3, 1, 0, 2, 4, 5])
+    for ranking, scored in zip(rankings, ([0, 2, 3, 4], [5], [1, 3]), strict=True):
+        tally.add(np.array(ranking), np.array(scored))
+    expected = {"ndcg@3": 0.9013, "recall@3": recall, "precision@3": 0.5556, "map@3": 0.8519}
+    assert tally.means() == pytest.approx(expected, abs=5e-5)
