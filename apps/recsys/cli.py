@@ -124,6 +124,8 @@ def _update(parser: argparse.ArgumentParser) -> None:
     add("-o", "--output", required=True, type=Path, metavar="MODEL_DIR", help="the new model; may be the same folder")
     forget = "a user whose rows leave the model, and whose id stays in none of its files; may be repeated"
     add("--forget", action="append", default=[], metavar="USER", help=forget)
+    keep = "linear: keep the spectrum as it was, which takes a second, not half a minute, and is no longer exact"
+    add("--keep-spectrum", action="store_true", help=keep)
     _columns(parser)
     add("--time-col", metavar="NAME", help="for models trained with --duplicates last; default: by common names")
     add("--items", type=Path, metavar="ITEMS.csv", help="a table with the items' ids and titles")

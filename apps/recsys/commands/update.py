@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from apps.recsys.commands import train
 from apps.recsys.data import ingest
@@ -14,6 +14,7 @@ from apps.recsys.data.csr_store import NpyReader
 from apps.recsys.data.formats.paths import expanded
 from apps.recsys.data.readers import Source, open_source, open_titles
 from apps.recsys.data.updates.base import KEPT, Base
+from apps.recsys.models import weights
 from apps.recsys.models.manifest import RecommenderManifest
 from apps.recsys.models.new_items import Extension
 from apps.recsys.models.recommender import load_manifest, read_manifest
@@ -25,6 +26,10 @@ from common import model_folder
 from common.cli.session import CommandSession
 from common.errors import BadInput, DoesNotFit
 from common.memory.process.budget import MemoryBudget
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 
 def workload(request: UpdateRequest, budget: MemoryBudget) -> UpdateWorkload:
@@ -102,6 +107,16 @@ def _sources(request: UpdateRequest, manifest: RecommenderManifest) -> tuple[Sou
     return tuple(sources)
 
 
+def _extended(path: Path, rows: NDArray[np.int32], items: int) -> dict[str, Any]:
+    """The spectrum of a model for its items that stay and for new ones, whose rows are zeros."""
+    import numpy as np
+
+    vectors, eigenvalues = weights.read_spectrum(path)
+    extended = np.zeros((items, vectors.shape[1]), np.float32)
+    np.take(vectors, rows, axis=0, out=extended[: len(rows)], mode="clip")  # without the copy of another mode
+    return {weights.SPECTRUM: extended, weights.EIGENVALUES: eigenvalues}
+
+
 def _listed(columns: Mapping[str, Any]) -> str:
     return ", ".join(f"{name}={column}" for name, column in columns.items() if column is not None and name != "time")
 
@@ -137,6 +152,10 @@ def execute(session: CommandSession[UpdateRequest, UpdateWorkload]) -> Mapping[s
         (work.directory / KEPT).unlink()
         if kind == "linear":
             tensors, work, _ = train.fit_linear_model(work, session)
+            if request.keep_spectrum:
+                with session.phase("fit"):
+                    tensors = {**tensors, **_extended(request.model / weights.WEIGHTS, rows, facts.items)}
+                work = work.with_settings({**manifest["hyper"], "factors": manifest["factors"]})
         elif kind == "popularity":
             tensors = fit_factors.FactorTrainer(train.factor_config(work, None, resume=False), session).run()
         else:

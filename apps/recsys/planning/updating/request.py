@@ -34,6 +34,8 @@ class UpdateRequest:
         Of the files, as far as the command line says so; the model's own columns otherwise.
     items
         A table with titles of items.
+    keep_spectrum
+        True to keep the spectrum of a linear filter as it is, and only add the interactions.
     threads
         Threads of the computation.
 
@@ -50,6 +52,7 @@ class UpdateRequest:
     columns: Columns = field(default_factory=Columns)
     layout: Layout = field(default_factory=Layout)
     items: Path | None = None
+    keep_spectrum: bool = False
     threads: int
 
     def __post_init__(self) -> None:
@@ -69,13 +72,26 @@ class UpdateRequest:
             columns=Columns(args.user_col, args.item_col, args.value_col, args.time_col),
             layout=layout_of(args),
             items=args.items,
+            keep_spectrum=args.keep_spectrum,
             threads=args.threads,
         )
 
     def training(self, manifest: Mapping[str, Any]) -> TrainRequest:
-        """The training of the same kind with the settings of a model, by its ``model.json``."""
+        """The training of the same kind with the settings of a model, by its ``model.json``.
+
+        Raises
+        ------
+        UsageError
+            A spectrum is to be kept, and the model is no filter with one.
+        """
         kind = manifest["kind"]
         factors = int(manifest["factors"])
+        if self.keep_spectrum:
+            if kind != "linear" or not factors or manifest["hyper"]["form"] != "filter":
+                raise UsageError(
+                    f"--keep-spectrum: for linear models of form filter with a spectrum; {self.model} is another"
+                )
+            factors = 0
         return TrainRequest(
             model=ModelOptions(
                 kind=kind, factors=factors, hyper={**DEFAULTS[kind], **manifest["hyper"]}, ranks=(factors,)

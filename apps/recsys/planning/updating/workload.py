@@ -85,7 +85,8 @@ class UpdateWorkload:
         """Reading, with the model's row starts; then the training's, or the solved items'."""
         model = Term("model's history index", 8 * (self.manifest["users"] + 1), "analytic", ("plan",))
         if self.kind in REBUILT:
-            return Footprint.of([*self.train.footprint(setting, costs).terms, model])
+            kept = self._kept_spectrum() if self.request.keep_spectrum else []
+            return Footprint.of([*self.train.footprint(setting, costs).terms, model, *kept])
         split, facts, fit = self.train.request.split, self.facts, ("fit",)
         later = ["fit", *(["evaluate"] if split != "none" else []), "write"]
         probes = self.probes(setting)
@@ -104,6 +105,15 @@ class UpdateWorkload:
         if split != "none":
             terms += self.train.evaluating_terms(setting, "evaluate", facts.scored_users, facts.scored_longest)
         return Footprint.of(terms)
+
+    def _kept_spectrum(self) -> list[Term]:
+        """The spectrum as it is stored, and extended; later the one that is written or loaded."""
+        size = 4 * self.manifest["factors"] * (self.facts.items + 1)
+        evaluating = ("evaluate",) if self.train.request.split != "none" else ()
+        return [
+            Term("spectrum, stored and extended", 2 * size, "analytic", ("fit",)),
+            Term("spectrum", size, "analytic", ("write", *evaluating)),
+        ]
 
     def _solver_terms(self, fit_block: int) -> list[Term]:
         """What solving new items takes; nothing if there can be none."""

@@ -79,6 +79,27 @@ def test_it_equals_a_training_on_all_rows(
     says(said, f"+{results['added']['users']} users", "user=user item=item value=plays", "repeated pairs")
 
 
+def test_a_spectrum_may_be_kept(files: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    old, new, _ = files
+    model, updated, exact = (tmp_path / name for name in ("model", "updated", "exact"))
+    done("train", old, "-o", model, "--model", *EXACT["filter with a spectrum"], "-q")
+    done("update", model, new, "-o", updated, "--keep-spectrum", "--forget", "u3")
+    done("update", model, new, "-o", exact, "--forget", "u3")
+    before, after = (weights.read_spectrum(folder / weights.WEIGHTS) for folder in (model, updated))
+    names = [IdTable(folder / "items.parquet") for folder in (model, updated)]
+    rows = [names[0].row(str(names[1].id(row))) for row in range(len(names[1]))]
+    expected = np.array([before[0][row] if row is not None else np.zeros(6) for row in rows], np.float32)
+    np.testing.assert_array_equal(after[0], expected)
+    np.testing.assert_array_equal(after[1], before[1])
+    counts = [weights.read_counts(folder / weights.WEIGHTS) for folder in (updated, exact)]
+    np.testing.assert_array_equal(*counts)
+    ours, theirs = read_manifest(updated), read_manifest(exact)
+    assert {**ours, "files": 0} == {**theirs, "files": 0} and ours["factors"] == 6
+    done("train", old, "-o", tmp_path / "popular", "--model", "popularity", "-q")
+    with refused(UsageError, "--keep-spectrum", "popular"):
+        done("update", tmp_path / "popular", new, "-o", tmp_path / "out", "--keep-spectrum")
+
+
 @pytest.mark.parametrize("kind", ["ials", "filter"])
 def test_held_out_items_stay_held_out(files: tuple[Path, Path, Path], tmp_path: Path, kind: str) -> None:
     old, new, _ = files
