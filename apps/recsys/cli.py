@@ -27,6 +27,11 @@ TABLE_HELP = (
     " qr, tt, lowrank, pq, frequency. All but full, int8 and int4 are written as float32"
 )
 
+WHERE_HELP = (
+    "choose items by their attributes, the columns of train's --items: 'genre in (Comedy, Drama) and year >= 1990';"
+    " = != < <= > >= in, and, or, not, parentheses"
+)
+
 
 def parser() -> argparse.ArgumentParser:
     """The parser with all commands."""
@@ -92,7 +97,7 @@ def _train(parser: argparse.ArgumentParser) -> None:
     add("--tune", type=main.positive, default=0, metavar="N", help=tune)
     _columns(parser)
     add("--time-col", metavar="NAME", help="for --split leave-last and temporal; default: by common names")
-    add("--items", type=Path, metavar="ITEMS.csv", help="a table with the items' ids and titles")
+    add("--items", type=Path, metavar="ITEMS.csv", help="a table with the items' ids, titles and attributes")
     add("--min-value", type=float, metavar="X", help="leave out rows with a smaller value")
     add("--min-user", type=main.positive, default=1, metavar="N", help="leave out users with fewer rows")
     add("--min-item", type=main.positive, default=1, metavar="N", help="leave out items with fewer rows")
@@ -214,6 +219,7 @@ def _recommend(parser: argparse.ArgumentParser) -> None:
     add("-k", type=main.positive, metavar="N", help="number of items (default 10; with --candidates all)")
     for option, text in (("--exclude", "items never to recommend"), ("--only", "items to choose from")):
         add(option, type=_ids, action="extend", metavar="ID,ID,...", help=text)
+    add("--where", metavar="EXPRESSION", help=WHERE_HELP)
     candidates = "rank the items of a file and no others, also those that the history has"
     add("--candidates", type=Path, metavar="FILE", help=candidates)
     add("--keep-seen", action="store_true", help="recommend items that the history has, too")

@@ -8,11 +8,13 @@ from collections.abc import Callable, Iterable, Mapping
 from itertools import chain, islice
 from typing import Any
 
+from apps.recsys.data.attributes.stored import listed
 from apps.recsys.models.recommender import load_manifest, read_manifest
 from apps.recsys.planning.answer import AnswerWorkload
 from apps.recsys.planning.baselines import warm_up_for
 from apps.recsys.planning.questions.files import read_ids
 from apps.recsys.planning.questions.recommend_requests import RecommendRequest
+from apps.recsys.planning.questions.where import require_attributes
 from apps.recsys.planning.requests import AnswerRequest, SimilarRequest
 from apps.recsys.serving.service import Ranked, RecommenderService, UnknownId
 from common import model_folder, terminal
@@ -29,6 +31,7 @@ def workload(request: AnswerRequest, budget: MemoryBudget) -> AnswerWorkload:
         As ``recommender.load_manifest`` and ``read_ids``.
     """
     manifest = load_manifest(request.model)
+    require_attributes(request.where, manifest)
     if isinstance(request, RecommendRequest):
         reading = (budget, request.threads)
         if request.history_file is not None:
@@ -65,6 +68,7 @@ def _ranked(service: RecommenderService, request: RecommendRequest, say: Callabl
     """The best items; for somebody of whom the model knows nothing, those that most users had."""
     option = "--only" if request.candidates is None else "--candidates"
     allowed = service.items.allowed(request.only, request.exclude, say, option=option, strict=request.strict)
+    allowed = service.passing(request.where, allowed, say)
     k, keep_seen = request.k, request.keep_seen
     if request.user is not None:
         if service.users.row(request.user) is not None:
@@ -131,6 +135,7 @@ def inspect(args: argparse.Namespace) -> int:
         f"{manifest['kind']}, {manifest['factors']} factors ({manifest['table']} table), made by {manifest['made_by']}",
         f"{manifest['users']:,} users, {manifest['items']:,} items, {manifest['interactions']:,} interactions",
         f"{hyper}, split {manifest['split']}, seed {manifest['seed']}",
+        *([f"attributes: {listed(found)}"] if (found := manifest.get("attributes")) else []),
         f"{len(manifest['files'])} files, {format_size(size)}, every digest right",
     ):
         sys.stdout.write(line + "\n")

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from apps.recsys.commands import list_files, many
 from apps.recsys.commands.many import Part
 from apps.recsys.data import arrow_numpy, ingest
+from apps.recsys.data.attributes.passing import limited
 from apps.recsys.data.id_table import IdTable, unknown_line
 from apps.recsys.data.questions.subjects import Subjects
 from apps.recsys.models import popularity
@@ -26,6 +27,7 @@ from apps.recsys.models.top_k import best_items
 from apps.recsys.planning.baselines import ANSWERING, warm_up_for
 from apps.recsys.planning.questions.files import read_ids
 from apps.recsys.planning.questions.recommend_requests import RecommendAllRequest
+from apps.recsys.planning.questions.where import require_attributes
 from apps.recsys.planning.recommend_all import RecommendAllWorkload, part_users
 from apps.recsys.planning.resume_settings import resume_settings
 from common import files, model_folder
@@ -55,6 +57,7 @@ def workload(request: RecommendAllRequest, budget: MemoryBudget) -> RecommendAll
         The ids alone need more than the ceiling.
     """
     manifest = load_manifest(request.model)
+    require_attributes(request.where, manifest)
     if request.candidates is not None:
         ids = read_ids(request.candidates, "item", "--candidates", budget, request.threads)
         request = request.with_candidates(ids)
@@ -153,6 +156,7 @@ class Ranker:
         self.recommender = Recommender(directory, manifest)
         option = "--only" if request.candidates is None else "--candidates"
         allowed = self.items.allowed(request.only, request.exclude, session.say, option=option, strict=request.strict)
+        allowed = limited(allowed, request.where, directory, manifest, session.say)
         subjects, history = session.workload.subjects, self.recommender.history
         some_empty = subjects.popular if subjects is not None else (history.indptr[1:] == history.indptr[:-1]).any()
         popular = popularity.best(history, self.k, items=manifest["items"], allowed=allowed) if some_empty else []

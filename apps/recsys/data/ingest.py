@@ -15,6 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from apps.recsys.data import arrow_numpy, readers, splits, staging
+from apps.recsys.data.attributes.collect import Collected, collect
+from apps.recsys.data.attributes.stored import Attribute
+from apps.recsys.data.columns import choose_attributes
 from apps.recsys.data.csr_store import History
 from apps.recsys.data.formats import kinds
 from apps.recsys.data.formats.lines import json_object
@@ -31,6 +34,10 @@ from common.files import Workspace
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+TITLE_BYTES, TITLE_TIMES = 96, 2
+"""Memory of an item's title while titles are read, besides its text: an object of Python and its place; and copies of
+all texts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +70,12 @@ class Facts:
     """Interactions that training does not see."""
     titled: int = 0
     """Items with a title."""
+    attributes: tuple[Attribute, ...] = ()
+    """Attributes of the items, as ``model.json`` describes them."""
+    left_out: tuple[tuple[str, str], ...] = ()
+    """Columns of the items' table that are no attributes, each with the reason."""
+    describing: int = 0
+    """Memory of titles and attributes while they are read, by their sizes."""
     new_users: int = 0
     """Users to score of whom training sees nothing, in a split by time."""
 
@@ -100,10 +113,13 @@ def ingest(inputs: Inputs, directory: Path) -> Facts:
     kept = staged.item_rows > 0
     titles = _titles(inputs.titles, items, kept)
     titled = 0 if titles is None else len(titles) - titles.null_count
+    describing = 0 if titles is None else TITLE_BYTES * len(kept) + TITLE_TIMES * titles.nbytes
     write_table(directory / "items.parquet", items.ids(kept), titles)
+    del titles
+    collected = _attributes(inputs.titles, items, kept, directory)
     users.close()
     items.close()
-    del users, items, kept, titles
+    del users, items, kept
     sizes = staging.build(staged, directory, timed=timed)
     held_out = _hold_out(inputs, directory) if inputs.split != "none" else {}
     for path in directory.glob("history.times.npy"):
@@ -114,6 +130,9 @@ def ingest(inputs: Inputs, directory: Path) -> Facts:
         bucket=staged.largest_bucket,
         dropped=tuple(staged.dropped.items()),
         titled=titled,
+        attributes=tuple(collected.attributes),
+        left_out=tuple(collected.left_out),
+        describing=max(describing, collected.bytes),
         **sizes,
         **held_out,
     )
@@ -148,6 +167,17 @@ def _titles(titles: tuple[Source, str] | None, items: Vocabulary, keep: NDArray[
             if number != EMPTY:
                 by_number[number] = title
     return arrow_numpy.text(title for title, kept in zip(by_number, keep, strict=True) if kept)
+
+
+def _attributes(
+    titles: tuple[Source, str] | None, items: Vocabulary, keep: NDArray[np.bool_], directory: Path
+) -> Collected:
+    """Write the other columns of the table of titles as attributes of the kept items."""
+    if titles is None:
+        return Collected([], [], 0)
+    source, title = titles
+    names = choose_attributes(source.names, str(source.columns.item), title)
+    return collect(source, names, items, keep, directory)
 
 
 def count(inputs: Inputs) -> Facts:

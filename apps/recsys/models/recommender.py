@@ -4,6 +4,7 @@ MODEL_DIR (see ``common.model_folder``)::
 
     model.json           written last: factors, table, items, users, interactions, hyper, split, seed
     weights.safetensors  item_factors (items, factors) or a linear model's numbers; see apps.recsys.models.weights
+    attribute.*.npy      attributes of the items (apps.recsys.data.attributes.stored), if there are any
     items.parquet        row, id, title          users.parquet   row, id
     history.*.npy        items of each user (apps.recsys.data.csr_store)
     heldout.*.npy        items that evaluation scores (apps.recsys.data.splits), if there was a split
@@ -17,6 +18,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from apps.recsys.data.attributes.stored import listed
 from apps.recsys.data.csr_store import History, NpyReader
 from apps.recsys.models import weights
 from apps.recsys.models.embedding import user_encoders
@@ -230,6 +232,7 @@ def write_card(directory: Path, kind: str, fields: Mapping[str, Any], metrics: M
         "",
         f"- Data: {fields['users']:,} users, {fields['items']:,} items, {fields['interactions']:,} interactions",
         f"- Factors: {fields['factors']}, table {fields['table']}; {hyper}; seed {fields['seed']}",
+        *([f"- Attributes of the items: {listed(found)}"] if (found := fields.get("attributes")) else []),
         "- Users are not stored as vectors: each is computed from its history (`history.*.npy`) when asked for",
         "",
     ]

@@ -15,6 +15,7 @@ from apps.recsys.planning.baselines import ANSWERING, LIBRARIES, WAITING_BYTES, 
 from apps.recsys.planning.bpr_terms import fold_terms
 from apps.recsys.planning.embedding_terms import columns
 from apps.recsys.planning.questions.recommend_requests import RecommendAllRequest
+from apps.recsys.planning.questions.where import where_terms
 from apps.recsys.planning.ranking_terms import (
     PACKING_BYTES,
     THREAD_BYTES,
@@ -123,6 +124,7 @@ class RecommendAllWorkload:
                 # Lengths, negated lengths, and their order in 64 bits.
                 Term("putting in order", 24 * items, "analytic", ("load",)),
                 *self._question_terms(),
+                *where_terms(self.request.where, manifest, both, threads=threads),
                 # Stored uncompressed: the file while it is read, and the table.
                 Term("item ids", 2 * files["items.parquet"]["bytes"], "analytic", rank),
                 Term("histories", int(8 * part * mean), "analytic", rank),

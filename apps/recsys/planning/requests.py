@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
+from apps.recsys.data.attributes.expression import parse
 from apps.recsys.data.columns import Columns, Layout
 from apps.recsys.planning.baselines import ANSWERING, SERVING
 from common.errors import UsageError
@@ -138,6 +139,12 @@ class AnswerRequest:
     """Most items of an answer."""
     explained: int = 0
     """Most items of a history that are named for each of them."""
+    where: str | None = None
+    """An expression over attributes that items must match (``apps.recsys.data.attributes.expression``)."""
+
+    def __post_init__(self) -> None:
+        if self.where is not None:
+            parse(self.where)
 
     @property
     def named(self) -> int:
@@ -190,6 +197,7 @@ class ServeRequest(AnswerRequest):
     port: int = 8000
 
     def __post_init__(self) -> None:
+        AnswerRequest.__post_init__(self)
         if not 0 <= self.port < 1 << 16:
             raise UsageError(f"--port {self.port}: expected 0 to 65535")
         require("serve", "fastapi", "uvicorn", purpose=self.command)

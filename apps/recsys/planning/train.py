@@ -249,7 +249,10 @@ class TrainWorkload:
     def _reading_terms(self) -> list[Term]:
         """Reading the input: ids and rows, or the bucket of rows that is sorted, whichever is more."""
         facts, during = self.facts, ("plan",)
-        read, unpacking = reading_terms(facts.rows, self.inputs.sources if self.inputs else ())
+        sources = self.inputs.sources if self.inputs else ()
+        if self.inputs and self.inputs.titles:
+            sources = (*sources, self.inputs.titles[0])
+        read, unpacking = reading_terms(facts.rows, sources)
         staging = [Term("ids", ID_BYTES * facts.ids, "analytic", during), read]
         # The ids are written and freed before the rows are sorted.
         rows = SORT_FIXED_BYTES + SORT_BYTES[self.request.split in TIMED] * facts.bucket
@@ -257,8 +260,9 @@ class TrainWorkload:
         # Before and after it is partitioned, once the rows are freed too.
         sample = 16 * min(SAMPLED_TIMES, facts.interactions) + 24 * min(BLOCK, facts.interactions)
         timing = [Term("times", sample, "analytic", during)] if self.request.split == "temporal" else []
+        describing = [staging[0], read, Term("titles, attributes", facts.describing, "analytic", during)]
         return [
-            *max(staging, sorting, timing, key=lambda terms: sum(term.bytes for term in terms)),
+            *max(staging, describing, sorting, timing, key=lambda terms: sum(term.bytes for term in terms)),
             Term("row counts", 16 * facts.ids, "analytic", during),
             Term("waiting parent", WAITING_BYTES, "measured", during),
             unpacking,

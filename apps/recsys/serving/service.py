@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from apps.recsys.data.attributes.passing import limited
 from apps.recsys.data.id_table import IdTable
 from apps.recsys.models import popularity
 from apps.recsys.models.recommender import Recommender
@@ -61,7 +62,7 @@ class RecommenderService:
         self.items = IdTable(directory / "items.parquet", manifest["items"])
         self.users = IdTable(directory / "users.parquet", manifest["users"])
 
-    def for_user(self, user: str, k: int, *, explained: int = 0) -> list[dict[str, Any]]:
+    def for_user(self, user: str, k: int, *, explained: int = 0, where: str | None = None) -> list[dict[str, Any]]:
         """The best items for a user of the training data.
 
         Parameters
@@ -72,6 +73,8 @@ class RecommenderService:
             Number of items.
         explained
             Number of items of the history that are named for each recommendation: those that added most to its score.
+        where
+            An expression over attributes that items must match; ``None``: all may be recommended.
 
         Returns
         -------
@@ -84,13 +87,24 @@ class RecommenderService:
         UnknownId
             The user is not in the model.
         UsageError
-            As ``Recommender.explain``.
+            As ``Recommender.explain`` and ``passing.limited``.
         """
-        return list(self.described(self.ranked(user, (), k), explained))
+        return list(self.described(self.ranked(user, (), k, self.passing(where)), explained))
 
-    def for_history(self, ids: Sequence[str], k: int, *, explained: int = 0) -> list[dict[str, Any]]:
+    def for_history(
+        self, ids: Sequence[str], k: int, *, explained: int = 0, where: str | None = None
+    ) -> list[dict[str, Any]]:
         """The best items for a history of item ids, each with value 1; otherwise as ``for_user``."""
-        return list(self.described(self.ranked(None, ids, k), explained))
+        return list(self.described(self.ranked(None, ids, k, self.passing(where)), explained))
+
+    def passing(
+        self,
+        where: str | None,
+        allowed: NDArray[np.bool_] | None = None,
+        say: Callable[[str], object] = lambda line: None,
+    ) -> NDArray[np.bool_] | None:
+        """Mask of the allowed items that match an expression, as ``passing.limited``."""
+        return limited(allowed, where, self.recommender.directory, self.recommender.manifest, say)
 
     def ranked(
         self,

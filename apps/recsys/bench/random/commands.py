@@ -117,6 +117,7 @@ def _answers(draw: Callable[[st.SearchStrategy[Any]], Any], table: Table) -> tup
         "exclude": items.map(lambda text: [text]),
         "only": items.map(lambda text: [text]),
         "explain": one_word(st.integers(1, 20)),
+        "where": st.sampled_from(("year >= 1990", "not (genre = 'x'", "")).map(lambda text: [text]),
         "metrics": st.sampled_from((["ndcg"], ["recall@50,hr@1"], ["coverage,map@300"])),
         "delimiter": st.just([","]),
         "decimal": st.just(["."]),

@@ -61,7 +61,7 @@ class AnswerFileRequest(AnswerRequest):
     @classmethod
     def of(cls, args: argparse.Namespace) -> AnswerFileRequest:
         """Read the command line."""
-        names = ("model", "questions", "output", "by", "k", "exclude", "only", "batch_bytes", "threads")
+        names = ("model", "questions", "output", "by", "k", "exclude", "only", "where", "batch_bytes", "threads")
         return cls(**{name: getattr(args, name) for name in names})
 
 
