@@ -190,6 +190,7 @@ class Recommender:
         exclude: Ids | None = None,
         only: Ids | None = None,
         where: str | None = None,
+        diversity: float = 0.0,
     ) -> pd.DataFrame:
         """The best items for a user or a history, without those that it has already.
 
@@ -206,6 +207,8 @@ class Recommender:
         where
             Attributes that items must have, such as ``"genre in (Comedy, Drama) and year >= 1990"``: the ``--where`` of
             ``recsys recommend``.
+        diversity
+            How far items should differ from each other: 0 not at all, to 1 (its ``--diversity``).
 
         Returns
         -------
@@ -224,7 +227,7 @@ class Recommender:
         """
         if (user is None) == (history is None):
             raise UsageError("recommend: pass either a user or a history")
-        limits = {"exclude": exclude, "only": only, "where": where}
+        limits = {"exclude": exclude, "only": only, "where": where, "diversity": diversity}
         if history is None:
             users = frames.several(user)
             asked = [user] if users is None else users
@@ -288,10 +291,10 @@ class Recommender:
                 "--batch-bytes",
                 largest,
             ]
-            if (where := limits.get("where")) is not None:
-                words.append(f"--where={where}")
-            for name, ids in limits.items():
-                if name != "where" and ids is not None:
+            for name in ("where", "diversity"):
+                words += [f"--{name}={limits[name]}"] if limits.get(name) is not None else []
+            for name in ("exclude", "only"):
+                if (ids := limits.get(name)) is not None:
                     listed = frames.several(ids)
                     if listed is None:
                         raise UsageError(f"{name}: {ids!r} is not a list of ids")

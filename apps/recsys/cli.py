@@ -220,6 +220,8 @@ def _recommend(parser: argparse.ArgumentParser) -> None:
     for option, text in (("--exclude", "items never to recommend"), ("--only", "items to choose from")):
         add(option, type=_ids, action="extend", metavar="ID,ID,...", help=text)
     add("--where", metavar="EXPRESSION", help=WHERE_HELP)
+    diversity = "choose items that differ: maximal marginal relevance, from 0 (off, the default) to 1"
+    add("--diversity", type=float, default=0.0, metavar="X", help=diversity)
     candidates = "rank the items of a file and no others, also those that the history has"
     add("--candidates", type=Path, metavar="FILE", help=candidates)
     add("--keep-seen", action="store_true", help="recommend items that the history has, too")

@@ -26,7 +26,7 @@ from apps.recsys.planning.questions.answer_file import (
     RecommendFileRequest,
     SimilarFileRequest,
 )
-from apps.recsys.planning.questions.where import require_attributes
+from apps.recsys.planning.questions.diversity import require_choice
 from apps.recsys.serving.service import RecommenderService, UnknownId
 from common.cli import main
 from common.cli.main import Command
@@ -56,6 +56,7 @@ def parser() -> argparse.ArgumentParser:
         one.add_argument("--exclude", type=Path)
         one.add_argument("--only", type=Path)
         one.add_argument("--where")
+        one.add_argument("--diversity", type=float, default=0.0)
         main.add_common_options(one)
         one.set_defaults(command=Command(f"recsys {name}", request.of, workload, warm_up, execute))
     return top
@@ -64,7 +65,7 @@ def parser() -> argparse.ArgumentParser:
 def workload(request: AnswerFileRequest, budget: MemoryBudget) -> AnswerFileWorkload:
     """Read the model's manifest; raises as ``recommender.load_manifest``."""
     manifest = load_manifest(request.model)
-    require_attributes(request.where, manifest)
+    require_choice(request.where, request.diversity, manifest)
     return AnswerFileWorkload(request, manifest)
 
 
@@ -138,12 +139,13 @@ def _answers(
     import numpy as np
 
     model = service.recommender
+    how: dict[str, Any] = {"diversity": request.diversity}
     allowed = None if request.only is request.exclude is None else np.full(len(service.items), request.only is None)
     for path, value in ((request.only, True), (request.exclude, False)):
         if path is not None and allowed is not None:
             named = [id_ for lists in _batches(path) for ids in lists for id_ in ids]
             allowed[_rows(service.items, "item", named)] = value
-    allowed = service.passing(request.where, allowed, say)
+    how["allowed"] = service.passing(request.where, allowed, say)
     for asked in _batches(request.questions):
         what, table = ("user", service.users) if request.by == "user" else ("item", service.items)
         rows = iter(_rows(table, what, [id_ for ids in asked for id_ in ids]))
@@ -151,10 +153,10 @@ def _answers(
             own = np.array([next(rows) for _ in ids], np.int64)
             if request.by == "user":
                 history = model.history
-                yield model.recommend(history.items(own[0]), history.values(own[0]), request.k, allowed=allowed)
+                yield model.recommend(history.items(own[0]), history.values(own[0]), request.k, **how)
             elif request.by == "history":
                 own = np.unique(own)
-                yield model.recommend(own, np.ones(len(own), np.float32), request.k, allowed=allowed)
+                yield model.recommend(own, np.ones(len(own), np.float32), request.k, **how)
             else:
                 yield model.similar(int(own[0]), request.k)
 

@@ -12,9 +12,9 @@ from apps.recsys.data.attributes.stored import listed
 from apps.recsys.models.recommender import load_manifest, read_manifest
 from apps.recsys.planning.answer import AnswerWorkload
 from apps.recsys.planning.baselines import warm_up_for
+from apps.recsys.planning.questions.diversity import require_choice
 from apps.recsys.planning.questions.files import read_ids
 from apps.recsys.planning.questions.recommend_requests import RecommendRequest
-from apps.recsys.planning.questions.where import require_attributes
 from apps.recsys.planning.requests import AnswerRequest, SimilarRequest
 from apps.recsys.serving.service import Ranked, RecommenderService, UnknownId
 from common import model_folder, terminal
@@ -31,7 +31,7 @@ def workload(request: AnswerRequest, budget: MemoryBudget) -> AnswerWorkload:
         As ``recommender.load_manifest`` and ``read_ids``.
     """
     manifest = load_manifest(request.model)
-    require_attributes(request.where, manifest)
+    require_choice(request.where, request.diversity, manifest)
     if isinstance(request, RecommendRequest):
         reading = (budget, request.threads)
         if request.history_file is not None:
@@ -69,21 +69,21 @@ def _ranked(service: RecommenderService, request: RecommendRequest, say: Callabl
     option = "--only" if request.candidates is None else "--candidates"
     allowed = service.items.allowed(request.only, request.exclude, say, option=option, strict=request.strict)
     allowed = service.passing(request.where, allowed, say)
-    k, keep_seen = request.k, request.keep_seen
+    k, how = request.k, {"keep_seen": request.keep_seen, "diversity": request.diversity}
     if request.user is not None:
         if service.users.row(request.user) is not None:
-            return service.ranked(request.user, (), k, allowed, keep_seen=keep_seen)
+            return service.ranked(request.user, (), k, allowed, **how)
         if request.strict or not service.users.possible(request.user):
             raise UnknownId("user", request.user)
         say(f"user {request.user!r} is not in the model, and is shown popular items: scores are numbers of users")
-        return service.popular(k, allowed)
+        return service.popular(k, allowed, diversity=request.diversity)
     rows, line = service.items.known_rows(request.history, "history", strict=request.strict)
     if line:
         say(line)
     if len(rows):
-        return service.ranked_rows(rows, k, allowed, keep_seen=keep_seen)
+        return service.ranked_rows(rows, k, allowed, **how)
     say("the history has no item of the model, and is shown popular items: scores are numbers of users")
-    return service.popular(k, allowed)
+    return service.popular(k, allowed, diversity=request.diversity)
 
 
 def similar(session: CommandSession[SimilarRequest, AnswerWorkload]) -> Mapping[str, Any]:

@@ -14,13 +14,14 @@ MODEL_DIR (see ``common.model_folder``)::
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from apps.recsys.data.attributes.stored import listed
 from apps.recsys.data.csr_store import History, NpyReader
 from apps.recsys.models import weights
+from apps.recsys.models.diversity import diverse, shortlist
 from apps.recsys.models.embedding import user_encoders
 from apps.recsys.models.folder_check import check_files
 from apps.recsys.models.linear.filter import Spectrum, linear_scorer
@@ -66,7 +67,8 @@ class Recommender:
         *,
         allowed: NDArray[np.bool_] | None = None,
         keep_seen: bool = False,
-    ) -> list[tuple[int, float]]:
+        diversity: float = 0.0,
+    ) -> Sequence[tuple[int, float]]:
         """The ``k`` best items for a history, without its own items.
 
         Parameters
@@ -79,10 +81,12 @@ class Recommender:
             Mask of items that may be recommended, shape (items,); ``None``: all.
         keep_seen
             True to rank the history's own items too.
+        diversity
+            How far items should differ from each other, from 0 to 1 (``diversity``).
 
         Returns
         -------
-        list
+        Sequence
             Row and score of each item, the best first.
         """
         import numpy as np
@@ -92,7 +96,7 @@ class Recommender:
             scores[items] = -np.inf
         if allowed is not None:
             scores[~allowed] = -np.inf
-        return _best(scores, k)
+        return diverse(_best(scores, shortlist(k, diversity)), self.scorer, k, diversity)
 
     def explain(self, items: NDArray[Any], values: NDArray[np.float32], rows: NDArray[Any]) -> NDArray[np.float64]:
         """Split the scores of some items into contributions of the items of a history.

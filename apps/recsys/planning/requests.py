@@ -142,9 +142,11 @@ class AnswerRequest:
     where: str | None = None
     """An expression over attributes that items must match (``apps.recsys.data.attributes.expression``)."""
 
+    diversity: float = 0.0
+    """How far the items of a list should differ from each other, from 0 to 1."""
+
     def __post_init__(self) -> None:
-        if self.where is not None:
-            parse(self.where)
+        check_choice(self.where, self.diversity)
 
     @property
     def named(self) -> int:
@@ -259,3 +261,17 @@ def layout_of(args: argparse.Namespace) -> Layout:
     if delimiter is not None and len(delimiter) != 1 and delimiter not in ("tab", "\\t", "space", "::", "list"):
         raise UsageError(f"--delimiter {delimiter}: expected one character, tab, space, :: or list")
     return Layout(delimiter, args.decimal, args.header)
+
+
+def check_choice(where: str | None, diversity: float) -> None:
+    """Check what chooses items, before anything is read.
+
+    Raises
+    ------
+    UsageError
+        ``where`` is not of the grammar, or ``diversity`` not from 0 to 1.
+    """
+    if where is not None:
+        parse(where)
+    if not 0 <= diversity <= 1:
+        raise UsageError(f"--diversity {diversity:g}: expected a number from 0 to 1")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from apps.recsys.data.attributes.passing import limited
 from apps.recsys.data.id_table import IdTable
 from apps.recsys.models import popularity
+from apps.recsys.models.diversity import diverse, shortlist
 from apps.recsys.models.recommender import Recommender
 from common.errors import BadInput
 
@@ -114,6 +115,7 @@ class RecommenderService:
         allowed: NDArray[np.bool_] | None = None,
         *,
         keep_seen: bool = False,
+        diversity: float = 0.0,
     ) -> Ranked:
         """The best items among the allowed ones for a user, or if that is ``None`` for a history of item ids.
 
@@ -125,26 +127,34 @@ class RecommenderService:
             The user or an item is not in the model.
         """
         items, values = self._history(user, ids)
-        best = self.recommender.recommend(items, values, k, allowed=allowed, keep_seen=keep_seen)
+        best = self.recommender.recommend(items, values, k, allowed=allowed, keep_seen=keep_seen, diversity=diversity)
         return Ranked(items, values, best)
 
     def ranked_rows(
-        self, rows: NDArray[np.int64], k: int, allowed: NDArray[np.bool_] | None = None, *, keep_seen: bool = False
+        self,
+        rows: NDArray[np.int64],
+        k: int,
+        allowed: NDArray[np.bool_] | None = None,
+        *,
+        keep_seen: bool = False,
+        diversity: float = 0.0,
     ) -> Ranked:
         """The same for a history of rows of items, each of which counts once, with value 1."""
         import numpy as np
 
         items = np.unique(rows)
         values = np.ones(len(items), np.float32)
-        best = self.recommender.recommend(items, values, k, allowed=allowed, keep_seen=keep_seen)
+        best = self.recommender.recommend(items, values, k, allowed=allowed, keep_seen=keep_seen, diversity=diversity)
         return Ranked(items, values, best)
 
-    def popular(self, k: int, allowed: NDArray[np.bool_] | None = None) -> Ranked:
+    def popular(self, k: int, allowed: NDArray[np.bool_] | None = None, *, diversity: float = 0.0) -> Ranked:
         """The allowed items that most users of the model had, for somebody without a history."""
         import numpy as np
 
-        best = popularity.best(self.recommender.history, k, items=len(self.items), allowed=allowed)
-        return Ranked(np.zeros(0, np.int64), np.zeros(0, np.float32), best)
+        model, count = self.recommender, shortlist(k, diversity)
+        best = popularity.best(model.history, count, items=len(self.items), allowed=allowed)
+        chosen = diverse(best, model.scorer, k, diversity)
+        return Ranked(np.zeros(0, np.int64), np.zeros(0, np.float32), chosen)
 
     def _history(self, user: str | None, ids: Sequence[str]) -> tuple[NDArray[Any], NDArray[np.float32]]:
         import numpy as np

@@ -118,6 +118,7 @@ def _answers(draw: Callable[[st.SearchStrategy[Any]], Any], table: Table) -> tup
         "only": items.map(lambda text: [text]),
         "explain": one_word(st.integers(1, 20)),
         "where": st.sampled_from(("year >= 1990", "not (genre = 'x'", "")).map(lambda text: [text]),
+        "diversity": one_word(st.sampled_from((0.0, 0.3, 1.0))),
         "metrics": st.sampled_from((["ndcg"], ["recall@50,hr@1"], ["coverage,map@300"])),
         "delimiter": st.just([","]),
         "decimal": st.just(["."]),

@@ -7,8 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import ClassVar
 
-from apps.recsys.data.attributes.expression import parse
-from apps.recsys.planning.requests import AnswerRequest
+from apps.recsys.planning.requests import AnswerRequest, check_choice
 from apps.recsys.planning.resume_settings import DECIDES
 from common.errors import UsageError
 
@@ -91,6 +90,7 @@ class RecommendRequest(AnswerRequest):
             keep_seen=args.keep_seen,
             strict=args.strict,
             where=args.where,
+            diversity=args.diversity,
             explained=args.explain,
             prints=not args.json,
         )
@@ -130,7 +130,7 @@ class RecommendAllRequest:
         Number of items to recommend to each; 0: all candidates.
     exclude, only
         Ids of items never to recommend, and of those to choose from; ``None``: no such limit.
-    candidates, keep_seen, strict, where
+    candidates, keep_seen, strict, where, diversity
         As in ``RecommendRequest``.
     threads
         Threads of the computation.
@@ -152,11 +152,11 @@ class RecommendAllRequest:
     keep_seen: bool = field(default=False, metadata=DECIDES)
     strict: bool = False
     where: str | None = field(default=None, metadata=DECIDES)
+    diversity: float = field(default=0.0, metadata=DECIDES)
     threads: int
 
     def __post_init__(self) -> None:
-        if self.where is not None:
-            parse(self.where)
+        check_choice(self.where, self.diversity)
         if self.output.is_dir():
             raise UsageError(f"-o {self.output}: is a folder; expected a file")
         if self.output.suffix.lower() in TEXT_SUFFIXES:
@@ -192,6 +192,7 @@ class RecommendAllRequest:
             keep_seen=args.keep_seen,
             strict=args.strict,
             where=args.where,
+            diversity=args.diversity,
             threads=args.threads,
         )
 
