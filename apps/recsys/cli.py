@@ -43,7 +43,7 @@ def parser() -> argparse.ArgumentParser:
     _train(commands.add_parser("train", help="train a model on interactions"))
     _evaluate(commands.add_parser("evaluate", help="rank all items for held-out users, and report metrics"))
     _recommend(commands.add_parser("recommend", help="recommend items for a user, a history or all users"))
-    _similar(commands.add_parser("similar", help="find the items nearest to one"))
+    _similar(commands.add_parser("similar", help="find the items nearest to one, or the users most like one"))
     _inspect(commands.add_parser("inspect", help="describe a model folder and check its digests"))
     _export(commands.add_parser("export", help="write item vectors and ids, for an index of vectors"))
     _serve(commands.add_parser("serve", help="serve a model over HTTP"))
@@ -245,8 +245,10 @@ class _Many(argparse.Action):
 
 def _similar(parser: argparse.ArgumentParser) -> None:
     _model(parser)
-    parser.add_argument("--item", required=True, metavar="ID")
-    parser.add_argument("-k", type=main.positive, default=10, metavar="N", help="number of items (default 10)")
+    subject = parser.add_mutually_exclusive_group(required=True)
+    subject.add_argument("--item", metavar="ID", help="find the items nearest to this one")
+    subject.add_argument("--user", metavar="ID", help="find the users of the training data who are most like this one")
+    parser.add_argument("-k", type=main.positive, default=10, metavar="N", help="number of items or users (default 10)")
     main.add_common_options(parser)
     command = Command("recsys similar", SimilarRequest.of, recommend.workload, recommend.warm_up, recommend.similar)
     parser.set_defaults(command=command)

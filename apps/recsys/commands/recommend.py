@@ -14,6 +14,7 @@ from apps.recsys.planning.answer import AnswerWorkload
 from apps.recsys.planning.baselines import warm_up_for
 from apps.recsys.planning.questions.diversity import require_choice
 from apps.recsys.planning.questions.files import read_ids
+from apps.recsys.planning.questions.like_users import require_tastes
 from apps.recsys.planning.questions.recommend_requests import RecommendRequest
 from apps.recsys.planning.requests import AnswerRequest, SimilarRequest
 from apps.recsys.serving.service import Ranked, RecommenderService, UnknownId
@@ -32,6 +33,8 @@ def workload(request: AnswerRequest, budget: MemoryBudget) -> AnswerWorkload:
     """
     manifest = load_manifest(request.model)
     require_choice(request.where, request.diversity, manifest)
+    if isinstance(request, SimilarRequest) and request.user is not None:
+        require_tastes(manifest)
     if isinstance(request, RecommendRequest):
         reading = (budget, request.threads)
         if request.history_file is not None:
@@ -69,7 +72,8 @@ def _ranked(service: RecommenderService, request: RecommendRequest, say: Callabl
     option = "--only" if request.candidates is None else "--candidates"
     allowed = service.items.allowed(request.only, request.exclude, say, option=option, strict=request.strict)
     allowed = service.passing(request.where, allowed, say)
-    k, how = request.k, {"keep_seen": request.keep_seen, "diversity": request.diversity}
+    k = request.k
+    how: dict[str, Any] = {"keep_seen": request.keep_seen, "diversity": request.diversity}
     if request.user is not None:
         if service.users.row(request.user) is not None:
             return service.ranked(request.user, (), k, allowed, **how)
@@ -87,12 +91,28 @@ def _ranked(service: RecommenderService, request: RecommendRequest, say: Callabl
 
 
 def similar(session: CommandSession[SimilarRequest, AnswerWorkload]) -> Mapping[str, Any]:
-    """Find the items nearest to one."""
+    """Find the items nearest to one, or the users most like one."""
     request = session.request
     with session.phase("answer"):
-        answer = RecommenderService(request.model, session.workload.manifest).similar(request.item, request.k)
+        if request.user is not None:
+            return _like_users(session, request.user)
+        answer = RecommenderService(request.model, session.workload.manifest).similar(str(request.item), request.k)
         width = max([2, *(len(str(item["id"])) for item in answer)])
         return _results(answer, width, prints=request.prints)
+
+
+def _like_users(session: CommandSession[SimilarRequest, AnswerWorkload], user: str) -> Mapping[str, Any]:
+    """Print the users most like one, or return them for the record."""
+    request, manifest = session.request, session.workload.manifest
+    service = RecommenderService(request.model, manifest)
+    with session.progress(total=manifest["users"], unit="user", label="similar") as bar:
+        answer = service.like_user(user, request.k, threads=session.threads, done=bar.update)
+    if request.prints:
+        width = max([2, *(len(str(one["id"])) for one in answer)])
+        sys.stdout.write(f"{'#':>3}  {'id':<{width}}  {'score':>8}\n")
+        for rank, one in enumerate(answer, 1):
+            sys.stdout.write(f"{rank:>3}  {terminal.escaped(str(one['id'])):<{width}}  {one['score']:>8.4f}\n")
+    return {"users": [] if request.prints else answer}
 
 
 def _results(answers: Iterable[dict[str, Any]], width: int, *, prints: bool) -> Mapping[str, Any]:

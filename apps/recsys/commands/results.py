@@ -108,6 +108,21 @@ class ItemsResults(TypedDict):
     """The best first."""
 
 
+class ScoredUser(TypedDict):
+    """A user who is like another, and how far."""
+
+    id: int | str
+    score: float
+    """Cosine."""
+
+
+class UsersResults(TypedDict):
+    """Results of ``recsys similar --user``."""
+
+    users: list[ScoredUser]
+    """The nearest first."""
+
+
 class AllUsersResults(TypedDict):
     """Results of ``recsys recommend`` with ``--all-users``, ``--users`` or ``--histories``."""
 
@@ -170,7 +185,7 @@ RESULTS: Mapping[str, tuple[Any, ...]] = {
     "recsys train": (TrainResults,),
     "recsys evaluate": (EvaluateResults,),
     "recsys recommend": (ItemsResults, AllUsersResults),
-    "recsys similar": (ItemsResults,),
+    "recsys similar": (ItemsResults, UsersResults),
     "recsys export": (ExportResults,),
     "recsys size": (SizeResults,),
 }

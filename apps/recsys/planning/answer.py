@@ -9,6 +9,7 @@ from apps.recsys.models.manifest import RecommenderManifest
 from apps.recsys.planning import bpr_terms, embedding_terms, linear_terms
 from apps.recsys.planning.baselines import LIBRARIES, SERVING, uses_interactions, warm_up_for
 from apps.recsys.planning.questions.diversity import diversity_terms
+from apps.recsys.planning.questions.like_users import like_user_terms
 from apps.recsys.planning.questions.where import served_where_terms, where_terms
 from apps.recsys.planning.ranking_terms import model_terms
 from apps.recsys.planning.requests import AnswerRequest
@@ -99,6 +100,7 @@ class AnswerWorkload:
                 Term("answers", answers, "measured", ("answer",)),
                 Term("ids in the question", named, "measured", ("answer",)),
                 *choosing,
+                *(like_user_terms(manifest, threads=request.threads) if request.compares_users else []),
                 *diversity_terms(k, request.diversity, manifest, ("answer",)),
                 Term("connections", request.connection_bytes, "measured", ("answer",)),
                 *bpr_terms.fold_terms(

@@ -149,6 +149,11 @@ class AnswerRequest:
         check_choice(self.where, self.diversity)
 
     @property
+    def compares_users(self) -> bool:
+        """True if a user is compared with all others."""
+        return False
+
+    @property
     def named(self) -> int:
         """Most ids that a question names."""
         return 0
@@ -171,11 +176,12 @@ class AnswerRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SimilarRequest(AnswerRequest):
-    """The ``k`` items nearest to the item with the id ``item``."""
+    """The ``k`` items nearest to the item with the id ``item``, or users most like the user with the id ``user``."""
 
     command: ClassVar[str] = "recsys similar"
 
-    item: str
+    item: str | None = None
+    user: str | None = None
     k: int = 10
     prints: bool = True
     """False if only the record is wanted."""
@@ -183,7 +189,13 @@ class SimilarRequest(AnswerRequest):
     @classmethod
     def of(cls, args: argparse.Namespace) -> SimilarRequest:
         """Read the command line."""
-        return cls(model=args.model, threads=args.threads, item=args.item, k=args.k, prints=not args.json)
+        asked = {"item": args.item, "user": args.user, "k": args.k}
+        return cls(model=args.model, threads=args.threads, prints=not args.json, **asked)
+
+    @property
+    def compares_users(self) -> bool:
+        """True where a user is named."""
+        return self.user is not None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,6 +11,7 @@ from apps.recsys.data.attributes.passing import limited
 from apps.recsys.data.id_table import IdTable
 from apps.recsys.models import popularity
 from apps.recsys.models.diversity import diverse, shortlist
+from apps.recsys.models.neighbours import nearest_users
 from apps.recsys.models.recommender import Recommender
 from common.errors import BadInput
 
@@ -196,6 +197,24 @@ class RecommenderService:
         """
         (row,) = self.rows([item])
         return self._described(self.recommender.similar(int(row), k))
+
+    def like_user(
+        self, user: str, k: int, *, threads: int = 1, done: Callable[[int], object] = lambda users: None
+    ) -> list[dict[str, Any]]:
+        """The ``k`` users most like a user of the training data, with cosines as scores, as ``nearest_users``.
+
+        Raises
+        ------
+        UnknownId
+            The user is not in the model.
+        BadInput
+            The user has no history.
+        """
+        row = self.users.row(user)
+        if row is None:
+            raise UnknownId("user", user)
+        nearest = nearest_users(self.recommender, row, k, threads=threads, done=done)
+        return [{"id": self.users.id(other), "score": round(score, 6)} for other, score in nearest]
 
     def rows(self, ids: Sequence[str]) -> NDArray[np.int64]:
         """Rows of item ids, without repetition and increasing.
