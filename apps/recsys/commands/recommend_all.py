@@ -162,7 +162,10 @@ class Ranker:
         some_empty = subjects.popular if subjects is not None else (history.indptr[1:] == history.indptr[:-1]).any()
         self.listed = shortlist(self.k, request.diversity)
         """Items of a shortlist, from which a list is chosen."""
-        popular = popularity.best(history, self.listed, items=manifest["items"], allowed=allowed) if some_empty else []
+        popular: list[tuple[int, float]] = []
+        if some_empty:
+            shares = self.recommender.recent_shares
+            popular = popularity.best(history, self.listed, items=manifest["items"], allowed=allowed, shares=shares)
         self.popular = diverse(popular, self.recommender.scorer, self.k, request.diversity)
         """Rows and scores of the items for those without a history."""
         self.allowed, factors = allowed, self.recommender.factors

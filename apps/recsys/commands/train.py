@@ -59,8 +59,9 @@ def workload(request: TrainRequest, budget: MemoryBudget) -> TrainWorkload:
         log.warning("%s", note)
     model_folder.check_output(request.output, "recsys")
     data = request.data
+    timed = request.model.needs_times
     inputs = ingest.open_inputs(
-        data.paths, data.columns, data.items, data.filters, request.split, request.seed, data.layout
+        data.paths, data.columns, data.items, data.filters, request.split, request.seed, data.layout, timed
     )
     ceiling = budget.host_bytes
     if ceiling < resident() + ARROW_BYTES:

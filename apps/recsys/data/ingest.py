@@ -89,6 +89,8 @@ class Inputs:
     filters: Filters
     split: str
     seed: int
+    timed: str = ""
+    """The option that needs times, which are then kept as ``history.times.npy``; empty: only a split may use them."""
 
 
 def workspace(output: Path) -> Workspace:
@@ -104,7 +106,7 @@ def ingest(inputs: Inputs, directory: Path) -> Facts:
     BadInput
         As ``staging.stage`` and ``splits.hold_out``.
     """
-    timed = inputs.split in splits.TIMED
+    timed = inputs.split in splits.TIMED or bool(inputs.timed)
     users, items = Vocabulary(directory, "user"), Vocabulary(directory, "item")
     staged = staging.stage(inputs.sources, directory, users, items, filters=inputs.filters, timed=timed)
     assert staged.user_rows is not None and staged.item_rows is not None
@@ -122,8 +124,8 @@ def ingest(inputs: Inputs, directory: Path) -> Facts:
     del users, items, kept
     sizes = staging.build(staged, directory, timed=timed)
     held_out = _hold_out(inputs, directory) if inputs.split != "none" else {}
-    for path in directory.glob("history.times.npy"):
-        path.unlink()
+    if not inputs.timed:
+        (directory / "history.times.npy").unlink(missing_ok=True)
     return Facts(
         rows=staged.rows,
         ids=ids,
@@ -231,6 +233,7 @@ def open_inputs(
     split: str,
     seed: int,
     layout: readers.Layout = readers.Layout(),
+    timed: str = "",
 ) -> Inputs:
     """Check the headers of all files.
 
@@ -248,20 +251,25 @@ def open_inputs(
         Way in which evaluation items are held out, and its seed.
     layout
         Layout of text files, as far as the user states it.
+    timed
+        Another option than the split that needs times; empty: none.
 
     Raises
     ------
     BadInput
-        As ``expanded``, ``readers.open_source`` and ``readers.open_titles``; the split needs times that a file lacks.
+        As ``expanded``, ``readers.open_source`` and ``readers.open_titles``; the split or ``timed`` needs times that a
+        file lacks.
     """
     sources = tuple(
         readers.open_source(path, columns, layout, partitions=partitions) for path, partitions in expanded(paths)
     )
     untimed = next((source for source in sources if source.columns.time is None), None)
-    if split in splits.TIMED and untimed is not None:
+    option = f"--split {split}" if split in splits.TIMED else timed
+    if option and untimed is not None:
+        other = "--split random or user-holdout" if split in splits.TIMED else "the popularity of all time"
         raise BadInput(
-            f"{untimed.path}: --split {split} needs times, and no column is known as one (it has"
-            f" {', '.join(untimed.names)}); name it with --time-col, or take --split random or user-holdout",
-            public="no times for the split",
+            f"{untimed.path}: {option} needs times, and no column is known as one (it has"
+            f" {', '.join(untimed.names)}); name it with --time-col, or take {other}",
+            public="no times for the split" if split in splits.TIMED else "no times for the window",
         )
-    return Inputs(sources, readers.open_titles(titles) if titles else None, filters, split, seed)
+    return Inputs(sources, readers.open_titles(titles) if titles else None, filters, split, seed, timed)

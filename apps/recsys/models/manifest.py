@@ -91,7 +91,7 @@ class _LinearHyper(TypedDict):
 
 
 class _PopularityHyper(TypedDict):
-    pass
+    window: NotRequired[str]
 
 
 HYPER: Mapping[str, Any] = {

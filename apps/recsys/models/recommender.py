@@ -28,6 +28,7 @@ from apps.recsys.models.linear.filter import Spectrum, linear_scorer
 from apps.recsys.models.linear.log import Log
 from apps.recsys.models.manifest import RecommenderManifest, check_hyper
 from apps.recsys.models.old_names import renamed_hyper
+from apps.recsys.models.popularity import ALL
 from apps.recsys.models.scorers import FactorScorer, Scorer
 from common import model_folder
 from common.errors import BadInput, UsageError
@@ -58,6 +59,12 @@ class Recommender:
     def factors(self) -> FactorScorer | None:
         """The scorer, where it has item vectors; a filter has none."""
         return self.scorer if isinstance(self.scorer, FactorScorer) else None
+
+    @property
+    def recent_shares(self) -> NDArray[np.float32] | None:
+        """Shares of the users that had each item in the window of a ``popularity`` model, shape (items,)."""
+        windowed = self.manifest["kind"] == "popularity" and self.manifest["hyper"].get("window", ALL) != ALL
+        return self.factors.item_factors[:, 0] if windowed and self.factors is not None else None
 
     def recommend(
         self,

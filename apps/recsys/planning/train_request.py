@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from apps.recsys.data.columns import Columns, Layout
+from apps.recsys.data.splits import TIMED
 from apps.recsys.data.staging import Filters
 from apps.recsys.models import search_space
 from apps.recsys.models.old_names import renamed_pairs
@@ -100,7 +101,7 @@ class TrainRequest:
         if note := amp.require(model.amp, "cpu"):
             notes = [*notes, f"recsys train: {note}"]
         if args.tune and model.kind in ("popularity", "linear"):
-            why = "has no settings" if model.kind == "popularity" else "chooses its settings without it"
+            why = "has nothing to search" if model.kind == "popularity" else "chooses its settings without it"
             raise UsageError(f"--tune: {model.kind} {why}")
         if args.resume and model.kind == "linear":
             raise UsageError("--resume: linear has no checkpoints; it is computed anew in minutes")
@@ -123,6 +124,11 @@ class TrainRequest:
             threads=args.threads,
             notes=tuple(notes),
         )
+
+    @property
+    def needs_times(self) -> str:
+        """The option that needs times of interactions; empty if none does."""
+        return f"--split {self.split}" if self.split in TIMED else self.model.needs_times
 
     def with_settings(self, settings: Mapping[str, Any]) -> TrainRequest:
         """The same training with other values of some hyper-parameters or of ``factors``."""

@@ -153,7 +153,8 @@ class RecommenderService:
         import numpy as np
 
         model, count = self.recommender, shortlist(k, diversity)
-        best = popularity.best(model.history, count, items=len(self.items), allowed=allowed)
+        shares = model.recent_shares
+        best = popularity.best(model.history, count, items=len(self.items), allowed=allowed, shares=shares)
         chosen = diverse(best, model.scorer, k, diversity)
         return Ranked(np.zeros(0, np.int64), np.zeros(0, np.float32), chosen)
 

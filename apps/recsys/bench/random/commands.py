@@ -27,7 +27,7 @@ SETTINGS = {
     "linear": ("form=filter", "form=spectral", "degree_power=0.3", "saturation=2"),
     "embedding": ("tables=2", "batch=64", "negatives=64", "window=10", "user_vectors=free", "row_bytes=20"),
 }
-"""Values of ``--set`` by model; popularity has none."""
+"""Values of ``--set`` by model; a window of ``popularity`` needs times, which not all tables have."""
 COLUMNS = ("user_col", "item_col", "value_col", "time_col")
 """Options that the table adds where its names are unknown."""
 
