@@ -15,7 +15,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from apps.recsys.data import arrow_numpy, readers, splits, staging
-from apps.recsys.data.attributes.collect import Collected, collect
+from apps.recsys.data.attributes.collect import (
+    ENTRY_BYTES,
+    ITEM_BYTES,
+    LINE_BYTES,
+    SEPARATOR,
+    TEXT_BYTES,
+    VALUE_BYTES,
+    Collected,
+    collect,
+)
 from apps.recsys.data.attributes.stored import Attribute
 from apps.recsys.data.columns import choose_attributes
 from apps.recsys.data.csr_store import History
@@ -38,6 +47,10 @@ if TYPE_CHECKING:
 TITLE_BYTES, TITLE_TIMES = 96, 2
 """Memory of an item's title while titles are read, besides its text: an object of Python and its place; and copies of
 all texts."""
+ATTRIBUTE_BYTES = LINE_BYTES + ITEM_BYTES + VALUE_BYTES + ENTRY_BYTES
+"""Memory of a line of the table of items while one of its columns is read, at most."""
+PACKED_TIMES = 20
+"""Memory of a table in Parquet or Arrow by its size, where it could not be read: a guess, for a refusal."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +102,8 @@ class Inputs:
     filters: Filters
     split: str
     seed: int
+    attributes: tuple[str, ...] = ()
+    """Columns of the table of titles that become attributes."""
     timed: str = ""
     """The option that needs times, which are then kept as ``history.times.npy``; empty: only a split may use them."""
 
@@ -118,7 +133,7 @@ def ingest(inputs: Inputs, directory: Path) -> Facts:
     describing = 0 if titles is None else TITLE_BYTES * len(kept) + TITLE_TIMES * titles.nbytes
     write_table(directory / "items.parquet", items.ids(kept), titles)
     del titles
-    collected = _attributes(inputs.titles, items, kept, directory)
+    collected = _attributes(inputs.titles, inputs.attributes, items, kept, directory)
     users.close()
     items.close()
     del users, items, kept
@@ -172,14 +187,16 @@ def _titles(titles: tuple[Source, str] | None, items: Vocabulary, keep: NDArray[
 
 
 def _attributes(
-    titles: tuple[Source, str] | None, items: Vocabulary, keep: NDArray[np.bool_], directory: Path
+    titles: tuple[Source, str] | None,
+    names: Sequence[str],
+    items: Vocabulary,
+    keep: NDArray[np.bool_],
+    directory: Path,
 ) -> Collected:
-    """Write the other columns of the table of titles as attributes of the kept items."""
+    """Write other columns of the table of titles as attributes of the kept items."""
     if titles is None:
         return Collected([], [], 0)
-    source, title = titles
-    names = choose_attributes(source.names, str(source.columns.item), title)
-    return collect(source, names, items, keep, directory)
+    return collect(titles[0], names, items, keep, directory)
 
 
 def count(inputs: Inputs) -> Facts:
@@ -203,7 +220,25 @@ def count(inputs: Inputs) -> Facts:
                 items.update(user_items)
     rows, longest = users.total(), max(users.values(), default=0)
     bucket = min(rows, staging.BUCKET_ROWS + longest)  # a bucket ends with a whole user
-    return Facts(rows, len(users), len(items), rows, longest, len(users) + len(items), bucket)
+    ids = len(users) + len(items)
+    return Facts(
+        rows, len(users), len(items), rows, longest, ids, bucket, describing=_described_at_most(inputs, len(items))
+    )
+
+
+def _described_at_most(inputs: Inputs, items: int) -> int:
+    """Memory that titles and attributes take at most, by the size of their table."""
+    if inputs.titles is None:
+        return 0
+    source, _ = inputs.titles
+    size = source.path.stat().st_size
+    if source.needs_arrow:
+        return PACKED_TIMES * size
+    entries = 0
+    with open_text(source.path) as stream, suppress(UnicodeDecodeError, EOFError):
+        entries = sum(1 + line.count(SEPARATOR) for line in stream)
+    attributes = bool(inputs.attributes) * (ATTRIBUTE_BYTES * entries + min(size, TEXT_BYTES))
+    return max(TITLE_BYTES * items + TITLE_TIMES * size, attributes)
 
 
 def _plain_rows(source: Source, stream: Any) -> Iterator[list[str]]:
@@ -272,4 +307,7 @@ def open_inputs(
             f" {', '.join(untimed.names)}); name it with --time-col, or take {other}",
             public="no times for the split" if split in splits.TIMED else "no times for the window",
         )
-    return Inputs(sources, readers.open_titles(titles) if titles else None, filters, split, seed, timed)
+    table, attributes = readers.open_titles(titles) if titles else None, []
+    if table is not None:
+        attributes = choose_attributes(table[0].names, str(table[0].columns.item), table[1])
+    return Inputs(sources, table, filters, split, seed, tuple(attributes), timed)

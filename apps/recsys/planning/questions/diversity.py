@@ -13,8 +13,8 @@ from apps.recsys.planning.questions.where import require_attributes
 from common.errors import UsageError
 from common.memory.footprint import Term
 
-PAIR_BYTES, ROW_BYTES = 20, 160
-"""Memory of two items of a shortlist, whose cosine may come as a sparse matrix first, and of an item of it."""
+PAIR_BYTES, ROW_BYTES = {False: 6, True: 20}, 160
+"""Memory of two items of a shortlist, by whether their cosines come as a sparse matrix first, and of an item of it."""
 READER_BYTES = 24
 """Memory of a user of an item while cosines come from the interactions."""
 
@@ -40,10 +40,10 @@ def diversity_terms(
         return []
     items = manifest["items"]
     count = min(shortlist(k, diversity), items)
-    if uses_interactions(manifest):
+    if by_users := uses_interactions(manifest):
         block = min(BLOCK_INTERACTIONS, manifest["interactions"]) + manifest["longest_history"]
         vectors = READER_BYTES * min(block, count * manifest["users"]) + 8 * items
     else:
         vectors = 2 * 4 * count * columns(manifest)
-    each = PAIR_BYTES * count * count + ROW_BYTES * count + vectors
+    each = PAIR_BYTES[by_users] * count * count + ROW_BYTES * count + vectors
     return [Term("cosines of the shortlist", threads * each, "analytic", tuple(phases))]
