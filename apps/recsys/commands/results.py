@@ -31,6 +31,8 @@ class DataResults(TypedDict):
     """Users with held-out items."""
     titled: Count
     """Items with a title."""
+    left_out: list[tuple[str, str]]
+    """Columns of the items' table that are no attributes, each with the reason."""
     new_users: Count
     """Users with held-out items of whom training saw nothing."""
     columns: list[ColumnNames]

@@ -301,7 +301,7 @@ def open_inputs(
     untimed = next((source for source in sources if source.columns.time is None), None)
     option = f"--split {split}" if split in splits.TIMED else timed
     if option and untimed is not None:
-        other = "--split random or user-holdout" if split in splits.TIMED else "the popularity of all time"
+        other = "--split random or user-holdout" if split in splits.TIMED else "no window"
         raise BadInput(
             f"{untimed.path}: {option} needs times, and no column is known as one (it has"
             f" {', '.join(untimed.names)}); name it with --time-col, or take {other}",
