@@ -9,6 +9,7 @@ text has ``|`` between values (``Comedy|Drama``, as in MovieLens).
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,6 +44,24 @@ class _LeftOut(Exception):
     """A column that cannot be an attribute; the message says why."""
 
 
+class KindMismatch(BadInput):
+    """A column whose values are of another kind than the attribute of that name in a model."""
+
+
+@dataclass(frozen=True, slots=True)
+class Carried:
+    """Attributes that a model has already: its items are the first of the ids, by their rows."""
+
+    directory: Path
+    """The model folder."""
+    attributes: Sequence[Attribute]
+
+    def columns(self) -> dict[str, stored.Column]:
+        """The attributes by name."""
+        places = enumerate(self.attributes)
+        return {one["name"]: stored.Column(self.directory, place, one) for place, one in places}
+
+
 @dataclass(frozen=True, slots=True)
 class Collected:
     """The attributes that were written, those that were left out with the reason, and the memory that it took."""
@@ -53,14 +72,19 @@ class Collected:
 
 
 def collect(
-    source: Source, names: Sequence[str], items: Vocabulary, keep: NDArray[np.bool_], directory: Path
+    source: Source | None,
+    names: Sequence[str],
+    items: Vocabulary,
+    keep: NDArray[np.bool_],
+    directory: Path,
+    carried: Carried | None = None,
 ) -> Collected:
     """Write columns of a table of items as attributes.
 
     Parameters
     ----------
     source
-        The table, with ``columns.item`` set.
+        The table, with ``columns.item`` set; ``None``: none, so that only what is carried is written.
     names
         Its columns that become attributes.
     items
@@ -69,42 +93,56 @@ def collect(
         Mask of the ids that are the model's items, by number.
     directory
         Folder of the files.
+    carried
+        Attributes that the items have already. A line of the table about an item replaces those of the table's columns.
 
     Raises
     ------
     BadInput
-        The column of ids cannot be read.
+        The column of ids cannot be read; a column is of another kind than the attribute of that name.
     """
-    if not names:
+    before = carried.columns() if carried is not None else {}
+    every = list(dict.fromkeys([*before, *names]))
+    if not every:
         return Collected([], [], 0)
-    lines, count = _lines(source, items, keep), int(keep.sum())
+    rows = model_rows(keep)
+    lines, count = _lines(source, items, rows), int(keep.sum())
     attributes: list[Attribute] = []
-    left_out, most = [(name, f"more than {stored.MOST} columns") for name in names[stored.MOST :]], 0
-    for name in names[: stored.MOST]:
-        column = _Column(source, name, lines, directory)
-        try:
-            attributes.append(column.write(count, len(attributes)))
-        except _LeftOut as error:
-            left_out.append((name, str(error)))
-        except BadInput as error:
-            left_out.append((name, str(error).removeprefix(f"{source.path}: ")))
-        finally:
-            column.vocabulary.close()
+    left_out, most = [(name, f"more than {stored.MOST} columns") for name in every[stored.MOST :]], 0
+    for name in every[: stored.MOST]:
+        column = _Column(source if name in names else None, name, lines, directory)
+        with closing(column.vocabulary):
+            if name in before:
+                column.carry(before[name], rows)
+            try:
+                attributes.append(column.write(count, len(attributes)))
+            except _LeftOut as error:
+                left_out.append((name, str(error)))
+            except KindMismatch:
+                raise
+            except BadInput as error:
+                left_out.append((name, str(error).removeprefix(f"{source.path if source else ''}: ")))
         most = max(most, column.bytes)
     return Collected(attributes, left_out, LINE_BYTES * len(lines) + ITEM_BYTES * count + most)
 
 
-def _lines(source: Source, items: Vocabulary, keep: NDArray[np.bool_]) -> NDArray[np.int32]:
+def model_rows(keep: NDArray[np.bool_]) -> NDArray[np.int32]:
+    """Row of each id in the model, -1 for those that are not kept: shape (ids,)."""
+    import numpy as np
+
+    return np.where(keep, np.cumsum(keep) - 1, -1).astype(np.int32)
+
+
+def _lines(source: Source | None, items: Vocabulary, rows: NDArray[np.int32]) -> NDArray[np.int32]:
     """The model's row of each line of the table; -1 for another item, and for one that a later line has again."""
     import numpy as np
 
-    rows = np.where(keep, np.cumsum(keep) - 1, -1).astype(np.int32)
     parts = [np.zeros(0, np.int32)]
-    for batch in readers.batches(source, [str(source.columns.item)]):
+    for batch in readers.batches(source, [str(source.columns.item)]) if source is not None else ():
         numbers = items.find(batch.column(0))
         parts.append(np.where(numbers == EMPTY, np.int32(-1), rows[numbers]))
     lines = np.concatenate(parts)
-    last = np.full(int(keep.sum()) + 1, -1, np.int32)
+    last = np.full(int(rows.max(initial=-1)) + 2, -1, np.int32)
     last[lines] = np.arange(len(lines), dtype=np.int32)  # of equal rows, the last line is stored; -1 is the last place
     lines[last[lines] != np.arange(len(lines))] = -1
     return lines
@@ -113,12 +151,40 @@ def _lines(source: Source, items: Vocabulary, keep: NDArray[np.bool_]) -> NDArra
 class _Column:
     """One column while it is read: values of items as pairs of a row and the number of a distinct value."""
 
-    def __init__(self, source: Source, name: str, lines: NDArray[np.int32], directory: Path) -> None:
+    def __init__(self, source: Source | None, name: str, lines: NDArray[np.int32], directory: Path) -> None:
         self._source, self._name, self._lines, self._directory = source, name, lines, directory
         self.vocabulary = Vocabulary(directory, "attribute")
-        self.several, self._kind = False, ""
+        self.several, self._kind, self._carried_kind = False, "", ""
+        self._parts: list[tuple[NDArray[np.int32], NDArray[np.int32]]] = []
+        """Rows of items and numbers of their values."""
         self.bytes = 0
         """Memory that it took at most."""
+
+    def carry(self, before: stored.Column, rows: NDArray[np.int32]) -> None:
+        """Take the values that items have already, but for those about which the table has a line.
+
+        Parameters
+        ----------
+        before
+            The attribute in the model folder.
+        rows
+            New row of each of its items, -1 for those that are not kept; shape (items,) or more.
+
+        Raises
+        ------
+        BadInput
+            A file of the attribute is damaged.
+        """
+        import numpy as np
+
+        self.several, self._carried_kind = before.attribute["several"], before.attribute["kind"]
+        numbers = self.vocabulary.encode(before.values())
+        owners, codes = before.entries()
+        new = rows[owners]
+        stays = new >= 0
+        if self._source is not None:
+            stays &= ~np.isin(new, self._lines[self._lines >= 0])
+        self._parts.append((new[stays], numbers[codes[stays]]))
 
     def write(self, items: int, number: int) -> Attribute:
         """Read the column and write its files.
@@ -132,7 +198,10 @@ class _Column:
         """
         import numpy as np
 
-        owners, codes = self._read()
+        if self._source is not None:
+            self._read(self._source)
+        empty = np.zeros(0, np.int32)
+        owners, codes = (np.concatenate([empty, *part]) for part in zip((empty, empty), *self._parts, strict=True))
         if not len(codes):
             raise _LeftOut("no item of the model has a value")
         if len(codes) >= stored.MOST_BYTES or self._letters() >= stored.MOST_BYTES:
@@ -146,7 +215,13 @@ class _Column:
             single = np.zeros(items, np.int32)
             single[owners] = codes + 1
             codes = single
-        kind = self._kind or self._found_kind()
+        kind = self._carried_kind or self._kind or self._found_kind()
+        if self._carried_kind and not self._fits(kind):
+            raise KindMismatch(
+                f"{self._source.path if self._source else ''}: column {self._name!r}: in the model this attribute is of"
+                f" the kind {kind}, and these values are not",
+                public="attribute of another kind",
+            )
         values, letters = stored.write(
             self._directory, number, codes, indptr, self._values(kind), as_text=kind == "text"
         )
@@ -161,27 +236,31 @@ class _Column:
             "letters": letters,
         }
 
-    def _read(self) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-        import numpy as np
+    def _read(self, source: Source) -> None:
+        """Add the values of the table's items."""
         import pyarrow as pa
 
-        owners, codes, at = [np.zeros(0, np.int32)], [np.zeros(0, np.int32)], 0
-        for batch in readers.batches(self._source, [self._name], raw=True):
+        at = 0
+        for batch in readers.batches(source, [self._name], raw=True):
             rows = self._lines[at : at + batch.num_rows]
             at += batch.num_rows
             try:
-                column, place = self._plain(batch.column(0))
+                column, place = self._plain(batch.column(0), typed=source.parquet)
                 rows = rows[place]
                 good = kinds.present(column) & (rows >= 0)
-                codes.append(self.vocabulary.encode(column.filter(arrow_numpy.mask(good))))
+                self._parts.append((rows[good], self.vocabulary.encode(column.filter(arrow_numpy.mask(good)))))
             except BadId as error:
                 raise _LeftOut(f"a text {error}") from None
             except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError):
                 raise _LeftOut(f"{batch.column(0).type} is neither text in UTF-8 nor numbers") from None
-            owners.append(rows[good])
-        return np.concatenate(owners), np.concatenate(codes)
 
-    def _plain(self, column: Any) -> tuple[Any, NDArray[Any]]:
+    def _fits(self, kind: str) -> bool:
+        """True if the values that were read are of a kind."""
+        if self._kind:
+            return self._kind == kind
+        return kind == "text" or self._all_match(NUMBER if kind == "number" else TRUTH)
+
+    def _plain(self, column: Any, *, typed: bool) -> tuple[Any, NDArray[Any]]:
         """Values without lists, and the number of the line that each is from."""
         import numpy as np
         import pyarrow as pa
@@ -201,16 +280,16 @@ class _Column:
             column = kinds.plain(pc.list_flatten(column))
         else:
             place = np.arange(len(column))
-        return self._typed(column), place
+        return self._typed(column, typed=typed), place
 
-    def _typed(self, column: Any) -> Any:
+    def _typed(self, column: Any, *, typed: bool) -> Any:
         """Values as text or numbers, by their type; sets the kind where the type decides it."""
         import pyarrow as pa
         import pyarrow.compute as pc
 
         types = pa.types
         if types.is_string(column.type):
-            if self._source.parquet:
+            if typed:
                 self._kind = "text"
             return kinds.ids(column, trim=True)
         if types.is_boolean(column.type):

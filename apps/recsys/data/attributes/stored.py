@@ -189,6 +189,36 @@ class Column:
             self._check(False)
         return texts
 
+    def values(self) -> Any:
+        """The distinct values as text, an Arrow array; raises as ``texts``."""
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        kind = self.attribute["kind"]
+        if kind == "text":
+            return self.texts()
+        numbers = arrow_numpy.numbers(self.numbers())
+        return pc.cast(pc.cast(numbers, pa.bool_()) if kind == "truth" else numbers, pa.string())
+
+    def entries(self) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+        """Items and the numbers of their distinct values, from 0: shape (n,) each.
+
+        Raises
+        ------
+        BadInput
+            A code or an offset is out of range.
+        """
+        import numpy as np
+
+        codes = self._codes[:].astype(np.int32)
+        self._check(not len(codes) or (codes.min() >= 0 and codes.max() <= self.attribute["values"]))
+        if self._indptr is None:
+            owners = np.flatnonzero(codes).astype(np.int32)
+            return owners, codes[owners] - 1
+        lengths = np.diff(self._indptr[:])
+        self._check((lengths >= 0).all() and lengths.sum() == len(codes) and not (codes == 0).any())
+        return np.repeat(np.arange(len(lengths), dtype=np.int32), lengths), codes - 1
+
     def matches(self, start: int, stop: int, hits: NDArray[np.bool_], *, negated: bool) -> NDArray[np.bool_]:
         """Mask of the items ``start`` to ``stop`` of which any value hits; or none, of items with a value.
 

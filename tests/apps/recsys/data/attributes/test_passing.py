@@ -3,6 +3,7 @@
 import csv
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from apps.recsys.data import ingest
+from apps.recsys.data import arrow_numpy, ingest, readers
+from apps.recsys.data.attributes.collect import Carried, collect
 from apps.recsys.data.attributes.passing import UnknownAttribute, limited
 from apps.recsys.data.attributes.stored import BLOCK, arrays, code_type
 from apps.recsys.data.columns import Columns
+from apps.recsys.data.id_index import Vocabulary
 from apps.recsys.data.staging import Filters
 from common.errors import BadInput, UsageError
 from tests.messages import refused, says
@@ -280,3 +283,44 @@ def test_files_that_cannot_be(tmp_path: Path, name: str, values: list[int]) -> N
     with refused(BadInput, name.rpartition(".")[0], "damaged") as caught:
         passing(tmp_path, facts, "genre > A or year = 1990")
     assert "\n" not in str(caught.value)
+
+
+def test_attributes_of_a_model_are_carried_over(tmp_path: Path) -> None:
+    """Items keep their values, also under new rows; a line of a new table replaces those of its columns."""
+    old, new = tmp_path / "old", tmp_path / "new"
+    old.mkdir(), new.mkdir()
+    facts = ingested(old, as_parquet(old))
+    items = Vocabulary(new, "item")
+    items.encode(arrow_numpy.text([*map(str, range(ITEMS)), "8", "9"]))
+    keep = np.array([True, False, True, True, True, True, True, True])  # the second item is left out
+    (new / "t.csv").write_text("item,title,year,genre,size\n2,c,1955,,7\n8,y,2020,Drama|Opera,8\n77,z,1,x,9\n")
+    carried = Carried(old, facts.attributes)
+    source, _ = readers.open_titles(new / "t.csv")
+    collected = collect(source, ["year", "genre", "size"], items, keep, new, carried)
+    assert [(one["name"], one["kind"]) for one in collected.attributes] == [
+        *[(one["name"], one["kind"]) for one in facts.attributes],
+        ("size", "number"),
+    ]
+    updated = replace(facts, items=7, attributes=tuple(collected.attributes))
+    for where, rows in {
+        "year >= 1955": [0, 1, 2, 4, 5],  # items 0, 2 (1955 now), 3, 5 and 8
+        "year = 1955 or year = 2020": [1, 5],
+        "genre in (Comedy, Drama)": [0, 5],
+        "genre = Opera or genre = Noir": [4, 5],
+        "not genre = Drama": [4],
+        "adult = true or studio = B": [0, 4],
+        "score in (0.5, 2)": [0, 4],
+        "size > 7": [5],
+    }.items():
+        assert passing(new, updated, where) == rows, where
+    alone = collect(None, [], items, keep, new, carried)
+    assert [one["name"] for one in alone.attributes] == [one["name"] for one in facts.attributes]
+    assert passing(new, replace(updated, attributes=tuple(alone.attributes)), "year > 1900 and adult = true") == [0, 4]
+    for line, fact in (("2,c,old,,7", "number"), ("2,c,x,,7", "number")):
+        (new / "t.csv").write_text(f"item,title,year,genre,size\n{line}\n")
+        with refused(BadInput, "t.csv", "'year'", fact):
+            collect(readers.open_titles(new / "t.csv")[0], ["year"], items, keep, new, carried)
+    pq.write_table(pa.table({"item": [2], "title": ["c"], "studio": [3]}), new / "t.parquet")
+    with refused(BadInput, "t.parquet", "'studio'", "text"):
+        collect(readers.open_titles(new / "t.parquet")[0], ["studio"], items, keep, new, carried)
+    items.close()
