@@ -178,13 +178,15 @@ class _Column:
         import numpy as np
 
         self.several, self._carried_kind = before.attribute["several"], before.attribute["kind"]
-        numbers = self.vocabulary.encode(before.values())
         owners, codes = before.entries()
         new = rows[owners]
         stays = new >= 0
         if self._source is not None:
             stays &= ~np.isin(new, self._lines[self._lines >= 0])
-        self._parts.append((new[stays], numbers[codes[stays]]))
+        # Values that no item has any more, such as those of a forgotten user's own items, leave the model.
+        used, codes = np.unique(codes[stays], return_inverse=True)
+        numbers = self.vocabulary.encode(before.values().take(arrow_numpy.numbers(used)))
+        self._parts.append((new[stays], numbers[codes]))
 
     def write(self, items: int, number: int) -> Attribute:
         """Read the column and write its files.

@@ -315,6 +315,8 @@ def test_attributes_of_a_model_are_carried_over(tmp_path: Path) -> None:
         assert passing(new, updated, where) == rows, where
     alone = collect(None, [], items, keep, new, carried)
     assert [one["name"] for one in alone.attributes] == [one["name"] for one in facts.attributes]
+    assert np.load(old / "attribute.4.letters.npy").tobytes() == b"ABCD"
+    assert np.load(new / "attribute.4.letters.npy").tobytes() == b"ACD"  # only the item that is left out had B
     assert passing(new, replace(updated, attributes=tuple(alone.attributes)), "year > 1900 and adult = true") == [0, 4]
     for line, fact in (("2,c,old,,7", "number"), ("2,c,x,,7", "number")):
         (new / "t.csv").write_text(f"item,title,year,genre,size\n{line}\n")
