@@ -184,9 +184,9 @@ class _Column:
         if self._source is not None:
             stays &= ~np.isin(new, self._lines[self._lines >= 0])
         # Values that no item has any more, such as those of a forgotten user's own items, leave the model.
-        used, codes = np.unique(codes[stays], return_inverse=True)
+        used, places = np.unique(codes[stays], return_inverse=True)
         numbers = self.vocabulary.encode(before.values().take(arrow_numpy.numbers(used)))
-        self._parts.append((new[stays], numbers[codes]))
+        self._parts.append((new[stays], numbers[places]))
 
     def write(self, items: int, number: int) -> Attribute:
         """Read the column and write its files.
