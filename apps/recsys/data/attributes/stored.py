@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict
 from apps.recsys.data import arrow_numpy
 from apps.recsys.data.csr_store import NpyReader, NpyWriter
 from common.errors import BadInput
+from common.terminal import escaped
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -261,4 +262,4 @@ def listed(attributes: Sequence[Mapping[str, Any]]) -> str:
     'year (number)'
     """
     shown = (f"{one['name']} ({one['kind']}{', several an item' if one['several'] else ''})" for one in attributes)
-    return ", ".join(shown)
+    return escaped(", ".join(shown))

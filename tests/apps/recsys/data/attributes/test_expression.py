@@ -1,6 +1,8 @@
 """The grammar of ``--where``: what is read as what, and every refusal by the character at which it happens."""
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from apps.recsys.data.attributes.expression import (
     DEEPEST,
@@ -15,6 +17,29 @@ from apps.recsys.data.attributes.expression import (
 )
 from common.errors import UsageError
 from tests.messages import refused
+
+PIECES = [
+    "a",
+    " ",
+    "=",
+    "<",
+    ">=",
+    "in",
+    "not ",
+    "and ",
+    "or ",
+    "(",
+    ")",
+    ",",
+    "1",
+    "-2.5",
+    "'x y'",
+    '"q"',
+    "'",
+    "é",
+    "\n",
+    "\x1b",
+]
 
 
 def test_and_binds_before_or() -> None:
@@ -115,3 +140,14 @@ def test_as_deep_and_long_as_is_allowed() -> None:
     assert parse("(" * DEEPEST + "a = 1" + ")" * DEEPEST) == parse(" " * DEEPEST + "a = 1")
     assert len(list(comparisons(parse(" or ".join(["a=1"] * MOST_COMPARISONS))))) == MOST_COMPARISONS
     assert parse("not " * 10_000 + "a = 1") == parse("    " * 10_000 + "a = 1")
+
+
+@settings(deadline=None, max_examples=300)
+@given(st.one_of(st.text(max_size=40), st.lists(st.sampled_from(PIECES), max_size=14).map("".join)))
+def test_any_text_is_read_or_refused_in_a_line(text: str) -> None:
+    try:
+        tree = parse(text)
+    except UsageError as error:
+        assert str(error).startswith("--where: ") and "\n" not in str(error) and str(error).isprintable()
+        return
+    assert [*comparisons(tree)] and all(one.values for one in comparisons(tree))

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from apps.recsys.data import arrow_numpy, ingest, readers
 from apps.recsys.data.attributes.collect import Carried, collect
 from apps.recsys.data.attributes.passing import UnknownAttribute, limited
-from apps.recsys.data.attributes.stored import BLOCK, arrays, code_type
+from apps.recsys.data.attributes.stored import BLOCK, arrays, code_type, listed
 from apps.recsys.data.columns import Columns
 from apps.recsys.data.id_index import Vocabulary
 from apps.recsys.data.staging import Filters
@@ -123,6 +123,7 @@ def test_codes_are_small(tmp_path: Path) -> None:
     assert np.load(tmp_path / "attribute.0.indptr.npy").tolist() == [0, 2, 3, 3, 3, 3, 4]
     assert np.load(tmp_path / "attribute.0.codes.npy").tolist() == [1, 2, 2, 3]
     assert np.load(tmp_path / "attribute.0.letters.npy").tobytes() == b"ComedyDramaNoir"
+    assert "\x1b" not in listed([{**facts.attributes[0], "name": "\x1b[2J"}])
     for number, attribute in enumerate(facts.attributes):
         for name, (kind, length) in arrays(number, attribute, facts.items).items():
             array = np.load(tmp_path / name)
