@@ -278,19 +278,8 @@ class Recommender:
         with Scratch() as scratch:
             asked, answers = scratch / "questions.arrow", scratch / "answers.arrow"
             largest = frames.write_questions(questions, asked)
-            words: list[object] = [
-                what,
-                self.folder,
-                asked,
-                "-o",
-                answers,
-                "--by",
-                by,
-                "-k",
-                k,
-                "--batch-bytes",
-                largest,
-            ]
+            words: list[object] = [what, self.folder, asked, "-o", answers, "--by", by, "-k", k]
+            words += ["--batch-bytes", largest]
             for name in ("where", "diversity"):
                 words += [f"--{name}={limits[name]}"] if limits.get(name) is not None else []
             for name in ("exclude", "only"):

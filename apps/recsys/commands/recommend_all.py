@@ -22,7 +22,7 @@ from apps.recsys.data.id_table import IdTable, unknown_line
 from apps.recsys.data.questions.subjects import Subjects
 from apps.recsys.models import popularity
 from apps.recsys.models.catalogue_search import Catalogue
-from apps.recsys.models.diversity import diverse, rerank, shortlist
+from apps.recsys.models.likeness.diversity import diverse, rerank, shortlist
 from apps.recsys.models.recommender import Recommender, load_manifest, read_manifest
 from apps.recsys.models.top_k import best_items
 from apps.recsys.planning.baselines import ANSWERING, warm_up_for

@@ -21,9 +21,9 @@ from typing import TYPE_CHECKING, Any
 from apps.recsys.data.attributes.stored import listed
 from apps.recsys.data.csr_store import History, NpyReader
 from apps.recsys.models import weights
-from apps.recsys.models.diversity import diverse, shortlist
 from apps.recsys.models.embedding import user_encoders
 from apps.recsys.models.folder_check import check_files
+from apps.recsys.models.likeness.diversity import diverse, shortlist
 from apps.recsys.models.linear.filter import Spectrum, linear_scorer
 from apps.recsys.models.linear.log import Log
 from apps.recsys.models.manifest import RecommenderManifest, check_hyper

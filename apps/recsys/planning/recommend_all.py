@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from apps.recsys.data.csr_store import BLOCK
 from apps.recsys.data.questions.subjects import LOOKED_UP, Subjects
 from apps.recsys.models.catalogue_search import TILE
-from apps.recsys.models.diversity import shortlist
+from apps.recsys.models.likeness.diversity import shortlist
 from apps.recsys.models.manifest import RecommenderManifest
 from apps.recsys.planning import linear_terms
 from apps.recsys.planning.answer import LIMIT_BYTES, LOOK_UP_BYTES, NAMED_BYTES

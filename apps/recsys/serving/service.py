@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from apps.recsys.data.attributes.passing import limited
 from apps.recsys.data.id_table import IdTable
 from apps.recsys.models import popularity
-from apps.recsys.models.diversity import diverse, shortlist
-from apps.recsys.models.neighbours import nearest_users
+from apps.recsys.models.likeness.diversity import diverse, shortlist
+from apps.recsys.models.likeness.neighbours import nearest_users
 from apps.recsys.models.recommender import Recommender
 from common.errors import BadInput
 

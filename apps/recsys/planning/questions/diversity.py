@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from apps.recsys.models.diversity import shortlist
+from apps.recsys.models.likeness.diversity import shortlist
 from apps.recsys.models.linear.log import BLOCK_INTERACTIONS
 from apps.recsys.planning.baselines import uses_interactions
 from apps.recsys.planning.embedding_terms import columns

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from apps.recsys.models.neighbours import BLOCK
+from apps.recsys.models.likeness.neighbours import BLOCK
 from apps.recsys.planning.baselines import uses_interactions
 from apps.recsys.planning.bpr_terms import fold_terms
 from apps.recsys.planning.ranking_terms import THREAD_BYTES

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from apps.recsys.data.csr_store import NpyWriter
-from apps.recsys.models.diversity import diverse, rerank, shortlist
+from apps.recsys.models.likeness.diversity import diverse, rerank, shortlist
 from apps.recsys.models.linear.filter import FilterScorer
 from apps.recsys.models.linear.log import Log
 from apps.recsys.models.recommender import load_manifest

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from apps.recsys.data.csr_store import History, NpyWriter
-from apps.recsys.models import neighbours
-from apps.recsys.models.neighbours import nearest_users
+from apps.recsys.models.likeness import neighbours
+from apps.recsys.models.likeness.neighbours import nearest_users
 from apps.recsys.models.recommender import Recommender, load_manifest
 from apps.recsys.planning.questions.like_users import like_user_terms, require_tastes
 from apps.recsys.serving.service import RecommenderService, UnknownId
