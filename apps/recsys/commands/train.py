@@ -59,9 +59,8 @@ def workload(request: TrainRequest, budget: MemoryBudget) -> TrainWorkload:
         log.warning("%s", note)
     model_folder.check_output(request.output, "recsys")
     data = request.data
-    timed = request.model.needs_times
     inputs = ingest.open_inputs(
-        data.paths, data.columns, data.items, data.filters, request.split, request.seed, data.layout, timed
+        data.paths, data.columns, data.items, data.filters, request.split, request.seed, data.layout, data.needs_times
     )
     ceiling = budget.host_bytes
     if ceiling < resident() + ARROW_BYTES:

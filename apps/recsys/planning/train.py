@@ -13,7 +13,7 @@ from typing import Any
 
 from apps.recsys.data.csr_store import BLOCK
 from apps.recsys.data.ingest import Facts, Inputs
-from apps.recsys.data.splits import MOST_VALIDATION_USERS, SAMPLED_TIMES
+from apps.recsys.data.splits import MOST_VALIDATION_USERS, SAMPLED_TIMES, TIMED
 from apps.recsys.models.embedding.embedding_config import EmbeddingConfig
 from apps.recsys.models.linear.options import chooses, sample_users
 from apps.recsys.models.search_space import Choice
@@ -257,7 +257,8 @@ class TrainWorkload:
         read, unpacking = reading_terms(facts.rows, sources)
         staging = [Term("ids", ID_BYTES * facts.ids, "analytic", during), read]
         # The ids are written and freed before the rows are sorted.
-        rows = SORT_FIXED_BYTES + SORT_BYTES[bool(self.request.needs_times)] * facts.bucket
+        timed = self.request.split in TIMED or bool(self.request.data.needs_times)
+        rows = SORT_FIXED_BYTES + SORT_BYTES[timed] * facts.bucket
         sorting = [Term("rows sorted", rows, "measured", during)]
         # Before and after it is partitioned, once the rows are freed too.
         sample = 16 * min(SAMPLED_TIMES, facts.interactions) + 24 * min(BLOCK, facts.interactions)

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from apps.recsys.data.columns import Columns, Layout
-from apps.recsys.data.splits import TIMED
 from apps.recsys.data.staging import Filters
 from apps.recsys.models import search_space
 from apps.recsys.models.old_names import renamed_pairs
@@ -37,6 +36,8 @@ class DataOptions:
         Rows, users and items that are left out.
     layout
         Layout of text files, as far as the command line states it.
+    needs_times
+        The setting that needs times (``ModelOptions.needs_times``); empty: only a split may need them.
     """
 
     paths: tuple[Path, ...]
@@ -44,6 +45,7 @@ class DataOptions:
     items: Path | None = None
     filters: Filters = field(default_factory=Filters)
     layout: Layout = field(default_factory=Layout)
+    needs_times: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,6 +116,7 @@ class TrainRequest:
                 items=args.items,
                 filters=Filters(args.min_value, args.min_user, args.min_item),
                 layout=layout_of(args),
+                needs_times=model.needs_times,
             ),
             output=args.output,
             split=args.split,
@@ -124,11 +127,6 @@ class TrainRequest:
             threads=args.threads,
             notes=tuple(notes),
         )
-
-    @property
-    def needs_times(self) -> str:
-        """The option that needs times of interactions; empty if none does."""
-        return f"--split {self.split}" if self.split in TIMED else self.model.needs_times
 
     def with_settings(self, settings: Mapping[str, Any]) -> TrainRequest:
         """The same training with other values of some hyper-parameters or of ``factors``."""

@@ -93,9 +93,9 @@ def test_what_is_no_window(text: str) -> None:
 def test_units() -> None:
     assert [window_seconds(text) for text in ("1h", "2.5d", "3w", "all")] == [3600, 216_000, 1_814_400, None]
     request = train_request("--model", "popularity", "--set", "window=7d")
-    assert request.model.hyper == {"window": "7d"} and request.needs_times == "--set window=7d"
-    assert train_request("--model", "popularity").needs_times == ""
-    assert train_request("--split", "temporal").needs_times == "--split temporal"
+    assert request.model.hyper == {"window": "7d"} and request.data.needs_times == "--set window=7d"
+    assert train_request("--model", "popularity").data.needs_times == ""
+    assert train_request("--split", "temporal").data.needs_times == ""
     with refused(UsageError, "window", "alpha"):
         train_request("--set", "window=7d")
 
