@@ -7,11 +7,13 @@ import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, replace
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from apps.recsys.commands import evaluate
 from apps.recsys.data import ingest, readers, splits
+from apps.recsys.data.attributes.collect import described
 from apps.recsys.data.csr_store import History
 from apps.recsys.data.splits import HeldOut, Kept
 from apps.recsys.models import recommender, search_space, weights
@@ -67,6 +69,7 @@ def workload(request: TrainRequest, budget: MemoryBudget) -> TrainWorkload:
         request.seed,
         data.layout,
         data.duplicates,
+        data.needs_times,
     )
     return TrainWorkload(request, *read(inputs, request.output, budget, request.threads), inputs)
 
@@ -207,6 +210,7 @@ def _manifest_fields(work: TrainWorkload) -> dict[str, Any]:
         "hyper": dict(hyper),
         "split": request.split,
         "seed": request.seed,
+        **({"attributes": list(facts.attributes)} if facts.attributes else {}),
         **({"columns": asdict(work.inputs.sources[0].columns)} if work.inputs and work.inputs.sources else {}),
         "duplicates": request.data.duplicates,
         **({"min_value": request.data.filters.min_value} if request.data.filters.min_value is not None else {}),
@@ -230,6 +234,8 @@ def print_sizes(session: Session, work: TrainWorkload) -> None:
         table, title = inputs.titles
         which = f"item={table.columns.item} title={title} in {table.path.name}"
         session.say(f"titles: {which}; {facts.titled:,} of {facts.items:,} items have one")
+    for line in described(facts.attributes, facts.left_out):
+        session.say(line)
 
 
 def _tune(work: TrainWorkload, session: Session) -> tuning.SearchResult:
@@ -336,7 +342,8 @@ def _move_into_place(directory: Path, output: Path) -> None:
     """Move the files into the model folder, which does not count as a model until it is sealed."""
     output.mkdir(parents=True, exist_ok=True)
     model_folder.unseal(output)
-    for stale in (*output.glob("heldout.*.npy"), *output.glob("trained.*.npy"), output / "evaluation.json"):
+    of_before = (output.glob(f"{name}.*.npy") for name in ("heldout", "trained", "attribute"))
+    for stale in (*chain(*of_before), output / "evaluation.json"):
         stale.unlink(missing_ok=True)
     for path in sorted(directory.iterdir()):
         with path.open("rb") as stream:

@@ -12,7 +12,7 @@ from apps.recsys.data import ingest
 from apps.recsys.data.columns import Columns
 from apps.recsys.data.csr_store import NpyReader
 from apps.recsys.data.formats.paths import expanded
-from apps.recsys.data.readers import Source, open_source, open_titles
+from apps.recsys.data.readers import Source, open_source
 from apps.recsys.data.updates.base import KEPT, Base
 from apps.recsys.models import weights
 from apps.recsys.models.manifest import RecommenderManifest
@@ -54,16 +54,19 @@ def workload(request: UpdateRequest, budget: MemoryBudget) -> UpdateWorkload:
         items=manifest["items"],
         interactions=manifest["interactions"],
         longest=manifest.get("longest", manifest["interactions"]),
+        attributes=manifest.get("attributes", ()),
         forget=request.forget,
     )
+    titles, attributes = ingest.titled(request.items)
     inputs = ingest.Inputs(
         _sources(request, manifest),
-        open_titles(request.items) if request.items else None,
+        titles,
         training.data.filters,
         training.split,
         training.seed,
-        training.data.duplicates,
-        base,
+        duplicates=training.data.duplicates,
+        attributes=attributes,
+        base=base,
     )
     facts, workspace = train.read(inputs, request.output, budget, request.threads)
     if training.split != "none" and workspace is not None and not facts.scored_users:

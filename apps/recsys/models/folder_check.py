@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from apps.recsys.data.attributes import stored
 from apps.recsys.models import weights
 from common.errors import BadInput
 
@@ -60,6 +61,14 @@ def check_files(directory: Path, manifest: Mapping[str, Any]) -> None:
         raise BadInput(f"{directory}: trained.indptr.npy has not {users:,} users", public="model file corrupt")
     if "trained.indptr.npy" in files:
         _length(directory / "trained.items.npy", "<i4")
+    for number, attribute in enumerate(manifest.get("attributes", ())):
+        for name, (kind, length) in stored.arrays(number, attribute, items).items():
+            if name not in files:
+                raise BadInput(f"{directory}: the manifest lists no {name}", public="model incomplete")
+            if (there := _length(directory / name, kind)) != length:
+                raise BadInput(
+                    f"{directory / name}: {there:,} numbers, the manifest says {length:,}", public="model file corrupt"
+                )
     factors = None if manifest["kind"] == "popularity" else manifest["factors"]
     weights.check(directory / weights.WEIGHTS, items=items, factors=factors, linear=linear)
 

@@ -38,6 +38,8 @@ class DataOptions:
         Layout of text files, as far as the command line states it.
     duplicates
         What repeated rows of a pair count (``apps.recsys.data.staging.DUPLICATES``).
+    needs_times
+        The setting that needs times (``ModelOptions.needs_times``); empty: only a split may need them.
     """
 
     paths: tuple[Path, ...]
@@ -46,6 +48,7 @@ class DataOptions:
     filters: Filters = field(default_factory=Filters)
     layout: Layout = field(default_factory=Layout)
     duplicates: str = "sum"
+    needs_times: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,7 +106,7 @@ class TrainRequest:
         if note := amp.require(model.amp, "cpu"):
             notes = [*notes, f"recsys train: {note}"]
         if args.tune and model.kind in ("popularity", "linear"):
-            why = "has no settings" if model.kind == "popularity" else "chooses its settings without it"
+            why = "has nothing to search" if model.kind == "popularity" else "chooses its settings without it"
             raise UsageError(f"--tune: {model.kind} {why}")
         if args.resume and model.kind == "linear":
             raise UsageError("--resume: linear has no checkpoints; it is computed anew in minutes")
@@ -117,6 +120,7 @@ class TrainRequest:
                 filters=Filters(args.min_value, args.min_user, args.min_item),
                 layout=layout_of(args),
                 duplicates=args.duplicates,
+                needs_times=model.needs_times,
             ),
             output=args.output,
             split=args.split,

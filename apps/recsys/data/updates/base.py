@@ -7,12 +7,13 @@ users, and of items that nobody else had, are left out.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from apps.recsys.data import arrow_numpy, splits
+from apps.recsys.data.attributes.stored import Attribute
 from apps.recsys.data.csr_store import History, NpyWriter
 from apps.recsys.data.id_index import EMPTY, Vocabulary
 from apps.recsys.data.splits import HeldOut
@@ -42,6 +43,8 @@ class Base:
     """Number of its interactions."""
     longest: int
     """Most items of one of its users."""
+    attributes: Sequence[Attribute] = ()
+    """Attributes of its items."""
     forget: tuple[str, ...] = ()
     """Ids of users whose rows are left out."""
 

@@ -10,10 +10,11 @@ from typing import Any
 
 from apps.recsys.data.columns import Columns, Layout
 from apps.recsys.data.staging import Filters
+from apps.recsys.models.popularity import ALL
 from apps.recsys.planning.model_options import DEFAULTS, ModelOptions
 from apps.recsys.planning.requests import layout_of
 from apps.recsys.planning.train_request import DataOptions, TrainRequest
-from common.errors import UsageError
+from common.errors import BadInput, UsageError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,9 +84,17 @@ class UpdateRequest:
         ------
         UsageError
             A spectrum is to be kept, and the model is no filter with one.
+        BadInput
+            The model counts a window of time, and keeps no times.
         """
         kind = manifest["kind"]
         factors = int(manifest["factors"])
+        if kind == "popularity" and (window := manifest["hyper"].get("window", ALL)) != ALL:
+            raise BadInput(
+                f"{self.model}: counts a window of {window}, for which all times are needed, and a model keeps none:"
+                " train again on all files",
+                public="model of a window",
+            )
         if self.keep_spectrum:
             if kind != "linear" or not factors or manifest["hyper"]["form"] != "filter":
                 raise UsageError(

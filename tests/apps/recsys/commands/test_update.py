@@ -128,7 +128,7 @@ def test_nothing_stays_of_who_is_forgotten(tmp_path: Path, kind: str) -> None:
     old = [*rows(0, range(20), range(12)), (SECRET, "i1", 3), (SECRET, OWN, 7), (SECRET, "i2", 9)]
     model, same = tmp_path / "model", tmp_path / "same"
     titles = tmp_path / "titles.csv"
-    titles.write_text(f"item,title\ni1,One\n{OWN},His alone\n")
+    titles.write_text(f"item,title,author\ni1,One,Ann\ni2,Two,Bob\n{OWN},His alone,Only author\n")
     quick = ("--epochs", 2, "--factors", 4) if kind in ("ials", "bpr") else ()
     options = ("--model", *EXACT.get(kind, (kind,)), *quick, "--split", "random", "--items", titles, "-q")
     done("train", table(tmp_path / "old.csv", old), "-o", model, *options)
@@ -139,13 +139,16 @@ def test_nothing_stays_of_who_is_forgotten(tmp_path: Path, kind: str) -> None:
     for folder, more in ((tmp_path / "without", (new,)), (same, ())):  # the second in its own place
         results, said = done("update", model if more else same, *more, "-o", folder, "--forget", SECRET)
         whole = b"".join(path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file())
-        for trace in (SECRET, OWN, "His alone"):
+        for trace in (SECRET, OWN, "His alone", "Only author"):
             assert trace.encode() not in whole, trace
         history, users = History(folder), IdTable(folder / "users.parquet")
         expected = {(user, item) for user, item, _ in old if user != SECRET} | ({("u1", "i5")} if more else set())
         items = IdTable(folder / "items.parquet")
         assert {(users.id(u), items.id(i)) for u in range(history.rows) for i in history.items(u)} == expected
         assert results["data"]["forgotten"] == 3
+        assert [one["name"] for one in read_manifest(folder)["attributes"]] == ["author"]
+        only, _ = done("recommend", folder, "--history", "i0", "--keep-seen", "--where", "author = Bob", "--json")
+        assert [(item["id"], item["title"]) for item in only["items"]] == [("i2", "Two")]
         assert json.loads((folder / "model.json").read_text())["interactions"] == len(expected)
     if kind in ("ials", "bpr"):
         says(said, "vectors", "training without")
@@ -163,18 +166,27 @@ def test_what_cannot_be_added(files: tuple[Path, Path, Path], tmp_path: Path) ->
         ([("u1", "i1", 2)], "user,item,count", ("plays", "count", "--value-col")),
         ([("u1", "i1", 2)], "buyer,item,plays", ("user", "buyer", "--user-col")),
     ]
-    for some, header, facts in several:
+    for number, (some, header, facts) in enumerate(several):
         path = table(tmp_path / "wrong.csv", some, header)
         with refused(BadInput, path, *facts):
-            done("update", model, path, "-o", out)
+            done("update", model, path, "-o", tmp_path / f"wrong-{number}")
     with refused(BadInput, "--forget", "nobody"):
-        done("update", model, new, "-o", out, "--forget", "nobody")
+        done("update", model, new, "-o", tmp_path / "nobody", "--forget", "nobody")
     with refused(UsageError, "--forget"):
         done("update", model, "-o", out)
     (model / "model.json").write_text((model / "model.json").read_text().replace('"recsys"', '"imaging"'))
     with refused(BadInput, model, "imaging", "recsys"):
         done("update", model, new, "-o", out)
     assert not out.exists()
+
+
+def test_a_window_of_time_cannot_be_updated(tmp_path: Path) -> None:
+    """Its model keeps no times."""
+    lines = [(f"u{n}", f"i{n % 4}", 1_600_000_000 + n) for n in range(9)]
+    old, model = table(tmp_path / "old.csv", lines, "user,item,time"), tmp_path / "model"
+    done("train", old, "-o", model, "--model", "popularity", "--set", "window=7d", "-q")
+    with refused(BadInput, model, "7d", "train again"):
+        done("update", model, old, "-o", tmp_path / "out")
 
 
 def test_ids_are_of_the_model_s_type(tmp_path: Path) -> None:
