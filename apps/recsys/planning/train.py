@@ -257,7 +257,9 @@ class TrainWorkload:
         read, unpacking = reading_terms(facts.rows, sources)
         staging = [Term("ids", ID_BYTES * facts.ids, "analytic", during), read]
         # The ids are written and freed before the rows are sorted.
-        timed = self.inputs.timed if self.inputs is not None else self.request.split in TIMED
+        data = self.request.data
+        timed = self.request.split in TIMED or data.duplicates == "last" or bool(data.needs_times)
+        timed = self.inputs.timed if self.inputs is not None else timed
         rows = SORT_FIXED_BYTES + SORT_BYTES[timed] * facts.bucket
         sorting = [Term("rows sorted", rows, "measured", during)]
         # Before and after it is partitioned, once the rows are freed too.

@@ -36,7 +36,7 @@ def read(folder: Path, some: Any, split: str = "none") -> ingest.Facts:
     """Read rows as a training with a window does."""
     with (folder / "t.csv").open("w") as stream:
         csv.writer(stream).writerows([("user", "item", "timestamp"), *some])
-    inputs = ingest.open_inputs([folder / "t.csv"], Columns(), None, Filters(), split, 0, timed="--set window=7d")
+    inputs = ingest.open_inputs([folder / "t.csv"], Columns(), None, Filters(), split, 0, needs_times="--set window=7d")
     return ingest.ingest(inputs, folder)
 
 
@@ -103,7 +103,7 @@ def test_units() -> None:
 def test_it_needs_times(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text("user,item\n1,2\n2,1\n")
     with refused(BadInput, "t.csv", "--set window=7d", "--time-col", "user, item") as caught:
-        ingest.open_inputs([tmp_path / "t.csv"], Columns(), None, Filters(), "none", 0, timed="--set window=7d")
+        ingest.open_inputs([tmp_path / "t.csv"], Columns(), None, Filters(), "none", 0, needs_times="--set window=7d")
     assert "\n" not in str(caught.value)
     facts = read(tmp_path, [(1, 1, 5), (1, 2, "inf"), (2, 1, 7)])
     history = History(tmp_path)
@@ -119,7 +119,7 @@ def test_sorting_with_times_is_priced() -> None:
     plain, timed = (
         {
             term.name: term.bytes
-            for term in TrainWorkload(train_request("--model", "popularity", *extra), facts)._reading_terms()
+            for term in TrainWorkload(train_request("--model", "popularity", *extra), facts).input_terms()
         }
         for extra in ((), ("--set", "window=7d"))
     )
