@@ -53,9 +53,8 @@ def execute(session: CommandSession[ExportRequest, ExportWorkload]) -> Mapping[s
 
     request, manifest = session.request, session.workload.manifest
     with session.phase("export"):
-        scorer = Recommender(request.model, manifest).factors
-        assert scorer is not None
-        vectors = scorer.item_factors
+        vectors = Recommender(request.model, manifest).item_vectors
+        assert vectors is not None
         suffix = f".{request.ids}"
         with (
             atomic_file(request.output / VECTORS) as unfinished,

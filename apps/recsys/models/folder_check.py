@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from apps.recsys.models import weights
+from apps.recsys.models.manifest import spectrum_bits
 from common.errors import BadInput
 
 TABLES = ("items.parquet", "users.parquet")
@@ -61,7 +62,9 @@ def check_files(directory: Path, manifest: Mapping[str, Any]) -> None:
     if "trained.indptr.npy" in files:
         _length(directory / "trained.items.npy", "<i4")
     factors = None if manifest["kind"] == "popularity" else manifest["factors"]
-    weights.check(directory / weights.WEIGHTS, items=items, factors=factors, linear=linear)
+    weights.check(
+        directory / weights.WEIGHTS, items=items, factors=factors, linear=linear, bits=spectrum_bits(manifest)
+    )
 
 
 def _check_parquet(path: Path) -> None:

@@ -84,6 +84,7 @@ class _LinearHyper(TypedDict):
     form: Literal["filter", "spectral"]
     degree_power: Annotated[float, ("minimum", 0), ("maximum", 1)]
     saturation: _Positive
+    bits: NotRequired[Literal[32, 8, 4, 2, 1]]
 
 
 class _PopularityHyper(TypedDict):
@@ -98,6 +99,11 @@ HYPER: Mapping[str, Any] = {
     "popularity": _PopularityHyper,
 }
 """Kind of model -> the hyper-parameters that answering reads, by their present names."""
+
+
+def spectrum_bits(manifest: Mapping[str, Any]) -> int:
+    """Bits of a number of a linear model's spectrum; 32 for models of other kinds and of earlier versions."""
+    return int(manifest["hyper"].get("bits", 32)) if manifest["kind"] == "linear" else 32
 
 
 def check_hyper(directory: Path, manifest: RecommenderManifest) -> RecommenderManifest:

@@ -17,7 +17,6 @@ from apps.recsys.planning.baselines import (
     WAITING_BYTES,
     baseline_terms,
     reading_terms,
-    uses_interactions,
     warm_up_for,
 )
 from apps.recsys.planning.ranking_terms import USER_BLOCKS, model_terms, ranking_terms
@@ -83,10 +82,10 @@ class EvaluateWorkload:
         manifest, during = self.manifest, ("evaluate",)
         items, factors, columns = manifest["items"], manifest["factors"], embedding_terms.columns(manifest)
         block, threads, scoring = int(setting["user_block"]), self.request.threads, []
-        if filters := uses_interactions(manifest):
+        if filters := linear_terms.scores_all(manifest):
             factors = columns = 0
             block = min(block, self.scored_users)
-            scoring = linear_terms.filter_terms(manifest, block=block, threads=threads, phases=during)
+            scoring = linear_terms.scorer_terms(manifest, block=block, threads=threads, phases=during)
         return Footprint.of(
             [
                 *self._reading_terms(costs, setting),

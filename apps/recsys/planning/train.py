@@ -294,10 +294,14 @@ class TrainWorkload:
         ]
         compared = ranking if chooses(self.request.model.hyper, factors) else []
         chosen = max(spectrum, compared, key=lambda terms: sum(term.bytes for term in terms))
-        written = linear_terms.model_terms(items=facts.items, factors=factors, phases=("write",))
+        bits = int(self.request.model.hyper["bits"])
+        stored = {"items": facts.items, "factors": factors, "bits": bits}
+        written = linear_terms.model_terms(**stored, phases=("write",))
         terms = [*blocks, *chosen, *written]
         if self.request.split != "none":
-            terms += linear_terms.model_terms(items=facts.items, factors=factors, phases=("evaluate",))
+            evaluating = ("evaluate",)
+            terms += linear_terms.model_terms(**stored, phases=evaluating)
+            terms += linear_terms.decoding_terms(factors=factors, bits=bits, threads=threads, phases=evaluating)
             if factors:
                 terms.append(Term("left behind by the spectrum", linear_terms.LEFT_BYTES, "measured", ("evaluate",)))
             terms += linear_terms.scoring_terms(

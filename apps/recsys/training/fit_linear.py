@@ -18,12 +18,13 @@ from apps.recsys.data.csr_store import History
 from apps.recsys.data.splits import HeldOut, Kept
 from apps.recsys.evaluation.metrics import Tally
 from apps.recsys.models import weights
-from apps.recsys.models.linear.filter import response, shared_scores
+from apps.recsys.models.linear.filter import code_weights, response, shared_scores
 from apps.recsys.models.linear.log import TRAINED, Log, forget_trained, write_trained
 from apps.recsys.models.linear.options import AUTO
 from apps.recsys.models.linear.spectrum import ITERATIONS, spectrum
 from apps.recsys.models.top_k import top_k
 from apps.recsys.training.hide_alike import hide_alike
+from common.compression.codes import Codes
 
 if TYPE_CHECKING:
     import numpy as np
@@ -183,7 +184,8 @@ class LinearTrainer:
             tensors: dict[str, Any] = {weights.COUNTS: counts}
             factors = self._factors(chosen)
             if factors:
-                tensors[weights.SPECTRUM], tensors[weights.EIGENVALUES] = self._spectrum(log, counts)
+                vectors, tensors[weights.EIGENVALUES] = self._spectrum(log, counts)
+                tensors |= self._stored(vectors, tensors[weights.EIGENVALUES], chosen)
         return Fitted(tensors, {**chosen.settings, "factors": factors}, tried)
 
     def _factors(self, candidate: Candidate) -> int:
@@ -213,6 +215,16 @@ class LinearTrainer:
 
             config = self.config
             return spectrum(log, counts, config.factors, seed=config.seed, after_iteration=after_iteration)
+
+    def _stored(
+        self, vectors: NDArray[np.float32], eigenvalues: NDArray[np.float32], chosen: Candidate
+    ) -> dict[str, NDArray[Any]]:
+        """The spectrum as it is written: its vectors, or codes of what they add to scores."""
+        bits = int(self.config.hyper["bits"])
+        if bits == 32:
+            return {weights.SPECTRUM: vectors}
+        parts = code_weights(eigenvalues, chosen.form, chosen.saturation)
+        return weights.code_tensors(Codes.of(vectors, bits, seed=self.config.seed, weights=parts))
 
     def _compare(self, candidates: list[Candidate], hidden: HeldOut) -> dict[Candidate, float]:
         """The mean metric on the hidden items of each candidate, then of the neighbours of the best one."""

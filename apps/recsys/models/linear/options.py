@@ -5,16 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from common.compression.codes import STEPS
 from common.errors import UsageError
 
 AUTO = "auto"
 """Value of a hyper-parameter that is chosen on hidden items."""
 FORMS = ("filter", "spectral")
 """Values of ``form``: the interactions, with a spectrum or without; a spectrum alone."""
-HYPER: Mapping[str, str] = {"form": AUTO, "degree_power": AUTO, "saturation": AUTO}
+BITS = (32, *STEPS)
+"""Values of ``bits``: float32, or codes of so many bits a number of the spectrum."""
+HYPER: Mapping[str, Any] = {"form": AUTO, "degree_power": AUTO, "saturation": AUTO, "bits": 32}
 """Hyper-parameters with their defaults."""
-FACTORS = (256, 128, 64, 32, 0)
-"""Eigenvalues unless ``--factors`` says otherwise: as many of these as fit. More than 256 gain nothing on Gowalla."""
+FACTORS = (512, 256, 128, 64, 32, 0)
+"""Eigenvalues unless ``--factors`` says otherwise: as many of these as fit."""
 SHARE = 0.5
 """Share of the users that may be in the sample; other shares were not compared."""
 MOST_USERS = 4000
@@ -53,14 +56,16 @@ def checked(hyper: Mapping[str, Any], factors: int) -> dict[str, Any]:
 
     Examples
     --------
-    >>> checked({"form": "auto", "degree_power": "0.4", "saturation": "auto"}, 256)
-    {'form': 'auto', 'degree_power': 0.4, 'saturation': 'auto'}
+    >>> checked({"form": "auto", "degree_power": "0.4", "saturation": "auto", "bits": 2}, 256)
+    {'form': 'auto', 'degree_power': 0.4, 'saturation': 'auto', 'bits': 2}
     """
     chosen = dict(hyper)
     if hyper["form"] not in (AUTO, *FORMS):
         raise UsageError(f"--set form={hyper['form']}: expected {AUTO}, {' or '.join(FORMS)}")
     if hyper["form"] == "spectral" and not factors:
         raise UsageError("--set form=spectral: needs --factors 1 or more")
+    if hyper["bits"] not in BITS:
+        raise UsageError(f"--set bits={hyper['bits']}: expected {', '.join(map(str, BITS[:-1]))} or {BITS[-1]}")
     for name, (low, high) in _NUMBERS.items():
         if hyper[name] == AUTO:
             continue
