@@ -162,10 +162,10 @@ def pack(codes: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
     import numpy as np
 
     each = 8 // bits
-    padded = np.pad(codes, ((0, 0), (0, -codes.shape[1] % each))).reshape(len(codes), -1, each)
-    packed = np.zeros(padded.shape[:2], np.uint8)
+    padded = np.pad(codes, ((0, 0), (0, -codes.shape[1] % each)))
+    packed = np.zeros((len(codes), padded.shape[1] // each), np.uint8)
     for place in range(each):
-        packed |= padded[:, :, place] << np.uint8(place * bits)
+        packed |= padded[:, place::each] << np.uint8(place * bits)
     return packed
 
 
@@ -175,7 +175,7 @@ def unpack(packed: NDArray[np.uint8], width: int, bits: int) -> NDArray[np.uint8
 
     shifts = np.arange(0, 8, bits, dtype=np.uint8)
     codes: NDArray[np.uint8] = (packed[:, :, None] >> shifts) & np.uint8((1 << bits) - 1)
-    return codes.reshape(len(packed), -1)[:, :width]
+    return codes.reshape(len(packed), packed.shape[1] * len(shifts))[:, :width]
 
 
 @cache

@@ -15,10 +15,11 @@ from apps.recsys.data import ingest, readers, splits
 from apps.recsys.data.csr_store import History
 from apps.recsys.data.splits import HeldOut, Kept
 from apps.recsys.models import recommender, search_space, weights
+from apps.recsys.models.linear.ease import FILE as EASE
 from apps.recsys.planning.resume_settings import resume_settings
 from apps.recsys.planning.train import TrainWorkload, training_warm_up
 from apps.recsys.planning.train_request import TrainRequest
-from apps.recsys.training import checkpoint, fit_factors, fit_linear, tuning
+from apps.recsys.training import checkpoint, fit_ease, fit_factors, fit_linear, tuning
 from common import model_folder
 from common.cli.session import CommandSession, Session
 from common.errors import BadInput, DoesNotFit
@@ -102,9 +103,8 @@ def execute(session: CommandSession[TrainRequest, TrainWorkload]) -> Mapping[str
             work, session.plan, results["tuning"] = best.work, best.plan, best.results
         kind, split = work.request.model.kind, work.request.split
         if kind == "linear":
-            tensors, settings, results["tried"] = fit_linear.LinearTrainer(
-                _linear_config(work, session.plan), session
-            ).run()
+            trainer = fit_ease.EaseTrainer if work.request.model.hyper["form"] == "ease" else fit_linear.LinearTrainer
+            tensors, settings, results["tried"] = trainer(_linear_config(work, session.plan), session).run()
             work = work.with_settings(settings)
         else:
             tensors = _fit(work, session)
@@ -271,7 +271,8 @@ def _move_into_place(directory: Path, output: Path) -> None:
     """Move the files into the model folder, which does not count as a model until it is sealed."""
     output.mkdir(parents=True, exist_ok=True)
     model_folder.unseal(output)
-    for stale in (*output.glob("heldout.*.npy"), *output.glob("trained.*.npy"), output / "evaluation.json"):
+    held_out = (*output.glob("heldout.*.npy"), *output.glob("trained.*.npy"))
+    for stale in (*held_out, output / EASE, output / "evaluation.json"):
         stale.unlink(missing_ok=True)
     for path in sorted(directory.iterdir()):
         with path.open("rb") as stream:

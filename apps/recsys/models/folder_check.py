@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from apps.recsys.models import weights
+from apps.recsys.models.linear.ease import FILE as EASE
 from apps.recsys.models.manifest import spectrum_bits
 from common.errors import BadInput
 
@@ -62,9 +63,11 @@ def check_files(directory: Path, manifest: Mapping[str, Any]) -> None:
     if "trained.indptr.npy" in files:
         _length(directory / "trained.items.npy", "<i4")
     factors = None if manifest["kind"] == "popularity" else manifest["factors"]
-    weights.check(
-        directory / weights.WEIGHTS, items=items, factors=factors, linear=linear, bits=spectrum_bits(manifest)
-    )
+    is_ease = linear and manifest["hyper"]["form"] == "ease"
+    if is_ease and _length(directory / EASE, "<f4") != items * items:
+        raise BadInput(f"{directory / EASE}: has not {items:,} x {items:,} weights", public="model file corrupt")
+    bits = spectrum_bits(manifest)
+    weights.check(directory / weights.WEIGHTS, items=items, factors=factors, linear=linear, is_ease=is_ease, bits=bits)
 
 
 def _check_parquet(path: Path) -> None:

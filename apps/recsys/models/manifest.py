@@ -81,9 +81,10 @@ class _EmbeddingHyper(TypedDict):
 
 
 class _LinearHyper(TypedDict):
-    form: Literal["filter", "spectral"]
+    form: Literal["filter", "spectral", "ease"]
     degree_power: Annotated[float, ("minimum", 0), ("maximum", 1)]
     saturation: _Positive
+    ridge: NotRequired[_Positive]
     bits: NotRequired[Literal[32, 8, 4, 2, 1]]
 
 
@@ -120,6 +121,6 @@ def check_hyper(directory: Path, manifest: RecommenderManifest) -> RecommenderMa
             f"{path}: a model of kind {kind!r}; this version reads {', '.join(HYPER)}", public="model of another kind"
         )
     typed_json.require(manifest["hyper"], HYPER[kind], path=path, what="model manifest", location="hyper")
-    if not manifest["factors"] and (kind != "linear" or manifest["hyper"]["form"] != "filter"):
+    if not manifest["factors"] and (kind != "linear" or manifest["hyper"]["form"] == "spectral"):
         raise BadInput(f"{path}: factors must be at least 1", public="model manifest invalid")
     return manifest

@@ -7,6 +7,7 @@ MODEL_DIR (see ``common.model_folder``)::
     items.parquet        row, id, title          users.parquet   row, id
     history.*.npy        items of each user (apps.recsys.data.csr_store)
     heldout.*.npy        items that evaluation scores (apps.recsys.data.splits), if there was a split
+    ease.npy             weights of items by items of a linear model of the form ease
     trained.*.npy        with it in a linear model, the history without them (apps.recsys.models.linear.log)
     card.md, run.json
 """
@@ -22,6 +23,7 @@ from apps.recsys.models import weights
 from apps.recsys.models.embedding import user_encoders
 from apps.recsys.models.folder_check import check_files
 from apps.recsys.models.linear.coded import CodedScorer
+from apps.recsys.models.linear.ease import EaseScorer, RowsOnDisk
 from apps.recsys.models.linear.filter import Spectrum, linear_scorer
 from apps.recsys.models.linear.log import Log
 from apps.recsys.models.manifest import RecommenderManifest, check_hyper, spectrum_bits
@@ -165,6 +167,8 @@ def _scorer(directory: Path, manifest: Mapping[str, Any]) -> Scorer:
 def _linear(directory: Path, manifest: Mapping[str, Any]) -> Scorer:
     path, hyper = directory / weights.WEIGHTS, manifest["hyper"]
     counts, factors, bits = weights.read_counts(path), manifest["factors"], spectrum_bits(manifest)
+    if hyper["form"] == "ease":
+        return EaseScorer(RowsOnDisk(directory, len(counts)), counts, weights.read_variances(path))
     spectrum: Spectrum | Codes | None = None
     if factors:
         coded = bits < 32

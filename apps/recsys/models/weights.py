@@ -2,10 +2,12 @@
 
 ``item_factors`` and, for embeddings with two tables, ``user_side_factors`` have shape (items, factors): float32, or
 int8 or int4 codes (two per byte) with ``NAME.scales``, a float16 per row. ``item_prior``, float32, is added to an
-item's score for every user. ``compared_items``, int32, are the items that ``bpr`` uses as negatives. A linear model has
-``item_counts``, int32, the users of each item, and with a spectrum ``spectrum`` of shape (items, factors) and
-``eigenvalues``, float32; or the spectrum as codes, uint8, with ``spectrum.scales``, a float16 per row, and
-``spectrum.unit``, float32, which they are multiples of (``common.compression.codes``).
+item's score for every user. ``compared_items``, int32, are the items that ``bpr`` uses as negatives.
+
+A linear model has ``item_counts``, int32, the users of each item, and with a spectrum ``spectrum`` of shape (items,
+factors) and ``eigenvalues``, float32; or the spectrum as codes, uint8, with ``spectrum.scales``, a float16 per row, and
+``spectrum.unit``, float32, which they are multiples of (``common.compression.codes``). EASE has ``ease_variances``,
+float32 of shape (items,), and its weights in a file of their own (``apps.recsys.models.linear.ease``).
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 WEIGHTS = "weights.safetensors"
 ITEMS, USER_SIDE, PRIOR, COMPARED = "item_factors", "user_side_factors", "item_prior", "compared_items"
 COUNTS, SPECTRUM, EIGENVALUES = "item_counts", "spectrum", "eigenvalues"
+VARIANCES = "ease_variances"
 SCALES, UNIT = f"{SPECTRUM}.scales", f"{SPECTRUM}.unit"
 OLD_USER_SIDE = "taste_factors"
 """Name of ``USER_SIDE`` before version 0.2."""
@@ -159,6 +162,22 @@ def read_spectrum(path: Path) -> tuple[NDArray[np.float32], NDArray[np.float32]]
     return _tensor(path, SPECTRUM), values
 
 
+def read_variances(path: Path) -> NDArray[np.float32]:
+    """What EASE divides by, shape (items,).
+
+    Raises
+    ------
+    BadInput
+        As ``read``, or a number is not above 0 and finite.
+    """
+    import numpy as np
+
+    variances = _tensor(path, VARIANCES)
+    if not ((variances > 0) & np.isfinite(variances)).all():
+        raise BadInput(f"{path}: {VARIANCES} has numbers that are not above 0", public="weights unreadable")
+    return variances
+
+
 def read_codes(path: Path, *, factors: int, bits: int) -> Codes:
     """The spectrum of a linear model as codes of ``bits`` bits, with ``factors`` numbers a row.
 
@@ -194,7 +213,9 @@ def read_user_side(path: Path) -> NDArray[np.float32]:
     return read(path, USER_SIDE if USER_SIDE in header else OLD_USER_SIDE)
 
 
-def check(path: Path, *, items: int, factors: int | None, linear: bool = False, bits: int = 32) -> None:
+def check(
+    path: Path, *, items: int, factors: int | None, linear: bool = False, is_ease: bool = False, bits: int = 32
+) -> None:
     """Check the header of a file, without loading any library.
 
     Parameters
@@ -207,6 +228,8 @@ def check(path: Path, *, items: int, factors: int | None, linear: bool = False, 
         Columns of ``item_factors`` or of ``spectrum``; ``None``: any number.
     linear
         True for a linear model.
+    is_ease
+        True for a linear model of the form ``ease``.
     bits
         Bits of a number of its spectrum.
 
@@ -223,6 +246,8 @@ def check(path: Path, *, items: int, factors: int | None, linear: bool = False, 
             raise BadInput(f"{path}: {name}: a type, shape or place that cannot be", public="weights unreadable")
     if linear:
         _require(path, header, COUNTS, "I32", [items])
+        if is_ease:
+            _require(path, header, VARIANCES, "F32", [items])
         if factors:
             _require(path, header, EIGENVALUES, "F32", [factors])
             if bits == 32:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from apps.recsys.models.linear import ease
 from apps.recsys.models.linear.log import BLOCK_INTERACTIONS, block_users
 from apps.recsys.models.linear.spectrum import ROWS, vectors
 from apps.recsys.models.manifest import spectrum_bits
@@ -84,9 +85,19 @@ def coded_terms(manifest: Mapping[str, Any], *, phases: tuple[str, ...]) -> list
     )
 
 
+def ease_terms(*, items: int, longest: int, phases: tuple[str, ...]) -> list[Term]:
+    """Terms of making EASE's weights: items squared, three panels of rows, and a user's square."""
+    panels = 3 * 4 * ease.PANEL * items + 32 * ease.PANEL**2
+    return [
+        Term("weights of items by items", 4 * items * items, "analytic", phases),
+        Term("rows being eliminated", max(panels, 16 * min(longest, items) ** 2), "analytic", phases),
+    ]
+
+
 def scores_all(manifest: Mapping[str, Any]) -> bool:
-    """True for a linear model that scores all items at a time: a filter, or a spectrum that is codes."""
-    return uses_interactions(manifest) or spectrum_bits(manifest) < 32
+    """True for a linear model that scores all items at a time: a filter, a spectrum that is codes, or EASE."""
+    is_ease = manifest["kind"] == "linear" and manifest["hyper"]["form"] == "ease"
+    return uses_interactions(manifest) or spectrum_bits(manifest) < 32 or is_ease
 
 
 def scorer_terms(
@@ -102,8 +113,9 @@ def scorer_terms(
     if not uses_interactions(manifest):
         columns = -(-block // threads) * threads
         return [
-            *spectrum,
-            Term("weights of the items", 8 * manifest["items"], "analytic", phases),
+            *spectrum,  # EASE has none, and a row of weights in each thread
+            Term("row of weights", 8 * threads * manifest["items"], "analytic", scoring),
+            Term("weights of the items", 12 * manifest["items"], "analytic", phases),
             Term("scores", 4 * columns * (manifest["items"] + factors), "analytic", scoring),
         ]
     longest = manifest.get("longest", manifest["longest_history"])

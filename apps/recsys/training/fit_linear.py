@@ -62,9 +62,9 @@ class Candidate:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Its hyper-parameters; without a spectrum the saturation has no meaning, and is 1."""
+        """Its hyper-parameters; without a spectrum the saturation has no meaning, and is 1, as the ridge of EASE."""
         saturation = self.saturation if math.isfinite(self.saturation) else 1.0
-        return {"form": self.form, "degree_power": self.degree_power, "saturation": saturation}
+        return {"form": self.form, "degree_power": self.degree_power, "saturation": saturation, "ridge": 1.0}
 
     def neighbours(self, *, powers: bool, saturations: bool) -> list[Candidate]:
         """Candidates between this one and those of the grid, along the numbers that are open; without this one."""
@@ -158,16 +158,10 @@ class LinearTrainer:
             The session is stopping.
         """
         config, candidates = self.config, self.config.candidates
-        with self.session.phase("arrange"):
-            history = History(config.directory)
-            kept = Kept.of(history, config.directory, config.split)
-            if config.split != "none":
-                write_trained(config.directory, history, kept)
-            del kept
-            history.close()
+        self.arrange()
         tried: list[Mapping[str, Any]] = []
         chosen = candidates[0]
-        if len(candidates) > 1 and (hidden := self._hide()) is not None:
+        if len(candidates) > 1 and (hidden := self.hide()) is not None:
             with self.session.phase("fit"):
                 means = self._compare(candidates, hidden)
             splits.forget_validation(config.directory)
@@ -192,7 +186,17 @@ class LinearTrainer:
         """Eigenvalues that a candidate uses."""
         return self.config.factors if math.isfinite(candidate.saturation) else 0
 
-    def _hide(self) -> HeldOut | None:
+    def arrange(self) -> None:
+        """Write the interactions that are trained on, where the split holds some out."""
+        config = self.config
+        with self.session.phase("arrange"):
+            history = History(config.directory)
+            kept = Kept.of(history, config.directory, config.split)
+            if config.split != "none":
+                write_trained(config.directory, history, kept)
+            history.close()
+
+    def hide(self) -> HeldOut | None:
         """Hide items of a sample of users, and write the rest; ``None`` if no user has enough items."""
         config, directory = self.config, self.config.directory
         name = "history" if config.split == "none" else TRAINED

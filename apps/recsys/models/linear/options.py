@@ -10,11 +10,12 @@ from common.errors import UsageError
 
 AUTO = "auto"
 """Value of a hyper-parameter that is chosen on hidden items."""
-FORMS = ("filter", "spectral")
-"""Values of ``form``: the interactions, with a spectrum or without; a spectrum alone."""
+FORMS = ("filter", "spectral", "ease")
+"""Values of ``form``: the interactions, with a spectrum or without; a spectrum alone; EASE, which is not among those
+that ``AUTO`` compares, because its numbers are items squared."""
 BITS = (32, *STEPS)
 """Values of ``bits``: float32, or codes of so many bits a number of the spectrum."""
-HYPER: Mapping[str, Any] = {"form": AUTO, "degree_power": AUTO, "saturation": AUTO, "bits": 32}
+HYPER: Mapping[str, Any] = {"form": AUTO, "degree_power": AUTO, "saturation": AUTO, "ridge": AUTO, "bits": 32}
 """Hyper-parameters with their defaults."""
 FACTORS = (512, 256, 128, 64, 32, 0)
 """Eigenvalues unless ``--factors`` says otherwise: as many of these as fit."""
@@ -26,7 +27,7 @@ SCORED = 200_000_000
 """Most scores per candidate: the users of the sample times the items. 4,000 users of Gowalla are 164 million."""
 LEAST_USERS = 100
 """Users of the sample, however many items there are."""
-_NUMBERS = {"degree_power": (0.0, 1.0), "saturation": (1e-9, 1e9)}
+_NUMBERS = {"degree_power": (0.0, 1.0), "saturation": (1e-9, 1e9), "ridge": (1e-3, 1e9)}
 
 
 def sample_users(items: int, users: int) -> int:
@@ -35,7 +36,10 @@ def sample_users(items: int, users: int) -> int:
 
 
 def chooses(hyper: Mapping[str, Any], factors: int) -> bool:
-    """True if something is left to choose on hidden items; without a spectrum that is the degree power alone."""
+    """True if something is left to choose on hidden items; without a spectrum that is the degree power alone, of EASE
+    the ridge."""
+    if hyper["form"] == "ease":
+        return bool(hyper["ridge"] == AUTO)
     return AUTO in (hyper["degree_power"], *((hyper["form"], hyper["saturation"]) if factors else ()))
 
 
@@ -56,14 +60,15 @@ def checked(hyper: Mapping[str, Any], factors: int) -> dict[str, Any]:
 
     Examples
     --------
-    >>> checked({"form": "auto", "degree_power": "0.4", "saturation": "auto", "bits": 2}, 256)
-    {'form': 'auto', 'degree_power': 0.4, 'saturation': 'auto', 'bits': 2}
+    >>> checked({"form": "auto", "degree_power": "0.4", "ridge": "auto", "saturation": "auto", "bits": 2}, 256)
+    {'form': 'auto', 'degree_power': 0.4, 'ridge': 'auto', 'saturation': 'auto', 'bits': 2}
     """
     chosen = dict(hyper)
     if hyper["form"] not in (AUTO, *FORMS):
-        raise UsageError(f"--set form={hyper['form']}: expected {AUTO}, {' or '.join(FORMS)}")
+        raise UsageError(f"--set form={hyper['form']}: expected {AUTO}, {', '.join(FORMS[:-1])} or {FORMS[-1]}")
     if hyper["form"] == "spectral" and not factors:
         raise UsageError("--set form=spectral: needs --factors 1 or more")
+    _check_ease(hyper, factors)
     if hyper["bits"] not in BITS:
         raise UsageError(f"--set bits={hyper['bits']}: expected {', '.join(map(str, BITS[:-1]))} or {BITS[-1]}")
     for name, (low, high) in _NUMBERS.items():
@@ -77,3 +82,15 @@ def checked(hyper: Mapping[str, Any], factors: int) -> dict[str, Any]:
             raise UsageError(f"--set {name}={hyper[name]}: expected a number from {low:g} to {high:g}")
         chosen[name] = number
     return chosen
+
+
+def _check_ease(hyper: Mapping[str, Any], factors: int) -> None:
+    """Refuse settings that EASE does not have, and its own with other forms."""
+    if hyper["form"] == "ease":
+        if factors:
+            raise UsageError(f"--factors {factors}: form=ease has no eigenvalues")
+        for name in ("degree_power", "saturation", "bits"):
+            if hyper[name] != HYPER[name]:
+                raise UsageError(f"--set {name}={hyper[name]}: form=ease has only the setting ridge")
+    elif hyper["ridge"] != AUTO:
+        raise UsageError(f"--set ridge={hyper['ridge']}: is for --set form=ease")
