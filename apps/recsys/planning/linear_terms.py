@@ -85,12 +85,12 @@ def coded_terms(manifest: Mapping[str, Any], *, phases: tuple[str, ...]) -> list
     )
 
 
-def ease_terms(*, items: int, longest: int, phases: tuple[str, ...]) -> list[Term]:
-    """Terms of making EASE's weights: items squared, three panels of rows, and a user's square."""
+def ease_terms(*, items: int, phases: tuple[str, ...]) -> list[Term]:
+    """Terms of making EASE's weights: items squared, and three panels of rows."""
     panels = 3 * 4 * ease.PANEL * items + 32 * ease.PANEL**2
     return [
         Term("weights of items by items", 4 * items * items, "analytic", phases),
-        Term("rows being eliminated", max(panels, 16 * min(longest, items) ** 2), "analytic", phases),
+        Term("rows being eliminated", panels, "analytic", phases),
     ]
 
 

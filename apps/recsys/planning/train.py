@@ -294,7 +294,7 @@ class TrainWorkload:
         ]
         hyper = self.request.model.hyper
         if hyper["form"] == "ease":
-            compared = linear_terms.ease_terms(items=facts.items, longest=facts.longest, phases=fit)
+            compared = linear_terms.ease_terms(items=facts.items, phases=fit)
             if chooses(hyper, factors):
                 compared += self._ranked_terms(scored, facts.longest, min(block, scored), fit)
         else:

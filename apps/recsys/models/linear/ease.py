@@ -26,6 +26,8 @@ FILE = "ease.npy"
 """B in the model folder, row after row."""
 PANEL = 256
 """Rows that are eliminated at a time: 3 arrays of them. 128 to 512 were equally fast."""
+PAIRS = 1 << 18
+"""Pairs of a user's items that are counted at a time."""
 POPULAR = 1e-15
 """As ``filter.POPULAR``: orders items that no item of the history says anything about."""
 
@@ -66,7 +68,9 @@ def item_weights(
     for block, _ in log.blocks():
         for start, stop in zip(block.indptr[:-1], block.indptr[1:], strict=True):
             items = block.indices[start:stop]
-            matrix[items[:, None], items] += 1
+            some = max(1, PAIRS // max(1, len(items)))
+            for first in range(0, len(items), some):
+                matrix[items[first : first + some, None], items] += 1
     diagonal = np.einsum("ii->i", matrix)
     diagonal += np.float32(ridge)
     invert(matrix, after_panel)
