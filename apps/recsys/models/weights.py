@@ -249,13 +249,13 @@ def check(
         if is_ease:
             _require(path, header, VARIANCES, "F32", [items])
         if factors:
-            _require(path, header, EIGENVALUES, "F32", [factors])
             if bits == 32:
                 _require(path, header, SPECTRUM, "F32", [items, factors])
             else:
                 _require(path, header, SPECTRUM, "U8", [items, packed_bytes(factors, bits)])
                 _require(path, header, SCALES, "F16", [items])
                 _require(path, header, UNIT, "F32", [1])
+            _require(path, header, EIGENVALUES, "F32", [factors])
         return
     if ITEMS not in header:
         raise BadInput(f"{path}: has no {ITEMS}", public="weights unreadable")
