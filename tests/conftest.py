@@ -16,6 +16,9 @@ from tests.machine import patience
 from tests.schemas import checked_record
 
 ROOT = Path(__file__).resolve().parents[1]
+# As in a command, and before a test imports torch, which reads it then: beside other processes, waiting threads that
+# spin as long as libgomp has them by default take 2.5 times the processor seconds (tests of training, load of 5).
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 
 def absent(what: str) -> None:

@@ -38,7 +38,7 @@ from common.memory.plan.divisible import Divisible, plan_fewer
 from common.memory.plan.plan import Plan
 from common.memory.plan.plan_file import read_plan
 from common.memory.plan.planner import Workload
-from common.memory.process import child, cuda, glibc, guard, libraries, meter, supervisor
+from common.memory.process import child, cuda, glibc, guard, libraries, meter, no_compiler, supervisor
 from common.memory.process.budget import BudgetError, MemoryBudget
 from common.memory.report.record import ABOVE, RunRecord, memory_line
 
@@ -249,6 +249,7 @@ def _name(args: argparse.Namespace) -> str:
 def _run(args: argparse.Namespace, request: Any, budget: MemoryBudget, supervisor: int) -> int:
     """Plan and run in the child process, and end with one of the exit codes of ``common.errors``."""
     glibc.pin_thresholds()
+    no_compiler.leave_out()
     # SIGTERM unwinds like SIGINT, so that nothing half-written stays behind.
     interrupts.handle()
     command: Command[Any, Any] = args.command

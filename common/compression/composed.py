@@ -16,6 +16,7 @@ import torch.nn.functional as F
 
 from common.compression.layouts import CENTROIDS, HASHES, Layout
 from common.compression.stored import Start, StoredRows
+from common.gradients import backpropagate
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -234,7 +235,7 @@ class ComposedRows(torch.nn.Module):
         leaves = [part.read(rows).requires_grad_() for part, (rows, _) in zip(self.parts, stored, strict=True)]
         with torch.enable_grad():
             picked = [F.embedding(positions, leaf) for leaf, (_, positions) in zip(leaves, stored, strict=True)]
-            torch.autograd.backward(self.rule.combine(picked, fixed), gradient)
+            backpropagate([self.rule.combine(picked, fixed)], [gradient])
         for part, leaf, (rows, _) in zip(self.parts, leaves, stored, strict=True):
             if leaf.grad is not None:
                 part.step(rows, leaf.detach(), leaf.grad, rate)

@@ -86,6 +86,8 @@ def backward(
     """
     import torch
 
+    from common.gradients import backpropagate
+
     if len(micro_batches) == 1:
         value = loss.value(loss.rows(forward(batch), batch), batch)
         scaled(value).backward()  # type: ignore[no-untyped-call]
@@ -109,6 +111,6 @@ def backward(
         state.restore()
         with frozen_statistics(network):  # the first pass has updated them
             again = loss.rows(forward(micro), micro)
-        torch.autograd.backward(again, row_gradients)
+        backpropagate(again, row_gradients)
     after.restore()
     return value

@@ -86,7 +86,8 @@ def export_onnx(name: str, network: nn.Module, path: Path, *, tile: tuple[int, i
     str
         The output's name: ``"features"`` or ``"logits"``.
     """
-    libraries.priced("onnx", "ml_dtypes", "google")  # torch imports them here; the planned export contains them
+    # These are imported here; the planned export contains them.
+    libraries.priced("torch.onnx", "onnx", "ml_dtypes", "google")
     network.eval()
     split = registry.split_head(name, network)
     output = "features" if split else "logits"

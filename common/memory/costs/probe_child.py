@@ -10,7 +10,7 @@ from typing import Any
 
 from common.errors import BadInput, UsageError
 from common.memory.costs.probes import DeferredProbe, NotAvailable, resolve
-from common.memory.process import child, glibc, guard
+from common.memory.process import child, glibc, guard, no_compiler
 from common.memory.process.budget import MIB
 
 RESERVED = 512 * MIB
@@ -21,6 +21,7 @@ sees resident memory only."""
 def main() -> None:
     """Run the probes on stdin in this process, and write each answer as a line of JSON on stdout."""
     glibc.pin_thresholds()
+    no_compiler.leave_out()
     work = [(function, json.loads(arguments)) for function, arguments in json.load(sys.stdin)]
     walls = child.Walls.of_this_process()
     guard.lift_soft_wall()

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from common.memory.costs.operators import Call, OperatorCosts, tensors
 from common.memory.costs.probes import IN_CHILD, DeferredProbe, Probe, resolve
-from common.memory.process import glibc
+from common.memory.process import glibc, no_compiler
 from common.memory.process.budget import MIB, page_size
 from common.memory.process.glibc import MMAP_THRESHOLD
 
@@ -176,6 +176,7 @@ def price(prepare: Callable[[], Prepared], *, costs: OperatorCosts | None = None
     """
     from torch._subclasses.fake_tensor import FakeTensorMode
 
+    no_compiler.let_in()
     live = _Live()
     with FakeTensorMode(), watching(live):
         network, optimizer, step = prepare()

@@ -24,7 +24,7 @@ _priced: set[str] = set()
 
 
 def priced(*packages: str) -> None:
-    """Let packages come after the warm-up: a term of the plan contains what they take."""
+    """Let packages, or parts of one (``torch.onnx``), come after the warm-up: a term of the plan contains them."""
     _priced.update(packages)
 
 
@@ -45,7 +45,8 @@ class Libraries:
         packages: Counter[str] = Counter()
         for name, module in list(sys.modules.items()):
             code = getattr(getattr(module, "__spec__", None), "cached", None)
-            packages[name.partition(".")[0]] += _size(code) if code else 0
+            part = next((part for part in _priced if f"{name}.".startswith(f"{part}.")), name.partition(".")[0])
+            packages[part] += _size(code) if code else 0
         return cls(_mapped(), packages)
 
     def beyond(self, warm: "Libraries") -> list[str]:

@@ -17,10 +17,12 @@ from tests.apps.recsys.interrupted import started, sweeps, wait_for
 from tests.messages import continued, says
 
 Run = Callable[..., Any]
-SWEEPS = 40
+ITERATIONS = 40
 """So many that the training can be interrupted twice, however late this process is told of a checkpoint."""
+SWEEPS = 2 * ITERATIONS
+"""A sweep solves one side."""
 OPTIONS = ("--factors", "32", "--split", "user-holdout", "--threads", "1", "--seed", "3")
-OPTIONS += ("--set", f"iterations={SWEEPS}")
+OPTIONS += ("--set", f"iterations={ITERATIONS}")
 
 
 @pytest.fixture(scope="module")
