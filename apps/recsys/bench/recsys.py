@@ -130,9 +130,9 @@ def _linear(recsys: Suite, gowalla: Path) -> None:
     compared = ["-m", "apps.recsys.bench.quality.ease", data("ml-1m") / "ratings.csv.gz", WORK / "ease"]
     bounds = Bound("result.ratio", at_least=0.985), Bound("result.bytes", at_most=0.1)
     recsys.case("linear-ml-1m-ease", compared, ceiling=parse_size("4GiB"), bounds=bounds)
-    for name, factors, bits, recall, size in FEW_BYTES:
+    for name, factors, bits, recall, most in FEW_BYTES:
         trained = ["-m", "apps.recsys.bench.quality.few_bytes", gowalla, WORK / "few-bytes", factors, bits]
-        least = Bound("result.recall@20", at_least=recall), Bound("result.bytes", at_most=size)
+        least = Bound("result.recall@20", at_least=recall), Bound("result.bytes", at_most=most)
         recsys.case(f"linear-gowalla-{name}", trained, ceiling=parse_size(few_bytes.CEILING), bounds=least)
 
 

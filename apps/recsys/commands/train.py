@@ -16,6 +16,7 @@ from apps.recsys.data.csr_store import History
 from apps.recsys.data.splits import HeldOut, Kept
 from apps.recsys.models import recommender, search_space, weights
 from apps.recsys.models.linear.ease import FILE as EASE
+from apps.recsys.models.linear.options import FILTER_FACTORS
 from apps.recsys.planning.resume_settings import resume_settings
 from apps.recsys.planning.train import TrainWorkload, training_warm_up
 from apps.recsys.planning.train_request import TrainRequest
@@ -226,6 +227,7 @@ def _embedding_config(work: TrainWorkload, checkpoints: Path, *, resume: bool) -
 def _linear_config(work: TrainWorkload, plan: Plan) -> fit_linear.LinearConfig:
     return fit_linear.LinearConfig(
         factors=int(plan["factors"]),
+        filter_factors=FILTER_FACTORS if len(work.request.model.ranks) > 1 else int(plan["factors"]),
         hyper=work.request.model.hyper,
         items=work.facts.items,
         directory=work.directory,

@@ -87,6 +87,8 @@ class LinearConfig:
     ----------
     factors
         Eigenvalues that are computed where the form uses them.
+    filter_factors
+        Most of them that a filter uses.
     hyper
         ``form``, ``degree_power`` and ``saturation``, each of which may be ``AUTO``.
     items
@@ -100,6 +102,7 @@ class LinearConfig:
     """
 
     factors: int
+    filter_factors: int
     hyper: Mapping[str, Any]
     items: int
     directory: Path
@@ -178,13 +181,17 @@ class LinearTrainer:
             tensors: dict[str, Any] = {weights.COUNTS: counts}
             factors = self._factors(chosen)
             if factors:
-                vectors, tensors[weights.EIGENVALUES] = self._spectrum(log, counts)
+                vectors, tensors[weights.EIGENVALUES] = self._spectrum(log, counts, factors)
                 tensors |= self._stored(vectors, tensors[weights.EIGENVALUES], chosen)
         return Fitted(tensors, {**chosen.settings, "factors": factors}, tried)
 
     def _factors(self, candidate: Candidate) -> int:
         """Eigenvalues that a candidate uses."""
-        return self.config.factors if math.isfinite(candidate.saturation) else 0
+        if not math.isfinite(candidate.saturation):
+            return 0
+        return min(
+            self.config.factors, self.config.filter_factors if candidate.form == "filter" else self.config.factors
+        )
 
     def arrange(self) -> None:
         """Write the interactions that are trained on, where the split holds some out."""
@@ -209,7 +216,9 @@ class LinearTrainer:
             write_trained(directory, left, Kept(left, None, whole_users=False, validation=hidden), SAMPLE)
         return hidden
 
-    def _spectrum(self, log: Log, counts: NDArray[np.int32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    def _spectrum(
+        self, log: Log, counts: NDArray[np.int32], factors: int
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         with self.session.progress(total=ITERATIONS, unit="pass", label="spectrum") as bar:
 
             def after_iteration() -> None:
@@ -217,8 +226,7 @@ class LinearTrainer:
                 if self.session.stopping:
                     raise KeyboardInterrupt
 
-            config = self.config
-            return spectrum(log, counts, config.factors, seed=config.seed, after_iteration=after_iteration)
+            return spectrum(log, counts, factors, seed=self.config.seed, after_iteration=after_iteration)
 
     def _stored(
         self, vectors: NDArray[np.float32], eigenvalues: NDArray[np.float32], chosen: Candidate
@@ -237,8 +245,9 @@ class LinearTrainer:
         config = self.config
         log = Log(config.directory, config.items, SAMPLE)
         counts = log.counts()
-        spectral = self._spectrum(log, counts) if config.factors else None
-        comparison = _Comparison(log, np.maximum(counts, 1).astype(np.float32)[:, None], spectral)
+        spectral = self._spectrum(log, counts, config.factors) if config.factors else None
+        degrees = np.maximum(counts, 1).astype(np.float32)[:, None]
+        comparison = _Comparison(log, degrees, spectral, config.filter_factors)
         means = self._means(comparison, candidates, hidden)
         open_powers, open_saturations = (config.hyper[name] == AUTO for name in ("degree_power", "saturation"))
         finer = max(means, key=means.__getitem__).neighbours(powers=open_powers, saturations=open_saturations)
@@ -285,6 +294,8 @@ class _Comparison:
     degrees: NDArray[np.float32]
     """Users of each item, shape (items, 1)."""
     spectrum: tuple[NDArray[np.float32], NDArray[np.float32]] | None
+    filter_factors: int
+    """Most eigenvalues of a filter; a spectral model uses all."""
 
     def rankings(
         self, histories: list[NDArray[Any]], power: float, candidates: list[Candidate], depth: int
@@ -306,11 +317,12 @@ class _Comparison:
         for candidate in candidates:
             scores = shared
             if coefficients is not None and self.spectrum is not None and math.isfinite(candidate.saturation):
-                vectors, eigenvalues = self.spectrum
+                used = slice(self.filter_factors if candidate.form == "filter" else None)
+                vectors, eigenvalues = self.spectrum[0][:, used], self.spectrum[1][used]
                 passed = response(eigenvalues, candidate.saturation)
                 if candidate.form == "filter":
                     passed -= eigenvalues
-                scores = np.matmul(vectors, passed[:, None] * coefficients, out=added)
+                scores = np.matmul(vectors, passed[:, None] * coefficients[used], out=added)
                 scores *= self.degrees**b
                 if candidate.form == "filter":
                     scores += shared

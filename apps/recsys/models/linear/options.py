@@ -19,6 +19,9 @@ HYPER: Mapping[str, Any] = {"form": AUTO, "degree_power": AUTO, "saturation": AU
 """Hyper-parameters with their defaults."""
 FACTORS = (512, 256, 128, 64, 32, 0)
 """Eigenvalues unless ``--factors`` says otherwise: as many of these as fit."""
+FILTER_FACTORS = 256
+"""Most eigenvalues of a filter unless ``--factors`` says otherwise. With 512 it read R@20 .1897 on Gowalla, with 256
+.1900; a spectrum alone gains from them (MovieLens-1M: NDCG@20 .991 of EASE's instead of .980)."""
 SHARE = 0.5
 """Share of the users that may be in the sample; other shares were not compared."""
 MOST_USERS = 4000
@@ -28,6 +31,12 @@ SCORED = 200_000_000
 LEAST_USERS = 100
 """Users of the sample, however many items there are."""
 _NUMBERS = {"degree_power": (0.0, 1.0), "saturation": (1e-9, 1e9), "ridge": (1e-3, 1e9)}
+
+
+def ranks(form: str) -> tuple[int, ...]:
+    """Numbers of eigenvalues that the planner may choose, the best first; ``form`` as in ``HYPER``."""
+    most = {"ease": 0, "filter": FILTER_FACTORS}.get(form, FACTORS[0])
+    return tuple(factors for factors in FACTORS if factors <= most)
 
 
 def sample_users(items: int, users: int) -> int:

@@ -103,7 +103,7 @@ def test_fewer_eigenvalues_under_a_smaller_ceiling(plays: Path, run: Run, tmp_pa
     factors = [
         run(*command, "--memory", size).record["plan"]["knobs"]["factors"] for size in ("500MiB", "118MiB", "110MiB")
     ]
-    assert factors[0] == 512 and factors == sorted(factors, reverse=True) and factors[-1] < 256
+    assert factors[0] == 256 and factors == sorted(factors, reverse=True) and factors[-1] < 256
     refused = run(*command, "--memory", "64MiB")
     assert refused.code == 3
     done = run(*command[:-2], "--json", "--memory", refused.record["smallest_feasible_bytes"])
