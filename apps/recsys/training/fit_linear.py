@@ -189,9 +189,8 @@ class LinearTrainer:
         """Eigenvalues that a candidate uses."""
         if not math.isfinite(candidate.saturation):
             return 0
-        return min(
-            self.config.factors, self.config.filter_factors if candidate.form == "filter" else self.config.factors
-        )
+        factors, of_filter = self.config.factors, self.config.filter_factors
+        return min(factors, of_filter) if candidate.form == "filter" else factors
 
     def arrange(self) -> None:
         """Write the interactions that are trained on, where the split holds some out."""
