@@ -115,10 +115,12 @@ def _agreeing(header: Any, affine: Affine) -> tuple[Affine | None, str]:
     plain = np.abs((axes / edges).T @ (axes / edges) - np.eye(3)).max() <= SHEAR_TOLERANCE
     if sizes_agree and plain:
         return affine, "the sform"
+    if not (np.isfinite(sizes).all() and sizes.min() > 0):
+        return None, ""
     qform = _qform(header)
     if qform is not None and abs(np.linalg.det(qform[:3, :3])) > 1e-9:
         return qform, "the qform, which agrees with pixdim"
-    if plain and sizes.min() > 0:
+    if plain:
         scaled = affine.copy()
         scaled[:3, :3] = axes / edges * sizes
         return scaled, "the sform's axes with the sizes of pixdim"

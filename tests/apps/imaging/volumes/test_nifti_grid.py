@@ -68,6 +68,14 @@ def test_a_shear_without_another_form_cannot_be_repaired(tmp_path: Path) -> None
             open_nifti(path, repair=repair)
 
 
+@pytest.mark.parametrize("qform", [None, np.eye(4)])
+def test_an_infinite_size_repairs_nothing(tmp_path: Path, qform: Any) -> None:
+    path = write(tmp_path / "a.nii", np.eye(4), qform, pixdim=(1, np.inf, 1))
+    for repair in (False, True):
+        with refused(BadInput, path, "header"):
+            open_nifti(path, repair=repair)
+
+
 def test_rounding_and_forms_of_different_spaces_are_accepted(tmp_path: Path) -> None:
     near = open_nifti(write(tmp_path / "a.nii", np.diag([0.9375, 0.9375, 1.2, 1]), np.diag([0.93749, 0.9375, 1.2, 1])))
     assert near.notes == () and near.header is not None
