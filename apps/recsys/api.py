@@ -126,7 +126,7 @@ class Recommender:
             Names of columns; default: those with the usual names, else the first column is the user and the next one
             the item, every row counts 1, and rows are in order of time.
         titles
-            Ids and titles of items; answers then have titles.
+            Ids and titles of items; answers then have titles. Further columns are attributes, for ``where``.
         model
             ``"ials"``, ``"bpr"``, ``"embedding"``, ``"linear"`` or ``"popularity"``.
         factors, epochs
@@ -189,6 +189,8 @@ class Recommender:
         k: int = 10,
         exclude: Ids | None = None,
         only: Ids | None = None,
+        where: str | None = None,
+        diversity: float = 0.0,
     ) -> pd.DataFrame:
         """The best items for a user or a history, without those that it has already.
 
@@ -202,6 +204,11 @@ class Recommender:
             Number of items.
         exclude, only
             Items never to recommend; items to choose from.
+        where
+            Attributes that items must have, such as ``"genre in (Comedy, Drama) and year >= 1990"``: the ``--where`` of
+            ``recsys recommend``.
+        diversity
+            How far items should differ from each other: 0 not at all, to 1 (its ``--diversity``).
 
         Returns
         -------
@@ -214,13 +221,13 @@ class Recommender:
         UsageError
             If neither or both of user and history are given, or an argument is wrong.
         BadInput
-            If a user or an item is not in the model; the message names it.
+            If a user or an item is not in the model, or its items have no such attribute; the message names it.
         DoesNotFit
             If the model does not fit.
         """
         if (user is None) == (history is None):
             raise UsageError("recommend: pass either a user or a history")
-        limits = {"exclude": exclude, "only": only}
+        limits = {"exclude": exclude, "only": only, "where": where, "diversity": diversity}
         if history is None:
             users = frames.several(user)
             asked = [user] if users is None else users
@@ -271,21 +278,12 @@ class Recommender:
         with Scratch() as scratch:
             asked, answers = scratch / "questions.arrow", scratch / "answers.arrow"
             largest = frames.write_questions(questions, asked)
-            words: list[object] = [
-                what,
-                self.folder,
-                asked,
-                "-o",
-                answers,
-                "--by",
-                by,
-                "-k",
-                k,
-                "--batch-bytes",
-                largest,
-            ]
-            for name, ids in limits.items():
-                if ids is not None:
+            words: list[object] = [what, self.folder, asked, "-o", answers, "--by", by, "-k", k]
+            words += ["--batch-bytes", largest]
+            for name in ("where", "diversity"):
+                words += [f"--{name}={limits[name]}"] if limits.get(name) is not None else []
+            for name in ("exclude", "only"):
+                if (ids := limits.get(name)) is not None:
                     listed = frames.several(ids)
                     if listed is None:
                         raise UsageError(f"{name}: {ids!r} is not a list of ids")

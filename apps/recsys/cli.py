@@ -27,6 +27,11 @@ TABLE_HELP = (
     " qr, tt, lowrank, pq, frequency. All but full, int8 and int4 are written as float32"
 )
 
+WHERE_HELP = (
+    "choose items by their attributes, the columns of train's --items: 'genre in (Comedy, Drama) and year >= 1990';"
+    " = != < <= > >= in, and, or, not, parentheses"
+)
+
 
 def parser() -> argparse.ArgumentParser:
     """The parser with all commands."""
@@ -38,7 +43,7 @@ def parser() -> argparse.ArgumentParser:
     _train(commands.add_parser("train", help="train a model on interactions"))
     _evaluate(commands.add_parser("evaluate", help="rank all items for held-out users, and report metrics"))
     _recommend(commands.add_parser("recommend", help="recommend items for a user, a history or all users"))
-    _similar(commands.add_parser("similar", help="find the items nearest to one"))
+    _similar(commands.add_parser("similar", help="find the items nearest to one, or the users most like one"))
     _inspect(commands.add_parser("inspect", help="describe a model folder and check its digests"))
     _export(commands.add_parser("export", help="write item vectors and ids, for an index of vectors"))
     _serve(commands.add_parser("serve", help="serve a model over HTTP"))
@@ -92,7 +97,7 @@ def _train(parser: argparse.ArgumentParser) -> None:
     add("--tune", type=main.positive, default=0, metavar="N", help=tune)
     _columns(parser)
     add("--time-col", metavar="NAME", help="for --split leave-last and temporal; default: by common names")
-    add("--items", type=Path, metavar="ITEMS.csv", help="a table with the items' ids and titles")
+    add("--items", type=Path, metavar="ITEMS.csv", help="a table with the items' ids, titles and attributes")
     add("--min-value", type=float, metavar="X", help="leave out rows with a smaller value")
     add("--min-user", type=main.positive, default=1, metavar="N", help="leave out users with fewer rows")
     add("--min-item", type=main.positive, default=1, metavar="N", help="leave out items with fewer rows")
@@ -214,6 +219,9 @@ def _recommend(parser: argparse.ArgumentParser) -> None:
     add("-k", type=main.positive, metavar="N", help="number of items (default 10; with --candidates all)")
     for option, text in (("--exclude", "items never to recommend"), ("--only", "items to choose from")):
         add(option, type=_ids, action="extend", metavar="ID,ID,...", help=text)
+    add("--where", metavar="EXPRESSION", help=WHERE_HELP)
+    diversity = "choose items that differ: maximal marginal relevance, from 0 (off, the default) to 1"
+    add("--diversity", type=float, default=0.0, metavar="X", help=diversity)
     candidates = "rank the items of a file and no others, also those that the history has"
     add("--candidates", type=Path, metavar="FILE", help=candidates)
     add("--keep-seen", action="store_true", help="recommend items that the history has, too")
@@ -237,8 +245,10 @@ class _Many(argparse.Action):
 
 def _similar(parser: argparse.ArgumentParser) -> None:
     _model(parser)
-    parser.add_argument("--item", required=True, metavar="ID")
-    parser.add_argument("-k", type=main.positive, default=10, metavar="N", help="number of items (default 10)")
+    subject = parser.add_mutually_exclusive_group(required=True)
+    subject.add_argument("--item", metavar="ID", help="find the items nearest to this one")
+    subject.add_argument("--user", metavar="ID", help="find the users of the training data who are most like this one")
+    parser.add_argument("-k", type=main.positive, default=10, metavar="N", help="number of items or users (default 10)")
     main.add_common_options(parser)
     command = Command("recsys similar", SimilarRequest.of, recommend.workload, recommend.warm_up, recommend.similar)
     parser.set_defaults(command=command)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import astuple
 from pathlib import Path
@@ -15,6 +16,8 @@ from common.errors import BadInput, UsageError
 if TYPE_CHECKING:
     import pandas as pd
     import pyarrow as pa
+
+log = logging.getLogger("peakline.api")
 
 ROWS = 1 << 15
 """Rows of a batch in a file: the command reads a batch at a time."""
@@ -58,11 +61,27 @@ def write_interactions(frame: Any, wanted: Columns, path: Path) -> tuple[Columns
 
 
 def write_titles(frame: Any, path: Path) -> None:
-    """Write a table of items: the column with their ids, and the one with their titles; raises as above."""
+    """Write a table of items: the column with their ids, the one with their titles, and attributes; raises as above."""
     import pyarrow as pa
 
     item, title = choose_titles(_names(frame, "titles"), "titles")
-    _write(frame, {item: _id_type(frame[item], _kind(frame[item], item)), title: pa.string()}, path)
+    types = {item: _id_type(frame[item], _kind(frame[item], item)), title: pa.string()}
+    for name in frame.columns:
+        if name not in types and (kind := _attribute_type(frame[name])) is not None:
+            types[name] = kind
+    _write(frame, types, path)
+
+
+def _attribute_type(series: pd.Series[Any]) -> pa.DataType | None:
+    """Arrow type of a column; ``None`` where its values have no common type."""
+    import pyarrow as pa
+
+    try:
+        kind = pa.Array.from_pandas(series).type
+    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError):
+        log.info("titles: column %r is left out: its values have no common type", series.name)
+        return None
+    return kind.value_type if pa.types.is_dictionary(kind) else kind
 
 
 def _names(frame: Any, what: str) -> list[str]:

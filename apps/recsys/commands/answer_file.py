@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -26,6 +26,7 @@ from apps.recsys.planning.questions.answer_file import (
     RecommendFileRequest,
     SimilarFileRequest,
 )
+from apps.recsys.planning.questions.diversity import require_choice
 from apps.recsys.serving.service import RecommenderService, UnknownId
 from common.cli import main
 from common.cli.main import Command
@@ -54,6 +55,8 @@ def parser() -> argparse.ArgumentParser:
         one.add_argument("-k", type=main.positive, default=10)
         one.add_argument("--exclude", type=Path)
         one.add_argument("--only", type=Path)
+        one.add_argument("--where")
+        one.add_argument("--diversity", type=float, default=0.0)
         main.add_common_options(one)
         one.set_defaults(command=Command(f"recsys {name}", request.of, workload, warm_up, execute))
     return top
@@ -61,7 +64,9 @@ def parser() -> argparse.ArgumentParser:
 
 def workload(request: AnswerFileRequest, budget: MemoryBudget) -> AnswerFileWorkload:
     """Read the model's manifest; raises as ``recommender.load_manifest``."""
-    return AnswerFileWorkload(request, load_manifest(request.model))
+    manifest = load_manifest(request.model)
+    require_choice(request.where, request.diversity, manifest)
+    return AnswerFileWorkload(request, manifest)
 
 
 def warm_up(request: AnswerFileRequest) -> str:
@@ -85,7 +90,7 @@ def execute(session: CommandSession[AnswerFileRequest, AnswerFileWorkload]) -> M
         service = RecommenderService(request.model, session.workload.manifest)
         writer = None
         with pa.OSFile(str(part), "wb") as sink:
-            for answered, table in _tables(service, request):
+            for answered, table in _tables(service, request, session.say):
                 writer = writer or pa.ipc.new_file(sink, table.schema)
                 writer.write_table(table)
                 questions, lines = questions + answered, lines + table.num_rows
@@ -94,11 +99,13 @@ def execute(session: CommandSession[AnswerFileRequest, AnswerFileWorkload]) -> M
     return {"users": questions, "rows": lines, "k": request.k}
 
 
-def _tables(service: RecommenderService, request: AnswerFileRequest) -> Iterator[tuple[int, Any]]:
+def _tables(
+    service: RecommenderService, request: AnswerFileRequest, say: Callable[[str], object]
+) -> Iterator[tuple[int, Any]]:
     """Tables of answers, each with the number of questions that it answers."""
     lists: list[Sequence[tuple[int, float]]] = []
     first = lines = 0
-    for answer in _answers(service, request):
+    for answer in _answers(service, request, say):
         lists.append(answer)
         lines += len(answer)
         if lines >= LINES:
@@ -125,16 +132,20 @@ def _table(items: IdTable, lists: Sequence[Sequence[tuple[int, float]]], first: 
     return pa.table(columns if titles is None else {**columns, "title": titles})
 
 
-def _answers(service: RecommenderService, request: AnswerFileRequest) -> Iterator[Sequence[tuple[int, float]]]:
+def _answers(
+    service: RecommenderService, request: AnswerFileRequest, say: Callable[[str], object]
+) -> Iterator[Sequence[tuple[int, float]]]:
     """Rows and scores of the items that answer each question, the best first."""
     import numpy as np
 
     model = service.recommender
+    how: dict[str, Any] = {"diversity": request.diversity}
     allowed = None if request.only is request.exclude is None else np.full(len(service.items), request.only is None)
     for path, value in ((request.only, True), (request.exclude, False)):
         if path is not None and allowed is not None:
             named = [id_ for lists in _batches(path) for ids in lists for id_ in ids]
             allowed[_rows(service.items, "item", named)] = value
+    how["allowed"] = service.passing(request.where, allowed, say)
     for asked in _batches(request.questions):
         what, table = ("user", service.users) if request.by == "user" else ("item", service.items)
         rows = iter(_rows(table, what, [id_ for ids in asked for id_ in ids]))
@@ -142,10 +153,10 @@ def _answers(service: RecommenderService, request: AnswerFileRequest) -> Iterato
             own = np.array([next(rows) for _ in ids], np.int64)
             if request.by == "user":
                 history = model.history
-                yield model.recommend(history.items(own[0]), history.values(own[0]), request.k, allowed=allowed)
+                yield model.recommend(history.items(own[0]), history.values(own[0]), request.k, **how)
             elif request.by == "history":
                 own = np.unique(own)
-                yield model.recommend(own, np.ones(len(own), np.float32), request.k, allowed=allowed)
+                yield model.recommend(own, np.ones(len(own), np.float32), request.k, **how)
             else:
                 yield model.similar(int(own[0]), request.k)
 

@@ -202,9 +202,9 @@ def score(
     counts = {"new_users": 0, "trained": 0}
     popular = None
     if not trained_on_all and (held_out.lengths == np.diff(recommender.history.indptr)[held_out.users]).any():
-        popular = popularity.fit(
-            recommender.history, Kept.of(recommender.history, heldout, manifest["split"]), items=len(owners)
-        )[:, 0]
+        history, popular = recommender.history, recommender.recent_shares
+        if popular is None:
+            popular = popularity.fit(history, Kept.of(history, heldout, manifest["split"]), items=len(owners))[:, 0]
     with session.progress(total=len(held_out), unit="user", label="evaluate") as bar:
 
         def after_block(users: int) -> None:

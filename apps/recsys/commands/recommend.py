@@ -8,10 +8,13 @@ from collections.abc import Callable, Iterable, Mapping
 from itertools import chain, islice
 from typing import Any
 
+from apps.recsys.data.attributes.stored import listed
 from apps.recsys.models.recommender import load_manifest, read_manifest
 from apps.recsys.planning.answer import AnswerWorkload
 from apps.recsys.planning.baselines import warm_up_for
+from apps.recsys.planning.questions.diversity import require_choice
 from apps.recsys.planning.questions.files import read_ids
+from apps.recsys.planning.questions.like_users import require_tastes
 from apps.recsys.planning.questions.recommend_requests import RecommendRequest
 from apps.recsys.planning.requests import AnswerRequest, SimilarRequest
 from apps.recsys.serving.service import Ranked, RecommenderService, UnknownId
@@ -29,6 +32,9 @@ def workload(request: AnswerRequest, budget: MemoryBudget) -> AnswerWorkload:
         As ``recommender.load_manifest`` and ``read_ids``.
     """
     manifest = load_manifest(request.model)
+    require_choice(request.where, request.diversity, manifest)
+    if isinstance(request, SimilarRequest) and request.user is not None:
+        require_tastes(manifest)
     if isinstance(request, RecommendRequest):
         reading = (budget, request.threads)
         if request.history_file is not None:
@@ -65,30 +71,48 @@ def _ranked(service: RecommenderService, request: RecommendRequest, say: Callabl
     """The best items; for somebody of whom the model knows nothing, those that most users had."""
     option = "--only" if request.candidates is None else "--candidates"
     allowed = service.items.allowed(request.only, request.exclude, say, option=option, strict=request.strict)
-    k, keep_seen = request.k, request.keep_seen
+    allowed = service.passing(request.where, allowed, say)
+    k = request.k
+    how: dict[str, Any] = {"keep_seen": request.keep_seen, "diversity": request.diversity}
     if request.user is not None:
         if service.users.row(request.user) is not None:
-            return service.ranked(request.user, (), k, allowed, keep_seen=keep_seen)
+            return service.ranked(request.user, (), k, allowed, **how)
         if request.strict or not service.users.possible(request.user):
             raise UnknownId("user", request.user)
         say(f"user {request.user!r} is not in the model, and is shown popular items: scores are numbers of users")
-        return service.popular(k, allowed)
+        return service.popular(k, allowed, diversity=request.diversity)
     rows, line = service.items.known_rows(request.history, "history", strict=request.strict)
     if line:
         say(line)
     if len(rows):
-        return service.ranked_rows(rows, k, allowed, keep_seen=keep_seen)
+        return service.ranked_rows(rows, k, allowed, **how)
     say("the history has no item of the model, and is shown popular items: scores are numbers of users")
-    return service.popular(k, allowed)
+    return service.popular(k, allowed, diversity=request.diversity)
 
 
 def similar(session: CommandSession[SimilarRequest, AnswerWorkload]) -> Mapping[str, Any]:
-    """Find the items nearest to one."""
+    """Find the items nearest to one, or the users most like one."""
     request = session.request
     with session.phase("answer"):
-        answer = RecommenderService(request.model, session.workload.manifest).similar(request.item, request.k)
+        if request.user is not None:
+            return _like_users(session, request.user)
+        answer = RecommenderService(request.model, session.workload.manifest).similar(str(request.item), request.k)
         width = max([2, *(len(str(item["id"])) for item in answer)])
         return _results(answer, width, prints=request.prints)
+
+
+def _like_users(session: CommandSession[SimilarRequest, AnswerWorkload], user: str) -> Mapping[str, Any]:
+    """Print the users most like one, or return them for the record."""
+    request, manifest = session.request, session.workload.manifest
+    service = RecommenderService(request.model, manifest)
+    with session.progress(total=manifest["users"], unit="user", label="similar") as bar:
+        answer = service.like_user(user, request.k, threads=session.threads, done=bar.update)
+    if request.prints:
+        width = max([2, *(len(str(one["id"])) for one in answer)])
+        sys.stdout.write(f"{'#':>3}  {'id':<{width}}  {'score':>8}\n")
+        for rank, one in enumerate(answer, 1):
+            sys.stdout.write(f"{rank:>3}  {terminal.escaped(str(one['id'])):<{width}}  {one['score']:>8.4f}\n")
+    return {"users": [] if request.prints else answer}
 
 
 def _results(answers: Iterable[dict[str, Any]], width: int, *, prints: bool) -> Mapping[str, Any]:
@@ -131,6 +155,7 @@ def inspect(args: argparse.Namespace) -> int:
         f"{manifest['kind']}, {manifest['factors']} factors ({manifest['table']} table), made by {manifest['made_by']}",
         f"{manifest['users']:,} users, {manifest['items']:,} items, {manifest['interactions']:,} interactions",
         f"{hyper}, split {manifest['split']}, seed {manifest['seed']}",
+        *([f"attributes: {listed(found)}"] if (found := manifest.get("attributes")) else []),
         f"{len(manifest['files'])} files, {format_size(size)}, every digest right",
     ):
         sys.stdout.write(line + "\n")

@@ -17,13 +17,16 @@ from typing import TYPE_CHECKING, Any
 from apps.recsys.commands import list_files, many
 from apps.recsys.commands.many import Part
 from apps.recsys.data import arrow_numpy, ingest
+from apps.recsys.data.attributes.passing import limited
 from apps.recsys.data.id_table import IdTable, unknown_line
 from apps.recsys.data.questions.subjects import Subjects
 from apps.recsys.models import popularity
 from apps.recsys.models.catalogue_search import Catalogue
+from apps.recsys.models.likeness.diversity import diverse, rerank, shortlist
 from apps.recsys.models.recommender import Recommender, load_manifest, read_manifest
 from apps.recsys.models.top_k import best_items
 from apps.recsys.planning.baselines import ANSWERING, warm_up_for
+from apps.recsys.planning.questions.diversity import require_choice
 from apps.recsys.planning.questions.files import read_ids
 from apps.recsys.planning.questions.recommend_requests import RecommendAllRequest
 from apps.recsys.planning.recommend_all import RecommendAllWorkload, part_users
@@ -55,6 +58,7 @@ def workload(request: RecommendAllRequest, budget: MemoryBudget) -> RecommendAll
         The ids alone need more than the ceiling.
     """
     manifest = load_manifest(request.model)
+    require_choice(request.where, request.diversity, manifest)
     if request.candidates is not None:
         ids = read_ids(request.candidates, "item", "--candidates", budget, request.threads)
         request = request.with_candidates(ids)
@@ -153,10 +157,16 @@ class Ranker:
         self.recommender = Recommender(directory, manifest)
         option = "--only" if request.candidates is None else "--candidates"
         allowed = self.items.allowed(request.only, request.exclude, session.say, option=option, strict=request.strict)
+        allowed = limited(allowed, request.where, directory, manifest, session.say)
         subjects, history = session.workload.subjects, self.recommender.history
         some_empty = subjects.popular if subjects is not None else (history.indptr[1:] == history.indptr[:-1]).any()
-        popular = popularity.best(history, self.k, items=manifest["items"], allowed=allowed) if some_empty else []
-        self.popular = popular
+        self.listed = shortlist(self.k, request.diversity)
+        """Items of a shortlist, from which a list is chosen."""
+        popular: list[tuple[int, float]] = []
+        if some_empty:
+            shares = self.recommender.recent_shares
+            popular = popularity.best(history, self.listed, items=manifest["items"], allowed=allowed, shares=shares)
+        self.popular = diverse(popular, self.recommender.scorer, self.k, request.diversity)
         """Rows and scores of the items for those without a history."""
         self.allowed, factors = allowed, self.recommender.factors
         self.catalogue = None if factors is None else Catalogue(factors.item_factors, allowed)
@@ -254,11 +264,28 @@ class Ranker:
             scorer, samples = self.recommender.scorer, [(items[span], values[span]) for span in spans]
             scores = scorer.scores(samples, scorer.workspace(len(spans)))
             own = [items[:0] if self.request.keep_seen else some for some, _ in samples]
-            return best_items(scores, own, self.allowed, self.k)
+            return self.chosen(*best_items(scores, own, self.allowed, self.listed))
         users = np.stack([factors.fold_in(items[span], values[span]) for span in spans])
         owner = np.repeat(np.arange(len(spans)), np.diff(offsets))
         seen = (owner[:0], items[:0]) if self.request.keep_seen else (owner, items)
-        return self.catalogue.best(users, seen, self.k)
+        return self.chosen(*self.catalogue.best(users, seen, self.listed))
+
+    def chosen(
+        self, rows: NDArray[np.int32], scores: NDArray[np.float64]
+    ) -> tuple[NDArray[np.int32], NDArray[np.float64]]:
+        """Choose the lists from shortlists, shape (n, listed) each; these themselves without ``--diversity``."""
+        import numpy as np
+
+        diversity, k = self.request.diversity, self.k
+        if not diversity:
+            return rows, scores
+        lists = np.full((len(rows), k), -1, np.int32), np.full((len(rows), k), -np.inf)
+        for user in range(len(rows)):
+            some = rows[user, rows[user] >= 0]
+            closeness = self.recommender.scorer.closeness(some)
+            order = rerank(scores[user, : len(some)], closeness, k, diversity)
+            lists[0][user, : len(order)], lists[1][user, : len(order)] = some[order], scores[user, order]
+        return lists
 
 
 def _continue(parts: Path, work: RecommendAllWorkload) -> int:

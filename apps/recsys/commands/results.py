@@ -31,6 +31,8 @@ class DataResults(TypedDict):
     """Users with held-out items."""
     titled: Count
     """Items with a title."""
+    left_out: list[tuple[str, str]]
+    """Columns of the items' table that are no attributes, each with the reason."""
     new_users: Count
     """Users with held-out items of whom training saw nothing."""
     columns: list[ColumnNames]
@@ -108,6 +110,21 @@ class ItemsResults(TypedDict):
     """The best first."""
 
 
+class ScoredUser(TypedDict):
+    """A user who is like another, and how far."""
+
+    id: int | str
+    score: float
+    """Cosine."""
+
+
+class UsersResults(TypedDict):
+    """Results of ``recsys similar --user``."""
+
+    users: list[ScoredUser]
+    """The nearest first."""
+
+
 class AllUsersResults(TypedDict):
     """Results of ``recsys recommend`` with ``--all-users``, ``--users`` or ``--histories``."""
 
@@ -170,7 +187,7 @@ RESULTS: Mapping[str, tuple[Any, ...]] = {
     "recsys train": (TrainResults,),
     "recsys evaluate": (EvaluateResults,),
     "recsys recommend": (ItemsResults, AllUsersResults),
-    "recsys similar": (ItemsResults,),
+    "recsys similar": (ItemsResults, UsersResults),
     "recsys export": (ExportResults,),
     "recsys size": (SizeResults,),
 }

@@ -7,11 +7,13 @@ import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, replace
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from apps.recsys.commands import evaluate
 from apps.recsys.data import ingest, readers, splits
+from apps.recsys.data.attributes.collect import described
 from apps.recsys.data.csr_store import History
 from apps.recsys.data.splits import HeldOut, Kept
 from apps.recsys.models import recommender, search_space, weights
@@ -60,7 +62,7 @@ def workload(request: TrainRequest, budget: MemoryBudget) -> TrainWorkload:
     model_folder.check_output(request.output, "recsys")
     data = request.data
     inputs = ingest.open_inputs(
-        data.paths, data.columns, data.items, data.filters, request.split, request.seed, data.layout
+        data.paths, data.columns, data.items, data.filters, request.split, request.seed, data.layout, data.needs_times
     )
     ceiling = budget.host_bytes
     if ceiling < resident() + ARROW_BYTES:
@@ -149,6 +151,7 @@ def _manifest_fields(work: TrainWorkload) -> dict[str, Any]:
         "hyper": dict(hyper),
         "split": request.split,
         "seed": request.seed,
+        **({"attributes": list(facts.attributes)} if facts.attributes else {}),
         **({"columns": asdict(work.inputs.sources[0].columns)} if work.inputs else {}),
         **({"min_value": request.data.filters.min_value} if request.data.filters.min_value is not None else {}),
     }
@@ -167,6 +170,8 @@ def _print_sizes(session: CommandSession[TrainRequest, TrainWorkload], facts: in
         table, title = inputs.titles
         which = f"item={table.columns.item} title={title} in {table.path.name}"
         session.say(f"titles: {which}; {facts.titled:,} of {facts.items:,} items have one")
+    for line in described(facts.attributes, facts.left_out):
+        session.say(line)
 
 
 def _tune(work: TrainWorkload, session: Session) -> tuning.SearchResult:
@@ -273,8 +278,8 @@ def _move_into_place(directory: Path, output: Path) -> None:
     """Move the files into the model folder, which does not count as a model until it is sealed."""
     output.mkdir(parents=True, exist_ok=True)
     model_folder.unseal(output)
-    held_out = (*output.glob("heldout.*.npy"), *output.glob("trained.*.npy"))
-    for stale in (*held_out, output / EASE, output / "evaluation.json"):
+    of_before = (output.glob(f"{name}.*.npy") for name in ("heldout", "trained", "attribute"))
+    for stale in (*chain(*of_before), output / EASE, output / "evaluation.json"):
         stale.unlink(missing_ok=True)
     for path in sorted(directory.iterdir()):
         with path.open("rb") as stream:

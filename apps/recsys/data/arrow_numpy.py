@@ -111,6 +111,17 @@ def valid(column: Any) -> NDArray[np.bool_]:
     return np.unpackbits(np.frombuffer(bits, np.uint8), count=last, bitorder="little")[column.offset :].astype(bool)
 
 
+def truths(column: Any) -> NDArray[np.bool_]:
+    """The truth values of a boolean array as a mask, shape (n,); a null is False."""
+    import numpy as np
+
+    if not len(column):
+        return np.zeros(0, bool)
+    last = column.offset + len(column)
+    bits = np.unpackbits(np.frombuffer(column.buffers()[1], np.uint8), count=last, bitorder="little")
+    return bits[column.offset :].astype(bool) & valid(column)
+
+
 def floats(column: Any) -> NDArray[np.float64]:
     """The numbers of a float64 array with NaN for null; a copy only if there are nulls."""
     import numpy as np

@@ -107,6 +107,12 @@ def choose_titles(names: Sequence[str], where: str) -> tuple[str, str]:
     return item, title
 
 
+def choose_attributes(names: Sequence[str], item: str, title: str) -> list[str]:
+    """The columns of a table of items that describe them: all but the ids, and the titles where their name says so."""
+    titles = _by_name(names, TITLE_NAMES, taken={item})
+    return [name for name in names if name not in (item, title if title == titles else None)]
+
+
 def named_column(names: Sequence[str], what: str) -> str | None:
     """The column that is named like ids of a ``"user"`` or an ``"item"``, or just ``id``; ``None``: there is none."""
     usual = {"user": USER_NAMES, "item": ITEM_NAMES}.get(what, ())

@@ -15,6 +15,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from apps.recsys.data import arrow_numpy, readers, splits, staging
+from apps.recsys.data.attributes.collect import (
+    ENTRY_BYTES,
+    ITEM_BYTES,
+    LINE_BYTES,
+    SEPARATOR,
+    TEXT_BYTES,
+    VALUE_BYTES,
+    Collected,
+    collect,
+)
+from apps.recsys.data.attributes.stored import Attribute
+from apps.recsys.data.columns import choose_attributes
 from apps.recsys.data.csr_store import History
 from apps.recsys.data.formats import kinds
 from apps.recsys.data.formats.lines import json_object
@@ -31,6 +43,14 @@ from common.files import Workspace
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+TITLE_BYTES, TITLE_TIMES = 96, 2
+"""Memory of an item's title while titles are read, besides its text: an object of Python and its place; and copies of
+all texts."""
+ATTRIBUTE_BYTES = LINE_BYTES + ITEM_BYTES + VALUE_BYTES + ENTRY_BYTES
+"""Memory of a line of the table of items while one of its columns is read, at most."""
+PACKED_TIMES = 20
+"""Memory of a table in Parquet or Arrow by its size, where it could not be read: a guess, for a refusal."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +83,12 @@ class Facts:
     """Interactions that training does not see."""
     titled: int = 0
     """Items with a title."""
+    attributes: tuple[Attribute, ...] = ()
+    """Attributes of the items, as ``model.json`` describes them."""
+    left_out: tuple[tuple[str, str], ...] = ()
+    """Columns of the items' table that are no attributes, each with the reason."""
+    describing: int = 0
+    """Memory of titles and attributes while they are read, by their sizes."""
     new_users: int = 0
     """Users to score of whom training sees nothing, in a split by time."""
 
@@ -76,6 +102,10 @@ class Inputs:
     filters: Filters
     split: str
     seed: int
+    attributes: tuple[str, ...] = ()
+    """Columns of the table of titles that become attributes."""
+    timed: str = ""
+    """The option that needs times, which are then kept as ``history.times.npy``; empty: only a split may use them."""
 
 
 def workspace(output: Path) -> Workspace:
@@ -91,7 +121,7 @@ def ingest(inputs: Inputs, directory: Path) -> Facts:
     BadInput
         As ``staging.stage`` and ``splits.hold_out``.
     """
-    timed = inputs.split in splits.TIMED
+    timed = inputs.split in splits.TIMED or bool(inputs.timed)
     users, items = Vocabulary(directory, "user"), Vocabulary(directory, "item")
     staged = staging.stage(inputs.sources, directory, users, items, filters=inputs.filters, timed=timed)
     assert staged.user_rows is not None and staged.item_rows is not None
@@ -100,20 +130,26 @@ def ingest(inputs: Inputs, directory: Path) -> Facts:
     kept = staged.item_rows > 0
     titles = _titles(inputs.titles, items, kept)
     titled = 0 if titles is None else len(titles) - titles.null_count
+    describing = 0 if titles is None else TITLE_BYTES * len(kept) + TITLE_TIMES * titles.nbytes
     write_table(directory / "items.parquet", items.ids(kept), titles)
+    del titles
+    collected = _attributes(inputs.titles, inputs.attributes, items, kept, directory)
     users.close()
     items.close()
-    del users, items, kept, titles
+    del users, items, kept
     sizes = staging.build(staged, directory, timed=timed)
     held_out = _hold_out(inputs, directory) if inputs.split != "none" else {}
-    for path in directory.glob("history.times.npy"):
-        path.unlink()
+    if not inputs.timed:
+        (directory / "history.times.npy").unlink(missing_ok=True)
     return Facts(
         rows=staged.rows,
         ids=ids,
         bucket=staged.largest_bucket,
         dropped=tuple(staged.dropped.items()),
         titled=titled,
+        attributes=tuple(collected.attributes),
+        left_out=tuple(collected.left_out),
+        describing=max(describing, collected.bytes),
         **sizes,
         **held_out,
     )
@@ -150,6 +186,19 @@ def _titles(titles: tuple[Source, str] | None, items: Vocabulary, keep: NDArray[
     return arrow_numpy.text(title for title, kept in zip(by_number, keep, strict=True) if kept)
 
 
+def _attributes(
+    titles: tuple[Source, str] | None,
+    names: Sequence[str],
+    items: Vocabulary,
+    keep: NDArray[np.bool_],
+    directory: Path,
+) -> Collected:
+    """Write other columns of the table of titles as attributes of the kept items."""
+    if titles is None:
+        return Collected([], [], 0)
+    return collect(titles[0], names, items, keep, directory)
+
+
 def count(inputs: Inputs) -> Facts:
     """Upper bounds of the sizes, found without Arrow: for a ceiling under which Arrow cannot be loaded.
 
@@ -171,7 +220,25 @@ def count(inputs: Inputs) -> Facts:
                 items.update(user_items)
     rows, longest = users.total(), max(users.values(), default=0)
     bucket = min(rows, staging.BUCKET_ROWS + longest)  # a bucket ends with a whole user
-    return Facts(rows, len(users), len(items), rows, longest, len(users) + len(items), bucket)
+    ids = len(users) + len(items)
+    return Facts(
+        rows, len(users), len(items), rows, longest, ids, bucket, describing=_described_at_most(inputs, len(items))
+    )
+
+
+def _described_at_most(inputs: Inputs, items: int) -> int:
+    """Memory that titles and attributes take at most, by the size of their table."""
+    if inputs.titles is None:
+        return 0
+    source, _ = inputs.titles
+    size = source.path.stat().st_size
+    if source.needs_arrow:
+        return PACKED_TIMES * size
+    entries = 0
+    with open_text(source.path) as stream, suppress(UnicodeDecodeError, EOFError):
+        entries = sum(1 + line.count(SEPARATOR) for line in stream)
+    attributes = bool(inputs.attributes) * (ATTRIBUTE_BYTES * entries + min(size, TEXT_BYTES))
+    return max(TITLE_BYTES * items + TITLE_TIMES * size, attributes)
 
 
 def _plain_rows(source: Source, stream: Any) -> Iterator[list[str]]:
@@ -201,6 +268,7 @@ def open_inputs(
     split: str,
     seed: int,
     layout: readers.Layout = readers.Layout(),
+    timed: str = "",
 ) -> Inputs:
     """Check the headers of all files.
 
@@ -218,20 +286,28 @@ def open_inputs(
         Way in which evaluation items are held out, and its seed.
     layout
         Layout of text files, as far as the user states it.
+    timed
+        Another option than the split that needs times; empty: none.
 
     Raises
     ------
     BadInput
-        As ``expanded``, ``readers.open_source`` and ``readers.open_titles``; the split needs times that a file lacks.
+        As ``expanded``, ``readers.open_source`` and ``readers.open_titles``; the split or ``timed`` needs times that a
+        file lacks.
     """
     sources = tuple(
         readers.open_source(path, columns, layout, partitions=partitions) for path, partitions in expanded(paths)
     )
     untimed = next((source for source in sources if source.columns.time is None), None)
-    if split in splits.TIMED and untimed is not None:
+    option = f"--split {split}" if split in splits.TIMED else timed
+    if option and untimed is not None:
+        other = "--split random or user-holdout" if split in splits.TIMED else "no window"
         raise BadInput(
-            f"{untimed.path}: --split {split} needs times, and no column is known as one (it has"
-            f" {', '.join(untimed.names)}); name it with --time-col, or take --split random or user-holdout",
-            public="no times for the split",
+            f"{untimed.path}: {option} needs times, and no column is known as one (it has"
+            f" {', '.join(untimed.names)}); name it with --time-col, or take {other}",
+            public="no times for the split" if split in splits.TIMED else "no times for the window",
         )
-    return Inputs(sources, readers.open_titles(titles) if titles else None, filters, split, seed)
+    table, attributes = readers.open_titles(titles) if titles else None, []
+    if table is not None:
+        attributes = choose_attributes(table[0].names, str(table[0].columns.item), table[1])
+    return Inputs(sources, table, filters, split, seed, tuple(attributes), timed)

@@ -9,7 +9,7 @@ Arrow parses one block of text at a time. Ids are read as text, so any type of i
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,8 @@ BLOCK_BYTES = 1 << 19
 """Bytes of text parsed at a time."""
 PARQUET_ROWS = 1 << 13
 """Rows of Parquet or Arrow converted at a time (a batch of ids of 64 letters: 1.2 MiB). More is not faster."""
+_MOVIES = ("item", "title", "genres")
+"""Columns of MovieLens's table of items, which has no header."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +140,7 @@ def open_source(
 
 
 def open_titles(path: Path) -> tuple[Source, str]:
-    """Check a table of items and titles.
+    """Check a table of items and titles. One without a header is MovieLens's: ``id::title::genres``.
 
     Returns
     -------
@@ -150,13 +152,16 @@ def open_titles(path: Path) -> tuple[Source, str]:
     BadInput
         As ``header``, or there is no column for the titles.
     """
-    names, delimiter, headed, _, columnar = header(path)
+    names, delimiter, headed, unpacking_bytes, columnar = header(path)
+    if delimiter == "::" and not headed:
+        names = [*_MOVIES, *names[len(_MOVIES) :]][: len(names)]
     item, title = choose_titles(names, str(path))
-    return Source(path, Columns(item=item), delimiter, tuple(names), headed, parquet=columnar), title
+    source = Source(path, Columns(item=item), delimiter, tuple(names), headed, parquet=columnar)
+    return replace(source, unpacking_bytes=unpacking_bytes), title
 
 
 def batches(
-    source: Source, names: Sequence[str], *, number: str | None = None, time: str | None = None
+    source: Source, names: Sequence[str], *, number: str | None = None, time: str | None = None, raw: bool = False
 ) -> Iterator[Any]:
     """Read a file as Arrow record batches.
 
@@ -170,6 +175,8 @@ def batches(
         The column among them that holds numbers, converted to float64.
     time
         The column among them that holds times: numbers, or dates, which become seconds since 1970; float64.
+    raw
+        True to leave columns as they are: text, or a file's own types. Arrays in JSON lines become text with ``|``.
 
     Raises
     ------
@@ -179,14 +186,14 @@ def batches(
     import pyarrow as pa
 
     fixed = dict(source.partitions)
-    read = _batches(source, [name for name in names if name not in fixed], number)
+    read = _batches(source, [name for name in names if name not in fixed], number, joins=raw)
     try:
         for batch in read:
             columns = []
             for name in names:
                 column = _constant(fixed[name], batch.num_rows) if name in fixed else batch.column(name)
                 try:
-                    columns.append(_converted(column, name, source, number, time))
+                    columns.append(column if raw else _converted(column, name, source, number, time))
                 except kinds.Unreadable as error:
                     raise BadInput(f"{source.path}: column {name!r}: {error}", public="unreadable input") from None
             yield pa.RecordBatch.from_arrays(columns, names=list(names))
@@ -209,11 +216,11 @@ def _constant(text: str, rows: int) -> Any:
     return arrow_numpy.text([text] * rows)
 
 
-def _batches(source: Source, names: list[str], number: str | None) -> Iterator[Any]:
+def _batches(source: Source, names: list[str], number: str | None, *, joins: bool) -> Iterator[Any]:
     if source.parquet:
         return _arrow_batches(source, names) if is_arrow(source.path) else _parquet_batches(source, names)
     if source.delimiter == JSON:
-        return json_batches(source.path, names)
+        return json_batches(source.path, names, joins=joins)
     return list_batches(source.path) if source.lists else _csv_batches(source, names, number)
 
 

@@ -16,12 +16,14 @@ WORDS = (
 """Word in the titles of a cluster's items, so that recommendations can be judged by eye."""
 LOYALTY = 0.75
 """Share of a user's items that come from its own cluster."""
+LIVE, FIRST_YEAR, YEARS = 5, 1960, 60
+"""Every fifth item is of a second genre; years begin again after sixty items."""
 
 
 def write(
     directory: Path, *, users: int = 600, items: int = 400, mean: float = 30.0, clusters: int = 8, seed: int = 0
 ) -> tuple[Path, Path]:
-    """Write ``interactions.csv`` (user, item, count, time) and ``items.csv`` (item, title).
+    """Write ``interactions.csv`` (user, item, count, time) and ``items.csv`` (item, title, genre, year).
 
     Parameters
     ----------
@@ -61,8 +63,11 @@ def write(
             )
     with names.open("w", newline="", encoding="utf-8") as stream:
         rows = csv.writer(stream)
-        rows.writerow(["item", "title"])
-        rows.writerows([item, f"{WORDS[cluster[item]]} No. {item // clusters + 1}"] for item in range(items))
+        rows.writerow(["item", "title", "genre", "year"])
+        for item in range(items):
+            word = WORDS[cluster[item]]
+            live = "|live" if item % LIVE == 0 else ""
+            rows.writerow([item, f"{word} No. {item // clusters + 1}", word + live, FIRST_YEAR + item % YEARS])
     return pairs, names
 
 

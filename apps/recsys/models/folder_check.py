@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from apps.recsys.data.attributes import stored
 from apps.recsys.models import weights
 from apps.recsys.models.linear.ease import FILE as EASE
 from apps.recsys.models.manifest import spectrum_bits
@@ -62,12 +63,27 @@ def check_files(directory: Path, manifest: Mapping[str, Any]) -> None:
         raise BadInput(f"{directory}: trained.indptr.npy has not {users:,} users", public="model file corrupt")
     if "trained.indptr.npy" in files:
         _length(directory / "trained.items.npy", "<i4")
+    for number, attribute in enumerate(manifest.get("attributes", ())):
+        for name, (kind, length) in stored.arrays(number, attribute, items).items():
+            if name not in files:
+                raise BadInput(f"{directory}: the manifest lists no {name}", public="model incomplete")
+            if (there := _length(directory / name, kind)) != length:
+                raise BadInput(
+                    f"{directory / name}: {there:,} numbers, the manifest says {length:,}", public="model file corrupt"
+                )
     factors = None if manifest["kind"] == "popularity" else manifest["factors"]
-    is_ease = linear and manifest["hyper"]["form"] == "ease"
-    if is_ease and _length(directory / EASE, "<f4") != items * items:
-        raise BadInput(f"{directory / EASE}: has not {items:,} x {items:,} weights", public="model file corrupt")
-    bits = spectrum_bits(manifest)
+    is_ease, bits = _has_ease(directory, manifest), spectrum_bits(manifest)
     weights.check(directory / weights.WEIGHTS, items=items, factors=factors, linear=linear, is_ease=is_ease, bits=bits)
+
+
+def _has_ease(directory: Path, manifest: Mapping[str, Any]) -> bool:
+    """True for EASE, whose weights then are of the right size."""
+    if manifest["kind"] != "linear" or manifest["hyper"]["form"] != "ease":
+        return False
+    items = manifest["items"]
+    if _length(directory / EASE, "<f4") != items * items:
+        raise BadInput(f"{directory / EASE}: has not {items:,} x {items:,} weights", public="model file corrupt")
+    return True
 
 
 def _check_parquet(path: Path) -> None:

@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, NotRequired, TypedDict
 
+from apps.recsys.data.attributes import stored
+from apps.recsys.data.attributes.stored import Attribute
 from common import model_folder, typed_json
 from common.errors import BadInput
 
@@ -51,6 +53,8 @@ class ModelFields(TypedDict):
     """Columns of the first file that it was trained on."""
     min_value: NotRequired[float]
     """Rows with a smaller value were left out."""
+    attributes: NotRequired[list[Attribute]]
+    """Attributes of the items, for ``--where``."""
 
 
 class RecommenderManifest(ModelFields, model_folder.Manifest):
@@ -89,7 +93,7 @@ class _LinearHyper(TypedDict):
 
 
 class _PopularityHyper(TypedDict):
-    pass
+    window: NotRequired[str]
 
 
 HYPER: Mapping[str, Any] = {
@@ -121,6 +125,11 @@ def check_hyper(directory: Path, manifest: RecommenderManifest) -> RecommenderMa
             f"{path}: a model of kind {kind!r}; this version reads {', '.join(HYPER)}", public="model of another kind"
         )
     typed_json.require(manifest["hyper"], HYPER[kind], path=path, what="model manifest", location="hyper")
+    names = [attribute["name"] for attribute in manifest.get("attributes", [])]
+    if len(names) > stored.MOST or len(set(names)) < len(names):
+        raise BadInput(
+            f"{path}: two attributes of one name, or more than {stored.MOST}", public="model manifest invalid"
+        )
     if not manifest["factors"] and (kind != "linear" or manifest["hyper"]["form"] == "spectral"):
         raise BadInput(f"{path}: factors must be at least 1", public="model manifest invalid")
     return manifest

@@ -1,16 +1,116 @@
-"""The baseline model: every user gets the most popular items."""
+"""The baseline model: every user gets the most popular items, of all time or of the last hours, days or weeks."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import re
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
 
-from apps.recsys.data.csr_store import History
+from apps.recsys.data.csr_store import History, NpyReader
 from apps.recsys.data.splits import Kept
 from apps.recsys.models.top_k import top_k
+from common.errors import BadInput, UsageError
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+
+ALL = "all"
+"""Window without a bound."""
+HYPER: Mapping[str, Any] = {"window": ALL}
+"""Hyper-parameters with their defaults."""
+UNITS = {"h": 3600, "d": 86_400, "w": 604_800}
+"""Units of a window, in seconds."""
+SCALES = ((1e17, 1e9, "nanoseconds"), (1e14, 1e6, "microseconds"), (1e11, 1e3, "milliseconds"))
+"""Times from so large a number on are not seconds since 1970, which would be the year 5138; how many make a second."""
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def window_seconds(window: str) -> float | None:
+    """Length of a window in seconds; ``None`` for all time.
+
+    Raises
+    ------
+    UsageError
+        It is neither ``all`` nor a positive number with a unit.
+
+    Examples
+    --------
+    >>> window_seconds("7d"), window_seconds("1.5h"), window_seconds("all")
+    (604800.0, 5400.0, None)
+    """
+    if window == ALL:
+        return None
+    match = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)([hdw])", window, re.ASCII)
+    if match is None or not float(match[1]):
+        raise UsageError(
+            f"--set window={window}: expected all, or a number of hours, days or weeks, such as 12h, 7d or 2w"
+        )
+    return float(match[1]) * UNITS[match[2]]
+
+
+def fit_window(
+    history: History, kept: Kept, times: NpyReader, window: float, *, items: int, say: Callable[[str], object]
+) -> NDArray[np.float32]:
+    """Share of the users that had each item in a window, which ends with the newest interaction that is trained on.
+
+    Parameters
+    ----------
+    history, kept, items
+        As for ``fit``.
+    times
+        Time of the last of a user's interactions with an item, in the order of ``history``: seconds since 1970, or
+        thousandths, millionths or billionths of seconds, which the newest one tells (``SCALES``).
+    window
+        Length in seconds. The time at its beginning belongs to it.
+    say
+        Called with a line about the window.
+
+    Returns
+    -------
+    NDArray
+        As of ``fit``.
+
+    Raises
+    ------
+    BadInput
+        A time is infinite.
+    """
+    import numpy as np
+
+    def part(start: int, stop: int) -> tuple[NDArray[np.int32], NDArray[np.float64]]:
+        mask = kept.mask(start, stop)
+        when = times[slice(int(history.indptr[start]), int(history.indptr[stop]))]
+        return history.items(start, stop)[mask], when[mask]
+
+    newest, trained = -np.inf, 0
+    for start, stop in history.blocks():
+        _, when = part(start, stop)
+        newest, trained = max(newest, float(when.max(initial=-np.inf))), trained + len(when)
+    if not np.isfinite(newest):
+        raise BadInput(f"--set window: the newest time is {newest}", public="time out of range")
+    scale, unit = next(((scale, f" (times are {unit})") for least, scale, unit in SCALES if newest >= least), (1.0, ""))
+    first, recent, counts = newest - window * scale, 0, np.zeros(items, np.int64)
+    for start, stop in history.blocks():
+        rows, when = part(start, stop)
+        rows = rows[when >= first]
+        recent += len(rows)
+        counts += np.bincount(rows, minlength=items)
+    say(
+        f"window: {recent:,} of {trained:,} interactions are counted, from {_date(first / scale)} to"
+        f" {_date(newest / scale)}{unit}"
+    )
+    return (counts / history.rows).astype(np.float32)[:, None]
+
+
+def _date(seconds: float) -> str:
+    """A time as ISO 8601 writes it, to the minute; the number where no year has it."""
+    try:
+        return (_EPOCH + timedelta(seconds=seconds)).isoformat(" ", "minutes").removesuffix("+00:00")
+    except OverflowError:
+        return f"{seconds:g}"
 
 
 def fit(history: History, kept: Kept, *, items: int) -> NDArray[np.float32]:
@@ -48,7 +148,14 @@ def counts(history: History, *, items: int) -> NDArray[np.int64]:
     return numbers
 
 
-def best(history: History, k: int, *, items: int, allowed: NDArray[np.bool_] | None = None) -> list[tuple[int, float]]:
+def best(
+    history: History,
+    k: int,
+    *,
+    items: int,
+    allowed: NDArray[np.bool_] | None = None,
+    shares: NDArray[np.float32] | None = None,
+) -> list[tuple[int, float]]:
     """The items that most users had: what is shown to a user without a history.
 
     Parameters
@@ -61,6 +168,8 @@ def best(history: History, k: int, *, items: int, allowed: NDArray[np.bool_] | N
         Number of items of the model.
     allowed
         Mask of items that may be recommended, shape (items,); ``None``: all.
+    shares
+        Shares of the users, as ``fit_window`` computes them; ``None``: all of the history counts.
 
     Returns
     -------
@@ -69,7 +178,10 @@ def best(history: History, k: int, *, items: int, allowed: NDArray[np.bool_] | N
     """
     import numpy as np
 
-    scores = counts(history, items=items).astype(np.float32)
+    if shares is None:
+        scores = counts(history, items=items).astype(np.float32)
+    else:
+        scores = np.rint(shares * np.float32(history.rows))
     if allowed is not None:
         scores[~allowed] = -np.inf
     return [(int(row), float(scores[row])) for row in top_k(scores, k)]

@@ -4,6 +4,7 @@ MODEL_DIR (see ``common.model_folder``)::
 
     model.json           written last: factors, table, items, users, interactions, hyper, split, seed
     weights.safetensors  item_factors (items, factors) or a linear model's numbers; see apps.recsys.models.weights
+    attribute.*.npy      attributes of the items (apps.recsys.data.attributes.stored), if there are any
     items.parquet        row, id, title          users.parquet   row, id
     history.*.npy        items of each user (apps.recsys.data.csr_store)
     heldout.*.npy        items that evaluation scores (apps.recsys.data.splits), if there was a split
@@ -14,20 +15,23 @@ MODEL_DIR (see ``common.model_folder``)::
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from apps.recsys.data.attributes.stored import listed
 from apps.recsys.data.csr_store import History, NpyReader
 from apps.recsys.models import weights
 from apps.recsys.models.embedding import user_encoders
 from apps.recsys.models.folder_check import check_files
+from apps.recsys.models.likeness.diversity import diverse, shortlist
 from apps.recsys.models.linear.coded import CodedScorer
 from apps.recsys.models.linear.ease import EaseScorer, RowsOnDisk
 from apps.recsys.models.linear.filter import Spectrum, linear_scorer
 from apps.recsys.models.linear.log import Log
 from apps.recsys.models.manifest import RecommenderManifest, check_hyper, spectrum_bits
 from apps.recsys.models.old_names import renamed_hyper
+from apps.recsys.models.popularity import ALL
 from apps.recsys.models.scorers import FactorScorer, Scorer
 from common import model_folder
 from common.compression.codes import Codes
@@ -67,6 +71,12 @@ class Recommender:
             return self.scorer.item_vectors()
         return self.scorer.item_factors if isinstance(self.scorer, FactorScorer) else None
 
+    @property
+    def recent_shares(self) -> NDArray[np.float32] | None:
+        """Shares of the users that had each item in the window of a ``popularity`` model, shape (items,)."""
+        windowed = self.manifest["kind"] == "popularity" and self.manifest["hyper"].get("window", ALL) != ALL
+        return self.factors.item_factors[:, 0] if windowed and self.factors is not None else None
+
     def recommend(
         self,
         items: NDArray[Any],
@@ -75,7 +85,8 @@ class Recommender:
         *,
         allowed: NDArray[np.bool_] | None = None,
         keep_seen: bool = False,
-    ) -> list[tuple[int, float]]:
+        diversity: float = 0.0,
+    ) -> Sequence[tuple[int, float]]:
         """The ``k`` best items for a history, without its own items.
 
         Parameters
@@ -88,10 +99,12 @@ class Recommender:
             Mask of items that may be recommended, shape (items,); ``None``: all.
         keep_seen
             True to rank the history's own items too.
+        diversity
+            How far items should differ from each other, from 0 to 1 (``diversity``).
 
         Returns
         -------
-        list
+        Sequence
             Row and score of each item, the best first.
         """
         import numpy as np
@@ -101,7 +114,7 @@ class Recommender:
             scores[items] = -np.inf
         if allowed is not None:
             scores[~allowed] = -np.inf
-        return _best(scores, k)
+        return diverse(_best(scores, shortlist(k, diversity)), self.scorer, k, diversity)
 
     def explain(self, items: NDArray[Any], values: NDArray[np.float32], rows: NDArray[Any]) -> NDArray[np.float64]:
         """Split the scores of some items into contributions of the items of a history.
@@ -247,6 +260,7 @@ def write_card(directory: Path, kind: str, fields: Mapping[str, Any], metrics: M
         "",
         f"- Data: {fields['users']:,} users, {fields['items']:,} items, {fields['interactions']:,} interactions",
         f"- Factors: {fields['factors']}, table {fields['table']}; {hyper}; seed {fields['seed']}",
+        *([f"- Attributes of the items: {listed(found)}"] if (found := fields.get("attributes")) else []),
         "- Users are not stored as vectors: each is computed from its history (`history.*.npy`) when asked for",
         "",
     ]

@@ -45,6 +45,10 @@ class Scorer(Protocol):
         """Cosines of one item with all items, shape (items,)."""
         ...
 
+    def closeness(self, rows: NDArray[Any]) -> NDArray[np.float32]:
+        """The same cosines among the items ``rows``, shape (n,): shape (n, n)."""
+        ...
+
 
 class FactorScorer:
     """Scores by products of item vectors with a user vector.
@@ -104,4 +108,13 @@ class FactorScorer:
         norms = np.sqrt(np.einsum("ij,ij->i", vectors, vectors))
         cosines: NDArray[np.float32] = vectors @ vectors[row]
         cosines /= np.maximum(norms * norms[row], np.float32(1e-12))
+        return cosines
+
+    def closeness(self, rows: NDArray[Any]) -> NDArray[np.float32]:
+        """Cosines among some items; see ``Scorer``."""
+        import numpy as np
+
+        vectors = self.item_factors[rows, :-1] if self._prior else self.item_factors[rows]
+        vectors /= np.maximum(np.sqrt(np.einsum("ij,ij->i", vectors, vectors)), np.float32(1e-6))[:, None]
+        cosines: NDArray[np.float32] = vectors @ vectors.T
         return cosines

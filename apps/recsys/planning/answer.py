@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from apps.recsys.models.manifest import RecommenderManifest
 from apps.recsys.planning import bpr_terms, embedding_terms, linear_terms
 from apps.recsys.planning.baselines import LIBRARIES, SERVING, warm_up_for
+from apps.recsys.planning.questions.diversity import diversity_terms
+from apps.recsys.planning.questions.like_users import like_user_terms
+from apps.recsys.planning.questions.where import served_where_terms, where_terms
 from apps.recsys.planning.ranking_terms import model_terms
 from apps.recsys.planning.requests import AnswerRequest
 from common.memory.costs import baseline
@@ -79,6 +82,9 @@ class AnswerWorkload:
             block = min(k, EXPLAINED_ROWS) if request.explained else 1
             filtering = linear_terms.scorer_terms(manifest, block=block, threads=1, phases=("answer",))
             columns = factors = folding = 0
+        choosing = where_terms(request.where, manifest, ("answer",))
+        if request.warm_up == SERVING:
+            choosing = served_where_terms(manifest, ("answer",))
         named = NAMED_BYTES * request.named + (LOOK_UP_BYTES + LIMIT_BYTES) * items * (request.named > 0)
         return Footprint.of(
             [
@@ -93,6 +99,9 @@ class AnswerWorkload:
                 Term("explanation", explanation, "analytic", ("answer",)),
                 Term("answers", answers, "measured", ("answer",)),
                 Term("ids in the question", named, "measured", ("answer",)),
+                *choosing,
+                *(like_user_terms(manifest, threads=request.threads) if request.compares_users else []),
+                *diversity_terms(k, request.diversity, manifest, ("answer",)),
                 Term("connections", request.connection_bytes, "measured", ("answer",)),
                 *bpr_terms.fold_terms(
                     manifest["kind"], factors=factors, longest=longest, threads=1, phases=("answer",)

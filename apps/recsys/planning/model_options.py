@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from apps.recsys.models import bpr
+from apps.recsys.models import bpr, popularity
 from apps.recsys.models.als import ials
 from apps.recsys.models.als.confidence import WEIGHTS
 from apps.recsys.models.embedding import embedding_config
@@ -24,7 +24,7 @@ DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "bpr": bpr.HYPER,
     "embedding": embedding_config.HYPER,
     "linear": linear.HYPER,
-    "popularity": {},
+    "popularity": popularity.HYPER,
 }
 """Kind of model -> its hyper-parameters with their defaults."""
 FACTORS = 64
@@ -74,6 +74,8 @@ class ModelOptions:
             _check_ials(self.hyper)
         elif self.kind == "bpr":
             _check_bpr(self.hyper, self.factors)
+        elif self.kind == "popularity":
+            popularity.window_seconds(self.hyper["window"])
         elif self.kind == "embedding":
             _check_embedding(self.hyper, self.factors)
 
@@ -130,6 +132,12 @@ class ModelOptions:
     def iterations(self) -> int:
         """Passes over the data that training makes at most."""
         return int(self.hyper.get("iterations", self.hyper.get("epochs", 1)))
+
+    @property
+    def needs_times(self) -> str:
+        """The setting that needs times of interactions, as the command line has it; empty if none does."""
+        window = self.hyper.get("window", popularity.ALL)
+        return "" if window == popularity.ALL else f"--set window={window}"
 
     def embedding_config(self, *, items: int, users: int) -> EmbeddingConfig:
         """The network of an embedding for a data set of this size."""

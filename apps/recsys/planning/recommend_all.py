@@ -8,13 +8,16 @@ from dataclasses import dataclass
 from apps.recsys.data.csr_store import BLOCK
 from apps.recsys.data.questions.subjects import LOOKED_UP, Subjects
 from apps.recsys.models.catalogue_search import TILE
+from apps.recsys.models.likeness.diversity import shortlist
 from apps.recsys.models.manifest import RecommenderManifest
 from apps.recsys.planning import linear_terms
 from apps.recsys.planning.answer import LIMIT_BYTES, LOOK_UP_BYTES, NAMED_BYTES
 from apps.recsys.planning.baselines import ANSWERING, LIBRARIES, WAITING_BYTES, warm_up_for
 from apps.recsys.planning.bpr_terms import fold_terms
 from apps.recsys.planning.embedding_terms import columns
+from apps.recsys.planning.questions.diversity import diversity_terms
 from apps.recsys.planning.questions.recommend_requests import RecommendAllRequest
+from apps.recsys.planning.questions.where import where_terms
 from apps.recsys.planning.ranking_terms import (
     PACKING_BYTES,
     THREAD_BYTES,
@@ -45,6 +48,8 @@ PARQUET_BYTES, PARQUET_ROWS, PARQUET_ROW_BYTES, MOST_PARQUET_BYTES = 9 << 18, 1 
 measured: 1.3 to 1.5 for 40 to 1,200 rows, 4.6 for 20,000, 12 for 40,960, 14 for 65,536)."""
 READ_BYTES = 32
 """Bytes per row that is read again to join the parts."""
+LISTED_BYTES = 64
+"""Memory of an item of a shortlist that is not of the list: candidates, old and new ones sorted, a row and a score."""
 GROUP_BYTES = 8 << 10
 """Metadata of one part in the Parquet file (6.5 KiB measured, with 288 parts)."""
 
@@ -104,7 +109,8 @@ class RecommendAllWorkload:
         longest, mean = manifest.get("longest", manifest["longest_history"]), manifest["interactions"] / users
         if self.subjects is not None:  # those of a file may be the longest of all, in one part
             longest, mean = self.subjects.longest, self.subjects.largest_part / part
-        rows = part * min(self.request.k, items)
+        k = min(self.request.k, items)
+        rows, listed = part * k, min(shortlist(self.request.k, self.request.diversity), items)
         folding = 4 * factors * (2 * longest + 3 * factors)
         # Pairs that are not ranked, sorted; a user's vector, or the scores of a tile.
         each = 48 * (block * mean + longest) + max(folding, tile * (SCORE_BYTES * block + 4 * factors))
@@ -123,6 +129,9 @@ class RecommendAllWorkload:
                 # Lengths, negated lengths, and their order in 64 bits.
                 Term("putting in order", 24 * items, "analytic", ("load",)),
                 *self._question_terms(),
+                *diversity_terms(self.request.k, self.request.diversity, manifest, rank, threads=threads),
+                Term("shortlists", threads * block * LISTED_BYTES * (listed - k), "analytic", rank),
+                *where_terms(self.request.where, manifest, both, threads=threads),
                 # Stored uncompressed: the file while it is read, and the table.
                 Term("item ids", 2 * files["items.parquet"]["bytes"], "analytic", rank),
                 Term("histories", int(8 * part * mean), "analytic", rank),

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
+from apps.recsys.data.attributes.expression import parse
 from apps.recsys.data.columns import Columns, Layout
 from apps.recsys.planning.baselines import ANSWERING, SERVING
 from common.errors import UsageError
@@ -138,6 +139,19 @@ class AnswerRequest:
     """Most items of an answer."""
     explained: int = 0
     """Most items of a history that are named for each of them."""
+    where: str | None = None
+    """An expression over attributes that items must match (``apps.recsys.data.attributes.expression``)."""
+
+    diversity: float = 0.0
+    """How far the items of a list should differ from each other, from 0 to 1."""
+
+    def __post_init__(self) -> None:
+        check_choice(self.where, self.diversity)
+
+    @property
+    def compares_users(self) -> bool:
+        """True if a user is compared with all others."""
+        return False
 
     @property
     def named(self) -> int:
@@ -162,11 +176,12 @@ class AnswerRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SimilarRequest(AnswerRequest):
-    """The ``k`` items nearest to the item with the id ``item``."""
+    """The ``k`` items nearest to the item with the id ``item``, or users most like the user with the id ``user``."""
 
     command: ClassVar[str] = "recsys similar"
 
-    item: str
+    item: str | None = None
+    user: str | None = None
     k: int = 10
     prints: bool = True
     """False if only the record is wanted."""
@@ -174,7 +189,13 @@ class SimilarRequest(AnswerRequest):
     @classmethod
     def of(cls, args: argparse.Namespace) -> SimilarRequest:
         """Read the command line."""
-        return cls(model=args.model, threads=args.threads, item=args.item, k=args.k, prints=not args.json)
+        asked = {"item": args.item, "user": args.user, "k": args.k}
+        return cls(model=args.model, threads=args.threads, prints=not args.json, **asked)
+
+    @property
+    def compares_users(self) -> bool:
+        """True where a user is named."""
+        return self.user is not None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -190,6 +211,7 @@ class ServeRequest(AnswerRequest):
     port: int = 8000
 
     def __post_init__(self) -> None:
+        AnswerRequest.__post_init__(self)
         if not 0 <= self.port < 1 << 16:
             raise UsageError(f"--port {self.port}: expected 0 to 65535")
         require("serve", "fastapi", "uvicorn", purpose=self.command)
@@ -251,3 +273,17 @@ def layout_of(args: argparse.Namespace) -> Layout:
     if delimiter is not None and len(delimiter) != 1 and delimiter not in ("tab", "\\t", "space", "::", "list"):
         raise UsageError(f"--delimiter {delimiter}: expected one character, tab, space, :: or list")
     return Layout(delimiter, args.decimal, args.header)
+
+
+def check_choice(where: str | None, diversity: float) -> None:
+    """Check what chooses items, before anything is read.
+
+    Raises
+    ------
+    UsageError
+        ``where`` is not of the grammar, or ``diversity`` not from 0 to 1.
+    """
+    if where is not None:
+        parse(where)
+    if not 0 <= diversity <= 1:
+        raise UsageError(f"--diversity {diversity:g}: expected a number from 0 to 1")

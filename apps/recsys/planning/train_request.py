@@ -36,6 +36,8 @@ class DataOptions:
         Rows, users and items that are left out.
     layout
         Layout of text files, as far as the command line states it.
+    needs_times
+        The setting that needs times (``ModelOptions.needs_times``); empty: only a split may need them.
     """
 
     paths: tuple[Path, ...]
@@ -43,6 +45,7 @@ class DataOptions:
     items: Path | None = None
     filters: Filters = field(default_factory=Filters)
     layout: Layout = field(default_factory=Layout)
+    needs_times: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,7 +103,7 @@ class TrainRequest:
         if note := amp.require(model.amp, "cpu"):
             notes = [*notes, f"recsys train: {note}"]
         if args.tune and model.kind in ("popularity", "linear"):
-            why = "has no settings" if model.kind == "popularity" else "chooses its settings without it"
+            why = "has nothing to search" if model.kind == "popularity" else "chooses its settings without it"
             raise UsageError(f"--tune: {model.kind} {why}")
         if args.resume and model.kind == "linear":
             raise UsageError("--resume: linear has no checkpoints; it is computed anew in minutes")
@@ -113,6 +116,7 @@ class TrainRequest:
                 items=args.items,
                 filters=Filters(args.min_value, args.min_user, args.min_item),
                 layout=layout_of(args),
+                needs_times=model.needs_times,
             ),
             output=args.output,
             split=args.split,

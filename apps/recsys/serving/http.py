@@ -2,12 +2,17 @@
 
 GET /recommend?user=ID&k=10, GET /recommend?history=ID,ID&k=10, GET /similar?item=ID&k=10, GET /health.
 With ``explain=3`` each recommendation names the three items of the history that added most to its score.
-``k`` and ``explain`` are at most 1,000, ``k * (1 + explain)`` at most 5,000, and a history has at most 2,000 ids.
+``where=genre = Comedy and year >= 1990`` chooses items by their attributes.
+``k`` and ``explain`` are at most 1,000, ``k * (1 + explain)`` at most 5,000, a history has at most 2,000 ids,
+and ``where`` at most 1,000 characters and 20 comparisons.
 An unknown id is answered with 404, a malformed request with 422, each with ``{"detail": why}``.
 """
 
 from typing import Any
 
+from apps.recsys.data.attributes.expression import comparisons, parse
+from apps.recsys.data.attributes.passing import UnknownAttribute
+from apps.recsys.planning.questions.where import LONGEST_SERVED, MOST_SERVED
 from apps.recsys.planning.requests import MOST, MOST_ENTRIES, MOST_HISTORY, split_ids
 from apps.recsys.serving.service import RecommenderService, UnknownId
 from common import __version__
@@ -31,8 +36,9 @@ def application(service: RecommenderService) -> Any:
     async def unknown(request: Request, error: UnknownId) -> JSONResponse:
         return JSONResponse({"detail": str(error)}, 404)
 
+    @app.exception_handler(UnknownAttribute)
     @app.exception_handler(UsageError)
-    async def unanswerable(request: Request, error: UsageError) -> JSONResponse:
+    async def unanswerable(request: Request, error: Exception) -> JSONResponse:
         return JSONResponse({"detail": str(error)}, 422)
 
     @app.get("/health")
@@ -41,7 +47,11 @@ def application(service: RecommenderService) -> Any:
 
     @app.get("/recommend")
     async def recommend(
-        user: str | None = None, history: str | None = None, k: int = depth, explain: int = Query(0, ge=0, le=MOST)
+        user: str | None = None,
+        history: str | None = None,
+        k: int = depth,
+        explain: int = Query(0, ge=0, le=MOST),
+        where: str | None = Query(None, max_length=LONGEST_SERVED),
     ) -> JSONResponse:
         if (user is None) == (history is None):
             raise HTTPException(422, "give either user or history (ids separated by commas)")
@@ -49,14 +59,16 @@ def application(service: RecommenderService) -> Any:
             raise HTTPException(
                 422, f"k * (1 + explain) is {k * (1 + explain):,}, at most {MOST_ENTRIES:,} are answered"
             )
+        if where is not None and sum(1 for _ in comparisons(parse(where))) > MOST_SERVED:
+            raise HTTPException(422, f"where has more than {MOST_SERVED} comparisons")
         if user is not None:
-            return JSONResponse({"items": service.for_user(user, k, explained=explain)})
+            return JSONResponse({"items": service.for_user(user, k, explained=explain, where=where)})
         ids = split_ids(str(history))
         if not ids:
             raise HTTPException(422, "history is empty")
         if len(ids) > MOST_HISTORY:
             raise HTTPException(422, f"history has {len(ids):,} ids; at most {MOST_HISTORY:,} are read")
-        return JSONResponse({"items": service.for_history(ids, k, explained=explain)})
+        return JSONResponse({"items": service.for_history(ids, k, explained=explain, where=where)})
 
     @app.get("/similar")
     async def similar(item: str, k: int = depth) -> JSONResponse:

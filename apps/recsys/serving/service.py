@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from apps.recsys.data.attributes.passing import limited
 from apps.recsys.data.id_table import IdTable
 from apps.recsys.models import popularity
+from apps.recsys.models.likeness.diversity import diverse, shortlist
+from apps.recsys.models.likeness.neighbours import nearest_users
 from apps.recsys.models.recommender import Recommender
 from common.errors import BadInput
 
@@ -61,7 +64,7 @@ class RecommenderService:
         self.items = IdTable(directory / "items.parquet", manifest["items"])
         self.users = IdTable(directory / "users.parquet", manifest["users"])
 
-    def for_user(self, user: str, k: int, *, explained: int = 0) -> list[dict[str, Any]]:
+    def for_user(self, user: str, k: int, *, explained: int = 0, where: str | None = None) -> list[dict[str, Any]]:
         """The best items for a user of the training data.
 
         Parameters
@@ -72,6 +75,8 @@ class RecommenderService:
             Number of items.
         explained
             Number of items of the history that are named for each recommendation: those that added most to its score.
+        where
+            An expression over attributes that items must match; ``None``: all may be recommended.
 
         Returns
         -------
@@ -84,13 +89,24 @@ class RecommenderService:
         UnknownId
             The user is not in the model.
         UsageError
-            As ``Recommender.explain``.
+            As ``Recommender.explain`` and ``passing.limited``.
         """
-        return list(self.described(self.ranked(user, (), k), explained))
+        return list(self.described(self.ranked(user, (), k, self.passing(where)), explained))
 
-    def for_history(self, ids: Sequence[str], k: int, *, explained: int = 0) -> list[dict[str, Any]]:
+    def for_history(
+        self, ids: Sequence[str], k: int, *, explained: int = 0, where: str | None = None
+    ) -> list[dict[str, Any]]:
         """The best items for a history of item ids, each with value 1; otherwise as ``for_user``."""
-        return list(self.described(self.ranked(None, ids, k), explained))
+        return list(self.described(self.ranked(None, ids, k, self.passing(where)), explained))
+
+    def passing(
+        self,
+        where: str | None,
+        allowed: NDArray[np.bool_] | None = None,
+        say: Callable[[str], object] = lambda line: None,
+    ) -> NDArray[np.bool_] | None:
+        """Mask of the allowed items that match an expression, as ``passing.limited``."""
+        return limited(allowed, where, self.recommender.directory, self.recommender.manifest, say)
 
     def ranked(
         self,
@@ -100,6 +116,7 @@ class RecommenderService:
         allowed: NDArray[np.bool_] | None = None,
         *,
         keep_seen: bool = False,
+        diversity: float = 0.0,
     ) -> Ranked:
         """The best items among the allowed ones for a user, or if that is ``None`` for a history of item ids.
 
@@ -111,26 +128,35 @@ class RecommenderService:
             The user or an item is not in the model.
         """
         items, values = self._history(user, ids)
-        best = self.recommender.recommend(items, values, k, allowed=allowed, keep_seen=keep_seen)
+        best = self.recommender.recommend(items, values, k, allowed=allowed, keep_seen=keep_seen, diversity=diversity)
         return Ranked(items, values, best)
 
     def ranked_rows(
-        self, rows: NDArray[np.int64], k: int, allowed: NDArray[np.bool_] | None = None, *, keep_seen: bool = False
+        self,
+        rows: NDArray[np.int64],
+        k: int,
+        allowed: NDArray[np.bool_] | None = None,
+        *,
+        keep_seen: bool = False,
+        diversity: float = 0.0,
     ) -> Ranked:
         """The same for a history of rows of items, each of which counts once, with value 1."""
         import numpy as np
 
         items = np.unique(rows)
         values = np.ones(len(items), np.float32)
-        best = self.recommender.recommend(items, values, k, allowed=allowed, keep_seen=keep_seen)
+        best = self.recommender.recommend(items, values, k, allowed=allowed, keep_seen=keep_seen, diversity=diversity)
         return Ranked(items, values, best)
 
-    def popular(self, k: int, allowed: NDArray[np.bool_] | None = None) -> Ranked:
+    def popular(self, k: int, allowed: NDArray[np.bool_] | None = None, *, diversity: float = 0.0) -> Ranked:
         """The allowed items that most users of the model had, for somebody without a history."""
         import numpy as np
 
-        best = popularity.best(self.recommender.history, k, items=len(self.items), allowed=allowed)
-        return Ranked(np.zeros(0, np.int64), np.zeros(0, np.float32), best)
+        model, count = self.recommender, shortlist(k, diversity)
+        shares = model.recent_shares
+        best = popularity.best(model.history, count, items=len(self.items), allowed=allowed, shares=shares)
+        chosen = diverse(best, model.scorer, k, diversity)
+        return Ranked(np.zeros(0, np.int64), np.zeros(0, np.float32), chosen)
 
     def _history(self, user: str | None, ids: Sequence[str]) -> tuple[NDArray[Any], NDArray[np.float32]]:
         import numpy as np
@@ -172,6 +198,24 @@ class RecommenderService:
         """
         (row,) = self.rows([item])
         return self._described(self.recommender.similar(int(row), k))
+
+    def like_user(
+        self, user: str, k: int, *, threads: int = 1, done: Callable[[int], object] = lambda users: None
+    ) -> list[dict[str, Any]]:
+        """The ``k`` users most like a user of the training data, with cosines as scores, as ``nearest_users``.
+
+        Raises
+        ------
+        UnknownId
+            The user is not in the model.
+        BadInput
+            The user has no history.
+        """
+        row = self.users.row(user)
+        if row is None:
+            raise UnknownId("user", user)
+        nearest = nearest_users(self.recommender, row, k, threads=threads, done=done)
+        return [{"id": self.users.id(other), "score": round(score, 6)} for other, score in nearest]
 
     def rows(self, ids: Sequence[str]) -> NDArray[np.int64]:
         """Rows of item ids, without repetition and increasing.

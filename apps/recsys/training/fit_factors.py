@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from apps.recsys.data.csr_store import History
+from apps.recsys.data.csr_store import History, NpyReader
 from apps.recsys.data.splits import HeldOut, Kept
 from apps.recsys.models import bpr, popularity, weights
 from apps.recsys.models.als import als_matrices, ials
@@ -117,7 +117,7 @@ class FactorTrainer:
             history = History(config.directory)
             kept = Kept.of(history, config.directory, config.split, validation=self.hidden)
             if config.kind == "popularity":
-                return {weights.ITEMS: popularity.fit(history, kept, items=config.items)}
+                return {weights.ITEMS: self._popular(history, kept)}
             if config.kind == "bpr":
                 pairs = self._pairs(history, kept)
             else:
@@ -133,6 +133,18 @@ class FactorTrainer:
                 return self._fit_sides(sides, evaluated)
             finally:
                 als_matrices.remove(config.directory)
+
+    def _popular(self, history: History, kept: Kept) -> Any:
+        """Shares of the users, of all time or of a window, whose times are removed."""
+        items, window = self.config.items, popularity.window_seconds(self.config.hyper.get("window", popularity.ALL))
+        if window is None:
+            return popularity.fit(history, kept, items=items)
+        path = self.config.directory / "history.times.npy"
+        times = NpyReader(path)
+        shares = popularity.fit_window(history, kept, times, window, items=items, say=self.session.say)
+        times.close()
+        path.unlink()
+        return shares
 
     def _pairs(self, history: History, kept: Kept) -> bpr.Pairs:
         matrix = als_matrices.training_matrix(history, kept, items=self.config.items, hyper=bpr.UNWEIGHTED)

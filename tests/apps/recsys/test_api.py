@@ -33,6 +33,11 @@ def plays() -> pd.DataFrame:
 @pytest.fixture(scope="module")
 def model() -> Recommender:
     titles = pd.DataFrame({"id": [str(item) for item in range(80)], "name": [f"No. {item}" for item in range(80)]})
+    titles["tens"], titles["digits"] = (
+        pd.Categorical(titles["id"].str.zfill(2).str[0]),
+        [list(id_) for id_ in titles["id"]],
+    )
+    titles["mixed"] = ["1", 2.5] * 40
     return Recommender.fit(plays(), memory=MEMORY, factors=8, split="user-holdout", titles=titles)
 
 
@@ -58,8 +63,9 @@ def test_several_users_are_answered_at_once_as_each_alone(model: Recommender) ->
 def test_histories_and_limits(model: Recommender) -> None:
     first = model.recommend(history=["1", "3", "5"], k=4, only=["7", "9", "8"])
     assert set(first["item"]) == {"7", "9", "8"} and first["item"].iloc[2] == "8"
-    best = model.recommend(history=[["1", "3"], ["2"]], k=40, exclude=["7"])
+    best = model.recommend(history=[["1", "3"], ["2"]], k=40, exclude=["7"], where="digits != '9' and not tens = '4'")
     assert set(best["history"]) == {0, 1} and "7" not in set(best["item"])
+    assert len(best) > 40 and not any("9" in id_ or id_.zfill(2)[0] == "4" for id_ in best["item"])
     assert set(best["item"]) & {"1", "3", "2"} <= {"1", "2", "3"} and "1" not in set(best.query("history == 0")["item"])
 
 
@@ -184,6 +190,7 @@ def nothing_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pa
         (lambda model: model.recommend(7, k="many"), UsageError, ("-k", "'many'")),
         (lambda model: model.recommend([7, 4711]), BadInput, ("user '4711'", "not in the model")),
         (lambda model: model.recommend(history=["1", "x"]), BadInput, ("item 'x'", "not in the model")),
+        (lambda model: model.recommend(7, where="mixed = 1"), BadInput, ("--where", "'mixed'", "tens", "digits")),
         (lambda model: model.recommend(7, only=["x"]), BadInput, ("item 'x'", "not in the model")),
         (lambda model: model.similar("x"), BadInput, ("item 'x'", "not in the model")),
     ],

@@ -27,7 +27,8 @@ SETTINGS = {
     "linear": ("form=filter", "form=spectral", "degree_power=0.3", "saturation=2", "bits=8", "bits=1"),
     "embedding": ("tables=2", "batch=64", "negatives=64", "window=10", "user_vectors=free", "row_bytes=20"),
 }
-"""Values of ``--set`` by model; popularity has none. ``form=ease`` is left out, since it takes no ``--factors``."""
+"""Values of ``--set`` by model; a window of ``popularity`` needs times, which not all tables have. ``form=ease`` is
+left out, since it takes no ``--factors``."""
 COLUMNS = ("user_col", "item_col", "value_col", "time_col")
 """Options that the table adds where its names are unknown."""
 
@@ -117,6 +118,8 @@ def _answers(draw: Callable[[st.SearchStrategy[Any]], Any], table: Table) -> tup
         "exclude": items.map(lambda text: [text]),
         "only": items.map(lambda text: [text]),
         "explain": one_word(st.integers(1, 20)),
+        "where": st.sampled_from(("year >= 1990", "not (genre = 'x'", "")).map(lambda text: [text]),
+        "diversity": one_word(st.sampled_from((0.0, 0.3, 1.0))),
         "metrics": st.sampled_from((["ndcg"], ["recall@50,hr@1"], ["coverage,map@300"])),
         "delimiter": st.just([","]),
         "decimal": st.just(["."]),

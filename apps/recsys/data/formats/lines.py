@@ -43,7 +43,7 @@ def list_batches(path: Path) -> Iterator[Any]:
         yield pa.RecordBatch.from_arrays(list(columns.values()), names=list(columns))
 
 
-def json_batches(path: Path, names: Sequence[str]) -> Iterator[Any]:
+def json_batches(path: Path, names: Sequence[str], *, joins: bool = False) -> Iterator[Any]:
     """Some fields of JSON lines as Arrow batches of text; a field that a line lacks is null.
 
     Parameters
@@ -52,6 +52,8 @@ def json_batches(path: Path, names: Sequence[str]) -> Iterator[Any]:
         The file.
     names
         Names of the fields.
+    joins
+        True to read an array of texts or numbers as text with ``|`` between them.
 
     Raises
     ------
@@ -66,7 +68,7 @@ def json_batches(path: Path, names: Sequence[str]) -> Iterator[Any]:
             if line.strip():
                 row = json_object(path, number, line)
                 for builder, name in zip(builders, names, strict=True):
-                    builder.append(_text(path, number, name, row.get(name)))
+                    builder.append(_text(path, number, name, row.get(name), joins=joins))
         yield pa.RecordBatch.from_arrays([builder.finish() for builder in builders], names=list(names))
 
 
@@ -81,7 +83,9 @@ def json_object(path: Path, number: int, line: str) -> dict[str, Any]:
     return row
 
 
-def _text(path: Path, number: int, name: str, value: Any) -> str | None:
+def _text(path: Path, number: int, name: str, value: Any, *, joins: bool = False) -> str | None:
+    if joins and isinstance(value, list):
+        return "|".join(_text(path, number, name, one) or "" for one in value)
     if isinstance(value, list | dict):
         raise BadInput(
             f"{path}: line {number}, field {name!r}: an array or an object, where a number or a text is expected",

@@ -122,6 +122,15 @@ class CodedScorer:
         cosines /= np.maximum(np.linalg.norm(own), np.float32(1e-20))
         return cosines
 
+    def closeness(self, rows: NDArray[Any]) -> NDArray[np.float32]:
+        """Cosines of some items with each other; see ``Scorer``."""
+        import numpy as np
+
+        vectors = self._codes.decode(rows)
+        vectors /= np.maximum(np.sqrt(np.einsum("ij,ij->i", vectors, vectors)), np.float32(1e-20))[:, None]
+        cosines: NDArray[np.float32] = vectors @ vectors.T
+        return cosines
+
     def item_vectors(self) -> NDArray[np.float32]:
         """``D^b W``, float32 of shape (items, width): what ``recsys export`` writes."""
         import numpy as np

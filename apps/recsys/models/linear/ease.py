@@ -202,3 +202,14 @@ class EaseScorer:
         correlations: NDArray[np.float32] = self._rows[row] * np.sqrt(self._variances / self._variances[row])
         correlations[row] = 1
         return correlations
+
+    def closeness(self, rows: NDArray[Any]) -> NDArray[np.float32]:
+        """Partial correlations of some items with each other; see ``Scorer``."""
+        import numpy as np
+
+        own = self._variances[rows]
+        correlations = np.empty((len(rows), len(rows)), np.float32)
+        for place, row in enumerate(rows):
+            correlations[place] = self._rows[row][rows] * np.sqrt(own / own[place])
+            correlations[place, place] = 1
+        return correlations

@@ -61,7 +61,8 @@ class AnswerFileRequest(AnswerRequest):
     @classmethod
     def of(cls, args: argparse.Namespace) -> AnswerFileRequest:
         """Read the command line."""
-        names = ("model", "questions", "output", "by", "k", "exclude", "only", "batch_bytes", "threads")
+        files, limits = ("questions", "output", "batch_bytes"), ("exclude", "only", "where", "diversity")
+        names = ("model", "by", "k", "threads", *files, *limits)
         return cls(**{name: getattr(args, name) for name in names})
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import ClassVar
 
-from apps.recsys.planning.requests import AnswerRequest
+from apps.recsys.planning.requests import AnswerRequest, check_choice
 from apps.recsys.planning.resume_settings import DECIDES
 from common.errors import UsageError
 
@@ -89,6 +89,8 @@ class RecommendRequest(AnswerRequest):
             candidates=args.candidates,
             keep_seen=args.keep_seen,
             strict=args.strict,
+            where=args.where,
+            diversity=args.diversity,
             explained=args.explain,
             prints=not args.json,
         )
@@ -128,7 +130,7 @@ class RecommendAllRequest:
         Number of items to recommend to each; 0: all candidates.
     exclude, only
         Ids of items never to recommend, and of those to choose from; ``None``: no such limit.
-    candidates, keep_seen, strict
+    candidates, keep_seen, strict, where, diversity
         As in ``RecommendRequest``.
     threads
         Threads of the computation.
@@ -136,7 +138,7 @@ class RecommendAllRequest:
     Raises
     ------
     UsageError
-        ``output`` is a folder, or has the name of another kind of file.
+        ``output`` is a folder, or has the name of another kind of file; ``where`` is not of the grammar.
     """
 
     model: Path
@@ -149,9 +151,12 @@ class RecommendAllRequest:
     candidates: Path | None = None
     keep_seen: bool = field(default=False, metadata=DECIDES)
     strict: bool = False
+    where: str | None = field(default=None, metadata=DECIDES)
+    diversity: float = field(default=0.0, metadata=DECIDES)
     threads: int
 
     def __post_init__(self) -> None:
+        check_choice(self.where, self.diversity)
         if self.output.is_dir():
             raise UsageError(f"-o {self.output}: is a folder; expected a file")
         if self.output.suffix.lower() in TEXT_SUFFIXES:
@@ -186,6 +191,8 @@ class RecommendAllRequest:
             candidates=args.candidates,
             keep_seen=args.keep_seen,
             strict=args.strict,
+            where=args.where,
+            diversity=args.diversity,
             threads=args.threads,
         )
 

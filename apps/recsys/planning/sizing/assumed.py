@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
 
-from apps.recsys.data.ingest import Facts
+from apps.recsys.data.ingest import TITLE_BYTES, TITLE_TIMES, Facts
 from apps.recsys.data.splits import HOLDOUT_SHARE, LEAST_ITEMS, SCORED_SHARE
 from apps.recsys.data.staging import BUCKET_ROWS
 from apps.recsys.models.linear.options import AUTO, FILTER_FACTORS, FORMS
@@ -45,7 +45,7 @@ def workloads(request: SizeRequest) -> Iterator[tuple[str, Workload]]:
 def assumed_facts(request: SizeRequest) -> Facts:
     """Facts that reading would find."""
     users, pairs, longest = request.users, request.interactions, request.longest
-    mean = pairs / users
+    mean, letters = pairs / users, request.title_letters
     scored = held = scored_items = 0
     if request.split == "user-holdout":
         scored = max(1, int(HOLDOUT_SHARE * users))
@@ -67,6 +67,7 @@ def assumed_facts(request: SizeRequest) -> Facts:
         scored_items=scored_items,
         scored_longest=longest if scored else 0,
         held_interactions=held,
+        describing=request.items * (TITLE_BYTES + TITLE_TIMES * (OFFSET_BYTES + letters)) if letters else 0,
     )
 
 

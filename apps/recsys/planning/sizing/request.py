@@ -94,7 +94,7 @@ class SizeRequest:
         """The training that is priced."""
         return TrainRequest(
             model=self.model,
-            data=DataOptions(paths=(), columns=Columns()),
+            data=DataOptions(paths=(), columns=Columns(), needs_times=self.model.needs_times),
             output=NOWHERE,
             split=self.split,
             threads=self.threads,

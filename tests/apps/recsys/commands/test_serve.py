@@ -46,6 +46,10 @@ def test_answers(server: tuple[subprocess.Popen[str], str], trained: Trained) ->
         added = [had["score"] for had in item["because"]]
         assert len(added) == 2 and sum(added) + item["others"] == pytest.approx(item["score"], abs=4e-6)
         assert client.get("/recommend", params={"history": "8,16,24"}).status_code == 200
+        chosen = {"user": "u00003", "k": 60, "where": "genre = Dune and year < 1970"}
+        ids = [item["id"] for item in client.get("/recommend", params=chosen).json()["items"]]
+        assert ids and all(id_ % 8 == 3 and id_ % 60 < 10 for id_ in ids)
+        assert client.get("/recommend", params={**chosen, "where": "genre = none"}).json() == {"items": []}
         near = client.get("/similar", params={"item": "8", "k": 3}).json()["items"]
         assert len(near) == 3 and all(item["id"] != 8 for item in near)
 
@@ -57,6 +61,9 @@ def test_answers(server: tuple[subprocess.Popen[str], str], trained: Trained) ->
         ("/recommend?history=3,99999", 404, ("item", "'99999'")),
         ("/similar?item=none", 404, ("item", "'none'")),
         ("/recommend", 422, ("user", "history")),
+        ("/recommend?user=u00003&where=year+%3E", 422, ("--where", "character 7")),
+        ("/recommend?user=u00003&where=colour%3D3", 422, ("'colour'", "genre", "year")),
+        ("/recommend?user=u00003&where=" + "+or+".join(["year%3D1"] * 21), 422, ("where", 20)),
         ("/recommend?history=,", 422, ("history", "empty")),
         ("/recommend?k=2&history=" + "3," * 2001, 422, ("history", "2,001", "2,000")),
         ("/recommend?user=u00003&k=1000&explain=5", 422, ("explain", "6,000", "5,000")),

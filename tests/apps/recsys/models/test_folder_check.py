@@ -145,6 +145,47 @@ def test_content_that_cannot_be(tmp_path: Path, name: str, change: Change) -> No
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("change", "fact"),
+    [
+        ({"values": 300}, "attribute.0.codes.npy"),
+        ({"values": 3}, "attribute.0.values.npy"),
+        ({"several": True}, "attribute.0.indptr.npy"),
+        ({"kind": "text"}, "attribute.0.letters.npy"),
+        ({"kind": "vector"}, "kind"),
+        ({"values": -1}, "values"),
+        ({"entries": 1 << 60}, "entries"),
+        ({"name": 7}, "name"),
+    ],
+)
+def test_attributes_are_what_the_manifest_says(tmp_path: Path, change: dict[str, Any], fact: str) -> None:
+    folder = folder_with(tmp_path)
+    np.save(folder / "attribute.0.codes.npy", np.array([1, 2, 0, 1, 2], np.uint8))
+    np.save(folder / "attribute.0.values.npy", np.array([1990.0, 2000.0]))
+    manifest = json.loads((folder / "model.json").read_text())
+    for name in ("attribute.0.codes.npy", "attribute.0.values.npy"):
+        manifest["files"][name] = {"bytes": (folder / name).stat().st_size, "sha256": "0" * 64}
+    attribute = {
+        "name": "year",
+        "kind": "number",
+        "several": False,
+        "values": 2,
+        "entries": 5,
+        "longest": 1,
+        "letters": 0,
+    }
+    (folder / "model.json").write_text(json.dumps({**manifest, "attributes": [attribute]}))
+    service = RecommenderService(folder, load_manifest(folder))
+    assert {item["id"] for item in service.for_history(["3"], 5, where="year < 1995")} <= {0, 3}
+    (folder / "model.json").write_text(json.dumps({**manifest, "attributes": [attribute | change]}))
+    with refused(BadInput, folder, fact) as caught:
+        load_manifest(folder)
+    assert "\n" not in str(caught.value)
+    (folder / "model.json").write_text(json.dumps({**manifest, "attributes": [attribute, attribute]}))
+    with refused(BadInput, "attributes"):
+        load_manifest(folder)
+
+
 def test_a_file_that_the_manifest_lacks(tmp_path: Path) -> None:
     folder = folder_with(tmp_path)
     manifest = json.loads((folder / "model.json").read_text())

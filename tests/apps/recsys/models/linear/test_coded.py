@@ -56,6 +56,8 @@ def test_scores_are_those_of_the_decoded_rows(
     if isinstance(scorer, CodedScorer):
         lengths = np.maximum(np.linalg.norm(rows, axis=1), 1e-20)
         np.testing.assert_allclose(scorer.similarities(4), rows @ rows[4] / lengths / lengths[4], atol=1e-5)
+        some = np.array([4, 0, 9])
+        np.testing.assert_allclose(scorer.closeness(some)[0], scorer.similarities(4)[some], atol=1e-5)
         np.testing.assert_allclose(scorer.item_vectors(), rows * degrees[:, None] ** 0.3, rtol=1e-5)
 
 

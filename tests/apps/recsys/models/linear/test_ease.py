@@ -58,6 +58,8 @@ def test_scores_explanations_and_similarities(tmp_path: Path) -> None:
     correlations = -inverse / np.sqrt(np.outer(diagonal, diagonal))
     near = scorer.similarities(4)
     np.testing.assert_allclose(np.delete(near, 4), np.delete(correlations[4], 4), atol=1e-4)
+    some = np.array([4, 0, 9])
+    np.testing.assert_allclose(scorer.closeness(some)[0], near[some], rtol=1e-6)
     assert near[4] == 1 and (np.abs(near) <= 1.0001).all()
     # A history that is empty gets popular items, those with most users first.
     assert list(np.argsort(-scores[2], kind="stable")) == list(np.argsort(-np.maximum(dense.sum(0), 1), kind="stable"))
