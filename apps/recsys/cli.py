@@ -154,7 +154,7 @@ def _kind(parser: argparse.ArgumentParser) -> None:
         "--factors",
         type=_not_negative,
         metavar="N",
-        help="numbers per item (default 64; linear: eigenvalues, as many of 256 as fit, 0 for none)",
+        help="numbers per item (default 64; linear: eigenvalues, as many of 512 as fit, 0 for none)",
     )
     add("--epochs", type=main.positive, metavar="N", help="passes over the data (ials 15, bpr 40, embedding 20)")
     defaults = "; ".join(

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from apps.recsys.bench.quality import tables
+from apps.recsys.bench.quality import few_bytes, tables
 from common import datasets
 from common.bench.harness import Bound, Suite
 from common.compression import layouts
@@ -19,6 +19,13 @@ WORK = Path("bench/work/recsys")
 NCF = {"weight": "binary", "alpha": 4.33, "regularization": 34, "frequency_scaling": 1, "iterations": 12}
 """iALS on MovieLens-1M: the unobserved weight 0.3 and the ridge of Rendle et al. (2021) in ``implicit``'s terms. The
 settings were compared on each user's last item before the tested one, against 99 sampled negatives."""
+
+FEW_BYTES = (
+    ("110-bytes", 0, 32, 0.185, 110),
+    ("66-bytes", 472, 1, 0.175, 66),
+    ("34-bytes", 216, 1, 0.165, 34),
+)
+"""Linear models on Gowalla: name, eigenvalues, bits of each, least R@20, most bytes an item."""
 
 LEARNED_USERS = ["--model", "embedding", "--factors", 64, "--epochs", 160, "--threads", 1]
 LEARNED_USERS += ["--set", "user_vectors=learned", "--set", "negatives=4096"]
@@ -123,6 +130,10 @@ def _linear(recsys: Suite, gowalla: Path) -> None:
     compared = ["-m", "apps.recsys.bench.quality.ease", data("ml-1m") / "ratings.csv.gz", WORK / "ease"]
     bounds = Bound("result.ratio", at_least=0.985), Bound("result.bytes", at_most=0.1)
     recsys.case("linear-ml-1m-ease", compared, ceiling=parse_size("4GiB"), bounds=bounds)
+    for name, factors, bits, recall, most in FEW_BYTES:
+        trained = ["-m", "apps.recsys.bench.quality.few_bytes", gowalla, WORK / "few-bytes", factors, bits]
+        least = Bound("result.recall@20", at_least=recall), Bound("result.bytes", at_most=most)
+        recsys.case(f"linear-gowalla-{name}", trained, ceiling=parse_size(few_bytes.CEILING), bounds=least)
 
 
 def _tables(recsys: Suite) -> None:

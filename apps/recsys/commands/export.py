@@ -9,7 +9,7 @@ from typing import Any
 from apps.recsys.commands import list_files
 from apps.recsys.data import arrow_numpy
 from apps.recsys.models.recommender import Recommender, load_manifest
-from apps.recsys.planning.baselines import ANSWERING, uses_interactions
+from apps.recsys.planning.baselines import ANSWERING
 from apps.recsys.planning.questions.export import BATCH_ROWS, ExportRequest, ExportWorkload
 from common.cli.session import CommandSession
 from common.errors import UsageError
@@ -30,8 +30,9 @@ def workload(request: ExportRequest, budget: MemoryBudget) -> ExportWorkload:
         A model of this kind has no item vectors.
     """
     manifest = load_manifest(request.model)
-    if manifest["kind"] == "popularity" or uses_interactions(manifest):
-        form = ", form filter," if manifest["kind"] == "linear" else ""
+    form = manifest["hyper"]["form"] if manifest["kind"] == "linear" else ""
+    if manifest["kind"] == "popularity" or form in ("filter", "ease"):
+        form = f", form {form}," if form else ""
         raise UsageError(
             f"{request.model}: a model of kind {manifest['kind']}{form} has no item vectors; ials, bpr, embedding and"
             " linear with form=spectral have"
@@ -53,9 +54,8 @@ def execute(session: CommandSession[ExportRequest, ExportWorkload]) -> Mapping[s
 
     request, manifest = session.request, session.workload.manifest
     with session.phase("export"):
-        scorer = Recommender(request.model, manifest).factors
-        assert scorer is not None
-        vectors = scorer.item_factors
+        vectors = Recommender(request.model, manifest).item_vectors
+        assert vectors is not None
         suffix = f".{request.ids}"
         with (
             atomic_file(request.output / VECTORS) as unfinished,

@@ -17,10 +17,12 @@ from apps.recsys.data.attributes.collect import described
 from apps.recsys.data.csr_store import History
 from apps.recsys.data.splits import HeldOut, Kept
 from apps.recsys.models import recommender, search_space, weights
+from apps.recsys.models.linear.ease import FILE as EASE
+from apps.recsys.models.linear.options import FILTER_FACTORS
 from apps.recsys.planning.resume_settings import resume_settings
 from apps.recsys.planning.train import TrainWorkload, training_warm_up
 from apps.recsys.planning.train_request import TrainRequest
-from apps.recsys.training import checkpoint, fit_factors, fit_linear, tuning
+from apps.recsys.training import checkpoint, fit_ease, fit_factors, fit_linear, tuning
 from common import model_folder
 from common.cli.session import CommandSession, Session
 from common.errors import BadInput, DoesNotFit
@@ -191,7 +193,8 @@ def complete(
 
 def fit_linear_model(work: TrainWorkload, session: Session) -> tuple[Mapping[str, Any], TrainWorkload, Any]:
     """Fit a linear model; returns its weights by name, the work with the chosen settings, and what was tried."""
-    fitted = fit_linear.LinearTrainer(_linear_config(work, session.plan), session).run()
+    trainer = fit_ease.EaseTrainer if work.request.model.hyper["form"] == "ease" else fit_linear.LinearTrainer
+    fitted = trainer(_linear_config(work, session.plan), session).run()
     return fitted.tensors, work.with_settings(fitted.settings), fitted.tried
 
 
@@ -296,6 +299,7 @@ def _embedding_config(work: TrainWorkload, checkpoints: Path, *, resume: bool) -
 def _linear_config(work: TrainWorkload, plan: Plan) -> fit_linear.LinearConfig:
     return fit_linear.LinearConfig(
         factors=int(plan["factors"]),
+        filter_factors=FILTER_FACTORS if len(work.request.model.ranks) > 1 else int(plan["factors"]),
         hyper=work.request.model.hyper,
         items=work.facts.items,
         directory=work.directory,
@@ -343,7 +347,7 @@ def _move_into_place(directory: Path, output: Path) -> None:
     output.mkdir(parents=True, exist_ok=True)
     model_folder.unseal(output)
     of_before = (output.glob(f"{name}.*.npy") for name in ("heldout", "trained", "attribute"))
-    for stale in (*chain(*of_before), output / "evaluation.json"):
+    for stale in (*chain(*of_before), output / EASE, output / "evaluation.json"):
         stale.unlink(missing_ok=True)
     for path in sorted(directory.iterdir()):
         with path.open("rb") as stream:

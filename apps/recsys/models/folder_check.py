@@ -13,6 +13,8 @@ from typing import Any
 
 from apps.recsys.data.attributes import stored
 from apps.recsys.models import weights
+from apps.recsys.models.linear.ease import FILE as EASE
+from apps.recsys.models.manifest import spectrum_bits
 from common.errors import BadInput
 
 TABLES = ("items.parquet", "users.parquet")
@@ -70,7 +72,18 @@ def check_files(directory: Path, manifest: Mapping[str, Any]) -> None:
                     f"{directory / name}: {there:,} numbers, the manifest says {length:,}", public="model file corrupt"
                 )
     factors = None if manifest["kind"] == "popularity" else manifest["factors"]
-    weights.check(directory / weights.WEIGHTS, items=items, factors=factors, linear=linear)
+    is_ease, bits = _has_ease(directory, manifest), spectrum_bits(manifest)
+    weights.check(directory / weights.WEIGHTS, items=items, factors=factors, linear=linear, is_ease=is_ease, bits=bits)
+
+
+def _has_ease(directory: Path, manifest: Mapping[str, Any]) -> bool:
+    """True for EASE, whose weights then are of the right size."""
+    if manifest["kind"] != "linear" or manifest["hyper"]["form"] != "ease":
+        return False
+    items = manifest["items"]
+    if _length(directory / EASE, "<f4") != items * items:
+        raise BadInput(f"{directory / EASE}: has not {items:,} x {items:,} weights", public="model file corrupt")
+    return True
 
 
 def _check_parquet(path: Path) -> None:

@@ -87,9 +87,11 @@ class _EmbeddingHyper(TypedDict):
 
 
 class _LinearHyper(TypedDict):
-    form: Literal["filter", "spectral"]
+    form: Literal["filter", "spectral", "ease"]
     degree_power: Annotated[float, ("minimum", 0), ("maximum", 1)]
     saturation: _Positive
+    ridge: NotRequired[_Positive]
+    bits: NotRequired[Literal[32, 8, 4, 2, 1]]
 
 
 class _PopularityHyper(TypedDict):
@@ -104,6 +106,11 @@ HYPER: Mapping[str, Any] = {
     "popularity": _PopularityHyper,
 }
 """Kind of model -> the hyper-parameters that answering reads, by their present names."""
+
+
+def spectrum_bits(manifest: Mapping[str, Any]) -> int:
+    """Bits of a number of a linear model's spectrum; 32 for models of other kinds and of earlier versions."""
+    return int(manifest["hyper"].get("bits", 32)) if manifest["kind"] == "linear" else 32
 
 
 def check_hyper(directory: Path, manifest: RecommenderManifest) -> RecommenderManifest:
@@ -125,6 +132,6 @@ def check_hyper(directory: Path, manifest: RecommenderManifest) -> RecommenderMa
         raise BadInput(
             f"{path}: two attributes of one name, or more than {stored.MOST}", public="model manifest invalid"
         )
-    if not manifest["factors"] and (kind != "linear" or manifest["hyper"]["form"] != "filter"):
+    if not manifest["factors"] and (kind != "linear" or manifest["hyper"]["form"] == "spectral"):
         raise BadInput(f"{path}: factors must be at least 1", public="model manifest invalid")
     return manifest

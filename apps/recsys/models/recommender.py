@@ -8,6 +8,7 @@ MODEL_DIR (see ``common.model_folder``)::
     items.parquet        row, id, title          users.parquet   row, id
     history.*.npy        items of each user (apps.recsys.data.csr_store)
     heldout.*.npy        items that evaluation scores (apps.recsys.data.splits), if there was a split
+    ease.npy             weights of items by items of a linear model of the form ease
     trained.*.npy        with it in a linear model, the history without them (apps.recsys.models.linear.log)
     card.md, run.json
 """
@@ -24,13 +25,16 @@ from apps.recsys.models import weights
 from apps.recsys.models.embedding import user_encoders
 from apps.recsys.models.folder_check import check_files
 from apps.recsys.models.likeness.diversity import diverse, shortlist
+from apps.recsys.models.linear.coded import CodedScorer
+from apps.recsys.models.linear.ease import EaseScorer, RowsOnDisk
 from apps.recsys.models.linear.filter import Spectrum, linear_scorer
 from apps.recsys.models.linear.log import Log
-from apps.recsys.models.manifest import RecommenderManifest, check_hyper
+from apps.recsys.models.manifest import RecommenderManifest, check_hyper, spectrum_bits
 from apps.recsys.models.old_names import renamed_hyper
 from apps.recsys.models.popularity import ALL
 from apps.recsys.models.scorers import FactorScorer, Scorer
 from common import model_folder
+from common.compression.codes import Codes
 from common.errors import BadInput, UsageError
 
 if TYPE_CHECKING:
@@ -57,8 +61,15 @@ class Recommender:
 
     @property
     def factors(self) -> FactorScorer | None:
-        """The scorer, where it has item vectors; a filter has none."""
+        """The scorer, where it has item vectors in float32; a filter has none."""
         return self.scorer if isinstance(self.scorer, FactorScorer) else None
+
+    @property
+    def item_vectors(self) -> NDArray[np.float32] | None:
+        """Vectors of all items whose product with a user's vector is the score; a filter has none."""
+        if isinstance(self.scorer, CodedScorer):
+            return self.scorer.item_vectors()
+        return self.scorer.item_factors if isinstance(self.scorer, FactorScorer) else None
 
     @property
     def recent_shares(self) -> NDArray[np.float32] | None:
@@ -168,9 +179,15 @@ def _scorer(directory: Path, manifest: Mapping[str, Any]) -> Scorer:
 
 def _linear(directory: Path, manifest: Mapping[str, Any]) -> Scorer:
     path, hyper = directory / weights.WEIGHTS, manifest["hyper"]
-    counts, spectrum = weights.read_counts(path), None
-    if manifest["factors"]:
-        spectrum = Spectrum(*weights.read_spectrum(path))
+    counts, factors, bits = weights.read_counts(path), manifest["factors"], spectrum_bits(manifest)
+    if hyper["form"] == "ease":
+        return EaseScorer(RowsOnDisk(directory, len(counts)), counts, weights.read_variances(path))
+    spectrum: Spectrum | Codes | None = None
+    if factors:
+        coded = bits < 32
+        spectrum = (
+            weights.read_codes(path, factors=factors, bits=bits) if coded else Spectrum(*weights.read_spectrum(path))
+        )
     return linear_scorer(Log(directory, len(counts)), counts, hyper, spectrum)
 
 

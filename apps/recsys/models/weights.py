@@ -2,9 +2,12 @@
 
 ``item_factors`` and, for embeddings with two tables, ``user_side_factors`` have shape (items, factors): float32, or
 int8 or int4 codes (two per byte) with ``NAME.scales``, a float16 per row. ``item_prior``, float32, is added to an
-item's score for every user. ``compared_items``, int32, are the items that ``bpr`` uses as negatives. A linear model has
-``item_counts``, int32, the users of each item, and with a spectrum ``spectrum`` of shape (items, factors) and
-``eigenvalues``, float32.
+item's score for every user. ``compared_items``, int32, are the items that ``bpr`` uses as negatives.
+
+A linear model has ``item_counts``, int32, the users of each item, and with a spectrum ``spectrum`` of shape (items,
+factors) and ``eigenvalues``, float32; or the spectrum as codes, uint8, with ``spectrum.scales``, a float16 per row, and
+``spectrum.unit``, float32, which they are multiples of (``common.compression.codes``). EASE has ``ease_variances``,
+float32 of shape (items,), and its weights in a file of their own (``apps.recsys.models.linear.ease``).
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+from common.compression.codes import Codes, packed_bytes
 from common.errors import BadInput
 
 if TYPE_CHECKING:
@@ -24,6 +28,8 @@ if TYPE_CHECKING:
 WEIGHTS = "weights.safetensors"
 ITEMS, USER_SIDE, PRIOR, COMPARED = "item_factors", "user_side_factors", "item_prior", "compared_items"
 COUNTS, SPECTRUM, EIGENVALUES = "item_counts", "spectrum", "eigenvalues"
+VARIANCES = "ease_variances"
+SCALES, UNIT = f"{SPECTRUM}.scales", f"{SPECTRUM}.unit"
 OLD_USER_SIDE = "taste_factors"
 """Name of ``USER_SIDE`` before version 0.2."""
 _TYPES = {"F32": "<f4", "F16": "<f2", "I8": "<i1", "U8": "<u1", "I32": "<i4"}
@@ -184,6 +190,45 @@ def read_spectrum(path: Path) -> tuple[NDArray[np.float32], NDArray[np.float32]]
     return _tensor(path, SPECTRUM), values
 
 
+def read_variances(path: Path) -> NDArray[np.float32]:
+    """What EASE divides by, shape (items,).
+
+    Raises
+    ------
+    BadInput
+        As ``read``, or a number is not above 0 and finite.
+    """
+    import numpy as np
+
+    variances = _tensor(path, VARIANCES)
+    if not ((variances > 0) & np.isfinite(variances)).all():
+        raise BadInput(f"{path}: {VARIANCES} has numbers that are not above 0", public="weights unreadable")
+    return variances
+
+
+def read_codes(path: Path, *, factors: int, bits: int) -> Codes:
+    """The spectrum of a linear model as codes of ``bits`` bits, with ``factors`` numbers a row.
+
+    Raises
+    ------
+    BadInput
+        As ``read``, or a scale is negative or not finite.
+    """
+    import numpy as np
+
+    packed, scales, unit = (_tensor(path, name) for name in (SPECTRUM, SCALES, UNIT))
+    with np.errstate(over="ignore", invalid="ignore"):
+        largest = scales.max(initial=0).astype(np.float32) * unit * np.float32(1 << bits)
+    if not (np.isfinite(largest).all() and (unit >= 0).all() and (scales >= 0).all()):
+        raise BadInput(f"{path}: {SCALES} or {UNIT} has numbers that cannot be scales", public="weights unreadable")
+    return Codes(packed, scales, unit, factors, bits)
+
+
+def code_tensors(codes: Codes) -> dict[str, NDArray[Any]]:
+    """A spectrum as codes, by the names of its tensors."""
+    return {SPECTRUM: codes.packed, SCALES: codes.scales, UNIT: codes.unit}
+
+
 def read_user_side(path: Path) -> NDArray[np.float32]:
     """The items' vectors as parts of users, shape (items, factors), under their present or their old name.
 
@@ -196,7 +241,9 @@ def read_user_side(path: Path) -> NDArray[np.float32]:
     return read(path, USER_SIDE if USER_SIDE in header else OLD_USER_SIDE)
 
 
-def check(path: Path, *, items: int, factors: int | None, linear: bool = False) -> None:
+def check(
+    path: Path, *, items: int, factors: int | None, linear: bool = False, is_ease: bool = False, bits: int = 32
+) -> None:
     """Check the header of a file, without loading any library.
 
     Parameters
@@ -209,6 +256,10 @@ def check(path: Path, *, items: int, factors: int | None, linear: bool = False) 
         Columns of ``item_factors`` or of ``spectrum``; ``None``: any number.
     linear
         True for a linear model.
+    is_ease
+        True for a linear model of the form ``ease``.
+    bits
+        Bits of a number of its spectrum.
 
     Raises
     ------
@@ -223,8 +274,15 @@ def check(path: Path, *, items: int, factors: int | None, linear: bool = False) 
             raise BadInput(f"{path}: {name}: a type, shape or place that cannot be", public="weights unreadable")
     if linear:
         _require(path, header, COUNTS, "I32", [items])
+        if is_ease:
+            _require(path, header, VARIANCES, "F32", [items])
         if factors:
-            _require(path, header, SPECTRUM, "F32", [items, factors])
+            if bits == 32:
+                _require(path, header, SPECTRUM, "F32", [items, factors])
+            else:
+                _require(path, header, SPECTRUM, "U8", [items, packed_bytes(factors, bits)])
+                _require(path, header, SCALES, "F16", [items])
+                _require(path, header, UNIT, "F32", [1])
             _require(path, header, EIGENVALUES, "F32", [factors])
         return
     if ITEMS not in header:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from apps.recsys.models.manifest import RecommenderManifest
 from apps.recsys.planning import bpr_terms, embedding_terms, linear_terms
-from apps.recsys.planning.baselines import LIBRARIES, SERVING, uses_interactions, warm_up_for
+from apps.recsys.planning.baselines import LIBRARIES, SERVING, warm_up_for
 from apps.recsys.planning.questions.diversity import diversity_terms
 from apps.recsys.planning.questions.like_users import like_user_terms
 from apps.recsys.planning.questions.where import served_where_terms, where_terms
@@ -78,9 +78,9 @@ class AnswerWorkload:
             kept if request.keeps else min(k, EXPLAINED_ROWS) * (1 + min(request.explained, longest))
         )
         columns, filtering = embedding_terms.columns(manifest), []
-        if uses_interactions(manifest):
+        if linear_terms.scores_all(manifest):
             block = min(k, EXPLAINED_ROWS) if request.explained else 1
-            filtering = linear_terms.filter_terms(manifest, block=block, threads=1, phases=("answer",))
+            filtering = linear_terms.scorer_terms(manifest, block=block, threads=1, phases=("answer",))
             columns = factors = folding = 0
         choosing = where_terms(request.where, manifest, ("answer",))
         if request.warm_up == SERVING:

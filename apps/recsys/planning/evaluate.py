@@ -18,7 +18,6 @@ from apps.recsys.planning.baselines import (
     WAITING_BYTES,
     baseline_terms,
     reading_terms,
-    uses_interactions,
     warm_up_for,
 )
 from apps.recsys.planning.ranking_terms import USER_BLOCKS, model_terms, ranking_terms
@@ -113,10 +112,10 @@ class EvaluateWorkload:
     def _scoring_terms(self, manifest: RecommenderManifest, block: int, during: tuple[str]) -> list[Term]:
         items, factors, columns = manifest["items"], manifest["factors"], embedding_terms.columns(manifest)
         threads, scoring = self.request.threads, []
-        if filters := uses_interactions(manifest):
+        if filters := linear_terms.scores_all(manifest):
             factors = columns = 0
             block = min(block, self.scored_users)
-            scoring = linear_terms.filter_terms(manifest, block=block, threads=threads, phases=during)
+            scoring = linear_terms.scorer_terms(manifest, block=block, threads=threads, phases=during)
         return [
             *self._metric_terms(min(block, self.scored_users), items, during),
             *model_terms(users=manifest["users"], items=items, factors=columns, phases=during),

@@ -5,8 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from apps.recsys.models.linear import ease
 from apps.recsys.models.linear.log import BLOCK_INTERACTIONS, block_users
 from apps.recsys.models.linear.spectrum import ROWS, vectors
+from apps.recsys.models.manifest import spectrum_bits
+from apps.recsys.planning.baselines import uses_interactions
+from apps.recsys.planning.ranking_terms import PACKING_BYTES, WARM_FACTORS
+from common.compression import codes
 from common.memory.footprint import Term
 
 ARRAYS = 3
@@ -39,9 +44,21 @@ def spectrum_terms(*, users: int, items: int, factors: int, phases: tuple[str, .
     return [Term("spectrum", arrays + 5 * 8 * width * width, "analytic", phases)]
 
 
-def model_terms(*, items: int, factors: int, phases: tuple[str, ...]) -> list[Term]:
+def model_terms(*, items: int, factors: int, bits: int = 32, phases: tuple[str, ...]) -> list[Term]:
     """Terms of a spectrum that is loaded."""
-    return [Term("spectrum", 4 * factors * (items + 1), "analytic", phases)] if factors else []
+    if not factors:
+        return []
+    row = 4 * factors if bits == 32 else codes.row_bytes(factors, bits)
+    return [Term("spectrum", row * items + 4 * factors, "analytic", phases)]
+
+
+def decoding_terms(*, factors: int, bits: int, threads: int, phases: tuple[str, ...]) -> list[Term]:
+    """Terms of codes while they are decoded: a block of rows in each thread, its codes, and what BLAS packs of it."""
+    if not factors or bits == 32:
+        return []
+    each = codes.BLOCK_ROWS * (4 * (factors + 8) + 9 * codes.row_bytes(factors, bits))
+    packing = PACKING_BYTES * max(0, factors - WARM_FACTORS)
+    return [Term("decoded rows", threads * (each + packing), "analytic", phases)]
 
 
 def scoring_terms(*, users: int, items: int, block: int, threads: int, phases: tuple[str, ...]) -> list[Term]:
@@ -60,14 +77,50 @@ def comparing_terms(*, users: int, items: int, block: int, threads: int, phases:
     ]
 
 
-def filter_terms(
+def coded_terms(manifest: Mapping[str, Any], *, phases: tuple[str, ...]) -> list[Term]:
+    """Terms of a model's spectrum as codes, besides the decoded one."""
+    sizes = {"factors": manifest["factors"], "bits": spectrum_bits(manifest), "phases": phases}
+    return decoding_terms(**sizes, threads=1) + (
+        model_terms(items=manifest["items"], **sizes) if sizes["bits"] < 32 else []
+    )
+
+
+def ease_terms(*, items: int, phases: tuple[str, ...]) -> list[Term]:
+    """Terms of making EASE's weights: items squared, and three panels of rows."""
+    panels = 3 * 4 * ease.PANEL * items + 32 * ease.PANEL**2
+    return [
+        Term("weights of items by items", 4 * items * items, "analytic", phases),
+        Term("rows being eliminated", panels, "analytic", phases),
+    ]
+
+
+def scores_all(manifest: Mapping[str, Any]) -> bool:
+    """True for a linear model that scores all items at a time: a filter, a spectrum that is codes, or EASE."""
+    is_ease = manifest["kind"] == "linear" and manifest["hyper"]["form"] == "ease"
+    return uses_interactions(manifest) or spectrum_bits(manifest) < 32 or is_ease
+
+
+def scorer_terms(
     manifest: Mapping[str, Any], *, block: int, threads: int, phases: tuple[str, ...], scoring: tuple[str, ...] = ()
 ) -> list[Term]:
-    """Terms of a loaded filter that scores for ``block`` users at a time, in the phases ``scoring`` (all of them)."""
+    """Terms of a loaded model (``scores_all``) that scores for ``block`` users at a time, in the phases ``scoring``."""
     sizes = {"users": manifest["users"], "items": manifest["items"]}
+    factors, bits, scoring = manifest["factors"], spectrum_bits(manifest), scoring or phases
+    spectrum = [
+        *model_terms(items=manifest["items"], factors=factors, bits=bits, phases=phases),
+        *decoding_terms(factors=factors, bits=bits, threads=threads, phases=scoring),
+    ]
+    if not uses_interactions(manifest):
+        columns = -(-block // threads) * threads
+        return [
+            *spectrum,  # EASE has none, and a row of weights in each thread
+            Term("row of weights", 8 * threads * manifest["items"], "analytic", scoring),
+            Term("weights of the items", 12 * manifest["items"], "analytic", phases),
+            Term("scores", 4 * columns * (manifest["items"] + factors), "analytic", scoring),
+        ]
     longest = manifest.get("longest", manifest["longest_history"])
     return [
         *block_terms(**sizes, interactions=manifest["interactions"], longest=longest, threads=threads, phases=phases),
-        *model_terms(items=manifest["items"], factors=manifest["factors"], phases=phases),
-        *scoring_terms(**sizes, block=block, threads=threads, phases=scoring or phases),
+        *spectrum,
+        *scoring_terms(**sizes, block=block, threads=threads, phases=scoring),
     ]

@@ -109,7 +109,7 @@ class ModelOptions:
         if kind == "linear":
             if args.epochs is not None:
                 raise UsageError("--epochs: linear is not trained in passes")
-            ranks = linear.FACTORS if args.factors is None else (args.factors,)
+            ranks = linear.ranks(hyper["form"]) if args.factors is None else (args.factors,)
             return cls(kind=kind, factors=ranks[0], hyper=linear.checked(hyper, ranks[0]), ranks=ranks)
         if args.epochs is not None:
             hyper["iterations"] = args.epochs

@@ -12,7 +12,7 @@ from apps.recsys.models.likeness.diversity import shortlist
 from apps.recsys.models.manifest import RecommenderManifest
 from apps.recsys.planning import linear_terms
 from apps.recsys.planning.answer import LIMIT_BYTES, LOOK_UP_BYTES, NAMED_BYTES
-from apps.recsys.planning.baselines import ANSWERING, LIBRARIES, WAITING_BYTES, uses_interactions, warm_up_for
+from apps.recsys.planning.baselines import ANSWERING, LIBRARIES, WAITING_BYTES, warm_up_for
 from apps.recsys.planning.bpr_terms import fold_terms
 from apps.recsys.planning.embedding_terms import columns
 from apps.recsys.planning.questions.diversity import diversity_terms
@@ -99,10 +99,10 @@ class RecommendAllWorkload:
         files = manifest["files"]
         both, part, tile = ("load", *rank), min(self.part_users, self.count), min(TILE, items)
         block, size, filtering = min(int(setting["user_block"]), -(-part // threads)), columns(manifest), []
-        if uses_interactions(manifest):
+        if linear_terms.scores_all(manifest):
             # Blocks of one size that keep every thread busy (``Ranker.answer``).
             even = -(-part // (-(-part // (threads * block)) * threads))
-            filtering = linear_terms.filter_terms(
+            filtering = linear_terms.scorer_terms(
                 manifest, block=threads * even, threads=threads, phases=both, scoring=rank
             )
             factors = size = tile = 0

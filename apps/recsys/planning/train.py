@@ -302,29 +302,45 @@ class TrainWorkload:
             *linear_terms.model_terms(items=facts.items, factors=factors, phases=fit),
             *linear_terms.comparing_terms(**sizes, block=min(block, scored), threads=threads, phases=fit),
         ]
-        compared = ranking if chooses(self.request.model.hyper, factors) else []
+        hyper = self.request.model.hyper
+        if hyper["form"] == "ease":
+            compared = linear_terms.ease_terms(items=facts.items, phases=fit)
+            if chooses(hyper, factors):
+                compared += self._ranked_terms(scored, facts.longest, min(block, scored), fit)
+        else:
+            compared = ranking if chooses(hyper, factors) else []
         chosen = max(spectrum, compared, key=lambda terms: sum(term.bytes for term in terms))
-        written = linear_terms.model_terms(items=facts.items, factors=factors, phases=("write",))
+        bits = int(hyper["bits"])
+        stored = {"items": facts.items, "factors": factors, "bits": bits}
+        written = linear_terms.model_terms(**stored, phases=("write",))
         terms = [*blocks, *chosen, *written]
         if self.request.split != "none":
-            terms += linear_terms.model_terms(items=facts.items, factors=factors, phases=("evaluate",))
+            evaluating = ("evaluate",)
+            terms += linear_terms.model_terms(**stored, phases=evaluating)
+            terms += linear_terms.decoding_terms(factors=factors, bits=bits, threads=threads, phases=evaluating)
             if factors:
                 terms.append(Term("left behind by the spectrum", linear_terms.LEFT_BYTES, "measured", ("evaluate",)))
             terms += linear_terms.scoring_terms(
                 **sizes, block=min(block, facts.scored_users), threads=threads, phases=("evaluate",)
             )
-            terms += ranking_terms(
-                items=facts.items,
-                factors=0,
-                scored=facts.scored_users,
-                longest=facts.scored_longest,
-                mean=facts.interactions / facts.users,
-                block=block,
-                threads=threads,
-                phases=("evaluate",),
-                scores=False,
-            )
+            terms += self._ranked_terms(facts.scored_users, facts.scored_longest, block, ("evaluate",), scores=False)
         return terms
+
+    def _ranked_terms(
+        self, scored: int, longest: int, block: int, during: tuple[str, ...], *, scores: bool = True
+    ) -> list[Term]:
+        """Terms of ranking by a linear model, besides the model."""
+        return ranking_terms(
+            items=self.facts.items,
+            factors=0,
+            scored=scored,
+            longest=longest,
+            mean=self.facts.interactions / self.facts.users,
+            block=block,
+            threads=self.request.threads,
+            phases=during,
+            scores=scores,
+        )
 
     def evaluating_terms(self, setting: Setting, phase: str, scored: int, longest: int) -> list[Term]:
         """Terms of a model of vectors that ranks for users with held-out or hidden items."""

@@ -18,12 +18,13 @@ from apps.recsys.data.csr_store import History
 from apps.recsys.data.splits import HeldOut, Kept
 from apps.recsys.evaluation.metrics import Tally
 from apps.recsys.models import weights
-from apps.recsys.models.linear.filter import response, shared_scores
+from apps.recsys.models.linear.filter import code_weights, response, shared_scores
 from apps.recsys.models.linear.log import TRAINED, Log, forget_trained, write_trained
 from apps.recsys.models.linear.options import AUTO
 from apps.recsys.models.linear.spectrum import ITERATIONS, spectrum
 from apps.recsys.models.top_k import top_k
 from apps.recsys.training.hide_alike import hide_alike
+from common.compression.codes import Codes
 
 if TYPE_CHECKING:
     import numpy as np
@@ -61,9 +62,9 @@ class Candidate:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Its hyper-parameters; without a spectrum the saturation has no meaning, and is 1."""
+        """Its hyper-parameters; without a spectrum the saturation has no meaning, and is 1, as the ridge of EASE."""
         saturation = self.saturation if math.isfinite(self.saturation) else 1.0
-        return {"form": self.form, "degree_power": self.degree_power, "saturation": saturation}
+        return {"form": self.form, "degree_power": self.degree_power, "saturation": saturation, "ridge": 1.0}
 
     def neighbours(self, *, powers: bool, saturations: bool) -> list[Candidate]:
         """Candidates between this one and those of the grid, along the numbers that are open; without this one."""
@@ -86,6 +87,8 @@ class LinearConfig:
     ----------
     factors
         Eigenvalues that are computed where the form uses them.
+    filter_factors
+        Most of them that a filter uses.
     hyper
         ``form``, ``degree_power`` and ``saturation``, each of which may be ``AUTO``.
     items
@@ -99,6 +102,7 @@ class LinearConfig:
     """
 
     factors: int
+    filter_factors: int
     hyper: Mapping[str, Any]
     items: int
     directory: Path
@@ -157,16 +161,10 @@ class LinearTrainer:
             The session is stopping.
         """
         config, candidates = self.config, self.config.candidates
-        with self.session.phase("arrange"):
-            history = History(config.directory)
-            kept = Kept.of(history, config.directory, config.split)
-            if config.split != "none":
-                write_trained(config.directory, history, kept)
-            del kept
-            history.close()
+        self.arrange()
         tried: list[Mapping[str, Any]] = []
         chosen = candidates[0]
-        if len(candidates) > 1 and (hidden := self._hide()) is not None:
+        if len(candidates) > 1 and (hidden := self.hide()) is not None:
             with self.session.phase("fit"):
                 means = self._compare(candidates, hidden)
             splits.forget_validation(config.directory)
@@ -183,14 +181,28 @@ class LinearTrainer:
             tensors: dict[str, Any] = {weights.COUNTS: counts}
             factors = self._factors(chosen)
             if factors:
-                tensors[weights.SPECTRUM], tensors[weights.EIGENVALUES] = self._spectrum(log, counts)
+                vectors, tensors[weights.EIGENVALUES] = self._spectrum(log, counts, factors)
+                tensors |= self._stored(vectors, tensors[weights.EIGENVALUES], chosen)
         return Fitted(tensors, {**chosen.settings, "factors": factors}, tried)
 
     def _factors(self, candidate: Candidate) -> int:
         """Eigenvalues that a candidate uses."""
-        return self.config.factors if math.isfinite(candidate.saturation) else 0
+        if not math.isfinite(candidate.saturation):
+            return 0
+        factors, of_filter = self.config.factors, self.config.filter_factors
+        return min(factors, of_filter) if candidate.form == "filter" else factors
 
-    def _hide(self) -> HeldOut | None:
+    def arrange(self) -> None:
+        """Write the interactions that are trained on, where the split holds some out."""
+        config = self.config
+        with self.session.phase("arrange"):
+            history = History(config.directory)
+            kept = Kept.of(history, config.directory, config.split)
+            if config.split != "none":
+                write_trained(config.directory, history, kept)
+            history.close()
+
+    def hide(self) -> HeldOut | None:
         """Hide items of a sample of users, and write the rest; ``None`` if no user has enough items."""
         config, directory = self.config, self.config.directory
         name = "history" if config.split == "none" else TRAINED
@@ -203,7 +215,9 @@ class LinearTrainer:
             write_trained(directory, left, Kept(left, None, whole_users=False, validation=hidden), SAMPLE)
         return hidden
 
-    def _spectrum(self, log: Log, counts: NDArray[np.int32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    def _spectrum(
+        self, log: Log, counts: NDArray[np.int32], factors: int
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         with self.session.progress(total=ITERATIONS, unit="pass", label="spectrum") as bar:
 
             def after_iteration() -> None:
@@ -211,8 +225,17 @@ class LinearTrainer:
                 if self.session.stopping:
                     raise KeyboardInterrupt
 
-            config = self.config
-            return spectrum(log, counts, config.factors, seed=config.seed, after_iteration=after_iteration)
+            return spectrum(log, counts, factors, seed=self.config.seed, after_iteration=after_iteration)
+
+    def _stored(
+        self, vectors: NDArray[np.float32], eigenvalues: NDArray[np.float32], chosen: Candidate
+    ) -> dict[str, NDArray[Any]]:
+        """The spectrum as it is written: its vectors, or codes of what they add to scores."""
+        bits = int(self.config.hyper["bits"])
+        if bits == 32:
+            return {weights.SPECTRUM: vectors}
+        parts = code_weights(eigenvalues, chosen.form, chosen.saturation)
+        return weights.code_tensors(Codes.of(vectors, bits, seed=self.config.seed, weights=parts))
 
     def _compare(self, candidates: list[Candidate], hidden: HeldOut) -> dict[Candidate, float]:
         """The mean metric on the hidden items of each candidate, then of the neighbours of the best one."""
@@ -221,8 +244,9 @@ class LinearTrainer:
         config = self.config
         log = Log(config.directory, config.items, SAMPLE)
         counts = log.counts()
-        spectral = self._spectrum(log, counts) if config.factors else None
-        comparison = _Comparison(log, np.maximum(counts, 1).astype(np.float32)[:, None], spectral)
+        spectral = self._spectrum(log, counts, config.factors) if config.factors else None
+        degrees = np.maximum(counts, 1).astype(np.float32)[:, None]
+        comparison = _Comparison(log, degrees, spectral, config.filter_factors)
         means = self._means(comparison, candidates, hidden)
         open_powers, open_saturations = (config.hyper[name] == AUTO for name in ("degree_power", "saturation"))
         finer = max(means, key=means.__getitem__).neighbours(powers=open_powers, saturations=open_saturations)
@@ -269,6 +293,8 @@ class _Comparison:
     degrees: NDArray[np.float32]
     """Users of each item, shape (items, 1)."""
     spectrum: tuple[NDArray[np.float32], NDArray[np.float32]] | None
+    filter_factors: int
+    """Most eigenvalues of a filter; a spectral model uses all."""
 
     def rankings(
         self, histories: list[NDArray[Any]], power: float, candidates: list[Candidate], depth: int
@@ -290,11 +316,12 @@ class _Comparison:
         for candidate in candidates:
             scores = shared
             if coefficients is not None and self.spectrum is not None and math.isfinite(candidate.saturation):
-                vectors, eigenvalues = self.spectrum
+                used = slice(self.filter_factors if candidate.form == "filter" else None)
+                vectors, eigenvalues = self.spectrum[0][:, used], self.spectrum[1][used]
                 passed = response(eigenvalues, candidate.saturation)
                 if candidate.form == "filter":
                     passed -= eigenvalues
-                scores = np.matmul(vectors, passed[:, None] * coefficients, out=added)
+                scores = np.matmul(vectors, passed[:, None] * coefficients[used], out=added)
                 scores *= self.degrees**b
                 if candidate.form == "filter":
                     scores += shared

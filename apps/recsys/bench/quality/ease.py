@@ -2,7 +2,7 @@
 
 ``python -m apps.recsys.bench.quality.ease RATINGS WORK``. EASE (Steck, "Embarrassingly shallow autoencoders for sparse
 data", 2019) is written out here with dense matrices and gets the best of three ridges, chosen on the scored items
-themselves; the linear model chooses on hidden training items, with no setting given.
+themselves; the linear model chooses on hidden training items; a byte a number is given.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from apps.recsys.evaluation.metrics import Tally
 from apps.recsys.models.top_k import top_k
 
 SEEDS = range(3)
-TRAINING = ["--model", "linear", "--min-value", "4", "--split", "random"]
+TRAINING = ["--model", "linear", "--min-value", "4", "--split", "random", "--set", "bits=8"]
 CEILING = "512MiB"
 RIDGES = (200.0, 500.0, 1000.0)
 METRIC = "ndcg@20"

@@ -24,10 +24,11 @@ EMBEDDING_ONLY = ("loss", "table", "amp", "micro_batch", "accumulate")
 SETTINGS = {
     "ials": ("alpha=5", "regularization=3", "weight=linear", "frequency_scaling=0.5"),
     "bpr": ("learning_rate=0.05", "regularization=0.1"),
-    "linear": ("form=filter", "form=spectral", "degree_power=0.3", "saturation=2"),
+    "linear": ("form=filter", "form=spectral", "degree_power=0.3", "saturation=2", "bits=8", "bits=1"),
     "embedding": ("tables=2", "batch=64", "negatives=64", "window=10", "user_vectors=free", "row_bytes=20"),
 }
-"""Values of ``--set`` by model; a window of ``popularity`` needs times, which not all tables have."""
+"""Values of ``--set`` by model; a window of ``popularity`` needs times, which not all tables have. ``form=ease`` is
+left out, since it takes no ``--factors``."""
 COLUMNS = ("user_col", "item_col", "value_col", "time_col")
 """Options that the table adds where its names are unknown."""
 

@@ -14,9 +14,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
-from apps.recsys.models.scorers import FactorScorer
+from apps.recsys.models.linear.coded import CodedScorer, CodedSpectrum
+from apps.recsys.models.scorers import FactorScorer, Scorer
+from common.compression.codes import Codes
 
 if TYPE_CHECKING:
     import numpy as np
@@ -51,6 +53,47 @@ class Spectrum:
     eigenvalues: NDArray[np.float32]
 
 
+class SpectralTerm(Protocol):
+    """A symmetric matrix of items by items that a filter adds to P, as an operator."""
+
+    def product(self, questions: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Multiply columns, shape (items, n), with the matrix; a new array."""
+        ...
+
+    def between(self, items: NDArray[Any], rows: NDArray[Any]) -> NDArray[np.float64]:
+        """Some rows and columns of the matrix, shape (items, rows)."""
+        ...
+
+
+class _Change:
+    """``V (h(l) - l) V'`` by the eigenvectors themselves."""
+
+    def __init__(self, spectrum: Spectrum, saturation: float) -> None:
+        self._vectors = spectrum.vectors
+        self._change = response(spectrum.eigenvalues, saturation) - spectrum.eigenvalues
+
+    def product(self, questions: NDArray[np.float32]) -> NDArray[np.float32]:
+        coefficients = self._change[:, None] * (self._vectors.T @ questions)
+        added: NDArray[np.float32] = self._vectors @ coefficients
+        return added
+
+    def between(self, items: NDArray[Any], rows: NDArray[Any]) -> NDArray[np.float64]:
+        import numpy as np
+
+        changed = (self._vectors[items] * self._change).astype(np.float64)
+        term: NDArray[np.float64] = changed @ self._vectors[rows].T.astype(np.float64)
+        return term
+
+
+def code_weights(eigenvalues: NDArray[np.float32], form: str, saturation: float) -> NDArray[np.float32]:
+    """Weights of the eigenvectors before they are encoded: the roots of what passes, or of what a filter takes away."""
+    import numpy as np
+
+    passed = response(eigenvalues, saturation)
+    weights: NDArray[np.float32] = np.sqrt(passed if form == "spectral" else np.maximum(eigenvalues - passed, 0))
+    return weights
+
+
 class FilterScorer:
     """Scores all items for histories.
 
@@ -63,9 +106,9 @@ class FilterScorer:
     degree_power
         b.
     saturation
-        c; only used with a spectrum.
+        c; only used with a spectrum of float32 numbers: codes contain it.
     spectrum
-        The largest eigenvalues of P; ``None``: the interactions alone.
+        The largest eigenvalues of P, as numbers or as codes; ``None``: the interactions alone.
     """
 
     def __init__(
@@ -75,16 +118,14 @@ class FilterScorer:
         *,
         degree_power: float,
         saturation: float = 1.0,
-        spectrum: Spectrum | None = None,
+        spectrum: Spectrum | Codes | None = None,
     ) -> None:
         import numpy as np
 
         self.items = len(counts)
-        self._log, self._spectrum = log, spectrum
+        self._log, self._term = log, _term(spectrum, saturation)
         self._degrees = np.maximum(counts, 1).astype(np.float32)
         self._power = np.float32(degree_power)
-        if spectrum is not None:
-            self._change = response(spectrum.eigenvalues, saturation) - spectrum.eigenvalues
 
     def workspace(self, users: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Arrays that ``scores`` uses for as many users at most."""
@@ -126,9 +167,8 @@ class FilterScorer:
         """Scores for columns x, shape (items, n), which are overwritten."""
         degrees, b = self._degrees[:, None], self._power
         shared_scores(self._log, questions, out, degrees, b)
-        if self._spectrum is not None:
-            coefficients = self._change[:, None] * (self._spectrum.vectors.T @ questions)
-            added = self._spectrum.vectors @ coefficients
+        if self._term is not None:
+            added = self._term.product(questions)
             added *= degrees**b
             out += added
         return out
@@ -145,9 +185,8 @@ class FilterScorer:
         degrees = self._degrees[:, None]
         questions *= degrees**-0.5
         shared = self._log.gram(questions, out)[items].astype(np.float64) * scaled[items, None] ** -0.5
-        if self._spectrum is not None:
-            vectors = self._spectrum.vectors
-            shared += (vectors[items] * self._change).astype(np.float64) @ vectors[rows].T.astype(np.float64)
+        if self._term is not None:
+            shared += self._term.between(items, rows)
         b = float(self._power)
         parts: NDArray[np.float64] = shared.T * scaled[rows, None] ** b * scaled[items] ** -b
         return parts
@@ -180,6 +219,12 @@ class FilterScorer:
         return shared
 
 
+def _term(spectrum: Spectrum | Codes | None, saturation: float) -> SpectralTerm | None:
+    if spectrum is None:
+        return None
+    return CodedSpectrum(spectrum) if isinstance(spectrum, Codes) else _Change(spectrum, saturation)
+
+
 def shared_scores(
     log: Log, questions: NDArray[np.float32], out: NDArray[np.float32], degrees: NDArray[np.float32], power: np.float32
 ) -> None:
@@ -195,8 +240,8 @@ def shared_scores(
 
 
 def linear_scorer(
-    log: Log, counts: NDArray[np.int32], hyper: Mapping[str, Any], spectrum: Spectrum | None
-) -> FactorScorer | FilterScorer:
+    log: Log, counts: NDArray[np.int32], hyper: Mapping[str, Any], spectrum: Spectrum | Codes | None
+) -> Scorer:
     """Make the scorer of a linear model.
 
     Parameters
@@ -206,10 +251,12 @@ def linear_scorer(
     hyper
         Hyper-parameters: ``form``, ``degree_power``, ``saturation``.
     spectrum
-        The largest eigenvalues of P; a spectral model must have them. Its vectors are changed.
+        The largest eigenvalues of P, as numbers, which are changed, or as codes; a spectral model must have them.
     """
     power, saturation = float(hyper["degree_power"]), float(hyper["saturation"])
     if hyper["form"] == "spectral" and spectrum is not None:
+        if isinstance(spectrum, Codes):
+            return CodedScorer(spectrum, counts, degree_power=power)
         return spectral_scorer(counts, spectrum, degree_power=power, saturation=saturation)
     return FilterScorer(log, counts, degree_power=power, saturation=saturation, spectrum=spectrum)
 

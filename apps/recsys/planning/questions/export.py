@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from apps.recsys.models.manifest import RecommenderManifest
-from apps.recsys.planning import embedding_terms
+from apps.recsys.planning import embedding_terms, linear_terms
 from apps.recsys.planning.baselines import ANSWERING, LIBRARIES
 from apps.recsys.planning.ranking_terms import model_terms
 from common.errors import UsageError
@@ -92,6 +92,7 @@ class ExportWorkload:
                 *model_terms(
                     users=manifest["users"], items=items, factors=embedding_terms.columns(manifest), phases=during
                 ),
+                *linear_terms.coded_terms(manifest, phases=during),
                 Term("ids", batch * (ROW_BYTES + text), "measured", during),
             ]
         )

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from apps.recsys.models.likeness.neighbours import BLOCK
-from apps.recsys.planning.baselines import uses_interactions
 from apps.recsys.planning.bpr_terms import fold_terms
+from apps.recsys.planning.linear_terms import scores_all
 from apps.recsys.planning.ranking_terms import THREAD_BYTES
 from common.errors import UsageError
 from common.memory.footprint import Term
@@ -29,7 +29,7 @@ def require_tastes(manifest: Mapping[str, Any]) -> None:
 def like_user_terms(manifest: Mapping[str, Any], *, threads: int) -> list[Term]:
     """Terms of the phase ``answer``, besides the loaded model and the history of the user who is asked about."""
     users, items, answer = manifest["users"], manifest["items"], ("answer",)
-    longest, by_items = manifest.get("longest", manifest["longest_history"]), uses_interactions(manifest)
+    longest, by_items = manifest.get("longest", manifest["longest_history"]), scores_all(manifest)
     block = min(BLOCK, manifest["interactions"]) + longest
     factors = manifest["factors"]
     folding = 0 if by_items else threads * 4 * factors * (2 * longest + 3 * factors)

@@ -9,7 +9,7 @@ from typing import Any
 from apps.recsys.data.ingest import TITLE_BYTES, TITLE_TIMES, Facts
 from apps.recsys.data.splits import HOLDOUT_SHARE, LEAST_ITEMS, SCORED_SHARE
 from apps.recsys.data.staging import BUCKET_ROWS
-from apps.recsys.models.linear.options import AUTO, FORMS
+from apps.recsys.models.linear.options import AUTO, FILTER_FACTORS, FORMS
 from apps.recsys.models.manifest import RecommenderManifest
 from apps.recsys.planning.answer import AnswerWorkload
 from apps.recsys.planning.evaluate import EvaluateWorkload
@@ -76,8 +76,9 @@ def assumed_manifest(request: SizeRequest) -> RecommenderManifest:
     model, hyper = request.model, dict(request.model.hyper)
     factors = model.factors
     if model.kind == "linear":  # the larger form, with as many eigenvalues as there can be
-        factors = min(factors, request.items)
         hyper["form"] = FORMS[0] if hyper["form"] == AUTO else hyper["form"]
+        most = FILTER_FACTORS if hyper["form"] == "filter" and len(model.ranks) > 1 else factors
+        factors = min(factors, most, request.items)
     manifest: Any = {
         "application": "recsys",
         "kind": model.kind,
