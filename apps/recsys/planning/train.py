@@ -257,9 +257,9 @@ class TrainWorkload:
         read, unpacking = reading_terms(facts.rows, sources)
         staging = [Term("ids", ID_BYTES * facts.ids, "analytic", during), read]
         # The ids are written and freed before the rows are sorted.
-        data = self.request.data
-        timed = self.request.split in TIMED or data.duplicates == "last" or bool(data.needs_times)
-        timed = self.inputs.timed if self.inputs is not None else timed
+        updates = self.inputs is not None and self.inputs.base is not None
+        by_split = not updates and self.request.split in TIMED
+        timed = by_split or self.request.data.duplicates == "last" or bool(self.request.data.needs_times)
         rows = SORT_FIXED_BYTES + SORT_BYTES[timed] * facts.bucket
         sorting = [Term("rows sorted", rows, "measured", during)]
         # Before and after it is partitioned, once the rows are freed too.
