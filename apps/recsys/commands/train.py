@@ -93,7 +93,8 @@ def read(
     """
     ceiling = budget.host_bytes
     if ceiling < resident() + ARROW_BYTES:
-        if not any(source.needs_arrow for source in inputs.sources):
+        # A model's ids are Parquet too.
+        if inputs.base is None and not any(source.needs_arrow for source in inputs.sources):
             return ingest.count(inputs), None
         ceiling = guard.LEAST_WALL  # where the walls stand until there is a plan: read, in order to refuse
     workspace = ingest.workspace(output)

@@ -50,10 +50,8 @@ def workload(request: UpdateRequest, budget: MemoryBudget) -> UpdateWorkload:
     training = request.training(manifest)
     base = Base(
         request.model,
-        users=manifest["users"],
         items=manifest["items"],
         interactions=manifest["interactions"],
-        longest=manifest.get("longest", manifest["interactions"]),
         attributes=manifest.get("attributes", ()),
         forget=request.forget,
     )

@@ -118,6 +118,11 @@ class Inputs:
     """The model that the rows are added to."""
 
     @property
+    def described(self) -> bool:
+        """True if attributes are read, from a table or a model."""
+        return bool(self.attributes or (self.base is not None and self.base.attributes))
+
+    @property
     def timed(self) -> bool:
         """True if times are read: a split or an option needs them, or the last one of repeated rows counts."""
         splits_by_time = self.base is None and self.split in splits.TIMED
@@ -259,10 +264,6 @@ def count(inputs: Inputs) -> Facts:
                 users[user] += len(user_items)
                 items.update(user_items)
     rows, longest = users.total(), max(users.values(), default=0)
-    if (base := inputs.base) is not None:
-        ids, pairs = len(users) + len(items) + base.users + base.items, rows + base.interactions
-        bucket = min(pairs, staging.BUCKET_ROWS + longest + base.longest)
-        return Facts(rows, len(users) + base.users, len(items) + base.items, pairs, longest + base.longest, ids, bucket)
     bucket = min(rows, staging.BUCKET_ROWS + longest)  # a bucket ends with a whole user
     ids = len(users) + len(items)
     return Facts(

@@ -269,7 +269,7 @@ class TrainWorkload:
         return [
             *max(staging, describing, sorting, timing, key=lambda terms: sum(term.bytes for term in terms)),
             Term("row counts", 16 * facts.ids, "analytic", during),
-            Term("attributes' code", KERNEL_BYTES * bool(self.inputs and self.inputs.attributes), "measured", during),
+            Term("attributes' code", KERNEL_BYTES * bool(self.inputs and self.inputs.described), "measured", during),
             Term("waiting parent", WAITING_BYTES, "measured", during),
             unpacking,
         ]

@@ -35,14 +35,10 @@ class Base:
 
     directory: Path
     """The model folder."""
-    users: int
-    """Number of its users."""
     items: int
     """Number of its items."""
     interactions: int
     """Number of its interactions."""
-    longest: int
-    """Most items of one of its users."""
     attributes: Sequence[Attribute] = ()
     """Attributes of its items."""
     forget: tuple[str, ...] = ()

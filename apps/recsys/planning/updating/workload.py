@@ -6,7 +6,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from apps.recsys.data.csr_store import BLOCK
-from apps.recsys.data.ingest import Facts
+from apps.recsys.data.ingest import TITLE_BYTES, Facts
+from apps.recsys.data.updates.base import READ_IDS
 from apps.recsys.models.manifest import RecommenderManifest
 from apps.recsys.models.new_items import MOST_USERS, SAMPLED
 from apps.recsys.planning import bpr_terms, embedding_terms, ials_terms
@@ -83,7 +84,7 @@ class UpdateWorkload:
 
     def footprint(self, setting: Setting, costs: Costs) -> Footprint:
         """Reading, with the model's row starts; then the training's, or the solved items'."""
-        model = Term("model's history index", 8 * (self.manifest["users"] + 1), "analytic", ("plan",))
+        model = Term("model's index and ids", self._base_bytes, "analytic", ("plan",))
         if self.kind in REBUILT:
             kept = self._kept_spectrum() if self.request.keep_spectrum else []
             return Footprint.of([*self.train.footprint(setting, costs).terms, model, *kept])
@@ -105,6 +106,16 @@ class UpdateWorkload:
         if split != "none":
             terms += self.train.evaluating_terms(setting, "evaluate", facts.scored_users, facts.scored_longest)
         return Footprint.of(terms)
+
+    @property
+    def _base_bytes(self) -> int:
+        """Memory of the model while it is read: row starts, ids of a batch, and titles besides those of a table."""
+        manifest, facts = self.manifest, self.facts
+        items, users = (manifest["files"][f"{name}.parquet"]["bytes"] for name in ("items", "users"))
+        share = min(1.0, READ_IDS / manifest["items"]), min(1.0, READ_IDS / manifest["users"])
+        ids = 2 * max(share[0] * items, share[1] * users)
+        titles = items + (TITLE_BYTES * facts.titled if self.request.items else 0) if facts.titled else 0
+        return int(8 * (manifest["users"] + 1) + ids + titles)
 
     def _kept_spectrum(self) -> list[Term]:
         """The spectrum as it is stored, and extended; later the one that is written or loaded."""
