@@ -96,9 +96,11 @@ class UpdateRequest:
                 public="model of a window",
             )
         if self.keep_spectrum:
-            if kind != "linear" or not factors or manifest["hyper"]["form"] != "filter":
+            is_filter = kind == "linear" and factors and manifest["hyper"]["form"] == "filter"
+            if not is_filter or manifest["hyper"].get("bits", 32) != 32:
                 raise UsageError(
-                    f"--keep-spectrum: for linear models of form filter with a spectrum; {self.model} is another"
+                    "--keep-spectrum: for linear models of form filter with a spectrum of 32 bits;"
+                    f" {self.model} is another"
                 )
             factors = 0
         return TrainRequest(

@@ -27,6 +27,8 @@ EXACT: dict[str, tuple[object, ...]] = {
     "popularity": ("popularity",),
     "filter": (*LINEAR, "--factors", 0),
     "filter with a spectrum": (*LINEAR, "--factors", 6),
+    "coded spectrum": (*LINEAR, "--factors", 6, "--set", "bits=4"),
+    "ease": ("linear", "--set", "form=ease", "--set", "ridge=20"),
 }
 DATA = ("history.indptr.npy", "history.items.npy", "history.values.npy", "items.parquet", "users.parquet")
 SECRET, OWN = "Zacharias-9QX", "only-Zacharias-had-it"
@@ -59,7 +61,14 @@ def files(tmp_path: Path) -> tuple[Path, Path, Path]:
 
 @pytest.mark.parametrize(
     ("kind", "duplicates"),
-    [("popularity", "once"), ("filter", "sum"), ("filter", "last"), ("filter with a spectrum", "sum")],
+    [
+        ("popularity", "once"),
+        ("filter", "sum"),
+        ("filter", "last"),
+        ("filter with a spectrum", "sum"),
+        ("coded spectrum", "sum"),
+        ("ease", "sum"),
+    ],
 )
 def test_it_equals_a_training_on_all_rows(
     files: tuple[Path, Path, Path], tmp_path: Path, kind: str, duplicates: str
@@ -95,9 +104,10 @@ def test_a_spectrum_may_be_kept(files: tuple[Path, Path, Path], tmp_path: Path) 
     np.testing.assert_array_equal(*counts)
     ours, theirs = read_manifest(updated), read_manifest(exact)
     assert {**ours, "files": 0} == {**theirs, "files": 0} and ours["factors"] == 6
-    done("train", old, "-o", tmp_path / "popular", "--model", "popularity", "-q")
-    with refused(UsageError, "--keep-spectrum", "popular"):
-        done("update", tmp_path / "popular", new, "-o", tmp_path / "out", "--keep-spectrum")
+    for kind in ("popularity", "coded spectrum", "ease"):
+        done("train", old, "-o", tmp_path / kind, "--model", *EXACT[kind], "-q")
+        with refused(UsageError, "--keep-spectrum", kind):
+            done("update", tmp_path / kind, new, "-o", tmp_path / "out", "--keep-spectrum")
 
 
 @pytest.mark.parametrize("kind", ["ials", "filter"])
