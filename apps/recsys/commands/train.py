@@ -134,22 +134,21 @@ def execute(session: CommandSession[TrainRequest, TrainWorkload]) -> Mapping[str
             tensors, work, results["tried"] = fit_linear_model(work, session)
         else:
             tensors = _fit(work, session)
-        return results | complete(work, session, tensors)
+        with session.phase("write"):
+            weights.write(work.directory / weights.WEIGHTS, tensors)
+        del tensors  # the evaluation loads its own
+        return results | complete(work, session)
 
 
-def complete(
-    work: TrainWorkload, session: Session, tensors: Mapping[str, Any], changed: Mapping[str, Any] = {}
-) -> dict[str, Any]:
-    """Write the weights, evaluate what the split held out, and move the model folder into place.
+def complete(work: TrainWorkload, session: Session, changed: Mapping[str, Any] = {}) -> dict[str, Any]:
+    """Evaluate what the split held out, and move the model folder into place.
 
     Parameters
     ----------
     work
-        The training; its workspace has all files but the weights, and is closed.
+        The training; its workspace has all files but the manifest and the card, and is closed.
     session
         Plan, threads and progress.
-    tensors
-        The weights by name.
     changed
         Fields of ``model.json`` that are not those of the training.
 
@@ -164,9 +163,6 @@ def complete(
     fields = {**_manifest_fields(work), **changed}
     metrics: Mapping[str, float] = {}
     measured: dict[str, Any] = {"metrics": {}}
-    with session.phase("write"):
-        weights.write(directory / weights.WEIGHTS, tensors)
-        del tensors
     if request.split != "none":
         with session.phase("evaluate"):
             tally = evaluate.score(session, directory, {"kind": kind, **fields}, heldout=directory)

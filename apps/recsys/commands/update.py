@@ -187,5 +187,8 @@ def execute(session: CommandSession[UpdateRequest, UpdateWorkload]) -> Mapping[s
                 " trained with them, and change only in a training without them"
             )
         changed = {"columns": manifest["columns"]} if "columns" in manifest else {}
-        results = train.complete(work, session, tensors, changed)
+        with session.phase("write"):
+            weights.write(work.directory / weights.WEIGHTS, tensors)
+        del tensors  # the evaluation loads its own
+        results = train.complete(work, session, changed)
     return {**results, "steps": 0, "added": added}

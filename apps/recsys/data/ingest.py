@@ -118,11 +118,6 @@ class Inputs:
     """The model that the rows are added to."""
 
     @property
-    def described(self) -> bool:
-        """True if attributes are read, from a table or a model."""
-        return bool(self.attributes or (self.base is not None and self.base.attributes))
-
-    @property
     def timed(self) -> bool:
         """True if times are read: a split or an option needs them, or the last one of repeated rows counts."""
         splits_by_time = self.base is None and self.split in splits.TIMED

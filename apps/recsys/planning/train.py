@@ -257,8 +257,9 @@ class TrainWorkload:
         read, unpacking = reading_terms(facts.rows, sources)
         staging = [Term("ids", ID_BYTES * facts.ids, "analytic", during), read]
         # The ids are written and freed before the rows are sorted.
-        updates = self.inputs is not None and self.inputs.base is not None
-        by_split = not updates and self.request.split in TIMED
+        base, attributes = (self.inputs.base, self.inputs.attributes) if self.inputs else (None, ())
+        described = bool(attributes or (base is not None and base.attributes))
+        by_split = base is None and self.request.split in TIMED
         timed = by_split or self.request.data.duplicates == "last" or bool(self.request.data.needs_times)
         rows = SORT_FIXED_BYTES + SORT_BYTES[timed] * facts.bucket
         sorting = [Term("rows sorted", rows, "measured", during)]
@@ -269,7 +270,7 @@ class TrainWorkload:
         return [
             *max(staging, describing, sorting, timing, key=lambda terms: sum(term.bytes for term in terms)),
             Term("row counts", 16 * facts.ids, "analytic", during),
-            Term("attributes' code", KERNEL_BYTES * bool(self.inputs and self.inputs.described), "measured", during),
+            Term("attributes' code", KERNEL_BYTES * described, "measured", during),
             Term("waiting parent", WAITING_BYTES, "measured", during),
             unpacking,
         ]

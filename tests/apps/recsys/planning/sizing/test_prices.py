@@ -16,6 +16,7 @@ from apps.recsys.data.columns import Columns
 from apps.recsys.data.ingest import Facts
 from apps.recsys.data.splits import HeldOut
 from apps.recsys.data.staging import Filters
+from apps.recsys.models.linear.options import FILTER_FACTORS
 from apps.recsys.planning.answer import AnswerWorkload
 from apps.recsys.planning.evaluate import EvaluateWorkload
 from apps.recsys.planning.questions.recommend_requests import RecommendAllRequest, RecommendRequest
@@ -95,6 +96,7 @@ def real(read: Read, *options: object) -> Iterator[tuple[str, Workload]]:
     manifest: Any = {**train._manifest_fields(work), "kind": work.request.model.kind, "files": files}
     if manifest["hyper"].get("form") == "auto":  # the training chooses it
         manifest["hyper"] = {**manifest["hyper"], "form": "filter"}
+        manifest["factors"] = min(manifest["factors"], FILTER_FACTORS)
     scored = read.facts.users if read.split == "none" else len(HeldOut(model))
     many = RecommendAllRequest(model=model, output=Path("lists"), threads=1)
     yield "train", work
