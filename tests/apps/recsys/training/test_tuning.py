@@ -226,7 +226,7 @@ def test_other_models_are_tuned_too(trained: Trained, run: Run, tmp_path: Path, 
 
 
 def test_trials_measure_nothing_beside_what_they_train(trained: Trained, run: Run, tmp_path: Path) -> None:
-    options = ("--model", "embedding", "--tune", 3, "--seed", 3, "--epochs", 2, "--memory", "600MiB", "--json", "-q")
+    options = ("--model", "embedding", "--tune", 2, "--seed", 3, "--epochs", 1, "--memory", "600MiB", "--json", "-q")
     cold = {"XDG_CACHE_HOME": str(tmp_path / "cache")}
     done = run("apps.recsys", "train", trained.interactions, "-o", tmp_path / "model", *options, env=cold)
     assert done.code == 0, done.err
