@@ -8,8 +8,7 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-# One more than two cores, because tests wait for the commands that they start.
-JOBS ?= 3
+JOBS ?= 2
 
 INSTALL := -m pip install --quiet --constraint constraints.txt
 
@@ -42,7 +41,7 @@ demo: setup  ## both applications, on real data where it is on this machine, eac
 # Compiled first, also where Python may not write what it compiles: the tests start a thousand commands.
 test: setup  ## every test, in parallel
 	$(BIN)/python -m compileall -q apps common tests
-	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal
+	$(BIN)/python -m pytest -n $(JOBS)
 
 lint: setup  ## ruff, format, mypy, the house rules, requirements that agree
 	$(BIN)/ruff check .
