@@ -6,14 +6,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from apps.recsys.data import splits
 from apps.recsys.data.csr_store import History
 from apps.recsys.data.splits import HeldOut
 from apps.recsys.evaluation.full_ranking import User, evaluate
 from apps.recsys.evaluation.metrics import Tally
 from apps.recsys.models import weights
 from apps.recsys.models.linear import ease
-from apps.recsys.models.linear.log import Log, forget_trained
+from apps.recsys.models.linear.log import Log
 from apps.recsys.models.linear.options import AUTO
 from apps.recsys.training.fit_linear import METRIC, SAMPLE, Fitted, LinearConfig, LinearTrainer
 
@@ -56,17 +55,11 @@ class EaseTrainer:
         """
         config, linear = self.config, LinearTrainer(self.config, self.session)
         linear.arrange()
-        ridge, tried = config.hyper["ridge"], []
-        if ridge == AUTO and (hidden := linear.hide()) is not None:
-            means = self._compare(hidden)
-            splits.forget_validation(config.directory)
-            forget_trained(config.directory, SAMPLE)
-            ridge = max(means, key=means.__getitem__)
-            ordered = sorted(means.items(), key=lambda pair: -pair[1])
-            tried = [{**settings(one), "factors": 0, METRIC: mean} for one, mean in ordered]
-            users = f"hidden items of {len(hidden):,} users"
-            self.session.say(f"chosen on {users}: form=ease ridge={ridge:g} ({METRIC} {means[ridge]:.4f})")
-        ridge = USUAL_RIDGE if ridge == AUTO else float(ridge)
+        wanted, ordered = config.hyper["ridge"], []
+        if wanted == AUTO:
+            ordered = linear.ranked(self._compare, lambda ridge: f"form=ease ridge={ridge:g}")
+        tried = [{**settings(one), "factors": 0, METRIC: mean} for one, mean in ordered]
+        ridge = ordered[0][0] if ordered else USUAL_RIDGE if wanted == AUTO else float(wanted)
         with self.session.phase("fit"):
             log = Log(config.directory, config.items)
             matrix, variances = self._weights(log, ridge)
@@ -86,11 +79,10 @@ class EaseTrainer:
 
     def _compare(self, hidden: HeldOut) -> dict[float, float]:
         """The mean metric on the hidden items of each candidate, then of the neighbours of the best one."""
-        with self.session.phase("fit"):
-            means = {ridge: self._mean(ridge, hidden) for ridge in RIDGES}
-            best = max(means, key=means.__getitem__)
-            for ridge in (round(best / FINER_RIDGE, 1), round(best * FINER_RIDGE, 1)):
-                means[ridge] = self._mean(ridge, hidden)
+        means = {ridge: self._mean(ridge, hidden) for ridge in RIDGES}
+        best = max(means, key=means.__getitem__)
+        for ridge in (round(best / FINER_RIDGE, 1), round(best * FINER_RIDGE, 1)):
+            means[ridge] = self._mean(ridge, hidden)
         return means
 
     def _mean(self, ridge: float, hidden: HeldOut) -> float:

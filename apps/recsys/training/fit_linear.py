@@ -7,11 +7,11 @@ meanwhile (``hide_alike``). All candidates rank for the same users.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from apps.recsys.data import splits
 from apps.recsys.data.csr_store import History
@@ -51,6 +51,9 @@ SAMPLE = "sampled"
 """Name of the files with the interactions that are left while items are hidden."""
 
 
+Choice = TypeVar("Choice")
+
+
 @dataclass(frozen=True, slots=True)
 class Candidate:
     """A form of the model with its two numbers."""
@@ -65,6 +68,9 @@ class Candidate:
         """Its hyper-parameters; without a spectrum the saturation has no meaning, and is 1, as the ridge of EASE."""
         saturation = self.saturation if math.isfinite(self.saturation) else 1.0
         return {"form": self.form, "degree_power": self.degree_power, "saturation": saturation, "ridge": 1.0}
+
+    def __str__(self) -> str:
+        return f"form={self.form} degree_power={self.degree_power:g} saturation={self.saturation:g}"
 
     def neighbours(self, *, powers: bool, saturations: bool) -> list[Candidate]:
         """Candidates between this one and those of the grid, along the numbers that are open; without this one."""
@@ -162,19 +168,11 @@ class LinearTrainer:
         """
         config, candidates = self.config, self.config.candidates
         self.arrange()
-        tried: list[Mapping[str, Any]] = []
-        chosen = candidates[0]
-        if len(candidates) > 1 and (hidden := self.hide()) is not None:
-            with self.session.phase("fit"):
-                means = self._compare(candidates, hidden)
-            splits.forget_validation(config.directory)
-            forget_trained(config.directory, SAMPLE)
-            chosen = max(means, key=means.__getitem__)
-            ordered = sorted(means.items(), key=lambda pair: -pair[1])
-            tried = [{**one.settings, "factors": self._factors(one), METRIC: mean} for one, mean in ordered]
-            named = f"form={chosen.form} degree_power={chosen.degree_power:g} saturation={chosen.saturation:g}"
-            users = f"hidden items of {len(hidden):,} users"
-            self.session.say(f"chosen on {users}: {named} ({METRIC} {means[chosen]:.4f})")
+        ordered: list[tuple[Candidate, float]] = []
+        if len(candidates) > 1:
+            ordered = self.ranked(lambda hidden: self._compare(candidates, hidden), str)
+        tried = [{**one.settings, "factors": self._factors(one), METRIC: mean} for one, mean in ordered]
+        chosen = ordered[0][0] if ordered else candidates[0]
         with self.session.phase("fit"):
             log = Log(config.directory, config.items)
             counts = log.counts()
@@ -184,6 +182,35 @@ class LinearTrainer:
                 vectors, tensors[weights.EIGENVALUES] = self._spectrum(log, counts, factors)
                 tensors |= self._stored(vectors, tensors[weights.EIGENVALUES], chosen)
         return Fitted(tensors, {**chosen.settings, "factors": factors}, tried)
+
+    def ranked(
+        self, compare: Callable[[HeldOut], Mapping[Choice, float]], named: Callable[[Choice], str]
+    ) -> list[tuple[Choice, float]]:
+        """Compare candidates on hidden items, and say which is the best.
+
+        Parameters
+        ----------
+        compare
+            Returns the mean metric of each candidate on these hidden items.
+        named
+            Settings of a candidate, as the line has them.
+
+        Returns
+        -------
+        list
+            Candidates with their metric, the best first; empty where no items can be hidden.
+        """
+        hidden = self.hide()
+        if hidden is None:
+            return []
+        with self.session.phase("fit"):
+            means = compare(hidden)
+        splits.forget_validation(self.config.directory)
+        forget_trained(self.config.directory, SAMPLE)
+        ordered = sorted(means.items(), key=lambda pair: -pair[1])
+        best, mean = ordered[0]
+        self.session.say(f"chosen on hidden items of {len(hidden):,} users: {named(best)} ({METRIC} {mean:.4f})")
+        return ordered
 
     def _factors(self, candidate: Candidate) -> int:
         """Eigenvalues that a candidate uses."""
