@@ -119,9 +119,8 @@ class Inputs:
 
     @property
     def timed(self) -> bool:
-        """True if times are read: a split or an option needs them, or the last one of repeated rows counts."""
-        splits_by_time = self.base is None and self.split in splits.TIMED
-        return self.duplicates == "last" or splits_by_time or bool(self.needs_times)
+        """As ``splits.reads_times``; what is added to a model is not split."""
+        return splits.reads_times("none" if self.base else self.split, self.duplicates, self.needs_times)
 
 
 def workspace(output: Path) -> Workspace:

@@ -33,6 +33,11 @@ LEAST_ITEMS = 5
 """Fewest items of a user that is scored: a fifth of fewer is none."""
 
 
+def reads_times(split: str, duplicates: str, needs_times: str) -> bool:
+    """True if times are read: a split or an option needs them, or the last one of repeated rows counts."""
+    return split in TIMED or duplicates == "last" or bool(needs_times)
+
+
 def hold_out(directory: Path, kind: str, seed: int) -> int:
     """Choose and write ``heldout.users.npy``, ``heldout.indptr.npy`` and ``heldout.items.npy``.
 

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from apps.recsys.data.csr_store import History
 from apps.recsys.data.splits import Kept
-from apps.recsys.models import weights
+from apps.recsys.models import popularity, weights
 from apps.recsys.models.als import als_matrices, ials_exact
 from apps.recsys.models.embedding import user_encoders
 from apps.recsys.models.new_item_losses import CosineLoss, PairLoss
@@ -103,7 +103,7 @@ class Extension:
         history = History(self.directory)
         kept = Kept.of(history, self.directory, self.split)
         if weights.PRIOR in extended:
-            counts = _counts(history, kept, self.items)
+            counts = popularity.trained_counts(history, kept, items=self.items)
             extended[weights.PRIOR] = (self.hyper["prior"] * np.log(counts + 1)).astype(np.float32)
             extended[weights.PRIOR] *= self.hyper["temperature"]
         if not self.new:
@@ -252,15 +252,6 @@ def encoded(rows: NDArray[np.float32], kind: np.dtype[Any]) -> tuple[NDArray[Any
         pairs = (codes + 8).astype(np.uint8)
         return pairs[:, 0::2] | (pairs[:, 1::2] << 4), scales
     return codes, scales
-
-
-def _counts(history: History, kept: Kept, items: int) -> NDArray[np.int64]:
-    import numpy as np
-
-    counts = np.zeros(items, np.int64)
-    for start, stop in history.blocks():
-        counts += np.bincount(history.items(start, stop)[kept.mask(start, stop)], minlength=items)
-    return counts
 
 
 def _pairs(history: History, kept: Kept, old: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:

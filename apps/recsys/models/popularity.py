@@ -28,6 +28,11 @@ SCALES = ((1e17, 1e9, "nanoseconds"), (1e14, 1e6, "microseconds"), (1e11, 1e3, "
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
+def window_of(kind: str, hyper: Mapping[str, Any]) -> str:
+    """The window of a model; ``all`` for models of another kind, and for those made before there were windows."""
+    return str(hyper.get("window", ALL)) if kind == "popularity" else ALL
+
+
 def window_seconds(window: str) -> float | None:
     """Length of a window in seconds; ``None`` for all time.
 
@@ -132,10 +137,17 @@ def fit(history: History, kept: Kept, *, items: int) -> NDArray[np.float32]:
     """
     import numpy as np
 
+    return (trained_counts(history, kept, items=items) / history.rows).astype(np.float32)[:, None]
+
+
+def trained_counts(history: History, kept: Kept, *, items: int) -> NDArray[np.int64]:
+    """Number of users that had each item, of the interactions that are trained on: shape (items,)."""
+    import numpy as np
+
     counts = np.zeros(items, np.int64)
     for start, stop in history.blocks():
         counts += np.bincount(history.items(start, stop)[kept.mask(start, stop)], minlength=items)
-    return (counts / history.rows).astype(np.float32)[:, None]
+    return counts
 
 
 def counts(history: History, *, items: int) -> NDArray[np.int64]:

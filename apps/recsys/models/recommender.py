@@ -31,7 +31,7 @@ from apps.recsys.models.linear.filter import Spectrum, linear_scorer
 from apps.recsys.models.linear.log import Log
 from apps.recsys.models.manifest import RecommenderManifest, check_hyper, spectrum_bits
 from apps.recsys.models.old_names import renamed_hyper
-from apps.recsys.models.popularity import ALL
+from apps.recsys.models.popularity import ALL, window_of
 from apps.recsys.models.scorers import FactorScorer, Scorer
 from common import model_folder
 from common.compression.codes import Codes
@@ -74,7 +74,7 @@ class Recommender:
     @property
     def recent_shares(self) -> NDArray[np.float32] | None:
         """Shares of the users that had each item in the window of a ``popularity`` model, shape (items,)."""
-        windowed = self.manifest["kind"] == "popularity" and self.manifest["hyper"].get("window", ALL) != ALL
+        windowed = window_of(self.manifest["kind"], self.manifest["hyper"]) != ALL
         return self.factors.item_factors[:, 0] if windowed and self.factors is not None else None
 
     def recommend(

@@ -99,7 +99,7 @@ def read(path: Path, name: str = ITEMS, *, more: int = 0) -> NDArray[np.float32]
             _fill(stream, codes, path, name)
             decoded = factors[start : start + len(codes), :width]
             if packed:
-                decoded[:, 0::2], decoded[:, 1::2] = (codes & 15).astype(np.int8) - 8, (codes >> 4).astype(np.int8) - 8
+                _unpack(codes, decoded)
             else:
                 decoded[:] = codes
             if scales is not None:
@@ -107,6 +107,13 @@ def read(path: Path, name: str = ITEMS, *, more: int = 0) -> NDArray[np.float32]
             if not np.isfinite(decoded).all():
                 raise BadInput(f"{path}: {name} has numbers that are not finite", public="weights unreadable")
     return factors
+
+
+def _unpack(codes: NDArray[np.uint8], out: NDArray[Any]) -> None:
+    """Write the two numbers from -8 to 7 of each byte into ``out``, which is twice as wide."""
+    import numpy as np
+
+    out[:, 0::2], out[:, 1::2] = (codes & 15).astype(np.int8) - 8, (codes >> 4).astype(np.int8) - 8
 
 
 def read_all(path: Path) -> dict[str, NDArray[Any]]:
@@ -132,7 +139,7 @@ def decoded(tensors: Mapping[str, NDArray[Any]], name: str) -> NDArray[np.float3
     numbers = codes
     if codes.dtype == np.uint8:
         numbers = np.empty((len(codes), 2 * codes.shape[1]), np.int8)
-        numbers[:, 0::2], numbers[:, 1::2] = (codes & 15).astype(np.int8) - 8, (codes >> 4).astype(np.int8) - 8
+        _unpack(codes, numbers)
     factors: NDArray[np.float32] = numbers * scales.astype(np.float32)[:, None]
     return factors
 

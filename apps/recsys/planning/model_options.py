@@ -136,7 +136,7 @@ class ModelOptions:
     @property
     def needs_times(self) -> str:
         """The setting that needs times of interactions, as the command line has it; empty if none does."""
-        window = self.hyper["window"] if self.kind == "popularity" else popularity.ALL
+        window = popularity.window_of(self.kind, self.hyper)
         return "" if window == popularity.ALL else f"--set window={window}"
 
     def embedding_config(self, *, items: int, users: int) -> EmbeddingConfig:

@@ -13,7 +13,7 @@ from typing import Any
 
 from apps.recsys.data.csr_store import BLOCK
 from apps.recsys.data.ingest import Facts, Inputs
-from apps.recsys.data.splits import MOST_VALIDATION_USERS, SAMPLED_TIMES, TIMED
+from apps.recsys.data.splits import MOST_VALIDATION_USERS, SAMPLED_TIMES, reads_times
 from apps.recsys.models.embedding.embedding_config import EmbeddingConfig
 from apps.recsys.models.linear.options import chooses, sample_users
 from apps.recsys.models.search_space import Choice
@@ -259,8 +259,8 @@ class TrainWorkload:
         # The ids are written and freed before the rows are sorted.
         base, attributes = (self.inputs.base, self.inputs.attributes) if self.inputs else (None, ())
         described = bool(attributes or (base is not None and base.attributes))
-        by_split = base is None and self.request.split in TIMED
-        timed = by_split or self.request.data.duplicates == "last" or bool(self.request.data.needs_times)
+        data, split = self.request.data, "none" if base else self.request.split
+        timed = reads_times(split, data.duplicates, data.needs_times)
         rows = SORT_FIXED_BYTES + SORT_BYTES[timed] * facts.bucket
         sorting = [Term("rows sorted", rows, "measured", during)]
         # Before and after it is partitioned, once the rows are freed too.

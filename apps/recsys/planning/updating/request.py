@@ -10,7 +10,7 @@ from typing import Any
 
 from apps.recsys.data.columns import Columns, Layout
 from apps.recsys.data.staging import Filters
-from apps.recsys.models.popularity import ALL
+from apps.recsys.models.popularity import ALL, window_of
 from apps.recsys.planning.model_options import DEFAULTS, ModelOptions
 from apps.recsys.planning.requests import layout_of
 from apps.recsys.planning.train_request import DataOptions, TrainRequest
@@ -89,7 +89,7 @@ class UpdateRequest:
         """
         kind = manifest["kind"]
         factors = int(manifest["factors"])
-        if kind == "popularity" and (window := manifest["hyper"].get("window", ALL)) != ALL:
+        if (window := window_of(kind, manifest["hyper"])) != ALL:
             raise BadInput(
                 f"{self.model}: counts a window of {window}, for which all times are needed, and a model keeps none:"
                 " train again on all files",
