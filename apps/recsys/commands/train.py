@@ -343,7 +343,7 @@ def _move_into_place(directory: Path, output: Path) -> None:
     """Move the files into the model folder, which does not count as a model until it is sealed."""
     output.mkdir(parents=True, exist_ok=True)
     model_folder.unseal(output)
-    of_before = (output.glob(f"{name}.*.npy") for name in ("heldout", "trained", "attribute"))
+    of_before = (output.glob(f"{name}.*.npy") for name in ("heldout", "trained", "readers", "attribute"))
     for stale in (*chain(*of_before), output / EASE, output / "evaluation.json"):
         stale.unlink(missing_ok=True)
     for path in sorted(directory.iterdir()):

@@ -110,6 +110,15 @@ class NpyReader:
             filled += read
         return values[: filled // self.dtype.itemsize]
 
+    def gathered(self, starts: NDArray[Any], stops: NDArray[Any]) -> NDArray[Any]:
+        """Several slices, one after the other: a microsecond each, where they are in the page cache."""
+        import numpy as np
+
+        size, file = self.dtype.itemsize, self._stream.fileno()
+        offsets, lengths = (self._offset + starts * size).tolist(), ((stops - starts) * size).tolist()
+        parts = [os.pread(file, length, offset) for length, offset in zip(lengths, offsets, strict=True)]
+        return np.frombuffer(b"".join(parts), self.dtype)
+
     def announce(self, part: slice) -> None:
         """Let the kernel read a slice ahead, into its page cache."""
         start, stop, _ = part.indices(self.length)
@@ -194,6 +203,15 @@ class History:
     def items(self, start: int, stop: int | None = None) -> NDArray[np.int32]:
         """Item indices of the rows ``start`` to ``stop`` (by default one row), concatenated; increasing in each row."""
         items = self._items[self._span(start, stop)]
+        if self._columns is not None and len(items):
+            self._check(items.min() >= 0 and items.max() < self._columns)
+        return items
+
+    def gathered(self, rows: NDArray[Any]) -> NDArray[np.int32]:
+        """Item indices of some rows, concatenated."""
+        starts, stops = self.indptr[rows], self.indptr[rows + 1]
+        items = self._items.gathered(starts, stops)
+        self._check(len(items) == (stops - starts).sum())
         if self._columns is not None and len(items):
             self._check(items.min() >= 0 and items.max() < self._columns)
         return items

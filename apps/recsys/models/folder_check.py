@@ -59,10 +59,9 @@ def check_files(directory: Path, manifest: Mapping[str, Any]) -> None:
     if "heldout.users.npy" in files:
         for part, kind in HELD_OUT.items():
             _length(directory / f"heldout.{part}.npy", kind)
-    if "trained.indptr.npy" in files and _length(directory / "trained.indptr.npy", "<i8") != users + 1:
-        raise BadInput(f"{directory}: trained.indptr.npy has not {users:,} users", public="model file corrupt")
-    if "trained.indptr.npy" in files:
-        _length(directory / "trained.items.npy", "<i4")
+    for name, (count, numbers) in {"trained": (users, "items"), "readers": (items, "users")}.items():
+        if f"{name}.indptr.npy" in files:
+            _check_rows(directory, name, count, numbers)
     for number, attribute in enumerate(manifest.get("attributes", ())):
         for name, (kind, length) in stored.arrays(number, attribute, items).items():
             if name not in files:
@@ -74,6 +73,13 @@ def check_files(directory: Path, manifest: Mapping[str, Any]) -> None:
     factors = None if manifest["kind"] == "popularity" else manifest["factors"]
     is_ease, bits = _has_ease(directory, manifest), spectrum_bits(manifest)
     weights.check(directory / weights.WEIGHTS, items=items, factors=factors, linear=linear, is_ease=is_ease, bits=bits)
+
+
+def _check_rows(directory: Path, name: str, rows: int, numbers: str) -> None:
+    """Check a matrix of as many rows, whose numbers are in ``NAME.NUMBERS.npy``."""
+    if _length(directory / f"{name}.indptr.npy", "<i8") != rows + 1:
+        raise BadInput(f"{directory}: {name}.indptr.npy has not {rows:,} rows", public="model file corrupt")
+    _length(directory / f"{name}.{numbers}.npy", "<i4")
 
 
 def _has_ease(directory: Path, manifest: Mapping[str, Any]) -> bool:

@@ -10,6 +10,7 @@ MODEL_DIR (see ``common.model_folder``)::
     heldout.*.npy        items that evaluation scores (apps.recsys.data.splits), if there was a split
     ease.npy             weights of items by items of a linear model of the form ease
     trained.*.npy        with it in a linear model, the history without them (apps.recsys.models.linear.log)
+    readers.*.npy        users of each item of a large linear model (apps.recsys.models.linear.readers)
     card.md, run.json
 """
 
@@ -27,8 +28,9 @@ from apps.recsys.models.folder_check import check_files
 from apps.recsys.models.likeness.diversity import diverse, shortlist
 from apps.recsys.models.linear.coded import CodedScorer
 from apps.recsys.models.linear.ease import EaseScorer, RowsOnDisk
-from apps.recsys.models.linear.filter import Spectrum, linear_scorer
+from apps.recsys.models.linear.filter import FilterScorer, Spectrum, linear_scorer
 from apps.recsys.models.linear.log import Log
+from apps.recsys.models.linear.readers import Readers
 from apps.recsys.models.manifest import RecommenderManifest, check_hyper, spectrum_bits
 from apps.recsys.models.old_names import renamed_hyper
 from apps.recsys.models.popularity import ALL, window_of
@@ -109,7 +111,11 @@ class Recommender:
         """
         import numpy as np
 
-        scores = self.scorer.scores([(items, values)], self.scorer.workspace(1))[0]
+        history, scorer = (items, values), self.scorer
+        if isinstance(scorer, FilterScorer):
+            scores = scorer.one(history)
+        else:
+            scores = scorer.scores([history], scorer.workspace(1))[0]
         if not keep_seen:
             scores[items] = -np.inf
         if allowed is not None:
@@ -188,7 +194,8 @@ def _linear(directory: Path, manifest: Mapping[str, Any]) -> Scorer:
         spectrum = (
             weights.read_codes(path, factors=factors, bits=bits) if coded else Spectrum(*weights.read_spectrum(path))
         )
-    return linear_scorer(Log(directory, len(counts)), counts, hyper, spectrum)
+    log = Log(directory, len(counts))
+    return linear_scorer(log, counts, hyper, spectrum, Readers.of(directory, log))
 
 
 def _best(scores: NDArray[np.float32], k: int) -> list[tuple[int, float]]:

@@ -9,6 +9,10 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+GROUPS, SMALL = 16, 8
+"""Groups of scores for each wanted one, and scores of a group at least, for a first bound. Partitioning 1.4 million
+scores takes 8.3 ms, the largest of each group 0.4 ms."""
+
 
 def top_k(scores: NDArray[np.float32], k: int) -> NDArray[np.intp]:
     """Indices of the ``k`` largest scores, the best first; of equal scores the lower index first.
@@ -32,14 +36,35 @@ def top_k(scores: NDArray[np.float32], k: int) -> NDArray[np.intp]:
     """
     import numpy as np
 
-    k = min(k, len(scores))
-    least = np.partition(scores, len(scores) - k)[len(scores) - k]
-    above = np.flatnonzero(scores > least)
-    equal = np.flatnonzero(scores == least)[: k - len(above)]
-    candidates = np.concatenate([above, equal])
-    candidates = np.sort(candidates[scores[candidates] > -np.inf])
-    best: NDArray[np.intp] = candidates[np.argsort(-scores[candidates], kind="stable")]
+    candidates = _candidates(scores, k)
+    if candidates is None:
+        k = min(k, len(scores))
+        least = np.partition(scores, len(scores) - k)[len(scores) - k]
+        above = np.flatnonzero(scores > least)
+        equal = np.flatnonzero(scores == least)[: k - len(above)]
+        candidates = np.concatenate([above, equal])
+        candidates = np.sort(candidates[scores[candidates] > -np.inf])
+    best: NDArray[np.intp] = candidates[np.argsort(-scores[candidates], kind="stable")][:k]
     return best
+
+
+def _candidates(scores: NDArray[np.float32], k: int) -> NDArray[np.intp] | None:
+    """A few indices, increasing, with the ``k`` largest scores among them; ``None`` if there is no quick way to some.
+
+    The k-th largest of the groups' largest scores is a lower bound of the k-th largest score.
+    """
+    import numpy as np
+
+    groups = GROUPS * k
+    size = len(scores) // max(1, groups)
+    if size < SMALL:
+        return None
+    largest = scores[: size * groups].reshape(size, groups).max(0)
+    least = np.partition(largest, groups - k)[groups - k]
+    if least == -np.inf:
+        return None
+    candidates = np.flatnonzero(scores >= least)
+    return candidates if len(candidates) <= groups else None
 
 
 def best_items(

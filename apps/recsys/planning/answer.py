@@ -63,7 +63,7 @@ class AnswerWorkload:
         manifest = self.manifest
         request = self.request
         files, users, items, factors = (manifest["files"], manifest["users"], manifest["items"], manifest["factors"])
-        tables = sum(files[name]["bytes"] for name in ("items.parquet", "users.parquet"))
+        tables = [files[name]["bytes"] for name in ("items.parquet", "users.parquet")]
         longest = max(manifest.get("longest", manifest["longest_history"]), request.named)
         # Factors of the history's items, and weighted; the system, which is solved in a copy.
         folding = 4 * factors * (2 * longest + 3 * factors)
@@ -80,7 +80,7 @@ class AnswerWorkload:
         columns, filtering = embedding_terms.columns(manifest), []
         if linear_terms.scores_all(manifest):
             block = min(k, EXPLAINED_ROWS) if request.explained else 1
-            filtering = linear_terms.scorer_terms(manifest, block=block, threads=1, phases=("answer",))
+            filtering = linear_terms.scorer_terms(manifest, block=block, threads=1, phases=("answer",), one=True)
             columns = factors = folding = 0
         choosing = where_terms(request.where, manifest, ("answer",))
         if request.warm_up == SERVING:
@@ -91,10 +91,15 @@ class AnswerWorkload:
                 *baseline.terms(costs, self.probes(setting)[0]),
                 *model_terms(users=users, items=items, factors=columns, phases=("answer",)),
                 *filtering,
-                # Stored uncompressed: the file while it is read, and the table.
-                Term("ids and titles", 2 * tables, "analytic", ("answer",)),
-                # Scores, the partitioned copy, norms, masks.
-                Term("one answer", 20 * items + 16 * factors * factors, "analytic", ("answer",)),
+                # Stored uncompressed: both tables, and the file of one while it is read.
+                Term("ids and titles", sum(tables) + max(tables), "analytic", ("answer",)),
+                # Scores, the partitioned copy, norms, masks; scores by readers have a term of their own.
+                Term(
+                    "one answer",
+                    (8 if linear_terms.readers_file(manifest) else 20) * items + 16 * factors * factors,
+                    "analytic",
+                    ("answer",),
+                ),
                 Term("history", folding, "analytic", ("answer",)),
                 Term("explanation", explanation, "analytic", ("answer",)),
                 Term("answers", answers, "measured", ("answer",)),

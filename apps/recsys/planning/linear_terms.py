@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from apps.recsys.models.linear import ease
+from apps.recsys.models.linear import ease, readers
 from apps.recsys.models.linear.log import BLOCK_INTERACTIONS, block_users
 from apps.recsys.models.linear.spectrum import ROWS, vectors
 from apps.recsys.models.manifest import spectrum_bits
@@ -20,6 +20,13 @@ ARRAYS = 3
 LEFT_BYTES = 10 << 20
 """Memory that BLAS and the heap keep after the spectrum was computed (measured 9 MiB while candidates
 are compared and 12 while the split is evaluated, on Last.fm with 256 eigenvalues)."""
+
+
+PLACED_BYTES = 56
+"""Bytes of an interaction of a block that is put in the order of its items: both orders, its place, and copies."""
+SHARED_BYTES, HISTORIES_BYTES, SPLIT_BYTES = 52, 12, 12
+"""Bytes of a user who is looked at because of a shared item (measured 51): as it is read, sorted, its place and its
+weight; of an interaction of those who are kept: as it is read, joined, with a one; and of its copy for explanations."""
 
 
 def block_terms(
@@ -85,6 +92,29 @@ def coded_terms(manifest: Mapping[str, Any], *, phases: tuple[str, ...]) -> list
     )
 
 
+def readers_terms(*, items: int, interactions: int, phases: tuple[str, ...]) -> list[Term]:
+    """Terms of writing the users of each item: a chunk, a block in both orders with its places, and starts."""
+    block, chunk = min(BLOCK_INTERACTIONS, interactions), min(readers.CHUNK, interactions)
+    # Of a block about as large a part as the chunk is of all, here twice that.
+    arrays = 4 * chunk + int(PLACED_BYTES * block * min(1.0, 2 * chunk / interactions)) + 24 * items
+    return [Term("users of the items", arrays, "analytic", phases)]
+
+
+def one_user_terms(manifest: Mapping[str, Any], *, rows: int, phases: tuple[str, ...]) -> list[Term]:
+    """Terms of a filter that scores one user by readers, and explains ``rows`` scores at a time."""
+    items, interactions = manifest["items"], manifest["interactions"]
+    looked_at = SHARED_BYTES * min(readers.READ, interactions) + 4 * manifest["users"]
+    each = HISTORIES_BYTES + SPLIT_BYTES * (rows > 1)
+    histories = each * min(readers.PRODUCTS + manifest.get("longest", 0), interactions)
+    return [
+        # Starts of the users, degrees, weights of both sides, and what orders the rest.
+        Term("users of the items", 8 * (items + 1) + 12 * items, "analytic", phases),
+        Term("users with the same items", looked_at + histories, "analytic", phases),
+        Term("scores", 4 * items * (1 + 2 * (manifest["factors"] > 0)), "analytic", phases),
+        Term("explained scores", 24 * rows * manifest.get("longest", 0), "analytic", phases),
+    ]
+
+
 def ease_terms(*, items: int, phases: tuple[str, ...]) -> list[Term]:
     """Terms of making EASE's weights: items squared, and three panels of rows."""
     panels = 3 * 4 * ease.PANEL * items + 32 * ease.PANEL**2
@@ -94,6 +124,11 @@ def ease_terms(*, items: int, phases: tuple[str, ...]) -> list[Term]:
     ]
 
 
+def readers_file(manifest: Mapping[str, Any]) -> bool:
+    """True for a filter that scores single users by the users of their items."""
+    return f"{readers.NAME}.users.npy" in manifest.get("files", {})
+
+
 def scores_all(manifest: Mapping[str, Any]) -> bool:
     """True for a linear model that scores all items at a time: a filter, a spectrum that is codes, or EASE."""
     is_ease = manifest["kind"] == "linear" and manifest["hyper"]["form"] == "ease"
@@ -101,9 +136,18 @@ def scores_all(manifest: Mapping[str, Any]) -> bool:
 
 
 def scorer_terms(
-    manifest: Mapping[str, Any], *, block: int, threads: int, phases: tuple[str, ...], scoring: tuple[str, ...] = ()
+    manifest: Mapping[str, Any],
+    *,
+    block: int,
+    threads: int,
+    phases: tuple[str, ...],
+    scoring: tuple[str, ...] = (),
+    one: bool = False,
 ) -> list[Term]:
-    """Terms of a loaded model (``scores_all``) that scores for ``block`` users at a time, in the phases ``scoring``."""
+    """Terms of a loaded model (``scores_all``) that scores for ``block`` users at a time, in the phases ``scoring``.
+
+    With ``one`` it scores for one user, and explains ``block`` scores at a time.
+    """
     sizes = {"users": manifest["users"], "items": manifest["items"]}
     factors, bits, scoring = manifest["factors"], spectrum_bits(manifest), scoring or phases
     spectrum = [
@@ -119,6 +163,14 @@ def scorer_terms(
             Term("scores", 4 * columns * (manifest["items"] + factors), "analytic", scoring),
         ]
     longest = manifest.get("longest", manifest["longest_history"])
+    if readers_file(manifest) and one:
+        blocks = 4 * min(BLOCK_INTERACTIONS, manifest["interactions"]) + 8 * (manifest["users"] + 1)
+        return [
+            Term("block of interactions", blocks, "analytic", phases),
+            Term("counts of the items' users", 12 * manifest["items"], "analytic", phases),
+            *spectrum,
+            *one_user_terms(manifest, rows=block, phases=scoring),
+        ]
     return [
         *block_terms(**sizes, interactions=manifest["interactions"], longest=longest, threads=threads, phases=phases),
         *spectrum,

@@ -16,6 +16,7 @@ from apps.recsys.data.ingest import Facts, Inputs
 from apps.recsys.data.splits import MOST_VALIDATION_USERS, SAMPLED_TIMES, reads_times
 from apps.recsys.models.embedding.embedding_config import EmbeddingConfig
 from apps.recsys.models.linear.options import chooses, sample_users
+from apps.recsys.models.linear.readers import BOUNDED_FROM
 from apps.recsys.models.search_space import Choice
 from apps.recsys.planning import bpr_terms, embedding_terms, ials_terms, linear_terms
 from apps.recsys.planning.baselines import (
@@ -310,7 +311,10 @@ class TrainWorkload:
                 compared += self._ranked_terms(scored, facts.longest, min(block, scored), fit)
         else:
             compared = ranking if chooses(hyper, factors) else []
-        chosen = max(spectrum, compared, key=lambda terms: sum(term.bytes for term in terms))
+        ordered = []
+        if hyper["form"] not in ("spectral", "ease") and self.fit_interactions > BOUNDED_FROM:
+            ordered = linear_terms.readers_terms(items=facts.items, interactions=self.fit_interactions, phases=fit)
+        chosen = max(spectrum, compared, ordered, key=lambda terms: sum(term.bytes for term in terms))
         bits = int(hyper["bits"])
         stored = {"items": facts.items, "factors": factors, "bits": bits}
         written = linear_terms.model_terms(**stored, phases=("write",))

@@ -21,6 +21,7 @@ from apps.recsys.models import weights
 from apps.recsys.models.linear.filter import code_weights, response, shared_scores
 from apps.recsys.models.linear.log import TRAINED, Log, forget_trained, write_trained
 from apps.recsys.models.linear.options import AUTO
+from apps.recsys.models.linear.readers import Readers, ReaderScores, likeness, uses_readers, write_readers
 from apps.recsys.models.linear.spectrum import ITERATIONS, spectrum
 from apps.recsys.models.top_k import top_k
 from apps.recsys.training.hide_alike import hide_alike
@@ -177,11 +178,23 @@ class LinearTrainer:
             log = Log(config.directory, config.items)
             counts = log.counts()
             tensors: dict[str, Any] = {weights.COUNTS: counts}
+            if uses_readers(chosen.form, log.history.size):
+                self._write_readers(log, counts, chosen)
             factors = self._factors(chosen)
             if factors:
                 vectors, tensors[weights.EIGENVALUES] = self._spectrum(log, counts, factors)
                 tensors |= self._stored(vectors, tensors[weights.EIGENVALUES], chosen)
         return Fitted(tensors, {**chosen.settings, "factors": factors}, tried)
+
+    def _write_readers(self, log: Log, counts: NDArray[np.int32], chosen: Candidate) -> None:
+        """Write the users of each item, and say what the bounds of a single user's answer change."""
+        import numpy as np
+
+        directory = self.config.directory
+        write_readers(directory, log, counts)
+        degrees, power = np.maximum(counts, 1).astype(np.float32), np.float32(chosen.degree_power)
+        scores = ReaderScores(Readers(directory, log), degrees, power)
+        self.session.say(str(likeness(scores, log, seed=self.config.seed)))
 
     def ranked(
         self, compare: Callable[[HeldOut], Mapping[Choice, float]], named: Callable[[Choice], str]

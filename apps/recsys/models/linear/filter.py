@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from apps.recsys.models.linear.coded import CodedScorer, CodedSpectrum
+from apps.recsys.models.linear.readers import POPULAR, Readers, ReaderScores
 from apps.recsys.models.scorers import FactorScorer, Scorer
 from common.compression.codes import Codes
 
@@ -27,10 +28,6 @@ if TYPE_CHECKING:
     from apps.recsys.models.linear.log import Log
 
     Sample = tuple[NDArray[Any], NDArray[np.float32]]
-
-
-POPULAR = 1e-15
-"""Orders items that would otherwise have equal scores of 0 by their number of users: 1e-11 for 10,000 of them."""
 
 
 def response(eigenvalues: NDArray[np.float32], saturation: float) -> NDArray[np.float32]:
@@ -109,6 +106,8 @@ class FilterScorer:
         c; only used with a spectrum of float32 numbers: codes contain it.
     spectrum
         The largest eigenvalues of P, as numbers or as codes; ``None``: the interactions alone.
+    readers
+        The users of each item, by which single histories are scored; ``None``: by a pass over the interactions.
     """
 
     def __init__(
@@ -119,6 +118,7 @@ class FilterScorer:
         degree_power: float,
         saturation: float = 1.0,
         spectrum: Spectrum | Codes | None = None,
+        readers: Readers | None = None,
     ) -> None:
         import numpy as np
 
@@ -126,6 +126,25 @@ class FilterScorer:
         self._log, self._term = log, _term(spectrum, saturation)
         self._degrees = np.maximum(counts, 1).astype(np.float32)
         self._power = np.float32(degree_power)
+        self.by_readers = ReaderScores(readers, self._degrees, self._power) if readers is not None else None
+
+    def one(self, history: Sample) -> NDArray[np.float32]:
+        """Score all items for a single history, shape (items,): by its items' readers within bounds, if there are such.
+
+        Where a bound is reached, scores are sums over the readers that count most (``readers``).
+        """
+        import numpy as np
+
+        if self.by_readers is None:
+            return self.scores([history], self.workspace(1))[0]
+        scores = self.by_readers.scores(history[0])
+        if self._term is not None:
+            question = np.zeros((self.items, 1), np.float32)
+            question[history[0], 0] = self._degrees[history[0]] ** -self._power
+            added = self._term.product(question)[:, 0]
+            added *= self._degrees**self._power
+            scores += added
+        return scores
 
     def workspace(self, users: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Arrays that ``scores`` uses for as many users at most."""
@@ -176,10 +195,18 @@ class FilterScorer:
     def contributions(
         self, items: NDArray[Any], values: NDArray[np.float32], rows: NDArray[Any]
     ) -> NDArray[np.float64]:
-        """Split the scores of the items ``rows``, shape (m,), by the items of a history: shape (m, n)."""
+        """Split the scores of the items ``rows``, shape (m,), by the items of a history: shape (m, n).
+
+        These are scores of ``one``.
+        """
         import numpy as np
 
-        scaled = self._degrees.astype(np.float64)
+        scaled, b = self._degrees.astype(np.float64), float(self._power)
+        if self.by_readers is not None:
+            split = self.by_readers.parts(items, rows)
+            if self._term is not None:
+                split += self._term.between(items, rows).T * scaled[rows, None] ** b * scaled[items] ** -b
+            return split
         questions, out = self._columns(self.workspace(len(rows)), len(rows))
         questions[rows, np.arange(len(rows))] = 1
         degrees = self._degrees[:, None]
@@ -187,7 +214,6 @@ class FilterScorer:
         shared = self._log.gram(questions, out)[items].astype(np.float64) * scaled[items, None] ** -0.5
         if self._term is not None:
             shared += self._term.between(items, rows)
-        b = float(self._power)
         parts: NDArray[np.float64] = shared.T * scaled[rows, None] ** b * scaled[items] ** -b
         return parts
 
@@ -240,13 +266,17 @@ def shared_scores(
 
 
 def linear_scorer(
-    log: Log, counts: NDArray[np.int32], hyper: Mapping[str, Any], spectrum: Spectrum | Codes | None
+    log: Log,
+    counts: NDArray[np.int32],
+    hyper: Mapping[str, Any],
+    spectrum: Spectrum | Codes | None,
+    readers: Readers | None = None,
 ) -> Scorer:
     """Make the scorer of a linear model.
 
     Parameters
     ----------
-    log, counts
+    log, counts, readers
         As for ``FilterScorer``.
     hyper
         Hyper-parameters: ``form``, ``degree_power``, ``saturation``.
@@ -258,7 +288,8 @@ def linear_scorer(
         if isinstance(spectrum, Codes):
             return CodedScorer(spectrum, counts, degree_power=power)
         return spectral_scorer(counts, spectrum, degree_power=power, saturation=saturation)
-    return FilterScorer(log, counts, degree_power=power, saturation=saturation, spectrum=spectrum)
+    numbers = {"degree_power": power, "saturation": saturation}
+    return FilterScorer(log, counts, **numbers, spectrum=spectrum, readers=readers)
 
 
 def spectral_scorer(

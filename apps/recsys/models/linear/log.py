@@ -44,28 +44,29 @@ class Log:
         if name is None:
             name = TRAINED if (directory / f"{TRAINED}.indptr.npy").exists() else "history"
         self.items = items
-        self._history = History(directory, name, columns=items)
-        longest = int(np.diff(self._history.indptr).max(initial=0))
-        self._ones = np.ones(max(min(BLOCK_INTERACTIONS, self._history.size), longest), np.float32)
+        self.history = History(directory, name, columns=items)
+        """The same, read by rows."""
+        longest = int(np.diff(self.history.indptr).max(initial=0))
+        self._ones = np.ones(max(min(BLOCK_INTERACTIONS, self.history.size), longest), np.float32)
 
     @property
     def users(self) -> int:
         """Number of users."""
-        return self._history.rows
+        return self.history.rows
 
     def blocks(self) -> Iterator[tuple[Any, NDArray[np.float32]]]:
         """Yield blocks of users: their rows of R as a SciPy matrix, shape (n, items), and their numbers of items."""
         import numpy as np
         import scipy.sparse
 
-        indptr = self._history.indptr
+        indptr = self.history.indptr
         most = block_users(self.items)
         start = 0
         while start < self.users:
             stop = int(indptr.searchsorted(indptr[start] + BLOCK_INTERACTIONS, side="right")) - 1
             stop = min(max(stop, start + 1), start + most, self.users)
             offsets = (indptr[start : stop + 1] - indptr[start]).astype(np.int32)
-            rows, shape = self._history.items(start, stop), (stop - start, self.items)
+            rows, shape = self.history.items(start, stop), (stop - start, self.items)
             yield (
                 scipy.sparse.csr_matrix((self._ones[: len(rows)], rows, offsets), shape=shape, copy=False),
                 np.maximum(np.diff(offsets), 1).astype(np.float32),

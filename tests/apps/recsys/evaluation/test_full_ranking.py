@@ -102,6 +102,16 @@ def test_top_k_is_a_stable_sort(scores: list[float], k: int) -> None:
     assert list(best) == order[:k]
 
 
+@given(st.integers(0, 10**6), st.integers(1, 20), st.integers(1, 6000), st.sampled_from([2, 50, 10**6]))
+def test_top_k_of_many_is_a_stable_sort(seed: int, k: int, count: int, levels: int) -> None:
+    """Of many scores a few groups are looked at first: with many that are equal, and many that are left out."""
+    random = np.random.default_rng(seed)
+    scores = random.integers(0, levels, count).astype(np.float32)
+    scores[random.random(count) < random.choice([0, 0.5, 0.999])] = -np.inf
+    order = np.argsort(-scores, kind="stable")
+    np.testing.assert_array_equal(top_k(scores, k), order[scores[order] > -np.inf][:k])
+
+
 def test_values_and_intervals_of_users() -> None:
     tally = Tally(5, ("recall@2", "hr@1"), plain_recall=True)
     for scored in ([0], [1, 2, 3], [4]):
