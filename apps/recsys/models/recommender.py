@@ -28,7 +28,7 @@ from apps.recsys.models.folder_check import check_files
 from apps.recsys.models.likeness.diversity import diverse, shortlist
 from apps.recsys.models.linear.coded import CodedScorer
 from apps.recsys.models.linear.ease import EaseScorer, RowsOnDisk
-from apps.recsys.models.linear.filter import FilterScorer, Spectrum, linear_scorer
+from apps.recsys.models.linear.filter import Spectrum, linear_scorer
 from apps.recsys.models.linear.log import Log
 from apps.recsys.models.linear.readers import Readers
 from apps.recsys.models.manifest import RecommenderManifest, check_hyper, spectrum_bits
@@ -111,11 +111,7 @@ class Recommender:
         """
         import numpy as np
 
-        history, scorer = (items, values), self.scorer
-        if isinstance(scorer, FilterScorer):
-            scores = scorer.one(history)
-        else:
-            scores = scorer.scores([history], scorer.workspace(1))[0]
+        scores = self.scorer.scores([(items, values)], self.scorer.workspace(1))[0]
         if not keep_seen:
             scores[items] = -np.inf
         if allowed is not None:

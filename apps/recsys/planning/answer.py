@@ -80,7 +80,9 @@ class AnswerWorkload:
         columns, filtering = embedding_terms.columns(manifest), []
         if linear_terms.scores_all(manifest):
             block = min(k, EXPLAINED_ROWS) if request.explained else 1
-            filtering = linear_terms.scorer_terms(manifest, block=block, threads=1, phases=("answer",), one=True)
+            filtering = linear_terms.scorer_terms(
+                manifest, block=block, threads=1, phases=("answer",), explains=request.explained > 0
+            )
             columns = factors = folding = 0
         choosing = where_terms(request.where, manifest, ("answer",))
         if request.warm_up == SERVING:

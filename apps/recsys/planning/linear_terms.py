@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from apps.recsys.models.linear import ease, readers
 from apps.recsys.models.linear.log import BLOCK_INTERACTIONS, block_users
+from apps.recsys.models.linear.options import chooses, sample_users
 from apps.recsys.models.linear.spectrum import ROWS, vectors
 from apps.recsys.models.manifest import spectrum_bits
 from apps.recsys.planning.baselines import uses_interactions
-from apps.recsys.planning.ranking_terms import PACKING_BYTES, WARM_FACTORS
+from apps.recsys.planning.ranking_terms import PACKING_BYTES, WARM_FACTORS, ranking_terms
 from common.compression import codes
 from common.memory.footprint import Term
 
@@ -100,18 +102,28 @@ def readers_terms(*, items: int, interactions: int, phases: tuple[str, ...]) -> 
     return [Term("users of the items", arrays, "analytic", phases)]
 
 
-def one_user_terms(manifest: Mapping[str, Any], *, rows: int, phases: tuple[str, ...]) -> list[Term]:
-    """Terms of a filter that scores one user by readers, and explains ``rows`` scores at a time."""
-    items, interactions = manifest["items"], manifest["interactions"]
-    looked_at = SHARED_BYTES * min(readers.READ, interactions) + 4 * manifest["users"]
-    each = HISTORIES_BYTES + SPLIT_BYTES * (rows > 1)
-    histories = each * min(readers.PRODUCTS + manifest.get("longest", 0), interactions)
+def reader_scoring_terms(
+    *,
+    users: int,
+    items: int,
+    interactions: int,
+    longest: int,
+    block: int,
+    threads: int,
+    phases: tuple[str, ...],
+    spectral: bool = False,
+    explained: bool = False,
+) -> list[Term]:
+    """Terms of a filter that scores ``block`` histories one by one, by the users of their items."""
+    looked_at = SHARED_BYTES * min(readers.READ, interactions) + 4 * min(users, interactions)
+    each = HISTORIES_BYTES + SPLIT_BYTES * explained
+    histories = each * min(readers.PRODUCTS + longest, interactions)
+    columns = -(-block // threads) * threads
     return [
-        # Starts of the users, degrees, weights of both sides, and what orders the rest.
+        # Starts of the users, weights of both sides, and what orders the rest.
         Term("users of the items", 8 * (items + 1) + 12 * items, "analytic", phases),
-        Term("users with the same items", looked_at + histories, "analytic", phases),
-        Term("scores", 4 * items * (1 + 2 * (manifest["factors"] > 0)), "analytic", phases),
-        Term("explained scores", 24 * rows * manifest.get("longest", 0), "analytic", phases),
+        Term("users with the same items", threads * (looked_at + histories), "analytic", phases),
+        Term("scores", 4 * items * (threads + columns * (1 + 2 * spectral)), "analytic", phases),
     ]
 
 
@@ -142,11 +154,11 @@ def scorer_terms(
     threads: int,
     phases: tuple[str, ...],
     scoring: tuple[str, ...] = (),
-    one: bool = False,
+    explains: bool = False,
 ) -> list[Term]:
     """Terms of a loaded model (``scores_all``) that scores for ``block`` users at a time, in the phases ``scoring``.
 
-    With ``one`` it scores for one user, and explains ``block`` scores at a time.
+    With ``explains`` it scores for one user, and explains ``block`` scores at a time.
     """
     sizes = {"users": manifest["users"], "items": manifest["items"]}
     factors, bits, scoring = manifest["factors"], spectrum_bits(manifest), scoring or phases
@@ -163,16 +175,149 @@ def scorer_terms(
             Term("scores", 4 * columns * (manifest["items"] + factors), "analytic", scoring),
         ]
     longest = manifest.get("longest", manifest["longest_history"])
-    if readers_file(manifest) and one:
-        blocks = 4 * min(BLOCK_INTERACTIONS, manifest["interactions"]) + 8 * (manifest["users"] + 1)
-        return [
-            Term("block of interactions", blocks, "analytic", phases),
-            Term("counts of the items' users", 12 * manifest["items"], "analytic", phases),
-            *spectrum,
-            *one_user_terms(manifest, rows=block, phases=scoring),
-        ]
+    ranking = scoring_terms(**sizes, block=block, threads=threads, phases=scoring)
+    if readers_file(manifest):
+        counts = {"interactions": manifest["interactions"], "longest": longest}
+        ranking = reader_scoring_terms(
+            **sizes,
+            **counts,
+            block=1 if explains else block,
+            threads=threads,
+            phases=scoring,
+            spectral=factors > 0,
+            explained=explains,
+        )
     return [
         *block_terms(**sizes, interactions=manifest["interactions"], longest=longest, threads=threads, phases=phases),
         *spectrum,
-        *scoring_terms(**sizes, block=block, threads=threads, phases=scoring),
+        *ranking,
     ]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingSizes:
+    """Sizes of the interactions that a linear model is made of."""
+
+    users: int
+    items: int
+    interactions: int
+    """All of them."""
+    trained: int
+    """Those that the split leaves."""
+    longest: int
+    """Items of the user with most of them."""
+    scored_users: int
+    """Users with held-out items."""
+    scored_longest: int
+    """Items of the one of them with most."""
+
+    @property
+    def large(self) -> bool:
+        """True if a filter asks the users of single items."""
+        return readers.uses_readers("filter", self.trained)
+
+
+def training_terms(
+    sizes: TrainingSizes, hyper: Mapping[str, Any], setting: Mapping[str, Any], *, threads: int, evaluates: bool
+) -> list[Term]:
+    """Terms of a training: the spectrum, then the comparison of candidates, or what orders the interactions by items,
+    whichever is most; later the evaluation of what the split held out.
+
+    Parameters
+    ----------
+    sizes
+        Of the data.
+    hyper
+        Hyper-parameters as the command line gives them.
+    setting
+        Knobs of the plan: ``factors``, ``user_block``.
+    threads
+        Threads of the computation.
+    evaluates
+        True if a split holds something out.
+    """
+    factors, block = int(setting["factors"]), int(setting["user_block"])
+    counted, fit, bits = {"users": sizes.users, "items": sizes.items}, ("fit",), int(hyper["bits"])
+    filters = hyper["form"] not in ("spectral", "ease")
+    spectrum = spectrum_terms(**counted, factors=factors, phases=fit)
+    ordered = []
+    if filters and sizes.large:
+        ordered = readers_terms(items=sizes.items, interactions=sizes.trained, phases=fit)
+    compared = _compared_terms(sizes, hyper, factors, block, threads=threads, phases=fit)
+    most = max(spectrum, compared, ordered, key=lambda terms: sum(term.bytes for term in terms))
+    stored = {"items": sizes.items, "factors": factors, "bits": bits}
+    during = ("fit", "evaluate") if evaluates else fit
+    terms = [
+        *block_terms(**counted, interactions=sizes.interactions, longest=sizes.longest, threads=threads, phases=during),
+        *most,
+        *model_terms(**stored, phases=("write",)),
+    ]
+    if not evaluates:
+        return terms
+    evaluating = ("evaluate",)
+    terms += model_terms(**stored, phases=evaluating)
+    terms += decoding_terms(factors=factors, bits=bits, threads=threads, phases=evaluating)
+    if factors:
+        terms.append(Term("left behind by the spectrum", LEFT_BYTES, "measured", evaluating))
+    some = min(block, sizes.scored_users)
+    if filters and sizes.large:
+        terms += _by_readers_terms(sizes, some, factors > 0, threads=threads, phases=evaluating)
+    else:
+        terms += scoring_terms(**counted, block=some, threads=threads, phases=evaluating)
+    return terms + _ranked_terms(
+        sizes, sizes.scored_users, sizes.scored_longest, block, threads=threads, phases=evaluating, scores=False
+    )
+
+
+def _compared_terms(
+    sizes: TrainingSizes, hyper: Mapping[str, Any], factors: int, block: int, *, threads: int, phases: tuple[str, ...]
+) -> list[Term]:
+    """Terms of comparing candidates on hidden items; of EASE the weights themselves too."""
+    large = sizes.large and hyper["form"] not in ("spectral", "ease")
+    scored = sample_users(sizes.items, sizes.users, large)
+    some, counted = min(block, scored), {"users": sizes.users, "items": sizes.items}
+    if hyper["form"] == "ease":
+        terms = ease_terms(items=sizes.items, phases=phases)
+        if chooses(hyper, factors):
+            terms += _ranked_terms(sizes, scored, sizes.longest, some, threads=threads, phases=phases)
+        return terms
+    if not chooses(hyper, factors):
+        return []
+    asked = _by_readers_terms(sizes, threads, False, threads=threads, phases=phases) if large else []
+    return [
+        *model_terms(items=sizes.items, factors=factors, phases=phases),
+        *comparing_terms(**counted, block=threads if large else some, threads=threads, phases=phases),
+        *asked,
+    ]
+
+
+def _by_readers_terms(
+    sizes: TrainingSizes, block: int, spectral: bool, *, threads: int, phases: tuple[str, ...]
+) -> list[Term]:
+    counted = {"users": sizes.users, "items": sizes.items, "interactions": sizes.interactions}
+    how = {"block": block, "threads": threads, "phases": phases, "spectral": spectral}
+    return reader_scoring_terms(**counted, longest=sizes.longest, **how)
+
+
+def _ranked_terms(
+    sizes: TrainingSizes,
+    scored: int,
+    longest: int,
+    block: int,
+    *,
+    threads: int,
+    phases: tuple[str, ...],
+    scores: bool = True,
+) -> list[Term]:
+    """Terms of ranking by a linear model, besides the model."""
+    return ranking_terms(
+        items=sizes.items,
+        factors=0,
+        scored=scored,
+        longest=longest,
+        mean=sizes.interactions / sizes.users,
+        block=block,
+        threads=threads,
+        phases=phases,
+        scores=scores,
+    )

@@ -15,8 +15,6 @@ from apps.recsys.data.csr_store import BLOCK
 from apps.recsys.data.ingest import Facts, Inputs
 from apps.recsys.data.splits import MOST_VALIDATION_USERS, SAMPLED_TIMES, reads_times
 from apps.recsys.models.embedding.embedding_config import EmbeddingConfig
-from apps.recsys.models.linear.options import chooses, sample_users
-from apps.recsys.models.linear.readers import BOUNDED_FROM
 from apps.recsys.models.search_space import Choice
 from apps.recsys.planning import bpr_terms, embedding_terms, ials_terms, linear_terms
 from apps.recsys.planning.baselines import (
@@ -290,61 +288,21 @@ class TrainWorkload:
         return terms
 
     def _linear_terms(self, setting: Setting) -> list[Term]:
-        """The spectrum, then the comparison of candidates; later the evaluation of what the split held out."""
-        facts, threads, factors = self.facts, self.request.threads, int(setting["factors"])
-        sizes = {"users": facts.users, "items": facts.items}
-        fit, block = ("fit",), int(setting["user_block"])
-        during = ("fit", "evaluate") if self.request.split != "none" else fit
-        blocks = linear_terms.block_terms(
-            **sizes, interactions=facts.interactions, longest=facts.longest, threads=threads, phases=during
-        )
-        spectrum = linear_terms.spectrum_terms(**sizes, factors=factors, phases=fit)
-        scored = sample_users(facts.items, facts.users)
-        ranking = [
-            *linear_terms.model_terms(items=facts.items, factors=factors, phases=fit),
-            *linear_terms.comparing_terms(**sizes, block=min(block, scored), threads=threads, phases=fit),
-        ]
-        hyper = self.request.model.hyper
-        if hyper["form"] == "ease":
-            compared = linear_terms.ease_terms(items=facts.items, phases=fit)
-            if chooses(hyper, factors):
-                compared += self._ranked_terms(scored, facts.longest, min(block, scored), fit)
-        else:
-            compared = ranking if chooses(hyper, factors) else []
-        ordered = []
-        if hyper["form"] not in ("spectral", "ease") and self.fit_interactions > BOUNDED_FROM:
-            ordered = linear_terms.readers_terms(items=facts.items, interactions=self.fit_interactions, phases=fit)
-        chosen = max(spectrum, compared, ordered, key=lambda terms: sum(term.bytes for term in terms))
-        bits = int(hyper["bits"])
-        stored = {"items": facts.items, "factors": factors, "bits": bits}
-        written = linear_terms.model_terms(**stored, phases=("write",))
-        terms = [*blocks, *chosen, *written]
-        if self.request.split != "none":
-            evaluating = ("evaluate",)
-            terms += linear_terms.model_terms(**stored, phases=evaluating)
-            terms += linear_terms.decoding_terms(factors=factors, bits=bits, threads=threads, phases=evaluating)
-            if factors:
-                terms.append(Term("left behind by the spectrum", linear_terms.LEFT_BYTES, "measured", ("evaluate",)))
-            terms += linear_terms.scoring_terms(
-                **sizes, block=min(block, facts.scored_users), threads=threads, phases=("evaluate",)
-            )
-            terms += self._ranked_terms(facts.scored_users, facts.scored_longest, block, ("evaluate",), scores=False)
-        return terms
-
-    def _ranked_terms(
-        self, scored: int, longest: int, block: int, during: tuple[str, ...], *, scores: bool = True
-    ) -> list[Term]:
-        """Terms of ranking by a linear model, besides the model."""
-        return ranking_terms(
-            items=self.facts.items,
-            factors=0,
-            scored=scored,
-            longest=longest,
-            mean=self.facts.interactions / self.facts.users,
-            block=block,
-            threads=self.request.threads,
-            phases=during,
-            scores=scores,
+        facts, request = self.facts, self.request
+        return linear_terms.training_terms(
+            linear_terms.TrainingSizes(
+                users=facts.users,
+                items=facts.items,
+                interactions=facts.interactions,
+                trained=self.fit_interactions,
+                longest=facts.longest,
+                scored_users=facts.scored_users,
+                scored_longest=facts.scored_longest,
+            ),
+            request.model.hyper,
+            setting,
+            threads=request.threads,
+            evaluates=request.split != "none",
         )
 
     def evaluating_terms(self, setting: Setting, phase: str, scored: int, longest: int) -> list[Term]:

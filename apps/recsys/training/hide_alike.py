@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from apps.recsys.models.linear.log import Log
+    from apps.recsys.models.linear.readers import Readers
 
 ALIKE = 0.5
 """Items are drawn in proportion to their similarity to the first one to this power; 0 would be at random. With 1 a
@@ -30,7 +31,16 @@ LEAST_WEIGHT = 1e-9
 """Weight of an item that shares no user with the first one."""
 
 
-def hide_alike(directory: Path, log: Log, name: str, counts: NDArray[np.int32], *, block: int, seed: int) -> int:
+def hide_alike(
+    directory: Path,
+    log: Log,
+    name: str,
+    counts: NDArray[np.int32],
+    *,
+    block: int,
+    seed: int,
+    readers: Readers | None = None,
+) -> int:
     """Write ``validation.*.npy``: a fifth of the items of each user of a sample.
 
     Parameters
@@ -45,6 +55,8 @@ def hide_alike(directory: Path, log: Log, name: str, counts: NDArray[np.int32], 
         Users that are handled at a time: two arrays of items times users.
     seed
         Seed of the random choices.
+    readers
+        The users of each item, where a pass over the interactions for each block would take long.
 
     Returns
     -------
@@ -54,12 +66,13 @@ def hide_alike(directory: Path, log: Log, name: str, counts: NDArray[np.int32], 
     import numpy as np
 
     history = History(directory, name)
-    sample = splits.sampled_users(history.rows, sample_users(log.items, history.rows), seed)
+    sample = splits.sampled_users(history.rows, sample_users(log.items, history.rows, readers is not None), seed)
     users = sample[np.diff(history.indptr)[sample] >= splits.LEAST_ITEMS]
 
     def chosen() -> Iterator[tuple[int, NDArray[Any]]]:
-        for start in range(0, len(users), block):
-            yield from _hidden(history, log, counts, users[start : start + block], seed)
+        size = block if readers is None else 1
+        for start in range(0, len(users), size):
+            yield from _hidden(history, log, counts, users[start : start + size], seed, readers)
 
     written = splits.write(directory, "validation", chosen())
     history.close()
@@ -67,19 +80,21 @@ def hide_alike(directory: Path, log: Log, name: str, counts: NDArray[np.int32], 
 
 
 def _hidden(
-    history: History, log: Log, counts: NDArray[np.int32], users: NDArray[Any], seed: int
+    history: History, log: Log, counts: NDArray[np.int32], users: NDArray[Any], seed: int, readers: Readers | None
 ) -> Iterator[tuple[int, NDArray[Any]]]:
     """Yield some users with the items to hide: a random one, and others by their similarity to it."""
     import numpy as np
 
-    shape = (log.items, len(users))
-    firsts, shared = np.zeros(shape, np.float32), np.empty(shape, np.float32)
     rows = [history.items(int(user)) for user in users]
     randoms = [np.random.default_rng([seed, 1, int(user)]) for user in users]
     places = [int(random.integers(len(items))) for random, items in zip(randoms, rows, strict=True)]
-    for column, (items, place) in enumerate(zip(rows, places, strict=True)):
-        firsts[items[place], column] = 1
-    log.gram(firsts, shared)
+    firsts = [int(items[place]) for items, place in zip(rows, places, strict=True)]
+    if readers is not None:
+        shared = np.stack([readers.alike(item) for item in firsts], 1)
+    else:
+        questions = np.zeros((log.items, len(users)), np.float32)
+        questions[firsts, np.arange(len(users))] = 1
+        shared = log.gram(questions, np.empty_like(questions))
     for column, (user, items, place, random) in enumerate(zip(users, rows, places, randoms, strict=True)):
         # The user's own history says nothing about which of its items are alike.
         others = shared[items, column] - np.float32(1 / len(items))

@@ -107,7 +107,8 @@ class FilterScorer:
     spectrum
         The largest eigenvalues of P, as numbers or as codes; ``None``: the interactions alone.
     readers
-        The users of each item, by which single histories are scored; ``None``: by a pass over the interactions.
+        The users of each item, by which histories are scored one by one within bounds; ``None``: all are scored by a
+        pass over the interactions.
     """
 
     def __init__(
@@ -127,24 +128,6 @@ class FilterScorer:
         self._degrees = np.maximum(counts, 1).astype(np.float32)
         self._power = np.float32(degree_power)
         self.by_readers = ReaderScores(readers, self._degrees, self._power) if readers is not None else None
-
-    def one(self, history: Sample) -> NDArray[np.float32]:
-        """Score all items for a single history, shape (items,): by its items' readers within bounds, if there are such.
-
-        Where a bound is reached, scores are sums over the readers that count most (``readers``).
-        """
-        import numpy as np
-
-        if self.by_readers is None:
-            return self.scores([history], self.workspace(1))[0]
-        scores = self.by_readers.scores(history[0])
-        if self._term is not None:
-            question = np.zeros((self.items, 1), np.float32)
-            question[history[0], 0] = self._degrees[history[0]] ** -self._power
-            added = self._term.product(question)[:, 0]
-            added *= self._degrees**self._power
-            scores += added
-        return scores
 
     def workspace(self, users: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Arrays that ``scores`` uses for as many users at most."""
@@ -169,10 +152,32 @@ class FilterScorer:
         NDArray
             Shape (n, items); a view of the workspace.
         """
+        if self.by_readers is not None:
+            return self._one_by_one(self.by_readers, histories, workspace)
         questions, out = self._columns(workspace, len(histories))
         for column, (items, _) in enumerate(histories):
             questions[items, column] = 1
         return self._answer(questions, out).T
+
+    def _one_by_one(
+        self,
+        by_readers: ReaderScores,
+        histories: Sequence[Sample],
+        workspace: tuple[NDArray[np.float32], NDArray[np.float32]],
+    ) -> NDArray[np.float32]:
+        """Scores by readers, shape (n, items)."""
+        answers = workspace[0][: self.items * len(histories)].reshape(len(histories), self.items)
+        for row, (items, _) in zip(answers, histories, strict=True):
+            by_readers.scores(items, row)
+        if self._term is not None:
+            questions, b = workspace[1][: answers.size].reshape(self.items, len(histories)), self._power
+            questions[:] = 0
+            for column, (items, _) in enumerate(histories):
+                questions[items, column] = self._degrees[items] ** -b
+            added = self._term.product(questions)
+            added *= self._degrees[:, None] ** b
+            answers += added.T
+        return answers
 
     def _columns(
         self, workspace: tuple[NDArray[np.float32], NDArray[np.float32]], count: int
@@ -197,7 +202,7 @@ class FilterScorer:
     ) -> NDArray[np.float64]:
         """Split the scores of the items ``rows``, shape (m,), by the items of a history: shape (m, n).
 
-        These are scores of ``one``.
+        Each sum over a row is the item's score as ``scores`` has it.
         """
         import numpy as np
 

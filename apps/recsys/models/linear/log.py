@@ -21,8 +21,8 @@ TRAINED = "trained"
 """Name of the files with the interactions that were trained on, where a split held some of the history out."""
 BLOCK_INTERACTIONS = 1 << 20
 """Most interactions of a block; a single user may have more."""
-LEAST_BLOCK_USERS = 1 << 14
-"""Users that a block may have at least, however few items there are."""
+LEAST_BLOCK_USERS, MOST_BLOCK_USERS = 1 << 14, 1 << 18
+"""Users that a block may have at least, however few items there are, and at most."""
 
 
 class Log:
@@ -107,7 +107,7 @@ class Log:
 
 def block_users(items: int) -> int:
     """Most users of a block: their vectors take no more than those of the items, or than ``LEAST_BLOCK_USERS``."""
-    return max(LEAST_BLOCK_USERS, items)
+    return min(max(LEAST_BLOCK_USERS, items), MOST_BLOCK_USERS)
 
 
 def write_trained(directory: Path, history: History, kept: Kept, name: str = TRAINED) -> None:

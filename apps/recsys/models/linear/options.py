@@ -28,8 +28,8 @@ MOST_USERS = 4000
 """Most users of the sample: as many as leave the choice on Gowalla in 3 minutes."""
 SCORED = 200_000_000
 """Most scores per candidate: the users of the sample times the items. 4,000 users of Gowalla are 164 million."""
-LEAST_USERS = 100
-"""Users of the sample, however many items there are."""
+LEAST_USERS, BY_READERS = 100, 400
+"""Users of the sample, however many items there are; and where each is ranked for by the readers of his items."""
 _NUMBERS = {"degree_power": (0.0, 1.0), "saturation": (1e-9, 1e9), "ridge": (1e-3, 1e9)}
 
 
@@ -39,9 +39,10 @@ def ranks(form: str) -> tuple[int, ...]:
     return tuple(factors for factors in FACTORS if factors <= most)
 
 
-def sample_users(items: int, users: int) -> int:
+def sample_users(items: int, users: int, by_readers: bool = False) -> int:
     """Most users for whom items are hidden, to choose hyper-parameters."""
-    return max(1, min(MOST_USERS, int(SHARE * users), max(LEAST_USERS, SCORED // items)))
+    most = BY_READERS if by_readers else max(LEAST_USERS, SCORED // items)
+    return max(1, min(MOST_USERS, int(SHARE * users), most))
 
 
 def chooses(hyper: Mapping[str, Any], factors: int) -> bool:

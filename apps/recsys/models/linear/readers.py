@@ -1,10 +1,10 @@
-"""One user's scores of a filter by the readers of his items, with bounded work.
+"""Scores of a large filter user by user, by the readers of the user's items, with bounded work.
 
-A pass over all interactions takes 3.3 ns each: 0.2 s for 60 million, for one user as for eight. Instead the users who
-share an item with him (*readers*, from ``readers.*.npy``: the users of each item) and their histories are read from the
-disk, and nothing else. Popular items have many readers, so both numbers are bounded: of the readers those are kept that
-add most to single items, in proportion to their shared items and to the root of their histories' lengths
-(``docs/recsys.md`` has what that costs). Below the bounds the scores are exact.
+A pass over all interactions takes 3.3 ns each: 0.2 s for 60 million. Instead the users who share an item with the
+history (*readers*, from ``readers.*.npy``: the users of each item) and their histories are read from the disk, and
+nothing else. Popular items have many readers, so both numbers are bounded: those readers are kept whose shared items
+weigh most for the root of their histories' lengths (``docs/recsys.md`` has what that costs and what else was tried).
+Below the bounds the scores are exact.
 """
 
 from __future__ import annotations
@@ -45,13 +45,13 @@ def uses_readers(form: str, interactions: int) -> bool:
     return form == "filter" and interactions > BOUNDED_FROM
 
 
-def write_readers(directory: Path, log: Log, counts: NDArray[np.int32]) -> None:
-    """Write the users of each item: ``readers.indptr.npy`` (int64, items + 1) and ``readers.users.npy`` (int32).
+def write_readers(directory: Path, log: Log, counts: NDArray[np.int32], name: str = NAME) -> None:
+    """Write the users of each item: ``NAME.indptr.npy`` (int64, items + 1) and ``NAME.users.npy`` (int32).
 
     Parameters
     ----------
-    directory
-        Folder of the files.
+    directory, name
+        Folder and name of the files.
     log
         The interactions, which are read once for each ``CHUNK`` of them.
     counts
@@ -61,9 +61,9 @@ def write_readers(directory: Path, log: Log, counts: NDArray[np.int32]) -> None:
 
     indptr = np.zeros(len(counts) + 1, np.int64)
     np.cumsum(counts, out=indptr[1:])
-    with NpyWriter(directory / f"{NAME}.indptr.npy", "<i8") as starts:
+    with NpyWriter(directory / f"{name}.indptr.npy", "<i8") as starts:
         starts.append(indptr)
-    with NpyWriter(directory / f"{NAME}.users.npy", "<i4") as users:
+    with NpyWriter(directory / f"{name}.users.npy", "<i4") as users:
         for first, last in ranges(indptr, CHUNK):
             users.append(_users(log, indptr[first : last + 1] - indptr[first], first))
 
@@ -105,21 +105,21 @@ class Shared:
 
 
 class Readers:
-    """The users of each item in a model folder, and the histories of these.
+    """The users of each item, and the histories of these.
 
     Parameters
     ----------
-    directory
-        A model folder.
+    directory, name
+        Folder and name of the files.
     log
-        Its interactions, which were trained on.
+        The interactions.
     """
 
-    def __init__(self, directory: Path, log: Log) -> None:
+    def __init__(self, directory: Path, log: Log, name: str = NAME) -> None:
         import numpy as np
 
-        self._path, self._history = directory / f"{NAME}.users.npy", log.history
-        self._indptr: NDArray[np.int64] = NpyReader(directory / f"{NAME}.indptr.npy")[:]
+        self._path, self._history = directory / f"{name}.users.npy", log.history
+        self._indptr: NDArray[np.int64] = NpyReader(directory / f"{name}.indptr.npy")[:]
         self._users, self._items = NpyReader(self._path), log.items
         lengths = np.diff(self._indptr)
         fits = len(lengths) == log.items and (lengths >= 0).all() and self._indptr[0] == 0
@@ -224,6 +224,20 @@ class Readers:
         ones = np.ones(len(items), np.float32)
         return scipy.sparse.csr_matrix((ones, items, offsets), shape=(len(users), self._items), copy=False)
 
+    def added(self, shared: Shared, kept: NDArray[np.intp]) -> NDArray[np.float32]:
+        """Sum the histories of kept readers, each by its weight and over its length: shape (items,), a new array."""
+        users = shared.users[kept]
+        shares = shared.weights[kept] / self.lengths(users).astype("f4")
+        sums: NDArray[np.float32] = self.rows(users).T @ shares
+        return sums
+
+    def alike(self, item: int) -> NDArray[np.float32]:
+        """What the readers of one item add to all items, within the bounds: a column of ``R' Du^-1 R``."""
+        import numpy as np
+
+        shared = self.shared(np.array([item]), np.ones(1, np.float32))
+        return self.added(shared, self.kept(shared))
+
     def pieces(self, shared: Shared) -> Iterator[NDArray[np.intp]]:
         """Places of all readers, by pieces of at most ``PRODUCTS`` interactions, but of at least one reader."""
         import numpy as np
@@ -264,40 +278,38 @@ class ReaderScores:
     """
 
     def __init__(self, readers: Readers, degrees: NDArray[np.float32], power: np.float32) -> None:
-        self.readers = readers
         import numpy as np
 
+        self.readers = readers
         self._popular = degrees * np.float32(POPULAR)
         self._asking, self._answering = degrees ** (-power - 0.5), degrees ** (power - 0.5)
 
-    def scores(self, items: NDArray[Any]) -> NDArray[np.float32]:
-        """Score all items for a history, shape (items,); a new array."""
+    def scores(self, items: NDArray[Any], out: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Score all items for a history: ``out``, shape (items,)."""
         shared = self.readers.shared(items, self._asking[items])
-        scores = self._added(shared, self.readers.kept(shared))
-        scores += self._popular
-        return scores
+        return self._scaled(self.readers.added(shared, self.readers.kept(shared)), out)
 
     def compared(self, items: NDArray[Any]) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
-        """The same, and the scores by all readers; ``None`` where those are the same."""
+        """The same in a new array, and the scores by all readers; ``None`` where those are the same."""
         readers, asking = self.readers, self._asking[items]
         shared = readers.shared(items, asking)
         kept = readers.kept(shared)
-        scores = self._added(shared, kept)
-        scores += self._popular
+        scores = readers.added(shared, kept)
+        self._scaled(scores, scores)
         if shared.exact and len(kept) == len(shared.users):
             return scores, None
-        exact = self._popular.copy()
+        exact = scores * 0
         for part in readers.parts(items, asking):
             for piece in readers.pieces(part):
-                exact += self._added(part, piece)
-        return scores, exact
+                exact += readers.added(part, piece)
+        return scores, self._scaled(exact, exact)
 
-    def _added(self, shared: Shared, kept: NDArray[np.intp]) -> NDArray[np.float32]:
-        users = shared.users[kept]
-        shares = shared.weights[kept] / self.readers.lengths(users).astype("f4")
-        scores: NDArray[np.float32] = self.readers.rows(users).T @ shares
-        scores *= self._answering
-        return scores
+    def _scaled(self, sums: NDArray[np.float32], out: NDArray[np.float32]) -> NDArray[np.float32]:
+        import numpy as np
+
+        np.multiply(sums, self._answering, out=out)
+        out += self._popular
+        return out
 
     def parts(self, items: NDArray[Any], rows: NDArray[Any]) -> NDArray[np.float64]:
         """Split the scores of the items ``rows``, shape (m,), by the items of a history, shape (n,): shape (m, n)."""

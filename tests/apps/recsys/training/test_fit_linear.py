@@ -8,7 +8,7 @@ import numpy as np
 from apps.recsys.models.linear.filter import Spectrum, linear_scorer
 from apps.recsys.models.linear.options import FACTORS, FILTER_FACTORS, ranks
 from apps.recsys.models.top_k import top_k
-from apps.recsys.training.fit_linear import Candidate, _Comparison
+from apps.recsys.training.compare_linear import Candidate, Comparison
 from tests.apps.recsys.models.linear.test_filter import interactions, normalised, stored
 
 
@@ -19,7 +19,7 @@ def test_candidates_rank_as_their_models(tmp_path: Path) -> None:
     values, vectors = np.linalg.eigh(normalised(dense))
     order = np.argsort(-values)[:12]
     made = vectors[:, order].astype(np.float32), np.clip(values[order], 0, 1).astype(np.float32)
-    comparison = _Comparison(log, np.maximum(counts, 1).astype(np.float32)[:, None], made, filter_factors=5)
+    comparison = Comparison(log, np.maximum(counts, 1).astype(np.float32)[:, None], made, filter_factors=5)
     candidates = [
         Candidate("filter", 0.3, math.inf),
         Candidate("filter", 0.3, 0.2),

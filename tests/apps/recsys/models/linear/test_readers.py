@@ -60,11 +60,11 @@ def test_scores_within_the_bounds_are_those_of_all_interactions(tmp_path: Path, 
     few = Spectrum(vectors[:, -5:].astype(np.float32), values[-5:].astype(np.float32)) if spectral else None
     hyper = {"form": "filter", "degree_power": POWER, "saturation": 2.0}
     scorer = linear_scorer(log, log.counts(), hyper, few, readers)
-    assert isinstance(scorer, FilterScorer)
+    by_a_pass = linear_scorer(log, log.counts(), hyper, few)
     for items in (np.flatnonzero(dense[0]), np.array([39, 0]), np.arange(40), np.arange(0)):
         history = items, np.ones(len(items), np.float32)
-        (whole,) = scorer.scores([history], scorer.workspace(1))
-        np.testing.assert_allclose(scorer.one(history), whole, rtol=2e-5, atol=1e-7)
+        (whole,) = by_a_pass.scores([history], by_a_pass.workspace(1))
+        np.testing.assert_allclose(scorer.scores([history], scorer.workspace(2))[0], whole, rtol=2e-5, atol=1e-7)
         rows = np.array([3, 0, 39])
         np.testing.assert_allclose(scorer.contributions(*history, rows).sum(1), whole[rows], rtol=2e-5, atol=1e-7)
 
@@ -79,7 +79,12 @@ def test_beyond_the_bounds_the_readers_count_that_add_most(tmp_path: Path, monke
     for kept in (1, 4):
         monkeypatch.setattr(readers_module, "KEPT", kept)
         best = np.argsort(-value)[:kept]
-        np.testing.assert_allclose(scores.scores(items), expected(dense, items, best), rtol=2e-5, atol=1e-7)
+        np.testing.assert_allclose(
+            scores.scores(items, np.empty(dense.shape[1], np.float32)),
+            expected(dense, items, best),
+            rtol=2e-5,
+            atol=1e-7,
+        )
         rows = np.arange(40)
         parts = scores.parts(items, rows)
         np.testing.assert_allclose(parts.sum(1), expected(dense, items, best), rtol=2e-5, atol=1e-7)
@@ -89,7 +94,9 @@ def test_beyond_the_bounds_the_readers_count_that_add_most(tmp_path: Path, monke
     monkeypatch.setattr(readers_module, "KEPT", 2000)
     monkeypatch.setattr(readers_module, "PRODUCTS", int(dense.sum(1)[np.argsort(-value)[:3]].sum()))
     best = np.argsort(-value)[:3]
-    np.testing.assert_allclose(scores.scores(items), expected(dense, items, best), rtol=2e-5, atol=1e-7)
+    np.testing.assert_allclose(
+        scores.scores(items, np.empty(dense.shape[1], np.float32)), expected(dense, items, best), rtol=2e-5, atol=1e-7
+    )
 
 
 def test_users_of_popular_items_are_sampled_at_even_distances(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -126,7 +133,8 @@ def test_what_the_bounds_change_is_measured(tmp_path: Path, monkeypatch: pytest.
         items = np.flatnonzero(dense[user])
         left = np.setdiff1d(np.arange(60), items)
         best = [
-            left[np.argsort(-of[left], kind="stable")][:20] for of in (expected(dense, items), scores.scores(items))
+            left[np.argsort(-of[left], kind="stable")][:20]
+            for of in (expected(dense, items), scores.scores(items, np.empty(dense.shape[1], np.float32)))
         ]
         overlaps.append(np.isin(*best).mean())
     assert found.exact == 0 and found.overlap == pytest.approx(np.mean(overlaps), abs=0.002)
