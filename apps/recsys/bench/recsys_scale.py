@@ -13,6 +13,8 @@ from common.bench.harness import Bound, Suite
 from common.memory.process.budget import parse_size
 
 WORK = Path("bench/work/recsys")
+GROWN = WORK / "grown-60m.parquet"
+"""A million users and 1.4 million items."""
 FRACTAL, EVENTS, SIDE = WORK / "fractal-60m.parquet", 60_000_000, 12
 AS_FAST, AS_SMALL = Bound("seconds", at_most=1.05), Bound("peak", at_most=0.6)
 TWICE = Bound("seconds", at_most=2.0)
@@ -69,9 +71,44 @@ def lists(suite: Suite) -> None:
     suite.case("million-lists", judge, group=group, bounds=bounds)
 
 
+def large_filter(suite: Suite) -> None:
+    """Declare cases of the linear filter on sixty million events: ``--only 'linear-[!6]*'`` leaves them out.
+
+    The data are made by the first of them.
+    """
+    group, model, size = "linear-60m", WORK / "linear-60m", parse_size("1GiB")
+    measure, ready = ["-m", "apps.recsys.bench.quality.large_filter", GROWN], Bound("result.fit", at_most=60)
+    given = ["--factors", 0, "--set", "form=filter", "--set", "degree_power=0.4"]
+    spectral = [
+        "--factors",
+        32,
+        "--set",
+        "form=filter",
+        "--set",
+        "degree_power=0.4",
+        "--set",
+        "saturation=3",
+        "--memory",
+        "2GiB",
+    ]
+    grow = ["-m", "apps.recsys.bench.synthetic_scale_up", GROWN, "--side", 34, "--events", EVENTS]
+    suite.case("linear-60m-data", grow, group=group)
+    suite.case("linear-60m-spectrum", [*measure, WORK / "linear-60m-32", *spectral], ceiling=2 * size, group=group)
+    suite.case("linear-60m-given", [*measure, model, *given], ceiling=size, group=group, bounds=(ready,))
+    suite.case("linear-60m-chosen", [*measure, model], ceiling=size, group=group, bounds=(ready,))
+    suite.case("linear-60m-lists", [*measure, model, "--lists"], ceiling=size, group=group)
+    bounds = (
+        Bound("result.median_ms", at_most=10),
+        Bound("result.p99_ms", at_most=10),
+        Bound("result.kept", at_least=0.98),
+    )
+    suite.case("linear-60m-one-user", ["-m", "apps.recsys.bench.quality.one_user", model], group=group, bounds=bounds)
+
+
 def suite() -> Suite:
     """Make the data and declare the cases."""
     made = Suite("recsys_scale")
+    large_filter(made)
     within_memory(made)
     beyond_memory(made)
     lists(made)

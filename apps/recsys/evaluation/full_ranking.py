@@ -67,6 +67,5 @@ def evaluate(
             starts = range(0, len(batch), share)
             shares = [batch[start : start + share] for start in starts]
             rankings = chain.from_iterable(pool.map(rank, shares, workspaces))
-            for ranking, (_, _, scored) in zip(rankings, batch, strict=True):
-                tally.add(ranking, scored)
+            tally.add_all(list(rankings), [scored for _, _, scored in batch])
             after_block(len(batch))

@@ -19,7 +19,7 @@ gini        Gini coefficient of how often items are shown: 0 equally often, 1 a 
 from __future__ import annotations
 
 from array import array
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -37,6 +37,8 @@ TOGETHER = ("coverage", "gini")
 """Metrics of all users together."""
 DEEPEST = 1_000_000
 """Largest depth of a metric."""
+COUNTED = 1 << 14
+"""Ranks that are looked at together: a megabyte."""
 RESAMPLES = 1000
 """Bootstrap samples of the users."""
 INTERVAL = (2.5, 97.5)
@@ -108,34 +110,60 @@ class Tally:
         scored
             Rows of the items to score.
         """
+        self.add_all([ranking], [scored])
+
+    def add_all(self, rankings: Sequence[NDArray[np.intp]], scored: Sequence[NDArray[Any]]) -> None:
+        """Add several users, ``COUNTED`` ranks at a time; parameters as ``add``, one of each a user."""
+        size = max(1, COUNTED // self.depth)
+        for start in range(0, len(rankings), size):
+            self._add(rankings[start : start + size], scored[start : start + size])
+
+    def _add(self, rankings: Sequence[NDArray[np.intp]], scored: Sequence[NDArray[Any]]) -> None:
         import numpy as np
 
-        ranking = ranking[: self.depth]
-        hits = np.isin(ranking, scored)
-        self.users += 1
-        self._values.extend(self._one(kind, k, ranking, hits, len(scored)) for kind, k in self._each.values())
+        ranked = np.full((len(rankings), self.depth), -1, np.int64)
+        for row, ranking in zip(ranked, rankings, strict=True):
+            some = ranking[: self.depth]
+            row[: len(some)] = some
+        counts = np.array([len(items) for items in scored])
+        hits = _hits(ranked, np.concatenate(scored), counts)
+        self.users += len(rankings)
+        table = np.empty((len(rankings), len(self._each)))
+        for column, (kind, k) in zip(table.T, self._each.values(), strict=True):
+            column[:] = self._of_all(kind, k, ranked, hits[:, :k], counts)
+        self._values.frombytes(table.tobytes())
         for k, shown in self._shown.items():
-            shown[ranking[:k]] += 1
+            first = ranked[:, :k]
+            np.add.at(shown, first[first >= 0], 1)
 
-    def _one(self, kind: str, k: int, ranking: NDArray[np.intp], hits: NDArray[np.bool_], scored: int) -> float:
+    def _of_all(
+        self, kind: str, k: int, ranked: NDArray[np.int64], hits: NDArray[np.bool_], counts: NDArray[np.int64]
+    ) -> NDArray[np.float64]:
+        """One metric of several users, from the first ``k`` items of each: shape (users,)."""
         import numpy as np
 
-        hits = hits[:k]
-        ranks = np.flatnonzero(hits)  # from 0
         if kind == "novelty":
             assert self._surprise is not None
-            return float(self._surprise[ranking[:k]].mean()) if len(ranking) else 0.0
-        if not len(ranks):
-            return 0.0
+            first = ranked[:, :k]
+            shown = np.where(first >= 0, self._surprise[first], 0).sum(1)
+            novelty: NDArray[np.float64] = shown / np.maximum((first >= 0).sum(1), 1)
+            return novelty
+        number, most = hits.sum(1), np.minimum(counts, k)
+        some = np.maximum(most, 1)
+        values: NDArray[np.float64]
         if kind == "ndcg":
-            return float(self._discount[ranks].sum() / self._ideal[min(k, scored) - 1])
-        if kind == "recall":
-            return len(ranks) / (scored if self._plain_recall else min(k, scored))
-        if kind == "precision":
-            return len(ranks) / k
-        if kind == "map":
-            return float((np.arange(1, len(ranks) + 1) / (ranks + 1)).sum() / min(k, scored))
-        return 1.0 if kind == "hr" else float(1 / (1 + ranks[0]))
+            values = (hits @ self._discount[: hits.shape[1]]) / self._ideal[some - 1]
+        elif kind == "recall":
+            values = number / (np.maximum(counts, 1) if self._plain_recall else some)
+        elif kind == "precision":
+            values = number / k
+        elif kind == "map":
+            values = (hits * np.cumsum(hits, 1) / np.arange(1, hits.shape[1] + 1)).sum(1) / some
+        elif kind == "hr":
+            values = (number > 0).astype(np.float64)
+        else:
+            values = (number > 0) / (1 + hits.argmax(1))
+        return values
 
     def per_user(self) -> dict[str, NDArray[np.float64]]:
         """Values of the metrics by name, in the order in which users were added: shape (users,) each."""
@@ -155,6 +183,16 @@ class Tally:
     def intervals(self, *, seed: int = 0) -> Mapping[str, tuple[float, float]]:
         """95 % bootstrap intervals of the means of the users' metrics: lower and upper end by name."""
         return intervals(self.per_user(), seed=seed)
+
+
+def _hits(ranked: NDArray[np.int64], items: NDArray[Any], counts: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Which ranked items are among a user's items to score, of which ``counts`` stand one after the other."""
+    import numpy as np
+
+    stride = 1 + max(int(ranked.max(initial=0)), int(items.max(initial=0)))
+    wanted = np.repeat(np.arange(len(counts)) * stride, counts) + items
+    keys = ranked + np.arange(len(ranked))[:, None] * stride
+    return np.isin(keys, wanted) & (ranked >= 0)
 
 
 def intervals(values: Mapping[str, NDArray[np.float64]], *, seed: int = 0) -> Mapping[str, tuple[float, float]]:

@@ -300,8 +300,7 @@ class LinearTrainer:
                     some = groups[first : first + session.threads]
                     for rows, rankings in zip(some, pool.map(rank, some), strict=True):
                         for candidate, ranked in zip(own, rankings, strict=True):
-                            for row, ranking in zip(rows, ranked, strict=True):
-                                tallies[candidate].add(ranking, hidden.items(row))
+                            tallies[candidate].add_all(ranked, [hidden.items(row) for row in rows])
                         bar.update(len(rows))
                     if session.stopping:
                         raise KeyboardInterrupt

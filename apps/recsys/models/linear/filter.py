@@ -133,7 +133,8 @@ class FilterScorer:
         """Arrays that ``scores`` uses for as many users at most."""
         import numpy as np
 
-        return np.empty(self.items * users, np.float32), np.empty(self.items * users, np.float32)
+        questions = 0 if self.by_readers is not None and self._term is None else self.items * users
+        return np.empty(self.items * users, np.float32), np.empty(questions, np.float32)
 
     def scores(
         self, histories: Sequence[Sample], workspace: tuple[NDArray[np.float32], NDArray[np.float32]]

@@ -112,6 +112,33 @@ def test_top_k_of_many_is_a_stable_sort(seed: int, k: int, count: int, levels: i
     np.testing.assert_array_equal(top_k(scores, k), order[scores[order] > -np.inf][:k])
 
 
+@given(st.integers(0, 10**6), st.sampled_from([1, 7, 1 << 14]))
+def test_users_together_have_the_metrics_of_each(seed: int, counted: int) -> None:
+    """Rankings that are too short, items to score that no ranking has, and users of several parts."""
+    random = np.random.default_rng(seed)
+    rankings = [random.permutation(20)[: random.integers(0, 12)] for _ in range(9)]
+    scored = [random.permutation(30)[: random.integers(1, 15)] for _ in rankings]
+    names = ("ndcg@5", "recall@5", "recall@20", "precision@10", "map@5", "mrr@5", "hr@3", "novelty@5", "coverage@5")
+    owners = np.arange(1, 21)
+    together, alone = (Tally(20, names, owners=owners, users=40) for _ in range(2))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(metrics, "COUNTED", counted)
+        together.add_all(rankings, scored)
+    for ranking, some in zip(rankings, scored, strict=True):
+        alone.add(ranking, some)
+        hits = [rank for rank, item in enumerate(ranking[:5], 1) if item in some]
+        expected = {
+            "recall@5": len(hits) / min(5, len(some)),
+            "map@5": sum(n / rank for n, rank in enumerate(hits, 1)) / min(5, len(some)),
+            "mrr@5": 1 / hits[0] if hits else 0,
+            "novelty@5": np.mean(np.log2(40 / owners[ranking[:5]])) if len(ranking) else 0,
+            "ndcg@5": sum(1 / np.log2(1 + np.array(hits))) / sum(1 / np.log2(np.arange(2, 2 + min(5, len(some))))),
+        }
+        for name, value in expected.items():
+            assert together.per_user()[name][alone.users - 1] == pytest.approx(value, abs=1e-12), name
+    assert together.means() == pytest.approx(alone.means(), abs=1e-12)
+
+
 def test_values_and_intervals_of_users() -> None:
     tally = Tally(5, ("recall@2", "hr@1"), plain_recall=True)
     for scored in ([0], [1, 2, 3], [4]):
