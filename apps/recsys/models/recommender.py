@@ -38,6 +38,7 @@ from apps.recsys.models.scorers import FactorScorer, Scorer
 from common import model_folder
 from common.compression.codes import Codes
 from common.errors import BadInput, UsageError
+from common.memory.process import glibc
 
 if TYPE_CHECKING:
     import numpy as np
@@ -191,7 +192,11 @@ def _linear(directory: Path, manifest: Mapping[str, Any]) -> Scorer:
             weights.read_codes(path, factors=factors, bits=bits) if coded else Spectrum(*weights.read_spectrum(path))
         )
     log = Log(directory, len(counts))
-    return linear_scorer(log, counts, hyper, spectrum, Readers.of(directory, log))
+    readers = Readers.of(directory, log)
+    if readers is not None:
+        # To map a question's arrays of a few MiB anew takes as long as to fill them: 11.7 ms instead of 6.6.
+        glibc.unpin_thresholds()
+    return linear_scorer(log, counts, hyper, spectrum, readers)
 
 
 def _best(scores: NDArray[np.float32], k: int) -> list[tuple[int, float]]:

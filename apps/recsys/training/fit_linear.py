@@ -7,7 +7,8 @@ meanwhile (``hide_alike``). All candidates rank for the same users.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
@@ -26,6 +27,7 @@ from apps.recsys.models.linear.spectrum import ITERATIONS, spectrum
 from apps.recsys.training.compare_linear import Candidate, Comparison
 from apps.recsys.training.hide_alike import hide_alike
 from common.compression.codes import Codes
+from common.memory.process import glibc
 
 if TYPE_CHECKING:
     import numpy as np
@@ -166,7 +168,8 @@ class LinearTrainer:
             write_readers(directory, log, counts)
         degrees, power = np.maximum(counts, 1).astype(np.float32), np.float32(chosen.degree_power)
         scores = ReaderScores(Readers(directory, log), degrees, power)
-        self.session.say(str(likeness(scores, log, seed=self.config.seed)))
+        with _reused_memory():
+            self.session.say(str(likeness(scores, log, seed=self.config.seed)))
 
     def ranked(
         self, compare: Callable[[HeldOut], Mapping[Choice, float]], named: Callable[[Choice], str]
@@ -226,7 +229,9 @@ class LinearTrainer:
                 write_readers(directory, log, counts)
                 readers = Readers(directory, log)
             block = int(self.session.plan["user_block"])
-            if not hide_alike(directory, log, name, counts, block=block, seed=config.seed, readers=readers):
+            with _reused_memory() if readers is not None else nullcontext():
+                found = hide_alike(directory, log, name, counts, block=block, seed=config.seed, readers=readers)
+            if not found:
                 return None
             hidden, left = HeldOut(directory, "validation"), History(directory, name)
             write_trained(directory, left, Kept(left, None, whole_users=False, validation=hidden), SAMPLE)
@@ -268,7 +273,11 @@ class LinearTrainer:
         spectral = self._spectrum(log, counts, config.factors) if config.factors else None
         degrees = np.maximum(counts, 1).astype(np.float32)[:, None]
         comparison = Comparison(log, degrees, spectral, config.filter_factors, readers)
-        means = self._means(comparison, candidates, hidden)
+        with _reused_memory() if readers is not None else nullcontext():
+            return self._compared(comparison, candidates, hidden)
+
+    def _compared(self, comparison: Comparison, candidates: list[Candidate], hidden: HeldOut) -> dict[Candidate, float]:
+        config, means = self.config, self._means(comparison, candidates, hidden)
         open_powers, open_saturations = (config.hyper[name] == AUTO for name in ("degree_power", "saturation"))
         finer = max(means, key=means.__getitem__).neighbours(powers=open_powers, saturations=open_saturations)
         return means | self._means(comparison, finer, hidden)
@@ -305,3 +314,14 @@ class LinearTrainer:
                     if session.stopping:
                         raise KeyboardInterrupt
         return {candidate: tally.means()[METRIC] for candidate, tally in tallies.items()}
+
+
+@contextmanager
+def _reused_memory() -> Iterator[None]:
+    """Keep freed blocks of a few MiB for the next user, where mapping them anew takes as long as the scores."""
+    glibc.unpin_thresholds()
+    try:
+        yield
+    finally:
+        glibc.pin_thresholds()
+        glibc.trim()

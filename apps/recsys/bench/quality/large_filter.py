@@ -1,8 +1,8 @@
 """Train a linear filter on sixty million events, and make lists for a slice of its users.
 
-``python -m apps.recsys.bench.quality.large_filter EVENTS.parquet MODEL OPTION...`` trains under 1 GiB with these options
-of ``recsys train`` and prints one JSON line: seconds of reading and of what follows, the largest peak, processor seconds
-of all, and the machine's load at the start. ``--lists`` instead of options makes lists of 20 for ``LISTED`` users.
+``python -m apps.recsys.bench.quality.large_filter EVENTS.parquet MODEL OPTION...`` trains under 1 GiB with these
+options and prints one JSON line: seconds of reading and of what follows, the largest peak, processor seconds, and the
+machine's load at the start. ``--lists`` instead of options makes lists of 20 for ``LISTED`` users.
 """
 
 import json
