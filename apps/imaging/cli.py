@@ -5,6 +5,7 @@ import argparse
 from apps.imaging.commands import bench, compress, evaluate, infer, inspect, train
 from common import __version__
 from common.cli import fetch_bench, main
+from common.cli.arguments import IntermixedParser
 
 
 def parser() -> argparse.ArgumentParser:
@@ -12,7 +13,7 @@ def parser() -> argparse.ArgumentParser:
     about = "3D medical image segmentation inside a stated ceiling."
     top = argparse.ArgumentParser(prog="imaging", description=about, epilog=main.EPILOG)
     top.add_argument("--version", action="version", version=f"peakline {__version__}")
-    commands = top.add_subparsers(metavar="COMMAND", required=True)
+    commands = top.add_subparsers(metavar="COMMAND", required=True, parser_class=IntermixedParser)
     train.add(commands)
     infer.add(commands)
     compress.add(commands)

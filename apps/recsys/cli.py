@@ -19,6 +19,7 @@ from apps.recsys.planning.updating.request import UpdateRequest
 from apps.recsys.training import tuning
 from common import __version__
 from common.cli import fetch_bench, main
+from common.cli.arguments import IntermixedParser
 from common.cli.main import Command
 from common.compression import layouts
 
@@ -40,7 +41,7 @@ def parser() -> argparse.ArgumentParser:
         prog="recsys", description="Recommend inside a stated number of bytes.", epilog=main.EPILOG
     )
     top.add_argument("--version", action="version", version=f"peakline {__version__}")
-    commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True, parser_class=IntermixedParser)
     _train(commands.add_parser("train", help="train a model on interactions"))
     _update(commands.add_parser("update", help="add interactions to a model, or forget users, without a new training"))
     _evaluate(commands.add_parser("evaluate", help="rank all items for held-out users, and report metrics"))

@@ -18,7 +18,7 @@ from apps.recsys.data.csr_store import History
 from apps.recsys.data.splits import HeldOut, Kept
 from apps.recsys.models import recommender, search_space, weights
 from apps.recsys.models.linear.ease import FILE as EASE
-from apps.recsys.models.linear.options import FILTER_FACTORS
+from apps.recsys.models.linear.options import AUTO, FILTER_FACTORS
 from apps.recsys.planning.resume_settings import resume_settings
 from apps.recsys.planning.train import TrainWorkload, training_warm_up
 from apps.recsys.planning.train_request import TrainRequest
@@ -190,7 +190,8 @@ def complete(work: TrainWorkload, session: Session, changed: Mapping[str, Any] =
 
 def fit_linear_model(work: TrainWorkload, session: Session) -> tuple[Mapping[str, Any], TrainWorkload, Any]:
     """Fit a linear model; returns its weights by name, the work with the chosen settings, and what was tried."""
-    trainer = fit_ease.EaseTrainer if work.request.model.hyper["form"] == "ease" else fit_linear.LinearTrainer
+    trainers = {"ease": fit_ease.EaseTrainer, AUTO: fit_ease.AnyFormTrainer}
+    trainer = trainers.get(work.request.model.hyper["form"], fit_linear.LinearTrainer)
     fitted = trainer(_linear_config(work, session.plan), session).run()
     return fitted.tensors, work.with_settings(fitted.settings), fitted.tried
 

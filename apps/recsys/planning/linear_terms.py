@@ -230,7 +230,7 @@ def training_terms(
     hyper
         Hyper-parameters as the command line gives them.
     setting
-        Knobs of the plan: ``factors``, ``user_block``.
+        Knobs of the plan: ``factors``, ``user_block``, and ``ease``: whether EASE is a candidate.
     threads
         Threads of the computation.
     evaluates
@@ -243,7 +243,7 @@ def training_terms(
     ordered = []
     if filters and sizes.large:
         ordered = readers_terms(items=sizes.items, interactions=sizes.trained, phases=fit)
-    compared = _compared_terms(sizes, hyper, factors, block, threads=threads, phases=fit)
+    compared = _compared_terms(sizes, hyper, factors, block, ease=bool(setting["ease"]), threads=threads, phases=fit)
     most = max(spectrum, compared, ordered, key=lambda terms: sum(term.bytes for term in terms))
     stored = {"items": sizes.items, "factors": factors, "bits": bits}
     during = ("fit", "evaluate") if evaluates else fit
@@ -270,25 +270,33 @@ def training_terms(
 
 
 def _compared_terms(
-    sizes: TrainingSizes, hyper: Mapping[str, Any], factors: int, block: int, *, threads: int, phases: tuple[str, ...]
+    sizes: TrainingSizes,
+    hyper: Mapping[str, Any],
+    factors: int,
+    block: int,
+    *,
+    ease: bool,
+    threads: int,
+    phases: tuple[str, ...],
 ) -> list[Term]:
-    """Terms of comparing candidates on hidden items; of EASE the weights themselves too."""
+    """Terms of comparing candidates on hidden items; of EASE, or with it among them (``ease``), of its weights too."""
     large = sizes.large and hyper["form"] not in ("spectral", "ease")
     scored = sample_users(sizes.items, sizes.users, large)
     some, counted = min(block, scored), {"users": sizes.users, "items": sizes.items}
+    ranking = _ranked_terms(sizes, scored, sizes.longest, some, threads=threads, phases=phases)
+    of_ease = ease_terms(items=sizes.items, phases=phases)
     if hyper["form"] == "ease":
-        terms = ease_terms(items=sizes.items, phases=phases)
-        if chooses(hyper, factors):
-            terms += _ranked_terms(sizes, scored, sizes.longest, some, threads=threads, phases=phases)
-        return terms
+        return [*of_ease, *(ranking if chooses(hyper, factors) else ())]
     if not chooses(hyper, factors):
         return []
     asked = _by_readers_terms(sizes, threads, False, threads=threads, phases=phases) if large else []
-    return [
+    compared = [
         *model_terms(items=sizes.items, factors=factors, phases=phases),
         *comparing_terms(**counted, block=threads if large else some, threads=threads, phases=phases),
         *asked,
     ]
+    left = Term("left behind by the spectrum", LEFT_BYTES, "measured", phases)
+    return max(compared, [*of_ease, *ranking, left] if ease else [], key=lambda terms: sum(one.bytes for one in terms))
 
 
 def _by_readers_terms(

@@ -15,6 +15,7 @@ from apps.recsys.data.csr_store import BLOCK
 from apps.recsys.data.ingest import Facts, Inputs
 from apps.recsys.data.splits import MOST_VALIDATION_USERS, SAMPLED_TIMES, reads_times
 from apps.recsys.models.embedding.embedding_config import EmbeddingConfig
+from apps.recsys.models.linear.options import may_be_ease
 from apps.recsys.models.search_space import Choice
 from apps.recsys.planning import bpr_terms, embedding_terms, ials_terms, linear_terms
 from apps.recsys.planning.baselines import (
@@ -57,7 +58,8 @@ the parent has loaded PyTorch. Measured in 1 to 31 trials, on one thread and on 
 LEAST_FACTORS = 8
 """Fewest factors that a refusal suggests."""
 LESSER = 1e6
-"""Makes the planner take fewer eigenvalues only where more do not fit: no ranking saves that many seconds."""
+"""Makes the planner take fewer eigenvalues, or leave EASE out, only where more does not fit: no ranking saves that many
+seconds."""
 RANKED_SECONDS = 2e-3
 """Fixed cost of ranking for a block of users: the unit of ``TrainWorkload.seconds``."""
 
@@ -185,7 +187,8 @@ class TrainWorkload:
                 for size in model.micro_batches
             ]
         if model.kind == "linear":
-            return [{"factors": min(factors, self.facts.items)} for factors in model.ranks]
+            ease = (True, False) if may_be_ease(model.hyper, self.facts.items, model.ranks) else (False,)
+            return [{"factors": min(factors, self.facts.items), "ease": one} for factors in model.ranks for one in ease]
         return [{"fit_block": size} for size in ials_terms.blocks(self.sizes)] if model.kind == "ials" else [{}]
 
     def probes(self, setting: Setting) -> Sequence[Probe]:
@@ -331,7 +334,8 @@ class TrainWorkload:
         if model.kind == "embedding":
             return ranked + int(setting["accumulate"]) * self.facts.users
         if model.kind == "linear":  # fewer eigenvalues are no faster choice but a lesser one
-            return ranked + LESSER * (model.ranks[0] - int(setting["factors"]))
+            lesser = model.ranks[0] - int(setting["factors"]) + (0 if setting["ease"] else 0.5)
+            return ranked + LESSER * lesser
         if model.kind != "ials":
             return ranked
         fitted = ials_terms.seconds(self.sizes, int(setting["fit_block"]), iterations=int(model.hyper["iterations"]))

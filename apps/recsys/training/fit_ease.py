@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,8 +13,10 @@ from apps.recsys.evaluation.metrics import Tally
 from apps.recsys.models import weights
 from apps.recsys.models.linear import ease
 from apps.recsys.models.linear.log import Log
-from apps.recsys.models.linear.options import AUTO
+from apps.recsys.models.linear.options import AUTO, EASE_ITEMS, HYPER, WORTH
+from apps.recsys.training.compare_linear import Candidate
 from apps.recsys.training.fit_linear import METRIC, SAMPLE, Fitted, LinearConfig, LinearTrainer
+from common.memory.process.budget import format_size
 
 if TYPE_CHECKING:
     import numpy as np
@@ -53,17 +55,19 @@ class EaseTrainer:
         KeyboardInterrupt
             The session is stopping.
         """
-        config, linear = self.config, LinearTrainer(self.config, self.session)
+        linear, wanted = LinearTrainer(self.config, self.session), self.config.hyper["ridge"]
         linear.arrange()
-        wanted, ordered = config.hyper["ridge"], []
-        if wanted == AUTO:
-            ordered = linear.ranked(self._compare, lambda ridge: f"form=ease ridge={ridge:g}")
-        tried = [{**settings(one), "factors": 0, METRIC: mean} for one, mean in ordered]
-        ridge = ordered[0][0] if ordered else USUAL_RIDGE if wanted == AUTO else float(wanted)
+        if wanted != AUTO:
+            return self.fitted(float(wanted))
+        chosen, ordered = linear.ranked(self.compare, ridge_text)
+        return self.fitted(chosen or USUAL_RIDGE, [tried(one, mean) for one, mean in ordered])
+
+    def fitted(self, ridge: float, tried: Sequence[Mapping[str, Any]] = ()) -> Fitted:
+        """Compute the weights for a ridge, and write them."""
         with self.session.phase("fit"):
-            log = Log(config.directory, config.items)
+            log = Log(self.config.directory, self.config.items)
             matrix, variances = self._weights(log, ridge)
-            ease.write(config.directory, matrix)
+            ease.write(self.config.directory, matrix)
         tensors = {weights.COUNTS: log.counts(), weights.VARIANCES: variances}
         return Fitted(tensors, {**settings(ridge), "factors": 0}, tried)
 
@@ -77,7 +81,7 @@ class EaseTrainer:
 
             return ease.item_weights(log, ridge, after_panel)
 
-    def _compare(self, hidden: HeldOut) -> dict[float, float]:
+    def compare(self, hidden: HeldOut) -> dict[float, float]:
         """The mean metric on the hidden items of each candidate, then of the neighbours of the best one."""
         means = {ridge: self._mean(ridge, hidden) for ridge in RIDGES}
         best = max(means, key=means.__getitem__)
@@ -106,3 +110,60 @@ class EaseTrainer:
 def settings(ridge: float) -> Mapping[str, Any]:
     """Hyper-parameters of EASE; degree power and saturation have no meaning."""
     return {"form": "ease", "degree_power": 0.0, "saturation": 1.0, "ridge": ridge}
+
+
+def ridge_text(ridge: float) -> str:
+    """A ridge as lines have it."""
+    return f"form=ease ridge={ridge:g}"
+
+
+def tried(ridge: float, mean: float) -> Mapping[str, Any]:
+    """A ridge as the record has it."""
+    return {**settings(ridge), "factors": 0, METRIC: mean}
+
+
+@dataclass(frozen=True, slots=True)
+class AnyFormTrainer:
+    """Trains a ``LinearConfig`` whose form is open: EASE is one of the candidates, if the plan has room for it.
+
+    Attributes
+    ----------
+    config
+        The training.
+    session
+        Plan (knobs ``user_block`` and ``ease``), threads and progress.
+    """
+
+    config: LinearConfig
+    session: TrainingSession
+
+    def run(self) -> Fitted:
+        """Choose the form and its numbers, and compute what they need; raises as ``LinearTrainer.run``."""
+        config, session = self.config, self.session
+        linear, of_ease = LinearTrainer(config, session), EaseTrainer(config, session)
+        if not session.plan["ease"]:
+            if config.hyper == HYPER:
+                session.say(f"form=ease is not tried: {_why_not(config.items)}")
+            return linear.run()
+        linear.arrange()
+
+        def compare(hidden: HeldOut) -> dict[Candidate | float, float]:
+            return {**linear.compare(config.candidates, hidden), **of_ease.compare(hidden)}
+
+        def named(choice: Candidate | float) -> str:
+            return str(choice) if isinstance(choice, Candidate) else ridge_text(choice)
+
+        def worth(choice: Candidate | float) -> float:
+            return 1.0 if isinstance(choice, Candidate) else WORTH
+
+        chosen, ordered = linear.ranked(compare, named, worth)
+        record = [linear.tried(one, mean) if isinstance(one, Candidate) else tried(one, mean) for one, mean in ordered]
+        if isinstance(chosen, float):
+            return of_ease.fitted(chosen, record)
+        return linear.fitted(chosen or config.candidates[0], record)
+
+
+def _why_not(items: int) -> str:
+    if items > EASE_ITEMS:
+        return f"{items:,} items, and a ridge takes items cubed; it is tried up to {EASE_ITEMS:,}"
+    return f"{items:,} items squared do not fit ({format_size(4 * items * items)})"

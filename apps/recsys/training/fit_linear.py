@@ -134,13 +134,20 @@ class LinearTrainer:
         KeyboardInterrupt
             The session is stopping.
         """
-        config, candidates = self.config, self.config.candidates
         self.arrange()
-        ordered: list[tuple[Candidate, float]] = []
-        if len(candidates) > 1:
-            ordered = self.ranked(lambda hidden: self._compare(candidates, hidden), str)
-        tried = [{**one.settings, "factors": self._factors(one), METRIC: mean} for one, mean in ordered]
-        chosen = ordered[0][0] if ordered else candidates[0]
+        candidates = self.config.candidates
+        if len(candidates) == 1:
+            return self.fitted(candidates[0])
+        chosen, ordered = self.ranked(lambda hidden: self.compare(candidates, hidden), str)
+        return self.fitted(chosen or candidates[0], [self.tried(one, mean) for one, mean in ordered])
+
+    def tried(self, candidate: Candidate, mean: float) -> Mapping[str, Any]:
+        """A candidate as the record has it."""
+        return {**candidate.settings, "factors": self._factors(candidate), METRIC: mean}
+
+    def fitted(self, chosen: Candidate, tried: Sequence[Mapping[str, Any]] = ()) -> Fitted:
+        """Compute the spectrum of a candidate, and what answers of it need."""
+        config = self.config
         with self.session.phase("fit"):
             log = Log(config.directory, config.items)
             counts = log.counts()
@@ -172,8 +179,11 @@ class LinearTrainer:
             self.session.say(str(likeness(scores, log, seed=self.config.seed)))
 
     def ranked(
-        self, compare: Callable[[HeldOut], Mapping[Choice, float]], named: Callable[[Choice], str]
-    ) -> list[tuple[Choice, float]]:
+        self,
+        compare: Callable[[HeldOut], Mapping[Choice, float]],
+        named: Callable[[Choice], str],
+        worth: Callable[[Choice], float] = lambda choice: 1.0,
+    ) -> tuple[Choice | None, list[tuple[Choice, float]]]:
         """Compare candidates on hidden items, and say which is the best.
 
         Parameters
@@ -182,24 +192,25 @@ class LinearTrainer:
             Returns the mean metric of each candidate on these hidden items.
         named
             Settings of a candidate, as the line has them.
+        worth
+            How many times better than others a candidate must be.
 
         Returns
         -------
-        list
-            Candidates with their metric, the best first; empty where no items can be hidden.
+        tuple
+            The best candidate, and all with their metric, the best first; ``None`` where no items can be hidden.
         """
         hidden = self.hide()
         if hidden is None:
-            return []
+            return None, []
         with self.session.phase("fit"):
             means = compare(hidden)
         splits.forget_validation(self.config.directory)
         for name in (SAMPLE, SAMPLED_READERS):
             forget_trained(self.config.directory, name)
-        ordered = sorted(means.items(), key=lambda pair: -pair[1])
-        best, mean = ordered[0]
-        self.session.say(f"chosen on hidden items of {len(hidden):,} users: {named(best)} ({METRIC} {mean:.4f})")
-        return ordered
+        best = max(means, key=lambda choice: means[choice] / worth(choice))
+        self.session.say(f"chosen on hidden items of {len(hidden):,} users: {named(best)} ({METRIC} {means[best]:.4f})")
+        return best, sorted(means.items(), key=lambda pair: -pair[1])
 
     def _factors(self, candidate: Candidate) -> int:
         """Eigenvalues that a candidate uses."""
@@ -259,7 +270,7 @@ class LinearTrainer:
         parts = code_weights(eigenvalues, chosen.form, chosen.saturation)
         return weights.code_tensors(Codes.of(vectors, bits, seed=self.config.seed, weights=parts))
 
-    def _compare(self, candidates: list[Candidate], hidden: HeldOut) -> dict[Candidate, float]:
+    def compare(self, candidates: list[Candidate], hidden: HeldOut) -> dict[Candidate, float]:
         """The mean metric on the hidden items of each candidate, then of the neighbours of the best one."""
         import numpy as np
 

@@ -35,6 +35,7 @@ def response(eigenvalues: NDArray[np.float32], saturation: float) -> NDArray[np.
 
     Examples
     --------
+    >>> import numpy as np
     >>> response(np.array([1, 0.5], np.float32), 1.0)
     array([0.5       , 0.33333334], dtype=float32)
     """

@@ -11,8 +11,11 @@ from common.errors import UsageError
 AUTO = "auto"
 """Value of a hyper-parameter that is chosen on hidden items."""
 FORMS = ("filter", "spectral", "ease")
-"""Values of ``form``: the interactions, with a spectrum or without; a spectrum alone; EASE, which is not among those
-that ``AUTO`` compares, because its numbers are items squared."""
+"""Values of ``form``: the interactions, with a spectrum or without; a spectrum alone; EASE, which ``AUTO`` compares
+where its numbers, items squared, fit (``may_be_ease``)."""
+EASE_ITEMS, WORTH = 5000, 1.01
+"""Most items of which ``AUTO`` tries EASE: each ridge takes items cubed, 2 s for MovieLens-1M's 3,500. And how much
+better than the others it must be on hidden items, because it takes 10 to 30 times their bytes."""
 BITS = (32, *STEPS)
 """Values of ``bits``: float32, or codes of so many bits a number of the spectrum."""
 HYPER: Mapping[str, Any] = {"form": AUTO, "degree_power": AUTO, "saturation": AUTO, "ridge": AUTO, "bits": 32}
@@ -43,6 +46,17 @@ def sample_users(items: int, users: int, by_readers: bool = False) -> int:
     """Most users for whom items are hidden, to choose hyper-parameters."""
     most = BY_READERS if by_readers else max(LEAST_USERS, SCORED // items)
     return max(1, min(MOST_USERS, int(SHARE * users), most))
+
+
+def may_be_ease(hyper: Mapping[str, Any], items: int, ranks: tuple[int, ...]) -> bool:
+    """True if all is open that EASE does not have, and there are few items.
+
+    Examples
+    --------
+    >>> may_be_ease(HYPER, 3533, FACTORS), may_be_ease(HYPER, 40981, FACTORS), may_be_ease(HYPER, 3533, (64,))
+    (True, False, False)
+    """
+    return items <= EASE_ITEMS and len(ranks) > 1 and dict(hyper) == dict(HYPER)
 
 
 def chooses(hyper: Mapping[str, Any], factors: int) -> bool:

@@ -252,6 +252,7 @@ def _level(lengths: NDArray[np.int64], most: int) -> int:
 
     Examples
     --------
+    >>> import numpy as np
     >>> _level(np.array([1, 9, 4]), 8)
     3
     """
