@@ -230,7 +230,7 @@ def training_terms(
     hyper
         Hyper-parameters as the command line gives them.
     setting
-        Knobs of the plan: ``factors``, ``user_block``, and ``ease``: whether EASE is a candidate.
+        Knobs of the plan: ``factors``, ``user_block``, and ``ease``: 1 if EASE is a candidate.
     threads
         Threads of the computation.
     evaluates

@@ -187,7 +187,7 @@ class TrainWorkload:
                 for size in model.micro_batches
             ]
         if model.kind == "linear":
-            ease = (True, False) if may_be_ease(model.hyper, self.facts.items, model.ranks) else (False,)
+            ease = (1, 0) if may_be_ease(model.hyper, self.facts.items, model.ranks) else (0,)
             return [{"factors": min(factors, self.facts.items), "ease": one} for factors in model.ranks for one in ease]
         return [{"fit_block": size} for size in ials_terms.blocks(self.sizes)] if model.kind == "ials" else [{}]
 

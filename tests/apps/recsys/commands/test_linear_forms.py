@@ -10,22 +10,24 @@ import pytest
 
 from apps.recsys.data.csr_store import History
 from apps.recsys.models import weights
-from apps.recsys.models.linear import ease
+from apps.recsys.models.linear import ease, options
 from apps.recsys.models.recommender import Recommender, load_manifest
+from apps.recsys.training import fit_ease
 from common.errors import BadInput, UsageError
 from tests.apps.recsys.conftest import Trained
+from tests.apps.recsys.in_process import done
 from tests.promise import kept
 
 Run = Callable[..., Any]
 
 
-def train(trained: Trained, run: Run, model: Path, *options: object) -> dict[str, Any]:
+def train(trained: Trained, run: Run, model: Path, *given: object) -> dict[str, Any]:
     """Train a linear model on the sample with a part held out; returns the record."""
     command = ("apps.recsys", "train", trained.interactions, "-o", model, "--model", "linear", "--split", "random")
-    done = run(*command, *options, "--memory", "250MiB", "--json")
-    assert done.code == 0, done.err
-    kept(done.record)
-    record: dict[str, Any] = done.record
+    ended = run(*command, *given, "--memory", "250MiB", "--json")
+    assert ended.code == 0, ended.err
+    kept(ended.record)
+    record: dict[str, Any] = ended.record
     return record
 
 
@@ -57,6 +59,22 @@ def test_ease(trained: Trained, run: Run, tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-4])
     with pytest.raises(BadInput, match="ease"):
         load_manifest(model)
+
+
+def test_ease_is_a_candidate_where_it_fits(trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is chosen if it is better by what its bytes must be worth, and a line says why it is not tried."""
+    model = tmp_path / "model"
+    command = ("train", trained.interactions, "-o", model, "--model", "linear", "--memory", "1GiB")
+    for worth, forms in ((1e-3, {"ease"}), (1e3, {"filter", "spectral"})):
+        monkeypatch.setattr(fit_ease, "WORTH", worth)
+        results, _ = done(*command)
+        assert {one["form"] for one in results["tried"]} == {"filter", "spectral", "ease"}
+        assert load_manifest(model)["hyper"]["form"] in forms and (model / ease.FILE).exists() == (forms == {"ease"})
+    for module in (options, fit_ease):
+        monkeypatch.setattr(module, "EASE_ITEMS", 100)
+    results, lines = done(*command)
+    assert "ease" not in {one["form"] for one in results["tried"]}
+    assert any(line.startswith("form=ease is not tried: 400 items") for line in lines)
 
 
 def test_a_spectrum_in_two_bits(trained: Trained, run: Run, tmp_path: Path) -> None:
