@@ -11,8 +11,8 @@ from apps.imaging.models.networks.registry import divisor
 from apps.imaging.planning import baselines
 from apps.imaging.planning.tiles import smaller, text
 from apps.imaging.training import traced_step
-from apps.imaging.training.dataset import loading_bytes
 from apps.imaging.training.phases import CHECKPOINT, EXPORT, FREE_HEAP, LOAD, TRAIN, VALIDATE
+from apps.imaging.training.prepared import loading_bytes
 from apps.imaging.training.recipe import OVERLAP
 from apps.imaging.training.request import TrainRequest
 from apps.imaging.volumes.volume import Shape

@@ -7,17 +7,15 @@ values in the label files, and their names ``label 1``, ``label 2``.
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from math import prod
 from pathlib import Path, PurePosixPath
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from apps.imaging.volumes.geometry import AxisMapping, network_grid, resample
-from apps.imaging.volumes.intensity import apply, resolve
+from apps.imaging.volumes.geometry import AxisMapping, network_grid
 from apps.imaging.volumes.nifti import NiftiVolume, is_nifti, open_nifti, stem
-from apps.imaging.volumes.volume import Shape, block_planes, blocks, spacing
+from apps.imaging.volumes.volume import Shape, blocks, spacing
 from common.errors import BadInput
 
 IMAGES, LABELS, DESCRIPTION = "imagesTr", "labelsTr", "dataset.json"
@@ -25,10 +23,7 @@ ORIENTATION = "RAS"
 _AFFINE_TOLERANCE = 1e-2
 """Millimetres by which image and label may lie apart; headers have rounded numbers."""
 
-Image = npt.NDArray[np.float32]
-Classes = npt.NDArray[np.uint8]
 Warn = Callable[[str], None]
-Value = TypeVar("Value", bound=np.generic)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +102,7 @@ def read_dataset(directory: Path, *, skip_bad: bool = False, warn: Warn = lambda
     labels = _label_names(directory / DESCRIPTION, described)
     if labels is None:
         warn(f"{directory}: no {DESCRIPTION}; the labels are the values found in {LABELS}")
-        values = sorted({0, *(int(v) for case in cases for v in _values(case))})
+        values = sorted({0, *(int(v) for case in cases for v in label_values(case))})
         labels = {value: f"label {value}" if value else "background" for value in values}
     if len(labels) < 2:
         raise BadInput(f"{directory}: there is nothing to learn: its labels are only {labels}")
@@ -187,7 +182,15 @@ def _open_case(pair: tuple[Path, Path]) -> LabelledCase:
     return LabelledCase(name, image, label)
 
 
-def _values(case: LabelledCase) -> npt.NDArray[Any]:
+def _median_spacing(cases: Sequence[LabelledCase]) -> tuple[float, float, float]:
+    edges = np.empty((len(cases), 3))
+    for row, case in zip(edges, cases, strict=True):
+        row[list(AxisMapping.between(case.image.affine, ORIENTATION).axes)] = spacing(case.image.affine)
+    x, y, z = (round(float(size), 4) for size in np.median(edges, 0))
+    return x, y, z
+
+
+def label_values(case: LabelledCase) -> npt.NDArray[Any]:
     """The distinct values of a label file.
 
     Raises
@@ -199,100 +202,3 @@ def _values(case: LabelledCase) -> npt.NDArray[Any]:
     if not np.isfinite(values).all() or (values != np.round(values)).any() or values.min() < 0 or values.max() > 254:
         raise BadInput(f"case {case.name}: labels must be whole numbers from 0 to 254", public="label values")
     return values
-
-
-def _median_spacing(cases: Sequence[LabelledCase]) -> tuple[float, float, float]:
-    edges = np.empty((len(cases), 3))
-    for row, case in zip(edges, cases, strict=True):
-        row[list(AxisMapping.between(case.image.affine, ORIENTATION).axes)] = spacing(case.image.affine)
-    x, y, z = (round(float(size), 4) for size in np.median(edges, 0))
-    return x, y, z
-
-
-def load_case(case: LabelledCase, dataset: Dataset, operations: Sequence[Mapping[str, Any]]) -> tuple[Image, Classes]:
-    """Read one case, and turn it to the network's grid, axes and intensities.
-
-    Returns
-    -------
-    tuple
-        Image (x, y, z) and classes (x, y, z), contiguous, in the model's axes; class k is the k-th label.
-
-    Raises
-    ------
-    BadInput
-        Truncated data, or label values that the data set does not list.
-    """
-    mapping = AxisMapping.between(case.image.affine, ORIENTATION)
-    grid = network_grid(case.image.shape, case.image.affine, mapping.to_file(dataset.spacing))
-    classes = _classes(case, dataset.labels)
-    image = _whole(case.image)
-    image = apply(resolve(operations, lambda: [image]), image)
-    if image.shape != grid:
-        image, classes = resample(image, grid), _nearest(classes, grid)
-    return _to_model(image, mapping), _to_model(classes, mapping)
-
-
-def _whole(volume: NiftiVolume) -> Image:
-    """The volume (x, y, z) in the file's axes and the image's scale."""
-    x, y, z = volume.shape
-    whole = np.empty((z, y, x), np.float32)
-    start = 0
-    for block in blocks(volume):
-        whole[start : start + len(block)] = block
-        start += len(block)
-    return whole.transpose(2, 1, 0)
-
-
-def _classes(case: LabelledCase, labels: Mapping[int, str]) -> Classes:
-    unknown = sorted(set(map(int, _values(case))) - set(labels))
-    if unknown:
-        values = ", ".join(map(str, unknown))
-        raise BadInput(
-            f"case {case.name}: label values {values} are not listed in {DESCRIPTION}", public="label values"
-        )
-    table = np.zeros(256, np.uint8)
-    table[list(labels)] = np.arange(len(labels), dtype=np.uint8)
-    x, y, z = case.label.shape
-    whole = np.empty((z, y, x), np.uint8)
-    start = 0
-    for block in blocks(case.label):
-        whole[start : start + len(block)] = table[block.astype(np.uint8)]
-        start += len(block)
-    return whole.transpose(2, 1, 0)
-
-
-def _nearest(classes: Classes, grid: Shape) -> Classes:
-    for axis, (size, new) in enumerate(zip(classes.shape, grid, strict=True)):
-        if size != new:
-            indices = np.minimum(((np.arange(new) + 0.5) * (size / new)).astype(np.intp), size - 1)
-            classes = np.take(classes, indices, axis)
-    return classes
-
-
-def _to_model(array: npt.NDArray[Value], mapping: AxisMapping) -> npt.NDArray[Value]:
-    """Turn (x, y, z) from file axes to model axes; the inverse of ``AxisMapping.view``."""
-    unflipped = array[tuple(slice(None, None, -1) if flip else slice(None) for flip in mapping.flips)]
-    return np.ascontiguousarray(unflipped.transpose(np.argsort(mapping.axes)))
-
-
-def intensity_operations(dataset: Dataset, cases: Sequence[LabelledCase]) -> list[dict[str, Any]]:
-    """Operations on intensities: CT, which has a fixed scale, is windowed to the labelled tissue, all else normalised.
-
-    The window is from the 0.5th to the 99.5th percentile of labelled voxels in up to 20 cases.
-    """
-    if not dataset.channels[0].upper().startswith("CT"):
-        return [{"op": "zscore"}]
-    chosen = cases[:: max(1, len(cases) // 20)][:20]
-    samples = []
-    for case in chosen:
-        values = _whole(case.image)[_classes(case, dataset.labels) > 0]
-        samples.append(values[:: max(1, values.size // 10_000)])
-    low, high = (float(edge) for edge in np.percentile(np.concatenate(samples), (0.5, 99.5)))
-    return [{"op": "clip", "low": low, "high": high}, {"op": "scale", "low": low, "high": high}]
-
-
-def loading_bytes(volume: NiftiVolume) -> int:
-    """Bytes of ``load_case`` without its results: blocks as stored and scaled, and the volume before resampling."""
-    voxels = prod(volume.shape)
-    block = block_planes(volume) * volume.shape[0] * volume.shape[1]
-    return block * (volume.dtype.itemsize + 2 * 4 + 8) + voxels * (4 + 1) + volume.reader_bytes

@@ -11,9 +11,10 @@ import numpy as np
 import numpy.typing as npt
 
 from apps.imaging.models.networks import registry
-from apps.imaging.training.dataset import LabelledCase, load_case
+from apps.imaging.training.dataset import LabelledCase
 from apps.imaging.training.patch_sampling import Sampler, Volumes
 from apps.imaging.training.phases import EXPORT, FREE_HEAP, LOAD, TRAIN, VALIDATE
+from apps.imaging.training.prepared import load_case
 from apps.imaging.training.recipe import OVERLAP, Recipe, make_step
 from apps.imaging.training.request import TrainingData, TrainRequest
 from apps.imaging.volumes.volume import Shape

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from apps.imaging.training.dataset import Classes, Image
+from apps.imaging.training.prepared import Classes, Image
 from apps.imaging.volumes.volume import Shape
 
 if TYPE_CHECKING:

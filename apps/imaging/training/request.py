@@ -6,8 +6,9 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from apps.imaging.models.networks import registry
-from apps.imaging.training.dataset import Dataset, LabelledCase, intensity_operations, read_dataset
+from apps.imaging.training.dataset import Dataset, LabelledCase, read_dataset
 from apps.imaging.training.options import STEPS, TrainOptions
+from apps.imaging.training.prepared import intensity_operations
 from apps.imaging.training.recipe import Recipe, default_patch
 from apps.imaging.volumes.volume import Shape
 from common.errors import UsageError

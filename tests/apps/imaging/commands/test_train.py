@@ -191,7 +191,8 @@ def damage(balls: Path, how: str) -> tuple[str, ...]:
 
 @pytest.mark.parametrize("how", ["shape", "values", "truncated", "4d", "no label", "empty", "json"])
 def test_bad_cases_are_named(balls: Path, tmp_path: Path, how: str):
-    from apps.imaging.training.dataset import load_case, read_dataset
+    from apps.imaging.training.dataset import read_dataset
+    from apps.imaging.training.prepared import load_case
     from common.errors import BadInput
 
     facts = damage(balls, how)
