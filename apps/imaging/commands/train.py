@@ -19,12 +19,14 @@ from common.memory.process.budget import MemoryBudget
 if TYPE_CHECKING:
     from apps.imaging.planning.train import TrainWorkload
 
+DESCRIPTION = """Train on a data set in the layout of the Medical Segmentation Decathlon, or on a raw data set of
+nnU-Net (CASE_0000.nii.gz, CASE_0001.nii.gz, ... are a case's channels; voxels of the label "ignore" do not count)."""
 NETWORKS = ("segresnet", "dynunet", "basicunet", "unet")
 
 
 def add(commands: Any) -> None:
     """Declare the subcommand."""
-    one = commands.add_parser("train", help="train a network", description="Train on a data set in Decathlon layout.")
+    one = commands.add_parser("train", help="train a network", description=DESCRIPTION)
     one.add_argument("dataset", type=Path, metavar="DATASET_DIR", help="folder with imagesTr, labelsTr, dataset.json")
     one.add_argument("-o", "--output", type=Path, required=True, metavar="MODEL_DIR", help="model folder to write")
     folds = one.add_mutually_exclusive_group()

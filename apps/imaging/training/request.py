@@ -1,14 +1,14 @@
 """``imaging train``'s request: its options, the data set and the recipe, one immutable value for plan and run."""
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from apps.imaging.models.networks import registry
 from apps.imaging.training.dataset import Dataset, LabelledCase, read_dataset
 from apps.imaging.training.options import STEPS, TrainOptions
-from apps.imaging.training.prepared import intensity_operations
+from apps.imaging.training.prepared import Operations, intensity_operations
 from apps.imaging.training.recipe import Recipe, default_patch
 from apps.imaging.volumes.volume import Shape
 from common.errors import UsageError
@@ -22,8 +22,8 @@ class TrainingData:
     dataset: Dataset
     training: Sequence[LabelledCase]
     held_out: Sequence[LabelledCase]
-    operations: Sequence[Mapping[str, Any]]
-    """On intensities (``apps.imaging.volumes.intensity``)."""
+    operations: Sequence[Operations]
+    """On the intensities of each channel."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +54,9 @@ class TrainRequest:
             warn(f"imaging train: {note}")
         dataset = read_dataset(options.dataset, skip_bad=options.skip_bad, warn=warn)
         training, held_out = dataset.split(options.fold)
-        arguments = registry.arguments(options.network, {}, in_channels=1, out_channels=len(dataset.labels))
+        arguments = registry.arguments(
+            options.network, {}, in_channels=len(dataset.channels), out_channels=len(dataset.labels)
+        )
         divisor = registry.divisor(options.network, arguments)
         patch = options.patch or default_patch(dataset, divisor)
         if any(size % divisor for size in patch):
