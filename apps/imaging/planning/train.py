@@ -119,6 +119,7 @@ class TrainWorkload:
             "batch": 1,
             "validation_cases": 0,
             "mirror": "",
+            "init": "",
         }
         shaping = recipe | neutral | {"learning_rate": 1e-3, "weight_decay": 0.0}
         step = self._traced(

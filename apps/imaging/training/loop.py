@@ -18,6 +18,7 @@ from apps.imaging.training.phases import EXPORT, FREE_HEAP, LOAD, TRAIN, VALIDAT
 from apps.imaging.training.prepared import load_case
 from apps.imaging.training.recipe import OVERLAP, Recipe, make_step
 from apps.imaging.training.request import TrainingData, TrainRequest
+from apps.imaging.training.starting_model import load_start
 from apps.imaging.volumes.volume import Shape
 from common.cli.session import Session
 from common.errors import BadInput
@@ -146,6 +147,10 @@ def _train(
         required=request.options.resume,
         say=session.say,
     )
+    if state is None and request.options.init is not None:
+        left = load_start(network, request.options.init)
+        names = f"; new, because the classes are: {', '.join(left)}" if left else ""
+        session.say(f"starting from the weights of {request.options.init.name}{names}")
     start, before = (state["step"], state["seconds"]) if state else (0, 0.0)
     sampler = Sampler(training, recipe.patch, recipe.batch, recipe.seed, recipe.mirror)
     classes = len(request.data.dataset.labels)

@@ -22,7 +22,7 @@ def render(request: "TrainRequest", plan: "Plan", *, ceiling: int, metrics: Mapp
     steps
         Optimiser steps that were done.
     """
-    data, recipe = request.data, request.recipe
+    data, recipe, start = request.data, request.recipe, request.options.init
     dataset, about = data.dataset, data.dataset.about
     rows = [f"| {name} | {value:.4f} |" for name, value in metrics.get("per_class", {}).items()]
     dice = (
@@ -51,6 +51,7 @@ def render(request: "TrainRequest", plan: "Plan", *, ceiling: int, metrics: Mapp
             f"intensity {'; '.join(str(list(one)) for one in data.operations)}",
             f"- Output: {classes}",
             f"- Patch: {'x'.join(map(str, recipe.patch))} voxels",
+            f"- Started from: {start.name if start else 'random weights'}",
             "",
             "## Data",
             f"- {about.get('name', 'a data set')}: {len(data.training)} cases trained on, "
