@@ -31,7 +31,7 @@ def run(*words: object) -> dict[str, Any]:
 
 def seconds(record: dict[str, Any], *phases: str) -> float:
     """Seconds in some phases of a record."""
-    return round(sum(phase["seconds"] for phase in record["measured"]["phases"] if phase["name"] in phases), 2)
+    return round(float(sum(one["seconds"] for one in record["measured"]["phases"] if one["name"] in phases)), 2)
 
 
 def trained(events: Path, model: Path, options: list[str]) -> dict[str, Any]:
