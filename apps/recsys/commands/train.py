@@ -190,9 +190,9 @@ def complete(work: TrainWorkload, session: Session, changed: Mapping[str, Any] =
 
 def fit_linear_model(work: TrainWorkload, session: Session) -> tuple[Mapping[str, Any], TrainWorkload, Any]:
     """Fit a linear model; returns its weights by name, the work with the chosen settings, and what was tried."""
-    trainers = {"ease": fit_ease.EaseTrainer, AUTO: fit_ease.AnyFormTrainer}
+    trainers: Mapping[str, Any] = {"ease": fit_ease.EaseTrainer, AUTO: fit_ease.AnyFormTrainer}
     trainer = trainers.get(work.request.model.hyper["form"], fit_linear.LinearTrainer)
-    fitted = trainer(_linear_config(work, session.plan), session).run()
+    fitted: fit_linear.Fitted = trainer(_linear_config(work, session.plan), session).run()
     return fitted.tensors, work.with_settings(fitted.settings), fitted.tried
 
 

@@ -302,9 +302,16 @@ def _compared_terms(
 def _by_readers_terms(
     sizes: TrainingSizes, block: int, spectral: bool, *, threads: int, phases: tuple[str, ...]
 ) -> list[Term]:
-    counted = {"users": sizes.users, "items": sizes.items, "interactions": sizes.interactions}
-    how = {"block": block, "threads": threads, "phases": phases, "spectral": spectral}
-    return reader_scoring_terms(**counted, longest=sizes.longest, **how)
+    return reader_scoring_terms(
+        users=sizes.users,
+        items=sizes.items,
+        interactions=sizes.interactions,
+        longest=sizes.longest,
+        block=block,
+        threads=threads,
+        phases=phases,
+        spectral=spectral,
+    )
 
 
 def _ranked_terms(

@@ -148,7 +148,8 @@ class AnyFormTrainer:
         linear.arrange()
 
         def compare(hidden: HeldOut) -> dict[Candidate | float, float]:
-            return {**linear.compare(config.candidates, hidden), **of_ease.compare(hidden)}
+            first, second = linear.compare(config.candidates, hidden).items(), of_ease.compare(hidden).items()
+            return {choice: mean for pairs in (first, second) for choice, mean in pairs}
 
         def named(choice: Candidate | float) -> str:
             return str(choice) if isinstance(choice, Candidate) else ridge_text(choice)

@@ -59,7 +59,7 @@ def quality(scores: ReaderScores, recommender: Recommender, users: list[int], po
             answer[hidden] -= own
             answer[left] = -np.inf
             tops.append(top_k(answer, DEPTH))
-        overlaps.append(float(np.isin(*tops).mean()))
+        overlaps.append(float(np.isin(tops[0], tops[1]).mean()))
         recalls.append([float(np.isin(top, hidden).sum()) / min(DEPTH, len(hidden)) for top in tops])
     bounded, whole = np.mean(recalls, 0)
     return {"exact": exact / len(overlaps), "overlap": float(np.mean(overlaps)), "recall": bounded, "of_exact": whole}
