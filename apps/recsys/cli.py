@@ -12,7 +12,9 @@ from apps.recsys.models.embedding import embedding_config
 from apps.recsys.planning import model_options
 from apps.recsys.planning.questions.export import IDS, ExportRequest
 from apps.recsys.planning.questions.recommend_requests import RecommendAllRequest, RecommendRequest
-from apps.recsys.planning.requests import PROTOCOLS, EvaluateRequest, ServeRequest, SimilarRequest, split_ids
+from apps.recsys.planning.requests import PROTOCOLS, EvaluateRequest, SimilarRequest, split_ids
+from apps.recsys.planning.service.limits import MOST_CONNECTIONS
+from apps.recsys.planning.service.request import ServeRequest
 from apps.recsys.planning.sizing.request import SizeRequest
 from apps.recsys.planning.train_request import TrainRequest
 from apps.recsys.planning.updating.request import UpdateRequest
@@ -314,8 +316,12 @@ def _export(parser: argparse.ArgumentParser) -> None:
 
 def _serve(parser: argparse.ArgumentParser) -> None:
     _model(parser)
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default %(default)s)")
-    parser.add_argument("--port", type=int, default=8000, help="default %(default)s; 0: any free port")
+    add = parser.add_argument
+    add("--host", default="127.0.0.1", help="address to listen on (default %(default)s)")
+    add("--port", type=int, default=8000, help="default %(default)s; 0: any free port")
+    connections = "most connections at a time, each with its memory in the plan (default %(default)s)"
+    add("--connections", type=main.positive, default=MOST_CONNECTIONS, metavar="N", help=connections)
     main.add_common_options(parser)
-    command = Command("recsys serve", ServeRequest.of, recommend.workload, recommend.warm_up, serve.execute)
-    parser.set_defaults(command=command)
+    command = Command("recsys serve", ServeRequest.of, serve.workload, serve.warm_up, serve.execute)
+    # One thread: the products of a question are small, and two threads of BLAS took ten times as long for them.
+    parser.set_defaults(command=command, threads=1)

@@ -1,19 +1,27 @@
 """``recsys serve``: a model over HTTP, inside the ceiling."""
 
 from collections.abc import Mapping
-from types import FrameType
 from typing import Any
 
-from apps.recsys.planning.answer import AnswerWorkload
-from apps.recsys.planning.requests import ServeRequest
-from apps.recsys.serving.http import application
-from apps.recsys.serving.service import RecommenderService
-from common.cli import interrupts
+from apps.recsys.models.recommender import load_manifest, read_manifest
+from apps.recsys.planning.baselines import warm_up_for
+from apps.recsys.planning.service.request import ServeRequest
+from apps.recsys.planning.service.workload import ServeWorkload
 from common.cli.session import CommandSession
-from common.errors import UsageError
+from common.memory.process.budget import MemoryBudget
 
 
-def execute(session: CommandSession[ServeRequest, AnswerWorkload]) -> Mapping[str, Any]:
+def workload(request: ServeRequest, budget: MemoryBudget) -> ServeWorkload:
+    """Read the model's manifest; raises as ``recommender.load_manifest``."""
+    return ServeWorkload(request, load_manifest(request.model))
+
+
+def warm_up(request: ServeRequest) -> str:
+    """Name of the warm-up function."""
+    return warm_up_for(read_manifest(request.model), request.warm_up)
+
+
+def execute(session: CommandSession[ServeRequest, ServeWorkload]) -> Mapping[str, Any]:
     """Serve until SIGINT or SIGTERM, which end it with exit code 0; a second SIGINT waits for no open request.
 
     Raises
@@ -21,30 +29,15 @@ def execute(session: CommandSession[ServeRequest, AnswerWorkload]) -> Mapping[st
     UsageError
         The address cannot be listened on.
     """
-    import socket
+    from apps.recsys.serving.live import Gauge, Live
+    from apps.recsys.serving.server import Server, listen, shown
+    from apps.recsys.serving.web.application import Application
 
-    import uvicorn
-
-    from apps.recsys.serving.connections import BoundedProtocol
-
-    host, port = session.request.host, session.request.port
-    try:
-        listener = socket.create_server((host, port))
-    except OSError as error:
-        raise UsageError(f"cannot listen on {host}:{port}: {error.strerror}; choose another --port") from None
-
-    class Server(uvicorn.Server):
-        def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-            if not interrupts.is_copy(sig):
-                super().handle_exit(sig, frame)
-
+    request = session.request
     # uvicorn stops on a signal and then raises it again: deferred, so that the record is still written.
-    with listener, session.deferred_signals(), session.phase("answer"):
-        app = application(RecommenderService(session.request.model, session.workload.manifest))
-        host, port = listener.getsockname()[:2]
-        session.say(f"serving on http://{host}:{port} (stop with Ctrl-C)")
-        config = uvicorn.Config(
-            app, log_level="warning", access_log=False, lifespan="off", http=BoundedProtocol, ws="none"
-        )
-        Server(config).run(sockets=[listener])
+    with listen(request.host, request.port) as listener, session.deferred_signals(), session.phase("answer"):
+        gauge = Gauge.of(session.budget.host_bytes, session.plan)
+        application = Application(Live(request.model, session.workload.manifest, gauge))
+        session.say(f"serving on http://{shown(*listener.getsockname()[:2])} (stop with Ctrl-C)")
+        Server(application, request.connections).serve_on(listener)
     return {}

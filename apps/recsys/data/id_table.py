@@ -163,6 +163,27 @@ class IdTable:
             raise BadInput(line, public="unknown ids")
         return rows[rows >= 0], line
 
+    def matching(self, text: str) -> NDArray[np.bool_]:
+        """Mask of the rows whose title contains a text, shape (rows,), and of the row that has it as its id.
+
+        Letters' case does not count. Every row contains the empty text.
+        """
+        import numpy as np
+        import pyarrow.compute as pc
+
+        if not text:
+            return np.ones(len(self), bool)
+        found = np.zeros(len(self), bool)
+        if self._titles is not None and arrow_numpy.is_text(text):
+            start = 0
+            for part in self._titles.chunks:
+                hits = pc.match_substring(part, text, ignore_case=True)
+                found[start : start + len(part)] = arrow_numpy.truths(hits)  # not by ``fill_null``: it loads pandas
+                start += len(part)
+        if (row := self.row(text)) is not None:
+            found[row] = True
+        return found
+
     def id(self, row: int) -> int | str:
         """The id of a row, as it was in the input."""
         id_: int | str = self._ids[int(row)].as_py()

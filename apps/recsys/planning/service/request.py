@@ -1,0 +1,59 @@
+"""The request of ``recsys serve``: an immutable value, checked when it is made."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from apps.recsys.planning.baselines import SERVING
+from apps.recsys.planning.service.limits import MOST_CONNECTIONS
+from common.errors import UsageError
+from common.extras import require
+
+LIBRARIES = ("msgspec", "uvicorn", "uvloop", "httptools")
+"""Modules of the extra ``serve``."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServeRequest:
+    """A server on an address.
+
+    Attributes
+    ----------
+    model
+        The model folder.
+    threads
+        Threads of the computation.
+    host, port
+        Where to listen; port 0 is any free one.
+    connections
+        Most connections at a time.
+
+    Raises
+    ------
+    UsageError
+        A port out of range, or a library of the server is missing.
+    """
+
+    command: ClassVar[str] = "recsys serve"
+    """Name of the command."""
+    warm_up: ClassVar[str] = SERVING
+    """Warm-up function of the command."""
+
+    model: Path
+    threads: int
+    host: str = "127.0.0.1"
+    port: int = 8000
+    connections: int = MOST_CONNECTIONS
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.port < 1 << 16:
+            raise UsageError(f"--port {self.port}: expected 0 to 65535")
+        require("serve", *LIBRARIES, purpose=self.command)
+
+    @classmethod
+    def of(cls, args: argparse.Namespace) -> ServeRequest:
+        """Read the command line."""
+        return cls(model=args.model, threads=args.threads, host=args.host, port=args.port, connections=args.connections)

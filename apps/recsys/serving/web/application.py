@@ -1,0 +1,214 @@
+"""The server's application: who may ask, which route, and an answer in one part or in several (ASGI).
+
+Answers that need the model are computed in one thread, one after the other, so the plan needs the memory of one answer
+only, and ``/health`` answers meanwhile.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import msgspec
+
+from apps.recsys.planning.service.limits import ANSWER_SECONDS, BODY_BYTES, MOST_ANSWERS, PIECE_BYTES, SMALL_ENTRIES
+from apps.recsys.serving.connections import GONE
+from apps.recsys.serving.live import Live
+from apps.recsys.serving.web import openapi
+from apps.recsys.serving.web.answers import Pieces
+from apps.recsys.serving.web.questions import Unanswerable, of_body, of_query
+from apps.recsys.serving.web.routes import ROUTES, Route, Table
+from common.errors import BadInput, UsageError
+
+log = logging.getLogger("peakline")
+Send = Callable[[Mapping[str, Any]], Awaitable[None]]
+Receive = Callable[[], Awaitable[Mapping[str, Any]]]
+JSON = (b"content-type", b"application/json")
+
+
+class Refused(Exception):
+    """A request that is answered with an error."""
+
+    def __init__(self, status: int, detail: str, *headers: tuple[bytes, bytes]) -> None:
+        super().__init__(detail)
+        self.status, self.detail, self.headers = status, detail, headers
+
+
+class Application:
+    """The application.
+
+    Parameters
+    ----------
+    live
+        The model.
+    """
+
+    def __init__(self, live: Live) -> None:
+        self.live = live
+        self.stopping = False
+        """True once the server was asked to stop."""
+        self._table = Table(ROUTES)
+        self._model_thread = ThreadPoolExecutor(1, "peakline-answer")
+        self._large = asyncio.Semaphore(MOST_ANSWERS)
+        self._own: Mapping[str, Callable[[], tuple[int, bytes]]] = {
+            "/health": self._health,
+            "/health/live": lambda: (200, b'{"status":"ok"}'),
+            "/health/ready": self._ready,
+            "/model": self._model,
+            "/openapi.json": lambda: (200, msgspec.json.encode(openapi.document())),
+        }
+
+    def close(self) -> None:
+        """End the thread of the model."""
+        self._model_thread.shutdown()
+
+    async def __call__(self, scope: Mapping[str, Any], receive: Receive, send: Send) -> None:
+        """Answer a request."""
+        if scope["type"] != "http":
+            return
+        try:
+            await self._answer(scope, receive, send)
+        except TimeoutError:
+            log.warning("recsys serve: a client took its answer too slowly, and was cut off")
+            raise ConnectionError("too slow") from None  # the server closes the connection
+        except Refused as refused:
+            body = msgspec.json.encode({"detail": refused.detail})
+            await _whole(send, refused.status, body, refused.headers)
+
+    async def _answer(self, scope: Mapping[str, Any], receive: Receive, send: Send) -> None:
+        route, ids = self._route(scope)
+        body = b"" if route.body is None else await _body(receive)
+        question = _read(route, scope["query_string"], body)
+        if route.answer is None:
+            status, answer = self._own[route.path]()
+            await _whole(send, status, answer)
+        elif question.entries <= SMALL_ENTRIES:
+            first, _ = await self._in_thread(_answered, route, self.live, question, ids)
+            await _whole(send, 200, first)
+        else:
+            del question  # its ids would wait in memory
+            gone = scope.get("extensions", {}).get(GONE, lambda: False)
+            async with self._large, asyncio.timeout(ANSWER_SECONDS):
+                if gone():
+                    return
+                question = _read(route, scope["query_string"], body)
+                part, rest = await self._in_thread(_begun, route, self.live, question, ids)
+                if rest is None:
+                    await _whole(send, 200, part)
+                    return
+                await send({"type": "http.response.start", "status": 200, "headers": [JSON]})
+                await send({"type": "http.response.body", "body": part, "more_body": True})
+                while rest is not None and not gone():
+                    part, rest = await self._in_thread(_next, rest)
+                    await send({"type": "http.response.body", "body": part, "more_body": rest is not None})
+
+    async def _in_thread(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Call a function in the thread of the model."""
+        return await asyncio.get_running_loop().run_in_executor(self._model_thread, function, *arguments)
+
+    def _route(self, scope: Mapping[str, Any]) -> tuple[Route, tuple[str, ...]]:
+        by_method, ids = self._table.find(scope["raw_path"])
+        if not by_method:
+            raise Refused(404, "not found")
+        method = "GET" if scope["method"] == "HEAD" else scope["method"]
+        if method not in by_method:
+            allowed = ", ".join(sorted({*by_method, *(["HEAD"] if "GET" in by_method else [])}))
+            raise Refused(405, f"expected {allowed}", (b"allow", allowed.encode()))
+        return by_method[method], ids
+
+    def _health(self) -> tuple[int, bytes]:
+        fields = {name: self.live.manifest[name] for name in ("kind", "users", "items", "factors")}
+        return 200, msgspec.json.encode({"status": "ok", **fields})
+
+    def _ready(self) -> tuple[int, bytes]:
+        return (503, b'{"status":"stopping"}') if self.stopping else (200, b'{"status":"ok"}')
+
+    def _model(self) -> tuple[int, bytes]:
+        return 200, msgspec.json.encode(self.live.described())
+
+
+def _read(route: Route, query: bytes, body: bytes) -> Any:
+    """The question of a request.
+
+    Raises
+    ------
+    Refused
+        It is not of its form.
+    """
+    try:
+        question = of_query(query, route.query)
+        return question if route.body is None else of_body(body, route.body)
+    except Unanswerable as error:
+        raise Refused(422, str(error)) from None
+
+
+def _answered(route: Route, live: Live, question: Any, ids: tuple[str, ...]) -> tuple[bytes, None]:
+    """A small answer; raises as ``_begun``."""
+    part, rest = _begun(route, live, question, ids)
+    return (part, None) if rest is None else (part + b"".join(rest), None)
+
+
+def _begun(route: Route, live: Live, question: Any, ids: tuple[str, ...]) -> tuple[bytes, Pieces | None]:
+    """The first part of an answer and what is left of it, as ``_next``.
+
+    Raises
+    ------
+    Refused
+        The question has no answer.
+    """
+    assert route.answer is not None
+    try:
+        return _next(iter(route.answer(live, question, *ids)))
+    except BadInput as error:
+        raise Refused(_status(error), _public(error)) from None
+    except UsageError as error:
+        raise Refused(422, str(error).removeprefix("--")) from None
+    except MemoryError:
+        raise Refused(503, "no memory is left for this question") from None
+    except OSError as error:
+        log.error("recsys serve: %s", error)
+        raise Refused(503, "the model's files cannot be read") from None
+
+
+def _status(error: BadInput) -> int:
+    """The status that stands for an error: it is unknown what was asked for, or the model's files are damaged."""
+    return {"unknown user": 404, "unknown item": 404, "no such attribute": 422}.get(error.public, 503)
+
+
+def _public(error: BadInput) -> str:
+    """What a client is told: what is wrong, without ids and paths."""
+    return str(error).removeprefix("--") if error.public == "no such attribute" else error.public
+
+
+def _next(pieces: Pieces) -> tuple[bytes, Pieces | None]:
+    """The next part of an answer, of ``PIECE_BYTES`` at least, and what is left; ``None`` after the last."""
+    part = bytearray()
+    for piece in pieces:
+        part += piece
+        if len(part) >= PIECE_BYTES:
+            return bytes(part), pieces
+    return bytes(part), None
+
+
+async def _whole(send: Send, status: int, body: bytes, headers: tuple[tuple[bytes, bytes], ...] = ()) -> None:
+    """Send an answer whose length is known."""
+    size = (b"content-length", b"%d" % len(body))
+    await send({"type": "http.response.start", "status": status, "headers": [JSON, size, *headers]})
+    await send({"type": "http.response.body", "body": body})
+
+
+async def _body(receive: Receive) -> bytes:
+    """Read a body; the connection has cut off what is longer than ``BODY_BYTES`` already."""
+    body, more = b"", True
+    while more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise Refused(400, "the body did not arrive")
+        body += message["body"]
+        more = message["more_body"]
+        if len(body) > BODY_BYTES:
+            raise Refused(413, f"the body is larger than {BODY_BYTES:,} bytes")
+    return body
