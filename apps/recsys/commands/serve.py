@@ -29,7 +29,7 @@ def execute(session: CommandSession[ServeRequest, ServeWorkload]) -> Mapping[str
     UsageError
         The address cannot be listened on.
     """
-    from apps.recsys.serving.live import Gauge, Live
+    from apps.recsys.serving.live import Gauge, Live, Log
     from apps.recsys.serving.server import Server, listen, shown
     from apps.recsys.serving.web.application import Application
 
@@ -37,7 +37,13 @@ def execute(session: CommandSession[ServeRequest, ServeWorkload]) -> Mapping[str
     # uvicorn stops on a signal and then raises it again: deferred, so that the record is still written.
     with listen(request.host, request.port) as listener, session.deferred_signals(), session.phase("answer"):
         gauge = Gauge.of(session.budget.host_bytes, session.plan)
-        application = Application(Live(request.model, session.workload.manifest, gauge))
+        log = None if request.feedback is None else Log(request.feedback, request.events, request.sync)
+        live = Live(request.model, session.workload.manifest, gauge, log)
+        if live.mended:
+            session.say(f"{request.feedback}: the last line was not whole; its {live.mended:,} bytes were cut off")
+        if live.feedback is not None and live.feedback.skipped:
+            session.say(f"{request.feedback}: {live.feedback.skipped:,} events of items that the model does not have")
+        application = Application(live)
         session.say(f"serving on http://{shown(*listener.getsockname()[:2])} (stop with Ctrl-C)")
         Server(application, request.connections).serve_on(listener)
     return {}

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from apps.recsys.models.manifest import RecommenderManifest
+from apps.recsys.serving.feedback.feedback import Feedback, journal_for
 from apps.recsys.serving.service import RecommenderService
 from common import model_folder
+from common.errors import BadInput
 from common.files import sha256
 from common.memory.footprint import Term
 from common.memory.plan.plan import Plan
@@ -49,6 +53,17 @@ class Gauge:
         }
 
 
+@dataclass(frozen=True, slots=True)
+class Log:
+    """Where feedback is written."""
+
+    path: Path
+    events: int
+    """Most events."""
+    sync: bool
+    """True to write each to the disk before it is answered."""
+
+
 class Live:
     """The model that is served.
 
@@ -59,22 +74,41 @@ class Live:
     manifest
         Its ``model.json``.
     gauge
-        Reads the ceiling and the prediction, in bytes, and the terms.
+        The plan.
+    log
+        Where feedback is written; ``None``: none is taken.
+
+    Raises
+    ------
+    BadInput
+        As ``RecommenderService`` and ``Feedback.attach``.
     """
 
-    def __init__(self, directory: Path, manifest: Mapping[str, Any], gauge: Gauge) -> None:
+    def __init__(self, directory: Path, manifest: RecommenderManifest, gauge: Gauge, log: Log | None = None) -> None:
         self.manifest, self.gauge = manifest, gauge
         self.version = version_of(directory)
         self._service = RecommenderService(directory, manifest)
         self._service.count()
+        self.feedback: Feedback | None = None
+        """What came since the model was made."""
+        self.mended = 0
+        """Bytes that a crash had left of a line of the log."""
+        if log is not None:
+            journal = journal_for(log.path, self._service, manifest, sync=log.sync)
+            self.mended = journal.mend()
+            self.feedback = Feedback(journal, log.events)
+            self.feedback.attach(self._service, manifest)
 
     def service(self) -> RecommenderService:
-        """The model; for the thread that answers alone."""
+        """The model, for the thread that answers alone; with what other workers took since the last answer."""
+        if self.feedback is not None:
+            with suppress(BadInput):  # the next feedback is told so
+                self.feedback.read()
         return self._service
 
     def described(self) -> dict[str, Any]:
         """The model for ``/model``."""
-        manifest = self.manifest
+        manifest: Any = self.manifest
         fields = ("kind", "users", "items", "factors", "interactions", "hyper", "made_by")
         attributes = [{"name": one["name"], "kind": one["kind"]} for one in manifest.get("attributes", ())]
         return {
@@ -82,5 +116,11 @@ class Live:
             "version": self.version,
             **{name: manifest[name] for name in fields},
             "attributes": attributes,
+            "feedback": self._counted(),
             "memory": self.gauge.read(),
         }
+
+    def _counted(self) -> dict[str, int] | None:
+        if self.feedback is None:
+            return None
+        return {"events": self.feedback.count, "most": self.feedback.capacity, "skipped": self.feedback.skipped}

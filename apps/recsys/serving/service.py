@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from apps.recsys.serving.feedback.fresh import Fresh
+
 
 class UnknownId(BadInput):
     """An id that is not in the model.
@@ -93,6 +95,8 @@ class RecommenderService:
         self.recommender = Recommender(directory, manifest)
         self.items = IdTable(directory / "items.parquet", manifest["items"])
         self.users = IdTable(directory / "users.parquet", manifest["users"])
+        self.fresh: Fresh | None = None
+        """Interactions since the model was made."""
         self._counts: NDArray[np.float32] | None = None
 
     def for_user(self, user: str, k: int, *, explained: int = 0, where: str | None = None) -> list[dict[str, Any]]:
@@ -209,8 +213,8 @@ class RecommenderService:
         return self._counts
 
     def has_user(self, user: str) -> bool:
-        """True if the model knows a user."""
-        return self.users.row(user) is not None
+        """True if the model knows a user, or there were interactions since."""
+        return self.users.row(user) is not None or (self.fresh is not None and self.fresh.user(user) is not None)
 
     def found(self, text: str, k: int) -> list[dict[str, Any]]:
         """At most ``k`` items whose title contains a text or whose id it is, those that most users had first.
@@ -225,10 +229,14 @@ class RecommenderService:
         if user is None:
             rows = self.rows(ids)
             return rows, np.ones(len(rows), np.float32)
-        row = self.users.row(user)
-        if row is None:
+        row, history, fresh = self.users.row(user), self.recommender.history, self.fresh
+        if row is not None:
+            had = history.items(row), history.values(row)
+            return had if fresh is None else fresh.merged(row, *had)
+        row = None if fresh is None else fresh.user(user)
+        if row is None or fresh is None:
             raise UnknownId("user", user)
-        return self.recommender.history.items(row), self.recommender.history.values(row)
+        return fresh.merged(row, np.zeros(0, np.int32), np.zeros(0, np.float32))
 
     def described(self, ranked: Ranked, explained: int = 0, *, rows: int = EXPLAINED_ROWS) -> Iterator[dict[str, Any]]:
         """Yield the answers one by one, in the form that ``for_user`` returns; raises as ``Recommender.explain``.

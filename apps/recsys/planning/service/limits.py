@@ -35,5 +35,9 @@ LONGEST_SEARCH = 100
 """Most letters of a search in titles."""
 MOST_FOUND = 100
 """Most items that a search finds."""
+MOST_OF_USER = 1000
+"""Most events of a user since the model was made."""
+EVENTS = 10_000
+"""Most events since the model was made, unless ``--feedback-events`` says otherwise."""
 MOST_EVENTS = 500
 """Most events of a request with feedback."""

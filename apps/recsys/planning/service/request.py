@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from apps.recsys.planning.baselines import SERVING
-from apps.recsys.planning.service.limits import MOST_CONNECTIONS
+from apps.recsys.planning.service.limits import EVENTS, MOST_CONNECTIONS
 from common.errors import UsageError
 from common.extras import require
 
@@ -30,6 +30,12 @@ class ServeRequest:
         Where to listen; port 0 is any free one.
     connections
         Most connections at a time.
+    feedback
+        Log of feedback; ``None``: none is taken.
+    events
+        Most events since the model was made.
+    sync
+        True to write an event to the disk before it is answered.
 
     Raises
     ------
@@ -47,6 +53,9 @@ class ServeRequest:
     host: str = "127.0.0.1"
     port: int = 8000
     connections: int = MOST_CONNECTIONS
+    feedback: Path | None = None
+    events: int = EVENTS
+    sync: bool = True
 
     def __post_init__(self) -> None:
         if not 0 <= self.port < 1 << 16:
@@ -56,4 +65,13 @@ class ServeRequest:
     @classmethod
     def of(cls, args: argparse.Namespace) -> ServeRequest:
         """Read the command line."""
-        return cls(model=args.model, threads=args.threads, host=args.host, port=args.port, connections=args.connections)
+        return cls(
+            model=args.model,
+            threads=args.threads,
+            host=args.host,
+            port=args.port,
+            connections=args.connections,
+            feedback=args.feedback,
+            events=args.feedback_events,
+            sync=args.feedback_sync == "always",
+        )

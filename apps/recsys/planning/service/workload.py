@@ -26,6 +26,8 @@ RESPONSE_BYTES = 500
 """An item of an answer while a part of it is written: a dictionary, its numbers, and its text twice."""
 RANKED_BYTES = 176
 """A row and its score in Python with the order of the best, and in the arrays that wait for the next part."""
+EVENT_BYTES = 320
+"""An event of feedback: its numbers, those of its user if he is new, and its row in a linear model's interactions."""
 ASKED_BYTES = 100
 """An id of a question while it is kept."""
 POPULAR_BYTES = 16
@@ -58,7 +60,9 @@ class ServeWorkload:
     def footprint(self, setting: Setting, costs: Costs) -> Footprint:
         """The model, the largest answer to a request, and the connections."""
         manifest, items = self.manifest, self.manifest["items"]
-        longest = max(manifest.get("longest", manifest["longest_history"]), limits.MOST_NAMED)
+        events = 0 if self.request.feedback is None else self.request.events
+        longest = manifest.get("longest", manifest["longest_history"]) + min(events, limits.MOST_OF_USER)
+        longest = max(longest, limits.MOST_NAMED)
         k = min(limits.MOST, items)
         # Recommendations are described some at a time, explained one by one, and written from ``PIECE_BYTES`` on.
         part = limits.EXPLAINED_AT_ONCE + 1 + min(limits.MOST, longest)
@@ -73,6 +77,7 @@ class ServeWorkload:
                 *question_terms(manifest, longest=longest, explained=min(k, limits.EXPLAINED_AT_ONCE)),
                 Term("answers", answers, "measured", PHASES),
                 Term("large answers", limits.MOST_ANSWERS * kept, "analytic", PHASES),
+                Term("feedback", EVENT_BYTES * events, "measured", PHASES),
                 Term("popular items", POPULAR_BYTES * items, "analytic", PHASES),
                 Term("ids in the question", named, "measured", PHASES),
                 *served_where_terms(manifest, PHASES),

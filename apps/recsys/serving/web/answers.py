@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -9,10 +10,12 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from apps.recsys.planning.service.limits import EXPLAINED_AT_ONCE, MOST_NAMED
+from apps.recsys.serving.feedback.journal import Event
 from apps.recsys.serving.live import Live
 from apps.recsys.serving.service import Packed, Ranked, RecommenderService, UnknownId
 from apps.recsys.serving.web.questions import (
     Batch,
+    Events,
     RecommendQuery,
     SearchQuery,
     Session,
@@ -22,6 +25,7 @@ from apps.recsys.serving.web.questions import (
     check_size,
     texts,
 )
+from common.errors import BadInput
 
 if TYPE_CHECKING:
     import numpy as np
@@ -122,6 +126,21 @@ def similar(live: Live, question: SimilarQuery, item: str) -> Pieces:
 def search(live: Live, question: SearchQuery) -> Pieces:
     """GET /items: items by a part of their title or by their id, those that most users had first."""
     yield msgspec.json.encode({"items": live.service().found(question.q, question.k)})
+
+
+def feedback(live: Live, question: Events) -> Pieces:
+    """POST /feedback: events that count at once."""
+    if live.feedback is None:
+        raise BadInput("no log of feedback", public="feedback is not taken: the server was started without --feedback")
+    valued = live.feedback.journal.has_values
+    now, events = time.time(), []
+    for one in question.events:
+        if one.value is not None and not valued:
+            raise Unanswerable("value: every interaction counts 1 in this model")
+        value = 1.0 if one.value is None else one.value
+        events.append(Event(str(one.user), str(one.item), value, now if one.time is None else one.time, one.id or ""))
+    accepted, duplicates = live.feedback.take(events)
+    yield msgspec.json.encode({"accepted": accepted, "duplicates": duplicates, "events": live.feedback.count})
 
 
 def _allowed(

@@ -16,6 +16,8 @@ import msgspec
 
 from apps.recsys.planning.service.limits import ANSWER_SECONDS, BODY_BYTES, MOST_ANSWERS, PIECE_BYTES, SMALL_ENTRIES
 from apps.recsys.serving.connections import GONE
+from apps.recsys.serving.feedback.feedback import Full
+from apps.recsys.serving.feedback.journal import NoRoom
 from apps.recsys.serving.live import Live
 from apps.recsys.serving.web import openapi
 from apps.recsys.serving.web.answers import Pieces
@@ -166,6 +168,10 @@ def _begun(route: Route, live: Live, question: Any, ids: tuple[str, ...]) -> tup
         raise Refused(_status(error), _public(error)) from None
     except UsageError as error:
         raise Refused(422, str(error).removeprefix("--")) from None
+    except Full as error:
+        raise Refused(503, str(error)) from None
+    except NoRoom as error:
+        raise Refused(503, f"the feedback log cannot be written: {error}") from None
     except MemoryError:
         raise Refused(503, "no memory is left for this question") from None
     except OSError as error:

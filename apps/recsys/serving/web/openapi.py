@@ -94,6 +94,22 @@ class Field(Struct):
     kind: str
 
 
+class Counted(Struct):
+    """Events of feedback: how many count, how many may, and how many are of items that the model does not have."""
+
+    events: int
+    most: int
+    skipped: int
+
+
+class Taken(Struct):
+    """Events that are new, those that were there before, and all since the model was made."""
+
+    accepted: int
+    duplicates: int
+    events: int
+
+
 class Model(Health):
     """The model that is served."""
 
@@ -102,10 +118,11 @@ class Model(Health):
     hyper: dict[str, Any]
     made_by: str
     attributes: list[Field]
+    feedback: Counted | None
     memory: Memory
 
 
-SHAPES: Mapping[str, type[Struct]] = {one.__name__: one for one in (List, Lists, Health, Status, Problem, Model)}
+SHAPES: Mapping[str, type[Struct]] = {one.__name__: one for one in (List, Lists, Health, Status, Problem, Model, Taken)}
 
 
 def document() -> dict[str, Any]:

@@ -6,7 +6,7 @@ msgspec checks them, and the server's own document (``openapi``) is made from th
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 from urllib.parse import parse_qsl
 
 import msgspec
@@ -19,6 +19,7 @@ from apps.recsys.planning.service.limits import (
     LONGEST_SEARCH,
     MOST,
     MOST_ENTRIES,
+    MOST_EVENTS,
     MOST_FOUND,
     MOST_LISTS,
     MOST_NAMED,
@@ -146,6 +147,34 @@ class Session(_Choice, kw_only=True, forbid_unknown_fields=True, frozen=True):
     def entries(self) -> int:
         """Most items of the answer, with those that explain."""
         return self.k * (1 + self.explain)
+
+
+class GivenEvent(Struct, kw_only=True, forbid_unknown_fields=True, frozen=True):
+    """A user had an item."""
+
+    user: Annotated[Id, Meta(description="may be new")]
+    item: Id
+    value: Weight | None = None
+    time: Annotated[float, Meta(ge=0, le=1e11, description="seconds since 1970; now, if it is not there")] | None = None
+    id: (
+        Annotated[
+            str,
+            Meta(
+                min_length=1,
+                max_length=100,
+                description="the sender's name for the event, so that it may be sent again",
+            ),
+        ]
+        | None
+    ) = None
+
+
+class Events(Struct, kw_only=True, forbid_unknown_fields=True, frozen=True):
+    """Events, which are taken all or none."""
+
+    events: Annotated[list[GivenEvent], Meta(min_length=1, max_length=MOST_EVENTS)]
+    entries: ClassVar[int] = 0
+    """Items of the answer."""
 
 
 _LISTS = frozenset(("history", "exclude", "only"))

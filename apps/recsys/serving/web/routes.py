@@ -125,6 +125,18 @@ ROUTES = (
         shape="List",
         statuses=_UNKNOWN[1:],
     ),
+    Route(
+        "POST",
+        "/feedback",
+        "Events that count at once",
+        answers.feedback,
+        body=questions.Events,
+        shape="Taken",
+        statuses=(
+            (404, "an item that the model does not have"),
+            (503, "no feedback is taken, its log is full or damaged, or the disk is full"),
+        ),
+    ),
     Route("GET", "/openapi.json", "This document", shape="Anything"),
 )
 

@@ -8,7 +8,6 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any
 
@@ -17,28 +16,15 @@ import pytest
 
 from apps.recsys.serving.web.routes import ROUTES
 from tests.apps.recsys.conftest import Trained
+from tests.apps.recsys.running import serving
 from tests.machine import patience
 from tests.messages import says
-
-
-@contextmanager
-def serving(trained: Trained, *options: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """A running server in a process group of its own, and its address."""
-    command = [sys.executable, "-m", "apps.recsys", "serve", str(trained.model), "--port", "0", "--memory", "300MiB"]
-    command += options
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, process_group=0) as process:
-        assert process.stderr is not None
-        line = process.stderr.readline()
-        found = re.search(r"http://(127\.0\.0\.1|\[::1\]):\d+", line)
-        assert found, line
-        yield process, found[0]
-        process.terminate()
 
 
 @pytest.fixture(scope="module")
 def server(trained: Trained) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """A running server that answers several tests."""
-    with serving(trained) as running:
+    with serving(trained.model) as running:
         yield running
 
 
@@ -228,7 +214,7 @@ def test_ipv6(trained: Trained) -> None:
         socket.create_server(("::1", 0), family=socket.AF_INET6).close()
     except OSError:
         pytest.skip("no IPv6 here")
-    with serving(trained, "--host", "::1") as (_, address):
+    with serving(trained.model, "--host", "::1") as (_, address):
         assert address.startswith("http://[::1]:")
         assert httpx.get(f"{address}/health", timeout=patience(30)).status_code == 200
 
@@ -247,7 +233,7 @@ def test_many_questions_and_a_clean_stop(server: tuple[subprocess.Popen[str], st
 
 def test_ctrl_c_in_a_terminal_is_a_clean_stop(trained: Trained) -> None:
     """A terminal sends SIGINT to the whole process group, so the server receives it twice."""
-    with serving(trained) as (process, address), httpx.Client(base_url=address, timeout=patience(30)) as client:
+    with serving(trained.model) as (process, address), httpx.Client(base_url=address, timeout=patience(30)) as client:
         assert client.get("/health").status_code == 200
         os.killpg(process.pid, signal.SIGINT)
         _, err = process.communicate(timeout=patience(30))
