@@ -323,6 +323,15 @@ def _serve(parser: argparse.ArgumentParser) -> None:
     add("--port", type=int, default=8000, help="default %(default)s; 0: any free port")
     connections = "most connections at a time, each with its memory in the plan (default %(default)s)"
     add("--connections", type=main.positive, default=MOST_CONNECTIONS, metavar="N", help=connections)
+    add("--watch", action="store_true", help="serve a new version of the model once its folder changes, as on SIGHUP")
+    log = "lines on stderr: text (default), or json with a line for each request"
+    add("--log", choices=("text", "json"), default="text", help=log)
+    access = parser.add_argument_group("access").add_argument
+    token = "a file with a token that requests must have (Authorization: Bearer TOKEN)"
+    access("--token-file", type=Path, metavar="FILE", help=token)
+    access("--open", action="store_true", help="listen on an address that others reach, without a token")
+    host = "a name that requests may be sent to, besides those of this machine; may be repeated"
+    access("--allow-host", action="append", default=[], metavar="NAME", help=host)
     feedback = parser.add_argument_group("feedback").add_argument
     log = "take feedback (POST /feedback), and append it to this log, which recsys update reads"
     feedback("--feedback", type=Path, metavar="LOG.jsonl", help=log)

@@ -207,11 +207,12 @@ def serving() -> None:
     import uvloop
 
     from apps.recsys.serving import server
+    from apps.recsys.serving.lines import Lines
     from apps.recsys.serving.web.application import Application
 
     answering()
     nobody: Any = _Nobody()
-    application = Application(nobody)
+    application = Application(nobody, Lines(lambda line: None))
     server.warm(application)
 
     async def ask(method: str, path: str, body: bytes = b"") -> None:

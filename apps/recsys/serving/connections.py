@@ -21,7 +21,7 @@ from apps.recsys.planning.service.limits import (
 
 GONE = "peakline.gone"
 """Extension of a request's scope: a function that tells whether its client has gone."""
-_READ = frozenset((b"authorization", b"connection", b"content-length", b"expect", b"host", b"upgrade"))
+_READ = frozenset((b"authorization", b"connection", b"content-length", b"expect", b"host", b"origin", b"upgrade"))
 """Headers that the protocol or the application reads."""
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import signal
 import socket
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -11,11 +14,14 @@ import uvicorn
 
 from apps.recsys.serving.connections import BoundedProtocol
 from apps.recsys.serving.web.application import Application
+from common import model_folder
 from common.cli import interrupts
 from common.errors import UsageError
 
 BACKLOG = 128
 """Connections that wait to be accepted."""
+WATCH_SECONDS = 2.0
+"""Time between two looks at the model folder."""
 STOP_SECONDS = 30
 """Time in which open requests are answered after the request to stop."""
 
@@ -71,9 +77,11 @@ class Server(uvicorn.Server):
         What it serves.
     connections
         Most connections at a time.
+    watch
+        True to look at the model folder every few seconds.
     """
 
-    def __init__(self, application: Application, connections: int) -> None:
+    def __init__(self, application: Application, connections: int, *, watch: bool = False) -> None:
         config = uvicorn.Config(
             application,
             loop="uvloop",
@@ -88,9 +96,37 @@ class Server(uvicorn.Server):
             timeout_graceful_shutdown=STOP_SECONDS,
         )
         super().__init__(config)
-        self._application = application
+        self._application, self._watches = application, watch
+        self._tasks: set[asyncio.Task[None]] = set()
         # What clients send wrongly is answered, and no line of a log; the application says what else goes wrong.
         logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begin to listen, and to change the model on SIGHUP and where its folder changes."""
+        await super().startup(sockets)
+        self._application.connections = self.server_state.connections
+        loop = asyncio.get_running_loop()
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+            loop.add_signal_handler(signal.SIGHUP, self._hung_up)
+        if self._watches:
+            self._tasks.add(loop.create_task(self._watch()))
+
+    def _hung_up(self) -> None:
+        task = asyncio.get_running_loop().create_task(self._application.change())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _watch(self) -> None:
+        """Look at the model folder, and change the model once it has been the same twice."""
+        manifest = self._application.live.directory / model_folder.MANIFEST
+        before = served = _stamp(manifest)
+        while True:
+            await asyncio.sleep(WATCH_SECONDS)
+            now = _stamp(manifest)
+            if now == before and now not in (served, None):
+                served = now
+                await self._application.change()
+            before = now
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Stop: answer what is open, take nothing new."""
@@ -101,6 +137,15 @@ class Server(uvicorn.Server):
     def serve_on(self, listener: socket.socket) -> None:
         """Serve until a signal."""
         self.run(sockets=[listener])
+
+
+def _stamp(path: Path) -> tuple[int, int, int] | None:
+    """What changes with a file; ``None`` if there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns, found.st_size
 
 
 def warm(application: Any) -> None:

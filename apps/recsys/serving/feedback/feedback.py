@@ -77,6 +77,10 @@ class Feedback:
         self.journal.rewind(manifest.get("feedback"))
         self.read()
 
+    def detach(self) -> None:
+        """Let the model leave memory."""
+        self._service = self._fresh = None
+
     def read(self) -> None:
         """Count what the log has more than was read: events of other workers.
 
@@ -85,11 +89,11 @@ class Feedback:
         BadInput
             As ``attach``.
         """
-        if not self.journal.grown():
+        if self._fresh is None or not self.journal.grown():
             return
         events = self.journal.read()
         while some := list(islice(events, BLOCK)):
-            if self._fresh is None or len(some) > self._fresh.room:
+            if len(some) > self._fresh.room:
                 raise BadInput(
                     f"the feedback log has more than {self.capacity:,} events: add it to the model by recsys update and"
                     " begin a new log, or give --feedback-events",

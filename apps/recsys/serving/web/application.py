@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sized
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -18,9 +19,12 @@ from apps.recsys.planning.service.limits import ANSWER_SECONDS, BODY_BYTES, MOST
 from apps.recsys.serving.connections import GONE
 from apps.recsys.serving.feedback.feedback import Full
 from apps.recsys.serving.feedback.journal import NoRoom
+from apps.recsys.serving.lines import Lines
 from apps.recsys.serving.live import Live
 from apps.recsys.serving.web import openapi
+from apps.recsys.serving.web.access import Access
 from apps.recsys.serving.web.answers import Pieces
+from apps.recsys.serving.web.metrics import OTHER, Metrics
 from apps.recsys.serving.web.questions import Unanswerable, of_body, of_query
 from apps.recsys.serving.web.routes import ROUTES, Route, Table
 from common.errors import BadInput, UsageError
@@ -29,6 +33,8 @@ log = logging.getLogger("peakline")
 Send = Callable[[Mapping[str, Any]], Awaitable[None]]
 Receive = Callable[[], Awaitable[Mapping[str, Any]]]
 JSON = (b"content-type", b"application/json")
+PUBLIC = frozenset((b"/", b"/page.js", b"/health", b"/health/live", b"/health/ready"))
+"""Paths that are answered without a token: they have no data."""
 
 
 class Refused(Exception):
@@ -46,20 +52,38 @@ class Application:
     ----------
     live
         The model.
+    lines
+        What it writes.
+    access
+        Who may ask.
+    metrics
+        Counts requests.
     """
 
-    def __init__(self, live: Live) -> None:
-        self.live = live
+    def __init__(
+        self,
+        live: Live,
+        lines: Lines,
+        *,
+        access: Access = Access(),
+        metrics: Metrics | None = None,
+    ) -> None:
+        self.live, self.lines, self.access = live, lines, access
+        self.metrics = metrics or Metrics()
         self.stopping = False
         """True once the server was asked to stop."""
+        self.connections: Sized = ()
+        """Connections of the server."""
         self._table = Table(ROUTES)
         self._model_thread = ThreadPoolExecutor(1, "peakline-answer")
         self._large = asyncio.Semaphore(MOST_ANSWERS)
+        self._changing, self._again = False, False
         self._own: Mapping[str, Callable[[], tuple[int, bytes]]] = {
             "/health": self._health,
             "/health/live": lambda: (200, b'{"status":"ok"}'),
             "/health/ready": self._ready,
-            "/model": self._model,
+            "/model": lambda: (200, msgspec.json.encode(self.live.described())),
+            "/metrics": self._metrics,
             "/openapi.json": lambda: (200, msgspec.json.encode(openapi.document())),
         }
 
@@ -71,22 +95,76 @@ class Application:
         """Answer a request."""
         if scope["type"] != "http":
             return
+        began, number, status = time.perf_counter(), OTHER, 0
+
+        async def sent(message: Mapping[str, Any]) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
         try:
-            await self._answer(scope, receive, send)
+            number, ids = self._find(scope)
+            await self._answer(ROUTES[number], ids, scope, receive, sent)
         except TimeoutError:
-            log.warning("recsys serve: a client took its answer too slowly, and was cut off")
+            self.lines.event("slow", "recsys serve: a client took its answer too slowly, and was cut off")
             raise ConnectionError("too slow") from None  # the server closes the connection
         except Refused as refused:
-            body = msgspec.json.encode({"detail": refused.detail})
-            await _whole(send, refused.status, body, refused.headers)
+            await _whole(sent, refused.status, msgspec.json.encode({"detail": refused.detail}), refused.headers)
+        except Exception as error:
+            self.lines.event("error", f"recsys serve: {type(error).__name__}: {error}")
+            if status:
+                raise
+            await _whole(sent, 500, b'{"detail":"unforeseen"}')
+        finally:
+            seconds = time.perf_counter() - began
+            self.metrics.count(number, status or 499, seconds)
+            self.lines.request(scope["method"], _name(number), status, seconds)
 
-    async def _answer(self, scope: Mapping[str, Any], receive: Receive, send: Send) -> None:
-        route, ids = self._route(scope)
+    async def change(self) -> None:
+        """Serve what the model folder holds now, if that can be served; otherwise say why not."""
+        if self._changing:
+            self._again = True
+            return
+        self._changing = True
+        try:
+            await self._change()
+        finally:
+            self._changing = False
+        if self._again:
+            self._again = False
+            await self.change()
+
+    async def _change(self) -> None:
+        live = self.live
+        try:
+            version = await asyncio.to_thread(live.newer)
+            if version is None:
+                return
+            for _ in range(MOST_ANSWERS):  # answers that are sent in parts hold the model
+                await self._large.acquire()
+            try:
+                await self._in_thread(live.change, version)
+            finally:
+                for _ in range(MOST_ANSWERS):
+                    self._large.release()
+        except BadInput as error:
+            live.refused = error.public
+            self.lines.event(
+                "refused", f"recsys serve: the model stays as it was (version {live.version.name}): {error}"
+            )
+        else:
+            live.refused = ""
+            self.lines.event("changed", f"recsys serve: the model is version {live.version.name} now")
+
+    async def _answer(
+        self, route: Route, ids: tuple[str, ...], scope: Mapping[str, Any], receive: Receive, send: Send
+    ) -> None:
         body = b"" if route.body is None else await _body(receive)
         question = _read(route, scope["query_string"], body)
         if route.answer is None:
             status, answer = self._own[route.path]()
-            await _whole(send, status, answer)
+            await _whole(send, status, answer, kind=route.kind)
         elif question.entries <= SMALL_ENTRIES:
             first, _ = await self._in_thread(_answered, route, self.live, question, ids)
             await _whole(send, 200, first)
@@ -111,8 +189,19 @@ class Application:
         """Call a function in the thread of the model."""
         return await asyncio.get_running_loop().run_in_executor(self._model_thread, function, *arguments)
 
-    def _route(self, scope: Mapping[str, Any]) -> tuple[Route, tuple[str, ...]]:
-        by_method, ids = self._table.find(scope["raw_path"])
+    def _find(self, scope: Mapping[str, Any]) -> tuple[int, tuple[str, ...]]:
+        """Number of the route of a request, and the ids in its path.
+
+        Raises
+        ------
+        Refused
+            There is none, or the request may not be answered.
+        """
+        path = scope["raw_path"]
+        if refusal := self.access.refusal(scope["headers"], public=path in PUBLIC):
+            challenge = [(b"www-authenticate", b"Bearer")] if refusal[0] == 401 else []
+            raise Refused(*refusal, *challenge)
+        by_method, ids = self._table.find(path)
         if not by_method:
             raise Refused(404, "not found")
         method = "GET" if scope["method"] == "HEAD" else scope["method"]
@@ -128,8 +217,25 @@ class Application:
     def _ready(self) -> tuple[int, bytes]:
         return (503, b'{"status":"stopping"}') if self.stopping else (200, b'{"status":"ok"}')
 
-    def _model(self) -> tuple[int, bytes]:
-        return 200, msgspec.json.encode(self.live.described())
+    def _metrics(self) -> tuple[int, bytes]:
+        live, memory = self.live, self.live.version.gauge.read()
+        gauges = {
+            "recsys_memory_ceiling_bytes": ("The ceiling.", memory["ceiling_bytes"]),
+            "recsys_memory_predicted_bytes": ("The predicted peak.", memory["predicted_bytes"]),
+            "recsys_memory_resident_bytes": ("What the process that answers holds.", memory["resident_bytes"]),
+            "recsys_connections": ("Open connections of this process.", len(self.connections)),
+            "recsys_feedback_events": (
+                "Events since the model was made.",
+                0 if live.feedback is None else live.feedback.count,
+            ),
+            "recsys_model_changes": ("Changes to another version of the model.", live.changes),
+        }
+        return 200, self.metrics.text(gauges)
+
+
+def _name(number: int) -> str:
+    """The path of a route by its number."""
+    return "other" if number == OTHER else ROUTES[number].path
 
 
 def _read(route: Route, query: bytes, body: bytes) -> Any:
@@ -199,10 +305,12 @@ def _next(pieces: Pieces) -> tuple[bytes, Pieces | None]:
     return bytes(part), None
 
 
-async def _whole(send: Send, status: int, body: bytes, headers: tuple[tuple[bytes, bytes], ...] = ()) -> None:
+async def _whole(
+    send: Send, status: int, body: bytes, headers: tuple[tuple[bytes, bytes], ...] = (), kind: bytes = JSON[1]
+) -> None:
     """Send an answer whose length is known."""
-    size = (b"content-length", b"%d" % len(body))
-    await send({"type": "http.response.start", "status": status, "headers": [JSON, size, *headers]})
+    about = [(JSON[0], kind), (b"content-length", b"%d" % len(body)), *headers]
+    await send({"type": "http.response.start", "status": status, "headers": about})
     await send({"type": "http.response.body", "body": body})
 
 

@@ -114,6 +114,8 @@ class Model(Health):
     """The model that is served."""
 
     version: str
+    changes: int
+    refused: str
     interactions: int
     hyper: dict[str, Any]
     made_by: str
@@ -123,6 +125,15 @@ class Model(Health):
 
 
 SHAPES: Mapping[str, type[Struct]] = {one.__name__: one for one in (List, Lists, Health, Status, Problem, Model, Taken)}
+
+
+_ALWAYS = (
+    (422, "the question is not of its form"),
+    (401, "the token is missing or wrong"),
+    (403, "a page of another host asks"),
+    (421, "the server does not have the name that was asked for"),
+)
+"""Statuses of every route."""
 
 
 def document() -> dict[str, Any]:
@@ -155,7 +166,7 @@ def _operation(route: Route, components: Mapping[str, Any]) -> dict[str, Any]:
         )
     answer = {"schema": {"$ref": REF.format(name=route.shape)}} if route.shape in SHAPES else {}
     problem = {"application/json": {"schema": {"$ref": REF.format(name="Problem")}}}
-    errors = [(422, "the question is not of its form"), (401, "the token is missing or wrong"), *route.statuses]
+    errors = [*_ALWAYS, *route.statuses]
     if route.body is not None:
         errors += [(400, "the body did not arrive"), (413, "the body is too large")]
     operation: dict[str, Any] = {
@@ -163,7 +174,7 @@ def _operation(route: Route, components: Mapping[str, Any]) -> dict[str, Any]:
         "operationId": f"{route.method.lower()} {route.path}",
         "parameters": parameters,
         "responses": {
-            "200": {"description": "the answer", "content": {"application/json": answer}},
+            "200": {"description": "the answer", "content": {route.kind.decode().partition(";")[0]: answer}},
             **{str(status): {"description": why, "content": problem} for status, why in sorted(errors)},
         },
     }

@@ -31,6 +31,8 @@ class Route:
         Type of the body; ``None``: there is none.
     shape
         Name of the answer's form in the document.
+    kind
+        Media type of the answer.
     statuses
         Statuses other than 200, 401 and 422 with their meaning.
     """
@@ -42,6 +44,7 @@ class Route:
     query: type[Struct] = questions.Nothing
     body: type[Struct] | None = None
     shape: str = "Anything"
+    kind: bytes = b"application/json"
     statuses: tuple[tuple[int, str], ...] = ()
 
     @property
@@ -137,6 +140,12 @@ ROUTES = (
             (503, "no feedback is taken, its log is full or damaged, or the disk is full"),
         ),
     ),
+    Route(
+        "GET",
+        "/metrics",
+        "Requests, times and memory as Prometheus reads them",
+        kind=b"text/plain; version=0.0.4; charset=utf-8",
+    ),
     Route("GET", "/openapi.json", "This document", shape="Anything"),
 )
 
@@ -145,17 +154,17 @@ class Table:
     """Finds routes."""
 
     def __init__(self, routes: tuple[Route, ...] = ROUTES) -> None:
-        self._exact: dict[str, dict[str, Route]] = {}
-        self._open: dict[tuple[str, str], dict[str, Route]] = {}
-        for route in routes:
+        self._exact: dict[str, dict[str, int]] = {}
+        self._open: dict[tuple[str, str], dict[str, int]] = {}
+        for number, route in enumerate(routes):
             if "{id}" in route.path:
                 _, first, _, last = route.path.split("/")
-                self._open.setdefault((first, last), {})[route.method] = route
+                self._open.setdefault((first, last), {})[route.method] = number
             else:
-                self._exact.setdefault(route.path, {})[route.method] = route
+                self._exact.setdefault(route.path, {})[route.method] = number
 
-    def find(self, path: bytes) -> tuple[dict[str, Route], tuple[str, ...]]:
-        """The routes of a path by method, and the ids in it; no route for a path that there is not.
+    def find(self, path: bytes) -> tuple[dict[str, int], tuple[str, ...]]:
+        """Numbers of the routes of a path by method, and the ids in it; no route for a path that there is not.
 
         Parameters
         ----------

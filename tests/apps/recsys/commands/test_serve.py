@@ -3,22 +3,28 @@
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import time
+from collections import Counter
 from collections.abc import Iterator
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
+from apps.recsys.planning.service.request import ServeRequest
 from apps.recsys.serving.web.routes import ROUTES
+from common.errors import UsageError
 from tests.apps.recsys.conftest import Trained
 from tests.apps.recsys.running import serving
 from tests.machine import patience
-from tests.messages import says
+from tests.messages import refused, says
 
 
 @pytest.fixture(scope="module")
@@ -207,6 +213,84 @@ def test_the_model_and_its_memory(client: httpx.Client, trained: Trained) -> Non
     memory = model["memory"]
     assert 0 < memory["resident_bytes"] <= memory["ceiling_bytes"] == 300 << 20
     assert sum(term["bytes"] for term in memory["terms"]) == memory["predicted_bytes"]
+
+
+def test_a_token_is_asked_for(trained: Trained, tmp_path: Path) -> None:
+    token = tmp_path / "token"
+    token.write_text("0123456789abcdef\n")
+    with serving(trained.model, "--token-file", token, "--host", "0.0.0.0") as (_, address):
+        address = address.replace("0.0.0.0", "127.0.0.1")
+        asked = f"{address}/recommend?user=u00003"
+        without = httpx.get(asked, timeout=patience(30))
+        assert without.status_code == 401 and without.headers["www-authenticate"] == "Bearer"
+        assert httpx.get(asked, headers={"Authorization": "Bearer 0123456789abcdef"}).status_code == 200
+        assert httpx.get(f"{address}/health/ready").status_code == 200
+        assert httpx.get(f"{address}/metrics").status_code == 401
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "example.org"])
+def test_others_are_not_served_without_a_token(host: str) -> None:
+    with refused(UsageError, "--host", host, "--token-file", "--open"):
+        ServeRequest(model=Path("m"), threads=1, host=host)
+    assert ServeRequest(model=Path("m"), threads=1, host=host, open=True).open
+
+
+def test_names_and_pages_of_others_are_refused(client: httpx.Client) -> None:
+    assert client.get("/health", headers={"Host": "evil.example"}).status_code == 421
+    assert client.get("/health", headers={"Origin": "http://evil.example"}).status_code == 403
+
+
+def test_a_new_version_is_served_without_a_failed_request(trained: Trained, tmp_path: Path) -> None:
+    model, other = tmp_path / "model", tmp_path / "other"
+    shutil.copytree(trained.model, model)
+    shutil.copytree(trained.model, other)
+    manifest = json.loads((other / "model.json").read_text())
+    (other / "model.json").write_text(json.dumps({**manifest, "seed": 1}))
+    with serving(model, "--log", "json") as (process, address), httpx.Client(base_url=address) as client:
+        first = client.get("/model").json()["version"]
+        model.rename(tmp_path / "old")
+        other.rename(model)
+        process.send_signal(signal.SIGHUP)
+        end, statuses, version = time.monotonic() + patience(30), [], first
+        while version == first and time.monotonic() < end:
+            statuses.append(client.get("/recommend", params={"user": "u00003"}).status_code)
+            version = client.get("/model").json()["version"]
+        assert version != first and set(statuses) == {200}
+        (model / "weights.safetensors").write_bytes(b"broken")
+        (model / "model.json").write_text(json.dumps({**manifest, "seed": 2}))
+        process.send_signal(signal.SIGHUP)
+        while not (said := client.get("/model").json())["refused"] and time.monotonic() < end:
+            time.sleep(0.05)
+        assert said["version"] == version and said["refused"] == "model incomplete"
+        assert client.get("/health/ready").status_code == 200
+        assert client.get("/recommend", params={"user": "u00003"}).status_code == 200
+        process.send_signal(signal.SIGTERM)
+        _, err = process.communicate(timeout=patience(30))
+    assert process.returncode == 0 and "u00003" not in err
+    lines = [json.loads(line) for line in err.splitlines() if line.startswith("{")]
+    events = Counter(line["event"] for line in lines)
+    assert events["changed"] == events["refused"] == 1 and events["request"] > 3
+    request = next(line for line in lines if line["event"] == "request")
+    assert request.keys() == {"time", "event", "method", "route", "status", "ms"}
+
+
+def test_a_folder_is_watched(trained: Trained, tmp_path: Path) -> None:
+    model = Path(shutil.copytree(trained.model, tmp_path / "model"))
+    manifest = json.loads((model / "model.json").read_text())
+    with serving(model, "--watch") as (_, address), httpx.Client(base_url=address) as client:
+        (model / "model.json").write_text(json.dumps({**manifest, "seed": 1}))
+        end = time.monotonic() + patience(30)
+        while not client.get("/model").json()["changes"] and time.monotonic() < end:
+            time.sleep(0.1)
+        assert client.get("/model").json()["changes"] == 1
+
+
+def test_requests_are_counted(client: httpx.Client) -> None:
+    client.get("/recommend", params={"user": "nobody"})
+    page = client.get("/metrics")
+    assert page.headers["content-type"].startswith("text/plain; version=0.0.4")
+    assert re.search(r'recsys_requests_total\{method="GET",route="/recommend",status="4xx"\} [1-9]', page.text)
+    assert re.search(r"recsys_memory_ceiling_bytes 314572800\b", page.text)
 
 
 def test_ipv6(trained: Trained) -> None:
