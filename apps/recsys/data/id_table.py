@@ -164,7 +164,7 @@ class IdTable:
         return rows[rows >= 0], line
 
     def matching(self, text: str) -> NDArray[np.bool_]:
-        """Mask of the rows whose title contains a text, shape (rows,), and of the row that has it as its id.
+        """Mask of the rows whose title contains a text, shape (rows,).
 
         Letters' case does not count. Every row contains the empty text.
         """
@@ -180,8 +180,6 @@ class IdTable:
                 hits = pc.match_substring(part, text, ignore_case=True)
                 found[start : start + len(part)] = arrow_numpy.truths(hits)  # not by ``fill_null``: it loads pandas
                 start += len(part)
-        if (row := self.row(text)) is not None:
-            found[row] = True
         return found
 
     def id(self, row: int) -> int | str:

@@ -11,13 +11,14 @@ from typing import Any
 
 from apps.recsys.models.manifest import RecommenderManifest
 from apps.recsys.models.recommender import load_manifest
+from apps.recsys.planning.answer import PHASES
 from apps.recsys.serving.feedback.feedback import Feedback, journal_for
 from apps.recsys.serving.pinned import Pinned
 from apps.recsys.serving.service import RecommenderService
 from common import model_folder
 from common.errors import BadInput
 from common.files import sha256
-from common.memory.footprint import Term
+from common.memory.footprint import ALL, Term
 from common.memory.plan.plan import Plan
 from common.memory.process import glibc, guard, meter
 
@@ -32,14 +33,15 @@ class Gauge:
     ceiling: int
     """The ceiling in bytes."""
     predicted: int
-    """The predicted peak in bytes."""
+    """The prediction in bytes, while it answers."""
     terms: Sequence[Term]
-    """The terms of the prediction."""
+    """The terms of the prediction, the largest first."""
 
     @classmethod
     def of(cls, ceiling: int, plan: Plan) -> Gauge:
         """The gauge of a plan."""
-        return cls(ceiling, plan.predicted_peak_bytes, plan.footprint.at_peak())
+        terms = [term for term in plan.footprint.terms if {ALL, *PHASES} & set(term.phases)]
+        return cls(ceiling, sum(term.bytes for term in terms), sorted(terms, key=lambda term: -term.bytes))
 
     def read(self) -> dict[str, Any]:
         """Ceiling, prediction, what is held now, and the terms, for ``/model``."""

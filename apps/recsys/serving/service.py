@@ -217,11 +217,15 @@ class RecommenderService:
         return self.users.row(user) is not None or (self.fresh is not None and self.fresh.user(user) is not None)
 
     def found(self, text: str, k: int) -> list[dict[str, Any]]:
-        """At most ``k`` items whose title contains a text or whose id it is, those that most users had first.
+        """At most ``k`` items: that whose id a text is, then those whose title contains it, by their numbers of users.
 
-        Letters' case does not count. The scores are numbers of users.
+        Letters' case does not count. The scores are the numbers of users.
         """
-        return self._described(popularity.most(self.count(), k, self.items.matching(text)))
+        counts, matching, row = self.count(), self.items.matching(text), self.items.row(text)
+        first = []
+        if row is not None:
+            first, matching[row] = [(row, float(counts[row]))], False
+        return self._described([*first, *popularity.most(counts, k, matching)][:k])
 
     def _history(self, user: str | None, ids: Sequence[str]) -> tuple[NDArray[Any], NDArray[np.float32]]:
         import numpy as np

@@ -11,6 +11,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sized
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -33,6 +34,16 @@ log = logging.getLogger("peakline")
 Send = Callable[[Mapping[str, Any]], Awaitable[None]]
 Receive = Callable[[], Awaitable[Mapping[str, Any]]]
 JSON = (b"content-type", b"application/json")
+PAGE = Path(__file__).parent / "page"
+"""Folder of the page."""
+POLICY = (
+    (
+        b"content-security-policy",
+        b"default-src 'self'; style-src 'unsafe-inline'; img-src 'self' data:; frame-ancestors 'none'; base-uri 'none'",
+    ),
+    (b"referrer-policy", b"no-referrer"),
+)
+"""What a browser may do with the page: ask this server, and nothing else."""
 PUBLIC = frozenset((b"/", b"/page.js", b"/health", b"/health/live", b"/health/ready"))
 """Paths that are answered without a token: they have no data."""
 
@@ -84,6 +95,8 @@ class Application:
             "/health/ready": self._ready,
             "/model": lambda: (200, msgspec.json.encode(self.live.described())),
             "/metrics": self._metrics,
+            "/": lambda: (200, (PAGE / "page.html").read_bytes()),
+            "/page.js": lambda: (200, (PAGE / "page.js").read_bytes()),
             "/openapi.json": lambda: (200, msgspec.json.encode(openapi.document())),
         }
 
@@ -164,7 +177,7 @@ class Application:
         question = _read(route, scope["query_string"], body)
         if route.answer is None:
             status, answer = self._own[route.path]()
-            await _whole(send, status, answer, kind=route.kind)
+            await _whole(send, status, answer, POLICY if route.path == "/" else (), route.kind)
         elif question.entries <= SMALL_ENTRIES:
             first, _ = await self._in_thread(_answered, route, self.live, question, ids)
             await _whole(send, 200, first)

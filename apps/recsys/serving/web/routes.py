@@ -146,6 +146,8 @@ ROUTES = (
         "Requests, times and memory as Prometheus reads them",
         kind=b"text/plain; version=0.0.4; charset=utf-8",
     ),
+    Route("GET", "/", "The page", kind=b"text/html; charset=utf-8"),
+    Route("GET", "/page.js", "Its program", kind=b"text/javascript; charset=utf-8"),
     Route("GET", "/openapi.json", "This document", shape="Anything"),
 )
 
