@@ -324,6 +324,8 @@ def _serve(parser: argparse.ArgumentParser) -> None:
     connections = "most connections at a time, each with its memory in the plan (default %(default)s)"
     add("--connections", type=main.positive, default=MOST_CONNECTIONS, metavar="N", help=connections)
     add("--watch", action="store_true", help="serve a new version of the model once its folder changes, as on SIGHUP")
+    workers = "processes that answer and share the model (default 1)"
+    add("--workers", type=main.positive, default=1, metavar="N", help=workers)
     log = "lines on stderr: text (default), or json with a line for each request"
     add("--log", choices=("text", "json"), default="text", help=log)
     access = parser.add_argument_group("access").add_argument

@@ -37,11 +37,13 @@ def execute(session: CommandSession[ServeRequest, ServeWorkload]) -> Mapping[str
     BadInput
         The token cannot be read; as ``Live``.
     """
+    from apps.recsys.serving import workers
     from apps.recsys.serving.lines import Lines
     from apps.recsys.serving.live import Live, Log
     from apps.recsys.serving.server import Server, listen, shown
     from apps.recsys.serving.web.access import Access, hosts_for, read_token
     from apps.recsys.serving.web.application import Application
+    from apps.recsys.serving.web.metrics import Metrics
 
     glibc.one_arena()
     request, lines = session.request, Lines(session.say, as_json=session.request.log == "json")
@@ -51,17 +53,32 @@ def execute(session: CommandSession[ServeRequest, ServeWorkload]) -> Mapping[str
     # uvicorn stops on a signal and then raises it again: deferred, so that the record is still written.
     with listen(request.host, request.port) as listener, session.deferred_signals(), session.phase("answer"):
         log = None if request.feedback is None else Log(request.feedback, request.events, request.sync)
-        live = Live(request.model, partial(_price, session), log)
+        live = Live(request.model, partial(_price, session), log, mapped=request.workers > 1)
         if live.mended:
             cut = f"{request.feedback}: the last line was not whole; its {live.mended:,} bytes were cut off"
             lines.event("mended", cut)
         if live.feedback is not None and live.feedback.skipped:
             skipped = f"{request.feedback}: {live.feedback.skipped:,} events of items that the model does not have"
             lines.event("skipped", skipped)
-        application = Application(live, lines, access=access)
+        metrics = Metrics(request.workers)
+
+        def serve(place: int = 0, replaces: bool = False) -> None:
+            metrics.worker = place
+            application = Application(live, lines, access=access, metrics=metrics)
+            connections = -(-request.connections // request.workers)
+            Server(application, connections, watch=request.watch, behind=replaces).serve_on(listener)
+
+        def work(place: int, replaces: bool) -> None:
+            if live.feedback is not None:
+                live.feedback.journal.reopen()
+            serve(place, replaces)
+
         address = f"http://{shown(*listener.getsockname()[:2])}"
         lines.event("serving", f"serving on {address} (stop with Ctrl-C)")
-        Server(application, request.connections, watch=request.watch).serve_on(listener)
+        if request.workers == 1:
+            serve()
+        else:
+            workers.run(request.workers, work, lines)
     return {"changes": live.changes}
 
 

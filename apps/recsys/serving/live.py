@@ -86,6 +86,8 @@ class Live:
         Makes the gauge of a model; raises ``BadInput`` for one that cannot be served below the ceiling.
     log
         Where feedback is written; ``None``: none is taken.
+    mapped
+        True where several processes serve the model.
 
     Raises
     ------
@@ -93,8 +95,15 @@ class Live:
         As ``RecommenderService`` and ``Feedback.attach``.
     """
 
-    def __init__(self, directory: Path, price: Callable[[RecommenderManifest], Gauge], log: Log | None = None) -> None:
-        self.directory, self._price = directory, price
+    def __init__(
+        self,
+        directory: Path,
+        price: Callable[[RecommenderManifest], Gauge],
+        log: Log | None = None,
+        *,
+        mapped: bool = False,
+    ) -> None:
+        self.directory, self._price, self._mapped = directory, price, mapped
         self.version = self._read()
         self.changes, self.refused = 0, ""
         """Number of changes to another version; why the last one was refused."""
@@ -200,7 +209,7 @@ class Live:
 
     def _load(self, version: Version) -> RecommenderService:
         try:
-            service = RecommenderService(version.pinned.path, version.manifest)
+            service = RecommenderService(version.pinned.path, version.manifest, mapped=self._mapped)
             service.count()
         except BadInput as error:
             raise version.pinned.named(error) from None

@@ -40,7 +40,7 @@ class Pinned:
             for name in names:
                 files[name] = os.open(directory / name, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
-            _close(list(files.values()), None)
+            _close(list(files.values()), None, 0)
             raise BadInput(f"{directory}: {error.strerror}", public="model incomplete") from None
         folder = None
         with suppress(OSError):  # nowhere to write: the files are read by their own names
@@ -48,7 +48,7 @@ class Pinned:
             for name, file in files.items():
                 os.symlink(f"/proc/self/fd/{file}", os.path.join(folder, name))
             self.path = Path(folder)
-        self._close = weakref.finalize(self, _close, list(files.values()), folder)
+        self._close = weakref.finalize(self, _close, list(files.values()), folder, os.getpid())
 
     def close(self) -> None:
         """Close the files; what was opened by the links stays open."""
@@ -59,9 +59,10 @@ class Pinned:
         return BadInput(str(error).replace(str(self.path), str(self.directory)), public=error.public)
 
 
-def _close(files: list[int], folder: str | None) -> None:
+def _close(files: list[int], folder: str | None, owner: int) -> None:
+    """Close files; the folder of links is removed by the process that made it, since its forks use it too."""
     for file in files:
         with suppress(OSError):
             os.close(file)
-    if folder is not None:
+    if folder is not None and os.getpid() == owner:
         shutil.rmtree(folder, ignore_errors=True)

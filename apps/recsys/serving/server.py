@@ -79,9 +79,13 @@ class Server(uvicorn.Server):
         Most connections at a time.
     watch
         True to look at the model folder every few seconds.
+    behind
+        True if the folder may have another version than the one that was loaded.
     """
 
-    def __init__(self, application: Application, connections: int, *, watch: bool = False) -> None:
+    def __init__(
+        self, application: Application, connections: int, *, watch: bool = False, behind: bool = False
+    ) -> None:
         config = uvicorn.Config(
             application,
             loop="uvloop",
@@ -96,7 +100,7 @@ class Server(uvicorn.Server):
             timeout_graceful_shutdown=STOP_SECONDS,
         )
         super().__init__(config)
-        self._application, self._watches = application, watch
+        self._application, self._watches, self._behind = application, watch, behind
         self._tasks: set[asyncio.Task[None]] = set()
         # What clients send wrongly is answered, and no line of a log; the application says what else goes wrong.
         logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
@@ -108,6 +112,8 @@ class Server(uvicorn.Server):
         loop = asyncio.get_running_loop()
         if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
             loop.add_signal_handler(signal.SIGHUP, self._hung_up)
+        if self._behind:
+            self._hung_up()
         if self._watches:
             self._tasks.add(loop.create_task(self._watch()))
 

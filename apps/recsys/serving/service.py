@@ -89,10 +89,12 @@ class RecommenderService:
         A model folder.
     manifest
         Its ``model.json``.
+    mapped
+        As for ``Recommender``.
     """
 
-    def __init__(self, directory: Path, manifest: Mapping[str, Any]) -> None:
-        self.recommender = Recommender(directory, manifest)
+    def __init__(self, directory: Path, manifest: Mapping[str, Any], *, mapped: bool = False) -> None:
+        self.recommender = Recommender(directory, manifest, mapped=mapped)
         self.items = IdTable(directory / "items.parquet", manifest["items"])
         self.users = IdTable(directory / "users.parquet", manifest["users"])
         self.fresh: Fresh | None = None

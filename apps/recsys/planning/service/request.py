@@ -59,6 +59,8 @@ class ServeRequest:
         Further names that requests may be sent to.
     watch
         True to change to a new version of the model when its folder changes.
+    workers
+        Processes that answer.
     log
         ``"text"``, or ``"json"`` with a line for each request.
 
@@ -85,6 +87,7 @@ class ServeRequest:
     open: bool = False
     allowed_hosts: tuple[str, ...] = ()
     watch: bool = False
+    workers: int = 1
     log: str = "text"
 
     def __post_init__(self) -> None:
@@ -113,5 +116,6 @@ class ServeRequest:
             open=args.open,
             allowed_hosts=tuple(args.allow_host),
             watch=args.watch,
+            workers=args.workers,
             log=args.log,
         )

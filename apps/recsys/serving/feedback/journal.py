@@ -71,15 +71,23 @@ class Journal:
         self._value, self._time = columns["value"], columns["time"] or "time"
         self._at = 0
         """Bytes of the log that were read."""
-        try:
-            self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-        except OSError as error:
-            raise BadInput(f"{path}: {error.strerror}", public="the feedback log cannot be opened") from None
+        self._file = self._open()
 
     @property
     def has_values(self) -> bool:
         """True if events have values."""
         return self._value is not None
+
+    def _open(self) -> int:
+        try:
+            return os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise BadInput(f"{self._path}: {error.strerror}", public="the feedback log cannot be opened") from None
+
+    def reopen(self) -> None:
+        """Open the file anew in a fork: a lock of the same open file would not keep its parent and siblings out."""
+        os.close(self._file)
+        self._file = self._open()
 
     def mend(self) -> int:
         """Cut off what a crash left of a line; returns the number of bytes that were cut."""
