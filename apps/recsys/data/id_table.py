@@ -64,9 +64,13 @@ class IdTable:
 
     def row(self, id_: str) -> int | None:
         """Row of an id given as text; ``None`` if it is not in the table."""
+        import numpy as np
         import pyarrow as pa
         import pyarrow.compute as pc
 
+        if self.whole and id_.isascii() and id_.isdecimal() and len(id_) < 18:  # as the cast below, ten times as fast
+            found = np.flatnonzero(arrow_numpy.values(self._ids) == int(id_))
+            return int(found[0]) if len(found) else None
         try:
             value = pc.cast(arrow_numpy.text([id_]), self._ids.type)[0]
         except (pa.ArrowInvalid, UnicodeEncodeError):  # no integer, in a table of integers; or bytes that are no text

@@ -128,6 +128,9 @@ SHAPES: Mapping[str, type[Struct]] = {one.__name__: one for one in (List, Lists,
 
 
 _ALWAYS = (
+    (400, "not HTTP, an address that is too long, or a body that did not arrive"),
+    (431, "the header is too large"),
+    (503, "too many connections"),
     (422, "the question is not of its form"),
     (401, "the token is missing or wrong"),
     (403, "a page of another host asks"),
@@ -168,7 +171,7 @@ def _operation(route: Route, components: Mapping[str, Any]) -> dict[str, Any]:
     problem = {"application/json": {"schema": {"$ref": REF.format(name="Problem")}}}
     errors = [*_ALWAYS, *route.statuses]
     if route.body is not None:
-        errors += [(400, "the body did not arrive"), (413, "the body is too large")]
+        errors.append((413, "the body is too large"))
     operation: dict[str, Any] = {
         "summary": route.summary,
         "operationId": f"{route.method.lower()} {route.path}",
