@@ -200,6 +200,15 @@ def learning() -> None:
     del safetensors
 
 
+def tracing() -> None:
+    """Load what an embedding's traced step needs; no operator runs then, so none has to run here."""
+    import torch
+
+    import apps.recsys.models.embedding.model
+
+    del torch, apps
+
+
 def serving() -> None:
     """Warm up ``serve``: answering, and some requests to a model that is not there, by the server's own loop."""
     import asyncio
