@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from apps.recsys.models.linear import log as log_module
 from apps.recsys.models.linear import readers as readers_module
 from apps.recsys.models.linear.filter import FilterScorer, Spectrum, linear_scorer
-from apps.recsys.models.linear.log import Log
+from apps.recsys.models.linear.log import Added, Log
 from apps.recsys.models.linear.readers import Readers, ReaderScores, likeness, write_readers
 from apps.recsys.models.recommender import Recommender, load_manifest
 from common.errors import BadInput
@@ -166,3 +166,19 @@ def test_a_large_model_has_them_and_answers_by_them(
     monkeypatch.setattr(readers_module, "BOUNDED_FROM", 2_000_000)
     done("train", plays, "-o", model, *given, "--memory", "1GiB")
     assert "readers.users.npy" not in read_manifest(model)["files"] and not list(model.glob("readers.*"))
+
+
+def test_what_came_since_counts_at_once(tmp_path: Path) -> None:
+    dense = interactions(6)
+    log, readers = opened(tmp_path, dense)
+    scorer = linear_scorer(
+        log, log.counts(), {"form": "filter", "degree_power": POWER, "saturation": 1.0}, None, readers
+    )
+    assert isinstance(scorer, FilterScorer)
+    more = dense.copy()
+    more[3, 39] = 1
+    new = np.nonzero(more - dense)
+    scorer.add(Added(new[0].astype(np.int32), new[1].astype(np.int32), dense.shape), more.sum(0).astype(np.int32))
+    items = np.flatnonzero(more[3])
+    (found,) = scorer.scores([(items, np.ones(len(items), np.float32))], scorer.workspace(1))
+    np.testing.assert_allclose(found, expected(more, items), rtol=2e-5, atol=1e-7)
