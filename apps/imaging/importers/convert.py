@@ -9,12 +9,13 @@ import hashlib
 import json
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from apps.imaging.importers import monai_bundle, nnunet
 from common import __version__
-from common.errors import EXIT_OK, EXIT_UNFORESEEN, BadInput, DoesNotFit
+from common.errors import EXIT_OK, EXIT_UNFORESEEN, BadInput, DoesNotFit, UsageError
 from common.files import scratch_directory, sha256, write_text
 from common.memory.costs.store import cache_directory
 from common.memory.process import child, glibc, guard
@@ -35,28 +36,39 @@ CHILD = "apps.imaging.importers.convert"
 """The module that converts: this one."""
 
 
-def converted_model(directory: Path, budget: MemoryBudget) -> Path:
+def converted_model(directory: Path, budget: MemoryBudget, weights: nnunet.Weights | None = None) -> Path:
     """The model folder of an nnU-Net model or a MONAI bundle; ``directory`` itself if it is neither.
 
     A conversion is kept in the cache and used again while the model's files stay the same.
+
+    Parameters
+    ----------
+    weights
+        The checkpoints of a model of nnU-Net; ``None``: its default.
 
     Raises
     ------
     BadInput
         A model that cannot be read, or is not supported.
+    UsageError
+        If checkpoints are chosen that the model does not have.
     DoesNotFit
         If the ceiling is too small for the conversion.
     """
+    chosen = weights or nnunet.Weights()
     if nnunet.is_nnunet(directory):
         nnunet.read_plan(directory)
-        files = [directory / nnunet.PLANS, directory / nnunet.DATASET, *nnunet.checkpoints(directory)]
+        files = [directory / nnunet.PLANS, directory / nnunet.DATASET, *nnunet.checkpoints(directory, chosen)]
+    elif chosen != nnunet.Weights():
+        raise UsageError(f"--folds and --checkpoint choose weights of nnU-Net's models, and {directory} is none")
     elif monai_bundle.is_bundle(directory):
         files = monai_bundle.files(directory, monai_bundle.read_plan(directory))
     else:
+        nnunet.refuse_others(directory)
         return directory
     converted = cache_directory().parent / "models" / _key(directory, files)
     if not (converted / MANIFEST).is_file():
-        _convert(directory, converted, budget, price(files))
+        _convert(directory, converted, budget, price(files), [chosen.checkpoint, *chosen.folds])
     return converted
 
 
@@ -80,7 +92,7 @@ def _digest(facts: list[Any]) -> str:
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
 
 
-def _convert(directory: Path, target: Path, budget: MemoryBudget, needed: int) -> None:
+def _convert(directory: Path, target: Path, budget: MemoryBudget, needed: int, weights: list[str]) -> None:
     """Convert in a child, into a scratch folder that is then renamed to ``target``."""
     from common.memory.footprint import Footprint, Term
     from common.memory.plan.plan import Plan
@@ -96,7 +108,7 @@ def _convert(directory: Path, target: Path, budget: MemoryBudget, needed: int) -
     with scratch_directory(target.parent, target.name) as draft:
         done = child.run_module(
             CHILD,
-            [str(directory), str(draft)],
+            [str(directory), str(draft), *weights],
             ceiling=budget.host_bytes - guard.SUPERVISOR_BYTES - anonymous(),
             variables=glibc.environment(1),
             timeout=LONGEST_SECONDS,
@@ -190,23 +202,31 @@ def _write(out: Path, plan: Any, network: "torch.nn.Module", *, arguments: Any =
     )
 
 
-def convert_nnunet(directory: Path, out: Path) -> None:
+def convert_nnunet(directory: Path, out: Path, weights: nnunet.Weights) -> None:
     """Write the model folder of an nnU-Net model; called in the child."""
     from apps.imaging.models.model_folder import labels_from_names
     from apps.imaging.models.networks import registry
 
     plan, states = nnunet.read_plan(directory), []
-    axes: list[int] = []
-    for path in nnunet.checkpoints(directory):
+    axes: Sequence[int] = ()
+    arguments: dict[str, Any] = {**plan.arguments}
+    trainer = ""
+    for path in nnunet.checkpoints(directory, weights):
         checkpoint = read_checkpoint(path)
+        trained = checkpoint.get("init_args", {}).get("configuration", plan.configuration)
+        if trained != plan.configuration:
+            raise BadInput(f"{path.name} is of {trained}, and the folder's name of {plan.configuration}")
         states.append(checkpoint["network_weights"])
-        axes = checkpoint.get("inference_allowed_mirroring_axes") or []
+        axes = checkpoint.get("inference_allowed_mirroring_axes") or ()
+        trainer = str(checkpoint.get("trainer_name", ""))
         del checkpoint
-    arguments = {**plan.arguments, "members": len(states)}
+    if any(name.endswith("running_mean") for name in states[0]):  # as nnUNetTrainerBN has it, whatever the plan says
+        arguments |= {"norm_op": "BatchNorm3d", "norm_op_kwargs": {"eps": 1e-5, "affine": True}}
+    arguments["members"] = len(states)
     network = registry.build(plan.network, arguments)
     members = [network] if len(states) == 1 else list(network.members)  # type: ignore[arg-type]
     for member, state in zip(members, states, strict=True):
-        _load(member, state)
+        _load(member, state, flat=plan.flat, trainer=trainer)
     states.clear()
     labels = labels_from_names(list(plan.labels))
     _write(
@@ -222,26 +242,52 @@ def convert_nnunet(directory: Path, out: Path) -> None:
         card=f"# Imported from nnU-Net\n\n{plan.network}, {len(members)} fold(s). Research use only.\n",
         extra={
             "convention": "nnunet",
-            "mirror": "".join("xyz"[int(axis)] for axis in axes),
+            "mirror": "".join("xyz"[int(axis) + plan.flat] for axis in axes),
             "further_intensity": plan.further_intensity,
+            "inference": dict(plan.inference),
         },
     )
 
 
-def _load(network: "torch.nn.Module", state: dict[str, Any]) -> None:
-    """Load nnU-Net's weights, whose names begin with ``_orig_mod.`` if the network was compiled."""
-    network.load_state_dict({key.removeprefix("_orig_mod."): tensor for key, tensor in state.items()})
+def _load(network: "torch.nn.Module", state: dict[str, Any], *, flat: bool, trainer: str) -> None:
+    """Load nnU-Net's weights, whose names begin with ``_orig_mod.`` if the network was compiled.
+
+    Parameters
+    ----------
+    flat
+        True for kernels of two dimensions, which get a depth of one voxel.
+    trainer
+        nnU-Net's class that trained them.
+
+    Raises
+    ------
+    BadInput
+        Weights of another network than the plan's.
+    """
+    tensors = {key.removeprefix("_orig_mod."): tensor for key, tensor in state.items()}
+    if flat:
+        tensors = {key: tensor[:, :, None] if tensor.ndim == 4 else tensor for key, tensor in tensors.items()}
+    expected = network.state_dict()
+    differ = {*expected} ^ {*tensors} or {key for key in expected if expected[key].shape != tensors[key].shape}
+    if differ:
+        by = f" ({trainer} may build another)" if trainer not in ("", "nnUNetTrainer") else ""
+        raise BadInput(f"weights do not fit the network of the plan{by}: {min(differ)} and {len(differ) - 1} more")
+    network.load_state_dict(tensors)
 
 
 def main() -> None:
-    """Convert in the child: ``python -m apps.imaging.importers.convert MODEL OUT``."""
+    """Convert in the child: ``python -m apps.imaging.importers.convert MODEL OUT CHECKPOINT [FOLD ...]``."""
     directory, out = Path(sys.argv[1]), Path(sys.argv[2])
+    weights = nnunet.Weights(tuple(sys.argv[4:]), sys.argv[3])
     glibc.pin_thresholds()
     import torch  # before the walls are set, because what it reserves is not data
 
     torch.set_num_threads(1)
     child.Walls.of_this_process().stand()
-    (convert_nnunet if nnunet.is_nnunet(directory) else convert_bundle)(directory, out)
+    if nnunet.is_nnunet(directory):
+        convert_nnunet(directory, out, weights)
+    else:
+        convert_bundle(directory, out)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from apps.imaging.models.model_folder import ImagingModel, Inference
 from apps.imaging.volumes import intensity
 from apps.imaging.volumes.geometry import AxisMapping, LinearInterpolation, centred_grid, network_grid
 from apps.imaging.volumes.nonzero_crop import Content, Cropped, content, union
-from apps.imaging.volumes.spline import SplineReader, nearest_axis
+from apps.imaging.volumes.spline import Limits, SplineReader, nearest_axis
 from apps.imaging.volumes.streaming import PlaneRingBuffer, ResamplingReader
 from apps.imaging.volumes.volume import BLOCK_BYTES, PlaneReader, Shape, Volume, blocks, spacing
 from common.engines.base import Array, DoubleBuffer
@@ -43,8 +43,6 @@ class NetworkGrid:
     """The file's axis along which the image is resampled to the nearest voxel."""
     nearest_back: int | None = None
     """The same for the way back, where nnU-Net looks at the grid that it comes from first."""
-    limits: tuple[float, float] = (-np.inf, np.inf)
-    """Least and largest value of the image, where they are known."""
     steps: tuple[float, float, float] | None = None
     """Size of the network's voxels over the file's along each file axis, if the centres of the first voxels coincide;
     ``None``: the edges of both grids coincide."""
@@ -69,20 +67,23 @@ class NetworkGrid:
         """
         axes = AxisMapping.between(volume.affine, model.orientation)
         target, nnunet, steps = axes.to_file(model.spacing), model.convention == "nnunet", None
+        stored = spacing(volume.affine)
         if model.convention == "bundle":
             shape, steps = centred_grid(volume.shape, volume.affine, target)
         else:
+            x, y, z = (new or old for new, old in zip(target, stored, strict=True))
+            target = (x, y, z)
             tolerance = {"tolerance": 0.0} if nnunet else {}
             shape = network_grid(volume.shape, volume.affine, target, **tolerance)
-        stored = spacing(volume.affine)
+        images, predictions = model.inference.separate
         return cls(
             volume,
             axes,
             TileGrid(shape, axes.to_file(tile), overlap, axes.flips, nnunet),
             tile,
             nnunet,
-            nearest_axis(stored, target) if nnunet else None,
-            nearest_axis(target, stored) if nnunet else None,
+            nearest_axis(stored, target, images) if nnunet else None,
+            nearest_axis(target, stored, predictions) if nnunet else None,
             steps=steps,
             inference=model.inference,
             further=tuple(cls.of(other, model, tile=tile, overlap=overlap) for other in further),
@@ -124,11 +125,7 @@ class NetworkGrid:
         """
         low, high = union(contents)
         boxes = [Cropped(channel.volume, low, high) for channel in self.channels]
-        grid = NetworkGrid.of(boxes[0], model, tile=self.tile, overlap=self.tiles.overlap, further=boxes[1:])
-        first, *others = (
-            replace(channel, limits=own.limits) for channel, own in zip(grid.channels, contents, strict=True)
-        )
-        return replace(first, further=tuple(others))
+        return NetworkGrid.of(boxes[0], model, tile=self.tile, overlap=self.tiles.overlap, further=boxes[1:])
 
     @property
     def resampled(self) -> bool:
@@ -136,11 +133,16 @@ class NetworkGrid:
         return self.tiles.shape != self.volume.shape or self.steps is not None
 
     @property
+    def by_spline(self) -> bool:
+        """True if images are resampled by nnU-Net's splines."""
+        return self.nnunet and self.resampled and self.inference.interpolation == "cubic"
+
+    @property
     def to_network(self) -> tuple[LinearInterpolation, ...]:
-        """From the file's grid to the network's, along the file's axes; nnU-Net's models take splines instead."""
+        """From the file's grid to the network's, along the file's axes, where it is linear."""
         sizes = list(zip(self.volume.shape, self.tiles.shape, strict=True))
         if self.steps is None:
-            return tuple(LinearInterpolation.between(size, new) for size, new in sizes)
+            return tuple(_between(size, new, axis == self.nearest) for axis, (size, new) in enumerate(sizes))
         return tuple(
             LinearInterpolation.centred(size, new, step, flipped=flip)
             for (size, new), step, flip in zip(sizes, self.steps, self.axes.flips, strict=True)
@@ -151,12 +153,7 @@ class NetworkGrid:
         """From the network's grid to the file's, along the file's axes."""
         sizes = list(zip(self.tiles.shape, self.volume.shape, strict=True))
         if self.steps is None:
-            return tuple(
-                LinearInterpolation.nearest(size, new)
-                if axis == self.nearest_back
-                else LinearInterpolation.between(size, new)
-                for axis, (size, new) in enumerate(sizes)
-            )
+            return tuple(_between(size, new, axis == self.nearest_back) for axis, (size, new) in enumerate(sizes))
         nearest = self.inference.restored == "labels"
         return tuple(
             LinearInterpolation.centred(size, new, 1 / step, flipped=flip, nearest=nearest)
@@ -183,6 +180,8 @@ class Operations:
     """On the network's grid."""
     before: Sequence[intensity.Operation] = ()
     """On the file's."""
+    limits: Limits | None = None
+    """Values to which splines are cut, where they are taken."""
 
 
 def resolved(grid: NetworkGrid, model: ImagingModel) -> list[Operations]:
@@ -194,6 +193,12 @@ def resolved(grid: NetworkGrid, model: ImagingModel) -> list[Operations]:
 
 def _resolved(grid: NetworkGrid, operations: Sequence[intensity.Operation]) -> Operations:
     before, after = intensity.split(operations)
+    if grid.nnunet and grid.resampled:  # nnU-Net normalises first
+        early = intensity.resolve(operations, lambda: blocks(grid.volume))
+        if not grid.by_spline or grid.nearest == 2:
+            return Operations((), early)
+        normalised = (intensity.apply(early, np.asarray(block, np.float32)) for block in blocks(grid.volume))
+        return Operations((), early, Limits.of(normalised, grid.nearest))
     if intensity.RESAMPLE not in operations:
         return Operations(intensity.resolve(after, lambda: blocks(grid.volume)))
     early = intensity.resolve(before, lambda: blocks(grid.volume))
@@ -243,9 +248,9 @@ def open_windows(grid: NetworkGrid, operations: Sequence[Operations]) -> Iterato
 
 def _window(grid: NetworkGrid, reader: PlaneReader, operations: Operations) -> PlaneRingBuffer:
     shape, after = grid.tiles.shape, operations.after
-    if grid.nnunet and grid.resampled:
-        reader = SplineReader(grid.volume, reader, shape, after, nearest=grid.nearest, limits=grid.limits)
-        after = ()
+    if grid.by_spline:
+        limits, nearest = operations.limits, grid.nearest
+        reader = SplineReader(grid.volume, reader, shape, operations.before, nearest=nearest, limits=limits)
     elif grid.resampled:
         reader = _resampling(grid, reader, operations.before)
     else:
@@ -282,6 +287,10 @@ def network_tiles(
             for slot, number in enumerate(numbers):
                 window.fill(positions[number], grid.axes.view(tiles[slot, channel]))
         yield tiles
+
+
+def _between(size: int, new: int, nearest: bool) -> LinearInterpolation:
+    return LinearInterpolation.nearest(size, new) if nearest else LinearInterpolation.between(size, new)
 
 
 def same_grid(first: Volume, others: Sequence[Volume]) -> None:

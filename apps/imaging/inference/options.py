@@ -52,6 +52,10 @@ class InferOptions:
     """``None``: int8 if the model was quantised and OpenVINO runs it, else float32."""
     mirror: bool = False
     """True: average over mirrored tiles."""
+    folds: tuple[str, ...] = ()
+    """Folds of an nnU-Net model; all if empty."""
+    checkpoint: str = ""
+    """Weights of an nnU-Net model; empty: ``checkpoint_final.pth``."""
     device: str = "cpu"
     threads: int = 1
 

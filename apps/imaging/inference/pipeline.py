@@ -80,7 +80,16 @@ class OpenNetwork:
             engine = MirrorEngine(engine, ["xyz".index(axis) for axis in choice.mirror], batch=plan["batch"])
         head = read_head(model.directory, model.head) if model.head and plan["space"] == "features" else None
         kept = [label.value for label in request.outputs.labels]
-        return cls(engine, LogitsToLabels([label.value for label in model.labels], head, kept))
+        rule = model.inference
+        to_labels = LogitsToLabels(
+            model.written,
+            head,
+            kept,
+            decision=rule.decision,
+            threshold=rule.threshold,
+            inclusive=model.convention == "bundle",
+        )
+        return cls(engine, to_labels)
 
 
 def run(request: InferRequest, session: Session) -> dict[str, Any]:
@@ -304,7 +313,7 @@ def label_planes(
             if restored == "labels":
                 labels = piece.values[0].astype(to_labels.dtype)
             else:
-                labels = (to_labels if restored == "logits" else to_labels.without_head())(piece.values)
+                labels = (to_labels if restored == "logits" else to_labels.of_probabilities())(piece.values)
             yield from planes.add(piece, labels)
             del piece  # before the next one is made
         del block

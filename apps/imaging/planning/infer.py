@@ -213,7 +213,7 @@ class InferWorkload:
             Term(FREE_HEAP, SLACK if setting["allocator"] == "heap" else 0, "measured", ran),
             Term("small objects", OBJECTS_BYTES, "measured", (OPEN, *running)),
             Term("left by earlier studies", LEFT_BYTES if self.parts > 1 else 0, "measured", running),
-            Term("head", (model.features + 1) * len(model.labels) * FLOAT, "analytic", running),
+            Term("head", (model.features + 1) * len(model.written) * FLOAT, "analytic", running),
             *(Term(name, size, WORKING[name], (INFER,)) for name, size in self._largest_working(setting).items()),
             Term("mirrored tiles", self._mirror_bytes(setting), "analytic", (INFER,)),
             Term("tiles", (inputs * len(model.channels) * FLOAT + 2 * FLOAT + 4) * tile, "analytic", (INFER,)),
@@ -228,7 +228,7 @@ class InferWorkload:
     def channels(self, setting: Setting) -> int:
         """Values of each voxel in the blend."""
         model = self.request.model.model
-        return model.features if setting["space"] == "features" else len(model.labels)
+        return model.features if setting["space"] == "features" else len(model.written)
 
     def remedies(self) -> Iterator[tuple[str, Workload]]:
         """Smaller tiles: they change labels only where a tile's border sees less."""
@@ -286,7 +286,7 @@ class InferWorkload:
     def _working(self, grid: NetworkGrid, setting: Setting) -> dict[str, int]:
         """Bytes of one study while its tiles are run, by term."""
         classes, channels, blend = (
-            len(self.request.model.model.labels),
+            len(self.request.model.model.written),
             self.channels(setting),
             self._carried(grid, setting),
         )
@@ -311,8 +311,8 @@ class InferWorkload:
         }
 
     def _labels(self, grid: NetworkGrid, setting: Setting, restoring: int) -> Price:
-        classes, channels, shape = self.request.model.model.labels, self.channels(setting), grid.volume.shape
-        dtype = label_dtype([label.value for label in classes])
+        classes, channels, shape = self.request.model.model.written, self.channels(setting), grid.volume.shape
+        dtype = label_dtype(classes)
         along_z = grid.to_file[2] if grid.resampled else None
         copied = setting["space"] == "features" or grid.inference.restored != "logits"
         labels = label_bytes(grid.tiles, shape, len(classes), channels, dtype, along_z, copied=copied)

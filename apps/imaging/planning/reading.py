@@ -29,7 +29,7 @@ def input_bytes(grid: NetworkGrid) -> Price:
 
 
 def _channel_bytes(grid: NetworkGrid) -> Price:
-    if grid.nnunet and grid.resampled:
+    if grid.by_spline:
         x, y, _ = grid.tiles.shape
         reader = spline_bytes(grid.volume, grid.tiles.shape)
         return Price(x * y * window_depth(grid.tiles) * FLOAT + reader.resident, reader.transient)
