@@ -32,7 +32,9 @@ class Weights:
     def of(cls, folds: Sequence[str] = (), checkpoint: str = "") -> "Weights":
         """Read the command line's ``--folds`` and ``--checkpoint``, which may be short: ``best``."""
         name = checkpoint or CHECKPOINT
-        return cls(tuple(folds), name if name.endswith(".pth") else f"checkpoint_{name.removeprefix('checkpoint_')}.pth")
+        return cls(
+            tuple(folds), name if name.endswith(".pth") else f"checkpoint_{name.removeprefix('checkpoint_')}.pth"
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -107,7 +107,9 @@ def resampling(configuration: Mapping[str, Any]) -> dict[str, Any]:
         if function not in DEFAULTS:
             raise BadInput(f"resampling of {key} by {function}; only {', '.join(DEFAULTS)} are read")
         defaults = DEFAULTS[function]
-        unread = [name for name in options if name not in defaults or (name.startswith(("is", "order_z")) and options[name])]
+        unread = [
+            name for name in options if name not in defaults or (name.startswith(("is", "order_z")) and options[name])
+        ]
         allowed = (1, 3) if key == "data" else (1,)
         arguments = {**defaults, **options}
         if unread or (function == SPLINE and arguments["order"] not in allowed):

@@ -6,14 +6,17 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
+from apps.imaging.inference.components.filters import without_holes
 from apps.imaging.models.model_folder import ImagingModel, Inference
 from apps.imaging.volumes import intensity
+from apps.imaging.volumes.filled import Filled, MaskFile
 from apps.imaging.volumes.geometry import AxisMapping, LinearInterpolation, centred_grid, network_grid
 from apps.imaging.volumes.nonzero_crop import Content, Cropped, content, union
 from apps.imaging.volumes.spline import Limits, SplineReader, nearest_axis
 from apps.imaging.volumes.streaming import PlaneRingBuffer, ResamplingReader
-from apps.imaging.volumes.volume import BLOCK_BYTES, PlaneReader, Shape, Volume, blocks, spacing
+from apps.imaging.volumes.volume import BLOCK_BYTES, PlaneReader, Shape, Volume, blocks, scaled, spacing
 from common.engines.base import Array, DoubleBuffer
 from common.errors import BadInput
 from common.tiling.blend import FLOAT
@@ -47,6 +50,8 @@ class NetworkGrid:
     """Size of the network's voxels over the file's along each file axis, if the centres of the first voxels coincide;
     ``None``: the edges of both grids coincide."""
     inference: Inference = field(default_factory=Inference)
+    masked: bool = False
+    """True if a normalisation of nnU-Net's leaves out what is zero in every channel, apart from holes."""
     further: tuple["NetworkGrid", ...] = ()
     """The images of the other channels, on the same grid."""
 
@@ -86,6 +91,7 @@ class NetworkGrid:
             nearest_axis(target, stored, predictions) if nnunet else None,
             steps=steps,
             inference=model.inference,
+            masked=nnunet and any(one.get("nonzero") for operations in model.intensities for one in operations),
             further=tuple(cls.of(other, model, tile=tile, overlap=overlap) for other in further),
         )
 
@@ -161,15 +167,44 @@ class NetworkGrid:
         )
 
 
-def within_content(grid: NetworkGrid, model: ImagingModel) -> tuple[NetworkGrid, Shape | None]:
+@contextmanager
+def within_content(grid: NetworkGrid, model: ImagingModel, scratch: Path) -> Iterator[tuple[NetworkGrid, Shape | None]]:
     """The grid that is segmented, and the first voxel of its box in the file.
 
     nnU-Net's models see only the box that is not zero; for all others the grid stays and the voxel is ``None``.
+
+    Parameters
+    ----------
+    scratch
+        Directory of nnU-Net's mask, where the model's normalisation has one.
     """
     if not grid.nnunet:
-        return grid, None
+        yield grid, None
+        return
     contents = [content(channel.volume.shape, blocks(channel.volume)) for channel in grid.channels]
-    return grid.within(contents, model), union(contents)[0]
+    inside, first = grid.within(contents, model), union(contents)[0]
+    if not grid.masked:
+        yield inside, first
+        return
+    with MaskFile(inside.volume.shape, scratch) as mask:
+        mask.write(without_holes(_nonzero(inside), inside.volume.shape[2], scratch))
+        channels = (replace(each, volume=Filled(each.volume, mask)) for each in inside.channels)
+        one, *others = channels
+        yield replace(one, further=tuple(others)), first
+
+
+def _nonzero(grid: NetworkGrid) -> Iterator[npt.NDArray[np.bool_]]:
+    """Planes (y, x) of the voxels that are not zero in some channel."""
+    with ExitStack() as stack:
+        volumes = [channel.volume for channel in grid.channels]
+        readers = [stack.enter_context(volume.open()) for volume in volumes]
+        planes = [np.empty((1, volume.shape[1], volume.shape[0]), volume.dtype) for volume in volumes]
+        for _ in range(grid.volume.shape[2]):
+            found = np.zeros(planes[0].shape[1:], bool)
+            for volume, reader, plane in zip(volumes, readers, planes, strict=True):
+                reader.read(plane)
+                found |= scaled(volume, plane[0]) != 0
+            yield found
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import numpy.typing as npt
 
 from apps.imaging.dicom.defects import Defect, Outcome
 from apps.imaging.dicom.series import DicomVolume
-from apps.imaging.inference import small_components
+from apps.imaging.inference.components.filters import least_voxels, without_small
 from apps.imaging.inference.labeling import InverseResampler, LabelPlanes, LogitsToLabels, row_depth
 from apps.imaging.inference.network_grid import (
     NetworkGrid,
@@ -187,33 +188,32 @@ def _segment(
     """Segment one study into files whose paths begin with ``stem``. DICOM's UIDs are derived from ``key``."""
     model, volume, engine, dtype = request.model.model, grid.volume, network.engine, network.to_labels.dtype
     glibc.trim()  # what the study before left free is 3.7 MiB in the heap
-    with session.phase(STATISTICS):
-        inside, first = within_content(grid, model)
-        operations = resolved(inside, model)
+    scratch = request.inputs.scratch
     outputs = Outputs(request.outputs, stem.parent, stem.name, volume, model, key, dtype)
-    if "dicom-seg" in request.outputs.types:
-        with session.phase(TEMPLATE):
-            outputs.prepare()
-    with (
-        session.phase(INFER),
-        session.progress(total=len(inside.tiles), unit="tile", label=study.study) as bar,
-        outputs,
-    ):
+    with ExitStack() as stack:
+        with session.phase(STATISTICS):
+            inside, first = stack.enter_context(within_content(grid, model, scratch))
+            operations = resolved(inside, model)
+        if "dicom-seg" in request.outputs.types:
+            with session.phase(TEMPLATE):
+                outputs.prepare()
+        stack.enter_context(session.phase(INFER))
+        bar = stack.enter_context(session.progress(total=len(inside.tiles), unit="tile", label=study.study))
+        stack.enter_context(outputs)
         blocks = finished_values(
             inside,
             engine,
             operations,
             batch=session.plan["batch"],
             spill=session.plan["spill"],
-            scratch=request.inputs.scratch,
+            scratch=scratch,
             tick=bar.update,
         )
         planes = label_planes(inside, engine.out_channels, blocks, network.to_labels)
         if first is not None:
             planes = uncropped(planes, volume.shape, first, dtype)
         if request.options.remove_small:
-            least = small_components.least_voxels(request.options.remove_small, volume.affine)
-            planes = small_components.without_small(planes, least, request.inputs.scratch)
+            planes = without_small(planes, least_voxels(request.options.remove_small, volume.affine), scratch)
         for labels in planes:
             outputs.write(labels)
         outputs.save_statistics()

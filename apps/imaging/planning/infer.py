@@ -14,12 +14,12 @@ from typing import cast
 
 from apps.imaging.dicom.seg_header import CHILD_BYTES
 from apps.imaging.dicom.web import NETWORK_BYTES, is_address
+from apps.imaging.inference.components.streaming import components_bytes
 from apps.imaging.inference.labeling import back_bytes, extended_bytes, label_bytes, label_dtype, piece_bytes
 from apps.imaging.inference.network_grid import NetworkGrid, restored_channels
 from apps.imaging.inference.outputs import outputs_bytes
 from apps.imaging.inference.phases import INFER, OPEN, PREVIEW, STATISTICS, STOW, TEMPLATE
 from apps.imaging.inference.request import InferRequest
-from apps.imaging.inference.small_components import components_bytes
 from apps.imaging.models.model_folder import TORCH_NETWORK
 from apps.imaging.models.networks.registry import divisors
 from apps.imaging.planning import baselines

@@ -188,9 +188,7 @@ def write(
     architecture = {**ARCHITECTURE, **(FLAT if flat else {}), **architecture}
     if network == "ResidualEncoderUNet":
         architecture.pop("n_conv_per_stage", None)
-    described = plans(
-        architecture=architecture, network=network, channels=channels, name=configuration, **changes
-    )
+    described = plans(architecture=architecture, network=network, channels=channels, name=configuration, **changes)
     (directory / "plans.json").write_text(json.dumps(described))
     content = {
         "channel_names": {str(number): f"MRI {number}" for number in range(channels)},
@@ -202,10 +200,7 @@ def write(
     outputs = len(content.get("regions_class_order") or [name for name in content["labels"] if name != "ignore"])
     patch = described["configurations"][configuration]["patch_size"] if scaled else ()
     built = {**architecture, **({"norm_op": norm} if norm else {})}
-    made = [
-        build(seed, built, classes=outputs, channels=channels, kind=network, patch=patch).eval()
-        for seed in seeds
-    ]
+    made = [build(seed, built, classes=outputs, channels=channels, kind=network, patch=patch).eval() for seed in seeds]
     for fold, each in enumerate(made):
         folder = directory / f"fold_{fold}"
         folder.mkdir(exist_ok=True)

@@ -50,17 +50,24 @@ def _resampling(function: str, **options: Any) -> dict[str, Any]:
     for key, more in order.items():
         more = more if function == "resample_data_or_seg_to_shape" else {}
         fields[f"resampling_fn_{key}"] = function
-        fields[f"resampling_fn_{key}_kwargs"] = {} if function == "no_resampling_hack" else {"is_seg": key == "seg", **more, **options}
+        fields[f"resampling_fn_{key}_kwargs"] = (
+            {} if function == "no_resampling_hack" else {"is_seg": key == "seg", **more, **options}
+        )
     return fields
 
 
-REGIONS = {"labels": {"background": 0, "whole": [1, 2, 3], "core": [2, 3], "enhancing": 3}, "regions_class_order": [1, 2, 3]}
+REGIONS = {
+    "labels": {"background": 0, "whole": [1, 2, 3], "core": [2, 3], "enhancing": 3},
+    "regions_class_order": [1, 2, 3],
+}
 OTHER = (1.2, 0.9, 1.3)
 KINDS: Mapping[str, Kind] = {
     "plain": Kind({**ISOTROPIC, "architecture": DEEP}, tta=True),
     "resampled": Kind({**ISOTROPIC, "architecture": DEEP}, spacing=OTHER),
     "old": Kind({**ISOTROPIC, "architecture": DEEP, "old": True}, spacing=OTHER),
-    "old-residual": Kind({**ISOTROPIC, "architecture": {**DEEP, **RESIDUAL}, "network": "ResidualEncoderUNet", "old": True}),
+    "old-residual": Kind(
+        {**ISOTROPIC, "architecture": {**DEEP, **RESIDUAL}, "network": "ResidualEncoderUNet", "old": True}
+    ),
     "residual": Kind({**ISOTROPIC, "architecture": {**DEEP, **RESIDUAL}, "network": "ResidualEncoderUNet"}),
     "batch": Kind({**ISOTROPIC, "architecture": DEEP, "norm": "BatchNorm3d"}, trainer="nnUNetTrainerBN"),
     "regions": Kind({**ISOTROPIC, "architecture": DEEP, "dataset": REGIONS, "channels": 2}, spacing=OTHER),
@@ -92,7 +99,12 @@ def make(kind: Kind, work: Path) -> tuple[Path, Path]:
     rgb = "RGB" in str(kind.folder.get("normalization_schemes"))
     for number in range(2):
         for channel in range(int(kind.folder.get("channels", 1))):
-            write_image(images / f"case{number}_{channel:04d}.nii.gz", kind, seed=10 * number + channel, most=255 if rgb else 900)
+            write_image(
+                images / f"case{number}_{channel:04d}.nii.gz",
+                kind,
+                seed=10 * number + channel,
+                most=255 if rgb else 900,
+            )
     return model, images
 
 
@@ -120,7 +132,11 @@ def compare(name: str, work: Path, *, peer: Path = PEER_PYTHON, memory: str = "2
     theirs, ours = work / "nnunet", work / "peakline"
     options = [word for option in kind.options for word in option.split(",")]
     tta = ["--tta"] if kind.tta else []
-    subprocess.run([str(peer), "-P", str(PREDICT), str(model), str(images), str(theirs), *options, *tta], check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(
+        [str(peer), "-P", str(PREDICT), str(model), str(images), str(theirs), *options, *tta],
+        check=True,
+        stdout=subprocess.DEVNULL,
+    )
     infer = [sys.executable, "-m", "apps.imaging", "infer", str(images), "-m", str(model), "-o", str(ours), "-q"]
     subprocess.run([*infer, "--memory", memory, *kind.options, *(["--tta", "mirror"] if kind.tta else [])], check=True)
     found = {"voxels": 0, "unequal": 0, "classes": 0}
