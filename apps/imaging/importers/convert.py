@@ -10,6 +10,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -155,20 +156,22 @@ def convert_bundle(directory: Path, out: Path) -> None:
             state = state[name]
     network = registry.build(plan.network, plan.arguments)
     network.load_state_dict({key.removeprefix("module."): tensor for key, tensor in state.items()})
+    named = zip(labels_from_names(list(plan.labels)), plan.values, strict=True)
     _write(
         out,
         plan,
         network,
         patch=plan.inferer.patch,
-        labels=labels_from_names(list(plan.labels)),
+        labels=[replace(label, value=value) for label, value in named],
         card=f"# Imported from a MONAI bundle\n\n{plan.network}. Research use only.\n",
         extra={
             "convention": "bundle",
+            "further_intensity": plan.further_intensity,
             "inference": {
                 "overlap": plan.inferer.overlap,
                 "importance": plan.inferer.importance,
                 "padding": plan.inferer.padding,
-                "restored": plan.restored,
+                **plan.inference,
             },
         },
     )
@@ -235,10 +238,7 @@ def convert_nnunet(directory: Path, out: Path, weights: nnunet.Weights) -> None:
         network,
         arguments=arguments,
         patch=plan.patch,
-        labels=[
-            type(label)(value, label.name, label.code, label.color)
-            for label, value in zip(labels, plan.labels.values(), strict=True)
-        ],
+        labels=[replace(label, value=value) for label, value in zip(labels, plan.labels.values(), strict=True)],
         card=f"# Imported from nnU-Net\n\n{plan.network}, {len(members)} fold(s). Research use only.\n",
         extra={
             "convention": "nnunet",

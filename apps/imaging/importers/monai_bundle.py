@@ -12,15 +12,9 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from apps.imaging.importers.monai_expressions import Configuration
-from apps.imaging.importers.monai_transforms import (
-    HARMLESS,
-    IGNORED,
-    Inferer,
-    inferer,
-    preprocessing,
-    restoring,
-    transform_name,
-)
+from apps.imaging.importers.monai_inferer import Inferer, inferer
+from apps.imaging.importers.monai_postprocessing import Restoring, restoring
+from apps.imaging.importers.monai_transforms import HARMLESS, IGNORED, Blockers, preprocessing, transform_name
 from apps.imaging.models.networks import monai_bundle
 from apps.imaging.volumes.intensity import Operation
 from common.errors import BadInput, UsageError
@@ -45,9 +39,13 @@ class BundlePlan:
     """Millimetres; 0: the image's own."""
     orientation: str
     intensity: tuple[Operation, ...]
+    further_intensity: tuple[tuple[Operation, ...], ...]
+    """Operations on the other channels."""
     inferer: Inferer
-    restored: str
-    """Values that are resampled to the image's grid: ``logits``, ``softmax``, ``sigmoid`` or ``labels``."""
+    inference: Mapping[str, Any]
+    """The field of the model folder, without that of tiles."""
+    values: tuple[int, ...]
+    """Of the labels."""
     weights: Path
 
 
@@ -103,22 +101,51 @@ def _parsed(path: Path) -> dict[str, Any]:
 
 
 def _plan(directory: Path, metadata: Mapping[str, Any], configuration: Configuration) -> BundlePlan:
-    network, arguments = _network(configuration)
-    before = preprocessing(_transforms(configuration, "preprocessing"))
-    after = restoring(_transforms(configuration, "postprocessing"))
-    formats = metadata.get("network_data_format", {})
+    blockers = Blockers()
+    network, arguments, weights = "", {"in_channels": 1, "out_channels": 1}, directory
+    before, after, tiles = preprocessing([]), Restoring(), Inferer(None, 0.0, "constant", "zero")
+    with blockers.gathering():
+        network, arguments = _network(configuration)
+    with blockers.gathering():
+        before = preprocessing(_transforms(configuration, "preprocessing", blockers))
+    with blockers.gathering():
+        tiles = inferer(_arguments(configuration, configuration["inferer"]))
+    with blockers.gathering():
+        after = restoring(_transforms(configuration, "postprocessing", blockers))
+    with blockers.gathering():
+        weights = _weights(directory, configuration)
+    blockers.raise_any()
+    channels, outputs = arguments["in_channels"], arguments["out_channels"]
+    if channels > 1 and before.joint:
+        joint = " and ".join(dict.fromkeys(before.joint))
+        raise BadInput(f"{joint}: statistics of all channels together are not read; those of each (channel_wise) are")
+    formats, inference = metadata.get("network_data_format", {}), after.inference(outputs)
+    values, labels = _labels(formats.get("outputs"), outputs, inference)
     return BundlePlan(
         network=network,
         arguments=arguments,
-        channels=_names(formats.get("inputs"), arguments["in_channels"], "image"),
-        labels=_names(formats.get("outputs"), arguments["out_channels"], "class"),
+        channels=_names(formats.get("inputs"), channels, "image"),
+        labels=labels,
+        values=values,
         spacing=tuple(before.spacing or (0.0, 0.0, 0.0)),
         orientation=before.orientation,
         intensity=tuple(before.intensity),
-        inferer=inferer(_arguments(configuration, configuration["inferer"])),
-        restored=after,
-        weights=_weights(directory, configuration),
+        further_intensity=(tuple(before.intensity),) * (channels - 1),
+        inferer=tiles,
+        inference=inference,
+        weights=weights,
     )
+
+
+def _labels(formats: Any, outputs: int, inference: Mapping[str, Any]) -> tuple[tuple[int, ...], tuple[str, ...]]:
+    """Values and names of the labels; a mask has the name of its channel."""
+    decision = inference.get("decision", "largest")
+    if decision == "largest":
+        return tuple(range(outputs)), _names(formats, outputs, "class")
+    names = _names(formats, outputs, "mask")
+    written = inference["regions"] if decision == "regions" else [1 << channel for channel in range(outputs)]
+    named = dict(sorted(zip(written, names, strict=True)))
+    return (0, *named), ("background", *named.values())
 
 
 def _network(configuration: Configuration) -> tuple[str, dict[str, Any]]:
@@ -146,10 +173,14 @@ def _arguments(configuration: Configuration, component: Any) -> dict[str, Any]:
     if component.get("_mode_", "default") != "default":
         raise BadInput(f"_mode_ {component['_mode_']!r} is not read")
     unread = UNREAD | {"_mode_", "_desc_", "_requires_", "_disabled_"}
-    return {key: configuration.plain(value) for key, value in component.items() if key not in unread}
+    return {
+        key: value if key == "func" else configuration.plain(value)  # a function is text for whoever reads it
+        for key, value in component.items()
+        if key not in unread
+    }
 
 
-def _transforms(configuration: Configuration, key: str) -> list[dict[str, Any]]:
+def _transforms(configuration: Configuration, key: str, blockers: Blockers) -> list[dict[str, Any]]:
     """The components of a ``Compose``; of those without an effect here only the name."""
     composed = configuration[key]
     if not isinstance(composed, dict) or transform_name(composed.get("_target_")) != "Compose":
@@ -160,8 +191,9 @@ def _transforms(configuration: Configuration, key: str) -> list[dict[str, Any]]:
         if configuration.value(component.get("_disabled_", False)) is True:
             continue
         target = configuration.value(component.get("_target_"))
-        harmless = transform_name(target) in HARMLESS | {"SaveImage"}
-        transforms.append({"_target_": target} if harmless else _arguments(configuration, component))
+        with blockers.gathering():
+            harmless = transform_name(target) in HARMLESS | {"SaveImage"}
+            transforms.append({"_target_": target} if harmless else _arguments(configuration, component))
     return transforms
 
 

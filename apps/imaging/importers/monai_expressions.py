@@ -2,7 +2,8 @@
 
 ``"@a#b"`` is the value at ``b`` below ``a``. ``"$..."`` is a Python expression. It is parsed, and its syntax tree is
 evaluated here, never by Python, in a small grammar: numbers, strings, lists, references, arithmetic on numbers, ``+``
-of strings and of lists, comparisons, ``and``, ``or``, ``not`` and ``A if C else B``. All else is refused by name.
+of strings and of lists, comparisons, ``and``, ``or``, ``not``, ``A if C else B``, and ``len``, ``int``, ``float``,
+``list`` and ``tuple`` of one value. All else is refused by name.
 
 Values are evaluated only when they are read; data loaders, handlers and the bundle's program never are.
 """
@@ -36,6 +37,9 @@ _BINARY: Mapping[type[ast.operator], Callable[[Any, Any], Any]] = MappingProxyTy
         ast.FloorDiv: operator.floordiv,
         ast.Mod: operator.mod,
     }
+)
+_CALLS: Mapping[str, Callable[[Any], Any]] = MappingProxyType(
+    {"len": len, "int": int, "float": float, "list": list, "tuple": list}
 )
 _COMPARE: Mapping[type[ast.cmpop], Callable[[Any, Any], bool]] = MappingProxyType(
     {
@@ -158,6 +162,8 @@ class Configuration:
                 return _combined(kind, of(left), of(right))
             case ast.Compare(left=left, ops=[kind], comparators=[right]):
                 return _compared(kind, of(left), of(right))
+            case ast.Call(func=ast.Name(id=name), args=[inner], keywords=[]) if name in _CALLS:
+                return _called(name, of(inner))
             case ast.Subscript(value=inner, slice=index):
                 return of(inner)[of(index)]
             case _:
@@ -171,6 +177,12 @@ def _decided(values: Iterator[Any], either: bool) -> Any:
         if bool(value) is either:
             break
     return value
+
+
+def _called(name: str, value: Any) -> Any:
+    if isinstance(value, str) and name != "len":
+        raise TypeError(f"{name} of a text")
+    return _CALLS[name](value)
 
 
 def _compared(kind: ast.cmpop, left: Any, right: Any) -> bool:

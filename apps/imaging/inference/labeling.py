@@ -193,6 +193,8 @@ class LogitsToLabels:
         Label values that are written. All classes compete; a voxel of one that is not kept becomes background.
     decision
         As in ``Inference``: the class of the largest logit, the last region that is found, or a bit for each class.
+    order
+        Regions in the order in which they write; ascending without one.
     threshold
         Logit above which a region or class is found.
     inclusive
@@ -206,13 +208,14 @@ class LogitsToLabels:
         kept: Sequence[int] | None = None,
         *,
         decision: Literal["largest", "regions", "bits"] = "largest",
+        order: Sequence[int] = (),
         threshold: float = 0.0,
         inclusive: bool = False,
     ) -> None:
         self.dtype, self.classes = label_dtype(values), len(values)
         self._values = np.asarray([value if kept is None or value in kept else 0 for value in values], self.dtype)
         self._identical = bool((self._values == np.arange(len(values))).all())
-        self._head, self._decision = head, decision
+        self._head, self._decision, self._order = head, decision, order or range(len(values))
         self._threshold, self._found = np.float32(threshold), np.greater_equal if inclusive else np.greater
 
     def __call__(self, values: Array) -> npt.NDArray[np.unsignedinteger]:
@@ -230,12 +233,12 @@ class LogitsToLabels:
             index = _largest(logits, self.dtype)
             return index if self._identical else self._values[index]
         labels, found = np.zeros(logits.shape[1:], self.dtype), np.empty(logits.shape[1:], bool)
-        for value, channel in zip(self._values, logits, strict=True):
-            self._found(channel, self._threshold, out=found)
+        for channel in self._order:
+            self._found(logits[channel], self._threshold, out=found)
             if self._decision == "bits":
-                labels |= found * value
+                labels |= found * self._values[channel]
             else:
-                np.copyto(labels, value, where=found)
+                np.copyto(labels, self._values[channel], where=found)
         return labels
 
     def _logits(self, values: Array) -> Array:

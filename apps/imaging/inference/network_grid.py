@@ -1,25 +1,19 @@
 """A study's images on the network's grid: the geometry that pricing, inference and quantisation share."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
-from apps.imaging.inference.components.filters import without_holes
 from apps.imaging.models.model_folder import ImagingModel, Inference
 from apps.imaging.volumes import intensity
-from apps.imaging.volumes.filled import Filled, MaskFile
+from apps.imaging.volumes.foreground import with_margin
 from apps.imaging.volumes.geometry import AxisMapping, LinearInterpolation, centred_grid, network_grid
-from apps.imaging.volumes.nonzero_crop import Content, Cropped, content, union
-from apps.imaging.volumes.spline import Limits, SplineReader, nearest_axis
-from apps.imaging.volumes.streaming import PlaneRingBuffer, ResamplingReader
-from apps.imaging.volumes.volume import BLOCK_BYTES, PlaneReader, Shape, Volume, blocks, scaled, spacing
-from common.engines.base import Array, DoubleBuffer
+from apps.imaging.volumes.nonzero_crop import Content, Cropped, union
+from apps.imaging.volumes.spline import nearest_axis
+from apps.imaging.volumes.volume import Shape, Volume, spacing
 from common.errors import BadInput
-from common.tiling.blend import FLOAT
 from common.tiling.grid import TileGrid
 
 GRID_TOLERANCE = 1e-3
@@ -50,6 +44,10 @@ class NetworkGrid:
     """Size of the network's voxels over the file's along each file axis, if the centres of the first voxels coincide;
     ``None``: the edges of both grids coincide."""
     inference: Inference = field(default_factory=Inference)
+    whole: Shape = (0, 0, 0)
+    """Shape of the network's grid over the whole image."""
+    low: Shape | None = None
+    """First voxel, in it, of the box that ``tiles`` cover; ``None``: they cover all of it."""
     masked: bool = False
     """True if a normalisation of nnU-Net's leaves out what is zero in every channel, apart from holes."""
     further: tuple["NetworkGrid", ...] = ()
@@ -81,16 +79,22 @@ class NetworkGrid:
             tolerance = {"tolerance": 0.0} if nnunet else {}
             shape = network_grid(volume.shape, volume.affine, target, **tolerance)
         images, predictions = model.inference.separate
+        low, size = None, shape
+        if crop := intensity.crop_of(model.intensity):  # the largest box that it may leave
+            margin = axes.to_file(tuple(crop["margin"]))
+            low, size = with_margin((0, 0, 0), shape, shape, margin, smaller=bool(crop.get("smaller")))
         return cls(
             volume,
             axes,
-            TileGrid(shape, axes.to_file(tile), overlap, axes.flips, nnunet),
+            TileGrid(size, axes.to_file(tile), overlap, axes.flips, nnunet),
             tile,
             nnunet,
             nearest_axis(stored, target, images) if nnunet else None,
             nearest_axis(target, stored, predictions) if nnunet else None,
             steps=steps,
             inference=model.inference,
+            whole=shape,
+            low=low,
             masked=nnunet and any(one.get("nonzero") for operations in model.intensities for one in operations),
             further=tuple(cls.of(other, model, tile=tile, overlap=overlap) for other in further),
         )
@@ -135,8 +139,8 @@ class NetworkGrid:
 
     @property
     def resampled(self) -> bool:
-        """True if the network's grid is not the file's."""
-        return self.tiles.shape != self.volume.shape or self.steps is not None
+        """True if the network's grid is not the file's, or not all of it."""
+        return self.whole != self.volume.shape or self.steps is not None or self.low is not None
 
     @property
     def by_spline(self) -> bool:
@@ -146,7 +150,7 @@ class NetworkGrid:
     @property
     def to_network(self) -> tuple[LinearInterpolation, ...]:
         """From the file's grid to the network's, along the file's axes, where it is linear."""
-        sizes = list(zip(self.volume.shape, self.tiles.shape, strict=True))
+        sizes = list(zip(self.volume.shape, self.whole, strict=True))
         if self.steps is None:
             return tuple(_between(size, new, axis == self.nearest) for axis, (size, new) in enumerate(sizes))
         return tuple(
@@ -156,172 +160,27 @@ class NetworkGrid:
 
     @property
     def to_file(self) -> tuple[LinearInterpolation, ...]:
-        """From the network's grid to the file's, along the file's axes."""
-        sizes = list(zip(self.tiles.shape, self.volume.shape, strict=True))
+        """From what the tiles cover to the file's grid, along the file's axes."""
+        found, sizes = self._to_file, self.tiles.shape
+        if self.low is None:
+            return found
+        return tuple(one.within(low, size) for one, low, size in zip(found, self.low, sizes, strict=True))
+
+    @property
+    def _to_file(self) -> tuple[LinearInterpolation, ...]:
+        sizes = list(zip(self.whole, self.volume.shape, strict=True))
         if self.steps is None:
             return tuple(_between(size, new, axis == self.nearest_back) for axis, (size, new) in enumerate(sizes))
-        nearest = self.inference.restored == "labels"
+        nearest = self.inference.restored == "labels" and not self.inference.interpolated
         return tuple(
             LinearInterpolation.centred(size, new, 1 / step, flipped=flip, nearest=nearest)
             for (size, new), step, flip in zip(sizes, self.steps, self.axes.flips, strict=True)
         )
 
-
-@contextmanager
-def within_content(grid: NetworkGrid, model: ImagingModel, scratch: Path) -> Iterator[tuple[NetworkGrid, Shape | None]]:
-    """The grid that is segmented, and the first voxel of its box in the file.
-
-    nnU-Net's models see only the box that is not zero; for all others the grid stays and the voxel is ``None``.
-
-    Parameters
-    ----------
-    scratch
-        Directory of nnU-Net's mask, where the model's normalisation has one.
-    """
-    if not grid.nnunet:
-        yield grid, None
-        return
-    contents = [content(channel.volume.shape, blocks(channel.volume)) for channel in grid.channels]
-    inside, first = grid.within(contents, model), union(contents)[0]
-    if not grid.masked:
-        yield inside, first
-        return
-    with MaskFile(inside.volume.shape, scratch) as mask:
-        mask.write(without_holes(_nonzero(inside), inside.volume.shape[2], scratch))
-        channels = (replace(each, volume=Filled(each.volume, mask)) for each in inside.channels)
-        one, *others = channels
-        yield replace(one, further=tuple(others)), first
-
-
-def _nonzero(grid: NetworkGrid) -> Iterator[npt.NDArray[np.bool_]]:
-    """Planes (y, x) of the voxels that are not zero in some channel."""
-    with ExitStack() as stack:
-        volumes = [channel.volume for channel in grid.channels]
-        readers = [stack.enter_context(volume.open()) for volume in volumes]
-        planes = [np.empty((1, volume.shape[1], volume.shape[0]), volume.dtype) for volume in volumes]
-        for _ in range(grid.volume.shape[2]):
-            found = np.zeros(planes[0].shape[1:], bool)
-            for volume, reader, plane in zip(volumes, readers, planes, strict=True):
-                reader.read(plane)
-                found |= scaled(volume, plane[0]) != 0
-            yield found
-
-
-@dataclass(frozen=True, slots=True)
-class Operations:
-    """Intensity operations of one channel, with numbers in the place of statistics."""
-
-    after: Sequence[intensity.Operation]
-    """On the network's grid."""
-    before: Sequence[intensity.Operation] = ()
-    """On the file's."""
-    limits: Limits | None = None
-    """Values to which splines are cut, where they are taken."""
-
-
-def resolved(grid: NetworkGrid, model: ImagingModel) -> list[Operations]:
-    """The intensity operations of each channel, their statistics taken in passes over the images."""
-    return [
-        _resolved(channel, operations) for channel, operations in zip(grid.channels, model.intensities, strict=True)
-    ]
-
-
-def _resolved(grid: NetworkGrid, operations: Sequence[intensity.Operation]) -> Operations:
-    before, after = intensity.split(operations)
-    if grid.nnunet and grid.resampled:  # nnU-Net normalises first
-        early = intensity.resolve(operations, lambda: blocks(grid.volume))
-        if not grid.by_spline or grid.nearest == 2:
-            return Operations((), early)
-        normalised = (intensity.apply(early, np.asarray(block, np.float32)) for block in blocks(grid.volume))
-        return Operations((), early, Limits.of(normalised, grid.nearest))
-    if intensity.RESAMPLE not in operations:
-        return Operations(intensity.resolve(after, lambda: blocks(grid.volume)))
-    early = intensity.resolve(before, lambda: blocks(grid.volume))
-    return Operations(intensity.resolve(after, lambda: _blocks_on_grid(grid, early)), early)
-
-
-def _blocks_on_grid(grid: NetworkGrid, before: Sequence[intensity.Operation]) -> Iterator[Array]:
-    """One pass over the image on the network's grid, (k, y, x) float32."""
-    if not grid.resampled:
-        yield from (intensity.apply(before, block) for block in blocks(grid.volume))
-        return
-    x, y, z = grid.tiles.shape
-    buffer = np.empty((min(z, pass_planes(grid)), y, x), np.float32)
-    with grid.volume.open() as stored:
-        reader = _resampling(grid, stored, before)
-        for start in range(0, z, len(buffer)):
-            planes = buffer[: min(len(buffer), z - start)]
-            reader.read(planes)
-            yield planes
-
-
-def _resampling(grid: NetworkGrid, reader: PlaneReader, before: Sequence[intensity.Operation]) -> ResamplingReader:
-    # MONAI resamples in double precision, in which sums hardly ever cancel to zero.
-    keep = grid.steps is not None
-    return ResamplingReader(grid.volume, reader, grid.tiles.shape, grid.to_network, before, keep_zeros=keep)
-
-
-def pass_planes(grid: NetworkGrid) -> int:
-    """Planes of the network's grid that a pass over an image holds at a time."""
-    x, y, _ = grid.tiles.shape
-    return max(1, BLOCK_BYTES // (x * y * FLOAT))
-
-
-@contextmanager
-def open_windows(grid: NetworkGrid, operations: Sequence[Operations]) -> Iterator[list[PlaneRingBuffer]]:
-    """Open each channel on the network's grid, resampled as the model's convention has it.
-
-    Parameters
-    ----------
-    operations
-        By channel, from ``resolved``.
-    """
-    with ExitStack() as stack:
-        readers = [stack.enter_context(channel.volume.open()) for channel in grid.channels]
-        yield [_window(*channel) for channel in zip(grid.channels, readers, operations, strict=True)]
-
-
-def _window(grid: NetworkGrid, reader: PlaneReader, operations: Operations) -> PlaneRingBuffer:
-    shape, after = grid.tiles.shape, operations.after
-    if grid.by_spline:
-        limits, nearest = operations.limits, grid.nearest
-        reader = SplineReader(grid.volume, reader, shape, operations.before, nearest=nearest, limits=limits)
-    elif grid.resampled:
-        reader = _resampling(grid, reader, operations.before)
-    else:
-        after = (*operations.before, *after)
-    edge = grid.inference.padding == "edge"
-    return PlaneRingBuffer(grid.volume, reader, grid.tiles, after, ready=grid.resampled, edge=edge)
-
-
-def network_tiles(
-    grid: NetworkGrid, windows: Sequence[PlaneRingBuffer], batches: Sequence[Sequence[int]], batch: int
-) -> Iterator[Array]:
-    """The network's input, batch by batch.
-
-    Parameters
-    ----------
-    windows
-        By channel, from ``open_windows``.
-    batches
-        Numbers of the tiles of each batch, ascending.
-    batch
-        Most tiles of a batch.
-
-    Yields
-    ------
-    array (n, channels, *tile)
-        float32, in the model's axes; overwritten two batches later, of single tiles at the next one.
-    """
-    positions = list(grid.tiles)
-    inputs = DoubleBuffer((batch, len(windows), *grid.tile))
-    for numbers in batches:
-        tiles = inputs.next(len(numbers))
-        for channel, window in enumerate(windows):
-            window.advance(positions[numbers[0]][2])
-            for slot, number in enumerate(numbers):
-                window.fill(positions[number], grid.axes.view(tiles[slot, channel]))
-        yield tiles
+    def cropped(self, low: Shape, size: Shape) -> "NetworkGrid":
+        """The same with tiles over a box of the network's grid."""
+        further = tuple(other.cropped(low, size) for other in self.further)
+        return replace(self, tiles=replace(self.tiles, shape=size), low=low, further=further)
 
 
 def _between(size: int, new: int, nearest: bool) -> LinearInterpolation:

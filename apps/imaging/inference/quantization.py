@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from apps.imaging.inference.discovery import find_studies, open_volume
-from apps.imaging.inference.network_grid import NetworkGrid, network_tiles, open_windows, resolved, within_content
+from apps.imaging.inference.network_grid import NetworkGrid
 from apps.imaging.inference.options import CompressOptions
+from apps.imaging.inference.reading import network_tiles, open_windows, resolved, within_content
 from apps.imaging.models.model_folder import APPLICATION, CARD, ImagingModel, read_manifest, read_model
 from common import model_folder
 from common.cli.session import Session

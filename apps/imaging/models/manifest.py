@@ -59,8 +59,16 @@ class InferenceEntry(TypedDict, total=False):
     which may overlap."""
     regions: list[Annotated[int, ("minimum", 1), ("maximum", 65535)]]
     """Label that each output channel writes where it is found, for ``regions``."""
+    order: list[Annotated[int, ("minimum", 0)]]
+    """Output channels in the order in which they write, for ``regions``; absent: ascending."""
     threshold: float
     """Logit above which a region or class is found."""
+    largest: list[Annotated[int, ("minimum", 1), ("maximum", 65535)]]
+    """Labels of which only the largest connected component stays; empty: all."""
+    largest_first: bool
+    """True if that is done on the network's grid."""
+    interpolated: bool
+    """True if restored labels are interpolated and rounded; else the nearest is taken."""
 
 
 class ImagingManifest(model_folder.Manifest):

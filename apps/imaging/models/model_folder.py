@@ -64,8 +64,16 @@ class Inference:
     that is."""
     regions: tuple[int, ...] = ()
     """Label that each output channel writes where it is found, for ``regions``."""
+    order: tuple[int, ...] = ()
+    """Output channels in the order in which they write, for ``regions``; empty: ascending."""
     threshold: float = 0.0
     """Logit above which a region or class is found."""
+    largest: tuple[int, ...] | None = None
+    """Labels of which only the largest connected component stays; empty: all."""
+    largest_first: bool = False
+    """True if that is done on the network's grid."""
+    interpolated: bool = False
+    """True if restored labels are interpolated and rounded; else the nearest is taken."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,7 +260,7 @@ def _from_manifest(directory: Path, manifest: ImagingManifest) -> ImagingModel:
 
 def _inference(entry: InferenceEntry) -> Inference:
     fields: dict[str, Any] = dict(entry)
-    for key in {"separate", "regions"} & set(fields):
+    for key in {"separate", "regions", "order", "largest"} & set(fields):
         fields[key] = tuple(fields[key])
     return Inference(**fields)
 
@@ -268,6 +276,8 @@ def _features(model: ImagingModel) -> int:
     written = model.written
     if model.inference.decision == "regions" and set(written) != {label.value for label in model.labels[1:]}:
         raise ValueError("the regions are not the labels")
+    if sorted(model.inference.order or range(len(written))) != list(range(len(written))):
+        raise ValueError("the order is not of the output channels")
     if model.inference.decision == "bits" and list(written) != [1 << bit for bit in range(len(written))]:
         raise ValueError("labels of classes that overlap are 1, 2, 4, ...")
     features, channels = len(written), [model.arguments.get("out_channels")]

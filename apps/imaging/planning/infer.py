@@ -15,7 +15,14 @@ from typing import cast
 from apps.imaging.dicom.seg_header import CHILD_BYTES
 from apps.imaging.dicom.web import NETWORK_BYTES, is_address
 from apps.imaging.inference.components.streaming import components_bytes
-from apps.imaging.inference.labeling import back_bytes, extended_bytes, label_bytes, label_dtype, piece_bytes
+from apps.imaging.inference.labeling import (
+    back_bytes,
+    extended_bytes,
+    label_bytes,
+    label_dtype,
+    piece_bytes,
+    row_depth,
+)
 from apps.imaging.inference.network_grid import NetworkGrid, restored_channels
 from apps.imaging.inference.outputs import outputs_bytes
 from apps.imaging.inference.phases import INFER, OPEN, PREVIEW, STATISTICS, STOW, TEMPLATE
@@ -48,7 +55,7 @@ WORKING: Mapping[str, Source] = {
     "input planes": "analytic",
     "finished labels": "analytic",
     "reading, labelling, writing": "measured",
-    "small parts": "measured",
+    "components": "measured",
     "outputs": "measured",
 }
 """Terms of one study while its tiles are run, and where their numbers come from."""
@@ -290,7 +297,7 @@ class InferWorkload:
             self.channels(setting),
             self._carried(grid, setting),
         )
-        written, shape = self.request.outputs, grid.volume.shape
+        written = self.request.outputs
         outputs = outputs_bytes(written.types, grid.volume, classes, with_statistics=written.statistics)
         planes, restoring = input_bytes(grid), _restoring_bytes(grid, channels, classes)
         labels = self._labels(grid, setting, restoring)
@@ -306,9 +313,20 @@ class InferWorkload:
             "reading, labelling, writing": max(
                 reading, blend.transient, labels.transient, restoring + outputs.transient
             ),
-            "small parts": components_bytes(shape) if self.request.options.remove_small else 0,
+            "components": self._components_bytes(grid),
             "outputs": outputs.resident,
         }
+
+    def _components_bytes(self, grid: NetworkGrid) -> int:
+        """Bytes of the tables of components, of small ones and of the largest; of the latter also label planes where
+        they are found on the network's grid."""
+        rule, found = grid.inference, 0
+        if rule.largest is not None:
+            first = rule.largest_first and grid.resampled
+            shape = grid.tiles.shape if first else grid.volume.shape
+            found = components_bytes(shape, diagonal=True)
+            found += shape[0] * shape[1] * row_depth(grid.tiles, grid.tiles.shape) if first else 0
+        return found + (components_bytes(grid.volume.shape) if self.request.options.remove_small else 0)
 
     def _labels(self, grid: NetworkGrid, setting: Setting, restoring: int) -> Price:
         classes, channels, shape = self.request.model.model.written, self.channels(setting), grid.volume.shape

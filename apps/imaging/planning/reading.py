@@ -1,7 +1,8 @@
 """Memory of reading images, for every command that runs a network over them: pure prices."""
 
 from apps.imaging.inference.components.streaming import components_bytes
-from apps.imaging.inference.network_grid import NetworkGrid, pass_planes
+from apps.imaging.inference.network_grid import NetworkGrid
+from apps.imaging.inference.reading import pass_planes
 from apps.imaging.volumes.filled import Filled
 from apps.imaging.volumes.nonzero_crop import cropped_bytes
 from apps.imaging.volumes.spline import spline_bytes
@@ -43,7 +44,8 @@ def _channel_bytes(grid: NetworkGrid) -> Price:
         x, y, _ = grid.tiles.shape
         reader = spline_bytes(_read(grid), grid.tiles.shape)
         return Price(x * y * window_depth(grid.tiles) * FLOAT + reader.resident, reader.transient)
-    return window_bytes(_read(grid), grid.tiles, resampled=grid.resampled)
+    window = window_bytes(_read(grid), grid.tiles, resampled=grid.resampled)
+    return Price(window.resident + _boxed_bytes(grid), window.transient)
 
 
 def pass_bytes(grid: NetworkGrid) -> int:
@@ -59,8 +61,13 @@ def _channel_pass(grid: NetworkGrid) -> int:
     x, y, _ = grid.volume.shape
     volume = _read(grid)
     stored = block_planes(volume) * x * y * (volume.dtype.itemsize + 3 * FLOAT)
-    if grid.steps is None:
+    if not grid.resampled or grid.nnunet:
         return stored
     x, y, z = grid.tiles.shape
     on_grid = min(z, pass_planes(grid)) * x * y * 4 * FLOAT
-    return max(stored, on_grid + resampling_bytes(grid.volume, grid.tiles.shape).peak)
+    return max(stored, on_grid + resampling_bytes(grid.volume, grid.whole).peak + _boxed_bytes(grid))
+
+
+def _boxed_bytes(grid: NetworkGrid) -> int:
+    """Bytes of a ``BoxedReader``: a plane of the whole grid, and one of the box while operations are applied."""
+    return 0 if grid.low is None else 2 * grid.whole[0] * grid.whole[1] * FLOAT

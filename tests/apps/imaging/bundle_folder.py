@@ -19,6 +19,8 @@ NETWORK: Mapping[str, Any] = {
 RANGE = {"_target_": "ScaleIntensityRanged", "a_min": -200, "a_max": 300, "b_min": -1, "b_max": 1, "clip": True}
 LOAD = ({"_target_": "LoadImaged"}, {"_target_": "EnsureChannelFirstd"})
 SOFTMAX = {"_target_": "Activationsd", "softmax": True}
+SIGMOID = {"_target_": "Activationsd", "sigmoid": True}
+THRESHOLD = {"_target_": "AsDiscreted", "threshold": 0.5}
 ARGMAX = {"_target_": "AsDiscreted", "argmax": True}
 INVERT = {"_target_": "Invertd", "transform": "@preprocessing", "orig_keys": "@image_key", "nearest_interp": False}
 

@@ -1,7 +1,7 @@
-"""Predict with nnU-Net itself, its sums of logits in single precision: ``nnunet_single.py MODEL IMAGES OUT [OPTION ...]``.
+"""Predict with nnU-Net itself, its sums of logits in single precision.
 
-nnU-Net adds tiles up in half precision, which decides many voxels of a network whose logits lie close. ``--folds`` and
-``--checkpoint`` are nnU-Net's; ``--tta`` mirrors.
+``nnunet_single.py MODEL IMAGES OUT [OPTION ...]``. nnU-Net adds tiles up in half precision, which decides many voxels
+of a network whose logits lie close. ``--folds`` and ``--checkpoint`` are nnU-Net's; ``--tta`` mirrors.
 """
 
 import argparse

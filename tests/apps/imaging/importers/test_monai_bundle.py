@@ -20,7 +20,7 @@ from common.engines.registry import open_engine
 from common.errors import BadInput, DoesNotFit
 from common.memory.process.budget import GIB, MIB, MemoryBudget
 from tests.apps.imaging import bundle_folder
-from tests.apps.imaging.bundle_folder import ARGMAX, INVERT, NETWORK, RANGE, SOFTMAX, spaced
+from tests.apps.imaging.bundle_folder import ARGMAX, INVERT, NETWORK, RANGE, SOFTMAX, THRESHOLD, spaced
 from tests.apps.imaging.helpers import Planted, output_file, read_labels, write_nifti
 from tests.machine import patience
 
@@ -190,14 +190,16 @@ def test_a_planted_command_does_not_run(run, tmp_path: Path, where: str) -> None
         ({"network": {**NETWORK, "act": "eval"}}, "act.*'eval'"),
         ({"network": {**NETWORK, "channels": [10**9, 16, 32]}}, "channels"),
         ({"network": {**NETWORK, "hook": 1}}, "'hook'"),
-        ({"before": ({"_target_": "CropForegroundd", "source_key": "image"},)}, "CropForegroundd"),
+        ({"before": ({"_target_": "CropForegroundd", "k_divisible": 16},)}, "CropForegroundd.*k_divisible"),
+        ({"before": ({"_target_": "CropForegroundd"}, *spaced(1.0))}, "CropForegroundd"),
         ({"before": ({**spaced(1.0)[1], "mode": "nearest"},)}, "mode.*'nearest'"),
         ({"before": ({**RANGE, "b_max": "$torch.inf"},)}, "torch"),
         ({"before": ({**RANGE, "dither": 1},)}, "'dither'"),
-        ({"after": (SOFTMAX, {"_target_": "AsDiscreted", "threshold": 0.5})}, "argmax"),
-        ({"after": (ARGMAX, INVERT)}, "nearest_interp"),
-        ({"after": (ARGMAX, {"_target_": "KeepLargestConnectedComponentd"})}, "KeepLargestConnectedComponentd"),
-        ({"inferer": {"_target_": "SimpleInferer"}}, "SimpleInferer"),
+        ({"after": (SOFTMAX, {"_target_": "AsDiscreted", "threshold": 0.5})}, "threshold of 0.5"),
+        ({"after": (THRESHOLD, INVERT)}, "nearest_interp"),
+        ({"after": (THRESHOLD, {"_target_": "Lambdad", "func": "$lambda x: exit()"})}, r"exit\(\)"),
+        ({"after": (ARGMAX, {"_target_": "KeepLargestConnectedComponentd", "num_components": 2})}, "num_components"),
+        ({"inferer": {"_target_": "SaliencyInferer"}}, "SaliencyInferer"),
         ({"inferer": {"roi_size": [32, 32, -1]}}, "roi_size"),
         ({"inferer": {"overlap": "@missing#0"}}, "@missing#0"),
         ({"inferer": {"overlap": "%other.json#overlap"}}, "%other.json"),
