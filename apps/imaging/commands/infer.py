@@ -65,6 +65,8 @@ def add(commands: Any) -> None:
     tta_help = "mirror: average over each tile and its mirror images along the axes of training (slower)"
     one.add_argument("--tta", default="none", choices=["none", "mirror"], help=tta_help)
     one.add_argument("--roi-subset", type=names, metavar="NAME,...", help="only these classes (default: all)")
+    split_help = "a NIfTI file of each class, CASE-NAME.nii.gz, instead of one with all labels"
+    one.add_argument("--split-classes", action="store_true", help=split_help)
     one.add_argument("--statistics", action="store_true", help="also volume and intensity of each class, CSV and JSON")
     one.add_argument("--preview", action="store_true", help="also a picture of each study (--report has both)")
     small_help = "remove connected components of less than this volume"
@@ -101,6 +103,7 @@ def _options(args: argparse.Namespace) -> InferOptions:
         statistics=args.statistics or args.report,
         stow=args.stow,
         roi_subset=None if args.roi_subset is None else tuple(args.roi_subset),
+        split_classes=args.split_classes,
         remove_small=args.remove_small,
         series=args.series,
         volume=args.volume,

@@ -134,12 +134,15 @@ def _failure(directory: Path, done: child.Finished) -> Exception:
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a checkpoint's tensors and plain values; NumPy's scalars are allowed, because nnU-Net's logs have them."""
+    """Read a checkpoint's tensors and plain values; NumPy's scalars are allowed, because nnU-Net's logs have them, and
+    arrays, because DiNTS's codes are some."""
     import numpy as np
     import torch
 
-    scalars = [np._core.multiarray.scalar, np.dtype, *(type(np.dtype(kind)) for kind in ("f4", "f8", "i4", "i8", "?"))]  # type: ignore[attr-defined]
-    with torch.serialization.safe_globals(scalars):
+    made: Any = np._core.multiarray  # type: ignore[attr-defined]
+    kinds = [type(np.dtype(kind)) for kind in ("f4", "f8", "i4", "i8", "u1", "?")]
+    older = [(one, f"numpy.core.multiarray.{one.__name__}") for one in (made.scalar, made._reconstruct)]
+    with torch.serialization.safe_globals([made.scalar, made._reconstruct, np.ndarray, np.dtype, *kinds, *older]):
         checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     return checkpoint
 
@@ -148,20 +151,29 @@ def convert_bundle(directory: Path, out: Path) -> None:
     """Write the model folder of a MONAI bundle; called in the child."""
     from apps.imaging.models.model_folder import labels_from_names
     from apps.imaging.models.networks import registry
+    from apps.imaging.models.networks.monai_bundle import CODES
 
     plan = monai_bundle.read_plan(directory)
     state: Any = read_checkpoint(plan.weights)
     for name in ("model", "state_dict"):
         if isinstance(state, dict) and isinstance(state.get(name), dict):
             state = state[name]
-    network = registry.build(plan.network, plan.arguments)
+    arguments = {**plan.arguments}
+    if plan.codes is not None:
+        codes = read_checkpoint(plan.codes)
+        arguments |= {key: [[int(one) for one in row] for row in codes[key]] for key in CODES}
+    network = registry.build(plan.network, arguments)
     network.load_state_dict({key.removeprefix("module."): tensor for key, tensor in state.items()})
+    multiples = registry.divisors(plan.network, arguments)
+    x, y, z = (max(2 * size, 8) for size in multiples)
+    patch = plan.inferer.patch or (x, y, z)
     named = zip(labels_from_names(list(plan.labels)), plan.values, strict=True)
     _write(
         out,
         plan,
         network,
-        patch=plan.inferer.patch,
+        arguments=arguments,
+        patch=patch,
         labels=[replace(label, value=value) for label, value in named],
         card=f"# Imported from a MONAI bundle\n\n{plan.network}. Research use only.\n",
         extra={
@@ -171,6 +183,7 @@ def convert_bundle(directory: Path, out: Path) -> None:
                 "overlap": plan.inferer.overlap,
                 "importance": plan.inferer.importance,
                 "padding": plan.inferer.padding,
+                **({} if plan.inferer.patch else {"whole": True}),
                 **plan.inference,
             },
         },
@@ -187,6 +200,8 @@ def _write(out: Path, plan: Any, network: "torch.nn.Module", *, arguments: Any =
 
     arguments = plan.arguments if arguments is None else arguments
     x, y, z = (max(2 * size, 8) for size in registry.divisors(plan.network, arguments))
+    if registry.is_static(plan.network):
+        x, y, z = fields["patch"]
     with torch.no_grad():
         output = export_onnx(plan.network, network, out / "network.onnx", tile=(x, y, z))
     head = registry.split_head(plan.network, network) if output == "features" else None

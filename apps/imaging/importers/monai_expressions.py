@@ -72,6 +72,10 @@ class Configuration:
     def __getitem__(self, key: str) -> Any:
         return self.value(self._content[key])
 
+    def raw(self, key: str) -> Any:
+        """The value of a key as it is in the file."""
+        return self._content.get(key)
+
     def get(self, key: str, default: Any) -> Any:
         """The value of a key, or ``default`` without such a key."""
         return self.value(self._content.get(key, default))

@@ -30,7 +30,7 @@ def inferer(arguments: Arguments) -> Inferer:
     target = arguments.pop("_target_", None)
     name = transform_name(target, "monai.inferers")
     if name == "SimpleInferer" and not arguments:
-        return Inferer(None, 0.0, "constant", "zero")
+        return Inferer(None, 0.25, "gaussian", "zero")
     if name != "SlidingWindowInferer":
         raise BadInput(f"the inferer {target!r} is not read; only SlidingWindowInferer and SimpleInferer are")
     try:

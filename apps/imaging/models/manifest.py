@@ -45,6 +45,8 @@ class InferenceEntry(TypedDict, total=False):
     """Share of a tile that the next one covers again."""
     importance: Literal["gaussian", "constant"]
     """Weights of the voxels of a tile in the blend."""
+    whole: bool
+    """True if the image is one tile."""
     padding: Literal["zero", "edge"]
     """Values around an image that is smaller than a tile."""
     restored: Literal["logits", "softmax", "sigmoid", "labels"]

@@ -50,6 +50,8 @@ class Inference:
     """Share of a tile that the next one covers again, if the user gives none."""
     importance: Literal["gaussian", "constant"] = "gaussian"
     """Weights of a tile's voxels where tiles overlap."""
+    whole: bool = False
+    """True if the image is one tile, unless the user gives its size."""
     padding: Literal["zero", "edge"] = "zero"
     """Values around an image that is smaller than a tile."""
     restored: Literal["logits", "softmax", "sigmoid", "labels"] = "logits"

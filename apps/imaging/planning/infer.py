@@ -28,7 +28,7 @@ from apps.imaging.inference.outputs import outputs_bytes
 from apps.imaging.inference.phases import INFER, OPEN, PREVIEW, STATISTICS, STOW, TEMPLATE
 from apps.imaging.inference.request import InferRequest
 from apps.imaging.models.model_folder import TORCH_NETWORK
-from apps.imaging.models.networks.registry import divisors
+from apps.imaging.models.networks.registry import divisors, is_static
 from apps.imaging.planning import baselines
 from apps.imaging.planning.reading import LIBRARIES, OBJECTS_BYTES, input_bytes, pass_bytes, reader_bytes
 from apps.imaging.planning.tiles import halves, smaller, text
@@ -189,6 +189,8 @@ class InferWorkload:
         and code, an engine's memory grows with the voxels.
         """
         choice = self.request.model
+        if is_static(choice.model.network):
+            return None
         base, whole = self.probes(setting)
         tiles = list(halves(choice.tile, divisors(choice.model.network, choice.model.arguments)))
         for large, small in zip(tiles[:HALVINGS], tiles[EIGHTH:], strict=False):
@@ -240,6 +242,8 @@ class InferWorkload:
     def remedies(self) -> Iterator[tuple[str, Workload]]:
         """Smaller tiles: they change labels only where a tile's border sees less."""
         choice = self.request.model
+        if is_static(choice.model.network):
+            return
         for tile in smaller(choice.tile, divisors(choice.model.network, choice.model.arguments)):
             yield f"--tile {text(tile)}", replace(self, request=self.request.with_tile(tile))
 
@@ -298,7 +302,14 @@ class InferWorkload:
             self._carried(grid, setting),
         )
         written = self.request.outputs
-        outputs = outputs_bytes(written.types, grid.volume, classes, with_statistics=written.statistics)
+        files = len(written.labels)
+        outputs = outputs_bytes(
+            written.types,
+            grid.volume,
+            files if written.split else classes,
+            with_statistics=written.statistics,
+            split=written.split,
+        )
         planes, restoring = input_bytes(grid), _restoring_bytes(grid, channels, classes)
         labels = self._labels(grid, setting, restoring)
         reading = planes.transient + reader_bytes(grid)

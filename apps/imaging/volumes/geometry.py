@@ -70,6 +70,17 @@ class AxisMapping:
         x, y, z = (values[axis] for axis in self.axes)
         return x, y, z
 
+    def to_model(self, values: tuple[T, T, T]) -> tuple[T, T, T]:
+        """Reorder values along the file's axes to the model's.
+
+        Examples
+        --------
+        >>> AxisMapping((2, 0, 1), (False, False, False)).to_model((3.0, 1.0, 2.0))
+        (1.0, 2.0, 3.0)
+        """
+        x, y, z = (values[self.axes.index(axis)] for axis in range(3))
+        return x, y, z
+
     def view(self, array: npt.NDArray[Value]) -> npt.NDArray[Value]:
         """View an array (..., model axes) as (..., file axes); writing into the view writes the array."""
         lead = array.ndim - 3
