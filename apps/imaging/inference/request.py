@@ -208,9 +208,7 @@ def _whole_tile(model: ImagingModel, inputs: StudyInputs) -> Shape:
     """
     shapes = {grid.axes.to_model(grid.tiles.shape) for grid in inputs.grids.values() if not isinstance(grid, BadInput)}
     if len(shapes) > 1:
-        message = (
-            "this model sees whole images, and these differ in size: run those of each size apart, or give --tile"
-        )
+        message = "this model sees whole images, and these differ in size: run those of each size apart, or give --tile"
         raise BadInput(message, public="images differ in size")
     shape = next(iter(shapes), model.patch)
     multiples = divisors(model.network, model.arguments)

@@ -5,6 +5,7 @@ values in the label files, and their names ``label 1``, ``label 2``.
 """
 
 import json
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
@@ -22,6 +23,8 @@ from common.errors import BadInput
 
 IMAGES, LABELS, DESCRIPTION = "imagesTr", "labelsTr", "dataset.json"
 ORIENTATION = "RAS"
+_CHANNEL = re.compile(r"_\d{4}(?=\.nii(\.gz)?$)")
+"""The number of the channel in nnU-Net's file names."""
 _AFFINE_TOLERANCE = 1e-2
 """Millimetres by which image and label may lie apart; headers have rounded numbers."""
 
@@ -149,7 +152,7 @@ def _pairs(directory: Path, described: Mapping[str, Any]) -> list[tuple[Path, Pa
     listed = described.get("training")
     if listed is None:
         images = sorted(p for p in (directory / IMAGES).iterdir() if is_nifti(p) and not p.name.startswith("."))
-        return [(image, directory / LABELS / image.name) for image in images]
+        return [(image, _label(directory / LABELS, image.name)) for image in images]
     try:
         names = sorted((PurePosixPath(entry["image"]), PurePosixPath(entry["label"])) for entry in listed)
     except (TypeError, KeyError):
@@ -158,6 +161,23 @@ def _pairs(directory: Path, described: Mapping[str, Any]) -> list[tuple[Path, Pa
         if name.is_absolute() or ".." in name.parts:
             raise BadInput(f"{directory / DESCRIPTION}: {name} is outside the data set")
     return [(directory / image, directory / label) for image, label in names]
+
+
+def _label(folder: Path, image: str) -> Path:
+    """The label file of an image: of the same name, or, as nnU-Net names them, without the number of the channel.
+
+    Raises
+    ------
+    BadInput
+        An image of a further channel; one is trained on.
+    """
+    plain = _CHANNEL.sub("", image)
+    if plain == image or (folder / image).is_file() or not (folder / plain).is_file():
+        return folder / image
+    if not image.removeprefix(plain.partition(".nii")[0]).startswith("_0000"):
+        message = "an image of a further channel in nnU-Net's layout, of which only one channel (_0000) is trained on"
+        raise BadInput(f"{image}: {message}", public="several channels")
+    return folder / plain
 
 
 def _open_cases(pairs: Iterable[tuple[Path, Path]], *, skip_bad: bool, warn: Warn) -> list[LabelledCase]:

@@ -135,7 +135,7 @@ def _network(directory: Path, content: Mapping[str, Any]) -> Any:
         if hasattr(module, "momentum"):
             module.momentum = None  # statistics are the mean of the passes, so a few are enough
     outputs, channels = described.get("out_channels", described.get("num_classes", 2)), described.get("in_channels", 1)
-    noise = torch.randn(2, channels, 32, 32, 32)
+    noise = torch.randn(2, channels, *([64, 64, 32] if "Swin" in str(described["_target_"]) else [32] * 3))
     with torch.no_grad():
         for _ in range(3):
             network.train()(noise)

@@ -203,6 +203,21 @@ def test_bad_cases_are_named(balls: Path, tmp_path: Path, how: str):
     assert "case_1" not in caught.value.public
 
 
+def test_images_may_be_named_as_nnunet_names_them(balls: Path):
+    from apps.imaging.training.dataset import read_dataset
+    from common.errors import BadInput
+
+    (balls / "dataset.json").write_text('{"labels": {"background": 0, "ball": 1}, "channel_names": {"0": "CT"}}')
+    images = sorted((balls / "imagesTr").glob("*.nii.gz"))
+    for image in images:
+        image.rename(image.with_name(image.name.replace(".nii", "_0000.nii")))
+    assert len(read_dataset(balls).cases) == len(images)
+    second = images[0].with_name(images[0].name.replace(".nii", "_0001.nii"))
+    write(second, np.zeros((20, 20, 20), np.float32))
+    with pytest.raises(BadInput, match=r"nnU-Net's layout.*one channel"):
+        read_dataset(balls)
+
+
 @pytest.mark.parametrize("how", ["shape", "truncated"])  # found in the headers, and in the voxels
 def test_bad_cases_end_the_command_with_one_line(balls: Path, tmp_path: Path, run: Runner, how: str):
     facts = damage(balls, how)

@@ -88,7 +88,11 @@ CASES |= {
         "after": (SIGMOID, INVERT, {**THRESHOLD, "threshold": 0.4}),
     },
     "regions": {"after": (SIGMOID, INVERT, THRESHOLD, CHOICE), "channel_names": ["core", "whole", "enhancing"]},
-    "masks": {"after": (SIGMOID, THRESHOLD, NEAREST), "channel_names": ["core", "whole", "enhancing one"]},
+    "masks": {
+        "before": (*spaced(2.3, 2.5, 3.4), RANGE),
+        "after": (SIGMOID, THRESHOLD, NEAREST),
+        "channel_names": ["core", "whole", "enhancing one"],
+    },
 }
 
 
@@ -182,7 +186,8 @@ def test_every_network_of_the_table_gives_its_logits(tmp_path: Path, name: str) 
     network = {"_target_": name, "spatial_dims": 3, "in_channels": 1, "out_channels": 3, **DESCRIPTIONS.get(name, {})}
     place = tmp_path / "converted"
     place.mkdir()
-    convert_bundle(bundle_folder.write(tmp_path, **(SEARCHED if name == "DiNTS" else {"network": network})), place)
+    changes = SEARCHED if name == "DiNTS" else {"network": network, "inferer": {"roi_size": [64, 64, 32]}}
+    convert_bundle(bundle_folder.write(tmp_path, **changes), place)
     model = read_model(place)
     x, y, z = monai_bundle.divisors(name, model.arguments)
     static = monai_bundle.NETWORKS[name].static
