@@ -81,7 +81,7 @@ class NetworkGrid:
         images, predictions = model.inference.separate
         low, size = None, shape
         if crop := intensity.crop_of(model.intensity):  # the largest box that it may leave
-            margin = axes.to_file(tuple(crop["margin"]))
+            margin = axes.to_file(intensity.margin_of(crop))
             low, size = with_margin((0, 0, 0), shape, shape, margin, smaller=bool(crop.get("smaller")))
         return cls(
             volume,

@@ -181,8 +181,8 @@ class Outputs:
         with self._stack as stack:
             if "nifti" in request.types and request.split:
                 for ending, value in request.classes.items():
-                    writer = self._nifti(f"{self._name}{ending}", np.dtype(np.uint8))
-                    self._sinks.append(_ClassSink(writer, value, bit=request.overlapping))
+                    mask = self._nifti(f"{self._name}{ending}", np.dtype(np.uint8))
+                    self._sinks.append(_ClassSink(mask, value, bit=request.overlapping))
                     self.names.append(f"{self._name}{ending}")
             elif "nifti" in request.types:
                 self._sinks.append(self._nifti(self._labels_name, self._dtype))

@@ -54,7 +54,7 @@ def within_content(grid: NetworkGrid, model: ImagingModel, scratch: Path) -> Ite
 
 def _foreground(grid: NetworkGrid, model: ImagingModel, crop: intensity.Operation) -> NetworkGrid:
     """The grid of the box in which some channel is positive, as MONAI takes it."""
-    margin = grid.axes.to_file(tuple(crop["margin"]))
+    margin = grid.axes.to_file(intensity.margin_of(crop))
     whole = grid.cropped((0, 0, 0), grid.whole)
     operations = [_before_crop(channel, own) for channel, own in zip(whole.channels, model.intensities, strict=True)]
     with ExitStack() as stack:
@@ -114,11 +114,11 @@ def resolved(grid: NetworkGrid, model: ImagingModel) -> list[Operations]:
 def _resolved(grid: NetworkGrid, operations: Sequence[intensity.Operation]) -> Operations:
     before, after = intensity.split(operations)
     if grid.nnunet and grid.resampled:  # nnU-Net normalises first
-        early = intensity.resolve(operations, lambda: blocks(grid.volume))
+        own = intensity.resolve(operations, lambda: blocks(grid.volume))
         if not grid.by_spline or grid.nearest == 2:
-            return Operations((), early)
-        normalised = (intensity.apply(early, np.asarray(block, np.float32)) for block in blocks(grid.volume))
-        return Operations((), early, Limits.of(normalised, grid.nearest))
+            return Operations((), own)
+        normalised = (intensity.apply(own, block) for block in blocks(grid.volume))
+        return Operations((), own, limits=Limits.of(normalised, grid.nearest))
     if intensity.RESAMPLE not in operations:
         return Operations(intensity.resolve(after, lambda: blocks(grid.volume)))
     if intensity.crop_of(operations):

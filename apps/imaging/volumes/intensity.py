@@ -92,6 +92,12 @@ def crop_of(operations: Sequence[Operation]) -> Operation | None:
     return next((operation for operation in operations if operation["op"] == "crop"), None)
 
 
+def margin_of(crop: Operation) -> tuple[int, int, int]:
+    """Voxels around the box of a crop, along the network's axes."""
+    x, y, z = crop["margin"]
+    return int(x), int(y), int(z)
+
+
 def resolve(operations: Sequence[Operation], blocks: Blocks) -> tuple[Operation, ...]:
     """Replace statistics by numbers, in one or two passes over the volume for each operation that needs them.
 

@@ -285,7 +285,7 @@ def build(name: str, complete: Arguments) -> "torch.nn.Module":
                 network = getattr(module, name)(spatial_dims=3, **(arguments | layers))
     except (TypeError, ValueError, IndexError, KeyError, AssertionError, RuntimeError) as error:
         raise BadInput(f"network {name}: MONAI does not make it of these arguments ({error})") from None
-    network.in_channels, network.out_channels = arguments["in_channels"], arguments["out_channels"]  # type: ignore[assignment]
+    network.in_channels, network.out_channels = arguments["in_channels"], arguments["out_channels"]
     return network
 
 
