@@ -148,7 +148,7 @@ def train() -> None:
     from common.memory.costs import cpu
 
     volumes, side = Volumes(), (16, 16, 16)
-    volumes.add(np.ones(side, np.float32), np.ones(side, np.uint8))
+    volumes.add(np.ones((1, *side), np.float32), np.ones(side, np.uint8))
     draw = Sampler(volumes, side, 2, 0)
     # With single samples in float32, some layers are matrix products and all others oneDNN's; recomputing loads code.
     lower = "bf16" if "bf16" in cpu.precisions("torch") else "off"  # emulated without kernels, and refused, elsewhere

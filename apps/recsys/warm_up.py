@@ -200,6 +200,15 @@ def learning() -> None:
     del safetensors
 
 
+def tracing() -> None:
+    """Load what an embedding's traced step needs; no operator runs then, so none has to run here."""
+    import torch
+
+    import apps.recsys.models.embedding.model
+
+    del torch, apps
+
+
 def serving() -> None:
     """Warm up ``serve``: answering, FastAPI and uvicorn, and one request to a tiny application."""
     import asyncio

@@ -19,18 +19,27 @@ from common.memory.process.budget import MemoryBudget
 if TYPE_CHECKING:
     from apps.imaging.planning.train import TrainWorkload
 
-NETWORKS = ("segresnet", "dynunet", "basicunet", "unet")
+DESCRIPTION = """Train on a data set in the layout of the Medical Segmentation Decathlon, or on a raw data set of
+nnU-Net (CASE_0000.nii.gz, CASE_0001.nii.gz, ... are a case's channels; voxels of the label "ignore" do not count)."""
+NETWORK = "segresnet"
+NETWORKS = (NETWORK, "dynunet", "basicunet", "unet")
 
 
 def add(commands: Any) -> None:
     """Declare the subcommand."""
-    one = commands.add_parser("train", help="train a network", description="Train on a data set in Decathlon layout.")
+    one = commands.add_parser("train", help="train a network", description=DESCRIPTION)
     one.add_argument("dataset", type=Path, metavar="DATASET_DIR", help="folder with imagesTr, labelsTr, dataset.json")
     one.add_argument("-o", "--output", type=Path, required=True, metavar="MODEL_DIR", help="model folder to write")
     folds = one.add_mutually_exclusive_group()
     folds.add_argument("--fold", type=fold, default=(0, 5), metavar="K/N", help="hold out part K of N (default 0/5)")
     folds.add_argument("--no-fold", dest="fold", action="store_const", const=None, help="train on every case")
-    one.add_argument("--network", choices=NETWORKS, default="segresnet", help="default segresnet")
+    one.add_argument("--network", choices=NETWORKS, help=f"default: that of --init, else {NETWORK}")
+    one.add_argument(
+        "--init",
+        type=model_folder.model_path,
+        metavar="MODEL",
+        help="start from the weights of a model that imaging train made; network, spacing, normalisation are its own",
+    )
     one.add_argument("--patch", type=main.triple, metavar="X,Y,Z", help="voxels per patch (default: the median case)")
     length = one.add_mutually_exclusive_group()
     length.add_argument("--steps", type=main.positive, metavar="N", help=f"optimiser steps (default {STEPS})")
@@ -76,7 +85,8 @@ def _options(args: argparse.Namespace) -> TrainOptions:
     return TrainOptions(
         dataset=args.dataset,
         output=args.output,
-        network=args.network,
+        network=args.network or (None if args.init else NETWORK),
+        init=args.init,
         patch=args.patch,
         fold=args.fold,
         steps=args.steps,

@@ -11,8 +11,8 @@ from apps.imaging.models.networks.registry import divisor
 from apps.imaging.planning import baselines
 from apps.imaging.planning.tiles import smaller, text
 from apps.imaging.training import traced_step
-from apps.imaging.training.dataset import loading_bytes
 from apps.imaging.training.phases import CHECKPOINT, EXPORT, FREE_HEAP, LOAD, TRAIN, VALIDATE
+from apps.imaging.training.prepared import loading_bytes
 from apps.imaging.training.recipe import OVERLAP
 from apps.imaging.training.request import TrainRequest
 from apps.imaging.volumes.volume import Shape
@@ -119,6 +119,7 @@ class TrainWorkload:
             "batch": 1,
             "validation_cases": 0,
             "mirror": "",
+            "init": "",
         }
         shaping = recipe | neutral | {"learning_rate": 1e-3, "weight_decay": 0.0}
         step = self._traced(
@@ -156,12 +157,13 @@ class TrainWorkload:
         voxels, classes = prod(recipe.patch), len(data.dataset.labels)
         every, shapes = self.shapes
         sizes = [prod(shape) for shape in every]
-        whole = [case.image for case in (*data.training, *data.held_out)]
+        cases, image = (*data.training, *data.held_out), FLOAT * len(data.dataset.channels)
+        loading = max(loading_bytes(case, size) for case, size in zip(cases, sizes, strict=True))
         traced = int(setting["micro_batch"]) * min(2, int(setting["accumulate"]))
         states = cost["parameters"] + cost["optimizer"]
         grids = [TileGrid(shape, recipe.patch, OVERLAP) for shape in shapes]
         blend = max((blend_footprint(grid, classes).memory for grid in grids), default=0)
-        block = voxels * (FLOAT + 3 * 8)  # a finished block's image, and its labels compared as int64
+        block = voxels * (image + 3 * 8)  # a finished block's image, and its labels compared as int64
         tensors = cost["activations"] + cost["workspace"]
         roomy = SLACK + room(tensors) + int(VALIDATED * tensors)
         free = {"roomy": roomy, "heap": SLACK, "mapped": 0}[str(setting["allocator"])]
@@ -175,10 +177,10 @@ class TrainWorkload:
             Term("compiled kernels", cost["kernels"], "replayed", (TRAIN, VALIDATE, EXPORT)),
             Term("kernels of validation", kernels, "replayed", (VALIDATE, EXPORT)),
             Term("small blocks", cost["unseen"], "measured", (TRAIN, VALIDATE, EXPORT)),
-            Term("batch", max(0, recipe.batch - traced) * voxels * (FLOAT + 1), "analytic", (TRAIN,)),
-            Term("cases in memory", sum(sizes) * (FLOAT + 1) if setting["cache"] == "memory" else 0, "analytic"),
-            Term("loading a case", max(map(loading_bytes, whole)) + max(sizes) * (FLOAT + 1), "analytic", (LOAD,)),
-            Term("blend", blend + block + voxels * FLOAT * (classes + 3), "analytic", (VALIDATE,)),
+            Term("batch", max(0, recipe.batch - traced) * voxels * (image + 1), "analytic", (TRAIN,)),
+            Term("cases in memory", sum(sizes) * (image + 1) if setting["cache"] == "memory" else 0, "analytic"),
+            Term("loading a case", loading + max(sizes) * (image + 1), "analytic", (LOAD,)),
+            Term("blend", blend + block + voxels * (image + FLOAT * (classes + 2)), "analytic", (VALIDATE,)),
             Term("tile's forward pass", forward, "replayed", (VALIDATE,)),
             Term("checkpoint", checkpoint.bytes_needed(states), "analytic", (CHECKPOINT,)),
             Term("parameters and optimizer", states, "analytic", (CHECKPOINT,)),

@@ -11,11 +11,14 @@ import numpy as np
 import numpy.typing as npt
 
 from apps.imaging.models.networks import registry
-from apps.imaging.training.dataset import LabelledCase, load_case
+from apps.imaging.training.dataset import LabelledCase
+from apps.imaging.training.losses import IGNORED
 from apps.imaging.training.patch_sampling import Sampler, Volumes
 from apps.imaging.training.phases import EXPORT, FREE_HEAP, LOAD, TRAIN, VALIDATE
+from apps.imaging.training.prepared import load_case
 from apps.imaging.training.recipe import OVERLAP, Recipe, make_step
 from apps.imaging.training.request import TrainingData, TrainRequest
+from apps.imaging.training.starting_model import load_start
 from apps.imaging.volumes.volume import Shape
 from common.cli.session import Session
 from common.errors import BadInput
@@ -144,6 +147,10 @@ def _train(
         required=request.options.resume,
         say=session.say,
     )
+    if state is None and request.options.init is not None:
+        left = load_start(network, request.options.init)
+        names = f"; new, because the classes are: {', '.join(left)}" if left else ""
+        session.say(f"starting from the weights of {request.options.init.name}{names}")
     start, before = (state["step"], state["seconds"]) if state else (0, 0.0)
     sampler = Sampler(training, recipe.patch, recipe.batch, recipe.seed, recipe.mirror)
     classes = len(request.data.dataset.labels)
@@ -227,28 +234,29 @@ def validate(
         shape = volumes.shapes[index]
         blend = BoundedBlend(shape, patch, OVERLAP, classes, weights)
         for number, position in enumerate(blend.grid):
-            tile = torch.from_numpy(_tile(volumes, index, position, blend))[None, None].to(device)
+            tile = torch.from_numpy(_tile(volumes, index, position, blend))[None].to(device)
             with torch.inference_mode(), torch.autocast(device.type, precision(amp), enabled=amp != "off"):
                 logits = network(tile).float()[0].cpu().numpy()
             for block in blend.add(number, logits):
                 _, truth = volumes.read(index, block.low, block.high)
-                guess = block.values.argmax(0)
+                counted = truth != IGNORED
+                truth, guess = truth[counted], block.values.argmax(0)[counted]
                 overlap[row] += np.bincount(truth[guess == truth], minlength=classes)
-                sizes[row] += np.bincount(guess.ravel(), minlength=classes) + np.bincount(
-                    truth.ravel(), minlength=classes
-                )
+                sizes[row] += np.bincount(guess, minlength=classes) + np.bincount(truth, minlength=classes)
     with np.errstate(invalid="ignore"):
         return (2 * overlap / sizes)[:, 1:]
 
 
 def _tile(volumes: Volumes, index: int, position: Shape, blend: BoundedBlend) -> npt.NDArray[np.float32]:
-    """One tile of the padded volume; outside of it zeros, which are the mean."""
-    tile = np.zeros(blend.grid.tile, np.float32)
+    """One tile (channels, x, y, z) of the padded volume; outside of it zeros, which are the mean."""
+    tile = np.zeros((volumes.channels, *blend.grid.tile), np.float32)
     corner = [first - before for first, before in zip(position, blend.grid.before, strict=True)]
     start = [max(0, low) for low in corner]
-    stop = [min(size, low + edge) for size, low, edge in zip(volumes.shapes[index], corner, tile.shape, strict=True)]
+    stop = [
+        min(size, low + edge) for size, low, edge in zip(volumes.shapes[index], corner, blend.grid.tile, strict=True)
+    ]
     inside = tuple(slice(a - low, b - low) for a, b, low in zip(start, stop, corner, strict=True))
-    tile[inside] = volumes.read(index, (start[0], start[1], start[2]), (stop[0], stop[1], stop[2]))[0]
+    tile[:, *inside] = volumes.read(index, (start[0], start[1], start[2]), (stop[0], stop[1], stop[2]))[0]
     return tile
 
 
@@ -287,6 +295,8 @@ def _write(
             type(label)(value, label.name, label.code, label.color)
             for value, label in zip(dataset.labels, labels_from_names(list(dataset.labels.values())), strict=True)
         ]
+        others = [[dict(one) for one in operations] for operations in request.data.operations[1:]]
+        further = {"further_intensity": others} if others else {}
         model_folder.unseal(output)
         draft.replace(output / NETWORK)
         write_model(
@@ -297,12 +307,12 @@ def _write(
             channels=dataset.channels,
             spacing=dataset.spacing,
             orientation="RAS",
-            intensity=request.data.operations,
+            intensity=request.data.operations[0],
             patch=recipe.patch,
             head={"weight": f"{head}.weight", "bias": f"{head}.bias"} if head else None,
             labels=labels,
             card=render(request, session.plan, ceiling=session.budget.host_bytes, metrics=metrics, steps=steps),
-            extra={"mirror": recipe.mirror, "training": {"steps": steps, "metrics": metrics}},
+            extra={"mirror": recipe.mirror, "training": {"steps": steps, "metrics": metrics}, **further},
         )
     shutil.rmtree(output / WORK)
     return {"metrics": metrics, "steps": steps, "model": "."}

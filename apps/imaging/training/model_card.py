@@ -22,7 +22,7 @@ def render(request: "TrainRequest", plan: "Plan", *, ceiling: int, metrics: Mapp
     steps
         Optimiser steps that were done.
     """
-    data, recipe = request.data, request.recipe
+    data, recipe, start = request.data, request.recipe, request.options.init
     dataset, about = data.dataset, data.dataset.about
     rows = [f"| {name} | {value:.4f} |" for name, value in metrics.get("per_class", {}).items()]
     dice = (
@@ -47,13 +47,14 @@ def render(request: "TrainRequest", plan: "Plan", *, ceiling: int, metrics: Mapp
             "",
             "## Model",
             f"- Network: {recipe.network} {dict(recipe.arguments)}",
-            f"- Input: {dataset.channels[0]}, {'x'.join(f'{size:g}' for size in dataset.spacing)} mm, RAS; "
-            f"intensity {list(data.operations)}",
+            f"- Input: {', '.join(dataset.channels)}, {'x'.join(f'{size:g}' for size in dataset.spacing)} mm, RAS; "
+            f"intensity {'; '.join(str(list(one)) for one in data.operations)}",
             f"- Output: {classes}",
             f"- Patch: {'x'.join(map(str, recipe.patch))} voxels",
+            f"- Started from: {start.name if start else 'random weights'}",
             "",
             "## Data",
-            f"- {about.get('name', 'a data set in Decathlon layout')}: {len(data.training)} cases trained on, "
+            f"- {about.get('name', 'a data set')}: {len(data.training)} cases trained on, "
             f"{len(data.held_out)} held out",
             f"- Licence: {about.get('licence', 'not stated by the data set')}",
             f"- Reference: {about.get('reference', 'not stated by the data set')}",

@@ -36,7 +36,10 @@ class TrainOptions:
 
     dataset: Path
     output: Path
-    network: str
+    network: str | None
+    """``None``: that of ``init``."""
+    init: Path | None
+    """The model whose weights the training starts from."""
     patch: tuple[int, int, int] | None
     """Voxels along the model's axes; ``None``: the median case."""
     fold: tuple[int, int] | None

@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from apps.imaging.training.dataset import Classes, Image
+from apps.imaging.training.prepared import Classes, Image, is_foreground
 from apps.imaging.volumes.volume import Shape
 
 if TYPE_CHECKING:
@@ -30,8 +30,6 @@ MARGIN = 1.25
 FLOAT = 4
 """Bytes of a float32."""
 
-Value = TypeVar("Value", bound=np.generic)
-
 
 @dataclass(slots=True)
 class Volumes:
@@ -39,6 +37,7 @@ class Volumes:
 
     file: Path | None = None
     shapes: list[Shape] = field(default_factory=list)
+    channels: int = 1
     points: list[npt.NDArray[np.int16]] = field(default_factory=list)
     """Some labelled voxels of each case, (n, 3)."""
     _images: list[Image] = field(default_factory=list)
@@ -53,11 +52,13 @@ class Volumes:
 
         Parameters
         ----------
-        image, classes
+        image
+            (channels, x, y, z), contiguous.
+        classes
             (x, y, z), contiguous.
         """
-        x, y, z = image.shape
-        indices = np.flatnonzero(classes)
+        self.channels, x, y, z = image.shape
+        indices = np.flatnonzero(is_foreground(classes))
         evenly = np.linspace(0, len(indices) - 1, FOREGROUND_POINTS).astype(np.intp)
         chosen = indices[evenly] if len(indices) else indices
         self.points.append(np.stack(np.unravel_index(chosen, classes.shape), 1).astype(np.int16))
@@ -72,28 +73,29 @@ class Volumes:
             stream.write(classes.data)
 
     def read(self, index: int, start: Shape, stop: Shape) -> tuple[Image, Classes]:
-        """Read a region of one case: image and classes from voxel ``start`` to before ``stop``, within its bounds."""
+        """Read a region of one case: image (channels, x, y, z) and classes (x, y, z) from voxel ``start`` to before
+        ``stop``, within its bounds."""
         box = tuple(slice(low, high) for low, high in zip(start, stop, strict=True))
         if self.file is None:
-            return self._images[index][box], self._classes[index][box]
-        shape, offset = self.shapes[index], self._offsets[index]
+            return self._images[index][:, *box], self._classes[index][box]
+        shape, offset, size = self.shapes[index], self._offsets[index], prod(self.shapes[index]) * FLOAT
+        image = np.empty((self.channels, *(part.stop - part.start for part in box)), np.float32)
         with self.file.open("rb", buffering=0) as stream:
-            image = _read_box(stream.fileno(), offset, shape, box, np.float32)
-            return image, _read_box(stream.fileno(), offset + prod(shape) * FLOAT, shape, box, np.uint8)
+            for number, channel in enumerate(image):
+                _read_box(stream.fileno(), offset + number * size, shape, box, channel)
+            classes = np.empty(image.shape[1:], np.uint8)
+            _read_box(stream.fileno(), offset + self.channels * size, shape, box, classes)
+        return image, classes
 
 
-def _read_box(file: int, offset: int, shape: Shape, box: tuple[slice, ...], kind: type[Value]) -> npt.NDArray[Value]:
-    """Read a region of a C-ordered array, one run of rows for each x."""
-    dtype = np.dtype(kind)
-    rows = box[1].stop - box[1].start
-    run = np.empty((rows, shape[2]), dtype)
-    out = np.empty((box[0].stop - box[0].start, rows, box[2].stop - box[2].start), dtype)
+def _read_box(file: int, offset: int, shape: Shape, box: tuple[slice, ...], out: npt.NDArray[Any]) -> None:
+    """Read a region of a C-ordered array of shape ``shape`` into ``out``, one run of rows for each x."""
+    run = np.empty((out.shape[1], shape[2]), out.dtype)
     for plane, x in zip(out, range(box[0].start, box[0].stop), strict=True):
-        start = offset + (x * shape[1] + box[1].start) * shape[2] * dtype.itemsize
+        start = offset + (x * shape[1] + box[1].start) * shape[2] * out.dtype.itemsize
         if os.preadv(file, [run.reshape(-1).view(np.uint8).data], start) != run.nbytes:
             raise OSError("the training cache is shorter than it was")
         plane[...] = run[:, box[2]]
-    return out
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,15 +115,15 @@ class Sampler:
         Returns
         -------
         list
-            Images (B, 1, x, y, z) as float32, and classes (B, x, y, z) as uint8.
+            Images (B, channels, x, y, z) as float32, and classes (B, x, y, z) as uint8.
         """
         import torch
 
         random = np.random.default_rng((self.seed, step))
-        images = torch.empty(self.batch, 1, *self.patch)
+        images = torch.empty(self.batch, self.volumes.channels, *self.patch)
         classes = torch.empty(self.batch, *self.patch, dtype=torch.uint8)
         for image, label in zip(images, classes, strict=True):
-            self._one(random, image[0], label)
+            self._one(random, image, label)
         return [images, classes]
 
     def _one(self, random: np.random.Generator, image: "Tensor", label: "Tensor") -> None:
@@ -137,9 +139,10 @@ class Sampler:
         else:
             _warp(values, members, warp, image, label)
         axes = ["xyz".index(axis) for axis in self.mirror if random.random() < 0.5]
-        image.copy_(image.flip(axes))
+        image.copy_(image.flip([axis + 1 for axis in axes]))
         label.copy_(label.flip(axes))
-        _vary(random, image)
+        for channel in image:
+            _vary(random, channel)
 
     def _cut(self, random: np.random.Generator, index: int, size: Sequence[int]) -> tuple[Image, Classes]:
         """Cut a region of ``size`` around a drawn centre; outside the volume are zeros (the mean, and background)."""
@@ -154,11 +157,11 @@ class Sampler:
         start = tuple(max(0, low) for low in corner)
         stop = tuple(min(whole, low + edge) for low, edge, whole in zip(corner, size, shape, strict=True))
         image, classes = self.volumes.read(index, start, stop)  # type: ignore[arg-type]
-        if image.shape == tuple(size):
+        if classes.shape == tuple(size):
             return np.ascontiguousarray(image), np.ascontiguousarray(classes)
-        whole_image, whole_classes = np.zeros(size, np.float32), np.zeros(size, np.uint8)
+        whole_image, whole_classes = np.zeros((len(image), *size), np.float32), np.zeros(size, np.uint8)
         inside = tuple(slice(a - low, b - low) for a, b, low in zip(start, stop, corner, strict=True))
-        whole_image[inside], whole_classes[inside] = image, classes
+        whole_image[:, *inside], whole_classes[inside] = image, classes
         return whole_image, whole_classes
 
 
@@ -177,21 +180,21 @@ def _matrix(random: np.random.Generator) -> npt.NDArray[np.float64]:
 def _warp(
     values: "Tensor", members: "Tensor", matrix: npt.NDArray[np.float64], image: "Tensor", label: "Tensor"
 ) -> None:
-    """Resample a region by a linear map about its centre into a patch."""
+    """Resample a region (image: channels, x, y, z) by a linear map about its centre into a patch."""
     import torch
     from torch.nn.functional import affine_grid, grid_sample
 
     # grid_sample counts axes from the last and in half edges of the region.
-    edges = np.array(values.shape[::-1], float)
-    patch = np.array(image.shape[::-1], float)
+    edges = np.array(members.shape[::-1], float)
+    patch = np.array(label.shape[::-1], float)
     theta = torch.from_numpy(matrix[::-1, ::-1] * patch / edges[:, None]).float()
-    grid = affine_grid(torch.nn.functional.pad(theta, (0, 1))[None], [1, 1, *image.shape], align_corners=False)
-    image.copy_(grid_sample(values[None, None], grid, "bilinear", "zeros", align_corners=False)[0, 0])
+    grid = affine_grid(torch.nn.functional.pad(theta, (0, 1))[None], [1, 1, *label.shape], align_corners=False)
+    image.copy_(grid_sample(values[None], grid, "bilinear", "zeros", align_corners=False)[0])
     label.copy_(grid_sample(members[None, None].float(), grid, "nearest", "zeros", align_corners=False)[0, 0])
 
 
 def _vary(random: np.random.Generator, image: "Tensor") -> None:
-    """Augment intensities in place: factor, offset, gamma and noise, each with its own probability."""
+    """Augment one channel's intensities in place: factor, offset, gamma and noise, each with its own probability."""
     import torch
 
     if random.random() < 0.5:

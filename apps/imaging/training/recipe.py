@@ -46,6 +46,8 @@ class Recipe:
     seed: int
     optimizer: str = optimizers.DEFAULT
     dice: str = "sample"
+    init: str = ""
+    """SHA-256 of the weights that the training starts from; empty: random ones."""
 
     def rate(self, progress: float) -> float:
         """Learning rate after a share of the training, in [0, 1]: a short linear warm-up, then a cosine to zero."""

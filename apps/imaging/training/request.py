@@ -1,13 +1,15 @@
 """``imaging train``'s request: its options, the data set and the recipe, one immutable value for plan and run."""
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from apps.imaging.models.networks import registry
-from apps.imaging.training.dataset import Dataset, LabelledCase, intensity_operations, read_dataset
+from apps.imaging.training import starting_model
+from apps.imaging.training.dataset import Dataset, LabelledCase, read_dataset
 from apps.imaging.training.options import STEPS, TrainOptions
+from apps.imaging.training.prepared import Operations, intensity_operations
 from apps.imaging.training.recipe import Recipe, default_patch
 from apps.imaging.volumes.volume import Shape
 from common.errors import UsageError
@@ -21,8 +23,8 @@ class TrainingData:
     dataset: Dataset
     training: Sequence[LabelledCase]
     held_out: Sequence[LabelledCase]
-    operations: Sequence[Mapping[str, Any]]
-    """On intensities (``apps.imaging.volumes.intensity``)."""
+    operations: Sequence[Operations]
+    """On the intensities of each channel."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,18 +53,26 @@ class TrainRequest:
 
         if options.amp is not None and (note := amp.require(options.amp, options.device)):
             warn(f"imaging train: {note}")
+        start = starting_model.read_start(options.init, options.network) if options.init else None
         dataset = read_dataset(options.dataset, skip_bad=options.skip_bad, warn=warn)
+        if start is not None:
+            dataset = starting_model.on_grid_of(dataset, start)
         training, held_out = dataset.split(options.fold)
-        arguments = registry.arguments(options.network, {}, in_channels=1, out_channels=len(dataset.labels))
-        divisor = registry.divisor(options.network, arguments)
+        if start is None:
+            network = options.network or ""
+            sizes = {"in_channels": len(dataset.channels), "out_channels": len(dataset.labels)}
+            arguments = registry.arguments(network, {}, **sizes)
+        else:
+            network, arguments = start.network, starting_model.arguments_of(start, dataset)
+        divisor = registry.divisor(network, arguments)
         patch = options.patch or default_patch(dataset, divisor)
         if any(size % divisor for size in patch):
             sides = ",".join(map(str, patch))
-            raise UsageError(f"--patch {sides}: each side must be a multiple of {divisor} for {options.network}")
+            raise UsageError(f"--patch {sides}: each side must be a multiple of {divisor} for {network}")
         epoch = -(-len(training) // options.batch)
         steps = options.steps or (options.epochs * epoch if options.epochs else STEPS)
         recipe = Recipe(
-            network=options.network,
+            network=network,
             arguments=arguments,
             patch=patch,
             batch=options.batch,
@@ -77,8 +87,10 @@ class TrainRequest:
             seed=options.seed,
             optimizer=options.optimizer,
             dice=options.dice,
+            init=start.weights_sha256 if start else "",
         )
-        data = TrainingData(dataset, training, held_out, intensity_operations(dataset, training))
+        operations = start.intensities if start else intensity_operations(dataset, training)
+        data = TrainingData(dataset, training, held_out, operations)
         return cls(options, data, recipe)
 
     @property

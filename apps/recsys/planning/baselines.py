@@ -14,6 +14,7 @@ from common.memory.footprint import Term
 READING = "apps.recsys.warm_up:reading"
 TRAINING = "apps.recsys.warm_up:training"
 LEARNING = "apps.recsys.warm_up:learning"
+TRACING = "apps.recsys.warm_up:tracing"
 PAIRING = "apps.recsys.warm_up:pairing"
 FILTERING = "apps.recsys.warm_up:filtering"
 SCORING = "apps.recsys.warm_up:scoring"

@@ -8,7 +8,9 @@ from typing import Any
 
 from apps.recsys.data.csr_store import BLOCK
 from apps.recsys.models.embedding.embedding_config import POOL, EmbeddingConfig
+from apps.recsys.planning.baselines import TRACING
 from common.compression.row_formats import FORMATS
+from common.memory.costs import trace
 from common.memory.costs.probes import Probe
 from common.memory.footprint import Term
 
@@ -60,36 +62,25 @@ def probe(config: EmbeddingConfig, *, micro_batch: int, amp: str, threads: int) 
     threads
         Threads that compute.
     """
-    micro_batch = min(micro_batch, config.batch)
-    parts = 1 if micro_batch == config.batch else 2
-    return Probe.of(
-        "apps.recsys.planning.embedding_terms:measure",
+    return trace.probe(
+        "apps.recsys.planning.embedding_terms:prepare",
+        warm_up=TRACING,
         libraries=LIBRARIES,
         threads=threads,
         config=asdict(config) | UNPRICED,
-        micro_batch=micro_batch,
-        parts=parts,
+        micro_batch=min(micro_batch, config.batch),
         amp=amp,
-        workers=threads,
     )
 
 
-def measure(*, config: Mapping[str, Any], micro_batch: int, parts: int, amp: str, workers: int) -> dict[str, float]:
-    """Price a training step on the largest batch (``common.memory.costs.trace``). A probe's child calls it."""
-    import torch
-
+def prepare(*, config: Mapping[str, Any], micro_batch: int, amp: str) -> trace.Prepared:
+    """Make a training step on the largest batch, which a probe's child traces."""
     from apps.recsys.models.embedding.model import largest_batch, make_step
-    from common.memory.costs import trace
 
-    torch.set_num_threads(workers)
     network_config = EmbeddingConfig(**config)
-
-    def prepare() -> trace.Prepared:
-        network, optimizer, step = make_step(network_config, micro_batch=micro_batch, amp=amp)
-        batch = largest_batch(network_config)
-        return network, optimizer, lambda: step(batch)
-
-    return trace.price(prepare)
+    network, optimizer, step = make_step(network_config, micro_batch=micro_batch, amp=amp)
+    batch = largest_batch(network_config)
+    return network, optimizer, lambda: step(batch)
 
 
 PRIOR_COLUMNS = 9

@@ -18,7 +18,7 @@ import numpy as np
 from common.bench.cifar import dataset
 from common.cli import main
 from common.cli.session import CommandSession
-from common.memory.costs import baseline
+from common.memory.costs import baseline, trace
 from common.memory.costs.probes import Costs, Probe
 from common.memory.footprint import Footprint, Term
 from common.memory.plan.plan import Setting
@@ -103,8 +103,8 @@ def warm_up() -> None:
     del tqdm
 
 
-def measure(*, network: str, micro_batch: int, parts: int, workers: int, warm_up: str) -> dict[str, float]:
-    """Trace one step and return its costs; called in a probe's child.
+def prepare(*, network: str, micro_batch: int, parts: int) -> trace.Prepared:
+    """Make the step that a probe's child traces.
 
     Parameters
     ----------
@@ -113,17 +113,10 @@ def measure(*, network: str, micro_batch: int, parts: int, workers: int, warm_up
     """
     import torch
 
-    from common.memory.costs import trace
-
-    torch.set_num_threads(workers)
-
-    def prepare() -> trace.Prepared:
-        module, step = make_step(network, micro_batch=micro_batch)
-        images = torch.zeros(micro_batch * parts, *dataset.SHAPE, dtype=torch.uint8)
-        labels = torch.zeros(micro_batch * parts, dtype=torch.uint8)
-        return module, step.optimizer, lambda: step([images, labels])
-
-    return trace.price(prepare)
+    module, step = make_step(network, micro_batch=micro_batch)
+    images = torch.zeros(micro_batch * parts, *dataset.SHAPE, dtype=torch.uint8)
+    labels = torch.zeros(micro_batch * parts, dtype=torch.uint8)
+    return module, step.optimizer, lambda: step([images, labels])
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +129,7 @@ class CifarWorkload:
     """``"train"`` and ``"test"`` -> number of images used, and bytes of all JPEG files."""
     threads: int
     name: str = "bench cifar"
+    monotone_knobs: tuple[str, ...] = ("micro_batch", "accumulate")
 
     def settings(self) -> Iterator[Setting]:
         """Yield micro-batch sizes, images decoded once or at each use, and the allocators."""
@@ -150,12 +144,11 @@ class CifarWorkload:
 
     def probes(self, setting: Setting) -> Sequence[Probe]:
         """Return the probes of the baseline and of the step."""
-        step = Probe.of(
-            "common.bench.cifar.train:measure",
+        step = trace.probe(
+            "common.bench.cifar.train:prepare",
+            warm_up=WARM_UP,
             libraries=LIBRARIES,
             threads=self.threads,
-            workers=self.threads,
-            warm_up=WARM_UP,
             network=self.network,
             micro_batch=setting["micro_batch"],
             parts=min(2, int(setting["accumulate"])),

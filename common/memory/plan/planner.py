@@ -94,8 +94,11 @@ class PlansLater(Protocol):
 def measure_ahead(workload: Workload, budget: MemoryBudget, costs: CostStore) -> None:
     """Measure what a workload will plan while it runs, as far as that fits under the ceiling."""
     if isinstance(workload, PlansLater):
-        for other in workload.planned_later():
-            _Search(other, budget.host_bytes, costs).fastest()
+        searches = [_Search(other, budget.host_bytes, costs) for other in workload.planned_later()]
+        firsts = [(search.workload, search.first) for search in searches if search.first is not None]
+        _measure_together(firsts, budget.host_bytes, costs)
+        for search in searches:
+            search.fastest()
 
 
 def price(workload: Workload, setting: Setting, costs: CostStore, *, ceiling: int | None) -> Plan:
@@ -175,6 +178,11 @@ class _Search:
         self._estimated: list[Plan] = []
 
     @property
+    def first(self) -> Setting | None:
+        """The setting with the shortest predicted time, if there is any."""
+        return self._ordered[0] if self._ordered else None
+
+    @property
     def failures(self) -> list[str]:
         """The reasons why settings could not be measured, each once."""
         return list(dict.fromkeys(self._failures.values()))
@@ -183,8 +191,7 @@ class _Search:
         """Return the first setting that fits, in the order of predicted time."""
         first, ladders = len(self._ordered), self._ladders()
         if isinstance(self.workload, HasMonotoneKnobs) and ladders and not self._fits(ladders[0][0]):
-            ends = [index for ladder in ladders for index in (ladder[0], ladder[-1])]
-            _measure_together([(self.workload, self._ordered[index]) for index in ends], self.ceiling, self.costs)
+            self._measure_together(index for ladder in ladders for index in (ladder[0], ladder[-1]))
         for ladder in ladders:
             if ladder[0] < first:
                 first = min(first, self._first_that_fits([rung for rung in ladder if rung < first], first))
@@ -202,6 +209,7 @@ class _Search:
         alone exceed the ceiling, settings are measured outside the walls.
         """
         indices = [ladder[-1] for ladder in self._ladders()]
+        self._measure_together(index for index in indices if index not in self._priced)
         for index in indices:
             self._priced[index] = self._price(index) or self._estimate(index)
         plans = [plan for plan in self._priced.values() if plan is not None]
@@ -245,6 +253,9 @@ class _Search:
     def _fits(self, index: int) -> bool:
         plan = self._price(index)
         return plan is not None and plan.needed_bytes <= self.ceiling
+
+    def _measure_together(self, indices: Iterable[int]) -> None:
+        _measure_together([(self.workload, self._ordered[index]) for index in indices], self.ceiling, self.costs)
 
     def _price(self, index: int) -> Plan | None:
         if index not in self._priced:

@@ -183,8 +183,8 @@ def _in_a_child(measure: Callable[[], float]) -> float:
 
 
 def _load(work: "TrainWorkload", file: Path | None) -> "Volumes":
-    from apps.imaging.training.dataset import load_case
     from apps.imaging.training.patch_sampling import Volumes
+    from apps.imaging.training.prepared import load_case
 
     volumes = Volumes(file)
     data = work.request.data

@@ -141,7 +141,7 @@ def train(at: int, *, lasting: int = 0) -> Outcome:
     images = torch.randn(BATCH, 1, SIDE, SIDE, SIDE, dtype=torch.float64)
     classes = torch.randint(0, CLASSES, (BATCH, SIDE, SIDE, SIDE)).to(torch.uint8)
     volumes = Volumes()
-    volumes.add(images[0, 0].float().numpy(), classes[0].numpy())
+    volumes.add(images[0].float().numpy(), classes[0].numpy())
     for _ in range(STEPS - 1):
         step([images, classes])
     base = meter.resident()

@@ -1,0 +1,82 @@
+"""Start a training from the weights of another model (``imaging train --init``), to adapt it to other data."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from apps.imaging.models.model_folder import ImagingModel, read_model
+from apps.imaging.models.networks import registry
+from apps.imaging.training.dataset import ORIENTATION, Dataset
+from common.engines.base import WEIGHTS
+from common.errors import BadInput, UsageError
+
+if TYPE_CHECKING:
+    import torch
+
+
+def read_start(directory: Path, network: str | None) -> ImagingModel:
+    """Read the model to start from.
+
+    Parameters
+    ----------
+    network
+        The network that the user asks for; ``None``: the model's.
+
+    Raises
+    ------
+    BadInput
+        Not a model folder, or a model that ``imaging train`` did not make.
+    UsageError
+        The model is of another network.
+    """
+    model = read_model(directory)
+    if model.network not in registry.NETWORKS or model.convention != "monai" or model.orientation != ORIENTATION:
+        raise BadInput(
+            f"{directory}: a training starts from a model that imaging train made, not from an imported {model.kind}",
+            public="model to start from",
+        )
+    if network not in (None, model.network):
+        raise UsageError(f"--network {network}: the model to start from is a {model.network}")
+    return model
+
+
+def on_grid_of(dataset: Dataset, model: ImagingModel) -> Dataset:
+    """The data set at the model's spacing, so that structures have the size that the network knows.
+
+    Raises
+    ------
+    BadInput
+        The data set has another number of channels.
+    """
+    if len(dataset.channels) != len(model.channels):
+        raise BadInput(
+            f"the model to start from has {len(model.channels)} channels, the data set {len(dataset.channels)}",
+            public="channels of the model to start from",
+        )
+    return replace(dataset, spacing=model.spacing)
+
+
+def arguments_of(model: ImagingModel, dataset: Dataset) -> dict[str, Any]:
+    """Arguments of the model's network, with as many classes as the data set has."""
+    return {**model.arguments, "out_channels": len(dataset.labels)}
+
+
+def load_start(network: "torch.nn.Module", directory: Path) -> list[str]:
+    """Load the weights of the model into a network in place.
+
+    Returns
+    -------
+    list
+        Tensors that keep their random values, because the model's have another shape: those that make the classes.
+    """
+    import torch
+    from safetensors.torch import load_file
+
+    found, left = load_file(directory / WEIGHTS), []
+    with torch.no_grad():
+        for name, tensor in registry.weights(network).items():
+            if name in found and found[name].shape == tensor.shape:
+                tensor.copy_(found[name])
+            else:
+                left.append(name)
+    return left
