@@ -288,7 +288,7 @@ def _features(model: ImagingModel) -> int:
         channels.append(outputs)
     for count in channels:  # as far as the manifest and the weights state them
         if isinstance(count, int) and count != len(written):
-            raise ValueError(f"labels for {len(written)} output channels, but the network has {count}")
+            raise ValueError(f"{len(written)} labels, but the network has {count} output channels")
     return features
 
 
