@@ -23,10 +23,10 @@ def test_components_of_a_plane(diagonal: bool, sizes: list[int]) -> None:
 
 @pytest.mark.parametrize("diagonal", [False, True])
 def test_memory_is_priced(tmp_path: Path, diagonal: bool) -> None:
-    """Every voxel is a component of its own, which is the worst case."""
+    """Every voxel is a component of its own, or all of a plane are one: the worst cases."""
     shape = (160, 120, 3)
     x, y, z = np.indices(shape) % 2
-    labels = (1 + x + 2 * y + 4 * z).astype(np.uint16)
+    labels = (1 + x + 2 * y + 4 * z).astype(np.uint16) if not diagonal else np.ones(shape, np.uint16)
     slabs = (labels[..., k : k + 1] for k in range(shape[2]))
     tracemalloc.start()
     planes = largest_only(slabs, None, tmp_path) if diagonal else without_small(slabs, 2, tmp_path)
