@@ -12,7 +12,9 @@ from apps.recsys.models.embedding import embedding_config
 from apps.recsys.planning import model_options
 from apps.recsys.planning.questions.export import IDS, ExportRequest
 from apps.recsys.planning.questions.recommend_requests import RecommendAllRequest, RecommendRequest
-from apps.recsys.planning.requests import PROTOCOLS, EvaluateRequest, ServeRequest, SimilarRequest, split_ids
+from apps.recsys.planning.requests import PROTOCOLS, EvaluateRequest, SimilarRequest, split_ids
+from apps.recsys.planning.service.limits import EVENTS, MOST_CONNECTIONS
+from apps.recsys.planning.service.request import ServeRequest
 from apps.recsys.planning.sizing.request import SizeRequest
 from apps.recsys.planning.train_request import TrainRequest
 from apps.recsys.planning.updating.request import UpdateRequest
@@ -127,6 +129,8 @@ def _update(parser: argparse.ArgumentParser) -> None:
     new = "new interactions, in any format that train reads, with the columns that the model was trained on"
     add("interactions", nargs="*", type=Path, metavar="INTERACTIONS", help=new)
     add("-o", "--output", required=True, type=Path, metavar="MODEL_DIR", help="the new model; may be the same folder")
+    feedback = "a log of recsys serve --feedback, of which the events are added that the model does not contain yet"
+    add("--feedback", type=Path, metavar="LOG.jsonl", help=feedback)
     forget = "a user whose rows leave the model, and whose id stays in none of its files; may be repeated"
     add("--forget", action="append", default=[], metavar="USER", help=forget)
     keep = "linear: keep the spectrum as it was, which takes a second, not half a minute, and is no longer exact"
@@ -314,8 +318,30 @@ def _export(parser: argparse.ArgumentParser) -> None:
 
 def _serve(parser: argparse.ArgumentParser) -> None:
     _model(parser)
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default %(default)s)")
-    parser.add_argument("--port", type=int, default=8000, help="default %(default)s; 0: any free port")
+    add = parser.add_argument
+    add("--host", default="127.0.0.1", help="address to listen on (default %(default)s)")
+    add("--port", type=int, default=8000, help="default %(default)s; 0: any free port")
+    connections = "most connections at a time, each with its memory in the plan (default %(default)s)"
+    add("--connections", type=main.positive, default=MOST_CONNECTIONS, metavar="N", help=connections)
+    add("--watch", action="store_true", help="serve a new version of the model once its folder changes, as on SIGHUP")
+    workers = "processes that answer and share the model (default 1)"
+    add("--workers", type=main.positive, default=1, metavar="N", help=workers)
+    log = "lines on stderr: text (default), or json with a line for each request"
+    add("--log", choices=("text", "json"), default="text", help=log)
+    access = parser.add_argument_group("access").add_argument
+    token = "a file with a token that requests must have (Authorization: Bearer TOKEN)"
+    access("--token-file", type=Path, metavar="FILE", help=token)
+    access("--open", action="store_true", help="listen on an address that others reach, without a token")
+    host = "a name that requests may be sent to, besides those of this machine; may be repeated"
+    access("--allow-host", action="append", default=[], metavar="NAME", help=host)
+    feedback = parser.add_argument_group("feedback").add_argument
+    log = "take feedback (POST /feedback), and append it to this log, which recsys update reads"
+    feedback("--feedback", type=Path, metavar="LOG.jsonl", help=log)
+    events = "most events since the model was made (default %(default)s); each has its memory in the plan"
+    feedback("--feedback-events", type=main.positive, default=EVENTS, metavar="N", help=events)
+    sync = "write each event to the disk before it is answered (default), or when the system does"
+    feedback("--feedback-sync", choices=("always", "never"), default="always", help=sync)
     main.add_common_options(parser)
-    command = Command("recsys serve", ServeRequest.of, recommend.workload, recommend.warm_up, serve.execute)
-    parser.set_defaults(command=command)
+    command = Command("recsys serve", ServeRequest.of, serve.workload, serve.warm_up, serve.execute)
+    # One thread: the products of a question are small, and two threads of BLAS took ten times as long for them.
+    parser.set_defaults(command=command, threads=1)

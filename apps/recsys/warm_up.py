@@ -210,31 +210,52 @@ def tracing() -> None:
 
 
 def serving() -> None:
-    """Warm up ``serve``: answering, FastAPI and uvicorn, and one request to a tiny application."""
+    """Warm up ``serve``: answering, and some requests to a model that is not there, by the server's own loop."""
     import asyncio
 
-    import fastapi
-    import uvicorn
+    import uvloop
 
-    from apps.recsys.serving.connections import BoundedProtocol
+    from apps.recsys.serving import server
+    from apps.recsys.serving.lines import Lines
+    from apps.recsys.serving.web.application import Application
 
     answering()
-    app = fastapi.FastAPI(openapi_url=None)
+    nobody: Any = _Nobody()
+    application = Application(nobody, Lines(lambda line: None))
+    server.warm(application)
 
-    @app.get("/")
-    async def answer(k: int = 1) -> dict[str, int]:
-        return {"k": k}
+    async def ask(method: str, path: str, body: bytes = b"") -> None:
+        address, _, query = path.encode().partition(b"?")
+        scope = {"type": "http", "method": method, "raw_path": address, "query_string": query, "headers": []}
 
-    scope = {"type": "http", "method": "GET", "path": "/", "headers": [], "query_string": b"k=2"}
+        async def receive() -> dict[str, object]:
+            return {"type": "http.request", "body": body, "more_body": False}
 
-    async def receive() -> dict[str, object]:
-        return {"type": "http.request"}
+        async def send(message: object) -> None:
+            pass
 
-    async def send(message: object) -> None:
-        pass
+        await application(scope, receive, send)
 
-    asyncio.run(app({"asgi": {"version": "3.0"}, **scope}, receive, send))
-    uvicorn.Config(app, log_level="warning", http=BoundedProtocol, ws="none").load()
+    async def ask_all() -> None:
+        for method, path, body in (
+            ("GET", "/recommend?user=1&k=2&where=a%3D1", b""),
+            ("POST", "/recommend", b'{"users": [1], "k": 3}'),
+            ("GET", "/openapi.json", b""),
+        ):
+            await ask(method, path, body)
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(ask_all())
+    application.close()
+
+
+class _Nobody:
+    """A model without users, for the warm-up."""
+
+    def service(self) -> Any:
+        from common.errors import BadInput
+
+        raise BadInput("nobody", public="unknown user")
 
 
 def filter_serving() -> None:

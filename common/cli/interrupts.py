@@ -35,13 +35,14 @@ def interrupt(number: int, _frame: object) -> None:
 
 
 def handle() -> None:
-    """Let SIGINT and SIGTERM raise ``KeyboardInterrupt``, once each; a SIGINT that is ignored stays ignored.
+    """Let SIGINT, SIGTERM and SIGHUP raise ``KeyboardInterrupt``, once each; one that is ignored stays ignored.
 
-    A shell's background jobs ignore SIGINT.
+    A shell's background jobs ignore SIGINT, and those of ``nohup`` SIGHUP.
     """
     signal.signal(signal.SIGTERM, interrupt)
-    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
-        signal.signal(signal.SIGINT, interrupt)
+    for number in (signal.SIGINT, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, interrupt)
 
 
 @contextmanager

@@ -87,7 +87,7 @@ def add_common_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--memory", default="auto", metavar="SIZE", help=memory)
     group.add_argument("--dry-run", action="store_true", help="print the plan and stop")
     group.add_argument("--plan", type=Path, metavar="FILE", help="use the knobs of a plan (--dry-run --json, edited)")
-    threads = "CPU threads (default: all, %(default)s)"
+    threads = "CPU threads (default %(default)s)"
     group.add_argument("--threads", type=positive, default=_default_threads(), metavar="N", help=threads)
     group.add_argument("--seed", type=int, default=0, metavar="N", help="random seed (default 0)")
     group.add_argument("--json", action="store_true", help="the record on stdout at every ending, nothing else there")

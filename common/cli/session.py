@@ -66,7 +66,7 @@ class Session:
 
     @contextmanager
     def deferred_signals(self) -> Iterator[None]:
-        """Within the block the first SIGINT or SIGTERM only sets ``stopping``; a second one interrupts at once.
+        """Within the block the first SIGINT, SIGTERM or SIGHUP only sets ``stopping``; a second one interrupts at once.
 
         A copy of the first (``interrupts.is_copy``) changes nothing.
         """
@@ -78,7 +78,9 @@ class Session:
                 raise KeyboardInterrupt
             self._stop = number
 
-        old = {number: signal.signal(number, remember) for number in (signal.SIGINT, signal.SIGTERM)}
+        hung_up = [signal.SIGHUP] if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN else []  # unless by ``nohup``
+        numbers = (signal.SIGINT, signal.SIGTERM, *hung_up)
+        old = {number: signal.signal(number, remember) for number in numbers}
         try:
             yield
         finally:

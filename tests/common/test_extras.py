@@ -1,12 +1,12 @@
 """A missing extra is named before work begins, by every command that needs one."""
 
-import argparse
 from pathlib import Path
 
 import pytest
 
 from apps.imaging.inference.options import InferOptions
-from apps.recsys.planning.requests import ServeRequest
+from apps.recsys import cli
+from apps.recsys.planning.service.request import ServeRequest
 from common import extras
 from common.errors import UsageError
 
@@ -22,7 +22,7 @@ def test_installed_modules_pass_and_missing_ones_are_named() -> None:
 
 def test_commands_name_the_extra_that_they_lack(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("common.extras.find_spec", lambda name: None)
-    args = argparse.Namespace(model=tmp_path, threads=1, host="127.0.0.1", port=0)
+    args = cli.parser().parse_args(["serve", str(tmp_path)])
     with pytest.raises(UsageError, match=r"peakline\[serve\]"):
         ServeRequest.of(args)
     basic = {"inputs": (tmp_path / "a.nii.gz",), "model": tmp_path / "model", "output": tmp_path / "out"}

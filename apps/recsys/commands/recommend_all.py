@@ -165,7 +165,8 @@ class Ranker:
         popular: list[tuple[int, float]] = []
         if some_empty:
             shares = self.recommender.recent_shares
-            popular = popularity.best(history, self.listed, items=manifest["items"], allowed=allowed, shares=shares)
+            numbers = popularity.numbers(history, items=manifest["items"], shares=shares)
+            popular = popularity.most(numbers, self.listed, allowed)
         self.popular = diverse(popular, self.recommender.scorer, self.k, request.diversity)
         """Rows and scores of the items for those without a history."""
         self.allowed, factors = allowed, self.recommender.factors

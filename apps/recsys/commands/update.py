@@ -14,6 +14,7 @@ from apps.recsys.data.csr_store import NpyReader
 from apps.recsys.data.formats.paths import expanded
 from apps.recsys.data.readers import Source, open_source
 from apps.recsys.data.updates.base import KEPT, Base
+from apps.recsys.data.updates.feedback_log import snapshot
 from apps.recsys.models import weights
 from apps.recsys.models.manifest import RecommenderManifest
 from apps.recsys.models.new_items import Extension
@@ -56,20 +57,22 @@ def workload(request: UpdateRequest, budget: MemoryBudget) -> UpdateWorkload:
         forget=request.forget,
     )
     titles, attributes = ingest.titled(request.items)
-    inputs = ingest.Inputs(
-        _sources(request, manifest),
-        titles,
-        training.data.filters,
-        training.split,
-        training.seed,
-        duplicates=training.data.duplicates,
-        attributes=attributes,
-        base=base,
-    )
-    facts, workspace = train.read(inputs, request.output, budget, request.threads)
+    with snapshot(request.feedback, request.output, manifest.get("feedback")) as (events, folded):
+        paths = request.paths if events is None else (*request.paths, events)
+        inputs = ingest.Inputs(
+            _sources(replace(request, paths=paths), manifest),
+            titles,
+            training.data.filters,
+            training.split,
+            training.seed,
+            duplicates=training.data.duplicates,
+            attributes=attributes,
+            base=base,
+        )
+        facts, workspace = train.read(inputs, request.output, budget, request.threads)
     if training.split != "none" and workspace is not None and not facts.scored_users:
         training = replace(training, split="none")  # nobody is left of those whose items were held out
-    return UpdateWorkload(request, manifest, TrainWorkload(training, facts, workspace, inputs))
+    return UpdateWorkload(request, manifest, TrainWorkload(training, facts, workspace, inputs), folded)
 
 
 def _sources(request: UpdateRequest, manifest: RecommenderManifest) -> tuple[Source, ...]:
@@ -186,7 +189,8 @@ def execute(session: CommandSession[UpdateRequest, UpdateWorkload]) -> Mapping[s
                 f"forgotten: {len(request.forget)} users, {facts.forgotten:,} interactions; the vectors of items were"
                 " trained with them, and change only in a training without them"
             )
-        changed = {"columns": manifest["columns"]} if "columns" in manifest else {}
+        changed: dict[str, Any] = {"columns": manifest["columns"]} if "columns" in manifest else {}
+        changed |= {"feedback": session.workload.folded} if session.workload.folded else {}
         with session.phase("write"):
             weights.write(work.directory / weights.WEIGHTS, tensors)
         del tensors  # the evaluation loads its own

@@ -64,9 +64,13 @@ class IdTable:
 
     def row(self, id_: str) -> int | None:
         """Row of an id given as text; ``None`` if it is not in the table."""
+        import numpy as np
         import pyarrow as pa
         import pyarrow.compute as pc
 
+        if self.whole and id_.isascii() and id_.isdecimal() and len(id_) < 18:  # as the cast below, ten times as fast
+            found = np.flatnonzero(arrow_numpy.values(self._ids) == int(id_))
+            return int(found[0]) if len(found) else None
         try:
             value = pc.cast(arrow_numpy.text([id_]), self._ids.type)[0]
         except (pa.ArrowInvalid, UnicodeEncodeError):  # no integer, in a table of integers; or bytes that are no text
@@ -162,6 +166,25 @@ class IdTable:
         if line and strict:
             raise BadInput(line, public="unknown ids")
         return rows[rows >= 0], line
+
+    def matching(self, text: str) -> NDArray[np.bool_]:
+        """Mask of the rows whose title contains a text, shape (rows,).
+
+        Letters' case does not count. Every row contains the empty text.
+        """
+        import numpy as np
+        import pyarrow.compute as pc
+
+        if not text:
+            return np.ones(len(self), bool)
+        found = np.zeros(len(self), bool)
+        if self._titles is not None and arrow_numpy.is_text(text):
+            start = 0
+            for part in self._titles.chunks:
+                hits = pc.match_substring(part, text, ignore_case=True)
+                found[start : start + len(part)] = arrow_numpy.truths(hits)  # not by ``fill_null``: it loads pandas
+                start += len(part)
+        return found
 
     def id(self, row: int) -> int | str:
         """The id of a row, as it was in the input."""

@@ -26,6 +26,15 @@ class ColumnNames(TypedDict):
     time: str | None
 
 
+class FoldedLog(TypedDict):
+    """The beginning of a server's log of feedback that was added to a model."""
+
+    bytes: Count
+    """Its size."""
+    sha256: model_folder.Sha256
+    """Its digest."""
+
+
 class ModelFields(TypedDict):
     """Fields of a recommender's manifest other than its kind and its files."""
 
@@ -55,6 +64,8 @@ class ModelFields(TypedDict):
     """Rows with a smaller value were left out."""
     duplicates: NotRequired[Literal["sum", "last", "once"]]
     """What repeated rows of a pair count: the sum of their values (where it is absent), the last of them, or 1."""
+    feedback: NotRequired[FoldedLog]
+    """Log of feedback that is part of the interactions; the server does not count its events again."""
     attributes: NotRequired[list[Attribute]]
     """Attributes of the items, for ``--where``."""
 

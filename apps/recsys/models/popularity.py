@@ -160,28 +160,37 @@ def counts(history: History, *, items: int) -> NDArray[np.int64]:
     return numbers
 
 
-def best(
-    history: History,
-    k: int,
-    *,
-    items: int,
-    allowed: NDArray[np.bool_] | None = None,
-    shares: NDArray[np.float32] | None = None,
-) -> list[tuple[int, float]]:
-    """The items that most users had: what is shown to a user without a history.
+def numbers(history: History, *, items: int, shares: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
+    """Number of users that had each item, as popularity is shown: shape (items,).
 
     Parameters
     ----------
     history
         All interactions.
-    k
-        Number of items.
     items
         Number of items of the model.
-    allowed
-        Mask of items that may be recommended, shape (items,); ``None``: all.
     shares
         Shares of the users, as ``fit_window`` computes them; ``None``: all of the history counts.
+    """
+    import numpy as np
+
+    if shares is None:
+        return counts(history, items=items).astype(np.float32)
+    rounded: NDArray[np.float32] = np.rint(shares * np.float32(history.rows))
+    return rounded
+
+
+def most(numbers: NDArray[np.float32], k: int, allowed: NDArray[np.bool_] | None = None) -> list[tuple[int, float]]:
+    """The items that most users had: what is shown to a user without a history.
+
+    Parameters
+    ----------
+    numbers
+        Users of each item, shape (items,).
+    k
+        Number of items.
+    allowed
+        Mask of items that may be recommended, shape (items,); ``None``: all.
 
     Returns
     -------
@@ -190,10 +199,5 @@ def best(
     """
     import numpy as np
 
-    if shares is None:
-        scores = counts(history, items=items).astype(np.float32)
-    else:
-        scores = np.rint(shares * np.float32(history.rows))
-    if allowed is not None:
-        scores[~allowed] = -np.inf
+    scores = numbers if allowed is None else np.where(allowed, numbers, np.float32(-np.inf))
     return [(int(row), float(scores[row])) for row in top_k(scores, k)]

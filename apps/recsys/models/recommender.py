@@ -51,11 +51,13 @@ class Recommender:
         A model folder.
     manifest
         Its ``model.json``, checked by ``common.model_folder.load``.
+    mapped
+        True to map the items' vectors where they are float32, so that processes share them.
     """
 
-    def __init__(self, directory: Path, manifest: Mapping[str, Any]) -> None:
+    def __init__(self, directory: Path, manifest: Mapping[str, Any], *, mapped: bool = False) -> None:
         self.directory, self.manifest = directory, manifest
-        self.scorer = _scorer(directory, manifest)
+        self.scorer = _scorer(directory, manifest, mapped=mapped)
         """Scores all items for histories."""
         self.history = History(directory, columns=self.scorer.items)
 
@@ -161,12 +163,12 @@ def has_prior(manifest: Mapping[str, Any]) -> bool:
     return bool(manifest["hyper"].get("prior"))
 
 
-def _scorer(directory: Path, manifest: Mapping[str, Any]) -> Scorer:
+def _scorer(directory: Path, manifest: Mapping[str, Any], *, mapped: bool) -> Scorer:
     kind, hyper, path = manifest["kind"], manifest["hyper"], directory / weights.WEIGHTS
     if kind == "linear":
         return _linear(directory, manifest)
     prior = has_prior(manifest)
-    factors = weights.read_items(path, prior=prior)
+    factors = weights.read_items(path, prior=prior, mapped=mapped)
     if kind == "embedding":
         user_side = weights.read_user_side(path) if hyper["tables"] == 2 else None
         encoder = user_encoders.embedding(factors, user_side, hyper)

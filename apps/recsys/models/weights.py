@@ -64,7 +64,7 @@ def write(path: Path, tensors: Mapping[str, NDArray[Any]]) -> None:
             np.ascontiguousarray(values).tofile(stream)
 
 
-def read(path: Path, name: str = ITEMS, *, more: int = 0) -> NDArray[np.float32]:
+def read(path: Path, name: str = ITEMS, *, more: int = 0, mapped: bool = False) -> NDArray[np.float32]:
     """Read a matrix of factors as float32.
 
     Parameters
@@ -75,6 +75,8 @@ def read(path: Path, name: str = ITEMS, *, more: int = 0) -> NDArray[np.float32]
         Name of the tensor.
     more
         Columns to add at the end; their content is not set.
+    mapped
+        True to map the file, so that processes share its pages, where it has float32 and no columns are added.
 
     Returns
     -------
@@ -89,6 +91,11 @@ def read(path: Path, name: str = ITEMS, *, more: int = 0) -> NDArray[np.float32]
     import numpy as np
 
     (rows, columns), kind, offset = _entry(path, name)
+    if mapped and not more and kind == np.float32 and rows:
+        whole: NDArray[np.float32] = np.memmap(path, kind, "r", offset, (rows, columns)).view(np.ndarray)
+        if not all(np.isfinite(whole[at : at + DECODED_ROWS]).all() for at in range(0, rows, DECODED_ROWS)):
+            raise BadInput(f"{path}: {name} has numbers that are not finite", public="weights unreadable")
+        return whole
     packed, scales = kind == np.uint8, None if kind.kind == "f" else _tensor(path, f"{name}.scales").astype(np.float32)
     width = columns * (2 if packed else 1)
     factors = np.empty((rows, width + more), np.float32)
@@ -144,15 +151,15 @@ def decoded(tensors: Mapping[str, NDArray[Any]], name: str) -> NDArray[np.float3
     return factors
 
 
-def read_items(path: Path, *, prior: bool) -> NDArray[np.float32]:
-    """Read the items' factors, with the prior as the last column if there is one.
+def read_items(path: Path, *, prior: bool, mapped: bool = False) -> NDArray[np.float32]:
+    """Read the items' factors, with the prior as the last column if there is one; ``mapped`` as in ``read``.
 
     Raises
     ------
     BadInput
         As ``read``.
     """
-    factors = read(path, more=int(prior))
+    factors = read(path, more=int(prior), mapped=mapped)
     if prior:
         factors[:, -1] = _tensor(path, PRIOR)
     return factors

@@ -1,4 +1,4 @@
-"""Memory of ``recsys recommend`` for one user, ``similar`` and ``serve``, in bytes."""
+"""Memory of ``recsys recommend`` for one user, and of ``similar``, in bytes."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 from apps.recsys.models.manifest import RecommenderManifest
 from apps.recsys.planning import bpr_terms, embedding_terms, linear_terms
-from apps.recsys.planning.baselines import LIBRARIES, SERVING, warm_up_for
+from apps.recsys.planning.baselines import LIBRARIES, warm_up_for
 from apps.recsys.planning.questions.diversity import diversity_terms
 from apps.recsys.planning.questions.like_users import like_user_terms
-from apps.recsys.planning.questions.where import served_where_terms, where_terms
+from apps.recsys.planning.questions.where import where_terms
 from apps.recsys.planning.ranking_terms import model_terms
 from apps.recsys.planning.requests import AnswerRequest
 from common.memory.costs import baseline
@@ -18,11 +18,11 @@ from common.memory.costs.probes import Costs, Probe
 from common.memory.footprint import Footprint, Term
 from common.memory.plan.plan import Setting
 
+PHASES = ("answer",)
+"""Where everything counts but the libraries."""
 ENTRY_BYTES, ENTRY_TEXTS = 320, 2
 """An item of an answer while it is kept for a record: a dictionary and its numbers (measured 261 with integers as ids);
 copies of its id and title."""
-RESPONSE_BYTES = 700
-"""The same for a response, with its text before and after it is joined."""
 RANKED_BYTES = 160
 """A row and its score in Python, with the order of the best."""
 EXPLAINED_ROWS = 64
@@ -37,7 +37,7 @@ LIMIT_BYTES = 2
 
 @dataclass(frozen=True, slots=True)
 class AnswerWorkload:
-    """``recsys recommend``, ``similar`` and ``serve``: the model, its ids and titles, and one answer at a time."""
+    """``recsys recommend`` and ``similar``: the model, its ids and titles, and one answer."""
 
     request: AnswerRequest
     manifest: RecommenderManifest
@@ -54,61 +54,73 @@ class AnswerWorkload:
 
     def probes(self, setting: Setting) -> Sequence[Probe]:
         """The baseline."""
-        libraries = (*LIBRARIES, "fastapi", "uvicorn") if self.request.warm_up == SERVING else LIBRARIES
         warm_up = warm_up_for(self.manifest, self.request.warm_up)
-        return [baseline.probe(warm_up, libraries=libraries, threads=self.request.threads)]
+        return [baseline.probe(warm_up, libraries=LIBRARIES, threads=self.request.threads)]
 
     def footprint(self, setting: Setting, costs: Costs) -> Footprint:
         """The model, its ids and titles, and one answer."""
-        manifest = self.manifest
-        request = self.request
-        files, users, items, factors = (manifest["files"], manifest["users"], manifest["items"], manifest["factors"])
-        tables = sum(files[name]["bytes"] for name in ("items.parquet", "users.parquet"))
+        manifest, request = self.manifest, self.request
         longest = max(manifest.get("longest", manifest["longest_history"]), request.named)
-        # Factors of the history's items, and weighted; the system, which is solved in a copy.
-        folding = 4 * factors * (2 * longest + 3 * factors)
-        # Factors of the history's items in float64: themselves, weighted, transposed, and the contributions; what each
-        # item adds to some scores, and the order of these.
-        explanation = 8 * longest * (4 * factors + EXPLAINED_ROWS + 4) if request.explained else 0
-        k = min(request.k, items)
-        kept = min(request.most_entries, k * (1 + min(request.explained, longest)))
-        each = RESPONSE_BYTES if request.warm_up == SERVING else ENTRY_BYTES
-        entry = each + ENTRY_TEXTS * files["items.parquet"]["bytes"] // items
-        answers = RANKED_BYTES * k + entry * (
-            kept if request.keeps else min(k, EXPLAINED_ROWS) * (1 + min(request.explained, longest))
-        )
-        columns, filtering = embedding_terms.columns(manifest), []
-        if linear_terms.scores_all(manifest):
-            block = min(k, EXPLAINED_ROWS) if request.explained else 1
-            filtering = linear_terms.scorer_terms(manifest, block=block, threads=1, phases=("answer",))
-            columns = factors = folding = 0
-        choosing = where_terms(request.where, manifest, ("answer",))
-        if request.warm_up == SERVING:
-            choosing = served_where_terms(manifest, ("answer",))
-        named = NAMED_BYTES * request.named + (LOOK_UP_BYTES + LIMIT_BYTES) * items * (request.named > 0)
+        k = min(request.k, manifest["items"])
+        each = 1 + min(request.explained, longest)
+        kept = k * each if request.keeps else min(k, EXPLAINED_ROWS) * each
+        answers = RANKED_BYTES * k + entry_bytes(manifest, ENTRY_BYTES) * kept
+        named = NAMED_BYTES * request.named + (LOOK_UP_BYTES + LIMIT_BYTES) * manifest["items"] * (request.named > 0)
         return Footprint.of(
             [
                 *baseline.terms(costs, self.probes(setting)[0]),
-                *model_terms(users=users, items=items, factors=columns, phases=("answer",)),
-                *filtering,
-                # Stored uncompressed: the file while it is read, and the table.
-                Term("ids and titles", 2 * tables, "analytic", ("answer",)),
-                # Scores, the partitioned copy, norms, masks.
-                Term("one answer", 20 * items + 16 * factors * factors, "analytic", ("answer",)),
-                Term("history", folding, "analytic", ("answer",)),
-                Term("explanation", explanation, "analytic", ("answer",)),
-                Term("answers", answers, "measured", ("answer",)),
-                Term("ids in the question", named, "measured", ("answer",)),
-                *choosing,
-                *(like_user_terms(manifest, threads=request.threads) if request.compares_users else []),
-                *diversity_terms(k, request.diversity, manifest, ("answer",)),
-                Term("connections", request.connection_bytes, "measured", ("answer",)),
-                *bpr_terms.fold_terms(
-                    manifest["kind"], factors=factors, longest=longest, threads=1, phases=("answer",)
+                *question_terms(
+                    manifest, longest=longest, explained=min(k, EXPLAINED_ROWS) if request.explained else 0
                 ),
+                Term("answers", answers, "measured", PHASES),
+                Term("ids in the question", named, "measured", PHASES),
+                *where_terms(request.where, manifest, PHASES),
+                *(like_user_terms(manifest, threads=request.threads) if request.compares_users else []),
+                *diversity_terms(k, request.diversity, manifest, PHASES),
             ]
         )
 
     def seconds(self, setting: Setting) -> float:
         """The same for the only setting."""
         return 1.0
+
+
+def entry_bytes(manifest: RecommenderManifest, each: int) -> int:
+    """Memory of an item of an answer: ``each`` bytes, and its id and title."""
+    return each + ENTRY_TEXTS * manifest["files"]["items.parquet"]["bytes"] // manifest["items"]
+
+
+def question_terms(manifest: RecommenderManifest, *, longest: int, explained: int) -> list[Term]:
+    """Terms of a loaded model with its ids and titles, and of the arrays of one question.
+
+    Parameters
+    ----------
+    manifest
+        ``model.json``.
+    longest
+        Items of the longest history.
+    explained
+        Recommendations that are explained at a time; 0: none.
+    """
+    files, users, items, factors = (manifest["files"], manifest["users"], manifest["items"], manifest["factors"])
+    tables = sum(files[name]["bytes"] for name in ("items.parquet", "users.parquet"))
+    # Factors of the history's items, and weighted; the system, which is solved in a copy.
+    folding = 4 * factors * (2 * longest + 3 * factors)
+    # Factors of the history's items in float64: themselves, weighted, transposed, and the contributions; what each
+    # item adds to some scores, and the order of these.
+    explanation = 8 * longest * (4 * factors + explained + 4) if explained else 0
+    columns, filtering = embedding_terms.columns(manifest), []
+    if linear_terms.scores_all(manifest):
+        filtering = linear_terms.scorer_terms(manifest, block=max(1, explained), threads=1, phases=PHASES)
+        columns = factors = folding = 0
+    return [
+        *model_terms(users=users, items=items, factors=columns, phases=PHASES),
+        *filtering,
+        # Stored uncompressed: the file while it is read, and the table.
+        Term("ids and titles", 2 * tables, "analytic", PHASES),
+        # Scores, the partitioned copy, norms, masks.
+        Term("one answer", 20 * items + 16 * factors * factors, "analytic", PHASES),
+        Term("history", folding, "analytic", PHASES),
+        Term("explanation", explanation, "analytic", PHASES),
+        *bpr_terms.fold_terms(manifest["kind"], factors=factors, longest=longest, threads=1, phases=PHASES),
+    ]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,28 +11,11 @@ from typing import ClassVar
 
 from apps.recsys.data.attributes.expression import parse
 from apps.recsys.data.columns import Columns, Layout
-from apps.recsys.planning.baselines import ANSWERING, SERVING
+from apps.recsys.planning.baselines import ANSWERING
 from common.errors import UsageError
-from common.extras import require
 
-MOST_CONNECTIONS = 64
-"""Most connections to the server at a time."""
-HEADER_BYTES = 64 << 10
-"""Most bytes of a request without its body: a history of 2,000 ids of 30 letters."""
-READ_BYTES = 16 << 10
-"""Bytes that the server reads from a connection at a time."""
-CONNECTION_BYTES = 192 << 10
-"""Memory of a connection: half a request and the next part, uvicorn's 64 KiB of a body, and its objects."""
-REQUEST_SECONDS = 10
-"""Time in which a whole request must arrive."""
 DEPTH = 10
 """Depth of a metric that is named without one."""
-MOST = 1000
-"""Largest ``k`` and ``explain`` of a request to the server."""
-MOST_ENTRIES = 5000
-"""Most items in a response of the server, with those that explain: ``k`` times ``1 + explain``."""
-MOST_HISTORY = 2000
-"""Most ids in a history of a request to the server."""
 PROTOCOLS = ("user-holdout", "leave-last", "temporal", "random", "split", "lightgcn", "ncf")
 """The model's own splits; a test file, with peakline's recall or LightGCN's; NCF's sampled negatives."""
 
@@ -165,19 +147,9 @@ class AnswerRequest:
         return 0
 
     @property
-    def connection_bytes(self) -> int:
-        """Memory of connections, in bytes."""
-        return 0
-
-    @property
     def keeps(self) -> bool:
         """True if a whole answer is kept before it is written; False if it is printed item by item."""
         return True
-
-    @property
-    def most_entries(self) -> int:
-        """Most items in an answer, with those that explain."""
-        return sys.maxsize
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -204,45 +176,6 @@ class SimilarRequest(AnswerRequest):
         return self.user is not None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ServeRequest(AnswerRequest):
-    """A server on an address; port 0 is any free one."""
-
-    command: ClassVar[str] = "recsys serve"
-    warm_up: ClassVar[str] = SERVING
-
-    k: int = MOST
-    explained: int = MOST
-    host: str = "127.0.0.1"
-    port: int = 8000
-
-    def __post_init__(self) -> None:
-        AnswerRequest.__post_init__(self)
-        if not 0 <= self.port < 1 << 16:
-            raise UsageError(f"--port {self.port}: expected 0 to 65535")
-        require("serve", "fastapi", "uvicorn", purpose=self.command)
-
-    @classmethod
-    def of(cls, args: argparse.Namespace) -> ServeRequest:
-        """Read the command line."""
-        return cls(model=args.model, threads=args.threads, host=args.host, port=args.port)
-
-    @property
-    def named(self) -> int:
-        """The longest history of a request."""
-        return MOST_HISTORY
-
-    @property
-    def connection_bytes(self) -> int:
-        """Memory of all connections."""
-        return MOST_CONNECTIONS * CONNECTION_BYTES
-
-    @property
-    def most_entries(self) -> int:
-        """The limit of a response."""
-        return MOST_ENTRIES
-
-
 def _metrics(args: argparse.Namespace) -> tuple[str, ...]:
     """Each metric without a depth at all depths of ``--k``; without ``--metrics`` all kinds that there are."""
     if args.metrics is None and args.k is None:
@@ -259,12 +192,20 @@ def _at(name: str, depths: Sequence[int]) -> list[str]:
 def split_ids(text: str) -> list[str]:
     """Ids separated by commas; one that has a comma stands in quotes, as in CSV.
 
+    Raises
+    ------
+    UsageError
+        A line break stands outside of quotes.
+
     Examples
     --------
     >>> split_ids('7, 8,"Oak, Ash"')
     ['7', '8', 'Oak, Ash']
     """
-    return [id_.strip() for row in csv.reader([text], skipinitialspace=True) for id_ in row if id_.strip()]
+    try:
+        return [id_.strip() for row in csv.reader([text], skipinitialspace=True) for id_ in row if id_.strip()]
+    except csv.Error as error:
+        raise UsageError(f"ids separated by commas: {error}") from None
 
 
 def layout_of(args: argparse.Namespace) -> Layout:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 from apps.recsys.data.attributes.passing import limited
 from apps.recsys.data.id_table import IdTable
@@ -18,6 +18,8 @@ from common.errors import BadInput
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+    from apps.recsys.serving.feedback.fresh import Fresh
 
 
 class UnknownId(BadInput):
@@ -48,6 +50,36 @@ class Ranked:
     best: Sequence[tuple[int, float]]
 
 
+class Packed(Sequence[tuple[int, float]]):
+    """Rows and their scores in 12 bytes each, where a list waits to be sent: as tuples they take 130.
+
+    Parameters
+    ----------
+    best
+        Rows and scores.
+    """
+
+    def __init__(self, best: Sequence[tuple[int, float]]) -> None:
+        import numpy as np
+
+        self._rows = np.array([row for row, _ in best], np.int32)
+        self._scores = np.array([score for _, score in best])
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @overload
+    def __getitem__(self, place: int) -> tuple[int, float]: ...
+
+    @overload
+    def __getitem__(self, place: slice) -> Sequence[tuple[int, float]]: ...
+
+    def __getitem__(self, place: int | slice) -> tuple[int, float] | Sequence[tuple[int, float]]:
+        if isinstance(place, slice):
+            return list(zip(self._rows[place].tolist(), self._scores[place].tolist(), strict=True))
+        return int(self._rows[place]), float(self._scores[place])
+
+
 class RecommenderService:
     """A loaded model with its ids and titles.
 
@@ -57,12 +89,17 @@ class RecommenderService:
         A model folder.
     manifest
         Its ``model.json``.
+    mapped
+        As for ``Recommender``.
     """
 
-    def __init__(self, directory: Path, manifest: Mapping[str, Any]) -> None:
-        self.recommender = Recommender(directory, manifest)
+    def __init__(self, directory: Path, manifest: Mapping[str, Any], *, mapped: bool = False) -> None:
+        self.recommender = Recommender(directory, manifest, mapped=mapped)
         self.items = IdTable(directory / "items.parquet", manifest["items"])
         self.users = IdTable(directory / "users.parquet", manifest["users"])
+        self.fresh: Fresh | None = None
+        """Interactions since the model was made."""
+        self._counts: NDArray[np.float32] | None = None
 
     def for_user(self, user: str, k: int, *, explained: int = 0, where: str | None = None) -> list[dict[str, Any]]:
         """The best items for a user of the training data.
@@ -144,7 +181,21 @@ class RecommenderService:
         import numpy as np
 
         items = np.unique(rows)
-        values = np.ones(len(items), np.float32)
+        return self.ranked_values(
+            items, np.ones(len(items), np.float32), k, allowed, keep_seen=keep_seen, diversity=diversity
+        )
+
+    def ranked_values(
+        self,
+        items: NDArray[np.int64],
+        values: NDArray[np.float32],
+        k: int,
+        allowed: NDArray[np.bool_] | None = None,
+        *,
+        keep_seen: bool = False,
+        diversity: float = 0.0,
+    ) -> Ranked:
+        """The same for a history of increasing rows of items and their values, shape (n,) each."""
         best = self.recommender.recommend(items, values, k, allowed=allowed, keep_seen=keep_seen, diversity=diversity)
         return Ranked(items, values, best)
 
@@ -152,11 +203,31 @@ class RecommenderService:
         """The allowed items that most users of the model had, for somebody without a history."""
         import numpy as np
 
-        model, count = self.recommender, shortlist(k, diversity)
-        shares = model.recent_shares
-        best = popularity.best(model.history, count, items=len(self.items), allowed=allowed, shares=shares)
-        chosen = diverse(best, model.scorer, k, diversity)
+        best = popularity.most(self.count(), shortlist(k, diversity), allowed)
+        chosen = diverse(best, self.recommender.scorer, k, diversity)
         return Ranked(np.zeros(0, np.int64), np.zeros(0, np.float32), chosen)
+
+    def count(self) -> NDArray[np.float32]:
+        """How many users had each item, shape (items,): read from the history once."""
+        if self._counts is None:
+            model = self.recommender
+            self._counts = popularity.numbers(model.history, items=len(self.items), shares=model.recent_shares)
+        return self._counts
+
+    def has_user(self, user: str) -> bool:
+        """True if the model knows a user, or there were interactions since."""
+        return self.users.row(user) is not None or (self.fresh is not None and self.fresh.user(user) is not None)
+
+    def found(self, text: str, k: int) -> list[dict[str, Any]]:
+        """At most ``k`` items: that whose id a text is, then those whose title contains it, by their numbers of users.
+
+        Letters' case does not count. The scores are the numbers of users.
+        """
+        counts, matching, row = self.count(), self.items.matching(text), self.items.row(text)
+        first = []
+        if row is not None:
+            first, matching[row] = [(row, float(counts[row]))], False
+        return self._described([*first, *popularity.most(counts, k, matching)][:k])
 
     def _history(self, user: str | None, ids: Sequence[str]) -> tuple[NDArray[Any], NDArray[np.float32]]:
         import numpy as np
@@ -164,22 +235,29 @@ class RecommenderService:
         if user is None:
             rows = self.rows(ids)
             return rows, np.ones(len(rows), np.float32)
-        row = self.users.row(user)
-        if row is None:
+        row, history, fresh = self.users.row(user), self.recommender.history, self.fresh
+        if row is not None:
+            had = history.items(row), history.values(row)
+            return had if fresh is None else fresh.merged(row, *had)
+        row = None if fresh is None else fresh.user(user)
+        if row is None or fresh is None:
             raise UnknownId("user", user)
-        return self.recommender.history.items(row), self.recommender.history.values(row)
+        return fresh.merged(row, np.zeros(0, np.int32), np.zeros(0, np.float32))
 
-    def described(self, ranked: Ranked, explained: int = 0) -> Iterator[dict[str, Any]]:
-        """Yield the answers one by one, in the form that ``for_user`` returns; raises as ``Recommender.explain``."""
+    def described(self, ranked: Ranked, explained: int = 0, *, rows: int = EXPLAINED_ROWS) -> Iterator[dict[str, Any]]:
+        """Yield the answers one by one, in the form that ``for_user`` returns; raises as ``Recommender.explain``.
+
+        ``rows`` of them are explained at a time.
+        """
         import numpy as np
 
         items, best = ranked.items, ranked.best
-        for start in range(0, len(best), EXPLAINED_ROWS):
-            some = best[start : start + EXPLAINED_ROWS]
+        for start in range(0, len(best), rows):
+            some = best[start : start + rows]
             answers = self._described(some)
             if explained:
-                rows = np.array([row for row, _ in some], np.int64)
-                added = self.recommender.explain(items, ranked.values, rows)
+                chosen = np.array([row for row, _ in some], np.int64)
+                added = self.recommender.explain(items, ranked.values, chosen)
                 for answer, by_item in zip(answers, added, strict=True):
                     most = np.argsort(-by_item, kind="stable")[:explained]
                     answer["because"] = self._described([(int(items[index]), float(by_item[index])) for index in most])

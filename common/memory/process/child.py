@@ -339,7 +339,7 @@ def supervise(
             os._exit(EXIT_UNFORESEEN)
     cgroup = guard.hard_wall(max(ceiling, guard.LEAST_WALL))
     environment = python_environment({**variables, SUPERVISED: str(os.getpid()), guard.WALL: str(cgroup or "")})
-    awaited = (signal.SIGINT, signal.SIGTERM, supervisor.PLANNED, supervisor.UNWALLED)
+    awaited = (*supervisor.PASSED_ON, supervisor.PLANNED, supervisor.UNWALLED)
     signal.pthread_sigmask(signal.SIG_BLOCK, awaited)
 
     def behind_the_wall() -> None:

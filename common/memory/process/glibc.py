@@ -26,6 +26,7 @@ TUNABLES = "GLIBC_TUNABLES"
 
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
+_M_ARENA_MAX = -8
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 
 
@@ -84,6 +85,13 @@ def unpin_thresholds() -> bool:
     unless ``common.memory.process.bounded_heap`` chooses layer by layer.
     """
     return map_from(UNPINNED_MMAP_THRESHOLD) and return_from(UNPINNED_TRIM_THRESHOLD)
+
+
+def one_arena() -> None:
+    """Let all threads that start from now on allocate in one heap: each that has its own keeps what it has freed."""
+    library = libc()
+    if library is not None:
+        library.mallopt(_M_ARENA_MAX, 1)
 
 
 def trim() -> None:

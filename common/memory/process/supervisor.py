@@ -1,8 +1,8 @@
 """The parent of a running command, as small as an interpreter gets: run by path with ``python -I -S``.
 
-It waits for the child that ``child.supervise`` started, passes SIGINT and SIGTERM on, and says in one line when the
-child was killed or crashed. Where no memory cgroup can be written, it is the hard wall: it reads what the process tree
-holds, and ends it above the ceiling. It imports nothing of peakline, because its memory counts against the user's
+It waits for the child that ``child.supervise`` started, passes SIGINT, SIGTERM and SIGHUP on, and says in one line when
+the child was killed or crashed. Where no memory cgroup can be written, it is the hard wall: it reads what the process
+tree holds, and ends it above the ceiling. It imports nothing of peakline, because its memory counts against the user's
 ceiling.
 """
 
@@ -18,6 +18,9 @@ PLANNED, UNWALLED = signal.SIGUSR1, signal.SIGUSR2
 refuse."""
 LEAST_WALL = 128 << 20
 """``guard.LEAST_WALL``: the limit in bytes until there is a plan, where the ceiling is lower."""
+
+PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""Signals that the child gets."""
 
 LOOK, RARELY = 0.005, 0.05
 """Seconds between two readings of resident sizes, the least and the most: 1.3 % and 0.4 % of a core."""
@@ -52,12 +55,13 @@ def main(pid: int, cgroup: str, name: str, ceiling: int, json: bool, path: str) 
             pass
 
     watch = Cgroup(cgroup) if cgroup else Tree(pid, ceiling)
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, pass_on)
+    for number in PASSED_ON:
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # as ``nohup`` leaves it
+            signal.signal(number, pass_on)
     for number in (PLANNED, UNWALLED):
         signal.signal(number, watch.told)
     signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGCHLD,))
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT, signal.SIGTERM, PLANNED, UNWALLED))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, (*PASSED_ON, PLANNED, UNWALLED))
     status, largest, why = wait(pid, watch)
     if cgroup:
         try:
@@ -67,7 +71,7 @@ def main(pid: int, cgroup: str, name: str, ceiling: int, json: bool, path: str) 
     code = os.waitstatus_to_exitcode(status)
     if code in FORESEEN:
         return code
-    if -code in (signal.SIGINT, signal.SIGTERM):
+    if -code in PASSED_ON:
         return 130
     message = f"ended with exit code {code}" if code > 0 else f"ended by {signal_name(-code)}"
     if -code == signal.SIGKILL:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from apps.recsys.models.linear.log import Log
+    from apps.recsys.models.linear.log import Added, Log
 
     Sample = tuple[NDArray[Any], NDArray[np.float32]]
 
@@ -122,7 +122,7 @@ class FilterScorer:
     ) -> None:
         import numpy as np
 
-        self.items = len(counts)
+        self.items, self.counts = len(counts), counts
         self._log, self._term = log, _term(spectrum, saturation)
         self._degrees = np.maximum(counts, 1).astype(np.float32)
         self._power = np.float32(degree_power)
@@ -154,6 +154,21 @@ class FilterScorer:
         for column, (items, _) in enumerate(histories):
             questions[items, column] = 1
         return self._answer(questions, out).T
+
+    def add(self, added: Added, counts: NDArray[np.int32]) -> None:
+        """Score by further interactions too; the spectrum stays as it is.
+
+        Parameters
+        ----------
+        added
+            The interactions that came since.
+        counts
+            Users of each item with them, shape (items,).
+        """
+        import numpy as np
+
+        self._log.added = added
+        self._degrees = np.maximum(counts, 1).astype(np.float32)
 
     def _columns(
         self, workspace: tuple[NDArray[np.float32], NDArray[np.float32]], count: int

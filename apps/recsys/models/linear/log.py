@@ -25,6 +25,48 @@ LEAST_BLOCK_USERS = 1 << 14
 """Users that a block may have at least, however few items there are."""
 
 
+class Added:
+    """Interactions that came after the training: pairs of users and items that the log does not have, each once.
+
+    Parameters
+    ----------
+    users, items
+        The pairs, shape (n,) each; users beyond those of the log are new ones.
+    shape
+        Numbers of all users and of the items.
+    """
+
+    def __init__(self, users: NDArray[np.int32], items: NDArray[np.int32], shape: tuple[int, int]) -> None:
+        import numpy as np
+        import scipy.sparse
+
+        order = np.lexsort((items, users))
+        ends = np.searchsorted(users[order], np.arange(shape[0] + 1)).astype(np.int32)
+        ones = np.ones(len(items), np.float32)
+        self.rows = scipy.sparse.csr_matrix((ones, items[order], ends), shape=shape, copy=False)
+        """A row of ones for each user."""
+
+
+class _Both:
+    """Two sparse matrices of one shape, without an entry in common, as their sum."""
+
+    def __init__(self, first: Any, second: Any) -> None:
+        self._first, self._second = first, second
+
+    def __matmul__(self, other: NDArray[Any]) -> NDArray[Any]:
+        product: NDArray[Any] = self._first @ other
+        product += self._second @ other
+        return product
+
+    def __getitem__(self, part: Any) -> Any:
+        return (self._first[part] + self._second[part]).tocsr()
+
+    @property
+    def T(self) -> _Both:
+        """The transposed sum."""
+        return _Both(self._first.T, self._second.T)
+
+
 class Log:
     """The interactions that were trained on.
 
@@ -44,6 +86,8 @@ class Log:
         if name is None:
             name = TRAINED if (directory / f"{TRAINED}.indptr.npy").exists() else "history"
         self.items = items
+        self.added: Added | None = None
+        """What came since."""
         self._history = History(directory, name, columns=items)
         longest = int(np.diff(self._history.indptr).max(initial=0))
         self._ones = np.ones(max(min(BLOCK_INTERACTIONS, self._history.size), longest), np.float32)
@@ -54,7 +98,30 @@ class Log:
         return self._history.rows
 
     def blocks(self) -> Iterator[tuple[Any, NDArray[np.float32]]]:
-        """Yield blocks of users: their rows of R as a SciPy matrix, shape (n, items), and their numbers of items."""
+        """Yield blocks of users: their rows of R as a SciPy matrix, shape (n, items), and their numbers of items.
+
+        With ``added``, a block is a sum of matrices, of which there are products, transposes and parts.
+        """
+        import numpy as np
+
+        if self.added is None:
+            yield from ((block, degrees) for _, block, degrees in self._blocks())
+            return
+        rows, start = self.added.rows, 0
+        for start, block, degrees in self._blocks():
+            more = rows[start : start + len(degrees)]
+            if not more.nnz:
+                yield block, degrees
+                continue
+            # A user without items has a degree of 1, so that nothing is divided by 0.
+            had = np.diff(block.indptr)
+            yield _Both(block, more), np.maximum(had + np.diff(more.indptr), 1).astype(np.float32)
+        if rows.shape[0] > self.users:
+            new = rows[self.users :]
+            yield new, np.maximum(np.diff(new.indptr), 1).astype(np.float32)
+
+    def _blocks(self) -> Iterator[tuple[int, Any, NDArray[np.float32]]]:
+        """The same of the files alone, each with its first user."""
         import numpy as np
         import scipy.sparse
 
@@ -67,6 +134,7 @@ class Log:
             offsets = (indptr[start : stop + 1] - indptr[start]).astype(np.int32)
             rows, shape = self._history.items(start, stop), (stop - start, self.items)
             yield (
+                start,
                 scipy.sparse.csr_matrix((self._ones[: len(rows)], rows, offsets), shape=shape, copy=False),
                 np.maximum(np.diff(offsets), 1).astype(np.float32),
             )

@@ -15,7 +15,9 @@ from apps.recsys.planning.answer import AnswerWorkload
 from apps.recsys.planning.evaluate import EvaluateWorkload
 from apps.recsys.planning.questions.recommend_requests import RecommendAllRequest, RecommendRequest
 from apps.recsys.planning.recommend_all import RecommendAllWorkload
-from apps.recsys.planning.requests import EvaluateRequest, ServeRequest
+from apps.recsys.planning.requests import EvaluateRequest
+from apps.recsys.planning.service.request import ServeRequest
+from apps.recsys.planning.service.workload import ServeWorkload
 from apps.recsys.planning.sizing.request import NOWHERE, SizeRequest
 from apps.recsys.planning.train import TrainWorkload
 from common.errors import UsageError
@@ -39,7 +41,7 @@ def workloads(request: SizeRequest) -> Iterator[tuple[str, Workload]]:
     one = RecommendRequest(model=NOWHERE, user="", k=request.k, threads=threads)
     yield "recommend --user", AnswerWorkload(one, manifest)
     with suppress(UsageError):  # where its libraries are installed
-        yield "serve", AnswerWorkload(ServeRequest(model=NOWHERE, threads=threads), manifest)
+        yield "serve", ServeWorkload(ServeRequest(model=NOWHERE, threads=threads), manifest)
 
 
 def assumed_facts(request: SizeRequest) -> Facts:

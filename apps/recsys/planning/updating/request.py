@@ -29,6 +29,8 @@ class UpdateRequest:
         Files of new interactions.
     output
         The model folder to make; it may be ``model``.
+    feedback
+        A server's log of feedback, of which the events are added that the model does not contain.
     forget
         Ids of users to leave out.
     columns, layout
@@ -49,6 +51,7 @@ class UpdateRequest:
     model: Path
     paths: tuple[Path, ...] = ()
     output: Path
+    feedback: Path | None = None
     forget: tuple[str, ...] = ()
     columns: Columns = field(default_factory=Columns)
     layout: Layout = field(default_factory=Layout)
@@ -57,8 +60,8 @@ class UpdateRequest:
     threads: int
 
     def __post_init__(self) -> None:
-        if not self.paths and not self.forget:
-            raise UsageError("expected files of new interactions, or --forget USER")
+        if not self.paths and not self.forget and self.feedback is None:
+            raise UsageError("expected files of new interactions, --feedback LOG or --forget USER")
         if not self.paths and (self.columns, self.layout) != (Columns(), Layout()):
             raise UsageError("--user-col, --item-col, --value-col, --delimiter, --decimal, --no-header: for files only")
 
@@ -69,6 +72,7 @@ class UpdateRequest:
             model=args.model,
             paths=tuple(args.interactions),
             output=args.output,
+            feedback=args.feedback,
             forget=tuple(args.forget),
             columns=Columns(args.user_col, args.item_col, args.value_col, args.time_col),
             layout=layout_of(args),

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from apps.recsys.data.csr_store import BLOCK
 from apps.recsys.data.ingest import TITLE_BYTES, Facts
@@ -44,11 +45,14 @@ class UpdateWorkload:
         ``model.json`` of the model.
     train
         The training of the same kind on the joined interactions.
+    folded
+        What the new ``model.json`` says of the log of feedback that the model contains; ``None``: none.
     """
 
     request: UpdateRequest
     manifest: RecommenderManifest
     train: TrainWorkload
+    folded: Mapping[str, Any] | None = None
     name: str = "recsys update"
 
     @property

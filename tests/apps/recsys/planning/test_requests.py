@@ -9,8 +9,9 @@ import pytest
 from apps.recsys import cli
 from apps.recsys.data.columns import Columns, Layout
 from apps.recsys.planning.questions.recommend_requests import RecommendAllRequest, RecommendRequest
-from apps.recsys.planning.requests import EvaluateRequest, ServeRequest, split_ids
+from apps.recsys.planning.requests import EvaluateRequest, split_ids
 from apps.recsys.planning.resume_settings import resume_settings
+from apps.recsys.planning.service.request import ServeRequest
 from common.errors import UsageError
 from tests.apps.recsys.asked import train_request
 from tests.messages import refused
@@ -130,3 +131,9 @@ def test_lists_are_not_written_into_what_looks_like_text(name: str) -> None:
 def test_ports_that_there_are_not(port: int) -> None:
     with refused(UsageError, "--port", port, 65535):
         ServeRequest(model=Path("m"), port=port, threads=1)
+
+
+def test_ids_with_a_line_break_stand_in_quotes() -> None:
+    assert split_ids('1,"2\n3"') == ["1", "2\n3"]
+    with refused(UsageError, "commas"):
+        split_ids("1\r2")

@@ -21,7 +21,9 @@ from apps.recsys.planning.answer import AnswerWorkload
 from apps.recsys.planning.evaluate import EvaluateWorkload
 from apps.recsys.planning.questions.recommend_requests import RecommendAllRequest, RecommendRequest
 from apps.recsys.planning.recommend_all import RecommendAllWorkload
-from apps.recsys.planning.requests import EvaluateRequest, ServeRequest
+from apps.recsys.planning.requests import EvaluateRequest
+from apps.recsys.planning.service.request import ServeRequest
+from apps.recsys.planning.service.workload import ServeWorkload
 from apps.recsys.planning.sizing import prices
 from apps.recsys.planning.sizing.request import SizeRequest
 from apps.recsys.planning.train import TrainWorkload
@@ -103,7 +105,7 @@ def real(read: Read, *options: object) -> Iterator[tuple[str, Workload]]:
     yield "evaluate", EvaluateWorkload(EvaluateRequest(model=model, threads=1), manifest, scored)
     yield "recommend --all-users", RecommendAllWorkload(many, manifest)
     yield "recommend --user", AnswerWorkload(RecommendRequest(model=model, user="1", threads=1), manifest)
-    yield "serve", AnswerWorkload(ServeRequest(model=model, threads=1), manifest)
+    yield "serve", ServeWorkload(ServeRequest(model=model, threads=1), manifest)
 
 
 def compare(data: Read, *options: object) -> None:
