@@ -164,6 +164,8 @@ def segment(
         studies = record["results"]["studies"]
         if len(studies) != 1:
             raise UsageError(f"{source}: holds {len(studies)} studies; segment takes one")
+        if len(outputs_of(output)[studies[0]["study"]]) != 1:
+            raise UsageError(f"{model}: its classes overlap; imaging infer writes a file of each")
         labels, header = _mapped(output / outputs_of(output)[studies[0]["study"]][0], scratch)
     return Segmentation(labels, header.get_best_affine(), _names(model, memory, roi_subset), header, record)
 

@@ -57,7 +57,7 @@ def count(size: int, tile: int, overlap: float, *, even: bool = False) -> int:
     """Count the tiles of ``starts`` or ``even_starts`` without listing them; a header may claim billions."""
     if tile >= size:
         return 1
-    return math.ceil((size - tile) / (tile * (1 - overlap) if even else _interval(tile, overlap))) + 1
+    return math.ceil((size - tile) / (max(1, tile * (1 - overlap)) if even else _interval(tile, overlap))) + 1
 
 
 def _interval(tile: int, overlap: float) -> int:

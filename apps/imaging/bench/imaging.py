@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from apps.imaging.bench import large, memory, speed
-from apps.imaging.bench.peers import nnunet
+from apps.imaging.bench.peers import nnunet, nnunet_kinds, zoo
 from apps.imaging.bench.robustness import hostile
 from common import datasets
 from common.bench.harness import Bound, Suite
@@ -70,6 +70,10 @@ def _add_peers(imaging: Suite, source: Path | None) -> None:
         memory.add_cases(imaging, WORK, source)
     if _wanted("parity") and (hippocampus := datasets.find("msd-hippocampus")) is not None:
         nnunet.add_cases(imaging, WORK, hippocampus)
+    if _wanted("nnunet"):
+        nnunet_kinds.add_cases(imaging, WORK)
+    if _wanted("zoo"):
+        zoo.add_cases(imaging, WORK)
 
 
 def _wanted(name: str) -> bool:

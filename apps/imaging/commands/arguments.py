@@ -65,6 +65,21 @@ def names(text: str) -> list[str]:
     return [name.strip() for name in text.split(",") if name.strip()]
 
 
+def folds(text: str) -> tuple[str, ...]:
+    """An argparse type: numbers of folds with commas between them, or ``all``."""
+    chosen = tuple(dict.fromkeys(part.strip() for part in text.split(",")))
+    if chosen != ("all",) and not all(part.isdecimal() for part in chosen):
+        raise argparse.ArgumentTypeError(f"{text} is neither numbers of folds (0,1,2) nor all")
+    return chosen
+
+
+def checkpoint(text: str) -> str:
+    """An argparse type: ``best``, ``final``, or the name of a file of weights."""
+    if not re.fullmatch(r"\w[\w.-]*", text):
+        raise argparse.ArgumentTypeError(f"{text} is not the name of a file of weights")
+    return text
+
+
 def fold(text: str) -> tuple[int, int]:
     """An argparse type: ``K/N`` with 0 <= K < N."""
     match = re.fullmatch(r"(\d+)/(\d+)", text)

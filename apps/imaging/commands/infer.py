@@ -13,6 +13,8 @@ from apps.imaging.commands.arguments import (
     REPAIR_HELP,
     SERIES_HELP,
     VOLUME_HELP,
+    checkpoint,
+    folds,
     millilitres,
     names,
     output_types,
@@ -56,9 +58,15 @@ def add(commands: Any) -> None:
     one.add_argument("--engine", default="auto", choices=["auto", *ENGINES], help="default auto: openvino, else torch")
     precision_help = "default: int8 if the model is quantised, else float32; bf16 needs OpenVINO and a CPU that has it"
     one.add_argument("--precision", choices=["float32", "bf16", "int8"], help=precision_help)
+    folds_help = "folds of an nnU-Net model, 0,1 or all (default: every one that is there)"
+    one.add_argument("--folds", type=folds, default=(), metavar="N,...", help=folds_help)
+    checkpoint_help = "weights of an nnU-Net model: final (default), best, or the name of a file"
+    one.add_argument("--checkpoint", type=checkpoint, metavar="NAME", help=checkpoint_help)
     tta_help = "mirror: average over each tile and its mirror images along the axes of training (slower)"
     one.add_argument("--tta", default="none", choices=["none", "mirror"], help=tta_help)
     one.add_argument("--roi-subset", type=names, metavar="NAME,...", help="only these classes (default: all)")
+    split_help = "a NIfTI file of each class, CASE-NAME.nii.gz, instead of one with all labels"
+    one.add_argument("--split-classes", action="store_true", help=split_help)
     one.add_argument("--statistics", action="store_true", help="also volume and intensity of each class, CSV and JSON")
     one.add_argument("--preview", action="store_true", help="also a picture of each study (--report has both)")
     small_help = "remove connected components of less than this volume"
@@ -95,6 +103,7 @@ def _options(args: argparse.Namespace) -> InferOptions:
         statistics=args.statistics or args.report,
         stow=args.stow,
         roi_subset=None if args.roi_subset is None else tuple(args.roi_subset),
+        split_classes=args.split_classes,
         remove_small=args.remove_small,
         series=args.series,
         volume=args.volume,
@@ -106,6 +115,8 @@ def _options(args: argparse.Namespace) -> InferOptions:
         engine=args.engine,
         precision=args.precision,
         mirror=args.tta == "mirror",
+        folds=args.folds,
+        checkpoint=args.checkpoint or "",
         device=args.device,
         threads=args.threads,
     )
@@ -113,12 +124,13 @@ def _options(args: argparse.Namespace) -> InferOptions:
 
 def _workload(options: InferOptions, budget: MemoryBudget) -> "InferWorkload":
     from apps.imaging.importers.convert import converted_model
+    from apps.imaging.importers.nnunet import Weights
     from apps.imaging.inference.request import InferRequest
     from apps.imaging.planning.infer import InferWorkload
 
-    directory = options.model
-    if not (directory / MANIFEST).is_file():
-        directory = converted_model(directory, budget)
+    directory, weights = options.model, Weights.of(options.folds, options.checkpoint)
+    if not (directory / MANIFEST).is_file() or weights != Weights():
+        directory = converted_model(directory, budget, weights)
     return InferWorkload(InferRequest.of(options, directory))
 
 

@@ -9,12 +9,14 @@ import hashlib
 import json
 import os
 import sys
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from apps.imaging.importers import monai_bundle, nnunet
 from common import __version__
-from common.errors import EXIT_OK, EXIT_UNFORESEEN, BadInput, DoesNotFit
+from common.errors import EXIT_OK, EXIT_UNFORESEEN, BadInput, DoesNotFit, UsageError
 from common.files import scratch_directory, sha256, write_text
 from common.memory.costs.store import cache_directory
 from common.memory.process import child, glibc, guard
@@ -35,28 +37,39 @@ CHILD = "apps.imaging.importers.convert"
 """The module that converts: this one."""
 
 
-def converted_model(directory: Path, budget: MemoryBudget) -> Path:
+def converted_model(directory: Path, budget: MemoryBudget, weights: nnunet.Weights | None = None) -> Path:
     """The model folder of an nnU-Net model or a MONAI bundle; ``directory`` itself if it is neither.
 
     A conversion is kept in the cache and used again while the model's files stay the same.
+
+    Parameters
+    ----------
+    weights
+        The checkpoints of a model of nnU-Net; ``None``: its default.
 
     Raises
     ------
     BadInput
         A model that cannot be read, or is not supported.
+    UsageError
+        If checkpoints are chosen that the model does not have.
     DoesNotFit
         If the ceiling is too small for the conversion.
     """
+    chosen = weights or nnunet.Weights()
     if nnunet.is_nnunet(directory):
         nnunet.read_plan(directory)
-        files = [directory / nnunet.PLANS, directory / nnunet.DATASET, *nnunet.checkpoints(directory)]
+        files = [directory / nnunet.PLANS, directory / nnunet.DATASET, *nnunet.checkpoints(directory, chosen)]
+    elif chosen != nnunet.Weights():
+        raise UsageError(f"--folds and --checkpoint choose weights of nnU-Net's models, and {directory} is none")
     elif monai_bundle.is_bundle(directory):
         files = monai_bundle.files(directory, monai_bundle.read_plan(directory))
     else:
+        nnunet.refuse_others(directory)
         return directory
     converted = cache_directory().parent / "models" / _key(directory, files)
     if not (converted / MANIFEST).is_file():
-        _convert(directory, converted, budget, price(files))
+        _convert(directory, converted, budget, price(files), [chosen.checkpoint, *chosen.folds])
     return converted
 
 
@@ -80,7 +93,7 @@ def _digest(facts: list[Any]) -> str:
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
 
 
-def _convert(directory: Path, target: Path, budget: MemoryBudget, needed: int) -> None:
+def _convert(directory: Path, target: Path, budget: MemoryBudget, needed: int, weights: list[str]) -> None:
     """Convert in a child, into a scratch folder that is then renamed to ``target``."""
     from common.memory.footprint import Footprint, Term
     from common.memory.plan.plan import Plan
@@ -96,7 +109,7 @@ def _convert(directory: Path, target: Path, budget: MemoryBudget, needed: int) -
     with scratch_directory(target.parent, target.name) as draft:
         done = child.run_module(
             CHILD,
-            [str(directory), str(draft)],
+            [str(directory), str(draft), *weights],
             ceiling=budget.host_bytes - guard.SUPERVISOR_BYTES - anonymous(),
             variables=glibc.environment(1),
             timeout=LONGEST_SECONDS,
@@ -121,12 +134,15 @@ def _failure(directory: Path, done: child.Finished) -> Exception:
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a checkpoint's tensors and plain values; NumPy's scalars are allowed, because nnU-Net's logs have them."""
+    """Read a checkpoint's tensors and plain values; NumPy's scalars are allowed, because nnU-Net's logs have them, and
+    arrays, because DiNTS's codes are some."""
     import numpy as np
     import torch
 
-    scalars = [np._core.multiarray.scalar, np.dtype, *(type(np.dtype(kind)) for kind in ("f4", "f8", "i4", "i8", "?"))]  # type: ignore[attr-defined]
-    with torch.serialization.safe_globals(scalars):
+    made: Any = np._core.multiarray  # type: ignore[attr-defined]
+    kinds = [type(np.dtype(kind)) for kind in ("f4", "f8", "i4", "i8", "u1", "?")]
+    older = [(one, f"numpy.core.multiarray.{one.__name__}") for one in (made.scalar, made._reconstruct)]
+    with torch.serialization.safe_globals([made.scalar, made._reconstruct, np.ndarray, np.dtype, *kinds, *older]):
         checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     return checkpoint
 
@@ -135,28 +151,40 @@ def convert_bundle(directory: Path, out: Path) -> None:
     """Write the model folder of a MONAI bundle; called in the child."""
     from apps.imaging.models.model_folder import labels_from_names
     from apps.imaging.models.networks import registry
+    from apps.imaging.models.networks.monai_bundle import CODES
 
     plan = monai_bundle.read_plan(directory)
     state: Any = read_checkpoint(plan.weights)
     for name in ("model", "state_dict"):
         if isinstance(state, dict) and isinstance(state.get(name), dict):
             state = state[name]
-    network = registry.build(plan.network, plan.arguments)
+    arguments = {**plan.arguments}
+    if plan.codes is not None:
+        codes = read_checkpoint(plan.codes)
+        arguments |= {key: [[int(one) for one in row] for row in codes[key]] for key in CODES}
+    network = registry.build(plan.network, arguments)
     network.load_state_dict({key.removeprefix("module."): tensor for key, tensor in state.items()})
+    multiples = registry.divisors(plan.network, arguments)
+    x, y, z = (max(2 * size, 8) for size in multiples)
+    patch = plan.inferer.patch or (x, y, z)
+    named = zip(labels_from_names(list(plan.labels)), plan.values, strict=True)
     _write(
         out,
         plan,
         network,
-        patch=plan.inferer.patch,
-        labels=labels_from_names(list(plan.labels)),
+        arguments=arguments,
+        patch=patch,
+        labels=[replace(label, value=value) for label, value in named],
         card=f"# Imported from a MONAI bundle\n\n{plan.network}. Research use only.\n",
         extra={
             "convention": "bundle",
+            "further_intensity": plan.further_intensity,
             "inference": {
                 "overlap": plan.inferer.overlap,
                 "importance": plan.inferer.importance,
                 "padding": plan.inferer.padding,
-                "restored": plan.restored,
+                **({} if plan.inferer.patch else {"whole": True}),
+                **plan.inference,
             },
         },
     )
@@ -172,6 +200,8 @@ def _write(out: Path, plan: Any, network: "torch.nn.Module", *, arguments: Any =
 
     arguments = plan.arguments if arguments is None else arguments
     x, y, z = (max(2 * size, 8) for size in registry.divisors(plan.network, arguments))
+    if registry.is_static(plan.network):
+        x, y, z = fields["patch"]
     with torch.no_grad():
         output = export_onnx(plan.network, network, out / "network.onnx", tile=(x, y, z))
     head = registry.split_head(plan.network, network) if output == "features" else None
@@ -190,23 +220,31 @@ def _write(out: Path, plan: Any, network: "torch.nn.Module", *, arguments: Any =
     )
 
 
-def convert_nnunet(directory: Path, out: Path) -> None:
+def convert_nnunet(directory: Path, out: Path, weights: nnunet.Weights) -> None:
     """Write the model folder of an nnU-Net model; called in the child."""
     from apps.imaging.models.model_folder import labels_from_names
     from apps.imaging.models.networks import registry
 
     plan, states = nnunet.read_plan(directory), []
-    axes: list[int] = []
-    for path in nnunet.checkpoints(directory):
+    axes: Sequence[int] = ()
+    arguments: dict[str, Any] = {**plan.arguments}
+    trainer = ""
+    for path in nnunet.checkpoints(directory, weights):
         checkpoint = read_checkpoint(path)
+        trained = checkpoint.get("init_args", {}).get("configuration", plan.configuration)
+        if trained != plan.configuration:
+            raise BadInput(f"{path.name} is of {trained}, and the folder's name of {plan.configuration}")
         states.append(checkpoint["network_weights"])
-        axes = checkpoint.get("inference_allowed_mirroring_axes") or []
+        axes = checkpoint.get("inference_allowed_mirroring_axes") or ()
+        trainer = str(checkpoint.get("trainer_name", ""))
         del checkpoint
-    arguments = {**plan.arguments, "members": len(states)}
+    if any(name.endswith("running_mean") for name in states[0]):  # as nnUNetTrainerBN has it, whatever the plan says
+        arguments |= {"norm_op": "BatchNorm3d", "norm_op_kwargs": {"eps": 1e-5, "affine": True}}
+    arguments["members"] = len(states)
     network = registry.build(plan.network, arguments)
     members = [network] if len(states) == 1 else list(network.members)  # type: ignore[arg-type]
     for member, state in zip(members, states, strict=True):
-        _load(member, state)
+        _load(member, state, flat=plan.flat, trainer=trainer)
     states.clear()
     labels = labels_from_names(list(plan.labels))
     _write(
@@ -215,33 +253,56 @@ def convert_nnunet(directory: Path, out: Path) -> None:
         network,
         arguments=arguments,
         patch=plan.patch,
-        labels=[
-            type(label)(value, label.name, label.code, label.color)
-            for label, value in zip(labels, plan.labels.values(), strict=True)
-        ],
+        labels=[replace(label, value=value) for label, value in zip(labels, plan.labels.values(), strict=True)],
         card=f"# Imported from nnU-Net\n\n{plan.network}, {len(members)} fold(s). Research use only.\n",
         extra={
             "convention": "nnunet",
-            "mirror": "".join("xyz"[int(axis)] for axis in axes),
+            "mirror": "".join("xyz"[int(axis) + plan.flat] for axis in axes),
             "further_intensity": plan.further_intensity,
+            "inference": dict(plan.inference),
         },
     )
 
 
-def _load(network: "torch.nn.Module", state: dict[str, Any]) -> None:
-    """Load nnU-Net's weights, whose names begin with ``_orig_mod.`` if the network was compiled."""
-    network.load_state_dict({key.removeprefix("_orig_mod."): tensor for key, tensor in state.items()})
+def _load(network: "torch.nn.Module", state: dict[str, Any], *, flat: bool, trainer: str) -> None:
+    """Load nnU-Net's weights, whose names begin with ``_orig_mod.`` if the network was compiled.
+
+    Parameters
+    ----------
+    flat
+        True for kernels of two dimensions, which get a depth of one voxel.
+    trainer
+        nnU-Net's class that trained them.
+
+    Raises
+    ------
+    BadInput
+        Weights of another network than the plan's.
+    """
+    tensors = {key.removeprefix("_orig_mod."): tensor for key, tensor in state.items()}
+    if flat:
+        tensors = {key: tensor[:, :, None] if tensor.ndim == 4 else tensor for key, tensor in tensors.items()}
+    expected = network.state_dict()
+    differ = {*expected} ^ {*tensors} or {key for key in expected if expected[key].shape != tensors[key].shape}
+    if differ:
+        by = f" ({trainer} may build another)" if trainer not in ("", "nnUNetTrainer") else ""
+        raise BadInput(f"weights do not fit the network of the plan{by}: {min(differ)} and {len(differ) - 1} more")
+    network.load_state_dict(tensors)
 
 
 def main() -> None:
-    """Convert in the child: ``python -m apps.imaging.importers.convert MODEL OUT``."""
+    """Convert in the child: ``python -m apps.imaging.importers.convert MODEL OUT CHECKPOINT [FOLD ...]``."""
     directory, out = Path(sys.argv[1]), Path(sys.argv[2])
+    weights = nnunet.Weights(tuple(sys.argv[4:]), sys.argv[3])
     glibc.pin_thresholds()
     import torch  # before the walls are set, because what it reserves is not data
 
     torch.set_num_threads(1)
     child.Walls.of_this_process().stand()
-    (convert_nnunet if nnunet.is_nnunet(directory) else convert_bundle)(directory, out)
+    if nnunet.is_nnunet(directory):
+        convert_nnunet(directory, out, weights)
+    else:
+        convert_bundle(directory, out)
 
 
 if __name__ == "__main__":

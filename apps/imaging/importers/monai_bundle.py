@@ -5,6 +5,7 @@ sets, handlers and the bundle's own program are not evaluated. ``convert`` reads
 """
 
 import json
+import re
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,15 +13,9 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from apps.imaging.importers.monai_expressions import Configuration
-from apps.imaging.importers.monai_transforms import (
-    HARMLESS,
-    IGNORED,
-    Inferer,
-    inferer,
-    preprocessing,
-    restoring,
-    transform_name,
-)
+from apps.imaging.importers.monai_inferer import Inferer, inferer
+from apps.imaging.importers.monai_postprocessing import Restoring, restoring
+from apps.imaging.importers.monai_transforms import HARMLESS, IGNORED, Blockers, preprocessing, transform_name
 from apps.imaging.models.networks import monai_bundle
 from apps.imaging.volumes.intensity import Operation
 from common.errors import BadInput, UsageError
@@ -45,10 +40,16 @@ class BundlePlan:
     """Millimetres; 0: the image's own."""
     orientation: str
     intensity: tuple[Operation, ...]
+    further_intensity: tuple[tuple[Operation, ...], ...]
+    """Operations on the other channels."""
     inferer: Inferer
-    restored: str
-    """Values that are resampled to the image's grid: ``logits``, ``softmax``, ``sigmoid`` or ``labels``."""
+    inference: Mapping[str, Any]
+    """The field of the model folder, without that of tiles."""
+    values: tuple[int, ...]
+    """Of the labels."""
     weights: Path
+    codes: Path | None = None
+    """DiNTS's architecture, tables that are read as weights are."""
 
 
 def is_bundle(directory: Path) -> bool:
@@ -59,7 +60,7 @@ def is_bundle(directory: Path) -> bool:
 def files(directory: Path, plan: BundlePlan) -> list[Path]:
     """Files that the conversion reads."""
     present = [directory / name for name in (METADATA, *CONFIGURATIONS) if (directory / name).is_file()]
-    return [*present[:2], plan.weights]
+    return [*present[:2], plan.weights, *([] if plan.codes is None else [plan.codes])]
 
 
 def read_plan(directory: Path) -> BundlePlan:
@@ -103,40 +104,105 @@ def _parsed(path: Path) -> dict[str, Any]:
 
 
 def _plan(directory: Path, metadata: Mapping[str, Any], configuration: Configuration) -> BundlePlan:
-    network, arguments = _network(configuration)
-    before = preprocessing(_transforms(configuration, "preprocessing"))
-    after = restoring(_transforms(configuration, "postprocessing"))
-    formats = metadata.get("network_data_format", {})
+    blockers = Blockers()
+    network, arguments, weights, codes = "", {"in_channels": 1, "out_channels": 1}, directory, None
+    before, after, tiles = preprocessing([]), Restoring(), Inferer(None, 0.0, "constant", "zero")
+    with blockers.gathering():
+        network, arguments, found = _network(configuration)
+        codes = _inside(directory, found) if found else None
+    with blockers.gathering():
+        before = preprocessing(_transforms(configuration, "preprocessing", blockers))
+    with blockers.gathering():
+        tiles = inferer(_arguments(configuration, configuration["inferer"]))
+    with blockers.gathering():
+        after = restoring(_transforms(configuration, "postprocessing", blockers))
+    with blockers.gathering():
+        weights = _weights(directory, configuration)
+    blockers.raise_any()
+    channels, outputs = arguments["in_channels"], arguments["out_channels"]
+    if channels > 1 and before.joint:
+        joint = " and ".join(dict.fromkeys(before.joint))
+        raise BadInput(f"{joint}: statistics of all channels together are not read; those of each (channel_wise) are")
+    formats, inference = metadata.get("network_data_format", {}), after.inference(outputs)
+    values, labels = _labels(formats.get("outputs"), outputs, inference)
     return BundlePlan(
         network=network,
         arguments=arguments,
-        channels=_names(formats.get("inputs"), arguments["in_channels"], "image"),
-        labels=_names(formats.get("outputs"), arguments["out_channels"], "class"),
+        channels=_names(formats.get("inputs"), channels, "image"),
+        labels=labels,
+        values=values,
         spacing=tuple(before.spacing or (0.0, 0.0, 0.0)),
         orientation=before.orientation,
         intensity=tuple(before.intensity),
-        inferer=inferer(_arguments(configuration, configuration["inferer"])),
-        restored=after,
-        weights=_weights(directory, configuration),
+        further_intensity=(tuple(before.intensity),) * (channels - 1),
+        inferer=tiles,
+        inference=inference,
+        weights=weights,
+        codes=codes,
     )
 
 
-def _network(configuration: Configuration) -> tuple[str, dict[str, Any]]:
-    """The network's name in the table, and its checked arguments."""
+def _labels(formats: Any, outputs: int, inference: Mapping[str, Any]) -> tuple[tuple[int, ...], tuple[str, ...]]:
+    """Values and names of the labels; a mask has the name of its channel."""
+    decision = inference.get("decision", "largest")
+    if decision == "largest":
+        return tuple(range(outputs)), _names(formats, outputs, "class")
+    names = _names(formats, outputs, "mask")
+    written = inference["regions"] if decision == "regions" else [1 << channel for channel in range(outputs)]
+    named = dict(sorted(zip(written, names, strict=True)))
+    return (0, *named), ("background", *named.values())
+
+
+def _network(configuration: Configuration) -> tuple[str, dict[str, Any], str]:
+    """The network's name in the table, its checked arguments, and the file with its codes, if it has one."""
     key = "network_def" if "network_def" in configuration else "network"
     described = configuration[key]
     if not isinstance(described, dict):
         raise BadInput(f"{key} is not a network's description")
-    arguments = _arguments(configuration, described)
-    target = str(arguments.pop("_target_", None))
+    target = str(configuration.value(described.get("_target_")))
     module, _, name = target.rpartition(".")
+    described, codes = _without_codes(configuration, described) if name == "DiNTS" else (described, "")
+    arguments = _arguments(configuration, described)
+    arguments.pop("_target_")
+    arguments.pop("img_size", None)  # of older MONAI, where it only checked shapes
     if name not in monai_bundle.NETWORKS or not (module == "" or f"{module}.".startswith("monai.networks.nets.")):
         raise BadInput(f"network {target!r}; only MONAI's {', '.join(monai_bundle.NETWORKS)} are read")
     dimensions = arguments.pop("spatial_dims", arguments.pop("dimensions", 3))
     if dimensions != 3:
         raise BadInput(f"network {name}: {dimensions} dimensions; only 3 are read")
-    channels = {"in_channels": arguments.pop("in_channels", 1), "out_channels": arguments.pop("out_channels", 2)}
-    return name, monai_bundle.checked(name, arguments | channels)
+    outputs = arguments.pop("out_channels", arguments.pop("num_classes", 2))
+    channels = {"in_channels": arguments.pop("in_channels", 1), "out_channels": outputs}
+    return name, monai_bundle.checked(name, arguments | channels), codes
+
+
+LOADED = re.compile(r"\$torch\.load\((@\w+|'[^']*')(,[^()]*(\([^()]*\))?)?\)")
+CODE = re.compile(r"\$(?:torch\.from_numpy\()?@(\w+)\['(\w+)'\]\)?")
+
+
+def _without_codes(configuration: Configuration, described: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
+    """The arguments of DiNTS with those of its space, without the codes; and the file that has them.
+
+    Raises
+    ------
+    BadInput
+        Codes that are not ``@FILE['arch_code_a']``, ``['arch_code_c']`` and ``['node_a']``, of a ``torch.load``.
+    """
+    space = configuration.value(described.get("dints_space"))
+    if not isinstance(space, dict) or str(space.get("_target_")).rpartition(".")[2] != "TopologyInstance":
+        raise BadInput("network DiNTS: dints_space is not a TopologyInstance")
+    texts = [*(space.get("arch_code") or []), described.get("node_a")]
+    codes = [CODE.fullmatch(str(text).replace(" ", "")) for text in texts]
+    if [match[2] if match else "" for match in codes] != list(monai_bundle.CODES):
+        raise BadInput(f"network DiNTS: its codes are not {', '.join(monai_bundle.CODES)} of a file")
+    sources = {match[1] for match in codes if match}
+    loaded = LOADED.fullmatch(str(configuration.raw(sources.pop()))) if len(sources) == 1 else None
+    if loaded is None:
+        raise BadInput("network DiNTS: its codes are not read by torch.load from one file")
+    path = configuration.value(loaded[1] if loaded[1].startswith("@") else loaded[1].strip("'"))
+    unread = {"_target_", "arch_code", "device", "spatial_dims"}
+    inner = {key: value for key, value in space.items() if key not in unread}
+    outer = {key: value for key, value in described.items() if key not in ("dints_space", "node_a")}
+    return {**inner, **outer}, str(path)
 
 
 def _arguments(configuration: Configuration, component: Any) -> dict[str, Any]:
@@ -146,10 +212,14 @@ def _arguments(configuration: Configuration, component: Any) -> dict[str, Any]:
     if component.get("_mode_", "default") != "default":
         raise BadInput(f"_mode_ {component['_mode_']!r} is not read")
     unread = UNREAD | {"_mode_", "_desc_", "_requires_", "_disabled_"}
-    return {key: configuration.plain(value) for key, value in component.items() if key not in unread}
+    return {
+        key: value if key == "func" else configuration.plain(value)  # a function is text for whoever reads it
+        for key, value in component.items()
+        if key not in unread
+    }
 
 
-def _transforms(configuration: Configuration, key: str) -> list[dict[str, Any]]:
+def _transforms(configuration: Configuration, key: str, blockers: Blockers) -> list[dict[str, Any]]:
     """The components of a ``Compose``; of those without an effect here only the name."""
     composed = configuration[key]
     if not isinstance(composed, dict) or transform_name(composed.get("_target_")) != "Compose":
@@ -160,8 +230,9 @@ def _transforms(configuration: Configuration, key: str) -> list[dict[str, Any]]:
         if configuration.value(component.get("_disabled_", False)) is True:
             continue
         target = configuration.value(component.get("_target_"))
-        harmless = transform_name(target) in HARMLESS | {"SaveImage"}
-        transforms.append({"_target_": target} if harmless else _arguments(configuration, component))
+        with blockers.gathering():
+            harmless = transform_name(target) in HARMLESS | {"SaveImage"}
+            transforms.append({"_target_": target} if harmless else _arguments(configuration, component))
     return transforms
 
 
@@ -186,10 +257,7 @@ def _weights(directory: Path, configuration: Configuration) -> Path:
     handlers = [configuration.get("checkpointloader", None), *configuration.get("handlers", [])]
     loaders = [handler for handler in handlers if isinstance(handler, dict) and "load_path" in handler]
     name = str(configuration.value(loaders[0]["load_path"])) if loaders else WEIGHTS
-    relative = PurePosixPath(name)
-    if relative.is_absolute() or ".." in relative.parts:
-        raise BadInput(f"weights in {name!r}, which is outside the bundle")
-    path = directory / relative
+    path = _inside(directory, name)
     if not path.is_file():
         scripts = [script.name for script in sorted((directory / "models").glob("*.ts"))]
         only = f"; {scripts[0]} is TorchScript, a program, which is not run" if scripts else ""
@@ -197,6 +265,20 @@ def _weights(directory: Path, configuration: Configuration) -> Path:
     if is_torchscript(path):
         raise BadInput(f"{name} is TorchScript, a program, which is not run; only weights are read")
     return path
+
+
+def _inside(directory: Path, name: str) -> Path:
+    """A path that a bundle names.
+
+    Raises
+    ------
+    BadInput
+        If it is outside the bundle.
+    """
+    relative = PurePosixPath(name)
+    if relative.is_absolute() or ".." in relative.parts:
+        raise BadInput(f"{name!r} is outside the bundle")
+    return directory / relative
 
 
 def is_torchscript(path: Path) -> bool:

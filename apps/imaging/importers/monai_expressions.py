@@ -2,7 +2,8 @@
 
 ``"@a#b"`` is the value at ``b`` below ``a``. ``"$..."`` is a Python expression. It is parsed, and its syntax tree is
 evaluated here, never by Python, in a small grammar: numbers, strings, lists, references, arithmetic on numbers, ``+``
-of strings and of lists, comparisons, ``and``, ``or``, ``not`` and ``A if C else B``. All else is refused by name.
+of strings and of lists, comparisons, ``and``, ``or``, ``not``, ``A if C else B``, and ``len``, ``int``, ``float``,
+``list`` and ``tuple`` of one value. All else is refused by name.
 
 Values are evaluated only when they are read; data loaders, handlers and the bundle's program never are.
 """
@@ -37,6 +38,9 @@ _BINARY: Mapping[type[ast.operator], Callable[[Any, Any], Any]] = MappingProxyTy
         ast.Mod: operator.mod,
     }
 )
+_CALLS: Mapping[str, Callable[[Any], Any]] = MappingProxyType(
+    {"len": len, "int": int, "float": float, "list": list, "tuple": list}
+)
 _COMPARE: Mapping[type[ast.cmpop], Callable[[Any, Any], bool]] = MappingProxyType(
     {
         ast.Eq: operator.eq,
@@ -67,6 +71,10 @@ class Configuration:
 
     def __getitem__(self, key: str) -> Any:
         return self.value(self._content[key])
+
+    def raw(self, key: str) -> Any:
+        """The value of a key as it is in the file."""
+        return self._content.get(key)
 
     def get(self, key: str, default: Any) -> Any:
         """The value of a key, or ``default`` without such a key."""
@@ -158,6 +166,8 @@ class Configuration:
                 return _combined(kind, of(left), of(right))
             case ast.Compare(left=left, ops=[kind], comparators=[right]):
                 return _compared(kind, of(left), of(right))
+            case ast.Call(func=ast.Name(id=name), args=[inner], keywords=[]) if name in _CALLS:
+                return _called(name, of(inner))
             case ast.Subscript(value=inner, slice=index):
                 return of(inner)[of(index)]
             case _:
@@ -171,6 +181,12 @@ def _decided(values: Iterator[Any], either: bool) -> Any:
         if bool(value) is either:
             break
     return value
+
+
+def _called(name: str, value: Any) -> Any:
+    if isinstance(value, str) and name != "len":
+        raise TypeError(f"{name} of a text")
+    return _CALLS[name](value)
 
 
 def _compared(kind: ast.cmpop, left: Any, right: Any) -> bool:

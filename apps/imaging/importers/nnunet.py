@@ -4,23 +4,37 @@ Only JSON is read here; ``convert`` reads checkpoints, in a child. Unsupported p
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from apps.imaging.models.networks.nnunet import NETWORKS, checked
+from apps.imaging.importers.nnunet_plans import architecture, configuration_of, decision, resampling
+from apps.imaging.models.networks.nnunet import checked
 from apps.imaging.volumes.intensity import Operation
-from common.errors import BadInput
+from common.errors import BadInput, UsageError
 
 PLANS, DATASET, CHECKPOINT = "plans.json", "dataset.json", "checkpoint_final.pth"
-RESAMPLING = "resample_data_or_seg_to_shape"
-IMAGES = {"is_seg": False, "order": 3, "order_z": 0, "force_separate_z": None}
-LOGITS = {"is_seg": False, "order": 1, "order_z": 0, "force_separate_z": None}
-"""nnU-Net's default resampling, the only one that is read."""
-REORIENTING = frozenset({"NibabelIOWithReorient"})
+REORIENTING = frozenset({"NibabelIOWithReorient", "SimpleITKIOWithReorient"})
 AS_STORED = frozenset({"SimpleITKIO", "NibabelIO"})
 """nnU-Net's readers: those that turn the axes to the patient's, and those that keep the file's."""
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """The choice of a model's checkpoints."""
+
+    folds: tuple[str, ...] = ()
+    """Numbers of folds, or ``all``; empty: every numbered fold, else ``all``."""
+    checkpoint: str = CHECKPOINT
+
+    @classmethod
+    def of(cls, folds: Sequence[str] = (), checkpoint: str = "") -> "Weights":
+        """Read the command line's ``--folds`` and ``--checkpoint``, which may be short: ``best``."""
+        name = checkpoint or CHECKPOINT
+        return cls(
+            tuple(folds), name if name.endswith(".pth") else f"checkpoint_{name.removeprefix('checkpoint_')}.pth"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,8 +43,12 @@ class NnunetPlan:
 
     network: str
     arguments: Mapping[str, Any]
+    configuration: str
+    flat: bool
+    """True for a network of 2D convolutions, which takes planes across the first axis."""
     channels: tuple[str, ...]
     spacing: tuple[float, ...]
+    """Millimetres; 0: the image's own."""
     orientation: str
     intensity: tuple[Operation, ...]
     """Operations on the first channel."""
@@ -38,6 +56,8 @@ class NnunetPlan:
     """Operations on the others."""
     patch: tuple[int, ...]
     labels: Mapping[str, int]
+    inference: Mapping[str, Any]
+    """The field of the model folder."""
 
 
 def is_nnunet(directory: Path) -> bool:
@@ -45,18 +65,46 @@ def is_nnunet(directory: Path) -> bool:
     return all((directory / name).is_file() for name in (PLANS, DATASET))
 
 
-def checkpoints(directory: Path) -> list[Path]:
-    """Checkpoints of all folds, as nnU-Net finds them by default; without folds, of a model trained on all data.
+def refuse_others(directory: Path) -> None:
+    """Refuse folders of nnU-Net that are no model of version 2.
+
+    Raises
+    ------
+    BadInput
+        A model of version 1, or a folder with several models.
+    """
+    if (directory / "plans.pkl").is_file() or any(directory.glob("fold_*/model_*_checkpoint.model")):
+        message = (
+            "a model of nnU-Net v1, which v2 cannot read either; convert its data set by"
+            " nnUNetv2_convert_old_nnUNet_dataset and train it with v2"
+        )
+        raise BadInput(f"{directory}: {message}", public="model of nnU-Net v1")
+    if models := sorted(path.name for path in directory.glob("*__*__*") if is_nnunet(path)):
+        raise BadInput(f"{directory}: holds models of nnU-Net; choose {' or '.join(models)}", public="several models")
+
+
+def checkpoints(directory: Path, weights: Weights) -> list[Path]:
+    """Checkpoints of the chosen folds; by default of all, as nnU-Net finds them.
 
     Raises
     ------
     BadInput
         If there are none.
+    UsageError
+        If a fold that was chosen does not have one.
     """
-    folds = sorted(directory.glob(f"fold_[0-9]*/{CHECKPOINT}")) or sorted(directory.glob(f"fold_all/{CHECKPOINT}"))
-    if not folds:
-        raise BadInput(f"{directory}: no fold has a {CHECKPOINT}", public="nnU-Net model without weights")
-    return folds
+    present = {path.parent.name.removeprefix("fold_"): path for path in directory.glob(f"fold_*/{weights.checkpoint}")}
+    if weights.folds:
+        if missing := [fold for fold in weights.folds if fold not in present]:
+            there = f"; folds {','.join(sorted(present))} have" if present else ""
+            raise UsageError(f"--folds {','.join(missing)}: no {weights.checkpoint} in {directory}{there}")
+        return [present[fold] for fold in weights.folds]
+    numbered = sorted((fold for fold in present if fold.isdecimal()), key=int)
+    if chosen := [present[fold] for fold in numbered or present if fold in (*numbered, "all")]:
+        return chosen
+    others = sorted({path.name for path in directory.glob("fold_*/checkpoint_*.pth")})
+    hint = f"; --checkpoint {others[0].removesuffix('.pth')} takes {others[0]}" if others else ""
+    raise BadInput(f"{directory}: no fold has a {weights.checkpoint}{hint}", public="nnU-Net model without weights")
 
 
 def read_plan(directory: Path) -> NnunetPlan:
@@ -94,47 +142,33 @@ def configuration_name(directory: Path, plans: Mapping[str, Any]) -> str:
     raise BadInput(f"the folder's name does not say which of {', '.join(plans['configurations'])} it holds")
 
 
-def _configuration(plans: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """A configuration with all that it inherits."""
-    own = dict(plans["configurations"][name])
-    if parent := own.pop("inherits_from", None):
-        return {**_configuration(plans, parent), **own}
-    return own
-
-
 def _plan(directory: Path, plans: Mapping[str, Any], dataset: Mapping[str, Any]) -> NnunetPlan:
-    configuration = _configuration(plans, configuration_name(directory, plans))
-    if len(configuration["patch_size"]) != 3:
-        raise BadInput("a 2D configuration; only 3D ones are read")
+    name = configuration_name(directory, plans)
+    configuration = configuration_of(plans, name)
     if configuration.get("previous_stage"):
-        raise BadInput("a cascade; only single stages are read")
-    for key, expected in (("data", IMAGES), ("probabilities", LOGITS)):
-        function, options = configuration[f"resampling_fn_{key}"], configuration[f"resampling_fn_{key}_kwargs"]
-        if function != RESAMPLING or {**expected, **options} != expected:
-            raise BadInput(f"resampling of {key} by {function} {options}; only nnU-Net's default is read")
+        raise BadInput(f"{name} is the second stage of a cascade; only single stages are read")
+    network, arguments = architecture(configuration)
+    grid = resampling(configuration)
+    labels, rule, outputs = decision(dataset)
     channels = dataset.get("channel_names") or dataset["modality"]
-    labels = {name: value for name, value in dataset["labels"].items() if name != "ignore"}
-    if not all(isinstance(value, int) for value in labels.values()):
-        raise BadInput("regions instead of labels are not read")
-    architecture = configuration["architecture"]
-    network = str(architecture["network_class_name"]).rsplit(".", 1)[-1].lower()
-    if not str(architecture["network_class_name"]).startswith("dynamic_network_architectures.") or (
-        network not in NETWORKS
-    ):
-        raise BadInput(f"network {architecture['network_class_name']!r}; only {', '.join(NETWORKS.values())} are read")
-    arguments = {**architecture["arch_kwargs"], "in_channels": len(channels), "out_channels": len(labels)}
+    arguments |= {"in_channels": len(channels), "out_channels": outputs}
     intensities = [tuple(_intensity(plans, configuration, channel)) for channel in range(len(channels))]
     axes = [("z", "y", "x")[axis] for axis in plans["transpose_forward"]]
+    spacing, patch = configuration["spacing"], configuration["patch_size"]
+    flat = len(patch) == 2
     return NnunetPlan(
         network=network,
         arguments=checked(arguments),
+        configuration=name,
+        flat=flat,
         channels=tuple(str(channels[key]) for key in sorted(channels, key=int)),
-        spacing=tuple(map(float, configuration["spacing"])),
+        spacing=(0.0,) * (3 - len(spacing)) + tuple(map(float, spacing)) if grid.pop("resampled") else (0.0,) * 3,
         orientation=_orientation(str(plans["image_reader_writer"]), axes),
         intensity=intensities[0],
         further_intensity=tuple(intensities[1:]),
-        patch=tuple(map(int, configuration["patch_size"])),
-        labels=dict(sorted(labels.items(), key=lambda item: item[1])),
+        patch=(1,) * flat + tuple(map(int, patch)),
+        labels=labels,
+        inference={**grid, **rule},
     )
 
 
@@ -153,12 +187,21 @@ def _intensity(plans: Mapping[str, Any], configuration: Mapping[str, Any], chann
         masked = bool(configuration["use_mask_for_norm"][channel])
         return [{"op": "zscore", "nonzero": True}] if masked else [{"op": "zscore"}]
     if scheme == "CTNormalization":
-        facts = plans["foreground_intensity_properties_per_channel"][str(channel)]
+        facts = _foreground(plans)[str(channel)]
         low, high = float(facts["percentile_00_5"]), float(facts["percentile_99_5"])
         mean, deviation = float(facts["mean"]), max(float(facts["std"]), 1e-8)
         return [{"op": "clip", "low": low, "high": high}, {"op": "scale", "low": mean, "high": mean + deviation}]
+    if scheme == "RescaleTo01Normalization":
+        return [{"op": "range", "low": 0.0, "high": 1.0}]
     if scheme == "RGBTo01Normalization":
         return [{"op": "scale", "low": 0.0, "high": 255.0}]
     if scheme == "NoNormalization":
         return []
     raise BadInput(f"normalisation {scheme} is not read")
+
+
+def _foreground(plans: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Intensities of the training set's classes, by channel; the first plans of version 2 call it modality."""
+    name = "foreground_intensity_properties_per_"
+    found: Mapping[str, Any] = plans.get(f"{name}channel") or plans["foreground_intensity_properties_by_modality"]
+    return found

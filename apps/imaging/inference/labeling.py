@@ -1,4 +1,4 @@
-"""From finished blocks of values to label planes: resampling to the file's grid, the head, the largest logit."""
+"""From finished blocks of values to label planes: resampling to the file's grid, the head, the decision."""
 
 from collections.abc import Iterator, Sequence
 from copy import copy
@@ -181,7 +181,7 @@ def label_dtype(values: Sequence[int]) -> np.dtype[np.unsignedinteger]:
 
 
 class LogitsToLabels:
-    """Makes labels of finished values: applies the 1x1x1 head if there is one, then takes the largest logit.
+    """Makes labels of finished values: applies the 1x1x1 head if there is one, then decides.
 
     Parameters
     ----------
@@ -191,15 +191,32 @@ class LogitsToLabels:
         Weight (classes, channels) and bias (classes,), if the values are features.
     kept
         Label values that are written. All classes compete; a voxel of one that is not kept becomes background.
+    decision
+        As in ``Inference``: the class of the largest logit, the last region that is found, or a bit for each class.
+    order
+        Regions in the order in which they write; ascending without one.
+    threshold
+        Logit above which a region or class is found.
+    inclusive
+        True if the threshold itself is found too, as in MONAI.
     """
 
     def __init__(
-        self, values: Sequence[int], head: tuple[Array, Array] | None = None, kept: Sequence[int] | None = None
+        self,
+        values: Sequence[int],
+        head: tuple[Array, Array] | None = None,
+        kept: Sequence[int] | None = None,
+        *,
+        decision: Literal["largest", "regions", "bits"] = "largest",
+        order: Sequence[int] = (),
+        threshold: float = 0.0,
+        inclusive: bool = False,
     ) -> None:
         self.dtype, self.classes = label_dtype(values), len(values)
         self._values = np.asarray([value if kept is None or value in kept else 0 for value in values], self.dtype)
         self._identical = bool((self._values == np.arange(len(values))).all())
-        self._head = head
+        self._head, self._decision, self._order = head, decision, order or range(len(values))
+        self._threshold, self._found = np.float32(threshold), np.greater_equal if inclusive else np.greater
 
     def __call__(self, values: Array) -> npt.NDArray[np.unsignedinteger]:
         """Labels (x, y, k) of values (channels, x, y, k); of equal logits the first class wins, as in ``argmax``."""
@@ -211,8 +228,18 @@ class LogitsToLabels:
         return labels
 
     def _of_rows(self, values: Array) -> Labels:
-        index = _largest(self._logits(values), self.dtype)
-        return index if self._identical else self._values[index]
+        logits = self._logits(values)
+        if self._decision == "largest":
+            index = _largest(logits, self.dtype)
+            return index if self._identical else self._values[index]
+        labels, found = np.zeros(logits.shape[1:], self.dtype), np.empty(logits.shape[1:], bool)
+        for channel in self._order:
+            self._found(logits[channel], self._threshold, out=found)
+            if self._decision == "bits":
+                labels |= found * self._values[channel]
+            else:
+                np.copyto(labels, self._values[channel], where=found)
+        return labels
 
     def _logits(self, values: Array) -> Array:
         if self._head is None:
@@ -237,10 +264,11 @@ class LogitsToLabels:
                 logits[...] = 1 / (1 + np.exp(-logits))
         return result
 
-    def without_head(self) -> "LogitsToLabels":
-        """The same for values that are logits or probabilities already."""
+    def of_probabilities(self) -> "LogitsToLabels":
+        """The same for ``probabilities``, whose threshold is the logit's sigmoid."""
         other = copy(self)
         other._head = None
+        other._threshold = np.float32(1 / (1 + np.exp(-np.float64(self._threshold))))
         return other
 
 

@@ -1,7 +1,6 @@
 """A study's images on the network's grid: the geometry that pricing, inference and quantisation share."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -9,14 +8,12 @@ import numpy as np
 
 from apps.imaging.models.model_folder import ImagingModel, Inference
 from apps.imaging.volumes import intensity
+from apps.imaging.volumes.foreground import with_margin
 from apps.imaging.volumes.geometry import AxisMapping, LinearInterpolation, centred_grid, network_grid
-from apps.imaging.volumes.nonzero_crop import Content, Cropped, content, union
-from apps.imaging.volumes.spline import SplineReader, nearest_axis
-from apps.imaging.volumes.streaming import PlaneRingBuffer, ResamplingReader
-from apps.imaging.volumes.volume import BLOCK_BYTES, PlaneReader, Shape, Volume, blocks, spacing
-from common.engines.base import Array, DoubleBuffer
+from apps.imaging.volumes.nonzero_crop import Content, Cropped, union
+from apps.imaging.volumes.spline import nearest_axis
+from apps.imaging.volumes.volume import Shape, Volume, spacing
 from common.errors import BadInput
-from common.tiling.blend import FLOAT
 from common.tiling.grid import TileGrid
 
 GRID_TOLERANCE = 1e-3
@@ -43,12 +40,16 @@ class NetworkGrid:
     """The file's axis along which the image is resampled to the nearest voxel."""
     nearest_back: int | None = None
     """The same for the way back, where nnU-Net looks at the grid that it comes from first."""
-    limits: tuple[float, float] = (-np.inf, np.inf)
-    """Least and largest value of the image, where they are known."""
     steps: tuple[float, float, float] | None = None
     """Size of the network's voxels over the file's along each file axis, if the centres of the first voxels coincide;
     ``None``: the edges of both grids coincide."""
     inference: Inference = field(default_factory=Inference)
+    whole: Shape = (0, 0, 0)
+    """Shape of the network's grid over the whole image."""
+    low: Shape | None = None
+    """First voxel, in it, of the box that ``tiles`` cover; ``None``: they cover all of it."""
+    masked: bool = False
+    """True if a normalisation of nnU-Net's leaves out what is zero in every channel, apart from holes."""
     further: tuple["NetworkGrid", ...] = ()
     """The images of the other channels, on the same grid."""
 
@@ -69,22 +70,32 @@ class NetworkGrid:
         """
         axes = AxisMapping.between(volume.affine, model.orientation)
         target, nnunet, steps = axes.to_file(model.spacing), model.convention == "nnunet", None
+        stored = spacing(volume.affine)
         if model.convention == "bundle":
             shape, steps = centred_grid(volume.shape, volume.affine, target)
         else:
+            x, y, z = (new or old for new, old in zip(target, stored, strict=True))
+            target = (x, y, z)
             tolerance = {"tolerance": 0.0} if nnunet else {}
             shape = network_grid(volume.shape, volume.affine, target, **tolerance)
-        stored = spacing(volume.affine)
+        images, predictions = model.inference.separate
+        low, size = None, shape
+        if crop := intensity.crop_of(model.intensity):  # the largest box that it may leave
+            margin = axes.to_file(intensity.margin_of(crop))
+            low, size = with_margin((0, 0, 0), shape, shape, margin, smaller=bool(crop.get("smaller")))
         return cls(
             volume,
             axes,
-            TileGrid(shape, axes.to_file(tile), overlap, axes.flips, nnunet),
+            TileGrid(size, axes.to_file(tile), overlap, axes.flips, nnunet),
             tile,
             nnunet,
-            nearest_axis(stored, target) if nnunet else None,
-            nearest_axis(target, stored) if nnunet else None,
+            nearest_axis(stored, target, images) if nnunet else None,
+            nearest_axis(target, stored, predictions) if nnunet else None,
             steps=steps,
             inference=model.inference,
+            whole=shape,
+            low=low,
+            masked=nnunet and any(one.get("nonzero") for operations in model.intensities for one in operations),
             further=tuple(cls.of(other, model, tile=tile, overlap=overlap) for other in further),
         )
 
@@ -124,23 +135,24 @@ class NetworkGrid:
         """
         low, high = union(contents)
         boxes = [Cropped(channel.volume, low, high) for channel in self.channels]
-        grid = NetworkGrid.of(boxes[0], model, tile=self.tile, overlap=self.tiles.overlap, further=boxes[1:])
-        first, *others = (
-            replace(channel, limits=own.limits) for channel, own in zip(grid.channels, contents, strict=True)
-        )
-        return replace(first, further=tuple(others))
+        return NetworkGrid.of(boxes[0], model, tile=self.tile, overlap=self.tiles.overlap, further=boxes[1:])
 
     @property
     def resampled(self) -> bool:
-        """True if the network's grid is not the file's."""
-        return self.tiles.shape != self.volume.shape or self.steps is not None
+        """True if the network's grid is not the file's, or not all of it."""
+        return self.whole != self.volume.shape or self.steps is not None or self.low is not None
+
+    @property
+    def by_spline(self) -> bool:
+        """True if images are resampled by nnU-Net's splines."""
+        return self.nnunet and self.resampled and self.inference.interpolation == "cubic"
 
     @property
     def to_network(self) -> tuple[LinearInterpolation, ...]:
-        """From the file's grid to the network's, along the file's axes; nnU-Net's models take splines instead."""
-        sizes = list(zip(self.volume.shape, self.tiles.shape, strict=True))
+        """From the file's grid to the network's, along the file's axes, where it is linear."""
+        sizes = list(zip(self.volume.shape, self.whole, strict=True))
         if self.steps is None:
-            return tuple(LinearInterpolation.between(size, new) for size, new in sizes)
+            return tuple(_between(size, new, axis == self.nearest) for axis, (size, new) in enumerate(sizes))
         return tuple(
             LinearInterpolation.centred(size, new, step, flipped=flip)
             for (size, new), step, flip in zip(sizes, self.steps, self.axes.flips, strict=True)
@@ -148,140 +160,31 @@ class NetworkGrid:
 
     @property
     def to_file(self) -> tuple[LinearInterpolation, ...]:
-        """From the network's grid to the file's, along the file's axes."""
-        sizes = list(zip(self.tiles.shape, self.volume.shape, strict=True))
+        """From what the tiles cover to the file's grid, along the file's axes."""
+        found, sizes = self._to_file, self.tiles.shape
+        if self.low is None:
+            return found
+        return tuple(one.within(low, size) for one, low, size in zip(found, self.low, sizes, strict=True))
+
+    @property
+    def _to_file(self) -> tuple[LinearInterpolation, ...]:
+        sizes = list(zip(self.whole, self.volume.shape, strict=True))
         if self.steps is None:
-            return tuple(
-                LinearInterpolation.nearest(size, new)
-                if axis == self.nearest_back
-                else LinearInterpolation.between(size, new)
-                for axis, (size, new) in enumerate(sizes)
-            )
-        nearest = self.inference.restored == "labels"
+            return tuple(_between(size, new, axis == self.nearest_back) for axis, (size, new) in enumerate(sizes))
+        nearest = self.inference.restored == "labels" and not self.inference.interpolated
         return tuple(
             LinearInterpolation.centred(size, new, 1 / step, flipped=flip, nearest=nearest)
             for (size, new), step, flip in zip(sizes, self.steps, self.axes.flips, strict=True)
         )
 
-
-def within_content(grid: NetworkGrid, model: ImagingModel) -> tuple[NetworkGrid, Shape | None]:
-    """The grid that is segmented, and the first voxel of its box in the file.
-
-    nnU-Net's models see only the box that is not zero; for all others the grid stays and the voxel is ``None``.
-    """
-    if not grid.nnunet:
-        return grid, None
-    contents = [content(channel.volume.shape, blocks(channel.volume)) for channel in grid.channels]
-    return grid.within(contents, model), union(contents)[0]
+    def cropped(self, low: Shape, size: Shape) -> "NetworkGrid":
+        """The same with tiles over a box of the network's grid."""
+        further = tuple(other.cropped(low, size) for other in self.further)
+        return replace(self, tiles=replace(self.tiles, shape=size), low=low, further=further)
 
 
-@dataclass(frozen=True, slots=True)
-class Operations:
-    """Intensity operations of one channel, with numbers in the place of statistics."""
-
-    after: Sequence[intensity.Operation]
-    """On the network's grid."""
-    before: Sequence[intensity.Operation] = ()
-    """On the file's."""
-
-
-def resolved(grid: NetworkGrid, model: ImagingModel) -> list[Operations]:
-    """The intensity operations of each channel, their statistics taken in passes over the images."""
-    return [
-        _resolved(channel, operations) for channel, operations in zip(grid.channels, model.intensities, strict=True)
-    ]
-
-
-def _resolved(grid: NetworkGrid, operations: Sequence[intensity.Operation]) -> Operations:
-    before, after = intensity.split(operations)
-    if intensity.RESAMPLE not in operations:
-        return Operations(intensity.resolve(after, lambda: blocks(grid.volume)))
-    early = intensity.resolve(before, lambda: blocks(grid.volume))
-    return Operations(intensity.resolve(after, lambda: _blocks_on_grid(grid, early)), early)
-
-
-def _blocks_on_grid(grid: NetworkGrid, before: Sequence[intensity.Operation]) -> Iterator[Array]:
-    """One pass over the image on the network's grid, (k, y, x) float32."""
-    if not grid.resampled:
-        yield from (intensity.apply(before, block) for block in blocks(grid.volume))
-        return
-    x, y, z = grid.tiles.shape
-    buffer = np.empty((min(z, pass_planes(grid)), y, x), np.float32)
-    with grid.volume.open() as stored:
-        reader = _resampling(grid, stored, before)
-        for start in range(0, z, len(buffer)):
-            planes = buffer[: min(len(buffer), z - start)]
-            reader.read(planes)
-            yield planes
-
-
-def _resampling(grid: NetworkGrid, reader: PlaneReader, before: Sequence[intensity.Operation]) -> ResamplingReader:
-    # MONAI resamples in double precision, in which sums hardly ever cancel to zero.
-    keep = grid.steps is not None
-    return ResamplingReader(grid.volume, reader, grid.tiles.shape, grid.to_network, before, keep_zeros=keep)
-
-
-def pass_planes(grid: NetworkGrid) -> int:
-    """Planes of the network's grid that a pass over an image holds at a time."""
-    x, y, _ = grid.tiles.shape
-    return max(1, BLOCK_BYTES // (x * y * FLOAT))
-
-
-@contextmanager
-def open_windows(grid: NetworkGrid, operations: Sequence[Operations]) -> Iterator[list[PlaneRingBuffer]]:
-    """Open each channel on the network's grid, resampled as the model's convention has it.
-
-    Parameters
-    ----------
-    operations
-        By channel, from ``resolved``.
-    """
-    with ExitStack() as stack:
-        readers = [stack.enter_context(channel.volume.open()) for channel in grid.channels]
-        yield [_window(*channel) for channel in zip(grid.channels, readers, operations, strict=True)]
-
-
-def _window(grid: NetworkGrid, reader: PlaneReader, operations: Operations) -> PlaneRingBuffer:
-    shape, after = grid.tiles.shape, operations.after
-    if grid.nnunet and grid.resampled:
-        reader = SplineReader(grid.volume, reader, shape, after, nearest=grid.nearest, limits=grid.limits)
-        after = ()
-    elif grid.resampled:
-        reader = _resampling(grid, reader, operations.before)
-    else:
-        after = (*operations.before, *after)
-    edge = grid.inference.padding == "edge"
-    return PlaneRingBuffer(grid.volume, reader, grid.tiles, after, ready=grid.resampled, edge=edge)
-
-
-def network_tiles(
-    grid: NetworkGrid, windows: Sequence[PlaneRingBuffer], batches: Sequence[Sequence[int]], batch: int
-) -> Iterator[Array]:
-    """The network's input, batch by batch.
-
-    Parameters
-    ----------
-    windows
-        By channel, from ``open_windows``.
-    batches
-        Numbers of the tiles of each batch, ascending.
-    batch
-        Most tiles of a batch.
-
-    Yields
-    ------
-    array (n, channels, *tile)
-        float32, in the model's axes; overwritten two batches later, of single tiles at the next one.
-    """
-    positions = list(grid.tiles)
-    inputs = DoubleBuffer((batch, len(windows), *grid.tile))
-    for numbers in batches:
-        tiles = inputs.next(len(numbers))
-        for channel, window in enumerate(windows):
-            window.advance(positions[numbers[0]][2])
-            for slot, number in enumerate(numbers):
-                window.fill(positions[number], grid.axes.view(tiles[slot, channel]))
-        yield tiles
+def _between(size: int, new: int, nearest: bool) -> LinearInterpolation:
+    return LinearInterpolation.nearest(size, new) if nearest else LinearInterpolation.between(size, new)
 
 
 def same_grid(first: Volume, others: Sequence[Volume]) -> None:

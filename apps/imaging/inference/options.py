@@ -31,6 +31,8 @@ class InferOptions:
     """Address to which DICOM objects are sent; none if empty."""
     roi_subset: tuple[str, ...] | None = None
     """Names of the classes that are written; ``None``: all."""
+    split_classes: bool = False
+    """True for a NIfTI file of each class."""
     remove_small: float = 0.0
     """Millilitres below which a connected part becomes background."""
     series: str | None = None
@@ -52,6 +54,10 @@ class InferOptions:
     """``None``: int8 if the model was quantised and OpenVINO runs it, else float32."""
     mirror: bool = False
     """True: average over mirrored tiles."""
+    folds: tuple[str, ...] = ()
+    """Folds of an nnU-Net model; all if empty."""
+    checkpoint: str = ""
+    """Weights of an nnU-Net model; empty: ``checkpoint_final.pth``."""
     device: str = "cpu"
     threads: int = 1
 
@@ -66,6 +72,8 @@ class InferOptions:
             require("engines", self.engine, purpose=f"--engine {self.engine}")
         if "dicom-seg" in self.output_types:
             require("dicom", "highdicom", purpose="--output-type dicom-seg")
+        if self.split_classes and "nifti" not in self.output_types:
+            raise UsageError("--split-classes writes NIfTI files: --output-type nifti is needed")
         if self.stow:
             from apps.imaging.dicom.web import check_address
 

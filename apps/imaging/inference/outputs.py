@@ -1,5 +1,7 @@
 """Outputs of ``imaging infer`` for a study: finished label planes go to all of them at once."""
 
+import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -42,13 +44,54 @@ class OutputRequest:
     """Address to which DICOM objects are sent; none if empty."""
     labels: tuple[Label, ...] = ()
     """The classes, background among them."""
+    split: bool = False
+    """True for a NIfTI file of each class, with ones where it is, instead of one with all labels."""
+    overlapping: bool = False
+    """True if a label has a bit for each class; there is then a file of each."""
 
     def names(self, stem: str) -> tuple[str, ...]:
         """Names of a study's files, which begin with ``stem``."""
         kinds = {"nifti": ".nii.gz", "dicom-seg": ".seg.dcm", "dicom-rtstruct": ".rtstruct.dcm"}
         endings = [ending for kind, ending in kinds.items() if kind in self.types]
+        if endings[:1] == [".nii.gz"] and self.split:
+            endings[:1] = self.classes
         endings += ["-statistics.csv", "-statistics.json"] if self.statistics else []
         return tuple(stem + ending for ending in (*endings, *([".png"] if self.preview else [])))
+
+    @property
+    def classes(self) -> dict[str, int]:
+        """Ending of the NIfTI file of each class, and the class's value."""
+        named = {label.value: re.sub(r"[^\w.-]+", "_", label.name) for label in self.labels if label.value}
+        often = Counter(name.lower() for name in named.values())
+        return {f"-{name}{value if often[name.lower()] > 1 else ''}.nii.gz": value for value, name in named.items()}
+
+
+class _ClassSink:
+    """Writes ones where a class is."""
+
+    def __init__(self, sink: Sink, value: int, *, bit: bool) -> None:
+        self._sink, self._value, self._bit = sink, value, bit
+
+    def write(self, slab: npt.NDArray[Any]) -> None:
+        """Append finished planes, (x, y, k)."""
+        value = slab.dtype.type(self._value)
+        found = (slab & value) != 0 if self._bit else slab == value
+        self._sink.write(found.view(np.uint8))
+
+
+class _UppermostSink:
+    """Writes, of classes that overlap, the last one's bit."""
+
+    def __init__(self, sink: Sink) -> None:
+        self._sink = sink
+        numbers = np.arange(1 << 16, dtype=np.uint16)
+        for shift in (1, 2, 4, 8):
+            numbers |= numbers >> shift
+        self._last = numbers - (numbers >> 1)
+
+    def write(self, slab: npt.NDArray[Any]) -> None:
+        """Append finished planes, (x, y, k)."""
+        self._sink.write(self._last[slab].astype(slab.dtype))
 
 
 @contextmanager
@@ -136,12 +179,18 @@ class Outputs:
     def __enter__(self) -> "Outputs":
         request, volume, model = self._request, self._volume, self._model
         with self._stack as stack:
-            if "nifti" in request.types:
-                self._add_nifti(self._labels_name)
+            if "nifti" in request.types and request.split:
+                for ending, value in request.classes.items():
+                    mask = self._nifti(f"{self._name}{ending}", np.dtype(np.uint8))
+                    self._sinks.append(_ClassSink(mask, value, bit=request.overlapping))
+                    self.names.append(f"{self._name}{ending}")
+            elif "nifti" in request.types:
+                self._sinks.append(self._nifti(self._labels_name, self._dtype))
                 self.names.append(self._labels_name)
-            elif request.preview:  # which is drawn from a label file
+            if request.preview and self.names[:1] != [self._labels_name]:  # which is drawn from a label file
                 self._labels_name = f".{self._name}.labels.nii.gz"
-                self._add_nifti(self._labels_name)
+                labels = self._nifti(self._labels_name, self._dtype)
+                self._sinks.append(_UppermostSink(labels) if request.overlapping else labels)
             if "dicom-seg" in request.types:
                 assert isinstance(volume, DicomVolume)
                 name = f"{self._name}.seg.dcm"
@@ -158,15 +207,18 @@ class Outputs:
             if request.preview:
                 self._sinks.append(self._centre)
             if request.statistics:
-                self._statistics = stack.enter_context(statistics.open_statistics(volume, model.labels))
+                self._statistics = stack.enter_context(
+                    statistics.open_statistics(volume, model.labels, overlapping=request.overlapping)
+                )
                 self._sinks.append(self._statistics)
             self._stack = stack.pop_all()
         return self
 
-    def _add_nifti(self, name: str) -> None:
+    def _nifti(self, name: str, dtype: np.dtype[Any]) -> Sink:
         volume = self._volume
-        header = nifti.label_header(volume.affine, self._dtype, volume.shape, getattr(volume, "header", None))
-        self._sinks.append(self._stack.enter_context(nifti.write_labels(self._directory / name, header)))
+        header = nifti.label_header(volume.affine, dtype, volume.shape, getattr(volume, "header", None))
+        writer: Sink = self._stack.enter_context(nifti.write_labels(self._directory / name, header))
+        return writer
 
     def __exit__(self, *error: Any) -> bool | None:
         return self._stack.__exit__(*error)
@@ -205,7 +257,13 @@ class Outputs:
             labels.unlink()
 
 
-def outputs_bytes(types: Sequence[str], volume: Volume, classes: int, *, with_statistics: bool) -> Price:
+FILE_BYTES = 320 << 10
+"""An open NIfTI file with its compressor (measured 274 kB)."""
+
+
+def outputs_bytes(
+    types: Sequence[str], volume: Volume, classes: int, *, with_statistics: bool, split: bool = False
+) -> Price:
     """Bytes of the outputs, without the labels; planes go to one output after the other.
 
     Parameters
@@ -214,8 +272,11 @@ def outputs_bytes(types: Sequence[str], volume: Volume, classes: int, *, with_st
         As in ``OutputRequest``.
     classes
         Number of the model's classes, background among them.
+    split
+        As in ``OutputRequest``; a plane's class in one byte is then made and turned.
     """
-    resident, transient = 0, [0]
+    x, y, _ = volume.shape
+    resident, transient = (FILE_BYTES * (classes - 1), [2 * x * y]) if split else (0, [0])
     if isinstance(volume, DicomVolume):
         transient.append(seg.seg_bytes(volume) if "dicom-seg" in types else 0)
         resident += rtstruct.rtstruct_bytes(volume, classes) if "dicom-rtstruct" in types else 0

@@ -2,34 +2,34 @@
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from apps.imaging.dicom.defects import Defect, Outcome
 from apps.imaging.dicom.series import DicomVolume
-from apps.imaging.inference import small_components
-from apps.imaging.inference.labeling import InverseResampler, LabelPlanes, LogitsToLabels, row_depth
-from apps.imaging.inference.network_grid import (
-    NetworkGrid,
-    Operations,
-    network_tiles,
-    open_windows,
-    resolved,
-    restored_channels,
-    within_content,
+from apps.imaging.inference.components.filters import largest_only, least_voxels, without_small
+from apps.imaging.inference.labeling import (
+    Array,
+    InverseResampler,
+    LabelPlanes,
+    Labels,
+    LogitsToLabels,
+    row_depth,
 )
+from apps.imaging.inference.network_grid import NetworkGrid, restored_channels
 from apps.imaging.inference.outputs import Outputs, whole_or_nothing
 from apps.imaging.inference.phases import INFER, OPEN, PREVIEW, STATISTICS, STOW, TEMPLATE
+from apps.imaging.inference.reading import Operations, network_tiles, open_windows, resolved, within_content
 from apps.imaging.inference.request import InferRequest
 from apps.imaging.inference.studies import STARTED, Study, StudyTable, output_stem
 from apps.imaging.models.model_folder import TORCH_NETWORK
 from apps.imaging.volumes.nifti import NiftiVolume
 from apps.imaging.volumes.nonzero_crop import uncropped
-from apps.imaging.volumes.volume import Volume
+from apps.imaging.volumes.volume import Shape, Volume
 from common.cli.session import Session
 from common.engines.base import Engine, prefetch, read_head
 from common.engines.mirroring import MirrorEngine
@@ -38,7 +38,7 @@ from common.errors import BadInput
 from common.memory.process import glibc, guard
 from common.model_folder import shipped_note
 from common.tiling.blend import Block, BoundedBlend, Spilled
-from common.tiling.grid import importance
+from common.tiling.grid import TileGrid, importance
 
 log = logging.getLogger("peakline")
 
@@ -80,7 +80,17 @@ class OpenNetwork:
             engine = MirrorEngine(engine, ["xyz".index(axis) for axis in choice.mirror], batch=plan["batch"])
         head = read_head(model.directory, model.head) if model.head and plan["space"] == "features" else None
         kept = [label.value for label in request.outputs.labels]
-        return cls(engine, LogitsToLabels([label.value for label in model.labels], head, kept))
+        rule = model.inference
+        to_labels = LogitsToLabels(
+            model.written,
+            head,
+            kept,
+            decision=rule.decision,
+            order=rule.order,
+            threshold=rule.threshold,
+            inclusive=model.convention == "bundle",
+        )
+        return cls(engine, to_labels)
 
 
 def run(request: InferRequest, session: Session) -> dict[str, Any]:
@@ -178,33 +188,32 @@ def _segment(
     """Segment one study into files whose paths begin with ``stem``. DICOM's UIDs are derived from ``key``."""
     model, volume, engine, dtype = request.model.model, grid.volume, network.engine, network.to_labels.dtype
     glibc.trim()  # what the study before left free is 3.7 MiB in the heap
-    with session.phase(STATISTICS):
-        inside, first = within_content(grid, model)
-        operations = resolved(inside, model)
+    scratch = request.inputs.scratch
     outputs = Outputs(request.outputs, stem.parent, stem.name, volume, model, key, dtype)
-    if "dicom-seg" in request.outputs.types:
-        with session.phase(TEMPLATE):
-            outputs.prepare()
-    with (
-        session.phase(INFER),
-        session.progress(total=len(inside.tiles), unit="tile", label=study.study) as bar,
-        outputs,
-    ):
+    with ExitStack() as stack:
+        with session.phase(STATISTICS):
+            inside, first = stack.enter_context(within_content(grid, model, scratch))
+            operations = resolved(inside, model)
+        if "dicom-seg" in request.outputs.types:
+            with session.phase(TEMPLATE):
+                outputs.prepare()
+        stack.enter_context(session.phase(INFER))
+        bar = stack.enter_context(session.progress(total=len(inside.tiles), unit="tile", label=study.study))
+        stack.enter_context(outputs)
         blocks = finished_values(
             inside,
             engine,
             operations,
             batch=session.plan["batch"],
             spill=session.plan["spill"],
-            scratch=request.inputs.scratch,
+            scratch=scratch,
             tick=bar.update,
         )
-        planes = label_planes(inside, engine.out_channels, blocks, network.to_labels)
+        planes: Iterator[Labels] = label_planes(inside, engine.out_channels, blocks, network.to_labels, scratch)
         if first is not None:
             planes = uncropped(planes, volume.shape, first, dtype)
         if request.options.remove_small:
-            least = small_components.least_voxels(request.options.remove_small, volume.affine)
-            planes = small_components.without_small(planes, least, request.inputs.scratch)
+            planes = without_small(planes, least_voxels(request.options.remove_small, volume.affine), scratch)
         for labels in planes:
             outputs.write(labels)
         outputs.save_statistics()
@@ -269,42 +278,88 @@ def finished_values(
 
 
 def label_planes(
-    grid: NetworkGrid, channels: int, blocks: Iterator[Block], to_labels: LogitsToLabels
-) -> Iterator[npt.NDArray[np.unsignedinteger]]:
+    grid: NetworkGrid, channels: int, blocks: Iterator[Block], to_labels: LogitsToLabels, scratch: Path = Path()
+) -> Iterator[Labels]:
     """Label planes on the file's own grid, in order.
 
     Parameters
     ----------
     channels
         Channels of the blocks' values.
+    scratch
+        Directory on the disk where planes wait whose largest components are kept.
 
     Yields
     ------
     array (x, y, k)
         Valid until the next one.
     """
-    shape = grid.volume.shape
-    if not grid.resampled:
-        planes = LabelPlanes(shape, row_depth(grid.tiles, shape), to_labels.dtype)
-        for block in blocks:
-            yield from planes.add(block, to_labels(block.values))
-            del block  # with the engine's array that it is a view of
+    rule = grid.inference
+    if rule.largest is None:
+        yield from _planes(grid, channels, blocks, to_labels)
         return
-    to_file, restored = grid.to_file, grid.inference.restored
-    planes = LabelPlanes(shape, row_depth(grid.tiles, shape, to_file[2]), to_labels.dtype)
-    resampler = InverseResampler(
-        restored_channels(grid, channels, to_labels.classes), grid.tiles.shape, shape, grid.tiles.tile[2], to_file
-    )
-    for block in blocks:
+    values = rule.largest or None
+    if not (rule.largest_first and grid.resampled):
+        yield from largest_only(_planes(grid, channels, blocks, to_labels), values, scratch)
+        return
+    planes = largest_only(_gathered(grid.tiles.shape, grid.tiles, blocks, to_labels), values, scratch)
+    kept = (Block((0, 0, number), plane[None].astype(np.float32), last=True) for number, plane in enumerate(planes))
+    yield from _restored(grid, 1, 1, kept, to_labels, lambda values: values)
+
+
+def _planes(grid: NetworkGrid, channels: int, blocks: Iterator[Block], to_labels: LogitsToLabels) -> Iterator[Labels]:
+    if not grid.resampled:
+        yield from _gathered(grid.volume.shape, grid.tiles, blocks, to_labels)
+        return
+    restored = grid.inference.restored
+
+    def prepared(values: Array) -> Array:
+        if restored == "logits":
+            return values
         if restored == "labels":
-            block = replace(block, values=to_labels(block.values)[None].astype(np.float32))
-        elif restored != "logits":
-            block = replace(block, values=to_labels.probabilities(block.values, restored))
+            return to_labels(values)[None].astype(np.float32)
+        return to_labels.probabilities(values, restored)
+
+    kept = restored_channels(grid, channels, to_labels.classes)
+    yield from _restored(grid, kept, grid.tiles.tile[2], blocks, to_labels, prepared)
+
+
+def _gathered(shape: Shape, tiles: TileGrid, blocks: Iterator[Block], to_labels: LogitsToLabels) -> Iterator[Labels]:
+    """Label planes on the grid of the blocks."""
+    planes = LabelPlanes(shape, row_depth(tiles, shape), to_labels.dtype)
+    for block in blocks:
+        yield from planes.add(block, to_labels(block.values))
+        del block  # with the engine's array that it is a view of
+
+
+def _restored(
+    grid: NetworkGrid,
+    channels: int,
+    depth: int,
+    blocks: Iterator[Block],
+    to_labels: LogitsToLabels,
+    prepared: Callable[[Array], Array],
+) -> Iterator[Labels]:
+    """Label planes on the file's grid, of blocks whose values are ``prepared`` and then resampled to it.
+
+    Parameters
+    ----------
+    channels
+        Of the prepared values.
+    depth
+        Planes of a block at most.
+    """
+    shape, to_file, rule = grid.volume.shape, grid.to_file, grid.inference
+    planes = LabelPlanes(shape, row_depth(grid.tiles, shape, to_file[2]), to_labels.dtype)
+    resampler = InverseResampler(channels, grid.tiles.shape, shape, depth, to_file)
+    decide = to_labels if rule.restored == "logits" else to_labels.of_probabilities()
+    for block in blocks:
+        block = replace(block, values=prepared(block.values))
         for piece in resampler(block):
-            if restored == "labels":
-                labels = piece.values[0].astype(to_labels.dtype)
+            if rule.restored == "labels":
+                labels = (np.rint(piece.values[0]) if rule.interpolated else piece.values[0]).astype(to_labels.dtype)
             else:
-                labels = (to_labels if restored == "logits" else to_labels.without_head())(piece.values)
+                labels = decide(piece.values)
             yield from planes.add(piece, labels)
             del piece  # before the next one is made
         del block

@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from apps.imaging.inference.discovery import find_studies, open_volume
-from apps.imaging.inference.network_grid import NetworkGrid, network_tiles, open_windows, resolved, within_content
+from apps.imaging.inference.network_grid import NetworkGrid
 from apps.imaging.inference.options import CompressOptions
+from apps.imaging.inference.reading import network_tiles, open_windows, resolved, within_content
 from apps.imaging.models.model_folder import APPLICATION, CARD, ImagingModel, read_manifest, read_model
 from common import model_folder
 from common.cli.session import Session
@@ -98,7 +99,7 @@ def run(request: CompressRequest, session: Session) -> dict[str, object]:
         ):
             count = 0
             for grid, numbers in zip(request.grids, choose_tiles(request.grids, request.options.tiles), strict=True):
-                for tile in _tiles(grid, model, numbers):
+                for tile in _tiles(grid, model, numbers, out):
                     stored.write(tile.data)
                     count += 1
                 bar.update(1)
@@ -113,12 +114,12 @@ def run(request: CompressRequest, session: Session) -> dict[str, object]:
         return {**_write(request, draft, count), "metrics": {}}
 
 
-def _tiles(grid: NetworkGrid, model: ImagingModel, numbers: Sequence[int]) -> Iterator[Array]:
+def _tiles(grid: NetworkGrid, model: ImagingModel, numbers: Sequence[int], scratch: Path) -> Iterator[Array]:
     """Tiles as the network sees them, one by one; each is valid until the next."""
-    inside, _ = within_content(grid, model)
-    kept = [number for number in numbers if number < len(inside.tiles)]
-    with open_windows(inside, resolved(inside, model)) as windows:
-        yield from network_tiles(inside, windows, [[number] for number in kept], 1)
+    with within_content(grid, model, scratch) as (inside, _):
+        kept = [number for number in numbers if number < len(inside.tiles)]
+        with open_windows(inside, resolved(inside, model)) as windows:
+            yield from network_tiles(inside, windows, [[number] for number in kept], 1)
 
 
 def _write(request: CompressRequest, draft: Path, count: int) -> dict[str, int]:

@@ -24,7 +24,7 @@ from apps.imaging.models.model_folder import (
     at_half_resolution,
     read_model,
 )
-from apps.imaging.models.networks.registry import divisors
+from apps.imaging.models.networks.registry import divisors, is_static
 from apps.imaging.models.onnx_file import check_network
 from apps.imaging.volumes.volume import Shape
 from common.engines.base import NETWORK
@@ -67,6 +67,10 @@ class ModelChoice:
         tile, multiples = options.tile or model.patch, divisors(model.network, model.arguments)
         if prod(tile) > MOST_VOXELS:
             raise UsageError(f"--tile: more than {MOST_VOXELS} voxels")
+        if is_static(model.network) and tile != model.patch and options.engine in ("auto", "openvino", "onnxruntime"):
+            raise UsageError(
+                f"--tile: network {model.network} runs on tiles of its patch; another needs --engine torch"
+            )
         if any(size % multiple for size, multiple in zip(tile, multiples, strict=True)):
             raise UsageError(f"--tile: sides must be multiples of {','.join(map(str, multiples))} for this network")
         engine = choose_engine(options.engine, options.device)
@@ -143,7 +147,10 @@ class InferRequest:
             overlap=model.overlap,
             digest=lambda listing: request.digest(listing, **chosen),
         )
-        return replace(request, inputs=inputs)
+        request = replace(request, inputs=inputs)
+        if model.model.inference.whole and options.tile is None:
+            return request.with_tile(_whole_tile(model.model, inputs))
+        return request
 
     @property
     def label_settings(self) -> LabelSettings:
@@ -191,6 +198,27 @@ class InferRequest:
         return replace(self, inputs=inputs)
 
 
+def _whole_tile(model: ImagingModel, inputs: StudyInputs) -> Shape:
+    """The tile of a model that sees a whole image at a time.
+
+    Raises
+    ------
+    BadInput
+        If images differ in size, or its network cannot run on their size.
+    """
+    shapes = {grid.axes.to_model(grid.tiles.shape) for grid in inputs.grids.values() if not isinstance(grid, BadInput)}
+    if len(shapes) > 1:
+        message = "this model sees whole images, and these differ in size: run those of each size apart, or give --tile"
+        raise BadInput(message, public="images differ in size")
+    shape = next(iter(shapes), model.patch)
+    multiples = divisors(model.network, model.arguments)
+    if any(size % multiple for size, multiple in zip(shape, multiples, strict=True)):
+        size, steps = ("x".join(map(str, sides)) for sides in (shape, multiples))
+        message = f"this model sees whole images, whose sides must be multiples of {steps}; {size} is not, --tile runs"
+        raise BadInput(f"{message} on tiles", public="image size")
+    return shape
+
+
 def _outputs(options: InferOptions, model: ImagingModel) -> OutputRequest:
     """Return the outputs that the options ask for.
 
@@ -206,6 +234,11 @@ def _outputs(options: InferOptions, model: ImagingModel) -> OutputRequest:
         if unknown := [name for name in names if name not in classes]:
             raise UsageError(f"--roi-subset {','.join(unknown)}: this model has {', '.join(classes)}")
         labels = tuple(label for label in labels if not label.value or label.name in names)
+    overlapping = model.inference.decision == "bits"
+    if overlapping and (options.remove_small or any(kind.startswith("dicom") for kind in options.output_types)):
+        raise UsageError(
+            "the classes of this model overlap; only NIfTI is written, a file of each, without --remove-small"
+        )
     if "dicom-rtstruct" in options.output_types:
         structures(labels)
     return OutputRequest(
@@ -215,4 +248,6 @@ def _outputs(options: InferOptions, model: ImagingModel) -> OutputRequest:
         statistics=options.statistics,
         stow=options.stow,
         labels=labels,
+        split=options.split_classes or overlapping,
+        overlapping=overlapping,
     )

@@ -29,9 +29,14 @@ class Statistics:
         The image on the labels' grid, and a reader of its own at the first plane.
     labels
         The classes; background, 0, is not reported.
+    overlapping
+        True if a label has a bit for each class.
     """
 
-    def __init__(self, volume: Volume, reader: PlaneReader, labels: Sequence[Label]) -> None:
+    def __init__(
+        self, volume: Volume, reader: PlaneReader, labels: Sequence[Label], *, overlapping: bool = False
+    ) -> None:
+        self._overlapping = overlapping
         self._volume, self._reader = volume, reader
         self._labels = [label for label in labels if label.value]
         size = 1 + max((label.value for label in self._labels), default=0)
@@ -44,7 +49,12 @@ class Statistics:
         for k in range(slab.shape[2]):
             self._reader.read(self._plane)
             values = np.nan_to_num(scaled(self._volume, self._plane[0]), posinf=0.0, neginf=0.0).reshape(-1)
-            self._add(np.ascontiguousarray(slab[..., k].T).reshape(-1), values)
+            labels = np.ascontiguousarray(slab[..., k].T).reshape(-1)
+            if not self._overlapping:
+                self._add(labels, values)
+                continue
+            for label in self._labels:
+                self._add(labels & labels.dtype.type(label.value), values)
 
     def _add(self, labels: npt.NDArray[Any], values: npt.NDArray[np.float32]) -> None:
         """Chan's update, as in ``intensity.moments``, for all labels of a plane at once."""
@@ -92,10 +102,10 @@ class Statistics:
 
 
 @contextmanager
-def open_statistics(volume: Volume, labels: Sequence[Label]) -> Iterator[Statistics]:
+def open_statistics(volume: Volume, labels: Sequence[Label], *, overlapping: bool = False) -> Iterator[Statistics]:
     """Statistics that read the image a second time, plane by plane with the labels."""
     with volume.open() as reader:
-        yield Statistics(volume, reader, labels)
+        yield Statistics(volume, reader, labels, overlapping=overlapping)
 
 
 def statistics_bytes(volume: Volume) -> Price:

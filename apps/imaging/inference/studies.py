@@ -2,6 +2,7 @@
 
 import csv
 import io
+import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -80,7 +81,8 @@ def numbered(found: Iterable[FoundStudy], earlier: Sequence[Study] = ()) -> list
 def stem_of(outputs: Sequence[str]) -> str:
     """The common start of the names of a study's outputs: the name of its case, or ``series-`` and digits."""
     first = outputs[0] if outputs else ""
-    return next((first[: -len(ending)] for ending in ENDINGS if first.endswith(ending)), first)
+    stem = next((first[: -len(ending)] for ending in ENDINGS if first.endswith(ending)), first)
+    return stem if all(name.startswith(stem) for name in outputs) else os.path.commonprefix(outputs)  # noqa: RUF071
 
 
 ENDINGS = (".nii.gz", ".seg.dcm", ".rtstruct.dcm", "-statistics.csv", "-statistics.json", ".png")

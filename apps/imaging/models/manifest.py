@@ -30,7 +30,7 @@ class LabelEntry(TypedDict):
     """One class."""
 
     value: Annotated[int, ("minimum", 0), ("maximum", 65535)]
-    """In the label file; the network's output channels are in the order of the labels."""
+    """In the label file; the network's output channels are in the order of the labels, unless they are regions."""
     name: str
     code: tuple[str, str, str] | None
     """Coding scheme, value, meaning: ``["SCT", "10200004", "Liver"]``."""
@@ -45,10 +45,32 @@ class InferenceEntry(TypedDict, total=False):
     """Share of a tile that the next one covers again."""
     importance: Literal["gaussian", "constant"]
     """Weights of the voxels of a tile in the blend."""
+    whole: bool
+    """True if the image is one tile."""
     padding: Literal["zero", "edge"]
     """Values around an image that is smaller than a tile."""
     restored: Literal["logits", "softmax", "sigmoid", "labels"]
     """Prediction that is resampled to the image's grid."""
+    interpolation: Literal["cubic", "linear"]
+    """Resampling of images by a model of nnU-Net."""
+    separate: tuple[bool | None, bool | None]
+    """Images and predictions of nnU-Net: true to interpolate plane by plane across the coarsest axis, null to do so if
+    spacings differ threefold."""
+    decision: Literal["largest", "regions", "bits"]
+    """Label of a voxel: the class of the largest value; the last region that is found there; or all classes that are,
+    which may overlap."""
+    regions: list[Annotated[int, ("minimum", 1), ("maximum", 65535)]]
+    """Label that each output channel writes where it is found, for ``regions``."""
+    order: list[Annotated[int, ("minimum", 0)]]
+    """Output channels in the order in which they write, for ``regions``; absent: ascending."""
+    threshold: float
+    """Logit above which a region or class is found."""
+    largest: list[Annotated[int, ("minimum", 1), ("maximum", 65535)]]
+    """Labels of which only the largest connected component stays; empty: all."""
+    largest_first: bool
+    """True if that is done on the network's grid."""
+    interpolated: bool
+    """True if restored labels are interpolated and rounded; else the nearest is taken."""
 
 
 class ImagingManifest(model_folder.Manifest):
@@ -58,7 +80,7 @@ class ImagingManifest(model_folder.Manifest):
     channels: Annotated[list[str], ("minItems", 1)]
     """Modality of each input channel: ``["MRI"]``."""
     spacing: tuple[_Millimetres, _Millimetres, _Millimetres]
-    """Millimetres along the model's axes; 0, where a bundle says so: as the image has them."""
+    """Millimetres along the model's axes; 0: as the image has them."""
     orientation: str
     """The model's axes: ``RAS`` means that x grows to the patient's right, y to anterior, z to superior."""
     intensity: list[Mapping[str, Any]]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from apps.imaging.models.manifest import ImagingManifest, LabelEntry
+from apps.imaging.models.manifest import ImagingManifest, InferenceEntry, LabelEntry
 from apps.imaging.volumes.geometry import AS_STORED
 from apps.imaging.volumes.intensity import check_operations
 from common import model_folder
@@ -33,7 +33,8 @@ class Label:
     """One class."""
 
     value: int
-    """In the label file, 0 to 65535; the network's output channels are in the order of the labels."""
+    """In the label file, 0 to 65535; the network's output channels are in the order of the labels, unless they are
+    regions."""
     name: str
     code: tuple[str, str, str] | None = None
     """Coding scheme, value, meaning."""
@@ -49,10 +50,32 @@ class Inference:
     """Share of a tile that the next one covers again, if the user gives none."""
     importance: Literal["gaussian", "constant"] = "gaussian"
     """Weights of a tile's voxels where tiles overlap."""
+    whole: bool = False
+    """True if the image is one tile, unless the user gives its size."""
     padding: Literal["zero", "edge"] = "zero"
     """Values around an image that is smaller than a tile."""
     restored: Literal["logits", "softmax", "sigmoid", "labels"] = "logits"
     """Values that are resampled to the image's grid: interpolated ones, or the nearest label."""
+    interpolation: Literal["cubic", "linear"] = "cubic"
+    """Resampling of images by a model of nnU-Net."""
+    separate: tuple[bool | None, bool | None] = (None, None)
+    """Images and predictions of nnU-Net: true to interpolate plane by plane across the coarsest axis, ``None`` to do so
+    if spacings differ threefold."""
+    decision: Literal["largest", "regions", "bits"] = "largest"
+    """Label of a voxel: the class of the largest value; the last region that is found there; or a bit for each class
+    that is."""
+    regions: tuple[int, ...] = ()
+    """Label that each output channel writes where it is found, for ``regions``."""
+    order: tuple[int, ...] = ()
+    """Output channels in the order in which they write, for ``regions``; empty: ascending."""
+    threshold: float = 0.0
+    """Logit above which a region or class is found."""
+    largest: tuple[int, ...] | None = None
+    """Labels of which only the largest connected component stays; empty: all."""
+    largest_first: bool = False
+    """True if that is done on the network's grid."""
+    interpolated: bool = False
+    """True if restored labels are interpolated and rounded; else the nearest is taken."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +98,7 @@ class ImagingModel:
     head: Mapping[str, str] | None
     """Names of the final 1x1x1 convolution's ``weight`` and ``bias``; ``None`` without such a convolution."""
     features: int
-    """Channels in front of the head; without a head the number of labels."""
+    """Channels in front of the head; without a head the network's output channels."""
     labels: tuple[Label, ...]
     convention: str
     """Library whose tiles, weights and resampling are imitated: ``"monai"``, ``"nnunet"``, or ``"bundle"`` with grids
@@ -91,6 +114,12 @@ class ImagingModel:
     """True if there is a network in 8-bit integers too (``imaging compress --int8``)."""
     further_intensity: tuple[tuple[Operation, ...], ...] = ()
     """Operations on the other channels."""
+
+    @property
+    def written(self) -> tuple[int, ...]:
+        """Label value of each of the network's output channels."""
+        values = tuple(label.value for label in self.labels)
+        return {"largest": values, "regions": self.inference.regions, "bits": values[1:]}[self.inference.decision]
 
     @property
     def intensities(self) -> tuple[tuple[Operation, ...], ...]:
@@ -204,16 +233,9 @@ def _from_manifest(directory: Path, manifest: ImagingManifest) -> ImagingModel:
     (x, y, z), (width, height, depth) = manifest["spacing"], manifest["patch"]
     if width * height * depth > MOST_VOXELS:
         raise ValueError(f"patch of {width}x{height}x{depth} voxels")
-    features, channels = len(labels), [manifest["network"]["arguments"].get("out_channels")]
-    if head is not None:
-        outputs, features = _shape(directory / WEIGHTS, head["weight"])
-        channels.append(outputs)
-    for count in channels:  # as far as the manifest and the weights state them
-        if isinstance(count, int) and count != len(labels):
-            raise ValueError(f"{len(labels)} labels, but the network has {count} output channels")
-    if min(x, y, z) == 0 and manifest.get("convention") != "bundle":
+    if min(x, y, z) == 0 and manifest.get("convention") not in ("bundle", "nnunet"):
         raise ValueError("spacing must be positive")
-    return ImagingModel(
+    model = ImagingModel(
         directory=directory.resolve(),
         kind=manifest["kind"],
         network=manifest["network"]["name"],
@@ -225,16 +247,49 @@ def _from_manifest(directory: Path, manifest: ImagingManifest) -> ImagingModel:
         further_intensity=tuple(map(tuple, manifest.get("further_intensity", ()))),
         patch=(width, height, depth),
         head={"weight": head["weight"], "bias": head["bias"]} if head else None,
-        features=features,
+        features=0,
         labels=labels,
         convention=manifest.get("convention", "monai"),
         mirror="".join(axis for axis in "xyz" if axis in manifest.get("mirror", "")),
         network_sha256=manifest["files"][NETWORK]["sha256"],
         weights_sha256=manifest["files"][WEIGHTS]["sha256"],
         weights_bytes=manifest["files"][WEIGHTS]["bytes"],
-        inference=Inference(**manifest.get("inference", {})),
+        inference=_inference(manifest.get("inference", {})),
         int8=all(name in manifest["files"] for name in INT8),
     )
+    return replace(model, features=_features(model))
+
+
+def _inference(entry: InferenceEntry) -> Inference:
+    fields: dict[str, Any] = dict(entry)
+    for key in {"separate", "regions", "order", "largest"} & set(fields):
+        fields[key] = tuple(fields[key])
+    return Inference(**fields)
+
+
+def _features(model: ImagingModel) -> int:
+    """Channels in front of the head, after a comparison of all counts of output channels.
+
+    Raises
+    ------
+    ValueError
+        If labels and output channels do not match.
+    """
+    written = model.written
+    if model.inference.decision == "regions" and set(written) != {label.value for label in model.labels[1:]}:
+        raise ValueError("the regions are not the labels")
+    if sorted(model.inference.order or range(len(written))) != list(range(len(written))):
+        raise ValueError("the order is not of the output channels")
+    if model.inference.decision == "bits" and list(written) != [1 << bit for bit in range(len(written))]:
+        raise ValueError("labels of classes that overlap are 1, 2, 4, ...")
+    features, channels = len(written), [model.arguments.get("out_channels")]
+    if model.head is not None:
+        outputs, features = _shape(model.directory / WEIGHTS, model.head["weight"])
+        channels.append(outputs)
+    for count in channels:  # as far as the manifest and the weights state them
+        if isinstance(count, int) and count != len(written):
+            raise ValueError(f"{len(written)} labels, but the network has {count} output channels")
+    return features
 
 
 def _label(entry: LabelEntry) -> Label:

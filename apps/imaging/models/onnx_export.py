@@ -72,6 +72,8 @@ def _for_inference(network: nn.Module) -> nn.Module:
 def export_onnx(name: str, network: nn.Module, path: Path, *, tile: tuple[int, int, int]) -> str:
     """Write the network as float32 ONNX with dynamic batch and spatial axes, its head taken off where it has one.
 
+    The spatial axes of a static network are those of ``tile``.
+
     Parameters
     ----------
     name, network
@@ -91,8 +93,8 @@ def export_onnx(name: str, network: nn.Module, path: Path, *, tile: tuple[int, i
     network.eval()
     split = registry.split_head(name, network)
     output = "features" if split else "logits"
-    channels = next(network.parameters()).shape[1]
-    axes = {0: "batch", 2: "x", 3: "y", 4: "z"}
+    channels = getattr(network, "in_channels", None) or next(network.parameters()).shape[1]
+    axes = {0: "batch"} if registry.is_static(name) else {0: "batch", 2: "x", 3: "y", 4: "z"}
     with torch.no_grad(), warnings.catch_warnings():
         # The older exporter traces in half the memory of the newer one, which wants onnxscript as well.
         warnings.simplefilter("ignore")

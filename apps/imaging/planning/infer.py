@@ -14,14 +14,21 @@ from typing import cast
 
 from apps.imaging.dicom.seg_header import CHILD_BYTES
 from apps.imaging.dicom.web import NETWORK_BYTES, is_address
-from apps.imaging.inference.labeling import back_bytes, extended_bytes, label_bytes, label_dtype, piece_bytes
+from apps.imaging.inference.components.streaming import components_bytes
+from apps.imaging.inference.labeling import (
+    back_bytes,
+    extended_bytes,
+    label_bytes,
+    label_dtype,
+    piece_bytes,
+    row_depth,
+)
 from apps.imaging.inference.network_grid import NetworkGrid, restored_channels
 from apps.imaging.inference.outputs import outputs_bytes
 from apps.imaging.inference.phases import INFER, OPEN, PREVIEW, STATISTICS, STOW, TEMPLATE
 from apps.imaging.inference.request import InferRequest
-from apps.imaging.inference.small_components import components_bytes
 from apps.imaging.models.model_folder import TORCH_NETWORK
-from apps.imaging.models.networks.registry import divisors
+from apps.imaging.models.networks.registry import divisors, is_static
 from apps.imaging.planning import baselines
 from apps.imaging.planning.reading import LIBRARIES, OBJECTS_BYTES, input_bytes, pass_bytes, reader_bytes
 from apps.imaging.planning.tiles import halves, smaller, text
@@ -48,7 +55,7 @@ WORKING: Mapping[str, Source] = {
     "input planes": "analytic",
     "finished labels": "analytic",
     "reading, labelling, writing": "measured",
-    "small parts": "measured",
+    "components": "measured",
     "outputs": "measured",
 }
 """Terms of one study while its tiles are run, and where their numbers come from."""
@@ -182,6 +189,8 @@ class InferWorkload:
         and code, an engine's memory grows with the voxels.
         """
         choice = self.request.model
+        if is_static(choice.model.network):
+            return None
         base, whole = self.probes(setting)
         tiles = list(halves(choice.tile, divisors(choice.model.network, choice.model.arguments)))
         for large, small in zip(tiles[:HALVINGS], tiles[EIGHTH:], strict=False):
@@ -213,7 +222,7 @@ class InferWorkload:
             Term(FREE_HEAP, SLACK if setting["allocator"] == "heap" else 0, "measured", ran),
             Term("small objects", OBJECTS_BYTES, "measured", (OPEN, *running)),
             Term("left by earlier studies", LEFT_BYTES if self.parts > 1 else 0, "measured", running),
-            Term("head", (model.features + 1) * len(model.labels) * FLOAT, "analytic", running),
+            Term("head", (model.features + 1) * len(model.written) * FLOAT, "analytic", running),
             *(Term(name, size, WORKING[name], (INFER,)) for name, size in self._largest_working(setting).items()),
             Term("mirrored tiles", self._mirror_bytes(setting), "analytic", (INFER,)),
             Term("tiles", (inputs * len(model.channels) * FLOAT + 2 * FLOAT + 4) * tile, "analytic", (INFER,)),
@@ -228,11 +237,13 @@ class InferWorkload:
     def channels(self, setting: Setting) -> int:
         """Values of each voxel in the blend."""
         model = self.request.model.model
-        return model.features if setting["space"] == "features" else len(model.labels)
+        return model.features if setting["space"] == "features" else len(model.written)
 
     def remedies(self) -> Iterator[tuple[str, Workload]]:
         """Smaller tiles: they change labels only where a tile's border sees less."""
         choice = self.request.model
+        if is_static(choice.model.network):
+            return
         for tile in smaller(choice.tile, divisors(choice.model.network, choice.model.arguments)):
             yield f"--tile {text(tile)}", replace(self, request=self.request.with_tile(tile))
 
@@ -286,12 +297,19 @@ class InferWorkload:
     def _working(self, grid: NetworkGrid, setting: Setting) -> dict[str, int]:
         """Bytes of one study while its tiles are run, by term."""
         classes, channels, blend = (
-            len(self.request.model.model.labels),
+            len(self.request.model.model.written),
             self.channels(setting),
             self._carried(grid, setting),
         )
-        written, shape = self.request.outputs, grid.volume.shape
-        outputs = outputs_bytes(written.types, grid.volume, classes, with_statistics=written.statistics)
+        written = self.request.outputs
+        files = len(written.labels)
+        outputs = outputs_bytes(
+            written.types,
+            grid.volume,
+            files if written.split else classes,
+            with_statistics=written.statistics,
+            split=written.split,
+        )
         planes, restoring = input_bytes(grid), _restoring_bytes(grid, channels, classes)
         labels = self._labels(grid, setting, restoring)
         reading = planes.transient + reader_bytes(grid)
@@ -306,13 +324,24 @@ class InferWorkload:
             "reading, labelling, writing": max(
                 reading, blend.transient, labels.transient, restoring + outputs.transient
             ),
-            "small parts": components_bytes(shape) if self.request.options.remove_small else 0,
+            "components": self._components_bytes(grid),
             "outputs": outputs.resident,
         }
 
+    def _components_bytes(self, grid: NetworkGrid) -> int:
+        """Bytes of the tables of components, of small ones and of the largest; of the latter also label planes where
+        they are found on the network's grid."""
+        rule, found = grid.inference, 0
+        if rule.largest is not None:
+            first = rule.largest_first and grid.resampled
+            shape = grid.tiles.shape if first else grid.volume.shape
+            found = components_bytes(shape, diagonal=True)
+            found += shape[0] * shape[1] * row_depth(grid.tiles, grid.tiles.shape) if first else 0
+        return found + (components_bytes(grid.volume.shape) if self.request.options.remove_small else 0)
+
     def _labels(self, grid: NetworkGrid, setting: Setting, restoring: int) -> Price:
-        classes, channels, shape = self.request.model.model.labels, self.channels(setting), grid.volume.shape
-        dtype = label_dtype([label.value for label in classes])
+        classes, channels, shape = self.request.model.model.written, self.channels(setting), grid.volume.shape
+        dtype = label_dtype(classes)
         along_z = grid.to_file[2] if grid.resampled else None
         copied = setting["space"] == "features" or grid.inference.restored != "logits"
         labels = label_bytes(grid.tiles, shape, len(classes), channels, dtype, along_z, copied=copied)

@@ -1,10 +1,13 @@
 """Memory of reading images, for every command that runs a network over them: pure prices."""
 
-from apps.imaging.inference.network_grid import NetworkGrid, pass_planes
+from apps.imaging.inference.components.streaming import components_bytes
+from apps.imaging.inference.network_grid import NetworkGrid
+from apps.imaging.inference.reading import pass_planes
+from apps.imaging.volumes.filled import Filled
 from apps.imaging.volumes.nonzero_crop import cropped_bytes
 from apps.imaging.volumes.spline import spline_bytes
 from apps.imaging.volumes.streaming import resampling_bytes, window_bytes, window_depth
-from apps.imaging.volumes.volume import block_planes
+from apps.imaging.volumes.volume import Volume, block_planes
 from common.memory.footprint import Price
 from common.memory.process.budget import MIB
 from common.tiling.blend import FLOAT
@@ -17,9 +20,17 @@ OBJECTS_BYTES = 3 * MIB
 
 def reader_bytes(grid: NetworkGrid) -> int:
     """Bytes of the open readers of all channels."""
-    return sum(
-        cropped_bytes(channel.volume) if grid.nnunet else channel.volume.reader_bytes for channel in grid.channels
-    )
+    return sum(map(_reader_bytes, grid.channels))
+
+
+def _reader_bytes(grid: NetworkGrid) -> int:
+    own = cropped_bytes(grid.volume) if grid.nnunet else grid.volume.reader_bytes
+    return own + (_read(grid).reader_bytes - grid.volume.reader_bytes)
+
+
+def _read(grid: NetworkGrid) -> Volume:
+    """The volume as it is read: nnU-Net's mask makes single precision of it."""
+    return Filled(grid.volume) if grid.masked else grid.volume
 
 
 def input_bytes(grid: NetworkGrid) -> Price:
@@ -29,27 +40,34 @@ def input_bytes(grid: NetworkGrid) -> Price:
 
 
 def _channel_bytes(grid: NetworkGrid) -> Price:
-    if grid.nnunet and grid.resampled:
+    if grid.by_spline:
         x, y, _ = grid.tiles.shape
-        reader = spline_bytes(grid.volume, grid.tiles.shape)
+        reader = spline_bytes(_read(grid), grid.tiles.shape)
         return Price(x * y * window_depth(grid.tiles) * FLOAT + reader.resident, reader.transient)
-    return window_bytes(grid.volume, grid.tiles, resampled=grid.resampled)
+    window = window_bytes(_read(grid), grid.tiles, resampled=grid.resampled)
+    return Price(window.resident + _boxed_bytes(grid), window.transient)
 
 
 def pass_bytes(grid: NetworkGrid) -> int:
     """Bytes of one block of a pass over the images: as stored, in float32, and two more while moments are taken.
 
-    The passes over the channels follow each other.
+    The passes over the channels follow each other; that for nnU-Net's mask reads a plane of each.
     """
-    return max(map(_channel_pass, grid.channels))
+    passes = max(map(_channel_pass, grid.channels))
+    return max(passes, components_bytes(grid.volume.shape)) if grid.masked else passes
 
 
 def _channel_pass(grid: NetworkGrid) -> int:
     x, y, _ = grid.volume.shape
-    voxels = block_planes(grid.volume) * x * y
-    stored = voxels * (grid.volume.dtype.itemsize + 3 * FLOAT)
-    if grid.steps is None:
+    volume = _read(grid)
+    stored = block_planes(volume) * x * y * (volume.dtype.itemsize + 3 * FLOAT)
+    if not grid.resampled or grid.nnunet:
         return stored
     x, y, z = grid.tiles.shape
     on_grid = min(z, pass_planes(grid)) * x * y * 4 * FLOAT
-    return max(stored, on_grid + resampling_bytes(grid.volume, grid.tiles.shape).peak)
+    return max(stored, on_grid + resampling_bytes(grid.volume, grid.whole).peak + _boxed_bytes(grid))
+
+
+def _boxed_bytes(grid: NetworkGrid) -> int:
+    """Bytes of a ``BoxedReader``: a plane of the whole grid, and one of the box while operations are applied."""
+    return 0 if grid.low is None else 2 * grid.whole[0] * grid.whole[1] * FLOAT

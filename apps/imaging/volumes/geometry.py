@@ -70,6 +70,17 @@ class AxisMapping:
         x, y, z = (values[axis] for axis in self.axes)
         return x, y, z
 
+    def to_model(self, values: tuple[T, T, T]) -> tuple[T, T, T]:
+        """Reorder values along the file's axes to the model's.
+
+        Examples
+        --------
+        >>> AxisMapping((2, 0, 1), (False, False, False)).to_model((3.0, 1.0, 2.0))
+        (1.0, 2.0, 3.0)
+        """
+        x, y, z = (values[self.axes.index(axis)] for axis in range(3))
+        return x, y, z
+
     def view(self, array: npt.NDArray[Value]) -> npt.NDArray[Value]:
         """View an array (..., model axes) as (..., file axes); writing into the view writes the array."""
         lead = array.ndim - 3
@@ -126,12 +137,13 @@ def centred_grid(
 class LinearInterpolation:
     """Linear interpolation along one axis.
 
-    Output i is ``(1 - weight[i]) * x[lower[i]] + weight[i] * x[upper[i]]``.
+    Output i is ``(1 - weight[i]) * x[lower[i]] + weight[i] * x[upper[i]]``, times ``scale[i]`` if there is one.
     """
 
     lower: npt.NDArray[np.intp]
     upper: npt.NDArray[np.intp]
     weight: npt.NDArray[np.float32]
+    scale: npt.NDArray[np.float32] | None = None
 
     @classmethod
     def between(cls, size: int, new: int) -> "LinearInterpolation":
@@ -173,7 +185,26 @@ class LinearInterpolation:
     def part(self, first: int, stop: int, origin: int) -> "LinearInterpolation":
         """Cut out outputs ``first`` to ``stop``, for an array whose first value is input ``origin``."""
         cut = slice(first, stop)
-        return LinearInterpolation(self.lower[cut] - origin, self.upper[cut] - origin, self.weight[cut])
+        scale = None if self.scale is None else self.scale[cut]
+        return LinearInterpolation(self.lower[cut] - origin, self.upper[cut] - origin, self.weight[cut], scale)
+
+    def within(self, low: int, size: int) -> "LinearInterpolation":
+        """The same for an array that has only inputs ``low`` to ``low + size``; the others are zero.
+
+        Examples
+        --------
+        >>> part = LinearInterpolation.between(4, 8).within(1, 2)
+        >>> part(np.array([8, 4], np.float32), 0).tolist()
+        [0.0, 2.0, 6.0, 7.0, 5.0, 3.0, 1.0, 0.0]
+        """
+        has_lower, has_upper = ((low <= index) & (index < low + size) for index in (self.lower, self.upper))
+        scale = np.where(has_lower, np.where(has_upper, 1, 1 - self.weight), np.where(has_upper, self.weight, 0))
+        return LinearInterpolation(
+            np.clip(np.where(has_lower, self.lower, self.upper) - low, 0, size - 1),
+            np.clip(np.where(has_upper, self.upper, self.lower) - low, 0, size - 1),
+            np.where(has_lower & has_upper, self.weight, 0).astype(np.float32),
+            scale.astype(np.float32),
+        )
 
     def __call__(self, values: npt.NDArray[np.float32], axis: int) -> npt.NDArray[np.float32]:
         """Interpolate an array along ``axis``."""
@@ -183,6 +214,8 @@ class LinearInterpolation:
         step -= result
         step *= weight
         result += step
+        if self.scale is not None:
+            result *= self.scale.reshape(weight.shape)
         return result
 
 

@@ -11,6 +11,8 @@ numbers, in passes over the volume; ``apply`` is then element-wise and works on 
 ``{"op": "range", "low": A, "high": B}``        least value -> A, largest -> B, linear; ``"from": [P, Q]``: percentiles
 ``{"op": "resample"}``                          the place of the resampling to the network's grid; without it,
                                                 statistics are of the file's grid, and all operations come after it
+``{"op": "crop", "margin": [X, Y, Z]}``         the place of a crop to the box of positive voxels and a margin along the
+                                                network's axes, zeros beyond the image; ``"smaller": true``: none there
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -32,13 +34,16 @@ _FIELDS = {
     "percentiles": _LIMITS,
     "range": {*_LIMITS, "from"},
     "resample": set(),
+    "crop": {"margin", "smaller"},
 }
-_OPTIONAL = {"nonzero", "from"}
+_OPTIONAL = {"nonzero", "from", "smaller"}
 RESAMPLE: Operation = {"op": "resample"}
 
 HISTOGRAM_BINS = 1 << 16
 """Bins between the extremes, of the histogram from which percentiles are read."""
 
+MOST_MARGIN = 4096
+"""Voxels around a box, at most."""
 LEAST_DEVIATION = 1e-8
 """Standard deviation below which a volume counts as constant, and is only centred."""
 
@@ -63,16 +68,34 @@ def check_operations(operations: Sequence[Operation]) -> None:
         first, last = operation.get("from", (0, 100))
         if not 0 <= float(first) < float(last) <= 100:
             raise ValueError(f"intensity operation {name!r}: {first} and {last} are not two percentiles")
-    if list(operations).count(RESAMPLE) > 1:
-        raise ValueError("intensity operation 'resample' twice")
+        margin = operation.get("margin", [0, 0, 0])
+        if len(margin) != 3 or not all(isinstance(one, int) and 0 <= one <= MOST_MARGIN for one in margin):
+            raise ValueError(f"intensity operation {name!r}: margin {margin!r}")
+    names = [str(operation["op"]) for operation in operations]
+    if twice := [name for name in ("resample", "crop") if names.count(name) > 1]:
+        raise ValueError(f"intensity operation {twice[0]!r} twice")
+    if "crop" in names and "resample" not in names[: names.index("crop")]:
+        raise ValueError("intensity operation 'crop' without 'resample' before it")
 
 
-def split(operations: Sequence[Operation]) -> tuple[Sequence[Operation], Sequence[Operation]]:
-    """The operations before resampling and those after it; all are after it if it is not in the list."""
-    if RESAMPLE not in operations:
+def split(operations: Sequence[Operation], name: str = "resample") -> tuple[Sequence[Operation], Sequence[Operation]]:
+    """The operations before resampling, or another one, and those after it; all are after it if it is not there."""
+    names = [operation["op"] for operation in operations]
+    if name not in names:
         return (), operations
-    index = list(operations).index(RESAMPLE)
+    index = names.index(name)
     return operations[:index], operations[index + 1 :]
+
+
+def crop_of(operations: Sequence[Operation]) -> Operation | None:
+    """The crop among operations."""
+    return next((operation for operation in operations if operation["op"] == "crop"), None)
+
+
+def margin_of(crop: Operation) -> tuple[int, int, int]:
+    """Voxels around the box of a crop, along the network's axes."""
+    x, y, z = crop["margin"]
+    return int(x), int(y), int(z)
 
 
 def resolve(operations: Sequence[Operation], blocks: Blocks) -> tuple[Operation, ...]:

@@ -4,7 +4,8 @@ The value of a cubic spline depends on every voxel, but hardly on distant ones: 
 is a matrix, that of the function which nnU-Net calls. In the plane it is applied whole, along z to the planes in reach.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -26,21 +27,25 @@ PADDED = 12
 Array = npt.NDArray[np.float32]
 
 
-def nearest_axis(first: Sequence[float], second: Sequence[float]) -> int | None:
+def nearest_axis(first: Sequence[float], second: Sequence[float], separate: bool | None = None) -> int | None:
     """The axis along which nnU-Net takes the nearest voxel between two grids; ``None``: it interpolates along all.
 
     Parameters
     ----------
     first, second
         Spacings in millimetres; the first one decides if it is anisotropic.
+    separate
+        True: the coarsest axis of the first one, however anisotropic; False: none.
 
     Examples
     --------
     >>> nearest_axis((1.0, 1.0, 5.0), (1.0, 1.0, 1.0))
     2
     """
+    if separate is False:
+        return None
     for spacing in (first, second):
-        if max(spacing) / min(spacing) > ANISOTROPIC:
+        if separate or max(spacing) / min(spacing) > ANISOTROPIC:
             coarse = [axis for axis, size in enumerate(spacing) if size == max(spacing)]
             return coarse[0] if len(coarse) == 1 else None
     return None
@@ -92,6 +97,40 @@ def nearest_matrix(size: int, new: int) -> Array:
     return matrix
 
 
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Least and largest value of a volume, or of each of its planes along an axis."""
+
+    least: Array
+    """(1,), or (n,) of the planes along the axis."""
+    largest: Array
+
+    @classmethod
+    def of(cls, blocks: Iterable[npt.NDArray[np.float32]], axis: int | None) -> "Limits":
+        """Find them in one pass over a volume.
+
+        Parameters
+        ----------
+        blocks
+            Planes (k, y, x).
+        axis
+            0 or 1 for the planes along x or y; ``None`` for the whole volume.
+        """
+        others = (0, 1, 2) if axis is None else (0, 1) if axis == 0 else (0, 2)
+        extremes = [(np.atleast_1d(one.min(axis=others)), np.atleast_1d(one.max(axis=others))) for one in blocks]
+        least, largest = (np.array(each, np.float32) for each in zip(*extremes, strict=True))
+        return cls(least.min(axis=0), largest.max(axis=0))
+
+    def of_plane(self, shape: Shape, new: Shape, axis: int | None) -> tuple[Array, Array]:
+        """Those of the voxels of a plane (y, x) on a grid of shape ``new``, whose planes along ``axis`` are the
+        nearest of a volume of ``shape``; to be broadcast."""
+        if axis is None:
+            return self.least, self.largest
+        index = LinearInterpolation.nearest(shape[axis], new[axis]).lower
+        turned = (slice(None), None) if axis == 1 else (None, slice(None))
+        return self.least[index][turned], self.largest[index][turned]
+
+
 class SplineReader:
     """Planes of a volume on another grid, after the model's intensity operations.
 
@@ -102,7 +141,8 @@ class SplineReader:
     nearest
         The axis that is not interpolated; if it is z, each plane is a spline of its own.
     limits
-        Least and largest value of the volume before the operations: splines overshoot, and nnU-Net cuts that off.
+        Least and largest value after the operations, of the volume or of each of its planes along ``nearest``: splines
+        overshoot, and nnU-Net cuts that off. They are not needed along z, whose planes are whole.
     """
 
     def __init__(
@@ -113,15 +153,14 @@ class SplineReader:
         operations: Sequence[Operation],
         *,
         nearest: int | None,
-        limits: tuple[float, float],
+        limits: Limits | None,
     ) -> None:
         self._volume, self._reader, self._operations = volume, reader, operations
         self._x, self._y, self._z = (
             (nearest_matrix if axis == nearest else spline_matrix)(size, new)
             for axis, (size, new) in enumerate(zip(volume.shape, shape, strict=True))
         )
-        ends = apply(operations, np.array(limits, np.float32))
-        self._limits = None if nearest == 2 else (float(ends.min()), float(ends.max()))
+        self._limits = None if limits is None or nearest == 2 else limits.of_plane(volume.shape, shape, nearest)
         self._stored = np.empty((1, volume.shape[1], volume.shape[0]), volume.dtype)
         self._ring = np.zeros((ring_planes(volume.shape[2]), shape[1], shape[0]), np.float32)
         self._planes_read = self._planes_returned = 0

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from apps.imaging.volumes.filled import TINY
 from apps.imaging.volumes.geometry import LinearInterpolation
 from apps.imaging.volumes.intensity import Operation, apply
 from apps.imaging.volumes.volume import PlaneReader, Shape, Volume, scaled
@@ -13,9 +14,6 @@ from common.tiling.blend import FLOAT
 from common.tiling.grid import TileGrid
 
 Array = npt.NDArray[np.float32]
-
-TINY = np.finfo(np.float32).tiny
-"""Smallest normal float32: as good as zero, but not zero."""
 
 
 class PlaneRingBuffer:

@@ -19,6 +19,8 @@ NETWORK: Mapping[str, Any] = {
 RANGE = {"_target_": "ScaleIntensityRanged", "a_min": -200, "a_max": 300, "b_min": -1, "b_max": 1, "clip": True}
 LOAD = ({"_target_": "LoadImaged"}, {"_target_": "EnsureChannelFirstd"})
 SOFTMAX = {"_target_": "Activationsd", "softmax": True}
+SIGMOID = {"_target_": "Activationsd", "sigmoid": True}
+THRESHOLD = {"_target_": "AsDiscreted", "threshold": 0.5}
 ARGMAX = {"_target_": "AsDiscreted", "argmax": True}
 INVERT = {"_target_": "Invertd", "transform": "@preprocessing", "orig_keys": "@image_key", "nearest_interp": False}
 
@@ -74,61 +76,116 @@ def configuration(
     }
 
 
-def write(directory: Path, *, seed: int = 0, weights: bool = True, **changes: Any) -> Path:
-    """A bundle; ``changes`` are of the configuration."""
+def write(
+    directory: Path,
+    *,
+    seed: int = 0,
+    weights: bool = True,
+    channel_names: Sequence[str] | None = None,
+    codes: Mapping[str, Any] | None = None,
+    **changes: Any,
+) -> Path:
+    """A bundle; ``changes`` are of the configuration, and ``codes`` the result of DiNTS's search."""
     content = configuration(**changes)
     for folder in ("configs", "models"):
         (directory / folder).mkdir(parents=True, exist_ok=True)
     (directory / "configs" / "inference.json").write_text(json.dumps(content))
-    names = ["background", "liver", "spleen", "kidney"][: content["network_def"].get("out_channels", 2)]
+    described = content["network_def"]
+    outputs = described.get("out_channels", described.get("num_classes", 2))
+    names = (["background", "liver", "spleen", "kidney"] if channel_names is None else channel_names)[:outputs]
     definition = {"pred": {"channel_def": {str(index): name for index, name in enumerate(names)}}}
     formats = {"inputs": {"image": {"channel_def": {"0": "CT"}}}, "outputs": definition}
     (directory / "configs" / "metadata.json").write_text(json.dumps({"network_data_format": formats}))
+    if codes is not None:
+        import numpy as np
+        import torch
+
+        torch.save({key: np.array(table) for key, table in codes.items()}, directory / "models" / "code.pt")
     if weights:
         import torch
 
         torch.manual_seed(seed)
-        torch.save(_network(content["network_def"]).state_dict(), directory / "models" / "model.pt")
+        torch.save(_network(directory, content).state_dict(), directory / "models" / "model.pt")
     return directory
 
 
-def _network(description: Mapping[str, Any]) -> Any:
-    """MONAI's network, normalised by what it sees of noise, so that its classes are all found somewhere."""
+def _parsed(directory: Path, content: Mapping[str, Any]) -> Any:
+    """MONAI's parser of a configuration, with the bundle's place."""
+    import numpy as np
     import torch
 
     from apps.imaging.models.networks.registry import import_monai
 
     import_monai()
-    import monai.networks.nets as nets
+    from monai.bundle import ConfigParser
 
-    arguments = {key: value for key, value in description.items() if key != "_target_"}
-    network = getattr(nets, str(description["_target_"]).rpartition(".")[2])(**arguments)
+    torch.serialization.add_safe_globals(
+        [np._core.multiarray._reconstruct, np.ndarray, np.dtype, type(np.dtype("i8"))]  # type: ignore[attr-defined]
+    )
+    return ConfigParser({**content, "bundle_root": str(directory)})
+
+
+def _network(directory: Path, content: Mapping[str, Any]) -> Any:
+    """MONAI's network, normalised by what it sees of noise, so that its classes are all found somewhere."""
+    import torch
+
+    described = content["network_def"]
+    network = _parsed(directory, content).get_parsed_content("network_def")
     for module in network.modules():
         if hasattr(module, "momentum"):
             module.momentum = None  # statistics are the mean of the passes, so a few are enough
+    outputs, channels = described.get("out_channels", described.get("num_classes", 2)), described.get("in_channels", 1)
+    noise = torch.randn(2, channels, *([64, 64, 32] if "Swin" in str(described["_target_"]) else [32] * 3))
     with torch.no_grad():
         for _ in range(3):
-            network.train()(torch.randn(2, 1, 32, 32, 32))
+            network.train()(noise)
+        layers = [one for one in network.modules() if isinstance(one, torch.nn.Conv3d | torch.nn.ConvTranspose3d)]
+        last = [one for one in layers if one.out_channels == outputs and one.bias is not None][-1:]
+        for head in last if not described.get("deep_supervision") else []:
+            head.bias.sub_(network.eval()(noise).mean((0, 2, 3, 4)))
     return network.eval()
 
 
 def infer(bundle: Path, image: Path, out: Path) -> None:
-    """Run a bundle with MONAI itself: its parser, its transforms, its inferer. Writes the labels as ``.npy``."""
+    """Run a bundle with MONAI itself: its parser, its transforms, its inferer. Writes the prediction as ``.npy``.
+
+    Components are kept by SciPy instead of MONAI, which needs a further library for them.
+    """
     import monai.transforms  # noqa: F401
     import numpy as np
     import torch
-    from monai.bundle import ConfigParser
 
-    parser = ConfigParser(json.loads((bundle / "configs" / "inference.json").read_text()))
-    parser["postprocessing"]["transforms"].pop()  # SaveImaged
+    parser = _parsed(bundle, json.loads((bundle / "configs" / "inference.json").read_text()))
+    after = parser["postprocessing"]["transforms"]
+    after.pop()  # SaveImaged
     network = parser.get_parsed_content("network_def").eval()
     network.load_state_dict(torch.load(bundle / "models" / "model.pt", weights_only=True))
-    data = parser.get_parsed_content("preprocessing")({"image": str(image)})
+    folder = sorted(image.glob("*.nii.gz")) if image.is_dir() else []
+    channels = network.in_channels if hasattr(network, "in_channels") else 1
+    data = parser.get_parsed_content("preprocessing")({"image": list(map(str, folder[:channels])) or str(image)})
     with torch.inference_mode():
         data["pred"] = parser.get_parsed_content("inferer")(data["image"][None], network)[0]
     data["pred"].applied_operations = data["image"].applied_operations
-    labels = parser.get_parsed_content("postprocessing")(data)["pred"]
-    np.save(out, labels[0].numpy().astype(np.uint8))
+    for index, step in enumerate(after):
+        if "KeepLargest" in step["_target_"]:
+            data["pred"][0] = torch.from_numpy(_largest(data["pred"][0].numpy(), step["applied_labels"]))
+        else:
+            data = parser.get_parsed_content(f"postprocessing#transforms#{index}")(data)
+    np.save(out, data["pred"].numpy())
+
+
+def _largest(labels: Any, values: Sequence[int]) -> Any:
+    """Of each of these labels only the largest component."""
+    import numpy as np
+    from scipy import ndimage
+
+    kept = labels.copy()
+    for value in values:
+        parts, _ = ndimage.label(labels == value, np.ones((3, 3, 3)))
+        sizes = np.bincount(parts.ravel())
+        sizes[0] = 0
+        kept[(labels == value) & (parts != sizes.argmax())] = 0
+    return kept
 
 
 if __name__ == "__main__":

@@ -43,7 +43,7 @@ def load_network(model: Path) -> Any:
 
     configuration = json.loads((model / "plans.json").read_text())["configurations"]["3d_fullres"]
     labels = json.loads((model / "dataset.json").read_text())["labels"]
-    network = nnunet_folder.network(0, configuration["architecture"]["arch_kwargs"], classes=len(labels))
+    network = nnunet_folder.build(0, configuration["architecture"]["arch_kwargs"], classes=len(labels))
     checkpoint = torch.load(model / "fold_0" / "checkpoint_final.pth", weights_only=False)  # written by ourselves
     network.load_state_dict(checkpoint["network_weights"])
     return network.eval()

@@ -8,7 +8,7 @@ import sys
 from importlib.abc import MetaPathFinder
 
 _OPTIONAL = """
-PIL cucim cupy einops fire gdown h5py huggingface_hub ignite itk lmdb matplotlib mlflow nibabel ninja nrrd numba onnx
+PIL cucim cupy fire gdown h5py huggingface_hub ignite itk lmdb matplotlib mlflow nibabel ninja nrrd numba onnx
 onnxruntime openslide pandas psutil pyarrow pydicom pynvml requests scipy skimage sklearn tensorboard tensorboardX
 tensorrt tifffile torchvision transformers zarr
 """

@@ -5,7 +5,9 @@ number, a list of numbers, or the name of a layer that is in a table too.
 """
 
 from collections.abc import Callable, Mapping
+from contextlib import redirect_stdout
 from dataclasses import dataclass
+from io import StringIO
 from math import prod
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -40,6 +42,23 @@ def _numbers(value: object, depth: int = 0) -> bool:
 def _count(value: object) -> bool:
     """True if a value is a number of layers, possibly 0."""
     return value == 0 or (_numbers(value) and not isinstance(value, list))
+
+
+def _factor(value: object) -> bool:
+    """True if a value is a factor of a number of channels."""
+    return isinstance(value, int | float) and 0 < value <= LARGEST
+
+
+def _codes(value: object) -> bool:
+    """True if a value is a table of small numbers, each of a block and a path or a resolution."""
+    return (
+        isinstance(value, list)
+        and all(
+            isinstance(row, list) and len(row) <= 64 and all(isinstance(one, int) and 0 <= one <= 64 for one in row)
+            for row in value[:65]
+        )
+        and len(value) <= 64
+    )
 
 
 def _share(value: object) -> bool:
@@ -80,6 +99,8 @@ class BundleNetwork:
     """Name of the final 1x1x1 convolution; ``None`` if the network does not end in one."""
     halvings: str | int
     """Argument that decides how often the grid is halved, or that number if it is always the same."""
+    static: bool = False
+    """True if a tile's shape is part of the exported network."""
 
 
 _UNET_SIZES: Mapping[str, Check] = {
@@ -153,6 +174,38 @@ NETWORKS: Mapping[str, BundleNetwork] = MappingProxyType(
             "output_block.conv.conv",
             "strides",
         ),
+        "SwinUNETR": BundleNetwork(
+            "monai.networks.nets.swin_unetr",
+            {
+                "feature_size": _numbers,
+                "depths": _numbers,
+                "num_heads": _numbers,
+                "patch_size": lambda value: value == 2,
+                "window_size": _numbers,
+                "mlp_ratio": _factor,
+                "norm_name": _NORM,
+                "downsample": lambda value: value in ("merging", "mergingv2"),
+                **dict.fromkeys(("qkv_bias", "normalize", "patch_norm", "use_checkpoint", "use_v2"), _boolean),
+                **dict.fromkeys(("drop_rate", "attn_drop_rate", "dropout_path_rate"), _share),
+            },
+            "out.conv.conv",
+            5,
+            static=True,
+        ),
+        "DiNTS": BundleNetwork(
+            "monai.networks.nets.dints",
+            {
+                "channel_mul": _factor,
+                "num_blocks": _numbers,
+                "num_depths": _numbers,
+                "use_downsample": _boolean,
+                "act_name": _ACT,
+                "norm_name": _NORM,
+                **dict.fromkeys(("arch_code_a", "arch_code_c", "node_a"), _codes),
+            },
+            "stem_finals.1",
+            "num_depths",
+        ),
         "VNet": BundleNetwork(
             "monai.networks.nets.vnet",
             {
@@ -198,6 +251,8 @@ def divisors(name: str, complete: Arguments) -> tuple[int, int, int]:
     halvings = NETWORKS[name].halvings
     if isinstance(halvings, int):
         return (2**halvings,) * 3
+    if halvings == "num_depths":
+        return (2 ** (complete.get(halvings, 3) + bool(complete.get("use_downsample", True))),) * 3
     sizes = complete.get(halvings, [1, 2, 2, 4])  # SegResNet's default; the others have none
     if halvings == "blocks_down":
         return (2 ** (len(sizes) - 1),) * 3
@@ -218,12 +273,36 @@ def build(name: str, complete: Arguments) -> "torch.nn.Module":
     from apps.imaging.models.networks.monai import import_monai
 
     arguments = checked(name, complete)
+    network: torch.nn.Module
     import_monai()
     layers = {key: tuple(value) for key, value in arguments.items() if isinstance(value, list)}
     try:
-        network: torch.nn.Module = getattr(import_module(NETWORKS[name].module), name)(
-            spatial_dims=3, **(arguments | layers)
-        )
+        module = import_module(NETWORKS[name].module)
+        with redirect_stdout(StringIO()):  # one of them talks
+            if name == "DiNTS":
+                network = _dints(module, arguments | layers)
+            else:
+                network = getattr(module, name)(spatial_dims=3, **(arguments | layers))
     except (TypeError, ValueError, IndexError, KeyError, AssertionError, RuntimeError) as error:
         raise BadInput(f"network {name}: MONAI does not make it of these arguments ({error})") from None
+    network.in_channels, network.out_channels = arguments["in_channels"], arguments["out_channels"]
+    return network
+
+
+CODES = ("arch_code_a", "arch_code_c", "node_a")
+"""The result of DiNTS's search, tables that are arguments of the network."""
+
+
+def _dints(module: Any, arguments: Arguments) -> "torch.nn.Module":
+    import numpy as np
+    import torch
+
+    a, c, nodes = (np.array(arguments[key]) for key in CODES)
+    outer = {"in_channels", "out_channels", *CODES}
+    space = {key: value for key, value in arguments.items() if key not in outer}
+    topology = module.TopologyInstance(arch_code=[a, c], **space)
+    shared = {key: value for key, value in space.items() if key in ("act_name", "norm_name", "use_downsample")}
+    network: torch.nn.Module = module.DiNTS(
+        topology, arguments["in_channels"], arguments["out_channels"], node_a=torch.from_numpy(nodes), **shared
+    )
     return network

@@ -132,6 +132,11 @@ def divisors(name: str, complete: Arguments) -> tuple[int, int, int]:
     return (divisor(name, complete),) * 3
 
 
+def is_static(name: str) -> bool:
+    """True if a network is exported for tiles of one shape, its patch."""
+    return name in monai_bundle.NETWORKS and monai_bundle.NETWORKS[name].static
+
+
 def build(name: str, complete: Arguments) -> "torch.nn.Module":
     """Build a network with random weights.
 

@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 
 from apps.imaging.bench.peers import nnunet_folder
-from apps.imaging.importers import nnunet
 from apps.imaging.importers.convert import converted_model, price
+from apps.imaging.importers.nnunet import Weights
 from apps.imaging.models.model_folder import TORCH_NETWORK, read_model
-from apps.imaging.models.networks import nnunet as nnunet_networks
 from common.engines.registry import open_engine
-from common.errors import BadInput, DoesNotFit
+from common.errors import BadInput, DoesNotFit, UsageError
 from common.memory.process.budget import GIB, MIB, MemoryBudget
 from tests.apps.imaging.helpers import Planted, output_file, read_labels, write_nifti
+from tests.promise import kept
 
 pytest.importorskip("dynamic_network_architectures")
 
@@ -73,21 +73,6 @@ def test_names_are_looked_up_in_a_table(tmp_path: Path, key: str, value: object)
         converted_model(tmp_path, BUDGET)
 
 
-def test_what_is_not_supported_is_refused_by_name(tmp_path: Path) -> None:
-    for changes, says in (
-        ({"patch_size": [32, 32]}, "2D configuration"),
-        ({"previous_stage": "3d_lowres"}, "cascade"),
-        ({"normalization_schemes": ["RescaleTo01Normalization"]}, "RescaleTo01Normalization"),
-        ({"resampling_fn_data": "resample_torch_fornnunet"}, "resample_torch_fornnunet"),
-    ):
-        nnunet_folder.write(tmp_path, **changes)
-        with pytest.raises(BadInput, match=says):
-            nnunet.read_plan(tmp_path)
-    assert set(nnunet_networks.OPERATORS.values()) == {
-        "Conv3d", "InstanceNorm3d", "BatchNorm3d", "LeakyReLU", "ReLU",
-    }  # fmt: skip
-
-
 def test_a_ceiling_too_small_for_the_conversion_is_refused_with_one_that_does(tmp_path: Path) -> None:
     nnunet_folder.write(tmp_path, seeds=(77,))
     with pytest.raises(DoesNotFit) as refused:
@@ -130,6 +115,145 @@ def test_a_model_of_two_channels_finds_the_second_beside_the_first(run, tmp_path
         logits = network(torch.from_numpy(padded.transpose(0, 3, 2, 1))[None])[0].numpy().transpose(0, 3, 2, 1)
     expected = np.zeros((24, 16, 8), np.uint8)
     expected[3:] = logits.argmax(axis=0)[1:-2]
+    np.testing.assert_array_equal(read_labels(output_file(tmp_path / "out")), expected)
+
+
+SHAPE = (24, 16, 8)
+"""The patch along x, y, z."""
+AFFINE = np.diag([0.8, 0.8, 3.6, 1.0])
+
+
+def predicted(network: object, values: np.ndarray) -> np.ndarray:
+    """Logits (class, x, y, z) of the network for an image of the patch's size, in one channel, as a z-score."""
+    import torch
+
+    score = (values - values.mean(dtype=np.float64)) / values.std(dtype=np.float64)
+    with torch.inference_mode():
+        found = network(torch.from_numpy(score.astype(np.float32).transpose(2, 1, 0))[None, None])[0]  # type: ignore[operator]
+    return found.numpy().transpose(0, 3, 2, 1)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("network", ["PlainConvUNet", "ResidualEncoderUNet"])
+def test_a_plan_without_an_architecture_is_rebuilt(run, tmp_path: Path, network: str) -> None:  # type: ignore[no-untyped-def]
+    residual = {"n_blocks_per_stage": [1, 2, 1], "n_conv_per_stage_decoder": [1, 1], "features_per_stage": [4, 8, 10]}
+    changes = residual if network.startswith("Res") else {}
+    (made,) = nnunet_folder.write(tmp_path / "model", network=network, architecture=changes, old=True, scaled=True)
+    values = np.random.default_rng(1).normal(100, 20, SHAPE).astype(np.float32)
+    write_nifti(tmp_path / "image.nii.gz", values, AFFINE)
+    done = run("apps.imaging", "infer", tmp_path / "image.nii.gz", "-m", tmp_path / "model", "-o", tmp_path / "out")
+    assert done.code == 0, done.err
+    np.testing.assert_array_equal(read_labels(output_file(tmp_path / "out")), predicted(made, values).argmax(0))
+
+
+def test_regions_overwrite_each_other_in_their_order(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    regions = {"labels": {"background": 0, "whole": [1, 2], "core": [2]}, "regions_class_order": [1, 2]}
+    (made,) = nnunet_folder.write(tmp_path / "model", dataset=regions, scaled=True)
+    values = np.random.default_rng(1).normal(100, 20, SHAPE).astype(np.float32)
+    write_nifti(tmp_path / "image.nii.gz", values, AFFINE)
+    words = ("apps.imaging", "infer", tmp_path / "image.nii.gz", "-m", tmp_path / "model")
+    logits = predicted(made, values)
+    expected = np.where(logits[1] > 0, 2, np.where(logits[0] > 0, 1, 0))
+    assert len(np.unique(expected)) == 3
+    for name, options, wanted in (
+        ("all", (), expected),
+        ("core", ("--roi-subset", "core"), np.where(expected == 2, 2, 0)),
+    ):
+        done = run(*words, "-o", tmp_path / name, "--json", *options)
+        assert done.code == 0, done.err
+        kept(done.record)
+        np.testing.assert_array_equal(read_labels(output_file(tmp_path / name)), wanted)
+
+
+def test_a_2d_network_runs_plane_by_plane(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    import torch
+
+    flat = {"patch_size": [16, 24], "spacing": [0.8, 0.8]}
+    folder = tmp_path / "nnUNetTrainer__nnUNetPlans__2d"
+    (made,) = nnunet_folder.write(folder, flat=True, configuration="2d", scaled=True, **flat)
+    values = np.random.default_rng(1).normal(100, 20, (24, 16, 7)).astype(np.float32)
+    write_nifti(tmp_path / "image.nii.gz", values, np.diag([0.8, 0.8, 5.0, 1.0]))
+    model = read_model(converted_model(folder, BUDGET))
+    assert (model.patch, model.spacing, model.mirror) == ((1, 16, 24), (0.0, 0.8, 0.8), "yz")
+    done = run("apps.imaging", "infer", tmp_path / "image.nii.gz", "-m", folder, "-o", tmp_path / "out", "--json")
+    assert done.code == 0, done.err
+    kept(done.record)
+    score = (values - values.mean()) / values.std()
+    with torch.inference_mode():
+        logits = made(torch.from_numpy(score.transpose(2, 1, 0))[:, None]).numpy()
+    np.testing.assert_array_equal(read_labels(output_file(tmp_path / "out")), logits.argmax(1).transpose(2, 1, 0))
+
+
+def test_weights_of_batch_normalisation_decide_against_the_plan(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    (made,) = nnunet_folder.write(tmp_path, norm="BatchNorm3d", trainer="nnUNetTrainerBN", scaled=True)
+    values = np.random.default_rng(1).normal(100, 20, SHAPE).astype(np.float32)
+    write_nifti(tmp_path / "image.nii.gz", values, AFFINE)
+    done = run("apps.imaging", "infer", tmp_path / "image.nii.gz", "-m", tmp_path, "-o", tmp_path / "out")
+    assert done.code == 0, done.err
+    np.testing.assert_array_equal(read_labels(output_file(tmp_path / "out")), predicted(made, values).argmax(0))
+
+
+def test_weights_of_another_network_are_refused_with_their_trainer(tmp_path: Path) -> None:
+    nnunet_folder.write(tmp_path, trainer="nnUNetTrainerOwn")
+    plans = json.loads((tmp_path / "plans.json").read_text())
+    plans["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]["features_per_stage"] = [4, 8, 16]
+    (tmp_path / "plans.json").write_text(json.dumps(plans))
+    with pytest.raises(BadInput, match=r"do not fit the network of the plan \(nnUNetTrainerOwn may build another\)"):
+        converted_model(tmp_path, BUDGET)
+
+
+def test_folds_and_checkpoints_are_chosen(tmp_path: Path) -> None:
+    nnunet_folder.write(tmp_path, seeds=(0, 1), checkpoint="checkpoint_best.pth")
+    with pytest.raises(BadInput, match=r"--checkpoint checkpoint_best takes checkpoint_best\.pth"):
+        converted_model(tmp_path, BUDGET)
+    both = read_model(converted_model(tmp_path, BUDGET, Weights.of((), "best")))
+    one = read_model(converted_model(tmp_path, BUDGET, Weights.of(("1",), "checkpoint_best")))
+    assert (both.arguments["members"], one.arguments["members"]) == (2, 1)
+    with pytest.raises(UsageError, match=r"--folds 3: no checkpoint_best\.pth .* folds 0,1 have"):
+        converted_model(tmp_path, BUDGET, Weights.of(("1", "3"), "best"))
+    with pytest.raises(UsageError, match="nnU-Net"):
+        converted_model(tmp_path / "fold_0", BUDGET, Weights.of(("1",)))
+
+
+def test_other_folders_of_nnunet_are_told_apart(tmp_path: Path) -> None:
+    (tmp_path / "old" / "fold_0").mkdir(parents=True)
+    (tmp_path / "old" / "plans.pkl").write_bytes(b"")
+    with pytest.raises(BadInput, match=r"nnU-Net v1.*nnUNetv2_convert_old_nnUNet_dataset"):
+        converted_model(tmp_path / "old", BUDGET)
+    for name in ("2d", "3d_fullres"):
+        nnunet_folder.write(tmp_path / "both" / f"nnUNetTrainer__nnUNetPlans__{name}", seeds=())
+    with pytest.raises(
+        BadInput, match="choose nnUNetTrainer__nnUNetPlans__2d or nnUNetTrainer__nnUNetPlans__3d_fullres"
+    ):
+        converted_model(tmp_path / "both", BUDGET)
+
+
+def test_a_hole_is_normalised_and_the_outside_is_not(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    """nnU-Net's mask is what no path of zeros connects to the border, over both channels."""
+    import torch
+    from scipy.ndimage import binary_fill_holes
+
+    masked = {"use_mask_for_norm": [True, True], "channels": 2}
+    (made,) = nnunet_folder.write(tmp_path / "model", scaled=True, **masked)
+    random = np.random.default_rng(2)
+    channels = random.normal(100, 20, (2, *SHAPE)).astype(np.int16)
+    channels[:, 10:13, 6:9, 3:5] = 0  # a hole
+    channels[0, 3:6] = 0  # nonzero in the other channel
+    channels[:, :3, :4] = 0
+    channels[:, 0, 10], channels[:, :, :, 0] = 50, 60
+    channels[:, :2, :2, 0] = 0
+    (tmp_path / "in").mkdir()
+    for number, values in enumerate(channels):
+        write_nifti(tmp_path / "in" / f"case_{number:04d}.nii.gz", values, AFFINE)
+    done = run("apps.imaging", "infer", tmp_path / "in", "-m", tmp_path / "model", "-o", tmp_path / "out", "--json")
+    assert done.code == 0, done.err
+    kept(done.record)
+    inside = binary_fill_holes((channels != 0).any(axis=0))
+    scored = [
+        np.where(inside, (one - one[inside].mean()) / one[inside].std(), one) for one in channels.astype(np.float32)
+    ]
+    with torch.inference_mode():
+        logits = made(torch.from_numpy(np.stack(scored).transpose(0, 3, 2, 1)).float()[None])[0].numpy()
+    expected = logits.argmax(0).transpose(2, 1, 0)
     np.testing.assert_array_equal(read_labels(output_file(tmp_path / "out")), expected)
 
 

@@ -20,9 +20,10 @@ from common.engines.registry import open_engine
 from common.errors import BadInput, DoesNotFit
 from common.memory.process.budget import GIB, MIB, MemoryBudget
 from tests.apps.imaging import bundle_folder
-from tests.apps.imaging.bundle_folder import ARGMAX, INVERT, NETWORK, RANGE, SOFTMAX, spaced
+from tests.apps.imaging.bundle_folder import ARGMAX, INVERT, NETWORK, RANGE, SIGMOID, SOFTMAX, THRESHOLD, spaced
 from tests.apps.imaging.helpers import Planted, output_file, read_labels, write_nifti
 from tests.machine import patience
+from tests.promise import kept
 
 BUDGET = MemoryBudget(2 * GIB)
 SEGRESNET = {
@@ -47,6 +48,13 @@ PERCENTILES = {
 }
 NEAREST = INVERT | {"nearest_interp": True}
 
+TO_ZERO = {**RANGE, "b_min": 0.0}
+CROP = {"_target_": "CropForegroundd", "source_key": "@image_key"}
+LARGEST = {"_target_": "KeepLargestConnectedComponentd", "applied_labels": [1, 2]}
+CHOICE = {
+    "_target_": "Lambdad",
+    "func": "$lambda x: torch.where(x[[2]] > 0, 4, torch.where(x[[0]] > 0, 1, torch.where(x[[1]] > 0, 2, 0)))",
+}
 CASES: dict[str, dict[str, Any]] = {
     "softmax-interpolated": {},
     "labels-nearest-small-image": {
@@ -65,7 +73,27 @@ CASES: dict[str, dict[str, Any]] = {
         "after": (INVERT, ARGMAX),
     },
 }
-"""The four ways back onto the image's grid, every kind of intensity, and orders and sizes that are unusual."""
+"""The four ways back onto the image's grid, every kind of intensity, orders and sizes that are unusual; crops, masks
+and components."""
+CASES |= {
+    "cropped": {
+        "before": (*spaced(2.0, 2.5, 3.4), TO_ZERO, {**CROP, "mode": ["minimum"]}),
+        "after": (SOFTMAX, INVERT, ARGMAX),
+    },
+    "cropped-beyond": {"before": (TO_ZERO, {**CROP, "margin": [2, 3, 4]}, ZSCORE), "after": (INVERT, ARGMAX)},
+    "largest": {"after": (SOFTMAX, INVERT, ARGMAX, LARGEST)},
+    "largest-first": {"after": (ARGMAX, LARGEST, INVERT)},
+    "one-mask": {
+        "network": {**NETWORK, "out_channels": 1},
+        "after": (SIGMOID, INVERT, {**THRESHOLD, "threshold": 0.4}),
+    },
+    "regions": {"after": (SIGMOID, INVERT, THRESHOLD, CHOICE), "channel_names": ["core", "whole", "enhancing"]},
+    "masks": {
+        "before": (*spaced(2.3, 2.5, 3.4), RANGE),
+        "after": (SIGMOID, THRESHOLD, NEAREST),
+        "channel_names": ["core", "whole", "enhancing one"],
+    },
+}
 
 
 @pytest.fixture(scope="session")
@@ -75,9 +103,14 @@ def compared(dataset: Callable[[str], Path], tmp_path_factory: pytest.TempPathFa
     whole, image = nib.load(dataset("ct-sample") / "example_ct_sm.nii.gz"), folder / "image.nii.gz"
     nib.save(whole.slicer[24:88, 24:80], image)
     bundles = [bundle_folder.write(folder / name, **changes) for name, changes in CASES.items()]
+    with_monai(image, *bundles)
+    return image, folder
+
+
+def with_monai(image: Path, *bundles: Path) -> None:
+    """Write MONAI's own prediction of an image into each bundle's folder."""
     command = [sys.executable, "-W", "ignore", "-m", "tests.apps.imaging.bundle_folder", image, *bundles]
     subprocess.run(list(map(str, command)), check=True, capture_output=True, timeout=patience(300))
-    return image, folder
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -86,9 +119,15 @@ def test_labels_are_those_of_monai(run, compared: tuple[Path, Path], case: str) 
     out = folder / f"out-{case}"
     done = run("apps.imaging", "infer", image, "-m", folder / case, "-o", out, "--memory", "2GiB", "--threads", "2")
     assert done.code == 0, done.err
-    found, expected = read_labels(output_file(out)), np.load(folder / case / "expected.npy")
-    assert len(np.unique(expected)) >= 3
-    assert (found == expected).mean() >= 0.9999
+    expected = np.load(folder / case / "expected.npy")
+    if case == "masks":
+        for name, mask in zip(("core", "whole", "enhancing_one"), expected, strict=True):
+            assert 0 < mask.mean() < 1
+            assert (read_labels(out / f"image-{name}.nii.gz") == mask).mean() >= 0.9999
+        return
+    found, labels = read_labels(output_file(out)), np.rint(expected[0])
+    assert len(np.unique(labels)) >= (2 if case == "one-mask" else 3)
+    assert (found == labels).mean() >= 0.9999
 
 
 DESCRIPTIONS: dict[str, dict[str, Any]] = {
@@ -105,7 +144,37 @@ DESCRIPTIONS: dict[str, dict[str, Any]] = {
         "norm_name": "batch",
     },
     "VNet": {"dropout_prob_down": None},
+    "SwinUNETR": {"feature_size": 12, "depths": [1, 1, 1, 1], "num_heads": [1, 2, 3, 4]},
 }
+
+
+SEARCHED: dict[str, Any] = {
+    "network": {
+        "_target_": "monai.networks.nets.DiNTS",
+        "dints_space": "@dints_space",
+        "in_channels": 1,
+        "num_classes": 3,
+        "use_downsample": True,
+        "node_a": "$torch.from_numpy(@arch_ckpt['node_a'])",
+    },
+    "dints_space": {
+        "_target_": "monai.networks.nets.TopologyInstance",
+        "channel_mul": 0.25,
+        "num_blocks": 2,
+        "num_depths": 2,
+        "use_downsample": True,
+        "arch_code": ["$@arch_ckpt['arch_code_a']", "$@arch_ckpt['arch_code_c']"],
+        "device": "$torch.device('cpu')",
+    },
+    "arch_ckpt_path": "$@bundle_root + '/models/code.pt'",
+    "arch_ckpt": "$torch.load(@arch_ckpt_path, map_location=torch.device('cpu'))",
+    "codes": {
+        "arch_code_a": [[1, 1, 0, 1], [1, 0, 1, 1]],
+        "arch_code_c": [[1, 2, 3, 4], [4, 3, 2, 1]],
+        "node_a": [[1, 1]] * 3,
+    },
+}
+"""A bundle of DiNTS, as the model zoo lays it out."""
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -114,13 +183,16 @@ def test_every_network_of_the_table_gives_its_logits(tmp_path: Path, name: str) 
 
     from apps.imaging.models.networks import monai_bundle
 
-    network = {"_target_": name, "spatial_dims": 3, "in_channels": 1, "out_channels": 3, **DESCRIPTIONS[name]}
+    network = {"_target_": name, "spatial_dims": 3, "in_channels": 1, "out_channels": 3, **DESCRIPTIONS.get(name, {})}
     place = tmp_path / "converted"
     place.mkdir()
-    convert_bundle(bundle_folder.write(tmp_path, network=network), place)
+    changes = SEARCHED if name == "DiNTS" else {"network": network, "inferer": {"roi_size": [64, 64, 32]}}
+    convert_bundle(bundle_folder.write(tmp_path, **changes), place)
     model = read_model(place)
     x, y, z = monai_bundle.divisors(name, model.arguments)
-    tile = np.random.default_rng(0).standard_normal((1, 1, max(8, x), max(8, y), 2 * z)).astype(np.float32)
+    static = monai_bundle.NETWORKS[name].static
+    shape = model.patch if static else (max(8, x), max(8, y), 2 * z)
+    tile = np.random.default_rng(0).standard_normal((1, 1, *shape)).astype(np.float32)
     module = monai_bundle.build(name, model.arguments).eval()
     module.load_state_dict(torch.load(tmp_path / "models" / "model.pt", weights_only=True))
     with torch.inference_mode():
@@ -131,6 +203,124 @@ def test_every_network_of_the_table_gives_its_logits(tmp_path: Path, name: str) 
             builder=TORCH_NETWORK,
         )  # fmt: skip
         np.testing.assert_allclose(opened(tile), expected, atol=2e-4)
+
+
+def test_codes_elsewhere_are_refused(tmp_path: Path) -> None:
+    for changes, says in (
+        ({"arch_ckpt_path": "../code.pt"}, "outside"),
+        ({"arch_ckpt": "$exec(@arch_ckpt_path)"}, "torch.load"),
+        ({"network": {**SEARCHED["network"], "node_a": "$print(@arch_ckpt['node_a'])"}}, "node_a"),
+    ):
+        bundle_folder.write(tmp_path, weights=False, **{**SEARCHED, **changes})
+        (tmp_path / "models" / "model.pt").write_bytes(b"never read")
+        with pytest.raises(BadInput, match=says):
+            monai_bundle.read_plan(tmp_path)
+
+
+def test_all_blockers_are_named_at_once(tmp_path: Path) -> None:
+    changes: dict[str, Any] = {
+        "network": {"_target_": "scripts.nets.Own"},
+        "before": ({"_target_": "scripts.own.Stepsd"}, {**RANGE, "dither": 1}),
+        "after": ({"_target_": "VoteEnsembled"}, ARGMAX),
+        "inferer": {"_target_": "SaliencyInferer"},
+    }
+    bundle_folder.write(tmp_path, weights=False, **changes)
+    with pytest.raises(BadInput, match=r"Own.*Steps.*dither.*SaliencyInferer.*VoteEnsemble.*no weights"):
+        monai_bundle.read_plan(tmp_path)
+
+
+def two_channels(tmp_path: Path, *transforms: dict[str, Any]) -> tuple[Path, Path]:
+    """A bundle of two channels, and a folder of two images."""
+    bundle = bundle_folder.write(tmp_path / "bundle", network={**NETWORK, "in_channels": 2}, before=transforms)
+    random = np.random.default_rng(0)
+    (tmp_path / "in").mkdir()
+    for channel in range(2):
+        values = random.normal(100 * (channel + 1), 30, (34, 30, 26)).astype(np.int16)
+        write_nifti(tmp_path / "in" / f"case_{channel:04d}.nii.gz", values, np.diag([2.0, 2.0, 3.0, 1.0]))
+    return bundle, tmp_path / "in"
+
+
+def test_two_channels_are_two_files(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    bundle, images = two_channels(tmp_path, *spaced(2.0, 2.5, 3.4), ZSCORE)
+    with_monai(images, bundle)
+    done = run("apps.imaging", "infer", images, "-m", bundle, "-o", tmp_path / "out", "--json")
+    assert done.code == 0, done.err
+    kept(done.record)
+    expected = np.load(bundle / "expected.npy")[0]
+    assert len(np.unique(expected)) == 3
+    assert (read_labels(output_file(tmp_path / "out")) == expected).mean() >= 0.9999
+
+
+def test_statistics_of_all_channels_together_are_refused(tmp_path: Path) -> None:
+    bundle, _ = two_channels(tmp_path, {"_target_": "NormalizeIntensityd"})
+    with pytest.raises(BadInput, match=r"NormalizeIntensityd.*channel_wise"):
+        monai_bundle.read_plan(bundle)
+
+
+def test_a_simple_inferer_sees_the_whole_image(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    inferer = {"_target_": "SimpleInferer"}
+    bundle = bundle_folder.write(tmp_path / "bundle", before=(ZSCORE,), inferer=inferer)
+    configuration = json.loads((bundle / "configs" / "inference.json").read_text())
+    configuration["inferer"] = inferer
+    (bundle / "configs" / "inference.json").write_text(json.dumps(configuration))
+    random = np.random.default_rng(0)
+    for name, shape in (("one", (36, 28, 24)), ("other", (36, 28, 20)), ("odd", (36, 27, 24))):
+        write_nifti(tmp_path / f"{name}.nii.gz", random.normal(100, 30, shape).astype(np.int16))
+    command = [
+        sys.executable,
+        "-W",
+        "ignore",
+        "-m",
+        "tests.apps.imaging.bundle_folder",
+        tmp_path / "one.nii.gz",
+        bundle,
+    ]
+    subprocess.run(list(map(str, command)), check=True, capture_output=True, timeout=patience(300))
+    words = ("apps.imaging", "infer", "-m", bundle, "-o")
+    done = run(*words, tmp_path / "out", "--json", tmp_path / "one.nii.gz")
+    assert done.code == 0, done.err
+    kept(done.record)
+    expected = np.load(bundle / "expected.npy")[0]
+    assert (read_labels(output_file(tmp_path / "out")) == expected).mean() >= 0.9999
+    for inputs, says in ((("one", "other"), "differ in size"), (("odd",), "multiples of 4x4x4")):
+        done = run(*words, tmp_path / "none", *(tmp_path / f"{name}.nii.gz" for name in inputs))
+        assert done.code == 4 and says in done.err and "--tile" in done.err
+
+
+def test_masks_have_statistics_and_a_picture_and_no_dicom(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    after = (SIGMOID, INVERT, THRESHOLD)
+    bundle = bundle_folder.write(tmp_path / "bundle", before=(ZSCORE,), after=after, channel_names=["a b", "c", "d"])
+    values = np.random.default_rng(0).normal(100, 30, (36, 28, 24)).astype(np.int16)
+    path = write_nifti(tmp_path / "case.nii.gz", values)
+    words = ("apps.imaging", "infer", path, "-m", bundle)
+    done = run(*words, "-o", tmp_path / "out", "--statistics", "--preview", "--json")
+    assert done.code == 0, done.err
+    kept(done.record)
+    names = sorted(one.name for one in (tmp_path / "out").iterdir())
+    masks = ["case-a_b.nii.gz", "case-c.nii.gz", "case-d.nii.gz"]
+    assert names == sorted(
+        [*masks, "case-statistics.csv", "case-statistics.json", "case.png", "run.json", "studies.csv"]
+    )
+    rows = json.loads((tmp_path / "out" / "case-statistics.json").read_text())["classes"]
+    for row, name in zip(rows, masks, strict=True):
+        mask = read_labels(tmp_path / "out" / name)
+        assert mask.dtype == np.uint8 and row["voxels"] == mask.sum() > 0
+        assert row["mean"] == pytest.approx(values[mask == 1].mean(), abs=0.01)
+    assert "case" not in json.dumps(done.record["results"])
+    for options in (("--output-type", "dicom-seg"), ("--remove-small", "1")):
+        done = run(*words, "-o", tmp_path / "none", *options)
+        assert done.code == 2 and "overlap" in done.err, done.err
+
+
+def test_split_classes_are_the_labels(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    bundle = bundle_folder.write(tmp_path / "bundle", before=(ZSCORE,))
+    path = write_nifti(tmp_path / "case.nii.gz", np.random.default_rng(0).normal(9, 3, (36, 28, 24)).astype(np.int16))
+    words = ("apps.imaging", "infer", path, "-m", bundle, "-o")
+    for name, options in (("one", ()), ("split", ("--split-classes", "--roi-subset", "spleen"))):
+        assert run(*words, tmp_path / name, *options).code == 0
+    labels = read_labels(output_file(tmp_path / "one"))
+    assert sorted(one.name for one in tmp_path.glob("split/*.nii.gz")) == ["case-spleen.nii.gz"]
+    np.testing.assert_array_equal(read_labels(tmp_path / "split" / "case-spleen.nii.gz"), labels == 2)
 
 
 def test_what_a_bundle_says_is_in_the_model_folder(tmp_path: Path) -> None:
@@ -185,19 +375,22 @@ def test_a_planted_command_does_not_run(run, tmp_path: Path, where: str) -> None
     ("changes", "says"),
     [
         ({"network": {**NETWORK, "_target_": "scripts.nets.UNet"}}, "scripts.nets.UNet"),
-        ({"network": {**NETWORK, "_target_": "monai.networks.nets.SwinUNETR"}}, "SwinUNETR"),
+        ({"network": {**NETWORK, "_target_": "monai.networks.nets.UNETR"}}, "UNETR"),
+        ({"network": {"_target_": "DiNTS", "dints_space": {"_target_": "os.system"}}}, "TopologyInstance"),
         ({"network": {**NETWORK, "spatial_dims": 2}}, "2 dimensions"),
         ({"network": {**NETWORK, "act": "eval"}}, "act.*'eval'"),
         ({"network": {**NETWORK, "channels": [10**9, 16, 32]}}, "channels"),
         ({"network": {**NETWORK, "hook": 1}}, "'hook'"),
-        ({"before": ({"_target_": "CropForegroundd", "source_key": "image"},)}, "CropForegroundd"),
+        ({"before": ({"_target_": "CropForegroundd", "k_divisible": 16},)}, "CropForegroundd.*k_divisible"),
+        ({"before": ({"_target_": "CropForegroundd"}, *spaced(1.0))}, "CropForegroundd"),
         ({"before": ({**spaced(1.0)[1], "mode": "nearest"},)}, "mode.*'nearest'"),
         ({"before": ({**RANGE, "b_max": "$torch.inf"},)}, "torch"),
         ({"before": ({**RANGE, "dither": 1},)}, "'dither'"),
-        ({"after": (SOFTMAX, {"_target_": "AsDiscreted", "threshold": 0.5})}, "argmax"),
-        ({"after": (ARGMAX, INVERT)}, "nearest_interp"),
-        ({"after": (ARGMAX, {"_target_": "KeepLargestConnectedComponentd"})}, "KeepLargestConnectedComponentd"),
-        ({"inferer": {"_target_": "SimpleInferer"}}, "SimpleInferer"),
+        ({"after": (SOFTMAX, {"_target_": "AsDiscreted", "threshold": 0.5})}, "threshold of 0.5"),
+        ({"after": (THRESHOLD, INVERT)}, "nearest_interp"),
+        ({"after": (THRESHOLD, {"_target_": "Lambdad", "func": "$lambda x: exit()"})}, r"exit\(\)"),
+        ({"after": (ARGMAX, {"_target_": "KeepLargestConnectedComponentd", "num_components": 2})}, "num_components"),
+        ({"inferer": {"_target_": "SaliencyInferer"}}, "SaliencyInferer"),
         ({"inferer": {"roi_size": [32, 32, -1]}}, "roi_size"),
         ({"inferer": {"overlap": "@missing#0"}}, "@missing#0"),
         ({"inferer": {"overlap": "%other.json#overlap"}}, "%other.json"),

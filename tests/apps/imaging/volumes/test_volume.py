@@ -16,7 +16,7 @@ import pytest
 from apps.imaging.volumes import volume as volumes
 from apps.imaging.volumes.geometry import resample
 from apps.imaging.volumes.nonzero_crop import Cropped
-from apps.imaging.volumes.spline import SplineReader
+from apps.imaging.volumes.spline import Limits, SplineReader
 from apps.imaging.volumes.streaming import ResamplingReader
 from apps.imaging.volumes.volume import PlaneReader, Volume, block_planes, blocks, scaled, spacing
 from common.errors import BadInput
@@ -152,7 +152,7 @@ def test_pieces_of_another_grid_are_the_whole(subject: Subject, kind: str) -> No
     if not np.isfinite(values).all():
         pytest.skip("between values that are not finite nothing is defined")
     shape = tuple(size + 3 for size in volume.shape)
-    limits = float(values.min()), float(values.max())
+    limits = Limits.of([values.transpose(2, 1, 0)], None)
 
     def reader(planes: PlaneReader) -> PlaneReader:
         if kind == "linear":

@@ -1,4 +1,4 @@
-"""Small parts taken out plane by plane, against scipy on the whole volume."""
+"""Components chosen plane by plane, against SciPy on the whole volume."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from apps.imaging.inference.small_components import least_voxels, plane_components, without_small
+from apps.imaging.inference.components.filters import largest_only, least_voxels, without_holes, without_small
 from tests.promise import kept
 
 
@@ -58,12 +58,43 @@ def test_a_part_that_meets_itself_late_is_one(tmp_path: Path) -> None:
     assert not streamed(labels, 44, 6, tmp_path).any()
 
 
-def test_parts_of_a_plane() -> None:
-    plane = np.array([[1, 1, 0, 2], [0, 1, 2, 2], [1, 0, 2, 1]], np.uint8)
-    part, areas = plane_components(plane)
-    assert sorted(areas[1:].tolist()) == [1, 1, 3, 4]
-    assert areas[0] == 3 and part[0, 2] == 0
-    assert part[0, 3] == part[2, 2] != part[0, 0]
+@settings(max_examples=40, deadline=None)
+@given(
+    st.tuples(st.integers(1, 9), st.integers(1, 9), st.integers(1, 9)),
+    st.integers(1, 3),
+    st.floats(0.05, 0.95),
+    st.booleans(),
+    st.integers(0, 2**32 - 1),
+)
+def test_the_largest_components_are_scipys(tmp_path_factory, shape, classes, density, every, seed) -> None:  # type: ignore[no-untyped-def]
+    from scipy import ndimage
+
+    random = np.random.default_rng(seed)
+    labels = (random.integers(1, classes + 1, shape) * (random.random(shape) < density)).astype(np.uint8)
+    slabs = (labels[..., start : start + 2] for start in range(0, labels.shape[2], 2))
+    values = None if every else [1, 7]
+    found = np.concatenate(list(largest_only(slabs, values, tmp_path_factory.getbasetemp())), axis=2)
+    for value in range(1, classes + 1):
+        parts, count = ndimage.label(labels == value, np.ones((3, 3, 3)))
+        kept_parts = np.unique(parts[(found == value)])
+        assert set(np.unique(labels[found == value])) <= {value}
+        if not every and value != 1:
+            assert len(kept_parts) == count
+        elif count:
+            sizes = np.bincount(parts.ravel())[1:]
+            assert (found == value).sum() == sizes.max() and len(kept_parts) == 1
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.tuples(st.integers(1, 9), st.integers(1, 9), st.integers(1, 9)), st.floats(0.3, 0.95), st.integers(0, 2**32 - 1)
+)
+def test_filled_holes_are_scipys(tmp_path_factory, shape, density, seed) -> None:  # type: ignore[no-untyped-def]
+    from scipy.ndimage import binary_fill_holes
+
+    mask = np.random.default_rng(seed).random(shape) < density
+    found = np.stack(list(without_holes(mask, len(mask), tmp_path_factory.getbasetemp())))
+    np.testing.assert_array_equal(found, binary_fill_holes(mask))
 
 
 @pytest.mark.parametrize(("millilitres", "voxels"), [(1.0, 1000), (0.0, 0), (0.0005, 1), (0.0015, 2)])
