@@ -90,7 +90,9 @@ def entry_bytes(manifest: RecommenderManifest, each: int) -> int:
     return each + ENTRY_TEXTS * manifest["files"]["items.parquet"]["bytes"] // manifest["items"]
 
 
-def question_terms(manifest: RecommenderManifest, *, longest: int, explained: int) -> list[Term]:
+def question_terms(
+    manifest: RecommenderManifest, *, longest: int, explained: int, by_readers: bool = True
+) -> list[Term]:
     """Terms of a loaded model with its ids and titles, and of the arrays of one question.
 
     Parameters
@@ -101,9 +103,12 @@ def question_terms(manifest: RecommenderManifest, *, longest: int, explained: in
         Items of the longest history.
     explained
         Recommendations that are explained at a time; 0: none.
+    by_readers
+        False if interactions may be added to a large filter, which then scores in passes over all of them.
     """
     files, users, items, factors = (manifest["files"], manifest["users"], manifest["items"], manifest["factors"])
-    tables = sum(files[name]["bytes"] for name in ("items.parquet", "users.parquet"))
+    tables = [files[name]["bytes"] for name in ("items.parquet", "users.parquet")]
+    by_readers = by_readers and linear_terms.readers_file(manifest)
     # Factors of the history's items, and weighted; the system, which is solved in a copy.
     folding = 4 * factors * (2 * longest + 3 * factors)
     # Factors of the history's items in float64: themselves, weighted, transposed, and the contributions; what each
@@ -111,17 +116,18 @@ def question_terms(manifest: RecommenderManifest, *, longest: int, explained: in
     explanation = 8 * longest * (4 * factors + explained + 4) if explained else 0
     columns, filtering = embedding_terms.columns(manifest), []
     if linear_terms.scores_all(manifest):
+        block, explains = max(1, explained), explained > 0
         filtering = linear_terms.scorer_terms(
-            manifest, block=max(1, explained), threads=1, phases=PHASES, explains=explained > 0
+            manifest, block=block, threads=1, phases=PHASES, explains=explains, by_readers=by_readers
         )
         columns = factors = folding = 0
     return [
         *model_terms(users=users, items=items, factors=columns, phases=PHASES),
         *filtering,
-        # Stored uncompressed: the file while it is read, and the table.
-        Term("ids and titles", 2 * tables, "analytic", PHASES),
-        # Scores, the partitioned copy, norms, masks.
-        Term("one answer", 20 * items + 16 * factors * factors, "analytic", PHASES),
+        # Stored uncompressed: both tables, and the file of one while it is read.
+        Term("ids and titles", sum(tables) + max(tables), "analytic", PHASES),
+        # Scores, the partitioned copy, norms, masks; scores by readers have a term of their own.
+        Term("one answer", (8 if by_readers else 20) * items + 16 * factors * factors, "analytic", PHASES),
         Term("history", folding, "analytic", PHASES),
         Term("explanation", explanation, "analytic", PHASES),
         *bpr_terms.fold_terms(manifest["kind"], factors=factors, longest=longest, threads=1, phases=PHASES),

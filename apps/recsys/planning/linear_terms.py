@@ -155,10 +155,12 @@ def scorer_terms(
     phases: tuple[str, ...],
     scoring: tuple[str, ...] = (),
     explains: bool = False,
+    by_readers: bool = True,
 ) -> list[Term]:
     """Terms of a loaded model (``scores_all``) that scores for ``block`` users at a time, in the phases ``scoring``.
 
-    With ``explains`` it scores for one user, and explains ``block`` scores at a time.
+    With ``explains`` it scores for one user, and explains ``block`` scores at a time. A large filter scores
+    ``by_readers``, unless interactions are added to it (``FilterScorer.add``).
     """
     sizes = {"users": manifest["users"], "items": manifest["items"]}
     factors, bits, scoring = manifest["factors"], spectrum_bits(manifest), scoring or phases
@@ -176,7 +178,7 @@ def scorer_terms(
         ]
     longest = manifest.get("longest", manifest["longest_history"])
     ranking = scoring_terms(**sizes, block=block, threads=threads, phases=scoring)
-    if readers_file(manifest):
+    if by_readers and readers_file(manifest):
         counts = {"interactions": manifest["interactions"], "longest": longest}
         ranking = reader_scoring_terms(
             **sizes,

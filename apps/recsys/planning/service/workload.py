@@ -76,7 +76,12 @@ class ServeWorkload:
         kept = contributions + ASKED_BYTES * limits.MOST_NAMED + items + 12 * k + limits.PIECE_BYTES
         named = NAMED_BYTES * limits.MOST_NAMED + (LOOK_UP_BYTES + LIMIT_BYTES) * items
         answering = [
-            *question_terms(manifest, longest=longest, explained=min(k, limits.EXPLAINED_AT_ONCE)),
+            *question_terms(
+                manifest,
+                longest=longest,
+                explained=min(k, limits.EXPLAINED_AT_ONCE),
+                by_readers=self.request.feedback is None,
+            ),
             Term("answers", answers, "measured", PHASES),
             Term("large answers", limits.MOST_ANSWERS * kept, "analytic", PHASES),
             Term("feedback", EVENT_BYTES * events, "measured", PHASES),

@@ -73,6 +73,7 @@ class Feedback:
         rule, least = manifest.get("duplicates", "sum"), manifest.get("min_value", 0.0)
         self._service = service
         self._fresh = service.fresh = Fresh(len(service.users), self.capacity, duplicates=rule, least=least)
+        self._teach(service, self._fresh)  # without events too: a large filter scores in passes, as it is priced
         self.skipped = 0
         self.journal.rewind(manifest.get("feedback"))
         self.read()
@@ -165,5 +166,8 @@ class Feedback:
                 self.skipped += 1
             elif not fresh.has(event) and fresh.add(event, user if user >= 0 else None, item, history):
                 counts[item] += 1
+        self._teach(service, fresh)
+
+    def _teach(self, service: RecommenderService, fresh: Fresh) -> None:
         if isinstance(scorer := service.recommender.scorer, FilterScorer):
             fresh.teach(scorer, scorer.counts)

@@ -13,6 +13,7 @@ from typing import Any
 
 import httpx
 
+from apps.recsys.models.linear.options import HYPER
 from apps.recsys.models.recommender import load_manifest
 from apps.recsys.planning.service.limits import BODY_BYTES, HEADER_BYTES, MOST_CONNECTIONS
 from apps.recsys.planning.service.request import ServeRequest
@@ -52,6 +53,21 @@ def test_the_ceiling_that_is_named_is_enough_for_what_clients_may_do(trained: Tr
     assert process.returncode == 0
     kept(record)
     assert record["plan"]["predicted_peak_bytes"] <= 1.25 * record["measured"]["peak_bytes"]
+
+
+def test_a_large_filter_that_takes_feedback_has_room_for_passes(trained: Trained) -> None:
+    manifest: Any = load_manifest(trained.model)
+    small = {**manifest, "kind": "linear", "factors": 0, "hyper": {**HYPER, "form": "filter"}}
+    large = {**small, "files": {**manifest["files"], "readers.users.npy": {"bytes": 4, "sha256": ""}}}
+
+    def priced(manifest: Any, feedback: Path | None) -> dict[str, int]:
+        work = ServeWorkload(ServeRequest(model=trained.model, threads=1, feedback=feedback), manifest)
+        (probe,) = work.probes({})
+        return {term.name: term.bytes for term in work.footprint({}, {probe: {"bytes": 1, "peak": 1}}).terms}
+
+    by_readers, passes = priced(large, None), priced(large, Path("log"))
+    assert "users with the same items" in by_readers and "users with the same items" not in passes
+    assert passes == priced(small, Path("log"))
 
 
 def test_what_is_asked_for_on_the_command_line_has_a_term(trained: Trained) -> None:
