@@ -98,7 +98,7 @@ def segmentations(draw: Callable[[st.SearchStrategy[Any]], Any]) -> InferSession
         "batch": one_word(st.integers(1, 4)),
         "remove_small": one_word(st.sampled_from((0.01, 1.0))),
     }
-    left_out = ("model", "series", "volume", "roi_subset", "stow")
+    left_out = ("model", "folds", "checkpoint", "series", "volume", "roi_subset", "stow")
     words = random_commands.options(random_commands.command_parser(parser(), "infer"), draw, values, left_out)
     return InferSession(studies, draw(models()), tuple(words), draw(st.booleans()))
 
@@ -111,6 +111,7 @@ def trainings(draw: Callable[[st.SearchStrategy[Any]], Any]) -> TrainSession:
         "micro_batch": one_word(st.integers(1, 2)),
         "accumulate": one_word(st.integers(1, 2)),
         "fold": st.just(["0/3"]),
+        "init": st.just(["hippocampus"]),
         "set": st.sampled_from(("batch=1", "batch=3", "mirror=", "clip=0", "optimizer=sgd")).map(lambda pair: [pair]),
     }
     left_out = ("steps", "epochs", "time", "resume", "no_fold", "skip_bad")

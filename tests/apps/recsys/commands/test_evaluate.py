@@ -1,6 +1,7 @@
 """Published test files and NCF's sampled negatives: which rows they become, and the figures by hand."""
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -182,9 +183,9 @@ def test_users_without_a_history_are_shown_popular_items(folder: Path) -> None:
     found: dict[str, int] = {}
 
     class Watched(evaluate.Tally):
-        def add(self, ranking: np.ndarray, scored: np.ndarray) -> None:
-            seen.append(ranking.tolist())
-            super().add(ranking, scored)
+        def add_all(self, rankings: Sequence[np.ndarray], scored: Sequence[np.ndarray]) -> None:
+            seen.extend(ranking.tolist() for ranking in rankings)
+            super().add_all(rankings, scored)
 
     original, evaluate.Tally = evaluate.Tally, Watched
     try:
