@@ -6,6 +6,7 @@ centres in millimetres. HD95 is the larger of the two directed 95th percentiles,
 surfaces that lies within the tolerance of the other, as MONAI defines them.
 """
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,8 @@ COORDINATE = np.int16
 QUERY = 1 << 16
 """Points whose nearest neighbours are searched at a time."""
 
+_CHANNEL = re.compile(r"_\d{4}$")
+"""The end of an image's name in nnU-Net's layout."""
 LARGEST_LABEL = 2**53
 """Integers up to this are exact in double precision."""
 
@@ -99,6 +102,8 @@ def _by_name(predictions: Path, references: Path) -> list[tuple[Path, Path]]:
     for path in files:
         name = nifti.stem(path)
         name = inputs.get(name, name)
+        if name not in by_name:
+            name = _CHANNEL.sub("", name)  # nnU-Net's images have the number of their channel, and its labels none
         if name not in by_name:
             hint = f" (looked for {name} by {TABLE})" if inputs else ""
             raise BadInput(f"{path}: no reference of that name in {references}{hint}", public="reference missing")

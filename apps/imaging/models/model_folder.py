@@ -169,6 +169,7 @@ def write_model(
     model_folder.unseal(directory)
     save_file({name: np.ascontiguousarray(tensor) for name, tensor in state.items()}, directory / WEIGHTS)
     (directory / CARD).write_text(card, encoding="utf-8")
+    (directory / WEIGHTS).chmod((directory / CARD).stat().st_mode)  # the library writes for its user alone
     fields: dict[str, Any] = {
         "network": {"name": network, "arguments": dict(arguments)},
         "channels": [str(name) for name in channels],

@@ -147,7 +147,9 @@ def _numbered(directory: Path, images: Iterable[Path], channels: int | None) -> 
         if number is None:
             raise BadInput(f"{path}: no number of a channel (CASE_0000.nii.gz)", public="an image without channel")
         if channels is not None and int(number[1]) >= channels:
-            raise BadInput(f"{path}: the data set has {channels} channels", public="a channel too many")
+            raise BadInput(
+                f"{path}: channel_names of {DESCRIPTION} lists {channels} of them", public="a channel too many"
+            )
         numbers.setdefault(_CHANNEL.sub("", path.name), set()).add(int(number[1]))
     count = channels or 1 + max((max(found) for found in numbers.values()), default=0)
     cases = []

@@ -137,6 +137,9 @@ def _open_case(files: CaseFiles) -> LabelledCase:
     if not files.label.is_file():
         raise BadInput(f"case {name}: no label file {files.label}", public="a case without label")
     label = open_nifti(files.label)
+    for channel, (path, _) in enumerate(files.images):
+        if not path.is_file():
+            raise BadInput(f"case {name}: no file of channel {channel}, {path}", public="a case without a channel")
     images = tuple(open_nifti(path, volume=volume) for path, volume in files.images)
     for number, image in enumerate(images):
         what = "the image" if len(images) == 1 else f"channel {number}"

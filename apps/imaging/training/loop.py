@@ -180,7 +180,8 @@ def _train(
                         raise ArithmeticError(f"the loss is {loss} at step {done}; try a smaller learning_rate")
                     done += 1
                     bar.update()
-                    bar.set_postfix(loss=f"{loss:.3f}", dice=f"{dice:.3f}", refresh=False)
+                    validated = {} if math.isnan(dice) else {"dice": f"{dice:.3f}"}
+                    bar.set_postfix(loss=f"{loss:.3f}", **validated, refresh=False)
                     if session.stopping:
                         save()
                         raise KeyboardInterrupt

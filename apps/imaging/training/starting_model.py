@@ -50,7 +50,7 @@ def on_grid_of(dataset: Dataset, model: ImagingModel) -> Dataset:
     """
     if len(dataset.channels) != len(model.channels):
         raise BadInput(
-            f"the model to start from has {len(model.channels)} channels, the data set {len(dataset.channels)}",
+            f"channels: {len(dataset.channels)} in the data set, {len(model.channels)} in the model to start from",
             public="channels of the model to start from",
         )
     return replace(dataset, spacing=model.spacing)

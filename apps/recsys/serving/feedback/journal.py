@@ -90,7 +90,13 @@ class Journal:
         self._file = self._open()
 
     def mend(self) -> int:
-        """Cut off what a crash left of a line; returns the number of bytes that were cut."""
+        """Cut off what a crash left of a line; returns the number of bytes that were cut.
+
+        Raises
+        ------
+        BadInput
+            The file is no log, of which nothing may be cut.
+        """
         with self._locked():
             size, end = os.fstat(self._file).st_size, 0
             for start in range(max(0, (size - 1) // READ_BYTES * READ_BYTES), -1, -READ_BYTES):
@@ -99,6 +105,10 @@ class Journal:
                     end = start + part.rindex(b"\n") + 1
                     break
             if end < size:
+                if end:
+                    self._parsed(os.pread(self._file, LONGEST_LINE + 1, 0).partition(b"\n")[0])
+                if os.pread(self._file, 1, end) not in (b"{", b"\0"):  # zeros are what a lost block of a disk leaves
+                    raise self._damaged()
                 os.ftruncate(self._file, end)
             return size - end
 

@@ -146,6 +146,18 @@ def test_shapes_places_and_names_must_match(tmp_path: Path) -> None:
         find_pairs(tmp_path / "empty", tmp_path)
 
 
+@pytest.mark.parametrize("output", ["case_7", "case_7_0000"])
+def test_images_of_nnunets_layout_have_labels_without_their_channel(tmp_path: Path, output: str) -> None:
+    out, refs = tmp_path / "out", tmp_path / "refs"
+    out.mkdir(), refs.mkdir()
+    write_nifti(out / f"{output}.nii.gz", blobs(1))
+    write_nifti(refs / "case_7.nii.gz", blobs(2))
+    row = f"study-0001,/data/case_7_0000.nii.gz,done,,{output}.nii.gz,x\n"
+    (out / "studies.csv").write_text("study,input,status,reason,outputs,key\n" + row)
+    (pair,) = find_pairs(out, refs)
+    assert (pair.prediction.path.name, pair.reference.path.name) == (f"{output}.nii.gz", "case_7.nii.gz")
+
+
 def test_the_command_matches_studies_by_their_table(run: Any, tmp_path: Path) -> None:
     out, refs = tmp_path / "out", tmp_path / "refs"
     out.mkdir(), refs.mkdir()

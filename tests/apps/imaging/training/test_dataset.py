@@ -118,7 +118,7 @@ def test_channels_are_mirrored_and_warped_together(tmp_path: Path) -> None:
     [
         ({"labels": {"background": 0, "whole": [1, 2], "core": 2}}, ("regions", "whole")),
         ({"file_ending": ".mha"}, (".mha", ".nii.gz")),
-        ({"channel_names": {"0": "T1"}}, ("case0_0001", "1 channels")),
+        ({"channel_names": {"0": "T1"}}, ("case0_0001", "channel_names", "lists 1")),
         ({"channel_names": {"0": "T1", "2": "T2"}}, ("channels", "numbers")),
         ({"dataset": {"one": {"images": ["../x.nii.gz", "y.nii.gz"], "label": "z"}}}, ("../x.nii.gz", "outside")),
         ({"dataset": {"one": {"images": ["x.nii.gz"], "label": "z"}}}, ("one", "1 images", "2 channels")),
@@ -148,7 +148,7 @@ def shrink_channel(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "facts"),
     [
-        (remove_channel, ("case1_0001.nii.gz", "no such file")),
+        (remove_channel, ("case1", "channel 1", "case1_0001.nii.gz")),
         (move_channel, ("case1", "channel 1", "different places")),
         (shrink_channel, ("case1", "channel 1", "12x10x7")),
     ],

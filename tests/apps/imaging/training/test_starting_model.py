@@ -88,7 +88,7 @@ def test_what_does_not_go_together(cases: Path, tmp_path: Path) -> None:
     for path in list((cases / "imagesTr").iterdir()):
         shutil.copy(path, path.with_name(path.name.replace("_0000", "_0001")))
     describe(cases, channel_names={"0": "MRI", "1": "CT"})
-    with refused(BadInput, "1 channels", "2"):
+    with refused(BadInput, "2 in the data set", "1 in the model"):
         request(cases, *OPTIONS)
     imported = tmp_path / "imported"
     shutil.copytree(SHIPPED, imported)

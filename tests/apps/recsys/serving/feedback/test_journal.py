@@ -44,6 +44,16 @@ def test_what_was_written_is_read_in_order_by_everybody_once(tmp_path: Path) -> 
     assert list(first.read()) == events(5)
 
 
+@pytest.mark.parametrize(
+    "text", [b"precious notes\nline two without newline", b"one line", b'{"stars": 1}\n{"mem', b"user,film\n1,2\n{"]
+)
+def test_nothing_is_cut_off_a_file_that_is_no_log(tmp_path: Path, text: bytes) -> None:
+    (tmp_path / "notes").write_bytes(text)
+    with refused(BadInput, "notes", "not a log of feedback"):
+        journal(tmp_path / "notes").mend()
+    assert (tmp_path / "notes").read_bytes() == text
+
+
 def test_lines_are_those_of_the_models_columns(tmp_path: Path) -> None:
     log = journal(tmp_path / "log")
     written(log, [Event("a", "7", 2.0, 5.0, "x"), Event("b", "8", 1.0, 6.0)])
@@ -77,7 +87,7 @@ def test_a_long_torn_tail_and_one_without_a_line(tmp_path: Path) -> None:
     path = tmp_path / "log"
     written(journal(path), events(2))
     with path.open("ab") as stream:
-        stream.write(b"x" * (2 * READ_BYTES + 5))
+        stream.write(b"\0" * (2 * READ_BYTES + 5))
     log = journal(path)
     assert log.mend() == 2 * READ_BYTES + 5
     assert list(log.read()) == events(2)
