@@ -30,8 +30,6 @@ _UNFINISHED = re.compile(r"\..*(\.\d+\.part|\.labels\.nii\.gz)")
 """Names of files that a killed run leaves."""
 _UNSAFE = re.compile(r"[;\x00-\x1f\x7f]|^[-=+@.]")
 """Characters of a case's name that a table cannot take: its separators, and the start of a formula."""
-CHANNEL = re.compile(r"_(\d{4})(?=\.nii(\.gz)?$)")
-"""The end of nnU-Net's file names, with the number of the channel."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +116,7 @@ def case_names(inputs: Sequence[str], *, several_channels: bool) -> dict[str, st
 
     def named(each: str, folders: int) -> str:
         path = paths[each]
-        stem = nifti.stem(Path(CHANNEL.sub("", path.name) if several_channels else path.name))
+        stem = nifti.stem(Path(nifti.CHANNEL.sub("", path.name) if several_channels else path.name))
         return _UNSAFE.sub("_", "_".join([*path.parts[1:-1][len(path.parts) - 2 - folders :], stem]))
 
     names, folders = {each: named(each, 0) for each in paths}, 0
@@ -137,7 +135,7 @@ def of_several_channels(studies: Sequence[FoundStudy]) -> list[FoundStudy]:
     BadInput
         If there are none.
     """
-    first = [study for study in studies if (match := CHANNEL.search(study.input)) and int(match[1]) == 0]
+    first = [study for study in studies if (match := nifti.CHANNEL.search(study.input)) and int(match[1]) == 0]
     if not first:
         message = "a model of several channels takes CASE_0000.nii.gz and finds CASE_0001.nii.gz, ... in its folder"
         raise BadInput(f"{studies[0].input}: {message}", public="no file of a first channel")
@@ -152,7 +150,7 @@ def further_channels(path: Path, count: int) -> list[Path]:
     >>> further_channels(Path("case_0000.nii.gz"), 2)
     [PosixPath('case_0001.nii.gz')]
     """
-    return [path.with_name(CHANNEL.sub(f"_{channel:04d}", path.name)) for channel in range(1, count)]
+    return [path.with_name(nifti.CHANNEL.sub(f"_{channel:04d}", path.name)) for channel in range(1, count)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,7 +200,7 @@ class StudyInputs:
         downloads, table = Downloads(scratch, options.series), read_table(options.output)
         places, left_out = find_studies(options.inputs)
         if len(model.channels) > 1:
-            unnumbered = [place.input for place in places if not CHANNEL.search(place.input)]
+            unnumbered = [place.input for place in places if not nifti.CHANNEL.search(place.input)]
             left_out += [
                 LeftOut(each, "no number of a channel (CASE_0000.nii.gz)", "no channel") for each in unnumbered
             ]

@@ -7,20 +7,18 @@ decide.
 """
 
 import json
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from apps.imaging.volumes.nifti import is_nifti, stem
+from apps.imaging.volumes.nifti import CHANNEL, is_nifti, stem
 from common.errors import BadInput
 
 IMAGES, LABELS, DESCRIPTION = "imagesTr", "labelsTr", "dataset.json"
 IGNORE = "ignore"
 """The label of voxels that nobody has labelled, by nnU-Net's name."""
 LARGEST_LABEL = 254
-_CHANNEL = re.compile(r"_(\d{4})(?=\.nii(\.gz)?$)")
 _ENDINGS = (".nii", ".nii.gz")
 
 
@@ -125,7 +123,7 @@ def find_cases(directory: Path, described: Description) -> list[CaseFiles]:
     if described.fields.get("training") is not None and "channel_names" not in described.fields:
         return [_of_one_file(*pair, count) for pair in _listed_pairs(directory, described)]
     images = sorted(p for p in (directory / IMAGES).iterdir() if is_nifti(p) and not p.name.startswith("."))
-    numbered = bool(images) and all(_CHANNEL.search(path.name) for path in images)
+    numbered = bool(images) and all(CHANNEL.search(path.name) for path in images)
     if "channel_names" in described.fields or (numbered and not (directory / LABELS / images[0].name).exists()):
         return _numbered(directory, images, count if channels else None)
     return [_of_one_file(image, directory / LABELS / image.name, count) for image in images]
@@ -143,14 +141,14 @@ def _numbered(directory: Path, images: Iterable[Path], channels: int | None) -> 
     """
     numbers: dict[str, set[int]] = {}
     for path in images:
-        number = _CHANNEL.search(path.name)
+        number = CHANNEL.search(path.name)
         if number is None:
             raise BadInput(f"{path}: no number of a channel (CASE_0000.nii.gz)", public="an image without channel")
         if channels is not None and int(number[1]) >= channels:
             raise BadInput(
                 f"{path}: channel_names of {DESCRIPTION} lists {channels} of them", public="a channel too many"
             )
-        numbers.setdefault(_CHANNEL.sub("", path.name), set()).add(int(number[1]))
+        numbers.setdefault(CHANNEL.sub("", path.name), set()).add(int(number[1]))
     count = channels or 1 + max((max(found) for found in numbers.values()), default=0)
     cases = []
     for name in sorted(numbers):

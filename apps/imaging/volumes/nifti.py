@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import logging
+import re
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,6 +28,9 @@ _GZIP_BYTES = 1 << 20
 """zlib and the stream's buffers while reading or writing (measured 0.3 to 0.6 MiB)."""
 _PIECE_BYTES = 1 << 18
 """Bytes asked of a stream at once: gzip makes a copy of all that it unpacks for one request."""
+
+CHANNEL = re.compile(r"_(\d{4})(?=\.nii(\.gz)?$)")
+"""The end of nnU-Net's file names, with the number of the channel."""
 
 
 def is_nifti(path: Path) -> bool:
