@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from apps.recsys.models.manifest import RecommenderManifest
@@ -16,7 +16,7 @@ from apps.recsys.planning.requests import AnswerRequest
 from common.memory.costs import baseline
 from common.memory.costs.probes import Costs, Probe
 from common.memory.footprint import Footprint, Term
-from common.memory.plan.plan import Setting
+from common.memory.plan.plan import OneSetting, Setting
 
 PHASES = ("answer",)
 """Where everything counts but the libraries."""
@@ -36,7 +36,7 @@ LIMIT_BYTES = 2
 
 
 @dataclass(frozen=True, slots=True)
-class AnswerWorkload:
+class AnswerWorkload(OneSetting):
     """``recsys recommend`` and ``similar``: the model, its ids and titles, and one answer."""
 
     request: AnswerRequest
@@ -47,10 +47,6 @@ class AnswerWorkload:
     def name(self) -> str:
         """The command."""
         return self.request.command
-
-    def settings(self) -> Iterator[Setting]:
-        """One empty setting: the user's options decide everything."""
-        yield {}
 
     def probes(self, setting: Setting) -> Sequence[Probe]:
         """The baseline."""
@@ -79,10 +75,6 @@ class AnswerWorkload:
                 *diversity_terms(k, request.diversity, manifest, PHASES),
             ]
         )
-
-    def seconds(self, setting: Setting) -> float:
-        """The same for the only setting."""
-        return 1.0
 
 
 def entry_bytes(manifest: RecommenderManifest, each: int) -> int:

@@ -1,6 +1,6 @@
 """A chosen setting with its footprint, and the settings that were rejected. ``explain`` renders them as text."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from types import MappingProxyType
 from typing import Any
@@ -25,6 +25,20 @@ UNDER_PREDICTION: Mapping[Source, float] = MappingProxyType(
 estimated."""
 WHOLE_FROM = 128 * MIB
 """Size from which a ceiling is rounded up to a whole MiB; smaller ones, where a MiB could be 2 %, to a quarter."""
+
+
+class OneSetting:
+    """A workload whose request decides everything, as a base class: nothing is left to the planner."""
+
+    __slots__ = ()
+
+    def settings(self) -> Iterator[Setting]:
+        """One empty setting."""
+        yield {}
+
+    def seconds(self, setting: Setting) -> float:
+        """The same for the only setting."""
+        return 1.0
 
 
 @dataclass(frozen=True, slots=True)

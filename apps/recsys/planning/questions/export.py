@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from common.errors import UsageError
 from common.memory.costs import baseline
 from common.memory.costs.probes import Costs, Probe
 from common.memory.footprint import Footprint, Term
-from common.memory.plan.plan import Setting
+from common.memory.plan.plan import OneSetting, Setting
 
 IDS = ("csv", "parquet")
 """Formats of the ids."""
@@ -64,17 +64,13 @@ class ExportRequest:
 
 
 @dataclass(frozen=True, slots=True)
-class ExportWorkload:
+class ExportWorkload(OneSetting):
     """``recsys export``: the item vectors, and some ids at a time."""
 
     request: ExportRequest
     manifest: RecommenderManifest
     """``model.json`` of the model folder."""
     name: str = "recsys export"
-
-    def settings(self) -> Iterator[Setting]:
-        """One empty setting."""
-        yield {}
 
     def probes(self, setting: Setting) -> Sequence[Probe]:
         """The baseline."""
@@ -96,7 +92,3 @@ class ExportWorkload:
                 Term("ids", batch * (ROW_BYTES + text), "measured", during),
             ]
         )
-
-    def seconds(self, setting: Setting) -> float:
-        """The same for the only setting."""
-        return 1.0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from apps.recsys.models.manifest import RecommenderManifest
@@ -20,7 +20,7 @@ from apps.recsys.planning.service import limits, request
 from common.memory.costs import baseline
 from common.memory.costs.probes import Costs, Probe
 from common.memory.footprint import Footprint, Term
-from common.memory.plan.plan import Setting
+from common.memory.plan.plan import OneSetting, Setting
 
 RESPONSE_BYTES = 500
 """An item of an answer while a part of it is written: a dictionary, its numbers, and its text twice."""
@@ -38,7 +38,7 @@ POPULAR_BYTES = 16
 
 
 @dataclass(frozen=True, slots=True)
-class ServeWorkload:
+class ServeWorkload(OneSetting):
     """``recsys serve``: the model, its ids and titles, one answer at a time, and what clients may hold."""
 
     request: request.ServeRequest
@@ -49,10 +49,6 @@ class ServeWorkload:
     def name(self) -> str:
         """The command."""
         return self.request.command
-
-    def settings(self) -> Iterator[Setting]:
-        """One empty setting: the user's options decide everything."""
-        yield {}
 
     def probes(self, setting: Setting) -> Sequence[Probe]:
         """The baseline."""
@@ -103,7 +99,3 @@ class ServeWorkload:
         manifest = self.manifest
         stored = manifest["kind"] == "linear" or manifest["table"] in ("int8", "int4") or manifest["hyper"].get("prior")
         return term.name == "item factors" and not stored
-
-    def seconds(self, setting: Setting) -> float:
-        """The same for the only setting."""
-        return 1.0

@@ -11,7 +11,7 @@ from apps.recsys.planning.sizing.request import SizeRequest
 from common.memory.costs import baseline
 from common.memory.costs.probes import Costs, Probe
 from common.memory.footprint import Footprint, Term
-from common.memory.plan.plan import Plan, Setting
+from common.memory.plan.plan import OneSetting, Plan, Setting
 from common.memory.plan.planner import Workload
 
 SIZING = "apps.recsys.warm_up:sizing"
@@ -32,15 +32,11 @@ class Need:
 
 
 @dataclass(frozen=True, slots=True)
-class SizeWorkload:
+class SizeWorkload(OneSetting):
     """``recsys size``: arithmetic, once the costs of the commands are measured."""
 
     request: SizeRequest
     name: str = "recsys size"
-
-    def settings(self) -> Iterator[Setting]:
-        """One empty setting."""
-        yield {}
 
     def probes(self, setting: Setting) -> Sequence[Probe]:
         """The own baseline, and all that the prices of the commands need."""
@@ -51,10 +47,6 @@ class SizeWorkload:
         """The process alone: nothing of the assumed size is allocated."""
         own = baseline.terms(costs, self.probes(setting)[0])
         return Footprint.of([*own, Term("plans", PLANS_BYTES, "measured", ("size",))])
-
-    def seconds(self, setting: Setting) -> float:
-        """The same for the only setting."""
-        return 1.0
 
 
 def needs(request: SizeRequest, costs: Costs) -> Iterator[Need]:
