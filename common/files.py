@@ -87,6 +87,28 @@ def atomic_file(path: Path) -> Iterator[Path]:
         raise
 
 
+def write_at(descriptor: int, view: memoryview, offset: int) -> None:
+    """Write all bytes of ``view`` at ``offset`` of an open file."""
+    while view:
+        count = os.pwrite(descriptor, view, offset)
+        view, offset = view[count:], offset + count
+
+
+def read_at(descriptor: int, view: memoryview, offset: int) -> None:
+    """Fill ``view`` with the bytes at ``offset`` of an open file.
+
+    Raises
+    ------
+    OSError
+        The file is shorter than that.
+    """
+    while view:
+        count = os.preadv(descriptor, [view], offset)
+        if not count:
+            raise OSError("the scratch file ends early")
+        view, offset = view[count:], offset + count
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a small text file atomically."""
     with atomic_file(path) as temporary:

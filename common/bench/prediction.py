@@ -32,7 +32,7 @@ from common.bench.harness import Bound, current_commit
 from common.memory.costs import baseline, trace
 from common.memory.costs.probes import Costs, Probe, resolve
 from common.memory.costs.store import CostStore
-from common.memory.process import glibc
+from common.memory.process import glibc, no_compiler
 from common.memory.process.budget import MIB
 from common.memory.process.meter import lifetime_peak, reset_peak, resident
 
@@ -229,6 +229,7 @@ def measure(prepare: str, arguments: str, warm_up: str) -> dict[str, Any]:
     module, name = prepare.split(":")
     function = getattr(importlib.import_module(module), name)
     glibc.pin_thresholds()
+    no_compiler.leave_out()  # as a command's own process does, and a probe's child
     resolve(warm_up)()
     glibc.trim()
     base, peaks = resident(), []

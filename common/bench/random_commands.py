@@ -104,8 +104,9 @@ def _tree(pid: int) -> list[int]:
 
 @contextmanager
 def busy_machine(processes: int) -> Iterator[None]:
-    """Keep this many processes busy meanwhile."""
-    others = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(processes)]
+    """Keep this many processes busy meanwhile; they end with this one, also if it is killed."""
+    busy = "import os\nparent = os.getppid()\nwhile os.getppid() == parent: pass"
+    others = [subprocess.Popen([sys.executable, "-c", busy]) for _ in range(processes)]
     try:
         yield
     finally:

@@ -5,18 +5,17 @@ sets its soft wall, runs and writes the record. ``--help`` and usage errors neve
 """
 
 import argparse
-import json
 import logging
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, NoReturn
 
 from common import __version__
-from common.cli import failures, interrupts, streams
+from common.cli import failures, interrupts, job_scripts, record_file, streams
 from common.cli.session import CommandSession, Request, Work
 from common.errors import (
     EXIT_BAD_INPUT,
@@ -29,11 +28,12 @@ from common.errors import (
     DoesNotFit,
     UsageError,
 )
-from common.files import sole_writer, write_json, write_text
+from common.files import sole_writer, write_json
 from common.memory.costs.probes import resolve
 from common.memory.costs.store import CostStore
 from common.memory.footprint import ALL
 from common.memory.plan import explain, planner
+from common.memory.plan.amend import GROWN, amended
 from common.memory.plan.divisible import Divisible, plan_fewer
 from common.memory.plan.plan import Plan
 from common.memory.plan.plan_file import read_plan
@@ -154,7 +154,7 @@ def _default_threads() -> int:
 
 
 def main(parser: argparse.ArgumentParser, module: str, argv: Sequence[str] | None = None) -> int:
-    """Parse and run. Subparsers set ``command`` (a ``Command``) or ``run`` (a function of the namespace).
+    """Parse and run. Subparsers set ``command`` (a ``Command``) or ``run`` (a function of the namespace), which wins.
 
     Returns
     -------
@@ -172,7 +172,7 @@ def main(parser: argparse.ArgumentParser, module: str, argv: Sequence[str] | Non
 def _main(parser: argparse.ArgumentParser, module: str, arguments: list[str]) -> int:
     args = parser.parse_args(arguments)
     _configure_logging(args)
-    if not hasattr(args, "command"):
+    if getattr(args, "run", None) is not None:
         return _simple(args)
     supervisor = child.supervisor_pid()
     try:
@@ -287,7 +287,7 @@ def _run(args: argparse.Namespace, request: Any, budget: MemoryBudget, superviso
 
 def _plan_and_execute(args: argparse.Namespace, request: Any, record: RunRecord, gauge: meter.PeakMeter) -> None:
     command: Command[Any, Any] = args.command
-    costs = CostStore()
+    costs = job_scripts.fresh_costs() if getattr(args, "format", None) else CostStore()
     with gauge.phase("plan"):
         if hasattr(args, "device"):
             record.device, size = cuda.open_device(args.device, args.gpu_memory)
@@ -301,7 +301,7 @@ def _plan_and_execute(args: argparse.Namespace, request: Any, record: RunRecord,
         record.plan = record.plan.including("probe", gauge.phases[-1].peak_bytes)
     if args.dry_run:
         if not args.json:
-            sys.stdout.write(explain.plan_text(record.plan, record.budget.host_bytes) + "\n")
+            sys.stdout.write(job_scripts.dry_run_text(args, record.plan, record.budget.host_bytes) + "\n")
         return
     if args.verbose:
         sys.stderr.write(explain.plan_text(record.plan, record.budget.host_bytes) + "\n")
@@ -318,13 +318,15 @@ def _plan_and_execute(args: argparse.Namespace, request: Any, record: RunRecord,
     )
     with gauge.phase("start"):
         guard.lift_soft_wall()
-        resolve(command.warm_up(request))()
+        warm_up = command.warm_up(request)
+        resolve(warm_up)()
         glibc.trim()
     gauge.floor_bytes = meter.resident()
     resident = gauge.tree_bytes()
+    record.plan = session.plan = amended(session.plan, costs, warm_up, record.budget.host_bytes)
     if not guard.lower_hard_wall(record.budget.host_bytes, resident):
         least = max(resident, record.budget.host_bytes)
-        smallest = record.plan.including(ALL, least, name="libraries, more than was measured")
+        smallest = record.plan.including(ALL, least, name=GROWN)
         raise DoesNotFit(ceiling=record.budget.host_bytes, smallest=smallest)
     child.tell_supervisor(supervisor.PLANNED)
     record.missing_walls = guard.missing_walls(soft=session.wall())
@@ -355,33 +357,16 @@ def _choose(
         raise UsageError(f"--plan {args.plan}: {error}") from None
 
 
-def _write_report(command: Command[Any, Any], path: Path, written: Mapping[str, Any]) -> None:
-    """Write ``report.html`` next to ``run.json``, ``evaluation.html`` next to ``evaluation.json``."""
-    from common.memory.report.page import render
-
-    page = render(written, command.sections(written, path.parent))
-    write_text(path.with_name("report.html") if path.stem == "run" else path.with_suffix(".html"), page)
-
-
-def _keeps(path: Path, record: RunRecord) -> bool:
-    """True if the record at ``path`` is of a run that ended well, and this one did not: its output is still there."""
-    if record.error is not None and record.error["kind"] == ABOVE:  # it replaced that output
-        return False
-    with suppress(OSError, ValueError, TypeError):
-        return record.exit_code != EXIT_OK and json.loads(path.read_text("utf-8"))["exit_code"] == EXIT_OK
-    return record.exit_code == EXIT_USAGE
-
-
 def _finish(
     args: argparse.Namespace, path: Path | None, record: RunRecord, gauge: meter.PeakMeter, line: str | None
 ) -> None:
     command: Command[Any, Any] = args.command
     written = record.to_json(gauge)
-    if path is not None and path.parent.is_dir() and not args.dry_run and not _keeps(path, record):
+    if path is not None and path.parent.is_dir() and not args.dry_run and not record_file.keeps(path, record):
         try:
             write_json(path, written)
             if args.report:
-                _write_report(command, path, written)
+                record_file.write_report(path, written, command.sections(written, path.parent))
         except OSError as error:
             streams.say(f"{command.name}: its record {path} could not be written: {error.strerror}")
     if line is not None:

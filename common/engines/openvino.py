@@ -66,6 +66,7 @@ class OpenVinoEngine:
         self.in_channels = int(channels)
         self.out_channels = int(compiled.output(0).shape[1])
         self.output: Output = output
+        self.each_alone = True
         self._requests = [compiled.create_infer_request() for _ in range(batch)]
         self._results = DoubleBuffer((batch, self.out_channels, *tile))
         glibc.trim()  # 4 MiB that the compiler freed would count twice: here, and where they are used again

@@ -87,7 +87,7 @@ class BoundedBlend(AbstractContextManager["BoundedBlend"]):
 
     Parameters
     ----------
-    shape, tile, overlap, flips, even
+    shape, tile, overlap, flips, even, positions
         As in ``TileGrid``; tiles must be added in its order.
     channels
         Values per voxel: logits, or features before a 1x1x1 head.
@@ -117,10 +117,11 @@ class BoundedBlend(AbstractContextManager["BoundedBlend"]):
         *,
         flips: tuple[bool, bool, bool] = (False, False, False),
         even: bool = False,
+        positions: tuple[tuple[int, ...], ...] | None = None,
         spill: Spilled = "memory",
         scratch: Path | None = None,
     ) -> None:
-        self.grid = TileGrid(shape, tile, overlap, flips, even)
+        self.grid = TileGrid(shape, tile, overlap, flips, even, positions)
         self._axes = tuple(_Axis.of(self.grid, axis) for axis in range(3))
         self._order = list(product(*(range(len(self._axes[axis].starts)) for axis in (2, 0, 1))))
         self._weights, self._channels = weights, channels

@@ -85,6 +85,8 @@ class TileGrid:
     """Axes that the network sees reversed: tiles are placed from the far end, as if the volume were flipped."""
     even: bool = False
     """Place tiles at even distances (nnU-Net) instead of moving the last one back (MONAI)."""
+    positions: tuple[tuple[int, ...], ...] | None = None
+    """Ascending positions along each axis, of a part of another grid's tiles; ``None``: they follow from the rest."""
 
     @property
     def padded(self) -> Shape:
@@ -104,12 +106,16 @@ class TileGrid:
 
     def starts(self, axis: int) -> tuple[int, ...]:
         """Return ascending tile positions along one axis of the padded volume."""
+        if self.positions is not None:
+            return self.positions[axis]
         size, tile = self.padded[axis], self.tile[axis]
         positions = (even_starts if self.even else starts)(size, tile, self.overlap)
         return tuple(sorted(size - tile - start for start in positions)) if self.flips[axis] else positions
 
     def count(self, axis: int) -> int:
         """Return the number of tile positions along one axis."""
+        if self.positions is not None:
+            return len(self.positions[axis])
         return count(self.padded[axis], self.tile[axis], self.overlap, even=self.even)
 
     @property

@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from common.files import read_at, write_at
+
 Array = npt.NDArray[np.float32]
 
 
@@ -38,10 +40,7 @@ class SpillFile:
         offset = free.pop() if free else self.size
         self.size = max(self.size, offset + length)
         self._slots[key] = offset, length
-        view = array.reshape(-1).view(np.uint8).data
-        while view:
-            count = os.pwrite(self._file.fileno(), view, offset)
-            view, offset = view[count:], offset + count
+        write_at(self._file.fileno(), array.reshape(-1).view(np.uint8).data, offset)
 
     def read(self, key: Hashable, shape: tuple[int, ...]) -> Array:
         """Read the array ``key``, free its slot, and drop its pages from the page cache.
@@ -56,11 +55,6 @@ class SpillFile:
         offset, length = self._slots.pop(key)
         self._free[length].append(offset)
         array = np.empty(shape, np.float32)
-        view, at = array.reshape(-1).view(np.uint8).data, offset
-        while view:
-            count = os.preadv(self._file.fileno(), [view], at)
-            if not count:
-                raise OSError("the scratch file ends early")
-            view, at = view[count:], at + count
+        read_at(self._file.fileno(), array.reshape(-1).view(np.uint8).data, offset)
         os.posix_fadvise(self._file.fileno(), offset, length, os.POSIX_FADV_DONTNEED)
         return array

@@ -4,79 +4,75 @@ A policy applies to a list of blocks, the units in which the network is written.
 always kept.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from fractions import Fraction
 from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from common.training.batch_norm import frozen_statistics
+from common.training.recomputation import EXPENSIVE, Level, Segment, choose, operator_name
 
 if TYPE_CHECKING:
     import torch
 
+NONE = "none"
+UNIFORM: Mapping[str, Level] = MappingProxyType({NONE: Level.KEEP, "cheap": Level.CHEAP, "blocks": Level.RECOMPUTE})
+"""Policies that treat all blocks alike."""
+PARTS = 8
+POLICIES = (NONE, *(f"{part}/{PARTS}" for part in range(1, PARTS + 1)))
+"""What a planner chooses from, from the fastest to the policy that needs least memory: ``3/8`` recomputes what saves
+three eighths of the bytes that recomputation can save, in the least time (``recomputation.choose``)."""
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Recompute:
-    """Recompute the inside of blocks in the backward pass.
 
-    Attributes
+def apply(
+    policy: str,
+    blocks: "Sequence[torch.nn.Module]",
+    measure: Callable[[], Sequence[Segment]],
+) -> None:
+    """Apply one of ``POLICIES`` or ``UNIFORM`` to ``blocks``.
+
+    Parameters
     ----------
-    every
-        Recompute the first of every ``every`` blocks; the others keep all activations.
-    keep
-        Operators of ``torch.ops.aten`` whose results are kept nevertheless, because they are expensive.
+    measure
+        Returns ``recomputation.measure`` of the network; called for a share only.
     """
+    if policy in UNIFORM:
+        set_levels(blocks, [UNIFORM[policy]] * len(blocks))
+    else:
+        levels = choose(measure(), float(Fraction(policy)))
+        set_levels([blocks[index] for index in levels], list(levels.values()))
 
-    every: int = 1
-    keep: tuple[str, ...] = ()
 
-    def apply(self, blocks: "Sequence[torch.nn.Module]") -> None:
-        """Replace the blocks' ``forward``; parameters, names and gradients do not change."""
-        from torch.utils.checkpoint import checkpoint
+def set_levels(blocks: "Sequence[torch.nn.Module]", levels: Sequence[Level]) -> None:
+    """Replace ``forward`` of each block that recomputes; parameters, names and gradients do not change."""
+    from torch.utils.checkpoint import checkpoint
 
-        for block in blocks[:: self.every]:
-            context = partial(self._contexts, block)
-            block.forward = partial(checkpoint, block.forward, use_reentrant=False, context_fn=context)
+    for block, level in zip(blocks, levels, strict=True):
+        if level is not Level.KEEP:
+            contexts = partial(_contexts, block, level)
+            block.forward = partial(checkpoint, block.forward, use_reentrant=False, context_fn=contexts)
 
-    def _contexts(self, block: "torch.nn.Module") -> tuple[Any, Any]:
-        """Return the contexts of a block's first and second forward pass; the second must not count samples again."""
-        from contextlib import nullcontext
 
-        from torch.utils.checkpoint import create_selective_checkpoint_contexts
+def _contexts(block: "torch.nn.Module", level: Level) -> tuple[Any, Any]:
+    """Return the contexts of a block's first and second forward pass; the second must not count samples again."""
+    from torch.utils.checkpoint import create_selective_checkpoint_contexts
 
-        if not self.keep:
-            return nullcontext(), frozen_statistics(block)
-        first, again = create_selective_checkpoint_contexts(self._decide)  # type: ignore[no-untyped-call]
-        return first, _inside(frozen_statistics(block), again)
+    if level is Level.RECOMPUTE:
+        return nullcontext(), frozen_statistics(block)
+    first, again = create_selective_checkpoint_contexts(_decide)  # type: ignore[no-untyped-call]
+    return first, _inside(frozen_statistics(block), again)
 
-    def _decide(self, context: Any, operator: Any, *args: Any, **kwargs: Any) -> Any:
-        from torch.utils.checkpoint import CheckpointPolicy
 
-        kept = operator.name().removeprefix("aten::").partition(".")[0] in self.keep
-        return CheckpointPolicy.MUST_SAVE if kept else CheckpointPolicy.PREFER_RECOMPUTE
+def _decide(context: Any, operator: Any, *args: Any, **kwargs: Any) -> Any:
+    from torch.utils.checkpoint import CheckpointPolicy
+
+    kept = operator_name(operator) in EXPENSIVE
+    return CheckpointPolicy.MUST_SAVE if kept else CheckpointPolicy.PREFER_RECOMPUTE
 
 
 @contextmanager
 def _inside(outer: AbstractContextManager[Any], inner: AbstractContextManager[Any]) -> Iterator[None]:
     with outer, inner:
         yield
-
-
-POLICIES: Mapping[str, Recompute | None] = MappingProxyType(
-    {
-        "none": None,
-        "cheap": Recompute(keep=("convolution", "addmm", "mm", "bmm")),
-        "alternate": Recompute(every=2),
-        "blocks": Recompute(),
-    }
-)
-"""Policies by the plan's names, from the fastest to the one that needs least memory."""
-
-
-def apply(name: str, blocks: "Sequence[torch.nn.Module]") -> None:
-    """Apply the policy ``name`` of ``POLICIES`` to ``blocks``."""
-    policy = POLICIES[name]
-    if policy is not None:
-        policy.apply(blocks)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 LAST = "last.safetensors"
-_NETWORK, _OPTIMIZER, _RANDOM = "network.", "optimizer.", "random.torch"
+_NETWORK, _OPTIMIZER, _RANDOM, _MORE = "network.", "optimizer.", "random.torch", "more."
 
 
 def save(
@@ -25,6 +25,7 @@ def save(
     network: "torch.nn.Module",
     optimizer: "torch.optim.Optimizer",
     state: Mapping[str, Any],
+    more: "Mapping[str, Tensor] | None" = None,
 ) -> None:
     """Write a checkpoint atomically.
 
@@ -32,6 +33,8 @@ def save(
     ----------
     state
         Everything else, serialisable as JSON: the step reached, the run's settings, the metrics so far.
+    more
+        Further tensors, which ``read_more`` returns.
     """
     import torch
     from safetensors.torch import save_file
@@ -42,6 +45,7 @@ def save(
         for index, values in optimizer.state_dict()["state"].items()
         for key, value in values.items()
     }
+    tensors |= {_MORE + name: tensor for name, tensor in (more or {}).items()}
     tensors[_RANDOM] = torch.get_rng_state()
     seen: set[int] = set()
     for name, tensor in tensors.items():
@@ -95,6 +99,30 @@ def restore(path: Path, *, network: "torch.nn.Module", optimizer: "torch.optim.O
         reason = str(error).splitlines()[0]
         raise BadInput(f"{path}: a checkpoint of another network ({reason}); remove it to start again") from None
     torch.set_rng_state(tensors[_RANDOM])
+
+
+def read_more(path: Path) -> "dict[str, Tensor]":
+    """Read the further tensors of a checkpoint."""
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as stream:
+        names = [name for name in stream.keys() if name.startswith(_MORE)]  # noqa: SIM118 -- not a mapping
+        return {name.removeprefix(_MORE): stream.get_tensor(name) for name in names}
+
+
+def save_weights(path: Path, weights: "Mapping[str, Tensor]") -> None:
+    """Write a network's weights atomically."""
+    from safetensors.torch import save_file
+
+    with atomic_file(path) as temporary:
+        save_file({name: tensor.contiguous() for name, tensor in weights.items()}, temporary)
+
+
+def read_weights(path: Path) -> "dict[str, Tensor]":
+    """Read what ``save_weights`` wrote."""
+    from safetensors.torch import load_file
+
+    return load_file(path)
 
 
 def bytes_needed(tensors: int) -> int:

@@ -41,7 +41,7 @@ def build(
     check(name)
     import torch
 
-    from common.training import adamw8bit, retryable, rowwise_adagrad
+    from common.training.update_rules import adamw8bit, retryable, rowwise_adagrad
 
     types: dict[str, Callable[..., torch.optim.Optimizer]] = {
         "adamw": retryable.AdamW,

@@ -1,5 +1,6 @@
 """Run a command on damaged copies of a folder: each has to end with a documented exit code, in one line and in time."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -7,7 +8,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ HANG_SECONDS = 10
 HEADER = 400
 """Bytes at the beginning of a file among which most damage is done."""
 FAULTS_KEPT = 20
+MODELS, CACHES = 800, 200
+TOO_LONG = "took too long"
 
 
 def copy_with_damage(folder: Path, copy: Path, number: int) -> Path:
@@ -70,7 +73,8 @@ def campaign(
 
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         ended = list(pool.map(one, range(first, first + count)))
-    faults = [fault for _, _, fault in ended if fault]
+    # What took too long comes last: on a busy machine it may be many.
+    faults = sorted((fault for _, _, fault in ended if fault), key=lambda fault: fault.endswith(TOO_LONG))
     return {
         "runs": len(ended),
         "exits": dict(sorted(Counter(str(code) for code, _, _ in ended).items())),
@@ -78,6 +82,29 @@ def campaign(
         "failed": len(faults),
         "faults": faults[:FAULTS_KEPT],
     }
+
+
+def run_campaigns(campaigns: Callable[[int, int], Iterator[tuple[str, dict[str, Any]]]], argv: Sequence[str]) -> int:
+    """Run campaigns as a program: a line of JSON on stdout for each, once it is done.
+
+    Parameters
+    ----------
+    campaigns
+        Called with the numbers of damaged models and of damaged caches; yields names and counts.
+    argv
+        The two numbers; empty: ``MODELS`` and ``CACHES``.
+
+    Returns
+    -------
+    int
+        1 if a command ended otherwise than documented.
+    """
+    failed = 0
+    for name, counts in campaigns(*map(int, argv or (MODELS, CACHES))):
+        sys.stdout.write(json.dumps({name: counts}) + "\n")
+        sys.stdout.flush()
+        failed += counts["failed"]
+    return int(failed > 0)
 
 
 def _run(folder: Path, command: Callable[[Path], Sequence[object]], *, cache: bool, seconds: float) -> tuple[int, str]:
@@ -93,7 +120,7 @@ def _run(folder: Path, command: Callable[[Path], Sequence[object]], *, cache: bo
             check=False,
         )
     except subprocess.TimeoutExpired:
-        return -1, "took too long"
+        return -1, TOO_LONG
     return done.returncode, done.stderr.decode("utf-8", "replace")
 
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from common.memory.costs.probes import Costs, Probe
 from common.memory.footprint import Term
 from common.memory.process import glibc, guard
-from common.memory.process.meter import lifetime_peak, resident
+from common.memory.process.meter import file_bytes, lifetime_peak, resident
 
 MEASURE = "common.memory.costs.baseline:measure"
 START = "start"
@@ -23,10 +23,11 @@ def measure(warm_up: str) -> dict[str, float]:
     Returns
     -------
     dict
-        ``bytes``: resident after the warm-up; ``peak``: resident at most during it.
+        ``bytes``: resident after the warm-up; ``files``: those of them that files back; ``peak``: resident at most
+        during it.
     """
     glibc.trim()
-    return {"bytes": resident(), "peak": lifetime_peak()}
+    return {"bytes": resident(), "files": file_bytes(), "peak": lifetime_peak()}
 
 
 def probe(warm_up: str, *, libraries: Sequence[str], threads: int) -> Probe:

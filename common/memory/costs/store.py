@@ -58,9 +58,11 @@ class CostStore:
         self.directory = directory if directory is not None else cache_directory()
         self.walled, self.measures = walled, measures
         self.measured = 0
-        """Number of probes measured within the ceiling; their memory counts as the command's."""
+        """Number of probes run within the ceiling, with or without a result; their memory counts as the command's."""
         self.exceeded = False
         """True once a probe was measured outside the walls."""
+        self.baselines: dict[object, tuple[Probe, int]] = {}
+        """By warm-up, the probe of the baseline, and the bytes of files that its process mapped."""
         self._failures: dict[Probe, str] = {}
 
     def cached(self, probes: Iterable[Probe]) -> dict[Probe, Mapping[str, float]]:
@@ -88,9 +90,13 @@ class CostStore:
         wanted = list(dict.fromkeys(probes))
         have = self.cached(wanted)
         missing = [probe for probe in wanted if probe not in have]
-        for probe in missing:
-            if probe in self._failures and ceiling is not None:
-                raise ProbeFailed(self._failures[probe])
+        if ceiling is not None:
+            for probe in missing:
+                if probe not in self._failures and self._tried(probe) >= ceiling:
+                    under = f"under {format_size(ceiling)} (tried by an earlier command)"
+                    self._failures[probe] = f"cannot be measured {under}"
+                if probe in self._failures:
+                    raise ProbeFailed(self._failures[probe])
         if missing and not self.measures:
             raise ProbeFailed("its memory could not be measured before the command began")
         if missing and ceiling is None:
@@ -102,28 +108,47 @@ class CostStore:
             for probe, costs in self._results(group, ceiling):
                 have[probe] = costs
                 self._write(probe, costs)
+        for probe, costs in have.items():
+            if "files" in costs:
+                self.baselines[probe.warm_up] = probe, int(costs["files"])
         return have
+
+    def correct(self, probe: Probe, more: int) -> None:
+        """Add to all that was measured, for the next command."""
+        if costs := self._read(probe):
+            self._write(probe, {name: size + more for name, size in costs.items()})
 
     def _read(self, probe: Probe) -> Mapping[str, float] | None:
         if (kept := _unwritten.get((self.directory, probe))) is not None:
             return kept
-        try:
-            entry = json.loads((self.directory / f"{probe.key}.json").read_text())
-            costs: dict[str, float] = entry["costs"]
-            whole = entry["check"] == checksum(probe, costs)
-        except (OSError, ValueError, KeyError, TypeError, RecursionError):
-            return None
-        return costs if whole and plausible(costs) and any(costs.values()) else None
+        costs: Mapping[str, float] | None = self._entry(probe, "json", "costs")
+        return costs if plausible(costs) and costs and any(costs.values()) else None
 
     def _write(self, probe: Probe, costs: Mapping[str, float]) -> None:
         try:
-            self.directory.mkdir(parents=True, exist_ok=True)
-            part = self.directory / f".{probe.key}.{os.getpid()}"
-            entry = {"function": probe.function, "arguments": probe.arguments, "costs": costs}
-            part.write_text(json.dumps(entry | {"check": checksum(probe, costs)}))
-            part.replace(self.directory / f"{probe.key}.json")
+            self._write_entry(probe, "json", "costs", costs)
         except OSError:
             _unwritten[self.directory, probe] = costs  # a read-only cache costs time, not correctness
+
+    def _tried(self, probe: Probe) -> int:
+        """The largest ceiling under which an earlier command could not measure it; 0 if there is none."""
+        ceiling = self._entry(probe, "tried", "ceiling")
+        return ceiling if type(ceiling) is int else 0
+
+    def _entry(self, probe: Probe, suffix: str, name: str) -> Any:
+        """What a file of the cache has under ``name``; ``None`` if there is no whole one."""
+        try:
+            entry = json.loads((self.directory / f"{probe.key}.{suffix}").read_text())
+            return entry[name] if entry["check"] == checksum(probe, entry[name]) else None
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            return None
+
+    def _write_entry(self, probe: Probe, suffix: str, name: str, value: Any) -> None:
+        self.directory.mkdir(parents=True, exist_ok=True)
+        part = self.directory / f".{probe.key}.{os.getpid()}"
+        entry = {"function": probe.function, "arguments": probe.arguments, name: value}
+        part.write_text(json.dumps(entry | {"check": checksum(probe, value)}))
+        part.replace(self.directory / f"{probe.key}.{suffix}")
 
     def _results(self, probes: Sequence[Probe], ceiling: int | None) -> Iterator[tuple[Probe, Mapping[str, float]]]:
         """Yield the results of probes that share a warm-up, those of deferred probes last."""
@@ -165,7 +190,7 @@ class CostStore:
         )
         answers = [line for line in _json_lines(done.stdout.decode("utf-8", "replace")) if ANSWERS & line.keys()]
         numbers = [answer for answer in answers if NUMBERS & answer.keys()]
-        self.measured += len(numbers) * (ceiling is not None)
+        self.measured += max(1, len(numbers)) * (ceiling is not None)
         yield from zip(probes, numbers, strict=False)
         if len(numbers) < len(probes):
             refused = answers[len(numbers)] if len(answers) > len(numbers) else {}
@@ -185,6 +210,9 @@ class CostStore:
         elif done.exit.timed_out:
             why = f"took longer than {LONGEST_SECONDS} s"
         elif done.exit.out_of_memory:
+            if ceiling is not None and ceiling > self._tried(probe):
+                with suppress(OSError):
+                    self._write_entry(probe, "tried", "ceiling", ceiling)
             why = done.last_line if done.exit.status == EXIT_DOES_NOT_FIT else "it needs more"
         else:
             why = done.last_line if done.exit.status == EXIT_UNFORESEEN else str(done.exit)

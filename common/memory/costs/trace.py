@@ -32,8 +32,6 @@ BLOCK_OVERHEAD = 64 + 16
 SMALL_BLOCKS = 4 * MIB
 """Allowance for blocks below the mmap threshold and for code of small operators, which neither trace nor replay
 measures (0 to 2 MiB measured)."""
-HUGE_PAGE = 2 * MIB
-"""Unit by which the heap grows with huge pages."""
 
 UNSHARED = (4, 2)
 """Reference counts of a gradient and its storage, read in a dispatch mode, if only autograd refers to it. A test
@@ -86,7 +84,7 @@ def resident_bytes(size: int) -> int:
 
 def unseen() -> int:
     """Return the allowance in bytes for what neither trace nor replay measures, with this process's tunables."""
-    return SMALL_BLOCKS + (HUGE_PAGE if glibc.huge_pages() else 0)
+    return SMALL_BLOCKS + (glibc.HUGE_PAGE if glibc.huge_pages() else 0)
 
 
 class Ledger(Protocol):

@@ -104,7 +104,10 @@ class Plan:
         ``ALL`` as the phase: what all phases have in common was measured to be that large.
         """
         shared = sum(term.bytes for term in self.footprint.terms if ALL in term.phases)
-        term = Term(name, max(0, size - shared), "measured", (phase,))
+        return self.plus(Term(name, max(0, size - shared), "measured", (phase,)))
+
+    def plus(self, term: Term) -> "Plan":
+        """Return the plan with a further term; the same if it has no bytes."""
         return replace(self, footprint=Footprint.of([*self.footprint.terms, term]))
 
     def to_json(self) -> dict[str, Any]:

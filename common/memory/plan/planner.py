@@ -83,12 +83,30 @@ class SuggestsChanges(Protocol):
 
 
 @runtime_checkable
+class HasLesserSettings(Protocol):
+    """A workload with settings that give a lesser result, which are taken only where no better one fits."""
+
+    def lesser(self, setting: Setting) -> float:
+        """Return how far a setting's result falls behind the best one's, in any unit; 0: not at all."""
+        ...
+
+
+@runtime_checkable
 class PlansLater(Protocol):
     """A workload that plans more while it runs, when its memory leaves no room to measure in."""
 
     def planned_later(self) -> Iterator[Workload]:
         """Iterate over what it may plan."""
         ...
+
+
+def ordered(workload: Workload) -> list[tuple[float, float, Setting]]:
+    """Return the settings in the order in which they are tried, each after its lesser result and its time."""
+    if isinstance(workload, HasLesserSettings):
+        places = [(workload.lesser(setting), workload.seconds(setting), setting) for setting in workload.settings()]
+    else:
+        places = [(0.0, workload.seconds(setting), setting) for setting in workload.settings()]
+    return sorted(places, key=itemgetter(0, 1))
 
 
 def measure_ahead(workload: Workload, budget: MemoryBudget, costs: CostStore) -> None:
@@ -170,8 +188,8 @@ class _Search:
 
     def __init__(self, workload: Workload, ceiling: int, costs: CostStore) -> None:
         self.workload, self.ceiling, self.costs = workload, ceiling, costs
-        timed = sorted(((workload.seconds(setting), setting) for setting in workload.settings()), key=itemgetter(0))
-        self._seconds, self._ordered = [seconds for seconds, _ in timed], [setting for _, setting in timed]
+        self._places = ordered(workload)
+        self._ordered = [setting for _, _, setting in self._places]
         self._priced: dict[int, Plan | None] = {}
         """By index in the order of time; ``None`` if it could not be measured under the ceiling."""
         self._failures: dict[int, str] = {}
@@ -198,8 +216,10 @@ class _Search:
         plan = self._priced.get(first)
         if plan is None:
             return None
-        # Where nothing is left to be done, every setting takes no time.
-        slowdown = self._seconds[first] / self._seconds[0] if self._seconds[0] > 0 else 1.0
+        # Among those of the same result. Where nothing is left to be done, every setting takes no time.
+        lesser, seconds, _ = self._places[first]
+        least = next(fastest for result, fastest, _ in self._places if result == lesser)
+        slowdown = seconds / least if least > 0 else 1.0
         return replace(plan, rejected=self._rejected(first), offered=len(self._ordered), slowdown=slowdown)
 
     def smallest(self) -> Plan | None:

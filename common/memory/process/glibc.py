@@ -21,6 +21,9 @@ UNPINNED_TRIM_THRESHOLD = -1
 """Never trim automatically; the next step reuses this memory. ``common.memory.process.bounded_heap`` trims when it has
 to."""
 
+HUGE_PAGE = 2 * MIB
+"""Unit by which the heap grows with ``tunables(huge_pages=True)``; where it begins differs from start to start."""
+
 TUNABLES = "GLIBC_TUNABLES"
 """Environment variable that glibc reads at process start."""
 

@@ -46,6 +46,11 @@ def anonymous() -> int:
     return _status("RssAnon") or resident()
 
 
+def file_bytes() -> int:
+    """Return the resident bytes of this process that files back, most of them of libraries."""
+    return _status("RssFile")
+
+
 class Pages(NamedTuple):
     """The resident pages of a process, in bytes."""
 

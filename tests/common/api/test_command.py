@@ -23,7 +23,7 @@ import pandas as pd
 from apps.recsys import Recommender
 frame = pd.DataFrame({"user": [n % 50 for n in range(2000)], "item": [n * n % 70 for n in range(2000)]})
 try:
-    Recommender.fit(frame, memory="300MiB", epochs=10_000_000)
+    Recommender.fit(frame, memory="300MiB", model="ials", epochs=10_000_000)
 except KeyboardInterrupt:
     print("interrupted")
 """

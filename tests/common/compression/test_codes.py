@@ -9,8 +9,9 @@ from threadpoolctl import threadpool_limits
 from common.compression import codes
 from common.compression.codes import STEPS, Codes
 
-MOST = {8: 0.001, 4: 0.03, 2: 0.18, 1: 0.46}
-"""Largest squared error of a row relative to its square; that of normal numbers is 0.0001, 0.012, 0.119 and 0.363."""
+MOST = {8: 0.008, 4: 0.07, 2: 0.27, 1: 0.54}
+"""Largest squared error of a row relative to its square; that of normal numbers is 0.0001, 0.012, 0.119 and 0.363. The
+largest of 9,000 rotated rows was 0.005, 0.048, 0.210 and 0.478."""
 
 
 @settings(max_examples=60, deadline=None)

@@ -56,6 +56,7 @@ class Watched(BoundedBlend):
     seed=st.integers(0, 2**32 - 1),
 )
 @example(grid=TileGrid((3, 1, 15), (2, 1, 5), 0.1), channels=1, weighting="gaussian", spill="columns", seed=0)
+@example(grid=TileGrid((4, 2, 29), (3, 1, 6), 0.1), channels=1, weighting="gaussian", spill="columns", seed=0)
 def test_bit_for_bit_the_full_accumulator(  # type: ignore[no-untyped-def]
     tmp_path_factory, grid, channels, weighting, spill, seed
 ) -> None:
@@ -80,7 +81,8 @@ def test_bit_for_bit_the_full_accumulator(  # type: ignore[no-untyped-def]
         price = blend_footprint(grid, channels, spill=spill)
         largest = 4 * (channels + 1) * np.prod(tile)
         assert blend.most <= price.memory + price.transient <= blend.most + (largest if spill != "memory" else 0)
-        assert (blend._spill.size if blend._spill else 0) <= 2 * price.disk + largest
+        # Holes of the file are used again if they are large enough; in the smallest volumes few are.
+        assert (blend._spill.size if blend._spill else 0) <= 2 * price.disk + 2 * largest
 
 
 def test_the_length_of_the_volume_costs_nothing() -> None:

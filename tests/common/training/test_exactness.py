@@ -153,7 +153,7 @@ def test_a_second_forward_pass_updates_no_running_average():
     states = []
     for policy in ("none", "blocks", "cheap"):
         net = normed()
-        activation_checkpointing.apply(policy, [net])
+        activation_checkpointing.set_levels([net], [activation_checkpointing.UNIFORM[policy]])
         net(image).square().mean().backward()
         states.append((net[1].running_mean.clone(), net[1].running_var.clone(), int(net[1].num_batches_tracked)))
     for mean, variance, tracked in states[1:]:

@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from common.errors import UsageError
-from common.training import adamw8bit, checkpoint, optimizers
-from common.training.retryable import OneByOne
+from common.training import checkpoint, optimizers
 from common.training.step import TrainingStep
+from common.training.update_rules import adamw8bit
+from common.training.update_rules.retryable import OneByOne
 from tests.common.training.failing import Failing
 
 MIB = 1 << 20
@@ -156,7 +157,7 @@ def test_eight_bits_learn_as_thirty_two_do():
 
 
 def test_eight_bits_do_not_depend_on_chunks(monkeypatch: pytest.MonkeyPatch):
-    from common.training import adamw8bit
+    from common.training.update_rules import adamw8bit
 
     results = []
     for chunk in (1 << 18, 1 << 10):

@@ -47,11 +47,11 @@ def test_measured_once_then_read(tmp_path: Path) -> None:
     probe = Probe.of("common.memory.costs.baseline:measure", warm_up="common.bench.demo_allocation:warm_up")
     store = CostStore(tmp_path)
     assert store.cached([probe]) == {}
-    first = store.collect([probe], ceiling=GIB)
+    first = store.collect([probe], ceiling=4 * GIB)
     assert 20 * MIB < first[probe]["bytes"] < 80 * MIB
     assert store.measured == 1
     again = CostStore(tmp_path)
-    assert again.collect([probe], ceiling=GIB) == first
+    assert again.collect([probe], ceiling=4 * GIB) == first
     assert again.measured == 0
 
 
@@ -63,7 +63,7 @@ def test_probes_that_warm_up_alike_share_a_child(tmp_path: Path) -> None:
     other = Probe.of("common.training.amp:check")
     assert [len(group) for group in costs._grouped([both[0], other, both[1]])] == [2, 1]
     store = CostStore(tmp_path)
-    found = store.collect(both, ceiling=GIB)
+    found = store.collect(both, ceiling=4 * GIB)
     assert store.measured == 2 and found[both[0]]["bytes"] == pytest.approx(found[both[1]]["bytes"], abs=MIB)
 
 
@@ -72,14 +72,14 @@ def test_what_was_measured_before_a_failure_is_kept(tmp_path: Path) -> None:
     bad = Probe.of("common.memory.costs.baseline:nothing", warm_up="common.bench.demo_allocation:warm_up")
     store = CostStore(tmp_path)
     with pytest.raises(ChildFailed, match="nothing"):
-        store.collect([good, bad], ceiling=GIB)
+        store.collect([good, bad], ceiling=4 * GIB)
     assert good in store.cached([good, bad])
 
 
 def test_a_damaged_entry_is_measured_again(tmp_path: Path) -> None:
     probe = Probe.of("common.memory.costs.baseline:measure", warm_up="common.bench.demo_allocation:warm_up")
     (tmp_path / f"{probe.key}.json").write_text("{")
-    CostStore(tmp_path).collect([probe], ceiling=GIB)
+    CostStore(tmp_path).collect([probe], ceiling=4 * GIB)
     assert json.loads((tmp_path / f"{probe.key}.json").read_text())["costs"]["bytes"] > 0
 
 
@@ -96,7 +96,7 @@ def test_a_running_command_measures_nothing_without_a_wall(tmp_path: Path) -> No
 
 def test_only_this_suite_is_run(tmp_path: Path) -> None:
     with pytest.raises(ChildFailed, match="os:getcwd"):
-        CostStore(tmp_path).collect([Probe.of("os:getcwd")], ceiling=GIB)
+        CostStore(tmp_path).collect([Probe.of("os:getcwd")], ceiling=4 * GIB)
     assert os.listdir(tmp_path) == []
 
 
@@ -116,17 +116,36 @@ ENDINGS = "common.bench.forced.endings:"
         ("segfault", ChildFailed, "SIGSEGV"),
         ("terminate", ChildFailed, "SIGTERM"),
         ("leave", ChildFailed, "exit code 7"),
-        ("allocate", ProbeFailed, r"under 1\.00 GiB \(end: "),
-        ("decline", ProbeFailed, "under 1.00 GiB .*not here"),
+        ("allocate", ProbeFailed, r"under 4\.00 GiB \(end: "),
+        ("decline", ProbeFailed, "under 4.00 GiB .*not here"),
         ("misuse", UsageError, "no such option"),
     ],
 )
 def test_only_memory_is_called_memory(tmp_path: Path, way: str, error: type[Exception], words: str) -> None:
     probe = Probe.of(f"{ENDINGS}end", way=way)
+    store = CostStore(tmp_path)
     with pytest.raises(error, match=words) as caught:
-        CostStore(tmp_path).collect([probe], ceiling=GIB)
+        store.collect([probe], ceiling=4 * GIB)
+    assert store.measured == 1  # its memory counts, though it has no result
     if error is not ProbeFailed:
         assert not isinstance(caught.value, ProbeFailed) and "under" not in str(caught.value)
+
+
+def test_what_needs_more_is_not_tried_again_under_the_same_ceiling(tmp_path: Path) -> None:
+    probe = Probe.of(f"{ENDINGS}end", way="allocate")
+
+    def tries(ceiling: int) -> int:
+        store = CostStore(tmp_path)
+        with pytest.raises(ProbeFailed, match=r"under .*B \("):
+            store.collect([probe], ceiling=ceiling)
+        return store.measured
+
+    assert [tries(ceiling) for ceiling in (2 * GIB, 2 * GIB, GIB, 3 * GIB, 3 * GIB)] == [1, 0, 0, 1, 0]
+    (note,) = tmp_path.glob("*.tried")
+    for damaged in ("{", "[]", note.read_text().replace(str(3 * GIB), str(9 * GIB))):
+        note.write_text(damaged)
+        assert tries(3 * GIB) == 1
+    assert CostStore(tmp_path).cached([probe]) == {}
 
 
 @pytest.mark.parametrize(
@@ -173,9 +192,9 @@ def test_costs_that_no_measurement_can_have(costs: Any, believed: bool) -> None:
 def test_what_could_not_be_written_is_not_measured_again(tmp_path: Path) -> None:
     probe = Probe.of("common.memory.costs.baseline:measure", warm_up="common.bench.demo_allocation:warm_up")
     (tmp_path / "file").touch()  # in the place of the cache's folder
-    found = CostStore(tmp_path / "file").collect([probe], ceiling=GIB)
+    found = CostStore(tmp_path / "file").collect([probe], ceiling=4 * GIB)
     later = CostStore(tmp_path / "file", measures=False)
-    assert later.collect([probe], ceiling=GIB) == found and later.measured == 0
+    assert later.collect([probe], ceiling=4 * GIB) == found and later.measured == 0
 
 
 @pytest.mark.parametrize("ceiling", [GIB, None])

@@ -173,7 +173,7 @@ def test_a_heap_of_huge_pages_may_be_one_of_them_larger(monkeypatch: pytest.Monk
     plain = trace.unseen()
     for name, value in glibc.tunables(huge_pages=True, merge=True).items():
         monkeypatch.setenv(name, value)
-    assert trace.unseen() - plain == trace.HUGE_PAGE == 2 * MIB
+    assert trace.unseen() - plain == glibc.HUGE_PAGE == 2 * MIB
 
 
 def main(folder: Path, names: list[str]) -> None:

@@ -192,6 +192,23 @@ class Grid:
         yield "--smallest", Grid(baseline=20 * MIB)
 
 
+def test_a_lesser_result_is_taken_only_where_no_better_one_fits(costs: Known) -> None:
+    class Ranked(Blocks):
+        def lesser(self, setting: Setting) -> float:
+            return -float(setting["blocks"])
+
+    roomy = plan(Ranked(), MemoryBudget(400 * MIB), costs)
+    assert roomy["blocks"] == 8 and roomy.slowdown == 1.0 and not roomy.rejected
+
+    class Lesser(Blocks):
+        def lesser(self, setting: Setting) -> float:
+            return float(setting["blocks"] > 2)
+
+    close = plan(Lesser(), MemoryBudget(80 * MIB), costs)
+    # Its time is compared with that of settings of the same result, of which it is the fastest.
+    assert close["blocks"] == 4 and close.slowdown == 1.0 and len(close.rejected) == 2
+
+
 @pytest.mark.parametrize("ceiling", [56, 57, 60, 64, 70, 71, 75, 80, 88, 104, 120, 140])
 def test_bisection_finds_what_pricing_everything_finds(costs: Known, ceiling: int) -> None:
     budget, grid = MemoryBudget(ceiling * MIB), Grid()

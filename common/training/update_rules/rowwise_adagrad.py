@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from common.training.retryable import OneByOne
+from common.training.update_rules.retryable import OneByOne
 
 
 class RowwiseAdagrad(OneByOne):

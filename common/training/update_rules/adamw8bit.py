@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from common.training.retryable import OneByOne
+from common.training.update_rules.retryable import OneByOne
 
 BLOCK = 256
 """Values of an 8-bit state that share a scale."""
