@@ -88,7 +88,7 @@ class Recommender:
         value: str | None = None,
         time: str | None = None,
         titles: pd.DataFrame | None = None,
-        model: str = "ials",
+        model: str | None = None,
         factors: int | None = None,
         epochs: int | None = None,
         settings: Mapping[str, object] | None = None,
@@ -121,16 +121,18 @@ class Recommender:
         titles
             Ids and titles of items; answers then have titles. Further columns are attributes, for ``where``.
         model
-            ``"ials"``, ``"bpr"``, ``"embedding"``, ``"linear"`` or ``"popularity"``.
+            ``"linear"``, ``"ials"``, ``"bpr"``, ``"embedding"`` or ``"popularity"``. By default ``"linear"``, or
+            ``"ials"`` where an argument is given that ``"linear"`` does not have.
         factors, epochs
-            Numbers of each item's vector; passes over the data.
+            Numbers of each item's vector (``"linear"``: eigenvalues, 0 for none); passes over the data, which
+            ``"linear"`` and ``"popularity"`` do not make.
         settings
             Hyper-parameters by name: the ``--set`` of ``recsys train``, whose ``--help`` lists them.
         split
             ``"user-holdout"``, ``"leave-last"``, ``"temporal"``, ``"random"``: hold interactions out and evaluate on
             them; ``"none"``.
         tune
-            Try so many settings first, on hidden items of the training data.
+            Try so many settings first, on hidden items of the training data; ``"linear"`` chooses its settings anyway.
         min_value, min_user, min_item
             Leave out rows of a smaller value; users and items with fewer rows.
         duplicates

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from apps.recsys.commands import bench, evaluate, export, recommend, recommend_all, serve, size, train, update
+from apps.recsys.commands.lists import merge
 from apps.recsys.data import splits, staging
 from apps.recsys.evaluation import metrics
 from apps.recsys.models.embedding import embedding_config
@@ -20,7 +21,7 @@ from apps.recsys.planning.train_request import TrainRequest
 from apps.recsys.planning.updating.request import UpdateRequest
 from apps.recsys.training import tuning
 from common import __version__
-from common.cli import fetch_bench, main
+from common.cli import fetch_bench, job_scripts, main
 from common.cli.arguments import IntermixedParser
 from common.cli.main import Command
 from common.compression import layouts
@@ -48,6 +49,7 @@ def parser() -> argparse.ArgumentParser:
     _update(commands.add_parser("update", help="add interactions to a model, or forget users, without a new training"))
     _evaluate(commands.add_parser("evaluate", help="rank all items for held-out users, and report metrics"))
     _recommend(commands.add_parser("recommend", help="recommend items for a user, a history or all users"))
+    merge.add(commands.add_parser("merge", help="join the lists of all parts of recommend --all-users --part"))
     _similar(commands.add_parser("similar", help="find the items nearest to one, or the users most like one"))
     _inspect(commands.add_parser("inspect", help="describe a model folder and check its digests"))
     _export(commands.add_parser("export", help="write item vectors and ids, for an index of vectors"))
@@ -98,7 +100,7 @@ def _train(parser: argparse.ArgumentParser) -> None:
     )
     add("-o", "--output", required=True, type=Path, metavar="MODEL_DIR")
     _kind(parser)
-    tune = "first try N settings on hidden training items; settings on the command line are not searched"
+    tune = "ials, bpr, embedding: first try N settings on hidden items; settings on the command line are not searched"
     add("--tune", type=main.positive, default=0, metavar="N", help=tune)
     _columns(parser)
     add("--time-col", metavar="NAME", help="for --split leave-last and temporal; default: by common names")
@@ -109,7 +111,8 @@ def _train(parser: argparse.ArgumentParser) -> None:
     repeated = "what repeated rows of a user and an item count: their sum (the default), the last of them, or 1"
     add("--duplicates", choices=staging.DUPLICATES, default="sum", help=repeated)
     add("--split", choices=splits.KINDS, default="none", help="hold items out, and evaluate on them (default none)")
-    add("--resume", action="store_true", help="fail without a checkpoint; by default one is continued if it exists")
+    resume = "ials, bpr, embedding: fail without a checkpoint; by default one is continued if it exists"
+    add("--resume", action="store_true", help=resume)
     main.add_common_options(parser)
     command = Command(
         "recsys train",
@@ -152,22 +155,22 @@ def _kind(parser: argparse.ArgumentParser) -> None:
     add(
         "--model",
         choices=model_options.KINDS,
-        default="ials",
-        help="default ials; bpr is reproducible only with --threads 1",
+        help=f"default {model_options.DEFAULT}, whose settings are chosen on hidden items, and"
+        f" {model_options.FORMER_DEFAULT} with options that only that has; bpr: reproducible with --threads 1",
     )
     add(
         "--factors",
         type=_not_negative,
         metavar="N",
-        help="numbers per item (default 64; linear: eigenvalues, as many of 512 as fit, 0 for none)",
+        help="linear: eigenvalues, 0 for none (default as many of 512 as fit); others: numbers per item (default 64)",
     )
-    add("--epochs", type=main.positive, metavar="N", help="passes over the data (ials 15, bpr 40, embedding 20)")
+    add("--epochs", type=main.positive, metavar="N", help="ials, bpr, embedding: passes over the data (15, 40, 20)")
     defaults = "; ".join(
         f"{kind}: " + ", ".join(f"{name}={value}" for name, value in hyper.items())
         for kind, hyper in model_options.DEFAULTS.items()
         if hyper
     )
-    text = f"hyper-parameter; names with defaults: {defaults}"
+    text = f"hyper-parameter of the model; names with defaults: {defaults}"
     add("--set", action="append", default=[], metavar="KEY=VALUE", help=text)
     _embedding(parser.add_argument_group("embedding").add_argument)
 
@@ -261,6 +264,7 @@ def _recommend(parser: argparse.ArgumentParser) -> None:
     add("--explain", type=main.positive, default=0, metavar="N", help=explain)
     output = "for many: user (or history, from 0), rank, item, score; .parquet, .csv or .jsonl"
     add("-o", "--output", type=Path, metavar="FILE", help=output)
+    job_scripts.add_options(parser, "NAME.part-K-of-N.SUFFIX next to -o, with --all-users")
     main.add_common_options(parser)
     parser.set_defaults(command=for_one)
 

@@ -5,6 +5,7 @@ missing in it.
 """
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -64,16 +65,13 @@ def reading() -> None:
     np.random.default_rng([0, 1]).permutation(3)
 
 
-def scoring() -> None:
-    """Warm up evaluation: the solver, matrix products and the pool of threads."""
+def folding() -> tuple[Any, Any]:
+    """Warm up the vector of a user: the solver and matrix products; returns factors and a function that makes one."""
     _command_line()
     import numpy as np
 
-    from apps.recsys.evaluation.full_ranking import evaluate
-    from apps.recsys.evaluation.metrics import Tally
     from apps.recsys.models.als.confidence import confidence
     from apps.recsys.models.als.ials import fold_in, gramian
-    from apps.recsys.models.scorers import FactorScorer
 
     factors = np.ones((1024, 64), np.float32)
     shared = gramian(factors)
@@ -81,6 +79,19 @@ def scoring() -> None:
 
     def vector(items: Any, values: Any) -> Any:
         return fold_in(shared, factors, items, confidence(values, hyper), hyper)
+
+    vector(np.arange(8), np.ones(8, np.float32)) @ factors.T
+    return factors, vector
+
+
+def scoring() -> None:
+    """Warm up evaluation: the solver, matrix products and the pool of threads."""
+    factors, vector = folding()
+    import numpy as np
+
+    from apps.recsys.evaluation.full_ranking import evaluate
+    from apps.recsys.evaluation.metrics import Tally
+    from apps.recsys.models.scorers import FactorScorer
 
     users = [(np.arange(8), np.ones(8, np.float32), np.arange(9, 12))] * 8
     tally = Tally(len(factors))
@@ -92,6 +103,11 @@ def scoring() -> None:
 
 def answering() -> None:
     """Warm up ``recommend`` and ``similar``: scoring, and Arrow for ids and titles."""
+    scoring()
+    _looking_up()
+
+
+def _looking_up() -> None:
     import io
 
     import numpy as np
@@ -102,7 +118,6 @@ def answering() -> None:
     from apps.recsys.data.id_table import IdTable
     from apps.recsys.models.catalogue_search import Catalogue
 
-    scoring()
     rows = np.arange(2, dtype=np.int32)
     for ids in (arrow_numpy.text(["1", "b"]), arrow_numpy.numbers(np.arange(2))):
         file = io.BytesIO()
@@ -159,8 +174,9 @@ def filtering() -> None:
     import numpy as np
 
     from apps.recsys.data.csr_store import NpyWriter
-    from apps.recsys.models.linear.filter import FilterScorer, Spectrum
+    from apps.recsys.models.linear.filter import FilterScorer
     from apps.recsys.models.linear.log import Log
+    from apps.recsys.models.linear.spectral import Spectrum
     from apps.recsys.models.linear.spectrum import spectrum
 
     scoring()
@@ -210,7 +226,25 @@ def tracing() -> None:
 
 
 def serving() -> None:
-    """Warm up ``serve``: answering, and some requests to a model that is not there, by the server's own loop."""
+    """Warm up ``serve``: vectors, ids, and some requests to a model that is not there, by the server's own loop.
+
+    A server runs for long, so what only its start needs of the libraries leaves memory, after each of them. What
+    answers need is then in memory again.
+    """
+    _one_by_one(folding, _looking_up, _requests)
+
+
+def _one_by_one(*parts: Callable[[], object]) -> None:
+    from common.memory.process import file_pages
+
+    for part in parts:
+        part()
+        file_pages.release()
+    for part in parts:
+        part()
+
+
+def _requests() -> None:
     import asyncio
 
     import uvloop
@@ -219,7 +253,6 @@ def serving() -> None:
     from apps.recsys.serving.lines import Lines
     from apps.recsys.serving.web.application import Application
 
-    answering()
     nobody: Any = _Nobody()
     application = Application(nobody, Lines(lambda line: None))
     server.warm(application)
@@ -260,5 +293,4 @@ class _Nobody:
 
 def filter_serving() -> None:
     """Warm up ``serve`` with a linear model."""
-    serving()
-    filtering()
+    _one_by_one(folding, _looking_up, _requests, filtering)

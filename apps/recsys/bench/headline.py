@@ -54,7 +54,8 @@ def suite() -> Suite:
     """Declare the cases."""
     headline = Suite("headline")
     ratings = source("ml-1m", WORK)
-    ours = ["-m", "apps.recsys", "train", ratings, "-o", WORK / "ml-1m", "--split", "user-holdout", "-q", "--json"]
+    kind = ["-o", WORK / "ml-1m", "--model", "ials"]
+    ours = ["-m", "apps.recsys", "train", ratings, *kind, "--split", "user-holdout", "-q", "--json"]
     repeats, group = 3, "recsys-ml-1m"
     ceiling = parse_size("400MiB")
     bounds = (NEVER_UNDER, ABOVE_BASELINE)
@@ -67,7 +68,18 @@ def suite() -> Suite:
     for name, factors, size, options in PREDICTIONS:
         label, model = f"{name}-{factors}", WORK / f"{name}-{factors}"
         common = ["--memory", size, "-q", "--json"]
-        train = ["train", source(name, WORK), "-o", model, "--factors", factors, *options.split(), *common]
+        train = [
+            "train",
+            source(name, WORK),
+            "-o",
+            model,
+            "--model",
+            "ials",
+            "--factors",
+            factors,
+            *options.split(),
+            *common,
+        ]
         for command, arguments in (("train", train), ("evaluate", ["evaluate", model, *common])):
             headline.case(
                 f"recsys-{command}-{label}",

@@ -3,7 +3,7 @@
 ``python -m apps.recsys.bench.lists MODEL_DIR`` runs ``recsys recommend --all-users -k 20`` on a model in one thread and
 prints one JSON line. ``--items 1000000 --out MODEL_DIR`` first grows the model: its items are repeated with noise
 (lengths by 10 %, coordinates by a tenth of their spread) and each user's history moves to one of the copies. The result
-is synthetic and has the spectrum of the real model.
+is synthetic and has the spectrum of the real model. Its items have an attribute, ``part``, of ten values.
 """
 
 import argparse
@@ -17,12 +17,16 @@ from typing import Any
 import numpy as np
 
 from apps.recsys.data import arrow_numpy
+from apps.recsys.data.attributes import stored
 from apps.recsys.data.csr_store import History, NpyWriter
 from apps.recsys.data.id_table import write_table
 from apps.recsys.models import recommender as model
 from apps.recsys.models import weights
+from apps.recsys.models.scan import stored as scan_files
 
 DEPTH = 20
+PARTS = 10
+"""Values of the attribute of a grown model."""
 JUDGED = 200
 """Number of users whose full ranking is computed."""
 
@@ -46,8 +50,13 @@ def grow(source: Path, out: Path, items: int, seed: int) -> None:
         indptr.append(history.indptr)
     write_table(out / "items.parquet", [arrow_numpy.numbers(np.arange(items))])
     write_table(out / "users.parquet", [arrow_numpy.numbers(np.arange(history.rows))])
+    scan_files.write(out, made["kind"], made["hyper"])
+    parts = random.integers(1, PARTS + 1, items).astype(np.int32)
+    stored.write(out, 0, parts, None, [arrow_numpy.numbers(np.arange(1.0, PARTS + 1))], as_text=False)
+    part = {"name": "part", "kind": "number", "several": False, "values": PARTS, "entries": items, "longest": 1}
     fields = ("factors", "table", "users", "interactions", "longest_history", "hyper", "split", "seed")
     kept = {name: made[name] for name in fields} | {"cosine": made.get("cosine", False), "items": items}
+    kept["attributes"] = [{**part, "letters": 0}]
     model.seal(out, kind=made["kind"], fields=kept)
 
 

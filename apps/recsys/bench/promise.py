@@ -12,13 +12,15 @@ from common.bench.harness import Bound, Suite
 
 WORK = Path("bench/work/promise-recsys")
 TRAIN = (
-    ("ials-lastfm", "lastfm", "--factors 64 --split user-holdout --set iterations=3"),
-    ("ials-ml-1m", "ml-1m", "--factors 64 --split user-holdout --set iterations=2"),
-    ("ials-gowalla", "gowalla", "--factors 128 --split user-holdout --set iterations=1"),
-    ("ials-epinions", "epinions", "--factors 64 --split user-holdout --set iterations=1"),
-    ("ials-ml-1m-last", "ml-1m", "--factors 32 --split leave-last --set iterations=1"),
+    ("ials-lastfm", "lastfm", "--model ials --factors 64 --split user-holdout --set iterations=3"),
+    ("ials-ml-1m", "ml-1m", "--model ials --factors 64 --split user-holdout --set iterations=2"),
+    ("ials-gowalla", "gowalla", "--model ials --factors 128 --split user-holdout --set iterations=1"),
+    ("ials-epinions", "epinions", "--model ials --factors 64 --split user-holdout --set iterations=1"),
+    ("ials-ml-1m-last", "ml-1m", "--model ials --factors 32 --split leave-last --set iterations=1"),
     ("popularity-ml-1m", "ml-1m", "--model popularity --split user-holdout"),
     ("popularity-gowalla", "gowalla", "--model popularity"),
+    ("linear-lastfm", "lastfm", "--split user-holdout"),
+    ("linear-ml-1m", "ml-1m", "--set degree_power=0.2 --set saturation=0.1 --set form=spectral"),
 )
 """Name, data set and options of each ``train``; the other commands use the models of the first four."""
 ANSWERS = (

@@ -21,11 +21,12 @@ NCF = {"weight": "binary", "alpha": 4.33, "regularization": 34, "frequency_scali
 settings were compared on each user's last item before the tested one, against 99 sampled negatives."""
 
 FEW_BYTES = (
-    ("110-bytes", 0, 32, 0.185, 110),
-    ("66-bytes", 472, 1, 0.175, 66),
-    ("34-bytes", 216, 1, 0.165, 34),
+    ("110-bytes", 0, 32, (), 0.185, 110),
+    ("66-bytes", 472, 1, (0.5, 0.14), 0.175, 66),
+    ("34-bytes", 216, 1, (0.5, 0.02), 0.165, 34),
 )
-"""Linear models on Gowalla: name, eigenvalues, bits of each, least R@20, most bytes an item."""
+"""Linear models on Gowalla: name, eigenvalues, bits of each, degree power and saturation unless they are chosen, least
+R@20, most bytes an item."""
 
 LEARNED_USERS = ["--model", "embedding", "--factors", 64, "--epochs", 160, "--threads", 1]
 LEARNED_USERS += ["--set", "user_vectors=learned", "--set", "negatives=4096"]
@@ -78,7 +79,8 @@ def suite() -> Suite:
 
     size = "256MiB"
     model, ceiling, group = WORK / "ncf-ials", parse_size(size), "ncf"
-    train = ["-m", "apps.recsys", "train", ncf_training(WORK), "-o", model, "--factors", 192, *settings(NCF)]
+    options = ["--model", "ials", "--factors", 192, *settings(NCF)]
+    train = ["-m", "apps.recsys", "train", ncf_training(WORK), "-o", model, *options]
     in_time = (Bound("seconds", at_most=120),)
     recsys.case("ncf-ml-1m-train", [*train, "--memory", size, *common], ceiling=ceiling, group=group, bounds=in_time)
     negatives = data("ml-1m") / "ncf" / "ml-1m.test.negative.gz"
@@ -92,7 +94,7 @@ def suite() -> Suite:
         ("embedding", LEARNED_USERS, (0.1837, 0.1493)),
         ("embedding-int8", [*LEARNED_USERS, "--table", "int8"], (None, None)),
         ("embedding-int4", [*LEARNED_USERS, "--table", "int4"], (None, None)),
-        ("ials", ["--factors", 256, *settings(GOWALLA)], (0.168, None)),
+        ("ials", ["--model", "ials", "--factors", 256, *settings(GOWALLA)], (0.168, None)),
     )
     for name, options, (recall, ndcg) in runs:
         model, group = WORK / f"gowalla-{name}", f"gowalla-{name}"
@@ -130,8 +132,8 @@ def _linear(recsys: Suite, gowalla: Path) -> None:
     compared = ["-m", "apps.recsys.bench.quality.ease", data("ml-1m") / "ratings.csv.gz", WORK / "ease"]
     bounds = Bound("result.ratio", at_least=0.985), Bound("result.bytes", at_most=0.1)
     recsys.case("linear-ml-1m-ease", compared, ceiling=parse_size("4GiB"), bounds=bounds)
-    for name, factors, bits, recall, most in FEW_BYTES:
-        trained = ["-m", "apps.recsys.bench.quality.few_bytes", gowalla, WORK / "few-bytes", factors, bits]
+    for name, factors, bits, given, recall, most in FEW_BYTES:
+        trained = ["-m", "apps.recsys.bench.quality.few_bytes", gowalla, WORK / "few-bytes", factors, bits, *given]
         least = Bound("result.recall@20", at_least=recall), Bound("result.bytes", at_most=most)
         recsys.case(f"linear-gowalla-{name}", trained, ceiling=parse_size(few_bytes.CEILING), bounds=least)
 

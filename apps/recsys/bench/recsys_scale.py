@@ -22,7 +22,8 @@ SCRATCH = Bound("result.scratch_mib", at_most=64)
 
 
 def _train(interactions: Path, out: Path, size: str, *options: object) -> list[object]:
-    return ["-m", "apps.recsys", "train", interactions, "-o", out, *options, "--memory", size, "-q", "--json"]
+    ends = ["--memory", size, "-q", "--json"]
+    return ["-m", "apps.recsys", "train", interactions, "-o", out, "--model", "ials", *options, *ends]
 
 
 def within_memory(suite: Suite) -> None:

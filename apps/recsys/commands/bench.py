@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from apps.recsys.planning.model_options import KINDS
+from apps.recsys.planning.model_options import DEFAULT, KINDS
 from common.cli import fetch_bench
 from common.memory.process import child
 
@@ -18,7 +18,7 @@ def add(commands: Any) -> None:
     one = fetch_bench.add_bench(commands, "recsys", steps)
     data_help = "CSV or Parquet, as train takes them (default: a generated sample of 600 users)"
     one.add_argument("interactions", nargs="*", type=Path, metavar="INTERACTIONS", help=data_help)
-    one.add_argument("--model", choices=KINDS, default="ials", help="kind of model (default ials)")
+    one.add_argument("--model", choices=KINDS, default=DEFAULT, help="kind of model (default %(default)s)")
 
 
 def steps(args: argparse.Namespace, folder: Path) -> "Sequence[Step]":

@@ -6,8 +6,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from apps.recsys.commands import list_files
+from apps.recsys.commands.lists import list_files
 from apps.recsys.data import arrow_numpy
+from apps.recsys.models.linear.ease import FILE as EASE
 from apps.recsys.models.recommender import Recommender, load_manifest
 from apps.recsys.planning.baselines import ANSWERING
 from apps.recsys.planning.questions.export import BATCH_ROWS, ExportRequest, ExportWorkload
@@ -31,7 +32,12 @@ def workload(request: ExportRequest, budget: MemoryBudget) -> ExportWorkload:
     """
     manifest = load_manifest(request.model)
     form = manifest["hyper"]["form"] if manifest["kind"] == "linear" else ""
-    if manifest["kind"] == "popularity" or form in ("filter", "ease"):
+    if form == "ease":
+        raise UsageError(
+            f"{request.model}: EASE has no item vectors, but weights of items by items: {EASE} of this folder, float32,"
+            " whose rows of a history's items add up to the scores; --set form=spectral has vectors"
+        )
+    if manifest["kind"] == "popularity" or form == "filter":
         form = f", form {form}," if form else ""
         raise UsageError(
             f"{request.model}: a model of kind {manifest['kind']}{form} has no item vectors; ials, bpr, embedding and"

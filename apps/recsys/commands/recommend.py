@@ -62,6 +62,8 @@ def recommend(session: CommandSession[RecommendRequest, AnswerWorkload]) -> Mapp
     with session.phase("answer"):
         service = RecommenderService(request.model, session.workload.manifest)
         ranked = _ranked(service, request, session.say)
+        if not ranked.best and not request.where:  # of an expression that is said already
+            session.say("the list is empty: the history has all items that may be recommended (--keep-seen)")
         width = max([2, *(len(str(service.items.id(row))) for row, _ in ranked.best)])
         explained = request.explained if len(ranked.items) else 0
         return _results(service.described(ranked, explained), width, prints=request.prints)

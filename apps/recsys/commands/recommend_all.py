@@ -14,8 +14,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from apps.recsys.commands import list_files, many
-from apps.recsys.commands.many import Part
+from apps.recsys.commands.lists import list_files, many, merge
+from apps.recsys.commands.lists.many import Part
 from apps.recsys.data import arrow_numpy, ingest
 from apps.recsys.data.attributes.passing import limited
 from apps.recsys.data.id_table import IdTable, unknown_line
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from apps.recsys.commands.many import Histories
+    from apps.recsys.commands.lists.many import Histories
 
 KEY = "key.json"
 """File in the folder of parts with the settings that the parts were made with."""
@@ -62,20 +62,25 @@ def workload(request: RecommendAllRequest, budget: MemoryBudget) -> RecommendAll
     if request.candidates is not None:
         ids = read_ids(request.candidates, "item", "--candidates", budget, request.threads)
         request = request.with_candidates(ids)
-    if (path := request.users or request.histories) is None:
+    path = request.users or request.histories
+    if path is None and request.part is None:
         return RecommendAllWorkload(request, manifest)
-    workspace, part = ingest.workspace(request.output), part_users(request.k)
+    workspace, size = ingest.workspace(request.output), part_users(request.k)
 
     def read() -> dict[str, Any]:
         from apps.recsys.data.questions import subjects
 
+        if path is None:
+            assert request.part is not None
+            return asdict(subjects.read_share(request.part, request.model, workspace.path, part=size))
         reader = subjects.read_users if request.users is not None else subjects.read_histories
-        return asdict(reader(path, request.model, workspace.path, part=part))
+        return asdict(reader(path, request.model, workspace.path, part=size))
 
     try:
         found = Subjects(**fork.run(read, ceiling=budget.host_bytes, threads=request.threads))
     except MemoryError:
-        raise DoesNotFit(ceiling=budget.host_bytes, reasons=[f"the ids of {path} alone need more"]) from None
+        what = path or request.model / "users.parquet"
+        raise DoesNotFit(ceiling=budget.host_bytes, reasons=[f"the ids of {what} alone need more"]) from None
     if found.unknown and request.strict:
         raise BadInput(_unknown(found), public="unknown ids")
     return RecommendAllWorkload(request, manifest, found, workspace)
@@ -116,7 +121,9 @@ def execute(session: CommandSession[RecommendAllRequest, RecommendAllWorkload]) 
         with session.phase("join"), files.atomic_file(request.output) as unfinished:
             list_files.write(_tables(parts), unfinished, request.output.suffix)
     shutil.rmtree(parts)
-    counts = {} if found is None else {"unknown": found.unknown, "popular": found.popular}
+    counts: dict[str, Any] = {} if found is None else {"unknown": found.unknown, "popular": found.popular}
+    if request.part is not None:
+        counts["part"] = asdict(merge.PartNote.of_request(request))
     return {"users": work.count, "rows": rows, "k": request.k, **counts}
 
 
@@ -200,9 +207,9 @@ class Ranker:
         work, history = self.session.workload, self.recommender.history
         if work.workspace is None:
             return many.all_users(self.request.model, history, size)
-        if self.request.users is not None:
-            return many.listed_users(work.workspace.path, history, size)
-        return many.listed_histories(work.workspace.path, size)
+        if self.request.histories is not None:
+            return many.listed_histories(work.workspace.path, size)
+        return many.listed_users(work.workspace.path, history, size)
 
     def answer(self, part: Part) -> Any:
         """Recommendations for consecutive users or histories.

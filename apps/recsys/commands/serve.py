@@ -41,6 +41,7 @@ def execute(session: CommandSession[ServeRequest, ServeWorkload]) -> Mapping[str
     from apps.recsys.serving.lines import Lines
     from apps.recsys.serving.live import Live, Log
     from apps.recsys.serving.server import Server, listen, shown
+    from apps.recsys.serving.service import TRIED
     from apps.recsys.serving.web.access import Access, hosts_for, read_token
     from apps.recsys.serving.web.application import Application
     from apps.recsys.serving.web.metrics import Metrics
@@ -60,6 +61,10 @@ def execute(session: CommandSession[ServeRequest, ServeWorkload]) -> Mapping[str
         if live.feedback is not None and live.feedback.skipped:
             skipped = f"{request.feedback}: {live.feedback.skipped:,} events of items that the model does not have"
             lines.event("skipped", skipped)
+        if live.service().recommender.scans:
+            half, longest = (1e3 * seconds for seconds in live.service().tried())
+            took = f"half of {TRIED} lists took {half:.1f} ms at most, the longest {longest:.1f}"
+            lines.event("scan", f"{live.manifest['items']:,} items stay on disk, and lists are exact; {took}")
         metrics = Metrics(request.workers)
 
         def serve(place: int = 0, replaces: bool = False) -> None:
@@ -102,7 +107,9 @@ def _price(session: CommandSession[ServeRequest, ServeWorkload], manifest: Recom
         raise BadInput(f"{request.model}: a model of another kind: start the server again", public="another kind")
     if len(costs) < len(probes):
         raise BadInput(f"{request.model}: its memory is not known: start the server again", public="not priced")
-    plan = Plan(work.name, (), work.footprint({}, costs))
+    settings = sorted(work.settings(), key=work.seconds)
+    plans = [Plan(work.name, tuple(sorted(one.items())), work.footprint(one, costs)) for one in settings]
+    plan = next((plan for plan in plans if plan.needed_bytes <= ceiling), plans[-1])
     if plan.needed_bytes > ceiling:
         raise BadInput(
             f"{request.model}: needs {format_size(plan.feasible_bytes)}, and the ceiling is {format_size(ceiling)}",

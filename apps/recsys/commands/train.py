@@ -18,7 +18,8 @@ from apps.recsys.data.csr_store import History
 from apps.recsys.data.splits import HeldOut, Kept
 from apps.recsys.models import recommender, search_space, weights
 from apps.recsys.models.linear.ease import FILE as EASE
-from apps.recsys.models.linear.options import AUTO, FILTER_FACTORS
+from apps.recsys.models.linear.options import AUTO, open_factors
+from apps.recsys.models.scan import stored as scan_files
 from apps.recsys.planning.resume_settings import resume_settings
 from apps.recsys.planning.train import TrainWorkload, training_warm_up
 from apps.recsys.planning.train_request import TrainRequest
@@ -172,6 +173,7 @@ def complete(work: TrainWorkload, session: Session, changed: Mapping[str, Any] =
         for line in evaluate.lines(measured):
             session.say(line)
     with session.phase("write"):
+        scan_files.write(directory, kind, fields["hyper"])
         recommender.write_card(directory, kind, fields, metrics)
         _move_into_place(directory, output)
         recommender.seal(output, kind=kind, fields=fields)
@@ -295,9 +297,11 @@ def _embedding_config(work: TrainWorkload, checkpoints: Path, *, resume: bool) -
 
 
 def _linear_config(work: TrainWorkload, plan: Plan) -> fit_linear.LinearConfig:
+    factors = int(plan["factors"])
+    of_filter = open_factors("filter", work.facts.items, work.fit_interactions)
     return fit_linear.LinearConfig(
-        factors=int(plan["factors"]),
-        filter_factors=FILTER_FACTORS if len(work.request.model.ranks) > 1 else int(plan["factors"]),
+        factors=factors,
+        filter_factors=of_filter if len(work.request.model.ranks) > 1 else factors,
         hyper=work.request.model.hyper,
         items=work.facts.items,
         directory=work.directory,
@@ -344,7 +348,7 @@ def _move_into_place(directory: Path, output: Path) -> None:
     """Move the files into the model folder, which does not count as a model until it is sealed."""
     output.mkdir(parents=True, exist_ok=True)
     model_folder.unseal(output)
-    of_before = (output.glob(f"{name}.*.npy") for name in ("heldout", "trained", "readers", "attribute"))
+    of_before = (output.glob(f"{name}.*.npy") for name in ("heldout", "trained", "readers", "attribute", "scan"))
     for stale in (*chain(*of_before), output / EASE, output / "evaluation.json"):
         stale.unlink(missing_ok=True)
     for path in sorted(directory.iterdir()):

@@ -24,6 +24,10 @@ if TYPE_CHECKING:
 os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
 
 
+BATCH = 1 << 16
+"""Rows and bytes of a Parquet file that are read at a time."""
+
+
 def text(values: Iterable[str | None]) -> Any:
     """Make a string array.
 
@@ -160,8 +164,68 @@ def _folder(path: Path) -> int:
 
 def read_parquet(path: Any) -> Any:
     """Read a small Parquet file as a table. (``pq.read_table`` imports pandas.)"""
+    with _opened(path) as file:
+        return file.read(use_threads=False)
+
+
+def read_columns(path: Any, names: Iterable[str]) -> dict[str, Any]:
+    """Read some columns of a Parquet file, those that it has: name -> Arrow array or chunked array.
+
+    Integers and text are read block by block into one array: at once, they and the file's pages exist three times.
+    """
+    import pyarrow as pa
+
+    found = {}
+    with _opened(path) as file:
+        for name in names:
+            place = file.schema_arrow.get_field_index(name)
+            if place < 0:
+                continue
+            kind, column = file.schema_arrow.field(place).type, None
+            if file.metadata.num_rows and kind in (pa.int64(), pa.string()):
+                column = _integers(file, name) if kind == pa.int64() else _texts(file, name)
+            found[name] = file.read([name], use_threads=False)[name] if column is None else column
+    return found
+
+
+def _integers(file: Any, name: str) -> Any:
+    """A column of int64; ``None`` if it has nulls."""
+    import numpy as np
+
+    out, at = np.empty(file.metadata.num_rows, np.int64), 0
+    for batch in file.iter_batches(BATCH, columns=[name], use_threads=False):
+        column = batch.column(0)
+        if column.null_count:
+            return None
+        out[at : at + len(column)] = values(column)
+        at += len(column)
+    return numbers(out[:at])
+
+
+def _texts(file: Any, name: str) -> Any:
+    """A column of text as a chunked array; ``None`` if it has nulls, or more letters than its bytes in the file.
+
+    Those are at least as many where each text is stored by itself.
+    """
+    import numpy as np
+    import pyarrow as pa
+
+    place = file.schema_arrow.get_field_index(name)
+    groups = (file.metadata.row_group(group).column(place) for group in range(file.metadata.num_row_groups))
+    room = np.empty(sum(group.total_uncompressed_size for group in groups), np.uint8)
+    ends, at, end = np.empty(file.metadata.num_rows, np.int32), 0, 0
+    for batch in file.iter_batches(BATCH, columns=[name], use_threads=False):
+        column = batch.column(0)
+        text, offsets = letters(column)
+        if column.null_count or end + len(text) > min(len(room), np.iinfo(np.int32).max):
+            return None
+        room[end : end + len(text)] = text
+        ends[at : at + len(column)] = offsets[1:] - (offsets[0] - end)
+        at, end = at + len(column), end + len(text)
+    return pa.chunked_array([strings(room[:end], ends[:at])])
+
+
+def _opened(path: Any) -> Any:
     import pyarrow.parquet as pq
 
-    path = native(path) if isinstance(path, Path) else path
-    with pq.ParquetFile(path, pre_buffer=False) as file:
-        return file.read(use_threads=False)
+    return pq.ParquetFile(native(path) if isinstance(path, Path) else path, pre_buffer=False, buffer_size=BATCH)

@@ -81,6 +81,8 @@ class NpyWriter:
 class NpyReader:
     """Reads slices of a one-dimensional ``.npy`` file, each into a new array; threads may share a reader.
 
+    A slice raises as ``fill``.
+
     Examples
     --------
     >>> with NpyWriter(Path("numbers.npy"), "<i4") as writer:
@@ -103,12 +105,24 @@ class NpyReader:
 
         start, stop, _ = part.indices(self.length)
         values = np.empty(max(0, stop - start), self.dtype)
-        room = memoryview(values.view(np.uint8).data)
+        self.fill(values, start)
+        return values
+
+    def fill(self, values: NDArray[Any], start: int) -> None:
+        """Read the numbers from ``start`` on into a contiguous array of the file's type, as many as it takes.
+
+        Raises
+        ------
+        BadInput
+            The file does not have as many.
+        """
+        room = memoryview(values.view("u1").data)  # NumPy's view: an empty array cannot be cast
         offset, filled = self._offset + start * self.dtype.itemsize, 0
-        # By position, so that threads can share a file.
-        while filled < len(room) and (read := os.preadv(self._stream.fileno(), [room[filled:]], offset + filled)):
+        while filled < len(room):  # by position, so that threads can share a file
+            read = os.preadv(self._stream.fileno(), [room[filled:]], offset + filled)
+            if not read:
+                raise BadInput(f"{self._stream.name}: is shorter than its header says", public="model file corrupt")
             filled += read
-        return values[: filled // self.dtype.itemsize]
 
     def gathered(self, starts: NDArray[Any], stops: NDArray[Any]) -> NDArray[Any]:
         """Several slices, one after the other: a microsecond each, where they are in the page cache."""

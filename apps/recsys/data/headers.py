@@ -4,7 +4,7 @@ import csv
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from apps.recsys.data.arrow_numpy import native
 from apps.recsys.data.columns import Layout, is_number
@@ -39,6 +39,11 @@ def is_arrow(path: Path) -> bool:
     return path.suffix.lower() in (".arrow", ".feather", ".ipc")
 
 
+CODE_BYTES = {"dictionary": 4 << 20, "large_string": 1 << 20, "large_binary": 1 << 20}
+"""Memory of Arrow's code for kinds of columns that no other file needs (measured: dictionaries 3.0 to 3.5 MiB, large
+strings, which Polars writes, 0.6 to 0.9)."""
+
+
 class Header(NamedTuple):
     """The columns of a file, and how it is read, by its first lines or its schema."""
 
@@ -52,6 +57,8 @@ class Header(NamedTuple):
     """Memory that reading the file takes besides the parser's, at most."""
     columnar: bool
     """True for Parquet and Arrow files; everything else is text."""
+    code_bytes: int = 0
+    """Memory of Arrow's code for the kinds of their columns (``CODE_BYTES``)."""
 
 
 def header(path: Path, layout: Layout = Layout()) -> Header:
@@ -80,8 +87,9 @@ def header(path: Path, layout: Layout = Layout()) -> Header:
 
 def _header(path: Path, layout: Layout) -> Header:
     if is_parquet(path) or is_arrow(path):
-        names, decoding = _schema(path)
-        return Header(names, ",", True, decoding, True)
+        schema, decoding = _schema(path)
+        code = max((CODE_BYTES.get(str(kind).partition("<")[0], 0) for kind in schema.types), default=0)
+        return Header(list(schema.names), ",", True, decoding, True, code)
     try:
         first = first_text(path, SAMPLE)
     except (OSError, EOFError, UnicodeDecodeError) as error:
@@ -144,8 +152,8 @@ def _layout_without_header(path: Path, lines: Sequence[str]) -> tuple[list[str],
     return ["user", "item"], LISTS
 
 
-def _schema(path: Path) -> tuple[list[str], int]:
-    """Column names of a Parquet or Arrow file, and the memory that decoding it takes (``Header.unpacking_bytes``)."""
+def _schema(path: Path) -> tuple[Any, int]:
+    """Schema of a Parquet or Arrow file, and the memory that decoding it takes (``Header.unpacking_bytes``)."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -158,11 +166,11 @@ def _schema(path: Path) -> tuple[list[str], int]:
                 sum(min(group.column(n).total_uncompressed_size, PAGES_BYTES) for n in range(group.num_columns))
                 for group in groups
             ]
-            return list(metadata.schema.to_arrow_schema().names), DECODED * max(sizes, default=0)
+            return metadata.schema.to_arrow_schema(), DECODED * max(sizes, default=0)
         with pa.OSFile(native(path)) as stream:
             file = pa.ipc.open_file(stream)
             # A batch is read whole; writers make all of one size but the last.
             largest = path.stat().st_size // max(1, file.num_record_batches - 1)
-            return list(file.schema.names), int(ARROW_SHARE * largest)
+            return file.schema, int(ARROW_SHARE * largest)
     except (pa.ArrowInvalid, OSError) as error:
         raise BadInput(f"{path}: not a file in {kind}'s format ({error})", public="unreadable file") from None

@@ -53,6 +53,8 @@ class Source:
 
     parquet: bool = False
     """True for Parquet and Arrow files; everything else is text."""
+    code_bytes: int = 0
+    """Memory of Arrow's code for the kinds of its columns."""
 
     @property
     def lists(self) -> bool:
@@ -119,7 +121,7 @@ def open_source(
     BadInput
         The file is missing or empty, its header is unreadable, or it has no such column (the message lists all).
     """
-    names, delimiter, headed, unpacking_bytes, columnar = header(path, layout)
+    names, delimiter, headed, unpacking_bytes, columnar, code_bytes = header(path, layout)
     every = [*names, *(name for name, _ in partitions if name not in names)]
     if model.user in every and model.item in every and wanted.user is None and wanted.item is None:
         value, time = (name if name in every else None for name in (model.value, model.time))
@@ -136,6 +138,7 @@ def open_source(
         tuple(pair for pair in partitions if pair[0] not in names),
         unpacking_bytes,
         columnar,
+        code_bytes,
     )
 
 
@@ -152,12 +155,12 @@ def open_titles(path: Path) -> tuple[Source, str]:
     BadInput
         As ``header``, or there is no column for the titles.
     """
-    names, delimiter, headed, unpacking_bytes, columnar = header(path)
+    names, delimiter, headed, unpacking_bytes, columnar, code_bytes = header(path)
     if delimiter == "::" and not headed:
         names = [*_MOVIES, *names[len(_MOVIES) :]][: len(names)]
     item, title = choose_titles(names, str(path))
     source = Source(path, Columns(item=item), delimiter, tuple(names), headed, parquet=columnar)
-    return replace(source, unpacking_bytes=unpacking_bytes), title
+    return replace(source, unpacking_bytes=unpacking_bytes, code_bytes=code_bytes), title
 
 
 def batches(

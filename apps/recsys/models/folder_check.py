@@ -15,6 +15,7 @@ from apps.recsys.data.attributes import stored
 from apps.recsys.models import weights
 from apps.recsys.models.linear.ease import FILE as EASE
 from apps.recsys.models.manifest import spectrum_bits
+from apps.recsys.models.scan import stored as scan_files
 from common.errors import BadInput
 
 TABLES = ("items.parquet", "users.parquet")
@@ -70,6 +71,7 @@ def check_files(directory: Path, manifest: Mapping[str, Any]) -> None:
                 raise BadInput(
                     f"{directory / name}: {there:,} numbers, the manifest says {length:,}", public="model file corrupt"
                 )
+    _check_scan(directory, manifest)
     factors = None if manifest["kind"] == "popularity" else manifest["factors"]
     is_ease, bits = _has_ease(directory, manifest), spectrum_bits(manifest)
     weights.check(directory / weights.WEIGHTS, items=items, factors=factors, linear=linear, is_ease=is_ease, bits=bits)
@@ -80,6 +82,15 @@ def _check_rows(directory: Path, name: str, rows: int, numbers: str) -> None:
     if _length(directory / f"{name}.indptr.npy", "<i8") != rows + 1:
         raise BadInput(f"{directory}: {name}.indptr.npy has not {rows:,} rows", public="model file corrupt")
     _length(directory / f"{name}.{numbers}.npy", "<i4")
+
+
+def _check_scan(directory: Path, manifest: Mapping[str, Any]) -> None:
+    """Check the codes of a large catalogue, where there are some."""
+    if not scan_files.is_there(manifest):
+        return
+    for name, length in scan_files.sizes(manifest["items"], manifest["factors"]).items():
+        if name not in manifest["files"] or _length(directory / name, scan_files.TYPES[name]) != length:
+            raise BadInput(f"{directory}: {name} has not {length:,} numbers", public="model file corrupt")
 
 
 def _has_ease(directory: Path, manifest: Mapping[str, Any]) -> bool:

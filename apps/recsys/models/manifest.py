@@ -100,6 +100,8 @@ class _EmbeddingHyper(TypedDict):
 class _LinearHyper(TypedDict):
     form: Literal["filter", "spectral", "ease"]
     degree_power: Annotated[float, ("minimum", 0), ("maximum", 1)]
+    user_power: NotRequired[Annotated[float, ("minimum", 0), ("maximum", 1)]]
+    item_power: NotRequired[Annotated[float, ("minimum", 0), ("maximum", 1)]]
     saturation: _Positive
     ridge: NotRequired[_Positive]
     bits: NotRequired[Literal[32, 8, 4, 2, 1]]

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from apps.recsys.models.embedding.user_encoders import FIRST_STEP, LEAST_LENGTH
+from apps.recsys.models.embedding.user_encoders import FIRST_STEP
+from apps.recsys.models.scan.rows import LEAST_LENGTH
 
 if TYPE_CHECKING:
     import numpy as np

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from apps.recsys.data.csr_store import History, NpyReader
 from apps.recsys.data.splits import Kept
-from apps.recsys.models.top_k import top_k
+from apps.recsys.models.top_k import best_of_blocks
 from common.errors import BadInput, UsageError
 
 if TYPE_CHECKING:
@@ -25,6 +25,8 @@ UNITS = {"h": 3600, "d": 86_400, "w": 604_800}
 """Units of a window, in seconds."""
 SCALES = ((1e17, 1e9, "nanoseconds"), (1e14, 1e6, "microseconds"), (1e11, 1e3, "milliseconds"))
 """Times from so large a number on are not seconds since 1970, which would be the year 5138; how many make a second."""
+MOST_BLOCK = 1 << 16
+"""Items among which the most popular ones are found at a time."""
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -150,11 +152,11 @@ def trained_counts(history: History, kept: Kept, *, items: int) -> NDArray[np.in
     return counts
 
 
-def counts(history: History, *, items: int) -> NDArray[np.int64]:
+def counts(history: History, *, items: int) -> NDArray[np.int32]:
     """Number of users that had each item, in all of a model's history: shape (items,)."""
     import numpy as np
 
-    numbers = np.zeros(items, np.int64)
+    numbers = np.zeros(items, np.int32)
     for start, stop in history.blocks():
         np.add.at(numbers, history.items(start, stop), 1)
     return numbers
@@ -175,7 +177,11 @@ def numbers(history: History, *, items: int, shares: NDArray[np.float32] | None 
     import numpy as np
 
     if shares is None:
-        return counts(history, items=items).astype(np.float32)
+        whole = counts(history, items=items)
+        found: NDArray[np.float32] = whole.view(np.float32)
+        for start in range(0, items, MOST_BLOCK):  # in place
+            found[start : start + MOST_BLOCK] = whole[start : start + MOST_BLOCK].astype(np.float32)
+        return found
     rounded: NDArray[np.float32] = np.rint(shares * np.float32(history.rows))
     return rounded
 
@@ -199,5 +205,10 @@ def most(numbers: NDArray[np.float32], k: int, allowed: NDArray[np.bool_] | None
     """
     import numpy as np
 
-    scores = numbers if allowed is None else np.where(allowed, numbers, np.float32(-np.inf))
-    return [(int(row), float(scores[row])) for row in top_k(scores, k)]
+    def blocks() -> Iterator[tuple[int, NDArray[np.float32]]]:
+        for start in range(0, len(numbers), MOST_BLOCK):
+            span = slice(start, start + MOST_BLOCK)
+            some = numbers[span]
+            yield start, some if allowed is None else np.where(allowed[span], some, np.float32(-np.inf))
+
+    return best_of_blocks(blocks(), k)

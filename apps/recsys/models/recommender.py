@@ -8,6 +8,7 @@ MODEL_DIR (see ``common.model_folder``)::
     items.parquet        row, id, title          users.parquet   row, id
     history.*.npy        items of each user (apps.recsys.data.csr_store)
     heldout.*.npy        items that evaluation scores (apps.recsys.data.splits), if there was a split
+    scan.*.npy           codes of the items' vectors, of a large catalogue (apps.recsys.models.scan.stored)
     ease.npy             weights of items by items of a linear model of the form ease
     trained.*.npy        with it in a linear model, the history without them (apps.recsys.models.linear.log)
     readers.*.npy        users of each item of a large linear model (apps.recsys.models.linear.readers)
@@ -28,12 +29,19 @@ from apps.recsys.models.folder_check import check_files
 from apps.recsys.models.likeness.diversity import diverse, shortlist
 from apps.recsys.models.linear.coded import CodedScorer
 from apps.recsys.models.linear.ease import EaseScorer, RowsOnDisk
-from apps.recsys.models.linear.filter import Spectrum, linear_scorer
+from apps.recsys.models.linear.filter import linear_scorer, user_power
 from apps.recsys.models.linear.log import Log
 from apps.recsys.models.linear.readers import Readers
+from apps.recsys.models.linear.spectral import Spectrum, spectral_rows
+from apps.recsys.models.linear.spectral import encoder as spectral_encoder
 from apps.recsys.models.manifest import RecommenderManifest, check_hyper, spectrum_bits
 from apps.recsys.models.old_names import renamed_hyper
 from apps.recsys.models.popularity import ALL, window_of
+from apps.recsys.models.scan import stored as scan_files
+from apps.recsys.models.scan.choice import Choice
+from apps.recsys.models.scan.rows import ItemRows
+from apps.recsys.models.scan.scanner import Scanner
+from apps.recsys.models.scan.scorer import ScanScorer
 from apps.recsys.models.scorers import FactorScorer, Scorer
 from common import model_folder
 from common.compression.codes import Codes
@@ -56,13 +64,23 @@ class Recommender:
         Its ``model.json``, checked by ``common.model_folder.load``.
     mapped
         True to map the items' vectors where they are float32, so that processes share them.
+    scanned
+        True to leave the items' vectors on disk where the folder has their codes, to answer about few histories.
     """
 
-    def __init__(self, directory: Path, manifest: Mapping[str, Any], *, mapped: bool = False) -> None:
+    def __init__(
+        self, directory: Path, manifest: Mapping[str, Any], *, mapped: bool = False, scanned: bool = False
+    ) -> None:
         self.directory, self.manifest = directory, manifest
-        self.scorer = _scorer(directory, manifest, mapped=mapped)
+        scans = scanned and scan_files.is_there(manifest)
+        self.scorer: Scorer = _scanning(directory, manifest) if scans else _scorer(directory, manifest, mapped=mapped)
         """Scores all items for histories."""
         self.history = History(directory, columns=self.scorer.items)
+
+    @property
+    def scans(self) -> bool:
+        """True if the items' vectors stay on disk."""
+        return isinstance(self.scorer, ScanScorer)
 
     @property
     def factors(self) -> FactorScorer | None:
@@ -88,7 +106,7 @@ class Recommender:
         values: NDArray[np.float32],
         k: int,
         *,
-        allowed: NDArray[np.bool_] | None = None,
+        allowed: NDArray[np.bool_] | Choice | None = None,
         keep_seen: bool = False,
         diversity: float = 0.0,
     ) -> Sequence[tuple[int, float]]:
@@ -101,7 +119,7 @@ class Recommender:
         k
             Number of items.
         allowed
-            Mask of items that may be recommended, shape (items,); ``None``: all.
+            Mask of items that may be recommended, shape (items,), or a filter that is asked for again; ``None``: all.
         keep_seen
             True to rank the history's own items too.
         diversity
@@ -114,6 +132,10 @@ class Recommender:
         """
         import numpy as np
 
+        if isinstance(self.scorer, ScanScorer):
+            found = self.scorer.best(items, values, shortlist(k, diversity), allowed, keep_seen=keep_seen)
+            return diverse(found, self.scorer, k, diversity)
+        allowed = allowed.mask() if isinstance(allowed, Choice) else allowed
         scores = self.scorer.scores([(items, values)], self.scorer.workspace(1))[0]
         if not keep_seen:
             scores[items] = -np.inf
@@ -156,6 +178,8 @@ class Recommender:
         """The ``k`` items nearest to the item ``row``, without itself: row and cosine of each, the nearest first."""
         import numpy as np
 
+        if isinstance(self.scorer, ScanScorer):
+            return self.scorer.nearest(row, k)
         scores = self.scorer.similarities(row)
         scores[row] = -np.inf
         return _best(scores, k)
@@ -177,9 +201,28 @@ def _scorer(directory: Path, manifest: Mapping[str, Any], *, mapped: bool) -> Sc
         encoder = user_encoders.embedding(factors, user_side, hyper)
     else:
         encoder = user_encoders.of_kind(
-            kind, factors, hyper, negatives=weights.read_compared(path) if kind == "bpr" else None
+            kind, factors, hyper, negatives=weights.read_compared(path, len(factors)) if kind == "bpr" else None
         )
     return FactorScorer(factors, encoder, encoder.contributions, prior=prior)
+
+
+def _scanning(directory: Path, manifest: Mapping[str, Any]) -> Scorer:
+    """A scorer with the item vectors on disk."""
+    kind, hyper, path = manifest["kind"], manifest["hyper"], directory / weights.WEIGHTS
+    if kind == "linear":
+        counts = weights.read_counts(path)
+        rows = spectral_rows(path, counts, hyper)
+        made = spectral_encoder(rows, counts, degree_power=float(hyper["degree_power"]))
+        return ScanScorer(rows, made, Scanner(directory, rows))
+    rows = ItemRows(path)
+    if kind == "embedding":
+        user_side = ItemRows(path, weights.user_side_name(path)) if hyper["tables"] == 2 else None
+        encoder = user_encoders.sum_of_items(rows, user_side, cosine=hyper["loss"] != "bpr")
+    else:
+        encoder = user_encoders.of_kind(
+            kind, rows, hyper, negatives=weights.read_compared(path, len(rows)) if kind == "bpr" else None
+        )
+    return ScanScorer(rows, encoder, Scanner(directory, rows))
 
 
 def _linear(directory: Path, manifest: Mapping[str, Any]) -> Scorer:
@@ -193,7 +236,7 @@ def _linear(directory: Path, manifest: Mapping[str, Any]) -> Scorer:
         spectrum = (
             weights.read_codes(path, factors=factors, bits=bits) if coded else Spectrum(*weights.read_spectrum(path))
         )
-    log = Log(directory, len(counts))
+    log = Log(directory, len(counts), user_power=user_power(hyper))
     readers = Readers.of(directory, log)
     if readers is not None:
         # To map a question's arrays of a few MiB anew takes as long as to fill them: 11.7 ms instead of 6.6.
@@ -204,7 +247,8 @@ def _linear(directory: Path, manifest: Mapping[str, Any]) -> Scorer:
 def _best(scores: NDArray[np.float32], k: int) -> list[tuple[int, float]]:
     from apps.recsys.models.top_k import top_k
 
-    return [(int(row), float(scores[row])) for row in top_k(scores, k)]
+    rows = top_k(scores, k)
+    return list(zip(rows.tolist(), scores[rows].tolist(), strict=True))
 
 
 def heldout_count(directory: Path, manifest: Mapping[str, Any]) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -65,6 +65,39 @@ def _candidates(scores: NDArray[np.float32], k: int) -> NDArray[np.intp] | None:
         return None
     candidates = np.flatnonzero(scores >= least)
     return candidates if len(candidates) <= groups else None
+
+
+def best_of_blocks(blocks: Iterable[tuple[int, NDArray[np.float32]]], k: int) -> list[tuple[int, float]]:
+    """The ``k`` largest scores of consecutive blocks, in the order of ``top_k``.
+
+    Parameters
+    ----------
+    blocks
+        The index of a block's first score, and its scores; ``-inf`` for items that must not be ranked.
+    k
+        Number of items.
+
+    Returns
+    -------
+    list
+        Index and score of each.
+
+    Examples
+    --------
+    >>> best_of_blocks([(0, np.array([1, 3], np.float32)), (2, np.array([-np.inf, 3], np.float32))], 3)
+    [(1, 3.0), (3, 3.0), (0, 1.0)]
+    """
+    import numpy as np
+
+    rows, scores = np.zeros(0, np.int64), np.zeros(0, np.float32)
+    for start, block in blocks:
+        if len(scores) == k and len(block) and block.max() <= scores[-1]:
+            continue
+        first = top_k(block, k)
+        rows, scores = np.concatenate([rows, first + start]), np.concatenate([scores, block[first]])
+        order = np.argsort(-scores, kind="stable")[:k]
+        rows, scores = rows[order], scores[order]
+    return list(zip(rows.tolist(), scores.tolist(), strict=True))
 
 
 def best_items(

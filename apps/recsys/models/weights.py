@@ -90,13 +90,11 @@ def read(path: Path, name: str = ITEMS, *, more: int = 0, mapped: bool = False) 
     """
     import numpy as np
 
-    (rows, columns), kind, offset = _entry(path, name)
+    (rows, columns), kind, offset = entry(path, name)
     if mapped and not more and kind == np.float32 and rows:
         whole: NDArray[np.float32] = np.memmap(path, kind, "r", offset, (rows, columns)).view(np.ndarray)
-        if not all(np.isfinite(whole[at : at + DECODED_ROWS]).all() for at in range(0, rows, DECODED_ROWS)):
-            raise BadInput(f"{path}: {name} has numbers that are not finite", public="weights unreadable")
-        return whole
-    packed, scales = kind == np.uint8, None if kind.kind == "f" else _tensor(path, f"{name}.scales").astype(np.float32)
+        return _finite(path, name, whole)
+    packed, scales = kind == np.uint8, None if kind.kind == "f" else tensor(path, f"{name}.scales").astype(np.float32)
     width = columns * (2 if packed else 1)
     factors = np.empty((rows, width + more), np.float32)
     with path.open("rb") as stream:
@@ -106,17 +104,16 @@ def read(path: Path, name: str = ITEMS, *, more: int = 0, mapped: bool = False) 
             _fill(stream, codes, path, name)
             decoded = factors[start : start + len(codes), :width]
             if packed:
-                _unpack(codes, decoded)
+                unpack(codes, decoded)
             else:
                 decoded[:] = codes
             if scales is not None:
                 decoded *= scales[start : start + len(codes), None]
-            if not np.isfinite(decoded).all():
-                raise BadInput(f"{path}: {name} has numbers that are not finite", public="weights unreadable")
+            _finite(path, name, decoded)
     return factors
 
 
-def _unpack(codes: NDArray[np.uint8], out: NDArray[Any]) -> None:
+def unpack(codes: NDArray[np.uint8], out: NDArray[Any]) -> None:
     """Write the two numbers from -8 to 7 of each byte into ``out``, which is twice as wide."""
     import numpy as np
 
@@ -133,7 +130,7 @@ def read_all(path: Path) -> dict[str, NDArray[Any]]:
     """
     header, _ = _header(path)
     present = {OLD_USER_SIDE: USER_SIDE, f"{OLD_USER_SIDE}.scales": f"{USER_SIDE}.scales"}
-    return {present.get(name, name): _tensor(path, name) for name in header if name != "__metadata__"}
+    return {present.get(name, name): tensor(path, name) for name in header if name != "__metadata__"}
 
 
 def decoded(tensors: Mapping[str, NDArray[Any]], name: str) -> NDArray[np.float32]:
@@ -146,7 +143,7 @@ def decoded(tensors: Mapping[str, NDArray[Any]], name: str) -> NDArray[np.float3
     numbers = codes
     if codes.dtype == np.uint8:
         numbers = np.empty((len(codes), 2 * codes.shape[1]), np.int8)
-        _unpack(codes, numbers)
+        unpack(codes, numbers)
     factors: NDArray[np.float32] = numbers * scales.astype(np.float32)[:, None]
     return factors
 
@@ -161,19 +158,22 @@ def read_items(path: Path, *, prior: bool, mapped: bool = False) -> NDArray[np.f
     """
     factors = read(path, more=int(prior), mapped=mapped)
     if prior:
-        factors[:, -1] = _tensor(path, PRIOR)
+        factors[:, -1] = _finite(path, PRIOR, tensor(path, PRIOR))
     return factors
 
 
-def read_compared(path: Path) -> NDArray[np.int32]:
-    """Read the rows of the items that ``bpr`` uses as negatives, int32.
+def read_compared(path: Path, items: int) -> NDArray[np.int32]:
+    """The rows of the items that ``bpr`` uses as negatives.
 
     Raises
     ------
     BadInput
-        As ``read``.
+        As ``read``, or one is no row of ``items``.
     """
-    return _tensor(path, COMPARED)
+    rows = tensor(path, COMPARED)
+    if len(rows) and not 0 <= rows.min() <= rows.max() < items:
+        raise BadInput(f"{path}: {COMPARED} has numbers that are no rows of items", public="weights unreadable")
+    return rows
 
 
 def read_counts(path: Path) -> NDArray[np.int32]:
@@ -184,7 +184,7 @@ def read_counts(path: Path) -> NDArray[np.int32]:
     BadInput
         As ``read``, or a count is negative.
     """
-    counts = _tensor(path, COUNTS)
+    counts = tensor(path, COUNTS)
     if len(counts) and counts.min() < 0:
         raise BadInput(f"{path}: {COUNTS} has negative numbers", public="weights unreadable")
     return counts
@@ -196,12 +196,17 @@ def read_spectrum(path: Path) -> tuple[NDArray[np.float32], NDArray[np.float32]]
     Raises
     ------
     BadInput
-        As ``read``, or an eigenvalue is not between 0 and 1.
+        As ``read``, or an eigenvalue is negative or not finite.
     """
-    values = _tensor(path, EIGENVALUES)
-    if not ((values >= 0) & (values <= 1)).all():
-        raise BadInput(f"{path}: {EIGENVALUES} has numbers that are not between 0 and 1", public="weights unreadable")
-    return _tensor(path, SPECTRUM), values
+    return _finite(path, SPECTRUM, tensor(path, SPECTRUM)), read_eigenvalues(path)
+
+
+def read_eigenvalues(path: Path) -> NDArray[np.float32]:
+    """The eigenvalues of a linear model; raises as ``read_spectrum``."""
+    values = tensor(path, EIGENVALUES)
+    if not ((values >= 0) & (values < float("inf"))).all():
+        raise BadInput(f"{path}: {EIGENVALUES} has numbers that cannot be eigenvalues", public="weights unreadable")
+    return values
 
 
 def read_variances(path: Path) -> NDArray[np.float32]:
@@ -214,7 +219,7 @@ def read_variances(path: Path) -> NDArray[np.float32]:
     """
     import numpy as np
 
-    variances = _tensor(path, VARIANCES)
+    variances = tensor(path, VARIANCES)
     if not ((variances > 0) & np.isfinite(variances)).all():
         raise BadInput(f"{path}: {VARIANCES} has numbers that are not above 0", public="weights unreadable")
     return variances
@@ -230,7 +235,7 @@ def read_codes(path: Path, *, factors: int, bits: int) -> Codes:
     """
     import numpy as np
 
-    packed, scales, unit = (_tensor(path, name) for name in (SPECTRUM, SCALES, UNIT))
+    packed, scales, unit = (tensor(path, name) for name in (SPECTRUM, SCALES, UNIT))
     with np.errstate(over="ignore", invalid="ignore"):
         largest = scales.max(initial=0).astype(np.float32) * unit * np.float32(1 << bits)
     if not (np.isfinite(largest).all() and (unit >= 0).all() and (scales >= 0).all()):
@@ -251,8 +256,13 @@ def read_user_side(path: Path) -> NDArray[np.float32]:
     BadInput
         As ``read``.
     """
+    return read(path, user_side_name(path))
+
+
+def user_side_name(path: Path) -> str:
+    """Name of that tensor in a file."""
     header, _ = _header(path)
-    return read(path, USER_SIDE if USER_SIDE in header else OLD_USER_SIDE)
+    return USER_SIDE if USER_SIDE in header else OLD_USER_SIDE
 
 
 def check(
@@ -308,6 +318,8 @@ def check(
             f"{path}: {ITEMS} has shape {shape}, the manifest says {items} items of {factors or 'some'} factors",
             public="weights unreadable",
         )
+    if PRIOR in header:
+        _require(path, header, PRIOR, "F32", [items])
 
 
 def _require(path: Path, header: Mapping[str, Any], name: str, kind: str, shape: list[int]) -> None:
@@ -348,8 +360,8 @@ def _header(path: Path) -> tuple[dict[str, Any], int]:
     return header, 8 + size
 
 
-def _entry(path: Path, name: str) -> tuple[tuple[int, ...], np.dtype[Any], int]:
-    """A tensor's shape and type, and its offset in the file."""
+def entry(path: Path, name: str) -> tuple[tuple[int, ...], np.dtype[Any], int]:
+    """A tensor's shape and type, and its offset in the file; raises as ``read``."""
     import numpy as np
 
     header, start = _header(path)
@@ -359,20 +371,28 @@ def _entry(path: Path, name: str) -> tuple[tuple[int, ...], np.dtype[Any], int]:
     return tuple(entry["shape"]), np.dtype(_TYPES[entry["dtype"]]), start + entry["data_offsets"][0]
 
 
+def _finite(path: Path, name: str, values: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return the values of a tensor; raises as ``read`` if some are not finite."""
+    import numpy as np
+
+    if not all(np.isfinite(values[at : at + DECODED_ROWS]).all() for at in range(0, len(values), DECODED_ROWS)):
+        raise BadInput(f"{path}: {name} has numbers that are not finite", public="weights unreadable")
+    return values
+
+
 def _fill(stream: BinaryIO, values: NDArray[Any], path: Path, name: str) -> None:
     if stream.readinto(values.data) != values.nbytes:  # type: ignore[attr-defined]
         raise BadInput(f"{path}: {name} is shorter than its header says", public="weights unreadable")
 
 
-def _tensor(path: Path, name: str) -> NDArray[Any]:
-    """Read one tensor as it is stored.
+def tensor(path: Path, name: str) -> NDArray[Any]:
+    """Read one tensor as it is stored; raises as ``read``.
 
-    The library's loader maps the file and copies it, so both are resident. The format is simple: a length, a JSON
-    header and the bytes.
+    The library's loader maps the file and copies it, so both are resident; the format is a length, JSON and the bytes.
     """
     import numpy as np
 
-    shape, kind, offset = _entry(path, name)
+    shape, kind, offset = entry(path, name)
     values = np.empty(shape, kind)
     with path.open("rb") as stream:
         stream.seek(offset)

@@ -36,7 +36,7 @@ STAGED_ROW_BYTES = 64
 
 
 def reading_terms(rows: int, sources: Sequence[Source]) -> tuple[Term, Term]:
-    """Terms of the phase ``plan`` for reading files: rows in Arrow's blocks, and unpacking compressed text.
+    """Terms of the phase ``plan`` for reading files: rows in Arrow's blocks; unpacking text, or Arrow's code.
 
     Parameters
     ----------
@@ -48,6 +48,7 @@ def reading_terms(rows: int, sources: Sequence[Source]) -> tuple[Term, Term]:
     read, unpacking = 0, 0
     blocks = min(STAGE_BYTES, STAGED_ROW_BYTES * rows)
     for source in sources:
+        unpacking = max(unpacking, source.code_bytes)
         if not source.parquet:
             unpacking = max(unpacking, source.unpacking_bytes)
         elif is_arrow(source.path):
@@ -56,7 +57,7 @@ def reading_terms(rows: int, sources: Sequence[Source]) -> tuple[Term, Term]:
             read = max(read, min(STAGE_BYTES, blocks + source.unpacking_bytes))
     return (
         Term("rows read", max(blocks, read), "measured", ("plan",)),
-        Term("unpacking", unpacking, "analytic", ("plan",)),
+        Term("unpacking", unpacking, "measured", ("plan",)),
     )
 
 

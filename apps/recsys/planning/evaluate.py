@@ -20,7 +20,7 @@ from apps.recsys.planning.baselines import (
     reading_terms,
     warm_up_for,
 )
-from apps.recsys.planning.ranking_terms import USER_BLOCKS, model_terms, ranking_terms
+from apps.recsys.planning.ranking_terms import model_terms, ranking_terms
 from apps.recsys.planning.requests import EvaluateRequest
 from common.files import Workspace
 from common.memory.costs import baseline
@@ -59,7 +59,7 @@ class EvaluateWorkload:
 
     def settings(self) -> Iterator[Setting]:
         """Numbers of users ranked at a time."""
-        for block in USER_BLOCKS:
+        for block in linear_terms.user_blocks(*self.manifests):
             yield {"user_block": block}
 
     @property
@@ -111,14 +111,14 @@ class EvaluateWorkload:
 
     def _scoring_terms(self, manifest: RecommenderManifest, block: int, during: tuple[str]) -> list[Term]:
         items, factors, columns = manifest["items"], manifest["factors"], embedding_terms.columns(manifest)
-        threads, scoring = self.request.threads, []
+        threads, scoring, solves = self.request.threads, [], not linear_terms.is_spectral(manifest)
         if filters := linear_terms.scores_all(manifest):
             factors = columns = 0
             block = min(block, self.scored_users)
             scoring = linear_terms.scorer_terms(manifest, block=block, threads=threads, phases=during)
         return [
             *self._metric_terms(min(block, self.scored_users), items, during),
-            *model_terms(users=manifest["users"], items=items, factors=columns, phases=during),
+            *model_terms(users=manifest["users"], items=items, factors=columns, phases=during, solves=solves),
             *scoring,
             *ranking_terms(
                 items=items,
@@ -130,6 +130,7 @@ class EvaluateWorkload:
                 threads=threads,
                 phases=during,
                 scores=not filters,
+                solves=solves,
             ),
             *bpr_terms.fold_terms(
                 manifest["kind"],

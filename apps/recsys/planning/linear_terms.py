@@ -8,22 +8,27 @@ from typing import Any
 
 from apps.recsys.models.linear import ease, readers
 from apps.recsys.models.linear.log import BLOCK_INTERACTIONS, block_users
-from apps.recsys.models.linear.options import chooses, sample_users
+from apps.recsys.models.linear.options import AUTO, chooses, sample_users
 from apps.recsys.models.linear.spectrum import ROWS, vectors
 from apps.recsys.models.manifest import spectrum_bits
+from apps.recsys.models.scan.stored import writing_bytes
+from apps.recsys.models.weights import DECODED_ROWS
 from apps.recsys.planning.baselines import uses_interactions
-from apps.recsys.planning.ranking_terms import PACKING_BYTES, WARM_FACTORS, ranking_terms
+from apps.recsys.planning.ranking_terms import PACKING_BYTES, USER_BLOCKS, WARM_FACTORS, ranking_terms
 from common.compression import codes
 from common.memory.footprint import Term
 
 ARRAYS = 3
 """Arrays of items by users while histories are scored: questions, answers, and what a block or the spectrum adds."""
-
-LEFT_BYTES = 10 << 20
-"""Memory that BLAS and the heap keep after the spectrum was computed (measured 9 MiB while candidates
-are compared and 12 while the split is evaluated, on Last.fm with 256 eigenvalues)."""
-
-
+SPECTRAL_ARRAYS = 2
+"""The same where candidates are spectral: scores, and as much again that the heap keeps of what chose the hidden items
+(measured 1.4 in all, on Gowalla)."""
+POWERS_BYTES = 24
+"""Bytes of an item's number of users to the powers of the candidates that are compared at a time."""
+LEAST_LEFT_BYTES, MOST_LEFT_BYTES = 2 << 20, 14 << 20
+"""Memory that BLAS and the heap keep after the spectrum was computed: this and an array of it, at most that (measured
+1 MiB with 40 items, 3 with 1,000 and 6 with 4,000 and 512 eigenvalues; on Last.fm with 512 eigenvalues 12 while
+candidates are compared, with 256 as many while the split is evaluated)."""
 PLACED_BYTES = 56
 """Bytes of an interaction of a block that is put in the order of its items: both orders, its place, and copies."""
 SHARED_BYTES, HISTORIES_BYTES, SPLIT_BYTES = 52, 12, 12
@@ -34,23 +39,41 @@ weight; of an interaction of those who are kept: as it is read, joined, with a o
 def block_terms(
     *, users: int, items: int, interactions: int, longest: int, threads: int, phases: tuple[str, ...]
 ) -> list[Term]:
-    """Terms of reading the interactions by blocks: their items in each thread, a one for each of them, row starts."""
+    """Terms of reading the interactions by blocks: their items in each of the ``threads``, a one for each of them, row
+    starts; 0 threads: single users are asked."""
     block = min(BLOCK_INTERACTIONS, interactions) + longest
-    starts = 4 * 4 * min(block_users(items), users) * threads
+    starts = 4 * 4 * block_users(items, users, interactions) * threads
     return [
         Term("block of interactions", 4 * block * (1 + threads) + starts, "analytic", phases),
         Term("history index", 8 * (users + 1), "analytic", phases),
-        Term("counts of the items' users", 12 * items, "analytic", phases),
+        Term("counts of the items' users", (12 if threads else 8) * items, "analytic", phases),
     ]
 
 
-def spectrum_terms(*, users: int, items: int, factors: int, phases: tuple[str, ...]) -> list[Term]:
-    """Terms of ``spectrum``: two blocks of vectors, what is added to one, the users' shares, Gramians in float64."""
+def spectrum_terms(
+    *, users: int, items: int, interactions: int, factors: int, threads: int, phases: tuple[str, ...]
+) -> list[Term]:
+    """Terms of ``spectrum``: its vectors, before and after P, and what applies P or makes them orthonormal.
+
+    P is applied with the users' shares and a product of a block; to make vectors orthonormal takes some of their rows,
+    and Gramians in float64.
+    """
     if not factors:
         return []
     width = vectors(items, factors)
-    arrays = 4 * width * (3 * items + min(users, block_users(items)) + 2 * ROWS)
-    return [Term("spectrum", arrays + 5 * 8 * width * width, "analytic", phases)]
+    array = 4 * width * items
+    applying = array + 4 * width * block_users(items, users, interactions)
+    orthonormal = 4 * width * min(items, threads * ROWS) + (5 * 8 + 4 * threads) * width * width
+    return [
+        Term("spectrum", 2 * array + max(applying, orthonormal), "analytic", phases),
+        left_behind(items=items, factors=factors, phases=phases),
+    ]
+
+
+def left_behind(*, items: int, factors: int, phases: tuple[str, ...]) -> Term:
+    """Term of what BLAS and the heap keep once there was a spectrum."""
+    array = 4 * vectors(items, factors) * items if factors else 0
+    return Term("left behind by the spectrum", min(MOST_LEFT_BYTES, LEAST_LEFT_BYTES + array), "measured", phases)
 
 
 def model_terms(*, items: int, factors: int, bits: int = 32, phases: tuple[str, ...]) -> list[Term]:
@@ -70,19 +93,35 @@ def decoding_terms(*, factors: int, bits: int, threads: int, phases: tuple[str, 
     return [Term("decoded rows", threads * (each + packing), "analytic", phases)]
 
 
-def scoring_terms(*, users: int, items: int, block: int, threads: int, phases: tuple[str, ...]) -> list[Term]:
+def scoring_terms(
+    *, users: int, items: int, interactions: int, block: int, threads: int, phases: tuple[str, ...]
+) -> list[Term]:
     """Terms of scoring all items for ``block`` users in all, shared by the threads."""
     columns = -(-block // threads) * threads
-    return [Term("scores", 4 * columns * (ARRAYS * items + min(users, block_users(items))), "analytic", phases)]
-
-
-def comparing_terms(*, users: int, items: int, block: int, threads: int, phases: tuple[str, ...]) -> list[Term]:
-    """Terms of comparing candidates: their scores, a mask of the large ones, and what the spectrum left behind."""
-    columns = -(-block // threads) * threads
     return [
-        *scoring_terms(users=users, items=items, block=block, threads=threads, phases=phases),
+        Term("scores", 4 * columns * (ARRAYS * items + block_users(items, users, interactions)), "analytic", phases)
+    ]
+
+
+def comparing_terms(
+    *,
+    users: int,
+    items: int,
+    interactions: int,
+    block: int,
+    threads: int,
+    filters: bool,
+    phases: tuple[str, ...],
+) -> list[Term]:
+    """Terms of comparing candidates: their scores and a mask of the large ones. Without ``filters`` the interactions
+    add nothing to the scores."""
+    columns = -(-block // threads) * threads
+    sizes = {"users": users, "items": items, "interactions": interactions, "block": block, "threads": threads}
+    scores = [Term("scores", 4 * columns * SPECTRAL_ARRAYS * items, "analytic", phases)]
+    return [
+        *(scoring_terms(**sizes, phases=phases) if filters else scores),
         Term("mask of large scores", columns * items, "analytic", phases),
-        Term("left behind by the spectrum", LEFT_BYTES, "measured", phases),
+        Term("powers of the items' users", POWERS_BYTES * items, "analytic", phases),
     ]
 
 
@@ -141,10 +180,27 @@ def readers_file(manifest: Mapping[str, Any]) -> bool:
     return f"{readers.NAME}.users.npy" in manifest.get("files", {})
 
 
+def user_blocks(*manifests: Mapping[str, Any]) -> tuple[int, ...]:
+    """Numbers of users that are ranked at a time: the smallest where each is scored by himself anyway."""
+    return USER_BLOCKS[-1:] if all(map(readers_file, manifests)) else USER_BLOCKS
+
+
 def scores_all(manifest: Mapping[str, Any]) -> bool:
     """True for a linear model that scores all items at a time: a filter, a spectrum that is codes, or EASE."""
     is_ease = manifest["kind"] == "linear" and manifest["hyper"]["form"] == "ease"
     return uses_interactions(manifest) or spectrum_bits(manifest) < 32 or is_ease
+
+
+def is_spectral(manifest: Mapping[str, Any]) -> bool:
+    """True for a spectrum alone in float32, which scores by item vectors."""
+    return manifest["kind"] == "linear" and manifest["hyper"]["form"] == "spectral" and spectrum_bits(manifest) == 32
+
+
+def counts_terms(manifest: Mapping[str, Any], *, scans: bool, phases: tuple[str, ...]) -> list[Term]:
+    """Terms of the items' numbers of users, and of their powers and a check of some rows while all vectors are made."""
+    items = manifest["items"]
+    loading = 0 if scans else 4 * items + min(items, DECODED_ROWS) * manifest["factors"]
+    return [Term("users of the items", 4 * items + loading, "analytic", phases)]
 
 
 def scorer_terms(
@@ -162,7 +218,7 @@ def scorer_terms(
     With ``explains`` it scores for one user, and explains ``block`` scores at a time. A large filter scores
     ``by_readers``, unless interactions are added to it (``FilterScorer.add``).
     """
-    sizes = {"users": manifest["users"], "items": manifest["items"]}
+    sizes = {name: manifest[name] for name in ("users", "items", "interactions")}
     factors, bits, scoring = manifest["factors"], spectrum_bits(manifest), scoring or phases
     spectrum = [
         *model_terms(items=manifest["items"], factors=factors, bits=bits, phases=phases),
@@ -178,19 +234,12 @@ def scorer_terms(
         ]
     longest = manifest.get("longest", manifest["longest_history"])
     ranking = scoring_terms(**sizes, block=block, threads=threads, phases=scoring)
-    if by_readers and readers_file(manifest):
-        counts = {"interactions": manifest["interactions"], "longest": longest}
-        ranking = reader_scoring_terms(
-            **sizes,
-            **counts,
-            block=1 if explains else block,
-            threads=threads,
-            phases=scoring,
-            spectral=factors > 0,
-            explained=explains,
-        )
+    passes = not (by_readers and readers_file(manifest))
+    if not passes:
+        each = {"block": 1 if explains else block, "spectral": factors > 0, "explained": explains}
+        ranking = reader_scoring_terms(**sizes, longest=longest, **each, threads=threads, phases=scoring)
     return [
-        *block_terms(**sizes, interactions=manifest["interactions"], longest=longest, threads=threads, phases=phases),
+        *block_terms(**sizes, longest=longest, threads=threads if passes else 0, phases=phases),
         *spectrum,
         *ranking,
     ]
@@ -239,9 +288,10 @@ def training_terms(
         True if a split holds something out.
     """
     factors, block = int(setting["factors"]), int(setting["user_block"])
-    counted, fit, bits = {"users": sizes.users, "items": sizes.items}, ("fit",), int(hyper["bits"])
+    counted = {"users": sizes.users, "items": sizes.items, "interactions": sizes.trained}
+    fit, bits = ("fit",), int(hyper["bits"])
     filters = hyper["form"] not in ("spectral", "ease")
-    spectrum = spectrum_terms(**counted, factors=factors, phases=fit)
+    spectrum = spectrum_terms(**counted, factors=factors, threads=threads, phases=fit)
     ordered = []
     if filters and sizes.large:
         ordered = readers_terms(items=sizes.items, interactions=sizes.trained, phases=fit)
@@ -250,9 +300,9 @@ def training_terms(
     stored = {"items": sizes.items, "factors": factors, "bits": bits}
     during = ("fit", "evaluate") if evaluates else fit
     terms = [
-        *block_terms(**counted, interactions=sizes.interactions, longest=sizes.longest, threads=threads, phases=during),
+        *block_terms(**counted, longest=sizes.longest, threads=threads, phases=during),
         *most,
-        *model_terms(**stored, phases=("write",)),
+        *_written_terms(**stored, form=hyper["form"]),
     ]
     if not evaluates:
         return terms
@@ -260,7 +310,7 @@ def training_terms(
     terms += model_terms(**stored, phases=evaluating)
     terms += decoding_terms(factors=factors, bits=bits, threads=threads, phases=evaluating)
     if factors:
-        terms.append(Term("left behind by the spectrum", LEFT_BYTES, "measured", evaluating))
+        terms.append(left_behind(items=sizes.items, factors=factors, phases=evaluating))
     some = min(block, sizes.scored_users)
     if filters and sizes.large:
         terms += _by_readers_terms(sizes, some, factors > 0, threads=threads, phases=evaluating)
@@ -269,6 +319,14 @@ def training_terms(
     return terms + _ranked_terms(
         sizes, sizes.scored_users, sizes.scored_longest, block, threads=threads, phases=evaluating, scores=False
     )
+
+
+def _written_terms(*, items: int, factors: int, bits: int, form: str) -> list[Term]:
+    """Terms of writing the spectrum, then perhaps the codes by which a large catalogue is scanned."""
+    scanned = factors and form in (AUTO, "spectral") and bits == 32
+    scan = Term("codes of the items", writing_bytes(items, factors) if scanned else 0, "analytic", ("write",))
+    terms = [*model_terms(items=items, factors=factors, bits=bits, phases=("write",)), scan]
+    return [max(terms, key=lambda term: term.bytes)]
 
 
 def _compared_terms(
@@ -282,9 +340,10 @@ def _compared_terms(
     phases: tuple[str, ...],
 ) -> list[Term]:
     """Terms of comparing candidates on hidden items; of EASE, or with it among them (``ease``), of its weights too."""
-    large = sizes.large and hyper["form"] not in ("spectral", "ease")
+    filters = hyper["form"] not in ("spectral", "ease")
+    large = sizes.large and filters
     scored = sample_users(sizes.items, sizes.users, large)
-    some, counted = min(block, scored), {"users": sizes.users, "items": sizes.items}
+    some, counted = min(block, scored), {"users": sizes.users, "items": sizes.items, "interactions": sizes.trained}
     ranking = _ranked_terms(sizes, scored, sizes.longest, some, threads=threads, phases=phases)
     of_ease = ease_terms(items=sizes.items, phases=phases)
     if hyper["form"] == "ease":
@@ -292,28 +351,24 @@ def _compared_terms(
     if not chooses(hyper, factors):
         return []
     asked = _by_readers_terms(sizes, threads, False, threads=threads, phases=phases) if large else []
+    left = left_behind(items=sizes.items, factors=factors, phases=phases)
     compared = [
         *model_terms(items=sizes.items, factors=factors, phases=phases),
-        *comparing_terms(**counted, block=threads if large else some, threads=threads, phases=phases),
+        *comparing_terms(**counted, block=threads if large else some, threads=threads, filters=filters, phases=phases),
         *asked,
+        left,
     ]
-    left = Term("left behind by the spectrum", LEFT_BYTES, "measured", phases)
-    return max(compared, [*of_ease, *ranking, left] if ease else [], key=lambda terms: sum(one.bytes for one in terms))
+    # Before that, items are hidden by what the interactions say of ``block`` users.
+    hiding = [] if large else scoring_terms(**counted, block=min(block, scored), threads=1, phases=phases)
+    with_ease = [*of_ease, *ranking, left] if ease else []
+    return max(compared, hiding, with_ease, key=lambda terms: sum(one.bytes for one in terms))
 
 
 def _by_readers_terms(
     sizes: TrainingSizes, block: int, spectral: bool, *, threads: int, phases: tuple[str, ...]
 ) -> list[Term]:
-    return reader_scoring_terms(
-        users=sizes.users,
-        items=sizes.items,
-        interactions=sizes.interactions,
-        longest=sizes.longest,
-        block=block,
-        threads=threads,
-        phases=phases,
-        spectral=spectral,
-    )
+    counted = {name: getattr(sizes, name) for name in ("users", "items", "interactions", "longest")}
+    return reader_scoring_terms(**counted, block=block, threads=threads, phases=phases, spectral=spectral)
 
 
 def _ranked_terms(

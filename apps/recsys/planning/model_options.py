@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -13,12 +13,18 @@ from apps.recsys.models.als.confidence import WEIGHTS
 from apps.recsys.models.embedding import embedding_config
 from apps.recsys.models.embedding.embedding_config import EmbeddingConfig
 from apps.recsys.models.linear import options as linear
+from apps.recsys.models.old_names import renamed_pairs
 from apps.recsys.planning.resume_settings import DECIDES
 from common.cli.main import parse_settings
 from common.compression import layouts
 from common.errors import UsageError
 
-KINDS = ("ials", "bpr", "embedding", "linear", "popularity")
+KINDS = ("linear", "ials", "bpr", "embedding", "popularity")
+DEFAULT = "linear"
+"""Kind of model unless ``--model`` names one: with nothing given it ranks best on three of four data sets
+(``docs/recsys.md``)."""
+FORMER_DEFAULT = "ials"
+"""The default of 0.1: what command lines mean that have its options and no ``--model``."""
 DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "ials": ials.HYPER,
     "bpr": bpr.HYPER,
@@ -35,6 +41,8 @@ MICRO_BATCHES = (512, 256, 128, 64, 32, 16)
 """Numbers of windows that may go through the network together, the fastest first."""
 EMBEDDING_ONLY = ("loss", "table", "micro_batch", "accumulate", "amp")
 """Options that only ``--model embedding`` has."""
+IN_PASSES = ("ials", "bpr", "embedding")
+"""Kinds that are trained in passes over the data: ``--epochs``, ``--tune`` and ``--resume`` are for them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,11 +88,13 @@ class ModelOptions:
             _check_embedding(self.hyper, self.factors)
 
     @classmethod
-    def of(cls, args: argparse.Namespace, pairs: list[str]) -> ModelOptions:
+    def of(cls, kind: str, args: argparse.Namespace, pairs: list[str]) -> ModelOptions:
         """Read the options of the command line.
 
         Parameters
         ----------
+        kind
+            One of ``KINDS`` (``kind_of``).
         args
             Parsed options.
         pairs
@@ -95,7 +105,8 @@ class ModelOptions:
         UsageError
             An option or hyper-parameter that the kind does not have, or as the constructor.
         """
-        kind: str = args.model
+        for pair in pairs:
+            _check_owner(kind, pair)
         hyper = parse_settings(pairs, DEFAULTS[kind])
         if args.factors == 0 and kind != "linear":
             raise UsageError("--factors 0: expected a positive number; 0 is for --model linear")
@@ -103,17 +114,22 @@ class ModelOptions:
             return cls._embedding(args, hyper)
         for name in EMBEDDING_ONLY:
             if getattr(args, name) is not None:
-                raise UsageError(f"--{name.replace('_', '-')} is for --model embedding")
+                raise not_for(f"--{name.replace('_', '-')}", ("embedding",), kind)
+        if args.epochs is not None and kind not in IN_PASSES:
+            raise not_for("--epochs", IN_PASSES, kind)
         if kind == "popularity":
             return cls(kind=kind, factors=1, hyper=hyper)
         if kind == "linear":
-            if args.epochs is not None:
-                raise UsageError("--epochs: linear is not trained in passes")
             ranks = linear.ranks(hyper["form"]) if args.factors is None else (args.factors,)
             return cls(kind=kind, factors=ranks[0], hyper=linear.checked(hyper, ranks[0]), ranks=ranks)
         if args.epochs is not None:
             hyper["iterations"] = args.epochs
         return cls(kind=kind, factors=args.factors or FACTORS, hyper=hyper)
+
+    @classmethod
+    def popularity(cls) -> ModelOptions:
+        """The smallest model, with its defaults."""
+        return cls(kind="popularity", factors=1, hyper=popularity.HYPER)
 
     @classmethod
     def _embedding(cls, args: argparse.Namespace, hyper: dict[str, Any]) -> ModelOptions:
@@ -149,6 +165,51 @@ class ModelOptions:
         """The same model with other values of some hyper-parameters or of ``factors``."""
         hyper = {**self.hyper, **{name: value for name, value in settings.items() if name != "factors"}}
         return replace(self, factors=int(settings.get("factors", self.factors)), hyper=hyper)
+
+
+def kind_of(args: argparse.Namespace) -> tuple[str, list[str]]:
+    """The kind of model of a command line, and a sentence for the user where that is not said and not the default.
+
+    Without ``--model`` it is ``DEFAULT``, but ``FORMER_DEFAULT`` where an option or setting is given that only that has
+    of the two.
+
+    Examples
+    --------
+    >>> kind_of(argparse.Namespace(model=None, set=[], epochs=3))
+    ('ials', ['--epochs is not for linear, the default: the model is ials; --model ials says so'])
+    >>> kind_of(argparse.Namespace(model=None, set=["degree_power=0.4"], epochs=None))
+    ('linear', [])
+    """
+    if args.model is not None:
+        return args.model, []
+    given = [f"--{name}" for name in ("epochs", "tune", "resume") if getattr(args, name, None)]
+    names = (pair.partition("=")[0] for pair in renamed_pairs(FORMER_DEFAULT, args.set)[0])
+    given += [f"--set {name}" for name in names if name in DEFAULTS[FORMER_DEFAULT] and name not in DEFAULTS[DEFAULT]]
+    if not given:
+        return DEFAULT, []
+    what = f"{given[0]} is not for {DEFAULT}, the default: the model is {FORMER_DEFAULT}"
+    return FORMER_DEFAULT, [f"{what}; --model {FORMER_DEFAULT} says so"]
+
+
+def not_for(option: str, kinds: Sequence[str], kind: str) -> UsageError:
+    """The error of an option that other kinds have, in one line that names them.
+
+    Examples
+    --------
+    >>> str(not_for("--epochs", IN_PASSES, "linear"))
+    '--epochs is for --model ials, bpr or embedding; linear, the default, does not have it'
+    """
+    named = " or ".join(filter(None, (", ".join(kinds[:-1]), kinds[-1])))
+    which = f"{kind}, the default," if kind == DEFAULT else kind
+    return UsageError(f"{option} is for --model {named}; {which} does not have it")
+
+
+def _check_owner(kind: str, pair: str) -> None:
+    """Refuse a hyper-parameter that only other kinds have."""
+    name = pair.partition("=")[0]
+    owners = [other for other in KINDS if renamed_pairs(other, [name])[0][0] in DEFAULTS[other]]
+    if owners and kind not in owners:
+        raise not_for(f"--set {pair}", owners, kind)
 
 
 def _check_ials(hyper: Mapping[str, Any]) -> None:

@@ -18,7 +18,13 @@ USER_BLOCKS = (256, 128, 64, 32, 16, 8)
 """Values of the knob ``user_block``, the users ranked at a time. Larger blocks than 256 are not faster."""
 
 
-def model_terms(*, users: int, items: int, factors: int, phases: Sequence[str]) -> list[Term]:
+def folding_bytes(*, factors: int, longest: int, solves: bool = True) -> int:
+    """Memory of a user's vector while it is made: factors of the history's items, and weighted; the system, which is
+    solved in a copy. Where it is a sum (not ``solves``), the factors alone."""
+    return 4 * factors * (2 * longest + 3 * factors) if solves else 4 * factors * (longest + 1)
+
+
+def model_terms(*, users: int, items: int, factors: int, phases: Sequence[str], solves: bool = True) -> list[Term]:
     """Terms of a loaded ``Recommender``.
 
     Parameters
@@ -29,12 +35,14 @@ def model_terms(*, users: int, items: int, factors: int, phases: Sequence[str]) 
         Numbers per item (``embedding_terms.columns``).
     phases
         Phases in which it is loaded.
+    solves
+        False where users' vectors are sums, so that no Gramian is needed.
     """
     during = tuple(phases)
     return [
         Term("item factors", 4 * items * factors, "analytic", during),
         Term("history index", 8 * (users + 1), "analytic", during),
-        Term("Gramian", 4 * factors * factors, "analytic", during),
+        Term("Gramian", 4 * factors * factors * solves, "analytic", during),
     ]
 
 
@@ -49,6 +57,7 @@ def ranking_terms(
     threads: int,
     phases: Sequence[str],
     scores: bool = True,
+    solves: bool = True,
 ) -> list[Term]:
     """Terms of ``full_ranking.evaluate``.
 
@@ -70,14 +79,20 @@ def ranking_terms(
         Phases in which it happens.
     scores
         False to leave out the array of scores, where the model has terms of its own for it.
+    solves
+        False where users' vectors are sums.
     """
     during = tuple(phases)
     block = min(block, scored)  # unused rows of the block stay untouched pages
     return [
         *([Term("scores", 4 * block * (items + factors), "analytic", during)] if scores else []),
         Term("waiting histories", int(block * (12 * mean + 1024)), "analytic", during),
-        # Factors of one history's items, and weighted; the system, which is solved in a copy.
-        Term("fold-in workspace", threads * 4 * factors * (2 * longest + 3 * factors), "analytic", during),
+        Term(
+            "fold-in workspace",
+            threads * folding_bytes(factors=factors, longest=longest, solves=solves),
+            "analytic",
+            during,
+        ),
         Term("threads", threads * THREAD_BYTES, "measured", during),
         Term("BLAS packing", threads * PACKING_BYTES * max(0, factors - WARM_FACTORS), "measured", during),
         # A partitioned copy and two comparisons.

@@ -23,6 +23,7 @@ from apps.recsys.planning.ranking_terms import (
     THREAD_BYTES,
     USER_BLOCKS,
     WARM_FACTORS,
+    folding_bytes,
     model_terms,
 )
 from common.files import Workspace
@@ -62,7 +63,7 @@ class RecommendAllWorkload:
     manifest: RecommenderManifest
     """``model.json`` of the model folder."""
     subjects: Subjects | None = None
-    """Sizes of a file of users or histories; ``None``: all users of the model."""
+    """Sizes of a file of users or histories, or of a part of the model's users; ``None``: all of these."""
     workspace: Workspace | None = None
     """Holds what was read of that file."""
     name: str = "recsys recommend"
@@ -84,7 +85,7 @@ class RecommendAllWorkload:
 
     def settings(self) -> Iterator[Setting]:
         """Numbers of users ranked at a time, in each thread."""
-        for block in USER_BLOCKS[1:]:
+        for block in linear_terms.user_blocks(self.manifest)[-len(USER_BLOCKS) + 1 :]:
             yield {"user_block": block}
 
     def probes(self, setting: Setting) -> Sequence[Probe]:
@@ -97,7 +98,7 @@ class RecommendAllWorkload:
         manifest, rank = self.manifest, ("rank",)
         items, users, factors, threads = manifest["items"], manifest["users"], manifest["factors"], self.request.threads
         files = manifest["files"]
-        both, part, tile = ("load", *rank), min(self.part_users, self.count), min(TILE, items)
+        both, part, tile = ("load", *rank), max(1, min(self.part_users, self.count)), min(TILE, items)
         block, size, filtering = min(int(setting["user_block"]), -(-part // threads)), columns(manifest), []
         if linear_terms.scores_all(manifest):
             # Blocks of one size that keep every thread busy (``Ranker.answer``).
@@ -111,7 +112,8 @@ class RecommendAllWorkload:
             longest, mean = self.subjects.longest, self.subjects.largest_part / part
         k = min(self.request.k, items)
         rows, listed = part * k, min(shortlist(self.request.k, self.request.diversity), items)
-        folding = 4 * factors * (2 * longest + 3 * factors)
+        solves = not linear_terms.is_spectral(manifest)
+        folding = folding_bytes(factors=factors, longest=longest, solves=solves)
         # Pairs that are not ranked, sorted; a user's vector, or the scores of a tile.
         each = 48 * (block * mean + longest) + max(folding, tile * (SCORE_BYTES * block + 4 * factors))
         writer = min(PARQUET_BYTES + PARQUET_ROW_BYTES * max(0, rows - PARQUET_ROWS), MOST_PARQUET_BYTES)
@@ -123,7 +125,7 @@ class RecommendAllWorkload:
         return Footprint.of(
             [
                 *baseline.terms(costs, self.probes(setting)[0]),
-                *model_terms(users=users, items=items, factors=size, phases=both),
+                *model_terms(users=users, items=items, factors=size, phases=both, solves=solves),
                 *filtering,
                 Term("order of items", 8 * items, "analytic", both),
                 # Lengths, negated lengths, and their order in 64 bits.

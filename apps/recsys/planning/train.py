@@ -15,7 +15,8 @@ from apps.recsys.data.csr_store import BLOCK
 from apps.recsys.data.ingest import Facts, Inputs
 from apps.recsys.data.splits import MOST_VALIDATION_USERS, SAMPLED_TIMES, reads_times
 from apps.recsys.models.embedding.embedding_config import EmbeddingConfig
-from apps.recsys.models.linear.options import may_be_ease
+from apps.recsys.models.linear.options import USUAL, may_be_ease, open_factors
+from apps.recsys.models.scan.stored import writing_bytes
 from apps.recsys.models.search_space import Choice
 from apps.recsys.planning import bpr_terms, embedding_terms, ials_terms, linear_terms
 from apps.recsys.planning.baselines import (
@@ -29,6 +30,7 @@ from apps.recsys.planning.baselines import (
     baseline_terms,
     reading_terms,
 )
+from apps.recsys.planning.model_options import DEFAULTS, ModelOptions
 from apps.recsys.planning.ranking_terms import PACKING_BYTES, USER_BLOCKS, WARM_FACTORS, model_terms, ranking_terms
 from apps.recsys.planning.train_request import TrainRequest
 from common.files import Workspace
@@ -51,15 +53,17 @@ LEFT_BYTES, MOST_LEFT_BYTES = 3 << 20, 10 << 20
 """Memory that trials leave allocated: fixed, and at most per thread (``TrainWorkload.left_bytes``). MiB measured after
 10 to 90 trials of up to 256 factors: 1.9 with 300 rows on one thread and on two, 3.9 and 5.1 with 20,000 rows, 6.0 with
 400,000, 12.6 with a million; ``bpr`` 3.9, an embedding 4.0 with 20,000 rows on two threads."""
+MEASURING_BYTES = 252 << 20
+"""Memory of the child that measures an embedding's step beside the parent, which has read the data: a refusal names a
+ceiling under which that is possible (60 rows, 89 factors: 330 MiB in all are too few, 345 enough)."""
 SAMPLER_BYTES = {False: 14 << 20, True: 20 << 20}
 """Memory of the process that proposes settings, besides its parent's: Optuna, and pages that it writes to; by whether
 the parent has loaded PyTorch. Measured in 1 to 31 trials, on one thread and on two: 11.5 to 13.8 MiB; with PyTorch, in
 1 to 12 trials on two threads, 16.7 to 18.3."""
 LEAST_FACTORS = 8
 """Fewest factors that a refusal suggests."""
-LESSER = 1e6
-"""Makes the planner take fewer eigenvalues, or leave EASE out, only where more does not fit: no ranking saves that many
-seconds."""
+GIVEN_POWER = 0.2
+"""Degree power of a filter that a refusal suggests: between those of dense and of sparse data (``docs/recsys.md``)."""
 RANKED_SECONDS = 2e-3
 """Fixed cost of ranking for a block of users: the unit of ``TrainWorkload.seconds``."""
 
@@ -168,8 +172,13 @@ class TrainWorkload:
         return LEFT_BYTES + self.request.threads * min(MOST_LEFT_BYTES, packed + 8 * factors * self.facts.longest)
 
     def remedies(self) -> Iterator[tuple[str, Workload]]:
-        """Fewer numbers per item: cheaper in everything, and a little less exact."""
+        """Fewer numbers per item: cheaper in everything, and a little less exact. Of a linear model, which the planner
+        gives as few eigenvalues as it must, settings instead of their comparison, or another model."""
         model = self.request.model
+        if model.kind == "linear" and dict(model.hyper) == DEFAULTS["linear"]:
+            powers = {"degree_power": GIVEN_POWER, **USUAL}
+            yield f"--factors 0 --set degree_power={GIVEN_POWER}", self.with_settings(powers)
+            yield "--model popularity", replace(self, request=replace(self.request, model=ModelOptions.popularity()))
         for factors in (model.factors // 2, model.factors // 4):
             if model.kind in ("ials", "bpr") and factors >= LEAST_FACTORS:
                 yield f"--factors {factors}", self.with_settings({"factors": factors})
@@ -188,7 +197,11 @@ class TrainWorkload:
             ]
         if model.kind == "linear":
             ease = (1, 0) if may_be_ease(model.hyper, self.facts.items, model.ranks) else (0,)
-            return [{"factors": min(factors, self.facts.items), "ease": one} for factors in model.ranks for one in ease]
+            most = self.facts.items
+            if len(model.ranks) > 1:
+                most = min(most, open_factors(model.hyper["form"], most, self.fit_interactions))
+            ranks = dict.fromkeys(min(factors, most) for factors in model.ranks)
+            return [{"factors": factors, "ease": one} for factors in ranks for one in ease]
         return [{"fit_block": size} for size in ials_terms.blocks(self.sizes)] if model.kind == "ials" else [{}]
 
     def probes(self, setting: Setting) -> Sequence[Probe]:
@@ -226,6 +239,8 @@ class TrainWorkload:
             Term("history block", 24 * (BLOCK + facts.longest), "analytic", reads_history),
         ]
         if embedding is not None:
+            if self.workspace is None:  # its step is another one, as filters and repeated pairs leave fewer rows
+                terms.append(Term("measuring a step", MEASURING_BYTES, "measured", ("plan",)))
             terms += embedding_terms.fixed_input_terms(embedding)
             terms += embedding_terms.table_terms(embedding, phases=("fit", "validate", "write"))
             terms += embedding_terms.step_terms(
@@ -279,10 +294,12 @@ class TrainWorkload:
 
     def _solver_terms(self, setting: Setting) -> list[Term]:
         model = self.request.model
-        factors = 4 * self.facts.items * model.factors
+        factors, write = 4 * self.facts.items * model.factors, ("write",)
         terms = [
             Term("item factors", factors, "analytic", ("arrange",) if model.kind == "popularity" else ("fit",)),
-            Term("item factors to write", factors, "analytic", ("write",)),
+            Term(
+                "item factors to write", max(factors, writing_bytes(self.facts.items, model.factors)), "analytic", write
+            ),
         ]
         if model.kind == "ials":
             return terms + ials_terms.terms(self.sizes, int(setting["fit_block"]))
@@ -327,15 +344,19 @@ class TrainWorkload:
             *bpr_terms.fold_terms(model.kind, factors=model.factors, longest=longest, threads=threads, phases=during),
         ]
 
+    def lesser(self, setting: Setting) -> float:
+        """Fewer eigenvalues of a linear model, and EASE left out, are no faster choice but a lesser one."""
+        model = self.request.model
+        if model.kind != "linear":
+            return 0.0
+        return model.ranks[0] - int(setting["factors"]) + (0.0 if setting["ease"] else 0.5)
+
     def seconds(self, setting: Setting) -> float:
         """A fixed cost per block that is ranked or solved and per micro-batch; the rest is the same for all."""
         model = self.request.model
         ranked = 1.0 + self.facts.scored_users / int(setting["user_block"])
         if model.kind == "embedding":
             return ranked + int(setting["accumulate"]) * self.facts.users
-        if model.kind == "linear":  # fewer eigenvalues are no faster choice but a lesser one
-            lesser = model.ranks[0] - int(setting["factors"]) + (0 if setting["ease"] else 0.5)
-            return ranked + LESSER * lesser
         if model.kind != "ials":
             return ranked
         fitted = ials_terms.seconds(self.sizes, int(setting["fit_block"]), iterations=int(model.hyper["iterations"]))

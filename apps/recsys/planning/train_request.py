@@ -13,7 +13,7 @@ from apps.recsys.data.staging import Filters
 from apps.recsys.models import search_space
 from apps.recsys.models.old_names import renamed_pairs
 from apps.recsys.models.search_space import Space
-from apps.recsys.planning.model_options import ModelOptions
+from apps.recsys.planning.model_options import IN_PASSES, ModelOptions, kind_of, not_for
 from apps.recsys.planning.requests import layout_of
 from apps.recsys.planning.resume_settings import DECIDES
 from common.errors import UsageError
@@ -101,15 +101,15 @@ class TrainRequest:
         UsageError
             In one line, if an option is out of range or does not fit the others.
         """
-        pairs, notes = renamed_pairs(args.model, args.set)
-        model = ModelOptions.of(args, pairs)
+        kind, notes = kind_of(args)
+        pairs, renamed = renamed_pairs(kind, args.set)
+        notes += renamed
+        model = ModelOptions.of(kind, args, pairs)
         if note := amp.require(model.amp, "cpu"):
             notes = [*notes, f"recsys train: {note}"]
-        if args.tune and model.kind in ("popularity", "linear"):
-            why = "has nothing to search" if model.kind == "popularity" else "chooses its settings without it"
-            raise UsageError(f"--tune: {model.kind} {why}")
-        if args.resume and model.kind == "linear":
-            raise UsageError("--resume: linear has no checkpoints; it is computed anew in minutes")
+        for option, chosen in (("--tune", args.tune), ("--resume", args.resume)):
+            if chosen and model.kind not in IN_PASSES:
+                raise not_for(option, IN_PASSES, model.kind)
         fixed = {pair.partition("=")[0] for pair in pairs} | ({"factors"} if args.factors else set())
         return cls(
             model=model,

@@ -36,12 +36,17 @@ class Gauge:
     """The prediction in bytes, while it answers."""
     terms: Sequence[Term]
     """The terms of the prediction, the largest first."""
+    filters: int = 0
+    """Number of filters of which the items that pass are kept."""
 
     @classmethod
     def of(cls, ceiling: int, plan: Plan) -> Gauge:
         """The gauge of a plan."""
         terms = [term for term in plan.footprint.terms if {ALL, *PHASES} & set(term.phases)]
-        return cls(ceiling, sum(term.bytes for term in terms), sorted(terms, key=lambda term: -term.bytes))
+        filters = dict(plan.knobs).get("filters", 0)
+        return cls(
+            ceiling, sum(term.bytes for term in terms), sorted(terms, key=lambda term: -term.bytes), int(filters)
+        )
 
     def read(self) -> dict[str, Any]:
         """Ceiling, prediction, what is held now, and the terms, for ``/model``."""
@@ -209,7 +214,9 @@ class Live:
 
     def _load(self, version: Version) -> RecommenderService:
         try:
-            service = RecommenderService(version.pinned.path, version.manifest, mapped=self._mapped)
+            service = RecommenderService(
+                version.pinned.path, version.manifest, mapped=self._mapped, filters=version.gauge.filters
+            )
             service.count()
         except BadInput as error:
             raise version.pinned.named(error) from None

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
-from apps.recsys.data.attributes.passing import limited
+from apps.recsys.data.attributes.passing import Kept
 from apps.recsys.data.id_table import IdTable
 from apps.recsys.models import popularity
 from apps.recsys.models.likeness.diversity import diverse, shortlist
 from apps.recsys.models.likeness.neighbours import nearest_users
 from apps.recsys.models.recommender import Recommender
+from apps.recsys.models.scan.choice import Choice
 from common.errors import BadInput
 
 if TYPE_CHECKING:
@@ -20,6 +22,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from apps.recsys.serving.feedback.fresh import Fresh
+
+    Allowed = NDArray[np.bool_] | Choice | None
+    """Items that may be recommended; ``None``: all."""
 
 
 class UnknownId(BadInput):
@@ -37,6 +42,8 @@ class UnknownId(BadInput):
         super().__init__(f"{what} {id_!r} is not in the model", public=f"unknown {what}")
 
 
+TRIED = 50
+"""Users for whom lists are made at the start, to say how long one takes."""
 EXPLAINED_ROWS = 64
 """Recommendations that are explained at a time."""
 
@@ -91,15 +98,20 @@ class RecommenderService:
         Its ``model.json``.
     mapped
         As for ``Recommender``.
+    filters
+        Number of expressions of which a large catalogue keeps the items that pass (``Choice``).
     """
 
-    def __init__(self, directory: Path, manifest: Mapping[str, Any], *, mapped: bool = False) -> None:
-        self.recommender = Recommender(directory, manifest, mapped=mapped)
+    def __init__(self, directory: Path, manifest: Mapping[str, Any], *, mapped: bool = False, filters: int = 0) -> None:
+        self.recommender = Recommender(directory, manifest, mapped=mapped, scanned=True)
         self.items = IdTable(directory / "items.parquet", manifest["items"])
         self.users = IdTable(directory / "users.parquet", manifest["users"])
+        self._expressions = Kept(directory, manifest)
         self.fresh: Fresh | None = None
         """Interactions since the model was made."""
         self._counts: NDArray[np.float32] | None = None
+        self._filters = filters if self.recommender.scans else 0
+        self._choices: dict[str, Choice] = {}
 
     def for_user(self, user: str, k: int, *, explained: int = 0, where: str | None = None) -> list[dict[str, Any]]:
         """The best items for a user of the training data.
@@ -143,14 +155,27 @@ class RecommenderService:
         say: Callable[[str], object] = lambda line: None,
     ) -> NDArray[np.bool_] | None:
         """Mask of the allowed items that match an expression, as ``passing.limited``."""
-        return limited(allowed, where, self.recommender.directory, self.recommender.manifest, say)
+        return self._expressions.limited(allowed, where, say)
+
+    def choice(self, where: str | None, allowed: NDArray[np.bool_] | None = None) -> Allowed:
+        """The same where it will be asked again: an expression alone keeps the items that pass, if there is room."""
+        if where is None or allowed is not None or not self._filters:
+            return self.passing(where, allowed)
+        masks = self._expressions.masks(where)
+        if masks is None:
+            return self.passing(where)
+        choice = self._choices.pop(where, None) or Choice(masks)
+        self._choices[where] = choice  # the last one
+        if len(self._choices) > self._filters:
+            del self._choices[next(iter(self._choices))]
+        return choice
 
     def ranked(
         self,
         user: str | None,
         ids: Sequence[str],
         k: int,
-        allowed: NDArray[np.bool_] | None = None,
+        allowed: Allowed = None,
         *,
         keep_seen: bool = False,
         diversity: float = 0.0,
@@ -164,7 +189,7 @@ class RecommenderService:
         UnknownId
             The user or an item is not in the model.
         """
-        items, values = self._history(user, ids)
+        items, values = self.history(user, ids)
         best = self.recommender.recommend(items, values, k, allowed=allowed, keep_seen=keep_seen, diversity=diversity)
         return Ranked(items, values, best)
 
@@ -172,7 +197,7 @@ class RecommenderService:
         self,
         rows: NDArray[np.int64],
         k: int,
-        allowed: NDArray[np.bool_] | None = None,
+        allowed: Allowed = None,
         *,
         keep_seen: bool = False,
         diversity: float = 0.0,
@@ -190,7 +215,7 @@ class RecommenderService:
         items: NDArray[np.int64],
         values: NDArray[np.float32],
         k: int,
-        allowed: NDArray[np.bool_] | None = None,
+        allowed: Allowed = None,
         *,
         keep_seen: bool = False,
         diversity: float = 0.0,
@@ -199,10 +224,21 @@ class RecommenderService:
         best = self.recommender.recommend(items, values, k, allowed=allowed, keep_seen=keep_seen, diversity=diversity)
         return Ranked(items, values, best)
 
-    def popular(self, k: int, allowed: NDArray[np.bool_] | None = None, *, diversity: float = 0.0) -> Ranked:
+    def tried(self, users: int = TRIED) -> tuple[float, float]:
+        """Seconds that a list of ten takes, of some users of the model: the median, and the longest."""
+        model, times = self.recommender, []
+        rows = range(0, model.history.rows, max(1, model.history.rows // users))
+        for row in rows[:users]:
+            began = time.perf_counter()
+            model.recommend(model.history.items(row), model.history.values(row), 10)
+            times.append(time.perf_counter() - began)
+        return sorted(times)[len(times) // 2], max(times)
+
+    def popular(self, k: int, allowed: Allowed = None, *, diversity: float = 0.0) -> Ranked:
         """The allowed items that most users of the model had, for somebody without a history."""
         import numpy as np
 
+        allowed = allowed.mask() if isinstance(allowed, Choice) else allowed
         best = popularity.most(self.count(), shortlist(k, diversity), allowed)
         chosen = diverse(best, self.recommender.scorer, k, diversity)
         return Ranked(np.zeros(0, np.int64), np.zeros(0, np.float32), chosen)
@@ -229,7 +265,14 @@ class RecommenderService:
             first, matching[row] = [(row, float(counts[row]))], False
         return self._described([*first, *popularity.most(counts, k, matching)][:k])
 
-    def _history(self, user: str | None, ids: Sequence[str]) -> tuple[NDArray[Any], NDArray[np.float32]]:
+    def history(self, user: str | None, ids: Sequence[str]) -> tuple[NDArray[Any], NDArray[np.float32]]:
+        """Items of a user with what came since the model was made, or of a list of ids, and their values.
+
+        Raises
+        ------
+        UnknownId
+            The user or an item is not in the model.
+        """
         import numpy as np
 
         if user is None:
@@ -311,6 +354,8 @@ class RecommenderService:
         return np.unique(rows)
 
     def _described(self, best: Sequence[tuple[int, float]]) -> list[dict[str, Any]]:
+        named = self.items.listed([row for row, _ in best])
         return [
-            {"id": self.items.id(row), "title": self.items.title(row), "score": round(score, 6)} for row, score in best
+            {"id": id_, "title": title, "score": round(score, 6)}
+            for (id_, title), (_, score) in zip(named, best, strict=True)
         ]

@@ -6,56 +6,26 @@ once; of a large one each user's readers are asked (``readers``), as the model w
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from apps.recsys.models.linear.filter import response, shared_scores
 from apps.recsys.models.linear.log import Log
-from apps.recsys.models.linear.readers import Readers, ReaderScores
+from apps.recsys.models.linear.readers import POPULAR, Readers
+from apps.recsys.models.linear.spectral import response
 from apps.recsys.models.top_k import top_k
+from apps.recsys.training.linear_candidates import Candidate
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-FINER_POWER, FINER_SATURATION = 0.05, 2**0.5
-"""Steps from the best candidate to those that are compared after it."""
+    Powers = Callable[[float], NDArray[np.float32]]
+
 MANY = 10
 """Scores left per wanted one above which each column is searched by itself: sorting more would take much memory."""
-
-
-@dataclass(frozen=True, slots=True)
-class Candidate:
-    """A form of the model with its two numbers."""
-
-    form: str
-    degree_power: float
-    saturation: float
-    """Infinite for a filter without a spectrum."""
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """Its hyper-parameters; without a spectrum the saturation has no meaning, and is 1, as the ridge of EASE."""
-        saturation = self.saturation if math.isfinite(self.saturation) else 1.0
-        return {"form": self.form, "degree_power": self.degree_power, "saturation": saturation, "ridge": 1.0}
-
-    def __str__(self) -> str:
-        return f"form={self.form} degree_power={self.degree_power:g} saturation={self.saturation:g}"
-
-    def neighbours(self, *, powers: bool, saturations: bool) -> list[Candidate]:
-        """Candidates between this one and those of the grid, along the numbers that are open; without this one."""
-        near = [round(self.degree_power + step, 3) for step in (-FINER_POWER, 0.0, FINER_POWER)]
-        steps = (1 / FINER_SATURATION, 1.0, FINER_SATURATION) if math.isfinite(self.saturation) else (1.0,)
-        made = [
-            Candidate(self.form, power, round(self.saturation * step, 4))
-            for power in (near if powers else near[1:2])
-            for step in (steps if saturations else (1.0,))
-            if 0 <= power <= 1
-        ]
-        return [candidate for candidate in made if candidate != self]
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,60 +41,96 @@ class Comparison:
     readers: Readers | None = None
     """The users of each item, where single histories are asked for."""
 
-    def by_readers(self, power: float) -> ReaderScores | None:
-        """Scores of a filter by the readers, for one degree power."""
+    def powers(self) -> Powers:
+        """Return a function for powers of ``degrees``, each of which it computes once."""
         import numpy as np
 
-        return ReaderScores(self.readers, self.degrees[:, 0], np.float32(power)) if self.readers is not None else None
+        return cache(lambda power: self.degrees ** np.float32(power))
 
     def rankings(
         self,
         histories: list[NDArray[Any]],
-        power: float,
         candidates: list[Candidate],
         depth: int,
-        by_readers: ReaderScores | None = None,
+        powers: Powers,
+        hidden: tuple[int, NDArray[Any]] | None = None,
     ) -> Iterator[list[NDArray[np.intp]]]:
-        """Yield the rankings of all histories by each candidate; all have the degree power ``power``.
+        """Yield the rankings of all histories by each candidate.
 
-        With ``by_readers`` (for this power) there is one history.
+        Parameters
+        ----------
+        histories
+            Rows of items; a single one with ``readers``.
+        candidates
+            All of the log's user power and of one power of the history's items (``Candidate.asking``); of one item
+            power too, that of the spectrum, if there is one.
+        depth
+            Items of a ranking.
+        powers
+            Of ``degrees``.
+        hidden
+            A user and his hidden items, where the readers have them too: scores are as if they had not.
         """
         import numpy as np
 
-        shape, b = (len(self.degrees), len(histories)), np.float32(power)
+        shape, first = (len(self.degrees), len(histories)), candidates[0]
         own = np.concatenate(histories), np.repeat(np.arange(len(histories)), [len(items) for items in histories])
-        filters = any(candidate.form == "filter" for candidate in candidates)
-        shared = np.empty(shape, np.float32)
-        # By readers alone there are no questions in columns: pages of a million items that would be zeroed.
-        questions = np.zeros(shape if by_readers is None or self.spectrum is not None else 0, np.float32)
-        if questions.size:
-            questions[own] = 1
-        if filters and by_readers is None:
-            shared_scores(self.log, questions, shared, self.degrees, b)
-        elif questions.size:
-            questions *= self.degrees**-b
-        if filters and by_readers is not None:
-            by_readers.scores(histories[0], shared[:, 0])
-        if filters:
-            shared[own] = -np.inf
-        coefficients = self.spectrum[0].T @ questions if self.spectrum is not None else None
-        added, best = questions, None
+        shared, scores, coefficients = np.empty(shape, np.float32), np.empty(shape, np.float32), None
+        if any(candidate.form == "filter" for candidate in candidates):
+            self._shared(histories, own, powers(-first.asking), scores, shared, -1 if hidden is None else hidden[0])
+        if self.spectrum is not None:
+            scores[:] = 0
+            scores[own] = powers(-first.degree_power)[own[0], 0]
+            coefficients = self.spectrum[0].T @ scores
+        best = None
         for candidate in candidates:
-            scores = shared
-            if coefficients is not None and self.spectrum is not None and math.isfinite(candidate.saturation):
+            b, a = candidate.degree_power, candidate.item_power
+            if coefficients is not None and self.spectrum is not None and candidate.spectral:
                 used = slice(self.filter_factors if candidate.form == "filter" else None)
                 vectors, eigenvalues = self.spectrum[0][:, used], self.spectrum[1][used]
                 passed = response(eigenvalues, candidate.saturation)
                 if candidate.form == "filter":
                     passed -= eigenvalues
-                scores = np.matmul(vectors, passed[:, None] * coefficients[used], out=added)
-                scores *= self.degrees**b
+                np.matmul(vectors, passed[:, None] * coefficients[used], out=scores)
                 if candidate.form == "filter":
+                    # All scores of this candidate times D^(a - b): ``shared`` stays as it is.
+                    scores *= powers(a)
                     scores += shared
+                    scores *= powers(b - a)
                 else:
-                    scores[own] = -np.inf
+                    scores *= powers(b)
+            else:
+                np.multiply(shared, powers(b - a), out=scores)
+            if candidate.form == "filter":
+                scores += POPULAR * self.degrees
+                if hidden is not None:
+                    items = hidden[1]
+                    fewer = np.maximum(self.degrees[items, 0] - 1, 1)
+                    scores[items, 0] = shared[items, 0] * fewer ** np.float32(b - a)
+            scores[own] = -np.inf
             best = best_columns(scores, depth, best)
             yield list(best)
+
+    def _shared(
+        self,
+        histories: list[NDArray[Any]],
+        own: tuple[NDArray[Any], NDArray[Any]],
+        asking: NDArray[np.float32],
+        questions: NDArray[np.float32],
+        out: NDArray[np.float32],
+        but: int,
+    ) -> None:
+        """Compute ``R' Du^-u R D^-(a + b) x``, shape (items, n), by readers without the user ``but``; ``questions`` is
+        overwritten."""
+        if self.readers is not None:
+            (items,) = histories
+            found = self.readers.shared(items, asking[items, 0])
+            kept = self.readers.kept(found)
+            out[:, 0] = self.readers.added(found, kept[found.users[kept] != but])
+            return
+        questions[:] = 0
+        questions[own] = asking[own[0], 0]
+        self.log.gram(questions, out)
 
 
 def best_columns(

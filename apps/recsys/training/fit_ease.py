@@ -13,9 +13,9 @@ from apps.recsys.evaluation.metrics import Tally
 from apps.recsys.models import weights
 from apps.recsys.models.linear import ease
 from apps.recsys.models.linear.log import Log
-from apps.recsys.models.linear.options import AUTO, EASE_ITEMS, HYPER, WORTH
-from apps.recsys.training.compare_linear import Candidate
+from apps.recsys.models.linear.options import AUTO, EASE_ITEMS, HYPER, USUAL, WORTH
 from apps.recsys.training.fit_linear import METRIC, SAMPLE, Fitted, LinearConfig, LinearTrainer
+from apps.recsys.training.linear_candidates import Candidate
 from common.memory.process.budget import format_size
 
 if TYPE_CHECKING:
@@ -108,8 +108,8 @@ class EaseTrainer:
 
 
 def settings(ridge: float) -> Mapping[str, Any]:
-    """Hyper-parameters of EASE; degree power and saturation have no meaning."""
-    return {"form": "ease", "degree_power": 0.0, "saturation": 1.0, "ridge": ridge}
+    """Hyper-parameters of EASE; powers and saturation have no meaning."""
+    return {"form": "ease", "degree_power": 0.0, **USUAL, "saturation": 1.0, "ridge": ridge}
 
 
 def ridge_text(ridge: float) -> str:
@@ -148,7 +148,7 @@ class AnyFormTrainer:
         linear.arrange()
 
         def compare(hidden: HeldOut) -> dict[Candidate | float, float]:
-            first, second = linear.compare(config.candidates, hidden).items(), of_ease.compare(hidden).items()
+            first, second = linear.compare(hidden).items(), of_ease.compare(hidden).items()
             return {choice: mean for pairs in (first, second) for choice, mean in pairs}
 
         def named(choice: Candidate | float) -> str:
@@ -161,7 +161,7 @@ class AnyFormTrainer:
         record = [linear.tried(one, mean) if isinstance(one, Candidate) else tried(one, mean) for one, mean in ordered]
         if isinstance(chosen, float):
             return of_ease.fitted(chosen, record)
-        return linear.fitted(chosen or config.candidates[0], record)
+        return linear.fitted(chosen or linear.usual, record)
 
 
 def _why_not(items: int) -> str:

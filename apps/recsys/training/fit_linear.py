@@ -1,4 +1,4 @@
-"""Fit a linear model: choose its form and its two numbers on hidden items, then compute its spectrum.
+"""Fit a linear model: choose its form and its numbers on hidden items, then compute its spectrum.
 
 What the command line leaves open (``auto``) is chosen by NDCG@20 on items that are hidden from the interactions
 meanwhile (``hide_alike``). All candidates rank for the same users.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
@@ -20,12 +20,13 @@ from apps.recsys.evaluation.metrics import Tally
 from apps.recsys.models import weights
 from apps.recsys.models.linear.filter import code_weights
 from apps.recsys.models.linear.log import TRAINED, Log, forget_trained, write_trained
-from apps.recsys.models.linear.options import AUTO
+from apps.recsys.models.linear.options import AUTO, chooses
 from apps.recsys.models.linear.readers import NAME as READERS
 from apps.recsys.models.linear.readers import Readers, ReaderScores, likeness, uses_readers, write_readers
 from apps.recsys.models.linear.spectrum import ITERATIONS, spectrum
-from apps.recsys.training.compare_linear import Candidate, Comparison
+from apps.recsys.training.compare_linear import Comparison
 from apps.recsys.training.hide_alike import hide_alike
+from apps.recsys.training.linear_candidates import Candidate, Search
 from common.compression.codes import Codes
 from common.memory.process import glibc
 
@@ -33,19 +34,12 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from apps.recsys.training.compare_linear import Powers
     from apps.recsys.training.session import TrainingSession
 
 DEPTH = 20
 METRIC = f"ndcg@{DEPTH}"
 """Metric by which candidates are compared."""
-POWERS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)
-"""Candidates for the degree power."""
-SATURATIONS: Mapping[str, tuple[float, ...]] = {
-    "filter": (8.0, 4.0, 2.0, 1.0, 0.5),
-    "spectral": (1.0, 0.3, 0.1, 0.05, 0.03, 0.02, 0.01),
-}
-"""Candidates for the saturation by form. A filter changes little of the spectrum; a spectral model of dense data cuts
-off most of its first eigenvalues (``docs/recsys.md``)."""
 SAMPLE, SAMPLED_READERS = "sampled", "sampled_readers"
 """Names of the files with the interactions that are left while items are hidden, and with the users of each item."""
 
@@ -64,7 +58,7 @@ class LinearConfig:
     filter_factors
         Most of them that a filter uses.
     hyper
-        ``form``, ``degree_power`` and ``saturation``, each of which may be ``AUTO``.
+        As ``options.HYPER``, each of which may be ``AUTO``.
     items
         Number of items.
     directory
@@ -84,20 +78,9 @@ class LinearConfig:
     seed: int
 
     @property
-    def candidates(self) -> list[Candidate]:
+    def search(self) -> Search:
         """The settings that the command line leaves open."""
-        hyper = self.hyper
-        forms = ("filter", "spectral") if hyper["form"] == AUTO else (hyper["form"],)
-        powers = POWERS if hyper["degree_power"] == AUTO else (hyper["degree_power"],)
-        made = []
-        for power in powers:
-            for form in forms:
-                saturations = SATURATIONS[form] if hyper["saturation"] == AUTO else (hyper["saturation"],)
-                if form == "filter" and (not self.factors or hyper["saturation"] == AUTO):
-                    made.append(Candidate(form, power, math.inf))
-                if self.factors:
-                    made += [Candidate(form, power, saturation) for saturation in saturations]
-        return made
+        return Search(self.hyper, self.factors)
 
 
 class Fitted(NamedTuple):
@@ -135,11 +118,19 @@ class LinearTrainer:
             The session is stopping.
         """
         self.arrange()
-        candidates = self.config.candidates
-        if len(candidates) == 1:
-            return self.fitted(candidates[0])
-        chosen, ordered = self.ranked(lambda hidden: self.compare(candidates, hidden), str)
-        return self.fitted(chosen or candidates[0], [self.tried(one, mean) for one, mean in ordered])
+        if not chooses(self.config.hyper, self.config.factors):
+            return self.fitted(self.usual)
+        chosen, ordered = self.ranked(self.compare, str)
+        return self.fitted(chosen or self.usual, [self.tried(one, mean) for one, mean in ordered])
+
+    @property
+    def usual(self) -> Candidate:
+        """The candidate where nothing is open, or no items can be hidden."""
+        search = self.config.search
+        first = search.first[0]
+        if first.form == "filter" and self.config.hyper["saturation"] != AUTO and self.config.factors:
+            return replace(first, saturation=self.config.hyper["saturation"])
+        return first
 
     def tried(self, candidate: Candidate, mean: float) -> Mapping[str, Any]:
         """A candidate as the record has it."""
@@ -149,7 +140,7 @@ class LinearTrainer:
         """Compute the spectrum of a candidate, and what answers of it need."""
         config = self.config
         with self.session.phase("fit"):
-            log = Log(config.directory, config.items)
+            log = Log(config.directory, config.items, user_power=chosen.user_power)
             counts = log.counts()
             tensors: dict[str, Any] = {weights.COUNTS: counts}
             if uses_readers(chosen.form, log.history.size):
@@ -158,13 +149,18 @@ class LinearTrainer:
                 forget_trained(config.directory, READERS)
             factors = self._factors(chosen)
             if factors:
-                vectors, tensors[weights.EIGENVALUES] = self._spectrum(log, counts, factors)
+                vectors, tensors[weights.EIGENVALUES] = self._spectrum(log, counts, factors, chosen.item_power)
                 tensors |= self._stored(vectors, tensors[weights.EIGENVALUES], chosen)
         return Fitted(tensors, {**chosen.settings, "factors": factors}, tried)
 
     def _asks_readers(self, log: Log) -> bool:
         """True if candidates are compared by the readers of single histories."""
         return self.config.hyper["form"] in (AUTO, "filter") and uses_readers("filter", log.history.size)
+
+    def _sampled(self, log: Log) -> bool:
+        """True if what is left of the interactions is written anew while items are hidden. For readers alone that is
+        not needed: each user is left out of his own answer, and all others are too many to matter."""
+        return bool(self.config.factors) or not self._asks_readers(log)
 
     def _use_readers(self, log: Log, counts: NDArray[np.int32], chosen: Candidate) -> None:
         """Write the users of each item, if they are not there, and say what the bounds of an answer change."""
@@ -174,7 +170,7 @@ class LinearTrainer:
         if not (directory / f"{READERS}.users.npy").exists():
             write_readers(directory, log, counts)
         degrees, power = np.maximum(counts, 1).astype(np.float32), np.float32(chosen.degree_power)
-        scores = ReaderScores(Readers(directory, log), degrees, power)
+        scores = ReaderScores(Readers(directory, log), degrees, power, chosen.item_power)
         with _reused_memory():
             self.session.say(str(likeness(scores, log, seed=self.config.seed)))
 
@@ -229,10 +225,14 @@ class LinearTrainer:
                 write_trained(config.directory, history, kept)
             history.close()
 
+    @property
+    def _name(self) -> str:
+        """Name of the interactions that are trained on."""
+        return "history" if self.config.split == "none" else TRAINED
+
     def hide(self) -> HeldOut | None:
         """Hide items of a sample of users, and write the rest; ``None`` if no user has enough items."""
-        config, directory = self.config, self.config.directory
-        name = "history" if config.split == "none" else TRAINED
+        config, directory, name = self.config, self.config.directory, self._name
         with self.session.phase("fit"):
             log = Log(directory, config.items, name)
             counts, readers = log.counts(), None
@@ -245,20 +245,23 @@ class LinearTrainer:
             if not found:
                 return None
             hidden, left = HeldOut(directory, "validation"), History(directory, name)
-            write_trained(directory, left, Kept(left, None, whole_users=False, validation=hidden), SAMPLE)
+            if self._sampled(log):
+                write_trained(directory, left, Kept(left, None, whole_users=False, validation=hidden), SAMPLE)
         return hidden
 
     def _spectrum(
-        self, log: Log, counts: NDArray[np.int32], factors: int
+        self, log: Log, counts: NDArray[np.int32], factors: int, item_power: float
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        with self.session.progress(total=ITERATIONS, unit="pass", label="spectrum") as bar:
+        with self.session.progress(total=ITERATIONS, unit="step", label="spectrum") as bar:
 
             def after_iteration() -> None:
                 bar.update()
                 if self.session.stopping:
                     raise KeyboardInterrupt
 
-            return spectrum(log, counts, factors, seed=self.config.seed, after_iteration=after_iteration)
+            seed, threads = self.config.seed, self.session.threads
+            how: Mapping[str, Any] = {"item_power": item_power, "seed": seed, "threads": threads}
+            return spectrum(log, counts, factors, **how, after_iteration=after_iteration)
 
     def _stored(
         self, vectors: NDArray[np.float32], eigenvalues: NDArray[np.float32], chosen: Candidate
@@ -270,61 +273,96 @@ class LinearTrainer:
         parts = code_weights(eigenvalues, chosen.form, chosen.saturation)
         return weights.code_tensors(Codes.of(vectors, bits, seed=self.config.seed, weights=parts))
 
-    def compare(self, candidates: list[Candidate], hidden: HeldOut) -> dict[Candidate, float]:
-        """The mean metric on the hidden items of each candidate, then of the neighbours of the best one."""
+    def compare(self, hidden: HeldOut) -> dict[Candidate, float]:
+        """The mean metric on the hidden items of each candidate, by rounds (``Search``)."""
+        config, means, held = self.config, dict[Candidate, float](), dict[Any, Any]()
+        log = Log(config.directory, config.items, self._name)
+        if self._sampled(log):
+            log = Log(config.directory, config.items, SAMPLE)
+        counts, readers = log.counts(), None
+        if self._asks_readers(log):
+            name = SAMPLED_READERS if self._sampled(log) else READERS
+            if name == SAMPLED_READERS:
+                write_readers(config.directory, log, counts, name)
+            readers = Readers(config.directory, log, name)
+        with _reused_memory() if readers is not None else nullcontext():
+            for candidates in config.search.rounds(means):
+                new = [candidate for candidate in candidates if candidate not in means]
+                for group in _groups(new):
+                    means |= self._means(group, log, counts, readers, hidden, held)
+        return {candidate: means[candidate] for candidate in config.search.eligible(means)}
+
+    def _means(
+        self,
+        group: list[Candidate],
+        log: Log,
+        counts: NDArray[np.int32],
+        readers: Readers | None,
+        hidden: HeldOut,
+        held: dict[Any, Any],
+    ) -> dict[Candidate, float]:
+        """The mean metric of candidates of one user power and one spectrum; ``held`` has the last spectrum."""
         import numpy as np
 
-        config = self.config
-        log = Log(config.directory, config.items, SAMPLE)
-        counts = log.counts()
-        readers = None
-        if self._asks_readers(log):
-            write_readers(config.directory, log, counts, SAMPLED_READERS)
-            readers = Readers(config.directory, log, SAMPLED_READERS)
-        spectral = self._spectrum(log, counts, config.factors) if config.factors else None
+        config, first = self.config, group[0]
+        log.user_power, spectral = first.user_power, None
+        if first.spectral:
+            factors = max(self._factors(candidate) for candidate in group)
+            key = first.user_power, first.item_power, factors
+            if key not in held:
+                held.clear()
+                held[key] = self._spectrum(log, counts, factors, first.item_power)
+            spectral = held[key]
         degrees = np.maximum(counts, 1).astype(np.float32)[:, None]
-        comparison = Comparison(log, degrees, spectral, config.filter_factors, readers)
-        with _reused_memory() if readers is not None else nullcontext():
-            return self._compared(comparison, candidates, hidden)
+        return self._ranked(Comparison(log, degrees, spectral, config.filter_factors, readers), group, hidden)
 
-    def _compared(self, comparison: Comparison, candidates: list[Candidate], hidden: HeldOut) -> dict[Candidate, float]:
-        config, means = self.config, self._means(comparison, candidates, hidden)
-        open_powers, open_saturations = (config.hyper[name] == AUTO for name in ("degree_power", "saturation"))
-        finer = max(means, key=means.__getitem__).neighbours(powers=open_powers, saturations=open_saturations)
-        return means | self._means(comparison, finer, hidden)
-
-    def _means(self, comparison: Comparison, candidates: list[Candidate], hidden: HeldOut) -> dict[Candidate, float]:
-        """The mean metric of each candidate."""
+    def _ranked(self, comparison: Comparison, group: list[Candidate], hidden: HeldOut) -> dict[Candidate, float]:
         from concurrent.futures import ThreadPoolExecutor
 
+        import numpy as np
         from threadpoolctl import threadpool_limits
 
         config, session = self.config, self.session
-        left = History(config.directory, SAMPLE)
-        tallies = {candidate: Tally(config.items, (METRIC,)) for candidate in candidates}
+        sampled = self._sampled(comparison.log)
+        left = History(config.directory, SAMPLE if sampled else self._name)
+        tallies = {candidate: Tally(config.items, (METRIC,)) for candidate in group}
         share = 1 if comparison.readers is not None else -(-int(session.plan["user_block"]) // session.threads)
-        groups = [range(start, min(start + share, len(hidden))) for start in range(0, len(hidden), share)]
-        powers = sorted({candidate.degree_power for candidate in candidates})
-        bar = session.progress(total=len(powers) * len(hidden), unit="user", label="choose")
+        parts = [range(start, min(start + share, len(hidden))) for start in range(0, len(hidden), share)]
+        asked = sorted({candidate.asking for candidate in group})
+        bar = session.progress(total=len(asked) * len(hidden), unit="user", label="choose")
         with ThreadPoolExecutor(session.threads) as pool, threadpool_limits(1, "blas"), bar:
-            for power in powers:
-                own = [candidate for candidate in candidates if candidate.degree_power == power]
+            for asking in asked:
+                own = [candidate for candidate in group if candidate.asking == asking]
+                powers = comparison.powers()
 
-                asked = (power, own, DEPTH, comparison.by_readers(power))
-
-                def rank(rows: range, asked: Any = asked) -> list[list[Any]]:
+                def rank(rows: range, own: list[Candidate] = own, powers: Powers = powers) -> list[list[Any]]:
                     histories = [left.items(int(hidden.users[row])) for row in rows]
-                    return list(comparison.rankings(histories, *asked))
+                    if sampled:
+                        return list(comparison.rankings(histories, own, DEPTH, powers))
+                    (row,), (had,) = rows, histories
+                    alone = int(hidden.users[row]), hidden.items(row)
+                    kept = had[~np.isin(had, alone[1])]
+                    return list(comparison.rankings([kept], own, DEPTH, powers, alone))
 
-                for first in range(0, len(groups), session.threads):
-                    some = groups[first : first + session.threads]
+                for start in range(0, len(parts), session.threads):
+                    some = parts[start : start + session.threads]
                     for rows, rankings in zip(some, pool.map(rank, some), strict=True):
                         for candidate, ranked in zip(own, rankings, strict=True):
                             tallies[candidate].add_all(ranked, [hidden.items(row) for row in rows])
                         bar.update(len(rows))
                     if session.stopping:
                         raise KeyboardInterrupt
+        left.close()
         return {candidate: tally.means()[METRIC] for candidate, tally in tallies.items()}
+
+
+def _groups(candidates: list[Candidate]) -> Iterator[list[Candidate]]:
+    """Candidates of one user power, and of one item power where they have a spectrum."""
+    groups: dict[tuple[float, float | None], list[Candidate]] = {}
+    for candidate in candidates:
+        key = candidate.user_power, candidate.item_power if candidate.spectral else None
+        groups.setdefault(key, []).append(candidate)
+    yield from groups.values()
 
 
 @contextmanager

@@ -26,7 +26,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, run: Callable[..., Any]) -
     folder = tmp_path_factory.mktemp("trained")
     interactions, titles = synthetic.write(folder, users=300, items=200)
     model = folder / "model"
-    options = ("--split", "user-holdout", "--factors", 16, "--memory", "300MiB", "--json")
+    options = ("--model", "ials", "--split", "user-holdout", "--factors", 16, "--memory", "300MiB", "--json")
     done = run("apps.recsys", "train", interactions, "--items", titles, "-o", model, *options)
     assert done.code == 0, done.err
     return Trained(model, interactions, titles, done.record)

@@ -167,8 +167,9 @@ def test_named_columns(tmp_path: Path) -> None:
         (plays(), {"memory": "banana"}, UsageError, ("'banana'", "size")),
         (plays(), {"memory": 1.5}, UsageError, (1.5, "size")),
         (plays(), {"model": "oracle"}, UsageError, ("--model", "'oracle'")),
-        (plays(), {"factors": 0}, UsageError, ("--factors", "0", "positive")),
-        (plays(), {"settings": {"alpha": "much"}}, UsageError, ("--set", "alpha", "'much'")),
+        (plays(), {"model": "ials", "factors": 0}, UsageError, ("--factors", "0", "positive")),
+        (plays(), {"model": "ials", "settings": {"alpha": "much"}}, UsageError, ("--set", "alpha", "'much'")),
+        (plays(), {"model": "linear", "settings": {"alpha": 2}}, UsageError, ("--set alpha=2", "--model ials")),
         (plays(), {"split": "half"}, UsageError, ("--split", "'half'")),
     ],
 )

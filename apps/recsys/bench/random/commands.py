@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from apps.recsys.bench.random import tables as random_tables
 from apps.recsys.bench.random.tables import Table
 from apps.recsys.cli import parser
-from apps.recsys.planning.model_options import KINDS
+from apps.recsys.planning.model_options import IN_PASSES, KINDS
 from common.bench import random_commands
 from common.bench.random_commands import SHARED_VALUES, Step, one_word
 
@@ -100,9 +100,9 @@ def sessions(draw: Callable[[st.SearchStrategy[Any]], Any]) -> RecsysSession:
     }
     left_out = ("model", "items", "resume", "no_header", *COLUMNS, *(() if kind == "embedding" else EMBEDDING_ONLY))
     left_out += () if kind in SETTINGS else ("set",)
-    left_out += ("epochs", "tune") if kind == "linear" else ()
+    left_out += () if kind in IN_PASSES else ("epochs", "tune")
     options = random_commands.options(random_commands.command_parser(parser(), "train"), draw, values, left_out)
-    if kind != "linear" and "--epochs" not in options and "--tune" not in options:
+    if kind in IN_PASSES and "--epochs" not in options and "--tune" not in options:
         options += ["--epochs", "2"]
     answers = draw(st.lists(_answers(table), max_size=2))
     return RecsysSession(table, ("--model", kind, *options), tuple(answers))
@@ -133,7 +133,7 @@ def _answers(draw: Callable[[st.SearchStrategy[Any]], Any], table: Table) -> tup
         who = ["--item", table.item(draw(st.integers(0, 3)))]
     left_out = (
         *("user", "users", "command", "history", "histories", "history_file", "item", "candidates", "against"),
-        *("test", "negatives", "protocol", "no_header", *COLUMNS),
+        *("test", "negatives", "protocol", "no_header", "part", "format", *COLUMNS),
     )
     words = random_commands.options(random_commands.command_parser(parser(), command), draw, values, left_out)
     return (command, *who, *words)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from apps.recsys.data import arrow_numpy
 from apps.recsys.data.attributes.expression import Comparison, Expression, Value, comparisons, parse
-from apps.recsys.data.attributes.stored import BLOCK, Attribute, Column, listed
+from apps.recsys.data.attributes.stored import Attribute, Column, block_items, listed
 from common.errors import BadInput, UsageError
 
 if TYPE_CHECKING:
@@ -67,6 +68,45 @@ def _check_kinds(one: Comparison, kind: str) -> None:
         raise UsageError(f"--where: {one.name} is true or false, and has no order: {one.operator} does not fit")
 
 
+SMALL = 1 << 12
+"""Distinct values of the attributes of an expression that is kept for the next time."""
+
+
+class Kept:
+    """The last expressions of a model, with their files open: to open and to parse one takes half a millisecond.
+
+    Parameters
+    ----------
+    directory, manifest
+        The model folder and its ``model.json``.
+    most
+        Number of expressions that are kept.
+    """
+
+    def __init__(self, directory: Path, manifest: Mapping[str, Any], most: int = 8) -> None:
+        self._directory, self._manifest, self._most = directory, manifest, most
+        self._kept: dict[str, _Passing] = {}
+
+    def limited(
+        self, allowed: NDArray[np.bool_] | None, where: str | None, say: Callable[[str], object]
+    ) -> NDArray[np.bool_] | None:
+        """As the function ``limited``; of a kept expression nothing is said about values that no item has."""
+        return allowed if where is None else _masked(self._of(where, say), allowed, self._manifest["items"], say)
+
+    def masks(self, where: str) -> Callable[[], NDArray[np.bool_]] | None:
+        """What makes the mask of an expression; ``None`` if the expression is too large to be kept. Raises as it."""
+        passing = self._of(where, lambda line: None)
+        return partial(passing.mask, self._manifest["items"]) if where in self._kept else None
+
+    def _of(self, where: str, say: Callable[[str], object]) -> _Passing:
+        passing = self._kept.pop(where, None) or _made(where, self._directory, self._manifest, say)
+        if passing.values <= SMALL:
+            self._kept[where] = passing
+            if len(self._kept) > self._most:
+                del self._kept[next(iter(self._kept))]
+        return passing
+
+
 def limited(
     allowed: NDArray[np.bool_] | None,
     where: str | None,
@@ -94,9 +134,19 @@ def limited(
     """
     if where is None:
         return allowed
+    return _masked(_made(where, directory, manifest, say), allowed, manifest["items"], say)
+
+
+def _made(where: str, directory: Path, manifest: Mapping[str, Any], say: Callable[[str], object]) -> _Passing:
     tree, attributes = parse(where), manifest.get("attributes", [])
     check(tree, attributes)
-    mask = _Passing(directory, attributes, tree, say).mask(manifest["items"])
+    return _Passing(directory, attributes, tree, say)
+
+
+def _masked(
+    passing: _Passing, allowed: NDArray[np.bool_] | None, items: int, say: Callable[[str], object]
+) -> NDArray[np.bool_]:
+    mask = passing.mask(items)
     if allowed is not None:
         mask &= allowed
     if not mask.any():
@@ -119,6 +169,11 @@ class _Passing:
                 place = places[one.name]
                 self._columns[one.name] = Column(directory, place, attributes[place])
             self._hits[id(one)] = self._matching(one, self._columns[one.name])
+
+    @property
+    def values(self) -> int:
+        """Distinct values of all comparisons."""
+        return sum(map(len, self._hits.values()))
 
     def _matching(self, one: Comparison, column: Column) -> NDArray[np.bool_]:
         """Mask of the codes that a comparison matches, shape (values + 1,); code 0 is no value."""
@@ -158,8 +213,9 @@ class _Passing:
         import numpy as np
 
         mask = np.empty(items, bool)
-        for start in range(0, items, BLOCK):
-            stop = min(start + BLOCK, items)
+        block = block_items(column.attribute for column in self._columns.values())
+        for start in range(0, items, block):
+            stop = min(start + block, items)
             mask[start:stop] = self._block(self._tree, start, stop)
         return mask
 

@@ -8,7 +8,7 @@ one byte up to 254 distinct values, two up to 65,534. ``model.json`` says what e
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict
 
@@ -18,8 +18,6 @@ from common.errors import BadInput
 from common.terminal import escaped
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     import numpy as np
     from numpy.typing import NDArray
 
@@ -28,8 +26,10 @@ MOST = 200
 """Most attributes of a model."""
 MOST_BYTES = 1 << 31
 """An attribute has fewer values of items, and its distinct texts fewer bytes."""
+COMPARED = 8
+"""Most distinct values that an item's code is compared with one by one."""
 BLOCK = 1 << 14
-"""Items that an expression is evaluated for at a time."""
+"""Items that an expression is evaluated for at a time; twice as many where none may have several values."""
 
 
 class Attribute(TypedDict):
@@ -48,6 +48,11 @@ class Attribute(TypedDict):
     """Values of the item with most of them."""
     letters: _Count
     """Bytes of the distinct texts; 0 for numbers."""
+
+
+def block_items(attributes: Iterable[Mapping[str, Any]]) -> int:
+    """Items that an expression of some attributes is evaluated for at a time."""
+    return BLOCK if any(one["several"] for one in attributes) else 2 * BLOCK
 
 
 def code_type(values: int) -> str:
@@ -239,8 +244,8 @@ class Column:
 
         if self._indptr is None:
             codes = self._codes[start:stop]
-            self._check(not len(codes) or (codes.min() >= 0 and codes.max() < len(hits)))
-            matched: NDArray[np.bool_] = hits[codes]
+            self._check(not len(codes) or (codes.max() < len(hits) and (codes.dtype.kind == "u" or codes.min() >= 0)))
+            matched = _hit(codes, hits)
             return (codes > 0) & ~matched if negated else matched
         offsets = self._indptr[start : stop + 1]
         lengths = np.diff(offsets)
@@ -251,6 +256,20 @@ class Column:
         matched = np.zeros(stop - start, bool)
         matched[np.repeat(np.arange(stop - start, dtype=np.int32), lengths)[hits[codes]]] = True
         return (lengths > 0) & ~matched if negated else matched
+
+
+def _hit(codes: NDArray[Any], hits: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """``hits[codes]``: by comparison where few codes hit, which is thirty times as fast."""
+    import numpy as np
+
+    wanted = np.flatnonzero(hits)
+    if len(wanted) > COMPARED:
+        taken: NDArray[np.bool_] = hits.take(codes)
+        return taken
+    matched = np.zeros(len(codes), bool)
+    for code in wanted.astype(codes.dtype):  # of the same type: otherwise the codes are converted
+        matched |= codes == code
+    return matched
 
 
 def listed(attributes: Sequence[Mapping[str, Any]]) -> str:

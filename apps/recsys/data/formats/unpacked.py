@@ -5,7 +5,6 @@ The suffix says how a file is compressed (``.gz``, ``.bz2``, ``.zst``), its firs
 
 from __future__ import annotations
 
-import bz2
 import codecs
 import gzip
 import io
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from apps.recsys.data.arrow_numpy import native
+from common.bunzip import Bunzipped
 from common.errors import BadInput
 
 MOST_EXPANSION = 250
@@ -127,7 +127,7 @@ def _opened(path: Path) -> Any:
     if suffix == ".gz":
         return gzip.GzipFile(path)
     if suffix == ".bz2":
-        return bz2.BZ2File(path)
+        return Bunzipped(path.open("rb"))
     if suffix == ".zst":
         import pyarrow as pa
 

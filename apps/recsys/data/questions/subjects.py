@@ -1,4 +1,4 @@
-"""Users or histories that lists are made for, read from a file into rows of a model.
+"""Users or histories that lists are made for: those of a file, as rows of a model, or a share of the model's users.
 
 A folder then has ``subjects.parquet`` with the users' ids and ``subjects.rows.npy`` with their rows, or
 ``subjects.*.npy``, the histories as ``apps.recsys.data.csr_store`` has them. The files are read before planning, since
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,7 @@ from apps.recsys.data.id_table import IdTable, write_table
 from apps.recsys.data.questions import id_files
 from common.errors import BadInput
 from common.files import sha256
+from common.parts import Part
 
 if TYPE_CHECKING:
     import numpy as np
@@ -116,19 +117,67 @@ def read_users(path: Path, model: Path, directory: Path, *, part: int) -> Subjec
         raise BadInput(f"{path}: no id of a user", public="no ids")
     if table.whole and not counted["others"]:
         _as_numbers(ids_path)
-    lengths = np.where(rows >= 0, np.diff(indptr)[np.maximum(rows, 0)], 0)
-    return Subjects(
-        kind="users",
-        count=len(rows),
-        longest=int(lengths.max()),
-        largest_part=int(np.add.reduceat(lengths, np.arange(0, len(lengths), part)).max()),
+    return replace(
+        _of_users(rows, indptr, ids_path, part),
         unknown=counted["unknown"],
         first_unknown=first_unknown,
         named=counted["named"],
         repeated=counted["repeated"],
+    )
+
+
+def read_share(share: Part, model: Path, directory: Path, *, part: int) -> Subjects:
+    """Write the users of a model that one of several parts of the work has, in the model's order.
+
+    Parameters
+    ----------
+    share
+        Which part; a user belongs to it by his id (``Part.holds``).
+    model, directory, part
+        As in ``read_users``.
+    """
+    import numpy as np
+    import pyarrow.parquet as pq
+
+    indptr = NpyReader(model / "history.indptr.npy")[:]
+    rows_path, ids_path = directory / f"{NAME}.rows.npy", directory / f"{NAME}.parquet"
+    start = 0
+    with (
+        NpyWriter(rows_path, "<i8") as rows_out,
+        pq.ParquetFile(arrow_numpy.native(model / "users.parquet"), pre_buffer=False) as file,
+    ):
+
+        def kept() -> Iterator[Any]:
+            nonlocal start
+            for batch in file.iter_batches(batch_size=LOOKED_UP, columns=["id"], use_threads=False):
+                ids = batch.column(0)
+                places = np.array([share.holds(str(id_)) for id_ in ids.to_pylist()], bool).nonzero()[0]
+                rows_out.append(start + places)
+                yield ids.take(arrow_numpy.numbers(places))
+                start += len(ids)
+
+        write_table(ids_path, kept())
+    return _of_users(NpyReader(rows_path)[:], indptr, ids_path, part)
+
+
+def _of_users(rows: NDArray[np.int64], indptr: NDArray[np.int64], ids_path: Path, part: int) -> Subjects:
+    """Sizes of users of whom these are the rows, -1 for one who is not in the model; each is named once."""
+    import numpy as np
+
+    lengths = np.where(rows >= 0, np.diff(indptr)[np.maximum(rows, 0)], 0)
+    together = np.add.reduceat(lengths, np.arange(0, len(lengths), part)) if len(rows) else lengths
+    return Subjects(
+        kind="users",
+        count=len(rows),
+        longest=int(lengths.max(initial=0)),
+        largest_part=int(together.max(initial=0)),
+        unknown=0,
+        first_unknown="",
+        named=len(rows),
+        repeated=0,
         popular=int((lengths == 0).sum()),
-        id_bytes=ids_path.stat().st_size // len(rows),
-        digest=sha256(rows_path) + sha256(ids_path),
+        id_bytes=ids_path.stat().st_size // max(1, len(rows)),
+        digest=sha256(ids_path.with_name(f"{NAME}.rows.npy")) + sha256(ids_path),
     )
 
 

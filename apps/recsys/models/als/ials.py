@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from apps.recsys.models.als.als_matrices import Sides
+    from apps.recsys.models.scan.rows import ItemRows
 
 HYPER: Mapping[str, Any] = {
     "alpha": 2.0,
@@ -31,6 +32,8 @@ HYPER: Mapping[str, Any] = {
 ``frequency_scaling`` is the exponent of ``ials_exact.ridge``. With 0 all rows have the same regularisation, and
 ``implicit`` solves them.
 """
+SPLIT_ROWS = 256
+"""Items of a history that ``contributions`` handles together."""
 FIRST_SCALE = 0.01
 """Factors start uniform in [0, 0.01), as in ``implicit``."""
 
@@ -135,7 +138,7 @@ def gramian(item_factors: NDArray[np.float32]) -> NDArray[np.float32]:
 
 def fold_in(
     shared: NDArray[np.float32],
-    item_factors: NDArray[np.float32],
+    item_factors: NDArray[np.float32] | ItemRows,
     items: NDArray[np.integer[Any]],
     confidences: NDArray[np.float32],
     hyper: Mapping[str, Any],
@@ -161,14 +164,15 @@ def fold_in(
     import numpy as np
 
     rows = item_factors[items]
-    system = _system(shared, rows, confidences, hyper, other_rows=len(item_factors))
+    system = shared + rows.T @ (rows * (confidences - 1)[:, None])
+    _add_ridge(system, confidences, hyper, other_rows=len(item_factors))
     solved: NDArray[np.float32] = np.linalg.solve(system, confidences @ rows)
     return solved
 
 
 def contributions(
     shared: NDArray[np.float32],
-    item_factors: NDArray[np.float32],
+    item_factors: NDArray[np.float32] | ItemRows,
     items: NDArray[np.integer[Any]],
     confidences: NDArray[np.float32],
     hyper: Mapping[str, Any],
@@ -185,26 +189,26 @@ def contributions(
     """
     import numpy as np
 
-    rows = item_factors[items].astype(np.float64)
-    system = _system(shared, rows, confidences, hyper, other_rows=len(item_factors))
-    solved: NDArray[np.float64] = np.linalg.solve(system, (rows * confidences[:, None]).T).T
+    blocks = [slice(start, start + SPLIT_ROWS) for start in range(0, len(items), SPLIT_ROWS)]
+    system = shared.astype(np.float64)
+    for span in blocks:
+        rows = item_factors[items[span]].astype(np.float64)
+        system += rows.T @ (rows * (confidences[span] - 1)[:, None])
+    _add_ridge(system, confidences, hyper, other_rows=len(item_factors))
+    solved = np.empty((len(items), len(system)))
+    for span in blocks:
+        rows = item_factors[items[span]].astype(np.float64)
+        solved[span] = np.linalg.solve(system, (rows * confidences[span, None]).T).T
     return solved
 
 
-def _system(
-    shared: NDArray[np.float32],
-    rows: NDArray[Any],
-    confidences: NDArray[np.float32],
-    hyper: Mapping[str, Any],
-    *,
-    other_rows: int,
-) -> NDArray[Any]:
-    """``Y'Y + λI + Y'(C - I)Y`` for the factors ``rows`` of one user's items, in their precision."""
+def _add_ridge(
+    system: NDArray[Any], confidences: NDArray[np.float32], hyper: Mapping[str, Any], *, other_rows: int
+) -> None:
+    """Add ``λI`` to a system of one user with so many items in all."""
     import numpy as np
 
-    system = shared + rows.T @ (rows * (confidences - 1)[:, None])
     weight = float((confidences - 1).sum())
     exponent = hyper.get("frequency_scaling", 0.0)
     ridge = ials_exact.ridge(hyper["regularization"], exponent, weight=weight, other_rows=other_rows)
-    system[np.diag_indices_from(system)] += np.float32(ridge)
-    return system
+    system.reshape(-1)[:: len(system) + 1] += np.float32(ridge)

@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from apps.recsys.models.scan.rows import LEAST_LENGTH, ItemRows, Lengths, row_lengths
+
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
@@ -46,11 +48,9 @@ POSITIVE_ROWS = 256
 """Items of a history that ``fold_in_newton`` handles together."""
 NEWTON_STEPS = 2
 """Steps of ``fold_in_newton``; a third does not change a ranking measurably."""
-LEAST_LENGTH = 1e-12
-"""Lower bound on a vector's length before it divides."""
 
 
-def least_squares(item_factors: NDArray[np.float32], hyper: Mapping[str, Any]) -> Encoder:
+def least_squares(item_factors: NDArray[np.float32] | ItemRows, hyper: Mapping[str, Any]) -> Encoder:
     """The encoder of ``ials``: the least-squares solution for one user (``ials.fold_in``).
 
     Parameters
@@ -63,7 +63,7 @@ def least_squares(item_factors: NDArray[np.float32], hyper: Mapping[str, Any]) -
     from apps.recsys.models.als import ials
     from apps.recsys.models.als.confidence import confidence
 
-    shared = ials.gramian(item_factors)
+    shared = item_factors.gramian() if isinstance(item_factors, ItemRows) else ials.gramian(item_factors)
 
     def fold_in(items: NDArray[Any], values: NDArray[np.float32]) -> NDArray[np.float32]:
         return ials.fold_in(shared, item_factors, items, confidence(values, hyper), hyper)
@@ -82,7 +82,7 @@ def constant() -> Encoder:
 
 
 def fold_in_newton(
-    item_factors: NDArray[np.float32], negatives: NDArray[np.float32], hyper: Mapping[str, Any]
+    item_factors: NDArray[np.float32] | ItemRows, negatives: NDArray[np.float32], hyper: Mapping[str, Any]
 ) -> Encoder:
     """The encoder of ``bpr``: the vector that ranks a user's items best above sampled negatives, by Newton's method.
 
@@ -131,10 +131,7 @@ def fold_in_newton(
 
 def _normalise(item_factors: NDArray[np.float32]) -> NDArray[np.float32]:
     """Divide each vector by its length, in place; returns the lengths, shape (items,)."""
-    import numpy as np
-
-    lengths: NDArray[np.float32] = np.sqrt(np.einsum("ij,ij->i", item_factors, item_factors))
-    np.maximum(lengths, LEAST_LENGTH, out=lengths)
+    lengths = row_lengths(item_factors)
     item_factors /= lengths[:, None]
     return lengths
 
@@ -225,7 +222,7 @@ def _sampled(log_weights: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArr
 
 def of_kind(
     kind: str,
-    item_factors: NDArray[np.float32],
+    item_factors: NDArray[np.float32] | ItemRows,
     hyper: Mapping[str, Any],
     *,
     negatives: NDArray[np.int32] | None = None,
@@ -269,7 +266,9 @@ def embedding(
     return sum_of_items(item_factors, user_side, cosine=hyper["loss"] != "bpr")
 
 
-def sum_of_items(item_factors: NDArray[np.float32], user_side: NDArray[np.float32] | None, *, cosine: bool) -> Encoder:
+def sum_of_items(
+    item_factors: NDArray[np.float32] | ItemRows, user_side: NDArray[np.float32] | ItemRows | None, *, cosine: bool
+) -> Encoder:
     """Sum of the vectors of the items, divided by the root of their number or, for cosines, by its length.
 
     Parameters
@@ -283,18 +282,26 @@ def sum_of_items(item_factors: NDArray[np.float32], user_side: NDArray[np.float3
     """
     import numpy as np
 
-    lengths = _normalise(item_factors) if cosine else np.ones(len(item_factors), np.float32)
+    lengths: NDArray[np.float32] | Lengths | None = None
+    if cosine:
+        lengths = item_factors.normalise() if isinstance(item_factors, ItemRows) else _normalise(item_factors)
+
+    def lengths_of(items: NDArray[Any]) -> NDArray[np.float32]:
+        return np.ones(len(items), np.float32) if lengths is None else lengths[items]
 
     def fold_in(items: NDArray[Any], values: NDArray[np.float32]) -> NDArray[np.float32]:
-        total = lengths[items] @ item_factors[items] if user_side is None else user_side[items].sum(0)
+        total: NDArray[Any] = lengths_of(items) @ item_factors[items] if user_side is None else user_side[items].sum(0)
         size = float(np.linalg.norm(total)) if cosine else len(items) ** 0.5
-        vector: NDArray[np.float32] = total / np.float32(max(size, LEAST_LENGTH))
+        vector: NDArray[np.float32] = (total / np.float32(max(size, LEAST_LENGTH))).astype(np.float32, copy=False)
         return vector
 
     def contributions(items: NDArray[Any], values: NDArray[np.float32]) -> NDArray[np.float64]:
-        rows = item_factors[items] * lengths[items, None] if user_side is None else user_side[items]
+        rows: NDArray[Any] = item_factors[items] if user_side is None else user_side[items]
+        if user_side is None:
+            rows = rows * lengths_of(items)[:, None]
         summands: NDArray[np.float64] = rows.astype(np.float64)
         size = float(np.linalg.norm(summands.sum(0))) if cosine else len(items) ** 0.5
-        return summands / max(size, LEAST_LENGTH)
+        summands /= max(size, LEAST_LENGTH)
+        return summands
 
     return Encoder(fold_in, contributions)

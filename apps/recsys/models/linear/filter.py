@@ -1,25 +1,27 @@
 """Scores of a linear filter: the interactions themselves, and what a spectrum changes of them.
 
-With x a history, D the items' numbers of users, P = R~' R~ (``spectrum``) and its eigenvectors V with eigenvalues l::
+With x a history, D the items' numbers of users, P (``spectrum``) and its eigenvectors V with eigenvalues l::
 
     scores = D^b (P + V (h(l) - l) V') D^-b x        filter; without a spectrum the second term is missing
     scores = D^b V h(l) V' D^-b x                    spectral
 
-``h(l) = l c / (l + c)`` is the response of ridge regression with c as its ridge: small eigenvalues pass as they are,
-large ones, which are tastes that everybody shares, count less. b, the ``degree_power``, shifts weight between popular
-items (large) and rare ones; c is the ``saturation``. Both are chosen on hidden items (``training.fit_linear``).
+``h(l) = l c / (l + c)``, with c relative to the largest l, is the response of ridge regression: small eigenvalues pass
+as they are, large ones, which are tastes that everybody shares, count less. c is the ``saturation``. b, the
+``degree_power``, shifts weight between popular items (large) and rare ones. All are chosen on hidden items
+(``training.fit_linear``).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
+from apps.recsys.models.linear import alike
 from apps.recsys.models.linear.coded import CodedScorer, CodedSpectrum
 from apps.recsys.models.linear.readers import POPULAR, Readers, ReaderScores
-from apps.recsys.models.scorers import FactorScorer, Scorer
-from common.compression.codes import Codes
+from apps.recsys.models.linear.spectral import Spectrum, response, spectral_scorer
+from apps.recsys.models.scorers import Scorer
+from common.compression.codes import BLOCK_ROWS, Codes
 
 if TYPE_CHECKING:
     import numpy as np
@@ -28,27 +30,6 @@ if TYPE_CHECKING:
     from apps.recsys.models.linear.log import Added, Log
 
     Sample = tuple[NDArray[Any], NDArray[np.float32]]
-
-
-def response(eigenvalues: NDArray[np.float32], saturation: float) -> NDArray[np.float32]:
-    """``l c / (l + c)``: how much of each eigenvector passes.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> response(np.array([1, 0.5], np.float32), 1.0)
-    array([0.5       , 0.33333334], dtype=float32)
-    """
-    passed: NDArray[Any] = eigenvalues * saturation / (eigenvalues + saturation)
-    return passed.astype(eigenvalues.dtype)
-
-
-@dataclass(frozen=True, slots=True)
-class Spectrum:
-    """Eigenvectors of P, shape (items, factors), and their eigenvalues, shape (factors,)."""
-
-    vectors: NDArray[np.float32]
-    eigenvalues: NDArray[np.float32]
 
 
 class SpectralTerm(Protocol):
@@ -71,7 +52,14 @@ class _Change:
         self._change = response(spectrum.eigenvalues, saturation) - spectrum.eigenvalues
 
     def product(self, questions: NDArray[np.float32]) -> NDArray[np.float32]:
-        coefficients = self._change[:, None] * (self._vectors.T @ questions)
+        import numpy as np
+
+        rows = np.flatnonzero(questions.any(1))  # of one history a few: all would take as long as the second product
+        coefficients = np.zeros((len(self._change), questions.shape[1]), np.float32)
+        for start in range(0, len(rows), BLOCK_ROWS):
+            some = rows[start : start + BLOCK_ROWS]
+            coefficients += self._vectors[some].T @ questions[some]
+        coefficients *= self._change[:, None]
         added: NDArray[np.float32] = self._vectors @ coefficients
         return added
 
@@ -101,8 +89,8 @@ class FilterScorer:
         The interactions.
     counts
         Users of each item, shape (items,).
-    degree_power
-        b.
+    degree_power, item_power
+        b and a; u is the log's.
     saturation
         c; only used with a spectrum of float32 numbers: codes contain it.
     spectrum
@@ -118,6 +106,7 @@ class FilterScorer:
         counts: NDArray[np.int32],
         *,
         degree_power: float,
+        item_power: float = 0.5,
         saturation: float = 1.0,
         spectrum: Spectrum | Codes | None = None,
         readers: Readers | None = None,
@@ -127,8 +116,11 @@ class FilterScorer:
         self.items, self.counts = len(counts), counts
         self._log, self._term = log, _term(spectrum, saturation)
         self._degrees = np.maximum(counts, 1).astype(np.float32)
-        self._power = np.float32(degree_power)
-        self.by_readers = ReaderScores(readers, self._degrees, self._power) if readers is not None else None
+        self._power, self._item_power = np.float32(degree_power), np.float32(item_power)
+        self._squares: NDArray[np.float32] | None = None
+        self.by_readers = None
+        if readers is not None:
+            self.by_readers = ReaderScores(readers, self._degrees, self._power, item_power)
 
     def workspace(self, users: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Arrays that ``scores`` uses for as many users at most."""
@@ -209,7 +201,7 @@ class FilterScorer:
     def _answer(self, questions: NDArray[np.float32], out: NDArray[np.float32]) -> NDArray[np.float32]:
         """Scores for columns x, shape (items, n), which are overwritten."""
         degrees, b = self._degrees[:, None], self._power
-        shared_scores(self._log, questions, out, degrees, b)
+        shared_scores(self._log, questions, out, degrees, b, self._item_power)
         if self._term is not None:
             added = self._term.product(questions)
             added *= degrees**b
@@ -234,8 +226,9 @@ class FilterScorer:
         questions, out = self._columns(self.workspace(len(rows)), len(rows))
         questions[rows, np.arange(len(rows))] = 1
         degrees = self._degrees[:, None]
-        questions *= degrees**-0.5
-        shared = self._log.gram(questions, out)[items].astype(np.float64) * scaled[items, None] ** -0.5
+        questions *= degrees**-self._item_power
+        shared = self._log.gram(questions, out)[items].astype(np.float64)
+        shared *= scaled[items, None] ** -float(self._item_power)
         if self._term is not None:
             shared += self._term.between(items, rows)
         parts: NDArray[np.float64] = shared.T * scaled[rows, None] ** b * scaled[items] ** -b
@@ -243,30 +236,17 @@ class FilterScorer:
 
     def similarities(self, row: int) -> NDArray[np.float32]:
         """Cosines between the columns of R~ of one item and of all: how far two items share their users."""
-        import numpy as np
-
+        if self.by_readers is not None:
+            if self._squares is None:
+                self._squares = alike.squares(self._log)
+            return alike.similarities(alike.shared_by_readers(self.by_readers.readers, row), self._squares, row)
         questions, out = self._columns(self.workspace(1), 1)
         questions[row] = 1
-        shared = self._log.gram(questions, out)[:, 0]
-        own = np.zeros(self.items, np.float32)
-        for block, degrees in self._log.blocks():
-            own += block.T @ (1 / degrees)
-        shared /= np.sqrt(np.maximum(own * own[row], np.float32(1e-12)))
-        return shared
+        return alike.similarities(self._log.gram(questions, out)[:, 0], alike.squares(self._log), row)
 
     def closeness(self, rows: NDArray[Any]) -> NDArray[np.float32]:
-        """The same cosines among the items ``rows``, shape (n,), by one pass over the interactions: shape (n, n)."""
-        import numpy as np
-
-        shared = np.zeros((len(rows), len(rows)), np.float32)
-        for block, degrees in self._log.blocks():
-            some = block[:, rows]
-            some.data = np.repeat(degrees**-0.5, np.diff(some.indptr))
-            shared += (some.T @ some).toarray()
-        own = np.sqrt(np.maximum(shared.diagonal(), np.float32(1e-12)))
-        shared /= own
-        shared /= own[:, None]
-        return shared
+        """The same cosines among the items ``rows``, shape (n,), by their readers or one pass: shape (n, n)."""
+        return alike.closeness(self._log, self.by_readers.readers if self.by_readers is not None else None, rows)
 
 
 def _term(spectrum: Spectrum | Codes | None, saturation: float) -> SpectralTerm | None:
@@ -276,17 +256,32 @@ def _term(spectrum: Spectrum | Codes | None, saturation: float) -> SpectralTerm 
 
 
 def shared_scores(
-    log: Log, questions: NDArray[np.float32], out: NDArray[np.float32], degrees: NDArray[np.float32], power: np.float32
+    log: Log,
+    questions: NDArray[np.float32],
+    out: NDArray[np.float32],
+    degrees: NDArray[np.float32],
+    power: np.float32,
+    item_power: np.float32,
 ) -> None:
     """Compute ``D^b P D^-b x`` into ``out``, and make x ``D^-b x``; columns of shape (items, n), ``degrees`` of one.
 
     Items that share no user with the history have a score of 0, but for ``POPULAR`` times their number of users.
     """
-    questions *= degrees ** (-power - 0.5)
+    questions *= degrees ** (-power - item_power)
     log.gram(questions, out)
-    out *= degrees ** (power - 0.5)
+    out *= degrees ** (power - item_power)
     out += POPULAR * degrees
-    questions *= degrees**0.5
+    questions *= degrees**item_power
+
+
+def item_power(hyper: Mapping[str, Any]) -> float:
+    """a of a model; those of earlier versions have one half."""
+    return float(hyper.get("item_power", 0.5))
+
+
+def user_power(hyper: Mapping[str, Any]) -> float:
+    """u of a model; those of earlier versions have 1."""
+    return float(hyper.get("user_power", 1.0))
 
 
 def linear_scorer(
@@ -303,7 +298,7 @@ def linear_scorer(
     log, counts, readers
         As for ``FilterScorer``.
     hyper
-        Hyper-parameters: ``form``, ``degree_power``, ``saturation``.
+        Hyper-parameters: ``form``, ``degree_power``, ``item_power``, ``saturation``.
     spectrum
         The largest eigenvalues of P, as numbers, which are changed, or as codes; a spectral model must have them.
     """
@@ -312,31 +307,5 @@ def linear_scorer(
         if isinstance(spectrum, Codes):
             return CodedScorer(spectrum, counts, degree_power=power)
         return spectral_scorer(counts, spectrum, degree_power=power, saturation=saturation)
-    numbers = {"degree_power": power, "saturation": saturation}
+    numbers = {"degree_power": power, "item_power": item_power(hyper), "saturation": saturation}
     return FilterScorer(log, counts, **numbers, spectrum=spectrum, readers=readers)
-
-
-def spectral_scorer(
-    counts: NDArray[np.int32], spectrum: Spectrum, *, degree_power: float, saturation: float
-) -> FactorScorer:
-    """Make a scorer by item vectors ``D^b V h(l)^1/2``, changed in place from V.
-
-    A user's vector is the sum of the items' vectors, each divided by the item's number of users to the power 2 b.
-    """
-    import numpy as np
-
-    degrees, b = np.maximum(counts, 1).astype(np.float32), np.float32(degree_power)
-    factors = spectrum.vectors
-    factors *= np.sqrt(response(spectrum.eigenvalues, saturation))
-    factors *= degrees[:, None] ** b
-    shares = degrees ** (-2 * b)
-
-    def fold_in(items: NDArray[Any], values: NDArray[np.float32]) -> NDArray[np.float32]:
-        vector: NDArray[np.float32] = shares[items] @ factors[items]
-        return vector
-
-    def contributions(items: NDArray[Any], values: NDArray[np.float32]) -> NDArray[np.float64]:
-        parts: NDArray[np.float64] = shares[items, None].astype(np.float64) * factors[items]
-        return parts
-
-    return FactorScorer(factors, fold_in, contributions)

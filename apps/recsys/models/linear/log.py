@@ -1,7 +1,7 @@
 """The interactions of a linear model as an operator, applied from the disk by blocks of users.
 
 With R the binary matrix of users and items and Du the diagonal matrix of the users' numbers of items, ``gram`` computes
-``R' Du^-1 R y`` without making that matrix: items squared would be 6.7 GB for 40,981 items, where R has 3.2 MB.
+``R' Du^-u R y`` without making that matrix: items squared would be 6.7 GB for 40,981 items, where R has 3.2 MB.
 """
 
 from __future__ import annotations
@@ -23,6 +23,9 @@ BLOCK_INTERACTIONS = 1 << 20
 """Most interactions of a block; a single user may have more."""
 LEAST_BLOCK_USERS, MOST_BLOCK_USERS = 1 << 14, 1 << 18
 """Users that a block may have at least, however few items there are, and at most."""
+MORE_USERS = 1.5
+"""Users of a block by those that it has where all histories have the mean length: a part of the file may have shorter
+ones, and memory is planned for as many users."""
 
 
 class Added:
@@ -78,14 +81,16 @@ class Log:
         Number of items.
     name
         Name of the files: ``TRAINED``, or ``"history"``; ``None``: ``TRAINED`` if there are such files.
+    user_power
+        u: a user counts one over his number of items to this power.
     """
 
-    def __init__(self, directory: Path, items: int, name: str | None = None) -> None:
+    def __init__(self, directory: Path, items: int, name: str | None = None, *, user_power: float = 1.0) -> None:
         import numpy as np
 
         if name is None:
             name = TRAINED if (directory / f"{TRAINED}.indptr.npy").exists() else "history"
-        self.items = items
+        self.items, self.user_power = items, user_power
         self.added: Added | None = None
         """What came since."""
         self.history = History(directory, name, columns=items)
@@ -99,35 +104,39 @@ class Log:
         return self.history.rows
 
     def blocks(self) -> Iterator[tuple[Any, NDArray[np.float32]]]:
-        """Yield blocks of users: their rows of R as a SciPy matrix, shape (n, items), and their numbers of items.
+        """Yield blocks of users: their rows of R as a SciPy matrix, shape (n, items), and their numbers of items to the
+        power u.
 
         With ``added``, a block is a sum of matrices, of which there are products, transposes and parts.
         """
         import numpy as np
 
         if self.added is None:
-            yield from ((block, degrees) for _, block, degrees in self._blocks())
+            yield from ((block, self._powers(degrees)) for _, block, degrees in self._blocks())
             return
         rows, start = self.added.rows, 0
         for start, block, degrees in self._blocks():
             more = rows[start : start + len(degrees)]
             if not more.nnz:
-                yield block, degrees
+                yield block, self._powers(degrees)
                 continue
             # A user without items has a degree of 1, so that nothing is divided by 0.
             had = np.diff(block.indptr)
-            yield _Both(block, more), np.maximum(had + np.diff(more.indptr), 1).astype(np.float32)
+            yield _Both(block, more), self._powers(had + np.diff(more.indptr))
         if rows.shape[0] > self.users:
             new = rows[self.users :]
-            yield new, np.maximum(np.diff(new.indptr), 1).astype(np.float32)
+            yield new, self._powers(np.diff(new.indptr))
 
-    def _blocks(self) -> Iterator[tuple[int, Any, NDArray[np.float32]]]:
+    def _powers(self, lengths: NDArray[Any]) -> NDArray[np.float32]:
+        return user_powers(lengths, self.user_power)
+
+    def _blocks(self) -> Iterator[tuple[int, Any, NDArray[np.int32]]]:
         """The same of the files alone, each with its first user."""
         import numpy as np
         import scipy.sparse
 
         indptr = self.history.indptr
-        most = block_users(self.items)
+        most = block_users(self.items, self.users, self.history.size)
         start = 0
         while start < self.users:
             stop = int(indptr.searchsorted(indptr[start] + BLOCK_INTERACTIONS, side="right")) - 1
@@ -137,7 +146,7 @@ class Log:
             yield (
                 start,
                 scipy.sparse.csr_matrix((self._ones[: len(rows)], rows, offsets), shape=shape, copy=False),
-                np.maximum(np.diff(offsets), 1).astype(np.float32),
+                np.diff(offsets),
             )
             start = stop
 
@@ -151,7 +160,7 @@ class Log:
         return counts
 
     def gram(self, vectors: NDArray[np.float32], out: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Compute ``R' Du^-1 R y`` for several vectors y.
+        """Compute ``R' Du^-u R y`` for several vectors y.
 
         Parameters
         ----------
@@ -173,9 +182,33 @@ class Log:
         return out
 
 
-def block_users(items: int) -> int:
-    """Most users of a block: their vectors take no more than those of the items, or than ``LEAST_BLOCK_USERS``."""
-    return min(max(LEAST_BLOCK_USERS, items), MOST_BLOCK_USERS)
+def user_powers(lengths: NDArray[Any], power: float) -> NDArray[np.float32]:
+    """Numbers of items, at least 1, to a power.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> user_powers(np.array([0, 4]), 0.5)
+    array([1., 2.], dtype=float32)
+    """
+    import numpy as np
+
+    numbers: NDArray[np.float32] = np.maximum(lengths, 1).astype(np.float32)
+    if power != 1:
+        numbers **= np.float32(power)
+    return numbers
+
+
+def block_users(items: int, users: int, interactions: int) -> int:
+    """Most users of a block: their vectors take no more than those of the items, or than ``LEAST_BLOCK_USERS``.
+
+    Examples
+    --------
+    >>> block_users(400_000, 200_000, 4_000_000)
+    78644
+    """
+    usual = int(MORE_USERS * BLOCK_INTERACTIONS * users / max(1, interactions)) + 1
+    return min(users, usual, max(LEAST_BLOCK_USERS, items), MOST_BLOCK_USERS)
 
 
 def write_trained(directory: Path, history: History, kept: Kept, name: str = TRAINED) -> None:

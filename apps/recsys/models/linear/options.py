@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from apps.recsys.models.linear.readers import uses_readers
 from common.compression.codes import STEPS
 from common.errors import UsageError
 
@@ -18,28 +19,65 @@ EASE_ITEMS, WORTH = 5000, 1.01
 better than the others it must be on hidden items, because it takes 10 to 30 times their bytes."""
 BITS = (32, *STEPS)
 """Values of ``bits``: float32, or codes of so many bits a number of the spectrum."""
-HYPER: Mapping[str, Any] = {"form": AUTO, "degree_power": AUTO, "saturation": AUTO, "ridge": AUTO, "bits": 32}
+HYPER: Mapping[str, Any] = {
+    "form": AUTO,
+    "degree_power": AUTO,
+    "user_power": AUTO,
+    "item_power": AUTO,
+    "saturation": AUTO,
+    "ridge": AUTO,
+    "bits": 32,
+}
 """Hyper-parameters with their defaults."""
+USUAL = {"user_power": 1.0, "item_power": 0.5}
+"""Powers of P unless they are given or chosen: those of a random walk. They are chosen with the degree power."""
 FACTORS = (512, 256, 128, 64, 32, 0)
 """Eigenvalues unless ``--factors`` says otherwise: as many of these as fit."""
 FILTER_FACTORS = 256
 """Most eigenvalues of a filter unless ``--factors`` says otherwise. With 512 it read R@20 .1897 on Gowalla, with 256
 .1900; a spectrum alone gains from them (MovieLens-1M: NDCG@20 .988 of EASE's instead of .980)."""
+SEARCHED_NUMBERS, ASKED_NUMBERS = 1 << 26, 1 << 24
+"""Most numbers of a spectrum, items times eigenvalues, where single users are answered by readers and ``--factors``
+does not say otherwise: of one that is compared, since each candidate multiplies them for each user; and of a filter's,
+since each question does (7 ms)."""
 SHARE = 0.5
 """Share of the users that may be in the sample; other shares were not compared."""
 MOST_USERS = 4000
-"""Most users of the sample: as many as leave the choice on Gowalla in 3 minutes."""
+"""Most users of the sample. With 2,000 a worse degree power and saturation were chosen on Gowalla (.1567 instead of
+.1590), but together with a coarser grid."""
 SCORED = 200_000_000
 """Most scores per candidate: the users of the sample times the items. 4,000 users of Gowalla are 164 million."""
 LEAST_USERS, BY_READERS = 100, 400
 """Users of the sample, however many items there are; and where each is ranked for by the readers of his items."""
-_NUMBERS = {"degree_power": (0.0, 1.0), "saturation": (1e-9, 1e9), "ridge": (1e-3, 1e9)}
+_NUMBERS = {
+    "degree_power": (0.0, 1.0),
+    "user_power": (0.0, 1.0),
+    "item_power": (0.0, 1.0),
+    "saturation": (1e-9, 1e9),
+    "ridge": (1e-3, 1e9),
+}
 
 
 def ranks(form: str) -> tuple[int, ...]:
     """Numbers of eigenvalues that the planner may choose, the best first; ``form`` as in ``HYPER``."""
     most = {"ease": 0, "filter": FILTER_FACTORS}.get(form, FACTORS[0])
     return tuple(factors for factors in FACTORS if factors <= most)
+
+
+def open_factors(form: str, items: int, interactions: int) -> int:
+    """Most eigenvalues of a model of a form, or ``AUTO``, where ``--factors`` leaves their number open.
+
+    Examples
+    --------
+    >>> open_factors("filter", 40981, 810_128)
+    256
+    >>> open_factors("filter", 10**6, 6 * 10**7), open_factors(AUTO, 10**6, 6 * 10**7)
+    (16, 67)
+    """
+    most = ranks(form)[0]
+    if not uses_readers("filter", interactions):
+        return most
+    return min(most, (ASKED_NUMBERS if form == "filter" else SEARCHED_NUMBERS) // items)
 
 
 def sample_users(items: int, users: int, by_readers: bool = False) -> int:
@@ -60,11 +98,12 @@ def may_be_ease(hyper: Mapping[str, Any], items: int, ranks: tuple[int, ...]) ->
 
 
 def chooses(hyper: Mapping[str, Any], factors: int) -> bool:
-    """True if something is left to choose on hidden items; without a spectrum that is the degree power alone, of EASE
+    """True if something is left to choose on hidden items; without a spectrum those are the powers alone, of EASE
     the ridge."""
     if hyper["form"] == "ease":
         return bool(hyper["ridge"] == AUTO)
-    return AUTO in (hyper["degree_power"], *((hyper["form"], hyper["saturation"]) if factors else ()))
+    powers = (hyper["degree_power"], hyper["user_power"], hyper["item_power"])
+    return AUTO in (*powers, *((hyper["form"], hyper["saturation"]) if factors else ()))
 
 
 def checked(hyper: Mapping[str, Any], factors: int) -> dict[str, Any]:
@@ -84,10 +123,13 @@ def checked(hyper: Mapping[str, Any], factors: int) -> dict[str, Any]:
 
     Examples
     --------
-    >>> checked({"form": "auto", "degree_power": "0.4", "ridge": "auto", "saturation": "auto", "bits": 2}, 256)
-    {'form': 'auto', 'degree_power': 0.4, 'ridge': 'auto', 'saturation': 'auto', 'bits': 2}
+    >>> given = checked({**HYPER, "degree_power": "0.4", "bits": 2}, 256)
+    >>> given["degree_power"], given["item_power"], given["saturation"]
+    (0.4, 0.5, 'auto')
     """
     chosen = dict(hyper)
+    if hyper["form"] != "ease" and hyper["degree_power"] != AUTO:
+        chosen |= {name: power for name, power in USUAL.items() if hyper[name] == AUTO}
     if hyper["form"] not in (AUTO, *FORMS):
         raise UsageError(f"--set form={hyper['form']}: expected {AUTO}, {', '.join(FORMS[:-1])} or {FORMS[-1]}")
     if hyper["form"] == "spectral" and not factors:
@@ -113,7 +155,7 @@ def _check_ease(hyper: Mapping[str, Any], factors: int) -> None:
     if hyper["form"] == "ease":
         if factors:
             raise UsageError(f"--factors {factors}: form=ease has no eigenvalues")
-        for name in ("degree_power", "saturation", "bits"):
+        for name in ("degree_power", *USUAL, "saturation", "bits"):
             if hyper[name] != HYPER[name]:
                 raise UsageError(f"--set {name}={hyper[name]}: form=ease has only the setting ridge")
     elif hyper["ridge"] != AUTO:

@@ -3,7 +3,7 @@
 A pass over all interactions takes 3.3 ns each: 0.2 s for 60 million. Instead the users who share an item with the
 history (*readers*, from ``readers.*.npy``: the users of each item) and their histories are read from the disk, and
 nothing else. Popular items have many readers, so both numbers are bounded: those readers are kept whose shared items
-weigh most for the root of their histories' lengths (``docs/recsys.md`` has what that costs and what else was tried).
+weigh most for their histories' lengths (``docs/recsys.md`` has what that costs and what else was tried).
 Below the bounds the scores are exact.
 """
 
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from apps.recsys.data.csr_store import NpyReader, NpyWriter, ranges
+from apps.recsys.models.linear.log import user_powers
 from apps.recsys.models.top_k import top_k
 from common.errors import BadInput
 
@@ -118,9 +119,9 @@ class Readers:
     def __init__(self, directory: Path, log: Log, name: str = NAME) -> None:
         import numpy as np
 
-        self._path, self._history = directory / f"{name}.users.npy", log.history
+        self._path, self._history, self._log = directory / f"{name}.users.npy", log.history, log
         self._indptr: NDArray[np.int64] = NpyReader(directory / f"{name}.indptr.npy")[:]
-        self._users, self._items = NpyReader(self._path), log.items
+        self._users, self.items = NpyReader(self._path), log.items
         lengths = np.diff(self._indptr)
         fits = len(lengths) == log.items and (lengths >= 0).all() and self._indptr[0] == 0
         if not fits or not self._indptr[-1] == self._users.length == self._history.size:
@@ -199,6 +200,10 @@ class Readers:
         lengths: NDArray[np.int64] = self._history.indptr[users + 1] - self._history.indptr[users]
         return lengths
 
+    def powers(self, users: NDArray[Any]) -> NDArray[np.float32]:
+        """Numbers of items of some users to the power u of the log."""
+        return user_powers(self.lengths(users), self._log.user_power)
+
     def kept(self, shared: Shared) -> NDArray[np.intp]:
         """Places of the readers that are kept within the bounds, increasing; all if they are within them."""
         import numpy as np
@@ -206,7 +211,8 @@ class Readers:
         lengths = self.lengths(shared.users)
         if len(lengths) <= KEPT and lengths.sum() <= PRODUCTS:
             return np.arange(len(lengths))
-        value = shared.weights / np.sqrt(lengths)
+        # The length of the vector that a reader adds.
+        value = shared.weights * np.sqrt(lengths) / self.powers(shared.users)
         best = np.argpartition(-value, KEPT - 1)[:KEPT] if len(value) > KEPT else np.arange(len(value))
         best = best[np.argsort(-value[best])]
         count = max(1, int(np.searchsorted(np.cumsum(lengths[best]), PRODUCTS, side="right")))
@@ -222,17 +228,18 @@ class Readers:
         offsets = np.zeros(len(users) + 1, np.int32)
         np.cumsum(self.lengths(users), out=offsets[1:])
         ones = np.ones(len(items), np.float32)
-        return scipy.sparse.csr_matrix((ones, items, offsets), shape=(len(users), self._items), copy=False)
+        return scipy.sparse.csr_matrix((ones, items, offsets), shape=(len(users), self.items), copy=False)
 
     def added(self, shared: Shared, kept: NDArray[np.intp]) -> NDArray[np.float32]:
-        """Sum the histories of kept readers, each by its weight and over its length: shape (items,), a new array."""
+        """Sum the histories of kept readers, each by its weight and over its length to the power u: shape (items,), a
+        new array."""
         users = shared.users[kept]
-        shares = shared.weights[kept] / self.lengths(users).astype("f4")
+        shares = shared.weights[kept] / self.powers(users)
         sums: NDArray[np.float32] = self.rows(users).T @ shares
         return sums
 
     def alike(self, item: int) -> NDArray[np.float32]:
-        """What the readers of one item add to all items, within the bounds: a column of ``R' Du^-1 R``."""
+        """What the readers of one item add to all items, within the bounds: a column of ``R' Du^-u R``."""
         import numpy as np
 
         shared = self.shared(np.array([item]), np.ones(1, np.float32))
@@ -274,16 +281,19 @@ class ReaderScores:
         The users of each item.
     degrees
         Their numbers, at least 1, shape (items,).
-    power
-        b.
+    power, item_power
+        b and a.
     """
 
-    def __init__(self, readers: Readers, degrees: NDArray[np.float32], power: np.float32) -> None:
+    def __init__(
+        self, readers: Readers, degrees: NDArray[np.float32], power: np.float32, item_power: float = 0.5
+    ) -> None:
         import numpy as np
 
         self.readers = readers
         self._popular = degrees * np.float32(POPULAR)
-        self._asking, self._answering = degrees ** (-power - 0.5), degrees ** (power - 0.5)
+        a = np.float32(item_power)
+        self._asking, self._answering = degrees ** (-power - a), degrees ** (power - a)
 
     def scores(self, items: NDArray[Any], out: NDArray[np.float32]) -> NDArray[np.float32]:
         """Score all items for a history: ``out``, shape (items,)."""
@@ -328,7 +338,7 @@ class ReaderScores:
         shape = (len(users), len(items))
         by_item = scipy.sparse.csr_matrix((weights, (place[shared.owners[pairs]], had)), shape=shape)
         histories = self.readers.rows(users)[:, rows].astype(np.float64)
-        histories.data /= np.repeat(self.readers.lengths(users), np.diff(histories.indptr))
+        histories.data /= np.repeat(self.readers.powers(users), np.diff(histories.indptr))
         parts: NDArray[np.float64] = (histories.T @ by_item).toarray() * self._answering[rows, None]
         return parts
 

@@ -7,8 +7,8 @@ from typing import Any
 
 from apps.recsys.models.likeness.neighbours import BLOCK
 from apps.recsys.planning.bpr_terms import fold_terms
-from apps.recsys.planning.linear_terms import scores_all
-from apps.recsys.planning.ranking_terms import THREAD_BYTES
+from apps.recsys.planning.linear_terms import is_spectral, scores_all
+from apps.recsys.planning.ranking_terms import THREAD_BYTES, folding_bytes
 from common.errors import UsageError
 from common.memory.footprint import Term
 
@@ -32,7 +32,8 @@ def like_user_terms(manifest: Mapping[str, Any], *, threads: int) -> list[Term]:
     longest, by_items = manifest.get("longest", manifest["longest_history"]), scores_all(manifest)
     block = min(BLOCK, manifest["interactions"]) + longest
     factors = manifest["factors"]
-    folding = 0 if by_items else threads * 4 * factors * (2 * longest + 3 * factors)
+    each = folding_bytes(factors=factors, longest=longest, solves=not is_spectral(manifest))
+    folding = 0 if by_items else threads * each
     kind = "" if by_items else manifest["kind"]
     return [
         Term("histories compared", PAIR_BYTES[by_items] * block, "analytic", answer),

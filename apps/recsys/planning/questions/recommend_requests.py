@@ -9,7 +9,9 @@ from typing import ClassVar
 
 from apps.recsys.planning.requests import AnswerRequest, check_choice
 from apps.recsys.planning.resume_settings import DECIDES
+from common.cli import job_scripts
 from common.errors import UsageError
+from common.parts import Part
 
 K = 10
 """Number of items, unless ``-k`` or a file of candidates says otherwise."""
@@ -77,6 +79,8 @@ class RecommendRequest(AnswerRequest):
         if args.output is not None:
             raise UsageError("-o is for --all-users, --users and --histories; for one user the answer is printed")
         _check_candidates(args)
+        if args.part or args.format:
+            raise UsageError(f"{'--part' if args.part else '--format'} is for --all-users")
         return cls(
             model=args.model,
             threads=args.threads,
@@ -126,6 +130,8 @@ class RecommendAllRequest:
         The file: CSV, JSON lines or Parquet, by its name.
     users, histories
         A file of users, or of histories, to make lists for; neither: all users of the training data.
+    part
+        Which of these all users; ``None``: all. ``output`` is the part's own file then.
     k
         Number of items to recommend to each; 0: all candidates.
     exclude, only
@@ -145,6 +151,7 @@ class RecommendAllRequest:
     output: Path
     users: Path | None = None
     histories: Path | None = None
+    part: Part | None = None
     k: int = field(default=K, metadata=DECIDES)
     exclude: tuple[str, ...] | None = field(default=None, metadata=DECIDES)
     only: tuple[str, ...] | None = field(default=None, metadata=DECIDES)
@@ -180,11 +187,15 @@ class RecommendAllRequest:
         if args.explain:
             raise UsageError("--explain is for one user or one history")
         _check_candidates(args)
+        job_scripts.check(args.format, dry_run=args.dry_run, as_json=args.json)
+        if args.part and (args.users or args.histories):
+            raise UsageError("--part is for --all-users: give each process a file of its own users or histories")
         return cls(
             model=args.model,
-            output=args.output,
+            output=args.part.file(args.output) if args.part else args.output,
             users=args.users,
             histories=args.histories,
+            part=args.part,
             k=_k(args),
             exclude=_ids(args.exclude),
             only=_ids(args.only),

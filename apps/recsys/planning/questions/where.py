@@ -7,7 +7,7 @@ from typing import Any
 
 from apps.recsys.data.attributes.expression import comparisons, depth, parse
 from apps.recsys.data.attributes.passing import check
-from apps.recsys.data.attributes.stored import BLOCK
+from apps.recsys.data.attributes.stored import block_items
 from common.memory.footprint import Term
 
 TABLE_BYTES: Mapping[str, int] = {"text": 20, "number": 48, "truth": 48}
@@ -18,6 +18,8 @@ CODE_BYTES, ITEM_BYTES = 16, 40
 TREE_BYTES, TEXT_TIMES = 600, 80
 """Memory of a comparison in Python, and of a character of the expression: a value of one letter is a token, a value,
 and a row of a table."""
+MASK = "items that pass"
+"""Name of the term of masks."""
 MOST_SERVED, LONGEST_SERVED = 20, 1000
 """Most comparisons and characters of an expression in a request to the server."""
 
@@ -74,11 +76,18 @@ def _terms(
 ) -> list[Term]:
     """Terms of comparisons of the attributes ``named``, each as often as it is compared."""
     tables = max(TABLE_BYTES[one["kind"]] * one["values"] + one["letters"] for one in named)
-    block = min(BLOCK, items)
-    codes = max(min(one["entries"], block * one["longest"]) for one in named)
+    # An expression of some of them may be one of those that none has several values of.
+    kinds = ([one for one in named if one["several"] is several] for several in (False, True))
+    blocks = (_block(some, items, deepest) for some in kinds if some)
     matching = sum(1 + one["values"] + TREE_BYTES for one in named)
-    reading = max(tables, CODE_BYTES * codes + (ITEM_BYTES + deepest) * block)
+    reading = max(tables, *blocks)
     return [
         Term("attributes", reading + matching + text, "analytic", tuple(phases[:1])),
-        Term("items that pass", (1 + threads) * items, "analytic", tuple(phases)),
+        Term(MASK, (1 + threads) * items, "analytic", tuple(phases)),
     ]
+
+
+def _block(named: Sequence[Mapping[str, Any]], items: int, deepest: int) -> int:
+    block = min(block_items(named), items)
+    codes = max(min(int(one["entries"]), block * int(one["longest"])) for one in named)
+    return CODE_BYTES * codes + (ITEM_BYTES + deepest) * block

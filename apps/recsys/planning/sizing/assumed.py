@@ -9,8 +9,10 @@ from typing import Any
 from apps.recsys.data.ingest import TITLE_BYTES, TITLE_TIMES, Facts
 from apps.recsys.data.splits import HOLDOUT_SHARE, LEAST_ITEMS, SCORED_SHARE
 from apps.recsys.data.staging import BUCKET_ROWS
-from apps.recsys.models.linear.options import AUTO, FILTER_FACTORS, FORMS
+from apps.recsys.models.linear import readers
+from apps.recsys.models.linear.options import AUTO, FORMS, open_factors
 from apps.recsys.models.manifest import RecommenderManifest
+from apps.recsys.models.scan import stored as scan_files
 from apps.recsys.planning.answer import AnswerWorkload
 from apps.recsys.planning.evaluate import EvaluateWorkload
 from apps.recsys.planning.questions.recommend_requests import RecommendAllRequest, RecommendRequest
@@ -32,7 +34,8 @@ FILE_BYTES = 1500
 
 def workloads(request: SizeRequest) -> Iterator[tuple[str, Workload]]:
     """Yield what is done with a model, with its price by the planners."""
-    facts, manifest, threads = assumed_facts(request), assumed_manifest(request), request.threads
+    facts, threads = assumed_facts(request), request.threads
+    manifest = assumed_manifest(request, facts.held_interactions)
     yield "train", TrainWorkload(request.training, facts)
     scored = facts.scored_users or request.users
     yield "evaluate", EvaluateWorkload(EvaluateRequest(model=NOWHERE, threads=threads), manifest, scored)
@@ -73,14 +76,15 @@ def assumed_facts(request: SizeRequest) -> Facts:
     )
 
 
-def assumed_manifest(request: SizeRequest) -> RecommenderManifest:
-    """The ``model.json`` that training would write."""
+def assumed_manifest(request: SizeRequest, held: int) -> RecommenderManifest:
+    """The ``model.json`` that training would write, with ``held`` interactions held out."""
     model, hyper = request.model, dict(request.model.hyper)
     factors = model.factors
     if model.kind == "linear":  # the larger form, with as many eigenvalues as there can be
         hyper["form"] = FORMS[0] if hyper["form"] == AUTO else hyper["form"]
-        most = FILTER_FACTORS if hyper["form"] == "filter" and len(model.ranks) > 1 else factors
-        factors = min(factors, most, request.items)
+        if len(model.ranks) > 1:
+            factors = min(factors, open_factors(hyper["form"], request.items, request.interactions - held))
+        factors = min(factors, request.items)
     manifest: Any = {
         "application": "recsys",
         "kind": model.kind,
@@ -99,6 +103,11 @@ def assumed_manifest(request: SizeRequest) -> RecommenderManifest:
             "users.parquet": {"bytes": _table(request.users, request.id_letters)},
         },
     }
+    if model.kind == "linear" and readers.uses_readers(hyper["form"], request.interactions - held):
+        manifest["files"] |= {f"{readers.NAME}.{part}.npy": {"bytes": 0} for part in ("indptr", "users")}
+    if scan_files.applies(model.kind, hyper, request.items):
+        for name, numbers in scan_files.sizes(request.items, factors).items():
+            manifest["files"][name] = {"bytes": numbers * int(scan_files.TYPES[name][-1])}
     named: RecommenderManifest = manifest
     return named
 

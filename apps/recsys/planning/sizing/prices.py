@@ -11,6 +11,7 @@ from apps.recsys.planning.sizing.request import SizeRequest
 from common.memory.costs import baseline
 from common.memory.costs.probes import Costs, Probe
 from common.memory.footprint import Footprint, Term
+from common.memory.plan import planner
 from common.memory.plan.plan import OneSetting, Plan, Setting
 from common.memory.plan.planner import Workload
 
@@ -64,7 +65,7 @@ def needs(request: SizeRequest, costs: Costs) -> Iterator[Need]:
 
 def _ordered(work: Workload) -> list[Setting]:
     """The settings in the planner's order, the fastest first."""
-    return sorted(work.settings(), key=work.seconds)
+    return [setting for _, _, setting in planner.ordered(work)]
 
 
 def _measured(work: Workload) -> list[Probe]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from apps.recsys.data.columns import Columns
 from apps.recsys.models.old_names import renamed_pairs
-from apps.recsys.planning.model_options import ModelOptions
+from apps.recsys.planning.model_options import ModelOptions, kind_of
 from apps.recsys.planning.train_request import DataOptions, TrainRequest
 from common.errors import UsageError
 
@@ -74,13 +74,14 @@ class SizeRequest:
     @classmethod
     def of(cls, args: argparse.Namespace) -> SizeRequest:
         """Read the command line; raises as the constructor and ``ModelOptions.of``."""
-        pairs, _ = renamed_pairs(args.model, args.set)
+        kind, _ = kind_of(args)  # the line of what is assumed names it
+        pairs, _ = renamed_pairs(kind, args.set)
         return cls(
             items=args.items,
             users=args.users,
             interactions=args.interactions,
             longest=args.longest or longest_history(args.items, args.users, args.interactions),
-            model=ModelOptions.of(args, pairs),
+            model=ModelOptions.of(kind, args, pairs),
             split=args.split,
             id_letters=args.id_letters,
             title_letters=args.title_letters,

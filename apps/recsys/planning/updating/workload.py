@@ -11,6 +11,7 @@ from apps.recsys.data.ingest import TITLE_BYTES, Facts
 from apps.recsys.data.updates.base import READ_IDS
 from apps.recsys.models.manifest import RecommenderManifest
 from apps.recsys.models.new_items import MOST_USERS, SAMPLED
+from apps.recsys.models.scan.stored import writing_bytes
 from apps.recsys.planning import bpr_terms, embedding_terms, ials_terms
 from apps.recsys.planning.baselines import LIBRARIES, PAIRING, READING, SCORING, TRAINING, baseline_terms
 from apps.recsys.planning.ranking_terms import THREAD_BYTES, USER_BLOCKS
@@ -104,7 +105,12 @@ class UpdateWorkload:
             Term("history index", 8 * (facts.users + 1), "analytic", fit),
             Term("history block", 24 * (BLOCK + facts.longest), "analytic", fit),
             Term("item factors", COPIES * 4 * facts.items * columns, "analytic", fit),
-            Term("item factors to write", 4 * facts.items * columns, "analytic", ("write",)),
+            Term(
+                "item factors to write",
+                max(4 * facts.items * columns, writing_bytes(facts.items, columns)),
+                "analytic",
+                ("write",),
+            ),
         ]
         terms += self._solver_terms(int(setting["fit_block"]))
         if split != "none":
@@ -153,6 +159,10 @@ class UpdateWorkload:
                 self.kind, factors=factors, longest=facts.longest, threads=self.request.threads, phases=fit
             ),
         ]
+
+    def lesser(self, setting: Setting) -> float:
+        """As the training."""
+        return self.train.lesser(setting) if self.kind in REBUILT else 0.0
 
     def seconds(self, setting: Setting) -> float:
         """As the training; a fixed cost for each block."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -30,6 +31,8 @@ from common.errors import BadInput
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+    from apps.recsys.serving.service import Allowed
 
 Pieces = Iterator[bytes]
 """Parts of an answer, in order. The first one comes after all that may be refused."""
@@ -60,6 +63,8 @@ def _one(service: RecommenderService, question: UserQuery, user: str | None, his
 
 def batch(live: Live, question: Batch) -> Pieces:
     """POST /recommend: lists for several users and histories."""
+    import numpy as np
+
     service = live.service()
     users, histories = texts(question.users), [texts(ids) for ids in question.histories]
     exclude, only = texts(question.exclude), None if question.only is None else texts(question.only)
@@ -83,10 +88,15 @@ def batch(live: Live, question: Batch) -> Pieces:
         *((None, ids) for ids in histories),
     ]
 
+    # A list waits for its client, and others with it: as bits, or as nothing where the filter is kept anyway.
+    bits, allowed = np.packbits(allowed) if isinstance(allowed, np.ndarray) else None, None
+
     def pieces() -> Pieces:
         yield b'{"lists":['
         for place, (user, history) in enumerate(asked):
-            ranked, fell_back = _ranked(service, user, history, question.depth, allowed, **how)
+            chosen = service.choice(question.where) if bits is None else _mask(bits, len(service.items))
+            ranked, fell_back = _ranked(service, user, history, question.depth, chosen, **how)
+            del chosen
             head = {} if user is None else {"user": user}
             yield b"," if place else b""
             yield from _list(service, ranked, question.explain, fell_back=fell_back, **head)
@@ -145,8 +155,8 @@ def feedback(live: Live, question: Events) -> Pieces:
 
 def _allowed(
     service: RecommenderService, only: Sequence[str] | None, exclude: Sequence[str], where: str | None
-) -> NDArray[np.bool_] | None:
-    """Mask of the items to choose from; ids that the model does not have change nothing."""
+) -> Allowed:
+    """The items to choose from; ids that the model does not have change nothing."""
     import numpy as np
 
     allowed = None
@@ -155,7 +165,13 @@ def _allowed(
             rows = service.items.rows(ids[:MOST_NAMED]) if ids else np.zeros(0, np.int64)
             allowed = np.full(len(service.items), not value) if allowed is None else allowed
             allowed[rows[rows >= 0]] = value
-    return service.passing(where, allowed)
+    return service.choice(where, allowed)
+
+
+def _mask(bits: NDArray[np.uint8], items: int) -> NDArray[np.bool_]:
+    import numpy as np
+
+    return np.unpackbits(bits, count=items).view(bool)
 
 
 def _ranked(
@@ -163,7 +179,7 @@ def _ranked(
     user: str | None,
     history: Sequence[str],
     k: int,
-    allowed: NDArray[np.bool_] | None,
+    allowed: Allowed,
     *,
     keep_seen: bool,
     lenient: bool,
@@ -198,8 +214,9 @@ def _list(
         yield start
         if first is not None:
             yield msgspec.json.encode(first)
-        for item in described:
-            yield b"," + msgspec.json.encode(item)
+        together = 1 if explained else EXPLAINED_AT_ONCE
+        while some := list(islice(described, together)):
+            yield b"," + msgspec.json.encode(some)[1:-1]
         yield b"]}"
 
     return pieces()

@@ -10,7 +10,6 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sized
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ from apps.recsys.serving.web import openapi
 from apps.recsys.serving.web.access import Access
 from apps.recsys.serving.web.answers import Pieces
 from apps.recsys.serving.web.metrics import OTHER, Metrics
+from apps.recsys.serving.web.model_thread import ModelThread
 from apps.recsys.serving.web.questions import Unanswerable, of_body, of_query
 from apps.recsys.serving.web.routes import ROUTES, Route, Table
 from common.errors import BadInput, UsageError
@@ -86,7 +86,7 @@ class Application:
         self.connections: Sized = ()
         """Connections of the server."""
         self._table = Table(ROUTES)
-        self._model_thread = ThreadPoolExecutor(1, "peakline-answer")
+        self._model_thread = ModelThread()
         self._large = asyncio.Semaphore(MOST_ANSWERS)
         self._changing, self._again = False, False
         self._own: Mapping[str, Callable[[], tuple[int, bytes]]] = {
@@ -102,7 +102,7 @@ class Application:
 
     def close(self) -> None:
         """End the thread of the model."""
-        self._model_thread.shutdown()
+        self._model_thread.close()
 
     async def __call__(self, scope: Mapping[str, Any], receive: Receive, send: Send) -> None:
         """Answer a request."""
@@ -153,6 +153,8 @@ class Application:
         try:
             version = await asyncio.to_thread(live.newer)
             if version is None:
+                live.refused = ""
+                self.lines.event("same", f"recsys serve: the model is the same (version {live.version.name})")
                 return
             for _ in range(MOST_ANSWERS):  # answers that are sent in parts hold the model
                 await self._large.acquire()
@@ -200,7 +202,7 @@ class Application:
 
     async def _in_thread(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """Call a function in the thread of the model."""
-        return await asyncio.get_running_loop().run_in_executor(self._model_thread, function, *arguments)
+        return await self._model_thread.call(function, *arguments)
 
     def _find(self, scope: Mapping[str, Any]) -> tuple[int, tuple[str, ...]]:
         """Number of the route of a request, and the ids in its path.

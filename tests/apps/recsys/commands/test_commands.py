@@ -62,7 +62,19 @@ def test_weights_are_safetensors(trained: Trained) -> None:
 
 def test_training_again_gives_the_same_model(trained: Trained, run: Run, tmp_path: Path) -> None:
     model = tmp_path / "model"
-    options = ("--split", "user-holdout", "--factors", 16, "--memory", "300MiB", "--threads", 1, "-q")
+    options = (
+        "--model",
+        "ials",
+        "--split",
+        "user-holdout",
+        "--factors",
+        16,
+        "--memory",
+        "300MiB",
+        "--threads",
+        1,
+        "-q",
+    )
     for _ in range(2):  # the second time over the first
         done = run("apps.recsys", "train", trained.interactions, "--items", trained.titles, "-o", model, *options)
         assert done.code == 0, done.err
@@ -166,8 +178,9 @@ def test_model_of_the_other_application(run: Run, tmp_path: Path) -> None:
         ("user,item,rating\n1,2,x\n", (), 4, ("in.csv", "'rating'", "'x'")),
         ("user,item\n1,2\n1,3\n", (), 4, ("in.csv", "1 user")),
         ("user,item\n1,2\n3,4\n", ("--split", "user-holdout"), 4, ("user", "items")),
-        ("user,item\n1,2\n3,4\n", ("--set", "beta=1"), 2, ("--set", "beta", "alpha")),
-        ("user,item\n1,2\n3,4\n", ("--set", "alpha=0"), 2, ("alpha", "above 0")),
+        ("user,item\n1,2\n3,4\n", ("--set", "beta=1"), 2, ("--set", "beta", "degree_power")),
+        ("user,item\n1,2\n3,4\n", ("--model", "linear", "--set", "alpha=1"), 2, ("--set alpha=1", "--model ials")),
+        ("user,item\n1,2\n3,4\n", ("--model", "ials", "--set", "alpha=0"), 2, ("alpha", "above 0")),
         ("user,item\n1,2\n3,4\n", ("--memory", "lots"), 2, ("'lots'", "size", "MiB")),
     ],
 )
@@ -188,14 +201,14 @@ def test_bad_input_is_one_line_and_leaves_nothing(
 def test_dry_run_only_plans(trained: Trained, run: Run, tmp_path: Path) -> None:
     done = run("apps.recsys", "train", trained.interactions, "-o", tmp_path / "model", "--dry-run")
     assert done.code == 0
-    says(done.out, "recsys train", "peak", "fit_block")
+    says(done.out, "recsys train", "peak", "factors=", "user_block")
     assert not list(tmp_path.iterdir())
 
 
 def test_what_killed_runs_left_behind_is_removed(run: Run, tmp_path: Path) -> None:
     interactions, _ = synthetic.write(tmp_path, users=2000, items=1500, mean=60)
     model = tmp_path / "model"
-    long = ("--factors", "64", "--set", "iterations=100000", "--memory", "400MiB", "-q")
+    long = ("--model", "ials", "--factors", "64", "--set", "iterations=100000", "--memory", "400MiB", "-q")
     command = [sys.executable, "-m", "apps.recsys", "train", str(interactions), "-o", str(model)]
     # a group of its own, so that SIGKILL reaches the child as well as its supervisor
     with subprocess.Popen([*command, *long], start_new_session=True) as process:

@@ -21,7 +21,7 @@ def model(run: Run, dataset: Callable[[str], Path], tmp_path_factory: pytest.Tem
     """A model of which a tenth of the users is held out."""
     folder = tmp_path_factory.mktemp("metrics") / "model"
     command = ("apps.recsys", "train", dataset("lastfm") / "plays.csv", "-o", folder, "--split", "user-holdout")
-    done = run(*command, "--factors", 16, "--set", "iterations=2", "-q")
+    done = run(*command, "--model", "ials", "--factors", 16, "--set", "iterations=2", "-q")
     assert done.code == 0, done.err
     return folder
 

@@ -121,7 +121,7 @@ def test_its_settings_are_checked(trained: Trained, run: Run, tmp_path: Path) ->
         (("--set", "form=spectral", "--factors", 0), ("spectral", "--factors")),
         (("--tune", 3), ("--tune", "linear")),
         (("--epochs", 3), ("--epochs", "linear")),
-        (("--resume",), ("--resume", "linear", "checkpoints")),
+        (("--resume",), ("--resume", "linear", "--model ials")),
     ):
         done = run(*command, *options)
         assert done.code == 2 and done.err.count("\n") == 1

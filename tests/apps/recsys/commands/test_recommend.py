@@ -101,6 +101,14 @@ def test_on_the_command_line(trained: Trained, embedding: Path, run: Run, kind: 
     says(shown[2], "because", "others")
 
 
+def test_a_list_that_is_empty_says_why(trained: Trained, run: Run) -> None:
+    command = ("apps.recsys", "recommend", trained.model, "--history", "0", "--only", "0", "--memory", "250MiB")
+    done = run(*command)
+    assert done.code == 0 and len(done.out.splitlines()) == 1
+    says(done.err, "empty", "--keep-seen")
+    assert len(run(*command, "--keep-seen").out.splitlines()) == 2
+
+
 def test_where_there_is_no_explanation(trained: Trained, run: Run, tmp_path: Path) -> None:
     model = tmp_path / "model"
     options = ("--model", "popularity", "-q", "--memory", "250MiB")

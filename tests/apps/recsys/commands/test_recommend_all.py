@@ -120,7 +120,7 @@ def test_its_options_are_checked(trained: Trained, run: Run, tmp_path: Path) -> 
 def epinions(run: Run, dataset: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model of Epinions: 139,738 items."""
     folder = tmp_path_factory.mktemp("epinions") / "model"
-    options = ("--factors", 64, "--set", "iterations=1", "--set", "weight=binary", "-q")
+    options = ("--model", "ials", "--factors", 64, "--set", "iterations=1", "--set", "weight=binary", "-q")
     done = run("apps.recsys", "train", dataset("epinions") / "train.txt", "-o", folder, *options)
     assert done.code == 0, done.err
     return folder

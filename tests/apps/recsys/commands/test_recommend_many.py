@@ -21,7 +21,7 @@ from tests.messages import continued, says
 from tests.promise import kept
 
 Run = Callable[..., Any]
-FEW = ("--factors", 16, "--set", "iterations=2", "--memory", "300MiB", "-q")
+FEW = ("--model", "ials", "--factors", 16, "--set", "iterations=2", "--memory", "300MiB", "-q")
 
 
 @dataclass(frozen=True)

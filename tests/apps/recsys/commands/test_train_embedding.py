@@ -43,7 +43,8 @@ def test_its_options_are_checked(trained: Trained, run: Run, tmp_path: Path) -> 
         (("--loss", "ccl"), ("--loss", "--model embedding")),
         (("--model", "embedding", "--set", "tables=3"), ("tables", 1, 2)),
         (("--model", "embedding", "--table", "int4", "--factors", 3), ("--factors 3", "4 bits")),
-        (("--model", "embedding", "--set", "alpha=1"), ("--set", "alpha", "learning_rate")),
+        (("--model", "embedding", "--set", "alpha=1"), ("--set alpha=1", "--model ials")),
+        (("--model", "embedding", "--set", "rate=1"), ("--set", "rate", "learning_rate")),
         (("--model", "embedding", "--table", "hash", "--set", "row_bytes=0"), ("row_bytes", 1)),
         ((*SMALL, "--table", "int8", "--memory", "600MiB", "--resume"), (tmp_path / "model", "resume")),
     ):

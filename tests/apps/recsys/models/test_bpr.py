@@ -132,7 +132,8 @@ def test_train_evaluate_answer(trained: Trained, run: Run, tmp_path: Path) -> No
 def test_its_settings_are_checked(trained: Trained, run: Run, tmp_path: Path) -> None:
     command = ("apps.recsys", "train", trained.interactions, "-o", tmp_path / "model", "--model", "bpr")
     for options, facts in (
-        (("--set", "alpha=1"), ("--set", "alpha", "user_regularization")),
+        (("--set", "alpha=1"), ("--set alpha=1", "--model ials", "bpr")),
+        (("--set", "beta=1"), ("--set", "beta", "user_regularization")),
         (("--set", "learning_rate=0"), ("learning_rate", 0)),
         (("--factors", 1), ("factors", "bias")),
         (("--table", "int8"), ("--table", "--model embedding")),

@@ -41,13 +41,13 @@ def test_old_settings_are_read_with_a_note(kind: str, old: str, name: str, value
 def test_a_setting_of_another_model_keeps_its_name() -> None:
     """``user`` is the old name of a setting of embeddings only."""
     assert renamed_pairs("ials", ["user=own"]) == (["user=own"], [])
-    with refused(UsageError, "user=own"):
+    with refused(UsageError, "user=own", "--model embedding"):
         train_request("--set", "user=own")
 
 
 def test_an_old_setting_is_not_searched() -> None:
-    assert "frequency_scaling" in train_request("--tune", 2).space
-    assert "frequency_scaling" not in train_request("--tune", 2, "--set", "frequency=1").space
+    assert "frequency_scaling" in train_request("--model", "ials", "--tune", 2).space
+    assert "frequency_scaling" not in train_request("--model", "ials", "--tune", 2, "--set", "frequency=1").space
 
 
 def aged(model: Path, copy: Path, hyper: dict[str, str], tensors: dict[str, str]) -> None:
@@ -69,7 +69,7 @@ def aged(model: Path, copy: Path, hyper: dict[str, str], tensors: dict[str, str]
 @pytest.mark.parametrize(
     ("options", "hyper", "tensors"),
     [
-        (("--set", "frequency_scaling=1"), {"frequency_scaling": "frequency"}, {}),
+        (("--model", "ials", "--set", "frequency_scaling=1"), {"frequency_scaling": "frequency"}, {}),
         (
             (*EMBEDDING, "--set", "tables=2", "--table", "int8"),
             {"user_vectors": "user", "history": "sum"},

@@ -96,7 +96,7 @@ def test_units() -> None:
     assert request.model.hyper == {"window": "7d"} and request.data.needs_times == "--set window=7d"
     assert train_request("--model", "popularity").data.needs_times == ""
     assert train_request("--split", "temporal").data.needs_times == ""
-    with refused(UsageError, "window", "alpha"):
+    with refused(UsageError, "window", "--model embedding or popularity", "linear"):
         train_request("--set", "window=7d")
 
 

@@ -7,6 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from apps.recsys.data.headers import CODE_BYTES
 from apps.recsys.data.readers import Columns, Source, open_source
 from apps.recsys.planning.baselines import reading_terms
 
@@ -46,3 +47,14 @@ def test_a_large_batch_of_an_arrow_file_is_read_whole(tmp_path: Path) -> None:
     assert reading_terms(10**9, [source, larger])[0].bytes == 100 * MIB
     packed = Source(tmp_path / "a.csv", source.columns, unpacking_bytes=3 * MIB)
     assert [term.bytes for term in reading_terms(100, [packed])] == [6400, 3 * MIB]
+
+
+def test_the_code_for_kinds_of_columns_is_priced_where_there_are_some(tmp_path: Path) -> None:
+    plain = pa.table({"user": ["1", "2"], "item": ["a", "b"]})
+    coded = plain.set_column(1, "item", plain["item"].dictionary_encode())
+    large = plain.set_column(0, "user", plain["user"].cast(pa.large_string()))
+    found = []
+    for name, table in (("plain", plain), ("coded", coded), ("large", large)):
+        pq.write_table(table, tmp_path / f"{name}.parquet")
+        found.append(reading_terms(2, [open_source(tmp_path / f"{name}.parquet", Columns())])[1].bytes)
+    assert found == [0, CODE_BYTES["dictionary"], CODE_BYTES["large_string"]]

@@ -18,6 +18,41 @@ from tests.messages import refused
 
 
 @pytest.mark.parametrize(
+    ("options", "kind", "said"),
+    [
+        ((), "linear", None),
+        (("--factors", 8, "--set", "bits=4"), "linear", None),
+        (("--epochs", 3), "ials", "--epochs"),
+        (("--tune", 2), "ials", "--tune"),
+        (("--resume",), "ials", "--resume"),
+        (("--set", "alpha=3"), "ials", "--set alpha"),
+        (("--set", "frequency=1"), "ials", "--set frequency"),
+        (("--model", "bpr", "--epochs", 3), "bpr", None),
+    ],
+)
+def test_options_of_the_former_default_make_its_model(options: tuple[object, ...], kind: str, said: str | None) -> None:
+    request = train_request(*options)
+    assert request.model.kind == kind
+    notes = [note for note in request.notes if "--model" in note]
+    assert [note.startswith(f"{said}") and note.endswith("--model ials says so") for note in notes] == [True] * bool(
+        said
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "facts"),
+    [
+        (("--epochs", 3, "--set", "degree_power=0.4"), ("--set degree_power=0.4", "linear", "ials")),
+        (("--model", "linear", "--epochs", 3), ("--epochs", "linear", "ials")),
+        (("--set", "margin=0.1"), ("--set margin=0.1", "embedding", "linear")),
+    ],
+)
+def test_options_of_two_models_are_refused(options: tuple[object, ...], facts: tuple[str, ...]) -> None:
+    with refused(UsageError, *facts):
+        train_request(*options)
+
+
+@pytest.mark.parametrize(
     ("options", "name"),
     [
         (("--seed", 4), "seed"),
@@ -29,7 +64,7 @@ from tests.messages import refused
     ],
 )
 def test_what_decides_a_training_keeps_it_from_being_continued(options: tuple[object, ...], name: str) -> None:
-    one, other = (resume_settings(train_request(*changed), data="a") for changed in ((), options))
+    one, other = (resume_settings(train_request("--model", "ials", *changed), data="a") for changed in ((), options))
     assert {key for key in one if one[key] != other[key]} == {name}
 
 
@@ -42,9 +77,9 @@ def test_what_does_not_decide_a_training_lets_it_be_continued() -> None:
 
 
 def test_settings_of_a_search_decide_and_its_trials_do_not() -> None:
-    few, many = (resume_settings(train_request("--tune", trials), data="a") for trials in (2, 20))
+    few, many = (resume_settings(train_request("--model", "ials", "--tune", trials), data="a") for trials in (2, 20))
     assert few == many
-    tried = train_request("--tune", 2).with_settings({"factors": 128, "alpha": 5.0})
+    tried = train_request("--model", "ials", "--tune", 2).with_settings({"factors": 128, "alpha": 5.0})
     assert (tried.model.factors, tried.model.hyper["alpha"]) == (128, 5.0)
     with refused(UsageError, "alpha"):
         tried.with_settings({"alpha": 0.0})
@@ -82,7 +117,7 @@ def test_tables_go_with_their_factors_before_anything_is_read() -> None:
         ),
         (("--model", "embedding", "--set", "prior=-1"), ("prior",)),
         (("--loss", "ccl"), ("--loss", "embedding")),
-        (("--set", "weight=tfidf"), ("tfidf", "binary")),
+        (("--model", "ials", "--set", "weight=tfidf"), ("tfidf", "binary")),
     ):
         with refused(UsageError, *facts):
             train_request(*options)

@@ -29,7 +29,7 @@ Run = Callable[..., Any]
 
 def test_terms_are_the_sizes_of_the_arrays() -> None:
     facts = Facts(rows=2000, users=100, items=50, interactions=1000, longest=30, ids=150, bucket=2000)
-    work = TrainWorkload(train_request("--factors", 8), facts)
+    work = TrainWorkload(train_request("--model", "ials", "--factors", 8), facts)
     known = {probe: {"bytes": 1.0} for probe in training_probes("ials", 1)}
     held, stored = (
         {term.name: term.bytes for term in work.footprint({"user_block": 8, "fit_block": size}, known).terms}
@@ -86,7 +86,7 @@ def test_a_search_measures_all_its_factors_ahead() -> None:
     assert factors("--tune", 2) == [32, 64, 128, 256]
     assert factors("--tune", 2, "--factors", 16) == [16]
     assert factors("--tune", 1) == factors() == []
-    work = TrainWorkload(train_request("--tune", 5), _embedding()[0].facts)
+    work = TrainWorkload(train_request("--model", "ials", "--tune", 5), _embedding()[0].facts)
     assert not list(work.planned_later())
     # no other dimension of the space changes a size
     dimensions = {*search_space.EMBEDDING, *(name for loss in search_space.LOSSES.values() for name in loss)}
@@ -101,7 +101,7 @@ def test_an_exact_solver_gathers_no_more_than_there_is() -> None:
         found = work.footprint({"user_block": 8, "fit_block": 10**9}, known).terms
         return {(one.name, phase): one.bytes for one in found for phase in one.phases}
 
-    options = ("--factors", 8, "--set", "frequency_scaling=1")
+    options = ("--model", "ials", "--factors", 8, "--set", "frequency_scaling=1")
     small = terms(TrainWorkload(train_request(*options), facts))
     # the other side rotated; four arrays of all gathered factors, or of a system of all factors; indices
     assert small["exact solver", "fit"] == 4 * 100 * 8 + 4 * 4 * (1000 * 8 + 8 * 8) + 64 * 100
@@ -118,9 +118,9 @@ def test_an_exact_solver_gathers_no_more_than_there_is() -> None:
 @pytest.mark.parametrize(
     ("name", "ceiling", "options"),
     [
-        ("lastfm", "250MiB", ("--factors", "256", "--set", "iterations=1")),
-        ("ml-1m", "160MiB", ("--factors", "32", "--set", "iterations=1")),
-        ("gowalla", "250MiB", ("--factors", "64", "--set", "iterations=1")),
+        ("lastfm", "250MiB", ("--model", "ials", "--factors", "256", "--set", "iterations=1")),
+        ("ml-1m", "160MiB", ("--model", "ials", "--factors", "32", "--set", "iterations=1")),
+        ("gowalla", "250MiB", ("--model", "ials", "--factors", "64", "--set", "iterations=1")),
     ],
 )
 def test_predictions_on_real_data(
@@ -154,7 +154,7 @@ def test_a_refusal_names_a_ceiling_that_works(trained: Trained, run: Run, tmp_pa
 def test_a_small_ceiling_takes_smaller_blocks(run: Run, dataset: Callable[[str], Path], tmp_path: Path) -> None:
     model = tmp_path / "model"
     path = dataset("epinions") / "train.txt"
-    options = ("--split", "user-holdout", "--factors", 32, "--set", "iterations=1", "-q", "--json")
+    options = ("--model", "ials", "--split", "user-holdout", "--factors", 32, "--set", "iterations=1", "-q", "--json")
     wide = run("apps.recsys", "train", path, "-o", model, *options, "--memory", "500MiB").record
     least = run("apps.recsys", "train", path, "-o", model, *options, "--memory", "100MiB").record
     tight = run(
@@ -175,16 +175,43 @@ class FixedCosts(CostStore):
 
 def test_a_refusal_names_fewer_factors_that_fit(tmp_path: Path) -> None:
     facts = Facts(rows=1, users=100_000, items=500_000, interactions=1_000_000, longest=30, ids=600_000, bucket=1000)
-    work = TrainWorkload(train_request(), facts)
+    work = TrainWorkload(train_request("--model", "ials"), facts)
     with pytest.raises(DoesNotFit) as refusal:
         plan(work, MemoryBudget(250 * MIB), FixedCosts(tmp_path))
     for remedy, factors in zip(refusal.value.remedies, (32, 16), strict=True):
         says(remedy, f"--factors {factors}", "MiB")
 
 
+def test_a_large_catalogue_of_many_interactions_has_few_eigenvalues_unless_they_are_asked_for() -> None:
+    sizes = {"users": 10**6, "items": 10**6, "longest": 500, "ids": 2 * 10**6, "bucket": 1000}
+    many, few = Facts(rows=1, interactions=6 * 10**7, **sizes), Facts(rows=1, interactions=10**6, **sizes)
+
+    def factors(facts: Facts, *options: object) -> set[object]:
+        return {setting["factors"] for setting in TrainWorkload(train_request(*options), facts).settings()}
+
+    assert factors(few) == {512, 256, 128, 64, 32, 0} and factors(few, "--set", "form=filter") == {256, 128, 64, 32, 0}
+    assert factors(many) == {67, 64, 32, 0} and factors(many, "--set", "form=filter") == {16, 0}
+    assert factors(many, "--factors", 300) == {300}
+
+
+def test_a_refusal_of_the_default_model_names_a_filter_without_a_search_and_popularity(tmp_path: Path) -> None:
+    facts = Facts(rows=1, users=100_000, items=500_000, interactions=1_000_000, longest=30, ids=600_000, bucket=1000)
+    work = TrainWorkload(train_request(), facts)
+    with pytest.raises(DoesNotFit) as refusal:
+        plan(work, MemoryBudget(160 * MIB), FixedCosts(tmp_path))
+    filtered, popular = refusal.value.remedies
+    says(filtered, "--set degree_power=0.2", "MiB")
+    says(popular, "--model popularity", "MiB")
+    given = TrainWorkload(train_request("--factors", 0, "--set", "degree_power=0.2"), facts)
+    assert plan(given, MemoryBudget(160 * MIB), FixedCosts(tmp_path))["factors"] == 0
+    with pytest.raises(DoesNotFit) as refusal:  # settings of the command line do not go with another model
+        plan(TrainWorkload(train_request("--set", "bits=8"), facts), MemoryBudget(160 * MIB), FixedCosts(tmp_path))
+    assert not refusal.value.remedies
+
+
 def test_a_ceiling_below_the_index_alone_names_the_term(tmp_path: Path) -> None:
     facts = Facts(rows=1, users=90_000_000, items=500, interactions=1, longest=1, ids=0, bucket=1)
-    work = TrainWorkload(train_request("--factors", 1), facts)
+    work = TrainWorkload(train_request("--model", "ials", "--factors", 1), facts)
     with pytest.raises(DoesNotFit) as refusal:
         plan(work, MemoryBudget(300 * MIB), FixedCosts(tmp_path))
     smallest = refusal.value.smallest_feasible_bytes
@@ -199,7 +226,7 @@ def test_reading_grows_by_what_is_priced(run: Run, tmp_path: Path) -> None:
     with path.open("w") as rows:
         rows.write("user,item\n")
         rows.writelines(f"{n:040d},{n % 1000}\n" for n in range(500_000))
-    options = ("--factors", 8, "--set", "iterations=1", "--memory", "400MiB", "--json", "-q")
+    options = ("--model", "ials", "--factors", 8, "--set", "iterations=1", "--memory", "400MiB", "--json", "-q")
     for _ in range(2):  # the first run measures costs in its phase "plan"
         done = run("apps.recsys", "train", path, "-o", model, *options)
     assert done.code == 0, done.err

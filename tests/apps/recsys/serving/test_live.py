@@ -122,3 +122,16 @@ def test_only_one_model_is_in_memory(folder: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(Live, "_load", watched)
     live.change(version)
     assert loaded == [live.service()]
+
+
+@pytest.mark.parametrize("name", ["history.items.npy", "history.values.npy"])
+def test_a_history_that_is_cut_while_it_is_served_is_an_error_of_that_answer(folder: Path, name: str) -> None:
+    live = Live(folder, lambda manifest: GAUGE)
+    before, whole = ids(live), (folder / name).read_bytes()
+    with (folder / name).open("r+b") as stream:
+        stream.truncate(130)
+    with refused(BadInput, "shorter"):
+        live.service().for_user("u00200", 5)
+    with (folder / name).open("r+b") as stream:
+        stream.write(whole)
+    assert ids(live) == before

@@ -21,7 +21,7 @@ ITERATIONS = 40
 """So many that the training can be interrupted twice, however late this process is told of a checkpoint."""
 SWEEPS = 2 * ITERATIONS
 """A sweep solves one side."""
-OPTIONS = ("--factors", "32", "--split", "user-holdout", "--threads", "1", "--seed", "3")
+OPTIONS = ("--model", "ials", "--factors", "32", "--split", "user-holdout", "--threads", "1", "--seed", "3")
 OPTIONS += ("--set", f"iterations={ITERATIONS}")
 
 
@@ -76,7 +76,8 @@ def test_a_disturbed_training_ends_as_an_undisturbed_one(
 
 def test_a_state_of_another_training_is_not_taken_up(run: Run, dataset: Callable[[str], Path], tmp_path: Path) -> None:
     interactions, model = dataset("lastfm") / "plays.csv", tmp_path / "model"
-    command = ("apps.recsys", "train", interactions, "-o", model, "--factors", 8, "--set", "iterations=1")
+    command = ("apps.recsys", "train", interactions, "-o", model, "--model", "ials", "--factors", 8)
+    command += ("--set", "iterations=1")
     done = run(*command, "--resume", "-q")
     assert (done.code, done.err.count("\n")) == (4, 1)
     says(done.err, model, "resume")

@@ -38,7 +38,7 @@ FACTS = Facts(rows=2000, users=100, items=50, interactions=1000, longest=30, ids
 
 def work(trials: int = 20) -> TrainWorkload:
     """An ``ials`` that is to be tuned."""
-    return TrainWorkload(train_request("--tune", trials, "--seed", 3), FACTS)
+    return TrainWorkload(train_request("--model", "ials", "--tune", trials, "--seed", 3), FACTS)
 
 
 @dataclass
@@ -177,7 +177,7 @@ def test_settings_lie_in_the_space() -> None:
 
 
 def test_killed_and_continued_from_the_command_line(trained: Trained, run: Run, tmp_path: Path) -> None:
-    options = ["--tune", "7", "--split", "user-holdout", "--threads", "1", "--seed", "2"]
+    options = ["--model", "ials", "--tune", "7", "--split", "user-holdout", "--threads", "1", "--seed", "2"]
     whole, model = tmp_path / "whole", tmp_path / "model"
     command = ("apps.recsys", "train", trained.interactions, *options, "--memory", "250MiB", "--json")
     done = run(*command, "-o", whole, "--report")
@@ -243,8 +243,9 @@ def test_what_cannot_be_tuned(trained: Trained, run: Run, tmp_path: Path) -> Non
     everything = [f"--set={name}={value}" for name, value in ials.HYPER.items()]
     for options, code, facts in (
         (("--model", "popularity"), 2, ("--tune", "popularity")),
-        (("--factors", 8, *everything), 2, ("--tune",)),
-        (("--resume",), 4, (tmp_path / "model", "resume")),
+        (("--model", "linear"), 2, ("--tune", "--model ials")),
+        (("--model", "ials", "--factors", 8, *everything), 2, ("--tune",)),
+        (("--model", "ials", "--resume"), 4, (tmp_path / "model", "resume")),
     ):
         done = run(*command, *options)
         assert done.code == code, done.err

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from apps.recsys.data import arrow_numpy, ingest, readers
 from apps.recsys.data.attributes.collect import Carried, collect
-from apps.recsys.data.attributes.passing import UnknownAttribute, limited
-from apps.recsys.data.attributes.stored import BLOCK, arrays, code_type, listed
+from apps.recsys.data.attributes.passing import Kept, UnknownAttribute, limited
+from apps.recsys.data.attributes.stored import BLOCK, arrays, code_type, listed, write
 from apps.recsys.data.columns import Columns
 from apps.recsys.data.id_index import Vocabulary
 from apps.recsys.data.staging import Filters
@@ -188,7 +188,7 @@ def test_it_is_the_logic_of_sql(data: st.DataObject, tmp_path_factory: pytest.Te
         if truth({"n": [] if single[row] is None else [single[row]], "s": several[row]}) is True
     ]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("apps.recsys.data.attributes.passing.BLOCK", 7)
+        patch.setattr("apps.recsys.data.attributes.stored.BLOCK", 7)
         assert passing(folder, facts, where) == expected, where
 
 
@@ -231,12 +231,13 @@ def test_more_items_than_a_block(tmp_path: Path) -> None:
         "title": ["x"] * items,
         "n": [*range(items)],
         "s": [[n % 5, 9] for n in range(items)],
+        "q": [n // 4 for n in range(items)],
     }
     pq.write_table(pa.table(columns), tmp_path / "t.parquet")
     facts = ingested(tmp_path, tmp_path / "t.parquet", items)
     assert np.load(tmp_path / "attribute.0.codes.npy").dtype == np.uint16
-    rows = passing(tmp_path, facts, f"n >= {BLOCK - 1} and s = 3 and not n in ({BLOCK - 1}, 5)")
-    assert rows == [n for n in range(BLOCK - 1, items) if n % 5 == 3 and n != BLOCK - 1]
+    rows = passing(tmp_path, facts, f"n >= {BLOCK - 1} and s = 3 and not n in ({BLOCK - 1}, 5) and q != {BLOCK // 3}")
+    assert rows == [n for n in range(BLOCK - 1, items) if n % 5 == 3 and n != BLOCK - 1 and n // 4 != BLOCK // 3]
 
 
 def test_what_does_not_compare(tmp_path: Path) -> None:
@@ -327,3 +328,30 @@ def test_attributes_of_a_model_are_carried_over(tmp_path: Path) -> None:
     with refused(BadInput, "t.parquet", "'studio'", "text"):
         collect(readers.open_titles(new / "t.parquet")[0], ["studio"], items, keep, new, carried)
     items.close()
+
+
+def test_expressions_that_are_kept_give_the_same_masks(tmp_path: Path) -> None:
+    codes = np.array([1, 2, 0, 2, 3, 1])
+    values = arrow_numpy.numbers(np.array([1.0, 2.0, 5.0]))
+    write(tmp_path, 0, codes, None, [values], as_text=False)
+    part = {"name": "a", "kind": "number", "several": False, "values": 3, "entries": 6, "longest": 1, "letters": 0}
+    manifest = {"items": 6, "attributes": [part]}
+    kept = Kept(tmp_path, manifest, most=2)
+    wheres = ["a = 2", "a in (1, 5)", "a != 2", "a > 1", "a = 9"]
+    for where in [*wheres, *wheres, "a = 9", "a = 9"]:
+        found, fresh = (one(None, where) for one in (_by(kept), _by_function(tmp_path, manifest)))
+        assert found.tolist() == fresh.tolist()
+        allowed = np.arange(6) % 2 == 0
+        assert _by(kept)(allowed.copy(), where).tolist() == (fresh & allowed).tolist()
+    assert kept.limited(None, None, print) is None
+    assert len(kept._kept) == 2
+    with refused(UnknownAttribute, "b"):
+        kept.limited(None, "b = 1", print)
+
+
+def _by(kept: Kept) -> Any:
+    return lambda allowed, where: kept.limited(allowed, where, lambda line: None)
+
+
+def _by_function(folder: Path, manifest: Any) -> Any:
+    return lambda allowed, where: limited(allowed, where, folder, manifest, lambda line: None)

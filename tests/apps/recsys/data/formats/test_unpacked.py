@@ -57,6 +57,15 @@ def test_a_damaged_file_is_named(tmp_path: Path) -> None:
             readers.open_source(path, readers.Columns())
 
 
+def test_bytes_behind_packed_data_are_refused(tmp_path: Path) -> None:
+    for suffix in (".gz", ".bz2"):
+        path = tmp_path / f"a.csv{suffix}"
+        path.write_bytes(PACKINGS[suffix](b"user,item\n1,2\n") + b"3,4\n")
+        with refused(BadInput, path):
+            source = readers.open_source(path, readers.Columns())
+            list(readers.batches(source, ["item"]))
+
+
 def test_unpacking_is_priced_by_the_files_own_window(tmp_path: Path) -> None:
     paths = {}
     for suffix, pack in PACKINGS.items():

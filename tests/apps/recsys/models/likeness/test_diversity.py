@@ -12,8 +12,10 @@ from hypothesis import strategies as st
 
 from apps.recsys.data.csr_store import NpyWriter
 from apps.recsys.models.likeness.diversity import diverse, rerank, shortlist
+from apps.recsys.models.linear import readers as readers_module
 from apps.recsys.models.linear.filter import FilterScorer
 from apps.recsys.models.linear.log import Log
+from apps.recsys.models.linear.readers import Readers, write_readers
 from apps.recsys.models.recommender import load_manifest
 from apps.recsys.models.scorers import FactorScorer
 from apps.recsys.planning.questions.diversity import diversity_terms, require_choice
@@ -59,22 +61,26 @@ def test_it_is_the_naive_one(seed: int, count: int, k: int, diversity: float) ->
         assert order == [*range(min(k, count))]
 
 
-def filter_scorer(folder: Path, readers: Any) -> FilterScorer:
-    """A filter whose interactions are a matrix of users and items."""
+def filter_scorer(folder: Path, readers: Any, by_readers: bool = False) -> FilterScorer:
+    """A filter whose interactions are a matrix of users and items; with ``by_readers`` as a large one."""
     indptr = np.concatenate([[0], np.cumsum(readers.sum(1))])
     for name, kind, values in (("indptr", "<i8", indptr), ("items", "<i4", np.nonzero(readers)[1])):
         with NpyWriter(folder / f"history.{name}.npy", kind) as writer:
             writer.append(values)
-    return FilterScorer(Log(folder, readers.shape[1]), readers.sum(0).astype(np.int32), degree_power=0.4)
+    log, counts, stored = Log(folder, readers.shape[1]), readers.sum(0).astype(np.int32), None
+    if by_readers:
+        write_readers(folder, log, counts)
+        stored = Readers(folder, log)
+    return FilterScorer(log, counts, degree_power=0.4, readers=stored)
 
 
-@pytest.mark.parametrize("kind", ["factors", "prior", "filter"])
+@pytest.mark.parametrize("kind", ["factors", "prior", "filter", "readers"])
 def test_cosines_are_those_of_similar(tmp_path: Path, kind: str) -> None:
     random = np.random.default_rng(5)
-    if kind == "filter":
+    if kind in ("filter", "readers"):
         readers = (random.random((50, 20)) < 0.3).astype(np.int64)
         readers[:, 3] = 0  # nobody had it
-        scorer: Any = filter_scorer(tmp_path, readers)
+        scorer: Any = filter_scorer(tmp_path, readers, kind == "readers")
         weighted = readers / np.sqrt(np.maximum(readers.sum(1, keepdims=True), 1))
         norms = np.maximum(np.linalg.norm(weighted, axis=0), 1e-9)
         expected = (weighted / norms).T @ (weighted / norms)
@@ -90,8 +96,29 @@ def test_cosines_are_those_of_similar(tmp_path: Path, kind: str) -> None:
     np.testing.assert_allclose(closeness, expected[np.ix_(rows, rows)], atol=2e-6)
     for place, row in enumerate(rows):
         np.testing.assert_allclose(closeness[place], scorer.similarities(int(row))[rows], atol=2e-6)
-    if kind != "filter":
+    if kind in ("factors", "prior"):
         np.testing.assert_array_equal(factors, before)
+
+
+def test_a_large_filter_looks_at_some_users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    readers = (np.random.default_rng(6).random((4000, 12)) < 0.4).astype(np.int64)
+    readers[:, 5] = readers[:, 2]
+    every, some = (filter_scorer(tmp_path, readers, by_readers) for by_readers in (False, True))
+    looked_at: list[int] = []
+    rows = Readers.rows
+
+    def counted(self: Readers, users: Any) -> Any:
+        looked_at.append(len(users))
+        return rows(self, users)
+
+    monkeypatch.setattr(Readers, "rows", counted)
+    monkeypatch.setattr(readers_module, "READ", 600)
+    monkeypatch.setattr(readers_module, "PRODUCTS", 500)
+    np.testing.assert_allclose(some.similarities(2), every.similarities(2), atol=0.1)
+    assert some.similarities(2)[5] > 0.9 and 300 < sum(looked_at) <= 2 * 600 and max(looked_at) <= 500
+    looked_at.clear()
+    np.testing.assert_allclose(some.closeness(np.arange(6)), every.closeness(np.arange(6)), atol=0.1)
+    assert 300 < sum(looked_at) <= 600
 
 
 def test_lists_for_all_are_each_users_own(trained: Trained, run: Callable[..., Any], tmp_path: Path) -> None:

@@ -8,8 +8,9 @@ import pytest
 from apps.recsys.models import weights
 from apps.recsys.models.linear import coded as coded_module
 from apps.recsys.models.linear.coded import CodedScorer
-from apps.recsys.models.linear.filter import Spectrum, code_weights, linear_scorer
+from apps.recsys.models.linear.filter import code_weights, linear_scorer
 from apps.recsys.models.linear.log import Log
+from apps.recsys.models.linear.spectral import Spectrum
 from common.compression.codes import Codes
 from common.errors import BadInput
 from tests.apps.recsys.models.linear.test_filter import Matrix, interactions, normalised, stored

@@ -9,9 +9,10 @@ from numpy.typing import NDArray
 
 from apps.recsys.models.linear import log as log_module
 from apps.recsys.models.linear import readers as readers_module
-from apps.recsys.models.linear.filter import FilterScorer, Spectrum, linear_scorer
+from apps.recsys.models.linear.filter import FilterScorer, linear_scorer
 from apps.recsys.models.linear.log import Added, Log
 from apps.recsys.models.linear.readers import Readers, ReaderScores, likeness, write_readers
+from apps.recsys.models.linear.spectral import Spectrum
 from apps.recsys.models.recommender import Recommender, load_manifest
 from common.errors import BadInput
 from tests.apps.recsys.in_process import done
@@ -52,21 +53,25 @@ def test_the_users_of_each_item_are_written(tmp_path: Path, monkeypatch: pytest.
     )
 
 
+@pytest.mark.parametrize("powers", [(1.0, 0.5), (0.5, 0.25)])
 @pytest.mark.parametrize("spectral", [False, True])
-def test_scores_within_the_bounds_are_those_of_all_interactions(tmp_path: Path, spectral: bool) -> None:
+def test_scores_within_the_bounds_are_those_of_all_interactions(
+    tmp_path: Path, spectral: bool, powers: tuple[float, float]
+) -> None:
     dense = interactions(3)
     log, readers = opened(tmp_path, dense)
+    log.user_power = powers[0]
     values, vectors = np.linalg.eigh(normalised(dense))
     few = Spectrum(vectors[:, -5:].astype(np.float32), values[-5:].astype(np.float32)) if spectral else None
-    hyper = {"form": "filter", "degree_power": POWER, "saturation": 2.0}
+    hyper = {"form": "filter", "degree_power": POWER, "item_power": powers[1], "saturation": 2.0}
     scorer = linear_scorer(log, log.counts(), hyper, few, readers)
     by_a_pass = linear_scorer(log, log.counts(), hyper, few)
     for items in (np.flatnonzero(dense[0]), np.array([39, 0]), np.arange(40), np.arange(0)):
         history = items, np.ones(len(items), np.float32)
         (whole,) = by_a_pass.scores([history], by_a_pass.workspace(1))
-        np.testing.assert_allclose(scorer.scores([history], scorer.workspace(2))[0], whole, rtol=2e-5, atol=1e-7)
+        np.testing.assert_allclose(scorer.scores([history], scorer.workspace(2))[0], whole, rtol=2e-5, atol=1e-6)
         rows = np.array([3, 0, 39])
-        np.testing.assert_allclose(scorer.contributions(*history, rows).sum(1), whole[rows], rtol=2e-5, atol=1e-7)
+        np.testing.assert_allclose(scorer.contributions(*history, rows).sum(1), whole[rows], rtol=2e-5, atol=1e-6)
 
 
 def test_beyond_the_bounds_the_readers_count_that_add_most(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,8 @@ from apps.recsys.data.columns import Columns
 from apps.recsys.data.ingest import Facts
 from apps.recsys.data.splits import HeldOut
 from apps.recsys.data.staging import Filters
-from apps.recsys.models.linear.options import FILTER_FACTORS
+from apps.recsys.models.linear.options import open_factors
+from apps.recsys.models.scan import stored as scan_files
 from apps.recsys.planning.answer import AnswerWorkload
 from apps.recsys.planning.evaluate import EvaluateWorkload
 from apps.recsys.planning.questions.recommend_requests import RecommendAllRequest, RecommendRequest
@@ -37,9 +38,9 @@ from tests.promise import kept
 
 Run = Callable[..., Any]
 MODELS: dict[str, tuple[object, ...]] = {
-    "ials 16": ("--factors", 16),
+    "ials 16": ("--model", "ials", "--factors", 16),
     "ials 64": (),
-    "ials 256, own solver": ("--factors", 256, "--set", "frequency_scaling=1"),
+    "ials 256, own solver": ("--model", "ials", "--factors", 256, "--set", "frequency_scaling=1"),
     "bpr 64": ("--model", "bpr"),
     "popularity": ("--model", "popularity"),
     "linear": ("--model", "linear"),
@@ -98,7 +99,11 @@ def real(read: Read, *options: object) -> Iterator[tuple[str, Workload]]:
     manifest: Any = {**train._manifest_fields(work), "kind": work.request.model.kind, "files": files}
     if manifest["hyper"].get("form") == "auto":  # the training chooses it
         manifest["hyper"] = {**manifest["hyper"], "form": "filter"}
-        manifest["factors"] = min(manifest["factors"], FILTER_FACTORS)
+        pairs = read.facts.interactions - read.facts.held_interactions
+        manifest["factors"] = min(manifest["factors"], open_factors("filter", read.facts.items, pairs))
+    if scan_files.applies(manifest["kind"], manifest["hyper"], read.facts.items):  # the training writes them
+        sizes = scan_files.sizes(read.facts.items, manifest["factors"])
+        manifest["files"] |= {name: {"bytes": numbers} for name, numbers in sizes.items()}
     scored = read.facts.users if read.split == "none" else len(HeldOut(model))
     many = RecommendAllRequest(model=model, output=Path("lists"), threads=1)
     yield "train", work
@@ -141,14 +146,14 @@ def test_on_the_command_line(run: Run) -> None:
     assert done.code == 0, done.err
     kept(done.record)
     assumed, found = done.record["results"]["assumed"], done.record["results"]["commands"]
-    assert assumed["longest"] == 2314 and assumed["kind"] == "ials" and len(found) == 5
+    assert assumed["longest"] == 2314 and assumed["kind"] == "linear" and len(found) == 5
     for need in found:
         assert need["predicted_peak_bytes"] < need["ceiling_bytes"] >= need["least_ceiling_bytes"] > 40 * MIB
     shown = run(*command)
     assert shown.code == 0 and len(shown.out.splitlines()) == 6
     says(shown.out, "train", "evaluate", "recommend --all-users", "serve")
     says(shown.err, "6,040 users", "2,314 of one user")
-    large = run("apps.recsys", "size", "--items", 10**9, "--users", 10**9, "--interactions", 10**11, "--json")
+    large = run(*command[:2], "--model", "ials", "--items", 10**9, "--users", 10**9, "--interactions", 10**11, "--json")
     assert large.code == 0  # nothing of that size is allocated
     assert large.record["results"]["commands"][0]["least_ceiling_bytes"] > 4 * 64 * 10**9
 

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from apps.recsys.data.csr_store import History
-from apps.recsys.models.linear.filter import FilterScorer, Spectrum
+from apps.recsys.models.linear.filter import FilterScorer
+from apps.recsys.models.linear.spectral import Spectrum
 from apps.recsys.serving.feedback.fresh import Fresh
 from apps.recsys.serving.feedback.journal import Event
 from tests.apps.recsys.models.linear.test_filter import interactions, normalised, stored

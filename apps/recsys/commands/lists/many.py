@@ -55,6 +55,8 @@ def listed_histories(folder: Path, size: int) -> Iterator[Part]:
 
 
 def _ids(path: Path, size: int) -> Iterator[tuple[int, Any]]:
+    """Yield ids with the number of the first; of none, none once."""
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
     start = 0
@@ -62,6 +64,8 @@ def _ids(path: Path, size: int) -> Iterator[tuple[int, Any]]:
         for batch in file.iter_batches(batch_size=size, columns=["id"], use_threads=False):
             yield start, batch.column(0)
             start += len(batch)
+        if not start:
+            yield start, pa.nulls(0, file.schema_arrow.field("id").type)  # ``pa.array`` would import pandas
 
 
 def _rows(history: History, start: int, stop: int) -> Histories:

@@ -1,0 +1,1 @@
+"""Lists for many users: for whom, in which files, and the parts that several processes write."""
