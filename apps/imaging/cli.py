@@ -2,7 +2,7 @@
 
 import argparse
 
-from apps.imaging.commands import bench, compress, evaluate, infer, inspect, train
+from apps.imaging.commands import bench, compress, ensemble, evaluate, export, infer, inspect, merge, train
 from common import __version__
 from common.cli import fetch_bench, main
 from common.cli.arguments import IntermixedParser
@@ -15,8 +15,11 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--version", action="version", version=f"peakline {__version__}")
     commands = top.add_subparsers(metavar="COMMAND", required=True, parser_class=IntermixedParser)
     train.add(commands)
+    ensemble.add(commands)
     infer.add(commands)
+    merge.add(commands)
     compress.add(commands)
+    export.add(commands)
     evaluate.add(commands)
     inspect.add(commands)
     fetch_bench.add_fetch(commands, "imaging")

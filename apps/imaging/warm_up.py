@@ -41,8 +41,8 @@ def _images() -> None:
     import safetensors.numpy
 
     import apps.imaging.dicom.series
-    import apps.imaging.inference.pipeline
-    import apps.imaging.inference.preview
+    import apps.imaging.inference.running.several
+    import apps.imaging.inference.writing.preview
 
     block = np.ones((256, 256), np.float32)
     block = block @ block  # starts the BLAS threads
@@ -109,13 +109,71 @@ def torch() -> None:
         library.nn.Conv3d(1, 8, 3, padding=1)(library.from_numpy(np.ones((1, 1, 8, 8, 8), np.float32)))
 
 
+def export_onnx() -> None:
+    """Export of an ONNX file."""
+    _command_line()
+    from base64 import b64decode
+
+    import onnx
+    import safetensors.numpy
+    from onnx import helper
+
+    import apps.imaging.exporters.onnx_file
+
+    network = onnx.load_from_string(b64decode(TINY_ONNX))
+    helper.set_model_props(network, {"name": "value"})
+    onnx.checker.check_model(network)
+    network.SerializeToString()
+    del safetensors, apps
+
+
+def export_bundle() -> None:
+    """Export of a MONAI bundle: a network is built and written."""
+    _command_line()
+    import io
+
+    import safetensors.torch
+    import torch as library
+
+    import apps.imaging.exporters.monai_bundle
+    from apps.imaging.models.networks import registry
+
+    network = registry.build("segresnet", registry.arguments("segresnet", {}, in_channels=1, out_channels=2))
+    library.save(network.state_dict(), io.BytesIO())
+    del safetensors, apps
+
+
+def ensemble() -> None:
+    """Export of several networks as one: a tiny one is exported."""
+    _command_line()
+    import tempfile
+    from pathlib import Path
+
+    import safetensors.numpy
+    import safetensors.torch
+
+    import apps.imaging.models.ensemble
+    from apps.imaging.models.networks import registry
+    from apps.imaging.models.onnx_export import export_onnx
+
+    arguments = {"init_filters": 8, "blocks_down": [1, 1], "blocks_up": [1]}
+    network = registry.build("segresnet", registry.arguments("segresnet", arguments, in_channels=1, out_channels=2))
+    with tempfile.TemporaryDirectory() as folder:
+        export_onnx("segresnet", network, Path(folder) / "network.onnx", tile=(4, 4, 4))
+    del safetensors, apps
+
+
 def evaluate() -> None:
     """Comparison of segmentations."""
     _command_line()
     import numpy as np
     from scipy.spatial import cKDTree
 
-    import apps.imaging.evaluation.metrics
+    import apps.imaging.evaluation.pairing
+    import apps.imaging.importers.monai_bundle
+    import apps.imaging.importers.nnunet
+    import apps.imaging.models.label_map
+    import apps.imaging.planning.evaluate
 
     cKDTree(np.eye(3)).query(np.eye(3))
     _nifti_header()
@@ -141,9 +199,9 @@ def train() -> None:
     from safetensors.torch import save
 
     from apps.imaging.models.networks.registry import arguments
-    from apps.imaging.training.loop import validate
-    from apps.imaging.training.patch_sampling import Sampler, Volumes
+    from apps.imaging.training.data.patch_sampling import Sampler, Volumes
     from apps.imaging.training.recipe import Recipe, make_step
+    from apps.imaging.training.validation import validate
     from apps.imaging.volumes.geometry import AxisMapping
     from common.memory.costs import cpu
 
@@ -152,7 +210,7 @@ def train() -> None:
     draw = Sampler(volumes, side, 2, 0)
     # With single samples in float32, some layers are matrix products and all others oneDNN's; recomputing loads code.
     lower = "bf16" if "bf16" in cpu.precisions("torch") else "off"  # emulated without kernels, and refused, elsewhere
-    kinds = (("off", 1, "none"), ("off", 2, "blocks"), (lower, 2, "cheap"))
+    kinds = (("off", 1, "none"), ("off", 2, "blocks"), (lower, 2, "cheap"), ("off", 1, "4/8"))
     for name in ("segresnet", "dynunet", "unet"):  # these have all layers of the table of networks
         recipe = Recipe(
             network=name,
@@ -178,3 +236,14 @@ def train() -> None:
     save(network.state_dict())
     AxisMapping.between(np.eye(4), "RAS")
     library.manual_seed(0)
+
+
+def train_with_events() -> None:
+    """Training with TensorBoard's event files."""
+    train()
+    import tempfile
+
+    from tensorboardX import SummaryWriter
+
+    with tempfile.TemporaryDirectory() as folder, SummaryWriter(folder) as writer:
+        writer.add_scalar("loss", 1.0, 0)

@@ -4,14 +4,19 @@ import argparse
 import re
 from pathlib import Path
 
+from common.resources import data_folder
+
 ENGINES = ("openvino", "onnxruntime", "torch")
 """``common.engines.registry.ENGINES``; importing that would load NumPy for ``--help``."""
 MODEL_HELP = "model folder, nnU-Net folder, MONAI bundle, or the name of an installed model (hippocampus)"
-OUTPUT_TYPES = ("nifti", "dicom-seg", "dicom-rtstruct")
+TASKS = ("total",)
+"""Tasks of several networks with a label map in ``data/label_maps``."""
+OUTPUT_TYPES = ("nifti", "dicom-seg", "dicom-sr", "dicom-rtstruct")
 _SECONDS = {"s": 1.0, "": 1.0, "min": 60.0, "m": 60.0, "h": 3600.0}
 
 INPUT_HELP = (
-    "NIfTI file, DICOM folder or zip, folder of these, or DICOMweb address (.../studies/UID or .../studies?...)"
+    "NIfTI, NRRD, MetaImage or MGH file, DICOM folder or zip, folder of these, or DICOMweb address (.../studies/UID or"
+    " .../studies?...)"
 )
 OUTPUT_HELP = f"what to write, of {', '.join(OUTPUT_TYPES)} (default nifti)"
 REPAIRS = ("tilt", "spacing", "header")
@@ -37,6 +42,29 @@ def millilitres(text: str) -> float:
     if not 0 <= value < float("inf"):
         raise argparse.ArgumentTypeError(f"{text} is not a volume in millilitres")
     return value
+
+
+def millimetres(text: str) -> float:
+    """An argparse type: a length in millimetres, not negative."""
+    value = float(text)
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not a length in millimetres")
+    return value
+
+
+def voxel_size(text: str) -> tuple[float, float, float]:
+    """An argparse type: millimetres along three axes, ``1.5`` or ``1,1,2.5``."""
+    edges = [float(part) for part in text.split(",")]
+    if len(edges) not in (1, 3) or not all(0 < edge < float("inf") for edge in edges):
+        raise argparse.ArgumentTypeError(f"{text} is not X,Y,Z in millimetres")
+    x, y, z = edges * 3 if len(edges) == 1 else edges
+    return x, y, z
+
+
+def class_table(text: str) -> Path:
+    """An argparse type: a class table that is installed with the program, by its name, or the user's own file."""
+    installed = data_folder() / "label_tables" / f"{text}.json"
+    return installed if "/" not in text and installed.is_file() else Path(text)
 
 
 def repairs(text: str) -> frozenset[str]:

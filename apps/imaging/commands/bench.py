@@ -38,7 +38,7 @@ def steps(args: argparse.Namespace, folder: Path) -> "Sequence[Step]":
     data = args.data
     if not data:
         data = [str(folder / "sample")]
-        child.run_module("apps.imaging.training.synthetic", [*data, "--cases", str(SAMPLE_CASES)])
+        child.run_module("apps.imaging.training.data.synthetic", [*data, "--cases", str(SAMPLE_CASES)])
     model, out = args.model, folder / "out"
     if not (Path(data[0]) / "dataset.json").is_file():
         return [Step("infer", (*data, "-m", model or model_path(SHIPPED), "-o", out), out, _studies)]

@@ -42,6 +42,8 @@ class InferResults(TypedDict):
     """Results of ``imaging infer``."""
 
     studies: list[StudyResults]
+    constant_tiles: NotRequired[Count]
+    """Tiles that held one value, air or padding, and were not computed again."""
     left_out: NotRequired[list[str]]
     """Why something that was found is no study, once for each."""
 
@@ -58,6 +60,13 @@ class ClassMeasures(TypedDict):
     """(predicted - reference) / reference."""
     volume_ml: NotRequired[float]
     reference_ml: NotRequired[float]
+    name: NotRequired[str]
+    references: NotRequired[Count]
+    """Cases whose reference has the class."""
+    missed: NotRequired[Count]
+    """Those of them where it was not found at all."""
+    false_alarms: NotRequired[Count]
+    """Cases where it was found and the reference does not have it."""
 
 
 class CaseResults(TypedDict):
@@ -77,6 +86,8 @@ class EvaluateResults(TypedDict):
     mean_dice: Share | None
     """Mean over the classes."""
     tolerance_mm: float
+    missed: NotRequired[Count]
+    """Structures of references that were not found at all."""
     per_class: Mapping[str, ClassMeasures]
     """By the label's value: means over the cases that have it."""
     per_case: list[CaseResults]

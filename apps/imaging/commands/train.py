@@ -3,24 +3,26 @@
 import argparse
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from apps.imaging.commands.arguments import duration, fold
+from apps.imaging.commands.all_folds import FOLDS, all_folds
+from apps.imaging.commands.arguments import class_table, duration, fold, voxel_size
 from apps.imaging.planning import baselines
 from apps.imaging.training.options import HYPER, STEPS, TrainOptions
 from common import model_folder
 from common.cli import main
 from common.cli.session import CommandSession
-from common.errors import BadInput
+from common.errors import BadInput, UsageError
 from common.memory.process.budget import MemoryBudget
 
 if TYPE_CHECKING:
     from apps.imaging.planning.train import TrainWorkload
 
 DESCRIPTION = """Train on a data set in the layout of the Medical Segmentation Decathlon, or on a raw data set of
-nnU-Net (CASE_0000.nii.gz, CASE_0001.nii.gz, ... are a case's channels; voxels of the label "ignore" do not count)."""
+nnU-Net (CASE_0000.nii.gz, CASE_0001.nii.gz, ... are a case's channels; voxels of the label "ignore" do not count), or
+on label maps alone, of which images of any contrast are synthesised."""
 NETWORK = "segresnet"
 NETWORKS = (NETWORK, "dynunet", "basicunet", "unet")
 
@@ -33,6 +35,21 @@ def add(commands: Any) -> None:
     folds = one.add_mutually_exclusive_group()
     folds.add_argument("--fold", type=fold, default=(0, 5), metavar="K/N", help="hold out part K of N (default 0/5)")
     folds.add_argument("--no-fold", dest="fold", action="store_const", const=None, help="train on every case")
+    folds.add_argument(
+        "--all-folds",
+        dest="run",
+        nargs="?",
+        type=all_folds,
+        const=str(FOLDS),
+        metavar="N",
+        help=f"train each of N folds (default {FOLDS}), and join their models in MODEL_DIR/ensemble",
+    )
+    one.add_argument(
+        "--synthesize",
+        type=class_table,
+        metavar="TABLE",
+        help='synthesise the images of a folder of label maps; a class table (JSON), or "brain", which is installed',
+    )
     one.add_argument("--network", choices=NETWORKS, help=f"default: that of --init, else {NETWORK}")
     one.add_argument(
         "--init",
@@ -41,6 +58,15 @@ def add(commands: Any) -> None:
         help="start from the weights of a model that imaging train made; network, spacing, normalisation are its own",
     )
     one.add_argument("--patch", type=main.triple, metavar="X,Y,Z", help="voxels per patch (default: the median case)")
+    one.add_argument(
+        "--layers",
+        action="append",
+        default=[],
+        metavar="NAME=N[,N...]",
+        help="an argument of the network (segresnet: init_filters=8, blocks_down=1,1,1,1 with blocks_up=1,1,1)",
+    )
+    spacing_help = "size of the network's voxels in mm (default: the cases' median)"
+    one.add_argument("--spacing", type=voxel_size, metavar="X,Y,Z", help=spacing_help)
     length = one.add_mutually_exclusive_group()
     length.add_argument("--steps", type=main.positive, metavar="N", help=f"optimiser steps (default {STEPS})")
     length.add_argument("--epochs", type=main.positive, metavar="N", help="passes over the training cases")
@@ -58,6 +84,7 @@ def add(commands: Any) -> None:
     )
     one.add_argument("--skip-bad", action="store_true", help="leave out cases that cannot be used instead of stopping")
     one.add_argument("--resume", action="store_true", help="fail if there is no unfinished training to continue")
+    one.add_argument("--tensorboard", action="store_true", help="write event files into MODEL_DIR/tensorboard")
     main.add_settings_option(one, HYPER)
     main.add_device_options(one)
     main.add_common_options(one)
@@ -65,7 +92,7 @@ def add(commands: Any) -> None:
         "imaging train",
         _options,
         _workload,
-        lambda options: baselines.TRAIN,
+        lambda options: baselines.of_training(events=options.tensorboard),
         _run,
         lambda options: options.output / "run.json",
         huge_pages=True,
@@ -85,9 +112,12 @@ def _options(args: argparse.Namespace) -> TrainOptions:
     return TrainOptions(
         dataset=args.dataset,
         output=args.output,
+        synthesize=args.synthesize,
         network=args.network or (None if args.init else NETWORK),
+        layers=_layers(args.layers),
         init=args.init,
         patch=args.patch,
+        spacing=args.spacing,
         fold=args.fold,
         steps=args.steps,
         epochs=args.epochs,
@@ -97,6 +127,7 @@ def _options(args: argparse.Namespace) -> TrainOptions:
         amp=None if args.amp == "auto" else args.amp,
         cache=None if args.cache == "auto" else args.cache,
         skip_bad=args.skip_bad,
+        tensorboard=args.tensorboard,
         resume=args.resume,
         seed=args.seed,
         threads=args.threads,
@@ -105,6 +136,18 @@ def _options(args: argparse.Namespace) -> TrainOptions:
         command=_typed(),
         **hyper,
     )
+
+
+def _layers(pairs: Sequence[str]) -> dict[str, list[int]]:
+    """Arguments of a network: whole numbers with commas between them."""
+    chosen = {}
+    for pair in pairs:
+        name, _, text = pair.partition("=")
+        try:
+            chosen[name] = [int(part) for part in text.split(",")]
+        except ValueError:
+            raise UsageError(f"--layers {pair}: expected NAME=N or NAME=N,N,... with whole numbers") from None
+    return chosen
 
 
 def _typed() -> str:

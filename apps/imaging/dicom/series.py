@@ -20,8 +20,9 @@ from apps.imaging.dicom.defects import Defect, Finding, Outcome, Refusal
 from apps.imaging.dicom.headers import FrameHeader, HeaderReader
 from apps.imaging.dicom.pixels import NATIVE, PixelReader, check_syntax, frame_bytes, stored_dtype
 from apps.imaging.dicom.regridding import Regridder, repair_bytes
+from apps.imaging.dicom.selection import variants
 from apps.imaging.dicom.selection.files import dicom_files, open_container
-from apps.imaging.dicom.selection.volumes import LEAST_SLICES, choose_series, choose_volume
+from apps.imaging.dicom.selection.volumes import LEAST_SLICES, choose_series, choose_volume, described, no_volume
 from apps.imaging.dicom.slice_geometry import SliceLayout, stack
 from apps.imaging.volumes.archive import Container
 from apps.imaging.volumes.geometry import axis_codes
@@ -49,6 +50,8 @@ class DicomVolume:
     intercept: float
     layout: SliceLayout
     findings: tuple[Finding, ...]
+    suv: float = 0.0
+    """SUVbw of a value of 1 in the series' own unit, if its values are SUVs (``suv.in_suv``); else 0."""
 
     @property
     def path(self) -> Path:
@@ -78,10 +81,11 @@ class DicomVolume:
             pixels.close()
 
     def identity(self) -> str:
-        """SHA-256 of the sorted SOPInstanceUIDs, of the repairs, and of the volume where a series has several."""
+        """SHA-256 of the sorted SOPInstanceUIDs, of the repairs, of the volume where a series has several, of SUVs."""
         chosen = [finding for finding in self.findings if finding.defect is Defect.SEVERAL_VOLUMES]
         repairs = [str(finding) for finding in (*self.layout.findings, *chosen)]
-        lines = [*sorted({frame.instance for frame in self.slices}), *repairs]
+        values = [f"SUVbw {self.suv:.9g}"] if self.suv else []
+        lines = [*sorted({frame.instance for frame in self.slices}), *repairs, *values]
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
     def describe(self) -> list[str]:
@@ -94,9 +98,21 @@ class DicomVolume:
         return [
             f"DICOM       {attributes.modality}, {len(self.slices)} slices",
             f"grid        {'x'.join(map(str, self.shape))} voxels of {edges} mm, {axes}",
+            *self._acquired(),
             f"stored      {stored.name} ({attributes.stored} bits used), scale {scaled}",
             *(f"found       {finding}" for finding in self.findings),
         ]
+
+    def _acquired(self) -> Iterator[str]:
+        """Numbers of the acquisition of an MR image, as far as the first slice has them."""
+        variant = self.slices[0].variant
+        named = dict(zip(variants.NAMES.values(), variant or (), strict=False))
+        units = {"echo time": " ms", "inversion time": " ms", "flip angle": " degrees"}
+        parts = [
+            f"{name} {value:g}{unit}" for name, unit in units.items() if isinstance(value := named.get(name), float)
+        ]
+        if parts:
+            yield f"acquired    {', '.join(parts)}"
 
 
 class DicomReader:
@@ -167,6 +183,38 @@ def open_series(
         No images, several series or volumes without a choice, a file that is damaged, or a series that is not one
         regular volume.
     """
+    container, groups = _grouped(path)
+    frames, left_out = choose_series(path, groups, series)
+    made = _volume(container, frames, repair, volume)
+    return replace(made, findings=(*left_out, *made.findings))
+
+
+def each_series(
+    path: Path, repair: frozenset[str] = frozenset(), volume: int | None = None
+) -> Iterator[tuple[str, DicomVolume | BadInput]]:
+    """Open every series of a folder or zip that may be a volume, after one pass over the headers.
+
+    Parameters are those of ``open_series``.
+
+    Yields
+    ------
+    tuple
+        The series as ``--series`` numbers it, described; its volume, or why it is none.
+    """
+    container, groups = _grouped(path)
+    for number, frames in enumerate(groups.values(), start=1):
+        made: DicomVolume | BadInput
+        try:
+            if reason := no_volume(frames):
+                raise Refusal(path, Defect.NO_VOLUME, f"left out, {reason}")
+            made = _volume(container, frames, repair, volume)
+        except BadInput as error:
+            made = error
+        yield f"{number}: {described(frames)}", made
+
+
+def _grouped(path: Path) -> tuple[Container, dict[str, list[FrameHeader]]]:
+    """The frames of a folder or zip by SeriesInstanceUID."""
     container = open_container(path)
     headers = HeaderReader(container)
     groups: dict[str, list[FrameHeader]] = {}
@@ -175,9 +223,7 @@ def open_series(
             groups.setdefault(frame.attributes.series, []).append(frame)
     if not groups:
         raise Refusal(path, Defect.NO_IMAGES, "no DICOM images in it")
-    frames, left_out = choose_series(path, groups, series)
-    made = _volume(container, frames, repair, volume)
-    return replace(made, findings=(*left_out, *made.findings))
+    return container, groups
 
 
 def _volume(

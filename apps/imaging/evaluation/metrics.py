@@ -6,32 +6,26 @@ centres in millimetres. HD95 is the larger of the two directed 95th percentiles,
 surfaces that lies within the tolerance of the other, as MONAI defines them.
 """
 
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from apps.imaging.inference.studies import TABLE, read_table, stem_of
-from apps.imaging.volumes import nifti
-from apps.imaging.volumes.nifti import NiftiVolume
+from apps.imaging.volumes.stored import FileVolume
 from apps.imaging.volumes.volume import spacing
 from common.errors import BadInput
+from common.terminal import cell
 
 TOLERANCE = 1.0
 """Millimetres within which two surfaces agree (surface Dice)."""
-AFFINE_TOLERANCE = 1e-2
-"""Millimetres by which voxel positions of prediction and reference may differ."""
 COORDINATE = np.int16
 """Type of a voxel index."""
 QUERY = 1 << 16
 """Points whose nearest neighbours are searched at a time."""
 
-_CHANNEL = re.compile(r"_\d{4}$")
-"""The end of an image's name in nnU-Net's layout."""
 LARGEST_LABEL = 2**53
 """Integers up to this are exact in double precision."""
 
@@ -45,8 +39,19 @@ class Pair:
 
     case: str
     """``case-0001``, because a file's name may identify a patient."""
-    prediction: NiftiVolume
-    reference: NiftiVolume
+    prediction: "Labels"
+    reference: "Labels"
+
+
+@dataclass(frozen=True, slots=True)
+class Labels:
+    """A label file, or one class of it."""
+
+    volume: FileVolume
+    value: int | None = None
+    """Label under which one class is compared; ``None``: all, as they are."""
+    stored: int | None = None
+    """The class's label in the file; ``None``: all but zero, as in a file of one class."""
 
 
 @dataclass(slots=True)
@@ -66,80 +71,28 @@ class Scan:
         return sorted({*self.voxels[0], *self.voxels[1]} - {0})
 
 
-def find_pairs(predictions: Path, references: Path, *, repair: bool = False) -> list[Pair]:
-    """Match files by name, outputs of ``imaging infer`` by the names of their inputs (``studies.csv``).
-
-    Parameters
-    ----------
-    repair
-        True to repair headers that contradict themselves instead of refusing them.
-
-    Raises
-    ------
-    BadInput
-        Nothing to compare, a prediction without reference, or grids that differ.
-    """
-    for path in (predictions, references):
-        if not path.exists():
-            raise BadInput(f"{path}: no such file or folder", public="no such input")
-    if predictions.is_file() and references.is_file():
-        named = [(predictions, references)]
-    elif predictions.is_dir() and references.is_dir():
-        named = _by_name(predictions, references)
-    else:
-        raise BadInput(f"{predictions} and {references}: compare two files, or two folders", public="file and folder")
-    return [_pair(number, *paths, repair=repair) for number, paths in enumerate(named, start=1)]
-
-
-def _by_name(predictions: Path, references: Path) -> list[tuple[Path, Path]]:
-    by_name = {nifti.stem(path): path for path in sorted(references.iterdir()) if nifti.is_nifti(path)}
-    rows = read_table(predictions)
-    inputs = {stem_of(row.outputs): nifti.stem(Path(row.input)) for row in rows if row.outputs}
-    files = [path for path in sorted(predictions.iterdir()) if nifti.is_nifti(path) and not path.name.startswith(".")]
-    if not files:
-        raise BadInput(f"{predictions}: no .nii or .nii.gz files in it", public="nothing to evaluate")
-    pairs = []
-    for path in files:
-        name = nifti.stem(path)
-        name = inputs.get(name, name)
-        if name not in by_name:
-            name = _CHANNEL.sub("", name)  # nnU-Net's images have the number of their channel, and its labels none
-        if name not in by_name:
-            hint = f" (looked for {name} by {TABLE})" if inputs else ""
-            raise BadInput(f"{path}: no reference of that name in {references}{hint}", public="reference missing")
-        pairs.append((path, by_name[name]))
-    return pairs
-
-
-def _pair(number: int, prediction: Path, reference: Path, *, repair: bool) -> Pair:
-    one, two = (nifti.open_nifti(path, repair=repair) for path in (prediction, reference))
-    if one.shape != two.shape:
-        raise BadInput(
-            f"{prediction}: its shape {one.shape} is not the reference's {two.shape}", public="shapes differ"
-        )
-    corners = np.array([[x, y, z, 1] for x in (0, one.shape[0]) for y in (0, one.shape[1]) for z in (0, one.shape[2])])
-    if np.abs((one.affine - two.affine) @ corners.T).max() > AFFINE_TOLERANCE:
-        raise BadInput(f"{prediction}: lies elsewhere than its reference {reference}", public="geometry differs")
-    return Pair(f"case-{number:04d}", one, two)
-
-
-def planes(volume: NiftiVolume) -> Iterator[LabelPlane]:
-    """Label planes (y, x) of a volume, one at a time.
+def planes(labels: Labels) -> Iterator[LabelPlane]:
+    """Label planes (y, x), one at a time.
 
     Raises
     ------
     BadInput
         If a value is not a whole number, or too large to be exact.
     """
+    volume, value = labels.volume, labels.value
     x, y, z = volume.shape
     buffer = np.empty((1, y, x), volume.dtype)
     with volume.open() as reader:
         for _ in range(z):
             reader.read(buffer)
-            yield _labels(volume, buffer[0])
+            plane = _labels(volume, buffer[0])
+            if value is not None:
+                found = plane != 0 if labels.stored is None else plane == labels.stored
+                plane = found * np.int64(value)
+            yield plane
 
 
-def _labels(volume: NiftiVolume, stored: npt.NDArray[Any]) -> LabelPlane:
+def _labels(volume: FileVolume, stored: npt.NDArray[Any]) -> LabelPlane:
     """Labels of a plane, exactly: integers as they are, all else in double precision."""
     if stored.dtype.kind in "iu" and volume.slope == 1 and volume.intercept == 0:
         if stored.dtype == np.uint64 and stored.max() > LARGEST_LABEL:
@@ -191,7 +144,7 @@ def _count(into: dict[int, int], labels: LabelPlane) -> None:
         into[int(value)] = into.get(int(value), 0) + int(number)
 
 
-def surfaces(volume: NiftiVolume, counts: Mapping[int, int]) -> dict[int, Points]:
+def surfaces(labels: Labels, counts: Mapping[int, int]) -> dict[int, Points]:
     """Voxel indices of each label's surface.
 
     Parameters
@@ -206,7 +159,7 @@ def surfaces(volume: NiftiVolume, counts: Mapping[int, int]) -> dict[int, Points
     """
     points = {value: np.empty((number, 3), COORDINATE) for value, number in counts.items() if value != 0}
     filled = dict.fromkeys(points, 0)
-    for z, (plane, edge) in enumerate(edges(planes(volume))):
+    for z, (plane, edge) in enumerate(edges(planes(labels))):
         y, x = np.nonzero(edge)
         values = plane[y, x]
         for value in np.unique(values):
@@ -242,13 +195,20 @@ def distances(of: Points, to: Points, edge: Sequence[float]) -> npt.NDArray[np.f
     return result
 
 
-def compare(pair: Pair, counts: Scan) -> dict[int, dict[str, float | None]]:
-    """All measures of a pair by label value; distances are ``None`` if one of the two has no such label."""
-    edge = spacing(pair.reference.affine)
-    millilitres = abs(float(np.linalg.det(pair.reference.affine[:3, :3]))) / 1000
+def compare(pair: Pair, counts: Scan, tolerance: float = TOLERANCE) -> dict[int, dict[str, float | None]]:
+    """All measures of a pair by label value; distances are ``None`` if one of the two has no such label.
+
+    Parameters
+    ----------
+    tolerance
+        Millimetres within which two surfaces agree.
+    """
+    affine = pair.reference.volume.affine
+    edge = spacing(affine)
+    millilitres = abs(float(np.linalg.det(affine[:3, :3]))) / 1000
     sides = [
-        surfaces(volume, surface)
-        for volume, surface in zip((pair.prediction, pair.reference), counts.surface, strict=True)
+        surfaces(labels, surface)
+        for labels, surface in zip((pair.prediction, pair.reference), counts.surface, strict=True)
     ]
     results: dict[int, dict[str, float | None]] = {}
     for value in counts.values:
@@ -262,14 +222,14 @@ def compare(pair: Pair, counts: Scan) -> dict[int, dict[str, float | None]]:
             "surface_dice": 0.0,
         }
         if one and two:
-            row |= _surface_measures(sides[0].pop(value), sides[1].pop(value), edge)
+            row |= _surface_measures(sides[0].pop(value), sides[1].pop(value), edge, tolerance)
         results[value] = row
     return results
 
 
-def _surface_measures(one: Points, two: Points, edge: Sequence[float]) -> dict[str, float | None]:
+def _surface_measures(one: Points, two: Points, edge: Sequence[float], tolerance: float) -> dict[str, float | None]:
     forth, back = distances(one, two, edge), distances(two, one, edge)
-    near = int((forth <= TOLERANCE).sum()) + int((back <= TOLERANCE).sum())
+    near = int((forth <= tolerance).sum()) + int((back <= tolerance).sum())
     return {
         "hd95_mm": float(max(np.percentile(forth, 95), np.percentile(back, 95))),
         "surface_dice": near / (len(forth) + len(back)),
@@ -277,14 +237,23 @@ def _surface_measures(one: Points, two: Points, edge: Sequence[float]) -> dict[s
 
 
 def evaluate(
-    pairs: Sequence[Pair], scans: Sequence[Scan], tick: Callable[[int], Any] = lambda count: None
+    pairs: Sequence[Pair],
+    scans: Sequence[Scan],
+    tick: Callable[[int], Any] = lambda count: None,
+    *,
+    tolerance: float = TOLERANCE,
+    names: Mapping[int, str] = MappingProxyType({}),
 ) -> dict[str, Any]:
     """Measure all cases.
 
     Parameters
     ----------
     tick
-        Called with 1 after each case.
+        Called with 1 after each pair.
+    tolerance
+        Millimetres within which two surfaces agree.
+    names
+        Of the classes, by label.
 
     Returns
     -------
@@ -292,43 +261,67 @@ def evaluate(
         The record's ``results`` (``data/schemas/run.schema.json``): ``per_class``, means over the cases that have the
         class, and ``per_case``.
     """
-    cases: list[dict[str, Any]] = []
+    measured: dict[str, dict[int, dict[str, Any]]] = {}
     for pair, counts in zip(pairs, scans, strict=True):
-        measures = compare(pair, counts)
-        dice = [row["dice"] for row in measures.values() if row["dice"] is not None]
-        classes = {str(value): row for value, row in measures.items()}
-        cases.append({"case": pair.case, "dice": float(np.mean(dice)) if dice else None, "classes": classes})
+        measured.setdefault(pair.case, {}).update(compare(pair, counts, tolerance))
         tick(1)
-    values = sorted({value for case in cases for value in case["classes"]}, key=int)
-    per_class = {value: _mean([c["classes"][value] for c in cases if value in c["classes"]]) for value in values}
-    all_dice = [mean for row in per_class.values() if (mean := row["dice"]) is not None]
+    cases = [
+        {"case": case, "dice": _average([row["dice"] for row in rows.values()]), "classes": rows}
+        for case, rows in measured.items()
+    ]
+    values = sorted({value for rows in measured.values() for value in rows})
+    per_class: dict[str, dict[str, Any]] = {}
+    for value in values:
+        rows = [found[value] for found in measured.values() if value in found]
+        named = {"name": names[value]} if value in names else {}
+        per_class[str(value)] = {**named, **_mean(rows), **_counted(rows)}
     return {
         "cases": len(cases),
-        "mean_dice": float(np.mean(all_dice)) if all_dice else None,
-        "tolerance_mm": TOLERANCE,
+        "mean_dice": _average([row["dice"] for row in per_class.values()]),
+        "tolerance_mm": tolerance,
+        "missed": sum(row["missed"] for row in per_class.values()),
         "per_class": per_class,
-        "per_case": cases,
+        "per_case": [
+            {**case, "classes": {str(value): row for value, row in measured[str(case["case"])].items()}}
+            for case in cases
+        ],
+    }
+
+
+def _average(values: Sequence[float | None]) -> float | None:
+    there = [value for value in values if value is not None]
+    return float(np.mean(there)) if there else None
+
+
+def _counted(rows: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    """Cases whose reference has a class, those of them where it was not found at all, and those where it was found
+    without being there."""
+    referenced = [row for row in rows if row["reference_ml"]]
+    return {
+        "references": len(referenced),
+        "missed": sum(not row["volume_ml"] for row in referenced),
+        "false_alarms": len(rows) - len(referenced),
     }
 
 
 def _mean(rows: Sequence[Mapping[str, float | None]]) -> dict[str, float | None]:
-    means: dict[str, float | None] = {}
-    for name in ("dice", "hd95_mm", "surface_dice", "volume_error"):
-        values = [value for row in rows if (value := row[name]) is not None]
-        means[name] = float(np.mean(values)) if values else None
-    return means
+    names = ("dice", "hd95_mm", "surface_dice", "volume_error")
+    return {name: _average([row[name] for row in rows]) for name in names}
 
 
 def table(results: Mapping[str, Any]) -> str:
     """The means of each class as a table for a terminal."""
-    lines = [f"{'label':>6} {'Dice':>7} {'HD95 mm':>8} {'surface':>8} {'volume':>8}"]
-    for value, row in results["per_class"].items():
+    rows = results["per_class"].items()
+    width = max([5, *(len(cell(row.get("name", value))) for value, row in rows)])
+    lines = [f"{'label':>{width}} {'Dice':>7} {'HD95 mm':>8} {'surface':>8} {'volume':>8} {'missed':>8}"]
+    for value, row in rows:
         cells = [
             f"{row['dice']:7.4f}",
             f"{row['hd95_mm']:8.2f}" if row["hd95_mm"] is not None else f"{'-':>8}",
             f"{row['surface_dice']:8.4f}",
             f"{row['volume_error']:+8.1%}" if row["volume_error"] is not None else f"{'-':>8}",
+            f"{row['missed']}/{row['references']}".rjust(8),
         ]
-        lines.append(f"{value:>6} {' '.join(cells)}")
+        lines.append(f"{cell(row.get('name', value)):>{width}} {' '.join(cells)}")
     mean = results["mean_dice"]
     return "\n".join([*lines, f"{results['cases']} cases, mean Dice {mean if mean is None else round(mean, 4)}"])

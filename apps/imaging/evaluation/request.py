@@ -1,7 +1,7 @@
 """``imaging evaluate``'s request: two files or folders, and what one pass over the files that match finds."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +16,10 @@ class EvaluateOptions:
     predictions: Path
     references: Path
     threads: int
+    model: Path | None = None
+    """Model or label map whose classes have names."""
+    tolerance: float = 1.0
+    """Millimetres within which two surfaces agree."""
     repair: frozenset[str] = frozenset()
     """``header``: take the part of a contradictory header that agrees with ``pixdim``."""
     print_table: bool
@@ -37,16 +41,25 @@ class EvaluateRequest:
     scans: "Sequence[Scan]"
     """Voxels and surfaces of each pair, counted."""
 
+    names: "Mapping[int, str]" = field(default_factory=dict)
+    """Of the classes, by label."""
+
     @classmethod
-    def of(cls, options: EvaluateOptions) -> "EvaluateRequest":
+    def of(cls, options: EvaluateOptions, names: Mapping[int, str]) -> "EvaluateRequest":
         """Match the files, check their headers, and count in one pass over each pair.
+
+        Parameters
+        ----------
+        names
+            Of the classes, by label.
 
         Raises
         ------
         BadInput
             Nothing to compare, or files that cannot be compared.
         """
-        from apps.imaging.evaluation.metrics import find_pairs, scan
+        from apps.imaging.evaluation.metrics import scan
+        from apps.imaging.evaluation.pairing import find_pairs
 
-        pairs = find_pairs(options.predictions, options.references, repair="header" in options.repair)
-        return cls(options, pairs, [scan(pair) for pair in pairs])
+        pairs = find_pairs(options.predictions, options.references, repair="header" in options.repair, names=names)
+        return cls(options, pairs, [scan(pair) for pair in pairs], names)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from apps.imaging.importers import monai_bundle, nnunet
+from apps.imaging.importers.nnunet_results import is_results
 from common import __version__
 from common.errors import EXIT_OK, EXIT_UNFORESEEN, BadInput, DoesNotFit, UsageError
 from common.files import scratch_directory, sha256, write_text
@@ -66,6 +67,9 @@ def converted_model(directory: Path, budget: MemoryBudget, weights: nnunet.Weigh
         files = monai_bundle.files(directory, monai_bundle.read_plan(directory))
     else:
         nnunet.refuse_others(directory)
+        if is_results(directory):
+            message = "a folder of results; choose the folder of one model in it, or --task total"
+            raise BadInput(f"{directory}: {message}", public="folder of several models")
         return directory
     converted = cache_directory().parent / "models" / _key(directory, files)
     if not (converted / MANIFEST).is_file():
@@ -163,7 +167,14 @@ def convert_bundle(directory: Path, out: Path) -> None:
         codes = read_checkpoint(plan.codes)
         arguments |= {key: [[int(one) for one in row] for row in codes[key]] for key in CODES}
     network = registry.build(plan.network, arguments)
-    network.load_state_dict({key.removeprefix("module."): tensor for key, tensor in state.items()})
+    tensors = {key.removeprefix("module."): tensor for key, tensor in state.items()}
+    if plan.clicks:
+        tensors = _of_images(tensors, network.state_dict(), 1 + plan.clicks)
+    if plan.network == monai_bundle.VISTA:
+        from apps.imaging.models.networks.vista3d import automatic
+
+        tensors = automatic(tensors, plan.values[1:])
+    network.load_state_dict(tensors)
     multiples = registry.divisors(plan.network, arguments)
     x, y, z = (max(2 * size, 8) for size in multiples)
     patch = plan.inferer.patch or (x, y, z)
@@ -188,6 +199,24 @@ def convert_bundle(directory: Path, out: Path) -> None:
             },
         },
     )
+
+
+def _of_images(tensors: dict[str, Any], expected: dict[str, Any], channels: int) -> dict[str, Any]:
+    """Weights of a network without its further input channels, which are zero.
+
+    Parameters
+    ----------
+    expected
+        Of the network of one channel.
+    channels
+        Of the network that has these weights.
+    """
+    found = dict(tensors)
+    for key in expected.keys() & tensors.keys():
+        have, want = tensors[key].shape, expected[key].shape
+        if len(have) == 5 and have[1] == channels and (have[0], 1, *have[2:]) == tuple(want):
+            found[key] = tensors[key][:, :1].clone()
+    return found
 
 
 def _write(out: Path, plan: Any, network: "torch.nn.Module", *, arguments: Any = None, **fields: Any) -> None:
@@ -257,6 +286,7 @@ def convert_nnunet(directory: Path, out: Path, weights: nnunet.Weights) -> None:
         card=f"# Imported from nnU-Net\n\n{plan.network}, {len(members)} fold(s). Research use only.\n",
         extra={
             "convention": "nnunet",
+            **({"previous": list(plan.previous)} if plan.previous else {}),
             "mirror": "".join("xyz"[int(axis) + plan.flat] for axis in axes),
             "further_intensity": plan.further_intensity,
             "inference": dict(plan.inference),

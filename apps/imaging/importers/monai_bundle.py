@@ -8,20 +8,29 @@ import json
 import re
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from apps.imaging.importers.monai_expressions import Configuration
 from apps.imaging.importers.monai_inferer import Inferer, inferer
 from apps.imaging.importers.monai_postprocessing import Restoring, restoring
-from apps.imaging.importers.monai_transforms import HARMLESS, IGNORED, Blockers, preprocessing, transform_name
+from apps.imaging.importers.monai_transforms import (
+    HARMLESS,
+    IGNORED,
+    WITHOUT_CLICKS,
+    Blockers,
+    preprocessing,
+    transform_name,
+)
 from apps.imaging.models.networks import monai_bundle
 from apps.imaging.volumes.intensity import Operation
 from common.errors import BadInput, UsageError
 
 METADATA, WEIGHTS = "configs/metadata.json", "models/model.pt"
 CONFIGURATIONS = ("configs/inference.json", "configs/inference.yaml", "configs/inference.yml")
+MOST_CLASSES = 512
+"""Of VISTA3D, with those that it was not trained for."""
 LARGEST_FILE = 4 << 20
 """Bytes of a configuration."""
 UNREAD = frozenset({"device", "sw_device", "transform", "orig_keys", "orig_meta_keys", "to_tensor"}) | IGNORED
@@ -48,6 +57,8 @@ class BundlePlan:
     values: tuple[int, ...]
     """Of the labels."""
     weights: Path
+    clicks: int = 0
+    """Further channels of the network's weights, which would show a user's clicks."""
     codes: Path | None = None
     """DiNTS's architecture, tables that are read as weights are."""
 
@@ -123,21 +134,40 @@ def _plan(directory: Path, metadata: Mapping[str, Any], configuration: Configura
     if channels > 1 and before.joint:
         joint = " and ".join(dict.fromkeys(before.joint))
         raise BadInput(f"{joint}: statistics of all channels together are not read; those of each (channel_wise) are")
+    if before.channels and len(before.channels) != channels:
+        raise BadInput(f"{len(before.channels)} images are joined, and the network has {channels} channels")
+    clicks = 0
+    if before.clicks:
+        clicks, channels = channels - 1, 1
+        arguments["in_channels"] = 1
+    if before.size and (tiles.patch or after.restored == "labels"):
+        raise BadInput("Resized is read with a SimpleInferer, and where Invertd comes before the labels")
+    classes: list[int] = []
+    if (network == VISTA) != after.asked:
+        raise BadInput(f"{VISTA} is read with VistaPostTransformd, and no other network is")
+    if network == VISTA:
+        classes = _asked(configuration)
+        arguments["out_channels"] = outputs = 1 + len(classes)
     formats, inference = metadata.get("network_data_format", {}), after.inference(outputs)
     values, labels = _labels(formats.get("outputs"), outputs, inference)
+    if classes:
+        values, labels = (0, *classes), ("background", *_names_of(formats.get("outputs"), classes))
     return BundlePlan(
         network=network,
         arguments=arguments,
-        channels=_names(formats.get("inputs"), channels, "image"),
+        channels=before.channels or _names(formats.get("inputs"), channels, "image"),
         labels=labels,
         values=values,
         spacing=tuple(before.spacing or (0.0, 0.0, 0.0)),
         orientation=before.orientation,
         intensity=tuple(before.intensity),
         further_intensity=(tuple(before.intensity),) * (channels - 1),
-        inferer=tiles,
-        inference=inference,
+        inferer=replace(tiles, patch=before.size) if before.size else tiles,
+        inference=inference
+        | ({"size": [*before.size]} if before.size else {})
+        | ({"turned_last": True} if before.turned_last else {}),
         weights=weights,
+        clicks=clicks,
         codes=codes,
     )
 
@@ -149,14 +179,14 @@ def _labels(formats: Any, outputs: int, inference: Mapping[str, Any]) -> tuple[t
         return tuple(range(outputs)), _names(formats, outputs, "class")
     names = _names(formats, outputs, "mask")
     written = inference["regions"] if decision == "regions" else [1 << channel for channel in range(outputs)]
-    named = dict(sorted(zip(written, names, strict=True)))
+    named = dict(sorted((value, name) for value, name in zip(written, names, strict=True) if value))
     return (0, *named), ("background", *named.values())
 
 
 def _network(configuration: Configuration) -> tuple[str, dict[str, Any], str]:
     """The network's name in the table, its checked arguments, and the file with its codes, if it has one."""
     key = "network_def" if "network_def" in configuration else "network"
-    described = configuration[key]
+    described = _described(configuration, key)
     if not isinstance(described, dict):
         raise BadInput(f"{key} is not a network's description")
     target = str(configuration.value(described.get("_target_")))
@@ -166,13 +196,52 @@ def _network(configuration: Configuration) -> tuple[str, dict[str, Any], str]:
     arguments.pop("_target_")
     arguments.pop("img_size", None)  # of older MONAI, where it only checked shapes
     if name not in monai_bundle.NETWORKS or not (module == "" or f"{module}.".startswith("monai.networks.nets.")):
-        raise BadInput(f"network {target!r}; only MONAI's {', '.join(monai_bundle.NETWORKS)} are read")
+        own = " is code of the bundle's own, which is never run" if module.split(".")[0] not in ("", "monai") else ""
+        raise BadInput(f"network {target!r}{own}; only MONAI's {', '.join(monai_bundle.NETWORKS)} are read")
     dimensions = arguments.pop("spatial_dims", arguments.pop("dimensions", 3))
     if dimensions != 3:
         raise BadInput(f"network {name}: {dimensions} dimensions; only 3 are read")
     outputs = arguments.pop("out_channels", arguments.pop("num_classes", 2))
     channels = {"in_channels": arguments.pop("in_channels", 1), "out_channels": outputs}
     return name, monai_bundle.checked(name, arguments | channels), codes
+
+
+VISTA = "vista3d132"
+CALLED = re.compile(r"\$\s*(monai\.networks\.nets\.\w+)\(((?:\w+=[^=,()]+,?\s*)*)\)")
+
+
+def _described(configuration: Configuration, key: str) -> Any:
+    """A network's description, also that of a plain call with keywords."""
+    called = CALLED.fullmatch(str(configuration.raw(key)))
+    if called is None:
+        return configuration[key]
+    pairs = (pair.split("=") for pair in called[2].split(",") if pair.strip())
+    return {"_target_": called[1], **{name.strip(): f"${value}" for name, value in pairs}}
+
+
+def _asked(configuration: Configuration) -> list[int]:
+    """The classes that VISTA3D is asked for where the user asks for none: all that the bundle lists.
+
+    Raises
+    ------
+    BadInput
+        No list of classes that VISTA3D has.
+    """
+    evaluator = configuration.raw("evaluator")
+    options = configuration.value(evaluator.get("hyper_kwargs", {})) if isinstance(evaluator, dict) else {}
+    classes = configuration.plain(options.get("everything_labels"))
+    if not isinstance(classes, list) or not all(isinstance(one, int) and 0 < one < MOST_CLASSES for one in classes):
+        raise BadInput("evaluator: hyper_kwargs have no everything_labels, the classes of the automatic mode")
+    if not classes or len({*classes}) != len(classes):
+        raise BadInput("evaluator: everything_labels are empty, or not distinct")
+    return classes
+
+
+def _names_of(formats: Any, values: list[int]) -> list[str]:
+    """Names of classes from ``channel_def``, where the key is a class's value."""
+    first: Any = next(iter(formats.values()), {}) if isinstance(formats, dict) else {}
+    definition = first.get("channel_def", {})
+    return [str(definition.get(str(value)) or f"class {value}") for value in values]
 
 
 LOADED = re.compile(r"\$torch\.load\((@\w+|'[^']*')(,[^()]*(\([^()]*\))?)?\)")
@@ -231,7 +300,7 @@ def _transforms(configuration: Configuration, key: str, blockers: Blockers) -> l
             continue
         target = configuration.value(component.get("_target_"))
         with blockers.gathering():
-            harmless = transform_name(target) in HARMLESS | {"SaveImage"}
+            harmless = transform_name(target) in HARMLESS | WITHOUT_CLICKS | {"SaveImage"}
             transforms.append({"_target_": target} if harmless else _arguments(configuration, component))
     return transforms
 

@@ -2,8 +2,8 @@
 
 ``"@a#b"`` is the value at ``b`` below ``a``. ``"$..."`` is a Python expression. It is parsed, and its syntax tree is
 evaluated here, never by Python, in a small grammar: numbers, strings, lists, references, arithmetic on numbers, ``+``
-of strings and of lists, comparisons, ``and``, ``or``, ``not``, ``A if C else B``, and ``len``, ``int``, ``float``,
-``list`` and ``tuple`` of one value. All else is refused by name.
+of strings and of lists, ``-`` of sets, comparisons, ``and``, ``or``, ``not``, ``A if C else B``, ``[A for B in C]``,
+``range``, and ``len``, ``int``, ``float``, ``list``, ``tuple`` and ``set`` of one value. All else is refused by name.
 
 Values are evaluated only when they are read; data loaders, handlers and the bundle's program never are.
 """
@@ -37,9 +37,6 @@ _BINARY: Mapping[type[ast.operator], Callable[[Any, Any], Any]] = MappingProxyTy
         ast.FloorDiv: operator.floordiv,
         ast.Mod: operator.mod,
     }
-)
-_CALLS: Mapping[str, Callable[[Any], Any]] = MappingProxyType(
-    {"len": len, "int": int, "float": float, "list": list, "tuple": list}
 )
 _COMPARE: Mapping[type[ast.cmpop], Callable[[Any, Any], bool]] = MappingProxyType(
     {
@@ -139,13 +136,36 @@ class Configuration:
             raise BadInput(f"{_short(text)}: not an expression") from None
         names = {_NAME.format(index): path for index, path in enumerate(references)}
         try:
-            return self._node(tree, names, depth)
+            return _plain(self._node(tree, names, depth))
         except (ArithmeticError, TypeError, ValueError, RecursionError) as error:
             if isinstance(error, BadInput):
                 raise BadInput(f"{_short(text)}: {error}") from None
             raise BadInput(f"{_short(text)}: cannot be evaluated ({error})") from None
 
-    def _node(self, node: ast.expr, names: Mapping[str, str], depth: int) -> Any:
+    def _repeated(self, node: ast.expr, names: Mapping[str, Any], depth: int) -> Any:
+        """One element of a comprehension, which counts as a value."""
+        self._steps += 1
+        if self._steps > MOST_STEPS:
+            raise BadInput(f"more than {MOST_STEPS} values refer to each other")
+        return self._node(node, names, depth)
+
+    def _made(self, node: ast.ListComp | ast.Call, names: Mapping[str, Any], depth: int) -> Any:
+        """The value of a comprehension or of a call."""
+        match node:
+            case ast.ListComp(
+                elt=element, generators=[ast.comprehension(target=ast.Name(id=name), iter=source, ifs=[], is_async=0)]
+            ) if name not in names:
+                items = _listed(self._node(source, names, depth))
+                return [self._repeated(element, {**names, name: (item,)}, depth) for item in items]
+            case ast.Call(func=ast.Name(id="range"), args=[*limits], keywords=[]) if 0 < len(limits) < 4:
+                return _numbers(*(self._node(limit, names, depth) for limit in limits))
+            case ast.Call(func=ast.Name(id=name), args=[inner], keywords=[]) if name in _CALLS:
+                return _called(name, self._node(inner, names, depth))
+        raise BadInput(f"{ast.unparse(node)!r} is not in the grammar that is read")
+
+    def _node(self, node: ast.expr, names: Mapping[str, Any], depth: int) -> Any:
+        """The value of a node; ``names`` are references' paths, and one-tuples of values."""
+
         def of(inner: ast.expr) -> Any:
             return self._node(inner, names, depth)
 
@@ -153,7 +173,7 @@ class Configuration:
             case ast.Constant(value=bool() | int() | float() | str() | None as value):
                 return value
             case ast.Name(id=name) if name in names:
-                return self._reference(names[name], depth)
+                return self._reference(names[name], depth) if isinstance(names[name], str) else names[name][0]
             case ast.List(elts=items) | ast.Tuple(elts=items):
                 return [of(item) for item in items]
             case ast.UnaryOp(op=ast.USub() | ast.Not() as kind, operand=operand):
@@ -166,12 +186,38 @@ class Configuration:
                 return _combined(kind, of(left), of(right))
             case ast.Compare(left=left, ops=[kind], comparators=[right]):
                 return _compared(kind, of(left), of(right))
-            case ast.Call(func=ast.Name(id=name), args=[inner], keywords=[]) if name in _CALLS:
-                return _called(name, of(inner))
+            case ast.ListComp() | ast.Call():
+                return self._made(node, names, depth)
             case ast.Subscript(value=inner, slice=index):
                 return of(inner)[of(index)]
             case _:
                 raise BadInput(f"{ast.unparse(node)!r} is not in the grammar that is read")
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, frozenset):
+        raise TypeError("a set, whose order is open; list makes one of it")
+    return value
+
+
+def _listed(value: Any) -> list[Any]:
+    """A list of a list, or of a set of numbers, in their order."""
+    if isinstance(value, frozenset):
+        if not all(type(item) is int for item in value):
+            raise TypeError("the order of a set of other values than whole numbers is open")
+        return sorted(value)
+    if not isinstance(value, list):
+        raise TypeError(f"elements of {type(value).__name__}")
+    return list(value)
+
+
+def _numbers(*limits: Any) -> list[int]:
+    if not all(type(limit) is int for limit in limits):
+        raise TypeError("range of other values than whole numbers")
+    numbers = range(*limits)
+    if len(numbers) > LARGEST:
+        raise ValueError(f"more than {LARGEST} elements")
+    return list(numbers)
 
 
 def _decided(values: Iterator[Any], either: bool) -> Any:
@@ -181,6 +227,11 @@ def _decided(values: Iterator[Any], either: bool) -> Any:
         if bool(value) is either:
             break
     return value
+
+
+_CALLS: Mapping[str, Callable[[Any], Any]] = MappingProxyType(
+    {"len": len, "int": int, "float": float, "list": _listed, "tuple": _listed, "set": frozenset}
+)
 
 
 def _called(name: str, value: Any) -> Any:
@@ -197,6 +248,8 @@ def _compared(kind: ast.cmpop, left: Any, right: Any) -> bool:
 
 def _combined(kind: ast.operator, left: Any, right: Any) -> Any:
     """Arithmetic on numbers; strings and lists can only be joined, so that no value grows beyond bounds."""
+    if isinstance(kind, ast.Sub) and isinstance(left, frozenset) and isinstance(right, frozenset):
+        return left - right
     numbers = all(isinstance(value, int | float) for value in (left, right))
     together = isinstance(kind, ast.Add) and type(left) is type(right) and isinstance(left, str | list)
     if type(kind) not in _BINARY or not (numbers or together):

@@ -5,6 +5,9 @@ from dataclasses import dataclass
 from apps.imaging.importers.monai_transforms import Arguments, take, transform_name
 from common.errors import BadInput
 
+VISTA = "scripts.inferer.Vista3dInferer"
+"""The inferer of VISTA3D's bundle, code of its own that is written anew here."""
+
 
 @dataclass(frozen=True, slots=True)
 class Inferer:
@@ -28,6 +31,8 @@ def inferer(arguments: Arguments) -> Inferer:
         Another inferer, or an argument that is not read.
     """
     target = arguments.pop("_target_", None)
+    if target == VISTA:
+        return _of_vista(arguments)
     name = transform_name(target, "monai.inferers")
     if name == "SimpleInferer" and not arguments:
         return Inferer(None, 0.25, "gaussian", "zero")
@@ -37,6 +42,14 @@ def inferer(arguments: Arguments) -> Inferer:
         return _sliding_window(arguments)
     except BadInput as error:
         raise BadInput(f"{target}: {error}") from None
+
+
+def _of_vista(arguments: Arguments) -> Inferer:
+    """VISTA3D's inferer where nobody clicked: constant weights, and an overlap that is not the bundle's, which it uses
+    only around clicks."""
+    arguments.pop("overlap", None)
+    arguments.pop("use_point_window", None)
+    return _sliding_window(arguments)
 
 
 def _sliding_window(arguments: Arguments) -> Inferer:

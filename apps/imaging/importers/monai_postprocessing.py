@@ -6,6 +6,7 @@ of classes that may overlap (``masks``), or labels. ``Invertd`` says which of th
 
 import ast
 import math
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,6 +32,10 @@ class Restoring:
     """Label that each channel's mask writes."""
     order: list[int] = field(default_factory=list)
     """Channels in the order in which they write, later ones over earlier ones."""
+    asked: bool = False
+    """True if the label is the class of the largest logit, where that is above zero."""
+    merged: bool = False
+    """True if each mask writes its channel's number, earlier ones over later ones."""
     largest: list[int] | None = None
     """Labels of which the largest component is kept; empty: all."""
     largest_first: bool = False
@@ -50,6 +55,8 @@ class Restoring:
         if self.state == "masks":
             if channels == 1:
                 self.regions, self.order = [1], [0]
+            elif self.merged:  # the first writes nothing, because its number is that of the background
+                self.regions, self.order = [*range(channels)], [0, *range(channels - 1, 0, -1)]
             fields |= {"decision": "regions" if self.regions else "bits", "threshold": self.threshold}
             if len(self.regions) not in (0, channels) or (not self.regions and channels > MOST_MASKS):
                 raise BadInput(
@@ -144,7 +151,9 @@ def _keep_largest(found: Restoring, arguments: Arguments) -> None:
 def _nested(found: Restoring, arguments: Arguments) -> None:
     """Read ``lambda x: torch.where(x[[2]] > 0, 4, torch.where(...))`` as regions; it is never run."""
     text = str(arguments.get("func", ""))
-    if found.state != "masks" or found.regions:
+    if found.state == "labels" and re.fullmatch(r"\$lambda (\w+): torch\.nan_to_num\(\1, nan=\d+\)", text):
+        return  # labels are all numbers
+    if found.state != "masks" or found.regions or found.merged:
         raise BadInput("only a choice among masks is read")
     try:
         function = ast.parse(text.removeprefix("$").strip(), mode="eval").body
@@ -171,6 +180,19 @@ def _nested(found: Restoring, arguments: Arguments) -> None:
     found.order = list(reversed(ranks))
 
 
+def _merge(found: Restoring, arguments: Arguments) -> None:
+    if found.state != "masks" or found.regions or found.merged:
+        raise BadInput("only masks are merged, once")
+    found.merged = True
+
+
+def _asked(found: Restoring, arguments: Arguments) -> None:
+    """The class of the largest logit, if it is above zero; the background's is zero."""
+    if found.state != "logits":
+        raise BadInput("only the network's output is decided")
+    found.asked, found.state = True, "labels"
+
+
 def _channel(test: ast.expr, name: str) -> int:
     match test:
         case ast.Compare(
@@ -195,4 +217,6 @@ STEPS = {
     "Invert": _invert,
     "KeepLargestConnectedComponent": _keep_largest,
     "Lambda": _nested,
+    "MergeClasses": _merge,
+    "VistaPostTransform": _asked,
 }

@@ -15,8 +15,23 @@ from common.errors import BadInput
 Operation = Mapping[str, Any]
 Arguments = dict[str, Any]
 
-HARMLESS = frozenset({"EnsureChannelFirst", "EnsureType", "ToTensor", "CastToType", "ToDevice", "DeleteItems"})
+HARMLESS = frozenset(
+    {"EnsureChannelFirst", "AddChannel", "EnsureType", "ToTensor", "CastToType", "ToDevice", "DeleteItems"}
+)
 """Transforms of containers, types and devices of arrays, which have no effect here."""
+WRITTEN_ANEW: Mapping[str, str] = MappingProxyType(
+    {
+        "scripts.my_transforms.ConcatImages": "ConcatImages",
+        "scripts.my_transforms.MergeClassesd": "MergeClasses",
+        "scripts.transforms.OrientationGuidanceMultipleLabelDeepEditd": "ResizeGuidanceMultipleLabelDeepEdit",
+    }
+)
+"""Transforms that are code of published bundles, by their full names. The code is never run: what the published one
+does is written anew here, and a bundle that has another one under the same name is not told apart."""
+WITHOUT_CLICKS = frozenset(
+    {"AddGuidanceFromPointsDeepEdit", "ResizeGuidanceMultipleLabelDeepEdit", "VistaPreTransform"}
+)
+"""Transforms of a user's clicks on an image, or questions. There are none here, so that all that they do is nothing."""
 READERS = (None, "NibabelReader", "ITKReader", "nibabelreader", "itkreader")
 IGNORED = frozenset({"keys", "allow_missing_keys", "meta_keys", "meta_key_postfix", "lazy", "dtype"})
 """Arguments of any transform that do not change voxels."""
@@ -44,8 +59,9 @@ class Blockers:
         BadInput
             If something was gathered, with all of it.
         """
-        if self._messages:
-            raise BadInput("; ".join(dict.fromkeys(self._messages)))
+        if self._messages:  # what is read is in many of them, and said once
+            parts = [part for message in self._messages for part in message.split("; ")]
+            raise BadInput("; ".join(dict.fromkeys(parts)))
 
 
 def transform_name(target: object, package: str = "monai.transforms") -> str:
@@ -61,8 +77,10 @@ def transform_name(target: object, package: str = "monai.transforms") -> str:
     >>> transform_name("monai.transforms.Spacingd"), transform_name("SaveImaged")
     ('Spacing', 'SaveImage')
     """
+    if str(target) in WRITTEN_ANEW:
+        return WRITTEN_ANEW[str(target)]
     module, _, name = str(target).rpartition(".")
-    if module and module != package and not module.startswith(f"{package}."):
+    if module and module != package and not module.startswith((f"{package}.", "monai.apps.")):
         raise BadInput(f"{target!r} is not one of MONAI's own")
     for suffix in ("Dict", "D", "d"):
         if name.endswith(suffix):
@@ -75,12 +93,20 @@ class Preprocessing:
     """The fields of the model folder, gathered transform by transform."""
 
     orientation: str = "file:xyz"
+    turned_last: bool = False
+    """True if the image is turned after it was resampled."""
     spacing: list[float] | None = None
     """Millimetres; ``None``: the image's own."""
     intensity: list[Operation] = field(default_factory=list)
     """Operations; ``{"op": "resample"}`` is the place of the resampling to the network's grid."""
     joint: list[str] = field(default_factory=list)
     """Transforms whose statistics are of all channels together."""
+    channels: tuple[str, ...] = ()
+    """Names of images that become the channels, where the configuration has them."""
+    size: tuple[int, int, int] | None = None
+    """Voxels to which each image is resized, whatever its spacing."""
+    clicks: bool = False
+    """True if further channels of the network show where a user clicked; they are zero."""
 
 
 def take(arguments: Arguments, key: str, default: Any, *allowed: Any) -> Any:
@@ -121,10 +147,13 @@ def _load(gathered: Preprocessing, arguments: Arguments) -> None:
 
 
 def _orientation(gathered: Preprocessing, arguments: Arguments) -> None:
+    if gathered.size:
+        raise BadInput("comes after Resized; only the other order is read")
     if gathered.spacing is not None:
-        raise BadInput("comes after Spacingd; only the other order is read")
-    if any(operation["op"] == "crop" for operation in gathered.intensity):
-        raise BadInput("comes after CropForegroundd; only the other order is read")
+        margins = [one["margin"] for one in gathered.intensity if one["op"] == "crop"]
+        if any(len({*sizes}) > 1 for sizes in (gathered.spacing, *margins)):
+            raise BadInput("comes after a Spacingd or CropForegroundd that differs along the axes")
+        gathered.turned_last = True
     axcodes = take(arguments, "axcodes", None)
     if flag(arguments, "as_closest_canonical", False):
         axcodes = "RAS"
@@ -149,8 +178,8 @@ def _spacing(gathered: Preprocessing, arguments: Arguments) -> None:
         take(arguments, key, None, None)
     for key in ("align_corners", "recompute_affine", "ensure_same_shape"):
         arguments.pop(key, None)
-    if gathered.spacing is not None:
-        raise BadInput("a second one is not read")
+    if gathered.spacing is not None or gathered.size:
+        raise BadInput("comes after Resized or another one, which is not read")
     complete = [*pixdim, *[pixdim[-1]] * 2][:3]
     gathered.spacing = [max(0.0, float(size)) for size in complete]
     gathered.intensity.append({"op": "resample"})
@@ -203,6 +232,8 @@ def _scale_percentiles(gathered: Preprocessing, arguments: Arguments) -> None:
 def _crop(gathered: Preprocessing, arguments: Arguments) -> None:
     if any(operation["op"] == "crop" for operation in gathered.intensity):
         raise BadInput("a second crop is not read")
+    if gathered.size:
+        raise BadInput("comes after Resized; only Spacingd is read before it")
     arguments.pop("source_key", None)  # the image, the only one that is there
     margin = arguments.pop("margin", 0)
     margins = margin if isinstance(margin, list) else [margin] * 3
@@ -218,6 +249,41 @@ def _crop(gathered: Preprocessing, arguments: Arguments) -> None:
     gathered.intensity.append({"op": "crop", "margin": margins, "smaller": smaller})
 
 
+def _resize(gathered: Preprocessing, arguments: Arguments) -> None:
+    if gathered.spacing is not None or gathered.size or any(one["op"] == "crop" for one in gathered.intensity):
+        raise BadInput("comes after another transform of the grid")
+    size = arguments.pop("spatial_size", None)
+    sides = size if isinstance(size, list) else []
+    if len(sides) != 3 or not all(isinstance(side, int) and 0 < side <= 4096 for side in sides):
+        raise BadInput(f"spatial_size {size!r} is not three sides in voxels")
+    take(arguments, "size_mode", "all", "all")
+    take(arguments, "mode", "area", "area", "AREA")
+    take(arguments, "anti_aliasing", False, False)
+    for key in ("align_corners", "anti_aliasing_sigma"):
+        take(arguments, key, None, None)
+    gathered.size = (sides[0], sides[1], sides[2])
+    gathered.intensity.append({"op": "resample"})
+
+
+def _clicks(gathered: Preprocessing, arguments: Arguments) -> None:
+    if gathered.clicks:
+        raise BadInput("comes twice")
+    take(arguments, "number_intensity_ch", 1, 1)
+    take(arguments, "sigma", 3)
+    arguments.pop("guidance", None)
+    gathered.clicks = True
+
+
+def _concatenate(gathered: Preprocessing, arguments: Arguments) -> None:
+    names = arguments.pop("keys_merge", None)
+    arguments.pop("keys_out", None)
+    if gathered.channels:
+        raise BadInput("comes twice")
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names) or len({*names}) != len(names):
+        raise BadInput(f"keys_merge {names!r} are not names of images")
+    gathered.channels = tuple(names)
+
+
 TRANSFORMS: Mapping[str, Callable[[Preprocessing, Arguments], None]] = MappingProxyType(
     {
         "LoadImage": _load,
@@ -228,6 +294,9 @@ TRANSFORMS: Mapping[str, Callable[[Preprocessing, Arguments], None]] = MappingPr
         "ScaleIntensityRangePercentiles": _scale_percentiles,
         "NormalizeIntensity": _normalize,
         "CropForeground": _crop,
+        "ConcatImages": _concatenate,
+        "Resize": _resize,
+        "AddGuidanceSignalDeepEdit": _clicks,
     }
 )
 
@@ -250,7 +319,7 @@ def preprocessing(transforms: list[Arguments]) -> Preprocessing:
         with blockers.gathering():
             _preprocess(gathered, arguments)
     blockers.raise_any()
-    if gathered.spacing is None:
+    if gathered.spacing is None and gathered.size is None:
         gathered.intensity.insert(0, {"op": "resample"})
     return gathered
 
@@ -258,7 +327,7 @@ def preprocessing(transforms: list[Arguments]) -> Preprocessing:
 def _preprocess(gathered: Preprocessing, arguments: Arguments) -> None:
     target = arguments.pop("_target_", None)
     name = transform_name(target)
-    if name in HARMLESS:
+    if name in HARMLESS | WITHOUT_CLICKS:
         return
     if name not in TRANSFORMS:
         raise BadInput(f"the transform {target!r} is not read; only {', '.join(TRANSFORMS)} are")

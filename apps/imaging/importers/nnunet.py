@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from apps.imaging.importers.nnunet_plans import architecture, configuration_of, decision, resampling
+from apps.imaging.importers.nnunet_plans import architecture, configuration_of, decision, resampling, stage_labels
 from apps.imaging.models.networks.nnunet import checked
 from apps.imaging.volumes.intensity import Operation
 from common.errors import BadInput, UsageError
@@ -58,6 +58,10 @@ class NnunetPlan:
     labels: Mapping[str, int]
     inference: Mapping[str, Any]
     """The field of the model folder."""
+    stage: str = ""
+    """Configuration of the previous stage of a cascade."""
+    previous: tuple[int, ...] = ()
+    """Labels of that stage, each of which is a further channel of the network."""
 
 
 def is_nnunet(directory: Path) -> bool:
@@ -84,12 +88,12 @@ def refuse_others(directory: Path) -> None:
 
 
 def checkpoints(directory: Path, weights: Weights) -> list[Path]:
-    """Checkpoints of the chosen folds; by default of all, as nnU-Net finds them.
+    """Checkpoints of the chosen folds; by default of all.
 
     Raises
     ------
     BadInput
-        If there are none.
+        If there are none, or a fold's training did not come to its end.
     UsageError
         If a fold that was chosen does not have one.
     """
@@ -100,6 +104,12 @@ def checkpoints(directory: Path, weights: Weights) -> list[Path]:
             raise UsageError(f"--folds {','.join(missing)}: no {weights.checkpoint} in {directory}{there}")
         return [present[fold] for fold in weights.folds]
     numbered = sorted((fold for fold in present if fold.isdecimal()), key=int)
+    folders = (path.name.removeprefix("fold_") for path in directory.glob("fold_*") if path.is_dir())
+    unfinished = sorted((fold for fold in folders if fold.isdecimal() and fold not in numbered), key=int)
+    if numbered and unfinished:
+        hint = f"--folds {','.join(numbered)} takes those that have one"
+        message = f"fold {','.join(unfinished)} has no {weights.checkpoint}; {hint}"
+        raise BadInput(f"{directory}: {message}", public="nnU-Net model without weights of a fold")
     if chosen := [present[fold] for fold in numbered or present if fold in (*numbered, "all")]:
         return chosen
     others = sorted({path.name for path in directory.glob("fold_*/checkpoint_*.pth")})
@@ -125,6 +135,24 @@ def read_plan(directory: Path) -> NnunetPlan:
         raise BadInput(message, public="nnU-Net plan unreadable") from None
 
 
+def previous_stage(directory: Path) -> Path | None:
+    """The trained model whose labels a cascade's second stage takes; ``None`` for all other folders.
+
+    Raises
+    ------
+    BadInput
+        As ``read_plan``; also if that model is not where nnU-Net puts it.
+    """
+    if not is_nnunet(directory) or not (plan := read_plan(directory)).stage:
+        return None
+    place = directory.resolve()
+    before = place.with_name(f"{place.name.rpartition('__')[0]}__{plan.stage}")
+    if not is_nnunet(before):
+        message = f"{plan.configuration} takes the labels of {plan.stage}, which is not in {before}"
+        raise BadInput(f"{directory}: {message}", public="previous stage of a cascade missing")
+    return before
+
+
 def configuration_name(directory: Path, plans: Mapping[str, Any]) -> str:
     """Name of the configuration, from the folder's name TRAINER__PLANS__CONFIGURATION or because only one is 3D.
 
@@ -145,13 +173,13 @@ def configuration_name(directory: Path, plans: Mapping[str, Any]) -> str:
 def _plan(directory: Path, plans: Mapping[str, Any], dataset: Mapping[str, Any]) -> NnunetPlan:
     name = configuration_name(directory, plans)
     configuration = configuration_of(plans, name)
-    if configuration.get("previous_stage"):
-        raise BadInput(f"{name} is the second stage of a cascade; only single stages are read")
+    stage = str(configuration.get("previous_stage") or "")
+    previous = stage_labels(configuration, dataset) if stage else ()
     network, arguments = architecture(configuration)
     grid = resampling(configuration)
     labels, rule, outputs = decision(dataset)
     channels = dataset.get("channel_names") or dataset["modality"]
-    arguments |= {"in_channels": len(channels), "out_channels": outputs}
+    arguments |= {"in_channels": len(channels) + len(previous), "out_channels": outputs}
     intensities = [tuple(_intensity(plans, configuration, channel)) for channel in range(len(channels))]
     axes = [("z", "y", "x")[axis] for axis in plans["transpose_forward"]]
     spacing, patch = configuration["spacing"], configuration["patch_size"]
@@ -169,6 +197,8 @@ def _plan(directory: Path, plans: Mapping[str, Any], dataset: Mapping[str, Any])
         patch=(1,) * flat + tuple(map(int, patch)),
         labels=labels,
         inference={**grid, **rule},
+        stage=stage,
+        previous=previous,
     )
 
 

@@ -18,6 +18,8 @@ DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     NONE: {},
 }
 """Arguments that are read, with their defaults."""
+MOST_STAGE_LABELS = 255
+"""Most labels of a previous stage: they are kept as bytes."""
 LAYERS = {"Conv2d": "Conv3d", "InstanceNorm2d": "InstanceNorm3d", "BatchNorm2d": "BatchNorm3d"}
 
 
@@ -123,6 +125,29 @@ def resampling(configuration: Mapping[str, Any]) -> dict[str, Any]:
         "interpolation": "cubic" if first.get("order") == 3 else "linear",
         "separate": [first.get("force_separate_z"), second.get("force_separate_z")],
     }
+
+
+def stage_labels(configuration: Mapping[str, Any], dataset: Mapping[str, Any]) -> tuple[int, ...]:
+    """Labels of a cascade's previous stage that are channels of its second one.
+
+    Raises
+    ------
+    BadInput
+        Labels that are resampled in a way that is not imitated, or a normalisation that depends on them.
+    """
+    function, options = configuration["resampling_fn_seg"], dict(configuration["resampling_fn_seg_kwargs"])
+    images = {**DEFAULTS.get(function, {}), **dict(configuration["resampling_fn_data_kwargs"])}
+    plain = function == SPLINE and options.get("order") == 1 and options.get("order_z", 0) == 0
+    same = options.get("force_separate_z", False) == images.get("force_separate_z")
+    if function != NONE and not (plain and same):
+        raise BadInput(f"labels of the previous stage resampled by {function} with {options} are not read")
+    if any(configuration["use_mask_for_norm"]):
+        raise BadInput("use_mask_for_norm in the second stage of a cascade is not read")
+    values = [value for name, value in dataset["labels"].items() if name != "ignore"]
+    flat = {one for value in values for one in (value if isinstance(value, list) else [value])}
+    if len(flat) > MOST_STAGE_LABELS:
+        raise BadInput(f"{len(flat)} labels of a previous stage")
+    return tuple(sorted(flat - {0}))
 
 
 def decision(dataset: Mapping[str, Any]) -> tuple[dict[str, int], dict[str, Any], int]:

@@ -16,6 +16,7 @@ from common.tiling.grid import TileGrid
 
 Array = npt.NDArray[np.float32]
 Labels = npt.NDArray[np.unsignedinteger]
+Activation = Literal["softmax", "sigmoid"]
 
 INTERPOLATION_BYTES = 2 << 20
 """Values on the file's grid are made in pieces of about this many bytes."""
@@ -248,21 +249,29 @@ class LogitsToLabels:
         logits += self._head[1][:, None]
         return logits.reshape(len(logits), *values.shape[1:])  # which may be empty, if no voxel of the file is there
 
-    def probabilities(self, values: Array, kind: Literal["softmax", "sigmoid"]) -> Array:
+    def probabilities(self, values: Array, kind: Activation) -> Array:
         """Probabilities (classes, x, y, k) in float32 of values (channels, x, y, k), by the activation ``kind``."""
+        result = np.empty((len(self._values), *values.shape[1:]), np.float32)
+        for start, part in self.probability_rows(values, kind):
+            result[:, start : start + part.shape[1]] = part
+        return result
+
+    def probability_rows(self, values: Array, kind: Activation) -> Iterator[tuple[int, Array]]:
+        """The same in parts along x: each part's first row, and its probabilities."""
         _, x, y, planes = values.shape
         rows = label_rows(len(self._values), values.shape[0], y, planes)
-        result = np.empty((len(self._values), x, y, planes), np.float32)
         for start in range(0, x, rows):
-            logits = result[:, start : start + rows]
-            logits[...] = self._logits(values[:, start : start + rows])
+            part = np.array(self._logits(values[:, start : start + rows]), np.float32)
             if kind == "softmax":
-                logits -= logits.max(axis=0)
-                np.exp(logits, out=logits)
-                logits /= logits.sum(axis=0)
+                part -= part.max(axis=0)
+                np.exp(part, out=part)
+                part /= part.sum(axis=0)
             else:
-                logits[...] = 1 / (1 + np.exp(-logits))
-        return result
+                np.negative(part, out=part)
+                np.exp(part, out=part)
+                part += 1
+                np.reciprocal(part, out=part)
+            yield start, part
 
     def of_probabilities(self) -> "LogitsToLabels":
         """The same for ``probabilities``, whose threshold is the logit's sigmoid."""

@@ -1,6 +1,6 @@
 """A study's images on the network's grid: the geometry that pricing, inference and quantisation share."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -9,7 +9,13 @@ import numpy as np
 from apps.imaging.models.model_folder import ImagingModel, Inference
 from apps.imaging.volumes import intensity
 from apps.imaging.volumes.foreground import with_margin
-from apps.imaging.volumes.geometry import AxisMapping, LinearInterpolation, centred_grid, network_grid
+from apps.imaging.volumes.geometry import (
+    AreaInterpolation,
+    AxisMapping,
+    LinearInterpolation,
+    centred_grid,
+    network_grid,
+)
 from apps.imaging.volumes.nonzero_crop import Content, Cropped, union
 from apps.imaging.volumes.spline import nearest_axis
 from apps.imaging.volumes.volume import Shape, Volume, spacing
@@ -48,10 +54,14 @@ class NetworkGrid:
     """Shape of the network's grid over the whole image."""
     low: Shape | None = None
     """First voxel, in it, of the box that ``tiles`` cover; ``None``: they cover all of it."""
+    box: tuple[Shape, Shape] | None = None
+    """First voxel in the file, and one beyond the last, of the box that is segmented; ``None``: all of it is."""
     masked: bool = False
     """True if a normalisation of nnU-Net's leaves out what is zero in every channel, apart from holes."""
     further: tuple["NetworkGrid", ...] = ()
     """The images of the other channels, on the same grid."""
+    masks: int = 0
+    """Further channels of the network that are labels of a previous stage."""
 
     @classmethod
     def of(
@@ -71,7 +81,10 @@ class NetworkGrid:
         axes = AxisMapping.between(volume.affine, model.orientation)
         target, nnunet, steps = axes.to_file(model.spacing), model.convention == "nnunet", None
         stored = spacing(volume.affine)
-        if model.convention == "bundle":
+        if model.inference.size:
+            width, height, depth = model.inference.size
+            shape = axes.to_file((width, height, depth))
+        elif model.convention == "bundle":
             shape, steps = centred_grid(volume.shape, volume.affine, target)
         else:
             x, y, z = (new or old for new, old in zip(target, stored, strict=True))
@@ -97,6 +110,7 @@ class NetworkGrid:
             low=low,
             masked=nnunet and any(one.get("nonzero") for operations in model.intensities for one in operations),
             further=tuple(cls.of(other, model, tile=tile, overlap=overlap) for other in further),
+            masks=len(model.previous),
         )
 
     def check(self, path: Path) -> None:
@@ -151,17 +165,22 @@ class NetworkGrid:
     def to_network(self) -> tuple[LinearInterpolation, ...]:
         """From the file's grid to the network's, along the file's axes, where it is linear."""
         sizes = list(zip(self.volume.shape, self.whole, strict=True))
+        if self.inference.size:
+            return self._areas(sizes)
         if self.steps is None:
             return tuple(_between(size, new, axis == self.nearest) for axis, (size, new) in enumerate(sizes))
         return tuple(
             LinearInterpolation.centred(size, new, step, flipped=flip)
-            for (size, new), step, flip in zip(sizes, self.steps, self.axes.flips, strict=True)
+            for (size, new), step, flip in zip(sizes, self.steps, self._turned, strict=True)
         )
 
     @property
     def to_file(self) -> tuple[LinearInterpolation, ...]:
-        """From what the tiles cover to the file's grid, along the file's axes."""
+        """From what the tiles cover to the file's grid, or to the box that is segmented, along the file's axes."""
         found, sizes = self._to_file, self.tiles.shape
+        if self.box is not None and self.low is not None:
+            boxes = zip(found, *self.box, self.low, strict=True)
+            return tuple(one.part(first, stop, low) for one, first, stop, low in boxes)
         if self.low is None:
             return found
         return tuple(one.within(low, size) for one, low, size in zip(found, self.low, sizes, strict=True))
@@ -169,13 +188,78 @@ class NetworkGrid:
     @property
     def _to_file(self) -> tuple[LinearInterpolation, ...]:
         sizes = list(zip(self.whole, self.volume.shape, strict=True))
+        if self.inference.size:
+            return self._areas(sizes)
         if self.steps is None:
             return tuple(_between(size, new, axis == self.nearest_back) for axis, (size, new) in enumerate(sizes))
         nearest = self.inference.restored == "labels" and not self.inference.interpolated
         return tuple(
             LinearInterpolation.centred(size, new, 1 / step, flipped=flip, nearest=nearest)
-            for (size, new), step, flip in zip(sizes, self.steps, self.axes.flips, strict=True)
+            for (size, new), step, flip in zip(sizes, self.steps, self._turned, strict=True)
         )
+
+    @property
+    def _turned(self) -> tuple[bool, bool, bool]:
+        """For each file axis, whether grids coincide at its end."""
+        return (False, False, False) if self.inference.turned_last else self.axes.flips
+
+    def _areas(self, sizes: Sequence[tuple[int, int]]) -> tuple[LinearInterpolation, ...]:
+        flips = zip(sizes, self.axes.flips, strict=True)
+        return tuple(AreaInterpolation.of(size, new, flipped=flip) for (size, new), flip in flips)
+
+    @property
+    def segmented(self) -> Shape:
+        """Voxels of the file that are segmented."""
+        if self.box is None:
+            return self.volume.shape
+        x, y, z = (stop - first for first, stop in zip(*self.box, strict=True))
+        return x, y, z
+
+    def focused(self, low: Shape, high: Shape) -> tuple["NetworkGrid", Shape]:
+        """The same with only the tiles that have a part in the labels of a box; each is where it was.
+
+        Parameters
+        ----------
+        low, high
+            First voxel of the box in the file, and one beyond the last.
+
+        Returns
+        -------
+        tuple
+            The grid, and the first voxel in the file of what its labels then cover: the box, or more than that.
+        """
+        found = [self._near(axis, low[axis], high[axis]) for axis in range(3)]
+        (x, y, z), positions = (first for first, _, _ in found), tuple(each for _, _, each in found)
+        stop = (found[0][1], found[1][1], found[2][1])
+        size = (stop[0] - x, stop[1] - y, stop[2] - z)
+        tiles = replace(self.tiles, shape=size, positions=positions)
+        if self.resampled:
+            further = tuple(other.focused(low, high)[0] for other in self.further)
+            return replace(self, tiles=tiles, low=(x, y, z), box=(low, high), further=further), low
+        boxed = [replace(one, volume=Cropped(one.volume, (x, y, z), stop), tiles=tiles) for one in self.channels]
+        first, *others = (replace(one, whole=size, further=()) for one in boxed)
+        return replace(first, further=tuple(others)), (x, y, z)
+
+    def _near(self, axis: int, low: int, high: int) -> tuple[int, int, tuple[int, ...]]:
+        """Along an axis, first voxel and end of the tiles that have a part in the labels of ``low`` to ``high``, and
+        their positions from that voxel."""
+        if self.resampled:
+            way = self._to_file[axis]
+            low, high = int(way.lower[low:high].min()), int(way.upper[low:high].max()) + 1
+        tile, before, size = self.tiles.tile[axis], self.tiles.before[axis], self.tiles.shape[axis]
+        near = [start for start in self.tiles.starts(axis) if low < start - before + tile and start - before < high]
+        first, stop = max(0, near[0] - before), min(size, near[-1] - before + tile)
+        return first, stop, tuple(start - near[0] for start in near)
+
+    def to_box(self, low: Shape, high: Shape) -> tuple[Shape, Shape]:
+        """The box of the file whose voxels lie next to those of a box of the network's grid."""
+        if not self.resampled:
+            return low, high
+        ends = []
+        for way, first, stop in zip(self._to_file, low, high, strict=True):
+            ends.append((np.searchsorted(way.upper, first), np.searchsorted(way.lower, stop - 1, side="right")))
+        (x, x_stop), (y, y_stop), (z, z_stop) = ((int(a), int(b)) for a, b in ends)
+        return (x, y, z), (x_stop, y_stop, z_stop)
 
     def cropped(self, low: Shape, size: Shape) -> "NetworkGrid":
         """The same with tiles over a box of the network's grid."""
@@ -187,18 +271,28 @@ def _between(size: int, new: int, nearest: bool) -> LinearInterpolation:
     return LinearInterpolation.nearest(size, new) if nearest else LinearInterpolation.between(size, new)
 
 
-def same_grid(first: Volume, others: Sequence[Volume]) -> None:
+def same_grid(first: Volume, others: Mapping[Path, Volume], path: Path) -> None:
     """Compare the channels of a study.
+
+    Parameters
+    ----------
+    others
+        The images of the further channels.
+    path
+        File of the first.
 
     Raises
     ------
     BadInput
         If an image of a further channel is not on the first one's grid, within ``GRID_TOLERANCE``.
     """
-    for volume in others:
+    for other, volume in others.items():
         if volume.shape != first.shape or not np.allclose(volume.affine, first.affine, atol=GRID_TOLERANCE):
-            message = "an image of a further channel is not on the grid of the study's first channel"
-            raise BadInput(message, public="channels on different grids")
+            what = "shape" if volume.shape != first.shape else "place or spacing"
+            message = (
+                f"not on the grid of {path.name}, the study's first channel: its {what} differs; resample it first"
+            )
+            raise BadInput(f"{other}: {message}", public="channels on different grids")
 
 
 def restored_channels(grid: NetworkGrid, channels: int, classes: int) -> int:

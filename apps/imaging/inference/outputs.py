@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,12 +11,15 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from apps.imaging.dicom import rtstruct, seg
 from apps.imaging.dicom.series import DicomVolume
-from apps.imaging.inference import preview, statistics
+from apps.imaging.dicom.writing import rtstruct, seg, seg_header, sr
+from apps.imaging.inference.phases import TEMPLATE
+from apps.imaging.inference.writing import preview, statistics
+from apps.imaging.inference.writing.probabilities import ENDING, Probabilities, Stored
 from apps.imaging.models.model_folder import ImagingModel, Label
 from apps.imaging.volumes import nifti
 from apps.imaging.volumes.volume import Volume
+from common.cli.session import Session
 from common.errors import BadInput
 from common.files import no_room
 from common.memory.footprint import Price
@@ -35,7 +38,7 @@ class OutputRequest:
     """The outputs of each study."""
 
     types: tuple[str, ...] = ("nifti",)
-    """Any of ``nifti``, ``dicom-seg`` and ``dicom-rtstruct``."""
+    """Any of ``nifti``, ``dicom-seg``, ``dicom-sr`` and ``dicom-rtstruct``."""
     seg_type: str = "auto"
     """``auto``, ``binary`` or ``labelmap``."""
     preview: bool = False
@@ -48,22 +51,41 @@ class OutputRequest:
     """True for a NIfTI file of each class, with ones where it is, instead of one with all labels."""
     overlapping: bool = False
     """True if a label has a bit for each class; there is then a file of each."""
+    probabilities: Stored | None = None
+    """Type of the numbers in a file of the classes' probabilities; ``None``: there is none."""
 
     def names(self, stem: str) -> tuple[str, ...]:
         """Names of a study's files, which begin with ``stem``."""
-        kinds = {"nifti": ".nii.gz", "dicom-seg": ".seg.dcm", "dicom-rtstruct": ".rtstruct.dcm"}
+        kinds = {"nifti": ".nii.gz", "dicom-seg": ".seg.dcm", "dicom-sr": ".sr.dcm", "dicom-rtstruct": ".rtstruct.dcm"}
         endings = [ending for kind, ending in kinds.items() if kind in self.types]
         if endings[:1] == [".nii.gz"] and self.split:
             endings[:1] = self.classes
+        endings += [ENDING] if self.probabilities else []
         endings += ["-statistics.csv", "-statistics.json"] if self.statistics else []
         return tuple(stem + ending for ending in (*endings, *([".png"] if self.preview else [])))
 
     @property
     def classes(self) -> dict[str, int]:
         """Ending of the NIfTI file of each class, and the class's value."""
-        named = {label.value: re.sub(r"[^\w.-]+", "_", label.name) for label in self.labels if label.value}
-        often = Counter(name.lower() for name in named.values())
-        return {f"-{name}{value if often[name.lower()] > 1 else ''}.nii.gz": value for value, name in named.items()}
+        endings = class_endings({label.value: label.name for label in self.labels})
+        return {f"{ending}.nii.gz": value for value, ending in endings.items()}
+
+
+LONGEST_NAME = 100
+"""Most characters of a class's name in the name of its file, which has 255 bytes at most."""
+
+
+def class_endings(names: Mapping[int, str]) -> dict[int, str]:
+    """What the name of a class's file ends in, by the class's value, without ``.nii.gz``.
+
+    Parameters
+    ----------
+    names
+        Of the classes by value; background, 0, has no file.
+    """
+    named = {value: re.sub(r"[^\w.-]+", "_", name)[:LONGEST_NAME] for value, name in names.items() if value}
+    often = Counter(name.lower() for name in named.values())
+    return {value: f"-{name}{value if often[name.lower()] > 1 else ''}" for value, name in named.items()}
 
 
 class _ClassSink:
@@ -142,8 +164,12 @@ class Outputs:
 
     Attributes
     ----------
+    request, volume
+        As passed.
     names
         Files written so far.
+    probabilities
+        Takes the probabilities of blocks; ``None`` if they are not asked for.
     """
 
     def __init__(
@@ -156,7 +182,8 @@ class Outputs:
         key: str,
         dtype: np.dtype[Any],
     ) -> None:
-        self._request, self._directory, self._name, self._volume = request, directory, name, volume
+        self.request, self.volume = request, volume
+        self._directory, self._name = directory, name
         self._model = replace(model, labels=request.labels)
         self._key, self._dtype = key, dtype
         self._stack = ExitStack()
@@ -166,18 +193,27 @@ class Outputs:
         self._statistics: statistics.Statistics | None = None
         self._labels_name = f"{name}.nii.gz"
         self._template: Any = None
+        self._report = b""
+        self.probabilities: Probabilities | None = None
+        if request.probabilities:
+            named = {label.value: label for label in request.labels}
+            kept = {channel: named[value] for channel, value in enumerate(model.written) if value in named}
+            self.probabilities = Probabilities(
+                volume, list(kept.values()), list(kept), request.probabilities, directory
+            )
 
-    def prepare(self) -> None:
-        """Have a child process make the SEG's header, before this process allocates anything large."""
-        if "dicom-seg" in self._request.types:
-            from apps.imaging.dicom.seg_header import seg_template
-
-            assert isinstance(self._volume, DicomVolume)
-            kind = seg.choose_kind(self._request.seg_type, self._model)
-            self._template = seg_template(self._volume, self._model, self._key, kind)
+    def prepare(self, session: Session) -> None:
+        """Have child processes make the SEG's header and the report, before this process allocates anything large."""
+        if "dicom-seg" in self.request.types:
+            assert isinstance(self.volume, DicomVolume)
+            kind = seg.choose_kind(self.request.seg_type, self._model)
+            with session.phase(TEMPLATE):
+                if "dicom-sr" in self.request.types:
+                    self._report = sr.sr_template(self.volume, self._model, self._key, kind)
+                self._template = seg_header.seg_template(self.volume, self._model, self._key, kind)
 
     def __enter__(self) -> "Outputs":
-        request, volume, model = self._request, self._volume, self._model
+        request, volume, model = self.request, self.volume, self._model
         with self._stack as stack:
             if "nifti" in request.types and request.split:
                 for ending, value in request.classes.items():
@@ -204,18 +240,20 @@ class Outputs:
                 structures = rtstruct.write_rtstruct(self._directory / name, volume, model, self._key)
                 self._sinks.append(stack.enter_context(structures))
                 self.names.append(name)
+            if self.probabilities:
+                stack.enter_context(self.probabilities)
             if request.preview:
                 self._sinks.append(self._centre)
-            if request.statistics:
+            if request.statistics or self._report:
                 self._statistics = stack.enter_context(
-                    statistics.open_statistics(volume, model.labels, overlapping=request.overlapping)
+                    statistics.open_statistics(volume, model.labels, self._directory, overlapping=request.overlapping)
                 )
                 self._sinks.append(self._statistics)
             self._stack = stack.pop_all()
         return self
 
     def _nifti(self, name: str, dtype: np.dtype[Any]) -> Sink:
-        volume = self._volume
+        volume = self.volume
         header = nifti.label_header(volume.affine, dtype, volume.shape, getattr(volume, "header", None))
         writer: Sink = self._stack.enter_context(nifti.write_labels(self._directory / name, header))
         return writer
@@ -228,10 +266,20 @@ class Outputs:
         for sink in self._sinks:
             sink.write(slab)
 
-    def save_statistics(self) -> None:
-        """Write the statistics' files; call it after the last plane."""
-        if self._statistics is not None:
-            self.names += self._statistics.save(self._directory / f"{self._name}-statistics")
+    def save(self) -> None:
+        """Write the files that are made of the whole: probabilities, measurements; call it after the last plane."""
+        if self.probabilities is not None:
+            self.probabilities.save(self._directory / f"{self._name}{ENDING}")
+            self.names.append(f"{self._name}{ENDING}")
+        if self._statistics is None:
+            return
+        rows = self._statistics.rows()
+        if self._report:
+            assert isinstance(self.volume, DicomVolume)
+            sr.write_sr(self._directory / f"{self._name}.sr.dcm", self.volume, self._report, rows)
+            self.names.append(f"{self._name}.sr.dcm")
+        if self.request.statistics:
+            self.names += statistics.save(self._directory / f"{self._name}-statistics", rows)
 
     def send(self) -> None:
         """Send DICOM objects to the server; call it after the block.
@@ -241,17 +289,17 @@ class Outputs:
         BadInput
             If the server does not take one.
         """
-        if self._request.stow:
+        if self.request.stow:
             from apps.imaging.dicom.web import store
 
-            store(self._request.stow, [self._directory / name for name in self.names if name.endswith(".dcm")])
+            store(self.request.stow, [self._directory / name for name in self.names if name.endswith(".dcm")])
 
     def draw(self) -> None:
         """Draw the preview; call it after the block."""
-        if not self._request.preview:
+        if not self.request.preview:
             return
         labels = self._directory / self._labels_name
-        preview.write(self._directory / f"{self._name}.png", self._volume, labels, self._centre, self._model.labels)
+        preview.write(self._directory / f"{self._name}.png", self.volume, labels, self._centre, self._model.labels)
         self.names.append(f"{self._name}.png")
         if self._labels_name not in self.names:
             labels.unlink()
@@ -262,7 +310,13 @@ FILE_BYTES = 320 << 10
 
 
 def outputs_bytes(
-    types: Sequence[str], volume: Volume, classes: int, *, with_statistics: bool, split: bool = False
+    types: Sequence[str],
+    volume: Volume,
+    classes: int,
+    *,
+    with_statistics: bool,
+    split: bool = False,
+    largest: int = 255,
 ) -> Price:
     """Bytes of the outputs, without the labels; planes go to one output after the other.
 
@@ -274,14 +328,17 @@ def outputs_bytes(
         Number of the model's classes, background among them.
     split
         As in ``OutputRequest``; a plane's class in one byte is then made and turned.
+    largest
+        The largest label.
     """
     x, y, _ = volume.shape
     resident, transient = (FILE_BYTES * (classes - 1), [2 * x * y]) if split else (0, [0])
     if isinstance(volume, DicomVolume):
         transient.append(seg.seg_bytes(volume) if "dicom-seg" in types else 0)
+        transient.append(sr.SEGMENT_BYTES * classes if "dicom-sr" in types else 0)
         resident += rtstruct.rtstruct_bytes(volume, classes) if "dicom-rtstruct" in types else 0
-    if with_statistics:
-        price = statistics.statistics_bytes(volume)
+    if with_statistics or "dicom-sr" in types:
+        price = statistics.statistics_bytes(volume, largest + 1)
         resident += price.resident
         transient.append(price.transient)
     return Price(resident, max(transient))

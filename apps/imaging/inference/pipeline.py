@@ -1,17 +1,15 @@
-"""Run ``imaging infer``: images in, label files out, tile by tile and finished block by block."""
+"""Run ``imaging infer`` with one network: images in, label files out, tile by tile and finished block by block."""
 
-import logging
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
-from apps.imaging.dicom.defects import Defect, Outcome
-from apps.imaging.dicom.series import DicomVolume
 from apps.imaging.inference.components.filters import largest_only, least_voxels, without_small
+from apps.imaging.inference.focus import Box
 from apps.imaging.inference.labeling import (
     Array,
     InverseResampler,
@@ -21,29 +19,94 @@ from apps.imaging.inference.labeling import (
     row_depth,
 )
 from apps.imaging.inference.network_grid import NetworkGrid, restored_channels
-from apps.imaging.inference.outputs import Outputs, whole_or_nothing
-from apps.imaging.inference.phases import INFER, OPEN, PREVIEW, STATISTICS, STOW, TEMPLATE
-from apps.imaging.inference.reading import Operations, network_tiles, open_windows, resolved, within_content
+from apps.imaging.inference.outputs import Outputs
+from apps.imaging.inference.phases import INFER, OPEN, PREVIEW, STATISTICS, STOW
+from apps.imaging.inference.reading import (
+    Operations,
+    may_recall,
+    open_windows,
+    resolved,
+    stage_masks,
+    tile_steps,
+    within_content,
+)
 from apps.imaging.inference.request import InferRequest
-from apps.imaging.inference.studies import STARTED, Study, StudyTable, output_stem
+from apps.imaging.inference.studies import Study, each_study
+from apps.imaging.inference.writing.probabilities import Probabilities
 from apps.imaging.models.model_folder import TORCH_NETWORK
-from apps.imaging.volumes.nifti import NiftiVolume
 from apps.imaging.volumes.nonzero_crop import uncropped
-from apps.imaging.volumes.volume import Shape, Volume
+from apps.imaging.volumes.one_hot import OneHot, StoredLabels
+from apps.imaging.volumes.volume import Shape
 from common.cli.session import Session
-from common.engines.base import Engine, prefetch, read_head
+from common.engines.base import Engine, Output, read_head
+from common.engines.constant_tiles import KeptOutput, tile_outputs
 from common.engines.mirroring import MirrorEngine
 from common.engines.registry import open_engine
-from common.errors import BadInput
-from common.memory.process import glibc, guard
+from common.memory.plan.plan import Setting
+from common.memory.process import glibc
 from common.model_folder import shipped_note
 from common.tiling.blend import Block, BoundedBlend, Spilled
-from common.tiling.grid import TileGrid, importance
+from common.tiling.grid import importance
 
-log = logging.getLogger("peakline")
 
-SHOWN_LEFT_OUT = 20
-"""Most lines about what a search left out."""
+def run(request: InferRequest, session: Session) -> dict[str, Any]:
+    """Segment the studies with one network; returns and raises as ``each_study``."""
+    setting = dict(session.plan.knobs)
+    announce(request, session)
+    network = OpenNetwork.of(request, session, setting)
+
+    def segment(stem: Path, study: Study, grid: NetworkGrid, uids: str, key: str) -> None:
+        _segment(request, session, network, setting, stem, study, grid, uids)
+
+    return each_study(request, session, segment)
+
+
+def _segment(
+    request: InferRequest,
+    session: Session,
+    network: "OpenNetwork",
+    setting: Setting,
+    stem: Path,
+    study: Study,
+    grid: NetworkGrid,
+    key: str,
+) -> None:
+    """Segment one study with one network, as ``Segment``."""
+    glibc.trim()  # what the study before left free is 3.7 MiB in the heap
+    dtype = network.to_labels.dtype
+    outputs = Outputs(request.outputs, stem.parent, stem.name, grid.volume, request.model.model, key, dtype)
+    outputs.prepare(session)
+    kept = outputs.probabilities
+    with study_planes(request, session, network, setting, study.study, grid, probabilities=kept) as planes, outputs:
+        write(outputs, planes, request.options.remove_small, request.inputs.scratch)
+    finish(outputs, session)
+
+
+def write(outputs: Outputs, planes: Iterator[Labels], remove_small: float, scratch: Path) -> None:
+    """Write label planes to all outputs of a study, which are open.
+
+    Parameters
+    ----------
+    remove_small
+        Millilitres below which a connected part becomes background.
+    scratch
+        Directory on the disk where planes wait for that.
+    """
+    if remove_small:
+        planes = without_small(planes, least_voxels(remove_small, outputs.volume.affine), scratch)
+    for labels in planes:
+        outputs.write(labels)
+    outputs.save()
+
+
+def finish(outputs: Outputs, session: Session) -> None:
+    """Draw the preview and send objects, as far as that was asked."""
+    if outputs.request.preview:
+        with session.phase(PREVIEW):
+            outputs.draw()
+    if outputs.request.stow:
+        with session.phase(STOW):
+            outputs.send()
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,30 +117,26 @@ class OpenNetwork:
     to_labels: LogitsToLabels
 
     @classmethod
-    def of(cls, request: InferRequest, session: Session) -> "OpenNetwork":
-        """Load the network as the plan has it."""
-        choice, plan = request.model, session.plan
+    def of(cls, request: InferRequest, session: Session, setting: Setting) -> "OpenNetwork":
+        """Load the network as the plan's setting has it."""
+        choice, plan = request.model, setting
         model, device = choice.model, session.device
-        if note := shipped_note(model.directory):
-            session.say(note)
-        if request.options.engine == "auto" and choice.engine != "openvino" and device is None:
-            session.say(f"imaging infer: OpenVINO is not installed, using {choice.engine}")
         with session.phase(OPEN), session.reserving():  # compiled code and scratch that is hardly touched
             engine = open_engine(
                 model.directory,
                 name=choice.engine,
                 precision=choice.precision,
                 tile=choice.tile,
-                batch=plan["batch"],
+                batch=int(plan["batch"]),
                 threads=session.threads,
-                output=plan["space"],
+                output=cast(Output, plan["space"]),
                 head=model.head,
                 builder=TORCH_NETWORK,
                 device=device.name if device and choice.engine == "torch" else "cpu",
                 heap=plan["allocator"] == "heap",
             )
         if choice.mirror:
-            engine = MirrorEngine(engine, ["xyz".index(axis) for axis in choice.mirror], batch=plan["batch"])
+            engine = MirrorEngine(engine, ["xyz".index(axis) for axis in choice.mirror], batch=int(plan["batch"]))
         head = read_head(model.directory, model.head) if model.head and plan["space"] == "features" else None
         kept = [label.value for label in request.outputs.labels]
         rule = model.inference
@@ -93,136 +152,77 @@ class OpenNetwork:
         return cls(engine, to_labels)
 
 
-def run(request: InferRequest, session: Session) -> dict[str, Any]:
-    """Work through the studies; each ends as done, skipped or failed, and the table says so at once.
-
-    Returns
-    -------
-    dict
-        The record's ``results``: ``{"studies": [...]}``.
-
-    Raises
-    ------
-    BadInput
-        If a study failed by its input, after all were tried; ``session.results`` has the others.
-    """
-    network = OpenNetwork.of(request, session)
-    table = StudyTable.open(request.options.output, request.inputs.studies)
-    left_out = request.inputs.left_out
-    for one in left_out[:SHOWN_LEFT_OUT]:
-        session.say(str(one))
-    if len(left_out) > SHOWN_LEFT_OUT:
-        session.say(f"left out: {len(left_out) - SHOWN_LEFT_OUT} more")
-    if left_out:
-        session.results["left_out"] = [one.public for one in left_out]
-    unforeseen: Exception | None = None
-    bad: BadInput | None = None
-    for index, study in enumerate(table.rows):
-        try:
-            _finish_study(request, session, network, table, index)
-        except BadInput as error:
-            bad = bad or error
-            table.update(index, status="failed", reason=error.public, outputs=())
-            if len(table.rows) > 1:
-                session.say(f"{study.study}: {error}")
-        except Exception as error:
-            unforeseen = unforeseen or error
-            table.update(index, status="failed", reason=type(error).__name__, outputs=())
-            log.error("%s: %s", study.study, type(error).__name__, exc_info=log.isEnabledFor(logging.DEBUG))
-            guard.release()
-        session.results["studies"] = [row.public() for row in table.rows]
-    if unforeseen is not None:
-        raise unforeseen
-    if bad is not None:
-        failed = sum(row.status == "failed" for row in table.rows)
-        raise bad if len(table.rows) == 1 else BadInput(f"{failed} of {len(table.rows)} studies failed")
-    return session.results
+def announce(request: InferRequest, session: Session) -> None:
+    """Say which model and engine were chosen, where the command line does not."""
+    choice = request.model
+    if note := shipped_note(choice.model.directory):
+        session.say(note)
+    if request.options.engine == "auto" and choice.engine != "openvino" and session.device is None:
+        session.say(f"imaging infer: OpenVINO is not installed, using {choice.engine}")
 
 
-def _finish_study(request: InferRequest, session: Session, network: OpenNetwork, table: StudyTable, index: int) -> None:
-    """Segment a study, unless an earlier run with the same request has."""
-    study = table.rows[index]
-    earlier = request.inputs.finished.get(study.study)
-    if earlier is None:
-        grid = request.inputs.grids[study.study]
-        if isinstance(grid, BadInput):
-            raise grid
-        image, *further = [channel.volume.identity() for channel in grid.channels]
-        key = request.digest(image, further=further)
-        earlier = table.finished(study, key, anywhere=isinstance(grid.volume, DicomVolume))
-        if earlier is None:
-            uids = request.digest(image, outputs=False, further=further)
-            stem = output_stem(study, grid.volume, uids)
-            names = request.outputs.names(stem)
-            table.claim(study, names)
-            for note in _notes(grid.volume):
-                session.say(f"{study.study}: {note}")
-            table.update(index, status=STARTED, outputs=names, key=key)
-            with whole_or_nothing(table.directory, names):
-                _segment(request, session, network, table.directory / stem, study, grid, uids)
-            table.update(index, status="done")
-            return
-    session.say(f"{study.study}: done before, skipped")
-    table.update(index, status="skipped", outputs=earlier.outputs, key=earlier.key)
-
-
-def _notes(volume: Volume) -> Iterator[str]:
-    """Lines about an image for the person at the terminal: repairs, parts left out, choices."""
-    if isinstance(volume, DicomVolume):
-        for finding in volume.findings:
-            if finding.outcome is Outcome.REPAIR or finding.defect is Defect.SEVERAL_VOLUMES:
-                yield str(finding)
-    elif isinstance(volume, NiftiVolume):
-        yield from (f"header: {note}" for note in volume.notes)
-
-
-def _segment(
+@contextmanager
+def study_planes(
     request: InferRequest,
     session: Session,
     network: OpenNetwork,
-    stem: Path,
-    study: Study,
+    setting: Setting,
+    label: str,
     grid: NetworkGrid,
-    key: str,
-) -> None:
-    """Segment one study into files whose paths begin with ``stem``. DICOM's UIDs are derived from ``key``."""
-    model, volume, engine, dtype = request.model.model, grid.volume, network.engine, network.to_labels.dtype
-    glibc.trim()  # what the study before left free is 3.7 MiB in the heap
-    scratch = request.inputs.scratch
-    outputs = Outputs(request.outputs, stem.parent, stem.name, volume, model, key, dtype)
+    *,
+    stage: StoredLabels | None = None,
+    probabilities: Probabilities | None = None,
+    box: Box | None = None,
+) -> Iterator[Iterator[Labels]]:
+    """A study's label planes on the file's own grid, in order; they are made while they are taken.
+
+    Parameters
+    ----------
+    label
+        Name of the work for its progress.
+    stage
+        Labels of the previous stage of a cascade.
+    probabilities
+        Takes those of all classes.
+    box
+        Of the file: only the tiles are run that have a part in its labels, and all else becomes background.
+    """
+    model, scratch, dtype = request.model.model, request.inputs.scratch, network.to_labels.dtype
     with ExitStack() as stack:
         with session.phase(STATISTICS):
             inside, first = stack.enter_context(within_content(grid, model, scratch))
             operations = resolved(inside, model)
-        if "dicom-seg" in request.outputs.types:
-            with session.phase(TEMPLATE):
-                outputs.prepare()
+            masks = stack.enter_context(stage_masks(inside, model, stage, first, scratch))
+        whole, within = inside, box and box.moved(first or (0, 0, 0), inside.volume.shape)
+        if within:
+            inside, covered = inside.focused(within.low, within.high)
         stack.enter_context(session.phase(INFER))
-        bar = stack.enter_context(session.progress(total=len(inside.tiles), unit="tile", label=study.study))
-        stack.enter_context(outputs)
+        bar = stack.enter_context(session.progress(total=len(inside.tiles), unit="tile", label=label))
         blocks = finished_values(
             inside,
-            engine,
+            network.engine,
             operations,
-            batch=session.plan["batch"],
-            spill=session.plan["spill"],
+            batch=int(setting["batch"]),
+            spill=cast(Spilled, setting["spill"]),
             scratch=scratch,
+            masks=masks,
             tick=bar.update,
+            recalled=lambda: count_recalled(session),
         )
-        planes: Iterator[Labels] = label_planes(inside, engine.out_channels, blocks, network.to_labels, scratch)
-        if first is not None:
-            planes = uncropped(planes, volume.shape, first, dtype)
-        if request.options.remove_small:
-            planes = without_small(planes, least_voxels(request.options.remove_small, volume.affine), scratch)
-        for labels in planes:
-            outputs.write(labels)
-        outputs.save_statistics()
-    if request.outputs.preview:
-        with session.phase(PREVIEW):
-            outputs.draw()
-    if request.outputs.stow:
-        with session.phase(STOW):
-            outputs.send()
+        if probabilities:
+            along_z = inside.to_file[2] if inside.resampled else None
+            probabilities.place(first, inside.volume.shape, row_depth(inside.tiles, inside.volume.shape, along_z))
+        planes: Iterator[Labels] = label_planes(
+            inside, network.engine.out_channels, blocks, network.to_labels, scratch, probabilities
+        )
+        if within:
+            planes = within.kept(uncropped(planes, whole.volume.shape, covered, dtype), whole.volume.shape)
+        yield planes if first is None else uncropped(planes, grid.volume.shape, first, dtype)
+
+
+def count_recalled(session: Session) -> None:
+    """Count a constant tile in the record."""
+    session.results["constant_tiles"] = session.results.get("constant_tiles", 0) + 1
 
 
 def finished_values(
@@ -233,7 +233,9 @@ def finished_values(
     batch: int = 1,
     spill: Spilled = "memory",
     scratch: Path | None = None,
+    masks: OneHot | None = None,
     tick: Callable[[int], Any] = lambda count: None,
+    recalled: Callable[[], Any] = lambda: None,
 ) -> Iterator[Block]:
     """Finished blocks of the engine's blended output on the network's grid.
 
@@ -245,40 +247,52 @@ def finished_values(
         Tiles at a time.
     spill, scratch
         As for ``BoundedBlend``.
+    masks
+        Labels of a previous stage.
     tick
         Called with the number of tiles that were blended.
+    recalled
+        Called for each tile that holds one value, as the one before it of its kind, and was not computed again.
     """
     tiles = grid.tiles
-    batches = [
-        range(first, min(first + batch, row + tiles.per_row))
-        for row in range(0, len(tiles), tiles.per_row)
-        for first in range(row, row + tiles.per_row, batch)
-    ]
+    recall = scratch is not None and may_recall(grid, engine, batch, scratch)
     with (
-        open_windows(grid, operations) as windows,
+        open_windows(grid, operations, masks) as windows,
+        KeptOutput(scratch) if recall and scratch else nullcontext() as kept,
         BoundedBlend(
             tiles.shape,
             tiles.tile,
             tiles.overlap,
             engine.out_channels,
-            importance(tiles.tile, "half" if grid.nnunet else grid.inference.importance),
+            _weights(grid),
             flips=tiles.flips,
             even=tiles.even,
+            positions=tiles.positions,
             spill=spill,
             scratch=scratch,
         ) as blend,
     ):
-        results = prefetch(engine, network_tiles(grid, windows, batches, batch), ahead=batch > 1)
-        for numbers in batches:
-            values = next(results)
-            for slot, number in enumerate(numbers):
-                yield from blend.add(number, grid.axes.view(values[slot]))
+        steps = tile_steps(grid, windows, batch, recall=recall)
+        for number, values in tile_outputs(engine, steps, kept, ahead=batch > 1, recalled=recalled):
+            yield from blend.add(number, grid.axes.view(values))
             del values  # before the engine makes the next ones: not every engine has an array for them
-            tick(len(numbers))
+            tick(1)
+
+
+def _weights(grid: NetworkGrid) -> Array:
+    """Weights of a tile's voxels along the file's axes; those of nnU-Net have their peak behind the middle."""
+    weights = importance(grid.tiles.tile, "half" if grid.nnunet else grid.inference.importance)
+    flipped = tuple(axis for axis, flip in enumerate(grid.tiles.flips) if flip)
+    return np.ascontiguousarray(np.flip(weights, flipped)) if grid.nnunet and flipped else weights
 
 
 def label_planes(
-    grid: NetworkGrid, channels: int, blocks: Iterator[Block], to_labels: LogitsToLabels, scratch: Path = Path()
+    grid: NetworkGrid,
+    channels: int,
+    blocks: Iterator[Block],
+    to_labels: LogitsToLabels,
+    scratch: Path = Path(),
+    probabilities: Probabilities | None = None,
 ) -> Iterator[Labels]:
     """Label planes on the file's own grid, in order.
 
@@ -288,6 +302,8 @@ def label_planes(
         Channels of the blocks' values.
     scratch
         Directory on the disk where planes wait whose largest components are kept.
+    probabilities
+        Takes those of all classes, which filters of the labels leave as they are.
 
     Yields
     ------
@@ -296,20 +312,26 @@ def label_planes(
     """
     rule = grid.inference
     if rule.largest is None:
-        yield from _planes(grid, channels, blocks, to_labels)
+        yield from _planes(grid, channels, blocks, to_labels, probabilities)
         return
     values = rule.largest or None
     if not (rule.largest_first and grid.resampled):
-        yield from largest_only(_planes(grid, channels, blocks, to_labels), values, scratch)
+        yield from largest_only(_planes(grid, channels, blocks, to_labels, probabilities), values, scratch)
         return
-    planes = largest_only(_gathered(grid.tiles.shape, grid.tiles, blocks, to_labels), values, scratch)
+    planes = largest_only(_gathered(grid, grid.tiles.shape, blocks, to_labels), values, scratch)
     kept = (Block((0, 0, number), plane[None].astype(np.float32), last=True) for number, plane in enumerate(planes))
     yield from _restored(grid, 1, 1, kept, to_labels, lambda values: values)
 
 
-def _planes(grid: NetworkGrid, channels: int, blocks: Iterator[Block], to_labels: LogitsToLabels) -> Iterator[Labels]:
+def _planes(
+    grid: NetworkGrid,
+    channels: int,
+    blocks: Iterator[Block],
+    to_labels: LogitsToLabels,
+    probabilities: Probabilities | None,
+) -> Iterator[Labels]:
     if not grid.resampled:
-        yield from _gathered(grid.volume.shape, grid.tiles, blocks, to_labels)
+        yield from _gathered(grid, grid.segmented, blocks, to_labels, probabilities)
         return
     restored = grid.inference.restored
 
@@ -321,13 +343,21 @@ def _planes(grid: NetworkGrid, channels: int, blocks: Iterator[Block], to_labels
         return to_labels.probabilities(values, restored)
 
     kept = restored_channels(grid, channels, to_labels.classes)
-    yield from _restored(grid, kept, grid.tiles.tile[2], blocks, to_labels, prepared)
+    yield from _restored(grid, kept, grid.tiles.tile[2], blocks, to_labels, prepared, probabilities)
 
 
-def _gathered(shape: Shape, tiles: TileGrid, blocks: Iterator[Block], to_labels: LogitsToLabels) -> Iterator[Labels]:
+def _gathered(
+    grid: NetworkGrid,
+    shape: Shape,
+    blocks: Iterator[Block],
+    to_labels: LogitsToLabels,
+    probabilities: Probabilities | None = None,
+) -> Iterator[Labels]:
     """Label planes on the grid of the blocks."""
-    planes = LabelPlanes(shape, row_depth(tiles, shape), to_labels.dtype)
+    planes = LabelPlanes(shape, row_depth(grid.tiles, shape), to_labels.dtype)
     for block in blocks:
+        if probabilities:
+            probabilities.keep(block, to_labels.probability_rows(block.values, grid.inference.activation))
         yield from planes.add(block, to_labels(block.values))
         del block  # with the engine's array that it is a view of
 
@@ -339,6 +369,7 @@ def _restored(
     blocks: Iterator[Block],
     to_labels: LogitsToLabels,
     prepared: Callable[[Array], Array],
+    probabilities: Probabilities | None = None,
 ) -> Iterator[Labels]:
     """Label planes on the file's grid, of blocks whose values are ``prepared`` and then resampled to it.
 
@@ -349,13 +380,17 @@ def _restored(
     depth
         Planes of a block at most.
     """
-    shape, to_file, rule = grid.volume.shape, grid.to_file, grid.inference
+    shape, to_file, rule = grid.segmented, grid.to_file, grid.inference
     planes = LabelPlanes(shape, row_depth(grid.tiles, shape, to_file[2]), to_labels.dtype)
     resampler = InverseResampler(channels, grid.tiles.shape, shape, depth, to_file)
-    decide = to_labels if rule.restored == "logits" else to_labels.of_probabilities()
+    logits = rule.restored == "logits"
+    decide = to_labels if logits else to_labels.of_probabilities()
     for block in blocks:
         block = replace(block, values=prepared(block.values))
         for piece in resampler(block):
+            if probabilities:
+                rows = to_labels.probability_rows(piece.values, rule.activation) if logits else [(0, piece.values)]
+                probabilities.keep(piece, rows)
             if rule.restored == "labels":
                 labels = (np.rint(piece.values[0]) if rule.interpolated else piece.values[0]).astype(to_labels.dtype)
             else:

@@ -55,8 +55,8 @@ class CompressRequest:
         if options.output.resolve() == model.directory:
             raise UsageError(f"-o {options.output}: is the model itself")
         model_folder.check_output(options.output, APPLICATION)
-        if len(model.channels) != 1:
-            channels = len(model.channels)
+        if model.inputs != 1:
+            channels = model.inputs
             raise BadInput(f"{options.model}: a model of {channels} channels; one image a study is read")
         images = options.calibration / "imagesTr"
         studies, _ = find_studies([images if images.is_dir() else options.calibration])

@@ -3,7 +3,9 @@
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from math import prod
 from pathlib import Path
+from shutil import disk_usage
 
 import numpy as np
 import numpy.typing as npt
@@ -15,10 +17,12 @@ from apps.imaging.volumes import intensity
 from apps.imaging.volumes.filled import Filled, MaskFile
 from apps.imaging.volumes.foreground import BoxedReader, positive_box, with_margin
 from apps.imaging.volumes.nonzero_crop import content, union
+from apps.imaging.volumes.one_hot import OneHot, StageLabels, StoredLabels
 from apps.imaging.volumes.spline import Limits, SplineReader
-from apps.imaging.volumes.streaming import PlaneRingBuffer, ResamplingReader
+from apps.imaging.volumes.streaming import AreaReader, PlaneRingBuffer, ResamplingReader
 from apps.imaging.volumes.volume import BLOCK_BYTES, PlaneReader, Shape, blocks, scaled
-from common.engines.base import Array, DoubleBuffer
+from common.engines.base import Array, DoubleBuffer, Engine
+from common.engines.constant_tiles import Step, TileOutput, constant
 from common.tiling.blend import FLOAT
 
 
@@ -153,7 +157,9 @@ def _blocks_on_grid(grid: NetworkGrid, operations: Operations) -> Iterator[Array
 
 
 def _on_grid(grid: NetworkGrid, reader: PlaneReader, operations: Operations) -> PlaneReader:
-    """Planes of what the tiles cover, after the operations in front of ``after``, by linear interpolation."""
+    """Planes of what the tiles cover, after the operations in front of ``after``, by linear interpolation or means."""
+    if grid.inference.size:
+        return AreaReader(grid.volume, reader, grid.to_network, operations.before)
     # MONAI resamples in double precision, in which sums hardly ever cancel to zero.
     keep, before = grid.steps is not None, operations.before
     planes = ResamplingReader(grid.volume, reader, grid.whole, grid.to_network, before, keep_zeros=keep)
@@ -169,30 +175,109 @@ def pass_planes(grid: NetworkGrid) -> int:
 
 
 @contextmanager
-def open_windows(grid: NetworkGrid, operations: Sequence[Operations]) -> Iterator[list[PlaneRingBuffer]]:
+def open_windows(
+    grid: NetworkGrid, operations: Sequence[Operations], masks: OneHot | None = None
+) -> Iterator[list[PlaneRingBuffer]]:
     """Open each channel on the network's grid, resampled as the model's convention has it.
 
     Parameters
     ----------
     operations
         By channel, from ``resolved``.
+    masks
+        Labels of a previous stage, which are further channels.
     """
     with ExitStack() as stack:
         readers = [stack.enter_context(channel.volume.open()) for channel in grid.channels]
-        yield [_window(*channel) for channel in zip(grid.channels, readers, operations, strict=True)]
+        windows = [_window(*channel) for channel in zip(grid.channels, readers, operations, strict=True)]
+        for channel in range(masks.channels if masks else 0):
+            assert masks is not None
+            windows.append(PlaneRingBuffer(grid.volume, masks.reader(channel), grid.tiles, (), ready=True))
+        yield windows
+
+
+@contextmanager
+def stage_masks(
+    grid: NetworkGrid, model: ImagingModel, labels: StoredLabels | None, first: Shape | None, scratch: Path
+) -> Iterator[OneHot | None]:
+    """Labels of the previous stage on the network's grid; ``None`` for a model that takes none.
+
+    Parameters
+    ----------
+    labels
+        Those of the whole image.
+    first
+        First voxel of the network's box in it.
+    """
+    if labels is None:
+        yield None
+        return
+    with MaskFile(grid.volume.shape, scratch) as inside:
+        inside.write(without_holes(_nonzero(grid), grid.volume.shape[2], scratch))
+        box = StageLabels(labels, first or (0, 0, 0), grid.volume.shape, model.previous, inside)
+        masks = OneHot(box, grid.tiles.shape, grid.nearest, scratch)
+    with masks:
+        yield masks
 
 
 def _window(grid: NetworkGrid, reader: PlaneReader, operations: Operations) -> PlaneRingBuffer:
     shape, after = grid.tiles.shape, operations.after
     if grid.by_spline:
         limits, nearest = operations.limits, grid.nearest
-        reader = SplineReader(grid.volume, reader, shape, operations.before, nearest=nearest, limits=limits)
+        reader = SplineReader(grid.volume, reader, grid.whole, operations.before, nearest=nearest, limits=limits)
+        if grid.low is not None:
+            reader = BoxedReader(reader, grid.whole, grid.low, shape, ())
     elif grid.resampled:
         reader = _on_grid(grid, reader, operations)
     else:
         after = (*operations.before, *after)
     edge = grid.inference.padding == "edge"
     return PlaneRingBuffer(grid.volume, reader, grid.tiles, after, ready=grid.resampled, edge=edge)
+
+
+def may_recall(grid: NetworkGrid, engine: Engine, batch: int, scratch: Path) -> bool:
+    """True if outputs of constant tiles may be kept: each tile runs by itself, and the disk has room for one."""
+    alone = batch == 1 or getattr(engine, "each_alone", False)
+    return alone and engine.out_channels * prod(grid.tile) * FLOAT < disk_usage(scratch).free
+
+
+def tile_steps(grid: NetworkGrid, windows: Sequence[PlaneRingBuffer], batch: int, *, recall: bool) -> Iterator[Step]:
+    """The network's input in batches, in the order of the tiles; no batch has tiles of two rows.
+
+    Parameters
+    ----------
+    windows
+        By channel, from ``open_windows``.
+    batch
+        Most tiles of a batch. Arrays are overwritten two batches later, those of single tiles at the next one.
+    recall
+        True: a tile that holds the same single value as the last such tile is not in the input again.
+    """
+    tiles, known, row = grid.tiles, None, grid.tiles.per_row
+    inputs = DoubleBuffer((batch, len(windows), *grid.tile))
+    array: Array | None = None
+    outputs: list[TileOutput] = []
+    used = 0
+    for number, position in enumerate(tiles):
+        if array is None:
+            array = inputs.next(batch)
+        for channel, window in enumerate(windows):
+            window.advance(position[2])
+            window.fill(position, grid.axes.view(array[used, channel]))
+        value = constant(array[used]) if recall else None
+        if value is not None and value == known:
+            again = TileOutput(number, None)
+            if used:
+                outputs.append(again)
+            else:
+                yield Step(None, [again])
+        else:
+            known = value or known
+            outputs.append(TileOutput(number, used, keep=value is not None))
+            used += 1
+        if used and (used == batch or (number + 1) % row == 0):
+            yield Step(array[:used], outputs)
+            array, outputs, used = None, [], 0
 
 
 def network_tiles(

@@ -13,14 +13,15 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from apps.imaging.dicom.rtstruct import structures
+from apps.imaging.dicom.writing.rtstruct import structures
+from apps.imaging.inference.discovery import StudyInputs
 from apps.imaging.inference.options import InferOptions, choose_engine
 from apps.imaging.inference.outputs import OutputRequest
-from apps.imaging.inference.studies import StudyInputs
 from apps.imaging.models.model_folder import (
     MOST_VOXELS,
     ImagingModel,
     Inference,
+    Label,
     at_half_resolution,
     read_model,
 )
@@ -30,6 +31,7 @@ from apps.imaging.volumes.volume import Shape
 from common.engines.base import NETWORK
 from common.engines.registry import require_precision
 from common.errors import BadInput, UsageError
+from common.memory.plan.plan import Setting
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +119,10 @@ class InferRequest:
     model: ModelChoice
     outputs: OutputRequest
     inputs: StudyInputs = field(default_factory=StudyInputs)
+    previous: "InferRequest | None" = None
+    """The previous stage of a cascade, whose labels are channels of the network."""
+    locator: "InferRequest | None" = None
+    """The coarse pass that finds the box in which this network looks; ``None``: it looks at whole images."""
 
     @classmethod
     def of(cls, options: InferOptions, directory: Path) -> "InferRequest":
@@ -135,21 +141,28 @@ class InferRequest:
             Options that do not suit the model.
         """
         model = ModelChoice.of(options, directory)
-        outputs = _outputs(options, model.model)
+        if model.model.previous:
+            message = "the second stage of a cascade; -m takes nnU-Net's folder of it, next to that of the first"
+            raise BadInput(f"{options.model}: {message}", public="second stage of a cascade")
+        if options.tile and model.model.inference.size:
+            size = "x".join(map(str, model.model.inference.size))
+            raise UsageError(f"--tile: this model takes each image at one size, {size} voxels, as one tile")
+        if options.probabilities and model.model.inference.restored == "labels":
+            message = "this bundle takes labels, not probabilities, back to the image's grid"
+            raise UsageError(f"--probabilities: {message}")
+        bits = model.model.inference.decision == "bits"
+        outputs = requested_outputs(options, model.model.labels, overlapping=bits)
         request = cls(options, model, outputs)
-        chosen: dict[str, Any] = {"repair": sorted(options.repair)}
-        if options.volume is not None:
-            chosen["volume"] = [str(options.volume)]
         inputs = StudyInputs.read(
             options,
             model.model,
             tile=model.tile,
             overlap=model.overlap,
-            digest=lambda listing: request.digest(listing, **chosen),
+            digest=lambda listing: request.digest(listing, **options.chosen),
         )
         request = replace(request, inputs=inputs)
         if model.model.inference.whole and options.tile is None:
-            return request.with_tile(_whole_tile(model.model, inputs))
+            return request.with_tile(whole_tile(model.model, inputs))
         return request
 
     @property
@@ -187,18 +200,36 @@ class InferRequest:
             settings["outputs"] = asdict(self.outputs)
         return hashlib.sha256(json.dumps([image, settings], sort_keys=True).encode()).hexdigest()
 
+    def own(self, setting: Setting) -> Setting:
+        """A setting that several networks share, as this one takes it."""
+        longest = max(
+            (grid.tiles.per_row for grid in self.inputs.grids.values() if not isinstance(grid, BadInput)), default=1
+        )
+        choice = self.model
+        return {
+            **setting,
+            "tile": ",".join(map(str, choice.tile)),
+            "overlap": choice.overlap,
+            "precision": choice.precision,
+            "batch": min(int(setting["batch"]), longest),
+            "space": setting["space"] if choice.model.head else "logits",
+        }
+
     def with_tile(self, tile: Shape) -> "InferRequest":
         """The same with another tile."""
         inputs = self.inputs.with_tiles(self.model.model, tile, self.model.overlap)
-        return replace(self, model=replace(self.model, tile=tile), inputs=inputs)
+        previous, locator = (one and one.with_tile(tile) for one in (self.previous, self.locator))
+        model = replace(self.model, tile=tile)
+        return replace(self, model=model, inputs=inputs, previous=previous, locator=locator)
 
     def without(self, refused: Mapping[str, BadInput]) -> "InferRequest":
         """The same with studies that fail, by name, each with its error."""
         inputs = replace(self.inputs, grids={**self.inputs.grids, **refused})
-        return replace(self, inputs=inputs)
+        previous, locator = (one and one.without(refused) for one in (self.previous, self.locator))
+        return replace(self, inputs=inputs, previous=previous, locator=locator)
 
 
-def _whole_tile(model: ImagingModel, inputs: StudyInputs) -> Shape:
+def whole_tile(model: ImagingModel, inputs: StudyInputs) -> Shape:
     """The tile of a model that sees a whole image at a time.
 
     Raises
@@ -219,8 +250,15 @@ def _whole_tile(model: ImagingModel, inputs: StudyInputs) -> Shape:
     return shape
 
 
-def _outputs(options: InferOptions, model: ImagingModel) -> OutputRequest:
+def requested_outputs(options: InferOptions, labels: tuple[Label, ...], *, overlapping: bool = False) -> OutputRequest:
     """Return the outputs that the options ask for.
+
+    Parameters
+    ----------
+    labels
+        All classes, background among them.
+    overlapping
+        True if a label has a bit for each class.
 
     Raises
     ------
@@ -228,13 +266,12 @@ def _outputs(options: InferOptions, model: ImagingModel) -> OutputRequest:
         If ``--roi-subset`` names a class that the model does not have, or there are too many classes for a structure
         set.
     """
-    labels, names = model.labels, options.roi_subset
+    names = options.roi_subset
     if names is not None:
         classes = [label.name for label in labels if label.value]
         if unknown := [name for name in names if name not in classes]:
             raise UsageError(f"--roi-subset {','.join(unknown)}: this model has {', '.join(classes)}")
         labels = tuple(label for label in labels if not label.value or label.name in names)
-    overlapping = model.inference.decision == "bits"
     if overlapping and (options.remove_small or any(kind.startswith("dicom") for kind in options.output_types)):
         raise UsageError(
             "the classes of this model overlap; only NIfTI is written, a file of each, without --remove-small"
@@ -250,4 +287,5 @@ def _outputs(options: InferOptions, model: ImagingModel) -> OutputRequest:
         labels=labels,
         split=options.split_classes or overlapping,
         overlapping=overlapping,
+        probabilities=options.probabilities,
     )

@@ -1,28 +1,35 @@
-"""The studies of a command, their headers and outcomes, and the table of all outcomes of a folder (``studies.csv``)."""
+"""The studies of a command one after the other, and the table of all outcomes of a folder (``studies.csv``)."""
 
 import csv
 import io
+import logging
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
-from apps.imaging.inference.discovery import FoundStudy, LeftOut, absolute, find_studies, open_volume
-from apps.imaging.volumes import nifti
-from apps.imaging.volumes.volume import Shape, Volume
+from apps.imaging.dicom.defects import Defect, Outcome
+from apps.imaging.dicom.series import DicomVolume
+from apps.imaging.inference.network_grid import NetworkGrid
+from apps.imaging.inference.options import InferOptions
+from apps.imaging.inference.outputs import OutputRequest, whole_or_nothing
+from apps.imaging.volumes import stored
+from apps.imaging.volumes.stored import FileVolume
+from apps.imaging.volumes.volume import Volume
+from common.cli.session import Session
 from common.errors import BadInput
 from common.files import atomic_file
+from common.memory.process import guard
+from common.terminal import escaped
 
-if TYPE_CHECKING:
-    from apps.imaging.dicom.web import Downloads
-    from apps.imaging.inference.network_grid import NetworkGrid
-    from apps.imaging.inference.options import InferOptions
-    from apps.imaging.models.model_folder import ImagingModel
+log = logging.getLogger("peakline")
 
 TABLE = "studies.csv"
+SHOWN_LEFT_OUT = 20
+"""Most lines about what a search left out."""
 STARTED = "started"
 """Status of a study whose outputs are being written; a table that still has it is that of a killed run."""
 _COLUMNS = ("study", "input", "status", "reason", "outputs", "key", "source")
@@ -63,19 +70,6 @@ class Study:
         }
 
 
-def numbered(found: Iterable[FoundStudy], earlier: Sequence[Study] = ()) -> list[Study]:
-    """Give studies their names: an input that an earlier run had keeps its own, others have the next numbers."""
-    names = {absolute(row.input): row.study for row in earlier}
-    last = max((int(row.study.rpartition("-")[2]) for row in earlier), default=0)
-    studies = []
-    for each in found:
-        if (name := names.get(absolute(each.input))) is None:
-            last += 1
-            name = names[absolute(each.input)] = f"study-{last:04d}"
-        studies.append(Study(name, each.input))
-    return studies
-
-
 def stem_of(outputs: Sequence[str]) -> str:
     """The common start of the names of a study's outputs: the name of its case, or ``series-`` and digits."""
     first = outputs[0] if outputs else ""
@@ -83,7 +77,8 @@ def stem_of(outputs: Sequence[str]) -> str:
     return stem if all(name.startswith(stem) for name in outputs) else os.path.commonprefix(outputs)  # noqa: RUF071
 
 
-ENDINGS = (".nii.gz", ".seg.dcm", ".rtstruct.dcm", "-statistics.csv", "-statistics.json", ".png")
+_OBJECTS = (".seg.dcm", ".sr.dcm", ".rtstruct.dcm")
+ENDINGS = ("-probabilities.nii.gz", ".nii.gz", *_OBJECTS, "-statistics.csv", "-statistics.json", ".png")
 
 
 def output_stem(study: Study, volume: Volume, key: str) -> str:
@@ -94,7 +89,7 @@ def output_stem(study: Study, volume: Volume, key: str) -> str:
     key
         Digest of the image and of all that decides its labels.
     """
-    if not isinstance(volume, nifti.NiftiVolume):
+    if not isinstance(volume, FileVolume):
         return f"series-{key[:8]}"
     return study.case + (f"-volume{volume.number}" if volume.number else "")
 
@@ -116,7 +111,7 @@ def case_names(inputs: Sequence[str], *, several_channels: bool) -> dict[str, st
 
     def named(each: str, folders: int) -> str:
         path = paths[each]
-        stem = nifti.stem(Path(nifti.CHANNEL.sub("", path.name) if several_channels else path.name))
+        stem = stored.stem(Path(stored.CHANNEL.sub("", path.name) if several_channels else path.name))
         return _UNSAFE.sub("_", "_".join([*path.parts[1:-1][len(path.parts) - 2 - folders :], stem]))
 
     names, folders = {each: named(each, 0) for each in paths}, 0
@@ -125,155 +120,6 @@ def case_names(inputs: Sequence[str], *, several_channels: bool) -> dict[str, st
         often = Counter(names.values())
         names = {each: named(each, folders) if often[name] > 1 else name for each, name in names.items()}
     return names
-
-
-def of_several_channels(studies: Sequence[FoundStudy]) -> list[FoundStudy]:
-    """Keep only the files of the first channel, ``CASE_0000.nii.gz``, for a model of several channels.
-
-    Raises
-    ------
-    BadInput
-        If there are none.
-    """
-    first = [study for study in studies if (match := nifti.CHANNEL.search(study.input)) and int(match[1]) == 0]
-    if not first:
-        message = "a model of several channels takes CASE_0000.nii.gz and finds CASE_0001.nii.gz, ... in its folder"
-        raise BadInput(f"{studies[0].input}: {message}", public="no file of a first channel")
-    return first
-
-
-def further_channels(path: Path, count: int) -> list[Path]:
-    """Paths of the second to the last of ``count`` channels, by the name of the first one's file.
-
-    Examples
-    --------
-    >>> further_channels(Path("case_0000.nii.gz"), 2)
-    [PosixPath('case_0001.nii.gz')]
-    """
-    return [path.with_name(nifti.CHANNEL.sub(f"_{channel:04d}", path.name)) for channel in range(1, count)]
-
-
-@dataclass(frozen=True, slots=True)
-class StudyInputs:
-    """The studies of one command, their headers read."""
-
-    studies: tuple[Study, ...] = ()
-    grids: "Mapping[str, NetworkGrid | BadInput]" = field(default_factory=dict)
-    """By name, each study's image on the network's grid, or why the study cannot be used."""
-    finished: Mapping[str, Study] = field(default_factory=dict)
-    """By name, earlier rows of studies on servers that need not be fetched again; they have no grid."""
-    left_out: tuple[LeftOut, ...] = ()
-    """Files and folders that a search found and that are no studies."""
-    downloads: "Downloads | None" = None
-    """Keeps what was fetched from servers until the process ends."""
-    scratch: Path = Path()
-    """An existing directory on the disk of the outputs, for downloads and for overlaps that wait there."""
-
-    @classmethod
-    def read(
-        cls,
-        options: "InferOptions",
-        model: "ImagingModel",
-        *,
-        tile: Shape,
-        overlap: float,
-        digest: Callable[[str], str],
-    ) -> "StudyInputs":
-        """Find the studies, fetch those on servers, read every header.
-
-        Parameters
-        ----------
-        tile, overlap
-            As for ``NetworkGrid.of``.
-        digest
-            Digest of a server's listing of a study and of all that decides its outputs.
-
-        Raises
-        ------
-        BadInput
-            If there is no study, or none that can be used.
-        """
-        from apps.imaging.dicom.web import Downloads
-
-        output = options.output.absolute()
-        scratch = next(path for path in (output, *output.parents) if path.is_dir())
-        downloads, table = Downloads(scratch, options.series), read_table(options.output)
-        places, left_out = find_studies(options.inputs)
-        if len(model.channels) > 1:
-            unnumbered = [place.input for place in places if not nifti.CHANNEL.search(place.input)]
-            left_out += [
-                LeftOut(each, "no number of a channel (CASE_0000.nii.gz)", "no channel") for each in unnumbered
-            ]
-            places = of_several_channels(places)
-        outcomes: list[tuple[FoundStudy, str, NetworkGrid | BadInput | Study]] = []
-        for place in places:
-            listing = downloads.listed(place.input)
-            source = digest(listing) if listing else ""
-            if source and (row := fetched_before(options.output, table, place.input, source)):
-                outcomes.append((place, source, row))
-                continue
-            try:
-                path, series = downloads.path(place.input)
-                grid = _open_grid(path, series, options, model, tile=tile, overlap=overlap)
-                outcomes.append((place, source, grid))
-            except BadInput as error:
-                if place.searched and is_no_volume(error):
-                    left_out.append(LeftOut(place.input, str(error).removeprefix(f"{place.input}: "), error.public))
-                else:
-                    outcomes.append((place, source, error))
-        _refuse_unless_usable([outcome for _, _, outcome in outcomes], left_out)
-        studies, grids, finished = [], {}, {}
-        cases = case_names([place.input for place, _, _ in outcomes], several_channels=len(model.channels) > 1)
-        for study, (_, source, outcome) in zip(
-            numbered([place for place, _, _ in outcomes], table), outcomes, strict=True
-        ):
-            studies.append(replace(study, source=source, case=cases[study.input]))
-            if isinstance(outcome, Study):
-                finished[study.study] = outcome
-            else:
-                grids[study.study] = outcome
-        return cls(tuple(studies), grids, finished, tuple(left_out), downloads, scratch)
-
-    def with_tiles(self, model: "ImagingModel", tile: Shape, overlap: float) -> "StudyInputs":
-        """The same images under other tiles."""
-        grids = {
-            name: grid if isinstance(grid, BadInput) else grid.with_tiles(model, tile, overlap)
-            for name, grid in self.grids.items()
-        }
-        return replace(self, grids=grids)
-
-
-def is_no_volume(error: BadInput) -> bool:
-    """True if an input was refused because it is no volume at all: a localizer, a report, one slice."""
-    from apps.imaging.dicom.defects import NO_VOLUMES, Refusal
-
-    return isinstance(error, Refusal) and error.defect in NO_VOLUMES
-
-
-def _refuse_unless_usable(outcomes: Sequence[object], left_out: Sequence[LeftOut]) -> None:
-    """Raise the first error if no study can be used."""
-    errors = [outcome for outcome in outcomes if isinstance(outcome, BadInput)]
-    if errors and len(errors) == len(outcomes):
-        raise errors[0]
-    if not outcomes:
-        first = left_out[0]
-        raise BadInput(f"{first.path}: {first.reason}", public=first.public)
-
-
-def _open_grid(
-    path: Path, series: str | None, options: "InferOptions", model: "ImagingModel", *, tile: Shape, overlap: float
-) -> "NetworkGrid":
-    from apps.imaging.dicom.derived import dicom_series
-    from apps.imaging.inference.network_grid import NetworkGrid, same_grid
-
-    volume = open_volume(path, series, options.repair, options.volume)
-    if any(kind.startswith("dicom") for kind in options.output_types):
-        dicom_series(volume, path)
-    further = [open_volume(other, repair=options.repair) for other in further_channels(path, len(model.channels))]
-    same_grid(volume, further)
-    grid = NetworkGrid.of(volume, model, tile=tile, overlap=overlap, further=further)
-    grid.check(path)
-    return grid
 
 
 @dataclass(slots=True)
@@ -288,10 +134,9 @@ class StudyTable:
     @classmethod
     def open(cls, directory: Path, studies: Sequence[Study]) -> "StudyTable":
         """Read the table of earlier runs into ``directory``, and remove the unfinished files of a killed one."""
-        if directory.is_dir():
-            for entry in directory.iterdir():
-                if _UNFINISHED.fullmatch(entry.name):
-                    entry.unlink(missing_ok=True)
+        for entry in directory.iterdir() if directory.is_dir() else ():
+            if _UNFINISHED.fullmatch(entry.name):
+                entry.unlink(missing_ok=True)
         return cls(directory, list(studies), read_table(directory))
 
     def finished(self, study: Study, key: str, *, anywhere: bool = False) -> Study | None:
@@ -330,20 +175,27 @@ class StudyTable:
         self.write()
         return self.rows[index]
 
+    def clean(self) -> None:
+        """Remove label maps of killed runs that no study has resumed from; call it when all studies were tried."""
+        for entry in self.directory.glob(".*.merging*"):
+            entry.unlink(missing_ok=True)
+
     def write(self) -> None:
         """Write the table, which only its owner may read, because it names the inputs.
 
         Earlier rows stay, but those of an input whose outputs are written again. A study that is still waiting, or
         failed before it replaced anything, keeps its earlier row.
         """
+        inputs = {absolute(row.input): row for row in self.rows}
         rows = []
         for row in self.earlier:
-            now = next((one for one in self.rows if _same_input(one, row)), None)
+            now = inputs.get(absolute(row.input))
             if now is None or now.status == "waiting":
                 rows.append(row)
             elif now.status in ("failed", "skipped") or not {*now.outputs} & {*row.outputs}:
                 rows += [row] if row.outputs and row.outputs != now.outputs and complete(self.directory, row) else []
-        rows += [row for row in self.rows if row.status != "waiting" or not any(_same_input(row, e) for e in rows)]
+        kept = {absolute(row.input) for row in rows}
+        rows += [row for row in self.rows if row.status != "waiting" or absolute(row.input) not in kept]
         text = io.StringIO()
         writer = csv.DictWriter(text, _COLUMNS, extrasaction="ignore")
         writer.writeheader()
@@ -351,8 +203,7 @@ class StudyTable:
             writer.writerow(asdict(row) | {"input": absolute(row.input), "outputs": ";".join(row.outputs)})
         with atomic_file(self.directory / TABLE) as draft:
             draft.touch(mode=0o600)
-            # Names of files need not be UTF-8.
-            draft.write_text(text.getvalue(), encoding="utf-8", errors="surrogateescape")
+            draft.write_text(text.getvalue(), encoding="utf-8", errors="surrogateescape")  # names need not be UTF-8
 
 
 def _same_input(one: Study, other: Study) -> bool:
@@ -394,3 +245,156 @@ def read_table(directory: Path) -> list[Study]:
             ]
     except (OSError, TypeError, KeyError, ValueError, csv.Error):
         return []
+
+
+def absolute(source: str) -> str:
+    """An input as ``studies.csv`` names it: addresses as they are, paths from the root."""
+    return source if source.startswith(("http://", "https://")) else os.path.abspath(source)
+
+
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """A file or folder that a search found and that is no study."""
+
+    path: str
+    reason: str
+    public: str
+    """The reason without paths or identifiers."""
+
+    def __str__(self) -> str:
+        return escaped(f"left out: {self.path}: {self.reason}")
+
+
+class Inputs(Protocol):
+    """The studies of a command, as ``apps.imaging.inference.discovery`` finds them."""
+
+    @property
+    def studies(self) -> tuple[Study, ...]:
+        """In their order."""
+        ...
+
+    @property
+    def grids(self) -> Mapping[str, NetworkGrid | BadInput]:
+        """By name, each study's image on the network's grid, or why the study cannot be used."""
+        ...
+
+    @property
+    def finished(self) -> Mapping[str, Study]:
+        """By name, earlier rows of studies on servers that need not be fetched again; they have no grid."""
+        ...
+
+    @property
+    def left_out(self) -> tuple[LeftOut, ...]:
+        """Files and folders that a search found and that are no studies."""
+        ...
+
+
+class StudyRequest(Protocol):
+    """What working through studies needs of a request, whether one network makes their labels or several do."""
+
+    @property
+    def options(self) -> InferOptions:
+        """The command line."""
+        ...
+
+    @property
+    def inputs(self) -> Inputs:
+        """The studies, their grids those of the first network."""
+        ...
+
+    @property
+    def outputs(self) -> OutputRequest:
+        """Files of each study."""
+        ...
+
+    def digest(self, image: str, *, outputs: bool = True, **further: Sequence[str]) -> str:
+        """SHA-256 of an image and of all that decides what is made of it."""
+        ...
+
+
+Segment = Callable[[Path, Study, NetworkGrid, str, str], None]
+"""Segments a study into files whose paths begin with the first argument: its row, its grid, the digest from which
+DICOM's UIDs are derived, and that by which it is recognised."""
+
+
+def each_study(request: StudyRequest, session: Session, segment: Segment) -> dict[str, Any]:
+    """Work through the studies; each ends as done, skipped or failed, and the table says so at once.
+
+    Returns
+    -------
+    dict
+        The record's ``results``: ``{"studies": [...]}``.
+
+    Raises
+    ------
+    BadInput
+        If a study failed by its input, after all were tried; ``session.results`` has the others.
+    """
+    table = StudyTable.open(request.options.output, request.inputs.studies)
+    left_out = request.inputs.left_out
+    for one in left_out[:SHOWN_LEFT_OUT]:
+        session.say(str(one))
+    if len(left_out) > SHOWN_LEFT_OUT:
+        session.say(f"left out: {len(left_out) - SHOWN_LEFT_OUT} more")
+    if left_out:
+        session.results["left_out"] = [one.public for one in left_out]
+    unforeseen: Exception | None = None
+    bad: BadInput | None = None
+    for index, study in enumerate(table.rows):
+        try:
+            _finish_study(request, session, segment, table, index)
+        except BadInput as error:
+            bad = bad or error
+            table.update(index, status="failed", reason=error.public, outputs=())
+            if len(table.rows) > 1:
+                session.say(f"{study.study}: {error}")
+        except Exception as error:
+            unforeseen = unforeseen or error
+            table.update(index, status="failed", reason=type(error).__name__, outputs=())
+            log.error("%s: %s", study.study, type(error).__name__, exc_info=log.isEnabledFor(logging.DEBUG))
+            guard.release()
+        session.results["studies"] = [row.public() for row in table.rows]
+    table.clean()
+    if unforeseen is not None:
+        raise unforeseen
+    if bad is not None:
+        failed = sum(row.status == "failed" for row in table.rows)
+        raise bad if len(table.rows) == 1 else BadInput(f"{failed} of {len(table.rows)} studies failed")
+    return session.results
+
+
+def _finish_study(request: StudyRequest, session: Session, segment: Segment, table: StudyTable, index: int) -> None:
+    """Segment a study, unless an earlier run with the same request has."""
+    study = table.rows[index]
+    earlier = request.inputs.finished.get(study.study)
+    if earlier is None:
+        grid = request.inputs.grids[study.study]
+        if isinstance(grid, BadInput):
+            raise grid
+        image, *further = [channel.volume.identity() for channel in grid.channels]
+        key = request.digest(image, further=further)
+        earlier = table.finished(study, key, anywhere=isinstance(grid.volume, DicomVolume))
+        if earlier is None:
+            uids = request.digest(image, outputs=False, further=further)
+            stem = output_stem(study, grid.volume, uids)
+            names = request.outputs.names(stem)
+            table.claim(study, names)
+            for note in _notes(grid.volume):
+                session.say(f"{study.study}: {note}")
+            table.update(index, status=STARTED, outputs=names, key=key)
+            with whole_or_nothing(table.directory, names):
+                segment(table.directory / stem, study, grid, uids, key)
+            table.update(index, status="done")
+            return
+    session.say(f"{study.study}: done before, skipped")
+    table.update(index, status="skipped", outputs=earlier.outputs, key=earlier.key)
+
+
+def _notes(volume: Volume) -> Iterator[str]:
+    """Lines about an image for the person at the terminal: repairs, parts left out, choices."""
+    if isinstance(volume, DicomVolume):
+        for finding in volume.findings:
+            if finding.outcome is Outcome.REPAIR or finding.defect is Defect.SEVERAL_VOLUMES:
+                yield str(finding)
+    elif isinstance(volume, FileVolume):
+        yield from (f"header: {note}" for note in volume.notes)

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal, NotRequired, TypedDict
 
 from common import model_folder
 
-_Byte = Annotated[int, ("minimum", 0), ("maximum", 255)]
+Byte = Annotated[int, ("minimum", 0), ("maximum", 255)]
 _Millimetres = Annotated[float, ("minimum", 0), ("maximum", 10_000)]
 _Voxels = Annotated[int, ("minimum", 1), ("maximum", 4096)]
 
@@ -34,7 +34,7 @@ class LabelEntry(TypedDict):
     name: str
     code: tuple[str, str, str] | None
     """Coding scheme, value, meaning: ``["SCT", "10200004", "Liver"]``."""
-    color: tuple[_Byte, _Byte, _Byte]
+    color: tuple[Byte, Byte, Byte]
     """Red, green, blue."""
 
 
@@ -45,6 +45,11 @@ class InferenceEntry(TypedDict, total=False):
     """Share of a tile that the next one covers again."""
     importance: Literal["gaussian", "constant"]
     """Weights of the voxels of a tile in the blend."""
+    size: tuple[_Voxels, _Voxels, _Voxels]
+    """Voxels of the network's grid along the model's axes, whatever the image's spacing; means are taken between the
+    grids. Absent: the grid follows from the spacing."""
+    turned_last: bool
+    """True if images are brought to the network's spacing along their own axes, and turned then."""
     whole: bool
     """True if the image is one tile."""
     padding: Literal["zero", "edge"]
@@ -59,8 +64,8 @@ class InferenceEntry(TypedDict, total=False):
     decision: Literal["largest", "regions", "bits"]
     """Label of a voxel: the class of the largest value; the last region that is found there; or all classes that are,
     which may overlap."""
-    regions: list[Annotated[int, ("minimum", 1), ("maximum", 65535)]]
-    """Label that each output channel writes where it is found, for ``regions``."""
+    regions: list[Annotated[int, ("minimum", 0), ("maximum", 65535)]]
+    """Label that each output channel writes where it is found, for ``regions``; 0: none."""
     order: list[Annotated[int, ("minimum", 0)]]
     """Output channels in the order in which they write, for ``regions``; absent: ascending."""
     threshold: float
@@ -95,6 +100,8 @@ class ImagingManifest(model_folder.Manifest):
     """The classes, with distinct values; the first is the background."""
     further_intensity: NotRequired[list[list[Mapping[str, Any]]]]
     """Operations on the other channels."""
+    previous: NotRequired[list[Annotated[int, ("minimum", 1), ("maximum", 65535)]]]
+    """Labels of the previous stage of a cascade; where each is found is a further channel of the network."""
     convention: NotRequired[Literal["monai", "nnunet", "bundle"]]
     """Whose tiles, weights and resampling."""
     mirror: NotRequired[str]

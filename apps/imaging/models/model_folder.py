@@ -50,6 +50,12 @@ class Inference:
     """Share of a tile that the next one covers again, if the user gives none."""
     importance: Literal["gaussian", "constant"] = "gaussian"
     """Weights of a tile's voxels where tiles overlap."""
+    size: tuple[int, ...] = ()
+    """Voxels of the network's grid along the model's axes, whatever the image's spacing; empty: as the spacing has it.
+    Values are means of the voxels that lie in another's place."""
+    turned_last: bool = False
+    """True if images are resampled along the file's axes before they are turned: the first voxels' centres coincide
+    there."""
     whole: bool = False
     """True if the image is one tile, unless the user gives its size."""
     padding: Literal["zero", "edge"] = "zero"
@@ -65,7 +71,7 @@ class Inference:
     """Label of a voxel: the class of the largest value; the last region that is found there; or a bit for each class
     that is."""
     regions: tuple[int, ...] = ()
-    """Label that each output channel writes where it is found, for ``regions``."""
+    """Label that each output channel writes where it is found, for ``regions``; 0: none."""
     order: tuple[int, ...] = ()
     """Output channels in the order in which they write, for ``regions``; empty: ascending."""
     threshold: float = 0.0
@@ -76,6 +82,13 @@ class Inference:
     """True if that is done on the network's grid."""
     interpolated: bool = False
     """True if restored labels are interpolated and rounded; else the nearest is taken."""
+
+    @property
+    def activation(self) -> Literal["softmax", "sigmoid"]:
+        """What makes probabilities of logits."""
+        if self.restored == "softmax" or self.restored == "sigmoid":
+            return self.restored
+        return "softmax" if self.decision == "largest" else "sigmoid"
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +127,13 @@ class ImagingModel:
     """True if there is a network in 8-bit integers too (``imaging compress --int8``)."""
     further_intensity: tuple[tuple[Operation, ...], ...] = ()
     """Operations on the other channels."""
+    previous: tuple[int, ...] = ()
+    """Labels of the previous stage of a cascade, each of which is a further channel of the network."""
+
+    @property
+    def inputs(self) -> int:
+        """Channels of the network: the images, and the labels of a previous stage."""
+        return len(self.channels) + len(self.previous)
 
     @property
     def written(self) -> tuple[int, ...]:
@@ -234,6 +254,8 @@ def _from_manifest(directory: Path, manifest: ImagingManifest) -> ImagingModel:
     (x, y, z), (width, height, depth) = manifest["spacing"], manifest["patch"]
     if width * height * depth > MOST_VOXELS:
         raise ValueError(f"patch of {width}x{height}x{depth} voxels")
+    if manifest.get("inference", {}).get("size", [width, height, depth]) != [width, height, depth]:
+        raise ValueError("an image of one size is one patch")
     if min(x, y, z) == 0 and manifest.get("convention") not in ("bundle", "nnunet"):
         raise ValueError("spacing must be positive")
     model = ImagingModel(
@@ -246,6 +268,7 @@ def _from_manifest(directory: Path, manifest: ImagingManifest) -> ImagingModel:
         orientation=orientation,
         intensity=tuple(manifest["intensity"]),
         further_intensity=tuple(map(tuple, manifest.get("further_intensity", ()))),
+        previous=tuple(manifest.get("previous", ())),
         patch=(width, height, depth),
         head={"weight": head["weight"], "bias": head["bias"]} if head else None,
         features=0,
@@ -263,7 +286,7 @@ def _from_manifest(directory: Path, manifest: ImagingManifest) -> ImagingModel:
 
 def _inference(entry: InferenceEntry) -> Inference:
     fields: dict[str, Any] = dict(entry)
-    for key in {"separate", "regions", "order", "largest"} & set(fields):
+    for key in {"separate", "regions", "order", "largest", "size"} & set(fields):
         fields[key] = tuple(fields[key])
     return Inference(**fields)
 
@@ -277,7 +300,7 @@ def _features(model: ImagingModel) -> int:
         If labels and output channels do not match.
     """
     written = model.written
-    if model.inference.decision == "regions" and set(written) != {label.value for label in model.labels[1:]}:
+    if model.inference.decision == "regions" and {*written} - {0} != {label.value for label in model.labels[1:]}:
         raise ValueError("the regions are not the labels")
     if sorted(model.inference.order or range(len(written))) != list(range(len(written))):
         raise ValueError("the order is not of the output channels")
@@ -302,6 +325,14 @@ def at_half_resolution(model: ImagingModel) -> ImagingModel:
     """The model for images of half the resolution of its training: an eighth of the voxels."""
     x, y, z = (2 * size for size in model.spacing)
     return replace(model, spacing=(x, y, z))
+
+
+def in_patient_axes(model: ImagingModel) -> ImagingModel:
+    """The model for images that are turned first so that x grows to the right, y to anterior, z to superior."""
+    if not model.orientation.startswith(AS_STORED):
+        return model
+    letters = {"x": "R", "y": "A", "z": "S"}
+    return replace(model, orientation="".join(letters[axis] for axis in model.orientation.removeprefix(AS_STORED)))
 
 
 _AXES = {"R": "x", "L": "x", "A": "y", "P": "y", "S": "z", "I": "z"}
@@ -335,9 +366,9 @@ def torch_network(directory: Path, output: Output) -> "torch.nn.Module":
     network = registry.build(model.network, model.arguments)
     registry.load_weights(network, {name: tensor.float() for name, tensor in load_file(directory / WEIGHTS).items()})
     split = registry.split_head(model.network, network) if output == "features" else None
-    module, channels = (split[0], model.features) if split else (network, len(model.labels))
+    module, channels = (split[0], model.features) if split else (network, len(model.written))
     # The engine cannot read these two from the module.
-    module.in_channels, module.out_channels = len(model.channels), channels  # type: ignore[assignment]
+    module.in_channels, module.out_channels = model.inputs, channels  # type: ignore[assignment]
     return module
 
 

@@ -10,8 +10,18 @@ ONNXRUNTIME = "apps.imaging.warm_up:onnxruntime"
 TORCH = "apps.imaging.warm_up:torch"
 COMPRESS = "apps.imaging.warm_up:compress"
 TRAIN = "apps.imaging.warm_up:train"
+TRAIN_WITH_EVENTS = "apps.imaging.warm_up:train_with_events"
 TRACE = "apps.imaging.warm_up:trace"
 EVALUATE = "apps.imaging.warm_up:evaluate"
+ENSEMBLE = "apps.imaging.warm_up:ensemble"
+
+
+def of_training(*, events: bool) -> str:
+    """The warm-up of a training, which may write event files for TensorBoard."""
+    return TRAIN_WITH_EVENTS if events else TRAIN
+
 
 INFER: Mapping[str, str] = {"openvino": OPENVINO, "onnxruntime": ONNXRUNTIME, "torch": TORCH}
 """By engine."""
+EXPORT: Mapping[str, str] = {"onnx": "apps.imaging.warm_up:export_onnx", "bundle": "apps.imaging.warm_up:export_bundle"}
+"""By form."""

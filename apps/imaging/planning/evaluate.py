@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from apps.imaging.evaluation.metrics import COORDINATE, QUERY, TOLERANCE, Pair, Scan
+from apps.imaging.evaluation.metrics import COORDINATE, QUERY, Pair, Scan
 from apps.imaging.evaluation.request import EvaluateRequest
 from apps.imaging.planning import baselines
 from common.memory.costs import baseline
@@ -29,7 +29,7 @@ class EvaluateWorkload:
 
     def settings(self) -> Iterator[Setting]:
         """The only setting."""
-        yield {"tolerance_mm": TOLERANCE}
+        yield {"tolerance_mm": self.request.options.tolerance}
 
     def probes(self, setting: Setting) -> Sequence[Probe]:
         """Only the baseline."""
@@ -43,7 +43,12 @@ class EvaluateWorkload:
             Term("planes", max(map(_plane_bytes, pairs)), "analytic", ("evaluate",)),
             Term("surfaces", max(map(_surface_bytes, scans)), "analytic", ("evaluate",)),
             Term("distances", max(map(_distance_bytes, scans)), "measured", ("evaluate",)),
-            Term("reading", 2 * max(pair.reference.reader_bytes for pair in pairs), "measured", ("evaluate",)),
+            Term(
+                "reading",
+                2 * max(max(one.volume.reader_bytes for one in (pair.prediction, pair.reference)) for pair in pairs),
+                "measured",
+                ("evaluate",),
+            ),
         ]
         return Footprint.of([*baseline.terms(costs, self.probes(setting)[0]), *terms])
 
@@ -54,9 +59,9 @@ class EvaluateWorkload:
 
 def _plane_bytes(pair: Pair) -> int:
     """Three label planes of one file, the next as read and twice in double precision, and masks."""
-    x, y, _ = pair.prediction.shape
-    stored = max(pair.prediction.dtype.itemsize, pair.reference.dtype.itemsize)
-    return x * y * (3 * 8 + stored + 2 * 8 + 4)
+    x, y, _ = pair.prediction.volume.shape
+    stored = max(pair.prediction.volume.dtype.itemsize, pair.reference.volume.dtype.itemsize)
+    return x * y * (3 * 8 + stored + 2 * 8 + 5)
 
 
 def _surface_bytes(scan: Scan) -> int:

@@ -12,9 +12,10 @@ from math import prod
 from shutil import disk_usage
 from typing import cast
 
-from apps.imaging.dicom.seg_header import CHILD_BYTES
 from apps.imaging.dicom.web import NETWORK_BYTES, is_address
+from apps.imaging.dicom.writing.sr import template_bytes
 from apps.imaging.inference.components.streaming import components_bytes
+from apps.imaging.inference.discovery import StudyInputs
 from apps.imaging.inference.labeling import (
     back_bytes,
     extended_bytes,
@@ -27,12 +28,14 @@ from apps.imaging.inference.network_grid import NetworkGrid, restored_channels
 from apps.imaging.inference.outputs import outputs_bytes
 from apps.imaging.inference.phases import INFER, OPEN, PREVIEW, STATISTICS, STOW, TEMPLATE
 from apps.imaging.inference.request import InferRequest
+from apps.imaging.inference.writing.probabilities import probability_bytes
 from apps.imaging.models.model_folder import TORCH_NETWORK
 from apps.imaging.models.networks.registry import divisors, is_static
 from apps.imaging.planning import baselines
 from apps.imaging.planning.reading import LIBRARIES, OBJECTS_BYTES, input_bytes, pass_bytes, reader_bytes
 from apps.imaging.planning.tiles import halves, smaller, text
 from apps.imaging.training.phases import FREE_HEAP
+from apps.imaging.volumes.intensity import is_fixed
 from apps.imaging.volumes.volume import Shape
 from common.engines import registry
 from common.engines.base import buffer_count
@@ -44,6 +47,7 @@ from common.memory.costs.store import CostStore
 from common.memory.footprint import Footprint, Price, Source, Term
 from common.memory.plan.plan import Setting
 from common.memory.plan.planner import Workload
+from common.memory.process import glibc
 from common.memory.process.bounded_heap import SLACK
 from common.memory.process.budget import MIB, MemoryBudget, format_size
 from common.tiling.blend import FLOAT, BlendFootprint, Spilled, blend_footprint
@@ -95,6 +99,9 @@ class InferWorkload:
 
     request: InferRequest
     name: str = "imaging infer"
+    left: tuple[int, int] = (0, 0)
+    """Bytes that networks leave which ran before this one is opened: until its first tile, and from then on. Without
+    any, it stays open for all studies."""
 
     @property
     def usable(self) -> list[NetworkGrid]:
@@ -108,20 +115,13 @@ class InferWorkload:
 
     def smallest(self, count: int, budget: MemoryBudget) -> "InferWorkload":
         """The ``count`` studies that need least; each of the others fails."""
-        inputs = self.request.inputs
-        grids = {name: grid for name, grid in inputs.grids.items() if isinstance(grid, NetworkGrid)}
-        needs = {name: self._study_bytes(grid) for name, grid in grids.items()}
-        kept = set(sorted(grids, key=needs.__getitem__)[:count])
-        size = format_size(budget.host_bytes)
-        refused = {
-            study.study: BadInput(
-                f"{study.input}: does not fit in {size}; run it alone with --dry-run to see the ceiling it needs",
-                public="does not fit",
-            )
-            for study in inputs.studies
-            if study.study in grids and study.study not in kept
-        }
+        refused = refused_studies(self.request.inputs, self.needs(), count, budget)
         return replace(self, request=self.request.without(refused))
+
+    def needs(self) -> dict[str, int]:
+        """Bytes of each study that can be tried, by name, in the leanest setting, to put studies in order."""
+        grids = self.request.inputs.grids
+        return {name: self._study_bytes(grid) for name, grid in grids.items() if isinstance(grid, NetworkGrid)}
 
     def settings(self) -> Iterator[Setting]:
         """Yield the choices of blend, of the waiting overlap's place (on disk only if there is room), of tiles at a
@@ -214,22 +214,27 @@ class InferWorkload:
             tuple(phase for phase in phases if happens.get(phase, True)) for phases in (BEFORE, FROM_THE_FIRST_TILE)
         )
         running, pictures = (*first, *last), (PREVIEW,) if outputs.preview else ()
+        passes = (*self._passes, *pictures)
         # An engine keeps what its first tile made it allocate; before that, a single study's first phases are over.
-        opened, ran = (first, last) if self.parts == 1 else ((), running)
+        fresh = self.parts == 1 or self.left != (0, 0)
+        opened, ran = (first, last) if fresh else ((), running)
         terms = [
             Term("engine, loading", int(ENGINE_SPREAD * measured["open_bytes"]), "measured", (OPEN, *opened)),
             Term("engine, running", int(ENGINE_SPREAD * measured["run_bytes"]), "measured", ran),
+            Term("end of the heap", glibc.HUGE_PAGE, "measured", (OPEN, *running)),
             Term(FREE_HEAP, SLACK if setting["allocator"] == "heap" else 0, "measured", ran),
             Term("small objects", OBJECTS_BYTES, "measured", (OPEN, *running)),
             Term("left by earlier studies", LEFT_BYTES if self.parts > 1 else 0, "measured", running),
+            Term("left by other networks", self.left[0], "measured", (OPEN, *first)),
+            Term("left by other networks", self.left[1], "measured", last),
             Term("head", (model.features + 1) * len(model.written) * FLOAT, "analytic", running),
             *(Term(name, size, WORKING[name], (INFER,)) for name, size in self._largest_working(setting).items()),
             Term("mirrored tiles", self._mirror_bytes(setting), "analytic", (INFER,)),
-            Term("tiles", (inputs * len(model.channels) * FLOAT + 2 * FLOAT + 4) * tile, "analytic", (INFER,)),
+            Term("tiles", (inputs * model.inputs * FLOAT + 2 * FLOAT + 4) * tile, "analytic", (INFER,)),
             Term("reading", self._largest(reader_bytes), "measured", (*first, *last[1:])),
-            Term("statistics", self._largest(pass_bytes), "analytic", (STATISTICS, *pictures)),
+            Term("statistics", self._largest(pass_bytes) if passes else 0, "analytic", passes),
             Term("network", NETWORK_BYTES if self._networked else 0, "measured", running),
-            Term("SEG template", CHILD_BYTES if happens[TEMPLATE] else 0, "measured", (TEMPLATE,)),
+            Term("SEG template", template_bytes(outputs.types, len(outputs.labels)), "measured", (TEMPLATE,)),
             Term("preview", PREVIEW_BYTES if pictures else 0, "measured", pictures),
         ]
         return Footprint.of([*baseline.terms(costs, base), *terms])
@@ -242,7 +247,7 @@ class InferWorkload:
     def remedies(self) -> Iterator[tuple[str, Workload]]:
         """Smaller tiles: they change labels only where a tile's border sees less."""
         choice = self.request.model
-        if is_static(choice.model.network):
+        if is_static(choice.model.network) or choice.model.inference.size:
             return
         for tile in smaller(choice.tile, divisors(choice.model.network, choice.model.arguments)):
             yield f"--tile {text(tile)}", replace(self, request=self.request.with_tile(tile))
@@ -267,9 +272,15 @@ class InferWorkload:
         return mirror_bytes(
             batch=int(setting["batch"]),
             voxels=prod(choice.tile),
-            in_channels=len(choice.model.channels),
+            in_channels=choice.model.inputs,
             out_channels=self.channels(setting),
         )
+
+    @property
+    def _passes(self) -> tuple[str, ...]:
+        """The phase of passes over the images, if there are any."""
+        model = self.request.model.model
+        return () if model.convention != "nnunet" and all(map(is_fixed, model.intensities)) else (STATISTICS,)
 
     @property
     def _networked(self) -> bool:
@@ -282,7 +293,7 @@ class InferWorkload:
         return self._largest(lambda grid: self._carried(grid, setting).disk)
 
     def _study_bytes(self, grid: NetworkGrid) -> int:
-        """Bytes of one study in the leanest setting, to put studies in order."""
+        """Bytes of one study in the leanest setting."""
         leanest: Setting = {"space": "features" if self.request.model.model.head else "logits", "spill": "columns"}
         return sum(self._working(grid, leanest).values()) + pass_bytes(grid)
 
@@ -309,9 +320,12 @@ class InferWorkload:
             files if written.split else classes,
             with_statistics=written.statistics,
             split=written.split,
+            largest=max((label.value for label in written.labels), default=0),
         )
         planes, restoring = input_bytes(grid), _restoring_bytes(grid, channels, classes)
         labels = self._labels(grid, setting, restoring)
+        stored = written.probabilities
+        kept = probability_bytes(grid, classes, files, stored, channels) if stored else Price(0, 0)
         reading = planes.transient + reader_bytes(grid)
         if grid.tiles.count(2) == 1:  # all is read before anything is carried or finished
             reading -= blend.memory + labels.resident
@@ -322,7 +336,11 @@ class InferWorkload:
             # A plane is read, or a tile added, or a block labelled, or a plane written: one waits for the other. The
             # last labels remain while planes are written.
             "reading, labelling, writing": max(
-                reading, blend.transient, labels.transient, restoring + outputs.transient
+                reading,
+                blend.transient,
+                labels.transient,
+                restoring + max(outputs.transient, kept.resident),
+                kept.transient,
             ),
             "components": self._components_bytes(grid),
             "outputs": outputs.resident,
@@ -351,6 +369,22 @@ class InferWorkload:
         back, piece = back_bytes(grid.tiles, shape, restored), piece_bytes(grid.tiles, shape, restored)
         # Interpolating makes the piece; before it is labelled, the intermediate arrays are gone.
         return Price(back.resident + labels.resident, restoring + max(back.transient - piece, labels.transient))
+
+
+def refused_studies(
+    inputs: StudyInputs, needs: Mapping[str, int], count: int, budget: MemoryBudget
+) -> dict[str, BadInput]:
+    """By name, an error for each study that can be tried but is not among the ``count`` that need least."""
+    kept = set(sorted(needs, key=needs.__getitem__)[:count])
+    size = format_size(budget.host_bytes)
+    return {
+        study.study: BadInput(
+            f"{study.input}: does not fit in {size}; run it alone with --dry-run to see the ceiling it needs",
+            public="does not fit",
+        )
+        for study in inputs.studies
+        if study.study in needs and study.study not in kept
+    }
 
 
 def _restoring_bytes(grid: NetworkGrid, channels: int, classes: int) -> int:

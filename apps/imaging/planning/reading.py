@@ -5,6 +5,7 @@ from apps.imaging.inference.network_grid import NetworkGrid
 from apps.imaging.inference.reading import pass_planes
 from apps.imaging.volumes.filled import Filled
 from apps.imaging.volumes.nonzero_crop import cropped_bytes
+from apps.imaging.volumes.one_hot import one_hot_bytes
 from apps.imaging.volumes.spline import spline_bytes
 from apps.imaging.volumes.streaming import resampling_bytes, window_bytes, window_depth
 from apps.imaging.volumes.volume import Volume, block_planes
@@ -36,7 +37,10 @@ def _read(grid: NetworkGrid) -> Volume:
 def input_bytes(grid: NetworkGrid) -> Price:
     """Bytes between the files and the tiles; one channel is read after the other."""
     prices = [_channel_bytes(channel) for channel in grid.channels]
-    return Price(sum(price.resident for price in prices), max(price.transient for price in prices))
+    x, y, _ = grid.tiles.shape
+    masks = grid.masks * x * y * window_depth(grid.tiles) * FLOAT
+    transient = max(price.transient for price in prices)
+    return Price(masks + sum(price.resident for price in prices), max(transient, 2 * x * y if grid.masks else 0))
 
 
 def _channel_bytes(grid: NetworkGrid) -> Price:
@@ -54,7 +58,9 @@ def pass_bytes(grid: NetworkGrid) -> int:
     The passes over the channels follow each other; that for nnU-Net's mask reads a plane of each.
     """
     passes = max(map(_channel_pass, grid.channels))
-    return max(passes, components_bytes(grid.volume.shape)) if grid.masked else passes
+    if grid.masks:
+        passes = max(passes, one_hot_bytes(grid.volume, grid.tiles.shape))
+    return max(passes, components_bytes(grid.volume.shape)) if grid.masked or grid.masks else passes
 
 
 def _channel_pass(grid: NetworkGrid) -> int:

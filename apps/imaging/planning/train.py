@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from fractions import Fraction
 from functools import cached_property
 from itertools import product
 from math import prod
@@ -11,8 +12,10 @@ from apps.imaging.models.networks.registry import divisor
 from apps.imaging.planning import baselines
 from apps.imaging.planning.tiles import smaller, text
 from apps.imaging.training import traced_step
+from apps.imaging.training.data.label_maps import own_spacing, reading_bytes
+from apps.imaging.training.data.prepared import loading_bytes
+from apps.imaging.training.data.synthesis import region_voxels, synthesis_bytes
 from apps.imaging.training.phases import CHECKPOINT, EXPORT, FREE_HEAP, LOAD, TRAIN, VALIDATE
-from apps.imaging.training.prepared import loading_bytes
 from apps.imaging.training.recipe import OVERLAP
 from apps.imaging.training.request import TrainRequest
 from apps.imaging.volumes.volume import Shape
@@ -34,12 +37,11 @@ MORE_FOR_EXPORT = {"basicunet": 32 * MIB}
 """Further bytes that the exporter takes for some networks, at any tile (BasicUNet: 29 to 31 MiB)."""
 
 
-RECOMPUTING = {
-    "off": {"none": 1.0, "cheap": 1.08, "alternate": 1.17, "blocks": 1.22},
-    "bf16": {"none": 1.0, "cheap": 1.20, "alternate": 1.15, "blocks": 1.25},
-}
-"""Time of a step by precision and checkpointing policy (SegResNet: float32 measured at a patch of 96 cubed, bf16 at 32
-and 24 cubed: cheap 1.10 to 1.30, alternate 1.05 to 1.24, blocks 1.11 to 1.34)."""
+RECOMPUTING = {"off": 0.15, "bf16": 0.20}
+"""Share of a step's time that the policy ``8/8`` adds, by precision (float32 at 96 cubed: UNet 0.08, DynUNet 0.17)."""
+SOONER = 2
+"""Power of the saved share by which the added time grows, as the first bytes cost least (DynUNet: ``4/8`` adds 0.034,
+``6/8`` 0.085, ``7/8`` 0.11)."""
 VOXEL = {"off": 1.0, "bf16": 0.6}
 """Time of a voxel by precision, against float32."""
 PASS_VOXELS = {"unet": 49_000}
@@ -70,7 +72,7 @@ class TrainWorkload:
     name: str = "imaging train"
 
     monotone_knobs: tuple[str, ...] = ("checkpoint",)
-    """More recomputation always saves memory; smaller micro-batches may not, because they take other kernels."""
+    """More recomputation saves memory; smaller micro-batches may not, because they take other kernels."""
 
     @cached_property
     def shapes(self) -> tuple[list[Shape], list[Shape]]:
@@ -122,6 +124,12 @@ class TrainWorkload:
             "validation_cases": 0,
             "mirror": "",
             "init": "",
+            "schedule": "cosine",
+            "ema": 0.0,
+            "keep": "last",
+            "patience": 0,
+            "synthesis": "",
+            "spacing": None,
         }
         shaping = recipe | neutral | {"learning_rate": 1e-3, "weight_decay": 0.0}
         step = self._traced(
@@ -138,7 +146,9 @@ class TrainWorkload:
             self._traced(traced_step.TILE, recipe=shaping, amp=kind) for kind in sorted({"off", str(setting["amp"])})
         ]
         base = baseline.probe(
-            baselines.TRAIN, libraries=("torch", "monai", "numpy", "nibabel", "safetensors"), threads=options.threads
+            baselines.of_training(events=options.tensorboard),
+            libraries=("torch", "monai", "numpy", "nibabel", "safetensors"),
+            threads=options.threads,
         )
         checks = [amp.probe(options.threads)] if setting["amp"] == "bf16" and options.amp is None else []
         return [*checks, base, step, *tiles]
@@ -157,12 +167,11 @@ class TrainWorkload:
         kernels = sum(int(costs[tile]["kernels"]) for tile in tiles)
         data, recipe = self.request.data, self.request.recipe
         voxels, classes = prod(recipe.patch), len(data.dataset.labels)
-        every, shapes = self.shapes
-        sizes = [prod(shape) for shape in every]
-        cases, image = (*data.training, *data.held_out), FLOAT * len(data.dataset.channels)
-        loading = max(loading_bytes(case, size) for case, size in zip(cases, sizes, strict=True))
+        shapes, image = self.shapes[1], FLOAT * len(data.dataset.channels)
+        cases, loading = self._data_bytes(image)
         traced = int(setting["micro_batch"]) * min(2, int(setting["accumulate"]))
-        states = cost["parameters"] + cost["optimizer"]
+        average = cost["parameters"] if recipe.ema else 0
+        states = cost["parameters"] + cost["optimizer"] + average
         grids = [TileGrid(shape, recipe.patch, OVERLAP) for shape in shapes]
         blend = max((blend_footprint(grid, classes).memory for grid in grids), default=0)
         block = voxels * (image + 3 * 8)  # a finished block's image, and its labels compared as int64
@@ -174,6 +183,7 @@ class TrainWorkload:
             Term("parameters", cost["parameters"], "analytic", (TRAIN, VALIDATE, EXPORT)),
             Term("gradients", cost["gradients"], "analytic", (TRAIN,)),
             Term("optimizer states", cost["optimizer"], "analytic", (TRAIN, VALIDATE, EXPORT)),
+            Term("average of the weights", average, "analytic", (TRAIN, VALIDATE, EXPORT)),
             Term("activations", cost["activations"], "replayed", (TRAIN,)),
             Term("operator workspace", cost["workspace"], "replayed", (TRAIN,)),
             Term(FREE_HEAP, free, "estimated", (TRAIN, VALIDATE)),
@@ -181,8 +191,9 @@ class TrainWorkload:
             Term("kernels of validation", kernels, "replayed", (VALIDATE, EXPORT)),
             Term("small blocks", cost["unseen"], "measured", (TRAIN, VALIDATE, EXPORT)),
             Term("batch", max(0, recipe.batch - traced) * voxels * (image + 1), "analytic", (TRAIN,)),
-            Term("cases in memory", sum(sizes) * (image + 1) if setting["cache"] == "memory" else 0, "analytic"),
-            Term("loading a case", loading + max(sizes) * (image + 1), "analytic", (LOAD,)),
+            Term("cases in memory", cases if setting["cache"] == "memory" else 0, "analytic"),
+            Term("loading a case", loading, "analytic", (LOAD,)),
+            Term("synthesis beyond a step", max(0, self._synthesis_bytes() - tensors), "analytic", (TRAIN,)),
             Term("blend", blend + block + voxels * (image + FLOAT * (classes + 2)), "analytic", (VALIDATE,)),
             Term("tile's forward pass", forward, "replayed", (VALIDATE,)),
             Term("checkpoint", checkpoint.bytes_needed(states), "analytic", (CHECKPOINT,)),
@@ -190,6 +201,39 @@ class TrainWorkload:
             Term("ONNX export", exporting + 4 * cost["parameters"], "measured", (EXPORT,)),
         ]
         return Footprint.of([*baseline.terms(costs, base), *terms])
+
+    def _data_bytes(self, image: int) -> tuple[int, int]:
+        """Bytes of all prepared cases, and of loading one with its results.
+
+        Parameters
+        ----------
+        image
+            Bytes of a voxel of all channels.
+        """
+        data, (every, held_out) = self.request.data, self.shapes
+        sizes = [prod(shape) for shape in every]
+        if data.dataset.table is None:
+            cases = (*data.training, *data.held_out)
+            loading = max(loading_bytes(case, size) for case, size in zip(cases, sizes, strict=True))
+            return sum(sizes) * (image + 1), loading + max(sizes) * (image + 1)
+        maps = [prod(case.label.shape) for case in data.training]
+        looked_at = [prod(shape) for shape in held_out]
+        loading = max(
+            *(reading_bytes(case, 0) for case in data.training),
+            *(reading_bytes(case, size) for case, size in zip(data.held_out, looked_at, strict=True)),
+        )
+        return sum(maps) + sum(looked_at) * (image + 1), loading
+
+    def _synthesis_bytes(self) -> int:
+        """Bytes of the synthesis of one patch, before the step and not beside its tensors; 0 if images are read."""
+        data, recipe = self.request.data, self.request.recipe
+        if data.dataset.table is None:
+            return 0
+        own = data.dataset.spacing
+        regions = [
+            region_voxels(recipe.patch, case.shape(own_spacing(case)), own, own_spacing(case)) for case in data.training
+        ]
+        return synthesis_bytes(prod(recipe.patch), max(regions))
 
     def remedies(self) -> Iterator[tuple[str, Workload]]:
         """Smaller patches: the network then sees less around each voxel."""
@@ -204,8 +248,14 @@ class TrainWorkload:
         passes = int(setting["accumulate"]) * PASS_VOXELS.get(recipe.network, USUAL_PASS_VOXELS)
         return (
             (voxels + passes)
-            * RECOMPUTING[precision][str(setting["checkpoint"])]
+            * _recomputing(precision, str(setting["checkpoint"]))
             * ALLOCATORS[precision][str(setting["allocator"])]
             * (1.01 if setting["step_in_backward"] == "on" else 1.0)
             * (1.05 if setting["cache"] == "disk" else 1.0)
         )
+
+
+def _recomputing(precision: str, policy: str) -> float:
+    """Time of a step with a checkpointing policy, against one without."""
+    share = 0.0 if policy == activation_checkpointing.NONE else float(Fraction(policy))
+    return 1 + RECOMPUTING[precision] * float(share**SOONER)

@@ -2,34 +2,33 @@
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
 from apps.imaging.models.networks import registry
-from apps.imaging.training.dataset import LabelledCase
-from apps.imaging.training.losses import IGNORED
-from apps.imaging.training.patch_sampling import Sampler, Volumes
+from apps.imaging.training.data.dataset import LabelledCase
+from apps.imaging.training.data.label_maps import add_label_map
+from apps.imaging.training.data.patch_sampling import Sampler, Volumes
+from apps.imaging.training.data.prepared import load_case
+from apps.imaging.training.data.synthetic_patches import SynthesisSampler
+from apps.imaging.training.journal import Journal
 from apps.imaging.training.phases import EXPORT, FREE_HEAP, LOAD, TRAIN, VALIDATE
-from apps.imaging.training.prepared import load_case
-from apps.imaging.training.recipe import OVERLAP, Recipe, make_step
+from apps.imaging.training.recipe import make_step
 from apps.imaging.training.request import TrainingData, TrainRequest
 from apps.imaging.training.starting_model import load_start
-from apps.imaging.volumes.volume import Shape
+from apps.imaging.training.validation import mean_dice, validate
 from common.cli.session import Session
 from common.errors import BadInput
 from common.memory.plan.plan import Plan
 from common.memory.process import glibc
 from common.memory.process.bounded_heap import SLACK, BoundedHeap
 from common.memory.process.cuda import HOST
-from common.tiling.blend import BoundedBlend
-from common.tiling.grid import importance
 from common.training import checkpoint
-from common.training.amp import precision
+from common.training.averaging import WeightAverage
 from common.training.oom_retry import repeated
 from common.training.resume import resume
 
@@ -41,8 +40,10 @@ WORK = ".training"
 CHECKPOINT_SECONDS = 30.0
 VALIDATIONS = 8
 """Number of validations on held-out cases during the training."""
-
-Dice = npt.NDArray[np.float64]
+BEST = "best.safetensors"
+"""File in ``WORK`` with the weights of the best validation."""
+EVENTS = "tensorboard"
+"""Folder in the model folder with TensorBoard's event files."""
 
 
 def run(request: TrainRequest, session: Session) -> dict[str, Any]:
@@ -51,7 +52,7 @@ def run(request: TrainRequest, session: Session) -> dict[str, Any]:
     Returns
     -------
     dict
-        The record's ``results``: ``metrics``, ``steps``, ``model``.
+        The record's ``results``: ``metrics``, ``steps``, ``history`` (``Journal.entries``), ``model``.
 
     Raises
     ------
@@ -69,19 +70,31 @@ def run(request: TrainRequest, session: Session) -> dict[str, Any]:
     caches = (work / "training.cache", work / "held-out.cache") if session.plan["cache"] == "disk" else (None, None)
     with session.phase(LOAD):
         training, held_out = (
-            load_volumes(data, cases, file, session, skip_bad=options.skip_bad)
-            for cases, file in zip((data.training, data.held_out), caches, strict=True)
+            load_volumes(data, cases, file, session, skip_bad=options.skip_bad, drawn=drawn)
+            for cases, file, drawn in zip((data.training, data.held_out), caches, (True, False), strict=True)
         )
     with session.deferred_signals():
-        network, steps = _train(request, session, training, held_out)
+        course = _Training(request, session, training, held_out)
+        network = course.run()
     glibc.trim()
-    return _write(request, session, network, held_out, steps)
+    return _write(request, session, network, held_out, course)
 
 
 def load_volumes(
-    data: TrainingData, cases: Sequence[LabelledCase], file: Path | None, session: Session, *, skip_bad: bool
+    data: TrainingData,
+    cases: Sequence[LabelledCase],
+    file: Path | None,
+    session: Session,
+    *,
+    skip_bad: bool,
+    drawn: bool = True,
 ) -> Volumes:
     """Prepare cases and keep them in memory or in ``file``.
+
+    Parameters
+    ----------
+    drawn
+        True for cases from which patches are drawn: label maps are then kept without an image.
 
     Raises
     ------
@@ -93,9 +106,12 @@ def load_volumes(
         file.unlink(missing_ok=True)
     volumes = Volumes(file)
     with session.progress(total=len(cases), unit="case", label="loading") as bar:
-        for case in cases:
+        for number, case in enumerate(cases):
             try:
-                volumes.add(*load_case(case, data.dataset, data.operations))
+                if data.dataset.table is not None:
+                    add_label_map(volumes, case, data.dataset, number=None if drawn else number)
+                else:
+                    volumes.add(*load_case(case, data.dataset, data.operations))
             except BadInput as error:
                 if not skip_bad:
                     if file is not None:
@@ -108,161 +124,178 @@ def load_volumes(
     return volumes
 
 
+def sampler(request: TrainRequest, volumes: Volumes) -> "Callable[[int], list[torch.Tensor]]":
+    """Draws the batch of a step: patches of the cases, or of images that are synthesised from label maps."""
+    recipe, dataset = request.recipe, request.data.dataset
+    if dataset.table is None:
+        return Sampler(volumes, recipe.patch, recipe.batch, recipe.seed, recipe.mirror)
+    return SynthesisSampler(
+        volumes, dataset.table, dataset.spacing, recipe.patch, recipe.batch, recipe.seed, recipe.mirror
+    )
+
+
 def bounded_heap(network: "torch.nn.Module", plan: Plan) -> AbstractContextManager[object]:
     """Context in which the step's tensors live, with the room that the plan has for free pages."""
     free = sum(term.bytes for term in plan.footprint.terms if term.name == FREE_HEAP)
     return BoundedHeap(network, slack=free - SLACK) if free else nullcontext()
 
 
-def _train(
-    request: TrainRequest, session: Session, training: Volumes, held_out: Volumes
-) -> tuple["torch.nn.Module", int]:
-    """The loop; returns the network and the number of steps."""
-    recipe, plan, output = request.recipe, session.plan, request.options.output
-    device = session.device.name if session.device else HOST
-    network, optimizer, step = make_step(
-        recipe,
-        micro_batch=plan["micro_batch"],
-        amp=plan["amp"],
-        checkpoint=plan["checkpoint"],
-        step_in_backward=plan["step_in_backward"] == "on",
-        device=device,
-    )
-    step.on_shrink = lambda size: session.say(f"an allocation failed: continuing with micro-batches of {size}")
-    last = output / WORK / checkpoint.LAST
-
-    def load(path: Path) -> dict[str, Any]:
-        checkpoint.restore(path, network=network, optimizer=optimizer)
-        state = checkpoint.read_state(path)
-        step.load_state_dict(state["scaler"])
-        return state
-
-    state = resume(
-        last,
-        request.settings,
-        read_settings=lambda path: checkpoint.read_state(path)["settings"],
-        load=load,
-        progress=lambda state: f"after step {state['step']}",
-        output=output,
-        required=request.options.resume,
-        say=session.say,
-    )
-    if state is None and request.options.init is not None:
-        left = load_start(network, request.options.init)
-        names = f"; new, because the classes are: {', '.join(left)}" if left else ""
-        session.say(f"starting from the weights of {request.options.init.name}{names}")
-    start, before = (state["step"], state["seconds"]) if state else (0, 0.0)
-    sampler = Sampler(training, recipe.patch, recipe.batch, recipe.seed, recipe.mirror)
-    classes = len(request.data.dataset.labels)
-    done, began, saved, dice = start, time.monotonic() - before, time.monotonic(), math.nan
-
-    def progress() -> float:
-        return done / recipe.steps if recipe.steps else (time.monotonic() - began) / float(recipe.seconds or 1)
-
-    def save() -> None:
-        glibc.trim()  # what the heap keeps free between the step's tensors is not the checkpoint's
-        elapsed = time.monotonic() - began
-        state = {"step": done, "seconds": elapsed, "settings": request.settings, "scaler": step.state_dict()}
-        checkpoint.save(last, network=network, optimizer=optimizer, state=state)
-
-    network.train()
-    next_validation = (math.floor(progress() * VALIDATIONS) + 1) / VALIDATIONS
-    heap = bounded_heap(network, plan) if session.device is None else nullcontext()
-    with heap, session.progress(total=recipe.steps, unit="step", label="training") as bar:
-        bar.update(start)
-        while progress() < 1:
-            with session.phase(TRAIN):
-                while progress() < min(1, next_validation):
-                    for group in optimizer.param_groups:
-                        group["lr"] = recipe.rate(progress())
-                    loss = float(step([tensor.to(device) for tensor in sampler(done)]))
-                    if not math.isfinite(loss):
-                        raise ArithmeticError(f"the loss is {loss} at step {done}; try a smaller learning_rate")
-                    done += 1
-                    bar.update()
-                    validated = {} if math.isnan(dice) else {"dice": f"{dice:.3f}"}
-                    bar.set_postfix(loss=f"{loss:.3f}", **validated, refresh=False)
-                    if session.stopping:
-                        save()
-                        raise KeyboardInterrupt
-                    if time.monotonic() - saved > CHECKPOINT_SECONDS:
-                        save()
-                        saved = time.monotonic()
-            next_validation += 1 / VALIDATIONS
-            if progress() < 1 and len(held_out) and recipe.validation_cases:
-                glibc.trim()  # nor validation's
-                with session.phase(VALIDATE):
-                    dice = _validate_some(network, held_out, recipe, classes, plan["amp"])
-            save()
-            saved = time.monotonic()
-    return network, done
-
-
-def _validate_some(network: "torch.nn.Module", held_out: Volumes, recipe: Recipe, classes: int, amp: str) -> float:
-    """Mean Dice of as many held-out cases as the recipe says."""
-    some = range(min(len(held_out), recipe.validation_cases))
-    dice = repeated(lambda: validate(network, held_out, some, recipe.patch, classes, amp))
-    network.train()
-    return float(np.nanmean(dice))
-
-
-def validate(
-    network: "torch.nn.Module", volumes: Volumes, indices: Sequence[int], patch: Shape, classes: int, amp: str
-) -> Dice:
-    """Dice of cases whose overlapping tiles are blended as in inference.
+class _Training:
+    """A training under way: the network, its optimiser, and the course so far.
 
     Parameters
     ----------
-    volumes, indices
-        The cases, and which of them.
-    patch
-        Voxels of a tile.
-    amp
-        Precision of the network: ``off``, ``bf16`` or ``fp16``.
-
-    Returns
-    -------
-    array (len(indices), classes - 1)
-        NaN where neither reference nor prediction has the class.
+    training, held_out
+        The prepared cases.
     """
-    import torch
 
-    network.eval()
-    device = next(network.parameters()).device
-    weights = importance(patch)
-    overlap, sizes = np.zeros((len(indices), classes)), np.zeros((len(indices), classes))
-    for row, index in enumerate(indices):
-        shape = volumes.shapes[index]
-        blend = BoundedBlend(shape, patch, OVERLAP, classes, weights)
-        for number, position in enumerate(blend.grid):
-            tile = torch.from_numpy(_tile(volumes, index, position, blend))[None].to(device)
-            with torch.inference_mode(), torch.autocast(device.type, precision(amp), enabled=amp != "off"):
-                logits = network(tile).float()[0].cpu().numpy()
-            for block in blend.add(number, logits):
-                _, truth = volumes.read(index, block.low, block.high)
-                counted = truth != IGNORED
-                truth, guess = truth[counted], block.values.argmax(0)[counted]
-                overlap[row] += np.bincount(truth[guess == truth], minlength=classes)
-                sizes[row] += np.bincount(guess, minlength=classes) + np.bincount(truth, minlength=classes)
-    with np.errstate(invalid="ignore"):
-        return (2 * overlap / sizes)[:, 1:]
+    def __init__(self, request: TrainRequest, session: Session, training: Volumes, held_out: Volumes) -> None:
+        self.request, self.session, self.held_out = request, session, held_out
+        recipe, plan, output = request.recipe, session.plan, request.options.output
+        self.recipe, self.classes = recipe, len(request.data.dataset.labels)
+        self.device = session.device.name if session.device else HOST
+        self.network, self.optimizer, self.step = make_step(
+            recipe,
+            micro_batch=plan["micro_batch"],
+            amp=plan["amp"],
+            checkpoint=plan["checkpoint"],
+            step_in_backward=plan["step_in_backward"] == "on",
+            device=self.device,
+        )
+        self.step.on_shrink = lambda size: session.say(f"an allocation failed: continuing with micro-batches of {size}")
+        self.last, self.best = output / WORK / checkpoint.LAST, output / WORK / BEST
+        self.sampler = sampler(request, training)
+        self.journal = Journal(output / EVENTS if request.options.tensorboard else None)
+        self.done, before = self._resume()
+        self._began, self._saved = time.monotonic() - before, time.monotonic()
 
+    def _resume(self) -> tuple[int, float]:
+        """Continue from a checkpoint, or start from a model's weights; returns the steps done and their seconds."""
+        options, say = self.request.options, self.session.say
+        state = resume(
+            self.last,
+            self.request.settings,
+            read_settings=lambda path: checkpoint.read_state(path)["settings"],
+            load=self._load,
+            progress=lambda state: f"after step {state['step']}",
+            output=options.output,
+            required=options.resume,
+            say=say,
+        )
+        if state is None and options.init is not None:
+            left = load_start(self.network, options.init)
+            names = f"; new, because the classes are: {', '.join(left)}" if left else ""
+            say(f"starting from the weights of {options.init.name}{names}")
+        self.average = WeightAverage(registry.weights(self.network), self.recipe.ema) if self.recipe.ema else None
+        if state is None:
+            return 0, 0.0
+        if self.average is not None:
+            self.average.load(checkpoint.read_more(self.last), state["step"])
+        self.journal.load(state["journal"])
+        return state["step"], state["seconds"]
 
-def _tile(volumes: Volumes, index: int, position: Shape, blend: BoundedBlend) -> npt.NDArray[np.float32]:
-    """One tile (channels, x, y, z) of the padded volume; outside of it zeros, which are the mean."""
-    tile = np.zeros((volumes.channels, *blend.grid.tile), np.float32)
-    corner = [first - before for first, before in zip(position, blend.grid.before, strict=True)]
-    start = [max(0, low) for low in corner]
-    stop = [
-        min(size, low + edge) for size, low, edge in zip(volumes.shapes[index], corner, blend.grid.tile, strict=True)
-    ]
-    inside = tuple(slice(a - low, b - low) for a, b, low in zip(start, stop, corner, strict=True))
-    tile[:, *inside] = volumes.read(index, (start[0], start[1], start[2]), (stop[0], stop[1], stop[2]))[0]
-    return tile
+    def _load(self, path: Path) -> dict[str, Any]:
+        checkpoint.restore(path, network=self.network, optimizer=self.optimizer)
+        state = checkpoint.read_state(path)
+        self.step.load_state_dict(state["scaler"])
+        return state
+
+    def _save(self) -> None:
+        glibc.trim()  # what the heap keeps free between the step's tensors is not the checkpoint's
+        state = {
+            "step": self.done,
+            "seconds": time.monotonic() - self._began,
+            "settings": self.request.settings,
+            "scaler": self.step.state_dict(),
+            "journal": self.journal.state(),
+        }
+        more = self.average.tensors if self.average is not None else {}
+        checkpoint.save(self.last, network=self.network, optimizer=self.optimizer, state=state, more=more)
+        self._saved = time.monotonic()
+
+    @property
+    def progress(self) -> float:
+        """Share of the training that is done."""
+        if self.recipe.steps:
+            return self.done / self.recipe.steps
+        return (time.monotonic() - self._began) / float(self.recipe.seconds or 1)
+
+    @property
+    def is_over(self) -> bool:
+        """True at the end, and after as many validations without a better Dice as the recipe allows."""
+        return self.progress >= 1 or 0 < self.recipe.patience <= self.journal.worse
+
+    def run(self) -> "torch.nn.Module":
+        """Train to the end, or until validations say that it is enough; returns the network with its final weights.
+
+        Raises
+        ------
+        KeyboardInterrupt
+            After a checkpoint, if the session is stopping.
+        """
+        recipe, session = self.recipe, self.session
+        validates = len(self.held_out) > 0 and recipe.validation_cases > 0
+        heap = bounded_heap(self.network, session.plan) if session.device is None else nullcontext()
+        self.network.train()
+        following = (math.floor(self.progress * VALIDATIONS) + 1) / VALIDATIONS
+        with heap, session.progress(total=recipe.steps, unit="step", label="training") as bar:
+            bar.update(self.done)
+            while not self.is_over:
+                with session.phase(TRAIN):
+                    while self.progress < min(1, following):
+                        self._one(bar)
+                following += 1 / VALIDATIONS
+                if validates and (self.progress < 1 or recipe.keep == "best"):
+                    self._validate()
+                self._save()
+        if self.progress < 1:
+            session.say(f"stopped after step {self.done}: no better Dice in {recipe.patience} validations")
+        self.journal.close()
+        return self._final()
+
+    def _one(self, bar: Any) -> None:
+        """Do one step."""
+        rate = self.recipe.rate(self.progress)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        loss = float(self.step([tensor.to(self.device) for tensor in self.sampler(self.done)]))
+        if not math.isfinite(loss):
+            raise ArithmeticError(f"the loss is {loss} at step {self.done}; try a smaller learning_rate")
+        self.done += 1
+        if self.average is not None:
+            self.average.update()
+        self.journal.add(loss, step=self.done, progress=self.progress, rate=rate)
+        bar.update()
+        bar.set_postfix(loss=f"{loss:.3f}", **self.journal.shown, refresh=False)
+        if self.session.stopping:
+            self._save()
+            raise KeyboardInterrupt
+        if time.monotonic() - self._saved > CHECKPOINT_SECONDS:
+            self._save()
+
+    def _validate(self) -> None:
+        """Read the Dice of some held-out cases; the best weights so far are kept if the recipe says so."""
+        glibc.trim()  # nor validation's
+        with self.session.phase(VALIDATE), self._averaged():
+            dice = mean_dice(self.network, self.held_out, self.recipe, self.classes, self.session.plan["amp"])
+            if self.journal.validated(dice, step=self.done) and self.recipe.keep == "best":
+                checkpoint.save_weights(self.best, registry.weights(self.network))
+
+    def _averaged(self) -> AbstractContextManager[None]:
+        return self.average.applied() if self.average is not None else nullcontext()
+
+    def _final(self) -> "torch.nn.Module":
+        """The network with the weights that the model folder gets: the last, the average or the best."""
+        if self.recipe.keep == "best" and self.best.is_file():
+            self.session.say(f"keeping the weights of step {self.journal.best_step}, the best of the validations")
+            registry.load_weights(self.network, checkpoint.read_weights(self.best))
+        elif self.average is not None:
+            registry.load_weights(self.network, self.average.tensors)
+        return self.network
 
 
 def _write(
-    request: TrainRequest, session: Session, network: "torch.nn.Module", held_out: Volumes, steps: int
+    request: TrainRequest, session: Session, network: "torch.nn.Module", held_out: Volumes, course: _Training
 ) -> dict[str, Any]:
     """Round the weights to half precision, validate them as they will be used, write the model folder."""
     import shutil
@@ -273,11 +306,11 @@ def _write(
     from common import model_folder
     from common.engines.base import NETWORK
 
-    recipe, dataset, output = request.recipe, request.data.dataset, request.options.output
+    recipe, dataset, output, steps = request.recipe, request.data.dataset, request.options.output, course.done
     # A plain network again (no activation checkpointing), with the half-precision weights that are written.
-    state = {name: tensor.half().cpu() for name, tensor in network.state_dict().items()}
+    state = {name: tensor.detach().half().cpu() for name, tensor in registry.weights(network).items()}
     network = registry.build(recipe.network, recipe.arguments)
-    network.load_state_dict({name: tensor.to(network.state_dict()[name].dtype) for name, tensor in state.items()})
+    registry.load_weights(network, state)
     metrics: dict[str, Any] = {}
     if len(held_out):
         with session.phase(VALIDATE):
@@ -313,7 +346,11 @@ def _write(
             head={"weight": f"{head}.weight", "bias": f"{head}.bias"} if head else None,
             labels=labels,
             card=render(request, session.plan, ceiling=session.budget.host_bytes, metrics=metrics, steps=steps),
-            extra={"mirror": recipe.mirror, "training": {"steps": steps, "metrics": metrics}, **further},
+            extra={
+                "mirror": recipe.mirror,
+                "training": {"steps": steps, "metrics": metrics, "fold": recipe.fold},
+                **further,
+            },
         )
     shutil.rmtree(output / WORK)
-    return {"metrics": metrics, "steps": steps, "model": "."}
+    return {"metrics": metrics, "steps": steps, "history": course.journal.entries, "model": "."}

@@ -21,9 +21,17 @@ IGNORED = 255
 _SMOOTH = 1e-5
 
 
-def dice_cross_entropy(dice: str) -> "Loss | CoupledLoss":
-    """The loss whose Dice is of each ``"sample"`` or of the ``"batch"``."""
-    return BatchDiceCrossEntropy() if dice == "batch" else DiceCrossEntropy()
+def dice_cross_entropy(dice: str, balance: float = 0.0) -> "Loss | CoupledLoss":
+    """The loss whose Dice is of each ``"sample"`` or of the ``"batch"``.
+
+    Parameters
+    ----------
+    balance
+        Power of a class's share of its sample by which the cross-entropy of its voxels is divided; 0: all voxels count
+        alike, 1: all classes do. The gradient of Dice vanishes where a class's probability is near zero, so a small
+        class is found by the cross-entropy first.
+    """
+    return BatchDiceCrossEntropy(balance) if dice == "batch" else DiceCrossEntropy(balance)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +40,9 @@ class DiceCrossEntropy:
 
     Without ignored voxels it equals ``monai.losses.DiceCELoss(softmax=True, include_background=False)``.
     """
+
+    balance: float = 0.0
+    """As in ``dice_cross_entropy``."""
 
     def counts(self, batch: Batch) -> tuple["Tensor", "Tensor"]:
         """Number of samples, and of voxels that are not ignored."""
@@ -50,7 +61,7 @@ class DiceCrossEntropy:
         batch
             Images, and classes (B, x, y, z) as uint8, 0 to C-1 or ``IGNORED``.
         """
-        both, either, entropy = _of_samples(outputs, batch[1])
+        both, either, entropy = _of_samples(outputs, batch[1], self.balance)
         return _dice(both, either).mean(1).sum(), entropy.sum()
 
 
@@ -62,9 +73,12 @@ class BatchDiceCrossEntropy:
     default is of this kind.
     """
 
+    balance: float = 0.0
+    """As in ``dice_cross_entropy``."""
+
     def rows(self, outputs: "Tensor", batch: Batch) -> "tuple[Tensor, ...]":
         """Soft overlap and soft sizes of each sample and class (B, C-1), summed cross-entropy of each sample (B,)."""
-        return _of_samples(outputs, batch[1])
+        return _of_samples(outputs, batch[1], self.balance)
 
     def value(self, rows: "tuple[Tensor, ...]", batch: Batch) -> "Tensor":
         """The batch's loss from the ``rows`` of all its samples."""
@@ -76,7 +90,7 @@ def _dice(both: "Tensor", either: "Tensor") -> "Tensor":
     return 1 - (2 * both + _SMOOTH) / (either + _SMOOTH)
 
 
-def _of_samples(logits: "Tensor", target: "Tensor") -> "tuple[Tensor, Tensor, Tensor]":
+def _of_samples(logits: "Tensor", target: "Tensor", balance: float) -> "tuple[Tensor, Tensor, Tensor]":
     """Soft overlap (B, C-1), soft sizes' sum (B, C-1) and summed cross-entropy (B,) of each sample."""
     import torch
 
@@ -86,7 +100,8 @@ def _of_samples(logits: "Tensor", target: "Tensor") -> "tuple[Tensor, Tensor, Te
     counted = target != IGNORED
     truth = target.where(counted, 0).long()
     picked = log_probability.gather(1, truth[:, None])[:, 0]
-    entropy = -(picked * counted).sum((1, 2, 3))
+    weights = counted if not balance else _balanced(truth, counted, classes, balance)
+    entropy = -(picked * weights).sum((1, 2, 3))
 
     probability = log_probability[:, 1:].exp() * counted[:, None]
     foreground = torch.arange(1, classes, device=target.device).view(1, -1, 1, 1, 1)
@@ -94,3 +109,12 @@ def _of_samples(logits: "Tensor", target: "Tensor") -> "tuple[Tensor, Tensor, Te
     axes = (2, 3, 4)
     both = torch.where(member, probability, 0).sum(axes)
     return both, probability.sum(axes) + member.sum(axes), entropy
+
+
+def _balanced(truth: "Tensor", counted: "Tensor", classes: int, balance: float) -> "Tensor":
+    """Weights of the voxels (B, x, y, z) by the class's share of its sample, on average 1 over the counted voxels."""
+    flat, present = truth.flatten(1), counted.flatten(1).float()
+    sizes = present.new_zeros(len(truth), classes).scatter_add_(1, flat, present)
+    weights = sizes.clamp(min=1) ** -balance
+    weights *= sizes.sum(1, keepdim=True) / (weights * sizes).sum(1, keepdim=True).clamp(min=1e-12)
+    return (weights.gather(1, flat) * present).view_as(truth)

@@ -6,8 +6,13 @@ from typing import TYPE_CHECKING, Any
 from common import __version__
 
 if TYPE_CHECKING:
+    from apps.imaging.training.recipe import Recipe
     from apps.imaging.training.request import TrainRequest
     from common.memory.plan.plan import Plan
+
+
+FALLING = {"cosine": "cosine", "poly": "polynomial of power 0.9"}
+"""Schedules in words."""
 
 
 def render(request: "TrainRequest", plan: "Plan", *, ceiling: int, metrics: Mapping[str, Any], steps: int) -> str:
@@ -24,10 +29,12 @@ def render(request: "TrainRequest", plan: "Plan", *, ceiling: int, metrics: Mapp
     """
     data, recipe, start = request.data, request.recipe, request.options.init
     dataset, about = data.dataset, data.dataset.about
+    what = "cases" if dataset.table is None else "label maps, of which images were synthesised,"
+    seen = "" if dataset.table is None else ", whose images are synthesised too"
     rows = [f"| {name} | {value:.4f} |" for name, value in metrics.get("per_class", {}).items()]
     dice = (
         [
-            f"Mean over {metrics['cases']} held-out cases (every {recipe.fold[1]}th case, starting with number "
+            f"Mean over {metrics['cases']} held-out cases{seen} (every {recipe.fold[1]}th case, starting with number "
             f"{recipe.fold[0]}), none of them trained on; weights as shipped (half precision), computed in float32.",
             "",
             "| class | Dice |",
@@ -54,7 +61,7 @@ def render(request: "TrainRequest", plan: "Plan", *, ceiling: int, metrics: Mapp
             f"- Started from: {start.name if start else 'random weights'}",
             "",
             "## Data",
-            f"- {about.get('name', 'a data set')}: {len(data.training)} cases trained on, "
+            f"- {about.get('name', 'a data set')}: {len(data.training)} {what} trained on, "
             f"{len(data.held_out)} held out",
             f"- Licence: {about.get('licence', 'not stated by the data set')}",
             f"- Reference: {about.get('reference', 'not stated by the data set')}",
@@ -68,8 +75,15 @@ def render(request: "TrainRequest", plan: "Plan", *, ceiling: int, metrics: Mapp
             "",
             f"    {request.options.command}",
             "",
-            f"{steps} steps of {recipe.batch} patches, AdamW, learning rate {recipe.learning_rate:g} with a cosine to "
-            f"zero, weight decay {recipe.weight_decay:g}, seed {recipe.seed}.",
+            f"{steps} steps of {recipe.batch} patches, {recipe.optimizer}, learning rate {recipe.learning_rate:g} with "
+            f"a {FALLING[recipe.schedule]} to zero, weight decay {recipe.weight_decay:g}, seed {recipe.seed}. "
+            f"The weights are {_kept(recipe)}.",
             "",
         ]
     )
+
+
+def _kept(recipe: "Recipe") -> str:
+    """Which weights were written."""
+    average = f"the moving average (decay {recipe.ema:g}) of those " if recipe.ema else "those "
+    return average + ("of the best validation" if recipe.keep == "best" else "of the last step")

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import UsageError
+from common.extras import require
 from common.training import amp, optimizers
 
 HYPER: Mapping[str, Any] = {
@@ -17,9 +18,15 @@ HYPER: Mapping[str, Any] = {
     "validation_cases": 8,
     "optimizer": optimizers.DEFAULT,
     "dice": "sample",
+    "balance": 0.0,
+    "schedule": "cosine",
+    "ema": 0.0,
+    "keep": "last",
+    "patience": 0,
 }
 """Hyper-parameters that ``--set`` can change, with their defaults."""
-DICE = ("sample", "batch")
+CHOICES = {"dice": ("sample", "batch"), "schedule": ("cosine", "poly"), "keep": ("last", "best")}
+"""Values of hyper-parameters that are words."""
 STEPS = 2000
 """Optimiser steps, if the user says neither steps nor epochs nor a time."""
 
@@ -36,12 +43,18 @@ class TrainOptions:
 
     dataset: Path
     output: Path
+    synthesize: Path | None
+    """The class table of label maps whose images are synthesised; ``None``: the data set has images."""
     network: str | None
     """``None``: that of ``init``."""
+    layers: Mapping[str, list[int]]
+    """Arguments of the network that differ from its defaults, as lists also where it takes a number."""
     init: Path | None
     """The model whose weights the training starts from."""
     patch: tuple[int, int, int] | None
     """Voxels along the model's axes; ``None``: the median case."""
+    spacing: tuple[float, float, float] | None
+    """Millimetres along the model's axes; ``None``: the cases' median, or that of ``init``."""
     fold: tuple[int, int] | None
     """``(K, N)``: hold out part K of N; ``None``: train on every case."""
     steps: int | None
@@ -69,6 +82,18 @@ class TrainOptions:
     optimizer: str
     dice: str
     """Dice of each ``"sample"`` or of the whole ``"batch"``."""
+    balance: float
+    """Power of a class's share of its patch by which the cross-entropy of its voxels is divided."""
+    schedule: str
+    """``"cosine"`` or ``"poly"``."""
+    ema: float
+    """Decay of the weights' moving average; 0: none."""
+    keep: str
+    """``"last"`` or ``"best"`` weights."""
+    patience: int
+    """Validations without a better Dice after which the training ends; 0: never."""
+    tensorboard: bool
+    """Write event files for TensorBoard."""
     skip_bad: bool
     """Leave unusable cases out instead of stopping at the first."""
     resume: bool
@@ -83,16 +108,30 @@ class TrainOptions:
     def __post_init__(self) -> None:
         if self.amp is not None:
             amp.require(self.amp, self.device)
-        for name, default in HYPER.items():
-            value = getattr(self, name)
-            if not isinstance(default, str) and not 0 <= value < float("inf"):
-                raise UsageError(f"--set {name}={value}: must not be negative")
+        self._check_ranges()
         if self.batch < 1 or set(self.mirror) - set("xyz"):
             raise UsageError("--set: batch must be at least 1, and mirror made of x, y and z")
         optimizers.check(self.optimizer)
-        if self.dice not in DICE:
-            raise UsageError(f"--set dice={self.dice}: Dice is of each sample or of the batch")
+        if self.tensorboard:
+            require("tensorboard", "tensorboardX", purpose="--tensorboard")
+        for name, words in CHOICES.items():
+            if (value := getattr(self, name)) not in words:
+                raise UsageError(f"--set {name}={value}: must be {' or '.join(words)}")
+        if self.init is not None and (self.layers or self.spacing):
+            raise UsageError("--layers and --spacing: those of the model that --init names are used; leave them out")
+        if (self.patience or self.keep == "best") and (self.fold is None or not self.validation_cases):
+            raise UsageError("--set patience and keep=best need validations: a fold, and validation_cases above 0")
         if max(self.accumulate or 1, self.micro_batch or 1) > self.batch:
             raise UsageError(
                 f"--micro-batch and --accumulate cannot be more than the batch of {self.batch} (--set batch=N)"
             )
+
+    def _check_ranges(self) -> None:
+        for name, default in HYPER.items():
+            value = getattr(self, name)
+            if not isinstance(default, str) and not 0 <= value < float("inf"):
+                raise UsageError(f"--set {name}={value}: must not be negative")
+        if self.balance > 1:
+            raise UsageError(f"--set balance={self.balance}: from 0 (all voxels count alike) to 1 (all classes do)")
+        if self.ema >= 1:
+            raise UsageError(f"--set ema={self.ema}: a decay is below 1 (0.99 or 0.999 are usual; 0: no average)")

@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from apps.imaging.models.networks import registry
-from apps.imaging.training.dataset import Dataset
+from apps.imaging.training.data.dataset import Dataset
 from apps.imaging.training.losses import dice_cross_entropy
 from apps.imaging.volumes.volume import Shape
 from common.memory.process.cuda import HOST
-from common.training import activation_checkpointing, optimizers
+from common.training import activation_checkpointing, optimizers, recomputation
+from common.training.batch_norm import frozen_statistics
+from common.training.recomputation import Segment
 from common.training.step import TrainingStep
 
 if TYPE_CHECKING:
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
 
 WARM_UP_SHARE = 0.025
 """Share of the training in which the learning rate rises to its full value."""
+POLYNOMIAL = 0.9
+"""Power of the polynomial schedule (Isensee et al., Nature Methods 18, 203 (2021))."""
 OVERLAP = 0.5
 """Share of a tile that the next one covers again in validation."""
 PATCH_VOXELS = 96**3
@@ -46,13 +50,31 @@ class Recipe:
     seed: int
     optimizer: str = optimizers.DEFAULT
     dice: str = "sample"
+    balance: float = 0.0
+    """Power of a class's share of its patch by which the cross-entropy of its voxels is divided."""
+    schedule: str = "cosine"
+    """How the learning rate falls: ``"cosine"``, or ``"poly"`` as nnU-Net's."""
+    ema: float = 0.0
+    """Decay of the weights' moving average, which is validated and written in their place; 0: none."""
+    keep: str = "last"
+    """The weights that are written: of the ``"last"`` step or of the ``"best"`` validation."""
+    patience: int = 0
+    """Validations without a better Dice after which the training ends; 0: it never ends early."""
     init: str = ""
     """SHA-256 of the weights that the training starts from; empty: random ones."""
+    synthesis: str = ""
+    """SHA-256 of the class table by which images are synthesised; empty: they are read."""
+    spacing: tuple[float, float, float] | None = None
+    """Millimetres of the network's grid that the user chose; ``None``: they follow from the data."""
 
     def rate(self, progress: float) -> float:
-        """Learning rate after a share of the training, in [0, 1]: a short linear warm-up, then a cosine to zero."""
-        warm = min(1.0, (progress + 1e-9) / WARM_UP_SHARE)
-        return self.learning_rate * min(warm, 0.5 * (1 + math.cos(math.pi * min(1.0, progress))))
+        """Learning rate after a share of the training, in [0, 1]: a short linear warm-up, then the schedule to zero.
+
+        The polynomial is nnU-Net's, of power 0.9.
+        """
+        warm, left = min(1.0, (progress + 1e-9) / WARM_UP_SHARE), 1 - min(1.0, progress)
+        falling = left**POLYNOMIAL if self.schedule == "poly" else 0.5 * (1 - math.cos(math.pi * left))
+        return float(self.learning_rate * min(warm, falling))
 
 
 def make_step(
@@ -70,16 +92,31 @@ def make_step(
     network = registry.build(recipe.network, recipe.arguments)
     if device != HOST:
         network.to(device)
-    activation_checkpointing.apply(checkpoint, registry.blocks(recipe.network, network))
+    blocks = registry.blocks(recipe.network, network)
+    activation_checkpointing.apply(checkpoint, blocks, lambda: block_costs(recipe, network))
     optimizer = optimizers.build(
         recipe.optimizer,
         network.parameters(),
         learning_rate=recipe.learning_rate,
         weight_decay=recipe.weight_decay,
     )
-    loss = dice_cross_entropy(recipe.dice)
+    loss = dice_cross_entropy(recipe.dice, recipe.balance)
     step = TrainingStep(network, optimizer, loss, micro_batch, amp, recipe.clip, step_in_backward=step_in_backward)
     return network, optimizer, step
+
+
+def block_costs(recipe: Recipe, network: "torch.nn.Module") -> list[Segment]:
+    """What the parts of a forward pass keep and cost (``recomputation.measure``), on the smallest patch.
+
+    All of them grow alike with the patch. Tensors without memory (``meta``) would bring 30 MiB of libraries.
+    """
+    import torch
+
+    parameter = next(network.parameters())
+    side = 2 * registry.divisor(recipe.network, recipe.arguments)
+    image = parameter.new_zeros(1, recipe.arguments["in_channels"], side, side, side)
+    with torch.enable_grad(), frozen_statistics(network):
+        return recomputation.measure(network, registry.blocks(recipe.network, network), lambda: network(image))
 
 
 def default_patch(dataset: Dataset, step: int) -> Shape:

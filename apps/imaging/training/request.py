@@ -7,9 +7,11 @@ from typing import Any
 
 from apps.imaging.models.networks import registry
 from apps.imaging.training import starting_model
-from apps.imaging.training.dataset import Dataset, LabelledCase, read_dataset
+from apps.imaging.training.data.dataset import Dataset, LabelledCase, Warn, read_dataset
+from apps.imaging.training.data.label_maps import read_label_maps
+from apps.imaging.training.data.label_table import read_table
+from apps.imaging.training.data.prepared import Operations, intensity_operations
 from apps.imaging.training.options import STEPS, TrainOptions
-from apps.imaging.training.prepared import Operations, intensity_operations
 from apps.imaging.training.recipe import Recipe, default_patch
 from apps.imaging.volumes.volume import Shape
 from common.errors import UsageError
@@ -54,14 +56,15 @@ class TrainRequest:
         if options.amp is not None and (note := amp.require(options.amp, options.device)):
             warn(f"imaging train: {note}")
         start = starting_model.read_start(options.init, options.network) if options.init else None
-        dataset = read_dataset(options.dataset, skip_bad=options.skip_bad, warn=warn)
+        dataset = _dataset(options, warn)
         if start is not None:
             dataset = starting_model.on_grid_of(dataset, start)
         training, held_out = dataset.split(options.fold)
         if start is None:
             network = options.network or ""
             sizes = {"in_channels": len(dataset.channels), "out_channels": len(dataset.labels)}
-            arguments = registry.arguments(network, {}, **sizes)
+            layers = {name: _like_default(network, name, numbers) for name, numbers in options.layers.items()}
+            arguments = registry.arguments(network, layers, **sizes)
         else:
             network, arguments = start.network, starting_model.arguments_of(start, dataset)
         divisor = registry.divisor(network, arguments)
@@ -87,9 +90,16 @@ class TrainRequest:
             seed=options.seed,
             optimizer=options.optimizer,
             dice=options.dice,
+            balance=options.balance,
+            schedule=options.schedule,
+            ema=options.ema,
+            keep=options.keep,
+            patience=options.patience,
             init=start.weights_sha256 if start else "",
+            synthesis=dataset.table.sha256 if dataset.table else "",
+            spacing=options.spacing,
         )
-        operations = start.intensities if start else intensity_operations(dataset, training)
+        operations = start.intensities if start else intensity_operations(dataset, dataset.cases)
         data = TrainingData(dataset, training, held_out, operations)
         return cls(options, data, recipe)
 
@@ -101,3 +111,19 @@ class TrainRequest:
     def with_patch(self, patch: Shape) -> "TrainRequest":
         """The same with another patch."""
         return replace(self, recipe=replace(self.recipe, patch=patch))
+
+
+def _dataset(options: TrainOptions, warn: Warn) -> Dataset:
+    """The headers of the data set, with images or of label maps alone, on the spacing that the user chose."""
+    if options.synthesize is not None:
+        table = read_table(options.synthesize)
+        dataset = read_label_maps(options.dataset, table, skip_bad=options.skip_bad, warn=warn)
+    else:
+        dataset = read_dataset(options.dataset, skip_bad=options.skip_bad, warn=warn)
+    return replace(dataset, spacing=options.spacing) if options.spacing else dataset
+
+
+def _like_default(network: str, name: str, numbers: list[int]) -> int | list[int]:
+    """Numbers of ``--layers`` as the network's argument takes them: a list, or the one number."""
+    default = registry.NETWORKS[network].defaults.get(name)
+    return numbers if isinstance(default, list) or len(numbers) != 1 else numbers[0]

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from apps.imaging.models.model_folder import ImagingModel, read_model
 from apps.imaging.models.networks import registry
-from apps.imaging.training.dataset import ORIENTATION, Dataset
+from apps.imaging.training.data.dataset import ORIENTATION, Dataset
 from common.engines.base import WEIGHTS
 from common.errors import BadInput, UsageError
 

@@ -219,6 +219,43 @@ class LinearInterpolation:
         return result
 
 
+@dataclass(frozen=True, slots=True)
+class AreaInterpolation(LinearInterpolation):
+    """Means along one axis, as PyTorch's mode ``area`` takes them: output i is the mean of all inputs that it covers in
+    part, ``lower[i]`` to ``upper[i]``."""
+
+    @classmethod
+    def of(cls, size: int, new: int, *, flipped: bool) -> "AreaInterpolation":
+        """Cover ``size`` inputs by ``new`` outputs of the same length; ``flipped``: counted from the far end.
+
+        Examples
+        --------
+        >>> AreaInterpolation.of(5, 2, flipped=False)(np.array([1, 2, 6, 4, 5], np.float32), 0).tolist()
+        [3.0, 5.0]
+        """
+        number = np.arange(new)
+        lower, upper = number * size // new, -(-(number + 1) * size // new) - 1
+        if flipped:
+            lower, upper = size - 1 - upper[::-1], size - 1 - lower[::-1]
+        return cls(lower, upper, np.zeros(new, np.float32))
+
+    def part(self, first: int, stop: int, origin: int) -> "AreaInterpolation":
+        """As for linear interpolation."""
+        cut = slice(first, stop)
+        return AreaInterpolation(self.lower[cut] - origin, self.upper[cut] - origin, self.weight[cut])
+
+    def __call__(self, values: npt.NDArray[np.float32], axis: int) -> npt.NDArray[np.float32]:
+        """Take means along ``axis``."""
+        counts, along = self.upper - self.lower + 1, [-1 if index == axis else 1 for index in range(values.ndim)]
+        result = np.take(values, self.lower, axis)
+        for further in range(1, int(counts.max(initial=0))):
+            more = np.take(values, np.minimum(self.lower + further, self.upper), axis)
+            more *= (further < counts).astype(np.float32).reshape(along)
+            result += more
+        result /= counts.astype(np.float32).reshape(along)
+        return result
+
+
 def resample(values: npt.NDArray[np.float32], shape: Shape) -> npt.NDArray[np.float32]:
     """Interpolate a small volume (x, y, z) to another grid with the same field of view; ``ResamplingReader`` gives the
     same numbers."""

@@ -87,6 +87,11 @@ def split(operations: Sequence[Operation], name: str = "resample") -> tuple[Sequ
     return operations[:index], operations[index + 1 :]
 
 
+def is_fixed(operations: Sequence[Operation]) -> bool:
+    """True if no operation asks for a pass over the image first."""
+    return all(operation["op"] in ("clip", "scale", "resample") for operation in operations)
+
+
 def crop_of(operations: Sequence[Operation]) -> Operation | None:
     """The crop among operations."""
     return next((operation for operation in operations if operation["op"] == "crop"), None)

@@ -1,13 +1,13 @@
-"""NIfTI-1 and -2, plain or gzipped: read and written plane by plane, never whole in memory."""
+"""NIfTI-1 and -2, plain, compressed or in two files, and MGH: headers read by nibabel. Label files are NIfTI."""
 
 import gzip
-import hashlib
 import logging
 import re
+import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import IO, Any
 
@@ -15,146 +15,24 @@ import numpy as np
 import numpy.typing as npt
 
 from apps.imaging.volumes.geometry import axis_codes
-from apps.imaging.volumes.nifti_grid import header_grid
-from apps.imaging.volumes.volume import LARGEST_VALUE, Affine, Shape, spacing
+from apps.imaging.volumes.nifti_grid import HeaderGrid, header_grid
+from apps.imaging.volumes.stored import FileVolume, check_length, guarded, opened, packing_of, truncated
+from apps.imaging.volumes.volume import LARGEST_VALUE, Affine
 from common.errors import BadInput
 from common.files import atomic_file
 
-SUFFIXES = (".nii.gz", ".nii")
-
-_IDENTITY_BYTES = 1 << 20
+SUFFIXES = (".nii.gz", ".nii", ".nii.zst", ".hdr", ".img", ".mgz", ".mgh")
 _GZIP_LEVEL = 6
-_GZIP_BYTES = 1 << 20
-"""zlib and the stream's buffers while reading or writing (measured 0.3 to 0.6 MiB)."""
-_PIECE_BYTES = 1 << 18
-"""Bytes asked of a stream at once: gzip makes a copy of all that it unpacks for one request."""
-
-CHANNEL = re.compile(r"_(\d{4})(?=\.nii(\.gz)?$)")
-"""The end of nnU-Net's file names, with the number of the channel."""
+MOST_HEADER = 1 << 20
+"""Most bytes of a file in which nibabel looks for a header."""
 
 
 def is_nifti(path: Path) -> bool:
     """Tell a NIfTI file by its name."""
-    return path.name.lower().endswith(SUFFIXES)
+    return path.name.lower().endswith((".nii.gz", ".nii"))
 
 
-def stem(path: Path) -> str:
-    """Name without ``.nii`` or ``.nii.gz``."""
-    name = path.name
-    return next((name[: -len(suffix)] for suffix in SUFFIXES if name.lower().endswith(suffix)), name)
-
-
-@dataclass(frozen=True, slots=True)
-class NiftiVolume:
-    """A three-dimensional NIfTI image; build it with ``open_nifti``."""
-
-    path: Path
-    shape: Shape
-    affine: Affine
-    dtype: np.dtype[Any]
-    slope: float
-    intercept: float
-    header: Any
-    """nibabel's header, from which an output's geometry is copied; ``None`` where that was repaired."""
-    offset: int
-    """Bytes in front of the volume's voxels in the unzipped file."""
-    number: int = 0
-    """The volume's number, from 1, in a file of several; 0 in a file of one."""
-    notes: tuple[str, ...] = ()
-    """Peculiarities of the header, and repairs."""
-    reader_bytes: int = _GZIP_BYTES
-
-    @contextmanager
-    def open(self) -> Iterator["NiftiReader"]:
-        """Open a reader at the first plane."""
-        opener: Any = gzip.open if self.path.name.lower().endswith(".gz") else open
-        with opener(self.path, "rb") as stream:
-            reader = NiftiReader(self, stream)
-            reader.skip(self.offset)
-            yield reader
-
-    def identity(self) -> str:
-        """SHA-256 of the file's size and its first and last MiB, and of what was chosen or repaired."""
-        size = self.path.stat().st_size
-        chosen = f" {self.number} {self.affine.tolist()}" if self.number or self.header is None else ""
-        digest = hashlib.sha256(f"{size}{chosen}".encode())
-        with self.path.open("rb") as stream:
-            digest.update(stream.read(_IDENTITY_BYTES))
-            stream.seek(max(0, size - _IDENTITY_BYTES))
-            digest.update(stream.read(_IDENTITY_BYTES))
-        return digest.hexdigest()
-
-    def describe(self) -> list[str]:
-        """Lines for ``imaging inspect``; free-text header fields may hold names and are left out."""
-        edges = "x".join(f"{size:.4g}" for size in spacing(self.affine))
-        axes = "".join(str(code) for code in axis_codes(self.affine))
-        return [
-            f"NIfTI       {'x'.join(map(str, self.shape))} voxels of {edges} mm, {axes}",
-            f"stored      {self.dtype.name}, slope {self.slope:g}, intercept {self.intercept:g}",
-            *(f"header      {note}" for note in self.notes),
-        ]
-
-
-class NiftiReader:
-    """Planes of an open file, in order."""
-
-    def __init__(self, volume: NiftiVolume, stream: IO[bytes]) -> None:
-        self._path, self._stream, self._left = volume.path, stream, volume.shape[2]
-        self._limit = LARGEST_VALUE / max(abs(volume.slope), 1.0) if volume.dtype.kind == "f" else None
-
-    def skip(self, count: int) -> None:
-        """Skip ``count`` bytes, the header."""
-        while count:
-            got = len(self._guarded(self._stream.read, min(count, 1 << 16)))
-            if not got:
-                raise _truncated(self._path)
-            count -= got
-
-    def read(self, out: npt.NDArray[Any]) -> None:
-        """Fill ``out``, (k, y, x) of the file's dtype and in C order, with the next k planes.
-
-        Raises
-        ------
-        BadInput
-            If the file is damaged, ends before its last voxel, or has finite values beyond ``LARGEST_VALUE``.
-        """
-        view = out.reshape(-1).view(np.uint8).data
-        filled = 0
-        while filled < len(view):
-            got = self._guarded(self._stream.readinto, view[filled : filled + _PIECE_BYTES])  # type: ignore[attr-defined]
-            if not got:
-                raise _truncated(self._path)
-            filled += got
-        if self._limit is not None:
-            self._check_values(out, self._limit)
-        self._left -= len(out)
-        if not self._left:
-            self._guarded(self._stream.read, 1 << 16)  # gzip compares its checksum only at the end
-
-    def _check_values(self, out: npt.NDArray[Any], limit: float) -> None:
-        """Refuse finite values that later sums and squares in float32 could not hold; others count as zero there."""
-        if max(np.fmax.reduce(out, axis=None), -np.fmin.reduce(out, axis=None)) <= limit:
-            return
-        for plane in out:
-            sizes = np.abs(plane[np.isfinite(plane)])
-            if sizes.size and sizes.max() > limit:
-                message = f"values of up to {sizes.max():.1e} are beyond {LARGEST_VALUE:.0e}; scale the image first"
-                raise BadInput(f"{self._path}: {message}", public="NIfTI values")
-
-    def _guarded(self, action: Any, argument: Any) -> Any:
-        try:
-            return action(argument)
-        except EOFError:
-            raise _truncated(self._path) from None
-        except (gzip.BadGzipFile, zlib.error) as error:
-            raise BadInput(f"{self._path}: damaged gzip data ({error})", public="NIfTI damaged") from None
-
-
-def _truncated(path: Path) -> BadInput:
-    return BadInput(f"{path}: truncated: it ends before its last voxel", public="NIfTI truncated")
-
-
-def open_nifti(path: Path, *, volume: int | None = None, repair: bool = False) -> NiftiVolume:
+def open_nifti(path: Path, *, volume: int | None = None, repair: bool = False) -> FileVolume:
     """Read and check a header.
 
     Parameters
@@ -170,9 +48,9 @@ def open_nifti(path: Path, *, volume: int | None = None, repair: bool = False) -
         A file that is missing, empty, not NIfTI, too short, or not three-dimensional unless ``volume`` says which part
         of it is meant; a data type that is not supported; a header that contradicts itself.
     """
-    import nibabel
     from nibabel.filebasedimages import ImageFileError
     from nibabel.spatialimages import HeaderDataError
+    from nibabel.wrapstruct import WrapStructError
 
     logging.getLogger("nibabel.global").setLevel(logging.CRITICAL)  # it logs what it mends in a header
     if not path.is_file():
@@ -180,26 +58,15 @@ def open_nifti(path: Path, *, volume: int | None = None, repair: bool = False) -
     if path.stat().st_size == 0:
         raise BadInput(f"{path}: the file is empty", public="file empty")
     try:
-        image: Any = nibabel.load(path)
+        image: Any = _loaded(path)
         header = image.header
         # Trailing axes of length one are common and without meaning.
         sizes = [int(size) for size in header.get_data_shape()]
         # nibabel clears these two in the header and keeps them here.
         slope, intercept = image.dataobj.slope, image.dataobj.inter
         dtype, offset = header.get_data_dtype(), int(image.dataobj.offset)
-    except (
-        ImageFileError,
-        HeaderDataError,
-        EOFError,
-        zlib.error,
-        OSError,
-        ValueError,
-        KeyError,
-        AttributeError,
-        OverflowError,
-    ) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise BadInput(f"{path}: not a readable NIfTI file ({reason})", public="NIfTI unreadable") from None
+    except (*_UNREADABLE, ImageFileError, HeaderDataError, WrapStructError) as error:
+        raise _unreadable(path, error) from None
     sizes, count = _volumes(path, sizes)
     number = _chosen(path, sizes, count, volume)
     if dtype.kind not in "iuf":
@@ -209,21 +76,32 @@ def open_nifti(path: Path, *, volume: int | None = None, repair: bool = False) -
         message = f"scl_slope {slope:g} and scl_inter {intercept:g} take its values beyond {LARGEST_VALUE:.0e}"
         raise BadInput(f"{path}: {message}", public="NIfTI values")
     affine = np.asarray(image.affine, np.float64)
+    data, kind = Path(image.file_map["image"].filename or path), _kind(image)
+    if data != path and not data.is_file():
+        raise BadInput(f"{path}: its voxels are in {data.name}, which is not there", public="file of voxels missing")
     if not np.isfinite(affine).all() or not abs(np.linalg.det(affine[:3, :3])) > 0 or None in axis_codes(affine):
         raise BadInput(f"{path}: its affine has no inverse", public="NIfTI geometry")
-    grid = header_grid(path, header, affine, repair=repair)
+    if kind == "NIfTI":
+        grid = header_grid(path, header, affine, repair=repair)
+    else:
+        grid = HeaderGrid(affine, kind == "Analyze", (_ANALYZE,) if kind == "Analyze" else ())
+    if kind == "Analyze" and not repair:
+        raise BadInput(f"{path}: Analyze does not say which side is left; --repair header {_ANALYZE}", public="Analyze")
     if abs(np.linalg.det(grid.affine[:3, :3])) < 1e-9:
         raise BadInput(f"{path}: its affine has no inverse", public="NIfTI geometry")
     voxels = int(np.prod(sizes, dtype=np.int64)) * dtype.itemsize
-    _check_length(path, offset + voxels * count)
-    return NiftiVolume(
+    check_length(data, offset + voxels * count, kind=kind)
+    return FileVolume(
         path=path,
+        kind=kind,
+        data=data,
+        packing=packing_of(data),
         shape=(sizes[0], sizes[1], sizes[2]),
         affine=grid.affine,
         dtype=dtype,
         slope=float(slope),
         intercept=float(intercept),
-        header=None if grid.repaired else header,
+        header=None if grid.repaired or kind != "NIfTI" else header,
         offset=offset + voxels * max(0, number - 1),
         number=number,
         notes=grid.notes,
@@ -252,18 +130,59 @@ def _chosen(path: Path, sizes: list[int], count: int, volume: int | None) -> int
     return volume
 
 
-def _check_length(path: Path, expected: int) -> None:
-    """Refuse a file that is too short; a gzipped one may be up to 1032 times longer than its size."""
-    size = path.stat().st_size
-    if size * (1032 if path.name.lower().endswith(".gz") else 1) < expected:
-        raise _truncated(path)
+def _loaded(path: Path) -> Any:
+    """nibabel's image of a file, of which only the header has been read."""
+    import nibabel
+
+    if not path.name.lower().endswith(".zst"):
+        return nibabel.load(path)
+    with opened(path, "zst") as stream:
+        start = guarded(stream.read, MOST_HEADER, path, "NIfTI", "zst")
+    if len(start) < SHORTEST_HEADER:
+        raise EOFError
+    kind = nibabel.Nifti2Image if start[:4] in _SECOND else nibabel.Nifti1Image
+    image: Any = kind.from_stream(BytesIO(start))
+    image.file_map["image"].filename = str(path)
+    return image
 
 
-def label_header(affine: Affine, dtype: np.dtype[Any], shape: Shape, like: Any = None) -> Any:
+SHORTEST_HEADER = 348
+"""Bytes of a NIfTI-1 header."""
+_SECOND = ((540).to_bytes(4, "little"), (540).to_bytes(4, "big"))
+"""First bytes of NIfTI-2."""
+_ANALYZE = "takes x to the right as left, as SPM and nibabel do"
+
+
+_UNREADABLE = (EOFError, zlib.error, OSError, ValueError, KeyError, AttributeError, OverflowError, TypeError)
+"""What nibabel and its libraries raise for a damaged header, besides nibabel's own."""
+
+
+def _unreadable(path: Path, error: Exception) -> BadInput:
+    """The error for a header that cannot be read, which names the file once and the format that its name says."""
+    if isinstance(error, BadInput):
+        return error
+    kind = "MGH" if path.suffix.lower() in (".mgz", ".mgh") else "NIfTI"
+    if isinstance(error, EOFError):
+        return truncated(path, kind)
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    reason = re.sub(rf'(File )?"?{re.escape(str(path))}"?', "it", reason)
+    return BadInput(f"{path}: not a readable {kind} file ({reason})", public=f"{kind} unreadable")
+
+
+def _kind(image: Any) -> str:
+    """Format of nibabel's image."""
+    if "mgh" in type(image).__module__:
+        return "MGH"
+    return "NIfTI" if "magic" in image.header else "Analyze"
+
+
+def label_header(affine: Affine, dtype: np.dtype[Any], shape: Sequence[int], like: Any = None) -> Any:
     """Make a NIfTI header for labels on a grid.
 
     Parameters
     ----------
+    shape
+        Voxels along x, y, z; then the number of volumes, if there are several.
     like
         nibabel's header of the image, whose geometry with its codes is copied; without one, ``affine`` is written.
     """
@@ -302,21 +221,40 @@ class LabelWriter:
 
 
 @contextmanager
-def write_labels(path: Path, header: Any) -> Iterator[LabelWriter]:
+def write_labels(path: Path, header: Any, *, comment: str = "", level: int = _GZIP_LEVEL) -> Iterator[LabelWriter]:
     """Write a label file, gzipped if its name ends in ``.gz``; it appears only when the block ends without an error.
 
     Parameters
     ----------
     header
-        From ``label_header``.
+        From ``label_header``; its offset of the voxels becomes right.
+    comment
+        Text of a header extension.
+    level
+        Of the compression.
     """
-    start = bytes(header.binaryblock) + bytes(4)  # four zeros: no extensions
+    extension = _extension(comment)
+    header["vox_offset"] = int(header["sizeof_hdr"]) + len(extension)
+    start = bytes(header.binaryblock) + extension
     with atomic_file(path) as draft, draft.open("wb") as raw:
         if path.name.endswith(".gz"):
             # No name and no time inside: the same labels make the same bytes.
-            stream: Any = gzip.GzipFile(filename="", mode="wb", fileobj=raw, mtime=0, compresslevel=_GZIP_LEVEL)
+            stream: Any = gzip.GzipFile(filename="", mode="wb", fileobj=raw, mtime=0, compresslevel=level)
         else:
             stream = raw
         with stream:
             stream.write(start)
             yield LabelWriter(stream, np.dtype(header.get_data_dtype()))
+
+
+def _extension(comment: str) -> bytes:
+    """Bytes between a NIfTI header and its voxels: four zeros, or a text of the kind "comment" in multiples of 16."""
+    if not comment:
+        return bytes(4)
+    text = comment.encode()
+    size = -(-(len(text) + 8) // 16) * 16
+    return b"\x01\x00\x00\x00" + struct.pack("<ii", size, _COMMENT) + text.ljust(size - 8, b"\x00")
+
+
+_COMMENT = 6
+"""NIfTI's code of a comment."""

@@ -109,7 +109,9 @@ class _BoxReader:
             plane[...] = self._plane[0, y : y + height, x : x + width]
 
 
-def uncropped(planes: Iterable[Labels], shape: Shape, low: Shape, dtype: np.dtype[Any]) -> Iterator[Labels]:
+def uncropped(
+    planes: Iterable[Labels], shape: Shape, low: Shape, dtype: np.dtype[Any], fill: int = 0
+) -> Iterator[Labels]:
     """Put label planes of a box into the whole volume, with background around them.
 
     Parameters
@@ -120,6 +122,8 @@ def uncropped(planes: Iterable[Labels], shape: Shape, low: Shape, dtype: np.dtyp
         Shape of the whole volume.
     low
         First voxel of the box.
+    fill
+        Value around it.
 
     Yields
     ------
@@ -127,16 +131,16 @@ def uncropped(planes: Iterable[Labels], shape: Shape, low: Shape, dtype: np.dtyp
         Planes of the whole volume.
     """
     x, y, z = low
-    yield from _background(shape, z, dtype)
+    yield from _background(shape, z, dtype, fill)
     done = z
     for labels in planes:
-        whole = np.zeros((*shape[:2], labels.shape[2]), dtype)
+        whole = np.full((*shape[:2], labels.shape[2]), fill, dtype)
         whole[x : x + labels.shape[0], y : y + labels.shape[1]] = labels
         yield whole
         done += labels.shape[2]
-    yield from _background(shape, shape[2] - done, dtype)
+    yield from _background(shape, shape[2] - done, dtype, fill)
 
 
-def _background(shape: Shape, planes: int, dtype: np.dtype[Any]) -> Iterator[Labels]:
+def _background(shape: Shape, planes: int, dtype: np.dtype[Any], fill: int) -> Iterator[Labels]:
     for _ in range(planes):
-        yield np.zeros((*shape[:2], 1), dtype)
+        yield np.full((*shape[:2], 1), fill, dtype)

@@ -185,8 +185,52 @@ class ResamplingReader:
             self._planes_returned += 1
 
 
+class AreaReader:
+    """Planes of a volume on another grid, as float32 in the image's own scale, each voxel the mean of those that it
+    covers.
+
+    Parameters
+    ----------
+    interpolation
+        Along x, y, z.
+    operations
+        On intensities, before means are taken.
+    """
+
+    def __init__(
+        self,
+        volume: Volume,
+        reader: PlaneReader,
+        interpolation: Sequence[LinearInterpolation],
+        operations: Sequence[Operation] = (),
+    ) -> None:
+        self._volume, self._reader, self._operations = volume, reader, operations
+        self._x, self._y, self._z = interpolation
+        self._stored = np.empty((1, volume.shape[1], volume.shape[0]), volume.dtype)
+        self._last = np.empty((0, 0), np.float32)
+        self._last_read, self._planes_returned = -1, 0
+
+    def read(self, out: npt.NDArray[np.float32]) -> None:
+        """Fill ``out``, (k, y, x), with the next k planes."""
+        for plane in out:
+            lower, upper = int(self._z.lower[self._planes_returned]), int(self._z.upper[self._planes_returned])
+            plane[...] = 0
+            for number in range(lower, upper + 1):
+                while self._last_read < number:
+                    self._reader.read(self._stored)
+                    values = scaled(self._volume, self._stored[0])
+                    if self._operations:
+                        apply(self._operations, values)
+                    self._last = self._x(self._y(values, 0), 1)
+                    self._last_read += 1
+                plane += self._last  # planes that two outputs cover come last in the one and first in the other
+            plane /= upper - lower + 1
+            self._planes_returned += 1
+
+
 def resampling_bytes(volume: Volume, shape: Shape) -> Price:
-    """Bytes of a ``ResamplingReader``: a stored plane and two of the grid's with masks; while it makes one plane."""
+    """Bytes of a ``ResamplingReader``: a stored plane and two of the grid's with masks; while it makes one plane. An
+    ``AreaReader`` takes no more."""
     x, y, _ = volume.shape
     area, between = shape[0] * shape[1], x * max(y, shape[1])
     resident = x * y * volume.dtype.itemsize + 2 * area * (FLOAT + 1)

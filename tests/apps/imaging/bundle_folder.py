@@ -33,7 +33,7 @@ def spaced(*pixdim: float, orientation: str = "RAS") -> list[dict[str, Any]]:
 
 def configuration(
     *,
-    network: Mapping[str, Any] = NETWORK,
+    network: Mapping[str, Any] | str = NETWORK,
     before: Sequence[Mapping[str, Any]] = (*spaced(2.0, 2.5, 3.4), RANGE),
     after: Sequence[Mapping[str, Any]] = (SOFTMAX, INVERT, ARGMAX),
     inferer: Mapping[str, Any] | None = None,
@@ -42,7 +42,10 @@ def configuration(
     """``inference.json``."""
 
     def keyed(key: str, transforms: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        return {"_target_": "Compose", "transforms": [{"keys": key, **one} for one in transforms]}
+        return {
+            "_target_": "Compose",
+            "transforms": [one if "ref_image" in one else {"keys": key, **one} for one in transforms],
+        }
 
     device = "$torch.device('cuda:0' if torch.cuda.is_available() else 'cpu')"
     return {
@@ -52,7 +55,7 @@ def configuration(
         "overlap": 0.25,
         "modelname": "$'model.pt' if @overlap < 0.5 else 'another.pt'",
         "device": device,
-        "network_def": dict(network),
+        "network_def": network,
         "network": "$@network_def.to(@device)",
         "preprocessing": keyed("@image_key", [*LOAD, *before, {"_target_": "EnsureTyped", "device": "@device"}]),
         "inferer": {
@@ -91,6 +94,8 @@ def write(
         (directory / folder).mkdir(parents=True, exist_ok=True)
     (directory / "configs" / "inference.json").write_text(json.dumps(content))
     described = content["network_def"]
+    if isinstance(described, str):  # a call
+        described = {"_target_": described, "out_channels": len(channel_names or ())}
     outputs = described.get("out_channels", described.get("num_classes", 2))
     names = (["background", "liver", "spleen", "kidney"] if channel_names is None else channel_names)[:outputs]
     definition = {"pred": {"channel_def": {str(index): name for index, name in enumerate(names)}}}
@@ -131,6 +136,8 @@ def _network(directory: Path, content: Mapping[str, Any]) -> Any:
 
     described = content["network_def"]
     network = _parsed(directory, content).get_parsed_content("network_def")
+    if isinstance(described, str):
+        return network.eval()
     for module in network.modules():
         if hasattr(module, "momentum"):
             module.momentum = None  # statistics are the mean of the passes, so a few are enough
@@ -154,24 +161,92 @@ def infer(bundle: Path, image: Path, out: Path) -> None:
     import monai.transforms  # noqa: F401
     import numpy as np
     import torch
+    from monai.data import MetaTensor
 
-    parser = _parsed(bundle, json.loads((bundle / "configs" / "inference.json").read_text()))
+    content = json.loads((bundle / "configs" / "inference.json").read_text())
+    parser, names = _parsed(bundle, content), content.get("image_key", "image")
+    _scripts()
     after = parser["postprocessing"]["transforms"]
     after.pop()  # SaveImaged
     network = parser.get_parsed_content("network_def").eval()
     network.load_state_dict(torch.load(bundle / "models" / "model.pt", weights_only=True))
     folder = sorted(image.glob("*.nii.gz")) if image.is_dir() else []
     channels = network.in_channels if hasattr(network, "in_channels") else 1
-    data = parser.get_parsed_content("preprocessing")({"image": list(map(str, folder[:channels])) or str(image)})
-    with torch.inference_mode():
-        data["pred"] = parser.get_parsed_content("inferer")(data["image"][None], network)[0]
-    data["pred"].applied_operations = data["image"].applied_operations
+    asked = {}
+    if "Vista" in content["inferer"]["_target_"]:
+        classes = parser.get_parsed_content("evaluator#hyper_kwargs#everything_labels")
+        asked = {"class_vector": torch.tensor(classes)[:, None]}
+    files: Any = list(map(str, folder[:channels])) or str(image)
+    given = {"image": files} if isinstance(names, str) else dict(zip(names, files, strict=True))
+    data = parser.get_parsed_content("preprocessing")(given)
+    with torch.no_grad():
+        found = parser.get_parsed_content("inferer")(torch.as_tensor(data["image"])[None], network, **asked)[0]
+    source = data[next(iter(given))]
+    data["pred"] = MetaTensor(found, meta=source.meta, applied_operations=source.applied_operations)
+    if asked:
+        data["label_prompt"] = asked["class_vector"]
     for index, step in enumerate(after):
         if "KeepLargest" in step["_target_"]:
             data["pred"][0] = torch.from_numpy(_largest(data["pred"][0].numpy(), step["applied_labels"]))
         else:
             data = parser.get_parsed_content(f"postprocessing#transforms#{index}")(data)
     np.save(out, data["pred"].numpy())
+
+
+def _scripts() -> None:
+    """Modules in the place of a bundle's ``scripts``, whose transforms do what those of the model zoo do."""
+    import types
+
+    import torch
+
+    class ConcatImages:
+        def __init__(self, keys: Any, keys_merge: Sequence[str], keys_out: str) -> None:
+            self.names, self.out = keys_merge, keys_out
+
+        def __call__(self, data: Any) -> Any:
+            return {**data, self.out: torch.cat([torch.as_tensor(data[name]) for name in self.names])}
+
+        def inverse(self, data: Any) -> Any:
+            return data
+
+    class MergeClassesd:
+        def __init__(self, keys: str) -> None:
+            self.key = keys
+
+        def __call__(self, data: Any) -> Any:
+            """The number of the first mask but that of the background that is true."""
+            masks = torch.as_tensor(data[self.key])[1:] > 0
+            return {**data, self.key: ((masks.int().argmax(0) + 1) * masks.any(0))[None]}
+
+    class OrientationGuidanceMultipleLabelDeepEditd:
+        def __init__(self, ref_image: str, label_names: Any) -> None:
+            pass
+
+        def __call__(self, data: Any) -> Any:
+            """Without clicks there is nothing to turn."""
+            return data
+
+    class Vista3dInferer:
+        def __init__(self, **arguments: Any) -> None:
+            self.sides = arguments["roi_size"]
+
+        def __call__(self, images: Any, network: Any, class_vector: Any) -> Any:
+            from monai.inferers import SlidingWindowInfererAdapt
+
+            inferer = SlidingWindowInfererAdapt(roi_size=self.sides, with_coord=True)
+            return inferer(images, network, transpose=True, class_vector=class_vector)
+
+    classes = {
+        "my_transforms": (ConcatImages, MergeClassesd),
+        "transforms": (OrientationGuidanceMultipleLabelDeepEditd,),
+        "inferer": (Vista3dInferer,),
+    }
+    scripts = sys.modules["scripts"] = types.ModuleType("scripts")
+    for name, members in classes.items():
+        module = sys.modules[f"scripts.{name}"] = types.ModuleType(f"scripts.{name}")
+        for member in members:
+            setattr(module, member.__name__, member)
+        setattr(scripts, name, module)
 
 
 def _largest(labels: Any, values: Sequence[int]) -> Any:

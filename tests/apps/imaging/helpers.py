@@ -52,7 +52,7 @@ def random_model(
         directory,
         network=network,
         arguments=complete,
-        state={name: tensor.numpy() for name, tensor in module.state_dict().items()},
+        state={name: tensor.detach().numpy() for name, tensor in registry.weights(module).items()},
         channels=["image"],
         spacing=spacing,
         orientation=orientation,

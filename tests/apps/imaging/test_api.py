@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from apps.imaging import api, segment
-from apps.imaging.training.synthetic import case
+from apps.imaging.training.data.synthetic import case
 from common.errors import BadInput, DoesNotFit, UsageError
 from tests.apps.imaging.helpers import output_file, read_labels
 from tests.messages import refused, says

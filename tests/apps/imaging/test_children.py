@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from apps.imaging.dicom.seg_header import seg_template
 from apps.imaging.dicom.series import open_series
+from apps.imaging.dicom.writing.seg_header import seg_template
 from apps.imaging.importers.convert import converted_model
 from apps.imaging.models.model_folder import read_model
 from common.bench.forced import endings as forced_endings

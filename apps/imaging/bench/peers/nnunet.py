@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from apps.imaging.bench.peers import nnunet_models
-from apps.imaging.volumes.nifti import stem
+from apps.imaging.volumes.stored import stem
 from common.bench.harness import Bound, Suite
 
 PEER_BIN = Path(".venv-peers/bin")

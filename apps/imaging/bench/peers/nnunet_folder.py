@@ -163,6 +163,7 @@ def write(
     flat: bool = False,
     norm: str = "",
     scaled: bool = False,
+    masks: int = 0,
     **changes: Any,
 ) -> list[Any]:
     """Write a trained-model folder with one fold per seed, and return the networks.
@@ -181,6 +182,8 @@ def write(
         Normalisation of the networks, whatever the plan says.
     scaled
         True to scale the last layer so that every class occurs.
+    masks
+        Further channels of the networks: labels of a previous stage.
     """
     import torch
 
@@ -200,7 +203,8 @@ def write(
     outputs = len(content.get("regions_class_order") or [name for name in content["labels"] if name != "ignore"])
     patch = described["configurations"][configuration]["patch_size"] if scaled else ()
     built = {**architecture, **({"norm_op": norm} if norm else {})}
-    made = [build(seed, built, classes=outputs, channels=channels, kind=network, patch=patch).eval() for seed in seeds]
+    inputs = channels + masks
+    made = [build(seed, built, classes=outputs, channels=inputs, kind=network, patch=patch).eval() for seed in seeds]
     for fold, each in enumerate(made):
         folder = directory / f"fold_{fold}"
         folder.mkdir(exist_ok=True)

@@ -42,6 +42,8 @@ class Kind:
     options: Sequence[str] = ()
     """Of both programs: ``--folds``, ``--checkpoint``."""
     tta: bool = False
+    first: Mapping[str, Any] = field(default_factory=dict)
+    """Arguments of ``nnunet_folder.write`` for the first stage of a cascade."""
 
 
 def _resampling(function: str, **options: Any) -> dict[str, Any]:
@@ -61,6 +63,9 @@ REGIONS = {
     "regions_class_order": [1, 2, 3],
 }
 OTHER = (1.2, 0.9, 1.3)
+THICK = {"spacing": [3.6, 1.6, 1.6], "seeds": (7,)}
+STAGE = {"previous_stage": "3d_lowres", "masks": 2}
+COARSE = {**ISOTROPIC, "spacing": [2.0, 2.0, 2.0], "seeds": (7,)}
 KINDS: Mapping[str, Kind] = {
     "plain": Kind({**ISOTROPIC, "architecture": DEEP}, tta=True),
     "resampled": Kind({**ISOTROPIC, "architecture": DEEP}, spacing=OTHER),
@@ -86,6 +91,10 @@ KINDS: Mapping[str, Kind] = {
     "2d": Kind({**FLAT, "flat": True}, "2d", spacing=(0.8, 1.1, 3.0), shape=(45, 40, 9), tta=True),
     "2d-old": Kind({**FLAT, "flat": True, "old": True}, "2d", spacing=(0.9, 0.9, 5.0), shape=(45, 40, 9)),
     "lowres": Kind({**ISOTROPIC, "spacing": [2.0, 2.0, 2.0]}, "3d_lowres", shape=(60, 54, 48)),
+    "cascade": Kind(
+        {**ISOTROPIC, "architecture": DEEP, **STAGE}, "3d_cascade_fullres", spacing=OTHER, tta=True, first=COARSE
+    ),
+    "cascade-planes": Kind(STAGE, "3d_cascade_fullres", spacing=(0.7, 0.9, 4.0), shape=(50, 44, 12), first=THICK),
     "folds": Kind({**ISOTROPIC, "seeds": (0, 1, 2)}, options=("--folds", "0,2")),
     "best": Kind({**ISOTROPIC, "checkpoint": "checkpoint_best.pth"}, options=("--checkpoint", "checkpoint_best.pth")),
 }
@@ -96,6 +105,9 @@ def make(kind: Kind, work: Path) -> tuple[Path, Path]:
     model, images = work / f"{kind.trainer}__nnUNetPlans__{kind.configuration}", work / "images"
     images.mkdir(parents=True, exist_ok=True)
     nnunet_folder.write(model, configuration=kind.configuration, trainer=kind.trainer, scaled=True, **kind.folder)
+    if kind.first:
+        before = work / f"{kind.trainer}__nnUNetPlans__3d_lowres"
+        nnunet_folder.write(before, configuration="3d_lowres", trainer=kind.trainer, scaled=True, **kind.first)
     rgb = "RGB" in str(kind.folder.get("normalization_schemes"))
     for number in range(2):
         for channel in range(int(kind.folder.get("channels", 1))):
@@ -132,10 +144,13 @@ def compare(name: str, work: Path, *, peer: Path = PEER_PYTHON, memory: str = "2
     theirs, ours = work / "nnunet", work / "peakline"
     options = [word for option in kind.options for word in option.split(",")]
     tta = ["--tta"] if kind.tta else []
+    predict = [str(peer), "-P", str(PREDICT)]
+    if kind.first:
+        before, coarse = model.with_name(f"{kind.trainer}__nnUNetPlans__3d_lowres"), work / "first"
+        subprocess.run([*predict, str(before), str(images), str(coarse), *tta], check=True, stdout=subprocess.DEVNULL)
+        tta = [*tta, "--previous", str(coarse)]
     subprocess.run(
-        [str(peer), "-P", str(PREDICT), str(model), str(images), str(theirs), *options, *tta],
-        check=True,
-        stdout=subprocess.DEVNULL,
+        [*predict, str(model), str(images), str(theirs), *options, *tta], check=True, stdout=subprocess.DEVNULL
     )
     infer = [sys.executable, "-m", "apps.imaging", "infer", str(images), "-m", str(model), "-o", str(ours), "-q"]
     subprocess.run([*infer, "--memory", memory, *kind.options, *(["--tta", "mirror"] if kind.tta else [])], check=True)

@@ -19,6 +19,7 @@ def main() -> None:
     parser.add_argument("--folds", nargs="*")
     parser.add_argument("--checkpoint", default="checkpoint_final.pth")
     parser.add_argument("--tta", action="store_true")
+    parser.add_argument("--previous", type=Path, help="labels of a cascade's previous stage")
     args = parser.parse_args()
     from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
@@ -28,7 +29,9 @@ def main() -> None:
     predictor = nnUNetPredictor(use_mirroring=args.tta, device=torch.device("cpu"), allow_tqdm=False)
     folds = [fold if fold == "all" else int(fold) for fold in args.folds] if args.folds else None
     predictor.initialize_from_trained_model_folder(str(args.model), folds, args.checkpoint)
-    predictor.predict_from_files_sequential(str(args.images), str(args.out))
+    predictor.predict_from_files_sequential(
+        str(args.images), str(args.out), folder_with_segs_from_prev_stage=str(args.previous) if args.previous else None
+    )
 
 
 if __name__ == "__main__":

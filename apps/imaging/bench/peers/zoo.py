@@ -46,6 +46,9 @@ BUNDLES: Mapping[str, Published] = {
     "pediatric_abdominal_ct_segmentation": Published("inference.yaml"),
     "prostate_mri_anatomy": Published(shape=(60, 56, 12), spacing=(0.8, 0.8, 3.0)),
     "swin_unetr_btcv_segmentation": Published(),
+    "renalStructures_CECT_segmentation": Published(channels=3),
+    "spleen_deepedit_annotation": Published(),
+    "vista3d": Published(),
 }
 
 

@@ -8,6 +8,7 @@ prediction as ``.npy``. Devices are the CPU, and images are read by nibabel.
 import argparse
 import json
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +22,15 @@ def parsed(bundle: Path, name: str) -> Any:
     """MONAI's parser of the bundle's configuration."""
     text = (bundle / "configs" / name).read_text("utf-8")
     text = text.replace("ITKReader", "NibabelReader").replace("torch.device('cuda')", "torch.device('cpu')")
+    text = text.replace("$copy.deepcopy(@preprocessing)", "@preprocessing")  # MONAI 1.6 inverts no copies
     if name.endswith(".json"):
         content = json.loads(text)
     else:
         import yaml
 
         content = yaml.safe_load(text)
-    content["network_def"].pop("img_size", None)  # older than this MONAI, whose network takes any size
+    if isinstance(content["network_def"], dict):
+        content["network_def"].pop("img_size", None)  # older than this MONAI, whose network takes any size
     return ConfigParser({**content, "bundle_root": str(bundle)})
 
 
@@ -57,6 +60,9 @@ def make(bundle: Path, name: str) -> None:
         torch.save(codes, Path(parser.get_parsed_content("arch_ckpt_path")))
     network = parser.get_parsed_content("network_def")
     described = parser["network_def"]
+    if isinstance(described, str):  # a call; VISTA3D's classes are all found somewhere
+        torch.save(network.state_dict(), weights(bundle, parser))
+        return
     parser["counts"] = {key: described.get(key) for key in ("in_channels", "out_channels", "num_classes")}
     counts = parser.get_parsed_content("counts")
     channels, outputs = counts["in_channels"] or 1, counts["out_channels"] or counts["num_classes"]
@@ -82,10 +88,19 @@ def predict(bundle: Path, name: str, images: Path, out: Path) -> None:
     network = parser.get_parsed_content("network_def").eval()
     network.load_state_dict(torch.load(weights(bundle, parser), map_location="cpu", weights_only=True))
     files = [str(path) for path in sorted(images.glob("*.nii.gz"))]
-    item = parser.get_parsed_content("preprocessing")({"image": files if len(files) > 1 else files[0]})
-    with torch.inference_mode():
-        found = parser.get_parsed_content("inferer")(inputs=item["image"][None], network=network)[0]
-    item["pred"] = MetaTensor(found, meta=item["image"].meta, applied_operations=item["image"].applied_operations)
+    given = {"image": files if len(files) > 1 else files[0]}
+    for one in parser["preprocessing"]["transforms"]:
+        if isinstance(one, dict) and "ConcatImages" in one["_target_"]:  # else a letter of an expression
+            given = {**dict(zip(one["keys_merge"], files, strict=True)), "label": files[0]}
+    item = parser.get_parsed_content("preprocessing")(given)
+    with torch.no_grad():
+        image, asked = torch.as_tensor(item["image"])[None], {}
+        if parser.get("everything_labels"):  # as VISTA3D's evaluator asks where the user does not
+            classes = torch.tensor(parser.get_parsed_content("everything_labels"))[:, None]
+            asked, item["label_prompt"] = {"point_coords": None, "point_labels": None, "class_vector": classes}, classes
+        found = parser.get_parsed_content("inferer")(inputs=image, network=network, **asked)[0]
+    source = next(item[key] for key in given if isinstance(item.get(key), MetaTensor))
+    item["pred"] = MetaTensor(found, meta=source.meta, applied_operations=source.applied_operations)
     np.save(out, np.asarray(parser.get_parsed_content("postprocessing")(item)["pred"]))
 
 
@@ -101,6 +116,7 @@ def main() -> None:
     made = np._core.multiarray  # type: ignore[attr-defined]
     torch.serialization.add_safe_globals([made._reconstruct, np.ndarray, np.dtype, type(np.dtype("i8"))])
     torch.set_num_threads(2)
+    sys.path.append(str(args.bundle))  # MONAI runs what the bundle has in its folder "scripts"; peakline never does
     if args.what == "make":
         make(args.bundle, args.name)
     else:

@@ -26,7 +26,7 @@ from common.memory.process.budget import GIB, MIB
 
 if TYPE_CHECKING:
     from apps.imaging.planning.train import TrainWorkload
-    from apps.imaging.training.patch_sampling import Volumes
+    from apps.imaging.training.data.patch_sampling import Volumes
     from common.memory.plan.plan import Plan
 
 WORK = grid.WORK
@@ -183,8 +183,8 @@ def _in_a_child(measure: Callable[[], float]) -> float:
 
 
 def _load(work: "TrainWorkload", file: Path | None) -> "Volumes":
-    from apps.imaging.training.patch_sampling import Volumes
-    from apps.imaging.training.prepared import load_case
+    from apps.imaging.training.data.patch_sampling import Volumes
+    from apps.imaging.training.data.prepared import load_case
 
     volumes = Volumes(file)
     data = work.request.data
@@ -196,8 +196,8 @@ def _load(work: "TrainWorkload", file: Path | None) -> "Volumes":
 def _seconds(work: "TrainWorkload", plan: "Plan", stores: dict[str, "Volumes"]) -> float:
     import torch
 
+    from apps.imaging.training.data.patch_sampling import Sampler
     from apps.imaging.training.loop import bounded_heap
-    from apps.imaging.training.patch_sampling import Sampler
     from apps.imaging.training.recipe import make_step
     from common.memory.process.bounded_heap import PASSES
 

@@ -24,7 +24,7 @@ NETWORKS: Mapping[str, Mapping[str, Any]] = {
     "basicunet": {"features": [16, 16, 32, 64, 128, 16]},
 }
 PRECISIONS = ("off", "bf16")
-CHECKPOINTS = ("none", "cheap", "alternate", "blocks")
+CHECKPOINTS = ("none", "2/8", "5/8", "8/8", "blocks")
 OPTIMIZERS = ("adamw", "adamw8bit", "adafactor", "sgd")
 BATCHES = ((1, 1), (2, 1), (1, 2))
 """Samples per micro-batch, and number of micro-batches."""

@@ -20,9 +20,9 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from apps.imaging.models.networks import registry
-from apps.imaging.training.loop import validate
-from apps.imaging.training.patch_sampling import Volumes
+from apps.imaging.training.data.patch_sampling import Volumes
 from apps.imaging.training.recipe import Recipe, make_step
+from apps.imaging.training.validation import validate
 from common.memory.process import glibc, guard, meter
 from common.memory.process.budget import KIB, MIB
 from common.training import oom_retry

@@ -97,8 +97,22 @@ def segmentations(draw: Callable[[st.SearchStrategy[Any]], Any]) -> InferSession
         "tile": one_word(st.tuples(edge, edge, edge).map(lambda sides: ",".join(map(str, sides)))),
         "batch": one_word(st.integers(1, 4)),
         "remove_small": one_word(st.sampled_from((0.01, 1.0))),
+        "crop_margin": one_word(st.sampled_from((0, 5.0, 40))),
+        "part": one_word(st.sampled_from(("1/1", "1/2", "3/3"))),
     }
-    left_out = ("model", "folds", "checkpoint", "series", "volume", "roi_subset", "stow")
+    left_out = (
+        "model",
+        "labels",
+        "task",
+        "folds",
+        "checkpoint",
+        "series",
+        "volume",
+        "roi_subset",
+        "stow",
+        "crop_model",
+        "format",
+    )
     words = random_commands.options(random_commands.command_parser(parser(), "infer"), draw, values, left_out)
     return InferSession(studies, draw(models()), tuple(words), draw(st.booleans()))
 
@@ -114,7 +128,7 @@ def trainings(draw: Callable[[st.SearchStrategy[Any]], Any]) -> TrainSession:
         "init": st.just(["hippocampus"]),
         "set": st.sampled_from(("batch=1", "batch=3", "mirror=", "clip=0", "optimizer=sgd")).map(lambda pair: [pair]),
     }
-    left_out = ("steps", "epochs", "time", "resume", "no_fold", "skip_bad")
+    left_out = ("steps", "epochs", "time", "resume", "no_fold", "run", "skip_bad")
     words = random_commands.options(random_commands.command_parser(parser(), "train"), draw, values, left_out)
     cases, side, classes = draw(st.integers(3, 6)), draw(st.integers(16, 40)), draw(st.integers(2, 5))
     return TrainSession(cases, side, classes, ("--steps", str(draw(st.integers(2, 6))), *words))

@@ -4,6 +4,8 @@ from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
+
 from apps.imaging.dicom.defects import Defect, Finding, Outcome, Refusal
 from apps.imaging.dicom.headers import FrameHeader
 from apps.imaging.dicom.selection.variants import NAMES
@@ -32,7 +34,7 @@ def choose_series(path: Path, groups: Mapping[str, Frames], series: str | None) 
         Several volumes and no choice, or no such series.
     """
     uids = list(groups)
-    listed = "; ".join(f"{number}: {_described(groups[uid])}" for number, uid in enumerate(uids, 1))
+    listed = "; ".join(f"{number}: {described(groups[uid])}" for number, uid in enumerate(uids, 1))
     if series is not None:
         if series.isdigit() and 1 <= int(series) <= len(uids):
             series = uids[int(series) - 1]
@@ -47,7 +49,7 @@ def choose_series(path: Path, groups: Mapping[str, Frames], series: str | None) 
         raise BadInput(f"{path}: {message}", public="several series")
     chosen = volumes[0] if volumes else uids[0]
     rest = [
-        Finding(Defect.NO_VOLUME, Outcome.REPAIR, f"series {number} left out ({_described(groups[uid])})")
+        Finding(Defect.NO_VOLUME, Outcome.REPAIR, f"series {number} left out ({described(groups[uid])})")
         for number, uid in enumerate(uids, 1)
         if uid != chosen
     ]
@@ -65,15 +67,38 @@ def no_volume(frames: Frames) -> str:
     return "one slice" if len(frames) < LEAST_SLICES else ""
 
 
-def _described(frames: Frames) -> str:
-    """A series for a message, without any text of its header."""
+def described(frames: Frames) -> str:
+    """A series for a list, without any text of its header: grid, spacing, echo times, and why it is no volume.
+
+    >>> described(())
+    'no slices'
+    """
+    if not frames:
+        return "no slices"
     first = frames[0]
     parts = [str(first.attributes.modality), f"{len(frames)} slices"]
     parts.append(f"{first.attributes.columns}x{first.attributes.rows} pixels")
     if first.pixel_spacing:
         parts[-1] += f" of {first.pixel_spacing[1]:.4g}x{first.pixel_spacing[0]:.4g} mm"
+    if gap := _gap(frames):
+        parts.append(f"{gap:.4g} mm apart")
+    index = list(NAMES).index("EchoTime")
+    echoes = sorted({float(value) for one in frames if one.variant and (value := one.variant[index]) is not None})
+    if echoes:
+        shown = ", ".join(f"{value:g}" for value in echoes[:SHOWN_VALUES])
+        parts.append(f"echo time {shown}{', ...' if len(echoes) > SHOWN_VALUES else ''} ms")
     reason = no_volume(frames)
     return ", ".join([*parts, reason] if reason else parts)
+
+
+def _gap(frames: Frames) -> float:
+    """The usual distance between slices in millimetres; 0 if there is none."""
+    if any(frame.position is None or frame.orientation is None for frame in frames):
+        return 0.0
+    orientation = np.array(frames[0].orientation)
+    along = np.array([frame.position for frame in frames]) @ np.cross(orientation[:3], orientation[3:])
+    gaps = np.diff(np.unique(along.round(2)))
+    return float(np.median(gaps)) if len(gaps) else 0.0
 
 
 def choose_volume(path: Path, frames: Frames, number: int | None) -> tuple[Frames, list[Finding]]:

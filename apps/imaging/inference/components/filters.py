@@ -76,6 +76,41 @@ def largest_only(slabs: Iterable[Labels], values: Collection[int] | None, scratc
     return kept_components(slabs, scratch, _Largest(values), diagonal=True)
 
 
+class _Major(_Largest):
+    """Keeps components of at least a share of the largest one of their label."""
+
+    def __init__(self, share: float) -> None:
+        super().__init__(None)
+        self._share = share
+        self._ended: dict[int, tuple[Index, Labels]] = {}
+        """Plane -> groups that end there, and their labels."""
+
+    def seen(self, number: int, values: Labels, measures: Index, ended: Mask) -> None:
+        super().seen(number, values, measures, ended)
+        groups = np.flatnonzero(ended & (values != 0))
+        self._ended[number] = groups, values[groups]
+
+    def kept(self, number: int, measures: Index) -> Mask:
+        keep = np.zeros(len(measures), bool)
+        groups, values = self._ended.pop(number)
+        least = np.array([self._share * self._best[int(value)][0] for value in values])
+        keep[groups] = measures[groups] >= least
+        return keep
+
+
+def major_only(slabs: Iterable[Labels], share: float, scratch: Path) -> Iterator[Labels]:
+    """Make components smaller than a share of the largest one of their label background.
+
+    Parameters
+    ----------
+    slabs, scratch
+        As those of ``kept_components``. Voxels touch by faces.
+    share
+        In [0, 1].
+    """
+    return kept_components(slabs, scratch, _Major(share))
+
+
 def without_holes(
     planes: Iterable[npt.NDArray[np.bool_]], count: int, scratch: Path
 ) -> Iterator[npt.NDArray[np.bool_]]:

@@ -206,6 +206,7 @@ NETWORKS: Mapping[str, BundleNetwork] = MappingProxyType(
             "stem_finals.1",
             "num_depths",
         ),
+        "vista3d132": BundleNetwork("apps.imaging.models.networks.vista3d", {"encoder_embed_dim": _numbers}, "head", 4),
         "VNet": BundleNetwork(
             "monai.networks.nets.vnet",
             {
@@ -281,6 +282,9 @@ def build(name: str, complete: Arguments) -> "torch.nn.Module":
         with redirect_stdout(StringIO()):  # one of them talks
             if name == "DiNTS":
                 network = _dints(module, arguments | layers)
+            elif name == "vista3d132":
+                counts = arguments["in_channels"], arguments["out_channels"]
+                network = module.AutomaticVista3D(*counts, arguments.get("encoder_embed_dim", 48))
             else:
                 network = getattr(module, name)(spatial_dims=3, **(arguments | layers))
     except (TypeError, ValueError, IndexError, KeyError, AssertionError, RuntimeError) as error:

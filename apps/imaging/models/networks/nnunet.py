@@ -9,6 +9,7 @@ from math import prod
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from apps.imaging.models.networks.ensemble import mean_of
 from common.errors import BadInput, UsageError
 
 if TYPE_CHECKING:
@@ -103,31 +104,9 @@ def build(name: str, complete: Arguments) -> "torch.nn.Module":
     channels = {"input_channels": arguments.pop("in_channels"), "num_classes": arguments.pop("out_channels")}
     kind = getattr(unet, NETWORKS[name])
     networks = [kind(**channels, **arguments, deep_supervision=False) for _ in range(members)]
-    return networks[0] if members == 1 else _mean_of(networks)
+    return networks[0] if members == 1 else mean_of(networks)
 
 
-def _mean_of(networks: "list[torch.nn.Module]") -> "torch.nn.Module":
-    import torch
-
-    class Mean(torch.nn.Module):
-        """Ensemble whose logits are the mean of its members', as nnU-Net's."""
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.members = torch.nn.ModuleList(networks)
-
-        def forward(self, image: torch.Tensor) -> torch.Tensor:
-            first, *others = self.members
-            total: torch.Tensor = first(image)
-            for network in others:
-                total = total + network(image)
-            return total / len(self.members)
-
-    return Mean()
-
-
-def head(network: "torch.nn.Module") -> str | None:
-    """Name of the final 1x1x1 convolution; ``None`` for an ensemble, which has several."""
-    if hasattr(network, "members"):
-        return None
+def head(network: "torch.nn.Module") -> str:
+    """Name of the final 1x1x1 convolution."""
     return f"decoder.seg_layers.{len(network.decoder.seg_layers) - 1}"  # type: ignore[arg-type, union-attr]

@@ -10,6 +10,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from apps.imaging.models.networks import monai_bundle, nnunet
+from apps.imaging.models.networks.ensemble import MOST_MEMBERS, mean_of
 from apps.imaging.models.networks.monai import import_monai
 from common.errors import BadInput, UsageError
 
@@ -138,7 +139,7 @@ def is_static(name: str) -> bool:
 
 
 def build(name: str, complete: Arguments) -> "torch.nn.Module":
-    """Build a network with random weights.
+    """Build a network with random weights; with the argument ``members``, the mean of several.
 
     Parameters
     ----------
@@ -160,9 +161,32 @@ def _build(name: str, complete: Arguments) -> "torch.nn.Module":
         return nnunet.build(name, complete)
     if name in monai_bundle.NETWORKS:
         return monai_bundle.build(name, complete)
+    if "members" in complete:
+        alone = {key: value for key, value in complete.items() if key != "members"}
+        return mean_of([_build(name, alone) for _ in range(_members(complete["members"]))])
     import_monai()
     from importlib import import_module
 
+    target, checked = monai_call(name, complete)
+    module, _, kind = target.rpartition(".")
+    network: torch.nn.Module = getattr(import_module(module), kind)(**checked)
+    return network
+
+
+def _members(number: object) -> int:
+    if type(number) is not int or not 1 < number <= MOST_MEMBERS:
+        raise BadInput(f"network: members {number!r} is not a number from 2 to {MOST_MEMBERS}")
+    return number
+
+
+def monai_call(name: str, complete: Arguments) -> tuple[str, dict[str, Any]]:
+    """MONAI's class of a trainable network, with its module, and the keyword arguments to call it with.
+
+    Raises
+    ------
+    BadInput
+        As ``build``.
+    """
     if name not in NETWORKS:
         raise BadInput(f"no network {name!r}; there are {', '.join(NETWORKS)}")
     channels = {key: complete.get(key) for key in ("in_channels", "out_channels")}
@@ -176,8 +200,7 @@ def _build(name: str, complete: Arguments) -> "torch.nn.Module":
     entry = NETWORKS[name]
     if name == "dynunet":
         checked |= {"kernel_size": [3] * len(checked["strides"]), "upsample_kernel_size": checked["strides"][1:]}
-    network: torch.nn.Module = getattr(import_module(entry.module), entry.type)(**checked, **entry.fixed)
-    return network
+    return f"{entry.module}.{entry.type}", {**checked, **entry.fixed}
 
 
 def blocks(name: str, network: "torch.nn.Module") -> "list[torch.nn.Module]":
@@ -194,12 +217,15 @@ def weights(network: "torch.nn.Module") -> "dict[str, torch.Tensor]":
 def load_weights(network: "torch.nn.Module", state: "Mapping[str, torch.Tensor]") -> None:
     """Load tensors, by the names of ``weights``, into a network of the same kind.
 
+    A tensor that the network uses twice, as DynUNet's blocks do, may be there under each of its names.
+
     Raises
     ------
     BadInput
         Names that are missing, or that the network does not have.
     """
-    if different := sorted(set(weights(network)) ^ set(state)):
+    missing, unknown = set(weights(network)) - set(state), set(state) - set(network.state_dict())
+    if different := sorted(missing | unknown):
         raise BadInput(f"weights: {different[0]!r} and {len(different) - 1} more are missing or not of this network")
     network.load_state_dict(state, strict=False)
 
@@ -213,7 +239,9 @@ def twin(network: "torch.nn.Module") -> "torch.nn.Module":
 
 
 def head_name(name: str, network: "torch.nn.Module") -> str | None:
-    """Name of the final 1x1x1 convolution; ``None`` if the network does not end in one."""
+    """Name of the final 1x1x1 convolution; ``None`` if the network does not end in one, or is an ensemble."""
+    if hasattr(network, "members"):
+        return None
     if name in nnunet.NETWORKS:
         return nnunet.head(network)
     return (monai_bundle.NETWORKS if name in monai_bundle.NETWORKS else NETWORKS)[name].head

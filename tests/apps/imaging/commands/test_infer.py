@@ -311,10 +311,10 @@ def test_what_is_left_out_is_said_and_does_not_stop_the_rest(run, model, tmp_pat
     series(tmp_path / "in" / "ct", count=20)
     series(tmp_path / "in" / "scout", count=1)
     write_nifti(tmp_path / "in" / "NAME.nii.gz", volume(3, (20, 24, 20)))
-    (tmp_path / "in" / "NAME.nrrd").write_bytes(b"NRRD0004")
+    (tmp_path / "in" / "NAME.mnc").write_bytes(b"NRRD0004")
     done = run(MODULE, "infer", tmp_path / "in", "-m", model[0], "-o", tmp_path / "out", "--json")
     assert done.code == 0, done.err
-    says(done.err, "left out", tmp_path / "in" / "NAME.nrrd", tmp_path / "in" / "scout", "one slice")
+    says(done.err, "left out", tmp_path / "in" / "NAME.mnc", tmp_path / "in" / "scout", "one slice")
     results = done.record["results"]
     assert len(results["studies"]) == 2 and len(results["left_out"]) == 2
     assert "NAME" not in done.out and "NAME" not in (tmp_path / "out" / "run.json").read_text()

@@ -1,6 +1,7 @@
 """``imaging train`` as a user runs it: it learns, resumes, keeps its ceiling, and refuses what it cannot use."""
 
 import json
+import math
 import os
 import shutil
 import signal
@@ -151,11 +152,15 @@ def start(arguments: list[str]) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
 
 
+LASTING = ("--set", "ema=0.9", "--set", "keep=best", "--set", "schedule=poly")
+"""Choices that a checkpoint has to remember: the average, and the best validation so far."""
+
+
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory, run: Runner) -> tuple[Path, Any]:
     """A data set, and a training on it that nothing disturbed."""
     folder = tmp_path_factory.mktemp("undisturbed")
-    done = run("apps.imaging", "train", make(folder / "balls"), "-o", folder / "model", "--steps", 32, *FAST)
+    done = run("apps.imaging", "train", make(folder / "balls"), "-o", folder / "model", "--steps", 32, *FAST, *LASTING)
     assert done.code == 0, done.err
     return folder, done.record
 
@@ -167,7 +172,7 @@ def test_a_stopped_training_goes_on_to_the_same_weights_wherever_its_cases_are(
     undisturbed: tuple[Path, Any], tmp_path: Path, run: Runner, end: signal.Signals, cache: str
 ):
     (folder, record), out = undisturbed, tmp_path / "stopped"
-    options = [str(folder / "balls"), "--steps", "32", *FAST, "--cache", cache, "-o", str(out)]
+    options = [str(folder / "balls"), "--steps", "32", *FAST, *LASTING, "--cache", cache, "-o", str(out)]
     child = start(options)
     checkpoint = out / ".training" / "last.safetensors"
     wait_until(checkpoint.is_file, seconds=120, alive=child)
@@ -186,7 +191,23 @@ def test_a_stopped_training_goes_on_to_the_same_weights_wherever_its_cases_are(
     assert not checkpoint.exists()
     for name in ("weights.safetensors", "network.onnx"):
         assert (out / name).read_bytes() == (folder / "model" / name).read_bytes()
-    assert again.record["results"]["metrics"] == record["results"]["metrics"]
+    for result in ("metrics", "history"):
+        assert again.record["results"][result] == record["results"][result]
+
+
+def test_a_training_that_gets_no_better_ends_early_and_its_course_is_written(
+    balls: Path, tmp_path: Path, run: Runner
+) -> None:
+    never = ("--set", "learning_rate=0", "--set", "patience=2", "--tensorboard")
+    done = run("apps.imaging", "train", balls, "-o", tmp_path / "m", "--steps", 64, *FAST, *never)
+    assert done.code == 0, done.err
+    kept(done.record)
+    results = done.record["results"]
+    assert results["steps"] == 24  # the first of eight validations is the best, two more are no better
+    says(done.err, "step 24", "2 validations")
+    assert [entry["step"] for entry in results["history"] if "dice" in entry] == [8, 16, 24]
+    assert all(math.isfinite(entry["loss"]) for entry in results["history"] if "loss" in entry)
+    assert len(list((tmp_path / "m" / "tensorboard").glob("events*"))) == 1
 
 
 def test_a_ceiling_that_is_too_small_names_one_that_works(balls: Path, tmp_path: Path, run: Runner):
@@ -227,8 +248,8 @@ def damage(balls: Path, how: str) -> tuple[str, ...]:
 
 @pytest.mark.parametrize("how", ["shape", "values", "truncated", "4d", "no label", "empty", "json"])
 def test_bad_cases_are_named(balls: Path, tmp_path: Path, how: str):
-    from apps.imaging.training.dataset import read_dataset
-    from apps.imaging.training.prepared import load_case
+    from apps.imaging.training.data.dataset import read_dataset
+    from apps.imaging.training.data.prepared import load_case
     from common.errors import BadInput
 
     facts = damage(balls, how)
@@ -275,6 +296,9 @@ def test_a_training_by_the_clock_steps_for_so_long_on_what_is_not_bad(balls: Pat
         (("--set", "mirror=up"), ("mirror",)),
         (("--set", "optimizer=adam"), ("optimizer", "'adam'", "adamw")),
         (("--set", "dice=both"), ("dice", "sample", "batch")),
+        (("--set", "schedule=step"), ("schedule", "cosine", "poly")),
+        (("--set", "ema=1"), ("ema", "below 1")),
+        (("--set", "keep=best", "--no-fold"), ("keep=best", "fold")),
         (("--micro-batch", "4"), ("batch",)),
         (("--time", "soon"), ("30min",)),
         (("--memory", "lots"), ("'lots'", "size")),
@@ -309,3 +333,44 @@ def test_what_changes_the_result_is_the_users_and_is_kept(balls: Path, tmp_path:
 def test_a_missing_data_set(tmp_path: Path, run: Runner):
     done = run("apps.imaging", "train", tmp_path / "nowhere", "-o", tmp_path / "m")
     assert done.code == 4 and "imagesTr" in done.err
+
+
+def test_all_folds_are_trained_and_joined(balls: Path, tmp_path: Path, run: Runner) -> None:
+    """Each with its own record below the ceiling; a folder with folds of other options is refused."""
+    out = tmp_path / "folds"
+    command = ("train", balls, "--all-folds", "2", "--patch", "16", "--amp", "off", "--memory", "800MiB")
+    done = run("apps.imaging", *command, "--steps", "2", "-o", out)
+    assert done.code == 0, done.err
+    records = [json.loads((out / name / "run.json").read_text()) for name in ("fold_0", "fold_1", "ensemble")]
+    for record in records:
+        assert record["within_budget"] and record["budget"]["host_bytes"] == 800 << 20
+    counted = [record["results"]["metrics"]["cases"] for record in records[:2]]
+    assert sum(counted) == 5
+    validated = records[2]["results"]["cross_validation"]
+    dice = [record["results"]["metrics"]["per_class"]["shell"] for record in records[:2]]
+    assert validated["cases"] == 5
+    assert validated["per_class"]["shell"] == pytest.approx(np.average(dice, weights=counted), abs=1e-4)
+    before = (out / "fold_0" / "weights.safetensors").stat().st_mtime_ns
+    again = run("apps.imaging", *command, "--steps", "2", "-o", out)
+    assert again.code == 0, again.err
+    says(again.err, "fold 0/2", "fold 1/2", "trained before")
+    assert (out / "fold_0" / "weights.safetensors").stat().st_mtime_ns == before
+    refused = run("apps.imaging", *command, "--steps", "3", "-o", out)
+    assert (refused.code, refused.err.count("\n")) == (4, 1)
+    says(refused.err, out, "other options", "--steps")
+    for option in ("--json", "--fold=0/2", "--all-folds=1", "--dry-run"):
+        assert run("apps.imaging", *command, "-o", out, option).code == 2
+    own = run("apps.imaging", "ensemble", out / "fold_0", out / "fold_1", "-o", out / "fold_0")
+    assert own.code == 2
+    says(own.err, out / "fold_0", "one of the models")
+    assert (out / "fold_0" / "weights.safetensors").stat().st_mtime_ns == before
+
+
+def test_a_mistyped_training_of_all_folds_leaves_nothing_that_matters(balls: Path, tmp_path: Path, run: Runner) -> None:
+    """Options are compared only with those of folds that are there, and too few cases end it at once."""
+    out = tmp_path / "folds"
+    absent = run("apps.imaging", "train", tmp_path / "nowhere", "--all-folds", "2", "-o", out)
+    assert absent.code == 4
+    few = run("apps.imaging", "train", f"{balls}/", "--all-folds", "9", "--steps", "2", "-o", out)
+    assert few.code == 4 and not [*out.glob("fold_0")]
+    says(few.err, "fold 8/9", 5)

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from apps.imaging.evaluation.metrics import TOLERANCE, evaluate, find_pairs, scan
+from apps.imaging.evaluation.metrics import TOLERANCE, evaluate, scan
+from apps.imaging.evaluation.pairing import find_pairs
 from common.errors import BadInput
 from tests.apps.imaging.helpers import write_nifti
 from tests.messages import refused
@@ -33,9 +34,9 @@ def write_pair(folder: Path, one: np.ndarray, two: np.ndarray) -> tuple[Path, Pa
     return write_nifti(folder / "p.nii.gz", one, affine), write_nifti(folder / "r.nii.gz", two, affine)
 
 
-def results(folder: Path, one: np.ndarray, two: np.ndarray) -> dict[str, Any]:
+def results(folder: Path, one: np.ndarray, two: np.ndarray, **options: Any) -> dict[str, Any]:
     pairs = find_pairs(*write_pair(folder, one, two))
-    return evaluate(pairs, [scan(pair) for pair in pairs])
+    return evaluate(pairs, [scan(pair) for pair in pairs], **options)
 
 
 MONAI = """
@@ -52,16 +53,17 @@ print(json.dumps([dice.tolist(), hd95.tolist(), surface.tolist()]))
 """In a process of its own: the suite loads MONAI without the libraries that its metrics need."""
 
 
-def test_measures_are_monais(tmp_path: Path) -> None:
+@pytest.mark.parametrize("tolerance", [TOLERANCE, 0.0, 2.3])
+def test_measures_are_monais(tmp_path: Path, tolerance: float) -> None:
     pytest.importorskip("torch")
     one, two = blobs(1), blobs(2)
     np.save(tmp_path / "one.npy", one)
     np.save(tmp_path / "two.npy", two)
     command = [sys.executable, "-W", "ignore", "-c", MONAI, tmp_path / "one.npy", tmp_path / "two.npy"]
-    more = [json.dumps(EDGE), str(TOLERANCE)]
+    more = [json.dumps(EDGE), str(tolerance)]
     done = subprocess.run([*command, *more], capture_output=True, text=True, check=True)
     dice, hd95, surface = json.loads(done.stdout.splitlines()[-1])
-    found = results(tmp_path, one, two)["per_class"]
+    found = results(tmp_path, one, two, tolerance=tolerance)["per_class"]
     for index, value in enumerate("12"):
         row = found[value]
         assert row["dice"] == pytest.approx(dice[index], abs=1e-6)
@@ -84,8 +86,12 @@ def test_a_class_that_one_side_lacks(tmp_path: Path) -> None:
     one, two = blobs(3), blobs(3)
     two[two == 2] = 0
     rows = results(tmp_path, one, two)["per_class"]
-    assert rows["1"] == {"dice": 1.0, "hd95_mm": 0.0, "surface_dice": 1.0, "volume_error": 0.0}
-    assert rows["2"] == {"dice": 0.0, "hd95_mm": None, "surface_dice": 0.0, "volume_error": None}
+    there = {"references": 1, "missed": 0, "false_alarms": 0}
+    assert rows["1"] == {"dice": 1.0, "hd95_mm": 0.0, "surface_dice": 1.0, "volume_error": 0.0, **there}
+    false_alarm = {"references": 0, "missed": 0, "false_alarms": 1}
+    assert rows["2"] == {"dice": 0.0, "hd95_mm": None, "surface_dice": 0.0, "volume_error": None, **false_alarm}
+    found = results(tmp_path, two, one)
+    assert found["missed"] == found["per_class"]["2"]["missed"] == found["per_class"]["2"]["references"] == 1
 
 
 def test_the_scan_counts_what_the_surfaces_need(tmp_path: Path) -> None:
@@ -142,7 +148,7 @@ def test_shapes_places_and_names_must_match(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with refused(BadInput, "a.nii.gz", "name"):
         find_pairs(tmp_path, tmp_path / "refs")
-    with pytest.raises(BadInput, match=r"no \.nii"):
+    with pytest.raises(BadInput, match="no label files"):
         find_pairs(tmp_path / "empty", tmp_path)
 
 
@@ -155,7 +161,7 @@ def test_images_of_nnunets_layout_have_labels_without_their_channel(tmp_path: Pa
     row = f"study-0001,/data/case_7_0000.nii.gz,done,,{output}.nii.gz,x\n"
     (out / "studies.csv").write_text("study,input,status,reason,outputs,key\n" + row)
     (pair,) = find_pairs(out, refs)
-    assert (pair.prediction.path.name, pair.reference.path.name) == (f"{output}.nii.gz", "case_7.nii.gz")
+    assert (pair.prediction.volume.path.name, pair.reference.volume.path.name) == (f"{output}.nii.gz", "case_7.nii.gz")
 
 
 def test_the_command_matches_studies_by_their_table(run: Any, tmp_path: Path) -> None:

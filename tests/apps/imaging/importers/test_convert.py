@@ -164,6 +164,20 @@ def test_regions_overwrite_each_other_in_their_order(run, tmp_path: Path) -> Non
         np.testing.assert_array_equal(read_labels(output_file(tmp_path / name)), wanted)
 
 
+def test_a_reader_that_turns_images_gives_the_same_labels_however_they_are_stored(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    nnunet_folder.write(tmp_path / "model", patch_size=[8, 16, 16], spacing=[2.0, 1.0, 1.0], scaled=True)
+    plans = json.loads((tmp_path / "model" / "plans.json").read_text())
+    plans["image_reader_writer"] = "NibabelIOWithReorient"
+    (tmp_path / "model" / "plans.json").write_text(json.dumps(plans))
+    values, found = np.random.default_rng(1).normal(100, 20, (20, 19, 11)).astype(np.int16), []
+    for name, stored, x, z in (("right", values, 1.0, 2.0), ("left", values[::-1, :, ::-1], -1.0, -2.0)):
+        image = write_nifti(tmp_path / f"{name}.nii.gz", stored.copy(), np.diag([x, 1.0, z, 1.0]))
+        done = run("apps.imaging", "infer", image, "-m", tmp_path / "model", "-o", tmp_path / name)
+        assert done.code == 0, done.err
+        found.append(read_labels(output_file(tmp_path / name)))
+    np.testing.assert_array_equal(found[1][::-1, :, ::-1], found[0])  # tiles overlap by weights with a peak off centre
+
+
 def test_a_2d_network_runs_plane_by_plane(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     import torch
 
@@ -210,6 +224,9 @@ def test_folds_and_checkpoints_are_chosen(tmp_path: Path) -> None:
     assert (both.arguments["members"], one.arguments["members"]) == (2, 1)
     with pytest.raises(UsageError, match=r"--folds 3: no checkpoint_best\.pth .* folds 0,1 have"):
         converted_model(tmp_path, BUDGET, Weights.of(("1", "3"), "best"))
+    (tmp_path / "fold_1" / "checkpoint_best.pth").rename(tmp_path / "fold_1" / "checkpoint_latest.pth")
+    with pytest.raises(BadInput, match=r"fold 1 has no checkpoint_best\.pth; --folds 0 takes"):
+        converted_model(tmp_path, BUDGET, Weights.of((), "best"))
     with pytest.raises(UsageError, match="nnU-Net"):
         converted_model(tmp_path / "fold_0", BUDGET, Weights.of(("1",)))
 

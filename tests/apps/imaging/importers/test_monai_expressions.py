@@ -45,7 +45,7 @@ def test_references_reach_into_what_they_name() -> None:
         "$open('x')",
         "$().__class__",
         "$lambda: 1",
-        "$[x for x in (1, 2)]",
+        "$[x for x in (1, 2) if x]",
         "$f'{1}'",
         "$9 ** 9 ** 9",
         "$'a' * 999999999",

@@ -45,12 +45,12 @@ def test_links_are_followed_and_never_twice(tmp_path: Path) -> None:
 
 def test_other_formats_are_named(tmp_path: Path) -> None:
     write_nifti(tmp_path / "a.nii", VOXELS)
-    for name in ("b.nrrd", "c.MHA", "d.img", "e.nii.bz2", "f.json"):
+    for name in ("b.mnc", "c.MNC", "d.img", "e.nii.bz2", "f.json"):
         (tmp_path / name).write_bytes(b"x")
     _, left_out = find_studies([tmp_path])
-    assert [Path(one.path).name for one in left_out] == ["b.nrrd", "c.MHA", "d.img", "e.nii.bz2"]
+    assert [Path(one.path).name for one in left_out] == ["b.mnc", "c.MNC", "d.img", "e.nii.bz2"]
     (tmp_path / "a.nii").unlink()
-    with refused(BadInput, tmp_path, "no images", "b.nrrd"):
+    with refused(BadInput, tmp_path, "no images", "b.mnc"):
         find_studies([tmp_path])
 
 

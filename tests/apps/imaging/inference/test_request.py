@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from apps.imaging.inference.discovery import StudyInputs
 from apps.imaging.inference.options import CompressOptions, InferOptions
 from apps.imaging.inference.outputs import OutputRequest
 from apps.imaging.inference.request import InferRequest, LabelSettings
-from apps.imaging.inference.studies import StudyInputs
 from common.errors import UsageError
 from tests.apps.imaging.helpers import random_model, write_nifti
 from tests.messages import refused

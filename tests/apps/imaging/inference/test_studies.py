@@ -7,13 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from apps.imaging.inference.discovery import FoundStudy
-from apps.imaging.inference.outputs import OutputRequest, whole_or_nothing
+from apps.imaging.inference.discovery import FoundStudy, numbered
+from apps.imaging.inference.outputs import LONGEST_NAME, OutputRequest, class_endings, whole_or_nothing
 from apps.imaging.inference.studies import (
     Study,
     StudyTable,
     case_names,
-    numbered,
     output_stem,
     outputs_of,
     read_table,
@@ -141,3 +140,8 @@ def test_a_killed_runs_unfinished_files_are_removed(tmp_path: Path) -> None:
         (tmp_path / name).write_text("x")
     StudyTable.open(tmp_path, [])
     assert sorted(path.name for path in tmp_path.iterdir()) == [".mine", "a.part"]
+
+
+def test_the_name_of_a_class_is_cut_to_what_a_file_name_takes() -> None:
+    endings = class_endings({0: "background", 1: "spleen", 2: "a" * 300, 3: "a" * 301})
+    assert endings == {1: "-spleen", 2: f"-{'a' * LONGEST_NAME}2", 3: f"-{'a' * LONGEST_NAME}3"}

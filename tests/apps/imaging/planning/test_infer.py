@@ -9,6 +9,23 @@ from apps.imaging.inference.options import InferOptions
 from apps.imaging.inference.request import InferRequest
 from apps.imaging.planning.infer import InferWorkload
 from tests.apps.imaging.helpers import random_model, write_nifti
+from tests.promise import kept
+
+
+def test_a_pass_is_priced_where_a_normalisation_takes_one(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    values = np.random.default_rng(0).normal(20, 200, (150, 140, 90)).astype(np.int16)
+    image = write_nifti(tmp_path / "image.nii", values)
+    window = ({"op": "clip", "low": -200.0, "high": 300.0}, {"op": "scale", "low": -200.0, "high": 300.0})
+    for name, intensity in (("fixed", window), ("zscore", ({"op": "zscore"},))):
+        random_model(tmp_path / name, patch=(32, 32, 32), intensity=intensity, spacing=(4.0, 4.0, 4.0))
+        out = tmp_path / f"out-{name}"
+        done = run("apps.imaging", "infer", image, "-m", tmp_path / name, "-o", out, "--overlap", "0.25", "--json")
+        assert done.code == 0, done.err
+        kept(done.record)
+        phases = [
+            phase for term in done.record["plan"]["terms"] for phase in term["phases"] if term["name"] == "statistics"
+        ]
+        assert phases == ([] if name == "fixed" else ["statistics"])
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,7 @@ def options(*arguments: str) -> TrainOptions:
         (["--set", "mirror=xw"], ["mirror", "x", "y", "z"]),
         (["--set", "dice=voxel"], ["--set dice=voxel", "sample", "batch"]),
         (["--set", "optimizer=sgd9"], ["sgd9"]),
+        (["--set", "balance=2"], ["--set balance=2.0", "from 0", "to 1"]),
         (["--set", "speed=9"], ["--set speed=9", "learning_rate"]),
         (["--micro-batch", "3"], ["--micro-batch", "batch of 2"]),
         (["--accumulate", "3"], ["--accumulate", "batch of 2"]),

@@ -9,7 +9,7 @@ import torch
 from apps.imaging.models.networks import registry
 from apps.imaging.models.onnx_export import GroupNormByReductions, export_onnx
 from common.errors import BadInput, UsageError
-from common.training import activation_checkpointing
+from common.training import activation_checkpointing, recomputation
 from tests.messages import refused
 
 
@@ -45,15 +45,18 @@ def test_recomputed_activations_give_the_same_gradients(name: str):
     side = 2 * registry.divisor(name, complete)
     torch.manual_seed(1)
     image, gradients = torch.randn(1, 1, side, side, side, dtype=torch.float64), {}
-    for policy in activation_checkpointing.POLICIES:
+    plain = registry.build(name, complete).double()
+    costs = recomputation.measure(plain, registry.blocks(name, plain), lambda: plain(image))
+    policies = {*activation_checkpointing.POLICIES, *activation_checkpointing.UNIFORM}
+    for policy in policies:
         torch.manual_seed(0)
         network = registry.build(name, complete).double()
         found = registry.blocks(name, network)
         assert found
-        activation_checkpointing.apply(policy, found)
+        activation_checkpointing.apply(policy, found, lambda: costs)
         network(image).square().mean().backward()
         gradients[policy] = torch.cat([p.grad.flatten() for p in network.parameters()])
-    for policy in activation_checkpointing.POLICIES:
+    for policy in policies:
         assert torch.equal(gradients[policy], gradients["none"]), policy
 
 
@@ -91,3 +94,19 @@ def test_group_normalisation_by_reductions_is_as_exact_far_from_zero():
     with torch.inference_mode():
         assert (GroupNormByReductions(norm)(values) - exact).abs().max() < 2e-5
         assert (norm(values) - exact).abs().max() < 2e-5
+
+
+def test_weights_are_loaded_by_any_name_of_a_shared_tensor() -> None:
+    """DynUNet's blocks have two names each; both a folder with one and a folder with all names are read."""
+    complete = registry.arguments(
+        "dynunet", {"filters": [4, 4, 8], "strides": [1, 2, 2]}, in_channels=1, out_channels=2
+    )
+    network, other = (registry.build("dynunet", complete) for _ in range(2))
+    assert len(registry.weights(network)) < len(network.state_dict())
+    for state in (registry.weights(network), network.state_dict()):
+        registry.load_weights(other, state)
+        assert all(bool((a == b).all()) for a, b in zip(network.parameters(), other.parameters(), strict=True))
+    with pytest.raises(BadInput, match="weights"):
+        registry.load_weights(other, {**state, "another": next(network.parameters())})
+    with pytest.raises(BadInput, match="weights"):
+        registry.load_weights(other, dict(list(registry.weights(network).items())[1:]))

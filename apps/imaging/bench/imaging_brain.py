@@ -1,0 +1,120 @@
+"""The suite ``imaging-brain``: a whole-brain model that was trained on label maps alone, read on real images.
+
+The model is the folder that ``PEAKLINE_BRAIN`` names, else the installed ``brain``. ``brain-t1`` compares it with
+FreeSurfer's labels of one T1, which no training sees. ``brain-mni`` compares grey and white matter with the maps of the
+MNI152 average at 0.5, both from the files of PyPI's ``nilearn``.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from apps.imaging.training.data.label_table import read_table
+from common import datasets
+from common.bench.harness import Bound, Suite
+from common.resources import data_folder
+
+WORK = Path("bench/work/imaging-brain")
+TABLE = data_folder() / "label_tables" / "brain.json"
+CEILING = "400MiB"
+LIA = ((-1, 0, 0, 79.5), (0, 0, 1, -111.5), (0, -1, 0, 95.5), (0, 0, 0, 1))
+"""Affine of the T1, which has none: its axes run left, down and forward, as the places of its labels show."""
+NOT_COMPARED = ("cerebrospinal fluid",)
+"""The maps have all fluid around the brain, FreeSurfer's label only what is near the ventricles."""
+GREY = (
+    *("cerebral cortex", "cerebellar cortex", "thalamus", "caudate", "putamen"),
+    *("hippocampus", "amygdala", "accumbens"),
+)
+"""Structures that are summed as grey matter."""
+WHITE = ("cerebral white matter", "cerebellar white matter", "brainstem", "ventral diencephalon", "pallidum")
+"""Structures that are summed as white matter."""
+T1_DICE = Bound("result.mean_dice", at_least=0.85)
+TISSUES = (Bound("result.grey", at_least=0.80), Bound("result.white", at_least=0.80))
+
+Labels = npt.NDArray[np.integer]
+
+
+def suite() -> Suite:
+    """Declare the cases whose model and data are on this machine."""
+    brain = Suite("imaging-brain")
+    model = Path(os.environ.get("PEAKLINE_BRAIN") or data_folder() / "models" / "brain")
+    if not model.is_dir():
+        sys.stderr.write(f"imaging-brain: no model {model}; PEAKLINE_BRAIN=FOLDER names one\n")
+        return brain
+    if datasets.find("brain-t1") is not None:
+        brain.case("brain-t1", ["-m", "apps.imaging.bench.imaging_brain", "t1", model], bounds=(T1_DICE,))
+    if find_spec("nilearn") is not None:
+        brain.case("brain-mni", ["-m", "apps.imaging.bench.imaging_brain", "mni", model], bounds=TISSUES)
+    return brain
+
+
+def of_t1(model: Path) -> dict[str, Any]:
+    """Dice of each structure on the T1 with FreeSurfer's labels."""
+    import nibabel as nib
+
+    folder, table = datasets.find("brain-t1"), read_table(TABLE)
+    if folder is None:
+        raise SystemExit("imaging-brain: data set brain-t1 not found (PEAKLINE_DATA)")
+    with np.load(folder / "test_scan.npz") as scan:
+        image, stored = scan["vol"].astype(np.float32), scan["seg"].astype(np.int32)
+    WORK.mkdir(parents=True, exist_ok=True)
+    nib.save(nib.Nifti1Image(image, np.array(LIA, float)), WORK / "t1.nii.gz")
+    stored[np.isin(stored, table.missing(map(int, np.unique(stored))))] = 0
+    truth = table.class_of[table.tissues(stored)]
+    found = _infer(model, WORK / "t1.nii.gz")
+    per_class = {
+        name: round(dice(found == value, truth == index), 4)
+        for index, (value, name) in enumerate(table.labels.items())
+        if index and name not in NOT_COMPARED
+    }
+    return {"mean_dice": round(float(np.mean(list(per_class.values()))), 4), "per_class": per_class}
+
+
+def of_mni(model: Path) -> dict[str, float]:
+    """Dice of grey and white matter on the MNI152 average."""
+    import nibabel as nib
+
+    spec, table = find_spec("nilearn"), read_table(TABLE)
+    assert spec is not None and spec.submodule_search_locations
+    folder = Path(spec.submodule_search_locations[0]) / "datasets" / "data"
+    t1, grey, white = (folder / f"mni_icbm152_{kind}_tal_nlin_sym_09a_converted.nii.gz" for kind in ("t1", "gm", "wm"))
+    found = _infer(model, t1)
+    values = {name: value for value, name in table.labels.items()}
+    answer = {}
+    for tissue, path, names in (("grey", grey, GREY), ("white", white, WHITE)):
+        share = np.asanyarray(nib.load(path).dataobj)  # type: ignore[attr-defined]  # stored from 0 to 255
+        answer[tissue] = round(dice(np.isin(found, [values[name] for name in names]), share > 127), 4)
+    return answer
+
+
+def dice(one: npt.NDArray[np.bool_], two: npt.NDArray[np.bool_]) -> float:
+    """Dice of two masks; NaN if both are empty."""
+    size = int(one.sum()) + int(two.sum())
+    return 2 * int((one & two).sum()) / size if size else float("nan")
+
+
+def _infer(model: Path, image: Path) -> Labels:
+    """Labels of ``imaging infer`` under the ceiling."""
+    import nibabel as nib
+
+    out = WORK / f"labels-{image.name.partition('.')[0]}"
+    words = ("infer", image, "-m", model, "-o", out, "--memory", CEILING, "--preview", "-q")
+    subprocess.run([sys.executable, "-m", "apps.imaging", *map(str, words)], check=True)
+    (path,) = out.glob("*.nii.gz")
+    labels: Labels = np.asanyarray(nib.load(path).dataobj)  # type: ignore[attr-defined]
+    return labels
+
+
+if __name__ == "__main__":
+    if len(sys.argv) == 3 and sys.argv[1] in ("t1", "mni"):
+        read = {"t1": of_t1, "mni": of_mni}[sys.argv[1]]
+        sys.stdout.write(json.dumps(read(Path(sys.argv[2]))) + "\n")
+        sys.exit(0)
+    sys.exit(suite().main())

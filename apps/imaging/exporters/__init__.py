@@ -1,0 +1,1 @@
+"""Write a model in the form that other programs read."""

@@ -1,0 +1,48 @@
+"""Options of ``imaging export`` on the command line, checked; no library is loaded."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from common.errors import UsageError
+
+FORMS = ("onnx", "bundle", "nnunet")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportRequest:
+    """A model in the form that other programs read.
+
+    Attributes
+    ----------
+    model
+        The model folder, nnU-Net folder or MONAI bundle.
+    output
+        File for ``onnx``, folder for ``bundle``.
+    form
+        One of ``FORMS``.
+    threads
+        Threads of the computation.
+
+    Raises
+    ------
+    UsageError
+        An output of another kind, or a form that is not written.
+    """
+
+    model: Path
+    output: Path
+    form: str
+    threads: int
+
+    def __post_init__(self) -> None:
+        if self.form == "nnunet":
+            raise UsageError(
+                "--as nnunet: nnU-Net loads its own networks only, and imaging train has none of these;"
+                " --as bundle and --as onnx write what MONAI and ONNX Runtime load"
+            )
+        if self.form == "onnx" and (self.output.suffix != ".onnx" or self.output.is_dir()):
+            raise UsageError(f"-o {self.output}: expected a file NAME.onnx")
+        if self.form == "bundle" and self.output.exists() and (not self.output.is_dir() or any(self.output.iterdir())):
+            raise UsageError(f"-o {self.output}: exists; expected a new folder, or an empty one")
+        if self.model.resolve() in (self.output.resolve(), *self.output.resolve().parents):
+            raise UsageError(f"-o {self.output}: is in the model's folder; choose another")

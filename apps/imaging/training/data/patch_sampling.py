@@ -1,0 +1,239 @@
+"""Training patches: where they are cut and how they are augmented. All random choices follow from (seed, step).
+
+Volumes are in memory or, if the plan says so, in an uncompressed file of which only the patch is read.
+"""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from math import prod
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from apps.imaging.training.data.prepared import Classes, Image, is_foreground
+from apps.imaging.volumes.volume import Shape
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+FOREGROUND_SHARE = 1 / 3
+"""Share of patches that are centred on a labelled voxel."""
+FOREGROUND_POINTS = 256
+"""Labelled voxels of each case that may become centres."""
+WARP_SHARE = 0.3
+"""Share of patches that are rotated and scaled."""
+MARGIN = 1.25
+"""A patch that is rotated and scaled is cut from a region that is larger by this factor."""
+FLOAT = 4
+"""Bytes of a float32."""
+
+
+@dataclass(slots=True)
+class Volumes:
+    """Prepared cases, in memory (``file=None``) or in one file."""
+
+    file: Path | None = None
+    shapes: list[Shape] = field(default_factory=list)
+    channels: int = 1
+    points: list[npt.NDArray[np.int16]] = field(default_factory=list)
+    """Some labelled voxels of each case, (n, 3)."""
+    spacings: list[tuple[float, float, float]] = field(default_factory=list)
+    """Millimetres along the model's axes; all 1 unless they were named."""
+    _images: list[Image] = field(default_factory=list)
+    _classes: list[Classes] = field(default_factory=list)
+    _offsets: list[int] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.shapes)
+
+    def add(
+        self,
+        image: Image,
+        classes: Classes,
+        *,
+        foreground: npt.NDArray[np.bool_] | None = None,
+        spacing: tuple[float, float, float] = (1.0, 1.0, 1.0),
+    ) -> None:
+        """Store one case.
+
+        Parameters
+        ----------
+        image
+            (channels, x, y, z), contiguous; without channels where images are synthesised.
+        classes
+            (x, y, z), contiguous; tissues where images are synthesised.
+        foreground
+            Mask (x, y, z) of the labelled voxels; ``None``: by their class.
+        spacing
+            Millimetres along the model's axes.
+        """
+        self.channels, x, y, z = image.shape
+        self.spacings.append(spacing)
+        self.points.append(_spread(is_foreground(classes) if foreground is None else foreground))
+        self.shapes.append((x, y, z))
+        if self.file is None:
+            self._images.append(image)
+            self._classes.append(classes)
+            return
+        with self.file.open("ab") as stream:
+            self._offsets.append(stream.tell())
+            stream.write(image.data)
+            stream.write(classes.data)
+
+    def read(self, index: int, start: Shape, stop: Shape) -> tuple[Image, Classes]:
+        """Read a region of one case: image (channels, x, y, z) and classes (x, y, z) from voxel ``start`` to before
+        ``stop``, within its bounds."""
+        box = tuple(slice(low, high) for low, high in zip(start, stop, strict=True))
+        if self.file is None:
+            return self._images[index][:, *box], self._classes[index][box]
+        shape, offset, size = self.shapes[index], self._offsets[index], prod(self.shapes[index]) * FLOAT
+        image = np.empty((self.channels, *(part.stop - part.start for part in box)), np.float32)
+        with self.file.open("rb", buffering=0) as stream:
+            for number, channel in enumerate(image):
+                _read_box(stream.fileno(), offset + number * size, shape, box, channel)
+            classes = np.empty(image.shape[1:], np.uint8)
+            _read_box(stream.fileno(), offset + self.channels * size, shape, box, classes)
+        return image, classes
+
+
+def _spread(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.int16]:
+    """Places (n, 3) of up to ``FOREGROUND_POINTS`` voxels of a mask, evenly in C order.
+
+    Only one plane's places exist at a time: those of all voxels are int64.
+    """
+    counts = mask.reshape(len(mask), -1).sum(1)
+    ends, wanted = np.cumsum(counts), FOREGROUND_POINTS if counts.any() else 0
+    ranks = np.linspace(0, ends[-1] - 1, wanted).astype(np.intp)
+    planes = np.searchsorted(ends, ranks, side="right")
+    points = np.empty((wanted, 3), np.int16)
+    points[:, 0] = planes
+    for plane in np.unique(planes):
+        here = planes == plane
+        found = np.flatnonzero(mask[plane])[ranks[here] - (ends[plane] - counts[plane])]
+        points[here, 1], points[here, 2] = np.unravel_index(found, mask.shape[1:])
+    return points
+
+
+def _read_box(file: int, offset: int, shape: Shape, box: tuple[slice, ...], out: npt.NDArray[Any]) -> None:
+    """Read a region of a C-ordered array of shape ``shape`` into ``out``, one run of rows for each x."""
+    run = np.empty((out.shape[1], shape[2]), out.dtype)
+    for plane, x in zip(out, range(box[0].start, box[0].stop), strict=True):
+        start = offset + (x * shape[1] + box[1].start) * shape[2] * out.dtype.itemsize
+        if os.preadv(file, [run.reshape(-1).view(np.uint8).data], start) != run.nbytes:
+            raise OSError("the training cache is shorter than it was")
+        plane[...] = run[:, box[2]]
+
+
+@dataclass(frozen=True, slots=True)
+class Sampler:
+    """Draws training batches."""
+
+    volumes: Volumes
+    patch: Shape
+    batch: int
+    seed: int
+    mirror: str = "xyz"
+    """Axes along which a patch may be reversed; leave out x where left and right are different labels."""
+
+    def __call__(self, step: int) -> "list[Tensor]":
+        """Draw the batch of one step.
+
+        Returns
+        -------
+        list
+            Images (B, channels, x, y, z) as float32, and classes (B, x, y, z) as uint8.
+        """
+        import torch
+
+        random = np.random.default_rng((self.seed, step))
+        images = torch.empty(self.batch, self.volumes.channels, *self.patch)
+        classes = torch.empty(self.batch, *self.patch, dtype=torch.uint8)
+        for image, label in zip(images, classes, strict=True):
+            self._one(random, image, label)
+        return [images, classes]
+
+    def _one(self, random: np.random.Generator, image: "Tensor", label: "Tensor") -> None:
+        import torch
+
+        index = int(random.integers(len(self.volumes)))
+        warp = turned(random) if random.random() < WARP_SHARE else None
+        size = self.patch if warp is None else tuple(round(edge * MARGIN) for edge in self.patch)
+        values, members = (torch.from_numpy(array) for array in self._cut(random, index, size))
+        if warp is None:
+            image.copy_(values)
+            label.copy_(members)
+        else:
+            _warp(values, members, warp, image, label)
+        axes = ["xyz".index(axis) for axis in self.mirror if random.random() < 0.5]
+        image.copy_(image.flip([axis + 1 for axis in axes]))
+        label.copy_(label.flip(axes))
+        for channel in image:
+            _vary(random, channel)
+
+    def _cut(self, random: np.random.Generator, index: int, size: Sequence[int]) -> tuple[Image, Classes]:
+        """Cut a region of ``size`` around a drawn centre; outside the volume are zeros (the mean, and background)."""
+        shape, points = self.volumes.shapes[index], self.volumes.points[index]
+        if len(points) and random.random() < FOREGROUND_SHARE:
+            centre = points[random.integers(len(points))].astype(int)
+        else:  # so that the patch lies within the volume, or the volume within the patch
+            low = [min(edge, whole) // 2 for edge, whole in zip(self.patch, shape, strict=True)]
+            spare = [max(0, whole - edge) for edge, whole in zip(self.patch, shape, strict=True)]
+            centre = np.array([first + random.integers(more + 1) for first, more in zip(low, spare, strict=True)])
+        corner = [int(middle) - edge // 2 for middle, edge in zip(centre, size, strict=True)]
+        start = tuple(max(0, low) for low in corner)
+        stop = tuple(min(whole, low + edge) for low, edge, whole in zip(corner, size, shape, strict=True))
+        image, classes = self.volumes.read(index, start, stop)  # type: ignore[arg-type]
+        if classes.shape == tuple(size):
+            return np.ascontiguousarray(image), np.ascontiguousarray(classes)
+        whole_image, whole_classes = np.zeros((len(image), *size), np.float32), np.zeros(size, np.uint8)
+        inside = tuple(slice(a - low, b - low) for a, b, low in zip(start, stop, corner, strict=True))
+        whole_image[:, *inside], whole_classes[inside] = image, classes
+        return whole_image, whole_classes
+
+
+def turned(random: np.random.Generator) -> npt.NDArray[np.float64]:
+    """Draw a matrix (3, 3): a rotation of up to 0.25 rad about each axis, and a scaling of up to 15 % along each."""
+    matrix = np.diag(random.uniform(0.85, 1.15, 3))
+    for first, second in ((0, 1), (0, 2), (1, 2)):
+        angle = random.uniform(-0.25, 0.25)
+        turn = np.eye(3)
+        turn[first, first] = turn[second, second] = np.cos(angle)
+        turn[first, second], turn[second, first] = -np.sin(angle), np.sin(angle)
+        matrix = turn @ matrix
+    return matrix
+
+
+def _warp(
+    values: "Tensor", members: "Tensor", matrix: npt.NDArray[np.float64], image: "Tensor", label: "Tensor"
+) -> None:
+    """Resample a region (image: channels, x, y, z) by a linear map about its centre into a patch."""
+    import torch
+    from torch.nn.functional import affine_grid, grid_sample
+
+    # grid_sample counts axes from the last and in half edges of the region.
+    edges = np.array(members.shape[::-1], float)
+    patch = np.array(label.shape[::-1], float)
+    theta = torch.from_numpy(matrix[::-1, ::-1] * patch / edges[:, None]).float()
+    grid = affine_grid(torch.nn.functional.pad(theta, (0, 1))[None], [1, 1, *label.shape], align_corners=False)
+    image.copy_(grid_sample(values[None], grid, "bilinear", "zeros", align_corners=False)[0])
+    label.copy_(grid_sample(members[None, None].float(), grid, "nearest", "zeros", align_corners=False)[0, 0])
+
+
+def _vary(random: np.random.Generator, image: "Tensor") -> None:
+    """Augment one channel's intensities in place: factor, offset, gamma and noise, each with its own probability."""
+    import torch
+
+    if random.random() < 0.5:
+        image *= random.uniform(0.8, 1.2)
+    if random.random() < 0.5:
+        image += random.uniform(-0.2, 0.2)
+    if random.random() < 0.3:
+        mean, deviation, low, high = image.mean(), image.std(), image.min(), image.max()
+        image.sub_(low).div_((high - low).clamp(min=1e-6)).pow_(random.uniform(0.7, 1.5))
+        image.sub_(image.mean()).mul_(deviation / image.std().clamp(min=1e-6)).add_(mean)
+    if random.random() < 0.2:
+        noise = random.standard_normal(tuple(image.shape), np.float32)
+        image += torch.from_numpy(noise) * random.uniform(0, 0.1)

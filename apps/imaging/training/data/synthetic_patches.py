@@ -1,0 +1,74 @@
+"""Training patches whose images are synthesised from label maps. All random choices follow from (seed, step)."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from apps.imaging.training.data.label_table import LabelTable
+from apps.imaging.training.data.patch_sampling import Volumes, turned
+from apps.imaging.training.data.synthesis import BEND, Spacing, Tissues, cut, paint
+from apps.imaging.volumes.volume import Shape
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+FIELD_FACTOR, FIELD_OFFSET = (0.6, 1.4), (-0.5, 0.8)
+"""Range of factor and offset of a normalised patch: a whole image has another share of air than a patch has. (Heads in
+256 mm cubed, of which two thirds are air, and brains without skull: factor 0.7 to 1.1, offset -0.2 to 0.7.)"""
+
+
+@dataclass(frozen=True, slots=True)
+class SynthesisSampler:
+    """Draws training batches from label maps that are stored as tissues, without images."""
+
+    volumes: Volumes
+    table: LabelTable
+    spacing: Spacing
+    """Of the patches, in millimetres."""
+    patch: Shape
+    batch: int
+    seed: int
+    mirror: str = "x"
+    """Axes along which a patch may be reversed; leave out x where left and right are different classes."""
+
+    def __call__(self, step: int) -> "list[Tensor]":
+        """Draw the batch of one step.
+
+        Returns
+        -------
+        list
+            Images (B, 1, x, y, z) as float32, and classes (B, x, y, z) as uint8.
+        """
+        import torch
+
+        random = np.random.default_rng((self.seed, step))
+        images = torch.empty(self.batch, 1, *self.patch)
+        classes = torch.empty(self.batch, *self.patch, dtype=torch.uint8)
+        for image, label in zip(images, classes, strict=True):
+            values, members = paint(random, self._cut(random), self.table, self.spacing)
+            values *= np.float32(random.uniform(*FIELD_FACTOR))
+            values += np.float32(random.uniform(*FIELD_OFFSET))
+            image.copy_(torch.from_numpy(values))
+            label.copy_(torch.from_numpy(members))
+        return [images, classes]
+
+    def _cut(self, random: np.random.Generator) -> Tissues:
+        """Cut a patch whose centre lies between two labelled voxels, so that most patches see most classes."""
+        index = int(random.integers(len(self.volumes)))
+        points = self.volumes.points[index]
+        matrix = turned(random)
+        for axis in self.mirror:
+            if random.random() < 0.5:
+                matrix[:, "xyz".index(axis)] *= -1
+        return cut(
+            random,
+            lambda low, high: self.volumes.read(index, low, high)[1],
+            self.volumes.shapes[index],
+            matrix=matrix,
+            centre=points[random.integers(len(points), size=2)].mean(0),
+            patch=self.patch,
+            scale=np.array([self.spacing, self.volumes.spacings[index]]),
+            fill=self.table.tissue_of.get(0, 0),
+            bend=float(random.uniform(0, BEND)),
+        )
