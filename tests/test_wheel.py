@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import yaml
 
-from apps.imaging.training.synthetic import write_sample
+from apps.imaging.training.data.synthetic import write_sample
 from apps.recsys.data import synthetic
 from common import __version__
 from tests import house
@@ -154,7 +154,8 @@ def test_the_quick_bench_travels_and_the_suites_do_not(installed: Installed) -> 
 
 def test_extras_and_groups() -> None:
     extras = PROJECT["project"]["optional-dependencies"]
-    assert extras.keys() == {"serve", "dicom", "engines", "int8", "nnunet", "bundle", "jpeg", "all"}
+    named = {"serve", "dicom", "engines", "int8", "nnunet", "bundle", "zst", "tensorboard", "jpeg", "all"}
+    assert extras.keys() == named
     (everything,) = extras["all"]
     assert set(everything.removeprefix("peakline[").removesuffix("]").split(",")) == extras.keys() - {"all", "jpeg"}
     assert {"test", "lint", "bench", "peers"} <= PROJECT["dependency-groups"].keys()

@@ -155,6 +155,7 @@ def train(folder: Path) -> Walk:
 
     interactions, _ = synthetic.write(folder, users=100, items=80)
     argv = ["train", str(interactions), "-o", str(folder / "model"), "--split", "user-holdout"]
+    argv += ["--model", "ials"]
     return walk("recsys", argv, "apps/recsys/models/als/ials.py:fit")
 
 
