@@ -1,0 +1,52 @@
+"""Item vectors in memory as codes of a few bits, decoded some rows at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from apps.recsys.models.scan.rows import Rows, row_lengths
+from common.compression.codes import BLOCK_ROWS
+from common.compression.row_codes import RowCodes
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+
+class CodedRows(Rows):
+    """Rows of a matrix that are codes.
+
+    Parameters
+    ----------
+    codes
+        The codes.
+    """
+
+    def __init__(self, codes: RowCodes) -> None:
+        super().__init__(len(codes), codes.width)
+        self.codes = codes
+
+    def __getitem__(self, rows: NDArray[Any]) -> NDArray[np.float32]:
+        return self._scaled(self.codes.decode(rows))
+
+    def blocks(self) -> Iterator[tuple[slice, NDArray[np.float32]]]:
+        """Yield all rows in order, ``BLOCK_ROWS`` at a time; a block is valid until the next one."""
+        workspace = self.codes.workspace(min(BLOCK_ROWS, max(1, len(self))))
+        for start in range(0, len(self), BLOCK_ROWS):
+            span = slice(start, min(start + BLOCK_ROWS, len(self)))
+            yield span, self._scaled(self.codes.decode(span, workspace))
+
+    def _scaled(self, vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+        if self._unit:
+            vectors /= row_lengths(vectors)[:, None]
+        return vectors
+
+    def matrix(self) -> NDArray[np.float32]:
+        """All rows as float32."""
+        import numpy as np
+
+        whole = np.empty(self.shape, np.float32)
+        for span, block in self.blocks():
+            whole[span] = block
+        return whole

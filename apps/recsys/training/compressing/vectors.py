@@ -1,0 +1,110 @@
+"""Item vectors as codes: rotation, bits of each dimension, levels.
+
+Scores are products with users' vectors, so an error e of an item's vector costs ``e'Ge`` with G the users' Gramian.
+Vectors are rotated onto the eigenvectors of G, where the cost is a weighted sum over dimensions; of those with a small
+weighted variance nothing is left. A rotation of items and users together changes no score, so it is not stored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from apps.recsys.models.scan.rows import row_lengths
+from common.compression import row_codes
+from common.compression.codes import BLOCK_ROWS
+from common.compression.row_codes import RowCodes
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+SAMPLED_USERS = 1 << 12
+"""Users whose vectors give the Gramian, at even distances, where not all are solved anyway."""
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """What a row may take.
+
+    Attributes
+    ----------
+    bits
+        Bits of a row in all.
+    dimensions
+        Most dimensions that get some; ``None``: any number.
+    """
+
+    bits: int
+    dimensions: int | None = None
+
+    def shared(self, weights: NDArray[np.floating[Any]]) -> NDArray[np.uint8]:
+        """Bits of each column, by the columns' weighted variances."""
+        import numpy as np
+
+        if self.dimensions is not None and self.dimensions < len(weights):
+            least = np.sort(weights)[-self.dimensions]
+            weights = np.where(weights >= least, weights, 0)
+        return row_codes.shared_bits(weights, self.bits)
+
+
+def rotation(gramian: NDArray[np.floating[Any]]) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
+    """Eigenvalues of a Gramian from large to small, and its eigenvectors as columns."""
+    import numpy as np
+
+    values, axes = np.linalg.eigh(gramian.astype(np.float64))
+    return np.maximum(values[::-1], 0), np.ascontiguousarray(axes[:, ::-1]).astype(np.float32)
+
+
+def rotate(rows: NDArray[np.float32], axes: NDArray[np.float32]) -> None:
+    """Multiply the first columns of each row by a square matrix, in place."""
+    width = axes.shape[0]
+    for start in range(0, len(rows), BLOCK_ROWS):
+        span = slice(start, start + BLOCK_ROWS)
+        rows[span, :width] = rows[span, :width] @ axes
+
+
+def unit_deviations(rows: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Root of the mean square of each column over rows of length 1."""
+    import numpy as np
+
+    total = np.zeros(rows.shape[1])
+    for start in range(0, len(rows), BLOCK_ROWS):
+        some = rows[start : start + BLOCK_ROWS]
+        some = some / row_lengths(some)[:, None]
+        total += np.einsum("ij,ij->j", some, some)
+    found: NDArray[np.float32] = np.sqrt(total / max(1, len(rows))).astype(np.float32)
+    return np.maximum(found, np.finfo(np.float32).tiny)
+
+
+def sampled_vectors(
+    histories: list[tuple[NDArray[Any], NDArray[np.float32]]],
+    encoder: Callable[[NDArray[Any], NDArray[np.float32]], NDArray[np.float32]],
+    after_user: Callable[[], None],
+) -> NDArray[np.float32]:
+    """Vectors of some users, shape (n, width)."""
+    import numpy as np
+
+    made = []
+    for items, values in histories:
+        made.append(encoder(items, values))
+        after_user()
+    return np.stack(made)
+
+
+def encoded(
+    rows: NDArray[np.float32], weights: NDArray[np.floating[Any]], bits: NDArray[np.uint8], *, cosine: bool
+) -> RowCodes:
+    """The nearest codes of rows under weights of the columns' squared errors, shape (width,)."""
+    return RowCodes.of(rows, bits, weights, deviations=unit_deviations(rows) if cosine else None)
+
+
+def kept_columns(bits: list[NDArray[np.uint8]], *, last: bool) -> NDArray[np.intp]:
+    """Columns that have bits in one of the matrices; the ``last`` one stays in any case (the bias of ``bpr``)."""
+    import numpy as np
+
+    used = np.any([each > 0 for each in bits], axis=0)
+    if last:
+        used[-1] = True
+    return np.flatnonzero(used)
