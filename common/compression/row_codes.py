@@ -32,8 +32,9 @@ _STEPS = {5: 0.1895, 6: 0.1033, 7: 0.0573, 8: 0.0307}
 """Bits -> distance of evenly spaced levels with the least error: uneven ones save little from here on."""
 ERRORS = (1.0, 0.3634, 0.1175, 0.03455, 0.009501, 0.003497, 0.001041, 0.0003046, 0.00008769)
 """Bits -> squared error of a standard normal number with these levels."""
-SCALE_STEPS = 32
-"""Codes of a scale by which it doubles: rounding changes a row by 0.6 % (root mean square)."""
+SCALE_STEPS = 24
+"""Codes of a scale by which it doubles: rounding changes a row by 0.8 % (root mean square), and scales may differ by a
+factor of 1,500; smaller ones are made as large."""
 SCALE_BYTES = 1
 """Bytes of a row's scale: 0 is a row of zeros, and 255 the largest scale."""
 FIT_ROUNDS = 3
@@ -212,6 +213,9 @@ class RowCodes:
         start = 0
         for bits, columns in groups(self.bits):
             count = len(columns)
+            if not bits:
+                out[:, _span(columns)] = 0
+                continue
             codes = unpacked[:, start : start + count]
             for plane in range(1, bits):
                 codes = codes << np.uint8(1)
@@ -309,7 +313,7 @@ def packed_rows(found: NDArray[np.uint8], bits: NDArray[np.uint8]) -> NDArray[np
 
 
 def scale_codes(scales: NDArray[np.float32], unit: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """Codes of scales relative to the largest one; 0 for 0, and 1 for all that are 2 to the power 8 times smaller."""
+    """Codes of scales relative to the largest one; 0 for 0, and 1 for all that are too small."""
     import numpy as np
 
     if not unit[0] > 0:

@@ -173,7 +173,8 @@ def complete(work: TrainWorkload, session: Session, changed: Mapping[str, Any] =
         for line in evaluate.lines(measured):
             session.say(line)
     with session.phase("write"):
-        scan_files.write(directory, kind, fields["hyper"])
+        if not fields.get("codes"):
+            scan_files.write(directory, kind, fields["hyper"])
         recommender.write_card(directory, kind, fields, metrics)
         move_into_place(directory, output)
         recommender.seal(output, kind=kind, fields=fields)

@@ -96,8 +96,8 @@ class CompressRequest:
         smallest = len(matrices) * row_bytes(1) + prior
         if self.target_bytes < smallest:
             raise UsageError(
-                f"--target-bytes {self.target_bytes}: the smallest is {smallest} bytes an item,"
-                f" {SCALE_BYTES} of a scale and 1 of codes in each of its {len(matrices)} vectors"
+                f"--target-bytes {self.target_bytes}: the smallest is {smallest} bytes an item: a scale and 8 bits in"
+                + (" its vector" if len(matrices) == 1 else f" each of its {len(matrices)} vectors")
                 + (f", and {prior} of its prior" if prior else "")
             )
         each = (self.target_bytes - prior) // len(matrices)
