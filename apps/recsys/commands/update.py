@@ -26,6 +26,7 @@ from apps.recsys.planning.train import TrainWorkload, training_warm_up
 from apps.recsys.planning.updating.request import UpdateRequest
 from apps.recsys.planning.updating.workload import REBUILT, WARM_UPS, UpdateWorkload
 from apps.recsys.training import fit_factors
+from apps.recsys.training.compressing import vectors
 from common import model_folder
 from common.cli.session import CommandSession
 from common.compression.row_codes import RowCodes, column_deviations
@@ -130,7 +131,9 @@ def _recoded(tensors: Mapping[str, Any], path: Path, hyper: Mapping[str, Any]) -
     bits = coded.read(path, weights.SPECTRUM).bits
     rows = tensors[weights.SPECTRUM]
     rows *= code_weights(tensors[weights.EIGENVALUES], hyper["form"], float(hyper["saturation"]))
-    codes = RowCodes.of(rows, bits, column_deviations(rows) ** 2)
+    importance = column_deviations(rows).astype("f8") ** 2
+    vectors.rotate(rows, vectors.mixing(bits, importance))
+    codes = RowCodes.of(rows, bits, importance)
     return {**tensors, **coded.tensors(weights.SPECTRUM, codes)}
 
 

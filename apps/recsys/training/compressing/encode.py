@@ -141,6 +141,7 @@ class Compression:
         bits = budget.shared(row_codes.column_deviations(items).astype(np.float64) ** 2 * values)
         columns = np.flatnonzero(bits)
         items, bits, importance = np.ascontiguousarray(items[:, columns]), bits[columns], values[columns]
+        vectors.rotate(items, vectors.mixing(bits, importance))
         grid = discrete.Grid(bits, row_codes.column_deviations(items))
         found = np.empty(items.shape, np.uint8)
         scales = np.empty(len(items), np.float32)
@@ -200,15 +201,19 @@ class Compression:
             # A user is a sum of these rows, so their errors cost what the items' Gramian says.
             gram = np.einsum("ij,ij->j", items, items, dtype=np.float64)
             importance[weights.USER_SIDE] = gram
-        bits = {}
+        total = np.zeros(items.shape[1])
         for name, rows in matrices.items():
             deviations = vectors.unit_deviations(rows) if cosine else row_codes.column_deviations(rows)
-            bits[name] = self._budget(name).shared(deviations.astype(np.float64) ** 2 * importance[name])
-        columns = vectors.kept_columns(list(bits.values()), last=kind == "bpr")
-        made = {}
+            own = deviations.astype(np.float64) ** 2 * importance[name]
+            total += own / max(float(own.sum()), 1e-30)
+        # Both matrices are rotated alike, so columns have as many bits in both. The bias of ``bpr`` stays in any case.
+        bits = self._budget(weights.ITEMS).shared(total)
+        columns = np.flatnonzero((bits > 0) | (np.arange(len(bits)) >= free))
+        bits, made = bits[columns], {}
         for name in list(matrices):
-            rows = np.ascontiguousarray(matrices.pop(name)[:, columns])
-            made[name] = vectors.encoded(rows, importance[name][columns], bits[name][columns], cosine=cosine)
+            rows, own = np.ascontiguousarray(matrices.pop(name)[:, columns]), importance[name][columns]
+            vectors.rotate(rows, vectors.mixing(bits, own, last=kind == "bpr"))
+            made[name] = vectors.encoded(rows, own, bits, cosine=cosine)
             self._check()
         return self._encoded(made, others)
 
@@ -262,7 +267,8 @@ class Compression:
         bits = self._budget(weights.SPECTRUM).shared(deviations.astype(np.float64) ** 2 * importance)
         columns = np.flatnonzero(bits)
         kept_rows = np.ascontiguousarray(rows[:, columns])
-        codes = vectors.encoded(kept_rows, importance[columns], bits[columns], cosine=False)
+        vectors.rotate(kept_rows, vectors.mixing(bits[columns], importance := importance[columns]))
+        codes = vectors.encoded(kept_rows, importance, bits[columns], cosine=False)
         others = {weights.COUNTS: counts, weights.EIGENVALUES: np.ascontiguousarray(eigenvalues[columns])}
         return self._encoded({weights.SPECTRUM: codes}, others)
 

@@ -2,24 +2,28 @@
 
 Scores are products with users' vectors, so an error e of an item's vector costs ``e'Ge`` with G the users' Gramian.
 Vectors are rotated onto the eigenvectors of G, where the cost is a weighted sum over dimensions; of those with a small
-weighted variance nothing is left. A rotation of items and users together changes no score, so it is not stored.
+weighted variance nothing is left. Then dimensions with as many bits are mixed by a random rotation, after which numbers
+are nearly normally distributed, as the levels expect. A rotation of items and users together changes no score, so it is
+not stored.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from apps.recsys.models.scan.rows import row_lengths
 from common.compression import row_codes
 from common.compression.codes import BLOCK_ROWS
+from common.compression.codes import rotation as random_rotation
 from common.compression.row_codes import RowCodes
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+SEED = 0
+"""Seed of rotations, which are the same in every model."""
 SAMPLED_USERS = 1 << 12
 """Users whose vectors give the Gramian, at even distances, where not all are solved anyway."""
 
@@ -57,6 +61,30 @@ def rotation(gramian: NDArray[np.floating[Any]]) -> tuple[NDArray[np.float64], N
     return np.maximum(values[::-1], 0), np.ascontiguousarray(axes[:, ::-1]).astype(np.float32)
 
 
+def mixing(bits: NDArray[np.uint8], importance: NDArray[np.float64], *, last: bool = False) -> NDArray[np.float32]:
+    """A rotation that mixes the columns that have as many bits, shape (width, width), but the ``last`` one.
+
+    Eigenvectors of sparse data belong to a few items each, whose numbers are far from normal: in 2 bits iALS of 128
+    factors loses 7.6 % of N@20 on Gowalla (the first 6,000 users, 32 bytes an item), and 3.6 % with columns mixed.
+
+    Parameters
+    ----------
+    bits
+        Bits of each column, shape (width,).
+    importance
+        Weights of the columns' squared errors, shape (width,); set to the means of columns that are mixed.
+    last
+        True to leave the last column as it is.
+    """
+    import numpy as np
+
+    axes = np.eye(len(bits), dtype=np.float32)
+    for _, columns in row_codes.groups(bits[: len(bits) - last]):
+        axes[np.ix_(columns, columns)] = random_rotation(len(columns), SEED)
+        importance[columns] = importance[columns].mean()
+    return axes
+
+
 def rotate(rows: NDArray[np.float32], axes: NDArray[np.float32]) -> None:
     """Multiply the first columns of each row by a square matrix, in place."""
     width = axes.shape[0]
@@ -78,33 +106,8 @@ def unit_deviations(rows: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.maximum(found, np.finfo(np.float32).tiny)
 
 
-def sampled_vectors(
-    histories: list[tuple[NDArray[Any], NDArray[np.float32]]],
-    encoder: Callable[[NDArray[Any], NDArray[np.float32]], NDArray[np.float32]],
-    after_user: Callable[[], None],
-) -> NDArray[np.float32]:
-    """Vectors of some users, shape (n, width)."""
-    import numpy as np
-
-    made = []
-    for items, values in histories:
-        made.append(encoder(items, values))
-        after_user()
-    return np.stack(made)
-
-
 def encoded(
     rows: NDArray[np.float32], weights: NDArray[np.floating[Any]], bits: NDArray[np.uint8], *, cosine: bool
 ) -> RowCodes:
     """The nearest codes of rows under weights of the columns' squared errors, shape (width,)."""
     return RowCodes.of(rows, bits, weights, deviations=unit_deviations(rows) if cosine else None)
-
-
-def kept_columns(bits: list[NDArray[np.uint8]], *, last: bool) -> NDArray[np.intp]:
-    """Columns that have bits in one of the matrices; the ``last`` one stays in any case (the bias of ``bpr``)."""
-    import numpy as np
-
-    used = np.any([each > 0 for each in bits], axis=0)
-    if last:
-        used[-1] = True
-    return np.flatnonzero(used)
