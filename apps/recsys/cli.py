@@ -152,17 +152,18 @@ def _update(parser: argparse.ArgumentParser) -> None:
 
 
 def _compress(parser: argparse.ArgumentParser) -> None:
-    _model(parser)
     add = parser.add_argument
-    add("-o", "--output", required=True, type=Path, metavar="MODEL_DIR", help="the new model")
+    model = "a model with item vectors (ials, bpr, embedding, linear with a spectrum), or factors of implicit (.npz)"
+    add("model", type=Path, metavar="MODEL", help=model)
+    add("-o", "--output", required=True, type=Path, metavar="OUTPUT", help="the new model, or the new .npz")
     size = parser.add_mutually_exclusive_group(required=True)
     target = "bytes of an item with its scale; bits are shared out among dimensions by how much scores vary in them"
     size.add_argument("--target-bytes", type=main.positive, metavar="N", help=target)
     bits = "instead: the mean bits of a number, shared out alike"
     size.add_argument("--bits", type=int, choices=BITS, help=bits)
     add("--dimensions", type=main.positive, metavar="D", help="most dimensions (default: all that get a bit)")
-    rounds = "ials: times that users and items are solved again around the codes (default %(default)s)"
-    add("--rounds", type=_not_negative, default=ROUNDS, metavar="N", help=rounds)
+    rounds = f"ials: times that users and items are solved again around the codes (default {ROUNDS})"
+    add("--rounds", type=_not_negative, metavar="N", help=rounds)
     main.add_common_options(parser)
     command = Command(
         "recsys compress",

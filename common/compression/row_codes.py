@@ -68,8 +68,10 @@ def levels(bits: int) -> NDArray[np.float32]:
 @cache
 def bounds(bits: int) -> NDArray[np.float32]:
     """The numbers at which the nearest level changes, shape (``2 ** bits - 1``,)."""
+    import numpy as np
+
     each = levels(bits)
-    return each[:-1] + (each[1:] - each[:-1]) / 2
+    return ((each[1:] + each[:-1]) / 2).astype(np.float32)
 
 
 def shared_bits(weights: NDArray[np.floating[Any]], total: int, *, most: int = MOST_BITS) -> NDArray[np.uint8]:

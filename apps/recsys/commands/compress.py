@@ -7,13 +7,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from apps.recsys.commands import evaluate, train
+from apps.recsys.commands import compress_file, evaluate, train
 from apps.recsys.data.ingest import workspace
 from apps.recsys.models import recommender, weights
 from apps.recsys.models.manifest import ModelFields, RecommenderManifest
 from apps.recsys.models.recommender import Recommender, load_manifest, read_manifest
 from apps.recsys.planning.baselines import SCORING, TRAINING, warm_up_for
-from apps.recsys.planning.compressing.request import CompressRequest
+from apps.recsys.planning.compressing.file_workload import CompressFileWorkload
+from apps.recsys.planning.compressing.request import ROUNDS, CompressRequest
 from apps.recsys.planning.compressing.workload import LISTED, LISTED_USERS, CompressWorkload
 from apps.recsys.training.compressing.encode import Compression, Encoded
 from common import model_folder
@@ -31,16 +32,18 @@ NAMED = ("ndcg@20", "recall@20")
 """Metrics that are printed."""
 
 
-def workload(request: CompressRequest, budget: MemoryBudget) -> CompressWorkload:
-    """Read the model's manifest.
+def workload(request: CompressRequest, budget: MemoryBudget) -> CompressWorkload | CompressFileWorkload:
+    """Read the model's manifest, or the headers of a file of factors.
 
     Raises
     ------
     BadInput
-        As ``recommender.load_manifest``.
+        As ``recommender.load_manifest``, or ``compress_file.workload``.
     UsageError
         As ``CompressRequest.row_bits``; the output is a file, or another application's model.
     """
+    if request.of_file:
+        return compress_file.workload(request)
     manifest = load_manifest(request.model)
     row_bits = request.row_bits(manifest)
     model_folder.check_output(request.output, "recsys")
@@ -51,17 +54,27 @@ def workload(request: CompressRequest, budget: MemoryBudget) -> CompressWorkload
 
 def warm_up(request: CompressRequest) -> str:
     """Name of the warm-up function."""
+    if request.of_file:
+        return SCORING
     manifest = read_manifest(request.model)
     return TRAINING if manifest["kind"] == "ials" else warm_up_for(manifest, SCORING)
 
 
 def record(request: CompressRequest) -> Path:
-    """Path of the run's record."""
-    return request.output / "run.json"
+    """Path of the run's record; that of a file stands next to it."""
+    return request.output.with_suffix(".run.json") if request.of_file else request.output / "run.json"
 
 
-def execute(session: CommandSession[CompressRequest, CompressWorkload]) -> Mapping[str, Any]:
-    """Encode the vectors, rank by both models, and write the new one; its folder appears at the end."""
+def execute(session: CommandSession[CompressRequest, Any]) -> Mapping[str, Any]:
+    """Encode the vectors, rank by both models, and write the new one, which appears at the end."""
+    results = compress_file.execute(session) if session.request.of_file else _compress(session)
+    for line in _lines(results):
+        session.say(line)
+    return results
+
+
+def _compress(session: CommandSession[CompressRequest, CompressWorkload]) -> dict[str, Any]:
+    """Make a model folder; returns the record's results."""
     request, work = session.request, session.workload
     manifest = work.manifest
     scratch = workspace(request.output)
@@ -73,7 +86,7 @@ def execute(session: CommandSession[CompressRequest, CompressWorkload]) -> Mappi
                 scratch=scratch.path,
                 row_bits=work.row_bits,
                 dimensions=request.dimensions,
-                rounds=request.rounds,
+                rounds=ROUNDS if request.rounds is None else request.rounds,
                 session=session,
             ).run()
             weights.write(scratch.path / weights.WEIGHTS, made.tensors)
@@ -95,8 +108,6 @@ def execute(session: CommandSession[CompressRequest, CompressWorkload]) -> Mappi
             train.move_into_place(scratch.path, request.output)
             recommender.seal(request.output, kind=work.kind, fields=fields)
     scratch.close()
-    for line in _lines(results):
-        session.say(line)
     return {**results, "model": {"kind": work.kind, **fields}}
 
 
@@ -178,8 +189,8 @@ def _lines(results: Mapping[str, Any]) -> list[str]:
         lines.append("larger: the codes take more than what they replace; keep the model as it was")
     if "in_common" in results:
         lines.append(
-            f"lists: {results['in_common']:.1%} of the {LISTED} best items of {LISTED_USERS} users stay; no item"
-            " is held out (train --split), so no quality was measured"
+            f"lists: {results['in_common']:.1%} of the {LISTED} best items of {LISTED_USERS} users stay; without"
+            " held-out items no quality was measured"
         )
     for name in NAMED:
         if name in results["metrics"]:

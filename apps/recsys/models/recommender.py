@@ -96,8 +96,8 @@ class Recommender:
         """Vectors of all items whose product with a user's vector is the score; a filter has none."""
         if isinstance(self.scorer, CodedScorer):
             return self.scorer.item_vectors()
-        if isinstance(self.scorer, RowScorer) and isinstance(self.scorer.rows, CodedRows):
-            return self.scorer.rows.matrix()
+        if isinstance(self.scorer, RowScorer) and not self.scans:
+            return self.scorer.matrix()
         return self.scorer.item_factors if isinstance(self.scorer, FactorScorer) else None
 
     @property

@@ -1,7 +1,7 @@
-"""Measure what codes of item vectors cost: a model of factors in float32, and the same compressed (``recsys compress``).
+"""Measure what codes of item vectors cost: a float32 model of factors, and the same compressed (``recsys compress``).
 
-``python -m apps.recsys.bench.quality.compressed WORK CASE SIZE [OPTION...]``: CASE is one of ``CASES``, SIZE bytes
-an item. A float32 model is trained once and kept in WORK. The same held-out items are ranked by both. With several
+``python -m apps.recsys.bench.quality.compressed WORK CASE SIZE [OPTION...]``: CASE is one of ``CASES``, SIZE the bytes
+of an item. A float32 model is trained once and kept in WORK. The same held-out items are ranked by both. With several
 data sets in a case, ``loss`` is the mean of their losses.
 """
 

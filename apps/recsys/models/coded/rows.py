@@ -41,12 +41,3 @@ class CodedRows(Rows):
         if self._unit:
             vectors /= row_lengths(vectors)[:, None]
         return vectors
-
-    def matrix(self) -> NDArray[np.float32]:
-        """All rows as float32."""
-        import numpy as np
-
-        whole = np.empty(self.shape, np.float32)
-        for span, block in self.blocks():
-            whole[span] = block
-        return whole

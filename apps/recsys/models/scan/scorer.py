@@ -52,6 +52,18 @@ class RowScorer:
             scores += self._prior
         return scores
 
+    def matrix(self) -> NDArray[np.float32]:
+        """All item vectors, with the prior as the last column if there is one."""
+        import numpy as np
+
+        items, factors = self.rows.shape
+        whole = np.empty((items, factors + (self._prior is not None)), np.float32)
+        for span, block in self.rows.blocks():
+            whole[span, :factors] = block
+        if self._prior is not None:
+            whole[:, -1] = self._prior
+        return whole
+
     def contributions(
         self, items: NDArray[Any], values: NDArray[np.float32], rows: NDArray[Any]
     ) -> NDArray[np.float64] | None:

@@ -201,20 +201,9 @@ class Compression:
             # A user is a sum of these rows, so their errors cost what the items' Gramian says.
             gram = np.einsum("ij,ij->j", items, items, dtype=np.float64)
             importance[weights.USER_SIDE] = gram
-        total = np.zeros(items.shape[1])
-        for name, rows in matrices.items():
-            deviations = vectors.unit_deviations(rows) if cosine else row_codes.column_deviations(rows)
-            own = deviations.astype(np.float64) ** 2 * importance[name]
-            total += own / max(float(own.sum()), 1e-30)
-        # Both matrices are rotated alike, so columns have as many bits in both. The bias of ``bpr`` stays in any case.
-        bits = self._budget(weights.ITEMS).shared(total)
-        columns = np.flatnonzero((bits > 0) | (np.arange(len(bits)) >= free))
-        bits, made = bits[columns], {}
-        for name in list(matrices):
-            rows, own = np.ascontiguousarray(matrices.pop(name)[:, columns]), importance[name][columns]
-            vectors.rotate(rows, vectors.mixing(bits, own, last=kind == "bpr"))
-            made[name] = vectors.encoded(rows, own, bits, cosine=cosine)
-            self._check()
+        made = vectors.encoded_alike(
+            matrices, importance, self._budget(weights.ITEMS), cosine=cosine, last=kind == "bpr", after_each=self._check
+        )
         return self._encoded(made, others)
 
     def _other_names(self) -> list[str]:

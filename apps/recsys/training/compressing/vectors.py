@@ -9,6 +9,7 @@ not stored.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+LEAST = 1e-30
+"""Smallest weight that divides."""
 SEED = 0
 """Seed of rotations, which are the same in every model."""
 SAMPLED_USERS = 1 << 12
@@ -111,3 +114,47 @@ def encoded(
 ) -> RowCodes:
     """The nearest codes of rows under weights of the columns' squared errors, shape (width,)."""
     return RowCodes.of(rows, bits, weights, deviations=unit_deviations(rows) if cosine else None)
+
+
+def encoded_alike(
+    matrices: dict[str, NDArray[np.float32]],
+    importance: Mapping[str, NDArray[np.float64]],
+    budget: Budget,
+    *,
+    cosine: bool,
+    last: bool,
+    after_each: Callable[[], None],
+) -> dict[str, RowCodes]:
+    """Codes of matrices that are multiplied with each other or with the same users, so that they are rotated alike.
+
+    Parameters
+    ----------
+    matrices
+        Rows by name, shape (n, width) each, on the axes on which errors count singly; taken out as they are encoded.
+    importance
+        Weights of the columns' squared errors in each.
+    budget
+        What a row of each may take.
+    cosine
+        True if the lengths of rows do not matter.
+    last
+        True to leave the last column as it is (the bias of ``bpr``).
+    after_each
+        Called after each matrix; an exception that it raises ends the encoding.
+    """
+    import numpy as np
+
+    total = np.zeros(next(iter(matrices.values())).shape[1])
+    for name, rows in matrices.items():
+        deviations = unit_deviations(rows) if cosine else row_codes.column_deviations(rows)
+        own = deviations.astype(np.float64) ** 2 * importance[name]
+        total += own / max(float(own.sum()), LEAST)
+    bits = budget.shared(total)
+    columns = np.flatnonzero((bits > 0) | (np.arange(len(bits)) >= len(bits) - last))
+    bits, made = bits[columns], {}
+    for name in list(matrices):
+        rows, own = np.ascontiguousarray(matrices.pop(name)[:, columns]), importance[name][columns]
+        rotate(rows, mixing(bits, own, last=last))
+        made[name] = encoded(rows, own, bits, cosine=cosine)
+        after_each()
+    return made

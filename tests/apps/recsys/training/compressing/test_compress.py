@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from apps.recsys.models import weights
-from apps.recsys.models.coded import stored
+from apps.recsys.models.coded import implicit_file, stored
 from apps.recsys.models.recommender import Recommender, load_manifest
 from apps.recsys.serving.service import RecommenderService
 from apps.recsys.training.compressing import discrete
@@ -79,7 +79,8 @@ def test_every_kind(dataset: Callable[[str], Path], tmp_path: Path, kind: str) -
     vectors = service.recommender.item_vectors
     if vectors is not None:
         codes = stored.read(out / weights.WEIGHTS, next(iter(manifest["codes"])))
-        assert vectors.shape == (manifest["items"], manifest["factors"]) and codes.width == manifest["factors"]
+        assert codes.width == manifest["factors"]
+        assert vectors.shape == (manifest["items"], manifest["factors"] + ("prior" in kind))
 
     new = tmp_path / "new.csv"
     new.write_text("userID,artistID,weight\n" + "".join(f"{user},999999,9\n" for user in (2, 4, 5, 6, 8)))
@@ -244,3 +245,65 @@ def test_it_serves(trained: Trained, tmp_path: Path) -> None:
             stdout=subprocess.PIPE, text=True, check=True,
         )  # fmt: skip
     assert answer.stdout
+
+
+def saved(dataset: Callable[[str], Path], path: Path, kind: type = np.float32) -> Path:
+    """Factors of Last.fm, as ``implicit`` saves them."""
+    import scipy.sparse
+    from implicit.cpu.als import AlternatingLeastSquares
+
+    plays = np.genfromtxt(dataset("lastfm") / "plays.csv", delimiter=",", skip_header=1, usecols=(0, 1))
+    users, items = (np.unique(plays[:, column], return_inverse=True)[1] for column in (0, 1))
+    matrix = scipy.sparse.csr_matrix((np.ones(len(users), np.float32), (users, items)))
+    model = AlternatingLeastSquares(
+        factors=24, regularization=5, iterations=3, random_state=0, num_threads=1, dtype=kind
+    )
+    model.fit(matrix, show_progress=False)
+    model.save(path)
+    return path
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float64])
+def test_factors_of_implicit(dataset: Callable[[str], Path], run: Run, tmp_path: Path, kind: type) -> None:
+    """Products of what is decoded are nearly those of the library; what else it saved stays."""
+    source, out = saved(dataset, tmp_path / "als.npz", kind), tmp_path / "small.npz"
+    made = run("apps.recsys", "compress", source, "--bits", 8, "-o", out, "--json")
+    assert made.code == 0, made.err
+    kept(made.record)
+    assert made.record["results"]["item_bytes"] == 25 and made.record["results"]["in_common"] > 0.9
+    items, users = implicit_file.load(out)
+    with np.load(source, allow_pickle=False) as whole, np.load(out, allow_pickle=False) as small:
+        exact, found = whole["user_factors"][:300] @ whole["item_factors"].T, users[:300] @ items.T
+        assert np.linalg.norm(found - exact) < 0.03 * np.linalg.norm(exact)
+        assert int(small["factors"]) == 24 and small["item_factors"].shape == (len(items), 24)
+    with pytest.raises(BadInput, match="codes already"):
+        done("compress", out, "--bits", 1, "-o", tmp_path / "again.npz")
+    with pytest.raises(UsageError, match=r"\.npz"):
+        done("compress", source, "--bits", 1, "-o", tmp_path / "folder")
+    with pytest.raises(UsageError, match="--rounds"):
+        done("compress", source, "--bits", 1, "--rounds", 2, "-o", tmp_path / "again.npz")
+
+
+def test_files_that_are_no_factors(tmp_path: Path) -> None:
+    good = np.ones((5, 4), np.float32)
+    bad: dict[str, Any] = {
+        "one side": {"item_factors": good},
+        "other widths": {"item_factors": good, "user_factors": np.ones((3, 2), np.float32)},
+        "integers": {"item_factors": good.astype(int), "user_factors": good},
+        "one dimension": {"item_factors": good[0], "user_factors": good},
+        "objects": {"item_factors": np.array([["a"]], object), "user_factors": good},
+        "not finite": {"item_factors": good * np.nan, "user_factors": good},
+    }
+    source, out = tmp_path / "model.npz", tmp_path / "out.npz"
+    for what, arrays in bad.items():
+        np.savez(source, **arrays)
+        with pytest.raises(BadInput) as caught:
+            done("compress", source, "--bits", 1, "-o", out)
+        assert str(source) in str(caught.value) and "\n" not in str(caught.value), what
+    np.savez(source, item_factors=good, user_factors=good)
+    content = source.read_bytes()
+    for broken in (b"", b"no archive", content[:-40], content[:60] + b"\0" * 60 + content[120:]):
+        source.write_bytes(broken)
+        with pytest.raises(BadInput, match=r"model\.npz"):
+            done("compress", source, "--bits", 1, "-o", out)
+    assert not out.exists()
