@@ -12,6 +12,7 @@ from apps.recsys.data.ingest import workspace
 from apps.recsys.models import recommender, weights
 from apps.recsys.models.manifest import ModelFields, RecommenderManifest
 from apps.recsys.models.recommender import Recommender, load_manifest, read_manifest
+from apps.recsys.models.top_k import top_k
 from apps.recsys.planning.baselines import SCORING, TRAINING, warm_up_for
 from apps.recsys.planning.compressing.file_workload import CompressFileWorkload
 from apps.recsys.planning.compressing.request import ROUNDS, CompressRequest
@@ -153,13 +154,17 @@ def _lists(session: CommandSession[CompressRequest, CompressWorkload], model: Re
     """The best items of users at even distances, of those with a history."""
     import numpy as np
 
-    made, rows = [], model.history.rows
-    with session.progress(total=None, unit="list", label="compare") as bar:
-        for user in range(0, rows, max(1, rows // LISTED_USERS)):
-            items, values = model.history.items(user), model.history.values(user)
-            if len(items):
-                made.append(np.array([row for row, _ in model.recommend(items, values, LISTED)], np.intp))
-            bar.update()
+    made, history, scorer = [], model.history, model.scorer
+    users = [user for user in range(0, history.rows, max(1, history.rows // LISTED_USERS)) if len(history.items(user))]
+    size = int(session.plan["user_block"])
+    workspace = scorer.workspace(size)
+    with session.progress(total=len(users), unit="list", label="compare") as bar:
+        for start in range(0, len(users), size):
+            histories = [(history.items(user), history.values(user)) for user in users[start : start + size]]
+            for scores, (items, _) in zip(scorer.scores(histories, workspace), histories, strict=True):
+                scores[items] = -np.inf
+                made.append(top_k(scores, LISTED))
+            bar.update(len(histories))
             if session.stopping:
                 raise KeyboardInterrupt
     return made

@@ -6,8 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from apps.recsys.models.scan.rows import Rows, row_lengths
-from common.compression.codes import BLOCK_ROWS
-from common.compression.row_codes import RowCodes
+from common.compression.row_codes import DECODED_ROWS, RowCodes
 
 if TYPE_CHECKING:
     import numpy as np
@@ -31,10 +30,10 @@ class CodedRows(Rows):
         return self._scaled(self.codes.decode(rows))
 
     def blocks(self) -> Iterator[tuple[slice, NDArray[np.float32]]]:
-        """Yield all rows in order, ``BLOCK_ROWS`` at a time; a block is valid until the next one."""
-        workspace = self.codes.workspace(min(BLOCK_ROWS, max(1, len(self))))
-        for start in range(0, len(self), BLOCK_ROWS):
-            span = slice(start, min(start + BLOCK_ROWS, len(self)))
+        """Yield all rows in order, ``DECODED_ROWS`` at a time; a block is valid until the next one."""
+        workspace = self.codes.workspace(min(DECODED_ROWS, max(1, len(self))))
+        for start in range(0, len(self), DECODED_ROWS):
+            span = slice(start, min(start + DECODED_ROWS, len(self)))
             yield span, self._scaled(self.codes.decode(span, workspace))
 
     def _scaled(self, vectors: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -10,6 +10,7 @@ from apps.recsys.planning.baselines import LIBRARIES, SCORING
 from apps.recsys.planning.compressing.request import CompressRequest
 from apps.recsys.planning.compressing.terms import decoding_bytes
 from apps.recsys.planning.compressing.workload import LISTED, LISTED_USERS
+from common.compression.codes import BLOCK_ROWS
 from common.compression.row_codes import row_bytes
 from common.memory.costs import baseline
 from common.memory.costs.probes import Costs, Probe
@@ -56,7 +57,7 @@ class CompressFileWorkload(OneSetting):
         # Numbers of another size are read before they are converted.
         reading = max(shape[0] * factors * shape[2] * (shape[2] != 4) for shape in self.shapes.values())
         # The columns that stay, their levels, and a block of rows.
-        encoding = 5 * longest * factors + 2 * decoding_bytes(factors=factors, size=size, items=longest)
+        encoding = 5 * longest * factors + 2 * decoding_bytes(factors=factors, size=size, rows=min(BLOCK_ROWS, longest))
         lists = 4 * items * factors + 4 * LIST_BLOCK * items * 2 + 8 * listed * LISTED * 2
         return Footprint.of(
             [

@@ -8,19 +8,22 @@ from typing import Any
 from apps.recsys.models.embedding.user_encoders import COMPARED
 from apps.recsys.planning.ranking_terms import PACKING_BYTES, WARM_FACTORS, folding_bytes
 from common.compression.codes import BLOCK_ROWS
-from common.compression.row_codes import MOST_BITS
+from common.compression.row_codes import DECODED_ROWS, MOST_BITS
 from common.memory.footprint import Term
 
-DECODED_ARRAYS = 3
-"""Arrays of a block of rows in float32 while it is decoded: itself, levels of columns of as many bits, and a squared or
-scaled copy."""
 PRIOR_COLUMNS = 9
 """Columns of a prior and of sampling items by it, as in ``embedding_terms``."""
 
 
-def decoding_bytes(*, factors: int, size: int, items: int) -> int:
-    """Memory of a block of rows while it is decoded: numbers, and bits as a byte each with their codes."""
-    return min(BLOCK_ROWS, items) * (4 * DECODED_ARRAYS * factors + (MOST_BITS + 1) * size + 2 * factors)
+def decoding_bytes(*, factors: int, size: int, rows: int) -> int:
+    """Memory of a block of so many rows in float32 and squared, and of unpacking some of them: bits as a byte each,
+    their levels' numbers twice, and levels."""
+    return 8 * factors * rows + min(DECODED_ROWS, rows) * ((MOST_BITS + 1) * size + 6 * factors)
+
+
+def decoded_rows(manifest: Mapping[str, Any]) -> int:
+    """Rows that are decoded at a time: of a linear model as many as of its own codes."""
+    return min(manifest["items"], BLOCK_ROWS if manifest["kind"] == "linear" else DECODED_ROWS)
 
 
 def stored_bytes(manifest: Mapping[str, Any]) -> int:
@@ -33,7 +36,7 @@ def vector_terms(manifest: Mapping[str, Any], *, threads: int, phases: tuple[str
     """Terms of codes, and of the blocks of rows that are decoded in each thread; of a filter's spectrum too."""
     factors, size = manifest["factors"], max(manifest["codes"].values())
     packing = PACKING_BYTES * max(0, factors - WARM_FACTORS)
-    each = decoding_bytes(factors=factors, size=size, items=manifest["items"]) + packing
+    each = decoding_bytes(factors=factors, size=size, rows=decoded_rows(manifest)) + packing
     return [
         Term("codes of the items", stored_bytes(manifest), "analytic", phases),
         Term("decoded rows", threads * each, "analytic", phases),

@@ -15,21 +15,22 @@ from apps.recsys.planning.compressing.terms import PRIOR_COLUMNS, decoding_bytes
 from apps.recsys.planning.evaluate import EvaluateWorkload
 from apps.recsys.planning.ranking_terms import USER_BLOCKS, folding_bytes
 from apps.recsys.planning.requests import EvaluateRequest
+from common.compression.codes import BLOCK_ROWS
 from common.compression.row_codes import row_bytes
 from common.memory.costs import baseline
 from common.memory.costs.probes import Costs, Probe
 from common.memory.footprint import Footprint, Term
 from common.memory.plan.plan import Setting
 
-COPIES = 3
-"""Copies of the vectors in float32: as they are read, the columns that stay, and a block of either, or what is stored
-of an embedding."""
+EXACT = "exact solver"
+"""Name of the term of what solves users."""
 SAMPLED_USERS = 1 << 12
 """Users whose vectors give the Gramian, where not all are solved anyway."""
 LISTED_USERS, LISTED = 500, 20
 """Users whose lists are compared, and the length of a list."""
-SYSTEMS = 1 << 20
-"""Numbers of the systems of ``training.compressing.discrete`` that a thread has at a time."""
+SYSTEMS, TOGETHER = 1 << 20, 1 << 11
+"""Numbers of the systems that a thread has at a time while items are solved over their levels, and users of an item
+that it gathers (``training.compressing.discrete``, which imports this package)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,10 +101,8 @@ class CompressWorkload:
         coded: Any = {**self.manifest, "codes": self.codes}
         for phase, manifest in (("before", self.manifest), ("after", coded)):
             request = EvaluateRequest(model=self.request.model, threads=self.request.threads)
-            ranked = EvaluateWorkload(request, manifest, max(1, self.scored_users))
-            terms += ranked.scoring_terms(
-                manifest, int(setting["user_block"]) if self.scored_users else self.request.threads, (phase,)
-            )
+            ranked = EvaluateWorkload(request, manifest, self.scored_users or LISTED_USERS)
+            terms += ranked.scoring_terms(manifest, int(setting["user_block"]), (phase,))
             terms.append(Term("lists of some users", 64 * LISTED_USERS * LISTED, "analytic", (phase,)))
         stored = sum(self.codes.values()) * self.manifest["items"]
         terms.append(Term("codes of the items", stored, "analytic", ("write",)))
@@ -115,26 +114,27 @@ class CompressWorkload:
         dense = 4 * items * factors * matrices
         sampled = min(SAMPLED_USERS, manifest["users"])
         longest = manifest.get("longest", manifest["longest_history"])
+        block = 2 * decoding_bytes(factors=factors, size=max(self.codes.values()), rows=min(BLOCK_ROWS, items))
         common = [
-            Term("item factors", COPIES * dense, "analytic", encode),
+            Term("item factors", dense, "analytic", encode),
             Term("levels of the items", items * factors * matrices, "analytic", encode),
             Term("codes of the items", sum(self.codes.values()) * items, "analytic", encode),
-            Term(
-                "rows being encoded",
-                2 * decoding_bytes(factors=factors, size=max(self.codes.values()), items=items),
-                "analytic",
-                encode,
-            ),
             Term("Gramians", 10 * 8 * factors * factors, "analytic", encode),
             Term("history index", 8 * (manifest["users"] + 1), "analytic", encode),
         ]
         if self.kind == "ials":
             solving = [replace(term, phases=encode) for term in ials_terms.terms(self.sizes, int(setting["fit_block"]))]
-            systems = request.threads * 4 * (2 * max(SYSTEMS, factors**2) + 2 * self.sizes.longest_row * factors)
-            return [*common, *solving, Term("systems of items", systems, "analytic", encode)]
+            exact = sum(term.bytes for term in solving if term.name == EXACT)
+            step = max(exact, systems_bytes(factors, request.threads), dense + block)
+            return [
+                *common,
+                *(term for term in solving if term.name != EXACT),
+                Term("solving, or items that are encoded", step, "analytic", encode),
+            ]
         prior = 4 * items * PRIOR_COLUMNS if manifest["hyper"].get("prior") else 0
         return [
             *common,
+            Term("items that are encoded", dense + block, "analytic", encode),
             Term("user vectors", 4 * 2 * sampled * (factors + 1), "analytic", encode),
             Term(
                 "histories",
@@ -152,3 +152,10 @@ class CompressWorkload:
         """A fixed cost for each block."""
         blocks = self.manifest["interactions"] / int(setting["fit_block"])
         return 1.0 + blocks + self.scored_users / int(setting["user_block"])
+
+
+def systems_bytes(width: int, threads: int) -> int:
+    """Most bytes that a thread of ``discrete.descend`` allocates, times the threads: systems, some users of an item and
+    weighted, their system, and rows."""
+    rows = max(1, SYSTEMS // (width * width))
+    return threads * 4 * (rows * width * width + 2 * TOGETHER * width + 2 * width * width + 8 * rows * width)

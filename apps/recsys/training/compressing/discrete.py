@@ -13,16 +13,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from apps.recsys.models.als import ials_exact
+from apps.recsys.planning.compressing.workload import SYSTEMS, TOGETHER
 from common.compression.row_codes import bounds, levels
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-SYSTEMS = 1 << 20
-"""Numbers of the systems that a thread has at a time."""
-SYSTEM_ARRAYS = 2
-"""Largest number of arrays of that size: the systems, and what the users of one item add, or a product."""
 SWEEPS = 2
 """Passes over the columns for each change of the users' factors."""
 LARGEST_CHANGE = 2.0
@@ -58,11 +55,6 @@ class Grid:
 def batch_rows(width: int) -> int:
     """Rows whose systems a thread has at a time."""
     return max(1, SYSTEMS // (width * width))
-
-
-def workspace_bytes(*, width: int, longest: int, threads: int) -> int:
-    """Most bytes that ``descend`` allocates: systems, and factors of one item's users with a weighted copy."""
-    return threads * 4 * (SYSTEM_ARRAYS * max(SYSTEMS, width * width) + 2 * longest * width)
 
 
 def descend(
@@ -116,7 +108,7 @@ def descend(
                 units = np.divide(wanted, own * deviation, out=np.zeros_like(wanted), where=own > 0)
                 some[:, column] = np.searchsorted(bounds(bits), units)
                 changed = levels(bits).take(some[:, column]) * own * deviation
-                rest -= systems[:, :, column] * (changed - current[:, column])[:, None]
+                rest -= systems[:, column] * (changed - current[:, column])[:, None]
                 current[:, column] = changed
             products = right - rest
             size = np.einsum("ni,ni->n", current, products)
@@ -151,10 +143,11 @@ def _systems(
     systems = np.empty((rows.stop - rows.start, width, width), np.float32)
     right = np.empty((rows.stop - rows.start, width), np.float32)
     for place, row in enumerate(range(rows.start, rows.stop)):
-        span = slice(confidences.indptr[row], confidences.indptr[row + 1])
-        had, weights = users[confidences.indices[span]], confidences.data[span]
-        np.matmul(had.T, had * (weights - 1)[:, None], out=systems[place])
-        systems[place] += shared
+        systems[place], right[place] = shared, 0
         systems[place].reshape(-1)[:: width + 1] += np.float32(ridges[row])
-        np.matmul(weights, had, out=right[place])
+        for start in range(confidences.indptr[row], confidences.indptr[row + 1], TOGETHER):
+            span = slice(start, min(start + TOGETHER, confidences.indptr[row + 1]))
+            had, weights = users[confidences.indices[span]], confidences.data[span]
+            systems[place] += had.T @ (had * (weights - 1)[:, None])
+            right[place] += weights @ had
     return systems, right

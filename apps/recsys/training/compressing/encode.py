@@ -15,6 +15,7 @@ from apps.recsys.models.coded import stored
 from apps.recsys.models.embedding import user_encoders
 from apps.recsys.models.linear import filter as linear_filter
 from apps.recsys.models.linear.spectral import powers
+from apps.recsys.planning.compressing.workload import SAMPLED_USERS
 from apps.recsys.training.compressing import discrete, vectors
 from apps.recsys.training.compressing.vectors import Budget
 from apps.recsys.training.session import TrainingSession
@@ -227,7 +228,7 @@ class Compression:
         """Vectors of users at even distances, without those who have no item."""
         import numpy as np
 
-        step = max(1, -(-history.rows // vectors.SAMPLED_USERS))
+        step = max(1, -(-history.rows // SAMPLED_USERS))
         made = []
         rows = range(0, history.rows, step)
         with self.session.progress(total=len(rows), unit="user", label="encode") as bar:

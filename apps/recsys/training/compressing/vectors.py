@@ -27,8 +27,6 @@ LEAST = 1e-30
 """Smallest weight that divides."""
 SEED = 0
 """Seed of rotations, which are the same in every model."""
-SAMPLED_USERS = 1 << 12
-"""Users whose vectors give the Gramian, at even distances, where not all are solved anyway."""
 
 
 @dataclass(frozen=True, slots=True)
