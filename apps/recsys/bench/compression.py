@@ -6,7 +6,7 @@
 import sys
 from pathlib import Path
 
-from apps.recsys.bench.quality import compressed
+from apps.recsys.bench.quality import compressed, structured
 from common.bench.harness import Bound, Suite
 from common.memory.process.budget import parse_size
 
@@ -32,6 +32,9 @@ def suite() -> Suite:
         compression.case(
             f"recsys-ml-1m-{size}-bytes", argv, ceiling=ceiling, bounds=(Bound("result.kept", at_least=least),)
         )
+    for form in structured.FORMS:
+        argv = ["-m", "apps.recsys.bench.quality.structured", WORK, "gowalla", form, 33]
+        compression.case(f"recsys-{form}", argv, ceiling=ceiling)
     return compression
 
 

@@ -23,7 +23,7 @@ def decoding_bytes(*, factors: int, size: int, rows: int) -> int:
 
 def decoded_rows(manifest: Mapping[str, Any]) -> int:
     """Rows that are decoded at a time: of a linear model as many as of its own codes."""
-    return min(manifest["items"], BLOCK_ROWS if manifest["kind"] == "linear" else DECODED_ROWS)
+    return min(int(manifest["items"]), BLOCK_ROWS if manifest["kind"] == "linear" else DECODED_ROWS)
 
 
 def stored_bytes(manifest: Mapping[str, Any]) -> int:
