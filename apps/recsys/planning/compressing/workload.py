@@ -28,7 +28,7 @@ SAMPLED_USERS = 1 << 12
 """Users whose vectors give the Gramian, where not all are solved anyway."""
 LISTED_USERS, LISTED = 500, 20
 """Users whose lists are compared, and the length of a list."""
-SYSTEMS, TOGETHER = 1 << 20, 1 << 11
+SYSTEMS, TOGETHER = 1 << 21, 1 << 11
 """Numbers of the systems that a thread has at a time while items are solved over their levels, and users of an item
 that it gathers (``training.compressing.discrete``, which imports this package)."""
 
