@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -19,6 +20,9 @@ ROOT = Path(__file__).resolve().parents[1]
 # As in a command, and before a test imports torch, which reads it then: beside other processes, waiting threads that
 # spin as long as libgomp has them by default take 2.5 times the processor seconds (tests of training, load of 5).
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+# ``nohup`` and a shell's background jobs ignore these, and every command that a test starts would ignore them too.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def absent(what: str) -> None:
