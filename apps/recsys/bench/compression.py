@@ -33,7 +33,7 @@ def suite() -> Suite:
             f"recsys-ml-1m-{size}-bytes", argv, ceiling=ceiling, bounds=(Bound("result.kept", at_least=least),)
         )
     for form in structured.FORMS:
-        argv = ["-m", "apps.recsys.bench.quality.structured", WORK, "gowalla", form, 33]
+        argv = ["-m", "apps.recsys.bench.quality.structured", WORK, "ml-1m", form, 33]
         compression.case(f"recsys-{form}", argv, ceiling=ceiling)
     return compression
 

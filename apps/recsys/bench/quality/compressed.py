@@ -58,7 +58,7 @@ class Source:
 _RATINGS = ("--model", "ials", *ML_1M, *SCALED, "--min-value", "4")
 _PAIRS = ("--model", "ials", *GOWALLA, *SCALED)
 SETS = (
-    Source("gowalla", "train_lightgcn.txt.gz", _PAIRS, test="test.txt"),
+    Source("gowalla", "train_lightgcn.txt.gz", _PAIRS, test="test.txt", every=5),
     Source("ml-1m", "ratings.csv.gz", (*_RATINGS, "--split", "random")),
     Source("epinions", "train.txt", _PAIRS, test="test.txt", every=5),
 )

@@ -239,7 +239,7 @@ class Compression:
                     made.append(encoder(items, values))
                 bar.update()
                 self._check()
-        return np.stack(made)
+        return np.stack(made) if made else np.zeros((1, self.manifest["factors"] + 1), np.float32)
 
     def _spectrum(self, history: History, kept: Kept) -> Encoded:
         """Rows of a linear model: eigenvectors times the roots of what is added or taken away, unrotated."""
