@@ -141,7 +141,7 @@ class Compression:
         budget = self._budget(weights.ITEMS)
         bits = budget.shared(row_codes.column_deviations(items).astype(np.float64) ** 2 * values)
         columns = np.flatnonzero(bits)
-        items, bits, importance = np.ascontiguousarray(items[:, columns]), bits[columns], values[columns]
+        items, bits, importance = items.take(columns, axis=1), bits[columns], values[columns]
         vectors.rotate(items, vectors.mixing(bits, importance))
         grid = discrete.Grid(bits, row_codes.column_deviations(items))
         found = np.empty(items.shape, np.uint8)
@@ -256,7 +256,7 @@ class Compression:
         deviations = row_codes.column_deviations(rows)
         bits = self._budget(weights.SPECTRUM).shared(deviations.astype(np.float64) ** 2 * importance)
         columns = np.flatnonzero(bits)
-        kept_rows = np.ascontiguousarray(rows[:, columns])
+        kept_rows = rows.take(columns, axis=1)
         vectors.rotate(kept_rows, vectors.mixing(bits[columns], importance := importance[columns]))
         codes = vectors.encoded(kept_rows, importance, bits[columns], cosine=False)
         others = {weights.COUNTS: counts, weights.EIGENVALUES: np.ascontiguousarray(eigenvalues[columns])}

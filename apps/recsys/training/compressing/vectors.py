@@ -151,7 +151,7 @@ def encoded_alike(
     columns = np.flatnonzero((bits > 0) | (np.arange(len(bits)) >= len(bits) - last))
     bits, made = bits[columns], {}
     for name in list(matrices):
-        rows, own = np.ascontiguousarray(matrices.pop(name)[:, columns]), importance[name][columns]
+        rows, own = matrices.pop(name).take(columns, axis=1), importance[name][columns]
         rotate(rows, mixing(bits, own, last=last))
         made[name] = encoded(rows, own, bits, cosine=cosine)
         after_each()
