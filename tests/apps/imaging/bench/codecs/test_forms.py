@@ -12,6 +12,7 @@ from apps.imaging.bench.codecs.forms import FORMS, Image
 LARGEST_ERROR = {
     "float32": 0.0,
     "float16": 2**-11,
+    "float16-as-is": 2**-11,
     "uint16": 0.51 / 65535,
     "png-16": 0.51 / 65535,
     "uint8": 0.51 / 255,
