@@ -27,7 +27,7 @@ from tests.promise import kept
 Run = Callable[..., Any]
 KINDS: dict[str, tuple[object, ...]] = {
     "ials": ("--set", "iterations=4", "--set", "frequency_scaling=1"),
-    "bpr": ("--set", "iterations=20", "--set", "learning_rate=0.05"),
+    "bpr": ("--set", "iterations=10", "--set", "learning_rate=0.05"),
     "linear spectral": ("--set", "form=spectral", "--set", "degree_power=0.5", "--set", "saturation=1"),
     "linear filter": ("--set", "form=filter", "--set", "degree_power=0.5", "--set", "saturation=1"),
     "embedding": ("--epochs", 2, "--set", "tables=2", "--table", "int8"),
@@ -98,21 +98,21 @@ def test_every_kind(dataset: Callable[[str], Path], tmp_path: Path, kind: str) -
 
 
 def test_codes_stand_for_the_vectors(dataset: Callable[[str], Path], tmp_path: Path) -> None:
-    """With 8 bits the scores are those of the model, to what rounding changes; with more bits they are nearer."""
+    """With 8 bits the scores are those of the model, to what rounding changes; with 2 bits they are not as near."""
     model = trained_on(dataset("lastfm"), tmp_path / "model", "ials")
     whole = Recommender(model, load_manifest(model))
     users = range(0, 1800, 60)
     histories = [(whole.history.items(user), whole.history.values(user)) for user in users]
     exact = whole.scorer.scores(histories, whole.scorer.workspace(len(histories))).copy()
     errors = []
-    for bits in (8, 4, 2, 1):
+    for bits in (8, 2):
         out = tmp_path / str(bits)
         results, _ = done("compress", model, "--bits", bits, "-o", out, "--rounds", 0)
         assert results["item_bytes"] == FACTORS * bits // 8 + 1 and "in_common" in results
         found = Recommender(out, load_manifest(out))
         scores = found.scorer.scores(histories, found.scorer.workspace(len(histories)))
         errors.append(float(np.linalg.norm(scores - exact) / np.linalg.norm(exact)))
-    assert errors == sorted(errors) and errors[0] < 0.02 and errors[3] < 0.6
+    assert errors == sorted(errors) and errors[0] < 0.02 and 0.05 < errors[1] < 0.5
 
 
 def test_descent_lowers_the_loss_of_every_row(dataset: Callable[[str], Path], tmp_path: Path) -> None:
