@@ -41,7 +41,7 @@ DECODED_ROWS = 256
 """Rows whose bits are unpacked at a time: arrays of more would be mapped anew. 41,000 rows of 128 numbers then
 take 22 ms of processor time instead of 53, with the thresholds of ``common.memory.process.glibc``."""
 FIT_ROUNDS = 3
-"""Times that codes and scales of rows are fitted to each other; a further one changed fewer than 1 % of the codes."""
+"""Times that codes and scales of rows are fitted to each other; other numbers were not compared."""
 
 
 def row_bytes(bits: int) -> int:
