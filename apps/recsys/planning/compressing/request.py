@@ -17,8 +17,8 @@ from common.errors import UsageError
 BITS = (1, 2, 3, 4, 8)
 """Values of ``--bits``."""
 ROUNDS = 1
-"""Times that users and items of ``ials`` are solved again by default: further rounds rank no better (three on
-MovieLens-1M at 8 to 64 bytes an item, and on Gowalla at 64)."""
+"""Times that users and items of ``ials`` are solved again by default. Three ranked no better (MovieLens-1M at 8 to 64
+bytes an item, Gowalla at 64)."""
 PRIOR_BYTES = 4
 """Bytes of an item's prior, which stays a float32."""
 

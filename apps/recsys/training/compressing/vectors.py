@@ -66,7 +66,8 @@ def mixing(bits: NDArray[np.uint8], importance: NDArray[np.float64], *, last: bo
     """A rotation that mixes the columns that have as many bits, shape (width, width), but the ``last`` one.
 
     Eigenvectors of sparse data belong to a few items each, whose numbers are far from normal: in 2 bits iALS of 128
-    factors loses 7.6 % of N@20 on Gowalla (6,000 users, 32 bytes an item, nearest levels), and 3.6 % with columns mixed.
+    factors loses 7.6 % of N@20 on Gowalla (6,000 users, 32 bytes an item, the nearest levels), and 3.6 % with columns
+    mixed.
 
     Parameters
     ----------
