@@ -173,9 +173,10 @@ def complete(work: TrainWorkload, session: Session, changed: Mapping[str, Any] =
         for line in evaluate.lines(measured):
             session.say(line)
     with session.phase("write"):
-        scan_files.write(directory, kind, fields["hyper"])
+        if not fields.get("codes"):
+            scan_files.write(directory, kind, fields["hyper"])
         recommender.write_card(directory, kind, fields, metrics)
-        _move_into_place(directory, output)
+        move_into_place(directory, output)
         recommender.seal(output, kind=kind, fields=fields)
     shutil.rmtree(output / CHECKPOINTS, ignore_errors=True)
     work.workspace.close()
@@ -344,7 +345,7 @@ def _fit(work: TrainWorkload, session: Session) -> Mapping[str, Any]:
     return tensors
 
 
-def _move_into_place(directory: Path, output: Path) -> None:
+def move_into_place(directory: Path, output: Path) -> None:
     """Move the files into the model folder, which does not count as a model until it is sealed."""
     output.mkdir(parents=True, exist_ok=True)
     model_folder.unseal(output)
