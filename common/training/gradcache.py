@@ -107,7 +107,8 @@ def backward(
         return value.detach()
 
     _, facts = group.rows(loss.facts(batch))
-    if len(micro_batches) == 1:
+    # All ranks go the same way, since a replicated network's forward pass may wait for the others'.
+    if max(group.all_of(len(micro_batches))) == 1:
         with_graph = loss.rows(forward(batch), batch)
         value, gradients = _of_all(loss, [row.detach() for row in with_graph], facts, scaled, group)
         backpropagate(with_graph, gradients)
