@@ -6,7 +6,7 @@ targets. Losses that couple the samples are accumulated by ``gradcache``.
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
@@ -68,6 +68,9 @@ class TrainingStep:
     group
         The ranks that have a share of each batch. Gradients, loss and denominators are those of the whole batch, the
         same on every rank. A failed allocation ends the training then, since the others may be waiting for this one.
+    leaves
+        Returns the tensors that the network has loaded for a batch, the same on all ranks: their gradients are added up
+        after the backward pass, as those of parameters are during it.
 
     Raises
     ------
@@ -94,6 +97,7 @@ class TrainingStep:
     step_in_backward: bool = False
     on_shrink: Callable[[int], None] = lambda micro_batch: None
     group: Group = ALONE
+    leaves: "Callable[[], Sequence[Tensor]]" = tuple
     scaler: "torch.amp.GradScaler | None" = field(init=False, default=None)
     _parallel: "torch.nn.Module" = field(init=False)
     """The network, with gradients that are added over the ranks."""
@@ -192,11 +196,21 @@ class TrainingStep:
                     self._scaled(loss).backward()  # type: ignore[no-untyped-call]
                 total += loss.detach()
             (total,) = self.group.summed(total)
+        if self.group.several:
+            self._add_leaves()
         if self.scaler is not None:
             self.scaler.unscale_(self.optimizer)
         if self.clip:
             self._clip()
         return total
+
+    def _add_leaves(self) -> None:
+        import torch
+
+        for leaf in self.leaves():
+            if leaf.grad is None:  # this rank had nothing of the batch
+                leaf.grad = torch.zeros_like(leaf)
+            self.group.added(leaf.grad)
 
     def _update(self) -> None:
         if self.scaler is None:

@@ -178,9 +178,10 @@ class Group:
     def replicated(self, network: "torch.nn.Module") -> "torch.nn.Module":
         """Return a network that computes as ``network`` does, and adds up all ranks' gradients in its backward pass.
 
-        The parameters become those of the leader. The network itself is returned if this process is alone.
+        The parameters become those of the leader. The network itself is returned if this process is alone, or if there
+        are no parameters (``added`` is for gradients of other tensors).
         """
-        if not self.several:
+        if not self.several or next(network.parameters(), None) is None:
             return network
         import torch.distributed as dist
         from torch.nn.parallel import DistributedDataParallel
@@ -206,9 +207,9 @@ class Group:
         last
             True for the last pass of a step, in which gradients are added over the ranks; all before are not sent.
         """
-        if not self.several or last:
+        if not self.several or last or not hasattr(network, "no_sync"):
             return nullcontext()
-        context: AbstractContextManager[Any] = network.no_sync()  # type: ignore[operator]
+        context: AbstractContextManager[Any] = network.no_sync()
         return context
 
     def close(self) -> None:

@@ -31,8 +31,8 @@ def cases(dataset: Callable[[str], Path], tmp_path_factory: pytest.TempPathFacto
         for part in ("imagesTr", "labelsTr"):
             (folder / part).mkdir(parents=True, exist_ok=True)
             shutil.copy(source / part / path.name, folder / part / path.name)
-    described = json.loads((source / "dataset.json").read_text())
-    (folder / "dataset.json").write_text(json.dumps({key: described[key] for key in ("modality", "labels")}))
+    described = {"modality": {"0": "MRI"}, "labels": {"0": "background", "1": "Anterior", "2": "Posterior"}}
+    (folder / "dataset.json").write_text(json.dumps(described))
     return folder
 
 
