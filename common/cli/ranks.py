@@ -138,15 +138,16 @@ def begin(world: World, workload: "Workload", record: RunRecord, choose: Callabl
 
     meeting = Meeting(world)
     alike = workload.alike() if isinstance(workload, OverRanks) else {}
-    arrivals = meeting.arrive(Arrival(record.budget.host_bytes, alike))
+    arrival = Arrival(record.budget.host_bytes, alike)
     if not world.leads:
-        word = meeting.word()
+        word = meeting.word(arrival)
         if "exit" in word:
             raise SystemExit(int(word["exit"]))
         record.plan = Plan.received(word["plan"])
         record.budget = replace(record.budget, host_bytes=min(record.budget.host_bytes, int(word["ceiling"])))
         return meeting.group()
     assert record.plan is not None
+    arrivals = meeting.gather(arrival)
     try:
         check_alike(arrivals)
         least, line = smallest_ceiling(arrivals)

@@ -136,7 +136,6 @@ def execute(session: CommandSession[TrainRequest, TrainWorkload]) -> Mapping[str
         else:
             tensors = _fit(work, session)
         if not session.group.leads:
-            work.workspace.close()
             return results
         with session.phase("write"):
             weights.write(work.directory / weights.WEIGHTS, tensors)

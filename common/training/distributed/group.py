@@ -209,7 +209,8 @@ class Group:
         """
         if not self.several or last or not hasattr(network, "no_sync"):
             return nullcontext()
-        context: AbstractContextManager[Any] = network.no_sync()
+        parallel: Any = network
+        context: AbstractContextManager[Any] = parallel.no_sync()
         return context
 
     def close(self) -> None:

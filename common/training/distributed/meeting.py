@@ -8,6 +8,7 @@ processes made. So a plan that does not fit is refused before anything large is 
 import json
 import sys
 import time
+import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
@@ -22,7 +23,7 @@ from common.training.resume import differing
 PLANNING_SECONDS = 3600
 """For how long a rank waits for the leader, which may have to measure what a step takes."""
 LOOK_SECONDS = 0.05
-"""Between two looks into the store. A wait inside the store's own code could not be interrupted."""
+"""Between two looks into the store."""
 SAME = 0.98
 """Ceilings that differ by less than this share are not talked of: ``auto`` reads what is free at another moment."""
 
@@ -46,10 +47,15 @@ class Arrival:
 class Meeting:
     """The ranks of a training, before they are a group.
 
+    The store may have words of ranks that the launcher has started before. So the leader's words have a name that is
+    new each time, and the leader repeats the marks of the ranks that it has heard: a rank believes no other word.
+
     Parameters
     ----------
     world
         This rank.
+    store
+        Where words are left; ``None``: the launcher's.
 
     Raises
     ------
@@ -57,58 +63,83 @@ class Meeting:
         The launcher's store cannot be reached.
     """
 
-    def __init__(self, world: World) -> None:
-        from torch.distributed.rendezvous import rendezvous
-
+    def __init__(self, world: World, store: Any = None) -> None:
         self.world = world
-        with watched():
-            found = rendezvous("env://", world.rank, world.size, timeout=timedelta(seconds=PLANNING_SECONDS))
-            self._store: Any = next(iter(found))[0]
+        self._mark = uuid.uuid4().hex
+        self._name = self._mark if world.leads else ""
+        """Name of the leader's words."""
+        self._heard: list[str] = []
+        self._store = store if store is not None else _launchers_store(world)
 
-    def arrive(self, arrival: Arrival) -> list[Arrival]:
-        """Say what this rank is; the leader waits for all ranks and returns what they said, in their order."""
-        said = {"ceiling": arrival.ceiling, "alike": versions() | dict(arrival.alike)}
-        self._put(f"rank/{self.world.rank}", said)
-        if not self.world.leads:
-            return []
-        every = [self._get(f"rank/{rank}", PATIENCE_SECONDS) for rank in range(self.world.size)]
-        return [Arrival(int(one["ceiling"]), one["alike"]) for one in every]
+    def gather(self, arrival: Arrival) -> list[Arrival]:
+        """Wait for all ranks, as the leader; returns what they say, in their order, beginning with ``arrival``."""
+        with watched():
+            self._store.set(_LEADER, self._name)
+            arrivals = [Arrival(arrival.ceiling, versions() | dict(arrival.alike))]
+            until = time.monotonic() + PATIENCE_SECONDS
+            for rank in range(1, self.world.size):
+                key = f"{_LEADER}/{self._name}/{rank}"
+                while not self._store.check([key]):
+                    _pause(until, f"rank {rank} has not come in {PATIENCE_SECONDS:.0f} s")
+                said = json.loads(self._store.get(key))
+                self._heard.append(said["mark"])
+                arrivals.append(Arrival(int(said["ceiling"]), said["alike"]))
+        return arrivals
 
     def publish(self, word: Mapping[str, Any]) -> None:
         """Say the leader's word to all others."""
-        self._put("leader", word)
+        with watched():
+            self._store.set(f"{_LEADER}/{self._name}/word", json.dumps({"heard": self._heard, "word": word}))
 
-    def word(self) -> dict[str, Any]:
-        """Wait for the leader's word."""
-        word: dict[str, Any] = self._get("leader", PLANNING_SECONDS)
-        return word
+    def word(self, arrival: Arrival) -> dict[str, Any]:
+        """Say what this rank is, and wait for the leader's word."""
+        said = {"mark": self._mark, "ceiling": arrival.ceiling, "alike": versions() | dict(arrival.alike)}
+        until = time.monotonic() + PLANNING_SECONDS
+        with watched():
+            while True:
+                if self._store.check([_LEADER]) and (name := self._store.get(_LEADER).decode()) != self._name:
+                    self._name = name
+                    self._store.set(f"{_LEADER}/{name}/{self.world.rank}", json.dumps(said))
+                if self._name and self._store.check([key := f"{_LEADER}/{self._name}/word"]):
+                    answer = json.loads(self._store.get(key))
+                    if self._mark in answer["heard"]:
+                        word: dict[str, Any] = answer["word"]
+                        return word
+                _pause(until, f"rank 0 has not planned in {PLANNING_SECONDS:.0f} s")
 
     def group(self) -> Group:
         """Connect all ranks with each other."""
         import torch.distributed as dist
+        from torch._C._distributed_c10d import PrefixStore
 
         with watched():
             dist.init_process_group(
                 "gloo",
-                store=self._store,
+                store=PrefixStore(f"{_LEADER}/{self._name}", self._store),
                 rank=self.world.rank,
                 world_size=self.world.size,
                 timeout=timedelta(seconds=PATIENCE_SECONDS),
             )
         return Group(self.world)
 
-    def _put(self, name: str, value: Mapping[str, Any]) -> None:
-        with watched():
-            self._store.set(f"peakline/{name}", json.dumps(value))
 
-    def _get(self, name: str, seconds: float) -> Any:
-        key, until = f"peakline/{name}", time.monotonic() + seconds
-        with watched():
-            while not self._store.check([key]):
-                if time.monotonic() > until:
-                    raise LostRank(f"no word of {name.replace('/', ' ')} in {seconds:.0f} s")
-                time.sleep(LOOK_SECONDS)
-            return json.loads(self._store.get(key))
+_LEADER = "peakline"
+"""Key of the name of the leader's words, and beginning of all keys."""
+
+
+def _launchers_store(world: World) -> Any:
+    from torch.distributed.rendezvous import rendezvous
+
+    with watched():
+        found = rendezvous("env://", world.rank, world.size, timeout=timedelta(seconds=PLANNING_SECONDS))
+        return next(iter(found))[0]
+
+
+def _pause(until: float, late: str) -> None:
+    """Wait a moment; raises ``LostRank`` after ``until``. Waiting in the store's own code could not be interrupted."""
+    if time.monotonic() > until:
+        raise LostRank(late)
+    time.sleep(LOOK_SECONDS)
 
 
 def versions() -> dict[str, str]:

@@ -1,11 +1,14 @@
 """What ranks agree on, or refuse, before they train."""
 
+from pathlib import Path
+
 import pytest
 
 from common.errors import UsageError
 from common.memory.process.budget import MIB
 from common.training.distributed.meeting import Arrival, check_alike, smallest_ceiling
 from tests.messages import refused, says
+from tests.ranks import over_ranks
 
 ALIKE = {"peakline": "1.0", "torch": "2.13", "batch": 4, "patch": [16, 16, 16]}
 
@@ -29,26 +32,28 @@ def test_the_smallest_ceiling_wins_and_is_told_unless_it_is_about_the_same() -> 
     assert smallest_ceiling([Arrival(500 * MIB, {}), Arrival(900 * MIB, {})]) == (500 * MIB, "")
 
 
-def test_ranks_meet_over_a_store(tmp_path) -> None:
-    from tests.ranks import over_ranks
-
+def test_ranks_meet_and_believe_no_word_of_an_earlier_start(tmp_path: Path) -> None:
     code = """
+from common.training.distributed import meeting
 from common.training.distributed.meeting import Arrival, Meeting
-import common.training.distributed.meeting as meeting
-meet = Meeting.__new__(Meeting)
-meet.world, meet._store = group.world, dist.FileStore(folder + "/second", size)
-arrivals = meet.arrive(Arrival(100 + rank, {"seed": 7}))
-if rank == 0:
-    meet.publish({"plan": [each.ceiling for each in arrivals]})
-    assert all(each.alike["seed"] == 7 and "torch" in each.alike for each in arrivals)
-print(meet.word())
+
+store = dist.FileStore(folder + "/second", size)
+for attempt in range(2):
+    meet, arrival = Meeting(group.world, store), Arrival(100 * attempt + rank, {"seed": 7})
+    if rank == 0:
+        arrivals = meet.gather(arrival)
+        assert all(each.alike["seed"] == 7 and "torch" in each.alike for each in arrivals)
+        meet.publish({"plan": [each.ceiling for each in arrivals]})
+    else:
+        print(meet.word(arrival)["plan"])
+    dist.barrier()  # a launcher starts nobody before the others have ended
 meeting.PLANNING_SECONDS = 0.2
 try:
-    meet._get("nobody", 0.2)
+    Meeting(group.world, store).word(arrival)
 except meeting.LostRank as error:
     print(error)
 """
-    outputs = over_ranks(code, 2, tmp_path)
-    for output in outputs:
-        assert output.splitlines()[0] == "{'plan': [100, 101]}"
-        says(output, "nobody")
+    first, second = over_ranks(code, 2, tmp_path)
+    assert second.splitlines()[:2] == ["[0, 1]", "[100, 101]"]
+    for output in (first, second):
+        says(output, "rank 0", "not planned")
