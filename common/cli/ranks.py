@@ -6,6 +6,7 @@ input that is wrong for all is told once.
 
 import argparse
 import atexit
+import logging
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -17,8 +18,8 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 from common.cli import streams
 from common.errors import EXIT_DOES_NOT_FIT, EXIT_UNFORESEEN, EXIT_USAGE, DoesNotFit, UsageError
 from common.memory.plan.plan import Plan
-from common.memory.process import guard
-from common.memory.process.budget import MemoryBudget, format_size
+from common.memory.process import child, guard, supervisor
+from common.memory.process.budget import MemoryBudget, format_size, total_memory
 from common.memory.process.meter import PeakMeter
 from common.memory.report.record import RunRecord
 from common.training.distributed.group import ALONE, Group, LostRank
@@ -26,6 +27,8 @@ from common.training.distributed.world import LAUNCHER_BYTES, World, launched
 
 if TYPE_CHECKING:
     from common.memory.plan.planner import Workload
+
+log = logging.getLogger("peakline")
 
 LAST_WORD_SECONDS = 5.0
 """For how long a failing rank lets rank 0 speak. What fails on all ranks fails there too, and the launcher, which looks
@@ -81,8 +84,17 @@ def place(args: argparse.Namespace) -> World:
 
 
 def ceiling(budget: MemoryBudget, world: World) -> MemoryBudget:
-    """Return the ceiling of one rank: what ``auto`` finds on a node is for all of its ranks and the launcher."""
-    return replace(budget, host_bytes=world.rank_share(budget.host_bytes)) if budget.source == "auto" else budget
+    """Return the ceiling of one rank: what ``auto`` finds on a node is for all of its ranks and the launcher.
+
+    One that was given is kept; the first rank warns if those of all ranks are more than the machine has.
+    """
+    if budget.source == "auto":
+        return replace(budget, host_bytes=world.rank_share(budget.host_bytes))
+    node, total = world.node_bytes(budget.host_bytes), total_memory()
+    if world.local_size > 1 and world.leads and node > total >= budget.host_bytes:
+        told = f"{world.local_size} ranks of {format_size(budget.host_bytes)} and the launcher may take"
+        log.warning("%s %s; this machine has %s", told, format_size(node), format_size(total))
+    return budget
 
 
 def record_path(args: argparse.Namespace, request: Any) -> Path | None:
@@ -166,6 +178,7 @@ def begin(world: World, workload: "Workload", record: RunRecord, choose: Callabl
 def wait_without_wall(world: World) -> None:
     """Let a rank that waits for the plan load its libraries: whether they fit is the plan's to say."""
     if not world.leads:
+        child.tell_supervisor(supervisor.UNWALLED)
         guard.lift_hard_wall()
 
 
