@@ -210,10 +210,10 @@ class _Training:
             say=self.session.say,
         )
 
-    def _save(self) -> None:
-        """Write a checkpoint: all ranks have the same, and the first one writes it."""
+    def _save(self, *, left_alone: bool = False) -> None:
+        """Write a checkpoint: all ranks have the same. The first writes it, which may be the one that has ended."""
         self._saved = time.monotonic()
-        if not self.group.leads:
+        if not (self.group.leads or (left_alone and self.group.world.beside_leader)):
             return
         glibc.trim()  # what the heap keeps free between the step's tensors is not the checkpoint's
         state = {
@@ -259,7 +259,7 @@ class _Training:
         try:
             return self._run()
         except LostRank as error:
-            self._save()
+            self._save(left_alone=True)
             after = f"stopped after step {self.done}; the same command continues from there"
             raise LostRank(f"{error}: {after}") from None
 

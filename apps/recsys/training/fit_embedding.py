@@ -166,7 +166,7 @@ class Trainer:
         try:
             return self._run()
         except LostRank as error:
-            self._save()
+            self._save(left_alone=True)
             after = f"stopped in epoch {self.at.epoch + 1}, after {self.at.batches} batches"
             raise LostRank(f"{error}: {after}; the same command continues from there") from None
 
@@ -227,18 +227,19 @@ class Trainer:
         )
         self.callback(at.epoch, lambda: scores)
 
-    def _write(self, path: Path) -> None:
-        if not self.group.leads:  # all ranks have the same
+    def _write(self, path: Path, *, left_alone: bool = False) -> None:
+        """Write a checkpoint: all ranks have the same. The first writes it, which may be the one that has ended."""
+        if not (self.group.leads or (left_alone and self.group.world.beside_leader)):
             return
         path.parent.mkdir(parents=True, exist_ok=True)
         state = {"progress": asdict(self.at), "settings": self.config.settings}
         checkpoint.save(path, network=self.network, optimizer=self.optimizer, state=state)
 
-    def _save(self) -> None:
+    def _save(self, *, left_alone: bool = False) -> None:
         now = time.monotonic()
         self.at.seconds += now - self._began
         self._began = self._saved = now
-        self._write(self.config.checkpoints / checkpoint.LAST)
+        self._write(self.config.checkpoints / checkpoint.LAST, left_alone=left_alone)
 
     def _continue(self) -> None:
         """Continue from the checkpoint, if there is one of the same training."""

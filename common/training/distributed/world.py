@@ -70,6 +70,11 @@ class World:
         """True for the rank that plans, writes and speaks."""
         return self.rank == 0
 
+    @property
+    def beside_leader(self) -> bool:
+        """True for a rank on the first node, which has the leader's disk: the launcher numbers node by node."""
+        return self.rank < self.local_size
+
     def share(self, samples: int) -> range:
         """Return the samples of a batch that are this rank's; shares differ by at most one.
 
