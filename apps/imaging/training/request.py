@@ -95,11 +95,14 @@ class TrainRequest:
             ema=options.ema,
             keep=options.keep,
             patience=options.patience,
+            store=options.store,
             init=start.weights_sha256 if start else "",
             synthesis=dataset.table.sha256 if dataset.table else "",
             spacing=options.spacing,
         )
         operations = start.intensities if start else intensity_operations(dataset, dataset.cases)
+        if options.store == "float16" and not all(operations):
+            raise UsageError("--set store=float16: a channel that is not normalised (noNorm) does not fit into it")
         data = TrainingData(dataset, training, held_out, operations)
         return cls(options, data, recipe)
 
