@@ -185,7 +185,7 @@ def _main(parser: argparse.ArgumentParser, module: str, arguments: list[str]) ->
         request = args.command.request(args)
     except (UsageError, BudgetError) as error:
         return _fail(args, "usage", str(error), EXIT_USAGE)
-    path = ranks.record_path(args, request)
+    path = _record_path(args, request)
     if args.report and path is None:
         return _fail(args, "usage", "--report: this command keeps no record; --json prints it", EXIT_USAGE)
     if supervisor is None:
@@ -208,6 +208,11 @@ def _budget(args: argparse.Namespace, *, supervised: bool) -> MemoryBudget:
     if budget.warning:
         log.warning(budget.warning)
     return budget
+
+
+def _record_path(args: argparse.Namespace, request: Any) -> Path | None:
+    command: Command[Any, Any] = args.command
+    return command.record(request) if args.world.leads else None  # the first rank alone keeps it
 
 
 def _supervise(args: argparse.Namespace, budget: MemoryBudget, record: Path | None, command: list[str]) -> NoReturn:
@@ -285,7 +290,7 @@ def _run(args: argparse.Namespace, request: Any, budget: MemoryBudget, superviso
         line = explain.excess_text(record.plan, gauge.peaks, budget.host_bytes)
         record.exit_code, record.error = EXIT_UNFORESEEN, {"kind": ABOVE, "message": line}
         line += "" if args.dry_run else "; what it wrote is whole, and kept"
-    _finish(args, ranks.record_path(args, request), record, gauge, line)
+    _finish(args, _record_path(args, request), record, gauge, line)
     return record.exit_code
 
 
@@ -340,7 +345,7 @@ def _plan_and_execute(args: argparse.Namespace, request: Any, record: RunRecord,
     child.tell_supervisor(supervisor.PLANNED)
     record.missing_walls = guard.missing_walls(soft=session.wall())
     record.results = session.results
-    path = ranks.record_path(args, request) if command.alone else None
+    path = command.record(request) if command.alone and args.world.leads else None
     with sole_writer(path.parent) if path is not None else nullcontext(), libraries.none_late():
         session.results.update(command.execute(session))
     ranks.end(group, gauge, session.results)

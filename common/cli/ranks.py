@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from common.cli import streams
@@ -95,12 +94,6 @@ def ceiling(budget: MemoryBudget, world: World) -> MemoryBudget:
         told = f"{world.local_size} ranks of {format_size(budget.host_bytes)} and the launcher may take"
         log.warning("%s %s; this machine has %s", told, format_size(node), format_size(total))
     return budget
-
-
-def record_path(args: argparse.Namespace, request: Any) -> Path | None:
-    """Return the path of the record, which the first rank alone keeps."""
-    path: Path | None = args.command.record(request) if args.world.leads else None
-    return path
 
 
 def node_text(plan: Plan, world: World) -> str:
