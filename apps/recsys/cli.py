@@ -22,7 +22,7 @@ from apps.recsys.planning.train_request import TrainRequest
 from apps.recsys.planning.updating.request import UpdateRequest
 from apps.recsys.training import tuning
 from common import __version__
-from common.cli import fetch_bench, job_scripts, main
+from common.cli import fetch_bench, job_scripts, main, ranks
 from common.cli.arguments import IntermixedParser
 from common.cli.main import Command
 from common.compression import layouts
@@ -115,6 +115,7 @@ def _train(parser: argparse.ArgumentParser) -> None:
     add("--split", choices=splits.KINDS, default="none", help="hold items out, and evaluate on them (default none)")
     resume = "ials, bpr, embedding: fail without a checkpoint; by default one is continued if it exists"
     add("--resume", action="store_true", help=resume)
+    ranks.add_option(parser)
     main.add_common_options(parser)
     command = Command(
         "recsys train",

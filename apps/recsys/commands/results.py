@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any, NotRequired, TypedDict
 
 from apps.recsys.models.manifest import ColumnNames, ModelFields
+from common.memory.report.run_json import RanksJson
 
 Count = Annotated[int, ("minimum", 0)]
 Metrics = Mapping[str, float]
@@ -56,6 +57,7 @@ class TrainResults(TypedDict):
     data: DataResults
     tuning: NotRequired[Mapping[str, Any]]
     """The trials of ``--tune``."""
+    ranks: NotRequired[RanksJson]
 
 
 class AddedResults(TypedDict):

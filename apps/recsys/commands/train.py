@@ -112,7 +112,7 @@ def read(
 
 def warm_up(request: TrainRequest) -> str:
     """Name of the warm-up function."""
-    return training_warm_up(request.model.kind)
+    return training_warm_up(request.model.kind, request.world.size)
 
 
 def record(request: TrainRequest) -> Path:
@@ -135,6 +135,8 @@ def execute(session: CommandSession[TrainRequest, TrainWorkload]) -> Mapping[str
             tensors, work, results["tried"] = fit_linear_model(work, session)
         else:
             tensors = _fit(work, session)
+        if not session.group.leads:
+            return results
         with session.phase("write"):
             weights.write(work.directory / weights.WEIGHTS, tensors)
         del tensors  # the evaluation loads its own

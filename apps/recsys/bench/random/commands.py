@@ -98,7 +98,15 @@ def sessions(draw: Callable[[st.SearchStrategy[Any]], Any]) -> RecsysSession:
         "delimiter": st.just(["tab" if table.format == "tsv" else ","]),
         "decimal": st.just(["."]),
     }
-    left_out = ("model", "items", "resume", "no_header", *COLUMNS, *(() if kind == "embedding" else EMBEDDING_ONLY))
+    left_out = (
+        "model",
+        "items",
+        "resume",
+        "no_header",
+        "world_size",
+        *COLUMNS,
+        *(() if kind == "embedding" else EMBEDDING_ONLY),
+    )
     left_out += () if kind in SETTINGS else ("set",)
     left_out += () if kind in IN_PASSES else ("epochs", "tune")
     options = random_commands.options(random_commands.command_parser(parser(), "train"), draw, values, left_out)
