@@ -13,10 +13,9 @@ from typing import Any
 import pytest
 
 from tests.conftest import ROOT
-from tests.machine import wait_until
+from tests.machine import patience, wait_until
 from tests.messages import continued, says
 
-Runner = Callable[..., Any]
 CASES, STEPS, SECONDS = 5, 16, 240
 CHOSEN = ("--patch", "32,40,32", "--amp", "off", "--micro-batch", "1", "--threads", "1", "--memory", "1GiB")
 LASTING = ("--set", "batch=3", "--set", "ema=0.9", "--set", "keep=best", "--set", "validation_cases=1")
@@ -41,19 +40,10 @@ def options(cases: Path, out: Path, steps: int = STEPS) -> list[str]:
     return ["train", str(cases), "-o", str(out), "--steps", str(steps), *CHOSEN, *LASTING, *NETWORK]
 
 
-@pytest.fixture(scope="module")
-def alone(cases: Path, run: Runner) -> dict[str, Any]:
-    """The record of the training by one process."""
-    done = run("apps.imaging", *options(cases, cases.parent / "alone"), "--json")
-    assert done.code == 0, done.err
-    record: dict[str, Any] = done.record
-    return record
-
-
 def launch(ranks: int, arguments: list[str], *launcher: str) -> subprocess.Popen[str]:
     """Start ``torchrun``."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks), *launcher]
-    variables = {"PYTHONSAFEPATH": "1", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    variables = {"PYTHONSAFEPATH": "1", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
     return subprocess.Popen(
         [*command, "-m", "apps.imaging", *arguments],
         env=os.environ | variables,
@@ -67,7 +57,7 @@ def launch(ranks: int, arguments: list[str], *launcher: str) -> subprocess.Popen
 def ended(launched: subprocess.Popen[str]) -> tuple[int, str]:
     """Wait for the launcher; returns its exit code and our lines."""
     try:
-        _, err = launched.communicate(timeout=SECONDS)
+        _, err = launched.communicate(timeout=patience(SECONDS))
     finally:
         if launched.poll() is None:
             os.killpg(launched.pid, signal.SIGKILL)
@@ -91,9 +81,8 @@ def losses(record: dict[str, Any]) -> list[float]:
     return [entry["loss"] for entry in record["results"]["history"] if "loss" in entry]
 
 
-def test_two_ranks_train_as_one_process_and_a_killed_one_is_started_again(
-    cases: Path, alone: dict[str, Any], tmp_path: Path
-) -> None:
+def test_two_ranks_train_and_a_killed_one_is_started_again(cases: Path, tmp_path: Path) -> None:
+    """That their course is that of one process, ``tests/apps/imaging/training/test_ranks.py`` says."""
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     code, said = ended(launch(2, options(cases, whole)))
     assert code == 0, said
@@ -103,10 +92,7 @@ def test_two_ranks_train_as_one_process_and_a_killed_one_is_started_again(
     assert ranks["size"] == 2 and max(ranks["peak_bytes"]) <= plan["predicted_peak_bytes"] + plan["reserve_bytes"]
     assert (plan["knobs"]["micro_batch"], plan["knobs"]["accumulate"]) == (1, 2)  # of three samples
     assert len(losses(record)) == STEPS
-    assert losses(record) == pytest.approx(losses(alone), rel=1e-3)
-    assert record["results"]["metrics"]["mean_dice"] == pytest.approx(
-        alone["results"]["metrics"]["mean_dice"], abs=0.01
-    )
+    assert record["results"]["metrics"]["mean_dice"] > 0
 
     launched = launch(2, options(cases, broken), "--max-restarts", "1")
     wait_until((broken / ".training" / "last.safetensors").is_file, seconds=120, alive=launched)
