@@ -4,18 +4,29 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
 
-from apps.imaging.inference.quantization import CALIBRATE, QUANTISE, CompressRequest
+from apps.imaging.compression import traced_pass
+from apps.imaging.compression.calibration import CALIBRATE
+from apps.imaging.compression.quantization import QUANTISE, CompressRequest
+from apps.imaging.compression.shrinking import EXPORT, SHRINK, ShrinkRequest
+from apps.imaging.inference.network_grid import NetworkGrid
+from apps.imaging.models.stored_weights import stored_parameters
 from apps.imaging.planning import baselines
 from apps.imaging.planning.reading import LIBRARIES, OBJECTS_BYTES, input_bytes, pass_bytes, reader_bytes
+from apps.imaging.planning.train import MORE_FOR_EXPORT
 from common.engines import quantization
-from common.memory.costs import baseline
+from common.memory.costs import baseline, trace
 from common.memory.costs.probes import Costs, Probe
 from common.memory.footprint import Footprint, Term
-from common.memory.plan.plan import Setting
+from common.memory.plan.plan import OneSetting, Setting
+from common.memory.process.budget import MIB
 from common.tiling.blend import FLOAT
 
 SPREAD = 1.05
 """Quantisations differ from run to run by up to this factor."""
+COPIES, EXPORT_COPIES = 6, 5
+"""Sizes of the network in float32 that are held at a time while it is cut, and while it is exported and written."""
+WALK_BYTES, EXPORT_BYTES = 24 * MIB, 30 * MIB
+"""Running the network on noise while its channels are followed, and decomposing kernels; tracing and serialising."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,13 +57,11 @@ class CompressWorkload:
     def footprint(self, setting: Setting, costs: Costs) -> Footprint:
         """Baseline, the reading of a volume, and the quantisation."""
         base, measured = self.probes(setting)
-        model, grids = self.request.model, self.request.grids
+        model = self.request.model
         tile = prod(model.patch) * len(model.channels) * FLOAT
         terms = [
             Term("small objects", OBJECTS_BYTES, "measured", (CALIBRATE, QUANTISE)),
-            Term("input planes", max(input_bytes(grid).peak for grid in grids), "analytic", (CALIBRATE,)),
-            Term("statistics", max(map(pass_bytes, grids)), "analytic", (CALIBRATE,)),
-            Term("reading", max(map(reader_bytes, grids)), "measured", (CALIBRATE,)),
+            *_reading(self.request.grids),
             Term("tiles", 2 * tile, "analytic", (CALIBRATE, QUANTISE)),
             Term("quantisation", int(SPREAD * costs[measured]["bytes"]), "measured", (QUANTISE,)),
         ]
@@ -61,3 +70,60 @@ class CompressWorkload:
     def seconds(self, setting: Setting) -> float:
         """Any constant: there is one setting to choose."""
         return 1.0
+
+
+def _reading(grids: Sequence[NetworkGrid]) -> list[Term]:
+    """The reading of volumes, one after the other; nothing if there are none."""
+    return [
+        Term("input planes", max((input_bytes(grid).peak for grid in grids), default=0), "analytic", (CALIBRATE,)),
+        Term("statistics", max(map(pass_bytes, grids), default=0), "analytic", (CALIBRATE,)),
+        Term("reading", max(map(reader_bytes, grids), default=0), "measured", (CALIBRATE,)),
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class ShrinkWorkload(OneSetting):
+    """``imaging compress`` for a smaller network: volumes if they decide what goes, the network, its export."""
+
+    request: ShrinkRequest
+    name: str = "imaging compress"
+
+    def probes(self, setting: Setting) -> Sequence[Probe]:
+        """The baseline, and a pass over a tile if images decide what goes."""
+        request, model = self.request, self.request.model
+        libraries, threads = (*LIBRARIES, "torch", "monai", "onnx", "safetensors"), request.options.threads
+        base = baseline.probe(baselines.SHRINK, libraries=libraries, threads=threads)
+        if not request.grids:
+            return [base]
+        passing = trace.probe(
+            traced_pass.PASS,
+            warm_up=baselines.TRACE,
+            libraries=("torch", "monai"),
+            threads=threads,
+            network=model.network,
+            arguments=dict(model.arguments),
+            tile=model.patch,
+            backward=request.backward,
+        )
+        return [base, passing]
+
+    def footprint(self, setting: Setting, costs: Costs) -> Footprint:
+        """Baseline, the weights as often as they are held, and what is measured on images."""
+        request, model = self.request, self.request.model
+        base, *passes = self.probes(setting)
+        weights = stored_parameters(model.directory) * FLOAT
+        tile = prod(model.patch) * model.inputs * FLOAT if request.grids else 0
+        measured = ("activations", "workspace", "gradients", "kernels", "unseen")
+        passing = sum(int(costs[one][name]) for one in passes for name in measured)
+        exporting = EXPORT_BYTES + MORE_FOR_EXPORT.get(model.network.lower(), 0)
+        terms = [
+            *_reading(request.grids),
+            Term("tiles", 2 * tile, "analytic", (CALIBRATE, SHRINK)),
+            Term("small objects", OBJECTS_BYTES if request.grids else 0, "measured", (CALIBRATE, SHRINK)),
+            Term("copies of the weights", COPIES * weights, "measured", (SHRINK,)),
+            Term("following channels", WALK_BYTES, "measured", (SHRINK,)),
+            Term("passes over tiles", passing, "replayed", (SHRINK,)),
+            Term("copies of the weights for the export", EXPORT_COPIES * weights, "measured", (EXPORT,)),
+            Term("ONNX export", exporting, "measured", (EXPORT,)),
+        ]
+        return Footprint.of([*baseline.terms(costs, base), *terms])

@@ -15,11 +15,12 @@ from apps.imaging.training.data.label_maps import add_label_map
 from apps.imaging.training.data.patch_sampling import Sampler, Volumes
 from apps.imaging.training.data.prepared import load_case
 from apps.imaging.training.data.synthetic_patches import SynthesisSampler
+from apps.imaging.training.distillation import DistillingStep
 from apps.imaging.training.journal import Journal
 from apps.imaging.training.phases import EXPORT, FREE_HEAP, LOAD, TRAIN, VALIDATE
 from apps.imaging.training.recipe import make_step
 from apps.imaging.training.request import TrainingData, TrainRequest
-from apps.imaging.training.starting_model import load_start
+from apps.imaging.training.starting_model import load_start, load_teacher
 from apps.imaging.training.validation import mean_dice, validate
 from common.cli.session import Session
 from common.errors import BadInput
@@ -162,6 +163,9 @@ class _Training:
             step_in_backward=plan["step_in_backward"] == "on",
             device=self.device,
         )
+        if isinstance(self.step, DistillingStep) and request.options.distill is not None:
+            assert self.step.teacher is not None
+            load_teacher(self.step.teacher, request.options.distill)
         self.step.on_shrink = lambda size: session.say(f"an allocation failed: continuing with micro-batches of {size}")
         self.last, self.best = output / WORK / checkpoint.LAST, output / WORK / BEST
         self.sampler = sampler(request, training)

@@ -98,8 +98,13 @@ class TrainRequest:
             init=start.weights_sha256 if start else "",
             synthesis=dataset.table.sha256 if dataset.table else "",
             spacing=options.spacing,
+            distillation=options.distillation,
+            temperature=options.temperature,
         )
         operations = start.intensities if start else intensity_operations(dataset, dataset.cases)
+        if options.distill is not None:
+            teacher = starting_model.read_teacher(options.distill, dataset, operations, patch)
+            recipe = replace(recipe, teacher=teacher)
         data = TrainingData(dataset, training, held_out, operations)
         return cls(options, data, recipe)
 

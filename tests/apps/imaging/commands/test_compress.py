@@ -6,9 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from apps.imaging.compression.calibration import choose_tiles
+from apps.imaging.compression.options import CompressOptions
+from apps.imaging.compression.quantization import CompressRequest
 from apps.imaging.inference.network_grid import NetworkGrid
-from apps.imaging.inference.options import CompressOptions
-from apps.imaging.inference.quantization import CompressRequest, choose_tiles
 from apps.imaging.models.model_folder import read_model
 from apps.imaging.volumes.nifti import open_nifti
 from common import model_folder

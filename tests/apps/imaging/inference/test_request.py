@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from apps.imaging.compression.options import CompressOptions
 from apps.imaging.inference.discovery import StudyInputs
-from apps.imaging.inference.options import CompressOptions, InferOptions
+from apps.imaging.inference.options import InferOptions
 from apps.imaging.inference.outputs import OutputRequest
 from apps.imaging.inference.request import InferRequest, LabelSettings
 from common.errors import UsageError
