@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -304,7 +305,7 @@ def _write(
     """Round the weights to half precision, validate them as they will be used, write the model folder."""
     import shutil
 
-    from apps.imaging.models.model_folder import labels_from_names, write_model
+    from apps.imaging.models.model_folder import labels_from_names, read_model, write_model
     from apps.imaging.models.onnx_export import export_onnx
     from apps.imaging.training.model_card import render
     from common import model_folder
@@ -330,9 +331,11 @@ def _write(
         export_onnx(recipe.network, network, draft, tile=(2 * step, 2 * step, 2 * step))
         head = registry.NETWORKS[recipe.network].head
         labels = [
-            type(label)(value, label.name, label.code, label.color)
+            replace(label, value=value)
             for value, label in zip(dataset.labels, labels_from_names(list(dataset.labels.values())), strict=True)
         ]
+        if request.options.distill is not None:
+            labels = [*read_model(request.options.distill).labels]
         others = [[dict(one) for one in operations] for operations in request.data.operations[1:]]
         further = {"further_intensity": others} if others else {}
         model_folder.unseal(output)

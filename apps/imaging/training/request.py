@@ -103,7 +103,7 @@ class TrainRequest:
         )
         operations = start.intensities if start else intensity_operations(dataset, dataset.cases)
         if options.distill is not None:
-            teacher = starting_model.read_teacher(options.distill, dataset, operations, patch)
+            teacher, dataset = starting_model.read_teacher(options.distill, dataset, operations, patch)
             recipe = replace(recipe, teacher=teacher)
         data = TrainingData(dataset, training, held_out, operations)
         return cls(options, data, recipe)

@@ -65,8 +65,8 @@ def arguments_of(model: ImagingModel, dataset: Dataset) -> dict[str, Any]:
 
 def read_teacher(
     directory: Path, dataset: Dataset, operations: "Sequence[Sequence[Mapping[str, Any]]]", patch: Shape
-) -> dict[str, Any]:
-    """Describe the model whose predictions are soft labels, for ``Recipe.teacher``.
+) -> tuple[dict[str, Any], Dataset]:
+    """Describe the model whose predictions are soft labels, for ``Recipe.teacher``; name the classes as it does.
 
     Parameters
     ----------
@@ -78,19 +78,19 @@ def read_teacher(
     Raises
     ------
     BadInput
-        Not a model folder, or a model of other channels, classes, voxels or intensities than the training has.
+        Not a model folder, or a model of other channels, labels, voxels or intensities than the training has.
     """
     model = read_model(directory)
     ours = {
         "channels": len(dataset.channels),
-        "classes": list(dataset.labels.values()),
+        "labels": list(dataset.labels),
         "size of voxels": [round(size, 4) for size in dataset.spacing],
         "orientation": ORIENTATION,
         "intensities": [[dict(one) for one in each] for each in operations],
     }
     its = {
         "channels": model.inputs,
-        "classes": [label.name for label in model.labels],
+        "labels": [label.value for label in model.labels],
         "size of voxels": [round(size, 4) for size in model.spacing],
         "orientation": model.orientation,
         "intensities": [[dict(one) for one in each] for each in model.intensities],
@@ -104,7 +104,8 @@ def read_teacher(
     if any(size % step for size, step in zip(patch, registry.divisors(model.network, model.arguments), strict=True)):
         sides = "x".join(map(str, patch))
         raise BadInput(f"--distill {directory}: its network does not take patches of {sides}", public="patch")
-    return {"network": model.network, "arguments": dict(model.arguments), "weights": model.weights_sha256}
+    described = {"network": model.network, "arguments": dict(model.arguments), "weights": model.weights_sha256}
+    return described, replace(dataset, labels={label.value: label.name for label in model.labels})
 
 
 def load_teacher(teacher: "torch.nn.Module", directory: Path) -> None:
