@@ -163,11 +163,15 @@ def ensemble() -> None:
     del safetensors, apps
 
 
-def shrink() -> None:
-    """A smaller network: tiles are read, a tiny network is cut and exported."""
+def shrink_on_images() -> None:
+    """A smaller network, of which images decide what goes."""
     _images()
+    shrink()
+
+
+def shrink() -> None:
+    """A smaller network: a tiny one is cut and exported."""
     ensemble()
-    import numpy as np
     import torch as library
 
     import apps.imaging.compression.shrinking
@@ -177,7 +181,7 @@ def shrink() -> None:
 
     small = {"init_filters": 8, "blocks_down": [1, 1], "blocks_up": [1]}
     network = registry.build("segresnet", registry.arguments("segresnet", small, in_channels=1, out_channels=2)).eval()
-    image = library.from_numpy(np.ones((2, 1, 8, 8, 8), np.float32))
+    image = library.ones(2, 1, 8, 8, 8)
     layout = channels_of(network, image)
     found = pruning.Channels(layout, registry.weights(network), dict(network.named_modules()))
     pruning.prune(found, found.norms(), 0.1)

@@ -4,6 +4,7 @@ Convolutions compute in int8. Normalisations, which sum over a whole tile, stay 
 are those of the tiles.
 """
 
+import gzip
 import io
 import logging
 import sys
@@ -14,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from common.engines.base import INT8, NETWORK, Array, Tile
+from common.engines.base import INT8, NETWORK, PLAIN_INT8, Array, Tile
 from common.engines.openvino import import_openvino
-from common.errors import UsageError
+from common.errors import BadInput, UsageError
 from common.memory.costs.probes import Probe
 from common.memory.process import glibc
 from common.memory.process.meter import lifetime_peak, reset_peak, resident
@@ -66,13 +67,18 @@ def quantise(directory: Path, out: Path, tiles: Callable[[], Iterable[Array]], *
     Parameters
     ----------
     directory, out
-        Folder with ``network.onnx``; folder for ``network-int8.xml`` and its weights.
+        Folder with ``network.onnx``; folder for the files ``INT8``.
     tiles
         Called for each of several passes; yields arrays of shape (1, channels, x, y, z), float32.
     count
         Number of tiles.
     tile
         Shape of the tiles; the written network accepts others.
+
+    Raises
+    ------
+    BadInput
+        If no layer was quantised.
     """
     nncf, ov = import_nncf(), import_openvino()
     model = ov.Core().read_model(directory / NETWORK)
@@ -87,7 +93,13 @@ def quantise(directory: Path, out: Path, tiles: Callable[[], Iterable[Array]], *
             preset=nncf.QuantizationPreset.MIXED,
             ignored_scope=nncf.IgnoredScope(names=_normalisations(model), types=list(WHOLE), validate=False),
         )
-    ov.save_model(quantised, out / INT8[0], compress_to_fp16=False)
+    if not any(operation.get_type_name() == "FakeQuantize" for operation in quantised.get_ops()):
+        raise BadInput("--int8: no layer was quantised; the network has no convolution for it", public="not quantised")
+    ov.save_model(quantised, out / PLAIN_INT8[0], compress_to_fp16=False)
+    graph = out / PLAIN_INT8[0]
+    with gzip.GzipFile(out / INT8[0], "wb", mtime=0) as stream:
+        stream.write(graph.read_bytes())
+    graph.unlink()
 
 
 def _normalisations(model: Any) -> list[str]:

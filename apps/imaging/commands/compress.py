@@ -83,7 +83,7 @@ def add(commands: Any) -> None:
         "imaging compress",
         _options,
         _workload,
-        lambda options: baselines.COMPRESS if options.int8 else baselines.SHRINK,
+        lambda options: baselines.of_compress(int8=options.int8, images=options.needs_images),
         _run,
         lambda options: options.output / "run.json",
         huge_pages=True,

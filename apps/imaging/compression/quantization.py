@@ -10,7 +10,7 @@ from apps.imaging.inference.network_grid import NetworkGrid
 from apps.imaging.models.model_folder import APPLICATION, CARD, ImagingModel, read_manifest, read_model
 from common import model_folder
 from common.cli.session import Session
-from common.engines.base import INT8, NETWORK, WEIGHTS
+from common.engines.base import INT8, NETWORK, PLAIN_INT8, WEIGHTS
 from common.engines.quantization import quantise
 from common.files import scratch_directory
 
@@ -74,6 +74,7 @@ def _write(request: CompressRequest, draft: Path, count: int) -> dict[str, int]:
         shutil.copyfile(source / name, out / name)
     note = f"\nAlso in 8-bit integers (NNCF, {count} tiles of {len(request.grids)} volumes).\n"
     (out / CARD).write_text((source / CARD).read_text("utf-8") + note, encoding="utf-8")
+    (out / PLAIN_INT8[0]).unlink(missing_ok=True)
     for name in INT8:
         (draft / name).replace(out / name)
     own = {"format", "application", "kind", "made_by", "files"}

@@ -19,7 +19,7 @@ from apps.imaging.models.stored_weights import header
 from common import model_folder
 from common.cli.session import Session
 from common.compression.networks import low_rank, pruning, reshaping
-from common.engines.base import INT8, NETWORK, WEIGHTS
+from common.engines.base import INT8, NETWORK, PLAIN_INT8, WEIGHTS
 from common.errors import BadInput, UsageError
 from common.files import scratch_directory
 
@@ -248,9 +248,8 @@ def _lower_ranks(shrinking: _Shrinking, target: float | int, *, bytes_each: int)
     others = sum(tensor.numel() for tensor in shrinking.weights.values()) - sum(
         prod(one.shape) for one in kernels.values()
     )
-    by_size = isinstance(target, int)
-    energy, most = (None, target // bytes_each) if by_size else (float(target), None)
-    chosen = low_rank.choose(kernels, energy=energy, most=most, others=others)
+    most = target // bytes_each if isinstance(target, int) else None
+    chosen = low_rank.choose(kernels, energy=None if most else float(target), most=most, others=others)
     shrinking.add({name: {reshaping.RANKS: [one.first, one.last]} for name, one in chosen.items()})
     weights = dict(shrinking.weights)
     for name, ranks in chosen.items():
@@ -281,7 +280,7 @@ def _write(request: ShrinkRequest, shrinking: _Shrinking, draft: Path, *, half: 
     extra = {key: value for key, value in manifest.items() if key not in WRITTEN}
     out = options.output
     model_folder.unseal(out)
-    for name in INT8:
+    for name in {*INT8, *PLAIN_INT8}:
         (out / name).unlink(missing_ok=True)
     (draft / NETWORK).replace(out / NETWORK)
     write_model(

@@ -10,6 +10,7 @@ ONNXRUNTIME = "apps.imaging.warm_up:onnxruntime"
 TORCH = "apps.imaging.warm_up:torch"
 COMPRESS = "apps.imaging.warm_up:compress"
 SHRINK = "apps.imaging.warm_up:shrink"
+SHRINK_ON_IMAGES = "apps.imaging.warm_up:shrink_on_images"
 TRAIN = "apps.imaging.warm_up:train"
 TRAIN_WITH_EVENTS = "apps.imaging.warm_up:train_with_events"
 TRACE = "apps.imaging.warm_up:trace"
@@ -20,6 +21,13 @@ ENSEMBLE = "apps.imaging.warm_up:ensemble"
 def of_training(*, events: bool) -> str:
     """The warm-up of a training, which may write event files for TensorBoard."""
     return TRAIN_WITH_EVENTS if events else TRAIN
+
+
+def of_compress(*, int8: bool, images: bool) -> str:
+    """The warm-up of ``imaging compress``, where images may decide what a smaller network loses."""
+    if int8:
+        return COMPRESS
+    return SHRINK_ON_IMAGES if images else SHRINK
 
 
 INFER: Mapping[str, str] = {"openvino": OPENVINO, "onnxruntime": ONNXRUNTIME, "torch": TORCH}

@@ -92,7 +92,8 @@ class ShrinkWorkload(OneSetting):
         """The baseline, and a pass over a tile if images decide what goes."""
         request, model = self.request, self.request.model
         libraries, threads = (*LIBRARIES, "torch", "monai", "onnx", "safetensors"), request.options.threads
-        base = baseline.probe(baselines.SHRINK, libraries=libraries, threads=threads)
+        warm_up = baselines.of_compress(int8=False, images=request.options.needs_images)
+        base = baseline.probe(warm_up, libraries=libraries, threads=threads)
         if not request.grids:
             return [base]
         passing = trace.probe(

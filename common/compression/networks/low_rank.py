@@ -150,16 +150,19 @@ def tucker(kernel: "Tensor", ranks: Ranks) -> tuple["Tensor", "Tensor", "Tensor"
     tuple
         Orthonormal inputs (I, first), core (last, first, ...), orthonormal outputs (O, last).
     """
-    import torch
-
-    def along(tensor: "Tensor", axis: int, matrix: "Tensor") -> "Tensor":
-        return torch.tensordot(tensor, matrix, dims=([axis], [0])).movedim(-1, axis)
-
     inputs = _leading(kernel, 1, ranks.first)
     for _ in range(1 + SWEEPS):
-        outputs = _leading(along(kernel, 1, inputs), 0, ranks.last)
-        inputs = _leading(along(kernel, 0, outputs), 1, ranks.first)
-    return inputs, along(along(kernel, 1, inputs), 0, outputs), outputs
+        outputs = _leading(_along(kernel, 1, inputs), 0, ranks.last)
+        inputs = _leading(_along(kernel, 0, outputs), 1, ranks.first)
+    return inputs, _along(_along(kernel, 1, inputs), 0, outputs), outputs
+
+
+def _along(tensor: "Tensor", axis: int, matrix: "Tensor") -> "Tensor":
+    """The tensor times a matrix (size, rank) along one of its axes."""
+    import torch
+
+    product: Tensor = torch.tensordot(tensor, matrix, dims=([axis], [0])).movedim(-1, axis)  # type: ignore[no-untyped-call]
+    return product
 
 
 def _gram(tensor: "Tensor", axis: int) -> "Tensor":
@@ -171,7 +174,7 @@ def _leading(tensor: "Tensor", axis: int, rank: int) -> "Tensor":
     """The leading left singular vectors of an unfolding, shape (size, rank)."""
     import torch
 
-    _, vectors = torch.linalg.eigh(_gram(tensor, axis))
+    vectors: Tensor = torch.linalg.eigh(_gram(tensor, axis))[1]
     return vectors.flip(1)[:, :rank]
 
 
@@ -191,9 +194,9 @@ def factors(layer: "nn.Module", name: str, weights: "Mapping[str, Tensor]", rank
     kernel = kernel_of(layer, weight)
     inputs, core, outputs = tucker(kernel, ranks)
     if ranks.first == kernel.shape[1]:  # an orthonormal square matrix: no layer of its own
-        core = _mixed(core, 1, inputs)
+        core = _along(core, 1, inputs.T)
     if ranks.last == kernel.shape[0]:
-        core = _mixed(core, 0, outputs)
+        core = _along(core, 0, outputs.T)
     if isinstance(layer, ConvTranspose3d):
         core = core.transpose(0, 1)
     parts = {f"{name}.core.weight": core}
@@ -206,10 +209,3 @@ def factors(layer: "nn.Module", name: str, weights: "Mapping[str, Tensor]", rank
         place = "last" if ranks.last < kernel.shape[0] else "core"
         made[f"{name}.{place}.bias"] = weights[f"{name}.bias"]
     return made
-
-
-def _mixed(core: "Tensor", axis: int, matrix: "Tensor") -> "Tensor":
-    """The core in the kernel's own channels along an axis."""
-    import torch
-
-    return torch.tensordot(core, matrix.T, dims=([axis], [0])).movedim(-1, axis)

@@ -89,7 +89,9 @@ def _made(layer: "nn.Module", entry: Mapping[str, Any]) -> "nn.Module":
         raise ValueError(", ".join(sorted(keys)))
     channels = _size(entry[CHANNELS])
     if isinstance(layer, _BatchNorm | _InstanceNorm):
-        return type(layer)(channels, layer.eps, layer.momentum, layer.affine, layer.track_running_stats)
+        kind: Any = type(layer)
+        norm: nn.Module = kind(channels, layer.eps, layer.momentum, layer.affine, layer.track_running_stats)
+        return norm
     if isinstance(layer, nn.PReLU):
         return nn.PReLU(channels)
     raise ValueError(f"a {type(layer).__name__}")
