@@ -98,7 +98,8 @@ class _Shrinking:
         """Two small samples of noise, to run the network on."""
         import torch
 
-        sides = [2 * step for step in registry.divisors(self.name, self.arguments)]
+        x, *others = registry.divisors(self.name, self.arguments)
+        sides = (2 * x, *others)  # some normalisations want more than one voxel on the coarsest grid
         noise = torch.Generator().manual_seed(0)
         return torch.randn(2, self.arguments["in_channels"], *sides, generator=noise)
 
@@ -270,10 +271,8 @@ def _write(request: ShrinkRequest, shrinking: _Shrinking, draft: Path, *, half: 
     kind = torch.float16 if half else torch.float32
     state = {name: tensor.detach().to(kind) for name, tensor in shrinking.weights.items()}
     shrinking.weights = {name: tensor.float() for name, tensor in state.items()}
-    sides = model.patch if registry.is_static(model.network) else None
-    x, y, z = sides or (max(2 * step, 8) for step in registry.divisors(model.network, model.arguments))
     network = shrinking.network()
-    export_onnx(model.network, network, draft / NETWORK, tile=(x, y, z))
+    export_onnx(model.network, network, draft / NETWORK, tile=exported_tile(model))
     if options.half:
         halve_constants(draft / NETWORK)
     manifest = read_manifest(model.directory)
@@ -305,6 +304,14 @@ def _write(request: ShrinkRequest, shrinking: _Shrinking, draft: Path, *, half: 
             },
         },
     )
+
+
+def exported_tile(model: ImagingModel) -> tuple[int, int, int]:
+    """Voxels of the tile with which the network is exported: few, unless its windows depend on the tile."""
+    if registry.is_static(model.network):
+        return model.patch
+    x, y, z = (max(2 * step, 8) for step in registry.divisors(model.network, model.arguments))
+    return x, y, z
 
 
 def described(options: CompressOptions) -> str:

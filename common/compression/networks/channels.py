@@ -12,6 +12,7 @@ Torch-Pruning (1.6.1) answers the same question from autograd's graph, and fails
 BasicUNet and DynUNet with instance normalisation; hence this module.
 """
 
+import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from math import prod
@@ -152,15 +153,17 @@ class _Walk(TorchFunctionMode):
         self.sets = _Sets()
         self._found = Layout()
         self._layer = ""
-        self._labels: dict[int, tuple[Tensor, list[int]]] = {}
+        self._labels: dict[int, tuple[weakref.ref[Tensor], list[int]]] = {}
+        """By the tensor's ``id``, as long as the tensor lives."""
 
     def enter(self, layer: str) -> None:
         """Note which layer runs; empty: none."""
         self._layer = layer
 
     def label(self, tensor: Tensor, numbers: list[int]) -> None:
-        """Note a tensor's numbers, and keep it, so that its ``id`` stays its own."""
-        self._labels[id(tensor)] = (tensor, numbers)
+        """Note a tensor's numbers."""
+        key = id(tensor)
+        self._labels[key] = (weakref.ref(tensor, lambda _: self._labels.pop(key, None)), numbers)
 
     def layout(self, image: Tensor, result: Tensor) -> Layout:
         """What was found, with one number for all channels that belong together."""

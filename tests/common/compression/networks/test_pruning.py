@@ -123,7 +123,7 @@ def test_the_share_is_of_all_parameters_and_the_same_everywhere() -> None:
 def test_more_than_can_go_is_refused_with_what_can() -> None:
     _, _, network, image = network_of("segresnet")
     found = channels(network, image)
-    with refused(BadInput, "--prune 0.9999", "at most 0.98"):
+    with refused(BadInput, "--prune 0.9999", "at most 0.984"):
         pruning.prune(found, found.norms(), 0.9999)
 
 
