@@ -73,6 +73,8 @@ def add(commands: Any) -> None:
     integers = one.add_argument_group("8-bit integers (last)")
     int8_help = "convolutions in 8-bit integers, for OpenVINO"
     integers.add_argument("--int8", action=_Stage, nargs=0, const=True, default=False, help=int8_help)
+    weights_help = "weights alone in 8-bit integers: as small, as fast as before, and no images are needed"
+    integers.add_argument("--int8-weights", action=_Stage, nargs=0, const=True, default=False, help=weights_help)
     images = one.add_argument_group("images that decide, for --int8, --importance and --drop-blocks")
     images.add_argument("--calibration", type=Path, metavar="DIR", help="volumes like those that will be segmented")
     images.add_argument(
@@ -83,7 +85,7 @@ def add(commands: Any) -> None:
         "imaging compress",
         _options,
         _workload,
-        lambda options: baselines.of_compress(int8=options.int8, images=options.needs_images),
+        lambda options: baselines.of_compress(int8=options.quantises, images=options.needs_images),
         _run,
         lambda options: options.output / "run.json",
         huge_pages=True,
@@ -114,6 +116,7 @@ def _options(args: argparse.Namespace) -> CompressOptions:
         model=args.model,
         output=args.output,
         int8=args.int8,
+        int8_weights=args.int8_weights,
         calibration=args.calibration,
         tiles=args.tiles,
         drop_blocks=args.drop_blocks,
@@ -134,7 +137,7 @@ def _workload(options: CompressOptions, budget: MemoryBudget) -> "CompressWorklo
     directory = options.model
     if not (directory / MANIFEST).is_file():
         directory = converted_model(directory, budget)
-    if options.int8:
+    if options.quantises:
         return CompressWorkload(CompressRequest.of(options, directory))
     return ShrinkWorkload(ShrinkRequest.of(options, directory))
 

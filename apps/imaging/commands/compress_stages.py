@@ -24,7 +24,7 @@ DEFAULT_FOLD = (0, 5)
 
 def are_needed(args: argparse.Namespace) -> bool:
     """True if what is asked for is more than one stage."""
-    return bool(args.finetune) or (args.int8 and _shrinks(args))
+    return bool(args.finetune) or (_quantises(args) and _shrinks(args))
 
 
 def run(args: argparse.Namespace) -> int:
@@ -39,13 +39,19 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError("several stages: --json, --report and --plan are for one; give the stages one by one")
     if args.finetune and not _shrinks(args):
         raise UsageError("--finetune: nothing is smaller; imaging train --init MODEL --distill MODEL fine-tunes alone")
+    if args.int8 and args.int8_weights:
+        raise UsageError("--int8-weights: --int8 has the weights in integers too; give one of them")
     if args.int8 and args.calibration is None:
-        raise UsageError("--int8: ranges are found on images; --calibration DIR names volumes like those to come")
+        raise UsageError("--int8: ranges are found on images: --calibration DIR; --int8-weights needs none")
     return interruptible(args, "imaging compress", _dry_run if args.dry_run else _stages)
 
 
 def _shrinks(args: argparse.Namespace) -> bool:
     return bool(args.prune or args.drop_blocks or args.low_rank or args.half)
+
+
+def _quantises(args: argparse.Namespace) -> bool:
+    return bool(args.int8 or args.int8_weights)
 
 
 def _stages(args: argparse.Namespace) -> int:
@@ -90,11 +96,13 @@ def _plan(args: argparse.Namespace, work: Path, output: Path) -> Iterator[tuple[
     yield "a smaller network", smaller, ["compress", model, *_shrinking(args, images)]
     last = smaller
     if args.finetune:
-        last = tuned if args.int8 else output
+        last = tuned if _quantises(args) else output
         words = ["train", str(args.finetune), "--init", str(smaller), "--distill", model]
         yield "fine-tuning with the soft labels of the model", last, [*words, *_tuning(args)]
     if args.int8:
         yield "8-bit integers", output, ["compress", str(last), "--int8", *images]
+    elif args.int8_weights:
+        yield "weights in 8-bit integers", output, ["compress", str(last), "--int8-weights"]
 
 
 def _shrinking(args: argparse.Namespace, images: list[str]) -> list[str]:

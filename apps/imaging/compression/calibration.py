@@ -86,6 +86,9 @@ def gathered(
     options: CompressOptions, model: ImagingModel, grids: Sequence[NetworkGrid], session: Session
 ) -> Iterator[tuple[Tiles, int]]:
     """Read the tiles to disk; yields what reads them again, and their number."""
+    if not grids:
+        yield lambda: iter(()), 0
+        return
     shape = (1, len(model.channels), *model.patch)
     with tempfile.TemporaryFile(dir=options.output) as stored:
         count = 0

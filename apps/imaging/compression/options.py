@@ -25,6 +25,8 @@ class CompressOptions:
     model: Path
     output: Path
     int8: bool = False
+    int8_weights: bool = False
+    """True for weights alone in 8-bit integers."""
     calibration: Path | None = None
     """Folder with volumes, or a data set with ``imagesTr``."""
     tiles: int = TILES
@@ -44,16 +46,23 @@ class CompressOptions:
     def __post_init__(self) -> None:
         if self.output.resolve() == self.model.resolve():
             raise UsageError(f"-o {self.output}: is the model itself")
-        if not self.int8 and not self.shrinks:
-            raise UsageError("nothing to do: give --prune, --drop-blocks, --low-rank, --fp16 or --int8")
+        if not self.quantises and not self.shrinks:
+            raise UsageError("nothing to do: give --prune, --drop-blocks, --low-rank, --fp16, --int8 or --int8-weights")
+        if self.int8 and self.int8_weights:
+            raise UsageError("--int8-weights: --int8 has the weights in integers too; give one of them")
         if self.int8 and self.calibration is None:
-            raise UsageError("--int8: ranges are found on images; --calibration DIR names volumes like those to come")
+            raise UsageError("--int8: ranges are found on images: --calibration DIR; --int8-weights needs none")
         if self.importance != "norm" and self.prune is None:
             raise UsageError(f"--importance {self.importance}: says which channels --prune removes")
         if self.importance != "norm" and self.calibration is None:
             raise UsageError(f"--importance {self.importance}: is measured on images; --calibration DIR names them")
         if self.calibration is not None and not (self.int8 or self.needs_images):
             raise UsageError("--calibration: only --int8, --drop-blocks and --importance taylor or zeros read images")
+
+    @property
+    def quantises(self) -> bool:
+        """True if the network is written in 8-bit integers."""
+        return self.int8 or self.int8_weights
 
     @property
     def shrinks(self) -> bool:

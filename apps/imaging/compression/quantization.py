@@ -11,7 +11,7 @@ from apps.imaging.models.model_folder import APPLICATION, CARD, ImagingModel, re
 from common import model_folder
 from common.cli.session import Session
 from common.engines.base import INT8, NETWORK, PLAIN_INT8, WEIGHTS
-from common.engines.quantization import quantise
+from common.engines.quantization import quantise, quantise_weights
 from common.files import scratch_directory
 
 QUANTISE = "quantise"
@@ -20,7 +20,7 @@ QUANTISE = "quantise"
 
 @dataclass(frozen=True, slots=True)
 class CompressRequest:
-    """The request of ``imaging compress --int8``: its options, the model, and the volumes with their headers."""
+    """The request of ``imaging compress`` to 8-bit integers: its options, the model, and the volumes' headers."""
 
     options: CompressOptions
     model: ImagingModel
@@ -43,7 +43,7 @@ class CompressRequest:
             If the output is the model itself, a file, or a folder with a model of another application.
         """
         model = read_source(options, directory)
-        return cls(options, model, read_grids(options, model))
+        return cls(options, model, read_grids(options, model) if options.int8 else ())
 
 
 def run(request: CompressRequest, session: Session) -> dict[str, object]:
@@ -61,7 +61,10 @@ def run(request: CompressRequest, session: Session) -> dict[str, object]:
         gathered(request.options, model, request.grids, session) as (tiles, count),
     ):
         with session.phase(QUANTISE):
-            quantise(model.directory, draft, tiles, count=count, tile=model.patch)
+            if request.options.int8_weights:
+                quantise_weights(model.directory, draft)
+            else:
+                quantise(model.directory, draft, tiles, count=count, tile=model.patch)
         return {**_write(request, draft, count), "metrics": {}}
 
 
@@ -72,7 +75,8 @@ def _write(request: CompressRequest, draft: Path, count: int) -> dict[str, int]:
     model_folder.unseal(out)
     for name in (WEIGHTS, NETWORK):
         shutil.copyfile(source / name, out / name)
-    note = f"\nAlso in 8-bit integers (NNCF, {count} tiles of {len(request.grids)} volumes).\n"
+    how = f"{count} tiles of {len(request.grids)} volumes" if count else "weights alone"
+    note = f"\nAlso in 8-bit integers (NNCF, {how}).\n"
     (out / CARD).write_text((source / CARD).read_text("utf-8") + note, encoding="utf-8")
     (out / PLAIN_INT8[0]).unlink(missing_ok=True)
     for name in INT8:

@@ -41,7 +41,8 @@ class CompressWorkload:
 
     def settings(self) -> Iterator[Setting]:
         """The only setting."""
-        yield {"precision": "int8", "tiles": self.request.options.tiles}
+        options = self.request.options
+        yield {"precision": "int8", "tiles": options.tiles} if options.int8 else {"precision": "int8 weights"}
 
     def probes(self, setting: Setting) -> Sequence[Probe]:
         """The baseline, and a quantisation with noise."""
@@ -54,6 +55,7 @@ class CompressWorkload:
                 sha256=model.network_sha256,
                 model_dir=str(model.directory),
                 tile=model.patch,
+                weights_only=self.request.options.int8_weights,
             ),
         ]
 

@@ -161,7 +161,7 @@ def _along(tensor: "Tensor", axis: int, matrix: "Tensor") -> "Tensor":
     """The tensor times a matrix (size, rank) along one of its axes."""
     import torch
 
-    product: Tensor = torch.tensordot(tensor, matrix, dims=([axis], [0])).movedim(-1, axis)  # type: ignore[no-untyped-call]
+    product: Tensor = torch.tensordot(tensor, matrix, dims=([axis], [0])).movedim(-1, axis)
     return product
 
 

@@ -164,7 +164,18 @@ def compressions(draw: Callable[[st.SearchStrategy[Any]], Any]) -> CompressSessi
         "tiles": one_word(st.integers(1, 4)),
     }
     # Those of a fine-tuning are options of a training, which has its own sessions.
-    left_out = ("int8", "calibration", "importance", "finetune", "time", "steps", "fold", "no_fold", "set")
+    left_out = (
+        "int8",
+        "int8_weights",
+        "calibration",
+        "importance",
+        "finetune",
+        "time",
+        "steps",
+        "fold",
+        "no_fold",
+        "set",
+    )
     words = random_commands.options(random_commands.command_parser(parser(), "compress"), draw, values, left_out)
     on_images = draw(st.sampled_from(((), ("--int8",), ("--prune", "0.4", "--importance", "taylor"))))
     alone = on_images == ("--int8",)  # with others it is a stage after them, and stages keep no record together
@@ -173,8 +184,11 @@ def compressions(draw: Callable[[st.SearchStrategy[Any]], Any]) -> CompressSessi
 
 def sessions() -> st.SearchStrategy[InferSession | TrainSession | CompressSession]:
     """Return the strategy of all sessions, of which a few train or make the model smaller."""
-    kinds = {SLOW: trainings, SLOW - 1: compressions}
-    return st.integers(1, SLOW).flatmap(lambda number: kinds.get(number, segmentations)())
+    return st.integers(1, SLOW).flatmap(_session)
+
+
+def _session(number: int) -> st.SearchStrategy[InferSession | TrainSession | CompressSession]:
+    return {SLOW: trainings(), SLOW - 1: compressions()}.get(number, segmentations())
 
 
 if __name__ == "__main__":
