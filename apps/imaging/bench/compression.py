@@ -23,7 +23,7 @@ from common.engines.base import INT8, NETWORK, WEIGHTS
 
 WORK = Path("bench/work/imaging-compression")
 MODEL = Path("data/models/hippocampus")
-TILE, VOLUME = (96, 96, 96), (144, 144, 144)
+TILE, VOLUME = (128, 128, 128), (160, 160, 160)
 """Of the inference whose peak is measured: tiles so large that activations are more than libraries' buffers."""
 FEW_CASES, STEPS = 6, 3
 """Of the training whose peak is measured."""

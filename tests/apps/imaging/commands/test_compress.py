@@ -56,7 +56,7 @@ def test_another_applications_model_is_not_replaced(tmp_path: Path) -> None:
     output.mkdir()
     model_folder.seal(output, application="recsys", kind="ials", files=[], fields={})
     options = CompressOptions(
-        model=tmp_path / "model", output=output, calibration=tmp_path / "none", tiles=4, threads=1
+        model=tmp_path / "model", output=output, int8=True, calibration=tmp_path / "none", tiles=4, threads=1
     )
     with refused(UsageError, output, "another application"):
         CompressRequest.of(options, tmp_path / "model")
