@@ -188,7 +188,9 @@ def sessions() -> st.SearchStrategy[InferSession | TrainSession | CompressSessio
 
 
 def _session(number: int) -> st.SearchStrategy[InferSession | TrainSession | CompressSession]:
-    return {SLOW: trainings(), SLOW - 1: compressions()}.get(number, segmentations())
+    if number == SLOW:
+        return trainings()
+    return compressions() if number == SLOW - 1 else segmentations()
 
 
 if __name__ == "__main__":
