@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from common.memory.process import libraries
 from tests.machine import patience
@@ -19,6 +21,15 @@ ROOT = Path(__file__).resolve().parents[1]
 # As in a command, and before a test imports torch, which reads it then: beside other processes, waiting threads that
 # spin as long as libgomp has them by default take 2.5 times the processor seconds (tests of training, load of 5).
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+# The same examples in every run, and none that fails because the machine is busy; ``--hypothesis-profile=search`` draws
+# new ones.
+SLOW = [HealthCheck.too_slow]
+settings.register_profile("repeatable", deadline=None, derandomize=True, suppress_health_check=SLOW)
+settings.register_profile("search", deadline=None, suppress_health_check=SLOW, print_blob=True)
+settings.load_profile("repeatable")
+# ``nohup`` and a shell's background jobs ignore these, and every command that a test starts would ignore them too.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def absent(what: str) -> None:

@@ -227,7 +227,8 @@ def _require_one(path: Path) -> None:
 
 def _is_volume(path: Path) -> bool:
     """False for what a search leaves out: a localizer, a report, one slice."""
-    from apps.imaging.inference.discovery import is_no_volume, open_volume
+    from apps.imaging.dicom.defects import is_no_volume
+    from apps.imaging.inference.discovery import open_volume
 
     try:
         open_volume(path)

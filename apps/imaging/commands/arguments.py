@@ -26,6 +26,10 @@ REPAIR_HELP = (
 )
 VOLUME_HELP = "number, from 1, of the volume in a DICOM series or a NIfTI file of several"
 SERIES_HELP = "number or UID of the series, if a DICOM folder has several"
+CHANNEL_HELP = (
+    "the series of a DICOM study that is a channel of the model, by its number, its UID, or words of its description;"
+    " once for each channel (imaging inspect MODEL names them)"
+)
 
 
 def share(text: str) -> float:
@@ -102,6 +106,14 @@ def output_types(text: str) -> tuple[str, ...]:
 def source(text: str) -> Path | str:
     """An argparse type: a path, or the address of a DICOMweb server."""
     return text if text.startswith(("http://", "https://")) else Path(text)
+
+
+def channel(text: str) -> tuple[str, str]:
+    """An argparse type: ``NAME=SERIES``."""
+    name, equals, series = (part.strip() for part in text.partition("="))
+    if not (name and equals and series):
+        raise argparse.ArgumentTypeError(f"{text} is not NAME=SERIES")
+    return name, series
 
 
 def names(text: str) -> list[str]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from apps.imaging.commands.arguments import (
+    CHANNEL_HELP,
     ENGINES,
     INPUT_HELP,
     MODEL_HELP,
@@ -15,6 +16,7 @@ from apps.imaging.commands.arguments import (
     SERIES_HELP,
     TASKS,
     VOLUME_HELP,
+    channel,
     checkpoint,
     folds,
     millilitres,
@@ -58,6 +60,7 @@ def add(commands: Any) -> None:
         help="type of DICOM SEG (default auto: labelmap if many classes)",
     )
     one.add_argument("--series", metavar="N|UID", help=SERIES_HELP)
+    one.add_argument("--channel", type=channel, action="append", default=[], metavar="NAME=SERIES", help=CHANNEL_HELP)
     one.add_argument("--volume", type=main.positive, metavar="K", help=VOLUME_HELP)
     one.add_argument("--repair", type=repairs, default=frozenset(), metavar="WHAT", help=REPAIR_HELP)
     suv_help = (
@@ -140,6 +143,7 @@ def _options(args: argparse.Namespace) -> InferOptions:
         probabilities=args.probabilities,
         remove_small=args.remove_small,
         series=args.series,
+        channels=tuple(args.channel),
         volume=args.volume,
         repair=args.repair,
         suv=args.suv,

@@ -54,8 +54,9 @@ def _studies(args: argparse.Namespace) -> Iterator[str]:
     """
     import tempfile
 
+    from apps.imaging.dicom.defects import is_no_volume
     from apps.imaging.dicom.web import Downloads
-    from apps.imaging.inference.discovery import find_studies, is_no_volume
+    from apps.imaging.inference.discovery import find_studies
     from apps.imaging.inference.studies import LeftOut
 
     downloads = Downloads(Path(tempfile.gettempdir()), args.series)

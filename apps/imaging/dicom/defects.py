@@ -84,3 +84,8 @@ class Refusal(BadInput):
         super().__init__(f"{path}: {message}", public=f"DICOM: {defect}")
         self.defect = defect
         self.outcome = Outcome.REFUSE
+
+
+def is_no_volume(error: BadInput) -> bool:
+    """True if an input was refused because it is no volume at all: a localizer, a report, one slice."""
+    return isinstance(error, Refusal) and error.defect in NO_VOLUMES

@@ -183,7 +183,7 @@ def open_series(
         No images, several series or volumes without a choice, a file that is damaged, or a series that is not one
         regular volume.
     """
-    container, groups = _grouped(path)
+    container, groups = grouped(path)
     frames, left_out = choose_series(path, groups, series)
     made = _volume(container, frames, repair, volume)
     return replace(made, findings=(*left_out, *made.findings))
@@ -201,7 +201,7 @@ def each_series(
     tuple
         The series as ``--series`` numbers it, described; its volume, or why it is none.
     """
-    container, groups = _grouped(path)
+    container, groups = grouped(path)
     for number, frames in enumerate(groups.values(), start=1):
         made: DicomVolume | BadInput
         try:
@@ -213,7 +213,7 @@ def each_series(
         yield f"{number}: {described(frames)}", made
 
 
-def _grouped(path: Path) -> tuple[Container, dict[str, list[FrameHeader]]]:
+def grouped(path: Path) -> tuple[Container, dict[str, list[FrameHeader]]]:
     """The frames of a folder or zip by SeriesInstanceUID."""
     container = open_container(path)
     headers = HeaderReader(container)

@@ -37,6 +37,8 @@ class FoundStudy:
     """True if a search found it among others; it is left out if it turns out to be no volume."""
     name: str = ""
     """The same wherever the input's folder is: its path from the user's input on, whose own name is part of it."""
+    channels: tuple[tuple[Path, str], ...] = ()
+    """Folder and UID of the series of each channel, where ``--channel`` chose them."""
 
 
 def find_studies(inputs: Sequence[Path | str]) -> tuple[list[FoundStudy], list[LeftOut]]:
@@ -201,8 +203,48 @@ def of_several_channels(studies: Sequence[FoundStudy]) -> list[FoundStudy]:
     first = [study for study in studies if (match := stored.CHANNEL.search(study.input)) and int(match[1]) == 0]
     if not first:
         message = "a model of several channels takes CASE_0000.nii.gz and finds CASE_0001.nii.gz, ... in its folder"
+        message += "; of a DICOM study, --channel NAME=SERIES names the series of each"
         raise BadInput(f"{studies[0].input}: {message}", public="no file of a first channel")
     return first
+
+
+def of_series(
+    places: Sequence[FoundStudy], wanted: Mapping[str, str], left_out: list[LeftOut]
+) -> tuple[list[FoundStudy], dict[str, BadInput]]:
+    """Choose the series of each DICOM study for the channels, whatever folders they are in.
+
+    Parameters
+    ----------
+    wanted
+        By channel, as ``choose_channels``.
+    left_out
+        Gets the inputs that are not DICOM.
+
+    Returns
+    -------
+    tuple
+        The studies, at the folders of their first channels; by input, why some cannot be used.
+    """
+    from apps.imaging.dicom.channels import choose_channels, series_by_study
+
+    order = {place.input: number for number, place in enumerate(places)}
+    by_path = {Path(place.input): place for place in places}
+    found = [path for path in by_path if path.is_dir() or zip_of(path)]
+    others = [str(path) for path in by_path if path not in found]
+    left_out += [LeftOut(path, "not DICOM; --channel is for the series of a study", "not DICOM") for path in others]
+    studies, unread = series_by_study(found)
+    errors = {by_path[path].input: error for path, error in unread}
+    chosen = [by_path[path] for path, _ in unread]
+    for series in studies:
+        try:
+            channels = choose_channels(series, wanted)
+        except BadInput as error:
+            chosen.append(by_path[series[0].path])
+            errors[chosen[-1].input] = error
+        else:
+            of_channels = tuple((one.path, one.uid) for one in channels)
+            chosen.append(replace(by_path[channels[0].path], channels=of_channels))
+    return sorted(chosen, key=lambda place: order[place.input]), errors
 
 
 def further_channels(path: Path, count: int) -> list[Path]:
@@ -258,31 +300,37 @@ class StudyInputs:
         BadInput
             If there is no study, or none that can be used; a part may have none.
         """
+        from apps.imaging.dicom.defects import is_no_volume
         from apps.imaging.dicom.web import Downloads
 
         output = options.output.absolute()
         scratch = next(path for path in (output, *output.parents) if path.is_dir())
         downloads, table = Downloads(scratch, options.series), read_table(options.output)
         places, left_out = find_studies(options.inputs)
-        if len(model.channels) > 1:
-            unnumbered = [place.input for place in places if not stored.CHANNEL.search(place.input)]
-            left_out += [
-                LeftOut(each, "no number of a channel (CASE_0000.nii.gz)", "no channel") for each in unnumbered
-            ]
+        errors: Mapping[str, BadInput] = {}
+        if options.channels:
+            from apps.imaging.dicom.channels import named_channels
+
+            places, errors = of_series(places, named_channels(model.channels, options.channels), left_out)
+        elif len(model.channels) > 1:
+            others = [place.input for place in places if not stored.CHANNEL.search(place.input)]
+            left_out += [LeftOut(each, "no number of a channel (CASE_0000.nii.gz)", "no channel") for each in others]
             places = of_several_channels(places)
         names = case_names([place.input for place in places], several_channels=len(model.channels) > 1)
         part = options.part
-        mine = [place for place in places if part is None or part.holds(place.name)]
         outcomes: list[tuple[FoundStudy, str, NetworkGrid | BadInput | Study]] = []
-        for place in mine:
+        for place in places:
+            if part is not None and not part.holds(place.name):
+                continue
             listing = downloads.listed(place.input)
             source = digest(listing) if listing else ""
             if source and (row := fetched_before(options.output, table, place.input, source)):
                 outcomes.append((place, source, row))
                 continue
             try:
-                path, series = downloads.path(place.input)
-                grid = _open_grid(path, series, options, model, tile=tile, overlap=overlap)
+                if place.input in errors:
+                    raise errors[place.input]
+                grid = _open_grid(place.channels or (downloads.path(place.input),), options, model, tile, overlap)
                 outcomes.append((place, source, grid))
             except BadInput as error:
                 if place.searched and is_no_volume(error):
@@ -314,13 +362,6 @@ class StudyInputs:
         return replace(self, grids=grids)
 
 
-def is_no_volume(error: BadInput) -> bool:
-    """True if an input was refused because it is no volume at all: a localizer, a report, one slice."""
-    from apps.imaging.dicom.defects import NO_VOLUMES, Refusal
-
-    return isinstance(error, Refusal) and error.defect in NO_VOLUMES
-
-
 def _refuse_unless_usable(outcomes: Sequence[object], left_out: Sequence[LeftOut]) -> None:
     """Raise the first error if no study can be used."""
     errors = [outcome for outcome in outcomes if isinstance(outcome, BadInput)]
@@ -332,11 +373,17 @@ def _refuse_unless_usable(outcomes: Sequence[object], left_out: Sequence[LeftOut
 
 
 def _open_grid(
-    path: Path, series: str | None, options: "InferOptions", model: "ImagingModel", *, tile: Shape, overlap: float
+    channels: Sequence[tuple[Path, str | None]],
+    options: "InferOptions",
+    model: "ImagingModel",
+    tile: Shape,
+    overlap: float,
 ) -> "NetworkGrid":
+    """Read a study's headers: paths of its channels, or of the first, each with the series that is asked for."""
     from apps.imaging.dicom.derived import dicom_series
     from apps.imaging.inference.network_grid import NetworkGrid, same_grid
 
+    (path, series), *others = channels
     volume = open_volume(path, series, options.repair, options.volume)
     if options.suv:
         from apps.imaging.dicom.suv import in_suv
@@ -344,9 +391,10 @@ def _open_grid(
         volume = in_suv(volume)
     if any(kind.startswith("dicom") for kind in options.output_types):
         dicom_series(volume, path)
-    others = further_channels(path, len(model.channels))
-    further = [open_volume(other, repair=options.repair) for other in others]
-    same_grid(volume, dict(zip(others, further, strict=True)), path)
+    others = others or [(other, None) for other in further_channels(path, len(model.channels))]
+    further = [open_volume(other, chosen, options.repair) for other, chosen in others]
+    for (other, _), channel in zip(others, further, strict=True):
+        same_grid(volume, channel, other, path)
     grid = NetworkGrid.of(volume, model, tile=tile, overlap=overlap, further=further)
     grid.check(path)
     return grid

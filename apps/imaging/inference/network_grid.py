@@ -1,6 +1,6 @@
 """A study's images on the network's grid: the geometry that pricing, inference and quantisation share."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -271,28 +271,25 @@ def _between(size: int, new: int, nearest: bool) -> LinearInterpolation:
     return LinearInterpolation.nearest(size, new) if nearest else LinearInterpolation.between(size, new)
 
 
-def same_grid(first: Volume, others: Mapping[Path, Volume], path: Path) -> None:
-    """Compare the channels of a study.
+def same_grid(first: Volume, volume: Volume, other: Path, path: Path) -> None:
+    """Compare a further channel of a study with its first.
 
     Parameters
     ----------
-    others
-        The images of the further channels.
+    volume, other
+        The image of the further channel, and its file or folder.
     path
-        File of the first.
+        File or folder of the first.
 
     Raises
     ------
     BadInput
-        If an image of a further channel is not on the first one's grid, within ``GRID_TOLERANCE``.
+        If it is not on the first one's grid, within ``GRID_TOLERANCE``.
     """
-    for other, volume in others.items():
-        if volume.shape != first.shape or not np.allclose(volume.affine, first.affine, atol=GRID_TOLERANCE):
-            what = "shape" if volume.shape != first.shape else "place or spacing"
-            message = (
-                f"not on the grid of {path.name}, the study's first channel: its {what} differs; resample it first"
-            )
-            raise BadInput(f"{other}: {message}", public="channels on different grids")
+    if volume.shape != first.shape or not np.allclose(volume.affine, first.affine, atol=GRID_TOLERANCE):
+        what = "shape" if volume.shape != first.shape else "place or spacing"
+        message = f"not on the grid of {path.name}, the study's first channel: its {what} differs; resample it first"
+        raise BadInput(f"{other}: {message}", public="channels on different grids")
 
 
 def restored_channels(grid: NetworkGrid, channels: int, classes: int) -> int:

@@ -44,6 +44,8 @@ class InferOptions:
     """Millilitres below which a connected part becomes background."""
     series: str | None = None
     """Number or UID of the series, where a DICOM folder has several."""
+    channels: tuple[tuple[str, str], ...] = ()
+    """Channel of the model, and number, UID or words of the description of its series, for each in a DICOM study."""
     volume: int | None = None
     """Number, from 1, of the volume in a series or file of several."""
     repair: frozenset[str] = frozenset()
@@ -108,6 +110,8 @@ class InferOptions:
             )
         if self.split_classes and "nifti" not in self.output_types:
             raise UsageError("--split-classes writes NIfTI files: --output-type nifti is needed")
+        if self.channels and self.series:
+            raise UsageError("--channel names the series of each channel; --series is for models of one")
         if self.stow:
             from apps.imaging.dicom.web import check_address
 

@@ -129,6 +129,7 @@ class TrainWorkload:
             "ema": 0.0,
             "keep": "last",
             "patience": 0,
+            "store": "float32",
             "synthesis": "",
             "spacing": None,
             "distillation": 1.0,
@@ -215,21 +216,23 @@ class TrainWorkload:
         Parameters
         ----------
         image
-            Bytes of a voxel of all channels.
+            Bytes of a voxel of all channels as float32.
         """
         data, (every, held_out) = self.request.data, self.shapes
+        half = image // 2 if self.request.recipe.store == "float16" else 0  # beside the float32 that they come from
+        kept = half or image
         sizes = [prod(shape) for shape in every]
         if data.dataset.table is None:
             cases = (*data.training, *data.held_out)
             loading = max(loading_bytes(case, size) for case, size in zip(cases, sizes, strict=True))
-            return sum(sizes) * (image + 1), loading + max(sizes) * (image + 1)
+            return sum(sizes) * (kept + 1), loading + max(sizes) * (image + half + 1)
         maps = [prod(case.label.shape) for case in data.training]
         looked_at = [prod(shape) for shape in held_out]
         loading = max(
             *(reading_bytes(case, 0) for case in data.training),
             *(reading_bytes(case, size) for case, size in zip(data.held_out, looked_at, strict=True)),
         )
-        return sum(maps) + sum(looked_at) * (image + 1), loading
+        return sum(maps) + sum(looked_at) * (kept + 1), loading + max(looked_at, default=0) * half
 
     def _synthesis_bytes(self) -> int:
         """Bytes of the synthesis of one patch, before the step and not beside its tensors; 0 if images are read."""

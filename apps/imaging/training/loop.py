@@ -72,7 +72,9 @@ def run(request: TrainRequest, session: Session) -> dict[str, Any]:
     caches = (work / "training.cache", work / "held-out.cache") if session.plan["cache"] == "disk" else (None, None)
     with session.phase(LOAD):
         training, held_out = (
-            load_volumes(data, cases, file, session, skip_bad=options.skip_bad, drawn=drawn)
+            load_volumes(
+                data, cases, Volumes(file, request.recipe.store), session, skip_bad=options.skip_bad, drawn=drawn
+            )
             for cases, file, drawn in zip((data.training, data.held_out), caches, (True, False), strict=True)
         )
     with session.deferred_signals():
@@ -85,16 +87,18 @@ def run(request: TrainRequest, session: Session) -> dict[str, Any]:
 def load_volumes(
     data: TrainingData,
     cases: Sequence[LabelledCase],
-    file: Path | None,
+    volumes: Volumes,
     session: Session,
     *,
     skip_bad: bool,
     drawn: bool = True,
 ) -> Volumes:
-    """Prepare cases and keep them in memory or in ``file``.
+    """Prepare cases.
 
     Parameters
     ----------
+    volumes
+        Gets them, and is returned.
     drawn
         True for cases from which patches are drawn: label maps are then kept without an image.
 
@@ -103,10 +107,10 @@ def load_volumes(
     BadInput
         The first case that cannot be used; with ``skip_bad``, only if none is left.
     """
+    file = volumes.file
     if file is not None:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.unlink(missing_ok=True)
-    volumes = Volumes(file)
     with session.progress(total=len(cases), unit="case", label="loading") as bar:
         for number, case in enumerate(cases):
             try:

@@ -25,9 +25,15 @@ HYPER: Mapping[str, Any] = {
     "patience": 0,
     "distillation": 1.0,
     "temperature": 2.0,
+    "store": "float32",
 }
 """Hyper-parameters that ``--set`` can change, with their defaults."""
-CHOICES = {"dice": ("sample", "batch"), "schedule": ("cosine", "poly"), "keep": ("last", "best")}
+CHOICES = {
+    "dice": ("sample", "batch"),
+    "schedule": ("cosine", "poly"),
+    "keep": ("last", "best"),
+    "store": ("float32", "float16"),
+}
 """Values of hyper-parameters that are words."""
 STEPS = 2000
 """Optimiser steps, if the user says neither steps nor epochs nor a time."""
@@ -99,6 +105,8 @@ class TrainOptions:
     distillation: float
     """Weight of their term."""
     temperature: float
+    store: str
+    """Type of the numbers of the prepared images: ``"float32"`` or ``"float16"``."""
     tensorboard: bool
     """Write event files for TensorBoard."""
     skip_bad: bool

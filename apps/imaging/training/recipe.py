@@ -61,6 +61,8 @@ class Recipe:
     """The weights that are written: of the ``"last"`` step or of the ``"best"`` validation."""
     patience: int = 0
     """Validations without a better Dice after which the training ends; 0: it never ends early."""
+    store: str = "float32"
+    """Type of the numbers in which prepared images are kept."""
     init: str = ""
     """SHA-256 of the weights that the training starts from; empty: random ones."""
     synthesis: str = ""

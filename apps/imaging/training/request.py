@@ -95,6 +95,7 @@ class TrainRequest:
             ema=options.ema,
             keep=options.keep,
             patience=options.patience,
+            store=options.store,
             init=start.weights_sha256 if start else "",
             synthesis=dataset.table.sha256 if dataset.table else "",
             spacing=options.spacing,
@@ -105,6 +106,8 @@ class TrainRequest:
         if options.distill is not None:
             teacher, dataset = starting_model.read_teacher(options.distill, dataset, operations, patch)
             recipe = replace(recipe, teacher=teacher)
+        if options.store == "float16" and not all(operations):
+            raise UsageError("--set store=float16: a channel that is not normalised (noNorm) does not fit into it")
         data = TrainingData(dataset, training, held_out, operations)
         return cls(options, data, recipe)
 

@@ -35,6 +35,7 @@ def random_model(
     orientation: str = "RAS",
     spacing: Sequence[float] = (1.0, 1.0, 1.0),
     intensity: Sequence[dict[str, Any]] = ({"op": "zscore"},),
+    channels: Sequence[str] = ("image",),
     seed: int = 0,
 ) -> Any:
     """Write a model folder with random weights; returns the PyTorch network itself."""
@@ -43,7 +44,7 @@ def random_model(
     directory.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(seed)
     small = {"init_filters": 8, "blocks_down": [1, 1], "blocks_up": [1]} if network == "segresnet" else {}
-    complete = registry.arguments(network, arguments or small, in_channels=1, out_channels=classes)
+    complete = registry.arguments(network, arguments or small, in_channels=len(channels), out_channels=classes)
     module = registry.build(network, complete).eval()
     edge = registry.divisor(network, complete) * 2
     export_onnx(network, module, directory / "network.onnx", tile=(edge, edge, edge))
@@ -53,7 +54,7 @@ def random_model(
         network=network,
         arguments=complete,
         state={name: tensor.detach().numpy() for name, tensor in registry.weights(module).items()},
-        channels=["image"],
+        channels=channels,
         spacing=spacing,
         orientation=orientation,
         intensity=intensity,
@@ -61,6 +62,7 @@ def random_model(
         head={"weight": f"{head}.weight", "bias": f"{head}.bias"} if head else None,
         labels=labels_from_names(["background", *(f"class {number}" for number in range(1, classes))]),
         card="# Random weights\n",
+        extra={"further_intensity": [list(intensity)] * (len(channels) - 1)} if channels[1:] else {},
     )
     return module
 

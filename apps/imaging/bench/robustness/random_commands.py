@@ -127,6 +127,7 @@ def segmentations(draw: Callable[[st.SearchStrategy[Any]], Any]) -> InferSession
         "folds",
         "checkpoint",
         "series",
+        "channel",
         "volume",
         "roi_subset",
         "stow",

@@ -27,8 +27,9 @@ WARP_SHARE = 0.3
 """Share of patches that are rotated and scaled."""
 MARGIN = 1.25
 """A patch that is rotated and scaled is cut from a region that is larger by this factor."""
-FLOAT = 4
-"""Bytes of a float32."""
+STORES = ("float32", "float16")
+"""Types of the numbers in which prepared images are kept. ``float16`` is off by less than 0.001 below 4 standard
+deviations."""
 
 
 @dataclass(slots=True)
@@ -36,13 +37,15 @@ class Volumes:
     """Prepared cases, in memory (``file=None``) or in one file."""
 
     file: Path | None = None
+    store: str = STORES[0]
+    """Of ``STORES``."""
     shapes: list[Shape] = field(default_factory=list)
     channels: int = 1
     points: list[npt.NDArray[np.int16]] = field(default_factory=list)
     """Some labelled voxels of each case, (n, 3)."""
     spacings: list[tuple[float, float, float]] = field(default_factory=list)
     """Millimetres along the model's axes; all 1 unless they were named."""
-    _images: list[Image] = field(default_factory=list)
+    _images: list[npt.NDArray[np.floating]] = field(default_factory=list)
     _classes: list[Classes] = field(default_factory=list)
     _offsets: list[int] = field(default_factory=list)
 
@@ -74,29 +77,31 @@ class Volumes:
         self.spacings.append(spacing)
         self.points.append(_spread(is_foreground(classes) if foreground is None else foreground))
         self.shapes.append((x, y, z))
+        stored = image.astype(self.store, copy=False)
         if self.file is None:
-            self._images.append(image)
+            self._images.append(stored)
             self._classes.append(classes)
             return
         with self.file.open("ab") as stream:
             self._offsets.append(stream.tell())
-            stream.write(image.data)
+            stream.write(stored.data)
             stream.write(classes.data)
 
     def read(self, index: int, start: Shape, stop: Shape) -> tuple[Image, Classes]:
-        """Read a region of one case: image (channels, x, y, z) and classes (x, y, z) from voxel ``start`` to before
-        ``stop``, within its bounds."""
+        """Read a region of one case, from voxel ``start`` to before ``stop``, within its bounds: image (channels, x, y,
+        z) as float32, and classes (x, y, z)."""
         box = tuple(slice(low, high) for low, high in zip(start, stop, strict=True))
         if self.file is None:
-            return self._images[index][:, *box], self._classes[index][box]
-        shape, offset, size = self.shapes[index], self._offsets[index], prod(self.shapes[index]) * FLOAT
-        image = np.empty((self.channels, *(part.stop - part.start for part in box)), np.float32)
+            return self._images[index][:, *box].astype(np.float32, copy=False), self._classes[index][box]
+        image = np.empty((self.channels, *(part.stop - part.start for part in box)), self.store)
+        shape, offset = self.shapes[index], self._offsets[index]
+        size = prod(shape) * image.itemsize
         with self.file.open("rb", buffering=0) as stream:
             for number, channel in enumerate(image):
                 _read_box(stream.fileno(), offset + number * size, shape, box, channel)
             classes = np.empty(image.shape[1:], np.uint8)
             _read_box(stream.fileno(), offset + self.channels * size, shape, box, classes)
-        return image, classes
+        return image.astype(np.float32, copy=False), classes
 
 
 def _spread(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.int16]:

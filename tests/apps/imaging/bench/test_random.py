@@ -1,4 +1,4 @@
-"""Random studies are what they say, and a few random commands of this commit keep the promise."""
+"""Random studies are what they say, and a few random commands keep the promise."""
 
 from pathlib import Path
 from typing import Any

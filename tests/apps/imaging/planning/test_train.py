@@ -18,7 +18,7 @@ import pytest
 
 from apps.imaging.bench.headline_train import DESCRIPTION
 from apps.imaging.cli import parser
-from common.errors import DoesNotFit
+from common.errors import DoesNotFit, UsageError
 from common.memory.costs import baseline
 from common.memory.costs.probes import Probe
 from common.memory.costs.store import CostStore, cache_directory
@@ -86,6 +86,29 @@ def test_a_known_plan_imports_no_torch(workload: Any, hippocampus: Path, tmp_pat
     modules = set(re.findall(r"^import time:.*\|\s+(\S+)$", done.stderr, flags=re.M))
     assert "common.memory.plan.planner" in modules and "nibabel" in modules  # of both processes, the child's too
     assert modules & {"torch", "monai", "openvino", "pandas", "onnx"} == set()
+
+
+def test_half_precision_takes_half_of_the_images(workload: Any, hippocampus: Path, tmp_path: Path) -> None:
+    args = parser().parse_args([*_command(hippocampus, tmp_path), "--set", "store=float16"])
+    half = args.command.workload(args.command.request(args), MemoryBudget(1 << 40))
+    setting = {**next(iter(workload.settings())), "cache": "memory"}
+    terms = []
+    for one in (workload, half):
+        costs = {probe: _made_up(probe) for probe in one.probes(setting)}
+        terms.append({term.name: term.bytes for term in one.footprint(setting, costs).terms})
+    whole, less = terms
+    assert 5 * less["cases in memory"] == 3 * whole["cases in memory"]  # a byte of five is the class
+    assert less["loading a case"] > whole["loading a case"]
+    changed = {name for name in whole if whole[name] != less[name]}
+    assert changed == {"cases in memory", "loading a case"}
+
+
+def test_half_precision_is_for_normalised_images(hippocampus: Path, tmp_path: Path) -> None:
+    shutil.copytree(hippocampus, tmp_path / "raw")
+    (tmp_path / "raw" / "dataset.json").write_text(json.dumps({**DESCRIPTION, "modality": {"0": "noNorm"}}))
+    args = parser().parse_args([*_command(tmp_path / "raw", tmp_path), "--set", "store=float16"])
+    with refused(UsageError, "--set store=float16", "noNorm"):
+        args.command.workload(args.command.request(args), MemoryBudget(1 << 40))
 
 
 def test_a_known_plan_takes_milliseconds(workload: Any) -> None:

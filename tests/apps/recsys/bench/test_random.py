@@ -1,4 +1,4 @@
-"""Random tables are what they say, and a few random commands of this commit keep the promise."""
+"""Random tables are what they say, and a few random commands keep the promise."""
 
 import csv
 import gzip
