@@ -49,6 +49,7 @@ def variants(hippocampus: Path) -> dict[str, tuple[Path, list[object]]]:
     tuned = ["--finetune", hippocampus, *FINETUNE]
     return {
         "int8": (MODEL, ["--int8", *images]),
+        "int8-weights": (MODEL, ["--int8-weights"]),
         "fp16": (MODEL, ["--fp16"]),
         "pruned": (MODEL, ["--prune", 0.8]),
         "pruned-taylor": (MODEL, ["--prune", 0.8, "--importance", "taylor", *images]),
