@@ -155,8 +155,13 @@ def run(request: ShrinkRequest, session: Session) -> dict[str, object]:
         f"{before:,} parameters before, {after:,} after ({1 - after / before:.1%} less);"
         f" {WEIGHTS}: {results['bytes_before']:,} bytes before, {results['bytes_after']:,} after"
     )
+    kinds = ("bytes", "network_bytes")
+    if all(results[f"{kind}_after"] >= results[f"{kind}_before"] for kind in kinds):  # type: ignore[operator]
+        session.say(f"no file is smaller than before: {described(options)} has nothing to save here")
     if options.prune is not None or options.drop_blocks:
-        session.say("its labels have changed; fine-tune it (imaging train --init, or compress --finetune DATASET_DIR)")
+        trained_here = model.network in registry.NETWORKS
+        how = "; fine-tune it (imaging train --init, or compress --finetune DATASET_DIR)" if trained_here else ""
+        session.say(f"its labels have changed{how}")
     return results
 
 
