@@ -36,7 +36,7 @@ ARROWS: Mapping[str, Mapping[str, str]] = {
         "memory.costs": "memory.process",
         "memory.plan": "memory.costs memory.process",
         "memory.report": "memory.plan memory.process",
-        "cli": "memory.report memory.plan memory.costs memory.process",
+        "cli": "training memory.report memory.plan memory.costs memory.process",
         "engines": "memory.costs memory.process",
         "tiling": "",
         "compression": "",

@@ -4,9 +4,9 @@
 ``python -m tests.trip train`` what ``recsys train`` was asked to the first iteration. Followed are the parsed options,
 what carries them on (requests, workloads, sessions), and the paths and objects of ours that these hold. A call counts
 when one of these is among its arguments, once for each function that makes it and each file that it goes to; what a
-session does for everybody (phases, progress) does not. A *stay* is a visit to a file: the walk enters the called file,
-and is back in the caller's when that one makes its next call. Fewer stays in fewer files mean that a reader has fewer
-files to open.
+session or the ranks do for everybody (phases, progress, who speaks) does not. A *stay* is a visit to a file: the walk
+enters the called file, and is back in the caller's when that one makes its next call. Fewer stays in fewer files mean
+that a reader has fewer files to open.
 """
 
 import argparse
@@ -22,7 +22,8 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 CARRIER = re.compile(r"(Request|Options|Workload|Session|Job)$")
-SESSION = "common/cli/session.py"
+FOR_EVERYBODY = ("common/cli/session.py", "common/cli/ranks.py", "common/training/distributed/world.py")
+"""Surroundings of every command: what it runs in, and which of several ranks it is."""
 MOST_STAYS, MOST_FILES = 25, 12
 """Limits of the house."""
 
@@ -45,7 +46,7 @@ class Walk:
     def __call__(self, frame: FrameType, event: str, argument: object) -> None:
         """A profile function for ``sys.setprofile``."""
         code, target = frame.f_code, _project_file(frame.f_code)
-        if event != "call" or target is None or target == SESSION:
+        if event != "call" or target is None or target in FOR_EVERYBODY:
             return
         if f"{target}:{code.co_qualname}" == self._arrived and not _warming_up(frame):
             raise Arrived

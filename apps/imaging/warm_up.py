@@ -267,6 +267,22 @@ def train() -> None:
     library.manual_seed(0)
 
 
+def train_over_ranks() -> None:
+    """Training over several ranks."""
+    from common.training.distributed.group import rehearse
+
+    train()
+    rehearse()
+
+
+def train_over_ranks_with_events() -> None:
+    """Training over several ranks, with TensorBoard's event files."""
+    from common.training.distributed.group import rehearse
+
+    train_with_events()
+    rehearse()
+
+
 def train_with_events() -> None:
     """Training with TensorBoard's event files."""
     train()

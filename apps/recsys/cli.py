@@ -5,12 +5,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from apps.recsys.commands import bench, evaluate, export, recommend, recommend_all, serve, size, train, update
+from apps.recsys.commands import bench, compress, evaluate, export, recommend, recommend_all, serve, size, train, update
 from apps.recsys.commands.lists import merge
 from apps.recsys.data import splits, staging
 from apps.recsys.evaluation import metrics
 from apps.recsys.models.embedding import embedding_config
 from apps.recsys.planning import model_options
+from apps.recsys.planning.compressing.request import BITS, ROUNDS, CompressRequest
 from apps.recsys.planning.questions.export import IDS, ExportRequest
 from apps.recsys.planning.questions.recommend_requests import RecommendAllRequest, RecommendRequest
 from apps.recsys.planning.requests import PROTOCOLS, EvaluateRequest, SimilarRequest, split_ids
@@ -21,7 +22,7 @@ from apps.recsys.planning.train_request import TrainRequest
 from apps.recsys.planning.updating.request import UpdateRequest
 from apps.recsys.training import tuning
 from common import __version__
-from common.cli import fetch_bench, job_scripts, main
+from common.cli import fetch_bench, job_scripts, main, ranks
 from common.cli.arguments import IntermixedParser
 from common.cli.main import Command
 from common.compression import layouts
@@ -47,6 +48,7 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True, parser_class=IntermixedParser)
     _train(commands.add_parser("train", help="train a model on interactions"))
     _update(commands.add_parser("update", help="add interactions to a model, or forget users, without a new training"))
+    _compress(commands.add_parser("compress", help="make a model's item vectors codes of a few bits"))
     _evaluate(commands.add_parser("evaluate", help="rank all items for held-out users, and report metrics"))
     _recommend(commands.add_parser("recommend", help="recommend items for a user, a history or all users"))
     merge.add(commands.add_parser("merge", help="join the lists of all parts of recommend --all-users --part"))
@@ -113,6 +115,7 @@ def _train(parser: argparse.ArgumentParser) -> None:
     add("--split", choices=splits.KINDS, default="none", help="hold items out, and evaluate on them (default none)")
     resume = "ials, bpr, embedding: fail without a checkpoint; by default one is continued if it exists"
     add("--resume", action="store_true", help=resume)
+    ranks.add_option(parser)
     main.add_common_options(parser)
     command = Command(
         "recsys train",
@@ -145,6 +148,32 @@ def _update(parser: argparse.ArgumentParser) -> None:
     main.add_common_options(parser)
     command = Command(
         "recsys update", UpdateRequest.of, update.workload, update.warm_up, update.execute, update.record, alone=True
+    )
+    parser.set_defaults(command=command)
+
+
+def _compress(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    model = "a model with item vectors (ials, bpr, embedding, linear with a spectrum), or factors of implicit (.npz)"
+    add("model", type=Path, metavar="MODEL", help=model)
+    add("-o", "--output", required=True, type=Path, metavar="OUTPUT", help="the new model, or the new .npz")
+    size = parser.add_mutually_exclusive_group(required=True)
+    target = "bytes of an item with its scale; bits are shared out among dimensions by how much scores vary in them"
+    size.add_argument("--target-bytes", type=main.positive, metavar="N", help=target)
+    bits = "instead: the mean bits of a number, shared out alike"
+    size.add_argument("--bits", type=int, choices=BITS, help=bits)
+    add("--dimensions", type=main.positive, metavar="D", help="most dimensions (default: all that get a bit)")
+    rounds = f"ials: times that users and items are solved again around the codes (default {ROUNDS})"
+    add("--rounds", type=_not_negative, metavar="N", help=rounds)
+    main.add_common_options(parser)
+    command = Command(
+        "recsys compress",
+        CompressRequest.of,
+        compress.workload,
+        compress.warm_up,
+        compress.execute,
+        compress.record,
+        alone=True,
     )
     parser.set_defaults(command=command)
 

@@ -216,6 +216,14 @@ def learning() -> None:
     del safetensors
 
 
+def learning_over_ranks() -> None:
+    """Warm up an embedding that several ranks train."""
+    from common.training.distributed.group import rehearse
+
+    learning()
+    rehearse()
+
+
 def tracing() -> None:
     """Load what an embedding's traced step needs; no operator runs then, so none has to run here."""
     import torch

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from common.cli import ranks
 from common.errors import UsageError
 from common.memory.costs.store import CostStore
 from common.memory.plan import explain
@@ -68,7 +69,7 @@ def fresh_costs() -> CostStore:
 def dry_run_text(args: argparse.Namespace, plan: Plan, ceiling: int) -> str:
     """What ``--dry-run`` prints: the plan, or a job."""
     if (form := getattr(args, "format", None)) is None:
-        return explain.plan_text(plan, ceiling)
+        return explain.plan_text(plan, ceiling) + ranks.node_text(plan, args.world)
     name = str(args.command.name)
     memory = math.ceil(MARGIN * plan.needed_bytes / _MIB)
     words = [name.split()[0], *kept_words(sys.argv[1:]), "--threads", str(args.threads), "--memory", f"{memory}MiB"]

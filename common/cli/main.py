@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Generic, NoReturn
 
 from common import __version__
-from common.cli import failures, interrupts, job_scripts, record_file, streams
+from common.cli import failures, interrupts, job_scripts, ranks, record_file, streams
 from common.cli.session import CommandSession, Request, Work
 from common.errors import (
     EXIT_BAD_INPUT,
@@ -41,6 +41,8 @@ from common.memory.plan.planner import Workload
 from common.memory.process import child, cuda, glibc, guard, libraries, meter, no_compiler, supervisor
 from common.memory.process.budget import BudgetError, MemoryBudget
 from common.memory.report.record import ABOVE, RunRecord, memory_line
+from common.training.distributed.group import LostRank
+from common.training.distributed.world import World
 
 log = logging.getLogger("peakline")
 
@@ -150,7 +152,9 @@ def triple(text: str) -> tuple[int, int, int]:
 
 
 def _default_threads() -> int:
-    return len(os.sched_getaffinity(0))
+    """The processor's cores, shared with the other ranks on this node."""
+    local = os.environ.get("LOCAL_WORLD_SIZE", "1")
+    return max(1, len(os.sched_getaffinity(0)) // (int(local) if local.isdecimal() and int(local) else 1))
 
 
 def main(parser: argparse.ArgumentParser, module: str, argv: Sequence[str] | None = None) -> int:
@@ -171,24 +175,22 @@ def main(parser: argparse.ArgumentParser, module: str, argv: Sequence[str] | Non
 
 def _main(parser: argparse.ArgumentParser, module: str, arguments: list[str]) -> int:
     args = parser.parse_args(arguments)
-    _configure_logging(args)
-    if getattr(args, "run", None) is not None:
-        return _simple(args)
-    supervisor = child.supervisor_pid()
     try:
+        args.world = ranks.place(args)
+        _configure_logging(args)
+        if getattr(args, "run", None) is not None:
+            return _simple(args)
+        supervisor = child.supervisor_pid()
         budget = _budget(args, supervised=supervisor is not None)
-    except BudgetError as error:
-        return _fail(args, "usage", str(error), EXIT_USAGE)
-    try:
         request = args.command.request(args)
-    except UsageError as error:
+    except (UsageError, BudgetError) as error:
         return _fail(args, "usage", str(error), EXIT_USAGE)
-    path = args.command.record(request)
+    path = _record_path(args, request)
     if args.report and path is None:
         return _fail(args, "usage", "--report: this command keeps no record; --json prints it", EXIT_USAGE)
     if supervisor is None:
         _supervise(args, budget, path, child.python_command(module, arguments))
-    return _run(args, request, budget, supervisor)
+    return ranks.leave(_run(args, request, budget, supervisor), args.world)
 
 
 def _configure_logging(args: argparse.Namespace) -> None:
@@ -202,10 +204,15 @@ def _budget(args: argparse.Namespace, *, supervised: bool) -> MemoryBudget:
     if supervised and (inherited := os.environ.get(_CEILING)):
         size, _, source = inherited.partition(" ")
         return MemoryBudget(int(size), None, source)
-    budget = MemoryBudget.parse(args.memory)
+    budget = ranks.ceiling(MemoryBudget.parse(args.memory), args.world)
     if budget.warning:
         log.warning(budget.warning)
     return budget
+
+
+def _record_path(args: argparse.Namespace, request: Any) -> Path | None:
+    command: Command[Any, Any] = args.command
+    return command.record(request) if args.world.leads else None  # the first rank alone keeps it
 
 
 def _supervise(args: argparse.Namespace, budget: MemoryBudget, record: Path | None, command: list[str]) -> NoReturn:
@@ -215,9 +222,8 @@ def _supervise(args: argparse.Namespace, budget: MemoryBudget, record: Path | No
     if getattr(args, "device", cuda.HOST) != cuda.HOST:
         variables |= cuda.environment()
     path = None if args.dry_run else record
-    child.supervise(
-        command, name=_name(args), ceiling=budget.host_bytes, variables=variables, json=args.json, record=path
-    )
+    name = _name(args) if args.world.leads else f"{_name(args)}, rank {args.world.rank}"
+    child.supervise(command, name=name, ceiling=budget.host_bytes, variables=variables, json=args.json, record=path)
 
 
 def _simple(args: argparse.Namespace) -> int:
@@ -234,7 +240,7 @@ def _simple(args: argparse.Namespace) -> int:
 
 def _fail(args: argparse.Namespace, kind: str, message: str, code: int) -> int:
     """An ending before there is a meter: one line, and a minimal record with ``--json``."""
-    streams.say(f"{_name(args)}: {message}")
+    ranks.say_last(f"{_name(args)}: {message}", getattr(args, "world", World()))
     if getattr(args, "json", False):
         record = {"peakline": __version__, "command": _name(args), "exit_code": code}
         streams.write_json(record | {"error": {"kind": kind, "message": message}})
@@ -260,7 +266,7 @@ def _run(args: argparse.Namespace, request: Any, budget: MemoryBudget, superviso
             _plan_and_execute(args, request, record, gauge)
         except KeyboardInterrupt:
             again = "" if command.record(request) is None else "; give the same command again to continue"
-            record.exit_code, line = EXIT_INTERRUPTED, "interrupted" + again
+            record.exit_code, line = EXIT_INTERRUPTED, "interrupted" + again if args.world.leads else None
         except DoesNotFit as refusal:
             record.exit_code, line = EXIT_DOES_NOT_FIT, explain.refusal_text(refusal)
             record.smallest_feasible_bytes = refusal.smallest_feasible_bytes
@@ -269,6 +275,9 @@ def _run(args: argparse.Namespace, request: Any, budget: MemoryBudget, superviso
         except (UsageError, BudgetError) as error:
             record.exit_code, line = EXIT_USAGE, str(error)
             record.error = {"kind": "usage", "message": line}
+        except LostRank as error:
+            record.exit_code, line = EXIT_UNFORESEEN, str(error) if args.world.leads else None
+            record.error = {"kind": "lost rank", "message": str(error)}
         except BrokenPipeError:  # the reader of the output has gone
             streams.silence(sys.stdout)
         except BadInput as error:
@@ -281,7 +290,7 @@ def _run(args: argparse.Namespace, request: Any, budget: MemoryBudget, superviso
         line = explain.excess_text(record.plan, gauge.peaks, budget.host_bytes)
         record.exit_code, record.error = EXIT_UNFORESEEN, {"kind": ABOVE, "message": line}
         line += "" if args.dry_run else "; what it wrote is whole, and kept"
-    _finish(args, command.record(request), record, gauge, line)
+    _finish(args, _record_path(args, request), record, gauge, line)
     return record.exit_code
 
 
@@ -293,17 +302,26 @@ def _plan_and_execute(args: argparse.Namespace, request: Any, record: RunRecord,
             record.device, size = cuda.open_device(args.device, args.gpu_memory)
             record.budget = replace(record.budget, device_bytes=size)
         workload = command.workload(request, record.budget)
-        record.plan, workload = _choose(args, workload, record.budget, costs)
+        if args.world.leads:
+            record.plan, workload = _choose(args, workload, record.budget, costs)
         if costs.exceeded:  # a run has never been above its ceiling, not even to measure
             raise DoesNotFit(ceiling=record.budget.host_bytes, smallest=record.plan)
-    if costs.measured:
+    if costs.measured and record.plan is not None:
         gauge.rename_last("probe")
         record.plan = record.plan.including("probe", gauge.phases[-1].peak_bytes)
     if args.dry_run:
-        if not args.json:
+        if record.plan is not None and not args.json:
             sys.stdout.write(job_scripts.dry_run_text(args, record.plan, record.budget.host_bytes) + "\n")
         return
-    if args.verbose:
+    with gauge.phase("start"):
+        guard.lift_soft_wall()
+        ranks.wait_without_wall(args.world)
+        warm_up = command.warm_up(request)
+        resolve(warm_up)()
+        group = ranks.begin(args.world, workload, record, lambda budget: _choose(args, workload, budget, costs)[0])
+        glibc.trim()
+    assert record.plan is not None
+    if args.verbose and args.world.leads:
         sys.stderr.write(explain.plan_text(record.plan, record.budget.host_bytes) + "\n")
     session = CommandSession(
         budget=record.budget,
@@ -313,14 +331,10 @@ def _plan_and_execute(args: argparse.Namespace, request: Any, record: RunRecord,
         seed=args.seed,
         device=record.device,
         quiet=args.quiet,
+        group=group,
         request=request,
         workload=workload,
     )
-    with gauge.phase("start"):
-        guard.lift_soft_wall()
-        warm_up = command.warm_up(request)
-        resolve(warm_up)()
-        glibc.trim()
     gauge.floor_bytes = meter.resident()
     resident = gauge.tree_bytes()
     record.plan = session.plan = amended(session.plan, costs, warm_up, record.budget.host_bytes)
@@ -331,9 +345,10 @@ def _plan_and_execute(args: argparse.Namespace, request: Any, record: RunRecord,
     child.tell_supervisor(supervisor.PLANNED)
     record.missing_walls = guard.missing_walls(soft=session.wall())
     record.results = session.results
-    path = command.record(request) if command.alone else None
+    path = command.record(request) if command.alone and args.world.leads else None
     with sole_writer(path.parent) if path is not None else nullcontext(), libraries.none_late():
         session.results.update(command.execute(session))
+    ranks.end(group, gauge, session.results)
     record.plan = session.plan  # another one where settings were searched
 
 
@@ -370,7 +385,7 @@ def _finish(
         except OSError as error:
             streams.say(f"{command.name}: its record {path} could not be written: {error.strerror}")
     if line is not None:
-        streams.say(f"{command.name}: {line}")
+        ranks.say_last(f"{command.name}: {line}", args.world)
     # A command with results says what it took, even if a part of its input was bad.
     worked = record.exit_code == EXIT_OK or (record.exit_code == EXIT_BAD_INPUT and record.results)
     if worked and record.plan is not None and not args.dry_run and not args.quiet:

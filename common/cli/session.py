@@ -12,6 +12,7 @@ from common.memory.plan.planner import Workload
 from common.memory.process import guard, meter
 from common.memory.process.budget import MemoryBudget
 from common.memory.process.cuda import Device
+from common.training.distributed.group import ALONE, Group
 
 Request = TypeVar("Request")
 Work = TypeVar("Work", bound=Workload)
@@ -29,6 +30,8 @@ class Session:
     device: Device | None = None
     """The CUDA device to compute on; ``None``: the host."""
     quiet: bool = False
+    group: Group = ALONE
+    """The ranks that do this together."""
     results: dict[str, Any] = field(default_factory=dict)
     """The record's ``results``; what is in here is kept when the command then raises."""
     _stop: int | None = field(default=None)

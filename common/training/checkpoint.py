@@ -34,7 +34,7 @@ def save(
     state
         Everything else, serialisable as JSON: the step reached, the run's settings, the metrics so far.
     more
-        Further tensors, which ``read_more`` returns.
+        Further tensors, which ``more_of`` returns.
     """
     import torch
     from safetensors.torch import save_file
@@ -82,10 +82,22 @@ def restore(path: Path, *, network: "torch.nn.Module", optimizer: "torch.optim.O
     BadInput
         Names or shapes are not those of this network.
     """
-    import torch
+    apply(read_tensors(path), path, network=network, optimizer=optimizer)
+
+
+def read_tensors(path: Path) -> "dict[str, Tensor]":
+    """Read all tensors of a checkpoint."""
     from safetensors.torch import load_file
 
-    tensors = load_file(path)
+    return load_file(path)
+
+
+def apply(
+    tensors: "Mapping[str, Tensor]", path: Path, *, network: "torch.nn.Module", optimizer: "torch.optim.Optimizer"
+) -> None:
+    """``restore`` with tensors that have been read from ``path``, perhaps by another rank."""
+    import torch
+
     weights = {key.removeprefix(_NETWORK): value for key, value in tensors.items() if key.startswith(_NETWORK)}
     states: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors.items():
@@ -101,13 +113,9 @@ def restore(path: Path, *, network: "torch.nn.Module", optimizer: "torch.optim.O
     torch.set_rng_state(tensors[_RANDOM])
 
 
-def read_more(path: Path) -> "dict[str, Tensor]":
-    """Read the further tensors of a checkpoint."""
-    from safetensors import safe_open
-
-    with safe_open(path, framework="pt") as stream:
-        names = [name for name in stream.keys() if name.startswith(_MORE)]  # noqa: SIM118 -- not a mapping
-        return {name.removeprefix(_MORE): stream.get_tensor(name) for name in names}
+def more_of(tensors: "Mapping[str, Tensor]") -> "dict[str, Tensor]":
+    """Return the further tensors of a checkpoint that was read by ``read_tensors``."""
+    return {name.removeprefix(_MORE): tensor for name, tensor in tensors.items() if name.startswith(_MORE)}
 
 
 def save_weights(path: Path, weights: "Mapping[str, Tensor]") -> None:

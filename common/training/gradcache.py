@@ -7,10 +7,12 @@ numbers, propagates it through the network. Peak memory is that of one micro-bat
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
 
 from common.training.batch_norm import frozen_statistics
+from common.training.distributed.group import ALONE, Group
 
 if TYPE_CHECKING:
     import torch
@@ -55,8 +57,12 @@ class CoupledLoss(Protocol):
         """Return the tensors that the loss depends on, samples along axis 0: the outputs, or a reduction of them."""
         ...
 
-    def value(self, rows: "tuple[Tensor, ...]", batch: Batch, /) -> "Tensor":
-        """Return the scalar loss of all samples' rows; ``batch`` is the whole batch."""
+    def facts(self, batch: Batch, /) -> "tuple[Tensor, ...]":
+        """Return what else the loss depends on, without gradients and samples along axis 0: counts, ids."""
+        ...
+
+    def value(self, rows: "tuple[Tensor, ...]", facts: "tuple[Tensor, ...]", /) -> "Tensor":
+        """Return the scalar loss of the rows and facts of all samples."""
         ...
 
 
@@ -67,6 +73,8 @@ def backward(
     batch: Batch,
     micro_batches: Sequence[Batch],
     scaled: Callable[["Tensor"], "Tensor"],
+    group: Group = ALONE,
+    adding: Callable[[bool], AbstractContextManager[Any]] = lambda last: nullcontext(),
 ) -> "Tensor":
     """Add the whole batch's gradients to the network's parameters.
 
@@ -78,6 +86,11 @@ def backward(
         The batch in micro-batches, in order.
     scaled
         Maps the loss to the value that is differentiated: the loss times a gradient scaler's factor, or the loss.
+    group
+        The ranks that have a share of the batch each, of which ``batch`` is this one's. Rows and facts are joined over
+        all ranks, so each computes the whole batch's loss.
+    adding
+        Context of a forward and backward pass, by whether it is the last (``Group.adding``).
 
     Returns
     -------
@@ -88,10 +101,18 @@ def backward(
 
     from common.gradients import backpropagate
 
-    if len(micro_batches) == 1:
-        value = loss.value(loss.rows(forward(batch), batch), batch)
+    if len(micro_batches) == 1 and not group.several:
+        value = loss.value(loss.rows(forward(batch), batch), loss.facts(batch))
         scaled(value).backward()  # type: ignore[no-untyped-call]
         return value.detach()
+
+    _, facts = group.rows(loss.facts(batch))
+    # All ranks go the same way, since a replicated network's forward pass may wait for the others'.
+    if max(group.all_of(len(micro_batches))) == 1:
+        with_graph = loss.rows(forward(batch), batch)
+        value, gradients = _of_all(loss, [row.detach() for row in with_graph], facts, scaled, group)
+        backpropagate(with_graph, gradients)
+        return value
 
     device = batch[0].device
     states, cached = [], []
@@ -99,18 +120,34 @@ def backward(
         states.append(RandomState.now(device))
         with torch.no_grad():
             cached.append(loss.rows(forward(micro), micro))
-    rows = tuple(torch.cat(pieces).requires_grad_() for pieces in zip(*cached, strict=True))
+    rows = [torch.cat(pieces) for pieces in zip(*cached, strict=True)]
     sizes = [len(micro[0]) for micro in micro_batches]
     del cached
-    value = loss.value(rows, batch)
-    gradients = torch.autograd.grad(scaled(value), rows)
-    value, after = value.detach(), RandomState.now(device)
+    value, gradients = _of_all(loss, rows, facts, scaled, group)
+    after = RandomState.now(device)
     del rows
     pieces = zip(*(torch.split(gradient, sizes) for gradient in gradients), strict=True)
-    for micro, state, row_gradients in zip(micro_batches, states, pieces, strict=True):
+    for number, (micro, state, row_gradients) in enumerate(zip(micro_batches, states, pieces, strict=True), start=1):
         state.restore()
-        with frozen_statistics(network):  # the first pass has updated them
-            again = loss.rows(forward(micro), micro)
-        backpropagate(again, row_gradients)
+        with frozen_statistics(network), adding(number == len(sizes)):
+            again = loss.rows(forward(micro), micro)  # the first pass has updated the statistics
+            backpropagate(again, row_gradients)
     after.restore()
     return value
+
+
+def _of_all(
+    loss: CoupledLoss,
+    rows: "Sequence[Tensor]",
+    facts: "tuple[Tensor, ...]",
+    scaled: Callable[["Tensor"], "Tensor"],
+    group: Group,
+) -> "tuple[Tensor, Sequence[Tensor]]":
+    """The loss of all ranks' rows, and its gradients with respect to this rank's."""
+    import torch
+
+    own, every = group.rows(rows)
+    leaves = tuple(row.requires_grad_() for row in every)
+    value = loss.value(leaves, facts)
+    gradients = torch.autograd.grad(scaled(value), leaves)
+    return value.detach(), [gradient[own] for gradient in gradients]

@@ -87,15 +87,19 @@ class InBatchSoftmax:
         """Return queries and keys."""
         return outputs
 
-    def value(self, rows: "tuple[Tensor, ...]", batch: Batch) -> "Tensor":
+    def facts(self, batch: Batch) -> "tuple[Tensor, ...]":
+        """Return the ids of the keys, if there are any."""
+        return () if self.ids is None else (batch[self.ids],)
+
+    def value(self, rows: "tuple[Tensor, ...]", facts: "tuple[Tensor, ...]") -> "Tensor":
         """Return the mean over the samples."""
         import torch
 
         queries, keys = rows
         logits = queries @ keys.T / self.temperature
         positives = torch.arange(len(logits), device=logits.device)
-        if self.ids is not None:
-            same = batch[self.ids][:, None] == batch[self.ids]
+        for ids in facts:
+            same = ids[:, None] == ids
             same[positives, positives] = False
             logits = logits.masked_fill(same, -torch.inf)
         return torch.nn.functional.cross_entropy(logits, positives)

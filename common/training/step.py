@@ -6,13 +6,15 @@ targets. Losses that couple the samples are accumulated by ``gradcache``.
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 from common.errors import UsageError
 from common.training import amp, batch_norm, gradcache, optimizers
+from common.training.distributed.group import ALONE, Group, LostRank, watched
 from common.training.gradcache import Batch, CoupledLoss, Outputs, RandomState
 from common.training.oom_retry import Failure, attempt, repeated
 
@@ -63,12 +65,18 @@ class TrainingStep:
         Update each parameter as soon as its gradient is complete, so that never all gradients are alive.
     on_shrink
         Called with the new micro-batch.
+    group
+        The ranks that have a share of each batch. Gradients, loss and denominators are those of the whole batch, the
+        same on every rank. A failed allocation ends the training then, since the others may be waiting for this one.
+    leaves
+        Returns the tensors that the network has loaded for a batch, the same on all ranks: their gradients are added up
+        after the backward pass, as those of parameters are during it.
 
     Raises
     ------
     UsageError
-        Step-in-backward with clipping, with a gradient scaler, or in a step of several micro-batches; all of these
-        need every gradient at once.
+        Step-in-backward with clipping, with a gradient scaler, over several ranks, or in a step of several
+        micro-batches; all of these need every gradient at once.
 
     Examples
     --------
@@ -88,18 +96,23 @@ class TrainingStep:
     inputs: int = 1
     step_in_backward: bool = False
     on_shrink: Callable[[int], None] = lambda micro_batch: None
+    group: Group = ALONE
+    leaves: "Callable[[], Sequence[Tensor]]" = tuple
     scaler: "torch.amp.GradScaler | None" = field(init=False, default=None)
+    _parallel: "torch.nn.Module" = field(init=False)
+    """The network, with gradients that are added over the ranks."""
     _stepped: int = field(init=False, default=0)
     """Parameters that this step's backward pass has already updated."""
     _failures: int = field(init=False, default=0)
     """Failed attempts since the last step without a failure."""
 
     def __post_init__(self) -> None:
+        self._parallel = self.group.replicated(self.network)
         if self.amp == "fp16":
             self.scaler = _scaler(next(self.network.parameters()).device, {})
         if self.step_in_backward:
-            if self.clip or self.scaler is not None:
-                raise UsageError("step_in_backward cannot clip or scale gradients, which needs all of them at once")
+            if self.clip or self.scaler is not None or self.group.several:
+                raise UsageError("step_in_backward cannot clip, scale or share gradients, which needs all at once")
             optimizers.step_in_backward(self.optimizer, self._count)
 
     def __call__(self, batch: Batch) -> "Tensor":
@@ -114,14 +127,16 @@ class TrainingStep:
         ------
         RuntimeError, MemoryError
             Not even a single sample fits.
+        LostRank
+            Another rank has ended; nothing of this step was done.
         """
         device = batch[0].device
         random, failed = RandomState.now(device), 0
         scaling = self.state_dict()
-        while isinstance(loss := attempt(partial(self._gradients, batch)), Failure):
+        while isinstance(loss := attempt(partial(self._shared_gradients, batch, random)), Failure):
             failed += 1
             self._failures += 1
-            if self._stepped or (failed > 1 and self.micro_batch <= 1):
+            if self.group.several or self._stepped or (failed > 1 and self.micro_batch <= 1):
                 raise loss.error
             self.optimizer.zero_grad(set_to_none=True)
             if self.scaler is not None:  # it may have been in the middle of a step
@@ -147,6 +162,18 @@ class TrainingStep:
         if self.scaler is not None and state:
             self.scaler.load_state_dict(state)
 
+    def _shared_gradients(self, batch: Batch, random: RandomState) -> "Tensor":
+        """``_gradients``; a rank that is left alone is as it was before the step, and may write a checkpoint."""
+        if not self.group.several:
+            return self._gradients(batch)
+        try:
+            with watched():
+                return self._gradients(batch)
+        except LostRank:
+            self.optimizer.zero_grad(set_to_none=True)
+            random.restore()
+            raise
+
     def _gradients(self, batch: Batch) -> "Tensor":
         """Run forward and backward; leaves the batch's gradients in the parameters and returns its loss."""
         import torch
@@ -154,21 +181,36 @@ class TrainingStep:
         self._stepped = 0
         micro_batches = self._micro_batches(batch)
         if isinstance(self.loss, CoupledLoss):
-            total = gradcache.backward(self.network, self._forward, self.loss, batch, micro_batches, self._scaled)
+            total = gradcache.backward(
+                self.network, self._forward, self.loss, batch, micro_batches, self._scaled, self.group, self._adding
+            )
         else:
-            counts = self.loss.counts(batch)
+            counts = self.group.summed(*self.loss.counts(batch))
             total = torch.zeros((), dtype=torch.float64, device=batch[0].device)
-            for micro in micro_batches:
-                sums = self.loss.sums(self._forward(micro), micro)
-                loss = torch.stack([term / count.clamp(min=1) for term, count in zip(sums, counts, strict=True)]).sum()
-                del sums  # the graph keeps what backward needs and frees it on the way
-                self._scaled(loss).backward()  # type: ignore[no-untyped-call]
+            for number, micro in enumerate(micro_batches, start=1):
+                with self._adding(number == len(micro_batches)):
+                    sums = self.loss.sums(self._forward(micro), micro)
+                    terms = [term / count.clamp(min=1) for term, count in zip(sums, counts, strict=True)]
+                    loss = torch.stack(terms).sum()
+                    del sums, terms  # the graph keeps what backward needs and frees it on the way
+                    self._scaled(loss).backward()  # type: ignore[no-untyped-call]
                 total += loss.detach()
+            (total,) = self.group.summed(total)
+        if self.group.several:
+            self._add_leaves()
         if self.scaler is not None:
             self.scaler.unscale_(self.optimizer)
         if self.clip:
             self._clip()
         return total
+
+    def _add_leaves(self) -> None:
+        import torch
+
+        for leaf in self.leaves():
+            if leaf.grad is None:  # this rank had nothing of the batch
+                leaf.grad = torch.zeros_like(leaf)
+            self.group.added(leaf.grad)
 
     def _update(self) -> None:
         if self.scaler is None:
@@ -189,11 +231,14 @@ class TrainingStep:
 
         precision = amp.precision(self.amp)
         with torch.autocast(micro[0].device.type, precision, enabled=precision is not None):
-            return _widened(self.network(*micro[: self.inputs]))
+            return _widened(self._parallel(*micro[: self.inputs]))
+
+    def _adding(self, last: bool) -> AbstractContextManager[Any]:
+        return self.group.adding(self._parallel, last=last)
 
     def _micro_batches(self, batch: Batch) -> list[Batch]:
         size, samples = self.micro_batch, len(batch[0])
-        if size < samples:
+        if size < samples or self.group.several:
             if self.step_in_backward:
                 raise UsageError(f"step_in_backward: {samples} samples do not fit in one micro-batch of {size}")
             if names := batch_norm.active(self.network):

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, NotRequired, TypedDict
 
+from common.memory.report.run_json import RanksJson
+
 Count = Annotated[int, ("minimum", 0)]
 Share = Annotated[float, ("minimum", 0), ("maximum", 1)]
 
@@ -24,6 +26,7 @@ class TrainResults(TypedDict):
     """Optimiser steps."""
     model: str
     """The model folder, from the record's place."""
+    ranks: NotRequired[RanksJson]
 
 
 class StudyResults(TypedDict):

@@ -12,7 +12,7 @@ from apps.imaging.commands.arguments import class_table, duration, fold, voxel_s
 from apps.imaging.planning import baselines
 from apps.imaging.training.options import HYPER, STEPS, TrainOptions
 from common import model_folder
-from common.cli import main
+from common.cli import main, ranks
 from common.cli.session import CommandSession
 from common.errors import BadInput, UsageError
 from common.memory.process.budget import MemoryBudget
@@ -93,12 +93,13 @@ def add(commands: Any) -> None:
     one.add_argument("--tensorboard", action="store_true", help="write event files into MODEL_DIR/tensorboard")
     main.add_settings_option(one, HYPER)
     main.add_device_options(one)
+    ranks.add_option(one)
     main.add_common_options(one)
     command = main.Command(
         "imaging train",
         _options,
         _workload,
-        lambda options: baselines.of_training(events=options.tensorboard),
+        lambda options: baselines.of_training(events=options.tensorboard, ranks=options.world.size),
         _run,
         lambda options: options.output / "run.json",
         huge_pages=True,
@@ -112,9 +113,9 @@ def _options(args: argparse.Namespace) -> TrainOptions:
     hyper = main.parse_settings(args.set, HYPER)
     micro_batch, accumulate = args.micro_batch, args.accumulate
     if micro_batch and accumulate:
-        hyper["batch"] = micro_batch * accumulate
+        hyper["batch"] = micro_batch * accumulate * args.world.size
     elif accumulate:
-        micro_batch = -(-hyper["batch"] // accumulate)
+        micro_batch = -(-args.world.largest_share(hyper["batch"]) // accumulate)
     return TrainOptions(
         dataset=args.dataset,
         output=args.output,
@@ -139,6 +140,7 @@ def _options(args: argparse.Namespace) -> TrainOptions:
         seed=args.seed,
         threads=args.threads,
         device=args.device,
+        world=args.world,
         quiet=args.quiet,
         command=_typed(),
         **hyper,

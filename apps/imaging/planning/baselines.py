@@ -13,13 +13,17 @@ SHRINK = "apps.imaging.warm_up:shrink"
 SHRINK_ON_IMAGES = "apps.imaging.warm_up:shrink_on_images"
 TRAIN = "apps.imaging.warm_up:train"
 TRAIN_WITH_EVENTS = "apps.imaging.warm_up:train_with_events"
+RANKS = "apps.imaging.warm_up:train_over_ranks"
+RANKS_WITH_EVENTS = "apps.imaging.warm_up:train_over_ranks_with_events"
 TRACE = "apps.imaging.warm_up:trace"
 EVALUATE = "apps.imaging.warm_up:evaluate"
 ENSEMBLE = "apps.imaging.warm_up:ensemble"
 
 
-def of_training(*, events: bool) -> str:
-    """The warm-up of a training, which may write event files for TensorBoard."""
+def of_training(*, events: bool, ranks: int = 1) -> str:
+    """The warm-up of a training, which may write event files for TensorBoard, and may run over several ranks."""
+    if ranks > 1:
+        return RANKS_WITH_EVENTS if events else RANKS
     return TRAIN_WITH_EVENTS if events else TRAIN
 
 

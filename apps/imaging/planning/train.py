@@ -1,5 +1,7 @@
 """Memory of ``imaging train``: pure prices, apart from the code that allocates."""
 
+import hashlib
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from fractions import Fraction
@@ -30,6 +32,7 @@ from common.memory.process.budget import MIB
 from common.tiling.blend import FLOAT, blend_footprint
 from common.tiling.grid import TileGrid
 from common.training import activation_checkpointing, amp, checkpoint
+from common.training.distributed.price import ranks_terms
 
 EXPORT_BYTES = 24 * MIB
 """Tracing and serialising, without copies of the weights (measured with them: 7 to 15 MiB above the other terms, with
@@ -88,7 +91,8 @@ class TrainWorkload:
         """Micro-batch and accumulation, precision, recomputed activations, gradients that are used up at once, where
         the prepared cases are kept, and whether tensors of less than 32 MiB live in the heap (the more it may keep
         free, the faster) or are mapped one by one."""
-        options, batch, clip = self.request.options, self.request.recipe.batch, self.request.recipe.clip
+        options, batch, clip = self.request.options, self.request.samples, self.request.recipe.clip
+        several = options.world.size > 1
         sizes = sorted({-(-batch // 2**halvings) for halvings in range(batch.bit_length())}, reverse=True)
         precisions = [options.amp] if options.amp else (["bf16", "off"] if amp.likely() else ["off"])
         choices = product(
@@ -100,7 +104,7 @@ class TrainWorkload:
             ALLOCATORS["off"],
         )
         for micro_batch, precision, policy, step_in_backward, cache, allocator in choices:
-            if step_in_backward == "on" and (micro_batch < batch or clip or precision == "fp16"):
+            if step_in_backward == "on" and (micro_batch < batch or clip or precision == "fp16" or several):
                 continue
             yield {
                 "micro_batch": micro_batch,
@@ -151,7 +155,7 @@ class TrainWorkload:
             self._traced(traced_step.TILE, recipe=shaping, amp=kind) for kind in sorted({"off", str(setting["amp"])})
         ]
         base = baseline.probe(
-            baselines.of_training(events=options.tensorboard),
+            baselines.of_training(events=options.tensorboard, ranks=options.world.size),
             libraries=("torch", "monai", "numpy", "nibabel", "safetensors"),
             threads=options.threads,
         )
@@ -188,6 +192,7 @@ class TrainWorkload:
         terms = [
             Term("parameters", cost["parameters"], "analytic", (TRAIN, VALIDATE, EXPORT)),
             Term("gradients", cost["gradients"], "analytic", (TRAIN,)),
+            *ranks_terms(self.request.options.world, cost["gradients"], (TRAIN, VALIDATE, CHECKPOINT, EXPORT)),
             Term("optimizer states", cost["optimizer"], "analytic", (TRAIN, VALIDATE, EXPORT)),
             Term("average of the weights", average, "analytic", (TRAIN, VALIDATE, EXPORT)),
             # A training's activations contain the teacher.
@@ -198,7 +203,7 @@ class TrainWorkload:
             Term("compiled kernels", cost["kernels"], "replayed", (TRAIN, VALIDATE, EXPORT)),
             Term("kernels of validation", kernels, "replayed", (VALIDATE, EXPORT)),
             Term("small blocks", cost["unseen"], "measured", (TRAIN, VALIDATE, EXPORT)),
-            Term("batch", max(0, recipe.batch - traced) * voxels * (image + 1), "analytic", (TRAIN,)),
+            Term("batch", max(0, self.request.samples - traced) * voxels * (image + 1), "analytic", (TRAIN,)),
             Term("cases in memory", cases if setting["cache"] == "memory" else 0, "analytic"),
             Term("loading a case", loading, "analytic", (LOAD,)),
             Term("synthesis beyond a step", max(0, self._synthesis_bytes() - tensors), "analytic", (TRAIN,)),
@@ -245,6 +250,12 @@ class TrainWorkload:
         ]
         return synthesis_bytes(prod(recipe.patch), max(regions))
 
+    def alike(self) -> dict[str, Any]:
+        """What all ranks must have in common: the settings, and the sizes of the cases in their order."""
+        training = [list(shape) for shape in self.shapes[0]]
+        sizes = hashlib.sha256(json.dumps(training).encode()).hexdigest()[:12]
+        return {**json.loads(json.dumps(self.request.settings)), "sizes of the cases": sizes}
+
     def remedies(self) -> Iterator[tuple[str, Workload]]:
         """Smaller patches: the network then sees less around each voxel."""
         recipe = self.request.recipe
@@ -254,7 +265,7 @@ class TrainWorkload:
     def seconds(self, setting: Setting) -> float:
         """Relative, from what was measured of each knob: a traced step's own seconds depend on who else was busy."""
         precision, recipe = "bf16" if setting["amp"] == "bf16" else "off", self.request.recipe  # fp16 is as float32
-        voxels = recipe.batch * prod(recipe.patch) * VOXEL[precision]
+        voxels = self.request.samples * prod(recipe.patch) * VOXEL[precision]
         passes = int(setting["accumulate"]) * PASS_VOXELS.get(recipe.network, USUAL_PASS_VOXELS)
         return (
             (voxels + passes)

@@ -1,11 +1,15 @@
 """Run ``imaging train``: load the cases, train, validate, write the model folder."""
 
 import math
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+<<<<<<< HEAD
 from dataclasses import replace
 from pathlib import Path
+=======
+>>>>>>> main
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -31,6 +35,7 @@ from common.memory.process.bounded_heap import SLACK, BoundedHeap
 from common.memory.process.cuda import HOST
 from common.training import checkpoint
 from common.training.averaging import WeightAverage
+from common.training.distributed.group import LostRank
 from common.training.oom_retry import repeated
 from common.training.resume import resume
 
@@ -54,7 +59,8 @@ def run(request: TrainRequest, session: Session) -> dict[str, Any]:
     Returns
     -------
     dict
-        The record's ``results``: ``metrics``, ``steps``, ``history`` (``Journal.entries``), ``model``.
+        The record's ``results``: ``metrics``, ``steps``, ``history`` (``Journal.entries``), ``model``; nothing on
+        ranks other than the first.
 
     Raises
     ------
@@ -62,13 +68,17 @@ def run(request: TrainRequest, session: Session) -> dict[str, Any]:
         If the loss is not finite.
     KeyboardInterrupt
         After a checkpoint, if the session is stopping.
+    LostRank
+        After a checkpoint, if another rank has ended.
     """
     import torch
 
     options, data = request.options, request.data
     torch.set_num_threads(session.threads)
     torch.manual_seed(request.recipe.seed)
-    work = options.output / WORK
+    work, group = options.output / WORK, session.group
+    if not group.leads:
+        work /= f"rank-{group.world.rank}"
     caches = (work / "training.cache", work / "held-out.cache") if session.plan["cache"] == "disk" else (None, None)
     with session.phase(LOAD):
         training, held_out = (
@@ -132,11 +142,11 @@ def load_volumes(
 
 def sampler(request: TrainRequest, volumes: Volumes) -> "Callable[[int], list[torch.Tensor]]":
     """Draws the batch of a step: patches of the cases, or of images that are synthesised from label maps."""
-    recipe, dataset = request.recipe, request.data.dataset
+    recipe, dataset, world = request.recipe, request.data.dataset, request.options.world
     if dataset.table is None:
-        return Sampler(volumes, recipe.patch, recipe.batch, recipe.seed, recipe.mirror)
+        return Sampler(volumes, recipe.patch, recipe.batch, recipe.seed, recipe.mirror, world)
     return SynthesisSampler(
-        volumes, dataset.table, dataset.spacing, recipe.patch, recipe.batch, recipe.seed, recipe.mirror
+        volumes, dataset.table, dataset.spacing, recipe.patch, recipe.batch, recipe.seed, recipe.mirror, world
     )
 
 
@@ -156,7 +166,7 @@ class _Training:
     """
 
     def __init__(self, request: TrainRequest, session: Session, training: Volumes, held_out: Volumes) -> None:
-        self.request, self.session, self.held_out = request, session, held_out
+        self.request, self.session, self.held_out, self.group = request, session, held_out, session.group
         recipe, plan, output = request.recipe, session.plan, request.options.output
         self.recipe, self.classes = recipe, len(request.data.dataset.labels)
         self.device = session.device.name if session.device else HOST
@@ -167,6 +177,7 @@ class _Training:
             checkpoint=plan["checkpoint"],
             step_in_backward=plan["step_in_backward"] == "on",
             device=self.device,
+            group=self.group,
         )
         if isinstance(self.step, DistillingStep) and request.options.distill is not None:
             assert self.step.teacher is not None
@@ -174,42 +185,48 @@ class _Training:
         self.step.on_shrink = lambda size: session.say(f"an allocation failed: continuing with micro-batches of {size}")
         self.last, self.best = output / WORK / checkpoint.LAST, output / WORK / BEST
         self.sampler = sampler(request, training)
-        self.journal = Journal(output / EVENTS if request.options.tensorboard else None)
-        self.done, before = self._resume()
-        self._began, self._saved = time.monotonic() - before, time.monotonic()
+        self.journal = Journal(output / EVENTS if request.options.tensorboard and self.group.leads else None)
+        self.done, self._seconds = self._resume()
+        self._began, self._saved = time.monotonic() - self._seconds, time.monotonic()
 
     def _resume(self) -> tuple[int, float]:
         """Continue from a checkpoint, or start from a model's weights; returns the steps done and their seconds."""
-        options, say = self.request.options, self.session.say
-        state = resume(
-            self.last,
-            self.request.settings,
-            read_settings=lambda path: checkpoint.read_state(path)["settings"],
-            load=self._load,
-            progress=lambda state: f"after step {state['step']}",
-            output=options.output,
-            required=options.resume,
-            say=say,
-        )
-        if state is None and options.init is not None:
-            left = load_start(self.network, options.init)
+        found = self._checkpoint() if self.group.leads else None
+        state = self.group.of_leader(None if found is None else found[0])
+        if state is not None:
+            tensors = self.group.tensors_of_leader({} if found is None else found[1])
+            checkpoint.apply(tensors, self.last, network=self.network, optimizer=self.optimizer)
+            self.step.load_state_dict(state["scaler"])
+        elif (init := self.request.options.init) is not None:
+            left = load_start(self.network, init)
             names = f"; new, because the classes are: {', '.join(left)}" if left else ""
-            say(f"starting from the weights of {options.init.name}{names}")
+            self.session.say(f"starting from the weights of {init.name}{names}")
         self.average = WeightAverage(registry.weights(self.network), self.recipe.ema) if self.recipe.ema else None
         if state is None:
             return 0, 0.0
         if self.average is not None:
-            self.average.load(checkpoint.read_more(self.last), state["step"])
+            self.average.load(checkpoint.more_of(tensors), state["step"])
         self.journal.load(state["journal"])
         return state["step"], state["seconds"]
 
-    def _load(self, path: Path) -> dict[str, Any]:
-        checkpoint.restore(path, network=self.network, optimizer=self.optimizer)
-        state = checkpoint.read_state(path)
-        self.step.load_state_dict(state["scaler"])
-        return state
+    def _checkpoint(self) -> "tuple[dict[str, Any], dict[str, torch.Tensor]] | None":
+        """State and tensors of the checkpoint, if there is one to continue from."""
+        return resume(
+            self.last,
+            self.request.settings,
+            read_settings=lambda path: checkpoint.read_state(path)["settings"],
+            load=lambda path: (checkpoint.read_state(path), checkpoint.read_tensors(path)),
+            progress=lambda found: f"after step {found[0]['step']}",
+            output=self.request.options.output,
+            required=self.request.options.resume,
+            say=self.session.say,
+        )
 
-    def _save(self) -> None:
+    def _save(self, *, left_alone: bool = False) -> None:
+        """Write a checkpoint: all ranks have the same. The first writes it, which may be the one that has ended."""
+        self._saved = time.monotonic()
+        if not (self.group.leads or (left_alone and self.group.world.beside_leader)):
+            return
         glibc.trim()  # what the heap keeps free between the step's tensors is not the checkpoint's
         state = {
             "step": self.done,
@@ -222,12 +239,19 @@ class _Training:
         checkpoint.save(self.last, network=self.network, optimizer=self.optimizer, state=state, more=more)
         self._saved = time.monotonic()
 
+    def _agree(self) -> tuple[bool, bool]:
+        """Read the clock, which is the first rank's; returns if some rank has to stop, and if a checkpoint is due."""
+        now = time.monotonic()
+        clock = [now - self._began, float(now - self._saved > CHECKPOINT_SECONDS)] if self.group.leads else [0.0, 0.0]
+        stopping, self._seconds, due = self.group.sums([float(self.session.stopping), *clock])
+        return stopping > 0, due > 0
+
     @property
     def progress(self) -> float:
         """Share of the training that is done."""
         if self.recipe.steps:
             return self.done / self.recipe.steps
-        return (time.monotonic() - self._began) / float(self.recipe.seconds or 1)
+        return self._seconds / float(self.recipe.seconds or 1)
 
     @property
     def is_over(self) -> bool:
@@ -241,7 +265,17 @@ class _Training:
         ------
         KeyboardInterrupt
             After a checkpoint, if the session is stopping.
+        LostRank
+            After a checkpoint, if another rank has ended.
         """
+        try:
+            return self._run()
+        except LostRank as error:
+            self._save(left_alone=True)
+            after = f"stopped after step {self.done}; the same command continues from there"
+            raise LostRank(f"{error}: {after}") from None
+
+    def _run(self) -> "torch.nn.Module":
         recipe, session = self.recipe, self.session
         validates = len(self.held_out) > 0 and recipe.validation_cases > 0
         heap = bounded_heap(self.network, session.plan) if session.device is None else nullcontext()
@@ -257,6 +291,7 @@ class _Training:
                 if validates and (self.progress < 1 or recipe.keep == "best"):
                     self._validate()
                 self._save()
+                self._agree()
         if self.progress < 1:
             session.say(f"stopped after step {self.done}: no better Dice in {recipe.patience} validations")
         self.journal.close()
@@ -276,18 +311,20 @@ class _Training:
         self.journal.add(loss, step=self.done, progress=self.progress, rate=rate)
         bar.update()
         bar.set_postfix(loss=f"{loss:.3f}", **self.journal.shown, refresh=False)
-        if self.session.stopping:
+        stopping, due = self._agree()
+        if stopping:
             self._save()
             raise KeyboardInterrupt
-        if time.monotonic() - self._saved > CHECKPOINT_SECONDS:
+        if due:
             self._save()
 
     def _validate(self) -> None:
         """Read the Dice of some held-out cases; the best weights so far are kept if the recipe says so."""
         glibc.trim()  # nor validation's
         with self.session.phase(VALIDATE), self._averaged():
-            dice = mean_dice(self.network, self.held_out, self.recipe, self.classes, self.session.plan["amp"])
-            if self.journal.validated(dice, step=self.done) and self.recipe.keep == "best":
+            amp = self.session.plan["amp"]
+            dice = mean_dice(self.network, self.held_out, self.recipe, self.classes, amp, self.group)
+            if self.journal.validated(dice, step=self.done) and self.recipe.keep == "best" and self.group.leads:
                 checkpoint.save_weights(self.best, registry.weights(self.network))
 
     def _averaged(self) -> AbstractContextManager[None]:
@@ -295,9 +332,10 @@ class _Training:
 
     def _final(self) -> "torch.nn.Module":
         """The network with the weights that the model folder gets: the last, the average or the best."""
-        if self.recipe.keep == "best" and self.best.is_file():
+        if self.recipe.keep == "best" and self.group.of_leader(self.best.is_file()):
             self.session.say(f"keeping the weights of step {self.journal.best_step}, the best of the validations")
-            registry.load_weights(self.network, checkpoint.read_weights(self.best))
+            best = checkpoint.read_weights(self.best) if self.group.leads else {}
+            registry.load_weights(self.network, self.group.tensors_of_leader(best))
         elif self.average is not None:
             registry.load_weights(self.network, self.average.tensors)
         return self.network
@@ -307,9 +345,13 @@ def _write(
     request: TrainRequest, session: Session, network: "torch.nn.Module", held_out: Volumes, course: _Training
 ) -> dict[str, Any]:
     """Round the weights to half precision, validate them as they will be used, write the model folder."""
+<<<<<<< HEAD
     import shutil
 
     from apps.imaging.models.model_folder import labels_from_names, read_model, write_model
+=======
+    from apps.imaging.models.model_folder import labels_from_names, write_model
+>>>>>>> main
     from apps.imaging.models.onnx_export import export_onnx
     from apps.imaging.training.model_card import render
     from common import model_folder
@@ -324,10 +366,14 @@ def _write(
     if len(held_out):
         with session.phase(VALIDATE):
             every = range(len(held_out))
-            dice = repeated(lambda: validate(network, held_out, every, recipe.patch, len(dataset.labels), "off"))
+            classes, group = len(dataset.labels), session.group
+            dice = repeated(lambda: validate(network, held_out, every, recipe.patch, classes, "off", group))
         names = list(dataset.labels.values())[1:]
         per_class = dict(zip(names, np.nanmean(dice, 0).round(4).tolist(), strict=True))
         metrics = {"mean_dice": round(float(np.nanmean(dice, 0).mean()), 4), "per_class": per_class, "cases": len(dice)}
+    if not session.group.leads:
+        shutil.rmtree(output / WORK / f"rank-{session.group.world.rank}", ignore_errors=True)
+        return {}
     glibc.trim()
     with session.phase(EXPORT):
         draft = output / WORK / NETWORK

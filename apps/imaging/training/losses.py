@@ -77,10 +77,14 @@ class BatchDiceCrossEntropy:
         """Soft overlap and soft sizes of each sample and class (B, C-1), summed cross-entropy of each sample (B,)."""
         return _of_samples(outputs, batch[1], self.balance)
 
-    def value(self, rows: "tuple[Tensor, ...]", batch: Batch) -> "Tensor":
-        """The batch's loss from the ``rows`` of all its samples."""
+    def facts(self, batch: Batch) -> "tuple[Tensor, ...]":
+        """Number of voxels of each sample (B,) that are not ignored."""
+        return ((batch[1] != IGNORED).sum((1, 2, 3)),)
+
+    def value(self, rows: "tuple[Tensor, ...]", facts: "tuple[Tensor, ...]") -> "Tensor":
+        """The batch's loss from the rows and facts of all its samples."""
         both, either, entropy = (row.sum(0) for row in rows)
-        return _dice(both, either).mean() + entropy / (batch[1] != IGNORED).sum().clamp(min=1)
+        return _dice(both, either).mean() + entropy / facts[0].sum().clamp(min=1)
 
 
 def _dice(both: "Tensor", either: "Tensor") -> "Tensor":

@@ -7,7 +7,9 @@ from typing import Any
 
 from common.errors import UsageError
 from common.extras import require
+from common.memory.process.cuda import HOST
 from common.training import amp, optimizers
+from common.training.distributed.world import ONE, World
 
 HYPER: Mapping[str, Any] = {
     "batch": 2,
@@ -116,6 +118,8 @@ class TrainOptions:
     seed: int
     threads: int
     device: str
+    world: World = ONE
+    """The ranks that train together, and which of them this is."""
     quiet: bool
     command: str
     """The command line without directories, for the model card."""
@@ -136,6 +140,9 @@ class TrainOptions:
             raise UsageError("--layers and --spacing: those of the model that --init names are used; leave them out")
         if (self.patience or self.keep == "best") and (self.fold is None or not self.validation_cases):
             raise UsageError("--set patience and keep=best need validations: a fold, and validation_cases above 0")
+        self.world.check_batch(self.batch)
+        if self.world.size > 1 and self.device != HOST:
+            raise UsageError("--device: several ranks train on CPUs only")
         if max(self.accumulate or 1, self.micro_batch or 1) > self.batch:
             raise UsageError(
                 f"--micro-batch and --accumulate cannot be more than the batch of {self.batch} (--set batch=N)"

@@ -15,6 +15,7 @@ from apps.imaging.volumes.volume import Shape
 from common.memory.process.cuda import HOST
 from common.training import activation_checkpointing, optimizers, recomputation
 from common.training.batch_norm import frozen_statistics
+from common.training.distributed.group import ALONE, Group
 from common.training.recomputation import Segment
 from common.training.step import TrainingStep
 
@@ -88,7 +89,14 @@ class Recipe:
 
 
 def make_step(
-    recipe: Recipe, *, micro_batch: int, amp: str, checkpoint: str, step_in_backward: bool = False, device: str = HOST
+    recipe: Recipe,
+    *,
+    micro_batch: int,
+    amp: str,
+    checkpoint: str,
+    step_in_backward: bool = False,
+    device: str = HOST,
+    group: Group = ALONE,
 ) -> tuple["torch.nn.Module", "torch.optim.Optimizer", TrainingStep]:
     """Build network, optimiser and step; ``apps.imaging.training.traced_step`` traces the same.
 
@@ -98,6 +106,8 @@ def make_step(
         As the plan has them.
     device
         Device of the network; traced on fake tensors, which cannot be moved, it stays on the host.
+    group
+        The ranks that train it together.
     """
     network = registry.build(recipe.network, recipe.arguments)
     if device != HOST:
@@ -111,6 +121,7 @@ def make_step(
         weight_decay=recipe.weight_decay,
     )
     loss = dice_cross_entropy(recipe.dice, recipe.balance)
+<<<<<<< HEAD
     common = (micro_batch, amp, recipe.clip)
     if recipe.teacher is None:
         step = TrainingStep(network, optimizer, loss, *common, step_in_backward=step_in_backward)
@@ -121,6 +132,12 @@ def make_step(
         teacher.to(device)
     distilling = DistillingStep(network, optimizer, soft, *common, step_in_backward=step_in_backward, teacher=teacher)
     return network, optimizer, distilling
+=======
+    step = TrainingStep(
+        network, optimizer, loss, micro_batch, amp, recipe.clip, step_in_backward=step_in_backward, group=group
+    )
+    return network, optimizer, step
+>>>>>>> main
 
 
 def block_costs(recipe: Recipe, network: "torch.nn.Module") -> list[Segment]:

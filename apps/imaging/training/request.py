@@ -116,6 +116,11 @@ class TrainRequest:
         """All that decides the result: a checkpoint with other settings is not continued."""
         return asdict(self.recipe)
 
+    @property
+    def samples(self) -> int:
+        """Samples of a batch that one rank has at most."""
+        return self.options.world.largest_share(self.recipe.batch)
+
     def with_patch(self, patch: Shape) -> "TrainRequest":
         """The same with another patch."""
         return replace(self, recipe=replace(self.recipe, patch=patch))

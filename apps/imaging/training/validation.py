@@ -13,6 +13,7 @@ from apps.imaging.volumes.volume import Shape
 from common.tiling.blend import BoundedBlend
 from common.tiling.grid import importance
 from common.training.amp import precision
+from common.training.distributed.group import ALONE, Group
 from common.training.oom_retry import repeated
 
 if TYPE_CHECKING:
@@ -21,16 +22,24 @@ if TYPE_CHECKING:
 Dice = npt.NDArray[np.float64]
 
 
-def mean_dice(network: "torch.nn.Module", held_out: Volumes, recipe: Recipe, classes: int, amp: str) -> float:
+def mean_dice(
+    network: "torch.nn.Module", held_out: Volumes, recipe: Recipe, classes: int, amp: str, group: Group = ALONE
+) -> float:
     """Mean Dice of as many held-out cases as the recipe says."""
     some = range(min(len(held_out), recipe.validation_cases))
-    dice = repeated(lambda: validate(network, held_out, some, recipe.patch, classes, amp))
+    dice = repeated(lambda: validate(network, held_out, some, recipe.patch, classes, amp, group))
     network.train()
     return float(np.nanmean(dice))
 
 
 def validate(
-    network: "torch.nn.Module", volumes: Volumes, indices: Sequence[int], patch: Shape, classes: int, amp: str
+    network: "torch.nn.Module",
+    volumes: Volumes,
+    indices: Sequence[int],
+    patch: Shape,
+    classes: int,
+    amp: str,
+    group: Group = ALONE,
 ) -> Dice:
     """Dice of cases whose overlapping tiles are blended as in inference.
 
@@ -42,6 +51,8 @@ def validate(
         Voxels of a tile.
     amp
         Precision of the network: ``off``, ``bf16`` or ``fp16``.
+    group
+        The ranks that share the cases out; each gets the Dice of all.
 
     Returns
     -------
@@ -53,8 +64,11 @@ def validate(
     network.eval()
     device = next(network.parameters()).device
     weights = importance(patch)
-    overlap, sizes = np.zeros((len(indices), classes)), np.zeros((len(indices), classes))
+    counts = np.zeros((2, len(indices), classes))
+    overlap, sizes = counts
     for row, index in enumerate(indices):
+        if row % group.world.size != group.world.rank:
+            continue
         shape = volumes.shapes[index]
         blend = BoundedBlend(shape, patch, OVERLAP, classes, weights)
         for number, position in enumerate(blend.grid):
@@ -67,6 +81,7 @@ def validate(
                 truth, guess = truth[counted], block.values.argmax(0)[counted]
                 overlap[row] += np.bincount(truth[guess == truth], minlength=classes)
                 sizes[row] += np.bincount(guess, minlength=classes) + np.bincount(truth, minlength=classes)
+    group.added(torch.from_numpy(counts))
     with np.errstate(invalid="ignore"):
         return (2 * overlap / sizes)[:, 1:]
 

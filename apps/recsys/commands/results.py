@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any, NotRequired, TypedDict
 
 from apps.recsys.models.manifest import ColumnNames, ModelFields
+from common.memory.report.run_json import RanksJson
 
 Count = Annotated[int, ("minimum", 0)]
 Metrics = Mapping[str, float]
@@ -56,6 +57,7 @@ class TrainResults(TypedDict):
     data: DataResults
     tuning: NotRequired[Mapping[str, Any]]
     """The trials of ``--tune``."""
+    ranks: NotRequired[RanksJson]
 
 
 class AddedResults(TypedDict):
@@ -180,6 +182,31 @@ class ExportResults(TypedDict):
     """Numbers of each vector."""
 
 
+class CompressResults(TypedDict):
+    """Results of ``recsys compress``."""
+
+    item_bytes: Annotated[int, ("minimum", 1)]
+    """Bytes of an item's vectors with their scales, and of its prior."""
+    item_bytes_before: Annotated[int, ("minimum", 1)]
+    file_bytes: Count
+    """Size of the weights, or of the file of factors."""
+    file_bytes_before: Count
+    dimensions: Annotated[int, ("minimum", 1)]
+    """Numbers of each vector that are left."""
+    bits: Mapping[str, Mapping[str, Count]]
+    """Matrix -> number of bits -> dimensions that have as many."""
+    metrics: Metrics
+    """On the held-out items; empty where there are none."""
+    intervals: NotRequired[Mapping[str, tuple[float, float]]]
+    """95 % intervals of the means, by the bootstrap over users."""
+    before: NotRequired[Metrics]
+    """Those of the model that was compressed."""
+    in_common: NotRequired[float]
+    """Share of the best items of some users that both models list, where nothing is held out."""
+    model: NotRequired[ModelResults]
+    """Of a model folder."""
+
+
 class AssumedResults(TypedDict):
     """Sizes that ``recsys size`` was asked about."""
 
@@ -219,6 +246,7 @@ class SizeResults(TypedDict):
 RESULTS: Mapping[str, tuple[Any, ...]] = {
     "recsys train": (TrainResults,),
     "recsys update": (UpdateResults,),
+    "recsys compress": (CompressResults,),
     "recsys evaluate": (EvaluateResults,),
     "recsys recommend": (ItemsResults, AllUsersResults),
     "recsys similar": (ItemsResults, UsersResults),

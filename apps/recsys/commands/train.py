@@ -112,7 +112,7 @@ def read(
 
 def warm_up(request: TrainRequest) -> str:
     """Name of the warm-up function."""
-    return training_warm_up(request.model.kind)
+    return training_warm_up(request.model.kind, request.world.size)
 
 
 def record(request: TrainRequest) -> Path:
@@ -135,6 +135,8 @@ def execute(session: CommandSession[TrainRequest, TrainWorkload]) -> Mapping[str
             tensors, work, results["tried"] = fit_linear_model(work, session)
         else:
             tensors = _fit(work, session)
+        if not session.group.leads:
+            return results
         with session.phase("write"):
             weights.write(work.directory / weights.WEIGHTS, tensors)
         del tensors  # the evaluation loads its own
@@ -173,9 +175,10 @@ def complete(work: TrainWorkload, session: Session, changed: Mapping[str, Any] =
         for line in evaluate.lines(measured):
             session.say(line)
     with session.phase("write"):
-        scan_files.write(directory, kind, fields["hyper"])
+        if not fields.get("codes"):
+            scan_files.write(directory, kind, fields["hyper"])
         recommender.write_card(directory, kind, fields, metrics)
-        _move_into_place(directory, output)
+        move_into_place(directory, output)
         recommender.seal(output, kind=kind, fields=fields)
     shutil.rmtree(output / CHECKPOINTS, ignore_errors=True)
     work.workspace.close()
@@ -344,7 +347,7 @@ def _fit(work: TrainWorkload, session: Session) -> Mapping[str, Any]:
     return tensors
 
 
-def _move_into_place(directory: Path, output: Path) -> None:
+def move_into_place(directory: Path, output: Path) -> None:
     """Move the files into the model folder, which does not count as a model until it is sealed."""
     output.mkdir(parents=True, exist_ok=True)
     model_folder.unseal(output)

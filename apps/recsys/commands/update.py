@@ -16,6 +16,9 @@ from apps.recsys.data.readers import Source, open_source
 from apps.recsys.data.updates.base import KEPT, Base
 from apps.recsys.data.updates.feedback_log import snapshot
 from apps.recsys.models import weights
+from apps.recsys.models.coded import stored as coded
+from apps.recsys.models.coded.stored import is_coded
+from apps.recsys.models.linear.filter import code_weights
 from apps.recsys.models.manifest import RecommenderManifest
 from apps.recsys.models.new_items import Extension
 from apps.recsys.models.recommender import load_manifest, read_manifest
@@ -23,8 +26,10 @@ from apps.recsys.planning.train import TrainWorkload, training_warm_up
 from apps.recsys.planning.updating.request import UpdateRequest
 from apps.recsys.planning.updating.workload import REBUILT, WARM_UPS, UpdateWorkload
 from apps.recsys.training import fit_factors
+from apps.recsys.training.compressing import vectors
 from common import model_folder
 from common.cli.session import CommandSession
+from common.compression.row_codes import RowCodes, column_deviations
 from common.errors import BadInput, DoesNotFit
 from common.memory.process.budget import MemoryBudget
 
@@ -121,6 +126,17 @@ def _extended(path: Path, rows: NDArray[np.int32], items: int) -> dict[str, Any]
     return {weights.SPECTRUM: extended, weights.EIGENVALUES: eigenvalues}
 
 
+def _recoded(tensors: Mapping[str, Any], path: Path, hyper: Mapping[str, Any]) -> dict[str, Any]:
+    """The weights of a linear model with its spectrum as codes, with as many bits of each column as in a file."""
+    bits = coded.read(path, weights.SPECTRUM).bits
+    rows = tensors[weights.SPECTRUM]
+    rows *= code_weights(tensors[weights.EIGENVALUES], hyper["form"], float(hyper["saturation"]))
+    importance = column_deviations(rows).astype("f8") ** 2
+    vectors.rotate(rows, vectors.mixing(bits, importance))
+    codes = RowCodes.of(rows, bits, importance)
+    return {**tensors, **coded.tensors(weights.SPECTRUM, codes)}
+
+
 def _listed(columns: Mapping[str, Any]) -> str:
     return ", ".join(f"{name}={column}" for name, column in columns.items() if column is not None and name != "time")
 
@@ -160,6 +176,9 @@ def execute(session: CommandSession[UpdateRequest, UpdateWorkload]) -> Mapping[s
                 with session.phase("fit"):
                     tensors = {**tensors, **_extended(request.model / weights.WEIGHTS, rows, facts.items)}
                 work = work.with_settings({**manifest["hyper"], "factors": manifest["factors"]})
+            if is_coded(manifest):
+                with session.phase("fit"):
+                    tensors = _recoded(tensors, request.model / weights.WEIGHTS, manifest["hyper"])
         elif kind == "popularity":
             tensors = fit_factors.FactorTrainer(train.factor_config(work, None, resume=False), session).run()
         else:
@@ -191,6 +210,7 @@ def execute(session: CommandSession[UpdateRequest, UpdateWorkload]) -> Mapping[s
             )
         changed: dict[str, Any] = {"columns": manifest["columns"]} if "columns" in manifest else {}
         changed |= {"feedback": session.workload.folded} if session.workload.folded else {}
+        changed |= {"codes": manifest["codes"]} if is_coded(manifest) else {}
         with session.phase("write"):
             weights.write(work.directory / weights.WEIGHTS, tensors)
         del tensors  # the evaluation loads its own

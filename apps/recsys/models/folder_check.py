@@ -13,6 +13,7 @@ from typing import Any
 
 from apps.recsys.data.attributes import stored
 from apps.recsys.models import weights
+from apps.recsys.models.coded.stored import is_coded, required
 from apps.recsys.models.linear.ease import FILE as EASE
 from apps.recsys.models.manifest import spectrum_bits
 from apps.recsys.models.scan import stored as scan_files
@@ -74,7 +75,9 @@ def check_files(directory: Path, manifest: Mapping[str, Any]) -> None:
     _check_scan(directory, manifest)
     factors = None if manifest["kind"] == "popularity" else manifest["factors"]
     is_ease, bits = _has_ease(directory, manifest), spectrum_bits(manifest)
-    weights.check(directory / weights.WEIGHTS, items=items, factors=factors, linear=linear, is_ease=is_ease, bits=bits)
+    coded = required(manifest) if is_coded(manifest) else {}
+    shape = {"items": items, "factors": factors, "bits": bits}
+    weights.check(directory / weights.WEIGHTS, **shape, linear=linear, is_ease=is_ease, coded=coded)
 
 
 def _check_rows(directory: Path, name: str, rows: int, numbers: str) -> None:

@@ -42,6 +42,8 @@ class ModelFields(TypedDict):
     """Numbers of an item's vector, without the prior; eigenvectors of a linear model's spectrum, 0 without one."""
     table: Table
     """Table of the vectors in training."""
+    codes: NotRequired[Mapping[str, Count]]
+    """Bytes of an item in each matrix of item vectors that ``recsys compress`` made codes; absent: none is codes."""
     cosine: NotRequired[bool]
     """True if vectors are brought to unit length before they are compared."""
     items: Annotated[int, ("minimum", 1)]
@@ -121,6 +123,15 @@ HYPER: Mapping[str, Any] = {
 """Kind of model -> the hyper-parameters that answering reads, by their present names."""
 
 
+CODED: Mapping[str, tuple[str, ...]] = {
+    "ials": ("item_factors",),
+    "bpr": ("item_factors",),
+    "embedding": ("item_factors", "user_side_factors"),
+    "linear": ("spectrum",),
+}
+"""Kind of model -> its matrices that may be codes (``apps.recsys.models.coded``)."""
+
+
 def spectrum_bits(manifest: Mapping[str, Any]) -> int:
     """Bits of a number of a linear model's spectrum; 32 for models of other kinds and of earlier versions."""
     return int(manifest["hyper"].get("bits", 32)) if manifest["kind"] == "linear" else 32
@@ -145,6 +156,9 @@ def check_hyper(directory: Path, manifest: RecommenderManifest) -> RecommenderMa
         raise BadInput(
             f"{path}: two attributes of one name, or more than {stored.MOST}", public="model manifest invalid"
         )
+    codes = manifest.get("codes", {})
+    if not set(codes) <= set(CODED.get(kind, ())) or min(codes.values(), default=2) < 2:
+        raise BadInput(f"{path}: codes that a model of its kind cannot have", public="model manifest invalid")
     if not manifest["factors"] and (kind != "linear" or manifest["hyper"]["form"] == "spectral"):
         raise BadInput(f"{path}: factors must be at least 1", public="model manifest invalid")
     return manifest

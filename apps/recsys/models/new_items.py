@@ -24,6 +24,7 @@ from apps.recsys.data.csr_store import History
 from apps.recsys.data.splits import Kept
 from apps.recsys.models import popularity, weights
 from apps.recsys.models.als import als_matrices, ials_exact
+from apps.recsys.models.coded.stored import appended, decoded, is_shared
 from apps.recsys.models.embedding import user_encoders
 from apps.recsys.models.new_item_losses import CosineLoss, PairLoss
 
@@ -110,11 +111,14 @@ class Extension:
             return extended
         vectors = [weights.ITEMS, *([weights.USER_SIDE] if weights.USER_SIDE in extended else [])]
         if self.kind == "ials":
-            new = [self._solved(extended[weights.ITEMS], history, kept)]
+            new = [self._solved(decoded(extended, weights.ITEMS), history, kept)]
             after_item(self.new)
         else:
             new = self._folded(extended, history, kept, after_item)
         for name, rows in zip(vectors, new, strict=True):
+            if f"{name}.bits" in extended:
+                extended |= appended(extended, name, rows)
+                continue
             scales = extended.get(f"{name}.scales")
             codes, new_scales = (rows, None) if scales is None else encoded(rows, extended[name].dtype)
             extended[name] = np.concatenate([extended[name], codes])
@@ -131,7 +135,7 @@ class Extension:
             here = self.rows[np.minimum(found, self.old - 1)] == tensor
             left = found[here].astype(np.int32)
             return left if len(left) else np.arange(self.old, dtype=np.int32)
-        return tensor if len(tensor) == self.old else tensor[self.rows]
+        return tensor if len(tensor) == self.old or is_shared(name) else tensor[self.rows]
 
     def _solved(self, factors: NDArray[np.float32], history: History, kept: Kept) -> NDArray[np.float32]:
         """Rows of new items of ``ials``: users against the old items, then the new items against the users."""
@@ -168,7 +172,7 @@ class Extension:
         """Vectors of new items of ``bpr`` and ``embedding``, and their vectors as parts of users if there are such."""
         import numpy as np
 
-        factors = weights.decoded(tensors, weights.ITEMS)
+        factors = decoded(tensors, weights.ITEMS)
         pairs = _pairs(history, kept, self.old)
         users = np.unique(pairs[0])
         own = _own_items(history, kept, users, self.old)
@@ -188,7 +192,7 @@ class Extension:
             ]
         prior = tensors.get(weights.PRIOR)
         joined = factors if prior is None else np.column_stack([factors, prior[: self.old]])
-        side = weights.decoded(tensors, weights.USER_SIDE) if weights.USER_SIDE in tensors else None
+        side = decoded(tensors, weights.USER_SIDE) if weights.USER_SIDE in tensors else None
         encoder = user_encoders.embedding(joined.copy(), side, self.hyper)
         vectors = _encoded_users(encoder, own, joined.shape[1], self.threads)[:, : factors.shape[1]]
         histories, _ = _sampled(history, kept, self.old)

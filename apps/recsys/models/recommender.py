@@ -24,10 +24,13 @@ from typing import TYPE_CHECKING, Any
 from apps.recsys.data.attributes.stored import listed
 from apps.recsys.data.csr_store import History, NpyReader
 from apps.recsys.models import weights
+from apps.recsys.models.coded import stored as coded
+from apps.recsys.models.coded.rows import CodedRows
+from apps.recsys.models.coded.stored import is_coded
 from apps.recsys.models.embedding import user_encoders
 from apps.recsys.models.folder_check import check_files
 from apps.recsys.models.likeness.diversity import diverse, shortlist
-from apps.recsys.models.linear.coded import CodedScorer
+from apps.recsys.models.linear.coded import CodedScorer, read_codes
 from apps.recsys.models.linear.ease import EaseScorer, RowsOnDisk
 from apps.recsys.models.linear.filter import linear_scorer, user_power
 from apps.recsys.models.linear.log import Log
@@ -41,10 +44,11 @@ from apps.recsys.models.scan import stored as scan_files
 from apps.recsys.models.scan.choice import Choice
 from apps.recsys.models.scan.rows import ItemRows
 from apps.recsys.models.scan.scanner import Scanner
-from apps.recsys.models.scan.scorer import ScanScorer
+from apps.recsys.models.scan.scorer import RowScorer, ScanScorer
 from apps.recsys.models.scorers import FactorScorer, Scorer
 from common import model_folder
 from common.compression.codes import Codes
+from common.compression.row_codes import RowCodes
 from common.errors import BadInput, UsageError
 from common.memory.process import glibc
 
@@ -92,6 +96,8 @@ class Recommender:
         """Vectors of all items whose product with a user's vector is the score; a filter has none."""
         if isinstance(self.scorer, CodedScorer):
             return self.scorer.item_vectors()
+        if isinstance(self.scorer, RowScorer) and not self.scans:
+            return self.scorer.matrix()
         return self.scorer.item_factors if isinstance(self.scorer, FactorScorer) else None
 
     @property
@@ -194,6 +200,8 @@ def _scorer(directory: Path, manifest: Mapping[str, Any], *, mapped: bool) -> Sc
     kind, hyper, path = manifest["kind"], manifest["hyper"], directory / weights.WEIGHTS
     if kind == "linear":
         return _linear(directory, manifest)
+    if is_coded(manifest):
+        return _coded(directory, manifest)
     prior = has_prior(manifest)
     factors = weights.read_items(path, prior=prior, mapped=mapped)
     if kind == "embedding":
@@ -225,17 +233,30 @@ def _scanning(directory: Path, manifest: Mapping[str, Any]) -> Scorer:
     return ScanScorer(rows, encoder, Scanner(directory, rows))
 
 
+def _coded(directory: Path, manifest: Mapping[str, Any]) -> Scorer:
+    """A scorer with the item vectors as codes."""
+    kind, hyper, path = manifest["kind"], manifest["hyper"], directory / weights.WEIGHTS
+    rows = CodedRows(coded.read(path, weights.ITEMS))
+    if kind == "embedding":
+        user_side = CodedRows(coded.read(path, weights.USER_SIDE)) if hyper["tables"] == 2 else None
+        prior = weights.read_prior(path) if has_prior(manifest) else None
+        return RowScorer(rows, user_encoders.embedding(rows, user_side, hyper, prior), prior)
+    negatives = weights.read_compared(path, len(rows)) if kind == "bpr" else None
+    return RowScorer(rows, user_encoders.of_kind(kind, rows, hyper, negatives=negatives))
+
+
 def _linear(directory: Path, manifest: Mapping[str, Any]) -> Scorer:
     path, hyper = directory / weights.WEIGHTS, manifest["hyper"]
     counts, factors, bits = weights.read_counts(path), manifest["factors"], spectrum_bits(manifest)
     if hyper["form"] == "ease":
         return EaseScorer(RowsOnDisk(directory, len(counts)), counts, weights.read_variances(path))
-    spectrum: Spectrum | Codes | None = None
-    if factors:
-        coded = bits < 32
-        spectrum = (
-            weights.read_codes(path, factors=factors, bits=bits) if coded else Spectrum(*weights.read_spectrum(path))
-        )
+    spectrum: Spectrum | Codes | RowCodes | None = None
+    if is_coded(manifest):
+        spectrum = coded.read(path, weights.SPECTRUM)
+    elif factors and bits < 32:
+        spectrum = read_codes(path, factors=factors, bits=bits)
+    elif factors:
+        spectrum = Spectrum(*weights.read_spectrum(path))
     log = Log(directory, len(counts), user_power=user_power(hyper))
     readers = Readers.of(directory, log)
     if readers is not None:

@@ -18,7 +18,7 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from common.compression.codes import Codes, packed_bytes
+from common.compression.codes import packed_bytes
 from common.errors import BadInput
 
 if TYPE_CHECKING:
@@ -158,8 +158,13 @@ def read_items(path: Path, *, prior: bool, mapped: bool = False) -> NDArray[np.f
     """
     factors = read(path, more=int(prior), mapped=mapped)
     if prior:
-        factors[:, -1] = _finite(path, PRIOR, tensor(path, PRIOR))
+        factors[:, -1] = read_prior(path)
     return factors
+
+
+def read_prior(path: Path) -> NDArray[np.float32]:
+    """What is added to each item's score, shape (items,); raises as ``read``."""
+    return _finite(path, PRIOR, tensor(path, PRIOR))
 
 
 def read_compared(path: Path, items: int) -> NDArray[np.int32]:
@@ -225,29 +230,6 @@ def read_variances(path: Path) -> NDArray[np.float32]:
     return variances
 
 
-def read_codes(path: Path, *, factors: int, bits: int) -> Codes:
-    """The spectrum of a linear model as codes of ``bits`` bits, with ``factors`` numbers a row.
-
-    Raises
-    ------
-    BadInput
-        As ``read``, or a scale is negative or not finite.
-    """
-    import numpy as np
-
-    packed, scales, unit = (tensor(path, name) for name in (SPECTRUM, SCALES, UNIT))
-    with np.errstate(over="ignore", invalid="ignore"):
-        largest = scales.max(initial=0).astype(np.float32) * unit * np.float32(1 << bits)
-    if not (np.isfinite(largest).all() and (unit >= 0).all() and (scales >= 0).all()):
-        raise BadInput(f"{path}: {SCALES} or {UNIT} has numbers that cannot be scales", public="weights unreadable")
-    return Codes(packed, scales, unit, factors, bits)
-
-
-def code_tensors(codes: Codes) -> dict[str, NDArray[Any]]:
-    """A spectrum as codes, by the names of its tensors."""
-    return {SPECTRUM: codes.packed, SCALES: codes.scales, UNIT: codes.unit}
-
-
 def read_user_side(path: Path) -> NDArray[np.float32]:
     """The items' vectors as parts of users, shape (items, factors), under their present or their old name.
 
@@ -266,7 +248,14 @@ def user_side_name(path: Path) -> str:
 
 
 def check(
-    path: Path, *, items: int, factors: int | None, linear: bool = False, is_ease: bool = False, bits: int = 32
+    path: Path,
+    *,
+    items: int,
+    factors: int | None,
+    linear: bool = False,
+    is_ease: bool = False,
+    bits: int = 32,
+    coded: Mapping[str, tuple[str, list[int]]] = {},
 ) -> None:
     """Check the header of a file, without loading any library.
 
@@ -284,6 +273,8 @@ def check(
         True for a linear model of the form ``ease``.
     bits
         Bits of a number of its spectrum.
+    coded
+        Types and shapes of tensors of item vectors that are codes (``coded.stored.required``).
 
     Raises
     ------
@@ -296,18 +287,20 @@ def check(
     for name, entry in header.items():
         if name != "__metadata__" and not _consistent(entry, room):
             raise BadInput(f"{path}: {name}: a type, shape or place that cannot be", public="weights unreadable")
+    for name, (kind, wanted) in coded.items():
+        _require(path, header, name, kind, wanted)
     if linear:
         _require(path, header, COUNTS, "I32", [items])
         if is_ease:
             _require(path, header, VARIANCES, "F32", [items])
         if factors:
-            if bits == 32:
-                _require(path, header, SPECTRUM, "F32", [items, factors])
-            else:
-                _require(path, header, SPECTRUM, "U8", [items, packed_bytes(factors, bits)])
-                _require(path, header, SCALES, "F16", [items])
-                _require(path, header, UNIT, "F32", [1])
+            for name, kind, wanted in () if coded else _spectrum(items, factors, bits):
+                _require(path, header, name, kind, wanted)
             _require(path, header, EIGENVALUES, "F32", [factors])
+        return
+    if PRIOR in header:
+        _require(path, header, PRIOR, "F32", [items])
+    if coded:
         return
     if ITEMS not in header:
         raise BadInput(f"{path}: has no {ITEMS}", public="weights unreadable")
@@ -318,8 +311,13 @@ def check(
             f"{path}: {ITEMS} has shape {shape}, the manifest says {items} items of {factors or 'some'} factors",
             public="weights unreadable",
         )
-    if PRIOR in header:
-        _require(path, header, PRIOR, "F32", [items])
+
+
+def _spectrum(items: int, factors: int, bits: int) -> list[tuple[str, str, list[int]]]:
+    """Names, types and shapes of the tensors of a spectrum."""
+    if bits == 32:
+        return [(SPECTRUM, "F32", [items, factors])]
+    return [(SPECTRUM, "U8", [items, packed_bytes(factors, bits)]), (SCALES, "F16", [items]), (UNIT, "F32", [1])]
 
 
 def _require(path: Path, header: Mapping[str, Any], name: str, kind: str, shape: list[int]) -> None:

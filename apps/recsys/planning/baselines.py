@@ -14,6 +14,7 @@ from common.memory.footprint import Term
 READING = "apps.recsys.warm_up:reading"
 TRAINING = "apps.recsys.warm_up:training"
 LEARNING = "apps.recsys.warm_up:learning"
+LEARNING_OVER_RANKS = "apps.recsys.warm_up:learning_over_ranks"
 TRACING = "apps.recsys.warm_up:tracing"
 PAIRING = "apps.recsys.warm_up:pairing"
 FILTERING = "apps.recsys.warm_up:filtering"

@@ -102,14 +102,14 @@ class EvaluateWorkload:
         phases = ["evaluate", "against"][: len(self.manifests)]
         terms = [*self._reading_terms(costs, setting), *baseline_terms(costs, self.probes(setting)[0], *phases)]
         for manifest, phase in zip(self.manifests, phases, strict=True):
-            terms += self._scoring_terms(manifest, int(setting["user_block"]), (phase,))
+            terms += self.scoring_terms(manifest, int(setting["user_block"]), (phase,))
         if self.against is not None:
             names = len(self.request.metrics) or USUAL_METRICS
             values = COMPARED_BYTES * names * self.scored_users
             terms.append(Term("values of both models", values, "analytic", ("against",)))
         return Footprint.of(terms)
 
-    def _scoring_terms(self, manifest: RecommenderManifest, block: int, during: tuple[str]) -> list[Term]:
+    def scoring_terms(self, manifest: RecommenderManifest, block: int, during: tuple[str]) -> list[Term]:
         items, factors, columns = manifest["items"], manifest["factors"], embedding_terms.columns(manifest)
         threads, scoring, solves = self.request.threads, [], not linear_terms.is_spectral(manifest)
         if filters := linear_terms.scores_all(manifest):

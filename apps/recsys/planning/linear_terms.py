@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from apps.recsys.models.coded.stored import is_coded
 from apps.recsys.models.linear import ease, readers
 from apps.recsys.models.linear.log import BLOCK_INTERACTIONS, block_users
 from apps.recsys.models.linear.options import AUTO, chooses, sample_users
@@ -14,6 +15,8 @@ from apps.recsys.models.manifest import spectrum_bits
 from apps.recsys.models.scan.stored import writing_bytes
 from apps.recsys.models.weights import DECODED_ROWS
 from apps.recsys.planning.baselines import uses_interactions
+from apps.recsys.planning.compressing.terms import scorer_terms as coded_terms_of
+from apps.recsys.planning.compressing.terms import vector_terms
 from apps.recsys.planning.ranking_terms import PACKING_BYTES, USER_BLOCKS, WARM_FACTORS, ranking_terms
 from common.compression import codes
 from common.memory.footprint import Term
@@ -125,14 +128,6 @@ def comparing_terms(
     ]
 
 
-def coded_terms(manifest: Mapping[str, Any], *, phases: tuple[str, ...]) -> list[Term]:
-    """Terms of a model's spectrum as codes, besides the decoded one."""
-    sizes = {"factors": manifest["factors"], "bits": spectrum_bits(manifest), "phases": phases}
-    return decoding_terms(**sizes, threads=1) + (
-        model_terms(items=manifest["items"], **sizes) if sizes["bits"] < 32 else []
-    )
-
-
 def readers_terms(*, items: int, interactions: int, phases: tuple[str, ...]) -> list[Term]:
     """Terms of writing the users of each item: a chunk, a block in both orders with its places, and starts."""
     block, chunk = min(BLOCK_INTERACTIONS, interactions), min(readers.CHUNK, interactions)
@@ -186,14 +181,16 @@ def user_blocks(*manifests: Mapping[str, Any]) -> tuple[int, ...]:
 
 
 def scores_all(manifest: Mapping[str, Any]) -> bool:
-    """True for a linear model that scores all items at a time: a filter, a spectrum that is codes, or EASE."""
+    """True for a model that scores all items at a time: a filter, EASE, or vectors that are codes."""
     is_ease = manifest["kind"] == "linear" and manifest["hyper"]["form"] == "ease"
-    return uses_interactions(manifest) or spectrum_bits(manifest) < 32 or is_ease
+    return uses_interactions(manifest) or spectrum_bits(manifest) < 32 or is_ease or is_coded(manifest)
 
 
 def is_spectral(manifest: Mapping[str, Any]) -> bool:
     """True for a spectrum alone in float32, which scores by item vectors."""
-    return manifest["kind"] == "linear" and manifest["hyper"]["form"] == "spectral" and spectrum_bits(manifest) == 32
+    if is_coded(manifest) or manifest["kind"] != "linear" or manifest["hyper"]["form"] != "spectral":
+        return False
+    return spectrum_bits(manifest) == 32
 
 
 def counts_terms(manifest: Mapping[str, Any], *, scans: bool, phases: tuple[str, ...]) -> list[Term]:
@@ -220,10 +217,14 @@ def scorer_terms(
     """
     sizes = {name: manifest[name] for name in ("users", "items", "interactions")}
     factors, bits, scoring = manifest["factors"], spectrum_bits(manifest), scoring or phases
+    if is_coded(manifest) and not uses_interactions(manifest):
+        return coded_terms_of(manifest, block=block, threads=threads, phases=phases, scoring=scoring)
     spectrum = [
         *model_terms(items=manifest["items"], factors=factors, bits=bits, phases=phases),
         *decoding_terms(factors=factors, bits=bits, threads=threads, phases=scoring),
     ]
+    if is_coded(manifest):
+        spectrum = vector_terms(manifest, threads=threads, phases=phases)
     if not uses_interactions(manifest):
         columns = -(-block // threads) * threads
         return [

@@ -6,6 +6,7 @@ predictions with real runs.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,6 +23,7 @@ from apps.recsys.planning import bpr_terms, embedding_terms, ials_terms, linear_
 from apps.recsys.planning.baselines import (
     FILTERING,
     LEARNING,
+    LEARNING_OVER_RANKS,
     LIBRARIES,
     PAIRING,
     READING,
@@ -32,6 +34,7 @@ from apps.recsys.planning.baselines import (
 )
 from apps.recsys.planning.model_options import DEFAULTS, ModelOptions
 from apps.recsys.planning.ranking_terms import PACKING_BYTES, USER_BLOCKS, WARM_FACTORS, model_terms, ranking_terms
+from apps.recsys.planning.resume_settings import resume_settings
 from apps.recsys.planning.train_request import TrainRequest
 from common.files import Workspace
 from common.memory.costs import baseline
@@ -39,6 +42,7 @@ from common.memory.costs.probes import Costs, Probe
 from common.memory.footprint import Footprint, Term
 from common.memory.plan.plan import Setting
 from common.memory.plan.planner import Workload
+from common.training.distributed.price import ranks_terms
 
 ID_BYTES = 48
 """Bytes per id while reading (``id_index``): two hashes and up to four slots, in arrays that double in size."""
@@ -68,15 +72,18 @@ RANKED_SECONDS = 2e-3
 """Fixed cost of ranking for a block of users: the unit of ``TrainWorkload.seconds``."""
 
 
-def training_warm_up(kind: str) -> str:
+def training_warm_up(kind: str, ranks: int = 1) -> str:
     """The warm-up function of ``recsys train`` for a kind of model."""
+    if ranks > 1:
+        return LEARNING_OVER_RANKS
     return {"embedding": LEARNING, "bpr": PAIRING, "linear": FILTERING}.get(kind, TRAINING)
 
 
-def training_probes(kind: str, threads: int) -> list[Probe]:
+def training_probes(kind: str, threads: int, ranks: int = 1) -> list[Probe]:
     """The two baselines of ``recsys train``: of reading, and of all later phases."""
     libraries = (*LIBRARIES, "torch") if kind == "embedding" else LIBRARIES
-    return [baseline.probe(name, libraries=libraries, threads=threads) for name in (READING, training_warm_up(kind))]
+    names = (READING, training_warm_up(kind, ranks))
+    return [baseline.probe(name, libraries=libraries, threads=threads) for name in names]
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +122,10 @@ class TrainWorkload:
         if model.kind != "embedding":
             return None
         return model.embedding_config(items=self.facts.items, users=self.facts.users)
+
+    def alike(self) -> dict[str, Any]:
+        """What all ranks must have in common: the settings, and the sizes of the data."""
+        return resume_settings(self.request, data=hashlib.sha256(repr(self.facts).encode()).hexdigest()[:12])
 
     @property
     def fit_users(self) -> int:
@@ -191,8 +202,9 @@ class TrainWorkload:
     def _fit_settings(self) -> list[Setting]:
         model, embedding = self.request.model, self.embedding
         if embedding is not None:
+            windows = self.request.world.largest_share(embedding.batch)
             return [
-                {"micro_batch": size, "accumulate": -(-embedding.batch // size), "amp": model.amp}
+                {"micro_batch": size, "accumulate": -(-windows // size), "amp": model.amp}
                 for size in model.micro_batches
             ]
         if model.kind == "linear":
@@ -207,7 +219,7 @@ class TrainWorkload:
     def probes(self, setting: Setting) -> Sequence[Probe]:
         """The baselines of reading and of all later phases, and an embedding's step."""
         threads, embedding = self.request.threads, self.priced_embedding
-        baselines = training_probes(self.request.model.kind, threads)
+        baselines = training_probes(self.request.model.kind, threads, self.request.world.size)
         if embedding is None:
             return baselines
         micro_batch, amp = int(setting["micro_batch"]), str(setting["amp"])
@@ -251,6 +263,7 @@ class TrainWorkload:
                 after=[*(["suggest"] if request.trials > 1 else []), "validate", "evaluate", "write"],
             )
             terms += self.evaluating_terms(setting, "validate", min(MOST_VALIDATION_USERS, facts.users), facts.longest)
+            terms += ranks_terms(request.world, 0, ("fit",))
         elif request.model.kind == "linear":
             return Footprint.of([*terms, *self._linear_terms(setting)])
         else:

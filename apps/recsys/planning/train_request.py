@@ -18,6 +18,7 @@ from apps.recsys.planning.requests import layout_of
 from apps.recsys.planning.resume_settings import DECIDES
 from common.errors import UsageError
 from common.training import amp
+from common.training.distributed.world import ONE, World
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,6 +76,8 @@ class TrainRequest:
         Seed of the random numbers; threads of the computation.
     notes
         Sentences for the user: old names that were read, a precision that is emulated.
+    world
+        The ranks that train together, and which of them this is.
     """
 
     model: ModelOptions = field(metadata=DECIDES)
@@ -87,8 +90,15 @@ class TrainRequest:
     seed: int = field(default=0, metadata=DECIDES)
     threads: int
     notes: tuple[str, ...] = ()
+    world: World = ONE
 
     def __post_init__(self) -> None:
+        if self.world.size > 1:
+            if self.model.kind != "embedding":
+                raise UsageError(f"--model {self.model.kind}: several ranks train --model embedding only")
+            if self.trials:
+                raise UsageError("--tune does not run under torchrun; search with one process")
+            self.world.check_batch(int(self.model.hyper["batch"]))
         if self.trials and not self.space:
             raise UsageError("--tune: the command line fixes all that could be searched")
 
@@ -129,7 +139,8 @@ class TrainRequest:
             resume=args.resume,
             seed=args.seed,
             threads=args.threads,
-            notes=tuple(notes),
+            notes=tuple(notes) if args.world.leads else (),
+            world=args.world,
         )
 
     def with_settings(self, settings: Mapping[str, Any]) -> TrainRequest:

@@ -27,6 +27,7 @@ from common.compression.stored import StoredRows
 from common.errors import BadInput
 from common.memory.process import glibc
 from common.training import checkpoint
+from common.training.distributed.group import LostRank
 from common.training.resume import resume
 
 if TYPE_CHECKING:
@@ -134,8 +135,9 @@ class Trainer:
         plan = session.plan
         with session.phase("arrange"):
             fixed = fixed_inputs(self.history, self.kept, config.network, seed=config.seed)
+        self.group = session.group
         self.network, self.optimizer, self.step = make_step(
-            config.network, micro_batch=plan["micro_batch"], amp=plan["amp"], fixed=fixed
+            config.network, micro_batch=plan["micro_batch"], amp=plan["amp"], fixed=fixed, group=self.group
         )
         self.step.training.on_shrink = lambda size: session.say(
             f"an allocation failed: continuing with micro-batches of {size}"
@@ -158,7 +160,17 @@ class Trainer:
             ``resume`` is set, and there is no checkpoint of this training.
         KeyboardInterrupt
             The session is stopping; a checkpoint has been written.
+        LostRank
+            Another rank has ended; a checkpoint has been written.
         """
+        try:
+            return self._run()
+        except LostRank as error:
+            self._save(left_alone=True)
+            after = f"stopped in epoch {self.at.epoch + 1}, after {self.at.batches} batches"
+            raise LostRank(f"{error}: {after}; the same command continues from there") from None
+
+    def _run(self) -> EmbeddingNetwork:
         self._continue()
         config, at = self.config, self.at
         with self.session.progress(total=config.epochs, unit="epoch", label="fit") as bar:
@@ -176,7 +188,7 @@ class Trainer:
                     with self.session.phase("validate"):
                         self._validate(loss)
                 self._save()
-        if self.hidden is not None and at.best_epoch < at.epoch:
+        if self.hidden is not None and at.best_epoch < at.epoch and self.group.leads:
             checkpoint.restore(config.checkpoints / BEST, network=self.network, optimizer=self.optimizer)
         return self.network
 
@@ -192,18 +204,19 @@ class Trainer:
             if not math.isfinite(total):
                 raise ArithmeticError(f"the loss is not finite in epoch {at.epoch + 1}; try a smaller learning_rate")
             at.batches += 1
-            if self.session.stopping:
+            late = self.group.leads and time.monotonic() - self._saved > CHECKPOINT_SECONDS
+            stopping, due = self.group.sums([self.session.stopping, late])
+            if stopping or due:
                 self._save()
+            if stopping:
                 raise KeyboardInterrupt
-            if time.monotonic() - self._saved > CHECKPOINT_SECONDS:
-                self._save()
         bar.update()
         return total / batches if batches else math.nan
 
     def _validate(self, loss: float) -> None:
         """Rank for the users whose items were hidden; keep the network if no epoch was better."""
         at = self.at
-        scores = validate(self)
+        scores = self.group.of_leader(dict(validate(self)) if self.group.leads else None)
         reached = scores[METRIC]
         if reached > at.best:
             at.best, at.best_epoch = reached, at.epoch
@@ -214,37 +227,45 @@ class Trainer:
         )
         self.callback(at.epoch, lambda: scores)
 
-    def _write(self, path: Path) -> None:
+    def _write(self, path: Path, *, left_alone: bool = False) -> None:
+        """Write a checkpoint: all ranks have the same. The first writes it, which may be the one that has ended."""
+        if not (self.group.leads or (left_alone and self.group.world.beside_leader)):
+            return
         path.parent.mkdir(parents=True, exist_ok=True)
         state = {"progress": asdict(self.at), "settings": self.config.settings}
         checkpoint.save(path, network=self.network, optimizer=self.optimizer, state=state)
 
-    def _save(self) -> None:
+    def _save(self, *, left_alone: bool = False) -> None:
         now = time.monotonic()
         self.at.seconds += now - self._began
         self._began = self._saved = now
-        self._write(self.config.checkpoints / checkpoint.LAST)
+        self._write(self.config.checkpoints / checkpoint.LAST, left_alone=left_alone)
 
     def _continue(self) -> None:
         """Continue from the checkpoint, if there is one of the same training."""
-        config = self.config
+        last = self.config.checkpoints / checkpoint.LAST
+        found = self._checkpoint(last) if self.group.leads else None
+        progress = self.group.of_leader(None if found is None else asdict(found[0]))
+        if progress is not None:
+            tensors = self.group.tensors_of_leader({} if found is None else found[1])
+            checkpoint.apply(tensors, last, network=self.network, optimizer=self.optimizer)
+            self.at = Progress(**progress)
 
-        def load(path: Path) -> Progress:
-            checkpoint.restore(path, network=self.network, optimizer=self.optimizer)
-            return Progress(**checkpoint.read_state(path)["progress"])
-
-        progress = resume(
-            config.checkpoints / checkpoint.LAST,
-            config.settings,
+    def _checkpoint(self, last: Path) -> tuple[Progress, dict[str, torch.Tensor]] | None:
+        """Progress and tensors of the checkpoint, if there is one to continue from."""
+        return resume(
+            last,
+            self.config.settings,
             read_settings=lambda path: checkpoint.read_state(path)["settings"],
-            load=load,
-            progress=lambda at: f"in epoch {at.epoch + 1}, after {at.batches} batches",
-            output=config.checkpoints.parent,
-            required=config.resume,
+            load=lambda path: (
+                Progress(**checkpoint.read_state(path)["progress"]),
+                checkpoint.read_tensors(path),
+            ),
+            progress=lambda found: f"in epoch {found[0].epoch + 1}, after {found[0].batches} batches",
+            output=last.parent.parent,
+            required=self.config.resume,
             say=self.session.say,
         )
-        if progress is not None:
-            self.at = progress
 
 
 def priors(trainer: Trainer) -> NDArray[np.float32] | None:

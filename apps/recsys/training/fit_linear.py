@@ -18,6 +18,7 @@ from apps.recsys.data.csr_store import History
 from apps.recsys.data.splits import HeldOut, Kept
 from apps.recsys.evaluation.metrics import Tally
 from apps.recsys.models import weights
+from apps.recsys.models.linear.coded import code_tensors
 from apps.recsys.models.linear.filter import code_weights
 from apps.recsys.models.linear.log import TRAINED, Log, forget_trained, write_trained
 from apps.recsys.models.linear.options import AUTO, chooses
@@ -271,7 +272,7 @@ class LinearTrainer:
         if bits == 32:
             return {weights.SPECTRUM: vectors}
         parts = code_weights(eigenvalues, chosen.form, chosen.saturation)
-        return weights.code_tensors(Codes.of(vectors, bits, seed=self.config.seed, weights=parts))
+        return code_tensors(Codes.of(vectors, bits, seed=self.config.seed, weights=parts))
 
     def compare(self, hidden: HeldOut) -> dict[Candidate, float]:
         """The mean metric on the hidden items of each candidate, by rounds (``Search``)."""

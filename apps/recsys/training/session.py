@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from common.memory.plan.plan import Plan
 from common.memory.process.budget import MemoryBudget
+from common.training.distributed.group import Group
 
 
 class TrainingSession(Protocol):
@@ -25,6 +26,11 @@ class TrainingSession(Protocol):
     @property
     def threads(self) -> int:
         """Threads to compute with."""
+        ...
+
+    @property
+    def group(self) -> Group:
+        """The ranks that train together."""
         ...
 
     @property

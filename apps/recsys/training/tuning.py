@@ -57,7 +57,7 @@ class TrialSession:
 
     def __init__(self, session: Session, plan: Plan) -> None:
         self._session, self.plan = session, plan
-        self.threads, self.budget = session.threads, session.budget
+        self.threads, self.budget, self.group = session.threads, session.budget, session.group
 
     @property
     def stopping(self) -> bool:

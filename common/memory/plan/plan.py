@@ -110,6 +110,19 @@ class Plan:
         """Return the plan with a further term; the same if it has no bytes."""
         return replace(self, footprint=Footprint.of([*self.footprint.terms, term]))
 
+    @classmethod
+    def received(cls, written: Mapping[str, Any]) -> "Plan":
+        """Make the plan again that another rank has sent as ``to_json``, without the rejected settings."""
+        terms = [Term(**{**term, "phases": tuple(term["phases"])}) for term in written["terms"]]
+        knobs = tuple(sorted(written["knobs"].items()))
+        return cls(
+            written["workload"],
+            knobs,
+            Footprint.of(terms),
+            offered=written["offered"],
+            slowdown=written["slowdown"],
+        )
+
     def to_json(self) -> dict[str, Any]:
         """Return the ``plan`` object of ``run.json``, with the command's name, which ``--plan`` checks."""
         return {

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from common.errors import EXIT_DOES_NOT_FIT
 from common.memory.process import glibc
-from common.memory.process.budget import MIB, format_size, memory_cgroups
+from common.memory.process.budget import MIB, format_size, memory_cgroups, total_memory
 from common.memory.process.meter import _status, anonymous, resident
 
 WALL = "PEAKLINE_HARD_WALL"
@@ -236,6 +236,12 @@ def lower_hard_wall(ceiling: int, held: int) -> bool:
         return held <= ceiling
     others = max(0, held - _charged(cgroup))
     return limit(cgroup, max(0, ceiling - others))
+
+
+def lift_hard_wall() -> None:
+    """Raise the limit of this process's cgroup to all memory, until ``lower_hard_wall`` sets it again."""
+    if (cgroup := standing()) is not None:
+        limit(cgroup, total_memory())
 
 
 def _charged(cgroup: Path) -> int:

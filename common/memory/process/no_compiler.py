@@ -9,14 +9,14 @@ import sys
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 PACKAGE = "torch._dynamo"
 
 
 class _NoCompiler(ModuleType):
-    """Stands in for ``torch._dynamo``: its settings, and the two functions that eager code calls."""
+    """Stands in for ``torch._dynamo``: its settings, and the functions that eager code calls."""
 
     @staticmethod
     def graph_break(*_: Any, **__: Any) -> None:
@@ -26,6 +26,11 @@ class _NoCompiler(ModuleType):
     def disable(function: Any = None, *_: Any, **__: Any) -> Any:
         """Return the function, which nothing compiles; without one, a decorator that does so."""
         return (lambda decorated: decorated) if function is None else function
+
+    utils = SimpleNamespace(get_optimize_ddp_mode=lambda: "no_optimization")
+    """``DistributedDataParallel`` asks whether a compiler cuts graphs where gradients are added up."""
+    trace_rules = SimpleNamespace(clear_lru_cache=lambda: None)
+    """A process group empties the compiler's caches when it is made."""
 
     def __getattr__(self, name: str) -> Any:
         if name == "config":

@@ -14,6 +14,14 @@ Knob = int | float | str
 ExitCode = Literal[0, 1, 2, 3, 4, 130]
 
 
+class RanksJson(TypedDict):
+    """The ranks of a training under ``torchrun``."""
+
+    size: Annotated[int, ("minimum", 2)]
+    peak_bytes: list[int]
+    """Measured peak of each rank, in the order of ranks."""
+
+
 class BudgetJson(TypedDict):
     """The ceilings."""
 

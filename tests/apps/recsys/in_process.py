@@ -6,6 +6,7 @@ from typing import Any
 
 from apps.recsys import cli
 from common.memory.process.budget import MemoryBudget
+from common.training.distributed.group import ALONE
 
 
 class Bar:
@@ -24,7 +25,7 @@ class Bar:
 class InProcess:
     """The parts of ``common.cli.session.CommandSession`` that commands use, with the first setting of their work."""
 
-    stopping, quiet, threads = False, True, 1
+    stopping, quiet, threads, group = False, True, 1, ALONE
 
     def __init__(self, request: Any, workload: Any) -> None:
         self.request, self.workload, self.plan = request, workload, next(iter(workload.settings()))

@@ -1,6 +1,7 @@
 """A few random sessions are judged by the tests; here is what both applications share.
 
-They are the same in every run, so that a commit which passed passes again. ``make bench-promise ONLY='random-*'`` draws new ones.
+They are the same in every run, so that a commit which passed passes again. ``make bench-promise ONLY='random-*'``
+draws new ones.
 """
 
 import time

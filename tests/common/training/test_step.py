@@ -92,7 +92,7 @@ def test_losses_equal_monai():
     batch = [logits, classes.to(torch.uint8)]
     ours, coupled = DiceCrossEntropy(), BatchDiceCrossEntropy()
     of_samples = sum(s / c for s, c in zip(ours.sums(logits, batch), ours.counts(batch), strict=True))
-    of_batch = coupled.value(coupled.rows(logits, batch), batch)
+    of_batch = coupled.value(coupled.rows(logits, batch), coupled.facts(batch))
     for value, together in ((of_samples, False), (of_batch, True)):
         reference = DiceCELoss(to_onehot_y=True, softmax=True, include_background=False, batch=together)
         # MONAI's smoothing constants are float32.

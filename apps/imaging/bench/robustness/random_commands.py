@@ -149,7 +149,20 @@ def trainings(draw: Callable[[st.SearchStrategy[Any]], Any]) -> TrainSession:
         "init": st.just(["hippocampus"]),
         "set": st.sampled_from(("batch=1", "batch=3", "mirror=", "clip=0", "optimizer=sgd")).map(lambda pair: [pair]),
     }
-    left_out = ("steps", "epochs", "time", "resume", "no_fold", "run", "skip_bad", "distill")
+    left_out = (
+        "steps",
+        "epochs",
+        "time",
+        "resume",
+        "no_fold",
+        "run",
+        "skip_bad",
+        "distill",
+        "world_size",
+        "synthesize",
+        "layers",
+        "spacing",
+    )
     words = random_commands.options(random_commands.command_parser(parser(), "train"), draw, values, left_out)
     cases, side, classes = draw(st.integers(3, 6)), draw(st.integers(16, 40)), draw(st.integers(2, 5))
     return TrainSession(cases, side, classes, ("--steps", str(draw(st.integers(2, 6))), *words))

@@ -1,4 +1,4 @@
-"""Training patches: where they are cut and how they are augmented. All random choices follow from (seed, step).
+"""Training patches: where they are cut and how they are augmented. Random choices follow from (seed, step, sample).
 
 Volumes are in memory or, if the plan says so, in an uncompressed file of which only the patch is read.
 """
@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from apps.imaging.training.data.prepared import Classes, Image, is_foreground
 from apps.imaging.volumes.volume import Shape
+from common.training.distributed.world import ONE, World
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -142,9 +143,11 @@ class Sampler:
     seed: int
     mirror: str = "xyz"
     """Axes along which a patch may be reversed; leave out x where left and right are different labels."""
+    world: World = ONE
+    """The rank whose share of the batch is drawn."""
 
     def __call__(self, step: int) -> "list[Tensor]":
-        """Draw the batch of one step.
+        """Draw this rank's samples of the batch of one step.
 
         Returns
         -------
@@ -153,11 +156,11 @@ class Sampler:
         """
         import torch
 
-        random = np.random.default_rng((self.seed, step))
-        images = torch.empty(self.batch, self.volumes.channels, *self.patch)
-        classes = torch.empty(self.batch, *self.patch, dtype=torch.uint8)
-        for image, label in zip(images, classes, strict=True):
-            self._one(random, image, label)
+        share = self.world.share(self.batch)
+        images = torch.empty(len(share), self.volumes.channels, *self.patch)
+        classes = torch.empty(len(share), *self.patch, dtype=torch.uint8)
+        for sample, image, label in zip(share, images, classes, strict=True):
+            self._one(np.random.default_rng((self.seed, step, sample)), image, label)
         return [images, classes]
 
     def _one(self, random: np.random.Generator, image: "Tensor", label: "Tensor") -> None:

@@ -1,4 +1,4 @@
-"""Training patches whose images are synthesised from label maps. All random choices follow from (seed, step)."""
+"""Training patches whose images are synthesised from label maps. Random choices follow from (seed, step, sample)."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -9,6 +9,7 @@ from apps.imaging.training.data.label_table import LabelTable
 from apps.imaging.training.data.patch_sampling import Volumes, turned
 from apps.imaging.training.data.synthesis import BEND, Spacing, Tissues, cut, paint
 from apps.imaging.volumes.volume import Shape
+from common.training.distributed.world import ONE, World
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,9 +32,11 @@ class SynthesisSampler:
     seed: int
     mirror: str = "x"
     """Axes along which a patch may be reversed; leave out x where left and right are different classes."""
+    world: World = ONE
+    """The rank whose share of the batch is drawn."""
 
     def __call__(self, step: int) -> "list[Tensor]":
-        """Draw the batch of one step.
+        """Draw this rank's samples of the batch of one step.
 
         Returns
         -------
@@ -42,10 +45,11 @@ class SynthesisSampler:
         """
         import torch
 
-        random = np.random.default_rng((self.seed, step))
-        images = torch.empty(self.batch, 1, *self.patch)
-        classes = torch.empty(self.batch, *self.patch, dtype=torch.uint8)
-        for image, label in zip(images, classes, strict=True):
+        share = self.world.share(self.batch)
+        images = torch.empty(len(share), 1, *self.patch)
+        classes = torch.empty(len(share), *self.patch, dtype=torch.uint8)
+        for sample, image, label in zip(share, images, classes, strict=True):
+            random = np.random.default_rng((self.seed, step, sample))
             values, members = paint(random, self._cut(random), self.table, self.spacing)
             values *= np.float32(random.uniform(*FIELD_FACTOR))
             values += np.float32(random.uniform(*FIELD_OFFSET))

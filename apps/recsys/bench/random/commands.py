@@ -98,7 +98,15 @@ def sessions(draw: Callable[[st.SearchStrategy[Any]], Any]) -> RecsysSession:
         "delimiter": st.just(["tab" if table.format == "tsv" else ","]),
         "decimal": st.just(["."]),
     }
-    left_out = ("model", "items", "resume", "no_header", *COLUMNS, *(() if kind == "embedding" else EMBEDDING_ONLY))
+    left_out = (
+        "model",
+        "items",
+        "resume",
+        "no_header",
+        "world_size",
+        *COLUMNS,
+        *(() if kind == "embedding" else EMBEDDING_ONLY),
+    )
     left_out += () if kind in SETTINGS else ("set",)
     left_out += () if kind in IN_PASSES else ("epochs", "tune")
     options = random_commands.options(random_commands.command_parser(parser(), "train"), draw, values, left_out)
@@ -111,7 +119,7 @@ def sessions(draw: Callable[[st.SearchStrategy[Any]], Any]) -> RecsysSession:
 @st.composite
 def _answers(draw: Callable[[st.SearchStrategy[Any]], Any], table: Table) -> tuple[str, ...]:
     """Draw a command on the model."""
-    command = draw(st.sampled_from(("recommend", "evaluate", "similar")))
+    command = draw(st.sampled_from(("recommend", "evaluate", "similar", "compress")))
     # The first items are the popular ones, which filters rarely drop.
     items = _log(1, 2000).map(lambda count: ",".join(table.item(n) for n in range(min(count, 1 + table.items // 3))))
     values = SHARED_VALUES | {
@@ -124,8 +132,13 @@ def _answers(draw: Callable[[st.SearchStrategy[Any]], Any], table: Table) -> tup
         "metrics": st.sampled_from((["ndcg"], ["recall@50,hr@1"], ["coverage,map@300"])),
         "delimiter": st.just([","]),
         "decimal": st.just(["."]),
+        "dimensions": one_word(st.integers(1, 96)),
+        "rounds": one_word(st.integers(0, 2)),
     }
     who: list[str] = []
+    if command == "compress":
+        size = st.sampled_from([["--target-bytes", "20"], ["--target-bytes", "2"], ["--bits", "1"], ["--bits", "4"]])
+        who = ["-o", "FOLDER/small", *draw(size)]
     if command == "recommend":
         user = ["--user", table.user(draw(st.integers(0, 3)))]
         who = draw(st.sampled_from([user, ["--all-users", "-o", "FOLDER/lists.parquet"], ["--history", draw(items)]]))
@@ -133,7 +146,7 @@ def _answers(draw: Callable[[st.SearchStrategy[Any]], Any], table: Table) -> tup
         who = ["--item", table.item(draw(st.integers(0, 3)))]
     left_out = (
         *("user", "users", "command", "history", "histories", "history_file", "item", "candidates", "against"),
-        *("test", "negatives", "protocol", "no_header", "part", "format", *COLUMNS),
+        *("test", "negatives", "protocol", "no_header", "part", "format", "target_bytes", "bits", *COLUMNS),
     )
     words = random_commands.options(random_commands.command_parser(parser(), command), draw, values, left_out)
     return (command, *who, *words)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from apps.recsys.models.als.als_matrices import Sides
-    from apps.recsys.models.scan.rows import ItemRows
+    from apps.recsys.models.scan.rows import Rows
 
 HYPER: Mapping[str, Any] = {
     "alpha": 2.0,
@@ -138,7 +138,7 @@ def gramian(item_factors: NDArray[np.float32]) -> NDArray[np.float32]:
 
 def fold_in(
     shared: NDArray[np.float32],
-    item_factors: NDArray[np.float32] | ItemRows,
+    item_factors: NDArray[np.float32] | Rows,
     items: NDArray[np.integer[Any]],
     confidences: NDArray[np.float32],
     hyper: Mapping[str, Any],
@@ -172,7 +172,7 @@ def fold_in(
 
 def contributions(
     shared: NDArray[np.float32],
-    item_factors: NDArray[np.float32] | ItemRows,
+    item_factors: NDArray[np.float32] | Rows,
     items: NDArray[np.integer[Any]],
     confidences: NDArray[np.float32],
     hyper: Mapping[str, Any],

@@ -27,6 +27,7 @@ from apps.recsys.models.embedding.embedding_config import ABSENT, EmbeddingConfi
 from apps.recsys.models.embedding.table_codes import NO_FIXED_INPUTS, FixedInputs
 from common.compression.embeddings import EmbeddingTable, TableOptimizer
 from common.compression.stored import Start
+from common.training.distributed.group import ALONE, Group
 from common.training.step import TrainingStep
 
 if TYPE_CHECKING:
@@ -95,6 +96,10 @@ class EmbeddingNetwork(torch.nn.Module):
         """All tables that are trained."""
         return [table for table in (self.items, self.user_side, self.users) if table is not None]
 
+    def loaded(self) -> list[Tensor]:
+        """Rows that are loaded, of all tables."""
+        return [table.loaded for table in self.tables if table.loaded is not None]
+
     def load(self, batch: EmbeddingBatch) -> None:
         """Read the rows that a batch touches; call it before ``forward``."""
         for table in self.tables:
@@ -145,7 +150,10 @@ class EmbeddingNetwork(torch.nn.Module):
 
 
 class EmbeddingStep:
-    """One optimiser step on a batch: a ``TrainingStep`` between reading rows and writing them."""
+    """One optimiser step on a batch: a ``TrainingStep`` between reading rows and writing them.
+
+    Every rank has whole tables and loads all rows of a batch; each computes some of its windows.
+    """
 
     def __init__(self, network: EmbeddingNetwork, training: TrainingStep) -> None:
         self.network, self.training = network, training
@@ -153,11 +161,17 @@ class EmbeddingStep:
     def __call__(self, batch: EmbeddingBatch) -> Tensor:
         """Train on the batch; returns the mean loss over its targets, a scalar."""
         self.network.load(batch)
-        return self.training([batch.windows])
+        share = self.training.group.world.share(len(batch.windows))
+        return self.training([batch.windows[share.start : share.stop]])
 
 
 def make_step(
-    config: EmbeddingConfig, *, micro_batch: int, amp: str = "off", fixed: FixedInputs = NO_FIXED_INPUTS
+    config: EmbeddingConfig,
+    *,
+    micro_batch: int,
+    amp: str = "off",
+    fixed: FixedInputs = NO_FIXED_INPUTS,
+    group: Group = ALONE,
 ) -> tuple[EmbeddingNetwork, TableOptimizer, EmbeddingStep]:
     """Build network, optimiser and step, for training and for pricing.
 
@@ -171,6 +185,8 @@ def make_step(
         ``"bf16"``: dot products with the negatives in bfloat16; ``"off"``: in float32.
     fixed
         Fixed inputs of the tables' rows.
+    group
+        The ranks that train it together.
     """
     loss = {
         "softmax": losses.softmax,
@@ -179,7 +195,9 @@ def make_step(
     }[config.loss]
     network = EmbeddingNetwork(config, fixed)
     optimizer = TableOptimizer(network.tables, config.learning_rate)
-    training = TrainingStep(network, optimizer, losses.MeanOverTargets(loss), micro_batch, amp)
+    training = TrainingStep(
+        network, optimizer, losses.MeanOverTargets(loss), micro_batch, amp, group=group, leaves=network.loaded
+    )
     return network, optimizer, EmbeddingStep(network, training)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from apps.recsys.models.scan.rows import LEAST_LENGTH, ItemRows, Lengths, row_lengths
+from apps.recsys.models.scan.rows import LEAST_LENGTH, Lengths, Rows, row_lengths
 
 if TYPE_CHECKING:
     import numpy as np
@@ -50,7 +50,7 @@ NEWTON_STEPS = 2
 """Steps of ``fold_in_newton``; a third does not change a ranking measurably."""
 
 
-def least_squares(item_factors: NDArray[np.float32] | ItemRows, hyper: Mapping[str, Any]) -> Encoder:
+def least_squares(item_factors: NDArray[np.float32] | Rows, hyper: Mapping[str, Any]) -> Encoder:
     """The encoder of ``ials``: the least-squares solution for one user (``ials.fold_in``).
 
     Parameters
@@ -63,7 +63,7 @@ def least_squares(item_factors: NDArray[np.float32] | ItemRows, hyper: Mapping[s
     from apps.recsys.models.als import ials
     from apps.recsys.models.als.confidence import confidence
 
-    shared = item_factors.gramian() if isinstance(item_factors, ItemRows) else ials.gramian(item_factors)
+    shared = item_factors.gramian() if isinstance(item_factors, Rows) else ials.gramian(item_factors)
 
     def fold_in(items: NDArray[Any], values: NDArray[np.float32]) -> NDArray[np.float32]:
         return ials.fold_in(shared, item_factors, items, confidence(values, hyper), hyper)
@@ -82,7 +82,7 @@ def constant() -> Encoder:
 
 
 def fold_in_newton(
-    item_factors: NDArray[np.float32] | ItemRows, negatives: NDArray[np.float32], hyper: Mapping[str, Any]
+    item_factors: NDArray[np.float32] | Rows, negatives: NDArray[np.float32], hyper: Mapping[str, Any]
 ) -> Encoder:
     """The encoder of ``bpr``: the vector that ranks a user's items best above sampled negatives, by Newton's method.
 
@@ -136,7 +136,14 @@ def _normalise(item_factors: NDArray[np.float32]) -> NDArray[np.float32]:
     return lengths
 
 
-def fold_in_gradient(item_factors: NDArray[np.float32], hyper: Mapping[str, Any]) -> Encoder:
+def _unit_length(vectors: NDArray[np.float32] | Rows) -> NDArray[np.float32] | Lengths:
+    """Divide each vector by its length, in place; returns the lengths."""
+    return vectors.normalise() if isinstance(vectors, Rows) else _normalise(vectors)
+
+
+def fold_in_gradient(
+    vectors: NDArray[np.float32] | Rows, hyper: Mapping[str, Any], prior: NDArray[np.float32] | None = None
+) -> Encoder:
     """The encoder of an embedding with learned user vectors: gradient steps on the loss from the mean of the items.
 
     Trained user vectors lag behind the item vectors, so all are recomputed: they rank better (``docs/recsys.md``), and
@@ -144,17 +151,17 @@ def fold_in_gradient(item_factors: NDArray[np.float32], hyper: Mapping[str, Any]
 
     Parameters
     ----------
-    item_factors
-        Shape (items, factors), and one more column if the model has a ``prior``. The vectors are divided by their
-        lengths, in place.
+    vectors
+        Of the items, shape (items, factors). They are divided by their lengths, in place.
     hyper
         Hyper-parameters of the model.
+    prior
+        What is added to each item's score, shape (items,), if the model has a ``prior``: users' vectors then have one
+        more number, which is 1.
     """
     import numpy as np
 
-    prior = item_factors[:, -1] if hyper.get("prior") else None
-    vectors = item_factors if prior is None else item_factors[:, :-1]
-    _normalise(vectors)
+    _unit_length(vectors)
     if prior is None:
         chosen, offsets = _sampled(np.zeros(len(vectors)))
     else:
@@ -222,7 +229,7 @@ def _sampled(log_weights: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArr
 
 def of_kind(
     kind: str,
-    item_factors: NDArray[np.float32] | ItemRows,
+    item_factors: NDArray[np.float32] | Rows,
     hyper: Mapping[str, Any],
     *,
     negatives: NDArray[np.int32] | None = None,
@@ -248,26 +255,34 @@ def of_kind(
 
 
 def embedding(
-    item_factors: NDArray[np.float32], user_side: NDArray[np.float32] | None, hyper: Mapping[str, Any]
+    item_factors: NDArray[np.float32] | Rows,
+    user_side: NDArray[np.float32] | Rows | None,
+    hyper: Mapping[str, Any],
+    prior: NDArray[np.float32] | None = None,
 ) -> Encoder:
     """The encoder of an embedding, by its ``user_vectors``.
 
     Parameters
     ----------
     item_factors
-        Shape (items, factors), with a column for the prior if there is one. May be changed in place.
+        Shape (items, factors), with a column for the prior if there is one and it is not given. May be changed in
+        place.
     user_side
         Vectors of the items as parts of users, shape (items, factors); ``None``: the same as ``item_factors``.
     hyper
         Hyper-parameters of the model.
+    prior
+        As ``fold_in_gradient``.
     """
     if hyper.get("user_vectors", "history") == "learned":
-        return fold_in_gradient(item_factors, hyper)
+        if prior is None and hyper.get("prior") and not isinstance(item_factors, Rows):
+            item_factors, prior = item_factors[:, :-1], item_factors[:, -1]
+        return fold_in_gradient(item_factors, hyper, prior)
     return sum_of_items(item_factors, user_side, cosine=hyper["loss"] != "bpr")
 
 
 def sum_of_items(
-    item_factors: NDArray[np.float32] | ItemRows, user_side: NDArray[np.float32] | ItemRows | None, *, cosine: bool
+    item_factors: NDArray[np.float32] | Rows, user_side: NDArray[np.float32] | Rows | None, *, cosine: bool
 ) -> Encoder:
     """Sum of the vectors of the items, divided by the root of their number or, for cosines, by its length.
 
@@ -284,7 +299,7 @@ def sum_of_items(
 
     lengths: NDArray[np.float32] | Lengths | None = None
     if cosine:
-        lengths = item_factors.normalise() if isinstance(item_factors, ItemRows) else _normalise(item_factors)
+        lengths = _unit_length(item_factors)
 
     def lengths_of(items: NDArray[Any]) -> NDArray[np.float32]:
         return np.ones(len(items), np.float32) if lengths is None else lengths[items]

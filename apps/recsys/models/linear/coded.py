@@ -8,9 +8,13 @@ the term of the scores, and only the rows are stored. The float32 numbers of all
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from apps.recsys.models import weights
 from common.compression.codes import BLOCK_ROWS, Codes
+from common.compression.row_codes import RowCodes
+from common.errors import BadInput
 
 if TYPE_CHECKING:
     import numpy as np
@@ -22,7 +26,7 @@ if TYPE_CHECKING:
 class CodedSpectrum:
     """What a filter adds to the scores: ``- W W' x`` with W as codes (see ``filter.SpectralTerm``)."""
 
-    def __init__(self, codes: Codes) -> None:
+    def __init__(self, codes: Codes | RowCodes) -> None:
         self.codes = codes
 
     def product(self, questions: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -63,7 +67,7 @@ class CodedScorer:
         b.
     """
 
-    def __init__(self, codes: Codes, counts: NDArray[np.int32], *, degree_power: float) -> None:
+    def __init__(self, codes: Codes | RowCodes, counts: NDArray[np.int32], *, degree_power: float) -> None:
         import numpy as np
 
         self.items, self._codes = len(codes), codes
@@ -142,3 +146,28 @@ class CodedScorer:
             vectors[span] = self._codes.decode(span, workspace)
         vectors *= self._weights[:, None]
         return vectors
+
+
+def read_codes(path: Path, *, factors: int, bits: int) -> Codes:
+    """The spectrum of a linear model as codes of ``bits`` bits, with ``factors`` numbers a row.
+
+    Raises
+    ------
+    BadInput
+        As ``weights.read``, or a scale is negative or not finite.
+    """
+    import numpy as np
+
+    packed, scales, unit = (weights.tensor(path, name) for name in (weights.SPECTRUM, weights.SCALES, weights.UNIT))
+    with np.errstate(over="ignore", invalid="ignore"):
+        largest = scales.max(initial=0).astype(np.float32) * unit * np.float32(1 << bits)
+    if not (np.isfinite(largest).all() and (unit >= 0).all() and (scales >= 0).all()):
+        raise BadInput(
+            f"{path}: {weights.SCALES} or {weights.UNIT} has numbers that cannot be scales", public="weights unreadable"
+        )
+    return Codes(packed, scales, unit, factors, bits)
+
+
+def code_tensors(codes: Codes) -> dict[str, NDArray[Any]]:
+    """A spectrum as codes, by the names of its tensors."""
+    return {weights.SPECTRUM: codes.packed, weights.SCALES: codes.scales, weights.UNIT: codes.unit}

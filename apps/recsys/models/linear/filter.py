@@ -22,6 +22,7 @@ from apps.recsys.models.linear.readers import POPULAR, Readers, ReaderScores
 from apps.recsys.models.linear.spectral import Spectrum, response, spectral_scorer
 from apps.recsys.models.scorers import Scorer
 from common.compression.codes import BLOCK_ROWS, Codes
+from common.compression.row_codes import RowCodes
 
 if TYPE_CHECKING:
     import numpy as np
@@ -108,7 +109,7 @@ class FilterScorer:
         degree_power: float,
         item_power: float = 0.5,
         saturation: float = 1.0,
-        spectrum: Spectrum | Codes | None = None,
+        spectrum: Spectrum | Codes | RowCodes | None = None,
         readers: Readers | None = None,
     ) -> None:
         import numpy as np
@@ -249,10 +250,10 @@ class FilterScorer:
         return alike.closeness(self._log, self.by_readers.readers if self.by_readers is not None else None, rows)
 
 
-def _term(spectrum: Spectrum | Codes | None, saturation: float) -> SpectralTerm | None:
+def _term(spectrum: Spectrum | Codes | RowCodes | None, saturation: float) -> SpectralTerm | None:
     if spectrum is None:
         return None
-    return CodedSpectrum(spectrum) if isinstance(spectrum, Codes) else _Change(spectrum, saturation)
+    return CodedSpectrum(spectrum) if isinstance(spectrum, (Codes, RowCodes)) else _Change(spectrum, saturation)
 
 
 def shared_scores(
@@ -288,7 +289,7 @@ def linear_scorer(
     log: Log,
     counts: NDArray[np.int32],
     hyper: Mapping[str, Any],
-    spectrum: Spectrum | Codes | None,
+    spectrum: Spectrum | Codes | RowCodes | None,
     readers: Readers | None = None,
 ) -> Scorer:
     """Make the scorer of a linear model.
@@ -304,7 +305,7 @@ def linear_scorer(
     """
     power, saturation = float(hyper["degree_power"]), float(hyper["saturation"])
     if hyper["form"] == "spectral" and spectrum is not None:
-        if isinstance(spectrum, Codes):
+        if isinstance(spectrum, (Codes, RowCodes)):
             return CodedScorer(spectrum, counts, degree_power=power)
         return spectral_scorer(counts, spectrum, degree_power=power, saturation=saturation)
     numbers = {"degree_power": power, "item_power": item_power(hyper), "saturation": saturation}

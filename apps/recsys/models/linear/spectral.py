@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from apps.recsys.models import weights
 from apps.recsys.models.embedding.user_encoders import Encoder
-from apps.recsys.models.scan.rows import ItemRows
+from apps.recsys.models.scan.rows import ItemRows, Rows
 from apps.recsys.models.scorers import FactorScorer
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ class Spectrum:
     eigenvalues: NDArray[np.float32]
 
 
-def encoder(vectors: NDArray[np.float32] | ItemRows, counts: NDArray[np.int32], *, degree_power: float) -> Encoder:
+def encoder(vectors: NDArray[np.float32] | Rows, counts: NDArray[np.int32], *, degree_power: float) -> Encoder:
     """The user's vector: the sum of the items' vectors, each divided by the item's number of users to the power 2 b.
 
     Parameters

@@ -1,8 +1,9 @@
-"""Item vectors on disk, read by rows: a stand-in for the matrix where a model is asked about few items at a time."""
+"""Item vectors by rows: stand-ins for the matrix where a model is asked about few items at a time, or keeps codes."""
 
 from __future__ import annotations
 
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +23,54 @@ LEAST_LENGTH = 1e-12
 """Lower bound on a vector's length before it divides."""
 
 
-class ItemRows:
+class Rows(ABC):
+    """Rows of a matrix that is not in memory as float32.
+
+    Parameters
+    ----------
+    rows, columns
+        Its shape.
+    """
+
+    def __init__(self, rows: int, columns: int) -> None:
+        self.shape = (rows, columns)
+        self._unit = False
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    @abstractmethod
+    def __getitem__(self, rows: NDArray[Any]) -> NDArray[np.float32]:
+        """The vectors of some rows, a new array of shape (n, factors)."""
+
+    @abstractmethod
+    def blocks(self) -> Iterator[tuple[slice, NDArray[np.float32]]]:
+        """Yield all rows in order, some at a time."""
+
+    def normalise(self) -> Lengths:
+        """Divide every row by its length from now on; returns the lengths."""
+        self._unit = True
+        return Lengths(self)
+
+    def lengths(self, rows: NDArray[Any]) -> NDArray[np.float32]:
+        """Lengths of some rows as they are stored, shape (n,)."""
+        self._unit, unit = False, self._unit
+        try:
+            return row_lengths(self[rows])
+        finally:
+            self._unit = unit
+
+    def gramian(self) -> NDArray[np.float32]:
+        """Product of the matrix with itself, shape (factors, factors)."""
+        import numpy as np
+
+        total = np.zeros((self.shape[1], self.shape[1]), np.float32)
+        for _, block in self.blocks():
+            total += block.T @ block
+        return total
+
+
+class ItemRows(Rows):
     """Rows of a matrix in ``weights.safetensors``, as float32. Reading one takes a microsecond from the page cache.
 
     Parameters
@@ -46,13 +94,9 @@ class ItemRows:
         self._scales = None if self._kind.kind == "f" else weights.tensor(path, f"{name}.scales")
         self._bytes = columns * self._kind.itemsize
         self._stream = path.open("rb")
-        self._unit = False
         self._columns: NDArray[np.float32] | None = None
         self._factors: Callable[[NDArray[Any] | slice], NDArray[np.float32]] | None = None
-        self.shape = (rows, columns * (2 if self._packed else 1))
-
-    def __len__(self) -> int:
-        return self.shape[0]
+        super().__init__(rows, columns * (2 if self._packed else 1))
 
     def __getitem__(self, rows: NDArray[Any]) -> NDArray[np.float32]:
         """The vectors of some rows, a new array of shape (n, factors).
@@ -92,28 +136,6 @@ class ItemRows:
         of them, from now on."""
         self._columns, self._factors = columns, factors
 
-    def normalise(self) -> Lengths:
-        """Divide every row by its length from now on; returns the lengths."""
-        self._unit = True
-        return Lengths(self)
-
-    def lengths(self, rows: NDArray[Any]) -> NDArray[np.float32]:
-        """Lengths of some rows as they are stored, shape (n,)."""
-        self._unit, unit = False, self._unit
-        try:
-            return row_lengths(self[rows])
-        finally:
-            self._unit = unit
-
-    def gramian(self) -> NDArray[np.float32]:
-        """Product of the matrix with itself, shape (factors, factors)."""
-        import numpy as np
-
-        total = np.zeros((self.shape[1], self.shape[1]), np.float32)
-        for _, block in self.blocks():
-            total += block.T @ block
-        return total
-
     def _decode(self, data: bytes, rows: NDArray[Any] | slice, room: NDArray[np.float32]) -> None:
         """Write rows as float32 into the first ones of ``room``."""
         import numpy as np
@@ -139,9 +161,9 @@ class ItemRows:
 
 
 class Lengths:
-    """Lengths of rows on disk, by their numbers."""
+    """Lengths of rows, by their numbers."""
 
-    def __init__(self, rows: ItemRows) -> None:
+    def __init__(self, rows: Rows) -> None:
         self._rows = rows
 
     def __getitem__(self, rows: NDArray[Any]) -> NDArray[np.float32]:

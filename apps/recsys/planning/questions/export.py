@@ -6,10 +6,13 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from apps.recsys.models.manifest import RecommenderManifest
+from apps.recsys.models.coded.stored import is_coded
+from apps.recsys.models.manifest import RecommenderManifest, spectrum_bits
 from apps.recsys.planning import embedding_terms, linear_terms
 from apps.recsys.planning.baselines import ANSWERING, LIBRARIES
+from apps.recsys.planning.compressing.terms import vector_terms
 from apps.recsys.planning.ranking_terms import model_terms
 from common.errors import UsageError
 from common.memory.costs import baseline
@@ -88,7 +91,18 @@ class ExportWorkload(OneSetting):
                 *model_terms(
                     users=manifest["users"], items=items, factors=embedding_terms.columns(manifest), phases=during
                 ),
-                *linear_terms.coded_terms(manifest, phases=during),
+                *_coded_terms(manifest, during),
                 Term("ids", batch * (ROW_BYTES + text), "measured", during),
             ]
         )
+
+
+def _coded_terms(manifest: RecommenderManifest, phases: tuple[str, ...]) -> list[Term]:
+    """Terms of a model's vectors as codes, besides the decoded ones."""
+    if is_coded(manifest):
+        return vector_terms(manifest, threads=1, phases=phases)
+    bits = spectrum_bits(manifest)
+    sizes: dict[str, Any] = {"factors": manifest["factors"], "bits": bits, "phases": phases}
+    return linear_terms.decoding_terms(**sizes, threads=1) + (
+        linear_terms.model_terms(items=manifest["items"], **sizes) if bits < 32 else []
+    )

@@ -10,6 +10,7 @@ from typing import Any
 
 from apps.recsys.data.columns import Columns, Layout
 from apps.recsys.data.staging import Filters
+from apps.recsys.models.coded.stored import is_coded
 from apps.recsys.models.popularity import ALL, window_of
 from apps.recsys.planning.model_options import DEFAULTS, ModelOptions
 from apps.recsys.planning.requests import layout_of
@@ -101,7 +102,7 @@ class UpdateRequest:
             )
         if self.keep_spectrum:
             is_filter = kind == "linear" and factors and manifest["hyper"]["form"] == "filter"
-            if not is_filter or manifest["hyper"].get("bits", 32) != 32:
+            if not is_filter or is_coded(manifest) or manifest["hyper"].get("bits", 32) != 32:
                 raise UsageError(
                     "--keep-spectrum: for linear models of form filter with a spectrum of 32 bits;"
                     f" {self.model} is another"

@@ -9,11 +9,13 @@ from typing import Any
 from apps.recsys.data.csr_store import BLOCK
 from apps.recsys.data.ingest import TITLE_BYTES, Facts
 from apps.recsys.data.updates.base import READ_IDS
+from apps.recsys.models.coded.stored import is_coded
 from apps.recsys.models.manifest import RecommenderManifest
 from apps.recsys.models.new_items import MOST_USERS, SAMPLED
 from apps.recsys.models.scan.stored import writing_bytes
 from apps.recsys.planning import bpr_terms, embedding_terms, ials_terms
 from apps.recsys.planning.baselines import LIBRARIES, PAIRING, READING, SCORING, TRAINING, baseline_terms
+from apps.recsys.planning.compressing.terms import vector_terms
 from apps.recsys.planning.ranking_terms import THREAD_BYTES, USER_BLOCKS
 from apps.recsys.planning.train import TrainWorkload
 from apps.recsys.planning.updating.request import UpdateRequest
@@ -91,8 +93,10 @@ class UpdateWorkload:
         """Reading, with the model's row starts; then the training's, or the solved items'."""
         model = Term("model's index and ids", self._base_bytes, "analytic", ("plan",))
         if self.kind in REBUILT:
+            later = ["evaluate"] if self.train.request.split != "none" else []
             kept = self._kept_spectrum() if self.request.keep_spectrum else []
-            return Footprint.of([*self.train.footprint(setting, costs).terms, model, *kept])
+            again = self._code_terms("fit", *later)
+            return Footprint.of([*self.train.footprint(setting, costs).terms, model, *kept, *again])
         split, facts, fit = self.train.request.split, self.facts, ("fit",)
         later = ["fit", *(["evaluate"] if split != "none" else []), "write"]
         probes = self.probes(setting)
@@ -115,6 +119,7 @@ class UpdateWorkload:
         terms += self._solver_terms(int(setting["fit_block"]))
         if split != "none":
             terms += self.train.evaluating_terms(setting, "evaluate", facts.scored_users, facts.scored_longest)
+            terms += self._code_terms("evaluate")
         return Footprint.of(terms)
 
     @property
@@ -126,6 +131,12 @@ class UpdateWorkload:
         ids = 2 * max(share[0] * items, share[1] * users)
         titles = items + (TITLE_BYTES * facts.titled if self.request.items else 0) if facts.titled else 0
         return int(8 * (manifest["users"] + 1) + ids + titles)
+
+    def _code_terms(self, *phases: str) -> list[Term]:
+        """Terms of vectors that are codes, besides those of float32 numbers."""
+        return (
+            vector_terms(self.manifest, threads=self.request.threads, phases=phases) if is_coded(self.manifest) else []
+        )
 
     def _kept_spectrum(self) -> list[Term]:
         """The spectrum as it is stored, and extended; later the one that is written or loaded."""

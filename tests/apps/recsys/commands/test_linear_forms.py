@@ -11,6 +11,7 @@ import pytest
 from apps.recsys.data.csr_store import History
 from apps.recsys.models import weights
 from apps.recsys.models.linear import ease, options
+from apps.recsys.models.linear.coded import read_codes
 from apps.recsys.models.recommender import Recommender, load_manifest
 from apps.recsys.training import fit_ease
 from common.errors import BadInput, UsageError
@@ -84,7 +85,7 @@ def test_a_spectrum_in_two_bits(trained: Trained, run: Run, tmp_path: Path) -> N
     train(trained, run, model, *fixed, "--set", "bits=2")
     manifest = load_manifest(model)
     assert manifest["hyper"]["bits"] == 2 and manifest["factors"] == 30
-    codes = weights.read_codes(model / weights.WEIGHTS, factors=30, bits=2)
+    codes = read_codes(model / weights.WEIGHTS, factors=30, bits=2)
     assert codes.packed.shape == (manifest["items"], 8) and codes.scales.dtype == np.float16
     recommender = Recommender(model, manifest)
     items = recommender.history.items(1)

@@ -22,6 +22,7 @@ from apps.recsys.training.fit_embedding import Trainer, TrainingConfig
 from common.compression.layouts import KINDS
 from common.errors import BadInput, UsageError
 from common.training import checkpoint
+from common.training.distributed.group import ALONE, Group
 from tests.messages import continued, refused, says
 
 USERS, ITEMS = 60, 40
@@ -133,6 +134,7 @@ class Session:
 
     stop_after: int = 10**9
     threads: int = 1
+    group: Group = ALONE
     said: list[str] = field(default_factory=list)
     plan: dict[str, Any] = field(default_factory=lambda: {"micro_batch": 8, "amp": "off", "user_block": 16})
     asked: int = 0

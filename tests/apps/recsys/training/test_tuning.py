@@ -25,6 +25,7 @@ from apps.recsys.training.tuning import Search, TrialLog
 from common.errors import DoesNotFit
 from common.memory.plan.plan import Plan
 from common.memory.process.budget import MIB, MemoryBudget
+from common.training.distributed.group import ALONE, Group
 from tests.apps.recsys.asked import train_request
 from tests.apps.recsys.conftest import Trained
 from tests.apps.recsys.interrupted import started, wait_for
@@ -47,6 +48,7 @@ class Session:
 
     budget: MemoryBudget = field(default_factory=lambda: MemoryBudget(300 * MIB))
     threads: int = 1
+    group: Group = ALONE
     stopping: bool = False
     said: list[str] = field(default_factory=list)
 

@@ -7,7 +7,7 @@ import pytest
 
 from apps.recsys.models import weights
 from apps.recsys.models.linear import coded as coded_module
-from apps.recsys.models.linear.coded import CodedScorer
+from apps.recsys.models.linear.coded import CodedScorer, code_tensors, read_codes
 from apps.recsys.models.linear.filter import code_weights, linear_scorer
 from apps.recsys.models.linear.log import Log
 from apps.recsys.models.linear.spectral import Spectrum
@@ -66,10 +66,10 @@ def test_scores_are_those_of_the_decoded_rows(
 def test_codes_are_read_as_they_were_written(tmp_path: Path, bits: int) -> None:
     _, log, spectrum, codes = made(tmp_path, "spectral", bits)
     path = tmp_path / weights.WEIGHTS
-    tensors = {weights.COUNTS: log.counts(), weights.EIGENVALUES: spectrum.eigenvalues, **weights.code_tensors(codes)}
+    tensors = {weights.COUNTS: log.counts(), weights.EIGENVALUES: spectrum.eigenvalues, **code_tensors(codes)}
     weights.write(path, tensors)
     weights.check(path, items=40, factors=FACTORS, linear=True, bits=bits)
-    again = weights.read_codes(path, factors=FACTORS, bits=bits)
+    again = read_codes(path, factors=FACTORS, bits=bits)
     np.testing.assert_array_equal(again.decode(slice(None)), codes.decode(slice(None)))
     for factors, other in ((FACTORS + 8, bits), (FACTORS, 32), (FACTORS, 4 if bits == 8 else 8)):
         with pytest.raises(BadInput, match=r"spectrum|eigenvalues"):
@@ -82,7 +82,7 @@ def test_codes_are_read_as_they_were_written(tmp_path: Path, bits: int) -> None:
     ):
         weights.write(path, {**tensors, name: wrong})
         with pytest.raises(BadInput, match="scales") as refused:
-            weights.read_codes(path, factors=FACTORS, bits=bits)
+            read_codes(path, factors=FACTORS, bits=bits)
         assert "\n" not in str(refused.value)
     weights.write(path, tensors)
     path.write_bytes(path.read_bytes()[:-4])

@@ -1,0 +1,42 @@
+"""Item vectors in memory as codes of a few bits, decoded some rows at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from apps.recsys.models.scan.rows import Rows, row_lengths
+from common.compression.row_codes import DECODED_ROWS, RowCodes
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+
+class CodedRows(Rows):
+    """Rows of a matrix that are codes.
+
+    Parameters
+    ----------
+    codes
+        The codes.
+    """
+
+    def __init__(self, codes: RowCodes) -> None:
+        super().__init__(len(codes), codes.width)
+        self.codes = codes
+
+    def __getitem__(self, rows: NDArray[Any]) -> NDArray[np.float32]:
+        return self._scaled(self.codes.decode(rows))
+
+    def blocks(self) -> Iterator[tuple[slice, NDArray[np.float32]]]:
+        """Yield all rows in order, ``DECODED_ROWS`` at a time; a block is valid until the next one."""
+        workspace = self.codes.workspace(min(DECODED_ROWS, max(1, len(self))))
+        for start in range(0, len(self), DECODED_ROWS):
+            span = slice(start, min(start + DECODED_ROWS, len(self)))
+            yield span, self._scaled(self.codes.decode(span, workspace))
+
+    def _scaled(self, vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+        if self._unit:
+            vectors /= row_lengths(vectors)[:, None]
+        return vectors

@@ -1,0 +1,147 @@
+"""The request of ``recsys compress``: one immutable value, checked when it is made, before anything is read."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from apps.recsys.models import manifest as manifests
+from apps.recsys.models.coded import implicit_file
+from apps.recsys.models.coded.stored import is_coded
+from common.compression.row_codes import SCALE_BYTES, row_bytes
+from common.errors import UsageError
+
+BITS = (1, 2, 3, 4, 8)
+"""Values of ``--bits``."""
+ROUNDS = 1
+"""Times that users and items of ``ials`` are solved again by default. Three ranked no better (MovieLens-1M at 8 to 64
+bytes an item, Gowalla at 64)."""
+PRIOR_BYTES = 4
+"""Bytes of an item's prior, which stays a float32."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompressRequest:
+    """A model folder whose item vectors become codes.
+
+    Attributes
+    ----------
+    model
+        The model folder, or a file of factors that ``implicit`` saved.
+    output
+        The folder of the new model, or the new file.
+    target_bytes
+        Most bytes of an item, with its scale; ``None``: ``bits`` says.
+    bits
+        Mean bits of a number of the dimensions that there are, one of ``BITS``.
+    dimensions
+        Most dimensions; ``None``: as many as get a bit.
+    rounds
+        Times that users and items of ``ials`` are solved again; ``None``: ``ROUNDS``.
+    seed, threads
+        Seed of what is sampled; threads of the computation.
+
+    Raises
+    ------
+    UsageError
+        The output is the model itself.
+    """
+
+    model: Path
+    output: Path
+    target_bytes: int | None = None
+    bits: int | None = None
+    dimensions: int | None = None
+    rounds: int | None = None
+    seed: int = 0
+    threads: int
+
+    def __post_init__(self) -> None:
+        if self.output.absolute() == self.model.absolute() or (
+            self.output.exists() and self.model.exists() and self.output.samefile(self.model)
+        ):
+            raise UsageError(f"-o {self.output}: is the model; a compressed model is written beside it")
+        if self.of_file and (self.output.suffix != implicit_file.SUFFIX or self.output.is_dir()):
+            raise UsageError(f"-o {self.output}: of factors in a file, a file {implicit_file.SUFFIX} is made")
+
+    @classmethod
+    def of(cls, args: argparse.Namespace) -> CompressRequest:
+        """Read the command line; raises as the constructor."""
+        return cls(
+            model=args.model,
+            output=args.output,
+            target_bytes=args.target_bytes,
+            bits=args.bits,
+            dimensions=args.dimensions,
+            rounds=args.rounds,
+            seed=args.seed,
+            threads=args.threads,
+        )
+
+    def row_bits(self, manifest: Mapping[str, Any]) -> dict[str, int]:
+        """Bits of a row of each matrix that becomes codes, by its name.
+
+        Raises
+        ------
+        UsageError
+            The model has no item vectors, or they are codes already; more dimensions than it has; a target below what
+            any code takes.
+        """
+        if self.rounds is not None and (manifest["kind"] != "ials" or self.of_file):
+            raise UsageError("--rounds: only for model folders of kind ials, whose users and items are solved again")
+        matrices, prior = _matrices(self.model, manifest), PRIOR_BYTES * bool(manifest["hyper"].get("prior"))
+        factors = manifest["factors"]
+        if self.dimensions is not None and self.dimensions > factors:
+            raise UsageError(f"--dimensions {self.dimensions}: {self.model} has {factors}")
+        if self.bits is not None:
+            return dict.fromkeys(matrices, self.bits * (self.dimensions or factors))
+        assert self.target_bytes is not None
+        smallest = len(matrices) * row_bytes(1) + prior
+        if self.target_bytes < smallest:
+            raise UsageError(
+                f"--target-bytes {self.target_bytes}: the smallest is {smallest} bytes an item: a scale and 8 bits in"
+                + (" its vector" if len(matrices) == 1 else f" each of its {len(matrices)} vectors")
+                + (f", and {prior} of its prior" if prior else "")
+            )
+        each = (self.target_bytes - prior) // len(matrices)
+        return dict.fromkeys(matrices, 8 * (each - SCALE_BYTES))
+
+    @property
+    def of_file(self) -> bool:
+        """True if factors that ``implicit`` saved are compressed."""
+        return self.model.suffix == implicit_file.SUFFIX
+
+    def file_bits(self, factors: int) -> int:
+        """Bits of a row of either side of a file of factors.
+
+        Raises
+        ------
+        UsageError
+            As ``row_bits``.
+        """
+        given: Any = {"kind": "ials", "hyper": {}, "factors": factors}
+        return self.row_bits(given)["item_factors"]
+
+
+def _matrices(model: Path, manifest: Mapping[str, Any]) -> tuple[str, ...]:
+    """Names of the model's matrices of item vectors."""
+    kind, hyper = manifest["kind"], manifest["hyper"]
+    if is_coded(manifest):
+        raise UsageError(f"{model}: is compressed already; compress the model that it was made of")
+    form = hyper["form"] if kind == "linear" else ""
+    if kind not in manifests.CODED or not manifest["factors"] or form == "ease":
+        what = f"{kind}, form {form}," if form else kind
+        raise UsageError(
+            f"{model}: a model of kind {what} has no item vectors to compress; ials, bpr, embedding and linear with a"
+            " spectrum have"
+        )
+    if manifests.spectrum_bits(manifest) < 32:
+        raise UsageError(
+            f"{model}: its spectrum has {manifests.spectrum_bits(manifest)} bits a number already (--set bits); train"
+            " with 32 bits and compress that model"
+        )
+    both = kind == "embedding" and hyper["tables"] == 2
+    return manifests.CODED[kind][: 2 if both else 1]

@@ -1,0 +1,161 @@
+"""Memory of ``recsys compress``, in bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from apps.recsys.models.bpr import COMPARED
+from apps.recsys.models.manifest import RecommenderManifest
+from apps.recsys.planning import bpr_terms, embedding_terms, ials_terms
+from apps.recsys.planning.baselines import LIBRARIES, SCORING, TRAINING, baseline_terms, warm_up_for
+from apps.recsys.planning.compressing.request import CompressRequest
+from apps.recsys.planning.compressing.terms import PRIOR_COLUMNS, decoding_bytes
+from apps.recsys.planning.evaluate import EvaluateWorkload
+from apps.recsys.planning.ranking_terms import USER_BLOCKS, folding_bytes
+from apps.recsys.planning.requests import EvaluateRequest
+from common.compression.codes import BLOCK_ROWS
+from common.compression.row_codes import row_bytes
+from common.memory.costs import baseline
+from common.memory.costs.probes import Costs, Probe
+from common.memory.footprint import Footprint, Term
+from common.memory.plan.plan import Setting
+
+EXACT = "exact solver"
+"""Name of the term of what solves users."""
+SAMPLED_USERS = 1 << 12
+"""Users whose vectors give the Gramian, where not all are solved anyway."""
+LISTED_USERS, LISTED = 500, 20
+"""Users whose lists are compared, and the length of a list."""
+SYSTEMS, TOGETHER = 1 << 21, 1 << 11
+"""Numbers of the systems that a thread has at a time while items are solved over their levels, and users of an item
+that it gathers (``training.compressing.discrete``, which imports this package)."""
+
+
+@dataclass(frozen=True, slots=True)
+class CompressWorkload:
+    """``recsys compress``: encode the vectors, rank by both models, copy the other files.
+
+    Attributes
+    ----------
+    request
+        Request of the command line.
+    manifest
+        ``model.json`` of the model folder.
+    row_bits
+        Bits of a row of each matrix (``CompressRequest.row_bits``).
+    scored_users
+        Users with held-out items; 0: nothing was held out.
+    """
+
+    request: CompressRequest
+    manifest: RecommenderManifest
+    row_bits: Mapping[str, int]
+    scored_users: int
+    name: str = "recsys compress"
+
+    @property
+    def kind(self) -> str:
+        """Kind of the model."""
+        return self.manifest["kind"]
+
+    @property
+    def sizes(self) -> ials_terms.Sizes:
+        """Sizes of the matrix of ``ials``."""
+        manifest = self.manifest
+        return ials_terms.Sizes(
+            users=manifest["users"],
+            items=manifest["items"],
+            interactions=manifest["interactions"],
+            longest=manifest.get("longest", manifest["longest_history"]),
+            factors=manifest["factors"],
+            exact=True,
+            threads=self.request.threads,
+        )
+
+    @property
+    def codes(self) -> dict[str, int]:
+        """Bytes of an item of each matrix of codes, at most."""
+        return {name: row_bytes(bits) for name, bits in self.row_bits.items()}
+
+    def settings(self) -> Iterator[Setting]:
+        """Users ranked at a time, and interactions of ``ials`` solved at a time."""
+        blocks = ials_terms.blocks(self.sizes) if self.kind == "ials" else [self.manifest["interactions"]]
+        for users in USER_BLOCKS if self.scored_users else USER_BLOCKS[-1:]:
+            yield from ({"fit_block": block, "user_block": users} for block in blocks)
+
+    @property
+    def warm_up(self) -> str:
+        """Warm-up of the command."""
+        return TRAINING if self.kind == "ials" else warm_up_for(self.manifest, SCORING)
+
+    def probes(self, setting: Setting) -> Sequence[Probe]:
+        """The baseline."""
+        return [baseline.probe(self.warm_up, libraries=LIBRARIES, threads=self.request.threads)]
+
+    def footprint(self, setting: Setting, costs: Costs) -> Footprint:
+        """Encoding; then both models, one after the other, that rank for held-out users or make some lists."""
+        phases = ("encode", "before", "after", "write")
+        terms = [*baseline_terms(costs, self.probes(setting)[0], *phases), *self._encoding_terms(setting)]
+        coded: Any = {**self.manifest, "codes": self.codes}
+        for phase, manifest in (("before", self.manifest), ("after", coded)):
+            request = EvaluateRequest(model=self.request.model, threads=self.request.threads)
+            ranked = EvaluateWorkload(request, manifest, self.scored_users or LISTED_USERS)
+            terms += ranked.scoring_terms(manifest, int(setting["user_block"]), (phase,))
+            terms.append(Term("lists of some users", 64 * LISTED_USERS * LISTED, "analytic", (phase,)))
+        stored = sum(self.codes.values()) * self.manifest["items"]
+        terms.append(Term("codes of the items", stored, "analytic", ("write",)))
+        return Footprint.of(terms)
+
+    def _encoding_terms(self, setting: Setting) -> list[Term]:
+        manifest, request, encode = self.manifest, self.request, ("encode",)
+        items, factors, matrices = manifest["items"], manifest["factors"], len(self.row_bits)
+        dense = 4 * items * factors * matrices
+        sampled = min(SAMPLED_USERS, manifest["users"])
+        longest = manifest.get("longest", manifest["longest_history"])
+        block = 2 * decoding_bytes(factors=factors, size=max(self.codes.values()), rows=min(BLOCK_ROWS, items))
+        common = [
+            Term("item factors", dense, "analytic", encode),
+            Term("levels of the items", items * factors * matrices, "analytic", encode),
+            Term("codes of the items", sum(self.codes.values()) * items, "analytic", encode),
+            Term("Gramians", 10 * 8 * factors * factors, "analytic", encode),
+            Term("history index", 8 * (manifest["users"] + 1), "analytic", encode),
+        ]
+        if self.kind == "ials":
+            solving = [replace(term, phases=encode) for term in ials_terms.terms(self.sizes, int(setting["fit_block"]))]
+            exact = sum(term.bytes for term in solving if term.name == EXACT)
+            step = max(exact, systems_bytes(factors, request.threads), dense + block)
+            return [
+                *common,
+                *(term for term in solving if term.name != EXACT),
+                Term("solving, or items that are encoded", step, "analytic", encode),
+            ]
+        prior = 4 * items * PRIOR_COLUMNS if manifest["hyper"].get("prior") else 0
+        return [
+            *common,
+            Term("items that are encoded", dense + block, "analytic", encode),
+            Term("user vectors", 4 * 2 * sampled * (factors + 1), "analytic", encode),
+            Term(
+                "histories",
+                int(12 * longest + sampled * (512 + 12 * manifest["interactions"] / manifest["users"])),
+                "analytic",
+                encode,
+            ),
+            Term("fold-in workspace", folding_bytes(factors=factors, longest=longest), "analytic", encode),
+            Term("items to compare with", prior + 4 * COMPARED * factors, "analytic", encode),
+            Term("vectors for the fold-in", 4 * items * embedding_terms.columns(manifest), "analytic", encode),
+            *bpr_terms.fold_terms(self.kind, factors=factors, longest=longest, threads=1, phases=encode),
+        ]
+
+    def seconds(self, setting: Setting) -> float:
+        """A fixed cost for each block."""
+        blocks = self.manifest["interactions"] / int(setting["fit_block"])
+        return 1.0 + blocks + self.scored_users / int(setting["user_block"])
+
+
+def systems_bytes(width: int, threads: int) -> int:
+    """Most bytes that a thread of ``discrete.descend`` allocates, times the threads: systems, some users of an item and
+    weighted, their system, and rows."""
+    rows = max(1, SYSTEMS // (width * width))
+    return threads * 4 * (rows * width * width + 2 * TOGETHER * width + 2 * width * width + 8 * rows * width)

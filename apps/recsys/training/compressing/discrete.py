@@ -1,0 +1,153 @@
+"""Items of implicit ALS as codes: each row's normal equations solved over the levels that its columns have.
+
+The row of an item minimises ``y'Ay - 2 b'y`` with ``A = U'U + U'(C - I)U + λI`` and ``b = U'c`` over its users (Hu,
+Koren, Volinsky 2008, equation 5). Rounding a number to a level changes what is best for the others, so they are set one
+after the other, each to the level nearest to its own minimum given the rest (coordinate descent; the first pass over
+the columns is the error feedback of GPTQ, Frantar et al. 2022). Then the scale of the row is set to its minimum.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from apps.recsys.models.als import ials_exact
+from apps.recsys.planning.compressing.workload import SYSTEMS, TOGETHER
+from common.compression.row_codes import bounds, levels
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+SWEEPS = 2
+"""Passes over the columns for each change of the users' factors."""
+LARGEST_CHANGE = 2.0
+"""Factor by which a row's scale changes at most at a time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """Levels that the numbers of a matrix may have.
+
+    Attributes
+    ----------
+    bits
+        Bits of each column, shape (width,).
+    deviations
+        Deviation of each column, shape (width,).
+    """
+
+    bits: NDArray[np.uint8]
+    deviations: NDArray[np.float32]
+
+    def values(self, found: NDArray[np.uint8], scales: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Numbers from their levels, shape (n, width)."""
+        import numpy as np
+
+        out = np.empty(found.shape, np.float32)
+        for column, bits in enumerate(self.bits):
+            out[:, column] = levels(int(bits)).take(found[:, column]) * self.deviations[column]
+        out *= scales[:, None]
+        return out
+
+
+def batch_rows(width: int) -> int:
+    """Rows whose systems a thread has at a time."""
+    return max(1, SYSTEMS // (width * width))
+
+
+def descend(
+    confidences: Any,
+    found: NDArray[np.uint8],
+    scales: NDArray[np.float32],
+    users: NDArray[np.float32],
+    grid: Grid,
+    hyper: Mapping[str, Any],
+    *,
+    threads: int,
+) -> None:
+    """Change the levels and scales of some items in place, so that each row's loss falls.
+
+    Parameters
+    ----------
+    confidences
+        SciPy CSR, shape (items, users).
+    found, scales
+        Numbers of levels, shape (items, width), and scales, shape (items,).
+    users
+        Shape (users, width).
+    grid
+        The levels.
+    hyper
+        As ``ials.HYPER``.
+    threads
+        Threads that share the rows. BLAS must run one thread in each.
+    """
+    from concurrent.futures import ThreadPoolExecutor
+
+    import numpy as np
+
+    shared = users.T @ users
+    importance = np.diag(shared) * grid.deviations**2
+    order = [int(column) for column in np.argsort(-importance) if grid.bits[column]]
+    lengths = np.diff(confidences.indptr)
+    weight = np.asarray(confidences.sum(1), np.float64).ravel() - lengths
+    exponent = float(hyper.get("frequency_scaling", 0.0))
+    ridges = ials_exact.ridge(float(hyper["regularization"]), exponent, weight=weight, other_rows=len(users))
+
+    def work(rows: slice) -> None:
+        systems, right = _systems(confidences, rows, users, shared, ridges)
+        some, own = found[rows], scales[rows]
+        current = grid.values(some, own)
+        rest = right - np.einsum("nij,nj->ni", systems, current)
+        for _ in range(SWEEPS):
+            for column in order:
+                bits, deviation = int(grid.bits[column]), grid.deviations[column]
+                wanted = current[:, column] + rest[:, column] / systems[:, column, column]
+                units = np.divide(wanted, own * deviation, out=np.zeros_like(wanted), where=own > 0)
+                some[:, column] = np.searchsorted(bounds(bits), units)
+                changed = levels(bits).take(some[:, column]) * own * deviation
+                rest -= systems[:, column] * (changed - current[:, column])[:, None]
+                current[:, column] = changed
+            products = right - rest
+            size = np.einsum("ni,ni->n", current, products)
+            factor = np.einsum("ni,ni->n", current, right) / np.maximum(size, np.finfo(np.float32).tiny)
+            factor = np.clip(factor, 1 / LARGEST_CHANGE, LARGEST_CHANGE).astype(np.float32)
+            factor[~right.any(1)] = 0  # nobody had the item
+            own *= factor
+            current *= factor[:, None]
+            rest = right - products * factor[:, None]
+
+    with ThreadPoolExecutor(threads) as pool:
+        for _ in pool.map(work, _batches(len(found), batch_rows(users.shape[1]))):
+            pass
+
+
+def _batches(rows: int, size: int) -> Iterator[slice]:
+    for start in range(0, rows, size):
+        yield slice(start, min(start + size, rows))
+
+
+def _systems(
+    confidences: Any,
+    rows: slice,
+    users: NDArray[np.float32],
+    shared: NDArray[np.float32],
+    ridges: NDArray[np.float64],
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """The systems of some rows, shape (n, width, width), and their right sides, shape (n, width)."""
+    import numpy as np
+
+    width = users.shape[1]
+    systems = np.empty((rows.stop - rows.start, width, width), np.float32)
+    right = np.empty((rows.stop - rows.start, width), np.float32)
+    for place, row in enumerate(range(rows.start, rows.stop)):
+        systems[place], right[place] = shared, 0
+        systems[place].reshape(-1)[:: width + 1] += np.float32(ridges[row])
+        for start in range(confidences.indptr[row], confidences.indptr[row + 1], TOGETHER):
+            span = slice(start, min(start + TOGETHER, confidences.indptr[row + 1]))
+            had, weights = users[confidences.indices[span]], confidences.data[span]
+            systems[place] += had.T @ (had * (weights - 1)[:, None])
+            right[place] += weights @ had
+    return systems, right
