@@ -5,11 +5,7 @@ import shutil
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-<<<<<<< HEAD
 from dataclasses import replace
-from pathlib import Path
-=======
->>>>>>> main
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,7 +16,6 @@ from apps.imaging.training.data.label_maps import add_label_map
 from apps.imaging.training.data.patch_sampling import Sampler, Volumes
 from apps.imaging.training.data.prepared import load_case
 from apps.imaging.training.data.synthetic_patches import SynthesisSampler
-from apps.imaging.training.distillation import DistillingStep
 from apps.imaging.training.journal import Journal
 from apps.imaging.training.phases import EXPORT, FREE_HEAP, LOAD, TRAIN, VALIDATE
 from apps.imaging.training.recipe import make_step
@@ -179,9 +174,7 @@ class _Training:
             device=self.device,
             group=self.group,
         )
-        if isinstance(self.step, DistillingStep) and request.options.distill is not None:
-            assert self.step.teacher is not None
-            load_teacher(self.step.teacher, request.options.distill)
+        load_teacher(self.step, request.options.distill)
         self.step.on_shrink = lambda size: session.say(f"an allocation failed: continuing with micro-batches of {size}")
         self.last, self.best = output / WORK / checkpoint.LAST, output / WORK / BEST
         self.sampler = sampler(request, training)
@@ -345,13 +338,7 @@ def _write(
     request: TrainRequest, session: Session, network: "torch.nn.Module", held_out: Volumes, course: _Training
 ) -> dict[str, Any]:
     """Round the weights to half precision, validate them as they will be used, write the model folder."""
-<<<<<<< HEAD
-    import shutil
-
     from apps.imaging.models.model_folder import labels_from_names, read_model, write_model
-=======
-    from apps.imaging.models.model_folder import labels_from_names, write_model
->>>>>>> main
     from apps.imaging.models.onnx_export import export_onnx
     from apps.imaging.training.model_card import render
     from common import model_folder

@@ -121,23 +121,18 @@ def make_step(
         weight_decay=recipe.weight_decay,
     )
     loss = dice_cross_entropy(recipe.dice, recipe.balance)
-<<<<<<< HEAD
     common = (micro_batch, amp, recipe.clip)
     if recipe.teacher is None:
-        step = TrainingStep(network, optimizer, loss, *common, step_in_backward=step_in_backward)
+        step = TrainingStep(network, optimizer, loss, *common, step_in_backward=step_in_backward, group=group)
         return network, optimizer, step
     soft = with_soft_labels(loss, recipe.distillation, recipe.temperature)
     teacher = build_teacher(recipe.teacher)
     if device != HOST:
         teacher.to(device)
-    distilling = DistillingStep(network, optimizer, soft, *common, step_in_backward=step_in_backward, teacher=teacher)
-    return network, optimizer, distilling
-=======
-    step = TrainingStep(
-        network, optimizer, loss, micro_batch, amp, recipe.clip, step_in_backward=step_in_backward, group=group
+    distilling = DistillingStep(
+        network, optimizer, soft, *common, step_in_backward=step_in_backward, group=group, teacher=teacher
     )
-    return network, optimizer, step
->>>>>>> main
+    return network, optimizer, distilling
 
 
 def block_costs(recipe: Recipe, network: "torch.nn.Module") -> list[Segment]:

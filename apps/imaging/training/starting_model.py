@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any
 from apps.imaging.models.model_folder import ImagingModel, read_model
 from apps.imaging.models.networks import registry
 from apps.imaging.training.data.dataset import ORIENTATION, Dataset
+from apps.imaging.training.distillation import DistillingStep
 from apps.imaging.volumes.volume import Shape
 from common.engines.base import WEIGHTS
 from common.errors import BadInput, UsageError
+from common.training.step import TrainingStep
 
 if TYPE_CHECKING:
     import torch
@@ -108,12 +110,14 @@ def read_teacher(
     return described, replace(dataset, labels={label.value: label.name for label in model.labels})
 
 
-def load_teacher(teacher: "torch.nn.Module", directory: Path) -> None:
-    """Load the weights of the model to learn from into its network in place."""
+def load_teacher(step: TrainingStep, directory: Path | None) -> None:
+    """Load the weights of the model to learn from into the step's teacher; nothing if there is none."""
+    if not isinstance(step, DistillingStep) or step.teacher is None or directory is None:
+        return
     from safetensors.torch import load_file
 
     state = load_file(directory / WEIGHTS)
-    registry.load_weights(teacher, {name: tensor.float() for name, tensor in state.items()})
+    registry.load_weights(step.teacher, {name: tensor.float() for name, tensor in state.items()})
 
 
 def load_start(network: "torch.nn.Module", directory: Path) -> list[str]:
