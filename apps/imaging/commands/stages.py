@@ -15,7 +15,7 @@ from common.memory.process import child
 
 OF_EACH_RUN = (
     *("command", "run", "fold", "output", "memory", "gpu_memory", "threads", "resume"),
-    *("quiet", "verbose", "json", "report", "plan", "dry_run"),
+    *("quiet", "verbose", "json", "report", "plan", "dry_run", "world", "world_size"),
 )
 """Options that may differ when the command is given again."""
 

@@ -79,10 +79,14 @@ class BatchDistillation:
         """Rows of the loss of the labels, and each sample's cross-entropy with the teacher (B,)."""
         return *self.labels.rows(outputs, batch), _soft_entropy(outputs, batch, self.temperature)
 
-    def value(self, rows: "tuple[Tensor, ...]", batch: Batch) -> "Tensor":
-        """The batch's loss from the ``rows`` of all its samples."""
-        voxels = (batch[1] != IGNORED).sum().clamp(min=1)
-        return self.labels.value(rows[:-1], batch) + self.weight * rows[-1].sum() / voxels
+    def facts(self, batch: Batch) -> "tuple[Tensor, ...]":
+        """Those of the loss of the labels: the number of voxels of each sample that count."""
+        return self.labels.facts(batch)
+
+    def value(self, rows: "tuple[Tensor, ...]", facts: "tuple[Tensor, ...]") -> "Tensor":
+        """The batch's loss from the rows and facts of all its samples."""
+        soft = rows[-1].sum() / facts[0].sum().clamp(min=1)
+        return self.labels.value(rows[:-1], facts) + self.weight * soft
 
 
 def with_soft_labels(
