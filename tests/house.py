@@ -52,8 +52,9 @@ ARROWS: Mapping[str, Mapping[str, str]] = {
         "inference": "dicom models volumes",
         "evaluation": "inference volumes",
         "training": "models volumes",
-        "planning": "exporters training evaluation inference dicom models volumes",
-        "commands": "planning training evaluation inference exporters importers dicom models volumes",
+        "compression": "training inference dicom models volumes",
+        "planning": "exporters compression training evaluation inference dicom models volumes",
+        "commands": "planning compression training evaluation inference exporters importers dicom models volumes",
     },
     "apps.recsys": {
         "data": "",

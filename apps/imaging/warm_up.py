@@ -163,6 +163,35 @@ def ensemble() -> None:
     del safetensors, apps
 
 
+def shrink_on_images() -> None:
+    """A smaller network, of which images decide what goes."""
+    _images()
+    shrink()
+
+
+def shrink() -> None:
+    """A smaller network: a tiny one is cut and exported."""
+    ensemble()
+    import torch as library
+
+    import apps.imaging.compression.shrinking
+    from apps.imaging.models.networks import registry
+    from common.compression.networks import importance, low_rank, pruning
+    from common.compression.networks.channels import channels_of
+
+    small = {"init_filters": 8, "blocks_down": [1, 1], "blocks_up": [1]}
+    network = registry.build("segresnet", registry.arguments("segresnet", small, in_channels=1, out_channels=2)).eval()
+    image = library.ones(2, 1, 8, 8, 8)
+    layout = channels_of(network, image)
+    found = pruning.Channels(layout, registry.weights(network), dict(network.named_modules()))
+    pruning.prune(found, found.norms(), 0.1)
+    importance.block_effects(network, lambda: [image])
+    importance.taylor(network, found, lambda: [image[:1]], lambda logits: logits.sum())
+    for name, spectrum in low_rank.spectra(found.layers, found.weights).items():
+        low_rank.factors(found.layers[name], name, found.weights, spectrum.ranks(0.5))
+    del apps
+
+
 def evaluate() -> None:
     """Comparison of segmentations."""
     _command_line()

@@ -1,15 +1,20 @@
 """OpenVINO on the CPU, the default engine, without PyTorch."""
 
+import gzip
 import sys
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from common.engines.base import INT8, NETWORK, Array, DoubleBuffer, Output, Tile, read_head
-from common.errors import UsageError
+from common.engines.base import INT8, NETWORK, PLAIN_INT8, Array, DoubleBuffer, Output, Tile, read_head
+from common.errors import BadInput, UsageError
 from common.memory.process import glibc
+
+LONGEST_GRAPH = 32 << 20
+"""Bytes of a graph in XML; one of 60 convolutions has half a megabyte."""
 
 
 def import_openvino() -> Any:
@@ -46,7 +51,7 @@ class OpenVinoEngine:
     ) -> None:
         self._ov = import_openvino()
         core = self._ov.Core()
-        model = core.read_model(model_dir / (INT8[0] if precision == "int8" else NETWORK))
+        model = _read_int8(core, model_dir) if precision == "int8" else core.read_model(model_dir / NETWORK)
         stored: Output = "features" if "features" in model.output(0).names else "logits"
         if stored == "logits" and output == "features":
             raise ValueError(f"{NETWORK} has no features")
@@ -82,6 +87,27 @@ class OpenVinoEngine:
         for request, _, _ in running:
             request.wait()
         return results
+
+
+def _read_int8(core: Any, model_dir: Path) -> Any:
+    """Read the quantised network.
+
+    Raises
+    ------
+    BadInput
+        If its graph is not compressed text, or longer than ``LONGEST_GRAPH``.
+    """
+    graph, weights = (model_dir / name for name in INT8)
+    if not graph.is_file():
+        return core.read_model(model_dir / PLAIN_INT8[0])
+    try:
+        with gzip.open(graph) as stream:
+            text = stream.read(LONGEST_GRAPH + 1)
+    except (OSError, EOFError, zlib.error) as error:
+        raise BadInput(f"{graph}: damaged ({error})", public="network damaged") from None
+    if len(text) > LONGEST_GRAPH:
+        raise BadInput(f"{graph}: a graph of more than {LONGEST_GRAPH:,} bytes", public="network damaged")
+    return core.read_model(text, import_openvino().Tensor(np.fromfile(weights, np.uint8)))
 
 
 def _check_precision(asked: str, effective: str) -> None:

@@ -4,6 +4,7 @@ Convolutions compute in int8. Normalisations, which sum over a whole tile, stay 
 are those of the tiles.
 """
 
+import gzip
 import io
 import logging
 import sys
@@ -14,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from common.engines.base import INT8, NETWORK, Array, Tile
+from common.engines.base import INT8, NETWORK, PLAIN_INT8, Array, Tile
 from common.engines.openvino import import_openvino
-from common.errors import UsageError
+from common.errors import BadInput, UsageError
 from common.memory.costs.probes import Probe
 from common.memory.process import glibc
 from common.memory.process.meter import lifetime_peak, reset_peak, resident
@@ -66,13 +67,18 @@ def quantise(directory: Path, out: Path, tiles: Callable[[], Iterable[Array]], *
     Parameters
     ----------
     directory, out
-        Folder with ``network.onnx``; folder for ``network-int8.xml`` and its weights.
+        Folder with ``network.onnx``; folder for the files ``INT8``.
     tiles
         Called for each of several passes; yields arrays of shape (1, channels, x, y, z), float32.
     count
         Number of tiles.
     tile
         Shape of the tiles; the written network accepts others.
+
+    Raises
+    ------
+    BadInput
+        If no layer was quantised.
     """
     nncf, ov = import_nncf(), import_openvino()
     model = ov.Core().read_model(directory / NETWORK)
@@ -87,7 +93,41 @@ def quantise(directory: Path, out: Path, tiles: Callable[[], Iterable[Array]], *
             preset=nncf.QuantizationPreset.MIXED,
             ignored_scope=nncf.IgnoredScope(names=_normalisations(model), types=list(WHOLE), validate=False),
         )
-    ov.save_model(quantised, out / INT8[0], compress_to_fp16=False)
+    _save(quantised, out, "--int8")
+
+
+def quantise_weights(directory: Path, out: Path) -> None:
+    """Write a network of which the weights alone are 8-bit integers; the arithmetic stays in float32.
+
+    Parameters
+    ----------
+    directory, out
+        As in ``quantise``.
+
+    Raises
+    ------
+    BadInput
+        If no layer was quantised.
+    """
+    nncf, ov = import_nncf(), import_openvino()
+    model = ov.Core().read_model(directory / NETWORK)
+    with redirect_stdout(io.StringIO()), _without_other_frameworks():
+        quantised = nncf.compress_weights(model, mode=nncf.CompressWeightsMode.INT8_ASYM)
+    _save(quantised, out, "--int8-weights")
+
+
+def _save(quantised: Any, out: Path, option: str) -> None:
+    """Write a quantised network, if there is something quantised in it."""
+    operations = quantised.get_ops()
+    kinds = {one.get_element_type().get_type_name() for one in operations if one.get_type_name() == "Constant"}
+    if not kinds & {"i8", "u8"} and not any(one.get_type_name() == "FakeQuantize" for one in operations):
+        raise BadInput(f"{option}: no layer was quantised; there is no convolution for it", public="not quantised")
+    ov = import_openvino()
+    ov.save_model(quantised, out / PLAIN_INT8[0], compress_to_fp16=False)
+    graph = out / PLAIN_INT8[0]
+    with gzip.GzipFile(out / INT8[0], "wb", mtime=0) as stream:
+        stream.write(graph.read_bytes())
+    graph.unlink()
 
 
 def _normalisations(model: Any) -> list[str]:
@@ -113,21 +153,25 @@ class _Tiles:
         return iter(self._tiles())
 
 
-def probe(*, warm_up: str, threads: int, sha256: str, model_dir: str, tile: Tile) -> Probe:
+def probe(*, warm_up: str, threads: int, sha256: str, model_dir: str, tile: Tile, weights_only: bool) -> Probe:
     """Return the probe of a quantisation's memory above the baseline of ``warm_up``; its result is ``bytes``."""
-    arguments = {"network": sha256, "model_dir": model_dir, "tile": tile}
+    arguments = {"network": sha256, "model_dir": model_dir, "tile": tile, "weights_only": weights_only}
     return Probe.of(
         "common.engines.quantization:measure", libraries=LIBRARIES, threads=threads, warm_up=warm_up, **arguments
     )
 
 
-def measure(*, warm_up: str, network: str, model_dir: str, tile: list[int]) -> dict[str, float]:
+def measure(*, warm_up: str, network: str, model_dir: str, tile: list[int], weights_only: bool) -> dict[str, float]:
     """Quantise with noise; runs in a probe's child, after ``warm_up``."""
     import tempfile
 
     glibc.trim()
     base = resident()
     reset_peak()
+    if weights_only:
+        with tempfile.TemporaryDirectory() as folder:
+            quantise_weights(Path(model_dir), Path(folder))
+        return {"bytes": max(0, lifetime_peak() - base)}
     x, y, z = tile
     model = import_openvino().Core().read_model(Path(model_dir) / NETWORK)
     channels = model.input(0).partial_shape[1].get_length()

@@ -40,6 +40,22 @@ def share(text: str) -> float:
     return value
 
 
+def part_or_size(text: str) -> float | int:
+    """An argparse type: a share between 0 and 1, or a size in bytes."""
+    from common.memory.process.budget import BudgetError, parse_size
+
+    try:
+        share = float(text)
+    except ValueError:
+        share = 1.0
+    if 0 < share < 1:
+        return share
+    try:
+        return parse_size(text)
+    except BudgetError:
+        raise argparse.ArgumentTypeError(f"{text} is neither between 0 and 1 nor a size such as 300KB") from None
+
+
 def millilitres(text: str) -> float:
     """An argparse type: a volume in millilitres, not negative."""
     value = float(text)

@@ -96,8 +96,22 @@ class EvaluateResults(TypedDict):
     per_case: list[CaseResults]
 
 
+class ShrinkResults(TypedDict):
+    """Results of ``imaging compress`` for a smaller network."""
+
+    bytes_before: Count
+    """Of ``weights.safetensors``."""
+    bytes_after: Count
+    network_bytes_before: Count
+    """Of ``network.onnx``."""
+    network_bytes_after: Count
+    parameters_before: Count
+    parameters_after: Count
+    metrics: Mapping[str, Any]
+
+
 class CompressResults(TypedDict):
-    """Results of ``imaging compress``."""
+    """Results of ``imaging compress --int8``."""
 
     bytes_before: Count
     bytes_after: Count
@@ -110,6 +124,6 @@ RESULTS: Mapping[str, tuple[Any, ...]] = {
     "imaging train": (TrainResults,),
     "imaging infer": (InferResults,),
     "imaging evaluate": (EvaluateResults,),
-    "imaging compress": (CompressResults,),
+    "imaging compress": (CompressResults, ShrinkResults),
 }
 """Command -> what its results may be."""

@@ -57,6 +57,12 @@ def add(commands: Any) -> None:
         metavar="MODEL",
         help="start from the weights of a model that imaging train made; network, spacing, normalisation are its own",
     )
+    one.add_argument(
+        "--distill",
+        type=model_folder.model_path,
+        metavar="MODEL",
+        help="learn from this model's predictions too (soft labels), as after imaging compress --prune",
+    )
     one.add_argument("--patch", type=main.triple, metavar="X,Y,Z", help="voxels per patch (default: the median case)")
     one.add_argument(
         "--layers",
@@ -117,6 +123,7 @@ def _options(args: argparse.Namespace) -> TrainOptions:
         network=args.network or (None if args.init else NETWORK),
         layers=_layers(args.layers),
         init=args.init,
+        distill=args.distill,
         patch=args.patch,
         spacing=args.spacing,
         fold=args.fold,

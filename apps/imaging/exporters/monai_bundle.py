@@ -33,6 +33,8 @@ def check_exportable(model: ImagingModel, name: Path) -> None:
     """
     if model.network not in registry.NETWORKS or model.convention != "monai":
         raise UsageError(f"{name}: only models that imaging train made become a MONAI bundle; --as onnx takes any")
+    if registry.RESHAPED in model.arguments:
+        raise UsageError(f"{name}: its network was made smaller, which MONAI's arguments cannot say; --as onnx can")
     if "members" in model.arguments:
         raise UsageError(f"{name}: an ensemble; export each of its members, or --as onnx")
     if len(set(map(str, model.intensities))) > 1:

@@ -1,4 +1,4 @@
-"""Options of ``imaging infer`` and ``imaging compress`` on the command line, checked; no library is loaded."""
+"""Options of ``imaging infer`` on the command line, checked; no library is loaded."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -136,26 +136,3 @@ def choose_engine(engine: str, device: str) -> str:
     from common.engines.registry import choose
 
     return "torch" if device.startswith("cuda") else choose(engine)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CompressOptions:
-    """The options of ``imaging compress``.
-
-    Raises
-    ------
-    UsageError
-        If the output folder is the model itself.
-    """
-
-    model: Path
-    output: Path
-    calibration: Path
-    """Folder with volumes, or a data set with ``imagesTr``."""
-    tiles: int
-    """Tiles on which ranges are found, of all volumes together."""
-    threads: int
-
-    def __post_init__(self) -> None:
-        if self.output.resolve() == self.model.resolve():
-            raise UsageError(f"-o {self.output}: is the model itself")

@@ -57,6 +57,10 @@ def write_ensemble(models: Sequence[ImagingModel], directory: Path) -> Mapping[s
     first = models[0]
     network = mean_of([torch_network(model.directory, "logits") for model in models]).eval()
     arguments = {**first.arguments, "members": len(models)}
+    if registry.RESHAPED in arguments:
+        layers = arguments[registry.RESHAPED].items()
+        numbers = range(len(models))
+        arguments[registry.RESHAPED] = {f"members.{one}.{name}": sizes for one in numbers for name, sizes in layers}
     manifests: list[dict[str, Any]] = [{**read_manifest(model.directory)} for model in models]
     trainings = [manifest.get("training", {}) for manifest in manifests]
     validated = cross_validation(trainings)

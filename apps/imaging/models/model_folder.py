@@ -12,7 +12,7 @@ from apps.imaging.models.manifest import ImagingManifest, InferenceEntry, LabelE
 from apps.imaging.volumes.geometry import AS_STORED
 from apps.imaging.volumes.intensity import check_operations
 from common import model_folder
-from common.engines.base import INT8, NETWORK, WEIGHTS, Output
+from common.engines.base import INT8, NETWORK, PLAIN_INT8, WEIGHTS, Output
 from common.errors import BadInput
 
 if TYPE_CHECKING:
@@ -279,7 +279,7 @@ def _from_manifest(directory: Path, manifest: ImagingManifest) -> ImagingModel:
         weights_sha256=manifest["files"][WEIGHTS]["sha256"],
         weights_bytes=manifest["files"][WEIGHTS]["bytes"],
         inference=_inference(manifest.get("inference", {})),
-        int8=all(name in manifest["files"] for name in INT8),
+        int8=any(all(name in manifest["files"] for name in pair) for pair in (INT8, PLAIN_INT8)),
     )
     return replace(model, features=_features(model))
 

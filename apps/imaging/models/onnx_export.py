@@ -16,6 +16,8 @@ from common.memory.process import libraries
 
 OPSET = 17
 """Version of ONNX's operators: the newest that the older exporter writes."""
+SMALLEST_HALF = 64
+"""Numbers in a constant from which its half is smaller than the operator that widens it."""
 
 
 class GroupNormByReductions(nn.Module):
@@ -109,3 +111,34 @@ def export_onnx(name: str, network: nn.Module, path: Path, *, tile: tuple[int, i
             dynamic_axes={"image": axes, output: axes},
         )
     return output
+
+
+def halve_constants(path: Path) -> None:
+    """Store the weights of an ONNX file in half precision where that loses nothing; they are widened when it is read.
+
+    Parameters
+    ----------
+    path
+        The file, which is replaced.
+    """
+    import numpy as np
+    import onnx
+    from onnx import helper, numpy_helper
+
+    network = onnx.load(str(path))
+    graph = network.graph
+    widened = []
+    for tensor in graph.initializer:
+        array = numpy_helper.to_array(tensor)
+        if array.dtype != np.float32 or array.size < SMALLEST_HALF:
+            continue
+        with np.errstate(over="ignore"):
+            half = array.astype(np.float16)
+        if np.array_equal(half.astype(np.float32), array):
+            name = tensor.name
+            tensor.CopyFrom(numpy_helper.from_array(half, f"{name}.half"))
+            widened.append(helper.make_node("Cast", [f"{name}.half"], [name], to=onnx.TensorProto.FLOAT))
+    nodes = [*widened, *graph.node]
+    del graph.node[:]
+    graph.node.extend(nodes)
+    path.write_bytes(network.SerializeToString())

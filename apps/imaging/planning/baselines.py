@@ -9,6 +9,8 @@ OPENVINO = "apps.imaging.warm_up:openvino"
 ONNXRUNTIME = "apps.imaging.warm_up:onnxruntime"
 TORCH = "apps.imaging.warm_up:torch"
 COMPRESS = "apps.imaging.warm_up:compress"
+SHRINK = "apps.imaging.warm_up:shrink"
+SHRINK_ON_IMAGES = "apps.imaging.warm_up:shrink_on_images"
 TRAIN = "apps.imaging.warm_up:train"
 TRAIN_WITH_EVENTS = "apps.imaging.warm_up:train_with_events"
 RANKS = "apps.imaging.warm_up:train_over_ranks"
@@ -23,6 +25,13 @@ def of_training(*, events: bool, ranks: int = 1) -> str:
     if ranks > 1:
         return RANKS_WITH_EVENTS if events else RANKS
     return TRAIN_WITH_EVENTS if events else TRAIN
+
+
+def of_compress(*, int8: bool, images: bool) -> str:
+    """The warm-up of ``imaging compress``, where images may decide what a smaller network loses."""
+    if int8:
+        return COMPRESS
+    return SHRINK_ON_IMAGES if images else SHRINK
 
 
 INFER: Mapping[str, str] = {"openvino": OPENVINO, "onnxruntime": ONNXRUNTIME, "torch": TORCH}

@@ -11,6 +11,7 @@ from math import prod
 from typing import Any
 
 from apps.imaging.models.networks.registry import divisor
+from apps.imaging.models.stored_weights import stored_parameters
 from apps.imaging.planning import baselines
 from apps.imaging.planning.tiles import smaller, text
 from apps.imaging.training import traced_step
@@ -135,6 +136,9 @@ class TrainWorkload:
             "store": "float32",
             "synthesis": "",
             "spacing": None,
+            "distillation": 1.0,
+            "temperature": 2.0,
+            "teacher": {**recipe["teacher"], "weights": ""} if recipe["teacher"] else None,
         }
         shaping = recipe | neutral | {"learning_rate": 1e-3, "weight_decay": 0.0}
         step = self._traced(
@@ -176,6 +180,7 @@ class TrainWorkload:
         cases, loading = self._data_bytes(image)
         traced = int(setting["micro_batch"]) * min(2, int(setting["accumulate"]))
         average = cost["parameters"] if recipe.ema else 0
+        teacher = stored_parameters(self.request.options.distill) * FLOAT if self.request.options.distill else 0
         states = cost["parameters"] + cost["optimizer"] + average
         grids = [TileGrid(shape, recipe.patch, OVERLAP) for shape in shapes]
         blend = max((blend_footprint(grid, classes).memory for grid in grids), default=0)
@@ -190,6 +195,8 @@ class TrainWorkload:
             *ranks_terms(self.request.options.world, cost["gradients"], (TRAIN, VALIDATE, CHECKPOINT, EXPORT)),
             Term("optimizer states", cost["optimizer"], "analytic", (TRAIN, VALIDATE, EXPORT)),
             Term("average of the weights", average, "analytic", (TRAIN, VALIDATE, EXPORT)),
+            # A training's activations contain the teacher.
+            Term("teacher", teacher, "analytic", (VALIDATE, CHECKPOINT, EXPORT)),
             Term("activations", cost["activations"], "replayed", (TRAIN,)),
             Term("operator workspace", cost["workspace"], "replayed", (TRAIN,)),
             Term(FREE_HEAP, free, "estimated", (TRAIN, VALIDATE)),

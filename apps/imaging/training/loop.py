@@ -5,6 +5,7 @@ import shutil
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from apps.imaging.training.journal import Journal
 from apps.imaging.training.phases import EXPORT, FREE_HEAP, LOAD, TRAIN, VALIDATE
 from apps.imaging.training.recipe import make_step
 from apps.imaging.training.request import TrainingData, TrainRequest
-from apps.imaging.training.starting_model import load_start
+from apps.imaging.training.starting_model import load_start, load_teacher
 from apps.imaging.training.validation import mean_dice, validate
 from common.cli.session import Session
 from common.errors import BadInput
@@ -173,6 +174,7 @@ class _Training:
             device=self.device,
             group=self.group,
         )
+        load_teacher(self.step, request.options.distill)
         self.step.on_shrink = lambda size: session.say(f"an allocation failed: continuing with micro-batches of {size}")
         self.last, self.best = output / WORK / checkpoint.LAST, output / WORK / BEST
         self.sampler = sampler(request, training)
@@ -336,7 +338,7 @@ def _write(
     request: TrainRequest, session: Session, network: "torch.nn.Module", held_out: Volumes, course: _Training
 ) -> dict[str, Any]:
     """Round the weights to half precision, validate them as they will be used, write the model folder."""
-    from apps.imaging.models.model_folder import labels_from_names, write_model
+    from apps.imaging.models.model_folder import labels_from_names, read_model, write_model
     from apps.imaging.models.onnx_export import export_onnx
     from apps.imaging.training.model_card import render
     from common import model_folder
@@ -366,9 +368,11 @@ def _write(
         export_onnx(recipe.network, network, draft, tile=(2 * step, 2 * step, 2 * step))
         head = registry.NETWORKS[recipe.network].head
         labels = [
-            type(label)(value, label.name, label.code, label.color)
+            replace(label, value=value)
             for value, label in zip(dataset.labels, labels_from_names(list(dataset.labels.values())), strict=True)
         ]
+        if request.options.distill is not None:
+            labels = [*read_model(request.options.distill).labels]
         others = [[dict(one) for one in operations] for operations in request.data.operations[1:]]
         further = {"further_intensity": others} if others else {}
         model_folder.unseal(output)

@@ -12,16 +12,13 @@ from common.training.gradcache import Batch
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from common.training.gradcache import CoupledLoss
-    from common.training.step import Loss
-
 IGNORED = 255
 """A voxel with this class counts neither in the Dice term nor in the cross-entropy."""
 
 _SMOOTH = 1e-5
 
 
-def dice_cross_entropy(dice: str, balance: float = 0.0) -> "Loss | CoupledLoss":
+def dice_cross_entropy(dice: str, balance: float = 0.0) -> "DiceCrossEntropy | BatchDiceCrossEntropy":
     """The loss whose Dice is of each ``"sample"`` or of the ``"batch"``.
 
     Parameters

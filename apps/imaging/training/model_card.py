@@ -27,7 +27,8 @@ def render(request: "TrainRequest", plan: "Plan", *, ceiling: int, metrics: Mapp
     steps
         Optimiser steps that were done.
     """
-    data, recipe, start = request.data, request.recipe, request.options.init
+    data, recipe = request.data, request.recipe
+    start, teacher = request.options.init, request.options.distill
     dataset, about = data.dataset, data.dataset.about
     what = "cases" if dataset.table is None else "label maps, of which images were synthesised,"
     seen = "" if dataset.table is None else ", whose images are synthesised too"
@@ -59,6 +60,7 @@ def render(request: "TrainRequest", plan: "Plan", *, ceiling: int, metrics: Mapp
             f"- Output: {classes}",
             f"- Patch: {'x'.join(map(str, recipe.patch))} voxels",
             f"- Started from: {start.name if start else 'random weights'}",
+            *([f"- Soft labels: of {teacher.name}"] if teacher else []),
             "",
             "## Data",
             f"- {about.get('name', 'a data set')}: {len(data.training)} {what} trained on, "

@@ -25,6 +25,8 @@ HYPER: Mapping[str, Any] = {
     "ema": 0.0,
     "keep": "last",
     "patience": 0,
+    "distillation": 1.0,
+    "temperature": 2.0,
     "store": "float32",
 }
 """Hyper-parameters that ``--set`` can change, with their defaults."""
@@ -100,6 +102,11 @@ class TrainOptions:
     """``"last"`` or ``"best"`` weights."""
     patience: int
     """Validations without a better Dice after which the training ends; 0: never."""
+    distill: Path | None
+    """The model whose predictions are soft labels."""
+    distillation: float
+    """Weight of their term."""
+    temperature: float
     store: str
     """Type of the numbers of the prepared images: ``"float32"`` or ``"float16"``."""
     tensorboard: bool
@@ -148,5 +155,7 @@ class TrainOptions:
                 raise UsageError(f"--set {name}={value}: must not be negative")
         if self.balance > 1:
             raise UsageError(f"--set balance={self.balance}: from 0 (all voxels count alike) to 1 (all classes do)")
+        if not self.temperature:
+            raise UsageError("--set temperature=0: logits are divided by it; 1 to 4 are usual")
         if self.ema >= 1:
             raise UsageError(f"--set ema={self.ema}: a decay is below 1 (0.99 or 0.999 are usual; 0: no average)")

@@ -9,6 +9,7 @@ import numpy as np
 
 from apps.imaging.models.networks import registry
 from apps.imaging.training.data.dataset import Dataset
+from apps.imaging.training.distillation import DistillingStep, build_teacher, with_soft_labels
 from apps.imaging.training.losses import dice_cross_entropy
 from apps.imaging.volumes.volume import Shape
 from common.memory.process.cuda import HOST
@@ -69,6 +70,13 @@ class Recipe:
     """SHA-256 of the class table by which images are synthesised; empty: they are read."""
     spacing: tuple[float, float, float] | None = None
     """Millimetres of the network's grid that the user chose; ``None``: they follow from the data."""
+    teacher: Mapping[str, Any] | None = None
+    """``network``, ``arguments`` and SHA-256 of the ``weights`` of the model whose predictions are soft labels;
+    ``None``: there is none."""
+    distillation: float = 1.0
+    """Weight of the soft labels' term."""
+    temperature: float = 2.0
+    """By which logits are divided for the soft labels."""
 
     def rate(self, progress: float) -> float:
         """Learning rate after a share of the training, in [0, 1]: a short linear warm-up, then the schedule to zero.
@@ -113,10 +121,18 @@ def make_step(
         weight_decay=recipe.weight_decay,
     )
     loss = dice_cross_entropy(recipe.dice, recipe.balance)
-    step = TrainingStep(
-        network, optimizer, loss, micro_batch, amp, recipe.clip, step_in_backward=step_in_backward, group=group
+    common = (micro_batch, amp, recipe.clip)
+    if recipe.teacher is None:
+        step = TrainingStep(network, optimizer, loss, *common, step_in_backward=step_in_backward, group=group)
+        return network, optimizer, step
+    soft = with_soft_labels(loss, recipe.distillation, recipe.temperature)
+    teacher = build_teacher(recipe.teacher)
+    if device != HOST:
+        teacher.to(device)
+    distilling = DistillingStep(
+        network, optimizer, soft, *common, step_in_backward=step_in_backward, group=group, teacher=teacher
     )
-    return network, optimizer, step
+    return network, optimizer, distilling
 
 
 def block_costs(recipe: Recipe, network: "torch.nn.Module") -> list[Segment]:

@@ -99,8 +99,13 @@ class TrainRequest:
             init=start.weights_sha256 if start else "",
             synthesis=dataset.table.sha256 if dataset.table else "",
             spacing=options.spacing,
+            distillation=options.distillation,
+            temperature=options.temperature,
         )
         operations = start.intensities if start else intensity_operations(dataset, dataset.cases)
+        if options.distill is not None:
+            teacher, dataset = starting_model.read_teacher(options.distill, dataset, operations, patch)
+            recipe = replace(recipe, teacher=teacher)
         if options.store == "float16" and not all(operations):
             raise UsageError("--set store=float16: a channel that is not normalised (noNorm) does not fit into it")
         data = TrainingData(dataset, training, held_out, operations)

@@ -1,5 +1,6 @@
-"""Start a training from the weights of another model (``imaging train --init``), to adapt it to other data."""
+"""Start a training from the weights of another model (``imaging train --init``), or learn from one (``--distill``)."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -7,8 +8,11 @@ from typing import TYPE_CHECKING, Any
 from apps.imaging.models.model_folder import ImagingModel, read_model
 from apps.imaging.models.networks import registry
 from apps.imaging.training.data.dataset import ORIENTATION, Dataset
+from apps.imaging.training.distillation import DistillingStep
+from apps.imaging.volumes.volume import Shape
 from common.engines.base import WEIGHTS
 from common.errors import BadInput, UsageError
+from common.training.step import TrainingStep
 
 if TYPE_CHECKING:
     import torch
@@ -59,6 +63,61 @@ def on_grid_of(dataset: Dataset, model: ImagingModel) -> Dataset:
 def arguments_of(model: ImagingModel, dataset: Dataset) -> dict[str, Any]:
     """Arguments of the model's network, with as many classes as the data set has."""
     return {**model.arguments, "out_channels": len(dataset.labels)}
+
+
+def read_teacher(
+    directory: Path, dataset: Dataset, operations: "Sequence[Sequence[Mapping[str, Any]]]", patch: Shape
+) -> tuple[dict[str, Any], Dataset]:
+    """Describe the model whose predictions are soft labels, for ``Recipe.teacher``; name the classes as it does.
+
+    Parameters
+    ----------
+    operations
+        On the intensities of each channel.
+    patch
+        Voxels of the patches that it will see.
+
+    Raises
+    ------
+    BadInput
+        Not a model folder, or a model of other channels, labels, voxels or intensities than the training has.
+    """
+    model = read_model(directory)
+    ours = {
+        "channels": len(dataset.channels),
+        "labels": list(dataset.labels),
+        "size of voxels": [round(size, 4) for size in dataset.spacing],
+        "orientation": ORIENTATION,
+        "intensities": [[dict(one) for one in each] for each in operations],
+    }
+    its = {
+        "channels": model.inputs,
+        "labels": [label.value for label in model.labels],
+        "size of voxels": [round(size, 4) for size in model.spacing],
+        "orientation": model.orientation,
+        "intensities": [[dict(one) for one in each] for each in model.intensities],
+    }
+    for what, value in ours.items():
+        if its[what] != value:
+            raise BadInput(
+                f"--distill {directory}: its {what} ({its[what]}) differ from those of the training ({value})",
+                public=f"{what} of the model to learn from",
+            )
+    if any(size % step for size, step in zip(patch, registry.divisors(model.network, model.arguments), strict=True)):
+        sides = "x".join(map(str, patch))
+        raise BadInput(f"--distill {directory}: its network does not take patches of {sides}", public="patch")
+    described = {"network": model.network, "arguments": dict(model.arguments), "weights": model.weights_sha256}
+    return described, replace(dataset, labels={label.value: label.name for label in model.labels})
+
+
+def load_teacher(step: TrainingStep, directory: Path | None) -> None:
+    """Load the weights of the model to learn from into the step's teacher; nothing if there is none."""
+    if not isinstance(step, DistillingStep) or step.teacher is None or directory is None:
+        return
+    from safetensors.torch import load_file
+
+    state = load_file(directory / WEIGHTS)
+    registry.load_weights(step.teacher, {name: tensor.float() for name, tensor in state.items()})
 
 
 def load_start(network: "torch.nn.Module", directory: Path) -> list[str]:

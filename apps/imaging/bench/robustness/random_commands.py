@@ -59,6 +59,26 @@ class TrainSession:
         yield Step((MODULE, "train", str(data), "-o", str(out), *self.train), out)
 
 
+@dataclass(frozen=True)
+class CompressSession:
+    """A volume, and the options of ``compress`` for the shipped model, which is then used."""
+
+    volume: Volume
+    compress: tuple[str, ...]
+    on_images: tuple[str, ...]
+    """Options that need images; empty if none are read."""
+
+    def steps(self, folder: Path) -> Iterator[Step]:
+        """Write the volume, make the model smaller, and segment."""
+        studies, out = folder / "studies", folder / "smaller"
+        studies.mkdir()
+        self.volume.write(studies, "case")
+        images = (*self.on_images, "--calibration", str(studies)) if self.on_images else ()
+        yield Step((MODULE, "compress", "hippocampus", "-o", str(out), *self.compress, *images), out)
+        if (out / "model.json").is_file():
+            yield Step((MODULE, "infer", str(studies), "-m", str(out), "-o", str(folder / "out")), folder / "out")
+
+
 @st.composite
 def volumes(draw: Callable[[st.SearchStrategy[Any]], Any]) -> Volume:
     """Draw a volume's description."""
@@ -137,6 +157,7 @@ def trainings(draw: Callable[[st.SearchStrategy[Any]], Any]) -> TrainSession:
         "no_fold",
         "run",
         "skip_bad",
+        "distill",
         "world_size",
         "synthesize",
         "layers",
@@ -147,9 +168,43 @@ def trainings(draw: Callable[[st.SearchStrategy[Any]], Any]) -> TrainSession:
     return TrainSession(cases, side, classes, ("--steps", str(draw(st.integers(2, 6))), *words))
 
 
-def sessions() -> st.SearchStrategy[InferSession | TrainSession]:
-    """Return the strategy of all sessions, of which a few train."""
-    return st.integers(1, SLOW).flatmap(lambda number: trainings() if number == SLOW else segmentations())
+@st.composite
+def compressions(draw: Callable[[st.SearchStrategy[Any]], Any]) -> CompressSession:
+    """Draw a volume and the options of ``compress``."""
+    values = SHARED_VALUES | {
+        "drop_blocks": one_word(st.integers(1, 6)),
+        "prune": one_word(st.sampled_from((0.1, 0.5, 0.8, 0.97, 0.999))),
+        "low_rank": one_word(st.sampled_from((0.3, 0.7, 0.99, "400KB", "1KB"))),
+        "tiles": one_word(st.integers(1, 4)),
+    }
+    # Those of a fine-tuning are options of a training, which has its own sessions.
+    left_out = (
+        "int8",
+        "int8_weights",
+        "calibration",
+        "importance",
+        "finetune",
+        "time",
+        "steps",
+        "fold",
+        "no_fold",
+        "set",
+    )
+    words = random_commands.options(random_commands.command_parser(parser(), "compress"), draw, values, left_out)
+    on_images = draw(st.sampled_from(((), ("--int8",), ("--prune", "0.4", "--importance", "taylor"))))
+    alone = on_images == ("--int8",)  # with others it is a stage after them, and stages keep no record together
+    return CompressSession(draw(volumes()), () if alone else tuple(words), on_images)
+
+
+def sessions() -> st.SearchStrategy[InferSession | TrainSession | CompressSession]:
+    """Return the strategy of all sessions, of which a few train or make the model smaller."""
+    return st.integers(1, SLOW).flatmap(_session)
+
+
+def _session(number: int) -> st.SearchStrategy[InferSession | TrainSession | CompressSession]:
+    if number == SLOW:
+        return trainings()
+    return compressions() if number == SLOW - 1 else segmentations()
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from apps.imaging.models.networks import monai_bundle, nnunet
 from apps.imaging.models.networks.ensemble import MOST_MEMBERS, mean_of
 from apps.imaging.models.networks.monai import import_monai
+from common.compression.networks.reshaping import reshape
 from common.errors import BadInput, UsageError
 
 if TYPE_CHECKING:
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
 Arguments = Mapping[str, Any]
 """Keyword arguments of a network: integers, booleans and lists of integers only, so that they are JSON."""
+RESHAPED = "reshaped"
+"""Further argument of a network that was made smaller: sizes of its layers (``common.compression.networks``)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +142,7 @@ def is_static(name: str) -> bool:
 
 
 def build(name: str, complete: Arguments) -> "torch.nn.Module":
-    """Build a network with random weights; with the argument ``members``, the mean of several.
+    """Build a network with random weights; with ``members``, the mean of several; with ``reshaped``, smaller layers.
 
     Parameters
     ----------
@@ -157,6 +160,9 @@ def build(name: str, complete: Arguments) -> "torch.nn.Module":
 
 
 def _build(name: str, complete: Arguments) -> "torch.nn.Module":
+    if RESHAPED in complete:
+        whole = {key: value for key, value in complete.items() if key != RESHAPED}
+        return reshape(_build(name, whole), complete[RESHAPED])
     if name in nnunet.NETWORKS:
         return nnunet.build(name, complete)
     if name in monai_bundle.NETWORKS:

@@ -6,9 +6,11 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pydicom
+from hypothesis import given, settings
 
-from apps.imaging.bench.robustness.random_commands import segmentations
+from apps.imaging.bench.robustness.random_commands import CompressSession, compressions, segmentations
 from apps.imaging.bench.robustness.random_studies import Volume
+from apps.imaging.cli import parser
 from tests.common.bench.drawn import keep_the_promise
 
 
@@ -35,3 +37,10 @@ def test_a_series_has_a_file_for_each_slice(tmp_path: Path) -> None:
 
 def test_random_commands_keep_the_promise() -> None:
     keep_the_promise("imaging", segmentations())
+
+
+@settings(max_examples=30, deadline=None)
+@given(compressions())
+def test_every_option_of_a_smaller_network_can_be_drawn(session: CompressSession) -> None:
+    args = parser().parse_args(["compress", "hippocampus", "-o", "out", *session.compress, *session.on_images])
+    assert getattr(args, "run", None) is None  # one stage, which keeps a record

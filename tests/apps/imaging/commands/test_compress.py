@@ -6,9 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from apps.imaging.compression.calibration import choose_tiles
+from apps.imaging.compression.options import CompressOptions
+from apps.imaging.compression.quantization import CompressRequest
 from apps.imaging.inference.network_grid import NetworkGrid
-from apps.imaging.inference.options import CompressOptions
-from apps.imaging.inference.quantization import CompressRequest, choose_tiles
 from apps.imaging.models.model_folder import read_model
 from apps.imaging.volumes.nifti import open_nifti
 from common import model_folder
@@ -55,7 +56,7 @@ def test_another_applications_model_is_not_replaced(tmp_path: Path) -> None:
     output.mkdir()
     model_folder.seal(output, application="recsys", kind="ials", files=[], fields={})
     options = CompressOptions(
-        model=tmp_path / "model", output=output, calibration=tmp_path / "none", tiles=4, threads=1
+        model=tmp_path / "model", output=output, int8=True, calibration=tmp_path / "none", tiles=4, threads=1
     )
     with refused(UsageError, output, "another application"):
         CompressRequest.of(options, tmp_path / "model")

@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from apps.imaging.compression.options import CompressOptions
 from apps.imaging.inference.discovery import StudyInputs
-from apps.imaging.inference.options import CompressOptions, InferOptions
+from apps.imaging.inference.options import InferOptions
 from apps.imaging.inference.outputs import OutputRequest
 from apps.imaging.inference.request import InferRequest, LabelSettings
 from common.errors import UsageError
@@ -37,7 +38,7 @@ def test_options_that_contradict_each_other_are_refused_before_anything_is_read(
 
 
 def test_a_model_is_not_compressed_into_itself() -> None:
-    options = {"calibration": Path("images"), "tiles": 8, "threads": 1}
+    options: dict[str, Any] = {"int8": True, "calibration": Path("images"), "threads": 1}
     CompressOptions(model=Path("model"), output=Path("other"), **options)
     with refused(UsageError, "-o model/../model"):
         CompressOptions(model=Path("model"), output=Path("model/../model"), **options)

@@ -1,0 +1,162 @@
+"""``imaging compress`` in several stages: a smaller network, its fine-tuning, 8-bit integers.
+
+Each stage plans and supervises itself under the ceiling, as if it were given alone; this process waits beside it. The
+model is not touched. A run that was ended continues: stages that are complete stay, and an unfinished fine-tuning goes
+on from its checkpoint.
+"""
+
+import argparse
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from apps.imaging.commands.stages import OF_EACH_RUN, interruptible, run_child, same_settings, say
+from common.errors import EXIT_OK, BadInput, UsageError
+from common.model_folder import MANIFEST
+
+WORK, SETTINGS = ".stages", "compress.json"
+"""In the output folder while stages are left: the models in between, and the options."""
+SMALLER, TUNED = "smaller", "tuned"
+DEFAULT_FOLD = (0, 5)
+
+
+def are_needed(args: argparse.Namespace) -> bool:
+    """True if what is asked for is more than one stage."""
+    return bool(args.finetune) or (_quantises(args) and _shrinks(args))
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the stages that are left.
+
+    Raises
+    ------
+    UsageError
+        Options that contradict each other.
+    """
+    if args.json or args.report or args.plan:
+        raise UsageError("several stages: --json, --report and --plan are for one; give the stages one by one")
+    if args.finetune and not _shrinks(args):
+        raise UsageError("--finetune: nothing is smaller; imaging train --init MODEL --distill MODEL fine-tunes alone")
+    if args.int8 and args.int8_weights:
+        raise UsageError("--int8-weights: --int8 has the weights in integers too; give one of them")
+    if args.int8 and args.calibration is None:
+        raise UsageError("--int8: ranges are found on images: --calibration DIR; --int8-weights needs none")
+    return interruptible(args, "imaging compress", _dry_run if args.dry_run else _stages)
+
+
+def _shrinks(args: argparse.Namespace) -> bool:
+    return bool(args.prune or args.drop_blocks or args.low_rank or args.half)
+
+
+def _quantises(args: argparse.Namespace) -> bool:
+    return bool(args.int8 or args.int8_weights)
+
+
+def _stages(args: argparse.Namespace) -> int:
+    source = _digest(args.model)
+    work: Path = args.output / WORK
+    settings = {name: value for name, value in vars(args).items() if name not in OF_EACH_RUN}
+    settings |= {"source": source, "fold": args.fold}
+    same_settings(args.output, work / SETTINGS, settings, begun=work.is_dir())
+    for number, (about, folder, words) in enumerate(_plan(args, work, args.output), 1):
+        if folder != args.output and (folder / MANIFEST).is_file():
+            say(args, f"stage {number}: {about}: done before")
+            continue
+        say(args, f"stage {number}: {about}")
+        if (code := run_child([*words, "-o", str(folder), *_running(args)])) != EXIT_OK:
+            return code
+    shutil.rmtree(work)
+    _tell(args)
+    return EXIT_OK
+
+
+def _dry_run(args: argparse.Namespace) -> int:
+    """Print each stage's plan. The network is made smaller for it, in a folder that does not stay."""
+    with TemporaryDirectory() as folder:
+        work = Path(folder)
+        for number, (about, place, words) in enumerate(_plan(args, work, args.output), 1):
+            say(args, f"stage {number}: {about}")
+            code = run_child([*words, "-o", str(place), *_running(args), "--dry-run"], out=True)
+            if code == EXIT_OK and number == 1:
+                code = run_child([*words, "-o", str(work / SMALLER), *_running(args), "-q"])
+            if code != EXIT_OK:
+                return code
+            shutil.copytree(work / SMALLER, work / TUNED, dirs_exist_ok=True)  # of the same sizes
+    return EXIT_OK
+
+
+def _plan(args: argparse.Namespace, work: Path, output: Path) -> Iterator[tuple[str, Path, list[str]]]:
+    """The stages in order: what it is, its folder, its command without that."""
+    model, smaller, tuned = str(args.model), work / SMALLER, work / TUNED
+    images = ["--tiles", str(args.tiles)]
+    if args.calibration is not None:
+        images += ["--calibration", str(args.calibration)]
+    yield "a smaller network", smaller, ["compress", model, *_shrinking(args, images)]
+    last = smaller
+    if args.finetune:
+        last = tuned if _quantises(args) else output
+        words = ["train", str(args.finetune), "--init", str(smaller), "--distill", model]
+        yield "fine-tuning with the soft labels of the model", last, [*words, *_tuning(args)]
+    if args.int8:
+        yield "8-bit integers", output, ["compress", str(last), "--int8", *images]
+    elif args.int8_weights:
+        yield "weights in 8-bit integers", output, ["compress", str(last), "--int8-weights"]
+
+
+def _shrinking(args: argparse.Namespace, images: list[str]) -> list[str]:
+    words = [] if args.prune is None else ["--prune", str(args.prune), "--importance", args.importance]
+    if args.drop_blocks:
+        words += ["--drop-blocks", str(args.drop_blocks)]
+    if args.low_rank is not None:
+        words += ["--low-rank", str(args.low_rank)]
+    if args.half:
+        words.append("--fp16")
+    reads = args.calibration is not None and (args.importance != "norm" or args.drop_blocks)
+    return words + (images if reads else [])
+
+
+def _tuning(args: argparse.Namespace) -> list[str]:
+    words = ["--no-fold"] if args.no_fold else ["--fold", "/".join(map(str, args.fold or DEFAULT_FOLD))]
+    if args.time:
+        words += ["--time", f"{args.time}s"]
+    if args.steps:
+        words += ["--steps", str(args.steps)]
+    return words + [word for pair in args.set for word in ("--set", pair)] + ["--seed", str(args.seed)]
+
+
+def _running(args: argparse.Namespace) -> list[str]:
+    return ["--memory", args.memory, "--threads", str(args.threads), *(["-q"] if args.quiet else [])]
+
+
+def _digest(model: Path) -> str:
+    """Digest of a model folder's weights; the path of a model of another kind, whose import has a digest of its own."""
+    from apps.imaging.models.model_folder import read_manifest
+    from common.engines.base import WEIGHTS
+
+    if not (model / MANIFEST).is_file():
+        return str(model.resolve())
+    return read_manifest(model)["files"][WEIGHTS]["sha256"]
+
+
+def _tell(args: argparse.Namespace) -> None:
+    """One line on what is smaller now."""
+    from apps.imaging.models.model_folder import read_manifest
+
+    try:
+        before, after = (_sizes(read_manifest(folder)) for folder in (args.model, args.output))
+    except BadInput:
+        return  # an imported model has no files of these names
+    for name in after:
+        if name in before:
+            say(args, f"{name}: {before[name]:,} bytes before, {after[name]:,} after")
+
+
+def _sizes(manifest: Mapping[str, Any]) -> dict[str, int]:
+    """Bytes of what inference reads: the weights, and the network as it is run."""
+    from common.engines.base import INT8, NETWORK, WEIGHTS
+
+    files = manifest["files"]
+    network = sum(files[name]["bytes"] for name in INT8) if INT8[0] in files else files[NETWORK]["bytes"]
+    return {"weights": files[WEIGHTS]["bytes"], "network": network}
