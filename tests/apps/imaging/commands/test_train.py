@@ -154,13 +154,17 @@ def start(arguments: list[str]) -> subprocess.Popen[str]:
 
 LASTING = ("--set", "ema=0.9", "--set", "keep=best", "--set", "schedule=poly")
 """Choices that a checkpoint has to remember: the average, and the best validation so far."""
+STEPS = "64"
+"""So many that a training is still at work when it is stopped after its first checkpoint."""
 
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory, run: Runner) -> tuple[Path, Any]:
     """A data set, and a training on it that nothing disturbed."""
     folder = tmp_path_factory.mktemp("undisturbed")
-    done = run("apps.imaging", "train", make(folder / "balls"), "-o", folder / "model", "--steps", 32, *FAST, *LASTING)
+    done = run(
+        "apps.imaging", "train", make(folder / "balls"), "-o", folder / "model", "--steps", STEPS, *FAST, *LASTING
+    )
     assert done.code == 0, done.err
     return folder, done.record
 
@@ -172,7 +176,7 @@ def test_a_stopped_training_goes_on_to_the_same_weights_wherever_its_cases_are(
     undisturbed: tuple[Path, Any], tmp_path: Path, run: Runner, end: signal.Signals, cache: str
 ):
     (folder, record), out = undisturbed, tmp_path / "stopped"
-    options = [str(folder / "balls"), "--steps", "32", *FAST, *LASTING, "--cache", cache, "-o", str(out)]
+    options = [str(folder / "balls"), "--steps", STEPS, *FAST, *LASTING, "--cache", cache, "-o", str(out)]
     child = start(options)
     checkpoint = out / ".training" / "last.safetensors"
     wait_until(checkpoint.is_file, seconds=120, alive=child)
