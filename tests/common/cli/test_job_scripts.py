@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from apps.imaging import cli
-from common.cli import job_scripts
+from common.cli import job_scripts, ranks
 from common.errors import UsageError
 from common.memory.footprint import Footprint, Term
 from common.memory.plan.plan import Plan
@@ -37,7 +37,9 @@ LINE = [
 def args(monkeypatch: pytest.MonkeyPatch) -> argparse.Namespace:
     """A command line, parsed."""
     monkeypatch.setattr("sys.argv", ["imaging", *LINE])
-    return cli.parser().parse_args(LINE)
+    parsed = cli.parser().parse_args(LINE)
+    parsed.world = ranks.place(parsed)
+    return parsed
 
 
 def plan(size: int) -> Plan:
