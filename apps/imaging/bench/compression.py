@@ -9,7 +9,6 @@ a tile, Dice. The suite needs the Decathlon's hippocampus data; with fine-tuning
 
 import json
 import shutil
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -133,7 +132,7 @@ def _inference(model: Path, *engine: str) -> dict[str, float]:
     tile = ",".join(map(str, TILE))
     shutil.rmtree(WORK / "out", ignore_errors=True)  # or the volume would count as done
     options = ["-o", WORK / "out", "--tile", tile, "--batch", 1, "--overlap", 0.25, "--threads", 1, *engine]
-    record = _run("infer", WORK / "volume.nii.gz", "-m", model, *options)
+    record = imaging_int8.run_imaging("infer", WORK / "volume.nii.gz", "-m", model, *options)
     phases = {phase["name"]: phase for phase in record["measured"]["phases"]}
     above = max(phase["peak_bytes"] for name, phase in phases.items() if name not in ("plan", "probe", "start"))
     seconds = sum(phase["seconds"] for name, phase in phases.items() if name not in ("plan", "probe", "start"))
@@ -143,7 +142,9 @@ def _inference(model: Path, *engine: str) -> dict[str, float]:
 def _training(model: Path) -> dict[str, float]:
     """Peak above the floor of a training's steps."""
     knobs = ["--amp", "off", "--micro-batch", 2, "--cache", "memory", "--no-fold", "--steps", STEPS, "--threads", 1]
-    record = _run("train", WORK / "few", "--init", model, "-o", WORK / "trained", "--patch", "64,64,64", *knobs)
+    record = imaging_int8.run_imaging(
+        "train", WORK / "few", "--init", model, "-o", WORK / "trained", "--patch", "64,64,64", *knobs
+    )
     peak = next(phase["peak_bytes"] for phase in record["measured"]["phases"] if phase["name"] == "train")
     return {"training_above_floor": peak - record["measured"]["floor_bytes"]}
 
@@ -152,13 +153,8 @@ def _dice(model: Path) -> float:
     """Mean Dice of the held-out cases, in int8 if the model has that."""
     out = WORK / "labels"
     shutil.rmtree(out, ignore_errors=True)
-    _run("infer", imaging_int8.WORK / "held-out", "-m", model, "-o", out)
-    return float(_run("evaluate", out, imaging_int8.WORK / "labels")["results"]["mean_dice"])
-
-
-def _run(*arguments: object) -> Any:
-    command = [sys.executable, "-m", "apps.imaging", *map(str, arguments), "--json"]
-    return json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
+    imaging_int8.run_imaging("infer", imaging_int8.WORK / "held-out", "-m", model, "-o", out)
+    return float(imaging_int8.run_imaging("evaluate", out, imaging_int8.WORK / "labels")["results"]["mean_dice"])
 
 
 def table(lines: Sequence[dict[str, Any]]) -> str:

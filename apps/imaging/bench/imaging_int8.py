@@ -69,13 +69,14 @@ def dice(model: Path) -> dict[str, Any]:
     answer: dict[str, Any] = {}
     for precision in ("float32", "int8"):
         out = WORK / f"labels-{precision}"
-        _run("infer", WORK / "held-out", "-m", model, "-o", out, "--precision", precision)
-        results = _run("evaluate", out, WORK / "labels")["results"]
+        run_imaging("infer", WORK / "held-out", "-m", model, "-o", out, "--precision", precision)
+        results = run_imaging("evaluate", out, WORK / "labels")["results"]
         answer |= {precision: results["mean_dice"], "cases": results["cases"]}
     return answer | {"drop": answer["float32"] - answer["int8"]}
 
 
-def _run(*arguments: object) -> Any:
+def run_imaging(*arguments: object) -> Any:
+    """Run ``imaging`` with these arguments; returns its record."""
     command = [sys.executable, "-m", "apps.imaging", *map(str, arguments), "--json"]
     return json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
 

@@ -5,7 +5,6 @@ Each form stores the held-out images of the Decathlon's hippocampus, and ``imagi
 """
 
 import json
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -14,14 +13,13 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 
+from apps.imaging.bench import imaging_int8
 from apps.imaging.bench.codecs.forms import FORMS
 from common import datasets
 from common.bench.harness import Bound, Suite
 
 WORK = Path("bench/work/codecs")
 MODEL = "hippocampus"
-FOLDS = 5
-"""Every fifth case was held out from the model's training."""
 EXACT = Bound("result.drop", at_most=0.0005)
 """Largest drop of the mean Dice of forms that are meant to lose nothing."""
 LOSSLESS = ("float16", "uint16", "png-16", "jpeg2000-lossless", "jpegls-0")
@@ -44,10 +42,10 @@ def measure(name: str) -> dict[str, Any]:
     folder = datasets.find("msd-hippocampus")
     if folder is None:
         raise SystemExit("codecs: data set msd-hippocampus not found (PEAKLINE_DATA)")
-    held_out = sorted((folder / "imagesTr").glob("*.nii.gz"))[::FOLDS]
-    images, labels = WORK / name / "images", WORK / name / "labels"
-    for made in (images, labels):
-        made.mkdir(parents=True, exist_ok=True)
+    imaging_int8.links(folder)
+    held_out = sorted((imaging_int8.WORK / "held-out").glob("*.nii.gz"))
+    images, found = WORK / name / "images", WORK / name / "found"
+    images.mkdir(parents=True, exist_ok=True)
     size = voxels = 0
     seconds = 0.0
     for path in held_out:
@@ -58,12 +56,8 @@ def measure(name: str) -> dict[str, Any]:
         seconds += time.process_time() - began
         size, voxels = size + stored, voxels + values.size
         nib.save(nib.Nifti1Image(back, image.affine), images / path.name)
-        link = labels / path.name
-        if not link.is_symlink():
-            link.symlink_to((folder / "labelsTr" / path.name).resolve())
-    found = WORK / name / "found"
-    _imaging("infer", images, "-m", MODEL, "-o", found)
-    dice = _imaging("evaluate", found, labels)["results"]["mean_dice"]
+    imaging_int8.run_imaging("infer", images, "-m", MODEL, "-o", found)
+    dice = imaging_int8.run_imaging("evaluate", found, imaging_int8.WORK / "labels")["results"]["mean_dice"]
     whole = dice if name == "float32" else json.loads((WORK / "float32.json").read_text())["mean_dice"]
     answer = {
         "bits_per_voxel": round(8 * size / voxels, 3),
@@ -74,11 +68,6 @@ def measure(name: str) -> dict[str, Any]:
     }
     (WORK / f"{name}.json").write_text(json.dumps(answer))
     return answer
-
-
-def _imaging(*arguments: object) -> Any:
-    command = [sys.executable, "-m", "apps.imaging", *map(str, arguments), "--json"]
-    return json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
 
 
 if __name__ == "__main__":
