@@ -4,7 +4,7 @@ Volumes are in memory or, if the plan says so, in an uncompressed file of which 
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
@@ -133,6 +133,35 @@ def _read_box(file: int, offset: int, shape: Shape, box: tuple[slice, ...], out:
         plane[...] = run[:, box[2]]
 
 
+def drawn(
+    share: Sequence[np.random.Generator],
+    channels: int,
+    patch: Shape,
+    one: "Callable[[np.random.Generator, Tensor, Tensor], None]",
+) -> "list[Tensor]":
+    """Draw samples of a batch.
+
+    Parameters
+    ----------
+    share
+        The random numbers of each.
+    one
+        Fills the image (channels, x, y, z) and the classes (x, y, z) of a sample.
+
+    Returns
+    -------
+    list
+        Images (B, channels, x, y, z) as float32, and classes (B, x, y, z) as uint8.
+    """
+    import torch
+
+    images = torch.empty(len(share), channels, *patch)
+    classes = torch.empty(len(share), *patch, dtype=torch.uint8)
+    for random, image, label in zip(share, images, classes, strict=True):
+        one(random, image, label)
+    return [images, classes]
+
+
 @dataclass(frozen=True, slots=True)
 class Sampler:
     """Draws training batches."""
@@ -154,14 +183,8 @@ class Sampler:
         list
             Images (B, channels, x, y, z) as float32, and classes (B, x, y, z) as uint8.
         """
-        import torch
-
-        share = self.world.share(self.batch)
-        images = torch.empty(len(share), self.volumes.channels, *self.patch)
-        classes = torch.empty(len(share), *self.patch, dtype=torch.uint8)
-        for sample, image, label in zip(share, images, classes, strict=True):
-            self._one(np.random.default_rng((self.seed, step, sample)), image, label)
-        return [images, classes]
+        share = [np.random.default_rng((self.seed, step, sample)) for sample in self.world.share(self.batch)]
+        return drawn(share, self.volumes.channels, self.patch, self._one)
 
     def _one(self, random: np.random.Generator, image: "Tensor", label: "Tensor") -> None:
         import torch

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from apps.imaging.training.data.label_table import LabelTable
-from apps.imaging.training.data.patch_sampling import Volumes, turned
+from apps.imaging.training.data.patch_sampling import Volumes, drawn, turned
 from apps.imaging.training.data.synthesis import BEND, Spacing, Tissues, cut, paint
 from apps.imaging.volumes.volume import Shape
 from common.training.distributed.world import ONE, World
@@ -43,19 +43,17 @@ class SynthesisSampler:
         list
             Images (B, 1, x, y, z) as float32, and classes (B, x, y, z) as uint8.
         """
+        share = [np.random.default_rng((self.seed, step, sample)) for sample in self.world.share(self.batch)]
+        return drawn(share, 1, self.patch, self._one)
+
+    def _one(self, random: np.random.Generator, image: "Tensor", label: "Tensor") -> None:
         import torch
 
-        share = self.world.share(self.batch)
-        images = torch.empty(len(share), 1, *self.patch)
-        classes = torch.empty(len(share), *self.patch, dtype=torch.uint8)
-        for sample, image, label in zip(share, images, classes, strict=True):
-            random = np.random.default_rng((self.seed, step, sample))
-            values, members = paint(random, self._cut(random), self.table, self.spacing)
-            values *= np.float32(random.uniform(*FIELD_FACTOR))
-            values += np.float32(random.uniform(*FIELD_OFFSET))
-            image.copy_(torch.from_numpy(values))
-            label.copy_(torch.from_numpy(members))
-        return [images, classes]
+        values, members = paint(random, self._cut(random), self.table, self.spacing)
+        values *= np.float32(random.uniform(*FIELD_FACTOR))
+        values += np.float32(random.uniform(*FIELD_OFFSET))
+        image.copy_(torch.from_numpy(values))
+        label.copy_(torch.from_numpy(members))
 
     def _cut(self, random: np.random.Generator) -> Tissues:
         """Cut a patch whose centre lies between two labelled voxels, so that most patches see most classes."""
