@@ -210,7 +210,6 @@ class RowCodes:
         NDArray
             Shape (n, width); a view of the workspace.
         """
-
         stored = self.packed[rows]
         out = (self.workspace(len(stored)) if workspace is None else workspace)[: len(stored)]
         for start in range(0, len(stored), DECODED_ROWS):
