@@ -42,6 +42,7 @@ from common.engines.base import Engine, Output, read_head
 from common.engines.constant_tiles import KeptOutput, tile_outputs
 from common.engines.mirroring import MirrorEngine
 from common.engines.registry import open_engine
+from common.engines.timed import TimedEngine
 from common.memory.plan.plan import Setting
 from common.memory.process import glibc
 from common.model_folder import shipped_note
@@ -135,6 +136,7 @@ class OpenNetwork:
                 device=device.name if device and choice.engine == "torch" else "cpu",
                 heap=plan["allocator"] == "heap",
             )
+        engine = TimedEngine(engine, lambda seconds: _count(session, "network_seconds", seconds))
         if choice.mirror:
             engine = MirrorEngine(engine, ["xyz".index(axis) for axis in choice.mirror], batch=int(plan["batch"]))
         head = read_head(model.directory, model.head) if model.head and plan["space"] == "features" else None
@@ -207,7 +209,7 @@ def study_planes(
             scratch=scratch,
             masks=masks,
             tick=bar.update,
-            recalled=lambda: count_recalled(session),
+            recalled=lambda: _count(session, "constant_tiles", 1),
         )
         if probabilities:
             along_z = inside.to_file[2] if inside.resampled else None
@@ -220,9 +222,9 @@ def study_planes(
         yield planes if first is None else uncropped(planes, grid.volume.shape, first, dtype)
 
 
-def count_recalled(session: Session) -> None:
-    """Count a constant tile in the record."""
-    session.results["constant_tiles"] = session.results.get("constant_tiles", 0) + 1
+def _count(session: Session, name: str, more: float) -> None:
+    """Add to a number in the record."""
+    session.results[name] = session.results.get(name, 0) + more
 
 
 def finished_values(

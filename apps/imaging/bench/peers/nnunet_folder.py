@@ -162,7 +162,7 @@ def write(
     dataset: Mapping[str, Any] | None = None,
     flat: bool = False,
     norm: str = "",
-    scaled: bool = False,
+    scaled: bool | Sequence[int] = False,
     masks: int = 0,
     **changes: Any,
 ) -> list[Any]:
@@ -181,7 +181,7 @@ def write(
     norm
         Normalisation of the networks, whatever the plan says.
     scaled
-        True to scale the last layer so that every class occurs.
+        True to scale the last layer so that every class occurs, by noise of the shape of a patch or of this one.
     masks
         Further channels of the networks: labels of a previous stage.
     """
@@ -201,7 +201,7 @@ def write(
     }
     (directory / "dataset.json").write_text(json.dumps(content))
     outputs = len(content.get("regions_class_order") or [name for name in content["labels"] if name != "ignore"])
-    patch = described["configurations"][configuration]["patch_size"] if scaled else ()
+    patch = described["configurations"][configuration]["patch_size"] if scaled is True else scaled or ()
     built = {**architecture, **({"norm_op": norm} if norm else {})}
     inputs = channels + masks
     made = [build(seed, built, classes=outputs, channels=inputs, kind=network, patch=patch).eval() for seed in seeds]
