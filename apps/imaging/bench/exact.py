@@ -15,7 +15,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from apps.imaging.inference.labeling import InverseResampler, LabelPlanes, LogitsToLabels, row_depth
+from apps.imaging.inference.labeling.decision import LogitsToLabels
+from apps.imaging.inference.labeling.planes import LabelPlanes, row_depth
+from apps.imaging.inference.labeling.resampling import InverseResampler
 from apps.imaging.volumes.geometry import LinearInterpolation
 from common.tiling.blend import BoundedBlend
 from common.tiling.grid import TileGrid, importance

@@ -5,7 +5,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from apps.imaging.inference.labeling import LabelPlanes, Labels, LogitsToLabels, row_depth
+from apps.imaging.inference.labeling.decision import LogitsToLabels
+from apps.imaging.inference.labeling.planes import LabelPlanes, Labels, row_depth
 from apps.imaging.inference.network_grid import NetworkGrid
 from apps.imaging.models.model_folder import ImagingModel
 from apps.imaging.volumes.foreground import positive_box

@@ -10,14 +10,9 @@ import numpy as np
 
 from apps.imaging.inference.components.filters import largest_only, least_voxels, without_small
 from apps.imaging.inference.focus import Box
-from apps.imaging.inference.labeling import (
-    Array,
-    InverseResampler,
-    LabelPlanes,
-    Labels,
-    LogitsToLabels,
-    row_depth,
-)
+from apps.imaging.inference.labeling.decision import LogitsToLabels
+from apps.imaging.inference.labeling.planes import Array, LabelPlanes, Labels, row_depth
+from apps.imaging.inference.labeling.resampling import InverseResampler
 from apps.imaging.inference.network_grid import NetworkGrid, restored_channels
 from apps.imaging.inference.outputs import Outputs
 from apps.imaging.inference.phases import INFER, OPEN, PREVIEW, STATISTICS, STOW

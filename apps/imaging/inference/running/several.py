@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from apps.imaging.inference.focus import Box, Unsure
-from apps.imaging.inference.labeling import label_dtype
+from apps.imaging.inference.labeling.planes import label_dtype
 from apps.imaging.inference.network_grid import NetworkGrid
 from apps.imaging.inference.outputs import Outputs
 from apps.imaging.inference.phases import WRITE

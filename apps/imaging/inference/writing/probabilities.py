@@ -16,15 +16,9 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from apps.imaging.inference.labeling import (
-    LABEL_BLOCK,
-    Array,
-    LabelPlanes,
-    Labels,
-    label_rows,
-    piece_bytes,
-    row_depth,
-)
+from apps.imaging.inference.labeling.decision import LABEL_BLOCK, label_rows
+from apps.imaging.inference.labeling.planes import Array, LabelPlanes, Labels, row_depth
+from apps.imaging.inference.labeling.resampling import piece_bytes
 from apps.imaging.inference.network_grid import NetworkGrid, restored_channels
 from apps.imaging.models.model_folder import Label
 from apps.imaging.volumes import nifti

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from apps.imaging.bench.robustness.random_studies import Model, Volume
-from apps.imaging.inference.labeling import LogitsToLabels
+from apps.imaging.inference.labeling.decision import LogitsToLabels
 from apps.imaging.inference.network_grid import NetworkGrid
 from apps.imaging.inference.pipeline import finished_values, label_planes
 from apps.imaging.inference.reading import resolved

@@ -8,16 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from apps.imaging.inference.labeling import (
-    InverseResampler,
-    LabelPlanes,
-    LogitsToLabels,
-    back_bytes,
-    extended_bytes,
-    label_bytes,
-    piece_bytes,
-    row_depth,
-)
+from apps.imaging.inference.labeling.decision import LogitsToLabels, label_bytes
+from apps.imaging.inference.labeling.planes import LabelPlanes, row_depth
+from apps.imaging.inference.labeling.resampling import InverseResampler, back_bytes, extended_bytes, piece_bytes
 from apps.imaging.volumes.geometry import resample
 from common.tiling.blend import Block, BoundedBlend
 from common.tiling.grid import TileGrid, importance
