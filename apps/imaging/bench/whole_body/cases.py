@@ -2,7 +2,7 @@
 
 The series are a real CT tiled to 512 x 512 pixels of 0.8 mm with noise, slices 1.5 mm apart. Weights are random: only
 memory, time and equality are measured. Seconds are judged by what this machine multiplies in the same run
-(``common.bench.machine``).
+(``apps.imaging.bench.whole_body.machine``).
 """
 
 import json
@@ -57,7 +57,7 @@ def add_cases(suite: Suite, work: Path) -> None:
 
 def machine() -> dict[str, float]:
     """Measure the machine in a process of its own."""
-    script = "import json, os; from common.bench.machine import multiplications as m; "
+    script = "import json, os; from apps.imaging.bench.whole_body.machine import multiplications as m; "
     script += "print(json.dumps(m(len(os.sched_getaffinity(0)))))"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     return dict(json.loads(done.stdout))

@@ -21,6 +21,9 @@ LAST_STRIDES: Mapping[str, Sequence[int]] = MappingProxyType({FAST: (1, 1, 2), F
 FEATURES = (32, 64, 128, 256, 320, 320)
 SCALED_ON = (32, 32, 64)
 """Shape of the noise by which the last layers are scaled so that every class occurs."""
+SMOOTH = 4
+"""Levels by which labels are smooth: parts are 16 voxels wide, 48 mm at 3 mm, and a sixth of the voxels lies between
+several. With weights that are random everywhere, each voxel would have another label than its neighbours."""
 INTENSITIES = {"mean": 0.0, "std": 400.0, "percentile_00_5": -1000.0, "percentile_99_5": 1000.0}
 
 
@@ -56,6 +59,7 @@ def make_results(folder: Path, task: str) -> Path:
             trainer="nnUNetTrainerNoMirroring",
             old=True,
             scaled=SCALED_ON,
+            smooth=SMOOTH,
             patch_size=list(PATCHES[task]),
             spacing=[SPACINGS[task]] * 3,
             normalization_schemes=["CTNormalization"],

@@ -1,6 +1,6 @@
 """The yardstick of a machine's speed."""
 
-from common.bench.machine import multiplications
+from apps.imaging.bench.whole_body.machine import multiplications
 
 
 def test_the_peak_is_the_faster_of_two() -> None:
