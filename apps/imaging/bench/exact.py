@@ -78,7 +78,8 @@ def streamed(
         for index, tile in enumerate(tiles):
             for block in blend.add(index, tile.copy()):
                 for piece in back(block) if back is not None else (block,):
-                    finished += [labels.copy() for labels in planes.add(piece, maker(piece.values))]
+                    labels = maker(piece.values)
+                    finished += [each.copy() for each in planes.add(piece.low, labels, last=piece.last)]
     return np.concatenate(finished, axis=2)
 
 

@@ -110,7 +110,7 @@ class Found:
             labels = self._to_labels(block.values)
             if labels.any():
                 self._weigh(block, labels)
-            yield from planes.add(block, labels)
+            yield from planes.add(block.low, labels, last=block.last)
             del block
 
     def _weigh(self, block: Block, labels: Labels) -> None:

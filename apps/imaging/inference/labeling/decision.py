@@ -16,6 +16,10 @@ from common.tiling.blend import FLOAT
 from common.tiling.grid import TileGrid
 
 Activation = Literal["softmax", "sigmoid"]
+Classes = npt.NDArray[np.uint16]
+
+UNDECIDED = 65_535
+"""In place of a class where there may be several."""
 
 LABEL_BLOCK = 2 << 20
 """Bytes of logits that are compared at a time."""
@@ -82,6 +86,35 @@ class LogitsToLabels:
                 np.copyto(labels, self._values[channel], where=found)
         return labels
 
+    @property
+    def largest(self) -> bool:
+        """True if the class of the largest value is a voxel's label."""
+        return self._decision == "largest"
+
+    def of_classes(self, classes: Classes) -> Labels:
+        """Labels of numbers of classes."""
+        return self._values[classes]
+
+    def certain_classes(self, values: Array) -> Classes:
+        """Class of each voxel of values (channels, x, y, z), or ``UNDECIDED`` where rounding may change it.
+
+        The largest logit has to be ahead of all others by more than what rounding does to this comparison and to that
+        of logits of interpolated values. With unit roundoff u, logits of n channels differ from exact ones by at most
+        (n + 1) u S, and three interpolations add 9 u S, where S is the sum of absolute weights times the largest value
+        (Higham, Accuracy and Stability of Numerical Algorithms, 3.1). Twice that is asked for.
+        """
+        channels, x, y, planes = values.shape
+        largest, roundings = float(max(values.max(initial=0), -values.min(initial=0))), 22
+        if self._head is not None:
+            largest = largest * float(np.abs(self._head[0]).sum(axis=1).max()) + float(np.abs(self._head[1]).max())
+            roundings += 4 * channels
+        margin = np.float32(roundings * np.finfo(np.float32).eps * largest)
+        rows = label_rows(len(self._values), channels, y, planes)
+        found = np.empty((x, y, planes), np.uint16)
+        for start in range(0, x, rows):
+            found[start : start + rows] = _certain(self._logits(values[:, start : start + rows]), margin)
+        return found
+
     def _logits(self, values: Array) -> Array:
         if self._head is None:
             return values
@@ -134,6 +167,20 @@ def _largest(logits: Array, dtype: np.dtype[np.unsignedinteger]) -> npt.NDArray[
         np.greater(others, best, out=larger)
         np.copyto(index, dtype.type(number), where=larger)
         np.maximum(best, others, out=best)
+    return index
+
+
+def _certain(logits: Array, margin: np.float32) -> Classes:
+    """The class of the largest logit, or ``UNDECIDED`` where the second one is within the margin."""
+    best, index = logits[0].copy(), np.zeros(logits.shape[1:], np.uint16)
+    second, smaller = np.full_like(best, -np.inf), np.empty_like(best)
+    for number, others in enumerate(logits[1:], start=1):
+        np.copyto(index, np.uint16(number), where=others > best)
+        np.minimum(others, best, out=smaller)
+        np.maximum(second, smaller, out=second)
+        np.maximum(best, others, out=best)
+    best -= second
+    index[~(best > margin)] = UNDECIDED
     return index
 
 

@@ -7,7 +7,6 @@ import numpy.typing as npt
 
 from apps.imaging.volumes.geometry import LinearInterpolation
 from apps.imaging.volumes.volume import Shape
-from common.tiling.blend import Block
 from common.tiling.grid import TileGrid
 
 Array = npt.NDArray[np.float32]
@@ -29,19 +28,27 @@ class LabelPlanes:
         self._planes = np.empty((*shape[:2], depth), dtype)
         self._start = 0
 
-    def add(self, block: Block, labels: Labels) -> Iterator[Labels]:
+    def add(self, low: Shape, labels: Labels, *, last: bool) -> Iterator[Labels]:
         """Store a block's labels; after the last block of a row yields its planes.
+
+        Parameters
+        ----------
+        low
+            The block's first voxel.
+        last
+            As in ``Block``.
 
         Yields
         ------
         array (x, y, k)
             Valid until the next call.
         """
-        (x, y, z), (x_stop, y_stop, z_stop) = block.low, block.high
-        self._planes[x:x_stop, y:y_stop, z - self._start : z_stop - self._start] = labels
-        if block.last:
-            yield self._planes[..., : z_stop - self._start]
-            self._start = z_stop
+        (x, y, z), (width, height, depth) = low, labels.shape
+        first = z - self._start
+        self._planes[x : x + width, y : y + height, first : first + depth] = labels
+        if last:
+            yield self._planes[..., : first + depth]
+            self._start = z + depth
 
 
 def row_depth(grid: TileGrid, shape: Shape, along_z: LinearInterpolation | None = None) -> int:

@@ -1,6 +1,7 @@
 """Finished blocks of values on the file's grid: linear interpolation, block by block."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from math import prod
 
 import numpy as np
@@ -14,6 +15,12 @@ from common.tiling.grid import TileGrid
 
 INTERPOLATION_BYTES = 2 << 20
 """Values on the file's grid are made in pieces of about this many bytes."""
+
+LEAST_CHANNELS = 8
+"""Blocks of fewer values a voxel are not looked through for agreement (``agreement``), which would take as long as
+interpolating them."""
+CELL_BYTES = 10
+"""Of the classes of a block's voxels, by voxel, while those of the cells between them are found."""
 
 
 class InverseResampler:
@@ -51,23 +58,22 @@ class InverseResampler:
 
     def __call__(self, block: Block) -> Iterator[Block]:
         """Interpolate a block; yields its part of the file's grid in pieces along z, possibly none."""
-        values = self._extended(block)
+        yield from self.placed(block).pieces()
+
+    @property
+    def linear(self) -> bool:
+        """True if each value is a mean of its neighbours' with weights that add up to one."""
+        return all(type(axis) is LinearInterpolation and axis.scale is None for axis in self._axes)
+
+    def placed(self, block: Block) -> "PlacedBlock":
+        """The block with the planes before it, and its part of the file's grid."""
+        values, axes, starts = self._extended(block), [], []
         leads = [int(start > 0) for start in block.low]
-        axes, starts = [], []
         for axis, low, high, lead in zip(self._axes, block.low, block.high, leads, strict=True):
             first, stop = (int(index) for index in np.searchsorted(axis.upper, [low, high]))
             axes.append(axis.part(first, stop, low - lead))
             starts.append(first)
-        along_x, along_y, along_z = axes
-        planes = len(along_z.lower)
-        plane_bytes = (
-            FLOAT * len(values) * max(len(along_x.lower), values.shape[1]) * max(len(along_y.lower), values.shape[2])
-        )
-        step = max(1, INTERPOLATION_BYTES // max(1, plane_bytes))
-        for first in range(0, planes, step):
-            stop = min(first + step, planes)
-            corner, last = (starts[0], starts[1], starts[2] + first), block.last and stop == planes
-            yield Block(corner, along_y(along_x(along_z.part(first, stop, 0)(values, 3), 1), 2), last)
+        return PlacedBlock(values, (axes[0], axes[1], axes[2]), (starts[0], starts[1], starts[2]), block.last)
 
     def _extended(self, block: Block) -> Array:
         """The block with the planes before it; its own last planes then take their place."""
@@ -87,6 +93,37 @@ class InverseResampler:
         return whole
 
 
+@dataclass(frozen=True, slots=True)
+class PlacedBlock:
+    """A block on the network's grid, and its part of the file's."""
+
+    values: Array
+    """(channels, x, y, z), with the planes before the block."""
+    axes: tuple[LinearInterpolation, LinearInterpolation, LinearInterpolation]
+    """Along x, y and z, from ``values`` to the part."""
+    low: Shape
+    """The part's first voxel."""
+    last: bool
+    """As in ``Block``."""
+
+    @property
+    def shape(self) -> Shape:
+        """The part's shape."""
+        x, y, z = (len(axis.lower) for axis in self.axes)
+        return x, y, z
+
+    def pieces(self) -> Iterator[Block]:
+        """The part's values in pieces along z, possibly none."""
+        (along_x, along_y, along_z), (x, y, planes) = self.axes, self.shape
+        channels, width, height, _ = self.values.shape
+        plane_bytes = FLOAT * channels * max(x, width) * max(y, height)
+        step = max(1, INTERPOLATION_BYTES // max(1, plane_bytes))
+        for first in range(0, planes, step):
+            stop = min(first + step, planes)
+            corner, last = (self.low[0], self.low[1], self.low[2] + first), self.last and stop == planes
+            yield Block(corner, along_y(along_x(along_z.part(first, stop, 0)(self.values, 3), 1), 2), last)
+
+
 def back_bytes(grid: TileGrid, shape: Shape, channels: int) -> Price:
     """Bytes of an ``InverseResampler``: the planes that it keeps; while it makes a piece, without the extended block.
 
@@ -102,7 +139,8 @@ def back_bytes(grid: TileGrid, shape: Shape, channels: int) -> Price:
     before = x * y + y * depth + width * depth
     # Along y, the last axis: what is interpolated, and twice what becomes of it.
     copies = 1 / max(1.0, shape[1] / y) + 2
-    transient = int(copies * piece_bytes(grid, shape, channels))
+    cells = CELL_BYTES * extended_bytes(grid, 1) // FLOAT if channels >= LEAST_CHANNELS else 0
+    transient = max(int(copies * piece_bytes(grid, shape, channels)), cells)
     return Price(FLOAT * channels * before, transient)
 
 

@@ -135,7 +135,7 @@ class Probabilities(AbstractContextManager["Probabilities"]):
             size = int(np.prod(piece.shape)) * self._dtype.itemsize
             values: npt.NDArray[np.unsignedinteger] = np.empty(piece.shape, self._dtype)
             os.preadv(self._spool.fileno(), [values.data], piece.offset + number * size)
-            yield from planes.add(Block(piece.low, np.empty((0, *piece.shape), np.float32), piece.last), values)
+            yield from planes.add(piece.low, values, last=piece.last)
 
 
 def probability_bytes(grid: NetworkGrid, classes: int, kept: int, stored: Stored, channels: int) -> Price:
