@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,16 +41,16 @@ def workload(request: CompressRequest, budget: MemoryBudget) -> CompressWorkload
     BadInput
         As ``recommender.load_manifest``, or ``compress_file.workload``.
     UsageError
-        As ``CompressRequest.row_bits``; the output is a file, or another application's model.
+        As ``CompressRequest.row_bytes``; the output is a file, or another application's model.
     """
     if request.of_file:
         return compress_file.workload(request)
     manifest = load_manifest(request.model)
-    row_bits = request.row_bits(manifest)
+    row_bytes = request.row_bytes(manifest)
     model_folder.check_output(request.output, "recsys")
     held = manifest["split"] != "none" and "heldout.users.npy" in manifest["files"]
     scored = recommender.heldout_count(request.model, manifest) if held else 0
-    return CompressWorkload(request, manifest, row_bits, scored)
+    return CompressWorkload(request, manifest, row_bytes, scored)
 
 
 def warm_up(request: CompressRequest) -> str:
@@ -85,7 +85,7 @@ def _compress(session: CommandSession[CompressRequest, CompressWorkload]) -> dic
                 model=request.model,
                 manifest=manifest,
                 scratch=scratch.path,
-                row_bits=work.row_bits,
+                row_bytes=work.row_bytes,
                 dimensions=request.dimensions,
                 rounds=ROUNDS if request.rounds is None else request.rounds,
                 session=session,
@@ -129,7 +129,7 @@ def _sizes(manifest: RecommenderManifest, made: Encoded, model: Path, scratch: P
         "file_bytes": (scratch / weights.WEIGHTS).stat().st_size,
         "file_bytes_before": (model / weights.WEIGHTS).stat().st_size,
         "dimensions": made.factors,
-        "bits": {name: dict(found) for name, found in made.bits.items()},
+        "bits": dict(made.bits),
     }
 
 
@@ -181,15 +181,19 @@ def _compared(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, 
     return {"metrics": {}, "in_common": float(np.mean(shares)) if shares else 1.0}
 
 
+def _classes(found: Sequence[Mapping[str, Any]]) -> str:
+    """Bits of the dimensions where all rows have the same, or how many rows have how many bytes."""
+    if len(found) == 1:
+        return ", ".join(f"{count} of {each} bits" for each, count in sorted(found[0]["bits"].items(), reverse=True))
+    return ", ".join(f"{each['rows']:,} of {each['bytes']} bytes" for each in reversed(found) if each["rows"])
+
+
 def _lines(results: Mapping[str, Any]) -> list[str]:
     """What is printed at the end."""
     old, new = results["item_bytes_before"], results["item_bytes"]
-    bits = "; ".join(
-        f"{name}: " + ", ".join(f"{count} of {each} bits" for each, count in sorted(found.items(), reverse=True))
-        for name, found in results["bits"].items()
-    )
+    bits = "; ".join(f"{name}: {_classes(found)}" for name, found in results["bits"].items())
     files = f"{format_size(results['file_bytes_before'])} -> {format_size(results['file_bytes'])}"
-    lines = [f"an item: {old} -> {new} bytes ({old / new:.1f}x); weights {files}; dimensions {bits}"]
+    lines = [f"an item: {old} -> {new} bytes ({old / new:.1f}x); weights {files}; {bits}"]
     if results["file_bytes"] >= results["file_bytes_before"]:
         lines.append("larger: the codes take more than what they replace; keep the model as it was")
     if "in_common" in results:

@@ -46,8 +46,11 @@ class RowScorer:
 
         vectors, scores = np.stack([self._encoder(*history) for history in histories]), workspace[: len(histories)]
         vectors = vectors[:, : self.rows.shape[1]]
-        for span, block in self.rows.blocks():
-            np.matmul(vectors, block.T, out=scores[:, span])
+        for some, block in self.rows.blocks():
+            if isinstance(some, slice):
+                np.matmul(vectors, block.T, out=scores[:, some])
+            else:
+                scores[:, some] = vectors @ block.T
         if self._prior is not None:
             scores += self._prior
         return scores
@@ -58,8 +61,8 @@ class RowScorer:
 
         items, factors = self.rows.shape
         whole = np.empty((items, factors + (self._prior is not None)), np.float32)
-        for span, block in self.rows.blocks():
-            whole[span, :factors] = block
+        for some, block in self.rows.blocks():
+            whole[some, :factors] = block
         if self._prior is not None:
             whole[:, -1] = self._prior
         return whole
@@ -77,17 +80,20 @@ class RowScorer:
         """Cosines of one item with all items; see ``Scorer``."""
         import numpy as np
 
-        return np.concatenate([cosines for _, cosines in self._similarities(row)])
+        found = np.empty(len(self.rows), np.float32)
+        for some, cosines in self._similarities(row):
+            found[some] = cosines
+        return found
 
-    def _similarities(self, row: int) -> Iterator[tuple[int, NDArray[np.float32]]]:
-        """Blocks of the cosines, and their first items."""
+    def _similarities(self, row: int) -> Iterator[tuple[slice | NDArray[np.intp], NDArray[np.float32]]]:
+        """Blocks of the cosines, and their items."""
         import numpy as np
 
         (own,) = self.rows[np.array([row])]
         size = np.linalg.norm(own)
-        for span, block in self.rows.blocks():
+        for some, block in self.rows.blocks():
             lengths = np.sqrt(np.einsum("ij,ij->i", block, block)) * size
-            yield span.start, (block @ own) / np.maximum(lengths, np.float32(1e-12))
+            yield some, (block @ own) / np.maximum(lengths, np.float32(1e-12))
 
     def closeness(self, rows: NDArray[Any]) -> NDArray[np.float32]:
         """Cosines among some items; see ``Scorer``."""
@@ -133,7 +139,9 @@ class ScanScorer(RowScorer):
         import numpy as np
 
         def others() -> Iterator[tuple[int, NDArray[np.float32]]]:
-            for start, cosines in self._similarities(row):
+            for some, cosines in self._similarities(row):
+                assert isinstance(some, slice)  # as rows on disk come
+                start = some.start
                 if start <= row < start + len(cosines):
                     cosines[row - start] = -np.inf
                 yield start, cosines

@@ -81,8 +81,8 @@ class CompressRequest:
             threads=args.threads,
         )
 
-    def row_bits(self, manifest: Mapping[str, Any]) -> dict[str, int]:
-        """Bits of a row of each matrix that becomes codes, by its name.
+    def row_bytes(self, manifest: Mapping[str, Any]) -> dict[str, int]:
+        """Bytes of a row of each matrix that becomes codes, without its scale, by its name.
 
         Raises
         ------
@@ -97,7 +97,7 @@ class CompressRequest:
         if self.dimensions is not None and self.dimensions > factors:
             raise UsageError(f"--dimensions {self.dimensions}: {self.model} has {factors}")
         if self.bits is not None:
-            return dict.fromkeys(matrices, self.bits * (self.dimensions or factors))
+            return dict.fromkeys(matrices, -(-self.bits * (self.dimensions or factors) // 8))
         assert self.target_bytes is not None
         smallest = len(matrices) * row_bytes(1) + prior
         if self.target_bytes < smallest:
@@ -107,23 +107,23 @@ class CompressRequest:
                 + (f", and {prior} of its prior" if prior else "")
             )
         each = (self.target_bytes - prior) // len(matrices)
-        return dict.fromkeys(matrices, 8 * (each - SCALE_BYTES))
+        return dict.fromkeys(matrices, each - SCALE_BYTES)
 
     @property
     def of_file(self) -> bool:
         """True if factors that ``implicit`` saved are compressed."""
         return self.model.suffix == implicit_file.SUFFIX
 
-    def file_bits(self, factors: int) -> int:
-        """Bits of a row of either side of a file of factors.
+    def file_bytes(self, factors: int) -> int:
+        """Bytes of a row of either side of a file of factors, without its scale.
 
         Raises
         ------
         UsageError
-            As ``row_bits``.
+            As ``row_bytes``.
         """
         given: Any = {"kind": "ials", "hyper": {}, "factors": factors}
-        return self.row_bits(given)["item_factors"]
+        return self.row_bytes(given)["item_factors"]
 
 
 def _matrices(model: Path, manifest: Mapping[str, Any]) -> tuple[str, ...]:

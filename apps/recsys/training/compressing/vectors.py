@@ -9,20 +9,26 @@ not stored.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from apps.recsys.models.scan.rows import row_lengths
-from common.compression import row_codes
+from common.compression import row_grid
 from common.compression.codes import BLOCK_ROWS
 from common.compression.codes import rotation as random_rotation
 from common.compression.row_codes import RowCodes
+from common.compression.row_grid import Grid
+from common.compression.row_levels import shared_bits
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+CLASSES, CLASS_STEPS = 12, 12
+"""Most classes of rows by their lengths, and codes of a scale from one to the next: half an octave."""
+HEADROOM = 1.5
+"""The largest scale that can be stored by the largest that there is: fitting makes some larger."""
 LEAST = 1e-30
 """Smallest weight that divides."""
 SEED = 0
@@ -35,23 +41,25 @@ class Budget:
 
     Attributes
     ----------
-    bits
-        Bits of a row in all.
+    bytes
+        Bytes of a row without its scale; of rows in classes their mean.
     dimensions
         Most dimensions that get some; ``None``: any number.
     """
 
-    bits: int
+    bytes: int
     dimensions: int | None = None
 
-    def shared(self, weights: NDArray[np.floating[Any]]) -> NDArray[np.uint8]:
-        """Bits of each column, by the columns' weighted variances."""
+    def shared(
+        self, weights: NDArray[np.floating[Any]], counts: NDArray[np.integer[Any]] | None = None
+    ) -> NDArray[np.uint8]:
+        """Bits of each column, by the columns' weighted variances; or of each column in classes of so many rows."""
         import numpy as np
 
-        if self.dimensions is not None and self.dimensions < len(weights):
-            least = np.sort(weights)[-self.dimensions]
-            weights = np.where(weights >= least, weights, 0)
-        return row_codes.shared_bits(weights, self.bits)
+        if self.dimensions is not None and self.dimensions < weights.shape[-1]:
+            each = weights if counts is None else counts @ weights
+            weights = np.where(each >= np.sort(each)[-self.dimensions], weights, 0)
+        return shared_bits(weights, self.bytes * (1 if counts is None else int(counts.sum())), counts)
 
 
 def rotation(gramian: NDArray[np.floating[Any]]) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
@@ -81,10 +89,48 @@ def mixing(bits: NDArray[np.uint8], importance: NDArray[np.float64], *, last: bo
     import numpy as np
 
     axes = np.eye(len(bits), dtype=np.float32)
-    for _, columns in row_codes.groups(bits[: len(bits) - last]):
+    for _, columns in row_grid.groups(bits[: len(bits) - last]):
         axes[np.ix_(columns, columns)] = random_rotation(len(columns), SEED)
         importance[columns] = importance[columns].mean()
     return axes
+
+
+def graded(
+    rows: NDArray[np.float32], importance: NDArray[np.float64], budget: Budget
+) -> tuple[Grid, NDArray[np.uint8]]:
+    """Levels for classes of rows by their lengths, with more bits for longer ones, and the class of each row.
+
+    An error costs as much in a long row as in a short one, and the numbers of a long row are larger: with twice the
+    length, a bit more a number leaves the same error.
+
+    Parameters
+    ----------
+    rows
+        Shape (rows, width), on axes on which errors count singly.
+    importance
+        Weights of the columns' squared errors, shape (width,).
+    budget
+        What a row may take in the mean.
+    """
+    import numpy as np
+
+    deviations = row_grid.column_deviations(rows)
+    scales = row_grid.row_scales(rows, deviations)
+    unit = np.array([scales.max(initial=0) * HEADROOM], np.float32)
+    codes = row_grid.scale_codes(scales, unit)
+    firsts = np.maximum(256 - CLASS_STEPS * np.arange(CLASSES, 0, -1), 0)
+    firsts[0] = 0
+    kinds = np.searchsorted(firsts, codes, side="right") - 1
+    there, kinds = np.unique(kinds, return_inverse=True)
+    counts, squares = np.bincount(kinds, minlength=len(there)), np.zeros((len(there), rows.shape[1]))
+    for start in range(0, len(rows), BLOCK_ROWS):
+        some, own = rows[start : start + BLOCK_ROWS], kinds[start : start + BLOCK_ROWS]
+        for number in np.flatnonzero(np.bincount(own)):
+            squares[number] += np.einsum("ij,ij->j", of_class := some[own == number], of_class)
+    bits = budget.shared(squares / counts[:, None] * importance, counts)
+    firsts = firsts[there]
+    firsts[0] = 0
+    return Grid(bits, deviations, firsts.astype(np.uint8), unit), kinds.astype(np.uint8)
 
 
 def rotate(rows: NDArray[np.float32], axes: NDArray[np.float32]) -> None:
@@ -111,8 +157,9 @@ def unit_deviations(rows: NDArray[np.float32]) -> NDArray[np.float32]:
 def encoded(
     rows: NDArray[np.float32], weights: NDArray[np.floating[Any]], bits: NDArray[np.uint8], *, cosine: bool
 ) -> RowCodes:
-    """The nearest codes of rows under weights of the columns' squared errors, shape (width,)."""
-    return RowCodes.of(rows, bits, weights, deviations=unit_deviations(rows) if cosine else None)
+    """The nearest codes of rows under weights of the columns' squared errors, shape (width,), in one class."""
+    deviations = unit_deviations(rows) if cosine else row_grid.column_deviations(rows)
+    return RowCodes.of(rows, Grid.alike(bits, deviations, 0.0), weights)
 
 
 def encoded_alike(
@@ -120,6 +167,7 @@ def encoded_alike(
     importance: Mapping[str, NDArray[np.float64]],
     budget: Budget,
     *,
+    by_length: Container[str],
     cosine: bool,
     last: bool,
     after_each: Callable[[], None],
@@ -134,6 +182,8 @@ def encoded_alike(
         Weights of the columns' squared errors in each.
     budget
         What a row of each may take.
+    by_length
+        Matrices of which longer rows get more bits (``graded``).
     cosine
         True if the lengths of rows do not matter.
     last
@@ -145,7 +195,7 @@ def encoded_alike(
 
     total = np.zeros(next(iter(matrices.values())).shape[1])
     for name, rows in matrices.items():
-        deviations = unit_deviations(rows) if cosine else row_codes.column_deviations(rows)
+        deviations = unit_deviations(rows) if cosine else row_grid.column_deviations(rows)
         own = deviations.astype(np.float64) ** 2 * importance[name]
         total += own / max(float(own.sum()), LEAST)
     bits = budget.shared(total)
@@ -154,6 +204,10 @@ def encoded_alike(
     for name in list(matrices):
         rows, own = matrices.pop(name).take(columns, axis=1), importance[name][columns]
         rotate(rows, mixing(bits, own, last=last))
-        made[name] = encoded(rows, own, bits, cosine=cosine)
+        if name in by_length:
+            grid, kinds = graded(rows, own, budget)
+            made[name] = RowCodes.of(rows, grid, own, kinds)
+        else:
+            made[name] = encoded(rows, own, bits, cosine=cosine)
         after_each()
     return made
