@@ -18,6 +18,7 @@ from apps.recsys.planning.compressing.file_workload import CompressFileWorkload
 from apps.recsys.planning.compressing.request import ROUNDS, CompressRequest
 from apps.recsys.planning.compressing.workload import LISTED, LISTED_USERS, CompressWorkload
 from apps.recsys.training.compressing.encode import Compression, Encoded
+from apps.recsys.training.compressing.least_squares import STATE, Checkpoint
 from common import model_folder
 from common.cli.session import CommandSession
 from common.memory.process import glibc
@@ -79,6 +80,7 @@ def _compress(session: CommandSession[CompressRequest, CompressWorkload]) -> dic
     request, work = session.request, session.workload
     manifest = work.manifest
     scratch = workspace(request.output)
+    checkpoint = Checkpoint(request.output / STATE, request.resume_settings(manifest))
     with session.deferred_signals():
         with session.phase("encode"):
             made = Compression(
@@ -88,6 +90,7 @@ def _compress(session: CommandSession[CompressRequest, CompressWorkload]) -> dic
                 row_bytes=work.row_bytes,
                 dimensions=request.dimensions,
                 rounds=ROUNDS if request.rounds is None else request.rounds,
+                checkpoint=checkpoint,
                 session=session,
             ).run()
             weights.write(scratch.path / weights.WEIGHTS, made.tensors)
@@ -108,6 +111,7 @@ def _compress(session: CommandSession[CompressRequest, CompressWorkload]) -> dic
             recommender.write_card(scratch.path, work.kind, fields, results.get("metrics", {}))
             train.move_into_place(scratch.path, request.output)
             recommender.seal(request.output, kind=work.kind, fields=fields)
+            checkpoint.remove()
     scratch.close()
     return {**results, "model": {"kind": work.kind, **fields}}
 

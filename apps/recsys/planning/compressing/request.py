@@ -109,6 +109,18 @@ class CompressRequest:
         each = (self.target_bytes - prior) // len(matrices)
         return dict.fromkeys(matrices, each - SCALE_BYTES)
 
+    def resume_settings(self, manifest: Mapping[str, Any]) -> dict[str, Any]:
+        """All that decides the codes, as values of JSON."""
+        files = {name: entry["sha256"] for name, entry in manifest["files"].items() if name != "card.md"}
+        rounds = ROUNDS if self.rounds is None else self.rounds
+        return {
+            "files": files,
+            "bytes": self.row_bytes(manifest),
+            "dimensions": self.dimensions,
+            "rounds": rounds,
+            "hyper": manifest["hyper"],
+        }
+
     @property
     def of_file(self) -> bool:
         """True if factors that ``implicit`` saved are compressed."""

@@ -10,17 +10,17 @@ from typing import TYPE_CHECKING, Any
 from apps.recsys.data.csr_store import History
 from apps.recsys.data.splits import Kept
 from apps.recsys.models import weights
-from apps.recsys.models.als import als_matrices, ials_exact
+from apps.recsys.models.als import als_matrices
 from apps.recsys.models.coded import stored
 from apps.recsys.models.embedding import user_encoders
 from apps.recsys.models.linear import filter as linear_filter
 from apps.recsys.models.linear.spectral import powers
 from apps.recsys.planning.compressing.workload import SAMPLED_USERS
-from apps.recsys.training.compressing import discrete, vectors
+from apps.recsys.training.compressing import vectors
+from apps.recsys.training.compressing.least_squares import Checkpoint, LeastSquares
 from apps.recsys.training.compressing.vectors import Budget
 from apps.recsys.training.session import TrainingSession
 from common.compression import row_codes, row_grid
-from common.compression.codes import BLOCK_ROWS
 from common.compression.row_codes import RowCodes
 
 if TYPE_CHECKING:
@@ -85,6 +85,8 @@ class Compression:
         Most dimensions; ``None``: any number.
     rounds
         Times that users and items of ``ials`` are solved again.
+    checkpoint
+        Keeps what is done of a model of ``ials``.
     session
         Plan (knob ``fit_block``), threads and progress.
     """
@@ -95,6 +97,7 @@ class Compression:
     row_bytes: Mapping[str, int]
     dimensions: int | None
     rounds: int
+    checkpoint: Checkpoint
     session: TrainingSession
 
     @property
@@ -137,8 +140,6 @@ class Compression:
 
     def _least_squares(self, history: History, kept: Kept) -> Encoded:
         """Rows of ``ials``: codes of the vectors, then users and items solved in turn, the items over their levels."""
-        import numpy as np
-
         manifest, hyper, session = self.manifest, self.manifest["hyper"], self.session
         block = int(session.plan["fit_block"])
         sizes = {"items": manifest["items"], "hyper": hyper}
@@ -146,58 +147,16 @@ class Compression:
             sides = als_matrices.in_memory(history, kept, **sizes)
         else:
             sides = als_matrices.on_disk(self.scratch, history, kept, **sizes, block=block)
-        items = weights.read(self._path)
-        users = self._solved_users(sides, items)
-        values, axes = vectors.rotation(users.T @ users)
-        del users
-        vectors.rotate(items, axes)
-        budget = self._budget(weights.ITEMS)
-        bits = budget.shared(row_grid.column_deviations(items).astype(np.float64) ** 2 * values)
-        vectors.rotate(items, vectors.mixing(bits, values))
-        grid, kinds = vectors.graded(items, values, budget)
-        columns = np.flatnonzero(grid.bits.any(0))
-        items, grid, importance = items.take(columns, axis=1), grid.taken(columns), values[columns].astype(np.float32)
-        found = np.empty(items.shape, np.uint8)
-        scales = np.empty(len(items), np.float32)
-        for start in range(0, len(items), BLOCK_ROWS):
-            span = slice(start, start + BLOCK_ROWS)
-            found[span], scales[span] = row_grid.nearest(items[span], grid, importance, kinds[span])
-        with session.progress(total=self.rounds, unit="round", label="encode") as bar:
-            for number in range(self.rounds):
-                # The first time users of the vectors themselves: those of rounded ones are further from what is sought.
-                for start in range(0, len(items), BLOCK_ROWS) if number else ():
-                    span = slice(start, start + BLOCK_ROWS)
-                    items[span] = grid.decoded(found[span], scales[span], kinds[span])
-                users = self._solved_users(sides, items)
-                for start, stop, some in sides.items.blocks():
-                    discrete.descend(
-                        some,
-                        found[start:stop],
-                        scales[start:stop],
-                        kinds[start:stop],
-                        users,
-                        grid,
-                        hyper,
-                        threads=session.threads,
-                    )
-                    self._check()
-                del users
-                bar.update()
+        made = LeastSquares(
+            sides=sides,
+            hyper=hyper,
+            budget=self._budget(weights.ITEMS),
+            rounds=self.rounds,
+            checkpoint=self.checkpoint,
+            session=session,
+        ).run(weights.read(self._path))
         als_matrices.remove(self.scratch)
-        return self._encoded({weights.ITEMS: RowCodes.made(found, scales, kinds, grid)})
-
-    def _solved_users(self, sides: als_matrices.Sides, items: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Vectors of all users, shape (users, factors)."""
-        import numpy as np
-
-        hyper = self.manifest["hyper"]
-        given = {"regularization": float(hyper["regularization"])}
-        given["exponent"] = float(hyper.get("frequency_scaling", 0.0))
-        users = np.zeros((sides.users.rows, items.shape[1]), np.float32)
-        for start, stop, block in sides.users.blocks():
-            ials_exact.solve(block, users[start:stop], items, threads=self.session.threads, **given)
-            self._check()
-        return users
+        return self._encoded({weights.ITEMS: made})
 
     def _vectors(self, history: History, kept: Kept) -> Encoded:
         """Rows of ``bpr`` and ``embedding``: rotated onto the users' Gramian, then the nearest codes."""

@@ -12,10 +12,12 @@ import numpy as np
 import pytest
 
 from apps.recsys.models import weights
+from apps.recsys.models.als import als_matrices
 from apps.recsys.models.coded import implicit_file, stored
 from apps.recsys.models.recommender import Recommender, load_manifest
 from apps.recsys.serving.service import RecommenderService
 from apps.recsys.training.compressing import discrete
+from apps.recsys.training.compressing.least_squares import STATE, Checkpoint
 from common.compression.row_grid import Grid
 from common.compression.row_levels import levels
 from common.errors import BadInput, UsageError
@@ -181,15 +183,48 @@ def test_it_keeps_its_ceiling(run: Run, trained: Trained, tmp_path: Path) -> Non
             kept(answer.record)
 
 
-def test_interrupted_it_leaves_the_model_and_no_folder(
-    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_interrupted_it_leaves_the_model_and_goes_on(
+    dataset: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before = digests(trained.model)
-    out = tmp_path / "out"
-    monkeypatch.setattr(InProcess, "stopping", True)
-    with pytest.raises(KeyboardInterrupt):
-        done("compress", trained.model, "--target-bytes", 9, "-o", out)
-    assert digests(trained.model) == before and not out.exists()
+    """Stopped after some items, and in the second round: the same command ends as an undisturbed one."""
+    model, out = trained_on(dataset("lastfm"), tmp_path / "model", "ials"), tmp_path / "out"
+    command = ("compress", model, "--target-bytes", 9, "--rounds", 2, "-o")
+    monkeypatch.setattr(als_matrices.InMemory.__init__, "__defaults__", (20_000,))
+    done(*command, tmp_path / "undisturbed")
+    before, least = digests(model), [(0, 1), (1, 0)]
+    monkeypatch.setattr(Checkpoint, "due", lambda self: True)
+
+    def stopping(session: InProcess) -> bool:
+        try:
+            with np.load(session.request.output / STATE) as state:
+                return tuple(state["progress"].tolist()) >= least[0]
+        except FileNotFoundError:
+            return False
+
+    monkeypatch.setattr(InProcess, "stopping", property(stopping))
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            done(*command, out)
+        assert digests(model) == before and [path.name for path in out.iterdir()] == [STATE.parts[0]]
+        least.reverse()
+    monkeypatch.setattr(InProcess, "stopping", False)
+    _, said = done(*command, out)
+    assert any("continuing after round" in line for line in said)
+    assert sha256(out / weights.WEIGHTS) == sha256(tmp_path / "undisturbed" / weights.WEIGHTS)
+    assert not (out / STATE).parent.exists()
+    # A state of other settings is not continued, nor one that is damaged.
+    for more, text in ((("--dimensions", 20), None), ((), b"PK damaged")):
+        other = tmp_path / str(len(more))
+        (other / STATE).parent.mkdir(parents=True)
+        if text is None:
+            monkeypatch.setattr(InProcess, "stopping", property(stopping))
+            with pytest.raises(KeyboardInterrupt):
+                done(*command, other)
+            monkeypatch.setattr(InProcess, "stopping", False)
+        else:
+            (other / STATE).write_bytes(text)
+        _, said = done(*command, other, *more)
+        assert not any("continuing" in line for line in said)
 
 
 def test_what_cannot_be_compressed(run: Run, trained: Trained, tmp_path: Path) -> None:
@@ -226,7 +261,7 @@ def test_damaged_codes_are_refused(trained: Trained, tmp_path: Path, name: str) 
     if name == "scales":
         del tensors[f"{weights.ITEMS}.scales"]
     else:
-        changed[0] = 9 if name == "bits" else np.nan
+        changed[0] = np.nan if name == "unit" else 9
     weights.write(path, tensors)
     manifest = json.loads((out / "model.json").read_text())
     manifest["files"][weights.WEIGHTS] = {"bytes": path.stat().st_size, "sha256": sha256(path)}
@@ -287,7 +322,7 @@ def test_factors_of_implicit(dataset: Callable[[str], Path], run: Run, tmp_path:
     with np.load(source, allow_pickle=False) as whole, np.load(out, allow_pickle=False) as small:
         exact, found = whole["user_factors"][:300] @ whole["item_factors"].T, users[:300] @ items.T
         assert np.linalg.norm(found - exact) < 0.03 * np.linalg.norm(exact)
-        assert int(small["factors"]) == 24 and small["item_factors"].shape == (len(items), 24)
+        assert int(small["factors"]) == 24 and small["item_factors"].dtype == np.uint8
     with pytest.raises(BadInput, match="codes already"):
         done("compress", out, "--bits", 1, "-o", tmp_path / "again.npz")
     with pytest.raises(UsageError, match=r"\.npz"):
