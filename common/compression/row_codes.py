@@ -10,11 +10,11 @@ the eigenvectors of the other side's Gramian.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from common.compression.codes import BLOCK_ROWS, CodedMatrix
-from common.compression.row_grid import Grid, groups, nearest, row_scales, scale_codes, scale_values, span_of
+from common.compression.row_grid import Grid, groups, nearest, span_of
 from common.compression.row_levels import levels
 
 if TYPE_CHECKING:
@@ -93,23 +93,25 @@ class RowCodes(CodedMatrix):
         rows
             Shape (rows, width); not changed.
         grid
-            The levels; with one class and a unit of 0, the largest scale becomes the unit.
+            The levels; without units, they are fitted.
         weights
             Weights of the columns' squared errors, shape (width,); ``None``: all the same.
         kinds
-            Class of each row; ``None``: by its length.
+            Class of each row; ``None``: the only one, or by its length.
         """
         import numpy as np
 
         importance = np.ones(grid.width, np.float32) if weights is None else weights.astype(np.float32)
         found, scales = np.empty(rows.shape, np.uint8), np.empty(len(rows), np.float32)
         if kinds is None:
-            kinds = grid.classes(scale_codes(row_scales(rows, grid.deviations), grid.unit))
+            kinds = np.zeros(len(rows), np.uint8) if len(grid.bits) == 1 else grid.chosen(rows)
         for start in range(0, len(rows), BLOCK_ROWS):
             span = slice(start, start + BLOCK_ROWS)
             found[span], scales[span] = nearest(rows[span], grid, importance, kinds[span])
-        if len(grid.bits) == 1 and not grid.unit[0]:
-            grid = Grid.alike(grid.bits[0], grid.deviations, float(scales.max(initial=0)))
+        grid = grid if grid.units.any() else grid.fitted(scales, kinds)
+        for start in range(0, len(rows), BLOCK_ROWS):
+            span = slice(start, start + BLOCK_ROWS)
+            found[span], scales[span] = grid.settled(rows[span], scales[span], kinds[span])
         return cls.made(found, scales, kinds, grid)
 
     @classmethod
@@ -119,14 +121,11 @@ class RowCodes(CodedMatrix):
         """The codes of numbers of levels, shape (rows, width), of scales and of classes, shape (rows,) each."""
         import numpy as np
 
-        last = np.append(grid.firsts[1:].astype(np.int64) - 1, 255)
-        codes = scale_codes(scales, grid.unit)
-        codes = np.clip(codes, grid.firsts.take(kinds), last.take(kinds)).astype(np.uint8)
         parts = []
         for number, bits in enumerate(grid.bits):
             rows = np.flatnonzero(kinds == number) if len(grid.bits) > 1 else slice(None)
             parts.append(packed_rows(found[rows], bits).ravel())
-        return cls(np.concatenate(parts), codes, grid)
+        return cls(np.concatenate(parts), grid.scale_codes(scales, kinds), grid)
 
     def taken(self, rows: NDArray[np.integer[Any]]) -> RowCodes:
         """The codes of some rows, which are increasing."""
@@ -142,9 +141,8 @@ class RowCodes(CodedMatrix):
         """The same with the nearest codes of further rows after all others, shape (n, width)."""
         import numpy as np
 
-        grid = self.grid if self.grid.unit[0] else replace(self.grid, unit=np.ones(1, np.float32))
-        more = RowCodes.of(rows, grid)
-        parts = [part for number in range(len(grid.bits)) for part in (self.part(number), more.part(number))]
+        more = RowCodes.of(rows, self.grid)
+        parts = [part for number in range(len(self.grid.bits)) for part in (self.part(number), more.part(number))]
         return RowCodes(
             np.concatenate([part.ravel() for part in parts]), np.concatenate([self.scales, more.scales]), self.grid
         )
@@ -223,7 +221,7 @@ class RowCodes(CodedMatrix):
             span = slice(start, start + DECODED_ROWS)
             _unpack(stored[span], self.grid.bits[number], out[span])
         out *= self.grid.deviations
-        out *= scale_values(self.scales[rows], self.grid.unit)[:, None]
+        out *= self.grid.scale_values(self.scales[rows])[:, None]
 
     def _ranked(self, rows: NDArray[Any]) -> tuple[NDArray[np.uint8], NDArray[np.intp]]:
         """Classes of some rows, and their places in them."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from common.compression.codes import BLOCK_ROWS
@@ -14,8 +14,14 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 SCALE_STEPS = 24
-"""Codes of a scale by which it doubles: rounding changes a row by 0.8 % (root mean square), and scales may differ by a
-factor of 1,500; smaller ones are made as large."""
+"""Codes of a scale by which it doubles where there is one class: rounding changes a row by 0.8 % (root mean square),
+and scales may differ by a factor of 1,500; smaller ones are made as large."""
+OCTAVES, ABOVE = 3.0, 1.25
+"""Octaves of scales that each of several classes has, and how many of them above its median."""
+LEAST_UNIT = 1e-20
+"""Unit of a class of zeros."""
+HEADROOM = 0.5
+"""Octaves of scales above the largest one where there is one class: solving again makes some larger."""
 FIT_ROUNDS = 3
 """Times that codes and scales of rows are fitted to each other; other numbers were not compared."""
 
@@ -32,25 +38,39 @@ class Grid:
         Deviation of each column, float32 of shape (width,).
     firsts
         Smallest code of a scale in each class, uint8 of shape (classes,), increasing from 0.
-    unit
-        The largest scale, float32 of shape (1,).
+    units
+        The largest scale in each class, float32 of shape (classes,); 0: not known yet (``fitted``).
     """
 
     bits: NDArray[np.uint8]
     deviations: NDArray[np.float32]
     firsts: NDArray[np.uint8]
-    unit: NDArray[np.float32]
+    units: NDArray[np.float32]
 
     @classmethod
-    def alike(cls, bits: NDArray[np.uint8], deviations: NDArray[np.float32], largest: float) -> Grid:
-        """One class of all rows, with the largest scale and the bits of each column."""
+    def of(cls, bits: NDArray[np.uint8], deviations: NDArray[np.float32]) -> Grid:
+        """Levels by the bits of each column in each class, shape (classes, width), or in the only class."""
         import numpy as np
 
-        return cls(bits[None], deviations, np.zeros(1, np.uint8), np.array([largest], np.float32))
+        bits = np.atleast_2d(bits)
+        firsts = (256 * np.arange(len(bits)) // len(bits)).astype(np.uint8)
+        return cls(bits, deviations, firsts, np.zeros(len(bits), np.float32))
+
+    def fitted(self, scales: NDArray[np.float32], kinds: NDArray[np.uint8]) -> Grid:
+        """The same with units for scales of rows of these classes, shape (rows,) each."""
+        import numpy as np
+
+        units = np.full(len(self.bits), LEAST_UNIT, np.float32)
+        for number in range(len(units)):
+            own = scales[kinds == number] if len(units) > 1 else scales
+            own = own[own > 0]
+            if len(own):
+                units[number] = own.max() * 2**HEADROOM if len(units) == 1 else np.median(own) * 2**ABOVE
+        return replace(self, units=units)
 
     def taken(self, columns: NDArray[np.intp]) -> Grid:
         """The levels of some columns."""
-        return Grid(self.bits[:, columns], self.deviations[columns], self.firsts, self.unit)
+        return Grid(self.bits[:, columns], self.deviations[columns], self.firsts, self.units)
 
     @property
     def width(self) -> int:
@@ -73,11 +93,68 @@ class Grid:
         found: NDArray[np.uint8] = table.astype(np.uint8).take(codes)
         return found
 
-    def limits(self, number: int) -> tuple[float, float]:
-        """The smallest and largest scale in a class, but for 0."""
+    def _codes(self, number: int) -> tuple[int, int, float]:
+        """Smallest and largest code of a class but for 0, and codes by which a scale doubles."""
         last = int(self.firsts[number + 1]) - 1 if number + 1 < len(self.firsts) else 255
         first = max(1, int(self.firsts[number]))
-        return tuple(float(scale_values(_code(code), self.unit)[0]) for code in (first, max(first, last)))  # type: ignore[return-value]
+        return first, last, SCALE_STEPS if len(self.firsts) == 1 else (last - first + 1) / OCTAVES
+
+    def limits(self, number: int) -> tuple[float, float]:
+        """The smallest and largest scale of a class, but for 0."""
+        first, last, steps = self._codes(number)
+        unit = float(self.units[number])
+        return unit * 2 ** ((first - last) / steps), unit
+
+    def scale_codes(self, scales: NDArray[np.float32], kinds: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """The nearest codes of scales of rows of these classes; of the first class 0 for 0."""
+        import numpy as np
+
+        out = np.zeros(len(scales), np.uint8)
+        for number in range(len(self.bits)):
+            first, last, steps = self._codes(number)
+            own = np.flatnonzero(kinds == number)
+            with np.errstate(divide="ignore"):
+                places = last + np.rint(np.log2(scales[own] / self.units[number]) * steps)
+            codes = np.clip(places, first, last)
+            out[own] = np.where(scales[own] > 0, codes, 0 if number == 0 else first)
+        return out
+
+    def scale_values(self, codes: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Scales from their codes."""
+        import numpy as np
+
+        table = np.zeros(256, np.float32)
+        for number, unit in enumerate(self.units):
+            first, last, steps = self._codes(number)
+            table[first : last + 1] = np.exp2((np.arange(first, last + 1) - last) / steps) * unit
+        found: NDArray[np.float32] = table.take(codes)
+        return found
+
+    def settled(
+        self, rows: NDArray[np.float32], scales: NDArray[np.float32], kinds: NDArray[np.uint8]
+    ) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+        """Scales as they are stored, and the levels of some rows that are nearest with them."""
+        import numpy as np
+
+        stored = self.scale_values(self.scale_codes(scales, kinds))
+        factors = np.divide(1, stored, out=np.zeros_like(stored), where=stored > 0)
+        unscaled, found = rows / self.deviations * factors[:, None], np.zeros(rows.shape, np.uint8)
+        for number in np.flatnonzero(np.bincount(kinds)):
+            own = np.flatnonzero(kinds == number)
+            for bits, columns in groups(self.bits[number]):
+                if bits:
+                    found[np.ix_(own, columns)] = np.searchsorted(bounds(bits), unscaled[np.ix_(own, columns)])
+        return found, stored
+
+    def chosen(self, rows: NDArray[np.float32]) -> NDArray[np.uint8]:
+        """The class whose rows are about as long, for each row, shape (rows,)."""
+        import numpy as np
+
+        with np.errstate(divide="ignore"):
+            lengths = np.log2(row_scales(rows, self.deviations))
+        usual = np.log2(self.units) - ABOVE
+        found: NDArray[np.uint8] = np.abs(np.maximum(lengths, -1e9)[:, None] - usual).argmin(1).astype(np.uint8)
+        return found
 
     def values(self, number: int, found: NDArray[np.uint8], scales: NDArray[np.float32]) -> NDArray[np.float32]:
         """Numbers from their levels, shape (n, width), of rows of one class."""
@@ -101,12 +178,6 @@ class Grid:
             own = np.flatnonzero(kinds == number)
             out[own] = self.values(int(number), found[own], scales[own])
         return out
-
-
-def _code(code: int) -> NDArray[np.uint8]:
-    import numpy as np
-
-    return np.array([code], np.uint8)
 
 
 def groups(bits: NDArray[np.uint8]) -> Iterator[tuple[int, NDArray[np.intp]]]:
@@ -167,7 +238,7 @@ def nearest(
     Returns
     -------
     tuple
-        Numbers of levels, uint8 of shape (n, width), and scales within those of the classes, shape (n,).
+        Numbers of levels, uint8 of shape (n, width), and scales, shape (n,).
     """
     import numpy as np
 
@@ -175,8 +246,7 @@ def nearest(
     for number in range(len(grid.bits)):
         own = np.flatnonzero(kinds == number)
         if len(own):
-            bounded = grid.limits(number) if len(grid.bits) > 1 else (0.0, float("inf"))
-            found[own], scales[own] = _nearest(rows[own], grid.bits[number], grid.deviations, weights, bounded)
+            found[own], scales[own] = _nearest(rows[own], grid.bits[number], grid.deviations, weights)
     return found, scales
 
 
@@ -185,9 +255,8 @@ def _nearest(
     bits: NDArray[np.uint8],
     deviations: NDArray[np.float32],
     weights: NDArray[np.float32],
-    bounded: tuple[float, float],
 ) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-    """The same for rows of one class, with the smallest and largest scale."""
+    """The same for rows of one class."""
     import numpy as np
 
     used = np.flatnonzero(bits)
@@ -206,26 +275,4 @@ def _nearest(
         values = values[:, used]
         own = (values * unscaled[:, used]) @ importance
         scales = np.maximum(own / np.maximum((values * values) @ importance, np.finfo(np.float32).tiny), 0)
-        scales = np.where(scales > 0, np.clip(scales, *bounded), 0).astype(np.float32)
     return found, scales
-
-
-def scale_codes(scales: NDArray[np.float32], unit: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """Codes of scales relative to the largest one; 0 for 0, and 1 for all that are too small."""
-    import numpy as np
-
-    if not unit[0] > 0:
-        return np.zeros(len(scales), np.uint8)
-    with np.errstate(divide="ignore"):
-        exponents = np.rint(np.log2(scales / unit[0]) * SCALE_STEPS)
-    return np.where(scales > 0, np.clip(255 + exponents, 1, 255), 0).astype(np.uint8)
-
-
-def scale_values(codes: NDArray[np.uint8], unit: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Scales from their codes."""
-    import numpy as np
-
-    table = np.exp2((np.arange(256) - 255) / SCALE_STEPS).astype(np.float32) * unit
-    table[0] = 0
-    found: NDArray[np.float32] = table.take(codes)
-    return found

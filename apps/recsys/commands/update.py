@@ -134,7 +134,7 @@ def _recoded(tensors: Mapping[str, Any], path: Path, hyper: Mapping[str, Any]) -
     rows *= code_weights(tensors[weights.EIGENVALUES], hyper["form"], float(hyper["saturation"]))
     importance = column_deviations(rows).astype("f8") ** 2
     vectors.rotate(rows, vectors.mixing(bits, importance))
-    codes = RowCodes.of(rows, Grid.alike(bits, column_deviations(rows), 0.0), importance)
+    codes = RowCodes.of(rows, Grid.of(bits, column_deviations(rows)), importance)
     return {**tensors, **coded.tensors(weights.SPECTRUM, codes)}
 
 

@@ -2,7 +2,7 @@
 
 A matrix NAME has six tensors: ``NAME``, the packed codes, uint8 of shape (bytes,); ``NAME.scales``, uint8 of shape
 (items,); and ``NAME.bits``, uint8 of shape (classes, factors), ``NAME.deviations``, float32 of shape (factors,),
-``NAME.firsts``, uint8 of shape (classes,), and ``NAME.unit``, float32 of shape (1,): the levels
+``NAME.firsts``, uint8, and ``NAME.units``, float32, both of shape (classes,): the levels
 (``common.compression.row_codes``). The manifest's ``codes`` has the bytes of a row of each: their mean, rounded up.
 """
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-GRID = ("bits", "deviations", "firsts", "unit")
+GRID = ("bits", "deviations", "firsts", "units")
 """Tensors of the levels, which have no row of each item, by the ends of their names."""
 MOST_CLASSES = 64
 """Classes of rows that a file may have."""
@@ -65,8 +65,12 @@ def read(path: Path, name: str) -> RowCodes:
         {each: weights.tensor(path, each) for each in (name, *(f"{name}.{part}" for part in ("scales", *GRID)))}, name
     )
     grid = codes.grid
-    numbers = np.concatenate([grid.unit, grid.deviations])
-    if len(grid.firsts) != len(grid.bits) or grid.firsts[0] or (np.diff(grid.firsts.astype(np.int64)) <= 0).any():
+    numbers = np.concatenate([grid.units, grid.deviations])
+    if (
+        not len(grid.firsts) == len(grid.units) == len(grid.bits)
+        or grid.firsts[0]
+        or (np.diff(grid.firsts.astype(np.int64)) <= 0).any()
+    ):
         raise BadInput(f"{path}: {name}.firsts are no classes of its rows", public="weights unreadable")
     if grid.bits.max(initial=0) > MOST_BITS or codes.expected_bytes != len(codes.packed):
         raise BadInput(f"{path}: {name}.bits are not those of its codes", public="weights unreadable")
@@ -82,7 +86,7 @@ def required(manifest: Mapping[str, Any]) -> dict[str, tuple[str, list[int | ran
     for name, size in manifest["codes"].items():
         found[name] = ("U8", [range(items * (size - SCALE_BYTES) + 1)])
         found[f"{name}.scales"] = ("U8", [items])
-        found[f"{name}.unit"] = ("F32", [1])
+        found[f"{name}.units"] = ("F32", [range(1, MOST_CLASSES + 1)])
         found[f"{name}.bits"] = ("U8", [range(1, MOST_CLASSES + 1), factors])
         found[f"{name}.firsts"] = ("U8", [range(1, MOST_CLASSES + 1)])
         found[f"{name}.deviations"] = ("F32", [factors])

@@ -146,10 +146,14 @@ class LeastSquares:
             items, grid = items.take(columns, axis=1), grid.taken(columns)
             users = self._users(items)
         found, scales = np.empty(items.shape, np.uint8), np.empty(len(items), np.float32)
-        first, row = self.checkpoint.load(found, scales)
-        for start in range(0, 0 if first or row else len(items), BLOCK_ROWS):
+        for start in range(0, len(items), BLOCK_ROWS):
             span = slice(start, start + BLOCK_ROWS)
             found[span], scales[span] = row_grid.nearest(items[span], grid, importance, kinds[span])
+        grid = grid.fitted(scales, kinds)
+        for start in range(0, len(items), BLOCK_ROWS):
+            span = slice(start, start + BLOCK_ROWS)
+            found[span], scales[span] = grid.settled(items[span], scales[span], kinds[span])
+        first, row = self.checkpoint.load(found, scales)
         if first or row:
             self.session.say(f"continuing after round {first} of {self.rounds}, {row:,} of {len(items):,} items")
         with self.session.progress(total=self.rounds, unit="round", label="encode") as bar:

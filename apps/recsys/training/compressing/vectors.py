@@ -25,10 +25,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-CLASSES, CLASS_STEPS = 12, 12
-"""Most classes of rows by their lengths, and codes of a scale from one to the next: half an octave."""
-HEADROOM = 1.5
-"""The largest scale that can be stored by the largest that there is: fitting makes some larger."""
+CLASSES, CLASS_OCTAVES = 11, 0.5
+"""Classes of rows by their lengths below that of the longest row, and octaves from one to the next."""
 LEAST = 1e-30
 """Smallest weight that divides."""
 SEED = 0
@@ -115,12 +113,10 @@ def graded(
     import numpy as np
 
     deviations = row_grid.column_deviations(rows)
-    scales = row_grid.row_scales(rows, deviations)
-    unit = np.array([scales.max(initial=0) * HEADROOM], np.float32)
-    codes = row_grid.scale_codes(scales, unit)
-    firsts = np.maximum(256 - CLASS_STEPS * np.arange(CLASSES, 0, -1), 0)
-    firsts[0] = 0
-    kinds = np.searchsorted(firsts, codes, side="right") - 1
+    lengths = row_grid.row_scales(rows, deviations)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        steps = np.floor(np.log2(lengths / lengths.max(initial=0)) / CLASS_OCTAVES)
+    kinds = np.maximum(np.nan_to_num(steps, nan=-CLASSES), -CLASSES)
     there, kinds = np.unique(kinds, return_inverse=True)
     counts, squares = np.bincount(kinds, minlength=len(there)), np.zeros((len(there), rows.shape[1]))
     for start in range(0, len(rows), BLOCK_ROWS):
@@ -128,9 +124,7 @@ def graded(
         for number in np.flatnonzero(np.bincount(own)):
             squares[number] += np.einsum("ij,ij->j", of_class := some[own == number], of_class)
     bits = budget.shared(squares / counts[:, None] * importance, counts)
-    firsts = firsts[there]
-    firsts[0] = 0
-    return Grid(bits, deviations, firsts.astype(np.uint8), unit), kinds.astype(np.uint8)
+    return Grid.of(bits, deviations), kinds.astype(np.uint8)
 
 
 def rotate(rows: NDArray[np.float32], axes: NDArray[np.float32]) -> None:
@@ -159,7 +153,7 @@ def encoded(
 ) -> RowCodes:
     """The nearest codes of rows under weights of the columns' squared errors, shape (width,), in one class."""
     deviations = unit_deviations(rows) if cosine else row_grid.column_deviations(rows)
-    return RowCodes.of(rows, Grid.alike(bits, deviations, 0.0), weights)
+    return RowCodes.of(rows, Grid.of(bits, deviations), weights)
 
 
 def encoded_alike(

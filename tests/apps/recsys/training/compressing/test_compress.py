@@ -131,10 +131,10 @@ def test_descent_lowers_the_loss_of_every_row(dataset: Callable[[str], Path], tm
     confidences.data[:] = 5
     users = random.standard_normal((40, 9)).astype(np.float32)
     bits = random.integers(0, 4, (2, 9)).astype(np.uint8)
-    grid = Grid(bits, np.ones(9, np.float32), np.array([0, 200], np.uint8), np.ones(1, np.float32))
+    grid = Grid(bits, np.ones(9, np.float32), np.array([0, 128], np.uint8), np.array([0.3, 1], np.float32))
     found = np.zeros((60, 9), np.uint8)
     kinds = (np.arange(60) % 2).astype(np.uint8)
-    scales = np.where(kinds, grid.limits(1)[0], grid.limits(0)[1]).astype(np.float32)
+    scales = np.where(kinds, 0.3, 0.2).astype(np.float32)
     hyper = {"regularization": 3.0, "frequency_scaling": 0.0}
 
     def losses() -> np.ndarray:
@@ -250,7 +250,7 @@ def test_what_cannot_be_compressed(run: Run, trained: Trained, tmp_path: Path) -
     assert not (tmp_path / "again").exists()
 
 
-@pytest.mark.parametrize("name", ["bits", "unit", "scales", "firsts"])
+@pytest.mark.parametrize("name", ["bits", "units", "scales", "firsts"])
 def test_damaged_codes_are_refused(trained: Trained, tmp_path: Path, name: str) -> None:
     """Sizes and digests agree; only the numbers are wrong, or a tensor is missing."""
     out = tmp_path / "out"
@@ -261,7 +261,7 @@ def test_damaged_codes_are_refused(trained: Trained, tmp_path: Path, name: str) 
     if name == "scales":
         del tensors[f"{weights.ITEMS}.scales"]
     else:
-        changed[0] = np.nan if name == "unit" else 9
+        changed[0] = np.nan if name == "units" else 9
     weights.write(path, tensors)
     manifest = json.loads((out / "model.json").read_text())
     manifest["files"][weights.WEIGHTS] = {"bytes": path.stat().st_size, "sha256": sha256(path)}
