@@ -158,13 +158,15 @@ def _compress(parser: argparse.ArgumentParser) -> None:
     add("model", type=Path, metavar="MODEL", help=model)
     add("-o", "--output", required=True, type=Path, metavar="OUTPUT", help="the new model, or the new .npz")
     size = parser.add_mutually_exclusive_group(required=True)
-    target = "bytes of an item with its scale; bits are shared out among dimensions by how much scores vary in them"
+    target = "mean bytes of an item with its scale; bits go to dimensions and rows by how much scores vary there"
     size.add_argument("--target-bytes", type=main.positive, metavar="N", help=target)
     bits = "instead: the mean bits of a number, shared out alike"
     size.add_argument("--bits", type=int, choices=BITS, help=bits)
     add("--dimensions", type=main.positive, metavar="D", help="most dimensions (default: all that get a bit)")
     rounds = f"ials: times that users and items are solved again around the codes (default {ROUNDS})"
     add("--rounds", type=_not_negative, metavar="N", help=rounds)
+    scan = "a large catalogue: also write the files by which it is scanned, a byte a number on disk and none in memory"
+    add("--scan", action="store_true", help=scan)
     main.add_common_options(parser)
     command = Command(
         "recsys compress",

@@ -12,6 +12,7 @@ from apps.recsys.data.ingest import workspace
 from apps.recsys.models import recommender, weights
 from apps.recsys.models.manifest import ModelFields, RecommenderManifest
 from apps.recsys.models.recommender import Recommender, load_manifest, read_manifest
+from apps.recsys.models.scan import stored as scan_files
 from apps.recsys.models.top_k import top_k
 from apps.recsys.planning.baselines import SCORING, TRAINING, warm_up_for
 from apps.recsys.planning.compressing.file_workload import CompressFileWorkload
@@ -108,6 +109,8 @@ def _compress(session: CommandSession[CompressRequest, CompressWorkload]) -> dic
             after = _measured(session, scratch.path, {"kind": work.kind, "files": manifest["files"], **fields})
         results |= _compared(before, after)
         with session.phase("write"):
+            if request.scan:
+                scan_files.write(scratch.path, work.kind, manifest["hyper"], coded=True)
             recommender.write_card(scratch.path, work.kind, fields, results.get("metrics", {}))
             train.move_into_place(scratch.path, request.output)
             recommender.seal(request.output, kind=work.kind, fields=fields)

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from apps.recsys.models.embedding.user_encoders import Encoder
 from apps.recsys.models.scan.choice import Choice
-from apps.recsys.models.scan.rows import ItemRows, Rows
+from apps.recsys.models.scan.rows import Rows
 from apps.recsys.models.scan.scanner import Scanner
-from apps.recsys.models.top_k import best_of_blocks
+from apps.recsys.models.top_k import top_k
 
 if TYPE_CHECKING:
     import numpy as np
@@ -106,7 +106,7 @@ class RowScorer:
 
 
 class ScanScorer(RowScorer):
-    """Scores by item vectors on disk; lists by ``scanner``, all else from the rows that it is asked about.
+    """Scores by item vectors that are on disk or codes; lists by ``scanner``, all else by rows.
 
     Parameters
     ----------
@@ -118,7 +118,7 @@ class ScanScorer(RowScorer):
         Finds the best items.
     """
 
-    def __init__(self, rows: ItemRows, encoder: Encoder, scanner: Scanner) -> None:
+    def __init__(self, rows: Rows, encoder: Encoder, scanner: Scanner) -> None:
         super().__init__(rows, encoder)
         self._scanner = scanner
 
@@ -138,12 +138,12 @@ class ScanScorer(RowScorer):
         """The ``k`` items nearest to the item ``row``, without itself: row and cosine of each, the nearest first."""
         import numpy as np
 
-        def others() -> Iterator[tuple[int, NDArray[np.float32]]]:
-            for some, cosines in self._similarities(row):
-                assert isinstance(some, slice)  # as rows on disk come
-                start = some.start
-                if start <= row < start + len(cosines):
-                    cosines[row - start] = -np.inf
-                yield start, cosines
-
-        return best_of_blocks(others(), k)
+        rows, scores = np.zeros(0, np.int64), np.zeros(0, np.float32)
+        for some, cosines in self._similarities(row):
+            items = np.arange(some.start, some.stop) if isinstance(some, slice) else some
+            cosines[items == row] = -np.inf
+            first = top_k(cosines, k)
+            rows, scores = np.concatenate([rows, items[first]]), np.concatenate([scores, cosines[first]])
+            best = np.lexsort((rows, -scores))[:k]
+            rows, scores = rows[best], scores[best]
+        return list(zip(rows.tolist(), scores.tolist(), strict=True))

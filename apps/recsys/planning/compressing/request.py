@@ -11,6 +11,7 @@ from typing import Any
 from apps.recsys.models import manifest as manifests
 from apps.recsys.models.coded import implicit_file
 from apps.recsys.models.coded.stored import is_coded
+from apps.recsys.models.scan import stored as scan_files
 from common.compression.row_codes import SCALE_BYTES, row_bytes
 from common.errors import UsageError
 
@@ -41,6 +42,8 @@ class CompressRequest:
         Most dimensions; ``None``: as many as get a bit.
     rounds
         Times that users and items of ``ials`` are solved again; ``None``: ``ROUNDS``.
+    scan
+        True to write the files by which a large catalogue is scanned.
     seed, threads
         Seed of what is sampled; threads of the computation.
 
@@ -56,6 +59,7 @@ class CompressRequest:
     bits: int | None = None
     dimensions: int | None = None
     rounds: int | None = None
+    scan: bool = False
     seed: int = 0
     threads: int
 
@@ -77,6 +81,7 @@ class CompressRequest:
             bits=args.bits,
             dimensions=args.dimensions,
             rounds=args.rounds,
+            scan=args.scan,
             seed=args.seed,
             threads=args.threads,
         )
@@ -92,6 +97,13 @@ class CompressRequest:
         """
         if self.rounds is not None and (manifest["kind"] != "ials" or self.of_file):
             raise UsageError("--rounds: only for model folders of kind ials, whose users and items are solved again")
+        if self.scan and self.of_file:
+            raise UsageError("--scan: only for model folders, which answer questions")
+        if self.scan and (manifest["kind"] == "linear" or not scan_files.supports(manifest["kind"], manifest["hyper"])):
+            raise UsageError("--scan: only for ials, bpr and embedding with user_vectors=history")
+        if self.scan and manifest["items"] < scan_files.LEAST_ITEMS:
+            count, least = manifest["items"], scan_files.LEAST_ITEMS
+            raise UsageError(f"--scan: {self.model} has {count:,} items, which are scanned from {least:,} on")
         matrices, prior = _matrices(self.model, manifest), PRIOR_BYTES * bool(manifest["hyper"].get("prior"))
         factors = manifest["factors"]
         if self.dimensions is not None and self.dimensions > factors:

@@ -8,10 +8,11 @@ from typing import Any
 
 from apps.recsys.models.bpr import COMPARED
 from apps.recsys.models.manifest import RecommenderManifest
+from apps.recsys.models.scan.stored import writing_bytes
 from apps.recsys.planning import bpr_terms, embedding_terms, ials_terms
 from apps.recsys.planning.baselines import LIBRARIES, SCORING, TRAINING, baseline_terms, warm_up_for
 from apps.recsys.planning.compressing.request import CompressRequest
-from apps.recsys.planning.compressing.terms import PRIOR_COLUMNS, decoding_bytes
+from apps.recsys.planning.compressing.terms import PRIOR_COLUMNS, decoding_bytes, vector_terms
 from apps.recsys.planning.evaluate import EvaluateWorkload
 from apps.recsys.planning.ranking_terms import USER_BLOCKS, folding_bytes
 from apps.recsys.planning.requests import EvaluateRequest
@@ -108,6 +109,10 @@ class CompressWorkload:
             terms.append(Term("lists of some users", 64 * LISTED_USERS * LISTED, "analytic", (phase,)))
         stored = sum(self.codes.values()) * self.manifest["items"]
         terms.append(Term("codes of the items", stored, "analytic", ("write",)))
+        if self.request.scan:
+            scan = writing_bytes(coded["items"], coded["factors"])
+            terms.append(Term("codes to scan by", scan, "analytic", ("write",)))
+            terms += vector_terms(coded, threads=1, phases=("write",))
         return Footprint.of(terms)
 
     def _encoding_terms(self, setting: Setting) -> list[Term]:

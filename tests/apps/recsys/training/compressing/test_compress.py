@@ -227,6 +227,30 @@ def test_interrupted_it_leaves_the_model_and_goes_on(
         assert not any("continuing" in line for line in said)
 
 
+@pytest.mark.parametrize("kind", ["ials", "embedding"])
+def test_a_large_catalogue_is_scanned(
+    dataset: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """Lists by the scan are those of all scores, for users with and without a filter, and so are similar items."""
+    model, out = trained_on(dataset("lastfm"), tmp_path / "model", kind), tmp_path / "out"
+    with pytest.raises(UsageError) as caught:
+        done("compress", model, "--bits", 2, "-o", out, "--scan")
+    says(str(caught.value), "17,632", "65,536")
+    monkeypatch.setattr("apps.recsys.models.scan.stored.LEAST_ITEMS", 1000)
+    done("compress", model, "--bits", 2, "-o", out, "--scan")
+    manifest = load_manifest(out)
+    scanned, whole = RecommenderService(out, manifest).recommender, Recommender(out, manifest)
+    assert scanned.scans and not whole.scans
+    allowed = np.arange(manifest["items"]) % 7 > 0
+    for user in (0, 3, 500):
+        history = whole.history.items(user), whole.history.values(user)
+        for given in (None, allowed):
+            one, other = (each.recommend(*history, 20, allowed=given) for each in (scanned, whole))
+            np.testing.assert_allclose([s for _, s in one], [s for _, s in other], rtol=1e-5)
+            assert len({item for item, _ in one} & {item for item, _ in other}) >= 19
+    assert [item for item, _ in scanned.similar(7, 9)] == [item for item, _ in whole.similar(7, 9)]
+
+
 def test_what_cannot_be_compressed(run: Run, trained: Trained, tmp_path: Path) -> None:
     out = tmp_path / "out"
     refusals: list[tuple[tuple[object, ...], tuple[str, ...]]] = [
