@@ -47,6 +47,8 @@ class Source:
         Factors of the float32 model that the loss is relative to.
     every
         Only every so many users of the test file are scored.
+    kind
+        Told apart from other models of the data set by this name.
     """
 
     name: str
@@ -57,6 +59,7 @@ class Source:
     metric: str = "ndcg@20"
     base: int = 128
     every: int = 1
+    kind: str = ""
 
 
 _RATINGS = ("--model", "ials", *ML_1M, *SCALED, "--min-value", "4")
@@ -75,9 +78,9 @@ CASES: dict[str, tuple[Source, ...]] = {
     "ml-1m": SETS[1:2],
     "epinions": SETS[2:],
     "gowalla-256": (Source("gowalla", "train_lightgcn.txt.gz", _PAIRS, 256, "test.txt"),),
-    "ml-1m-embedding": (Source("ml-1m", "ratings.csv.gz", (*_SAMPLED, "user_vectors=learned"), 64, base=64),),
-    "ml-1m-tied": (Source("ml-1m", "ratings.csv.gz", (*_SUMS, "tables=1"), 64, metric="ndcg@20", base=64),),
-    "ml-1m-untied": (Source("ml-1m", "ratings.csv.gz", (*_SUMS, "tables=2"), 64, metric="recall@20", base=64),),
+    "ml-1m-embedding": (Source("ml-1m", "ratings.csv.gz", (*_SAMPLED, "user_vectors=learned"), 64, kind="learned"),),
+    "ml-1m-tied": (Source("ml-1m", "ratings.csv.gz", (*_SUMS, "tables=1"), 64, kind="tied"),),
+    "ml-1m-untied": (Source("ml-1m", "ratings.csv.gz", (*_SUMS, "tables=2"), 64, kind="untied"),),
     "ml-1m-users": (Source("ml-1m", "ratings.csv.gz", (*_RATINGS, "--split", "user-holdout"), metric="ndcg@100"),),
 }
 
@@ -119,7 +122,7 @@ def _sampled(path: Path, source: Source, work: Path) -> Path:
 
 def trained(source: Source, folder: Path, work: Path, factors: int) -> Path:
     """The float32 model, which is made if it is not there."""
-    model = work / f"{source.name}-{source.metric.replace('@', '')}-{factors}"
+    model = work / f"{source.name}-{source.kind or source.metric.replace('@', '')}-{factors}"
     if not (model / "model.json").is_file():
         run("train", folder / source.interactions, "-o", model, *source.options, "--factors", factors)
     return model
