@@ -16,8 +16,9 @@ if TYPE_CHECKING:
 SCALE_STEPS = 24
 """Codes of a scale by which it doubles where there is one class: rounding changes a row by 0.8 % (root mean square),
 and scales may differ by a factor of 1,500; smaller ones are made as large."""
-OCTAVES, ABOVE = 3.0, 1.25
-"""Octaves of scales that each of several classes has, and how many of them above its median."""
+OCTAVES, ABOVE = 1.5, 1.0
+"""Octaves of scales that each of several classes has, and how many of them above its median. Of a thousand items of
+Gowalla in classes of half an octave, solved over their levels, all but two are from 0.4 below to 0.9 above."""
 LEAST_UNIT = 1e-20
 """Unit of a class of zeros."""
 HEADROOM = 0.5
@@ -98,12 +99,6 @@ class Grid:
         last = int(self.firsts[number + 1]) - 1 if number + 1 < len(self.firsts) else 255
         first = max(1, int(self.firsts[number]))
         return first, last, SCALE_STEPS if len(self.firsts) == 1 else (last - first + 1) / OCTAVES
-
-    def limits(self, number: int) -> tuple[float, float]:
-        """The smallest and largest scale of a class, but for 0."""
-        first, last, steps = self._codes(number)
-        unit = float(self.units[number])
-        return unit * 2 ** ((first - last) / steps), unit
 
     def scale_codes(self, scales: NDArray[np.float32], kinds: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """The nearest codes of scales of rows of these classes; of the first class 0 for 0."""

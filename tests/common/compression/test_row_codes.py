@@ -118,11 +118,11 @@ def test_rows_are_taken_and_added() -> None:
 @pytest.mark.parametrize("classes", [1, 2, 9])
 def test_scales_are_rounded_within_their_class(classes: int) -> None:
     grid, kinds = Grid.of(np.ones((classes, 3), np.uint8), np.ones(3, np.float32)), np.arange(900) % classes
-    scales = (np.exp2(np.random.default_rng(0).uniform(-0.7, 0.7, 900)) * 4.0**kinds).astype(np.float32)
+    scales = (np.exp2(np.random.default_rng(0).uniform(-0.3, 0.6, 900)) * 4.0**kinds).astype(np.float32)
     grid = grid.fitted(scales, kinds.astype(np.uint8))
     codes = grid.scale_codes(scales, kinds.astype(np.uint8))
     assert (grid.classes(codes) == kinds).all() and codes.min() > 0
-    step = {1: 24, 2: 128 / 3, 9: 28 / 3}[classes]
+    step = {1: 24, 2: 127 / 1.5, 9: 27 / 1.5}[classes]
     assert abs(np.log2(grid.scale_values(codes) / scales)).max() < 0.55 / step
     beyond = grid.scale_codes(scales * np.float32(1e-9), kinds.astype(np.uint8))
     assert (grid.classes(beyond) == kinds).all()
