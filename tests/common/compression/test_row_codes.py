@@ -118,7 +118,7 @@ def test_rows_are_taken_and_added() -> None:
 @pytest.mark.parametrize("classes", [1, 2, 9])
 def test_scales_are_rounded_within_their_class(classes: int) -> None:
     grid, kinds = Grid.of(np.ones((classes, 3), np.uint8), np.ones(3, np.float32)), np.arange(900) % classes
-    scales = (np.exp2(np.random.default_rng(0).uniform(-0.3, 0.6, 900)) * 4.0**kinds).astype(np.float32)
+    scales = (np.exp2(np.random.default_rng(0).uniform(-0.25, 0.5, 900)) * 4.0**kinds).astype(np.float32)
     grid = grid.fitted(scales, kinds.astype(np.uint8))
     codes = grid.scale_codes(scales, kinds.astype(np.uint8))
     assert (grid.classes(codes) == kinds).all() and codes.min() > 0
