@@ -2,22 +2,20 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 
-from apps.imaging.inference.components.filters import largest_only, least_voxels, without_small
+from apps.imaging.inference.components.filters import least_voxels, without_small
 from apps.imaging.inference.focus import Box
-from apps.imaging.inference.labeling.agreement import labels_of_block
 from apps.imaging.inference.labeling.decision import LogitsToLabels
-from apps.imaging.inference.labeling.planes import Array, LabelPlanes, Labels, row_depth
-from apps.imaging.inference.labeling.resampling import InverseResampler
-from apps.imaging.inference.network_grid import NetworkGrid, restored_channels
-from apps.imaging.inference.open_network import OpenNetwork, announce, count
+from apps.imaging.inference.labeling.planes import Array, Labels, row_depth
+from apps.imaging.inference.labeling.restoring import label_planes
+from apps.imaging.inference.network_grid import NetworkGrid
 from apps.imaging.inference.outputs import Outputs
-from apps.imaging.inference.phases import INFER, PREVIEW, STATISTICS, STOW
+from apps.imaging.inference.phases import INFER, OPEN, PREVIEW, STATISTICS, STOW
 from apps.imaging.inference.reading import (
     Operations,
     may_recall,
@@ -30,14 +28,18 @@ from apps.imaging.inference.reading import (
 from apps.imaging.inference.request import InferRequest
 from apps.imaging.inference.studies import Study, each_study
 from apps.imaging.inference.writing.probabilities import Probabilities
+from apps.imaging.models.model_folder import TORCH_NETWORK
 from apps.imaging.volumes.nonzero_crop import uncropped
 from apps.imaging.volumes.one_hot import OneHot, StoredLabels
-from apps.imaging.volumes.volume import Shape
 from common.cli.session import Session
-from common.engines.base import Engine
+from common.engines.base import Engine, Output, read_head
 from common.engines.constant_tiles import KeptOutput, tile_outputs
+from common.engines.mirroring import MirrorEngine
+from common.engines.registry import open_engine
+from common.engines.timed import TimedEngine
 from common.memory.plan.plan import Setting
 from common.memory.process import glibc
+from common.model_folder import shipped_note
 from common.tiling.blend import Block, BoundedBlend, Spilled
 from common.tiling.grid import importance
 
@@ -102,6 +104,59 @@ def finish(outputs: Outputs, session: Session) -> None:
             outputs.send()
 
 
+@dataclass(frozen=True, slots=True)
+class OpenNetwork:
+    """The network made ready for tiles, and what makes labels of its values."""
+
+    engine: Engine
+    to_labels: LogitsToLabels
+
+    @classmethod
+    def of(cls, request: InferRequest, session: Session, setting: Setting) -> "OpenNetwork":
+        """Load the network as the plan's setting has it."""
+        choice, plan = request.model, setting
+        model, device = choice.model, session.device
+        with session.phase(OPEN), session.reserving():  # compiled code and scratch that is hardly touched
+            engine = open_engine(
+                model.directory,
+                name=choice.engine,
+                precision=choice.precision,
+                tile=choice.tile,
+                batch=int(plan["batch"]),
+                threads=session.threads,
+                output=cast(Output, plan["space"]),
+                head=model.head,
+                builder=TORCH_NETWORK,
+                device=device.name if device and choice.engine == "torch" else "cpu",
+                heap=plan["allocator"] == "heap",
+            )
+        engine = TimedEngine(engine, lambda seconds: _count(session, "network_seconds", seconds))
+        if choice.mirror:
+            engine = MirrorEngine(engine, ["xyz".index(axis) for axis in choice.mirror], batch=int(plan["batch"]))
+        head = read_head(model.directory, model.head) if model.head and plan["space"] == "features" else None
+        kept = [label.value for label in request.outputs.labels]
+        rule = model.inference
+        to_labels = LogitsToLabels(
+            model.written,
+            head,
+            kept,
+            decision=rule.decision,
+            order=rule.order,
+            threshold=rule.threshold,
+            inclusive=model.convention == "bundle",
+        )
+        return cls(engine, to_labels)
+
+
+def announce(request: InferRequest, session: Session) -> None:
+    """Say which model and engine were chosen, where the command line does not."""
+    choice = request.model
+    if note := shipped_note(choice.model.directory):
+        session.say(note)
+    if request.options.engine == "auto" and choice.engine != "openvino" and session.device is None:
+        session.say(f"imaging infer: OpenVINO is not installed, using {choice.engine}")
+
+
 @contextmanager
 def study_planes(
     request: InferRequest,
@@ -148,7 +203,7 @@ def study_planes(
             scratch=scratch,
             masks=masks,
             tick=bar.update,
-            recalled=lambda: count(session, "constant_tiles", 1),
+            recalled=lambda: _count(session, "constant_tiles", 1),
         )
         if probabilities:
             along_z = inside.to_file[2] if inside.resampled else None
@@ -159,6 +214,11 @@ def study_planes(
         if within:
             planes = within.kept(uncropped(planes, whole.volume.shape, covered, dtype), whole.volume.shape)
         yield planes if first is None else uncropped(planes, grid.volume.shape, first, dtype)
+
+
+def _count(session: Session, name: str, more: float) -> None:
+    """Add to a number in the record."""
+    session.results[name] = session.results.get(name, 0) + more
 
 
 def finished_values(
@@ -220,122 +280,3 @@ def _weights(grid: NetworkGrid) -> Array:
     weights = importance(grid.tiles.tile, "half" if grid.nnunet else grid.inference.importance)
     flipped = tuple(axis for axis, flip in enumerate(grid.tiles.flips) if flip)
     return np.ascontiguousarray(np.flip(weights, flipped)) if grid.nnunet and flipped else weights
-
-
-def label_planes(
-    grid: NetworkGrid,
-    channels: int,
-    blocks: Iterator[Block],
-    to_labels: LogitsToLabels,
-    scratch: Path = Path(),
-    probabilities: Probabilities | None = None,
-) -> Iterator[Labels]:
-    """Label planes on the file's own grid, in order.
-
-    Parameters
-    ----------
-    channels
-        Channels of the blocks' values.
-    scratch
-        Directory on the disk where planes wait whose largest components are kept.
-    probabilities
-        Takes those of all classes, which filters of the labels leave as they are.
-
-    Yields
-    ------
-    array (x, y, k)
-        Valid until the next one.
-    """
-    rule = grid.inference
-    if rule.largest is None:
-        yield from _planes(grid, channels, blocks, to_labels, probabilities)
-        return
-    values = rule.largest or None
-    if not (rule.largest_first and grid.resampled):
-        yield from largest_only(_planes(grid, channels, blocks, to_labels, probabilities), values, scratch)
-        return
-    planes = largest_only(_gathered(grid, grid.tiles.shape, blocks, to_labels), values, scratch)
-    kept = (Block((0, 0, number), plane[None].astype(np.float32), last=True) for number, plane in enumerate(planes))
-    yield from _restored(grid, 1, 1, kept, to_labels, lambda values: values)
-
-
-def _planes(
-    grid: NetworkGrid,
-    channels: int,
-    blocks: Iterator[Block],
-    to_labels: LogitsToLabels,
-    probabilities: Probabilities | None,
-) -> Iterator[Labels]:
-    if not grid.resampled:
-        yield from _gathered(grid, grid.segmented, blocks, to_labels, probabilities)
-        return
-    restored = grid.inference.restored
-
-    def prepared(values: Array) -> Array:
-        if restored == "logits":
-            return values
-        if restored == "labels":
-            return to_labels(values)[None].astype(np.float32)
-        return to_labels.probabilities(values, restored)
-
-    kept = restored_channels(grid, channels, to_labels.classes)
-    yield from _restored(grid, kept, grid.tiles.tile[2], blocks, to_labels, prepared, probabilities)
-
-
-def _gathered(
-    grid: NetworkGrid,
-    shape: Shape,
-    blocks: Iterator[Block],
-    to_labels: LogitsToLabels,
-    probabilities: Probabilities | None = None,
-) -> Iterator[Labels]:
-    """Label planes on the grid of the blocks."""
-    planes = LabelPlanes(shape, row_depth(grid.tiles, shape), to_labels.dtype)
-    for block in blocks:
-        if probabilities:
-            probabilities.keep(block, to_labels.probability_rows(block.values, grid.inference.activation))
-        yield from planes.add(block.low, to_labels(block.values), last=block.last)
-        del block  # with the engine's array that it is a view of
-
-
-def _restored(
-    grid: NetworkGrid,
-    channels: int,
-    depth: int,
-    blocks: Iterator[Block],
-    to_labels: LogitsToLabels,
-    prepared: Callable[[Array], Array],
-    probabilities: Probabilities | None = None,
-) -> Iterator[Labels]:
-    """Label planes on the file's grid, of blocks whose values are ``prepared`` and then resampled to it.
-
-    Parameters
-    ----------
-    channels
-        Of the prepared values.
-    depth
-        Planes of a block at most.
-    """
-    shape, to_file, rule = grid.segmented, grid.to_file, grid.inference
-    planes = LabelPlanes(shape, row_depth(grid.tiles, shape, to_file[2]), to_labels.dtype)
-    resampler = InverseResampler(channels, grid.tiles.shape, shape, depth, to_file)
-    logits = rule.restored == "logits"
-    decide = to_labels if logits else to_labels.of_probabilities()
-    for block in blocks:
-        block = replace(block, values=prepared(block.values))
-        if not probabilities and rule.restored != "labels":
-            for low, labels, last in labels_of_block(block, resampler, decide):
-                yield from planes.add(low, labels, last=last)
-            del block
-            continue
-        for piece in resampler(block):
-            if probabilities:
-                rows = to_labels.probability_rows(piece.values, rule.activation) if logits else [(0, piece.values)]
-                probabilities.keep(piece, rows)
-            if rule.restored == "labels":
-                labels = (np.rint(piece.values[0]) if rule.interpolated else piece.values[0]).astype(to_labels.dtype)
-            else:
-                labels = decide(piece.values)
-            yield from planes.add(piece.low, labels, last=piece.last)
-            del piece  # before the next one is made
-        del block

@@ -14,8 +14,9 @@ import pytest
 
 from apps.imaging.bench.robustness.random_studies import Model, Volume
 from apps.imaging.inference.labeling.decision import LogitsToLabels
+from apps.imaging.inference.labeling.restoring import label_planes
 from apps.imaging.inference.network_grid import NetworkGrid
-from apps.imaging.inference.pipeline import finished_values, label_planes
+from apps.imaging.inference.pipeline import finished_values
 from apps.imaging.inference.reading import resolved
 from apps.imaging.models.model_folder import read_model
 from apps.imaging.volumes.nifti import open_nifti
