@@ -68,13 +68,19 @@ def add(commands: Any) -> None:
     length.add_argument("--steps", type=main.positive, metavar="N", help="its optimiser steps (default 2000)")
     folds = tuning.add_mutually_exclusive_group()
     folds.add_argument("--fold", type=fold, metavar="K/N", help="the cases that MODEL has not seen (default 0/5)")
-    folds.add_argument("--no-fold", action="store_true", help="fine-tune on every case")
+    folds.add_argument("--no-fold", action="store_true", help="fine-tune, or measure, on every case")
     main.add_settings_option(tuning, HYPER)
     integers = one.add_argument_group("8-bit integers (last)")
     int8_help = "convolutions in 8-bit integers, for OpenVINO"
     integers.add_argument("--int8", action=_Stage, nargs=0, const=True, default=False, help=int8_help)
     weights_help = "weights alone in 8-bit integers: as small, as fast as before, and no images are needed"
     integers.add_argument("--int8-weights", action=_Stage, nargs=0, const=True, default=False, help=weights_help)
+    measuring = one.add_argument_group("what MODEL2 loses (after all)")
+    measure_help = (
+        "label the held-out cases (--fold) of this data set with both models, and write what MODEL2 loses and takes"
+        " into it, which imaging infer --allow-quality-loss reads; given alone, MODEL2 is one that was made before"
+    )
+    measuring.add_argument("--measure", action=_Stage, type=Path, metavar="DATASET_DIR", help=measure_help)
     images = one.add_argument_group("images that decide, for --int8, --importance and --drop-blocks")
     images.add_argument("--calibration", type=Path, metavar="DIR", help="volumes like those that will be segmented")
     images.add_argument(

@@ -36,9 +36,9 @@ HALF = "F16"
 """safetensors' name of half precision."""
 WRITTEN = frozenset(
     {"format", "application", "kind", "made_by", "files", "network", "channels", "spacing", "orientation", "intensity"}
-    | {"patch", "head", "combine", "labels", "training", "compressed"}
+    | {"patch", "head", "combine", "labels", "training", "compressed", "measured"}
 )
-"""Fields of ``model.json`` that are written anew."""
+"""Fields of ``model.json`` that are written anew, or are not true any more."""
 
 
 @dataclass(frozen=True, slots=True)
