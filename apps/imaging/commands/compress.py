@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from apps.imaging.commands import compress_stages
 from apps.imaging.commands.arguments import MODEL_HELP, duration, fold, part_or_size
-from apps.imaging.compression.options import IMPORTANCE, TILES, CompressOptions
+from apps.imaging.compression.options import DECOMPOSITIONS, IMPORTANCE, TILES, CompressOptions
 from apps.imaging.planning import baselines
 from apps.imaging.training.options import HYPER
 from common.cli import main
@@ -57,6 +57,12 @@ def add(commands: Any) -> None:
         metavar="ENERGY|SIZE",
         help="Tucker's decomposition of 3D kernels: keep this share of their energy (0.9), or make the weights so small"
         " (300KB)",
+    )
+    shrinking.add_argument(
+        "--decomposition",
+        choices=DECOMPOSITIONS,
+        default="tucker",
+        help="form of --low-rank: tucker (default), or cp, of as many numbers, which keeps less",
     )
     half_help = "weights and ONNX file in half precision"
     shrinking.add_argument("--fp16", dest="half", action=_Stage, nargs=0, const=True, default=False, help=half_help)
@@ -129,6 +135,7 @@ def _options(args: argparse.Namespace) -> CompressOptions:
         prune=args.prune,
         importance=args.importance,
         low_rank=args.low_rank,
+        decomposition=args.decomposition,
         half=args.half,
         threads=args.threads,
     )

@@ -157,7 +157,7 @@ def _shrinking(args: argparse.Namespace, images: list[str]) -> list[str]:
     if args.drop_blocks:
         words += ["--drop-blocks", str(args.drop_blocks)]
     if args.low_rank is not None:
-        words += ["--low-rank", str(args.low_rank)]
+        words += ["--low-rank", str(args.low_rank), "--decomposition", args.decomposition]
     if args.half:
         words.append("--fp16")
     reads = args.calibration is not None and (args.importance != "norm" or args.drop_blocks)

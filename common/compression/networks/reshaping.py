@@ -6,6 +6,7 @@ A recipe has an entry for each layer that differs from the network as it is buil
 - ``{"channels": 12, "groups": 4}``: channels of a normalisation or of a PReLU, and groups of a group normalisation;
 - ``{"ranks": [4, 5]}``: a convolution as three, of which the middle one has so many input and output channels
   (``common.compression.networks.low_rank``);
+- ``{"rank": 40}``: a convolution as three, of which the middle one has as many channels and convolves each alone;
 - ``{"skip": true}``: a residual block that is left out, so that only its input goes on.
 """
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 Recipe = Mapping[str, Mapping[str, Any]]
 """Entries by the layer's name in the network."""
-IN, OUT, CHANNELS, GROUPS, RANKS, SKIP = "in", "out", "channels", "groups", "ranks", "skip"
+IN, OUT, CHANNELS, GROUPS, RANKS, RANK, SKIP = "in", "out", "channels", "groups", "ranks", "rank", "skip"
 LARGEST = 4096
 """Largest number of channels in a recipe."""
 MOST_LAYERS = 4096
@@ -77,8 +78,10 @@ def _made(layer: "nn.Module", entry: Mapping[str, Any]) -> "nn.Module":
         if entry[SKIP] is not True or type(layer).__name__ not in RESIDUAL:
             raise ValueError("only residual blocks are left out")
         return nn.Identity()
-    if isinstance(layer, nn.Conv3d | nn.ConvTranspose3d) and keys <= {IN, OUT, RANKS}:
+    if isinstance(layer, nn.Conv3d | nn.ConvTranspose3d) and (keys <= {IN, OUT, RANKS} or keys <= {IN, OUT, RANK}):
         sizes = [_size(entry.get(key, has)) for key, has in ((IN, layer.in_channels), (OUT, layer.out_channels))]
+        if RANK in entry:
+            return separated(layer, sizes[0], sizes[1], _size(entry[RANK]))
         if RANKS not in entry:
             return convolution(layer, sizes[0], sizes[1])
         first, last = entry[RANKS]
@@ -138,3 +141,20 @@ def factors(
     if last < outputs:
         parts["last"] = nn.Conv3d(last, outputs, 1, bias=bias)
     return nn.Sequential(parts)
+
+
+def separated(like: "nn.Conv3d | nn.ConvTranspose3d", inputs: int, outputs: int, rank: int) -> "nn.Sequential":
+    """A convolution as three: 1x1x1 to ``rank`` channels, the kernel on each alone, 1x1x1 with the bias."""
+    from torch import nn
+
+    if like.groups != 1:
+        raise ValueError("a convolution of groups")
+    space: Any = {"kernel_size": like.kernel_size, "stride": like.stride, "padding": like.padding}
+    space |= {"dilation": like.dilation, "bias": False, "groups": rank}
+    core: nn.Module
+    if isinstance(like, nn.ConvTranspose3d):
+        core = nn.ConvTranspose3d(rank, rank, output_padding=like.output_padding, **space)  # type: ignore[arg-type]
+    else:
+        core = nn.Conv3d(rank, rank, padding_mode=like.padding_mode, **space)
+    first, last = nn.Conv3d(inputs, rank, 1, bias=False), nn.Conv3d(rank, outputs, 1, bias=like.bias is not None)
+    return nn.Sequential(OrderedDict({"first": first, "core": core, "last": last}))

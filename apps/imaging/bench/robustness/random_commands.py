@@ -185,6 +185,7 @@ def compressions(draw: Callable[[st.SearchStrategy[Any]], Any]) -> CompressSessi
         "int8_weights",
         "calibration",
         "importance",
+        "decomposition",
         "finetune",
         "measure",
         "time",
