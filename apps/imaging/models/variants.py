@@ -47,6 +47,10 @@ class Variant:
         """The smallest ``--allow-quality-loss`` that allows it: hundredths of a percent, rounded up."""
         return f"{math.ceil(round(1e4 * self.loss, 6)) / 100:.10g}%"
 
+    def is_within(self, allowed: float) -> bool:
+        """True if it loses no more than this share of the mean Dice."""
+        return self.loss <= allowed + 1e-9
+
     @property
     def is_better(self) -> bool:
         """True if it was neither slower nor heavier than its original when it was measured."""

@@ -40,13 +40,13 @@ class ReplaceableWorkload(InferWorkload):
     def substitutes(self) -> Iterator[VariantWorkload]:
         """The variants whose loss the user allows, the smallest first."""
         for variant in self._variants():
-            if variant.loss <= self.request.options.quality_loss and (work := self._with(variant)) is not None:
+            if variant.is_within(self.request.options.quality_loss) and (work := self._with(variant)) is not None:
                 yield work
 
     def remedies(self) -> Iterator[tuple[str, Workload]]:
         """The variants whose loss is more than the user allows, and smaller tiles."""
         for variant in self._variants():
-            if variant.loss > self.request.options.quality_loss and (work := self._with(variant)) is not None:
+            if not variant.is_within(self.request.options.quality_loss) and (work := self._with(variant)) is not None:
                 yield f"--allow-quality-loss {variant.percent} takes {variant}", work
         yield from InferWorkload.remedies(self)
 

@@ -1,5 +1,7 @@
 """``imaging compress --int8``: a folder that both precisions run from, close labels, and clear refusals."""
 
+import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,8 +16,9 @@ from apps.imaging.models.model_folder import read_model
 from apps.imaging.volumes.nifti import open_nifti
 from common import model_folder
 from common.errors import UsageError
+from common.model_folder import shipped_models
 from tests.apps.imaging.helpers import output_file, random_model, read_labels, write_nifti
-from tests.messages import refused
+from tests.messages import refused, says
 
 pytest.importorskip("nncf")
 
@@ -70,3 +73,45 @@ def test_tiles_are_spread_over_all_volumes(tmp_path: Path) -> None:
     grids = tuple(NetworkGrid.of(volume, model, tile=model.patch, overlap=0.0) for volume in volumes)
     assert [len(grid.tiles) for grid in grids] == [16, 1]
     assert choose_tiles(grids, 8) == [[0, 5, 10, 15], [0]]
+
+
+def test_a_measured_variant_takes_the_models_place_where_that_does_not_fit(  # type: ignore[no-untyped-def]
+    run, dataset: Callable[[str], Path], tmp_path: Path
+) -> None:
+    data, folder = tmp_path / "data", tmp_path / "variants"
+    for image in sorted((dataset("msd-hippocampus") / "imagesTr").glob("*.nii.gz"))[:4]:
+        for name in ("imagesTr", "labelsTr"):
+            (data / name).mkdir(parents=True, exist_ok=True)
+            (data / name / image.name).symlink_to(image.parent.parent / name / image.name)
+    make = ("compress", "hippocampus", "-o", folder / "half", "--prune", "0.5")
+    made = run("apps.imaging", *make, "--measure", data, "--fold", "0/2", "--memory", "1GiB")
+    assert made.code == 0, made.err
+    says(made.err, "2 cases", "mean Dice")
+    written = json.loads((folder / "half" / "model.json").read_text())
+    found = written["measured"]
+    assert found["cases"] == 2 and found["dice"] < found["dice_before"] > 0.8
+    assert found["weights"] == read_model(shipped_models()["hippocampus"]).weights_sha256
+    assert not (folder / "half" / ".stages").exists()
+    found["seconds"] = found["seconds_before"] / 2  # two small volumes are no measurement
+    (folder / "half" / "model.json").write_text(json.dumps(written))
+    infer = ("infer", image, "-o", tmp_path / "out", "--tile", "64", "--batch", "1", "--variants", folder, "--json")
+    needs = []
+    for model in ("hippocampus", folder / "half"):
+        plan = run("apps.imaging", *infer, "-m", model, "--memory", "2GiB", "--dry-run").record["plan"]
+        needs.append(plan["predicted_peak_bytes"] + plan["reserve_bytes"])
+    assert needs[1] < needs[0]
+    tight = (*infer, "-m", "hippocampus", "--memory", sum(needs) // 2)
+    done = run("apps.imaging", *tight)
+    assert done.code == 3 and done.record["plan"]["knobs"].get("variant") is None
+    says(done.err, "--allow-quality-loss", "half")
+    percent = re.search(r"--allow-quality-loss (\S+)%", done.err)
+    assert percent and float(percent[1]) / 100 >= 1 - found["dice"] / found["dice_before"]
+    assert run("apps.imaging", *tight, "--allow-quality-loss", "0.01%").code == 3
+    done = run("apps.imaging", *tight, "--allow-quality-loss", f"{percent[1]}%")
+    assert done.code == 0, done.err
+    plan = done.record["plan"]
+    assert plan["knobs"]["variant"] == "half" and done.record["within_budget"]
+    says(plan["note"], "half", f"{found['dice']:.4f}", f"{found['dice_before']:.4f}")
+    assert plan["note"] in done.err
+    done = run("apps.imaging", *infer, "-m", "hippocampus", "--memory", "2GiB", "--allow-quality-loss", "99%")
+    assert "variant" not in done.record["plan"]["knobs"] and done.record["results"]["studies"][0]["status"] == "done"
