@@ -108,7 +108,7 @@ def add(commands: Any) -> None:
     one.add_argument("--stow", default="", metavar="URL", help=stow_help)
     loss_help = (
         "where the model does not fit, take a variant that imaging compress --measure found to lose no more of its mean"
-        " Dice (0.5%%), and to be neither slower nor heavier (default 0: none)"
+        " Dice (0.5%%), and not to be slower (default 0: none)"
     )
     one.add_argument("--allow-quality-loss", type=percent, default=0.0, metavar="PCT", help=loss_help)
     variants_help = "where the model's variants are (default: the folder variants in its folder)"

@@ -94,7 +94,7 @@ class MeasuredEntry(TypedDict):
     """In which ``imaging infer`` segmented the cases, without planning and loading libraries."""
     seconds_before: Annotated[float, ("minimum", 0)]
     peak_bytes: Annotated[int, ("minimum", 0)]
-    """Measured peak of ``imaging infer``."""
+    """Measured peak of these phases, with the libraries, on tiles of the model's patch."""
     peak_bytes_before: Annotated[int, ("minimum", 0)]
     precision: Literal["float32", "bf16", "int8"]
     """In which this model was run."""

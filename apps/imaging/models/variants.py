@@ -52,21 +52,12 @@ class Variant:
         return self.loss <= allowed + 1e-9
 
     @property
-    def is_better(self) -> bool:
-        """True if it was neither slower nor heavier than its original when it was measured."""
-        return not worse(self.measured)
+    def is_slower(self) -> bool:
+        """True if it took longer than its original when it was measured."""
+        return self.measured["seconds"] > self.measured["seconds_before"]
 
     def __str__(self) -> str:
         return f"variant {self.name}: {described(self.measured)}"
-
-
-def worse(measured: MeasuredEntry) -> list[str]:
-    """In which ways a variant is worse than its original, apart from its labels: ``slower``, ``heavier``."""
-    found = {
-        "slower": measured["seconds"] > measured["seconds_before"],
-        "heavier": measured["peak_bytes"] > measured["peak_bytes_before"],
-    }
-    return [word for word, is_so in found.items() if is_so]
 
 
 def described(measured: MeasuredEntry) -> str:

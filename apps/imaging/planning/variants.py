@@ -51,10 +51,10 @@ class ReplaceableWorkload(InferWorkload):
         yield from InferWorkload.remedies(self)
 
     def _variants(self) -> list[Variant]:
-        """The variants that were neither slower nor heavier than the model."""
+        """The variants that were not slower than the model. One that is heavier does not fit where that does not."""
         model = self.request.model.model
         found = find_variants(self.folder or model.directory / FOLDER, model)
-        return [variant for variant in found if variant.is_better]
+        return [variant for variant in found if not variant.is_slower]
 
     def _with(self, variant: Variant) -> VariantWorkload | None:
         """The same work with a variant; ``None`` where it would run otherwise than it was measured."""
