@@ -261,6 +261,7 @@ def _lower_ranks(shrinking: _Shrinking, options: CompressOptions, *, bytes_each:
     chosen = low_rank.choose(kernels, energy=None if most else float(target), most=most, others=others)
     weights = dict(shrinking.weights)
     for name, ranks in chosen.items():
+        entry: dict[str, Any]
         if options.decomposition == "cp":
             rank = low_rank.cp_rank(kernels[name], ranks)
             made, entry = low_rank.separated(layers[name], name, weights, rank), {reshaping.RANK: rank}

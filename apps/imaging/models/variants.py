@@ -64,7 +64,7 @@ def described(measured: MeasuredEntry) -> str:
     """The measurement in one line."""
     dice, before = measured["dice"], measured["dice_before"]
     change = f"{abs(1 - dice / before):.2%} {'less' if dice <= before else 'more'}"
-    peaks = " and ".join(f"{measured[key] / 2**20:.1f} MiB" for key in ("peak_bytes", "peak_bytes_before"))  # type: ignore[literal-required]
+    peaks = " and ".join(f"{measured[key] / 2**20:.1f} MiB" for key in ("peak_bytes", "peak_bytes_before"))
     return (
         f"mean Dice {dice:.4f} and {before:.4f} of the original ({change}; {measured['cases']} cases, measured in"
         f" {measured['seconds']:.1f} and {measured['seconds_before']:.1f} s, at most {peaks})"

@@ -37,9 +37,11 @@ def zeroed(weight: Tensor, form: str) -> Tensor:
         return flat.reshape(weight.shape)
     if weight.shape[1] % OF:
         return weight
-    groups = weight.movedim(1, -1).unflatten(-1, (-1, OF))
+    last = weight.movedim(1, -1)
+    groups = last.reshape(*last.shape[:-1], -1, OF)
     kept = torch.zeros_like(groups, dtype=torch.bool).scatter_(-1, groups.abs().topk(KEPT, -1).indices, True)
-    return (groups * kept).flatten(-2).movedim(-1, 1).contiguous()
+    sparse: Tensor = (groups * kept).flatten(-2).movedim(-1, 1).contiguous()
+    return sparse
 
 
 def tied(layers: Mapping[str, nn.Module]) -> dict[str, str]:
