@@ -353,4 +353,4 @@ def _priced_or_estimated(workload: Workload, setting: Setting, costs: CostStore,
         return price(workload, setting, costs, ceiling=ceiling)
     except ProbeFailed:
         estimated = workload.estimate(setting, costs, ceiling) if isinstance(workload, Estimated) else None
-        return estimated and Plan(workload.name, tuple(sorted(setting.items())), estimated)
+        return Plan(workload.name, tuple(sorted(setting.items())), estimated) if estimated else None
