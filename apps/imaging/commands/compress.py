@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from apps.imaging.planning.compress import CompressWorkload, ShrinkWorkload
 
 DESCRIPTION = """Make a model's network smaller: whole channels and blocks less, kernels of low rank, half precision,
-8-bit integers. Removed channels change its labels, and fine-tuning brings most of the quality back; imaging evaluate
-measures it. docs/techniques.md says what each saves."""
+8-bit integers. Removed channels change its labels, and fine-tuning brings most of the quality back; --measure says what
+is lost. docs/techniques.md says what each saves."""
 
 
 def add(commands: Any) -> None:
