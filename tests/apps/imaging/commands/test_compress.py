@@ -18,6 +18,7 @@ from common.errors import UsageError
 from common.model_folder import shipped_models
 from tests.apps.imaging.helpers import output_file, random_model, read_labels, write_nifti
 from tests.messages import refused, says
+from tests.promise import kept
 
 pytest.importorskip("nncf")
 
@@ -37,6 +38,13 @@ def test_int8_labels_are_close_and_cached_apart(run, dataset: Callable[[str], Pa
     assert done.record["within_budget"] and done.record["results"]["tiles"] == 4
     model = read_model(tmp_path / "int8")
     assert model.int8 and model.weights_sha256 == read_model(tmp_path / "model").weights_sha256
+    export = ("export", tmp_path / "int8", "--as", "onnx", "-o", tmp_path / "a.onnx", "--memory", "300MiB", "--json")
+    for _ in range(2):  # the first measures
+        done = run("apps.imaging", *export)
+        assert done.code == 0, done.err
+    kept(done.record)
+    assert b"DequantizeLinear" in (tmp_path / "a.onnx").read_bytes()
+    says(run("apps.imaging", "export", tmp_path / "model", *export[2:], "--precision", "int8").err, "not quantised")
     labels = {}
     for precision in ("int8", "float32"):
         options = ("-o", tmp_path / "out", "--memory", "2GiB", "--json")
