@@ -34,9 +34,9 @@ from common.memory.costs.store import CostStore
 from common.memory.footprint import ALL
 from common.memory.plan import explain, planner
 from common.memory.plan.amend import GROWN, amended
-from common.memory.plan.divisible import Divisible, plan_fewer
+from common.memory.plan.divisible import plan_other
 from common.memory.plan.plan import Plan
-from common.memory.plan.plan_file import read_plan
+from common.memory.plan.plan_file import read_work
 from common.memory.plan.planner import Workload
 from common.memory.process import child, cuda, glibc, guard, libraries, meter, no_compiler, supervisor
 from common.memory.process.budget import BudgetError, MemoryBudget
@@ -360,12 +360,12 @@ def _choose(
         try:
             return planner.plan(workload, budget, costs, ahead=not args.dry_run), workload
         except DoesNotFit:
-            if isinstance(workload, Divisible) and (fewer := plan_fewer(workload, budget, costs)):
-                return fewer
+            if (other := plan_other(workload, budget, costs)) is not None:
+                return other
             raise
     try:
         planner.measure_ahead(workload, budget, costs)
-        return read_plan(args.plan.read_text(encoding="utf-8"), workload, budget, costs), workload
+        return read_work(args.plan.read_text(encoding="utf-8"), workload, budget, costs)
     except OSError as error:
         raise UsageError(f"--plan {args.plan}: {error.strerror}") from None
     except ValueError as error:

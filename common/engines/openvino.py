@@ -51,7 +51,7 @@ class OpenVinoEngine:
     ) -> None:
         self._ov = import_openvino()
         core = self._ov.Core()
-        model = _read_int8(core, model_dir) if precision == "int8" else core.read_model(model_dir / NETWORK)
+        model = read_int8(core, model_dir) if precision == "int8" else core.read_model(model_dir / NETWORK)
         stored: Output = "features" if "features" in model.output(0).names else "logits"
         if stored == "logits" and output == "features":
             raise ValueError(f"{NETWORK} has no features")
@@ -89,7 +89,7 @@ class OpenVinoEngine:
         return results
 
 
-def _read_int8(core: Any, model_dir: Path) -> Any:
+def read_int8(core: Any, model_dir: Path) -> Any:
     """Read the quantised network.
 
     Raises

@@ -40,6 +40,14 @@ def share(text: str) -> float:
     return value
 
 
+def percent(text: str) -> float:
+    """An argparse type: a share in [0, 1), written as a percentage, ``0.5%`` or ``0.5``."""
+    value = float(text.removesuffix("%")) / 100
+    if not 0 <= value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a percentage from 0 to 100")
+    return value
+
+
 def part_or_size(text: str) -> float | int:
     """An argparse type: a share between 0 and 1, or a size in bytes."""
     from common.memory.process.budget import BudgetError, parse_size

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from apps.imaging.commands import compress_stages
 from apps.imaging.commands.arguments import MODEL_HELP, duration, fold, part_or_size
-from apps.imaging.compression.options import IMPORTANCE, TILES, CompressOptions
+from apps.imaging.compression.options import DECOMPOSITIONS, IMPORTANCE, TILES, CompressOptions
 from apps.imaging.planning import baselines
 from apps.imaging.training.options import HYPER
 from common.cli import main
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from apps.imaging.planning.compress import CompressWorkload, ShrinkWorkload
 
 DESCRIPTION = """Make a model's network smaller: whole channels and blocks less, kernels of low rank, half precision,
-8-bit integers. Removed channels change its labels, and fine-tuning brings most of the quality back; imaging evaluate
-measures it. docs/techniques.md says what each saves."""
+8-bit integers. Removed channels change its labels, and fine-tuning brings most of the quality back; --measure says what
+is lost. docs/techniques.md says what each saves."""
 
 
 def add(commands: Any) -> None:
@@ -58,6 +58,12 @@ def add(commands: Any) -> None:
         help="Tucker's decomposition of 3D kernels: keep this share of their energy (0.9), or make the weights so small"
         " (300KB)",
     )
+    shrinking.add_argument(
+        "--decomposition",
+        choices=DECOMPOSITIONS,
+        default="tucker",
+        help="form of --low-rank: tucker (default), or cp, of as many numbers, which keeps less",
+    )
     half_help = "weights and ONNX file in half precision"
     shrinking.add_argument("--fp16", dest="half", action=_Stage, nargs=0, const=True, default=False, help=half_help)
     tuning = one.add_argument_group("fine-tuning after it, with soft labels of MODEL")
@@ -68,13 +74,19 @@ def add(commands: Any) -> None:
     length.add_argument("--steps", type=main.positive, metavar="N", help="its optimiser steps (default 2000)")
     folds = tuning.add_mutually_exclusive_group()
     folds.add_argument("--fold", type=fold, metavar="K/N", help="the cases that MODEL has not seen (default 0/5)")
-    folds.add_argument("--no-fold", action="store_true", help="fine-tune on every case")
+    folds.add_argument("--no-fold", action="store_true", help="fine-tune, or measure, on every case")
     main.add_settings_option(tuning, HYPER)
     integers = one.add_argument_group("8-bit integers (last)")
     int8_help = "convolutions in 8-bit integers, for OpenVINO"
     integers.add_argument("--int8", action=_Stage, nargs=0, const=True, default=False, help=int8_help)
     weights_help = "weights alone in 8-bit integers: as small, as fast as before, and no images are needed"
     integers.add_argument("--int8-weights", action=_Stage, nargs=0, const=True, default=False, help=weights_help)
+    measuring = one.add_argument_group("what MODEL2 loses (after all)")
+    measure_help = (
+        "label the held-out cases (--fold) of this data set with both models, and write what MODEL2 loses and takes"
+        " into it, which imaging infer --allow-quality-loss reads; given alone, MODEL2 is one that was made before"
+    )
+    measuring.add_argument("--measure", action=_Stage, type=Path, metavar="DATASET_DIR", help=measure_help)
     images = one.add_argument_group("images that decide, for --int8, --importance and --drop-blocks")
     images.add_argument("--calibration", type=Path, metavar="DIR", help="volumes like those that will be segmented")
     images.add_argument(
@@ -123,6 +135,7 @@ def _options(args: argparse.Namespace) -> CompressOptions:
         prune=args.prune,
         importance=args.importance,
         low_rank=args.low_rank,
+        decomposition=args.decomposition,
         half=args.half,
         threads=args.threads,
     )

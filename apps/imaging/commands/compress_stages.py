@@ -1,4 +1,4 @@
-"""``imaging compress`` in several stages: a smaller network, its fine-tuning, 8-bit integers.
+"""``imaging compress`` in several stages: a smaller network, its fine-tuning, 8-bit integers, what it loses.
 
 Each stage plans and supervises itself under the ceiling, as if it were given alone; this process waits beside it. The
 model is not touched. A run that was ended continues: stages that are complete stay, and an unfinished fine-tuning goes
@@ -19,12 +19,14 @@ from common.model_folder import MANIFEST
 WORK, SETTINGS = ".stages", "compress.json"
 """In the output folder while stages are left: the models in between, and the options."""
 SMALLER, TUNED = "smaller", "tuned"
+MADE = "made"
+"""File in the work folder once the output is complete and has only to be measured."""
 DEFAULT_FOLD = (0, 5)
 
 
 def are_needed(args: argparse.Namespace) -> bool:
     """True if what is asked for is more than one stage."""
-    return bool(args.finetune) or (_quantises(args) and _shrinks(args))
+    return bool(args.finetune or args.measure) or (_quantises(args) and _shrinks(args))
 
 
 def run(args: argparse.Namespace) -> int:
@@ -37,8 +39,12 @@ def run(args: argparse.Namespace) -> int:
     """
     if args.json or args.report or args.plan:
         raise UsageError("several stages: --json, --report and --plan are for one; give the stages one by one")
-    if args.finetune and not _shrinks(args):
+    if args.finetune and not (_shrinks(args) or args.int8):
         raise UsageError("--finetune: nothing is smaller; imaging train --init MODEL --distill MODEL fine-tunes alone")
+    if args.measure and args.no_fold and args.finetune and args.finetune.resolve() == args.measure.resolve():
+        raise UsageError("--measure: with --no-fold, fine-tuning sees every case of it; leave --no-fold out")
+    if args.measure and not (_shrinks(args) or _quantises(args)) and not (args.output / MANIFEST).is_file():
+        raise UsageError(f"-o {args.output}: no model folder; --measure alone measures one that was made before")
     if args.int8 and args.int8_weights:
         raise UsageError("--int8-weights: --int8 has the weights in integers too; give one of them")
     if args.int8 and args.calibration is None:
@@ -61,14 +67,48 @@ def _stages(args: argparse.Namespace) -> int:
     settings |= {"source": source, "fold": args.fold}
     same_settings(args.output, work / SETTINGS, settings, begun=work.is_dir())
     for number, (about, folder, words) in enumerate(_plan(args, work, args.output), 1):
-        if folder != args.output and (folder / MANIFEST).is_file():
+        if (work / MADE).is_file() or (folder != args.output and (folder / MANIFEST).is_file()):
             say(args, f"stage {number}: {about}: done before")
             continue
         say(args, f"stage {number}: {about}")
         if (code := run_child([*words, "-o", str(folder), *_running(args)])) != EXIT_OK:
             return code
+    if args.measure:
+        (work / MADE).touch()
+        if (code := _measure(args, work)) != EXIT_OK:
+            return code
     shutil.rmtree(work)
     _tell(args)
+    return EXIT_OK
+
+
+def _measure(args: argparse.Namespace, work: Path) -> int:
+    """Run and evaluate the model and the smaller one on the held-out cases, and write what it loses into it."""
+    from apps.imaging.compression import measuring
+    from apps.imaging.importers.convert import converted_model
+    from apps.imaging.models.model_folder import read_model
+    from common.memory.process.budget import MemoryBudget
+
+    folder = args.model
+    if not (folder / MANIFEST).is_file():
+        folder = converted_model(folder, MemoryBudget.parse(args.memory))
+    original = read_model(folder)
+    measuring.check_variant(original, args.output)
+    cases = measuring.link_cases(args.measure, None if args.no_fold else args.fold or DEFAULT_FOLD, work)
+    say(args, f"measuring both models on {cases} cases")
+    for name, model in ((measuring.BEFORE, folder), (measuring.AFTER, args.output)):
+        labels = work / name
+        if (labels / measuring.EVALUATION).is_file():
+            continue
+        shutil.rmtree(labels, ignore_errors=True)  # seconds are those of one run
+        words = ["infer", str(work / measuring.IMAGES), "-m", str(model), "-o", str(labels), *_running(args)]
+        code = run_child(words)
+        if code == EXIT_OK:
+            code = run_child(["evaluate", str(labels), str(work / measuring.LABELS), *_running(args)])
+        if code != EXIT_OK:
+            return code
+    for line in measuring.write(args.output, measuring.measurement(original, read_model(args.output), work)):
+        say(args, line)
     return EXIT_OK
 
 
@@ -79,11 +119,16 @@ def _dry_run(args: argparse.Namespace) -> int:
         for number, (about, place, words) in enumerate(_plan(args, work, args.output), 1):
             say(args, f"stage {number}: {about}")
             code = run_child([*words, "-o", str(place), *_running(args), "--dry-run"], out=True)
-            if code == EXIT_OK and number == 1:
-                code = run_child([*words, "-o", str(work / SMALLER), *_running(args), "-q"])
+            if code == EXIT_OK and place == work / SMALLER:
+                code = run_child([*words, "-o", str(place), *_running(args), "-q"])
             if code != EXIT_OK:
                 return code
-            shutil.copytree(work / SMALLER, work / TUNED, dirs_exist_ok=True)  # of the same sizes
+            if (work / SMALLER).is_dir():
+                shutil.copytree(work / SMALLER, work / TUNED, dirs_exist_ok=True)  # of the same sizes
+            elif place == work / TUNED:
+                shutil.copytree(args.model, work / TUNED, dirs_exist_ok=True)
+    if args.measure:
+        say(args, "then: both models label the held-out cases, and are compared")
     return EXIT_OK
 
 
@@ -93,11 +138,13 @@ def _plan(args: argparse.Namespace, work: Path, output: Path) -> Iterator[tuple[
     images = ["--tiles", str(args.tiles)]
     if args.calibration is not None:
         images += ["--calibration", str(args.calibration)]
-    yield "a smaller network", smaller, ["compress", model, *_shrinking(args, images)]
-    last = smaller
+    last = args.model
+    if _shrinks(args):
+        last = smaller if args.finetune or _quantises(args) else output
+        yield "a smaller network", last, ["compress", model, *_shrinking(args, images)]
     if args.finetune:
+        words = ["train", str(args.finetune), "--init", str(last), "--distill", model]
         last = tuned if _quantises(args) else output
-        words = ["train", str(args.finetune), "--init", str(smaller), "--distill", model]
         yield "fine-tuning with the soft labels of the model", last, [*words, *_tuning(args)]
     if args.int8:
         yield "8-bit integers", output, ["compress", str(last), "--int8", *images]
@@ -110,7 +157,7 @@ def _shrinking(args: argparse.Namespace, images: list[str]) -> list[str]:
     if args.drop_blocks:
         words += ["--drop-blocks", str(args.drop_blocks)]
     if args.low_rank is not None:
-        words += ["--low-rank", str(args.low_rank)]
+        words += ["--low-rank", str(args.low_rank), "--decomposition", args.decomposition]
     if args.half:
         words.append("--fp16")
     reads = args.calibration is not None and (args.importance != "norm" or args.drop_blocks)
@@ -123,6 +170,8 @@ def _tuning(args: argparse.Namespace) -> list[str]:
         words += ["--time", f"{args.time}s"]
     if args.steps:
         words += ["--steps", str(args.steps)]
+    if args.int8 and not any(pair.startswith("quantise=") for pair in args.set):
+        words += ["--set", "quantise=int8"]
     return words + [word for pair in args.set for word in ("--set", pair)] + ["--seed", str(args.seed)]
 
 

@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from apps.imaging.commands.arguments import MODEL_HELP
-from apps.imaging.exporters.options import FORMS, ExportRequest
+from apps.imaging.exporters.options import FORMS, PRECISIONS, ExportRequest
 from apps.imaging.planning import baselines
 from common.cli import main
 from common.cli.session import CommandSession
 from common.errors import UsageError
+from common.extras import require
 from common.files import no_room
 from common.memory.process.budget import MemoryBudget
 from common.model_folder import MANIFEST, model_path
@@ -30,6 +31,8 @@ def add(commands: Any) -> None:
     one.add_argument(
         "-o", "--output", type=Path, required=True, metavar="OUT", help="NAME.onnx, or the bundle's folder"
     )
+    precision_help = "of the ONNX file: int8 (QuantizeLinear and DequantizeLinear; the default if the model has it)"
+    one.add_argument("--precision", choices=PRECISIONS, help=precision_help)
     main.add_common_options(one)
     command = main.Command(
         "imaging export",
@@ -42,7 +45,9 @@ def add(commands: Any) -> None:
 
 
 def _options(args: argparse.Namespace) -> ExportRequest:
-    return ExportRequest(model=args.model, output=args.output, form=args.form, threads=args.threads)
+    return ExportRequest(
+        model=args.model, output=args.output, form=args.form, threads=args.threads, precision=args.precision
+    )
 
 
 def _workload(request: ExportRequest, budget: MemoryBudget) -> "ExportWorkload":
@@ -57,7 +62,12 @@ def _workload(request: ExportRequest, budget: MemoryBudget) -> "ExportWorkload":
     model = read_model(directory)
     if request.form == "bundle":
         check_exportable(model, request.model)
-    return ExportWorkload(request, model)
+    if request.precision == "int8" and not model.int8:
+        raise UsageError(f"--precision int8: {request.model} is not quantised; imaging compress --int8 makes one")
+    workload = ExportWorkload(request, model)
+    if workload.precision == "int8":
+        require("engines", "openvino", purpose="--precision int8")
+    return workload
 
 
 def _run(session: "CommandSession[ExportRequest, ExportWorkload]") -> Mapping[str, Any]:
@@ -68,11 +78,14 @@ def _run(session: "CommandSession[ExportRequest, ExportWorkload]") -> Mapping[st
     request, model = session.request, session.workload.model
     try:
         with session.phase(EXPORT):
-            (write_bundle if request.form == "bundle" else write_onnx)(model, request.output)
+            if request.form == "bundle":
+                write_bundle(model, request.output)
+            else:
+                write_onnx(model, request.output, session.workload.precision)
     except OSError as error:
         if no_room(error):
             raise
         raise UsageError(f"-o {request.output}: {error.strerror}") from None
     labels = ", ".join(f"{label.value} {label.name}" for label in model.labels)
-    session.say(f"{request.output}: {model.network}; {labels}")
+    session.say(f"{request.output}: {model.network}, {session.workload.precision}; {labels}")
     return {"form": request.form, "labels": len(model.labels)}

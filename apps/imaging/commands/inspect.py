@@ -30,9 +30,11 @@ def _run(args: argparse.Namespace) -> int:
     model = model_path(str(args.path))
     if (model / MANIFEST).is_file():
         from apps.imaging.models.model_folder import inspect_lines, read_manifest, read_model
+        from apps.imaging.models.variants import described
 
         verify(model, read_manifest(model))
-        lines = inspect_lines(read_model(model))
+        read = read_model(model)
+        lines = inspect_lines(read) + ([f"measured    {described(read.measured)}"] if read.measured else [])
     else:
         from apps.imaging.importers.describe import foreign_lines
 

@@ -7,6 +7,8 @@ from common.errors import UsageError
 
 IMPORTANCE = ("norm", "taylor", "zeros")
 """What decides which channels go: the norm of their weights, the loss without them, or how often they are zero."""
+DECOMPOSITIONS = ("tucker", "cp")
+"""Forms of a kernel of low rank."""
 TILES = 32
 """Tiles on which ranges and importance are found, of all volumes together (NNCF's default is 300 pictures, far smaller
 ones)."""
@@ -39,6 +41,8 @@ class CompressOptions:
     """One of ``IMPORTANCE``."""
     low_rank: float | int | None = None
     """Share of each kernel's energy that stays, or the bytes of the file of weights."""
+    decomposition: str = "tucker"
+    """One of ``DECOMPOSITIONS``."""
     half: bool = False
     """True for weights, also those of the ONNX file, in half precision."""
     threads: int
@@ -52,6 +56,8 @@ class CompressOptions:
             raise UsageError("--int8-weights: --int8 has the weights in integers too; give one of them")
         if self.int8 and self.calibration is None:
             raise UsageError("--int8: ranges are found on images: --calibration DIR; --int8-weights needs none")
+        if self.decomposition != "tucker" and self.low_rank is None:
+            raise UsageError(f"--decomposition {self.decomposition}: says how --low-rank lowers ranks")
         if self.importance != "norm" and self.prune is None:
             raise UsageError(f"--importance {self.importance}: says which channels --prune removes")
         if self.importance != "norm" and self.calibration is None:

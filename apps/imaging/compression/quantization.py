@@ -81,7 +81,7 @@ def _write(request: CompressRequest, draft: Path, count: int) -> dict[str, int]:
     (out / PLAIN_INT8[0]).unlink(missing_ok=True)
     for name in INT8:
         (draft / name).replace(out / name)
-    own = {"format", "application", "kind", "made_by", "files"}
+    own = {"format", "application", "kind", "made_by", "files", "measured"}
     fields = {key: value for key, value in manifest.items() if key not in own}
     files = [WEIGHTS, NETWORK, CARD, *INT8]
     model_folder.seal(out, application=APPLICATION, kind=request.model.kind, files=files, fields=fields)

@@ -36,9 +36,9 @@ HALF = "F16"
 """safetensors' name of half precision."""
 WRITTEN = frozenset(
     {"format", "application", "kind", "made_by", "files", "network", "channels", "spacing", "orientation", "intensity"}
-    | {"patch", "head", "combine", "labels", "training", "compressed"}
+    | {"patch", "head", "combine", "labels", "training", "compressed", "measured"}
 )
-"""Fields of ``model.json`` that are written anew."""
+"""Fields of ``model.json`` that are written anew, or are not true any more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +68,8 @@ class ShrinkRequest:
         """
         model = read_source(options, directory)
         again = model.arguments.get(registry.RESHAPED, {})
-        if any(reshaping.RANKS in entry for entry in again.values()) and (options.prune or options.low_rank):
+        low = {reshaping.RANKS, reshaping.RANK}
+        if any(low & entry.keys() for entry in again.values()) and (options.prune or options.low_rank):
             raise UsageError(f"{options.model}: has kernels of low rank already; prune before --low-rank, and once")
         if registry.is_static(model.network) and (options.prune or options.drop_blocks or options.low_rank):
             raise BadInput(f"{options.model}: {model.network} is no network of convolutions alone, which can be cut")
@@ -138,7 +139,7 @@ def run(request: ShrinkRequest, session: Session) -> dict[str, object]:
             if options.prune is not None:
                 _prune(shrinking, options, images)
             if options.low_rank is not None:
-                _lower_ranks(shrinking, options.low_rank, bytes_each=2 if half else 4)
+                _lower_ranks(shrinking, options, bytes_each=2 if half else 4)
         with session.phase(EXPORT):
             _write(request, shrinking, draft, half=half)
     after = sum(tensor.numel() for tensor in shrinking.weights.values())
@@ -247,8 +248,10 @@ def own_loss(logits: "torch.Tensor") -> "torch.Tensor":
     return torch.stack([total / count for total, count in pairs]).sum()
 
 
-def _lower_ranks(shrinking: _Shrinking, target: float | int, *, bytes_each: int) -> None:
-    """Replace kernels by Tucker's decomposition."""
+def _lower_ranks(shrinking: _Shrinking, options: CompressOptions, *, bytes_each: int) -> None:
+    """Replace kernels by Tucker's decomposition, or by CP's of as many numbers."""
+    target = options.low_rank
+    assert target is not None
     layers = dict(shrinking.network().named_modules())
     kernels = low_rank.spectra(layers, shrinking.weights)
     others = sum(tensor.numel() for tensor in shrinking.weights.values()) - sum(
@@ -256,10 +259,16 @@ def _lower_ranks(shrinking: _Shrinking, target: float | int, *, bytes_each: int)
     )
     most = target // bytes_each if isinstance(target, int) else None
     chosen = low_rank.choose(kernels, energy=None if most else float(target), most=most, others=others)
-    shrinking.add({name: {reshaping.RANKS: [one.first, one.last]} for name, one in chosen.items()})
     weights = dict(shrinking.weights)
     for name, ranks in chosen.items():
-        made = low_rank.factors(layers[name], name, weights, ranks)
+        entry: dict[str, Any]
+        if options.decomposition == "cp":
+            rank = low_rank.cp_rank(kernels[name], ranks)
+            made, entry = low_rank.separated(layers[name], name, weights, rank), {reshaping.RANK: rank}
+        else:
+            made = low_rank.factors(layers[name], name, weights, ranks)
+            entry = {reshaping.RANKS: [ranks.first, ranks.last]}
+        shrinking.add({name: entry})
         for kind in ("weight", "bias"):
             weights.pop(f"{name}.{kind}", None)
         weights |= made
@@ -325,6 +334,7 @@ def described(options: CompressOptions) -> str:
         f"--drop-blocks {options.drop_blocks}" if options.drop_blocks else "",
         f"--prune {options.prune:g} --importance {options.importance}" if options.prune is not None else "",
         f"--low-rank {options.low_rank}" if options.low_rank is not None else "",
+        f"--decomposition {options.decomposition}" if options.decomposition != "tucker" else "",
         "--fp16" if options.half else "",
     ]
     return " ".join(filter(None, done))

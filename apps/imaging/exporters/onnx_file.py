@@ -35,7 +35,7 @@ def describe(model: ImagingModel) -> dict[str, str]:
     return {name: json.dumps(value) for name, value in fields.items()}
 
 
-def write_onnx(model: ImagingModel, path: Path) -> None:
+def write_onnx(model: ImagingModel, path: Path, precision: str = "float32") -> None:
     """Write the network with its final convolution, which a model folder keeps apart.
 
     Parameters
@@ -45,6 +45,13 @@ def write_onnx(model: ImagingModel, path: Path) -> None:
     path
         The file. Its network maps ``image``, float32 of shape (batch, channels, x, y, z) after ``intensity``, to
         ``logits``, float32 of shape (batch, output channels, x, y, z).
+    precision
+        ``"int8"``: with the quantisation of the model's int8 network.
+
+    Raises
+    ------
+    BadInput
+        An int8 network that ONNX cannot express.
     """
     import onnx
     from onnx import helper, numpy_helper
@@ -53,6 +60,10 @@ def write_onnx(model: ImagingModel, path: Path) -> None:
     network = onnx.load(str(model.directory / NETWORK))
     graph = network.graph
     _name_once(graph)
+    if precision == "int8":
+        from apps.imaging.exporters.qdq import quantise_graph
+
+        quantise_graph(network, model.directory)
     if model.head is not None:
         tensors = load_file(model.directory / WEIGHTS)
         features = graph.output.pop()
@@ -63,7 +74,7 @@ def write_onnx(model: ImagingModel, path: Path) -> None:
         sides = [dim.dim_param or dim.dim_value for dim in features.type.tensor_type.shape.dim]
         sides[1] = len(tensors[model.head["bias"]])
         graph.output.append(helper.make_tensor_value_info("logits", onnx.TensorProto.FLOAT, sides))
-    helper.set_model_props(network, describe(model))
+    helper.set_model_props(network, {**describe(model), "precision": json.dumps(precision)})
     onnx.checker.check_model(network)
     with atomic_file(path) as unfinished:
         unfinished.write_bytes(network.SerializeToString())

@@ -6,6 +6,8 @@ from pathlib import Path
 from common.errors import UsageError
 
 FORMS = ("onnx", "bundle", "nnunet")
+PRECISIONS = ("float32", "int8")
+"""Of an ONNX file: int8 with QuantizeLinear and DequantizeLinear."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,6 +22,8 @@ class ExportRequest:
         File for ``onnx``, folder for ``bundle``.
     form
         One of ``FORMS``.
+    precision
+        One of ``PRECISIONS``, for ``onnx``; ``None``: int8 if the model has that.
     threads
         Threads of the computation.
 
@@ -33,6 +37,7 @@ class ExportRequest:
     output: Path
     form: str
     threads: int
+    precision: str | None = None
 
     def __post_init__(self) -> None:
         if self.form == "nnunet":
@@ -40,6 +45,8 @@ class ExportRequest:
                 "--as nnunet: nnU-Net loads its own networks only, and imaging train has none of these;"
                 " --as bundle and --as onnx write what MONAI and ONNX Runtime load"
             )
+        if self.precision is not None and self.form != "onnx":
+            raise UsageError(f"--precision {self.precision}: only --as onnx has precisions; a bundle is in float32")
         if self.form == "onnx" and (self.output.suffix != ".onnx" or self.output.is_dir()):
             raise UsageError(f"-o {self.output}: expected a file NAME.onnx")
         if self.form == "bundle" and self.output.exists() and (not self.output.is_dir() or any(self.output.iterdir())):

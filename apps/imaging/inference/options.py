@@ -83,6 +83,10 @@ class InferOptions:
     """Label map of the models."""
     task: str = ""
     """Name of a task, where the model is a folder of results with a network for each part of it."""
+    quality_loss: float = 0.0
+    """Share of the mean Dice that a variant may lose which takes the model's place where that does not fit."""
+    variants: Path | None = None
+    """Folder of the model's variants; ``None``: one in the model's folder."""
 
     @property
     def chosen(self) -> dict[str, Any]:
@@ -121,6 +125,11 @@ class InferOptions:
 
     def _check_networks(self) -> None:
         """Refuse options that several networks cannot have."""
+        several = self.further_models or self.labels is not None or self.task or self.crop_first
+        if self.quality_loss and several:
+            raise UsageError("--allow-quality-loss: variants take the place of one model, not of several networks")
+        if self.quality_loss and self.fast:
+            raise UsageError("--allow-quality-loss: not with --fast; losses are those at the model's own resolution")
         if self.further_models and self.labels is None and not self.task:
             raise UsageError("several models: --labels MAP.json has to say which of their classes become which labels")
         if self.task and (self.further_models or self.labels is not None):

@@ -78,6 +78,28 @@ class InferenceEntry(TypedDict, total=False):
     """True if restored labels are interpolated and rounded; else the nearest is taken."""
 
 
+class MeasuredEntry(TypedDict):
+    """A compressed model and the one it was made of, on the same labelled cases (``imaging compress --measure``)."""
+
+    weights: model_folder.Sha256
+    """Of the original's ``weights.safetensors``."""
+    network: model_folder.Sha256
+    """Of the original's ``network.onnx``."""
+    cases: Annotated[int, ("minimum", 1)]
+    dice: Annotated[float, ("minimum", 0), ("maximum", 1)]
+    """Mean over the classes, of this model."""
+    dice_before: Annotated[float, ("exclusiveMinimum", 0), ("maximum", 1)]
+    """The same of the original."""
+    seconds: Annotated[float, ("minimum", 0)]
+    """In which ``imaging infer`` segmented the cases, without planning and loading libraries."""
+    seconds_before: Annotated[float, ("minimum", 0)]
+    peak_bytes: Annotated[int, ("minimum", 0)]
+    """Measured peak of these phases, with the libraries, on tiles of the model's patch."""
+    peak_bytes_before: Annotated[int, ("minimum", 0)]
+    precision: Literal["float32", "bf16", "int8"]
+    """In which this model was run."""
+
+
 class ImagingManifest(model_folder.Manifest):
     """``model.json`` of a segmentation model."""
 
@@ -108,3 +130,5 @@ class ImagingManifest(model_folder.Manifest):
     """Axes (of ``xyz``) along which it was trained to be mirrored."""
     inference: NotRequired[InferenceEntry]
     """Division of an image into tiles; absent: the default."""
+    measured: NotRequired[MeasuredEntry]
+    """What this model was measured to lose, where it is a compressed one."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from apps.imaging.models.manifest import ImagingManifest, InferenceEntry, LabelEntry
+from apps.imaging.models.manifest import ImagingManifest, InferenceEntry, LabelEntry, MeasuredEntry
 from apps.imaging.volumes.geometry import AS_STORED
 from apps.imaging.volumes.intensity import check_operations
 from common import model_folder
@@ -129,6 +129,8 @@ class ImagingModel:
     """Operations on the other channels."""
     previous: tuple[int, ...] = ()
     """Labels of the previous stage of a cascade, each of which is a further channel of the network."""
+    measured: MeasuredEntry | None = None
+    """What it loses against the model of which it was made, if that was measured."""
 
     @property
     def inputs(self) -> int:
@@ -280,6 +282,7 @@ def _from_manifest(directory: Path, manifest: ImagingManifest) -> ImagingModel:
         weights_bytes=manifest["files"][WEIGHTS]["bytes"],
         inference=_inference(manifest.get("inference", {})),
         int8=any(all(name in manifest["files"] for name in pair) for pair in (INT8, PLAIN_INT8)),
+        measured=manifest.get("measured"),
     )
     return replace(model, features=_features(model))
 

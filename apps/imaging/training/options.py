@@ -28,6 +28,7 @@ HYPER: Mapping[str, Any] = {
     "distillation": 1.0,
     "temperature": 2.0,
     "store": "float32",
+    "quantise": "off",
 }
 """Hyper-parameters that ``--set`` can change, with their defaults."""
 CHOICES = {
@@ -35,6 +36,7 @@ CHOICES = {
     "schedule": ("cosine", "poly"),
     "keep": ("last", "best"),
     "store": ("float32", "float16"),
+    "quantise": ("off", "int8"),
 }
 """Values of hyper-parameters that are words."""
 STEPS = 2000
@@ -109,6 +111,8 @@ class TrainOptions:
     temperature: float
     store: str
     """Type of the numbers of the prepared images: ``"float32"`` or ``"float16"``."""
+    quantise: str
+    """``"int8"``: convolutions see weights and inputs rounded to 8 bits; or ``"off"``."""
     tensorboard: bool
     """Write event files for TensorBoard."""
     skip_bad: bool

@@ -77,6 +77,8 @@ class Recipe:
     """Weight of the soft labels' term."""
     temperature: float = 2.0
     """By which logits are divided for the soft labels."""
+    quantise: str = "off"
+    """``"int8"``: convolutions see weights and inputs rounded to 8 bits, for a network that will be quantised."""
 
     def rate(self, progress: float) -> float:
         """Learning rate after a share of the training, in [0, 1]: a short linear warm-up, then the schedule to zero.
@@ -110,6 +112,10 @@ def make_step(
         The ranks that train it together.
     """
     network = registry.build(recipe.network, recipe.arguments)
+    if recipe.quantise == "int8":
+        from common.compression.networks import fake_quantisation
+
+        fake_quantisation.round_in_training(network, but=registry.head_name(recipe.network, network))
     if device != HOST:
         network.to(device)
     blocks = registry.blocks(recipe.network, network)

@@ -101,6 +101,7 @@ class TrainRequest:
             spacing=options.spacing,
             distillation=options.distillation,
             temperature=options.temperature,
+            quantise=options.quantise,
         )
         operations = start.intensities if start else intensity_operations(dataset, dataset.cases)
         if options.distill is not None:

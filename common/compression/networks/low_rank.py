@@ -1,9 +1,13 @@
-"""Convolutions of low rank: Tucker's decomposition along the input and output channels (Tucker-2).
+"""Convolutions of low rank: Tucker's decomposition along the input and output channels (Tucker-2), or CP's.
 
 A kernel of shape (O, I, x, y, z) becomes a 1x1x1 convolution to r channels, a convolution of the same size from r to s
 channels, and a 1x1x1 convolution to O channels (Kim et al., ICLR 2016, arXiv 1511.06530). The factors are found by
 higher-order orthogonal iteration (De Lathauwer et al., SIAM J. Matrix Anal. Appl. 21, 1324 (2000)), whose error is at
 most the squared singular values that are left out of both unfoldings.
+
+CP's decomposition is a sum of products of one vector for the inputs, one for the outputs and one for the kernel's
+voxels: a 1x1x1 convolution to R channels, a convolution of each of them alone, and a 1x1x1 convolution (Lebedev et al.,
+ICLR 2015, arXiv 1412.6553, without the division of the kernel along its axes). Alternating least squares find it.
 """
 
 from collections.abc import Mapping
@@ -11,6 +15,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING
 
+from common.compression.networks.reshaping import LARGEST
 from common.errors import BadInput
 
 if TYPE_CHECKING:
@@ -18,6 +23,10 @@ if TYPE_CHECKING:
 
 SWEEPS = 3
 """Iterations after the first factors; more lower the error by less than a thousandth of the kernel's norm."""
+CP_SWEEPS = 60
+"""Alternations of CP's least squares; twice as many lower the error of the shipped model's kernels by a hundredth."""
+RIDGE = 1e-6
+"""Share of the mean diagonal that is added to it, because terms of CP's decomposition become alike."""
 FINEST = 40
 """Halvings of the energy's interval when ranks are chosen by size."""
 
@@ -176,6 +185,57 @@ def _leading(tensor: "Tensor", axis: int, rank: int) -> "Tensor":
 
     vectors: Tensor = torch.linalg.eigh(_gram(tensor, axis))[1]
     return vectors.flip(1)[:, :rank]
+
+
+def cp_rank(kernel: Spectrum, ranks: Ranks) -> int:
+    """The rank of CP's decomposition with about as many numbers as Tucker's has at its ranks; at least 1."""
+    outputs, inputs, *sides = kernel.shape
+    return min(LARGEST, max(1, kernel.parameters(ranks) // (outputs + inputs + prod(sides))))
+
+
+def cp(kernel: "Tensor", rank: int, *, sweeps: int = CP_SWEEPS) -> tuple["Tensor", "Tensor", "Tensor"]:
+    """Decompose a kernel into a sum of ``rank`` products, by alternating least squares from random vectors.
+
+    Parameters
+    ----------
+    kernel
+        Shape (O, I, voxels).
+
+    Returns
+    -------
+    tuple
+        Outputs (O, rank), inputs (I, rank), voxels (V, rank); the vectors of a term are of equal length.
+    """
+    import torch
+
+    noise = torch.Generator().manual_seed(0)
+    parts = [torch.randn(size, rank, generator=noise, dtype=kernel.dtype) for size in kernel.shape]
+    for _ in range(sweeps):
+        for axis, letters in enumerate(("oiv,ir,vr->or", "oiv,or,vr->ir", "oiv,or,ir->vr")):
+            others = [part for place, part in enumerate(parts) if place != axis]
+            gram = (others[0].T @ others[0]) * (others[1].T @ others[1])
+            gram.diagonal().add_(RIDGE * gram.diagonal().mean())
+            parts[axis] = torch.linalg.solve(gram, torch.einsum(letters, kernel, *others).T).T
+    lengths = torch.stack([part.norm(dim=0).clamp(min=1e-30) for part in parts])
+    whole = lengths.prod(0) ** (1 / 3)
+    outputs, inputs, voxels = (part / length * whole for part, length in zip(parts, lengths, strict=True))
+    return outputs, inputs, voxels
+
+
+def separated(layer: "nn.Module", name: str, weights: "Mapping[str, Tensor]", rank: int) -> "dict[str, Tensor]":
+    """Weights of the three convolutions that ``reshaping.separated`` makes of a layer; otherwise as ``factors``."""
+    weight = weights[f"{name}.weight"]
+    kernel = kernel_of(layer, weight)
+    outputs, inputs, voxels = cp(kernel.flatten(2), rank)
+    parts = {
+        f"{name}.first.weight": inputs.T[:, :, None, None, None],
+        f"{name}.core.weight": voxels.T.reshape(rank, 1, *kernel.shape[2:]),
+        f"{name}.last.weight": outputs[:, :, None, None, None],
+    }
+    made = {key: tensor.to(weight.dtype).contiguous() for key, tensor in parts.items()}
+    if f"{name}.bias" in weights:
+        made[f"{name}.last.bias"] = weights[f"{name}.bias"]
+    return made
 
 
 def factors(layer: "nn.Module", name: str, weights: "Mapping[str, Tensor]", ranks: Ranks) -> "dict[str, Tensor]":

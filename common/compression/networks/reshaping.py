@@ -6,6 +6,8 @@ A recipe has an entry for each layer that differs from the network as it is buil
 - ``{"channels": 12, "groups": 4}``: channels of a normalisation or of a PReLU, and groups of a group normalisation;
 - ``{"ranks": [4, 5]}``: a convolution as three, of which the middle one has so many input and output channels
   (``common.compression.networks.low_rank``);
+- ``{"rank": 40}``: a convolution as three, of which the middle one has as many channels and convolves each alone;
+- ``{"same": "down.conv"}``: a layer that is another one of its kind and sizes, with the same weights;
 - ``{"skip": true}``: a residual block that is left out, so that only its input goes on.
 """
 
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
 
 Recipe = Mapping[str, Mapping[str, Any]]
 """Entries by the layer's name in the network."""
-IN, OUT, CHANNELS, GROUPS, RANKS, SKIP = "in", "out", "channels", "groups", "ranks", "skip"
+IN, OUT, CHANNELS, GROUPS, RANKS, RANK, SAME, SKIP = "in", "out", "channels", "groups", "ranks", "rank", "same", "skip"
 LARGEST = 4096
 """Largest number of channels in a recipe."""
 MOST_LAYERS = 4096
@@ -56,13 +58,17 @@ def reshape(network: "nn.Module", recipe: Recipe) -> "nn.Module":
         if name not in layers or not isinstance(entry, Mapping) or not entry:
             raise BadInput(f"network: the recipe of its sizes names {name!r}, which it does not have")
         try:
-            made[id(layers[name])] = _made(layers[name], entry)
+            if entry.keys() == {SAME}:
+                made[id(layers[name])] = _other(layers, layers[name], entry[SAME])
+            else:
+                made[id(layers[name])] = _made(layers[name], entry)
         except (ValueError, TypeError, AttributeError) as error:
             raise BadInput(f"network: the recipe of {name!r} does not fit it ({error})") from None
     for module in list(network.modules()):
         for child, layer in list(module.named_children()):
             if id(layer) in made:
-                setattr(module, child, made[id(layer)])
+                replaced = made[id(layer)]
+                setattr(module, child, made.get(id(replaced), replaced))
     return network
 
 
@@ -77,8 +83,10 @@ def _made(layer: "nn.Module", entry: Mapping[str, Any]) -> "nn.Module":
         if entry[SKIP] is not True or type(layer).__name__ not in RESIDUAL:
             raise ValueError("only residual blocks are left out")
         return nn.Identity()
-    if isinstance(layer, nn.Conv3d | nn.ConvTranspose3d) and keys <= {IN, OUT, RANKS}:
+    if isinstance(layer, nn.Conv3d | nn.ConvTranspose3d) and (keys <= {IN, OUT, RANKS} or keys <= {IN, OUT, RANK}):
         sizes = [_size(entry.get(key, has)) for key, has in ((IN, layer.in_channels), (OUT, layer.out_channels))]
+        if RANK in entry:
+            return separated(layer, sizes[0], sizes[1], _size(entry[RANK]))
         if RANKS not in entry:
             return convolution(layer, sizes[0], sizes[1])
         first, last = entry[RANKS]
@@ -95,6 +103,15 @@ def _made(layer: "nn.Module", entry: Mapping[str, Any]) -> "nn.Module":
     if isinstance(layer, nn.PReLU):
         return nn.PReLU(channels)
     raise ValueError(f"a {type(layer).__name__}")
+
+
+def _other(layers: "Mapping[str, nn.Module]", layer: "nn.Module", name: Any) -> "nn.Module":
+    """The layer that takes another one's place."""
+    other = layers.get(name) if isinstance(name, str) else None
+    shapes = [{key: tensor.shape for key, tensor in one.named_parameters()} for one in (layer, other or layer)]
+    if other is None or other is layer or str(other) != str(layer) or shapes[0] != shapes[1]:
+        raise ValueError(f"{name!r} is no other layer of its kind and sizes")
+    return other
 
 
 def _size(value: object) -> int:
@@ -138,3 +155,20 @@ def factors(
     if last < outputs:
         parts["last"] = nn.Conv3d(last, outputs, 1, bias=bias)
     return nn.Sequential(parts)
+
+
+def separated(like: "nn.Conv3d | nn.ConvTranspose3d", inputs: int, outputs: int, rank: int) -> "nn.Sequential":
+    """A convolution as three: 1x1x1 to ``rank`` channels, the kernel on each alone, 1x1x1 with the bias."""
+    from torch import nn
+
+    if like.groups != 1:
+        raise ValueError("a convolution of groups")
+    space: Any = {"kernel_size": like.kernel_size, "stride": like.stride, "padding": like.padding}
+    space |= {"dilation": like.dilation, "bias": False, "groups": rank}
+    core: nn.Module
+    if isinstance(like, nn.ConvTranspose3d):
+        core = nn.ConvTranspose3d(rank, rank, output_padding=like.output_padding, **space)  # type: ignore[arg-type]
+    else:
+        core = nn.Conv3d(rank, rank, padding_mode=like.padding_mode, **space)
+    first, last = nn.Conv3d(inputs, rank, 1, bias=False), nn.Conv3d(rank, outputs, 1, bias=like.bias is not None)
+    return nn.Sequential(OrderedDict({"first": first, "core": core, "last": last}))

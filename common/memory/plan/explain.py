@@ -53,8 +53,9 @@ def plan_text(plan: Plan, ceiling: int | None = None) -> str:
 
 
 def choice_lines(plan: Plan) -> list[str]:
-    """Return lines with the knobs and the rejected settings."""
+    """Return lines with the knobs, what is done instead of what was asked for, and the rejected settings."""
     lines = [f"  knobs: {_pairs(dict(plan.knobs)) or 'nothing left to choose'}"]
+    lines += [f"  {plan.note}"] if plan.note else []
     if plan.offered > 1:
         slower = f", {plan.slowdown:.2f} times the fastest's time" if plan.slowdown > 1.005 else ""
         lines.append(f"  the fastest of {plan.offered} settings that fits{slower}")

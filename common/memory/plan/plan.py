@@ -68,6 +68,8 @@ class Plan:
     """Number of settings to choose from."""
     slowdown: float = 1.0
     """Predicted time over that of the fastest setting offered."""
+    note: str = ""
+    """What is done instead of what was asked for, and what it loses, where that does not fit."""
 
     def __getitem__(self, knob: str) -> Any:
         return dict(self.knobs)[knob]
@@ -127,6 +129,7 @@ class Plan:
         """Return the ``plan`` object of ``run.json``, with the command's name, which ``--plan`` checks."""
         return {
             "workload": self.workload,
+            **({"note": self.note} if self.note else {}),
             "knobs": dict(self.knobs),
             "terms": [asdict(term) for term in self.footprint.terms],
             "predicted_peak_bytes": self.predicted_peak_bytes,

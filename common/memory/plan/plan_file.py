@@ -2,15 +2,35 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
 from common.errors import DoesNotFit
 from common.memory.costs.probes import ProbeFailed
 from common.memory.costs.store import CostStore
+from common.memory.plan.divisible import Replaceable
 from common.memory.plan.plan import Knob, Plan, Setting
 from common.memory.plan.planner import Workload, price
 from common.memory.process.budget import MemoryBudget
+
+
+def read_work(text: str, workload: Workload, budget: MemoryBudget, costs: CostStore) -> tuple[Plan, Workload]:
+    """Read a plan for a workload, or for what the user allows in its place; otherwise as ``read_plan``.
+
+    Returns
+    -------
+    tuple
+        The plan, and the workload that it is for.
+    """
+    try:
+        return read_plan(text, workload, budget, costs), workload
+    except ValueError:
+        for substitute in workload.substitutes() if isinstance(workload, Replaceable) else ():
+            with suppress(ValueError):
+                return replace(read_plan(text, substitute, budget, costs), note=substitute.note), substitute
+        raise
 
 
 def read_plan(text: str, workload: Workload, budget: MemoryBudget, costs: CostStore) -> Plan:

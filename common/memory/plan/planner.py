@@ -342,10 +342,15 @@ def _remedies(workload: Workload, budget: MemoryBudget, costs: CostStore, smalle
     for change, offer in offers.items():
         if len(texts) == REMEDIES_NAMED:
             break
-        try:
-            candidate = price(*offer, costs, ceiling=budget.host_bytes)
-        except ProbeFailed:
-            continue
-        if candidate.needed_bytes <= budget.host_bytes:
+        candidate = _priced_or_estimated(*offer, costs, budget.host_bytes)
+        if candidate is not None and candidate.needed_bytes <= budget.host_bytes:
             texts.append(explain.remedy_text(change, candidate.needed_bytes))
     return texts
+
+
+def _priced_or_estimated(workload: Workload, setting: Setting, costs: CostStore, ceiling: int) -> Plan | None:
+    try:
+        return price(workload, setting, costs, ceiling=ceiling)
+    except ProbeFailed:
+        estimated = workload.estimate(setting, costs, ceiling) if isinstance(workload, Estimated) else None
+        return Plan(workload.name, tuple(sorted(setting.items())), estimated) if estimated else None

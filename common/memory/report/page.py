@@ -198,6 +198,8 @@ def _choice(plan: Mapping[str, Any]) -> str:
         for name, value in plan["knobs"].items()
     ]
     parts = [table(("Knob", "Chosen"), rows)] if rows else ['<p class="note">Nothing was left open.</p>']
+    if plan.get("note"):
+        parts.append(f'<p class="note">{escape(str(plan["note"]))}</p>')
     if plan.get("offered", 1) > 1:
         slowdown = plan.get("slowdown", 1.0)
         slower = f", at {slowdown:.2f} times the fastest setting's predicted time" if slowdown > 1.005 else ""

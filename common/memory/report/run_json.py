@@ -64,6 +64,8 @@ class PlanJson(TypedDict):
 
     workload: str
     """The command that was planned."""
+    note: NotRequired[str]
+    """What is done instead of what was asked for, and what it loses; absent where it is what was asked for."""
     knobs: Mapping[str, Knob]
     """The chosen values, by the names of the command line with ``_``."""
     terms: list[TermJson]

@@ -119,6 +119,7 @@ def segmentations(draw: Callable[[st.SearchStrategy[Any]], Any]) -> InferSession
         "remove_small": one_word(st.sampled_from((0.01, 1.0))),
         "crop_margin": one_word(st.sampled_from((0, 5.0, 40))),
         "part": one_word(st.sampled_from(("1/1", "1/2", "3/3"))),
+        "allow_quality_loss": one_word(st.sampled_from(("0.5%", "2"))),
     }
     left_out = (
         "model",
@@ -132,6 +133,7 @@ def segmentations(draw: Callable[[st.SearchStrategy[Any]], Any]) -> InferSession
         "roi_subset",
         "stow",
         "crop_model",
+        "variants",
         "format",
     )
     words = random_commands.options(random_commands.command_parser(parser(), "infer"), draw, values, left_out)
@@ -183,7 +185,9 @@ def compressions(draw: Callable[[st.SearchStrategy[Any]], Any]) -> CompressSessi
         "int8_weights",
         "calibration",
         "importance",
+        "decomposition",
         "finetune",
+        "measure",
         "time",
         "steps",
         "fold",

@@ -1,5 +1,6 @@
 """``imaging compress --int8``: a folder that both precisions run from, close labels, and clear refusals."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,8 +15,10 @@ from apps.imaging.models.model_folder import read_model
 from apps.imaging.volumes.nifti import open_nifti
 from common import model_folder
 from common.errors import UsageError
+from common.model_folder import shipped_models
 from tests.apps.imaging.helpers import output_file, random_model, read_labels, write_nifti
-from tests.messages import refused
+from tests.messages import refused, says
+from tests.promise import kept
 
 pytest.importorskip("nncf")
 
@@ -35,6 +38,13 @@ def test_int8_labels_are_close_and_cached_apart(run, dataset: Callable[[str], Pa
     assert done.record["within_budget"] and done.record["results"]["tiles"] == 4
     model = read_model(tmp_path / "int8")
     assert model.int8 and model.weights_sha256 == read_model(tmp_path / "model").weights_sha256
+    export = ("export", tmp_path / "int8", "--as", "onnx", "-o", tmp_path / "a.onnx", "--memory", "300MiB", "--json")
+    for _ in range(2):  # the first measures
+        done = run("apps.imaging", *export)
+        assert done.code == 0, done.err
+    kept(done.record)
+    assert b"DequantizeLinear" in (tmp_path / "a.onnx").read_bytes()
+    says(run("apps.imaging", "export", tmp_path / "model", *export[2:], "--precision", "int8").err, "not quantised")
     labels = {}
     for precision in ("int8", "float32"):
         options = ("-o", tmp_path / "out", "--memory", "2GiB", "--json")
@@ -70,3 +80,25 @@ def test_tiles_are_spread_over_all_volumes(tmp_path: Path) -> None:
     grids = tuple(NetworkGrid.of(volume, model, tile=model.patch, overlap=0.0) for volume in volumes)
     assert [len(grid.tiles) for grid in grids] == [16, 1]
     assert choose_tiles(grids, 8) == [[0, 5, 10, 15], [0]]
+
+
+def test_what_a_smaller_model_loses_is_measured_and_written(  # type: ignore[no-untyped-def]
+    run, dataset: Callable[[str], Path], tmp_path: Path
+) -> None:
+    data, folder = tmp_path / "data", tmp_path / "variants"
+    for image in sorted((dataset("msd-hippocampus") / "imagesTr").glob("*.nii.gz"))[:4]:
+        for name in ("imagesTr", "labelsTr"):
+            (data / name).mkdir(parents=True, exist_ok=True)
+            (data / name / image.name).symlink_to(image.parent.parent / name / image.name)
+    make = ("compress", "hippocampus", "-o", folder / "half", "--prune", "0.5")
+    made = run("apps.imaging", *make, "--measure", data, "--fold", "0/2", "--memory", "1GiB")
+    assert made.code == 0, made.err
+    says(made.err, "2 cases", "mean Dice")
+    written = json.loads((folder / "half" / "model.json").read_text())
+    found = written["measured"]
+    assert found["cases"] == 2 and found["dice"] < found["dice_before"] > 0.8
+    assert found["weights"] == read_model(shipped_models()["hippocampus"]).weights_sha256
+    assert not (folder / "half" / ".stages").exists()
+    again = run("apps.imaging", "compress", "hippocampus", "-o", folder / "half", "--measure", tmp_path, "--json")
+    assert again.code == 2 and "--json" in again.err  # a stage's option
+    says(run("apps.imaging", "inspect", folder / "half").out, "mean Dice", f"{found['dice']:.4f}", 2)

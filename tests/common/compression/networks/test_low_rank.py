@@ -87,3 +87,33 @@ def test_ranks_by_size_are_the_largest_that_fit() -> None:
         low_rank.choose(kernels, energy=None, most=100, others=64)
     with refused(BadInput, "no convolution gets smaller"):
         low_rank.choose(kernels, energy=0.9999999, most=None, others=64)
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+def test_a_sum_of_few_products_becomes_a_convolution_of_each_channel_alone(kind: str) -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(LAYERS[kind]())
+    layer, terms = network[0], 3
+    parts = [torch.randn(size, terms) for size in (layer.out_channels, layer.in_channels, prod(layer.kernel_size))]
+    kernel = torch.einsum("or,ir,vr->oiv", *parts).reshape(layer.out_channels, layer.in_channels, *layer.kernel_size)
+    transposed = isinstance(layer, nn.ConvTranspose3d)
+    layer.weight.data = (kernel.transpose(0, 1) if transposed else kernel).contiguous()
+    made = low_rank.separated(layer, "0", dict(network.named_parameters()), terms)
+    weights = [tensor.numel() for name, tensor in made.items() if name.endswith("weight")]
+    assert sum(weights) == terms * (layer.out_channels + layer.in_channels + prod(layer.kernel_size))
+    smaller = reshape(nn.Sequential(LAYERS[kind]()), {"0": {"rank": terms}})
+    smaller.load_state_dict(made)
+    image = torch.randn(2, 12, 6, 8, 10)
+    with torch.no_grad():
+        expected, answer = network(image), smaller(image)
+    assert torch.allclose(answer, expected, rtol=1e-3, atol=2e-3 * float(expected.abs().max()))
+
+
+def test_products_of_as_many_numbers_as_tuckers() -> None:
+    layer = nn.Conv3d(32, 32, 3)
+    (spectrum,) = low_rank.spectra({"0": layer}, {"0.weight": layer.weight}).values()
+    ranks = Ranks(12, 10)
+    rank = low_rank.cp_rank(spectrum, ranks)
+    assert rank * (32 + 32 + 27) <= spectrum.parameters(ranks) < (rank + 1) * (32 + 32 + 27)
+    with refused(BadInput, "groups"):
+        reshape(nn.Sequential(nn.Conv3d(8, 8, 3, groups=2)), {"0": {"rank": 4}})

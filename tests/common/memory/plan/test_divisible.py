@@ -1,6 +1,7 @@
 """Work whose largest parts are left out where they alone do not fit."""
 
 import argparse
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +15,7 @@ from common.memory.costs.store import CostStore
 from common.memory.footprint import Footprint, Term
 from common.memory.plan.divisible import plan_fewer
 from common.memory.plan.plan import Plan, Setting
+from common.memory.plan.plan_file import read_work
 from common.memory.plan.planner import Workload
 from common.memory.process.budget import MIB, MemoryBudget
 
@@ -86,3 +88,41 @@ def test_a_command_plans_the_whole_then_fewer_parts_then_refuses_the_whole(tmp_p
         with pytest.raises(DoesNotFit) as refusal:
             choose(*sizes)
         assert refusal.value.smallest is not None and refusal.value.smallest.predicted_peak_bytes == 250 * MIB
+
+
+@dataclass
+class Replaced(Sizes):
+    """Parts for which smaller ones may stand in."""
+
+    others: Sequence["Smaller"] = ()
+
+    def substitutes(self) -> "Iterator[Smaller]":
+        yield from self.others
+
+
+@dataclass
+class Smaller(Sizes):
+    """What stands in."""
+
+    note: str = ""
+
+    def settings(self) -> Iterator[Setting]:
+        yield {"variant": self.note}
+
+
+def test_what_may_stand_in_is_planned_where_the_whole_does_not_fit_and_before_fewer_parts(tmp_path: Path) -> None:
+    costs, budget = CostStore(tmp_path), MemoryBudget(100 * MIB)
+    others = (Smaller([70], note="too large"), Smaller([20], note="fits"), Smaller([10], note="loses more"))
+    args = argparse.Namespace(plan=None, dry_run=True)
+    plan, work = main._choose(args, Replaced([30, 200], others=others), budget, costs)
+    assert work is others[1] and plan.note == plan["variant"] == plan.to_json()["note"] == "fits"
+    again, same = read_work(json.dumps(plan.to_json()), Replaced([30, 200], others=others), budget, costs)
+    assert same is others[1] and again == plan
+    whole, work = main._choose(args, Replaced([30], others=others), budget, costs)
+    assert isinstance(work, Replaced) and not whole.note and "note" not in whole.to_json()
+    with pytest.raises(ValueError, match="variant"):  # one that the user does not allow
+        read_work(json.dumps(plan.to_json()), Replaced([30], others=others[:1]), budget, costs)
+    fewer, work = main._choose(args, Replaced([30, 200], others=others[:1]), budget, costs)
+    assert isinstance(work, Sizes) and work.parts == 1 and not fewer.note
+    with pytest.raises(DoesNotFit):
+        main._choose(args, Replaced([200], others=others[:1]), budget, costs)
