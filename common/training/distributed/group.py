@@ -62,6 +62,10 @@ class Group:
         """True if there are other ranks."""
         return self.world.size > 1
 
+    def share(self, samples: int) -> range:
+        """Return which of ``samples`` samples or rows are this rank's."""
+        return self.world.share(samples)
+
     def summed(self, *numbers: "Tensor") -> "tuple[Tensor, ...]":
         """Add scalars over all ranks, in float64; each keeps its type."""
         if not self.several:
