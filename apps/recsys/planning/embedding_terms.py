@@ -24,20 +24,20 @@ FRAGMENTATION = 0.8
 """Free memory in the heap as a share of a step's live tensors (0.3 to 0.9 measured, with 1,024 and 4,096 negatives)."""
 POOL_BYTES = 24
 """Bytes per pair in the pool of ``batches``: item, user, position in the shuffled order, and temporary arrays."""
-CATALOGUE_BYTES = 37
-"""Bytes per item in ``batches.Batches``: counts, shares, their sums, the correction, two arrays of scratch."""
+CATALOGUE_BYTES = 32
+"""Bytes per item in ``batches.Batches`` where items are counted: counts, shares, their sums, correction and prior."""
 RANK_BYTES = 28
 """Bytes per row of a ``frequency`` table while ranks are computed: counts, their order, and ranks."""
 SVD_COPIES = 5
 """Copies of the singular vectors at the same time: the basis, its product, and the QR decomposition."""
-WINDOW_BYTES = 48
+WINDOW_BYTES = 64
 """Bytes per position in the windows of a batch while they are made."""
 TABLE_ROWS, WHOLE, SHARED = "table_rows", "whole", "shared"
 """A knob of several ranks and its values: each has the whole tables, or a range of their rows."""
 EXCHANGE = 1.25
 """Time of a step with shared rows over that with whole tables, in which they are not exchanged before a step."""
-BLOCKS_SENT = 3
-"""Blocks of rows (``row_files``) at the same time: one that is sent or received, one that is written, and a copy."""
+BLOCKS_SENT = 2
+"""Blocks of rows (``row_files``) at the same time: one that is received, and the one before, which is written."""
 
 
 SCORED_ROWS = 1 << 12
@@ -160,6 +160,12 @@ def shared_terms(config: EmbeddingConfig, world: World, *, block: int, hidden: i
     ]
 
 
+def without(phase: str, terms: Sequence[Term]) -> list[Term]:
+    """Terms of a command that does not have a phase."""
+    others = [replace(term, phases=tuple(one for one in term.phases if one != phase)) for term in terms]
+    return [term for term in others if term.phases]
+
+
 def fixed_input_terms(config: EmbeddingConfig) -> list[Term]:
     """Terms of ``table_codes.fixed_inputs``, in the phase ``arrange``: ranks, or a truncated SVD."""
     arrange, rows = ("arrange",), config.items + config.users
@@ -210,6 +216,6 @@ def step_terms(
         Term("small blocks", int(step["unseen"]), "measured", lasting),
         Term("pool of pairs", POOL_BYTES * pool, "analytic", fit),
         Term("next batch", WINDOW_BYTES * config.batch * config.width, "analytic", fit),
-        Term("catalogue", CATALOGUE_BYTES * config.items, "analytic", fit),
+        Term("catalogue", CATALOGUE_BYTES * config.items * config.counts_items, "analytic", fit),
         Term("checkpoint", 0 if shared else sum(each.total for each in config.layouts), "analytic", (*fit, "validate")),
     ]

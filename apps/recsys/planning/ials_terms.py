@@ -27,6 +27,8 @@ PAIR_BYTES = 48
 """Bytes per pair while its bucket is sorted: two copies of the record, the key or the order, the columns."""
 TOUCHED_BYTES = 5
 """Bytes per row of a side for what a block of interactions touches: a mark, and the new position."""
+BLOCKS_SENT = 3
+"""Blocks of factors at the same time: one that is sent, one that is received, and the copy of rows that are sent."""
 GRAMIAN_SPEED = 2.5e10
 """Multiply-adds per second of one BLAS thread."""
 SOLVING_SPEED = 2e9
@@ -129,7 +131,7 @@ def shared_terms(sizes: Sizes, fit_block: int, world: World) -> list[Term]:
         Term("factors of a block", 4 * rows * sizes.factors, "analytic", fit),
         Term("rows touched", TOUCHED_BYTES * max(sizes.users, sizes.items) + 12 * rows, "analytic", fit),
         Term("renumbered interactions", 4 * min(most, sizes.interactions), "analytic", fit),
-        Term("rows on their way", 3 * BLOCK_BYTES, "analytic", ("fit", "write")),
+        Term("rows on their way", BLOCKS_SENT * BLOCK_BYTES, "analytic", ("fit", "write")),
         Term("solver", SOLVER_BYTES, "measured", fit),
         Term("codes to write", writing_bytes(sizes.items, sizes.factors), "analytic", ("write",)),
     ]

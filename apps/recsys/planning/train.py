@@ -275,6 +275,8 @@ class TrainWorkload:
                 shared=shared,
             )
             terms += ranks_terms(request.world, 0, ("fit",))
+            if not (request.trials or request.model.hyper["validation"]):
+                terms = embedding_terms.without("validate", terms)
         elif request.model.kind == "linear":
             return Footprint.of([*terms, *self._linear_terms(setting)])
         else:

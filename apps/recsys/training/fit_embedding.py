@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from apps.recsys.data import splits
@@ -33,7 +34,6 @@ from common.training.distributed.group import LostRank
 from common.training.resume import resume
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
 
     from apps.recsys.training.session import TrainingSession
@@ -295,8 +295,8 @@ class Trainer:
 
 def priors(trainer: Trainer) -> NDArray[np.float32] | None:
     """Prior score added to each item's cosine with a user, shape (items,); ``None``: nothing is added."""
-    network = trainer.config.network
-    return trainer.batches.prior * network.temperature if network.prior else None
+    prior = trainer.batches.prior
+    return None if prior is None else prior * np.float32(trainer.config.network.temperature)
 
 
 def validate(trainer: Trainer) -> Mapping[str, float]:

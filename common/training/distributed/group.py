@@ -17,8 +17,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 PATIENCE_SECONDS = 600
-"""For how long a rank waits for the others before it takes them for lost. One that has died is noticed at once, because
-the kernel closes its connections; only one that hangs, or a network that is cut, takes so long."""
+"""For how long a rank waits for the others before it takes them for lost: while one of them writes or validates, the
+others wait. One that has died is noticed at once, because the kernel closes its connections, and one whose machine or
+network is gone after ``connections.SILENT_SECONDS``; only one that is alive and does nothing takes so long."""
 _LOST = (
     "gloo/transport",
     "Connection closed by peer",
@@ -27,6 +28,9 @@ _LOST = (
     "Timed out waiting",
     "timed out after",
     "Socket Timeout",
+    "Connection timed out",
+    "No route to host",
+    "Network is unreachable",
     "failed to recv",
     "failed to send",
 )
