@@ -186,10 +186,10 @@ class Group:
     def replicated(self, network: "torch.nn.Module") -> "torch.nn.Module":
         """Return a network that computes as ``network`` does, and adds up all ranks' gradients in its backward pass.
 
-        The parameters become those of the leader. The network itself is returned if this process is alone, or if there
-        are no parameters (``added`` is for gradients of other tensors).
+        The parameters become those of the leader. The network itself is returned if this process is alone, if its
+        parameters are shared out (``sharding``), or if there are none (``added`` is for gradients of other tensors).
         """
-        if not self.several or next(network.parameters(), None) is None:
+        if not self.several or hasattr(network, "reshard") or next(network.parameters(), None) is None:
             return network
         import torch.distributed as dist
         from torch.nn.parallel import DistributedDataParallel

@@ -215,6 +215,17 @@ def load(path: Path, tensors: "Mapping[str, Tensor | SharedRows]", group: Group)
             os.close(descriptor)
 
 
+def shapes(path: Path) -> dict[str, list[int]]:
+    """Return the shapes of the tensors in a file by name.
+
+    Raises
+    ------
+    BadInput
+        The file is damaged.
+    """
+    return {name: shape for name, (_, shape, _, _) in _header(path)[0].items()}
+
+
 class _Reader:
     """Reads rows of a tensor in an open file; one that is not shared out is one row."""
 
@@ -237,19 +248,19 @@ def _size(shape: Any, dtype: "torch.dtype") -> int:
     return size
 
 
-def _places(path: Path, tensors: "Mapping[str, Tensor | SharedRows]") -> dict[str, int]:
-    """Offset in the file of each tensor."""
+def _header(path: Path) -> tuple[dict[str, tuple[str, list[int], int, int]], int]:
+    """Type, shape, first byte and the byte after the last of each tensor, and the offset of the first tensor."""
     damaged = BadInput(f"{path}: not a checkpoint, or damaged; remove it to start again")
     with path.open("rb") as stream:
-        size, room = int.from_bytes(stream.read(8), "little"), path.stat().st_size
-        if size > min(_LONGEST_HEADER, room - 8):
+        size = int.from_bytes(stream.read(8), "little")
+        if size > min(_LONGEST_HEADER, path.stat().st_size - 8):
             raise damaged
         try:
             header = json.loads(stream.read(size))
             found: dict[str, tuple[str, list[int], int, int]] = {
                 name: (
                     _NAMES[one["dtype"]],
-                    list(one["shape"]),
+                    [int(length) for length in one["shape"]],
                     int(one["data_offsets"][0]),
                     int(one["data_offsets"][1]),
                 )
@@ -258,13 +269,19 @@ def _places(path: Path, tensors: "Mapping[str, Tensor | SharedRows]") -> dict[st
             }
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
             raise damaged from None
+    return found, 8 + size
+
+
+def _places(path: Path, tensors: "Mapping[str, Tensor | SharedRows]") -> dict[str, int]:
+    """Offset in the file of each tensor."""
+    (found, first), room = _header(path), path.stat().st_size
     places = {}
     for name, value in tensors.items():
         kind, shape, start, stop = found.get(name, ("nothing", [], 0, 0))
         if (f"torch.{kind}", shape) != (str(value.dtype), list(value.shape)):
             told = f"{name} is {kind} of shape {shape} and not {list(value.shape)}"
             raise BadInput(f"{path}: a checkpoint of another network ({told}); remove it to start again")
-        if stop - start != _size(value.shape, value.dtype) or start < 0 or 8 + size + stop > room:
-            raise damaged
-        places[name] = 8 + size + start
+        if stop - start != _size(value.shape, value.dtype) or start < 0 or first + stop > room:
+            raise BadInput(f"{path}: not a checkpoint, or damaged; remove it to start again")
+        places[name] = first + start
     return places
