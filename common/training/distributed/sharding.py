@@ -42,7 +42,7 @@ def share_out(network: "torch.nn.Module", group: Group, *, half: bool = False) -
     half
         True to send and use parameters in bfloat16, under autocast; gradients are added up in float32.
     """
-    libraries.priced("torch")
+    libraries.priced("torch", "sympy", "mpmath")
     import torch
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
@@ -57,7 +57,9 @@ def share_out(network: "torch.nn.Module", group: Group, *, half: bool = False) -
     fully_shard(network, mesh=mesh, mp_policy=policy)
     for module in network.modules():
         if isinstance(module, FSDPModule):
-            module.set_gradient_divide_factor(1.0)  # the training step divides by the whole batch's denominators
+            # The training step divides by the whole batch's denominators; gloo cannot multiply while it adds.
+            module.set_gradient_divide_factor(1.0)
+            module.set_force_sum_reduction_for_comms(True)
 
 
 def whole(tensors: "Mapping[str, Tensor]") -> "dict[str, Tensor]":

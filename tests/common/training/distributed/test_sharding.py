@@ -88,10 +88,10 @@ print(json.dumps({"worst": worst, "share": sum(8 * s.numel() for s in states) / 
 """
 
 
-@pytest.mark.parametrize("ranks", [2, 3])
+@pytest.mark.parametrize("ranks", [2, 4])
 def test_steps_and_checkpoints_are_those_of_one_process(ranks: int, tmp_path: Path) -> None:
     """Masked targets, coupled losses, accumulation, clipping and uneven shares; parts of one row or none."""
     for output in over_ranks(STEPS, ranks, tmp_path):
         found = json.loads(output)
         assert max(found["worst"].values()) <= 1e-9, found
-        assert found["share"] <= (0.55 if ranks == 2 else 0.45), found
+        assert found["share"] <= (0.55 if ranks == 2 else 0.35), found
