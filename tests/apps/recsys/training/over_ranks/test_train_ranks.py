@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -21,10 +20,10 @@ FEW = ("--factors", 16, "--threads", 1, "--memory", "1GiB")
 EMBEDDING = ("--model", "embedding", "--epochs", 3, "--set", "negatives=64", *FEW)
 
 
-def knobs(folder: Path, ranks: int) -> Path:
+def knobs(folder: Path) -> Path:
     """A plan file that shares out the rows of the tables, which all fit."""
-    chosen = {"accumulate": 1, "amp": "off", "micro_batch": 512 // ranks, "table_rows": "shared", "user_block": 256}
-    path = folder / f"plan-{ranks}.json"
+    chosen = {"accumulate": 1, "amp": "off", "micro_batch": 256, "table_rows": "shared", "user_block": 256}
+    path = folder / "plan.json"
     path.write_text(json.dumps({"workload": "recsys train", "knobs": chosen}))
     return path
 
@@ -35,27 +34,20 @@ def apart(one: Path, other: Path, name: str = weights.ITEMS) -> float:
     return float(np.abs(first - second).max() / np.abs(second).max())
 
 
-def test_whoever_continues_shared_tables_ends_with_the_same(
-    dataset: Callable[[str], Path], run: Run, tmp_path: Path
-) -> None:
-    """Begun by two ranks, one of which is killed, and continued by one process and by four ranks."""
-    plays, one, four = dataset("lastfm") / "plays.csv", tmp_path / "one", tmp_path / "four"
-    launched = launch(2, "apps.recsys", ["train", plays, "-o", one, *EMBEDDING, "--plan", knobs(tmp_path, 2)])
+def test_one_process_continues_shared_tables(dataset: Callable[[str], Path], run: Run, tmp_path: Path) -> None:
+    """One of two ranks is killed; what four ranks read of a checkpoint, ``test_row_files`` says."""
+    plays, alone, one = dataset("lastfm") / "plays.csv", tmp_path / "alone", tmp_path / "one"
+    assert run("apps.recsys", "train", plays, "-o", alone, *EMBEDDING).code == 0
+    launched = launch(2, "apps.recsys", ["train", plays, "-o", one, *EMBEDDING, "--plan", knobs(tmp_path)])
     wait_until((one / ".training" / "last.safetensors").is_file, seconds=120, alive=launched)
     os.kill(dict(children(one))["1"], signal.SIGKILL)
     code, said = ended(launched)
     assert code != 0
     says(said, "rank 1", "killed", "checkpoint")
-    shutil.copytree(one, four)
     done = run("apps.recsys", "train", plays, "-o", one, *EMBEDDING)
     assert done.code == 0
     continued(done.err)
-    code, said = ended(launch(4, "apps.recsys", ["train", plays, "-o", four, *EMBEDDING, "--plan", knobs(tmp_path, 4)]))
-    assert code == 0, said
-    record = json.loads((four / "run.json").read_text())
-    assert record["results"]["ranks"]["size"] == 4
-    predicted_closely(record)
-    assert apart(four, one) <= 1e-3
+    assert apart(one, alone) <= 1e-3
 
 
 def test_factors_of_two_ranks_are_those_of_one_process(
