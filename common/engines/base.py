@@ -27,6 +27,8 @@ class Engine(Protocol):
     in_channels: int
     out_channels: int
     output: Output
+    each_alone: bool
+    """True if a tile's output does not depend on the other tiles of its batch, to the bit."""
 
     def __call__(self, tiles: Array) -> Array:
         """Run the network.

@@ -30,7 +30,7 @@ class MirrorEngine:
         spatial = [axis + 2 for axis in axes]  # after batch and channels
         self._flips = [chosen for count in range(1, len(spatial) + 1) for chosen in combinations(spatial, count)]
         self.in_channels, self.out_channels, self.output = engine.in_channels, engine.out_channels, engine.output
-        self.each_alone = getattr(engine, "each_alone", False)
+        self.each_alone = engine.each_alone
         self._batch = batch
         self._sums: DoubleBuffer | None = None
 

@@ -46,6 +46,7 @@ class OnnxEngine:
         channels = len(self._head[1]) if self._head is not None else self._channels(tile)
         self.out_channels = channels
         self.output: Output = output
+        self.each_alone = False
         self._results = DoubleBuffer((batch, channels, *tile))
 
     def _channels(self, tile: Tile) -> int:

@@ -25,6 +25,7 @@ class TorchEngine:
             parameter.requires_grad_(False)
         self.in_channels, self.out_channels = int(module.in_channels), int(module.out_channels)
         self.output: Output = output
+        self.each_alone = False
         self._device = device
         if heap and device == "cpu":  # tensors of a device are not in the heap
             BoundedHeap(self._module).__enter__()

@@ -15,7 +15,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from apps.imaging.inference.labeling import InverseResampler, LabelPlanes, LogitsToLabels, row_depth
+from apps.imaging.inference.labeling.decision import LogitsToLabels
+from apps.imaging.inference.labeling.planes import LabelPlanes, row_depth
+from apps.imaging.inference.labeling.resampling import InverseResampler
 from apps.imaging.volumes.geometry import LinearInterpolation
 from common.tiling.blend import BoundedBlend
 from common.tiling.grid import TileGrid, importance
@@ -76,7 +78,8 @@ def streamed(
         for index, tile in enumerate(tiles):
             for block in blend.add(index, tile.copy()):
                 for piece in back(block) if back is not None else (block,):
-                    finished += [labels.copy() for labels in planes.add(piece, maker(piece.values))]
+                    labels = maker(piece.values)
+                    finished += [each.copy() for each in planes.add(piece.low, labels, last=piece.last)]
     return np.concatenate(finished, axis=2)
 
 

@@ -94,8 +94,16 @@ def random_segresnet(
     return directory
 
 
-def make_volume(path: Path, shape: tuple[int, int, int], source: Path | None, *, seed: int = 0) -> Path:
-    """Write an int16 volume plane by plane: a real one (or smooth noise) tiled to ``shape``, with noise added."""
+def make_volume(
+    path: Path, shape: tuple[int, int, int], source: Path | None, *, seed: int = 0, spacing: float = 1.0
+) -> Path:
+    """Write an int16 volume plane by plane: a real one (or smooth noise) tiled to ``shape``, with noise added.
+
+    Parameters
+    ----------
+    spacing
+        Size of a voxel in mm.
+    """
     from apps.imaging.bench.volumes import read_whole
     from apps.imaging.volumes import nifti
 
@@ -108,7 +116,9 @@ def make_volume(path: Path, shape: tuple[int, int, int], source: Path | None, *,
         coarse = random.normal(0, 300, (16, 16, 16)).astype(np.float32)
         base = coarse.repeat(8, 0).repeat(8, 1).repeat(8, 2)
     x, y = (np.arange(size) % have for size, have in zip(shape[:2], base.shape[:2], strict=True))
-    with nifti.write_labels(path, nifti.label_header(np.eye(4), np.dtype(np.int16), shape)) as writer:
+    with nifti.write_labels(
+        path, nifti.label_header(np.diag([spacing] * 3 + [1.0]), np.dtype(np.int16), shape)
+    ) as writer:
         for z in range(shape[2]):
             plane = base[..., z % base.shape[2]][np.ix_(x, y)]
             writer.write((plane + random.normal(0, 20, shape[:2])).astype(np.int16)[..., None])

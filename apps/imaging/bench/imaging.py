@@ -10,6 +10,7 @@ from pathlib import Path
 from apps.imaging.bench import large, memory, speed
 from apps.imaging.bench.peers import nnunet, nnunet_kinds, zoo
 from apps.imaging.bench.robustness import hostile
+from apps.imaging.bench.whole_body import cases
 from common import datasets
 from common.bench.harness import Bound, Suite
 from common.memory.process.budget import GIB, MIB
@@ -50,6 +51,8 @@ def suite() -> Suite:
     imaging.case("hostile-infer", ["-m", "apps.imaging.bench.robustness.hostile", "infer", WORK], bounds=quiet)
     nothing = [Bound(f"result.{name}", at_most=0) for name in ("lost", "repeated", "partial", "left_over")]
     imaging.case("kills", ["-m", "apps.imaging.bench.robustness.kills", WORK], bounds=nothing)
+    if _wanted("whole-body"):
+        cases.add_cases(imaging, WORK)
     if _wanted("classes"):
         large.make_model(many, classes=118, filters=32, tile=96)
         for length, ceiling in ((250, 1), (250, 8), (1000, 1)):

@@ -23,8 +23,23 @@ FLAT_CEILING = "700MiB"
 would be blended in memory and the others on disk."""
 
 
-def make_series(folder: Path, slices: int, source: Path | None, *, seed: int = 0, edge: int = EDGE) -> Path:
-    """Write a series of ``slices`` slices of ``edge`` x ``edge`` pixels, one by one; a complete one is kept."""
+def make_series(
+    folder: Path,
+    slices: int,
+    source: Path | None,
+    *,
+    seed: int = 0,
+    edge: int = EDGE,
+    pixel: float = 1.0,
+    spacing: float = 1.0,
+) -> Path:
+    """Write a series of ``slices`` slices of ``edge`` x ``edge`` pixels, one by one; a complete one is kept.
+
+    Parameters
+    ----------
+    pixel, spacing
+        Size of a pixel and distance of two slices in mm.
+    """
     import pydicom
     from pydicom.dataset import FileMetaDataset
     from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
@@ -50,8 +65,8 @@ def make_series(folder: Path, slices: int, source: Path | None, *, seed: int = 0
         )
         data.PatientName, data.PatientID, data.Modality = "SYNTHETIC^VOLUME", "SYNTHETIC", "CT"
         data.Rows = data.Columns = edge
-        data.ImagePositionPatient, data.ImageOrientationPatient = [0.0, 0.0, float(z)], [1, 0, 0, 0, 1, 0]
-        data.PixelSpacing, data.SliceThickness = [1.0, 1.0], 1.0
+        data.ImagePositionPatient, data.ImageOrientationPatient = [0.0, 0.0, spacing * z], [1, 0, 0, 0, 1, 0]
+        data.PixelSpacing, data.SliceThickness = [pixel, pixel], spacing
         data.SamplesPerPixel, data.PhotometricInterpretation = 1, "MONOCHROME2"
         data.BitsAllocated, data.BitsStored, data.HighBit, data.PixelRepresentation = 16, 16, 15, 1
         data.RescaleSlope, data.RescaleIntercept = 1, 0

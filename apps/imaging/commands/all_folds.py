@@ -35,9 +35,22 @@ def all_folds(text: str) -> Callable[[argparse.Namespace], int]:
 
 
 def _run(count: int, args: argparse.Namespace) -> int:
-    if args.json or args.dry_run or args.report or args.plan:
-        raise UsageError("--all-folds: give --json, --report, --dry-run and --plan with one --fold K/N")
+    if args.json or args.report:
+        raise UsageError("--all-folds: give --json and --report with one --fold K/N")
+    if args.dry_run:
+        return interruptible(args, "imaging train", partial(_plan, count))
     return interruptible(args, "imaging train", partial(_train_and_join, count))
+
+
+def _plan(count: int, args: argparse.Namespace) -> int:
+    """Print the plan of each fold's training, up to the first that does not fit."""
+    words = _others(sys.argv[1:])
+    for number in range(count):
+        say(args, f"fold {number}/{count}")
+        code = run_child([*words, "--fold", f"{number}/{count}", "-o", str(args.output / f"fold_{number}")], out=True)
+        if code != EXIT_OK:
+            return code
+    return EXIT_OK
 
 
 def _train_and_join(count: int, args: argparse.Namespace) -> int:

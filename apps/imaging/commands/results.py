@@ -47,6 +47,8 @@ class InferResults(TypedDict):
     studies: list[StudyResults]
     constant_tiles: NotRequired[Count]
     """Tiles that held one value, air or padding, and were not computed again."""
+    network_seconds: NotRequired[Annotated[float, ("minimum", 0)]]
+    """In the network, of all studies; the rest is reading, blending, labels and writing."""
     left_out: NotRequired[list[str]]
     """Why something that was found is no study, once for each."""
 

@@ -5,7 +5,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from apps.imaging.inference.labeling import LabelPlanes, Labels, LogitsToLabels, row_depth
+from apps.imaging.inference.labeling.decision import LogitsToLabels
+from apps.imaging.inference.labeling.planes import LabelPlanes, Labels, row_depth
 from apps.imaging.inference.network_grid import NetworkGrid
 from apps.imaging.models.model_folder import ImagingModel
 from apps.imaging.volumes.foreground import positive_box
@@ -109,7 +110,7 @@ class Found:
             labels = self._to_labels(block.values)
             if labels.any():
                 self._weigh(block, labels)
-            yield from planes.add(block, labels)
+            yield from planes.add(block.low, labels, last=block.last)
             del block
 
     def _weigh(self, block: Block, labels: Labels) -> None:

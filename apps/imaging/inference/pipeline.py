@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -10,17 +10,14 @@ import numpy as np
 
 from apps.imaging.inference.components.filters import largest_only, least_voxels, without_small
 from apps.imaging.inference.focus import Box
-from apps.imaging.inference.labeling import (
-    Array,
-    InverseResampler,
-    LabelPlanes,
-    Labels,
-    LogitsToLabels,
-    row_depth,
-)
+from apps.imaging.inference.labeling.agreement import labels_of_block
+from apps.imaging.inference.labeling.decision import LogitsToLabels
+from apps.imaging.inference.labeling.planes import Array, LabelPlanes, Labels, row_depth
+from apps.imaging.inference.labeling.resampling import InverseResampler
 from apps.imaging.inference.network_grid import NetworkGrid, restored_channels
+from apps.imaging.inference.open_network import OpenNetwork, announce, count
 from apps.imaging.inference.outputs import Outputs
-from apps.imaging.inference.phases import INFER, OPEN, PREVIEW, STATISTICS, STOW
+from apps.imaging.inference.phases import INFER, PREVIEW, STATISTICS, STOW
 from apps.imaging.inference.reading import (
     Operations,
     may_recall,
@@ -33,18 +30,14 @@ from apps.imaging.inference.reading import (
 from apps.imaging.inference.request import InferRequest
 from apps.imaging.inference.studies import Study, each_study
 from apps.imaging.inference.writing.probabilities import Probabilities
-from apps.imaging.models.model_folder import TORCH_NETWORK
 from apps.imaging.volumes.nonzero_crop import uncropped
 from apps.imaging.volumes.one_hot import OneHot, StoredLabels
 from apps.imaging.volumes.volume import Shape
 from common.cli.session import Session
-from common.engines.base import Engine, Output, read_head
+from common.engines.base import Engine
 from common.engines.constant_tiles import KeptOutput, tile_outputs
-from common.engines.mirroring import MirrorEngine
-from common.engines.registry import open_engine
 from common.memory.plan.plan import Setting
 from common.memory.process import glibc
-from common.model_folder import shipped_note
 from common.tiling.blend import Block, BoundedBlend, Spilled
 from common.tiling.grid import importance
 
@@ -109,58 +102,6 @@ def finish(outputs: Outputs, session: Session) -> None:
             outputs.send()
 
 
-@dataclass(frozen=True, slots=True)
-class OpenNetwork:
-    """The network made ready for tiles, and what makes labels of its values."""
-
-    engine: Engine
-    to_labels: LogitsToLabels
-
-    @classmethod
-    def of(cls, request: InferRequest, session: Session, setting: Setting) -> "OpenNetwork":
-        """Load the network as the plan's setting has it."""
-        choice, plan = request.model, setting
-        model, device = choice.model, session.device
-        with session.phase(OPEN), session.reserving():  # compiled code and scratch that is hardly touched
-            engine = open_engine(
-                model.directory,
-                name=choice.engine,
-                precision=choice.precision,
-                tile=choice.tile,
-                batch=int(plan["batch"]),
-                threads=session.threads,
-                output=cast(Output, plan["space"]),
-                head=model.head,
-                builder=TORCH_NETWORK,
-                device=device.name if device and choice.engine == "torch" else "cpu",
-                heap=plan["allocator"] == "heap",
-            )
-        if choice.mirror:
-            engine = MirrorEngine(engine, ["xyz".index(axis) for axis in choice.mirror], batch=int(plan["batch"]))
-        head = read_head(model.directory, model.head) if model.head and plan["space"] == "features" else None
-        kept = [label.value for label in request.outputs.labels]
-        rule = model.inference
-        to_labels = LogitsToLabels(
-            model.written,
-            head,
-            kept,
-            decision=rule.decision,
-            order=rule.order,
-            threshold=rule.threshold,
-            inclusive=model.convention == "bundle",
-        )
-        return cls(engine, to_labels)
-
-
-def announce(request: InferRequest, session: Session) -> None:
-    """Say which model and engine were chosen, where the command line does not."""
-    choice = request.model
-    if note := shipped_note(choice.model.directory):
-        session.say(note)
-    if request.options.engine == "auto" and choice.engine != "openvino" and session.device is None:
-        session.say(f"imaging infer: OpenVINO is not installed, using {choice.engine}")
-
-
 @contextmanager
 def study_planes(
     request: InferRequest,
@@ -207,7 +148,7 @@ def study_planes(
             scratch=scratch,
             masks=masks,
             tick=bar.update,
-            recalled=lambda: count_recalled(session),
+            recalled=lambda: count(session, "constant_tiles", 1),
         )
         if probabilities:
             along_z = inside.to_file[2] if inside.resampled else None
@@ -218,11 +159,6 @@ def study_planes(
         if within:
             planes = within.kept(uncropped(planes, whole.volume.shape, covered, dtype), whole.volume.shape)
         yield planes if first is None else uncropped(planes, grid.volume.shape, first, dtype)
-
-
-def count_recalled(session: Session) -> None:
-    """Count a constant tile in the record."""
-    session.results["constant_tiles"] = session.results.get("constant_tiles", 0) + 1
 
 
 def finished_values(
@@ -358,7 +294,7 @@ def _gathered(
     for block in blocks:
         if probabilities:
             probabilities.keep(block, to_labels.probability_rows(block.values, grid.inference.activation))
-        yield from planes.add(block, to_labels(block.values))
+        yield from planes.add(block.low, to_labels(block.values), last=block.last)
         del block  # with the engine's array that it is a view of
 
 
@@ -387,6 +323,11 @@ def _restored(
     decide = to_labels if logits else to_labels.of_probabilities()
     for block in blocks:
         block = replace(block, values=prepared(block.values))
+        if not probabilities and rule.restored != "labels":
+            for low, labels, last in labels_of_block(block, resampler, decide):
+                yield from planes.add(low, labels, last=last)
+            del block
+            continue
         for piece in resampler(block):
             if probabilities:
                 rows = to_labels.probability_rows(piece.values, rule.activation) if logits else [(0, piece.values)]
@@ -395,6 +336,6 @@ def _restored(
                 labels = (np.rint(piece.values[0]) if rule.interpolated else piece.values[0]).astype(to_labels.dtype)
             else:
                 labels = decide(piece.values)
-            yield from planes.add(piece, labels)
+            yield from planes.add(piece.low, labels, last=piece.last)
             del piece  # before the next one is made
         del block

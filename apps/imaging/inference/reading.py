@@ -237,7 +237,7 @@ def _window(grid: NetworkGrid, reader: PlaneReader, operations: Operations) -> P
 
 def may_recall(grid: NetworkGrid, engine: Engine, batch: int, scratch: Path) -> bool:
     """True if outputs of constant tiles may be kept: each tile runs by itself, and the disk has room for one."""
-    alone = batch == 1 or getattr(engine, "each_alone", False)
+    alone = batch == 1 or engine.each_alone
     return alone and engine.out_channels * prod(grid.tile) * FLOAT < disk_usage(scratch).free
 
 

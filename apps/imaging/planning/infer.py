@@ -16,14 +16,9 @@ from apps.imaging.dicom.web import NETWORK_BYTES, is_address
 from apps.imaging.dicom.writing.sr import template_bytes
 from apps.imaging.inference.components.streaming import components_bytes
 from apps.imaging.inference.discovery import StudyInputs
-from apps.imaging.inference.labeling import (
-    back_bytes,
-    extended_bytes,
-    label_bytes,
-    label_dtype,
-    piece_bytes,
-    row_depth,
-)
+from apps.imaging.inference.labeling.decision import label_bytes
+from apps.imaging.inference.labeling.planes import label_dtype, row_depth
+from apps.imaging.inference.labeling.resampling import back_bytes, extended_bytes, piece_bytes
 from apps.imaging.inference.network_grid import NetworkGrid, restored_channels
 from apps.imaging.inference.outputs import outputs_bytes
 from apps.imaging.inference.phases import INFER, OPEN, PREVIEW, STATISTICS, STOW, TEMPLATE

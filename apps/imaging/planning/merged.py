@@ -11,7 +11,7 @@ from apps.imaging.dicom.web import NETWORK_BYTES
 from apps.imaging.dicom.writing.sr import template_bytes
 from apps.imaging.inference.components.streaming import components_bytes
 from apps.imaging.inference.focus import focus_bytes
-from apps.imaging.inference.labeling import label_dtype, row_depth
+from apps.imaging.inference.labeling.planes import label_dtype, row_depth
 from apps.imaging.inference.outputs import outputs_bytes
 from apps.imaging.inference.phases import INFER, PREVIEW, STOW, TEMPLATE, WRITE
 from apps.imaging.inference.running.label_file import merging_bytes

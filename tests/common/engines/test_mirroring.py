@@ -9,7 +9,7 @@ from common.engines.mirroring import MirrorEngine, mirror_bytes
 class Shifting:
     """Weighs voxels by where they are, so that a mirrored input gives something else."""
 
-    in_channels, out_channels, output = 1, 2, "logits"
+    in_channels, out_channels, output, each_alone = 1, 2, "logits", False
 
     def __init__(self, shape: tuple[int, ...]) -> None:
         self.weights = np.random.default_rng(0).standard_normal((2, *shape)).astype(np.float32)

@@ -110,6 +110,7 @@ def build(
     channels: int = 1,
     kind: str = "PlainConvUNet",
     patch: Sequence[int] = (),
+    smooth: int = 0,
 ) -> Any:
     """Build nnU-Net's own network with its own library.
 
@@ -119,6 +120,9 @@ def build(
         Output channels.
     patch
         Shape of noise by which the last layer is scaled so that every class occurs; it stays as it is without one.
+    smooth
+        The finest levels in which nothing is passed around the coarser ones and nothing moves sideways, so that labels
+        have parts of 2^smooth voxels along each axis, as a trained network's are wide.
     """
     import torch
     from dynamic_network_architectures.architectures import unet
@@ -129,9 +133,29 @@ def build(
     made = getattr(unet, kind)(
         input_channels=channels, num_classes=classes, **{**architecture, **layers}, deep_supervision=False
     )
+    if smooth:
+        _smooth(made, smooth)
     if patch:
         _scale(made, torch.randn(2, channels, *patch))
     return made
+
+
+def _smooth(network: Any, levels: int) -> None:
+    """Let each voxel of the level below the finest ones give all of its finer voxels the same values.
+
+    Weights become zero, and all multiplications are still done.
+    """
+    import torch
+
+    with torch.no_grad():
+        for stage, upwards in zip(network.decoder.stages[-levels:], network.decoder.transpconvs[-levels:], strict=True):
+            upwards.weight.copy_(upwards.weight.mean((2, 3, 4), keepdim=True).expand_as(upwards.weight))
+            skipped = stage.convs[0].conv.weight
+            skipped[:, skipped.shape[1] // 2 :] = 0
+            for each in stage.convs:
+                middle = each.conv.weight[:, :, 1, 1, 1].clone()
+                each.conv.weight.zero_()
+                each.conv.weight[:, :, 1, 1, 1] = middle
 
 
 def _scale(network: Any, noise: Any) -> None:
@@ -162,8 +186,9 @@ def write(
     dataset: Mapping[str, Any] | None = None,
     flat: bool = False,
     norm: str = "",
-    scaled: bool = False,
+    scaled: bool | Sequence[int] = False,
     masks: int = 0,
+    smooth: int = 0,
     **changes: Any,
 ) -> list[Any]:
     """Write a trained-model folder with one fold per seed, and return the networks.
@@ -181,9 +206,11 @@ def write(
     norm
         Normalisation of the networks, whatever the plan says.
     scaled
-        True to scale the last layer so that every class occurs.
+        True to scale the last layer so that every class occurs, by noise of the shape of a patch or of this one.
     masks
         Further channels of the networks: labels of a previous stage.
+    smooth
+        As for ``build``.
     """
     import torch
 
@@ -201,10 +228,13 @@ def write(
     }
     (directory / "dataset.json").write_text(json.dumps(content))
     outputs = len(content.get("regions_class_order") or [name for name in content["labels"] if name != "ignore"])
-    patch = described["configurations"][configuration]["patch_size"] if scaled else ()
+    patch = described["configurations"][configuration]["patch_size"] if scaled is True else scaled or ()
     built = {**architecture, **({"norm_op": norm} if norm else {})}
     inputs = channels + masks
-    made = [build(seed, built, classes=outputs, channels=inputs, kind=network, patch=patch).eval() for seed in seeds]
+    made = [
+        build(seed, built, classes=outputs, channels=inputs, kind=network, patch=patch, smooth=smooth).eval()
+        for seed in seeds
+    ]
     for fold, each in enumerate(made):
         folder = directory / f"fold_{fold}"
         folder.mkdir(exist_ok=True)

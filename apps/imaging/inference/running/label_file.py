@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from apps.imaging.inference.labeling import Labels
+from apps.imaging.inference.labeling.planes import Labels
 from apps.imaging.volumes.volume import Shape
 from common.files import write_json
 

@@ -8,8 +8,9 @@ import numpy as np
 from apps.imaging.inference.components.filters import major_only
 from apps.imaging.inference.focus import MINOR, Box, Found
 from apps.imaging.inference.network_grid import NetworkGrid
+from apps.imaging.inference.open_network import OpenNetwork
 from apps.imaging.inference.phases import INFER, STATISTICS
-from apps.imaging.inference.pipeline import OpenNetwork, finished_values
+from apps.imaging.inference.pipeline import finished_values
 from apps.imaging.inference.reading import resolved, within_content
 from apps.imaging.inference.request import InferRequest
 from apps.imaging.volumes.volume import Shape, spacing

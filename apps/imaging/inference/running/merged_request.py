@@ -11,7 +11,7 @@ import numpy as np
 
 from apps.imaging.inference.discovery import StudyInputs
 from apps.imaging.inference.focus import coarse
-from apps.imaging.inference.labeling import label_dtype
+from apps.imaging.inference.labeling.planes import label_dtype
 from apps.imaging.inference.network_grid import NetworkGrid
 from apps.imaging.inference.options import InferOptions
 from apps.imaging.inference.outputs import OutputRequest

@@ -5,11 +5,12 @@ from pathlib import Path
 from typing import Any
 
 from apps.imaging.inference.focus import Box, Unsure
-from apps.imaging.inference.labeling import label_dtype
+from apps.imaging.inference.labeling.planes import label_dtype
 from apps.imaging.inference.network_grid import NetworkGrid
+from apps.imaging.inference.open_network import OpenNetwork, announce
 from apps.imaging.inference.outputs import Outputs
 from apps.imaging.inference.phases import WRITE
-from apps.imaging.inference.pipeline import OpenNetwork, announce, finish, study_planes, write
+from apps.imaging.inference.pipeline import finish, study_planes, write
 from apps.imaging.inference.request import InferRequest
 from apps.imaging.inference.running.label_file import LabelFile, label_file
 from apps.imaging.inference.running.locating import locate

@@ -16,15 +16,9 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from apps.imaging.inference.labeling import (
-    LABEL_BLOCK,
-    Array,
-    LabelPlanes,
-    Labels,
-    label_rows,
-    piece_bytes,
-    row_depth,
-)
+from apps.imaging.inference.labeling.decision import LABEL_BLOCK, label_rows
+from apps.imaging.inference.labeling.planes import Array, LabelPlanes, Labels, row_depth
+from apps.imaging.inference.labeling.resampling import piece_bytes
 from apps.imaging.inference.network_grid import NetworkGrid, restored_channels
 from apps.imaging.models.model_folder import Label
 from apps.imaging.volumes import nifti
@@ -141,7 +135,7 @@ class Probabilities(AbstractContextManager["Probabilities"]):
             size = int(np.prod(piece.shape)) * self._dtype.itemsize
             values: npt.NDArray[np.unsignedinteger] = np.empty(piece.shape, self._dtype)
             os.preadv(self._spool.fileno(), [values.data], piece.offset + number * size)
-            yield from planes.add(Block(piece.low, np.empty((0, *piece.shape), np.float32), piece.last), values)
+            yield from planes.add(piece.low, values, last=piece.last)
 
 
 def probability_bytes(grid: NetworkGrid, classes: int, kept: int, stored: Stored, channels: int) -> Price:

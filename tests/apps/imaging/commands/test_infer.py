@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from apps.imaging.bench.robustness.random_studies import Model, Volume
-from apps.imaging.inference.labeling import LogitsToLabels
+from apps.imaging.inference.labeling.decision import LogitsToLabels
 from apps.imaging.inference.network_grid import NetworkGrid
 from apps.imaging.inference.pipeline import finished_values, label_planes
 from apps.imaging.inference.reading import resolved
@@ -67,7 +67,7 @@ def assert_labels(found: np.ndarray, logits: np.ndarray) -> None:
 class Forgetful:
     """An engine that makes a new array for each answer, and knows whether the one before it is still held."""
 
-    in_channels, out_channels, output = 1, 4, "logits"
+    in_channels, out_channels, output, each_alone = 1, 4, "logits", False
 
     def __init__(self) -> None:
         self.calls, self.held = 0, 0

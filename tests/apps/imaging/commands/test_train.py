@@ -354,6 +354,9 @@ def test_all_folds_are_trained_and_joined(balls: Path, tmp_path: Path, run: Runn
     dice = [record["results"]["metrics"]["per_class"]["shell"] for record in records[:2]]
     assert validated["cases"] == 5
     assert validated["per_class"]["shell"] == pytest.approx(np.average(dice, weights=counted), abs=1e-4)
+    planned = run("apps.imaging", *command, "--steps", "2", "-o", tmp_path / "planned", "--dry-run")
+    assert planned.code == 0 and planned.out.count("predicted") == 2 and not (tmp_path / "planned").exists()
+    says(planned.err, "fold 0/2", "fold 1/2")
     before = (out / "fold_0" / "weights.safetensors").stat().st_mtime_ns
     again = run("apps.imaging", *command, "--steps", "2", "-o", out)
     assert again.code == 0, again.err
@@ -362,7 +365,7 @@ def test_all_folds_are_trained_and_joined(balls: Path, tmp_path: Path, run: Runn
     refused = run("apps.imaging", *command, "--steps", "3", "-o", out)
     assert (refused.code, refused.err.count("\n")) == (4, 1)
     says(refused.err, out, "other options", "--steps")
-    for option in ("--json", "--fold=0/2", "--all-folds=1", "--dry-run"):
+    for option in ("--json", "--fold=0/2", "--all-folds=1"):
         assert run("apps.imaging", *command, "-o", out, option).code == 2
     own = run("apps.imaging", "ensemble", out / "fold_0", out / "fold_1", "-o", out / "fold_0")
     assert own.code == 2

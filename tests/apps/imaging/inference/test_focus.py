@@ -9,7 +9,7 @@ import pytest
 
 from apps.imaging.inference.components.filters import major_only
 from apps.imaging.inference.focus import MINOR, Box, Found, Unsure, coarse
-from apps.imaging.inference.labeling import LogitsToLabels
+from apps.imaging.inference.labeling.decision import LogitsToLabels
 from apps.imaging.inference.network_grid import NetworkGrid
 from apps.imaging.inference.pipeline import finished_values, label_planes
 from apps.imaging.inference.reading import resolved

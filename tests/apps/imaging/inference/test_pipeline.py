@@ -25,7 +25,7 @@ class Counting:
     """An engine that counts its tiles."""
 
     def __init__(self, engine: Engine) -> None:
-        self._engine, self.tiles, self.each_alone = engine, 0, getattr(engine, "each_alone", False)
+        self._engine, self.tiles, self.each_alone = engine, 0, engine.each_alone
         self.in_channels, self.out_channels, self.output = engine.in_channels, engine.out_channels, engine.output
 
     def __call__(self, tiles: np.ndarray) -> np.ndarray:

@@ -8,16 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from apps.imaging.inference.labeling import (
-    InverseResampler,
-    LabelPlanes,
-    LogitsToLabels,
-    back_bytes,
-    extended_bytes,
-    label_bytes,
-    piece_bytes,
-    row_depth,
-)
+from apps.imaging.inference.labeling.decision import LogitsToLabels, label_bytes
+from apps.imaging.inference.labeling.planes import LabelPlanes, row_depth
+from apps.imaging.inference.labeling.resampling import InverseResampler, back_bytes, extended_bytes, piece_bytes
 from apps.imaging.volumes.geometry import resample
 from common.tiling.blend import Block, BoundedBlend
 from common.tiling.grid import TileGrid, importance
@@ -55,7 +48,7 @@ def test_labels_on_the_files_grid_are_those_of_the_whole_volume(
     found = []
     for block in blended(grid, channels, seed):
         for piece in back(block):
-            found += [labels.copy() for labels in planes.add(piece, maker(piece.values))]
+            found += [labels.copy() for labels in planes.add(piece.low, maker(piece.values), last=piece.last)]
     np.testing.assert_array_equal(np.concatenate(found, axis=2), whole.argmax(axis=0))
 
 
@@ -103,7 +96,7 @@ def test_prices_of_the_last_steps_hold(head: bool) -> None:
     tracemalloc.start()
     planes = LabelPlanes(grid.shape, row_depth(grid, grid.shape), maker.dtype)
     for block in blocks:
-        list(planes.add(block, maker(block.values)))
+        list(planes.add(block.low, maker(block.values), last=block.last))
     used = tracemalloc.get_traced_memory()[1]
     priced = label_bytes(grid, grid.shape, classes, channels, maker.dtype, copied=head)
     assert used <= priced.resident + priced.transient <= used * 1.6
