@@ -67,3 +67,24 @@ def test_two_ranks_train_and_a_killed_one_is_started_again(cases: Path, tmp_path
         assert (broken / name).read_bytes() == (whole / name).read_bytes()
     assert {path.name for path in broken.iterdir()} == {path.name for path in whole.iterdir()}
     assert losses(json.loads((broken / "run.json").read_text())) == losses(record)
+
+
+def test_shared_states_of_killed_ranks_are_continued_by_one_process(cases: Path, run: Any, tmp_path: Path) -> None:
+    """Two ranks have half the states each; the course is that of one process, which then ends it."""
+    alone, out, plan = tmp_path / "alone", tmp_path / "out", tmp_path / "plan.json"
+    chosen = {"micro_batch": 1, "accumulate": 2, "amp": "off", "checkpoint": "none", "step_in_backward": "off"}
+    knobs = chosen | {"cache": "memory", "allocator": "heap", "states": "shared"}
+    plan.write_text(json.dumps({"workload": "imaging train", "knobs": knobs}))
+    even = ("--set", "batch=4")
+    launched = launch(2, "apps.imaging", [*options(cases, out), *even, "--plan", plan])
+    wait_until((out / ".training" / "last.safetensors").is_file, seconds=120, alive=launched)
+    os.kill(dict(children(out))["1"], signal.SIGKILL)
+    code, said = ended(launched)
+    assert code != 0
+    says(said, "rank 1", "killed", "last checkpoint")
+    done = run("apps.imaging", *options(cases, out), *even)
+    assert done.code == 0, done.err
+    continued(done.err)
+    assert run("apps.imaging", *options(cases, alone), *even).code == 0
+    found, expected = (losses(json.loads((folder / "run.json").read_text())) for folder in (out, alone))
+    assert len(found) == STEPS and found == pytest.approx(expected, rel=1e-3)
