@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from common.training.distributed import last_words
 from common.training.distributed.world import ONE, World
 
 if TYPE_CHECKING:
@@ -245,7 +246,7 @@ def watched() -> Iterator[None]:
     except RuntimeError as error:
         if isinstance(error, LostRank) or not any(part in str(error) for part in _LOST):
             raise
-        raise LostRank("another rank has ended") from None
+        raise LostRank(last_words.heard() or "another rank has ended") from None
 
 
 def rehearse() -> None:

@@ -43,6 +43,7 @@ def test_one_process_continues_shared_tables(dataset: Callable[[str], Path], run
     os.kill(dict(children(one))["1"], signal.SIGKILL)
     code, said = ended(launched)
     assert code != 0
+    assert said.count("\n") == 0, said
     says(said, "rank 1", "killed", "checkpoint")
     done = run("apps.recsys", "train", plays, "-o", one, *EMBEDDING)
     assert done.code == 0
