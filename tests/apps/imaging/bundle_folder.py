@@ -1,4 +1,4 @@
-"""MONAI bundles with random weights, laid out as those of MONAI's model zoo; as a program, MONAI's own inference."""
+"""MONAI bundles with random weights, laid out as those of MONAI's model zoo, and MONAI's own inference."""
 
 import json
 import sys
@@ -263,7 +263,7 @@ def _largest(labels: Any, values: Sequence[int]) -> Any:
     return kept
 
 
-if __name__ == "__main__":
-    image_path, *folders = map(Path, sys.argv[1:])
-    for folder in folders:
-        infer(folder, image_path, folder / "expected.npy")
+def with_monai(image: Path, *bundles: Path) -> None:
+    """Write MONAI's own prediction of an image into each bundle's folder."""
+    for folder in bundles:
+        infer(folder, image, folder / "expected.npy")

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from common.bench.random_commands import Campaign
 from tests.machine import patience
 
-SESSIONS = {"recsys": 4, "imaging": 2}
-"""Sessions of each application; one of ``imaging`` takes as long as two of ``recsys``."""
+SESSIONS = {"recsys": 2, "imaging": 1}
+"""Sessions of each application; one of ``imaging`` takes as long as two of ``recsys``, 10 processor seconds."""
 SEED = 5
 SECONDS = 40
 """Time after which no further session begins, on a quiet machine."""

@@ -1,7 +1,5 @@
 """``imaging export``: labels of the exported model are those of the model, and bad output is refused."""
 
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,8 +9,8 @@ import pytest
 from apps.imaging.exporters.options import ExportRequest
 from common.errors import UsageError
 from common.memory.process.budget import MIB
+from tests.apps.imaging import bundle_folder, in_process
 from tests.apps.imaging.helpers import output_file, read_labels
-from tests.machine import patience
 from tests.messages import refused, says
 from tests.promise import kept
 
@@ -31,11 +29,9 @@ def test_a_bundle_gives_the_labels_of_its_model(run, dataset: Callable[[str], Pa
     assert not (bundle / "run.json").exists()
     labels = {}
     for model, engine in ((bundle, "torch"), ("hippocampus", "openvino")):
-        done = run("apps.imaging", "infer", image, "-m", model, "-o", tmp_path / engine, "--engine", engine)
-        assert done.code == 0, done.err
+        in_process.done("infer", image, "-m", model, "-o", tmp_path / engine, "--engine", engine)
         labels[engine] = read_labels(output_file(tmp_path / engine))
-    monai = [sys.executable, "-W", "ignore", "-m", "tests.apps.imaging.bundle_folder", image, bundle]
-    subprocess.run(list(map(str, monai)), check=True, timeout=patience(300))
+    bundle_folder.with_monai(image, bundle)
     expected = np.load(bundle / "expected.npy")[0]
     assert set(np.unique(expected)) == {0, 1, 2}
     np.testing.assert_array_equal(labels["torch"], expected)

@@ -7,14 +7,15 @@ import numpy as np
 import pytest
 
 from apps.imaging.inference.discovery import open_volume
+from common.errors import EXIT_BAD_INPUT, BadInput, UsageError
+from tests.apps.imaging import in_process
 from tests.apps.imaging.dicom_files import read, series
 from tests.apps.imaging.helpers import output_file, random_model, read_labels, write_nifti
-from tests.messages import says
+from tests.messages import refused
 
 PLANE, COUNT = (20, 18), 12
 STUDY = "1.2.840.1"
 FRAME = {"FrameOfReferenceUID": "1.2.840.9"}
-OPTIONS = ("--memory", "1GiB", "--quiet")
 
 
 @pytest.fixture(scope="module")
@@ -43,16 +44,14 @@ def as_files(study: Path, folder: Path) -> Path:
     return folder
 
 
-def infer(run: Any, study: Path, model: Path, out: Path, *channels: str) -> Any:
+def infer(study: Path, model: Path, out: Path, *channels: str) -> None:
     words = [word for channel in channels for word in ("--channel", channel)]
-    return run("apps.imaging", "infer", study, "-m", model, "-o", out, *words, *OPTIONS)
+    in_process.done("infer", study, "-m", model, "-o", out, *words)
 
 
-def test_series_are_the_channels_that_are_asked_for(run: Any, study: Path, model: Path, tmp_path: Path) -> None:
-    done = infer(run, study, model, tmp_path / "dicom", "1=1.2.0", "T1=t1")
-    assert done.code == 0, done.err
-    files = infer(run, as_files(study, tmp_path / "files"), model, tmp_path / "nifti")
-    assert files.code == 0, files.err
+def test_series_are_the_channels_that_are_asked_for(study: Path, model: Path, tmp_path: Path) -> None:
+    infer(study, model, tmp_path / "dicom", "1=1.2.0", "T1=t1")
+    infer(as_files(study, tmp_path / "files"), model, tmp_path / "nifti")
     found = read_labels(output_file(tmp_path / "dicom"))
     assert len(np.unique(found)) > 1
     assert np.array_equal(found, read_labels(output_file(tmp_path / "nifti")))
@@ -63,10 +62,10 @@ def test_series_of_one_folder_by_number_and_as_dicom(run: Any, study: Path, mode
         for path in (study / folder).iterdir():
             path.rename(study / "a" / f"{folder}{path.name}")
         (study / folder).rmdir()
-    objects = ("--output-type", "nifti,dicom-seg")
+    objects = ("--output-type", "nifti,dicom-seg", "--memory", "1GiB", "--quiet")
     done = run(
         *("apps.imaging", "infer", study, "-m", model, "-o", tmp_path / "out", "--channel", "T1=2"),
-        *("--channel", "T2=1", *objects, *OPTIONS),
+        *("--channel", "T2=1", *objects),
     )
     assert done.code == 0, done.err
     import pydicom
@@ -88,35 +87,32 @@ def test_series_of_one_folder_by_number_and_as_dicom(run: Any, study: Path, mode
     ],
 )
 def test_a_channel_without_a_series_of_its_own_is_refused(
-    run: Any, study: Path, model: Path, tmp_path: Path, channels: tuple[str, ...], code: int, words: tuple[str, ...]
+    study: Path, model: Path, tmp_path: Path, channels: tuple[str, ...], code: int, words: tuple[str, ...]
 ) -> None:
-    done = infer(run, study, model, tmp_path / "out", *channels)
-    assert done.code == code, done.err
-    says(done.err, *words)
-    assert "t2_tse" not in done.err  # a description may name a person
+    with refused(BadInput if code == EXIT_BAD_INPUT else UsageError, *words) as caught:
+        infer(study, model, tmp_path / "out", *channels)
+    assert "t2_tse" not in str(caught.value)  # a description may name a person
 
 
-def test_series_on_other_grids_are_refused(run: Any, study: Path, model: Path, tmp_path: Path) -> None:
+def test_series_on_other_grids_are_refused(study: Path, model: Path, tmp_path: Path) -> None:
     for path in (study / "a").iterdir():
         path.unlink()
     uids = {"StudyInstanceUID": STUDY, "SeriesInstanceUID": "1.2.0", "SeriesDescription": "t2", **FRAME}
     series(study / "a", plane=PLANE, count=COUNT, step=2.4, **uids)
-    done = infer(run, study, model, tmp_path / "out", "T1=t1", "T2=t2")
-    assert done.code == 4, done.err
-    says(done.err, study / "a", "not on the grid", "resample")
+    with refused(BadInput, study / "a", "not on the grid", "resample"):
+        infer(study, model, tmp_path / "out", "T1=t1", "T2=t2")
 
 
-def test_series_of_other_frames_of_reference_are_refused(run: Any, study: Path, model: Path, tmp_path: Path) -> None:
+def test_series_of_other_frames_of_reference_are_refused(study: Path, model: Path, tmp_path: Path) -> None:
     for path in (study / "a").iterdir():
         path.unlink()
     uids = {"StudyInstanceUID": STUDY, "SeriesInstanceUID": "1.2.0", "SeriesDescription": "t2"}
     series(study / "a", plane=PLANE, count=COUNT, **uids, FrameOfReferenceUID="1.2.840.8")
-    done = infer(run, study, model, tmp_path / "out", "T1=t1", "T2=t2")
-    assert done.code == 4, done.err
-    says(done.err, "channels T1 and T2", "frames of reference")
+    with refused(BadInput, "channels T1 and T2", "frames of reference"):
+        infer(study, model, tmp_path / "out", "T1=t1", "T2=t2")
 
 
-def test_studies_are_told_apart_and_not_mixed(run: Any, study: Path, model: Path, tmp_path: Path) -> None:
+def test_studies_are_told_apart_and_not_mixed(study: Path, model: Path, tmp_path: Path) -> None:
     for number, folder in enumerate(("d", "e")):
         uids = {
             "StudyInstanceUID": "1.2.840.2",
@@ -124,10 +120,9 @@ def test_studies_are_told_apart_and_not_mixed(run: Any, study: Path, model: Path
             "SeriesDescription": f"T{number + 1}",
         }
         series(study / folder, plane=PLANE, count=COUNT, seed=5 + number, **uids)
-    done = infer(run, study, model, tmp_path / "out", "T1=t1", "T2=t2")
-    assert done.code == 0, done.err
+    infer(study, model, tmp_path / "out", "T1=t1", "T2=t2")
     assert not np.array_equal(read_labels(output_file(tmp_path / "out")), read_labels(output_file(tmp_path / "out", 2)))
     for path in (study / "d").iterdir():
         path.rename(study / "a" / f"d{path.name}")
-    mixed = infer(run, study, model, tmp_path / "other", "T1=t1", "T2=t2")
-    assert mixed.code == 4 and "2 studies in one folder" in mixed.err, mixed.err
+    with refused(BadInput, "2 studies in one folder"):
+        infer(study, model, tmp_path / "other", "T1=t1", "T2=t2")

@@ -17,6 +17,7 @@ import pytest
 
 from common import model_folder
 from common.memory.costs import cpu
+from tests.apps.imaging import in_process
 from tests.machine import patience, wait_until
 from tests.messages import continued, missing, says
 from tests.precision import AVX2
@@ -116,8 +117,7 @@ def test_a_few_steps_on_real_cases_learn(dataset: Callable[[str], Path], tmp_pat
 
     first, sixth = sorted((folder / "imagesTr").glob("*_0000.nii.gz"))[::5]  # those that were held out
     out = tmp_path / "out"
-    done = run("apps.imaging", "infer", first, sixth, "-m", model, "-o", out, "--memory", "600MiB", "-q")
-    assert done.code == 0, done.err
+    in_process.done("infer", first, sixth, "-m", model, "-o", out)
     dice = [
         2 * ((guess == n) & (real == n)).sum() / ((guess == n).sum() + (real == n).sum())
         for n in (1, 2)

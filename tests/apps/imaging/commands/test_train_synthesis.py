@@ -10,10 +10,12 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from common.errors import BadInput
+from tests.apps.imaging import in_process
 from tests.apps.imaging.commands.test_train import start
 from tests.apps.imaging.training.data.test_label_table import TABLE, write
 from tests.machine import patience, wait_until
-from tests.messages import continued, says
+from tests.messages import continued, refused, says
 from tests.promise import kept
 
 Runner = Callable[..., Any]
@@ -101,12 +103,11 @@ def test_options_that_cannot_be_meant(
     assert not (tmp_path / "model").exists()
 
 
-def test_a_label_that_the_table_lacks_ends_the_command(maps: Path, tmp_path: Path, run: Runner) -> None:
+def test_a_label_that_the_table_lacks_ends_the_command(maps: Path, tmp_path: Path) -> None:
     classes = json.loads(json.dumps(TABLE["classes"]))
     classes[1]["tissues"][0]["labels"] = [25]
     table = {**TABLE, "classes": classes}
     other = write(tmp_path / "table.json", table)
-    done = run(*command(maps, tmp_path / "model", "--synthesize", other))
-    assert done.code == 4
-    says(done.err, "map_1", "24", "class table")
+    with refused(BadInput, "map_1", "24", "class table"):
+        in_process.done(*command(maps, tmp_path / "model", "--synthesize", other)[1:])
     assert not (tmp_path / "model" / "model.json").exists()

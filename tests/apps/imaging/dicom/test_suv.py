@@ -13,6 +13,7 @@ from apps.imaging.dicom.writing.sr import measures_of
 from apps.imaging.volumes.nifti import open_nifti
 from apps.imaging.volumes.volume import blocks
 from common.errors import BadInput
+from tests.apps.imaging import in_process
 from tests.apps.imaging.dicom_files import WHOLE, series
 from tests.apps.imaging.helpers import output_file, random_model, write_nifti
 
@@ -136,7 +137,7 @@ def test_slices_of_different_patients_and_a_file_are_refused(tmp_path: Path) -> 
         in_suv(open_nifti(write_nifti(tmp_path / "a.nii.gz", np.ones((8, 8, 8), np.int16))))
 
 
-def test_the_model_and_its_statistics_see_them(run: Any, tmp_path: Path) -> None:
+def test_the_model_and_its_statistics_see_them(tmp_path: Path) -> None:
     """A model that does not normalise: labels and means are those of the same values in a NIfTI file."""
     random_model(tmp_path / "model", patch=(8, 8, 4), spacing=(0.7, 0.8, 2.5), intensity=())
     written(tmp_path / "study")
@@ -146,8 +147,7 @@ def test_the_model_and_its_statistics_see_them(run: Any, tmp_path: Path) -> None
     tables = []
     for source, options in ((tmp_path / "study", ["--suv"]), (tmp_path / "same.nii.gz", [])):
         out = tmp_path / f"out-{source.name}"
-        done = run("apps.imaging", "infer", source, "-m", tmp_path / "model", "-o", out, "--statistics", *options)
-        assert done.code == 0, done.err
+        in_process.done("infer", source, "-m", tmp_path / "model", "-o", out, "--statistics", *options)
         tables.append(json.loads(output_file(out, ending="-statistics.json").read_text())["classes"])
     assert [row["voxels"] for row in tables[0]] == [row["voxels"] for row in tables[1]]
     assert [row["mean"] for row in tables[0]] == pytest.approx([row["mean"] for row in tables[1]], abs=2e-4)

@@ -22,6 +22,7 @@ import pytest
 from apps.imaging.dicom import web
 from common.errors import BadInput, UsageError
 from common.files import Workspace
+from tests.apps.imaging import in_process
 from tests.apps.imaging.dicom_files import NAME, WHOLE, series
 from tests.apps.imaging.helpers import output_file, random_model
 from tests.conftest import absent
@@ -167,17 +168,19 @@ def watched(root: str) -> Iterator[tuple[str, list[str]]]:
     server.shutdown()
 
 
-def test_what_was_done_is_not_fetched_again(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_what_was_done_is_not_fetched_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     random_model(tmp_path / "model")
     with serving(tmp_path) as direct, watched(direct) as (root, fetched):
         folder = stock(direct, tmp_path / "series")
 
         def infer(*options: object) -> str:
             """Run, and say what became of the study."""
-            command = ("apps.imaging", "infer", f"{root}/studies/{STUDY}", "-m", tmp_path / "model")
-            done = run(*command, "-o", tmp_path / "out", "--json", *options, env=USER)
-            assert done.code == 0, done.err
-            return str(done.record["results"]["studies"][0]["status"])
+            command = ("infer", f"{root}/studies/{STUDY}", "-m", tmp_path / "model", "-o", tmp_path / "out")
+            with monkeypatch.context() as patch:
+                for name, value in USER.items():
+                    patch.setenv(name, value)
+                results, _ = in_process.done(*command, *options)
+            return str(results["studies"][0]["status"])
 
         assert infer() == "done" and len(fetched) == 1
         first = output_file(tmp_path / "out").read_bytes()

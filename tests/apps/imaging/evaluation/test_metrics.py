@@ -43,26 +43,36 @@ MONAI = """
 import json, sys
 import numpy as np, torch
 from monai.metrics import compute_dice, compute_hausdorff_distance, compute_surface_dice
-one, two, edge, tolerance = np.load(sys.argv[1]), np.load(sys.argv[2]), json.loads(sys.argv[3]), float(sys.argv[4])
+one, two, edge = np.load(sys.argv[1]), np.load(sys.argv[2]), json.loads(sys.argv[3])
 hot = [torch.from_numpy(np.stack([v == c for c in range(3)])[None].astype(np.float32)) for v in (one, two)]
 dice = compute_dice(*hot, include_background=False)[0]
 hd95 = compute_hausdorff_distance(*hot, percentile=95, spacing=edge)[0]
-surface = compute_surface_dice(*hot, [tolerance] * 2, spacing=edge)[0]
-print(json.dumps([dice.tolist(), hd95.tolist(), surface.tolist()]))
+for tolerance in sys.argv[4:]:
+    surface = compute_surface_dice(*hot, [float(tolerance)] * 2, spacing=edge)[0]
+    print(json.dumps([dice.tolist(), hd95.tolist(), surface.tolist()]))
 """
 """In a process of its own: the suite loads MONAI without the libraries that its metrics need."""
 
 
-@pytest.mark.parametrize("tolerance", [TOLERANCE, 0.0, 2.3])
-def test_measures_are_monais(tmp_path: Path, tolerance: float) -> None:
+TOLERANCES = [TOLERANCE, 0.0, 2.3]
+
+
+@pytest.fixture(scope="module")
+def monais(tmp_path_factory: pytest.TempPathFactory) -> dict[float, Any]:
+    """What MONAI measures of two volumes, by tolerance."""
     pytest.importorskip("torch")
+    folder = tmp_path_factory.mktemp("monai")
+    for number in (1, 2):
+        np.save(folder / f"{number}.npy", blobs(number))
+    command = [sys.executable, "-W", "ignore", "-c", MONAI, folder / "1.npy", folder / "2.npy", json.dumps(EDGE)]
+    done = subprocess.run([*command, *map(str, TOLERANCES)], capture_output=True, text=True, check=True)
+    return dict(zip(TOLERANCES, map(json.loads, done.stdout.splitlines()[-len(TOLERANCES) :]), strict=True))
+
+
+@pytest.mark.parametrize("tolerance", TOLERANCES)
+def test_measures_are_monais(tmp_path: Path, monais: dict[float, Any], tolerance: float) -> None:
     one, two = blobs(1), blobs(2)
-    np.save(tmp_path / "one.npy", one)
-    np.save(tmp_path / "two.npy", two)
-    command = [sys.executable, "-W", "ignore", "-c", MONAI, tmp_path / "one.npy", tmp_path / "two.npy"]
-    more = [json.dumps(EDGE), str(tolerance)]
-    done = subprocess.run([*command, *more], capture_output=True, text=True, check=True)
-    dice, hd95, surface = json.loads(done.stdout.splitlines()[-1])
+    dice, hd95, surface = monais[tolerance]
     found = results(tmp_path, one, two, tolerance=tolerance)["per_class"]
     for index, value in enumerate("12"):
         row = found[value]

@@ -11,7 +11,7 @@ from apps.imaging.bench.peers import nnunet_folder
 from apps.imaging.evaluation.metrics import evaluate, scan
 from apps.imaging.evaluation.pairing import find_pairs
 from common.errors import BadInput
-from tests.apps.imaging import bundle_folder
+from tests.apps.imaging import bundle_folder, in_process
 from tests.apps.imaging.evaluation.test_metrics import blobs
 from tests.apps.imaging.helpers import random_model, write_nifti
 from tests.messages import refused
@@ -71,9 +71,8 @@ def test_classes_may_overlap(tmp_path: Path) -> None:
 def test_split_outputs_of_a_model_are_evaluated_by_their_names(run: Any, tmp_path: Path) -> None:
     random_model(tmp_path / "model")
     image = write_nifti(tmp_path / "image.nii.gz", np.random.default_rng(0).normal(size=(20, 24, 18)))
-    words = ("apps.imaging", "infer", image, "-m", tmp_path / "model")
-    assert run(*words, "-o", tmp_path / "refs").code == 0
-    assert run(*words, "-o", tmp_path / "out", "--split-classes").code == 0
+    for words in (("-o", tmp_path / "refs"), ("-o", tmp_path / "out", "--split-classes")):
+        in_process.done("infer", image, "-m", tmp_path / "model", *words)
     command = ("apps.imaging", "evaluate", tmp_path / "out", tmp_path / "refs", "-m", tmp_path / "model")
     done = run(*command, "--tolerance", "2.5", "--json")
     assert done.code == 0, done.err
@@ -99,5 +98,5 @@ def test_names_are_those_of_any_model(run: Any, tmp_path: Path, kind: str) -> No
     done = run("apps.imaging", "evaluate", one, two, "-m", model, "--json")
     assert done.code == 0, done.err
     assert done.record["results"]["per_class"]["1"]["name"] == ("class 1" if kind == "nnunet" else "liver")
-    refusal = run("apps.imaging", "evaluate", one, two, "-m", tmp_path / "absent")
-    assert refusal.code == 4 and "absent" in refusal.err
+    with refused(BadInput, "absent"):
+        in_process.done("evaluate", one, two, "-m", tmp_path / "absent")

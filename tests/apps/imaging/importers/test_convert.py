@@ -1,7 +1,6 @@
 """nnU-Net's trained models: the same logits, its own resampling, and nothing of theirs runs."""
 
 import json
-import re
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +14,7 @@ from common.engines.registry import open_engine
 from common.errors import BadInput, DoesNotFit, UsageError
 from common.memory.process.budget import GIB, MIB, MemoryBudget
 from tests.apps.imaging.helpers import Planted, output_file, read_labels, write_nifti
+from tests.apps.imaging.in_process import done
 from tests.promise import kept
 
 pytest.importorskip("dynamic_network_architectures")
@@ -50,9 +50,9 @@ def test_a_planted_command_does_not_run(run, tmp_path: Path) -> None:  # type: i
     trace, folder = tmp_path / "trace", tmp_path / "model"
     nnunet_folder.write(folder, extra=Planted(trace))
     image = write_nifti(tmp_path / "image.nii.gz", np.ones((24, 24, 12), np.int16))
-    done = run("apps.imaging", "infer", image, "-m", folder, "-o", tmp_path / "out", "--memory", "2GiB")
-    assert done.code == 4 and "nsupported" in done.err and "system" in done.err
-    assert len(done.err.strip().splitlines()) == 1
+    given = run("apps.imaging", "infer", image, "-m", folder, "-o", tmp_path / "out", "--memory", "2GiB")
+    assert given.code == 4 and "nsupported" in given.err and "system" in given.err
+    assert len(given.err.strip().splitlines()) == 1
     assert not trace.exists() and not list(tmp_path.glob("out/*.nii.gz"))
 
 
@@ -88,13 +88,13 @@ def test_inference_with_an_imported_model(run, tmp_path: Path) -> None:  # type:
     values = np.random.default_rng(1).normal(100, 20, (30, 26, 14)).astype(np.int16)
     values[:4] = values[..., 12:] = 0
     image = write_nifti(tmp_path / "image.nii.gz", values, np.diag([1.0, 0.9, 3.0, 1.0]))
-    done = run("apps.imaging", "infer", image, "-m", tmp_path / "model", "-o", tmp_path / "out", "--tta", "mirror")
-    assert done.code == 0, done.err
+    given = run("apps.imaging", "infer", image, "-m", tmp_path / "model", "-o", tmp_path / "out", "--tta", "mirror")
+    assert given.code == 0, given.err
     labels = read_labels(output_file(tmp_path / "out"))
     assert labels.shape == values.shape and labels.any() and not labels[:4].any() and not labels[..., 12:].any()
 
 
-def test_a_model_of_two_channels_finds_the_second_beside_the_first(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_a_model_of_two_channels_finds_the_second_beside_the_first(tmp_path: Path) -> None:
     import torch
 
     (network,) = nnunet_folder.write(tmp_path / "model", channels=2, seeds=(3,))
@@ -105,8 +105,7 @@ def test_a_model_of_two_channels_finds_the_second_beside_the_first(run, tmp_path
     (tmp_path / "images").mkdir()
     for number, values in enumerate(channels):
         write_nifti(tmp_path / "images" / f"case_{number:04d}.nii.gz", values, affine)
-    done = run("apps.imaging", "infer", tmp_path / "images", "-m", tmp_path / "model", "-o", tmp_path / "out")
-    assert done.code == 0, done.err
+    done("infer", tmp_path / "images", "-m", tmp_path / "model", "-o", tmp_path / "out")
     assert len(list(tmp_path.glob("out/*.nii.gz"))) == 1
     box = np.stack(channels)[:, 3:].astype(np.float32)
     scaled = [(values - values.mean()) / values.std() for values in box]
@@ -134,23 +133,21 @@ def predicted(network: object, values: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("network", ["PlainConvUNet", "ResidualEncoderUNet"])
-def test_a_plan_without_an_architecture_is_rebuilt(run, tmp_path: Path, network: str) -> None:  # type: ignore[no-untyped-def]
+def test_a_plan_without_an_architecture_is_rebuilt(tmp_path: Path, network: str) -> None:
     residual = {"n_blocks_per_stage": [1, 2, 1], "n_conv_per_stage_decoder": [1, 1], "features_per_stage": [4, 8, 10]}
     changes = residual if network.startswith("Res") else {}
     (made,) = nnunet_folder.write(tmp_path / "model", network=network, architecture=changes, old=True, scaled=True)
     values = np.random.default_rng(1).normal(100, 20, SHAPE).astype(np.float32)
     write_nifti(tmp_path / "image.nii.gz", values, AFFINE)
-    done = run("apps.imaging", "infer", tmp_path / "image.nii.gz", "-m", tmp_path / "model", "-o", tmp_path / "out")
-    assert done.code == 0, done.err
+    done("infer", tmp_path / "image.nii.gz", "-m", tmp_path / "model", "-o", tmp_path / "out")
     np.testing.assert_array_equal(read_labels(output_file(tmp_path / "out")), predicted(made, values).argmax(0))
 
 
-def test_regions_overwrite_each_other_in_their_order(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_regions_overwrite_each_other_in_their_order(tmp_path: Path) -> None:
     regions = {"labels": {"background": 0, "whole": [1, 2], "core": [2]}, "regions_class_order": [1, 2]}
     (made,) = nnunet_folder.write(tmp_path / "model", dataset=regions, scaled=True)
     values = np.random.default_rng(1).normal(100, 20, SHAPE).astype(np.float32)
     write_nifti(tmp_path / "image.nii.gz", values, AFFINE)
-    words = ("apps.imaging", "infer", tmp_path / "image.nii.gz", "-m", tmp_path / "model")
     logits = predicted(made, values)
     expected = np.where(logits[1] > 0, 2, np.where(logits[0] > 0, 1, 0))
     assert len(np.unique(expected)) == 3
@@ -158,13 +155,11 @@ def test_regions_overwrite_each_other_in_their_order(run, tmp_path: Path) -> Non
         ("all", (), expected),
         ("core", ("--roi-subset", "core"), np.where(expected == 2, 2, 0)),
     ):
-        done = run(*words, "-o", tmp_path / name, "--json", *options)
-        assert done.code == 0, done.err
-        kept(done.record)
+        done("infer", tmp_path / "image.nii.gz", "-m", tmp_path / "model", "-o", tmp_path / name, *options)
         np.testing.assert_array_equal(read_labels(output_file(tmp_path / name)), wanted)
 
 
-def test_a_reader_that_turns_images_gives_the_same_labels_however_they_are_stored(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_a_reader_that_turns_images_gives_the_same_labels_however_they_are_stored(tmp_path: Path) -> None:
     nnunet_folder.write(tmp_path / "model", patch_size=[8, 16, 16], spacing=[2.0, 1.0, 1.0], scaled=True)
     plans = json.loads((tmp_path / "model" / "plans.json").read_text())
     plans["image_reader_writer"] = "NibabelIOWithReorient"
@@ -172,8 +167,7 @@ def test_a_reader_that_turns_images_gives_the_same_labels_however_they_are_store
     values, found = np.random.default_rng(1).normal(100, 20, (20, 19, 11)).astype(np.int16), []
     for name, stored, x, z in (("right", values, 1.0, 2.0), ("left", values[::-1, :, ::-1], -1.0, -2.0)):
         image = write_nifti(tmp_path / f"{name}.nii.gz", stored.copy(), np.diag([x, 1.0, z, 1.0]))
-        done = run("apps.imaging", "infer", image, "-m", tmp_path / "model", "-o", tmp_path / name)
-        assert done.code == 0, done.err
+        done("infer", image, "-m", tmp_path / "model", "-o", tmp_path / name)
         found.append(read_labels(output_file(tmp_path / name)))
     np.testing.assert_array_equal(found[1][::-1, :, ::-1], found[0])  # tiles overlap by weights with a peak off centre
 
@@ -188,21 +182,20 @@ def test_a_2d_network_runs_plane_by_plane(run, tmp_path: Path) -> None:  # type:
     write_nifti(tmp_path / "image.nii.gz", values, np.diag([0.8, 0.8, 5.0, 1.0]))
     model = read_model(converted_model(folder, BUDGET))
     assert (model.patch, model.spacing, model.mirror) == ((1, 16, 24), (0.0, 0.8, 0.8), "yz")
-    done = run("apps.imaging", "infer", tmp_path / "image.nii.gz", "-m", folder, "-o", tmp_path / "out", "--json")
-    assert done.code == 0, done.err
-    kept(done.record)
+    given = run("apps.imaging", "infer", tmp_path / "image.nii.gz", "-m", folder, "-o", tmp_path / "out", "--json")
+    assert given.code == 0, given.err
+    kept(given.record)
     score = (values - values.mean()) / values.std()
     with torch.inference_mode():
         logits = made(torch.from_numpy(score.transpose(2, 1, 0))[:, None]).numpy()
     np.testing.assert_array_equal(read_labels(output_file(tmp_path / "out")), logits.argmax(1).transpose(2, 1, 0))
 
 
-def test_weights_of_batch_normalisation_decide_against_the_plan(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_weights_of_batch_normalisation_decide_against_the_plan(tmp_path: Path) -> None:
     (made,) = nnunet_folder.write(tmp_path, norm="BatchNorm3d", trainer="nnUNetTrainerBN", scaled=True)
     values = np.random.default_rng(1).normal(100, 20, SHAPE).astype(np.float32)
     write_nifti(tmp_path / "image.nii.gz", values, AFFINE)
-    done = run("apps.imaging", "infer", tmp_path / "image.nii.gz", "-m", tmp_path, "-o", tmp_path / "out")
-    assert done.code == 0, done.err
+    done("infer", tmp_path / "image.nii.gz", "-m", tmp_path, "-o", tmp_path / "out")
     np.testing.assert_array_equal(read_labels(output_file(tmp_path / "out")), predicted(made, values).argmax(0))
 
 
@@ -261,9 +254,9 @@ def test_a_hole_is_normalised_and_the_outside_is_not(run, tmp_path: Path) -> Non
     (tmp_path / "in").mkdir()
     for number, values in enumerate(channels):
         write_nifti(tmp_path / "in" / f"case_{number:04d}.nii.gz", values, AFFINE)
-    done = run("apps.imaging", "infer", tmp_path / "in", "-m", tmp_path / "model", "-o", tmp_path / "out", "--json")
-    assert done.code == 0, done.err
-    kept(done.record)
+    given = run("apps.imaging", "infer", tmp_path / "in", "-m", tmp_path / "model", "-o", tmp_path / "out", "--json")
+    assert given.code == 0, given.err
+    kept(given.record)
     inside = binary_fill_holes((channels != 0).any(axis=0))
     scored = [
         np.where(inside, (one - one[inside].mean()) / one[inside].std(), one) for one in channels.astype(np.float32)
@@ -283,11 +276,11 @@ def test_a_hole_is_normalised_and_the_outside_is_not(run, tmp_path: Path) -> Non
     ],
 )
 def test_channels_that_are_missing_or_do_not_match_are_refused(
-    run, tmp_path: Path, names: tuple[str, ...], shape: tuple[int, int, int], says: str
-) -> None:  # type: ignore[no-untyped-def]
+    tmp_path: Path, names: tuple[str, ...], shape: tuple[int, int, int], says: str
+) -> None:
     nnunet_folder.write(tmp_path / "model", channels=2, seeds=(3,))
     for name, size in zip(names, ((24, 16, 8), shape), strict=False):
         write_nifti(tmp_path / name, np.ones(size, np.int16), np.diag([0.8, 0.8, 3.6, 1.0]))
-    done = run("apps.imaging", "infer", tmp_path / names[0], "-m", tmp_path / "model", "-o", tmp_path / "out")
-    assert done.code == 4 and re.search(says, done.err), done.err
+    with pytest.raises(BadInput, match=says):
+        done("infer", tmp_path / names[0], "-m", tmp_path / "model", "-o", tmp_path / "out")
     assert not list(tmp_path.glob("out/*.nii.gz"))

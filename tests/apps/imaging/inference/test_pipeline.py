@@ -46,7 +46,7 @@ class Recalled:
 def padded(dataset: Callable[[str], Path], tmp_path: Path) -> Path:
     """A CT in a wider field of view, as scanners fill it up."""
     scan = nib.load(dataset("ct-sample") / "example_ct_sm.nii.gz")
-    values = np.pad(np.asarray(scan.dataobj)[::2, ::2], ((30, 40), (50, 0), (20, 10)), constant_values=-1024)
+    values = np.pad(np.asarray(scan.dataobj)[::3, ::3], ((28, 34), (44, 0), (16, 6)), constant_values=-1024)
     path = tmp_path / "padded.nii.gz"
     nib.save(nib.Nifti1Image(values.astype(np.int16), np.eye(4)), path)
     return path

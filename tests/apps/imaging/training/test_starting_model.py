@@ -16,6 +16,7 @@ from apps.imaging.training.request import TrainRequest
 from apps.imaging.training.starting_model import load_start
 from common.errors import BadInput, UsageError
 from common.model_folder import model_path
+from tests.apps.imaging import in_process
 from tests.messages import refused, says
 
 SHIPPED = model_path("hippocampus")
@@ -49,12 +50,11 @@ def cases(dataset: Callable[[str], Path], tmp_path: Path) -> Path:
     return folder
 
 
-def test_a_training_starts_as_good_as_its_model(cases: Path, tmp_path: Path, run: Callable[..., Any]) -> None:
+def test_a_training_starts_as_good_as_its_model(cases: Path, tmp_path: Path) -> None:
     model = tmp_path / "model"
-    done = run("apps.imaging", "train", cases, "-o", model, "--steps", 1, *OPTIONS, "--memory", "1GiB")
-    assert done.code == 0, done.err
-    says(done.err, "starting from the weights of hippocampus")
-    assert done.record["results"]["metrics"]["mean_dice"] > 0.8
+    results, lines = in_process.done("train", cases, "-o", model, "--steps", 1, *OPTIONS)
+    says("\n".join(lines), "starting from the weights of hippocampus")
+    assert results["metrics"]["mean_dice"] > 0.8
     ours, theirs = (json.loads((folder / "model.json").read_text()) for folder in (model, SHIPPED))
     assert all(ours[name] == theirs[name] for name in ("network", "spacing", "intensity", "channels", "labels"))
     assert "Started from: hippocampus" in (model / "card.md").read_text()

@@ -13,7 +13,9 @@ from apps.imaging.volumes.filled import MaskFile
 from apps.imaging.volumes.one_hot import OneHot, StageLabels
 from common.errors import BadInput
 from common.memory.process.budget import GIB, MemoryBudget
+from tests.apps.imaging import in_process
 from tests.apps.imaging.helpers import output_file, read_labels, write_nifti
+from tests.messages import refused
 from tests.promise import kept
 
 
@@ -81,9 +83,8 @@ def test_the_labels_of_the_first_stage_are_channels_of_the_second(run: Any, tmp_
     random = np.random.default_rng(1)
     values = ndimage.gaussian_filter(random.normal(100, 200, (24, 16, 8)), 2).astype(np.float32)
     image = write_nifti(tmp_path / "image.nii.gz", values, np.diag([0.8, 0.8, 3.6, 1.0]))
-    words = ("apps.imaging", "infer", image)
-    first = run(*words, "-m", tmp_path / "nnUNetTrainer__nnUNetPlans__3d_lowres", "-o", tmp_path / "first")
-    assert first.code == 0, first.err
+    words = ("infer", image)
+    in_process.done(*words, "-m", tmp_path / "nnUNetTrainer__nnUNetPlans__3d_lowres", "-o", tmp_path / "first")
     coarse = read_labels(output_file(tmp_path / "first"))
     assert {*np.unique(coarse)} == {0, 1, 2}
     score = (values - values.mean(dtype=np.float64)) / values.std(dtype=np.float64)
@@ -91,26 +92,38 @@ def test_the_labels_of_the_first_stage_are_channels_of_the_second(run: Any, tmp_
     with torch.inference_mode():
         expected = made(torch.from_numpy(stacked)[None])[0].numpy().argmax(0).transpose(2, 1, 0)
     folder = tmp_path / "nnUNetTrainer__nnUNetPlans__3d_cascade_fullres"
-    done = run(*words, "-m", folder, "-o", tmp_path / "out", "--json")
+    done = run("apps.imaging", *words, "-m", folder, "-o", tmp_path / "out", "--json")
     assert done.code == 0, done.err
     kept(done.record)
     np.testing.assert_array_equal(read_labels(output_file(tmp_path / "out")), expected)
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["image.nii.gz", "run.json", "studies.csv"]
-    mirrored = run(*words, "-m", folder, "-o", tmp_path / "mirrored", "--tta", "mirror", "--engine", "torch", "--json")
+    mirrored = run(
+        "apps.imaging",
+        *words,
+        "-m",
+        folder,
+        "-o",
+        tmp_path / "mirrored",
+        "--tta",
+        "mirror",
+        "--engine",
+        "torch",
+        "--json",
+    )
     assert mirrored.code == 0, mirrored.err
     kept(mirrored.record)
 
 
-def test_a_cascade_without_its_first_stage_is_refused(run: Any, tmp_path: Path) -> None:
+def test_a_cascade_without_its_first_stage_is_refused(tmp_path: Path) -> None:
     image = write_nifti(tmp_path / "image.nii.gz", np.ones((24, 16, 8), np.int16))
     cascade(tmp_path)
     converted = converted_model(tmp_path / "nnUNetTrainer__nnUNetPlans__3d_cascade_fullres", MemoryBudget(2 * GIB))
-    done = run("apps.imaging", "infer", image, "-m", converted, "-o", tmp_path / "out")
-    assert done.code == 4 and "second stage of a cascade" in done.err
+    with refused(BadInput, "second stage of a cascade"):
+        in_process.done("infer", image, "-m", converted, "-o", tmp_path / "out")
     (tmp_path / "nnUNetTrainer__nnUNetPlans__3d_lowres" / "plans.json").unlink()
     folder = tmp_path / "nnUNetTrainer__nnUNetPlans__3d_cascade_fullres"
-    done = run("apps.imaging", "infer", image, "-m", folder, "-o", tmp_path / "out")
-    assert done.code == 4 and "takes the labels of 3d_lowres, which is not in" in done.err
+    with refused(BadInput, "takes the labels of 3d_lowres, which is not in"):
+        in_process.done("infer", image, "-m", folder, "-o", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 

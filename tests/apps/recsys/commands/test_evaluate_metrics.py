@@ -1,6 +1,6 @@
 """Metrics and depths by name, on Last.fm: the values of an evaluation that names none, and of rankings of all items."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ import pytest
 from apps.recsys.data.csr_store import History
 from apps.recsys.data.splits import HeldOut, fold_in_rows
 from apps.recsys.models.recommender import Recommender, load_manifest
+from tests.apps.recsys import in_process
 from tests.messages import says
 from tests.promise import kept
 
@@ -17,39 +18,40 @@ Run = Callable[..., Any]
 
 
 @pytest.fixture(scope="module")
-def model(run: Run, dataset: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def model(dataset: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model of which a tenth of the users is held out."""
     folder = tmp_path_factory.mktemp("metrics") / "model"
-    command = ("apps.recsys", "train", dataset("lastfm") / "plays.csv", "-o", folder, "--split", "user-holdout")
-    done = run(*command, "--model", "ials", "--factors", 16, "--set", "iterations=2", "-q")
-    assert done.code == 0, done.err
+    command = ("train", dataset("lastfm") / "plays.csv", "-o", folder, "--split", "user-holdout")
+    in_process.done(*command, "--model", "ials", "--factors", 16, "--set", "iterations=2")
     return folder
 
 
-def evaluated(run: Run, model: Path, *options: object) -> dict[str, Any]:
+def evaluated(model: Path, *options: object) -> Mapping[str, Any]:
     """Results of an evaluation."""
-    done = run("apps.recsys", "evaluate", model, *options, "--json")
-    assert done.code == 0, done.err
-    kept(done.record)
-    results: dict[str, Any] = done.record["results"]
-    return results
+    return in_process.done("evaluate", model, *options)[0]
 
 
 def test_metrics_have_the_values_that_they_have_together(run: Run, model: Path) -> None:
-    usual = evaluated(run, model)
-    some = evaluated(run, model, "--metrics", "recall@50,ndcg", "--metrics", "coverage", "--k", "20,10")
+    usual = evaluated(model)
+    done = run("apps.recsys", "evaluate", model, "--metrics", "gini@10", "--json")
+    assert done.code == 0, done.err
+    kept(done.record)
+    assert done.record["results"]["metrics"] == {"gini@10": usual["metrics"]["gini@10"]}
+    some = evaluated(model, "--metrics", "recall@50,ndcg", "--metrics", "coverage", "--k", "20,10")
     assert list(some["metrics"]) == ["recall@50", "ndcg@20", "ndcg@10", "coverage@20", "coverage@10"]
     for name in some["metrics"].keys() & usual["metrics"].keys():
         assert some["metrics"][name] == usual["metrics"][name]
     assert some["intervals"].keys() == {"recall@50", "ndcg@20", "ndcg@10"}
-    assert evaluated(run, model, "--metrics", "gini@10")["metrics"] == {"gini@10": usual["metrics"]["gini@10"]}
-    assert len(evaluated(run, model, "--k", 3)["metrics"]) == 9
+    assert len(evaluated(model, "--k", 3)["metrics"]) == 9
 
 
 def test_a_ranking_of_all_items(run: Run, model: Path) -> None:
     """MRR at the depth of the catalogue, by plain arithmetic; every item is found."""
     manifest = load_manifest(model)
-    deep = evaluated(run, model, "--metrics", "mrr,recall", "--k", manifest["items"])["metrics"]
+    done = run("apps.recsys", "evaluate", model, "--metrics", "mrr,recall", "--k", manifest["items"], "--json")
+    assert done.code == 0, done.err
+    kept(done.record)
+    deep = done.record["results"]["metrics"]
     recommender, held, history, reciprocal = Recommender(model, manifest), HeldOut(model), History(model), []
     assert recommender.factors is not None
     for row, user in enumerate(held.users):

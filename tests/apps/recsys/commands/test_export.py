@@ -10,7 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from apps.recsys.models.recommender import Recommender, load_manifest
-from tests.messages import says
+from common.errors import UsageError
+from tests.apps.recsys import in_process
+from tests.messages import refused
 from tests.promise import kept
 
 Run = Callable[..., Any]
@@ -27,9 +29,8 @@ KINDS: dict[str, tuple[object, ...]] = {
 def test_products_are_the_scores(run: Run, dataset: Callable[[str], Path], tmp_path: Path, kind: str) -> None:
     """On Last.fm, with names of artists that have commas and quotes."""
     model, data, out = tmp_path / "model", dataset("lastfm"), tmp_path / "out"
-    command = ("apps.recsys", "train", data / "plays.csv", "--items", data / "artists.csv", "-o", model, "-q")
-    done = run(*command, "--model", kind.split()[0], "--factors", 16, *KINDS[kind])
-    assert done.code == 0, done.err
+    command = ("train", data / "plays.csv", "--items", data / "artists.csv", "-o", model)
+    in_process.done(*command, "--model", kind.split()[0], "--factors", 16, *KINDS[kind])
     refusal = run("apps.recsys", "export", model, "-o", out, "--memory", "50MiB", "--json")
     assert refusal.code == 3 and not out.exists()
     smallest = refusal.record["smallest_feasible_bytes"]
@@ -54,19 +55,17 @@ def test_products_are_the_scores(run: Run, dataset: Callable[[str], Path], tmp_p
         np.testing.assert_array_equal(scores[[row for row, _ in best]], np.array([s for _, s in best], np.float32))
         scores[items] = -np.inf
         assert set(np.argsort(-scores, kind="stable")[:30]) == {row for row, _ in best}
-    assert run("apps.recsys", "export", model, "-o", out, "--ids", "parquet", "-q").code == 0
+    in_process.done("export", model, "-o", out, "--ids", "parquet")
     assert pq.read_table(out / "ids.parquet").to_pylist() == known
     assert {path.name for path in out.iterdir()} == {"item_vectors.npy", "ids.csv", "ids.parquet"}
 
 
-def test_what_has_no_vectors(run: Run, dataset: Callable[[str], Path], tmp_path: Path) -> None:
+def test_what_has_no_vectors(dataset: Callable[[str], Path], tmp_path: Path) -> None:
     model = tmp_path / "model"
-    done = run("apps.recsys", "train", dataset("lastfm") / "plays.csv", "-o", model, "--model", "popularity", "-q")
-    assert done.code == 0, done.err
+    in_process.done("train", dataset("lastfm") / "plays.csv", "-o", model, "--model", "popularity")
     (tmp_path / "file").write_text("")
     popular = ("popularity", "no item vectors", "ials")
     for folder, facts in (("out", popular), ("file", ("folder",)), ("model", ("model folder",))):
-        done = run("apps.recsys", "export", model, "-o", tmp_path / folder)
-        assert (done.code, done.out, done.err.count("\n")) == (2, "", 1)
-        says(done.err, *facts)
+        with refused(UsageError, *facts):
+            in_process.done("export", model, "-o", tmp_path / folder)
     assert not (tmp_path / "out").exists()

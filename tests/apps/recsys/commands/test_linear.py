@@ -12,8 +12,10 @@ import pytest
 
 from apps.recsys.models import weights
 from apps.recsys.models.linear.options import WORTH
+from common.errors import BadInput, UsageError
+from tests.apps.recsys import in_process
 from tests.apps.recsys.conftest import Trained
-from tests.messages import says
+from tests.messages import refused, says
 from tests.promise import kept
 from tests.schemas import read_manifest
 
@@ -83,7 +85,7 @@ def test_it_answers_on_real_data(plays: Path, run: Run, tmp_path: Path, form: st
     expected = asked["results"]["items"][:10]
     assert table["item"] == [item["id"] for item in expected]
     np.testing.assert_allclose(table["score"], [item["score"] for item in expected], rtol=1e-4)
-    near = run("apps.recsys", "similar", model, "--item", 51, "-k", 5, *ceiling).record["results"]["items"]
+    near = in_process.done("similar", model, "--item", 51, "-k", 5, "--json")[0]["items"]
     assert all(-1 <= item["score"] <= 1.00001 and item["id"] != 51 for item in near)
 
 
@@ -112,8 +114,8 @@ def test_fewer_eigenvalues_under_a_smaller_ceiling(plays: Path, run: Run, tmp_pa
     kept(done.record)
 
 
-def test_its_settings_are_checked(trained: Trained, run: Run, tmp_path: Path) -> None:
-    command = ("apps.recsys", "train", trained.interactions, "-o", tmp_path / "model", "--model", "linear")
+def test_its_settings_are_checked(trained: Trained, tmp_path: Path) -> None:
+    command = ("train", trained.interactions, "-o", tmp_path / "model", "--model", "linear")
     for options, facts in (
         (("--set", "form=cubic"), ("form", "cubic", "spectral")),
         (("--set", "degree_power=2"), ("degree_power", 2, 1)),
@@ -123,27 +125,24 @@ def test_its_settings_are_checked(trained: Trained, run: Run, tmp_path: Path) ->
         (("--epochs", 3), ("--epochs", "linear")),
         (("--resume",), ("--resume", "linear", "--model ials")),
     ):
-        done = run(*command, *options)
-        assert done.code == 2 and done.err.count("\n") == 1
-        says(done.err, *facts)
+        with refused(UsageError, *facts) as caught:
+            in_process.done(*command, *options)
+        assert "\n" not in str(caught.value)
 
 
-def test_where_nothing_can_be_hidden_nothing_is_chosen(run: Run, tmp_path: Path) -> None:
+def test_where_nothing_can_be_hidden_nothing_is_chosen(tmp_path: Path) -> None:
     """A filter is made; all items are equally frequent, and nothing is divided by zero."""
     table = tmp_path / "two.csv"
     table.write_text("user,item\n" + "".join(f"{user},{item}\n" for user in range(2) for item in range(4)))
-    done = run("apps.recsys", "train", table, "-o", tmp_path / "model", "--model", "linear", "--memory", "200MiB")
-    assert done.code == 0, done.err
-    asked = run("apps.recsys", "recommend", tmp_path / "model", "--history", "1", "-k", 5, "--json")
-    assert asked.code == 0, asked.err
-    assert {item["id"] for item in asked.record["results"]["items"]} == {0, 2, 3}
+    in_process.done("train", table, "-o", tmp_path / "model", "--model", "linear")
+    asked, _ = in_process.done("recommend", tmp_path / "model", "--history", "1", "-k", 5, "--json")
+    assert {item["id"] for item in asked["items"]} == {0, 2, 3}
 
 
-def test_a_damaged_folder_is_refused(trained: Trained, run: Run, tmp_path: Path) -> None:
+def test_a_damaged_folder_is_refused(trained: Trained, tmp_path: Path) -> None:
     model = tmp_path / "model"
     fixed = ("--set", "form=filter", "--set", "degree_power=0.4", "--set", "saturation=1", "--factors", 4)
-    done = run("apps.recsys", "train", trained.interactions, "-o", model, "--model", "linear", *fixed)
-    assert done.code == 0, done.err
+    in_process.done("train", trained.interactions, "-o", model, "--model", "linear", *fixed)
     manifest = json.loads((model / "model.json").read_text())
     for change, facts in (
         ({"factors": 5}, ("spectrum", 5)),
@@ -153,7 +152,7 @@ def test_a_damaged_folder_is_refused(trained: Trained, run: Run, tmp_path: Path)
         copy = tmp_path / "copy"
         shutil.copytree(model, copy)
         (copy / "model.json").write_text(json.dumps({**manifest, **change}))
-        asked = run("apps.recsys", "recommend", copy, "--history", "1")
-        assert asked.code == 4 and asked.err.count("\n") == 1
-        says(asked.err, *facts)
+        with refused(BadInput, *facts) as caught:
+            in_process.done("recommend", copy, "--history", "1")
+        assert "\n" not in str(caught.value)
         shutil.rmtree(copy)

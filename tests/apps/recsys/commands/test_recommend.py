@@ -15,8 +15,10 @@ from implicit.cpu.als import AlternatingLeastSquares
 
 from apps.recsys.models.als import ials
 from apps.recsys.models.embedding import user_encoders
+from common.errors import BadInput, UsageError
+from tests.apps.recsys import in_process
 from tests.apps.recsys.conftest import Trained
-from tests.messages import says
+from tests.messages import refused, says
 from tests.promise import kept
 
 Run = Callable[..., Any]
@@ -70,21 +72,23 @@ def test_it_is_what_implicit_explains() -> None:
 
 
 @pytest.fixture(scope="module")
-def embedding(trained: Trained, run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def embedding(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An embedding whose users are sums."""
     model = tmp_path_factory.mktemp("explained") / "model"
-    options = ("--model", "embedding", "--epochs", 2, "--factors", 16, "--set", "validation=0", "-q")
+    options = ("--model", "embedding", "--epochs", 2, "--factors", 16, "--set", "validation=0")
     options += ("--set", "batch=64", "--set", "negatives=64")
-    assert run("apps.recsys", "train", trained.interactions, "-o", model, *options).code == 0
+    in_process.done("train", trained.interactions, "-o", model, *options)
     return model
 
 
 @pytest.mark.parametrize("kind", ["ials", "embedding"])
-def test_on_the_command_line(trained: Trained, embedding: Path, run: Run, kind: str) -> None:
+def test_on_the_command_line(
+    trained: Trained, embedding: Path, run: Run, kind: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     model = trained.model if kind == "ials" else embedding
-    command = ("apps.recsys", "recommend", model, "--memory", "250MiB", "-k", 3)
-    whole = run(*command, "--user", "u00003", "--explain", 999, "--json").record
-    plain = run(*command, "--user", "u00003", "--json").record["results"]["items"]
+    command = ("recommend", model, "--memory", "250MiB", "-k", 3)
+    whole = run("apps.recsys", *command, "--user", "u00003", "--explain", 999, "--json").record
+    plain = in_process.done(*command, "--user", "u00003", "--json")[0]["items"]
     assert [(item["id"], item["score"]) for item in plain] == [
         (item["id"], item["score"]) for item in whole["results"]["items"]
     ]
@@ -93,39 +97,39 @@ def test_on_the_command_line(trained: Trained, embedding: Path, run: Run, kind: 
         assert len(added) > 1 and added == sorted(added, reverse=True) and item["others"] == 0
         assert sum(added) == pytest.approx(item["score"], abs=1e-6 * len(added))  # each is rounded to six digits
     kept(whole)
-    few = run(*command, "--history", "0,8,16", "--explain", 2, "--json").record["results"]["items"][0]
+    few = in_process.done(*command, "--history", "0,8,16", "--explain", 2, "--json")[0]["items"][0]
     assert {had["id"] for had in few["because"]} < {0, 8, 16}
     assert sum(had["score"] for had in few["because"]) + few["others"] == pytest.approx(few["score"], abs=4e-6)
-    shown = run(*command, "--history", "0,8,16", "--explain", 2).out.splitlines()
+    in_process.done(*command, "--history", "0,8,16", "--explain", 2)
+    shown = capsys.readouterr().out.splitlines()
     assert len(shown) == 7
     says(shown[2], "because", "others")
 
 
-def test_a_list_that_is_empty_says_why(trained: Trained, run: Run) -> None:
-    command = ("apps.recsys", "recommend", trained.model, "--history", "0", "--only", "0", "--memory", "250MiB")
-    done = run(*command)
-    assert done.code == 0 and len(done.out.splitlines()) == 1
-    says(done.err, "empty", "--keep-seen")
-    assert len(run(*command, "--keep-seen").out.splitlines()) == 2
+def test_a_list_that_is_empty_says_why(trained: Trained, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ("recommend", trained.model, "--history", "0", "--only", "0")
+    _, lines = in_process.done(*command)
+    assert len(capsys.readouterr().out.splitlines()) == 1
+    says("\n".join(lines), "empty", "--keep-seen")
+    in_process.done(*command, "--keep-seen")
+    assert len(capsys.readouterr().out.splitlines()) == 2
 
 
-def test_where_there_is_no_explanation(trained: Trained, run: Run, tmp_path: Path) -> None:
+def test_where_there_is_no_explanation(trained: Trained, tmp_path: Path) -> None:
     model = tmp_path / "model"
-    options = ("--model", "popularity", "-q", "--memory", "250MiB")
-    assert run("apps.recsys", "train", trained.interactions, "-o", model, *options).code == 0
+    in_process.done("train", trained.interactions, "-o", model, "--model", "popularity")
     for extra, fact in ((("--user", "u00003"), "popularity"), (("--all-users", "-o", "x"), "one user")):
-        done = run("apps.recsys", "recommend", model, *extra, "--explain", 3)
-        assert (done.code, done.out, done.err.count("\n")) == (2, "", 1)
-        says(done.err, fact)
+        with refused(UsageError, fact):
+            in_process.done("recommend", model, *extra, "--explain", 3)
 
 
-def test_an_id_that_no_user_can_have_is_refused(run: Callable[..., Any], tmp_path: Path) -> None:
+def test_an_id_that_no_user_can_have_is_refused(tmp_path: Path) -> None:
     """Where ids are whole numbers, an unknown number is a new user, and a word is a mistake."""
     table = pa.table({"user": [n % 7 for n in range(40)], "item": [n % 9 for n in range(40)]})
     pq.write_table(table, tmp_path / "t.parquet")
-    done = run("apps.recsys", "train", tmp_path / "t.parquet", "-o", tmp_path / "model", "--model", "popularity")
-    assert done.code == 0, done.err
-    for user, code in (("123456", 0), ("nan", 4), ("1.5", 4)):
-        done = run("apps.recsys", "recommend", tmp_path / "model", "--user", user, "-k", 2)
-        assert done.code == code, done.err
-        says(done.err, user, "not in the model")
+    in_process.done("train", tmp_path / "t.parquet", "-o", tmp_path / "model", "--model", "popularity")
+    command = ("recommend", tmp_path / "model", "-k", 2, "--user")
+    says("\n".join(in_process.done(*command, "123456")[1]), "123456", "not in the model")
+    for user in ("nan", "1.5"):
+        with refused(BadInput, user, "not in the model"):
+            in_process.done(*command, user)

@@ -22,10 +22,12 @@ from apps.recsys.models.als.confidence import confidence as confidence_of
 from apps.recsys.models.catalogue_search import Catalogue
 from apps.recsys.planning.questions.recommend_requests import RecommendAllRequest
 from apps.recsys.planning.recommend_all import RecommendAllWorkload
+from common.errors import BadInput, UsageError
 from common.memory.process.budget import MIB
+from tests.apps.recsys import in_process
 from tests.apps.recsys.conftest import Trained
 from tests.machine import wait_until
-from tests.messages import continued, says
+from tests.messages import continued, refused
 from tests.promise import kept
 
 Run = Callable[..., Any]
@@ -97,32 +99,31 @@ def test_all_users_get_what_each_would_get(trained: Trained, run: Run, tmp_path:
     assert done.record["within_budget"] and (tmp_path / "all.run.json").is_file()
     assert {path.name for path in tmp_path.iterdir()} == {"all.parquet", "all.run.json"}
     for user in ("u00003", "u00121"):
-        one = run("apps.recsys", "recommend", trained.model, "--user", user, *limits, "--json")
-        assert [item["id"] for item in one.record["results"]["items"]] == found[user]
-    done = run("apps.recsys", "recommend", trained.model, "--all-users", "-o", out, "--only", "3,8,12", "-q")
-    assert done.code == 0 and {item for items in answers(out).values() for item in items} <= {3, 8, 12}
+        one, _ = in_process.done("recommend", trained.model, "--user", user, *limits, "--json")
+        assert [item["id"] for item in one["items"]] == found[user]
+    in_process.done("recommend", trained.model, "--all-users", "-o", out, "--only", "3,8,12")
+    assert {item for items in answers(out).values() for item in items} <= {3, 8, 12}
 
 
-def test_its_options_are_checked(trained: Trained, run: Run, tmp_path: Path) -> None:
+def test_its_options_are_checked(trained: Trained, tmp_path: Path) -> None:
     for options, code, facts in (
         (("--all-users",), 2, ("--all-users", "-o FILE")),
         (("--all-users", "-o", tmp_path), 2, (tmp_path, "folder")),
         (("--user", "u00003", "-o", tmp_path / "x"), 2, ("-o", "--all-users")),
         (("--all-users", "-o", tmp_path / "x.parquet", "--only", "nothing"), 4, ("item", "'nothing'")),
     ):
-        done = run("apps.recsys", "recommend", trained.model, *options)
-        assert (done.code, done.out, done.err.count("\n")) == (code, "", 1)
-        says(done.err, *facts)
+        with refused(BadInput if code == 4 else UsageError, *facts) as caught:
+            in_process.done("recommend", trained.model, *options)
+        assert "\n" not in str(caught.value)
     assert not (tmp_path / "x.parquet").exists()
 
 
 @pytest.fixture(scope="module")
-def epinions(run: Run, dataset: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def epinions(dataset: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model of Epinions: 139,738 items."""
     folder = tmp_path_factory.mktemp("epinions") / "model"
-    options = ("--model", "ials", "--factors", 64, "--set", "iterations=1", "--set", "weight=binary", "-q")
-    done = run("apps.recsys", "train", dataset("epinions") / "train.txt", "-o", folder, *options)
-    assert done.code == 0, done.err
+    options = ("--model", "ials", "--factors", 64, "--set", "iterations=1", "--set", "weight=binary")
+    in_process.done("train", dataset("epinions") / "train.txt", "-o", folder, *options)
     return folder
 
 

@@ -16,8 +16,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from apps.recsys.models.recommender import Recommender, load_manifest
+from common.errors import EXIT_BAD_INPUT, BadInput, UsageError
+from tests.apps.recsys import in_process
 from tests.machine import wait_until
-from tests.messages import continued, says
+from tests.messages import continued, refused, says
 from tests.promise import kept
 
 Run = Callable[..., Any]
@@ -70,6 +72,12 @@ def artists(run: Run, dataset: Callable[[str], Path], tmp_path_factory: pytest.T
     return opened(folder)
 
 
+def answer(*words: object) -> list[dict[str, Any]]:
+    """The items of an answer, in this process."""
+    results, _ = in_process.done(*words, "--json")
+    return list(results["items"])
+
+
 def lists(path: Path) -> dict[Any, list[tuple[Any, float]]]:
     """Items and scores by user or history, in their order."""
     found: dict[Any, list[tuple[Any, float]]] = {}
@@ -81,12 +89,12 @@ def lists(path: Path) -> dict[Any, list[tuple[Any, float]]]:
 
 def test_some_users_get_what_all_users_get(films: Model, run: Run, tmp_path: Path) -> None:
     """Each once and in the file's order; unknown ones get what most users had."""
-    command = ("apps.recsys", "recommend", films.folder, "--memory", "200MiB", "-k", 12)
-    assert run(*command, "--all-users", "-o", tmp_path / "all.parquet", "-q").code == 0
+    command = ("recommend", films.folder, "--memory", "200MiB", "-k", 12)
+    in_process.done(*command, "--all-users", "-o", tmp_path / "all.parquet")
     everybody = lists(tmp_path / "all.parquet")
     asked = [films.users[row] for row in np.random.default_rng(3).permutation(len(films.users))[:5000]]
     (tmp_path / "users.txt").write_text("".join(f"{user}\n" for user in [*asked, 987654, asked[7]]))
-    done = run(*command, "--users", tmp_path / "users.txt", "-o", tmp_path / "some.parquet", "--json")
+    done = run("apps.recsys", *command, "--users", tmp_path / "users.txt", "-o", tmp_path / "some.parquet", "--json")
     assert done.code == 0, done.err
     says(done.err, "1 of 5,002 ids", "'987654'", "1 ids stand", "1 of 5,001 users")
     assert done.record["results"] == {"users": 5001, "rows": 5001 * 12, "k": 12, "unknown": 1, "popular": 1}
@@ -100,9 +108,9 @@ def test_some_users_get_what_all_users_get(films: Model, run: Run, tmp_path: Pat
     owners = np.bincount(films.recommender.history.items(0, len(films.users)), minlength=len(films.items))
     most = np.lexsort((np.arange(len(owners)), -owners))[:12]
     assert some[987654] == [(films.items[row], owners[row]) for row in most]
-    one = run("apps.recsys", "recommend", films.folder, "--user", 987654, "-k", 12, "--json")
-    assert one.code == 0 and [(i["id"], i["score"]) for i in one.record["results"]["items"]] == some[987654]
-    says(one.err, "user '987654'", "not in the model", "popular")
+    one, lines = in_process.done("recommend", films.folder, "--user", 987654, "-k", 12, "--json")
+    assert [(item["id"], item["score"]) for item in one["items"]] == some[987654]
+    says(lines[0], "user '987654'", "not in the model", "popular")
 
 
 def test_histories_are_ranked_as_one_each(films: Model, run: Run, tmp_path: Path) -> None:
@@ -133,45 +141,42 @@ def test_histories_are_ranked_as_one_each(films: Model, run: Run, tmp_path: Path
     kept(one.record)
 
 
-def test_seen_items_are_kept_where_that_is_asked(artists: Model, run: Run, tmp_path: Path) -> None:
+def test_seen_items_are_kept_where_that_is_asked(artists: Model, tmp_path: Path) -> None:
     user = artists.users[40]
     rows, values = artists.history(user), artists.recommender.history.values(40)
     scores = artists.scores(rows, values)
     best = [artists.items[row] for row in np.argsort(-scores, kind="stable")[:20]]
     assert {artists.items[row] for row in rows} & set(best)  # or this shows nothing
-    command = ("apps.recsys", "recommend", artists.folder, "-k", 20, "--keep-seen")
-    one = run(*command, "--user", user, "--json").record["results"]["items"]
+    command = ("recommend", artists.folder, "-k", 20, "--keep-seen")
+    one = answer(*command, "--user", user)
     assert [item["id"] for item in one] == best
     titles = dict(zip(*pq.read_table(artists.folder / "items.parquet").select(["id", "title"]), strict=True))
     assert [item["title"] for item in one] == [next(str(t) for i, t in titles.items() if i.as_py() == b) for b in best]
     (tmp_path / "u.csv").write_text(f"name,user_id\nx,{user}\n")
     for whose in (("--all-users",), ("--users", tmp_path / "u.csv")):
-        assert run(*command, *whose, "-o", tmp_path / "l.parquet", "-q").code == 0
+        in_process.done(*command, *whose, "-o", tmp_path / "l.parquet")
         assert [item for item, _ in lists(tmp_path / "l.parquet")[user]] == best
-    without = run("apps.recsys", "recommend", artists.folder, "-k", 20, "--user", user, "--json")
-    assert not {item["id"] for item in without.record["results"]["items"]} & {artists.items[row] for row in rows}
-    similar = run("apps.recsys", "similar", artists.folder, "--item", best[0], "-k", 1, "--json")
-    assert similar.record["results"]["items"][0]["title"]
+    without = answer("recommend", artists.folder, "-k", 20, "--user", user)
+    assert not {item["id"] for item in without} & {artists.items[row] for row in rows}
+    assert answer("similar", artists.folder, "--item", best[0], "-k", 1)[0]["title"]
 
 
-def test_candidates_are_ranked_and_nothing_else(artists: Model, run: Run, tmp_path: Path) -> None:
+def test_candidates_are_ranked_and_nothing_else(artists: Model, tmp_path: Path) -> None:
     user = artists.users[40]
     rows, values = artists.history(user), artists.recommender.history.values(40)
     chosen = [*rows[:3], *range(0, 3000, 100)]
     scores = artists.scores(rows, values)
     right = [artists.items[row] for row in sorted(set(chosen), key=lambda row: (-scores[row], row))]
     (tmp_path / "c.txt").write_text("".join(f"{artists.items[row]}\n" for row in [*chosen, chosen[0]]) + "zz\n")
-    command = ("apps.recsys", "recommend", artists.folder, "--candidates", tmp_path / "c.txt")
-    done = run(*command, "--user", user, "--json")
-    answer = done.record["results"]["items"]
-    assert [item["id"] for item in answer] == right
-    np.testing.assert_allclose([item["score"] for item in answer], np.sort(scores[list(set(chosen))])[::-1], atol=1e-5)
-    says(done.err, "--candidates", f"1 of {len(right) + 1}", "'zz'")
-    assert run(*command, "--all-users", "-o", tmp_path / "l.parquet", "-q").code == 0
+    command = ("recommend", artists.folder, "--candidates", tmp_path / "c.txt")
+    results, lines = in_process.done(*command, "--user", user, "--json")
+    found = results["items"]
+    assert [item["id"] for item in found] == right
+    np.testing.assert_allclose([item["score"] for item in found], np.sort(scores[list(set(chosen))])[::-1], atol=1e-5)
+    says(lines[0], "--candidates", f"1 of {len(right) + 1}", "'zz'")
+    in_process.done(*command, "--all-users", "-o", tmp_path / "l.parquet")
     assert [item for item, _ in lists(tmp_path / "l.parquet")[user]] == right
-    assert [
-        item["id"] for item in run(*command, "--user", user, "-k", 2, "--json").record["results"]["items"]
-    ] == right[:2]
+    assert [item["id"] for item in answer(*command, "--user", user, "-k", 2)] == right[:2]
 
 
 @pytest.mark.parametrize("kind", ["linear", "bpr"])
@@ -190,24 +195,28 @@ def test_every_kind_answers_for_many_as_for_one(
     (tmp_path / "c.txt").write_text("".join(f"{item}\n" for item in made.items[::50]))
     for limits in (("-k", 5), ("-k", 5, "--keep-seen"), ("--candidates", tmp_path / "c.txt")):
         out = tmp_path / "l.parquet"
-        done = run("apps.recsys", "recommend", model, "--users", tmp_path / "u.txt", "-o", out, *limits, "--json")
-        assert done.code == 0, done.err
-        kept(done.record)
+        words = ("recommend", model, "--users", tmp_path / "u.txt", "-o", out, *limits)
+        if limits == ("-k", 5):
+            done = run("apps.recsys", *words, "--json")
+            assert done.code == 0, done.err
+            kept(done.record)
+        else:
+            in_process.done(*words)
         many = lists(out)
         assert list(many) == [*users, 0]
         for user in users[:2]:
-            one = run("apps.recsys", "recommend", model, "--user", user, *limits, "--json").record["results"]["items"]
+            one = answer("recommend", model, "--user", user, *limits)
             items, scores = zip(*many[user], strict=True)
             np.testing.assert_allclose([item["score"] for item in one], scores, atol=1e-5)
             assert {item["id"] for item in one} == set(items)
     assert len(many[users[0]]) == len(made.items[::50])
 
 
-def test_formats_hold_the_same(artists: Model, run: Run, tmp_path: Path) -> None:
+def test_formats_hold_the_same(artists: Model, tmp_path: Path) -> None:
     (tmp_path / "u.txt").write_text("".join(f"{user}\n" for user in artists.users[:700]) + 'a "b", c\n')
-    command = ("apps.recsys", "recommend", artists.folder, "-k", 7, "-q", "--users", tmp_path / "u.txt")
     for suffix in ("parquet", "csv", "jsonl"):
-        assert run(*command, "-o", tmp_path / f"l.{suffix}").code == 0
+        words = ("-k", 7, "--users", tmp_path / "u.txt", "-o", tmp_path / f"l.{suffix}")
+        in_process.done("recommend", artists.folder, *words)
     right = pq.read_table(tmp_path / "l.parquet").to_pylist()
     assert len(right) == 701 * 7 and right[-1]["user"] == 'a "b", c' and right[0]["user"] == str(artists.users[0])
     with (tmp_path / "l.csv").open(encoding="utf-8", newline="") as stream:
@@ -223,7 +232,7 @@ def test_a_killed_run_continues(films: Model, run: Run, tmp_path: Path) -> None:
     """And not with another file's parts."""
     (tmp_path / "u.txt").write_text("".join(f"{user}\n" for user in films.users[::-1]))
     out = tmp_path / "l.csv"
-    arguments = ("recommend", films.folder, "--users", tmp_path / "u.txt", "-o", out, "-k", 400, "--threads", 1)
+    arguments = ("recommend", films.folder, "--users", tmp_path / "u.txt", "-o", out, "-k", 150, "--threads", 1)
     command = [sys.executable, "-m", "apps.recsys", *map(str, arguments), "-q"]
     with subprocess.Popen(command, start_new_session=True) as process:
         wait_until(lambda: len(list(tmp_path.glob(".l.csv.parts/users-*"))) > 2, seconds=120, alive=process)
@@ -242,16 +251,21 @@ def test_a_killed_run_continues(films: Model, run: Run, tmp_path: Path) -> None:
         scores = films.scores(films.history(user), films.recommender.history.values(row))
         scores[films.history(user)] = -np.inf
         ours = [float(one[3]) for one in rows if int(one[0]) == user]
-        np.testing.assert_allclose(ours, np.sort(scores)[::-1][:400], atol=1e-5)
+        np.testing.assert_allclose(ours, np.sort(scores)[::-1][:150], atol=1e-5)
 
 
 def test_what_cannot_be_answered(artists: Model, run: Run, tmp_path: Path) -> None:
+    """The first from the command line, as one line."""
     (tmp_path / "u.txt").write_text(f"{artists.users[0]}\nnobody\n")
     (tmp_path / "h.txt").write_text(f"{artists.items[0]},nothing\n")
     (tmp_path / "none.txt").write_text("\n \n")
     out = tmp_path / "l.parquet"
+    first = ("--users", tmp_path / "u.txt", "-o", out, "--strict")
+    done = run("apps.recsys", "recommend", artists.folder, *first)
+    assert (done.code, done.out, done.err.count("\n")) == (4, "", 1), done.err
+    says(done.err, "--users", "1 of 2", "'nobody'")
     for options, code, facts in (
-        (("--users", tmp_path / "u.txt", "-o", out, "--strict"), 4, ("--users", "1 of 2", "'nobody'")),
+        (first, 4, ("--users", "1 of 2", "'nobody'")),
         (("--histories", tmp_path / "h.txt", "-o", out, "--strict"), 4, ("--histories", "1 of 2", "'nothing'")),
         (("--history-file", tmp_path / "u.txt", "--strict"), 4, ("history", "'nobody'")),
         (("--user", "nobody", "--strict"), 4, ("user 'nobody'",)),
@@ -267,9 +281,9 @@ def test_what_cannot_be_answered(artists: Model, run: Run, tmp_path: Path) -> No
         (("--user", "1", "--candidates", "x", "--only", "2"), 2, ("--candidates", "--only")),
         (("--users", tmp_path / "u.txt", "-o", tmp_path / "l.xlsx"), 2, (".csv", ".jsonl", ".parquet")),
     ):
-        done = run("apps.recsys", "recommend", artists.folder, *options)
-        assert (done.code, done.out, done.err.count("\n")) == (code, "", 1), (options, done.err)
-        says(done.err, *facts)
+        with refused(BadInput if code == EXIT_BAD_INPUT else UsageError, *facts) as caught:
+            in_process.done("recommend", artists.folder, *options)
+        assert "\n" not in str(caught.value)
     assert not out.exists() and not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
 
 

@@ -7,8 +7,10 @@ from typing import Any
 import pytest
 
 from common.compression.layouts import layout
+from common.errors import BadInput, UsageError
+from tests.apps.recsys import in_process
 from tests.apps.recsys.conftest import Trained
-from tests.messages import says
+from tests.messages import refused, says
 from tests.precision import AVX2
 from tests.promise import predicted_closely
 from tests.schemas import read_manifest
@@ -30,15 +32,14 @@ def test_train_evaluate_recommend(trained: Trained, run: Run, tmp_path: Path) ->
     assert sorted(path.name for path in model.glob("*valid*")) == [] and not (model / ".training").exists()
     metrics = done.record["results"]["metrics"]
     assert metrics["ndcg@10"] > 0.3  # popularity reaches 0.2
-    again = run("apps.recsys", "evaluate", model, "--memory", "200MiB", "--json")
-    assert again.record["results"]["metrics"] == pytest.approx(metrics)
-    shown = run("apps.recsys", "recommend", model, "--history", "0,8,16", "-k", 5, "--json")
-    scores = [item["score"] for item in shown.record["results"]["items"]]
+    assert in_process.done("evaluate", model)[0]["metrics"] == pytest.approx(metrics)
+    shown, _ = in_process.done("recommend", model, "--history", "0,8,16", "-k", 5, "--json")
+    scores = [item["score"] for item in shown["items"]]
     assert len(scores) == 5 and scores == sorted(scores, reverse=True) and all(-1 <= score <= 1 for score in scores)
 
 
-def test_its_options_are_checked(trained: Trained, run: Run, tmp_path: Path) -> None:
-    command = ("apps.recsys", "train", trained.interactions, "-o", tmp_path / "model")
+def test_its_options_are_checked(trained: Trained, tmp_path: Path) -> None:
+    command = ("train", trained.interactions, "-o", tmp_path / "model")
     for options, facts in (
         (("--loss", "ccl"), ("--loss", "--model embedding")),
         (("--model", "embedding", "--set", "tables=3"), ("tables", 1, 2)),
@@ -48,9 +49,8 @@ def test_its_options_are_checked(trained: Trained, run: Run, tmp_path: Path) -> 
         (("--model", "embedding", "--table", "hash", "--set", "row_bytes=0"), ("row_bytes", 1)),
         ((*SMALL, "--table", "int8", "--memory", "600MiB", "--resume"), (tmp_path / "model", "resume")),
     ):
-        done = run(*command, *options)
-        assert done.code == (4 if "--resume" in options else 2), (options, done.err)
-        says(done.err, *facts)
+        with refused(BadInput if "--resume" in options else UsageError, *facts):
+            in_process.done(*command, *options)
         assert not (tmp_path / "model").exists()
 
 
@@ -83,5 +83,4 @@ def test_a_made_table_is_as_large_as_planned_and_the_same_each_time(trained: Tra
         assert (terms["tables"], terms["optimizer state"]) == (made.weights, made.optimizer)
         found.append((model / "weights.safetensors").read_bytes())
     assert found[0] == found[1]
-    shown = run("apps.recsys", "recommend", model, "--history", "0,8,16", "-k", 5, "--json")
-    assert len(shown.record["results"]["items"]) == 5
+    assert len(in_process.done("recommend", model, "--history", "0,8,16", "-k", 5, "--json")[0]["items"]) == 5

@@ -12,6 +12,7 @@ from apps.recsys.models import weights
 from apps.recsys.models.old_names import renamed_pairs
 from common.errors import UsageError
 from common.files import sha256
+from tests.apps.recsys import in_process
 from tests.apps.recsys.asked import train_request
 from tests.apps.recsys.conftest import Trained
 from tests.messages import refused, says
@@ -83,19 +84,25 @@ def aged(model: Path, copy: Path, hyper: dict[str, str], tensors: dict[str, str]
     ],
 )
 def test_an_old_model_folder_answers_as_before(
-    trained: Trained, run: Run, tmp_path: Path, options: tuple[Any, ...], hyper: dict[str, str], tensors: dict[str, str]
+    trained: Trained,
+    run: Run,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    options: tuple[Any, ...],
+    hyper: dict[str, str],
+    tensors: dict[str, str],
 ) -> None:
     model, old = tmp_path / "model", tmp_path / "old"
-    assert run("apps.recsys", "train", trained.interactions, "-o", model, *options, *SMALL).code == 0
+    in_process.done("train", trained.interactions, "-o", model, *options, *SMALL)
     aged(model, old, hyper, tensors)
     assert hyper.values() & json.loads((old / "model.json").read_text())["hyper"].keys()
-    answers = []
-    for folder in (model, old):
-        done = run("apps.recsys", "recommend", folder, "--history", "0,8,16", "-k", 4, "--memory", "400MiB", "--json")
-        assert done.code == 0, done.err
-        answers.append(done)
-    assert answers[0].record["results"] == answers[1].record["results"]
-    notes = [[line for line in done.err.splitlines() if "older version" in line] for done in answers]
-    assert notes[0] == [] and len(notes[1]) == 1
-    says(notes[1][0], *(f"{new}=" for new in hyper if new in ("frequency_scaling", "user_vectors")))
+    command = ("--history", "0,8,16", "-k", 4, "--memory", "400MiB", "--json")
+    caplog.clear()
+    answer, lines = in_process.done("recommend", model, *command)
+    assert "older version" not in caplog.text + "".join(lines)
+    done = run("apps.recsys", "recommend", old, *command)
+    assert done.code == 0, done.err
+    assert done.record["results"] == answer
+    (note,) = (line for line in done.err.splitlines() if "older version" in line)
+    says(note, *(f"{new}=" for new in hyper if new in ("frequency_scaling", "user_vectors")))
     assert run("apps.recsys", "inspect", old).code == 0

@@ -16,6 +16,7 @@ from apps.recsys.models.scan.choice import Choice, choice_bytes
 from apps.recsys.planning.service.workload import KEPT
 from apps.recsys.serving.service import RecommenderService
 from common.errors import UsageError
+from tests.apps.recsys import in_process
 from tests.apps.recsys.running import serving
 from tests.machine import patience
 from tests.messages import refused
@@ -63,11 +64,10 @@ def test_its_codes_are_part_of_the_model(large: Path) -> None:
     assert made["files"][stored.CODES]["bytes"] > ITEMS * 8
 
 
-def test_a_smaller_model_in_its_place_has_no_codes(large: Path, run: Callable[..., Any], tmp_path: Path) -> None:
+def test_a_smaller_model_in_its_place_has_no_codes(large: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(large, tmp_path / "model")
     (tmp_path / "few.csv").write_text("user,item\n" + "".join(f"{n % 9},{n % 7}\n" for n in range(60)))
-    done = run("apps.recsys", "train", tmp_path / "few.csv", "-o", copy, "--model", "ials", "--factors", 4, "-q")
-    assert done.code == 0, done.err
+    in_process.done("train", tmp_path / "few.csv", "-o", copy, "--model", "ials", "--factors", 4)
     assert not stored.is_there(load_manifest(copy)) and not [*copy.glob("scan.*")]
 
 

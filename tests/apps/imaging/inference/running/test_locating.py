@@ -12,16 +12,18 @@ import pytest
 
 from apps.imaging.inference.focus import Unsure
 from apps.imaging.inference.running import several
+from common.errors import UsageError
 from tests.apps.imaging import bundle_folder
 from tests.apps.imaging.helpers import output_file, random_model, read_labels, write_nifti
-from tests.messages import says
+from tests.apps.imaging.in_process import done
+from tests.messages import refused, says
 from tests.promise import kept
 
 MODULE = "apps.imaging"
 
 
 @pytest.fixture(scope="module")
-def hippocampus(run: Any, dataset: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, ...]:
+def hippocampus(dataset: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, ...]:
     """A real image on a larger grid of its own noise, the options of all commands, and the labels of the whole."""
     import nibabel as nib
 
@@ -30,9 +32,8 @@ def hippocampus(run: Any, dataset: Callable[[str], Path], tmp_path_factory: pyte
     values = np.asarray(whole.dataobj)
     around = np.pad(values, ((12, 12), (4, 4), (12, 12)), "reflect")
     image = write_nifti(folder / "image.nii.gz", np.ascontiguousarray(around), whole.affine)
-    options = [MODULE, "infer", image, "-m", "hippocampus", "--tile", "16,16,16", "--engine", "openvino", "--json"]
-    done = run(*options, "-o", folder / "whole", "--memory", "1GiB")
-    assert done.code == 0, done.err
+    options = ["infer", image, "-m", "hippocampus", "--tile", "16,16,16", "--engine", "openvino", "--overlap", "0.25"]
+    done(*options, "-o", folder / "whole")
     labels = read_labels(output_file(folder / "whole"))
     assert len(np.unique(labels)) == 3
     return options, labels
@@ -42,19 +43,18 @@ def test_labels_are_those_of_the_whole_image(run: Any, hippocampus: Any, tmp_pat
     """The same model finds the box, so that everything is inside it."""
     options, _ = hippocampus
     words = ["--crop-model", "hippocampus", "--crop-margin", "4", "--remove-small", "0.05", "--preview", "--statistics"]
-    whole = run(*options, *words[4:], "-o", tmp_path / "whole", "--memory", "1GiB")
-    done = run(*options, *words, "-o", tmp_path / "out", "--memory", "1GiB")
-    assert done.code == whole.code == 0, done.err + whole.err
-    kept(done.record)
-    assert "unsure" not in done.err
+    done(*options, *words[4:], "-o", tmp_path / "whole")
+    given = run(MODULE, *options, *words, "-o", tmp_path / "out", "--memory", "1GiB", "--json")
+    assert given.code == 0, given.err
+    kept(given.record)
+    assert "unsure" not in given.err
     expected = read_labels(output_file(tmp_path / "whole"))
     np.testing.assert_array_equal(read_labels(output_file(tmp_path / "out")), expected)
     tables = [json.loads(output_file(tmp_path / name, ending=".json").read_text()) for name in ("out", "whole")]
     assert tables[0] == tables[1]
-    again = run(*options, *words, "-o", tmp_path / "out", "--memory", "1GiB")
-    assert again.code == 0 and again.record["results"]["studies"][0]["status"] == "skipped"
-    other = run(*options, *words, "--crop-margin", "5", "-o", tmp_path / "out", "--memory", "1GiB")
-    assert other.code == 0 and other.record["results"]["studies"][0]["status"] == "done"
+    for margin, status in (("4", "skipped"), ("5", "done")):
+        results, _ = done(*options, *words, "--crop-margin", margin, "-o", tmp_path / "out")
+        assert results["studies"][0]["status"] == status
 
 
 def test_several_models_look_in_the_box_of_one_coarse_pass(run: Any, hippocampus: Any, tmp_path: Path) -> None:
@@ -63,31 +63,29 @@ def test_several_models_look_in_the_box_of_one_coarse_pass(run: Any, hippocampus
     (tmp_path / "map.json").write_text(json.dumps({"classes": entries, "overlap": "later"}))
     words = ["-m", "hippocampus", "--labels", tmp_path / "map.json"]
     words += ["--crop-model", "hippocampus", "--crop-margin", "4"]
-    done = run(*options, *words, "-o", tmp_path / "out", "--memory", "1GiB")
-    assert done.code == 0, done.err
-    kept(done.record)
-    assert "unsure" not in done.err and done.err.count("coarse") <= 1
+    given = run(MODULE, *options, *words, "-o", tmp_path / "out", "--memory", "1GiB", "--json")
+    assert given.code == 0, given.err
+    kept(given.record)
+    assert "unsure" not in given.err and given.err.count("coarse") <= 1
     np.testing.assert_array_equal(read_labels(output_file(tmp_path / "out")), labels)
 
 
-def test_a_box_that_cuts_what_is_found_is_not_used(run: Any, hippocampus: Any, tmp_path: Path) -> None:
+def test_a_box_that_cuts_what_is_found_is_not_used(hippocampus: Any, tmp_path: Path) -> None:
     options, labels = hippocampus
     words = ["--crop-model", "hippocampus", "--crop-margin", "0"]
-    done = run(*options, *words, "-o", tmp_path / "out", "--memory", "1GiB")
-    assert done.code == 0, done.err
-    says(done.err, "unsure", "cuts through", "the whole image is segmented")
+    _, lines = done(*options, *words, "-o", tmp_path / "out")
+    says("\n".join(lines), "unsure", "cuts through", "the whole image is segmented")
     np.testing.assert_array_equal(read_labels(output_file(tmp_path / "out")), labels)
 
 
-def test_a_coarse_pass_that_finds_nothing_is_unsure(run: Any, hippocampus: Any, tmp_path: Path) -> None:
+def test_a_coarse_pass_that_finds_nothing_is_unsure(hippocampus: Any, tmp_path: Path) -> None:
     options, _ = hippocampus
     image = write_nifti(tmp_path / "flat.nii.gz", np.zeros((40, 40, 40), np.int16))
-    words = [*options[:2], image, *options[3:], "--memory", "1GiB"]
-    done = run(*words, "--crop-first", "-o", tmp_path / "out")
-    whole = run(*words, "-o", tmp_path / "whole")
-    assert done.code == whole.code == 0, done.err
+    words = [options[0], image, *options[2:]]
+    _, lines = done(*words, "--crop-first", "-o", tmp_path / "out")
+    done(*words, "-o", tmp_path / "whole")
     expected = read_labels(output_file(tmp_path / "whole"))
-    assert "unsure" in done.err or expected.any()
+    assert "unsure" in "\n".join(lines) or expected.any()
     np.testing.assert_array_equal(read_labels(output_file(tmp_path / "out")), expected)
 
 
@@ -115,7 +113,7 @@ def test_an_unsure_pass_runs_once_and_keeps_no_network(monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize("case", ["probabilities", "bits", "spacing"])
-def test_what_it_is_not_for_is_refused(run: Any, tmp_path: Path, case: str) -> None:
+def test_what_it_is_not_for_is_refused(tmp_path: Path, case: str) -> None:
     image, model = write_nifti(tmp_path / "image.nii.gz", np.ones((24, 24, 24), np.int16)), tmp_path / "model"
     options: list[object] = ["--crop-first"]
     if case == "bits":
@@ -126,5 +124,6 @@ def test_what_it_is_not_for_is_refused(run: Any, tmp_path: Path, case: str) -> N
     else:
         random_model(model)
     options += ["--probabilities"] if case == "probabilities" else []
-    done = run(MODULE, "infer", image, "-m", model, "-o", tmp_path / "out", *options)
-    assert done.code == 2 and "--crop-first" in done.err and not (tmp_path / "out").exists(), done.err
+    with refused(UsageError, "--crop-first"):
+        done("infer", image, "-m", model, "-o", tmp_path / "out", *options)
+    assert not (tmp_path / "out").exists()

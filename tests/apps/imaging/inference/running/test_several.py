@@ -12,9 +12,12 @@ import numpy as np
 import pytest
 
 from apps.imaging.bench.peers import nnunet_folder
+from common.errors import BadInput, UsageError
 from tests.apps.imaging.dicom_files import WHOLE, series
 from tests.apps.imaging.helpers import output_file, random_model, read_labels, write_nifti
+from tests.apps.imaging.in_process import done
 from tests.machine import wait_until
+from tests.messages import refused
 from tests.promise import kept
 
 pytest.importorskip("dynamic_network_architectures")
@@ -64,12 +67,11 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def expected(run: Any, world: Path) -> np.ndarray:
+def expected(world: Path) -> np.ndarray:
     """Each model alone, merged."""
     alone = []
     for name in ("bones", "organs", "own"):
-        done = run(MODULE, "infer", world / "image.nii.gz", "-m", world / name, "-o", world / f"out-{name}")
-        assert done.code == 0, done.err
+        done("infer", world / "image.nii.gz", "-m", world / name, "-o", world / f"out-{name}")
         alone.append(read_labels(output_file(world / f"out-{name}")))
     result = merged(list(zip(alone, ({2: 5}, {1: 300, 3: 7}, {1: 9}), strict=True)))
     assert sorted(np.unique(result)) == [0, 5, 7, 9, 300]
@@ -86,9 +88,9 @@ def words(world: Path, out: Path) -> list[Any]:
 def test_labels_are_those_of_each_model_alone(
     run: Any, world: Path, expected: np.ndarray, tmp_path: Path, engine: str
 ) -> None:
-    done = run(*words(world, tmp_path / "out"), "--statistics", "--preview", "--engine", engine)
-    assert done.code == 0, done.err
-    kept(done.record)
+    given = run(*words(world, tmp_path / "out"), "--statistics", "--preview", "--engine", engine)
+    assert given.code == 0, given.err
+    kept(given.record)
     found = read_labels(output_file(tmp_path / "out"))
     assert found.dtype == np.uint16
     different = found != expected
@@ -97,26 +99,25 @@ def test_labels_are_those_of_each_model_alone(
     assert [(row["value"], row["name"]) for row in rows] == [(5, "femur"), (300, "liver"), (7, "spleen"), (9, "rest")]
     assert [row["voxels"] for row in rows] == [int((found == row["value"]).sum()) for row in rows]
     assert sorted(path.name for path in (tmp_path / "out").iterdir() if path.name.startswith(".")) == []
-    again = run(*words(world, tmp_path / "out"), "--statistics", "--preview", "--engine", engine)
-    assert again.record["results"]["studies"][0]["status"] == "skipped"
+    again, _ = done(*words(world, tmp_path / "out")[1:], "--statistics", "--preview", "--engine", engine)
+    assert again["studies"][0]["status"] == "skipped"
 
 
 def test_a_subset_runs_only_the_networks_that_have_it(
     run: Any, world: Path, expected: np.ndarray, tmp_path: Path
 ) -> None:
-    done = run(*words(world, tmp_path / "out"), "--roi-subset", "rest", "--split-classes")
-    assert done.code == 0, done.err
+    given = run(*words(world, tmp_path / "out"), "--roi-subset", "rest", "--split-classes")
+    assert given.code == 0, given.err
     np.testing.assert_array_equal(read_labels(tmp_path / "out" / "image-rest.nii.gz"), expected == 9)
-    assert done.record["plan"]["knobs"]["networks"] == 1
+    assert given.record["plan"]["knobs"]["networks"] == 1
 
 
-def test_one_model_may_have_a_map_too(run: Any, world: Path, tmp_path: Path) -> None:
+def test_one_model_may_have_a_map_too(world: Path, tmp_path: Path) -> None:
     write_map(tmp_path / "one.json", entry(2, "thigh", 1, "class 1"))
-    done = run(
-        MODULE, "infer", world / "image.nii.gz", "-m", world / "bones", "--labels", tmp_path / "one.json", "-o",
+    done(
+        "infer", world / "image.nii.gz", "-m", world / "bones", "--labels", tmp_path / "one.json", "-o",
         tmp_path / "out", "--tile", "8,16,8",
     )  # fmt: skip
-    assert done.code == 0, done.err
     assert set(np.unique(read_labels(output_file(tmp_path / "out")))) == {0, 2}
 
 
@@ -125,9 +126,9 @@ def test_a_seg_of_all_models(run: Any, world: Path, tmp_path: Path) -> None:
     series(tmp_path / "ct", plane=(24, 20), count=10, **WHOLE)
     command = words(world, tmp_path / "out")
     command[2] = tmp_path / "ct"
-    done = run(*command, "--output-type", "nifti,dicom-seg", "--remove-small", "0.02")
-    assert done.code == 0, done.err
-    kept(done.record)
+    given = run(*command, "--output-type", "nifti,dicom-seg", "--remove-small", "0.02")
+    assert given.code == 0, given.err
+    kept(given.record)
     written = highdicom.seg.segread(output_file(tmp_path / "out", ending=".seg.dcm"))
     assert [one.SegmentLabel for one in written.SegmentSequence] == ["femur", "liver", "spleen", "rest"]
     assert read_labels(output_file(tmp_path / "out")).any()
@@ -136,9 +137,9 @@ def test_a_seg_of_all_models(run: Any, world: Path, tmp_path: Path) -> None:
 def test_the_smallest_ceiling_is_that_of_the_largest_network(
     run: Any, world: Path, expected: np.ndarray, tmp_path: Path
 ) -> None:
-    done = run(*words(world, tmp_path / "out"), "--memory", "100MiB", "--dry-run")
-    assert done.code == 3, done.err
-    needed = done.record["smallest_feasible_bytes"]
+    refusal = run(*words(world, tmp_path / "out"), "--memory", "100MiB", "--dry-run")
+    assert refusal.code == 3, refusal.err
+    needed = refusal.record["smallest_feasible_bytes"]
     again = run(*words(world, tmp_path / "out"), "--memory", needed)
     assert again.code == 0, again.err
     kept(again.record)
@@ -157,20 +158,19 @@ def test_a_killed_run_resumes_after_the_last_network(world: Path, expected: np.n
     wait_until((out / ".image.merging.json").exists, seconds=120, alive=process)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    done = json.loads((out / ".image.merging.json").read_text())["done"]
+    finished = json.loads((out / ".image.merging.json").read_text())["done"]
     again = subprocess.run(command, capture_output=True, text=True, check=True)
     opened = [one["name"] for one in json.loads(again.stdout)["measured"]["phases"]].count("open")
-    assert done >= 1 and opened <= 3 - done
+    assert finished >= 1 and opened <= 3 - finished
     np.testing.assert_array_equal(read_labels(output_file(out)), expected)
     assert not list(out.glob(".image*"))
 
 
-def test_what_killed_runs_left_is_removed_by_the_next_one_that_ends(run: Any, world: Path, tmp_path: Path) -> None:
+def test_what_killed_runs_left_is_removed_by_the_next_one_that_ends(world: Path, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     for name in (".another.merging", ".another.merging.json", ".another.merging-stage", ".kept.nii.gz"):
         (tmp_path / "out" / name).write_bytes(b"of a run that was killed")
-    done = run(MODULE, "infer", world / "image.nii.gz", "-m", world / "own", "-o", tmp_path / "out")
-    assert done.code == 0, done.err
+    done("infer", world / "image.nii.gz", "-m", world / "own", "-o", tmp_path / "out")
     assert [path.name for path in (tmp_path / "out").glob(".*")] == [".kept.nii.gz"]
 
 
@@ -188,23 +188,24 @@ def test_what_killed_runs_left_is_removed_by_the_next_one_that_ends(run: Any, wo
     ],
 )
 def test_a_map_that_does_not_fit_the_models_is_refused(
-    run: Any, world: Path, tmp_path: Path, entries: list[dict[str, Any]], fact: str
+    world: Path, tmp_path: Path, entries: list[dict[str, Any]], fact: str
 ) -> None:
     path = write_map(tmp_path / "map.json", *entries)
-    done = run(MODULE, "infer", world / "image.nii.gz", "-m", world / "bones", "-m", world / "organs", "--labels",
-               path, "-o", tmp_path / "out")  # fmt: skip
-    assert done.code == 4 and fact in done.err and len(done.err.strip().splitlines()) == 1, done.err
+    models = ("-m", world / "bones", "-m", world / "organs")
+    with pytest.raises(BadInput) as caught:
+        done("infer", world / "image.nii.gz", *models, "--labels", path, "-o", tmp_path / "out")
+    assert fact in str(caught.value) and "\n" not in str(caught.value)
     assert not (tmp_path / "out").exists()
 
 
-def test_models_that_take_other_channels_are_refused(run: Any, world: Path, tmp_path: Path) -> None:
+def test_models_that_take_other_channels_are_refused(world: Path, tmp_path: Path) -> None:
     nnunet_folder.write(tmp_path / "two", channels=2)
     path = write_map(tmp_path / "map.json", entry(1, "a", "bones", 1), entry(2, "b", "two", 1))
-    words = (MODULE, "infer", world / "image.nii.gz", "-m", world / "bones", "-m", tmp_path / "two")
-    done = run(*words, "--labels", path, "-o", tmp_path / "out")
-    assert done.code == 4 and "takes 2 channels" in done.err and "takes 1" in done.err
-    done = run(*words, "-o", tmp_path / "out")
-    assert done.code == 2 and "--labels" in done.err
+    words = ("infer", world / "image.nii.gz", "-m", world / "bones", "-m", tmp_path / "two")
+    with refused(BadInput, "takes 2 channels", "takes 1"):
+        done(*words, "--labels", path, "-o", tmp_path / "out")
+    with refused(UsageError, "--labels"):
+        done(*words, "-o", tmp_path / "out")
 
 
 def results(folder: Path, datasets: dict[str, int], **changes: Any) -> Path:
@@ -229,14 +230,13 @@ def test_a_folder_of_results_is_read_as_one_model(run: Any, tmp_path: Path) -> N
     place = results(tmp_path / "results", PARTS, **small)
     values = np.random.default_rng(1).normal(100, 20, (20, 18, 16)).astype(np.int16)
     image = write_nifti(tmp_path / "image.nii.gz", values, np.diag([1.5, 1.5, 1.5, 1.0]))
-    done = run(MODULE, "infer", image, "-m", place, "--task", "total", "-o", tmp_path / "out", "--json")
-    assert done.code == 0, done.err
-    kept(done.record)
+    given = run(MODULE, "infer", image, "-m", place, "--task", "total", "-o", tmp_path / "out", "--json")
+    assert given.code == 0, given.err
+    kept(given.record)
     alone, table = [], 0
     for number, (name, classes) in enumerate(PARTS.items()):
         (model,) = (place / name).iterdir()
-        one = run(MODULE, "infer", image, "-m", model, "-o", tmp_path / str(number))
-        assert one.code == 0, one.err
+        done("infer", image, "-m", model, "-o", tmp_path / str(number))
         alone.append((read_labels(output_file(tmp_path / str(number))), {k: table + k for k in range(1, classes + 1)}))
         table += classes
     assert table == 117
@@ -244,34 +244,35 @@ def test_a_folder_of_results_is_read_as_one_model(run: Any, tmp_path: Path) -> N
     np.testing.assert_array_equal(found, merged(alone))
     # Images are turned to the patient's axes, whatever the reader of the plans.
     turned = write_nifti(tmp_path / "turned.nii.gz", values[::-1].copy(), np.diag([-1.5, 1.5, 1.5, 1.0]))
-    done = run(MODULE, "infer", turned, "-m", place, "--task", "total", "-o", tmp_path / "turned")
-    assert done.code == 0, done.err
+    done("infer", turned, "-m", place, "--task", "total", "-o", tmp_path / "turned")
     np.testing.assert_array_equal(read_labels(output_file(tmp_path / "turned"))[::-1], found)
 
 
-def test_the_coarse_network_of_a_task_and_what_is_missing(run: Any, tmp_path: Path) -> None:
+def test_the_coarse_network_of_a_task_and_what_is_missing(tmp_path: Path) -> None:
     fast = {"Dataset297_TotalSegmentator_total_3mm_1559subj": 117}
     small = {"patch_size": [16, 16, 16], "spacing": [3.0, 3.0, 3.0]}
     place = results(tmp_path / "results", fast, **small)
     values = np.random.default_rng(1).normal(100, 20, (24, 24, 20)).astype(np.int16)
     image = write_nifti(tmp_path / "image.nii.gz", values, np.diag([1.5, 1.5, 1.5, 1.0]))
-    words = (MODULE, "infer", image, "-m", place, "-o", tmp_path / "out")
-    done = run(*words, "--task", "total", "--fast", "--json")
-    assert done.code == 0, done.err
+    words = ("infer", image, "-m", place, "-o", tmp_path / "out")
+    done(*words, "--task", "total", "--fast")
     (model,) = (place / next(iter(fast))).iterdir()
-    one = run(MODULE, "infer", image, "-m", model, "-o", tmp_path / "one")
-    assert one.code == 0, one.err
+    done("infer", image, "-m", model, "-o", tmp_path / "one")
     np.testing.assert_array_equal(
         read_labels(output_file(tmp_path / "out")), read_labels(output_file(tmp_path / "one"))
     )
-    for options, code, fact in (
-        (("--task", "total"), 4, "no trained model of Dataset291, Dataset292, Dataset293, Dataset294, Dataset295"),
-        ((), 4, "--task total"),
-        (("--task", "total", "--fast", "--folds", "3"), 2, "--folds 3"),
-        (("--task", "total", "--labels", "map.json"), 2, "--task total"),
+    for options, error, fact in (
+        (
+            ("--task", "total"),
+            BadInput,
+            "model of Dataset291, Dataset292, Dataset293, Dataset294, Dataset295",
+        ),
+        ((), BadInput, "--task total"),
+        (("--task", "total", "--fast", "--folds", "3"), UsageError, "--folds 3"),
+        (("--task", "total", "--labels", "map.json"), UsageError, "--task total"),
     ):
-        done = run(*words, *options)
-        assert done.code == code and fact in done.err, done.err
+        with refused(error, fact):
+            done(*words, *options)
     (model / "fold_0" / "checkpoint_final.pth").unlink()
-    done = run(*words, "--task", "total", "--fast")
-    assert done.code == 4 and "no fold has a checkpoint_final.pth" in done.err
+    with refused(BadInput, "no fold has a checkpoint_final.pth"):
+        done(*words, "--task", "total", "--fast")

@@ -1,7 +1,5 @@
 """Probabilities: those of MONAI's and PyTorch's own softmax and sigmoid, within half a step of the whole numbers."""
 
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,13 +9,14 @@ import numpy as np
 import pytest
 
 from apps.imaging.bench.peers import nnunet_folder
+from common.errors import UsageError
 from tests.apps.imaging import bundle_folder
 from tests.apps.imaging.bundle_folder import INVERT, RANGE, SIGMOID, SOFTMAX, THRESHOLD, spaced
 from tests.apps.imaging.helpers import random_model, read_labels, write_nifti
-from tests.machine import patience
+from tests.apps.imaging.in_process import done
+from tests.messages import refused
 from tests.promise import kept
 
-MODULE = "apps.imaging"
 REGIONS = ["core", "whole", "enhancing one"]
 CROP = {"_target_": "CropForegroundd", "source_key": "@image_key"}
 ARGMAX = {"_target_": "AsDiscreted", "argmax": True}
@@ -48,8 +47,7 @@ def bundles(dataset: Callable[[str], Path], tmp_path_factory: pytest.TempPathFac
         bundle_folder.write(folder / name, **changes)
         after = tuple(one for one in changes["after"] if one not in (ARGMAX, THRESHOLD))
         undecided.append(bundle_folder.write(folder / f"{name}-undecided", **{**changes, "after": after}))
-    command = [sys.executable, "-W", "ignore", "-m", "tests.apps.imaging.bundle_folder", image, *undecided]
-    subprocess.run(list(map(str, command)), check=True, capture_output=True, timeout=patience(300))
+    bundle_folder.with_monai(image, *undecided)
     return folder
 
 
@@ -57,16 +55,20 @@ def bundles(dataset: Callable[[str], Path], tmp_path_factory: pytest.TempPathFac
 def test_probabilities_are_those_of_monai(run: Any, bundles: Path, tmp_path: Path, name: str) -> None:
     options = ["--probabilities", "uint16"] if name == "softmax" else ["--probabilities"]
     steps = 65535 if name == "softmax" else 255
-    done = run(MODULE, "infer", bundles / "image.nii.gz", "-m", bundles / name, "-o", tmp_path, "--json", *options)
-    assert done.code == 0, done.err
-    kept(done.record)
+    words = ("infer", bundles / "image.nii.gz", "-m", bundles / name, "-o", tmp_path, *options)
+    if name == "sigmoid":
+        done(*words)
+    else:
+        given = run("apps.imaging", *words, "--json")
+        assert given.code == 0, given.err
+        kept(given.record)
     expected = np.load(bundles / f"{name}-undecided" / "expected.npy")
     found = written(tmp_path / "image-probabilities.nii.gz")
     assert found.shape == expected.shape and expected.max(axis=0).min() < 0.9
     assert np.abs(found - expected).max() <= 0.5 / steps + 2e-4  # the engines' own rounding
 
 
-def test_of_a_model_of_ours_by_tiles_and_for_some_classes(run: Any, tmp_path: Path) -> None:
+def test_of_a_model_of_ours_by_tiles_and_for_some_classes(tmp_path: Path) -> None:
     import torch
     from monai.inferers import sliding_window_inference
 
@@ -74,9 +76,8 @@ def test_of_a_model_of_ours_by_tiles_and_for_some_classes(run: Any, tmp_path: Pa
     values = np.random.default_rng(0).normal(0, 1, (40, 37, 29)).astype(np.float32)
     affine = np.diag([-1.0, 1.0, 1.0, 1.0])
     image = write_nifti(tmp_path / "image.nii.gz", values, affine)
-    words = (MODULE, "infer", image, "-m", tmp_path / "model", "-o", tmp_path / "out", "--probabilities", "uint16")
-    done = run(*words, "--roi-subset", "class 1,class 3", "--split-classes", "--memory", "1GiB")
-    assert done.code == 0, done.err
+    words = ("infer", image, "-m", tmp_path / "model", "-o", tmp_path / "out", "--probabilities", "uint16")
+    done(*words, "--roi-subset", "class 1,class 3", "--split-classes")
     tensor = torch.from_numpy(values[None, None, ::-1].copy())
     with torch.inference_mode():
         logits = sliding_window_inference(tensor, (16, 24, 16), 1, network, overlap=0.5, mode="gaussian")[0]
@@ -87,14 +88,13 @@ def test_of_a_model_of_ours_by_tiles_and_for_some_classes(run: Any, tmp_path: Pa
     assert b'"name": "class 3"' in file.header.extensions[0].get_content()
 
 
-def test_around_the_box_of_nnunet_background_is_certain(run: Any, tmp_path: Path) -> None:
+def test_around_the_box_of_nnunet_background_is_certain(tmp_path: Path) -> None:
     pytest.importorskip("dynamic_network_architectures")
     nnunet_folder.write(tmp_path / "model", seeds=(0,), scaled=True)
     values = np.random.default_rng(1).normal(100, 20, (40, 36, 14)).astype(np.int16)
     values[:7] = values[:, -5:] = values[..., :2] = values[..., -3:] = 0
     image = write_nifti(tmp_path / "image.nii.gz", values, np.diag([0.9, 0.8, 3.0, 1.0]))
-    done = run(MODULE, "infer", image, "-m", tmp_path / "model", "-o", tmp_path / "out", "--probabilities", "uint16")
-    assert done.code == 0, done.err
+    done("infer", image, "-m", tmp_path / "model", "-o", tmp_path / "out", "--probabilities", "uint16")
     found = written(tmp_path / "out" / "image-probabilities.nii.gz")
     outside = values == 0
     assert np.abs(found[0, outside] - 1).max() < 1e-6 and (found[1:, outside] == 0).all()
@@ -106,7 +106,7 @@ def test_around_the_box_of_nnunet_background_is_certain(run: Any, tmp_path: Path
 
 
 @pytest.mark.parametrize("case", ["labels", "several", "task"])
-def test_what_has_no_probabilities_is_refused_with_the_reason(run: Any, tmp_path: Path, case: str) -> None:
+def test_what_has_no_probabilities_is_refused_with_the_reason(tmp_path: Path, case: str) -> None:
     image = write_nifti(tmp_path / "image.nii.gz", np.ones((24, 24, 24), np.int16))
     model, reason = tmp_path / "model", "several networks"
     options: list[object] = ["-m", model]
@@ -117,5 +117,6 @@ def test_what_has_no_probabilities_is_refused_with_the_reason(run: Any, tmp_path
         options += ["-m", model, "--labels", tmp_path / "map.json"]
     else:
         options += ["--task", "total"]
-    done = run(MODULE, "infer", image, *options, "-o", tmp_path / "out", "--probabilities")
-    assert done.code == 2 and reason in done.err and not (tmp_path / "out").exists()
+    with refused(UsageError, reason):
+        done("infer", image, *options, "-o", tmp_path / "out", "--probabilities")
+    assert not (tmp_path / "out").exists()

@@ -9,14 +9,18 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from apps.recsys.cli import parser
 from apps.recsys.data.id_table import IdTable
+from common.cli.main import main
 from common.parts import Part
+from tests.apps.recsys import in_process
 from tests.apps.recsys.conftest import Trained
 from tests.messages import says
 from tests.promise import kept
 
 Run = Callable[..., Any]
 PARTS = 3
+SUFFIXES = (".csv", ".jsonl", ".parquet")
 
 
 def read(path: Path) -> pd.DataFrame:
@@ -26,23 +30,34 @@ def read(path: Path) -> pd.DataFrame:
     return frame.sort_values(["user", "rank"]).reset_index(drop=True)
 
 
-def part_files(trained: Trained, folder: Path, suffix: str, run: Run, *options: object) -> list[Path]:
-    """Lists in parts."""
-    files = []
-    for number in range(1, PARTS + 1):
-        words = ("recommend", trained.model, "--all-users", "-o", folder / f"lists{suffix}", *options)
-        done = run("apps.recsys", *words, "--part", f"{number}/{PARTS}", "--json")
-        assert done.code == 0, done.err
-        kept(done.record)
-        files.append(folder / f"lists.{Part(number, PARTS).name}{suffix}")
-    return files
+@pytest.fixture(scope="module")
+def made(trained: Trained, run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with lists in parts in every format, and with those of one process."""
+    folder = tmp_path_factory.mktemp("parts")
+    for suffix in SUFFIXES:
+        whole = ("recommend", trained.model, "--all-users", "-o", folder / f"whole{suffix}")
+        if suffix == ".csv":  # with its record
+            assert run("apps.recsys", *whole, "-q").code == 0
+        else:
+            in_process.done(*whole)
+        for number in range(1, PARTS + 1):
+            words = ("recommend", trained.model, "--all-users", "-o", folder / suffix / f"lists{suffix}")
+            done = run("apps.recsys", *words, "--part", f"{number}/{PARTS}", "--json")
+            assert done.code == 0, done.err
+            kept(done.record)
+    return folder
 
 
-@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
-def test_merged_lists_are_those_of_one_process(trained: Trained, run: Run, tmp_path: Path, suffix: str) -> None:
-    whole, merged = tmp_path / f"whole{suffix}", tmp_path / f"merged{suffix}"
-    assert run("apps.recsys", "recommend", trained.model, "--all-users", "-o", whole, "-q").code == 0
-    files = part_files(trained, tmp_path, suffix, run)
+def part_files(made: Path, folder: Path, suffix: str) -> list[Path]:
+    """Copies of the lists in parts, with their records."""
+    shutil.copytree(made / suffix, folder, dirs_exist_ok=True)
+    return [folder / f"lists.{Part(number, PARTS).name}{suffix}" for number in range(1, PARTS + 1)]
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_merged_lists_are_those_of_one_process(made: Path, run: Run, tmp_path: Path, suffix: str) -> None:
+    whole, merged = made / f"whole{suffix}", tmp_path / f"merged{suffix}"
+    files = part_files(made, tmp_path, suffix)
     done = run("apps.recsys", "merge", *reversed(files), "-o", merged)
     assert done.code == 0, done.err
     says(done.out, merged, f"{len(read(whole)):,} rows", f"{PARTS} parts")
@@ -70,8 +85,8 @@ def test_parts_without_users_are_files_too(trained: Trained, run: Run, tmp_path:
     assert list(read(path).columns) == ["user", "rank", "item", "score"]
 
 
-def test_options_are_the_same_in_all_parts(trained: Trained, run: Run, tmp_path: Path) -> None:
-    files = part_files(trained, tmp_path, ".csv", run)
+def test_options_are_the_same_in_all_parts(trained: Trained, made: Path, run: Run, tmp_path: Path) -> None:
+    files = part_files(made, tmp_path, ".csv")
     words = ("recommend", trained.model, "--all-users", "-o", tmp_path / "lists.csv", "-k", 3)
     assert run("apps.recsys", *words, "--part", f"2/{PARTS}", "-q").code == 0
     done = run("apps.recsys", "merge", *files, "-o", tmp_path / "all.csv")
@@ -79,8 +94,8 @@ def test_options_are_the_same_in_all_parts(trained: Trained, run: Run, tmp_path:
     says(done.err, files[1], "other options", files[0])
 
 
-def test_what_cannot_be_merged_is_one_line(trained: Trained, run: Run, tmp_path: Path) -> None:
-    files = part_files(trained, tmp_path, ".csv", run)
+def test_what_cannot_be_merged_is_one_line(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files = part_files(made, tmp_path, ".csv")
     copy = shutil.copy(files[0], tmp_path / "copy.csv")
     shutil.copy(files[0].with_suffix(".run.json"), tmp_path / "copy.run.json")
     lost = shutil.copy(files[0], tmp_path / "lost.csv")
@@ -92,8 +107,6 @@ def test_what_cannot_be_merged_is_one_line(trained: Trained, run: Run, tmp_path:
     torn = tmp_path / "torn.csv"
     torn.write_bytes(files[2].read_bytes()[:-9])
     shutil.copy(files[2].with_suffix(".run.json"), tmp_path / "torn.run.json")
-    whole = tmp_path / "whole.csv"
-    assert run("apps.recsys", "recommend", trained.model, "--all-users", "-o", whole, "-q").code == 0
     for paths, output, code, facts in (
         (files[:2], "all.csv", 4, ("1 of 3 parts", "missing", 3)),
         ([files[0]], "all.csv", 4, ("2 of 3 parts", "missing", "2, 3")),
@@ -103,15 +116,17 @@ def test_what_cannot_be_merged_is_one_line(trained: Trained, run: Run, tmp_path:
         ([files[0], broken, files[2]], "all.csv", 4, ("broken.run.json", "not the record")),
         ([files[0], killed, files[2]], "all.csv", 4, ("killed.csv", "did not end well")),
         ([*files[:2], torn], "all.csv", 4, ("torn.csv", "bytes")),
-        ([whole], "all.csv", 4, ("whole.csv", "not a part")),
+        ([made / "whole.csv"], "all.csv", 4, ("whole.csv", "not a part")),
         ([tmp_path / "absent.csv"], "all.csv", 4, ("absent.csv", "no such file")),
         (files, "all.parquet", 2, ("-o", "all.parquet", ".csv")),
         (files, files[1].name, 2, ("-o", files[1].name, "one of the parts")),
     ):
         before = files[1].read_bytes()
-        done = run("apps.recsys", "merge", *paths, "-o", tmp_path / output)
-        assert (done.code, done.out, done.err.count("\n")) == (code, "", 1), done.err
-        says(done.err, *facts)
+        words = [str(word) for word in ("merge", *paths, "-o", tmp_path / output)]
+        ended = main(parser(), "apps.recsys", words)  # it starts no process
+        out, err = capsys.readouterr()
+        assert (ended, out, err.count("\n")) == (code, "", 1), err
+        says(err, *facts)
         assert not (tmp_path / "all.csv").exists() and files[1].read_bytes() == before
 
 

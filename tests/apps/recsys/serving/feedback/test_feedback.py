@@ -99,6 +99,18 @@ def test_feedback_counts_at_once_and_as_if_the_model_was_made_with_it(
     assert history.values(0, history.rows).sum() == before.values(0, before.rows).sum() + 3 + 1 + 2 + 1 + 2.5 + 1
 
 
+@pytest.fixture(scope="module")
+def refusing(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[httpx.Client, Path]]:
+    """A client of a server that takes feedback, and the log."""
+    log = tmp_path_factory.mktemp("refused") / "log"
+    with (
+        serving(trained.model, "--feedback", log) as (_, address),
+        httpx.Client(base_url=address, timeout=patience(30)) as client,
+    ):
+        yield client, log
+    assert log.read_text() == ""
+
+
 @pytest.mark.parametrize(
     ("event", "status", "facts"),
     [
@@ -112,13 +124,13 @@ def test_feedback_counts_at_once_and_as_if_the_model_was_made_with_it(
     ],
 )
 def test_bad_events_are_refused_with_all_of_their_request(
-    trained: Trained, tmp_path: Path, asking: Callable[[str], httpx.Client], event: Any, status: int, facts: Any
+    refusing: tuple[httpx.Client, Path], event: Any, status: int, facts: Any
 ) -> None:
-    with serving(trained.model, "--feedback", tmp_path / "log") as (_, address):
-        answer = asking(address).post("/feedback", json={"events": [{"user": "u00003", "item": 8}, event]})
-        assert answer.status_code == status
-        says(answer.json()["detail"], *facts)
-    assert (tmp_path / "log").read_text() == ""
+    client, log = refusing
+    answer = client.post("/feedback", json={"events": [{"user": "u00003", "item": 8}, event]})
+    assert answer.status_code == status
+    says(answer.json()["detail"], *facts)
+    assert log.read_text() == ""
 
 
 def test_a_full_log_and_a_full_disk_stop_feedback_alone(
