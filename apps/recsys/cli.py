@@ -12,7 +12,7 @@ from apps.recsys.evaluation import metrics
 from apps.recsys.models.embedding import embedding_config
 from apps.recsys.planning import model_options
 from apps.recsys.planning.compressing.request import BITS, ROUNDS, CompressRequest
-from apps.recsys.planning.questions.export import IDS, ExportRequest
+from apps.recsys.planning.questions.export import FORMS, IDS, ExportRequest
 from apps.recsys.planning.questions.recommend_requests import RecommendAllRequest, RecommendRequest
 from apps.recsys.planning.requests import PROTOCOLS, EvaluateRequest, SimilarRequest, split_ids
 from apps.recsys.planning.service.limits import EVENTS, MOST_CONNECTIONS
@@ -54,7 +54,7 @@ def parser() -> argparse.ArgumentParser:
     merge.add(commands.add_parser("merge", help="join the lists of all parts of recommend --all-users --part"))
     _similar(commands.add_parser("similar", help="find the items nearest to one, or the users most like one"))
     _inspect(commands.add_parser("inspect", help="describe a model folder and check its digests"))
-    _export(commands.add_parser("export", help="write item vectors and ids, for an index of vectors"))
+    _export(commands.add_parser("export", help="write item vectors and ids for an index, or an ONNX file"))
     _serve(commands.add_parser("serve", help="serve a model over HTTP"))
     _size(commands.add_parser("size", help="say what a model will need, before there is any data"))
     fetch_bench.add_fetch(commands, "recsys")
@@ -158,13 +158,15 @@ def _compress(parser: argparse.ArgumentParser) -> None:
     add("model", type=Path, metavar="MODEL", help=model)
     add("-o", "--output", required=True, type=Path, metavar="OUTPUT", help="the new model, or the new .npz")
     size = parser.add_mutually_exclusive_group(required=True)
-    target = "bytes of an item with its scale; bits are shared out among dimensions by how much scores vary in them"
+    target = "mean bytes of an item with its scale; bits go to dimensions and rows by how much scores vary there"
     size.add_argument("--target-bytes", type=main.positive, metavar="N", help=target)
     bits = "instead: the mean bits of a number, shared out alike"
     size.add_argument("--bits", type=int, choices=BITS, help=bits)
     add("--dimensions", type=main.positive, metavar="D", help="most dimensions (default: all that get a bit)")
     rounds = f"ials: times that users and items are solved again around the codes (default {ROUNDS})"
     add("--rounds", type=_not_negative, metavar="N", help=rounds)
+    scan = "a large catalogue: also write the files by which it is scanned, a byte a number on disk and none in memory"
+    add("--scan", action="store_true", help=scan)
     main.add_common_options(parser)
     command = Command(
         "recsys compress",
@@ -341,9 +343,14 @@ def _size(parser: argparse.ArgumentParser) -> None:
 
 def _export(parser: argparse.ArgumentParser) -> None:
     _model(parser)
-    output = "folder for item_vectors.npy (float32: its product with a user's vector is the score) and the ids"
-    parser.add_argument("-o", "--output", required=True, type=Path, metavar="FOLDER", help=output)
-    ids = "ids.csv (the default) or ids.parquet: row, id, title"
+    form = (
+        "vectors (the default): item_vectors.npy, float32, whose product with a user's vector is the score; onnx: the"
+        " whole way from histories to the best items, for any kind of model"
+    )
+    parser.add_argument("--as", dest="form", choices=FORMS, default="vectors", help=form)
+    output = "folder for the vectors and the ids; with --as onnx NAME.onnx, beside which NAME.ids.csv is written"
+    parser.add_argument("-o", "--output", required=True, type=Path, metavar="OUT", help=output)
+    ids = "csv (the default) or parquet: row, id, title"
     parser.add_argument("--ids", choices=IDS, default="csv", help=ids)
     main.add_common_options(parser)
     command = Command("recsys export", ExportRequest.of, export.workload, export.warm_up, export.execute)

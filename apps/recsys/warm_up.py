@@ -107,6 +107,18 @@ def answering() -> None:
     _looking_up()
 
 
+def exporting() -> None:
+    """Warm up ``export --as onnx``: scoring, Arrow for ids, and ONNX with a graph."""
+    answering()
+    import numpy as np
+    from onnx import TensorProto, helper, numpy_helper
+
+    value = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n"])
+    node = helper.make_node("Identity", ["y"], ["x"])
+    graph = helper.make_graph([node], "g", [], [value], [numpy_helper.from_array(np.ones(2, np.float32), "y")])
+    helper.make_model(graph).SerializeToString()
+
+
 def _looking_up() -> None:
     import io
 

@@ -10,6 +10,7 @@ the matrix is only multiplied with once, when the codes are made.)
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -53,8 +54,53 @@ def rotation(width: int, seed: int) -> NDArray[np.float32]:
     return square.astype(np.float32)
 
 
+class CodedMatrix(ABC):
+    """A matrix whose rows are codes, decoded some at a time."""
+
+    __slots__ = ()
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    if TYPE_CHECKING:  # a field of one of the classes, whose default it would be
+
+        @property
+        def width(self) -> int:
+            """Numbers of a row."""
+
+    @abstractmethod
+    def decode_into(self, rows: slice | NDArray[Any], out: NDArray[np.float32]) -> None:
+        """Write some rows into ``out``, which has as many of ``workspace``."""
+
+    def workspace(self, rows: int = BLOCK_ROWS) -> NDArray[np.float32]:
+        """Room for as many decoded rows."""
+        import numpy as np
+
+        return np.empty((rows, self.width), np.float32)
+
+    def decode(self, rows: slice | NDArray[Any], workspace: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
+        """Decode some rows.
+
+        Parameters
+        ----------
+        rows
+            A range of rows, or their numbers.
+        workspace
+            From ``workspace``; takes the result. ``None``: a new array does.
+
+        Returns
+        -------
+        NDArray
+            Shape (n, width); a view of the workspace.
+        """
+        count = len(range(*rows.indices(len(self)))) if isinstance(rows, slice) else len(rows)
+        out = (self.workspace(count) if workspace is None else workspace)[:count]
+        self.decode_into(rows, out)
+        return out[:, : self.width]
+
+
 @dataclass(frozen=True, slots=True)
-class Codes:
+class Codes(CodedMatrix):
     """Rows as codes.
 
     Attributes
@@ -117,29 +163,14 @@ class Codes:
 
         return np.empty((rows, self.packed.shape[1] * (8 // self.bits)), np.float32)
 
-    def decode(self, rows: slice | NDArray[Any], workspace: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
-        """Decode some rows.
-
-        Parameters
-        ----------
-        rows
-            A range of rows, or their numbers.
-        workspace
-            From ``workspace``; takes the result. ``None``: a new array does.
-
-        Returns
-        -------
-        NDArray
-            Shape (n, width); a view of the workspace.
-        """
+    def decode_into(self, rows: slice | NDArray[Any], out: NDArray[np.float32]) -> None:
+        """Decode some rows; see ``CodedMatrix``."""
         import numpy as np
 
         packed = self.packed[rows]
-        out = (self.workspace(len(packed)) if workspace is None else workspace)[: len(packed)]
         np.take(_levels(self.bits), packed, axis=0, out=out.reshape(*packed.shape, -1), mode="clip")
         decoded = out[:, : self.width]
         decoded *= (self.scales[rows].astype(np.float32) * self.unit)[:, None]
-        return decoded
 
 
 def _encoded(rows: NDArray[np.float32], bits: int) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:

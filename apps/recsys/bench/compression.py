@@ -32,9 +32,14 @@ def suite() -> Suite:
         compression.case(
             f"recsys-ml-1m-{size}-bytes", argv, ceiling=ceiling, bounds=(Bound("result.kept", at_least=least),)
         )
-    for form in structured.FORMS:
-        argv = ["-m", "apps.recsys.bench.quality.structured", WORK, "ml-1m", form, 33]
-        compression.case(f"recsys-{form}", argv, ceiling=ceiling)
+    module = "apps.recsys.bench.quality.structured"
+    for form in structured.FORMS[:-1]:
+        compression.case(f"recsys-{form}", ["-m", module, WORK, "ml-1m", form, 33], ceiling=ceiling)
+        argv = ["-m", module, WORK, "ml-1m-embedding", form, 33]
+        compression.case(f"recsys-embedding-{form}", argv, ceiling=ceiling)
+    for name, size in (("tied", 256), ("untied", 512)):
+        argv = ["-m", module, WORK, f"ml-1m-{name}", structured.FORMS[-1], size]
+        compression.case(f"recsys-{name}", argv, ceiling=ceiling)
     return compression
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,12 +12,14 @@ from apps.recsys.data.ingest import workspace
 from apps.recsys.models import recommender, weights
 from apps.recsys.models.manifest import ModelFields, RecommenderManifest
 from apps.recsys.models.recommender import Recommender, load_manifest, read_manifest
+from apps.recsys.models.scan import stored as scan_files
 from apps.recsys.models.top_k import top_k
 from apps.recsys.planning.baselines import SCORING, TRAINING, warm_up_for
 from apps.recsys.planning.compressing.file_workload import CompressFileWorkload
 from apps.recsys.planning.compressing.request import ROUNDS, CompressRequest
 from apps.recsys.planning.compressing.workload import LISTED, LISTED_USERS, CompressWorkload
 from apps.recsys.training.compressing.encode import Compression, Encoded
+from apps.recsys.training.compressing.least_squares import STATE, Checkpoint
 from common import model_folder
 from common.cli.session import CommandSession
 from common.memory.process import glibc
@@ -41,16 +43,16 @@ def workload(request: CompressRequest, budget: MemoryBudget) -> CompressWorkload
     BadInput
         As ``recommender.load_manifest``, or ``compress_file.workload``.
     UsageError
-        As ``CompressRequest.row_bits``; the output is a file, or another application's model.
+        As ``CompressRequest.row_bytes``; the output is a file, or another application's model.
     """
     if request.of_file:
         return compress_file.workload(request)
     manifest = load_manifest(request.model)
-    row_bits = request.row_bits(manifest)
+    row_bytes = request.row_bytes(manifest)
     model_folder.check_output(request.output, "recsys")
     held = manifest["split"] != "none" and "heldout.users.npy" in manifest["files"]
     scored = recommender.heldout_count(request.model, manifest) if held else 0
-    return CompressWorkload(request, manifest, row_bits, scored)
+    return CompressWorkload(request, manifest, row_bytes, scored)
 
 
 def warm_up(request: CompressRequest) -> str:
@@ -79,15 +81,17 @@ def _compress(session: CommandSession[CompressRequest, CompressWorkload]) -> dic
     request, work = session.request, session.workload
     manifest = work.manifest
     scratch = workspace(request.output)
+    checkpoint = Checkpoint(request.output / STATE, request.resume_settings(manifest))
     with session.deferred_signals():
         with session.phase("encode"):
             made = Compression(
                 model=request.model,
                 manifest=manifest,
                 scratch=scratch.path,
-                row_bits=work.row_bits,
+                row_bytes=work.row_bytes,
                 dimensions=request.dimensions,
                 rounds=ROUNDS if request.rounds is None else request.rounds,
+                checkpoint=checkpoint,
                 session=session,
             ).run()
             weights.write(scratch.path / weights.WEIGHTS, made.tensors)
@@ -105,9 +109,12 @@ def _compress(session: CommandSession[CompressRequest, CompressWorkload]) -> dic
             after = _measured(session, scratch.path, {"kind": work.kind, "files": manifest["files"], **fields})
         results |= _compared(before, after)
         with session.phase("write"):
+            if request.scan:
+                scan_files.write(scratch.path, work.kind, manifest["hyper"], coded=True)
             recommender.write_card(scratch.path, work.kind, fields, results.get("metrics", {}))
             train.move_into_place(scratch.path, request.output)
             recommender.seal(request.output, kind=work.kind, fields=fields)
+            checkpoint.remove()
     scratch.close()
     return {**results, "model": {"kind": work.kind, **fields}}
 
@@ -129,7 +136,7 @@ def _sizes(manifest: RecommenderManifest, made: Encoded, model: Path, scratch: P
         "file_bytes": (scratch / weights.WEIGHTS).stat().st_size,
         "file_bytes_before": (model / weights.WEIGHTS).stat().st_size,
         "dimensions": made.factors,
-        "bits": {name: dict(found) for name, found in made.bits.items()},
+        "bits": dict(made.bits),
     }
 
 
@@ -181,15 +188,19 @@ def _compared(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, 
     return {"metrics": {}, "in_common": float(np.mean(shares)) if shares else 1.0}
 
 
+def _classes(found: Sequence[Mapping[str, Any]]) -> str:
+    """Bits of the dimensions where all rows have the same, or how many rows have how many bytes."""
+    if len(found) == 1:
+        return ", ".join(f"{count} of {each} bits" for each, count in sorted(found[0]["bits"].items(), reverse=True))
+    return ", ".join(f"{each['rows']:,} of {each['bytes']} bytes" for each in reversed(found) if each["rows"])
+
+
 def _lines(results: Mapping[str, Any]) -> list[str]:
     """What is printed at the end."""
     old, new = results["item_bytes_before"], results["item_bytes"]
-    bits = "; ".join(
-        f"{name}: " + ", ".join(f"{count} of {each} bits" for each, count in sorted(found.items(), reverse=True))
-        for name, found in results["bits"].items()
-    )
+    bits = "; ".join(f"{name}: {_classes(found)}" for name, found in results["bits"].items())
     files = f"{format_size(results['file_bytes_before'])} -> {format_size(results['file_bytes'])}"
-    lines = [f"an item: {old} -> {new} bytes ({old / new:.1f}x); weights {files}; dimensions {bits}"]
+    lines = [f"an item: {old} -> {new} bytes ({old / new:.1f}x); weights {files}; {bits}"]
     if results["file_bytes"] >= results["file_bytes_before"]:
         lines.append("larger: the codes take more than what they replace; keep the model as it was")
     if "in_common" in results:

@@ -12,6 +12,7 @@ from apps.recsys.planning.compressing.file_workload import LIST_BLOCK, CompressF
 from apps.recsys.planning.compressing.request import CompressRequest
 from apps.recsys.planning.compressing.workload import LISTED, LISTED_USERS
 from apps.recsys.training.compressing import vectors
+from apps.recsys.training.compressing.encode import described
 from common import files
 from common.cli.session import CommandSession
 from common.compression.row_codes import RowCodes
@@ -29,10 +30,10 @@ def workload(request: CompressRequest) -> CompressFileWorkload:
     BadInput
         As ``implicit_file.shapes``.
     UsageError
-        As ``CompressRequest.file_bits``.
+        As ``CompressRequest.file_bytes``.
     """
     shapes = implicit_file.shapes(request.model)
-    return CompressFileWorkload(request, shapes, request.file_bits(shapes[ITEMS][1]))
+    return CompressFileWorkload(request, shapes, request.file_bytes(shapes[ITEMS][1]))
 
 
 def execute(session: CommandSession[CompressRequest, CompressFileWorkload]) -> dict[str, Any]:
@@ -56,8 +57,10 @@ def execute(session: CommandSession[CompressRequest, CompressFileWorkload]) -> d
             vectors.rotate(rows, axes)
         importance = {ITEMS: values, USERS: np.einsum("ij,ij->j", items, items, dtype=np.float64)}
         del items, users, rows
-        budget = vectors.Budget(work.row_bits, request.dimensions)
-        made = vectors.encoded_alike(matrices, importance, budget, cosine=False, last=False, after_each=check)
+        budget = vectors.Budget(work.row_bytes, request.dimensions)
+        made = vectors.encoded_alike(
+            matrices, importance, budget, by_length=(ITEMS,), cosine=False, last=False, after_each=check
+        )
         some = made[USERS].decode(np.arange(0, len(made[USERS]), step))
         after = _lists(some, made[ITEMS].decode(slice(0, len(made[ITEMS]))))
         arrays = implicit_file.others(request.model)
@@ -73,17 +76,14 @@ def _results(
     request: CompressRequest, shapes: Mapping[str, tuple[int, int, int]], made: Mapping[str, RowCodes], in_common: float
 ) -> dict[str, Any]:
     """What the record and the printed lines have, as for a model folder."""
-    import numpy as np
-
     codes = made[ITEMS]
-    counts = {str(bits): int(count) for bits, count in enumerate(np.bincount(codes.bits)) if count}
     return {
-        "item_bytes": codes.packed.shape[1] + 1,
+        "item_bytes": stored.row_size(codes),
         "item_bytes_before": shapes[ITEMS][1] * shapes[ITEMS][2],
         "file_bytes": request.output.stat().st_size,
         "file_bytes_before": request.model.stat().st_size,
         "dimensions": codes.width,
-        "bits": {ITEMS: counts},
+        "bits": {ITEMS: described(codes)},
         "metrics": {},
         "in_common": in_common,
     }

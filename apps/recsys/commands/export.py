@@ -1,4 +1,4 @@
-"""``recsys export``: a model's item vectors and ids, for an index of vectors or a vector database."""
+"""``recsys export``: a model's item vectors and ids, for an index of vectors, or its scoring as an ONNX file."""
 
 from __future__ import annotations
 
@@ -10,12 +10,15 @@ from apps.recsys.commands.lists import list_files
 from apps.recsys.data import arrow_numpy
 from apps.recsys.models.linear.ease import FILE as EASE
 from apps.recsys.models.recommender import Recommender, load_manifest
-from apps.recsys.planning.baselines import ANSWERING
-from apps.recsys.planning.questions.export import BATCH_ROWS, ExportRequest, ExportWorkload
+from apps.recsys.models.scoring_graph import written
+from apps.recsys.models.scoring_graph.graph import OPSET
+from apps.recsys.models.scoring_graph.wire import LARGEST
+from apps.recsys.planning.questions.export import BATCH_ROWS, ExportRequest, ExportWorkload, weights_bytes
+from apps.recsys.planning.questions.export import warm_up as planned_warm_up
 from common.cli.session import CommandSession
 from common.errors import UsageError
 from common.files import atomic_file
-from common.memory.process.budget import MemoryBudget
+from common.memory.process.budget import MemoryBudget, format_size
 
 VECTORS = "item_vectors.npy"
 
@@ -28,9 +31,17 @@ def workload(request: ExportRequest, budget: MemoryBudget) -> ExportWorkload:
     BadInput
         As ``recommender.load_manifest``.
     UsageError
-        A model of this kind has no item vectors.
+        A model of this kind has no item vectors, or more weights than an ONNX file can have.
     """
     manifest = load_manifest(request.model)
+    if request.form == "onnx":
+        size = weights_bytes(manifest)
+        if size > LARGEST:
+            raise UsageError(
+                f"{request.model}: {format_size(size)} of weights; an ONNX file has less than 2 GiB: export the vectors"
+                " for an index instead (--as vectors)"
+            )
+        return ExportWorkload(request, manifest)
     form = manifest["hyper"]["form"] if manifest["kind"] == "linear" else ""
     if form == "ease":
         raise UsageError(
@@ -48,30 +59,41 @@ def workload(request: ExportRequest, budget: MemoryBudget) -> ExportWorkload:
 
 def warm_up(request: ExportRequest) -> str:
     """Name of the warm-up function."""
-    return ANSWERING
+    return planned_warm_up(request)
 
 
 def execute(session: CommandSession[ExportRequest, ExportWorkload]) -> Mapping[str, Any]:
-    """Write ``item_vectors.npy``, float32 of shape (items, factors), and ``ids.csv`` or ``ids.parquet``, a row each.
+    """Write ``item_vectors.npy``, float32 of shape (items, factors), or the ONNX file, and ids, a row each.
 
     The product of a row with a user's vector is the score, as ``Recommender.recommend`` computes it.
     """
     import numpy as np
 
     request, manifest = session.request, session.workload.manifest
+    if request.form == "onnx":
+        return _graph(session)
     with session.phase("export"):
         vectors = Recommender(request.model, manifest).item_vectors
         assert vectors is not None
-        suffix = f".{request.ids}"
-        with (
-            atomic_file(request.output / VECTORS) as unfinished,
-            atomic_file(request.output / f"ids{suffix}") as unfinished_ids,
-        ):
+        with atomic_file(request.output / VECTORS) as unfinished, atomic_file(request.ids_path) as unfinished_ids:
             with unfinished.open("wb") as stream:
                 np.save(stream, vectors)
-            list_files.write(_ids(request.model / "items.parquet"), unfinished_ids, suffix)
+            list_files.write(_ids(request.model / "items.parquet"), unfinished_ids, f".{request.ids}")
     session.say(f"{request.output / VECTORS}: {len(vectors):,} items of {vectors.shape[1]:,} numbers")
     return {"items": len(vectors), "factors": vectors.shape[1]}
+
+
+def _graph(session: CommandSession[ExportRequest, ExportWorkload]) -> Mapping[str, Any]:
+    """Write the ONNX file and the ids."""
+    request, manifest = session.request, session.workload.manifest
+    with session.phase("export"), atomic_file(request.output) as unfinished, atomic_file(request.ids_path) as ids:
+        written.write(request.model, manifest, unfinished, request.ids_path.name)
+        list_files.write(_ids(request.model / "items.parquet"), ids, f".{request.ids}")
+    size = request.output.stat().st_size
+    session.say(
+        f"{request.output}: {manifest['kind']}, {manifest['items']:,} items, opset {OPSET}, {format_size(size)}"
+    )
+    return {"items": manifest["items"], "factors": manifest["factors"], "opset": OPSET, "file_bytes": size}
 
 
 def _ids(path: Path) -> Iterator[Any]:

@@ -178,8 +178,23 @@ class ExportResults(TypedDict):
     """Results of ``recsys export``."""
 
     items: Count
-    factors: Annotated[int, ("minimum", 1)]
-    """Numbers of each vector."""
+    factors: Count
+    """Numbers of each vector; 0 for a model that scores without vectors, as ONNX."""
+    opset: NotRequired[int]
+    """Version of the operators of an ONNX file."""
+    file_bytes: NotRequired[Count]
+    """Size of an ONNX file."""
+
+
+class CompressedRows(TypedDict):
+    """Rows of a matrix that have the same bits."""
+
+    rows: Count
+    """How many there are."""
+    bytes: Annotated[int, ("minimum", 1)]
+    """Bytes of each with its scale."""
+    bits: Mapping[str, Count]
+    """Number of bits -> dimensions that have as many."""
 
 
 class CompressResults(TypedDict):
@@ -193,8 +208,8 @@ class CompressResults(TypedDict):
     file_bytes_before: Count
     dimensions: Annotated[int, ("minimum", 1)]
     """Numbers of each vector that are left."""
-    bits: Mapping[str, Mapping[str, Count]]
-    """Matrix -> number of bits -> dimensions that have as many."""
+    bits: Mapping[str, list[CompressedRows]]
+    """Matrix -> classes of its rows, those of fewest bytes first."""
     metrics: Metrics
     """On the held-out items; empty where there are none."""
     intervals: NotRequired[Mapping[str, tuple[float, float]]]

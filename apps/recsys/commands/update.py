@@ -29,7 +29,8 @@ from apps.recsys.training import fit_factors
 from apps.recsys.training.compressing import vectors
 from common import model_folder
 from common.cli.session import CommandSession
-from common.compression.row_codes import RowCodes, column_deviations
+from common.compression.row_codes import RowCodes
+from common.compression.row_grid import Grid, column_deviations
 from common.errors import BadInput, DoesNotFit
 from common.memory.process.budget import MemoryBudget
 
@@ -128,12 +129,12 @@ def _extended(path: Path, rows: NDArray[np.int32], items: int) -> dict[str, Any]
 
 def _recoded(tensors: Mapping[str, Any], path: Path, hyper: Mapping[str, Any]) -> dict[str, Any]:
     """The weights of a linear model with its spectrum as codes, with as many bits of each column as in a file."""
-    bits = coded.read(path, weights.SPECTRUM).bits
+    (bits,) = coded.read(path, weights.SPECTRUM).grid.bits
     rows = tensors[weights.SPECTRUM]
     rows *= code_weights(tensors[weights.EIGENVALUES], hyper["form"], float(hyper["saturation"]))
     importance = column_deviations(rows).astype("f8") ** 2
     vectors.rotate(rows, vectors.mixing(bits, importance))
-    codes = RowCodes.of(rows, bits, importance)
+    codes = RowCodes.of(rows, Grid.of(bits, column_deviations(rows)), importance)
     return {**tensors, **coded.tensors(weights.SPECTRUM, codes)}
 
 
@@ -210,7 +211,8 @@ def execute(session: CommandSession[UpdateRequest, UpdateWorkload]) -> Mapping[s
             )
         changed: dict[str, Any] = {"columns": manifest["columns"]} if "columns" in manifest else {}
         changed |= {"feedback": session.workload.folded} if session.workload.folded else {}
-        changed |= {"codes": manifest["codes"]} if is_coded(manifest) else {}
+        if is_coded(manifest):
+            changed["codes"] = {name: coded.row_size(coded.of_tensors(tensors, name)) for name in manifest["codes"]}
         with session.phase("write"):
             weights.write(work.directory / weights.WEIGHTS, tensors)
         del tensors  # the evaluation loads its own

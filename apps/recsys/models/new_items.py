@@ -24,7 +24,7 @@ from apps.recsys.data.csr_store import History
 from apps.recsys.data.splits import Kept
 from apps.recsys.models import popularity, weights
 from apps.recsys.models.als import als_matrices, ials_exact
-from apps.recsys.models.coded.stored import appended, decoded, is_shared
+from apps.recsys.models.coded import stored as coded
 from apps.recsys.models.embedding import user_encoders
 from apps.recsys.models.new_item_losses import CosineLoss, PairLoss
 
@@ -99,7 +99,12 @@ class Extension:
         import numpy as np
 
         stored = weights.read_all(self.base / weights.WEIGHTS)
-        extended = {name: self._kept(name, tensor) for name, tensor in stored.items()}
+        names = {name.removesuffix(".bits") for name in stored if name.endswith(".bits")}
+        extended = {
+            name: self._kept(name, tensor) for name, tensor in stored.items() if name.partition(".")[0] not in names
+        }
+        for name in names:
+            extended |= coded.kept(stored, name, self.rows)
         del stored
         history = History(self.directory)
         kept = Kept.of(history, self.directory, self.split)
@@ -111,13 +116,13 @@ class Extension:
             return extended
         vectors = [weights.ITEMS, *([weights.USER_SIDE] if weights.USER_SIDE in extended else [])]
         if self.kind == "ials":
-            new = [self._solved(decoded(extended, weights.ITEMS), history, kept)]
+            new = [self._solved(coded.decoded(extended, weights.ITEMS), history, kept)]
             after_item(self.new)
         else:
             new = self._folded(extended, history, kept, after_item)
         for name, rows in zip(vectors, new, strict=True):
             if f"{name}.bits" in extended:
-                extended |= appended(extended, name, rows)
+                extended |= coded.appended(extended, name, rows)
                 continue
             scales = extended.get(f"{name}.scales")
             codes, new_scales = (rows, None) if scales is None else encoded(rows, extended[name].dtype)
@@ -135,7 +140,7 @@ class Extension:
             here = self.rows[np.minimum(found, self.old - 1)] == tensor
             left = found[here].astype(np.int32)
             return left if len(left) else np.arange(self.old, dtype=np.int32)
-        return tensor if len(tensor) == self.old or is_shared(name) else tensor[self.rows]
+        return tensor if len(tensor) == self.old else tensor[self.rows]
 
     def _solved(self, factors: NDArray[np.float32], history: History, kept: Kept) -> NDArray[np.float32]:
         """Rows of new items of ``ials``: users against the old items, then the new items against the users."""
@@ -172,7 +177,7 @@ class Extension:
         """Vectors of new items of ``bpr`` and ``embedding``, and their vectors as parts of users if there are such."""
         import numpy as np
 
-        factors = decoded(tensors, weights.ITEMS)
+        factors = coded.decoded(tensors, weights.ITEMS)
         pairs = _pairs(history, kept, self.old)
         users = np.unique(pairs[0])
         own = _own_items(history, kept, users, self.old)
@@ -192,7 +197,7 @@ class Extension:
             ]
         prior = tensors.get(weights.PRIOR)
         joined = factors if prior is None else np.column_stack([factors, prior[: self.old]])
-        side = decoded(tensors, weights.USER_SIDE) if weights.USER_SIDE in tensors else None
+        side = coded.decoded(tensors, weights.USER_SIDE) if weights.USER_SIDE in tensors else None
         encoder = user_encoders.embedding(joined.copy(), side, self.hyper)
         vectors = _encoded_users(encoder, own, joined.shape[1], self.threads)[:, : factors.shape[1]]
         histories, _ = _sampled(history, kept, self.old)

@@ -42,7 +42,7 @@ from apps.recsys.models.old_names import renamed_hyper
 from apps.recsys.models.popularity import ALL, window_of
 from apps.recsys.models.scan import stored as scan_files
 from apps.recsys.models.scan.choice import Choice
-from apps.recsys.models.scan.rows import ItemRows
+from apps.recsys.models.scan.rows import ItemRows, Rows
 from apps.recsys.models.scan.scanner import Scanner
 from apps.recsys.models.scan.scorer import RowScorer, ScanScorer
 from apps.recsys.models.scorers import FactorScorer, Scorer
@@ -215,16 +215,21 @@ def _scorer(directory: Path, manifest: Mapping[str, Any], *, mapped: bool) -> Sc
 
 
 def _scanning(directory: Path, manifest: Mapping[str, Any]) -> Scorer:
-    """A scorer with the item vectors on disk."""
+    """A scorer with the item vectors on disk, or as codes of a few bits."""
     kind, hyper, path = manifest["kind"], manifest["hyper"], directory / weights.WEIGHTS
     if kind == "linear":
         counts = weights.read_counts(path)
-        rows = spectral_rows(path, counts, hyper)
-        made = spectral_encoder(rows, counts, degree_power=float(hyper["degree_power"]))
-        return ScanScorer(rows, made, Scanner(directory, rows))
-    rows = ItemRows(path)
+        spectrum = spectral_rows(path, counts, hyper)
+        made = spectral_encoder(spectrum, counts, degree_power=float(hyper["degree_power"]))
+        return ScanScorer(spectrum, made, Scanner(directory, spectrum))
+
+    def vectors(name: str) -> Rows:
+        return CodedRows(coded.read(path, name)) if is_coded(manifest) else ItemRows(path, name)
+
+    rows = vectors(weights.ITEMS)
     if kind == "embedding":
-        user_side = ItemRows(path, weights.user_side_name(path)) if hyper["tables"] == 2 else None
+        side = weights.USER_SIDE if is_coded(manifest) else weights.user_side_name(path)
+        user_side = vectors(side) if hyper["tables"] == 2 else None
         encoder = user_encoders.sum_of_items(rows, user_side, cosine=hyper["loss"] != "bpr")
     else:
         encoder = user_encoders.of_kind(

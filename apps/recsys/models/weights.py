@@ -13,7 +13,7 @@ float32 of shape (items,), and its weights in a file of their own (``apps.recsys
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -257,7 +257,7 @@ def check(
     linear: bool = False,
     is_ease: bool = False,
     bits: int = 32,
-    coded: Mapping[str, tuple[str, list[int]]] = {},
+    coded: Mapping[str, tuple[str, list[int | range]]] = {},
 ) -> None:
     """Check the header of a file, without loading any library.
 
@@ -315,16 +315,18 @@ def check(
         )
 
 
-def _spectrum(items: int, factors: int, bits: int) -> list[tuple[str, str, list[int]]]:
+def _spectrum(items: int, factors: int, bits: int) -> list[tuple[str, str, list[int | range]]]:
     """Names, types and shapes of the tensors of a spectrum."""
     if bits == 32:
         return [(SPECTRUM, "F32", [items, factors])]
     return [(SPECTRUM, "U8", [items, packed_bytes(factors, bits)]), (SCALES, "F16", [items]), (UNIT, "F32", [1])]
 
 
-def _require(path: Path, header: Mapping[str, Any], name: str, kind: str, shape: list[int]) -> None:
+def _require(path: Path, header: Mapping[str, Any], name: str, kind: str, shape: Sequence[int | range]) -> None:
     entry = header.get(name, {"dtype": "none", "shape": "none"})
-    if (entry["dtype"], entry["shape"]) != (kind, shape):
+    sizes = entry["shape"] if len(entry["shape"]) == len(shape) else [None] * len(shape)
+    wanted = [size if isinstance(size, range) else range(size, size + 1) for size in shape]
+    if entry["dtype"] != kind or not all(size in some for size, some in zip(sizes, wanted, strict=True)):
         raise BadInput(
             f"{path}: {name} is {entry['dtype']} of shape {entry['shape']}; the manifest says {kind} of {shape}",
             public="weights unreadable",

@@ -7,12 +7,14 @@ from dataclasses import dataclass
 
 from apps.recsys.data.id_table import LOOKED_UP
 from apps.recsys.models.als import ials
+from apps.recsys.models.coded.stored import is_coded
 from apps.recsys.models.manifest import RecommenderManifest
 from apps.recsys.models.scan import rows as scan_rows
 from apps.recsys.models.scan import scanner
 from apps.recsys.models.scan import stored as scan_files
 from apps.recsys.planning import bpr_terms, embedding_terms, linear_terms
 from apps.recsys.planning.baselines import LIBRARIES, warm_up_for
+from apps.recsys.planning.compressing.terms import vector_terms
 from apps.recsys.planning.questions.diversity import diversity_terms
 from apps.recsys.planning.questions.like_users import like_user_terms
 from apps.recsys.planning.questions.where import where_terms
@@ -125,13 +127,13 @@ def question_terms(
     split = 8 * 4 * ials.SPLIT_ROWS * factors if manifest["kind"] == "ials" else 0
     explanation = int(8 * longest * (arrays * factors + explained + 4)) + split if explained else 0
     columns, filtering = embedding_terms.columns(manifest), []
-    if linear_terms.scores_all(manifest):
+    scans = scan_files.is_there(manifest)
+    if linear_terms.scores_all(manifest) and not scans:
         block, explains = max(1, explained), explained > 0
         filtering = linear_terms.scorer_terms(
             manifest, block=block, threads=1, phases=PHASES, explains=explains, by_readers=by_readers
         )
         columns = factors = folding = 0
-    scans = scan_files.is_there(manifest)
     # Scores, the partitioned copy, norms, masks; scores by readers have a term of their own, and a scan has two masks.
     each = 2 if scans else 8 if by_readers else 20
     system = 16 * factors * factors
@@ -147,6 +149,8 @@ def question_terms(
         once.append(Term("scan of codes", scanner.scanning_bytes(columns), "analytic", PHASES))
         # The rows of a block while all are read, of which one is compared with all others.
         once.append(Term("rows of items", 4 * scan_rows.BLOCK * 3 * columns, "analytic", PHASES))
+        if is_coded(manifest):
+            filtering += vector_terms(manifest, threads=1, phases=PHASES)
         columns = 0
     # While a table is read, there are its file and no answer.
     more = max(0, max(tables) - sum(term.bytes for term in once)) if loading else 0

@@ -125,7 +125,7 @@ def total(work: Path) -> dict[str, Any]:
     -------
     dict
         ``smallest_mib``; ``different`` voxels of the last network's classes, which stay where several meet; ``classes``
-        found; ``peak_over_ceiling``, the larger of the two runs; of both ``seconds``, ``network_seconds``, ``peaks_mib``.
+        found; ``peak_over_ceiling``, the larger of both runs; ``seconds``, ``network_seconds`` and ``peaks_mib`` of each.
     """
     source, model = series(work, SHORT), make_results(work / "total", FULL)
     options = ("-m", model, "--task", "total")

@@ -146,7 +146,7 @@ def _answers(draw: Callable[[st.SearchStrategy[Any]], Any], table: Table) -> tup
         who = ["--item", table.item(draw(st.integers(0, 3)))]
     left_out = (
         *("user", "users", "command", "history", "histories", "history_file", "item", "candidates", "against"),
-        *("test", "negatives", "protocol", "no_header", "part", "format", "target_bytes", "bits", *COLUMNS),
+        *("test", "negatives", "protocol", "no_header", "part", "format", "target_bytes", "bits", "scan", *COLUMNS),
     )
     words = random_commands.options(random_commands.command_parser(parser(), command), draw, values, left_out)
     return (command, *who, *words)

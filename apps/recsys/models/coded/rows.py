@@ -29,14 +29,22 @@ class CodedRows(Rows):
     def __getitem__(self, rows: NDArray[Any]) -> NDArray[np.float32]:
         return self._scaled(self.codes.decode(rows))
 
-    def blocks(self) -> Iterator[tuple[slice, NDArray[np.float32]]]:
-        """Yield all rows in order, ``DECODED_ROWS`` at a time; a block is valid until the next one."""
+    def blocks(self) -> Iterator[tuple[slice | NDArray[np.intp], NDArray[np.float32]]]:
+        """Yield all rows, ``DECODED_ROWS`` at a time, those of most bits first; a block is valid until the next one."""
         workspace = self.codes.workspace(min(DECODED_ROWS, max(1, len(self))))
-        for start in range(0, len(self), DECODED_ROWS):
-            span = slice(start, min(start + DECODED_ROWS, len(self)))
-            yield span, self._scaled(self.codes.decode(span, workspace))
+        for rows, number, places in self.codes.stored_order():
+            for start in range(0, places.stop - places.start, DECODED_ROWS):
+                count = min(DECODED_ROWS, places.stop - places.start - start)
+                some = rows[start : start + count] if not isinstance(rows, slice) else _part(rows, start, count)
+                out = workspace[:count]
+                self.codes.decode_places(number, some, _part(places, start, count), out)
+                yield some, self._scaled(out)
 
     def _scaled(self, vectors: NDArray[np.float32]) -> NDArray[np.float32]:
         if self._unit:
             vectors /= row_lengths(vectors)[:, None]
         return vectors
+
+
+def _part(rows: slice, start: int, count: int) -> slice:
+    return slice(rows.start + start, rows.start + start + count)

@@ -1,8 +1,9 @@
 """Codes of item vectors in ``weights.safetensors``, as ``recsys compress`` writes them.
 
-A matrix NAME has five tensors: ``NAME``, the packed codes, uint8 of shape (items, bytes); ``NAME.scales``, uint8 of
-shape (items,); ``NAME.unit``, float32 of shape (1,); ``NAME.bits``, uint8, and ``NAME.deviations``, float32, of shape
-(factors,) (``common.compression.row_codes``). The manifest's ``codes`` has the bytes of a row of each.
+A matrix NAME has six tensors: ``NAME``, the packed codes, uint8 of shape (bytes,); ``NAME.scales``, uint8 of shape
+(items,); and ``NAME.bits``, uint8 of shape (classes, factors), ``NAME.deviations``, float32 of shape (factors,),
+``NAME.firsts``, uint8, and ``NAME.units``, float32, both of shape (classes,): the levels
+(``common.compression.row_codes``). The manifest's ``codes`` has the bytes of a row of each: their mean, rounded up.
 """
 
 from __future__ import annotations
@@ -12,17 +13,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from apps.recsys.models import weights
-from common.compression.row_codes import MOST_BITS, SCALE_BYTES, RowCodes, row_bytes
+from common.compression.row_codes import SCALE_BYTES, RowCodes
+from common.compression.row_grid import Grid
+from common.compression.row_levels import MOST_BITS
 from common.errors import BadInput
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-PARTS = ("scales", "unit", "bits", "deviations")
-"""Tensors besides the codes, by the ends of their names."""
-SHARED = ("unit", "bits", "deviations")
-"""Those of them that have no row of each item."""
+GRID = ("bits", "deviations", "firsts", "units")
+"""Tensors of the levels, which have no row of each item, by the ends of their names."""
+MOST_CLASSES = 64
+"""Classes of rows that a file may have."""
 
 
 def is_coded(manifest: Mapping[str, Any]) -> bool:
@@ -30,20 +33,21 @@ def is_coded(manifest: Mapping[str, Any]) -> bool:
     return bool(manifest.get("codes"))
 
 
-def is_shared(name: str) -> bool:
-    """True for a tensor that belongs to codes and has no row of each item."""
-    return name.rpartition(".")[2] in SHARED and "." in name
-
-
 def tensors(name: str, codes: RowCodes) -> dict[str, NDArray[Any]]:
     """A matrix of codes, by the names of its tensors."""
-    made: dict[str, NDArray[Any]] = {name: codes.packed}
-    return made | {f"{name}.{part}": getattr(codes, part) for part in PARTS}
+    made: dict[str, NDArray[Any]] = {name: codes.packed, f"{name}.scales": codes.scales}
+    return made | {f"{name}.{part}": getattr(codes.grid, part) for part in GRID}
+
+
+def row_size(codes: RowCodes) -> int:
+    """Bytes of a row with its scale: the mean, rounded up."""
+    return -(-codes.stored_bytes // max(1, len(codes)))
 
 
 def of_tensors(stored: Mapping[str, NDArray[Any]], name: str) -> RowCodes:
     """The codes of a matrix among stored tensors."""
-    return RowCodes(stored[name], *(stored[f"{name}.{part}"] for part in PARTS))
+    grid = Grid(*(stored[f"{name}.{part}"] for part in GRID))
+    return RowCodes(stored[name], stored[f"{name}.scales"], grid)
 
 
 def read(path: Path, name: str) -> RowCodes:
@@ -52,33 +56,46 @@ def read(path: Path, name: str) -> RowCodes:
     Raises
     ------
     BadInput
-        As ``weights.read``; the bits of the columns are other than the bytes of a row, or a number cannot be a scale.
+        As ``weights.read``; bits that are not those of the codes; classes that are none; a number that cannot be a
+        scale.
     """
     import numpy as np
 
     codes = of_tensors(
-        {each: weights.tensor(path, each) for each in (name, *(f"{name}.{part}" for part in PARTS))}, name
+        {each: weights.tensor(path, each) for each in (name, *(f"{name}.{part}" for part in ("scales", *GRID)))}, name
     )
-    numbers = np.concatenate([codes.unit, codes.deviations])
-    bits = int(codes.bits.sum(dtype=np.int64))
-    if codes.bits.max(initial=0) > MOST_BITS or row_bytes(bits) - SCALE_BYTES != codes.packed.shape[1]:
+    grid = codes.grid
+    numbers = np.concatenate([grid.units, grid.deviations])
+    if (
+        not len(grid.firsts) == len(grid.units) == len(grid.bits)
+        or grid.firsts[0]
+        or (np.diff(grid.firsts.astype(np.int64)) <= 0).any()
+    ):
+        raise BadInput(f"{path}: {name}.firsts are no classes of its rows", public="weights unreadable")
+    if grid.bits.max(initial=0) > MOST_BITS or codes.expected_bytes != len(codes.packed):
         raise BadInput(f"{path}: {name}.bits are not those of its codes", public="weights unreadable")
     if not (np.isfinite(numbers).all() and (numbers >= 0).all()):
         raise BadInput(f"{path}: {name} has numbers that cannot be scales", public="weights unreadable")
     return codes
 
 
-def required(manifest: Mapping[str, Any]) -> dict[str, tuple[str, list[int]]]:
-    """Type and shape of each tensor of a model's codes, by its name."""
+def required(manifest: Mapping[str, Any]) -> dict[str, tuple[str, list[int | range]]]:
+    """Type and shape of each tensor of a model's codes, or a range of its sizes, by its name."""
     items, factors = manifest["items"], manifest["factors"]
-    found = {}
+    found: dict[str, tuple[str, list[int | range]]] = {}
     for name, size in manifest["codes"].items():
-        found[name] = ("U8", [items, size - SCALE_BYTES])
+        found[name] = ("U8", [range(items * (size - SCALE_BYTES) + 1)])
         found[f"{name}.scales"] = ("U8", [items])
-        found[f"{name}.unit"] = ("F32", [1])
-        found[f"{name}.bits"] = ("U8", [factors])
+        found[f"{name}.units"] = ("F32", [range(1, MOST_CLASSES + 1)])
+        found[f"{name}.bits"] = ("U8", [range(1, MOST_CLASSES + 1), factors])
+        found[f"{name}.firsts"] = ("U8", [range(1, MOST_CLASSES + 1)])
         found[f"{name}.deviations"] = ("F32", [factors])
     return found
+
+
+def kept(stored: Mapping[str, NDArray[Any]], name: str, rows: NDArray[np.integer[Any]]) -> dict[str, NDArray[Any]]:
+    """The tensors of a matrix with some of its rows, which are increasing."""
+    return tensors(name, of_tensors(stored, name).taken(rows))
 
 
 def decoded(stored: Mapping[str, NDArray[Any]], name: str) -> NDArray[np.float32]:
@@ -90,13 +107,7 @@ def decoded(stored: Mapping[str, NDArray[Any]], name: str) -> NDArray[np.float32
 
 
 def appended(stored: Mapping[str, NDArray[Any]], name: str, rows: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
-    """The codes of a matrix with further rows, which get the bits and deviations that the columns have."""
-    import numpy as np
-
-    from common.compression.row_codes import nearest, packed_rows, scale_codes
-
+    """The codes of a matrix with further rows, which get the levels that there are."""
     codes = of_tensors(stored, name)
-    found, scales = nearest(rows, codes.bits, codes.deviations, np.ones(codes.width, np.float32))
-    scales = np.minimum(scales, codes.unit[0])
-    more = {name: packed_rows(found, codes.bits), f"{name}.scales": scale_codes(scales, codes.unit)}
-    return {each: np.concatenate([stored[each], added]) for each, added in more.items()}
+    more = codes.with_rows(rows)
+    return {name: more.packed, f"{name}.scales": more.scales}

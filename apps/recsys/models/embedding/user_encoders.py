@@ -129,7 +129,7 @@ def fold_in_newton(
     return Encoder(fold_in)
 
 
-def _normalise(item_factors: NDArray[np.float32]) -> NDArray[np.float32]:
+def normalise(item_factors: NDArray[np.float32]) -> NDArray[np.float32]:
     """Divide each vector by its length, in place; returns the lengths, shape (items,)."""
     lengths = row_lengths(item_factors)
     item_factors /= lengths[:, None]
@@ -138,7 +138,7 @@ def _normalise(item_factors: NDArray[np.float32]) -> NDArray[np.float32]:
 
 def _unit_length(vectors: NDArray[np.float32] | Rows) -> NDArray[np.float32] | Lengths:
     """Divide each vector by its length, in place; returns the lengths."""
-    return vectors.normalise() if isinstance(vectors, Rows) else _normalise(vectors)
+    return vectors.normalise() if isinstance(vectors, Rows) else normalise(vectors)
 
 
 def fold_in_gradient(
@@ -162,13 +162,7 @@ def fold_in_gradient(
     import numpy as np
 
     _unit_length(vectors)
-    if prior is None:
-        chosen, offsets = _sampled(np.zeros(len(vectors)))
-    else:
-        # Popular items make up most of the softmax: drawn more often, each stands for fewer items.
-        power = COMPARED_POPULARITY / (hyper["prior"] * hyper["temperature"])
-        chosen, offsets = _sampled(power * prior.astype(np.float64))
-        offsets += prior[chosen] / np.float32(hyper["temperature"])
+    chosen, offsets = compared(len(vectors), hyper, prior)
     negatives = vectors[chosen]
     softmax, margin = hyper["loss"] == "softmax", np.float32(hyper["margin"])
     sharpness = np.float32(1 / hyper["temperature"])
@@ -196,6 +190,29 @@ def fold_in_gradient(
         return vector if prior is None else np.append(vector, np.float32(1))
 
     return Encoder(fold_in)
+
+
+def compared(
+    items: int, hyper: Mapping[str, Any], prior: NDArray[np.float32] | None
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """The items that stand for the whole catalogue in ``fold_in_gradient``, and what is added to their scores.
+
+    Parameters
+    ----------
+    items
+        Number of items.
+    hyper, prior
+        As ``fold_in_gradient``.
+    """
+    import numpy as np
+
+    if prior is None:
+        return _sampled(np.zeros(items))
+    # Popular items make up most of the softmax: drawn more often, each stands for fewer items.
+    power = COMPARED_POPULARITY / (hyper["prior"] * hyper["temperature"])
+    chosen, offsets = _sampled(power * prior.astype(np.float64))
+    offsets += prior[chosen] / np.float32(hyper["temperature"])
+    return chosen, offsets
 
 
 def _sampled(log_weights: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:

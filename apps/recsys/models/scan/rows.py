@@ -44,8 +44,8 @@ class Rows(ABC):
         """The vectors of some rows, a new array of shape (n, factors)."""
 
     @abstractmethod
-    def blocks(self) -> Iterator[tuple[slice, NDArray[np.float32]]]:
-        """Yield all rows in order, some at a time."""
+    def blocks(self) -> Iterator[tuple[slice | NDArray[np.intp], NDArray[np.float32]]]:
+        """Yield all rows, some at a time, and which they are."""
 
     def normalise(self) -> Lengths:
         """Divide every row by its length from now on; returns the lengths."""

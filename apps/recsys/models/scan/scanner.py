@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from apps.recsys.data.csr_store import NpyReader
 from apps.recsys.models.scan.choice import Choice
-from apps.recsys.models.scan.rows import ItemRows
+from apps.recsys.models.scan.rows import Rows
 from apps.recsys.models.scan.stored import CODES, ITEMS, LENGTH, MISSING, NUMBERS, SCALE
 from common.errors import BadInput
 
@@ -75,7 +75,7 @@ class Scanner:
         The files are damaged.
     """
 
-    def __init__(self, directory: Path, rows: ItemRows) -> None:
+    def __init__(self, directory: Path, rows: Rows) -> None:
         import numpy as np
 
         self._rows, (self._count, width) = rows, rows.shape
@@ -195,7 +195,7 @@ def _aligned(size: int) -> NDArray[np.int8]:
 class _Candidates:
     """Items that may be among the best ``k``, with bounds of their scores; none of the ``seen`` ones."""
 
-    def __init__(self, rows: ItemRows, vector: NDArray[np.float32], k: int, seen: NDArray[Any] | None) -> None:
+    def __init__(self, rows: Rows, vector: NDArray[np.float32], k: int, seen: NDArray[Any] | None) -> None:
         import numpy as np
 
         self._rows, self.vector, self._k = rows, vector, k

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from apps.recsys.models.embedding.user_encoders import Encoder
 from apps.recsys.models.scan.choice import Choice
-from apps.recsys.models.scan.rows import ItemRows, Rows
+from apps.recsys.models.scan.rows import Rows
 from apps.recsys.models.scan.scanner import Scanner
-from apps.recsys.models.top_k import best_of_blocks
+from apps.recsys.models.top_k import top_k
 
 if TYPE_CHECKING:
     import numpy as np
@@ -46,8 +46,11 @@ class RowScorer:
 
         vectors, scores = np.stack([self._encoder(*history) for history in histories]), workspace[: len(histories)]
         vectors = vectors[:, : self.rows.shape[1]]
-        for span, block in self.rows.blocks():
-            np.matmul(vectors, block.T, out=scores[:, span])
+        for some, block in self.rows.blocks():
+            if isinstance(some, slice):
+                np.matmul(vectors, block.T, out=scores[:, some])
+            else:
+                scores[:, some] = vectors @ block.T
         if self._prior is not None:
             scores += self._prior
         return scores
@@ -58,8 +61,8 @@ class RowScorer:
 
         items, factors = self.rows.shape
         whole = np.empty((items, factors + (self._prior is not None)), np.float32)
-        for span, block in self.rows.blocks():
-            whole[span, :factors] = block
+        for some, block in self.rows.blocks():
+            whole[some, :factors] = block
         if self._prior is not None:
             whole[:, -1] = self._prior
         return whole
@@ -77,17 +80,20 @@ class RowScorer:
         """Cosines of one item with all items; see ``Scorer``."""
         import numpy as np
 
-        return np.concatenate([cosines for _, cosines in self._similarities(row)])
+        found = np.empty(len(self.rows), np.float32)
+        for some, cosines in self._similarities(row):
+            found[some] = cosines
+        return found
 
-    def _similarities(self, row: int) -> Iterator[tuple[int, NDArray[np.float32]]]:
-        """Blocks of the cosines, and their first items."""
+    def _similarities(self, row: int) -> Iterator[tuple[slice | NDArray[np.intp], NDArray[np.float32]]]:
+        """Blocks of the cosines, and their items."""
         import numpy as np
 
         (own,) = self.rows[np.array([row])]
         size = np.linalg.norm(own)
-        for span, block in self.rows.blocks():
+        for some, block in self.rows.blocks():
             lengths = np.sqrt(np.einsum("ij,ij->i", block, block)) * size
-            yield span.start, (block @ own) / np.maximum(lengths, np.float32(1e-12))
+            yield some, (block @ own) / np.maximum(lengths, np.float32(1e-12))
 
     def closeness(self, rows: NDArray[Any]) -> NDArray[np.float32]:
         """Cosines among some items; see ``Scorer``."""
@@ -100,7 +106,7 @@ class RowScorer:
 
 
 class ScanScorer(RowScorer):
-    """Scores by item vectors on disk; lists by ``scanner``, all else from the rows that it is asked about.
+    """Scores by item vectors that are on disk or codes; lists by ``scanner``, all else by rows.
 
     Parameters
     ----------
@@ -112,7 +118,7 @@ class ScanScorer(RowScorer):
         Finds the best items.
     """
 
-    def __init__(self, rows: ItemRows, encoder: Encoder, scanner: Scanner) -> None:
+    def __init__(self, rows: Rows, encoder: Encoder, scanner: Scanner) -> None:
         super().__init__(rows, encoder)
         self._scanner = scanner
 
@@ -132,10 +138,12 @@ class ScanScorer(RowScorer):
         """The ``k`` items nearest to the item ``row``, without itself: row and cosine of each, the nearest first."""
         import numpy as np
 
-        def others() -> Iterator[tuple[int, NDArray[np.float32]]]:
-            for start, cosines in self._similarities(row):
-                if start <= row < start + len(cosines):
-                    cosines[row - start] = -np.inf
-                yield start, cosines
-
-        return best_of_blocks(others(), k)
+        rows, scores = np.zeros(0, np.int64), np.zeros(0, np.float32)
+        for some, cosines in self._similarities(row):
+            items = np.arange(some.start, some.stop) if isinstance(some, slice) else some
+            cosines[items == row] = -np.inf
+            first = top_k(cosines, k)
+            rows, scores = np.concatenate([rows, items[first]]), np.concatenate([scores, cosines[first]])
+            best = np.lexsort((rows, -scores))[:k]
+            rows, scores = rows[best], scores[best]
+        return list(zip(rows.tolist(), scores.tolist(), strict=True))

@@ -18,8 +18,10 @@ from typing import TYPE_CHECKING, Any
 
 from apps.recsys.data.csr_store import NpyWriter
 from apps.recsys.models import weights
+from apps.recsys.models.coded import stored as codes
+from apps.recsys.models.coded.rows import CodedRows
 from apps.recsys.models.linear.spectral import spectral_rows
-from apps.recsys.models.scan.rows import BLOCK, ItemRows
+from apps.recsys.models.scan.rows import BLOCK, ItemRows, Rows
 
 if TYPE_CHECKING:
     import numpy as np
@@ -68,8 +70,8 @@ def sizes(items: int, factors: int) -> dict[str, int]:
     return {CODES: items * factors, ITEMS: items, NUMBERS: 3 * items}
 
 
-def vectors(directory: Path, kind: str, hyper: Mapping[str, Any]) -> ItemRows:
-    """The vectors by which a model scores, on disk: of length 1 where it compares cosines.
+def vectors(directory: Path, kind: str, hyper: Mapping[str, Any], *, coded: bool = False) -> Rows:
+    """The vectors by which a model scores, on disk or as codes: of length 1 where it compares cosines.
 
     Raises
     ------
@@ -79,14 +81,17 @@ def vectors(directory: Path, kind: str, hyper: Mapping[str, Any]) -> ItemRows:
     if kind == "linear":
         path = directory / weights.WEIGHTS
         return spectral_rows(path, weights.read_counts(path), hyper)
-    rows = ItemRows(directory / weights.WEIGHTS)
+    path = directory / weights.WEIGHTS
+    rows: Rows = CodedRows(codes.read(path, weights.ITEMS)) if coded else ItemRows(path)
     if kind == "embedding" and hyper["loss"] != "bpr":
         rows.normalise()
     return rows
 
 
-def write(directory: Path, kind: str, hyper: Mapping[str, Any]) -> None:
+def write(directory: Path, kind: str, hyper: Mapping[str, Any], *, coded: bool = False) -> None:
     """Write the codes of a model whose weights are in a folder, if it has many items and ``supports`` it.
+
+    With ``coded`` the weights are codes of fewer bits, and lists are those of the vectors that these stand for.
 
     Parameters
     ----------
@@ -99,7 +104,7 @@ def write(directory: Path, kind: str, hyper: Mapping[str, Any]) -> None:
 
     if not supports(kind, hyper):
         return
-    rows = vectors(directory, kind, hyper)
+    rows = vectors(directory, kind, hyper, coded=coded)
     if not applies(kind, hyper, len(rows)):
         return
     lengths = np.empty(len(rows), np.float32)
@@ -107,14 +112,14 @@ def write(directory: Path, kind: str, hyper: Mapping[str, Any]) -> None:
         lengths[span] = np.sqrt(np.einsum("ij,ij->i", block, block))
     order = np.argsort(-lengths, kind="stable").astype(np.int32)
     with (
-        NpyWriter(directory / CODES, TYPES[CODES]) as codes,
+        NpyWriter(directory / CODES, TYPES[CODES]) as numbered,
         NpyWriter(directory / ITEMS, TYPES[ITEMS]) as items,
         NpyWriter(directory / NUMBERS, TYPES[NUMBERS]) as numbers,
     ):
         for start in range(0, len(order), BLOCK):
             some = order[start : start + BLOCK]
             made, scales, missing = encoded(rows[some])
-            codes.append(made.ravel())
+            numbered.append(made.ravel())
             items.append(some)
             numbers.append(np.stack([scales, missing, lengths[some]], axis=1).ravel())
 

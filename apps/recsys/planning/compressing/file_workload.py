@@ -11,7 +11,7 @@ from apps.recsys.planning.compressing.request import CompressRequest
 from apps.recsys.planning.compressing.terms import decoding_bytes
 from apps.recsys.planning.compressing.workload import LISTED, LISTED_USERS
 from common.compression.codes import BLOCK_ROWS
-from common.compression.row_codes import row_bytes
+from common.compression.row_codes import SCALE_BYTES
 from common.memory.costs import baseline
 from common.memory.costs.probes import Costs, Probe
 from common.memory.footprint import Footprint, Term
@@ -31,13 +31,13 @@ class CompressFileWorkload(OneSetting):
         Request of the command line.
     shapes
         Rows, columns and bytes of a number of the factors by name.
-    row_bits
-        Bits of a row of either side.
+    row_bytes
+        Bytes of a row of either side, without its scale.
     """
 
     request: CompressRequest
     shapes: Mapping[str, tuple[int, int, int]]
-    row_bits: int
+    row_bytes: int
     name: str = "recsys compress"
 
     def probes(self, setting: Setting) -> Sequence[Probe]:
@@ -51,13 +51,13 @@ class CompressFileWorkload(OneSetting):
         items, longest, size = (
             self.shapes[ITEMS][0],
             max(shape[0] for shape in self.shapes.values()),
-            row_bytes(self.row_bits),
+            self.row_bytes + SCALE_BYTES,
         )
         listed = min(LISTED_USERS, self.shapes[USERS][0])
         # Numbers of another size are read before they are converted.
         reading = max(shape[0] * factors * shape[2] * (shape[2] != 4) for shape in self.shapes.values())
         # The columns that stay, their levels, and a block of rows.
-        encoding = 5 * longest * factors + 2 * decoding_bytes(factors=factors, size=size, rows=min(BLOCK_ROWS, longest))
+        encoding = 5 * longest * factors + 2 * decoding_bytes(factors=factors, rows=min(BLOCK_ROWS, longest))
         lists = 4 * items * factors + 4 * LIST_BLOCK * items * 2 + 8 * listed * LISTED * 2
         return Footprint.of(
             [

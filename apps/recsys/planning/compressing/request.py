@@ -11,6 +11,7 @@ from typing import Any
 from apps.recsys.models import manifest as manifests
 from apps.recsys.models.coded import implicit_file
 from apps.recsys.models.coded.stored import is_coded
+from apps.recsys.models.scan import stored as scan_files
 from common.compression.row_codes import SCALE_BYTES, row_bytes
 from common.errors import UsageError
 
@@ -41,6 +42,8 @@ class CompressRequest:
         Most dimensions; ``None``: as many as get a bit.
     rounds
         Times that users and items of ``ials`` are solved again; ``None``: ``ROUNDS``.
+    scan
+        True to write the files by which a large catalogue is scanned.
     seed, threads
         Seed of what is sampled; threads of the computation.
 
@@ -56,6 +59,7 @@ class CompressRequest:
     bits: int | None = None
     dimensions: int | None = None
     rounds: int | None = None
+    scan: bool = False
     seed: int = 0
     threads: int
 
@@ -77,12 +81,13 @@ class CompressRequest:
             bits=args.bits,
             dimensions=args.dimensions,
             rounds=args.rounds,
+            scan=args.scan,
             seed=args.seed,
             threads=args.threads,
         )
 
-    def row_bits(self, manifest: Mapping[str, Any]) -> dict[str, int]:
-        """Bits of a row of each matrix that becomes codes, by its name.
+    def row_bytes(self, manifest: Mapping[str, Any]) -> dict[str, int]:
+        """Bytes of a row of each matrix that becomes codes, without its scale, by its name.
 
         Raises
         ------
@@ -92,12 +97,19 @@ class CompressRequest:
         """
         if self.rounds is not None and (manifest["kind"] != "ials" or self.of_file):
             raise UsageError("--rounds: only for model folders of kind ials, whose users and items are solved again")
+        if self.scan and self.of_file:
+            raise UsageError("--scan: only for model folders, which answer questions")
+        if self.scan and (manifest["kind"] == "linear" or not scan_files.supports(manifest["kind"], manifest["hyper"])):
+            raise UsageError("--scan: only for ials, bpr and embedding with user_vectors=history")
+        if self.scan and manifest["items"] < scan_files.LEAST_ITEMS:
+            count, least = manifest["items"], scan_files.LEAST_ITEMS
+            raise UsageError(f"--scan: {self.model} has {count:,} items, which are scanned from {least:,} on")
         matrices, prior = _matrices(self.model, manifest), PRIOR_BYTES * bool(manifest["hyper"].get("prior"))
         factors = manifest["factors"]
         if self.dimensions is not None and self.dimensions > factors:
             raise UsageError(f"--dimensions {self.dimensions}: {self.model} has {factors}")
         if self.bits is not None:
-            return dict.fromkeys(matrices, self.bits * (self.dimensions or factors))
+            return dict.fromkeys(matrices, -(-self.bits * (self.dimensions or factors) // 8))
         assert self.target_bytes is not None
         smallest = len(matrices) * row_bytes(1) + prior
         if self.target_bytes < smallest:
@@ -107,23 +119,35 @@ class CompressRequest:
                 + (f", and {prior} of its prior" if prior else "")
             )
         each = (self.target_bytes - prior) // len(matrices)
-        return dict.fromkeys(matrices, 8 * (each - SCALE_BYTES))
+        return dict.fromkeys(matrices, each - SCALE_BYTES)
+
+    def resume_settings(self, manifest: Mapping[str, Any]) -> dict[str, Any]:
+        """All that decides the codes, as values of JSON."""
+        files = {name: entry["sha256"] for name, entry in manifest["files"].items() if name != "card.md"}
+        rounds = ROUNDS if self.rounds is None else self.rounds
+        return {
+            "files": files,
+            "bytes": self.row_bytes(manifest),
+            "dimensions": self.dimensions,
+            "rounds": rounds,
+            "hyper": manifest["hyper"],
+        }
 
     @property
     def of_file(self) -> bool:
         """True if factors that ``implicit`` saved are compressed."""
         return self.model.suffix == implicit_file.SUFFIX
 
-    def file_bits(self, factors: int) -> int:
-        """Bits of a row of either side of a file of factors.
+    def file_bytes(self, factors: int) -> int:
+        """Bytes of a row of either side of a file of factors, without its scale.
 
         Raises
         ------
         UsageError
-            As ``row_bits``.
+            As ``row_bytes``.
         """
         given: Any = {"kind": "ials", "hyper": {}, "factors": factors}
-        return self.row_bits(given)["item_factors"]
+        return self.row_bytes(given)["item_factors"]
 
 
 def _matrices(model: Path, manifest: Mapping[str, Any]) -> tuple[str, ...]:

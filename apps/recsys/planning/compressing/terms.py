@@ -8,17 +8,22 @@ from typing import Any
 from apps.recsys.models.embedding.user_encoders import COMPARED
 from apps.recsys.planning.ranking_terms import PACKING_BYTES, WARM_FACTORS, folding_bytes
 from common.compression.codes import BLOCK_ROWS
-from common.compression.row_codes import DECODED_ROWS, MOST_BITS
+from common.compression.row_codes import DECODED_ROWS, LISTED, RANKED
+from common.compression.row_levels import MOST_BITS
 from common.memory.footprint import Term
 
+MOST_CLASSES = 12
+"""Classes of rows that are made (``training.compressing.vectors``)."""
+LISTED_BYTES = 9 * LISTED
+"""Rows of a class among ``LISTED`` ones, and their classes."""
 PRIOR_COLUMNS = 9
 """Columns of a prior and of sampling items by it, as in ``embedding_terms``."""
 
 
-def decoding_bytes(*, factors: int, size: int, rows: int) -> int:
+def decoding_bytes(*, factors: int, rows: int) -> int:
     """Memory of a block of so many rows in float32 and squared, and of unpacking some of them: bits as a byte each,
-    their levels' numbers twice, and levels."""
-    return 8 * factors * rows + min(DECODED_ROWS, rows) * ((MOST_BITS + 1) * size + 6 * factors)
+    their levels' numbers twice, and levels. Rows of one class may have all bits."""
+    return 8 * factors * rows + min(DECODED_ROWS, rows) * ((MOST_BITS + 1) * factors + 6 * factors)
 
 
 def decoded_rows(manifest: Mapping[str, Any]) -> int:
@@ -29,14 +34,16 @@ def decoded_rows(manifest: Mapping[str, Any]) -> int:
 def stored_bytes(manifest: Mapping[str, Any]) -> int:
     """Bytes of the codes in memory, with what belongs to columns."""
     codes = manifest["codes"]
-    return int(sum(codes.values()) * manifest["items"] + 5 * manifest["factors"] * len(codes))
+    grid = (4 + MOST_CLASSES) * manifest["factors"]
+    ranks = 4 * MOST_CLASSES * (1 + manifest["items"] // RANKED)
+    return int(sum(codes.values()) * manifest["items"] + (grid + ranks + LISTED_BYTES) * len(codes))
 
 
 def vector_terms(manifest: Mapping[str, Any], *, threads: int, phases: tuple[str, ...]) -> list[Term]:
     """Terms of codes, and of the blocks of rows that are decoded in each thread; of a filter's spectrum too."""
-    factors, size = manifest["factors"], max(manifest["codes"].values())
+    factors = manifest["factors"]
     packing = PACKING_BYTES * max(0, factors - WARM_FACTORS)
-    each = decoding_bytes(factors=factors, size=size, rows=decoded_rows(manifest)) + packing
+    each = decoding_bytes(factors=factors, rows=decoded_rows(manifest)) + packing
     return [
         Term("codes of the items", stored_bytes(manifest), "analytic", phases),
         Term("decoded rows", threads * each, "analytic", phases),

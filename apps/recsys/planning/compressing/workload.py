@@ -8,15 +8,16 @@ from typing import Any
 
 from apps.recsys.models.bpr import COMPARED
 from apps.recsys.models.manifest import RecommenderManifest
+from apps.recsys.models.scan.stored import writing_bytes
 from apps.recsys.planning import bpr_terms, embedding_terms, ials_terms
 from apps.recsys.planning.baselines import LIBRARIES, SCORING, TRAINING, baseline_terms, warm_up_for
 from apps.recsys.planning.compressing.request import CompressRequest
-from apps.recsys.planning.compressing.terms import PRIOR_COLUMNS, decoding_bytes
+from apps.recsys.planning.compressing.terms import PRIOR_COLUMNS, decoding_bytes, vector_terms
 from apps.recsys.planning.evaluate import EvaluateWorkload
 from apps.recsys.planning.ranking_terms import USER_BLOCKS, folding_bytes
 from apps.recsys.planning.requests import EvaluateRequest
 from common.compression.codes import BLOCK_ROWS
-from common.compression.row_codes import row_bytes
+from common.compression.row_codes import SCALE_BYTES
 from common.memory.costs import baseline
 from common.memory.costs.probes import Costs, Probe
 from common.memory.footprint import Footprint, Term
@@ -28,6 +29,8 @@ SAMPLED_USERS = 1 << 12
 """Users whose vectors give the Gramian, where not all are solved anyway."""
 LISTED_USERS, LISTED = 500, 20
 """Users whose lists are compared, and the length of a list."""
+NUMBERS = 33
+"""Bytes of an item while classes are made: scales, their codes and logarithms, classes twice, and an order."""
 SYSTEMS, TOGETHER = 1 << 21, 1 << 11
 """Numbers of the systems that a thread has at a time while items are solved over their levels, and users of an item
 that it gathers (``training.compressing.discrete``, which imports this package)."""
@@ -43,15 +46,15 @@ class CompressWorkload:
         Request of the command line.
     manifest
         ``model.json`` of the model folder.
-    row_bits
-        Bits of a row of each matrix (``CompressRequest.row_bits``).
+    row_bytes
+        Bytes of a row of each matrix, without its scale (``CompressRequest.row_bytes``).
     scored_users
         Users with held-out items; 0: nothing was held out.
     """
 
     request: CompressRequest
     manifest: RecommenderManifest
-    row_bits: Mapping[str, int]
+    row_bytes: Mapping[str, int]
     scored_users: int
     name: str = "recsys compress"
 
@@ -77,7 +80,7 @@ class CompressWorkload:
     @property
     def codes(self) -> dict[str, int]:
         """Bytes of an item of each matrix of codes, at most."""
-        return {name: row_bytes(bits) for name, bits in self.row_bits.items()}
+        return {name: size + SCALE_BYTES for name, size in self.row_bytes.items()}
 
     def settings(self) -> Iterator[Setting]:
         """Users ranked at a time, and interactions of ``ials`` solved at a time."""
@@ -106,18 +109,23 @@ class CompressWorkload:
             terms.append(Term("lists of some users", 64 * LISTED_USERS * LISTED, "analytic", (phase,)))
         stored = sum(self.codes.values()) * self.manifest["items"]
         terms.append(Term("codes of the items", stored, "analytic", ("write",)))
+        if self.request.scan:
+            scan = writing_bytes(coded["items"], coded["factors"])
+            terms.append(Term("codes to scan by", scan, "analytic", ("write",)))
+            terms += vector_terms(coded, threads=1, phases=("write",))
         return Footprint.of(terms)
 
     def _encoding_terms(self, setting: Setting) -> list[Term]:
         manifest, request, encode = self.manifest, self.request, ("encode",)
-        items, factors, matrices = manifest["items"], manifest["factors"], len(self.row_bits)
+        items, factors, matrices = manifest["items"], manifest["factors"], len(self.row_bytes)
         dense = 4 * items * factors * matrices
         sampled = min(SAMPLED_USERS, manifest["users"])
         longest = manifest.get("longest", manifest["longest_history"])
-        block = 2 * decoding_bytes(factors=factors, size=max(self.codes.values()), rows=min(BLOCK_ROWS, items))
+        block = 2 * decoding_bytes(factors=factors, rows=min(BLOCK_ROWS, items))
         common = [
             Term("item factors", dense, "analytic", encode),
             Term("levels of the items", items * factors * matrices, "analytic", encode),
+            Term("scales and classes", NUMBERS * items, "analytic", encode),
             Term("codes of the items", sum(self.codes.values()) * items, "analytic", encode),
             Term("Gramians", 10 * 8 * factors * factors, "analytic", encode),
             Term("history index", 8 * (manifest["users"] + 1), "analytic", encode),

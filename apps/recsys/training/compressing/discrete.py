@@ -3,18 +3,20 @@
 The row of an item minimises ``y'Ay - 2 b'y`` with ``A = U'U + U'(C - I)U + λI`` and ``b = U'c`` over its users (Hu,
 Koren, Volinsky 2008, equation 5). Rounding a number to a level changes what is best for the others, so they are set one
 after the other, each to the level nearest to its own minimum given the rest (coordinate descent; the first pass over
-the columns is the error feedback of GPTQ, Frantar et al. 2022). Then the scale of the row is set to its minimum.
+the columns is the error feedback of GPTQ, Frantar et al. 2022). Then the scale of the row is set to its minimum. (With
+a scale after each pass rows get longer: iALS of 128 factors in 32 bytes an item loses 1.0 % of N@20 on Gowalla, 4,000
+users, and 0.7 % with one.)
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from apps.recsys.models.als import ials_exact
 from apps.recsys.planning.compressing.workload import SYSTEMS, TOGETHER
-from common.compression.row_codes import bounds, levels
+from common.compression.row_grid import Grid
+from common.compression.row_levels import bounds, levels
 
 if TYPE_CHECKING:
     import numpy as np
@@ -26,32 +28,6 @@ LARGEST_CHANGE = 2.0
 """Factor by which a row's scale changes at most at a time."""
 
 
-@dataclass(frozen=True, slots=True)
-class Grid:
-    """Levels that the numbers of a matrix may have.
-
-    Attributes
-    ----------
-    bits
-        Bits of each column, shape (width,).
-    deviations
-        Deviation of each column, shape (width,).
-    """
-
-    bits: NDArray[np.uint8]
-    deviations: NDArray[np.float32]
-
-    def values(self, found: NDArray[np.uint8], scales: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Numbers from their levels, shape (n, width)."""
-        import numpy as np
-
-        out = np.empty(found.shape, np.float32)
-        for column, bits in enumerate(self.bits):
-            out[:, column] = levels(int(bits)).take(found[:, column]) * self.deviations[column]
-        out *= scales[:, None]
-        return out
-
-
 def batch_rows(width: int) -> int:
     """Rows whose systems a thread has at a time."""
     return max(1, SYSTEMS // (width * width))
@@ -61,6 +37,7 @@ def descend(
     confidences: Any,
     found: NDArray[np.uint8],
     scales: NDArray[np.float32],
+    kinds: NDArray[np.uint8],
     users: NDArray[np.float32],
     grid: Grid,
     hyper: Mapping[str, Any],
@@ -75,6 +52,8 @@ def descend(
         SciPy CSR, shape (items, users).
     found, scales
         Numbers of levels, shape (items, width), and scales, shape (items,).
+    kinds
+        Class of each item, shape (items,).
     users
         Shape (users, width).
     grid
@@ -90,48 +69,52 @@ def descend(
 
     shared = users.T @ users
     importance = np.diag(shared) * grid.deviations**2
-    order = [int(column) for column in np.argsort(-importance) if grid.bits[column]]
+    order = np.argsort(-importance)
     lengths = np.diff(confidences.indptr)
     weight = np.asarray(confidences.sum(1), np.float64).ravel() - lengths
     exponent = float(hyper.get("frequency_scaling", 0.0))
     ridges = ials_exact.ridge(float(hyper["regularization"]), exponent, weight=weight, other_rows=len(users))
 
-    def work(rows: slice) -> None:
+    def work(batch: tuple[int, NDArray[np.intp]]) -> None:
+        number, rows = batch
         systems, right = _systems(confidences, rows, users, shared, ridges)
-        some, own = found[rows], scales[rows]
-        current = grid.values(some, own)
+        some, own, each = found[rows], scales[rows], grid.bits[number]
+        current = grid.values(number, some, own)
         rest = right - np.einsum("nij,nj->ni", systems, current)
         for _ in range(SWEEPS):
-            for column in order:
-                bits, deviation = int(grid.bits[column]), grid.deviations[column]
+            for column in order[each[order] > 0]:
+                bits, deviation = int(each[column]), grid.deviations[column]
                 wanted = current[:, column] + rest[:, column] / systems[:, column, column]
                 units = np.divide(wanted, own * deviation, out=np.zeros_like(wanted), where=own > 0)
                 some[:, column] = np.searchsorted(bounds(bits), units)
                 changed = levels(bits).take(some[:, column]) * own * deviation
                 rest -= systems[:, column] * (changed - current[:, column])[:, None]
                 current[:, column] = changed
-            products = right - rest
-            size = np.einsum("ni,ni->n", current, products)
-            factor = np.einsum("ni,ni->n", current, right) / np.maximum(size, np.finfo(np.float32).tiny)
-            factor = np.clip(factor, 1 / LARGEST_CHANGE, LARGEST_CHANGE).astype(np.float32)
-            factor[~right.any(1)] = 0  # nobody had the item
-            own *= factor
-            current *= factor[:, None]
-            rest = right - products * factor[:, None]
+        products = right - rest
+        size = np.einsum("ni,ni->n", current, products)
+        factor = np.einsum("ni,ni->n", current, right) / np.maximum(size, np.finfo(np.float32).tiny)
+        own *= np.clip(factor, 1 / LARGEST_CHANGE, LARGEST_CHANGE).astype(np.float32)
+        own[~right.any(1)] = 0  # nobody had the item
+        found[rows], scales[rows] = some, own
 
     with ThreadPoolExecutor(threads) as pool:
-        for _ in pool.map(work, _batches(len(found), batch_rows(users.shape[1]))):
+        for _ in pool.map(work, _batches(kinds, batch_rows(users.shape[1]))):
             pass
 
 
-def _batches(rows: int, size: int) -> Iterator[slice]:
-    for start in range(0, rows, size):
-        yield slice(start, min(start + size, rows))
+def _batches(kinds: NDArray[np.uint8], size: int) -> Iterator[tuple[int, NDArray[np.intp]]]:
+    """Some rows of one class at a time, and the class."""
+    import numpy as np
+
+    for number in np.flatnonzero(np.bincount(kinds)):
+        rows = np.flatnonzero(kinds == number)
+        for start in range(0, len(rows), size):
+            yield int(number), rows[start : start + size]
 
 
 def _systems(
     confidences: Any,
-    rows: slice,
+    rows: NDArray[np.intp],
     users: NDArray[np.float32],
     shared: NDArray[np.float32],
     ridges: NDArray[np.float64],
@@ -140,9 +123,9 @@ def _systems(
     import numpy as np
 
     width = users.shape[1]
-    systems = np.empty((rows.stop - rows.start, width, width), np.float32)
-    right = np.empty((rows.stop - rows.start, width), np.float32)
-    for place, row in enumerate(range(rows.start, rows.stop)):
+    systems = np.empty((len(rows), width, width), np.float32)
+    right = np.empty((len(rows), width), np.float32)
+    for place, row in enumerate(rows):
         systems[place], right[place] = shared, 0
         systems[place].reshape(-1)[:: width + 1] += np.float32(ridges[row])
         for start in range(confidences.indptr[row], confidences.indptr[row + 1], TOGETHER):

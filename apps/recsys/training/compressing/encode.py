@@ -10,17 +10,17 @@ from typing import TYPE_CHECKING, Any
 from apps.recsys.data.csr_store import History
 from apps.recsys.data.splits import Kept
 from apps.recsys.models import weights
-from apps.recsys.models.als import als_matrices, ials_exact
+from apps.recsys.models.als import als_matrices
 from apps.recsys.models.coded import stored
 from apps.recsys.models.embedding import user_encoders
 from apps.recsys.models.linear import filter as linear_filter
 from apps.recsys.models.linear.spectral import powers
 from apps.recsys.planning.compressing.workload import SAMPLED_USERS
-from apps.recsys.training.compressing import discrete, vectors
+from apps.recsys.training.compressing import vectors
+from apps.recsys.training.compressing.least_squares import Checkpoint, LeastSquares
 from apps.recsys.training.compressing.vectors import Budget
 from apps.recsys.training.session import TrainingSession
-from common.compression import row_codes
-from common.compression.codes import BLOCK_ROWS
+from common.compression import row_codes, row_grid
 from common.compression.row_codes import RowCodes
 
 if TYPE_CHECKING:
@@ -43,13 +43,28 @@ class Encoded:
     factors
         Dimensions that are left.
     bits
-        Dimensions of each matrix by their number of bits.
+        What ``described`` says of each matrix.
     """
 
     tensors: Mapping[str, NDArray[Any]]
     codes: Mapping[str, int]
     factors: int
-    bits: Mapping[str, Mapping[str, int]]
+    bits: Mapping[str, list[dict[str, Any]]]
+
+
+def described(codes: RowCodes) -> list[dict[str, Any]]:
+    """Classes of rows: how many there are, bytes of each with its scale, and its dimensions by their number of bits."""
+    import numpy as np
+
+    counts = np.bincount(codes.grid.classes(codes.scales), minlength=len(codes.grid.bits))
+    return [
+        {
+            "rows": int(count),
+            "bytes": int(size) + row_codes.SCALE_BYTES,
+            "bits": {str(each): int(number) for each, number in enumerate(np.bincount(own)) if number},
+        }
+        for count, size, own in zip(counts, codes.grid.packed_bytes, codes.grid.bits, strict=True)
+    ]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,12 +79,14 @@ class Compression:
         Its ``model.json``.
     scratch
         Folder for interactions in the order of items.
-    row_bits
-        Bits of a row of each matrix.
+    row_bytes
+        Bytes of a row of each matrix, without its scale.
     dimensions
         Most dimensions; ``None``: any number.
     rounds
         Times that users and items of ``ials`` are solved again.
+    checkpoint
+        Keeps what is done of a model of ``ials``.
     session
         Plan (knob ``fit_block``), threads and progress.
     """
@@ -77,9 +94,10 @@ class Compression:
     model: Path
     manifest: Mapping[str, Any]
     scratch: Path
-    row_bits: Mapping[str, int]
+    row_bytes: Mapping[str, int]
     dimensions: int | None
     rounds: int
+    checkpoint: Checkpoint
     session: TrainingSession
 
     @property
@@ -109,23 +127,19 @@ class Compression:
             return self._vectors(history, kept)
 
     def _budget(self, name: str) -> Budget:
-        return Budget(self.row_bits[name], self.dimensions)
+        return Budget(self.row_bytes[name], self.dimensions)
 
     def _encoded(self, made: Mapping[str, RowCodes], others: Mapping[str, NDArray[Any]] = {}) -> Encoded:
-        import numpy as np
 
         tensors = {**others}
         for name, codes in made.items():
             tensors |= stored.tensors(name, codes)
-        counts = {name: np.bincount(codes.bits) for name, codes in made.items()}
-        bits = {name: {str(b): int(n) for b, n in enumerate(found) if n} for name, found in counts.items()}
-        sizes = {name: codes.packed.shape[1] + row_codes.SCALE_BYTES for name, codes in made.items()}
+        bits = {name: described(codes) for name, codes in made.items()}
+        sizes = {name: stored.row_size(codes) for name, codes in made.items()}
         return Encoded(tensors, sizes, next(iter(made.values())).width, bits)
 
     def _least_squares(self, history: History, kept: Kept) -> Encoded:
         """Rows of ``ials``: codes of the vectors, then users and items solved in turn, the items over their levels."""
-        import numpy as np
-
         manifest, hyper, session = self.manifest, self.manifest["hyper"], self.session
         block = int(session.plan["fit_block"])
         sizes = {"items": manifest["items"], "hyper": hyper}
@@ -133,53 +147,16 @@ class Compression:
             sides = als_matrices.in_memory(history, kept, **sizes)
         else:
             sides = als_matrices.on_disk(self.scratch, history, kept, **sizes, block=block)
-        items = weights.read(self._path)
-        users = self._solved_users(sides, items)
-        values, axes = vectors.rotation(users.T @ users)
-        del users
-        vectors.rotate(items, axes)
-        budget = self._budget(weights.ITEMS)
-        bits = budget.shared(row_codes.column_deviations(items).astype(np.float64) ** 2 * values)
-        columns = np.flatnonzero(bits)
-        items, bits, importance = items.take(columns, axis=1), bits[columns], values[columns]
-        vectors.rotate(items, vectors.mixing(bits, importance))
-        grid = discrete.Grid(bits, row_codes.column_deviations(items))
-        found = np.empty(items.shape, np.uint8)
-        scales = np.empty(len(items), np.float32)
-        for start in range(0, len(items), BLOCK_ROWS):
-            span = slice(start, start + BLOCK_ROWS)
-            found[span], scales[span] = row_codes.nearest(
-                items[span], bits, grid.deviations, importance.astype(np.float32)
-            )
-        with session.progress(total=self.rounds, unit="round", label="encode") as bar:
-            for number in range(self.rounds):
-                # The first time users of the vectors themselves: those of rounded ones are further from what is sought.
-                for start in range(0, len(items), BLOCK_ROWS) if number else ():
-                    span = slice(start, start + BLOCK_ROWS)
-                    items[span] = grid.values(found[span], scales[span])
-                users = self._solved_users(sides, items)
-                for start, stop, some in sides.items.blocks():
-                    discrete.descend(
-                        some, found[start:stop], scales[start:stop], users, grid, hyper, threads=session.threads
-                    )
-                    self._check()
-                del users
-                bar.update()
+        made = LeastSquares(
+            sides=sides,
+            hyper=hyper,
+            budget=self._budget(weights.ITEMS),
+            rounds=self.rounds,
+            checkpoint=self.checkpoint,
+            session=session,
+        ).run(weights.read(self._path))
         als_matrices.remove(self.scratch)
-        return self._encoded({weights.ITEMS: RowCodes.made(found, scales, bits, grid.deviations)})
-
-    def _solved_users(self, sides: als_matrices.Sides, items: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Vectors of all users, shape (users, factors)."""
-        import numpy as np
-
-        hyper = self.manifest["hyper"]
-        given = {"regularization": float(hyper["regularization"])}
-        given["exponent"] = float(hyper.get("frequency_scaling", 0.0))
-        users = np.zeros((sides.users.rows, items.shape[1]), np.float32)
-        for start, stop, block in sides.users.blocks():
-            ials_exact.solve(block, users[start:stop], items, threads=self.session.threads, **given)
-            self._check()
-        return users
+        return self._encoded({weights.ITEMS: made})
 
     def _vectors(self, history: History, kept: Kept) -> Encoded:
         """Rows of ``bpr`` and ``embedding``: rotated onto the users' Gramian, then the nearest codes."""
@@ -187,7 +164,7 @@ class Compression:
 
         kind, hyper = self.manifest["kind"], self.manifest["hyper"]
         others = {name: weights.tensor(self._path, name) for name in self._other_names()}
-        matrices = {name: weights.read(self._path, self._stored_name(name)) for name in self.row_bits}
+        matrices = {name: weights.read(self._path, self._stored_name(name)) for name in self.row_bytes}
         items = matrices[weights.ITEMS]
         free = items.shape[1] - (kind == "bpr")
         users = self._sampled(history, kept, self._encoder(matrices, others))[:, : items.shape[1]]
@@ -203,7 +180,13 @@ class Compression:
             gram = np.einsum("ij,ij->j", items, items, dtype=np.float64)
             importance[weights.USER_SIDE] = gram
         made = vectors.encoded_alike(
-            matrices, importance, self._budget(weights.ITEMS), cosine=cosine, last=kind == "bpr", after_each=self._check
+            matrices,
+            importance,
+            self._budget(weights.ITEMS),
+            by_length=() if cosine else (weights.ITEMS,),
+            cosine=cosine,
+            last=kind == "bpr",
+            after_each=self._check,
         )
         return self._encoded(made, others)
 
@@ -253,7 +236,7 @@ class Compression:
         encoder = user_encoders.Encoder(lambda items, values: shares[items] @ rows[items])
         users = self._sampled(history, kept, encoder)
         importance = np.einsum("ij,ij->j", users, users, dtype=np.float64)
-        deviations = row_codes.column_deviations(rows)
+        deviations = row_grid.column_deviations(rows)
         bits = self._budget(weights.SPECTRUM).shared(deviations.astype(np.float64) ** 2 * importance)
         columns = np.flatnonzero(bits)
         kept_rows = rows.take(columns, axis=1)

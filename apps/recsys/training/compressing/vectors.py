@@ -9,20 +9,24 @@ not stored.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from apps.recsys.models.scan.rows import row_lengths
-from common.compression import row_codes
+from common.compression import row_grid
 from common.compression.codes import BLOCK_ROWS
 from common.compression.codes import rotation as random_rotation
 from common.compression.row_codes import RowCodes
+from common.compression.row_grid import Grid
+from common.compression.row_levels import shared_bits
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+CLASSES, CLASS_OCTAVES = 11, 0.5
+"""Classes of rows by their lengths below that of the longest row, and octaves from one to the next."""
 LEAST = 1e-30
 """Smallest weight that divides."""
 SEED = 0
@@ -35,23 +39,25 @@ class Budget:
 
     Attributes
     ----------
-    bits
-        Bits of a row in all.
+    bytes
+        Bytes of a row without its scale; of rows in classes their mean.
     dimensions
         Most dimensions that get some; ``None``: any number.
     """
 
-    bits: int
+    bytes: int
     dimensions: int | None = None
 
-    def shared(self, weights: NDArray[np.floating[Any]]) -> NDArray[np.uint8]:
-        """Bits of each column, by the columns' weighted variances."""
+    def shared(
+        self, weights: NDArray[np.floating[Any]], counts: NDArray[np.integer[Any]] | None = None
+    ) -> NDArray[np.uint8]:
+        """Bits of each column, by the columns' weighted variances; or of each column in classes of so many rows."""
         import numpy as np
 
-        if self.dimensions is not None and self.dimensions < len(weights):
-            least = np.sort(weights)[-self.dimensions]
-            weights = np.where(weights >= least, weights, 0)
-        return row_codes.shared_bits(weights, self.bits)
+        if self.dimensions is not None and self.dimensions < weights.shape[-1]:
+            each = weights if counts is None else counts @ weights
+            weights = np.where(each >= np.sort(each)[-self.dimensions], weights, 0)
+        return shared_bits(weights, self.bytes * (1 if counts is None else int(counts.sum())), counts)
 
 
 def rotation(gramian: NDArray[np.floating[Any]]) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
@@ -81,10 +87,44 @@ def mixing(bits: NDArray[np.uint8], importance: NDArray[np.float64], *, last: bo
     import numpy as np
 
     axes = np.eye(len(bits), dtype=np.float32)
-    for _, columns in row_codes.groups(bits[: len(bits) - last]):
+    for _, columns in row_grid.groups(bits[: len(bits) - last]):
         axes[np.ix_(columns, columns)] = random_rotation(len(columns), SEED)
         importance[columns] = importance[columns].mean()
     return axes
+
+
+def graded(
+    rows: NDArray[np.float32], importance: NDArray[np.float64], budget: Budget
+) -> tuple[Grid, NDArray[np.uint8]]:
+    """Levels for classes of rows by their lengths, with more bits for longer ones, and the class of each row.
+
+    An error costs as much in a long row as in a short one, and the numbers of a long row are larger: with twice the
+    length, a bit more a number leaves the same error.
+
+    Parameters
+    ----------
+    rows
+        Shape (rows, width), on axes on which errors count singly.
+    importance
+        Weights of the columns' squared errors, shape (width,).
+    budget
+        What a row may take in the mean.
+    """
+    import numpy as np
+
+    deviations = row_grid.column_deviations(rows)
+    lengths = row_grid.row_scales(rows, deviations)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        steps = np.floor(np.log2(lengths / lengths.max(initial=0)) / CLASS_OCTAVES)
+    kinds = np.maximum(np.nan_to_num(steps, nan=-CLASSES), -CLASSES)
+    there, kinds = np.unique(kinds, return_inverse=True)
+    counts, squares = np.bincount(kinds, minlength=len(there)), np.zeros((len(there), rows.shape[1]))
+    for start in range(0, len(rows), BLOCK_ROWS):
+        some, own = rows[start : start + BLOCK_ROWS], kinds[start : start + BLOCK_ROWS]
+        for number in np.flatnonzero(np.bincount(own)):
+            squares[number] += np.einsum("ij,ij->j", of_class := some[own == number], of_class)
+    bits = budget.shared(squares / counts[:, None] * importance, counts)
+    return Grid.of(bits, deviations), kinds.astype(np.uint8)
 
 
 def rotate(rows: NDArray[np.float32], axes: NDArray[np.float32]) -> None:
@@ -111,8 +151,9 @@ def unit_deviations(rows: NDArray[np.float32]) -> NDArray[np.float32]:
 def encoded(
     rows: NDArray[np.float32], weights: NDArray[np.floating[Any]], bits: NDArray[np.uint8], *, cosine: bool
 ) -> RowCodes:
-    """The nearest codes of rows under weights of the columns' squared errors, shape (width,)."""
-    return RowCodes.of(rows, bits, weights, deviations=unit_deviations(rows) if cosine else None)
+    """The nearest codes of rows under weights of the columns' squared errors, shape (width,), in one class."""
+    deviations = unit_deviations(rows) if cosine else row_grid.column_deviations(rows)
+    return RowCodes.of(rows, Grid.of(bits, deviations), weights)
 
 
 def encoded_alike(
@@ -120,6 +161,7 @@ def encoded_alike(
     importance: Mapping[str, NDArray[np.float64]],
     budget: Budget,
     *,
+    by_length: Container[str],
     cosine: bool,
     last: bool,
     after_each: Callable[[], None],
@@ -134,6 +176,8 @@ def encoded_alike(
         Weights of the columns' squared errors in each.
     budget
         What a row of each may take.
+    by_length
+        Matrices of which longer rows get more bits (``graded``).
     cosine
         True if the lengths of rows do not matter.
     last
@@ -145,7 +189,7 @@ def encoded_alike(
 
     total = np.zeros(next(iter(matrices.values())).shape[1])
     for name, rows in matrices.items():
-        deviations = unit_deviations(rows) if cosine else row_codes.column_deviations(rows)
+        deviations = unit_deviations(rows) if cosine else row_grid.column_deviations(rows)
         own = deviations.astype(np.float64) ** 2 * importance[name]
         total += own / max(float(own.sum()), LEAST)
     bits = budget.shared(total)
@@ -154,6 +198,10 @@ def encoded_alike(
     for name in list(matrices):
         rows, own = matrices.pop(name).take(columns, axis=1), importance[name][columns]
         rotate(rows, mixing(bits, own, last=last))
-        made[name] = encoded(rows, own, bits, cosine=cosine)
+        if name in by_length:
+            grid, kinds = graded(rows, own, budget)
+            made[name] = RowCodes.of(rows, grid, own, kinds)
+        else:
+            made[name] = encoded(rows, own, bits, cosine=cosine)
         after_each()
     return made
