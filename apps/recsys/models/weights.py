@@ -41,15 +41,8 @@ DECODED_ROWS = 1 << 13
 
 
 def write(path: Path, tensors: Mapping[str, NDArray[Any] | Streamed]) -> None:
-    """Write arrays as safetensors, without the copy that the library's writer makes.
-
-    Parameters
-    ----------
-    path
-        The file.
-    tensors
-        Arrays of float32, float16, int8, uint8 or int32, by name.
-    """
+    """Write arrays of float32, float16, int8, uint8 or int32 as safetensors, without the copy that the library's writer
+    makes."""
     import numpy as np
 
     names = {np.dtype(kind): name for name, kind in _TYPES.items()}
