@@ -236,6 +236,19 @@ def learning_over_ranks() -> None:
     rehearse()
 
 
+def training_over_ranks() -> None:
+    """Warm up ``ials`` that several ranks train: PyTorch moves the factors between them."""
+    import torch
+
+    import apps.recsys.training.over_ranks.shared_factors
+    from common.training.distributed.group import rehearse
+
+    training()
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    rehearse()
+    del apps
+
+
 def tracing() -> None:
     """Load what an embedding's traced step needs; no operator runs then, so none has to run here."""
     import torch

@@ -21,6 +21,7 @@ from common.memory.process import child, guard, supervisor
 from common.memory.process.budget import MemoryBudget, format_size, total_memory
 from common.memory.process.meter import PeakMeter
 from common.memory.report.record import RunRecord
+from common.training.distributed import last_words
 from common.training.distributed.group import ALONE, Group, LostRank
 from common.training.distributed.world import LAUNCHER_BYTES, World, launched
 
@@ -152,6 +153,7 @@ def begin(world: World, workload: "Workload", record: RunRecord, choose: Callabl
         record.budget = replace(record.budget, host_bytes=min(record.budget.host_bytes, int(word["ceiling"])))
         return meeting.group()
     assert record.plan is not None
+    last_words.listen()
     arrivals = meeting.gather(arrival)
     try:
         check_alike(arrivals)

@@ -15,7 +15,7 @@ import torch
 from common.compression.composed import RULES, ComposedRows
 from common.compression.layouts import Layout
 from common.compression.row_formats import BLOCK_ROWS
-from common.compression.stored import Start, StoredRows
+from common.compression.stored import Sharers, Start, StoredRows
 
 if TYPE_CHECKING:
     import numpy as np
@@ -34,6 +34,8 @@ class EmbeddingTable(torch.nn.Module):
         Initialisation and step sizes of its rows.
     fixed
         Fixed per-row input, shape (rows, n), for the kinds in ``composed.FIXED``.
+    sharers
+        The processes among which the rows of a table of ``row_formats.FORMATS`` are shared out, as ``StoredRows``.
 
     Examples
     --------
@@ -47,11 +49,13 @@ class EmbeddingTable(torch.nn.Module):
 
     form: StoredRows | ComposedRows
 
-    def __init__(self, layout: Layout, start: Start, fixed: Tensor | None = None) -> None:
+    def __init__(
+        self, layout: Layout, start: Start, fixed: Tensor | None = None, sharers: Sharers | None = None
+    ) -> None:
         super().__init__()
         self.rows, self.width = layout.rows, layout.width
         composed = layout.kind in RULES
-        self.form = ComposedRows(layout, start, fixed) if composed else StoredRows(layout.parts[0], start)
+        self.form = ComposedRows(layout, start, fixed) if composed else StoredRows(layout.parts[0], start, sharers)
         self.loaded: Tensor | None = None
         self._ids: Tensor | None = None
 

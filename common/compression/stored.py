@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
@@ -37,8 +37,31 @@ class Start:
     lr_scale: float = 1.0
 
 
+class Sharers(Protocol):
+    """Processes among which the rows of a table are shared out."""
+
+    def share(self, samples: int) -> range:
+        """Return which of ``samples`` rows are this process's."""
+        ...
+
+    def added(self, values: Tensor) -> Tensor:
+        """Add a tensor over all processes, in place."""
+        ...
+
+
 class StoredRows(torch.nn.Module):
-    """The rows of a ``Part`` with the optimiser's state."""
+    """The rows of a ``Part`` with the optimiser's state.
+
+    Parameters
+    ----------
+    part
+        Number, width and format of the rows.
+    start
+        Initialisation and step sizes.
+    sharers
+        The processes that have a range of the rows each, with its state; ``None``: this one has all. All must call the
+        same methods with the same arguments. The rows are those of one process: it draws all of them at the start.
+    """
 
     codes: Tensor
     scales: Tensor | None
@@ -46,25 +69,51 @@ class StoredRows(torch.nn.Module):
     step_count: Tensor
     """Number of steps, a scalar; only for formats that round."""
 
-    def __init__(self, part: Part, start: Start) -> None:
+    def __init__(self, part: Part, start: Start, sharers: Sharers | None = None) -> None:
         super().__init__()
+        self.sharers = sharers
+        self.own = range(part.rows) if sharers is None else sharers.share(part.rows)
+        """Rows that are stored here."""
         self.rows, self.ema_decay, self.lr_scale = part.rows, start.ema_decay, start.lr_scale
         self.length = start.deviation * part.width**0.5 if start.unit_norm else 0.0
         self.form = storage.FORMATS[part.kind]
-        codes, scales = storage.empty(part.rows, part.width, self.form)
+        codes, scales = storage.empty(len(self.own), part.width, self.form)
         self.register_buffer("codes", codes)
         self.register_buffer("scales", scales)
-        self.register_buffer("state", torch.zeros(part.rows))
+        self.register_buffer("state", torch.zeros(len(self.own)))
         if scales is not None:
             self.register_buffer("step_count", torch.zeros((), dtype=torch.int64))
         for first in range(0, part.rows, storage.BLOCK_ROWS):
             last = min(first + storage.BLOCK_ROWS, part.rows)
-            self._write(slice(first, last), torch.randn(last - first, part.width) * start.deviation)
+            self._begin(first, torch.randn(last - first, part.width) * start.deviation)
+
+    def _begin(self, first: int, values: Tensor) -> None:
+        """Store those of the initial rows from ``first`` on that are this process's."""
+        codes, scales = storage.encode(values, None, self.form)
+        start, stop = max(first, self.own.start), min(first + len(values), self.own.stop)
+        if start < stop:
+            places, some = slice(start - self.own.start, stop - self.own.start), slice(start - first, stop - first)
+            self.codes[places] = codes[some]
+            if self.scales is not None and scales is not None:
+                self.scales[places] = scales[some]
 
     def read(self, ids: Tensor) -> Tensor:
         """Return rows as a new float32 tensor, shape ``ids.shape + (width,)``."""
-        codes = torch.nn.functional.embedding(ids, self.codes)
-        return storage.decode(codes, None if self.scales is None else self.scales[ids], self.form)
+        if self.sharers is None:
+            return self.read_own(ids)
+        own = self._is_own(ids)
+        found = self.read_own(ids[own] - self.own.start)
+        every = found.new_zeros(*ids.shape, found.shape[-1])
+        every[own] = found
+        return self.sharers.added(every)
+
+    def read_own(self, places: Tensor) -> Tensor:
+        """Return some of the rows ``own``, by their places among these."""
+        codes = torch.nn.functional.embedding(places, self.codes)
+        return storage.decode(codes, None if self.scales is None else self.scales[places], self.form)
+
+    def _is_own(self, ids: Tensor) -> Tensor:
+        return (ids >= self.own.start) & (ids < self.own.stop)
 
     def step(self, ids: Tensor, values: Tensor, gradient: Tensor, rate: float) -> None:
         """Update distinct rows.
@@ -78,19 +127,25 @@ class StoredRows(torch.nn.Module):
         rate
             Learning rate.
         """
-        state = self._accumulated(self.state[ids], gradient.square().mean(1))
-        self.state[ids] = state
+        if self.sharers is not None:
+            own = self._is_own(ids)
+            ids, values, gradient = ids[own], values[own], gradient[own]
+        places = ids - self.own.start if self.own.start else ids
+        state = self._accumulated(self.state[places], gradient.square().mean(1))
+        self.state[places] = state
         gradient *= (-rate * self.lr_scale / (state.sqrt() + 1e-10))[:, None]
         gradient += values
         if self.length:
             gradient *= self.length / gradient.norm(dim=1, keepdim=True).clamp(min=1e-10)
         if self.scales is None:
-            self._write(ids, gradient)
+            self.codes[places] = gradient
             return
         self.step_count += 1
-        self._write(
-            ids, gradient, self.scales[ids], storage.rounding_thresholds(ids, gradient.shape[1], self.step_count)
-        )
+        thresholds = storage.rounding_thresholds(ids, gradient.shape[1], self.step_count)
+        codes, scales = storage.encode(gradient, self.scales[places], self.form, thresholds)
+        self.codes[places] = codes
+        assert scales is not None
+        self.scales[places] = scales
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *more: Any) -> None:
         """Load a state; checkpoints of version 0.1 call the number of steps ``turn``."""
@@ -103,11 +158,3 @@ class StoredRows(torch.nn.Module):
         if self.ema_decay == 1:
             return state + new
         return torch.where(state > 0, self.ema_decay * state + (1 - self.ema_decay) * new, new)
-
-    def _write(
-        self, ids: Tensor | slice, values: Tensor, scales: Tensor | None = None, thresholds: Tensor | None = None
-    ) -> None:
-        codes, scales = storage.encode(values, scales, self.form, thresholds)
-        self.codes[ids] = codes
-        if self.scales is not None and scales is not None:
-            self.scales[ids] = scales

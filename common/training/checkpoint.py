@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 LAST = "last.safetensors"
-_NETWORK, _OPTIMIZER, _RANDOM, _MORE = "network.", "optimizer.", "random.torch", "more."
+NETWORK, OPTIMIZER, RANDOM, MORE = "network.", "optimizer.", "random.torch", "more."
+"""Names of a checkpoint's tensors, or their beginnings."""
 
 
 def save(
@@ -39,14 +40,14 @@ def save(
     import torch
     from safetensors.torch import save_file
 
-    tensors: dict[str, Tensor] = {_NETWORK + name: tensor for name, tensor in network.state_dict().items()}
+    tensors: dict[str, Tensor] = {NETWORK + name: tensor for name, tensor in network.state_dict().items()}
     tensors |= {
-        f"{_OPTIMIZER}{index}.{key}": value
+        f"{OPTIMIZER}{index}.{key}": value
         for index, values in optimizer.state_dict()["state"].items()
         for key, value in values.items()
     }
-    tensors |= {_MORE + name: tensor for name, tensor in (more or {}).items()}
-    tensors[_RANDOM] = torch.get_rng_state()
+    tensors |= {MORE + name: tensor for name, tensor in (more or {}).items()}
+    tensors[RANDOM] = torch.get_rng_state()
     seen: set[int] = set()
     for name, tensor in tensors.items():
         # A module registered twice (DynUNet's blocks) appears under both names.
@@ -98,11 +99,11 @@ def apply(
     """``restore`` with tensors that have been read from ``path``, perhaps by another rank."""
     import torch
 
-    weights = {key.removeprefix(_NETWORK): value for key, value in tensors.items() if key.startswith(_NETWORK)}
+    weights = {key.removeprefix(NETWORK): value for key, value in tensors.items() if key.startswith(NETWORK)}
     states: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors.items():
-        if key.startswith(_OPTIMIZER):
-            index, _, name = key.removeprefix(_OPTIMIZER).partition(".")
+        if key.startswith(OPTIMIZER):
+            index, _, name = key.removeprefix(OPTIMIZER).partition(".")
             states.setdefault(int(index), {})[name] = value
     try:
         network.load_state_dict(weights)
@@ -110,12 +111,12 @@ def apply(
     except (RuntimeError, ValueError, KeyError) as error:
         reason = str(error).splitlines()[0]
         raise BadInput(f"{path}: a checkpoint of another network ({reason}); remove it to start again") from None
-    torch.set_rng_state(tensors[_RANDOM])
+    torch.set_rng_state(tensors[RANDOM])
 
 
 def more_of(tensors: "Mapping[str, Tensor]") -> "dict[str, Tensor]":
     """Return the further tensors of a checkpoint that was read by ``read_tensors``."""
-    return {name.removeprefix(_MORE): tensor for name, tensor in tensors.items() if name.startswith(_MORE)}
+    return {name.removeprefix(MORE): tensor for name, tensor in tensors.items() if name.startswith(MORE)}
 
 
 def save_weights(path: Path, weights: "Mapping[str, Tensor]") -> None:

@@ -12,13 +12,13 @@ from typing import Any
 
 from apps.imaging.models.networks.registry import divisor
 from apps.imaging.models.stored_weights import stored_parameters
-from apps.imaging.planning import baselines
+from apps.imaging.planning import baselines, sharing
 from apps.imaging.planning.tiles import smaller, text
 from apps.imaging.training import traced_step
 from apps.imaging.training.data.label_maps import own_spacing, reading_bytes
 from apps.imaging.training.data.prepared import loading_bytes
 from apps.imaging.training.data.synthesis import region_voxels, synthesis_bytes
-from apps.imaging.training.phases import CHECKPOINT, EXPORT, FREE_HEAP, LOAD, TRAIN, VALIDATE
+from apps.imaging.training.phases import CHECKPOINT, EXPORT, FREE_HEAP, LOAD, SHARED, STATES, TRAIN, VALIDATE, WHOLE
 from apps.imaging.training.recipe import OVERLAP
 from apps.imaging.training.request import TrainRequest
 from apps.imaging.volumes.volume import Shape
@@ -32,6 +32,7 @@ from common.memory.process.budget import MIB
 from common.tiling.blend import FLOAT, blend_footprint
 from common.tiling.grid import TileGrid
 from common.training import activation_checkpointing, amp, checkpoint
+from common.training.distributed import sharding
 from common.training.distributed.price import ranks_terms
 
 EXPORT_BYTES = 24 * MIB
@@ -106,7 +107,7 @@ class TrainWorkload:
         for micro_batch, precision, policy, step_in_backward, cache, allocator in choices:
             if step_in_backward == "on" and (micro_batch < batch or clip or precision == "fp16" or several):
                 continue
-            yield {
+            setting: dict[str, int | float | str] = {
                 "micro_batch": micro_batch,
                 "accumulate": -(-batch // micro_batch),
                 "amp": precision,
@@ -115,6 +116,22 @@ class TrainWorkload:
                 "cache": cache,
                 "allocator": allocator,
             }
+            yield from [setting | {STATES: one} for one in self._states(setting)] if several else [setting]
+
+    def _states(self, setting: Setting) -> tuple[str, ...]:
+        """Values of the knob ``STATES``. A rank that has a part must do as many passes as all others, without
+        recomputation, and cannot load another model's weights."""
+        options, recipe, world = self.request.options, self.request.recipe, self.request.options.world
+        passes = {-(-len(share) // int(setting["micro_batch"])) for share in world.shares(recipe.batch)}
+        possible = (
+            len(passes) == 1
+            and recipe.optimizer in sharding.OPTIMIZERS
+            and options.init is None
+            and options.distill is None
+            and setting["amp"] != "fp16"
+            and setting["checkpoint"] == activation_checkpointing.NONE
+        )
+        return (WHOLE, SHARED) if possible else (WHOLE,)
 
     def probes(self, setting: Setting) -> Sequence[Probe]:
         """The baseline, the traced step, and whether bfloat16 pays, unless the user has decided that."""
@@ -189,12 +206,20 @@ class TrainWorkload:
         tensors = cost["activations"] + cost["workspace"]
         roomy = SLACK + room(tensors) + int(VALIDATED * tensors)
         free = {"roomy": roomy, "heap": SLACK, "mapped": 0}[str(setting["allocator"])]
+        if setting.get(STATES) == SHARED:
+            held = sharing.terms(self.request.options.world, cost, average=average)
+        else:
+            held = [
+                Term("parameters", cost["parameters"], "analytic", (TRAIN, VALIDATE, EXPORT)),
+                Term("gradients", cost["gradients"], "analytic", (TRAIN,)),
+                *ranks_terms(self.request.options.world, cost["gradients"], (TRAIN, VALIDATE, CHECKPOINT, EXPORT)),
+                Term("optimizer states", cost["optimizer"], "analytic", (TRAIN, VALIDATE, EXPORT)),
+                Term("average of the weights", average, "analytic", (TRAIN, VALIDATE, EXPORT)),
+                Term("checkpoint", checkpoint.bytes_needed(states), "analytic", (CHECKPOINT,)),
+                Term("parameters and optimizer", states, "analytic", (CHECKPOINT,)),
+            ]
         terms = [
-            Term("parameters", cost["parameters"], "analytic", (TRAIN, VALIDATE, EXPORT)),
-            Term("gradients", cost["gradients"], "analytic", (TRAIN,)),
-            *ranks_terms(self.request.options.world, cost["gradients"], (TRAIN, VALIDATE, CHECKPOINT, EXPORT)),
-            Term("optimizer states", cost["optimizer"], "analytic", (TRAIN, VALIDATE, EXPORT)),
-            Term("average of the weights", average, "analytic", (TRAIN, VALIDATE, EXPORT)),
+            *held,
             # A training's activations contain the teacher.
             Term("teacher", teacher, "analytic", (VALIDATE, CHECKPOINT, EXPORT)),
             Term("activations", cost["activations"], "replayed", (TRAIN,)),
@@ -209,8 +234,6 @@ class TrainWorkload:
             Term("synthesis beyond a step", max(0, self._synthesis_bytes() - tensors), "analytic", (TRAIN,)),
             Term("blend", blend + block + voxels * (image + FLOAT * (classes + 2)), "analytic", (VALIDATE,)),
             Term("tile's forward pass", forward, "replayed", (VALIDATE,)),
-            Term("checkpoint", checkpoint.bytes_needed(states), "analytic", (CHECKPOINT,)),
-            Term("parameters and optimizer", states, "analytic", (CHECKPOINT,)),
             Term("ONNX export", exporting + 4 * cost["parameters"], "measured", (EXPORT,)),
         ]
         return Footprint.of([*baseline.terms(costs, base), *terms])
@@ -273,6 +296,7 @@ class TrainWorkload:
             * ALLOCATORS[precision][str(setting["allocator"])]
             * (1.01 if setting["step_in_backward"] == "on" else 1.0)
             * (1.05 if setting["cache"] == "disk" else 1.0)
+            * (sharing.SLOWER if setting.get(STATES) == SHARED else 1.0)
         )
 
 

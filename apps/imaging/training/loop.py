@@ -17,10 +17,11 @@ from apps.imaging.training.data.patch_sampling import Sampler, Volumes
 from apps.imaging.training.data.prepared import load_case
 from apps.imaging.training.data.synthetic_patches import SynthesisSampler
 from apps.imaging.training.journal import Journal
-from apps.imaging.training.phases import EXPORT, FREE_HEAP, LOAD, TRAIN, VALIDATE
+from apps.imaging.training.phases import EXPORT, FREE_HEAP, LOAD, SHARED, STATES, TRAIN, VALIDATE
 from apps.imaging.training.recipe import make_step
 from apps.imaging.training.request import TrainingData, TrainRequest
 from apps.imaging.training.starting_model import load_start, load_teacher
+from apps.imaging.training.states import SharedStates, States
 from apps.imaging.training.validation import mean_dice, validate
 from common.cli.session import Session
 from common.errors import BadInput
@@ -29,7 +30,6 @@ from common.memory.process import glibc
 from common.memory.process.bounded_heap import SLACK, BoundedHeap
 from common.memory.process.cuda import HOST
 from common.training import checkpoint
-from common.training.averaging import WeightAverage
 from common.training.distributed.group import LostRank
 from common.training.oom_retry import repeated
 from common.training.resume import resume
@@ -165,6 +165,7 @@ class _Training:
         recipe, plan, output = request.recipe, session.plan, request.options.output
         self.recipe, self.classes = recipe, len(request.data.dataset.labels)
         self.device = session.device.name if session.device else HOST
+        shared = plan.get(STATES) == SHARED
         self.network, self.optimizer, self.step = make_step(
             recipe,
             micro_batch=plan["micro_batch"],
@@ -173,7 +174,10 @@ class _Training:
             step_in_backward=plan["step_in_backward"] == "on",
             device=self.device,
             group=self.group,
+            shared=shared,
         )
+        made = SharedStates if shared else States
+        self.states = made(self.network, self.optimizer, recipe, self.group)
         load_teacher(self.step, request.options.distill)
         self.step.on_shrink = lambda size: session.say(f"an allocation failed: continuing with micro-batches of {size}")
         self.last, self.best = output / WORK / checkpoint.LAST, output / WORK / BEST
@@ -187,18 +191,15 @@ class _Training:
         found = self._checkpoint() if self.group.leads else None
         state = self.group.of_leader(None if found is None else found[0])
         if state is not None:
-            tensors = self.group.tensors_of_leader({} if found is None else found[1])
-            checkpoint.apply(tensors, self.last, network=self.network, optimizer=self.optimizer)
+            self.states.load(self.last, {} if found is None else found[1], state["step"])
             self.step.load_state_dict(state["scaler"])
         elif (init := self.request.options.init) is not None:
             left = load_start(self.network, init)
             names = f"; new, because the classes are: {', '.join(left)}" if left else ""
             self.session.say(f"starting from the weights of {init.name}{names}")
-        self.average = WeightAverage(registry.weights(self.network), self.recipe.ema) if self.recipe.ema else None
         if state is None:
+            self.states.begin_average()
             return 0, 0.0
-        if self.average is not None:
-            self.average.load(checkpoint.more_of(tensors), state["step"])
         self.journal.load(state["journal"])
         return state["step"], state["seconds"]
 
@@ -208,7 +209,7 @@ class _Training:
             self.last,
             self.request.settings,
             read_settings=lambda path: checkpoint.read_state(path)["settings"],
-            load=lambda path: (checkpoint.read_state(path), checkpoint.read_tensors(path)),
+            load=lambda path: (checkpoint.read_state(path), self.states.read(path)),
             progress=lambda found: f"after step {found[0]['step']}",
             output=self.request.options.output,
             required=self.request.options.resume,
@@ -216,10 +217,7 @@ class _Training:
         )
 
     def _save(self, *, left_alone: bool = False) -> None:
-        """Write a checkpoint: all ranks have the same. The first writes it, which may be the one that has ended."""
-        self._saved = time.monotonic()
-        if not (self.group.leads or (left_alone and self.group.world.beside_leader)):
-            return
+        """Write a checkpoint."""
         glibc.trim()  # what the heap keeps free between the step's tensors is not the checkpoint's
         state = {
             "step": self.done,
@@ -228,8 +226,7 @@ class _Training:
             "scaler": self.step.state_dict(),
             "journal": self.journal.state(),
         }
-        more = self.average.tensors if self.average is not None else {}
-        checkpoint.save(self.last, network=self.network, optimizer=self.optimizer, state=state, more=more)
+        self.states.save(self.last, state, left_alone=left_alone)
         self._saved = time.monotonic()
 
     def _agree(self) -> tuple[bool, bool]:
@@ -265,7 +262,8 @@ class _Training:
             return self._run()
         except LostRank as error:
             self._save(left_alone=True)
-            after = f"stopped after step {self.done}; the same command continues from there"
+            place = "there" if self.states.survive else "the last checkpoint"
+            after = f"stopped after step {self.done}; the same command continues from {place}"
             raise LostRank(f"{error}: {after}") from None
 
     def _run(self) -> "torch.nn.Module":
@@ -299,8 +297,8 @@ class _Training:
         if not math.isfinite(loss):
             raise ArithmeticError(f"the loss is {loss} at step {self.done}; try a smaller learning_rate")
         self.done += 1
-        if self.average is not None:
-            self.average.update()
+        if self.states.average is not None:
+            self.states.average.update()
         self.journal.add(loss, step=self.done, progress=self.progress, rate=rate)
         bar.update()
         bar.set_postfix(loss=f"{loss:.3f}", **self.journal.shown, refresh=False)
@@ -314,24 +312,18 @@ class _Training:
     def _validate(self) -> None:
         """Read the Dice of some held-out cases; the best weights so far are kept if the recipe says so."""
         glibc.trim()  # nor validation's
-        with self.session.phase(VALIDATE), self._averaged():
+        with self.session.phase(VALIDATE), self.states.judged() as network:
             amp = self.session.plan["amp"]
-            dice = mean_dice(self.network, self.held_out, self.recipe, self.classes, amp, self.group)
+            dice = mean_dice(network, self.held_out, self.recipe, self.classes, amp, self.group)
             if self.journal.validated(dice, step=self.done) and self.recipe.keep == "best" and self.group.leads:
-                checkpoint.save_weights(self.best, registry.weights(self.network))
-
-    def _averaged(self) -> AbstractContextManager[None]:
-        return self.average.applied() if self.average is not None else nullcontext()
+                checkpoint.save_weights(self.best, registry.weights(network))
 
     def _final(self) -> "torch.nn.Module":
         """The network with the weights that the model folder gets: the last, the average or the best."""
         if self.recipe.keep == "best" and self.group.of_leader(self.best.is_file()):
             self.session.say(f"keeping the weights of step {self.journal.best_step}, the best of the validations")
-            best = checkpoint.read_weights(self.best) if self.group.leads else {}
-            registry.load_weights(self.network, self.group.tensors_of_leader(best))
-        elif self.average is not None:
-            registry.load_weights(self.network, self.average.tensors)
-        return self.network
+            return self.states.final(self.best)
+        return self.states.final(None)
 
 
 def _write(

@@ -15,6 +15,7 @@ from apps.imaging.volumes.volume import Shape
 from common.memory.process.cuda import HOST
 from common.training import activation_checkpointing, optimizers, recomputation
 from common.training.batch_norm import frozen_statistics
+from common.training.distributed import sharding
 from common.training.distributed.group import ALONE, Group
 from common.training.recomputation import Segment
 from common.training.step import TrainingStep
@@ -99,6 +100,7 @@ def make_step(
     step_in_backward: bool = False,
     device: str = HOST,
     group: Group = ALONE,
+    shared: bool = False,
 ) -> tuple["torch.nn.Module", "torch.optim.Optimizer", TrainingStep]:
     """Build network, optimiser and step; ``apps.imaging.training.traced_step`` traces the same.
 
@@ -110,6 +112,8 @@ def make_step(
         Device of the network; traced on fake tensors, which cannot be moved, it stays on the host.
     group
         The ranks that train it together.
+    shared
+        True if each of them has a part of the parameters and of the optimiser's states (``sharding``).
     """
     network = registry.build(recipe.network, recipe.arguments)
     if recipe.quantise == "int8":
@@ -120,6 +124,8 @@ def make_step(
         network.to(device)
     blocks = registry.blocks(recipe.network, network)
     activation_checkpointing.apply(checkpoint, blocks, lambda: block_costs(recipe, network))
+    if shared:
+        sharding.share_out(network, group, half=amp == "bf16")
     optimizer = optimizers.build(
         recipe.optimizer,
         network.parameters(),

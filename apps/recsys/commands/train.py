@@ -16,7 +16,7 @@ from apps.recsys.data import ingest, readers, splits
 from apps.recsys.data.attributes.collect import described
 from apps.recsys.data.csr_store import History
 from apps.recsys.data.splits import HeldOut, Kept
-from apps.recsys.models import recommender, search_space, weights
+from apps.recsys.models import recommender, search_space, streamed, weights
 from apps.recsys.models.linear.ease import FILE as EASE
 from apps.recsys.models.linear.options import AUTO, open_factors
 from apps.recsys.models.scan import stored as scan_files
@@ -135,9 +135,10 @@ def execute(session: CommandSession[TrainRequest, TrainWorkload]) -> Mapping[str
             tensors, work, results["tried"] = fit_linear_model(work, session)
         else:
             tensors = _fit(work, session)
-        if not session.group.leads:
-            return results
         with session.phase("write"):
+            if not session.group.leads:
+                streamed.send(tensors)
+                return results
             weights.write(work.directory / weights.WEIGHTS, tensors)
         del tensors  # the evaluation loads its own
         return results | complete(work, session)
@@ -338,6 +339,10 @@ def _fit(work: TrainWorkload, session: Session) -> Mapping[str, Any]:
     resume = request.resume and not request.trials
     if request.model.kind != "embedding":
         config = factor_config(work, checkpoints / checkpoint.FILE, resume=resume)
+        if session.group.several:
+            from apps.recsys.training.over_ranks.shared_factors import SharedFactorTrainer
+
+            return SharedFactorTrainer(config, session).run()
         return fit_factors.FactorTrainer(config, session).run()
     from apps.recsys.training import fit_embedding
 

@@ -18,6 +18,7 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+from apps.recsys.models.streamed import Streamed
 from common.compression.codes import packed_bytes
 from common.errors import BadInput
 
@@ -39,16 +40,9 @@ DECODED_ROWS = 1 << 13
 """Rows of codes decoded at a time."""
 
 
-def write(path: Path, tensors: Mapping[str, NDArray[Any]]) -> None:
-    """Write arrays as safetensors, without the copy that the library's writer makes.
-
-    Parameters
-    ----------
-    path
-        The file.
-    tensors
-        Arrays of float32, float16, int8, uint8 or int32, by name.
-    """
+def write(path: Path, tensors: Mapping[str, NDArray[Any] | Streamed]) -> None:
+    """Write arrays of float32, float16, int8, uint8 or int32 as safetensors, without the copy that the library's writer
+    makes."""
     import numpy as np
 
     names = {np.dtype(kind): name for name, kind in _TYPES.items()}
@@ -61,7 +55,8 @@ def write(path: Path, tensors: Mapping[str, NDArray[Any]]) -> None:
     with path.open("wb") as stream:
         stream.write(len(text).to_bytes(8, "little") + text)
         for values in tensors.values():
-            np.ascontiguousarray(values).tofile(stream)
+            for block in values.blocks() if isinstance(values, Streamed) else [values]:
+                np.ascontiguousarray(block).tofile(stream)
 
 
 def read(path: Path, name: str = ITEMS, *, more: int = 0, mapped: bool = False) -> NDArray[np.float32]:

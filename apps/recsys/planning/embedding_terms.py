@@ -8,11 +8,15 @@ from typing import Any
 
 from apps.recsys.data.csr_store import BLOCK
 from apps.recsys.models.embedding.embedding_config import POOL, EmbeddingConfig
+from apps.recsys.models.scan.stored import writing_bytes
 from apps.recsys.planning.baselines import TRACING
+from apps.recsys.planning.ranking_terms import VALUE_BYTES
 from common.compression.row_formats import FORMATS
 from common.memory.costs import trace
 from common.memory.costs.probes import Probe
 from common.memory.footprint import Term
+from common.training.distributed.row_files import BLOCK_BYTES
+from common.training.distributed.world import World
 
 LIBRARIES = ("torch", "numpy")
 """Libraries whose versions decide the cost of a step."""
@@ -20,16 +24,24 @@ FRAGMENTATION = 0.8
 """Free memory in the heap as a share of a step's live tensors (0.3 to 0.9 measured, with 1,024 and 4,096 negatives)."""
 POOL_BYTES = 24
 """Bytes per pair in the pool of ``batches``: item, user, position in the shuffled order, and temporary arrays."""
-CATALOGUE_BYTES = 37
-"""Bytes per item in ``batches.Batches``: counts, shares, their sums, the correction, two arrays of scratch."""
+CATALOGUE_BYTES = 32
+"""Bytes per item in ``batches.Batches`` where items are counted: counts, shares, their sums, correction and prior."""
 RANK_BYTES = 28
 """Bytes per row of a ``frequency`` table while ranks are computed: counts, their order, and ranks."""
 SVD_COPIES = 5
 """Copies of the singular vectors at the same time: the basis, its product, and the QR decomposition."""
-WINDOW_BYTES = 48
+WINDOW_BYTES = 64
 """Bytes per position in the windows of a batch while they are made."""
+TABLE_ROWS, WHOLE, SHARED = "table_rows", "whole", "shared"
+"""A knob of several ranks and its values: each has the whole tables, or a range of their rows."""
+EXCHANGE = 1.25
+"""Time of a step with shared rows over that with whole tables, in which they are not exchanged before a step."""
+BLOCKS_SENT = 2
+"""Blocks of rows (``row_files``) at the same time: one that is received, and the one before, which is written."""
 
 
+SCORED_ROWS = 1 << 12
+"""Rows of a shared table that are scored at a time: 1 MiB of 64 numbers."""
 UNPRICED = {"learning_rate": 1.0, "temperature": 1.0, "margin": 0.0, "negative_weight": 1.0, "popularity": 0.0}
 """Hyper-parameters that change no size. They are the same in all probes, so other values need no new measurement."""
 
@@ -106,6 +118,54 @@ def table_terms(config: EmbeddingConfig, *, phases: tuple[str, ...]) -> list[Ter
     return terms
 
 
+def table_rows(config: EmbeddingConfig, world: World) -> tuple[str, ...]:
+    """Values of the knob ``TABLE_ROWS``: made tables are small, so only those that store each row are shared out."""
+    return (WHOLE, SHARED) if world.size > 1 and config.table in FORMATS else (WHOLE,)
+
+
+def of_largest_share(config: EmbeddingConfig, world: World) -> EmbeddingConfig:
+    """The network with as many rows as the rank has that has most."""
+    return replace(config, items=world.largest_share(config.items), users=world.largest_share(config.users))
+
+
+def shared_terms(config: EmbeddingConfig, world: World, *, block: int, hidden: int, longest: int) -> list[Term]:
+    """Terms of tables whose rows are shared out, of their checkpoints and of their validation.
+
+    Parameters
+    ----------
+    config
+        The network.
+    world
+        The ranks.
+    block
+        Users that are ranked at a time.
+    hidden
+        Number of users with hidden items.
+    longest
+        Largest number of items of one user.
+    """
+    own, validate = of_largest_share(config, world), ("validate",)
+    block = min(block, hidden)
+    width = config.factors + 1
+    return [
+        *table_terms(own, phases=("fit", "validate", "write")),
+        Term("rows on their way", BLOCKS_SENT * BLOCK_BYTES, "analytic", ("fit", "validate", "write")),
+        Term("codes to write", writing_bytes(config.items, config.factors), "analytic", ("write",)),
+        Term("scores", 4 * block * own.items, "analytic", validate),
+        Term("top-k workspace", 6 * own.items, "analytic", validate),
+        Term("block of scores", 4 * SCORED_ROWS * (width + 2 * block), "analytic", validate),
+        Term("histories", block * 4 * width + 3 * 4 * width * longest, "analytic", validate),
+        Term("sample of items", 4 * PRIOR_COLUMNS * config.items * bool(config.users), "analytic", validate),
+        Term("values of users", VALUE_BYTES * hidden, "analytic", validate),
+    ]
+
+
+def without(phase: str, terms: Sequence[Term]) -> list[Term]:
+    """Terms of a command that does not have a phase."""
+    others = [replace(term, phases=tuple(one for one in term.phases if one != phase)) for term in terms]
+    return [term for term in others if term.phases]
+
+
 def fixed_input_terms(config: EmbeddingConfig) -> list[Term]:
     """Terms of ``table_codes.fixed_inputs``, in the phase ``arrange``: ranks, or a truncated SVD."""
     arrange, rows = ("arrange",), config.items + config.users
@@ -121,7 +181,13 @@ def fixed_input_terms(config: EmbeddingConfig) -> list[Term]:
 
 
 def step_terms(
-    config: EmbeddingConfig, step: Mapping[str, float], *, interactions: int, longest: int, after: Sequence[str]
+    config: EmbeddingConfig,
+    step: Mapping[str, float],
+    *,
+    interactions: int,
+    longest: int,
+    after: Sequence[str],
+    shared: bool = False,
 ) -> list[Term]:
     """Terms of a step and of its batches, in the phase ``fit``.
 
@@ -137,6 +203,8 @@ def step_terms(
         Largest number of items of one user.
     after
         Phases after a step.
+    shared
+        True if rows of the tables are shared out: their checkpoint is a term of ``shared_terms``.
     """
     fit, lasting = ("fit",), ("fit", *after)
     pool = min(interactions, POOL + BLOCK + longest)
@@ -148,6 +216,6 @@ def step_terms(
         Term("small blocks", int(step["unseen"]), "measured", lasting),
         Term("pool of pairs", POOL_BYTES * pool, "analytic", fit),
         Term("next batch", WINDOW_BYTES * config.batch * config.width, "analytic", fit),
-        Term("catalogue", CATALOGUE_BYTES * config.items, "analytic", fit),
-        Term("checkpoint", sum(table.total for table in config.layouts), "analytic", ("fit", "validate")),
+        Term("catalogue", CATALOGUE_BYTES * config.items * config.counts_items, "analytic", fit),
+        Term("checkpoint", 0 if shared else sum(each.total for each in config.layouts), "analytic", (*fit, "validate")),
     ]

@@ -28,10 +28,12 @@ from apps.recsys.planning.baselines import (
     PAIRING,
     READING,
     TRAINING,
+    TRAINING_OVER_RANKS,
     WAITING_BYTES,
     baseline_terms,
     reading_terms,
 )
+from apps.recsys.planning.embedding_terms import SHARED, TABLE_ROWS
 from apps.recsys.planning.model_options import DEFAULTS, ModelOptions
 from apps.recsys.planning.ranking_terms import PACKING_BYTES, USER_BLOCKS, WARM_FACTORS, model_terms, ranking_terms
 from apps.recsys.planning.resume_settings import resume_settings
@@ -75,13 +77,13 @@ RANKED_SECONDS = 2e-3
 def training_warm_up(kind: str, ranks: int = 1) -> str:
     """The warm-up function of ``recsys train`` for a kind of model."""
     if ranks > 1:
-        return LEARNING_OVER_RANKS
+        return TRAINING_OVER_RANKS if kind == "ials" else LEARNING_OVER_RANKS
     return {"embedding": LEARNING, "bpr": PAIRING, "linear": FILTERING}.get(kind, TRAINING)
 
 
 def training_probes(kind: str, threads: int, ranks: int = 1) -> list[Probe]:
     """The two baselines of ``recsys train``: of reading, and of all later phases."""
-    libraries = (*LIBRARIES, "torch") if kind == "embedding" else LIBRARIES
+    libraries = (*LIBRARIES, "torch") if kind == "embedding" or ranks > 1 else LIBRARIES
     names = (READING, training_warm_up(kind, ranks))
     return [baseline.probe(name, libraries=libraries, threads=threads) for name in names]
 
@@ -203,10 +205,12 @@ class TrainWorkload:
         model, embedding = self.request.model, self.embedding
         if embedding is not None:
             windows = self.request.world.largest_share(embedding.batch)
-            return [
+            steps: list[Setting] = [
                 {"micro_batch": size, "accumulate": -(-windows // size), "amp": model.amp}
                 for size in model.micro_batches
             ]
+            rows = embedding_terms.table_rows(embedding, self.request.world)
+            return steps if len(rows) == 1 else [{**step, TABLE_ROWS: one} for one in rows for step in steps]
         if model.kind == "linear":
             ease = (1, 0) if may_be_ease(model.hyper, self.facts.items, model.ranks) else (0,)
             most = self.facts.items
@@ -254,16 +258,25 @@ class TrainWorkload:
             if self.workspace is None:  # its step is another one, as filters and repeated pairs leave fewer rows
                 terms.append(Term("measuring a step", MEASURING_BYTES, "measured", ("plan",)))
             terms += embedding_terms.fixed_input_terms(embedding)
-            terms += embedding_terms.table_terms(embedding, phases=("fit", "validate", "write"))
+            shared, hidden = setting.get(TABLE_ROWS) == SHARED, min(MOST_VALIDATION_USERS, facts.users)
+            if shared:
+                terms += embedding_terms.shared_terms(
+                    embedding, request.world, block=int(setting["user_block"]), hidden=hidden, longest=facts.longest
+                )
+            else:
+                terms += embedding_terms.table_terms(embedding, phases=("fit", "validate", "write"))
+                terms += self.evaluating_terms(setting, "validate", hidden, facts.longest)
             terms += embedding_terms.step_terms(
                 embedding,
                 costs[probes[2]],
                 interactions=self.fit_interactions,
                 longest=facts.longest,
                 after=[*(["suggest"] if request.trials > 1 else []), "validate", "evaluate", "write"],
+                shared=shared,
             )
-            terms += self.evaluating_terms(setting, "validate", min(MOST_VALIDATION_USERS, facts.users), facts.longest)
             terms += ranks_terms(request.world, 0, ("fit",))
+            if not (request.trials or request.model.hyper["validation"]):
+                terms = embedding_terms.without("validate", terms)
         elif request.model.kind == "linear":
             return Footprint.of([*terms, *self._linear_terms(setting)])
         else:
@@ -314,6 +327,12 @@ class TrainWorkload:
                 "item factors to write", max(factors, writing_bytes(self.facts.items, model.factors)), "analytic", write
             ),
         ]
+        if model.kind == "ials" and self.request.world.size > 1:
+            world = self.request.world
+            return [
+                *ials_terms.shared_terms(self.sizes, int(setting["fit_block"]), world),
+                *ranks_terms(world, 0, ("fit",)),
+            ]
         if model.kind == "ials":
             return terms + ials_terms.terms(self.sizes, int(setting["fit_block"]))
         if model.kind == "bpr":
@@ -369,7 +388,8 @@ class TrainWorkload:
         model = self.request.model
         ranked = 1.0 + self.facts.scored_users / int(setting["user_block"])
         if model.kind == "embedding":
-            return ranked + int(setting["accumulate"]) * self.facts.users
+            exchange = embedding_terms.EXCHANGE if setting.get(TABLE_ROWS) == SHARED else 1.0
+            return ranked + exchange * int(setting["accumulate"]) * self.facts.users
         if model.kind != "ials":
             return ranked
         fitted = ials_terms.seconds(self.sizes, int(setting["fit_block"]), iterations=int(model.hyper["iterations"]))

@@ -20,6 +20,9 @@ from common.errors import UsageError
 from common.training import amp
 from common.training.distributed.world import ONE, World
 
+OVER_RANKS = ("embedding", "ials")
+"""Kinds of models that several ranks train."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DataOptions:
@@ -94,11 +97,12 @@ class TrainRequest:
 
     def __post_init__(self) -> None:
         if self.world.size > 1:
-            if self.model.kind != "embedding":
-                raise UsageError(f"--model {self.model.kind}: several ranks train --model embedding only")
+            if self.model.kind not in OVER_RANKS:
+                raise UsageError(f"--model {self.model.kind}: several ranks train --model {' or '.join(OVER_RANKS)}")
             if self.trials:
                 raise UsageError("--tune does not run under torchrun; search with one process")
-            self.world.check_batch(int(self.model.hyper["batch"]))
+            if self.model.kind == "embedding":
+                self.world.check_batch(int(self.model.hyper["batch"]))
         if self.trials and not self.space:
             raise UsageError("--tune: the command line fixes all that could be searched")
 

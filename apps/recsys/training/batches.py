@@ -63,19 +63,21 @@ class Batches:
         self._history, self._kept, self._config, self._seed = history, kept, config, seed
         self.windows = 0
         """Number of windows in an epoch."""
-        counts = np.zeros(config.items, np.int64)
+        # Arrays of the catalogue's length are there only where items are drawn or scored by their counts.
+        counts = np.zeros(config.items if config.counts_items else 0, np.int64)
         for start, stop in history.blocks():
             items, lengths, _ = self._read(start, stop)
-            counts += np.bincount(items, minlength=config.items)
+            if len(counts):
+                counts += np.bincount(items, minlength=config.items)
             self.windows += int((-(-lengths[lengths > 1] // config.targets)).sum())
-        share = np.maximum(counts, 1) ** config.popularity  # every item may be drawn, even without interactions
-        self._cumulative = np.cumsum(share / share.sum())
-        self._correction = np.log(share / share.sum() * config.negatives).astype(np.float32)
-        self.prior = (config.prior * np.log(counts + 1)).astype(np.float32)
-        """Prior of each item's score, shape (items,)."""
-        # Scratch of the catalogue's length: which rows a batch touches, and their positions among these.
-        self._touched = np.zeros(config.items, bool)
-        self._position = np.zeros(config.items, np.int64)
+        if config.popularity:
+            share = np.maximum(counts, 1) ** config.popularity  # every item may be drawn, even without interactions
+            self._cumulative = np.cumsum(share / share.sum())
+            self._correction = np.log(share / share.sum() * config.negatives).astype(np.float32)
+        self._uniform = np.float32(np.log(1 / config.items * config.negatives))
+        """Correction of each item, where all are drawn alike."""
+        self.prior = (config.prior * np.log(counts + 1)).astype(np.float32) if config.prior else None
+        """Prior of each item's score, shape (items,); ``None``: there is none."""
 
     def epoch(self, number: int, *, after: int = 0) -> Iterator[EmbeddingBatch]:
         """Yield the batches of an epoch, without the first ``after``."""
@@ -121,14 +123,16 @@ class Batches:
         config = self._config
         if config.popularity:
             drawn = self._cumulative.searchsorted(random.random(config.negatives)).clip(max=config.items - 1)
+            correction = self._correction[drawn]
         else:
             drawn = random.integers(config.items, size=config.negatives)
+            correction = np.full(config.negatives, self._uniform)
         owner, first = pool.owner[windows], pool.first[windows, None]
         counts = np.diff(pool.starts)[owner][:, None]
         # A user with more items than a window has another window for each group of targets.
         step = np.arange(config.width)
         items = pool.items[pool.starts[owner][:, None] + (first + step) % counts]
-        rows, (positions, negatives) = self._loaded(items, drawn)
+        rows, (positions, negatives) = _loaded(items, drawn)
         positions[(step >= counts).nonzero()] = ABSENT
         targets = np.minimum(counts - first, min(config.targets, config.width))
         users, user = np.unique(pool.users[owner], return_inverse=True)
@@ -137,20 +141,19 @@ class Batches:
             users=torch.from_numpy(users),
             windows=torch.from_numpy(np.concatenate([targets, user[:, None], positions], 1)),
             negatives=torch.from_numpy(negatives),
-            correction=torch.from_numpy(self._correction[drawn]),
-            prior=torch.from_numpy(self.prior[rows]),
+            correction=torch.from_numpy(correction),
+            prior=torch.zeros(len(rows)) if self.prior is None else torch.from_numpy(self.prior[rows]),
         )
 
-    def _loaded(self, *groups: NDArray[Any]) -> tuple[NDArray[np.int64], list[NDArray[np.int64]]]:
-        """Distinct rows of some groups of items, increasing, and each group's positions among them."""
-        import numpy as np
 
-        for group in groups:
-            self._touched[group] = True
-        rows = self._touched.nonzero()[0]
-        self._touched[rows] = False
-        self._position[rows] = np.arange(len(rows))
-        return rows, [self._position[group] for group in groups]
+def _loaded(*groups: NDArray[Any]) -> tuple[NDArray[np.int64], list[NDArray[np.int64]]]:
+    """Distinct rows of some groups of items, increasing, and each group's positions among them."""
+    import numpy as np
+
+    rows, positions = np.unique(np.concatenate([group.ravel() for group in groups]), return_inverse=True)
+    ends = np.cumsum([group.size for group in groups])[:-1]
+    split = zip(np.split(positions, ends), groups, strict=True)
+    return rows.astype(np.int64, copy=False), [part.reshape(group.shape) for part, group in split]
 
 
 def _pool(blocks: list[_Block], targets: int, random: np.random.Generator) -> _Pool:

@@ -42,13 +42,17 @@ class FactorCheckpoint:
         import numpy as np
 
         began = time.monotonic()
-        head = {"settings": self.settings, "sweep": state.sweep, "row": state.row}
         with atomic_file(self.path) as part, part.open("wb") as stream:
-            stream.write(json.dumps(head).encode() + b"\n")
+            stream.write(self.head(state))
             for matrix in (state.users, state.items):
                 np.save(stream, matrix, allow_pickle=False)
         self._saved = time.monotonic()
         self._cost = self._saved - began
+
+    def head(self, state: FactorState) -> bytes:
+        """The line before the matrices."""
+        head = {"settings": self.settings, "sweep": state.sweep, "row": state.row}
+        return json.dumps(head).encode() + b"\n"
 
     def read_settings(self) -> Mapping[str, Any] | None:
         """The settings in the file; ``None`` if it is damaged."""

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from apps.recsys.data import splits
@@ -20,9 +21,11 @@ from apps.recsys.models.embedding.embedding_config import EmbeddingConfig
 from apps.recsys.models.embedding.model import EmbeddingNetwork, make_step
 from apps.recsys.models.embedding.table_codes import fixed_inputs
 from apps.recsys.models.scorers import FactorScorer
+from apps.recsys.planning.embedding_terms import SHARED, TABLE_ROWS
 from apps.recsys.training import validation
 from apps.recsys.training.batches import Batches
 from apps.recsys.training.fit_factors import IterationCallback, no_callback
+from apps.recsys.training.over_ranks import shared_tables, shared_validation
 from common.compression.stored import StoredRows
 from common.errors import BadInput
 from common.memory.process import glibc
@@ -31,7 +34,6 @@ from common.training.distributed.group import LostRank
 from common.training.resume import resume
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
 
     from apps.recsys.training.session import TrainingSession
@@ -40,6 +42,8 @@ BEST = "best.safetensors"
 """Checkpoint of the epoch with the best validation."""
 CHECKPOINT_SECONDS = 30.0
 """Longest time between checkpoints within an epoch."""
+CHECKPOINT_SHARE = 0.1
+"""Largest share of the time that checkpoints within an epoch may take: those of shared tables go through one rank."""
 METRIC = "ndcg@20"
 """The metric that decides which epoch is the best."""
 
@@ -136,14 +140,21 @@ class Trainer:
         with session.phase("arrange"):
             fixed = fixed_inputs(self.history, self.kept, config.network, seed=config.seed)
         self.group = session.group
+        self.shared = plan.get(TABLE_ROWS) == SHARED
         self.network, self.optimizer, self.step = make_step(
-            config.network, micro_batch=plan["micro_batch"], amp=plan["amp"], fixed=fixed, group=self.group
+            config.network,
+            micro_batch=plan["micro_batch"],
+            amp=plan["amp"],
+            fixed=fixed,
+            group=self.group,
+            shared=self.shared,
         )
         self.step.training.on_shrink = lambda size: session.say(
             f"an allocation failed: continuing with micro-batches of {size}"
         )
         self.at = Progress()
         self._began = self._saved = time.monotonic()
+        self._interval = CHECKPOINT_SECONDS
 
     def _hide(self, kept: Kept) -> HeldOut | None:
         users = splits.hide_for_validation(self.config.directory, kept, self.history, self.config.seed)
@@ -161,13 +172,15 @@ class Trainer:
         KeyboardInterrupt
             The session is stopping; a checkpoint has been written.
         LostRank
-            Another rank has ended; a checkpoint has been written.
+            Another rank has ended; a checkpoint has been written, unless the rank had rows that no other has.
         """
         try:
             return self._run()
         except LostRank as error:
-            self._save(left_alone=True)
             after = f"stopped in epoch {self.at.epoch + 1}, after {self.at.batches} batches"
+            if self.shared:
+                raise LostRank(f"{error}: {after}; the same command continues from the last checkpoint") from None
+            self._save(left_alone=True)
             raise LostRank(f"{error}: {after}; the same command continues from there") from None
 
     def _run(self) -> EmbeddingNetwork:
@@ -188,8 +201,11 @@ class Trainer:
                     with self.session.phase("validate"):
                         self._validate(loss)
                 self._save()
-        if self.hidden is not None and at.best_epoch < at.epoch and self.group.leads:
-            checkpoint.restore(config.checkpoints / BEST, network=self.network, optimizer=self.optimizer)
+        if self.hidden is not None and at.best_epoch < at.epoch:
+            if self.shared:
+                shared_tables.load(config.checkpoints / BEST, self.network, self.group)
+            elif self.group.leads:
+                checkpoint.restore(config.checkpoints / BEST, network=self.network, optimizer=self.optimizer)
         return self.network
 
     def _epoch(self, bar: Any) -> float:
@@ -204,7 +220,7 @@ class Trainer:
             if not math.isfinite(total):
                 raise ArithmeticError(f"the loss is not finite in epoch {at.epoch + 1}; try a smaller learning_rate")
             at.batches += 1
-            late = self.group.leads and time.monotonic() - self._saved > CHECKPOINT_SECONDS
+            late = self.group.leads and time.monotonic() - self._saved > self._interval
             stopping, due = self.group.sums([self.session.stopping, late])
             if stopping or due:
                 self._save()
@@ -216,7 +232,7 @@ class Trainer:
     def _validate(self, loss: float) -> None:
         """Rank for the users whose items were hidden; keep the network if no epoch was better."""
         at = self.at
-        scores = self.group.of_leader(dict(validate(self)) if self.group.leads else None)
+        scores = self.group.of_leader(dict(validate(self)) if self.group.leads or self.shared else None)
         reached = scores[METRIC]
         if reached > at.best:
             at.best, at.best_epoch = reached, at.epoch
@@ -229,27 +245,36 @@ class Trainer:
 
     def _write(self, path: Path, *, left_alone: bool = False) -> None:
         """Write a checkpoint: all ranks have the same. The first writes it, which may be the one that has ended."""
+        state = {"progress": asdict(self.at), "settings": self.config.settings}
+        if self.shared:
+            shared_tables.save(path, self.network, state, self.group)
+            return
         if not (self.group.leads or (left_alone and self.group.world.beside_leader)):
             return
         path.parent.mkdir(parents=True, exist_ok=True)
-        state = {"progress": asdict(self.at), "settings": self.config.settings}
         checkpoint.save(path, network=self.network, optimizer=self.optimizer, state=state)
 
     def _save(self, *, left_alone: bool = False) -> None:
         now = time.monotonic()
         self.at.seconds += now - self._began
-        self._began = self._saved = now
+        self._began = now
         self._write(self.config.checkpoints / checkpoint.LAST, left_alone=left_alone)
+        self._saved = time.monotonic()
+        self._interval = max(CHECKPOINT_SECONDS, (self._saved - now) / CHECKPOINT_SHARE)
 
     def _continue(self) -> None:
         """Continue from the checkpoint, if there is one of the same training."""
         last = self.config.checkpoints / checkpoint.LAST
         found = self._checkpoint(last) if self.group.leads else None
         progress = self.group.of_leader(None if found is None else asdict(found[0]))
-        if progress is not None:
+        if progress is None:
+            return
+        if self.shared:
+            shared_tables.load(last, self.network, self.group)
+        else:
             tensors = self.group.tensors_of_leader({} if found is None else found[1])
             checkpoint.apply(tensors, last, network=self.network, optimizer=self.optimizer)
-            self.at = Progress(**progress)
+        self.at = Progress(**progress)
 
     def _checkpoint(self, last: Path) -> tuple[Progress, dict[str, torch.Tensor]] | None:
         """Progress and tensors of the checkpoint, if there is one to continue from."""
@@ -259,7 +284,7 @@ class Trainer:
             read_settings=lambda path: checkpoint.read_state(path)["settings"],
             load=lambda path: (
                 Progress(**checkpoint.read_state(path)["progress"]),
-                checkpoint.read_tensors(path),
+                {} if self.shared else checkpoint.read_tensors(path),
             ),
             progress=lambda found: f"in epoch {found[0].epoch + 1}, after {found[0].batches} batches",
             output=last.parent.parent,
@@ -270,8 +295,8 @@ class Trainer:
 
 def priors(trainer: Trainer) -> NDArray[np.float32] | None:
     """Prior score added to each item's cosine with a user, shape (items,); ``None``: nothing is added."""
-    network = trainer.config.network
-    return trainer.batches.prior * network.temperature if network.prior else None
+    prior = trainer.batches.prior
+    return None if prior is None else prior * np.float32(trainer.config.network.temperature)
 
 
 def validate(trainer: Trainer) -> Mapping[str, float]:
@@ -279,11 +304,17 @@ def validate(trainer: Trainer) -> Mapping[str, float]:
     network, config = trainer.network, trainer.config.network
     assert trainer.hidden is not None
     prior = priors(trainer)
+    hyper = {**asdict(config), "user_vectors": config.user_vectors}
+    if trainer.shared:
+        return shared_validation.score(
+            network, hyper, prior, group=trainer.group, history=trainer.history, hidden=trainer.hidden,
+            kept=trainer.kept, block=int(trainer.session.plan["user_block"]),
+        )  # fmt: skip
     items = network.items.dense(more=int(prior is not None))
     if prior is not None:
         items[:, -1] = prior
     user_side = None if network.user_side is None else network.user_side.dense()
-    encoder = user_encoders.embedding(items, user_side, {**asdict(config), "user_vectors": config.user_vectors})
+    encoder = user_encoders.embedding(items, user_side, hyper)
     return validation.score(
         FactorScorer(items, encoder),
         history=trainer.history,
@@ -294,7 +325,7 @@ def validate(trainer: Trainer) -> Mapping[str, float]:
 
 
 def tensors(network: EmbeddingNetwork, prior: NDArray[np.float32] | None) -> dict[str, Any]:
-    """The network's weights as NumPy arrays, by their names in the model folder (``apps.recsys.models.weights``).
+    """The network's weights by their names in the model folder (``apps.recsys.models.weights``).
 
     Parameters
     ----------
@@ -302,6 +333,11 @@ def tensors(network: EmbeddingNetwork, prior: NDArray[np.float32] | None) -> dic
         A trained network.
     prior
         Prior score added to each item's score, shape (items,); ``None``: nothing is added.
+
+    Returns
+    -------
+    dict
+        NumPy arrays; of tables whose rows are shared out, ``streamed.Streamed``.
     """
     named: dict[str, Any] = {} if prior is None else {weights.PRIOR: prior}
     for name, table in ((weights.ITEMS, network.items), (weights.USER_SIDE, network.user_side)):
@@ -309,6 +345,9 @@ def tensors(network: EmbeddingNetwork, prior: NDArray[np.float32] | None) -> dic
             continue
         if not isinstance(table.form, StoredRows):
             named[name] = table.dense()
+            continue
+        if table.form.sharers is not None:
+            named |= shared_tables.streamed(name, table.form)
             continue
         named[name] = table.form.codes.numpy()
         if table.form.scales is not None:

@@ -183,6 +183,7 @@ def price(prepare: Callable[[], Prepared], *, costs: OperatorCosts | None = None
         step()
     parameters = _bytes_of([*network.parameters(), *network.buffers()])
     gradients = _bytes_of(p for p in network.parameters() if p.requires_grad)
+    largest = max(_bytes_of(module.parameters(recurse=False)) for module in network.modules())
     states = _bytes_of(value for state in optimizer.state.values() for value in state.values())
     history = live.history
     del network, optimizer, step
@@ -194,6 +195,7 @@ def price(prepare: Callable[[], Prepared], *, costs: OperatorCosts | None = None
         "parameters": parameters,
         "gradients": gradients,
         "optimizer": states,
+        "largest": largest,
         "history": [(size, index.get(call) if call is not None else None) for size, call in history],
     }
     apart = {call: probe for call in calls if call not in costs and (probe := call.probe) is not None}
@@ -209,8 +211,9 @@ def finish(state: Mapping[str, Any], replayed: Iterable[Mapping[str, float]]) ->
     Parameters
     ----------
     state
-        ``parameters``, ``gradients`` and ``optimizer``: bytes; ``costs``: those of the distinct operators, or ``None``
-        for those in ``replayed``; ``history``: after each operator the live bytes and its index in ``costs``.
+        ``parameters``, ``gradients`` and ``optimizer``: bytes; ``largest``: those of one module's own parameters;
+        ``costs``: those of the distinct operators, or ``None`` for those in ``replayed``; ``history``: after each
+        operator the live bytes and its index in ``costs``.
     replayed
         Costs of the other operators, in order.
     """
@@ -224,6 +227,7 @@ def finish(state: Mapping[str, Any], replayed: Iterable[Mapping[str, float]]) ->
     lasting = {name: state[name] for name in ("parameters", "gradients", "optimizer")}
     return {
         **lasting,
+        "largest": state["largest"],
         "activations": max(0, size - sum(lasting.values())),
         "workspace": workspace(last),
         "kernels": sum(cost["kept"] for cost in costs),

@@ -74,6 +74,10 @@ class Plan:
     def __getitem__(self, knob: str) -> Any:
         return dict(self.knobs)[knob]
 
+    def get(self, knob: str) -> Any:
+        """Return the value of a knob, or ``None`` if the setting does not have it."""
+        return dict(self.knobs).get(knob)
+
     @property
     def predicted_peak_bytes(self) -> int:
         """The largest sum of terms over a phase."""

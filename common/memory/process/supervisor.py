@@ -35,6 +35,8 @@ NEAR = 0.9
 processes share several times, and some kernels miscount them by up to 128 pages a core."""
 PAGE = os.sysconf("SC_PAGE_SIZE")
 
+HEARD_SECONDS = 5
+"""For how long the first rank may take to notice that this one is gone, before this one's end is told from here."""
 STUCK_SECONDS = 10
 """For how long a tree may do little else than read its own program again. Pages of mapped libraries are reclaimed
 before anything is killed, so a full cgroup can slow a command down a thousandfold instead of ending it."""
@@ -77,6 +79,8 @@ def main(pid: int, cgroup: str, name: str, ceiling: int, json: bool, path: str) 
     if -code == signal.SIGKILL:
         at = why or f"at {mib(largest)} of {mib(ceiling)}"
         message = f"killed {at}; finished work is kept, the same command continues from there"
+    if heard(message.partition(";")[0]):
+        return 1
     tell(name, "above the ceiling" if why else "killed", message, json, path)
     return 1
 
@@ -97,6 +101,26 @@ def wait(pid: int, watch: "Tree | Cgroup") -> tuple[int, int, str]:
         if not why and (why := watch.look()):
             send(signal.SIGKILL, descendants(pid))
         signal.sigtimedwait((signal.SIGCHLD,), watch.pause)
+
+
+def heard(message: str) -> bool:
+    """Tell the first rank of a training on this machine how this rank ended; returns whether it will say so.
+
+    The first rank listens at ``common.training.distributed.last_words``.
+    """
+    rank, port = os.environ.get("RANK", "0"), os.environ.get("MASTER_PORT", "")
+    if rank == "0" or os.environ.get("GROUP_RANK") != "0":
+        return False
+    import socket  # not before it is needed: its memory counts
+
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as own:
+            own.bind("")  # the kernel finds a name, for the answer
+            own.settimeout(HEARD_SECONDS)
+            own.sendto(f"rank {rank} was {message}".encode(), f"\0peakline.{os.getuid()}.{port}")
+            return own.recv(1) == b"1"
+    except OSError:
+        return False
 
 
 def tell(name: str, kind: str, message: str, json: bool, path: str) -> None:

@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from common.training.distributed import last_words
 from common.training.distributed.world import ONE, World
 
 if TYPE_CHECKING:
@@ -17,8 +18,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 PATIENCE_SECONDS = 600
-"""For how long a rank waits for the others before it takes them for lost. One that has died is noticed at once, because
-the kernel closes its connections; only one that hangs, or a network that is cut, takes so long."""
+"""For how long a rank waits for the others before it takes them for lost: while one of them writes or validates, the
+others wait. One that has died is noticed at once, because the kernel closes its connections, and one whose machine or
+network is gone after ``connections.SILENT_SECONDS``; only one that is alive and does nothing takes so long."""
 _LOST = (
     "gloo/transport",
     "Connection closed by peer",
@@ -27,6 +29,9 @@ _LOST = (
     "Timed out waiting",
     "timed out after",
     "Socket Timeout",
+    "Connection timed out",
+    "No route to host",
+    "Network is unreachable",
     "failed to recv",
     "failed to send",
 )
@@ -61,6 +66,10 @@ class Group:
     def several(self) -> bool:
         """True if there are other ranks."""
         return self.world.size > 1
+
+    def share(self, samples: int) -> range:
+        """Return which of ``samples`` samples or rows are this rank's."""
+        return self.world.share(samples)
 
     def summed(self, *numbers: "Tensor") -> "tuple[Tensor, ...]":
         """Add scalars over all ranks, in float64; each keeps its type."""
@@ -178,10 +187,10 @@ class Group:
     def replicated(self, network: "torch.nn.Module") -> "torch.nn.Module":
         """Return a network that computes as ``network`` does, and adds up all ranks' gradients in its backward pass.
 
-        The parameters become those of the leader. The network itself is returned if this process is alone, or if there
-        are no parameters (``added`` is for gradients of other tensors).
+        The parameters become those of the leader. The network itself is returned if this process is alone, if its
+        parameters are shared out (``sharding``), or if there are none (``added`` is for gradients of other tensors).
         """
-        if not self.several or next(network.parameters(), None) is None:
+        if not self.several or hasattr(network, "reshard") or next(network.parameters(), None) is None:
             return network
         import torch.distributed as dist
         from torch.nn.parallel import DistributedDataParallel
@@ -237,7 +246,7 @@ def watched() -> Iterator[None]:
     except RuntimeError as error:
         if isinstance(error, LostRank) or not any(part in str(error) for part in _LOST):
             raise
-        raise LostRank("another rank has ended") from None
+        raise LostRank(last_words.heard() or "another rank has ended") from None
 
 
 def rehearse() -> None:

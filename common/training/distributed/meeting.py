@@ -16,6 +16,7 @@ from typing import Any
 
 from common import __version__
 from common.errors import UsageError
+from common.training.distributed.connections import watched_connections
 from common.training.distributed.group import PATIENCE_SECONDS, Group, LostRank, watched
 from common.training.distributed.world import World
 from common.training.resume import differing
@@ -112,7 +113,7 @@ class Meeting:
         import torch.distributed as dist
         from torch._C._distributed_c10d import PrefixStore
 
-        with watched():
+        with watched(), watched_connections():
             dist.init_process_group(
                 "gloo",
                 store=PrefixStore(f"{_LEADER}/{self._name}", self._store),

@@ -3,7 +3,7 @@
 import os
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from common.errors import UsageError
@@ -84,6 +84,10 @@ class World:
         [range(0, 2), range(2, 5), range(5, 8)]
         """
         return range(self.rank * samples // self.size, (self.rank + 1) * samples // self.size)
+
+    def shares(self, samples: int) -> list[range]:
+        """Return the shares of all ranks, in their order."""
+        return [replace(self, rank=rank).share(samples) for rank in range(self.size)]
 
     def largest_share(self, samples: int) -> int:
         """Return the number of samples of the rank that has most."""

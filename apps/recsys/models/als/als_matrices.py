@@ -36,8 +36,8 @@ class Side(Protocol):
     rows: int
     """Number of rows."""
 
-    def blocks(self, after: int = 0) -> Iterator[Block]:
-        """Yield the rows from ``after`` on, in order."""
+    def blocks(self, after: int = 0, until: int | None = None) -> Iterator[Block]:
+        """Yield the rows from ``after`` on, in order, to ``until`` or the last."""
         ...
 
 
@@ -66,10 +66,10 @@ class InMemory:
         self._matrix, self._block = matrix, block
         self.rows: int = matrix.shape[0]
 
-    def blocks(self, after: int = 0) -> Iterator[Block]:
-        """Yield the rows from ``after`` on, in order."""
+    def blocks(self, after: int = 0, until: int | None = None) -> Iterator[Block]:
+        """Yield the rows from ``after`` on, in order, to ``until`` or the last."""
         matrix = self._matrix
-        for start, stop in ranges(matrix.indptr, self._block, after):
+        for start, stop in ranges(matrix.indptr[: _after_last(until)], self._block, after):
             first, last = matrix.indptr[start], matrix.indptr[stop]
             indptr = (matrix.indptr[start : stop + 1] - first).astype(matrix.indices.dtype, copy=False)
             yield start, stop, _csr(matrix.data[first:last], matrix.indices[first:last], indptr, matrix.shape[1])
@@ -92,12 +92,12 @@ class OnDisk:
         self._history, self._columns, self._block = History(directory, name), columns, block
         self.rows = self._history.rows
 
-    def blocks(self, after: int = 0) -> Iterator[Block]:
-        """Yield the rows from ``after`` on, in order."""
+    def blocks(self, after: int = 0, until: int | None = None) -> Iterator[Block]:
+        """Yield the rows from ``after`` on, in order, to ``until`` or the last."""
         import numpy as np
 
         history = self._history
-        spans = list(ranges(history.indptr, self._block, after))
+        spans = list(ranges(history.indptr[: _after_last(until)], self._block, after))
         for number, (start, stop) in enumerate(spans, 1):
             indptr = (history.indptr[start : stop + 1] - history.indptr[start]).astype(np.int32)
             block = _csr(history.values(start, stop), history.items(start, stop), indptr, self._columns)
@@ -105,6 +105,10 @@ class OnDisk:
                 history.announce(*spans[number])
             yield start, stop, block
             del block  # before the next one is read
+
+
+def _after_last(until: int | None) -> int | None:
+    return None if until is None else until + 1
 
 
 def _csr(values: Any, columns: Any, indptr: Any, width: int) -> Any:

@@ -92,7 +92,7 @@ def fit(
 
     # The solvers start their own threads, so BLAS must run one each (implicit's check warns of a tenfold slowdown).
     with threadpool_limits(1, "blas"):
-        solve = _solver(hyper, threads)
+        solve = solver(hyper, threads)
         while state.sweep < 2 * hyper["iterations"]:
             by_item = state.sweep % 2
             side = sides.items if by_item else sides.users
@@ -108,14 +108,25 @@ def fit(
     return state.items
 
 
-def _solver(hyper: Mapping[str, Any], threads: int) -> Callable[[Any, Any, Any], None]:
-    """A function that solves rows in place, from their confidences and the other side's factors."""
+def solver(hyper: Mapping[str, Any], threads: int, other_rows: int | None = None) -> Callable[[Any, Any, Any], None]:
+    """A function that solves rows in place, from their confidences and the other side's factors.
+
+    Parameters
+    ----------
+    hyper
+        As ``HYPER``.
+    threads
+        Threads of the solver.
+    other_rows
+        Rows of the other side, if not all are given to the function (``ials_exact.solve``).
+    """
     if hyper["frequency_scaling"]:
         return partial(
             ials_exact.solve,
             regularization=hyper["regularization"],
             exponent=hyper["frequency_scaling"],
             threads=threads,
+            other_rows=other_rows,
         )
     from implicit.cpu.als import AlternatingLeastSquares
 

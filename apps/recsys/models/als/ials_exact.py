@@ -46,7 +46,7 @@ def workspace_bytes(*, rows: int, interactions: int, factors: int, threads: int)
     return rotated + threads * 4 * WORKSPACE * (gathered + factors * factors)
 
 
-def ridge(regularization: float, exponent: float, *, weight: Weight, other_rows: int) -> Weight:
+def ridge(regularization: float, exponent: float, *, weight: Weight, other_rows: float) -> Weight:
     """Regularisation of a row, or of each row: ``regularization * (1 + weight / other_rows) ** exponent``.
 
     Parameters
@@ -71,6 +71,7 @@ def solve(
     regularization: float,
     exponent: float,
     threads: int,
+    other_rows: float | None = None,
 ) -> None:
     """Solve rows in place: ``(Y'Y + λI + Y'(C - I)Y)⁻¹ Y'Cp`` (Hu et al. 2008, equation 4) with the ``ridge`` of each.
 
@@ -86,6 +87,8 @@ def solve(
         As ``ridge``.
     threads
         Threads that share the rows. BLAS must run one thread in each.
+    other_rows
+        As ``ridge``; ``None``: the rows of ``fixed``.
     """
     from concurrent.futures import ThreadPoolExecutor
 
@@ -97,7 +100,7 @@ def solve(
     indptr, indices, data = confidences.indptr, confidences.indices, confidences.data
     lengths = np.diff(indptr)
     weight = np.asarray(confidences.sum(1), np.float64).ravel() - lengths
-    ridges = ridge(regularization, exponent, weight=weight, other_rows=len(fixed))
+    ridges = ridge(regularization, exponent, weight=weight, other_rows=other_rows or len(fixed))
 
     def work(rows: NDArray[np.intp]) -> None:
         length = int(lengths[rows[0]])

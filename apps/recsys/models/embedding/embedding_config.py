@@ -100,6 +100,11 @@ class EmbeddingConfig:
         return LEARNED_TARGETS if self.users else self.window
 
     @property
+    def counts_items(self) -> bool:
+        """True if items are drawn, or scored, by how often they occur."""
+        return self.popularity > 0 or self.prior > 0
+
+    @property
     def item_table(self) -> Layout:
         """Layout of a table of items."""
         return layout(self.table, rows=self.items, width=self.factors, row_bytes=self.row_bytes)

@@ -75,9 +75,11 @@ class EmbeddingNetwork(torch.nn.Module):
         Sizes and storage of the tables, and the loss, which decides between dot product and cosine.
     fixed
         Fixed inputs of the tables' rows.
+    sharers
+        The ranks that have some rows of each table; ``None``: this process has all.
     """
 
-    def __init__(self, config: EmbeddingConfig, fixed: FixedInputs) -> None:
+    def __init__(self, config: EmbeddingConfig, fixed: FixedInputs, sharers: Group | None = None) -> None:
         super().__init__()
         self.cosine, self.targets = config.cosine, config.targets
         self.scale = 1 / config.temperature if config.loss == "softmax" else 1.0
@@ -85,9 +87,9 @@ class EmbeddingNetwork(torch.nn.Module):
         if config.users:
             start = replace(start, ema_decay=SQUARES_DECAY, unit_norm=config.cosine)
         items, users = config.item_table, config.user_table
-        self.items = EmbeddingTable(items, start, fixed.items)
-        self.users = None if users is None else EmbeddingTable(users, start, fixed.users)
-        self.user_side = EmbeddingTable(items, start, fixed.items) if config.tables == 2 else None
+        self.items = EmbeddingTable(items, start, fixed.items, sharers)
+        self.users = None if users is None else EmbeddingTable(users, start, fixed.users, sharers)
+        self.user_side = EmbeddingTable(items, start, fixed.items, sharers) if config.tables == 2 else None
         self._corrected, self._prior = config.loss == "softmax", config.prior > 0
         self._batch: EmbeddingBatch | None = None
 
@@ -142,7 +144,7 @@ class EmbeddingNetwork(torch.nn.Module):
         """For each target the sum of the window's other items over the root of their number: (windows, targets, n)."""
         table = self.items if self.user_side is None else self.user_side
         assert table.loaded is not None
-        present = (window_items != ABSENT).float()
+        present = (window_items != ABSENT).to(table.loaded.dtype)
         total = F.embedding_bag(window_items.clamp(min=0), table.loaded, per_sample_weights=present, mode="sum")
         divisor = present.sum(1).sub(1).clamp(min=1).sqrt()
         target_vectors: Tensor = table(targets)
@@ -152,7 +154,7 @@ class EmbeddingNetwork(torch.nn.Module):
 class EmbeddingStep:
     """One optimiser step on a batch: a ``TrainingStep`` between reading rows and writing them.
 
-    Every rank has whole tables and loads all rows of a batch; each computes some of its windows.
+    Every rank loads all rows of a batch, from tables of its own or from all ranks, and computes some of its windows.
     """
 
     def __init__(self, network: EmbeddingNetwork, training: TrainingStep) -> None:
@@ -172,6 +174,7 @@ def make_step(
     amp: str = "off",
     fixed: FixedInputs = NO_FIXED_INPUTS,
     group: Group = ALONE,
+    shared: bool = False,
 ) -> tuple[EmbeddingNetwork, TableOptimizer, EmbeddingStep]:
     """Build network, optimiser and step, for training and for pricing.
 
@@ -187,13 +190,15 @@ def make_step(
         Fixed inputs of the tables' rows.
     group
         The ranks that train it together.
+    shared
+        True if each of them has some rows of the tables, and not all. For tables of ``row_formats.FORMATS``.
     """
     loss = {
         "softmax": losses.softmax,
         "ccl": losses.contrastive(config.margin, config.negative_weight),
         "bpr": losses.bpr,
     }[config.loss]
-    network = EmbeddingNetwork(config, fixed)
+    network = EmbeddingNetwork(config, fixed, group if shared and group.several else None)
     optimizer = TableOptimizer(network.tables, config.learning_rate)
     training = TrainingStep(
         network, optimizer, losses.MeanOverTargets(loss), micro_batch, amp, group=group, leaves=network.loaded

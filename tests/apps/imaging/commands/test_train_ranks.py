@@ -4,19 +4,17 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.conftest import ROOT
-from tests.machine import patience, wait_until
+from tests.machine import wait_until
 from tests.messages import continued, says
+from tests.ranks import children, ended, launch
 
-CASES, STEPS, SECONDS = 5, 16, 240
+CASES, STEPS = 5, 16
 CHOSEN = ("--patch", "32,40,32", "--amp", "off", "--micro-batch", "1", "--threads", "1", "--memory", "1GiB")
 LASTING = ("--set", "batch=3", "--set", "ema=0.9", "--set", "keep=best", "--set", "validation_cases=1")
 NETWORK = ("--layers", "init_filters=8", "--layers", "blocks_down=1,1", "--layers", "blocks_up=1")
@@ -40,42 +38,6 @@ def options(cases: Path, out: Path, steps: int = STEPS) -> list[str]:
     return ["train", str(cases), "-o", str(out), "--steps", str(steps), *CHOSEN, *LASTING, *NETWORK]
 
 
-def launch(ranks: int, arguments: list[str], *launcher: str) -> subprocess.Popen[str]:
-    """Start ``torchrun``."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks), *launcher]
-    variables = {"PYTHONSAFEPATH": "1", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    return subprocess.Popen(
-        [*command, "-m", "apps.imaging", *arguments],
-        env=os.environ | variables,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-
-
-def ended(launched: subprocess.Popen[str]) -> tuple[int, str]:
-    """Wait for the launcher; returns its exit code and our lines."""
-    try:
-        _, err = launched.communicate(timeout=patience(SECONDS))
-    finally:
-        if launched.poll() is None:
-            os.killpg(launched.pid, signal.SIGKILL)
-    return launched.returncode, "\n".join(line for line in err.splitlines() if line.startswith("imaging train"))
-
-
-def children(out: Path) -> Iterator[tuple[str, int]]:
-    """Yield the ranks of the training that writes into ``out``, with the pids of the processes that compute."""
-    for place in Path("/proc").iterdir():
-        try:
-            words = (place / "cmdline").read_bytes().split(b"\0")
-            if str(out).encode() in words and b"-P" in words:
-                variables = (place / "environ").read_bytes().split(b"\0")
-                yield next(value.decode()[5:] for value in variables if value.startswith(b"RANK=")), int(place.name)
-        except (OSError, StopIteration):
-            continue
-
-
 def losses(record: dict[str, Any]) -> list[float]:
     """The mean losses of a training's course."""
     return [entry["loss"] for entry in record["results"]["history"] if "loss" in entry]
@@ -84,7 +46,7 @@ def losses(record: dict[str, Any]) -> list[float]:
 def test_two_ranks_train_and_a_killed_one_is_started_again(cases: Path, tmp_path: Path) -> None:
     """That their course is that of one process, ``tests/apps/imaging/training/test_ranks.py`` says."""
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    code, said = ended(launch(2, options(cases, whole)))
+    code, said = ended(launch(2, "apps.imaging", options(cases, whole)))
     assert code == 0, said
     assert said.count("\n") == 0, said  # the first rank's last line
     record = json.loads((whole / "run.json").read_text())
@@ -94,14 +56,37 @@ def test_two_ranks_train_and_a_killed_one_is_started_again(cases: Path, tmp_path
     assert len(losses(record)) == STEPS
     assert record["results"]["metrics"]["mean_dice"] > 0
 
-    launched = launch(2, options(cases, broken), "--max-restarts", "1")
+    launched = launch(2, "apps.imaging", options(cases, broken), "--max-restarts", "1")
     wait_until((broken / ".training" / "last.safetensors").is_file, seconds=120, alive=launched)
     os.kill(dict(children(broken))["1"], signal.SIGKILL)
     code, said = ended(launched)
     assert code == 0, said
-    says(said, "rank 1", "killed", "another rank has ended")
+    assert said.count("rank 1") == 1 and "another rank" not in said, said
+    says(said.splitlines()[0], "rank 1", "killed", "continues")
     continued(said)
     for name in ("weights.safetensors", "network.onnx"):
         assert (broken / name).read_bytes() == (whole / name).read_bytes()
     assert {path.name for path in broken.iterdir()} == {path.name for path in whole.iterdir()}
     assert losses(json.loads((broken / "run.json").read_text())) == losses(record)
+
+
+def test_shared_states_of_killed_ranks_are_continued_by_one_process(cases: Path, run: Any, tmp_path: Path) -> None:
+    """Two ranks have half the states each; the course is that of one process, which then ends it."""
+    alone, out, plan = tmp_path / "alone", tmp_path / "out", tmp_path / "plan.json"
+    chosen = {"micro_batch": 1, "accumulate": 2, "amp": "off", "checkpoint": "none", "step_in_backward": "off"}
+    knobs = chosen | {"cache": "memory", "allocator": "heap", "states": "shared"}
+    plan.write_text(json.dumps({"workload": "imaging train", "knobs": knobs}))
+    even = ("--set", "batch=4")
+    launched = launch(2, "apps.imaging", [*options(cases, out), *even, "--plan", plan])
+    wait_until((out / ".training" / "last.safetensors").is_file, seconds=120, alive=launched)
+    os.kill(dict(children(out))["1"], signal.SIGKILL)
+    code, said = ended(launched)
+    assert code != 0
+    assert said.count("\n") == 0, said
+    says(said, "rank 1", "killed", "last checkpoint")
+    done = run("apps.imaging", *options(cases, out), *even)
+    assert done.code == 0, done.err
+    continued(done.err)
+    assert run("apps.imaging", *options(cases, alone), *even).code == 0
+    found, expected = (losses(json.loads((folder / "run.json").read_text())) for folder in (out, alone))
+    assert len(found) == STEPS and found == pytest.approx(expected, rel=1e-3)

@@ -18,6 +18,7 @@ from common.memory.costs.probes import Costs, Probe
 from common.memory.costs.store import CostStore
 from common.memory.plan.planner import plan
 from common.memory.process.budget import MIB, MemoryBudget
+from common.training.distributed.world import World
 from tests.apps.recsys.asked import train_request
 from tests.apps.recsys.conftest import Trained
 from tests.messages import says
@@ -61,10 +62,40 @@ def test_a_step_is_priced_by_the_largest_batch_that_the_data_makes(options: tupl
     config = work.priced_embedding
     assert config is not None and config.batch == windows
     assert work.embedding is not None and work.embedding.batch == (64 if options else 512)
-    assert terms["next batch"] == 48 * windows * 50
+    assert terms["next batch"] == 64 * windows * 50
     priced = [json.loads(work.probes(setting)[2].arguments)["arguments"] for setting in work.settings()]
     assert {one["config"]["batch"] for one in priced} == {windows}
     assert max(one["micro_batch"] for one in priced) == windows
+
+
+@pytest.mark.parametrize(("options", "values"), [((), {"whole", "shared"}), (("--table", "hash"), {None})])
+def test_rows_of_tables_that_store_each_are_shared_out(options: tuple[object, ...], values: set[str | None]) -> None:
+    """Over ranks only; a rank has the larger half of the rows, and a checkpoint goes through a few blocks."""
+    work = _embedding(*options)[0]
+    assert all("table_rows" not in setting for setting in work.settings())
+    work = replace(work, request=replace(work.request, world=World(0, 3)))
+    assert {setting.get("table_rows") for setting in work.settings()} == values
+    if "shared" in values:
+        setting = next(one for one in work.settings() if one["table_rows"] == "shared")
+        step = {"bytes": 1.0, "activations": 1000.0, "workspace": 0.0, "kernels": 7.0, "unseen": 5.0}
+        terms = {
+            one.name: one.bytes for one in work.footprint(setting, dict.fromkeys(work.probes(setting), step)).terms
+        }
+        assert (terms["tables"], terms["optimizer state"]) == (17 * 64 * 4, 17 * 4)
+        assert terms["rows on their way"] == 8 << 20 and not terms.get("checkpoint")
+        assert work.seconds(setting) > work.seconds({**setting, "table_rows": "whole"})
+
+
+def test_factors_are_shared_out_over_ranks() -> None:
+    facts = Facts(rows=2000, users=100, items=50, interactions=1000, longest=30, ids=150, bucket=2000)
+    work = TrainWorkload(replace(train_request("--model", "ials"), world=World(0, 3)), facts)
+    setting = next(iter(work.settings()))
+    terms = {
+        one.name: one.bytes
+        for one in work.footprint(setting, {probe: {"bytes": 1.0} for probe in work.probes(setting)}).terms
+    }
+    assert terms["factors"] == 4 * (34 + 17) * 64
+    assert terms["factors of a block"] == 4 * (100 + 64) * 64
 
 
 def test_a_search_is_priced_with_what_its_trials_leave() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from apps.imaging.bench import scaling
+from apps.imaging.bench.scaling import archive as scaling
 from apps.imaging.inference.running.parts import FILE, merge
 from apps.imaging.inference.studies import TABLE, read_table
 from common.errors import BadInput

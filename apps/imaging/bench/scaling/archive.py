@@ -38,7 +38,7 @@ def suite() -> Suite:
     if datasets.find("msd-hippocampus") is None:
         sys.stderr.write("scaling: data set msd-hippocampus not found\n")
         return scaling
-    module = ["-m", "apps.imaging.bench.scaling"]
+    module = ["-m", "apps.imaging.bench.scaling.archive"]
     scaling.case("archive-killed", [*module, "killed"], bounds=(NO_FAULTS, OF_A_PART))
     scaling.case("archive-time", [*module, "timed"], bounds=TWO_PARTS)
     return scaling
