@@ -57,6 +57,7 @@ _OOM_MESSAGES = (
     "could not create a memory object",  # oneDNN
     "failed to allocate",  # OpenVINO's CPU plugin, ONNX Runtime
     "unable to allocate",  # NumPy's ArrayMemoryError and others
+    "could not allocate bytes object",  # pybind11, in the ONNX exporter
     "std::bad_alloc",  # C++ in OpenVINO, implicit, Arrow
     "cannot allocate memory",  # errno ENOMEM as text
     "malloc of size",  # Arrow

@@ -129,6 +129,7 @@ def total(work: Path) -> dict[str, Any]:
     """
     source, model = series(work, SHORT), make_results(work / "total", FULL)
     options = ("-m", model, "--task", "total")
+    infer(source, work / "out-total-planned", *options, "--dry-run", "--memory", 8 * GIB)  # which converts the models
     refused = infer(source, work / "out-total-refused", *options, "--memory", REFUSED)
     smallest = int(refused["smallest_feasible_bytes"])
     last = [entry for entry in read_entries(shipped_map(FULL)) if entry["from"]["model"] == [*data_sets(FULL)][-1]]

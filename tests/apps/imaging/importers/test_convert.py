@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from apps.imaging.bench.peers import nnunet_folder
-from apps.imaging.importers.convert import converted_model, price
+from apps.imaging.importers.convert import converted_model, price, weights_bytes
 from apps.imaging.importers.nnunet import Weights
 from apps.imaging.models.model_folder import TORCH_NETWORK, read_model
 from common.engines.registry import open_engine
@@ -73,14 +73,31 @@ def test_names_are_looked_up_in_a_table(tmp_path: Path, key: str, value: object)
         converted_model(tmp_path, BUDGET)
 
 
-def test_a_ceiling_too_small_for_the_conversion_is_refused_with_one_that_does(tmp_path: Path) -> None:
-    nnunet_folder.write(tmp_path, seeds=(77,))
+@pytest.mark.parametrize("features", [[4, 8, 12], [64, 192, 320]])
+def test_a_ceiling_too_small_for_the_conversion_is_refused_with_one_that_does(
+    tmp_path: Path, features: list[int]
+) -> None:
+    """With weights of 40 kB, and of 36 MB, of which several copies are held at a time."""
+    nnunet_folder.write(tmp_path, seeds=(77,), architecture={"features_per_stage": features})
     with pytest.raises(DoesNotFit) as refused:
         converted_model(tmp_path, MemoryBudget(256 * MIB))
     smallest = refused.value.smallest_feasible_bytes
     assert smallest is not None and smallest > 256 * MIB
-    assert price([]) <= smallest <= 512 * MIB
+    assert price([]) <= smallest <= 512 * MIB + 5 * sum(path.stat().st_size for path in tmp_path.glob("fold_0/*"))
     assert (converted_model(tmp_path, MemoryBudget(smallest)) / "model.json").is_file()
+
+
+def test_the_state_of_an_optimiser_is_no_weight(tmp_path: Path) -> None:
+    import torch
+
+    tensors = {"weight": torch.zeros(100_000)}
+    for name, extra, copies in (("alone", {}, 1), ("sgd", {"momentum_buffer": 1}, 2), ("adam", {"exp_avg_sq": 2}, 3)):
+        states = {key: [torch.ones(100_000) for _ in range(count)] for key, count in extra.items()}
+        torch.save({"network_weights": tensors, "optimizer_state": states}, tmp_path / name)
+        assert weights_bytes(tmp_path / name) == pytest.approx((tmp_path / name).stat().st_size / copies, abs=1)
+        assert weights_bytes(tmp_path / name) == pytest.approx(400_000, rel=0.02)
+    (tmp_path / "text").write_text("no checkpoint")
+    assert weights_bytes(tmp_path / "text") == 13
 
 
 def test_inference_with_an_imported_model(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
