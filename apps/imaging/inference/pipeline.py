@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from apps.imaging.inference.components.filters import least_voxels, without_small
 from apps.imaging.inference.focus import Box
@@ -193,6 +194,9 @@ def study_planes(
         if within:
             inside, covered = inside.focused(within.low, within.high)
         stack.enter_context(session.phase(INFER))
+        if int(setting["batch"]) > 1:
+            # The network computes meanwhile: a product of matrices on several threads would wait for a core for each.
+            stack.enter_context(threadpool_limits(1, "blas"))
         bar = stack.enter_context(session.progress(total=len(inside.tiles), unit="tile", label=label))
         blocks = finished_values(
             inside,

@@ -96,14 +96,15 @@ def _plane(placed: PlacedBlock, number: int, cells: Classes, to_labels: LogitsTo
     across = cells[:, :, min(int(along_z.lower[number]), cells.shape[2] - 1)]
     across = across[np.minimum(along_x.lower, cells.shape[0] - 1)]
     classes = across[:, np.minimum(along_y.lower, cells.shape[1] - 1)]
-    rows, columns = np.nonzero(classes == UNDECIDED)
-    if not len(rows):
+    undecided = classes == UNDECIDED
+    needed = np.flatnonzero(undecided.any(axis=1))
+    if not len(needed):
         return to_labels.of_classes(classes)
-    classes[rows, columns] = 0
+    classes[undecided] = 0
     labels = to_labels.of_classes(classes)
-    del classes
+    rows, columns = np.nonzero(undecided[needed])
+    del classes, undecided
     values = along_z.part(number, number + 1, 0)(placed.values, 3)[..., 0]
-    needed, rows = np.unique(rows, return_inverse=True)
     values = _rows(along_x, needed)(values, 1)
     step = max(1, POINTS_BYTES // (FLOAT * len(values)))
     for start in range(0, len(rows), step):
