@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from apps.imaging.bench.peers import nnunet_folder
+from apps.imaging.importers import convert
 from apps.imaging.importers.convert import converted_model, price, weights_bytes
 from apps.imaging.importers.nnunet import Weights
 from apps.imaging.models.model_folder import TORCH_NETWORK, read_model
@@ -75,9 +76,10 @@ def test_names_are_looked_up_in_a_table(tmp_path: Path, key: str, value: object)
 
 @pytest.mark.parametrize("features", [[4, 8, 12], [64, 192, 320]])
 def test_a_ceiling_too_small_for_the_conversion_is_refused_with_one_that_does(
-    tmp_path: Path, features: list[int]
+    tmp_path: Path, features: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With weights of 40 kB, and of 36 MB, of which several copies are held at a time."""
+    """With weights of 40 kB, and of 38 MB, of which several copies are held at a time."""
+    monkeypatch.setattr(convert, "anonymous", lambda: 20 * MIB)  # a command's, not that of a test among others
     nnunet_folder.write(tmp_path, seeds=(77,), architecture={"features_per_stage": features})
     with pytest.raises(DoesNotFit) as refused:
         converted_model(tmp_path, MemoryBudget(256 * MIB))
