@@ -33,8 +33,8 @@ class SignalStack(ctypes.Structure):
 def ordinary_stack() -> None:
     """Signals arrive on the ordinary stack, as in a command.
 
-    In a process that had run a quarter of all tests the alternate one, of ``faulthandler``, could not be written to: the
-    kernel then ends it by SIGSEGV without a word. What the reason was is not known.
+    In a process that had run a quarter of all tests the alternate one, of ``faulthandler``, could not be written to:
+    the kernel then ends it by SIGSEGV without a word. What the reason was is not known.
     """
     disabled = 2
     ctypes.CDLL(None).sigaltstack(ctypes.byref(SignalStack(None, disabled, 0)), None)
