@@ -10,9 +10,6 @@ from apps.recsys.commands.lists import list_files
 from apps.recsys.data import arrow_numpy
 from apps.recsys.models.linear.ease import FILE as EASE
 from apps.recsys.models.recommender import Recommender, load_manifest
-from apps.recsys.models.scoring_graph import written
-from apps.recsys.models.scoring_graph.graph import OPSET
-from apps.recsys.models.scoring_graph.wire import LARGEST
 from apps.recsys.planning.questions.export import BATCH_ROWS, ExportRequest, ExportWorkload, weights_bytes
 from apps.recsys.planning.questions.export import warm_up as planned_warm_up
 from common.cli.session import CommandSession
@@ -35,6 +32,8 @@ def workload(request: ExportRequest, budget: MemoryBudget) -> ExportWorkload:
     """
     manifest = load_manifest(request.model)
     if request.form == "onnx":
+        from apps.recsys.models.scoring_graph.wire import LARGEST
+
         size = weights_bytes(manifest)
         if size > LARGEST:
             raise UsageError(
@@ -85,6 +84,9 @@ def execute(session: CommandSession[ExportRequest, ExportWorkload]) -> Mapping[s
 
 def _graph(session: CommandSession[ExportRequest, ExportWorkload]) -> Mapping[str, Any]:
     """Write the ONNX file and the ids."""
+    from apps.recsys.models.scoring_graph import written
+    from apps.recsys.models.scoring_graph.graph import OPSET
+
     request, manifest = session.request, session.workload.manifest
     with session.phase("export"), atomic_file(request.output) as unfinished, atomic_file(request.ids_path) as ids:
         written.write(request.model, manifest, unfinished, request.ids_path.name)
