@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from apps.imaging.training.recipe import Recipe, make_step
+from apps.imaging.bench.one_step import one_step
+from apps.imaging.training.recipe import make_step
 from common.memory.costs import trace
 
 SIDE = 64
@@ -46,23 +47,7 @@ def prepare(
     network: str, activation: Any = None, checkpoint: str = "none", amp: str = "off", side: int = SIDE
 ) -> "trace.Prepared":
     """Network, optimiser and step, as ``traced_step.step`` makes them."""
-    from apps.imaging.models.networks import registry
-
-    recipe = Recipe(
-        network=network,
-        arguments=registry.arguments(network, {}, in_channels=1, out_channels=3),
-        patch=(side, side, side),
-        batch=1,
-        steps=1,
-        seconds=None,
-        learning_rate=1e-3,
-        weight_decay=0.0,
-        clip=0.0,
-        mirror="",
-        validation_cases=0,
-        fold=None,
-        seed=0,
-    )
+    recipe = one_step(network, {}, side=side)
     built, optimizer, step = make_step(recipe, micro_batch=1, amp=amp, checkpoint=checkpoint)
     if activation is not None:
         replaced(built, activation)

@@ -28,28 +28,14 @@ def rank(number: int, folder: Path) -> None:
     import torch
     import torch.distributed as dist
 
-    from apps.imaging.models.networks.registry import arguments
-    from apps.imaging.training.recipe import Recipe, make_step
+    from apps.imaging.bench.one_step import one_step
+    from apps.imaging.training.recipe import make_step
     from common.training.distributed.group import Group
     from common.training.distributed.world import World
 
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=number, world_size=RANKS)
-    recipe = Recipe(
-        network="segresnet",
-        arguments=arguments("segresnet", {"init_filters": 88}, in_channels=1, out_channels=3),
-        patch=(16, 16, 16),
-        batch=RANKS,
-        steps=1,
-        seconds=None,
-        learning_rate=1e-3,
-        weight_decay=0.0,
-        clip=0.0,
-        mirror="",
-        validation_cases=0,
-        fold=None,
-        seed=0,
-    )
+    recipe = one_step("segresnet", {"init_filters": 88}, side=16, batch=RANKS)
     group = Group(World(number, RANKS, RANKS))
     network, optimizer, step = make_step(
         recipe, micro_batch=1, amp="off", checkpoint="none", group=group, shared=True
