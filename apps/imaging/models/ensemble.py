@@ -64,10 +64,11 @@ def write_ensemble(models: Sequence[ImagingModel], directory: Path) -> Mapping[s
     manifests: list[dict[str, Any]] = [{**read_manifest(model.directory)} for model in models]
     trainings = [manifest.get("training", {}) for manifest in manifests]
     validated = cross_validation(trainings)
-    step = registry.divisor(first.network, first.arguments)
     directory.mkdir(parents=True, exist_ok=True)
     with scratch_directory(directory, NETWORK) as draft:
-        export_onnx(first.network, network, draft / NETWORK, tile=(2 * step, 2 * step, 2 * step))
+        export_onnx(
+            first.network, network, draft / NETWORK, tile=registry.smallest_tile(first.network, first.arguments)
+        )
         (draft / NETWORK).replace(directory / NETWORK)
     write_model(
         directory,

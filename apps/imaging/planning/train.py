@@ -10,7 +10,7 @@ from itertools import product
 from math import prod
 from typing import Any
 
-from apps.imaging.models.networks.registry import divisor
+from apps.imaging.models.networks.registry import divisors
 from apps.imaging.models.stored_weights import stored_parameters
 from apps.imaging.planning import baselines, sharing
 from apps.imaging.planning.tiles import smaller, text
@@ -282,7 +282,7 @@ class TrainWorkload:
     def remedies(self) -> Iterator[tuple[str, Workload]]:
         """Smaller patches: the network then sees less around each voxel."""
         recipe = self.request.recipe
-        for patch in smaller(recipe.patch, (divisor(recipe.network, recipe.arguments),) * 3):
+        for patch in smaller(recipe.patch, divisors(recipe.network, recipe.arguments)):
             yield f"--patch {text(patch)}", TrainWorkload(self.request.with_patch(patch))
 
     def seconds(self, setting: Setting) -> float:

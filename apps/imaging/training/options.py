@@ -39,6 +39,8 @@ CHOICES = {
     "quantise": ("off", "int8"),
 }
 """Values of hyper-parameters that are words."""
+Levels = list[int | list[int]]
+"""A number for each level of a network, or three where the axes differ."""
 STEPS = 2000
 """Optimiser steps, if the user says neither steps nor epochs nor a time."""
 
@@ -59,7 +61,7 @@ class TrainOptions:
     """The class table of label maps whose images are synthesised; ``None``: the data set has images."""
     network: str | None
     """``None``: that of ``init``."""
-    layers: Mapping[str, list[int]]
+    layers: Mapping[str, Levels]
     """Arguments of the network that differ from its defaults, as lists also where it takes a number."""
     init: Path | None
     """The model whose weights the training starts from."""

@@ -11,7 +11,7 @@ from apps.imaging.training.data.dataset import Dataset, LabelledCase, Warn, read
 from apps.imaging.training.data.label_maps import read_label_maps
 from apps.imaging.training.data.label_table import read_table
 from apps.imaging.training.data.prepared import Operations, intensity_operations
-from apps.imaging.training.options import STEPS, TrainOptions
+from apps.imaging.training.options import STEPS, Levels, TrainOptions
 from apps.imaging.training.recipe import Recipe, default_patch
 from apps.imaging.volumes.volume import Shape
 from common.errors import UsageError
@@ -67,11 +67,9 @@ class TrainRequest:
             arguments = registry.arguments(network, layers, **sizes)
         else:
             network, arguments = start.network, starting_model.arguments_of(start, dataset)
-        divisor = registry.divisor(network, arguments)
-        patch = options.patch or default_patch(dataset, divisor)
-        if any(size % divisor for size in patch):
-            sides = ",".join(map(str, patch))
-            raise UsageError(f"--patch {sides}: each side must be a multiple of {divisor} for {network}")
+        divisors = registry.divisors(network, arguments)
+        patch = options.patch or default_patch(dataset, divisors)
+        check_patch(patch, divisors, network)
         epoch = -(-len(training) // options.batch)
         steps = options.steps or (options.epochs * epoch if options.epochs else STEPS)
         recipe = Recipe(
@@ -127,6 +125,20 @@ class TrainRequest:
         return replace(self, recipe=replace(self.recipe, patch=patch))
 
 
+def check_patch(patch: Shape, divisors: Shape, network: str) -> None:
+    """Refuse a patch whose sides the network cannot halve as often as it does.
+
+    Raises
+    ------
+    UsageError
+        With the numbers of which the sides must be multiples.
+    """
+    if any(size % step for size, step in zip(patch, divisors, strict=True)):
+        steps = str(divisors[0]) if len(set(divisors)) == 1 else ",".join(map(str, divisors))
+        sides = ",".join(map(str, patch))
+        raise UsageError(f"--patch {sides}: each side must be a multiple of {steps} for {network}")
+
+
 def _dataset(options: TrainOptions, warn: Warn) -> Dataset:
     """The headers of the data set, with images or of label maps alone, on the spacing that the user chose."""
     if options.synthesize is not None:
@@ -137,7 +149,7 @@ def _dataset(options: TrainOptions, warn: Warn) -> Dataset:
     return replace(dataset, spacing=options.spacing) if options.spacing else dataset
 
 
-def _like_default(network: str, name: str, numbers: list[int]) -> int | list[int]:
+def _like_default(network: str, name: str, numbers: Levels) -> int | list[int] | Levels:
     """Numbers of ``--layers`` as the network's argument takes them: a list, or the one number."""
     default = registry.NETWORKS[network].defaults.get(name)
     return numbers if isinstance(default, list) or len(numbers) != 1 else numbers[0]
