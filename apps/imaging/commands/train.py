@@ -63,6 +63,8 @@ def add(commands: Any) -> None:
         metavar="MODEL",
         help="learn from this model's predictions too (soft labels), as after imaging compress --prune",
     )
+    recipe_help = "network, patches, spacing and normalisation from a file that imaging fingerprint has written"
+    one.add_argument("--recipe", type=Path, metavar="FILE", help=recipe_help)
     one.add_argument("--patch", type=main.triple, metavar="X,Y,Z", help="voxels per patch (default: the median case)")
     one.add_argument(
         "--layers",
@@ -113,6 +115,8 @@ def add(commands: Any) -> None:
 def _options(args: argparse.Namespace) -> TrainOptions:
     hyper = main.parse_settings(args.set, HYPER)
     micro_batch, accumulate = args.micro_batch, args.accumulate
+    if args.recipe and ((micro_batch and accumulate) or any(pair.startswith("batch=") for pair in args.set)):
+        raise UsageError("--recipe: the file has the batch; edit it, and leave out --set batch or --accumulate")
     if micro_batch and accumulate:
         hyper["batch"] = micro_batch * accumulate * args.world.size
     elif accumulate:
@@ -121,7 +125,8 @@ def _options(args: argparse.Namespace) -> TrainOptions:
         dataset=args.dataset,
         output=args.output,
         synthesize=args.synthesize,
-        network=args.network or (None if args.init else NETWORK),
+        network=args.network or (None if args.init or args.recipe else NETWORK),
+        recipe=args.recipe,
         layers=_layers(args.layers),
         init=args.init,
         distill=args.distill,

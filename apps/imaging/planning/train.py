@@ -116,7 +116,21 @@ class TrainWorkload:
                 "cache": cache,
                 "allocator": allocator,
             }
+            if options.recipe is not None:
+                setting["patch"] = text(self.request.recipe.patch)
             yield from [setting | {STATES: one} for one in self._states(setting)] if several else [setting]
+
+    def choices(self) -> "list[tuple[TrainWorkload, list[Setting]]]":
+        """The patches of the recipe's file, from the best to the smallest, each with the settings that need least."""
+        return [(work, work._leanest()) for work in map(TrainWorkload, self.request.choices)]
+
+    def _leanest(self) -> list[Setting]:
+        """For each precision the setting that is expected to need least."""
+        least: dict[str, Setting] = {}
+        for setting in sorted(self.settings(), key=self.seconds):
+            if setting["micro_batch"] <= least.get(str(setting["amp"]), setting)["micro_batch"]:
+                least[str(setting["amp"])] = setting  # the slowest with the smallest micro-batch
+        return list(least.values())
 
     def _states(self, setting: Setting) -> tuple[str, ...]:
         """Values of the knob ``STATES``. A rank that has a part must do as many passes as all others, without
@@ -153,6 +167,7 @@ class TrainWorkload:
             "store": "float32",
             "synthesis": "",
             "spacing": None,
+            "normalisation": "",
             "distillation": 1.0,
             "temperature": 2.0,
             "teacher": {**recipe["teacher"], "weights": ""} if recipe["teacher"] else None,

@@ -71,6 +71,8 @@ class Recipe:
     """SHA-256 of the class table by which images are synthesised; empty: they are read."""
     spacing: tuple[float, float, float] | None = None
     """Millimetres of the network's grid that the user chose; ``None``: they follow from the data."""
+    normalisation: str = ""
+    """SHA-256 of the operations on intensities that a file has; empty: they follow from the data."""
     teacher: Mapping[str, Any] | None = None
     """``network``, ``arguments`` and SHA-256 of the ``weights`` of the model whose predictions are soft labels;
     ``None``: there is none."""
