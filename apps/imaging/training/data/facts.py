@@ -19,7 +19,7 @@ from common.errors import BadInput
 
 SAMPLE = 10_000
 """Labelled voxels of a case whose intensities are kept, at most; their percentiles stand for all."""
-MOST_SAMPLES = 4_000_000
+MOST_SAMPLES = 500_000
 """The same of all cases together."""
 PERCENTILES = (0.5, 50.0, 99.5)
 """Of the labelled voxels, as nnU-Net's fingerprint has them."""
