@@ -126,11 +126,8 @@ class TrainWorkload:
 
     def _leanest(self) -> list[Setting]:
         """For each precision the setting that is expected to need least."""
-        least: dict[str, Setting] = {}
-        for setting in sorted(self.settings(), key=self.seconds):
-            if setting["micro_batch"] <= least.get(str(setting["amp"]), setting)["micro_batch"]:
-                least[str(setting["amp"])] = setting  # the slowest with the smallest micro-batch
-        return list(least.values())
+        slowest = sorted(self.settings(), key=lambda setting: (-int(setting["micro_batch"]), self.seconds(setting)))
+        return list({str(setting["amp"]): setting for setting in slowest}.values())
 
     def _states(self, setting: Setting) -> tuple[str, ...]:
         """Values of the knob ``STATES``. A rank that has a part must do as many passes as all others, without

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from apps.imaging.models.model_folder import ImagingModel
-from apps.imaging.models.networks import registry
+from apps.imaging.models.networks import nnunet, registry
 from apps.imaging.training import starting_model
 from apps.imaging.training.data.dataset import Dataset, LabelledCase, Warn, read_dataset
 from apps.imaging.training.data.facts import intensity_operations
@@ -66,6 +66,7 @@ class TrainRequest:
             dataset = starting_model.on_grid_of(dataset, start)
         proposed = _proposal(options, dataset, start, warn)
         options, dataset = replace(options, batch=proposed.batch), replace(dataset, spacing=proposed.spacing)
+        nnunet.check_installed(proposed.network)
         training, held_out = dataset.split(options.fold)
         (patch, arguments), *others = proposed.choices
         epoch = -(-len(training) // options.batch)

@@ -61,6 +61,7 @@ def best_choice(workload: Workload, budget: MemoryBudget, costs: CostStore) -> W
 
     def fits(index: int) -> bool:
         other, settings = choices[index]
+        planner.measure_together([(other, setting) for setting in settings], budget.host_bytes, costs)
         for setting in settings:
             with suppress(ProbeFailed):
                 needed = planner.price(other, setting, costs, ceiling=budget.host_bytes).needed_bytes

@@ -114,7 +114,7 @@ def measure_ahead(workload: Workload, budget: MemoryBudget, costs: CostStore) ->
     if isinstance(workload, PlansLater):
         searches = [_Search(other, budget.host_bytes, costs) for other in workload.planned_later()]
         firsts = [(search.workload, search.first) for search in searches if search.first is not None]
-        _measure_together(firsts, budget.host_bytes, costs)
+        measure_together(firsts, budget.host_bytes, costs)
         for search in searches:
             search.fastest()
 
@@ -275,7 +275,7 @@ class _Search:
         return plan is not None and plan.needed_bytes <= self.ceiling
 
     def _measure_together(self, indices: Iterable[int]) -> None:
-        _measure_together([(self.workload, self._ordered[index]) for index in indices], self.ceiling, self.costs)
+        measure_together([(self.workload, self._ordered[index]) for index in indices], self.ceiling, self.costs)
 
     def _price(self, index: int) -> Plan | None:
         if index not in self._priced:
@@ -319,7 +319,7 @@ def _always(plan: Plan) -> int:
     return sum(term.bytes for term in plan.footprint.terms if ALL in term.phases)
 
 
-def _measure_together(offers: Iterable[tuple[Workload, Setting]], ceiling: int, costs: CostStore) -> None:
+def measure_together(offers: Iterable[tuple[Workload, Setting]], ceiling: int, costs: CostStore) -> None:
     """Measure the probes of several settings together, since each child has to load its libraries."""
     probes = [probe for workload, setting in offers for probe in workload.probes(setting)]
     with suppress(ProbeFailed):  # each setting is measured by itself later
@@ -337,7 +337,7 @@ def _remedies(workload: Workload, budget: MemoryBudget, costs: CostStore, smalle
         nearest = min(variant.settings(), key=lambda setting: len(dict(smallest.knobs).items() - setting.items()))
         offers[change] = variant, nearest
     if isinstance(workload, HasMonotoneKnobs):
-        _measure_together(list(offers.values())[:REMEDIES_NAMED], budget.host_bytes, costs)
+        measure_together(list(offers.values())[:REMEDIES_NAMED], budget.host_bytes, costs)
     texts: list[str] = []
     for change, offer in offers.items():
         if len(texts) == REMEDIES_NAMED:

@@ -13,7 +13,7 @@ from common.memory.process.budget import MemoryBudget
 
 if TYPE_CHECKING:
     from apps.imaging.planning.fingerprint import FingerprintWorkload
-    from apps.imaging.training.proposal.fingerprint import FingerprintOptions
+    from apps.imaging.training.proposal.options import FingerprintOptions
 
 DESCRIPTION = """Read a labelled data set once (spacings, shapes, intensities, class sizes), and write what was found
 together with a proposal of grid, patches, network and normalisation, for imaging train --recipe."""

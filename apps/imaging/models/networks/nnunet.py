@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from apps.imaging.models.networks.ensemble import mean_of
 from common.errors import BadInput, UsageError
+from common.extras import require
 
 if TYPE_CHECKING:
     import torch
@@ -119,6 +120,18 @@ def build(name: str, complete: Arguments) -> "torch.nn.Module":
     kind = getattr(unet, NETWORKS[name])
     networks = [kind(**channels, **arguments, deep_supervision=False) for _ in range(members)]
     return networks[0] if members == 1 else mean_of(networks)
+
+
+def check_installed(name: str) -> None:
+    """Refuse a network whose library is not installed.
+
+    Raises
+    ------
+    UsageError
+        With the extra that has it.
+    """
+    if name in NETWORKS:
+        require("nnunet", "dynamic_network_architectures", purpose=f"the network {name}")
 
 
 def initialise(network: "torch.nn.Module") -> None:

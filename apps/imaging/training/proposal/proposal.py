@@ -58,7 +58,8 @@ def read_proposal(path: Path, dataset: Dataset, warn: Warn) -> Proposal:
         warn(f"--recipe {path.name}: {line}")
     if different[DIFFERENCES_SHOWN:]:
         warn(f"--recipe {path.name}: and {len(different) - DIFFERENCES_SHOWN} more differences")
-    network, choices = entry["network"], []
+    network = entry["network"]
+    choices: list[Choice] = []
     sizes = {"in_channels": len(dataset.channels), "out_channels": len(dataset.labels)}
     for number, choice in enumerate(entry["choices"], 1):
         place = f"--recipe {path}: choice {number}"
@@ -67,8 +68,8 @@ def read_proposal(path: Path, dataset: Dataset, warn: Warn) -> Proposal:
             arguments = registry.arguments(network, changes, **sizes)
         except UsageError as error:
             raise UsageError(f"{place}: {error}") from None
-        patch = tuple(choice["patch"])
-        registry.check_patch(f"{place}: patch", patch, network, arguments)
-        choices.append((patch, arguments))
-    x, y, z = entry["spacing"]
-    return Proposal(network, (float(x), float(y), float(z)), entry["batch"], entry["normalisation"], tuple(choices))
+        x, y, z = choice["patch"]
+        registry.check_patch(f"{place}: patch", (x, y, z), network, arguments)
+        choices.append(((x, y, z), arguments))
+    edges = float(entry["spacing"][0]), float(entry["spacing"][1]), float(entry["spacing"][2])
+    return Proposal(network, edges, entry["batch"], entry["normalisation"], tuple(choices))

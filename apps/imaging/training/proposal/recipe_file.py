@@ -12,7 +12,7 @@ from common import typed_json
 from common.errors import BadInput, UsageError
 from common.files import write_text
 
-VERSION = 1
+VERSION: Literal[1] = 1
 Voxels = Annotated[int, ("minimum", 1), ("maximum", 4096)]
 Millimetres = Annotated[float, ("exclusiveMinimum", 0), ("maximum", 10_000)]
 Count = Annotated[int, ("minimum", 0)]
@@ -155,7 +155,7 @@ def changes(place: str, network: str, choice: ChoiceEntry) -> dict[str, Any]:
     UsageError
         Levels for a network that has no such arguments.
     """
-    given = {key: choice[key] for key in ("features", "strides", "kernels") if key in choice}  # type: ignore[literal-required]
+    given = {key: choice[key] for key in ("features", "strides", "kernels") if key in choice}
     if given and network not in LEVELS:
         raise UsageError(
             f"{place}: {network} takes no {', '.join(given)}; leave them out, or choose {', '.join(LEVELS)}"

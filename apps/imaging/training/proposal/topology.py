@@ -112,8 +112,10 @@ def topologies(spacing: Spacing, median: Sequence[float]) -> Iterator[Topology]:
         Median voxels of the cases along the model's axes at ``spacing``.
     """
     found = levels(spacing, first_patch(spacing, median))
-    if len(found.strides) < FEWEST_LEVELS:  # thinner than any network: zeros around it
-        found = levels(spacing, [max(side, LEAST_EDGE * 2 ** (FEWEST_LEVELS - 1)) for side in found.patch])
+    edge = LEAST_EDGE
+    while len(found.strides) < FEWEST_LEVELS:  # thinner than any network: zeros around it
+        edge *= 2
+        found = levels(spacing, [max(side, edge) for side in found.patch])
     voxels, first = float("inf"), found.patch
     while len(found.strides) >= FEWEST_LEVELS:
         if prod(found.patch) <= NEXT_PATCH * voxels:
