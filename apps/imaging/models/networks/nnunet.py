@@ -136,8 +136,10 @@ def check_installed(name: str) -> None:
 
 def initialise(network: "torch.nn.Module") -> None:
     """Draw weights in place as nnU-Net's trainer does: He's normal for a slope of 0.01, and residual blocks that begin
-    as their shortcut."""
+    as their shortcut. The heads of coarser levels, which have no part in the output, are not trained."""
     network.apply(network.initialize)  # type: ignore[arg-type]
+    for unused in network.decoder.seg_layers[:-1]:  # type: ignore[union-attr, index]
+        unused.requires_grad_(False)
 
 
 def head(network: "torch.nn.Module") -> str:
