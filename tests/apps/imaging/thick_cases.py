@@ -12,10 +12,10 @@ def thick_cases(source: Path, folder: Path, cases: int, every: int = 4) -> Path:
     for part in ("imagesTr", "labelsTr"):
         (folder / part).mkdir(parents=True)
         for path in sorted((source / part).glob("*.nii.gz"))[:cases]:
-            whole = nib.load(path)  # type: ignore[attr-defined]
-            affine = whole.affine @ np.diag([1, 1, every, 1])  # type: ignore[attr-defined]
-            slices = np.asanyarray(whole.dataobj)[:, :, ::every]  # type: ignore[attr-defined]
-            nib.save(nib.Nifti1Image(slices, affine), folder / part / path.name)  # type: ignore[attr-defined, no-untyped-call]
+            whole = nib.load(path)
+            affine = whole.affine @ np.diag([1, 1, every, 1])
+            slices = np.asanyarray(whole.dataobj)[:, :, ::every]
+            nib.save(nib.Nifti1Image(slices, affine), folder / part / path.name)
     labels = {"0": "background", "1": "Anterior", "2": "Posterior"}
     (folder / "dataset.json").write_text(json.dumps({"modality": {"0": "MRI"}, "labels": labels}))
     return folder

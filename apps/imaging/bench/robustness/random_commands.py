@@ -156,7 +156,7 @@ def trainings(draw: Callable[[st.SearchStrategy[Any]], Any]) -> TrainSession:
         "init": st.just(["hippocampus"]),
         "set": st.sampled_from(("batch=1", "batch=3", "mirror=", "clip=0", "optimizer=sgd")).map(lambda pair: [pair]),
     }
-    left_out = (
+    left_out: tuple[str, ...] = (
         "steps",
         "epochs",
         "time",
