@@ -34,7 +34,7 @@ from common.memory.costs.store import CostStore
 from common.memory.footprint import ALL
 from common.memory.plan import explain, planner
 from common.memory.plan.amend import GROWN, amended
-from common.memory.plan.divisible import best_choice, plan_other
+from common.memory.plan.divisible import plan_other
 from common.memory.plan.plan import Plan
 from common.memory.plan.plan_file import read_work
 from common.memory.plan.planner import Workload
@@ -356,7 +356,7 @@ def _choose(
     args: argparse.Namespace, workload: Workload, budget: MemoryBudget, costs: CostStore
 ) -> tuple[Plan, Workload]:
     """The plan, and the work that it is for: perhaps in a smaller size, or without the parts that do not fit."""
-    workload = best_choice(workload, budget, costs)
+    workload = planner.best_choice(workload, budget, costs)
     if args.plan is None:
         try:
             return planner.plan(workload, budget, costs, ahead=not args.dry_run), workload

@@ -27,7 +27,7 @@ def check_members(models: Sequence[ImagingModel]) -> None:
         raise UsageError(f"an ensemble has 2 to {MOST_MEMBERS} models, not {len(models)}")
     first, *others = models
     for model in models:
-        if model.network not in registry.NETWORKS or "members" in model.arguments:
+        if model.network not in registry.NETWORKS or model.convention != "monai" or "members" in model.arguments:
             raise UsageError(f"{model.directory}: not a single network of imaging train, as members of an ensemble are")
     for model in others:
         for name in SAME:

@@ -1,15 +1,13 @@
 """Plan work that does not fit as it is: with a lesser result that the user allows, or without its largest parts."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Protocol, runtime_checkable
 
 from common.errors import DoesNotFit
-from common.memory.costs.probes import ProbeFailed
 from common.memory.costs.store import CostStore
 from common.memory.plan import planner
-from common.memory.plan.plan import Plan, Setting
+from common.memory.plan.plan import Plan
 from common.memory.plan.planner import Workload
 from common.memory.process.budget import MemoryBudget
 
@@ -44,41 +42,6 @@ class Substitute(Workload, Protocol):
     def note(self) -> str:
         """One line for the plan: what is done instead, and what it loses."""
         ...
-
-
-@runtime_checkable
-class HasChoices(Workload, Protocol):
-    """A workload that may be done in several sizes, of which the largest that fits is wanted, however slow."""
-
-    def choices(self) -> "Sequence[tuple[Workload, Sequence[Setting]]]":
-        """Return the sizes from the best to the smallest, each with the settings that need least; at least one."""
-        ...
-
-
-def best_choice(workload: Workload, budget: MemoryBudget, costs: CostStore) -> Workload:
-    """Choose the best size of a workload that fits under the ceiling, by bisection; else the smallest."""
-    choices = workload.choices() if isinstance(workload, HasChoices) else [(workload, ())]
-
-    def fits(index: int) -> bool:
-        other, settings = choices[index]
-        planner.measure_together([(other, setting) for setting in settings], budget.host_bytes, costs)
-        for setting in settings:
-            with suppress(ProbeFailed):
-                needed = planner.price(other, setting, costs, ceiling=budget.host_bytes).needed_bytes
-                if needed <= budget.host_bytes:
-                    return True
-        return False
-
-    if len(choices) == 1 or fits(0):
-        return choices[0][0]
-    too_large, best = 0, len(choices) - 1
-    while best - too_large > 1:
-        middle = (too_large + best) // 2
-        if fits(middle):
-            best = middle
-        else:
-            too_large = middle
-    return choices[best][0]
 
 
 def plan_other(workload: Workload, budget: MemoryBudget, costs: CostStore) -> tuple[Plan, Workload] | None:

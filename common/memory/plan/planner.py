@@ -6,6 +6,7 @@ so that the first one that fits is the fastest. If none fits, it finds the small
 ``common.memory.plan.explain`` renders plans and refusals as text.
 """
 
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -100,6 +101,15 @@ class PlansLater(Protocol):
         ...
 
 
+@runtime_checkable
+class HasChoices(Protocol):
+    """A workload that may be done in several sizes, of which the best that fits is wanted, however slow."""
+
+    def choices(self) -> Sequence[tuple[Workload, Sequence[Setting]]]:
+        """Return the sizes from the best to the smallest, each with the settings that need least; at least one."""
+        ...
+
+
 def ordered(workload: Workload) -> list[tuple[float, float, Setting]]:
     """Return the settings in the order in which they are tried, each after its lesser result and its time."""
     if isinstance(workload, HasLesserSettings):
@@ -114,7 +124,7 @@ def measure_ahead(workload: Workload, budget: MemoryBudget, costs: CostStore) ->
     if isinstance(workload, PlansLater):
         searches = [_Search(other, budget.host_bytes, costs) for other in workload.planned_later()]
         firsts = [(search.workload, search.first) for search in searches if search.first is not None]
-        measure_together(firsts, budget.host_bytes, costs)
+        _measure_together(firsts, budget.host_bytes, costs)
         for search in searches:
             search.fastest()
 
@@ -134,6 +144,21 @@ def price(workload: Workload, setting: Setting, costs: CostStore, *, ceiling: in
     """
     results = costs.collect(workload.probes(setting), ceiling=ceiling)
     return Plan(workload.name, tuple(sorted(setting.items())), workload.footprint(setting, results))
+
+
+def best_choice(workload: Workload, budget: MemoryBudget, costs: CostStore) -> Workload:
+    """Choose the best size of a workload that fits under the ceiling, by bisection; else the smallest."""
+    choices = workload.choices() if isinstance(workload, HasChoices) else [(workload, ())]
+
+    def fits(index: int) -> bool:
+        offers = [(choices[index][0], setting) for setting in choices[index][1]]
+        _measure_together(offers, budget.host_bytes, costs)
+        plans = [_priced_or_estimated(*offer, costs, budget.host_bytes) for offer in offers]
+        return any(plan is not None and plan.needed_bytes <= budget.host_bytes for plan in plans)
+
+    if len(choices) == 1 or fits(0):
+        return choices[0][0]
+    return choices[bisect_left(range(len(choices) - 1), True, lo=1, key=fits)][0]
 
 
 def plan(workload: Workload, budget: MemoryBudget, costs: CostStore, *, ahead: bool = False) -> Plan:
@@ -285,7 +310,7 @@ class _Search:
         return plan is not None and plan.needed_bytes <= self.ceiling
 
     def _measure_together(self, indices: Iterable[int]) -> None:
-        measure_together([(self.workload, self._ordered[index]) for index in indices], self.ceiling, self.costs)
+        _measure_together([(self.workload, self._ordered[index]) for index in indices], self.ceiling, self.costs)
 
     def _price(self, index: int) -> Plan | None:
         if index not in self._priced:
@@ -329,7 +354,7 @@ def _always(plan: Plan) -> int:
     return sum(term.bytes for term in plan.footprint.terms if ALL in term.phases)
 
 
-def measure_together(offers: Iterable[tuple[Workload, Setting]], ceiling: int, costs: CostStore) -> None:
+def _measure_together(offers: Iterable[tuple[Workload, Setting]], ceiling: int, costs: CostStore) -> None:
     """Measure the probes of several settings together, since each child has to load its libraries."""
     probes = [probe for workload, setting in offers for probe in workload.probes(setting)]
     with suppress(ProbeFailed):  # each setting is measured by itself later
@@ -347,7 +372,7 @@ def _remedies(workload: Workload, budget: MemoryBudget, costs: CostStore, smalle
         nearest = min(variant.settings(), key=lambda setting: len(dict(smallest.knobs).items() - setting.items()))
         offers[change] = variant, nearest
     if isinstance(workload, HasMonotoneKnobs):
-        measure_together(list(offers.values())[:REMEDIES_NAMED], budget.host_bytes, costs)
+        _measure_together(list(offers.values())[:REMEDIES_NAMED], budget.host_bytes, costs)
     texts: list[str] = []
     for change, offer in offers.items():
         if len(texts) == REMEDIES_NAMED:

@@ -27,7 +27,6 @@ from common.memory.costs import baseline
 from common.memory.costs.probes import Probe
 from common.memory.costs.store import CostStore, cache_directory
 from common.memory.plan import planner
-from common.memory.plan.divisible import best_choice
 from common.memory.plan.explain import refusal_text
 from common.memory.plan.plan_file import read_plan
 from common.memory.process import glibc
@@ -167,7 +166,7 @@ def test_the_largest_patch_of_a_recipe_that_fits(
     assert len(needs) > 4 and list(needs.values()) == sorted(needs.values(), reverse=True)
     for ceiling in (900, 420, 390, 380, 1):
         budget = MemoryBudget(ceiling * MIB)
-        chosen = best_choice(work, budget, store)
+        chosen = planner.best_choice(work, budget, store)
         fitting = [patch for patch, needed in needs.items() if needed <= budget.host_bytes]
         assert chosen.request.recipe.patch == (fitting or [*needs])[0 if fitting else -1]
         if fitting:

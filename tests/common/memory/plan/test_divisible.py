@@ -13,7 +13,7 @@ from common.errors import DoesNotFit
 from common.memory.costs.probes import Costs, Probe
 from common.memory.costs.store import CostStore
 from common.memory.footprint import Footprint, Term
-from common.memory.plan.divisible import best_choice, plan_fewer
+from common.memory.plan.divisible import plan_fewer
 from common.memory.plan.plan import Plan, Setting
 from common.memory.plan.plan_file import read_work
 from common.memory.plan.planner import Workload
@@ -126,31 +126,3 @@ def test_what_may_stand_in_is_planned_where_the_whole_does_not_fit_and_before_fe
     assert isinstance(work, Sizes) and work.parts == 1 and not fewer.note
     with pytest.raises(DoesNotFit):
         main._choose(args, Replaced([200], others=others[:1]), budget, costs)
-
-
-@dataclass
-class Chosen(Sizes):
-    """The largest of its sizes that fits is wanted."""
-
-    tried: list[int] = field(default_factory=list)
-
-    def choices(self) -> list[tuple["Chosen", list[Setting]]]:
-        return [(Chosen([size], tried=self.tried), [{"n": 0}, {"n": 1}]) for size in self.sizes]
-
-    def footprint(self, setting: Setting, costs: Costs) -> Footprint:
-        self.tried.append(self.sizes[0])
-        more = 20 if setting.get("n") == 0 else 0  # the other setting needs less
-        return Footprint.of([Term("part", (self.sizes[0] + more) * MIB, "analytic", ("work",))])
-
-
-@pytest.mark.parametrize(("ceiling", "size"), [(1000, 200), (150, 142), (100, 92), (30, 22), (5, 10)])
-def test_the_largest_choice_that_fits_is_found_by_bisection(tmp_path: Path, ceiling: int, size: int) -> None:
-    work = Chosen([*range(200, 8, -10), 10]) if size == 200 else Chosen([200, 142, 120, 92, 60, 40, 22, 15, 10])
-    chosen = best_choice(work, MemoryBudget(ceiling * MIB), CostStore(tmp_path))
-    assert isinstance(chosen, Chosen) and chosen.sizes == [size]  # the smallest where none fits, to be refused
-    assert len(set(work.tried)) <= 4
-
-
-def test_work_without_choices_is_done_as_it_is(tmp_path: Path) -> None:
-    work = Sizes([900])
-    assert best_choice(work, MemoryBudget(1), CostStore(tmp_path)) is work
