@@ -3,6 +3,7 @@
 import doctest
 import gc
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,9 +14,12 @@ import numpy as np
 import pytest
 
 from apps.imaging import api, segment
+from apps.imaging.compression.measuring import write
+from apps.imaging.models.model_folder import read_model
 from apps.imaging.training.data.synthetic import case
 from common.errors import BadInput, DoesNotFit, UsageError
 from tests.apps.imaging.helpers import output_file, read_labels
+from tests.apps.imaging.models.test_variants import measured
 from tests.messages import refused, says
 
 Run = Callable[..., Any]
@@ -105,6 +109,8 @@ CUBE = np.zeros((8, 8, 8), np.float32)
         (flat(CUBE), {"overlap": 1.5}, UsageError, ("--overlap", "1.5")),
         (flat(CUBE), {"engine": "warp"}, UsageError, ("--engine", "'warp'")),
         (flat(CUBE), {"precision": "int8"}, UsageError, ("int8",)),
+        (flat(CUBE), {"allow_quality_loss": "much"}, UsageError, ("--allow-quality-loss", "'much'")),
+        (flat(CUBE), {"allow_quality_loss": "1%", "fast": True}, UsageError, ("--fast",)),
     ],
 )
 def test_images_and_arguments_that_cannot_be_used(
@@ -133,6 +139,25 @@ def test_a_ceiling_that_is_too_low_is_refused_with_one_that_does(voxels: Any, no
     assert smallest is not None
     says(str(caught.value), "does not fit", "2.0 MiB", "--memory")
     assert segment(image, "hippocampus", memory=smallest).record["measured"]["peak_bytes"] <= smallest
+
+
+def test_a_variant_takes_the_place_of_a_model_that_does_not_fit(voxels: Any, run: Run, tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    shutil.copytree("data/models/hippocampus", model)
+    made = run("apps.imaging", "compress", model, "-o", model / "variants" / "small", "--prune", "0.85", "-q")
+    assert made.code == 0, made.err
+    write(model / "variants" / "small", measured(read_model(model), dice=0.88))
+    image, options = flat(voxels), {"tile": 64, "batch": 1, "engine": "openvino", "threads": 1}
+    with pytest.raises(DoesNotFit) as caught:
+        segment(image, model, memory="2MiB", **options)
+    assert caught.value.smallest_feasible_bytes is not None
+    below = caught.value.smallest_feasible_bytes - 1
+    for allowed in ({}, {"allow_quality_loss": "0.1%"}, {"allow_quality_loss": 0.5, "variants": tmp_path}):
+        with refused(DoesNotFit, "does not fit"):
+            segment(image, model, memory=below, **options, **allowed)
+    found = segment(image, model, memory=below, allow_quality_loss=0.5, **options)
+    assert found.record["plan"]["knobs"]["variant"] == "small" and found.names[1] == "Anterior"
+    assert found.record["measured"]["peak_bytes"] <= below
 
 
 def test_a_dicom_series(dataset: Any, archives: Any) -> None:
