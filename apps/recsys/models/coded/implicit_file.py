@@ -43,7 +43,7 @@ def shapes(path: Path) -> dict[str, tuple[int, int, int]]:
             headers = {name.removesuffix(".npy"): _header(archive, name) for name in archive.namelist()}
     except (OSError, zipfile.BadZipFile, ValueError, SyntaxError, RecursionError, NotImplementedError, RuntimeError):
         raise BadInput(f"{path}: not a file of NumPy arrays, or damaged", public="factors unreadable") from None
-    if f"{ITEMS}.bits" in headers:
+    if stored.names_in(headers):
         raise BadInput(f"{path}: its factors are codes already", public="factors are codes")
     found = {}
     for name in (ITEMS, USERS):
