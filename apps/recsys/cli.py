@@ -164,8 +164,8 @@ def _compress(parser: argparse.ArgumentParser) -> None:
     size.add_argument("--bits", type=int, choices=BITS, help=bits)
     add("--dimensions", type=main.positive, metavar="D", help="most dimensions (default: all that get a bit)")
     codes = (
-        f"form of the codes (default {SCALAR}: a level of each dimension): product, an entry of a code book for groups of"
-        " dimensions; residual, two entries that are added. For comparison: of as many bytes they lose more"
+        f"form of the codes (default {SCALAR}: a level of each dimension): product, an entry of a code book for each"
+        " group of dimensions; residual, two entries that are added. For comparison: of as many bytes they lose more"
     )
     add("--codes", choices=tuple(LAYERS), default=SCALAR, help=codes)
     rounds = f"ials: times that users and items are solved again around the codes (default {ROUNDS})"

@@ -106,7 +106,8 @@ def _made(variances: NDArray[np.floating[Any]], groups: int, bits: int, layers: 
     """At most so many groups, whose columns are worth as many bits each, as far as that can be."""
     import numpy as np
 
-    worth, members = worths(variances, groups * bits * layers), [[] for _ in range(groups)]  # type: list[list[int]]
+    worth = worths(variances, groups * bits * layers)
+    members: list[list[int]] = [[] for _ in range(groups)]
     load, final = np.zeros(groups), len(worth) - 1
     if last:
         worth[final] = max(worth[final], 2 * LEAST_WORTH)

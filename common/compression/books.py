@@ -28,6 +28,8 @@ SAMPLED = 1 << 16
 """Most rows on which entries are found."""
 PASSES = 12
 """Passes of k-means over them."""
+FIT_ROUNDS = 3
+"""Times that entries and scales of rows are fitted to each other; other numbers were not compared."""
 COMPARED = 1 << 11
 """Rows that are compared with the entries of a group at a time."""
 
@@ -203,7 +205,9 @@ class Books:
         self, rows: NDArray[np.float32], weights: NDArray[np.floating[Any]]
     ) -> tuple[Books, NDArray[np.uint8], NDArray[np.float32]]:
         """Entries of all rows, and their scales as they are stored; a unit for them if there is none yet."""
-        scales = self.rescaled(rows, weights, self.nearest(rows, weights, row_scales(rows, weights)))
+        scales = row_scales(rows, weights)
+        for _ in range(FIT_ROUNDS):
+            scales = self.rescaled(rows, weights, self.nearest(rows, weights, scales))
         books = self if self.unit.any() else self.fitted(scales)
         scales = books.scale_values(books.scale_codes(scales))
         return books, books.nearest(rows, weights, scales), scales
@@ -233,7 +237,8 @@ def _inverse(scales: NDArray[np.float32]) -> NDArray[np.float32]:
     """1 / scale, and 0 where that is 0."""
     import numpy as np
 
-    return np.divide(1, scales, out=np.zeros_like(scales), where=scales > 0)
+    found: NDArray[np.float32] = np.divide(1, scales, out=np.zeros_like(scales), where=scales > 0)
+    return found
 
 
 def _nearest(rows: NDArray[np.float32], centres: NDArray[np.float32]) -> NDArray[np.intp]:

@@ -32,9 +32,8 @@ def workload(request: CompressRequest) -> CompressFileWorkload:
         As ``CompressRequest.file_bytes``.
     """
     shapes = implicit_file.shapes(request.model)
-    return CompressFileWorkload(
-        request, shapes, request.file_bytes(shapes[ITEMS][1], min(shape[0] for shape in shapes.values()))
-    )
+    rows = min(shape[0] for shape in shapes.values())
+    return CompressFileWorkload(request, shapes, request.file_bytes(shapes[ITEMS][1], rows))
 
 
 def execute(session: CommandSession[CompressRequest, CompressFileWorkload]) -> dict[str, Any]:

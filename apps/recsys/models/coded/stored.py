@@ -5,7 +5,8 @@ A matrix NAME has six tensors: ``NAME``, the packed codes, uint8 of shape (bytes
 ``NAME.firsts``, uint8, and ``NAME.units``, float32, both of shape (classes,): the levels
 (``common.compression.row_codes``). With code books (``--codes product``, ``residual``) there are instead of these four
 ``NAME.entries``, float16 of shape (layers, entries, factors), ``NAME.starts``, int32 of shape (groups,), and
-``NAME.unit``, float32 of shape (1,) (``common.compression.books``). The manifest's ``codes`` has the bytes of a row of each: their mean, rounded up.
+``NAME.unit``, float32 of shape (1,) (``common.compression.books``). The manifest's ``codes`` has the bytes of a row of
+each, entries among them: their mean, rounded up.
 """
 
 from __future__ import annotations

@@ -16,8 +16,8 @@ from apps.recsys.planning.compressing.terms import PRIOR_COLUMNS, decoding_bytes
 from apps.recsys.planning.evaluate import EvaluateWorkload
 from apps.recsys.planning.ranking_terms import USER_BLOCKS, folding_bytes
 from apps.recsys.planning.requests import EvaluateRequest
+from common.compression import books as code_books
 from common.compression.book_layout import MOST_BITS
-from common.compression.books import COMPARED, SAMPLED
 from common.compression.codes import BLOCK_ROWS
 from common.compression.row_codes import SCALE_BYTES
 from common.memory.costs import baseline
@@ -171,9 +171,9 @@ class CompressWorkload:
 def fitting_bytes(rows: int, factors: int) -> int:
     """Bytes of finding the entries of code books: sampled rows and those of a group twice, their weights, numbers and
     errors, a block of rows that is compared with all entries, and of rows that are encoded."""
-    some = min(rows, SAMPLED)
-    compared = 4 * min(COMPARED, rows) * (2 * (1 << MOST_BITS) + 4 * factors)
-    return 4 * some * factors * (2 + (rows > SAMPLED)) + 56 * some + compared
+    some = min(rows, code_books.SAMPLED)
+    compared = 4 * min(code_books.COMPARED, rows) * (2 * (1 << MOST_BITS) + 4 * factors)
+    return 4 * some * factors * (2 + (rows > code_books.SAMPLED)) + 56 * some + compared
 
 
 def systems_bytes(width: int, threads: int) -> int:

@@ -23,7 +23,7 @@ BESIDE = 4
 
 def batch_rows(books: Books) -> int:
     """Rows whose systems, and products of them with all entries of a group, a thread has at a time."""
-    widest = max(columns.stop - columns.start for columns, _ in books.parts)
+    widest: int = max(columns.stop - columns.start for columns, _ in books.parts)
     return max(1, SYSTEMS // max(books.width**2, (1 << books.bits) * (widest + BESIDE)))
 
 

@@ -122,7 +122,7 @@ def rescaled(
 
     size = np.einsum("ni,ni->n", current, right - rest)
     factor = np.einsum("ni,ni->n", current, right) / np.maximum(size, np.finfo(np.float32).tiny)
-    made = scales * np.clip(factor, 1 / LARGEST_CHANGE, LARGEST_CHANGE).astype(np.float32)
+    made: NDArray[np.float32] = scales * np.clip(factor, 1 / LARGEST_CHANGE, LARGEST_CHANGE).astype(np.float32)
     made[~right.any(1)] = 0  # nobody had the item
     return made
 

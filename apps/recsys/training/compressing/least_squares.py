@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from apps.recsys.models.als import als_matrices, ials_exact
 from apps.recsys.training.compressing import vectors
-from apps.recsys.training.compressing.code_forms import Entries, Levels
+from apps.recsys.training.compressing.code_forms import Entries, Levels, Unfinished
 from apps.recsys.training.compressing.vectors import Budget
 from apps.recsys.training.session import TrainingSession
 from common.compression import row_grid
@@ -134,10 +134,8 @@ class LeastSquares:
         users = self._users(items)
         values, axes = vectors.rotation(users.T @ users)
         vectors.rotate(items, axes)
-        if self.budget.layers:
-            state, items, users = self._entries(items, users, values, axes)
-        else:
-            state, items, users = self._levels(items, users, values, axes)
+        start = self._entries if self.budget.layers else self._levels
+        state, items, users = start(items, users, values, axes)
         first, row = self.checkpoint.load(state.found, state.scales)
         if first or row:
             self.session.say(f"continuing after round {first} of {self.rounds}, {row:,} of {len(items):,} items")
@@ -169,7 +167,7 @@ class LeastSquares:
         users: NDArray[np.float32],
         values: NDArray[np.float64],
         axes: NDArray[np.float32],
-    ) -> tuple[Levels, NDArray[np.float32], NDArray[np.float32]]:
+    ) -> tuple[Unfinished, NDArray[np.float32], NDArray[np.float32]]:
         """The nearest levels of rotated items; the items and the users with the columns that are left."""
         import numpy as np
 
@@ -193,7 +191,7 @@ class LeastSquares:
         users: NDArray[np.float32],
         values: NDArray[np.float64],
         axes: NDArray[np.float32],
-    ) -> tuple[Entries, NDArray[np.float32], NDArray[np.float32]]:
+    ) -> tuple[Unfinished, NDArray[np.float32], NDArray[np.float32]]:
         """The nearest entries of rotated items; the items and the users with the columns that are left."""
         import numpy as np
 
