@@ -213,6 +213,7 @@ def execute(session: CommandSession[UpdateRequest, UpdateWorkload]) -> Mapping[s
         changed |= {"feedback": session.workload.folded} if session.workload.folded else {}
         if is_coded(manifest):
             changed["codes"] = {name: coded.row_size(coded.of_tensors(tensors, name)) for name in manifest["codes"]}
+            changed |= {"code_form": manifest["code_form"]} if "code_form" in manifest else {}
         with session.phase("write"):
             weights.write(work.directory / weights.WEIGHTS, tensors)
         del tensors  # the evaluation loads its own
