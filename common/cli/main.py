@@ -234,6 +234,9 @@ def _simple(args: argparse.Namespace) -> int:
         return _fail(args, "usage", str(error), EXIT_USAGE)
     except BadInput as error:
         return _fail(args, "input", str(error), EXIT_BAD_INPUT)
+    except BrokenPipeError:  # the reader of the output has gone
+        streams.silence(sys.stdout)
+        return EXIT_OK
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
 
@@ -284,8 +287,8 @@ def _run(args: argparse.Namespace, request: Any, budget: MemoryBudget, superviso
             record.exit_code, line = EXIT_BAD_INPUT, str(error)
             record.error = {"kind": "input", "message": error.public}
         except Exception as error:
-            record.exit_code = EXIT_UNFORESEEN
-            line, record.error = failures.describe(error, getattr(args, "output", None), verbose=args.verbose)
+            output = getattr(args, "output", None)
+            record.exit_code, line, record.error = failures.describe(error, output, verbose=args.verbose)
     if record.exit_code == EXIT_OK and gauge.peak_bytes > budget.host_bytes:
         line = explain.excess_text(record.plan, gauge.peaks, budget.host_bytes)
         record.exit_code, record.error = EXIT_UNFORESEEN, {"kind": ABOVE, "message": line}

@@ -207,8 +207,8 @@ def _lines(results: Mapping[str, Any]) -> list[str]:
         lines.append("larger: the codes take more than what they replace; keep the model as it was")
     if "in_common" in results:
         lines.append(
-            f"lists: {results['in_common']:.1%} of the {LISTED} best items of {LISTED_USERS} users stay; without"
-            " held-out items no quality was measured"
+            f"lists: {results['in_common']:.1%} of the {LISTED} best items stay, of at most {LISTED_USERS} users;"
+            " without held-out items no quality was measured"
         )
     for name in NAMED:
         if name in results["metrics"]:

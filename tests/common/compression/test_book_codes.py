@@ -81,7 +81,7 @@ def test_entries_are_those_of_another_k_means() -> None:
         ((unit - made.entries[0].astype(np.float32)[books._nearest(unit, made.entries[0].astype(np.float32))]) ** 2)
         .sum(1)
         .mean()
-    )  # noqa: E501
+    )
     theirs = scipy.cluster.vq.kmeans(unit.astype(np.float64), 16, iter=5, rng=np.random.default_rng(0))[0]
     best = ((unit[:, None] - theirs) ** 2).sum(2).min(1).mean()
     assert own < 1.3 * best

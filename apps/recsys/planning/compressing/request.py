@@ -130,11 +130,11 @@ class CompressRequest:
         assert self.target_bytes is not None
         smallest = len(matrices) * least + prior
         if self.target_bytes < smallest:
-            books = f", and {least - row_bytes(1)} of its share of the code books" if least > row_bytes(1) else ""
+            books = f", and {least - row_bytes(1)} for its share of the code books" if least > row_bytes(1) else ""
             raise UsageError(
                 f"--target-bytes {self.target_bytes}: the smallest is {smallest} bytes an item: a scale and 8 bits"
-                + books
                 + (" in its vector" if len(matrices) == 1 else f" in each of its {len(matrices)} vectors")
+                + books
                 + (f", and {prior} of its prior" if prior else "")
             )
         each = (self.target_bytes - prior) // len(matrices)
