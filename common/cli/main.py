@@ -235,8 +235,7 @@ def _simple(args: argparse.Namespace) -> int:
     except BadInput as error:
         return _fail(args, "input", str(error), EXIT_BAD_INPUT)
     except BrokenPipeError:  # the reader of the output has gone
-        streams.silence(sys.stdout)
-        return EXIT_OK
+        return streams.silence(sys.stdout)
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
 
@@ -245,8 +244,8 @@ def _fail(args: argparse.Namespace, kind: str, message: str, code: int) -> int:
     """An ending before there is a meter: one line, and a minimal record with ``--json``."""
     ranks.say_last(f"{_name(args)}: {message}", getattr(args, "world", World()))
     if getattr(args, "json", False):
-        record = {"peakline": __version__, "command": _name(args), "exit_code": code}
-        streams.write_json(record | {"error": {"kind": kind, "message": message}})
+        about = {"peakline": __version__, "command": _name(args), "exit_code": code}
+        streams.write_json(about | {"error": {"kind": kind, "message": message}})
     return code
 
 
@@ -287,8 +286,7 @@ def _run(args: argparse.Namespace, request: Any, budget: MemoryBudget, superviso
             record.exit_code, line = EXIT_BAD_INPUT, str(error)
             record.error = {"kind": "input", "message": error.public}
         except Exception as error:
-            output = getattr(args, "output", None)
-            record.exit_code, line, record.error = failures.describe(error, output, verbose=args.verbose)
+            record.exit_code, line, record.error = failures.describe(error, args)
     if record.exit_code == EXIT_OK and gauge.peak_bytes > budget.host_bytes:
         line = explain.excess_text(record.plan, gauge.peaks, budget.host_bytes)
         record.exit_code, record.error = EXIT_UNFORESEEN, {"kind": ABOVE, "message": line}
