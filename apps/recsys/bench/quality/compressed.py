@@ -95,7 +95,7 @@ def run(*words: object) -> dict[str, Any]:
 
 def judged(source: Source, folder: Path, model: Path) -> dict[str, Any]:
     """Metrics of a model, and the peak of its evaluation; they are kept beside it."""
-    path = model / "judged.json"
+    path = model / f"judged-{source.every}.json"
     if not path.is_file():
         test = (
             ["--test", _sampled(folder / source.test, source, model.parent), "--protocol", "lightgcn"]
