@@ -36,6 +36,7 @@ def suite() -> Suite:
         compression.case(
             f"recsys-ml-1m-{size}-bytes", argv, ceiling=ceiling, bounds=(Bound("result.kept", at_least=least),)
         )
+    compression.case("recsys-embedding-codes", ["-m", module, WORK, "ml-1m-embedding", 33], ceiling=ceiling)
     module = "apps.recsys.bench.quality.structured"
     for form in structured.FORMS[:-1]:
         compression.case(f"recsys-{form}", ["-m", module, WORK, "ml-1m", form, 33], ceiling=ceiling)
