@@ -165,7 +165,8 @@ def _compress(parser: argparse.ArgumentParser) -> None:
     add("--dimensions", type=main.positive, metavar="D", help="most dimensions (default: all that get a bit)")
     codes = (
         f"form of the codes (default {SCALAR}: a level of each dimension): product, an entry of a code book for each"
-        " group of dimensions; residual, two entries that are added. For comparison: of as many bytes they lose more"
+        " group of dimensions; residual, two entries that are added. For comparison: of as many bytes they lose more in"
+        " all that was measured but one (docs/techniques.md), so --target-bytes alone never takes them"
     )
     add("--codes", choices=tuple(LAYERS), default=SCALAR, help=codes)
     rounds = f"ials: times that users and items are solved again around the codes (default {ROUNDS})"

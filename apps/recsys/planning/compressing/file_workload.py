@@ -63,7 +63,7 @@ class CompressFileWorkload(OneSetting):
         # The columns that stay, their levels, and a block of rows.
         encoding = 5 * longest * factors + 2 * decoding_bytes(factors=factors, rows=min(BLOCK_ROWS, longest))
         if LAYERS[self.request.codes]:
-            encoding = 5 * longest * factors + fitting_bytes(longest, factors) + 4 * longest
+            encoding = 5 * longest * factors + fitting_bytes(longest, factors, size) + 4 * longest
         lists = 4 * items * factors + 4 * LIST_BLOCK * items * 2 + 8 * listed * LISTED * 2
         return Footprint.of(
             [

@@ -31,6 +31,8 @@ SAMPLED_USERS = 1 << 12
 """Users whose vectors give the Gramian, where not all are solved anyway."""
 LISTED_USERS, LISTED = 500, 20
 """Users whose lists are compared, and the length of a list."""
+FEW_BYTES = 8
+"""Bytes of a row from which a group's rows were small: of Gowalla in 8 and 32 bytes a fifth of all, and of Epinions."""
 NUMBERS = 33
 """Bytes of an item while classes are made: scales, their codes and logarithms, classes twice, and an order."""
 SYSTEMS, TOGETHER = 1 << 21, 1 << 11
@@ -126,7 +128,7 @@ class CompressWorkload:
         longest = manifest.get("longest", manifest["longest_history"])
         block = 2 * decoding_bytes(factors=factors, rows=min(BLOCK_ROWS, items))
         layers = LAYERS[request.codes]
-        books = fitting_bytes(items, factors) if layers else 0
+        books = fitting_bytes(items, factors, min(self.codes.values())) if layers else 0
         common = [
             Term("item factors", dense, "analytic", encode),
             Term("levels of the items", items * factors * matrices * max(1, layers), "analytic", encode),
@@ -168,12 +170,14 @@ class CompressWorkload:
         return 1.0 + blocks + self.scored_users / int(setting["user_block"])
 
 
-def fitting_bytes(rows: int, factors: int) -> int:
-    """Bytes of finding the entries of code books: sampled rows and those of a group twice, their weights, numbers and
-    errors, a block of rows that is compared with all entries, and of rows that are encoded."""
+def fitting_bytes(rows: int, factors: int, size: int) -> int:
+    """Bytes of finding the entries of code books for rows of ``size`` bytes: sampled rows and those of a group some
+    times, their weights, numbers and errors, a block of rows that is compared with all entries, and of rows that are
+    encoded. With ``FEW_BYTES`` there are groups, so that one of them is a part of the columns."""
+    copies = (2.0 if size < FEW_BYTES else 1.25) + (rows > code_books.SAMPLED)
     some = min(rows, code_books.SAMPLED)
     compared = 4 * min(code_books.COMPARED, rows) * (2 * (1 << MOST_BITS) + 4 * factors)
-    return 4 * some * factors * (2 + (rows > code_books.SAMPLED)) + 56 * some + compared
+    return int(4 * some * factors * copies) + 56 * some + compared
 
 
 def systems_bytes(width: int, threads: int) -> int:
