@@ -230,7 +230,8 @@ def _roots(weights: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
     import numpy as np
 
     least = max(float(weights.max(initial=0)) * 1e-12, float(np.finfo(np.float32).tiny))
-    return np.sqrt(np.maximum(weights, least)).astype(np.float32)
+    found: NDArray[np.float32] = np.sqrt(np.maximum(weights, least)).astype(np.float32)
+    return found
 
 
 def _inverse(scales: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -134,8 +134,8 @@ class LeastSquares:
         users = self._users(items)
         values, axes = vectors.rotation(users.T @ users)
         vectors.rotate(items, axes)
-        start = self._entries if self.budget.layers else self._levels
-        state, items, users = start(items, users, values, axes)
+        nearest = self._entries if self.budget.layers else self._levels
+        state, items, users = nearest(items, users, values, axes)
         first, row = self.checkpoint.load(state.found, state.scales)
         if first or row:
             self.session.say(f"continuing after round {first} of {self.rounds}, {row:,} of {len(items):,} items")
