@@ -3,7 +3,6 @@
 import doctest
 import gc
 import os
-import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,12 +13,10 @@ import numpy as np
 import pytest
 
 from apps.imaging import api, segment
-from apps.imaging.compression.measuring import write
-from apps.imaging.models.model_folder import read_model
+from apps.imaging.cli import parser
 from apps.imaging.training.data.synthetic import case
 from common.errors import BadInput, DoesNotFit, UsageError
 from tests.apps.imaging.helpers import output_file, read_labels
-from tests.apps.imaging.models.test_variants import measured
 from tests.messages import refused, says
 
 Run = Callable[..., Any]
@@ -141,22 +138,21 @@ def test_a_ceiling_that_is_too_low_is_refused_with_one_that_does(voxels: Any, no
     assert segment(image, "hippocampus", memory=smallest).record["measured"]["peak_bytes"] <= smallest
 
 
-def test_a_variant_takes_the_place_of_a_model_that_does_not_fit(voxels: Any, run: Run, tmp_path: Path) -> None:
-    model = tmp_path / "model"
-    shutil.copytree("data/models/hippocampus", model)
-    made = run("apps.imaging", "compress", model, "-o", model / "variants" / "small", "--prune", "0.85", "-q")
-    assert made.code == 0, made.err
-    write(model / "variants" / "small", measured(read_model(model), dice=0.88))
-    image, options = flat(voxels), {"tile": 64, "batch": 1, "engine": "openvino", "threads": 1}
-    with pytest.raises(DoesNotFit) as caught:
-        segment(image, model, memory="2MiB", **options)
-    assert caught.value.smallest_feasible_bytes is not None
-    below = caught.value.smallest_feasible_bytes - (12 << 20)
-    with refused(DoesNotFit, "does not fit", "--allow-quality-loss 0.32%"):
-        segment(image, model, memory=below, allow_quality_loss="0.1%", **options)
-    found = segment(image, model, memory=below, allow_quality_loss=0.5, variants=model / "variants", **options)
-    assert found.record["plan"]["knobs"]["variant"] == "small" and found.names[1] == "Anterior"
-    assert found.record["measured"]["peak_bytes"] <= below
+def test_options_of_variants_are_those_of_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which variant is taken is tested with the command; here, what it is asked."""
+    asked: list[list[str]] = []
+
+    def refuse(module: str, words: Any, **options: Any) -> Any:
+        asked.append(list(map(str, words)))
+        raise DoesNotFit(ceiling=1)
+
+    monkeypatch.setattr(api.command, "run", refuse)
+    for allowed, variants, expected in (("0.5%", None, 0.005), (2, tmp_path, 0.02), (0.5, str(tmp_path), 0.005)):
+        with pytest.raises(DoesNotFit):
+            segment(flat(CUBE), "hippocampus", allow_quality_loss=allowed, variants=variants)
+        args = parser().parse_args(asked[-1])
+        assert args.allow_quality_loss == pytest.approx(expected)
+        assert args.variants == (None if variants is None else tmp_path)
 
 
 def test_a_dicom_series(dataset: Any, archives: Any) -> None:
