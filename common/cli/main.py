@@ -234,6 +234,8 @@ def _simple(args: argparse.Namespace) -> int:
         return _fail(args, "usage", str(error), EXIT_USAGE)
     except BadInput as error:
         return _fail(args, "input", str(error), EXIT_BAD_INPUT)
+    except BrokenPipeError:  # the reader of the output has gone
+        return streams.silence(sys.stdout)
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
 
@@ -242,8 +244,8 @@ def _fail(args: argparse.Namespace, kind: str, message: str, code: int) -> int:
     """An ending before there is a meter: one line, and a minimal record with ``--json``."""
     ranks.say_last(f"{_name(args)}: {message}", getattr(args, "world", World()))
     if getattr(args, "json", False):
-        record = {"peakline": __version__, "command": _name(args), "exit_code": code}
-        streams.write_json(record | {"error": {"kind": kind, "message": message}})
+        about = {"peakline": __version__, "command": _name(args), "exit_code": code}
+        streams.write_json(about | {"error": {"kind": kind, "message": message}})
     return code
 
 
@@ -284,8 +286,7 @@ def _run(args: argparse.Namespace, request: Any, budget: MemoryBudget, superviso
             record.exit_code, line = EXIT_BAD_INPUT, str(error)
             record.error = {"kind": "input", "message": error.public}
         except Exception as error:
-            record.exit_code = EXIT_UNFORESEEN
-            line, record.error = failures.describe(error, getattr(args, "output", None), verbose=args.verbose)
+            record.exit_code, line, record.error = failures.describe(error, args)
     if record.exit_code == EXIT_OK and gauge.peak_bytes > budget.host_bytes:
         line = explain.excess_text(record.plan, gauge.peaks, budget.host_bytes)
         record.exit_code, record.error = EXIT_UNFORESEEN, {"kind": ABOVE, "message": line}
