@@ -15,6 +15,7 @@ from apps.imaging.models.stored_weights import stored_parameters
 from apps.imaging.planning import baselines, sharing
 from apps.imaging.planning.tiles import smaller, text
 from apps.imaging.training import traced_step
+from apps.imaging.training.data import augmentation
 from apps.imaging.training.data.label_maps import own_spacing, reading_bytes
 from apps.imaging.training.data.prepared import loading_bytes
 from apps.imaging.training.data.synthesis import region_voxels, synthesis_bytes
@@ -155,6 +156,7 @@ class TrainWorkload:
             "spacing": None,
             "distillation": 1.0,
             "temperature": 2.0,
+            "augment": augmentation.LIGHT,
             "teacher": {**recipe["teacher"], "weights": ""} if recipe["teacher"] else None,
         }
         shaping = recipe | neutral | {"learning_rate": 1e-3, "weight_decay": 0.0}
@@ -232,6 +234,7 @@ class TrainWorkload:
             Term("cases in memory", cases if setting["cache"] == "memory" else 0, "analytic"),
             Term("loading a case", loading, "analytic", (LOAD,)),
             Term("synthesis beyond a step", max(0, self._synthesis_bytes() - tensors), "analytic", (TRAIN,)),
+            Term("augmentation beyond a step", max(0, self._augmentation_bytes() - tensors), "analytic", (TRAIN,)),
             Term("blend", blend + block + voxels * (image + FLOAT * (classes + 2)), "analytic", (VALIDATE,)),
             Term("tile's forward pass", forward, "replayed", (VALIDATE,)),
             Term("ONNX export", exporting + 4 * cost["parameters"], "measured", (EXPORT,)),
@@ -272,6 +275,15 @@ class TrainWorkload:
             region_voxels(recipe.patch, case.shape(own_spacing(case)), own, own_spacing(case)) for case in data.training
         ]
         return synthesis_bytes(prod(recipe.patch), max(regions))
+
+    def _augmentation_bytes(self) -> int:
+        """Bytes of a batch and of what makes its last sample, before the step; 0 if images are synthesised."""
+        data, recipe = self.request.data, self.request.recipe
+        if data.dataset.table is not None:
+            return 0
+        channels = len(data.dataset.channels)
+        batch = self.request.samples * prod(recipe.patch) * (FLOAT * channels + 1)
+        return batch + augmentation.augmentation_bytes(recipe.augment, recipe.patch, channels)
 
     def alike(self) -> dict[str, Any]:
         """What all ranks must have in common: the settings, and the sizes of the cases in their order."""

@@ -139,7 +139,7 @@ def sampler(request: TrainRequest, volumes: Volumes) -> "Callable[[int], list[to
     """Draws the batch of a step: patches of the cases, or of images that are synthesised from label maps."""
     recipe, dataset, world = request.recipe, request.data.dataset, request.options.world
     if dataset.table is None:
-        return Sampler(volumes, recipe.patch, recipe.batch, recipe.seed, recipe.mirror, world)
+        return Sampler(volumes, recipe.patch, recipe.batch, recipe.seed, recipe.mirror, world, recipe.augment)
     return SynthesisSampler(
         volumes, dataset.table, dataset.spacing, recipe.patch, recipe.batch, recipe.seed, recipe.mirror, world
     )

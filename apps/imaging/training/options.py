@@ -29,6 +29,7 @@ HYPER: Mapping[str, Any] = {
     "temperature": 2.0,
     "store": "float32",
     "quantise": "off",
+    "augment": "light",
 }
 """Hyper-parameters that ``--set`` can change, with their defaults."""
 CHOICES = {
@@ -37,6 +38,7 @@ CHOICES = {
     "keep": ("last", "best"),
     "store": ("float32", "float16"),
     "quantise": ("off", "int8"),
+    "augment": ("none", "light", "full"),
 }
 """Values of hyper-parameters that are words."""
 STEPS = 2000
@@ -113,6 +115,8 @@ class TrainOptions:
     """Type of the numbers of the prepared images: ``"float32"`` or ``"float16"``."""
     quantise: str
     """``"int8"``: convolutions see weights and inputs rounded to 8 bits; or ``"off"``."""
+    augment: str
+    """How patches are augmented: ``"none"``, ``"light"`` or ``"full"``."""
     tensorboard: bool
     """Write event files for TensorBoard."""
     skip_bad: bool
@@ -157,6 +161,8 @@ class TrainOptions:
             value = getattr(self, name)
             if not isinstance(default, str) and not 0 <= value < float("inf"):
                 raise UsageError(f"--set {name}={value}: must not be negative")
+        if self.synthesize is not None and self.augment != HYPER["augment"]:
+            raise UsageError("--set augment: images that --synthesize makes are varied as they are made; leave it out")
         if self.balance > 1:
             raise UsageError(f"--set balance={self.balance}: from 0 (all voxels count alike) to 1 (all classes do)")
         if not self.temperature:

@@ -102,6 +102,7 @@ class TrainRequest:
             distillation=options.distillation,
             temperature=options.temperature,
             quantise=options.quantise,
+            augment=options.augment,
         )
         operations = start.intensities if start else intensity_operations(dataset, dataset.cases)
         if options.distill is not None:

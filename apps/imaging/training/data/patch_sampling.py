@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from apps.imaging.training.data import augmentation
 from apps.imaging.training.data.prepared import Classes, Image, is_foreground
 from apps.imaging.volumes.volume import Shape
 from common.training.distributed.world import ONE, World
@@ -24,10 +25,6 @@ FOREGROUND_SHARE = 1 / 3
 """Share of patches that are centred on a labelled voxel."""
 FOREGROUND_POINTS = 256
 """Labelled voxels of each case that may become centres."""
-WARP_SHARE = 0.3
-"""Share of patches that are rotated and scaled."""
-MARGIN = 1.25
-"""A patch that is rotated and scaled is cut from a region that is larger by this factor."""
 STORES = ("float32", "float16")
 """Types of the numbers in which prepared images are kept. ``float16`` is off by less than 0.001 below 4 standard
 deviations."""
@@ -174,6 +171,8 @@ class Sampler:
     """Axes along which a patch may be reversed; leave out x where left and right are different labels."""
     world: World = ONE
     """The rank whose share of the batch is drawn."""
+    augment: str = augmentation.LIGHT
+    """Of ``augmentation.KINDS``."""
 
     def __call__(self, step: int) -> "list[Tensor]":
         """Draw this rank's samples of the batch of one step.
@@ -190,19 +189,18 @@ class Sampler:
         import torch
 
         index = int(random.integers(len(self.volumes)))
-        warp = turned(random) if random.random() < WARP_SHARE else None
-        size = self.patch if warp is None else tuple(round(edge * MARGIN) for edge in self.patch)
+        matrix = augmentation.placed(self.augment, random)
+        size = augmentation.region(self.augment, self.patch, matrix)
         values, members = (torch.from_numpy(array) for array in self._cut(random, index, size))
-        if warp is None:
+        if matrix is None:
             image.copy_(values)
             label.copy_(members)
         else:
-            _warp(values, members, warp, image, label)
+            augmentation.warp(values, members, matrix, image, label)
         axes = ["xyz".index(axis) for axis in self.mirror if random.random() < 0.5]
         image.copy_(image.flip([axis + 1 for axis in axes]))
         label.copy_(label.flip(axes))
-        for channel in image:
-            _vary(random, channel)
+        augmentation.vary(self.augment, random, image)
 
     def _cut(self, random: np.random.Generator, index: int, size: Sequence[int]) -> tuple[Image, Classes]:
         """Cut a region of ``size`` around a drawn centre; outside the volume are zeros (the mean, and background)."""
@@ -223,48 +221,3 @@ class Sampler:
         inside = tuple(slice(a - low, b - low) for a, b, low in zip(start, stop, corner, strict=True))
         whole_image[:, *inside], whole_classes[inside] = image, classes
         return whole_image, whole_classes
-
-
-def turned(random: np.random.Generator) -> npt.NDArray[np.float64]:
-    """Draw a matrix (3, 3): a rotation of up to 0.25 rad about each axis, and a scaling of up to 15 % along each."""
-    matrix = np.diag(random.uniform(0.85, 1.15, 3))
-    for first, second in ((0, 1), (0, 2), (1, 2)):
-        angle = random.uniform(-0.25, 0.25)
-        turn = np.eye(3)
-        turn[first, first] = turn[second, second] = np.cos(angle)
-        turn[first, second], turn[second, first] = -np.sin(angle), np.sin(angle)
-        matrix = turn @ matrix
-    return matrix
-
-
-def _warp(
-    values: "Tensor", members: "Tensor", matrix: npt.NDArray[np.float64], image: "Tensor", label: "Tensor"
-) -> None:
-    """Resample a region (image: channels, x, y, z) by a linear map about its centre into a patch."""
-    import torch
-    from torch.nn.functional import affine_grid, grid_sample
-
-    # grid_sample counts axes from the last and in half edges of the region.
-    edges = np.array(members.shape[::-1], float)
-    patch = np.array(label.shape[::-1], float)
-    theta = torch.from_numpy(matrix[::-1, ::-1] * patch / edges[:, None]).float()
-    grid = affine_grid(torch.nn.functional.pad(theta, (0, 1))[None], [1, 1, *label.shape], align_corners=False)
-    image.copy_(grid_sample(values[None], grid, "bilinear", "zeros", align_corners=False)[0])
-    label.copy_(grid_sample(members[None, None].float(), grid, "nearest", "zeros", align_corners=False)[0, 0])
-
-
-def _vary(random: np.random.Generator, image: "Tensor") -> None:
-    """Augment one channel's intensities in place: factor, offset, gamma and noise, each with its own probability."""
-    import torch
-
-    if random.random() < 0.5:
-        image *= random.uniform(0.8, 1.2)
-    if random.random() < 0.5:
-        image += random.uniform(-0.2, 0.2)
-    if random.random() < 0.3:
-        mean, deviation, low, high = image.mean(), image.std(), image.min(), image.max()
-        image.sub_(low).div_((high - low).clamp(min=1e-6)).pow_(random.uniform(0.7, 1.5))
-        image.sub_(image.mean()).mul_(deviation / image.std().clamp(min=1e-6)).add_(mean)
-    if random.random() < 0.2:
-        noise = random.standard_normal(tuple(image.shape), np.float32)
-        image += torch.from_numpy(noise) * random.uniform(0, 0.1)

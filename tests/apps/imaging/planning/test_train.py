@@ -103,6 +103,21 @@ def test_half_precision_takes_half_of_the_images(workload: Any, hippocampus: Pat
     assert changed == {"cases in memory", "loading a case"}
 
 
+def test_augmentation_counts_where_a_step_takes_less(workload: Any, hippocampus: Path, tmp_path: Path) -> None:
+    args = parser().parse_args([*_command(hippocampus, tmp_path), "--set", "augment=full"])
+    full = args.command.workload(args.command.request(args), MemoryBudget(1 << 40))
+    setting = next(iter(workload.settings()))
+    assert full.probes(setting) == workload.probes(setting)  # a known plan is known for every augmentation
+    for activations in (0.0, 40.0 * 48**3, 4000.0 * 48**3):
+        costs = {probe: _made_up(probe) for probe in full.probes(setting)}
+        for cost in costs.values():
+            cost["activations"] = min(cost.get("activations", 0.0), activations)
+        terms = {term.name: term.bytes for term in full.footprint(setting, costs).terms}
+        tensors = terms["activations"] + terms["operator workspace"]
+        sample = 46.375 * 48**3  # augmentation_bytes
+        assert terms["augmentation beyond a step"] == max(0, sample + 2 * 5 * 48**3 - tensors)
+
+
 def test_half_precision_is_for_normalised_images(hippocampus: Path, tmp_path: Path) -> None:
     shutil.copytree(hippocampus, tmp_path / "raw")
     (tmp_path / "raw" / "dataset.json").write_text(json.dumps({**DESCRIPTION, "modality": {"0": "noNorm"}}))
