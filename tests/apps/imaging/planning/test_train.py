@@ -113,9 +113,9 @@ def test_augmentation_counts_where_a_step_takes_less(workload: Any, hippocampus:
         for cost in costs.values():
             cost["activations"] = min(cost.get("activations", 0.0), activations)
         terms = {term.name: term.bytes for term in full.footprint(setting, costs).terms}
-        tensors = terms["activations"] + terms["operator workspace"]
+        tensors = terms.get("activations", 0) + terms["operator workspace"]
         sample = 46.375 * 48**3  # augmentation_bytes
-        assert terms["augmentation beyond a step"] == max(0, sample + 2 * 5 * 48**3 - tensors)
+        assert terms.get("augmentation beyond a step", 0) == max(0, sample + 2 * 5 * 48**3 - tensors)
 
 
 def test_half_precision_is_for_normalised_images(hippocampus: Path, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Augmented patches: they follow from the seed, keep shape and labels, and are what MONAI and SciPy make of them."""
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,7 +13,7 @@ from scipy.ndimage import gaussian_filter
 
 from apps.imaging.models.networks.monai import import_monai
 from apps.imaging.training.data import augmentation
-from apps.imaging.training.data.augmentation import FULL, KINDS, LIGHT, NONE
+from apps.imaging.training.data.augmentation import FULL, KINDS, NONE
 from apps.imaging.training.data.dataset import read_dataset
 from apps.imaging.training.data.patch_sampling import Sampler, Volumes
 from apps.imaging.training.data.prepared import load_case, nearest
@@ -122,30 +123,26 @@ from common.memory.process import glibc, meter
 glibc.pin_thresholds()
 side, volumes = (160, 160, 160), Volumes()
 volumes.add(np.random.default_rng(0).standard_normal((1, *side), np.float32), np.ones(side, np.uint8))
-draw = Sampler(volumes, (16, 16, 16), 1, 0, augment=sys.argv[1])
-for step in range(60):
-    draw(step)
-draw, peak = Sampler(volumes, (96, 96, 96), 1, 0, augment=sys.argv[1]), 0
-for step in range(24):
-    before = meter.resident()
-    meter.reset_peak()
-    batch = draw(step)
-    peak = max(peak, meter.lap() - before - 5 * 96**3)
-    del batch
-print(peak)
+for augment in sys.argv[1:]:
+    draw = Sampler(volumes, (16, 16, 16), 1, 0, augment=augment)
+    for step in range(60):
+        draw(step)
+    draw, peak = Sampler(volumes, (96, 96, 96), 1, 0, augment=augment), 0
+    for step in range(24):
+        before = meter.resident()
+        meter.reset_peak()
+        batch = draw(step)
+        peak = max(peak, meter.lap() - before - 5 * 96**3)
+        del batch
+    print(peak)
 """
 
 
-@pytest.mark.parametrize("augment", KINDS)
-def test_the_price_contains_what_a_sample_allocates(augment: str) -> None:
-    priced = augmentation.augmentation_bytes(augment, (96, 96, 96), 1)
-    command = [sys.executable, "-c", MEASURED, augment]
-    done = subprocess.run(command, capture_output=True, text=True, env=_environment(), check=False)
+def test_the_price_contains_what_a_sample_allocates() -> None:
+    command = [sys.executable, "-c", MEASURED, *KINDS]
+    environment = os.environ | glibc.environment(1)
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr
-    assert 0.4 * priced < int(done.stdout) <= priced + (1 << 20)
-
-
-def _environment() -> dict[str, str]:
-    import os
-
-    return os.environ | glibc.environment(1)
+    for augment, peak in zip(KINDS, map(int, done.stdout.split()), strict=True):
+        priced = augmentation.augmentation_bytes(augment, (96, 96, 96), 1)
+        assert 0.7 * priced < peak <= priced + (1 << 20)  # measured: 0.89, 0.86 and 0.91 of it
