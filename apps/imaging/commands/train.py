@@ -85,9 +85,8 @@ def add(commands: Any) -> None:
     one.add_argument(
         "--amp", choices=["auto", "off", "bf16", "fp16"], default="auto", help="default auto: bf16 if it pays here"
     )
-    one.add_argument(
-        "--cache", choices=["auto", "memory", "disk"], default="auto", help="where prepared cases are kept"
-    )
+    cache_help = "where prepared cases are kept (auto: memory or disk); compressed: on disk, in fewer bytes"
+    one.add_argument("--cache", choices=["auto", "memory", "disk", "compressed"], default="auto", help=cache_help)
     one.add_argument("--skip-bad", action="store_true", help="leave out cases that cannot be used instead of stopping")
     one.add_argument("--resume", action="store_true", help="fail if there is no unfinished training to continue")
     one.add_argument("--tensorboard", action="store_true", help="write event files into MODEL_DIR/tensorboard")

@@ -15,7 +15,7 @@ from apps.imaging.models.stored_weights import stored_parameters
 from apps.imaging.planning import baselines, sharing
 from apps.imaging.planning.tiles import smaller, text
 from apps.imaging.training import traced_step
-from apps.imaging.training.data import augmentation
+from apps.imaging.training.data import augmentation, chunks
 from apps.imaging.training.data.label_maps import own_spacing, reading_bytes
 from apps.imaging.training.data.prepared import loading_bytes
 from apps.imaging.training.data.synthesis import region_voxels, synthesis_bytes
@@ -233,6 +233,7 @@ class TrainWorkload:
             Term("batch", max(0, self.request.samples - traced) * voxels * (image + 1), "analytic", (TRAIN,)),
             Term("cases in memory", cases if setting["cache"] == "memory" else 0, "analytic"),
             Term("loading a case", loading, "analytic", (LOAD,)),
+            *self._chunk_terms(setting),
             Term("synthesis beyond a step", max(0, self._synthesis_bytes() - tensors), "analytic", (TRAIN,)),
             Term("augmentation beyond a step", max(0, self._augmentation_bytes() - tensors), "analytic", (TRAIN,)),
             Term("blend", blend + block + voxels * (image + FLOAT * (classes + 2)), "analytic", (VALIDATE,)),
@@ -264,6 +265,16 @@ class TrainWorkload:
             *(reading_bytes(case, size) for case, size in zip(data.held_out, looked_at, strict=True)),
         )
         return sum(maps) + sum(looked_at) * (kept + 1), loading + max(looked_at, default=0) * half
+
+    def _chunk_terms(self, setting: Setting) -> list[Term]:
+        """What compressed cases take besides the patch: the library, a chunk, and the largest case's index."""
+        if setting["cache"] != "compressed":
+            return []
+        largest = max(self.shapes[0], key=prod)
+        return [
+            Term("Blosc", chunks.LIBRARY_BYTES, "measured"),
+            Term("a chunk", chunks.reading_bytes(largest, len(self.request.data.dataset.channels)), "analytic"),
+        ]
 
     def _synthesis_bytes(self) -> int:
         """Bytes of the synthesis of one patch, before the step and not beside its tensors; 0 if images are read."""
@@ -307,7 +318,7 @@ class TrainWorkload:
             * _recomputing(precision, str(setting["checkpoint"]))
             * ALLOCATORS[precision][str(setting["allocator"])]
             * (1.01 if setting["step_in_backward"] == "on" else 1.0)
-            * (1.05 if setting["cache"] == "disk" else 1.0)
+            * (1.0 if setting["cache"] == "memory" else 1.05)
             * (sharing.SLOWER if setting.get(STATES) == SHARED else 1.0)
         )
 

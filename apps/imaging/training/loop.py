@@ -3,7 +3,7 @@
 import math
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -11,20 +11,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from apps.imaging.models.networks import registry
-from apps.imaging.training.data.dataset import LabelledCase
-from apps.imaging.training.data.label_maps import add_label_map
+from apps.imaging.training.data.loading import load_volumes
 from apps.imaging.training.data.patch_sampling import Sampler, Volumes
-from apps.imaging.training.data.prepared import load_case
 from apps.imaging.training.data.synthetic_patches import SynthesisSampler
 from apps.imaging.training.journal import Journal
 from apps.imaging.training.phases import EXPORT, FREE_HEAP, LOAD, SHARED, STATES, TRAIN, VALIDATE
 from apps.imaging.training.recipe import make_step
-from apps.imaging.training.request import TrainingData, TrainRequest
+from apps.imaging.training.request import TrainRequest
 from apps.imaging.training.starting_model import load_start, load_teacher
 from apps.imaging.training.states import SharedStates, States
 from apps.imaging.training.validation import mean_dice, validate
 from common.cli.session import Session
-from common.errors import BadInput
 from common.memory.plan.plan import Plan
 from common.memory.process import glibc
 from common.memory.process.bounded_heap import SLACK, BoundedHeap
@@ -74,65 +71,28 @@ def run(request: TrainRequest, session: Session) -> dict[str, Any]:
     work, group = options.output / WORK, session.group
     if not group.leads:
         work /= f"rank-{group.world.rank}"
-    caches = (work / "training.cache", work / "held-out.cache") if session.plan["cache"] == "disk" else (None, None)
+    on_disk = session.plan["cache"] == "disk"
+    folder = work / "cases" if session.plan["cache"] == "compressed" else None
     with session.phase(LOAD):
         training, held_out = (
             load_volumes(
-                data, cases, Volumes(file, request.recipe.store), session, skip_bad=options.skip_bad, drawn=drawn
+                data,
+                cases,
+                Volumes(work / name if on_disk else None, request.recipe.store, folder),
+                session,
+                skip_bad=options.skip_bad,
+                drawn=drawn,
             )
-            for cases, file, drawn in zip((data.training, data.held_out), caches, (True, False), strict=True)
+            for cases, name, drawn in (
+                (data.training, "training.cache", True),
+                (data.held_out, "held-out.cache", False),
+            )
         )
     with session.deferred_signals():
         course = _Training(request, session, training, held_out)
         network = course.run()
     glibc.trim()
     return _write(request, session, network, held_out, course)
-
-
-def load_volumes(
-    data: TrainingData,
-    cases: Sequence[LabelledCase],
-    volumes: Volumes,
-    session: Session,
-    *,
-    skip_bad: bool,
-    drawn: bool = True,
-) -> Volumes:
-    """Prepare cases.
-
-    Parameters
-    ----------
-    volumes
-        Gets them, and is returned.
-    drawn
-        True for cases from which patches are drawn: label maps are then kept without an image.
-
-    Raises
-    ------
-    BadInput
-        The first case that cannot be used; with ``skip_bad``, only if none is left.
-    """
-    file = volumes.file
-    if file is not None:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.unlink(missing_ok=True)
-    with session.progress(total=len(cases), unit="case", label="loading") as bar:
-        for number, case in enumerate(cases):
-            try:
-                if data.dataset.table is not None:
-                    add_label_map(volumes, case, data.dataset, number=None if drawn else number)
-                else:
-                    volumes.add(*load_case(case, data.dataset, data.operations))
-            except BadInput as error:
-                if not skip_bad:
-                    if file is not None:
-                        file.unlink()
-                    raise
-                session.say(f"skipped: {error}")
-            bar.update()
-    if cases and not len(volumes):
-        raise BadInput("no usable case")
-    return volumes
 
 
 def sampler(request: TrainRequest, volumes: Volumes) -> "Callable[[int], list[torch.Tensor]]":

@@ -84,7 +84,7 @@ class TrainOptions:
     amp: str | None
     """``off``, ``bf16`` or ``fp16``."""
     cache: str | None
-    """``memory`` or ``disk``."""
+    """``memory``, ``disk`` or ``compressed``."""
     learning_rate: float
     weight_decay: float
     clip: float
@@ -139,6 +139,8 @@ class TrainOptions:
         if self.batch < 1 or set(self.mirror) - set("xyz"):
             raise UsageError("--set: batch must be at least 1, and mirror made of x, y and z")
         optimizers.check(self.optimizer)
+        if self.cache == "compressed":
+            require("compressed", "blosc", purpose="--cache compressed")
         if self.tensorboard:
             require("tensorboard", "tensorboardX", purpose="--tensorboard")
         for name, words in CHOICES.items():

@@ -66,7 +66,7 @@ class SynthesisSampler:
                 matrix[:, "xyz".index(axis)] *= -1
         return cut(
             random,
-            lambda low, high: self.volumes.read(index, low, high)[1],
+            lambda low, high: self.volumes.read_classes(index, low, high),
             self.volumes.shapes[index],
             matrix=matrix,
             centre=points[random.integers(len(points), size=2)].mean(0),
