@@ -123,6 +123,8 @@ class TrainOptions:
     """Leave unusable cases out instead of stopping at the first."""
     resume: bool
     """Insist on continuing an unfinished training."""
+    trial: Path | None
+    """The file of the search (``--tune``) of which this is the next trial."""
     seed: int
     threads: int
     device: str

@@ -13,6 +13,7 @@ from apps.imaging.training.data.label_table import read_table
 from apps.imaging.training.data.prepared import Operations, intensity_operations
 from apps.imaging.training.options import STEPS, TrainOptions
 from apps.imaging.training.recipe import Recipe, default_patch
+from apps.imaging.training.tuning.trial import hide
 from apps.imaging.volumes.volume import Shape
 from common.errors import UsageError
 from common.training import amp
@@ -60,6 +61,8 @@ class TrainRequest:
         if start is not None:
             dataset = starting_model.on_grid_of(dataset, start)
         training, held_out = dataset.split(options.fold)
+        if options.trial is not None:
+            training, held_out = hide(training)
         if start is None:
             network = options.network or ""
             sizes = {"in_channels": len(dataset.channels), "out_channels": len(dataset.labels)}
@@ -94,7 +97,7 @@ class TrainRequest:
             schedule=options.schedule,
             ema=options.ema,
             keep=options.keep,
-            patience=options.patience,
+            patience=0 if options.trial else options.patience,  # it is stopped by comparison with the others
             store=options.store,
             init=start.weights_sha256 if start else "",
             synthesis=dataset.table.sha256 if dataset.table else "",

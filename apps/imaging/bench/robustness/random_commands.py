@@ -163,6 +163,8 @@ def trainings(draw: Callable[[st.SearchStrategy[Any]], Any]) -> TrainSession:
         "skip_bad",
         "distill",
         "world_size",
+        "tune",
+        "trial",
         "synthesize",
         "layers",
         "spacing",

@@ -125,7 +125,7 @@ def write_case(path: Path, header: Header, image: npt.NDArray[np.floating], clas
             line = json.dumps(asdict(header) | {"size": place}).encode()
             assert len(line) < _HEAD
             write_at(stream.fileno(), memoryview(line.ljust(_HEAD)), 0)
-            write_at(stream.fileno(), memoryview(index.view(np.uint8)), _HEAD)
+            write_at(stream.fileno(), index.view(np.uint8).data, _HEAD)
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -160,7 +160,7 @@ def read_chunks(path: Path, header: Header, channel: int, box: Box, out: npt.NDA
     try:
         with path.open("rb", buffering=0) as stream:
             file = stream.fileno()
-            read_at(file, memoryview(index[1:].view(np.uint8)), _HEAD)
+            read_at(file, index[1:].view(np.uint8).data, _HEAD)
             for cell in product(*(range(part.start // EDGE, -(-part.stop // EDGE)) for part in box)):
                 row = channel * chunks + int(np.ravel_multi_index(cell, header.grid))
                 start, end = int(index["end"][row]), int(index["end"][row + 1])
