@@ -207,7 +207,8 @@ class Search(ABC):
             self.log.add(trial)
             self.say(self._described(trial))
         best = self.best()
-        self.say(f"best: trial {best.number + 1}, {self.terms.metric} {best.reached:.4f}: {pairs(best.settings)}")
+        chosen = {name: best.settings[name] for name in self.terms.space}
+        self.say(f"best: trial {best.number + 1}, {self.terms.metric} {best.reached:.4f}: {pairs(chosen)}")
         return best
 
     def best(self) -> Trial:
