@@ -53,7 +53,7 @@ def load_volumes(
             except BadInput as error:
                 if not skip_bad:
                     if volumes.file is not None:
-                        volumes.file.unlink()
+                        volumes.file.unlink(missing_ok=True)
                     raise
                 session.say(f"skipped: {error}")
             except OSError as error:

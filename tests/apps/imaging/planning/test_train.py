@@ -118,6 +118,25 @@ def test_augmentation_counts_where_a_step_takes_less(workload: Any, hippocampus:
         assert terms.get("augmentation beyond a step", 0) == max(0, sample + 2 * 5 * 48**3 - tensors)
 
 
+def test_compressed_cases_are_the_users_choice_and_take_a_library_and_a_chunk(
+    workload: Any, hippocampus: Path, tmp_path: Path
+) -> None:
+    assert {setting["cache"] for setting in workload.settings()} == {"memory", "disk"}
+    args = parser().parse_args([*_command(hippocampus, tmp_path), "--cache", "compressed"])
+    chosen = args.command.workload(args.command.request(args), MemoryBudget(1 << 40))
+    assert {setting["cache"] for setting in chosen.settings()} == {"compressed"}
+    setting = next(iter(chosen.settings()))
+    assert chosen.probes(setting) == workload.probes(setting)
+    costs = {probe: _made_up(probe) for probe in chosen.probes(setting)}
+    on_disk, compressed = (
+        {term.name: term.bytes for term in one.footprint(setting | {"cache": cache}, costs).terms}
+        for one, cache in ((workload, "disk"), (chosen, "compressed"))
+    )
+    largest = max(chosen.shapes[0], key=prod)
+    cells = prod(-(-size // 32) for size in largest)
+    assert compressed == on_disk | {"Blosc": 3 * MIB, "a chunk": 3 * 4 * 32**3 + 16 * 2 * cells}
+
+
 def test_half_precision_is_for_normalised_images(hippocampus: Path, tmp_path: Path) -> None:
     shutil.copytree(hippocampus, tmp_path / "raw")
     (tmp_path / "raw" / "dataset.json").write_text(json.dumps({**DESCRIPTION, "modality": {"0": "noNorm"}}))
