@@ -10,7 +10,7 @@ from itertools import product
 from math import prod
 from typing import Any
 
-from apps.imaging.models.networks.registry import divisor
+from apps.imaging.models.networks.registry import divisors
 from apps.imaging.models.stored_weights import stored_parameters
 from apps.imaging.planning import baselines, sharing
 from apps.imaging.planning.tiles import smaller, text
@@ -305,7 +305,10 @@ class TrainWorkload:
     def remedies(self) -> Iterator[tuple[str, Workload]]:
         """Smaller patches: the network then sees less around each voxel."""
         recipe = self.request.recipe
-        for patch in smaller(recipe.patch, (divisor(recipe.network, recipe.arguments),) * 3):
+        steps = divisors(recipe.network, recipe.arguments)
+        for patch in smaller(recipe.patch, steps):
+            if patch == steps:  # one voxel where the grid is coarsest, which instance normalisation refuses
+                continue
             yield f"--patch {text(patch)}", TrainWorkload(self.request.with_patch(patch))
 
     def seconds(self, setting: Setting) -> float:

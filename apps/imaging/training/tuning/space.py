@@ -37,8 +37,8 @@ def of(request: TrainRequest, fixed: Set[str]) -> tuple[Space, dict[str, Any]]:
     first: dict[str, Any] = {name: getattr(recipe, name) for name in ALWAYS}
     if request.data.dataset.table is None:
         whole["augment"], first["augment"] = Choice(("none", "light", "full")), recipe.augment
-    step = registry.divisor(recipe.network, recipe.arguments)
-    patches = [_text(_smaller(recipe.patch, share, step)) for share in SHARES]
+    steps = registry.divisors(recipe.network, recipe.arguments)
+    patches = [_text(_smaller(recipe.patch, share, steps)) for share in SHARES]
     whole["patch"], first["patch"] = Choice(tuple(dict.fromkeys(patches))), patches[0]
     name = WIDTHS.get(recipe.network)
     if name is not None and request.options.init is None:
@@ -49,8 +49,10 @@ def of(request: TrainRequest, fixed: Set[str]) -> tuple[Space, dict[str, Any]]:
     return space, {name: first[name] for name in space}
 
 
-def _smaller(patch: Shape, share: float, step: int) -> list[int]:
-    return [max(step, round(size * share / step) * step) for size in patch]
+def _smaller(patch: Shape, share: float, steps: Shape) -> list[int]:
+    """A patch of such sides, of which two voxels are left where a network's grid is coarsest: one has no deviation."""
+    sides = zip(patch, steps, strict=True)
+    return [max(min(size, 2 * step), round(size * share / step) * step) for size, step in sides]
 
 
 def _listed(width: int | list[int]) -> list[int]:

@@ -137,6 +137,17 @@ def test_compressed_cases_are_the_users_choice_and_take_a_library_and_a_chunk(
     assert compressed == on_disk | {"Blosc": 3 * MIB, "a chunk": 3 * 4 * 32**3 + 16 * 2 * cells}
 
 
+def test_no_smaller_patch_is_named_that_a_network_cannot_normalise(hippocampus: Path, tmp_path: Path) -> None:
+    """Instance normalisation over one voxel, where the grid is coarsest, is an error."""
+    named = {}
+    for side in ("16", "32"):
+        words = ["train", str(hippocampus), "-o", str(tmp_path / "m"), "--network", "dynunet", "--patch", side]
+        args = parser().parse_args(words)
+        work = args.command.workload(args.command.request(args), MemoryBudget(1 << 40))
+        named[side] = [remedy for remedy, _ in work.remedies()]
+    assert named == {"16": [], "32": ["--patch 16,16,16", "--patch 16,16,16"]}
+
+
 def test_half_precision_is_for_normalised_images(hippocampus: Path, tmp_path: Path) -> None:
     shutil.copytree(hippocampus, tmp_path / "raw")
     (tmp_path / "raw" / "dataset.json").write_text(json.dumps({**DESCRIPTION, "modality": {"0": "noNorm"}}))
