@@ -28,7 +28,7 @@ HEAVY = {
     "nibabel",
     "optuna",
 }
-LIGHT = ("common/cli/", "common/memory/", "apps/imaging/commands/", "apps/recsys/commands/")
+LIGHT = ("common/cli/", "common/search/", "common/memory/", "apps/imaging/commands/", "apps/recsys/commands/")
 """Folders whose heavy imports are inside functions only: they are loaded by ``--help``, or in every process."""
 ARROWS: Mapping[str, Mapping[str, str]] = {
     "common": {
@@ -41,6 +41,7 @@ ARROWS: Mapping[str, Mapping[str, str]] = {
         "tiling": "",
         "compression": "",
         "training": "memory.costs memory.process",
+        "search": "training memory.report memory.process",
         "api": "memory.plan memory.costs memory.process",
     },
     "apps.imaging": {

@@ -154,7 +154,8 @@ def test_the_quick_bench_travels_and_the_suites_do_not(installed: Installed) -> 
 
 def test_extras_and_groups() -> None:
     extras = PROJECT["project"]["optional-dependencies"]
-    named = {"serve", "dicom", "engines", "int8", "nnunet", "bundle", "zst", "tensorboard", "jpeg", "all"}
+    named = {"serve", "dicom", "engines", "int8", "nnunet", "bundle", "zst", "compressed", "tensorboard"}
+    named |= {"jpeg", "all"}
     assert extras.keys() == named
     (everything,) = extras["all"]
     assert set(everything.removeprefix("peakline[").removesuffix("]").split(",")) == extras.keys() - {"all", "jpeg"}

@@ -244,6 +244,7 @@ def train() -> None:
     from safetensors.torch import save
 
     from apps.imaging.models.networks.registry import arguments
+    from apps.imaging.training.data import augmentation
     from apps.imaging.training.data.patch_sampling import Sampler, Volumes
     from apps.imaging.training.recipe import Recipe, make_step
     from apps.imaging.training.validation import validate
@@ -277,6 +278,9 @@ def train() -> None:
             step(draw(0))
     for number in range(8):  # so that every augmentation has run
         draw(number)
+    patch = library.ones(16, 16, 16)
+    augmentation.lower_resolution(patch, 0.5)
+    augmentation.contrast(patch, 1.1)
     validate(network, volumes, [0], side, 2, lower)
     save(network.state_dict())
     AxisMapping.between(np.eye(4), "RAS")

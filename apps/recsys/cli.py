@@ -20,12 +20,12 @@ from apps.recsys.planning.service.request import ServeRequest
 from apps.recsys.planning.sizing.request import SizeRequest
 from apps.recsys.planning.train_request import TrainRequest
 from apps.recsys.planning.updating.request import UpdateRequest
-from apps.recsys.training import tuning
 from common import __version__
 from common.cli import fetch_bench, job_scripts, main, ranks
 from common.cli.arguments import IntermixedParser
 from common.cli.main import Command
 from common.compression import layouts
+from common.search import trials
 
 TABLE_HELP = (
     "how vectors are stored while they train (default full): full, int8 and int4 store a row per item; hash stores sums"
@@ -124,7 +124,7 @@ def _train(parser: argparse.ArgumentParser) -> None:
         train.warm_up,
         train.execute,
         train.record,
-        tuning.section,
+        trials.section,
         alone=True,
     )
     parser.set_defaults(command=command)

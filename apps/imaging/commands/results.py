@@ -27,6 +27,18 @@ class TrainResults(TypedDict):
     model: str
     """The model folder, from the record's place."""
     ranks: NotRequired[RanksJson]
+    tuning: NotRequired[Mapping[str, Any]]
+    """The trials of ``--tune``."""
+
+
+class TrialResults(TypedDict):
+    """Results of one trial of ``imaging train --tune``, which makes no model."""
+
+    scores: Mapping[str, Share]
+    """Mean Dice of hidden cases, by eighths of the training."""
+    stopped: bool
+    """True if half of the other trials were better."""
+    steps: Count
 
 
 class FingerprintResults(TypedDict):
@@ -136,7 +148,7 @@ class CompressResults(TypedDict):
 
 RESULTS: Mapping[str, tuple[Any, ...]] = {
     "imaging fingerprint": (FingerprintResults,),
-    "imaging train": (TrainResults,),
+    "imaging train": (TrainResults, TrialResults),
     "imaging infer": (InferResults,),
     "imaging evaluate": (EvaluateResults,),
     "imaging compress": (CompressResults, ShrinkResults),

@@ -19,6 +19,8 @@ OF_EACH_RUN = (
 )
 """Options that may differ when the command is given again."""
 
+WITHOUT_VALUE = ("--report", "--json", "--tensorboard")
+
 
 def interruptible(args: argparse.Namespace, name: str, stages: Callable[[argparse.Namespace], int]) -> int:
     """Run all stages; an interruption ends the one that runs, and says how to go on.
@@ -74,6 +76,25 @@ def run_child(arguments: Sequence[str], *, out: bool = False) -> int:
     if out:
         sys.stdout.write(done.stdout.decode("utf-8", "replace"))
     return done.exit.status
+
+
+def others(words: Sequence[str], *dropped: str) -> list[str]:
+    """The words of a command line without those that each training has of its own, and without further options.
+
+    Parameters
+    ----------
+    dropped
+        The further options; ``--report`` and ``--json`` have no value.
+    """
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("-o", "--output")
+    parser.add_argument("--resume", action="store_true")
+    for option in dropped:
+        if option in WITHOUT_VALUE:
+            parser.add_argument(option, action="store_true")
+        else:
+            parser.add_argument(option, nargs="?")
+    return parser.parse_known_args(words)[1]
 
 
 def say(args: argparse.Namespace, line: str) -> None:

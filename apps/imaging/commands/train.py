@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from apps.imaging.commands.all_folds import FOLDS, all_folds
 from apps.imaging.commands.arguments import class_table, duration, fold, voxel_size
+from apps.imaging.commands.training.all_folds import FOLDS, all_folds
+from apps.imaging.commands.training.tune import Tune
 from apps.imaging.planning import baselines
 from apps.imaging.training.options import HYPER, STEPS, Levels, TrainOptions
 from common import model_folder
@@ -88,9 +89,11 @@ def add(commands: Any) -> None:
     one.add_argument(
         "--amp", choices=["auto", "off", "bf16", "fp16"], default="auto", help="default auto: bf16 if it pays here"
     )
-    one.add_argument(
-        "--cache", choices=["auto", "memory", "disk"], default="auto", help="where prepared cases are kept"
-    )
+    cache_help = "where prepared cases are kept (auto: memory or disk); compressed: on disk, in fewer bytes"
+    one.add_argument("--cache", choices=["auto", "memory", "disk", "compressed"], default="auto", help=cache_help)
+    tune = "first try N settings on hidden training cases; settings on the command line are not searched"
+    one.add_argument("--tune", action=Tune, type=main.positive, default=0, metavar="N", help=tune)
+    one.add_argument("--trial", type=Path, help=argparse.SUPPRESS)  # a search's file, of which this is the next trial
     one.add_argument("--skip-bad", action="store_true", help="leave out cases that cannot be used instead of stopping")
     one.add_argument("--resume", action="store_true", help="fail if there is no unfinished training to continue")
     one.add_argument("--tensorboard", action="store_true", help="write event files into MODEL_DIR/tensorboard")
@@ -142,6 +145,7 @@ def _options(args: argparse.Namespace) -> TrainOptions:
         cache=None if args.cache == "auto" else args.cache,
         skip_bad=args.skip_bad,
         tensorboard=args.tensorboard,
+        trial=args.trial,
         resume=args.resume,
         seed=args.seed,
         threads=args.threads,

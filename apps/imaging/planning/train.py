@@ -15,6 +15,7 @@ from apps.imaging.models.stored_weights import stored_parameters
 from apps.imaging.planning import baselines, sharing
 from apps.imaging.planning.tiles import smaller, text
 from apps.imaging.training import traced_step
+from apps.imaging.training.data import augmentation, chunks
 from apps.imaging.training.data.label_maps import own_spacing, reading_bytes
 from apps.imaging.training.data.prepared import loading_bytes
 from apps.imaging.training.data.synthesis import region_voxels, synthesis_bytes
@@ -167,6 +168,7 @@ class TrainWorkload:
             "normalisation": "",
             "distillation": 1.0,
             "temperature": 2.0,
+            "augment": augmentation.LIGHT,
             "teacher": {**recipe["teacher"], "weights": ""} if recipe["teacher"] else None,
         }
         shaping = recipe | neutral | {"learning_rate": 1e-3, "weight_decay": 0.0}
@@ -243,7 +245,9 @@ class TrainWorkload:
             Term("batch", max(0, self.request.samples - traced) * voxels * (image + 1), "analytic", (TRAIN,)),
             Term("cases in memory", cases if setting["cache"] == "memory" else 0, "analytic"),
             Term("loading a case", loading, "analytic", (LOAD,)),
+            *self._chunk_terms(setting),
             Term("synthesis beyond a step", max(0, self._synthesis_bytes() - tensors), "analytic", (TRAIN,)),
+            Term("augmentation beyond a step", max(0, self._augmentation_bytes() - tensors), "analytic", (TRAIN,)),
             Term("blend", blend + block + voxels * (image + FLOAT * (classes + 2)), "analytic", (VALIDATE,)),
             Term("tile's forward pass", forward, "replayed", (VALIDATE,)),
             Term("ONNX export", exporting + 4 * cost["parameters"], "measured", (EXPORT,)),
@@ -274,6 +278,16 @@ class TrainWorkload:
         )
         return sum(maps) + sum(looked_at) * (kept + 1), loading + max(looked_at, default=0) * half
 
+    def _chunk_terms(self, setting: Setting) -> list[Term]:
+        """What compressed cases take besides the patch: the library, a chunk, and the largest case's index."""
+        if setting["cache"] != "compressed":
+            return []
+        largest = max(self.shapes[0], key=prod)
+        return [
+            Term("Blosc", chunks.LIBRARY_BYTES, "measured"),
+            Term("a chunk", chunks.reading_bytes(largest, len(self.request.data.dataset.channels)), "analytic"),
+        ]
+
     def _synthesis_bytes(self) -> int:
         """Bytes of the synthesis of one patch, before the step and not beside its tensors; 0 if images are read."""
         data, recipe = self.request.data, self.request.recipe
@@ -285,6 +299,15 @@ class TrainWorkload:
         ]
         return synthesis_bytes(prod(recipe.patch), max(regions))
 
+    def _augmentation_bytes(self) -> int:
+        """Bytes of a batch and of what makes its last sample, before the step; 0 if images are synthesised."""
+        data, recipe = self.request.data, self.request.recipe
+        if data.dataset.table is not None:
+            return 0
+        channels = len(data.dataset.channels)
+        batch = self.request.samples * prod(recipe.patch) * (FLOAT * channels + 1)
+        return batch + augmentation.augmentation_bytes(recipe.augment, recipe.patch, channels)
+
     def alike(self) -> dict[str, Any]:
         """What all ranks must have in common: the settings, and the sizes of the cases in their order."""
         training = [list(shape) for shape in self.shapes[0]]
@@ -294,7 +317,10 @@ class TrainWorkload:
     def remedies(self) -> Iterator[tuple[str, Workload]]:
         """Smaller patches: the network then sees less around each voxel."""
         recipe = self.request.recipe
-        for patch in smaller(recipe.patch, divisors(recipe.network, recipe.arguments)):
+        steps = divisors(recipe.network, recipe.arguments)
+        for patch in smaller(recipe.patch, steps):
+            if patch == steps:  # one voxel where the grid is coarsest, which instance normalisation refuses
+                continue
             yield f"--patch {text(patch)}", TrainWorkload(self.request.with_patch(patch))
 
     def seconds(self, setting: Setting) -> float:
@@ -307,7 +333,7 @@ class TrainWorkload:
             * _recomputing(precision, str(setting["checkpoint"]))
             * ALLOCATORS[precision][str(setting["allocator"])]
             * (1.01 if setting["step_in_backward"] == "on" else 1.0)
-            * (1.05 if setting["cache"] == "disk" else 1.0)
+            * (1.0 if setting["cache"] == "memory" else 1.05)
             * (sharing.SLOWER if setting.get(STATES) == SHARED else 1.0)
         )
 

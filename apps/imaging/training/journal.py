@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+VALIDATIONS = 8
+"""Number of validations on held-out cases during a training."""
 ENTRIES = 64
 """Number of entries of a training, each with the mean loss since the one before."""
 

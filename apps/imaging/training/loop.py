@@ -3,7 +3,7 @@
 import math
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -11,24 +11,23 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from apps.imaging.models.networks import registry
-from apps.imaging.training.data.dataset import LabelledCase
-from apps.imaging.training.data.label_maps import add_label_map
+from apps.imaging.training.data.loading import load_volumes
 from apps.imaging.training.data.patch_sampling import Sampler, Volumes
-from apps.imaging.training.data.prepared import load_case
 from apps.imaging.training.data.synthetic_patches import SynthesisSampler
-from apps.imaging.training.journal import Journal
+from apps.imaging.training.journal import VALIDATIONS, Journal
 from apps.imaging.training.phases import EXPORT, FREE_HEAP, LOAD, SHARED, STATES, TRAIN, VALIDATE
 from apps.imaging.training.recipe import make_step
-from apps.imaging.training.request import TrainingData, TrainRequest
+from apps.imaging.training.request import TrainRequest
 from apps.imaging.training.starting_model import load_start, load_teacher
 from apps.imaging.training.states import SharedStates, States
+from apps.imaging.training.tuning.trial import RUNGS, TrialCourse
 from apps.imaging.training.validation import mean_dice, validate
 from common.cli.session import Session
-from common.errors import BadInput
 from common.memory.plan.plan import Plan
 from common.memory.process import glibc
 from common.memory.process.bounded_heap import SLACK, BoundedHeap
 from common.memory.process.cuda import HOST
+from common.search.trials import TrialStopped
 from common.training import checkpoint
 from common.training.distributed.group import LostRank
 from common.training.oom_retry import repeated
@@ -40,8 +39,6 @@ if TYPE_CHECKING:
 WORK = ".training"
 """Folder in the model folder that holds what an unfinished training needs; removed at the end."""
 CHECKPOINT_SECONDS = 30.0
-VALIDATIONS = 8
-"""Number of validations on held-out cases during the training."""
 BEST = "best.safetensors"
 """File in ``WORK`` with the weights of the best validation."""
 EVENTS = "tensorboard"
@@ -74,72 +71,38 @@ def run(request: TrainRequest, session: Session) -> dict[str, Any]:
     work, group = options.output / WORK, session.group
     if not group.leads:
         work /= f"rank-{group.world.rank}"
-    caches = (work / "training.cache", work / "held-out.cache") if session.plan["cache"] == "disk" else (None, None)
+    on_disk = session.plan["cache"] == "disk"
+    kept = work if options.trial is None else options.trial.parent  # all trials, and the training, find them there
+    folder = kept / "cases" if session.plan["cache"] == "compressed" else None
     with session.phase(LOAD):
         training, held_out = (
             load_volumes(
-                data, cases, Volumes(file, request.recipe.store), session, skip_bad=options.skip_bad, drawn=drawn
+                data,
+                cases,
+                Volumes(work / name if on_disk else None, request.recipe.store, folder),
+                session,
+                skip_bad=options.skip_bad,
+                drawn=drawn,
             )
-            for cases, file, drawn in zip((data.training, data.held_out), caches, (True, False), strict=True)
+            for cases, name, drawn in (
+                (data.training, "training.cache", True),
+                (data.held_out, "held-out.cache", False),
+            )
         )
     with session.deferred_signals():
         course = _Training(request, session, training, held_out)
+        if course.trial is not None:
+            return _tried(course, course.trial)
         network = course.run()
     glibc.trim()
     return _write(request, session, network, held_out, course)
-
-
-def load_volumes(
-    data: TrainingData,
-    cases: Sequence[LabelledCase],
-    volumes: Volumes,
-    session: Session,
-    *,
-    skip_bad: bool,
-    drawn: bool = True,
-) -> Volumes:
-    """Prepare cases.
-
-    Parameters
-    ----------
-    volumes
-        Gets them, and is returned.
-    drawn
-        True for cases from which patches are drawn: label maps are then kept without an image.
-
-    Raises
-    ------
-    BadInput
-        The first case that cannot be used; with ``skip_bad``, only if none is left.
-    """
-    file = volumes.file
-    if file is not None:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.unlink(missing_ok=True)
-    with session.progress(total=len(cases), unit="case", label="loading") as bar:
-        for number, case in enumerate(cases):
-            try:
-                if data.dataset.table is not None:
-                    add_label_map(volumes, case, data.dataset, number=None if drawn else number)
-                else:
-                    volumes.add(*load_case(case, data.dataset, data.operations))
-            except BadInput as error:
-                if not skip_bad:
-                    if file is not None:
-                        file.unlink()
-                    raise
-                session.say(f"skipped: {error}")
-            bar.update()
-    if cases and not len(volumes):
-        raise BadInput("no usable case")
-    return volumes
 
 
 def sampler(request: TrainRequest, volumes: Volumes) -> "Callable[[int], list[torch.Tensor]]":
     """Draws the batch of a step: patches of the cases, or of images that are synthesised from label maps."""
     recipe, dataset, world = request.recipe, request.data.dataset, request.options.world
     if dataset.table is None:
-        return Sampler(volumes, recipe.patch, recipe.batch, recipe.seed, recipe.mirror, world)
+        return Sampler(volumes, recipe.patch, recipe.batch, recipe.seed, recipe.mirror, world, recipe.augment)
     return SynthesisSampler(
         volumes, dataset.table, dataset.spacing, recipe.patch, recipe.batch, recipe.seed, recipe.mirror, world
     )
@@ -183,6 +146,7 @@ class _Training:
         self.last, self.best = output / WORK / checkpoint.LAST, output / WORK / BEST
         self.sampler = sampler(request, training)
         self.journal = Journal(output / EVENTS if request.options.tensorboard and self.group.leads else None)
+        self.trial = TrialCourse(request.options.trial) if request.options.trial is not None else None
         self.done, self._seconds = self._resume()
         self._began, self._saved = time.monotonic() - self._seconds, time.monotonic()
 
@@ -201,6 +165,8 @@ class _Training:
             self.states.begin_average()
             return 0, 0.0
         self.journal.load(state["journal"])
+        if self.trial is not None:
+            self.trial.load(state["scores"])
         return state["step"], state["seconds"]
 
     def _checkpoint(self) -> "tuple[dict[str, Any], dict[str, torch.Tensor]] | None":
@@ -225,6 +191,7 @@ class _Training:
             "settings": self.request.settings,
             "scaler": self.step.state_dict(),
             "journal": self.journal.state(),
+            "scores": self.trial.state() if self.trial is not None else {},
         }
         self.states.save(self.last, state, left_alone=left_alone)
         self._saved = time.monotonic()
@@ -278,15 +245,22 @@ class _Training:
                 with session.phase(TRAIN):
                     while self.progress < min(1, following):
                         self._one(bar)
+                eighths = VALIDATIONS if self.progress >= 1 else round(following * VALIDATIONS)
                 following += 1 / VALIDATIONS
-                if validates and (self.progress < 1 or recipe.keep == "best"):
-                    self._validate()
+                if validates and self._is_due(eighths):
+                    self._validate(eighths)
                 self._save()
                 self._agree()
         if self.progress < 1:
             session.say(f"stopped after step {self.done}: no better Dice in {recipe.patience} validations")
         self.journal.close()
         return self._final()
+
+    def _is_due(self, eighths: int) -> bool:
+        """True if there is a validation after so many eighths of the training."""
+        if self.trial is not None:
+            return eighths in RUNGS
+        return self.progress < 1 or self.recipe.keep == "best"
 
     def _one(self, bar: Any) -> None:
         """Do one step."""
@@ -309,14 +283,22 @@ class _Training:
         if due:
             self._save()
 
-    def _validate(self) -> None:
-        """Read the Dice of some held-out cases; the best weights so far are kept if the recipe says so."""
+    def _validate(self, eighths: int) -> None:
+        """Read the Dice of some held-out cases; the best weights so far are kept if the recipe says so.
+
+        Raises
+        ------
+        TrialStopped
+            This is a trial, and half of the others were better after so many eighths of the training.
+        """
         glibc.trim()  # nor validation's
         with self.session.phase(VALIDATE), self.states.judged() as network:
             amp = self.session.plan["amp"]
             dice = mean_dice(network, self.held_out, self.recipe, self.classes, amp, self.group)
             if self.journal.validated(dice, step=self.done) and self.recipe.keep == "best" and self.group.leads:
                 checkpoint.save_weights(self.best, registry.weights(network))
+        if self.trial is not None:
+            self.trial.validated(eighths, dice)
 
     def _final(self) -> "torch.nn.Module":
         """The network with the weights that the model folder gets: the last, the average or the best."""
@@ -324,6 +306,16 @@ class _Training:
             self.session.say(f"keeping the weights of step {self.journal.best_step}, the best of the validations")
             return self.states.final(self.best)
         return self.states.final(None)
+
+
+def _tried(course: _Training, trial: TrialCourse) -> dict[str, Any]:
+    """Train a trial, to its end or until others are found better; returns the record's results."""
+    stopped = False
+    try:
+        course.run()
+    except TrialStopped:
+        stopped = True
+    return {"scores": trial.state(), "stopped": stopped, "steps": course.done}
 
 
 def _write(

@@ -29,6 +29,7 @@ HYPER: Mapping[str, Any] = {
     "temperature": 2.0,
     "store": "float32",
     "quantise": "off",
+    "augment": "light",
 }
 """Hyper-parameters that ``--set`` can change, with their defaults."""
 CHOICES = {
@@ -37,6 +38,7 @@ CHOICES = {
     "keep": ("last", "best"),
     "store": ("float32", "float16"),
     "quantise": ("off", "int8"),
+    "augment": ("none", "light", "full"),
 }
 """Values of hyper-parameters that are words."""
 Levels = list[int | list[int]]
@@ -86,7 +88,7 @@ class TrainOptions:
     amp: str | None
     """``off``, ``bf16`` or ``fp16``."""
     cache: str | None
-    """``memory`` or ``disk``."""
+    """``memory``, ``disk`` or ``compressed``."""
     learning_rate: float
     weight_decay: float
     clip: float
@@ -117,12 +119,16 @@ class TrainOptions:
     """Type of the numbers of the prepared images: ``"float32"`` or ``"float16"``."""
     quantise: str
     """``"int8"``: convolutions see weights and inputs rounded to 8 bits; or ``"off"``."""
+    augment: str
+    """How patches are augmented: ``"none"``, ``"light"`` or ``"full"``."""
     tensorboard: bool
     """Write event files for TensorBoard."""
     skip_bad: bool
     """Leave unusable cases out instead of stopping at the first."""
     resume: bool
     """Insist on continuing an unfinished training."""
+    trial: Path | None
+    """The file of the search (``--tune``) of which this is the next trial."""
     seed: int
     threads: int
     device: str
@@ -139,6 +145,8 @@ class TrainOptions:
         if self.batch < 1 or set(self.mirror) - set("xyz"):
             raise UsageError("--set: batch must be at least 1, and mirror made of x, y and z")
         optimizers.check(self.optimizer)
+        if self.cache == "compressed":
+            require("compressed", "blosc", purpose="--cache compressed")
         if self.tensorboard:
             require("tensorboard", "tensorboardX", purpose="--tensorboard")
         for name, words in CHOICES.items():
@@ -168,6 +176,8 @@ class TrainOptions:
             value = getattr(self, name)
             if not isinstance(default, str) and not 0 <= value < float("inf"):
                 raise UsageError(f"--set {name}={value}: must not be negative")
+        if self.synthesize is not None and self.augment != HYPER["augment"]:
+            raise UsageError("--set augment: images that --synthesize makes are varied as they are made; leave it out")
         if self.balance > 1:
             raise UsageError(f"--set balance={self.balance}: from 0 (all voxels count alike) to 1 (all classes do)")
         if not self.temperature:

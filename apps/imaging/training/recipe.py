@@ -82,6 +82,8 @@ class Recipe:
     """By which logits are divided for the soft labels."""
     quantise: str = "off"
     """``"int8"``: convolutions see weights and inputs rounded to 8 bits, for a network that will be quantised."""
+    augment: str = "light"
+    """How patches are augmented (``apps.imaging.training.data.augmentation``)."""
 
     def rate(self, progress: float) -> float:
         """Learning rate after a share of the training, in [0, 1]: a short linear warm-up, then the schedule to zero.

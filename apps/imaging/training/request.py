@@ -16,6 +16,7 @@ from apps.imaging.training.data.prepared import Operations
 from apps.imaging.training.options import STEPS, Levels, TrainOptions
 from apps.imaging.training.proposal.proposal import Choice, Proposal, read_proposal
 from apps.imaging.training.recipe import Recipe, default_patch
+from apps.imaging.training.tuning.trial import hide
 from apps.imaging.volumes.volume import Shape
 from common.errors import UsageError
 from common.training import amp
@@ -68,6 +69,8 @@ class TrainRequest:
         options, dataset = replace(options, batch=proposed.batch), replace(dataset, spacing=proposed.spacing)
         nnunet.check_installed(proposed.network)
         training, held_out = dataset.split(options.fold)
+        if options.trial is not None:
+            training, held_out = hide(training)
         (patch, arguments), *others = proposed.choices
         epoch = -(-len(training) // options.batch)
         steps = options.steps or (options.epochs * epoch if options.epochs else STEPS)
@@ -91,7 +94,7 @@ class TrainRequest:
             schedule=options.schedule,
             ema=options.ema,
             keep=options.keep,
-            patience=options.patience,
+            patience=0 if options.trial else options.patience,  # it is stopped by comparison with the others
             store=options.store,
             init=start.weights_sha256 if start else "",
             synthesis=dataset.table.sha256 if dataset.table else "",
@@ -100,6 +103,7 @@ class TrainRequest:
             distillation=options.distillation,
             temperature=options.temperature,
             quantise=options.quantise,
+            augment=options.augment,
         )
         operations = proposed.operations
         if options.distill is not None:

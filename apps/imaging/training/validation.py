@@ -76,7 +76,7 @@ def validate(
             with torch.inference_mode(), torch.autocast(device.type, precision(amp), enabled=amp != "off"):
                 logits = network(tile).float()[0].cpu().numpy()
             for block in blend.add(number, logits):
-                _, truth = volumes.read(index, block.low, block.high)
+                truth = volumes.read_classes(index, block.low, block.high)
                 counted = truth != IGNORED
                 truth, guess = truth[counted], block.values.argmax(0)[counted]
                 overlap[row] += np.bincount(truth[guess == truth], minlength=classes)

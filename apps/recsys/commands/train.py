@@ -16,7 +16,7 @@ from apps.recsys.data import ingest, readers, splits
 from apps.recsys.data.attributes.collect import described
 from apps.recsys.data.csr_store import History
 from apps.recsys.data.splits import HeldOut, Kept
-from apps.recsys.models import recommender, search_space, streamed, weights
+from apps.recsys.models import recommender, streamed, weights
 from apps.recsys.models.linear.ease import FILE as EASE
 from apps.recsys.models.linear.options import AUTO, open_factors
 from apps.recsys.models.scan import stored as scan_files
@@ -32,6 +32,8 @@ from common.memory.plan.plan import Plan
 from common.memory.process import fork, guard
 from common.memory.process.budget import MIB, MemoryBudget
 from common.memory.process.meter import resident
+from common.search.space import to_json
+from common.search.trials import FILE, TrialLog
 
 if TYPE_CHECKING:
     from apps.recsys.training import fit_embedding
@@ -254,9 +256,9 @@ def _tune(work: TrainWorkload, session: Session) -> tuning.SearchResult:
     if not splits.hide_for_validation(directory, kept, history, request.seed):
         raise BadInput("--tune: no user has enough items to hide some", public="nothing to hide")
     settings = resume_settings(request, data=fit_factors.data_digest(directory))
-    trials = tuning.TrialLog(
-        checkpoints / tuning.FILE,
-        {**settings, "space": search_space.to_json(request.space)},
+    trials = TrialLog(
+        checkpoints / FILE,
+        {**settings, "space": to_json(request.space)},
         output=request.output,
         required=request.resume,
         say=session.say,

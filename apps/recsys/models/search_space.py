@@ -3,28 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Set
-from dataclasses import asdict, dataclass
 from typing import Any
 
-
-@dataclass(frozen=True, slots=True)
-class Choice:
-    """One of several values."""
-
-    values: tuple[int | float | str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Range:
-    """A number in an interval, log-uniform."""
-
-    low: float
-    high: float
-
-
-Dimension = Choice | Range
-Space = Mapping[str, Dimension]
-"""Name of a hyper-parameter, or ``factors`` -> its values."""
+from common.search.space import Choice, Range, Space
 
 FACTORS = Choice((32, 64, 128, 256))
 
@@ -72,8 +53,3 @@ def of(kind: str, hyper: Mapping[str, Any], fixed: Set[str]) -> Space:
     else:
         whole = {"ials": IALS, "bpr": BPR}[kind]
     return {name: dimension for name, dimension in whole.items() if name not in fixed}
-
-
-def to_json(space: Space) -> dict[str, dict[str, Any]]:
-    """The space as the record holds it."""
-    return {name: asdict(dimension) for name, dimension in space.items()}

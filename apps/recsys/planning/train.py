@@ -18,7 +18,6 @@ from apps.recsys.data.splits import MOST_VALIDATION_USERS, SAMPLED_TIMES, reads_
 from apps.recsys.models.embedding.embedding_config import EmbeddingConfig
 from apps.recsys.models.linear.options import USUAL, may_be_ease, open_factors
 from apps.recsys.models.scan.stored import writing_bytes
-from apps.recsys.models.search_space import Choice
 from apps.recsys.planning import bpr_terms, embedding_terms, ials_terms, linear_terms
 from apps.recsys.planning.baselines import (
     FILTERING,
@@ -44,6 +43,7 @@ from common.memory.costs.probes import Costs, Probe
 from common.memory.footprint import Footprint, Term
 from common.memory.plan.plan import Setting
 from common.memory.plan.planner import Workload
+from common.search.space import Choice
 from common.training.distributed.price import ranks_terms
 
 ID_BYTES = 48

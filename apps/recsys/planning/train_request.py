@@ -12,11 +12,11 @@ from apps.recsys.data.columns import Columns, Layout
 from apps.recsys.data.staging import Filters
 from apps.recsys.models import search_space
 from apps.recsys.models.old_names import renamed_pairs
-from apps.recsys.models.search_space import Space
 from apps.recsys.planning.model_options import IN_PASSES, ModelOptions, kind_of, not_for
 from apps.recsys.planning.requests import layout_of
 from apps.recsys.planning.resume_settings import DECIDES
 from common.errors import UsageError
+from common.search.space import Space
 from common.training import amp
 from common.training.distributed.world import ONE, World
 

@@ -154,7 +154,9 @@ def trainings(draw: Callable[[st.SearchStrategy[Any]], Any]) -> TrainSession:
         "accumulate": one_word(st.integers(1, 2)),
         "fold": st.just(["0/3"]),
         "init": st.just(["hippocampus"]),
-        "set": st.sampled_from(("batch=1", "batch=3", "mirror=", "clip=0", "optimizer=sgd")).map(lambda pair: [pair]),
+        "set": st.sampled_from(
+            ("batch=1", "batch=3", "mirror=", "clip=0", "optimizer=sgd", "augment=none", "augment=full")
+        ).map(lambda pair: [pair]),
     }
     left_out: tuple[str, ...] = (
         "steps",
@@ -166,6 +168,8 @@ def trainings(draw: Callable[[st.SearchStrategy[Any]], Any]) -> TrainSession:
         "skip_bad",
         "distill",
         "world_size",
+        "tune",
+        "trial",
         "synthesize",
         "layers",
         "spacing",

@@ -106,7 +106,7 @@ def load_synthesised(case: LabelledCase, dataset: Dataset, number: int) -> tuple
     return paint(np.random.default_rng((0, number)), tissues, dataset.table, dataset.spacing)
 
 
-def add_label_map(volumes: Volumes, case: LabelledCase, dataset: Dataset, *, number: int | None) -> None:
+def add_label_map(volumes: Volumes, case: LabelledCase, dataset: Dataset, *, number: int | None, key: str = "") -> None:
     """Load a label map into ``volumes``.
 
     Parameters
@@ -114,15 +114,17 @@ def add_label_map(volumes: Volumes, case: LabelledCase, dataset: Dataset, *, num
     number
         Of a case that is validated, with a synthesised image (``load_synthesised``); ``None``: as tissues on its own
         grid, for ``SynthesisSampler``.
+    key
+        As in ``Volumes.add``.
     """
     assert dataset.table is not None
     if number is not None:
-        volumes.add(*load_synthesised(case, dataset, number))
+        volumes.add(*load_synthesised(case, dataset, number), key=key)
         return
     tissues = load_tissues(case, dataset.table)
     labelled = (dataset.table.class_of > 0)[tissues]
     image = np.empty((0, *tissues.shape), np.float32)
-    volumes.add(image, tissues, foreground=labelled, spacing=own_spacing(case))
+    volumes.add(image, tissues, foreground=labelled, spacing=own_spacing(case), key=key)
 
 
 def reading_bytes(case: LabelledCase, voxels: int) -> int:

@@ -1,11 +1,12 @@
 """Training patches: where they are cut and how they are augmented. Random choices follow from (seed, step, sample).
 
-Volumes are in memory or, if the plan says so, in an uncompressed file of which only the patch is read.
+Volumes are in memory or, if the plan says so, in an uncompressed file of which only the patch is read, or in files of
+compressed chunks (``chunks``).
 """
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from apps.imaging.training.data import augmentation, chunks
 from apps.imaging.training.data.prepared import Classes, Image, is_foreground
 from apps.imaging.volumes.volume import Shape
 from common.training.distributed.world import ONE, World
@@ -24,10 +26,6 @@ FOREGROUND_SHARE = 1 / 3
 """Share of patches that are centred on a labelled voxel."""
 FOREGROUND_POINTS = 256
 """Labelled voxels of each case that may become centres."""
-WARP_SHARE = 0.3
-"""Share of patches that are rotated and scaled."""
-MARGIN = 1.25
-"""A patch that is rotated and scaled is cut from a region that is larger by this factor."""
 STORES = ("float32", "float16")
 """Types of the numbers in which prepared images are kept. ``float16`` is off by less than 0.001 below 4 standard
 deviations."""
@@ -35,11 +33,12 @@ deviations."""
 
 @dataclass(slots=True)
 class Volumes:
-    """Prepared cases, in memory (``file=None``) or in one file."""
+    """Prepared cases: in memory, in one ``file``, or in a ``folder`` with a file of compressed chunks for each."""
 
     file: Path | None = None
     store: str = STORES[0]
     """Of ``STORES``."""
+    folder: Path | None = None
     shapes: list[Shape] = field(default_factory=list)
     channels: int = 1
     points: list[npt.NDArray[np.int16]] = field(default_factory=list)
@@ -49,6 +48,7 @@ class Volumes:
     _images: list[npt.NDArray[np.floating]] = field(default_factory=list)
     _classes: list[Classes] = field(default_factory=list)
     _offsets: list[int] = field(default_factory=list)
+    _headers: list[chunks.Header] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.shapes)
@@ -60,6 +60,7 @@ class Volumes:
         *,
         foreground: npt.NDArray[np.bool_] | None = None,
         spacing: tuple[float, float, float] = (1.0, 1.0, 1.0),
+        key: str = "",
     ) -> None:
         """Store one case.
 
@@ -73,12 +74,21 @@ class Volumes:
             Mask (x, y, z) of the labelled voxels; ``None``: by their class.
         spacing
             Millimetres along the model's axes.
+        key
+            Digest by which a file of chunks is found again (``chunks.case_key``).
         """
-        self.channels, x, y, z = image.shape
-        self.spacings.append(spacing)
-        self.points.append(_spread(is_foreground(classes) if foreground is None else foreground))
-        self.shapes.append((x, y, z))
+        channels, x, y, z = image.shape
+        points = _spread(is_foreground(classes) if foreground is None else foreground)
         stored = image.astype(self.store, copy=False)
+        if self.folder is not None:
+            header = chunks.Header(key, (x, y, z), channels, self.store, spacing, points.tolist(), 0)
+            path = self.folder / f"{key}{chunks.SUFFIX}"
+            chunks.write_case(path, header, stored, classes)
+            written = chunks.read_header(path)
+            assert written is not None
+            self._include(written)
+            return
+        self._note((x, y, z), channels, points, spacing)
         if self.file is None:
             self._images.append(stored)
             self._classes.append(classes)
@@ -88,21 +98,68 @@ class Volumes:
             stream.write(stored.data)
             stream.write(classes.data)
 
+    def reuse(self, key: str) -> bool | None:
+        """Take a case that an earlier run has prepared.
+
+        Returns
+        -------
+        bool or None
+            True if there is one; ``None`` if its file is damaged or of another version.
+        """
+        path = None if self.folder is None else self.folder / f"{key}{chunks.SUFFIX}"
+        if path is None or not path.is_file():
+            return False
+        header = chunks.read_header(path)
+        if header is None or header.key != key:
+            return None
+        self._include(header)
+        return True
+
+    def _include(self, header: chunks.Header) -> None:
+        points = np.array(header.points, np.int16).reshape(-1, 3)
+        self._note(header.shape, header.channels, points, header.spacing)
+        self._headers.append(replace(header, points=()))
+
+    def _note(
+        self, shape: Shape, channels: int, points: npt.NDArray[np.int16], spacing: tuple[float, float, float]
+    ) -> None:
+        self.channels = channels
+        self.shapes.append(shape)
+        self.points.append(points)
+        self.spacings.append(spacing)
+
     def read(self, index: int, start: Shape, stop: Shape) -> tuple[Image, Classes]:
         """Read a region of one case, from voxel ``start`` to before ``stop``, within its bounds: image (channels, x, y,
         z) as float32, and classes (x, y, z)."""
         box = tuple(slice(low, high) for low, high in zip(start, stop, strict=True))
-        if self.file is None:
-            return self._images[index][:, *box].astype(np.float32, copy=False), self._classes[index][box]
-        image = np.empty((self.channels, *(part.stop - part.start for part in box)), self.store)
-        shape, offset = self.shapes[index], self._offsets[index]
-        size = prod(shape) * image.itemsize
-        with self.file.open("rb", buffering=0) as stream:
+        if self.file is None and self.folder is None:
+            image = self._images[index][:, *box]
+        else:
+            image = np.empty((self.channels, *(part.stop - part.start for part in box)), self.store)
             for number, channel in enumerate(image):
-                _read_box(stream.fileno(), offset + number * size, shape, box, channel)
-            classes = np.empty(image.shape[1:], np.uint8)
-            _read_box(stream.fileno(), offset + self.channels * size, shape, box, classes)
-        return image.astype(np.float32, copy=False), classes
+                self._read_part(index, number, box, channel)
+        return image.astype(np.float32, copy=False), self.read_classes(index, start, stop)
+
+    def read_classes(self, index: int, start: Shape, stop: Shape) -> Classes:
+        """Read the classes (x, y, z) of a region, as ``read`` does, without its image."""
+        box = tuple(slice(low, high) for low, high in zip(start, stop, strict=True))
+        if self.file is None and self.folder is None:
+            return self._classes[index][box]
+        classes = np.empty([part.stop - part.start for part in box], np.uint8)
+        self._read_part(index, self.channels, box, classes)
+        return classes
+
+    def _read_part(self, index: int, channel: int, box: chunks.Box, out: npt.NDArray[Any]) -> None:
+        """Read a region of a channel, or of the classes, which come after the last channel."""
+        if self.folder is not None:
+            header = self._headers[index]
+            chunks.read_chunks(self.folder / f"{header.key}{chunks.SUFFIX}", header, channel, box, out)
+            return
+        assert self.file is not None
+        shape = self.shapes[index]
+        offset = self._offsets[index] + channel * prod(shape) * np.dtype(self.store).itemsize
+        with self.file.open("rb", buffering=0) as stream:
+            _read_box(stream.fileno(), offset, shape, box, out)
 
 
 def _spread(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.int16]:
@@ -123,7 +180,7 @@ def _spread(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.int16]:
     return points
 
 
-def _read_box(file: int, offset: int, shape: Shape, box: tuple[slice, ...], out: npt.NDArray[Any]) -> None:
+def _read_box(file: int, offset: int, shape: Shape, box: chunks.Box, out: npt.NDArray[Any]) -> None:
     """Read a region of a C-ordered array of shape ``shape`` into ``out``, one run of rows for each x."""
     run = np.empty((out.shape[1], shape[2]), out.dtype)
     for plane, x in zip(out, range(box[0].start, box[0].stop), strict=True):
@@ -174,6 +231,8 @@ class Sampler:
     """Axes along which a patch may be reversed; leave out x where left and right are different labels."""
     world: World = ONE
     """The rank whose share of the batch is drawn."""
+    augment: str = augmentation.LIGHT
+    """Of ``augmentation.KINDS``."""
 
     def __call__(self, step: int) -> "list[Tensor]":
         """Draw this rank's samples of the batch of one step.
@@ -190,19 +249,18 @@ class Sampler:
         import torch
 
         index = int(random.integers(len(self.volumes)))
-        warp = turned(random) if random.random() < WARP_SHARE else None
-        size = self.patch if warp is None else tuple(round(edge * MARGIN) for edge in self.patch)
+        matrix = augmentation.placed(self.augment, random)
+        size = augmentation.region(self.augment, self.patch, matrix)
         values, members = (torch.from_numpy(array) for array in self._cut(random, index, size))
-        if warp is None:
+        if matrix is None:
             image.copy_(values)
             label.copy_(members)
         else:
-            _warp(values, members, warp, image, label)
+            augmentation.warp(values, members, matrix, image, label)
         axes = ["xyz".index(axis) for axis in self.mirror if random.random() < 0.5]
         image.copy_(image.flip([axis + 1 for axis in axes]))
         label.copy_(label.flip(axes))
-        for channel in image:
-            _vary(random, channel)
+        augmentation.vary(self.augment, random, image)
 
     def _cut(self, random: np.random.Generator, index: int, size: Sequence[int]) -> tuple[Image, Classes]:
         """Cut a region of ``size`` around a drawn centre; outside the volume are zeros (the mean, and background)."""
@@ -223,48 +281,3 @@ class Sampler:
         inside = tuple(slice(a - low, b - low) for a, b, low in zip(start, stop, corner, strict=True))
         whole_image[:, *inside], whole_classes[inside] = image, classes
         return whole_image, whole_classes
-
-
-def turned(random: np.random.Generator) -> npt.NDArray[np.float64]:
-    """Draw a matrix (3, 3): a rotation of up to 0.25 rad about each axis, and a scaling of up to 15 % along each."""
-    matrix = np.diag(random.uniform(0.85, 1.15, 3))
-    for first, second in ((0, 1), (0, 2), (1, 2)):
-        angle = random.uniform(-0.25, 0.25)
-        turn = np.eye(3)
-        turn[first, first] = turn[second, second] = np.cos(angle)
-        turn[first, second], turn[second, first] = -np.sin(angle), np.sin(angle)
-        matrix = turn @ matrix
-    return matrix
-
-
-def _warp(
-    values: "Tensor", members: "Tensor", matrix: npt.NDArray[np.float64], image: "Tensor", label: "Tensor"
-) -> None:
-    """Resample a region (image: channels, x, y, z) by a linear map about its centre into a patch."""
-    import torch
-    from torch.nn.functional import affine_grid, grid_sample
-
-    # grid_sample counts axes from the last and in half edges of the region.
-    edges = np.array(members.shape[::-1], float)
-    patch = np.array(label.shape[::-1], float)
-    theta = torch.from_numpy(matrix[::-1, ::-1] * patch / edges[:, None]).float()
-    grid = affine_grid(torch.nn.functional.pad(theta, (0, 1))[None], [1, 1, *label.shape], align_corners=False)
-    image.copy_(grid_sample(values[None], grid, "bilinear", "zeros", align_corners=False)[0])
-    label.copy_(grid_sample(members[None, None].float(), grid, "nearest", "zeros", align_corners=False)[0, 0])
-
-
-def _vary(random: np.random.Generator, image: "Tensor") -> None:
-    """Augment one channel's intensities in place: factor, offset, gamma and noise, each with its own probability."""
-    import torch
-
-    if random.random() < 0.5:
-        image *= random.uniform(0.8, 1.2)
-    if random.random() < 0.5:
-        image += random.uniform(-0.2, 0.2)
-    if random.random() < 0.3:
-        mean, deviation, low, high = image.mean(), image.std(), image.min(), image.max()
-        image.sub_(low).div_((high - low).clamp(min=1e-6)).pow_(random.uniform(0.7, 1.5))
-        image.sub_(image.mean()).mul_(deviation / image.std().clamp(min=1e-6)).add_(mean)
-    if random.random() < 0.2:
-        noise = random.standard_normal(tuple(image.shape), np.float32)
-        image += torch.from_numpy(noise) * random.uniform(0, 0.1)

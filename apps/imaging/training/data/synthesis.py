@@ -131,14 +131,14 @@ def _blurred(random: np.random.Generator, image: Field, spacing: Spacing) -> Fie
     if thick:
         sigmas[axis] = max(sigmas[axis], 0.4 * thickness)
     for along, sigma in enumerate(sigmas):
-        image = _gaussian(image, along, float(sigma))
+        image = gaussian(image, along, float(sigma))
     if thick:
         x, y, z = (max(1, round(size / thickness)) if n == axis else size for n, size in enumerate(image.shape))
         image = resample(resample(image, (x, y, z)), image.shape)
     return image
 
 
-def _gaussian(image: Field, axis: int, sigma: float) -> Field:
+def gaussian(image: Field, axis: int, sigma: float) -> Field:
     """Blur along one axis; beyond its ends the image is repeated."""
     radius = max(1, min(round(3 * sigma), image.shape[axis] - 1))
     weights = np.exp(-0.5 * (np.arange(radius + 1) / sigma) ** 2)

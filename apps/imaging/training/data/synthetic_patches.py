@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from apps.imaging.training.data.augmentation import turned
 from apps.imaging.training.data.label_table import LabelTable
-from apps.imaging.training.data.patch_sampling import Volumes, drawn, turned
+from apps.imaging.training.data.patch_sampling import Volumes, drawn
 from apps.imaging.training.data.synthesis import BEND, Spacing, Tissues, cut, paint
 from apps.imaging.volumes.volume import Shape
 from common.training.distributed.world import ONE, World
@@ -65,7 +66,7 @@ class SynthesisSampler:
                 matrix[:, "xyz".index(axis)] *= -1
         return cut(
             random,
-            lambda low, high: self.volumes.read(index, low, high)[1],
+            lambda low, high: self.volumes.read_classes(index, low, high),
             self.volumes.shapes[index],
             matrix=matrix,
             centre=points[random.integers(len(points), size=2)].mean(0),

@@ -107,6 +107,51 @@ def test_half_precision_takes_half_of_the_images(workload: Any, hippocampus: Pat
     assert changed == {"cases in memory", "loading a case"}
 
 
+def test_augmentation_counts_where_a_step_takes_less(workload: Any, hippocampus: Path, tmp_path: Path) -> None:
+    args = parser().parse_args([*_command(hippocampus, tmp_path), "--set", "augment=full"])
+    full = args.command.workload(args.command.request(args), MemoryBudget(1 << 40))
+    setting = next(iter(workload.settings()))
+    assert full.probes(setting) == workload.probes(setting)  # a known plan is known for every augmentation
+    for activations in (0.0, 40.0 * 48**3, 4000.0 * 48**3):
+        costs = {probe: _made_up(probe) for probe in full.probes(setting)}
+        for cost in costs.values():
+            cost["activations"] = min(cost.get("activations", 0.0), activations)
+        terms = {term.name: term.bytes for term in full.footprint(setting, costs).terms}
+        tensors = terms.get("activations", 0) + terms["operator workspace"]
+        sample = 46.375 * 48**3  # augmentation_bytes
+        assert terms.get("augmentation beyond a step", 0) == max(0, sample + 2 * 5 * 48**3 - tensors)
+
+
+def test_compressed_cases_are_the_users_choice_and_take_a_library_and_a_chunk(
+    workload: Any, hippocampus: Path, tmp_path: Path
+) -> None:
+    assert {setting["cache"] for setting in workload.settings()} == {"memory", "disk"}
+    args = parser().parse_args([*_command(hippocampus, tmp_path), "--cache", "compressed"])
+    chosen = args.command.workload(args.command.request(args), MemoryBudget(1 << 40))
+    assert {setting["cache"] for setting in chosen.settings()} == {"compressed"}
+    setting = next(iter(chosen.settings()))
+    assert chosen.probes(setting) == workload.probes(setting)
+    costs = {probe: _made_up(probe) for probe in chosen.probes(setting)}
+    on_disk, compressed = (
+        {term.name: term.bytes for term in one.footprint(setting | {"cache": cache}, costs).terms}
+        for one, cache in ((workload, "disk"), (chosen, "compressed"))
+    )
+    largest = max(chosen.shapes[0], key=prod)
+    cells = prod(-(-size // 32) for size in largest)
+    assert compressed == on_disk | {"Blosc": 3 * MIB, "a chunk": 3 * 4 * 32**3 + 16 * 2 * cells}
+
+
+def test_no_smaller_patch_is_named_that_a_network_cannot_normalise(hippocampus: Path, tmp_path: Path) -> None:
+    """Instance normalisation over one voxel, where the grid is coarsest, is an error."""
+    named = {}
+    for side in ("16", "32"):
+        words = ["train", str(hippocampus), "-o", str(tmp_path / "m"), "--network", "dynunet", "--patch", side]
+        args = parser().parse_args(words)
+        work = args.command.workload(args.command.request(args), MemoryBudget(1 << 40))
+        named[side] = [remedy for remedy, _ in work.remedies()]
+    assert named == {"16": [], "32": ["--patch 16,16,16", "--patch 16,16,16"]}
+
+
 def test_half_precision_is_for_normalised_images(hippocampus: Path, tmp_path: Path) -> None:
     shutil.copytree(hippocampus, tmp_path / "raw")
     (tmp_path / "raw" / "dataset.json").write_text(json.dumps({**DESCRIPTION, "modality": {"0": "noNorm"}}))

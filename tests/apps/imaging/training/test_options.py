@@ -26,6 +26,8 @@ def options(*arguments: str) -> TrainOptions:
         (["--set", "learning_rate=inf"], ["--set learning_rate=inf"]),
         (["--set", "mirror=xw"], ["mirror", "x", "y", "z"]),
         (["--set", "dice=voxel"], ["--set dice=voxel", "sample", "batch"]),
+        (["--set", "augment=heavy"], ["--set augment=heavy", "none", "light", "full"]),
+        (["--set", "augment=full", "--synthesize", "brain"], ["--set augment", "--synthesize"]),
         (["--set", "optimizer=sgd9"], ["sgd9"]),
         (["--set", "balance=2"], ["--set balance=2.0", "from 0", "to 1"]),
         (["--set", "speed=9"], ["--set speed=9", "learning_rate"]),

@@ -11,20 +11,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from apps.recsys.data.ingest import Facts
 from apps.recsys.models import search_space, weights
 from apps.recsys.models.als import ials
 from apps.recsys.planning.train import TrainWorkload, training_probes
-from apps.recsys.training import tpe, tuning
+from apps.recsys.training import tuning
 from apps.recsys.training.fit_factors import IterationCallback
-from apps.recsys.training.tpe import Trial
-from apps.recsys.training.tuning import Search, TrialLog
+from apps.recsys.training.tuning import Search
 from common.errors import EXIT_BAD_INPUT, BadInput, DoesNotFit, UsageError
 from common.memory.plan.plan import Plan
 from common.memory.process.budget import MIB, MemoryBudget
+from common.search import tpe, trials
+from common.search.space import Choice
+from common.search.tpe import Trial
+from common.search.trials import TrialLog
 from common.training.distributed.group import ALONE, Group
 from tests.apps.recsys import in_process
 from tests.apps.recsys.asked import train_request
@@ -101,18 +102,18 @@ def search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Sea
 def test_a_search_ends_with_the_best_of_its_trials(search: Callable[..., Search]) -> None:
     made = search()
     found = made.run()
-    trials = made.log.trials
-    assert len(trials) == 20 and trials[0].settings == tuning.searched_settings(work())
-    assert {trial.state for trial in trials} == {"done", "stopped", "skipped", "failed"}
-    for trial in trials:
+    tried = made.log.trials
+    assert len(tried) == 20 and tried[0].settings == tuning.searched_settings(work())
+    assert {trial.state for trial in tried} == {"done", "stopped", "skipped", "failed"}
+    for trial in tried:
         fits = trial.settings["factors"] <= 128
         assert (trial.state == "skipped") == (not fits)
         assert bool(trial.scores) == (trial.state in ("done", "stopped"))
-        assert trial.state != "done" or sorted(trial.scores) == made.rungs == [4, 8, 15]
+        assert trial.state != "done" or sorted(trial.scores) == made.terms.rungs == [4, 8, 15]
         assert trial.state != "failed" or trial.settings["weight"] == "binary"
-    done = [trial for trial in trials if trial.state == "done"]
+    done = [trial for trial in tried if trial.state == "done"]
     best = max(done, key=lambda trial: trial.reached)
-    assert best.reached > trials[0].reached
+    assert best.reached > tried[0].reached
     model = found.work.request.model
     assert (model.factors, model.hyper["alpha"]) == (best.settings["factors"], best.settings["alpha"])
     assert found.results["best"] == best.number
@@ -120,12 +121,12 @@ def test_a_search_ends_with_the_best_of_its_trials(search: Callable[..., Search]
     # a baseline, the supervisor, what the sampler takes, what trials leave behind (256 factors, histories of 30)
     left = (3 << 20) + 4096 * (256 - 64) + 8 * 256 * 30
     assert phases["suggest"] == 100 * MIB + (512 << 10) + (4 << 20) + (14 << 20) + left
-    fitted = [planned(work().with_settings(trial.settings)) for trial in trials if trial.state != "skipped"]
+    fitted = [planned(work().with_settings(trial.settings)) for trial in tried if trial.state != "skipped"]
     assert phases["tune"] == max(max(one.footprint.phases()[name] for name in ("fit", "validate")) for one in fitted)
     said = made.session.said  # type: ignore[attr-defined]
-    assert sum("far too large" in line for line in said) == sum(t.state == "skipped" for t in trials)
+    assert sum("far too large" in line for line in said) == sum(t.state == "skipped" for t in tried)
     says(said[-1], "best", best.number + 1, "ndcg@10")
-    (page,) = tuning.section({"results": {"tuning": json.loads(json.dumps(found.results))}}, Path())
+    (page,) = trials.section({"results": {"tuning": json.loads(json.dumps(found.results))}}, Path())
     assert page.count("<tr>") == 21 and page.count("best") == 1
 
 
@@ -143,16 +144,6 @@ def test_a_search_that_was_killed_goes_on_as_it_would_have(search: Callable[...,
     assert search("cut", data="another").log.trials == []
 
 
-def test_rungs() -> None:
-    assert [tuning.rungs(n) for n in (1, 2, 15, 40)] == [[1], [1, 2], [4, 8, 15], [10, 20, 40]]
-
-
-@given(st.lists(st.floats(0, 1), max_size=30), st.floats(0, 1))
-def test_less_than_half_of_those_known_is_better_than_one_that_goes_on(others: list[float], score: float) -> None:
-    better = sum(other > score for other in others)
-    assert tuning.promising(score, others) is (better == 0 or better + 1 <= (len(others) + 1) / 2)
-
-
 def test_every_space_is_of_settings_that_exist() -> None:
     from apps.recsys.models import bpr
     from apps.recsys.models.embedding import embedding_config
@@ -167,13 +158,13 @@ def test_every_space_is_of_settings_that_exist() -> None:
 
 
 def test_settings_lie_in_the_space() -> None:
-    trials = [
+    tried = [
         Trial(n, {**tuning.searched_settings(work()), "alpha": 1.0 + n}, {4: 0.1 * n}, "stopped") for n in range(10)
     ]
-    settings = tpe.ask(search_space.IALS, trials, seed=1)
-    assert settings == tpe.ask(search_space.IALS, trials, seed=1) != tpe.ask(search_space.IALS, trials, seed=2)
+    settings = tpe.ask(search_space.IALS, tried, seed=1)
+    assert settings == tpe.ask(search_space.IALS, tried, seed=1) != tpe.ask(search_space.IALS, tried, seed=2)
     for name, dimension in search_space.IALS.items():
-        if isinstance(dimension, search_space.Choice):
+        if isinstance(dimension, Choice):
             assert settings[name] in dimension.values
         else:
             assert dimension.low <= settings[name] <= dimension.high
@@ -202,7 +193,7 @@ def test_killed_and_continued_from_the_command_line(trained: Trained, run: Run, 
             terms = [term for term in record["plan"]["terms"] if phase["name"] in term["phases"]]
             predicted = sum(term["bytes"] for term in terms) + record["plan"]["reserve_bytes"]
             assert phase["peak_bytes"] <= predicted, phase
-    book = model / ".training" / tuning.FILE
+    book = model / ".training" / trials.FILE
     with started(trained.interactions, model, "250MiB", options) as process:
         wait_for(lambda: book.is_file() and book.read_text().count("\n") >= 4, process)
         os.killpg(process.pid, signal.SIGKILL)
@@ -233,8 +224,8 @@ def test_trials_measure_nothing_beside_what_they_train(trained: Trained, run: Ru
     cold = {"XDG_CACHE_HOME": str(tmp_path / "cache")}
     done = run("apps.recsys", "train", trained.interactions, "-o", tmp_path / "model", *options, env=cold)
     assert done.code == 0, done.err
-    trials = done.record["results"]["tuning"]["trials"]
-    assert len({trial["settings"]["factors"] for trial in trials if trial["scores"]}) > 1
+    tried = done.record["results"]["tuning"]["trials"]
+    assert len({trial["settings"]["factors"] for trial in tried if trial["scores"]}) > 1
     peaks = {phase["name"]: phase["peak_bytes"] for phase in done.record["measured"]["phases"]}
     assert "probe" in peaks
     terms = [term for term in done.record["plan"]["terms"] if {"tune", "*"} & set(term["phases"])]

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from apps.recsys.models.search_space import Choice, Dimension, Space
+from common.search.space import Choice, Dimension, Space
 
 DRAWN = 8
 """Number of trials drawn at random before their scores are used."""

@@ -6,12 +6,12 @@ run that was ended continues: trained folds stay, and an unfinished one goes on 
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
-from apps.imaging.commands.stages import OF_EACH_RUN, interruptible, run_child, same_settings, say
+from apps.imaging.commands.stages import OF_EACH_RUN, interruptible, others, run_child, same_settings, say
 from apps.imaging.models.networks.ensemble import MOST_MEMBERS
 from common.errors import EXIT_OK, BadInput, UsageError
 
@@ -35,6 +35,8 @@ def all_folds(text: str) -> Callable[[argparse.Namespace], int]:
 
 
 def _run(count: int, args: argparse.Namespace) -> int:
+    if args.tune:
+        raise UsageError("--all-folds: search with one --fold K/N and --tune first, and give all folds what it finds")
     if args.json or args.report:
         raise UsageError("--all-folds: give --json and --report with one --fold K/N")
     if args.dry_run:
@@ -44,7 +46,7 @@ def _run(count: int, args: argparse.Namespace) -> int:
 
 def _plan(count: int, args: argparse.Namespace) -> int:
     """Print the plan of each fold's training, up to the first that does not fit."""
-    words = _others(sys.argv[1:])
+    words = others(sys.argv[1:], "--all-folds")
     for number in range(count):
         say(args, f"fold {number}/{count}")
         code = run_child([*words, "--fold", f"{number}/{count}", "-o", str(args.output / f"fold_{number}")], out=True)
@@ -58,7 +60,7 @@ def _train_and_join(count: int, args: argparse.Namespace) -> int:
     settings = {name: value for name, value in vars(args).items() if name not in OF_EACH_RUN}
     begun = any(output.glob("fold_*"))
     same_settings(output, output / SETTINGS, {"folds": count, **settings}, begun=begun)
-    words = _others(sys.argv[1:])
+    words = others(sys.argv[1:], "--all-folds")
     folders = [output / f"fold_{number}" for number in range(count)]
     # The last one first: it is the one that has no cases where there are too few.
     for number, folder in reversed([*enumerate(folders)]):
@@ -81,12 +83,3 @@ def _trained(folder: Path) -> bool:
     with suppress(BadInput):
         return bool(read_manifest(folder))
     return False
-
-
-def _others(words: Sequence[str]) -> list[str]:
-    """The words of a command line without those that each training has of its own."""
-    parser = argparse.ArgumentParser(add_help=False)
-    parser.add_argument("-o", "--output")
-    parser.add_argument("--all-folds", nargs="?")
-    parser.add_argument("--resume", action="store_true")
-    return parser.parse_known_args(words)[1]
