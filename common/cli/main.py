@@ -37,7 +37,6 @@ from common.memory.plan.amend import GROWN, amended
 from common.memory.plan.divisible import plan_other
 from common.memory.plan.plan import Plan
 from common.memory.plan.plan_file import read_work
-from common.memory.plan.planner import Workload
 from common.memory.process import child, cuda, glibc, guard, libraries, meter, no_compiler, supervisor
 from common.memory.process.budget import BudgetError, MemoryBudget
 from common.memory.report.record import ABOVE, RunRecord, memory_line
@@ -304,9 +303,7 @@ def _plan_and_execute(args: argparse.Namespace, request: Any, record: RunRecord,
             record.budget = replace(record.budget, device_bytes=size)
         workload = command.workload(request, record.budget)
         if args.world.leads:
-            record.plan, workload = _choose(
-                args, planner.best_choice(workload, record.budget, costs), record.budget, costs
-            )
+            record.plan, workload = _choose(args, workload, record.budget, costs)
         if costs.exceeded:  # a run has never been above its ceiling, not even to measure
             raise DoesNotFit(ceiling=record.budget.host_bytes, smallest=record.plan)
     if costs.measured and record.plan is not None:
@@ -356,9 +353,10 @@ def _plan_and_execute(args: argparse.Namespace, request: Any, record: RunRecord,
 
 
 def _choose(
-    args: argparse.Namespace, workload: Workload, budget: MemoryBudget, costs: CostStore
-) -> tuple[Plan, Workload]:
-    """The plan, and the work that it is for: perhaps without the parts that do not fit."""
+    args: argparse.Namespace, workload: planner.Workload, budget: MemoryBudget, costs: CostStore
+) -> tuple[Plan, planner.Workload]:
+    """The plan, and the work that it is for: perhaps in a smaller size, or without the parts that do not fit."""
+    workload = planner.best_choice(workload, budget, costs)
     if args.plan is None:
         try:
             return planner.plan(workload, budget, costs, ahead=not args.dry_run), workload
