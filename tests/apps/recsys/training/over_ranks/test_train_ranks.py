@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 from apps.recsys.models import weights
+from apps.recsys.models.linear.spectral import response
 from tests.machine import wait_until
 from tests.messages import continued, says
 from tests.promise import predicted_closely
@@ -61,3 +63,31 @@ def test_factors_of_two_ranks_are_those_of_one_process(
     assert code == 0, said
     predicted_closely(json.loads((two / "run.json").read_text()))
     assert apart(two, alone) <= 1e-5
+
+
+@pytest.mark.parametrize("form", [("form=spectral", "degree_power=0.3", "saturation=0.1"), ("form=ease",)], ids=str)
+def test_linear_models_of_two_ranks_are_those_of_one_process(
+    form: tuple[str, ...], dataset: Callable[[str], Path], run: Run, tmp_path: Path
+) -> None:
+    """Weights to 1e-5 of the largest; of EASE its ridge too, which both choose on the same hidden items."""
+    given = [word for pair in form for word in ("--set", pair)]
+    linear = ("--model", "linear", *given, "--threads", 1, "--memory", "1GiB")
+    plays, alone, two = dataset("lastfm") / "plays.csv", tmp_path / "alone", tmp_path / "two"
+    linear = (*linear, "--min-item", 5, *(() if "form=ease" in form else ("--factors", 64)))
+    assert run("apps.recsys", "train", plays, "-o", alone, *linear).code == 0
+    code, said = ended(launch(2, "apps.recsys", ["train", plays, "-o", two, *linear]))
+    assert code == 0, said
+    records = [json.loads((path / "run.json").read_text()) for path in (alone, two)]
+    predicted_closely(records[1])
+    first, second = (record["results"]["model"]["hyper"] for record in records)
+    assert first == second
+    one, other = (multiplied(path, first["form"]) for path in (alone, two))
+    assert float(np.abs(one - other).max() / np.abs(one).max()) <= 1e-5
+
+
+def multiplied(model: Path, form: str) -> Any:
+    """The matrix by which a linear model multiplies a history, but for powers of the items' numbers of users."""
+    if form == "ease":
+        return np.load(model / "ease.npy")
+    vectors = weights.tensor(model / weights.WEIGHTS, weights.SPECTRUM)
+    return vectors * response(weights.read_eigenvalues(model / weights.WEIGHTS), 0.1) @ vectors.T
