@@ -99,7 +99,8 @@ class TrainRequest:
     def __post_init__(self) -> None:
         if self.world.size > 1:
             if self.model.kind not in OVER_RANKS:
-                raise UsageError(f"--model {self.model.kind}: several ranks train --model {' or '.join(OVER_RANKS)}")
+                kinds = f"{', '.join(OVER_RANKS[:-1])} or {OVER_RANKS[-1]}"
+                raise UsageError(f"--model {self.model.kind}: several ranks train --model {kinds}")
             if self.model.kind == "linear":
                 linear.check_over_ranks(self.model.hyper)
             if self.trials:
