@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -131,13 +131,14 @@ def factors(work: Path) -> dict[str, float]:
     return {"worst": float(np.abs(one - two).max() / np.abs(one).max())}
 
 
-def multiplied(model: Path) -> np.ndarray[Any, np.dtype[np.float32]]:
+def multiplied(model: Path) -> np.ndarray[Any, Any]:
     """The matrix by which a linear model multiplies a history, but for powers of the items' numbers of users."""
     if (model / ease.FILE).exists():
         return np.asarray(np.load(model / ease.FILE))
     file = model / weights.WEIGHTS
     vectors = weights.read(file, weights.SPECTRUM)
-    return (vectors * response(weights.read_eigenvalues(file), 0.1)) @ vectors.T
+    matrix: np.ndarray[Any, Any] = (vectors * response(weights.read_eigenvalues(file), 0.1)) @ vectors.T
+    return matrix
 
 
 def linear(work: Path) -> dict[str, float]:
@@ -208,7 +209,7 @@ def linear_memory(work: Path) -> dict[str, dict[str, Any]]:
 def lifetimes(work: Path) -> dict[str, float]:
     """Train over two ranks, of which one is killed, then stopped, after the first checkpoint; seconds until the job has
     ended."""
-    source, out, seconds = datasets.find("ml-1m"), work / "killed", {}
+    source, out, seconds = datasets.find("ml-1m"), work / "out", {}
     assert source is not None
     lasting = ("--model", "embedding", "--epochs", "100", "--threads", "1", "--memory", "1GiB")
     for name, number in (("killed", signal.SIGKILL), ("stopped", signal.SIGSTOP)):
@@ -239,13 +240,13 @@ def computing(out: Path, rank: int) -> int:
     raise RuntimeError(f"no process computes as rank {rank}")
 
 
-CASES = {
-    "embedding-shared": lambda: shared(WORK, validates=True),
-    "embedding-shared-unvalidated": lambda: shared(WORK, validates=False),
-    "ials-ranks": lambda: factors(WORK),
-    "linear-ranks": lambda: linear(WORK),
-    "linear-memory": lambda: linear_memory(WORK),
-    "killed-rank": lambda: lifetimes(WORK),
+CASES: Mapping[str, Callable[[], object]] = {
+    "embedding-shared": lambda: shared(WORK / "validated", validates=True),
+    "embedding-shared-unvalidated": lambda: shared(WORK / "unvalidated", validates=False),
+    "ials-ranks": lambda: factors(WORK / "ials"),
+    "linear-ranks": lambda: linear(WORK / "linear"),
+    "linear-memory": lambda: linear_memory(WORK / "memory"),
+    "killed-rank": lambda: lifetimes(WORK / "killed"),
 }
 
 if __name__ == "__main__":

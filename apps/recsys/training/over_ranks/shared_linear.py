@@ -189,7 +189,8 @@ def _scores(
         row[:] = counts[places] ** -power @ vectors[places]
     group.added(torch.from_numpy(coefficients))
     for candidate in candidates:
-        scores: NDArray[np.float32] = (coefficients * response(eigenvalues, candidate.saturation)) @ vectors.T
+        passed = response(eigenvalues, candidate.saturation)
+        scores: NDArray[np.float32] = np.matmul(coefficients * passed, vectors.T)
         scores *= counts**power
         yield candidate, scores
 
