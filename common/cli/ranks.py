@@ -8,6 +8,7 @@ import argparse
 import atexit
 import logging
 import os
+import signal
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -192,5 +193,7 @@ def leave(code: int, world: World) -> int:
     """Return the exit code; a rank of several ends here, as PyTorch may wait for ever while it takes a group down."""
     if world.size == 1:
         return code
+    for number in (signal.SIGINT, signal.SIGTERM):  # the launcher ends all ranks of which one has ended
+        signal.signal(number, signal.SIG_IGN)
     atexit._run_exitfuncs()
     os._exit(code or (EXIT_UNFORESEEN if streams.flush() else code))
