@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from common.engines.base import INT8, NETWORK, PLAIN_INT8, Array, DoubleBuffer, Output, Tile, read_head
+from common.engines.openvino_graph import split_concatenations
 from common.errors import BadInput, UsageError
 from common.memory.process import glibc
 
@@ -58,6 +59,7 @@ class OpenVinoEngine:
         if stored == "features" and output == "logits":
             assert head is not None
             model = _with_head(model, *read_head(model_dir, head))
+        split_concatenations(model)
         channels = model.input(0).partial_shape[1].get_length()
         model.reshape([1, channels, *tile])
         settings: dict[str, Any] = {

@@ -226,7 +226,8 @@ class _Search:
         """Return the plan that needs least.
 
         A setting that cannot be measured under the ceiling is estimated. If none can be estimated, or the libraries
-        alone exceed the ceiling, settings are measured outside the walls.
+        alone exceed the ceiling, settings are measured outside the walls. So are those that are slower than the least
+        that was measured by an earlier command, since they may need less.
         """
         indices = [ladder[-1] for ladder in self._ladders()]
         self._measure_together(index for index in indices if index not in self._priced)
@@ -236,7 +237,11 @@ class _Search:
         if not plans or _always(plans[0]) > self.ceiling:
             exact = {index: plan for index in indices if (plan := self._priced[index]) not in self._estimated}
             self._priced |= {index: exact.get(index) or self._price_beyond(index) for index in indices}
-            plans = [plan for plan in self._priced.values() if plan is not None]
+        elif not self._estimated:
+            for index in indices:
+                if self._priced[index] is None and index > self._least():
+                    self._priced[index] = self._price_beyond(index)
+        plans = [plan for plan in self._priced.values() if plan is not None]
         least = min(plans, key=lambda plan: plan.needed_bytes, default=None)
         if least is None:
             return None
@@ -245,6 +250,11 @@ class _Search:
             error = Term("estimate's error", int(ESTIMATE_ERROR * least.predicted_peak_bytes), "measured")
             least = replace(least, footprint=Footprint.of([*least.footprint.terms, error]))
         return replace(least, rejected=self._rejected(len(self._ordered)), offered=len(self._ordered))
+
+    def _least(self) -> int:
+        """Index of the priced setting that needs least."""
+        needed = {index: plan.needed_bytes for index, plan in self._priced.items() if plan is not None}
+        return min(needed, key=needed.__getitem__)
 
     def _ladders(self) -> list[list[int]]:
         """Group the indices of settings that differ in monotone knobs only, the fastest first."""

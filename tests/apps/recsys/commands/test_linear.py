@@ -103,13 +103,15 @@ def test_fewer_eigenvalues_under_a_smaller_ceiling(plays: Path, run: Run, tmp_pa
         "--dry-run",
         "--json",
     )
-    factors = [
-        run(*command, "--memory", size).record["plan"]["knobs"]["factors"] for size in ("500MiB", "118MiB", "110MiB")
-    ]
-    assert factors[0] == 256 and factors == sorted(factors, reverse=True) and factors[-1] < 256
     refused = run(*command, "--memory", "64MiB")
     assert refused.code == 3
-    done = run(*command[:-2], "--json", "--memory", refused.record["smallest_feasible_bytes"])
+    smallest = refused.record["smallest_feasible_bytes"]
+    factors = [
+        run(*command, "--memory", size).record["plan"]["knobs"]["factors"]
+        for size in (500 << 20, smallest + (4 << 20), smallest)
+    ]
+    assert factors[0] == 256 and factors == sorted(factors, reverse=True) and factors[-1] < 256
+    done = run(*command[:-2], "--json", "--memory", smallest)
     assert done.code == 0, done.err
     kept(done.record)
 
