@@ -276,6 +276,7 @@ def _run(args: argparse.Namespace, request: Any, budget: MemoryBudget, superviso
             record.exit_code, line = EXIT_USAGE, str(error)
             record.error = {"kind": "usage", "message": line}
         except LostRank as error:
+            interrupts.ignore()
             record.exit_code, line = EXIT_UNFORESEEN, str(error) if args.world.leads else None
             record.error = {"kind": "lost rank", "message": str(error)}
         except BrokenPipeError:  # the reader of the output has gone

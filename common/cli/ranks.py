@@ -8,14 +8,13 @@ import argparse
 import atexit
 import logging
 import os
-import signal
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from common.cli import streams
+from common.cli import interrupts, streams
 from common.errors import EXIT_DOES_NOT_FIT, EXIT_UNFORESEEN, EXIT_USAGE, DoesNotFit, UsageError
 from common.memory.plan.plan import Plan
 from common.memory.process import child, guard, supervisor
@@ -193,7 +192,6 @@ def leave(code: int, world: World) -> int:
     """Return the exit code; a rank of several ends here, as PyTorch may wait for ever while it takes a group down."""
     if world.size == 1:
         return code
-    for number in (signal.SIGINT, signal.SIGTERM):  # the launcher ends all ranks of which one has ended
-        signal.signal(number, signal.SIG_IGN)
+    interrupts.ignore()
     atexit._run_exitfuncs()
     os._exit(code or (EXIT_UNFORESEEN if streams.flush() else code))
