@@ -18,6 +18,7 @@ from jsonschema import Draft202012Validator
 
 from apps.imaging.commands import results as imaging_results
 from apps.imaging.models.manifest import ImagingManifest
+from apps.imaging.training.proposal.recipe_file import RecipeEntry
 from apps.recsys.commands import results as recsys_results
 from apps.recsys.models.manifest import RecommenderManifest
 from common import typed_json
@@ -120,6 +121,7 @@ def schemas() -> dict[str, dict[str, Any]]:
     return {
         "run": run_schema(),
         "imaging-model": schema("peakline: model.json of a segmentation model", ImagingManifest),
+        "imaging-recipe": schema("peakline: a recipe of imaging fingerprint", RecipeEntry),
         "recsys-model": schema("peakline: model.json of a recommender", RecommenderManifest),
     }
 

@@ -78,6 +78,8 @@ def segment(
     series: str | int | None = None,
     volume: int | None = None,
     repair: Sequence[str] | None = None,
+    allow_quality_loss: str | float | None = None,
+    variants: str | os.PathLike[str] | None = None,
     threads: int | None = None,
 ) -> Segmentation:
     """Segment one image, as ``imaging infer`` does, in a process of its own.
@@ -116,6 +118,12 @@ def segment(
     repair
         What to repair instead of refusing: ``"tilt"`` and ``"spacing"`` of a DICOM series, a contradictory NIfTI
         ``"header"``.
+    allow_quality_loss
+        Where the model does not fit, a variant that ``imaging compress --measure`` found to lose no more of its mean
+        Dice takes its place: ``"0.5%"``, or a number of percent. None by default. ``record["plan"]["knobs"]`` says
+        which was taken.
+    variants
+        The folder of the model's variants; by default ``variants`` in its own folder.
     threads
         CPU threads, all by default.
 
@@ -144,8 +152,8 @@ def segment(
     edges = None if tile is None else [tile] if isinstance(tile, int) else list(tile)
     named = {"roi-subset": roi_subset, "tile": edges, "overlap": overlap, "batch": batch, "engine": engine}
     named |= {"precision": precision, "tta": tta, "remove-small": remove_small, "series": series, "repair": repair}
-    named |= {"volume": volume}
-    named |= {"threads": threads}
+    named |= {"volume": volume, "allow-quality-loss": allow_quality_loss, "threads": threads}
+    named |= {"variants": None if variants is None else os.fspath(variants)}
     options = [f"--{name}={_text(choice)}" for name, choice in named.items() if choice is not None]
     options += ["--fast"] if fast else []
     command.budget_of(memory)

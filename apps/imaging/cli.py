@@ -3,6 +3,7 @@
 import argparse
 
 from apps.imaging.commands import bench, compress, ensemble, evaluate, export, infer, inspect, merge, train
+from apps.imaging.commands.datasets import fingerprint
 from common import __version__
 from common.cli import fetch_bench, main
 from common.cli.arguments import IntermixedParser
@@ -14,6 +15,7 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="imaging", description=about, epilog=main.EPILOG)
     top.add_argument("--version", action="version", version=f"peakline {__version__}")
     commands = top.add_subparsers(metavar="COMMAND", required=True, parser_class=IntermixedParser)
+    fingerprint.add(commands)
     train.add(commands)
     ensemble.add(commands)
     infer.add(commands)

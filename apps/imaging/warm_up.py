@@ -209,6 +209,22 @@ def evaluate() -> None:
     del apps
 
 
+def fingerprint() -> None:
+    """One pass over a labelled data set."""
+    _command_line()
+    import gzip
+
+    import numpy as np
+
+    import apps.imaging.planning.fingerprint
+
+    gzip.decompress(gzip.compress(bytes(1 << 16)))
+    _nifti_header()
+    values = np.arange(8, dtype=np.float32)
+    np.percentile(values, [1.0]), np.unique(values, return_counts=True), np.median(values)
+    del apps
+
+
 def trace() -> None:
     """Networks and steps that are only traced; since no operator runs then, none has to run here."""
     import torch

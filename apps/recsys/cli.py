@@ -11,7 +11,7 @@ from apps.recsys.data import splits, staging
 from apps.recsys.evaluation import metrics
 from apps.recsys.models.embedding import embedding_config
 from apps.recsys.planning import model_options
-from apps.recsys.planning.compressing.request import BITS, ROUNDS, CompressRequest
+from apps.recsys.planning.compressing.request import BITS, LAYERS, ROUNDS, SCALAR, CompressRequest
 from apps.recsys.planning.questions.export import FORMS, IDS, ExportRequest
 from apps.recsys.planning.questions.recommend_requests import RecommendAllRequest, RecommendRequest
 from apps.recsys.planning.requests import PROTOCOLS, EvaluateRequest, SimilarRequest, split_ids
@@ -163,6 +163,12 @@ def _compress(parser: argparse.ArgumentParser) -> None:
     bits = "instead: the mean bits of a number, shared out alike"
     size.add_argument("--bits", type=int, choices=BITS, help=bits)
     add("--dimensions", type=main.positive, metavar="D", help="most dimensions (default: all that get a bit)")
+    codes = (
+        f"form of the codes (default {SCALAR}: a level of each dimension): product, an entry of a code book for each"
+        " group of dimensions; residual, two entries that are added. For comparison: of as many bytes they lose more in"
+        " all that was measured but one (docs/techniques.md), so --target-bytes alone never takes them"
+    )
+    add("--codes", choices=tuple(LAYERS), default=SCALAR, help=codes)
     rounds = f"ials: times that users and items are solved again around the codes (default {ROUNDS})"
     add("--rounds", type=_not_negative, metavar="N", help=rounds)
     scan = "a large catalogue: also write the files by which it is scanned, a byte a number on disk and none in memory"

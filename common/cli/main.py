@@ -234,6 +234,8 @@ def _simple(args: argparse.Namespace) -> int:
         return _fail(args, "usage", str(error), EXIT_USAGE)
     except BadInput as error:
         return _fail(args, "input", str(error), EXIT_BAD_INPUT)
+    except BrokenPipeError:  # the reader of the output has gone
+        return streams.silence(sys.stdout)
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
 
@@ -242,8 +244,8 @@ def _fail(args: argparse.Namespace, kind: str, message: str, code: int) -> int:
     """An ending before there is a meter: one line, and a minimal record with ``--json``."""
     ranks.say_last(f"{_name(args)}: {message}", getattr(args, "world", World()))
     if getattr(args, "json", False):
-        record = {"peakline": __version__, "command": _name(args), "exit_code": code}
-        streams.write_json(record | {"error": {"kind": kind, "message": message}})
+        about = {"peakline": __version__, "command": _name(args), "exit_code": code}
+        streams.write_json(about | {"error": {"kind": kind, "message": message}})
     return code
 
 
@@ -276,17 +278,14 @@ def _run(args: argparse.Namespace, request: Any, budget: MemoryBudget, superviso
             record.exit_code, line = EXIT_USAGE, str(error)
             record.error = {"kind": "usage", "message": line}
         except LostRank as error:
-            interrupts.ignore()
-            record.exit_code, line = EXIT_UNFORESEEN, str(error) if args.world.leads else None
-            record.error = {"kind": "lost rank", "message": str(error)}
+            record.exit_code, (line, record.error) = EXIT_UNFORESEEN, ranks.lost(error, args.world)
         except BrokenPipeError:  # the reader of the output has gone
             streams.silence(sys.stdout)
         except BadInput as error:
             record.exit_code, line = EXIT_BAD_INPUT, str(error)
             record.error = {"kind": "input", "message": error.public}
         except Exception as error:
-            record.exit_code = EXIT_UNFORESEEN
-            line, record.error = failures.describe(error, getattr(args, "output", None), verbose=args.verbose)
+            record.exit_code, line, record.error = failures.describe(error, args)
     if record.exit_code == EXIT_OK and gauge.peak_bytes > budget.host_bytes:
         line = explain.excess_text(record.plan, gauge.peaks, budget.host_bytes)
         record.exit_code, record.error = EXIT_UNFORESEEN, {"kind": ABOVE, "message": line}
@@ -356,7 +355,8 @@ def _plan_and_execute(args: argparse.Namespace, request: Any, record: RunRecord,
 def _choose(
     args: argparse.Namespace, workload: Workload, budget: MemoryBudget, costs: CostStore
 ) -> tuple[Plan, Workload]:
-    """The plan, and the work that it is for: perhaps without the parts that do not fit."""
+    """The plan, and the work that it is for: perhaps in a smaller size, or without the parts that do not fit."""
+    workload = planner.best_choice(workload, budget, costs)
     if args.plan is None:
         try:
             return planner.plan(workload, budget, costs, ahead=not args.dry_run), workload

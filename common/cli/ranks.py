@@ -177,6 +177,12 @@ def wait_without_wall(world: World) -> None:
         guard.lift_hard_wall()
 
 
+def lost(error: LostRank, world: World) -> tuple[str | None, dict[str, str]]:
+    """Return the line of a rank that has lost another, and its record's error; signals are ignored from now on."""
+    interrupts.ignore()
+    return str(error) if world.leads else None, {"kind": "lost rank", "message": str(error)}
+
+
 def end(group: Group, gauge: PeakMeter, results: dict[str, Any]) -> None:
     """Collect the ranks' peaks into the record's ``results``, and leave the group."""
     if not group.several:

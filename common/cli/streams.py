@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any, TextIO
 
+from common.errors import EXIT_OK
 from common.terminal import escaped
 
 
@@ -77,10 +78,11 @@ def flush() -> OSError | None:
     return next((error for error in _broken if not isinstance(error, BrokenPipeError)), None)
 
 
-def silence(stream: TextIO) -> None:
-    """Send a stream to ``/dev/null`` from now on, with what it has buffered."""
+def silence(stream: TextIO) -> int:
+    """Send a stream to ``/dev/null`` from now on, with what it has buffered; returns 0, the exit code of success."""
     with suppress(OSError, ValueError):
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, stream.fileno())
         os.close(null)
         stream.flush()
+    return EXIT_OK

@@ -30,7 +30,8 @@ def split_concatenations(model: Any) -> int:
             continue
         joined, weights = node.input_value(0).get_node(), node.input_value(1).get_node().get_data()
         options = node.get_attributes()
-        first, total = 0, None
+        first = 0
+        total: Any = None
         for part in joined.input_values():
             last = first + part.get_partial_shape()[1].get_length()
             kernel = ops.constant(np.ascontiguousarray(weights[:, first:last]))

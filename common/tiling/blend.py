@@ -82,6 +82,31 @@ class _Axis:
         return self.starts[number + 1] if number + 1 < len(self.starts) else self.starts[number] + self.tile
 
 
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """The part of a tile that lies in a cell."""
+
+    cell: Cell
+    cut: tuple[slice, slice, slice]
+    """Of the tile."""
+    begins: bool
+    """True if the tile is the cell's first."""
+    ends: bool
+    """True if it is the last, which becomes the sum itself."""
+    waits: bool
+    """True if the next tile of the cell is in another row, or column."""
+
+    def join(self, values: Array, sums: Array) -> None:
+        """Add a tile's weighted values (..., x, y, z) to the cell's sums, or the sums to the last tile's values."""
+        mine = values[(..., *self.cut)]
+        if self.begins:
+            sums[...] = mine
+        elif self.ends:
+            mine += sums
+        else:
+            sums += mine
+
+
 class BoundedBlend(AbstractContextManager["BoundedBlend"]):
     """The weighted mean of overlapping tiles, finished box by box.
 
@@ -152,33 +177,52 @@ class BoundedBlend(AbstractContextManager["BoundedBlend"]):
         self._next += 1
         k, i, j = self._order[index]
         numbers = (i, j, k)
-        tile *= self._weights
         weight = self._weights.copy()
         pieces = [self._axes[axis].pieces(numbers[axis]) for axis in range(3)]
-        for (a, along_x), (b, along_y), (c, along_z) in product(*pieces):
-            self._add_cell((a, b, c), numbers, tile[:, along_x, along_y, along_z], weight[along_x, along_y, along_z])
+        parts = [
+            self._part((a, b, c), numbers, (along_x, along_y, along_z))
+            for (a, along_x), (b, along_y), (c, along_z) in product(*pieces)
+        ]
+        known = self._add_held(parts, tile, weight)  # first: what ends there makes room for what is read or begins
+        for part in parts:
+            if part.cell not in known and not (part.begins and part.ends):
+                self._add_cell(part, tile, weight)
         return self._finish(numbers, tile, weight)
 
-    def _add_cell(self, cell: Cell, numbers: Shape, values: Array, weight: Array) -> None:
-        """Add a cell's partial sum to this tile's values; store it again if another tile follows."""
+    def _add_held(self, parts: list["_Part"], tile: Array, weight: Array) -> set[Cell]:
+        """Weigh the tile and add it to the cells that are in memory, which are returned."""
+        held = [(part, self._load_cell(part.cell, ())) for part in parts if part.cell in self._cells]
+        for channel, values in enumerate(tile):  # one at a time, which stays in the processor's cache
+            values *= self._weights
+            for part, sums in held:
+                part.join(values, sums[channel])
+        for part, sums in held:
+            part.join(weight, sums[-1])
+            if not part.ends:
+                self._store_cell(part, sums)
+        return {part.cell for part, _ in held}
+
+    def _part(self, cell: Cell, numbers: Shape, cut: tuple[slice, slice, slice]) -> "_Part":
         first = tuple(int(axis.first[interval]) for axis, interval in zip(self._axes, cell, strict=True))
         last = tuple(int(axis.last[interval]) for axis, interval in zip(self._axes, cell, strict=True))
-        if numbers != first:
-            partial = self._load_cell(cell, (len(values) + 1, *weight.shape))
-            values += partial[:-1]
-            weight += partial[-1]
-        elif numbers != last:
-            partial = np.empty((len(values) + 1, *weight.shape), np.float32)
-        if numbers != last:
-            partial[:-1], partial[-1] = values, weight
-            self._store_cell(cell, partial, waits=numbers[self._same : 2] == last[self._same : 2])
+        waits = numbers[self._same : 2] == last[self._same : 2]
+        return _Part(cell, cut, numbers == first, numbers == last, waits)
 
-    def _store_cell(self, cell: Cell, partial: Array, *, waits: bool) -> None:
-        if waits and self._spill is not None:
-            self._spill.write(cell, partial)
+    def _add_cell(self, part: "_Part", tile: Array, weight: Array) -> None:
+        """Begin a cell, or add to one whose partial sums are in the file."""
+        shape = (len(tile) + 1, *weight[part.cut].shape)
+        sums = np.empty(shape, np.float32) if part.begins else self._load_cell(part.cell, shape)
+        part.join(tile, sums[:-1])
+        part.join(weight, sums[-1])
+        if not part.ends:
+            self._store_cell(part, sums)
+
+    def _store_cell(self, part: "_Part", sums: Array) -> None:
+        if part.waits and self._spill is not None:
+            self._spill.write(part.cell, sums)
             return
-        self._cells[cell] = partial
-        self.resident_bytes += partial.nbytes
+        self._cells[part.cell] = sums
+        self.resident_bytes += sums.nbytes
 
     def _load_cell(self, cell: Cell, shape: tuple[int, ...]) -> Array:
         partial = self._cells.pop(cell, None)

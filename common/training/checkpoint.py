@@ -40,7 +40,7 @@ def save(
     import torch
     from safetensors.torch import save_file
 
-    tensors: dict[str, Tensor] = {NETWORK + name: tensor for name, tensor in network.state_dict().items()}
+    tensors: dict[str, Tensor] = {NETWORK + name: tensor for name, tensor in distinct(network).items()}
     tensors |= {
         f"{OPTIMIZER}{index}.{key}": value
         for index, values in optimizer.state_dict()["state"].items()
@@ -50,11 +50,25 @@ def save(
     tensors[RANDOM] = torch.get_rng_state()
     seen: set[int] = set()
     for name, tensor in tensors.items():
-        # A module registered twice (DynUNet's blocks) appears under both names.
         tensors[name] = tensor.clone() if tensor.data_ptr() in seen else tensor.contiguous()
         seen.add(tensor.data_ptr())
     with atomic_file(path) as temporary:
         save_file(tensors, temporary, {"state": json.dumps(state)})
+
+
+def distinct(network: "torch.nn.Module") -> "dict[str, Tensor]":
+    """Return a network's parameters and buffers, each under the first of its names.
+
+    A module that is registered twice has two (DynUNet's blocks), or four (nnU-Net's encoders).
+    """
+    first = _first_names(network)
+    return {name: tensor for name, tensor in network.state_dict().items() if first[name] == name}
+
+
+def _first_names(network: "torch.nn.Module") -> dict[str, str]:
+    """By each name of a parameter or buffer, the first one."""
+    first: dict[int, str] = {}
+    return {name: first.setdefault(id(own), name) for name, own in network.state_dict(keep_vars=True).items()}
 
 
 def read_state(path: Path) -> dict[str, Any]:
@@ -105,6 +119,7 @@ def apply(
         if key.startswith(OPTIMIZER):
             index, _, name = key.removeprefix(OPTIMIZER).partition(".")
             states.setdefault(int(index), {})[name] = value
+    weights |= {name: weights[first] for name, first in _first_names(network).items() if first in weights}
     try:
         network.load_state_dict(weights)
         optimizer.load_state_dict({**optimizer.state_dict(), "state": states})

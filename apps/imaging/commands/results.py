@@ -29,6 +29,18 @@ class TrainResults(TypedDict):
     ranks: NotRequired[RanksJson]
 
 
+class FingerprintResults(TypedDict):
+    """Results of ``imaging fingerprint``."""
+
+    cases: Count
+    """That were read."""
+    classes: Count
+    spacing: list[float]
+    """Millimetres of the proposed grid."""
+    patches: list[list[int]]
+    """From the largest to the smallest."""
+
+
 class StudyResults(TypedDict):
     """One study."""
 
@@ -123,6 +135,7 @@ class CompressResults(TypedDict):
 
 
 RESULTS: Mapping[str, tuple[Any, ...]] = {
+    "imaging fingerprint": (FingerprintResults,),
     "imaging train": (TrainResults,),
     "imaging infer": (InferResults,),
     "imaging evaluate": (EvaluateResults,),

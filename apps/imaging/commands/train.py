@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from apps.imaging.commands.all_folds import FOLDS, all_folds
 from apps.imaging.commands.arguments import class_table, duration, fold, voxel_size
 from apps.imaging.planning import baselines
-from apps.imaging.training.options import HYPER, STEPS, TrainOptions
+from apps.imaging.training.options import HYPER, STEPS, Levels, TrainOptions
 from common import model_folder
 from common.cli import main, ranks
 from common.cli.session import CommandSession
@@ -24,7 +24,7 @@ DESCRIPTION = """Train on a data set in the layout of the Medical Segmentation D
 nnU-Net (CASE_0000.nii.gz, CASE_0001.nii.gz, ... are a case's channels; voxels of the label "ignore" do not count), or
 on label maps alone, of which images of any contrast are synthesised."""
 NETWORK = "segresnet"
-NETWORKS = (NETWORK, "dynunet", "basicunet", "unet")
+NETWORKS = (NETWORK, "dynunet", "basicunet", "unet", "plainconvunet", "residualencoderunet")
 
 
 def add(commands: Any) -> None:
@@ -63,13 +63,16 @@ def add(commands: Any) -> None:
         metavar="MODEL",
         help="learn from this model's predictions too (soft labels), as after imaging compress --prune",
     )
+    recipe_help = "network, patches, spacing and normalisation from a file that imaging fingerprint has written"
+    one.add_argument("--recipe", type=Path, metavar="FILE", help=recipe_help)
     one.add_argument("--patch", type=main.triple, metavar="X,Y,Z", help="voxels per patch (default: the median case)")
     one.add_argument(
         "--layers",
         action="append",
         default=[],
         metavar="NAME=N[,N...]",
-        help="an argument of the network (segresnet: init_filters=8, blocks_down=1,1,1,1 with blocks_up=1,1,1)",
+        help="an argument of the network (segresnet: init_filters=8, blocks_down=1,1,1,1 with blocks_up=1,1,1; dynunet:"
+        " strides=1,2x2x1,2)",
     )
     spacing_help = "size of the network's voxels in mm (default: the cases' median)"
     one.add_argument("--spacing", type=voxel_size, metavar="X,Y,Z", help=spacing_help)
@@ -112,6 +115,8 @@ def add(commands: Any) -> None:
 def _options(args: argparse.Namespace) -> TrainOptions:
     hyper = main.parse_settings(args.set, HYPER)
     micro_batch, accumulate = args.micro_batch, args.accumulate
+    if args.recipe and ((micro_batch and accumulate) or any(pair.startswith("batch=") for pair in args.set)):
+        raise UsageError("--recipe: the file has the batch; edit it, and leave out --set batch or --accumulate")
     if micro_batch and accumulate:
         hyper["batch"] = micro_batch * accumulate * args.world.size
     elif accumulate:
@@ -120,7 +125,8 @@ def _options(args: argparse.Namespace) -> TrainOptions:
         dataset=args.dataset,
         output=args.output,
         synthesize=args.synthesize,
-        network=args.network or (None if args.init else NETWORK),
+        network=args.network or (None if args.init or args.recipe else NETWORK),
+        recipe=args.recipe,
         layers=_layers(args.layers),
         init=args.init,
         distill=args.distill,
@@ -147,15 +153,18 @@ def _options(args: argparse.Namespace) -> TrainOptions:
     )
 
 
-def _layers(pairs: Sequence[str]) -> dict[str, list[int]]:
-    """Arguments of a network: whole numbers with commas between them."""
-    chosen = {}
+def _layers(pairs: Sequence[str]) -> dict[str, Levels]:
+    """Arguments of a network: whole numbers with commas between them, or three with an x for the axes of a level."""
+    chosen: dict[str, Levels] = {}
     for pair in pairs:
         name, _, text = pair.partition("=")
         try:
-            chosen[name] = [int(part) for part in text.split(",")]
+            levels = [[int(size) for size in part.split("x")] for part in text.split(",")]
+            chosen[name] = [sizes if len(sizes) > 1 else sizes[0] for sizes in levels]
         except ValueError:
-            raise UsageError(f"--layers {pair}: expected NAME=N or NAME=N,N,... with whole numbers") from None
+            raise UsageError(
+                f"--layers {pair}: expected NAME=N or NAME=N,N,... with whole numbers, NxNxN for axes"
+            ) from None
     return chosen
 
 

@@ -85,19 +85,31 @@ def choose_tiles(grids: Sequence[NetworkGrid], tiles: int) -> list[list[int]]:
 def gathered(
     options: CompressOptions, model: ImagingModel, grids: Sequence[NetworkGrid], session: Session
 ) -> Iterator[tuple[Tiles, int]]:
-    """Read the tiles to disk; yields what reads them again, and their number."""
+    """Read the tiles to disk; yields what reads them again, and their number.
+
+    Raises
+    ------
+    BadInput
+        No tile has two values.
+    """
     if not grids:
         yield lambda: iter(()), 0
         return
     shape = (1, len(model.channels), *model.patch)
     with tempfile.TemporaryFile(dir=options.output) as stored:
-        count = 0
+        count, varied = 0, False
         with session.phase(CALIBRATE), session.progress(total=len(grids), unit="volume", label="compress") as bar:
             for grid, numbers in zip(grids, choose_tiles(grids, options.tiles), strict=True):
                 for tile in _tiles(grid, model, numbers, options.output):
                     stored.write(tile.data)
-                    count += 1
+                    count, varied = count + 1, varied or bool(tile.min() < tile.max())
                 bar.update(1)
+        if not varied:
+            raise BadInput(
+                f"--calibration {options.calibration}: each of the {count} tiles that were read has one value alone"
+                " (values that are not finite count as zero), so that nothing can be measured on them",
+                public="calibration images of one value",
+            )
 
         def tiles() -> Iterator[Array]:
             stored.seek(0)

@@ -160,7 +160,7 @@ def run(request: ShrinkRequest, session: Session) -> dict[str, object]:
     if all(results[f"{kind}_after"] >= results[f"{kind}_before"] for kind in kinds):  # type: ignore[operator]
         session.say(f"no file is smaller than before: {described(options)} has nothing to save here")
     if options.prune is not None or options.drop_blocks:
-        trained_here = model.network in registry.NETWORKS
+        trained_here = model.network in registry.NETWORKS and model.convention == "monai"
         how = "; fine-tune it (imaging train --init, or compress --finetune DATASET_DIR)" if trained_here else ""
         session.say(f"its labels have changed{how}")
     return results

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from apps.imaging.models.model_folder import CARD, ImagingModel
-from apps.imaging.models.networks import registry
+from apps.imaging.models.networks import nnunet, registry
 from apps.imaging.volumes.intensity import Operation
 from common import __version__
 from common.errors import UsageError
@@ -33,6 +33,8 @@ def check_exportable(model: ImagingModel, name: Path) -> None:
     """
     if model.network not in registry.NETWORKS or model.convention != "monai":
         raise UsageError(f"{name}: only models that imaging train made become a MONAI bundle; --as onnx takes any")
+    if model.network in nnunet.NETWORKS:
+        raise UsageError(f"{name}: {model.network} is nnU-Net's network and none of MONAI's; --as onnx takes it")
     if registry.RESHAPED in model.arguments:
         raise UsageError(f"{name}: its network was made smaller, which MONAI's arguments cannot say; --as onnx can")
     if "members" in model.arguments:

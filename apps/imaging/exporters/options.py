@@ -42,7 +42,7 @@ class ExportRequest:
     def __post_init__(self) -> None:
         if self.form == "nnunet":
             raise UsageError(
-                "--as nnunet: nnU-Net loads its own networks only, and imaging train has none of these;"
+                "--as nnunet: nnU-Net turns, resamples and blends images in its own way, not as imaging train does;"
                 " --as bundle and --as onnx write what MONAI and ONNX Runtime load"
             )
         if self.precision is not None and self.form != "onnx":

@@ -128,6 +128,8 @@ class InferOptions:
         several = self.further_models or self.labels is not None or self.task or self.crop_first
         if self.quality_loss and several:
             raise UsageError("--allow-quality-loss: variants take the place of one model, not of several networks")
+        if self.variants is not None and not self.variants.is_dir():
+            raise UsageError(f"--variants {self.variants}: no such folder")
         if self.quality_loss and self.fast:
             raise UsageError("--allow-quality-loss: not with --fast; losses are those at the model's own resolution")
         if self.further_models and self.labels is None and not self.task:

@@ -27,7 +27,7 @@ def check_members(models: Sequence[ImagingModel]) -> None:
         raise UsageError(f"an ensemble has 2 to {MOST_MEMBERS} models, not {len(models)}")
     first, *others = models
     for model in models:
-        if model.network not in registry.NETWORKS or "members" in model.arguments:
+        if model.network not in registry.NETWORKS or model.convention != "monai" or "members" in model.arguments:
             raise UsageError(f"{model.directory}: not a single network of imaging train, as members of an ensemble are")
     for model in others:
         for name in SAME:
@@ -64,10 +64,11 @@ def write_ensemble(models: Sequence[ImagingModel], directory: Path) -> Mapping[s
     manifests: list[dict[str, Any]] = [{**read_manifest(model.directory)} for model in models]
     trainings = [manifest.get("training", {}) for manifest in manifests]
     validated = cross_validation(trainings)
-    step = registry.divisor(first.network, first.arguments)
     directory.mkdir(parents=True, exist_ok=True)
     with scratch_directory(directory, NETWORK) as draft:
-        export_onnx(first.network, network, draft / NETWORK, tile=(2 * step, 2 * step, 2 * step))
+        export_onnx(
+            first.network, network, draft / NETWORK, tile=registry.smallest_tile(first.network, first.arguments)
+        )
         (draft / NETWORK).replace(directory / NETWORK)
     write_model(
         directory,

@@ -6,6 +6,7 @@ names another folder: variants are looked for in one folder that the user gave, 
 
 import math
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -112,5 +113,8 @@ def _models(folder: Path) -> Iterator[Path]:
         return
     base = folder.resolve()
     for path in inside:
-        if (path / MANIFEST).is_file() and all(one.resolve().is_relative_to(base) for one in (path, *path.iterdir())):
+        inner = False
+        with suppress(OSError, RuntimeError):  # a folder that may not be read, a link to itself
+            inner = all(one.resolve().is_relative_to(base) for one in (path, *path.iterdir()))
+        if inner and (path / MANIFEST).is_file():
             yield path

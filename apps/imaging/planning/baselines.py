@@ -16,6 +16,7 @@ TRAIN_WITH_EVENTS = "apps.imaging.warm_up:train_with_events"
 RANKS = "apps.imaging.warm_up:train_over_ranks"
 RANKS_WITH_EVENTS = "apps.imaging.warm_up:train_over_ranks_with_events"
 TRACE = "apps.imaging.warm_up:trace"
+FINGERPRINT = "apps.imaging.warm_up:fingerprint"
 EVALUATE = "apps.imaging.warm_up:evaluate"
 ENSEMBLE = "apps.imaging.warm_up:ensemble"
 

@@ -10,7 +10,7 @@ from itertools import product
 from math import prod
 from typing import Any
 
-from apps.imaging.models.networks.registry import divisor
+from apps.imaging.models.networks.registry import divisors
 from apps.imaging.models.stored_weights import stored_parameters
 from apps.imaging.planning import baselines, sharing
 from apps.imaging.planning.tiles import smaller, text
@@ -116,7 +116,18 @@ class TrainWorkload:
                 "cache": cache,
                 "allocator": allocator,
             }
+            if options.recipe is not None:
+                setting["patch"] = text(self.request.recipe.patch)
             yield from [setting | {STATES: one} for one in self._states(setting)] if several else [setting]
+
+    def choices(self) -> "list[tuple[TrainWorkload, list[Setting]]]":
+        """The patches of the recipe's file, from the best to the smallest, each with the settings that need least."""
+        return [(work, work._leanest()) for work in map(TrainWorkload, self.request.choices)]
+
+    def _leanest(self) -> list[Setting]:
+        """For each precision the setting that is expected to need least."""
+        slowest = sorted(self.settings(), key=lambda setting: (-int(setting["micro_batch"]), self.seconds(setting)))
+        return list({str(setting["amp"]): setting for setting in slowest}.values())
 
     def _states(self, setting: Setting) -> tuple[str, ...]:
         """Values of the knob ``STATES``. A rank that has a part must do as many passes as all others, without
@@ -153,6 +164,7 @@ class TrainWorkload:
             "store": "float32",
             "synthesis": "",
             "spacing": None,
+            "normalisation": "",
             "distillation": 1.0,
             "temperature": 2.0,
             "teacher": {**recipe["teacher"], "weights": ""} if recipe["teacher"] else None,
@@ -282,7 +294,7 @@ class TrainWorkload:
     def remedies(self) -> Iterator[tuple[str, Workload]]:
         """Smaller patches: the network then sees less around each voxel."""
         recipe = self.request.recipe
-        for patch in smaller(recipe.patch, (divisor(recipe.network, recipe.arguments),) * 3):
+        for patch in smaller(recipe.patch, divisors(recipe.network, recipe.arguments)):
             yield f"--patch {text(patch)}", TrainWorkload(self.request.with_patch(patch))
 
     def seconds(self, setting: Setting) -> float:

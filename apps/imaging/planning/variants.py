@@ -1,5 +1,6 @@
 """Compressed variants in place of a model that does not fit (``imaging infer --allow-quality-loss``)."""
 
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,6 +11,8 @@ from apps.imaging.planning.infer import InferWorkload
 from common.errors import BadInput, UsageError
 from common.memory.plan.plan import Setting
 from common.memory.plan.planner import Workload
+
+log = logging.getLogger("peakline")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +42,15 @@ class ReplaceableWorkload(InferWorkload):
 
     def substitutes(self) -> Iterator[VariantWorkload]:
         """The variants whose loss the user allows, the smallest first."""
-        for variant in self._variants():
-            if variant.is_within(self.request.options.quality_loss) and (work := self._with(variant)) is not None:
+        allowed, variants = self.request.options.quality_loss, self._variants()
+        if allowed and not variants:
+            log.warning(
+                "--allow-quality-loss: %s has no measured variant of this model that is as fast; imaging compress"
+                " --measure makes one",
+                self._folder,
+            )
+        for variant in variants:
+            if variant.is_within(allowed) and (work := self._with(variant)) is not None:
                 yield work
 
     def remedies(self) -> Iterator[tuple[str, Workload]]:
@@ -50,10 +60,13 @@ class ReplaceableWorkload(InferWorkload):
                 yield f"--allow-quality-loss {variant.percent} takes {variant}", work
         yield from InferWorkload.remedies(self)
 
+    @property
+    def _folder(self) -> Path:
+        return self.folder or self.request.model.model.directory / FOLDER
+
     def _variants(self) -> list[Variant]:
         """The variants that were not slower than the model. One that is heavier does not fit where that does not."""
-        model = self.request.model.model
-        found = find_variants(self.folder or model.directory / FOLDER, model)
+        found = find_variants(self._folder, self.request.model.model)
         return [variant for variant in found if not variant.is_slower]
 
     def _with(self, variant: Variant) -> VariantWorkload | None:

@@ -356,9 +356,8 @@ def _write(
     glibc.trim()
     with session.phase(EXPORT):
         draft = output / WORK / NETWORK
-        step = registry.divisor(recipe.network, recipe.arguments)
-        export_onnx(recipe.network, network, draft, tile=(2 * step, 2 * step, 2 * step))
-        head = registry.NETWORKS[recipe.network].head
+        export_onnx(recipe.network, network, draft, tile=registry.smallest_tile(recipe.network, recipe.arguments))
+        head = registry.head_name(recipe.network, network)
         labels = [
             replace(label, value=value)
             for value, label in zip(dataset.labels, labels_from_names(list(dataset.labels.values())), strict=True)

@@ -39,6 +39,8 @@ CHOICES = {
     "quantise": ("off", "int8"),
 }
 """Values of hyper-parameters that are words."""
+Levels = list[int | list[int]]
+"""A number for each level of a network, or three where the axes differ."""
 STEPS = 2000
 """Optimiser steps, if the user says neither steps nor epochs nor a time."""
 
@@ -59,7 +61,7 @@ class TrainOptions:
     """The class table of label maps whose images are synthesised; ``None``: the data set has images."""
     network: str | None
     """``None``: that of ``init``."""
-    layers: Mapping[str, list[int]]
+    layers: Mapping[str, Levels]
     """Arguments of the network that differ from its defaults, as lists also where it takes a number."""
     init: Path | None
     """The model whose weights the training starts from."""
@@ -67,6 +69,8 @@ class TrainOptions:
     """Voxels along the model's axes; ``None``: the median case."""
     spacing: tuple[float, float, float] | None
     """Millimetres along the model's axes; ``None``: the cases' median, or that of ``init``."""
+    recipe: Path | None = None
+    """The file with network, patches, spacing and normalisation (``imaging fingerprint``)."""
     fold: tuple[int, int] | None
     """``(K, N)``: hold out part K of N; ``None``: train on every case."""
     steps: int | None
@@ -142,6 +146,13 @@ class TrainOptions:
                 raise UsageError(f"--set {name}={value}: must be {' or '.join(words)}")
         if self.init is not None and (self.layers or self.spacing):
             raise UsageError("--layers and --spacing: those of the model that --init names are used; leave them out")
+        if self.recipe is not None and (
+            self.network or self.layers or self.spacing or self.patch or self.init or self.synthesize
+        ):
+            raise UsageError(
+                "--recipe: the file has network, layers, spacing and patch; edit it, and leave out --network, --layers,"
+                " --spacing, --patch, --init and --synthesize"
+            )
         if (self.patience or self.keep == "best") and (self.fold is None or not self.validation_cases):
             raise UsageError("--set patience and keep=best need validations: a fold, and validation_cases above 0")
         self.world.check_batch(self.batch)

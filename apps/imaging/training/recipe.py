@@ -71,6 +71,8 @@ class Recipe:
     """SHA-256 of the class table by which images are synthesised; empty: they are read."""
     spacing: tuple[float, float, float] | None = None
     """Millimetres of the network's grid that the user chose; ``None``: they follow from the data."""
+    normalisation: str = ""
+    """SHA-256 of the operations on intensities that a file has; empty: they follow from the data."""
     teacher: Mapping[str, Any] | None = None
     """``network``, ``arguments`` and SHA-256 of the ``weights`` of the model whose predictions are soft labels;
     ``None``: there is none."""
@@ -116,6 +118,7 @@ def make_step(
         True if each of them has a part of the parameters and of the optimiser's states (``sharding``).
     """
     network = registry.build(recipe.network, recipe.arguments)
+    registry.initialise(recipe.network, network)
     if recipe.quantise == "int8":
         from common.compression.networks import fake_quantisation
 
@@ -155,23 +158,26 @@ def block_costs(recipe: Recipe, network: "torch.nn.Module") -> list[Segment]:
     import torch
 
     parameter = next(network.parameters())
-    side = 2 * registry.divisor(recipe.network, recipe.arguments)
-    image = parameter.new_zeros(1, recipe.arguments["in_channels"], side, side, side)
+    sides = registry.smallest_tile(recipe.network, recipe.arguments)
+    image = parameter.new_zeros(1, recipe.arguments["in_channels"], *sides)
     with torch.enable_grad(), frozen_statistics(network):
         return recomputation.measure(network, registry.blocks(recipe.network, network), lambda: network(image))
 
 
-def default_patch(dataset: Dataset, step: int) -> Shape:
+def default_patch(dataset: Dataset, divisors: Shape) -> Shape:
     """The median case, with sides that the network can halve, and at most ``PATCH_VOXELS``.
 
     Parameters
     ----------
-    step
-        Number of which the network needs multiples.
+    divisors
+        Numbers of which the network needs multiples, along each axis.
     """
     shapes = np.array([case.shape(dataset.spacing) for case in dataset.cases])
-    step = math.lcm(step, 8)
-    patch = [max(step, math.ceil(size / step) * step) for size in np.median(shapes, 0)]
+    # Multiples of 8, but along an axis that the network halves less often than others.
+    steps = [math.lcm(one, 8) if one == max(divisors) else one for one in divisors]
+    sizes = zip(np.median(shapes, 0), steps, strict=True)
+    patch = [max(step, math.ceil(size / step) * step) for size, step in sizes]
     while math.prod(patch) > PATCH_VOXELS:
-        patch[int(np.argmax(patch))] -= step
+        longest = int(np.argmax(patch))
+        patch[longest] -= steps[longest]
     return patch[0], patch[1], patch[2]

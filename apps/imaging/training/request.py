@@ -5,13 +5,16 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from apps.imaging.models.networks import registry
+from apps.imaging.models.model_folder import ImagingModel
+from apps.imaging.models.networks import nnunet, registry
 from apps.imaging.training import starting_model
 from apps.imaging.training.data.dataset import Dataset, LabelledCase, Warn, read_dataset
+from apps.imaging.training.data.facts import intensity_operations
 from apps.imaging.training.data.label_maps import read_label_maps
 from apps.imaging.training.data.label_table import read_table
-from apps.imaging.training.data.prepared import Operations, intensity_operations
-from apps.imaging.training.options import STEPS, TrainOptions
+from apps.imaging.training.data.prepared import Operations
+from apps.imaging.training.options import STEPS, Levels, TrainOptions
+from apps.imaging.training.proposal.proposal import Choice, Proposal, read_proposal
 from apps.imaging.training.recipe import Recipe, default_patch
 from apps.imaging.volumes.volume import Shape
 from common.errors import UsageError
@@ -36,6 +39,8 @@ class TrainRequest:
     options: TrainOptions
     data: TrainingData
     recipe: Recipe
+    others: tuple[Choice, ...] = ()
+    """Smaller patches of the file that ``options.recipe`` names, with the arguments of the network for each."""
 
     @classmethod
     def of(cls, options: TrainOptions) -> "TrainRequest":
@@ -59,23 +64,15 @@ class TrainRequest:
         dataset = _dataset(options, warn)
         if start is not None:
             dataset = starting_model.on_grid_of(dataset, start)
+        proposed = _proposal(options, dataset, start, warn)
+        options, dataset = replace(options, batch=proposed.batch), replace(dataset, spacing=proposed.spacing)
+        nnunet.check_installed(proposed.network)
         training, held_out = dataset.split(options.fold)
-        if start is None:
-            network = options.network or ""
-            sizes = {"in_channels": len(dataset.channels), "out_channels": len(dataset.labels)}
-            layers = {name: _like_default(network, name, numbers) for name, numbers in options.layers.items()}
-            arguments = registry.arguments(network, layers, **sizes)
-        else:
-            network, arguments = start.network, starting_model.arguments_of(start, dataset)
-        divisor = registry.divisor(network, arguments)
-        patch = options.patch or default_patch(dataset, divisor)
-        if any(size % divisor for size in patch):
-            sides = ",".join(map(str, patch))
-            raise UsageError(f"--patch {sides}: each side must be a multiple of {divisor} for {network}")
+        (patch, arguments), *others = proposed.choices
         epoch = -(-len(training) // options.batch)
         steps = options.steps or (options.epochs * epoch if options.epochs else STEPS)
         recipe = Recipe(
-            network=network,
+            network=proposed.network,
             arguments=arguments,
             patch=patch,
             batch=options.batch,
@@ -98,19 +95,22 @@ class TrainRequest:
             store=options.store,
             init=start.weights_sha256 if start else "",
             synthesis=dataset.table.sha256 if dataset.table else "",
-            spacing=options.spacing,
+            spacing=proposed.spacing if options.recipe else options.spacing,
+            normalisation=proposed.normalisation_sha256 if options.recipe else "",
             distillation=options.distillation,
             temperature=options.temperature,
             quantise=options.quantise,
         )
-        operations = start.intensities if start else intensity_operations(dataset, dataset.cases)
+        operations = proposed.operations
         if options.distill is not None:
-            teacher, dataset = starting_model.read_teacher(options.distill, dataset, operations, patch)
+            teacher, dataset = starting_model.read_teacher(
+                options.distill, dataset, operations, [one for one, _ in proposed.choices]
+            )
             recipe = replace(recipe, teacher=teacher)
         if options.store == "float16" and not all(operations):
             raise UsageError("--set store=float16: a channel that is not normalised (noNorm) does not fit into it")
         data = TrainingData(dataset, training, held_out, operations)
-        return cls(options, data, recipe)
+        return cls(options, data, recipe, tuple(others))
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -126,6 +126,32 @@ class TrainRequest:
         """The same with another patch."""
         return replace(self, recipe=replace(self.recipe, patch=patch))
 
+    @property
+    def choices(self) -> "list[TrainRequest]":
+        """A request for each patch of the recipe's file, in its order; this one alone if there is no other."""
+        further = [replace(self.recipe, patch=patch, arguments=arguments) for patch, arguments in self.others]
+        return [replace(self, recipe=recipe, others=()) for recipe in (self.recipe, *further)]
+
+
+def _proposal(options: TrainOptions, dataset: Dataset, start: ImagingModel | None, warn: Warn) -> Proposal:
+    """Network, patches and normalisation: of the recipe's file, of the model to start from, or of the options."""
+    if options.recipe is not None:
+        proposed = read_proposal(options.recipe, dataset, warn)
+        if len(proposed.choices) > 1 and options.world.size > 1:
+            raise UsageError(f"--recipe {options.recipe}: several choices; over several ranks it must have one")
+        return proposed
+    if start is None:
+        network = options.network or ""
+        sizes = {"in_channels": len(dataset.channels), "out_channels": len(dataset.labels)}
+        layers = {name: _like_default(network, name, numbers) for name, numbers in options.layers.items()}
+        arguments = registry.arguments(network, layers, **sizes)
+    else:
+        network, arguments = start.network, starting_model.arguments_of(start, dataset)
+    patch = options.patch or default_patch(dataset, registry.divisors(network, arguments))
+    registry.check_patch("--patch", patch, network, arguments)
+    operations = start.intensities if start else intensity_operations(dataset, dataset.cases)
+    return Proposal(network, dataset.spacing, options.batch, operations, ((patch, arguments),))
+
 
 def _dataset(options: TrainOptions, warn: Warn) -> Dataset:
     """The headers of the data set, with images or of label maps alone, on the spacing that the user chose."""
@@ -137,7 +163,7 @@ def _dataset(options: TrainOptions, warn: Warn) -> Dataset:
     return replace(dataset, spacing=options.spacing) if options.spacing else dataset
 
 
-def _like_default(network: str, name: str, numbers: list[int]) -> int | list[int]:
+def _like_default(network: str, name: str, numbers: Levels) -> int | list[int] | Levels:
     """Numbers of ``--layers`` as the network's argument takes them: a list, or the one number."""
     default = registry.NETWORKS[network].defaults.get(name)
     return numbers if isinstance(default, list) or len(numbers) != 1 else numbers[0]

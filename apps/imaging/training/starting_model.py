@@ -66,7 +66,10 @@ def arguments_of(model: ImagingModel, dataset: Dataset) -> dict[str, Any]:
 
 
 def read_teacher(
-    directory: Path, dataset: Dataset, operations: "Sequence[Sequence[Mapping[str, Any]]]", patch: Shape
+    directory: Path,
+    dataset: Dataset,
+    operations: "Sequence[Sequence[Mapping[str, Any]]]",
+    patches: Sequence[Shape],
 ) -> tuple[dict[str, Any], Dataset]:
     """Describe the model whose predictions are soft labels, for ``Recipe.teacher``; name the classes as it does.
 
@@ -74,8 +77,8 @@ def read_teacher(
     ----------
     operations
         On the intensities of each channel.
-    patch
-        Voxels of the patches that it will see.
+    patches
+        Voxels of the patches of which it will see one kind.
 
     Raises
     ------
@@ -103,9 +106,11 @@ def read_teacher(
                 f"--distill {directory}: its {what} ({its[what]}) differ from those of the training ({value})",
                 public=f"{what} of the model to learn from",
             )
-    if any(size % step for size, step in zip(patch, registry.divisors(model.network, model.arguments), strict=True)):
-        sides = "x".join(map(str, patch))
-        raise BadInput(f"--distill {directory}: its network does not take patches of {sides}", public="patch")
+    steps = registry.divisors(model.network, model.arguments)
+    for patch in patches:
+        if any(size % step for size, step in zip(patch, steps, strict=True)):
+            sides = "x".join(map(str, patch))
+            raise BadInput(f"--distill {directory}: its network does not take patches of {sides}", public="patch")
     described = {"network": model.network, "arguments": dict(model.arguments), "weights": model.weights_sha256}
     return described, replace(dataset, labels={label.value: label.name for label in model.labels})
 

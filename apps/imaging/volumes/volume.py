@@ -91,8 +91,13 @@ def block_planes(volume: Volume) -> int:
     return max(1, min(z, BLOCK_BYTES // (x * y * volume.dtype.itemsize)))
 
 
-def blocks(volume: Volume) -> Iterator[npt.NDArray[np.float32]]:
+def blocks(volume: Volume, planes: int | None = None) -> Iterator[npt.NDArray[np.float32]]:
     """Pass over a volume once.
+
+    Parameters
+    ----------
+    planes
+        Of a block; ``None``: as many as ``block_planes`` says.
 
     Yields
     ------
@@ -100,12 +105,12 @@ def blocks(volume: Volume) -> Iterator[npt.NDArray[np.float32]]:
         The image's values as float32.
     """
     x, y, z = volume.shape
-    buffer = np.empty((block_planes(volume), y, x), volume.dtype)
+    buffer = np.empty((planes or block_planes(volume), y, x), volume.dtype)
     with volume.open() as reader:
         for start in range(0, z, len(buffer)):
-            planes = buffer[: min(len(buffer), z - start)]
-            reader.read(planes)
-            yield scaled(volume, planes)
+            block = buffer[: min(len(buffer), z - start)]
+            reader.read(block)
+            yield scaled(volume, block)
 
 
 def scaled(volume: Volume, planes: npt.NDArray[Any]) -> npt.NDArray[np.float32]:

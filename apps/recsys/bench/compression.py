@@ -23,6 +23,10 @@ def suite() -> Suite:
     for ratio, size, most in RATIOS:
         argv = ["-m", module, WORK, "ials", size]
         compression.case(f"recsys-{ratio}x", argv, ceiling=ceiling, bounds=(Bound("result.loss", at_most=most),))
+    for codes in ("product", "residual"):
+        for _, size, _ in RATIOS:
+            argv = ["-m", module, WORK, "ials", size, "--codes", codes]
+            compression.case(f"recsys-{codes}-{size}-bytes", argv, ceiling=ceiling)
     for size, least in ((66, 0.172), (34, 0.165)):
         argv = ["-m", module, WORK, "gowalla-256", size]
         bound = Bound("result.recall", at_least=least)
@@ -32,6 +36,7 @@ def suite() -> Suite:
         compression.case(
             f"recsys-ml-1m-{size}-bytes", argv, ceiling=ceiling, bounds=(Bound("result.kept", at_least=least),)
         )
+    compression.case("recsys-embedding-codes", ["-m", module, WORK, "ml-1m-embedding", 33], ceiling=ceiling)
     module = "apps.recsys.bench.quality.structured"
     for form in structured.FORMS[:-1]:
         compression.case(f"recsys-{form}", ["-m", module, WORK, "ml-1m", form, 33], ceiling=ceiling)

@@ -16,7 +16,7 @@ from apps.recsys.models.scan import stored as scan_files
 from apps.recsys.models.top_k import top_k
 from apps.recsys.planning.baselines import SCORING, TRAINING, warm_up_for
 from apps.recsys.planning.compressing.file_workload import CompressFileWorkload
-from apps.recsys.planning.compressing.request import ROUNDS, CompressRequest
+from apps.recsys.planning.compressing.request import LAYERS, ROUNDS, SCALAR, CompressRequest
 from apps.recsys.planning.compressing.workload import LISTED, LISTED_USERS, CompressWorkload
 from apps.recsys.training.compressing.encode import Compression, Encoded
 from apps.recsys.training.compressing.least_squares import STATE, Checkpoint
@@ -90,13 +90,14 @@ def _compress(session: CommandSession[CompressRequest, CompressWorkload]) -> dic
                 scratch=scratch.path,
                 row_bytes=work.row_bytes,
                 dimensions=request.dimensions,
+                layers=LAYERS[request.codes],
                 rounds=ROUNDS if request.rounds is None else request.rounds,
                 checkpoint=checkpoint,
                 session=session,
             ).run()
             weights.write(scratch.path / weights.WEIGHTS, made.tensors)
             results = _sizes(manifest, made, request.model, scratch.path)
-            fields = _fields(manifest, made)
+            fields = _fields(manifest, made, request.codes)
             del made
             glibc.trim()
         for name in manifest["files"]:
@@ -119,10 +120,11 @@ def _compress(session: CommandSession[CompressRequest, CompressWorkload]) -> dic
     return {**results, "model": {"kind": work.kind, **fields}}
 
 
-def _fields(manifest: RecommenderManifest, made: Encoded) -> dict[str, Any]:
+def _fields(manifest: RecommenderManifest, made: Encoded, codes: str) -> dict[str, Any]:
     """Fields of the new ``model.json``."""
     fields = {name: manifest[name] for name in ModelFields.__annotations__ if name in manifest}  # type: ignore[literal-required]
-    return {**fields, "factors": made.factors, "codes": dict(made.codes)}
+    form = {} if codes == SCALAR else {"code_form": codes}
+    return {**fields, "factors": made.factors, "codes": dict(made.codes), **form}
 
 
 def _sizes(manifest: RecommenderManifest, made: Encoded, model: Path, scratch: Path) -> dict[str, Any]:
@@ -205,8 +207,8 @@ def _lines(results: Mapping[str, Any]) -> list[str]:
         lines.append("larger: the codes take more than what they replace; keep the model as it was")
     if "in_common" in results:
         lines.append(
-            f"lists: {results['in_common']:.1%} of the {LISTED} best items of {LISTED_USERS} users stay; without"
-            " held-out items no quality was measured"
+            f"lists: {results['in_common']:.1%} of the {LISTED} best items stay, of at most {LISTED_USERS} users;"
+            " without held-out items no quality was measured"
         )
     for name in NAMED:
         if name in results["metrics"]:

@@ -9,13 +9,12 @@ from apps.recsys.models.coded import implicit_file, stored
 from apps.recsys.models.coded.implicit_file import ITEMS, USERS
 from apps.recsys.models.top_k import top_k
 from apps.recsys.planning.compressing.file_workload import LIST_BLOCK, CompressFileWorkload
-from apps.recsys.planning.compressing.request import CompressRequest
+from apps.recsys.planning.compressing.request import LAYERS, CompressRequest
 from apps.recsys.planning.compressing.workload import LISTED, LISTED_USERS
 from apps.recsys.training.compressing import vectors
 from apps.recsys.training.compressing.encode import described
 from common import files
 from common.cli.session import CommandSession
-from common.compression.row_codes import RowCodes
 
 if TYPE_CHECKING:
     import numpy as np
@@ -33,7 +32,8 @@ def workload(request: CompressRequest) -> CompressFileWorkload:
         As ``CompressRequest.file_bytes``.
     """
     shapes = implicit_file.shapes(request.model)
-    return CompressFileWorkload(request, shapes, request.file_bytes(shapes[ITEMS][1]))
+    rows = min(shape[0] for shape in shapes.values())
+    return CompressFileWorkload(request, shapes, request.file_bytes(shapes[ITEMS][1], rows))
 
 
 def execute(session: CommandSession[CompressRequest, CompressFileWorkload]) -> dict[str, Any]:
@@ -57,7 +57,7 @@ def execute(session: CommandSession[CompressRequest, CompressFileWorkload]) -> d
             vectors.rotate(rows, axes)
         importance = {ITEMS: values, USERS: np.einsum("ij,ij->j", items, items, dtype=np.float64)}
         del items, users, rows
-        budget = vectors.Budget(work.row_bytes, request.dimensions)
+        budget = vectors.Budget(work.row_bytes, request.dimensions, LAYERS[request.codes])
         made = vectors.encoded_alike(
             matrices, importance, budget, by_length=(ITEMS,), cosine=False, last=False, after_each=check
         )
@@ -73,7 +73,10 @@ def execute(session: CommandSession[CompressRequest, CompressFileWorkload]) -> d
 
 
 def _results(
-    request: CompressRequest, shapes: Mapping[str, tuple[int, int, int]], made: Mapping[str, RowCodes], in_common: float
+    request: CompressRequest,
+    shapes: Mapping[str, tuple[int, int, int]],
+    made: Mapping[str, stored.Coded],
+    in_common: float,
 ) -> dict[str, Any]:
     """What the record and the printed lines have, as for a model folder."""
     codes = made[ITEMS]

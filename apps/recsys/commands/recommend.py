@@ -153,8 +153,12 @@ def inspect(args: argparse.Namespace) -> int:
     model_folder.verify(args.model, manifest)
     size = sum(entry["bytes"] for entry in manifest["files"].values())
     hyper = ", ".join(f"{name}={value}" for name, value in manifest["hyper"].items())
+    codes = sum(manifest.get("codes", {}).values())
+    stored = (
+        f"{manifest.get('code_form', 'scalar')} codes, {codes} bytes an item" if codes else f"{manifest['table']} table"
+    )
     for line in (
-        f"{manifest['kind']}, {manifest['factors']} factors ({manifest['table']} table), made by {manifest['made_by']}",
+        f"{manifest['kind']}, {manifest['factors']} factors ({stored}), made by {manifest['made_by']}",
         f"{manifest['users']:,} users, {manifest['items']:,} items, {manifest['interactions']:,} interactions",
         f"{hyper}, split {manifest['split']}, seed {manifest['seed']}",
         *([f"attributes: {listed(found)}"] if (found := manifest.get("attributes")) else []),

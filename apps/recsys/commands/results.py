@@ -194,7 +194,7 @@ class CompressedRows(TypedDict):
     bytes: Annotated[int, ("minimum", 1)]
     """Bytes of each with its scale."""
     bits: Mapping[str, Count]
-    """Number of bits -> dimensions that have as many."""
+    """Number of bits -> dimensions, or entries of code books, that have as many."""
 
 
 class CompressResults(TypedDict):

@@ -129,7 +129,7 @@ def _extended(path: Path, rows: NDArray[np.int32], items: int) -> dict[str, Any]
 
 def _recoded(tensors: Mapping[str, Any], path: Path, hyper: Mapping[str, Any]) -> dict[str, Any]:
     """The weights of a linear model with its spectrum as codes, with as many bits of each column as in a file."""
-    (bits,) = coded.read(path, weights.SPECTRUM).grid.bits
+    (bits,) = coded.read_levels(path, weights.SPECTRUM).grid.bits
     rows = tensors[weights.SPECTRUM]
     rows *= code_weights(tensors[weights.EIGENVALUES], hyper["form"], float(hyper["saturation"]))
     importance = column_deviations(rows).astype("f8") ** 2
@@ -213,6 +213,7 @@ def execute(session: CommandSession[UpdateRequest, UpdateWorkload]) -> Mapping[s
         changed |= {"feedback": session.workload.folded} if session.workload.folded else {}
         if is_coded(manifest):
             changed["codes"] = {name: coded.row_size(coded.of_tensors(tensors, name)) for name in manifest["codes"]}
+            changed |= {"code_form": manifest["code_form"]} if "code_form" in manifest else {}
         with session.phase("write"):
             weights.write(work.directory / weights.WEIGHTS, tensors)
         del tensors  # the evaluation loads its own

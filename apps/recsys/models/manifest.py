@@ -44,6 +44,8 @@ class ModelFields(TypedDict):
     """Table of the vectors in training."""
     codes: NotRequired[Mapping[str, Count]]
     """Bytes of an item in each matrix of item vectors that ``recsys compress`` made codes; absent: none is codes."""
+    code_form: NotRequired[Literal["product", "residual"]]
+    """How code books make them; absent: levels of each dimension."""
     cosine: NotRequired[bool]
     """True if vectors are brought to unit length before they are compared."""
     items: Annotated[int, ("minimum", 1)]
@@ -159,6 +161,8 @@ def check_hyper(directory: Path, manifest: RecommenderManifest) -> RecommenderMa
     codes = manifest.get("codes", {})
     if not set(codes) <= set(CODED.get(kind, ())) or min(codes.values(), default=2) < 2:
         raise BadInput(f"{path}: codes that a model of its kind cannot have", public="model manifest invalid")
+    if "code_form" in manifest and (not codes or kind == "linear"):
+        raise BadInput(f"{path}: code books that a model of its kind cannot have", public="model manifest invalid")
     if not manifest["factors"] and (kind != "linear" or manifest["hyper"]["form"] == "spectral"):
         raise BadInput(f"{path}: factors must be at least 1", public="model manifest invalid")
     return manifest

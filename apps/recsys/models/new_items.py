@@ -99,7 +99,7 @@ class Extension:
         import numpy as np
 
         stored = weights.read_all(self.base / weights.WEIGHTS)
-        names = {name.removesuffix(".bits") for name in stored if name.endswith(".bits")}
+        names = coded.names_in(stored)
         extended = {
             name: self._kept(name, tensor) for name, tensor in stored.items() if name.partition(".")[0] not in names
         }
@@ -121,7 +121,7 @@ class Extension:
         else:
             new = self._folded(extended, history, kept, after_item)
         for name, rows in zip(vectors, new, strict=True):
-            if f"{name}.bits" in extended:
+            if name in names:
                 extended |= coded.appended(extended, name, rows)
                 continue
             scales = extended.get(f"{name}.scales")

@@ -257,7 +257,7 @@ def _linear(directory: Path, manifest: Mapping[str, Any]) -> Scorer:
         return EaseScorer(RowsOnDisk(directory, len(counts)), counts, weights.read_variances(path))
     spectrum: Spectrum | Codes | RowCodes | None = None
     if is_coded(manifest):
-        spectrum = coded.read(path, weights.SPECTRUM)
+        spectrum = coded.read_levels(path, weights.SPECTRUM)
     elif factors and bits < 32:
         spectrum = read_codes(path, factors=factors, bits=bits)
     elif factors:

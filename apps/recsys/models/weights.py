@@ -238,8 +238,12 @@ def read_user_side(path: Path) -> NDArray[np.float32]:
 
 def user_side_name(path: Path) -> str:
     """Name of that tensor in a file."""
-    header, _ = _header(path)
-    return USER_SIDE if USER_SIDE in header else OLD_USER_SIDE
+    return USER_SIDE if has(path, USER_SIDE) else OLD_USER_SIDE
+
+
+def has(path: Path, name: str) -> bool:
+    """True if a file has a tensor of this name."""
+    return name in _header(path)[0]
 
 
 def check(

@@ -6,6 +6,7 @@ so that the first one that fits is the fastest. If none fits, it finds the small
 ``common.memory.plan.explain`` renders plans and refusals as text.
 """
 
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -100,6 +101,15 @@ class PlansLater(Protocol):
         ...
 
 
+@runtime_checkable
+class HasChoices(Protocol):
+    """A workload that may be done in several sizes, of which the best that fits is wanted, however slow."""
+
+    def choices(self) -> Sequence[tuple[Workload, Sequence[Setting]]]:
+        """Return the sizes from the best to the smallest, each with the settings that need least; at least one."""
+        ...
+
+
 def ordered(workload: Workload) -> list[tuple[float, float, Setting]]:
     """Return the settings in the order in which they are tried, each after its lesser result and its time."""
     if isinstance(workload, HasLesserSettings):
@@ -134,6 +144,21 @@ def price(workload: Workload, setting: Setting, costs: CostStore, *, ceiling: in
     """
     results = costs.collect(workload.probes(setting), ceiling=ceiling)
     return Plan(workload.name, tuple(sorted(setting.items())), workload.footprint(setting, results))
+
+
+def best_choice(workload: Workload, budget: MemoryBudget, costs: CostStore) -> Workload:
+    """Choose the best size of a workload that fits under the ceiling, by bisection; else the smallest."""
+    choices = workload.choices() if isinstance(workload, HasChoices) else [(workload, ())]
+
+    def fits(index: int) -> bool:
+        offers = [(choices[index][0], setting) for setting in choices[index][1]]
+        _measure_together(offers, budget.host_bytes, costs)
+        plans = [_priced_or_estimated(*offer, costs, budget.host_bytes) for offer in offers]
+        return any(plan is not None and plan.needed_bytes <= budget.host_bytes for plan in plans)
+
+    if len(choices) == 1 or fits(0):
+        return choices[0][0]
+    return choices[bisect_left(range(len(choices) - 1), True, lo=1, key=fits)][0]
 
 
 def plan(workload: Workload, budget: MemoryBudget, costs: CostStore, *, ahead: bool = False) -> Plan:

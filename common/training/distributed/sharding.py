@@ -92,7 +92,7 @@ def save(
     """
     import torch
 
-    tensors: dict[str, Tensor] = {checkpoint.NETWORK + name: tensor for name, tensor in network.state_dict().items()}
+    tensors: dict[str, Tensor] = {checkpoint.NETWORK + name: one for name, one in checkpoint.distinct(network).items()}
     for number, parameter in enumerate(_parameters(optimizer)):
         for key, value in optimizer.state.get(parameter, {}).items():
             tensors[f"{checkpoint.OPTIMIZER}{number}.{key}"] = value
@@ -120,7 +120,7 @@ def load(
     """
     import torch
 
-    tensors = {checkpoint.NETWORK + name: tensor for name, tensor in network.state_dict().items()}
+    tensors = {checkpoint.NETWORK + name: tensor for name, tensor in checkpoint.distinct(network).items()}
     tensors |= {checkpoint.MORE + name: tensor for name, tensor in more.items()}
     parameters = _parameters(optimizer)
     for name, shape in group.of_leader(row_files.shapes(path) if group.leads else None).items():

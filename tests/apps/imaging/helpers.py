@@ -48,7 +48,7 @@ def random_model(
     module = registry.build(network, complete).eval()
     edge = registry.divisor(network, complete) * 2
     export_onnx(network, module, directory / "network.onnx", tile=(edge, edge, edge))
-    head = registry.NETWORKS[network].head
+    head = registry.head_name(network, module)
     write_model(
         directory,
         network=network,

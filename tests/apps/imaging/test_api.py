@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from apps.imaging import api, segment
+from apps.imaging.cli import parser
 from apps.imaging.training.data.synthetic import case
 from common.errors import BadInput, DoesNotFit, UsageError
 from tests.apps.imaging.helpers import output_file, read_labels
@@ -105,6 +106,8 @@ CUBE = np.zeros((8, 8, 8), np.float32)
         (flat(CUBE), {"overlap": 1.5}, UsageError, ("--overlap", "1.5")),
         (flat(CUBE), {"engine": "warp"}, UsageError, ("--engine", "'warp'")),
         (flat(CUBE), {"precision": "int8"}, UsageError, ("int8",)),
+        (flat(CUBE), {"allow_quality_loss": "much"}, UsageError, ("--allow-quality-loss", "'much'")),
+        (flat(CUBE), {"allow_quality_loss": "1%", "fast": True}, UsageError, ("--fast",)),
     ],
 )
 def test_images_and_arguments_that_cannot_be_used(
@@ -133,6 +136,23 @@ def test_a_ceiling_that_is_too_low_is_refused_with_one_that_does(voxels: Any, no
     assert smallest is not None
     says(str(caught.value), "does not fit", "2.0 MiB", "--memory")
     assert segment(image, "hippocampus", memory=smallest).record["measured"]["peak_bytes"] <= smallest
+
+
+def test_options_of_variants_are_those_of_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which variant is taken is tested with the command; here, what it is asked."""
+    asked: list[list[str]] = []
+
+    def refuse(module: str, words: Any, **options: Any) -> Any:
+        asked.append(list(map(str, words)))
+        raise DoesNotFit(ceiling=1)
+
+    monkeypatch.setattr(api.command, "run", refuse)
+    for allowed, variants, expected in (("0.5%", None, 0.005), (2, tmp_path, 0.02), (0.5, str(tmp_path), 0.005)):
+        with pytest.raises(DoesNotFit):
+            segment(flat(CUBE), "hippocampus", allow_quality_loss=allowed, variants=variants)
+        args = parser().parse_args(asked[-1])
+        assert args.allow_quality_loss == pytest.approx(expected)
+        assert args.variants == (None if variants is None else tmp_path)
 
 
 def test_a_dicom_series(dataset: Any, archives: Any) -> None:

@@ -42,9 +42,9 @@ class Watched(BoundedBlend):
         self.most = max(self.most, self.resident_bytes + taken.nbytes)
         return taken
 
-    def _store_cell(self, cell: blend.Cell, carried: Array, *, waits: bool) -> None:
-        self.most = max(self.most, self.resident_bytes + carried.nbytes)
-        super()._store_cell(cell, carried, waits=waits)
+    def _store_cell(self, part: blend._Part, sums: Array) -> None:
+        self.most = max(self.most, self.resident_bytes + sums.nbytes)
+        super()._store_cell(part, sums)
 
 
 @settings(max_examples=80, deadline=None)

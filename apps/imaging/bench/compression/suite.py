@@ -83,6 +83,12 @@ def variants(hippocampus: Path) -> dict[str, tuple[Path, list[object]]]:
     }
 
 
+def tied_tuned(hippocampus: Path) -> list[object]:
+    """The command that fine-tunes the network whose convolutions share kernels."""
+    tuned = ["--init", WORK / "tied", "--distill", MODEL, *FINETUNE]
+    return ["-m", "apps.imaging", "train", hippocampus, "-o", WORK / "tied-tuned", *tuned]
+
+
 def suite() -> Suite:
     """Declare the cases; later ones use the models of earlier ones."""
     compression = Suite("imaging-compression")
@@ -103,6 +109,8 @@ def suite() -> Suite:
         command = ["-m", "apps.imaging.bench.compression.forms", form, MODEL, WORK / form]
         compression.case(f"make-{form}", command, fresh=WORK / form)
         compression.case(f"measure-{form}", [*measure, WORK / form])
+    compression.case("make-tied-tuned", tied_tuned(hippocampus), fresh=WORK / "tied-tuned")
+    compression.case("measure-tied-tuned", [*measure, WORK / "tied-tuned"])
     for network in ("segresnet", "dynunet", "unet"):
         compression.case(f"activations-{network}", ["-m", "apps.imaging.bench.compression.activations", network])
     return compression

@@ -51,12 +51,17 @@ class TrainSession:
     side: int
     classes: int
     train: tuple[str, ...]
+    fingerprint: tuple[str, ...] | None
+    """Options of ``fingerprint``, whose recipe is then followed; ``None``: there is none."""
 
     def steps(self, folder: Path) -> Iterator[Step]:
-        """Write the set and train on it."""
-        data, out = folder / "data", folder / "model"
+        """Write the set, let a recipe be proposed, and train."""
+        data, out, file = folder / "data", folder / "model", folder / "recipe.json"
         random_studies.write_training_set(data, cases=self.cases, side=self.side, classes=self.classes)
-        yield Step((MODULE, "train", str(data), "-o", str(out), *self.train), out)
+        if self.fingerprint is not None:
+            yield Step((MODULE, "fingerprint", str(data), "-o", str(file), *self.fingerprint))
+        recipe = ("--recipe", str(file)) if file.is_file() else ()
+        yield Step((MODULE, "train", str(data), "-o", str(out), *recipe, *self.train), out)
 
 
 @dataclass(frozen=True)
@@ -151,7 +156,7 @@ def trainings(draw: Callable[[st.SearchStrategy[Any]], Any]) -> TrainSession:
         "init": st.just(["hippocampus"]),
         "set": st.sampled_from(("batch=1", "batch=3", "mirror=", "clip=0", "optimizer=sgd")).map(lambda pair: [pair]),
     }
-    left_out = (
+    left_out: tuple[str, ...] = (
         "steps",
         "epochs",
         "time",
@@ -164,10 +169,16 @@ def trainings(draw: Callable[[st.SearchStrategy[Any]], Any]) -> TrainSession:
         "synthesize",
         "layers",
         "spacing",
+        "recipe",
     )
+    fingerprint = None
+    if draw(st.booleans()):
+        asked = random_commands.command_parser(parser(), "fingerprint")
+        fingerprint = tuple(random_commands.options(asked, draw, SHARED_VALUES, ("skip_bad",)))
+        left_out += ("network", "patch", "init", "set", "accumulate")  # the recipe has them
     words = random_commands.options(random_commands.command_parser(parser(), "train"), draw, values, left_out)
     cases, side, classes = draw(st.integers(3, 6)), draw(st.integers(16, 40)), draw(st.integers(2, 5))
-    return TrainSession(cases, side, classes, ("--steps", str(draw(st.integers(2, 6))), *words))
+    return TrainSession(cases, side, classes, ("--steps", str(draw(st.integers(2, 6))), *words), fingerprint)
 
 
 @st.composite

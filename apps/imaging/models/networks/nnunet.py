@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from apps.imaging.models.networks.ensemble import mean_of
 from common.errors import BadInput, UsageError
+from common.extras import require
 
 if TYPE_CHECKING:
     import torch
@@ -20,7 +21,8 @@ Arguments = Mapping[str, Any]
 NETWORKS: Mapping[str, str] = MappingProxyType(
     {"plainconvunet": "PlainConvUNet", "residualencoderunet": "ResidualEncoderUNet"}
 )
-"""Our names of the classes in ``dynamic_network_architectures.architectures.unet``."""
+"""Our names of the classes in ``MODULE``."""
+MODULE = "dynamic_network_architectures.architectures.unet"
 OPERATORS: Mapping[str, str] = MappingProxyType(
     {
         "torch.nn.modules.conv.Conv3d": "Conv3d",
@@ -39,6 +41,19 @@ NUMBERS = frozenset(
 )
 LAYERS = frozenset({"conv_op", "norm_op", "dropout_op", "nonlin"})
 LAYER_ARGUMENTS = frozenset({"norm_op_kwargs", "dropout_op_kwargs", "nonlin_kwargs"})
+LAYERS_OF_PLANS: Arguments = MappingProxyType(
+    {
+        "conv_op": "torch.nn.modules.conv.Conv3d",
+        "conv_bias": True,
+        "norm_op": "torch.nn.modules.instancenorm.InstanceNorm3d",
+        "norm_op_kwargs": {"eps": 1e-5, "affine": True},
+        "dropout_op": None,
+        "dropout_op_kwargs": None,
+        "nonlin": "torch.nn.LeakyReLU",
+        "nonlin_kwargs": {"inplace": True},
+    }
+)
+"""The layers that nnU-Net's planner writes (``default_experiment_planner.py``), and a training here has."""
 LARGEST = 4096
 """Largest number among a network's arguments."""
 
@@ -105,6 +120,26 @@ def build(name: str, complete: Arguments) -> "torch.nn.Module":
     kind = getattr(unet, NETWORKS[name])
     networks = [kind(**channels, **arguments, deep_supervision=False) for _ in range(members)]
     return networks[0] if members == 1 else mean_of(networks)
+
+
+def check_installed(name: str) -> None:
+    """Refuse a network whose library is not installed.
+
+    Raises
+    ------
+    UsageError
+        With the extra that has it.
+    """
+    if name in NETWORKS:
+        require("nnunet", "dynamic_network_architectures", purpose=f"the network {name}")
+
+
+def initialise(network: "torch.nn.Module") -> None:
+    """Draw weights in place as nnU-Net's trainer does: He's normal for a slope of 0.01, and residual blocks that begin
+    as their shortcut. The heads of coarser levels, which have no part in the output, are not trained."""
+    network.apply(network.initialize)  # type: ignore[arg-type]
+    for unused in network.decoder.seg_layers[:-1]:  # type: ignore[union-attr, index]
+        unused.requires_grad_(False)
 
 
 def head(network: "torch.nn.Module") -> str:

@@ -1,11 +1,11 @@
-"""Networks by name: MONAI's that can be trained, with checked arguments, and those of imported models.
+"""Networks by name: those that can be trained, with checked arguments, and those of imported models.
 
 A model folder never names an import path.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import prod
+from math import lcm, prod
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import torch
 
 Arguments = Mapping[str, Any]
-"""Keyword arguments of a network: integers, booleans and lists of integers only, so that they are JSON."""
+"""Keyword arguments of a network: numbers, booleans and lists of them, and names of layers, so that they are JSON."""
 RESHAPED = "reshaped"
 """Further argument of a network that was made smaller: sizes of its layers (``common.compression.networks``)."""
 
@@ -29,21 +29,24 @@ class TrainableNetwork:
     """A network that ``imaging train`` offers."""
 
     module: str
-    """MONAI's module."""
+    """The class's module, MONAI's or nnU-Net's."""
     type: str
-    """MONAI's class."""
+    """The class."""
     defaults: Arguments
     """All arguments that may be changed, with their values in ``imaging train``."""
     fixed: Arguments
     """Arguments that are always the same."""
     head: str | None
-    """Name of the final 1x1x1 convolution; ``None`` if the network does not end in one."""
-    block: str
-    """Class of the blocks whose activations are recomputed under activation checkpointing."""
+    """Name of the final 1x1x1 convolution; ``None`` if the network does not end in one, or if its depth decides it."""
+    blocks: tuple[str, ...]
+    """Classes of the blocks whose activations are recomputed under activation checkpointing."""
     strides: str
     """Argument that decides how often the grid is halved: ``blocks_down``, ``features`` or ``strides``."""
+    axes: frozenset[str] = frozenset()
+    """Arguments with a number for each level, or three where the axes differ."""
 
 
+_LEVELS: Arguments = {"features_per_stage": [16, 32, 64, 128], "strides": [1, 2, 2, 2], "kernel_sizes": [3]}
 NETWORKS: Mapping[str, TrainableNetwork] = MappingProxyType(
     {
         "segresnet": TrainableNetwork(
@@ -52,17 +55,18 @@ NETWORKS: Mapping[str, TrainableNetwork] = MappingProxyType(
             {"init_filters": 16, "blocks_down": [1, 2, 2], "blocks_up": [1, 1]},
             {"spatial_dims": 3},
             "conv_final.2.conv",
-            "ResBlock",
+            ("ResBlock",),
             "blocks_down",
         ),
         "dynunet": TrainableNetwork(
             "monai.networks.nets.dynunet",
             "DynUNet",
-            {"filters": [16, 32, 64, 128], "strides": [1, 2, 2, 2], "res_block": False},
+            {"filters": [16, 32, 64, 128], "strides": [1, 2, 2, 2], "kernel_size": [3], "res_block": False},
             {"spatial_dims": 3, "norm_name": "instance"},
             "output_block.conv.conv",
-            "UnetBasicBlock",
+            ("UnetBasicBlock",),
             "strides",
+            frozenset({"strides", "kernel_size"}),
         ),
         "basicunet": TrainableNetwork(
             "monai.networks.nets.basic_unet",
@@ -70,7 +74,7 @@ NETWORKS: Mapping[str, TrainableNetwork] = MappingProxyType(
             {"features": [16, 16, 32, 64, 128, 16]},
             {"spatial_dims": 3},
             "final_conv",
-            "TwoConv",
+            ("TwoConv",),
             "features",
         ),
         "unet": TrainableNetwork(
@@ -79,11 +83,49 @@ NETWORKS: Mapping[str, TrainableNetwork] = MappingProxyType(
             {"channels": [16, 32, 64, 128], "strides": [2, 2, 2], "num_res_units": 1},
             {"spatial_dims": 3},
             None,
-            "ResidualUnit",
+            ("ResidualUnit",),
             "strides",
+        ),
+        "plainconvunet": TrainableNetwork(
+            nnunet.MODULE,
+            nnunet.NETWORKS["plainconvunet"],
+            {**_LEVELS, "n_conv_per_stage": [2], "n_conv_per_stage_decoder": [2]},
+            nnunet.LAYERS_OF_PLANS,
+            None,
+            ("StackedConvBlocks",),
+            "strides",
+            frozenset({"strides", "kernel_sizes"}),
+        ),
+        "residualencoderunet": TrainableNetwork(
+            nnunet.MODULE,
+            nnunet.NETWORKS["residualencoderunet"],
+            {**_LEVELS, "n_blocks_per_stage": [2], "n_conv_per_stage_decoder": [1]},
+            nnunet.LAYERS_OF_PLANS,
+            None,
+            ("StackedConvBlocks", "BasicBlockD"),
+            "strides",
+            frozenset({"strides", "kernel_sizes"}),
         ),
     }
 )
+LIKE_STRIDES: Mapping[str, tuple[str, int]] = MappingProxyType(
+    {
+        "blocks_up": ("blocks_down", -1),
+        "filters": ("strides", 0),
+        "channels": ("strides", 1),
+        "kernel_size": ("strides", 0),
+        "features_per_stage": ("strides", 0),
+        "kernel_sizes": ("strides", 0),
+        "n_conv_per_stage": ("strides", 0),
+        "n_blocks_per_stage": ("strides", 0),
+        "n_conv_per_stage_decoder": ("strides", -1),
+    }
+)
+"""Arguments with as many numbers as another one, and some more or fewer."""
+ONE_FOR_ALL = frozenset(
+    {"kernel_size", "kernel_sizes", "n_conv_per_stage", "n_blocks_per_stage", "n_conv_per_stage_decoder"}
+)
+"""Those of which a single number counts for all levels."""
 
 
 def arguments(name: str, changes: Arguments, *, in_channels: int, out_channels: int) -> dict[str, Any]:
@@ -96,44 +138,113 @@ def arguments(name: str, changes: Arguments, *, in_channels: int, out_channels: 
     """
     if name not in NETWORKS:
         raise UsageError(f"no network {name!r}; there are {', '.join(NETWORKS)}")
-    defaults = NETWORKS[name].defaults
+    entry = NETWORKS[name]
     for key, value in changes.items():
-        if key not in defaults:
-            raise UsageError(f"{name} has no argument {key!r}; it has {', '.join(defaults)}")
-        if not _like(value, defaults[key]):
-            raise UsageError(f"{name}: {key}={value!r} is not like {defaults[key]!r}")
-    complete = {**defaults, **changes, "in_channels": in_channels, "out_channels": out_channels}
-    expected = {"blocks_up": ("blocks_down", -1), "filters": ("strides", 0), "channels": ("strides", 1)}
-    for key, (other, more) in expected.items():
+        if key not in entry.defaults:
+            raise UsageError(f"{name} has no argument {key!r}; it has {', '.join(entry.defaults)}")
+        if not _like(value, entry.defaults[key], axes=key in entry.axes):
+            raise UsageError(f"{name}: {key}={value!r} is not like {entry.defaults[key]!r}")
+    complete = {**entry.defaults, **changes, "in_channels": in_channels, "out_channels": out_channels}
+    for key, (other, more) in LIKE_STRIDES.items():
+        if key in ONE_FOR_ALL and len(complete.get(key, ())) == 1:
+            complete[key] = complete[key] * (len(complete[other]) + more)
         if key in complete and len(complete[key]) != len(complete[other]) + more:
             raise UsageError(f"{name}: {key} must have {len(complete[other]) + more} numbers, as {other} has")
     if name == "basicunet" and len(complete["features"]) != 6:
         raise UsageError("basicunet: features must have 6 numbers")
-    return complete
+    if entry.axes:
+        _check_levels(name, complete, entry.axes)
+    return complete if name not in nnunet.NETWORKS else _of_nnunet(complete, entry)
 
 
-def _like(value: object, example: object) -> bool:
-    """True if a value has the type of an example, is positive, and small enough for a size in a network."""
+def _check_levels(name: str, complete: Arguments, axes: frozenset[str]) -> None:
+    """Refuse strides and kernels of which the network cannot be built."""
+    strides = complete["strides"]
+    for key in axes - {"strides"}:
+        if any(size % 2 == 0 for level in complete[key] for size in _three(level)):
+            raise UsageError(f"{name}: {key}={complete[key]!r}: kernels have odd sizes")
+    fewest = 3 if name == "dynunet" else 2
+    if len(strides) < fewest:
+        raise UsageError(f"{name}: strides={strides!r}: at least {fewest} levels")
+    if set(_three(strides[0])) != {1}:
+        raise UsageError(f"{name}: strides={strides!r}: the first level has the patch's own grid, stride 1")
+
+
+def _of_nnunet(complete: Arguments, entry: TrainableNetwork) -> dict[str, Any]:
+    """Arguments as a plan of nnU-Net has them: each stride and kernel by axis, the number of stages, the layers."""
+    by_axis = {key: [list(_three(level)) for level in complete[key]] for key in entry.axes}
+    return {"n_stages": len(complete["strides"]), **complete, **by_axis, **entry.fixed}
+
+
+def _three(level: "int | list[int]") -> tuple[int, int, int]:
+    """A level's number along each axis."""
+    x, y, z = level if isinstance(level, list) else [level] * 3
+    return x, y, z
+
+
+def _like(value: object, example: object, *, axes: bool = False) -> bool:
+    """True if a value has the type of an example, is positive, and small enough for a size in a network.
+
+    Parameters
+    ----------
+    axes
+        True if the items of a list may be three numbers.
+    """
     if isinstance(example, list):
-        return isinstance(value, list) and 0 < len(value) <= 16 and all(_like(item, example[0]) for item in value)
+        return (
+            isinstance(value, list)
+            and 0 < len(value) <= 16
+            and all(
+                _like(item, example[0])
+                or (axes and isinstance(item, list) and len(item) == 3 and all(_like(size, 1) for size in item))
+                for item in value
+            )
+        )
     return type(value) is type(example) and (isinstance(value, bool) or (isinstance(value, int) and 0 < value <= 4096))
 
 
 def divisor(name: str, complete: Arguments) -> int:
-    """Required divisor of each patch side of a trainable network, which halves the grid several times."""
-    steps = complete[NETWORKS[name].strides]
-    if NETWORKS[name].strides == "strides":
-        return prod(steps)
-    return int(2 ** (len(steps) - 1 if name == "segresnet" else len(steps) - 2))
+    """Required divisor of the sides of a cube."""
+    return lcm(*divisors(name, complete))
 
 
 def divisors(name: str, complete: Arguments) -> tuple[int, int, int]:
-    """Required divisor of each tile side, along the network's axes."""
+    """Required divisor of each side of a tile or patch, along the network's axes."""
     if name in nnunet.NETWORKS:
         return nnunet.divisors(complete)
     if name in monai_bundle.NETWORKS:
         return monai_bundle.divisors(name, complete)
-    return (divisor(name, complete),) * 3
+    steps = complete[NETWORKS[name].strides]
+    if NETWORKS[name].strides == "strides":
+        x, y, z = map(prod, zip(*map(_three, steps), strict=True))
+        return x, y, z
+    return (int(2 ** (len(steps) - 1 if name == "segresnet" else len(steps) - 2)),) * 3
+
+
+def check_patch(place: str, patch: tuple[int, int, int], name: str, complete: Arguments) -> None:
+    """Refuse a patch that a network cannot halve as often as it does.
+
+    Parameters
+    ----------
+    place
+        Of the patch, for the message.
+
+    Raises
+    ------
+    UsageError
+        With the numbers of which the sides must be multiples.
+    """
+    steps = divisors(name, complete)
+    sides = ",".join(map(str, patch))
+    if any(size % step for size, step in zip(patch, steps, strict=True)):
+        multiples = str(steps[0]) if len(set(steps)) == 1 else ",".join(map(str, steps))
+        raise UsageError(f"{place} {sides}: each side must be a multiple of {multiples} for {name}")
+
+
+def smallest_tile(name: str, complete: Arguments) -> tuple[int, int, int]:
+    """A tile of two voxels along each axis of the coarsest grid."""
+    x, y, z = divisors(name, complete)
+    return 2 * x, 2 * y, 2 * z
 
 
 def is_static(name: str) -> bool:
@@ -193,8 +304,8 @@ def monai_call(name: str, complete: Arguments) -> tuple[str, dict[str, Any]]:
     BadInput
         As ``build``.
     """
-    if name not in NETWORKS:
-        raise BadInput(f"no network {name!r}; there are {', '.join(NETWORKS)}")
+    if name not in NETWORKS or name in nnunet.NETWORKS:
+        raise BadInput(f"no network {name!r} of MONAI's; there are {', '.join(NETWORKS)}")
     channels = {key: complete.get(key) for key in ("in_channels", "out_channels")}
     changes = {key: value for key, value in complete.items() if key not in channels}
     if not all(_like(value, 1) for value in channels.values()):
@@ -205,14 +316,20 @@ def monai_call(name: str, complete: Arguments) -> tuple[str, dict[str, Any]]:
         raise BadInput(f"network: {error}") from None
     entry = NETWORKS[name]
     if name == "dynunet":
-        checked |= {"kernel_size": [3] * len(checked["strides"]), "upsample_kernel_size": checked["strides"][1:]}
+        checked |= {"upsample_kernel_size": checked["strides"][1:]}
     return f"{entry.module}.{entry.type}", {**checked, **entry.fixed}
 
 
 def blocks(name: str, network: "torch.nn.Module") -> "list[torch.nn.Module]":
     """The blocks whose activations may be recomputed (``common.training.activation_checkpointing``), in the network's
     order."""
-    return [module for module in network.modules() if type(module).__name__ == NETWORKS[name].block]
+    return [module for module in network.modules() if type(module).__name__ in NETWORKS[name].blocks]
+
+
+def initialise(name: str, network: "torch.nn.Module") -> None:
+    """Draw the weights that a training starts from in place, where building the network has not drawn them so."""
+    if name in nnunet.NETWORKS:
+        nnunet.initialise(network)
 
 
 def weights(network: "torch.nn.Module") -> "dict[str, torch.Tensor]":

@@ -167,11 +167,14 @@ def _open_case(files: CaseFiles) -> LabelledCase:
 
 def median_spacing(cases: Sequence[LabelledCase]) -> tuple[float, float, float]:
     """Median size of a voxel along the model's axes, in millimetres."""
-    edges = np.empty((len(cases), 3))
-    for row, case in zip(edges, cases, strict=True):
-        row[list(AxisMapping.between(case.image.affine, ORIENTATION).axes)] = spacing(case.image.affine)
-    x, y, z = (round(float(size), 4) for size in np.median(edges, 0))
+    x, y, z = (round(float(size), 4) for size in np.median([own_grid(case)[1] for case in cases], 0))
     return x, y, z
+
+
+def own_grid(case: LabelledCase) -> tuple[Shape, tuple[float, float, float]]:
+    """Voxels of a case as it is stored, and their size in millimetres, along the model's axes."""
+    mapping = AxisMapping.between(case.image.affine, ORIENTATION)
+    return mapping.to_model(case.image.shape), mapping.to_model(spacing(case.image.affine))
 
 
 def label_values(case: LabelledCase, largest: int = LARGEST_LABEL) -> npt.NDArray[Any]:
@@ -183,6 +186,12 @@ def label_values(case: LabelledCase, largest: int = LARGEST_LABEL) -> npt.NDArra
         If they are not whole numbers from 0 to ``largest``.
     """
     values = np.unique(np.concatenate([np.unique(block) for block in blocks(case.label)]))
+    check_label_values(case, values, largest)
+    return values
+
+
+def check_label_values(case: LabelledCase, values: npt.NDArray[Any], largest: int = LARGEST_LABEL) -> None:
+    """Refuse the distinct values of a label file, or of a part of it, as ``label_values`` does."""
     if (
         not np.isfinite(values).all()
         or (values != np.round(values)).any()
@@ -190,4 +199,3 @@ def label_values(case: LabelledCase, largest: int = LARGEST_LABEL) -> npt.NDArra
         or values.max() > largest
     ):
         raise BadInput(f"case {case.name}: labels must be whole numbers from 0 to {largest}", public="label values")
-    return values

@@ -7,14 +7,13 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from apps.imaging.training.data.case_files import DESCRIPTION
 from apps.imaging.training.data.dataset import ORIENTATION, Dataset, LabelledCase, label_values
+from apps.imaging.training.data.facts import check_listed
 from apps.imaging.training.losses import IGNORED
 from apps.imaging.volumes.geometry import AxisMapping, network_grid, resample
 from apps.imaging.volumes.intensity import apply, resolve
 from apps.imaging.volumes.stored import FileVolume
 from apps.imaging.volumes.volume import Shape, block_planes, blocks
-from common.errors import BadInput
 
 Image = npt.NDArray[np.float32]
 Classes = npt.NDArray[np.uint8]
@@ -78,12 +77,7 @@ def _whole(volume: FileVolume) -> Image:
 
 def _classes(case: LabelledCase, dataset: Dataset) -> Classes:
     labels = dataset.labels
-    unknown = sorted(set(map(int, label_values(case))) - {*labels, dataset.ignored})
-    if unknown:
-        values = ", ".join(map(str, unknown))
-        raise BadInput(
-            f"case {case.name}: label values {values} are not listed in {DESCRIPTION}", public="label values"
-        )
+    check_listed(case, map(int, label_values(case)), dataset)
     table = np.zeros(256, np.uint8)
     table[list(labels)] = np.arange(len(labels), dtype=np.uint8)
     if dataset.ignored is not None:
@@ -116,36 +110,6 @@ def is_foreground(classes: Classes) -> npt.NDArray[np.bool_]:
     """Mask of the voxels that are neither background nor ignored."""
     mask: npt.NDArray[np.bool_] = (classes > 0) & (classes != IGNORED)
     return mask
-
-
-def intensity_operations(dataset: Dataset, cases: Sequence[LabelledCase]) -> list[list[dict[str, Any]]]:
-    """Operations on each channel's intensities, by its name, as nnU-Net has it.
-
-    CT, which has a fixed scale, is windowed to the labelled tissue: from the 0.5th to the 99.5th percentile of labelled
-    voxels in up to 20 cases. ``noNorm`` is left as it is, ``rescale_to_0_1`` set between its extremes; everything else
-    is normalised to mean 0 and standard deviation 1.
-    """
-    found: list[list[dict[str, Any]]] = []
-    for channel, name in enumerate(dataset.channels):
-        if name.upper().startswith("CT"):
-            low, high = _window(dataset, cases, channel)
-            found.append([{"op": "clip", "low": low, "high": high}, {"op": "scale", "low": low, "high": high}])
-        elif name.lower() == "nonorm":
-            found.append([])
-        elif name.lower() == "rescale_to_0_1":
-            found.append([{"op": "range", "low": 0.0, "high": 1.0}])
-        else:
-            found.append([{"op": "zscore"}])
-    return found
-
-
-def _window(dataset: Dataset, cases: Sequence[LabelledCase], channel: int) -> tuple[float, float]:
-    samples = []
-    for case in cases[:: max(1, len(cases) // 20)][:20]:
-        values = _whole(case.images[channel])[is_foreground(_classes(case, dataset))]
-        samples.append(values[:: max(1, values.size // 10_000)])
-    low, high = (float(edge) for edge in np.percentile(np.concatenate(samples), (0.5, 99.5)))
-    return low, high
 
 
 def loading_bytes(case: LabelledCase, voxels: int) -> int:

@@ -78,7 +78,9 @@ CASES: dict[str, tuple[Source, ...]] = {
     "ml-1m": SETS[1:2],
     "epinions": SETS[2:],
     "gowalla-256": (Source("gowalla", "train_lightgcn.txt.gz", _PAIRS, 256, "test.txt"),),
-    "ml-1m-embedding": (Source("ml-1m", "ratings.csv.gz", (*_SAMPLED, "user_vectors=learned"), 64, kind="learned"),),
+    "ml-1m-embedding": (
+        Source("ml-1m", "ratings.csv.gz", (*_SAMPLED, "user_vectors=learned"), 64, base=64, kind="learned"),
+    ),
     "ml-1m-tied": (Source("ml-1m", "ratings.csv.gz", (*_SUMS, "tables=1"), 64, kind="tied"),),
     "ml-1m-untied": (Source("ml-1m", "ratings.csv.gz", (*_SUMS, "tables=2"), 64, kind="untied"),),
     "ml-1m-users": (Source("ml-1m", "ratings.csv.gz", (*_RATINGS, "--split", "user-holdout"), metric="ndcg@100"),),
@@ -95,7 +97,7 @@ def run(*words: object) -> dict[str, Any]:
 
 def judged(source: Source, folder: Path, model: Path) -> dict[str, Any]:
     """Metrics of a model, and the peak of its evaluation; they are kept beside it."""
-    path = model / "judged.json"
+    path = model / f"judged-{source.every}.json"
     if not path.is_file():
         test = (
             ["--test", _sampled(folder / source.test, source, model.parent), "--protocol", "lightgcn"]

@@ -81,7 +81,7 @@ def measure(work: Path, name: str, form: str, size: int) -> dict[str, Any]:
     if form == "dimensions":
         compressed.run("compress", model, "--target-bytes", size, "--dimensions", size - 1, "-o", out)
     else:
-        shutil.copytree(model, out, ignore=shutil.ignore_patterns("scan.*", "judged.json", "evaluation.json"))
+        shutil.copytree(model, out, ignore=shutil.ignore_patterns("scan.*", "judged*.json", "evaluation.json"))
         manifest: Any = recommender.load_manifest(model)
         users = gramian(model, manifest) if form == "refitted" else None
         tensors = weights.read_all(model / weights.WEIGHTS)

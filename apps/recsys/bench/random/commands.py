@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from apps.recsys.bench.random import tables as random_tables
 from apps.recsys.bench.random.tables import Table
 from apps.recsys.cli import parser
+from apps.recsys.planning.compressing.request import LAYERS
 from apps.recsys.planning.model_options import IN_PASSES, KINDS
 from common.bench import random_commands
 from common.bench.random_commands import SHARED_VALUES, Step, one_word
@@ -133,6 +134,7 @@ def _answers(draw: Callable[[st.SearchStrategy[Any]], Any], table: Table) -> tup
         "delimiter": st.just([","]),
         "decimal": st.just(["."]),
         "dimensions": one_word(st.integers(1, 96)),
+        "codes": one_word(st.sampled_from(tuple(LAYERS))),
         "rounds": one_word(st.integers(0, 2)),
     }
     who: list[str] = []

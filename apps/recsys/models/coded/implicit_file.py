@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 SUFFIX = ".npz"
 ITEMS, USERS = "item_factors", "user_factors"
+LARGEST = 1e12
+"""Largest number whose products, summed over a row and over all users, float32 holds."""
 _LONGEST_HEADER = 1 << 16
 _MAGIC = b"\x93NUMPY"
 _FLOATS = ("<f4", "<f8")
@@ -43,7 +45,7 @@ def shapes(path: Path) -> dict[str, tuple[int, int, int]]:
             headers = {name.removesuffix(".npy"): _header(archive, name) for name in archive.namelist()}
     except (OSError, zipfile.BadZipFile, ValueError, SyntaxError, RecursionError, NotImplementedError, RuntimeError):
         raise BadInput(f"{path}: not a file of NumPy arrays, or damaged", public="factors unreadable") from None
-    if f"{ITEMS}.bits" in headers:
+    if stored.names_in(headers):
         raise BadInput(f"{path}: its factors are codes already", public="factors are codes")
     found = {}
     for name in (ITEMS, USERS):
@@ -88,11 +90,18 @@ def factors(path: Path, name: str) -> NDArray[np.float32]:
 
     try:
         with np.load(path, allow_pickle=False) as arrays:
-            found: NDArray[np.float32] = np.ascontiguousarray(arrays[name], np.float32)
+            numbers = arrays[name]
     except (OSError, ValueError, KeyError, zipfile.BadZipFile):
         raise BadInput(f"{path}: {name} is damaged", public="factors unreadable") from None
-    if not np.isfinite(found).all():
+    largest = max(float(numbers.max(initial=0)), -float(numbers.min(initial=0)))
+    if not np.isfinite(largest):
         raise BadInput(f"{path}: {name} has numbers that are not finite", public="factors unreadable")
+    if largest > LARGEST:
+        raise BadInput(
+            f"{path}: {name} has numbers beyond {LARGEST:g}, whose products float32 does not hold",
+            public="factors too large",
+        )
+    found: NDArray[np.float32] = np.ascontiguousarray(numbers, np.float32)
     return found
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from apps.recsys.models.scan.rows import Rows, row_lengths
+from common.compression.book_codes import BookCodes
 from common.compression.row_codes import DECODED_ROWS, RowCodes
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ class CodedRows(Rows):
         The codes.
     """
 
-    def __init__(self, codes: RowCodes) -> None:
+    def __init__(self, codes: RowCodes | BookCodes) -> None:
         super().__init__(len(codes), codes.width)
         self.codes = codes
 

@@ -187,7 +187,7 @@ def _spectrum(path: Path, manifest: Mapping[str, Any]) -> Spectrum | Codes | Row
     """The spectrum of a linear model, as it is stored."""
     factors, bits = manifest["factors"], spectrum_bits(manifest)
     if coded.is_coded(manifest):
-        return coded.read(path, weights.SPECTRUM)
+        return coded.read_levels(path, weights.SPECTRUM)
     if not factors:
         return None
     return read_codes(path, factors=factors, bits=bits) if bits < 32 else Spectrum(*weights.read_spectrum(path))

@@ -12,6 +12,7 @@ from apps.recsys.models import manifest as manifests
 from apps.recsys.models.coded import implicit_file
 from apps.recsys.models.coded.stored import is_coded
 from apps.recsys.models.scan import stored as scan_files
+from common.compression.book_layout import smallest_bytes
 from common.compression.row_codes import SCALE_BYTES, row_bytes
 from common.errors import UsageError
 
@@ -20,6 +21,9 @@ BITS = (1, 2, 3, 4, 8)
 ROUNDS = 1
 """Times that users and items of ``ials`` are solved again by default. Three ranked no better (MovieLens-1M at 8 to 64
 bytes an item, Gowalla at 64)."""
+LAYERS = {"scalar": 0, "product": 1, "residual": 2}
+"""Values of ``--codes``, and how many entries of code books are added in each group of dimensions."""
+SCALAR = "scalar"
 PRIOR_BYTES = 4
 """Bytes of an item's prior, which stays a float32."""
 
@@ -40,6 +44,8 @@ class CompressRequest:
         Mean bits of a number of the dimensions that there are, one of ``BITS``.
     dimensions
         Most dimensions; ``None``: as many as get a bit.
+    codes
+        One of ``LAYERS``: levels of each dimension, or code books.
     rounds
         Times that users and items of ``ials`` are solved again; ``None``: ``ROUNDS``.
     scan
@@ -58,6 +64,7 @@ class CompressRequest:
     target_bytes: int | None = None
     bits: int | None = None
     dimensions: int | None = None
+    codes: str = SCALAR
     rounds: int | None = None
     scan: bool = False
     seed: int = 0
@@ -80,6 +87,7 @@ class CompressRequest:
             target_bytes=args.target_bytes,
             bits=args.bits,
             dimensions=args.dimensions,
+            codes=args.codes,
             rounds=args.rounds,
             scan=args.scan,
             seed=args.seed,
@@ -97,6 +105,8 @@ class CompressRequest:
         """
         if self.rounds is not None and (manifest["kind"] != "ials" or self.of_file):
             raise UsageError("--rounds: only for model folders of kind ials, whose users and items are solved again")
+        if self.codes != SCALAR and manifest["kind"] == "linear":
+            raise UsageError(f"--codes {self.codes}: not for linear, whose spectrum has levels (--codes {SCALAR})")
         if self.scan and self.of_file:
             raise UsageError("--scan: only for model folders, which answer questions")
         if self.scan and (manifest["kind"] == "linear" or not scan_files.supports(manifest["kind"], manifest["hyper"])):
@@ -108,18 +118,34 @@ class CompressRequest:
         factors = manifest["factors"]
         if self.dimensions is not None and self.dimensions > factors:
             raise UsageError(f"--dimensions {self.dimensions}: {self.model} has {factors}")
+        least = self._least_bytes(manifest)
         if self.bits is not None:
-            return dict.fromkeys(matrices, -(-self.bits * (self.dimensions or factors) // 8))
+            each = -(-self.bits * (self.dimensions or factors) // 8)
+            if each + SCALE_BYTES < least:
+                raise UsageError(
+                    f"--bits {self.bits}: {each + SCALE_BYTES} bytes a vector, of which code books alone take"
+                    f" {least - row_bytes(1)} or more of so few; --codes {SCALAR} has none"
+                )
+            return dict.fromkeys(matrices, each)
         assert self.target_bytes is not None
-        smallest = len(matrices) * row_bytes(1) + prior
+        smallest = len(matrices) * least + prior
         if self.target_bytes < smallest:
+            books = f", and {least - row_bytes(1)} for its share of the code books" if least > row_bytes(1) else ""
             raise UsageError(
-                f"--target-bytes {self.target_bytes}: the smallest is {smallest} bytes an item: a scale and 8 bits in"
-                + (" its vector" if len(matrices) == 1 else f" each of its {len(matrices)} vectors")
+                f"--target-bytes {self.target_bytes}: the smallest is {smallest} bytes an item: a scale and 8 bits"
+                + (" in its vector" if len(matrices) == 1 else f" in each of its {len(matrices)} vectors")
+                + books
                 + (f", and {prior} of its prior" if prior else "")
             )
         each = (self.target_bytes - prior) // len(matrices)
         return dict.fromkeys(matrices, each - SCALE_BYTES)
+
+    def _least_bytes(self, manifest: Mapping[str, Any]) -> int:
+        """The smallest bytes of a row of a matrix, with its scale and its share of code books."""
+        layers = LAYERS[self.codes]
+        if not layers:
+            return row_bytes(1)
+        return smallest_bytes(self.dimensions or manifest["factors"], rows=manifest["items"], layers=layers)
 
     def resume_settings(self, manifest: Mapping[str, Any]) -> dict[str, Any]:
         """All that decides the codes, as values of JSON."""
@@ -129,6 +155,7 @@ class CompressRequest:
             "files": files,
             "bytes": self.row_bytes(manifest),
             "dimensions": self.dimensions,
+            "codes": self.codes,
             "rounds": rounds,
             "hyper": manifest["hyper"],
         }
@@ -138,15 +165,15 @@ class CompressRequest:
         """True if factors that ``implicit`` saved are compressed."""
         return self.model.suffix == implicit_file.SUFFIX
 
-    def file_bytes(self, factors: int) -> int:
-        """Bytes of a row of either side of a file of factors, without its scale.
+    def file_bytes(self, factors: int, rows: int) -> int:
+        """Bytes of a row of either side of a file of factors, without its scale; ``rows`` of the shorter side.
 
         Raises
         ------
         UsageError
             As ``row_bytes``.
         """
-        given: Any = {"kind": "ials", "hyper": {}, "factors": factors}
+        given: Any = {"kind": "ials", "hyper": {}, "factors": factors, "items": rows}
         return self.row_bytes(given)["item_factors"]
 
 

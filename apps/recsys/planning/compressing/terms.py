@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from apps.recsys.models.coded.stored import is_books
 from apps.recsys.models.embedding.user_encoders import COMPARED
+from apps.recsys.planning.compressing.request import LAYERS
 from apps.recsys.planning.ranking_terms import PACKING_BYTES, WARM_FACTORS, folding_bytes
 from common.compression.codes import BLOCK_ROWS
 from common.compression.row_codes import DECODED_ROWS, LISTED, RANKED
@@ -34,9 +36,16 @@ def decoded_rows(manifest: Mapping[str, Any]) -> int:
 def stored_bytes(manifest: Mapping[str, Any]) -> int:
     """Bytes of the codes in memory, with what belongs to columns."""
     codes = manifest["codes"]
+    if is_books(manifest):  # their bytes have the entries, which are in float32 besides
+        return int(sum(codes.values()) * manifest["items"] + entries_bytes(manifest) * len(codes))
     grid = (4 + MOST_CLASSES) * manifest["factors"]
     ranks = 4 * MOST_CLASSES * (1 + manifest["items"] // RANKED)
     return int(sum(codes.values()) * manifest["items"] + (grid + ranks + LISTED_BYTES) * len(codes))
+
+
+def entries_bytes(manifest: Mapping[str, Any]) -> int:
+    """Most bytes of the entries of a matrix's code books as float32."""
+    return 4 * LAYERS[manifest["code_form"]] * (1 << MOST_BITS) * int(manifest["factors"])
 
 
 def vector_terms(manifest: Mapping[str, Any], *, threads: int, phases: tuple[str, ...]) -> list[Term]:

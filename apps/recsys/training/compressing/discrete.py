@@ -11,6 +11,7 @@ users, and 0.7 % with one.)
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from apps.recsys.models.als import ials_exact
@@ -67,17 +68,13 @@ def descend(
 
     import numpy as np
 
-    shared = users.T @ users
-    importance = np.diag(shared) * grid.deviations**2
+    equations = Equations.of(confidences, users, hyper)
+    importance = np.diag(equations.shared) * grid.deviations**2
     order = np.argsort(-importance)
-    lengths = np.diff(confidences.indptr)
-    weight = np.asarray(confidences.sum(1), np.float64).ravel() - lengths
-    exponent = float(hyper.get("frequency_scaling", 0.0))
-    ridges = ials_exact.ridge(float(hyper["regularization"]), exponent, weight=weight, other_rows=len(users))
 
     def work(batch: tuple[int, NDArray[np.intp]]) -> None:
         number, rows = batch
-        systems, right = _systems(confidences, rows, users, shared, ridges)
+        systems, right = equations.of_rows(rows)
         some, own, each = found[rows], scales[rows], grid.bits[number]
         current = grid.values(number, some, own)
         rest = right - np.einsum("nij,nj->ni", systems, current)
@@ -90,12 +87,7 @@ def descend(
                 changed = levels(bits).take(some[:, column]) * own * deviation
                 rest -= systems[:, column] * (changed - current[:, column])[:, None]
                 current[:, column] = changed
-        products = right - rest
-        size = np.einsum("ni,ni->n", current, products)
-        factor = np.einsum("ni,ni->n", current, right) / np.maximum(size, np.finfo(np.float32).tiny)
-        own *= np.clip(factor, 1 / LARGEST_CHANGE, LARGEST_CHANGE).astype(np.float32)
-        own[~right.any(1)] = 0  # nobody had the item
-        found[rows], scales[rows] = some, own
+        found[rows], scales[rows] = some, rescaled(own, current, right, rest)
 
     with ThreadPoolExecutor(threads) as pool:
         for _ in pool.map(work, _batches(kinds, batch_rows(users.shape[1]))):
@@ -112,25 +104,71 @@ def _batches(kinds: NDArray[np.uint8], size: int) -> Iterator[tuple[int, NDArray
             yield int(number), rows[start : start + size]
 
 
-def _systems(
-    confidences: Any,
-    rows: NDArray[np.intp],
-    users: NDArray[np.float32],
-    shared: NDArray[np.float32],
-    ridges: NDArray[np.float64],
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """The systems of some rows, shape (n, width, width), and their right sides, shape (n, width)."""
+def rescaled(
+    scales: NDArray[np.float32], current: NDArray[np.float32], right: NDArray[np.float32], rest: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    """Scales of some rows with the least loss of each, shape (n,).
+
+    Parameters
+    ----------
+    scales
+        The present ones.
+    current
+        Numbers of the rows with these, shape (n, width).
+    right, rest
+        Right sides of their systems, and what the rows leave of them.
+    """
     import numpy as np
 
-    width = users.shape[1]
-    systems = np.empty((len(rows), width, width), np.float32)
-    right = np.empty((len(rows), width), np.float32)
-    for place, row in enumerate(rows):
-        systems[place], right[place] = shared, 0
-        systems[place].reshape(-1)[:: width + 1] += np.float32(ridges[row])
-        for start in range(confidences.indptr[row], confidences.indptr[row + 1], TOGETHER):
-            span = slice(start, min(start + TOGETHER, confidences.indptr[row + 1]))
-            had, weights = users[confidences.indices[span]], confidences.data[span]
-            systems[place] += had.T @ (had * (weights - 1)[:, None])
-            right[place] += weights @ had
-    return systems, right
+    size = np.einsum("ni,ni->n", current, right - rest)
+    factor = np.einsum("ni,ni->n", current, right) / np.maximum(size, np.finfo(np.float32).tiny)
+    made: NDArray[np.float32] = scales * np.clip(factor, 1 / LARGEST_CHANGE, LARGEST_CHANGE).astype(np.float32)
+    made[~right.any(1)] = 0  # nobody had the item
+    return made
+
+
+@dataclass(frozen=True, slots=True)
+class Equations:
+    """The normal equations of items.
+
+    Attributes
+    ----------
+    confidences
+        SciPy CSR, shape (items, users).
+    users, shared
+        Vectors of the users, shape (users, width), and their Gramian.
+    ridges
+        What is added to the diagonal of each item's system, shape (items,).
+    """
+
+    confidences: Any
+    users: NDArray[np.float32]
+    shared: NDArray[np.float32]
+    ridges: NDArray[np.float64]
+
+    @classmethod
+    def of(cls, confidences: Any, users: NDArray[np.float32], hyper: Mapping[str, Any]) -> Equations:
+        """Those of some items, with ``hyper`` as ``ials.HYPER``."""
+        import numpy as np
+
+        weight = np.asarray(confidences.sum(1), np.float64).ravel() - np.diff(confidences.indptr)
+        exponent = float(hyper.get("frequency_scaling", 0.0))
+        ridges = ials_exact.ridge(float(hyper["regularization"]), exponent, weight=weight, other_rows=len(users))
+        return cls(confidences, users, users.T @ users, ridges)
+
+    def of_rows(self, rows: NDArray[np.intp]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """The systems of some rows, shape (n, width, width), and their right sides, shape (n, width)."""
+        import numpy as np
+
+        confidences, users, width = self.confidences, self.users, self.users.shape[1]
+        systems = np.empty((len(rows), width, width), np.float32)
+        right = np.empty((len(rows), width), np.float32)
+        for place, row in enumerate(rows):
+            systems[place], right[place] = self.shared, 0
+            systems[place].reshape(-1)[:: width + 1] += np.float32(self.ridges[row])
+            for start in range(confidences.indptr[row], confidences.indptr[row + 1], TOGETHER):
+                span = slice(start, min(start + TOGETHER, confidences.indptr[row + 1]))
+                had, weights = users[confidences.indices[span]], confidences.data[span]
+                systems[place] += had.T @ (had * (weights - 1)[:, None])
+                right[place] += weights @ had
+        return systems, right

@@ -21,7 +21,7 @@ from apps.recsys.training.compressing.least_squares import Checkpoint, LeastSqua
 from apps.recsys.training.compressing.vectors import Budget
 from apps.recsys.training.session import TrainingSession
 from common.compression import row_codes, row_grid
-from common.compression.row_codes import RowCodes
+from common.compression.book_codes import BookCodes
 
 if TYPE_CHECKING:
     import numpy as np
@@ -52,9 +52,16 @@ class Encoded:
     bits: Mapping[str, list[dict[str, Any]]]
 
 
-def described(codes: RowCodes) -> list[dict[str, Any]]:
-    """Classes of rows: how many there are, bytes of each with its scale, and its dimensions by their number of bits."""
+def described(codes: stored.Coded) -> list[dict[str, Any]]:
+    """Classes of rows: how many there are, bytes of each with its scale, and its dimensions by their number of bits.
+
+    Rows of code books are one class, with the numbers of their entries.
+    """
     import numpy as np
+
+    if isinstance(codes, BookCodes):
+        size, bits = codes.books.packed_bytes + row_codes.SCALE_BYTES, {str(codes.books.bits): codes.books.count}
+        return [{"rows": len(codes), "bytes": size, "bits": bits}]
 
     counts = np.bincount(codes.grid.classes(codes.scales), minlength=len(codes.grid.bits))
     return [
@@ -83,6 +90,8 @@ class Compression:
         Bytes of a row of each matrix, without its scale.
     dimensions
         Most dimensions; ``None``: any number.
+    layers
+        Entries of code books that are added; 0: levels.
     rounds
         Times that users and items of ``ials`` are solved again.
     checkpoint
@@ -96,6 +105,7 @@ class Compression:
     scratch: Path
     row_bytes: Mapping[str, int]
     dimensions: int | None
+    layers: int
     rounds: int
     checkpoint: Checkpoint
     session: TrainingSession
@@ -127,9 +137,9 @@ class Compression:
             return self._vectors(history, kept)
 
     def _budget(self, name: str) -> Budget:
-        return Budget(self.row_bytes[name], self.dimensions)
+        return Budget(self.row_bytes[name], self.dimensions, self.layers)
 
-    def _encoded(self, made: Mapping[str, RowCodes], others: Mapping[str, NDArray[Any]] = {}) -> Encoded:
+    def _encoded(self, made: Mapping[str, stored.Coded], others: Mapping[str, NDArray[Any]] = {}) -> Encoded:
 
         tensors = {**others}
         for name, codes in made.items():

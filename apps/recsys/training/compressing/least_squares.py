@@ -15,10 +15,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from apps.recsys.models.als import als_matrices, ials_exact
-from apps.recsys.training.compressing import discrete, vectors
+from apps.recsys.training.compressing import vectors
+from apps.recsys.training.compressing.code_forms import Entries, Levels, Unfinished
 from apps.recsys.training.compressing.vectors import Budget
 from apps.recsys.training.session import TrainingSession
 from common.compression import row_grid
+from common.compression.book_codes import BookCodes
+from common.compression.books import Books
 from common.compression.codes import BLOCK_ROWS
 from common.compression.row_codes import RowCodes
 from common.files import atomic_file
@@ -115,7 +118,7 @@ class LeastSquares:
     checkpoint: Checkpoint
     session: TrainingSession
 
-    def run(self, items: NDArray[np.float32]) -> RowCodes:
+    def run(self, items: NDArray[np.float32]) -> RowCodes | BookCodes:
         """Encode.
 
         Parameters
@@ -128,11 +131,46 @@ class LeastSquares:
         KeyboardInterrupt
             The session is stopping; the state was saved.
         """
-        import numpy as np
-
         users = self._users(items)
         values, axes = vectors.rotation(users.T @ users)
         vectors.rotate(items, axes)
+        nearest = self._entries if self.budget.layers else self._levels
+        state, items, users = nearest(items, users, values, axes)
+        first, row = self.checkpoint.load(state.found, state.scales)
+        if first or row:
+            self.session.say(f"continuing after round {first} of {self.rounds}, {row:,} of {len(items):,} items")
+        with self.session.progress(total=self.rounds, unit="round", label="encode") as bar:
+            bar.update(first)
+            for number in range(first, self.rounds):
+                # The first time users of the vectors themselves: those of rounded ones are further from what is sought.
+                if number:
+                    del users
+                    for start in range(0, len(items), BLOCK_ROWS):
+                        span = slice(start, start + BLOCK_ROWS)
+                        items[span] = state.decoded(span)
+                    users = self._users(items)
+                for start, stop, block in self.sides.items.blocks(row):
+                    state.descend(slice(start, stop), block, users, self.hyper, threads=self.session.threads)
+                    done, stopping = stop == len(items), self.session.stopping
+                    # In the midst of a later round the codes are gone that its users were solved for.
+                    if (done or not number) and (stopping or self.checkpoint.due()):
+                        self.checkpoint.save(state.found, state.scales, number + done, 0 if done else stop)
+                    if stopping:
+                        raise KeyboardInterrupt
+                row = 0
+                bar.update()
+        return state.made()
+
+    def _levels(
+        self,
+        items: NDArray[np.float32],
+        users: NDArray[np.float32],
+        values: NDArray[np.float64],
+        axes: NDArray[np.float32],
+    ) -> tuple[Unfinished, NDArray[np.float32], NDArray[np.float32]]:
+        """The nearest levels of rotated items; the items and the users with the columns that are left."""
+        import numpy as np
+
         bits = self.budget.shared(row_grid.column_deviations(items).astype(np.float64) ** 2 * values)
         mixed = vectors.mixing(bits, values)
         vectors.rotate(items, mixed)
@@ -145,43 +183,24 @@ class LeastSquares:
             del users
             items, grid = items.take(columns, axis=1), grid.taken(columns)
             users = self._users(items)
-        found, scales = np.empty(items.shape, np.uint8), np.empty(len(items), np.float32)
-        for start in range(0, len(items), BLOCK_ROWS):
-            span = slice(start, start + BLOCK_ROWS)
-            found[span], scales[span] = row_grid.nearest(items[span], grid, importance, kinds[span])
-        grid = grid.fitted(scales, kinds)
-        for start in range(0, len(items), BLOCK_ROWS):
-            span = slice(start, start + BLOCK_ROWS)
-            found[span], scales[span] = grid.settled(items[span], scales[span], kinds[span])
-        first, row = self.checkpoint.load(found, scales)
-        if first or row:
-            self.session.say(f"continuing after round {first} of {self.rounds}, {row:,} of {len(items):,} items")
-        with self.session.progress(total=self.rounds, unit="round", label="encode") as bar:
-            bar.update(first)
-            for number in range(first, self.rounds):
-                # The first time users of the vectors themselves: those of rounded ones are further from what is sought.
-                if number:
-                    del users
-                    for start in range(0, len(items), BLOCK_ROWS):
-                        span = slice(start, start + BLOCK_ROWS)
-                        items[span] = grid.decoded(found[span], scales[span], kinds[span])
-                    users = self._users(items)
+        return Levels.nearest(items, grid, importance, kinds), items, users
 
-                def descend(start: int, stop: int, block: Any, users: NDArray[np.float32] = users) -> None:
-                    rows = found[start:stop], scales[start:stop], kinds[start:stop]
-                    discrete.descend(block, *rows, users, grid, self.hyper, threads=self.session.threads)
+    def _entries(
+        self,
+        items: NDArray[np.float32],
+        users: NDArray[np.float32],
+        values: NDArray[np.float64],
+        axes: NDArray[np.float32],
+    ) -> tuple[Unfinished, NDArray[np.float32], NDArray[np.float32]]:
+        """The nearest entries of rotated items; the items and the users with the columns that are left."""
+        import numpy as np
 
-                for start, stop, block in self.sides.items.blocks(row):
-                    descend(start, stop, block)
-                    done, stopping = stop == len(items), self.session.stopping
-                    # In the midst of a later round the codes are gone that its users were solved for.
-                    if (done or not number) and (stopping or self.checkpoint.due()):
-                        self.checkpoint.save(found, scales, number + done, 0 if done else stop)
-                    if stopping:
-                        raise KeyboardInterrupt
-                row = 0
-                bar.update()
-        return RowCodes.made(found, scales, kinds, grid)
+        layout = self.budget.grouped(row_grid.column_deviations(items).astype(np.float64) ** 2 * values, len(items))
+        importance, items = values[layout.columns], items.take(layout.columns, axis=1)
+        del users
+        users = self._users(items)
+        books, found, scales = Books.of(items, importance, layout).settled(items, importance)
+        return Entries(found, scales, books), items, users
 
     def _users(self, items: NDArray[np.float32]) -> NDArray[np.float32]:
         """Vectors of all users, shape (users, factors)."""

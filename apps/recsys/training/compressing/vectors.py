@@ -15,6 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 from apps.recsys.models.scan.rows import row_lengths
 from common.compression import row_grid
+from common.compression.book_codes import BookCodes
+from common.compression.book_layout import SCALE_BYTES, Layout, layout
+from common.compression.books import Books
 from common.compression.codes import BLOCK_ROWS
 from common.compression.codes import rotation as random_rotation
 from common.compression.row_codes import RowCodes
@@ -43,10 +46,13 @@ class Budget:
         Bytes of a row without its scale; of rows in classes their mean.
     dimensions
         Most dimensions that get some; ``None``: any number.
+    layers
+        Entries of code books that are added in each group of dimensions; 0: levels of each dimension.
     """
 
     bytes: int
     dimensions: int | None = None
+    layers: int = 0
 
     def shared(
         self, weights: NDArray[np.floating[Any]], counts: NDArray[np.integer[Any]] | None = None
@@ -58,6 +64,19 @@ class Budget:
             each = weights if counts is None else counts @ weights
             weights = np.where(each >= np.sort(each)[-self.dimensions], weights, 0)
         return shared_bits(weights, self.bytes * (1 if counts is None else int(counts.sum())), counts)
+
+    def grouped(self, weights: NDArray[np.floating[Any]], rows: int, *, last: bool = False) -> Layout:
+        """Groups of columns with code books, by the columns' weighted variances, of a matrix of so many rows.
+
+        With ``last`` the last column stays and is the last.
+        """
+        import numpy as np
+
+        if self.dimensions is not None and self.dimensions < len(weights):
+            weights = np.where(weights >= np.sort(weights)[-self.dimensions], weights, 0)
+        made = layout(weights, size=self.bytes + SCALE_BYTES, rows=rows, layers=self.layers, last=last)
+        assert made is not None  # the request has checked that there is one
+        return made
 
 
 def rotation(gramian: NDArray[np.floating[Any]]) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
@@ -165,7 +184,7 @@ def encoded_alike(
     cosine: bool,
     last: bool,
     after_each: Callable[[], None],
-) -> dict[str, RowCodes]:
+) -> dict[str, RowCodes | BookCodes]:
     """Codes of matrices that are multiplied with each other or with the same users, so that they are rotated alike.
 
     Parameters
@@ -192,9 +211,17 @@ def encoded_alike(
         deviations = unit_deviations(rows) if cosine else row_grid.column_deviations(rows)
         own = deviations.astype(np.float64) ** 2 * importance[name]
         total += own / max(float(own.sum()), LEAST)
+    made: dict[str, RowCodes | BookCodes] = {}
+    if budget.layers:
+        groups = budget.grouped(total, min(len(rows) for rows in matrices.values()), last=last)
+        for name in list(matrices):
+            rows, own = matrices.pop(name).take(groups.columns, axis=1), importance[name][groups.columns]
+            made[name] = BookCodes.of(rows, own, Books.of(rows, own, groups, alike=cosine))
+            after_each()
+        return made
     bits = budget.shared(total)
     columns = np.flatnonzero((bits > 0) | (np.arange(len(bits)) >= len(bits) - last))
-    bits, made = bits[columns], {}
+    bits = bits[columns]
     for name in list(matrices):
         rows, own = matrices.pop(name).take(columns, axis=1), importance[name][columns]
         rotate(rows, mixing(bits, own, last=last))

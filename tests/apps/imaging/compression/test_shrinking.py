@@ -125,6 +125,10 @@ def test_images_decide_which_channels_go(importance: str, tmp_path: Path) -> Non
         name: tensor.shape for name, tensor in others.items()
     }
     assert any(not torch.equal(ours[name], others[name]) for name in ours)
+    for value in (7.0, np.nan):
+        write_nifti(tmp_path / "images" / "a.nii.gz", np.full(values.shape, value, np.float32))
+        with refused(BadInput, "--calibration", "1 tiles", "one value"):
+            shrunk(tmp_path / "model", tmp_path / "none", importance=importance, **options | {"tiles": 1})
 
 
 def test_blocks_of_least_effect_go(tmp_path: Path) -> None:

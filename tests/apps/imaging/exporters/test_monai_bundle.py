@@ -11,14 +11,14 @@ import pytest
 from apps.imaging.exporters.monai_bundle import check_exportable, configuration, metadata, write_bundle
 from apps.imaging.importers.monai_transforms import preprocessing
 from apps.imaging.models.model_folder import read_model
-from apps.imaging.models.networks import registry
+from apps.imaging.models.networks import nnunet, registry
 from apps.imaging.volumes.intensity import apply, resolve
 from common.errors import UsageError
 from tests.apps.imaging.helpers import random_model
 from tests.messages import refused
 
 
-@pytest.mark.parametrize("network", sorted(registry.NETWORKS))
+@pytest.mark.parametrize("network", sorted(registry.NETWORKS.keys() - nnunet.NETWORKS.keys()))
 def test_monai_loads_the_weights_into_the_network_that_is_named(network: str, tmp_path: Path) -> None:
     import torch
     from monai.bundle import ConfigParser
@@ -37,6 +37,12 @@ def test_monai_loads_the_weights_into_the_network_that_is_named(network: str, tm
 
 
 WINDOW = [{"op": "clip", "low": -100.0, "high": 300.0}, {"op": "scale", "low": -100.0, "high": 300.0}]
+
+
+def test_networks_of_nnunet_are_none_of_monais(tmp_path: Path) -> None:
+    random_model(tmp_path / "model", network="plainconvunet", arguments={"features_per_stage": [2, 2, 2, 2]})
+    with refused(UsageError, "model", "plainconvunet", "--as onnx"):
+        check_exportable(read_model(tmp_path / "model"), tmp_path / "model")
 
 
 @pytest.mark.parametrize("operations", [[{"op": "zscore"}], WINDOW, [], [{"op": "range", "low": 0.0, "high": 1.0}]])

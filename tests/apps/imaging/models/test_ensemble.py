@@ -52,7 +52,7 @@ def test_models_of_several_kinds_are_refused(tmp_path: Path) -> None:
         ([one, one], ("same",)),
         ([one, replace(other, spacing=(1.0, 1.0, 2.0))], ("model1", "spacing", "model0")),
         ([one, replace(other, labels=other.labels[:2])], ("model1", "labels")),
-        ([one, replace(other, network="plainconvunet")], ("model1", "imaging train")),
+        ([one, replace(other, network="plainconvunet", convention="nnunet")], ("model1", "imaging train")),
         ([replace(one, arguments={**one.arguments, "members": 2}), other], ("model0", "ensemble")),
     ):
         with refused(UsageError, *facts):

@@ -18,6 +18,10 @@ import pytest
 
 from apps.imaging.bench.headline_train import DESCRIPTION
 from apps.imaging.cli import parser
+from apps.imaging.training.data.dataset import read_dataset
+from apps.imaging.training.data.facts import read_facts
+from apps.imaging.training.proposal.fingerprint import propose
+from apps.imaging.training.proposal.recipe_file import write
 from common.errors import DoesNotFit, UsageError
 from common.memory.costs import baseline
 from common.memory.costs.probes import Probe
@@ -137,6 +141,40 @@ def test_the_choice_is_the_fastest_that_fits(workload: Any) -> None:
         ]
         best = min(workload.seconds(setting) for setting in fitting)
         assert workload.seconds(dict(planner.plan(workload, budget, costs).knobs)) == best
+
+
+def test_the_largest_patch_of_a_recipe_that_fits(
+    workload: Any, hippocampus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every patch is as the made-up costs have it: the choice is that of pricing all settings of all patches."""
+    found = read_dataset(hippocampus)
+    read = [read_facts(case, found) for case in found.cases]
+    recipe = propose(found, found.cases, read, "dynunet")
+    recipe["choices"] = recipe["choices"][::2]
+    write(tmp_path / "recipe.json", recipe)
+    command = ["train", str(hippocampus), "-o", str(tmp_path / "m"), "--recipe", str(tmp_path / "recipe.json")]
+    args = parser().parse_args([*command, "--fold", "0/4", "--amp", "off", "--cache", "disk"])
+    work, store = args.command.workload(args.command.request(args), MemoryBudget(1 << 40)), CostStore()
+    needs = {}
+    for one, leanest in work.choices():
+        for setting in one.settings():
+            for probe in one.probes(setting):
+                store._write(probe, _made_up(probe))
+        every = [planner.price(one, setting, store, ceiling=None).needed_bytes for setting in one.settings()]
+        needs[one.request.recipe.patch] = min(every)
+        assert min(every) in [planner.price(one, setting, store, ceiling=None).needed_bytes for setting in leanest]
+    assert len(needs) > 4 and list(needs.values()) == sorted(needs.values(), reverse=True)
+    for ceiling in (900, 420, 390, 380, 1):
+        budget = MemoryBudget(ceiling * MIB)
+        chosen = planner.best_choice(work, budget, store)
+        fitting = [patch for patch, needed in needs.items() if needed <= budget.host_bytes]
+        assert chosen.request.recipe.patch == (fitting or [*needs])[0 if fitting else -1]
+        if fitting:
+            assert planner.plan(chosen, budget, store)["patch"] == ",".join(map(str, fitting[0]))
+        else:
+            with pytest.raises(DoesNotFit) as refusal:
+                planner.plan(chosen, budget, store)
+            assert refusal.value.smallest_feasible_bytes == -(-min(needs.values()) // MIB) * MIB
 
 
 def test_a_refusal_names_smaller_patches_that_fit(workload: Any) -> None:

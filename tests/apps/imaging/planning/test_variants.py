@@ -81,6 +81,20 @@ def test_a_refusal_names_the_variant_that_would_fit_and_its_loss(models: Path) -
         assert chosen(models, ceiling, float(named[0].rstrip("%")) / 100)[0]["variant"] == named[1]
 
 
+def test_that_there_is_none_is_said(models: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A broken folder, a file, and a link to itself are no variants, and no reason to fail."""
+    folder = models / "elsewhere"
+    (folder / "broken").mkdir(parents=True)
+    (folder / "broken" / "model.json").write_text("{")
+    (folder / "broken" / "loop").symlink_to("loop")
+    (folder / "file").write_text("no model")
+    with pytest.raises(DoesNotFit):
+        chosen(models, 190, 0.5, variants=folder)
+    says(caplog.text, "--allow-quality-loss", folder, "--measure")
+    with refused(UsageError, "--variants", "no such folder"):
+        chosen(models, 190, 0.5, variants=models / "nowhere")
+
+
 def test_only_the_users_folder_is_read_and_only_variants_that_run_as_they_were_measured(models: Path) -> None:
     (models / "elsewhere").mkdir()
     with pytest.raises(DoesNotFit):

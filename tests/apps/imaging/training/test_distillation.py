@@ -92,10 +92,10 @@ def test_a_teacher_has_to_see_what_the_network_sees(dataset: Callable[[str], Pat
         ({"channels": ["MRI", "CT"]}, "channels"),
     ):
         with refused(BadInput, "--distill", fact):
-            read_teacher(SHIPPED, replace(data, **change), operations, (40, 56, 40))
+            read_teacher(SHIPPED, replace(data, **change), operations, [(40, 56, 40)])
     with refused(BadInput, "--distill", "intensities"):
-        read_teacher(SHIPPED, data, [[]], (40, 56, 40))
+        read_teacher(SHIPPED, data, [[]], [(40, 56, 40)])
     with refused(BadInput, "--distill", "41x56x40"):
-        read_teacher(SHIPPED, data, operations, (41, 56, 40))
+        read_teacher(SHIPPED, data, operations, [(40, 56, 40), (41, 56, 40)])
     with refused(UsageError, "temperature=0"):
         request(folder, "--distill", SHIPPED, "--set", "temperature=0")

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from apps.imaging.training.data.dataset import read_dataset
+from apps.imaging.training.data.facts import intensity_operations
 from apps.imaging.training.data.patch_sampling import Sampler, Volumes
-from apps.imaging.training.data.prepared import intensity_operations, load_case
+from apps.imaging.training.data.prepared import load_case
 from apps.imaging.training.losses import IGNORED
 from common.errors import BadInput
 from tests.messages import says
