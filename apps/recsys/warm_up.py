@@ -249,6 +249,19 @@ def training_over_ranks() -> None:
     del apps
 
 
+def filtering_over_ranks() -> None:
+    """Warm up a linear model that several ranks train."""
+    import torch
+
+    import apps.recsys.training.over_ranks.shared_ease
+    from common.training.distributed.group import rehearse
+
+    filtering()
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    rehearse()
+    del apps
+
+
 def tracing() -> None:
     """Load what an embedding's traced step needs; no operator runs then, so none has to run here."""
     import torch

@@ -45,6 +45,13 @@ def handle() -> None:
             signal.signal(number, interrupt)
 
 
+def ignore() -> None:
+    """Ignore SIGINT and SIGTERM from now on: the launcher ends all ranks of which one has ended, and this one has still
+    to say why, or to remove its scratch folder."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
+
 @contextmanager
 def quiet() -> Iterator[None]:
     """A block that ends with exit code 130 and without a traceback when it is interrupted.

@@ -120,7 +120,8 @@ def _slurm(name: str, words: Sequence[str], memory: int, threads: int, part: Par
 def _kubernetes(name: str, words: Sequence[str], memory: int, threads: int, part: Part | None, note: str) -> str:
     number = f' --part "$((JOB_COMPLETION_INDEX + 1))/{part.of}"' if part else ""
     parts = part.of if part else 1
-    line = json.dumps(f"exec {shlex.join(words)}{number}")  # a JSON string is one of YAML, too
+    # Kubernetes itself replaces $(NAME) of a known name, and makes $$ one dollar. A JSON string is one of YAML, too.
+    line = json.dumps(f"exec {shlex.join(words).replace('$', '$$')}{number}")
     return f"""\
 apiVersion: batch/v1
 kind: Job

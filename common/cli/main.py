@@ -277,8 +277,7 @@ def _run(args: argparse.Namespace, request: Any, budget: MemoryBudget, superviso
             record.exit_code, line = EXIT_USAGE, str(error)
             record.error = {"kind": "usage", "message": line}
         except LostRank as error:
-            record.exit_code, line = EXIT_UNFORESEEN, str(error) if args.world.leads else None
-            record.error = {"kind": "lost rank", "message": str(error)}
+            record.exit_code, (line, record.error) = EXIT_UNFORESEEN, ranks.lost(error, args.world)
         except BrokenPipeError:  # the reader of the output has gone
             streams.silence(sys.stdout)
         except BadInput as error:

@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from common.cli import streams
+from common.cli import interrupts, streams
 from common.errors import EXIT_DOES_NOT_FIT, EXIT_UNFORESEEN, EXIT_USAGE, DoesNotFit, UsageError
 from common.memory.plan.plan import Plan
 from common.memory.process import child, guard, supervisor
@@ -177,6 +177,12 @@ def wait_without_wall(world: World) -> None:
         guard.lift_hard_wall()
 
 
+def lost(error: LostRank, world: World) -> tuple[str | None, dict[str, str]]:
+    """Return the line of a rank that has lost another, and its record's error; signals are ignored from now on."""
+    interrupts.ignore()
+    return str(error) if world.leads else None, {"kind": "lost rank", "message": str(error)}
+
+
 def end(group: Group, gauge: PeakMeter, results: dict[str, Any]) -> None:
     """Collect the ranks' peaks into the record's ``results``, and leave the group."""
     if not group.several:
@@ -192,5 +198,6 @@ def leave(code: int, world: World) -> int:
     """Return the exit code; a rank of several ends here, as PyTorch may wait for ever while it takes a group down."""
     if world.size == 1:
         return code
+    interrupts.ignore()
     atexit._run_exitfuncs()
     os._exit(code or (EXIT_UNFORESEEN if streams.flush() else code))

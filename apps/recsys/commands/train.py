@@ -198,7 +198,11 @@ def complete(work: TrainWorkload, session: Session, changed: Mapping[str, Any] =
 
 def fit_linear_model(work: TrainWorkload, session: Session) -> tuple[Mapping[str, Any], TrainWorkload, Any]:
     """Fit a linear model; returns its weights by name, the work with the chosen settings, and what was tried."""
-    trainers: Mapping[str, Any] = {"ease": fit_ease.EaseTrainer, AUTO: fit_ease.AnyFormTrainer}
+    trainers: dict[str, Any] = {"ease": fit_ease.EaseTrainer, AUTO: fit_ease.AnyFormTrainer}
+    if session.group.several:
+        from apps.recsys.training.over_ranks import shared_ease, shared_linear
+
+        trainers = {"ease": shared_ease.SharedEaseTrainer, "spectral": shared_linear.SharedLinearTrainer}
     trainer = trainers.get(work.request.model.hyper["form"], fit_linear.LinearTrainer)
     fitted: fit_linear.Fitted = trainer(_linear_config(work, session.plan), session).run()
     return fitted.tensors, work.with_settings(fitted.settings), fitted.tried

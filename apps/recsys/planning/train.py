@@ -18,9 +18,10 @@ from apps.recsys.data.splits import MOST_VALIDATION_USERS, SAMPLED_TIMES, reads_
 from apps.recsys.models.embedding.embedding_config import EmbeddingConfig
 from apps.recsys.models.linear.options import USUAL, may_be_ease, open_factors
 from apps.recsys.models.scan.stored import writing_bytes
-from apps.recsys.planning import bpr_terms, embedding_terms, ials_terms, linear_terms
+from apps.recsys.planning import bpr_terms, embedding_terms, ials_terms
 from apps.recsys.planning.baselines import (
     FILTERING,
+    FILTERING_OVER_RANKS,
     LEARNING,
     LEARNING_OVER_RANKS,
     LIBRARIES,
@@ -33,6 +34,8 @@ from apps.recsys.planning.baselines import (
     reading_terms,
 )
 from apps.recsys.planning.embedding_terms import SHARED, TABLE_ROWS
+from apps.recsys.planning.linear import training as linear
+from apps.recsys.planning.linear.over_ranks import over_ranks_terms
 from apps.recsys.planning.model_options import DEFAULTS, ModelOptions
 from apps.recsys.planning.ranking_terms import PACKING_BYTES, USER_BLOCKS, WARM_FACTORS, model_terms, ranking_terms
 from apps.recsys.planning.resume_settings import resume_settings
@@ -77,7 +80,8 @@ RANKED_SECONDS = 2e-3
 def training_warm_up(kind: str, ranks: int = 1) -> str:
     """The warm-up function of ``recsys train`` for a kind of model."""
     if ranks > 1:
-        return TRAINING_OVER_RANKS if kind == "ials" else LEARNING_OVER_RANKS
+        over = {"ials": TRAINING_OVER_RANKS, "linear": FILTERING_OVER_RANKS}
+        return over.get(kind, LEARNING_OVER_RANKS)
     return {"embedding": LEARNING, "bpr": PAIRING, "linear": FILTERING}.get(kind, TRAINING)
 
 
@@ -341,21 +345,19 @@ class TrainWorkload:
 
     def _linear_terms(self, setting: Setting) -> list[Term]:
         facts, request = self.facts, self.request
-        return linear_terms.training_terms(
-            linear_terms.TrainingSizes(
-                users=facts.users,
-                items=facts.items,
-                interactions=facts.interactions,
-                trained=self.fit_interactions,
-                longest=facts.longest,
-                scored_users=facts.scored_users,
-                scored_longest=facts.scored_longest,
-            ),
-            request.model.hyper,
-            setting,
-            threads=request.threads,
-            evaluates=request.split != "none",
+        sizes = linear.TrainingSizes(
+            users=facts.users,
+            items=facts.items,
+            interactions=facts.interactions,
+            trained=self.fit_interactions,
+            longest=facts.longest,
+            scored_users=facts.scored_users,
+            scored_longest=facts.scored_longest,
         )
+        asked, how = (sizes, request.model.hyper, setting), (request.threads, request.split != "none")
+        if request.world.size > 1:
+            return over_ranks_terms(*asked, request.world, threads=how[0], evaluates=how[1])
+        return linear.training_terms(*asked, threads=how[0], evaluates=how[1])
 
     def evaluating_terms(self, setting: Setting, phase: str, scored: int, longest: int) -> list[Term]:
         """Terms of a model of vectors that ranks for users with held-out or hidden items."""

@@ -11,6 +11,7 @@ from typing import Any
 from apps.recsys.data.columns import Columns, Layout
 from apps.recsys.data.staging import Filters
 from apps.recsys.models import search_space
+from apps.recsys.models.linear import options as linear
 from apps.recsys.models.old_names import renamed_pairs
 from apps.recsys.planning.model_options import IN_PASSES, ModelOptions, kind_of, not_for
 from apps.recsys.planning.requests import layout_of
@@ -20,7 +21,7 @@ from common.search.space import Space
 from common.training import amp
 from common.training.distributed.world import ONE, World
 
-OVER_RANKS = ("embedding", "ials")
+OVER_RANKS = ("embedding", "ials", "linear")
 """Kinds of models that several ranks train."""
 
 
@@ -98,7 +99,10 @@ class TrainRequest:
     def __post_init__(self) -> None:
         if self.world.size > 1:
             if self.model.kind not in OVER_RANKS:
-                raise UsageError(f"--model {self.model.kind}: several ranks train --model {' or '.join(OVER_RANKS)}")
+                kinds = f"{', '.join(OVER_RANKS[:-1])} or {OVER_RANKS[-1]}"
+                raise UsageError(f"--model {self.model.kind}: several ranks train --model {kinds}")
+            if self.model.kind == "linear":
+                linear.check_over_ranks(self.model.hyper)
             if self.trials:
                 raise UsageError("--tune does not run under torchrun; search with one process")
             if self.model.kind == "embedding":

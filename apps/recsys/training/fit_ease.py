@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -66,20 +67,31 @@ class EaseTrainer:
         """Compute the weights for a ridge, and write them."""
         with self.session.phase("fit"):
             log = Log(self.config.directory, self.config.items)
-            matrix, variances = self._weights(log, ridge)
-            ease.write(self.config.directory, matrix)
+            variances = self._written(log, ridge)
         tensors = {weights.COUNTS: log.counts(), weights.VARIANCES: variances}
         return Fitted(tensors, {**settings(ridge), "factors": 0}, tried)
 
+    def _written(self, log: Log, ridge: float) -> NDArray[np.float32]:
+        """Write the weights; returns the diagonal of C."""
+        matrix, variances = self._weights(log, ridge)
+        ease.write(self.config.directory, matrix)
+        return variances
+
     def _weights(self, log: Log, ridge: float) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        with self.session.progress(total=ease.steps(log.items), unit="panel", label=f"ridge {ridge:g}") as bar:
+        with self._bar(log.items, ridge) as after_panel:
+            return ease.item_weights(log, ridge, after_panel)
+
+    @contextmanager
+    def _bar(self, items: int, ridge: float) -> Iterator[Callable[[], None]]:
+        """A bar of progress; the block calls what it gets after each panel."""
+        with self.session.progress(total=ease.steps(items), unit="panel", label=f"ridge {ridge:g}") as bar:
 
             def after_panel() -> None:
                 bar.update()
-                if self.session.stopping:
+                if self.session.group.sums([float(self.session.stopping)])[0]:
                     raise KeyboardInterrupt
 
-            return ease.item_weights(log, ridge, after_panel)
+            yield after_panel
 
     def compare(self, hidden: HeldOut) -> dict[float, float]:
         """The mean metric on the hidden items of each candidate, then of the neighbours of the best one."""

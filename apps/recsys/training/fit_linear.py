@@ -24,7 +24,7 @@ from apps.recsys.models.linear.log import TRAINED, Log, forget_trained, write_tr
 from apps.recsys.models.linear.options import AUTO, chooses
 from apps.recsys.models.linear.readers import NAME as READERS
 from apps.recsys.models.linear.readers import Readers, ReaderScores, likeness, uses_readers, write_readers
-from apps.recsys.models.linear.spectrum import ITERATIONS, spectrum
+from apps.recsys.models.linear.spectrum import ITERATIONS, VectorRows, spectrum
 from apps.recsys.training.compare_linear import Comparison
 from apps.recsys.training.hide_alike import hide_alike
 from apps.recsys.training.linear_candidates import Candidate, Search
@@ -32,6 +32,8 @@ from common.compression.codes import Codes
 from common.memory.process import glibc
 
 if TYPE_CHECKING:
+    from concurrent.futures import ThreadPoolExecutor
+
     import numpy as np
     from numpy.typing import NDArray
 
@@ -141,7 +143,8 @@ class LinearTrainer:
         """Compute the spectrum of a candidate, and what answers of it need."""
         config = self.config
         with self.session.phase("fit"):
-            log = Log(config.directory, config.items, user_power=chosen.user_power)
+            log = self._log()
+            log.user_power = chosen.user_power
             counts = log.counts()
             tensors: dict[str, Any] = {weights.COUNTS: counts}
             if uses_readers(chosen.form, log.history.size):
@@ -235,7 +238,7 @@ class LinearTrainer:
         """Hide items of a sample of users, and write the rest; ``None`` if no user has enough items."""
         config, directory, name = self.config, self.config.directory, self._name
         with self.session.phase("fit"):
-            log = Log(directory, config.items, name)
+            log = self._log(name)
             counts, readers = log.counts(), None
             if self._asks_readers(log):
                 write_readers(directory, log, counts)
@@ -257,12 +260,20 @@ class LinearTrainer:
 
             def after_iteration() -> None:
                 bar.update()
-                if self.session.stopping:
+                if self.session.group.sums([float(self.session.stopping)])[0]:
                     raise KeyboardInterrupt
 
             seed, threads = self.config.seed, self.session.threads
             how: Mapping[str, Any] = {"item_power": item_power, "seed": seed, "threads": threads}
-            return spectrum(log, counts, factors, **how, after_iteration=after_iteration)
+            return spectrum(log, counts, factors, **how, after_iteration=after_iteration, kept=self._kept())
+
+    def _log(self, name: str | None = None) -> Log:
+        """The interactions of a name (``Log``)."""
+        return Log(self.config.directory, self.config.items, name)
+
+    def _kept(self) -> Callable[[ThreadPoolExecutor, int], VectorRows] | None:
+        """What keeps the vectors of a spectrum (``spectrum``)."""
+        return None
 
     def _stored(
         self, vectors: NDArray[np.float32], eigenvalues: NDArray[np.float32], chosen: Candidate
@@ -277,9 +288,9 @@ class LinearTrainer:
     def compare(self, hidden: HeldOut) -> dict[Candidate, float]:
         """The mean metric on the hidden items of each candidate, by rounds (``Search``)."""
         config, means, held = self.config, dict[Candidate, float](), dict[Any, Any]()
-        log = Log(config.directory, config.items, self._name)
+        log = self._log(self._name)
         if self._sampled(log):
-            log = Log(config.directory, config.items, SAMPLE)
+            log = self._log(SAMPLE)
         counts, readers = log.counts(), None
         if self._asks_readers(log):
             name = SAMPLED_READERS if self._sampled(log) else READERS

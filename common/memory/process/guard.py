@@ -18,7 +18,7 @@ from pathlib import Path
 
 from common.errors import EXIT_DOES_NOT_FIT
 from common.memory.process import glibc
-from common.memory.process.budget import MIB, format_size, memory_cgroups, total_memory
+from common.memory.process.budget import MIB, format_size, memory_cgroups
 from common.memory.process.meter import _status, anonymous, resident
 
 WALL = "PEAKLINE_HARD_WALL"
@@ -240,9 +240,12 @@ def lower_hard_wall(ceiling: int, held: int) -> bool:
 
 
 def lift_hard_wall() -> None:
-    """Raise the limit of this process's cgroup to all memory, until ``lower_hard_wall`` sets it again."""
+    """Raise the limit of this process's cgroup to all memory, until ``lower_hard_wall`` sets it again.
+
+    What ``total_memory`` finds is that very limit; those of a container around it hold anyway.
+    """
     if (cgroup := standing()) is not None:
-        limit(cgroup, total_memory())
+        limit(cgroup, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
 
 
 def _charged(cgroup: Path) -> int:
@@ -266,6 +269,10 @@ def _reclaimed(cgroup: Path, ceiling: int) -> bool:
     return usage <= ceiling
 
 
+_WITH_SWAP = "memory.memsw.limit_in_bytes"
+"""File of version 1 with the limit of memory and swap together."""
+
+
 def limit(cgroup: Path, ceiling: int) -> bool:
     """Set the limit of a cgroup in bytes; ``False`` if that is not permitted, or if it is in use beyond that."""
     for name in ("memory.max", "memory.limit_in_bytes"):
@@ -273,12 +280,15 @@ def limit(cgroup: Path, ceiling: int) -> bool:
             if (cgroup / name).exists():
                 if name == "memory.max" and not _reclaimed(cgroup, ceiling):
                     return False
+                with suppress(OSError):  # with swap it must not be less than without, so it is raised first
+                    if (cgroup / _WITH_SWAP).exists():
+                        (cgroup / _WITH_SWAP).write_text(str(ceiling))
                 (cgroup / name).write_text(str(ceiling))
                 # Pages must not move into swap instead. Some kernels of version 1 do not account swap.
                 for file, value in (
                     ("memory.swap.max", "0"),
                     ("memory.swappiness", "0"),
-                    ("memory.memsw.limit_in_bytes", str(ceiling)),
+                    (_WITH_SWAP, str(ceiling)),
                 ):
                     with suppress(OSError):
                         if (cgroup / file).exists():

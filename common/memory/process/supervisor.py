@@ -37,6 +37,9 @@ PAGE = os.sysconf("SC_PAGE_SIZE")
 
 HEARD_SECONDS = 5
 """For how long the first rank may take to notice that this one is gone, before this one's end is told from here."""
+STOPPED_SECONDS = 20
+"""For how long a rank of several may be stopped (SIGSTOP) before it is ended: all others wait for it."""
+STOPPED = f"after {STOPPED_SECONDS} s in which it was stopped"
 STUCK_SECONDS = 10
 """For how long a tree may do little else than read its own program again. Pages of mapped libraries are reclaimed
 before anything is killed, so a full cgroup can slow a command down a thousandfold instead of ending it."""
@@ -81,7 +84,7 @@ def main(pid: int, cgroup: str, name: str, ceiling: int, json: bool, path: str) 
         message = f"killed {at}; finished work is kept, the same command continues from there"
     if heard(message.partition(";")[0]):
         return 1
-    tell(name, "above the ceiling" if why else "killed", message, json, path)
+    tell(name, "killed" if why in ("", STOPPED) else "above the ceiling", message, json, path)
     return 1
 
 
@@ -93,12 +96,12 @@ def wait(pid: int, watch: "Tree | Cgroup") -> tuple[int, int, str]:
     tuple
         Its status, its peak in bytes, and why it was killed from here; an empty text if it was not.
     """
-    why = ""
+    why, rank = "", Rank(pid) if os.environ.get("WORLD_SIZE", "1") != "1" else None
     while True:
         ended, status, usage = os.wait4(pid, os.WNOHANG)
         if ended:
             return status, usage.ru_maxrss << 10, why
-        if not why and (why := watch.look()):
+        if not why and (why := watch.look() or (rank.look() if rank else "")):
             send(signal.SIGKILL, descendants(pid))
         signal.sigtimedwait((signal.SIGCHLD,), watch.pause)
 
@@ -283,6 +286,27 @@ class Cgroup:
             except OSError:
                 pass
         return sys.maxsize
+
+
+class Rank:
+    """One of several processes that wait for each other, and would wait for one that is stopped."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid, self.next, self.seconds = pid, 0.0, 0
+
+    def look(self) -> str:
+        """Say that the rank has been stopped for too long, else nothing. Seconds in which nobody looked, as this
+        process was stopped too, do not count."""
+        if (now := time.monotonic()) < self.next:
+            return ""
+        self.next = now + 1
+        try:
+            with open(f"/proc/{self.pid}/stat", "rb") as stream:
+                state = stream.read().rpartition(b") ")[2][:1]
+        except OSError:
+            return ""
+        self.seconds = self.seconds + 1 if state == b"T" else 0
+        return STOPPED if self.seconds > STOPPED_SECONDS else ""
 
 
 def descendants(pid: int) -> list[int]:

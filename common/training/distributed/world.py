@@ -12,7 +12,7 @@ from common.memory.process.budget import MIB
 LAUNCHER_BYTES = 164 * MIB
 """Memory of the launcher on each node, which is part of no rank: PSS of ``torchrun`` beside 2 and 4 ranks was 162 to
 164 MiB, 146 of them its own (PyTorch 2.13)."""
-HOW = "start it as PYTHONSAFEPATH=1 torchrun --nproc-per-node N -m apps.imaging train ..."
+HOW = "start it as PYTHONSAFEPATH=1 torchrun --nproc-per-node N -m apps.imaging train ..., or apps.recsys"
 """End of messages on a launch that is not understood."""
 _LAUNCHER = "TORCHELASTIC_RUN_ID"
 """Environment variable that ``torchrun`` sets."""

@@ -22,7 +22,7 @@ LINE = [
     "-m",
     "model",
     "-o",
-    "it's",
+    "it's $(A)$$",
     "--dry-run",
     "--for",
     "slurm",
@@ -62,7 +62,7 @@ def test_a_slurm_job_asks_for_the_plan_and_a_margin(args: argparse.Namespace) ->
     assert {"#SBATCH --array=1-16", "#SBATCH --cpus-per-task=3", "#SBATCH --mem=210M"} <= {*lines}
     job = arguments(lines[-1])
     assert job.memory == "210MiB" and job.part == Part(7, 16) and job.threads == 3
-    assert (job.input, str(job.output), job.quiet, job.dry_run) == ([Path("a b")], "it's", True, False)
+    assert (job.input, str(job.output), job.quiet, job.dry_run) == ([Path("a b")], "it's $(A)$$", True, False)
 
 
 def test_a_kubernetes_job_has_an_index_for_each_part(args: argparse.Namespace) -> None:
@@ -72,8 +72,9 @@ def test_a_kubernetes_job_has_an_index_for_each_part(args: argparse.Namespace) -
     (container,) = job["spec"]["template"]["spec"]["containers"]
     assert container["resources"]["limits"] == {"memory": "105Mi"}
     assert container["resources"]["requests"] == {"cpu": 2, "memory": "105Mi"}
-    found = arguments(container["args"][0])
-    assert found.part == Part(7, 16) and found.memory == "105MiB" and str(found.output) == "it's"
+    assert "$" not in container["args"][0].replace("$$", "").replace("$((JOB_COMPLETION_INDEX + 1))", "")
+    found = arguments(container["args"][0].replace("$$", "$"))  # as Kubernetes does
+    assert found.part == Part(7, 16) and found.memory == "105MiB" and str(found.output) == "it's $(A)$$"
 
 
 @pytest.mark.parametrize("form", job_scripts.FORMATS)

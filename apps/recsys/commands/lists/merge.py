@@ -60,7 +60,8 @@ class PartNote:
             There is no file or no record, the run did not end well, or the file is not the one that it wrote.
         """
         if not path.is_file():
-            raise BadInput(f"{path}: no such file", public="no such file")
+            what = "a folder, and not a file of recommend --part" if path.is_dir() else "no such file"
+            raise BadInput(f"{path}: {what}", public="no such file")
         place = path.with_suffix(".run.json")
         try:
             record = json.loads(place.read_text("utf-8"))

@@ -7,7 +7,7 @@ written row by row, and read again by rows: scoring holds one row at a time.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -41,6 +41,29 @@ class Rows(Protocol):
 def steps(items: int) -> int:
     """Times that ``item_weights`` calls ``after_panel``."""
     return -(-items // PANEL)
+
+
+def own_panels(items: int, rank: int, ranks: int) -> list[range]:
+    """Return the rows of B that one of several ranks makes: panels in turn.
+
+    Examples
+    --------
+    >>> own_panels(600, 0, 2), own_panels(600, 1, 2)
+    ([range(0, 256), range(512, 600)], [range(256, 512)])
+    """
+    starts = range(rank * PANEL, items, ranks * PANEL)
+    return [range(start, min(start + PANEL, items)) for start in starts]
+
+
+def most_cells(items: int, ranks: int) -> int:
+    """Most numbers that one of several ranks holds of a symmetric matrix: its rows up to the end of their panel.
+
+    Examples
+    --------
+    >>> most_cells(600, 2), most_cells(600, 3), 600**2
+    (131072, 131072, 360000)
+    """
+    return max(sum(len(rows) * rows.stop for rows in own_panels(items, rank, ranks)) for rank in range(ranks))
 
 
 def item_weights(
@@ -118,11 +141,19 @@ def invert(matrix: NDArray[np.float32], after_panel: Callable[[], None] = lambda
         matrix[:top, top:bottom] = matrix[top:bottom, :top].T
 
 
-def write(directory: Path, weights: NDArray[np.float32]) -> None:
-    """Write B as ``RowsOnDisk`` reads it."""
+def write(directory: Path, weights: Iterable[NDArray[np.float32]]) -> None:
+    """Write the rows of B as ``RowsOnDisk`` reads them."""
     with NpyWriter(directory / FILE, "<f4") as writer:
         for row in weights:
             writer.append(row)
+
+
+def popular(counts: NDArray[np.int32]) -> NDArray[np.float32]:
+    """Scores of a history that says nothing of any item, by the items' numbers of users."""
+    import numpy as np
+
+    scores: NDArray[np.float32] = np.maximum(counts, 1).astype(np.float32) * np.float32(POPULAR)
+    return scores
 
 
 class RowsOnDisk:
@@ -163,11 +194,8 @@ class EaseScorer:
     """
 
     def __init__(self, rows: Rows, counts: NDArray[np.int32], variances: NDArray[np.float32]) -> None:
-        import numpy as np
-
         self.items = len(counts)
-        self._rows, self._variances = rows, variances
-        self._popular = np.maximum(counts, 1).astype(np.float32) * np.float32(POPULAR)
+        self._rows, self._variances, self._popular = rows, variances, popular(counts)
 
     def workspace(self, users: int) -> NDArray[np.float32]:
         """Take the scores of as many users."""

@@ -95,6 +95,8 @@ class Log:
         """What came since."""
         self.history = History(directory, name, columns=items)
         """Those of the files, read by rows."""
+        self.part = range(self.history.rows)
+        """Users whose interactions are read."""
         longest = int(np.diff(self.history.indptr).max(initial=0))
         self._ones = np.ones(max(min(BLOCK_INTERACTIONS, self.history.size), longest), np.float32)
 
@@ -137,10 +139,10 @@ class Log:
 
         indptr = self.history.indptr
         most = block_users(self.items, self.users, self.history.size)
-        start = 0
-        while start < self.users:
+        start = self.part.start
+        while start < self.part.stop:
             stop = int(indptr.searchsorted(indptr[start] + BLOCK_INTERACTIONS, side="right")) - 1
-            stop = min(max(stop, start + 1), start + most, self.users)
+            stop = min(max(stop, start + 1), start + most, self.part.stop)
             offsets = (indptr[start : stop + 1] - indptr[start]).astype(np.int32)
             rows, shape = self.history.items(start, stop), (stop - start, self.items)
             yield (

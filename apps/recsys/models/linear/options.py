@@ -14,6 +14,8 @@ AUTO = "auto"
 FORMS = ("filter", "spectral", "ease")
 """Values of ``form``: the interactions, with a spectrum or without; a spectrum alone; EASE, which ``AUTO`` compares
 where its numbers, items squared, fit (``may_be_ease``)."""
+OVER_RANKS = ("spectral", "ease")
+"""Forms whose numbers several ranks share out: items by eigenvalues, and items squared."""
 EASE_ITEMS, WORTH = 5000, 1.01
 """Most items of which ``AUTO`` tries EASE: each ridge takes items cubed, 2 s for MovieLens-1M's 3,500. And how much
 better than the others it must be on hidden items, because it takes 10 to 30 times their bytes."""
@@ -160,3 +162,14 @@ def _check_ease(hyper: Mapping[str, Any], factors: int) -> None:
                 raise UsageError(f"--set {name}={hyper[name]}: form=ease has only the setting ridge")
     elif hyper["ridge"] != AUTO:
         raise UsageError(f"--set ridge={hyper['ridge']}: is for --set form=ease")
+
+
+def check_over_ranks(hyper: Mapping[str, Any]) -> None:
+    """Refuse, in one line, what several ranks do not train; parameters and errors as ``checked``."""
+    if hyper["form"] not in OVER_RANKS:
+        raise UsageError(
+            "--model linear: several ranks train --set form=spectral or form=ease; a filter is the interactions "
+            "themselves, which one process reads block by block, so there is nothing to share out"
+        )
+    if hyper["bits"] != HYPER["bits"]:
+        raise UsageError(f"--set bits={hyper['bits']}: several ranks write float32; use recsys compress afterwards")

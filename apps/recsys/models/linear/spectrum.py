@@ -45,6 +45,7 @@ def spectrum(
     seed: int,
     threads: int = 1,
     after_iteration: Callable[[], None] = lambda: None,
+    kept: Callable[[ThreadPoolExecutor, int], VectorRows] | None = None,
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Compute the largest eigenvalues of P.
 
@@ -65,18 +66,21 @@ def spectrum(
         problem of 544 vectors took 1 s of two threads, and 0.03 s of one.
     after_iteration
         Called after each application of P, ``ITERATIONS`` times; an exception that it raises ends the computation.
+    kept
+        Makes what keeps the vectors, of a pool of threads and their number; ``None``: ``VectorRows``.
 
     Returns
     -------
     tuple
-        Eigenvectors, shape (items, factors), and eigenvalues from large to small, shape (factors,).
+        Eigenvectors, shape (items, factors), or those of their rows that are kept here; and eigenvalues from large to
+        small, shape (factors,).
     """
     from concurrent.futures import ThreadPoolExecutor
 
     from threadpoolctl import threadpool_limits
 
     with threadpool_limits(1, "blas"), ThreadPoolExecutor(threads) as pool:
-        rows = _Rows(pool, threads)
+        rows = (kept or VectorRows)(pool, threads)
         return _spectrum(log, counts, factors, item_power, seed, rows, after_iteration)
 
 
@@ -86,25 +90,25 @@ def _spectrum(
     factors: int,
     item_power: float,
     seed: int,
-    rows: _Rows,
+    rows: VectorRows,
     after_iteration: Callable[[], None],
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     import numpy as np
 
     width = vectors(len(counts), factors)
-    scale = np.maximum(counts, 1).astype(np.float32)[:, None] ** np.float32(-item_power)
-    basis = np.random.default_rng([seed, 2]).standard_normal((len(counts), width), np.float32)
+    basis = rows.first(np.random.default_rng([seed, 2]), len(counts), width)
+    scale = np.maximum(rows.own(counts), 1).astype(np.float32)[:, None] ** np.float32(-item_power)
     applied = np.empty_like(basis)
     for iteration in range(ITERATIONS):
         if iteration:
             basis, applied = applied, basis
         rows.orthonormalise(basis, 2 if iteration == ITERATIONS - 1 else 1)
         basis *= scale
-        log.gram(basis, out=applied)
+        rows.gram(log, basis, out=applied)
         basis /= scale
         applied *= scale
         after_iteration()
-    values, rotation = np.linalg.eigh(rows.products(basis, applied))
+    values, rotation = rows.eigen(rows.products(basis, applied))
     largest = np.argsort(-values)[:factors]
     del applied
     rows.multiply(basis, rotation[:, largest].astype(np.float32))
@@ -112,11 +116,36 @@ def _spectrum(
     return np.ascontiguousarray(basis[:, :factors]), eigenvalues
 
 
-class _Rows:
-    """Products of blocks of vectors, a few rows in each thread at a time."""
+class VectorRows:
+    """Rows of blocks of vectors, here all of them, and their products, a few rows in each thread at a time."""
 
     def __init__(self, pool: ThreadPoolExecutor, threads: int) -> None:
         self._pool, self._threads = pool, threads
+
+    def own(self, values: NDArray[Any]) -> NDArray[Any]:
+        """The values of the items whose rows are here."""
+        return values
+
+    def first(self, random: np.random.Generator, items: int, width: int) -> NDArray[np.float32]:
+        """Draw the vectors that the iteration starts from."""
+        import numpy as np
+
+        return random.standard_normal((items, width), np.float32)
+
+    def gram(self, log: Log, vectors: NDArray[np.float32], out: NDArray[np.float32]) -> None:
+        """Apply the log to vectors (``Log.gram``)."""
+        log.gram(vectors, out=out)
+
+    def added(self, total: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Complete a sum over rows."""
+        return total
+
+    def eigen(self, square: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Eigenvalues, increasing, and eigenvectors of a symmetric matrix."""
+        import numpy as np
+
+        values, vectors = np.linalg.eigh(square)
+        return values, vectors
 
     def _each(self, count: int, of: Callable[[slice], Any]) -> Iterator[Any]:
         """Yield the results for all spans of rows, in their order; only those of as many as there are threads exist."""
@@ -131,6 +160,7 @@ class _Rows:
         total = np.zeros((left.shape[1], right.shape[1]))
         for part in self._each(len(left), lambda span: left[span].T @ right[span]):
             total += part
+        total = self.added(total)
         symmetric: NDArray[np.float64] = (total + total.T) / 2
         return symmetric
 
@@ -151,6 +181,6 @@ class _Rows:
         import numpy as np
 
         for _ in range(times):
-            squares, directions = np.linalg.eigh(self.products(basis, basis))
+            squares, directions = self.eigen(self.products(basis, basis))
             lengths = np.sqrt(np.maximum(squares, LEAST_SQUARE * squares[-1]))
             self.multiply(basis, (directions / np.maximum(lengths, LEAST_LENGTH)).astype(np.float32))

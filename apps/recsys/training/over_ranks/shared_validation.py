@@ -89,7 +89,7 @@ def score(
         histories = [(row, *_trained(history, kept, int(user))) for row, user in some]
         vectors = np.stack([encoder(seen, values) for _, seen, values in histories])
         _score(items, own_prior, network.cosine, vectors, scores[: len(some)])
-        rankings = _ranked(scores, [seen for _, seen, _ in histories], items.own, tally.depth, group)
+        rankings = joined(scores, [seen for _, seen, _ in histories], items.own, tally.depth, group)
         if group.leads:
             tally.add_all(rankings, [hidden.items(row) for row, _, _ in histories])
     return tally.means() if group.leads else {}
@@ -119,10 +119,29 @@ def _score(
             scores[:, span] += prior[span]
 
 
-def _ranked(
+def joined(
     scores: NDArray[np.float32], seen: list[NDArray[Any]], own: range, depth: int, group: Group
 ) -> list[NDArray[np.intp]]:
-    """The best items of each user, on the leader; of equal scores the lower row first."""
+    """Rank all items for some users, each rank its own; all ranks call it.
+
+    Parameters
+    ----------
+    scores
+        Of this rank's items, shape (users, own items); those of items that were seen are overwritten.
+    seen
+        Items that each user had.
+    own
+        This rank's items; those of lower ranks come before.
+    depth
+        Most items of a ranking.
+    group
+        The ranks.
+
+    Returns
+    -------
+    list
+        The best items of each user, on the leader; of equal scores the lower row first.
+    """
     best = np.full((depth, len(seen)), -np.inf, np.float32)
     rows = np.zeros((depth, len(seen)), np.int64)
     for user, items in enumerate(seen):
@@ -131,10 +150,10 @@ def _ranked(
         first = top_k(line, depth)
         best[: len(first), user], rows[: len(first), user] = line[first], first + own.start
     _, (every, which) = group.rows((torch.from_numpy(best), torch.from_numpy(rows)))
-    joined, named = every.numpy(), which.numpy()
+    found, named = every.numpy(), which.numpy()
     rankings = []
     for user in range(len(seen) if group.leads else 0):
-        order = np.argsort(-joined[:, user], kind="stable")[:depth]  # lower ranks have lower rows
-        order = order[joined[order, user] > -np.inf]
+        order = np.argsort(-found[:, user], kind="stable")[:depth]  # lower ranks have lower rows
+        order = order[found[order, user] > -np.inf]
         rankings.append(named[order, user].astype(np.intp))
     return rankings

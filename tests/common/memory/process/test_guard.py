@@ -212,6 +212,29 @@ def test_the_hard_wall_is_lowered_to_what_the_tree_may_hold(monkeypatch: pytest.
         os.rmdir(place)
 
 
+LIFTED = """
+import os
+from pathlib import Path
+from common.memory.process import budget, guard
+place = Path(os.environ[guard.WALL])
+guard.enter(place)
+guard.lift_hard_wall()
+assert budget._cgroup_limit(place) > 256 << 20, budget._cgroup_limit(place)
+block = bytearray(b"x") * (200 << 20)
+"""
+
+
+def test_a_hard_wall_is_lifted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From inside, where it is the machine's memory as far as a process sees, and above its limit with swap."""
+    place = _place(64 * MIB)
+    monkeypatch.setenv(guard.WALL, str(place))
+    try:
+        done = subprocess.run([sys.executable, "-c", LIFTED], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    finally:
+        os.rmdir(place)
+
+
 def test_a_cgroup_of_version_2_is_not_limited_below_what_it_cannot_give_back(tmp_path: Path) -> None:
     for name, text in {"memory.max": "max", "memory.high": "max", "memory.current": str(80 * MIB)}.items():
         (tmp_path / name).write_text(text)

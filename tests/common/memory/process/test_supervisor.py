@@ -239,3 +239,21 @@ def test_it_is_as_small_as_the_plan_has_it() -> None:
         parent.terminate()
     assert parent.returncode == 130
     assert 2 * MIB < size <= guard.SUPERVISOR_BYTES
+
+
+def test_a_rank_that_is_stopped_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The others wait for it. Time in which nobody looked does not count, as all were stopped then."""
+    monkeypatch.setattr(supervisor, "STOPPED_SECONDS", 1)
+    sleeper = subprocess.Popen(["sleep", "60"])
+    try:
+        rank = supervisor.Rank(sleeper.pid)
+        assert rank.look() == ""
+        sleeper.send_signal(signal.SIGSTOP)
+        time.sleep(2.5)
+        assert rank.look() == "" and rank.seconds == 1
+        wait_until(lambda: rank.look() == supervisor.STOPPED)
+        sleeper.send_signal(signal.SIGCONT)
+        wait_until(lambda: rank.look() == "" and rank.seconds == 0)
+    finally:
+        sleeper.kill()
+        sleeper.wait()

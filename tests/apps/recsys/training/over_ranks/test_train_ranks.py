@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 from apps.recsys.models import weights
+from apps.recsys.models.linear.spectral import response
 from tests.machine import wait_until
 from tests.messages import continued, says
 from tests.promise import predicted_closely
@@ -61,3 +63,34 @@ def test_factors_of_two_ranks_are_those_of_one_process(
     assert code == 0, said
     predicted_closely(json.loads((two / "run.json").read_text()))
     assert apart(two, alone) <= 1e-5
+
+
+@pytest.mark.parametrize(
+    "given",
+    [("form=spectral", "degree_power=0.3", "--factors", 32), ("form=ease",)],
+    ids=["spectral", "ease"],
+)
+def test_linear_models_of_two_ranks_are_those_of_one_process(
+    given: tuple[object, ...], dataset: Callable[[str], Path], run: Run, tmp_path: Path
+) -> None:
+    """Weights to 1e-5 of the largest. The saturation and the ridge are chosen on the same hidden items."""
+    pairs = [word for one in given if "=" in str(one) for word in ("--set", one)]
+    linear = ("--model", "linear", *pairs, *given[2:], "--min-item", 10, "--threads", 1, "--memory", "1GiB")
+    plays, alone, two = dataset("lastfm") / "plays.csv", tmp_path / "alone", tmp_path / "two"
+    assert run("apps.recsys", "train", plays, "-o", alone, *linear).code == 0
+    code, said = ended(launch(2, "apps.recsys", ["train", plays, "-o", two, *linear]))
+    assert code == 0, said
+    one, other = (json.loads((path / "run.json").read_text())["results"] for path in (alone, two))
+    predicted_closely(json.loads((two / "run.json").read_text()))
+    assert one["model"]["hyper"] == other["model"]["hyper"] and len(one["tried"]) == len(other["tried"]) > 1
+    expected, found = (multiplied(path, one["model"]["hyper"]) for path in (alone, two))
+    assert float(np.abs(found - expected).max() / np.abs(expected).max()) <= 1e-5
+
+
+def multiplied(model: Path, hyper: dict[str, Any]) -> Any:
+    """The matrix by which a linear model multiplies a history, but for powers of the items' numbers of users."""
+    if hyper["form"] == "ease":
+        return np.load(model / "ease.npy")
+    path = model / weights.WEIGHTS
+    vectors = weights.tensor(path, weights.SPECTRUM)
+    return (vectors * response(weights.read_eigenvalues(path), hyper["saturation"])) @ vectors.T
