@@ -111,6 +111,7 @@ def build(
     kind: str = "PlainConvUNet",
     patch: Sequence[int] = (),
     smooth: int = 0,
+    background: float = 0.0,
 ) -> Any:
     """Build nnU-Net's own network with its own library.
 
@@ -123,6 +124,8 @@ def build(
     smooth
         The finest levels in which nothing is passed around the coarser ones and nothing moves sideways, so that labels
         have parts of 2^smooth voxels along each axis, as a trained network's are wide.
+    background
+        What the first class has more than the others; their deviation is 3.
     """
     import torch
     from dynamic_network_architectures.architectures import unet
@@ -137,6 +140,8 @@ def build(
         _smooth(made, smooth)
     if patch:
         _scale(made, torch.randn(2, channels, *patch))
+        with torch.no_grad():
+            made.decoder.seg_layers[-1].bias[0] += background
     return made
 
 
@@ -189,6 +194,7 @@ def write(
     scaled: bool | Sequence[int] = False,
     masks: int = 0,
     smooth: int = 0,
+    background: float = 0.0,
     **changes: Any,
 ) -> list[Any]:
     """Write a trained-model folder with one fold per seed, and return the networks.
@@ -209,7 +215,7 @@ def write(
         True to scale the last layer so that every class occurs, by noise of the shape of a patch or of this one.
     masks
         Further channels of the networks: labels of a previous stage.
-    smooth
+    smooth, background
         As for ``build``.
     """
     import torch
@@ -232,7 +238,16 @@ def write(
     built = {**architecture, **({"norm_op": norm} if norm else {})}
     inputs = channels + masks
     made = [
-        build(seed, built, classes=outputs, channels=inputs, kind=network, patch=patch, smooth=smooth).eval()
+        build(
+            seed,
+            built,
+            classes=outputs,
+            channels=inputs,
+            kind=network,
+            patch=patch,
+            smooth=smooth,
+            background=background,
+        ).eval()
         for seed in seeds
     ]
     for fold, each in enumerate(made):

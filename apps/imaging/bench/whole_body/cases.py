@@ -124,7 +124,12 @@ def timed(record: Mapping[str, Any], before: Mapping[str, float], work: int) -> 
 
 
 def total(work: Path) -> dict[str, Any]:
-    """Five networks, one label map, under the smallest ceiling that the refusal names; the last one under 8 GiB too.
+    """Five networks, one label map, under the smallest ceiling that the refusal names; the last one under 2 GiB too.
+
+    That is again one tile at a time: OpenVINO sums in another order where it has a stream for each of two tiles, and
+    random weights enlarge that. On this series a network's labels then differ in an eighth of the voxels (PyTorch's in
+    4 to 12 %), with no one of them right: at 64x64x64 its logits differ from those of float64 by .0001 of the largest with
+    one stream of two threads, and by .0002 with two streams.
 
     Returns
     -------
@@ -132,7 +137,7 @@ def total(work: Path) -> dict[str, Any]:
         ``smallest_mib``; ``different`` voxels of the last network's classes, which stay where several meet; ``classes``
         found; ``peak_over_ceiling``, the larger of both; ``seconds``, ``network_seconds`` and ``peaks_mib`` of each.
     """
-    source, model = series(work, SHORT), make_results(work / "total", FULL)
+    source, model = series(work, SHORT), make_results(work / "five", FULL)
     options = ("-m", model, "--task", "total")
     infer(source, work / "out-total-planned", *options, "--dry-run", "--memory", 8 * GIB)  # which converts the models
     refused = infer(source, work / "out-total-refused", *options, "--memory", REFUSED)
@@ -140,7 +145,7 @@ def total(work: Path) -> dict[str, Any]:
     last = [entry for entry in read_entries(shipped_map(FULL)) if entry["from"]["model"] == [*data_sets(FULL)][-1]]
     alone = ("--roi-subset", ",".join(entry["name"] for entry in last))
     runs, labels = [], []
-    for name, ceiling, more in (("small", smallest, ()), ("large", 8 * GIB, alone)):
+    for name, ceiling, more in (("small", smallest, ()), ("large", 2 * GIB, alone)):
         out = work / f"out-total-{name}"
         runs.append(infer(source, out, *options, "--memory", ceiling, *more))
         (path,) = out.glob("*.nii.gz")
@@ -158,9 +163,9 @@ def total(work: Path) -> dict[str, Any]:
 
 
 def long(work: Path) -> dict[str, Any]:
-    """The first of the five networks on the long series under 1.8 GiB."""
-    model = next((make_results(work / "total", FULL) / f"{next(iter(data_sets(FULL)))}_random").iterdir())
-    record = infer(series(work, LONG), work / "out-long", "-m", model, "--memory", "1.8GiB")
+    """The first of the five networks on the long series under 1.9 GiB."""
+    model = next((make_results(work / "five", FULL) / f"{next(iter(data_sets(FULL)))}_random").iterdir())
+    record = infer(series(work, LONG), work / "out-long", "-m", model, "--memory", "1.9GiB")
     return {
         "peak_over_ceiling": record["measured"]["peak_bytes"] / record["budget"]["host_bytes"],
         "peak_mib": record["measured"]["peak_bytes"] / MIB,
@@ -171,7 +176,7 @@ def long(work: Path) -> dict[str, Any]:
 
 def tile(work: Path, *options: object) -> dict[str, Any]:
     """Tiles of 128x128x128 through one network."""
-    model = next((make_results(work / "total", FULL) / f"{next(iter(data_sets(FULL)))}_random").iterdir())
+    model = next((make_results(work / "five", FULL) / f"{next(iter(data_sets(FULL)))}_random").iterdir())
     image = make_volume(work / f"tiles-{EDGE}.nii.gz", (EDGE,) * 3, None, spacing=SPACING)
     before = machine()
     record = infer(image, work / "out-tiles", "-m", model, *options)

@@ -24,6 +24,9 @@ SCALED_ON = (32, 32, 64)
 SMOOTH = 4
 """Levels by which labels are smooth: parts are 16 voxels wide, 48 mm at 3 mm, and a sixth of the voxels lies between
 several. With weights that are random everywhere, each voxel would have another label than its neighbours."""
+BACKGROUND = MappingProxyType({FAST: 0.0, FULL: 9.0})
+"""How much more the background has than other classes, three times their deviation: of five networks of which each fills
+the body the last one alone would be seen."""
 INTENSITIES = {"mean": 0.0, "std": 400.0, "percentile_00_5": -1000.0, "percentile_99_5": 1000.0}
 
 
@@ -60,6 +63,7 @@ def make_results(folder: Path, task: str) -> Path:
             old=True,
             scaled=SCALED_ON,
             smooth=SMOOTH,
+            background=BACKGROUND[task],
             patch_size=list(PATCHES[task]),
             spacing=[SPACINGS[task]] * 3,
             normalization_schemes=["CTNormalization"],
