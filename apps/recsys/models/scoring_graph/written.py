@@ -221,8 +221,6 @@ def _shared(
     for name, blocks in (("interactions.items", _items), ("interactions.users", _users)):
         shape = (past.size, 1)
         graph.weights.append(Weight(name, "<i4", shape, lambda blocks=blocks: blocks(past)))  # type: ignore[misc]
-    of_items = graph.add("Cast", "interactions.items", to=7)
-    of_users = graph.add("Cast", "interactions.users", to=7)
     zero = numpy_helper.from_array(np.zeros(1, np.float32))
     asked = graph.add("Gather", graph.add("Shape", HISTORY), graph.axes(0), axis=0)
 
@@ -230,16 +228,22 @@ def _shared(
         shape = graph.add("Concat", graph.axes(rows), asked, axis=0)
         return graph.add("ConstantOfShape", shape, value=zero)
 
+    def sums(rows: int, of: str, given: str) -> str:
+        """Add up rows. ``ScatterND`` adds in several threads, and ONNX Runtime then loses some of those of one row."""
+        places = graph.add("Expand", of, graph.add("Shape", given))
+        return graph.add("ScatterElements", zeros(rows), places, given, axis=0, reduction="add")
+
     flat = graph.add("ConstantOfShape", graph.add("Concat", asked, graph.axes(items), axis=0), value=zero)
     had = graph.add("ScatterElements", flat, histories.rows, histories.there, axis=1, reduction="max")
     questions = graph.add("Transpose", had, perm=[1, 0])
     questions = graph.add("Mul", questions, graph.weight("asking", degrees ** np.float32(-b - a)))
+    of_items, of_users = "interactions.items", "interactions.users"
     given = graph.add("Gather", questions, graph.add("Squeeze", of_items, graph.axes(1)), axis=0)
-    shares = graph.add("ScatterND", zeros(past.rows), of_users, given, reduction="add")
+    shares = sums(past.rows, of_users, given)
     per_user = user_powers(np.diff(past.indptr), log.user_power)[:, None]
     shares = graph.add("Div", shares, graph.weight("powers", per_user))
     given = graph.add("Gather", shares, graph.add("Squeeze", of_users, graph.axes(1)), axis=0)
-    out = graph.add("ScatterND", zeros(items), of_items, given, reduction="add")
+    out = sums(items, of_items, given)
     out = graph.add("Mul", out, graph.weight("answering", degrees ** np.float32(b - a)))
     out = graph.add("Add", out, graph.weight("popularity", degrees * np.float32(POPULAR)))
     return graph.add("Transpose", out, perm=[1, 0])

@@ -77,7 +77,7 @@ def test_without_the_safe_path_nothing_is_imported_from_a_strange_folder(tmp_pat
         (("apps.imaging", "train", ".", "-o", "m"), {"RANK": "0", "MASTER_ADDR": ""}, ("MASTER_ADDR",)),
         (("apps.imaging", "train", ".", "-o", "m", "--all-folds"), {"RANK": "0"}, ("--all-folds", "torchrun")),
         (("apps.imaging", "infer", ".", "-m", "m", "-o", "o"), {"RANK": "0"}, ("torchrun", "--part")),
-        (("apps.recsys", "train", "x", "-o", "m"), {"RANK": "0"}, ("linear", "embedding")),
+        (("apps.recsys", "train", "x", "-o", "m"), {"RANK": "0"}, ("linear", "form=spectral")),
         (("apps.recsys", "train", "x", "-o", "m", "--model", "embedding", "--tune", "2"), {"RANK": "0"}, ("--tune",)),
         (("apps.imaging", "train", ".", "-o", "m", "--world-size", "4"), {"WORLD_SIZE": "1"}, ("--dry-run",)),
     ],
