@@ -127,9 +127,9 @@ def total(work: Path) -> dict[str, Any]:
     """Five networks, one label map, under the smallest ceiling that the refusal names; the last one under 2 GiB too.
 
     That is again one tile at a time: OpenVINO sums in another order where it has a stream for each of two tiles, and
-    random weights enlarge that. On this series a network's labels then differ in an eighth of the voxels (PyTorch's in
-    4 to 12 %), with no one of them right: at 64x64x64 its logits differ from those of float64 by .0001 of the largest with
-    one stream of two threads, and by .0002 with two streams.
+    random weights enlarge that. Of a volume of 160x128x100 an eighth of the voxels then has another label, and none of
+    the two runs is right (PyTorch differs from them in 4 and 12 %): on a tile of 64x64x64 logits are .0001 of the largest
+    off those in float64 with one stream of two threads, and .0002 with two streams.
 
     Returns
     -------

@@ -25,8 +25,8 @@ SMOOTH = 4
 """Levels by which labels are smooth: parts are 16 voxels wide, 48 mm at 3 mm, and a sixth of the voxels lies between
 several. With weights that are random everywhere, each voxel would have another label than its neighbours."""
 BACKGROUND = MappingProxyType({FAST: 0.0, FULL: 9.0})
-"""How much more the background has than other classes, three times their deviation: of five networks of which each fills
-the body the last one alone would be seen."""
+"""How much more the background has than other classes, three times their deviation: if each of five networks filled the
+body, the last one alone would be seen."""
 INTENSITIES = {"mean": 0.0, "std": 400.0, "percentile_00_5": -1000.0, "percentile_99_5": 1000.0}
 
 
