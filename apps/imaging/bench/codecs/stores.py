@@ -8,10 +8,12 @@ import argparse
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from apps.imaging.bench.one_step import one_step
 from apps.imaging.models.networks.registry import arguments
 from apps.imaging.training.data import chunks
 from apps.imaging.training.data.augmentation import KINDS, NONE
@@ -19,7 +21,7 @@ from apps.imaging.training.data.dataset import read_dataset
 from apps.imaging.training.data.facts import intensity_operations
 from apps.imaging.training.data.patch_sampling import STORES, Sampler, Volumes
 from apps.imaging.training.data.prepared import load_case
-from apps.imaging.training.recipe import Recipe, default_patch, make_step
+from apps.imaging.training.recipe import default_patch, make_step
 from common.memory.process import glibc
 
 ROUNDS, BATCHES, BATCH = 3, 30, 2
@@ -85,20 +87,11 @@ def _draw(sampler: Sampler) -> None:
 
 def _step_seconds(volumes: Volumes, patch: Any, classes: int) -> float:
     sizes = {"in_channels": volumes.channels, "out_channels": classes}
-    recipe = Recipe(
-        network="segresnet",
+    recipe = replace(
+        one_step("segresnet", {}, side=1, batch=BATCH),
         arguments=arguments("segresnet", {}, **sizes),
         patch=patch,
-        batch=BATCH,
-        steps=1,
-        seconds=None,
-        learning_rate=1e-3,
-        weight_decay=0.0,
         clip=1.0,
-        mirror="x",
-        validation_cases=1,
-        fold=None,
-        seed=0,
     )
     _, _, step = make_step(recipe, micro_batch=BATCH, amp="off", checkpoint="none")
     batch = Sampler(volumes, patch, BATCH, 0, "x", augment=NONE)(0)
