@@ -89,17 +89,22 @@ def test_it_answers_on_real_data(plays: Path, run: Run, tmp_path: Path, form: st
     assert all(-1 <= item["score"] <= 1.00001 and item["id"] != 51 for item in near)
 
 
-def test_fewer_eigenvalues_under_a_smaller_ceiling(plays: Path, run: Run, tmp_path: Path) -> None:
-    fixed = ("--set", "form=filter", "--set", "degree_power=0.2", "--set", "saturation=1")
+def test_fewer_eigenvalues_under_a_smaller_ceiling(dataset: Callable[[str], Path], run: Run, tmp_path: Path) -> None:
+    """Of Gowalla's 40,981 items, whose spectrum outweighs what reading the table needs."""
     command = (
         "apps.recsys",
         "train",
-        plays,
+        dataset("gowalla") / "train_lightgcn.txt.gz",
         "-o",
         tmp_path / "model",
         "--model",
         "linear",
-        *fixed,
+        "--set",
+        "form=filter",
+        "--set",
+        "degree_power=0.2",
+        "--set",
+        "saturation=1",
         "--dry-run",
         "--json",
     )
@@ -108,9 +113,9 @@ def test_fewer_eigenvalues_under_a_smaller_ceiling(plays: Path, run: Run, tmp_pa
     smallest = refused.record["smallest_feasible_bytes"]
     factors = [
         run(*command, "--memory", size).record["plan"]["knobs"]["factors"]
-        for size in (500 << 20, smallest + (4 << 20), smallest)
+        for size in (500 << 20, smallest + (64 << 20), smallest)
     ]
-    assert factors[0] == 256 and factors == sorted(factors, reverse=True) and factors[-1] < 256
+    assert factors[0] == 256 > factors[1] > factors[2]
     done = run(*command[:-2], "--json", "--memory", smallest)
     assert done.code == 0, done.err
     kept(done.record)
