@@ -48,12 +48,12 @@ def test_an_onnx_file_is_written_beside_the_libraries_of_onnx_alone(run, tmp_pat
     says(run("apps.imaging", *command[:-1], "16MiB").err, "16.0 MiB", "--memory")
 
 
-def test_nothing_is_written_into_the_model_or_where_it_cannot_be(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_nothing_is_written_into_the_model_or_where_it_cannot_be(quick, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     for form, name in (("onnx", "model/network.onnx"), ("bundle", "model/new")):
         with refused(UsageError, tmp_path / name, "model's folder"):
             ExportRequest(model=tmp_path / "model", output=tmp_path / name, form=form, threads=1)
     (tmp_path / "file").touch()
-    done = run("apps.imaging", "export", "hippocampus", "--as", "onnx", "-o", tmp_path / "file" / "a.onnx")
+    done = quick("apps.imaging", "export", "hippocampus", "--as", "onnx", "-o", tmp_path / "file" / "a.onnx")
     assert (done.code, done.err.count("\n")) == (2, 1)
     says(done.err, "-o", tmp_path / "file" / "a.onnx")
 

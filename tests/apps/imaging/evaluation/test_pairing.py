@@ -85,7 +85,7 @@ def test_split_outputs_of_a_model_are_evaluated_by_their_names(run: Any, tmp_pat
 
 
 @pytest.mark.parametrize("kind", ["nnunet", "bundle", "map"])
-def test_names_are_those_of_any_model(run: Any, tmp_path: Path, kind: str) -> None:
+def test_names_are_those_of_any_model(quick: Any, tmp_path: Path, kind: str) -> None:
     model = tmp_path / ("map.json" if kind == "map" else "model")
     if kind == "nnunet":
         nnunet_folder.write(model, seeds=())
@@ -95,7 +95,7 @@ def test_names_are_those_of_any_model(run: Any, tmp_path: Path, kind: str) -> No
         content = {"value": 1, "name": "liver", "from": {"model": 1, "label": 1}}
         model.write_text(json.dumps({"classes": [content]}))
     one, two = write_nifti(tmp_path / "a.nii", blobs(0)), write_nifti(tmp_path / "b.nii", blobs(1))
-    done = run("apps.imaging", "evaluate", one, two, "-m", model, "--json")
+    done = quick("apps.imaging", "evaluate", one, two, "-m", model, "--json")
     assert done.code == 0, done.err
     assert done.record["results"]["per_class"]["1"]["name"] == ("class 1" if kind == "nnunet" else "liver")
     with refused(BadInput, "absent"):
