@@ -112,9 +112,10 @@ def _servers() -> Iterator[Callable[[str], forks.Server]]:
     found: dict[str, forks.Server] = {}
 
     def server(module: str) -> forks.Server:
-        if module not in found:
-            found[module] = forks.Server(module)
-        return found[module]
+        application = forks.application_of(module)
+        if application not in found:
+            found[application] = forks.Server(application)
+        return found[application]
 
     yield server
     for one in found.values():
@@ -126,7 +127,7 @@ def quick(_servers: Callable[[str], forks.Server]) -> Callable[..., Run]:
     """As ``run``, in a copy of a process that has imported the libraries: where nothing is asked of its memory."""
 
     def call(module: str, *arguments: object, timeout: float = 300) -> Run:
-        done = _servers(module).run([*map(str, arguments)], patience(timeout))
+        done = _servers(module).run(module, [*map(str, arguments)], timeout=patience(timeout))
         return Run(done.exit.status, done.stdout.decode(), done.stderr.decode())
 
     return call
@@ -137,7 +138,7 @@ def quick_api(_servers: Callable[[str], forks.Server], monkeypatch: pytest.Monke
     """The Python API runs its commands as ``quick`` does."""
 
     def run_command(module: str, arguments: Sequence[str], **also: Any) -> child.Finished:
-        return _servers(module).run(arguments, patience(300), **also)
+        return _servers(module).run(module, arguments, timeout=patience(300), **also)
 
     monkeypatch.setattr(child, "run_command", run_command)
 

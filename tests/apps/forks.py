@@ -50,11 +50,11 @@ MESSAGE_BYTES = 128 << 10
 class Server:
     """A process that has imported an application's libraries and copies itself for each command."""
 
-    def __init__(self, module: str) -> None:
+    def __init__(self, application: str) -> None:
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "tests.apps.forks", module, str(theirs.fileno())],
+                [sys.executable, "-m", "tests.apps.forks", application, str(theirs.fileno())],
                 cwd=ROOT,
                 env=os.environ | glibc.environment(len(os.sched_getaffinity(0))) | {"OPENBLAS_NUM_THREADS": "1"},
                 stdin=subprocess.DEVNULL,
@@ -63,16 +63,21 @@ class Server:
             )
 
     def run(
-        self, arguments: Sequence[str], timeout: float, on_line: Callable[[str], object] = lambda line: None
+        self,
+        module: str,
+        arguments: Sequence[str],
+        *,
+        timeout: float,
+        on_line: Callable[[str], object] = lambda line: None,
     ) -> child.Finished:
-        """Run a command to its end; as ``child.run_command``.
+        """Run a command of the application to its end; as ``child.run_command``.
 
         Raises
         ------
         subprocess.TimeoutExpired
             After ``timeout`` seconds; it is killed.
         """
-        request = json.dumps({"arguments": list(arguments), "environment": dict(os.environ)}).encode()
+        request = json.dumps([module, list(arguments), dict(os.environ)]).encode()
         with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
             socket.send_fds(self._socket, [request], [out.fileno(), err.fileno()])
             self._socket.settimeout(60)
@@ -94,11 +99,16 @@ class Server:
         self._process.wait(60)
 
 
-def _serve(module: str, commands: socket.socket) -> None:
+def application_of(module: str) -> str:
+    """``"apps.recsys"`` of any of its modules."""
+    return ".".join(module.split(".")[:2])
+
+
+def _serve(application: str, commands: socket.socket) -> None:
     no_compiler.leave_out()
-    for name in IMPORTS[module]:
+    for name in IMPORTS[application]:
         import_module(name)
-    if module == "apps.imaging":
+    if application == "apps.imaging":
         import_module("apps.imaging.models.networks.monai").import_monai()
     others = [task for task in Path("/proc/self/task").iterdir() if task.name != str(os.getpid())]
     threads = {(task / "comm").read_text().strip() for task in others}
@@ -111,7 +121,7 @@ def _serve(module: str, commands: socket.socket) -> None:
     for name, function in instead.items():
         assert hasattr(main, name)
         setattr(main, name, function)
-    child.run_command = partial(_copied, module, child.run_command)
+    child.run_command = partial(_copied, application, child.run_command)
     for number in (supervisor.PLANNED, supervisor.UNWALLED):
         signal.signal(number, lambda *_: None)  # a command tells its parent
     gc.collect()
@@ -123,7 +133,7 @@ def _serve(module: str, commands: socket.socket) -> None:
         pid = os.fork()
         if pid == 0:
             commands.close()
-            _become(module, json.loads(request), files)
+            _become(*json.loads(request), files)
         for file in files:
             os.close(file)
         commands.send(str(pid).encode())
@@ -139,11 +149,11 @@ def _copied(
     on_line: Callable[[str], object] = lambda line: None,
 ) -> child.Finished:
     """``child.run_command`` of a command in a copy: those that it starts are copies too."""
-    if module != own:
+    if application_of(module) != own:
         return fresh(module, arguments, on_line=on_line)
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         if (pid := os.fork()) == 0:
-            _become(module, {"arguments": arguments, "environment": dict(os.environ)}, [out.fileno(), err.fileno()])
+            _become(module, arguments, dict(os.environ), [out.fileno(), err.fileno()])
         return _finished(os.waitpid(pid, 0)[1], out, err, on_line)
 
 
@@ -156,16 +166,16 @@ def _finished(status: int, out: IO[bytes], err: IO[bytes], on_line: Callable[[st
     return done
 
 
-def _become(module: str, request: Any, files: Sequence[int]) -> NoReturn:
+def _become(module: str, arguments: Sequence[str], environment: Mapping[str, str], files: Sequence[int]) -> NoReturn:
     """Run the command as the child of a supervisor does."""
     for number, file in enumerate(files, 1):
         os.dup2(file, number)
         os.close(file)
     os.environ.clear()
-    os.environ.update(request["environment"])
+    os.environ.update(environment)
     os.environ.pop(libraries.CHECK, None)
     os.environ.update({child.SUPERVISED: str(os.getppid()), guard.WALL: ""})
-    sys.argv = [module, *request["arguments"]]
+    sys.argv = [module, *arguments]
     code: Any = 1
     try:
         runpy.run_module(module, run_name="__main__", alter_sys=True)
