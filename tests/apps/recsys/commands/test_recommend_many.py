@@ -181,13 +181,13 @@ def test_candidates_are_ranked_and_nothing_else(artists: Model, tmp_path: Path) 
 
 @pytest.mark.parametrize("kind", ["linear", "bpr"])
 def test_every_kind_answers_for_many_as_for_one(
-    run: Run, dataset: Callable[[str], Path], tmp_path: Path, kind: str
+    run: Run, quick: Run, dataset: Callable[[str], Path], tmp_path: Path, kind: str
 ) -> None:
     """Also a filter, whose scores are no products of vectors."""
     model, settings = tmp_path / "model", {"linear": ("form=filter", "degree_power=0.3", "saturation=1")}.get(kind, ())
     words = [word for setting in settings for word in ("--set", setting)]
     options = ("--model", kind, "--factors", 16, *words, "-q")
-    done = run("apps.recsys", "train", dataset("lastfm") / "plays.csv", "-o", model, *options)
+    done = quick("apps.recsys", "train", dataset("lastfm") / "plays.csv", "-o", model, *options)
     assert done.code == 0, done.err
     made = opened(model)
     users = made.users[10:400:97]

@@ -104,7 +104,7 @@ def test_terms_are_the_sizes_of_the_arrays() -> None:
         assert pairs < fold.bytes < pairs + 2 * 4 * 3 * 9 * (positives + bpr.COMPARED + 1)
 
 
-def test_train_evaluate_answer(trained: Trained, run: Run, tmp_path: Path) -> None:
+def test_train_evaluate_answer(trained: Trained, run: Run, quick: Run, tmp_path: Path) -> None:
     options = ("--model", "bpr", "--factors", 17, "--threads", 1, "--memory", "250MiB", "--json")
     command = ("apps.recsys", "train", trained.interactions, *options, "--split", "user-holdout", "--set")
     for name in ("one", "two"):
@@ -128,7 +128,7 @@ def test_train_evaluate_answer(trained: Trained, run: Run, tmp_path: Path) -> No
     kept(shown)
     lists, _ = in_process.done("recommend", model, "--all-users", "-o", tmp_path / "lists.parquet")
     assert lists["rows"] == 300 * 10
-    says(run("apps.recsys", "inspect", model).out, "bpr", "17 factors")
+    says(quick("apps.recsys", "inspect", model).out, "bpr", "17 factors")
 
 
 def test_its_settings_are_checked(trained: Trained, tmp_path: Path) -> None:

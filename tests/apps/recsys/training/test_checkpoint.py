@@ -41,12 +41,20 @@ def undisturbed(quick: Run, dataset: Callable[[str], Path], tmp_path_factory: py
     [("memory", (signal.SIGTERM, signal.SIGKILL)), ("disk", (signal.SIGKILL, signal.SIGINT))],
 )
 def test_a_disturbed_training_ends_as_an_undisturbed_one(
-    run: Run, dataset: Callable[[str], Path], undisturbed: Path, tmp_path: Path, place: str, signals: tuple[int, int]
+    run: Run,
+    quick: Run,
+    dataset: Callable[[str], Path],
+    undisturbed: Path,
+    tmp_path: Path,
+    place: str,
+    signals: tuple[int, int],
 ) -> None:
     interactions, model = dataset("ml-1m") / "ratings.csv.gz", tmp_path / "model"
     ceiling, options = "300MiB", list(OPTIONS)
     if place == "disk":
-        planned = run("apps.recsys", "train", interactions, "-o", model, *OPTIONS, "--dry-run", "--json").record["plan"]
+        planned = quick("apps.recsys", "train", interactions, "-o", model, *OPTIONS, "--dry-run", "--json").record[
+            "plan"
+        ]
         planned["knobs"]["fit_block"] = 1 << 18
         (tmp_path / "plan.json").write_text(json.dumps(planned))
         options += ["--plan", str(tmp_path / "plan.json")]

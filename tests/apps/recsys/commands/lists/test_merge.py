@@ -31,13 +31,13 @@ def read(path: Path) -> pd.DataFrame:
 
 
 @pytest.fixture(scope="module")
-def made(trained: Trained, run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def made(trained: Trained, run: Run, quick: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with lists in parts in every format, and with those of one process."""
     folder = tmp_path_factory.mktemp("parts")
     for suffix in SUFFIXES:
         whole = ("recommend", trained.model, "--all-users", "-o", folder / f"whole{suffix}")
         if suffix == ".csv":  # with its record
-            assert run("apps.recsys", *whole, "-q").code == 0
+            assert quick("apps.recsys", *whole, "-q").code == 0
         else:
             in_process.done(*whole)
         for number in range(1, PARTS + 1):
