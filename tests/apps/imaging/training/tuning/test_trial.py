@@ -94,8 +94,8 @@ def test_a_trial_ends_where_half_of_the_others_were_better(tmp_path: Path) -> No
 
 
 def test_a_course_of_few_steps_is_scored_at_the_end_too() -> None:
-    """``loop._Training._is_due`` with the eighths that a training of two steps passes; without a trial, none is validated
-    on the way in which no step was done."""
+    """``loop._Training._is_due`` with the eighths that a training of two steps passes; those in which no step was done
+    are validated in trials only."""
     from apps.imaging.training.loop import _Training
 
     passed: list[tuple[int, bool]] = [(1, True), (2, False), (3, False), (4, False), (8, True)]

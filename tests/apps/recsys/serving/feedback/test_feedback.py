@@ -165,11 +165,11 @@ def test_a_full_log_and_a_full_disk_stop_feedback_alone(
 
 
 def test_a_log_that_is_none_is_refused_at_the_start_and_no_log_is_said(
-    trained: Trained, tmp_path: Path, quick: Callable[..., Any], asking: Callable[[str], httpx.Client]
+    trained: Trained, tmp_path: Path, run: Callable[..., Any], asking: Callable[[str], httpx.Client]
 ) -> None:
     log = tmp_path / "log"
     log.write_text("user,item\n1,2\n")
-    ended = quick("apps.recsys", "serve", trained.model, "--port", 0, "--memory", "300MiB", "--feedback", log)
+    ended = run("apps.recsys", "serve", trained.model, "--port", 0, "--memory", "300MiB", "--feedback", log)
     assert ended.code == 4 and ended.err.count("\n") == 1
     says(ended.err, str(log), "user", "item")
     with serving(trained.model) as (_, address):
