@@ -80,15 +80,13 @@ class Server:
         request = json.dumps([module, list(arguments), dict(os.environ)]).encode()
         with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
             socket.send_fds(self._socket, [request], [out.fileno(), err.fileno()])
-            self._socket.settimeout(60)
-            pid = int(self._socket.recv(MESSAGE_BYTES))
             self._socket.settimeout(timeout)
+            pid = int(self._socket.recv(MESSAGE_BYTES))
             try:
                 status = self._socket.recv(MESSAGE_BYTES)
             except TimeoutError:
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
-                self._socket.settimeout(60)
                 self._socket.recv(MESSAGE_BYTES)
                 raise subprocess.TimeoutExpired(list(arguments), timeout) from None
             return _finished(int(status), out, err, on_line)
