@@ -148,10 +148,10 @@ def test_options_that_do_not_go_together(
     says(done.err.splitlines()[-1], *facts)
 
 
-def test_a_job_has_the_part_s_plan(trained: Trained, quick: Run, tmp_path: Path) -> None:
+def test_a_job_has_the_part_s_plan(trained: Trained, run: Run, tmp_path: Path) -> None:
     words = ("recommend", trained.model, "--all-users", "-o", tmp_path / "x.csv", "--dry-run", "--part", "1/4")
-    done = quick("apps.recsys", *words, "--format", "slurm")
+    done = run("apps.recsys", *words, "--format", "slurm")
     assert done.code == 0, done.err
     size = next(line for line in done.out.splitlines() if "--mem=" in line).removeprefix("#SBATCH --mem=")
-    again = quick("apps.recsys", *words[:-3], "--part", "1/4", "--memory", f"{size[:-1]}MiB", "-q")
+    again = run("apps.recsys", *words[:-3], "--part", "1/4", "--memory", f"{size[:-1]}MiB", "-q")
     assert again.code == 0, again.err
