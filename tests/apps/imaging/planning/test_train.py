@@ -1,4 +1,4 @@
-"""Planning ``imaging train`` from known costs: quick, without torch, with remedies, and closed to nonsense.
+"""Planning ``imaging train`` from known costs: run, without torch, with remedies, and closed to nonsense.
 
 The costs are made up, so that nothing needs to be measured; what is tested is what the planner does with them.
 """
@@ -237,7 +237,7 @@ def test_a_refusal_names_smaller_patches_that_fit(workload: Any) -> None:
     assert all(float(change[2]) <= smallest / MIB - 1 for change in changes if change)
 
 
-def test_a_plan_edited_into_nonsense(workload: Any, hippocampus: Path, tmp_path: Path, quick: Run) -> None:
+def test_a_plan_edited_into_nonsense(workload: Any, hippocampus: Path, tmp_path: Path, run: Run) -> None:
     chosen = planner.plan(workload, MemoryBudget(1 << 40), CostStore()).to_json()
     file = tmp_path / "plan.json"
     for knob, value, facts in (
@@ -249,12 +249,12 @@ def test_a_plan_edited_into_nonsense(workload: Any, hippocampus: Path, tmp_path:
         file.write_text(json.dumps(chosen | {"knobs": chosen["knobs"] | {knob: value}}))
         with refused(ValueError, *facts):
             read_plan(file.read_text(), workload, MemoryBudget(1 << 40), CostStore())
-    done = quick("apps.imaging", *_command(hippocampus, tmp_path), "--plan", file)
+    done = run("apps.imaging", *_command(hippocampus, tmp_path), "--plan", file)
     assert done.code == 2 and done.err.count("\n") == 1
     says(done.err, "amp", "'int2'")
     assert not (tmp_path / "model").exists()
     file.write_text(json.dumps(chosen))
-    done = quick("apps.imaging", *_command(hippocampus, tmp_path), "--plan", file, "--memory", "330MiB")
+    done = run("apps.imaging", *_command(hippocampus, tmp_path), "--plan", file, "--memory", "330MiB")
     assert done.code == 3
     says(done.err, "330.0 MiB")
 

@@ -208,10 +208,10 @@ def test_an_old_record_is_rendered_again(tmp_path: Path) -> None:
         assert done.returncode == 4 and len(done.stderr.splitlines()) == 1
 
 
-def test_report_is_written_beside_the_record(quick: Callable[..., Any], tmp_path: Path) -> None:
+def test_report_is_written_beside_the_record(run: Callable[..., Any], tmp_path: Path) -> None:
     command = ("common.bench.demo_allocation", "--bytes", "20MiB", "--memory", "200MiB", "--report")
-    assert quick(*command, "--output", tmp_path / "run.json").code == 0
+    assert run(*command, "--output", tmp_path / "run.json").code == 0
     page = (tmp_path / "report.html").read_text()
     assert read_record(tmp_path / "run.json")["command"] in page and len(_figures(page)) >= 2
-    refused = quick(*command)
+    refused = run(*command)
     assert refused.code == 2 and "--report" in refused.err
