@@ -1,4 +1,4 @@
-"""Planning ``imaging train`` from known costs: run, without torch, with remedies, and closed to nonsense.
+"""Planning ``imaging train`` from known costs: quick, without torch, with remedies, and closed to nonsense.
 
 The costs are made up, so that nothing needs to be measured; what is tested is what the planner does with them.
 """
