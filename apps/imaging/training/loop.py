@@ -264,7 +264,7 @@ class _Training:
 
     def _one(self, bar: Any) -> None:
         """Do one step."""
-        rate = self.recipe.rate(self.progress)
+        rate = self.recipe.rate(self.progress, self.done)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         loss = float(self.step([tensor.to(self.device) for tensor in self.sampler(self.done)]))

@@ -34,7 +34,7 @@ HYPER: Mapping[str, Any] = {
 """Hyper-parameters that ``--set`` can change, with their defaults."""
 CHOICES = {
     "dice": ("sample", "batch"),
-    "schedule": ("cosine", "poly"),
+    "schedule": ("cosine", "poly", "constant"),
     "keep": ("last", "best"),
     "store": ("float32", "float16"),
     "quantise": ("off", "int8"),
@@ -103,7 +103,7 @@ class TrainOptions:
     balance: float
     """Power of a class's share of its patch by which the cross-entropy of its voxels is divided."""
     schedule: str
-    """``"cosine"`` or ``"poly"``."""
+    """``"cosine"``, ``"poly"`` or ``"constant"``."""
     ema: float
     """Decay of the weights' moving average; 0: none."""
     keep: str

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 WARM_UP_SHARE = 0.025
 """Share of the training in which the learning rate rises to its full value."""
+WARM_UP_STEPS = 1000
+"""Most steps of that rise."""
 POLYNOMIAL = 0.9
 """Power of the polynomial schedule (Isensee et al., Nature Methods 18, 203 (2021))."""
 OVERLAP = 0.5
@@ -56,7 +58,7 @@ class Recipe:
     balance: float = 0.0
     """Power of a class's share of its patch by which the cross-entropy of its voxels is divided."""
     schedule: str = "cosine"
-    """How the learning rate falls: ``"cosine"``, or ``"poly"`` as nnU-Net's."""
+    """How the learning rate falls: ``"cosine"``, ``"poly"`` as nnU-Net's, or not at all (``"constant"``)."""
     ema: float = 0.0
     """Decay of the weights' moving average, which is validated and written in their place; 0: none."""
     keep: str = "last"
@@ -85,14 +87,15 @@ class Recipe:
     augment: str = "light"
     """How patches are augmented (``apps.imaging.training.data.augmentation``)."""
 
-    def rate(self, progress: float) -> float:
-        """Learning rate after a share of the training, in [0, 1]: a short linear warm-up, then the schedule to zero.
+    def rate(self, progress: float, steps: int) -> float:
+        """Learning rate after a share of the training, in [0, 1], and so many steps: a short linear warm-up, then the
+        schedule.
 
-        The polynomial is nnU-Net's, of power 0.9.
+        Cosine and polynomial, which is nnU-Net's, of power 0.9, fall to zero.
         """
-        warm, left = min(1.0, (progress + 1e-9) / WARM_UP_SHARE), 1 - min(1.0, progress)
-        falling = left**POLYNOMIAL if self.schedule == "poly" else 0.5 * (1 - math.cos(math.pi * left))
-        return float(self.learning_rate * min(warm, falling))
+        warm, left = max((progress + 1e-9) / WARM_UP_SHARE, steps / WARM_UP_STEPS), 1 - min(1.0, progress)
+        falling = {"poly": left**POLYNOMIAL, "constant": 1.0, "cosine": 0.5 * (1 - math.cos(math.pi * left))}
+        return float(self.learning_rate * min(1.0, warm, falling[self.schedule]))
 
 
 def make_step(
