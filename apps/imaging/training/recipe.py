@@ -9,8 +9,9 @@ import numpy as np
 
 from apps.imaging.models.networks import registry
 from apps.imaging.training.data.dataset import Dataset
-from apps.imaging.training.distillation import DistillingStep, build_teacher, with_soft_labels
-from apps.imaging.training.losses import dice_cross_entropy
+from apps.imaging.training.losses import deep_supervision
+from apps.imaging.training.losses.distillation import DistillingStep, build_teacher, with_soft_labels
+from apps.imaging.training.losses.labels import dice_cross_entropy
 from apps.imaging.volumes.volume import Shape
 from common.memory.process.cuda import HOST
 from common.training import activation_checkpointing, optimizers, recomputation
@@ -84,6 +85,8 @@ class Recipe:
     """By which logits are divided for the soft labels."""
     quantise: str = "off"
     """``"int8"``: convolutions see weights and inputs rounded to 8 bits, for a network that will be quantised."""
+    deep_supervision: str = "off"
+    """``"on"``: the loss has a term for each level of the decoder but the coarsest."""
     augment: str = "light"
     """How patches are augmented (``apps.imaging.training.data.augmentation``)."""
 
@@ -128,10 +131,13 @@ def make_step(
         from common.compression.networks import fake_quantisation
 
         fake_quantisation.round_in_training(network, but=registry.head_name(recipe.network, network))
+    supervision = recipe.deep_supervision == "on"
     if device != HOST:
         network.to(device)
     blocks = registry.blocks(recipe.network, network)
     activation_checkpointing.apply(checkpoint, blocks, lambda: block_costs(recipe, network))
+    if supervision:
+        deep_supervision.attach(recipe.network, network, recipe.arguments)
     if shared:
         sharding.share_out(network, group, half=amp == "bf16")
     optimizer = optimizers.build(
@@ -143,7 +149,9 @@ def make_step(
     loss = dice_cross_entropy(recipe.dice, recipe.balance)
     common = (micro_batch, amp, recipe.clip)
     if recipe.teacher is None:
-        step = TrainingStep(network, optimizer, loss, *common, step_in_backward=step_in_backward, group=group)
+        levels = deep_supervision.strides(recipe.network, recipe.arguments) if supervision else []
+        whole = deep_supervision.supervised(loss, levels) if levels else loss
+        step = TrainingStep(network, optimizer, whole, *common, step_in_backward=step_in_backward, group=group)
         return network, optimizer, step
     soft = with_soft_labels(loss, recipe.distillation, recipe.temperature)
     teacher = build_teacher(recipe.teacher)

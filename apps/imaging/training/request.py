@@ -13,6 +13,7 @@ from apps.imaging.training.data.facts import intensity_operations
 from apps.imaging.training.data.label_maps import read_label_maps
 from apps.imaging.training.data.label_table import read_table
 from apps.imaging.training.data.prepared import Operations
+from apps.imaging.training.losses import deep_supervision
 from apps.imaging.training.options import STEPS, Levels, TrainOptions
 from apps.imaging.training.proposal.proposal import Choice, Proposal, read_proposal
 from apps.imaging.training.recipe import Recipe, default_patch
@@ -68,6 +69,9 @@ class TrainRequest:
         proposed = _proposal(options, dataset, start, warn)
         options, dataset = replace(options, batch=proposed.batch), replace(dataset, spacing=proposed.spacing)
         nnunet.check_installed(proposed.network)
+        if options.deep_supervision == "on":
+            for _, arguments in proposed.choices:
+                deep_supervision.strides(proposed.network, arguments)
         training, held_out = dataset.split(options.fold)
         if options.trial is not None:
             training, held_out = hide(training)
@@ -103,6 +107,7 @@ class TrainRequest:
             distillation=options.distillation,
             temperature=options.temperature,
             quantise=options.quantise,
+            deep_supervision=options.deep_supervision,
             augment=options.augment,
         )
         operations = proposed.operations

@@ -93,12 +93,12 @@ def _dice(both: "Tensor", either: "Tensor") -> "Tensor":
 
 def _of_samples(logits: "Tensor", target: "Tensor", balance: float) -> "tuple[Tensor, Tensor, Tensor]":
     """Soft overlap (B, C-1), soft sizes' sum (B, C-1) and summed cross-entropy (B,) of each sample."""
-    from apps.imaging.training.soft_counts import SoftCounts
+    from apps.imaging.training.losses.soft_counts import SoftCounts
 
     classes = logits.shape[1]
     counted = target != IGNORED
     truth = target.where(counted, 0)
-    present = counted.float()
+    present = counted.to(logits.dtype)
     weights = present if not balance else _balanced(truth.long(), present, classes, balance)
     both, soft, entropy = SoftCounts.apply(logits, truth, present, weights)  # type: ignore[no-untyped-call]
     return both, soft + _sizes(truth.long(), present, classes)[:, 1:], entropy
