@@ -10,7 +10,8 @@ from itertools import product
 from math import prod
 from typing import Any
 
-from apps.imaging.models.networks.registry import divisors, has_one_voxel
+from apps.imaging.models.networks.patches import has_one_voxel
+from apps.imaging.models.networks.registry import divisors
 from apps.imaging.models.stored_weights import stored_parameters
 from apps.imaging.planning import baselines, sharing
 from apps.imaging.planning.tiles import smaller, text

@@ -84,6 +84,7 @@ def render(request: "TrainRequest", plan: "Plan", *, ceiling: int, metrics: Mapp
             f"{steps} steps of {recipe.batch} patches, {recipe.optimizer}, learning rate {recipe.learning_rate:g} "
             f"{FALLING[recipe.schedule]}, weight decay {recipe.weight_decay:g}, seed {recipe.seed}. "
             f"The weights are {_kept(recipe)}.",
+            *(["Coarser levels of the decoder were supervised too."] if recipe.deep_supervision == "on" else []),
             "",
         ]
     )

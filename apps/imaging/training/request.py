@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from apps.imaging.models.model_folder import ImagingModel
-from apps.imaging.models.networks import nnunet, registry
+from apps.imaging.models.networks import nnunet, patches, registry
 from apps.imaging.training import starting_model
 from apps.imaging.training.data.dataset import Dataset, LabelledCase, Warn, read_dataset
 from apps.imaging.training.data.facts import intensity_operations
@@ -157,7 +157,7 @@ def _proposal(options: TrainOptions, dataset: Dataset, start: ImagingModel | Non
     else:
         network, arguments = start.network, starting_model.arguments_of(start, dataset)
     patch = options.patch or default_patch(dataset, registry.divisors(network, arguments))
-    registry.check_patch("--patch", patch, network, arguments)
+    patches.check_patch("--patch", patch, network, arguments)
     operations = start.intensities if start else intensity_operations(dataset, dataset.cases)
     return Proposal(network, dataset.spacing, options.batch, operations, ((patch, arguments),))
 

@@ -1,4 +1,4 @@
-"""Deep supervision as nnU-Net's (Isensee et al., Nature Methods 18, 203 (2021)): coarser levels predict the classes too.
+"""Deep supervision as nnU-Net's (Isensee et al., Nature Methods 18, 203 (2021)): coarser levels predict classes too.
 
 Each level of the decoder but the coarsest has a head, a 1x1x1 convolution, whose logits are compared with the classes
 on its own grid. The losses are weighted by 1, 1/2, 1/4 ..., divided by their sum. Heads of coarser levels have no part
@@ -42,7 +42,9 @@ def strides(name: str, arguments: Mapping[str, Any]) -> list[Stride]:
     levels = [level if isinstance(level, list) else [level] * 3 for level in arguments["strides"]]
     if len(levels) < FEWEST:
         raise UsageError(f"--set deep_supervision=on: {name} needs at least {FEWEST} levels, and has {len(levels)}")
-    cumulated = [[prod(level[axis] for level in levels[: count + 1]) for axis in range(3)] for count in range(len(levels))]
+    cumulated = [
+        [prod(level[axis] for level in levels[: count + 1]) for axis in range(3)] for count in range(len(levels))
+    ]
     return [(x, y, z) for x, y, z in cumulated[:-2]]
 
 

@@ -1,4 +1,7 @@
-"""Deep supervision: the gradients of nnU-Net's and MONAI's own, exact in parts; the network that is written has none."""
+"""Deep supervision: the gradients of nnU-Net's and MONAI's own, exact in parts; a model that is written has none.
+
+from dataclasses import asdict, replace
+from math import prod
 
 import pytest
 import torch
@@ -7,9 +10,11 @@ from monai.networks.nets.dynunet import DynUNet
 from torch.nn.functional import interpolate
 
 from apps.imaging.models.networks import registry
+from apps.imaging.training import traced_step
 from apps.imaging.training.losses import deep_supervision
 from apps.imaging.training.recipe import Recipe, make_step
 from common.errors import UsageError
+from common.memory.costs import trace
 from tests.messages import refused
 
 STRIDES = [1, 2, [2, 2, 1], 2, 2]
@@ -94,7 +99,9 @@ def test_a_step_is_that_of_the_librarys_network_in_one_batch_and_in_parts(name: 
     )
     expected = sum(
         weight * compared(logits, interpolate(target[:, None].float(), logits.shape[2:], mode="nearest-exact"))
-        for weight, logits in zip(weights, levels, strict=False)  # nnU-Net has a head at the coarsest level, of weight 0
+        for weight, logits in zip(
+            weights, levels, strict=False
+        )  # nnU-Net has a head at the coarsest level, of weight 0
     )
     assert loss == pytest.approx(float(expected.detach()), rel=1e-5)
     expected.backward()
@@ -102,7 +109,7 @@ def test_a_step_is_that_of_the_librarys_network_in_one_batch_and_in_parts(name: 
     for part in after:
         for key, tensor in part.items():
             for ours, its in names.items():
-                key = key.replace(ours, its)  # noqa: PLW2901
+                key = key.replace(ours, its)
             assert torch.allclose(tensor, updated[key], atol=2e-5), key
 
 
@@ -126,3 +133,18 @@ def test_what_has_no_levels_to_supervise_is_refused() -> None:
     with refused(UsageError, "deep_supervision", "at least 4", "has 3"):
         deep_supervision.strides("dynunet", three)
     assert deep_supervision.strides("dynunet", recipe_of("dynunet").arguments) == [(1, 1, 1), (2, 2, 2), (4, 4, 2)]
+
+
+def test_the_plan_has_the_bytes_of_heads_and_losses() -> None:
+    def priced(switch: str) -> dict[str, float]:
+        recipe = asdict(replace(recipe_of("dynunet"), deep_supervision=switch))
+        return trace.price(
+            lambda: traced_step.step(recipe=recipe, micro_batch=2, parts=1, amp="off", checkpoint="none")
+        )
+
+    torch.manual_seed(0)
+    plain, more = priced("off"), priced("on")
+    heads = 4 * sum(features * 3 + 3 for features in (6, 8))
+    assert more["parameters"] - plain["parameters"] == more["gradients"] - plain["gradients"] == heads
+    coarser = 4 * 2 * 3 * (prod(PATCH) // 8 + prod(PATCH) // 32 // 4)  # probabilities, kept until the backward pass
+    assert more["activations"] > plain["activations"] + 0.5 * coarser
