@@ -51,7 +51,7 @@ class SoftCounts(torch.autograd.Function):
         return both[:, 1:].to(hit.dtype), soft[:, 1:].contiguous(), entropy
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, both: Tensor, soft: Tensor, entropy: Tensor) -> tuple[Tensor | None, ...]:
         """Derive.
 

@@ -1,4 +1,4 @@
-"""Deep supervision: the gradients of nnU-Net's and MONAI's own, exact in parts; a model that is written has none.
+"""Deep supervision: the gradients of nnU-Net's and MONAI's own, exact in parts; a model that is written has none."""
 
 from dataclasses import asdict, replace
 from math import prod
