@@ -36,3 +36,13 @@ def test_a_set_is_not_waited_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     monkeypatch.setattr(demo.datasets, "fetch", fetch)
     folder, real = demo.real_or_sample("lastfm", "apps.recsys.data.synthetic")
     assert not real and (folder / "interactions.csv").is_file()
+
+
+def test_without_the_image_of_a_brain_the_demo_goes_on(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(demo, "find_spec", lambda name: None)
+    monkeypatch.setattr(demo.sys, "executable", str(tmp_path / "none"))  # pip cannot be started
+    demo.brain()
+    assert "nilearn" in capsys.readouterr().out and not (demo.OUTPUT / "brain").exists()

@@ -8,7 +8,7 @@ from common.resources import data_folder
 
 ENGINES = ("openvino", "onnxruntime", "torch")
 """``common.engines.registry.ENGINES``; importing that would load NumPy for ``--help``."""
-MODEL_HELP = "model folder, nnU-Net folder, MONAI bundle, or the name of an installed model (hippocampus)"
+MODEL_HELP = "model folder, nnU-Net folder, MONAI bundle, or the name of an installed model (hippocampus, brain)"
 TASKS = ("total",)
 """Tasks of several networks with a label map in ``data/label_maps``."""
 OUTPUT_TYPES = ("nifti", "dicom-seg", "dicom-sr", "dicom-rtstruct")

@@ -241,7 +241,7 @@ def own_loss(logits: "torch.Tensor") -> "torch.Tensor":
     """Dice and cross-entropy of logits (B, C, x, y, z) with the labels that they make themselves."""
     import torch
 
-    from apps.imaging.training.losses import DiceCrossEntropy
+    from apps.imaging.training.losses.labels import DiceCrossEntropy
 
     loss, batch = DiceCrossEntropy(), [logits, logits.detach().argmax(1).to(torch.uint8)]
     pairs = zip(loss.sums(logits, batch), loss.counts(batch), strict=True)

@@ -25,6 +25,7 @@ from apps.imaging.models.model_folder import (
     at_half_resolution,
     read_model,
 )
+from apps.imaging.models.networks.patches import has_one_voxel
 from apps.imaging.models.networks.registry import divisors, is_static
 from apps.imaging.models.onnx_file import check_network
 from apps.imaging.volumes.volume import Shape
@@ -75,6 +76,8 @@ class ModelChoice:
             )
         if any(size % multiple for size, multiple in zip(tile, multiples, strict=True)):
             raise UsageError(f"--tile: sides must be multiples of {','.join(map(str, multiples))} for this network")
+        if options.tile and has_one_voxel(model.network, tile, model.arguments):
+            raise UsageError(f"--tile {','.join(map(str, tile))}: one voxel on the network's coarsest grid; take more")
         engine = choose_engine(options.engine, options.device)
         precision = options.precision or ("int8" if model.int8 and engine == "openvino" else "float32")
         require_precision(engine, precision)

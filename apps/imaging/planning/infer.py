@@ -25,6 +25,7 @@ from apps.imaging.inference.phases import INFER, OPEN, PREVIEW, STATISTICS, STOW
 from apps.imaging.inference.request import InferRequest
 from apps.imaging.inference.writing.probabilities import probability_bytes
 from apps.imaging.models.model_folder import TORCH_NETWORK
+from apps.imaging.models.networks.patches import has_one_voxel
 from apps.imaging.models.networks.registry import divisors, is_static
 from apps.imaging.planning import baselines
 from apps.imaging.planning.reading import LIBRARIES, OBJECTS_BYTES, input_bytes, pass_bytes, reader_bytes
@@ -245,6 +246,8 @@ class InferWorkload:
         if is_static(choice.model.network) or choice.model.inference.size:
             return
         for tile in smaller(choice.tile, divisors(choice.model.network, choice.model.arguments)):
+            if has_one_voxel(choice.model.network, tile, choice.model.arguments):
+                continue
             yield f"--tile {text(tile)}", replace(self, request=self.request.with_tile(tile))
 
     def seconds(self, setting: Setting) -> float:

@@ -17,7 +17,7 @@ def text(triple: Sequence[int]) -> str:
 
 
 def smaller(sides: Shape, divisors: Shape) -> Iterator[Shape]:
-    """Shapes of about two thirds and a half of each side.
+    """Shapes of about two thirds and a half of each side, as far as they differ from it and from each other.
 
     Parameters
     ----------
@@ -28,10 +28,14 @@ def smaller(sides: Shape, divisors: Shape) -> Iterator[Shape]:
     --------
     >>> list(smaller((96, 96, 16), (16, 16, 16)))
     [(64, 64, 16), (48, 48, 16)]
+    >>> list(smaller((32, 32, 16), (16, 16, 16)))
+    [(16, 16, 16)]
     """
+    last = sides
     for share in (2 / 3, 1 / 2):
         x, y, z = (max(step, int(share * side) // step * step) for side, step in zip(sides, divisors, strict=True))
-        yield x, y, z
+        if (x, y, z) != last:
+            yield (last := (x, y, z))
 
 
 def halves(sides: Shape, divisors: Shape) -> Iterator[Shape]:

@@ -10,6 +10,7 @@ from itertools import product
 from math import prod
 from typing import Any
 
+from apps.imaging.models.networks.patches import has_one_voxel
 from apps.imaging.models.networks.registry import divisors
 from apps.imaging.models.stored_weights import stored_parameters
 from apps.imaging.planning import baselines, sharing
@@ -140,6 +141,7 @@ class TrainWorkload:
             and recipe.optimizer in sharding.OPTIMIZERS
             and options.init is None
             and options.distill is None
+            and options.deep_supervision == "off"
             and setting["amp"] != "fp16"
             and setting["checkpoint"] == activation_checkpointing.NONE
         )
@@ -319,9 +321,8 @@ class TrainWorkload:
         recipe = self.request.recipe
         steps = divisors(recipe.network, recipe.arguments)
         for patch in smaller(recipe.patch, steps):
-            if patch == steps:  # one voxel where the grid is coarsest, which instance normalisation refuses
-                continue
-            yield f"--patch {text(patch)}", TrainWorkload(self.request.with_patch(patch))
+            if not has_one_voxel(recipe.network, patch, recipe.arguments):
+                yield f"--patch {text(patch)}", TrainWorkload(self.request.with_patch(patch))
 
     def seconds(self, setting: Setting) -> float:
         """Relative, from what was measured of each knob: a traced step's own seconds depend on who else was busy."""

@@ -15,6 +15,7 @@ from apps.imaging.training.data.loading import load_volumes
 from apps.imaging.training.data.patch_sampling import Sampler, Volumes
 from apps.imaging.training.data.synthetic_patches import SynthesisSampler
 from apps.imaging.training.journal import VALIDATIONS, Journal
+from apps.imaging.training.losses.deep_supervision import of_inference
 from apps.imaging.training.phases import EXPORT, FREE_HEAP, LOAD, SHARED, STATES, TRAIN, VALIDATE
 from apps.imaging.training.recipe import make_step
 from apps.imaging.training.request import TrainRequest
@@ -265,7 +266,7 @@ class _Training:
 
     def _one(self, bar: Any) -> None:
         """Do one step."""
-        rate = self.recipe.rate(self.progress)
+        rate = self.recipe.rate(self.progress, self.done)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         loss = float(self.step([tensor.to(self.device) for tensor in self.sampler(self.done)]))
@@ -331,7 +332,8 @@ def _write(
 
     recipe, dataset, output, steps = request.recipe, request.data.dataset, request.options.output, course.done
     # A plain network again (no activation checkpointing), with the half-precision weights that are written.
-    state = {name: tensor.detach().half().cpu() for name, tensor in registry.weights(network).items()}
+    weights = of_inference(registry.weights(network))
+    state = {name: tensor.detach().half().cpu() for name, tensor in weights.items()}
     network = registry.build(recipe.network, recipe.arguments)
     registry.load_weights(network, state)
     metrics: dict[str, Any] = {}

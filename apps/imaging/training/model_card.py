@@ -11,7 +11,11 @@ if TYPE_CHECKING:
     from common.memory.plan.plan import Plan
 
 
-FALLING = {"cosine": "cosine", "poly": "polynomial of power 0.9"}
+FALLING = {
+    "cosine": "with a cosine to zero",
+    "poly": "with a polynomial of power 0.9 to zero",
+    "constant": "that does not fall",
+}
 """Schedules in words."""
 
 
@@ -77,9 +81,10 @@ def render(request: "TrainRequest", plan: "Plan", *, ceiling: int, metrics: Mapp
             "",
             f"    {request.options.command}",
             "",
-            f"{steps} steps of {recipe.batch} patches, {recipe.optimizer}, learning rate {recipe.learning_rate:g} with "
-            f"a {FALLING[recipe.schedule]} to zero, weight decay {recipe.weight_decay:g}, seed {recipe.seed}. "
+            f"{steps} steps of {recipe.batch} patches, {recipe.optimizer}, learning rate {recipe.learning_rate:g} "
+            f"{FALLING[recipe.schedule]}, weight decay {recipe.weight_decay:g}, seed {recipe.seed}. "
             f"The weights are {_kept(recipe)}.",
+            *(["Coarser levels of the decoder were supervised too."] if recipe.deep_supervision == "on" else []),
             "",
         ]
     )

@@ -29,15 +29,17 @@ HYPER: Mapping[str, Any] = {
     "temperature": 2.0,
     "store": "float32",
     "quantise": "off",
+    "deep_supervision": "off",
     "augment": "light",
 }
 """Hyper-parameters that ``--set`` can change, with their defaults."""
 CHOICES = {
     "dice": ("sample", "batch"),
-    "schedule": ("cosine", "poly"),
+    "schedule": ("cosine", "poly", "constant"),
     "keep": ("last", "best"),
     "store": ("float32", "float16"),
     "quantise": ("off", "int8"),
+    "deep_supervision": ("off", "on"),
     "augment": ("none", "light", "full"),
 }
 """Values of hyper-parameters that are words."""
@@ -103,7 +105,7 @@ class TrainOptions:
     balance: float
     """Power of a class's share of its patch by which the cross-entropy of its voxels is divided."""
     schedule: str
-    """``"cosine"`` or ``"poly"``."""
+    """``"cosine"``, ``"poly"`` or ``"constant"``."""
     ema: float
     """Decay of the weights' moving average; 0: none."""
     keep: str
@@ -119,6 +121,8 @@ class TrainOptions:
     """Type of the numbers of the prepared images: ``"float32"`` or ``"float16"``."""
     quantise: str
     """``"int8"``: convolutions see weights and inputs rounded to 8 bits; or ``"off"``."""
+    deep_supervision: str
+    """``"on"``: coarser levels of the decoder predict the classes too, in training; or ``"off"``."""
     augment: str
     """How patches are augmented: ``"none"``, ``"light"`` or ``"full"``."""
     tensorboard: bool
@@ -178,6 +182,8 @@ class TrainOptions:
                 raise UsageError(f"--set {name}={value}: must not be negative")
         if self.synthesize is not None and self.augment != HYPER["augment"]:
             raise UsageError("--set augment: images that --synthesize makes are varied as they are made; leave it out")
+        if self.distill is not None and self.deep_supervision == "on":
+            raise UsageError("--set deep_supervision=on: not with --distill, whose model has one level; leave one out")
         if self.balance > 1:
             raise UsageError(f"--set balance={self.balance}: from 0 (all voxels count alike) to 1 (all classes do)")
         if not self.temperature:

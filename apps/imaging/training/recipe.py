@@ -9,8 +9,9 @@ import numpy as np
 
 from apps.imaging.models.networks import registry
 from apps.imaging.training.data.dataset import Dataset
-from apps.imaging.training.distillation import DistillingStep, build_teacher, with_soft_labels
-from apps.imaging.training.losses import dice_cross_entropy
+from apps.imaging.training.losses import deep_supervision
+from apps.imaging.training.losses.distillation import DistillingStep, build_teacher, with_soft_labels
+from apps.imaging.training.losses.labels import dice_cross_entropy
 from apps.imaging.volumes.volume import Shape
 from common.memory.process.cuda import HOST
 from common.training import activation_checkpointing, optimizers, recomputation
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 WARM_UP_SHARE = 0.025
 """Share of the training in which the learning rate rises to its full value."""
+WARM_UP_STEPS = 1000
+"""Most steps of that rise."""
 POLYNOMIAL = 0.9
 """Power of the polynomial schedule (Isensee et al., Nature Methods 18, 203 (2021))."""
 OVERLAP = 0.5
@@ -56,7 +59,7 @@ class Recipe:
     balance: float = 0.0
     """Power of a class's share of its patch by which the cross-entropy of its voxels is divided."""
     schedule: str = "cosine"
-    """How the learning rate falls: ``"cosine"``, or ``"poly"`` as nnU-Net's."""
+    """How the learning rate falls: ``"cosine"``, ``"poly"`` as nnU-Net's, or not at all (``"constant"``)."""
     ema: float = 0.0
     """Decay of the weights' moving average, which is validated and written in their place; 0: none."""
     keep: str = "last"
@@ -82,17 +85,20 @@ class Recipe:
     """By which logits are divided for the soft labels."""
     quantise: str = "off"
     """``"int8"``: convolutions see weights and inputs rounded to 8 bits, for a network that will be quantised."""
+    deep_supervision: str = "off"
+    """``"on"``: the loss has a term for each level of the decoder but the coarsest."""
     augment: str = "light"
     """How patches are augmented (``apps.imaging.training.data.augmentation``)."""
 
-    def rate(self, progress: float) -> float:
-        """Learning rate after a share of the training, in [0, 1]: a short linear warm-up, then the schedule to zero.
+    def rate(self, progress: float, steps: int) -> float:
+        """Learning rate after a share of the training, in [0, 1], and so many steps: a short linear warm-up, then the
+        schedule.
 
-        The polynomial is nnU-Net's, of power 0.9.
+        Cosine and polynomial, which is nnU-Net's, of power 0.9, fall to zero.
         """
-        warm, left = min(1.0, (progress + 1e-9) / WARM_UP_SHARE), 1 - min(1.0, progress)
-        falling = left**POLYNOMIAL if self.schedule == "poly" else 0.5 * (1 - math.cos(math.pi * left))
-        return float(self.learning_rate * min(warm, falling))
+        warm, left = max((progress + 1e-9) / WARM_UP_SHARE, steps / WARM_UP_STEPS), 1 - min(1.0, progress)
+        falling = {"poly": left**POLYNOMIAL, "constant": 1.0, "cosine": 0.5 * (1 - math.cos(math.pi * left))}
+        return float(self.learning_rate * min(1.0, warm, falling[self.schedule]))
 
 
 def make_step(
@@ -125,10 +131,13 @@ def make_step(
         from common.compression.networks import fake_quantisation
 
         fake_quantisation.round_in_training(network, but=registry.head_name(recipe.network, network))
+    supervision = recipe.deep_supervision == "on"
     if device != HOST:
         network.to(device)
     blocks = registry.blocks(recipe.network, network)
     activation_checkpointing.apply(checkpoint, blocks, lambda: block_costs(recipe, network))
+    if supervision:
+        deep_supervision.attach(recipe.network, network, recipe.arguments)
     if shared:
         sharding.share_out(network, group, half=amp == "bf16")
     optimizer = optimizers.build(
@@ -140,7 +149,9 @@ def make_step(
     loss = dice_cross_entropy(recipe.dice, recipe.balance)
     common = (micro_batch, amp, recipe.clip)
     if recipe.teacher is None:
-        step = TrainingStep(network, optimizer, loss, *common, step_in_backward=step_in_backward, group=group)
+        levels = deep_supervision.strides(recipe.network, recipe.arguments) if supervision else []
+        whole = deep_supervision.supervised(loss, levels) if levels else loss
+        step = TrainingStep(network, optimizer, whole, *common, step_in_backward=step_in_backward, group=group)
         return network, optimizer, step
     soft = with_soft_labels(loss, recipe.distillation, recipe.temperature)
     teacher = build_teacher(recipe.teacher)

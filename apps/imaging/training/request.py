@@ -6,13 +6,14 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from apps.imaging.models.model_folder import ImagingModel
-from apps.imaging.models.networks import nnunet, registry
+from apps.imaging.models.networks import nnunet, patches, registry
 from apps.imaging.training import starting_model
 from apps.imaging.training.data.dataset import Dataset, LabelledCase, Warn, read_dataset
 from apps.imaging.training.data.facts import intensity_operations
 from apps.imaging.training.data.label_maps import read_label_maps
 from apps.imaging.training.data.label_table import read_table
 from apps.imaging.training.data.prepared import Operations
+from apps.imaging.training.losses import deep_supervision
 from apps.imaging.training.options import STEPS, Levels, TrainOptions
 from apps.imaging.training.proposal.proposal import Choice, Proposal, read_proposal
 from apps.imaging.training.recipe import Recipe, default_patch
@@ -68,6 +69,9 @@ class TrainRequest:
         proposed = _proposal(options, dataset, start, warn)
         options, dataset = replace(options, batch=proposed.batch), replace(dataset, spacing=proposed.spacing)
         nnunet.check_installed(proposed.network)
+        if options.deep_supervision == "on":
+            for _, arguments in proposed.choices:
+                deep_supervision.strides(proposed.network, arguments)
         training, held_out = dataset.split(options.fold)
         if options.trial is not None:
             training, held_out = hide(training)
@@ -103,6 +107,7 @@ class TrainRequest:
             distillation=options.distillation,
             temperature=options.temperature,
             quantise=options.quantise,
+            deep_supervision=options.deep_supervision,
             augment=options.augment,
         )
         operations = proposed.operations
@@ -152,7 +157,7 @@ def _proposal(options: TrainOptions, dataset: Dataset, start: ImagingModel | Non
     else:
         network, arguments = start.network, starting_model.arguments_of(start, dataset)
     patch = options.patch or default_patch(dataset, registry.divisors(network, arguments))
-    registry.check_patch("--patch", patch, network, arguments)
+    patches.check_patch("--patch", patch, network, arguments)
     operations = start.intensities if start else intensity_operations(dataset, dataset.cases)
     return Proposal(network, dataset.spacing, options.batch, operations, ((patch, arguments),))
 

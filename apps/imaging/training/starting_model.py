@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 from apps.imaging.models.model_folder import ImagingModel, read_model
 from apps.imaging.models.networks import registry
 from apps.imaging.training.data.dataset import ORIENTATION, Dataset
-from apps.imaging.training.distillation import DistillingStep
+from apps.imaging.training.losses.deep_supervision import of_inference
+from apps.imaging.training.losses.distillation import DistillingStep
 from apps.imaging.volumes.volume import Shape
 from common.engines.base import WEIGHTS
 from common.errors import BadInput, UsageError
@@ -138,7 +139,7 @@ def load_start(network: "torch.nn.Module", directory: Path) -> list[str]:
 
     found, left = load_file(directory / WEIGHTS), []
     with torch.no_grad():
-        for name, tensor in registry.weights(network).items():
+        for name, tensor in of_inference(registry.weights(network)).items():
             if name in found and found[name].shape == tensor.shape:
                 tensor.copy_(found[name])
             else:

@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from apps.imaging.training.data.patch_sampling import Volumes
-from apps.imaging.training.losses import IGNORED
+from apps.imaging.training.losses.labels import IGNORED
 from apps.imaging.training.recipe import OVERLAP, Recipe
 from apps.imaging.volumes.volume import Shape
 from common.tiling.blend import BoundedBlend

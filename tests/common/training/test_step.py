@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from apps.imaging.training.losses import IGNORED, BatchDiceCrossEntropy, DiceCrossEntropy
+from apps.imaging.training.losses.labels import IGNORED, BatchDiceCrossEntropy, DiceCrossEntropy
 from common.training.step import TrainingStep
 
 Tensor = torch.Tensor

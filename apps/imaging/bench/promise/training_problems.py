@@ -5,7 +5,7 @@ from types import MappingProxyType
 
 import torch
 
-from apps.imaging.training.losses import IGNORED, BatchDiceCrossEntropy, DiceCrossEntropy
+from apps.imaging.training.losses.labels import IGNORED, BatchDiceCrossEntropy, DiceCrossEntropy
 from common.bench.exactness import Problem
 
 

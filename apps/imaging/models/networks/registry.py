@@ -221,26 +221,6 @@ def divisors(name: str, complete: Arguments) -> tuple[int, int, int]:
     return (int(2 ** (len(steps) - 1 if name == "segresnet" else len(steps) - 2)),) * 3
 
 
-def check_patch(place: str, patch: tuple[int, int, int], name: str, complete: Arguments) -> None:
-    """Refuse a patch that a network cannot halve as often as it does.
-
-    Parameters
-    ----------
-    place
-        Of the patch, for the message.
-
-    Raises
-    ------
-    UsageError
-        With the numbers of which the sides must be multiples.
-    """
-    steps = divisors(name, complete)
-    sides = ",".join(map(str, patch))
-    if any(size % step for size, step in zip(patch, steps, strict=True)):
-        multiples = str(steps[0]) if len(set(steps)) == 1 else ",".join(map(str, steps))
-        raise UsageError(f"{place} {sides}: each side must be a multiple of {multiples} for {name}")
-
-
 def smallest_tile(name: str, complete: Arguments) -> tuple[int, int, int]:
     """A tile of two voxels along each axis of the coarsest grid."""
     x, y, z = divisors(name, complete)

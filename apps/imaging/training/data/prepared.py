@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from apps.imaging.training.data.dataset import ORIENTATION, Dataset, LabelledCase, label_values
 from apps.imaging.training.data.facts import check_listed
-from apps.imaging.training.losses import IGNORED
+from apps.imaging.training.losses.labels import IGNORED
 from apps.imaging.volumes.geometry import AxisMapping, network_grid, resample
 from apps.imaging.volumes.intensity import apply, resolve
 from apps.imaging.volumes.stored import FileVolume

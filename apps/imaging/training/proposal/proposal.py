@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from apps.imaging.models.networks import registry
+from apps.imaging.models.networks.patches import check_patch
 from apps.imaging.training.data.dataset import Dataset, Warn
 from apps.imaging.training.proposal import recipe_file
 from apps.imaging.volumes.volume import Shape
@@ -69,7 +70,7 @@ def read_proposal(path: Path, dataset: Dataset, warn: Warn) -> Proposal:
         except UsageError as error:
             raise UsageError(f"{place}: {error}") from None
         x, y, z = choice["patch"]
-        registry.check_patch(f"{place}: patch", (x, y, z), network, arguments)
+        check_patch(f"{place}: patch", (x, y, z), network, arguments)
         choices.append(((x, y, z), arguments))
     edges = float(entry["spacing"][0]), float(entry["spacing"][1]), float(entry["spacing"][2])
     return Proposal(network, edges, entry["batch"], entry["normalisation"], tuple(choices))

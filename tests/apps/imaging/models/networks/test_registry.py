@@ -192,10 +192,3 @@ def test_nnunets_networks_are_initialised_as_its_trainer_does(name: str) -> None
 def test_levels_of_which_no_network_can_be_built(name: str, changes: dict[str, list[int]], facts: tuple[str, ...]):
     with refused(UsageError, name, *facts):
         registry.arguments(name, changes, in_channels=1, out_channels=2)
-
-
-def test_a_patch_that_cannot_be_halved_by_axis() -> None:
-    complete = registry.arguments("dynunet", {"strides": [1, [2, 2, 1], 2, 2]}, in_channels=1, out_channels=2)
-    registry.check_patch("--patch", (16, 8, 4), "dynunet", complete)
-    with refused(UsageError, "--patch", "16,8,6", "8,8,4"):
-        registry.check_patch("--patch", (16, 8, 6), "dynunet", complete)

@@ -13,7 +13,7 @@ from apps.imaging.training.data.dataset import read_dataset
 from apps.imaging.training.data.facts import intensity_operations
 from apps.imaging.training.data.patch_sampling import Sampler, Volumes
 from apps.imaging.training.data.prepared import load_case
-from apps.imaging.training.losses import IGNORED
+from apps.imaging.training.losses.labels import IGNORED
 from common.errors import BadInput
 from tests.messages import says
 

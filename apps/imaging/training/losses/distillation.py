@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from apps.imaging.training.losses import IGNORED, BatchDiceCrossEntropy, DiceCrossEntropy
+from apps.imaging.training.losses.labels import IGNORED, BatchDiceCrossEntropy, DiceCrossEntropy
 from common.training import amp
 from common.training.gradcache import Batch
 from common.training.oom_retry import repeated

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from apps.imaging.training.losses import IGNORED, BatchDiceCrossEntropy, DiceCrossEntropy, dice_cross_entropy
+from apps.imaging.training.losses.labels import IGNORED, BatchDiceCrossEntropy, DiceCrossEntropy, dice_cross_entropy
 
 
 def sample(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:

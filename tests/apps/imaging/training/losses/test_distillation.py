@@ -10,8 +10,8 @@ import torch
 
 from apps.imaging.cli import parser
 from apps.imaging.models.model_folder import read_model
-from apps.imaging.training.distillation import DistillingStep, with_soft_labels
-from apps.imaging.training.losses import IGNORED, dice_cross_entropy
+from apps.imaging.training.losses.distillation import DistillingStep, with_soft_labels
+from apps.imaging.training.losses.labels import IGNORED, dice_cross_entropy
 from apps.imaging.training.request import TrainRequest
 from apps.imaging.training.starting_model import read_teacher
 from common.errors import BadInput, UsageError

@@ -93,29 +93,25 @@ def _dice(both: "Tensor", either: "Tensor") -> "Tensor":
 
 def _of_samples(logits: "Tensor", target: "Tensor", balance: float) -> "tuple[Tensor, Tensor, Tensor]":
     """Soft overlap (B, C-1), soft sizes' sum (B, C-1) and summed cross-entropy (B,) of each sample."""
-    import torch
+    from apps.imaging.training.losses.soft_counts import SoftCounts
 
-    log_probability = torch.log_softmax(logits, 1)
-    del logits
-    classes = log_probability.shape[1]
+    classes = logits.shape[1]
     counted = target != IGNORED
-    truth = target.where(counted, 0).long()
-    picked = log_probability.gather(1, truth[:, None])[:, 0]
-    weights = counted if not balance else _balanced(truth, counted, classes, balance)
-    entropy = -(picked * weights).sum((1, 2, 3))
-
-    probability = log_probability[:, 1:].exp() * counted[:, None]
-    foreground = torch.arange(1, classes, device=target.device).view(1, -1, 1, 1, 1)
-    member = target[:, None] == foreground
-    axes = (2, 3, 4)
-    both = torch.where(member, probability, 0).sum(axes)
-    return both, probability.sum(axes) + member.sum(axes), entropy
+    truth = target.where(counted, 0)
+    present = counted.to(logits.dtype)
+    weights = present if not balance else _balanced(truth.long(), present, classes, balance)
+    both, soft, entropy = SoftCounts.apply(logits, truth, present, weights)  # type: ignore[no-untyped-call]
+    return both, soft + _sizes(truth.long(), present, classes)[:, 1:], entropy
 
 
-def _balanced(truth: "Tensor", counted: "Tensor", classes: int, balance: float) -> "Tensor":
+def _sizes(truth: "Tensor", present: "Tensor", classes: int) -> "Tensor":
+    """Voxels of each sample and class (B, C) that count."""
+    return present.new_zeros(len(truth), classes).scatter_add_(1, truth.flatten(1), present.flatten(1))
+
+
+def _balanced(truth: "Tensor", present: "Tensor", classes: int, balance: float) -> "Tensor":
     """Weights of the voxels (B, x, y, z) by the class's share of its sample, on average 1 over the counted voxels."""
-    flat, present = truth.flatten(1), counted.flatten(1).float()
-    sizes = present.new_zeros(len(truth), classes).scatter_add_(1, flat, present)
+    sizes = _sizes(truth, present, classes)
     weights = sizes.clamp(min=1) ** -balance
     weights *= sizes.sum(1, keepdim=True) / (weights * sizes).sum(1, keepdim=True).clamp(min=1e-12)
-    return (weights.gather(1, flat) * present).view_as(truth)
+    return weights.gather(1, truth.flatten(1)).view_as(truth) * present
