@@ -149,7 +149,8 @@ def graded(
 def _length_classes(lengths: NDArray[np.float32]) -> NDArray[np.intp]:
     """Classes of rows by their lengths, from short to long, shape (rows,).
 
-    Rows of usual length are in the midst of a class. ``FEW`` of the shortest rows are no classes of their own, since all classes share the 256 codes of scales.
+    Rows of usual length are in the midst of a class. ``FEW`` of the shortest rows are no classes of their own, since
+    all classes share the 256 codes of scales.
     """
     import numpy as np
 
