@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from common.engines.base import INT8, NETWORK, PLAIN_INT8, Array, DoubleBuffer, Output, Tile, read_head
-from common.engines.openvino_graph import split_concatenations
+from common.engines.openvino_graph import normalise_in_steps, split_concatenations
 from common.errors import BadInput, UsageError
 from common.memory.process import glibc
 
@@ -62,6 +62,8 @@ class OpenVinoEngine:
         split_concatenations(model)
         channels = model.input(0).partial_shape[1].get_length()
         model.reshape([1, channels, *tile])
+        if precision == "float32":  # sums in bfloat16 would be less exact; int8 is quantised with the layer as it was
+            normalise_in_steps(model)
         settings: dict[str, Any] = {
             "INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32",
             "INFERENCE_NUM_THREADS": threads,

@@ -18,7 +18,7 @@ from apps.imaging.inference.components.streaming import components_bytes
 from apps.imaging.inference.discovery import StudyInputs
 from apps.imaging.inference.labeling.decision import label_bytes
 from apps.imaging.inference.labeling.planes import label_dtype, row_depth
-from apps.imaging.inference.labeling.resampling import back_bytes, extended_bytes, piece_bytes
+from apps.imaging.inference.labeling.resampling import back_bytes, piece_bytes, slab_bytes
 from apps.imaging.inference.network_grid import NetworkGrid, restored_channels
 from apps.imaging.inference.outputs import outputs_bytes
 from apps.imaging.inference.phases import INFER, OPEN, PREVIEW, STATISTICS, STOW, TEMPLATE
@@ -391,5 +391,5 @@ def _restoring_bytes(grid: NetworkGrid, channels: int, classes: int) -> int:
         return 0
     restored = restored_channels(grid, channels, classes)
     block = prod(map(min, grid.tiles.tile, grid.tiles.shape)) if grid.inference.restored != "logits" else 0
-    extended = extended_bytes(grid.tiles, restored)
+    extended = slab_bytes(grid.tiles, restored)
     return block * restored * FLOAT + extended + piece_bytes(grid.tiles, grid.volume.shape, restored)

@@ -59,7 +59,7 @@ class Probe:
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
 
 
-CODE_VERSION = 5
+CODE_VERSION = 6
 """Increase it if a change outside the modules of a probe and its warm-up changes what is measured."""
 
 Costs = Mapping[Probe, Mapping[str, float]]

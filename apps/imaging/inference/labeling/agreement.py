@@ -41,9 +41,16 @@ def labels_of_block(
     low, labels, last
         First voxel of a piece, its labels (x, y, k), and if it is the last one, as in ``Block``.
     """
-    placed = resampler.placed(block)
+    for slab in resampler.slabs(block):
+        yield from _labels_of_slab(slab, resampler.linear, to_labels)
+        del slab  # before the next one is made
+
+
+def _labels_of_slab(
+    placed: PlacedBlock, linear: bool, to_labels: LogitsToLabels
+) -> Iterator[tuple[Shape, Labels, bool]]:
     cells = None
-    if len(block.values) >= LEAST_CHANNELS and resampler.linear and to_labels.largest and _is_finer(placed):
+    if len(placed.values) >= LEAST_CHANNELS and linear and to_labels.largest and _is_finer(placed):
         cells = cell_classes(to_labels.certain_classes(placed.values))
     if cells is None or (cells == UNDECIDED).mean() > MOST_UNDECIDED:
         del cells

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from math import prod
 
 import numpy as np
 
@@ -16,6 +15,9 @@ from common.tiling.grid import TileGrid
 INTERPOLATION_BYTES = 2 << 20
 """Values on the file's grid are made in pieces of about this many bytes."""
 
+SLAB_BYTES = 64 << 20
+"""A block is copied with the planes before it in slabs of about this many bytes; with 118 classes a slab of 128x128
+voxels has 8 planes, so that a ninth is copied twice."""
 LEAST_CHANNELS = 8
 """Blocks of fewer values a voxel are not looked through for agreement (``agreement``), which would take as long as
 interpolating them."""
@@ -58,47 +60,70 @@ class InverseResampler:
 
     def __call__(self, block: Block) -> Iterator[Block]:
         """Interpolate a block; yields its part of the file's grid in pieces along z, possibly none."""
-        yield from self.placed(block).pieces()
+        for slab in self.slabs(block):
+            yield from slab.pieces()
+            del slab  # before the next one is made
 
     @property
     def linear(self) -> bool:
         """True if each value is a mean of its neighbours' with weights that add up to one."""
         return all(type(axis) is LinearInterpolation and axis.scale is None for axis in self._axes)
 
-    def placed(self, block: Block) -> "PlacedBlock":
-        """The block with the planes before it, and its part of the file's grid."""
-        values, axes, starts = self._extended(block), [], []
-        leads = [int(start > 0) for start in block.low]
-        for axis, low, high, lead in zip(self._axes, block.low, block.high, leads, strict=True):
-            first, stop = (int(index) for index in np.searchsorted(axis.upper, [low, high]))
-            axes.append(axis.part(first, stop, low - lead))
-            starts.append(first)
-        return PlacedBlock(values, (axes[0], axes[1], axes[2]), (starts[0], starts[1], starts[2]), block.last)
+    def slabs(self, block: Block) -> Iterator["PlacedBlock"]:
+        """The block in slabs along z, each with the planes before it and with its part of the file's grid.
 
-    def _extended(self, block: Block) -> Array:
-        """The block with the planes before it; its own last planes then take their place."""
-        (x, y, _), (lead_x, lead_y, lead_z) = block.low, (int(start > 0) for start in block.low)
+        Slabs without such a part are left out. Drop each before the next one is made.
+        """
+        (x, y, z), (lead_x, lead_y, lead_z) = block.low, (int(start > 0) for start in block.low)
         channels, size_x, size_y, size_z = block.values.shape
-        whole = np.empty((channels, size_x + lead_x, size_y + lead_y, size_z + lead_z), np.float32)
-        whole[:, lead_x:, lead_y:, lead_z:] = block.values
-        if lead_z:
-            whole[:, lead_x:, lead_y:, 0] = self._before_z[:, x : x + size_x, y : y + size_y]
-        if lead_x:
-            whole[:, 0, lead_y:] = self._before_x[:, y : y + size_y, : size_z + lead_z]
-        if lead_y:
-            whole[:, :, 0] = self._before_y
-        self._before_y = whole[:, :, -1].copy()
-        self._before_x[:, y : y + size_y, : size_z + lead_z] = whole[:, -1, lead_y:]
-        self._before_z[:, x : x + size_x, y : y + size_y] = whole[:, lead_x:, lead_y:, -1]
-        return whole
+        along_x, left = _part(self._axes[0], x, block.high[0], lead_x)
+        along_y, front = _part(self._axes[1], y, block.high[1], lead_y)
+        end = int(np.searchsorted(self._axes[2].upper, block.high[2]))
+        edge_x = np.empty((channels, size_y, lead_z + size_z), np.float32)
+        edge_y = np.empty((channels, lead_x + size_x, lead_z + size_z), np.float32)
+        planes = _slab_planes(channels, lead_x + size_x, lead_y + size_y)
+        for start in range(0, size_z, planes):
+            stop = min(start + planes, size_z)
+            lead = int(z + start > 0)
+            cut = slice(lead_z + start - lead, lead_z + stop)
+            values = np.empty((channels, lead_x + size_x, lead_y + size_y, lead + stop - start), np.float32)
+            values[:, lead_x:, lead_y:, lead:] = block.values[..., start:stop]
+            if lead:
+                below = block.values[..., start - 1] if start else self._before_z[:, x : x + size_x, y : y + size_y]
+                values[:, lead_x:, lead_y:, 0] = below
+            if lead_x:
+                values[:, 0, lead_y:] = self._before_x[:, y : y + size_y, cut]
+            if lead_y:
+                values[:, :, 0] = self._before_y[:, :, cut]
+            edge_x[..., cut], edge_y[..., cut] = values[:, -1, lead_y:], values[:, :, -1]
+            along_z, bottom = _part(self._axes[2], z + start, z + stop, lead)
+            axes, corner, top = (along_x, along_y, along_z), (left, front, bottom), bottom + len(along_z.lower)
+            if top > bottom:
+                yield PlacedBlock(values, axes, corner, block.last and top == end)
+            del values
+        self._before_x[:, y : y + size_y, : lead_z + size_z] = edge_x
+        self._before_y = edge_y
+        self._before_z[:, x : x + size_x, y : y + size_y] = block.values[..., -1]
+
+
+def _part(axis: LinearInterpolation, low: int, high: int, lead: int) -> tuple[LinearInterpolation, int]:
+    """The outputs that belong to inputs ``low`` to ``high``, for an array with ``lead`` inputs before them; the first
+    output."""
+    first, stop = (int(index) for index in np.searchsorted(axis.upper, [low, high]))
+    return axis.part(first, stop, low - lead), first
+
+
+def _slab_planes(channels: int, width: int, height: int) -> int:
+    """Planes of a block that are interpolated at once."""
+    return max(1, SLAB_BYTES // (FLOAT * channels * width * height))
 
 
 @dataclass(frozen=True, slots=True)
 class PlacedBlock:
-    """A block on the network's grid, and its part of the file's."""
+    """A slab of a block on the network's grid, and its part of the file's."""
 
     values: Array
-    """(channels, x, y, z), with the planes before the block."""
+    """(channels, x, y, z), with the planes before the slab."""
     axes: tuple[LinearInterpolation, LinearInterpolation, LinearInterpolation]
     """Along x, y and z, from ``values`` to the part."""
     low: Shape
@@ -125,7 +150,7 @@ class PlacedBlock:
 
 
 def back_bytes(grid: TileGrid, shape: Shape, channels: int) -> Price:
-    """Bytes of an ``InverseResampler``: the planes that it keeps; while it makes a piece, without the extended block.
+    """Bytes of an ``InverseResampler``: the planes that it keeps; while it makes a piece, without the slab.
 
     Parameters
     ----------
@@ -135,18 +160,20 @@ def back_bytes(grid: TileGrid, shape: Shape, channels: int) -> Price:
         Shape of the file's grid.
     """
     x, y, _ = grid.shape
-    width, _, depth = (min(size, whole) + 1 for size, whole in zip(grid.tile, grid.shape, strict=True))
-    before = x * y + y * depth + width * depth
+    width, height, depth = (min(size, whole) + 1 for size, whole in zip(grid.tile, grid.shape, strict=True))
+    before = x * y + y * depth + width * depth + (width + height) * depth
     # Along y, the last axis: what is interpolated, and twice what becomes of it.
     copies = 1 / max(1.0, shape[1] / y) + 2
-    cells = CELL_BYTES * extended_bytes(grid, 1) // FLOAT if channels >= LEAST_CHANNELS else 0
+    cells = CELL_BYTES * slab_bytes(grid, channels) // (FLOAT * channels) if channels >= LEAST_CHANNELS else 0
     transient = max(int(copies * piece_bytes(grid, shape, channels)), cells)
     return Price(FLOAT * channels * before, transient)
 
 
-def extended_bytes(grid: TileGrid, channels: int) -> int:
-    """Bytes of a block with the planes before it, which stays while its pieces are taken."""
-    return FLOAT * channels * prod(min(size, whole) + 1 for size, whole in zip(grid.tile, grid.shape, strict=True))
+def slab_bytes(grid: TileGrid, channels: int) -> int:
+    """Bytes of a slab with the planes before it, which stays while its pieces are taken."""
+    width, height, depth = (min(size, whole) + 1 for size, whole in zip(grid.tile, grid.shape, strict=True))
+    planes = min(depth, _slab_planes(channels, width - 1, height - 1) + 1)
+    return FLOAT * channels * width * height * planes
 
 
 def piece_bytes(grid: TileGrid, shape: Shape, channels: int) -> int:

@@ -8,11 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.ndimage import gaussian_filter
 
-from apps.imaging.inference.labeling import agreement
+from apps.imaging.inference.labeling import agreement, resampling
 from apps.imaging.inference.labeling.agreement import cell_classes, labels_of_block
 from apps.imaging.inference.labeling.decision import UNDECIDED, LogitsToLabels, label_bytes
 from apps.imaging.inference.labeling.planes import LabelPlanes, row_depth
-from apps.imaging.inference.labeling.resampling import InverseResampler, back_bytes, extended_bytes
+from apps.imaging.inference.labeling.resampling import InverseResampler, back_bytes, slab_bytes
 from apps.imaging.volumes.geometry import LinearInterpolation
 from common.tiling.blend import Block
 from common.tiling.grid import TileGrid
@@ -50,6 +50,7 @@ def labelled(parts: list[Block], shape: tuple[int, int, int], file: tuple[int, i
     places=st.sampled_from([None, 0, 1]),
     flipped=st.none() | st.booleans(),
     seed=st.integers(0, 99),
+    slab=st.sampled_from([1, 6_000, resampling.SLAB_BYTES]),
 )
 def test_no_label_differs(
     shape: tuple[int, int, int],
@@ -58,6 +59,7 @@ def test_no_label_differs(
     places: int | None,
     flipped: bool | None,
     seed: int,
+    slab: int,
 ) -> None:
     file = tuple(max(1, round(size * factor)) for size, factor in zip(shape, finer, strict=True))
     if flipped is None:
@@ -71,7 +73,10 @@ def test_no_label_differs(
     values = np.concatenate([block.values for block in parts], 3)
     for axis in (2, 0, 1):
         values = axes[axis](values, axis + 1)
-    np.testing.assert_array_equal(labelled(parts, shape, file, interpolation=axes), values.argmax(0))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(resampling, "SLAB_BYTES", slab)
+        found = labelled(parts, shape, file, interpolation=axes)
+    np.testing.assert_array_equal(found, values.argmax(0))
 
 
 def test_most_of_a_smooth_volume_is_not_interpolated(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -131,8 +136,12 @@ def test_what_is_not_a_number_is_interpolated() -> None:
 
 @pytest.mark.parametrize("smooth", [1.0, 6.0])
 @pytest.mark.parametrize("shape", [(200, 180, 150), (60, 60, 240)])
-def test_the_price_holds(smooth: float, shape: tuple[int, int, int]) -> None:
+@pytest.mark.parametrize("slab", [1 << 20, resampling.SLAB_BYTES])
+def test_the_price_holds(
+    smooth: float, shape: tuple[int, int, int], slab: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Bytes that NumPy allocates stay within the priced ones, whether a block is interpolated or not."""
+    monkeypatch.setattr(resampling, "SLAB_BYTES", slab)
     grid = TileGrid((60, 60, 60), (60, 60, 32), 0.25)
     maker = LogitsToLabels(range(CHANNELS))
     parts = blocks(grid.shape, 30, smooth, 0, None)
@@ -146,5 +155,5 @@ def test_the_price_holds(smooth: float, shape: tuple[int, int, int]) -> None:
     tracemalloc.stop()
     price = back_bytes(grid, shape, CHANNELS)
     labels_price = label_bytes(grid, shape, CHANNELS, CHANNELS, maker.dtype, copied=False)
-    priced = price.resident + extended_bytes(grid, CHANNELS) + labels_price.resident
+    priced = price.resident + slab_bytes(grid, CHANNELS) + labels_price.resident
     assert used <= priced + max(price.transient, labels_price.transient)

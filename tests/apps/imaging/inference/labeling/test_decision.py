@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from apps.imaging.inference.labeling import resampling
 from apps.imaging.inference.labeling.decision import LogitsToLabels, label_bytes
 from apps.imaging.inference.labeling.planes import LabelPlanes, row_depth
-from apps.imaging.inference.labeling.resampling import InverseResampler, back_bytes, extended_bytes, piece_bytes
+from apps.imaging.inference.labeling.resampling import InverseResampler, back_bytes, piece_bytes, slab_bytes
 from apps.imaging.volumes.geometry import resample
 from common.tiling.blend import Block, BoundedBlend
 from common.tiling.grid import TileGrid, importance
@@ -30,9 +31,10 @@ def blended(grid: TileGrid, channels: int, seed: int = 0) -> Iterator[Block]:
     grid=grids(size=24, tile=14, least=2, overlaps=(0.0, 0.25, 0.5), most=200),
     shape=st.none() | st.tuples(*[st.integers(1, 40)] * 3),
     seed=st.integers(0, 99),
+    slab=st.sampled_from([1, 4_000, resampling.SLAB_BYTES]),
 )
 def test_labels_on_the_files_grid_are_those_of_the_whole_volume(
-    grid: TileGrid, shape: tuple[int, int, int] | None, seed: int
+    grid: TileGrid, shape: tuple[int, int, int] | None, seed: int, slab: int
 ) -> None:
     """Whatever tiles, spacing and orientation: 0 labels differ from resampling the whole volume of values."""
     have, channels = grid.shape, 3
@@ -46,8 +48,9 @@ def test_labels_on_the_files_grid_are_those_of_the_whole_volume(
     back = InverseResampler(channels, have, shape, grid.tile[2]) if have != shape else lambda block: [block]
     planes = LabelPlanes(shape, row_depth(grid, shape), maker.dtype)
     found = []
-    for block in blended(grid, channels, seed):
-        for piece in back(block):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(resampling, "SLAB_BYTES", slab)
+        for piece in (piece for block in blended(grid, channels, seed) for piece in back(block)):
             found += [labels.copy() for labels in planes.add(piece.low, maker(piece.values), last=piece.last)]
     np.testing.assert_array_equal(np.concatenate(found, axis=2), whole.argmax(axis=0))
 
@@ -111,4 +114,4 @@ def test_prices_of_the_last_steps_hold(head: bool) -> None:
     used = tracemalloc.get_traced_memory()[1] - base
     tracemalloc.stop()
     price = back_bytes(grid, shape, channels)
-    assert used <= price.resident + extended_bytes(grid, channels) + price.transient <= used * 1.25
+    assert used <= price.resident + slab_bytes(grid, channels) + price.transient <= used * 1.25
