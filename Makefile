@@ -38,10 +38,11 @@ peers:  ## make .venv-peers: what imported models are compared with
 demo: setup  ## both applications, on real data where it is on this machine, each under a ceiling
 	$(BIN)/python -m apps.demo
 
+# By halves of the list, so that what a module's tests share is made once, and with what is left at the end shared out.
 # Compiled first, also where Python may not write what it compiles: the tests start a thousand commands.
 test: setup  ## every test, in parallel
 	$(BIN)/python -m compileall -q apps common tests
-	$(BIN)/python -m pytest -n $(JOBS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 
 lint: setup  ## ruff, format, mypy, the house rules, requirements that agree
 	$(BIN)/ruff check .

@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 
-from common.memory.process import libraries
+from common.memory.process import child, libraries
+from tests.apps import forks
 from tests.machine import patience
 from tests.schemas import checked_record
 
@@ -104,6 +105,42 @@ def run() -> Callable[..., Run]:
         return Run(done.returncode, done.stdout, done.stderr)
 
     return call
+
+
+@pytest.fixture(scope="session")
+def _servers() -> Iterator[Callable[[str], forks.Server]]:
+    found: dict[str, forks.Server] = {}
+
+    def server(module: str) -> forks.Server:
+        application = forks.application_of(module)
+        if application not in found:
+            found[application] = forks.Server(application)
+        return found[application]
+
+    yield server
+    for one in found.values():
+        one.close()
+
+
+@pytest.fixture(scope="session")
+def quick(_servers: Callable[[str], forks.Server]) -> Callable[..., Run]:
+    """As ``run``, in a copy of a process that has imported the libraries: where nothing is asked of its memory."""
+
+    def call(module: str, *arguments: object, timeout: float = 300) -> Run:
+        done = _servers(module).run(module, [*map(str, arguments)], timeout=patience(timeout))
+        return Run(done.exit.status, done.stdout.decode(), done.stderr.decode())
+
+    return call
+
+
+@pytest.fixture
+def quick_api(_servers: Callable[[str], forks.Server], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The Python API runs its commands as ``quick`` does."""
+
+    def run_command(module: str, arguments: Sequence[str], **also: Any) -> child.Finished:
+        return _servers(module).run(module, arguments, timeout=patience(300), **also)
+
+    monkeypatch.setattr(child, "run_command", run_command)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -147,10 +147,10 @@ def test_another_applications_model_and_a_newer_format_are_named_first(folder: P
         read_model(folder)
 
 
-def test_a_command_refuses_a_damaged_model_with_exit_4(run: Any, folder: Path) -> None:
+def test_a_command_refuses_a_damaged_model_with_exit_4(quick: Any, folder: Path) -> None:
     text = (folder / "model.json").read_text("utf-8")
     (folder / "model.json").write_text(text.replace('"bytes": 1827', '"bytes": -1'))
-    done = run("apps.imaging", "inspect", folder)
+    done = quick("apps.imaging", "inspect", folder)
     assert done.code == 4 and done.err.count("\n") == 1 and "bytes" in done.err
 
 

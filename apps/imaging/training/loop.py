@@ -242,12 +242,13 @@ class _Training:
         with heap, session.progress(total=recipe.steps, unit="step", label="training") as bar:
             bar.update(self.done)
             while not self.is_over:
+                before = self.done
                 with session.phase(TRAIN):
                     while self.progress < min(1, following):
                         self._one(bar)
                 eighths = VALIDATIONS if self.progress >= 1 else round(following * VALIDATIONS)
                 following += 1 / VALIDATIONS
-                if validates and self._is_due(eighths):
+                if validates and self._is_due(eighths, stepped=self.done > before):
                     self._validate(eighths)
                 self._save()
                 self._agree()
@@ -256,11 +257,11 @@ class _Training:
         self.journal.close()
         return self._final()
 
-    def _is_due(self, eighths: int) -> bool:
-        """True if there is a validation after so many eighths of the training."""
+    def _is_due(self, eighths: int, *, stepped: bool) -> bool:
+        """True if there is a validation after so many eighths of the training: none twice of the same weights."""
         if self.trial is not None:
-            return eighths in RUNGS
-        return self.progress < 1 or self.recipe.keep == "best"
+            return eighths in RUNGS  # in which trials are compared
+        return stepped and (self.progress < 1 or self.recipe.keep == "best")
 
     def _one(self, bar: Any) -> None:
         """Do one step."""

@@ -41,12 +41,12 @@ def nothing_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pa
 
 
 def test_an_image_in_memory_gives_the_command_lines_labels(
-    voxels: Any, run: Run, tmp_path: Path, nothing_left: Path
+    voxels: Any, quick: Run, tmp_path: Path, nothing_left: Path
 ) -> None:
     image = nib.Nifti1Image(voxels, AFFINE)
     found = segment(image, "hippocampus", memory=MEMORY)
     nib.save(image, tmp_path / "image.nii.gz")
-    done = run("apps.imaging", "infer", tmp_path / "image.nii.gz", "-m", "hippocampus", "-o", tmp_path / "out", "-q")
+    done = quick("apps.imaging", "infer", tmp_path / "image.nii.gz", "-m", "hippocampus", "-o", tmp_path / "out", "-q")
     assert done.code == 0, done.err
     assert found.labels.shape == voxels.shape and found.labels.dtype == np.uint8
     np.testing.assert_array_equal(found.labels, read_labels(output_file(tmp_path / "out")))
@@ -57,7 +57,7 @@ def test_an_image_in_memory_gives_the_command_lines_labels(
     assert isinstance(found.labels, np.memmap) and not os.path.exists(str(found.labels.filename))
 
 
-def test_a_file_that_nibabel_has_opened_is_read_by_the_command(voxels: Any, tmp_path: Path) -> None:
+def test_a_file_that_nibabel_has_opened_is_read_by_the_command(voxels: Any, tmp_path: Path, quick_api: None) -> None:
     path = tmp_path / "image.nii.gz"
     nib.save(nib.Nifti2Image(voxels, AFFINE), path)
     image: Any = nib.load(path)
@@ -75,7 +75,7 @@ def test_a_file_that_nibabel_has_opened_is_read_by_the_command(voxels: Any, tmp_
     assert api._unread(changed) is None
 
 
-def test_images_of_other_formats(voxels: Any, nothing_left: Path) -> None:
+def test_images_of_other_formats(voxels: Any, nothing_left: Path, quick_api: None) -> None:
     image = nib.MGHImage(voxels.astype(np.float32), AFFINE)
     found = segment(image, Path("data/models/hippocampus"), memory=MEMORY)
     np.testing.assert_array_equal(found.labels, segment(nib.Nifti1Image(voxels, AFFINE), "hippocampus").labels)
@@ -111,14 +111,21 @@ CUBE = np.zeros((8, 8, 8), np.float32)
     ],
 )
 def test_images_and_arguments_that_cannot_be_used(
-    image: Any, arguments: dict[str, Any], error: type[Exception], facts: tuple[object, ...], nothing_left: Path
+    image: Any,
+    arguments: dict[str, Any],
+    error: type[Exception],
+    facts: tuple[object, ...],
+    nothing_left: Path,
+    quick_api: None,
 ) -> None:
     with refused(error, *facts) as caught:
         segment(image, **{"model": "hippocampus", "memory": MEMORY, **arguments})
     assert str(nothing_left) not in str(caught.value)
 
 
-def test_a_folder_of_several_images_is_refused_before_any_is_segmented(voxels: Any, tmp_path: Path) -> None:
+def test_a_folder_of_several_images_is_refused_before_any_is_segmented(
+    voxels: Any, tmp_path: Path, quick_api: None
+) -> None:
     for name in ("a.nii", "b.nii"):
         nib.save(nib.Nifti1Image(voxels, AFFINE), tmp_path / name)
     with refused(UsageError, 2, "studies"):

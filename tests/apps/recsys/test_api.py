@@ -52,7 +52,7 @@ def test_recommendations_are_frames_whose_ids_keep_their_type(model: Recommender
     assert set(model.items["item"]) == {str(item) for item in range(80)}
 
 
-def test_several_users_are_answered_at_once_as_each_alone(model: Recommender) -> None:
+def test_several_users_are_answered_at_once_as_each_alone(model: Recommender, quick_api: None) -> None:
     both = model.recommend(pd.Series([8, 7]), k=5)
     assert both.columns[0] == "user" and both["user"].tolist() == [8] * 5 + [7] * 5
     alone = model.recommend(7, k=5)
@@ -60,7 +60,7 @@ def test_several_users_are_answered_at_once_as_each_alone(model: Recommender) ->
     assert model.recommend([], k=5).empty
 
 
-def test_histories_and_limits(model: Recommender) -> None:
+def test_histories_and_limits(model: Recommender, quick_api: None) -> None:
     first = model.recommend(history=["1", "3", "5"], k=4, only=["7", "9", "8"])
     assert set(first["item"]) == {"7", "9", "8"} and first["item"].iloc[2] == "8"
     best = model.recommend(history=[["1", "3"], ["2"]], k=40, exclude=["7"], where="digits != '9' and not tens = '4'")
@@ -69,13 +69,13 @@ def test_histories_and_limits(model: Recommender) -> None:
     assert set(best["item"]) & {"1", "3", "2"} <= {"1", "2", "3"} and "1" not in set(best.query("history == 0")["item"])
 
 
-def test_similar_items(model: Recommender) -> None:
+def test_similar_items(model: Recommender, quick_api: None) -> None:
     near = model.similar("5", k=3)
     assert list(near.columns) == ["rank", "item", "score", "title"] and all(int(item) % 2 == 1 for item in near["item"])
     assert model.similar(["5", "6"], k=3).query("query == '5'")["item"].tolist() == near["item"].tolist()
 
 
-def test_an_update_adds_rows_and_forgets(model: Recommender) -> None:
+def test_an_update_adds_rows_and_forgets(model: Recommender, quick_api: None) -> None:
     new = pd.DataFrame({"user": [7, 500, 500], "item": ["900", "900", "3"]})
     updated = model.update(new, forget=[8, 10])
     assert set(updated.items["item"]) - set(model.items["item"]) == {"900"}
@@ -88,11 +88,13 @@ def test_an_update_adds_rows_and_forgets(model: Recommender) -> None:
         model.update()
 
 
-def test_a_saved_model_answers_as_before_and_as_the_command_line(model: Recommender, run: Run, tmp_path: Path) -> None:
+def test_a_saved_model_answers_as_before_and_as_the_command_line(
+    model: Recommender, quick: Run, tmp_path: Path
+) -> None:
     folder = model.save(tmp_path / "deep" / "model")
     loaded = Recommender.load(folder, memory=MEMORY)
     pd.testing.assert_frame_equal(loaded.recommend(7, k=5), model.recommend(7, k=5))
-    done = run("apps.recsys", "recommend", folder, "--user", 7, "-k", 5, "--memory", MEMORY, "--json", "-q")
+    done = quick("apps.recsys", "recommend", folder, "--user", 7, "-k", 5, "--memory", MEMORY, "--json", "-q")
     answer = [(str(item["id"]), item["score"]) for item in done.record["results"]["items"]]
     best = model.recommend(7, k=5)
     assert [item for item, _ in answer] == best["item"].tolist()
@@ -111,7 +113,7 @@ def test_only_a_recommender_is_replaced(model: Recommender, tmp_path: Path) -> N
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
-def test_a_test_frame_is_scored(model: Recommender) -> None:
+def test_a_test_frame_is_scored(model: Recommender, quick_api: None) -> None:
     test = pd.DataFrame({"user": [7, 8], "item": ["1", "2"]})
     assert 0 <= model.evaluate(test)["ndcg@10"] <= 1
 
@@ -131,7 +133,7 @@ COLUMNS = {
 
 
 @pytest.mark.parametrize("name", COLUMNS)
-def test_columns_of_all_kinds(name: str) -> None:
+def test_columns_of_all_kinds(name: str, quick_api: None) -> None:
     made = COLUMNS[name](plays())
     split = "leave-last" if "date" in made else "random"
     model = Recommender.fit(made, memory=MEMORY, model="popularity", split=split)
@@ -141,7 +143,7 @@ def test_columns_of_all_kinds(name: str) -> None:
     assert model.users["user"].dtype == "int64" and isinstance(model.items["item"].iloc[0], str)
 
 
-def test_named_columns(tmp_path: Path) -> None:
+def test_named_columns(tmp_path: Path, quick_api: None) -> None:
     made = plays().assign(other="x", when=range(2400)).rename(columns={"user": "-a", "item": "b c"})
     model = Recommender.fit(
         made, memory=MEMORY, user="-a", item="b c", time="when", model="popularity", split="leave-last"
@@ -174,7 +176,12 @@ def test_named_columns(tmp_path: Path) -> None:
     ],
 )
 def test_frames_and_arguments_that_cannot_be_used(
-    frame: Any, arguments: dict[str, Any], error: type[Exception], facts: tuple[object, ...], nothing_left: Path
+    frame: Any,
+    arguments: dict[str, Any],
+    error: type[Exception],
+    facts: tuple[object, ...],
+    nothing_left: Path,
+    quick_api: None,
 ) -> None:
     with refused(error, *facts) as caught:
         Recommender.fit(frame, **{"memory": MEMORY, **arguments})
@@ -210,13 +217,13 @@ def nothing_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pa
     ],
 )
 def test_questions_that_cannot_be_answered(
-    model: Recommender, ask: Any, error: type[Exception], facts: tuple[object, ...], nothing_left: Path
+    model: Recommender, ask: Any, error: type[Exception], facts: tuple[object, ...], nothing_left: Path, quick_api: None
 ) -> None:
     with refused(error, *facts):
         ask(model)
 
 
-def test_what_is_no_model_is_said(tmp_path: Path) -> None:
+def test_what_is_no_model_is_said(tmp_path: Path, quick_api: None) -> None:
     for folder, fact in ((tmp_path / "none", "no such"), (tmp_path, "not a complete model")):
         with refused(BadInput, folder, fact):
             Recommender.load(folder)

@@ -21,10 +21,11 @@ LAST_STRIDES: Mapping[str, Sequence[int]] = MappingProxyType({FAST: (1, 1, 2), F
 FEATURES = (32, 64, 128, 256, 320, 320)
 SCALED_ON = (32, 32, 64)
 """Shape of the noise by which the last layers are scaled so that every class occurs."""
-SMOOTH = 4
+SMOOTH = MappingProxyType({FAST: 4, FULL: 3})
 """Levels by which labels are smooth: parts are 16 voxels wide, 48 mm at 3 mm, and a sixth of the voxels lies between
-several. With weights that are random everywhere, each voxel would have another label than its neighbours."""
-BACKGROUND = MappingProxyType({FAST: 0.0, FULL: 9.0})
+several. With weights that are random everywhere, each voxel would have another label than its neighbours. At 1.5 mm
+60 slices have too few parts of 16 voxels for 117 classes."""
+BACKGROUND = MappingProxyType({FAST: 0.0, FULL: 7.0})
 """How much more the background has than other classes, three times their deviation: if each of five networks filled the
 body, the last one alone would be seen."""
 INTENSITIES = {"mean": 0.0, "std": 400.0, "percentile_00_5": -1000.0, "percentile_99_5": 1000.0}
@@ -62,7 +63,7 @@ def make_results(folder: Path, task: str) -> Path:
             trainer="nnUNetTrainerNoMirroring",
             old=True,
             scaled=SCALED_ON,
-            smooth=SMOOTH,
+            smooth=SMOOTH[task],
             background=BACKGROUND[task],
             patch_size=list(PATCHES[task]),
             spacing=[SPACINGS[task]] * 3,

@@ -44,7 +44,7 @@ def test_the_command_ends_well_and_says_no_name(tmp_path: Path) -> None:
     assert found["named_segs"] >= 1  # the SEG does carry its patient
 
 
-def test_a_spacing_that_no_picture_has_is_refused_at_once(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_a_spacing_that_no_picture_has_is_refused_at_once(quick, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     """Ten planes that would be ten billion at the model's spacing: the list of their tiles filled the memory."""
     import numpy as np
 
@@ -52,7 +52,7 @@ def test_a_spacing_that_no_picture_has_is_refused_at_once(run, tmp_path: Path) -
 
     random_model(tmp_path / "model")
     image = write_nifti(tmp_path / "image.nii", np.zeros((8, 9, 10), np.int16), affine=np.diag([1, 1, 1e9, 1]))
-    done = run("apps.imaging", "infer", image, "-m", tmp_path / "model", "-o", tmp_path / "out", "--memory", "400MiB")
+    done = quick("apps.imaging", "infer", image, "-m", tmp_path / "model", "-o", tmp_path / "out", "--memory", "400MiB")
     assert done.code == 4
     says(done.err, "image.nii", "8 x 9 x 1e+10", 65535, "spacing")
 

@@ -24,7 +24,7 @@ from tests.promise import kept
 pytest.importorskip("nncf")
 
 
-def test_int8_labels_are_close_and_cached_apart(run, dataset: Callable[[str], Path], tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_int8_labels_are_close_and_cached_apart(run, quick, dataset: Callable[[str], Path], tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     import nibabel as nib
 
     whole = nib.load(dataset("ct-sample") / "example_ct.nii.gz")  # type: ignore[attr-defined]
@@ -45,19 +45,19 @@ def test_int8_labels_are_close_and_cached_apart(run, dataset: Callable[[str], Pa
         assert done.code == 0, done.err
     kept(done.record)
     assert b"DequantizeLinear" in (tmp_path / "a.onnx").read_bytes()
-    says(run("apps.imaging", "export", tmp_path / "model", *export[2:], "--precision", "int8").err, "not quantised")
+    says(quick("apps.imaging", "export", tmp_path / "model", *export[2:], "--precision", "int8").err, "not quantised")
     labels = {}
     for precision in ("int8", "float32"):
         options = ("-o", tmp_path / "out", "--memory", "2GiB", "--json")
         chosen = () if precision == "int8" else ("--precision", precision)  # int8 is what this folder is for
-        done = run("apps.imaging", "infer", image, "-m", tmp_path / "int8", *options, *chosen)
+        done = quick("apps.imaging", "infer", image, "-m", tmp_path / "int8", *options, *chosen)
         assert done.code == 0, done.err
         assert done.record["plan"]["knobs"]["precision"] == precision
         assert done.record["results"]["studies"][0]["status"] == "done"  # not taken for the other precision's
         labels[precision] = read_labels(output_file(tmp_path / "out"))
     agreement = (labels["int8"] == labels["float32"]).mean()
     assert 0.9 < agreement < 1.0, agreement
-    refused = run("apps.imaging", "infer", image, "-m", tmp_path / "model", *options, "--precision", "int8")
+    refused = quick("apps.imaging", "infer", image, "-m", tmp_path / "model", *options, "--precision", "int8")
     assert refused.code == 2 and "imaging compress --int8" in refused.err
 
 
@@ -103,7 +103,7 @@ def test_tiles_are_spread_over_all_volumes(tmp_path: Path) -> None:
 
 
 def test_what_a_smaller_model_loses_is_measured_and_written(  # type: ignore[no-untyped-def]
-    run, dataset: Callable[[str], Path], tmp_path: Path
+    run, quick, dataset: Callable[[str], Path], tmp_path: Path
 ) -> None:
     data, folder = tmp_path / "data", tmp_path / "variants"
     for image in sorted((dataset("msd-hippocampus") / "imagesTr").glob("*.nii.gz"))[:4]:
@@ -119,6 +119,6 @@ def test_what_a_smaller_model_loses_is_measured_and_written(  # type: ignore[no-
     assert found["cases"] == 2 and found["dice"] < found["dice_before"] > 0.8
     assert found["weights"] == read_model(shipped_models()["hippocampus"]).weights_sha256
     assert not (folder / "half" / ".stages").exists()
-    again = run("apps.imaging", "compress", "hippocampus", "-o", folder / "half", "--measure", tmp_path, "--json")
+    again = quick("apps.imaging", "compress", "hippocampus", "-o", folder / "half", "--measure", tmp_path, "--json")
     assert again.code == 2 and "--json" in again.err  # a stage's option
-    says(run("apps.imaging", "inspect", folder / "half").out, "mean Dice", f"{found['dice']:.4f}", 2)
+    says(quick("apps.imaging", "inspect", folder / "half").out, "mean Dice", f"{found['dice']:.4f}", 2)

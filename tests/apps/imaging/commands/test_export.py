@@ -15,14 +15,14 @@ from tests.messages import refused, says
 from tests.promise import kept
 
 
-def test_a_bundle_gives_the_labels_of_its_model(run, dataset: Callable[[str], Path], tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_a_bundle_gives_the_labels_of_its_model(run, quick, dataset: Callable[[str], Path], tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     """In MONAI itself, and read back by ``infer``."""
     image = min((dataset("msd-hippocampus") / "imagesTr").glob("*.nii.gz"))
     (tmp_path / "real").mkdir()
     (tmp_path / "bundle").symlink_to("real")
     bundle = tmp_path / "bundle"
     command = ("export", "hippocampus", "--as", "bundle", "-o", bundle, "--json", "--memory", "1GiB")
-    assert run("apps.imaging", *command, "--dry-run").code == 0  # measures what it takes
+    assert quick("apps.imaging", *command, "--dry-run").code == 0  # measures what it takes
     done = run("apps.imaging", *command)
     assert done.code == 0, done.err
     kept(done.record)
@@ -48,12 +48,12 @@ def test_an_onnx_file_is_written_beside_the_libraries_of_onnx_alone(run, tmp_pat
     says(run("apps.imaging", *command[:-1], "16MiB").err, "16.0 MiB", "--memory")
 
 
-def test_nothing_is_written_into_the_model_or_where_it_cannot_be(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_nothing_is_written_into_the_model_or_where_it_cannot_be(quick, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     for form, name in (("onnx", "model/network.onnx"), ("bundle", "model/new")):
         with refused(UsageError, tmp_path / name, "model's folder"):
             ExportRequest(model=tmp_path / "model", output=tmp_path / name, form=form, threads=1)
     (tmp_path / "file").touch()
-    done = run("apps.imaging", "export", "hippocampus", "--as", "onnx", "-o", tmp_path / "file" / "a.onnx")
+    done = quick("apps.imaging", "export", "hippocampus", "--as", "onnx", "-o", tmp_path / "file" / "a.onnx")
     assert (done.code, done.err.count("\n")) == (2, 1)
     says(done.err, "-o", tmp_path / "file" / "a.onnx")
 

@@ -44,7 +44,7 @@ def test_it_keeps_its_ceiling_and_says_what_it_found(
     says(refused.err, "30.0 MiB", "--memory")
 
 
-def test_unusable_cases_are_named_or_left_out(thick: Path, tmp_path: Path, run: Runner) -> None:
+def test_unusable_cases_are_named_or_left_out(thick: Path, tmp_path: Path, quick: Runner) -> None:
     bad = tmp_path / "set"
     for part in ("imagesTr", "labelsTr"):
         (bad / part).mkdir(parents=True)
@@ -54,13 +54,13 @@ def test_unusable_cases_are_named_or_left_out(thick: Path, tmp_path: Path, run: 
     first = min((bad / "imagesTr").iterdir())
     first.write_bytes(first.read_bytes()[:-200])
     out = tmp_path / "recipe.json"
-    done = run("apps.imaging", "fingerprint", bad, "-o", out)
+    done = quick("apps.imaging", "fingerprint", bad, "-o", out)
     assert (done.code, len(done.err.strip().splitlines())) == (4, 1) and not out.exists()
     says(done.err, first.name)
     results, lines = in_process.done("fingerprint", bad, "-o", out, "--skip-bad")
     assert results["cases"] == 4 and len(json.loads(out.read_text())["fingerprint"]["cases"]) == 4
     says("\n".join(lines), "skipped", first.name)
-    inside = run("apps.imaging", "fingerprint", bad, "-o", bad / "recipe.json")
+    inside = quick("apps.imaging", "fingerprint", bad, "-o", bad / "recipe.json")
     assert inside.code == 2
     says(inside.err, "-o", "data set")
 

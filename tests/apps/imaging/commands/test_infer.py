@@ -133,7 +133,7 @@ def test_orientation_is_the_models(model, tmp_path: Path, code: str) -> None:  #
     assert_labels(back, monai_logits(network, image, (16, 24, 16), 0.25))
 
 
-def test_two_studies_resume_and_privacy(run, model, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_two_studies_resume_and_privacy(quick, model, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     directory, _ = model
     secret = tmp_path / "DOE_JANE"
     secret.mkdir()
@@ -142,7 +142,7 @@ def test_two_studies_resume_and_privacy(run, model, tmp_path: Path) -> None:  # 
     write_nifti(secret / "c.nii", volume(4, (20, 24, 20)))
     out = tmp_path / "out"
     command = (MODULE, "infer", secret, "-m", directory, "-o", out, "--preview", "--json")
-    first = run(*command)
+    first = quick(*command)
     assert first.code == 4, first.err
     studies = first.record["results"]["studies"]
     assert [row["status"] for row in studies] == ["done", "failed", "done"]
@@ -155,10 +155,10 @@ def test_two_studies_resume_and_privacy(run, model, tmp_path: Path) -> None:  # 
     with (out / "studies.csv").open() as stream:
         assert [Path(row["input"]).name for row in csv.DictReader(stream)] == ["a.nii.gz", "b.nii.gz", "c.nii"]
     before = output_file(out).stat().st_mtime_ns
-    second = run(*command)
+    second = quick(*command)
     assert [row["status"] for row in second.record["results"]["studies"]] == ["skipped", "failed", "skipped"]
     assert output_file(out).stat().st_mtime_ns == before
-    third = run(*command, "--overlap", "0.25")
+    third = quick(*command, "--overlap", "0.25")
     assert [row["status"] for row in third.record["results"]["studies"]] == ["done", "failed", "done"]
 
 
@@ -247,11 +247,11 @@ def test_a_ceiling_too_small_is_refused_and_the_named_one_works(run, model, tmp_
         (lambda p: _write(p / "text.txt", b"hello"), "neither"),
     ],
 )
-def test_bad_input_is_one_line_and_leaves_nothing(run, model, tmp_path: Path, make, fact: str) -> None:  # type: ignore[no-untyped-def]
+def test_bad_input_is_one_line_and_leaves_nothing(quick, model, tmp_path: Path, make, fact: str) -> None:  # type: ignore[no-untyped-def]
     path = make(tmp_path)
     command = ("infer", path, "-m", model[0], "-o", tmp_path / "out")
     if fact in ("empty", "truncated"):  # known by the header, and by the voxels
-        done = run(MODULE, *command)
+        done = quick(MODULE, *command)
         assert done.code == 4
         assert len([line for line in done.err.splitlines() if not line.startswith("memory: ")]) == 1
         says(done.err, path, fact)
@@ -282,11 +282,11 @@ def test_other_folders_are_not_models(model, tmp_path: Path) -> None:  # type: i
         in_process.done("infer", path, "-m", model[0], "-o", tmp_path / "out", "--tile", "15")
 
 
-def test_bfloat16_is_run_where_the_cpu_has_it(run, model, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_bfloat16_is_run_where_the_cpu_has_it(quick, model, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     needs("openvino", "bf16")
     path = write_nifti(tmp_path / "image.nii.gz", volume(8, (20, 24, 20)))
     command = (MODULE, "infer", path, "-m", model[0], "--json", "--precision")
-    exact, rounded = (run(*command, name, "-o", tmp_path / name) for name in ("float32", "bf16"))
+    exact, rounded = (quick(*command, name, "-o", tmp_path / name) for name in ("float32", "bf16"))
     assert exact.code == rounded.code == 0, rounded.err
     assert rounded.record["plan"]["knobs"]["precision"] == "bf16"
     labels = [read_labels(output_file(tmp_path / name)) for name in ("float32", "bf16")]
@@ -313,12 +313,12 @@ def test_bfloat16_is_refused_where_the_cpu_lacks_it(run, model, tmp_path: Path) 
     assert not (tmp_path / "out").exists()
 
 
-def test_what_is_left_out_is_said_and_does_not_stop_the_rest(run, model, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_what_is_left_out_is_said_and_does_not_stop_the_rest(quick, model, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     series(tmp_path / "in" / "ct", count=20)
     series(tmp_path / "in" / "scout", count=1)
     write_nifti(tmp_path / "in" / "NAME.nii.gz", volume(3, (20, 24, 20)))
     (tmp_path / "in" / "NAME.mnc").write_bytes(b"NRRD0004")
-    done = run(MODULE, "infer", tmp_path / "in", "-m", model[0], "-o", tmp_path / "out", "--json")
+    done = quick(MODULE, "infer", tmp_path / "in", "-m", model[0], "-o", tmp_path / "out", "--json")
     assert done.code == 0, done.err
     says(done.err, "left out", tmp_path / "in" / "NAME.mnc", tmp_path / "in" / "scout", "one slice")
     results = done.record["results"]
@@ -328,7 +328,7 @@ def test_what_is_left_out_is_said_and_does_not_stop_the_rest(run, model, tmp_pat
     assert names[0] == "NAME.nii.gz" and names[1].startswith("series-")
 
 
-def test_a_second_input_into_the_same_folder_is_added(run, model, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_a_second_input_into_the_same_folder_is_added(quick, model, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     for number, name in enumerate("ab"):
         write_nifti(tmp_path / f"{name}.nii.gz", volume(number, (20, 24, 20)))
     (tmp_path / "other").mkdir()
@@ -338,7 +338,7 @@ def test_a_second_input_into_the_same_folder_is_added(run, model, tmp_path: Path
     first = (tmp_path / "out" / "a.nii.gz").read_bytes()
     second, _ = in_process.done("infer", tmp_path / "b.nii.gz", *command)
     assert second["studies"][0]["study"] == "study-0002"
-    taken = run(MODULE, "infer", tmp_path / "other" / "a.nii.gz", *command)
+    taken = quick(MODULE, "infer", tmp_path / "other" / "a.nii.gz", *command)
     assert taken.code == 4
     says(taken.err, tmp_path / "out" / "a.nii.gz", tmp_path / "a.nii.gz", "memory: ceiling")
     assert (tmp_path / "out" / "a.nii.gz").read_bytes() == first

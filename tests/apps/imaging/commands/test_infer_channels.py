@@ -57,13 +57,13 @@ def test_series_are_the_channels_that_are_asked_for(study: Path, model: Path, tm
     assert np.array_equal(found, read_labels(output_file(tmp_path / "nifti")))
 
 
-def test_series_of_one_folder_by_number_and_as_dicom(run: Any, study: Path, model: Path, tmp_path: Path) -> None:
+def test_series_of_one_folder_by_number_and_as_dicom(quick: Any, study: Path, model: Path, tmp_path: Path) -> None:
     for folder in "bc":
         for path in (study / folder).iterdir():
             path.rename(study / "a" / f"{folder}{path.name}")
         (study / folder).rmdir()
     objects = ("--output-type", "nifti,dicom-seg", "--memory", "1GiB", "--quiet")
-    done = run(
+    done = quick(
         *("apps.imaging", "infer", study, "-m", model, "-o", tmp_path / "out", "--channel", "T1=2"),
         *("--channel", "T2=1", *objects),
     )

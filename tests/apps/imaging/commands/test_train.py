@@ -51,19 +51,21 @@ def balls(tmp_path: Path) -> Path:
     return make(tmp_path / "balls")
 
 
-def test_another_applications_model_is_not_replaced(balls: Path, tmp_path: Path, run: Runner) -> None:
+def test_another_applications_model_is_not_replaced(balls: Path, tmp_path: Path, quick: Runner) -> None:
     output = tmp_path / "model"
     output.mkdir()
     model_folder.seal(output, application="recsys", kind="ials", files=[], fields={})
     before = (output / "model.json").read_bytes()
-    done = run("apps.imaging", "train", balls, "-o", output, "--steps", 1, "--memory", "1GiB")
+    done = quick("apps.imaging", "train", balls, "-o", output, "--steps", 1, "--memory", "1GiB")
     assert (done.code, done.err.count("\n")) == (2, 1)
     says(done.err, "-o", output, "another application")
     assert [path.name for path in output.iterdir()] == ["model.json"]
     assert (output / "model.json").read_bytes() == before
 
 
-FAST = ("--patch", "16", "--fold", "0/5", "--amp", "off", "--micro-batch", "2", "--cache", "memory", "--json")
+PLAIN = ("--patch", "16", "--fold", "0/5", "--amp", "off", "--micro-batch", "2", "--cache", "memory", "--json")
+SMALL = ("--layers", "init_filters=8", "--layers", "blocks_down=1,1", "--layers", "blocks_up=1")
+FAST = (*PLAIN, *SMALL)
 
 
 def raw(source: Path, folder: Path, cases: int = 10) -> Path:
@@ -86,7 +88,7 @@ def raw(source: Path, folder: Path, cases: int = 10) -> Path:
     return folder
 
 
-def test_a_few_steps_on_real_cases_learn(dataset: Callable[[str], Path], tmp_path: Path, run: Runner):
+def test_a_few_steps_on_real_cases_learn(dataset: Callable[[str], Path], tmp_path: Path, run: Runner, quick: Runner):
     folder, model = raw(dataset("msd-hippocampus"), tmp_path / "Dataset004_Hippocampus"), tmp_path / "model"
     amp = "bf16" if cpu.precisions("torch").get("bf16") == "native" else "off"
     # In so few steps, a larger learning rate finds the background only.
@@ -94,7 +96,7 @@ def test_a_few_steps_on_real_cases_learn(dataset: Callable[[str], Path], tmp_pat
     options = ("--patch", "32,48,32", "--fold", "0/5", "--amp", amp, "--memory", "1GiB", "--json")
     # Planned first: a run that has to measure its costs counts the child that measures them too.
     command = ("apps.imaging", "train", folder, "-o", model, *chosen, *options)
-    planned = run(*command, "--dry-run")
+    planned = quick(*command, "--dry-run")
     assert planned.code == 0 and not model.exists(), planned.err
     done = run(*command)
     assert done.code == 0, done.err
@@ -159,10 +161,10 @@ STEPS = "64"
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory, run: Runner) -> tuple[Path, Any]:
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, quick: Runner) -> tuple[Path, Any]:
     """A data set, and a training on it that nothing disturbed."""
     folder = tmp_path_factory.mktemp("undisturbed")
-    done = run(
+    done = quick(
         "apps.imaging", "train", make(folder / "balls"), "-o", folder / "model", "--steps", STEPS, *FAST, *LASTING
     )
     assert done.code == 0, done.err
@@ -173,7 +175,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, run: Runner) -> tuple[
     ("end", "cache"), [(signal.SIGKILL, "disk"), (signal.SIGTERM, "compressed")], ids=["kill-disk", "term-compressed"]
 )
 def test_a_stopped_training_goes_on_to_the_same_weights_wherever_its_cases_are(
-    undisturbed: tuple[Path, Any], tmp_path: Path, run: Runner, end: signal.Signals, cache: str
+    undisturbed: tuple[Path, Any], tmp_path: Path, quick: Runner, end: signal.Signals, cache: str
 ):
     (folder, record), out = undisturbed, tmp_path / "stopped"
     options = [str(folder / "balls"), "--steps", STEPS, *FAST, *LASTING, "--cache", cache, "-o", str(out)]
@@ -188,7 +190,7 @@ def test_a_stopped_training_goes_on_to_the_same_weights_wherever_its_cases_are(
     assert child.returncode == (-9 if end == signal.SIGKILL else 130), err
     assert checkpoint.is_file() and not (out / "model.json").exists()
 
-    again = run("apps.imaging", "train", *options)
+    again = quick("apps.imaging", "train", *options)
     assert again.code == 0, again.err
     continued(again.err, "step")
     if cache == "compressed":
@@ -204,20 +206,26 @@ def test_a_stopped_training_goes_on_to_the_same_weights_wherever_its_cases_are(
 def test_a_training_that_gets_no_better_ends_early_and_its_course_is_written(
     balls: Path, tmp_path: Path, run: Runner
 ) -> None:
+    """What changes the result is the user's: 8-bit AdamW and Dice of the batch, in accumulated micro-batches, are
+    planned, trained, and in the plan as given."""
     never = ("--set", "learning_rate=0", "--set", "patience=2", "--tensorboard")
-    done = run("apps.imaging", "train", balls, "-o", tmp_path / "m", "--steps", 64, *FAST, *never)
+    chosen = ("--set", "optimizer=adamw8bit", "--set", "dice=batch", "--set", "clip=0", "--accumulate", 2)
+    options = ("--patch", "16", "--fold", "0/5", "--amp", "off", "--cache", "memory", "--json", *SMALL)
+    done = run("apps.imaging", "train", balls, "-o", tmp_path / "m", "--steps", 16, *options, *chosen, *never)
     assert done.code == 0, done.err
     kept(done.record)
+    knobs = done.record["plan"]["knobs"]
+    assert knobs["accumulate"] == 2 and knobs["step_in_backward"] == "off"  # two micro-batches need all gradients
     results = done.record["results"]
-    assert results["steps"] == 24  # the first of eight validations is the best, two more are no better
-    says(done.err, "step 24", "2 validations")
-    assert [entry["step"] for entry in results["history"] if "dice" in entry] == [8, 16, 24]
+    assert results["steps"] == 6  # the first of eight validations is the best, two more are no better
+    says(done.err, "step 6", "2 validations")
+    assert [entry["step"] for entry in results["history"] if "dice" in entry] == [2, 4, 6]
     assert all(math.isfinite(entry["loss"]) for entry in results["history"] if "loss" in entry)
     assert len(list((tmp_path / "m" / "tensorboard").glob("events*"))) == 1
 
 
 def test_a_ceiling_that_is_too_small_names_one_that_works(balls: Path, tmp_path: Path, run: Runner):
-    command = ("apps.imaging", "train", balls, "-o", tmp_path / "m", "--steps", 2, *FAST)
+    command = ("apps.imaging", "train", balls, "-o", tmp_path / "m", "--steps", 2, *PLAIN)
     refused = run(*command, "--memory", "300MiB")
     assert refused.code == 3, refused.err
     smallest = refused.record["smallest_feasible_bytes"]
@@ -268,9 +276,9 @@ def test_bad_cases_are_named(balls: Path, tmp_path: Path, how: str):
 
 
 @pytest.mark.parametrize("how", ["shape", "truncated"])  # found in the headers, and in the voxels
-def test_bad_cases_end_the_command_with_one_line(balls: Path, tmp_path: Path, run: Runner, how: str):
+def test_bad_cases_end_the_command_with_one_line(balls: Path, tmp_path: Path, quick: Runner, how: str):
     facts = damage(balls, how)
-    done = run("apps.imaging", "train", balls, "-o", tmp_path / "m", "--steps", 2, *FAST)
+    done = quick("apps.imaging", "train", balls, "-o", tmp_path / "m", "--steps", 2, *FAST)
     assert done.code == 4
     lines = [line for line in done.err.splitlines() if line.strip()]
     assert len(lines) == 1
@@ -279,11 +287,11 @@ def test_bad_cases_end_the_command_with_one_line(balls: Path, tmp_path: Path, ru
     assert left <= {"run.json"}
 
 
-def test_a_training_by_the_clock_steps_for_so_long_on_what_is_not_bad(balls: Path, tmp_path: Path, run: Runner):
+def test_a_training_by_the_clock_steps_for_so_long_on_what_is_not_bad(balls: Path, tmp_path: Path, quick: Runner):
     damage(balls, "shape")
     write(balls / "labelsTr" / "case_2.nii.gz", np.full((20, 20, 20), 7, np.uint8))
     clock = ("--time", "3s", "--set", "validation_cases=0", "--skip-bad")
-    done = run("apps.imaging", "train", balls, "-o", tmp_path / "m", *clock, *FAST)
+    done = quick("apps.imaging", "train", balls, "-o", tmp_path / "m", *clock, *FAST)
     assert done.code == 0, done.err
     phases = [(phase["name"], phase["seconds"]) for phase in done.record["measured"]["phases"]]
     assert 1.5 < sum(seconds for name, seconds in phases if name == "train") < patience(3)  # without its checkpoints
@@ -310,8 +318,8 @@ def test_a_training_by_the_clock_steps_for_so_long_on_what_is_not_bad(balls: Pat
         (("--memory", "lots"), ("'lots'", "size")),
     ],
 )
-def test_usage_errors(balls: Path, tmp_path: Path, run: Runner, arguments: tuple[str, ...], facts: tuple[str, ...]):
-    done = run("apps.imaging", "train", balls, "-o", tmp_path / "m", *arguments)
+def test_usage_errors(balls: Path, tmp_path: Path, quick: Runner, arguments: tuple[str, ...], facts: tuple[str, ...]):
+    done = quick("apps.imaging", "train", balls, "-o", tmp_path / "m", *arguments)
     assert done.code == 2
     says(done.err, *facts)
     assert not (tmp_path / "m").exists()
@@ -325,26 +333,15 @@ def test_a_precision_without_kernels_is_refused(balls: Path, tmp_path: Path, run
     assert not (tmp_path / "m").exists()
 
 
-def test_what_changes_the_result_is_the_users_and_is_kept(balls: Path, tmp_path: Path, run: Runner):
-    """8-bit AdamW and Dice of the batch, in accumulated micro-batches: planned, trained, and in the plan as given."""
-    out, chosen = tmp_path / "m", ("--set", "optimizer=adamw8bit", "--set", "dice=batch", "--set", "clip=0")
-    options = ("--patch", "16", "--fold", "0/5", "--amp", "off", "--cache", "memory", "--json", "--accumulate", 2)
-    done = run("apps.imaging", "train", balls, "-o", out, "--steps", 3, *chosen, *options)
-    assert done.code == 0, done.err
-    knobs = done.record["plan"]["knobs"]
-    assert knobs["accumulate"] == 2 and knobs["step_in_backward"] == "off"  # two micro-batches need all gradients
-    assert done.record["within_budget"]
-
-
-def test_a_missing_data_set(tmp_path: Path, run: Runner):
-    done = run("apps.imaging", "train", tmp_path / "nowhere", "-o", tmp_path / "m")
+def test_a_missing_data_set(tmp_path: Path, quick: Runner):
+    done = quick("apps.imaging", "train", tmp_path / "nowhere", "-o", tmp_path / "m")
     assert done.code == 4 and "imagesTr" in done.err
 
 
-def test_all_folds_are_trained_and_joined(balls: Path, tmp_path: Path, run: Runner) -> None:
+def test_all_folds_are_trained_and_joined(balls: Path, tmp_path: Path, run: Runner, quick: Runner) -> None:
     """Each with its own record below the ceiling; a folder with folds of other options is refused."""
     out = tmp_path / "folds"
-    command = ("train", balls, "--all-folds", "2", "--patch", "16", "--amp", "off", "--memory", "800MiB")
+    command = ("train", balls, "--all-folds", "2", "--patch", "16", "--amp", "off", "--memory", "800MiB", *SMALL)
     done = run("apps.imaging", *command, "--steps", "2", "-o", out)
     assert done.code == 0, done.err
     records = [json.loads((out / name / "run.json").read_text()) for name in ("fold_0", "fold_1", "ensemble")]
@@ -356,30 +353,32 @@ def test_all_folds_are_trained_and_joined(balls: Path, tmp_path: Path, run: Runn
     dice = [record["results"]["metrics"]["per_class"]["shell"] for record in records[:2]]
     assert validated["cases"] == 5
     assert validated["per_class"]["shell"] == pytest.approx(np.average(dice, weights=counted), abs=1e-4)
-    planned = run("apps.imaging", *command, "--steps", "2", "-o", tmp_path / "planned", "--dry-run")
+    planned = quick("apps.imaging", *command, "--steps", "2", "-o", tmp_path / "planned", "--dry-run")
     assert planned.code == 0 and planned.out.count("predicted") == 2 and not (tmp_path / "planned").exists()
     says(planned.err, "fold 0/2", "fold 1/2")
     before = (out / "fold_0" / "weights.safetensors").stat().st_mtime_ns
-    again = run("apps.imaging", *command, "--steps", "2", "-o", out)
+    again = quick("apps.imaging", *command, "--steps", "2", "-o", out)
     assert again.code == 0, again.err
     says(again.err, "fold 0/2", "fold 1/2", "trained before")
     assert (out / "fold_0" / "weights.safetensors").stat().st_mtime_ns == before
-    refused = run("apps.imaging", *command, "--steps", "3", "-o", out)
+    refused = quick("apps.imaging", *command, "--steps", "3", "-o", out)
     assert (refused.code, refused.err.count("\n")) == (4, 1)
     says(refused.err, out, "other options", "--steps")
     for option in ("--json", "--fold=0/2", "--all-folds=1"):
-        assert run("apps.imaging", *command, "-o", out, option).code == 2
-    own = run("apps.imaging", "ensemble", out / "fold_0", out / "fold_1", "-o", out / "fold_0")
+        assert quick("apps.imaging", *command, "-o", out, option).code == 2
+    own = quick("apps.imaging", "ensemble", out / "fold_0", out / "fold_1", "-o", out / "fold_0")
     assert own.code == 2
     says(own.err, out / "fold_0", "one of the models")
     assert (out / "fold_0" / "weights.safetensors").stat().st_mtime_ns == before
 
 
-def test_a_mistyped_training_of_all_folds_leaves_nothing_that_matters(balls: Path, tmp_path: Path, run: Runner) -> None:
+def test_a_mistyped_training_of_all_folds_leaves_nothing_that_matters(
+    balls: Path, tmp_path: Path, quick: Runner
+) -> None:
     """Options are compared only with those of folds that are there, and too few cases end it at once."""
     out = tmp_path / "folds"
-    absent = run("apps.imaging", "train", tmp_path / "nowhere", "--all-folds", "2", "-o", out)
+    absent = quick("apps.imaging", "train", tmp_path / "nowhere", "--all-folds", "2", "-o", out)
     assert absent.code == 4
-    few = run("apps.imaging", "train", f"{balls}/", "--all-folds", "9", "--steps", "2", "-o", out)
+    few = quick("apps.imaging", "train", f"{balls}/", "--all-folds", "9", "--steps", "2", "-o", out)
     assert few.code == 4 and not [*out.glob("fold_0")]
     says(few.err, "fold 8/9", 5)

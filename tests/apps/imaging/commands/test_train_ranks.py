@@ -14,7 +14,7 @@ from tests.machine import wait_until
 from tests.messages import continued, says
 from tests.ranks import children, ended, launch
 
-CASES, STEPS = 5, 16
+CASES, STEPS = 5, 8
 CHOSEN = ("--patch", "32,40,32", "--amp", "off", "--micro-batch", "1", "--threads", "1", "--memory", "1GiB")
 LASTING = ("--set", "batch=3", "--set", "ema=0.9", "--set", "keep=best", "--set", "validation_cases=1")
 NETWORK = ("--layers", "init_filters=8", "--layers", "blocks_down=1,1", "--layers", "blocks_up=1")
@@ -70,7 +70,7 @@ def test_two_ranks_train_and_a_killed_one_is_started_again(cases: Path, tmp_path
     assert losses(json.loads((broken / "run.json").read_text())) == losses(record)
 
 
-def test_shared_states_of_killed_ranks_are_continued_by_one_process(cases: Path, run: Any, tmp_path: Path) -> None:
+def test_shared_states_of_killed_ranks_are_continued_by_one_process(cases: Path, quick: Any, tmp_path: Path) -> None:
     """Two ranks have half the states each; the course is that of one process, which then ends it."""
     alone, out, plan = tmp_path / "alone", tmp_path / "out", tmp_path / "plan.json"
     chosen = {"micro_batch": 1, "accumulate": 2, "amp": "off", "checkpoint": "none", "step_in_backward": "off"}
@@ -84,9 +84,9 @@ def test_shared_states_of_killed_ranks_are_continued_by_one_process(cases: Path,
     assert code != 0
     assert said.count("\n") == 0, said
     says(said, "rank 1", "killed", "last checkpoint")
-    done = run("apps.imaging", *options(cases, out), *even)
+    done = quick("apps.imaging", *options(cases, out), *even)
     assert done.code == 0, done.err
     continued(done.err)
-    assert run("apps.imaging", *options(cases, alone), *even).code == 0
+    assert quick("apps.imaging", *options(cases, alone), *even).code == 0
     found, expected = (losses(json.loads((folder / "run.json").read_text())) for folder in (out, alone))
     assert len(found) == STEPS and found == pytest.approx(expected, rel=1e-3)

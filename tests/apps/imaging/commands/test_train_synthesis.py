@@ -42,9 +42,9 @@ def command(maps: Path, output: Path, *more: object) -> list[str]:
     return [str(word) for word in words]
 
 
-def test_a_network_learns_from_label_maps_alone(maps: Path, tmp_path: Path, run: Runner) -> None:
+def test_a_network_learns_from_label_maps_alone(maps: Path, tmp_path: Path, run: Runner, quick: Runner) -> None:
     words = command(maps, tmp_path / "model", "--steps", 150, "--set", "validation_cases=0")
-    assert run(*words, "--dry-run").code == 0  # planned first: what is measured counts in the run that measures
+    assert quick(*words, "--dry-run").code == 0  # planned first: what is measured counts in the run that measures
     done = run(*words)
     assert done.code == 0, done.err
     kept(done.record)
@@ -62,10 +62,10 @@ def test_a_network_learns_from_label_maps_alone(maps: Path, tmp_path: Path, run:
     assert "synthesised" in (tmp_path / "model" / "card.md").read_text()
 
 
-def test_a_stopped_training_goes_on_to_the_same_weights(maps: Path, tmp_path: Path, run: Runner) -> None:
+def test_a_stopped_training_goes_on_to_the_same_weights(maps: Path, tmp_path: Path, quick: Runner) -> None:
     whole, out = tmp_path / "whole", tmp_path / "stopped"
     steps = ("--steps", 64)  # so many that it is still at work when it is stopped
-    assert run(*command(maps, whole, *steps, "--cache", "memory")).code == 0
+    assert quick(*command(maps, whole, *steps, "--cache", "memory")).code == 0
     words = command(maps, out, *steps, "--cache", "disk")
     child = start(words[2:])
     checkpoint = out / ".training" / "last.safetensors"
@@ -74,10 +74,10 @@ def test_a_stopped_training_goes_on_to_the_same_weights(maps: Path, tmp_path: Pa
     _, err = child.communicate(timeout=patience(60))
     assert child.returncode == 130, err
     other = write(tmp_path / "other.json", {**TABLE, "contrasts": {"T1": 0.5}})
-    refused = run(*words, "--resume", "--synthesize", other)
+    refused = quick(*words, "--resume", "--synthesize", other)
     assert refused.code == 2
     says(refused.err, "synthesis")
-    again = run(*words, "--resume")
+    again = quick(*words, "--resume")
     assert again.code == 0, again.err
     continued(again.err, "step")
     assert (out / "weights.safetensors").read_bytes() == (whole / "weights.safetensors").read_bytes()
@@ -95,9 +95,9 @@ def test_a_stopped_training_goes_on_to_the_same_weights(maps: Path, tmp_path: Pa
     ],
 )
 def test_options_that_cannot_be_meant(
-    maps: Path, tmp_path: Path, run: Runner, more: list[str], code: int, facts: list[str]
+    maps: Path, tmp_path: Path, quick: Runner, more: list[str], code: int, facts: list[str]
 ) -> None:
-    done = run(*command(maps, tmp_path / "model", *more))
+    done = quick(*command(maps, tmp_path / "model", *more))
     assert done.code == code, done.err
     says(done.err, *facts)
     assert not (tmp_path / "model").exists()

@@ -171,7 +171,7 @@ def test_what_cannot_be_done_is_refused(tmp_path: Path) -> None:
 
 
 def test_stages_follow_each_other_and_are_not_repeated(
-    run: Callable[..., Any], dataset: Callable[[str], Path], tmp_path: Path
+    run: Callable[..., Any], quick: Callable[..., Any], dataset: Callable[[str], Path], tmp_path: Path
 ) -> None:
     random_model(tmp_path / "model", patch=TILE)
     words = ["compress", tmp_path / "model", "-o", tmp_path / "out", "--prune", "0.5", "--finetune", tmp_path / "data"]
@@ -190,10 +190,10 @@ def test_stages_follow_each_other_and_are_not_repeated(
     measured = max(peaks["shrink"], peaks["export"])
     phases = Plan.received(record["plan"]).footprint.phases()  # the first run also measures costs
     assert measured <= max(phases["shrink"], phases["export"]) <= 1.1 * measured
-    other = run("apps.imaging", *words, "--steps", "2")
+    other = quick("apps.imaging", *words, "--steps", "2")
     assert other.code == 4
     says(other.err, "--steps")
-    done = run("apps.imaging", *words, "--steps", "1")
+    done = quick("apps.imaging", *words, "--steps", "1")
     assert done.code == 0, done.err
     says(done.err, "stage 1", "done before", "stage 2", "starting from the weights of smaller", "after")
     assert made and not smaller.exists()

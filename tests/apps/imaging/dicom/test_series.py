@@ -86,12 +86,12 @@ def test_real_oblique_sagittal_series(archives: Callable[[str, str], Path]) -> N
         np.testing.assert_allclose((volume.affine @ [0, 0, z, 1])[:3], np.array(part.position) * [-1, -1, 1], atol=1e-3)
 
 
-def test_infer_reads_a_series_and_keeps_its_geometry(run: Any, tmp_path: Path) -> None:
+def test_infer_reads_a_series_and_keeps_its_geometry(quick: Any, tmp_path: Path) -> None:
     import nibabel as nib
 
     series(tmp_path / "study", orientation=OBLIQUE)
     random_model(tmp_path / "model", patch=(8, 8, 4), spacing=(0.7, 0.8, 2.5))
-    done = run(
+    done = quick(
         "apps.imaging",
         "infer",
         tmp_path / "study",
@@ -108,7 +108,7 @@ def test_infer_reads_a_series_and_keeps_its_geometry(run: Any, tmp_path: Path) -
     np.testing.assert_allclose(written.affine, open_volume(tmp_path / "study").affine, atol=1e-4)
     files = list((tmp_path / "out").iterdir())
     assert len(files) == 4 and not [path for path in files if b"PLANTED" in path.read_bytes()]
-    shown = run("apps.imaging", "inspect", tmp_path / "study")
+    shown = quick("apps.imaging", "inspect", tmp_path / "study")
     assert shown.code == 0 and "PLANTED" not in shown.out
     says(shown.out, "CT", "6 slices")
     assert holds_dicom(tmp_path / "study")

@@ -90,7 +90,7 @@ def stocked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Pat
         yield root, stock(root, place / "series")
 
 
-def test_a_study_goes_through_a_server_and_its_result_back(run, stocked, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_a_study_goes_through_a_server_and_its_result_back(run, quick, stocked, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     root, folder = stocked
     random_model(tmp_path / "model")
     out = tmp_path / "out"
@@ -104,7 +104,7 @@ def test_a_study_goes_through_a_server_and_its_result_back(run, stocked, tmp_pat
     assert sorted(path.name for path in out.iterdir()) == ["run.json", *names, "studies.csv"]
     assert re.fullmatch(r"series-[0-9a-f]{8}\.nii\.gz", names[0])
     assert not list(tmp_path.glob(".dicomweb*"))
-    plain = run("apps.imaging", "infer", folder, "-o", tmp_path / "plain", *options)
+    plain = quick("apps.imaging", "infer", folder, "-o", tmp_path / "plain", *options)
     assert plain.code == 0, plain.err
     for name in names:
         assert (out / name).read_bytes() == (tmp_path / "plain" / name).read_bytes()

@@ -68,7 +68,7 @@ def test_classes_may_overlap(tmp_path: Path) -> None:
         find_pairs(tmp_path / "out", tmp_path / "refs")
 
 
-def test_split_outputs_of_a_model_are_evaluated_by_their_names(run: Any, tmp_path: Path) -> None:
+def test_split_outputs_of_a_model_are_evaluated_by_their_names(run: Any, quick: Any, tmp_path: Path) -> None:
     random_model(tmp_path / "model")
     image = write_nifti(tmp_path / "image.nii.gz", np.random.default_rng(0).normal(size=(20, 24, 18)))
     for words in (("-o", tmp_path / "refs"), ("-o", tmp_path / "out", "--split-classes")):
@@ -80,12 +80,12 @@ def test_split_outputs_of_a_model_are_evaluated_by_their_names(run: Any, tmp_pat
     found = done.record["results"]
     assert found["tolerance_mm"] == 2.5 and found["mean_dice"] == 1 and found["missed"] == 0
     assert {row["name"] for row in found["per_class"].values()} <= {"class 1", "class 2"}
-    table = run(*command)
+    table = quick(*command)
     assert "class 1" in table.out and "missed" in table.out
 
 
 @pytest.mark.parametrize("kind", ["nnunet", "bundle", "map"])
-def test_names_are_those_of_any_model(run: Any, tmp_path: Path, kind: str) -> None:
+def test_names_are_those_of_any_model(quick: Any, tmp_path: Path, kind: str) -> None:
     model = tmp_path / ("map.json" if kind == "map" else "model")
     if kind == "nnunet":
         nnunet_folder.write(model, seeds=())
@@ -95,7 +95,7 @@ def test_names_are_those_of_any_model(run: Any, tmp_path: Path, kind: str) -> No
         content = {"value": 1, "name": "liver", "from": {"model": 1, "label": 1}}
         model.write_text(json.dumps({"classes": [content]}))
     one, two = write_nifti(tmp_path / "a.nii", blobs(0)), write_nifti(tmp_path / "b.nii", blobs(1))
-    done = run("apps.imaging", "evaluate", one, two, "-m", model, "--json")
+    done = quick("apps.imaging", "evaluate", one, two, "-m", model, "--json")
     assert done.code == 0, done.err
     assert done.record["results"]["per_class"]["1"]["name"] == ("class 1" if kind == "nnunet" else "liver")
     with refused(BadInput, "absent"):

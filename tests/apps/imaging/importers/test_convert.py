@@ -102,12 +102,12 @@ def test_the_state_of_an_optimiser_is_no_weight(tmp_path: Path) -> None:
     assert weights_bytes(tmp_path / "text") == 13
 
 
-def test_inference_with_an_imported_model(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_inference_with_an_imported_model(quick, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     nnunet_folder.write(tmp_path / "model")
     values = np.random.default_rng(1).normal(100, 20, (30, 26, 14)).astype(np.int16)
     values[:4] = values[..., 12:] = 0
     image = write_nifti(tmp_path / "image.nii.gz", values, np.diag([1.0, 0.9, 3.0, 1.0]))
-    given = run("apps.imaging", "infer", image, "-m", tmp_path / "model", "-o", tmp_path / "out", "--tta", "mirror")
+    given = quick("apps.imaging", "infer", image, "-m", tmp_path / "model", "-o", tmp_path / "out", "--tta", "mirror")
     assert given.code == 0, given.err
     labels = read_labels(output_file(tmp_path / "out"))
     assert labels.shape == values.shape and labels.any() and not labels[:4].any() and not labels[..., 12:].any()

@@ -14,10 +14,10 @@ from tests.apps.imaging.dicom_files import NAME, series
 from tests.apps.imaging.helpers import output_file, random_model
 
 
-def test_a_run_has_its_studies_in_the_report(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_a_run_has_its_studies_in_the_report(quick, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     random_model(tmp_path / "model")
     series(tmp_path / "in" / NAME, count=20)
-    done = run("apps.imaging", "infer", tmp_path / "in", "-m", tmp_path / "model", "-o", tmp_path / "out", "--report")
+    done = quick("apps.imaging", "infer", tmp_path / "in", "-m", tmp_path / "model", "-o", tmp_path / "out", "--report")
     assert done.code == 0, done.err
     page = (tmp_path / "out" / "report.html").read_text()
     assert "research use" in page and "study-0001" in page and NAME.split("^")[0] not in page

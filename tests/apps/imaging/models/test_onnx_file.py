@@ -34,7 +34,7 @@ def test_noise_is_refused(tmp_path: Path) -> None:
             check_network(tmp_path / "network.onnx")
 
 
-def test_a_network_that_no_engine_reads_is_bad_input(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_a_network_that_no_engine_reads_is_bad_input(quick, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     """Its outermost level is right, so the engine finds the damage; while measuring, inside the walls."""
     import hashlib
     import json
@@ -53,6 +53,6 @@ def test_a_network_that_no_engine_reads_is_bad_input(run, tmp_path: Path) -> Non
     (model / "model.json").write_text(json.dumps(manifest))
     ModelChoice.of(InferOptions(inputs=(tmp_path,), model=model, output=tmp_path / "out"), model)
     image = write_nifti(tmp_path / "a.nii", np.random.default_rng(0).integers(0, 99, (16, 16, 16)).astype(np.int16))
-    done = run("apps.imaging", "infer", image, "-m", model, "-o", tmp_path / "out")
+    done = quick("apps.imaging", "infer", image, "-m", model, "-o", tmp_path / "out")
     assert done.code == 4, done.err
     assert str(model) in done.err and "damaged" in done.err and len(done.err.splitlines()) == 1

@@ -80,8 +80,8 @@ def test_training_again_gives_the_same_model(trained: Trained, tmp_path: Path) -
     np.testing.assert_allclose(ours, read_weights(trained.model / "weights.safetensors"), atol=1e-5)
 
 
-def test_evaluate_needs_no_more_than_the_model(trained: Trained, run: Run) -> None:
-    done = run("apps.recsys", "evaluate", trained.model, "--memory", "200MiB", "--json")
+def test_evaluate_needs_no_more_than_the_model(trained: Trained, quick: Run) -> None:
+    done = quick("apps.recsys", "evaluate", trained.model, "--memory", "200MiB", "--json")
     assert done.code == 0, done.err
     results = done.record["results"]
     assert results["metrics"] == pytest.approx(trained.record["results"]["metrics"])
@@ -120,8 +120,8 @@ def test_recommend_hides_what_is_known_and_obeys_limits(trained: Trained) -> Non
     assert not seen & set(folded) and len(set(folded) & set(items("--user", "u00003", "-k", 20))) >= 12
 
 
-def test_tables_are_for_people(trained: Trained, run: Run) -> None:
-    done = run("apps.recsys", "similar", trained.model, "--item", 8, "-k", 4, "--memory", "200MiB")
+def test_tables_are_for_people(trained: Trained, quick: Run) -> None:
+    done = quick("apps.recsys", "similar", trained.model, "--item", 8, "-k", 4, "--memory", "200MiB")
     assert done.code == 0, done.err
     lines = done.out.splitlines()
     assert lines[0].split() == ["#", "id", "score", "title"] and len(lines) == 5
@@ -129,8 +129,8 @@ def test_tables_are_for_people(trained: Trained, run: Run) -> None:
     says(done.err, "memory", "200.0 MiB", "predicted")
 
 
-def test_unknown_ids(trained: Trained, run: Run) -> None:
-    done = run("apps.recsys", "recommend", trained.model, "--user", "nobody", "--strict")
+def test_unknown_ids(trained: Trained, quick: Run) -> None:
+    done = quick("apps.recsys", "recommend", trained.model, "--user", "nobody", "--strict")
     assert (done.code, done.out, done.err.count("\n")) == (4, "", 1)
     says(done.err, "user 'nobody'")
     for arguments, unknown in (
@@ -142,18 +142,18 @@ def test_unknown_ids(trained: Trained, run: Run) -> None:
             in_process.done("recommend", trained.model, *arguments)
 
 
-def test_inspect_checks_digests(trained: Trained, run: Run, tmp_path: Path) -> None:
-    done = run("apps.recsys", "inspect", trained.model)
+def test_inspect_checks_digests(trained: Trained, quick: Run, tmp_path: Path) -> None:
+    done = quick("apps.recsys", "inspect", trained.model)
     assert done.code == 0
     says(done.out, "ials", "16 factors")
     copy = shutil.copytree(trained.model, tmp_path / "copy")
     content = bytearray((copy / "weights.safetensors").read_bytes())
     content[-1] ^= 1
     (copy / "weights.safetensors").write_bytes(content)
-    done = run("apps.recsys", "inspect", copy)
+    done = quick("apps.recsys", "inspect", copy)
     assert (done.code, done.err.count("\n")) == (4, 1) and "sha256" in done.err
     (copy / "users.parquet").unlink()
-    done = run("apps.recsys", "inspect", copy)
+    done = quick("apps.recsys", "inspect", copy)
     assert (done.code, done.err.count("\n")) == (4, 1)
     says(done.err, "users.parquet")
     for command in (("recommend", copy, "--user", "u00001"), ("evaluate", copy)):
@@ -161,9 +161,9 @@ def test_inspect_checks_digests(trained: Trained, run: Run, tmp_path: Path) -> N
             in_process.done(*command)
 
 
-def test_model_of_the_other_application(run: Run, tmp_path: Path) -> None:
+def test_model_of_the_other_application(quick: Run, tmp_path: Path) -> None:
     model_folder.seal(tmp_path, application="imaging", kind="segresnet", files=[], fields={})
-    done = run("apps.recsys", "recommend", tmp_path, "--user", 1)
+    done = quick("apps.recsys", "recommend", tmp_path, "--user", 1)
     assert (done.code, done.err.count("\n")) == (4, 1) and "imaging" in done.err
 
 
@@ -183,7 +183,7 @@ def test_model_of_the_other_application(run: Run, tmp_path: Path) -> None:
     ],
 )
 def test_bad_input_is_one_line_and_leaves_nothing(
-    run: Run, tmp_path: Path, text: str | None, options: tuple[str, ...], code: int, facts: tuple[str, ...]
+    quick: Run, tmp_path: Path, text: str | None, options: tuple[str, ...], code: int, facts: tuple[str, ...]
 ) -> None:
     path = tmp_path / "in.csv"
     if text is not None:
@@ -191,7 +191,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(
     before = set(tmp_path.iterdir())
     command = ("train", path, "-o", tmp_path / "model", *options)
     if text is None or "--memory" in options:  # the ceiling is the command line's
-        done = run("apps.recsys", *command)
+        done = quick("apps.recsys", *command)
         assert (done.code, done.out) == (code, "")
         assert done.err.count("\n") == 1
         says(done.err, *facts)

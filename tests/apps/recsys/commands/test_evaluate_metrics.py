@@ -75,7 +75,7 @@ def test_a_ranking_of_all_items(run: Run, model: Path) -> None:
         (("--metrics", "hr", "--negatives", "x"), ("--negatives", "--metrics")),
     ],
 )
-def test_what_is_no_metric(run: Run, model: Path, options: tuple[object, ...], facts: tuple[str, ...]) -> None:
-    done = run("apps.recsys", "evaluate", model, *options)
+def test_what_is_no_metric(quick: Run, model: Path, options: tuple[object, ...], facts: tuple[str, ...]) -> None:
+    done = quick("apps.recsys", "evaluate", model, *options)
     assert (done.code, done.out) == (2, "")
     says(done.err, *facts)

@@ -55,19 +55,19 @@ def opened(folder: Path) -> Model:
 
 
 @pytest.fixture(scope="module")
-def films(run: Run, dataset: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Model:
+def films(quick: Run, dataset: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Model:
     """MovieLens-1M, 6,040 users and 3,706 items."""
     folder = tmp_path_factory.mktemp("films") / "model"
-    done = run("apps.recsys", "train", dataset("ml-1m") / "ratings.csv.gz", "-o", folder, *FEW)
+    done = quick("apps.recsys", "train", dataset("ml-1m") / "ratings.csv.gz", "-o", folder, *FEW)
     assert done.code == 0, done.err
     return opened(folder)
 
 
 @pytest.fixture(scope="module")
-def artists(run: Run, dataset: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Model:
+def artists(quick: Run, dataset: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Model:
     """Last.fm, with the artists' names as titles."""
     folder, data = tmp_path_factory.mktemp("artists") / "model", dataset("lastfm")
-    done = run("apps.recsys", "train", data / "plays.csv", "--items", data / "artists.csv", "-o", folder, *FEW)
+    done = quick("apps.recsys", "train", data / "plays.csv", "--items", data / "artists.csv", "-o", folder, *FEW)
     assert done.code == 0, done.err
     return opened(folder)
 
@@ -181,13 +181,13 @@ def test_candidates_are_ranked_and_nothing_else(artists: Model, tmp_path: Path) 
 
 @pytest.mark.parametrize("kind", ["linear", "bpr"])
 def test_every_kind_answers_for_many_as_for_one(
-    run: Run, dataset: Callable[[str], Path], tmp_path: Path, kind: str
+    run: Run, quick: Run, dataset: Callable[[str], Path], tmp_path: Path, kind: str
 ) -> None:
     """Also a filter, whose scores are no products of vectors."""
     model, settings = tmp_path / "model", {"linear": ("form=filter", "degree_power=0.3", "saturation=1")}.get(kind, ())
     words = [word for setting in settings for word in ("--set", setting)]
     options = ("--model", kind, "--factors", 16, *words, "-q")
-    done = run("apps.recsys", "train", dataset("lastfm") / "plays.csv", "-o", model, *options)
+    done = quick("apps.recsys", "train", dataset("lastfm") / "plays.csv", "-o", model, *options)
     assert done.code == 0, done.err
     made = opened(model)
     users = made.users[10:400:97]
@@ -254,14 +254,14 @@ def test_a_killed_run_continues(films: Model, run: Run, tmp_path: Path) -> None:
         np.testing.assert_allclose(ours, np.sort(scores)[::-1][:150], atol=1e-5)
 
 
-def test_what_cannot_be_answered(artists: Model, run: Run, tmp_path: Path) -> None:
+def test_what_cannot_be_answered(artists: Model, quick: Run, tmp_path: Path) -> None:
     """The first from the command line, as one line."""
     (tmp_path / "u.txt").write_text(f"{artists.users[0]}\nnobody\n")
     (tmp_path / "h.txt").write_text(f"{artists.items[0]},nothing\n")
     (tmp_path / "none.txt").write_text("\n \n")
     out = tmp_path / "l.parquet"
     first = ("--users", tmp_path / "u.txt", "-o", out, "--strict")
-    done = run("apps.recsys", "recommend", artists.folder, *first)
+    done = quick("apps.recsys", "recommend", artists.folder, *first)
     assert (done.code, done.out, done.err.count("\n")) == (4, "", 1), done.err
     says(done.err, "--users", "1 of 2", "'nobody'")
     for options, code, facts in (

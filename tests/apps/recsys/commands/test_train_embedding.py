@@ -62,9 +62,9 @@ def test_bfloat16_is_refused_where_the_cpu_lacks_it(trained: Trained, run: Run, 
     assert not (tmp_path / "model").exists()
 
 
-def test_a_plan_has_its_knobs(trained: Trained, run: Run, tmp_path: Path) -> None:
+def test_a_plan_has_its_knobs(trained: Trained, quick: Run, tmp_path: Path) -> None:
     command = ("apps.recsys", "train", trained.interactions, "-o", tmp_path / "model", *SMALL, "--dry-run", "--json")
-    plan = run(*command, "--micro-batch", 16).record["plan"]
+    plan = quick(*command, "--micro-batch", 16).record["plan"]
     assert plan["knobs"] == {"accumulate": 4, "amp": "off", "micro_batch": 16, "user_block": 256}
     terms = {term["name"]: term["bytes"] for term in plan["terms"]}
     assert (terms["tables"], terms["optimizer state"]) == (200 * 16 * 4, 200 * 4)

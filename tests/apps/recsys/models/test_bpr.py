@@ -104,7 +104,7 @@ def test_terms_are_the_sizes_of_the_arrays() -> None:
         assert pairs < fold.bytes < pairs + 2 * 4 * 3 * 9 * (positives + bpr.COMPARED + 1)
 
 
-def test_train_evaluate_answer(trained: Trained, run: Run, tmp_path: Path) -> None:
+def test_train_evaluate_answer(trained: Trained, run: Run, quick: Run, tmp_path: Path) -> None:
     options = ("--model", "bpr", "--factors", 17, "--threads", 1, "--memory", "250MiB", "--json")
     command = ("apps.recsys", "train", trained.interactions, *options, "--split", "user-holdout", "--set")
     for name in ("one", "two"):
@@ -128,7 +128,7 @@ def test_train_evaluate_answer(trained: Trained, run: Run, tmp_path: Path) -> No
     kept(shown)
     lists, _ = in_process.done("recommend", model, "--all-users", "-o", tmp_path / "lists.parquet")
     assert lists["rows"] == 300 * 10
-    says(run("apps.recsys", "inspect", model).out, "bpr", "17 factors")
+    says(quick("apps.recsys", "inspect", model).out, "bpr", "17 factors")
 
 
 def test_its_settings_are_checked(trained: Trained, tmp_path: Path) -> None:
@@ -145,18 +145,20 @@ def test_its_settings_are_checked(trained: Trained, tmp_path: Path) -> None:
         assert "\n" not in str(caught.value)
 
 
-def test_a_killed_training_ends_as_an_undisturbed_one(run: Run, dataset: Callable[[str], Path], tmp_path: Path) -> None:
+def test_a_killed_training_ends_as_an_undisturbed_one(
+    quick: Run, dataset: Callable[[str], Path], tmp_path: Path
+) -> None:
     interactions = dataset("lastfm") / "plays.csv"
     options = ("--model", "bpr", "--factors", "32", "--threads", "1", "--epochs", "60")
     whole, model = tmp_path / "whole", tmp_path / "model"
-    assert run("apps.recsys", "train", interactions, "-o", whole, *options, "-q").code == 0
+    assert quick("apps.recsys", "train", interactions, "-o", whole, *options, "-q").code == 0
     state = model / ".training" / checkpoint.FILE
     with started(interactions, model, "250MiB", options) as process:
         wait_for(lambda: sweeps(state) > 0, process)
         os.killpg(process.pid, signal.SIGKILL)
         process.wait(60)
     assert 0 < sweeps(state) < 60
-    done = run("apps.recsys", "train", interactions, "-o", model, *options)
+    done = quick("apps.recsys", "train", interactions, "-o", model, *options)
     assert done.code == 0
     continued(done.err)
     assert (model / weights.WEIGHTS).read_bytes() == (whole / weights.WEIGHTS).read_bytes()

@@ -123,11 +123,11 @@ def test_a_split_without_its_files_has_nothing_to_evaluate_on(write: Any) -> Non
         heldout_count(folder, load_manifest(folder))
 
 
-def test_training_does_not_replace_another_applications_model(run: Any, tmp_path: Path) -> None:
+def test_training_does_not_replace_another_applications_model(quick: Any, tmp_path: Path) -> None:
     model_folder.seal(tmp_path, application="imaging", kind="segresnet", files=[], fields={})
     before = (tmp_path / "model.json").read_bytes()
     (tmp_path / "rows.csv").write_text("user,item\n1,2\n1,3\n2,3\n")
-    done = run("apps.recsys", "train", tmp_path / "rows.csv", "-o", tmp_path, "--memory", "300MiB")
+    done = quick("apps.recsys", "train", tmp_path / "rows.csv", "-o", tmp_path, "--memory", "300MiB")
     assert done.code == 2 and "another application" in done.err
     assert (tmp_path / "model.json").read_bytes() == before
     (tmp_path / "model.json").write_text("[]")  # damaged: whose it was is not known

@@ -85,7 +85,7 @@ def aged(model: Path, copy: Path, hyper: dict[str, str], tensors: dict[str, str]
 )
 def test_an_old_model_folder_answers_as_before(
     trained: Trained,
-    run: Run,
+    quick: Run,
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
     options: tuple[Any, ...],
@@ -100,9 +100,9 @@ def test_an_old_model_folder_answers_as_before(
     caplog.clear()
     answer, lines = in_process.done("recommend", model, *command)
     assert "older version" not in caplog.text + "".join(lines)
-    done = run("apps.recsys", "recommend", old, *command)
+    done = quick("apps.recsys", "recommend", old, *command)
     assert done.code == 0, done.err
     assert done.record["results"] == answer
     (note,) = (line for line in done.err.splitlines() if "older version" in line)
     says(note, *(f"{new}=" for new in hyper if new in ("frequency_scaling", "user_vectors")))
-    assert run("apps.recsys", "inspect", old).code == 0
+    assert quick("apps.recsys", "inspect", old).code == 0

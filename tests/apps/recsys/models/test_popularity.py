@@ -126,12 +126,12 @@ def test_sorting_with_times_is_priced() -> None:
     assert timed["rows sorted"] - plain["rows sorted"] == (SORT_BYTES[True] - SORT_BYTES[False]) * facts.bucket
 
 
-def test_on_the_command_line(tmp_path: Path, run: Any) -> None:
+def test_on_the_command_line(tmp_path: Path, quick: Any) -> None:
     """The folder has no times; a user without a history is shown the window's items, too."""
     read(tmp_path, rows())
     model = tmp_path / "model"
     options = ("--model", "popularity", "--set", "window=3d", "--split", "temporal", "--memory", "250MiB", "--json")
-    done = run("apps.recsys", "train", tmp_path / "t.csv", "-o", model, *options)
+    done = quick("apps.recsys", "train", tmp_path / "t.csv", "-o", model, *options)
     assert done.code == 0, done.err
     says(done.err, "window:", "interactions are counted")
     manifest = load_manifest(model)

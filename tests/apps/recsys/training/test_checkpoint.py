@@ -28,10 +28,10 @@ OPTIONS += ("--set", f"iterations={ITERATIONS}")
 
 
 @pytest.fixture(scope="module")
-def undisturbed(run: Run, dataset: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def undisturbed(quick: Run, dataset: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The model of a run that nobody disturbed."""
     model = tmp_path_factory.mktemp("undisturbed") / "model"
-    done = run("apps.recsys", "train", dataset("ml-1m") / "ratings.csv.gz", "-o", model, *OPTIONS, "-q")
+    done = quick("apps.recsys", "train", dataset("ml-1m") / "ratings.csv.gz", "-o", model, *OPTIONS, "-q")
     assert done.code == 0, done.err
     return model
 
@@ -41,12 +41,20 @@ def undisturbed(run: Run, dataset: Callable[[str], Path], tmp_path_factory: pyte
     [("memory", (signal.SIGTERM, signal.SIGKILL)), ("disk", (signal.SIGKILL, signal.SIGINT))],
 )
 def test_a_disturbed_training_ends_as_an_undisturbed_one(
-    run: Run, dataset: Callable[[str], Path], undisturbed: Path, tmp_path: Path, place: str, signals: tuple[int, int]
+    run: Run,
+    quick: Run,
+    dataset: Callable[[str], Path],
+    undisturbed: Path,
+    tmp_path: Path,
+    place: str,
+    signals: tuple[int, int],
 ) -> None:
     interactions, model = dataset("ml-1m") / "ratings.csv.gz", tmp_path / "model"
     ceiling, options = "300MiB", list(OPTIONS)
     if place == "disk":
-        planned = run("apps.recsys", "train", interactions, "-o", model, *OPTIONS, "--dry-run", "--json").record["plan"]
+        planned = quick("apps.recsys", "train", interactions, "-o", model, *OPTIONS, "--dry-run", "--json").record[
+            "plan"
+        ]
         planned["knobs"]["fit_block"] = 1 << 18
         (tmp_path / "plan.json").write_text(json.dumps(planned))
         options += ["--plan", str(tmp_path / "plan.json")]
@@ -76,7 +84,9 @@ def test_a_disturbed_training_ends_as_an_undisturbed_one(
     assert not (model / ".training").exists() and not list(tmp_path.glob(".*scratch"))
 
 
-def test_a_state_of_another_training_is_not_taken_up(run: Run, dataset: Callable[[str], Path], tmp_path: Path) -> None:
+def test_a_state_of_another_training_is_not_taken_up(
+    quick: Run, dataset: Callable[[str], Path], tmp_path: Path
+) -> None:
     interactions, model = dataset("lastfm") / "plays.csv", tmp_path / "model"
     command = ("train", interactions, "-o", model, "--model", "ials", "--factors", 8, "--set", "iterations=1")
     with refused(BadInput, model, "resume"):
@@ -87,7 +97,7 @@ def test_a_state_of_another_training_is_not_taken_up(run: Run, dataset: Callable
     with refused(UsageError, "training", "data"):
         in_process.done(*command, "--resume")
     path.write_bytes(b"\x00" * 100)
-    done = run("apps.recsys", *command)
+    done = quick("apps.recsys", *command)
     assert done.code == 0
     says(done.err, "checkpoint", "damaged")
 

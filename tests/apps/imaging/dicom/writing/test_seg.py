@@ -197,12 +197,12 @@ def test_a_big_endian_source_with_damaged_attributes(tmp_path: Path, model: Imag
     assert data.PatientName == NAME and data.FrameOfReferenceUID == WHOLE["FrameOfReferenceUID"]
 
 
-def test_nifti_and_series_without_uids_cannot_give_it(run: Any, tmp_path: Path, model: ImagingModel) -> None:
+def test_nifti_and_series_without_uids_cannot_give_it(quick: Any, tmp_path: Path, model: ImagingModel) -> None:
     series(tmp_path / "bare")
     with refused(BadInput, "StudyInstanceUID", "FrameOfReferenceUID"):
         dicom_series(open_series(tmp_path / "bare"), tmp_path)
     path = write_nifti(tmp_path / "image.nii.gz", np.zeros((12, 10, 6), np.int16))
-    done = run(
+    done = quick(
         "apps.imaging", "infer", path, "-m", model.directory, "-o", tmp_path / "out", "--output-type", "dicom-seg"
     )
     assert done.code == 4 and len(done.err.strip().splitlines()) == 1

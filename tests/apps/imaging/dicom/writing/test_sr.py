@@ -134,8 +134,8 @@ def test_the_command_writes_what_its_statistics_have(run: Any, tmp_path: Path) -
         assert counted == row["voxels"]
 
 
-def test_without_a_seg_it_is_refused(run: Any, tmp_path: Path) -> None:
+def test_without_a_seg_it_is_refused(quick: Any, tmp_path: Path) -> None:
     image = write_nifti(tmp_path / "image.nii.gz", np.ones((8, 8, 8), np.int16))
     words = ("apps.imaging", "infer", image, "-m", "hippocampus", "-o", tmp_path / "out")
-    done = run(*words, "--output-type", "dicom-sr")
+    done = quick(*words, "--output-type", "dicom-sr")
     assert done.code == 2 and "dicom-seg,dicom-sr" in done.err

@@ -22,7 +22,7 @@ PARTS = 3
 
 
 @pytest.fixture(scope="module")
-def archive(tmp_path_factory: pytest.TempPathFactory, run: Run) -> Path:
+def archive(tmp_path_factory: pytest.TempPathFactory, quick: Run) -> Path:
     """Studies, a model, the outputs of one process, and those of three parts."""
     folder = tmp_path_factory.mktemp("archive")
     random_model(folder / "model")
@@ -34,8 +34,8 @@ def archive(tmp_path_factory: pytest.TempPathFactory, run: Run) -> Path:
         write_nifti(path, random.integers(0, 500, (20, 21, 22)).astype(np.int16))
     (folder / "in" / "bad.nii.gz").write_bytes(b"no image")
     words = ("apps.imaging", "infer", folder / "in", "-m", folder / "model", "--statistics", "-q", "-o")
-    assert run(*words, folder / "one").code == 4
-    codes = [run(*words, folder / "parts", "--part", f"{number}/{PARTS}").code for number in range(1, PARTS + 1)]
+    assert quick(*words, folder / "one").code == 4
+    codes = [quick(*words, folder / "parts", "--part", f"{number}/{PARTS}").code for number in range(1, PARTS + 1)]
     assert sorted(codes) == [0, 0, 4]  # the bad one is in one of them
     return folder
 
@@ -51,44 +51,44 @@ def parts(archive: Path, tmp_path: Path) -> Path:
     return shutil.copytree(archive / "parts", tmp_path / "parts")
 
 
-def test_the_merged_folder_is_that_of_one_process(archive: Path, parts: Path, run: Run) -> None:
-    done = run("apps.imaging", "merge", parts)
+def test_the_merged_folder_is_that_of_one_process(archive: Path, parts: Path, quick: Run) -> None:
+    done = quick("apps.imaging", "merge", parts)
     assert done.code == 0, done.err
     says(done.out, parts / TABLE, "6 studies", "5 done", "1 failed")
     expected = outputs(archive / "one")
     assert len(expected) == 1 + 5 * 3
     assert outputs(parts) == expected
     assert (parts / TABLE).stat().st_mode & 0o777 == 0o600
-    again = run("apps.imaging", "merge", parts)  # nothing is double because it was merged before
+    again = quick("apps.imaging", "merge", parts)  # nothing is double because it was merged before
     assert again.code == 0 and outputs(parts) == expected
 
 
 def test_parts_of_several_disks_are_merged_into_another_folder(
-    archive: Path, parts: Path, tmp_path: Path, run: Run
+    archive: Path, parts: Path, tmp_path: Path, quick: Run
 ) -> None:
     other = tmp_path / "other disk"
     other.mkdir()
     shutil.move(parts / Part(2, PARTS).name, other)
-    done = run("apps.imaging", "merge", other, parts, "-o", tmp_path / "all")
+    done = quick("apps.imaging", "merge", other, parts, "-o", tmp_path / "all")
     assert done.code == 0, done.err
     assert outputs(tmp_path / "all") == outputs(archive / "one")
 
 
-def test_the_parts_stay_and_a_part_is_continued(archive: Path, parts: Path, run: Run) -> None:
+def test_the_parts_stay_and_a_part_is_continued(archive: Path, parts: Path, quick: Run) -> None:
     merge([parts], parts)
     for number in range(1, PARTS + 1):
         words = ("infer", archive / "in", "-m", archive / "model", "--statistics", "-o", parts)
-        again = run("apps.imaging", *words, "--part", f"{number}/{PARTS}")
+        again = quick("apps.imaging", *words, "--part", f"{number}/{PARTS}")
         assert again.err.count("done before, skipped") == again.err.count("study-") - again.err.count("bad.nii")
     merge([parts], parts)
     assert outputs(parts) == outputs(archive / "one")
 
 
-def test_a_part_without_studies_ends_well(archive: Path, tmp_path: Path, run: Run) -> None:
+def test_a_part_without_studies_ends_well(archive: Path, tmp_path: Path, quick: Run) -> None:
     names = [str(path.relative_to(archive)) for path in (archive / "in").rglob("*.nii.gz")]
     empty = next(n for n in range(1, 41) if not any(Part(n, 40).holds(name) for name in names))
     words = ("infer", archive / "in", "-m", archive / "model", "-o", tmp_path / "out", "--part", f"{empty}/40")
-    done = run("apps.imaging", *words, "--json")
+    done = quick("apps.imaging", *words, "--json")
     assert done.code == 0 and done.record["results"] == {"studies": []}
     says(done.err, f"part {empty} of 40", "none of the studies")
     assert json.loads((tmp_path / "out" / Part(empty, 40).name / FILE).read_text())["studies"] == 0
@@ -175,13 +175,13 @@ def test_a_study_of_two_parts_is_named(parts: Path) -> None:
     ],
 )
 def test_folders_that_cannot_be_merged(
-    parts: Path, run: Run, words: tuple[str, ...], code: int, facts: tuple[object, ...]
+    parts: Path, quick: Run, words: tuple[str, ...], code: int, facts: tuple[object, ...]
 ) -> None:
     empty = parts.parent / "empty"
     (parts.parent / "file").write_text("")
     empty.mkdir()
     places = [word if word == "-o" else empty if word == "." else parts.parent / word for word in words]
-    done = run("apps.imaging", "merge", *places)
+    done = quick("apps.imaging", "merge", *places)
     assert (done.code, done.out, done.err.count("\n")) == (code, "", 1)
     says(done.err, *facts)
 

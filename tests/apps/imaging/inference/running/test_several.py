@@ -104,9 +104,9 @@ def test_labels_are_those_of_each_model_alone(
 
 
 def test_a_subset_runs_only_the_networks_that_have_it(
-    run: Any, world: Path, expected: np.ndarray, tmp_path: Path
+    quick: Any, world: Path, expected: np.ndarray, tmp_path: Path
 ) -> None:
-    given = run(*words(world, tmp_path / "out"), "--roi-subset", "rest", "--split-classes")
+    given = quick(*words(world, tmp_path / "out"), "--roi-subset", "rest", "--split-classes")
     assert given.code == 0, given.err
     np.testing.assert_array_equal(read_labels(tmp_path / "out" / "image-rest.nii.gz"), expected == 9)
     assert given.record["plan"]["knobs"]["networks"] == 1

@@ -94,9 +94,15 @@ def test_a_trial_ends_where_half_of_the_others_were_better(tmp_path: Path) -> No
 
 
 def test_a_course_of_few_steps_is_scored_at_the_end_too() -> None:
-    """``loop._Training._is_due`` with the eighths that a training of two steps passes."""
+    """``loop._Training._is_due`` with the eighths that a training of two steps passes; those in which no step was done
+    are validated in trials only."""
     from apps.imaging.training.loop import _Training
 
-    passed: list[Any] = [1, 2, 3, 4, 8]
-    trial: Any = SimpleNamespace(trial=object())
-    assert [eighths for eighths in passed if _Training._is_due(trial, eighths)] == RUNGS
+    passed: list[tuple[int, bool]] = [(1, True), (2, False), (3, False), (4, False), (8, True)]
+
+    def validated(**course: Any) -> list[int]:
+        made: Any = SimpleNamespace(**course)
+        return [eighths for eighths, stepped in passed if _Training._is_due(made, eighths, stepped=stepped)]
+
+    assert validated(trial=object()) == RUNGS
+    assert validated(trial=None, progress=0.5) == [1, 8]

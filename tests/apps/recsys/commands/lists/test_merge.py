@@ -31,13 +31,13 @@ def read(path: Path) -> pd.DataFrame:
 
 
 @pytest.fixture(scope="module")
-def made(trained: Trained, run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def made(trained: Trained, run: Run, quick: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with lists in parts in every format, and with those of one process."""
     folder = tmp_path_factory.mktemp("parts")
     for suffix in SUFFIXES:
         whole = ("recommend", trained.model, "--all-users", "-o", folder / f"whole{suffix}")
         if suffix == ".csv":  # with its record
-            assert run("apps.recsys", *whole, "-q").code == 0
+            assert quick("apps.recsys", *whole, "-q").code == 0
         else:
             in_process.done(*whole)
         for number in range(1, PARTS + 1):
@@ -55,10 +55,10 @@ def part_files(made: Path, folder: Path, suffix: str) -> list[Path]:
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
-def test_merged_lists_are_those_of_one_process(made: Path, run: Run, tmp_path: Path, suffix: str) -> None:
+def test_merged_lists_are_those_of_one_process(made: Path, quick: Run, tmp_path: Path, suffix: str) -> None:
     whole, merged = made / f"whole{suffix}", tmp_path / f"merged{suffix}"
     files = part_files(made, tmp_path, suffix)
-    done = run("apps.recsys", "merge", *reversed(files), "-o", merged)
+    done = quick("apps.recsys", "merge", *reversed(files), "-o", merged)
     assert done.code == 0, done.err
     says(done.out, merged, f"{len(read(whole)):,} rows", f"{PARTS} parts")
     pd.testing.assert_frame_equal(read(merged), read(whole))
@@ -85,11 +85,11 @@ def test_parts_without_users_are_files_too(trained: Trained, run: Run, tmp_path:
     assert list(read(path).columns) == ["user", "rank", "item", "score"]
 
 
-def test_options_are_the_same_in_all_parts(trained: Trained, made: Path, run: Run, tmp_path: Path) -> None:
+def test_options_are_the_same_in_all_parts(trained: Trained, made: Path, quick: Run, tmp_path: Path) -> None:
     files = part_files(made, tmp_path, ".csv")
     words = ("recommend", trained.model, "--all-users", "-o", tmp_path / "lists.csv", "-k", 3)
-    assert run("apps.recsys", *words, "--part", f"2/{PARTS}", "-q").code == 0
-    done = run("apps.recsys", "merge", *files, "-o", tmp_path / "all.csv")
+    assert quick("apps.recsys", *words, "--part", f"2/{PARTS}", "-q").code == 0
+    done = quick("apps.recsys", "merge", *files, "-o", tmp_path / "all.csv")
     assert done.code == 4 and not (tmp_path / "all.csv").exists()
     says(done.err, files[1], "other options", files[0])
 
@@ -141,9 +141,9 @@ def test_what_cannot_be_merged_is_one_line(made: Path, tmp_path: Path, capsys: p
     ],
 )
 def test_options_that_do_not_go_together(
-    trained: Trained, run: Run, options: tuple[str, ...], facts: tuple[object, ...]
+    trained: Trained, quick: Run, options: tuple[str, ...], facts: tuple[object, ...]
 ) -> None:
-    done = run("apps.recsys", "recommend", trained.model, *options)
+    done = quick("apps.recsys", "recommend", trained.model, *options)
     assert done.code == 2
     says(done.err.splitlines()[-1], *facts)
 

@@ -139,7 +139,7 @@ def test_an_embedding_too(data: Read) -> None:
     compare(data, *EMBEDDING)
 
 
-def test_on_the_command_line(run: Run) -> None:
+def test_on_the_command_line(run: Run, quick: Run) -> None:
     sizes = ("--items", 3706, "--users", 6040, "--interactions", 1_000_209)
     command = ("apps.recsys", "size", *sizes, "--longest", 2314, "--threads", 1)
     done = run(*command, "--memory", "400MiB", "--json")
@@ -149,11 +149,13 @@ def test_on_the_command_line(run: Run) -> None:
     assert assumed["longest"] == 2314 and assumed["kind"] == "linear" and len(found) == 5
     for need in found:
         assert need["predicted_peak_bytes"] < need["ceiling_bytes"] >= need["least_ceiling_bytes"] > 40 * MIB
-    shown = run(*command)
+    shown = quick(*command)
     assert shown.code == 0 and len(shown.out.splitlines()) == 6
     says(shown.out, "train", "evaluate", "recommend --all-users", "serve")
     says(shown.err, "6,040 users", "2,314 of one user")
-    large = run(*command[:2], "--model", "ials", "--items", 10**9, "--users", 10**9, "--interactions", 10**11, "--json")
+    large = quick(
+        *command[:2], "--model", "ials", "--items", 10**9, "--users", 10**9, "--interactions", 10**11, "--json"
+    )
     assert large.code == 0  # nothing of that size is allocated
     assert large.record["results"]["commands"][0]["least_ceiling_bytes"] > 4 * 64 * 10**9
 

@@ -40,10 +40,18 @@ KINDS: dict[str, tuple[object, ...]] = {
 FACTORS, TARGET = 32, 25
 
 
+_TRAINED: dict[tuple[object, ...], Path] = {}
+"""Models of this session by their options."""
+
+
 def trained_on(data: Path, model: Path, kind: str, *more: object) -> Path:
-    """A model of Last.fm, in this process."""
+    """A copy of a model of Last.fm, which is trained once, in this process."""
     options = ("--model", kind.split()[0], "--factors", FACTORS, *KINDS[kind], *more)
-    done("train", data / "plays.csv", "-o", model, *options)
+    if options not in _TRAINED:
+        done("train", data / "plays.csv", "-o", model, *options)
+        _TRAINED[options] = Path(shutil.copytree(model, model.with_name("trained")))
+    else:
+        shutil.copytree(_TRAINED[options], model)
     return model
 
 

@@ -19,7 +19,7 @@ from tests.ranks import children, ended, launch
 
 Run = Callable[..., Any]
 FEW = ("--factors", 16, "--threads", 1, "--memory", "1GiB")
-EMBEDDING = ("--model", "embedding", "--epochs", 3, "--set", "negatives=64", *FEW)
+EMBEDDING = ("--model", "embedding", "--epochs", 2, "--set", "negatives=64", *FEW)
 
 
 def knobs(folder: Path) -> Path:
@@ -36,10 +36,10 @@ def apart(one: Path, other: Path, name: str = weights.ITEMS) -> float:
     return float(np.abs(first - second).max() / np.abs(second).max())
 
 
-def test_one_process_continues_shared_tables(dataset: Callable[[str], Path], run: Run, tmp_path: Path) -> None:
+def test_one_process_continues_shared_tables(dataset: Callable[[str], Path], quick: Run, tmp_path: Path) -> None:
     """One of two ranks is killed; what four ranks read of a checkpoint, ``test_row_files`` says."""
     plays, alone, one = dataset("lastfm") / "plays.csv", tmp_path / "alone", tmp_path / "one"
-    assert run("apps.recsys", "train", plays, "-o", alone, *EMBEDDING).code == 0
+    assert quick("apps.recsys", "train", plays, "-o", alone, *EMBEDDING).code == 0
     launched = launch(2, "apps.recsys", ["train", plays, "-o", one, *EMBEDDING, "--plan", knobs(tmp_path)])
     wait_until((one / ".training" / "last.safetensors").is_file, seconds=120, alive=launched)
     os.kill(dict(children(one))["1"], signal.SIGKILL)
@@ -47,18 +47,18 @@ def test_one_process_continues_shared_tables(dataset: Callable[[str], Path], run
     assert code != 0
     assert said.count("\n") == 0, said
     says(said, "rank 1", "killed", "checkpoint")
-    done = run("apps.recsys", "train", plays, "-o", one, *EMBEDDING)
+    done = quick("apps.recsys", "train", plays, "-o", one, *EMBEDDING)
     assert done.code == 0
     continued(done.err)
     assert apart(one, alone) <= 1e-3
 
 
 def test_factors_of_two_ranks_are_those_of_one_process(
-    dataset: Callable[[str], Path], run: Run, tmp_path: Path
+    dataset: Callable[[str], Path], quick: Run, tmp_path: Path
 ) -> None:
     ials = ("--model", "ials", "--set", "frequency_scaling=1", *FEW)
     plays, alone, two = dataset("lastfm") / "plays.csv", tmp_path / "alone", tmp_path / "two"
-    assert run("apps.recsys", "train", plays, "-o", alone, *ials).code == 0
+    assert quick("apps.recsys", "train", plays, "-o", alone, *ials).code == 0
     code, said = ended(launch(2, "apps.recsys", ["train", plays, "-o", two, *ials]))
     assert code == 0, said
     predicted_closely(json.loads((two / "run.json").read_text()))
@@ -71,13 +71,13 @@ def test_factors_of_two_ranks_are_those_of_one_process(
     ids=["spectral", "ease"],
 )
 def test_linear_models_of_two_ranks_are_those_of_one_process(
-    given: tuple[object, ...], dataset: Callable[[str], Path], run: Run, tmp_path: Path
+    given: tuple[object, ...], dataset: Callable[[str], Path], quick: Run, tmp_path: Path
 ) -> None:
     """Weights to 1e-5 of the largest. The saturation and the ridge are chosen on the same hidden items."""
     pairs = [word for one in given if "=" in str(one) for word in ("--set", one)]
     linear = ("--model", "linear", *pairs, *given[2:], "--min-item", 10, "--threads", 1, "--memory", "1GiB")
     plays, alone, two = dataset("lastfm") / "plays.csv", tmp_path / "alone", tmp_path / "two"
-    assert run("apps.recsys", "train", plays, "-o", alone, *linear).code == 0
+    assert quick("apps.recsys", "train", plays, "-o", alone, *linear).code == 0
     code, said = ended(launch(2, "apps.recsys", ["train", plays, "-o", two, *linear]))
     assert code == 0, said
     one, other = (json.loads((path / "run.json").read_text())["results"] for path in (alone, two))
