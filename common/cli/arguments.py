@@ -4,7 +4,21 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
+
+
+def _path(text: str) -> Path:
+    """A path; ``Path("")`` would be the working directory, which nobody means who gives an unset variable.
+
+    Raises
+    ------
+    argparse.ArgumentTypeError
+        The text is empty.
+    """
+    if not text:
+        raise argparse.ArgumentTypeError("an empty path; for the working directory give .")
+    return Path(text)
 
 
 class IntermixedParser(argparse.ArgumentParser):
@@ -22,6 +36,10 @@ class IntermixedParser(argparse.ArgumentParser):
     """
 
     _inside = False
+
+    def __init__(self, *args: Any, **more: Any) -> None:
+        super().__init__(*args, **more)
+        self.register("type", Path, _path)
 
     def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
         """Parse options first and what is left as positional arguments; otherwise as ``ArgumentParser``."""

@@ -124,6 +124,7 @@ def _share(text: str) -> float:
 
 
 def _options(args: argparse.Namespace) -> CompressOptions:
+    compress_stages.check_stages(args)
     return CompressOptions(
         model=args.model,
         output=args.output,

@@ -22,6 +22,8 @@ SMALLER, TUNED = "smaller", "tuned"
 MADE = "made"
 """File in the work folder once the output is complete and has only to be measured."""
 DEFAULT_FOLD = (0, 5)
+IMAGES, LABELS = "imagesTr", "labelsTr"
+"""Folders of a data set (``training.data.dataset``, which loads libraries)."""
 
 
 def are_needed(args: argparse.Namespace) -> bool:
@@ -36,6 +38,8 @@ def run(args: argparse.Namespace) -> int:
     ------
     UsageError
         Options that contradict each other.
+    BadInput
+        As ``check_stages``.
     """
     if args.json or args.report or args.plan:
         raise UsageError("several stages: --json, --report and --plan are for one; give the stages one by one")
@@ -49,7 +53,30 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError("--int8-weights: --int8 has the weights in integers too; give one of them")
     if args.int8 and args.calibration is None:
         raise UsageError("--int8: ranges are found on images: --calibration DIR; --int8-weights needs none")
+    check_stages(args)
     return interruptible(args, "imaging compress", _dry_run if args.dry_run else _stages)
+
+
+def check_stages(args: argparse.Namespace) -> None:
+    """Check that options of a stage have the stage, and that its data set is one, before anything is made.
+
+    Raises
+    ------
+    UsageError
+        An option would have no effect.
+    BadInput
+        A folder is no data set.
+    """
+    of_tuning = {"--time": args.time, "--steps": args.steps, "--set": args.set}
+    for name, value in of_tuning.items():
+        if value and not args.finetune:
+            raise UsageError(f"{name}: says how --finetune runs; give --finetune DATASET_DIR")
+    for name, value in {"--fold": args.fold, "--no-fold": args.no_fold}.items():
+        if value and not (args.finetune or args.measure):
+            raise UsageError(f"{name}: says which cases --finetune and --measure take; give one of them")
+    for folder in filter(None, (args.finetune, args.measure)):
+        if not all((folder / name).is_dir() for name in (IMAGES, LABELS)):
+            raise BadInput(f"{folder}: not a data set: it needs the folders {IMAGES} and {LABELS}")
 
 
 def _shrinks(args: argparse.Namespace) -> bool:

@@ -27,8 +27,8 @@ def suite() -> Suite:
         for _, size, _ in RATIOS:
             argv = ["-m", module, WORK, "ials", size, "--codes", codes]
             compression.case(f"recsys-{codes}-{size}-bytes", argv, ceiling=ceiling)
-    for size, least in ((66, 0.172), (34, 0.165)):
-        argv = ["-m", module, WORK, "gowalla-256", size]
+    for factors, size, least in ((320, 66, 0.172), (256, 34, 0.165)):
+        argv = ["-m", module, WORK, f"gowalla-{factors}", size]
         bound = Bound("result.recall", at_least=least)
         compression.case(f"recsys-gowalla-{size}-bytes", argv, ceiling=ceiling, bounds=(bound,))
     for size, least in ((34, 0.98), (50, 0.993)):

@@ -139,6 +139,8 @@ def choose(kernels: Mapping[str, Spectrum], *, energy: float | None, most: int |
         energy = low
     assert energy is not None
     chosen = at(energy)
+    if not chosen and most is not None:
+        raise BadInput(f"--low-rank: the weights are as small already ({size(chosen)} parameters); give a smaller size")
     if not chosen:
         raise BadInput(f"--low-rank: no convolution gets smaller with {energy:g} of its energy; give a smaller share")
     return chosen

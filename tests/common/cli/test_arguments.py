@@ -36,6 +36,8 @@ def test_files_stand_on_both_sides_of_options() -> None:
         (("update", "-o", "out"), "MODEL"),
         (("update", "model", "-o", "out", "--no-such"), "--no-such"),
         (("train", "a.csv"), "-o"),
+        (("compress", "model", "--bits", "2", "-o", ""), "-o/--output: an empty path"),
+        (("update", "", "a.csv", "-o", "out"), "MODEL_DIR: an empty path"),
         (("recommend", "model", "other", "--user", "1"), "other"),
     ],
 )

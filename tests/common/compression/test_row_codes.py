@@ -55,6 +55,9 @@ def test_longer_rows_get_more_bytes() -> None:
     best = min(ways, key=lambda way: sum(n * best_of(size, w) for n, size, w in zip(counts, way, weights, strict=True)))
     assert best == (2, 1)
     assert (-(-row_levels.shared_bits(weights, 50, counts).sum(1, dtype=int) // 8)).tolist() == list(best)
+    # A second byte of the many gains more a row and does not fit; what is left goes to the few.
+    many = row_levels.shared_bits(np.array([[4.0, 4.0], [1.0, 1.0]]), 150, np.array([100, 10]))
+    assert many.tolist() == [[4, 4], [8, 8]]
 
 
 def grid_of(rows: np.ndarray, bits: np.ndarray) -> tuple[Grid, np.ndarray]:

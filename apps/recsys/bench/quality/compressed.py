@@ -77,7 +77,7 @@ CASES: dict[str, tuple[Source, ...]] = {
     "gowalla": SETS[:1],
     "ml-1m": SETS[1:2],
     "epinions": SETS[2:],
-    "gowalla-256": (Source("gowalla", "train_lightgcn.txt.gz", _PAIRS, 256, "test.txt"),),
+    **{f"gowalla-{n}": (Source("gowalla", "train_lightgcn.txt.gz", _PAIRS, n, "test.txt"),) for n in (256, 320)},
     "ml-1m-embedding": (
         Source("ml-1m", "ratings.csv.gz", (*_SAMPLED, "user_vectors=learned"), 64, base=64, kind="learned"),
     ),

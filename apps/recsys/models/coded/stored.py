@@ -93,8 +93,7 @@ def read_levels(path: Path, name: str) -> RowCodes:
     import numpy as np
 
     parts = {part: weights.tensor(path, f"{name}.{part}") for part in GRID}
-    codes = RowCodes(weights.tensor(path, name), weights.tensor(path, f"{name}.scales"), Grid(**parts))
-    grid = codes.grid
+    grid = Grid(**parts)
     numbers = np.concatenate([grid.units, grid.deviations])
     if (
         not len(grid.firsts) == len(grid.units) == len(grid.bits)
@@ -102,6 +101,7 @@ def read_levels(path: Path, name: str) -> RowCodes:
         or (np.diff(grid.firsts.astype(np.int64)) <= 0).any()
     ):
         raise BadInput(f"{path}: {name}.firsts are no classes of its rows", public="weights unreadable")
+    codes = RowCodes(weights.tensor(path, name), weights.tensor(path, f"{name}.scales"), grid)
     if grid.bits.max(initial=0) > MOST_BITS or codes.expected_bytes != len(codes.packed):
         raise BadInput(f"{path}: {name}.bits are not those of its codes", public="weights unreadable")
     if not (np.isfinite(numbers).all() and (numbers >= 0).all()):

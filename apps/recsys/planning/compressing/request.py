@@ -14,6 +14,7 @@ from apps.recsys.models.coded.stored import is_coded
 from apps.recsys.models.scan import stored as scan_files
 from common.compression.book_layout import smallest_bytes
 from common.compression.row_codes import SCALE_BYTES, row_bytes
+from common.compression.row_levels import MOST_BITS
 from common.errors import UsageError
 
 BITS = (1, 2, 3, 4, 8)
@@ -56,7 +57,7 @@ class CompressRequest:
     Raises
     ------
     UsageError
-        The output is the model itself.
+        The output is the model itself or in its folder, or of the other kind.
     """
 
     model: Path
@@ -75,6 +76,12 @@ class CompressRequest:
             self.output.exists() and self.model.exists() and self.output.samefile(self.model)
         ):
             raise UsageError(f"-o {self.output}: is the model; a compressed model is written beside it")
+        if not self.of_file and self.model.resolve() in self.output.resolve().parents:
+            raise UsageError(f"-o {self.output}: is in the model's folder; choose another")
+        if not self.of_file and self.output.suffix == implicit_file.SUFFIX:
+            raise UsageError(
+                f"-o {self.output}: of a model folder, a folder is made; name it without {implicit_file.SUFFIX}"
+            )
         if self.of_file and (self.output.suffix != implicit_file.SUFFIX or self.output.is_dir()):
             raise UsageError(f"-o {self.output}: of factors in a file, a file {implicit_file.SUFFIX} is made")
 
@@ -137,8 +144,10 @@ class CompressRequest:
                 + books
                 + (f", and {prior} of its prior" if prior else "")
             )
-        each = (self.target_bytes - prior) // len(matrices)
-        return dict.fromkeys(matrices, each - SCALE_BYTES)
+        each = (self.target_bytes - prior) // len(matrices) - SCALE_BYTES
+        if self.codes == SCALAR:  # so many take MOST_BITS of every number
+            each = min(each, (self.dimensions or factors) * MOST_BITS // 8)
+        return dict.fromkeys(matrices, each)
 
     def _least_bytes(self, manifest: Mapping[str, Any]) -> int:
         """The smallest bytes of a row of a matrix, with its scale and its share of code books."""

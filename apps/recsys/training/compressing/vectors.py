@@ -29,7 +29,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 CLASSES, CLASS_OCTAVES = 11, 0.5
-"""Classes of rows by their lengths below that of the longest row, and octaves from one to the next."""
+"""Most classes of rows by their lengths below that of the longest row, and octaves from one to the next."""
+FEW = 0.002
+"""Share of the shortest rows that go to the class above theirs."""
 LEAST = 1e-30
 """Smallest weight that divides."""
 SEED = 0
@@ -133,17 +135,33 @@ def graded(
 
     deviations = row_grid.column_deviations(rows)
     lengths = row_grid.row_scales(rows, deviations)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        steps = np.floor(np.log2(lengths / lengths.max(initial=0)) / CLASS_OCTAVES)
-    kinds = np.maximum(np.nan_to_num(steps, nan=-CLASSES), -CLASSES)
-    there, kinds = np.unique(kinds, return_inverse=True)
-    counts, squares = np.bincount(kinds, minlength=len(there)), np.zeros((len(there), rows.shape[1]))
+    kinds = _length_classes(lengths)
+    counts = np.bincount(kinds)
+    squares = np.zeros((len(counts), rows.shape[1]))
     for start in range(0, len(rows), BLOCK_ROWS):
         some, own = rows[start : start + BLOCK_ROWS], kinds[start : start + BLOCK_ROWS]
         for number in np.flatnonzero(np.bincount(own)):
             squares[number] += np.einsum("ij,ij->j", of_class := some[own == number], of_class)
     bits = budget.shared(squares / counts[:, None] * importance, counts)
     return Grid.of(bits, deviations), kinds.astype(np.uint8)
+
+
+def _length_classes(lengths: NDArray[np.float32]) -> NDArray[np.intp]:
+    """Classes of rows by their lengths, from short to long, shape (rows,).
+
+    Rows of usual length are in the midst of a class. ``FEW`` of the shortest rows are no classes of their own, since
+    all classes share the 256 codes of scales.
+    """
+    import numpy as np
+
+    usual = np.median(there) if len(there := lengths[lengths > 0]) else 1
+    with np.errstate(divide="ignore"):
+        steps = np.rint(np.log2(lengths / usual) / CLASS_OCTAVES)
+    found, kinds = np.unique(steps, return_inverse=True)
+    first = int(np.searchsorted(np.bincount(kinds).cumsum(), FEW * len(lengths), side="right"))
+    first = max(first, int(np.searchsorted(found, found[-1:] - CLASSES)[0]) if len(found) else 0)
+    classes: NDArray[np.intp] = np.maximum(kinds, first) - first
+    return classes
 
 
 def rotate(rows: NDArray[np.float32], axes: NDArray[np.float32]) -> None:

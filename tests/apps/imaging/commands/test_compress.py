@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -70,6 +71,25 @@ def test_another_applications_model_is_not_replaced(tmp_path: Path) -> None:
     )
     with refused(UsageError, output, "another application"):
         CompressRequest.of(options, tmp_path / "model")
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "facts"),
+    [
+        (("--fp16", "--steps", "5"), 2, ("--steps", "--finetune")),
+        (("--fp16", "--set", "batch=1"), 2, ("--set", "--finetune")),
+        (("--prune", "0.5", "--no-fold"), 2, ("--no-fold", "--measure")),
+        (("--prune", "0.5", "--int8-weights", "--time", "1min"), 2, ("--time", "--finetune")),
+        (("--prune", "0.5", "--finetune", "nothing"), 4, ("nothing", "imagesTr")),
+        (("--prune", "0.5", "--measure", "nothing"), 4, ("nothing", "imagesTr")),
+    ],
+)
+def test_options_without_their_stage_are_refused_before_anything_is_made(
+    run: Callable[..., Any], tmp_path: Path, words: tuple[str, ...], code: int, facts: tuple[str, ...]
+) -> None:
+    refusal = run("apps.imaging", "compress", "hippocampus", "-o", tmp_path / "out", *words)
+    assert (refusal.code, refusal.err.count("\n"), (tmp_path / "out").exists()) == (code, 1, False), refusal.err
+    says(refusal.err, *facts)
 
 
 def test_tiles_are_spread_over_all_volumes(tmp_path: Path) -> None:

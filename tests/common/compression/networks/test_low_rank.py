@@ -85,6 +85,8 @@ def test_ranks_by_size_are_the_largest_that_fit() -> None:
     assert 0.8 * total / 3 < size <= total / 3
     with refused(BadInput, "--low-rank: 100 parameters are too few", "ranks of 1 leave"):
         low_rank.choose(kernels, energy=None, most=100, others=64)
+    with refused(BadInput, "--low-rank: the weights are as small already", "smaller size"):
+        low_rank.choose(kernels, energy=None, most=1 << 30, others=64)
     with refused(BadInput, "no convolution gets smaller"):
         low_rank.choose(kernels, energy=0.9999999, most=None, others=64)
 

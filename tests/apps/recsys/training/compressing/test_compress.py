@@ -15,6 +15,7 @@ from apps.recsys.models import weights
 from apps.recsys.models.als import als_matrices
 from apps.recsys.models.coded import implicit_file, stored
 from apps.recsys.models.recommender import Recommender, load_manifest
+from apps.recsys.planning.compressing.request import CompressRequest
 from apps.recsys.serving.service import RecommenderService
 from apps.recsys.training.compressing import discrete
 from apps.recsys.training.compressing.least_squares import STATE, Checkpoint
@@ -278,6 +279,16 @@ def test_what_cannot_be_compressed(run: Run, trained: Trained, tmp_path: Path) -
         says(str(caught.value), *facts)
     with pytest.raises(UsageError, match="is the model"):
         done("compress", trained.model, "--bits", 2, "-o", trained.model)
+    for name, fact in (
+        ("inside", "model's folder"),
+        ("deep/inside", "model's folder"),
+        ("../out.npz", "a folder is made"),
+    ):
+        with pytest.raises(UsageError, match=fact):
+            done("compress", trained.model, "--bits", 2, "-o", trained.model / name)
+    every = [CompressRequest(model=trained.model, output=out, target_bytes=size, threads=1) for size in (17, 10**6)]
+    sizes = [each.row_bytes(load_manifest(trained.model)) for each in every]
+    assert sizes == [{weights.ITEMS: 16}] * 2  # 8 bits of each of 16 numbers are all that there is to take
     done("compress", trained.model, "--bits", 2, "-o", out)
     with pytest.raises(UsageError, match="compressed already"):
         done("compress", out, "--bits", 1, "-o", tmp_path / "again")
