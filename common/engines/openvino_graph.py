@@ -33,7 +33,7 @@ def split_concatenations(model: Any) -> int:
     for node in model.get_ordered_ops():
         if node.get_type_name() != "Convolution" or not _joins(node):
             continue
-        joined, weights = node.input_value(0).get_node(), node.input_value(1).get_node().get_data()
+        joined, weights = node.input_value(0).get_node(), _constant(node.input_value(1))
         options = node.get_attributes()
         first = 0
         total: Any = None
@@ -52,15 +52,23 @@ def split_concatenations(model: Any) -> int:
 
 def _joins(node: Any) -> bool:
     """True if a convolution alone reads joined channels, and does not return more of them."""
-    joined, kernel = (node.input_value(number).get_node() for number in range(2))
+    joined, weights = node.input_value(0).get_node(), _constant(node.input_value(1))
     return bool(
         joined.get_type_name() == "Concat"
         and joined.get_attributes()["axis"] in (1, 1 - node.input_value(0).get_partial_shape().rank.get_length())
         and len(joined.output(0).get_target_inputs()) == 1
-        and kernel.get_type_name() == "Constant"
-        and kernel.get_output_shape(0)[0] <= kernel.get_output_shape(0)[1]
+        and weights is not None
+        and weights.shape[0] <= weights.shape[1]
         and all(value.get_partial_shape()[1].is_static for value in joined.input_values())
     )
+
+
+def _constant(value: Any) -> Any:
+    """A constant in float32, which may be stored in half precision; ``None`` for what is computed."""
+    node = value.get_node()
+    if node.get_type_name() == "Convert":
+        node = node.input_value(0).get_node()
+    return node.get_data().astype(np.float32) if node.get_type_name() == "Constant" else None
 
 
 def normalise_in_steps(model: Any) -> int:

@@ -10,13 +10,16 @@ from common.engines.openvino_graph import normalise_in_steps, split_concatenatio
 pytest.importorskip("openvino")
 
 
-def _network(parts: Sequence[int], out: int, *, axis: int = 1, shared: bool = False, stride: int = 1) -> Any:
+def _network(
+    parts: Sequence[int], out: int, *, axis: int = 1, shared: bool = False, stride: int = 1, half: bool = False
+) -> Any:
     """Convolutions of one image, joined, and a convolution of that."""
     ov, rng = import_openvino(), np.random.default_rng(len(parts) + out)
     from openvino import opset13 as ops
 
     def convolution(value: Any, channels: int, made: int, stride: int = 1) -> Any:
-        kernel = ops.constant(rng.standard_normal((made, channels, 3, 3, 3), np.float32))
+        weights = rng.standard_normal((made, channels, 3, 3, 3), np.float32)
+        kernel = ops.convert(ops.constant(weights.astype(np.float16)), "f32") if half else ops.constant(weights)
         return ops.convolution(value, kernel, [stride] * 3, [1] * 3, [1] * 3, [1] * 3)
 
     image = ops.parameter([1, 2, 12, 10, 8], np.float32)
@@ -39,10 +42,16 @@ def _kinds(model: Any) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("parts", "out", "axis", "stride"), [((3, 5), 8, 1, 1), ((16, 16, 1), 4, -4, 1), ((7, 9), 16, 1, 2)]
+    ("parts", "options"),
+    [
+        ((3, 5), {"out": 8}),
+        ((16, 16, 1), {"out": 4, "axis": -4}),
+        ((7, 9), {"out": 16, "stride": 2}),
+        ((3, 5), {"out": 8, "half": True}),  # weights that are widened when they are read
+    ],
 )
-def test_parts_are_convolved_apart(parts: Sequence[int], out: int, axis: int, stride: int) -> None:
-    model = _network(parts, out, axis=axis, stride=stride)
+def test_parts_are_convolved_apart(parts: Sequence[int], options: dict[str, Any]) -> None:
+    model = _network(parts, **options)
     before = _values(model)
     assert split_concatenations(model) == 1
     model.validate_nodes_and_infer_types()
