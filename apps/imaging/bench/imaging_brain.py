@@ -2,13 +2,17 @@
 
 The model is the folder that ``PEAKLINE_BRAIN`` names, else the installed ``brain``. ``brain-t1`` compares it with
 FreeSurfer's labels of one T1, which no training sees. ``brain-mni`` compares grey and white matter with the maps of the
-MNI152 average at 0.5, both from the files of PyPI's ``nilearn``.
+MNI152 average at 0.5, both from the files of PyPI's ``nilearn``. If ``PEAKLINE_MESHNET`` names a checkout of
+neuroneural/brainchop-models, MeshNet's two networks of the same structures read the same images beside it.
 """
 
 import json
 import os
 import subprocess
 import sys
+import time
+from collections.abc import Callable
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -16,13 +20,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from apps.imaging.bench.peers.meshnet import MESHNET, NETWORKS, TABLE
 from apps.imaging.training.data.label_table import read_table
 from common import datasets
 from common.bench.harness import Bound, Suite
 from common.resources import data_folder
 
 WORK = Path("bench/work/imaging-brain")
-TABLE = data_folder() / "label_tables" / "brain.json"
 CEILING = "400MiB"
 LIA = ((-1, 0, 0, 79.5), (0, 0, 1, -111.5), (0, -1, 0, 95.5), (0, 0, 0, 1))
 """Affine of the T1, which has none: its axes run left, down and forward, as the places of its labels show."""
@@ -37,8 +41,12 @@ WHITE = ("cerebral white matter", "cerebellar white matter", "brainstem", "ventr
 """Structures that are summed as white matter."""
 T1_DICE = Bound("result.mean_dice", at_least=0.85)
 TISSUES = (Bound("result.grey", at_least=0.80), Bound("result.white", at_least=0.80))
+NOT_BELOW = 1.0
+"""The brain model's Dice over that of MeshNet's smaller network, on the same structures."""
 
 Labels = npt.NDArray[np.integer]
+Reader = Callable[[Path], tuple[Labels, dict[str, float]]]
+"""Labels of an image as the class table numbers them, with the seconds and the peak of the process that found them."""
 
 
 def suite() -> Suite:
@@ -48,14 +56,29 @@ def suite() -> Suite:
     if not model.is_dir():
         sys.stderr.write(f"imaging-brain: no model {model}; PEAKLINE_BRAIN=FOLDER names one\n")
         return brain
-    if datasets.find("brain-t1") is not None:
-        brain.case("brain-t1", ["-m", "apps.imaging.bench.imaging_brain", "t1", model], bounds=(T1_DICE,))
-    if find_spec("nilearn") is not None:
-        brain.case("brain-mni", ["-m", "apps.imaging.bench.imaging_brain", "mni", model], bounds=TISSUES)
+    here = "apps.imaging.bench.imaging_brain"
+    images = {
+        "t1": (datasets.find("brain-t1") is not None, (T1_DICE,)),
+        "mni": (find_spec("nilearn") is not None, TISSUES),
+    }
+    for image, (present, bounds) in images.items():
+        if not present:
+            continue
+        brain.case(f"brain-{image}", ["-m", here, image, "peakline", model], group=image, bounds=bounds)
+        if not (MESHNET / "meshnet").is_dir() or Path() == MESHNET:
+            sys.stderr.write(
+                f"imaging-brain: brain-{image} without MeshNet; PEAKLINE_MESHNET names no checkout of it\n"
+            )
+            continue
+        for name, folder in NETWORKS.items():
+            brain.case(f"brain-{image}-{name}", ["-m", here, image, "meshnet", MESHNET / folder], group=image)
+        for bound in bounds:
+            over = Bound(bound.metric, at_least=NOT_BELOW)
+            brain.ratio(f"{bound.metric} against MeshNet's", f"brain-{image}", f"brain-{image}-meshnet", over)
     return brain
 
 
-def of_t1(model: Path) -> dict[str, Any]:
+def of_t1(read: Reader) -> dict[str, Any]:
     """Dice of each structure on the T1 with FreeSurfer's labels."""
     import nibabel as nib
 
@@ -68,16 +91,16 @@ def of_t1(model: Path) -> dict[str, Any]:
     nib.save(nib.Nifti1Image(image, np.array(LIA, float)), WORK / "t1.nii.gz")
     stored[np.isin(stored, table.missing(map(int, np.unique(stored))))] = 0
     truth = table.class_of[table.tissues(stored)]
-    found = _infer(model, WORK / "t1.nii.gz")
+    found, cost = read(WORK / "t1.nii.gz")
     per_class = {
         name: round(dice(found == value, truth == index), 4)
         for index, (value, name) in enumerate(table.labels.items())
         if index and name not in NOT_COMPARED
     }
-    return {"mean_dice": round(float(np.mean(list(per_class.values()))), 4), "per_class": per_class}
+    return {"mean_dice": round(float(np.mean(list(per_class.values()))), 4), "per_class": per_class} | cost
 
 
-def of_mni(model: Path) -> dict[str, float]:
+def of_mni(read: Reader) -> dict[str, float]:
     """Dice of grey and white matter on the MNI152 average."""
     import nibabel as nib
 
@@ -85,13 +108,13 @@ def of_mni(model: Path) -> dict[str, float]:
     assert spec is not None and spec.submodule_search_locations
     folder = Path(spec.submodule_search_locations[0]) / "datasets" / "data"
     t1, grey, white = (folder / f"mni_icbm152_{kind}_tal_nlin_sym_09a_converted.nii.gz" for kind in ("t1", "gm", "wm"))
-    found = _infer(model, t1)
+    found, cost = read(t1)
     values = {name: value for value, name in table.labels.items()}
     answer = {}
     for tissue, path, names in (("grey", grey, GREY), ("white", white, WHITE)):
         share = np.asanyarray(nib.load(path).dataobj)  # type: ignore[attr-defined]  # stored from 0 to 255
         answer[tissue] = round(dice(np.isin(found, [values[name] for name in names]), share > 127), 4)
-    return answer
+    return answer | cost
 
 
 def dice(one: npt.NDArray[np.bool_], two: npt.NDArray[np.bool_]) -> float:
@@ -100,21 +123,41 @@ def dice(one: npt.NDArray[np.bool_], two: npt.NDArray[np.bool_]) -> float:
     return 2 * int((one & two).sum()) / size if size else float("nan")
 
 
-def _infer(model: Path, image: Path) -> Labels:
+def by_peakline(model: Path, image: Path) -> tuple[Labels, dict[str, float]]:
     """Labels of ``imaging infer`` under the ceiling."""
+    out = WORK / f"labels-{image.name.partition('.')[0]}"
+    words = ("infer", image, "-m", model, "-o", out, "--memory", CEILING, "--preview", "-q", "--json")
+    record, seconds = _run(["-m", "apps.imaging", *map(str, words)])
+    (path,) = out.glob("*.nii.gz")
+    return _labels(path), {"seconds": seconds, "peak_mib": record["measured"]["peak_bytes"] >> 20}
+
+
+def by_meshnet(folder: Path, image: Path) -> tuple[Labels, dict[str, float]]:
+    """Labels of a network of MeshNet."""
+    WORK.mkdir(parents=True, exist_ok=True)
+    out = WORK / f"{folder.name}-{image.name}"
+    record, seconds = _run(["-m", "apps.imaging.bench.peers.meshnet", *map(str, (folder, image, out))])
+    return _labels(out), {"seconds": seconds, "peak_mib": record["peak_bytes"] >> 20}
+
+
+def _run(words: list[str]) -> tuple[dict[str, Any], float]:
+    """Run a module; return the JSON object that it prints, and its seconds from start to end."""
+    began = time.monotonic()
+    done = subprocess.run([sys.executable, *words], check=True, stdout=subprocess.PIPE)
+    return json.loads(done.stdout), round(time.monotonic() - began, 1)
+
+
+def _labels(path: Path) -> Labels:
     import nibabel as nib
 
-    out = WORK / f"labels-{image.name.partition('.')[0]}"
-    words = ("infer", image, "-m", model, "-o", out, "--memory", CEILING, "--preview", "-q")
-    subprocess.run([sys.executable, "-m", "apps.imaging", *map(str, words)], check=True)
-    (path,) = out.glob("*.nii.gz")
     labels: Labels = np.asanyarray(nib.load(path).dataobj)  # type: ignore[attr-defined]
     return labels
 
 
 if __name__ == "__main__":
-    if len(sys.argv) == 3 and sys.argv[1] in ("t1", "mni"):
-        read = {"t1": of_t1, "mni": of_mni}[sys.argv[1]]
-        sys.stdout.write(json.dumps(read(Path(sys.argv[2]))) + "\n")
+    if len(sys.argv) == 4 and sys.argv[1] in ("t1", "mni"):
+        compare = {"t1": of_t1, "mni": of_mni}[sys.argv[1]]
+        reader = {"peakline": by_peakline, "meshnet": by_meshnet}[sys.argv[2]]
+        sys.stdout.write(json.dumps(compare(partial(reader, Path(sys.argv[3])))) + "\n")
         sys.exit(0)
     sys.exit(suite().main())

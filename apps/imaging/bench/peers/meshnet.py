@@ -2,9 +2,9 @@
 
 ``python -m apps.imaging.bench.peers.meshnet FOLDER IMAGE OUT`` writes the labels of a NIfTI image on its grid, numbered
 as the class table ``brain`` numbers them, and prints its peak. FOLDER is ``meshnet/model18cls`` or
-``meshnet/model30chan18cls`` of a checkout of neuroneural/brainchop-models. The steps are those of its program brainchop:
-256^3 voxels of 1 mm whose axes run left, down and forward, 8 bits, from 0 to 1 by the extremes, the whole volume at once,
-and of the labelled voxels the largest connected part.
+``meshnet/model30chan18cls`` of a checkout of neuroneural/brainchop-models. The steps are those of their program,
+brainchop: 256^3 voxels of 1 mm whose axes run left, down and forward, 8 bits, from 0 to 1 by the extremes, the whole
+volume at once, and of the labelled voxels the largest connected part.
 """
 
 import json
@@ -67,31 +67,48 @@ class Layer:
 
 
 def read_layers(description: Mapping[str, Any]) -> list[Layer]:
-    """Read the layers of a ``model.json``, which is brainchop's list or a TensorFlow.js model."""
+    """Read the layers of a ``model.json``, which is brainchop's list or a TensorFlow.js model.
+
+    Raises
+    ------
+    ValueError
+        If the network is not one of convolutions with biases and ELUs alone.
+    """
     if "layers" in description:
         rows = description["layers"]
-        return [Layer(*(row[key] for key in ("in_channels", "out_channels", "kernel_size", "dilation"))) for row in rows]
-    layers: list[Layer] = []
-    for entry in description["modelTopology"]["model_config"]["config"]["layers"]:
-        if entry["class_name"] == "Conv3D":
-            row = entry["config"]
+        plain = description["elu"] and description["bias"] and not description["bnorm"]
+        layers = [Layer(row["in_channels"], row["out_channels"], row["kernel_size"], row["dilation"]) for row in rows]
+    else:
+        rows, layers = description["modelTopology"]["model_config"]["config"]["layers"], []
+        for row in (row["config"] for row in rows if row["class_name"] == "Conv3D"):
             inputs = layers[-1].outputs if layers else 1
             layers.append(Layer(inputs, row["filters"], row["kernel_size"][0], row["dilation_rate"][0]))
+        plain = [row["class_name"] for row in rows] == ["InputLayer", *["Conv3D", "Activation"] * len(layers)][:-1]
+        plain &= {row["config"].get("activation", "elu") for row in rows if row["class_name"] == "Activation"} == {
+            "elu"
+        }
+    if not plain:
+        raise ValueError("meshnet: model.json has other layers than convolutions and ELUs")
     return layers
 
 
-def build(layers: Sequence[Layer]) -> "torch.nn.ModuleList":
-    """Make the convolutions, which keep the size of the volume; batch normalisation is folded into their weights."""
+def build(layers: Sequence[Layer]) -> "list[torch.nn.Conv3d]":
+    """Make the convolutions, which keep the size of the volume."""
     from torch import nn
 
-    reach = [layer.dilation * (layer.kernel // 2) for layer in layers]
-    return nn.ModuleList(
-        nn.Conv3d(layer.inputs, layer.outputs, layer.kernel, padding=pad, dilation=layer.dilation)
-        for layer, pad in zip(layers, reach, strict=True)
-    )
+    return [
+        nn.Conv3d(
+            layer.inputs,
+            layer.outputs,
+            layer.kernel,
+            padding=layer.dilation * (layer.kernel // 2),
+            dilation=layer.dilation,
+        )
+        for layer in layers
+    ]
 
 
-def load(folder: Path) -> "torch.nn.ModuleList":
+def load(folder: Path) -> "list[torch.nn.Conv3d]":
     """Build the network of a folder and read its weights, float32 one after the other: kernel (3), inputs, outputs."""
     import torch
 
@@ -104,8 +121,8 @@ def load(folder: Path) -> "torch.nn.ModuleList":
         at = end + layer.outputs
         module.load_state_dict({"weight": torch.tensor(weight.transpose(4, 3, 0, 1, 2)), "bias": torch.tensor(bias)})
     if at != values.size:
-        raise SystemExit(f"meshnet: {folder / 'model.bin'} has {values.size} weights, its model.json {at}")
-    return network.eval()
+        raise ValueError(f"meshnet: {folder / 'model.bin'} has {values.size} weights, its model.json {at}")
+    return network
 
 
 def to_bytes(values: npt.NDArray[np.floating]) -> npt.NDArray[np.uint8]:
@@ -115,7 +132,7 @@ def to_bytes(values: npt.NDArray[np.floating]) -> npt.NDArray[np.uint8]:
     return np.rint(np.clip((values - low) * (255 / (high - low)), 0, 255)).astype(np.uint8)
 
 
-def predict(network: "torch.nn.ModuleList", image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+def predict(network: "Sequence[torch.nn.Conv3d]", image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     """Classes of a volume, (x, y, z), with zeros beyond its border."""
     import torch
     from torch.nn import functional
@@ -130,21 +147,19 @@ def predict(network: "torch.nn.ModuleList", image: npt.NDArray[np.uint8]) -> npt
                 following[:, :, start : start + PLANES] = functional.elu_(_planes(module, features, start))
             features = following
         parts = [_planes(last, features, start).argmax(1)[0] for start in range(0, image.shape[0], PLANES)]
-        return torch.cat(parts).to(torch.uint8).numpy()
+        labels: npt.NDArray[np.uint8] = torch.cat(parts).to(torch.uint8).numpy()
+        return labels
 
 
-def _planes(module: Any, features: "torch.Tensor", start: int) -> "torch.Tensor":
+def _planes(module: "torch.nn.Conv3d", features: "torch.Tensor", start: int) -> "torch.Tensor":
     """``PLANES`` planes of a convolution's result, from ``start`` on."""
     from torch.nn import functional
 
-    size, reach = features.shape[2], module.padding[0]
+    size, reach = features.shape[2], int(module.padding[0])
     stop = min(size, start + PLANES)
     part = features[:, :, max(0, start - reach) : stop + reach]
     part = functional.pad(part, (0, 0, 0, 0, max(0, reach - start), max(0, stop + reach - size)))
-    answer: torch.Tensor = functional.conv3d(
-        part, module.weight, module.bias, padding=(0, reach, reach), dilation=module.dilation
-    )
-    return answer
+    return functional.conv3d(part, module.weight, module.bias, padding=(0, reach, reach), dilation=module.dilation)
 
 
 def largest_part(labels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
