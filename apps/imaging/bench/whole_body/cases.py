@@ -126,11 +126,6 @@ def timed(record: Mapping[str, Any], before: Mapping[str, float], work: int) -> 
 def total(work: Path) -> dict[str, Any]:
     """Five networks, one label map, under the smallest ceiling that the refusal names; the last one under 2 GiB too.
 
-    That is again one tile at a time: OpenVINO sums in another order where it has a stream for each of two tiles, and
-    random weights enlarge that. Of a volume of 160x128x100 an eighth of the voxels then has another label, and none of
-    the two runs is right (PyTorch differs from them in 4 and 12 %): on a tile of 64x64x64 logits are .0001 of the
-    largest off those in float64 with one stream of two threads, and .0002 with two streams.
-
     Returns
     -------
     dict
