@@ -129,7 +129,8 @@ def to_bytes(values: npt.NDArray[np.floating]) -> npt.NDArray[np.uint8]:
     """Scale to 8 bits as FastSurfer's ``conform`` does: from the smallest value to the 0.999 quantile without zeros."""
     low = float(values.min())
     high = float(np.quantile(values[np.abs(values) > 1e-15], 0.999))
-    return np.rint(np.clip((values - low) * (255 / (high - low)), 0, 255)).astype(np.uint8)
+    scaled: npt.NDArray[np.uint8] = np.rint(np.clip((values - low) * (255 / (high - low)), 0, 255)).astype(np.uint8)
+    return scaled
 
 
 def predict(network: "Sequence[torch.nn.Conv3d]", image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:

@@ -45,7 +45,7 @@ def write_network(folder: Path, plain: dict[str, Any], seed: int = 0) -> int:
     sizes = [row["out_channels"] * (row["in_channels"] * row["kernel_size"] ** 3 + 1) for row in plain["layers"]]
     values = np.random.default_rng(seed).normal(0, 0.2, sum(sizes)).astype("<f4")
     values.tofile(folder / "model.bin")
-    return values.size
+    return int(values.size)
 
 
 def test_every_structure_that_is_compared_has_one_class() -> None:
@@ -107,7 +107,7 @@ def test_labels_come_back_to_the_images_grid(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(meshnet, "predict", lambda network, values: np.where(values > 0, 1 + (values < 200) * 3, 0))
     monkeypatch.setattr(meshnet, "SIDE", 64)
     meshnet.segment(folder, tmp_path / "image.nii.gz", tmp_path / "labels.nii.gz")
-    there = nib.load(tmp_path / "labels.nii.gz")
+    there: Any = nib.load(tmp_path / "labels.nii.gz")
     np.testing.assert_allclose(there.affine, axes)
     # The lone voxel, a smaller part, is left out; 1 is cerebral white matter in both tables.
     np.testing.assert_array_equal(np.asarray(there.dataobj), (image == 50).astype(np.uint8))
