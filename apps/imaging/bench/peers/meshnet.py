@@ -1,10 +1,10 @@
 """MeshNet's published networks of 18 classes, by PyTorch, for comparison with the model ``brain``.
 
-``python -m apps.imaging.bench.peers.meshnet FOLDER IMAGE OUT`` writes the labels of a NIfTI image on its grid, numbered
-as the class table ``brain`` numbers them, and prints its peak. FOLDER is ``meshnet/model18cls`` or
+``python -m apps.imaging.bench.peers.meshnet FOLDER IMAGE OUT [HIGHEST]`` writes the labels of a NIfTI image on its
+grid, numbered as the class table ``brain`` numbers them, and prints its peak. FOLDER is ``meshnet/model18cls`` or
 ``meshnet/model30chan18cls`` of a checkout of neuroneural/brainchop-models. The steps are those of their program,
-brainchop: 256^3 voxels of 1 mm whose axes run left, down and forward, 8 bits, from 0 to 1 by the extremes, the whole
-volume at once, and of the labelled voxels the largest connected part.
+brainchop: 256^3 voxels of 1 mm whose axes run left, down and forward, 8 bits, from 0 to 1, the whole volume at once,
+and of the labelled voxels the largest connected part.
 """
 
 import json
@@ -125,10 +125,13 @@ def load(folder: Path) -> "list[torch.nn.Conv3d]":
     return network
 
 
-def to_bytes(values: npt.NDArray[np.floating]) -> npt.NDArray[np.uint8]:
-    """Scale to 8 bits as FastSurfer's ``conform`` does: from the smallest value to the 0.999 quantile without zeros."""
+def to_bytes(values: npt.NDArray[np.floating], highest: float | None = None) -> npt.NDArray[np.uint8]:
+    """Scale to 8 bits as FastSurfer's ``conform`` does: from the smallest value to the 0.999 quantile without zeros.
+
+    ``highest`` stands for that quantile where the image has lost what was brightest, the fat around the skull.
+    """
     low = float(values.min())
-    high = float(np.quantile(values[np.abs(values) > 1e-15], 0.999))
+    high = float(np.quantile(values[np.abs(values) > 1e-15], 0.999)) if highest is None else highest
     scaled: npt.NDArray[np.uint8] = np.rint(np.clip((values - low) * (255 / (high - low)), 0, 255)).astype(np.uint8)
     return scaled
 
@@ -141,7 +144,7 @@ def predict(network: "Sequence[torch.nn.Conv3d]", image: npt.NDArray[np.uint8]) 
     *hidden, last = network
     with torch.inference_mode():
         values = torch.from_numpy(image.astype(np.float32))
-        features = ((values - values.min()) / (values.max() - values.min()))[None, None]
+        features = (values / 255)[None, None]
         for module in hidden:
             following = torch.empty(1, module.out_channels, *image.shape)
             for start in range(0, image.shape[0], PLANES):
@@ -173,14 +176,14 @@ def largest_part(labels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     return labels
 
 
-def segment(folder: Path, image: Path, out: Path) -> None:
+def segment(folder: Path, image: Path, out: Path, highest: float | None = None) -> None:
     """Write the labels of an image on its grid, numbered as the class table ``brain`` numbers them."""
     import nibabel as nib
     from nibabel.processing import conform, resample_from_to
 
     source: Any = nib.load(image)
     conformed: Any = conform(source, (SIDE,) * 3, order=1, orientation="LIA")
-    found = largest_part(predict(load(folder), to_bytes(conformed.get_fdata(dtype=np.float32))))
+    found = largest_part(predict(load(folder), to_bytes(conformed.get_fdata(dtype=np.float32), highest)))
     values = {name: value for value, name in read_table(TABLE).labels.items()}
     names = json.loads((folder / "colormap.json").read_text())["labels"]
     numbered = np.array([values[NAMES[name]] for name in names], np.uint8)[found]
@@ -189,6 +192,6 @@ def segment(folder: Path, image: Path, out: Path) -> None:
 
 
 if __name__ == "__main__":
-    segment(*map(Path, sys.argv[1:4]))
+    segment(*map(Path, sys.argv[1:4]), *map(float, sys.argv[4:]))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
     sys.stdout.write(json.dumps({"peak_bytes": peak}) + "\n")
