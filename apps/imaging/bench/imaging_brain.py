@@ -166,8 +166,8 @@ def _labels(path: Path) -> Labels:
 if __name__ == "__main__":
     if len(sys.argv) >= 4 and sys.argv[1] in ("t1", "mni"):
         image, engine, folder, *more = sys.argv[1:]
-        readers = {"peakline": by_peakline, "meshnet": partial(by_meshnet, more=more)}
-        compare = {"t1": of_t1, "mni": of_mni}[image]
-        sys.stdout.write(json.dumps(compare(partial(readers[engine], Path(folder)))) + "\n")
+        run = partial(by_meshnet, more=more) if engine == "meshnet" else by_peakline
+        compare: Callable[[Reader], dict[str, Any]] = {"t1": of_t1, "mni": of_mni}[image]
+        sys.stdout.write(json.dumps(compare(partial(run, Path(folder)))) + "\n")
         sys.exit(0)
     sys.exit(suite().main())

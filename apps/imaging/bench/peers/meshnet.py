@@ -192,6 +192,7 @@ def segment(folder: Path, image: Path, out: Path, highest: float | None = None) 
 
 
 if __name__ == "__main__":
-    segment(*map(Path, sys.argv[1:4]), *map(float, sys.argv[4:]))
+    network, image, out = map(Path, sys.argv[1:4])
+    segment(network, image, out, *map(float, sys.argv[4:]))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
     sys.stdout.write(json.dumps({"peak_bytes": peak}) + "\n")
