@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Annotated, Literal, NotRequired, TypedDict
 
 from apps.imaging.models.manifest import Byte
-from apps.imaging.models.model_folder import PALETTE, ImagingModel, Label
+from apps.imaging.models.model_folder import ImagingModel, Label
+from apps.imaging.models.palette import color_of
 from common import typed_json
 from common.errors import BadInput
 from common.resources import data_folder
@@ -109,7 +110,7 @@ def read_map(path: Path, names: Sequence[Path], models: Sequence[ImagingModel]) 
             message = f"class {source['label']} of {names[index]} becomes both {tables[index][value]} and"
             raise BadInput(f"{path}: {message} {entry['value']}", public="classes collide")
         tables[index][value] = entry["value"]
-        red, green, blue = entry.get("color") or PALETTE[number % len(PALETTE)]
+        red, green, blue = entry.get("color") or color_of(number)
         code = entry.get("code")
         named = (code[0], code[1], code[2]) if code else None
         labels.append(Label(entry["value"], entry["name"], named, (red, green, blue)))

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from apps.imaging.models.manifest import ImagingManifest, InferenceEntry, LabelEntry, MeasuredEntry
+from apps.imaging.models.palette import color_of
 from apps.imaging.volumes.geometry import AS_STORED
 from apps.imaging.volumes.intensity import check_operations
 from common import model_folder
@@ -23,9 +24,6 @@ CARD = "card.md"
 Operation = Mapping[str, Any]
 MOST_VOXELS = 1 << 30
 """Most voxels of a patch: beyond it, sizes of tensors overflow in the engines."""
-
-PALETTE = ((230, 75, 53), (77, 187, 213), (0, 160, 135), (243, 155, 127), (145, 209, 194), (132, 145, 180))
-"""Colours of labels that have none; repeated for further labels."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,8 +148,8 @@ class ImagingModel:
 
 
 def labels_from_names(names: Sequence[str]) -> list[Label]:
-    """Labels 0, 1, 2, ... with these names and colours from the palette; the first is background."""
-    colors = [(0, 0, 0), *(PALETTE[index % len(PALETTE)] for index in range(len(names) - 1))]
+    """Labels 0, 1, 2, ... with these names and colours of their own; the first is background."""
+    colors = [(0, 0, 0), *map(color_of, range(len(names) - 1))]
     return [Label(value, name, None, color) for value, (name, color) in enumerate(zip(names, colors, strict=True))]
 
 
