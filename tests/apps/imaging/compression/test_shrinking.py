@@ -176,12 +176,13 @@ def test_stages_follow_each_other_and_are_not_repeated(
     random_model(tmp_path / "model", patch=TILE)
     words = ["compress", tmp_path / "model", "-o", tmp_path / "out", "--prune", "0.5", "--finetune", tmp_path / "data"]
     words += ["--fold", "0/3", "--threads", "1", "--set", "learning_rate=1e-4", "--memory", "1GiB"]
+    for part in ("imagesTr", "labelsTr"):
+        (tmp_path / "data" / part).mkdir(parents=True)
     done = run("apps.imaging", *words, "--steps", "1")
-    assert done.code == 4  # there are no data to train on yet, and the first stage stays
+    assert done.code == 4, done.err  # there are no cases to train on yet, and the first stage stays
     source = dataset("msd-hippocampus")
     for path in sorted((source / "labelsTr").glob("*.nii.gz"))[:3]:
         for part in ("imagesTr", "labelsTr"):
-            (tmp_path / "data" / part).mkdir(parents=True, exist_ok=True)
             (tmp_path / "data" / part / path.name).symlink_to(source / part / path.name)
     smaller = tmp_path / "out" / ".stages" / "smaller"
     made = (smaller / "model.json").stat().st_mtime_ns

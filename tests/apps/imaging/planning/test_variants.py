@@ -1,6 +1,7 @@
 """Variants in place of a model: only where that does not fit, as far as the user allows, and the best that fits."""
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +89,7 @@ def test_that_there_is_none_is_said(models: Path, caplog: pytest.LogCaptureFixtu
     (folder / "broken" / "model.json").write_text("{")
     (folder / "broken" / "loop").symlink_to("loop")
     (folder / "file").write_text("no model")
-    with pytest.raises(DoesNotFit):
+    with caplog.at_level(logging.WARNING, "peakline"), pytest.raises(DoesNotFit):
         chosen(models, 190, 0.5, variants=folder)
     says(caplog.text, "--allow-quality-loss", folder, "--measure")
     with refused(UsageError, "--variants", "no such folder"):
